@@ -1,0 +1,3 @@
+"""Image Gateway: a caching reverse proxy for OpenAI-compatible image generation."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,149 @@
+"""The one error family of the gateway.
+
+    GatewayError                 has a status and the four fields of OpenAI's error body
+    ├── InvalidRequest           400: the request itself is wrong; names the field and the fix
+    ├── LimitExceeded            429: one of the caller's own limits; concerns nobody else
+    ├── StoreUnavailable         503: the store did not answer in time
+    └── UpstreamFailure          what the paid service did instead of delivering pictures,
+                                 and what that is presumed to have cost (`Charge`)
+
+Foreign exceptions become these in `upstream/wire` and in the store adapters; these become HTTP
+answers in `api/middleware`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Final
+
+INVALID_REQUEST: Final = "invalid_request_error"
+SERVER_ERROR: Final = "server_error"
+
+
+class GatewayError(Exception):
+    """An answer that is not a picture.
+
+    `status` is the HTTP status; `message`, `type`, `param`, `code` are the four keys that every
+    error body carries (WIRE §2); `details` are further keys of the error object that upstream
+    sent and that pass through untouched; `headers` go onto the answer; `source` says who made
+    the error: `gateway` or `upstream`.
+    """
+
+    status = 500
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        type: str = SERVER_ERROR,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        details: Mapping[str, Any] | None = None,
+        source: str = "gateway",
+    ) -> None:
+        super().__init__(message)
+        self.status = self.status if status is None else status
+        self.message = message
+        self.type = type
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+        self.details = dict(details or {})
+        self.source = source
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON body: `{"error": {"message", "type", "param", "code", …}}`."""
+        error: dict[str, Any] = {
+            "message": self.message,
+            "type": self.type,
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": error | {k: v for k, v in self.details.items() if k not in error}}
+
+
+class InvalidRequest(GatewayError):
+    """The caller can mend this by changing the request."""
+
+    status = 400
+
+    def __init__(self, message: str, *, type: str = INVALID_REQUEST, **fields: Any) -> None:
+        super().__init__(message, type=type, **fields)
+
+
+class LimitExceeded(GatewayError):
+    """A rate or a budget of the caller is used up. Says nothing about anybody else."""
+
+    status = 429
+
+    def __init__(self, message: str, *, reason: str, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.reason = reason  #: the limit's name, for ledger and metrics
+
+
+class StoreUnavailable(GatewayError):
+    """The store could not be reached, or did not answer within its two seconds."""
+
+    status = 503
+
+    def __init__(self, message: str = "The gateway's store is not available.") -> None:
+        super().__init__(message, code="store_unavailable", headers={"Retry-After": "2"})
+
+
+class Charge(StrEnum):
+    """What a purchase that yielded no picture is charged (CONTRACT §8, the table)."""
+
+    FREE = "free"  #: never sent, or answered 4xx, 429, 503: nothing
+    ASSUMED_FREE = "assumed_free"  #: 5xx with the API's own JSON error: nothing
+    UNDELIVERED = "undelivered"  #: 200 without a usable picture: usage if there, else estimate
+    PRESUMED = "presumed"  #: time-out, an edge's 5xx, cut after sending: the estimate
+
+
+class UpstreamFailure(GatewayError):
+    """The paid service answered with an error, or not at all."""
+
+    status = 502
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        charge: Charge,
+        code: str | None = "upstream_error",
+        source: str = "upstream",
+        **fields: Any,
+    ) -> None:
+        super().__init__(message, code=code, source=source, **fields)
+        self.charge = charge
+        if charge in (Charge.UNDELIVERED, Charge.PRESUMED):
+            self.headers["x-should-retry"] = "false"
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object that `from_dict` reads back: how an error travels to followers."""
+        return {
+            "status": self.status,
+            "charge": self.charge.value,
+            "headers": self.headers,
+            "source": self.source,
+            "error": self.body["error"],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> UpstreamFailure:
+        """The inverse of `to_dict`."""
+        error = dict(data["error"])
+        return cls(
+            error.pop("message"),
+            charge=Charge(data["charge"]),
+            status=data["status"],
+            type=error.pop("type"),
+            param=error.pop("param"),
+            code=error.pop("code"),
+            headers=data["headers"],
+            details=error,
+            source=data["source"],
+        )

@@ -1,0 +1,180 @@
+"""The nouns that every room shares: requests, pictures, usage, amounts, limits.
+
+Frozen and without behaviour beyond what follows from their own fields. Reading them from the
+wire is `request/` and `upstream/wire`; keeping them is `cache/` and `billing/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+
+MAX_SLOTS: Final = 64
+"""Pictures that one entry can hold: slots 0…63 (CONTRACT §6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRequest:
+    """One valid request, every default resolved, nothing coerced, the prompt verbatim."""
+
+    model: str
+    prompt: str
+    n: int = 1
+    parameters: Mapping[str, str | int] = field(default_factory=lambda: MappingProxyType({}))
+    """What changes the picture and is off its default: size, quality, style, background, …"""
+    response_format: str = "b64_json"
+    """`b64_json` or `url`: how the caller wants the pictures."""
+    asked_response_format: str | None = None
+    """`response_format` as the caller wrote it; None when it was omitted or null."""
+    user: str | None = None
+    stream: bool = False
+    partial_images: int = 0
+    variation: int = 0
+    """The first slot that is asked for; the request asks for `variation … variation + n − 1`."""
+
+    @property
+    def slots(self) -> range:
+        """The slots of the entry that this request asks for."""
+        return range(self.variation, self.variation + self.n)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of a purchase, or of one picture's share of it, by kind."""
+
+    text_in: int = 0
+    image_in: int = 0
+    image_out: int = 0
+    text_out: int = 0
+    has_output_details: bool = False
+    """Whether upstream split its output tokens; only then does an answer show the split."""
+
+    @property
+    def total(self) -> int:
+        """All tokens, in and out."""
+        return self.text_in + self.image_in + self.image_out + self.text_out
+
+    def shares(self, count: int) -> list[Usage]:
+        """`count` integer shares, as even as can be, whose sum is this usage."""
+
+        def split(tokens: int, index: int) -> int:
+            return tokens // count + (index < tokens % count)
+
+        return [
+            Usage(
+                text_in=split(self.text_in, i),
+                image_in=split(self.image_in, i),
+                image_out=split(self.image_out, i),
+                text_out=split(self.text_out, i),
+                has_output_details=self.has_output_details,
+            )
+            for i in range(count)
+        ]
+
+    @staticmethod
+    def sum(usages: Iterable[Usage]) -> Usage:
+        """The usage of several pictures together."""
+        usages = list(usages)
+        return Usage(
+            text_in=sum(u.text_in for u in usages),
+            image_in=sum(u.image_in for u in usages),
+            image_out=sum(u.image_out for u in usages),
+            text_out=sum(u.text_out for u in usages),
+            has_output_details=any(u.has_output_details for u in usages),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One stored picture: what an entry's slot holds. The bytes lie apart, under `digest`."""
+
+    id: str
+    """24 letters and digits, unique; what its link and `x-gateway-picture-ids` show."""
+    digest: str
+    """SHA-256 of the bytes, hex."""
+    format: str
+    """`png`, `jpeg` or `webp`, as found in the bytes."""
+    width: int
+    height: int
+    size_bytes: int
+    created: float
+    """Unix seconds at which it was received."""
+    revised_prompt: str | None = None
+    usage: Usage | None = None
+    """This picture's share; None for models that are billed per picture."""
+    cost_micros: int = 0
+    """This picture's share of what its purchase cost, in micro-dollars."""
+    shown: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """`size`, `quality`, `background`, `output_format` as upstream echoed them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """What a purchase reserves or is charged; every limit counts one of these fields."""
+
+    images: int = 0
+    tokens: int = 0
+    micros: int = 0
+
+    def __sub__(self, other: Amounts) -> Amounts:
+        return Amounts(
+            self.images - other.images, self.tokens - other.tokens, self.micros - other.micros
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A row of the limit table: what is counted, over which period, and when."""
+
+    name: str
+    unit: str
+    """`requests`, `images`, `tokens` or `micros`; `purchases` for what is open right now."""
+    period: str
+    """`minute` (token bucket), `day`, `month` (UTC calendar windows) or `open` (right now)."""
+    at_admission: bool = False
+    """Counted for every valid request; otherwise only before a purchase."""
+
+    @property
+    def is_rate(self) -> bool:
+        """Rates ask the caller to come back; budgets do not."""
+        return self.period in ("minute", "open")
+
+
+LIMITS: Final[Mapping[str, Limit]] = MappingProxyType(
+    {
+        limit.name: limit
+        for limit in (
+            Limit("requests_per_minute", "requests", "minute", at_admission=True),
+            Limit("images_per_minute", "images", "minute"),
+            Limit("concurrent_requests", "purchases", "open"),
+            Limit("images_per_day", "images", "day"),
+            Limit("tokens_per_day", "tokens", "day"),
+            Limit("usd_per_day", "micros", "day"),
+            Limit("usd_per_month", "micros", "month"),
+        )
+    }
+)
+"""Every limit of CONTRACT §8. A new limit is a new row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What upstream sent for one purchase, parsed but not yet checked as pictures."""
+
+    pictures: tuple[UpstreamPicture, ...]
+    usage: Usage | None
+    shown: Mapping[str, str]
+    """`size`, `quality`, `background`, `output_format` where upstream echoed them."""
+    upstream_request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamPicture:
+    """One element of upstream's `data`: bytes, or a link, or neither when it was damaged."""
+
+    data: bytes | None = None
+    url: str | None = None
+    revised_prompt: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))

@@ -1,0 +1,500 @@
+"""The store's language: what the gateway can ask of it, as data.
+
+A verb is a frozen dataclass that says what is asked and, by its type parameter, what comes back.
+Each verb is one atomic step on the store's own clock, checks everything before its first write,
+and may be repeated with the same ids without doing its work twice. `Batch` sends several in one
+round trip, in order; a batch as a whole is not atomic.
+
+Here is only the language. `sqlite` and `redis` speak it; `tests/store` proves that they agree.
+All times are Unix seconds (float) on the store's clock, all durations seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar, cast
+
+R = TypeVar("R")
+
+LAYOUT_VERSION: Final = 1
+"""Stamped into every store; a store with another version is refused."""
+
+CLOSED_JOURNAL_SECONDS: Final = 7 * 86_400
+"""How long a settled journal stays, so that a repeated settlement finds it."""
+
+WINDOW_GRACE_SECONDS: Final = 7 * 86_400
+"""How long a calendar window's counters outlive the window, for purchases settled late."""
+
+
+class Verb(Generic[R]):
+    """Something the store does in one atomic step, answered with an `R`."""
+
+    __slots__ = ()
+
+
+# ── records: small documents by space and name, never expiring ──────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Get(Verb[bytes | None]):
+    """The record `name` of `space`; None if there is none.
+
+    With `through`, `name` is looked up in that space first and what stands there is the name in
+    `space`: one trip from a secret's hash to the key's record.
+    """
+
+    space: str
+    name: str
+    through: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change of a `Put`: write `value` (None deletes) if the record now equals `expect`.
+
+    `expect` None means: there must be no such record.
+    """
+
+    space: str
+    name: str
+    value: bytes | None
+    expect: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Put(Verb[int | None]):
+    """Makes all changes or none. Answers the index of the first whose `expect` did not hold."""
+
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scan(Verb[Mapping[str, bytes]]):
+    """All records of a space, by name."""
+
+    space: str
+
+
+# ── entries: the slots of a fingerprint, and who is filling them ────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """What one slot holds: `data` is the room's own encoding, opaque here."""
+
+    picture: str
+    """The picture's id; storing the same id twice changes nothing."""
+    expires_at: float
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The slots of a fingerprint at the store's time `now`; expired slots are among them."""
+
+    now: float
+    slots: Mapping[int, Slot]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadEntry(Verb[Entry]):
+    """All slots of a fingerprint that hold a picture. Writes nothing."""
+
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """Who has which of the slots that were asked for; every asked slot is in exactly one."""
+
+    now: float
+    held: Mapping[int, Slot]
+    """Slots with a picture that has not expired."""
+    mine: tuple[int, ...]
+    """Slots that the asking flight has claimed, by this verb or before."""
+    others: Mapping[int, str]
+    """Slots that another live flight has claimed: slot → flight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim(Verb[Claimed]):
+    """Claims, for `flight`, those of `slots` that hold no live picture and no live claim.
+
+    A claim lives `lease_seconds`. The flight's id is the fencing token: `Extend`, `Keep` and
+    `Release` touch only claims that still carry it.
+    """
+
+    fingerprint: str
+    slots: tuple[int, ...]
+    flight: str
+    lease_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Extend(Verb[bool]):
+    """Sets the lease of every claim of `flight` anew. False (and no change) if none is alive."""
+
+    fingerprint: str
+    flight: str
+    lease_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Release(Verb[None]):
+    """Gives back every claim of `flight`."""
+
+    fingerprint: str
+    flight: str
+
+
+@dataclass(frozen=True, slots=True)
+class Keep(Verb[Mapping[int, int]]):
+    """Puts pictures into their slots and gives back every claim of `flight`.
+
+    `slots` maps each wanted slot to its picture. A picture whose id the entry already holds, in
+    whatever slot, stays where it is (so the verb is repeatable). A wanted slot that holds
+    another live picture, or that another live flight has claimed, is left alone and the picture
+    goes to the lowest slot that is free of both; beyond slot 63 it is dropped.
+    `lifetime_seconds` is how long the picture counts as fresh: its `expires_at` becomes now +
+    that, on the store's clock, whatever `Slot.expires_at` says. The whole entry lives at least
+    `linger_seconds` beyond the last expiry. Answers wanted slot → slot it lies in.
+    """
+
+    fingerprint: str
+    flight: str
+    slots: Mapping[int, Slot]
+    lifetime_seconds: float
+    linger_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Clear(Verb[None]):
+    """Empties slots whose picture is damaged or gone: slot → the id of the picture meant.
+
+    A slot that meanwhile holds another picture is left alone.
+    """
+
+    fingerprint: str
+    pictures: Mapping[int, str]
+
+
+# ── flights: the small events of a purchase under way ───────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Publish(Verb[None]):
+    """Appends an event to a flight and wakes everyone who watches it.
+
+    `event_id` makes it repeatable: a second event of the same id in one flight is dropped.
+    The flight's events live `lifetime_seconds` from the last one.
+    """
+
+    flight: str
+    event_id: str
+    event: bytes
+    lifetime_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReadEvents(Verb[Sequence[bytes]]):
+    """The events of a flight in order, from index `after` (0 = all)."""
+
+    flight: str
+    after: int = 0
+
+
+# ── workers ─────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Beat(Verb[None]):
+    """This worker lives."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeadWorkers(Verb[Sequence[str]]):
+    """Workers silent for `after_seconds`, or that hold journals and never beat."""
+
+    after_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Retire(Verb[bool]):
+    """Forgets a worker. False (and no change) while it holds open journals."""
+
+    worker: str
+
+
+# ── the books: meters, journals, ledger ─────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """A counter of a scope, with the most it may show.
+
+    `period`:
+    `minute` is a token bucket that holds `maximum` and refills `maximum` a minute;
+    `day` and `month` are UTC calendar windows with two counters, spent and reserved;
+    `open` is a window without end: what is reserved right now.
+    `maximum` None counts without a limit (a bucket without a limit is not kept).
+    Units are `requests`, `images`, `tokens`, `micros`, `purchases`.
+    """
+
+    scope: str
+    """Whose counter: `key:<id>`, later `team:<name>` and `everyone`."""
+    unit: str
+    period: Literal["minute", "day", "month", "open"]
+    maximum: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeterState:
+    """What a meter shows after the verb; for a bucket `used` is what is missing from full."""
+
+    used: int
+    reserved: int
+    resets_in: float
+    """Seconds until the window ends; for a bucket, until it is full; 0 for `open`."""
+    retry_in: float = 0.0
+    """Only on a refused bucket: seconds until it holds what was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """An amount taken from a meter; 0 only looks."""
+
+    meter: Meter
+    amount: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """`refused` is the index of the first take that would pass its maximum, None if admitted.
+
+    `record` is the key's record as it is now when it differs from the expected one (b"" if it is
+    gone); then nothing was taken. `states` has one element a take; it is empty when stale.
+    """
+
+    refused: int | None
+    record: bytes | None
+    states: tuple[MeterState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Admit(Verb[Admission]):
+    """Takes from every bucket or from none, provided the record still equals `expect`."""
+
+    space: str
+    name: str
+    expect: bytes
+    takes: tuple[Take, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """`refused` as in `Admission`; then nothing was reserved and there is no journal."""
+
+    refused: int | None
+    states: tuple[MeterState, ...]
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve(Verb[Reservation]):
+    """Reserves every amount or none, and opens the purchase's journal in state `reserved`.
+
+    A window refuses when spent + reserved + amount > maximum. Windows are those of this moment;
+    the journal remembers them. A journal that exists already is left as it is and answered as
+    reserved. `payload` is what the purchase needs to be finished by somebody else.
+    """
+
+    purchase: str
+    worker: str
+    takes: tuple[Take, ...]
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Receive(Verb[Literal["received", "settled", "unknown"]]):
+    """Moves a journal from `reserved` to `received` and replaces its payload.
+
+    Answers the state the journal is in afterwards: `settled` (nothing changed) when somebody
+    closed it meanwhile.
+    """
+
+    purchase: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """`settled`: by this verb. `already`: by an earlier one. `corrected`: see `Settle`."""
+
+    status: Literal["settled", "already", "corrected", "unknown"]
+    charged: Mapping[str, int]
+    """Unit → what the journal stands charged with now."""
+    presumed: bool
+    """The charge is a presumption that a late answer may still correct."""
+    states: tuple[MeterState, ...]
+    """One for each take of the reservation, as it shows now (empty when unknown)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settle(Verb[Settlement]):
+    """Closes a journal: counters, ledger record and state in one step, exactly once.
+
+    Reserved amounts are given back, `charge` (unit → amount) is added to spent in the windows
+    of the reservation, `record` (None: no record) is appended to the ledger. On a journal that is
+    closed nothing happens, except with `correct=True` on one closed as `presumed`: then the
+    windows move by the difference, `record` is appended, and the charge is no longer presumed.
+    Buckets are never given back.
+    """
+
+    purchase: str
+    charge: Mapping[str, int]
+    record: bytes | None
+    presumed: bool = False
+    correct: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """An open purchase."""
+
+    purchase: str
+    worker: str
+    state: Literal["reserved", "received"]
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OpenJournals(Verb[Sequence[Journal]]):
+    """The open journals of a worker, or of all."""
+
+    worker: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadMeters(Verb[Sequence[MeterState]]):
+    """What meters show now."""
+
+    meters: tuple[Meter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Append(Verb[None]):
+    """Adds records to the ledger, in order, under the day of now."""
+
+    records: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLedger(Verb[Sequence[tuple[str, bytes]]]):
+    """Up to `limit` ledger records after the id `after` ("" = from the start), oldest first.
+
+    Ids are strings that grow with time: `<yyyy-mm-dd>/<position>`.
+    """
+
+    after: str = ""
+    limit: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep(Verb[int]):
+    """Removes up to `limit` things whose time is over; answers how many. (Redis does it itself.)"""
+
+    limit: int = 1000
+
+
+# ── asking ──────────────────────────────────────────────────────────────────────────────────
+
+
+class Watch(Protocol):
+    """Wakes whoever waits for something to be published on one flight."""
+
+    async def wait(self, timeout_seconds: float) -> None:
+        """Returns after a publication since the last wait, or after the time."""
+
+
+class Store(Protocol):
+    """Where state lives. Opened by `open_store`, shared by a whole process."""
+
+    name: str
+    """What a person is told about where it is, without secrets."""
+
+    async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
+        """Runs verbs in order, in one round trip; their answers in the same order.
+
+        Raises `errors.StoreUnavailable` when the store cannot be reached or does not answer
+        within two seconds; what was asked may then still happen later.
+        """
+
+    def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
+        """Watches a flight. Enter it *before* the look-up that decides to wait."""
+
+
+class BlobStore(Protocol):
+    """Where picture bytes live, by content hash."""
+
+    async def put(self, digest: str, data: bytes, lifetime_seconds: float) -> None:
+        """Stores bytes for at least `lifetime_seconds` from now; repeating it only prolongs."""
+
+    async def get(self, digest: str) -> bytes | None:
+        """The bytes, or None when they are gone."""
+
+    async def delete(self, digest: str) -> None:
+        """Removes them, if they are there."""
+
+
+class Handle(Generic[R]):
+    """The answer to one verb of a batch, there once the batch was sent."""
+
+    __slots__ = ("_answer", "_is_set")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._answer: R | None = None
+
+    @property
+    def answer(self) -> R:
+        """What the store answered; an error before the batch was sent."""
+        if not self._is_set:
+            raise RuntimeError("the batch was not sent")
+        return cast(R, self._answer)
+
+    def set(self, answer: R) -> None:
+        """Called by the batch."""
+        self._answer = answer
+        self._is_set = True
+
+
+@dataclass(slots=True)
+class Batch:
+    """Verbs that travel together: rooms add, a story sends."""
+
+    store: Store
+    _asked: list[tuple[Verb[Any], Handle[Any]]] = field(default_factory=list)
+
+    def add(self, verb: Verb[R]) -> Handle[R]:
+        """Adds a verb; its handle has the answer after `send`."""
+        handle: Handle[R] = Handle()
+        self._asked.append((verb, handle))
+        return handle
+
+    async def send(self) -> None:
+        """One round trip for all that was added since the last."""
+        asked, self._asked = self._asked, []
+        if not asked:
+            return
+        answers = await self.store.run([verb for verb, _ in asked])
+        for (_, handle), answer in zip(asked, answers, strict=True):
+            handle.set(answer)
+
+
+async def ask(store: Store, verb: Verb[R]) -> R:
+    """One verb on its own."""
+    return cast(R, (await store.run([verb]))[0])
