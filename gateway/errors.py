@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final
 
+from gateway.images import Usage
+
 INVALID_REQUEST: Final = "invalid_request_error"
 SERVER_ERROR: Final = "server_error"
 
@@ -104,7 +106,11 @@ class Charge(StrEnum):
 
 
 class UpstreamFailure(GatewayError):
-    """The paid service answered with an error, or not at all."""
+    """The paid service answered with an error, or not at all.
+
+    `usage` is what it said it cost although no picture came; it and `upstream_request_id` are
+    for the buyer's books and do not travel to followers.
+    """
 
     status = 502
 
@@ -115,10 +121,14 @@ class UpstreamFailure(GatewayError):
         charge: Charge,
         code: str | None = "upstream_error",
         source: str = "upstream",
+        usage: Usage | None = None,
+        upstream_request_id: str | None = None,
         **fields: Any,
     ) -> None:
         super().__init__(message, code=code, source=source, **fields)
         self.charge = charge
+        self.usage = usage
+        self.upstream_request_id = upstream_request_id
         if charge in (Charge.UNDELIVERED, Charge.PRESUMED):
             self.headers["x-should-retry"] = "false"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 MAX_SLOTS: Final = 64
 """Pictures that one entry can hold: slots 0…63 (CONTRACT §6)."""
@@ -131,7 +131,7 @@ class Limit:
     name: str
     unit: str
     """`requests`, `images`, `tokens` or `micros`; `purchases` for what is open right now."""
-    period: str
+    period: Literal["minute", "day", "month", "open"]
     """`minute` (token bucket), `day`, `month` (UTC calendar windows) or `open` (right now)."""
     at_admission: bool = False
     """Counted for every valid request; otherwise only before a purchase."""
@@ -178,3 +178,16 @@ class UpstreamPicture:
     url: str | None = None
     revised_prompt: str | None = None
     extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Who a request is counted for: a gateway key, as the rooms that count know it."""
+
+    key_id: str
+    key_name: str
+    team: str | None
+    limits: Mapping[str, int]
+    """Limit name → the most it may show, in the limit's unit (micro-dollars for `usd_…`)."""
+    record: bytes
+    """The key's record as read from the store; an admission holds only while it is current."""

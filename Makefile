@@ -1,0 +1,73 @@
+# Everything a person or a machine does with this repository. `make` alone lists it.
+#
+#   PYTHON=python3.12 make run     another interpreter, 3.11 or newer
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := gateway tests
+INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
+SCHEMA := import json; from gateway.settings import json_schema; \
+	print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+LOCK := pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe \
+	--no-header --no-emit-options --no-emit-index-url --no-emit-trusted-host \
+	--no-emit-find-links --annotation-style=line --build-deps-for=editable
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test test-long check schemas lock clean
+
+help: ## list what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+run: $(VENV)/run.stamp ## serve: `gateway serve` when UPSTREAM_API_KEY is set, else `gateway demo`
+	@if [ -n "$$UPSTREAM_API_KEY" ]; then exec $(BIN)/gateway serve; else exec $(BIN)/gateway demo; fi
+
+test: $(VENV)/dev.stamp ## run the tests, with coverage
+	@$(BIN)/pytest -n auto -m "not long" --cov --cov-report=term:skip-covered
+
+test-long: $(VENV)/dev.stamp ## run the tests that take longer than continuous integration should
+	@$(BIN)/pytest -m long
+
+check: $(VENV)/dev.stamp ## format, lint, types, import floors
+	@$(BIN)/ruff format --check --quiet $(SOURCES)
+	@$(BIN)/ruff check --quiet $(SOURCES)
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-cache
+
+schemas: $(VENV)/dev.stamp ## write the JSON Schema of the configuration anew
+	@$(BIN)/python -c '$(SCHEMA)' > config/gateway.schema.json.new
+	@mv config/gateway.schema.json.new config/gateway.schema.json
+
+lock: ## choose the newest versions that pyproject.toml allows and write them down
+	@venv=$$(mktemp -d) && trap 'rm -rf "$$venv"' EXIT && \
+	$(PYTHON) -m venv "$$venv" && "$$venv/bin/pip" install --quiet pip-tools && \
+	"$$venv/bin/"$(LOCK) --output-file requirements/run.lock pyproject.toml && \
+	"$$venv/bin/"$(LOCK) --extra test --extra dev --constraint requirements/run.lock \
+		--output-file requirements/dev.lock pyproject.toml
+
+clean: ## remove the virtual environment and every cache; data stays
+	@rm -rf $(VENV) dist .coverage .coverage.* htmlcov .hypothesis .import_linter_cache \
+		.mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ── the virtual environment ─────────────────────────────────────────────────────────────────
+# A stamp stands for what is installed, so that it happens once and after a change of the locks.
+
+$(VENV)/venv.stamp:
+	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) is missing: install Python 3.11 or newer, or name one: make PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $(PYTHON) is older; name another one: make PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "python3-venv is missing: apt install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/run.stamp: requirements/run.lock pyproject.toml | $(VENV)/venv.stamp
+	@echo "installing the gateway into $(VENV), once …"
+	@$(INSTALL) --require-hashes -r requirements/run.lock
+	@$(INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: requirements/dev.lock $(VENV)/run.stamp
+	@echo "installing what tests and checks need into $(VENV), once …"
+	@$(INSTALL) --require-hashes -r requirements/dev.lock
+	@touch $@

@@ -1,0 +1,349 @@
+"""Virtual keys: who may ask, for which models, within which limits.
+
+A secret is `gk-` and 256 random bits; the store sees only its SHA-256. A key's record is one JSON
+document in the space `keys` under the key's id; `secrets` leads from a secret's hash to the id,
+`names` from a live key's name to the id. A worker keeps the records it has seen; every admission
+compares them with the store's, so that a change or a revocation holds from the next request on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import hmac
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from gateway.errors import GatewayError, InvalidRequest
+from gateway.images import LIMITS, Account
+from gateway.store.verbs import Change, Get, Put, Scan, Store, ask
+
+KEYS: Final = "keys"
+SECRETS: Final = "secrets"
+NAMES: Final = "names"
+
+SECRET_PREFIX: Final = "gk-"  # noqa: S105 - what every secret starts with
+SHOWN_PREFIX: Final = 6
+MOST_KNOWN: Final = 10_000
+"""Records that one worker keeps in memory."""
+WRITE_ATTEMPTS: Final = 5
+
+MICROS: Final = 1_000_000
+
+
+class Hashed(BaseModel):
+    """One secret that opens a key; `expires_at` is set on one that is being rotated out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str
+    expires_at: float | None = None
+
+
+class KeyRecord(BaseModel):
+    """What the store holds of a key. Times are Unix seconds, `limits` as they were given."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    name: str
+    prefix: str
+    secrets: tuple[Hashed, ...]
+    team: str | None = None
+    models: tuple[str, ...] | None = None
+    limits: Mapping[str, Decimal] = Field(default_factory=dict)
+    created_at: int
+    expires_at: int | None = None
+    revoked_at: int | None = None
+
+    def encode(self) -> bytes:
+        """The record's bytes in the store."""
+        return self.model_dump_json(exclude_none=True).encode()
+
+    @staticmethod
+    def decode(data: bytes) -> KeyRecord:
+        """The inverse of `encode`."""
+        return KeyRecord.model_validate_json(data)
+
+    def public(self) -> dict[str, Any]:
+        """What the admin API and the command line show: everything but the hashes."""
+        shown = self.model_dump(exclude={"secrets"}, exclude_none=True)
+        shown["limits"] = {name: _plain(value) for name, value in self.limits.items()}
+        return shown
+
+
+def _plain(value: Decimal) -> int | float:
+    return int(value) if value == value.to_integral_value() else float(value)
+
+
+class KeySpec(BaseModel):
+    """What may be said of a key when it is made or changed (`POST`, `PATCH /admin/keys`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.@+:/ -]+$")]
+    team: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    models: Annotated[list[str], Field(min_length=1)] | None = None
+    limits: Mapping[str, Any] | None = None
+    expires_at: Annotated[int, Field(gt=0)] | None = None
+
+    @field_validator("limits", mode="after")
+    @classmethod
+    def _known_limits(cls, limits: Mapping[str, Any] | None) -> Mapping[str, Decimal] | None:
+        if limits is None:
+            return None
+        return {n: _limit_value(n, v) for n, v in limits.items() if v is not None}
+
+
+def _limit_value(name: str, value: object) -> Decimal:
+    if name not in LIMITS:
+        near = difflib.get_close_matches(name, LIMITS, n=1, cutoff=0.0)
+        raise ValueError(f"Unknown limit '{name}'. Did you mean '{near[0]}'?")
+    try:
+        number = Decimal("nan") if isinstance(value, bool) else Decimal(str(value))
+    except InvalidOperation:
+        number = Decimal("nan")
+    in_units = number * MICROS if LIMITS[name].unit == "micros" else number
+    if not number.is_finite() or number < 0 or in_units != in_units.to_integral_value():
+        kind = "an amount in US dollars" if LIMITS[name].unit == "micros" else "a whole number"
+        raise ValueError(f"Limit '{name}' must be {kind}, 0 or more, not {value!r}.")
+    if in_units > 2**52:
+        raise ValueError(f"Limit '{name}' is too large: {value!r}.")
+    return number
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key that may be used right now."""
+
+    account: Account
+    models: frozenset[str] | None
+    """The models that it may use; None for all."""
+    expires_at: float | None
+
+
+def incorrect_key(secret: str) -> GatewayError:
+    """WIRE §2 row 2: shows the first 6 and the last 4 characters, short keys as `***`."""
+    shown = f"{secret[:6]}***{secret[-4:]}" if len(secret) >= 16 else "***"
+    return GatewayError(
+        f"Incorrect API key provided: {shown}. You can find your API key at "
+        "https://platform.openai.com/account/api-keys.",
+        status=401,
+        type="invalid_request_error",
+        code="invalid_api_key",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    data: bytes
+    record: KeyRecord
+
+
+class Keys:
+    """Makes, changes and recognises keys."""
+
+    def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
+        self._known: OrderedDict[str, _Known] = OrderedDict()  # by the hash of a secret
+
+    async def authenticate(self, secret: str) -> Key:
+        """The key that this secret opens; from memory when this worker has seen it before.
+
+        Raises the 401 of WIRE §2 row 2 when there is none, or it is revoked or expired.
+        """
+        hashed = _hash(secret)
+        known = self._known.get(hashed) or await self._fetch(hashed)
+        key = self._usable(known, hashed) if known is not None else None
+        if key is None:
+            raise incorrect_key(secret)
+        return key
+
+    def learn(self, secret: str, record: bytes) -> None:
+        """Takes note of a record that an admission found to be newer; b"" when it is gone."""
+        self._known.pop(_hash(secret), None)
+        if record:
+            self._remember(_hash(secret), record)
+
+    async def _fetch(self, hashed: str) -> _Known | None:
+        data = await ask(self._store, Get(KEYS, hashed, through=SECRETS))
+        return None if data is None else self._remember(hashed, data)
+
+    def _remember(self, hashed: str, data: bytes) -> _Known:
+        known = self._known[hashed] = _Known(data, KeyRecord.decode(data))
+        if len(self._known) > MOST_KNOWN:
+            self._known.popitem(last=False)
+        return known
+
+    def _usable(self, known: _Known, hashed: str) -> Key | None:
+        record, now = known.record, self._clock()
+        opens = [s for s in record.secrets if hmac.compare_digest(s.sha256, hashed)]
+        if not opens or record.revoked_at is not None:
+            return None
+        if any(at is not None and at <= now for at in (record.expires_at, opens[0].expires_at)):
+            return None
+        return Key(
+            account=Account(
+                key_id=record.id,
+                key_name=record.name,
+                team=record.team,
+                limits={name: _in_units(name, value) for name, value in record.limits.items()},
+                record=known.data,
+            ),
+            models=None if record.models is None else frozenset(record.models),
+            expires_at=record.expires_at,
+        )
+
+    async def create(self, spec: KeySpec) -> tuple[KeyRecord, str]:
+        """Makes a key; its secret is never to be had again. 409 when the name is taken."""
+        secret = SECRET_PREFIX + secrets.token_urlsafe(32)
+        record = KeyRecord(
+            id="key_" + secrets.token_hex(12),
+            prefix=secret[:SHOWN_PREFIX],
+            secrets=(Hashed(sha256=_hash(secret)),),
+            created_at=int(self._clock()),
+            **_fields(spec),
+        )
+        for _ in range(WRITE_ATTEMPTS):
+            holder = await self._holder_of(spec.name)
+            changes = (
+                Change(NAMES, record.name, record.id.encode(), expect=holder),
+                Change(KEYS, record.id, record.encode(), expect=None),
+                Change(SECRETS, _hash(secret), record.id.encode(), expect=None),
+            )
+            if await ask(self._store, Put(changes)) is None:
+                return record, secret
+        raise _name_taken(spec.name)
+
+    async def _holder_of(self, name: str) -> bytes | None:
+        """What stands under a name that is free to take: nothing, or a key past its life."""
+        holder = await ask(self._store, Get(NAMES, name))
+        if holder is not None and await self._is_live(holder.decode()):
+            raise _name_taken(name)
+        return holder
+
+    async def _is_live(self, key_id: str) -> bool:
+        data = await ask(self._store, Get(KEYS, key_id))
+        if data is None:
+            return False
+        record = KeyRecord.decode(data)
+        has_expired = record.expires_at is not None and record.expires_at <= self._clock()
+        return record.revoked_at is None and not has_expired
+
+    async def everyone(self) -> Sequence[KeyRecord]:
+        """All keys, revoked ones among them, oldest first."""
+        found = await ask(self._store, Scan(KEYS))
+        return sorted(map(KeyRecord.decode, found.values()), key=lambda r: (r.created_at, r.id))
+
+    async def change(self, key_id: str, fields: Mapping[str, Any]) -> KeyRecord:
+        """Merges `fields` into a live key; `null` lifts a field or one limit. 404, 409, 400."""
+        return await self._update(key_id, lambda record: _merged(record, fields))
+
+    async def revoke(self, key_id: str) -> KeyRecord:
+        """Ends a key; its name is free again. 404 when there is no live key of that id."""
+        now = int(self._clock())
+        return await self._update(key_id, lambda r: r.model_copy(update={"revoked_at": now}))
+
+    async def _update(self, key_id: str, change: Callable[[KeyRecord], KeyRecord]) -> KeyRecord:
+        for _ in range(WRITE_ATTEMPTS):
+            data = await ask(self._store, Get(KEYS, key_id))
+            old = KeyRecord.decode(data) if data is not None else None
+            if old is None or old.revoked_at is not None:
+                raise GatewayError(
+                    f"No live key has the id '{key_id}'.",
+                    status=404,
+                    type="invalid_request_error",
+                    code="key_not_found",
+                )
+            new = change(old)
+            changes = [Change(KEYS, key_id, new.encode(), expect=data)]
+            changes += await self._name_changes(old, new)
+            if await ask(self._store, Put(tuple(changes))) is None:
+                return new
+        raise GatewayError("The key is being changed by somebody else; try again.", status=409)
+
+    async def _name_changes(self, old: KeyRecord, new: KeyRecord) -> list[Change]:
+        """Names follow live keys: a revoked key gives its name up, a renamed one takes another."""
+        if new.revoked_at is not None:
+            holder = await ask(self._store, Get(NAMES, old.name))
+            is_own = holder == old.id.encode()
+            return [Change(NAMES, old.name, None, expect=holder)] if is_own else []
+        if new.name == old.name:
+            return []
+        holder = await self._holder_of(new.name)
+        return [
+            Change(NAMES, old.name, None, expect=old.id.encode()),
+            Change(NAMES, new.name, new.id.encode(), expect=holder),
+        ]
+
+
+def parse_spec(data: Mapping[str, Any]) -> KeySpec:
+    """A key's description from outside; a 400 that names the field and the nearest valid one."""
+    for name in data:
+        if name not in KeySpec.model_fields:
+            near = difflib.get_close_matches(name, KeySpec.model_fields, n=1, cutoff=0.0)
+            raise InvalidRequest(
+                f"Unknown parameter: '{name}'. Did you mean '{near[0]}'?",
+                param=name,
+                code="unknown_parameter",
+            )
+    try:
+        return KeySpec.model_validate(data)
+    except ValidationError as invalid:
+        first = invalid.errors()[0]
+        param = ".".join(str(part) for part in first["loc"][:1])
+        said = first["msg"].removeprefix("Value error, ")
+        raise InvalidRequest(
+            said if first["type"] == "value_error" else f"Invalid '{param}': {said}.",
+            param=param,
+            code="invalid_value",
+        ) from None
+
+
+def _merged(record: KeyRecord, fields: Mapping[str, Any]) -> KeyRecord:
+    """A record with fields merged in, checked as a whole like a new one."""
+    limits = fields.get("limits", {})
+    if isinstance(limits, Mapping):
+        fields = {**fields, "limits": {**record.limits, **limits}}
+    if fields.get("limits") is None:
+        fields = {**fields, "limits": {}}
+    kept = record.model_dump(include={"name", "team", "models", "expires_at"})
+    kept["models"] = list(record.models) if record.models is not None else None
+    spec = parse_spec({**kept, **fields})
+    return record.model_copy(update={**_fields(spec)})
+
+
+def _fields(spec: KeySpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "team": spec.team,
+        "models": tuple(spec.models) if spec.models is not None else None,
+        "limits": dict(spec.limits or {}),
+        "expires_at": spec.expires_at,
+    }
+
+
+def _in_units(name: str, value: Decimal) -> int:
+    return int(value * MICROS) if LIMITS[name].unit == "micros" else int(value)
+
+
+def _name_taken(name: str) -> GatewayError:
+    return GatewayError(
+        f"A live key is already named '{name}'.",
+        status=409,
+        type="invalid_request_error",
+        param="name",
+        code="name_taken",
+    )
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()

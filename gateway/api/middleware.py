@@ -1,0 +1,245 @@
+"""What happens around every handler: request id → observe → errors become OpenAI JSON → who is it.
+
+This is the one place where our errors become HTTP. After an answer has begun there is no second
+one: then an error ends the connection.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Final
+
+import orjson
+import structlog
+from aiohttp import hdrs, web
+
+from gateway.access.keys import Key
+from gateway.api.services import SERVICES
+from gateway.errors import INVALID_REQUEST, GatewayError
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+STARTED: Final = web.RequestKey("started", float)
+KEY: Final = web.RequestKey("key", Key)
+SECRET: Final = web.RequestKey("secret", str)
+HEADERS: Final = web.RequestKey("headers", dict[str, str])
+"""Headers that a handler wants on the answer, whatever it will be."""
+MODEL: Final = web.RequestKey("model", str)
+OUTCOME: Final = web.RequestKey("outcome", str)
+
+BEGUN: Final = web.RequestKey("begun", bool)
+
+API_VERSION: Final = "2020-10-01"
+MAX_ECHO: Final = 200
+CLOSING: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE})
+"""After these the rest of the request is not read."""
+
+log = structlog.get_logger("gateway.access_log")
+
+
+# ── request id and the headers of every answer ──────────────────────────────────────────────
+
+
+def new_request_id() -> str:
+    """As OpenAI writes it: `req_` and 32 hex digits (WIRE §3)."""
+    return f"req_{secrets.token_hex(16)}"
+
+
+@web.middleware
+async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Gives the request its id and its start time."""
+    request[REQUEST_ID] = new_request_id()
+    request[STARTED] = time.monotonic()
+    request[HEADERS] = {}
+    return await handler(request)
+
+
+async def stamp(request: web.Request, response: web.StreamResponse) -> None:
+    """Puts onto every answer, just before it begins, what every answer carries."""
+    request[BEGUN] = True
+    seconds = time.monotonic() - request[STARTED]
+    response.headers["x-request-id"] = request[REQUEST_ID]
+    response.headers["openai-processing-ms"] = str(int(seconds * 1000))
+    response.headers["openai-version"] = API_VERSION
+    response.headers[hdrs.SERVER] = "image-gateway"
+    response.headers.update(request[HEADERS])
+    if request.app[SERVICES].health.is_draining:
+        response.force_close()
+
+
+# ── observe ─────────────────────────────────────────────────────────────────────────────────
+
+
+@web.middleware
+async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Counts the answer and writes one line of the access log."""
+    metrics = request.app[SERVICES].metrics
+    with metrics.inflight.track_inprogress():
+        response = await handler(request)
+    seconds = time.monotonic() - request[STARTED]
+    endpoint = request.match_info.route.name or "none"
+    outcome = request.get(OUTCOME, "ok" if response.status < HTTPStatus.BAD_REQUEST else "refused")
+    metrics.answered(
+        endpoint=endpoint,
+        model=request.get(MODEL),
+        status=response.status,
+        outcome=outcome,
+        seconds=seconds,
+    )
+    log.info(
+        "answered",
+        request_id=request[REQUEST_ID],
+        method=request.method,
+        endpoint=endpoint,
+        status=response.status,
+        outcome=outcome,
+        key=request[KEY].account.key_name if KEY in request else None,
+        model=request.get(MODEL),
+        seconds=round(seconds, 4),
+        retry_count=request.headers.get("x-stainless-retry-count"),
+    )
+    return response
+
+
+# ── errors ──────────────────────────────────────────────────────────────────────────────────
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turns every error into OpenAI's JSON envelope (WIRE §2)."""
+    try:
+        return await handler(request)
+    except GatewayError as error:
+        failure = error
+    except web.HTTPException as error:
+        failure = _translated(request, error)
+    except (ConnectionError, TimeoutError):
+        raise
+    except Exception:
+        log.exception("handler_failed", request_id=request[REQUEST_ID])
+        failure = GatewayError("The gateway had an error while processing your request.")
+    if BEGUN in request:
+        raise failure
+    return error_response(failure)
+
+
+def error_response(error: GatewayError) -> web.Response:
+    """An error as an answer."""
+    response = web.Response(
+        body=orjson.dumps(error.body, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE),
+        status=error.status,
+        content_type="application/json",
+        headers={**error.headers, "x-gateway-error-source": error.source},
+    )
+    if error.status in CLOSING:
+        response.force_close()
+    return response
+
+
+def _translated(request: web.Request, error: web.HTTPException) -> GatewayError:
+    """Aiohttp's own refusals, as WIRE §2 rows 34 to 36 word them."""
+    shown = f"{request.method} {request.path[:MAX_ECHO]}"
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return GatewayError(
+            f"Not allowed to {request.method} on {request.path[:MAX_ECHO]}. "
+            "(HINT: Perhaps you meant to use a different HTTP method?)",
+            status=405,
+            type=INVALID_REQUEST,
+            headers={hdrs.ALLOW: ", ".join(sorted(error.allowed_methods))},
+        )
+    if isinstance(error, web.HTTPNotFound) and request.path.startswith("/v1/"):
+        return GatewayError(f"Invalid URL ({shown})", status=404, type=INVALID_REQUEST)
+    if isinstance(error, web.HTTPNotFound):
+        return GatewayError(
+            f"Unknown request URL: {shown}. Please check the URL for typos, or see the docs at "
+            "https://platform.openai.com/docs/api-reference/.",
+            status=404,
+            type=INVALID_REQUEST,
+            code="unknown_url",
+        )
+    return GatewayError(error.reason, status=error.status, type=INVALID_REQUEST)
+
+
+# ── who is it ───────────────────────────────────────────────────────────────────────────────
+
+
+def with_key(handler: Handler) -> Handler:
+    """Lets a handler see only requests that carry a live gateway key."""
+
+    async def authenticated(request: web.Request) -> web.StreamResponse:
+        secret = _secret_of(request)
+        if not secret:
+            raise _missing_key()
+        request[KEY] = await request.app[SERVICES].keys.authenticate(secret)
+        request[SECRET] = secret
+        return await handler(request)
+
+    return authenticated
+
+
+def with_admin(handler: Handler) -> Handler:
+    """Lets a handler see only requests that carry the admin token."""
+
+    async def authenticated(request: web.Request) -> web.StreamResponse:
+        services = request.app[SERVICES]
+        if not _is_token(request, services.admin_token.get_secret_value()):
+            raise _not_admin()
+        return await handler(request)
+
+    return authenticated
+
+
+def with_metrics_token(handler: Handler) -> Handler:
+    """Lets a handler see requests that carry the metrics token or the admin token."""
+
+    async def authenticated(request: web.Request) -> web.StreamResponse:
+        services = request.app[SERVICES]
+        tokens = [services.admin_token]
+        if services.metrics_token is not None:
+            tokens.append(services.metrics_token)
+        if not any(_is_token(request, token.get_secret_value()) for token in tokens):
+            raise _not_admin()
+        return await handler(request)
+
+    return authenticated
+
+
+def _secret_of(request: web.Request) -> str:
+    """`Authorization: Bearer …`, else `api-key: …`; the first wins (CONTRACT §4)."""
+    scheme, _, secret = request.headers.get(hdrs.AUTHORIZATION, "").strip().partition(" ")
+    if scheme.lower() == "bearer" and secret.strip():
+        return secret.strip()
+    return request.headers.get("api-key", "").strip()
+
+
+def _is_token(request: web.Request, token: str) -> bool:
+    given = _secret_of(request).encode("utf-8", "surrogatepass")
+    return bool(token) and hmac.compare_digest(given, token.encode())
+
+
+def _missing_key() -> GatewayError:
+    return GatewayError(
+        "You didn't provide an API key. You need to provide your API key in an Authorization "
+        "header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY), or as the password field "
+        "(with blank username) if you're accessing the API from your browser and are prompted for "
+        "a username and password. You can obtain an API key from "
+        "https://platform.openai.com/account/api-keys.",
+        status=401,
+        type=INVALID_REQUEST,
+        headers={hdrs.WWW_AUTHENTICATE: "Bearer"},
+    )
+
+
+def _not_admin() -> GatewayError:
+    return GatewayError(
+        "This path needs the gateway's admin token: Authorization: Bearer GATEWAY_ADMIN_TOKEN.",
+        status=401,
+        type=INVALID_REQUEST,
+        code="invalid_admin_token",
+        headers={hdrs.WWW_AUTHENTICATE: "Bearer"},
+    )

@@ -1,0 +1,240 @@
+"""The endpoints that OpenAI's clients know: image generation and the list of models.
+
+A handler reads HTTP and renders the answer; what happens in between is `service.py`. Base64 is
+made here, at the end, from the picture's bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import orjson
+import pybase64
+from aiohttp import hdrs, web
+from aiohttp.web_protocol import RequestPayloadError
+
+from gateway.access.keys import Key
+from gateway.api.middleware import HEADERS, KEY, MODEL, OUTCOME, REQUEST_ID, SECRET
+from gateway.api.services import SERVICES, Services
+from gateway.billing.ledger import draft
+from gateway.billing.quota import rate_headers, show_usd
+from gateway.catalog import Model
+from gateway.errors import INVALID_REQUEST, GatewayError, InvalidRequest
+from gateway.images import Picture, Usage
+from gateway.service import Answer, Call
+
+JOIN_BYTES: Final = 64 * 1024
+"""Answers up to this size are sent as one piece; larger ones piece by piece, uncopied."""
+
+SHOWN: Final = ("background", "output_format", "quality", "size")
+
+CACHE_STATUS: Final = {
+    "bought": "fwd=miss; stored",
+    "collapsed": "fwd=miss; collapsed",
+    "partial": "fwd=partial; stored",
+}
+
+
+# ── POST /v1/images/generations ─────────────────────────────────────────────────────────────
+
+
+async def generate(request: web.Request) -> web.StreamResponse:
+    """Answers an image request. Its query string is ignored."""
+    services = request.app[SERVICES]
+    call = _call(request, services)
+    try:
+        answer = await services.service.generate(call)
+    except GatewayError as error:
+        request[OUTCOME] = "refused" if not call.tally.is_open else "failed"
+        error.headers.setdefault("x-gateway-cost-usd", show_usd(call.tally.cost_micros))
+        raise
+    finally:
+        if call.record.model is not None:
+            request[MODEL] = call.record.model
+        request[HEADERS].update(rate_headers(call.latest_limits))
+    request[OUTCOME] = answer.outcome
+    request[HEADERS].update(_answer_headers(answer, call, now=services.clock()))
+    return await _send(request, render(answer, created=int(services.clock())))
+
+
+def _call(request: web.Request, services: Services) -> Call:
+    key = request[KEY]
+    now = services.clock()
+    return Call(
+        request_id=request[REQUEST_ID],
+        time=now,
+        key=key,
+        secret=request[SECRET],
+        policy=services.policy(),
+        content_type=request.headers.get(hdrs.CONTENT_TYPE),
+        read=lambda: read_body(request),
+        record=draft(key.account, request_id=request[REQUEST_ID], time=now),
+    )
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The request's body, bounded in size and time; 413 and 408 otherwise."""
+    services = request.app[SERVICES]
+    most = services.max_body_bytes
+    if (request.content_length or 0) > most:
+        raise _too_large(most)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(services.body_timeout_seconds):
+            async for chunk in request.content.iter_any():
+                body += chunk
+                if len(body) > most:
+                    raise _too_large(most)
+    except TimeoutError:
+        raise _too_slow(services.body_timeout_seconds) from None
+    except (OSError, RequestPayloadError) as error:
+        raise InvalidRequest("The request's body ended before it was complete.") from error
+    return bytes(body)
+
+
+def _answer_headers(answer: Answer, call: Call, *, now: float) -> dict[str, str]:
+    headers = {
+        "Cache-Status": _cache_status(answer),
+        "x-gateway-cost-usd": show_usd(call.tally.cost_micros),
+    }
+    if answer.pictures:
+        ids = ",".join(picture.id for picture, _ in answer.pictures)
+        headers["x-gateway-picture-ids"] = ids
+    if answer.outcome == "hit":
+        oldest = min(picture.created for picture, _ in answer.pictures)
+        headers[hdrs.AGE] = str(max(0, int(now - oldest)))
+    if answer.outcome in ("hit", "collapsed", "partial"):
+        headers["x-gateway-saved-usd"] = show_usd(answer.saved_micros)
+    return headers
+
+
+def _cache_status(answer: Answer) -> str:
+    """RFC 9211: how the cache handled this request."""
+    if answer.fingerprint is None:
+        return "image-gateway; fwd=bypass"
+    how = CACHE_STATUS.get(answer.outcome, f"hit; ttl={answer.ttl_seconds}")
+    return f'image-gateway; {how}; key="{answer.fingerprint}"'
+
+
+def render(answer: Answer, *, created: int) -> list[bytes]:
+    """The JSON body in pieces, the keys in the order of WIRE §5.5; base64 is never copied."""
+    if answer.links:
+        return [orjson.dumps({"created": created, "data": list(map(_link, answer.links))})]
+    first = answer.pictures[0][0]
+    shown = {key: first.shown[key] for key in SHOWN if key in first.shown}
+    background = {"background": shown.pop("background")} if "background" in shown else {}
+    pieces = [orjson.dumps({"created": created, **background})[:-1], b',"data":[']
+    for index, (picture, data) in enumerate(answer.pictures):
+        pieces += [b"," if index else b"", b'{"b64_json":"', pybase64.b64encode(data), b'"']
+        pieces += [_revised(picture), b"}"]
+    usage = _usage([picture for picture, _ in answer.pictures])
+    tail = orjson.dumps(shown | ({"usage": usage} if usage else {}))
+    pieces.append(b"]" + (b"," if len(tail) > len(b"{}") else b"") + tail[1:])
+    return pieces
+
+
+def _revised(picture: Picture) -> bytes:
+    if picture.revised_prompt is None:
+        return b""
+    return b',"revised_prompt":' + orjson.dumps(picture.revised_prompt)
+
+
+def _link(picture: Any) -> dict[str, str]:
+    revised = {"revised_prompt": picture.revised_prompt} if picture.revised_prompt else {}
+    return {**revised, "url": picture.url}
+
+
+def _usage(pictures: Sequence[Picture]) -> dict[str, Any] | None:
+    """The sum over the pictures in the answer, as the API words it (WIRE §5.4)."""
+    shares = [picture.usage for picture in pictures if picture.usage is not None]
+    if not shares:
+        return None
+    usage = Usage.sum(shares)
+    said: dict[str, Any] = {
+        "input_tokens": usage.text_in + usage.image_in,
+        "input_tokens_details": {"image_tokens": usage.image_in, "text_tokens": usage.text_in},
+        "output_tokens": usage.image_out + usage.text_out,
+        "total_tokens": usage.total,
+    }
+    if usage.has_output_details:
+        said["output_tokens_details"] = {
+            "image_tokens": usage.image_out,
+            "text_tokens": usage.text_out,
+        }
+    return said
+
+
+async def _send(request: web.Request, pieces: list[bytes]) -> web.StreamResponse:
+    size = sum(map(len, pieces))
+    if size <= JOIN_BYTES:
+        return web.Response(body=b"".join(pieces), content_type="application/json")
+    response = web.StreamResponse(headers={hdrs.CONTENT_LENGTH: str(size)})
+    response.content_type = "application/json"
+    await response.prepare(request)
+    for piece in pieces:
+        await response.write(piece)
+    await response.write_eof()
+    return response
+
+
+# ── GET /v1/models ──────────────────────────────────────────────────────────────────────────
+
+
+async def list_models(request: web.Request) -> web.Response:
+    """The models that this key may use."""
+    return _json({"object": "list", "data": [_model(m) for m in _models(request)]})
+
+
+async def show_model(request: web.Request) -> web.Response:
+    """One of them, or 404."""
+    wanted = request.match_info["model"]
+    found = next((model for model in _models(request) if model.id == wanted), None)
+    if found is None:
+        raise GatewayError(
+            f"The model '{wanted[:200]}' does not exist",
+            status=404,
+            type=INVALID_REQUEST,
+            param="model",
+            code="model_not_found",
+        )
+    return _json(_model(found))
+
+
+def _models(request: web.Request) -> Iterable[Model]:
+    key: Key = request[KEY]
+    catalog = request.app[SERVICES].policy().catalog
+    return [m for m in catalog.models.values() if key.models is None or m.id in key.models]
+
+
+def _model(model: Model) -> dict[str, Any]:
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": model.created,
+        "owned_by": model.owned_by,
+    }
+
+
+def _json(data: object) -> web.Response:
+    return web.Response(body=orjson.dumps(data), content_type="application/json")
+
+
+def _too_large(most: int) -> GatewayError:
+    return GatewayError(
+        f"The request body is too large: this gateway accepts up to {most} bytes "
+        "(GATEWAY_MAX_BODY).",
+        status=413,
+        type=INVALID_REQUEST,
+        code="request_too_large",
+    )
+
+
+def _too_slow(seconds: float) -> GatewayError:
+    return GatewayError(
+        f"The request was not complete within {seconds:g} seconds.",
+        status=408,
+        type=INVALID_REQUEST,
+        code="request_timeout",
+    )

@@ -1,0 +1,49 @@
+"""The whole URL table on one screen.
+
+API paths work with and without `/v1`, with doubled and trailing slashes, and never by redirect:
+clients lose the body of a POST on the way (WIRE §3, §8 row 13).
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from gateway.api import admin, openai, ops
+from gateway.api.middleware import (
+    answer_errors,
+    identify,
+    observe,
+    stamp,
+    with_admin,
+    with_key,
+    with_metrics_token,
+)
+from gateway.api.services import SERVICES, Services
+
+
+def api(path: str) -> str:
+    """The pattern for an API path, however a client joins it to its base URL."""
+    joined = path.replace("/", "{_:/+}")
+    return f"/{{_prefix:/*(?:v1/+)?}}{joined}{{_tail:/*}}"
+
+
+def create_app(services: Services) -> web.Application:
+    """The application: every route, with who may use it."""
+    app = web.Application(middlewares=[identify, observe, answer_errors])
+    app[SERVICES] = services
+    app.on_response_prepare.append(stamp)
+    app.add_routes(
+        [
+            web.post(api("images/generations"), with_key(openai.generate), name="generations"),
+            web.get(api("models"), with_key(openai.list_models), name="models"),
+            web.get(api("models/{model}"), with_key(openai.show_model), name="model"),
+            web.post("/admin/keys", with_admin(admin.create_key), name="admin_keys"),
+            web.get("/admin/keys", with_admin(admin.list_keys)),
+            web.patch("/admin/keys/{id}", with_admin(admin.change_key), name="admin_key"),
+            web.delete("/admin/keys/{id}", with_admin(admin.revoke_key)),
+            web.get("/metrics", with_metrics_token(ops.metrics), name="metrics"),
+            web.get("/healthz", ops.healthz, name="healthz"),
+            web.get("/readyz", ops.readyz, name="readyz"),
+        ]
+    )
+    return app

@@ -1,0 +1,46 @@
+"""What every handler can reach: one frozen `Services`, under one typed key of the app."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+from pydantic import SecretStr
+
+from gateway.access.keys import Keys
+from gateway.access.policy import Policy
+from gateway.metrics import Metrics
+from gateway.service import Service
+
+
+@dataclass(slots=True)
+class Health:
+    """How this worker stands; the background loops and the signal handler change it."""
+
+    store_reached: bool = False
+    """The store has answered at least once."""
+    store_up: bool = False
+    is_draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The gateway as the handlers see it."""
+
+    service: Service
+    keys: Keys
+    policy: Callable[[], Policy]
+    """The policy of this moment; a request asks once."""
+    metrics: Metrics
+    health: Health
+    admin_token: SecretStr
+    metrics_token: SecretStr | None
+    max_body_bytes: int
+    body_timeout_seconds: float
+    clock: Callable[[], float]
+    """Unix seconds."""
+
+
+SERVICES: Final = web.AppKey("services", Services)

@@ -1,0 +1,361 @@
+"""The composition root: opens everything in order, wires it, owns it, and closes it in reverse.
+
+`open_services` is what server, command line and tests share. `serve` is one worker from its first
+moment to its last: open, say ready, wait for SIGTERM, drain, close. The parent of the workers is
+`supervisor.py`; what it must have done before it forks is `prepare`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+import uvloop
+from aiohttp import web
+from pydantic import SecretStr
+
+from gateway.access.keys import Keys
+from gateway.access.policy import Policy
+from gateway.api.connection import Runner
+from gateway.api.routes import create_app
+from gateway.api.services import Health, Services
+from gateway.billing.ledger import Ledger
+from gateway.cache.blobs import Blobs, BlobsSettings
+from gateway.cache.entries import LINGER_SECONDS, Entries, EntriesSettings
+from gateway.cache.flights import Flights
+from gateway.errors import StoreUnavailable
+from gateway.metrics import MOST_KEYS, Metrics
+from gateway.purchase import Purchases, PurchaseSettings
+from gateway.service import Service
+from gateway.settings import Settings
+from gateway.store.blobs_folder import FolderBlobs
+from gateway.store.counted import CountedStore
+from gateway.store.redis import open_redis_store
+from gateway.store.sqlite import create_sqlite_layout, open_sqlite_store
+from gateway.store.verbs import Beat, BlobStore, Retire, Store, Sweep, ask
+from gateway.upstream.client import ClientSettings, open_client
+
+DATABASE: Final = "gateway.sqlite"
+BLOBS_FOLDER: Final = "blobs"
+TOKEN_FILE: Final = "admin-token"  # noqa: S105 - a file's name
+
+LISTENER_LINGERS_SECONDS: Final = 5.0
+"""How long a draining worker still takes connections, so that balancers notice (CONTRACT §3)."""
+
+SWEEP_SECONDS: Final = 60.0
+SWEEP_MOST: Final = 1000
+KEY_LABELS_SECONDS: Final = 60.0
+URL_TTL_SECONDS: Final = 86_400.0
+
+log = structlog.get_logger(__name__)
+
+
+# ── before anything is served ───────────────────────────────────────────────────────────────
+
+
+def prepare(settings: Settings) -> None:
+    """What the parent does before it forks: data folder, the embedded store's layout, the token.
+
+    Raises `LayoutMismatch`, `OSError`.
+    """
+    folder = settings.store.data_dir
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    if settings.store.redis_url is None:
+        create_sqlite_layout(folder / DATABASE)
+    if settings.server.admin_token is None:
+        _create_token(folder / TOKEN_FILE)
+
+
+def _create_token(path: Path) -> None:
+    """Makes the admin token once; the file is complete from the moment it is there."""
+    if path.exists():
+        return
+    fresh = path.with_suffix(".new")
+    fresh.touch(mode=0o600)
+    fresh.write_text(secrets.token_urlsafe(32) + "\n")
+    with suppress(FileExistsError):
+        path.hardlink_to(fresh)
+        log.info("admin_token_created", file=str(path))
+    fresh.unlink()
+
+
+def admin_token(settings: Settings) -> SecretStr:
+    """The token that opens the admin API: from the settings, else from the data folder."""
+    if settings.server.admin_token is not None:
+        return settings.server.admin_token
+    return SecretStr((settings.store.data_dir / TOKEN_FILE).read_text().strip())
+
+
+# ── the services ────────────────────────────────────────────────────────────────────────────
+
+
+@asynccontextmanager
+async def open_store(settings: Settings) -> AsyncIterator[tuple[Store, BlobStore]]:
+    """The store that the settings name, and where picture bytes lie; it must exist."""
+    if settings.store.redis_url is not None:
+        async with open_redis_store(settings.store.redis_url.get_secret_value()) as store:
+            yield store, store.blobs
+        return
+    folder = settings.store.data_dir
+    async with open_sqlite_store(folder / DATABASE) as embedded:
+        yield embedded, FolderBlobs(folder / BLOBS_FOLDER)
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """One worker's services, and what its owner must still touch."""
+
+    services: Services
+    flights: Flights
+    purchases: Purchases
+
+
+@asynccontextmanager
+async def open_services(settings: Settings, policy: Policy) -> AsyncIterator[Gateway]:
+    """Everything one worker needs, running. On leaving, purchases under way are finished first."""
+    if settings.upstream.api_key is None:
+        raise ValueError("upstream.api_key is not set")
+    async with AsyncExitStack() as stack:
+        metrics, health = Metrics(), Health()
+        opened, blob_store = await stack.enter_async_context(open_store(settings))
+        store = CountedStore(opened, _teller(health, metrics))
+        client = await stack.enter_async_context(
+            open_client(_client_settings(settings), observer=metrics)
+        )
+        entries = Entries(EntriesSettings(ttl_seconds=settings.cache.ttl_seconds))
+        blobs = Blobs(_blobs_settings(settings), blob_store)
+        flights = Flights(store)
+        worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        purchases = Purchases(
+            _purchase_settings(settings, worker),
+            store,
+            client,
+            entries=entries,
+            blobs=blobs,
+            flights=flights,
+            metrics=metrics,
+        )
+        keys, ledger = Keys(store), Ledger(store)
+        service = Service(
+            store,
+            upstream_name=settings.upstream.name,
+            keys=keys,
+            entries=entries,
+            blobs=blobs,
+            flights=flights,
+            purchases=purchases,
+            ledger=ledger,
+            metrics=metrics,
+            clock=time.time,
+        )
+        catalog = policy.catalog
+        metrics.know(models=catalog.models, sizes=policy.sizes, prices_as_of=catalog.prices_as_of)
+        metrics.flights.set_function(lambda: len(flights))
+        await _beat_once(store, worker)
+        heartbeat = settings.workers.heartbeat_seconds
+        loops = {
+            "heartbeat": _every(heartbeat, lambda: ask(store, Beat(worker))),
+            "recovery": _every(heartbeat, purchases.recover_dead),
+            "ledger": ledger.keep_writing(),
+            "sweep": _every(SWEEP_SECONDS, lambda: _sweep(store, blob_store)),
+            "key labels": _every(KEY_LABELS_SECONDS, lambda: _label_keys(keys, metrics)),
+        }
+        await stack.enter_async_context(_running(loops))
+        stack.push_async_callback(_close, store, ledger=ledger, flights=flights, worker=worker)
+        stack.push_async_callback(_drain, flights, settings.drain_seconds)
+        yield Gateway(
+            Services(
+                service=service,
+                keys=keys,
+                policy=lambda: policy,
+                metrics=metrics,
+                health=health,
+                admin_token=admin_token(settings),
+                metrics_token=settings.server.metrics_token,
+                max_body_bytes=settings.server.max_body_bytes,
+                body_timeout_seconds=settings.server.read_timeout_seconds,
+                clock=time.time,
+            ),
+            flights,
+            purchases,
+        )
+
+
+def _client_settings(settings: Settings) -> ClientSettings:
+    upstream = settings.upstream
+    return ClientSettings(
+        base_url=upstream.base_url,
+        api_key=upstream.api_key or SecretStr(""),
+        timeout_seconds=upstream.timeout_seconds,
+        max_picture_bytes=settings.cache.max_picture_bytes,
+    )
+
+
+def _blobs_settings(settings: Settings) -> BlobsSettings:
+    return BlobsSettings(
+        lifetime_seconds=settings.cache.ttl_seconds * 1.05 + LINGER_SECONDS + URL_TTL_SECONDS
+    )
+
+
+def _purchase_settings(settings: Settings, worker: str) -> PurchaseSettings:
+    return PurchaseSettings(
+        worker=worker,
+        timeout_seconds=settings.upstream.timeout_seconds,
+        max_picture_bytes=settings.cache.max_picture_bytes,
+        max_pixels=settings.cache.max_pixels,
+        dead_after_seconds=settings.workers.dead_after_seconds,
+    )
+
+
+def _teller(health: Health, metrics: Metrics) -> Callable[[bool], None]:
+    def tell(was_answered: bool) -> None:
+        if not was_answered:
+            metrics.store_errors.inc()
+        if was_answered != health.store_up or not health.store_reached:
+            metrics.store_up.set(was_answered)
+        health.store_up = was_answered
+        health.store_reached = health.store_reached or was_answered
+
+    return tell
+
+
+async def _beat_once(store: Store, worker: str) -> None:
+    """The first heartbeat; a store that is away does not keep a worker from starting."""
+    with suppress(StoreUnavailable):
+        await ask(store, Beat(worker))
+
+
+async def _drain(flights: Flights, seconds: float) -> None:
+    """Waits until everything that is being paid for is settled."""
+    try:
+        async with asyncio.timeout(seconds):
+            await flights.drain()
+    except TimeoutError:
+        log.error("drain_timeout", purchases=len(flights))
+    await flights.close()
+
+
+async def _close(store: Store, *, ledger: Ledger, flights: Flights, worker: str) -> None:
+    """Writes what is waiting and says good-bye; what cannot be written now others will find."""
+    try:
+        await ledger.write()
+        await ask(store, Retire(worker))
+    except StoreUnavailable:
+        log.warning("store_away_at_close", purchases=len(flights))
+
+
+# ── background loops ────────────────────────────────────────────────────────────────────────
+
+
+async def _every(seconds: float, step: Callable[[], Awaitable[object]]) -> None:
+    """Repeats a step; what goes wrong is logged, and the loop lives on."""
+    while True:
+        try:
+            await step()
+        except StoreUnavailable:
+            log.warning("loop_waits_for_the_store")
+        except Exception:
+            log.exception("loop_failed")
+        await asyncio.sleep(seconds)
+
+
+@asynccontextmanager
+async def _running(loops: Mapping[str, Awaitable[None]]) -> AsyncIterator[None]:
+    tasks = [asyncio.ensure_future(loop) for loop in loops.values()]
+    for task, name in zip(tasks, loops, strict=True):
+        if isinstance(task, asyncio.Task):
+            task.set_name(name)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _sweep(store: Store, blobs: BlobStore) -> None:
+    """Removes what is past its time, where the store does not do so by itself."""
+    await ask(store, Sweep())
+    if isinstance(blobs, FolderBlobs):
+        await blobs.sweep(SWEEP_MOST)
+
+
+async def _label_keys(keys: Keys, metrics: Metrics) -> None:
+    live = [record.name for record in await keys.everyone() if record.revoked_at is None]
+    metrics.know_keys(live[:MOST_KEYS])
+
+
+# ── one worker ──────────────────────────────────────────────────────────────────────────────
+
+
+@asynccontextmanager
+async def open_runner(settings: Settings, gateway: Gateway) -> AsyncIterator[web.AppRunner]:
+    """The HTTP server around the services, not yet listening. On leaving, answers are finished."""
+    runner = Runner(
+        create_app(gateway.services),
+        head_seconds=settings.server.read_timeout_seconds,
+        keepalive_timeout=settings.server.keep_alive_seconds,
+        shutdown_timeout=settings.drain_seconds,
+        access_log=None,
+        handle_signals=False,
+    )
+    await runner.setup()
+    try:
+        yield runner
+    finally:
+        await runner.cleanup()
+
+
+def serve(
+    settings: Settings, policy: Policy, listener: socket.socket, ready: Callable[[], None]
+) -> None:
+    """One worker: serves on `listener` until SIGTERM, drains, returns."""
+    uvloop.run(_serve(settings, policy, listener, ready))
+
+
+async def _serve(
+    settings: Settings, policy: Policy, listener: socket.socket, ready: Callable[[], None]
+) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with (
+        open_services(settings, policy) as gateway,
+        open_runner(settings, gateway) as runner,
+    ):
+        site = web.SockSite(runner, listener)
+        await site.start()
+        ready()
+        await _stop_or_orphaned(stop)
+        gateway.services.health.is_draining = True
+        await _linger(runner)
+        await site.stop()
+
+
+async def _stop_or_orphaned(stop: asyncio.Event) -> None:
+    """Returns at SIGTERM, or when the parent was killed: nobody would count signals any more."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), timeout=1.0)
+            return
+
+
+async def _linger(runner: web.AppRunner) -> None:
+    """Keeps the listener open for clients that have not noticed yet; not if there is none."""
+    give_up_at = time.monotonic() + LISTENER_LINGERS_SECONDS
+    while runner.server is not None and runner.server.connections:
+        if time.monotonic() > give_up_at:
+            return
+        await asyncio.sleep(0.05)

@@ -1,0 +1,249 @@
+"""Quota: what a key may ask, and what it may spend.
+
+Two steps, each all or nothing on the store's clock: *admission* of every valid request, and
+*reservation* before a purchase, which also opens the purchase's journal. What was reserved is
+settled exactly once. The journal carries a payload that is opaque here; it is `purchase.py`'s.
+
+Counters of days and months are kept for every key, limited or not, so that a limit that is set
+tomorrow knows what was spent today.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from gateway.errors import LimitExceeded
+from gateway.images import LIMITS, Account, Amounts, Limit
+from gateway.store.verbs import (
+    Admission,
+    Admit,
+    Batch,
+    Handle,
+    Meter,
+    MeterState,
+    Receive,
+    Reservation,
+    Reserve,
+    Settle,
+    Settlement,
+    Take,
+)
+
+SPACE: Final = "keys"
+"""The store's space of key records, which an admission compares."""
+
+RATE_LIMIT: Final = "rate_limit_exceeded"
+BUDGET: Final = "insufficient_quota"
+
+_LIMIT_OF: Final = {(limit.unit, limit.period): limit for limit in LIMITS.values()}
+
+
+@dataclass(frozen=True, slots=True)
+class LimitState:
+    """One limit of one scope, as it showed when it was last looked at."""
+
+    limit: Limit
+    scope: str
+    maximum: int
+    meter: MeterState
+
+    @property
+    def remaining(self) -> int:
+        """What could still be taken; never below 0."""
+        return max(0, self.maximum - self.meter.used - self.meter.reserved)
+
+
+def admit(batch: Batch, account: Account) -> Handle[Admission]:
+    """Counts one valid request, if the key's record is still the one it was read from."""
+    return batch.add(Admit(SPACE, account.key_id, account.record, _admission_takes(account)))
+
+
+def reserve(
+    batch: Batch, account: Account, purchase: str, *, worker: str, most: Amounts, payload: bytes
+) -> Handle[Reservation]:
+    """Reserves the most that a purchase can cost and opens its journal, or refuses."""
+    return batch.add(Reserve(purchase, worker, _reservation_takes(account, most), payload))
+
+
+def receive(
+    batch: Batch, purchase: str, payload: bytes
+) -> Handle[Literal["received", "settled", "unknown"]]:
+    """Notes in the journal what arrived; answers the state the journal is in."""
+    return batch.add(Receive(purchase, payload))
+
+
+def settle(
+    batch: Batch,
+    purchase: str,
+    charge: Amounts,
+    *,
+    record: bytes | None,
+    presumed: bool = False,
+    correct: bool = False,
+) -> Handle[Settlement]:
+    """Closes a journal: counters, ledger record and state in one step, exactly once."""
+    amounts = {"images": charge.images, "tokens": charge.tokens, "micros": charge.micros}
+    return batch.add(Settle(purchase, amounts, record, presumed=presumed, correct=correct))
+
+
+def charged(settlement: Settlement) -> Amounts:
+    """What a journal stands charged with."""
+    return Amounts(
+        **{unit: settlement.charged.get(unit, 0) for unit in ("images", "tokens", "micros")}
+    )
+
+
+def admission_states(account: Account, admission: Admission) -> list[LimitState]:
+    """The key's limits as the admission saw them."""
+    return _limit_states(account, _admission_takes(account), admission.states)
+
+
+def reservation_states(account: Account, states: Sequence[MeterState]) -> list[LimitState]:
+    """The key's limits as a reservation or a settlement left them."""
+    return _limit_states(account, _reservation_takes(account, Amounts()), states)
+
+
+def refuse_admission(account: Account, admission: Admission) -> LimitExceeded:
+    """The answer to a request that was not admitted."""
+    take = _admission_takes(account)[admission.refused or 0]
+    return _refusal(account, take, admission.states[admission.refused or 0], why=None)
+
+
+def refuse_reservation(
+    account: Account, reservation: Reservation, most: Amounts, *, why: str | None
+) -> LimitExceeded:
+    """The answer to a purchase that was not reserved; `why` says what made it dear."""
+    index = reservation.refused or 0
+    return _refusal(
+        account, _reservation_takes(account, most)[index], reservation.states[index], why=why
+    )
+
+
+def _scope(account: Account) -> str:
+    return f"key:{account.key_id}"
+
+
+def _meter(account: Account, limit: Limit) -> Meter:
+    return Meter(_scope(account), limit.unit, limit.period, account.limits.get(limit.name))
+
+
+def _admission_takes(account: Account) -> tuple[Take, ...]:
+    """One request from the buckets, and a look at every other limit for the answer's headers."""
+    return tuple(
+        Take(_meter(account, limit), 1 if limit.at_admission else 0)
+        for limit in LIMITS.values()
+        if limit.name in account.limits
+    )
+
+
+def _reservation_takes(account: Account, most: Amounts) -> tuple[Take, ...]:
+    amounts = {
+        "images": most.images,
+        "tokens": most.tokens,
+        "micros": most.micros,
+        "purchases": 1,
+    }
+    return tuple(
+        Take(_meter(account, limit), amounts[limit.unit])
+        for limit in LIMITS.values()
+        if not limit.at_admission and (limit.period != "minute" or limit.name in account.limits)
+    )
+
+
+def _limit_states(
+    account: Account, takes: Iterable[Take], states: Iterable[MeterState]
+) -> list[LimitState]:
+    return [
+        LimitState(_LIMIT_OF[take.meter.unit, take.meter.period], "key", take.meter.maximum, state)
+        for take, state in zip(takes, states, strict=False)
+        if take.meter.maximum is not None
+    ]
+
+
+def _refusal(account: Account, take: Take, state: MeterState, *, why: str | None) -> LimitExceeded:
+    limit = _LIMIT_OF[take.meter.unit, take.meter.period]
+    maximum = take.meter.maximum or 0
+    asked = f" This request needs up to {_show(limit, take.amount)}" if take.amount else ""
+    because = f" ({why})." if asked and why else "." if asked else ""
+    message = (
+        f"Limit {limit.name} of key '{account.key_name}' reached: limit {_show(limit, maximum)}, "
+        f"used {_show(limit, state.used)}, reserved {_show(limit, state.reserved)}."
+        f"{asked}{because}"
+    )
+    if limit.is_rate:
+        return _rate_refusal(limit, message, state, is_hopeless=take.amount > maximum)
+    return LimitExceeded(
+        f"{message} It resets in {go_duration(state.resets_in)}.",
+        reason=limit.name,
+        type=BUDGET,
+        code=BUDGET,
+        headers={"x-should-retry": "false"},
+    )
+
+
+def _rate_refusal(
+    limit: Limit, message: str, state: MeterState, *, is_hopeless: bool
+) -> LimitExceeded:
+    """A rate asks to come back, unless the request is larger than the limit will ever hold."""
+    if is_hopeless:
+        return LimitExceeded(
+            f"{message} It can never hold that much.",
+            reason=limit.name,
+            type=limit.unit,
+            code=RATE_LIMIT,
+            headers={"x-should-retry": "false"},
+        )
+    wait = state.retry_in or 1.0
+    return LimitExceeded(
+        f"{message} Please try again in {go_duration(wait)}.",
+        reason=limit.name,
+        type=limit.unit,
+        code=RATE_LIMIT,
+        headers={
+            "Retry-After": str(math.ceil(wait)),
+            "retry-after-ms": str(math.ceil(wait * 1000)),
+        },
+    )
+
+
+def _show(limit: Limit, amount: int) -> str:
+    return f"${show_usd(amount)}" if limit.unit == "micros" else f"{amount:,}"
+
+
+def rate_headers(states: Iterable[LimitState]) -> Mapping[str, str]:
+    """`x-ratelimit-{limit,remaining,reset}-{requests,images,tokens}`, the tightest of each unit."""
+    headers: dict[str, str] = {}
+    ordered = sorted(states, key=lambda state: state.remaining, reverse=True)
+    for state in (s for s in ordered if s.limit.unit in ("requests", "images", "tokens")):
+        unit = state.limit.unit
+        headers[f"x-ratelimit-limit-{unit}"] = str(state.maximum)
+        headers[f"x-ratelimit-remaining-{unit}"] = str(state.remaining)
+        headers[f"x-ratelimit-reset-{unit}"] = go_duration(state.meter.resets_in)
+    return headers
+
+
+def show_usd(micros: int) -> str:
+    """Micro-dollars as dollars with six decimals, exactly: `0.166000`, `-0.000001`."""
+    sign, micros = ("-", -micros) if micros < 0 else ("", micros)
+    return f"{sign}{micros // 1_000_000}.{micros % 1_000_000:06d}"
+
+
+def go_duration(seconds: float) -> str:
+    """As Go's `time.Duration.String()` shows it, to the millisecond: `1m30s`, `120ms`, `0s`.
+
+    WIRE §3: the grammar of the `x-ratelimit-reset-…` headers.
+    """
+    millis = max(0, math.ceil(seconds * 1000))
+    if millis == 0:
+        return "0s"
+    if millis < 1000:
+        return f"{millis}ms"
+    minutes, millis = divmod(millis, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    shown = f"{millis / 1000:.3f}".rstrip("0").rstrip(".") + "s"
+    if hours:
+        return f"{hours}h{minutes}m{shown}"
+    return f"{minutes}m{shown}" if minutes else shown

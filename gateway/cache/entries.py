@@ -1,0 +1,123 @@
+"""Entries: which pictures a fingerprint has, in which slots.
+
+An entry has slots 0…63, each empty or holding one picture. Here a picture becomes the bytes of a
+slot and back, and fresh is told from expired. The pictures' own bytes are in `blobs`; who fills
+an empty slot is settled in `flights`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.images import Picture, Usage
+from gateway.store.verbs import Batch, Clear, Entry, Handle, Keep, ReadEntry, Slot
+
+TTL_SPREAD: Final = 0.05
+"""Lifetimes differ by up to this share, so that what was stored together expires apart."""
+
+LINGER_SECONDS: Final = 7 * 86_400
+"""How long an entry outlives its last picture's time (`stale_if_error`, CONTRACT §6)."""
+
+
+class EntriesSettings(BaseModel):
+    """How long pictures stay fresh."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ttl_seconds: float = Field(default=30 * 86_400, gt=0)
+
+
+class Entries:
+    """Reads and writes the slots of fingerprints."""
+
+    def __init__(
+        self, settings: EntriesSettings, *, spread: Callable[[], float] = random.random
+    ) -> None:
+        self._settings = settings
+        self._spread = spread
+
+    def look_up(self, batch: Batch, fingerprint: str) -> Handle[Entry]:
+        """Asks for everything that the entry holds."""
+        return batch.add(ReadEntry(fingerprint))
+
+    def keep(
+        self, batch: Batch, fingerprint: str, flight: str, *, pictures: Mapping[int, Picture]
+    ) -> Handle[Mapping[int, int]]:
+        """Puts pictures into their slots and gives the flight's claims back; repeatable."""
+        return batch.add(
+            Keep(
+                fingerprint,
+                flight,
+                slots={n: Slot(p.id, 0.0, encode_picture(p)) for n, p in pictures.items()},
+                lifetime_seconds=self._lifetime_seconds(),
+                linger_seconds=LINGER_SECONDS,
+            )
+        )
+
+    def clear(self, batch: Batch, fingerprint: str, pictures: Mapping[int, Picture]) -> None:
+        """Empties slots whose bytes are gone or damaged."""
+        batch.add(Clear(fingerprint, {slot: p.id for slot, p in pictures.items()}))
+
+    def _lifetime_seconds(self) -> float:
+        return self._settings.ttl_seconds * (1 + TTL_SPREAD * (2 * self._spread() - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A picture that a slot holds, and for how long yet."""
+
+    picture: Picture
+    ttl_seconds: int
+
+
+def fresh_pictures(entry: Entry, slots: Iterable[int]) -> dict[int, Held]:
+    """Those of `slots` that hold a picture that has not expired."""
+    return {
+        n: read_slot(slot, now=entry.now)
+        for n in slots
+        if (slot := entry.slots.get(n)) is not None and slot.expires_at > entry.now
+    }
+
+
+def read_slot(slot: Slot, *, now: float) -> Held:
+    """The picture in a slot at the store's time `now`."""
+    return Held(decode_picture(slot.data), int(slot.expires_at - now))
+
+
+def encode_picture(picture: Picture) -> bytes:
+    """The bytes of a slot: JSON without what is absent."""
+    return orjson.dumps({k: v for k, v in picture_to_dict(picture).items() if v is not None})
+
+
+def decode_picture(data: bytes) -> Picture:
+    """The inverse of `encode_picture`."""
+    return picture_from_dict(orjson.loads(data))
+
+
+def picture_to_dict(picture: Picture) -> dict[str, Any]:
+    """A JSON object that `picture_from_dict` reads back."""
+    return {
+        "id": picture.id,
+        "digest": picture.digest,
+        "format": picture.format,
+        "width": picture.width,
+        "height": picture.height,
+        "size_bytes": picture.size_bytes,
+        "created": picture.created,
+        "revised_prompt": picture.revised_prompt,
+        "usage": asdict(picture.usage) if picture.usage else None,
+        "cost_micros": picture.cost_micros,
+        "shown": dict(picture.shown),
+    }
+
+
+def picture_from_dict(data: Mapping[str, Any]) -> Picture:
+    """The inverse of `picture_to_dict`."""
+    usage = data.get("usage")
+    return Picture(**{**data, "usage": Usage(**usage) if usage else None})

@@ -1,0 +1,336 @@
+"""Flights: identical questions in flight buy once.
+
+A flight is one purchase of some slots of one fingerprint. Whoever's claim wins opens it and buys;
+everyone else who wants those slots, in any worker on any machine that shares the store, waits for
+its end. Buying runs in a task that no caller owns: when callers leave, it goes on.
+
+Here live claims, waiting and the tasks. What a purchase does, what it costs and who pays is
+`purchase.py`, which arrives here as the argument `buy`; nothing here knows money. Claiming and
+waiting are a conversation with the store, so this room sends its own verbs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeVar
+
+import orjson
+import structlog
+
+from gateway.cache.entries import Held, picture_from_dict, picture_to_dict, read_slot
+from gateway.errors import GatewayError, StoreUnavailable, UpstreamFailure
+from gateway.images import Picture
+from gateway.store.verbs import (
+    Batch,
+    Claim,
+    Claimed,
+    Extend,
+    Handle,
+    Publish,
+    ReadEvents,
+    Release,
+    Store,
+    ask,
+)
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+CLAIM_SECONDS: Final = 15.0
+"""How long a claim lives until its purchase has reserved: a claimant that dies blocks no longer."""
+
+EVENT_SECONDS: Final = 600.0
+"""How long a flight's events can be read after the last one."""
+
+RECHECK_SECONDS: Final = 1.0
+"""How often a waiter looks again although nobody woke it."""
+
+LOOK_AGAIN_SECONDS: Final = 5.0
+"""How long a waiter trusts a silent flight before it asks who holds the claim now."""
+
+STORE_PATIENCE: Final = 3
+"""Failed look-ups in a row after which a waiter gives up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A claim that this process holds, and the words to speak of it in a batch."""
+
+    id: str
+    fingerprint: str
+    slots: tuple[int, ...]
+
+    def extend(self, batch: Batch, *, seconds: float) -> Handle[bool]:
+        """Keeps the claim for the length of a purchase; False when it was lost meanwhile."""
+        return batch.add(Extend(self.fingerprint, self.id, seconds))
+
+    def land(self, batch: Batch, pictures: Mapping[int, Picture]) -> None:
+        """Tells everyone who waits which pictures came, by the slot they were bought for."""
+        landed = {str(slot): picture_to_dict(p) for slot, p in pictures.items()}
+        self._end(batch, {"end": "landed", "pictures": landed})
+
+    def fail(self, batch: Batch, failure: UpstreamFailure) -> None:
+        """Gives the claim back and tells everyone who waits upstream's final error."""
+        batch.add(Release(self.fingerprint, self.id))
+        self._end(batch, {"end": "failed", "failure": failure.to_dict()})
+
+    def give_back(self, batch: Batch) -> None:
+        """Gives the claim back without a purchase: those who waited try in turn."""
+        batch.add(Release(self.fingerprint, self.id))
+        self._end(batch, {"end": "released"})
+
+    def _end(self, batch: Batch, event: Mapping[str, Any]) -> None:
+        # One event id for every ending: the first one told is the one that holds.
+        batch.add(Publish(self.id, "end", orjson.dumps(event), EVENT_SECONDS))
+
+
+@dataclass(frozen=True, slots=True)
+class Bought:
+    """What a purchase hands to those who wait for it in this process."""
+
+    pictures: Mapping[int, Picture]
+    """Slot that was asked for → the picture bought for it."""
+    data: Mapping[str, bytes]
+    """Digest → bytes, still in memory, so that nobody here reads them back."""
+
+
+Buy = Callable[[Flight], Awaitable[Bought]]
+"""Buys the slots of a flight.
+
+Once something was sent it tells the store how that ended itself (`Flight.land`, `Flight.fail`) and
+returns, or raises `UpstreamFailure`. Any other `GatewayError` means that nothing was sent and that
+it concerns this buyer alone: the claim is given back."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a flight ended, as a waiter sees it."""
+
+    kind: Literal["landed", "failed", "released", "unknown"]
+    bought: Bought = field(default_factory=lambda: Bought({}, {}))
+    failure: GatewayError | None = None
+
+
+@dataclass(slots=True)
+class Landing:
+    """What a request got: pictures by slot, and how it came by them."""
+
+    missing: set[int]
+    """Slots still to be had; empty when `Flights.run` returns."""
+    pictures: dict[int, Picture] = field(default_factory=dict)
+    held: dict[int, Held] = field(default_factory=dict)
+    """Those of them that were stored meanwhile."""
+    data: dict[str, bytes] = field(default_factory=dict)
+    """Digest → bytes of those pictures that were bought in this process."""
+    bought: set[int] = field(default_factory=set)
+    followed: set[int] = field(default_factory=set)
+    own_error: GatewayError | None = None
+    """What this request's own purchase came to, if it came to nothing."""
+    flight_error: GatewayError | None = None
+    """What the purchase that it waited for came to, if it came to nothing."""
+    emptied: set[int] = field(default_factory=set)
+    """Slots that somebody else's purchase has left empty once already."""
+
+    def hold(self, claimed: Claimed) -> None:
+        """Takes what was stored between the look-up and the claim."""
+        for number, slot in claimed.held.items():
+            self.held[number] = read_slot(slot, now=claimed.now)
+            self.pictures[number] = self.held[number].picture
+        self.missing -= claimed.held.keys()
+
+    def land(self, ended: End, slots: Iterable[int]) -> None:
+        """The own purchase ended; whatever it left empty stays empty."""
+        self._take(ended.bought, slots, self.bought)
+        self.own_error = ended.failure or self.own_error
+        self.missing -= set(slots)
+
+    def follow(self, ended: End, slots: set[int]) -> None:
+        """Somebody else's flight ended; a slot that it left empty is tried once more."""
+        if ended.kind == "failed":
+            self.flight_error = ended.failure
+            self.missing -= slots
+            return
+        self._take(ended.bought, slots, self.followed)
+        self.missing -= self.pictures.keys()
+        if ended.kind == "landed":
+            left_empty = slots & self.missing
+            self.missing -= left_empty & self.emptied
+            self.emptied |= left_empty
+
+    def _take(self, bought: Bought, slots: Iterable[int], how: set[int]) -> None:
+        for slot in slots:
+            if (picture := bought.pictures.get(slot)) is None:
+                continue
+            self.pictures[slot] = picture
+            how.add(slot)
+            if picture.digest in bought.data:
+                self.data[picture.digest] = bought.data[picture.digest]
+
+
+class Flights:
+    """Every flight that this process buys or waits for."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._owned: set[asyncio.Task[Any]] = set()
+        self._listeners: set[asyncio.Task[None]] = set()
+        self._ends: dict[str, asyncio.Future[End]] = {}
+
+    def __len__(self) -> int:
+        """Purchases under way in this process."""
+        return len(self._owned)
+
+    def own(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
+        """Runs paid work in a task that no caller owns; `drain` waits for it."""
+        task = asyncio.create_task(work, name=name)
+        self._owned.add(task)
+        task.add_done_callback(self._owned.discard)
+        task.add_done_callback(_retrieve)
+        return task
+
+    async def own_shielded(self, work: Coroutine[Any, Any, T], *, name: str) -> T:
+        """Waits for paid work that goes on when the waiting ends."""
+        return await asyncio.shield(self.own(work, name=name))
+
+    async def drain(self) -> None:
+        """Returns when nothing that was paid for is under way any more."""
+        while self._owned:
+            await asyncio.wait(self._owned)
+
+    async def close(self) -> None:
+        """Stops waiting for what others buy. Purchases are not touched: see `drain`."""
+        for listener in self._listeners:
+            listener.cancel()
+        await asyncio.gather(*self._listeners, return_exceptions=True)
+
+    async def run(self, fingerprint: str, slots: Iterable[int], *, buy: Buy) -> Landing:
+        """Gets pictures for `slots`: claims and buys what is free, waits for what others claimed.
+
+        Returns when every slot is filled, or was answered with an error, or came back empty from
+        a purchase of one's own or, for the second time, from somebody else's.
+        """
+        landing = Landing(missing=set(slots))
+        while landing.missing:
+            flight_id = secrets.token_hex(12)
+            claimed = await ask(
+                self._store,
+                Claim(fingerprint, tuple(sorted(landing.missing)), flight_id, CLAIM_SECONDS),
+            )
+            landing.hold(claimed)
+            waits = [self._follow(landing, f, wanted) for f, wanted in _by_flight(claimed.others)]
+            if claimed.mine:
+                flight = Flight(flight_id, fingerprint, claimed.mine)
+                purchase = self.own(self._buy(flight, buy), name=f"purchase {flight_id}")
+                waits.append(self._land(landing, purchase, flight.slots))
+            await asyncio.gather(*waits)
+        return landing
+
+    async def _land(
+        self, landing: Landing, purchase: asyncio.Task[End], slots: tuple[int, ...]
+    ) -> None:
+        landing.land(await asyncio.shield(purchase), slots)
+
+    async def _follow(self, landing: Landing, flight: str, wanted: set[int]) -> None:
+        landing.follow(await self._end_of(flight), wanted)
+
+    async def _buy(self, flight: Flight, buy: Buy) -> End:
+        end = self._ends.setdefault(flight.id, asyncio.get_running_loop().create_future())
+        ended = End("released", failure=GatewayError("The gateway failed; nothing was stored."))
+        try:
+            ended = await self._ending(flight, buy)
+        except Exception:
+            log.exception("purchase_failed", flight=flight.id)
+        try:
+            if ended.kind == "released":
+                await self._give_back(flight)
+        finally:
+            self._announce(flight.id, end, ended)
+        return ended
+
+    async def _ending(self, flight: Flight, buy: Buy) -> End:
+        try:
+            return End("landed", await buy(flight))
+        except UpstreamFailure as failure:
+            return End("failed", failure=failure)
+        except GatewayError as refusal:
+            return End("released", failure=refusal)
+
+    async def _give_back(self, flight: Flight) -> None:
+        batch = Batch(self._store)
+        flight.give_back(batch)
+        try:
+            await batch.send()
+        except StoreUnavailable:
+            log.warning("claim_not_given_back", flight=flight.id, lease_seconds=CLAIM_SECONDS)
+
+    async def _end_of(self, flight: str) -> End:
+        """One waiting per flight and process, however many wait here."""
+        end = self._ends.get(flight)
+        if end is None:
+            end = self._ends[flight] = asyncio.get_running_loop().create_future()
+            listener = asyncio.create_task(self._listen(flight, end), name=f"follow {flight}")
+            self._listeners.add(listener)
+            listener.add_done_callback(self._listeners.discard)
+        return await asyncio.shield(end)
+
+    async def _listen(self, flight: str, end: asyncio.Future[End]) -> None:
+        ended = End("unknown")
+        try:
+            ended = await self._heard(flight)
+        except StoreUnavailable as failure:
+            ended = End("failed", failure=failure)
+        finally:
+            self._announce(flight, end, ended)
+
+    def _announce(self, flight: str, end: asyncio.Future[End], ended: End) -> None:
+        self._ends.pop(flight, None)
+        if not end.done():
+            end.set_result(ended)
+
+    async def _heard(self, flight: str) -> End:
+        """Waits until the flight's end was published; `unknown` when it stays silent."""
+        clock = asyncio.get_running_loop().time
+        trusted_until = clock() + LOOK_AGAIN_SECONDS
+        failures = 0
+        async with self._store.watch(flight) as watch:
+            while True:
+                try:
+                    events = await ask(self._store, ReadEvents(flight))
+                    failures = 0
+                except StoreUnavailable:
+                    events, failures = (), failures + 1
+                    if failures >= STORE_PATIENCE:
+                        raise
+                for event in events:
+                    return _parse_end(event)
+                if clock() > trusted_until:
+                    return End("unknown")
+                await watch.wait(RECHECK_SECONDS)
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Takes note of how paid work ended when nobody waits for it any more."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _by_flight(others: Mapping[int, str]) -> Iterable[tuple[str, set[int]]]:
+    wanted: defaultdict[str, set[int]] = defaultdict(set)
+    for slot, flight in others.items():
+        wanted[flight].add(slot)
+    return wanted.items()
+
+
+def _parse_end(event: bytes) -> End:
+    said = orjson.loads(event)
+    if said["end"] == "failed":
+        return End("failed", failure=UpstreamFailure.from_dict(said["failure"]))
+    if said["end"] == "released":
+        return End("released")
+    pictures = {int(n): picture_from_dict(p) for n, p in said["pictures"].items()}
+    return End("landed", Bought(pictures, {}))

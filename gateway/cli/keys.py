@@ -1,0 +1,197 @@
+"""`gateway keys`: makes, lists and ends virtual keys in the store of a running gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from gateway.access.keys import KeyRecord, Keys, KeySpec, parse_spec
+from gateway.app import open_store
+from gateway.cli.serving import load
+from gateway.errors import GatewayError
+from gateway.settings import parse_duration
+from gateway.store.layout import LayoutMismatch, StoreMissing
+
+COLUMNS: Final = ("id", "name", "prefix", "team", "models", "limits", "expires_at", "state")
+
+config_option = click.option(
+    "--config", type=click.Path(path_type=Path), help="The gateway.yaml to use."
+)
+format_option = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "csv"]),
+    default="table",
+    show_default=True,
+)
+
+
+@click.group()
+def keys() -> None:
+    """Virtual keys: who may ask, for which models, within which limits."""
+
+
+@keys.command("add")
+@click.argument("name")
+@click.option("--team", help="The team that it belongs to.")
+@click.option("--model", "models", multiple=True, help="A model that it may use; all if none.")
+@click.option("--limit", "limits", multiple=True, metavar="NAME=VALUE", help="For example "
+              "requests_per_minute=60, images_per_day=100, usd_per_month=50.")  # fmt: skip
+@click.option("--expires", help="After how long it ends: 30d, 12h.")
+@config_option
+@format_option
+def add_key(
+    name: str,
+    team: str | None,
+    models: tuple[str, ...],
+    limits: tuple[str, ...],
+    expires: str | None,
+    config: Path | None,
+    form: str,
+) -> None:
+    """Makes a key and shows its secret, once."""
+    given: dict[str, Any] = {"name": name, "limits": _parse_limits(limits)}
+    if team is not None:
+        given["team"] = team
+    if models:
+        given["models"] = list(models)
+    if expires is not None:
+        given["expires_at"] = int(time.time() + _parse_expiry(expires))
+    record, secret = asyncio.run(_add(config, given))
+    if form == "table":
+        click.echo(secret)
+        click.echo(f"Key '{record.name}' ({record.id}). It is not shown again.", err=True)
+        return
+    _show([record.public() | {"key": secret}], form, columns=(*COLUMNS, "key"))
+
+
+@keys.command("list")
+@config_option
+@format_option
+def list_keys(config: Path | None, form: str) -> None:
+    """Lists all keys, revoked ones among them."""
+    records = asyncio.run(_list(config))
+    _show([_row(record) for record in records], form, columns=COLUMNS)
+
+
+@keys.command("revoke")
+@click.argument("name_or_id")
+@config_option
+def revoke_key(name_or_id: str, config: Path | None) -> None:
+    """Ends a key from the next request on, in every worker."""
+    record = asyncio.run(_revoke(config, name_or_id))
+    click.echo(f"Key '{record.name}' ({record.id}) is revoked.")
+
+
+# ── on the store ────────────────────────────────────────────────────────────────────────────
+
+
+@asynccontextmanager
+async def _open_keys(config: Path | None) -> AsyncIterator[tuple[Keys, set[str]]]:
+    """The keys in the store of the gateway that `config` describes; says which store that is."""
+    settings, policy, _ = load(config, os.environ)
+    try:
+        async with open_store(settings) as (store, _):
+            click.echo(f"Store: {store.name}", err=True)
+            yield Keys(store), set(policy.catalog.models)
+    except (StoreMissing, LayoutMismatch) as fault:
+        raise click.ClickException(str(fault)) from None
+    except GatewayError as fault:
+        raise click.ClickException(fault.message) from None
+
+
+async def _add(config: Path | None, given: dict[str, Any]) -> tuple[KeyRecord, str]:
+    async with _open_keys(config) as (keys, models):
+        spec: KeySpec = parse_spec(given)
+        unknown = [model for model in spec.models or () if model not in models]
+        if unknown:
+            known = ", ".join(sorted(models))
+            raise click.ClickException(f"Unknown model '{unknown[0]}'. Known models: {known}.")
+        return await keys.create(spec)
+
+
+async def _list(config: Path | None) -> Sequence[KeyRecord]:
+    async with _open_keys(config) as (keys, _):
+        return await keys.everyone()
+
+
+async def _revoke(config: Path | None, name_or_id: str) -> KeyRecord:
+    async with _open_keys(config) as (keys, _):
+        live = [record for record in await keys.everyone() if record.revoked_at is None]
+        found = next((r for r in live if name_or_id in (r.id, r.name)), None)
+        if found is None:
+            raise click.ClickException(f"There is no live key '{name_or_id}'.")
+        return await keys.revoke(found.id)
+
+
+# ── in and out ──────────────────────────────────────────────────────────────────────────────
+
+
+def _parse_limits(limits: Sequence[str]) -> dict[str, Any]:
+    parsed: dict[str, Any] = {}
+    for limit in limits:
+        name, is_pair, value = limit.partition("=")
+        if not is_pair:
+            raise click.BadParameter(f"'{limit}' is not NAME=VALUE", param_hint="--limit")
+        parsed[name] = value
+    return parsed
+
+
+def _parse_expiry(expires: str) -> float:
+    try:
+        return parse_duration(expires)
+    except ValueError as fault:
+        raise click.BadParameter(f"expected {fault}", param_hint="--expires") from None
+
+
+def _row(record: KeyRecord) -> dict[str, Any]:
+    return record.public() | {"state": _state(record)}
+
+
+def _state(record: KeyRecord) -> str:
+    if record.revoked_at is not None:
+        return "revoked"
+    is_over = record.expires_at is not None and record.expires_at <= time.time()
+    return "expired" if is_over else "live"
+
+
+def _show(rows: Sequence[dict[str, Any]], form: str, *, columns: Sequence[str]) -> None:
+    """Rows as a table for a person, or as JSON or CSV for a program, on standard output."""
+    if form == "json":
+        click.echo(json.dumps(rows, indent=2))
+        return
+    cells = [[_cell(name, row.get(name)) for name in columns] for row in rows]
+    if form == "csv":
+        text = io.StringIO()
+        csv.writer(text).writerows([columns, *cells])
+        click.echo(text.getvalue(), nl=False)
+        return
+    table = Table(*columns)
+    for line in cells:
+        table.add_row(*line)
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width).print(table)
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if name == "expires_at":
+        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M")
+    if isinstance(value, dict):
+        return " ".join(f"{key}={item}" for key, item in value.items())
+    return " ".join(value) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,217 @@
+"""`gateway serve`, `gateway demo` and `gateway simulate`: everything that listens.
+
+A demo is a gateway like any other, on a store of its own, in front of a simulated upstream that
+runs in a child process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import click
+from pydantic import SecretStr
+
+from gateway.access.keys import Keys, KeySpec
+from gateway.access.policy import Policy, parse_policy
+from gateway.app import open_store, prepare, serve
+from gateway.catalog import CatalogError
+from gateway.cli.logs import configure_logs
+from gateway.metrics import forget_worker
+from gateway.settings import (
+    Address,
+    ConfigError,
+    ConfigFiles,
+    Settings,
+    find_config,
+    load_settings,
+    read_config,
+)
+from gateway.simulator import SimulatorSettings, open_simulator
+from gateway.store.layout import LayoutMismatch
+from gateway.supervisor import CannotListen, bind_socket, supervise
+
+DEMO_KEY: Final = "demo"
+DEMO_LATENCY_SCALE: Final = 0.2
+DEMO_MODEL: Final = "gpt-image-1.5"
+DEMO_PROMPT: Final = "A cute baby sea otter"
+
+
+def load(config: Path | None, environ: Mapping[str, str]) -> tuple[Settings, Policy, ConfigFiles]:
+    """The configuration as `serve` reads it; what is wrong with it ends the command, in words."""
+    try:
+        files = find_config(config, Path.cwd())
+        settings = load_settings(files.gateway, environ)
+        models = read_config(files.models, environ)
+        return settings, parse_policy(models, file=str(files.models)), files
+    except (ConfigError, CatalogError) as fault:
+        raise click.ClickException(str(fault)) from None
+
+
+def run_gateway(settings: Settings, policy: Policy) -> NoReturn:
+    """Binds, prepares, and supervises the workers until the end."""
+    address = settings.server.listen
+    try:
+        with bind_socket(address.host, address.port) as listener:
+            prepare(settings)
+            click.echo(f"Listening on http://{Address(address.host, listener.getsockname()[1])}")
+            status = supervise(
+                socket=listener,
+                workers=settings.workers.count,
+                serve=partial(serve, settings, policy),
+                on_worker_exit=forget_worker,
+            )
+    except (CannotListen, LayoutMismatch) as fault:
+        raise click.ClickException(str(fault)) from None
+    sys.exit(status)
+
+
+def serve_command(config: Path | None) -> None:
+    """What `gateway serve` does."""
+    settings, policy, _ = load(config, os.environ)
+    if settings.upstream.api_key is None:
+        raise click.ClickException(
+            "UPSTREAM_API_KEY is not set: name the team's key, or try `gateway demo`, "
+            "which needs none."
+        )
+    configure_logs(settings.log_format)
+    run_gateway(settings, policy)
+
+
+def demo_command(config: Path | None) -> None:
+    """What `gateway demo` does."""
+    settings, policy, _ = load(config, os.environ)
+    configure_logs(settings.log_format)
+    address = settings.server.listen
+    try:
+        bind_socket(address.host, address.port).close()
+    except CannotListen as fault:
+        raise click.ClickException(str(fault)) from None
+    with _simulator() as base_url:
+        settings = _demo_settings(settings, base_url)
+        prepare(settings)
+        secret = asyncio.run(_fresh_demo_key(settings))
+        _print_demo(settings, secret)
+        run_gateway(settings, policy)
+
+
+def _demo_settings(settings: Settings, base_url: str) -> Settings:
+    """The same settings on a store of the demo's own, in front of the simulated upstream."""
+    folder = settings.store.data_dir / "demo"
+    upstream = {"base_url": base_url, "api_key": SecretStr("simulated"), "name": "simulated"}
+    return settings.model_copy(
+        update={
+            "store": settings.store.model_copy(update={"redis_url": None, "data_dir": folder}),
+            "upstream": settings.upstream.model_copy(update=upstream),
+        }
+    )
+
+
+async def _fresh_demo_key(settings: Settings) -> str:
+    """A new key; the one of an earlier start opens nothing any more."""
+    async with open_store(settings) as (store, _):
+        keys = Keys(store)
+        for record in await keys.everyone():
+            if record.name == DEMO_KEY and record.revoked_at is None:
+                await keys.revoke(record.id)
+        _, secret = await keys.create(KeySpec(name=DEMO_KEY))
+        return secret
+
+
+def _print_demo(settings: Settings, secret: str) -> None:
+    host = settings.server.listen.host
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    url = f"http://{Address(shown, settings.server.listen.port)}/v1/images/generations"
+    body = f'{{"model": "{DEMO_MODEL}", "prompt": "{DEMO_PROMPT}"}}'
+    ask = (
+        f"curl -sS {url} -H {shlex.quote(f'Authorization: Bearer {secret}')} "
+        f"-H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    )
+    write = (
+        "python3 -c \"import base64, json, sys; open('otter.png', 'wb').write("
+        "base64.b64decode(json.load(sys.stdin)['data'][0]['b64_json']))\""
+    )
+    click.echo(
+        "Image Gateway demo: a real gateway in front of a simulated upstream; nothing is paid.\n\n"
+        f"A picture, into otter.png:\n\n  {ask} | {write}\n\n"
+        f"Again, to see that it came from the cache (Cache-Status: image-gateway; hit):\n\n"
+        f"  {ask} -o otter.json -D -\n"
+    )
+
+
+# ── the simulated upstream ──────────────────────────────────────────────────────────────────
+
+
+def simulate_command(listen: Address, settings: SimulatorSettings) -> None:
+    """What `gateway simulate` does."""
+    configure_logs(None)
+    try:
+        asyncio.run(_simulate(listen, settings))
+    except OSError as fault:
+        raise click.ClickException(
+            f"Cannot listen on {listen}: {fault.strerror}. Choose another one with --listen."
+        ) from None
+    except KeyboardInterrupt:
+        return
+
+
+async def _simulate(listen: Address, settings: SimulatorSettings) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with open_simulator(listen.host, listen.port, settings) as base_url:
+        click.echo(f"Simulated upstream at {base_url}")
+        await stop.wait()
+
+
+@contextmanager
+def _simulator() -> Iterator[str]:
+    """A simulated upstream in a child process that lives as long as this one; its base URL."""
+    reading, writing = os.pipe()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        _run_simulator(writing, parent)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        base_url = pipe.readline().strip()
+    try:
+        yield base_url
+    finally:
+        if os.getpid() == parent:
+            os.kill(pid, signal.SIGTERM)
+            os.waitpid(pid, 0)
+
+
+def _run_simulator(pipe: int, parent: int) -> NoReturn:
+    """In the child: a Ctrl-C is the gateway's to count, which still needs its upstream."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        asyncio.run(_simulate_for(pipe, parent))
+    finally:
+        os._exit(0)
+
+
+async def _simulate_for(pipe: int, parent: int) -> None:
+    settings = SimulatorSettings(latency_scale=DEMO_LATENCY_SCALE)
+    async with open_simulator("127.0.0.1", 0, settings) as base_url:
+        os.write(pipe, f"{base_url}\n".encode())
+        os.close(pipe)
+        while os.getppid() == parent:  # noqa: ASYNC110 - nothing tells of a parent that dies
+            await asyncio.sleep(1.0)
+
+
+def simulator_settings(**given: Any) -> SimulatorSettings:
+    """Settings from options; an unknown fault ends the command, naming the known ones."""
+    try:
+        return SimulatorSettings(**given)
+    except ValueError as fault:
+        raise click.ClickException(str(fault)) from None

@@ -1,0 +1,212 @@
+"""Metrics: the counters and histograms of CONTRACT §11, and their text form.
+
+With several workers each writes its own files in one folder (prometheus_client's multiprocess
+mode, switched on by `PROMETHEUS_MULTIPROC_DIR` before this module is imported), and any worker
+renders the sum. Labels are bounded: a model, size or key that is not on the list is `other`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Collection, Iterable, Mapping
+from datetime import date
+from typing import Final, Protocol
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
+
+from gateway import __version__
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+MOST_KEYS: Final = 500
+"""Keys that have a label of their own: the oldest live ones."""
+
+OTHER: Final = "other"
+
+SECONDS: Final = (0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 90, 120, 180, 300, 600)
+OVERHEAD_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1)
+
+
+class Billed(Protocol):
+    """What the money counters read from a ledger record."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def team(self) -> str | None: ...
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def size(self) -> str | None: ...
+    @property
+    def quality(self) -> str | None: ...
+    @property
+    def outcome(self) -> str: ...
+    @property
+    def images(self) -> int: ...
+    @property
+    def tokens(self) -> Mapping[str, int]: ...
+    @property
+    def cost_micros(self) -> int: ...
+    @property
+    def saved_micros(self) -> int: ...
+
+
+class Metrics:
+    """Everything that this process counts."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self._registry = registry = registry or CollectorRegistry()
+        self._keys: set[str] = set()
+        self._models: Collection[str] = ()
+        self._sizes: Collection[str] = ()
+        self._prices_as_of: date | None = None
+
+        def counter(name: str, said: str, labels: Iterable[str] = ()) -> Counter:
+            return Counter(f"gateway_{name}", said, tuple(labels), registry=registry)
+
+        def gauge(name: str, said: str) -> Gauge:
+            return Gauge(f"gateway_{name}", said, registry=registry, multiprocess_mode="livesum")
+
+        def histogram(
+            name: str,
+            said: str,
+            labels: Iterable[str] = (),
+            *,
+            buckets: Collection[float] = SECONDS,
+        ) -> Histogram:
+            return Histogram(
+                f"gateway_{name}", said, tuple(labels), registry=registry, buckets=tuple(buckets)
+            )
+
+        who = ("key", "team", "model")
+        self.requests = counter(
+            "requests_total", "Answers", ("endpoint", "model", "status", "outcome")
+        )
+        self.duration = histogram(
+            "request_duration_seconds", "From the head of a request to its answer", ("outcome",)
+        )
+        self.overhead = histogram(
+            "overhead_seconds", "Time to answer a hit", buckets=OVERHEAD_SECONDS
+        )
+        self.inflight = gauge("inflight_requests", "Requests being answered")
+        self.flights = gauge("flights", "Purchases under way")
+        self.upstream_requests = counter(
+            "upstream_requests_total", "Attempts to buy", ("model", "status")
+        )
+        self.upstream_duration = histogram(
+            "upstream_duration_seconds", "Length of an attempt to buy", ("model",)
+        )
+        self.upstream_retries = counter("upstream_retries_total", "Attempts after the first")
+        self.tokens = counter("tokens_total", "Tokens charged", (*who, "kind"))
+        self.images = counter("images_total", "Pictures", (*who, "size", "quality", "outcome"))
+        self.cost = counter("cost_usd_total", "US dollars charged", who)
+        self.saved = counter("saved_usd_total", "What pictures that were not bought had cost", who)
+        self.refusals = counter("refusals_total", "Requests refused", ("key", "reason"))
+        self.store_up = Gauge(
+            "gateway_store_up",
+            "Whether the store answered last time",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.store_errors = counter("store_errors_total", "Batches that the store did not answer")
+        self._price_age = Gauge(
+            "gateway_price_table_age_seconds",
+            "Time since the price table was last compared with the price list",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._build = Gauge(
+            "gateway_build_info",
+            "Always 1; says which build this is",
+            ("version", "python"),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._build.labels(__version__, platform.python_version()).set(1)
+
+    def know(self, *, models: Collection[str], sizes: Collection[str], prices_as_of: date) -> None:
+        """Which models and sizes have labels of their own, and how old the price table is."""
+        self._models, self._sizes, self._prices_as_of = models, sizes, prices_as_of
+
+    def know_keys(self, oldest_live: Iterable[str]) -> None:
+        """Which keys have labels of their own; keys not named here follow while there is room."""
+        self._keys = set(list(oldest_live)[:MOST_KEYS])
+
+    def answered(
+        self, *, endpoint: str, model: str | None, status: int, outcome: str, seconds: float
+    ) -> None:
+        """Counts one answer."""
+        self.requests.labels(endpoint, self._model(model), str(status), outcome).inc()
+        self.duration.labels(outcome).observe(seconds)
+        if outcome == "hit":
+            self.overhead.observe(seconds)
+
+    def attempted(self, model: str, status: int | str, seconds: float) -> None:
+        """Counts one attempt to buy."""
+        self.upstream_requests.labels(self._model(model), str(status)).inc()
+        self.upstream_duration.labels(self._model(model)).observe(seconds)
+
+    def retried(self) -> None:
+        """Counts one attempt after the first."""
+        self.upstream_retries.inc()
+
+    def purchased(self, billed: Billed) -> None:
+        """Counts a settled purchase, once."""
+        who = self._who(billed)
+        for kind, count in billed.tokens.items():
+            self.tokens.labels(*who, kind).inc(max(0, count))
+        self.cost.labels(*who).inc(max(0, billed.cost_micros) / 1e6)
+        self.saved.labels(*who).inc(billed.saved_micros / 1e6)
+        self._count_images(billed, max(0, billed.images))
+
+    def served(self, billed: Billed, pictures: int) -> None:
+        """Counts pictures that were answered without a purchase, and what that saved."""
+        self.saved.labels(*self._who(billed)).inc(billed.saved_micros / 1e6)
+        self._count_images(billed, pictures)
+
+    def refused(self, key: str, reason: str) -> None:
+        """Counts one refusal."""
+        self.refusals.labels(self._key(key), reason).inc()
+
+    def _count_images(self, billed: Billed, count: int) -> None:
+        size = billed.size if billed.size in self._sizes else OTHER
+        labels = (*self._who(billed), size, billed.quality or "", billed.outcome)
+        self.images.labels(*labels).inc(count)
+
+    def _who(self, billed: Billed) -> tuple[str, str, str]:
+        return self._key(billed.key), billed.team or "", self._model(billed.model)
+
+    def _key(self, name: str) -> str:
+        if name not in self._keys and len(self._keys) < MOST_KEYS:
+            self._keys.add(name)
+        return name if name in self._keys else OTHER
+
+    def _model(self, model: str | None) -> str:
+        return "" if model is None else model if model in self._models else OTHER
+
+    def render(self) -> bytes:
+        """The text form, over all workers. Takes milliseconds for each thousand series."""
+        if self._prices_as_of is not None:
+            age = time.time() - time.mktime(self._prices_as_of.timetuple())
+            self._price_age.set(max(0.0, age))
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self._registry)
+        everyone = CollectorRegistry()
+        multiprocess.MultiProcessCollector(everyone)  # type: ignore[no-untyped-call]
+        return generate_latest(everyone)
+
+
+def forget_worker(pid: int) -> None:
+    """Called by the parent: a dead worker's gauges count no longer, its counters still do."""
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]

@@ -1,0 +1,586 @@
+"""The story of one purchase: reserve → send → receive → keep → settle.
+
+A purchase is a journal in the store. `reserved` is written before anything is sent and says what
+it may cost; `received` is written after the bytes and says what came; settling closes it, exactly
+once. Each state carries all that the rest of the story needs (`Reserved`, `Received`), so that
+somebody else can finish it when the worker that began it is dead: `recover` enters the same tail.
+
+Who asks and what is answered is `service.py`; that only one of many buys is `cache/flights`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import string
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
+
+import orjson
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.billing import pricing, quota
+from gateway.billing.ledger import Record, record_from_dict, tokens_by_kind
+from gateway.cache.blobs import Blobs, hash_bytes
+from gateway.cache.entries import Entries, picture_from_dict, picture_to_dict
+from gateway.cache.flights import Bought, Flight, Flights
+from gateway.catalog import Model
+from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
+from gateway.images import Account, Amounts, Answered, ImageRequest, Picture, UpstreamPicture, Usage
+from gateway.metrics import Metrics
+from gateway.pictures import BadPicture, PictureFacts, check_picture
+from gateway.store.verbs import (
+    Batch,
+    DeadWorkers,
+    Handle,
+    Journal,
+    OpenJournals,
+    Retire,
+    Settlement,
+    Store,
+    ask,
+)
+
+LEASE_MARGIN_SECONDS: Final = 60.0
+"""How much longer than upstream's deadline a claim holds: time to keep and settle."""
+
+TAIL_PATIENCE_SECONDS: Final = 2.0
+"""How long the callers wait for the store to take a picture before they get it from memory."""
+
+RETRY_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Pauses while the store is away; the last one repeats until it is back."""
+
+THREAD_BYTES: Final = 4 * 1024 * 1024
+"""Pictures above this are checked in a thread; below, checking takes a few milliseconds."""
+
+ID_LETTERS: Final = string.ascii_letters + string.digits
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+class Upstream(Protocol):
+    """Where pictures are bought."""
+
+    async def generate(self, request: ImageRequest, *, pictures: int) -> Answered:
+        """Buys pictures; raises `UpstreamFailure`."""
+
+
+class PurchaseSettings(BaseModel):
+    """What a purchase must know of its surroundings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    worker: str
+    timeout_seconds: float = Field(gt=0)
+    max_picture_bytes: int = Field(gt=0)
+    max_pixels: int = Field(gt=0)
+    dead_after_seconds: float = Field(default=15.0, gt=0)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a request learns of its own purchase, for the headers of its answer."""
+
+    is_open: bool = False
+    """A journal was opened: from now on the purchase leaves the request's ledger record."""
+    cost_micros: int = 0
+    limits: list[quota.LimitState] = field(default_factory=list)
+    """The limits as the settlement left them; empty while nothing is settled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to buy, and for whom."""
+
+    request: ImageRequest
+    model: Model
+    account: Account
+    record: Record
+    """The request's ledger record as far as it is known."""
+    clock: Callable[[], float]
+    """Unix seconds."""
+    tally: Tally = field(default_factory=Tally)
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """The journal's payload before anything came: enough to presume and to let go."""
+
+    purchase: str
+    flight: Flight | None
+    """None for a purchase that nobody shares and nothing stores."""
+    most: Amounts
+    record: Record
+
+    def encode(self) -> bytes:
+        """The payload's bytes."""
+        return orjson.dumps({"reserved": _reserved_to_dict(self)})
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """The journal's payload once the bytes are stored: all that entry and ledger need."""
+
+    reserved: Reserved
+    pictures: Mapping[int, Picture]
+    """Slot that was asked for → picture."""
+    charge: Amounts
+    record: Record
+
+    def encode(self) -> bytes:
+        """The payload's bytes."""
+        return orjson.dumps(
+            {
+                "reserved": _reserved_to_dict(self.reserved),
+                "pictures": {str(n): picture_to_dict(p) for n, p in self.pictures.items()},
+                "charge": asdict(self.charge),
+                "record": asdict(self.record),
+            }
+        )
+
+
+def decode_payload(payload: bytes) -> Reserved | Received:
+    """What a journal's payload says."""
+    said = orjson.loads(payload)
+    reserved = _reserved_from_dict(said["reserved"])
+    if "record" not in said:
+        return reserved
+    return Received(
+        reserved,
+        pictures={int(n): picture_from_dict(p) for n, p in said["pictures"].items()},
+        charge=Amounts(**said["charge"]),
+        record=record_from_dict(said["record"]),
+    )
+
+
+class Purchases:
+    """Buys pictures, and finishes what dead workers have begun."""
+
+    def __init__(
+        self,
+        settings: PurchaseSettings,
+        store: Store,
+        upstream: Upstream,
+        *,
+        entries: Entries,
+        blobs: Blobs,
+        flights: Flights,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._upstream = upstream
+        self._entries = entries
+        self._blobs = blobs
+        self._flights = flights
+        self._metrics = metrics
+
+    # ── the story ───────────────────────────────────────────────────────────────────────────
+
+    async def buy(self, order: Order, flight: Flight) -> Bought:
+        """Buys the slots of a flight; runs in a task that no caller owns.
+
+        Raises what `flights.Buy` says: `LimitExceeded` and `StoreUnavailable` before anything
+        was sent, `UpstreamFailure` after it was settled.
+        """
+        reserved = await self._reserve(order, flight.id, flight, pictures=len(flight.slots))
+        async with self._settling_failures(order, reserved):
+            answered = await self._upstream.generate(order.request, pictures=len(flight.slots))
+            good = await self._check(answered, now=order.clock())
+        received, data = self._receive(order, reserved, answered, good, slots=flight.slots)
+        await self._persist(order, received, data)
+        return Bought(received.pictures, data)
+
+    async def buy_links(self, order: Order) -> Answered:
+        """Buys pictures that are neither shared nor stored, and passes upstream's links on."""
+        reserved = await self._reserve(order, secrets.token_hex(12), None, pictures=order.request.n)
+        async with self._settling_failures(order, reserved):
+            answered = await self._upstream.generate(order.request, pictures=order.request.n)
+            if not any(picture.url for picture in answered.pictures):
+                raise _undelivered("no link came with its answer", answered)
+        received, _ = self._receive(order, reserved, answered, [], slots=())
+        await self._persist(order, received, {})
+        return answered
+
+    async def _reserve(
+        self, order: Order, purchase: str, flight: Flight | None, *, pictures: int
+    ) -> Reserved:
+        estimate = pricing.estimate(order.model, order.request, pictures)
+        record = order.record.but(id=purchase)
+        reserved = Reserved(purchase, flight, estimate.amounts, record)
+        batch = Batch(self._store)
+        lease = self._settings.timeout_seconds + LEASE_MARGIN_SECONDS
+        is_held = flight.extend(batch, seconds=lease) if flight else None
+        reservation = quota.reserve(
+            batch,
+            order.account,
+            purchase,
+            worker=self._settings.worker,
+            most=estimate.amounts,
+            payload=reserved.encode(),
+        )
+        await batch.send()
+        if reservation.answer.refused is not None:
+            raise quota.refuse_reservation(
+                order.account, reservation.answer, estimate.amounts, why=estimate.reason
+            )
+        if is_held is not None and not is_held.answer:
+            await self._let_go(purchase)
+        order.tally.is_open = True
+        return reserved
+
+    async def _let_go(self, purchase: str) -> None:
+        """The claim was lost while reserving took its time: nothing was sent, nothing is owed."""
+        batch = Batch(self._store)
+        quota.settle(batch, purchase, Amounts(), record=None)
+        await batch.send()
+        raise StoreUnavailable("The gateway's store was too slow; nothing was bought.")
+
+    @asynccontextmanager
+    async def _settling_failures(self, order: Order, reserved: Reserved) -> AsyncIterator[None]:
+        """Whatever goes wrong once something may have been sent, the journal is closed."""
+        try:
+            yield
+        except UpstreamFailure as failure:
+            await self._finish_failure(order, reserved, failure)
+            raise
+        except Exception as bug:
+            log.exception("purchase_failed", purchase=reserved.purchase)
+            presumed = UpstreamFailure(
+                "The gateway failed while it was waiting for this picture.",
+                charge=Charge.PRESUMED,
+            )
+            await self._finish_failure(order, reserved, presumed)
+            raise presumed from bug
+
+    async def _check(
+        self, answered: Answered, *, now: float
+    ) -> list[tuple[UpstreamPicture, Picture]]:
+        """The pictures that are complete, in order; raises `UpstreamFailure` if none is."""
+        good = []
+        for picture in answered.pictures:
+            facts = await self._facts(picture.data)
+            if facts is not None and picture.data is not None:
+                good.append((picture, await _stored_picture(picture, facts, created=now)))
+        if not good:
+            raise _undelivered("no complete picture came with its answer", answered)
+        return good
+
+    async def _facts(self, data: bytes | None) -> PictureFacts | None:
+        if data is None:
+            return None
+        limits: dict[str, int] = {
+            "max_bytes": self._settings.max_picture_bytes,
+            "max_pixels": self._settings.max_pixels,
+        }
+        try:
+            if len(data) > THREAD_BYTES:
+                return await asyncio.to_thread(check_picture, data, **limits)
+            return check_picture(data, **limits)
+        except BadPicture as bad:
+            log.warning("bad_picture", reason=str(bad))
+            return None
+
+    def _receive(
+        self,
+        order: Order,
+        reserved: Reserved,
+        answered: Answered,
+        good: Sequence[tuple[UpstreamPicture, Picture]],
+        *,
+        slots: tuple[int, ...],
+    ) -> tuple[Received, dict[str, bytes]]:
+        """Shares usage and cost out among the pictures, and writes the bill."""
+        charge, flags = _bill(order, answered, most=reserved.most)
+        good = good[: len(slots)]
+        if slots and len(good) < len(answered.pictures):
+            flags = (*flags, "undelivered")
+        pictures = _shared_out([picture for _, picture in good], answered, charge.micros)
+        record = reserved.record.but(
+            flags=(*reserved.record.flags, *flags),
+            size=answered.shown.get("size", reserved.record.size),
+            quality=answered.shown.get("quality", reserved.record.quality),
+            images=charge.images,
+            tokens=tokens_by_kind(answered.usage if charge.tokens else None),
+            cost_micros=charge.micros,
+            latency_ms=_latency_ms(order),
+            upstream_request_id=answered.upstream_request_id,
+        )
+        data = {stored.digest: sent.data for sent, stored in good if sent.data is not None}
+        received = Received(reserved, dict(zip(slots, pictures, strict=False)), charge, record)
+        return received, data
+
+    async def _persist(self, order: Order, received: Received, data: Mapping[str, bytes]) -> None:
+        """Keeps and settles; when the store is away the callers do not wait, but this goes on."""
+        order.tally.cost_micros = received.charge.micros
+        tail = self._flights.own(
+            self._tail(order.tally, received, data, account=order.account),
+            name=f"keep {received.reserved.purchase}",
+        )
+        await asyncio.wait({tail}, timeout=TAIL_PATIENCE_SECONDS)
+        if tail.done():
+            tail.result()
+
+    async def _tail(
+        self, tally: Tally, received: Received, data: Mapping[str, bytes], *, account: Account
+    ) -> None:
+        """Bytes first, then the journal, then entry and settlement: each until it succeeded."""
+        for digest, picture in data.items():
+            await _insist(partial(self._blobs.put, digest, picture))
+        await _insist(partial(self._note_received, received))
+        settlement = await _insist(partial(self._finish, received))
+        tally.limits = quota.reservation_states(account, settlement.states)
+
+    async def _note_received(self, received: Received) -> None:
+        batch = Batch(self._store)
+        quota.receive(batch, received.reserved.purchase, received.encode())
+        await batch.send()
+
+    # ── the tail, also entered by recovery ──────────────────────────────────────────────────
+
+    async def _finish(self, received: Received) -> Settlement:
+        """Entry before settlement, both repeatable; then everyone who waits is told."""
+        reserved, flight = received.reserved, received.reserved.flight
+        batch = Batch(self._store)
+        if flight is not None:
+            self._entries.keep(batch, flight.fingerprint, flight.id, pictures=received.pictures)
+        settled = quota.settle(
+            batch, reserved.purchase, received.charge, record=received.record.encode()
+        )
+        if flight is not None:
+            flight.land(batch, received.pictures)
+        await batch.send()
+        if settled.answer.status == "already" and settled.answer.presumed:
+            return await self._correct(received, quota.charged(settled.answer))
+        if settled.answer.status == "settled":
+            self._metrics.purchased(received.record)
+        return settled.answer
+
+    async def _correct(self, received: Received, presumed: Amounts) -> Settlement:
+        """A late answer to a purchase that was presumed: a second record with the difference."""
+        difference = received.charge - presumed
+        record = received.record.but(
+            id=f"{received.record.id}-late",
+            corrects=received.record.id,
+            images=difference.images,
+            cost_micros=difference.micros,
+            flags=(*received.record.flags, "late"),
+        )
+        batch = Batch(self._store)
+        corrected = quota.settle(
+            batch,
+            received.reserved.purchase,
+            received.charge,
+            record=record.encode(),
+            correct=True,
+        )
+        await batch.send()
+        if corrected.answer.status == "corrected":
+            self._metrics.purchased(record)
+        return corrected.answer
+
+    async def _finish_failure(
+        self, order: Order, reserved: Reserved, failure: UpstreamFailure
+    ) -> None:
+        charge = _failure_charge(order, reserved, failure)
+        order.tally.cost_micros = charge.micros
+        record = reserved.record.but(
+            outcome="failed",
+            flags=(*reserved.record.flags, *_failure_flags(failure)),
+            error=failure.code,
+            status=failure.status,
+            images=charge.images,
+            tokens=tokens_by_kind(failure.usage if charge.tokens else None),
+            cost_micros=charge.micros,
+            latency_ms=_latency_ms(order),
+            upstream_request_id=failure.upstream_request_id,
+        )
+        tail = self._flights.own(
+            _insist(partial(self._settle_failure, reserved, failure, charge, record=record)),
+            name=f"settle {reserved.purchase}",
+        )
+        await asyncio.wait({tail}, timeout=TAIL_PATIENCE_SECONDS)
+        if tail.done():
+            order.tally.limits = quota.reservation_states(order.account, tail.result().states)
+
+    async def _settle_failure(
+        self, reserved: Reserved, failure: UpstreamFailure, charge: Amounts, *, record: Record
+    ) -> Settlement:
+        batch = Batch(self._store)
+        settled: Handle[Settlement] = quota.settle(
+            batch,
+            reserved.purchase,
+            charge,
+            record=record.encode(),
+            presumed=failure.charge is Charge.PRESUMED,
+        )
+        if reserved.flight is not None:
+            reserved.flight.fail(batch, failure)
+        await batch.send()
+        if settled.answer.status == "settled":
+            self._metrics.purchased(record)
+        return settled.answer
+
+    # ── recovery ────────────────────────────────────────────────────────────────────────────
+
+    async def recover_dead(self) -> int:
+        """Finishes the purchases of every dead worker; answers how many it closed."""
+        dead = await ask(self._store, DeadWorkers(self._settings.dead_after_seconds))
+        return sum([await self.recover(w) for w in dead if w != self._settings.worker])
+
+    async def recover(self, worker: str) -> int:
+        """Finishes the open journals of a worker that is dead, and forgets it.
+
+        What was received is stored and settled as usual. What was only reserved may have been
+        bought: it is settled at the estimate, flag `presumed` (CONTRACT §8).
+        """
+        journals = await ask(self._store, OpenJournals(worker))
+        for journal in journals:
+            await self._resume(journal)
+        await ask(self._store, Retire(worker))
+        return len(journals)
+
+    async def _resume(self, journal: Journal) -> None:
+        payload = decode_payload(journal.payload)
+        log.info("purchase_recovered", purchase=journal.purchase, state=journal.state)
+        if isinstance(payload, Received):
+            await self._finish(payload)
+            return
+        death = UpstreamFailure(
+            "The gateway's worker died while it was waiting for this picture.",
+            charge=Charge.PRESUMED,
+        )
+        record = payload.record.but(
+            outcome="failed",
+            flags=(*payload.record.flags, "presumed"),
+            error=death.code,
+            status=death.status,
+            images=payload.most.images,
+            cost_micros=payload.most.micros,
+        )
+        await self._settle_failure(payload, death, payload.most, record=record)
+
+
+# ── bills ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _bill(order: Order, answered: Answered, *, most: Amounts) -> tuple[Amounts, tuple[str, ...]]:
+    """What pictures that came are charged, with the flags of CONTRACT §8."""
+    charge = pricing.charge(
+        order.model,
+        order.request,
+        usage=answered.usage,
+        pictures=len(answered.pictures),
+        estimated=most,
+    )
+    flags = []
+    if pricing.is_billed_by_tokens(order.model) and answered.usage is None:
+        flags.append("no_usage")
+    if charge.images > most.images or charge.tokens > most.tokens or charge.micros > most.micros:
+        flags.append("over_estimate")
+    return charge, tuple(flags)
+
+
+def _failure_charge(order: Order, reserved: Reserved, failure: UpstreamFailure) -> Amounts:
+    """The table of CONTRACT §8, for purchases that brought no picture."""
+    if failure.charge in (Charge.FREE, Charge.ASSUMED_FREE):
+        return Amounts()
+    if failure.usage is None or not pricing.is_billed_by_tokens(order.model):
+        return reserved.most
+    return pricing.charge(
+        order.model,
+        order.request,
+        usage=failure.usage,
+        pictures=reserved.most.images,
+        estimated=reserved.most,
+    )
+
+
+def _failure_flags(failure: UpstreamFailure) -> tuple[str, ...]:
+    return () if failure.charge is Charge.FREE else (failure.charge.value,)
+
+
+def _undelivered(what: str, answered: Answered) -> UpstreamFailure:
+    return UpstreamFailure(
+        f"Upstream charged for this request, but {what}.",
+        charge=Charge.UNDELIVERED,
+        usage=answered.usage,
+        upstream_request_id=answered.upstream_request_id,
+    )
+
+
+def _shared_out(pictures: Sequence[Picture], answered: Answered, cost_micros: int) -> list[Picture]:
+    """Gives each picture its integer share of usage and cost; the shares add up."""
+    if not pictures:
+        return []
+    count = len(pictures)
+    usages: Sequence[Usage | None] = (
+        answered.usage.shares(count) if answered.usage is not None else [None] * count
+    )
+    return [
+        replace(
+            picture,
+            usage=usage,
+            cost_micros=cost_micros // count + (i < cost_micros % count),
+            shown=answered.shown,
+        )
+        for i, (picture, usage) in enumerate(zip(pictures, usages, strict=True))
+    ]
+
+
+async def _stored_picture(
+    picture: UpstreamPicture, facts: PictureFacts, *, created: float
+) -> Picture:
+    data = picture.data or b""
+    return Picture(
+        id="".join(secrets.choice(ID_LETTERS) for _ in range(24)),
+        digest=await hash_bytes(data),
+        format=facts.format,
+        width=facts.width,
+        height=facts.height,
+        size_bytes=len(data),
+        created=created,
+        revised_prompt=picture.revised_prompt,
+    )
+
+
+def _latency_ms(order: Order) -> int:
+    return int((order.clock() - order.record.time) * 1000)
+
+
+async def _insist(step: Callable[[], Awaitable[T]]) -> T:
+    """Repeats a repeatable step until the store takes it: what was paid for is not given up."""
+    attempt = 0
+    while True:
+        try:
+            return await step()
+        except StoreUnavailable:
+            pause = RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)]
+            log.warning("store_away", attempt=attempt, pause_seconds=pause)
+            attempt += 1
+            await asyncio.sleep(pause)
+
+
+def _reserved_to_dict(reserved: Reserved) -> dict[str, Any]:
+    return {
+        "purchase": reserved.purchase,
+        "flight": asdict(reserved.flight) if reserved.flight else None,
+        "most": asdict(reserved.most),
+        "record": asdict(reserved.record),
+    }
+
+
+def _reserved_from_dict(data: Mapping[str, Any]) -> Reserved:
+    flight = data["flight"]
+    return Reserved(
+        purchase=data["purchase"],
+        flight=Flight(**{**flight, "slots": tuple(flight["slots"])}) if flight else None,
+        most=Amounts(**data["most"]),
+        record=record_from_dict(data["record"]),
+    )

@@ -1,0 +1,151 @@
+"""From the bytes of a request body to one JSON object, or to the error that says why not.
+
+Python's own `json` reads it, because its hooks see what a faster reader silently repairs:
+duplicate keys, NaN, numbers without end. What the keys mean is `request/validation`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+
+from gateway.errors import InvalidRequest
+
+MAX_LEVELS: Final = 64
+"""Objects and arrays inside one another, the body itself included."""
+
+MAX_DIGITS: Final = 100
+"""Digits of one integer; far above any limit, far below what is slow to convert."""
+
+MAX_ECHO: Final = 200
+"""Characters of a caller's own text that an error message repeats."""
+
+_NOT_JSON: Final = (
+    "We could not parse the JSON body of your request. (HINT: This likely means you aren't using "
+    "your HTTP library correctly. The OpenAI API expects a JSON payload, but what was sent was "
+    "not valid JSON. If you have trouble figuring out how to fix this, please contact us through "
+    "our help center at help.openai.com.)"
+)
+
+_KINDS: Final = (
+    (bool, "a boolean"),  # before int: Python's True is an int, JSON's true is not
+    (int, "an integer"),
+    (float, "a decimal number"),
+    (str, "a string"),
+    (dict, "an object"),
+    (list, "an array"),
+)
+
+
+def parse_body(raw: bytes, content_type: str | None) -> dict[str, object]:
+    """The JSON object in `raw`. An absent Content-Type is read as JSON (CONTRACT §5).
+
+    Raises `InvalidRequest`: WIRE §2 row 22 for another content type, row 21 for what is not JSON
+    (NaN and bytes that are not UTF-8 included), and its own messages for what is JSON but means
+    nothing safe: duplicate keys, lone surrogates, more than 64 levels, endless numbers, or
+    something else than an object.
+    """
+    _check_content_type(content_type)
+    body = _parse_json(raw)
+    if not isinstance(body, dict):
+        kind = describe_kind(body)
+        message = f"Invalid type for the request body: expected an object, but got {kind} instead."
+        raise InvalidRequest(message, code="invalid_type")
+    for key, value in body.items():
+        _check_text(key, at=key)
+        _check_value(value, at=key, level=2)
+    return body
+
+
+def describe_kind(value: object) -> str:
+    """What JSON calls the value, with its article, in the words of WIRE §2 row 9."""
+    return next((words for kind, words in _KINDS if isinstance(value, kind)), "null")
+
+
+def shorten(text: str) -> str:
+    """The text as a message may repeat it: at most `MAX_ECHO` characters."""
+    return text if len(text) <= MAX_ECHO else f"{text[:MAX_ECHO]}…"
+
+
+def _check_content_type(content_type: str | None) -> None:
+    media_type = (content_type or "").partition(";")[0].strip().lower()
+    if media_type in ("", "application/json"):
+        return
+    shown = shorten((content_type or "").strip())
+    raise InvalidRequest(
+        f"Unsupported content type: '{shown}'. This API method only accepts 'application/json' "
+        f"requests, but you specified the header 'Content-Type: {shown}'. Please try again with "
+        "a supported content type.",
+        code="unsupported_content_type",
+    )
+
+
+def _parse_json(raw: bytes) -> object:
+    try:
+        return json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_constant=_refuse_constant,
+            parse_int=_integer,
+        )
+    except ValueError:
+        raise InvalidRequest(_NOT_JSON) from None
+    except RecursionError:
+        raise _too_deep() from None
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _unreadable(f"the key '{_printable(key)}' appears twice")
+        found[key] = value
+    return found
+
+
+def _refuse_constant(_name: str) -> NoReturn:
+    raise InvalidRequest(_NOT_JSON)
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise _unreadable(f"a number has more than {MAX_DIGITS} digits")
+    return int(digits)
+
+
+def _check_value(value: object, *, at: str, level: int) -> None:
+    """Refuses nesting and lone surrogates anywhere below the body's key `at`."""
+    if isinstance(value, str):
+        _check_text(value, at=at)
+    if not isinstance(value, dict | list):
+        return
+    if level > MAX_LEVELS:
+        raise _too_deep(f", in '{_printable(at)}'")
+    for inner in value:
+        _check_value(inner, at=at, level=level + 1)
+    if isinstance(value, dict):
+        for inner in value.values():
+            _check_value(inner, at=at, level=level + 1)
+
+
+def _check_text(text: str, *, at: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        message = f"'{_printable(at)}' holds a lone surrogate, half of a character"
+        raise _unreadable(message) from None
+
+
+def _too_deep(where: str = "") -> InvalidRequest:
+    return _unreadable(f"it is nested deeper than {MAX_LEVELS} levels{where}")
+
+
+def _unreadable(problem: str) -> InvalidRequest:
+    """JSON by the letter, but refused. Like WIRE §2 row 21 it has neither param nor code."""
+    return InvalidRequest(f"We could not read the JSON body of your request: {problem}.")
+
+
+def _printable(key: str) -> str:
+    """A key that a message can carry: short, and encodable whatever it was."""
+    return shorten(key.encode("utf-8", "backslashreplace").decode())

@@ -1,0 +1,339 @@
+"""The story of one request: admit → look up → hit, or wait, or buy → answer.
+
+It owns the order of the steps and nothing else. Each step is a room's: what is valid is
+`request/`, who may ask is `access/`, what is counted is `billing/`, what is kept and who buys is
+`cache/`. One purchase is told in `purchase.py`. HTTP is `api/`, which hands in a `Call` and
+renders the `Answer`. The first file to read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from gateway.access.keys import Key, Keys
+from gateway.access.policy import Policy
+from gateway.billing import quota
+from gateway.billing.ledger import Ledger, Outcome, Record, draft
+from gateway.billing.quota import LimitState
+from gateway.cache.blobs import Blobs
+from gateway.cache.entries import Entries, Held, fresh_pictures
+from gateway.cache.flights import Bought, Flight, Flights, Landing
+from gateway.catalog import Model
+from gateway.errors import GatewayError, InvalidRequest, LimitExceeded, UpstreamFailure
+from gateway.images import Account, ImageRequest, Picture, UpstreamPicture
+from gateway.metrics import Metrics
+from gateway.purchase import Order, Purchases, Tally
+from gateway.request.body import parse_body
+from gateway.request.fingerprint import fingerprint
+from gateway.request.validation import validate
+from gateway.store.verbs import Batch, Entry, Store
+
+SCOPE: Final = "global"
+"""The name space that every key reads and writes (CONTRACT §6 *Scope*)."""
+
+STALE_KEY_ATTEMPTS: Final = 3
+"""How often a request starts over because its key was changed meanwhile."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One authenticated request, as it arrives, and what is learnt of it on its way."""
+
+    request_id: str
+    time: float
+    """Unix seconds at which its head was read."""
+    key: Key
+    secret: str
+    policy: Policy
+    content_type: str | None
+    read: Callable[[], Awaitable[bytes]]
+    """Reads the body; raises the 408 or 413 that a bad one deserves."""
+    record: Record
+    tally: Tally = field(default_factory=Tally)
+    limits: list[LimitState] = field(default_factory=list)
+
+    @property
+    def account(self) -> Account:
+        """Who this call is counted for."""
+        return self.key.account
+
+    @property
+    def latest_limits(self) -> list[LimitState]:
+        """The key's limits as they were last seen: a purchase's view replaces the admission's."""
+        newer = {state.limit.name: state for state in self.tally.limits}
+        return [newer.get(state.limit.name, state) for state in self.limits]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a request is answered with, before it is rendered."""
+
+    request: ImageRequest
+    outcome: Outcome
+    pictures: tuple[tuple[Picture, bytes], ...] = ()
+    """In slot order."""
+    links: tuple[UpstreamPicture, ...] = ()
+    """Upstream's own links, where the answer neither reads nor writes the cache."""
+    fingerprint: str | None = None
+    """None when the cache was bypassed."""
+    ttl_seconds: int = 0
+    """Of a hit: until its first picture expires."""
+    saved_micros: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A valid request, and where its answer would lie."""
+
+    request: ImageRequest
+    model: Model
+    fingerprint: str
+
+
+class Service:
+    """Answers image requests."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        upstream_name: str,
+        keys: Keys,
+        entries: Entries,
+        blobs: Blobs,
+        flights: Flights,
+        purchases: Purchases,
+        ledger: Ledger,
+        metrics: Metrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._upstream_name = upstream_name
+        self._keys = keys
+        self._entries = entries
+        self._blobs = blobs
+        self._flights = flights
+        self._purchases = purchases
+        self._ledger = ledger
+        self._metrics = metrics
+        self._clock = clock
+
+    async def generate(self, call: Call) -> Answer:
+        """Answers one call and leaves one ledger record. Raises `GatewayError`."""
+        call.record = draft(call.account, request_id=call.request_id, time=call.time)
+        try:
+            answer = await self._answer(call)
+        except GatewayError as error:
+            self._note_error(call, error)
+            raise
+        self._note_answer(call, answer)
+        return answer
+
+    async def _answer(self, call: Call) -> Answer:
+        question = await self._understand(call)
+        entry = await self._admit_and_look_up(call, question)
+        if question.request.response_format == "url":
+            return await self._pass_through(call, question)
+        held = fresh_pictures(entry, question.request.slots)
+        pictures = await self._with_bytes(question, {slot: h.picture for slot, h in held.items()})
+        landing = await self._get_missing(call, question, pictures)
+        return await self._serve(question, held, pictures, landing)
+
+    # ── the steps ───────────────────────────────────────────────────────────────────────────
+
+    async def _understand(self, call: Call) -> Question:
+        """Validates the body and says where its answer would lie."""
+        body = parse_body(await call.read(), call.content_type)
+        catalog = call.policy.catalog
+        request = validate(body, catalog, allowed_models=call.key.models)
+        model = catalog.models[request.model]
+        place = fingerprint(
+            request,
+            cache_epoch=model.cache_epoch,
+            upstream_name=self._upstream_name,
+            scope=SCOPE,
+        )
+        call.record = call.record.but(
+            user=request.user,
+            model=request.model,
+            size=_effective(model, request, "size"),
+            quality=_effective(model, request, "quality"),
+            n=request.n,
+            fingerprint=place,
+            prompt_hmac=await self._ledger.prompt_hmac(request.prompt),
+        )
+        _refuse_streams(request)
+        return Question(request, model, place)
+
+    async def _admit_and_look_up(self, call: Call, question: Question) -> Entry:
+        """One round trip: the key is still what we think, it may ask, and what the entry holds."""
+        for _ in range(STALE_KEY_ATTEMPTS):
+            batch = Batch(self._store)
+            admission = quota.admit(batch, call.account)
+            entry = self._entries.look_up(batch, question.fingerprint)
+            await batch.send()
+            if admission.answer.record is None:
+                call.limits = quota.admission_states(call.account, admission.answer)
+                if admission.answer.refused is not None:
+                    raise quota.refuse_admission(call.account, admission.answer)
+                return entry.answer
+            await self._start_over(call, question, admission.answer.record)
+        raise GatewayError("The key is being changed; try again.", status=503)
+
+    async def _start_over(self, call: Call, question: Question, record: bytes) -> None:
+        """The key was changed or revoked: from here on its new record holds."""
+        self._keys.learn(call.secret, record)
+        call.key = await self._keys.authenticate(call.secret)
+        allowed = call.key.models
+        if allowed is not None and question.request.model not in allowed:
+            raise InvalidRequest(
+                f"The key does not have access to model `{question.request.model}`.",
+                status=403,
+                code="model_not_found",
+            )
+
+    async def _get_missing(
+        self, call: Call, question: Question, pictures: Mapping[int, tuple[Picture, bytes]]
+    ) -> Landing:
+        """Waits for, or buys, what the entry does not hold."""
+        missing = [slot for slot in question.request.slots if slot not in pictures]
+
+        async def buy(flight: Flight) -> Bought:
+            is_whole = len(flight.slots) == question.request.n
+            record = call.record.but(
+                outcome="bought" if is_whole else "partial",
+                saved_micros=sum(picture.cost_micros for picture, _ in pictures.values()),
+            )
+            return await self._purchases.buy(self._order(call, question, record), flight)
+
+        return await self._flights.run(question.fingerprint, missing, buy=buy)
+
+    async def _serve(
+        self,
+        question: Question,
+        held: Mapping[int, Held],
+        pictures: Mapping[int, tuple[Picture, bytes]],
+        landing: Landing,
+    ) -> Answer:
+        """All pictures that there are, in slot order; an error only when there is none."""
+        landed = await self._with_bytes(question, landing.pictures, in_memory=landing.data)
+        all_pictures = {**pictures, **landed}
+        if not all_pictures:
+            raise landing.own_error or landing.flight_error or _nothing_came()
+        return Answer(
+            question.request,
+            outcome=_outcome(landing, count=len(all_pictures)),
+            pictures=tuple(all_pictures[slot] for slot in sorted(all_pictures)),
+            fingerprint=question.fingerprint,
+            ttl_seconds=min((h.ttl_seconds for h in {**held, **landing.held}.values()), default=0),
+            saved_micros=sum(
+                picture.cost_micros
+                for slot, (picture, _) in all_pictures.items()
+                if slot not in landing.bought
+            ),
+        )
+
+    async def _pass_through(self, call: Call, question: Question) -> Answer:
+        """A `url` answer: bought in an owned task like any other, but neither read nor stored."""
+        record = call.record.but(outcome="bought")
+        order = self._order(call, question, record)
+        bought = await self._flights.own_shielded(
+            self._purchases.buy_links(order), name=f"purchase for {call.request_id}"
+        )
+        return Answer(question.request, outcome="bought", links=bought.pictures)
+
+    async def _with_bytes(
+        self,
+        question: Question,
+        pictures: Mapping[int, Picture],
+        *,
+        in_memory: Mapping[str, bytes] | None = None,
+    ) -> dict[int, tuple[Picture, bytes]]:
+        """Each picture with its bytes; slots whose bytes are gone or damaged are emptied."""
+        found: dict[int, tuple[Picture, bytes]] = {}
+        for slot, picture in pictures.items():
+            data = (in_memory or {}).get(picture.digest) or await self._blobs.get(picture.digest)
+            if data is not None:
+                found[slot] = (picture, data)
+        if lost := {slot: p for slot, p in pictures.items() if slot not in found}:
+            batch = Batch(self._store)
+            self._entries.clear(batch, question.fingerprint, lost)
+            await batch.send()
+        return found
+
+    def _order(self, call: Call, question: Question, record: Record) -> Order:
+        return Order(
+            question.request,
+            question.model,
+            call.account,
+            record=record,
+            clock=self._clock,
+            tally=call.tally,
+        )
+
+    # ── the books ───────────────────────────────────────────────────────────────────────────
+
+    def _note_answer(self, call: Call, answer: Answer) -> None:
+        """A request that opened a purchase left its record with that."""
+        if call.tally.is_open:
+            return
+        record = call.record.but(
+            outcome=answer.outcome,
+            saved_micros=answer.saved_micros,
+            latency_ms=self._latency_ms(call),
+        )
+        self._ledger.note(record)
+        self._metrics.served(record, len(answer.pictures))
+
+    def _note_error(self, call: Call, error: GatewayError) -> None:
+        if call.tally.is_open:
+            return
+        is_follower = isinstance(error, UpstreamFailure)
+        record = call.record.but(
+            outcome="collapsed" if is_follower else "refused",
+            flags=("flight_failed",) if is_follower else (),
+            error=error.code,
+            status=error.status,
+            latency_ms=self._latency_ms(call),
+        )
+        self._ledger.note(record)
+        if not is_follower:
+            self._metrics.refused(call.account.key_name, _reason(error))
+
+    def _latency_ms(self, call: Call) -> int:
+        return int((self._clock() - call.time) * 1000)
+
+
+def _effective(model: Model, request: ImageRequest, name: str) -> str | None:
+    """A parameter's value as it holds: what was asked, or the model's default."""
+    if name in request.parameters:
+        return str(request.parameters[name])
+    spec = model.parameters.get(name)
+    return None if spec is None else str(spec.default)
+
+
+def _outcome(landing: Landing, *, count: int) -> Outcome:
+    if landing.bought:
+        return "bought" if len(landing.bought) == count else "partial"
+    return "collapsed" if landing.followed else "hit"
+
+
+def _reason(error: GatewayError) -> str:
+    return error.reason if isinstance(error, LimitExceeded) else error.code or str(error.status)
+
+
+def _refuse_streams(request: ImageRequest) -> None:
+    if request.stream:
+        raise InvalidRequest(
+            "This gateway does not stream images. Send the request without 'stream'.",
+            param="stream",
+            code="unsupported_parameter",
+        )
+
+
+def _nothing_came() -> GatewayError:
+    return GatewayError(
+        "No picture came of this request.", status=502, code="upstream_error", source="upstream"
+    )

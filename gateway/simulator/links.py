@@ -1,0 +1,81 @@
+"""Links to pictures, like those of the storage behind the real service (WIRE §6).
+
+They carry a signature in the query that has to come back byte for byte, they expire, and they
+refuse a request that brings an Authorization header.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+from urllib.parse import quote
+
+LINK_SECONDS: Final = 3600
+_MOST_FILES: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class LinkedFile:
+    """A picture behind a link."""
+
+    data: bytes
+    query: str
+    """As it stands in the link, escapes and all."""
+    expires_at: float
+    """Unix seconds."""
+
+
+class Links:
+    """The last pictures that were given away as links."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[str, LinkedFile] = OrderedDict()
+
+    def add(self, data: bytes, *, created: float, lifetime_seconds: float) -> str:
+        """Keeps a PNG; answers the link's path and query."""
+        name = f"img-{_word(24)}.png"
+        expires_at = created + lifetime_seconds
+        query = _signed_query(start=created - LINK_SECONDS, end=expires_at)
+        self._files[name] = LinkedFile(data, query, expires_at)
+        if len(self._files) > _MOST_FILES:
+            self._files.popitem(last=False)
+        return f"/_sim/files/{name}?{query}"
+
+    def open(self, name: str, query: str, *, now: float) -> bytes | None:
+        """The picture; None for a link that is unknown, changed or too old."""
+        file = self._files.get(name)
+        if file is None or file.query != query or now >= file.expires_at:
+            return None
+        return file.data
+
+
+def _word(length: int) -> str:
+    alphabet = "ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz23456789"
+    return "".join(secrets.choice(alphabet) for _ in range(length))
+
+
+def _signed_query(*, start: float, end: float) -> str:
+    # The fixed first bytes put a plus and a slash into the base64, and so escapes into the link.
+    signature = base64.b64encode(b"\xfb\xff\xbf" + secrets.token_bytes(29)).decode()
+    return (
+        f"st={quote(_stamp(start), safe='')}&se={quote(_stamp(end), safe='')}&sp=r"
+        "&sv=2024-08-04&sr=b&rscd=inline&rsct=image/png"
+        f"&skv=2024-08-04&sig={quote(signature, safe='')}"
+    )
+
+
+def _stamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def denied_page() -> str:
+    """What the storage answers instead of a picture, with status 403."""
+    return (
+        '<?xml version="1.0" encoding="utf-8"?><Error><Code>AuthenticationFailed</Code>'
+        "<Message>Server failed to authenticate the request. Make sure the value of "
+        "Authorization header is formed correctly including the signature.</Message></Error>"
+    )

@@ -1,0 +1,339 @@
+"""The simulated upstream as an HTTP server (CONTRACT §10).
+
+    POST /v1/images/generations   also without /v1
+    GET  /v1/models, /v1/models/{id}
+    GET  /_sim/files/img-….png    the pictures behind `url`
+    GET  /_sim/calls              the calls received, oldest first; DELETE forgets them
+    PUT  /_sim/faults             a JSON list of faults, one for each of the next calls
+    GET  /healthz
+
+What a body may hold is `check`; what can go wrong is `faults`; the 200 is `answer`, and how it
+goes out, whole or not, is `sending`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import orjson
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from gateway.simulator.answer import Making, make_answer
+from gateway.simulator.check import Order, check_body, parse_body
+from gateway.simulator.faults import BadFault, Fault, FaultPlan, parse_fault, refusal_of
+from gateway.simulator.links import LINK_SECONDS, Links, denied_page
+from gateway.simulator.refusals import (
+    Refusal,
+    no_key,
+    refuse,
+    unknown_path,
+    wrong_key,
+    wrong_method,
+)
+from gateway.simulator.sending import Gone, hang_up, is_connected, send_answer
+from gateway.simulator.table import MODELS
+
+_MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+_MOST_CALLS: Final = 10_000
+_POLL_SECONDS: Final = 0.05
+"""How often a call that is kept waiting looks whether its caller is still there."""
+
+
+class SimulatorSettings(BaseModel):
+    """How the simulated upstream behaves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    latency_scale: float = Field(default=1.0, ge=0)
+    """Part of the real service's latency; 0 for none."""
+    faults: tuple[str, ...] = ()
+    """Played together by every call that asks for none itself."""
+    api_key: str | None = Field(default=None, repr=False)
+    """The only key that is accepted; None accepts anything, also no key."""
+    small_pictures: bool = False
+    """Pictures of a sixteenth of the asked width and height, at least 16 pixels; the answers
+    still say the asked size. For tests and benchmarks, where drawing would take the time."""
+
+    @field_validator("faults")
+    @classmethod
+    def _faults_are_known(cls, faults: tuple[str, ...]) -> tuple[str, ...]:
+        for fault in faults:
+            parse_fault(fault)
+        return faults
+
+
+@dataclass(slots=True)
+class Call:
+    """A call received. Its later fields are filled in while it is answered."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    """Names in lower case; of keys only the last 4 characters."""
+    time: float
+    """Unix seconds."""
+    body: Any = None
+    """The parsed JSON; None if there was none."""
+    fault: str | None = None
+    """The faults played, with commas; None for none."""
+    status: int | None = None
+    """None while under way, and when the caller got no whole answer."""
+
+
+_CALL: Final = web.RequestKey("call", Call)
+_REQUEST_ID: Final = web.RequestKey("request_id", str)
+_STARTED: Final = web.RequestKey("started", float)
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Simulator:
+    """The handlers, and what they remember."""
+
+    def __init__(self, settings: SimulatorSettings) -> None:
+        self._settings = settings
+        self._plan = FaultPlan(map(parse_fault, settings.faults))
+        self._links = Links()
+        self._calls: deque[Call] = deque(maxlen=_MOST_CALLS)
+        self._stopping = asyncio.Event()
+
+    def routes(self) -> list[web.AbstractRouteDef]:
+        """The URL table."""
+        return [
+            web.post("/v1/images/generations", self.generate),
+            web.post("/images/generations", self.generate),
+            web.get("/v1/models", self.list_models),
+            web.get("/models", self.list_models),
+            web.get("/v1/models/{name}", self.show_model),
+            web.get("/_sim/files/{name}", self.send_file),
+            web.get("/_sim/calls", self.list_calls),
+            web.delete("/_sim/calls", self.forget_calls),
+            web.put("/_sim/faults", self.queue_faults),
+            web.get("/healthz", self.say_alive),
+        ]
+
+    async def stop(self, _app: web.Application) -> None:
+        """Ends the calls that are kept waiting."""
+        self._stopping.set()
+
+    @web.middleware
+    async def observe(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """Records calls to the API, and turns refusals into answers."""
+        request[_REQUEST_ID] = f"req_{secrets.token_hex(16)}"
+        request[_STARTED] = time.monotonic()
+        call = Call(request.method, request.path, _shown_headers(request), time.time())
+        request[_CALL] = call
+        if not request.path.startswith(("/_sim/", "/healthz")):
+            self._calls.append(call)
+        try:
+            response = await _answered(request, handler)
+        except Gone:
+            hang_up(request)
+            return web.Response()
+        call.status = response.status
+        return response
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        """The images endpoint: authenticate, check, play, answer."""
+        self._authenticate(request)
+        call = request[_CALL]
+        call.body = parse_body(await request.read(), request.headers.get("Content-Type"))
+        order = check_body(call.body)
+        faults = self._choose_faults(request, order)
+        call.fault = ", ".join(fault.text for fault in faults) or None
+        await self._wait(request, order, faults)
+        for fault in faults:
+            refusal = refusal_of(fault, model=order.model.name, request_id=request[_REQUEST_ID])
+            if refusal is not None:
+                raise refusal
+        names = frozenset(fault.name for fault in faults)
+        making = self._making(request, names)
+        body = await asyncio.to_thread(make_answer, order, making)
+        return await send_answer(request, body, faults)
+
+    def _authenticate(self, request: web.Request) -> None:
+        if self._settings.api_key is None:
+            return
+        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise no_key()
+        if not secrets.compare_digest(key.strip().encode(), self._settings.api_key.encode()):
+            raise wrong_key(key.strip())
+
+    def _choose_faults(self, request: web.Request, order: Order) -> tuple[Fault, ...]:
+        try:
+            return self._plan.choose(order.prompt, request.headers.get("X-Sim-Fault"))
+        except BadFault as error:
+            raise refuse(str(error), code="unknown_fault") from None
+
+    async def _wait(self, request: web.Request, order: Order, faults: tuple[Fault, ...]) -> None:
+        """The model's latency, which grows a little with n, and what faults add to it."""
+        model = order.model
+        seconds = model.latency_seconds[order.quality] * (1 + 0.1 * (order.n - 1))
+        seconds *= self._settings.latency_scale
+        seconds += sum(float(f.value or 5) for f in faults if f.name == "slow")
+        if seconds:
+            await asyncio.sleep(seconds)
+        if any(fault.name == "hang" for fault in faults):
+            await self._hang(request)
+
+    async def _hang(self, request: web.Request) -> None:
+        while is_connected(request) and not self._stopping.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), _POLL_SECONDS)
+        raise Gone
+
+    def _making(self, request: web.Request, faults: frozenset[str]) -> Making:
+        created = int(time.time())
+        lifetime = -1 if "expired-url" in faults else LINK_SECONDS
+
+        def link(data: bytes) -> str:
+            path = self._links.add(data, created=created, lifetime_seconds=lifetime)
+            return f"{request.url.origin()}{path}"
+
+        return Making(created, faults, is_small=self._settings.small_pictures, link=link)
+
+    async def list_models(self, request: web.Request) -> web.Response:
+        """`GET /v1/models`."""
+        self._authenticate(request)
+        return _json({"object": "list", "data": [_model_object(name) for name in MODELS]})
+
+    async def show_model(self, request: web.Request) -> web.Response:
+        """`GET /v1/models/{name}`."""
+        self._authenticate(request)
+        name = request.match_info["name"]
+        if name not in MODELS:
+            message = f"The model '{name}' does not exist"
+            raise refuse(message, status=404, param="model", code="model_not_found")
+        return _json(_model_object(name))
+
+    async def send_file(self, request: web.Request) -> web.Response:
+        """The picture behind a link, or the storage's 403."""
+        query = request.rel_url.raw_query_string
+        data = self._links.open(request.match_info["name"], query, now=time.time())
+        if data is None or "Authorization" in request.headers:
+            return web.Response(status=403, text=denied_page(), content_type="application/xml")
+        return web.Response(body=data, content_type="image/png")
+
+    async def list_calls(self, _request: web.Request) -> web.Response:
+        """`GET /_sim/calls`: a JSON list of `Call`, oldest first."""
+        return _json([asdict(call) for call in self._calls])
+
+    async def forget_calls(self, _request: web.Request) -> web.Response:
+        """`DELETE /_sim/calls`."""
+        self._calls.clear()
+        return web.Response(status=204)
+
+    async def queue_faults(self, request: web.Request) -> web.Response:
+        """`PUT /_sim/faults`: replaces the list of faults for the next calls."""
+        faults = parse_body(await request.read(), None)
+        if not isinstance(faults, list) or not all(isinstance(f, str) for f in faults):
+            raise refuse('A list of faults is a JSON list of strings, like ["status=500"].')
+        try:
+            self._plan.queue([parse_fault(fault) for fault in faults])
+        except BadFault as error:
+            raise refuse(str(error), code="unknown_fault") from None
+        return web.Response(status=204)
+
+    async def say_alive(self, _request: web.Request) -> web.Response:
+        """`GET /healthz`."""
+        return _json({"status": "ok"})
+
+
+async def _answered(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except Refusal as refusal:
+        return _refused(refusal)
+    except web.HTTPNotFound:
+        return _refused(unknown_path(request.method, request.path))
+    except web.HTTPMethodNotAllowed as error:
+        not_allowed = wrong_method(request.method, request.path)
+        not_allowed.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+        return _refused(not_allowed)
+    except web.HTTPRequestEntityTooLarge:
+        return _refused(refuse("The request body is too large.", status=413))
+
+
+def _refused(refusal: Refusal) -> web.Response:
+    return web.Response(
+        status=refusal.status,
+        text=refusal.body,
+        content_type=refusal.content_type,
+        headers=refusal.headers,
+    )
+
+
+def _json(value: Any) -> web.Response:
+    return web.Response(body=orjson.dumps(value), content_type="application/json")
+
+
+def _model_object(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 1_745_000_000, "owned_by": "system"}
+
+
+def _shown_headers(request: web.Request) -> dict[str, str]:
+    shown = {name.lower(): value for name, value in request.headers.items()}
+    for name in ("authorization", "api-key"):
+        if name in shown:
+            shown[name] = shown[name][-4:]
+    return shown
+
+
+async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """The service's headers, and the noise that a gateway must not pass on (WIRE §3, §8)."""
+    response.headers["server"] = "cloudflare"
+    response.headers["cf-ray"] = f"{secrets.token_hex(8)}-AMS"
+    if response.content_type != "application/json" or _REQUEST_ID not in request:
+        return
+    elapsed = time.monotonic() - request[_STARTED]
+    response.headers.update(
+        {
+            "x-request-id": request[_REQUEST_ID],
+            "openai-processing-ms": str(round(elapsed * 1000)),
+            "openai-version": "2020-10-01",
+            "openai-organization": "org-simulated",
+            "openai-project": "proj_simulated",
+            "access-control-expose-headers": "X-Request-ID",
+            "strict-transport-security": "max-age=31536000; includeSubDomains; preload",
+            "x-content-type-options": "nosniff",
+            "cf-cache-status": "DYNAMIC",
+            "set-cookie": f"__cf_bm={secrets.token_urlsafe(16)}; path=/; HttpOnly; Secure",
+            "alt-svc": 'h3=":443"; ma=86400',
+        }
+    )
+
+
+def create_simulator(settings: SimulatorSettings) -> web.Application:
+    """The simulated upstream as an application; does no I/O."""
+    simulator = Simulator(settings)
+    app = web.Application(middlewares=[simulator.observe], client_max_size=_MAX_BODY_BYTES)
+    app.add_routes(simulator.routes())
+    app.on_response_prepare.append(add_headers)
+    app.on_shutdown.append(simulator.stop)
+    return app
+
+
+@asynccontextmanager
+async def open_simulator(host: str, port: int, settings: SimulatorSettings) -> AsyncIterator[str]:
+    """Serves until left; yields the base URL, `http://host:port/v1`. Port 0 takes a free one.
+
+    Raises `OSError` when the address is in use. Calls under way are cut off at the end.
+    """
+    runner = web.AppRunner(create_simulator(settings), access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        bound = runner.addresses[0]
+        shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+        yield f"http://{shown}:{bound[1]}/v1"
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,170 @@
+"""Picture bytes as files: `root/ab/<digest>`, one file a picture, by content hash.
+
+A file's modification time is the moment from which it counts as gone; its last real change is
+nobody's business. Several processes may use one folder: files appear whole, by a rename, and
+hold what their name says. Bytes in Redis are `redis`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import itertools
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from gateway.errors import StoreUnavailable
+
+STALE_SECONDS: Final = 3600.0
+"""A temporary file this old was left behind by a process that died."""
+
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_TEMPORARY: Final = "tmp-"
+
+
+class FolderBlobs:
+    """A `verbs.BlobStore` in a folder of this machine.
+
+    `clock` answers Unix seconds. Folders are made as they are needed (0700). Every verb raises
+    `StoreUnavailable` when the disk fails, and `ValueError` for a digest that is no SHA-256.
+    """
+
+    def __init__(self, root: Path, clock: Callable[[], float] = time.time) -> None:
+        self._root = root
+        self._clock = clock
+
+    async def put(self, digest: str, data: bytes, lifetime_seconds: float) -> None:
+        """Stores bytes for at least `lifetime_seconds` from now; repeating it only prolongs."""
+        path = self._path(digest)
+        await asyncio.to_thread(self._put, path, data, expires_at=self._clock() + lifetime_seconds)
+
+    async def get(self, digest: str) -> bytes | None:
+        """The bytes, or None when they are gone or their time is over."""
+        return await asyncio.to_thread(self._get, self._path(digest))
+
+    async def delete(self, digest: str) -> None:
+        """Removes them, if they are there."""
+        await asyncio.to_thread(self._delete, self._path(digest))
+
+    async def sweep(self, limit: int) -> int:
+        """Removes up to `limit` files whose time is over, or that are half-written and old."""
+        return await asyncio.to_thread(self._sweep, limit)
+
+    def _path(self, digest: str) -> Path:
+        """A digest becomes a path, so nothing but a digest may pass."""
+        if not _DIGEST.fullmatch(digest):
+            raise ValueError("a blob's name is a SHA-256 in lower-case hex")
+        return self._root / digest[:2] / digest
+
+    def _put(self, path: Path, data: bytes, *, expires_at: float) -> None:
+        with _disk_errors():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with self._locked():
+                if self._prolong(path, expires_at):
+                    return
+            self._create(path, data, expires_at=expires_at)
+
+    def _create(self, path: Path, data: bytes, *, expires_at: float) -> None:
+        """Writes beside the place and renames: whoever looks sees all of it or nothing."""
+        temporary = _write_aside(path.parent, data)
+        try:
+            with self._locked():
+                if not self._prolong(path, expires_at):  # nobody else was faster
+                    os.utime(temporary, (expires_at, expires_at))
+                    temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+    def _prolong(self, path: Path, expires_at: float) -> bool:
+        """Whether the bytes are there already; then they live at least until `expires_at`."""
+        modified = _modified(path)
+        if modified is None or modified <= self._clock():
+            return False
+        with contextlib.suppress(FileNotFoundError):  # deleted this moment
+            os.utime(path, (max(modified, expires_at),) * 2)
+            return True
+        return False
+
+    def _get(self, path: Path) -> bytes | None:
+        with _disk_errors(), contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            if os.fstat(file.fileno()).st_mtime > self._clock():
+                return file.read()
+        return None
+
+    def _delete(self, path: Path) -> None:
+        with _disk_errors():
+            path.unlink(missing_ok=True)
+
+    def _sweep(self, limit: int) -> int:
+        with _disk_errors():
+            over = (path for path in self._root.glob("??/*") if self._remove_if_over(path))
+            return sum(1 for _ in itertools.islice(over, limit))
+
+    def _remove_if_over(self, path: Path) -> bool:
+        grace = STALE_SECONDS if path.name.startswith(_TEMPORARY) else 0.0
+        if not self._is_over(path, grace):
+            return False
+        with self._locked():
+            if not self._is_over(path, grace):
+                return False
+            path.unlink(missing_ok=True)
+            return True
+
+    def _is_over(self, path: Path, grace: float) -> bool:
+        modified = _modified(path)
+        return modified is not None and modified + grace <= self._clock()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keeps a sweep from removing what a `put` of another process prolongs this moment."""
+        descriptor = os.open(self._root / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _write_aside(folder: Path, data: bytes) -> Path:
+    """A temporary file that holds the bytes, on disk and not only in memory."""
+    descriptor, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=folder)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return Path(name)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The rename itself survives a power cut only when its folder was written too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _modified(path: Path) -> float | None:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return None
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnavailable from error

@@ -1,0 +1,11 @@
+-- KEYS: books. ARGV: purchase, payload. Answers the journal's state afterwards.
+local key = journal_key(ARGV[1])
+local state = redis.call('HGET', key, 'state')
+if not state then
+  return 'unknown'
+end
+if state == 'settled' then
+  return state
+end
+redis.call('HSET', key, 'state', 'received', 'payload', ARGV[2])
+return 'received'

@@ -1,0 +1,6 @@
+-- KEYS: books. ARGV: worker. Answers 1, or 0 while it holds open journals.
+if redis.call('EXISTS', open_key(ARGV[1])) == 1 then
+  return 0
+end
+redis.call('ZREM', WORKERS, ARGV[1])
+return 1

@@ -1,0 +1,44 @@
+-- The books: KEYS[1] is the prefix of all their keys. It carries the hash tag {books}, so every
+-- key that a script makes of it lies in the slot that KEYS[1] names.
+
+local BOOKS = KEYS[1]
+local WORKERS = BOOKS .. 'workers' -- sorted set: worker → its last beat; 0 = has never beaten
+local LEDGER_DAYS = BOOKS .. 'ledger-days' -- sorted set of yyyy-mm-dd, all scores 0
+
+local function journal_key(purchase)
+  return BOOKS .. 'journal:' .. purchase
+end
+
+local function open_key(worker)
+  return BOOKS .. 'open:' .. worker
+end
+
+local function ledger_key(day)
+  return BOOKS .. 'ledger:' .. day
+end
+
+-- All fields of a hash as a table; nil when there is no such hash.
+local function read_hash(key)
+  local fields = redis.call('HGETALL', key)
+  if #fields == 0 then
+    return nil
+  end
+  local found = {}
+  for i = 1, #fields, 2 do
+    found[fields[i]] = fields[i + 1]
+  end
+  return found
+end
+
+-- Should the clock have stepped back over midnight, records go on under the later day: a reader
+-- that has passed a day never looks at it again.
+local function ledger_day()
+  local last = redis.call('ZREVRANGE', LEDGER_DAYS, 0, 0)[1]
+  local today = day_of(now)
+  return last and last > today and last or today
+end
+
+local function append_record(day, record)
+  redis.call('XADD', ledger_key(day), '*', 'record', record)
+  redis.call('ZADD', LEDGER_DAYS, 'NX', 0, day)
+end

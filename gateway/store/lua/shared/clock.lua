@@ -1,0 +1,71 @@
+-- The server's clock in exact integers, and UTC calendar dates. Every script starts with this.
+
+local SECOND = 1000000 -- times and durations are whole microseconds, exact below 2^53
+local DAY = 86400 * SECOND
+
+local function read_clock()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * SECOND + tonumber(time[2])
+end
+
+local now = read_clock()
+
+-- A whole number as text. tostring() would write 1e+15 from fifteen digits on.
+local function digits(number)
+  return string.format('%.0f', number)
+end
+
+local function milliseconds(microseconds)
+  return digits(math.ceil(microseconds / 1000))
+end
+
+-- Lets a key live until `time` at least; a later end that it already has stays.
+local function live_until(key, time)
+  local ends = milliseconds(time)
+  if redis.call('PEXPIRETIME', key) < tonumber(ends) then
+    redis.call('PEXPIREAT', key, ends)
+  end
+end
+
+-- Year, month and day of a count of days since 1970-01-01, by arithmetic in eras of 400 years
+-- that begin in March (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+local function civil_from_days(days)
+  local shifted = days + 719468
+  local era = math.floor(shifted / 146097)
+  local day_of_era = shifted - era * 146097
+  local year_of_era = math.floor((day_of_era - math.floor(day_of_era / 1460)
+    + math.floor(day_of_era / 36524) - math.floor(day_of_era / 146096)) / 365)
+  local day_of_year = day_of_era
+    - (365 * year_of_era + math.floor(year_of_era / 4) - math.floor(year_of_era / 100))
+  local march_month = math.floor((5 * day_of_year + 2) / 153)
+  local day = day_of_year - math.floor((153 * march_month + 2) / 5) + 1
+  local month = march_month < 10 and march_month + 3 or march_month - 9
+  local year = year_of_era + era * 400 + (month <= 2 and 1 or 0)
+  return year, month, day
+end
+
+-- Days since 1970-01-01 of the first of a month; the inverse of the above.
+local function days_from_month(year, month)
+  local march_year = month <= 2 and year - 1 or year
+  local era = math.floor(march_year / 400)
+  local year_of_era = march_year - era * 400
+  local march_month = month > 2 and month - 3 or month + 9
+  local day_of_year = math.floor((153 * march_month + 2) / 5)
+  local day_of_era = year_of_era * 365 + math.floor(year_of_era / 4)
+    - math.floor(year_of_era / 100) + day_of_year
+  return era * 146097 + day_of_era - 719468
+end
+
+-- The calendar day of a time: yyyy-mm-dd, and when it ends.
+local function day_of(time)
+  local days = math.floor(time / DAY)
+  return string.format('%04d-%02d-%02d', civil_from_days(days)), (days + 1) * DAY
+end
+
+-- The calendar month of a time: yyyy-mm, and when it ends.
+local function month_of(time)
+  local year, month = civil_from_days(math.floor(time / DAY))
+  local next_year = month == 12 and year + 1 or year
+  local next_month = month == 12 and 1 or month + 1
+  return string.format('%04d-%02d', year, month), days_from_month(next_year, next_month) * DAY
+end

@@ -1,0 +1,171 @@
+"""The store in Redis: for teams, several gateways on one server.
+
+All state lies under one prefix, `igw:` unless told otherwise:
+
+| key | type | what | time to live |
+|---|---|---|---|
+| `igw:layout` | string | the layout's version | none |
+| `igw:{books}:records:<space>` | hash | records by name | none |
+| `igw:{books}:bucket:<scope>:<unit>` | hash | `level`, `at` of a token bucket | 2 minutes |
+| `igw:{books}:window:<scope>:day:<yyyy-mm-dd>`, `…:month:<yyyy-mm>` | hash | `<unit>:spent`, \
+`<unit>:reserved` | 7 days after the window |
+| `igw:{books}:window:<scope>:open` | hash | `<unit>:reserved` right now | none; gone at zero |
+| `igw:{books}:journal:<purchase>` | hash | a purchase | none while open, then 7 days |
+| `igw:{books}:open:<worker>` | sorted set | its open purchases by time | none; gone when empty |
+| `igw:{books}:workers` | sorted set | workers by their last beat | none |
+| `igw:{books}:ledger:<yyyy-mm-dd>` | stream | a day's records | none |
+| `igw:{books}:ledger-days` | sorted set | the days that have a stream | none |
+| `igw:entry:{<fingerprint>}` | hash | pictures by slot | their lifetime + linger |
+| `igw:claims:{<fingerprint>}` | hash | flights by slot | the longest lease |
+| `igw:flight:{<flight>}` | list | its events | the flight's lifetime |
+| `igw:flight-ids:{<flight>}` | set | the ids of its events | the same |
+| `igw:blob:<sha256>` | string | a picture's bytes | the longest asked for |
+| `igw:wake:<flight>` | channel | rings when an event was published | – |
+
+No script touches two hash slots, so a cluster could hold this: the books are one slot, everything
+else spreads. What a verb is in Redis' terms is `redis_calls` and `lua/`; how commands travel is
+`redis_link`; waiting is `redis_wakes`. Here they are put together.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any, Final
+
+from redis.exceptions import ResponseError
+
+from gateway.store.redis_calls import SCRIPTS, Call, Keys, call_for
+from gateway.store.redis_link import Lanes, Link, place_of, pool_of, refusal
+from gateway.store.redis_wakes import Wakes
+from gateway.store.verbs import Verb, Watch
+
+DEFAULT_PREFIX: Final = "igw:"
+
+_VERB_CONNECTIONS: Final = 4
+_BLOB_CONNECTIONS: Final = 8
+"""Their own, so that pictures never hold up a verb."""
+
+
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+
+
+class RedisBlobs:
+    """Picture bytes by content hash (`verbs.BlobStore`), each with a time to live."""
+
+    def __init__(self, link: Link, keys: Keys) -> None:
+        self._link = link
+        self._keys = keys
+
+    async def put(self, digest: str, data: bytes, lifetime_seconds: float) -> None:
+        """Stores bytes for at least `lifetime_seconds` from now; repeating it only prolongs.
+
+        Raises StoreUnavailable, also when the server's memory is full.
+        """
+        key = self._key(digest)
+        lifetime = str(math.ceil(lifetime_seconds * 1000)).encode()
+        # Prolong first: what is there cannot run out any more before it keeps `SET` from writing.
+        await self._ask(
+            (b"PEXPIRE", key, lifetime, b"GT"), (b"SET", key, data, b"NX", b"PX", lifetime)
+        )
+
+    async def get(self, digest: str) -> bytes | None:
+        """The bytes, or None when they are gone. Raises StoreUnavailable."""
+        found: bytes | None = (await self._ask((b"GET", self._key(digest))))[0]
+        return found
+
+    async def delete(self, digest: str) -> None:
+        """Removes them, if they are there. Raises StoreUnavailable."""
+        await self._ask((b"UNLINK", self._key(digest)))
+
+    def _key(self, digest: str) -> bytes:
+        if not _DIGEST.fullmatch(digest):
+            raise ValueError(f"This is no SHA-256 in lower-case hex: {digest!r}.")
+        return self._keys.blob(digest).encode()
+
+    async def _ask(self, *commands: tuple[bytes, ...]) -> list[Any]:
+        replies = await self._link.exchange(commands)
+        for command, reply in zip(commands, replies, strict=True):
+            if isinstance(reply, ResponseError):
+                raise refusal(reply, command[0].decode()) from reply
+        return replies
+
+
+class RedisStore:
+    """`verbs.Store` over one Redis server. Made by `open_redis_store`."""
+
+    def __init__(
+        self, place: str, *, keys: Keys, link: Link, lanes: Lanes, wakes: Wakes, blobs: RedisBlobs
+    ) -> None:
+        self.name = place
+        self.blobs = blobs
+        self._keys = keys
+        self._link = link
+        self._lanes = lanes
+        self._wakes = wakes
+
+    async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
+        """Runs verbs in order; their answers in the same order.
+
+        Batches of concurrent callers share round trips. Raises `errors.StoreUnavailable` when
+        the server is away, full, read-only, of another layout or silent for two seconds, and
+        RuntimeError when it refuses a command, which is a fault of ours.
+        """
+        if not verbs:
+            return []
+        calls = [call_for(verb, self._keys) for verb in verbs]
+        replies = await self._lanes.exchange(calls)
+        return [
+            _answer(verb, call, reply)
+            for verb, call, reply in zip(verbs, calls, replies, strict=True)
+        ]
+
+    def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
+        """Watches a flight. Enter it *before* the look-up that decides to wait."""
+        return self._wakes.watch(self._keys.wake(flight))
+
+    async def check_layout(self) -> None:
+        """Stamps an empty server. Raises `LayoutMismatch` or `StoreUnavailable`.
+
+        For whoever starts the gateway; a worker need not: nothing is ever sent to a server whose
+        stamp was not seen.
+        """
+        await self._link.check_layout()
+
+
+def _answer(verb: Verb[Any], call: Call, reply: Any) -> Any:
+    if isinstance(reply, ResponseError):
+        raise refusal(reply, type(verb).__name__) from reply
+    return call.read(reply)
+
+
+@asynccontextmanager
+async def open_redis_store(url: str, *, prefix: str = DEFAULT_PREFIX) -> AsyncIterator[RedisStore]:
+    """The store at a `redis://`, `rediss://` or `unix://` URL.
+
+    Sends nothing yet, so a worker can start while Redis is down; it connects, and reconnects, by
+    itself. Raises ValueError for a URL that it cannot use, never quoting its password.
+    """
+    place, keys = place_of(url), Keys(prefix)
+    async with AsyncExitStack() as stack:
+        pool = pool_of(url, connections=_VERB_CONNECTIONS)
+        stack.push_async_callback(pool.aclose)
+        link = Link(pool, place, stamp_key=keys.layout, scripts=tuple(SCRIPTS.values()))
+        lanes, wakes = Lanes(link), Wakes(pool)
+        blobs = await stack.enter_async_context(open_redis_blobs(url, prefix=prefix))
+        await stack.enter_async_context(lanes.open())
+        await stack.enter_async_context(wakes.open())
+        yield RedisStore(place, keys=keys, link=link, lanes=lanes, wakes=wakes, blobs=blobs)
+
+
+@asynccontextmanager
+async def open_redis_blobs(url: str, *, prefix: str = DEFAULT_PREFIX) -> AsyncIterator[RedisBlobs]:
+    """Only the bytes, for a second server of any eviction policy; as `open_redis_store`."""
+    keys = Keys(prefix)
+    pool = pool_of(url, connections=_BLOB_CONNECTIONS)
+    try:
+        yield RedisBlobs(Link(pool, place_of(url), stamp_key=keys.layout), keys)
+    finally:
+        await pool.aclose()

@@ -1,0 +1,347 @@
+"""Sends one purchase to the paid service and brings back what it answered.
+
+One connection pool, one deadline, at most two retries (CONTRACT §9). How a request and an answer
+read is `wire`; whether a purchase may be made and what it is charged is decided elsewhere. The
+question that matters here is what was certainly *not* sent: only that may be sent again, and only
+that is certainly free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Final, Protocol
+
+import aiohttp
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from yarl import URL
+
+from gateway import __version__
+from gateway.errors import UpstreamFailure
+from gateway.images import Answered, ImageRequest
+from gateway.upstream import wire
+
+MAX_RETRIES: Final = 2
+RETRY_WINDOW_SECONDS: Final = 30.0
+"""No retry starts later than this after the first attempt."""
+
+_FIRST_BACKOFF_SECONDS: Final = 0.5
+_JITTER: Final = 0.25
+
+_IDLE_CONNECTION_SECONDS: Final = 15.0
+"""How long an idle connection is kept: shorter than servers and load balancers usually do.
+
+A purchase sent on a connection that the other side is just closing looks like one that was cut
+off: it is not sent again, and it is charged. A new connection costs milliseconds.
+"""
+
+_PROBE_AFTER_SECONDS: Final = 60
+"""A picture takes minutes of silence, in which a NAT forgets a connection (WIRE §8 row 5)."""
+
+_MEBIBYTE: Final = 1024 * 1024
+_ENVELOPE_BYTES: Final = _MEBIBYTE
+"""Room for everything in an answer that is not base64."""
+_MAX_ERROR_BYTES: Final = _MEBIBYTE
+_THREAD_ABOVE_BYTES: Final = 4 * _MEBIBYTE
+"""Larger answers are decoded in a thread: they would hold up the loop."""
+
+
+class ClientSettings(BaseModel):
+    """Where the paid service is and how much of it we take."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    base_url: str
+    """As an SDK takes it: `https://host/v1`, with or without a trailing slash."""
+    api_key: SecretStr
+    timeout_seconds: float = Field(default=600, gt=0)
+    """From the first attempt to the last byte, retries included."""
+    connect_timeout_seconds: float = Field(default=5, gt=0)
+    """For one TCP connection and its TLS handshake."""
+    max_picture_bytes: int = Field(default=64 * _MEBIBYTE, gt=0)
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_plain_http_address(cls, value: str) -> str:
+        url = URL(value)
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError("must start with http:// or https:// and name a host")
+        if url.user is not None or url.password is not None:
+            raise ValueError("must not contain a user or a password")
+        url.host.encode("idna")  # what the resolver will do; raises a ValueError
+        return value
+
+    @field_validator("api_key")
+    @classmethod
+    def _fits_into_a_header(cls, value: SecretStr) -> SecretStr:
+        secret = value.get_secret_value().strip()  # a key read from a file ends in a newline
+        if not secret or not all("!" <= character <= "~" for character in secret):
+            raise ValueError("must be printable ASCII without spaces, and not empty")
+        return SecretStr(secret)
+
+    @property
+    def generations_url(self) -> URL:
+        """Where pictures are asked for; a query of the base address (`api-version`) stays."""
+        base = URL(self.base_url)
+        path = base.raw_path.rstrip("/") + "/images/generations"
+        return base.with_path(path, encoded=True, keep_query=True)
+
+
+class Observer(Protocol):
+    """Is told about every attempt; the metrics listen."""
+
+    def attempted(self, model: str, *, status: int | str, seconds: float) -> None:
+        """One attempt ended: with a status, or `unreachable`, `cut`, `timeout`."""
+
+    def retried(self) -> None:
+        """Another attempt will follow."""
+
+
+class Unobserved:
+    """An observer that nobody asks."""
+
+    def attempted(self, model: str, *, status: int | str, seconds: float) -> None:
+        """Nothing."""
+
+    def retried(self) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Time and chance as the retries see them: arguments, so that a test has its own."""
+
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
+    random: Callable[[], float] = random.random
+    """Evenly from 0 to 1."""
+
+
+@dataclass(slots=True)
+class _Line:
+    """Whether a request of this purchase may be under way right now."""
+
+    is_sent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """A whole 2xx answer."""
+
+    status: int
+    body: bytearray
+    request_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """An attempt that ended without pictures: `status` is upstream's, or says why there is none."""
+
+    status: int | str
+    failure: UpstreamFailure
+
+    @property
+    def is_retryable(self) -> bool:
+        status = self.status if isinstance(self.status, int) else None
+        return wire.is_retryable(self.failure, upstream_status=status)
+
+
+@contextlib.asynccontextmanager
+async def open_client(
+    settings: ClientSettings, *, observer: Observer | None = None, pace: Pace | None = None
+) -> AsyncIterator[UpstreamClient]:
+    """The one client of a process, with its pool; closes every connection at the end."""
+    async with _open_session(settings) as session:
+        yield UpstreamClient(
+            session, settings, observer=observer or Unobserved(), pace=pace or Pace()
+        )
+
+
+class UpstreamClient:
+    """The paid service."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        settings: ClientSettings,
+        *,
+        observer: Observer,
+        pace: Pace,
+    ) -> None:
+        self._session = session
+        self._settings = settings
+        self._observer = observer
+        self._pace = pace
+        self._url = settings.generations_url
+
+    async def generate(self, request: ImageRequest, *, pictures: int) -> Answered:
+        """Buys `pictures` pictures of `request`; whether they are pictures is not checked here.
+
+        Raises `UpstreamFailure` when none came; its `charge` says what that is presumed to have
+        cost. The deadline ends with the last byte: what has arrived is never given up.
+        """
+        body = wire.forwarded_body(request, pictures=pictures)
+        line = _Line()
+        try:
+            async with asyncio.timeout(self._settings.timeout_seconds):
+                reply = await self._send(
+                    request.model, body, limit_bytes=self._limit_bytes(pictures), line=line
+                )
+        except TimeoutError:
+            raise wire.timed_out(was_sent=line.is_sent) from None
+        return await _parse(reply)
+
+    def _limit_bytes(self, pictures: int) -> int:
+        """The largest answer that `pictures` pictures in base64 can make."""
+        return pictures * (self._settings.max_picture_bytes * 4 // 3 + 4) + _ENVELOPE_BYTES
+
+    async def _send(self, model: str, body: bytes, *, limit_bytes: int, line: _Line) -> _Reply:
+        """Attempts until there is an answer, or nothing more that may be tried."""
+        started = self._pace.clock()
+        retries = 0
+        while True:
+            outcome = await self._observed(model, body, limit_bytes=limit_bytes, line=line)
+            if isinstance(outcome, _Reply):
+                return outcome
+            elapsed = self._pace.clock() - started
+            wait = self._wait_seconds(outcome, retries=retries, elapsed_seconds=elapsed)
+            if wait is None:
+                raise outcome.failure
+            retries += 1
+            self._observer.retried()
+            await self._pace.sleep(wait)
+
+    def _wait_seconds(
+        self, failed: _Failed, *, retries: int, elapsed_seconds: float
+    ) -> float | None:
+        """How long to wait before the next attempt; None when there is to be none."""
+        if retries == MAX_RETRIES or not failed.is_retryable:
+            return None
+        wait = wire.retry_after_seconds(failed.failure)
+        if wait is None:
+            jitter = 1 - _JITTER * self._pace.random()
+            wait = _FIRST_BACKOFF_SECONDS * 2**retries * jitter
+        return wait if elapsed_seconds + wait <= RETRY_WINDOW_SECONDS else None
+
+    async def _observed(
+        self, model: str, body: bytes, *, limit_bytes: int, line: _Line
+    ) -> _Reply | _Failed:
+        started = self._pace.clock()
+        status: int | str = "timeout"  # what it is when the deadline ends it
+        try:
+            outcome = await self._attempt(body, limit_bytes=limit_bytes, line=line)
+            status = outcome.status
+            return outcome
+        finally:
+            self._observer.attempted(model, status=status, seconds=self._pace.clock() - started)
+
+    async def _attempt(self, body: bytes, *, limit_bytes: int, line: _Line) -> _Reply | _Failed:
+        """One request. Only one that was cut off leaves the line marked as sent."""
+        try:
+            async with self._session.post(
+                self._url, data=body, allow_redirects=False, trace_request_ctx=line
+            ) as response:
+                if 200 <= response.status < 300:
+                    outcome = await _receive_answer(response, limit_bytes)
+                else:
+                    outcome = await self._receive_error(response)
+        except (aiohttp.ClientError, OSError):
+            if line.is_sent:
+                return _Failed("cut", wire.cut_off())
+            return _Failed("unreachable", wire.unreachable())
+        line.is_sent = False
+        return outcome
+
+    async def _receive_error(self, response: aiohttp.ClientResponse) -> _Failed:
+        """The status decides; a body that is cut off is read as far as it came."""
+        body = bytearray()
+        with contextlib.suppress(aiohttp.ClientError, OSError):
+            await _read(response, body, limit_bytes=_MAX_ERROR_BYTES)
+        secret = self._settings.api_key.get_secret_value().encode()
+        harmless = body.replace(secret, b"***")  # some services quote the key they refuse
+        return _Failed(
+            response.status, wire.parse_error(response.status, response.headers, harmless)
+        )
+
+
+async def _receive_answer(response: aiohttp.ClientResponse, limit_bytes: int) -> _Reply | _Failed:
+    body = bytearray()
+    await _read(response, body, limit_bytes=limit_bytes)
+    if len(body) > limit_bytes:
+        return _Failed(response.status, wire.oversized())
+    return _Reply(response.status, body, response.headers.get("x-request-id"))
+
+
+async def _read(response: aiohttp.ClientResponse, body: bytearray, *, limit_bytes: int) -> None:
+    """Appends what comes to `body`, and stops at the first chunk beyond the limit."""
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > limit_bytes:
+            return
+
+
+async def _parse(reply: _Reply) -> Answered:
+    if len(reply.body) <= _THREAD_ABOVE_BYTES:
+        return wire.parse_answer(reply.body, upstream_request_id=reply.request_id)
+    return await asyncio.to_thread(
+        wire.parse_answer, reply.body, upstream_request_id=reply.request_id
+    )
+
+
+# ── the pool ────────────────────────────────────────────────────────────────────────────────
+
+
+def _open_session(settings: ClientSettings) -> aiohttp.ClientSession:
+    """A session that sends our headers and nothing else, and keeps nothing between calls."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=0,  # how much may be bought at once is a limit of keys, not of sockets
+            keepalive_timeout=_IDLE_CONNECTION_SECONDS,
+            socket_factory=_open_socket,
+        ),
+        headers={
+            "Authorization": f"Bearer {settings.api_key.get_secret_value()}",
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",  # base64 of a PNG hardly shrinks (WIRE §8 row 2)
+            "User-Agent": f"image-gateway/{__version__}",
+        },
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_seconds),
+        trace_configs=[_trace_sending()],
+        trust_env=False,
+    )
+
+
+def _trace_sending() -> aiohttp.TraceConfig:
+    """Marks the line at the last moment at which certainly nothing was sent.
+
+    The signal comes after a connection is there and before the first byte is written. The types
+    of aiohttp's exceptions do not tell the two sides apart as reliably.
+    """
+
+    async def mark(
+        _session: aiohttp.ClientSession,
+        context: SimpleNamespace,
+        _headers: aiohttp.TraceRequestHeadersSentParams,
+    ) -> None:
+        context.trace_request_ctx.is_sent = True
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_request_headers_sent.append(mark)
+    return tracing
+
+
+def _open_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    family, kind, protocol, _, _ = address
+    opened = socket.socket(family, kind, protocol)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):  # not everywhere; elsewhere the system's time holds
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_AFTER_SECONDS)
+    return opened

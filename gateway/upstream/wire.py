@@ -1,0 +1,390 @@
+"""OpenAI's image JSON and our nouns: what goes out, what comes back, and foreign errors.
+
+Pure: no `async`, no HTTP library. Here a foreign answer becomes an `Answered` or an
+`UpstreamFailure` that says what was presumably charged (CONTRACT §8, §9). Sending, deadlines and
+retries are `client`; whether the bytes are pictures is `gateway.pictures`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+import orjson
+import pybase64
+
+from gateway.errors import INVALID_REQUEST, SERVER_ERROR, Charge, UpstreamFailure
+from gateway.images import Answered, ImageRequest, UpstreamPicture, Usage
+
+MAX_RETRY_AFTER_SECONDS: Final = 120
+"""The longest `Retry-After` that is relayed (CONTRACT §9): no SDK waits longer."""
+
+_MAX_TOKENS: Final = 10**9
+"""More than this is not a count of tokens; it would drown every budget and every total."""
+
+_ECHOED: Final = ("size", "quality", "background", "output_format")
+_PICTURE_KEYS: Final = frozenset({"b64_json", "url", "revised_prompt"})
+_ERROR_KEYS: Final = frozenset({"message", "type", "param", "code"})
+
+_USAGE_SPELLINGS: Final = (
+    ("input_tokens", "output_tokens"),
+    ("prompt_tokens", "completion_tokens"),  # some clones, WIRE §5.4
+)
+
+_QUOTA_CODES: Final = frozenset(
+    {
+        "insufficient_quota",
+        "credit_balance_exhausted",
+        "organization_spend_limit_exceeded",
+        "project_spend_limit_exceeded",
+        "organization_usage_limit_exceeded",
+    }
+)
+"""WIRE §2 row 25; whatever starts with `billing` counts as well (row 29)."""
+
+_AUTH_CODES: Final = frozenset({"invalid_api_key", "authentication_error"})
+"""Clones send these with other statuses than 401 too."""
+
+_EDGE_STATUSES: Final = frozenset({502, 504, *range(520, 531)})
+"""What proxies and content networks answer in the API's stead."""
+
+_SECONDS: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
+_MILLISECONDS: Final = re.compile(r"[0-9]{1,12}")
+
+
+# ── out ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def forwarded_body(request: ImageRequest, *, pictures: int) -> bytes:
+    """The JSON that asks upstream for `pictures` pictures of `request` (CONTRACT §5, Forwarded).
+
+    Written anew and never the caller's own bytes, so nothing else can pass (WIRE §8 rows 23, 24).
+    """
+    body: dict[str, Any] = {"model": request.model, "prompt": request.prompt}
+    if pictures != 1:
+        body["n"] = pictures
+    body |= request.parameters
+    if request.asked_response_format is not None:
+        body["response_format"] = request.asked_response_format
+    if request.user is not None:
+        body["user"] = request.user
+    return orjson.dumps(body)
+
+
+# ── pictures back ───────────────────────────────────────────────────────────────────────────
+
+
+def parse_answer(body: bytes | bytearray, *, upstream_request_id: str | None) -> Answered:
+    """Reads the body of a 2xx answer (WIRE §5.5); the pictures are decoded but not checked.
+
+    An element that is damaged stays in its place as an empty `UpstreamPicture`. Raises
+    `UpstreamFailure` (502, `undelivered`, with the usage if there is one) when there is no
+    element at all: upstream said 200, so it was paid.
+    """
+    document = _load_object(body)
+    data = document.get("data")
+    usage = _parse_usage(document.get("usage"))
+    if not isinstance(data, list) or not data:
+        raise _without_pictures(document, usage, upstream_request_id=upstream_request_id)
+    return Answered(
+        pictures=tuple(_parse_picture(element) for element in data),
+        usage=usage,
+        shown=MappingProxyType(
+            {key: document[key] for key in _ECHOED if isinstance(document.get(key), str)}
+        ),
+        upstream_request_id=upstream_request_id,
+    )
+
+
+def _without_pictures(
+    document: Mapping[str, Any], usage: Usage | None, *, upstream_request_id: str | None
+) -> UpstreamFailure:
+    if document.get("error"):
+        message = "Upstream answered with an error where it had announced pictures."
+    elif "data" in document:
+        message = "Upstream's answer has no pictures in it."
+    else:
+        message = "Upstream's answer could not be read."
+    return UpstreamFailure(
+        message,
+        charge=Charge.UNDELIVERED,
+        usage=usage,
+        upstream_request_id=upstream_request_id,
+    )
+
+
+def _parse_picture(element: Any) -> UpstreamPicture:
+    if not isinstance(element, dict):
+        return UpstreamPicture()
+    # Popped, so that the text of one picture is free before the next is decoded.
+    return UpstreamPicture(
+        data=_decode(element.pop("b64_json", None)),
+        url=_text(element.get("url")) or None,
+        revised_prompt=_text(element.get("revised_prompt")),
+        extra=MappingProxyType(_further_keys(element, known=_PICTURE_KEYS)),
+    )
+
+
+def _decode(encoded: Any) -> bytes | None:
+    """Strict base64: a stray character is damage, not decoration."""
+    if not isinstance(encoded, str) or not encoded:
+        return None
+    try:
+        return pybase64.b64decode(encoded, validate=True)
+    except ValueError:
+        return None
+
+
+def _parse_usage(usage: Any) -> Usage | None:
+    """Usage as WIRE §5.4 has it, in either spelling; None when it cannot be billed by."""
+    if not isinstance(usage, dict):
+        return None
+    for input_name, output_name in _USAGE_SPELLINGS:
+        tokens_in, tokens_out = _count(usage.get(input_name)), _count(usage.get(output_name))
+        if tokens_in is not None and tokens_out is not None:
+            return _split_usage(
+                tokens_in,
+                tokens_out,
+                input_details=usage.get(f"{input_name}_details"),
+                output_details=usage.get(f"{output_name}_details"),
+            )
+    return None
+
+
+def _split_usage(
+    tokens_in: int, tokens_out: int, *, input_details: Any, output_details: Any
+) -> Usage | None:
+    if not tokens_out:
+        return None  # a picture costs tokens: a clone's row of zeros is not a usage
+    text_in, image_in = _kinds(input_details, total=tokens_in) or (tokens_in, 0)
+    output = _kinds(output_details, total=tokens_out)
+    text_out, image_out = output or (0, tokens_out)
+    return Usage(
+        text_in=text_in,
+        image_in=image_in,
+        image_out=image_out,
+        text_out=text_out,
+        has_output_details=output is not None,
+    )
+
+
+def _kinds(details: Any, *, total: int) -> tuple[int, int] | None:
+    """Text and image tokens; None when they are missing or do not add up to the total."""
+    if not isinstance(details, dict):
+        return None
+    text, image = _count(details.get("text_tokens", 0)), _count(details.get("image_tokens", 0))
+    if text is None or image is None or text + image != total:
+        return None
+    return text, image
+
+
+def _count(value: Any) -> int | None:
+    """A number of tokens; None for what is none (`True` is an int in Python)."""
+    if type(value) is not int or not 0 <= value <= _MAX_TOKENS:
+        return None
+    return value
+
+
+# ── errors back ─────────────────────────────────────────────────────────────────────────────
+
+
+def parse_error(
+    status: int, headers: Mapping[str, str], body: bytes | bytearray
+) -> UpstreamFailure:
+    """What an answer that is not 2xx means for the caller and for the bill (CONTRACT §8, §9).
+
+    The API's own error is relayed with its status and extra keys; a refused key becomes 502
+    `upstream_auth` without a word of the original; anything that is not JSON was written by an
+    edge and is wrapped.
+    """
+    received = {name.lower(): value for name, value in headers.items()}
+    error = _find_error(status, body)
+    charge = _charge_of(status, is_own_error=error is not None)
+    fields: dict[str, Any] = {
+        "charge": charge,
+        "headers": _relayed_headers(received, is_quota=_is_quota(error)),
+        "upstream_request_id": received.get("x-request-id"),
+    }
+    if status in (401, 403) or _names(error) & _AUTH_CODES:
+        return _refused_key(fields)
+    if error is not None:
+        return _relayed(status, error, fields)
+    return _wrapped(status, fields)
+
+
+def is_retryable(failure: UpstreamFailure, *, upstream_status: int | None) -> bool:
+    """Whether the same purchase may be sent again (CONTRACT §9).
+
+    It may when it was never sent (no `upstream_status`), at 503, and at a 429 that is no quota.
+    """
+    if upstream_status is None:
+        return failure.charge is Charge.FREE
+    return upstream_status in (429, 503) and failure.headers.get("x-should-retry") != "false"
+
+
+def retry_after_seconds(failure: UpstreamFailure) -> float | None:
+    """How long upstream asked to wait; None when it did not say."""
+    milliseconds = failure.headers.get("retry-after-ms")
+    if milliseconds is not None:
+        return int(milliseconds) / 1000
+    seconds = failure.headers.get("Retry-After")
+    return None if seconds is None else float(seconds)
+
+
+def _find_error(status: int, body: bytes | bytearray) -> Mapping[str, Any] | None:
+    """The error object, or what clones send for one; None if the API did not write this.
+
+    Proxies also write `{"message": …}`. Where a proxy is likely to have answered, only the full
+    form counts, for only the API can say that nothing was made.
+    """
+    if status < 400:
+        return None  # a redirect is not an error of the API, and is not followed
+    document = _load_object(body)
+    error = document.get("error")
+    if isinstance(error, dict):
+        return error
+    if status in _EDGE_STATUSES:
+        return None
+    if isinstance(error, str) and error:
+        return {"message": error}
+    if isinstance(document.get("message"), str):
+        return document
+    detail = document.get("detail")
+    return {"message": detail} if isinstance(detail, str) else None
+
+
+def _charge_of(status: int, *, is_own_error: bool) -> Charge:
+    if 300 <= status < 500 or status == 503:
+        return Charge.FREE
+    return Charge.ASSUMED_FREE if is_own_error else Charge.PRESUMED
+
+
+def _refused_key(fields: dict[str, Any]) -> UpstreamFailure:
+    message = "Upstream refused the gateway's access. The gateway's operator can mend this."
+    return UpstreamFailure(message, code="upstream_auth", **fields)
+
+
+def _relayed(status: int, error: Mapping[str, Any], fields: dict[str, Any]) -> UpstreamFailure:
+    return UpstreamFailure(
+        _text(error.get("message")) or f"Upstream answered {status}.",
+        status=status if status < 600 else 502,
+        type=_text(error.get("type")) or (INVALID_REQUEST if status < 500 else SERVER_ERROR),
+        param=_text(error.get("param")),
+        code=_text(error.get("code")),
+        details=_further_keys(error, known=_ERROR_KEYS),
+        **fields,
+    )
+
+
+def _wrapped(status: int, fields: dict[str, Any]) -> UpstreamFailure:
+    if status == 429:
+        message = "Upstream's rate limit is reached."
+        return UpstreamFailure(
+            message, status=429, type="requests", code="rate_limit_exceeded", **fields
+        )
+    message = f"Upstream answered {status} without an error that could be read."
+    return UpstreamFailure(message, status=504 if status in (504, 524) else 502, **fields)
+
+
+def _names(error: Mapping[str, Any] | None) -> frozenset[str]:
+    """The two words that say what kind of error it is."""
+    named = (error.get("code"), error.get("type")) if error else ()
+    return frozenset(name for name in named if isinstance(name, str))
+
+
+def _is_quota(error: Mapping[str, Any] | None) -> bool:
+    names = _names(error)
+    return bool(names & _QUOTA_CODES) or any(name.startswith("billing") for name in names)
+
+
+def _relayed_headers(received: Mapping[str, str], *, is_quota: bool) -> dict[str, str]:
+    """The few headers that pass: when to come back, and whether to (WIRE §8 rows 1, 16, 17)."""
+    headers: dict[str, str] = {}
+    should_retry = received.get("x-should-retry", "").strip().lower()
+    if should_retry in ("true", "false"):
+        headers["x-should-retry"] = should_retry
+    milliseconds = received.get("retry-after-ms", "").strip()
+    if _MILLISECONDS.fullmatch(milliseconds) and _is_wait(int(milliseconds) / 1000):
+        headers["retry-after-ms"] = milliseconds
+    seconds = received.get("retry-after", "").strip()
+    if _SECONDS.fullmatch(seconds) and float(seconds) > 0:
+        headers["Retry-After"] = str(min(math.ceil(float(seconds)), MAX_RETRY_AFTER_SECONDS))
+        if not _is_wait(float(seconds)):
+            headers.setdefault("x-should-retry", "false")  # it will not be over by then
+    if is_quota:
+        headers["x-should-retry"] = "false"
+    return headers
+
+
+def _is_wait(seconds: float) -> bool:
+    return 0 < seconds <= MAX_RETRY_AFTER_SECONDS
+
+
+# ── no answer at all ────────────────────────────────────────────────────────────────────────
+
+
+def unreachable() -> UpstreamFailure:
+    """No connection: DNS, refused, TLS. Nothing was sent."""
+    return UpstreamFailure("Upstream could not be reached.", charge=Charge.FREE)
+
+
+def cut_off() -> UpstreamFailure:
+    """The connection ended after the request had left and before the answer was complete."""
+    return UpstreamFailure("Upstream's answer was cut off.", charge=Charge.PRESUMED)
+
+
+def oversized() -> UpstreamFailure:
+    """A 200 whose body is larger than the pictures that were asked for can be."""
+    return UpstreamFailure("Upstream's answer is too large.", charge=Charge.UNDELIVERED)
+
+
+def timed_out(*, was_sent: bool) -> UpstreamFailure:
+    """Our own deadline passed, while a request was out or between two attempts."""
+    charge = Charge.PRESUMED if was_sent else Charge.FREE
+    return UpstreamFailure("Upstream did not answer in time.", status=504, charge=charge)
+
+
+# ── reading foreign JSON ────────────────────────────────────────────────────────────────────
+
+
+def _load_object(body: bytes | bytearray) -> dict[str, Any]:
+    """The JSON object in `body`; an empty one if it is anything else."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        document = _load_tolerantly(body)
+    return document if isinstance(document, dict) else {}
+
+
+def _load_tolerantly(body: bytes | bytearray) -> Any:
+    """Reads what orjson will not: a byte order mark, NaN, half a surrogate pair.
+
+    A paid picture is not thrown away because its revised prompt was cut inside an emoji. What
+    cannot be written as UTF-8 becomes `?`, and NaN null, so that it can be written again.
+    """
+    try:
+        document = json.loads(body, parse_constant=lambda _: None)
+        return orjson.loads(json.dumps(document, ensure_ascii=False).encode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _text(value: Any) -> str | None:
+    """A string as it is, a number as digits (clones send numeric codes), else None."""
+    if isinstance(value, str):
+        return value
+    return str(value) if type(value) is int else None
+
+
+def _further_keys(document: Mapping[str, Any], *, known: frozenset[str]) -> dict[str, Any]:
+    """The keys that are not ours to know, verbatim, provided they can be written again."""
+    further = {key: value for key, value in document.items() if key not in known}
+    try:
+        orjson.dumps(further)
+    except orjson.JSONEncodeError:  # nested deeper than orjson writes
+        return {}
+    return further

@@ -1,0 +1,105 @@
+"""What only the blobs in a folder have: files, their times, and the sweep."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import StoreUnavailable
+from gateway.store.blobs_folder import STALE_SECONDS, FolderBlobs
+
+BYTES = b"\x89PNG otter"
+DIGEST = hashlib.sha256(BYTES).hexdigest()
+NOW = 1_800_000_000.0
+
+
+def files(root: Path) -> set[str]:
+    return {path.name for path in root.glob("??/*")}
+
+
+async def test_a_file_lies_under_the_first_two_letters_of_its_digest(tmp_path: Path) -> None:
+    await FolderBlobs(tmp_path).put(DIGEST, BYTES, 60)
+    path = tmp_path / DIGEST[:2] / DIGEST
+    assert path.read_bytes() == BYTES
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert path.stat().st_mtime == pytest.approx(time.time() + 60, abs=5)
+
+
+async def test_what_is_over_is_gone_before_it_is_swept(tmp_path: Path) -> None:
+    await FolderBlobs(tmp_path, lambda: NOW).put(DIGEST, BYTES, 60)
+    assert await FolderBlobs(tmp_path, lambda: NOW + 59).get(DIGEST) == BYTES
+    assert await FolderBlobs(tmp_path, lambda: NOW + 60).get(DIGEST) is None
+    assert files(tmp_path) == {DIGEST}
+
+
+async def test_a_repetition_prolongs_and_never_shortens(tmp_path: Path) -> None:
+    blobs = FolderBlobs(tmp_path, lambda: NOW)
+    for lifetime in (60, 120, 10):
+        await blobs.put(DIGEST, BYTES, lifetime)
+    assert await FolderBlobs(tmp_path, lambda: NOW + 119).get(DIGEST) == BYTES
+    assert await FolderBlobs(tmp_path, lambda: NOW + 120).get(DIGEST) is None
+
+
+async def test_what_was_over_is_written_anew(tmp_path: Path) -> None:
+    await FolderBlobs(tmp_path, lambda: NOW).put(DIGEST, BYTES, 10)
+    later = FolderBlobs(tmp_path, lambda: NOW + 100)
+    await later.put(DIGEST, BYTES, 10)
+    assert await later.get(DIGEST) == BYTES
+
+
+async def test_a_sweep_removes_what_is_over_up_to_its_limit(tmp_path: Path) -> None:
+    blobs = FolderBlobs(tmp_path, lambda: NOW)
+    for i in range(5):
+        await blobs.put(f"{i:064x}", BYTES, 10)
+    await blobs.put(DIGEST, BYTES, 100)
+    later = FolderBlobs(tmp_path, lambda: NOW + 50)
+    assert [await later.sweep(3), await later.sweep(3), await later.sweep(3)] == [3, 2, 0]
+    assert files(tmp_path) == {DIGEST}
+
+
+async def test_a_sweep_of_a_folder_that_is_not_there_finds_nothing(tmp_path: Path) -> None:
+    assert await FolderBlobs(tmp_path / "absent").sweep(10) == 0
+
+
+async def test_a_sweep_removes_only_old_half_written_files(tmp_path: Path) -> None:
+    (tmp_path / "ab").mkdir()
+    for name, age in (("tmp-old", STALE_SECONDS + 1), ("tmp-new", 1)):
+        (tmp_path / "ab" / name).write_bytes(b"half")
+        os.utime(tmp_path / "ab" / name, (NOW - age, NOW - age))
+    assert await FolderBlobs(tmp_path, lambda: NOW).sweep(10) == 1
+    assert files(tmp_path) == {"tmp-new"}
+
+
+async def test_no_temporary_file_stays_behind(tmp_path: Path) -> None:
+    blobs = FolderBlobs(tmp_path)
+    await asyncio.gather(*(blobs.put(DIGEST, BYTES, 60) for _ in range(20)))
+    assert files(tmp_path) == {DIGEST}
+    assert await blobs.get(DIGEST) == BYTES
+
+
+async def test_a_failing_disk_is_an_unavailable_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"no folder")
+    blobs = FolderBlobs(tmp_path / "file")
+    with pytest.raises(StoreUnavailable):
+        await blobs.put(DIGEST, BYTES, 60)
+    with pytest.raises(StoreUnavailable):
+        await blobs.get(DIGEST)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "", "AB" * 32, "a" * 63, "a" * 64 + "\n"])
+async def test_a_name_that_is_no_digest_is_refused(tmp_path: Path, name: str) -> None:
+    blobs = FolderBlobs(tmp_path / "blobs")
+    with pytest.raises(ValueError, match="SHA-256"):
+        await blobs.get(name)
+    with pytest.raises(ValueError, match="SHA-256"):
+        await blobs.put(name, b"", 1)
+    with pytest.raises(ValueError, match="SHA-256"):
+        await blobs.delete(name)
+    assert os.listdir(tmp_path) == []  # noqa: PTH208

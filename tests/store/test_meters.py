@@ -1,0 +1,201 @@
+"""The arithmetic of meters: both stores, any sequence of verbs, against one plain model.
+
+The model is told the store's own `now`, so bucket levels agree to the microsecond.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gateway.store import meters, verbs
+from gateway.store.verbs import Meter, Store, Take, ask
+
+UNIT = 60_000_000
+PERIODS = ("minute", "day", "open")
+
+small = settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@dataclass
+class Model:
+    """The books as a schoolchild would keep them."""
+
+    level: int | None = None
+    at: int = 0
+    spent: int = 0
+    reserved: dict[str, int] = field(default_factory=lambda: {"day": 0, "open": 0})
+    journals: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ledger: int = 0
+
+    def level_at(self, maximum: int, now: int) -> int:
+        capacity = maximum * UNIT
+        if self.level is None:
+            return capacity
+        return min(capacity, self.level + (now - self.at) * maximum)
+
+    def missing(self, maximum: int, now: int) -> int:
+        return maximum * UNIT - self.level_at(maximum, now)
+
+    def reserve(self, purchase: str, takes: tuple[Take, ...], now: int) -> int | None:
+        if purchase in self.journals:
+            return None
+        for index, take in enumerate(takes):
+            if not self.fits(take, now):
+                return index
+        for take in takes:
+            self.take(take, now)
+        amounts = {take.meter.period: take.amount for take in takes}
+        self.journals[purchase] = {"amounts": amounts, "open": True, "charge": 0, "presumed": False}
+        return None
+
+    def fits(self, take: Take, now: int) -> bool:
+        maximum, period = take.meter.maximum, take.meter.period
+        if maximum is None or take.amount == 0:
+            return True
+        if period == "minute":
+            return take.amount * UNIT <= self.level_at(maximum, now)
+        spent = self.spent if period == "day" else 0
+        return spent + self.reserved[period] + take.amount <= maximum
+
+    def take(self, take: Take, now: int) -> None:
+        if take.meter.period != "minute":
+            self.reserved[take.meter.period] += take.amount
+        elif take.meter.maximum is not None and take.amount:
+            self.level = self.level_at(take.meter.maximum, now) - take.amount * UNIT
+            self.at = now
+
+    def settle(self, purchase: str, charge: int, presumed: bool, correct: bool) -> str:
+        journal = self.journals.get(purchase)
+        if journal is None:
+            return "unknown"
+        if journal["open"]:
+            for period in ("day", "open"):
+                self.reserved[period] -= journal["amounts"][period]
+            status, journal["presumed"] = "settled", presumed
+        elif correct and journal["presumed"]:
+            status, journal["presumed"] = "corrected", False
+        else:
+            return "already"
+        self.spent += charge - journal["charge"]
+        journal |= {"open": False, "charge": charge}
+        self.ledger += 1
+        return status
+
+
+amounts = st.integers(0, 6)
+maxima = st.sampled_from([None, 0, 1, 5, 12])
+names = st.sampled_from("abcd")
+reserves = st.tuples(st.just("reserve"), names, st.tuples(amounts, amounts, amounts), maxima)
+settles = st.tuples(st.just("settle"), names, amounts, st.booleans(), st.booleans())
+
+
+@small
+@given(steps=st.lists(st.one_of(reserves, settles), max_size=14))
+async def test_any_sequence_of_reservations_and_settlements_agrees_with_the_model(
+    store: Store, steps: list[tuple[Any, ...]]
+) -> None:
+    model, scope = Model(), uuid.uuid4().hex
+    for step in steps:
+        perform = _reserve if step[0] == "reserve" else _settle
+        await perform(store, model, scope, *step[1:])
+        await _agree(store, model, scope)
+
+
+async def _reserve(
+    store: Store, model: Model, scope: str, name: str, wanted: tuple[int, ...], maximum: int | None
+) -> None:
+    takes = tuple(
+        Take(Meter(scope, "images", period, maximum), amount)
+        for period, amount in zip(PERIODS, wanted, strict=True)
+    )
+    reservation = await ask(store, verbs.Reserve(f"{scope}-{name}", "w", takes, b""))
+    now = round(reservation.now * 1e6)
+    assert reservation.refused == model.reserve(name, takes, now)
+    if maximum is not None:
+        assert reservation.states[0].used == -(-model.missing(maximum, now) // UNIT)
+
+
+async def _settle(
+    store: Store, model: Model, scope: str, name: str, charge: int, presumed: bool, correct: bool
+) -> None:
+    verb = verbs.Settle(f"{scope}-{name}", {"images": charge}, b"r", presumed, correct)
+    settlement = await ask(store, verb)
+    assert settlement.status == model.settle(name, charge, presumed, correct)
+    if settlement.status != "unknown":
+        journal = model.journals[name]
+        assert dict(settlement.charged) == {"images": journal["charge"]}
+        assert settlement.presumed == journal["presumed"]
+
+
+async def _agree(store: Store, model: Model, scope: str) -> None:
+    windows = tuple(Meter(scope, "images", period) for period in PERIODS[1:])
+    day, open_now = await ask(store, verbs.ReadMeters(windows))
+    assert (day.used, day.reserved) == (model.spent, model.reserved["day"])
+    assert (open_now.used, open_now.reserved) == (0, model.reserved["open"])
+
+
+@small
+@given(takes=st.lists(st.tuples(st.integers(0, 5), st.sampled_from([3, 600, 60_000])), max_size=8))
+async def test_a_bucket_agrees_with_the_model_to_the_microsecond(
+    store: Store, takes: list[tuple[int, int]]
+) -> None:
+    model, scope = Model(), uuid.uuid4().hex
+    for index, (amount, maximum) in enumerate(takes):
+        take = Take(Meter(scope, "requests", "minute", maximum), amount)
+        answer = await ask(store, verbs.Reserve(f"{scope}-{index}", "w", (take,), b""))
+        now = round(answer.now * 1e6)
+        fits = model.fits(take, now)
+        assert (answer.refused is None) == fits
+        if fits:
+            model.take(take, now)
+        missing = model.missing(maximum, now)
+        assert answer.states[0].used == -(-missing // UNIT)
+        assert answer.states[0].resets_in == pytest.approx(missing / maximum / 1e6, abs=2e-6)
+
+
+class TestWindows:
+    """Exact moments, which only the pure arithmetic can be asked for."""
+
+    @pytest.mark.parametrize(
+        ("period", "now", "label", "ends_at"),
+        [
+            ("day", 1_767_225_599.5, "2025-12-31", 1_767_225_600.0),
+            ("day", 1_767_225_600.0, "2026-01-01", 1_767_312_000.0),
+            ("month", 1_767_225_599.5, "2025-12", 1_767_225_600.0),
+            ("month", 1_767_225_600.0, "2026-01", 1_769_904_000.0),
+            ("month", 1_709_164_800.0, "2024-02", 1_709_251_200.0),
+        ],
+    )
+    def test_windows_begin_at_utc_midnight_and_on_the_first(
+        self, period: Any, now: float, label: str, ends_at: float
+    ) -> None:
+        assert meters.window_at(period, now) == meters.Window(label, ends_at)
+
+
+class TestBuckets:
+    def test_a_clock_that_went_back_refills_nothing(self) -> None:
+        bucket = meters.Bucket(level=5, at=1000)
+        assert meters.refill(bucket, 10, now=400) == bucket
+
+    def test_after_a_minute_a_bucket_is_full_whatever_its_maximum_was(self) -> None:
+        for maximum in (1, 7, 100):
+            full = meters.refill(meters.Bucket(0, 0), maximum, now=UNIT)
+            assert full.level == maximum * UNIT
+
+    def test_what_is_missing_is_shown_in_whole_requests_rounded_up(self) -> None:
+        state: Callable[[int], verbs.MeterState] = lambda level: meters.show_bucket(  # noqa: E731
+            meters.Bucket(level, 0), 2
+        )
+        assert [state(2 * UNIT).used, state(2 * UNIT - 1).used, state(UNIT).used] == [0, 1, 1]
+        assert state(UNIT).resets_in == 30.0

@@ -1,0 +1,617 @@
+"""What only the Redis store has: keys and their lives, one connection for many, a server that
+goes away, comes back, hangs, forgets or fills up.
+
+Each of these tests that hurts its server has one of its own, on a unix socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import redis
+from structlog.testing import capture_logs
+
+from gateway.errors import StoreUnavailable
+from gateway.store import verbs
+from gateway.store.layout import LayoutMismatch
+from gateway.store.redis import RedisStore, open_redis_blobs, open_redis_store
+from gateway.store.redis_calls import SCRIPTS, call_for
+from gateway.store.redis_link import place_of
+from gateway.store.verbs import Change, Meter, Slot, Store, Take, ask
+from tests.redis_server import refuse_without_server
+
+DAY = 86_400
+BOOKS = "igw:{books}:"
+
+
+class Server:
+    """A redis-server that can be killed, stopped and started again with what it had on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"unix://{folder}/s"
+
+    def start(self, *options: str) -> None:
+        binary = shutil.which("redis-server")
+        if binary is None:
+            refuse_without_server()
+        command = [str(binary), "--port", "0", "--unixsocket", "s", "--dir", str(self._folder)]
+        persistence = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
+        self._process = subprocess.Popen(
+            [*command, *persistence, *options], stdout=subprocess.DEVNULL
+        )
+        self._wait_until_it_answers()
+
+    def _wait_until_it_answers(self) -> None:
+        for _ in range(500):
+            with contextlib.suppress(redis.ConnectionError), self.client() as client:
+                client.ping()
+                return
+            time.sleep(0.02)
+        pytest.fail("redis-server did not start")
+
+    def client(self) -> redis.Redis:
+        return redis.Redis.from_url(self.url)
+
+    def send(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """Ends it without a farewell, as a power cut would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+            (self._folder / "s").unlink(missing_ok=True)
+
+
+@pytest.fixture
+def stopped() -> Iterator[Server]:
+    """A server that is not running yet. (A socket's path must be shorter than pytest's are.)"""
+    with tempfile.TemporaryDirectory(prefix="igw") as folder:
+        server = Server(Path(folder))
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+def server(stopped: Server) -> Server:
+    """A running server that the test may hurt."""
+    stopped.start()
+    return stopped
+
+
+def write(name: str, value: bytes, *, expect: bytes | None = None) -> verbs.Put:
+    return verbs.Put((Change("s", name, value, expect),))
+
+
+def read(name: str) -> verbs.Get:
+    return verbs.Get("s", name)
+
+
+async def until_it_works(store: Store, verb: verbs.Verb[bytes | None]) -> bytes | None:
+    for _ in range(100):
+        with contextlib.suppress(StoreUnavailable):
+            return await ask(store, verb)
+        await asyncio.sleep(0.02)
+    pytest.fail("the store did not come back")
+
+
+class TestPlace:
+    @pytest.mark.parametrize(
+        ("url", "name"),
+        [
+            ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+            ("redis://:hunter2@cache.example:6380/1", "redis://cache.example:6380/1"),
+            ("rediss://team:hunter2@[::1]:6379?ssl_cert_reqs=none", "rediss://[::1]:6379"),
+            ("redis://team:p%40ss@hunter2@cache.example/0", "redis://cache.example/0"),
+            ("unix:///run/redis.sock?password=hunter2&db=2", "unix:///run/redis.sock"),
+        ],
+    )
+    async def test_the_name_says_where_without_secrets(self, url: str, name: str) -> None:
+        async with open_redis_store(url) as store:
+            assert store.name == name
+
+    @pytest.mark.parametrize("scheme", ["redis+sentinel", "redis+cluster"])
+    async def test_what_is_not_built_yet_is_said_in_one_line(self, scheme: str) -> None:
+        with pytest.raises(ValueError, match=r"^redis\+\w+:// is not built yet; use redis://, "):
+            async with open_redis_store(f"{scheme}://:hunter2@host:26379/0"):
+                pass
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "http://:hunter2@host",
+            "hunter2",
+            "redis://:hunter2/x@host:1/0",
+            "redis://host:hunter2/0",
+            "redis://:hunter2@host/0?socket_timeout=hunter2",
+        ],
+    )
+    async def test_a_wrong_url_is_refused_without_quoting_its_password(self, url: str) -> None:
+        with pytest.raises(ValueError, match=r"Redis URL") as caught:
+            async with open_redis_store(url):
+                pass
+        assert "hunter2" not in str(caught.value)
+        assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+    async def test_a_wrong_password_is_nowhere_in_error_or_log(self, stopped: Server) -> None:
+        stopped.start("--requirepass", "right")
+        with capture_logs() as logs:
+            async with open_redis_store(f"{stopped.url}?password=hunter2") as store:
+                with pytest.raises(StoreUnavailable) as caught:
+                    await ask(store, read("a"))
+        said = f"{caught.value.message} {caught.value.__cause__!r} {logs}"
+        assert "hunter2" not in said
+        assert "AuthenticationError" in said
+
+
+class TestLayout:
+    async def test_an_empty_server_is_stamped_at_the_first_contact(self, server: Server) -> None:
+        async with open_redis_store(server.url) as store:
+            with server.client() as client:
+                assert client.keys() == []
+                await store.check_layout()
+                assert client.get("igw:layout") == str(verbs.LAYOUT_VERSION).encode()
+                assert client.keys() == [b"igw:layout"]
+
+    async def test_another_layout_is_refused_and_left_untouched(self, server: Server) -> None:
+        with server.client() as client:
+            client.set("igw:layout", "99")
+            async with open_redis_store(server.url) as store:
+                with pytest.raises(LayoutMismatch, match="layout version 99; .* version 1"):
+                    await store.check_layout()
+                with capture_logs() as logs:
+                    for _ in range(3):
+                        with pytest.raises(StoreUnavailable, match="layout version 99"):
+                            await ask(store, write("a", b"v"))
+                    with pytest.raises(StoreUnavailable, match="layout version 99"):
+                        await store.blobs.put("0" * 64, b"data", 60)
+            assert client.keys() == [b"igw:layout"]
+        reasons = [line["reason"] for line in logs]
+        assert len(reasons) == 2, "once for the verbs, once for the bytes"
+
+    async def test_an_away_server_has_no_layout(self, stopped: Server) -> None:
+        async with open_redis_store(stopped.url) as store:
+            with pytest.raises(StoreUnavailable):
+                await store.check_layout()
+
+    async def test_prefixes_are_stores_of_their_own(self, redis_url: str) -> None:
+        async with (
+            open_redis_store(redis_url) as one,
+            open_redis_store(redis_url, prefix="two:") as two,
+        ):
+            await ask(one, write("a", b"1"))
+            await ask(two, write("a", b"2"))
+            assert [await ask(store, read("a")) for store in (one, two)] == [b"1", b"2"]
+
+
+class TestKeys:
+    async def test_every_key_lives_as_long_as_the_table_says(self, redis_url: str) -> None:
+        """The table of `gateway/store/redis.py`: key → seconds to live, None = for ever."""
+        async with open_redis_store(redis_url) as store:
+            await _make_every_kind_of_key(store)
+        with redis.Redis.from_url(redis_url) as client:
+            lives = {key.decode(): client.pttl(key) / 1000 for key in client.keys()}
+        now = datetime.now(UTC)
+        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+        next_month = (midnight.replace(day=1) + timedelta(days=32)).replace(day=1)
+        today = (midnight + timedelta(days=1) - now).total_seconds()
+        this_month = (next_month - now).total_seconds()
+        expected = {
+            "igw:layout": None,
+            f"{BOOKS}records:keys": None,
+            f"{BOOKS}bucket:key:k:requests": 120,
+            f"{BOOKS}window:key:k:day:{now:%Y-%m-%d}": today + 7 * DAY,
+            f"{BOOKS}window:key:k:month:{now:%Y-%m}": this_month + 7 * DAY,
+            f"{BOOKS}window:key:k:open": None,
+            f"{BOOKS}journal:open": None,
+            f"{BOOKS}journal:closed": 7 * DAY,
+            f"{BOOKS}open:w": None,
+            f"{BOOKS}workers": None,
+            f"{BOOKS}ledger:{now:%Y-%m-%d}": None,
+            f"{BOOKS}ledger-days": None,
+            "igw:entry:{f}": 1000 + 500,
+            "igw:claims:{f}": 90,
+            "igw:flight:{a}": 70,
+            "igw:flight-ids:{a}": 70,
+            f"igw:blob:{hashlib.sha256(b'data').hexdigest()}": 600,
+        }
+        assert lives.keys() == expected.keys()
+        for key, seconds in expected.items():
+            assert lives[key] == pytest.approx(-0.001 if seconds is None else seconds, abs=5), key
+
+    async def test_the_table_in_the_module_names_every_key(self) -> None:
+        documented = resources.files("gateway.store").joinpath("redis.py").read_text("utf-8")
+        for start in ("layout", "{books}:records:", "{books}:bucket:", "{books}:window:",
+                      "{books}:journal:", "{books}:open:", "{books}:workers",
+                      "{books}:ledger:", "{books}:ledger-days", "entry:{", "claims:{",
+                      "flight:{", "flight-ids:{", "blob:", "wake:"):  # fmt: skip
+            assert f"`igw:{start}" in documented
+
+    async def test_each_script_stays_in_one_hash_slot(self, redis_url: str) -> None:
+        """So that a cluster could hold it: every key that a script touches has the same tag."""
+        async with open_redis_store(redis_url) as store:
+            with redis.Redis.from_url(redis_url) as client, client.monitor() as monitor:
+                await _make_every_kind_of_key(store)
+                client.echo("the end")
+                tags = _tags_by_script(monitor)
+        assert len(tags) > 10
+        assert all(len(found) == 1 for found in tags), tags
+
+    async def test_counters_that_show_nothing_leave_nothing_behind(self, redis_url: str) -> None:
+        open_now = Take(Meter("key:k", "purchases", "open", 5), 1)
+        async with open_redis_store(redis_url) as store:
+            reserve = verbs.Reserve("p", "w", (open_now,), b"payload")
+            await store.run([reserve, verbs.Settle("p", {}, None)])
+        with redis.Redis.from_url(redis_url) as client:
+            assert sorted(client.keys()) == [b"igw:layout", f"{BOOKS}journal:p".encode()]
+            assert client.hget(f"{BOOKS}journal:p", "payload") is None
+
+    async def test_bytes_live_as_long_as_the_longest_that_was_asked_for(
+        self, redis_url: str
+    ) -> None:
+        async with open_redis_blobs(redis_url) as blobs:
+            with redis.Redis.from_url(redis_url) as client:
+                for asked, lives in ((60, 60), (600, 600), (60, 600)):
+                    await blobs.put("a" * 64, b"data", asked)
+                    assert client.ttl("igw:blob:" + "a" * 64) == pytest.approx(lives, abs=2)
+
+
+async def _make_every_kind_of_key(store: RedisStore) -> None:
+    takes = tuple(
+        Take(Meter("key:k", unit, period, 100), 1)
+        for unit, period in [
+            ("requests", "minute"),
+            ("images", "day"),
+            ("micros", "month"),
+            ("purchases", "open"),
+        ]  # fmt: skip
+    )
+    await store.run(
+        [
+            verbs.Put((Change("keys", "k", b"record", None),)),
+            verbs.Get("keys", "k", through="keys"),
+            verbs.Admit("keys", "k", b"record", takes[:1]),
+            verbs.Claim("f", (0, 1), "a", 90),
+            verbs.Claim("f", (2,), "b", 30),
+            verbs.Keep("f", "c", {5: Slot("picture", 0, b"data")}, 1000, 500),
+            verbs.Keep("f", "c", {6: Slot("another", 0, b"data")}, 10, 5),
+            verbs.Clear("f", {6: "another"}),
+            verbs.Publish("a", "event", b"event", 70),
+            verbs.Beat("w"),
+            verbs.Reserve("open", "w", takes, b"payload"),
+            verbs.Reserve("closed", "w", takes, b"payload"),
+            verbs.Receive("closed", b"payload"),
+            verbs.Settle("closed", {"images": 1, "micros": 5}, b"record"),
+            verbs.OpenJournals(),
+            verbs.Append((b"record",)),
+            verbs.ReadLedger(),
+        ]
+    )
+    await store.blobs.put(hashlib.sha256(b"data").hexdigest(), b"data", 600)
+
+
+def _tags_by_script(monitor: redis.client.Monitor) -> list[set[str]]:
+    """The hash tags of the keys of each script that ran until somebody echoed."""
+    scripts: list[set[str]] = []
+    for event in monitor.listen():
+        command = str(event["command"])
+        if command.startswith("ECHO"):
+            break
+        if command.startswith("EVALSHA"):
+            scripts.append(set())
+        if scripts and event["client_type"] == "lua" and "PUBLISH" not in command:
+            scripts[-1] |= set(re.findall(r"igw:[a-z-]*:?(\{\w+\})", command))
+    return scripts
+
+
+class TestRoundTrips:
+    async def test_a_hundred_callers_at_once_share_a_few_round_trips(self, server: Server) -> None:
+        async with open_redis_store(server.url) as store:
+            await ask(store, write("a", b"v"))
+            with server.client() as client:
+                before = _reads(client)
+                await asyncio.gather(*(ask(store, read("a")) for _ in range(100)))
+                assert _reads(client) - before < 10
+
+    async def test_a_batch_is_one_round_trip(self, server: Server) -> None:
+        async with open_redis_store(server.url) as store:
+            await ask(store, write("a", b"v"))
+            with server.client() as client:
+                before = _reads(client)
+                await store.run([read("a"), verbs.ReadEntry("f"), verbs.Beat("w")])
+                assert _reads(client) - before == 2  # one of them is the question itself
+
+    async def test_scripts_that_the_server_has_forgotten_are_sent_again(
+        self, server: Server
+    ) -> None:
+        async with open_redis_store(server.url) as store:
+            await ask(store, verbs.Append((b"0",)))
+            with server.client() as client:
+                client.script_flush()
+            answers = await store.run(
+                [
+                    read("a"),
+                    write("a", b"1"),
+                    read("a"),
+                    write("a", b"2", expect=b"1"),
+                    verbs.Append((b"1",)),
+                    read("a"),
+                    verbs.ReadLedger(),
+                ]
+            )
+        assert answers[:-1] == [None, None, b"1", None, None, b"2"]
+        assert [record for _, record in answers[-1]] == [b"0", b"1"]
+
+    async def test_many_callers_at_once_survive_forgotten_scripts(self, server: Server) -> None:
+        async with open_redis_store(server.url) as store:
+            await ask(store, verbs.Beat("w"))
+            with server.client() as client:
+                client.script_flush()
+            await asyncio.gather(*(ask(store, verbs.Append((b"r",))) for _ in range(50)))
+            assert len(await ask(store, verbs.ReadLedger())) == 50
+
+
+def _reads(client: redis.Redis) -> int:
+    return int(client.info("stats")["total_reads_processed"])
+
+
+class TestOutages:
+    async def test_a_store_opens_while_redis_is_down_and_connects_when_it_is_up(
+        self, stopped: Server
+    ) -> None:
+        async with open_redis_store(stopped.url) as store:
+            for call in (ask(store, read("a")), store.blobs.get("0" * 64)):
+                with pytest.raises(StoreUnavailable):
+                    await call
+            stopped.start()
+            assert await ask(store, write("a", b"v")) is None
+            assert await ask(store, read("a")) == b"v"
+
+    async def test_an_outage_is_logged_once_and_so_is_its_end(self, stopped: Server) -> None:
+        with capture_logs() as logs:
+            async with open_redis_store(stopped.url) as store:
+                for _ in range(3):
+                    with pytest.raises(StoreUnavailable):
+                        await ask(store, read("a"))
+                stopped.start()
+                await ask(store, read("a"))
+        assert [line["event"] for line in logs] == ["store_unavailable", "store_back"]
+
+    async def test_it_reconnects_by_itself_and_what_was_acknowledged_is_there(
+        self, server: Server
+    ) -> None:
+        async with open_redis_store(server.url) as store:
+            await _make_every_kind_of_key(store)
+            server.kill()
+            with pytest.raises(StoreUnavailable):
+                await ask(store, verbs.Get("keys", "k"))
+            server.start()
+            assert await until_it_works(store, verbs.Get("keys", "k")) == b"record"
+            (journal,) = await ask(store, verbs.OpenJournals("w"))
+            assert (journal.purchase, journal.state) == ("open", "reserved")
+            assert (await ask(store, verbs.ReadEntry("f"))).slots[5].data == b"data"
+            assert len(await ask(store, verbs.ReadLedger())) == 2
+
+    async def test_a_hung_server_is_waited_for_two_seconds(self, server: Server) -> None:
+        async with open_redis_store(server.url) as store:
+            await store.run([write("a", b"v"), verbs.Beat("w")])
+            server.send(signal.SIGSTOP)
+            started = time.monotonic()
+            given_up = asyncio.create_task(ask(store, read("a")))
+            others = [asyncio.create_task(ask(store, read("a"))) for _ in range(10)]
+            bytes_ = asyncio.create_task(store.blobs.get("0" * 64))
+            await asyncio.sleep(0.1)
+            given_up.cancel()
+            late = asyncio.create_task(ask(store, read("a")))
+            results = await asyncio.gather(*others, bytes_, return_exceptions=True)
+            assert {type(result) for result in results} == {StoreUnavailable}
+            assert 1.8 < time.monotonic() - started < 2.3
+            with pytest.raises(StoreUnavailable):
+                await late
+            assert time.monotonic() - started < 2.4
+            server.send(signal.SIGCONT)
+            assert await until_it_works(store, read("a")) == b"v"
+
+    async def test_a_late_reply_is_never_taken_for_another_ones(self, server: Server) -> None:
+        async with open_redis_store(server.url) as store:
+            await store.run([write("a", b"a"), write("b", b"b")])
+            server.send(signal.SIGSTOP)
+            with pytest.raises(StoreUnavailable):
+                await ask(store, read("a"))
+            server.send(signal.SIGCONT)
+            assert await until_it_works(store, read("b")) == b"b"
+            assert await asyncio.gather(*(ask(store, read(n)) for n in "abab")) == [
+                b"a", b"b", b"a", b"b",
+            ]  # fmt: skip
+
+    async def test_a_full_server_is_unavailable_for_writing_only(self, server: Server) -> None:
+        async with open_redis_store(server.url) as store:
+            await ask(store, write("a", b"v"))
+            with server.client() as client:
+                client.config_set("maxmemory", 1)
+                for call in (
+                    ask(store, write("b", b"v")),
+                    ask(store, verbs.Reserve("p", "w", (), b"payload")),
+                    store.blobs.put("0" * 64, b"data", 60),
+                ):
+                    with pytest.raises(StoreUnavailable):
+                        await call
+                assert await ask(store, read("a")) == b"v"
+                client.config_set("maxmemory", 0)
+            assert await ask(store, write("b", b"v")) is None
+
+    async def test_a_read_only_replica_is_unavailable_for_writing(self, server: Server) -> None:
+        async with open_redis_store(server.url) as store:
+            await ask(store, write("a", b"v"))
+            with server.client() as client:
+                client.replicaof("127.0.0.1", 1)
+                with pytest.raises(StoreUnavailable):
+                    await ask(store, write("a", b"w", expect=b"v"))
+                client.replicaof("NO", "ONE")
+            assert await ask(store, write("a", b"w", expect=b"v")) is None
+
+    async def test_our_own_faults_are_loud_and_hit_only_the_batch_concerned(
+        self, redis_url: str
+    ) -> None:
+        async with open_redis_store(redis_url) as store:
+            await ask(store, verbs.Put((Change("good", "k", b"v", None),)))
+            with redis.Redis.from_url(redis_url) as client:
+                client.set(f"{BOOKS}records:bad", "not a hash")
+            loud, *quiet = await asyncio.gather(
+                store.run([verbs.Get("bad", "k"), verbs.Get("good", "k")]),
+                *(ask(store, verbs.Get("good", "k")) for _ in range(5)),
+                return_exceptions=True,
+            )
+        assert quiet == [b"v"] * 5
+        assert isinstance(loud, RuntimeError)
+        assert "Redis refused Get: WRONGTYPE" in str(loud)
+
+    async def test_text_that_cannot_be_encoded_fails_only_its_own_caller(
+        self, redis_url: str
+    ) -> None:
+        async with open_redis_store(redis_url) as store:
+            loud, *quiet = await asyncio.gather(
+                ask(store, read("\ud800")),
+                *(ask(store, read("a")) for _ in range(5)),
+                return_exceptions=True,
+            )
+        assert isinstance(loud, UnicodeEncodeError)
+        assert quiet == [None] * 5
+
+    async def test_a_caller_that_waits_at_the_end_is_refused(self, server: Server) -> None:
+        async with open_redis_store(server.url) as store:
+            await ask(store, read("a"))
+            server.send(signal.SIGSTOP)
+            waiting = []
+            for _ in range(4):  # two pipelines under way, the others wait for a lane
+                waiting.append(asyncio.create_task(ask(store, read("a"))))
+                await asyncio.sleep(0.02)
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        server.send(signal.SIGCONT)
+        assert {type(result) for result in results} == {StoreUnavailable}
+
+
+class TestWatchOutages:
+    async def test_everyone_is_woken_when_the_connection_was_lost_and_is_back(
+        self, server: Server
+    ) -> None:
+        async with open_redis_store(server.url) as store, store.watch("a") as watch:
+            server.kill()
+            started = time.monotonic()
+            await watch.wait(10)  # lost: look again
+            assert time.monotonic() - started < 1
+            server.start()
+            await watch.wait(10)  # back: look again
+            started = time.monotonic()
+            await until_it_works(store, read("a"))
+            await ask(store, verbs.Publish("a", "e", b"event", 60))
+            await watch.wait(10)
+            assert time.monotonic() - started < 1
+
+    async def test_a_watch_can_be_entered_while_the_store_is_away(self, stopped: Server) -> None:
+        async with open_redis_store(stopped.url) as store:
+            started = time.monotonic()
+            async with store.watch("a") as watch:
+                await watch.wait(0.05)
+                assert time.monotonic() - started < 1
+                stopped.start()
+                await watch.wait(10)
+                await asyncio.sleep(0.1)
+                async with open_redis_store(stopped.url) as other:
+                    await ask(other, verbs.Publish("a", "e", b"event", 60))
+                await watch.wait(10)
+            assert time.monotonic() - started < 5
+
+    async def test_entering_and_leaving_again_and_again_loses_no_wake(self, redis_url: str) -> None:
+        async with open_redis_store(redis_url) as store, open_redis_store(redis_url) as other:
+            for i in range(50):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0):  # cancelled on its way in
+                        async with store.watch("a"):
+                            pass
+                async with store.watch("a") as watch:
+                    await ask(other, verbs.Publish("a", f"e{i}", b"event", 60))
+                    started = time.monotonic()
+                    await watch.wait(5)
+                    assert time.monotonic() - started < 1
+
+    async def test_all_watches_share_one_connection(self, server: Server) -> None:
+        async with open_redis_store(server.url) as store, contextlib.AsyncExitStack() as stack:
+            for i in range(20):
+                await stack.enter_async_context(store.watch(f"a{i % 10}"))
+            with server.client() as client:
+                assert len(client.client_list(_type="pubsub")) == 1
+                assert len(client.pubsub_channels("igw:wake:*")) == 10
+
+
+class TestScripts:
+    def test_each_script_is_small_and_none_is_left_over(self) -> None:
+        folder = resources.files("gateway.store") / "lua"
+        files = {item.name for item in folder.iterdir() if item.is_file()}
+        assert files == {f"{name}.lua" for name in SCRIPTS}
+
+    def test_a_verb_that_is_not_known_is_said(self) -> None:
+        class Unknown(verbs.Verb[None]):
+            pass
+
+        with pytest.raises(TypeError, match="does not know the verb Unknown"):
+            call_for(Unknown(), None)  # type: ignore[arg-type]
+
+    def test_every_verb_has_a_call(self) -> None:
+        kinds = set(verbs.Verb.__subclasses__())
+        assert {kind for kind in kinds if kind.__module__ == "gateway.store.verbs"} <= set(
+            call_for.registry
+        )
+
+    def test_the_calendar_of_the_scripts_is_that_of_python(self, redis_url: str) -> None:
+        clock = (resources.files("gateway.store") / "lua" / "shared" / "clock.lua").read_text()
+        script = (
+            clock
+            + """
+            local found = {}
+            for _, time in ipairs(ARGV) do
+              local day, day_ends = day_of(tonumber(time))
+              local month, month_ends = month_of(tonumber(time))
+              for _, item in ipairs({ day, digits(day_ends), month, digits(month_ends) }) do
+                table.insert(found, item)
+              end
+            end
+            return found
+        """
+        )
+        days = [*range(0, 30_000, 97), *range(20_400, 21_900)]
+        moments = [day * DAY + offset for day in days for offset in (0, DAY - 1)]
+        with redis.Redis.from_url(redis_url) as client:
+            found = client.eval(script, 0, *(moment * 1_000_000 for moment in moments))
+        assert [item.decode() for item in found] == [
+            item for moment in moments for item in _calendar(moment)
+        ]
+
+
+def _calendar(moment: int) -> tuple[str, str, str, str]:
+    day = datetime.fromtimestamp(moment, UTC).replace(hour=0, minute=0, second=0)
+    next_month = (day.replace(day=1) + timedelta(days=32)).replace(day=1)
+    ends = [int(end.timestamp()) * 1_000_000 for end in (day + timedelta(days=1), next_month)]
+    return f"{day:%Y-%m-%d}", str(ends[0]), f"{day:%Y-%m}", str(ends[1])
+
+
+def test_place_of_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(ValueError, match="begins with redis://"):
+        place_of("memcached://host")

@@ -1,0 +1,313 @@
+"""What only the embedded store has: its file, its processes, its clock, its time-outs."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import multiprocessing
+import sqlite3
+import stat
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from gateway.errors import StoreUnavailable
+from gateway.store import verbs
+from gateway.store.layout import LayoutMismatch, StoreMissing
+from gateway.store.sqlite import create_sqlite_layout, open_sqlite_store
+from gateway.store.verbs import (
+    CLOSED_JOURNAL_SECONDS,
+    LAYOUT_VERSION,
+    WINDOW_GRACE_SECONDS,
+    Change,
+    Meter,
+    Slot,
+    Store,
+    Take,
+    Verb,
+    ask,
+)
+
+PROCESSES = 4
+
+
+@dataclass
+class Clock:
+    """A clock that a test turns by hand."""
+
+    now: float = 1_767_225_540.0
+    """A minute before the year 2026 (UTC)."""
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def write(name: str, value: bytes = b"v") -> verbs.Put:
+    return verbs.Put((Change("s", name, value, None),))
+
+
+class TestLayout:
+    def test_the_layout_is_made_once_with_a_private_folder(self, tmp_path: Path) -> None:
+        path = tmp_path / "data" / "store.sqlite3"
+        for _ in range(2):
+            create_sqlite_layout(path)
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        with sqlite3.connect(path) as db:
+            assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+            assert db.execute("PRAGMA user_version").fetchone() == (LAYOUT_VERSION,)
+        db.close()
+
+    def test_making_the_layout_leaves_no_thread_behind(self, tmp_path: Path) -> None:
+        before = threading.active_count()
+        create_sqlite_layout(tmp_path / "store.sqlite3")
+        assert threading.active_count() == before
+
+    async def test_making_the_layout_again_keeps_what_is_stored(self, sqlite_path: Path) -> None:
+        async with open_sqlite_store(sqlite_path) as store:
+            await ask(store, write("a"))
+        await asyncio.to_thread(create_sqlite_layout, sqlite_path)
+        async with open_sqlite_store(sqlite_path) as store:
+            assert await ask(store, verbs.Get("s", "a")) == b"v"
+
+    async def test_another_layout_version_is_refused(self, sqlite_path: Path) -> None:
+        with sqlite3.connect(sqlite_path) as db:
+            db.execute("PRAGMA user_version = 99")
+        db.close()
+        message = f"The store at {sqlite_path} has layout version 99; .* reads version 1"
+        with pytest.raises(LayoutMismatch, match=message):
+            await asyncio.to_thread(create_sqlite_layout, sqlite_path)
+        with pytest.raises(LayoutMismatch, match=message):
+            async with open_sqlite_store(sqlite_path):
+                pass
+
+    async def test_an_absent_store_is_not_created_by_opening_it(self, tmp_path: Path) -> None:
+        path = tmp_path / "absent.sqlite3"
+        with pytest.raises(StoreMissing, match=f"There is no store at {path}"):
+            async with open_sqlite_store(path):
+                pass
+        assert not path.exists()
+
+    async def test_a_file_that_is_no_database_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "store.sqlite3"
+        path.write_bytes(b"this is not a database" * 100)
+        with pytest.raises(StoreUnavailable, match="cannot be used: file is not a database"):
+            await asyncio.to_thread(create_sqlite_layout, path)
+        with pytest.raises(StoreUnavailable, match="cannot be used: file is not a database"):
+            async with open_sqlite_store(path):
+                pass
+
+    async def test_its_name_says_where_it_is(self, sqlite_path: Path) -> None:
+        async with open_sqlite_store(sqlite_path) as store:
+            assert store.name == f"embedded store (SQLite) at {sqlite_path}"
+
+
+class TestFailures:
+    async def test_a_batch_that_fails_hurts_no_other(self, sqlite_path: Path) -> None:
+        async with open_sqlite_store(sqlite_path) as store:
+            batches: list[list[Verb[Any]]] = [[write(f"n{i}")] for i in range(10)]
+            batches[4].append(verbs.Put((Change("s", "bad", object(), None),)))  # type: ignore[arg-type]
+            results = await asyncio.gather(*map(store.run, batches), return_exceptions=True)
+            assert [r for i, r in enumerate(results) if i != 4] == [[None]] * 9
+            assert isinstance(results[4], Exception)
+            assert sorted(await ask(store, verbs.Scan("s"))) == sorted(
+                f"n{i}" for i in range(10) if i != 4
+            )
+
+    async def test_nobody_waits_longer_than_two_seconds(self, sqlite_path: Path) -> None:
+        lock = sqlite_path.with_name(f"{sqlite_path.name}-lock")
+        async with open_sqlite_store(sqlite_path) as store:
+            with lock.open("w") as held:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                started = time.monotonic()
+                with pytest.raises(StoreUnavailable):
+                    await ask(store, write("late"))
+                assert 1.8 < time.monotonic() - started < 2.6
+                assert await ask(store, verbs.Get("s", "late")) is None
+
+            assert await ask(store, write("after")) is None
+
+    async def test_a_broken_database_is_an_unavailable_store(self, sqlite_path: Path) -> None:
+        async with open_sqlite_store(sqlite_path) as store:
+            with sqlite3.connect(sqlite_path) as db:
+                db.execute("DROP TABLE records")
+            db.close()
+            with pytest.raises(StoreUnavailable) as caught:
+                await ask(store, write("a"))
+            assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
+            with pytest.raises(StoreUnavailable):
+                await ask(store, verbs.Get("s", "a"))
+
+    async def test_what_was_asked_before_leaving_is_still_done(self, sqlite_path: Path) -> None:
+        async with open_sqlite_store(sqlite_path) as store:
+            asked = [asyncio.create_task(ask(store, write(f"n{i}"))) for i in range(50)]
+            await asyncio.sleep(0)
+        await asyncio.gather(*asked)
+        async with open_sqlite_store(sqlite_path) as store:
+            assert len(await ask(store, verbs.Scan("s"))) == 50
+
+    async def test_leaving_ends_every_thread(self, sqlite_path: Path) -> None:
+        async with open_sqlite_store(sqlite_path) as store, store.watch("a"):
+            await ask(store, write("a"))
+        assert [t for t in threading.enumerate() if t.name.startswith("sqlite")] == []
+
+    def test_it_runs_on_uvloop(self, sqlite_path: Path) -> None:
+        async def story() -> None:
+            async with open_sqlite_store(sqlite_path) as store, store.watch("a") as watch:
+                await ask(store, verbs.Publish("a", "e", b"event", 60))
+                started = time.monotonic()
+                await watch.wait(5)
+                assert time.monotonic() - started < 0.5
+
+        uvloop.run(story())
+
+
+class TestTime:
+    """What takes days, on a clock that the test turns."""
+
+    async def test_a_purchase_belongs_to_the_windows_of_its_reservation(
+        self, sqlite_path: Path
+    ) -> None:
+        clock = Clock()
+        meter = Meter("key:k", "images", "day", 10)
+        async with open_sqlite_store(sqlite_path, clock=clock) as store:
+            await ask(store, verbs.Reserve("p", "w", (Take(meter, 4),), b""))
+            clock.now += 120
+            (today,) = await ask(store, verbs.ReadMeters((meter,)))
+            assert (today.used, today.reserved) == (0, 0)
+            assert (await ask(store, verbs.Settle("p", {"images": 4}, None))).status == "settled"
+            (today,) = await ask(store, verbs.ReadMeters((meter,)))
+            assert (today.used, today.reserved) == (0, 0)
+            clock.now -= 120
+            (yesterday,) = await ask(store, verbs.ReadMeters((meter,)))
+            assert (yesterday.used, yesterday.reserved) == (4, 0)
+
+    async def test_a_closed_journal_is_remembered_for_a_week(self, sqlite_path: Path) -> None:
+        clock = Clock()
+        async with open_sqlite_store(sqlite_path, clock=clock) as store:
+            await store.run([verbs.Reserve("p", "w", (), b""), verbs.Settle("p", {}, None)])
+            clock.now += CLOSED_JOURNAL_SECONDS - 1
+            assert (await ask(store, verbs.Settle("p", {}, None))).status == "already"
+            clock.now += 1
+            assert (await ask(store, verbs.Settle("p", {}, None))).status == "unknown"
+
+    async def test_a_bucket_refills_exactly(self, sqlite_path: Path) -> None:
+        clock = Clock()
+        take = Take(Meter("key:k", "requests", "minute", 3), 1)
+        async with open_sqlite_store(sqlite_path, clock=clock) as store:
+            await ask(store, verbs.Put((Change("keys", "k", b"r", None),)))
+            admit = verbs.Admit("keys", "k", b"r", (take,))
+            assert [(await ask(store, admit)).refused for _ in range(4)] == [None, None, None, 0]
+            refused = await ask(store, admit)
+            assert refused.states[0].retry_in == 20.0
+            clock.now += 19.5
+            assert (await ask(store, admit)).states[0].retry_in == 0.5
+            clock.now += 0.5
+            assert (await ask(store, admit)).refused is None
+
+    async def test_an_entry_is_gone_after_it_has_lingered(self, sqlite_path: Path) -> None:
+        clock = Clock()
+        async with open_sqlite_store(sqlite_path, clock=clock) as store:
+            await ask(store, verbs.Keep("f", "a", {0: Slot("p", 0, b"d")}, 100, 50))
+            clock.now += 149
+            assert set((await ask(store, verbs.ReadEntry("f"))).slots) == {0}
+            clock.now += 1
+            assert (await ask(store, verbs.ReadEntry("f"))).slots == {}
+            kept = await ask(store, verbs.Keep("f", "b", {1: Slot("q", 0, b"d")}, 100, 50))
+            assert kept == {1: 1}
+            assert set((await ask(store, verbs.ReadEntry("f"))).slots) == {1}
+
+    async def test_ledger_ids_grow_even_when_the_clock_goes_back(self, sqlite_path: Path) -> None:
+        clock = Clock(now=1_767_225_700.0)
+        async with open_sqlite_store(sqlite_path, clock=clock) as store:
+            await ask(store, verbs.Append((b"new year",)))
+            clock.now -= 86_400
+            await ask(store, verbs.Append((b"the day before",)))
+            records = await ask(store, verbs.ReadLedger())
+        assert [record for _, record in records] == [b"new year", b"the day before"]
+        assert [id_.split("/")[0] for id_, _ in records] == ["2026-01-01"] * 2
+
+    async def test_a_sweep_removes_what_is_over_and_nothing_else(self, sqlite_path: Path) -> None:
+        clock = Clock()
+        meter = Meter("key:k", "images", "day")
+        async with open_sqlite_store(sqlite_path, clock=clock) as store:
+            await store.run(
+                [
+                    verbs.Keep("old", "a", {0: Slot("p", 0, b"d")}, 10, 10),
+                    verbs.Keep("new", "a", {0: Slot("p", 0, b"d")}, 1e9, 10),
+                    verbs.Claim("old", (1,), "a", 10),
+                    verbs.Publish("a", "e", b"event", 10),
+                    verbs.Reserve("p", "w", (Take(meter, 1),), b""),
+                    verbs.Settle("p", {"images": 1}, b"r"),
+                    verbs.Reserve("open", "w", (), b""),
+                ]
+            )
+            clock.now += CLOSED_JOURNAL_SECONDS + WINDOW_GRACE_SECONDS + 86_400
+            assert await ask(store, verbs.Sweep(limit=2)) == 2
+            assert await ask(store, verbs.Sweep()) == 3
+            assert await ask(store, verbs.Sweep()) == 0
+            assert set((await ask(store, verbs.ReadEntry("new"))).slots) == {0}
+            assert [j.purchase for j in await ask(store, verbs.OpenJournals())] == ["open"]
+            assert len(await ask(store, verbs.ReadLedger())) == 1
+
+
+Story = Callable[[Store, int], Any]
+
+
+async def _claim_all(store: Store, number: int) -> list[int]:
+    """The slots that this process won, over many fingerprints."""
+    claims = [verbs.Claim(f"f{i}", (0, 1), f"flight{number}", 60) for i in range(50)]
+    answers = await asyncio.gather(*(ask(store, claim) for claim in claims))
+    return [i * 2 + slot for i, claimed in enumerate(answers) for slot in claimed.mine]
+
+
+async def _reserve_all(store: Store, number: int) -> int:
+    """How many reservations of 7 from one budget of 100 were granted to this process."""
+    take = Take(Meter("key:k", "micros", "month", 100), 7)
+    asked = [verbs.Reserve(f"p{number}-{i}", "w", (take,), b"") for i in range(25)]
+    answers = await asyncio.gather(*(ask(store, verb) for verb in asked))
+    return [answer.refused for answer in answers].count(None)
+
+
+async def _follow(store: Store, number: int) -> bool:
+    """Process 0 publishes to all others, each of which says that it is ready first."""
+    if number == 0:
+        async with store.watch("ready") as watch:
+            while len(await ask(store, verbs.ReadEvents("ready"))) < PROCESSES - 1:
+                await watch.wait(1)
+        await ask(store, verbs.Publish("a", "e", b"event", 60))
+        return True
+    async with store.watch("a") as watch:
+        await ask(store, verbs.Publish("ready", str(number), b"", 60))
+        await watch.wait(20)
+        return list(await ask(store, verbs.ReadEvents("a"))) == [b"event"]
+
+
+def _in_process(path: Path, story: Story, number: int) -> Any:
+    async def opened() -> Any:
+        async with open_sqlite_store(path) as store:
+            return await story(store, number)
+
+    return asyncio.run(opened())
+
+
+def test_several_processes_share_one_database(sqlite_path: Path) -> None:
+    """Each slot is claimed once, a budget is never passed, a publication reaches everybody."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(PROCESSES, mp_context=context) as pool:
+
+        def together(story: Story) -> list[Any]:
+            asked = [pool.submit(_in_process, sqlite_path, story, i) for i in range(PROCESSES)]
+            return [future.result(timeout=30) for future in asked]
+
+        won = together(_claim_all)
+        assert sorted(slot for slots in won for slot in slots) == list(range(100))
+        assert sum(together(_reserve_all)) == 14
+        assert together(_follow) == [True] * PROCESSES

@@ -1,0 +1,195 @@
+"""Bytes become one JSON object, or a 400 that says what is wrong with them."""
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import InvalidRequest
+from gateway.request.body import parse_body
+
+NOT_JSON = (
+    "We could not parse the JSON body of your request. (HINT: This likely means you aren't using "
+    "your HTTP library correctly. The OpenAI API expects a JSON payload, but what was sent was "
+    "not valid JSON. If you have trouble figuring out how to fix this, please contact us through "
+    "our help center at help.openai.com.)"
+)
+
+
+def refusal(raw, content_type="application/json"):
+    with pytest.raises(InvalidRequest) as caught:
+        parse_body(raw, content_type)
+    assert caught.value.status == 400
+    return caught.value.body["error"]
+
+
+def unreadable(problem):
+    return {
+        "message": f"We could not read the JSON body of your request: {problem}.",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": None,
+    }
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None,
+        "",
+        "application/json",
+        "Application/JSON",
+        "application/json; charset=utf-8",
+        "application/json;charset=UTF-8",
+        " application/json ",
+    ],
+)
+def test_json_content_types_are_accepted_with_any_parameters(content_type):
+    assert parse_body(b'{"prompt": "an otter"}', content_type) == {"prompt": "an otter"}
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "application/x-www-form-urlencoded", "application/jsonx"]
+)
+def test_another_content_type_is_answered_as_in_wire(content_type):
+    assert refusal(b"{}", content_type) == {
+        "message": (
+            f"Unsupported content type: '{content_type}'. This API method only accepts "
+            "'application/json' requests, but you specified the header "
+            f"'Content-Type: {content_type}'. Please try again with a supported content type."
+        ),
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "unsupported_content_type",
+    }
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"prompt=an+otter",
+        b"{'prompt': 1}",
+        b'{"prompt": "an otter",}',
+        b'{"prompt": "an otter"} x',
+        b'{"prompt": "line\nbreak"}',
+        b'{"n": NaN}',
+        b'{"n": Infinity}',
+        b'{"n": -Infinity}',
+        b'{"n": 01}',
+        b'{"prompt": "\xff"}',
+        b"\xef\xbb\xbf{}",
+        '{"prompt": "an otter"}'.encode("utf-16"),
+    ],
+)
+def test_what_is_not_json_is_answered_as_in_wire(raw):
+    assert refusal(raw) == {
+        "message": NOT_JSON,
+        "type": "invalid_request_error",
+        "param": None,
+        "code": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind"),
+    [
+        (b"[]", "an array"),
+        (b'"x"', "a string"),
+        (b"1", "an integer"),
+        (b"1.5", "a decimal number"),
+        (b"true", "a boolean"),
+        (b"null", "null"),
+    ],
+)
+def test_a_body_must_be_an_object(raw, kind):
+    assert refusal(raw) == {
+        "message": (
+            f"Invalid type for the request body: expected an object, but got {kind} instead."
+        ),
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "invalid_type",
+    }
+
+
+@pytest.mark.parametrize("raw", [b'{"n": 1, "n": 1}', b'{"n": 1, "x": {"n": 2, "n": 3}}'])
+def test_a_duplicate_key_is_named(raw):
+    assert refusal(raw) == unreadable("the key 'n' appears twice")
+
+
+def test_a_duplicate_key_is_seen_through_its_escapes():
+    assert refusal(rb'{"n": 1, "\u006e": 2}') == unreadable("the key 'n' appears twice")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        rb'{"prompt": "\ud800"}',
+        rb'{"prompt": "an \udc00 otter"}',
+        rb'{"prompt": ["x", {"y": "\ud83d"}]}',
+        rb'{"prompt": {"\ud83d": 1}}',
+    ],
+)
+def test_a_lone_surrogate_is_refused_wherever_it_is(raw):
+    problem = "'prompt' holds a lone surrogate, half of a character"
+    assert refusal(raw) == unreadable(problem)
+
+
+def test_a_lone_surrogate_in_a_key_is_shown_escaped():
+    problem = r"'\ud800' holds a lone surrogate, half of a character"
+    assert refusal(rb'{"\ud800": 1}') == unreadable(problem)
+    assert refusal(rb'{"\ud800": 1, "\ud800": 1}') == unreadable(r"the key '\ud800' appears twice")
+
+
+def test_a_whole_surrogate_pair_is_a_character():
+    assert parse_body(rb'{"prompt": "\ud83e\udda6"}', None) == {"prompt": "🦦"}
+
+
+def test_64_levels_are_read_and_65_are_not():
+    deep = b"[" * 63 + b"]" * 63
+    assert "x" in parse_body(b'{"x": ' + deep + b"}", None)
+    problem = "it is nested deeper than 64 levels, in 'x'"
+    assert refusal(b'{"x": [' + deep + b"]}") == unreadable(problem)
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"x":'])
+def test_absurd_nesting_is_an_answer_and_not_a_crash(opening):
+    assert refusal(b'{"x": ' + opening * 100_000)["type"] == "invalid_request_error"
+    closing = b"]" if opening == b"[" else b"}"
+    deep = opening * 50_000 + b"1" + closing * 50_000
+    message = refusal(b'{"x": ' + deep + b"}")["message"]
+    assert "it is nested deeper than 64 levels" in message
+
+
+def test_a_number_without_end_is_refused():
+    assert refusal(b'{"n": ' + b"9" * 5000 + b"}") == unreadable(
+        "a number has more than 100 digits"
+    )
+
+
+def test_a_long_name_is_not_repeated_at_length():
+    raw = json.dumps({"x" * 100_000: "y"})[:-1] + ', "' + "x" * 100_000 + '": 1}'
+    assert len(refusal(raw.encode())["message"]) < 400
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_give_an_object_or_a_400(raw):
+    with contextlib.suppress(InvalidRequest):
+        assert isinstance(parse_body(raw, None), dict)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+).filter(lambda value: "Infinity" not in json.dumps(value))
+
+
+@given(st.dictionaries(st.text(), json_values))
+def test_any_json_object_is_read_as_it_was_written(body):
+    assert parse_body(json.dumps(body).encode(), None) == body
+    assert parse_body(json.dumps(body, ensure_ascii=False).encode(), None) == body

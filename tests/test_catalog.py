@@ -1,0 +1,323 @@
+"""The shipped model table loads, and every kind of nonsense in one is named with its place."""
+
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from gateway.catalog import CatalogError, load_catalog, parse_catalog
+
+SHIPPED = (Path(__file__).parent.parent / "config" / "models.yaml").read_text(encoding="utf-8")
+DELETE = object()
+
+
+def changed(data, path, value):
+    """A copy of nested mappings with one place changed; anchors share nothing with it."""
+    key, *rest = path
+    copy = dict(data)
+    if rest:
+        copy[key] = changed(data[key], rest, value)
+    elif value is DELETE:
+        del copy[key]
+    else:
+        copy[key] = value
+    return copy
+
+
+def fault_of(place, value):
+    """The message that answers the shipped table with one place, `a/b/c`, changed."""
+    data = changed(yaml.safe_load(SHIPPED), place.split("/"), value)
+    with pytest.raises(CatalogError) as caught:
+        parse_catalog(data, file="models.yaml")
+    return str(caught.value)
+
+
+def test_the_shipped_table_has_the_models_of_the_contract_in_order():
+    assert list(load_catalog(SHIPPED).models) == [
+        "dall-e-2",
+        "dall-e-3",
+        "gpt-image-1",
+        "gpt-image-1-mini",
+        "gpt-image-1.5",
+        "gpt-image-2",
+        "gpt-image-2-2026-04-21",
+        "chatgpt-image-latest",
+    ]
+
+
+def test_the_shipped_defaults_are_those_of_the_contract():
+    catalog = load_catalog(SHIPPED)
+    assert catalog.default_model == "dall-e-2"
+    assert catalog.default_gpt_model == "gpt-image-1.5"
+    assert catalog.unknown_models == "reject"
+
+
+def test_shutdown_dates_are_those_of_wire():
+    shutdowns = {name: model.shutdown for name, model in load_catalog(SHIPPED).models.items()}
+    assert shutdowns == {
+        "dall-e-2": date(2026, 5, 12),
+        "dall-e-3": date(2026, 5, 12),
+        "gpt-image-1": date(2026, 10, 23),
+        "gpt-image-1-mini": date(2026, 12, 1),
+        "gpt-image-1.5": date(2026, 12, 1),
+        "gpt-image-2": None,
+        "gpt-image-2-2026-04-21": None,
+        "chatgpt-image-latest": date(2026, 12, 1),
+    }
+
+
+def test_a_model_carries_its_own_id():
+    assert all(name == model.id for name, model in load_catalog(SHIPPED).models.items())
+
+
+def test_prices_are_exact_decimals():
+    billing = load_catalog(SHIPPED).models["dall-e-2"].billing
+    assert billing.usd_per_image["256x256"]["standard"] == Decimal("0.016")
+
+
+def test_a_catalog_cannot_be_changed():
+    catalog = load_catalog(SHIPPED)
+    with pytest.raises(ValidationError):
+        catalog.default_model = "dall-e-3"
+
+
+def test_text_and_mapping_give_the_same_catalog():
+    assert load_catalog(SHIPPED) == load_catalog(yaml.safe_load(SHIPPED))
+
+
+D2 = "models/dall-e-2"
+D3 = "models/dall-e-3"
+G1 = "models/gpt-image-1"
+G2 = "models/gpt-image-2"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (
+            "default_modle",
+            "x",
+            "models.yaml: unknown key 'default_modle'; the nearest valid one is 'default_model'",
+        ),
+        (
+            f"{D2}/cache_epok",
+            1,
+            (
+                "models.yaml: models.dall-e-2: unknown key 'cache_epok'; "
+                "the nearest valid one is 'cache_epoch'"
+            ),
+        ),
+        (
+            f"{D2}/parameters/size/valuse",
+            [],
+            (
+                "models.yaml: models.dall-e-2.parameters.size: unknown key 'valuse'; "
+                "the nearest valid one is 'values'"
+            ),
+        ),
+        (
+            f"{G1}/billing/usd_per_million_tokens/txt_out",
+            "1.00",
+            (
+                "models.yaml: models.gpt-image-1.billing.usd_per_million_tokens: "
+                "unknown key 'txt_out'; the nearest valid one is 'text_out'"
+            ),
+        ),
+        (
+            "unknown_models",
+            "passthrough",
+            "models.yaml: unknown_models: Input should be 'reject'",
+        ),
+        (
+            "default_model",
+            "dall-e-9",
+            (
+                "models.yaml: default_model: there is no row 'dall-e-9'; "
+                "the nearest valid one is 'dall-e-3'"
+            ),
+        ),
+        (
+            "harmless",
+            {"streem": False},
+            "models.yaml: harmless: no model has the parameter 'streem'",
+        ),
+        (
+            f"{D2}/cache_epoch",
+            "1",
+            "models.yaml: models.dall-e-2.cache_epoch: Input should be a valid integer",
+        ),
+        (
+            f"{D2}/billing/usd_per_image/256x256/standard",
+            0.016,
+            (
+                "models.yaml: models.dall-e-2.billing.usd_per_image.256x256.standard: "
+                'write a price as a string of US dollars, like "0.040"'
+            ),
+        ),
+        (
+            f"{D2}/billing/usd_per_image/256x256/standard",
+            "-1",
+            (
+                "models.yaml: models.dall-e-2.billing.usd_per_image.256x256.standard: "
+                'write a price as a string of US dollars, like "0.040"'
+            ),
+        ),
+        (
+            f"{D2}/billing/usd_per_image/256x256",
+            DELETE,
+            "models.yaml: models.dall-e-2: usd_per_image lacks the size '256x256'",
+        ),
+        (
+            f"{D3}/billing/usd_per_image/1024x1024/hd",
+            DELETE,
+            "models.yaml: models.dall-e-3: usd_per_image lacks the quality 'hd'",
+        ),
+        (
+            f"{G1}/billing/output_tokens/1024x1024/medium",
+            DELETE,
+            "models.yaml: models.gpt-image-1: output_tokens lacks the quality 'medium'",
+        ),
+        (
+            f"{G1}/billing/output_tokens/512x512",
+            {"low": 1, "medium": 2, "high": 3},
+            (
+                "models.yaml: models.gpt-image-1: output_tokens has the size '512x512', "
+                "which the parameter does not know"
+            ),
+        ),
+        (
+            f"{G1}/billing/dearest_size",
+            "64x64",
+            "models.yaml: models.gpt-image-1.billing: dearest_size has no row in output_tokens",
+        ),
+        (
+            f"{G2}/billing/output_tokens",
+            {"1024x1024": {"low": 1}},
+            (
+                "models.yaml: models.gpt-image-2.billing: "
+                "needs one of output_tokens, output_tokens_formula"
+            ),
+        ),
+        (
+            f"{G2}/billing/output_tokens_formula/grid/ultra",
+            128,
+            (
+                "models.yaml: models.gpt-image-2: grid has the quality 'ultra', "
+                "which the parameter does not know"
+            ),
+        ),
+        (
+            f"{D2}/parameters/quality",
+            DELETE,
+            "models.yaml: models.dall-e-2: needs the parameter 'quality', by which it is billed",
+        ),
+        (
+            f"{D2}/parameters/prompt",
+            {"type": "string"},
+            "models.yaml: models.dall-e-2: 'prompt' is not a parameter of a row",
+        ),
+        (
+            f"{D2}/parameters/n",
+            {"type": "string"},
+            "models.yaml: models.dall-e-2: 'n' must be of type integer",
+        ),
+        (
+            f"{D2}/parameters/n/default",
+            11,
+            "models.yaml: models.dall-e-2.parameters.n: default is outside min…max",
+        ),
+        (
+            f"{D3}/parameters/n/only/value",
+            2,
+            "models.yaml: models.dall-e-3.parameters.n: the only value must be the default",
+        ),
+        (
+            f"{D2}/parameters/size/default",
+            "1x1",
+            "models.yaml: models.dall-e-2.parameters.size: '1x1' is not among the values",
+        ),
+        (
+            f"{D2}/parameters/size/default",
+            "auto",
+            "models.yaml: models.dall-e-2.parameters.size: 'auto' itself means something else",
+        ),
+        (
+            f"{D3}/parameters/style/values",
+            ["vivid", "vivid"],
+            "models.yaml: models.dall-e-3.parameters.style: a value is listed twice",
+        ),
+        (
+            f"{G2}/parameters/size/min_pixels",
+            9_000_000,
+            "models.yaml: models.gpt-image-2.parameters.size: min_pixels is above max_pixels",
+        ),
+        (
+            f"{G1}/rules",
+            [{"when": {"stile": {"equals": "x"}}, "error": {"message": "No."}}],
+            "models.yaml: models.gpt-image-1: a rule names 'stile', which is no parameter",
+        ),
+        (
+            f"{G1}/rules",
+            [{"when": {"n": {"above": 1, "below": 3}}, "error": {"message": "No."}}],
+            "models.yaml: models.gpt-image-1.rules.0.when.n: needs one of equals, above, below",
+        ),
+        (
+            f"{G1}/billing/usd_per_image/1024x1024/hihg",
+            "0.1",
+            (
+                "models.yaml: models.gpt-image-1: usd_per_image has the quality 'hihg', "
+                "which the parameter does not know"
+            ),
+        ),
+        (
+            f"{D2}/parameters/size",
+            yaml.safe_load(SHIPPED)["models"]["gpt-image-2"]["parameters"]["size"],
+            (
+                "models.yaml: models.dall-e-2: "
+                "usd_per_image needs the parameter 'size' to be of type choice"
+            ),
+        ),
+        (
+            f"{G2}/parameters/size/values",
+            ["large", "auto"],
+            (
+                "models.yaml: models.gpt-image-2: "
+                "output_tokens_formula cannot be applied to the size 'large'"
+            ),
+        ),
+        ("models", {}, "models.yaml: models: Dictionary should have at least 1 item"),
+    ],
+)
+def test_a_fault_is_named_with_file_and_place(place, value, message):
+    assert message in fault_of(place, value)
+
+
+def test_every_fault_has_a_line_of_its_own():
+    data = changed(yaml.safe_load(SHIPPED), ["default_model"], 1)
+    data = changed(data, ["prices_as_of"], "yesterday")
+    with pytest.raises(CatalogError) as caught:
+        parse_catalog(data, file="models.yaml")
+    assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == [
+        "default_model",
+        "prices_as_of",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "just text", "- a\n- b", "3"])
+def test_something_else_than_a_mapping_is_refused(text):
+    with pytest.raises(CatalogError, match=r"^models\.yaml: must be a mapping$"):
+        load_catalog(text)
+
+
+@pytest.mark.parametrize("text", ["a: [", "a: 2026-99-99", "[" * 5000, "{? {a: b} : c}"])
+def test_a_file_that_is_not_yaml_is_refused(text):
+    with pytest.raises(CatalogError, match=r"^models\.yaml: is not YAML"):
+        load_catalog(text)
+
+
+@pytest.mark.parametrize("rows", [None, [], "x", {"m": None}, {"m": []}, {1: {}}])
+def test_rows_of_the_wrong_shape_are_refused(rows):
+    assert "models" in fault_of("models", rows)

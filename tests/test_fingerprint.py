@@ -1,0 +1,184 @@
+"""The same picture has one fingerprint however it is asked for; another picture has another."""
+
+import json
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from gateway.catalog import load_catalog
+from gateway.images import ImageRequest
+from gateway.request.body import parse_body
+from gateway.request.fingerprint import fingerprint
+from gateway.request.validation import validate
+
+CATALOG = load_catalog(
+    (Path(__file__).parent.parent / "config" / "models.yaml").read_text(encoding="utf-8")
+)
+
+# By hand, not from the catalog: what each model's picture depends on, the default spelled out
+# first in all its ways, then values that make another picture.
+_GPT = {
+    "quality": (["auto"], ["low", "medium", "high"]),
+    "size": (["auto"], ["1024x1024", "1536x1024", "1024x1536"]),
+    "background": (["auto"], ["transparent", "opaque"]),
+    "output_format": (["png"], ["webp"]),
+    "moderation": (["auto"], ["low"]),
+    "output_compression": ([100, 100.0], []),
+}
+PICTURE = {
+    "dall-e-2": {
+        "quality": (["standard", "auto"], []),
+        "size": (["1024x1024", "auto"], ["256x256", "512x512"]),
+    },
+    "dall-e-3": {
+        "quality": (["standard", "auto"], ["hd"]),
+        "size": (["1024x1024", "auto"], ["1792x1024", "1024x1792"]),
+        "style": (["vivid"], ["natural"]),
+    },
+    "gpt-image-1": _GPT,
+    "gpt-image-1.5": _GPT,
+    "gpt-image-2": {**_GPT, "size": (["auto"], ["1024x1024", "2048x2048", "1824x1024"])},
+}
+# What only changes how the answer travels. Every model takes the first three values.
+TRAVEL = {"stream": [False, None], "partial_images": [0, 0.0, None], "user": ["a", "b", None]}
+DALLE_TRAVEL = {"response_format": ["url", "b64_json", None]}
+GPT_TRAVEL = {"partial_images": [1, 3, None], "stream": [True, False, None]}
+
+
+def print_of(body, *, cache_epoch=1, upstream_name="default", scope="global"):
+    raw = json.dumps(body).encode()
+    request = validate(parse_body(raw, "application/json"), CATALOG)
+    return fingerprint(request, cache_epoch=cache_epoch, upstream_name=upstream_name, scope=scope)
+
+
+@st.composite
+def bodies(draw):
+    """A body in its plainest form: model, prompt, and only what is off its default."""
+    model = draw(st.sampled_from(sorted(PICTURE)))
+    body = {"model": model, "prompt": draw(st.text(min_size=1, max_size=40))}
+    for name, (_, others) in PICTURE[model].items():
+        value = draw(st.sampled_from([None, *others]))
+        if value is not None:
+            body[name] = value
+    return body
+
+
+@st.composite
+def spellings(draw, body):
+    """Another body that asks for the same picture."""
+    model, spelled = body["model"], dict(body)
+    for name, (defaults, _) in PICTURE[model].items():
+        if name not in body and draw(st.booleans()):
+            spelled[name] = draw(st.sampled_from([None, *defaults]))
+    travel = TRAVEL | (DALLE_TRAVEL if model.startswith("dall-e") else GPT_TRAVEL)
+    for name, values in travel.items():
+        if draw(st.booleans()):
+            spelled[name] = draw(st.sampled_from(values))
+    if model != "dall-e-3" and spelled.get("stream") is not True:
+        spelled["n"] = draw(st.sampled_from([1, 2, 2.0, 10, None]))
+    return dict(draw(st.permutations(sorted(spelled.items()))))
+
+
+@given(st.data())
+def test_spelling_order_and_delivery_never_change_it(data):
+    body = data.draw(bodies())
+    assert print_of(data.draw(spellings(body))) == print_of(body)
+
+
+@given(bodies(), bodies())
+def test_two_plain_bodies_share_it_only_when_they_are_equal(one, other):
+    assert (print_of(one) == print_of(other)) == (one == other)
+
+
+@given(st.data())
+def test_any_other_effective_parameter_changes_it(data):
+    body = data.draw(bodies())
+    changeable = sorted(name for name, (_, others) in PICTURE[body["model"]].items() if others)
+    name = data.draw(st.sampled_from(changeable))
+    value = data.draw(st.sampled_from([None, *PICTURE[body["model"]][name][1]]))
+    assume(value != body.get(name))
+    assert print_of(body | {name: value}) != print_of(body)
+
+
+@given(bodies(), st.sampled_from(sorted(PICTURE)))
+def test_another_model_changes_it(body, model):
+    plain = {"model": body["model"], "prompt": body["prompt"]}
+    assume(model != body["model"])
+    assert print_of(plain | {"model": model}) != print_of(plain)
+
+
+@given(bodies(), st.text(min_size=1, max_size=40))
+def test_another_prompt_changes_it(body, prompt):
+    assume(prompt != body["prompt"])
+    assert print_of(body | {"prompt": prompt}) != print_of(body)
+
+
+@given(bodies(), st.sampled_from([" ", "\n", "\u00a0", "\u200b", "\x00"]))
+def test_white_space_around_the_prompt_changes_it(body, space):
+    assert print_of(body | {"prompt": body["prompt"] + space}) != print_of(body)
+    assert print_of(body | {"prompt": space + body["prompt"]}) != print_of(body)
+
+
+@given(bodies())
+def test_the_case_of_the_prompt_changes_it(body):
+    assume(body["prompt"].swapcase() != body["prompt"])
+    assert print_of(body | {"prompt": body["prompt"].swapcase()}) != print_of(body)
+
+
+@pytest.mark.parametrize("text", ["é", "Å", "한", "ﬁ"])
+def test_unicode_forms_of_the_prompt_stay_apart(text):
+    forms = {unicodedata.normalize(form, text) for form in ("NFC", "NFD", "NFKC", "NFKD")}
+    assert len({print_of({"prompt": form}) for form in forms}) == len(forms) > 1
+
+
+@given(st.integers(0, 100), st.sampled_from([50, 99]))
+def test_compression_changes_it_where_the_format_compresses(one, other):
+    assume(one != other)
+    body = {"model": "gpt-image-1", "prompt": "x", "output_format": "jpeg"}
+    first, second = (print_of(body | {"output_compression": c}) for c in (one, other))
+    assert first != second
+    assert print_of(body | {"output_compression": float(one)}) == first
+
+
+@given(bodies(), st.integers(0, 9), st.text(max_size=9), st.text(max_size=9))
+def test_epoch_upstream_and_scope_change_it(body, epoch, name, scope):
+    place = {"cache_epoch": epoch, "upstream_name": name, "scope": scope}
+    same = print_of(body, **place)
+    assert print_of(body, **place) == same
+    assert print_of(body, **place | {"cache_epoch": epoch + 1}) != same
+    assert print_of(body, **place | {"upstream_name": name + "x"}) != same
+    assert print_of(body, **place | {"scope": scope + "x"}) != same
+    if name != scope:
+        assert print_of(body, **place | {"upstream_name": scope, "scope": name}) != same
+
+
+def test_an_omitted_model_shares_it_with_the_model_it_stands_for():
+    assert print_of({"prompt": "x"}) == print_of({"prompt": "x", "model": "dall-e-2"})
+    named = {"prompt": "x", "quality": "low", "model": "gpt-image-1.5"}
+    assert print_of({"prompt": "x", "quality": "low"}) == print_of(named)
+
+
+def test_a_snapshot_does_not_share_it_with_its_model():
+    dated = {"model": "gpt-image-2-2026-04-21", "prompt": "x"}
+    assert print_of(dated) != print_of({"model": "gpt-image-2", "prompt": "x"})
+
+
+def test_escaped_and_literal_characters_are_the_same_prompt():
+    escaped = parse_body(rb'{"prompt": "\ud83e\udda6 \u00e9"}', None)
+    literal = parse_body('{"prompt": "🦦 é"}'.encode(), None)
+    requests = [validate(body, CATALOG) for body in (escaped, literal)]
+    assert len({fingerprint(r, cache_epoch=1, upstream_name="", scope="") for r in requests}) == 1
+
+
+def test_a_lone_surrogate_has_a_fingerprint():
+    request = ImageRequest(model="m", prompt="\ud800")
+    assert len(fingerprint(request, cache_epoch=1, upstream_name="", scope="")) == 64
+
+
+def test_it_is_the_same_in_every_version_of_the_gateway():
+    """A change here makes every gateway forget its cache: raise VERSION, and mean it."""
+    body = {"model": "gpt-image-1", "prompt": "an otter 🦦", "quality": "low", "n": 3}
+    assert print_of(body) == "3f1034cee164ee6922e90533d70c0e9dfc7d08ad375c1cb91fb98a500abd0d23"

@@ -1,0 +1,297 @@
+"""Estimates are upper bounds, costs are exact, and the numbers are those of WIRE §5."""
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.billing.pricing import charge, cost_micros, estimate, is_billed_by_tokens
+from gateway.catalog import load_catalog
+from gateway.images import Amounts, Usage
+from gateway.request.validation import validate
+
+CATALOG = load_catalog(
+    (Path(__file__).parent.parent / "config" / "models.yaml").read_text(encoding="utf-8")
+)
+
+# WIRE §5.1, by hand.
+OLD_TOKENS = {
+    "1024x1024": {"low": 272, "medium": 1056, "high": 4160},
+    "1024x1536": {"low": 408, "medium": 1584, "high": 6240},
+    "1536x1024": {"low": 400, "medium": 1568, "high": 6208},
+}
+NEW_TOKENS = {
+    "1024x1024": {"low": 196, "medium": 1756, "high": 7024},
+    "1536x1024": {"low": 158, "medium": 1372, "high": 5488},
+    "1024x1536": {"low": 158, "medium": 1372, "high": 5488},
+    "768x1024": {"low": 134, "medium": 1204, "high": 4815},
+    "2048x2048": {"low": 397, "medium": 3568, "high": 14272},
+    "2560x1440": {"low": 205, "medium": 1843, "high": 7370},
+    "3072x2160": {"low": 380, "medium": 3524, "high": 14094},
+    "3840x2160": {"low": 371, "medium": 3336, "high": 13342},
+}
+TOKENS = {
+    "gpt-image-1": OLD_TOKENS,
+    "gpt-image-1-mini": OLD_TOKENS,
+    "gpt-image-1.5": OLD_TOKENS,
+    "chatgpt-image-latest": OLD_TOKENS,
+    "gpt-image-2": NEW_TOKENS,
+    "gpt-image-2-2026-04-21": NEW_TOKENS,
+}
+
+# WIRE §5.3, by hand, in micro-dollars: 1024² low/med/high, 1024x1536, 1536x1024.
+PER_IMAGE = {
+    "gpt-image-1": ((11_000, 42_000, 167_000), (16_000, 63_000, 250_000)),
+    "gpt-image-1-mini": ((5_000, 11_000, 36_000), (6_000, 15_000, 52_000)),
+    "gpt-image-1.5": ((9_000, 34_000, 133_000), (13_000, 50_000, 200_000)),
+    "gpt-image-2": ((6_000, 53_000, 211_000), (5_000, 41_000, 165_000)),
+}
+
+OTTER_TOKENS = 8 + 16  # the bytes of "an otter", and the overhead
+
+
+def row(model, size):
+    return [(model, size, quality, n) for quality, n in TOKENS[model][size].items()]
+
+
+def bound(model, pictures=1, prompt="an otter", **parameters):
+    request = validate({"model": model, "prompt": prompt, **parameters}, CATALOG)
+    return estimate(CATALOG.models[model], request, pictures)
+
+
+def cost(model, usage=None, pictures=1, size=None, quality=None):
+    found = CATALOG.models[model]
+    return cost_micros(found, usage=usage, pictures=pictures, size=size, quality=quality)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "quality", "tokens"),
+    [case for model, sizes in TOKENS.items() for size in sizes for case in row(model, size)],
+)
+def test_output_tokens_are_those_of_wire(model, size, quality, tokens):
+    found = bound(model, size=size, quality=quality)
+    assert found.amounts.tokens == OTTER_TOKENS + tokens
+    assert found.reason is None
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "quality", "micros"),
+    [
+        (model, size, quality, micros)
+        for model, (square, oblong) in PER_IMAGE.items()
+        for size, prices in (("1024x1024", square), ("1024x1536", oblong), ("1536x1024", oblong))
+        for quality, micros in zip(("low", "medium", "high"), prices, strict=True)
+    ],
+)
+def test_an_estimate_is_never_below_the_official_price_per_image(model, size, quality, micros):
+    price = CATALOG.models[model].billing.usd_per_image[size][quality]
+    assert price * 1_000_000 == micros
+    assert bound(model, size=size, quality=quality).amounts.micros >= micros
+
+
+@pytest.mark.parametrize(
+    ("size", "usd"),
+    [
+        ("1024x1024", (".0059", ".0527", ".2107")),
+        ("1536x1024", (".0047", ".0412", ".1646")),
+        ("1024x1536", (".0047", ".0412", ".1646")),
+        ("768x1024", (".0040", ".0361", ".1444")),
+        ("2048x2048", (".0119", ".1070", ".4282")),
+        ("2560x1440", (".0062", ".0553", ".2211")),
+        ("3072x2160", (".0114", ".1057", ".4228")),
+        ("3840x2160", (".0111", ".1001", ".4003")),
+    ],
+)
+def test_a_picture_of_any_size_costs_what_wire_says(size, usd):
+    for quality, dollars in zip(("low", "medium", "high"), usd, strict=True):
+        micros = cost("gpt-image-2", Usage(image_out=NEW_TOKENS[size][quality]))
+        assert micros / 1_000_000 == pytest.approx(float(dollars), abs=0.00005)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "quality", "micros"),
+    [
+        ("dall-e-2", "256x256", "standard", 16_000),
+        ("dall-e-2", "512x512", "standard", 18_000),
+        ("dall-e-2", "1024x1024", "standard", 20_000),
+        ("dall-e-2", "auto", "auto", 20_000),
+        ("dall-e-2", None, None, 20_000),
+        ("dall-e-3", "1024x1024", "standard", 40_000),
+        ("dall-e-3", "1024x1024", "hd", 80_000),
+        ("dall-e-3", "1792x1024", "standard", 80_000),
+        ("dall-e-3", "1024x1792", "standard", 80_000),
+        ("dall-e-3", "1792x1024", "hd", 120_000),
+        ("dall-e-3", "1024x1792", "hd", 120_000),
+        ("dall-e-3", None, "hd", 80_000),
+    ],
+)
+def test_pictures_without_tokens_have_a_price_each(model, size, quality, micros):
+    assert cost(model, size=size, quality=quality) == micros
+    assert cost(model, pictures=4, size=size, quality=quality) == 4 * micros
+    found = bound(model, 4, size=size, quality=quality)
+    assert found.amounts == Amounts(images=4, tokens=0, micros=4 * micros)
+    assert found.reason is None
+
+
+@pytest.mark.parametrize(
+    ("model", "usage", "micros"),
+    [  # WIRE §5.2, a million tokens of each kind
+        ("gpt-image-1", Usage(text_in=1_000_000), 5_000_000),
+        ("gpt-image-1", Usage(image_in=1_000_000), 10_000_000),
+        ("gpt-image-1", Usage(image_out=1_000_000), 40_000_000),
+        ("gpt-image-1-mini", Usage(text_in=1_000_000), 2_000_000),
+        ("gpt-image-1-mini", Usage(image_in=1_000_000), 2_500_000),
+        ("gpt-image-1-mini", Usage(image_out=1_000_000), 8_000_000),
+        ("gpt-image-1.5", Usage(text_in=1_000_000), 5_000_000),
+        ("gpt-image-1.5", Usage(image_in=1_000_000), 8_000_000),
+        ("gpt-image-1.5", Usage(image_out=1_000_000), 32_000_000),
+        ("gpt-image-1.5", Usage(text_out=1_000_000), 10_000_000),
+        ("chatgpt-image-latest", Usage(image_out=1_000_000), 32_000_000),
+        ("chatgpt-image-latest", Usage(text_out=1_000_000), 10_000_000),
+        ("gpt-image-2", Usage(text_in=1_000_000), 5_000_000),
+        ("gpt-image-2", Usage(image_in=1_000_000), 8_000_000),
+        ("gpt-image-2", Usage(image_out=1_000_000), 30_000_000),
+        ("gpt-image-2", Usage(text_in=14, image_out=380), 11_470),  # the sample of WIRE §5.4
+    ],
+)
+def test_tokens_cost_what_wire_says(model, usage, micros):
+    assert cost(model, usage) == micros
+
+
+def test_text_out_without_a_price_costs_what_image_out_does_and_never_nothing():
+    assert cost("gpt-image-1", Usage(text_out=10)) == 400
+
+
+def test_cost_rounds_up_once_per_purchase():
+    assert cost("gpt-image-1-mini", Usage(image_in=1)) == 3  # 2.5
+    assert cost("gpt-image-1-mini", Usage(image_in=2)) == 5  # not twice 3
+
+
+def test_no_usage_of_a_token_model_has_no_cost_of_its_own():
+    with pytest.raises(ValueError, match="use the estimate"):
+        cost("gpt-image-1")
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters", "tokens", "micros", "reason"),
+    [
+        # in 24 tokens; 272 × 32 + 24 × 5 = 8,824 micros, and .009 a picture is more
+        ("gpt-image-1.5", {"quality": "low", "size": "1024x1024"}, 296, 9_000, None),
+        # 4160 × 32 + 120 is more than .133
+        ("gpt-image-1.5", {"quality": "high", "size": "1024x1024"}, 4184, 133_240, None),
+        (
+            "gpt-image-1.5",
+            {"size": "1024x1024"},
+            4184,
+            133_240,
+            "quality omitted: reserved as high",
+        ),
+        (
+            "gpt-image-1.5",
+            {},
+            6264,
+            200_000,
+            "quality omitted: reserved as high; size omitted: reserved as 1024x1536",
+        ),
+        (
+            "gpt-image-1.5",
+            {"quality": "low", "size": "auto"},
+            432,
+            13_176,
+            "size omitted: reserved as 1024x1536",
+        ),
+        # mini does not reconcile: its table per image is the larger
+        ("gpt-image-1-mini", {"quality": "low", "size": "1024x1024"}, 296, 5_000, None),
+        ("gpt-image-1-mini", {"quality": "high", "size": "1024x1536"}, 6264, 52_000, None),
+        (
+            "gpt-image-2",
+            {},
+            14_296,
+            428_280,
+            "quality omitted: reserved as high; size omitted: reserved as 2048x2048",
+        ),
+        # 2880² is dearer than what `auto` is reserved as: ⌈96 · 96 · 10,294,400 / 4 M⌉
+        ("gpt-image-2", {"quality": "high", "size": "2880x2880"}, 23_743, 711_690, None),
+        # 100 tokens more for each partial image, but only in a stream
+        (
+            "gpt-image-1.5",
+            {"quality": "high", "size": "1024x1024", "stream": True, "partial_images": 3},
+            4484,
+            142_840,
+            None,
+        ),
+        (
+            "gpt-image-1.5",
+            {"quality": "high", "size": "1024x1024", "partial_images": 3},
+            4184,
+            133_240,
+            None,
+        ),
+    ],
+)
+def test_an_estimate_is_the_dearest_of_what_is_asked(model, parameters, tokens, micros, reason):
+    found = bound(model, **parameters)
+    assert found.amounts == Amounts(images=1, tokens=tokens, micros=micros)
+    assert found.reason == reason
+
+
+def test_several_pictures_share_one_prompt():
+    found = bound("gpt-image-1.5", 3, quality="high", size="1024x1024")
+    assert found.amounts == Amounts(images=3, tokens=24 + 3 * 4160, micros=120 + 3 * 4160 * 32)
+
+
+def test_the_prompt_counts_in_bytes():
+    one = bound("gpt-image-2", prompt="🦦", quality="low", size="1024x1024")
+    assert one.amounts.tokens == 4 + 16 + 196
+
+
+def test_pictures_with_usage_are_charged_what_they_cost():
+    usage = Usage(text_in=14, image_out=380)
+    assert charged("gpt-image-2", usage) == Amounts(images=1, tokens=394, micros=11_470)
+
+
+def test_pictures_of_a_token_model_without_usage_are_charged_the_estimate():
+    assert charged("gpt-image-2", None) == Amounts(images=9, tokens=9, micros=9)
+
+
+def test_pictures_with_a_price_each_are_charged_by_what_was_asked_and_delivered():
+    amounts = charged("dall-e-3", None, pictures=1, quality="hd")
+    assert amounts == Amounts(images=1, tokens=0, micros=80_000)
+    amounts = charged("dall-e-2", Usage(text_in=5), pictures=2, n=4, size="256x256")
+    assert amounts == Amounts(images=2, tokens=0, micros=32_000)
+
+
+def charged(model, usage, pictures=1, **parameters):
+    request = validate({"model": model, "prompt": "an otter", **parameters}, CATALOG)
+    estimated = Amounts(images=9, tokens=9, micros=9)
+    found = CATALOG.models[model]
+    return charge(found, request, usage=usage, pictures=pictures, estimated=estimated)
+
+
+def test_the_shipped_models_are_billed_as_wire_says():
+    by_tokens = {name for name, model in CATALOG.models.items() if is_billed_by_tokens(model)}
+    assert by_tokens == set(TOKENS)
+
+
+@given(st.data())
+def test_no_answer_costs_more_than_its_estimate(data):
+    """Whatever an upstream that follows WIRE §5.1 answers: any size and quality for `auto`."""
+    model = data.draw(st.sampled_from(sorted(TOKENS)))
+    size = data.draw(st.sampled_from(["auto", *TOKENS[model]]))
+    quality = data.draw(st.sampled_from(["auto", "low", "medium", "high"]))
+    pictures, partials = data.draw(st.sampled_from([(1, 0), (1, 1), (1, 3), (2, 0), (10, 0)]))
+    prompt = data.draw(st.text(min_size=1, max_size=60))
+    real_size = data.draw(st.sampled_from(sorted(TOKENS[model]))) if size == "auto" else size
+    real_quality = (
+        data.draw(st.sampled_from(["low", "medium", "high"])) if quality == "auto" else quality
+    )
+    usage = Usage(
+        text_in=math.ceil(len(prompt) / 4) + data.draw(st.integers(5, 14)),
+        image_out=pictures * TOKENS[model][real_size][real_quality] + 100 * partials,
+    )
+    asked = {"size": size, "quality": quality, "stream": partials > 0, "partial_images": partials}
+    bound_amounts = bound(model, pictures, prompt=prompt, **asked).amounts
+    assert usage.total <= bound_amounts.tokens
+    assert cost(model, usage, pictures, real_size, real_quality) <= bound_amounts.micros

@@ -1,0 +1,172 @@
+"""The repository itself: what is installed, what is shipped, what a newcomer is told."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+REGISTRIES = [
+    ".".join(parts)
+    for parts in (
+        ("pypi", "org"),
+        ("pythonhosted", "org"),
+        ("npmjs", "org"),
+        ("crates", "io"),
+        ("proxy", "golang", "org"),
+    )
+]
+
+
+def repository_files() -> list[Path]:
+    """Everything that is, or is about to be, under version control."""
+    listing = subprocess.run(
+        ["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    names = listing.stdout.split("\0")
+    return [ROOT / name for name in names if name and (ROOT / name).is_file()]
+
+
+def name_of(requirement: str) -> str:
+    """A package's name in the one spelling that lock files have."""
+    match = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert match is not None, requirement
+    return re.sub(r"[-_.]+", "-", match[0]).lower()
+
+
+def locked(name: str) -> dict[str, str]:
+    """Package → version of a lock file."""
+    text = (ROOT / "requirements" / name).read_text()
+    return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE))
+
+
+# ── installation ────────────────────────────────────────────────────────────────────────────
+
+
+def test_no_file_names_a_package_registry():
+    """Where packages come from is the business of whoever installs them."""
+    found = [
+        f"{path.relative_to(ROOT)}: {host}"
+        for path in repository_files()
+        for host in REGISTRIES
+        if host in path.read_text(errors="replace")
+    ]
+    assert found == []
+
+
+def test_every_dependency_is_locked():
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    wanted = {name_of(requirement) for requirement in PROJECT["dependencies"] + build}
+    assert wanted <= locked("run.lock").keys()
+    for extra in PROJECT["optional-dependencies"].values():
+        wanted |= {name_of(requirement) for requirement in extra}
+    assert wanted <= locked("dev.lock").keys()
+
+
+def test_tests_run_with_the_versions_that_users_get():
+    assert locked("run.lock").items() <= locked("dev.lock").items()
+
+
+@pytest.mark.parametrize("name", ["run.lock", "dev.lock"])
+def test_every_locked_package_has_hashes_and_the_file_has_no_options(name: str):
+    lines = (ROOT / "requirements" / name).read_text().splitlines()
+    packages = [line for line in lines if re.match(r"[a-z0-9]", line)]
+    assert all(re.fullmatch(r"[a-z0-9-]+==\S+ \\", line) for line in packages)
+    others = [line for line in lines if line not in packages]
+    assert all(re.match(r"    (--hash=sha256:[0-9a-f]{64}|#)", line) for line in others)
+
+
+# ── the wheel ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_wheel_has_everything_that_the_gateway_reads(tmp_path: Path):
+    """Configuration and scripts are found from an empty folder too."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    config = {f"gateway/config/{path.name}" for path in (ROOT / "config").iterdir()}
+    package = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "gateway").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert config | package <= packed
+    assert not any(name.startswith("tests/") for name in packed)
+
+
+# ── the commands ────────────────────────────────────────────────────────────────────────────
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """As typed by a person, also when these tests were started by `make test`."""
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    environ.pop("MFLAGS", None)
+    return subprocess.run(
+        ["make", *arguments], cwd=ROOT, env=environ, capture_output=True, check=False, text=True
+    )
+
+
+def test_make_alone_lists_every_target():
+    text = (ROOT / "Makefile").read_text()
+    declared = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    assert declared is not None
+    targets = set(re.findall(r"^([a-z-]+):", text, re.MULTILINE))
+    listing = make().stdout.splitlines()
+    listed = {line.split()[1] for line in listing if line.startswith("make ")}
+    assert targets == set(declared[1].split()) == listed
+
+
+@pytest.mark.parametrize(
+    ("python", "message"),
+    [("exit 1", "Python 3.11 or newer is needed"), ("[ $# -lt 2 ] || ! [[ $2 == *venv ]]", "venv")],
+)
+def test_a_python_that_will_not_do_is_said_in_one_line(tmp_path: Path, python: str, message: str):
+    """A stand-in for the interpreter fails the one check or the other."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(f"#!/bin/bash\n{python}\n")
+    stand_in.chmod(0o755)
+    done = make("run", f"PYTHON={stand_in}", f"VENV={tmp_path / 'venv'}")
+    first, rest = done.stderr.split("\n", 1)
+    assert done.returncode == 2
+    assert message in first
+    assert rest.startswith("make: ***")
+    assert not (tmp_path / "venv").exists()
+
+
+# ── the tests ───────────────────────────────────────────────────────────────────────────────
+
+SKIPPING = {
+    "test_in_the_test.py": "import pytest\n\ndef test_it():\n    pytest.skip('no server')\n",
+    "test_by_a_mark.py": "import pytest\n\n@pytest.mark.skip('no server')\ndef test_it(): ...\n",
+    "test_whole_file.py": "import pytest\n\npytest.skip('none', allow_module_level=True)\n",
+}
+
+
+@pytest.mark.parametrize("is_ci", [False, True])
+def test_a_skip_fails_in_continuous_integration_and_only_there(tmp_path: Path, is_ci: bool):
+    (tmp_path / "pytest.ini").touch()
+    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
+    for name, text in SKIPPING.items():
+        (tmp_path / name).write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-rs", "--continue-on-collection-errors", str(tmp_path)],
+        cwd=tmp_path,
+        env=os.environ | {"CI": str(is_ci).lower(), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert done.returncode == (pytest.ExitCode.TESTS_FAILED if is_ci else pytest.ExitCode.OK)
+    assert done.stdout.count("skipped in continuous integration: ") == (3 if is_ci else 0)
+    assert ("3 skipped" in done.stdout) == (not is_ci)

@@ -1,0 +1,280 @@
+"""`gateway.yaml`: what it may say, what comes from the environment, what is said about faults."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from gateway.settings import (
+    Address,
+    ConfigError,
+    Settings,
+    find_config,
+    json_schema,
+    load_settings,
+    parse_address,
+    parse_count,
+    parse_duration,
+    parse_size,
+    read_config,
+)
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = ROOT / "config" / "gateway.yaml"
+BAD_FILES = sorted((ROOT / "tests" / "config" / "bad").glob("*.yaml"))
+
+
+def load(tmp_path: Path, text: str, **environ: str) -> Settings:
+    path = tmp_path / "gateway.yaml"
+    path.write_text(text)
+    return load_settings(path, environ)
+
+
+# ── the shipped file ────────────────────────────────────────────────────────────────────────
+
+
+def test_the_shipped_file_says_the_defaults():
+    assert load_settings(SHIPPED, {}) == Settings()
+
+
+def test_the_defaults_are_those_of_the_contract():
+    settings = Settings()
+    assert str(settings.server.listen) == "127.0.0.1:8080"
+    assert settings.server.max_body_bytes == 1_048_576
+    assert settings.server.keep_alive_seconds == 620
+    assert settings.server.read_timeout_seconds == 30
+    assert settings.workers.count == 1
+    assert settings.workers.heartbeat_seconds == 5
+    assert settings.workers.dead_after_seconds == 15
+    assert settings.store.redis_url is None
+    assert settings.store.data_dir == Path("data")
+    assert settings.upstream.base_url == "https://api.fastapi.ai/v1"
+    assert settings.upstream.name == "default"
+    assert settings.upstream.timeout_seconds == 600
+    assert settings.cache.ttl_seconds == 30 * 86_400
+    assert settings.cache.max_picture_bytes == 67_108_864
+    assert settings.cache.max_pixels == 33_000_000
+    assert settings.log_format is None
+
+
+def test_every_variable_of_the_shipped_file_reaches_its_setting(tmp_path: Path):
+    settings = load_settings(
+        SHIPPED,
+        {
+            "UPSTREAM_BASE_URL": "http://127.0.0.1:9000/v1/",
+            "UPSTREAM_API_KEY": "sk-upstream",
+            "GATEWAY_LISTEN": "[::1]:9090",
+            "GATEWAY_REDIS_URL": "rediss://user:word@cache.example.com:6380/2",
+            "GATEWAY_DATA_DIR": str(tmp_path),
+            "GATEWAY_ADMIN_TOKEN": "admin",
+            "GATEWAY_METRICS_TOKEN": "metrics",
+            "GATEWAY_MAX_BODY": "2MiB",
+            "GATEWAY_WORKERS": "4",
+            "GATEWAY_LOG_FORMAT": "json",
+        },
+    )
+    assert settings.upstream.base_url == "http://127.0.0.1:9000/v1"
+    assert settings.upstream.api_key == SecretStr("sk-upstream")
+    assert settings.server.listen == Address("::1", 9090)
+    assert settings.store.redis_url == SecretStr("rediss://user:word@cache.example.com:6380/2")
+    assert settings.store.data_dir == tmp_path
+    assert settings.server.admin_token == SecretStr("admin")
+    assert settings.server.metrics_token == SecretStr("metrics")
+    assert settings.server.max_body_bytes == 2_097_152
+    assert settings.workers.count == 4
+    assert settings.log_format == "json"
+
+
+def test_the_shipped_schema_is_the_one_of_the_code():
+    """`make schemas` writes it anew."""
+    assert json.loads(SHIPPED.with_name("gateway.schema.json").read_text()) == json_schema()
+
+
+def test_the_schema_describes_every_key_and_lets_each_come_from_the_environment():
+    schema = json_schema()
+    for section in schema["$defs"].values():
+        for key, rule in section.get("properties", {}).items():
+            assert rule["description"], key
+            assert {"$ref": "#/$defs/FromEnvironment"} in rule["anyOf"], key
+
+
+# ── reading ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "cache:\n", "cache: {ttl: }\n", "{}\n"])
+def test_what_is_left_out_or_empty_has_its_default(tmp_path: Path, text: str):
+    assert load(tmp_path, text) == Settings()
+
+
+def test_an_empty_variable_counts_as_unset(tmp_path: Path):
+    """As in a shell; compose files hand on empty variables."""
+    text = "workers: {count: '${GATEWAY_WORKERS:-3}'}\n"
+    assert load(tmp_path, text, GATEWAY_WORKERS="").workers.count == 3
+
+
+def test_a_variable_may_be_a_part_of_a_value(tmp_path: Path):
+    text = "server: {listen: '${HOST:-127.0.0.1}:${PORT}'}\n"
+    assert str(load(tmp_path, text, PORT="81").server.listen) == "127.0.0.1:81"
+
+
+def test_what_a_variable_holds_is_not_read_again(tmp_path: Path):
+    text = "upstream: {api_key: '${KEY}'}\n"
+    settings = load(tmp_path, text, KEY="${KEY}$x", x="y")
+    assert settings.upstream.api_key == SecretStr("${KEY}$x")
+
+
+def test_references_are_filled_in_wherever_a_text_stands(tmp_path: Path):
+    path = tmp_path / "models.yaml"
+    path.write_text("models: [{id: '${A}', n: 2}]\n")
+    assert read_config(path, {"A": "b"}) == {"models": [{"id": "b", "n": 2}]}
+
+
+def test_yaml_anchors_and_merges_work(tmp_path: Path):
+    settings = load(tmp_path, "upstream: &u\n  name: other\n  <<: {timeout: 5s}\n")
+    assert (settings.upstream.name, settings.upstream.timeout_seconds) == ("other", 5)
+
+
+def test_draining_takes_as_long_as_a_purchase_unless_set(tmp_path: Path):
+    assert load(tmp_path, "upstream: {timeout: 2m}\n").drain_seconds == 120
+    assert load(tmp_path, "workers: {drain_timeout: 7s}\n").drain_seconds == 7
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().cache.ttl_seconds = 5
+
+
+def test_no_secret_is_in_the_printed_settings(tmp_path: Path):
+    text = (
+        "server: {admin_token: hunter2, metrics_token: hunter2}\n"
+        "store: {redis_url: 'redis://:hunter2@cache.example.com'}\n"
+        "upstream: {api_key: hunter2}\n"
+    )
+    settings = load(tmp_path, text)
+    assert "hunter2" not in f"{settings!r}{settings}{settings.model_dump_json()}"
+
+
+# ── values ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        (5, 5),
+        (0.5, 0.5),
+        ("5", 5),
+        ("500ms", 0.5),
+        ("600s", 600),
+        ("10m", 600),
+        ("1h", 3600),
+        ("30d", 2592000),
+        ("1.5h", 5400),
+        (" 2 m ", 120),
+    ],
+)
+def test_durations(written: object, seconds: float):
+    assert parse_duration(written) == seconds
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        (1024, 1024),
+        ("1024", 1024),
+        ("512KiB", 524_288),
+        ("1MiB", 1_048_576),
+        ("1MB", 1_000_000),
+        ("10GiB", 10_737_418_240),
+        ("0.5 MiB", 524_288),
+        ("10B", 10),
+        ("1kB", 1000),
+    ],
+)
+def test_sizes(written: object, size: int):
+    assert parse_size(written) == size
+
+
+@pytest.mark.parametrize(("written", "count"), [(4, 4), ("4", 4), ("33e6", 33_000_000), (2.0, 2)])
+def test_counts(written: object, count: int):
+    assert parse_count(written) == count
+
+
+@pytest.mark.parametrize("parse", [parse_duration, parse_size, parse_count])
+@pytest.mark.parametrize(
+    "written", [0, -1, True, None, "", "x", "nan", "inf", float("nan"), float("inf"), [1], "1 2"]
+)
+def test_what_is_no_amount_is_refused(parse, written: object):
+    with pytest.raises(ValueError, match=r"number"):
+        parse(written)
+
+
+@pytest.mark.parametrize("written", ["127.0.0.1:8080", "0.0.0.0:80", "localhost:0", "[::1]:8080"])
+def test_an_address_is_printed_as_it_was_written(written: str):
+    assert str(parse_address(written)) == written
+
+
+@pytest.mark.parametrize("written", ["", ":8080", "8080", "host:", "a b:1", "[::1]", "h:-1", "/:1"])
+def test_what_is_no_address_is_refused(written: str):
+    with pytest.raises(ValueError, match="host:port"):
+        parse_address(written)
+
+
+# ── faults ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("path", BAD_FILES, ids=lambda path: path.stem)
+def test_each_broken_file_is_refused_with_its_message(path: Path):
+    """The message stands in the file's first lines, with the plain name of the file."""
+    marks = [line for line in path.read_text().splitlines() if line.startswith("# expect: ")]
+    with pytest.raises(ConfigError) as fault:
+        load_settings(path, {})
+    expected = "\n".join(mark.removeprefix("# expect: ") for mark in marks)
+    assert str(fault.value).replace(str(path), "gateway.yaml") == expected
+    assert "hunter2" not in expected
+
+
+@pytest.mark.parametrize(
+    "key", ["public_url", "signing_keys", "validation", "rehost_allow", "blobs_url", "breaker"]
+)
+def test_a_setting_that_nothing_heeds_yet_is_refused(tmp_path: Path, key: str):
+    with pytest.raises(ConfigError, match=f"unknown key '{key}'"):
+        load(tmp_path, f"{key}: x\n")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
+    (tmp_path / "gateway.yaml").write_bytes(b"name: \xff\n")
+    for path in (tmp_path / "gateway.yaml", tmp_path / "missing.yaml", tmp_path):
+        with pytest.raises(ConfigError, match=rf"^{path}: cannot be read: "):
+            load_settings(path, {})
+
+
+# ── finding ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_shipped_files_are_found_from_an_empty_folder(tmp_path: Path):
+    files = find_config(None, tmp_path)
+    assert files.gateway == SHIPPED
+    assert files.models == SHIPPED.with_name("models.yaml")
+
+
+def test_the_config_folder_of_the_place_of_start_comes_first(tmp_path: Path):
+    """A file that it lacks is the shipped one."""
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "gateway.yaml").touch()
+    files = find_config(None, tmp_path)
+    assert files.gateway == tmp_path / "config" / "gateway.yaml"
+    assert files.models == SHIPPED.with_name("models.yaml")
+
+
+def test_a_named_file_brings_its_folder(tmp_path: Path):
+    named = tmp_path / "mine.yaml"
+    named.touch()
+    (tmp_path / "models.yaml").touch()
+    files = find_config(named, Path("/nowhere"))
+    assert (files.gateway, files.models) == (named, tmp_path / "models.yaml")
+
+
+def test_a_named_file_that_is_missing_is_not_replaced(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: there is no such file"):
+        find_config(tmp_path / "nothing.yaml", tmp_path)

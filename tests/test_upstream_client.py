@@ -1,0 +1,525 @@
+"""The upstream client against servers that answer, stall, cut and lie."""
+
+import asyncio
+import base64
+import contextlib
+import gzip
+import json
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import pytest
+from pydantic import ValidationError
+
+from gateway import __version__
+from gateway.errors import Charge, UpstreamFailure
+from gateway.images import ImageRequest
+from gateway.upstream.client import ClientSettings, Pace, UpstreamClient, open_client
+
+KEY = "sk-secret-of-the-team"
+PIXELS = b"picture bytes"
+REQUEST = ImageRequest(model="painter", prompt="otter", user="ann")
+
+Reply = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+
+def http(status: int, body: bytes, **headers: str) -> bytes:
+    """One whole HTTP answer; header names are written with `_` for `-`."""
+    lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def pictures(*elements: bytes, **fields: object) -> bytes:
+    data = [{"b64_json": base64.b64encode(element).decode()} for element in elements]
+    return json.dumps({"data": data} | fields).encode()
+
+
+def error(status: int, code: str | None = None, **headers: str) -> bytes:
+    body = json.dumps({"error": {"message": "m", "type": "t", "param": None, "code": code}})
+    return http(status, body.encode(), Content_Type="application/json", **headers)
+
+
+GOOD = http(200, pictures(PIXELS), x_request_id="req_up")
+
+
+async def hang(writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(30)
+
+
+async def cut(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+async def reset(writer: asyncio.StreamWriter) -> None:
+    linger = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.transport.abort()
+
+
+def then(first: bytes, end: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> Reply:
+    """Part of an answer, and how it ends."""
+
+    async def play(writer: asyncio.StreamWriter) -> None:
+        writer.write(first)
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        await end(writer)
+
+    return play
+
+
+@dataclass
+class Upstream:
+    """A raw server that plays its replies in order, the last one for ever."""
+
+    replies: list[Reply]
+    greeting: bytes = b""
+    """What it says before it was asked."""
+    heads: list[str] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    connections: int = 0
+    url: str = ""
+    tasks: set = field(default_factory=set)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.tasks.add(asyncio.current_task())
+        try:
+            writer.write(self.greeting)
+            while not writer.is_closing():
+                await self.answer(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.transport.abort()
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        length = int(head.lower().split("content-length: ")[1].split("\r\n")[0])
+        self.bodies.append(await reader.readexactly(length))
+        self.heads.append(head)
+        reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        if isinstance(reply, bytes):
+            writer.write(reply)
+            await writer.drain()
+            return
+        await reply(writer)
+
+
+@contextlib.asynccontextmanager
+async def upstream(*replies: Reply):
+    script = Upstream(list(replies))
+    server = await asyncio.start_server(script.serve, "127.0.0.1", 0)
+    script.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    try:
+        yield script
+    finally:
+        server.close()
+        for task in script.tasks:
+            task.cancel()
+        await asyncio.gather(*script.tasks, return_exceptions=True)
+
+
+@dataclass
+class Clock:
+    """Time that passes only in sleep, and chance that always throws the same."""
+
+    now: float = 0.0
+    slept: list[float] = field(default_factory=list)
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+    @property
+    def pace(self) -> Pace:
+        return Pace(clock=lambda: self.now, sleep=self.sleep, random=lambda: 0.0)
+
+
+@dataclass
+class Notes:
+    """An observer that writes down what it is told."""
+
+    attempts: list[tuple[str, int | str]] = field(default_factory=list)
+    retries: int = 0
+
+    def attempted(self, model: str, *, status: int | str, seconds: float) -> None:
+        assert seconds >= 0
+        self.attempts.append((model, status))
+
+    def retried(self) -> None:
+        self.retries += 1
+
+
+@contextlib.asynccontextmanager
+async def client_of(script: Upstream, *, pace=None, notes=None, **settings: object):
+    settings = {"base_url": script.url, "api_key": KEY} | settings
+    async with open_client(
+        ClientSettings.model_validate(settings), observer=notes, pace=pace or Clock().pace
+    ) as client:
+        yield client
+
+
+async def failure_of(client: UpstreamClient, *, n: int = 1) -> UpstreamFailure:
+    with pytest.raises(UpstreamFailure) as caught:
+        await client.generate(REQUEST, pictures=n)
+    assert KEY not in json.dumps(caught.value.to_dict())
+    assert "127.0.0.1" not in json.dumps(caught.value.to_dict())
+    return caught.value
+
+
+async def failure_after(*replies: Reply, **settings: object) -> UpstreamFailure:
+    async with upstream(*replies) as script, client_of(script, **settings) as client:
+        return await failure_of(client)
+
+
+# ── what is sent ────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_request_on_the_wire_is_ours_to_the_last_byte():
+    async with upstream(GOOD) as script, client_of(script) as client:
+        answered = await client.generate(REQUEST, pictures=2)
+    host = script.url.removeprefix("http://").removesuffix("/v1")
+    sent = b'{"model":"painter","prompt":"otter","n":2,"user":"ann"}'
+    assert answered.pictures[0].data == PIXELS
+    assert answered.upstream_request_id == "req_up"
+    assert script.bodies == [sent]
+    lines = script.heads[0].strip().split("\r\n")
+    assert lines[0] == "POST /v1/images/generations HTTP/1.1"
+    assert sorted(lines[1:]) == [
+        "Accept-Encoding: identity",
+        "Accept: application/json",
+        f"Authorization: Bearer {KEY}",
+        f"Content-Length: {len(sent)}",
+        "Content-Type: application/json",
+        f"Host: {host}",
+        f"User-Agent: image-gateway/{__version__}",
+    ]
+
+
+async def test_nothing_is_kept_between_calls_but_the_connection():
+    reply = http(200, pictures(PIXELS), Set_Cookie="__cf_bm=tenant; Path=/")
+    async with upstream(reply) as script, client_of(script) as client:
+        await client.generate(REQUEST, pictures=1)
+        await client.generate(REQUEST, pictures=1)
+    assert script.connections == 1
+    assert script.heads[0] == script.heads[1]
+
+
+async def test_the_environment_names_no_proxy_and_no_password(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    async with upstream(GOOD) as script, client_of(script) as client:
+        assert await client.generate(REQUEST, pictures=1)
+
+
+@pytest.mark.parametrize(
+    ("base", "expected"),
+    [
+        ("https://h/v1", "https://h/v1/images/generations"),
+        ("https://h/v1/", "https://h/v1/images/generations"),
+        ("https://h", "https://h/images/generations"),
+        ("https://h/a%2Fb?api-version=1", "https://h/a%2Fb/images/generations?api-version=1"),
+    ],
+)
+def test_the_address_is_joined_like_an_sdk_does(base, expected):
+    assert str(ClientSettings(base_url=base, api_key=KEY).generations_url) == expected
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"base_url": "ftp://h/v1"},
+        {"base_url": "h/v1"},
+        {"base_url": "https://a..b/v1"},
+        {"base_url": "https://h:99999/v1"},
+        {"base_url": "https://user:word@h/v1"},
+        {"api_key": "  "},
+        {"api_key": "sk-a\r\nX-Evil: 1"},
+        {"timeout_seconds": 0},
+        {"surprise": 1},
+    ],
+)
+def test_wrong_settings_are_refused_without_quoting_them(wrong):
+    with pytest.raises(ValidationError) as caught:
+        ClientSettings.model_validate({"base_url": "https://h/v1", "api_key": KEY} | wrong)
+    assert not any(word in str(caught.value) for word in (KEY, "user:word", "X-Evil"))
+
+
+def test_a_key_read_from_a_file_loses_its_newline():
+    settings = ClientSettings(base_url="https://h/v1", api_key=f"{KEY}\n")
+    assert settings.api_key.get_secret_value() == KEY
+    assert KEY not in repr(settings)
+
+
+async def test_forty_purchases_at_once_all_have_a_connection():
+    together = asyncio.Barrier(40)
+
+    async def together_only(writer: asyncio.StreamWriter) -> None:
+        await together.wait()
+        writer.write(GOOD)
+
+    async with upstream(together_only) as script, client_of(script, timeout_seconds=20) as client:
+        await asyncio.gather(*(client.generate(REQUEST, pictures=1) for _ in range(40)))
+    assert script.connections == 40
+
+
+# ── answers ─────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_stubborn_upstream_may_compress():
+    body = gzip.compress(pictures(PIXELS))
+    reply = http(200, body, Content_Encoding="gzip")
+    async with upstream(reply) as script, client_of(script) as client:
+        assert (await client.generate(REQUEST, pictures=1)).pictures[0].data == PIXELS
+
+
+async def test_a_large_answer_arrives_whole():
+    large = bytes(range(256)) * 30_000
+    reply = http(200, pictures(large))
+    async with upstream(reply) as script, client_of(script) as client:
+        assert (await client.generate(REQUEST, pictures=1)).pictures[0].data == large
+
+
+async def test_a_wrong_picture_stands_beside_the_good_one():
+    body = pictures(PIXELS, b"").replace(b'""', b'"###"')
+    async with upstream(http(200, body)) as script, client_of(script) as client:
+        answered = await client.generate(REQUEST, pictures=2)
+    assert [picture.data for picture in answered.pictures] == [PIXELS, None]
+
+
+async def test_a_connection_that_died_idle_costs_nothing():
+    async with upstream(then(GOOD, cut), GOOD) as script, client_of(script) as client:
+        await client.generate(REQUEST, pictures=1)
+        await asyncio.sleep(0.1)
+        await client.generate(REQUEST, pictures=1)
+    assert script.connections == 2
+
+
+# ── the charge table ────────────────────────────────────────────────────────────────────────
+
+HTML = b"<html>sorry</html>"
+PART = GOOD[:-10]
+OVERSIZED = http(200, pictures(b"x" * 3_000_000))
+
+
+@pytest.mark.parametrize(
+    ("reply", "status", "code", "charge"),
+    [
+        pytest.param(error(400, "c"), 400, "c", Charge.FREE, id="400"),
+        pytest.param(error(401), 502, "upstream_auth", Charge.FREE, id="401"),
+        pytest.param(error(403), 502, "upstream_auth", Charge.FREE, id="403"),
+        pytest.param(error(429, "slow_down"), 429, "slow_down", Charge.FREE, id="429"),
+        pytest.param(error(503, "busy"), 503, "busy", Charge.FREE, id="503"),
+        pytest.param(http(503, HTML), 502, "upstream_error", Charge.FREE, id="edge 503"),
+        pytest.param(error(500, "c"), 500, "c", Charge.ASSUMED_FREE, id="500"),
+        pytest.param(error(504, "c"), 504, "c", Charge.ASSUMED_FREE, id="504"),
+        pytest.param(http(500, HTML), 502, "upstream_error", Charge.PRESUMED, id="edge 500"),
+        pytest.param(http(502, HTML), 502, "upstream_error", Charge.PRESUMED, id="edge 502"),
+        pytest.param(http(504, b""), 504, "upstream_error", Charge.PRESUMED, id="edge 504"),
+        pytest.param(http(524, HTML), 504, "upstream_error", Charge.PRESUMED, id="edge 524"),
+        pytest.param(
+            http(307, b"", Location="http://127.0.0.1:1/"),
+            502,
+            "upstream_error",
+            Charge.FREE,
+            id="redirect",
+        ),
+        pytest.param(http(200, HTML), 502, "upstream_error", Charge.UNDELIVERED, id="200 html"),
+        pytest.param(
+            http(200, pictures()), 502, "upstream_error", Charge.UNDELIVERED, id="200 empty"
+        ),
+        pytest.param(
+            http(200, pictures(PIXELS)[:-9]),
+            502,
+            "upstream_error",
+            Charge.UNDELIVERED,
+            id="200 half json",
+        ),
+        pytest.param(OVERSIZED, 502, "upstream_error", Charge.UNDELIVERED, id="200 too large"),
+        pytest.param(cut, 502, "upstream_error", Charge.PRESUMED, id="closed"),
+        pytest.param(reset, 502, "upstream_error", Charge.PRESUMED, id="reset"),
+        pytest.param(then(PART, cut), 502, "upstream_error", Charge.PRESUMED, id="cut body"),
+        pytest.param(then(PART, reset), 502, "upstream_error", Charge.PRESUMED, id="reset body"),
+        pytest.param(then(b"HTTP/1.1 2", cut), 502, "upstream_error", Charge.PRESUMED, id="head"),
+        pytest.param(
+            then(b"NONSENSE\r\n\r\n", cut), 502, "upstream_error", Charge.PRESUMED, id="x"
+        ),
+        pytest.param(then(error(400)[:-9], cut), 502, "upstream_error", Charge.FREE, id="cut 400"),
+        pytest.param(
+            then(error(500)[:-9], cut), 502, "upstream_error", Charge.PRESUMED, id="cut 500"
+        ),
+    ],
+)
+async def test_what_upstream_did_decides_answer_and_charge(reply, status, code, charge):
+    failure = await failure_after(reply, max_picture_bytes=1_000_000)
+    assert (failure.status, failure.code, failure.charge) == (status, code, charge)
+    assert failure.source == "upstream"
+
+
+async def test_a_service_that_quotes_its_key_does_not_betray_it():
+    quoted = json.dumps({"error": {"message": f"no such key: {KEY}"}}).encode()
+    failure = await failure_after(http(400, quoted))
+    assert failure.message == "no such key: ***"
+
+
+async def test_a_huge_error_is_not_read_to_its_end():
+    failure = await failure_after(then(http(500, b"x" * 3_000_000)[:2_000_000], hang))
+    assert (failure.status, failure.charge) == (502, Charge.PRESUMED)
+
+
+@pytest.mark.parametrize("reply", [hang, then(PART, hang)])
+async def test_our_deadline_is_presumed_to_have_been_paid(reply):
+    notes = Notes()
+    async with (
+        upstream(reply) as script,
+        client_of(script, notes=notes, timeout_seconds=0.2) as client,
+    ):
+        failure = await failure_of(client)
+    assert (failure.status, failure.code) == (504, "upstream_error")
+    assert failure.charge is Charge.PRESUMED
+    assert notes.attempts == [("painter", "timeout")]
+    assert len(script.heads) == 1
+
+
+async def test_a_deadline_between_two_attempts_costs_nothing():
+    pace = Pace(random=lambda: 0.0)
+    failure = await failure_after(error(503, Retry_After="9"), timeout_seconds=0.2, pace=pace)
+    assert (failure.status, failure.charge) == (504, Charge.FREE)
+
+
+# ── never sent ──────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_refused_connection_is_free_and_tried_three_times():
+    clock, notes = Clock(), Notes()
+    async with upstream(GOOD) as script:
+        pass
+    async with client_of(script, pace=clock.pace, notes=notes) as client:
+        failure = await failure_of(client)
+    assert (failure.status, failure.code) == (502, "upstream_error")
+    assert failure.charge is Charge.FREE
+    assert "x-should-retry" not in failure.headers
+    assert clock.slept == [0.5, 1.0]
+    assert notes.attempts == [("painter", "unreachable")] * 3
+
+
+async def test_a_failed_tls_handshake_is_free():
+    async with upstream(GOOD) as script:
+        script.greeting = b"220 this is a mail server\r\n"
+        url = script.url.replace("http:", "https:")
+        async with client_of(script, base_url=url) as client:
+            failure = await failure_of(client)
+    assert (failure.status, failure.charge) == (502, Charge.FREE)
+    assert script.heads == []
+
+
+async def test_a_server_that_says_nothing_to_tls_is_given_up_and_free():
+    async with upstream(hang) as script:
+        url = script.url.replace("http:", "https:")
+        async with client_of(script, base_url=url, connect_timeout_seconds=0.05) as client:
+            failure = await failure_of(client)
+    assert (failure.status, failure.charge) == (502, Charge.FREE)
+
+
+async def test_a_name_that_does_not_resolve_is_free():
+    too_long_for_any_network = ".".join(["a" * 60] * 6)
+    url = f"http://{too_long_for_any_network}/v1"
+    async with upstream(GOOD) as script, client_of(script, base_url=url) as client:
+        failure = await failure_of(client)
+    assert (failure.status, failure.charge) == (502, Charge.FREE)
+
+
+# ── retries ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("first", "waits"),
+    [
+        (error(503), [0.5]),
+        (http(503, HTML), [0.5]),
+        (http(429, b"error code: 1015"), [0.5]),
+        (error(429, "rate_limit_exceeded", Retry_After="7"), [7.0]),
+        (error(429, "slow_down", Retry_After="7", retry_after_ms="1500"), [1.5]),
+        (error(503, Retry_After="30"), [30.0]),
+    ],
+)
+async def test_a_retry_that_helps_is_not_noticed(first, waits):
+    clock, notes = Clock(), Notes()
+    async with (
+        upstream(first, GOOD) as script,
+        client_of(script, pace=clock.pace, notes=notes) as client,
+    ):
+        answered = await client.generate(REQUEST, pictures=1)
+    assert answered.pictures[0].data == PIXELS
+    assert clock.slept == waits
+    assert notes.retries == 1
+    assert notes.attempts[-1] == ("painter", 200)
+    assert script.bodies[0] == script.bodies[1]
+
+
+@pytest.mark.parametrize(
+    ("reply", "waits"),
+    [
+        (error(503), [0.5, 1.0]),
+        (error(429, "rate_limit_exceeded"), [0.5, 1.0]),
+        (error(503, Retry_After="20"), [20.0]),
+        (error(503, Retry_After="31"), []),
+        (error(429, "slow_down", Retry_After="54749"), []),
+        (error(503, x_should_retry="false"), []),
+        (error(429, "insufficient_quota"), []),
+        (error(429, "billing_not_active"), []),
+        (error(400), []),
+        (error(500), []),
+        (http(502, HTML), []),
+        (http(200, HTML), []),
+        (http(308, b""), []),
+        (cut, []),
+        (reset, []),
+    ],
+)
+async def test_only_what_may_help_is_tried_again_at_most_twice_within_the_window(reply, waits):
+    clock, notes = Clock(), Notes()
+    async with (
+        upstream(reply) as script,
+        client_of(script, pace=clock.pace, notes=notes) as client,
+    ):
+        await failure_of(client)
+    assert clock.slept == waits
+    assert len(script.heads) == len(notes.attempts) == len(waits) + 1
+    assert notes.retries == len(waits)
+
+
+async def test_chance_shortens_the_wait_by_a_quarter_at_most():
+    clock = Clock()
+    pace = Pace(clock=lambda: clock.now, sleep=clock.sleep, random=lambda: 1.0)
+    await failure_after(error(503), pace=pace)
+    assert clock.slept == [0.375, 0.75]
+
+
+async def test_a_retry_that_is_cut_off_is_presumed():
+    failure = await failure_after(error(503), cut)
+    assert failure.charge is Charge.PRESUMED
+
+
+async def test_an_upstream_that_comes_back_is_reached():
+    async with upstream(GOOD) as script:
+        pass
+    clock = Clock()
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def revive(seconds: float) -> None:
+            await clock.sleep(seconds)
+            port = int(script.url.removesuffix("/v1").rsplit(":", 1)[1])
+            server = await asyncio.start_server(script.serve, "127.0.0.1", port)
+            stack.callback(server.close)
+
+        client = await stack.enter_async_context(
+            client_of(script, pace=Pace(clock=lambda: clock.now, sleep=revive))
+        )
+        assert (await client.generate(REQUEST, pictures=1)).pictures[0].data == PIXELS
+        for task in script.tasks:
+            task.cancel()
+        await asyncio.gather(*script.tasks, return_exceptions=True)

@@ -1,0 +1,461 @@
+"""The upstream dialect: what we send, and what every kind of answer means."""
+
+import base64
+import json
+from types import MappingProxyType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.errors import Charge, UpstreamFailure
+from gateway.images import Answered, ImageRequest, UpstreamPicture, Usage
+from gateway.upstream import wire
+
+PIXELS = b"\x89PNG not really, but bytes"
+ENCODED = base64.b64encode(PIXELS).decode()
+HTML = b"<html><body>502 Bad Gateway</body></html>"
+
+
+def answer(**fields) -> bytes:
+    return json.dumps({"created": 1, "data": [{"b64_json": ENCODED}]} | fields).encode()
+
+
+def parse(body: bytes) -> Answered:
+    return wire.parse_answer(body, upstream_request_id="req_up")
+
+
+def failed(body: bytes) -> UpstreamFailure:
+    with pytest.raises(UpstreamFailure) as caught:
+        parse(body)
+    return caught.value
+
+
+def error(**fields) -> bytes:
+    return json.dumps({"error": fields}).encode()
+
+
+# ── out ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("request_", "pictures", "expected"),
+    [
+        (ImageRequest(model="m", prompt="otter"), 1, {"model": "m", "prompt": "otter"}),
+        (
+            ImageRequest(model="m", prompt=" ötter\n", n=4, variation=3, stream=True),
+            3,
+            {"model": "m", "prompt": " ötter\n", "n": 3},
+        ),
+        (
+            ImageRequest(
+                model="m",
+                prompt="x",
+                parameters=MappingProxyType({"size": "512x512", "output_compression": 50}),
+                user="ann",
+                partial_images=2,
+            ),
+            1,
+            {
+                "model": "m",
+                "prompt": "x",
+                "size": "512x512",
+                "output_compression": 50,
+                "user": "ann",
+            },
+        ),
+        (
+            ImageRequest(
+                model="m", prompt="x", response_format="url", asked_response_format="url", user=""
+            ),
+            1,
+            {"model": "m", "prompt": "x", "response_format": "url", "user": ""},
+        ),
+    ],
+)
+def test_the_body_holds_what_was_asked_for_and_nothing_else(request_, pictures, expected):
+    assert json.loads(wire.forwarded_body(request_, pictures=pictures)) == expected
+
+
+# ── pictures back ───────────────────────────────────────────────────────────────────────────
+
+
+def test_a_full_answer_is_read():
+    answered = parse(
+        answer(
+            background="opaque",
+            output_format="png",
+            quality="low",
+            size="1024x1024",
+            usage={
+                "input_tokens": 14,
+                "input_tokens_details": {"image_tokens": 4, "text_tokens": 10},
+                "output_tokens": 380,
+                "output_tokens_details": {"image_tokens": 370, "text_tokens": 10},
+                "total_tokens": 394,
+            },
+        )
+    )
+    assert answered.pictures == (UpstreamPicture(data=PIXELS),)
+    assert answered.usage == Usage(10, 4, 370, 10, has_output_details=True)
+    assert dict(answered.shown) == {
+        "background": "opaque",
+        "output_format": "png",
+        "quality": "low",
+        "size": "1024x1024",
+    }
+    assert answered.upstream_request_id == "req_up"
+
+
+def test_a_link_stays_as_it_is_to_the_byte():
+    link = "https://h.example/img.png?st=2025-01-01T00%3A00%3A00Z&sig=a%2Bb%2F%3d&x=é"
+    body = answer(data=[{"url": link, "revised_prompt": "An otter", "b64_json": None}])
+    assert parse(body).pictures == (UpstreamPicture(url=link, revised_prompt="An otter"),)
+
+
+def test_null_and_empty_links_are_no_links():
+    body = answer(data=[{"b64_json": ENCODED, "url": None}, {"b64_json": ENCODED, "url": ""}])
+    assert parse(body).pictures == (UpstreamPicture(data=PIXELS), UpstreamPicture(data=PIXELS))
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        {"b64_json": ENCODED[:-1]},
+        {"b64_json": ENCODED + "\n"},
+        {"b64_json": "data:image/png;base64," + ENCODED},
+        {"b64_json": "é"},
+        {"b64_json": ""},
+        {"b64_json": 5},
+        {},
+        None,
+        "text",
+    ],
+)
+def test_a_damaged_picture_keeps_its_place_among_good_ones(element):
+    good = {"b64_json": ENCODED}
+    pictures = parse(answer(data=[good, element, good])).pictures
+    assert [picture.data for picture in pictures] == [PIXELS, None, PIXELS]
+
+
+def test_unknown_keys_of_a_picture_are_kept():
+    body = answer(data=[{"b64_json": ENCODED, "seed": 7}])
+    assert dict(parse(body).pictures[0].extra) == {"seed": 7}
+
+
+def test_echoes_that_are_not_text_are_ignored():
+    assert dict(parse(answer(size=None, quality=3, background="opaque")).shown) == {
+        "background": "opaque"
+    }
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        ({"input_tokens": 9, "output_tokens": 50}, Usage(text_in=9, image_out=50)),
+        ({"prompt_tokens": 9, "completion_tokens": 50}, Usage(text_in=9, image_out=50)),
+        (
+            {"input_tokens": 9, "output_tokens": 50, "input_tokens_details": {"text_tokens": 0}},
+            Usage(text_in=9, image_out=50),
+        ),
+        (
+            {"input_tokens": 9, "output_tokens": 50, "output_tokens_details": None},
+            Usage(text_in=9, image_out=50),
+        ),
+        ({"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}, None),
+        ({"input_tokens": True, "output_tokens": 50}, None),
+        ({"input_tokens": -1, "output_tokens": 50}, None),
+        ({"input_tokens": "9", "output_tokens": "50"}, None),
+        ({"input_tokens": 9, "output_tokens": 10**12}, None),
+        ({"output_tokens": 50}, None),
+        ({}, None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_usage_counts_only_when_one_can_bill_by_it(usage, expected):
+    assert parse(answer(usage=usage)).usage == expected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        HTML,
+        answer()[:-10],
+        b"[]",
+        b"null",
+        b"[" * 5000,
+        b"\xff\xfe\xfd",
+        answer(data=[]),
+        answer(data=None),
+        answer(data={"b64_json": ENCODED}),
+        error(message="Incorrect API key provided: sk-secret", code="invalid_api_key"),
+    ],
+)
+def test_a_200_without_pictures_was_paid_and_says_nothing_of_its_own(body):
+    failure = failed(body)
+    assert (failure.status, failure.type, failure.code) == (502, "server_error", "upstream_error")
+    assert failure.charge is Charge.UNDELIVERED
+    assert failure.source == "upstream"
+    assert failure.headers == {"x-should-retry": "false"}
+    assert failure.upstream_request_id == "req_up"
+    assert "sk-secret" not in json.dumps(failure.body)
+
+
+def test_usage_of_an_answer_without_pictures_is_known_to_the_books():
+    failure = failed(answer(data=[], usage={"input_tokens": 9, "output_tokens": 50}))
+    assert failure.usage == Usage(text_in=9, image_out=50)
+
+
+@pytest.mark.parametrize(
+    ("text", "revised"), [(r"an otter \ud83e", "an otter ?"), (r"\ud83e\udda6", "\U0001f9a6")]
+)
+def test_a_prompt_cut_inside_an_emoji_does_not_cost_the_picture(text, revised):
+    body = f'{{"data": [{{"b64_json": "{ENCODED}", "revised_prompt": "{text}"}}]}}'.encode()
+    assert parse(body).pictures == (UpstreamPicture(data=PIXELS, revised_prompt=revised),)
+
+
+@pytest.mark.parametrize("body", [b"\xef\xbb\xbf" + answer(), answer(seconds=float("nan"))])
+def test_sloppy_json_does_not_cost_the_picture(body):
+    assert parse(body).pictures[0].data == PIXELS
+
+
+# ── errors back ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_apis_own_error_is_relayed_with_its_extra_keys():
+    sent = {
+        "message": "Your request was rejected by the safety system.",
+        "type": "image_generation_user_error",
+        "param": "",
+        "code": "moderation_blocked",
+        "moderation_details": {"moderation_stage": "input", "categories": ["sexual"]},
+    }
+    failure = wire.parse_error(400, {"X-Request-Id": "req_1", "Set-Cookie": "a=b"}, error(**sent))
+    assert failure.status == 400
+    assert failure.body == {"error": sent}
+    assert failure.charge is Charge.FREE
+    assert failure.headers == {}
+    assert failure.source == "upstream"
+    assert failure.upstream_request_id == "req_1"
+    assert UpstreamFailure.from_dict(json.loads(json.dumps(failure.to_dict()))).body == failure.body
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (400, error(message="m"), ("m", "invalid_request_error", None, None)),
+        (500, error(), ("Upstream answered 500.", "server_error", None, None)),
+        (500, error(message="m", type="t", code=500), ("m", "t", None, "500")),
+        (400, b'{"error": "bad size"}', ("bad size", "invalid_request_error", None, None)),
+        (404, b'{"detail": "Not Found"}', ("Not Found", "invalid_request_error", None, None)),
+        (
+            400,
+            b'{"object": "error", "message": "m", "type": "T", "param": "n", "code": true}',
+            ("m", "T", "n", None),
+        ),
+    ],
+)
+def test_the_forms_of_clones_get_all_four_keys(status, body, expected):
+    failure = wire.parse_error(status, {}, body)
+    fields = (failure.message, failure.type, failure.param, failure.code)
+    assert (failure.status, fields) == (status, expected)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (401, error(message="Incorrect API key provided: sk-secret.", code="invalid_api_key")),
+        (403, error(message="sk-secret", type="request_forbidden", owner="sk-secret")),
+        (403, HTML),
+        (400, error(message="bad key sk-secret", code="invalid_api_key")),
+    ],
+)
+def test_a_refused_key_is_told_neutrally(status, body):
+    failure = wire.parse_error(status, {}, body)
+    assert (failure.status, failure.type, failure.code) == (502, "server_error", "upstream_auth")
+    assert failure.charge is Charge.FREE
+    assert "sk-secret" not in json.dumps(failure.to_dict())
+
+
+def test_extra_keys_that_cannot_be_written_again_are_dropped():
+    body = b'{"error": {"message": "m", "code": "c", "deep": ' + b"[" * 600 + b"]" * 600 + b"}}"
+    assert wire.parse_error(400, {}, body).body == {
+        "error": {"message": "m", "type": "invalid_request_error", "param": None, "code": "c"}
+    }
+
+
+OWN = error(message="m", type="server_error", param=None, code=None)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "answered", "code", "charge"),
+    [
+        (400, OWN, 400, None, Charge.FREE),
+        (404, HTML, 502, "upstream_error", Charge.FREE),
+        (429, OWN, 429, None, Charge.FREE),
+        (429, b"error code: 1015", 429, "rate_limit_exceeded", Charge.FREE),
+        (500, OWN, 500, None, Charge.ASSUMED_FREE),
+        (500, HTML, 502, "upstream_error", Charge.PRESUMED),
+        (502, OWN, 502, None, Charge.ASSUMED_FREE),
+        (502, HTML, 502, "upstream_error", Charge.PRESUMED),
+        (502, b'{"message": "Internal server error"}', 502, "upstream_error", Charge.PRESUMED),
+        (503, OWN, 503, None, Charge.FREE),
+        (503, HTML, 502, "upstream_error", Charge.FREE),
+        (504, OWN, 504, None, Charge.ASSUMED_FREE),
+        (504, HTML, 504, "upstream_error", Charge.PRESUMED),
+        (520, HTML, 502, "upstream_error", Charge.PRESUMED),
+        (524, HTML, 504, "upstream_error", Charge.PRESUMED),
+        (
+            524,
+            b'{"title": "524", "cloudflare_error": true}',
+            504,
+            "upstream_error",
+            Charge.PRESUMED,
+        ),
+        (500, OWN[:-4], 502, "upstream_error", Charge.PRESUMED),
+        (302, HTML, 502, "upstream_error", Charge.FREE),
+        (307, OWN, 502, "upstream_error", Charge.FREE),
+    ],
+)
+def test_status_and_form_decide_answer_and_charge(status, body, answered, code, charge):
+    failure = wire.parse_error(status, {"Location": "https://secret.example"}, body)
+    assert (failure.status, failure.code, failure.charge) == (answered, code, charge)
+    is_charged = charge in (Charge.UNDELIVERED, Charge.PRESUMED)
+    assert failure.headers == ({"x-should-retry": "false"} if is_charged else {})
+
+
+@pytest.mark.parametrize(
+    ("received", "relayed"),
+    [
+        ({"retry-after": "7"}, {"Retry-After": "7"}),
+        ({"RETRY-AFTER": "1.5"}, {"Retry-After": "2"}),
+        ({"Retry-After": "120"}, {"Retry-After": "120"}),
+        ({"Retry-After": "54749"}, {"Retry-After": "120", "x-should-retry": "false"}),
+        ({"Retry-After": "0"}, {}),
+        ({"Retry-After": "-3"}, {}),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, {}),
+        ({"Retry-After": "٣"}, {}),
+        ({"Retry-After-Ms": "534"}, {"retry-after-ms": "534"}),
+        ({"retry-after-ms": "99999999"}, {}),
+        ({"retry-after-ms": "soon"}, {}),
+        ({"X-Should-Retry": "TRUE"}, {"x-should-retry": "true"}),
+        ({"x-should-retry": "maybe"}, {}),
+        ({"CF-Ray": "1", "Server": "cloudflare", "Content-Encoding": "gzip"}, {}),
+    ],
+)
+def test_only_the_headers_about_coming_back_pass(received, relayed):
+    assert wire.parse_error(429, received, OWN).headers == relayed
+
+
+@pytest.mark.parametrize(
+    ("status", "fields", "expected"),
+    [
+        (503, {"code": "server_is_overloaded"}, True),
+        (429, {"code": "rate_limit_exceeded", "type": "requests"}, True),
+        (429, {"code": "slow_down", "type": "rate_limit_error"}, True),
+        (429, {"code": "insufficient_quota"}, False),
+        (429, {"type": "insufficient_quota"}, False),
+        (429, {"code": "credit_balance_exhausted"}, False),
+        (429, {"code": "organization_spend_limit_exceeded"}, False),
+        (429, {"code": "project_spend_limit_exceeded"}, False),
+        (429, {"code": "organization_usage_limit_exceeded"}, False),
+        (429, {"code": "billing_not_active"}, False),
+        (429, {"type": "billing_limit_user_error"}, False),
+        (400, {"code": "x"}, False),
+        (500, {"code": "server_error"}, False),
+    ],
+)
+def test_what_may_be_tried_again(status, fields, expected):
+    failure = wire.parse_error(status, {}, error(message="m", **fields))
+    assert wire.is_retryable(failure, upstream_status=status) is expected
+
+
+def test_a_quota_refusal_tells_the_caller_not_to_retry():
+    failure = wire.parse_error(
+        429, {"x-should-retry": "true"}, error(message="m", code="insufficient_quota")
+    )
+    assert failure.headers == {"x-should-retry": "false"}
+
+
+def test_upstreams_wish_not_to_be_asked_again_is_respected():
+    failure = wire.parse_error(503, {"x-should-retry": "false"}, OWN)
+    assert not wire.is_retryable(failure, upstream_status=503)
+
+
+def test_only_what_was_never_sent_may_be_sent_again():
+    assert wire.is_retryable(wire.unreachable(), upstream_status=None)
+    assert not wire.is_retryable(wire.cut_off(), upstream_status=None)
+
+
+def test_the_finer_wait_wins():
+    failure = wire.parse_error(429, {"retry-after": "2", "retry-after-ms": "1500"}, OWN)
+    assert wire.retry_after_seconds(failure) == 1.5
+    assert wire.retry_after_seconds(wire.parse_error(429, {"retry-after": "2"}, OWN)) == 2
+    assert wire.retry_after_seconds(wire.unreachable()) is None
+
+
+# ── whatever comes ──────────────────────────────────────────────────────────────────────────
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just(ENCODED),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+KNOWN_KEYS = (
+    "data usage error message type code param size detail "
+    "b64_json url revised_prompt input_tokens output_tokens"
+)
+known = st.sampled_from(KNOWN_KEYS.split())
+documents = st.dictionaries(
+    known,
+    anything
+    | st.dictionaries(known, anything, max_size=5)
+    | st.lists(st.dictionaries(known, anything, max_size=4), max_size=3),
+    max_size=6,
+)
+bodies = st.binary(max_size=200) | (anything | documents).map(
+    lambda value: json.dumps(value).encode()
+)
+
+
+def written(failure: UpstreamFailure) -> bytes:
+    return json.dumps(failure.to_dict(), allow_nan=False, ensure_ascii=False).encode()
+
+
+def outcome(body: bytes) -> Answered | UpstreamFailure:
+    try:
+        return parse(body)
+    except UpstreamFailure as failure:
+        return failure
+
+
+@settings(deadline=None)
+@given(body=bodies)
+def test_any_answer_is_pictures_or_our_error(body):
+    result = outcome(body)
+    if isinstance(result, Answered):
+        assert result.pictures
+        return
+    assert result.charge is Charge.UNDELIVERED
+    assert written(result)
+
+
+@settings(deadline=None)
+@given(
+    status=st.integers(min_value=300, max_value=599),
+    retry_after=st.text(max_size=12) | st.integers().map(str) | st.floats().map(str),
+    body=bodies,
+)
+def test_any_error_becomes_ours_and_can_travel(status, retry_after, body):
+    headers = {"Retry-After": retry_after, "retry-after-ms": retry_after}
+    failure = wire.parse_error(status, headers, body)
+    assert 400 <= failure.status < 600
+    assert list(failure.body["error"])[:4] == ["message", "type", "param", "code"]
+    assert isinstance(failure.message, str)
+    assert isinstance(failure.type, str)
+    assert 0 < (wire.retry_after_seconds(failure) or 1) <= 120
+    assert written(failure)
