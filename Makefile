@@ -11,7 +11,8 @@ SCHEMA := import json; from gateway.settings import json_schema; \
 	print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 LOCK := pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe \
 	--no-header --no-emit-options --no-emit-index-url --no-emit-trusted-host \
-	--no-emit-find-links --annotation-style=line --build-deps-for=editable
+	--no-emit-find-links --annotation-style=line
+LOCKED := pyproject.toml requirements/install.in
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -42,9 +43,9 @@ schemas: $(VENV)/dev.stamp ## write the JSON Schema of the configuration anew
 lock: ## choose the newest versions that pyproject.toml allows and write them down
 	@venv=$$(mktemp -d) && trap 'rm -rf "$$venv"' EXIT && \
 	$(PYTHON) -m venv "$$venv" && "$$venv/bin/pip" install --quiet pip-tools && \
-	"$$venv/bin/"$(LOCK) --output-file requirements/run.lock pyproject.toml && \
+	"$$venv/bin/"$(LOCK) --output-file requirements/run.lock $(LOCKED) && \
 	"$$venv/bin/"$(LOCK) --extra test --extra dev --constraint requirements/run.lock \
-		--output-file requirements/dev.lock pyproject.toml
+		--output-file requirements/dev.lock $(LOCKED)
 
 clean: ## remove the virtual environment and every cache; data stays
 	@rm -rf $(VENV) dist .coverage .coverage.* htmlcov .hypothesis .import_linter_cache \

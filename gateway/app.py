@@ -120,6 +120,7 @@ class Gateway:
     services: Services
     flights: Flights
     purchases: Purchases
+    ledger: Ledger
 
 
 @asynccontextmanager
@@ -190,6 +191,7 @@ async def open_services(settings: Settings, policy: Policy) -> AsyncIterator[Gat
             ),
             flights,
             purchases,
+            ledger,
         )
 
 

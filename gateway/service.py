@@ -279,7 +279,10 @@ class Service:
         """A request that opened a purchase left its record with that."""
         if call.tally.is_open:
             return
+        shown = answer.pictures[0][0].shown if answer.pictures else {}
         record = call.record.but(
+            size=shown.get("size", call.record.size),
+            quality=shown.get("quality", call.record.quality),
             outcome=answer.outcome,
             saved_micros=answer.saved_micros,
             latency_ms=self._latency_ms(call),

@@ -7,6 +7,7 @@ one: then an error ends the connection.
 from __future__ import annotations
 
 import hmac
+import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -102,6 +103,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         model=request.get(MODEL),
         seconds=round(seconds, 4),
         retry_count=request.headers.get("x-stainless-retry-count"),
+        pid=os.getpid(),
     )
     return response
 

@@ -231,7 +231,7 @@ def _claim(verb: verbs.Claim, keys: Keys) -> Call:
             others={slot: flight.decode() for slot, flight in _pairs(others)},
         )
 
-    arguments = (verb.flight, _micros(verb.lease_seconds), *verb.slots)
+    arguments: list[Argument] = [verb.flight, _micros(verb.lease_seconds), *verb.slots]
     return _entry_call("claim", verb.fingerprint, keys, arguments, read)
 
 

@@ -9,11 +9,12 @@ mean is `redis_calls`; who waits for a publication is `redis_wakes`.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import structlog
 from redis import exceptions as faults
@@ -33,6 +34,13 @@ CALL_SECONDS: Final = 2.0
 """No call to the store is waited for longer (CONTRACT §6)."""
 
 SCHEMES: Final = ("redis", "rediss", "unix")
+
+_WRONG_URL: Final = (
+    "The Redis URL cannot be read; it looks like redis://user:password@host:6379/0 or"
+    " unix:///path?db=0, with signs like / in a password written as %2F."
+)
+
+_DATABASE: Final = re.compile(r"(/\d*)?")
 
 _LANES: Final = 2
 """While the server works on one pipeline, the next one gathers and is written."""
@@ -55,17 +63,34 @@ _OUTAGE_CODES: Final = ("MISCONF", "NOREPLICAS", "BUSY", "OOM", "READONLY")
 
 
 def place_of(url: str) -> str:
-    """Where a Redis URL leads, without user, password and options. ValueError if nowhere yet."""
+    """Where a Redis URL leads, without user, password and options.
+
+    Raises ValueError, never quoting the URL, for one that leads nowhere or not yet.
+    """
     scheme = url.partition("://")[0]
     if scheme in ("redis+sentinel", "redis+cluster"):
         raise ValueError(f"{scheme}:// is not built yet; use redis://, rediss:// or unix://.")
     if scheme not in SCHEMES:
         raise ValueError("A Redis URL begins with redis://, rediss:// or unix://.")
-    return f"{scheme}://{urlsplit(url).netloc.rpartition('@')[2]}{urlsplit(url).path}"
+    parts = urlsplit(url)
+    if not _is_complete(parts):
+        raise ValueError(_WRONG_URL)
+    return f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _is_complete(parts: SplitResult) -> bool:
+    """Also finds a password with a bare `/`, `?` or `#` in it, which would end the host."""
+    if parts.scheme == "unix":
+        return bool(parts.path)
+    try:
+        has_port = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    return bool(parts.hostname) and has_port and bool(_DATABASE.fullmatch(parts.path))
 
 
 def pool_of(url: str, *, connections: int) -> ConnectionPool:
-    """A pool that connects when it is first used. ValueError, without the URL, if it is wrong."""
+    """A pool that connects when it is first used. Raises ValueError for a wrong option."""
     try:
         return BlockingConnectionPool.from_url(
             url,
@@ -80,14 +105,13 @@ def pool_of(url: str, *, connections: int) -> ConnectionPool:
             decode_responses=False,
         )
     except ValueError:
-        message = f"This is no Redis URL: {place_of(url)} (password not shown)."
-        raise ValueError(message) from None
+        raise ValueError(_WRONG_URL) from None
 
 
 @asynccontextmanager
-async def running(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def running(name: str, *loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Runs loops in tasks of their own until the block is left."""
-    tasks = [asyncio.create_task(loop, name=loop.__qualname__) for loop in loops]
+    tasks = [asyncio.create_task(loop, name=name) for loop in loops]
     try:
         yield
     finally:
@@ -168,7 +192,7 @@ class Link:
             self._complaints.clear()
 
     async def _send(self, commands: Sequence[tuple[bytes, ...]]) -> list[Any]:
-        connection = await self._pool.get_connection()
+        connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
         try:
             await connection.send_packed_command(connection.pack_commands(commands))
             return [await _reply(connection) for _ in commands]
@@ -238,7 +262,7 @@ class Lanes:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """The lanes work while this is entered; who still waits at the end is refused."""
-        async with running(*(self._lane() for _ in range(_LANES))):
+        async with running("redis-lane", *(self._lane() for _ in range(_LANES))):
             yield
         while not self._waiting.empty():
             self._waiting.get_nowait().fail(StoreUnavailable())
@@ -273,6 +297,9 @@ class Lanes:
         else:
             for batch in batches:
                 batch.answer([next(replies) for _ in batch.calls])
+        finally:
+            for batch in batches:  # those that a closing store leaves behind
+                batch.fail(StoreUnavailable())
 
     async def _run(self, batches: Sequence[_Batch]) -> list[Any]:
         calls = [call for batch in batches for call in batch.calls]

@@ -80,7 +80,7 @@ class Wakes:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """The connection is kept while this is entered, from the first watch on."""
-        async with running(self._keep_connected()):
+        async with running("redis-wakes", self._keep_connected()):
             yield
 
     @asynccontextmanager
@@ -147,7 +147,7 @@ class Wakes:
             channel.wake()
 
     async def _converse(self) -> None:
-        connection = self._pool.make_connection()
+        connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 await connection.connect()

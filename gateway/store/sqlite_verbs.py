@@ -199,6 +199,7 @@ def _keep(tx: Transaction, verb: verbs.Keep) -> Mapping[int, int]:
             continue
         _store_slot(tx, verb, (target, slot))
         taken.add(target)
+        lies_in = {picture: index for picture, index in lies_in.items() if index != target}
         lies_in[slot.picture] = target
     _linger(tx, verb)
     return {w: lies_in[s.picture] for w, s in verb.slots.items() if s.picture in lies_in}

@@ -45,15 +45,13 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"unix://{folder}/s"
 
-    def start(self, *options: str) -> None:
+    def start(self) -> None:
         binary = shutil.which("redis-server")
         if binary is None:
             refuse_without_server()
         command = [str(binary), "--port", "0", "--unixsocket", "s", "--dir", str(self._folder)]
         persistence = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
-        self._process = subprocess.Popen(
-            [*command, *persistence, *options], stdout=subprocess.DEVNULL
-        )
+        self._process = subprocess.Popen([*command, *persistence], stdout=subprocess.DEVNULL)
         self._wait_until_it_answers()
 
     def _wait_until_it_answers(self) -> None:
@@ -116,6 +114,7 @@ class TestPlace:
     @pytest.mark.parametrize(
         ("url", "name"),
         [
+            ("redis://localhost", "redis://localhost"),
             ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
             ("redis://:hunter2@cache.example:6380/1", "redis://cache.example:6380/1"),
             ("rediss://team:hunter2@[::1]:6379?ssl_cert_reqs=none", "rediss://[::1]:6379"),
@@ -139,6 +138,11 @@ class TestPlace:
             "http://:hunter2@host",
             "hunter2",
             "redis://:hunter2/x@host:1/0",
+            "redis://:1/hunter2@host:1/0",
+            "redis://:1#hunter2@host:1/0",
+            "redis://:1?hunter2@host:1/0",
+            "redis://host/hunter2",
+            "unix://",
             "redis://host:hunter2/0",
             "redis://:hunter2@host/0?socket_timeout=hunter2",
         ],
@@ -150,15 +154,16 @@ class TestPlace:
         assert "hunter2" not in str(caught.value)
         assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
-    async def test_a_wrong_password_is_nowhere_in_error_or_log(self, stopped: Server) -> None:
-        stopped.start("--requirepass", "right")
+    async def test_a_wrong_password_is_nowhere_in_error_or_log(self, server: Server) -> None:
+        with server.client() as client:
+            client.config_set("requirepass", "right")
         with capture_logs() as logs:
-            async with open_redis_store(f"{stopped.url}?password=hunter2") as store:
+            async with open_redis_store(f"{server.url}?password=hunter2") as store:
                 with pytest.raises(StoreUnavailable) as caught:
                     await ask(store, read("a"))
         said = f"{caught.value.message} {caught.value.__cause__!r} {logs}"
         assert "hunter2" not in said
-        assert "AuthenticationError" in said
+        assert "invalid username-password pair" in said
 
 
 class TestLayout:
@@ -174,7 +179,7 @@ class TestLayout:
         with server.client() as client:
             client.set("igw:layout", "99")
             async with open_redis_store(server.url) as store:
-                with pytest.raises(LayoutMismatch, match="layout version 99; .* version 1"):
+                with pytest.raises(LayoutMismatch, match=r"layout version 99; .* version 1"):
                     await store.check_layout()
                 with capture_logs() as logs:
                     for _ in range(3):
@@ -207,7 +212,7 @@ class TestKeys:
         async with open_redis_store(redis_url) as store:
             await _make_every_kind_of_key(store)
         with redis.Redis.from_url(redis_url) as client:
-            lives = {key.decode(): client.pttl(key) / 1000 for key in client.keys()}
+            lives = {key.decode(): client.pttl(key) / 1000 for key in client.scan_iter()}
         now = datetime.now(UTC)
         midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
         next_month = (midnight.replace(day=1) + timedelta(days=32)).replace(day=1)
@@ -281,7 +286,7 @@ async def _make_every_kind_of_key(store: RedisStore) -> None:
             ("images", "day"),
             ("micros", "month"),
             ("purchases", "open"),
-        ]  # fmt: skip
+        ]
     )
     await store.run(
         [
@@ -503,7 +508,9 @@ class TestOutages:
             for _ in range(4):  # two pipelines under way, the others wait for a lane
                 waiting.append(asyncio.create_task(ask(store, read("a"))))
                 await asyncio.sleep(0.02)
+            started = time.monotonic()
         results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert time.monotonic() - started < 1
         server.send(signal.SIGCONT)
         assert {type(result) for result in results} == {StoreUnavailable}
 
@@ -575,10 +582,13 @@ class TestScripts:
             call_for(Unknown(), None)  # type: ignore[arg-type]
 
     def test_every_verb_has_a_call(self) -> None:
-        kinds = set(verbs.Verb.__subclasses__())
-        assert {kind for kind in kinds if kind.__module__ == "gateway.store.verbs"} <= set(
-            call_for.registry
-        )
+        kinds = {
+            kind
+            for kind in vars(verbs).values()
+            if isinstance(kind, type) and issubclass(kind, verbs.Verb) and kind is not verbs.Verb
+        }
+        assert len(kinds) > 20
+        assert kinds <= set(call_for.registry)
 
     def test_the_calendar_of_the_scripts_is_that_of_python(self, redis_url: str) -> None:
         clock = (resources.files("gateway.store") / "lua" / "shared" / "clock.lua").read_text()

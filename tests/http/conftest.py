@@ -1,0 +1,85 @@
+"""Fixtures of the stories through the front door."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from tests.gateways import (
+    Client,
+    InProcess,
+    Upstream,
+    make_settings,
+    run_gateway,
+    run_upstream,
+)
+from tests.redis_server import pytest_runtest_makereport, run_redis_server  # noqa: F401 - a hook
+
+OpenGateway = Callable[..., AbstractAsyncContextManager[InProcess]]
+"""Opens one more gateway on the test's store; keyword arguments are sections of its settings."""
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of this test process's own server."""
+    with run_redis_server(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> str:
+    """The URL of a server that is empty now."""
+    with redis.Redis.from_url(redis_server) as client:
+        client.flushall()
+    return redis_server
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def store_url(request: pytest.FixtureRequest) -> str | None:
+    """Which store the test runs on: None is the embedded one. The test runs on both."""
+    return None if request.param == "sqlite" else request.getfixturevalue("redis_url")
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[Upstream]:
+    """A simulated upstream of the test's own."""
+    async with run_upstream() as opened:
+        yield opened
+
+
+@pytest.fixture
+def open_gateway(tmp_path: Path, upstream: Upstream, store_url: str | None) -> OpenGateway:
+    """Opens gateways that share one store, on both kinds of store."""
+
+    def open_one(**sections: Any) -> AbstractAsyncContextManager[InProcess]:
+        return run_gateway(
+            make_settings(tmp_path / "data", upstream.base_url, store_url, **sections)
+        )
+
+    return open_one
+
+
+@pytest.fixture
+async def gateway(open_gateway: OpenGateway) -> AsyncIterator[InProcess]:
+    """One gateway, on both kinds of store."""
+    async with open_gateway() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def embedded(tmp_path: Path, upstream: Upstream) -> AsyncIterator[InProcess]:
+    """One gateway on the embedded store, for what the store cannot change."""
+    settings = make_settings(tmp_path / "embedded", upstream.base_url)
+    async with run_gateway(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def alice(gateway: InProcess) -> Client:
+    """A key without limits at `gateway`."""
+    return await gateway.client.with_key("alice")

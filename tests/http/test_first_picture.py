@@ -1,0 +1,102 @@
+"""The main job: a picture is bought once, and from then on it is there."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+
+from tests.gateways import Client, InProcess, Upstream
+from tests.http.conftest import OpenGateway
+
+
+async def test_a_second_ask_is_a_hit_with_the_same_bytes_for_nothing(
+    alice: Client, gateway: InProcess, upstream: Upstream
+) -> None:
+    first, second = await alice.ask(), await alice.ask()
+
+    assert (first.status, second.status) == (200, 200)
+    assert first.cache_status == "fwd=miss; stored"
+    assert second.cache_status.startswith("hit; ttl=")
+    assert first.images == second.images
+    assert base64.b64decode(first.images[0], validate=True).startswith(b"\x89PNG")
+    assert len(await upstream.bodies()) == 1
+    assert second.headers["x-gateway-cost-usd"] == "0.000000"
+    assert second.headers["x-gateway-saved-usd"] == first.headers["x-gateway-cost-usd"]
+    assert second.json["usage"] == first.json["usage"]
+    bought, hit = await gateway.ledger()
+    assert (bought.outcome, hit.outcome) == ("bought", "hit")
+    assert bought.cost_micros == hit.saved_micros > 0
+    assert (hit.cost_micros, hit.size, hit.quality) == (0, bought.size, bought.quality)
+
+
+async def test_more_pictures_than_before_buys_only_the_rest(
+    alice: Client, upstream: Upstream
+) -> None:
+    one = await alice.ask(n=1)
+    four = await alice.ask(n=4)
+    two = await alice.ask(n=2)
+
+    assert [body.get("n", 1) for body in await upstream.bodies()] == [1, 3]
+    assert four.images[:1] == one.images
+    assert two.images == four.images[:2]
+    assert four.cache_status == "fwd=partial; stored"
+    assert two.cache_status.startswith("hit")
+
+
+async def test_two_and_four_at_once_buy_four_in_all(
+    alice: Client, gateway: InProcess, upstream: Upstream
+) -> None:
+    two, four = await asyncio.gather(
+        alice.ask("[[sim:slow=0.3]] a pond", n=2), alice.ask("[[sim:slow=0.3]] a pond", n=4)
+    )
+
+    assert sum(body.get("n", 1) for body in await upstream.bodies()) == 4
+    assert (len(two.images), len(four.images)) == (2, 4)
+    assert four.images[:2] == two.images
+    assert sum(record.images for record in await gateway.ledger()) == 4
+
+
+async def test_identical_requests_at_once_buy_once(
+    alice: Client, gateway: InProcess, upstream: Upstream
+) -> None:
+    replies = await asyncio.gather(*(alice.ask("[[sim:slow=0.3]] a lake") for _ in range(20)))
+
+    assert {reply.status for reply in replies} == {200}
+    assert len({tuple(reply.images) for reply in replies}) == 1
+    assert len(await upstream.bodies()) == 1
+    outcomes = [record.outcome for record in await gateway.ledger()]
+    assert sorted(outcomes) == ["bought"] + ["collapsed"] * 19
+
+
+async def test_two_gateways_on_one_store_buy_once(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    async with open_gateway() as here, open_gateway() as there:
+        alice = await here.client.with_key("alice")
+        bob = Client(there.client.url, there.client.session, alice.secret)
+        replies = await asyncio.gather(
+            *(client.ask("[[sim:slow=0.4]] a sea") for client in [alice, bob] * 10)
+        )
+        outcomes = [record.outcome for record in await here.ledger() + await there.ledger()]
+
+    assert {reply.status for reply in replies} == {200}
+    assert len({tuple(reply.images) for reply in replies}) == 1
+    assert len(await upstream.bodies()) == 1
+    assert outcomes.count("bought") >= 1
+
+
+async def test_paid_work_goes_on_when_every_caller_has_left(
+    alice: Client, gateway: InProcess, upstream: Upstream
+) -> None:
+    asks = [asyncio.create_task(alice.ask("[[sim:slow=1]] a lonely otter")) for _ in range(3)]
+    await asyncio.sleep(0.3)
+    for ask in asks:
+        ask.cancel()
+    await asyncio.gather(*asks, return_exceptions=True)
+    await gateway.gateway.flights.drain()
+
+    late = await alice.ask("[[sim:slow=1]] a lonely otter")
+
+    assert late.cache_status.startswith("hit")
+    assert len(await upstream.bodies()) == 1
+    assert [r.outcome for r in await gateway.ledger()].count("bought") == 1
