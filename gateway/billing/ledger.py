@@ -120,6 +120,7 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._waiting: deque[bytes] = deque(maxlen=MOST_WAITING)
+        self._unanswered: Append | None = None
         self._hmac_key = b""
 
     def note(self, record: Record) -> None:
@@ -129,13 +130,19 @@ class Ledger:
         self._waiting.append(record.encode())
 
     async def write(self) -> None:
-        """Writes what is waiting; what the store did not take waits on."""
-        while self._waiting:
-            count = min(BATCH_RECORDS, len(self._waiting))
-            records = tuple(self._waiting[i] for i in range(count))
-            await ask(self._store, Append(records))
-            for _ in range(count):
-                self._waiting.popleft()
+        """Writes what is waiting; what the store did not take waits on.
+
+        An append that was not answered may have happened, so it is repeated under its own id
+        before anything new.
+        """
+        while self._unanswered is not None or self._waiting:
+            if self._unanswered is None:
+                count = min(BATCH_RECORDS, len(self._waiting))
+                self._unanswered = Append(tuple(self._waiting.popleft() for _ in range(count)))
+            append = self._unanswered
+            await ask(self._store, append)
+            if self._unanswered is append:
+                self._unanswered = None
 
     async def keep_writing(self) -> None:
         """The background loop: writes until it is cancelled."""

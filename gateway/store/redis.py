@@ -15,6 +15,7 @@ All state lies under one prefix, `igw:` unless told otherwise:
 | `igw:{books}:workers` | sorted set | workers by their last beat | none |
 | `igw:{books}:ledger:<yyyy-mm-dd>` | stream | a day's records | none |
 | `igw:{books}:ledger-days` | sorted set | the days that have a stream | none |
+| `igw:{books}:appended:<batch>` | string | ids of what was appended | an hour |
 | `igw:entry:{<fingerprint>}` | hash | pictures by slot | their lifetime + linger |
 | `igw:claims:{<fingerprint>}` | hash | flights by slot | the longest lease |
 | `igw:flight:{<flight>}` | list | its events | the flight's lifetime |

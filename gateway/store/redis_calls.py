@@ -397,7 +397,7 @@ def _read_meters(verb: verbs.ReadMeters, keys: Keys) -> Call:
 
 @call_for.register
 def _append(verb: verbs.Append, keys: Keys) -> Call:
-    return _call("append", [keys.books], verb.records, read=_nothing)
+    return _call("append", [keys.books], [verb.batch_id, *verb.records], read=_nothing)
 
 
 @call_for.register

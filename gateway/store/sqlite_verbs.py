@@ -72,9 +72,11 @@ CREATE TABLE ledger (
     position INTEGER PRIMARY KEY AUTOINCREMENT, day TEXT NOT NULL, record BLOB NOT NULL
 );
 CREATE INDEX ledger_days ON ledger (day);
+CREATE TABLE appends (batch_id TEXT PRIMARY KEY, gone_at REAL NOT NULL);
+CREATE INDEX appends_gone ON appends (gone_at);
 """
 
-_SWEPT: Final = ("slots", "claims", "events", "buckets", "windows", "journals")
+_SWEPT: Final = ("slots", "claims", "events", "buckets", "windows", "journals", "appends")
 
 
 class Transaction(NamedTuple):
@@ -575,7 +577,12 @@ def _open_journals(tx: Transaction, verb: verbs.OpenJournals) -> Sequence[verbs.
 
 
 def _append(tx: Transaction, verb: verbs.Append) -> None:
-    for record in verb.records:
+    is_new = tx.change(
+        "INSERT OR IGNORE INTO appends (batch_id, gone_at) VALUES (?, ?)",
+        verb.batch_id,
+        tx.now + verbs.APPENDED_SECONDS,
+    )
+    for record in verb.records if is_new else ():
         _append_record(tx, record)
 
 

@@ -11,6 +11,7 @@ All times are Unix seconds (float) on the store's clock, all durations seconds.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ LAYOUT_VERSION: Final = 1
 
 CLOSED_JOURNAL_SECONDS: Final = 7 * 86_400
 """How long a settled journal stays, so that a repeated settlement finds it."""
+
+APPENDED_SECONDS: Final = 3600
+"""How long the id of an append is remembered."""
 
 WINDOW_GRACE_SECONDS: Final = 7 * 86_400
 """How long a calendar window's counters outlive the window, for purchases settled late."""
@@ -387,9 +391,13 @@ class ReadMeters(Verb[Sequence[MeterState]]):
 
 @dataclass(frozen=True, slots=True)
 class Append(Verb[None]):
-    """Adds records to the ledger, in order, under the day of now."""
+    """Adds records to the ledger, in order, under the day of now.
+
+    `batch_id` makes it repeatable for an hour: records of an id that was appended are dropped.
+    """
 
     records: tuple[bytes, ...]
+    batch_id: str = field(default_factory=lambda: secrets.token_hex(12))
 
 
 @dataclass(frozen=True, slots=True)

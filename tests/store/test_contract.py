@@ -950,6 +950,13 @@ class TestLedger:
         await ask(store, verbs.Append(()))
         assert await ledger(store) == records
 
+    async def test_an_append_that_is_repeated_adds_nothing(self, store: Store) -> None:
+        append = verbs.Append((b"1", b"2"))
+        await ask(store, append)
+        await ask(store, append)
+        await ask(store, verbs.Append((b"3",), batch_id="another"))
+        assert await ledger(store) == [b"1", b"2", b"3"]
+
     async def test_ids_begin_with_the_day_and_grow_as_strings(self, store: Store) -> None:
         before = time.strftime("%Y-%m-%d", time.gmtime())
         await ask(store, verbs.Append(tuple(b"r" for _ in range(120))))

@@ -231,6 +231,7 @@ class TestKeys:
             f"{BOOKS}workers": None,
             f"{BOOKS}ledger:{now:%Y-%m-%d}": None,
             f"{BOOKS}ledger-days": None,
+            f"{BOOKS}appended:batch": 3600,
             "igw:entry:{f}": 1000 + 500,
             "igw:claims:{f}": 90,
             "igw:flight:{a}": 70,
@@ -245,7 +246,7 @@ class TestKeys:
         documented = resources.files("gateway.store").joinpath("redis.py").read_text("utf-8")
         for start in ("layout", "{books}:records:", "{books}:bucket:", "{books}:window:",
                       "{books}:journal:", "{books}:open:", "{books}:workers",
-                      "{books}:ledger:", "{books}:ledger-days", "entry:{", "claims:{",
+                      "{books}:ledger:", "{books}:ledger-days", "{books}:appended:", "entry:{", "claims:{",
                       "flight:{", "flight-ids:{", "blob:", "wake:"):  # fmt: skip
             assert f"`igw:{start}" in documented
 
@@ -305,7 +306,7 @@ async def _make_every_kind_of_key(store: RedisStore) -> None:
             verbs.Receive("closed", b"payload"),
             verbs.Settle("closed", {"images": 1, "micros": 5}, b"record"),
             verbs.OpenJournals(),
-            verbs.Append((b"record",)),
+            verbs.Append((b"record",), batch_id="batch"),
             verbs.ReadLedger(),
         ]
     )

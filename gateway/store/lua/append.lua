@@ -1,6 +1,11 @@
--- KEYS: books. ARGV: the records.
-local day = ledger_day()
-for _, record in ipairs(ARGV) do
-  append_record(day, record)
+-- KEYS: books. ARGV: the batch's id, then the records.
+local APPENDED_SECONDS = 3600 -- verbs.APPENDED_SECONDS
+local is_new = redis.call('SET', BOOKS .. 'appended:' .. ARGV[1], '1', 'NX', 'EX', APPENDED_SECONDS)
+if not is_new then
+  return 0
 end
-return 0
+local day = ledger_day()
+for i = 2, #ARGV do
+  append_record(day, ARGV[i])
+end
+return #ARGV - 1

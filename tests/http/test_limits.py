@@ -1,0 +1,217 @@
+"""What a key may ask and spend, wherever it asks."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from gateway.billing.quota import go_duration, show_usd
+from tests.gateways import Client, InProcess, Upstream
+from tests.http.conftest import OpenGateway
+
+LOW = {"quality": "low", "size": "1024x1024"}
+"""Estimated at $0.0105 for a short prompt: 272 + 30 tokens are less than the per-image price."""
+
+
+async def test_two_gateways_share_a_rate_and_refuse_the_sixth_call(
+    open_gateway: OpenGateway,
+) -> None:
+    async with open_gateway() as here, open_gateway() as there:
+        alice = await here.client.with_key("alice", limits={"requests_per_minute": 5})
+        elsewhere = Client(there.client.url, there.client.session, alice.secret)
+        replies = await asyncio.gather(*(c.ask() for c in [alice, elsewhere] * 3))
+        await here.ledger()
+        records = await there.ledger()
+
+    refused = [reply for reply in replies if reply.status == 429]
+    assert [reply.status for reply in replies].count(200) == 5
+    (sixth,) = refused
+    assert sixth.error["code"] == "rate_limit_exceeded"
+    assert sixth.error["type"] == "requests"
+    assert "requests_per_minute of key 'alice'" in sixth.error["message"]
+    assert 1 <= int(sixth.headers["Retry-After"]) <= 12
+    assert 0 < int(sixth.headers["retry-after-ms"]) <= 12_000
+    assert "x-should-retry" not in sixth.headers
+    assert sixth.headers["x-ratelimit-limit-requests"] == "5"
+    assert sixth.headers["x-ratelimit-remaining-requests"] == "0"
+    assert sixth.headers["x-ratelimit-reset-requests"].endswith("s")
+    assert sixth.headers["x-gateway-error-source"] == "gateway"
+    assert sixth.headers["x-gateway-cost-usd"] == "0.000000"
+    assert sorted(r.outcome for r in records) == ["bought", *["collapsed"] * 4, "refused"]
+
+
+async def test_a_budget_is_never_passed_and_hits_still_work(
+    gateway: InProcess, upstream: Upstream
+) -> None:
+    alice = await gateway.client.with_key("alice", limits={"usd_per_month": 0.05})
+    first = await alice.ask("one", **LOW)
+    dear = await alice.ask("two", quality="high")
+    vague = await alice.ask("three")
+    hit = await alice.ask("one", **LOW)
+
+    assert (first.status, dear.status, vague.status, hit.status) == (200, 429, 429, 200)
+    assert hit.cache_status.startswith("hit")
+    assert len(await upstream.bodies()) == 1
+    assert dear.error["code"] == dear.error["type"] == "insufficient_quota"
+    assert dear.headers["x-should-retry"] == "false"
+    assert "Retry-After" not in dear.headers
+    assert "usd_per_month of key 'alice'" in dear.error["message"]
+    assert f"used ${first.headers['x-gateway-cost-usd']}" in dear.error["message"]
+    assert "quality omitted: reserved as high" in vague.error["message"]
+
+
+async def test_purchases_at_once_never_pass_a_budget_together(
+    gateway: InProcess, upstream: Upstream
+) -> None:
+    alice = await gateway.client.with_key("alice", limits={"usd_per_month": 0.05})
+    replies = await asyncio.gather(
+        *(alice.ask(f"[[sim:slow=0.2]] picture {i}", **LOW) for i in range(12))
+    )
+
+    bought = [reply for reply in replies if reply.status == 200]
+    assert {reply.status for reply in replies} == {200, 429}
+    assert len(bought) == len(await upstream.bodies()) <= 5
+    spent = sum(record.cost_micros for record in await gateway.ledger())
+    assert 0 < spent <= 50_000
+
+
+async def test_images_per_day_counts_pictures_and_shows_in_headers(gateway: InProcess) -> None:
+    alice = await gateway.client.with_key("alice", limits={"images_per_day": 3})
+    two = await alice.ask("one", n=2)
+    hit = await alice.ask("one", n=2)
+    too_many = await alice.ask("other", n=2)
+    one = await alice.ask("third")
+
+    assert (two.status, hit.status, too_many.status, one.status) == (200, 200, 429, 200)
+    assert two.headers["x-ratelimit-limit-images"] == "3"
+    assert two.headers["x-ratelimit-remaining-images"] == "1"
+    assert hit.headers["x-ratelimit-remaining-images"] == "1"
+    assert one.headers["x-ratelimit-remaining-images"] == "0"
+    assert too_many.error["code"] == "insufficient_quota"
+    assert (
+        "h" in too_many.headers["x-ratelimit-reset-images"]
+        or "m" in (too_many.headers["x-ratelimit-reset-images"])
+    )
+
+
+async def test_a_free_failure_gives_the_whole_reservation_back(
+    gateway: InProcess, upstream: Upstream
+) -> None:
+    alice = await gateway.client.with_key("alice", limits={"images_per_day": 1})
+    failed = await alice.ask("[[sim:moderation]] something")
+    good = await alice.ask("an otter")
+
+    assert (failed.status, good.status) == (400, 200)
+    assert failed.headers["x-ratelimit-remaining-images"] == "1"
+    assert good.headers["x-ratelimit-remaining-images"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("limit", "code"),
+    [
+        ("requests_per_minute", "rate_limit_exceeded"),
+        ("images_per_minute", "rate_limit_exceeded"),
+        ("concurrent_requests", "rate_limit_exceeded"),
+        ("images_per_day", "insufficient_quota"),
+        ("tokens_per_day", "insufficient_quota"),
+        ("usd_per_day", "insufficient_quota"),
+        ("usd_per_month", "insufficient_quota"),
+    ],
+)
+async def test_a_limit_of_zero_allows_nothing_and_asks_nobody_to_come_back(
+    embedded: InProcess, upstream: Upstream, limit: str, code: str
+) -> None:
+    alice = await embedded.client.with_key("alice", limits={limit: 0})
+    reply = await alice.ask()
+
+    assert reply.status == 429
+    assert reply.error["code"] == code
+    assert reply.headers["x-should-retry"] == "false"
+    assert "Retry-After" not in reply.headers
+    assert await upstream.bodies() == []
+
+
+async def test_concurrent_requests_counts_open_purchases_only(gateway: InProcess) -> None:
+    alice = await gateway.client.with_key("alice", limits={"concurrent_requests": 1})
+    slow = asyncio.create_task(alice.ask("[[sim:slow=0.5]] slow"))
+    await asyncio.sleep(0.2)
+    follower = asyncio.create_task(alice.ask("[[sim:slow=0.5]] slow"))
+    second = await alice.ask("another")
+    replies = [await slow, await follower, await alice.ask("another")]
+
+    assert second.status == 429
+    assert second.error["code"] == "rate_limit_exceeded"
+    assert int(second.headers["Retry-After"]) >= 1
+    assert [reply.status for reply in replies] == [200, 200, 200]
+
+
+async def test_a_refused_claimant_concerns_nobody_else(
+    gateway: InProcess, upstream: Upstream
+) -> None:
+    poor = await gateway.client.with_key("poor", limits={"usd_per_month": 0})
+    rich = await gateway.client.with_key("rich")
+    replies = await asyncio.gather(
+        *(c.ask("[[sim:slow=0.2]] shared", **LOW) for c in [poor, rich, poor, rich])
+    )
+
+    assert [reply.status for reply in replies[1::2]] == [200, 200]
+    assert all(reply.status in (200, 429) for reply in replies[::2])
+    assert len(await upstream.bodies()) == 1
+    costs = {r.key: r.cost_micros for r in await gateway.ledger() if r.outcome == "bought"}
+    assert list(costs) == ["rich"]
+
+
+async def test_a_changed_limit_holds_from_the_next_request_on(
+    open_gateway: OpenGateway,
+) -> None:
+    async with open_gateway() as here, open_gateway() as there:
+        alice = await here.client.with_key("alice")
+        elsewhere = Client(there.client.url, there.client.session, alice.secret)
+        assert (await elsewhere.ask("one")).status == 200
+        await here.client.admin(
+            "PATCH", f"/admin/keys/{alice.key_id}", {"limits": {"usd_per_day": 0}}
+        )
+        refused = await elsewhere.ask("two")
+        await here.client.admin(
+            "PATCH", f"/admin/keys/{alice.key_id}", {"limits": {"usd_per_day": None}}
+        )
+        allowed = await elsewhere.ask("two")
+
+    assert (refused.status, allowed.status) == (429, 200)
+
+
+async def test_what_was_spent_without_a_limit_counts_when_one_is_set(gateway: InProcess) -> None:
+    alice = await gateway.client.with_key("alice")
+    await alice.ask("one", n=2)
+    await gateway.client.admin(
+        "PATCH", f"/admin/keys/{alice.key_id}", {"limits": {"images_per_day": 2}}
+    )
+
+    assert (await alice.ask("two")).status == 429
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0, "0s"),
+        (0.12, "120ms"),
+        (1, "1s"),
+        (90, "1m30s"),
+        (360, "6m0s"),
+        (864, "14m24s"),
+        (1252.666, "20m52.666s"),
+        (58.891, "58.891s"),
+        (3600, "1h0m0s"),
+    ],
+)
+def test_durations_are_shown_as_go_shows_them(seconds: float, shown: str) -> None:
+    """WIRE §3, its own examples."""
+    assert go_duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("micros", "shown"), [(0, "0.000000"), (166_000, "0.166000"), (-1, "-0.000001")]
+)
+def test_money_is_shown_with_six_decimals(micros: int, shown: str) -> None:
+    assert show_usd(micros) == shown

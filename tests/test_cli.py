@@ -1,0 +1,141 @@
+"""The command line, as processes: what a person types and what is printed."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.app import prepare
+from tests.gateways import Upstream, make_settings, run_gateway, run_upstream
+
+GATEWAY = [sys.executable, "-m", "gateway"]
+
+
+def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs one command in `folder`, with its data folder inside."""
+    env = {"PATH": os.environ["PATH"], "GATEWAY_DATA_DIR": str(folder / "data"), **environment}
+    return subprocess.run(
+        [*GATEWAY, *words],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A folder with a store in `data`, as a started gateway leaves it."""
+    prepare(make_settings(tmp_path / "data", "http://127.0.0.1:9/v1"))
+    return tmp_path
+
+
+def test_serve_without_a_key_says_which_variable_and_what_else_to_try(tmp_path: Path) -> None:
+    told = run(tmp_path, "serve")
+    assert told.returncode == 1
+    assert told.stderr.count("\n") == 1
+    assert "UPSTREAM_API_KEY" in told.stderr
+    assert "gateway demo" in told.stderr
+
+
+def test_a_used_port_is_named_with_the_way_to_change_it(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [*GATEWAY, "simulate", "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True
+    ) as simulator:
+        try:
+            assert simulator.stdout is not None
+            address = simulator.stdout.readline().split("//")[1].split("/")[0]
+            for words in (["demo"], ["serve"]):
+                told = run(tmp_path, *words, GATEWAY_LISTEN=address, UPSTREAM_API_KEY="sk-x")
+                assert told.returncode == 1
+                assert address.split(":")[1] in told.stderr
+                assert "GATEWAY_LISTEN" in told.stderr
+        finally:
+            simulator.terminate()
+
+
+def test_keys_never_create_a_store(tmp_path: Path) -> None:
+    told = run(tmp_path, "keys", "list")
+    assert told.returncode == 1
+    assert "Traceback" not in told.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_unknown_setting_is_named_with_the_nearest_one(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "gateway.yaml").write_text("workers:\n  cuont: 2\n")
+    told = run(tmp_path, "serve", UPSTREAM_API_KEY="sk-x")
+    assert told.returncode == 1
+    assert "workers.cuont" in told.stderr
+    assert "workers.count" in told.stderr
+
+
+def test_a_key_is_added_listed_and_revoked(store: Path) -> None:
+    added = run(
+        store, "keys", "add", "alice", "--team", "art", "--model", "gpt-image-1.5",
+        "--limit", "requests_per_minute=60", "--limit", "usd_per_month=0.05",
+        "--expires", "30d",
+    )  # fmt: skip
+    secret = added.stdout.strip()
+    assert secret.startswith("gk-")
+    assert len(secret) == len("gk-") + 43
+    listed = json.loads(run(store, "keys", "list", "--format", "json").stdout)
+    (key,) = listed
+    assert (key["name"], key["team"], key["models"]) == ("alice", "art", ["gpt-image-1.5"])
+    assert key["limits"] == {"requests_per_minute": 60, "usd_per_month": 0.05}
+    assert key["expires_at"] - key["created_at"] in range(30 * 86_400 - 2, 30 * 86_400 + 3)
+    assert secret not in json.dumps(listed)
+
+    assert run(store, "keys", "revoke", "alice").returncode == 0
+    rows = list(csv.DictReader(io.StringIO(run(store, "keys", "list", "--format", "csv").stdout)))
+    assert [(row["name"], row["state"]) for row in rows] == [("alice", "revoked")]
+    table = run(store, "keys", "list")
+    assert "alice" in table.stdout
+    assert "Store: " in table.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["bob", "--limit", "requests_per_minit=5"], "requests_per_minute"),
+        (["bob", "--limit", "images_per_day=1.5"], "whole number"),
+        (["bob", "--limit", "usd_per_month=-1"], "0 or more"),
+        (["bob", "--limit", "images_per_day"], "NAME=VALUE"),
+        (["bob", "--model", "gpt-image-9"], "gpt-image-1.5"),
+        (["bob", "--expires", "soon"], "30d"),
+        (["alice"], "already named 'alice'"),
+    ],
+)
+def test_a_wrong_key_is_refused_in_words(store: Path, words: list[str], said: str) -> None:
+    run(store, "keys", "add", "alice")
+    told = run(store, "keys", "add", *words)
+    assert told.returncode != 0
+    assert said in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+async def test_a_key_made_by_command_opens_a_running_gateway_until_it_is_revoked(
+    tmp_path: Path,
+) -> None:
+    async with run_upstream() as upstream:
+        await _make_use_and_revoke(tmp_path, upstream)
+
+
+async def _make_use_and_revoke(folder: Path, upstream: Upstream) -> None:
+    settings = make_settings(folder / "data", upstream.base_url)
+    async with run_gateway(settings) as gateway:
+        added = await asyncio.to_thread(run, folder, "keys", "add", "carol")
+        gateway.client.secret = added.stdout.strip()
+        assert (await gateway.client.ask()).status == 200
+        await asyncio.to_thread(run, folder, "keys", "revoke", "carol")
+        assert (await gateway.client.ask()).status == 401
