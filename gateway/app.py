@@ -14,11 +14,11 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 import uvloop
@@ -44,7 +44,7 @@ from gateway.store.counted import CountedStore
 from gateway.store.redis import open_redis_store
 from gateway.store.sqlite import create_sqlite_layout, open_sqlite_store
 from gateway.store.verbs import Beat, BlobStore, Retire, Store, Sweep, ask
-from gateway.upstream.client import ClientSettings, open_client
+from gateway.upstream.client import ClientSettings, UpstreamClient, open_client
 
 DATABASE: Final = "gateway.sqlite"
 BLOBS_FOLDER: Final = "blobs"
@@ -115,84 +115,99 @@ async def open_store(settings: Settings) -> AsyncIterator[tuple[Store, BlobStore
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """One worker's services, and what its owner must still touch."""
+    """One worker's rooms, wired together."""
 
     services: Services
+    store: Store
+    blob_store: BlobStore
     flights: Flights
     purchases: Purchases
     ledger: Ledger
+    worker: str
+    """This worker's name in the store, never used twice."""
 
 
 @asynccontextmanager
 async def open_services(settings: Settings, policy: Policy) -> AsyncIterator[Gateway]:
     """Everything one worker needs, running. On leaving, purchases under way are finished first."""
-    if settings.upstream.api_key is None:
-        raise ValueError("upstream.api_key is not set")
+    metrics, health = Metrics(), Health()
     async with AsyncExitStack() as stack:
-        metrics, health = Metrics(), Health()
         opened, blob_store = await stack.enter_async_context(open_store(settings))
         store = CountedStore(opened, _teller(health, metrics))
         client = await stack.enter_async_context(
             open_client(_client_settings(settings), observer=metrics)
         )
-        entries = Entries(EntriesSettings(ttl_seconds=settings.cache.ttl_seconds))
-        blobs = Blobs(_blobs_settings(settings), blob_store)
-        flights = Flights(store)
-        worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        purchases = Purchases(
-            _purchase_settings(settings, worker),
-            store,
-            client,
-            entries=entries,
-            blobs=blobs,
-            flights=flights,
+        gateway = _wire(
+            settings,
+            policy,
+            store=store,
+            blob_store=blob_store,
+            client=client,
             metrics=metrics,
+            health=health,
         )
-        keys, ledger = Keys(store), Ledger(store)
-        service = Service(
-            store,
-            upstream_name=settings.upstream.name,
-            keys=keys,
-            entries=entries,
-            blobs=blobs,
-            flights=flights,
-            purchases=purchases,
-            ledger=ledger,
-            metrics=metrics,
-            clock=time.time,
-        )
-        catalog = policy.catalog
-        metrics.know(models=catalog.models, sizes=policy.sizes, prices_as_of=catalog.prices_as_of)
-        metrics.flights.set_function(lambda: len(flights))
-        await _beat_once(store, worker)
-        heartbeat = settings.workers.heartbeat_seconds
-        loops = {
-            "heartbeat": _every(heartbeat, lambda: ask(store, Beat(worker))),
-            "recovery": _every(heartbeat, purchases.recover_dead),
-            "ledger": ledger.keep_writing(),
-            "sweep": _every(SWEEP_SECONDS, lambda: _sweep(store, blob_store)),
-            "key labels": _every(KEY_LABELS_SECONDS, lambda: _label_keys(keys, metrics)),
-        }
-        await stack.enter_async_context(_running(loops))
-        stack.push_async_callback(_close, store, ledger=ledger, flights=flights, worker=worker)
-        stack.push_async_callback(_drain, flights, settings.drain_seconds)
-        yield Gateway(
-            Services(
-                service=service,
-                keys=keys,
-                policy=lambda: policy,
-                metrics=metrics,
-                health=health,
-                admin_token=admin_token(settings),
-                metrics_token=settings.server.metrics_token,
-                max_body_bytes=settings.server.max_body_bytes,
-                body_timeout_seconds=settings.server.read_timeout_seconds,
-                clock=time.time,
-            ),
-            flights,
-            purchases,
-            ledger,
-        )
+        await _beat_once(gateway)
+        await stack.enter_async_context(_running(_loops(settings, gateway)))
+        stack.push_async_callback(_close, gateway)
+        stack.push_async_callback(_drain, gateway.flights, settings.drain_seconds)
+        yield gateway
+
+
+def _wire(
+    settings: Settings,
+    policy: Policy,
+    *,
+    store: Store,
+    blob_store: BlobStore,
+    client: UpstreamClient,
+    metrics: Metrics,
+    health: Health,
+) -> Gateway:
+    """Constructs every room and introduces them to the stories. No I/O."""
+    worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    entries = Entries(EntriesSettings(ttl_seconds=settings.cache.ttl_seconds))
+    blobs = Blobs(_blobs_settings(settings), blob_store)
+    flights = Flights(store, observe=metrics.flights.set)
+    keys, ledger = Keys(store), Ledger(store)
+    purchases = Purchases(
+        _purchase_settings(settings, worker),
+        store,
+        client,
+        entries=entries,
+        blobs=blobs,
+        flights=flights,
+        metrics=metrics,
+    )
+    service = Service(
+        store,
+        upstream_name=settings.upstream.name,
+        keys=keys,
+        entries=entries,
+        blobs=blobs,
+        flights=flights,
+        purchases=purchases,
+        ledger=ledger,
+        metrics=metrics,
+        clock=time.time,
+    )
+    metrics.know(
+        models=policy.catalog.models,
+        sizes=policy.sizes,
+        prices_as_of=policy.catalog.prices_as_of,
+    )
+    services = Services(
+        service=service,
+        keys=keys,
+        policy=lambda: policy,
+        metrics=metrics,
+        health=health,
+        admin_token=admin_token(settings),
+        metrics_token=settings.server.metrics_token,
+        max_body_bytes=settings.server.max_body_bytes,
+        body_timeout_seconds=settings.server.read_timeout_seconds,
+        clock=time.time,
+    )
+    return Gateway(services, store, blob_store, flights, purchases, ledger, worker)
 
 
 def _client_settings(settings: Settings) -> ClientSettings:
@@ -233,10 +248,10 @@ def _teller(health: Health, metrics: Metrics) -> Callable[[bool], None]:
     return tell
 
 
-async def _beat_once(store: Store, worker: str) -> None:
+async def _beat_once(gateway: Gateway) -> None:
     """The first heartbeat; a store that is away does not keep a worker from starting."""
     with suppress(StoreUnavailable):
-        await ask(store, Beat(worker))
+        await ask(gateway.store, Beat(gateway.worker))
 
 
 async def _drain(flights: Flights, seconds: float) -> None:
@@ -249,16 +264,31 @@ async def _drain(flights: Flights, seconds: float) -> None:
     await flights.close()
 
 
-async def _close(store: Store, *, ledger: Ledger, flights: Flights, worker: str) -> None:
+async def _close(gateway: Gateway) -> None:
     """Writes what is waiting and says good-bye; what cannot be written now others will find."""
     try:
-        await ledger.write()
-        await ask(store, Retire(worker))
+        await gateway.ledger.write()
+        await ask(gateway.store, Retire(gateway.worker))
     except StoreUnavailable:
-        log.warning("store_away_at_close", purchases=len(flights))
+        log.warning("store_away_at_close", purchases=len(gateway.flights))
 
 
 # ── background loops ────────────────────────────────────────────────────────────────────────
+
+
+def _loops(settings: Settings, gateway: Gateway) -> Mapping[str, Coroutine[Any, Any, None]]:
+    """What one worker does without being asked, by name."""
+    store, services = gateway.store, gateway.services
+    heartbeat = settings.workers.heartbeat_seconds
+    return {
+        "heartbeat": _every(heartbeat, lambda: ask(store, Beat(gateway.worker))),
+        "recovery": _every(heartbeat, gateway.purchases.recover_dead),
+        "ledger": gateway.ledger.keep_writing(),
+        "sweep": _every(SWEEP_SECONDS, lambda: _sweep(store, gateway.blob_store)),
+        "key labels": _every(
+            KEY_LABELS_SECONDS, lambda: _label_keys(services.keys, services.metrics)
+        ),
+    }
 
 
 async def _every(seconds: float, step: Callable[[], Awaitable[object]]) -> None:
@@ -274,11 +304,8 @@ async def _every(seconds: float, step: Callable[[], Awaitable[object]]) -> None:
 
 
 @asynccontextmanager
-async def _running(loops: Mapping[str, Awaitable[None]]) -> AsyncIterator[None]:
-    tasks = [asyncio.ensure_future(loop) for loop in loops.values()]
-    for task, name in zip(tasks, loops, strict=True):
-        if isinstance(task, asyncio.Task):
-            task.set_name(name)
+async def _running(loops: Mapping[str, Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
     try:
         yield
     finally:

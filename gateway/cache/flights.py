@@ -175,8 +175,11 @@ class Landing:
 class Flights:
     """Every flight that this process buys or waits for."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self, store: Store, *, observe: Callable[[int], None] = lambda count: None
+    ) -> None:
         self._store = store
+        self._observe = observe
         self._owned: set[asyncio.Task[Any]] = set()
         self._listeners: set[asyncio.Task[None]] = set()
         self._ends: dict[str, asyncio.Future[End]] = {}
@@ -189,9 +192,15 @@ class Flights:
         """Runs paid work in a task that no caller owns; `drain` waits for it."""
         task = asyncio.create_task(work, name=name)
         self._owned.add(task)
-        task.add_done_callback(self._owned.discard)
-        task.add_done_callback(_retrieve)
+        self._observe(len(self._owned))
+        task.add_done_callback(self._disown)
         return task
+
+    def _disown(self, task: asyncio.Task[Any]) -> None:
+        self._owned.discard(task)
+        self._observe(len(self._owned))
+        if not task.cancelled():
+            task.exception()  # taken note of, even when nobody waits for it any more
 
     async def own_shielded(self, work: Coroutine[Any, Any, T], *, name: str) -> T:
         """Waits for paid work that goes on when the waiting ends."""
@@ -311,12 +320,6 @@ class Flights:
                 if clock() > trusted_until:
                     return End("unknown")
                 await watch.wait(RECHECK_SECONDS)
-
-
-def _retrieve(task: asyncio.Task[Any]) -> None:
-    """Takes note of how paid work ended when nobody waits for it any more."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _by_flight(others: Mapping[int, str]) -> Iterable[tuple[str, set[int]]]:

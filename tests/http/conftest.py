@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 import redis
 
 from tests.gateways import (
@@ -83,3 +85,30 @@ async def embedded(tmp_path: Path, upstream: Upstream) -> AsyncIterator[InProces
 async def alice(gateway: InProcess) -> Client:
     """A key without limits at `gateway`."""
     return await gateway.client.with_key("alice")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A gateway and its upstream that all tests of a module use, each with prompts of its own."""
+
+    gateway: InProcess
+    upstream: Upstream
+    alice: Client
+    """A key without limits."""
+
+    async def sent(self, prompt: str) -> list[dict[str, Any]]:
+        """The bodies that upstream received with this prompt, oldest first."""
+        return [body for body in await self.upstream.bodies() if body["prompt"] == prompt]
+
+    async def asked(self, key_name: str) -> int:
+        """How many image requests of a key the gateway has answered."""
+        return sum(record.key == key_name for record in await self.gateway.ledger())
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shared]:
+    """For long tables; a module that uses it marks its tests `asyncio(loop_scope="module")`."""
+    async with run_upstream() as upstream:
+        folder = tmp_path_factory.mktemp("shared")
+        async with run_gateway(make_settings(folder, upstream.base_url)) as opened:
+            yield Shared(opened, upstream, await opened.client.with_key("alice"))

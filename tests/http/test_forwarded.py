@@ -1,0 +1,408 @@
+"""What leaves the gateway: the body and the headers that upstream gets, the headers a caller gets.
+
+The table is written by hand from CONTRACT §5 *Forwarded*: the resolved model, the prompt, every
+other parameter only where it is off its default, dall-e's `response_format` as asked, `user` as
+given; nothing else. Nothing here is read from `models.yaml`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway import __version__
+from tests.gateways import Reply
+from tests.http.conftest import Shared
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ABSENT = ("",)  # a body without `model`
+D2 = ("dall-e-2",)
+D3 = ("dall-e-3",)
+DALLE = D2 + D3
+GPT2 = ("gpt-image-2", "gpt-image-2-2026-04-21")
+FIXED = ("gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "chatgpt-image-latest")
+GPT = FIXED + GPT2
+ALL = DALLE + GPT
+
+D2_NULLS = dict.fromkeys(["n", "quality", "size", "response_format", "user", "stream"])
+GPT_NULLS = dict.fromkeys(
+    ["n", "size", "quality", "background", "output_format", "output_compression", "moderation"]
+    + ["partial_images", "stream", "user"]
+)
+GPT_DEFAULTS = {
+    "n": 1,
+    "size": "auto",
+    "quality": "auto",
+    "background": "auto",
+    "output_format": "png",
+    "output_compression": 100,
+    "moderation": "auto",
+    "stream": False,
+    "partial_images": 0,
+}
+JPEG, WEBP = {"output_format": "jpeg"}, {"output_format": "webp"}
+
+Row = tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]
+"""Models · what is given beside model and prompt · what upstream gets beside model and prompt."""
+
+TABLE: list[Row] = [
+    # ── every model ──
+    (ALL, {}, {}),
+    (ALL, {"n": 1}, {}),
+    (ALL, {"n": 1.0}, {}),
+    (ALL, {"n": None}, {}),
+    (ALL, {"size": "auto", "quality": "auto"}, {}),
+    (ALL, {"size": None, "quality": None}, {}),
+    (ALL, {"stream": False}, {}),
+    (ALL, {"stream": None, "partial_images": None}, {}),
+    (ALL, {"partial_images": 0}, {}),
+    (ALL, {"style": None, "response_format": None}, {}),
+    (ALL, {"background": None, "output_format": None, "moderation": None}, {}),
+    (ALL, {"output_compression": None}, {}),
+    (ALL, {"user": "ann"}, {"user": "ann"}),
+    (ALL, {"user": " Zoë 🦦 "}, {"user": " Zoë 🦦 "}),
+    (ALL, {"user": ""}, {"user": ""}),
+    (ALL, {"user": None}, {}),
+    # ── more than one picture ──
+    (D2 + GPT, {"n": 2}, {"n": 2}),
+    (D2 + GPT, {"n": 2.0}, {"n": 2}),
+    (D2 + ("gpt-image-2",), {"n": 10}, {"n": 10}),
+    # ── dall-e-2 ──
+    (D2, {"size": "256x256"}, {"size": "256x256"}),
+    (D2, {"size": "512x512"}, {"size": "512x512"}),
+    (D2, D2_NULLS, {}),
+    (
+        D2,
+        {"user": "u", "size": "256x256", "quality": "standard", "n": 3, "response_format": "url"},
+        {"user": "u", "size": "256x256", "n": 3, "response_format": "url"},
+    ),
+    # ── dall-e-2 and dall-e-3 ──
+    (DALLE, {"size": "1024x1024", "quality": "standard"}, {}),
+    (DALLE, {"response_format": "url"}, {"response_format": "url"}),
+    (DALLE, {"response_format": "b64_json"}, {"response_format": "b64_json"}),
+    # ── dall-e-3 ──
+    (D3, {"size": "1792x1024"}, {"size": "1792x1024"}),
+    (D3, {"size": "1024x1792"}, {"size": "1024x1792"}),
+    (D3, {"quality": "hd"}, {"quality": "hd"}),
+    (D3, {"style": "vivid"}, {}),
+    (D3, {"style": "natural"}, {"style": "natural"}),
+    (
+        D3,
+        {"n": 1.0, "quality": "hd", "style": "natural", "size": "auto", "user": "u"},
+        {"quality": "hd", "style": "natural", "user": "u"},
+    ),
+    # ── GPT image models ──
+    (GPT, GPT_DEFAULTS, {}),
+    (GPT, GPT_NULLS, {}),
+    (GPT, {"quality": "low"}, {"quality": "low"}),
+    (GPT, {"quality": "medium"}, {"quality": "medium"}),
+    (GPT, {"quality": "high"}, {"quality": "high"}),
+    (GPT, {"size": "1024x1024"}, {"size": "1024x1024"}),
+    (GPT, {"size": "1536x1024"}, {"size": "1536x1024"}),
+    (GPT, {"size": "1024x1536"}, {"size": "1024x1536"}),
+    (GPT, {"background": "transparent"}, {"background": "transparent"}),
+    (GPT, {"background": "opaque"}, {"background": "opaque"}),
+    (GPT, {"moderation": "low"}, {"moderation": "low"}),
+    (GPT, JPEG, JPEG),
+    (GPT, WEBP, WEBP),
+    (GPT, {**JPEG, "output_compression": 100}, JPEG),
+    (GPT, {**JPEG, "output_compression": 55}, {**JPEG, "output_compression": 55}),
+    (GPT, {**WEBP, "output_compression": 0}, {**WEBP, "output_compression": 0}),
+    (GPT, {**WEBP, "output_compression": 99.0}, {**WEBP, "output_compression": 99}),
+    (GPT, {"partial_images": 3}, {}),
+    (GPT, {"partial_images": 2.0, "stream": False}, {}),
+    (
+        GPT,
+        {
+            "user": "u",
+            "partial_images": 1,
+            "moderation": "low",
+            "output_compression": 40,
+            "output_format": "webp",
+            "background": "transparent",
+            "size": "1536x1024",
+            "quality": "low",
+            "n": 2,
+        },
+        {
+            "n": 2,
+            "quality": "low",
+            "size": "1536x1024",
+            "background": "transparent",
+            "output_format": "webp",
+            "output_compression": 40,
+            "moderation": "low",
+            "user": "u",
+        },
+    ),
+    # ── gpt-image-2: any size within its rule ──
+    (GPT2, {"size": "1824x1024"}, {"size": "1824x1024"}),
+    (GPT2, {"size": "3840x2160"}, {"size": "3840x2160"}),
+    (GPT2, {"size": "768x1024"}, {"size": "768x1024"}),
+    # ── no model: the default one … ──
+    (ABSENT, {}, {"model": "dall-e-2"}),
+    (ABSENT, {"model": None}, {"model": "dall-e-2"}),
+    (ABSENT, {"n": 2}, {"model": "dall-e-2", "n": 2}),
+    (ABSENT, {"size": "512x512"}, {"model": "dall-e-2", "size": "512x512"}),
+    (ABSENT, {"size": "1024x1024", "quality": "standard"}, {"model": "dall-e-2"}),
+    (ABSENT, {"size": "auto", "quality": "auto"}, {"model": "dall-e-2"}),
+    (ABSENT, {"stream": False, "partial_images": 0}, {"model": "dall-e-2"}),
+    (ABSENT, {**GPT_NULLS, "model": None}, {"model": "dall-e-2"}),
+    (
+        ABSENT,
+        {"response_format": "b64_json", "user": "u"},
+        {"model": "dall-e-2", "response_format": "b64_json", "user": "u"},
+    ),
+    # ── … or the default GPT model, as soon as something only GPT models know is there ──
+    (ABSENT, {"quality": "high"}, {"model": "gpt-image-1.5", "quality": "high"}),
+    (ABSENT, {"model": None, "quality": "low"}, {"model": "gpt-image-1.5", "quality": "low"}),
+    (ABSENT, {"size": "1536x1024"}, {"model": "gpt-image-1.5", "size": "1536x1024"}),
+    (ABSENT, {"background": "opaque"}, {"model": "gpt-image-1.5", "background": "opaque"}),
+    (ABSENT, {"background": "auto"}, {"model": "gpt-image-1.5"}),
+    (ABSENT, {"output_format": "png"}, {"model": "gpt-image-1.5"}),
+    (ABSENT, {"output_compression": 100}, {"model": "gpt-image-1.5"}),
+    (ABSENT, {"moderation": "auto"}, {"model": "gpt-image-1.5"}),
+    (ABSENT, {"partial_images": 2}, {"model": "gpt-image-1.5"}),
+    (
+        ABSENT,
+        {**JPEG, "size": "1024x1024", "n": 2},
+        {"model": "gpt-image-1.5", **JPEG, "size": "1024x1024", "n": 2},
+    ),
+]
+
+CASES = [(model, given, sent) for models, given, sent in TABLE for model in models]
+
+
+def case_id(case: tuple[str, dict[str, Any], dict[str, Any]]) -> str:
+    model, given, _ = case
+    shown = json.dumps(given, separators=(",", ":"))
+    return f"{model or 'absent'} {shown}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=map(case_id, CASES))
+async def test_upstream_receives_what_is_off_its_default_and_nothing_else(
+    shared: Shared, case: tuple[str, dict[str, Any], dict[str, Any]]
+) -> None:
+    model, given, sent = case
+    prompt = f"an otter, asked as {case_id(case)}"
+
+    reply = await shared.alice.ask(prompt, **{"model": model or None, **given})
+
+    assert reply.status == 200, reply.body
+    expected = {"prompt": prompt, **({"model": model} if model else {}), **sent}
+    # As text, because in Python 2 == 2.0 and 1 == True.
+    assert list(map(canonical, await shared.sent(prompt))) == [canonical(expected)]
+
+
+def canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "   ",
+        "  both ends \n\t are kept  ",
+        "e\u0301 is not \u00e9",
+        "\u00e9 is not e\u0301",
+        "🦦 " * 20,
+        "بحيرة 湖 озеро",
+        'quotes "}, "n": 10, "x": "',
+        "back\\slash \\u0041 \u2028 \x7f \x01",
+        "A" * 32_000,
+    ],
+    ids=ascii,
+)
+async def test_the_prompt_arrives_verbatim(shared: Shared, prompt: str) -> None:
+    reply = await shared.alice.ask(prompt)
+
+    assert reply.status == 200, reply.body
+    assert await shared.sent(prompt) == [{"model": "gpt-image-1.5", "prompt": prompt}]
+
+
+async def test_a_model_in_null_with_a_null_character_in_the_prompt(shared: Shared) -> None:
+    prompt = "before\x00after"
+
+    reply = await shared.alice.ask(prompt, model="dall-e-2", response_format="b64_json")
+
+    assert reply.status == 200, reply.body
+    assert [body["prompt"] for body in await shared.sent(prompt)] == [prompt]
+
+
+async def test_only_missing_pictures_are_asked_for(shared: Shared) -> None:
+    prompt = "an otter family"
+
+    await shared.alice.ask(prompt, user="ann", quality="low")
+    await shared.alice.ask(prompt, user="bob", quality="low", n=4)
+
+    base = {"model": "gpt-image-1.5", "prompt": prompt, "quality": "low"}
+    assert await shared.sent(prompt) == [{**base, "user": "ann"}, {**base, "user": "bob", "n": 3}]
+
+
+async def test_what_is_refused_is_not_forwarded(shared: Shared) -> None:
+    prompt = "a refused otter"
+    for body in ({"n": 11}, {"size": "1x1"}, {"foo": 1}, {"model": "foo"}, {"style": "vivid"}):
+        reply = await shared.alice.ask(prompt, **body)
+        assert reply.status == 400, body
+
+    assert await shared.sent(prompt) == []
+
+
+# ── headers out ─────────────────────────────────────────────────────────────────────────────
+
+CALLERS_OWN = {
+    "User-Agent": "OpenAI/Python 3.3.1",
+    "X-Stainless-Lang": "python",
+    "X-Stainless-Retry-Count": "1",
+    "X-Stainless-Read-Timeout": "600",
+    "OpenAI-Organization": "org-caller",
+    "OpenAI-Project": "proj-caller",
+    "OpenAI-Beta": "assistants=v2",
+    "Cookie": "session=callers-own",
+    "api-key": "callers-other-key",
+    "Accept": "text/plain",
+    "Accept-Encoding": "gzip, br",
+    "Accept-Language": "nl",
+    "X-Forwarded-For": "192.0.2.1",
+    "Forwarded": "for=192.0.2.1",
+    "X-Real-IP": "192.0.2.1",
+    "Via": "1.1 proxy",
+    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    "X-OpenWebUI-User-Email": "ann@example.com",
+    "Idempotency-Key": "callers-own",
+    "X-Request-Id": "callers-own",
+    "X-Sim-Fault": "status=500",
+    "Expect": "100-continue",
+    "Origin": "https://app.example.com",
+    "Referer": "https://app.example.com/secret",
+}
+
+
+async def test_upstream_gets_headers_made_from_scratch(shared: Shared) -> None:
+    prompts = ["an otter with baggage", "another otter with baggage"]
+    # Twice, because the first answer sets a cookie.
+    for prompt in prompts:
+        reply = await shared.alice.ask(prompt, headers=CALLERS_OWN)
+        assert reply.status == 200, reply.body
+
+    calls = [c for c in await shared.upstream.calls() if (c["body"] or {}).get("prompt") in prompts]
+    assert len(calls) == 2
+    for call in calls:
+        assert (call["method"], call["path"]) == ("POST", "/v1/images/generations")
+        body = json.dumps(call["body"], separators=(",", ":")).encode()
+        assert call["headers"] == {
+            "host": shared.upstream.root.removeprefix("http://"),
+            "authorization": "sk-upstream-secret"[-4:],  # the simulator shows no more of a key
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "accept": "application/json",
+            "accept-encoding": "identity",
+            "user-agent": f"image-gateway/{__version__}",
+        }
+
+
+# ── headers back ────────────────────────────────────────────────────────────────────────────
+
+EVERY_ANSWER = {
+    "date",
+    "server",
+    "content-type",
+    "content-length",
+    "x-request-id",
+    "openai-processing-ms",
+    "openai-version",
+}
+EVERY_PICTURE = EVERY_ANSWER | {"cache-status", "x-gateway-cost-usd", "x-gateway-picture-ids"}
+EVERY_ERROR = EVERY_ANSWER | {"x-gateway-error-source", "x-gateway-cost-usd"}
+
+
+def names(reply: Reply) -> set[str]:
+    return {name.lower() for name in reply.headers}
+
+
+async def test_a_bought_picture_has_the_gateways_own_headers_only(shared: Shared) -> None:
+    reply = await shared.alice.ask("an otter with bought headers")
+
+    assert names(reply) == EVERY_PICTURE
+    assert reply.headers["Server"] == "image-gateway"
+    assert reply.headers["Content-Type"] == "application/json"
+    assert reply.headers["openai-version"] == "2020-10-01"
+    assert reply.headers["openai-processing-ms"].isdecimal()
+    assert reply.headers["x-request-id"].startswith("req_")
+
+
+async def test_a_request_id_is_the_gateways_own_and_upstreams_is_in_the_ledger(
+    shared: Shared,
+) -> None:
+    reply = await shared.alice.ask("an otter with two ids")
+
+    record = (await shared.gateway.ledger())[-1]
+    assert record.upstream_request_id is not None
+    assert record.upstream_request_id.startswith("req_")
+    assert record.upstream_request_id != reply.headers["x-request-id"]
+
+
+async def test_a_hit_says_its_age_and_what_it_saved_besides(shared: Shared) -> None:
+    await shared.alice.ask("an otter with hit headers")
+    reply = await shared.alice.ask("an otter with hit headers")
+
+    assert names(reply) == EVERY_PICTURE | {"age", "x-gateway-saved-usd"}
+
+
+async def test_an_answer_in_several_pieces_has_the_same_headers(shared: Shared) -> None:
+    reply = await shared.alice.ask("a large otter", model="gpt-image-2", size="3840x2160", n=10)
+
+    assert len(reply.body) > 64 * 1024
+    assert names(reply) == EVERY_PICTURE
+    assert reply.headers["Content-Length"] == str(len(reply.body))
+
+
+async def test_links_come_without_upstreams_headers(shared: Shared) -> None:
+    reply = await shared.alice.ask("a linked otter", model="dall-e-2")
+
+    assert names(reply) == EVERY_PICTURE - {"x-gateway-picture-ids"}
+
+
+async def test_a_key_with_limits_sees_them(shared: Shared) -> None:
+    limits = {"requests_per_minute": 60, "images_per_day": 9, "usd_per_month": 5}
+    client = await shared.gateway.client.with_key("limited", limits=limits)
+    reply = await client.ask("a limited otter", n=2)
+
+    what = [f"x-ratelimit-{a}-" for a in ("limit", "remaining", "reset")]
+    assert names(reply) == EVERY_PICTURE | {w + u for w in what for u in ("requests", "images")}
+    assert reply.headers["x-ratelimit-limit-requests"] == "60"
+    assert reply.headers["x-ratelimit-remaining-images"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("fault", "further"),
+    [
+        ("moderation", set()),
+        ("status=500", set()),
+        ("429;code=insufficient_quota", {"x-should-retry"}),
+        ("429;code=insufficient_quota;retry-after=7", {"x-should-retry", "retry-after"}),
+        ("html", {"x-should-retry"}),
+        ("status=502", {"x-should-retry"}),
+    ],
+)
+async def test_an_upstream_error_has_the_gateways_own_headers_only(
+    shared: Shared, fault: str, further: set[str]
+) -> None:
+    reply = await shared.alice.ask(f"an otter [[sim:{fault}]]")
+
+    assert reply.status >= 400
+    assert names(reply) == EVERY_ERROR | further
+    assert reply.headers["x-gateway-error-source"] == "upstream"
+    assert reply.headers["Server"] == "image-gateway"
+
+
+async def test_a_refusal_has_the_gateways_own_headers_only(shared: Shared) -> None:
+    invalid = await shared.alice.ask("an otter", n=0)
+    stranger = await shared.alice.ask("an otter", headers={"Authorization": "Bearer nobody"})
+
+    assert names(invalid) == EVERY_ERROR
+    assert names(stranger) == EVERY_ERROR - {"x-gateway-cost-usd"} | {"www-authenticate"}
+    assert invalid.headers["x-gateway-error-source"] == "gateway"
