@@ -13,6 +13,7 @@ import os
 import secrets
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -30,7 +31,7 @@ from gateway.access.policy import Policy
 from gateway.api.connection import Runner
 from gateway.api.routes import create_app
 from gateway.api.services import Health, Services
-from gateway.billing.ledger import Ledger
+from gateway.billing.ledger import WRITE_EVERY_SECONDS, Ledger
 from gateway.cache.blobs import Blobs, BlobsSettings
 from gateway.cache.entries import LINGER_SECONDS, Entries, EntriesSettings
 from gateway.cache.flights import Flights
@@ -82,13 +83,13 @@ def _create_token(path: Path) -> None:
     """Makes the admin token once; the file is complete from the moment it is there."""
     if path.exists():
         return
-    fresh = path.with_suffix(".new")
-    fresh.touch(mode=0o600)
-    fresh.write_text(secrets.token_urlsafe(32) + "\n")
-    with suppress(FileExistsError):
+    handle, fresh = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # readable by us alone
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_urlsafe(32) + "\n")
+    with suppress(FileExistsError):  # another gateway that starts on the same folder was first
         path.hardlink_to(fresh)
         log.info("admin_token_created", file=str(path))
-    fresh.unlink()
+    Path(fresh).unlink()
 
 
 def admin_token(settings: Settings) -> SecretStr:
@@ -192,7 +193,8 @@ def _wire(
     )
     metrics.know(
         models=policy.catalog.models,
-        sizes=policy.sizes,
+        sizes=policy.values_of("size"),
+        qualities=policy.values_of("quality"),
         prices_as_of=policy.catalog.prices_as_of,
     )
     services = Services(
@@ -283,7 +285,7 @@ def _loops(settings: Settings, gateway: Gateway) -> Mapping[str, Coroutine[Any, 
     return {
         "heartbeat": _every(heartbeat, lambda: ask(store, Beat(gateway.worker))),
         "recovery": _every(heartbeat, gateway.purchases.recover_dead),
-        "ledger": gateway.ledger.keep_writing(),
+        "ledger": _every(WRITE_EVERY_SECONDS, gateway.ledger.write),
         "sweep": _every(SWEEP_SECONDS, lambda: _sweep(store, gateway.blob_store)),
         "key labels": _every(
             KEY_LABELS_SECONDS, lambda: _label_keys(services.keys, services.metrics)

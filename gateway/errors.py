@@ -2,6 +2,7 @@
 
     GatewayError                 has a status and the four fields of OpenAI's error body
     ├── InvalidRequest           400: the request itself is wrong; names the field and the fix
+    ├── IncorrectKey             401: the key opens nothing; such a request leaves no record
     ├── LimitExceeded            429: one of the caller's own limits; concerns nobody else
     ├── StoreUnavailable         503: the store did not answer in time
     └── UpstreamFailure          what the paid service did instead of delivering pictures,
@@ -75,6 +76,25 @@ class InvalidRequest(GatewayError):
 
     def __init__(self, message: str, *, type: str = INVALID_REQUEST, **fields: Any) -> None:
         super().__init__(message, type=type, **fields)
+
+
+class IncorrectKey(GatewayError):
+    """WIRE §2 row 2: no key like this, or one that was revoked or has expired.
+
+    Shows the first 6 and the last 4 characters; of short keys none.
+    """
+
+    status = 401
+
+    def __init__(self, secret: str) -> None:
+        shown = f"{secret[:6]}***{secret[-4:]}" if len(secret) >= 16 else "***"
+        super().__init__(
+            f"Incorrect API key provided: {shown}. You can find your API key at "
+            "https://platform.openai.com/account/api-keys.",
+            type=INVALID_REQUEST,
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
 
 
 class LimitExceeded(GatewayError):

@@ -69,6 +69,7 @@ class Metrics:
         self._keys: set[str] = set()
         self._models: Collection[str] = ()
         self._sizes: Collection[str] = ()
+        self._qualities: Collection[str] = ()
         self._prices_as_of: date | None = None
 
         def counter(name: str, said: str, labels: Iterable[str] = ()) -> Counter:
@@ -99,7 +100,7 @@ class Metrics:
             "overhead_seconds", "Time to answer a hit", buckets=OVERHEAD_SECONDS
         )
         self.inflight = gauge("inflight_requests", "Requests being answered")
-        self.flights = gauge("flights", "Purchases under way")
+        self.flights = gauge("flights", "Paid work under way")
         self.upstream_requests = counter(
             "upstream_requests_total", "Attempts to buy", ("model", "status")
         )
@@ -134,9 +135,17 @@ class Metrics:
         )
         self._build.labels(__version__, platform.python_version()).set(1)
 
-    def know(self, *, models: Collection[str], sizes: Collection[str], prices_as_of: date) -> None:
-        """Which models and sizes have labels of their own, and how old the price table is."""
-        self._models, self._sizes, self._prices_as_of = models, sizes, prices_as_of
+    def know(
+        self,
+        *,
+        models: Collection[str],
+        sizes: Collection[str],
+        qualities: Collection[str],
+        prices_as_of: date,
+    ) -> None:
+        """Which values have labels of their own, and how old the price table is."""
+        self._models, self._sizes, self._qualities = models, sizes, qualities
+        self._prices_as_of = prices_as_of
 
     def know_keys(self, oldest_live: Iterable[str]) -> None:
         """Which keys have labels of their own; keys not named here follow while there is room."""
@@ -180,11 +189,14 @@ class Metrics:
 
     def _count_images(self, billed: Billed, count: int) -> None:
         size = billed.size if billed.size in self._sizes else OTHER
-        labels = (*self._who(billed), size, billed.quality or "", billed.outcome)
+        quality = billed.quality if billed.quality in self._qualities else OTHER
+        labels = (*self._who(billed), size, quality, billed.outcome)
         self.images.labels(*labels).inc(count)
 
     def _who(self, billed: Billed) -> tuple[str, str, str]:
-        return self._key(billed.key), billed.team or "", self._model(billed.model)
+        key = self._key(billed.key)
+        team = OTHER if key == OTHER else billed.team or ""
+        return key, team, self._model(billed.model)
 
     def _key(self, name: str) -> str:
         if name not in self._keys and len(self._keys) < MOST_KEYS:

@@ -225,22 +225,38 @@ class Purchases:
             most=estimate.amounts,
             payload=reserved.encode(),
         )
-        await batch.send()
+        try:
+            await batch.send()
+        except StoreUnavailable:
+            self._let_go(reserved)
+            raise
         if reservation.answer.refused is not None:
             raise quota.refuse_reservation(
                 order.account, reservation.answer, estimate.amounts, why=estimate.reason
             )
         if is_held is not None and not is_held.answer:
-            await self._let_go(purchase)
+            self._let_go(reserved)
+            raise StoreUnavailable("The gateway's store was too slow; nothing was bought.")
         order.tally.is_open = True
         return reserved
 
-    async def _let_go(self, purchase: str) -> None:
-        """The claim was lost while reserving took its time: nothing was sent, nothing is owed."""
+    def _let_go(self, reserved: Reserved) -> None:
+        """Undoes a reservation that nothing will follow, as soon as the store takes it.
+
+        Also one that the store did not answer: it may have been made, or be made yet, and would
+        else count as charged and hold its slots for as long as this worker lives.
+        """
+        self._flights.own(
+            _insist(partial(self._undo, reserved)), name=f"let go {reserved.purchase}"
+        )
+
+    async def _undo(self, reserved: Reserved) -> None:
+        """Nothing was sent and nothing is owed."""
         batch = Batch(self._store)
-        quota.settle(batch, purchase, Amounts(), record=None)
+        quota.settle(batch, reserved.purchase, Amounts(), record=None)
+        if reserved.flight is not None:
+            reserved.flight.give_back(batch)
         await batch.send()
-        raise StoreUnavailable("The gateway's store was too slow; nothing was bought.")
 
     @asynccontextmanager
     async def _settling_failures(self, order: Order, reserved: Reserved) -> AsyncIterator[None]:
@@ -335,6 +351,8 @@ class Purchases:
             await _insist(partial(self._blobs.put, digest, picture))
         await _insist(partial(self._note_received, received))
         settlement = await _insist(partial(self._finish, received))
+        if settlement.status in ("settled", "already"):  # already: by an attempt without an answer
+            self._metrics.purchased(received.record)
         tally.limits = quota.reservation_states(account, settlement.states)
 
     async def _note_received(self, received: Received) -> None:
@@ -357,29 +375,25 @@ class Purchases:
             flight.land(batch, received.pictures)
         await batch.send()
         if settled.answer.status == "already" and settled.answer.presumed:
-            return await self._correct(received, quota.charged(settled.answer))
-        if settled.answer.status == "settled":
-            self._metrics.purchased(received.record)
+            return await self._correct(
+                reserved.purchase, received.charge, settled.answer, record=received.record
+            )
         return settled.answer
 
-    async def _correct(self, received: Received, presumed: Amounts) -> Settlement:
+    async def _correct(
+        self, purchase: str, charge: Amounts, presumed: Settlement, *, record: Record
+    ) -> Settlement:
         """A late answer to a purchase that was presumed: a second record with the difference."""
-        difference = received.charge - presumed
-        record = received.record.but(
-            id=f"{received.record.id}-late",
-            corrects=received.record.id,
+        difference = charge - quota.charged(presumed)
+        record = record.but(
+            id=f"{record.id}-late",
+            corrects=record.id,
             images=difference.images,
             cost_micros=difference.micros,
-            flags=(*received.record.flags, "late"),
+            flags=(*record.flags, "late"),
         )
         batch = Batch(self._store)
-        corrected = quota.settle(
-            batch,
-            received.reserved.purchase,
-            received.charge,
-            record=record.encode(),
-            correct=True,
-        )
+        corrected = quota.settle(batch, purchase, charge, record=record.encode(), correct=True)
         await batch.send()
         if corrected.answer.status == "corrected":
             self._metrics.purchased(record)
@@ -423,6 +437,9 @@ class Purchases:
         if reserved.flight is not None:
             reserved.flight.fail(batch, failure)
         await batch.send()
+        is_known = failure.charge is not Charge.PRESUMED
+        if settled.answer.status == "already" and settled.answer.presumed and is_known:
+            return await self._correct(reserved.purchase, charge, settled.answer, record=record)
         if settled.answer.status == "settled":
             self._metrics.purchased(record)
         return settled.answer
@@ -441,16 +458,28 @@ class Purchases:
         bought: it is settled at the estimate, flag `presumed` (CONTRACT §8).
         """
         journals = await ask(self._store, OpenJournals(worker))
-        for journal in journals:
-            await self._resume(journal)
+        closed = sum([await self._try_resume(journal) for journal in journals])
         await ask(self._store, Retire(worker))
-        return len(journals)
+        return closed
+
+    async def _try_resume(self, journal: Journal) -> bool:
+        """A journal that cannot be read stays open, and holds up no other."""
+        try:
+            await self._resume(journal)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            log.exception("recovery_failed", purchase=journal.purchase, worker=journal.worker)
+            return False
+        log.info("purchase_recovered", purchase=journal.purchase, state=journal.state)
+        return True
 
     async def _resume(self, journal: Journal) -> None:
         payload = decode_payload(journal.payload)
-        log.info("purchase_recovered", purchase=journal.purchase, state=journal.state)
         if isinstance(payload, Received):
-            await self._finish(payload)
+            settlement = await self._finish(payload)
+            if settlement.status == "settled":
+                self._metrics.purchased(payload.record)
             return
         death = UpstreamFailure(
             "The gateway's worker died while it was waiting for this picture.",

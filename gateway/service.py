@@ -21,7 +21,13 @@ from gateway.cache.blobs import Blobs
 from gateway.cache.entries import Entries, Held, fresh_pictures
 from gateway.cache.flights import Bought, Flight, Flights, Landing
 from gateway.catalog import Model
-from gateway.errors import GatewayError, InvalidRequest, LimitExceeded, UpstreamFailure
+from gateway.errors import (
+    GatewayError,
+    IncorrectKey,
+    InvalidRequest,
+    LimitExceeded,
+    UpstreamFailure,
+)
 from gateway.images import Account, ImageRequest, Picture, UpstreamPicture
 from gateway.metrics import Metrics
 from gateway.purchase import Order, Purchases, Tally
@@ -32,6 +38,9 @@ from gateway.store.verbs import Batch, Entry, Store
 
 SCOPE: Final = "global"
 """The name space that every key reads and writes (CONTRACT §6 *Scope*)."""
+
+MAX_USER: Final = 256
+"""Characters of `user` that the ledger keeps; upstream gets all of it."""
 
 STALE_KEY_ATTEMPTS: Final = 3
 """How often a request starts over because its key was changed meanwhile."""
@@ -125,6 +134,8 @@ class Service:
         call.record = draft(call.account, request_id=call.request_id, time=call.time)
         try:
             answer = await self._answer(call)
+        except IncorrectKey:
+            raise
         except GatewayError as error:
             self._note_error(call, error)
             raise
@@ -132,7 +143,13 @@ class Service:
         return answer
 
     async def _answer(self, call: Call) -> Answer:
-        question = await self._understand(call)
+        body = await call.read()
+        try:
+            question = await self._understand(call, body)
+        except InvalidRequest:
+            # Before the admission nobody has asked the store what the key may do by now.
+            call.key = await self._keys.confirm(call.secret)
+            question = await self._understand(call, body)
         entry = await self._admit_and_look_up(call, question)
         if question.request.response_format == "url":
             return await self._pass_through(call, question)
@@ -143,9 +160,9 @@ class Service:
 
     # ── the steps ───────────────────────────────────────────────────────────────────────────
 
-    async def _understand(self, call: Call) -> Question:
+    async def _understand(self, call: Call, raw: bytes) -> Question:
         """Validates the body and says where its answer would lie."""
-        body = parse_body(await call.read(), call.content_type)
+        body = parse_body(raw, call.content_type)
         catalog = call.policy.catalog
         request = validate(body, catalog, allowed_models=call.key.models)
         model = catalog.models[request.model]
@@ -156,7 +173,7 @@ class Service:
             scope=SCOPE,
         )
         call.record = call.record.but(
-            user=request.user,
+            user=request.user[:MAX_USER] if request.user else None,
             model=request.model,
             size=_effective(model, request, "size"),
             quality=_effective(model, request, "quality"),

@@ -1,18 +1,63 @@
-"""What holds for every test: nothing is skipped in continuous integration.
+"""What every test may use: the stores; and what holds for all: nothing is skipped in CI.
 
 At home a test whose server is missing skips itself and says what to install. With `CI=true` the
 same skip fails, so that a green run means that everything has run.
 """
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 
 import pytest
+import redis
+
+from gateway.store.redis import open_redis_store
+from gateway.store.sqlite import create_sqlite_layout, open_sqlite_store
+from gateway.store.verbs import Store
+from tests.redis_server import fold_missing_server, run_redis_server
+
+OpenStore = Callable[[], AbstractAsyncContextManager[Store]]
+"""Opens the test's store once more, as another process would."""
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of this test process's own server."""
+    with run_redis_server(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> str:
+    """The URL of a server that is empty now."""
+    with redis.Redis.from_url(redis_server) as client:
+        client.flushall()
+    return redis_server
+
+
+@pytest.fixture
+def sqlite_path(tmp_path: Path) -> Path:
+    """An embedded store's database, created and closed."""
+    path = tmp_path / "data" / "store.sqlite3"
+    create_sqlite_layout(path)
+    return path
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def open_store(request: pytest.FixtureRequest) -> OpenStore:
+    """A fresh store of each kind, to be opened as often as the test likes."""
+    if request.param == "sqlite":
+        path: Path = request.getfixturevalue("sqlite_path")
+        return lambda: open_sqlite_store(path)
+    url: str = request.getfixturevalue("redis_url")
+    return lambda: open_redis_store(url)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    fold_missing_server(report)
     if report.skipped and not hasattr(report, "wasxfail"):
         _fail_in_ci(report)
     return report

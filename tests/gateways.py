@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from gateway.app import Gateway, open_runner, open_services, open_store, prepare
 from gateway.billing.ledger import Ledger, Record
 from gateway.settings import Settings
 from gateway.simulator import SimulatorSettings, open_simulator
+from gateway.store.verbs import Meter, ReadMeters, ask
 
 ADMIN_TOKEN = "an-admin-token"
 CONFIG = Path(__file__).parent.parent / "config"
@@ -152,7 +153,7 @@ class InProcess:
 
 
 def make_settings(
-    folder: Path, upstream: str, redis_url: str | None = None, **given: Any
+    folder: Path, upstream: str, redis_url: str | None = None, /, **given: Any
 ) -> Settings:
     """Settings for a test gateway; `given` merges into their sections."""
     sections: dict[str, dict[str, Any]] = {
@@ -222,6 +223,11 @@ class Processes:
                 counted[line["pid"]] = counted.get(line["pid"], 0) + 1
         return counted
 
+    def worker_of(self, reply: Reply) -> int:
+        """The process id of the worker that gave this answer."""
+        request_id = reply.headers["x-request-id"]
+        return next(line["pid"] for line in self.log() if line.get("request_id") == request_id)
+
     def signal_group(self, number: int) -> None:
         os.killpg(self.process.pid, number)
 
@@ -288,10 +294,8 @@ def start_processes(
         assert line.startswith("Listening on "), (line, log_file.read_text())
         yield Processes(process, line.removeprefix("Listening on "), log_file, settings)
     finally:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
         process.stdout.close()
 
@@ -342,3 +346,37 @@ async def each_connection(
             return await Client(client.url, session, client.secret).ask(**body)
 
     return await asyncio.gather(*(one(bodies[i % len(bodies)]) for i in range(count)))
+
+
+@asynccontextmanager
+async def open_connections(client: Client, count: int) -> AsyncIterator[list[Client]]:
+    """The same client `count` times, each with a connection of its own that is open already."""
+    async with AsyncExitStack() as stack:
+        clients = []
+        for _ in range(count):
+            connector = aiohttp.TCPConnector(limit=1, keepalive_timeout=60)
+            session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+            clients.append(Client(client.url, session, client.secret, client.key_id))
+        await asyncio.gather(*(opened.send("GET", "/healthz") for opened in clients))
+        yield clients
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a key's counters show: of the month in micro-dollars, of the day in images."""
+
+    micros: int
+    images: int
+    reserved_micros: int
+    reserved_images: int
+
+
+async def read_spent(settings: Settings, key_id: str) -> Spent:
+    """The counters of a key, read from the store itself."""
+    scope = f"key:{key_id}"
+    async with open_store(settings) as (store, _):
+        money, images = await ask(
+            store,
+            ReadMeters((Meter(scope, "micros", "month"), Meter(scope, "images", "day"))),
+        )
+    return Spent(money.used, images.used, money.reserved, images.reserved)

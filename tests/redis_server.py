@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,15 +25,52 @@ def run_redis_server(folder: Path) -> Iterator[str]:
 
     Without the binary the tests that need it are skipped at home and fail where `CI` is `true`.
     """
-    binary = shutil.which("redis-server")
-    if binary is None:
-        refuse_without_server()
-    process, port = _start(str(binary), folder)
+    process, port = _start(_binary(), folder)
     try:
         yield f"redis://127.0.0.1:{port}/0"
     finally:
         process.terminate()
         process.wait()
+
+
+@dataclass
+class DurableRedis:
+    """A server that keeps what it acknowledged, and that can die and come back where it was."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    folder: Path
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        self.process.kill()
+        self.process.wait()
+
+    def start_again(self) -> None:
+        """On the same port, with what lies in its folder."""
+        self.process, self.port = _start(_binary(), self.folder, durable=True, port=self.port)
+
+    def freeze(self) -> None:
+        """It takes connections and answers nothing until it is thawed."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def run_durable_redis(folder: Path) -> Iterator[DurableRedis]:
+    """Runs a server that writes every change to its append-only file before it answers."""
+    server = DurableRedis(*_start(_binary(), folder, durable=True), folder)
+    try:
+        yield server
+    finally:
+        server.thaw()
+        server.kill()
 
 
 def refuse_without_server() -> None:
@@ -41,29 +80,35 @@ def refuse_without_server() -> None:
     pytest.skip(MISSING)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Gives all skips for want of a server one place, so that they are told in one line.
-
-    A `conftest.py` imports this hook for the tests beside and below it.
-    """
-    report = yield
+def fold_missing_server(report: pytest.TestReport) -> None:
+    """Gives all skips for want of a server one place, so that they are told in one line."""
     if report.skipped and MISSING in str(report.longrepr):
         line = refuse_without_server.__code__.co_firstlineno
         report.longrepr = (__file__, line, f"Skipped: {MISSING}")
-    return report
 
 
-def _start(binary: str, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
+def _binary() -> str:
+    binary = shutil.which("redis-server")
+    if binary is None:
+        refuse_without_server()
+    return str(binary)
+
+
+def _start(
+    binary: str, folder: Path, *, durable: bool = False, port: int | None = None
+) -> tuple[subprocess.Popen[bytes], int]:
     """A free port may be taken by somebody else before the server binds it: hence three tries."""
+    keeps = (
+        ["--appendonly", "yes", "--appendfsync", "always"] if durable else ["--appendonly", "no"]
+    )
     for _ in range(3):
-        port = _free_port()
-        place = ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
+        chosen = port or _free_port()
+        place = ["--bind", "127.0.0.1", "--port", str(chosen), "--dir", str(folder)]
         process = subprocess.Popen(
-            [binary, *place, "--save", "", "--appendonly", "no"], stdout=subprocess.DEVNULL
+            [binary, *place, "--save", "", *keeps], stdout=subprocess.DEVNULL
         )
-        if _answers(process, port):
-            return process, port
+        if _answers(process, chosen):
+            return process, chosen
         process.kill()
         process.wait()
     pytest.fail("redis-server did not start")

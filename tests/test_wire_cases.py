@@ -110,7 +110,10 @@ STREAM_N = no(
     "Streaming is only supported with n=1.", "input", "unsupported_parameter", type=USER_ERROR
 )
 TRANSPARENT_JPEG = no(
-    "Transparent background is not supported for JPEG output format", "background", "invalid_value"
+    "Transparent background is not supported for JPEG output format",
+    "background",
+    "invalid_value",
+    type=USER_ERROR,
 )
 PNG_COMPRESSION = no(
     "Compression less than 100 is not supported for PNG output format",

@@ -15,13 +15,14 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from gateway.errors import GatewayError, InvalidRequest
+from gateway.errors import GatewayError, IncorrectKey, InvalidRequest, StoreUnavailable
 from gateway.images import LIMITS, Account
 from gateway.store.verbs import Change, Get, Put, Scan, Store, ask
 
@@ -36,6 +37,18 @@ MOST_KNOWN: Final = 10_000
 WRITE_ATTEMPTS: Final = 5
 
 MICROS: Final = 1_000_000
+MOST: Final = 2**52
+"""The largest limit, in its unit or in micro-dollars: exact in every store."""
+MOST_A_MINUTE: Final = 10**8
+"""The largest bucket: its level in 1/60,000,000 of a request must be exact too."""
+MOST_SECONDS: Final = 253_402_300_799
+"""The last Unix second of the year 9999: what calendars can show."""
+MAX_ECHO: Final = 200
+"""Characters of a caller's own text that an error message repeats."""
+
+
+Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.@+:/ -]+$")]
+"""Of a key or a team: it stands in logs, labels and tables, so nothing in it can break those."""
 
 
 class Hashed(BaseModel):
@@ -88,11 +101,11 @@ class KeySpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.@+:/ -]+$")]
-    team: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    name: Name
+    team: Name | None = None
     models: Annotated[list[str], Field(min_length=1)] | None = None
     limits: Mapping[str, Any] | None = None
-    expires_at: Annotated[int, Field(gt=0)] | None = None
+    expires_at: Annotated[int, Field(gt=0, le=MOST_SECONDS)] | None = None
 
     @field_validator("limits", mode="after")
     @classmethod
@@ -105,17 +118,17 @@ class KeySpec(BaseModel):
 def _limit_value(name: str, value: object) -> Decimal:
     if name not in LIMITS:
         near = difflib.get_close_matches(name, LIMITS, n=1, cutoff=0.0)
-        raise ValueError(f"Unknown limit '{name}'. Did you mean '{near[0]}'?")
-    try:
-        number = Decimal("nan") if isinstance(value, bool) else Decimal(str(value))
-    except InvalidOperation:
-        number = Decimal("nan")
-    in_units = number * MICROS if LIMITS[name].unit == "micros" else number
-    if not number.is_finite() or number < 0 or in_units != in_units.to_integral_value():
-        kind = "an amount in US dollars" if LIMITS[name].unit == "micros" else "a whole number"
-        raise ValueError(f"Limit '{name}' must be {kind}, 0 or more, not {value!r}.")
-    if in_units > 2**52:
+        raise ValueError(f"Unknown limit '{name[:MAX_ECHO]}'. Did you mean '{near[0]}'?")
+    scale = MICROS if LIMITS[name].unit == "micros" else 1
+    is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    number = Decimal(str(value)) if is_number else Decimal("nan")
+    most = MOST_A_MINUTE if LIMITS[name].period == "minute" else MOST // scale
+    if number.is_finite() and number > most:
         raise ValueError(f"Limit '{name}' is too large: {value!r}.")
+    if not number.is_finite() or number < 0 or number * scale % 1:
+        kind = "an amount in US dollars" if scale > 1 else "a whole number"
+        shown = repr(value)[:MAX_ECHO]
+        raise ValueError(f"Limit '{name}' must be {kind}, 0 or more, not {shown}.")
     return number
 
 
@@ -127,18 +140,6 @@ class Key:
     models: frozenset[str] | None
     """The models that it may use; None for all."""
     expires_at: float | None
-
-
-def incorrect_key(secret: str) -> GatewayError:
-    """WIRE §2 row 2: shows the first 6 and the last 4 characters, short keys as `***`."""
-    shown = f"{secret[:6]}***{secret[-4:]}" if len(secret) >= 16 else "***"
-    return GatewayError(
-        f"Incorrect API key provided: {shown}. You can find your API key at "
-        "https://platform.openai.com/account/api-keys.",
-        status=401,
-        type="invalid_request_error",
-        code="invalid_api_key",
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +162,22 @@ class Keys:
         Raises the 401 of WIRE §2 row 2 when there is none, or it is revoked or expired.
         """
         hashed = _hash(secret)
-        known = self._known.get(hashed) or await self._fetch(hashed)
-        key = self._usable(known, hashed) if known is not None else None
+        remembered = self._known.get(hashed)
+        key = self._usable(remembered, hashed) or self._usable(await self._fetch(hashed), hashed)
         if key is None:
-            raise incorrect_key(secret)
+            raise IncorrectKey(secret)
         return key
+
+    async def confirm(self, secret: str) -> Key:
+        """`authenticate` by the store's word, for a request that no admission will look at.
+
+        While the store is away, what this worker remembers holds.
+        """
+        hashed = _hash(secret)
+        with suppress(StoreUnavailable):
+            if await self._fetch(hashed) is None:
+                self._known.pop(hashed, None)
+        return await self.authenticate(secret)
 
     def learn(self, secret: str, record: bytes) -> None:
         """Takes note of a record that an admission found to be newer; b"" when it is gone."""
@@ -183,7 +195,9 @@ class Keys:
             self._known.popitem(last=False)
         return known
 
-    def _usable(self, known: _Known, hashed: str) -> Key | None:
+    def _usable(self, known: _Known | None, hashed: str) -> Key | None:
+        if known is None:
+            return None
         record, now = known.record, self._clock()
         opens = [s for s in record.secrets if hmac.compare_digest(s.sha256, hashed)]
         if not opens or record.revoked_at is not None:
@@ -232,11 +246,7 @@ class Keys:
 
     async def _is_live(self, key_id: str) -> bool:
         data = await ask(self._store, Get(KEYS, key_id))
-        if data is None:
-            return False
-        record = KeyRecord.decode(data)
-        has_expired = record.expires_at is not None and record.expires_at <= self._clock()
-        return record.revoked_at is None and not has_expired
+        return data is not None and self._lives(KeyRecord.decode(data))
 
     async def everyone(self) -> Sequence[KeyRecord]:
         """All keys, revoked ones among them, oldest first."""
@@ -271,18 +281,24 @@ class Keys:
         raise GatewayError("The key is being changed by somebody else; try again.", status=409)
 
     async def _name_changes(self, old: KeyRecord, new: KeyRecord) -> list[Change]:
-        """Names follow live keys: a revoked key gives its name up, a renamed one takes another."""
-        if new.revoked_at is not None:
-            holder = await ask(self._store, Get(NAMES, old.name))
-            is_own = holder == old.id.encode()
-            return [Change(NAMES, old.name, None, expect=holder)] if is_own else []
-        if new.name == old.name:
-            return []
-        holder = await self._holder_of(new.name)
-        return [
-            Change(NAMES, old.name, None, expect=old.id.encode()),
-            Change(NAMES, new.name, new.id.encode(), expect=holder),
-        ]
+        """Names follow live keys: an ended or renamed key gives its name up, a live one needs one.
+
+        The name of an expired key may be somebody else's by now; then it cannot come back to life
+        under it.
+        """
+        holder = await ask(self._store, Get(NAMES, old.name))
+        is_own, stays = holder == old.id.encode(), new.name == old.name
+        changes = []
+        if is_own and (new.revoked_at is not None or not stays):
+            changes.append(Change(NAMES, old.name, None, expect=holder))
+        if self._lives(new) and not (is_own and stays):
+            free = await self._holder_of(new.name)
+            changes.append(Change(NAMES, new.name, new.id.encode(), expect=free))
+        return changes
+
+    def _lives(self, record: KeyRecord) -> bool:
+        has_expired = record.expires_at is not None and record.expires_at <= self._clock()
+        return record.revoked_at is None and not has_expired
 
 
 def parse_spec(data: Mapping[str, Any]) -> KeySpec:
@@ -291,8 +307,8 @@ def parse_spec(data: Mapping[str, Any]) -> KeySpec:
         if name not in KeySpec.model_fields:
             near = difflib.get_close_matches(name, KeySpec.model_fields, n=1, cutoff=0.0)
             raise InvalidRequest(
-                f"Unknown parameter: '{name}'. Did you mean '{near[0]}'?",
-                param=name,
+                f"Unknown parameter: '{name[:MAX_ECHO]}'. Did you mean '{near[0]}'?",
+                param=name[:MAX_ECHO],
                 code="unknown_parameter",
             )
     try:

@@ -19,13 +19,12 @@ class Policy:
 
     catalog: Catalog
 
-    @property
-    def sizes(self) -> frozenset[str]:
-        """Every size that a row lists: what a metric label may say."""
+    def values_of(self, parameter: str) -> frozenset[str]:
+        """Every value that any row lists for a parameter: what a metric label may say."""
         return frozenset(
             value
             for model in self.catalog.models.values()
-            if isinstance(spec := model.parameters.get("size"), ChoiceSpec)
+            if isinstance(spec := model.parameters.get(parameter), ChoiceSpec)
             for value in spec.values
         )
 

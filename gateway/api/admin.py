@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import orjson
 from aiohttp import hdrs, web
 
@@ -46,10 +48,10 @@ async def _body(request: web.Request) -> dict[str, object]:
     return parse_body(await read_body(request), request.headers.get(hdrs.CONTENT_TYPE))
 
 
-def _check_models(request: web.Request, models: list[str] | None) -> None:
+def _check_models(request: web.Request, models: Sequence[object] | None) -> None:
     known = request.app[SERVICES].policy().catalog.models
     for model in models or ():
-        if model not in known:
+        if not isinstance(model, str) or model not in known:
             raise InvalidRequest(
                 f"The model '{str(model)[:200]}' does not exist. Known models: {', '.join(known)}.",
                 param="models",

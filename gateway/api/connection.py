@@ -8,13 +8,14 @@ become complete is answered 408.
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import Any, Final
 
 import orjson
-from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp import StreamReader, hdrs, web
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
-from gateway.api.middleware import error_response, new_request_id
+from gateway.api.middleware import SERVER, error_response, new_request_id
 from gateway.errors import INVALID_REQUEST, GatewayError, InvalidRequest
 
 KEEP_ALIVE_SECONDS: Final = 620.0
@@ -24,25 +25,43 @@ KEEP_ALIVE_SECONDS: Final = 620.0
 class Connection(RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_head_seconds", "_head_timer")
+    __slots__ = ("_body", "_head_seconds", "_head_timer")
 
     def __init__(self, manager: web.Server, *, head_seconds: float, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self._head_seconds = head_seconds
         self._head_timer: asyncio.TimerHandle | None = None
+        self._body: StreamReader | None = None
+        """Of the newest request whose head was complete; some of it may still be to come."""
 
     def data_received(self, data: bytes) -> None:
         """Starts the clock when a head begins, stops it when the head is complete."""
+        body = self._body if self._body is not None and not self._body.is_eof() else None
         super().data_received(data)
-        if self._messages or self._current_request is not None or self._request_in_progress:
+        if self._messages:
+            newest, self._body = self._messages[-1]
             self._stop_clock()
-        elif data and self._head_timer is None:
+            if body is not None and isinstance(newest, _ErrInfo):
+                # aiohttp takes the fault for a next request and leaves the handler waiting.
+                body.set_exception(RequestPayloadError("malformed body"))
+        elif data and body is None and self._head_timer is None:
             self._head_timer = self._loop.call_later(self._head_seconds, self._head_is_late)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forgets the clock."""
         self._stop_clock()
         super().connection_lost(exc)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Sends the answer; nothing more is read of a request that came too late or broken."""
+        if isinstance(resp, web.HTTPException):
+            resp = self.handle_error(request, resp.status)
+        if resp.status == HTTPStatus.REQUEST_TIMEOUT or request.content.exception() is not None:
+            resp.force_close()
+            self._lingering_time = 0.0
+        return await super().finish_response(request, resp, start_time)
 
     def handle_error(
         self,
@@ -58,10 +77,14 @@ class Connection(RequestHandler):
             error = GatewayError("The gateway had an error while processing your request.")
         response = error_response(error)
         response.headers["x-request-id"] = new_request_id()
+        response.headers[hdrs.SERVER] = SERVER
         response.force_close()
         return response
 
     def _head_is_late(self) -> None:
+        self._head_timer = None
+        if self._request_in_progress or self._messages:
+            return  # it was sent ahead, while another request is being answered
         error = GatewayError(
             f"The request was not complete within {self._head_seconds:g} seconds.",
             status=408,
@@ -85,10 +108,13 @@ class Connection(RequestHandler):
 
 
 class Runner(web.AppRunner):
-    """An `AppRunner` whose connections are ours."""
+    """An `AppRunner` whose connections are ours.
+
+    Bodies are not decompressed: a small one could become endless (`openai.read_body` refuses them).
+    """
 
     def __init__(self, app: web.Application, *, head_seconds: float, **kwargs: Any) -> None:
-        super().__init__(app, **kwargs)
+        super().__init__(app, auto_decompress=False, **kwargs)
         self._head_seconds = head_seconds
 
     async def _make_server(self) -> web.Server:

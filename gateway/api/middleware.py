@@ -7,12 +7,13 @@ one: then an error ends the connection.
 from __future__ import annotations
 
 import hmac
+import json
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -36,6 +37,8 @@ OUTCOME: Final = web.RequestKey("outcome", str)
 BEGUN: Final = web.RequestKey("begun", bool)
 
 API_VERSION: Final = "2020-10-01"
+SERVER: Final = "image-gateway"
+"""What `Server` says: no library, no version."""
 MAX_ECHO: Final = 200
 CLOSING: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE})
 """After these the rest of the request is not read."""
@@ -63,14 +66,17 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
 async def stamp(request: web.Request, response: web.StreamResponse) -> None:
     """Puts onto every answer, just before it begins, what every answer carries."""
     request[BEGUN] = True
+    if REQUEST_ID not in request:
+        return  # refused before it came this far, and stamped there: `api/connection`
     seconds = time.monotonic() - request[STARTED]
     response.headers["x-request-id"] = request[REQUEST_ID]
     response.headers["openai-processing-ms"] = str(int(seconds * 1000))
     response.headers["openai-version"] = API_VERSION
-    response.headers[hdrs.SERVER] = "image-gateway"
+    response.headers[hdrs.SERVER] = SERVER
     response.headers.update(request[HEADERS])
     if request.app[SERVICES].health.is_draining:
         response.force_close()
+        response.headers[hdrs.CONNECTION] = "close"  # aiohttp has set its own headers by now
 
 
 # ── observe ─────────────────────────────────────────────────────────────────────────────────
@@ -133,7 +139,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 def error_response(error: GatewayError) -> web.Response:
     """An error as an answer."""
     response = web.Response(
-        body=orjson.dumps(error.body, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE),
+        body=_encode(error.body),
         status=error.status,
         content_type="application/json",
         headers={**error.headers, "x-gateway-error-source": error.source},
@@ -141,6 +147,16 @@ def error_response(error: GatewayError) -> web.Response:
     if error.status in CLOSING:
         response.force_close()
     return response
+
+
+def _encode(body: Mapping[str, Any]) -> bytes:
+    """An error body; bytes of a header that it quotes and that are not UTF-8 become `?`."""
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+    try:
+        return orjson.dumps(body, option=options)
+    except orjson.JSONEncodeError:
+        readable = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+        return orjson.dumps(orjson.loads(readable), option=options)
 
 
 def _translated(request: web.Request, error: web.HTTPException) -> GatewayError:
@@ -154,7 +170,7 @@ def _translated(request: web.Request, error: web.HTTPException) -> GatewayError:
             type=INVALID_REQUEST,
             headers={hdrs.ALLOW: ", ".join(sorted(error.allowed_methods))},
         )
-    if isinstance(error, web.HTTPNotFound) and request.path.startswith("/v1/"):
+    if isinstance(error, web.HTTPNotFound) and request.path.lstrip("/").startswith("v1/"):
         return GatewayError(f"Invalid URL ({shown})", status=404, type=INVALID_REQUEST)
     if isinstance(error, web.HTTPNotFound):
         return GatewayError(
@@ -171,14 +187,21 @@ def _translated(request: web.Request, error: web.HTTPException) -> GatewayError:
 
 
 def with_key(handler: Handler) -> Handler:
-    """Lets a handler see only requests that carry a live gateway key."""
+    """Lets a handler see only requests that carry a key; the admission sees if it still lives."""
 
     async def authenticated(request: web.Request) -> web.StreamResponse:
-        secret = _secret_of(request)
-        if not secret:
-            raise _missing_key()
-        request[KEY] = await request.app[SERVICES].keys.authenticate(secret)
-        request[SECRET] = secret
+        request[SECRET] = _key_of(request)
+        request[KEY] = await request.app[SERVICES].keys.authenticate(request[SECRET])
+        return await handler(request)
+
+    return authenticated
+
+
+def with_live_key(handler: Handler) -> Handler:
+    """Lets a handler that admits nothing see only requests that carry a live gateway key."""
+
+    async def authenticated(request: web.Request) -> web.StreamResponse:
+        request[KEY] = await request.app[SERVICES].keys.confirm(_key_of(request))
         return await handler(request)
 
     return authenticated
@@ -209,6 +232,13 @@ def with_metrics_token(handler: Handler) -> Handler:
         return await handler(request)
 
     return authenticated
+
+
+def _key_of(request: web.Request) -> str:
+    secret = _secret_of(request)
+    if not secret:
+        raise _missing_key()
+    return secret
 
 
 def _secret_of(request: web.Request) -> str:

@@ -46,9 +46,10 @@ async def generate(request: web.Request) -> web.StreamResponse:
     call = _call(request, services)
     try:
         answer = await services.service.generate(call)
-    except GatewayError as error:
+    except GatewayError:
         request[OUTCOME] = "refused" if not call.tally.is_open else "failed"
-        error.headers.setdefault("x-gateway-cost-usd", show_usd(call.tally.cost_micros))
+        # Not onto the error: buyer and followers share it, and only the buyer was charged.
+        request[HEADERS]["x-gateway-cost-usd"] = show_usd(call.tally.cost_micros)
         raise
     finally:
         if call.record.model is not None:
@@ -74,12 +75,24 @@ def _call(request: web.Request, services: Services) -> Call:
     )
 
 
+async def invite_later(_request: web.Request) -> None:
+    """What happens at once about `Expect: 100-continue`: nothing. `read_body` invites the body.
+
+    A caller that is refused for its key, or for its body's length, then need not send it.
+    """
+
+
 async def read_body(request: web.Request) -> bytes:
     """The request's body, bounded in size and time; 413 and 408 otherwise."""
     services = request.app[SERVICES]
     most = services.max_body_bytes
     if (request.content_length or 0) > most:
         raise _too_large(most)
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower() != "identity":
+        raise _compressed()
+    if request.headers.get(hdrs.EXPECT, "").strip().lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
     body = bytearray()
     try:
         async with asyncio.timeout(services.body_timeout_seconds):
@@ -156,14 +169,13 @@ def _usage(pictures: Sequence[Picture]) -> dict[str, Any] | None:
         "input_tokens": usage.text_in + usage.image_in,
         "input_tokens_details": {"image_tokens": usage.image_in, "text_tokens": usage.text_in},
         "output_tokens": usage.image_out + usage.text_out,
-        "total_tokens": usage.total,
     }
     if usage.has_output_details:
         said["output_tokens_details"] = {
             "image_tokens": usage.image_out,
             "text_tokens": usage.text_out,
         }
-    return said
+    return said | {"total_tokens": usage.total}
 
 
 async def _send(request: web.Request, pieces: list[bytes]) -> web.StreamResponse:
@@ -228,6 +240,15 @@ def _too_large(most: int) -> GatewayError:
         status=413,
         type=INVALID_REQUEST,
         code="request_too_large",
+    )
+
+
+def _compressed() -> GatewayError:
+    return InvalidRequest(
+        "Compressed request bodies are not supported. Please send the JSON as it is, without "
+        "'Content-Encoding'.",
+        code="unsupported_content_encoding",
+        headers={hdrs.ACCEPT_ENCODING: "identity"},
     )
 
 

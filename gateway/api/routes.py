@@ -6,6 +6,8 @@ clients lose the body of a POST on the way (WIRE §3, §8 row 13).
 
 from __future__ import annotations
 
+from functools import partial
+
 from aiohttp import web
 
 from gateway.api import admin, openai, ops
@@ -16,6 +18,7 @@ from gateway.api.middleware import (
     stamp,
     with_admin,
     with_key,
+    with_live_key,
     with_metrics_token,
 )
 from gateway.api.services import SERVICES, Services
@@ -32,14 +35,16 @@ def create_app(services: Services) -> web.Application:
     app = web.Application(middlewares=[identify, observe, answer_errors])
     app[SERVICES] = services
     app.on_response_prepare.append(stamp)
+    post = partial(web.post, expect_handler=openai.invite_later)
+    patch = partial(web.patch, expect_handler=openai.invite_later)
     app.add_routes(
         [
-            web.post(api("images/generations"), with_key(openai.generate), name="generations"),
-            web.get(api("models"), with_key(openai.list_models), name="models"),
-            web.get(api("models/{model}"), with_key(openai.show_model), name="model"),
-            web.post("/admin/keys", with_admin(admin.create_key), name="admin_keys"),
+            post(api("images/generations"), with_key(openai.generate), name="generations"),
+            web.get(api("models"), with_live_key(openai.list_models), name="models"),
+            web.get(api("models/{model}"), with_live_key(openai.show_model), name="model"),
+            post("/admin/keys", with_admin(admin.create_key), name="admin_keys"),
             web.get("/admin/keys", with_admin(admin.list_keys)),
-            web.patch("/admin/keys/{id}", with_admin(admin.change_key), name="admin_key"),
+            patch("/admin/keys/{id}", with_admin(admin.change_key), name="admin_key"),
             web.delete("/admin/keys/{id}", with_admin(admin.revoke_key)),
             web.get("/metrics", with_metrics_token(ops.metrics), name="metrics"),
             web.get("/healthz", ops.healthz, name="healthz"),

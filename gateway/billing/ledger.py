@@ -7,7 +7,6 @@ batches, and only those of the last moment can be lost when a process is killed.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import secrets
@@ -143,15 +142,6 @@ class Ledger:
             await ask(self._store, append)
             if self._unanswered is append:
                 self._unanswered = None
-
-    async def keep_writing(self) -> None:
-        """The background loop: writes until it is cancelled."""
-        while True:
-            await asyncio.sleep(WRITE_EVERY_SECONDS)
-            try:
-                await self.write()
-            except StoreUnavailable:
-                log.warning("ledger_waiting", records=len(self._waiting))
 
     async def read(self, *, after: str = "", limit: int = 1000) -> list[tuple[str, Record]]:
         """Up to `limit` records after the position `after`, oldest first, with positions."""

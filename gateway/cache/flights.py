@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
 
@@ -34,6 +35,7 @@ from gateway.store.verbs import (
     ReadEvents,
     Release,
     Store,
+    Watch,
     ask,
 )
 
@@ -121,7 +123,7 @@ class Landing:
     """What a request got: pictures by slot, and how it came by them."""
 
     missing: set[int]
-    """Slots still to be had; empty when `Flights.run` returns."""
+    """Slots still to be had; what is left at the end was not to be had for an error."""
     pictures: dict[int, Picture] = field(default_factory=dict)
     held: dict[int, Held] = field(default_factory=dict)
     """Those of them that were stored meanwhile."""
@@ -185,7 +187,7 @@ class Flights:
         self._ends: dict[str, asyncio.Future[End]] = {}
 
     def __len__(self) -> int:
-        """Purchases under way in this process."""
+        """Paid work under way in this process: purchases, and what is still to be kept of them."""
         return len(self._owned)
 
     def own(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
@@ -199,8 +201,9 @@ class Flights:
     def _disown(self, task: asyncio.Task[Any]) -> None:
         self._owned.discard(task)
         self._observe(len(self._owned))
-        if not task.cancelled():
-            task.exception()  # taken note of, even when nobody waits for it any more
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, GatewayError):
+            log.error("paid_work_failed", work=task.get_name(), exc_info=error)
 
     async def own_shielded(self, work: Coroutine[Any, Any, T], *, name: str) -> T:
         """Waits for paid work that goes on when the waiting ends."""
@@ -217,21 +220,26 @@ class Flights:
             listener.cancel()
         await asyncio.gather(*self._listeners, return_exceptions=True)
 
-    async def run(self, fingerprint: str, slots: Iterable[int], *, buy: Buy) -> Landing:
-        """Gets pictures for `slots`: claims and buys what is free, waits for what others claimed.
+    async def run(self, fingerprint: str, asked: Iterable[int], *, buy: Buy) -> Landing:
+        """Gets pictures for slots: claims and buys what is free, waits for what others claimed.
 
         Returns when every slot is filled, or was answered with an error, or came back empty from
-        a purchase of one's own or, for the second time, from somebody else's.
+        a purchase of one's own or, for the second time, from somebody else's. Errors are in what
+        it returns, beside the pictures that came all the same.
         """
-        landing = Landing(missing=set(slots))
+        landing = Landing(missing=set(asked))
         while landing.missing:
             flight_id = secrets.token_hex(12)
-            claimed = await ask(
-                self._store,
-                Claim(fingerprint, tuple(sorted(landing.missing)), flight_id, CLAIM_SECONDS),
-            )
+            wanted = tuple(sorted(landing.missing))
+            try:
+                claimed = await ask(
+                    self._store, Claim(fingerprint, wanted, flight_id, CLAIM_SECONDS)
+                )
+            except StoreUnavailable as away:
+                landing.own_error = landing.own_error or away
+                break
             landing.hold(claimed)
-            waits = [self._follow(landing, f, wanted) for f, wanted in _by_flight(claimed.others)]
+            waits = [self._follow(landing, f, slots) for f, slots in _by_flight(claimed.others)]
             if claimed.mine:
                 flight = Flight(flight_id, fingerprint, claimed.mine)
                 purchase = self.own(self._buy(flight, buy), name=f"purchase {flight_id}")
@@ -293,6 +301,9 @@ class Flights:
             ended = await self._heard(flight)
         except StoreUnavailable as failure:
             ended = End("failed", failure=failure)
+        except Exception:
+            log.exception("listening_failed", flight=flight)
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)  # else those who wait would ask without end
         finally:
             self._announce(flight, end, ended)
 
@@ -305,21 +316,22 @@ class Flights:
         """Waits until the flight's end was published; `unknown` when it stays silent."""
         clock = asyncio.get_running_loop().time
         trusted_until = clock() + LOOK_AGAIN_SECONDS
-        failures = 0
-        async with self._store.watch(flight) as watch:
-            while True:
+        async with AsyncExitStack() as stack:
+            watch: Watch | None = None
+            failures = 0
+            while clock() < trusted_until:
                 try:
-                    events = await ask(self._store, ReadEvents(flight))
+                    watch = watch or await stack.enter_async_context(self._store.watch(flight))
+                    ended = _find_end(await ask(self._store, ReadEvents(flight)))
                     failures = 0
                 except StoreUnavailable:
-                    events, failures = (), failures + 1
+                    ended, failures = None, failures + 1
                     if failures >= STORE_PATIENCE:
                         raise
-                for event in events:
-                    return _parse_end(event)
-                if clock() > trusted_until:
-                    return End("unknown")
-                await watch.wait(RECHECK_SECONDS)
+                if ended is not None:
+                    return ended
+                await (watch.wait(RECHECK_SECONDS) if watch else asyncio.sleep(RECHECK_SECONDS))
+        return End("unknown")
 
 
 def _by_flight(others: Mapping[int, str]) -> Iterable[tuple[str, set[int]]]:
@@ -329,11 +341,15 @@ def _by_flight(others: Mapping[int, str]) -> Iterable[tuple[str, set[int]]]:
     return wanted.items()
 
 
-def _parse_end(event: bytes) -> End:
-    said = orjson.loads(event)
-    if said["end"] == "failed":
-        return End("failed", failure=UpstreamFailure.from_dict(said["failure"]))
-    if said["end"] == "released":
-        return End("released")
-    pictures = {int(n): picture_from_dict(p) for n, p in said["pictures"].items()}
-    return End("landed", Bought(pictures, {}))
+def _find_end(events: Sequence[bytes]) -> End | None:
+    """How the flight ended, if its events say so; other kinds of events are passed over."""
+    for event in events:
+        said = orjson.loads(event)
+        if said.get("end") == "failed":
+            return End("failed", failure=UpstreamFailure.from_dict(said["failure"]))
+        if said.get("end") == "released":
+            return End("released")
+        if said.get("end") == "landed":
+            pictures = {int(n): picture_from_dict(p) for n, p in said["pictures"].items()}
+            return End("landed", Bought(pictures, {}))
+    return None

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Final
 
@@ -147,8 +148,15 @@ def _parse_limits(limits: Sequence[str]) -> dict[str, Any]:
         name, is_pair, value = limit.partition("=")
         if not is_pair:
             raise click.BadParameter(f"'{limit}' is not NAME=VALUE", param_hint="--limit")
-        parsed[name] = value
+        parsed[name] = _number(value)
     return parsed
+
+
+def _number(text: str) -> Decimal | str:
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return text  # refused with the limit's own message
 
 
 def _parse_expiry(expires: str) -> float:

@@ -9,6 +9,13 @@ from typing import Any, Literal
 import structlog
 
 
+def _console() -> structlog.dev.ConsoleRenderer:
+    # Tracebacks stay plain: the fancy ones show local variables, keys and prompts among them.
+    return structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
+
+
 def configure_logs(form: Literal["text", "json"] | None) -> None:
     """Sends the logs of the gateway and of its libraries to standard error, in one form.
 
@@ -22,7 +29,7 @@ def configure_logs(form: Literal["text", "json"] | None) -> None:
         structlog.processors.TimeStamper(fmt="iso"),
     ]
     last: list[Any] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        [_console()]
         if is_text
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )

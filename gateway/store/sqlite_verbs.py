@@ -309,16 +309,13 @@ def newest_events(db: sqlite3.Connection, flights: Sequence[str]) -> Mapping[str
 # ── workers ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _beat(tx: Transaction, verb: verbs.Beat) -> None:
+def _beat(tx: Transaction, verb: verbs.Beat | verbs.Reserve) -> None:
     tx.change("INSERT OR REPLACE INTO workers (worker, beat_at) VALUES (?, ?)", verb.worker, tx.now)
 
 
 def _dead_workers(tx: Transaction, verb: verbs.DeadWorkers) -> Sequence[str]:
     rows = tx.all(
-        "SELECT worker FROM workers WHERE beat_at <= ? UNION"
-        " SELECT worker FROM journals WHERE state != 'settled'"
-        " AND worker NOT IN (SELECT worker FROM workers) ORDER BY worker",
-        tx.now - verb.after_seconds,
+        "SELECT worker FROM workers WHERE beat_at <= ? ORDER BY worker", tx.now - verb.after_seconds
     )
     return [worker for (worker,) in rows]
 
@@ -456,16 +453,38 @@ def _reserve(tx: Transaction, verb: verbs.Reserve) -> verbs.Reservation:
     if refused is None:
         _draw(tx, verb.takes)
         _open_journal(tx, verb)
+        _beat(tx, verb)
     return verbs.Reservation(refused, _show_takes(tx, verb.takes, refused=refused), tx.now)
 
 
 def _open_journal(tx: Transaction, verb: verbs.Reserve) -> None:
     parts = [_reserved_part(tx, take) for take in verb.takes]
+    _write_journal(
+        tx,
+        verb.purchase,
+        state="reserved",
+        gone_at=math.inf,
+        worker=verb.worker,
+        payload=verb.payload,
+        takes=json.dumps(parts),
+    )
+
+
+def _write_journal(
+    tx: Transaction,
+    purchase: str,
+    *,
+    state: str,
+    gone_at: float,
+    worker: str = "",
+    payload: bytes = b"",
+    takes: str = "[]",
+) -> None:
     tx.change(
         "INSERT OR REPLACE INTO journals"
         " (purchase, worker, state, payload, takes, charge, presumed, gone_at)"
-        " VALUES (?, ?, 'reserved', ?, ?, '{}', 0, ?)",
-        *(verb.purchase, verb.worker, verb.payload, json.dumps(parts), math.inf),
+        " VALUES (?, ?, ?, ?, ?, '{}', 0, ?)",
+        *(purchase, worker, state, payload, takes, gone_at),
     )
 
 
@@ -502,6 +521,7 @@ def _receive(tx: Transaction, verb: verbs.Receive) -> Literal["received", "settl
 def _settle(tx: Transaction, verb: verbs.Settle) -> verbs.Settlement:
     journal = _closing(tx, verb.purchase)
     if journal is None:
+        _write_journal(tx, verb.purchase, state="settled", gone_at=tx.now + CLOSED_JOURNAL_SECONDS)
         return verbs.Settlement("unknown", {}, presumed=False, states=())
     if not journal.is_closed:
         _give_back(tx, journal)

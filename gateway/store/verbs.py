@@ -221,7 +221,7 @@ class Beat(Verb[None]):
 
 @dataclass(frozen=True, slots=True)
 class DeadWorkers(Verb[Sequence[str]]):
-    """Workers silent for `after_seconds`, or that hold journals and never beat."""
+    """Workers that have neither beaten nor reserved for `after_seconds`."""
 
     after_seconds: float
 
@@ -313,7 +313,8 @@ class Reserve(Verb[Reservation]):
 
     A window refuses when spent + reserved + amount > maximum. Windows are those of this moment;
     the journal remembers them. A journal that exists already is left as it is and answered as
-    reserved. `payload` is what the purchase needs to be finished by somebody else.
+    reserved. `payload` is what the purchase needs to be finished by somebody else. A worker that
+    reserves lives, whether it has ever beaten or not.
     """
 
     purchase: str
@@ -355,7 +356,8 @@ class Settle(Verb[Settlement]):
     of the reservation, `record` (None: no record) is appended to the ledger. On a journal that is
     closed nothing happens, except with `correct=True` on one closed as `presumed`: then the
     windows move by the difference, `record` is appended, and the charge is no longer presumed.
-    Buckets are never given back.
+    Buckets are never given back. A purchase without a journal is closed all the same (`unknown`):
+    a reservation that nobody waits for any more and that runs late then reserves nothing.
     """
 
     purchase: str

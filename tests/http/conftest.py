@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-import redis
 
 from tests.gateways import (
     Client,
@@ -20,25 +19,9 @@ from tests.gateways import (
     run_gateway,
     run_upstream,
 )
-from tests.redis_server import pytest_runtest_makereport, run_redis_server  # noqa: F401 - a hook
 
 OpenGateway = Callable[..., AbstractAsyncContextManager[InProcess]]
 """Opens one more gateway on the test's store; keyword arguments are sections of its settings."""
-
-
-@pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of this test process's own server."""
-    with run_redis_server(tmp_path_factory.mktemp("redis")) as url:
-        yield url
-
-
-@pytest.fixture
-def redis_url(redis_server: str) -> str:
-    """The URL of a server that is empty now."""
-    with redis.Redis.from_url(redis_server) as client:
-        client.flushall()
-    return redis_server
 
 
 @pytest.fixture(params=["sqlite", "redis"])

@@ -575,11 +575,13 @@ class TestWorkers:
         await ask(store, verbs.Beat("w"))
         assert list(await ask(store, verbs.DeadWorkers(SHORT))) == []
 
-    async def test_a_worker_with_journals_that_never_beat_is_dead(self, store: Store) -> None:
+    async def test_a_worker_that_reserves_lives_though_it_never_beat(self, store: Store) -> None:
         await ask(store, reserve("p", worker="ghost"))
-        assert list(await ask(store, verbs.DeadWorkers(LONG))) == ["ghost"]
-        await ask(store, verbs.Beat("ghost"))
         assert list(await ask(store, verbs.DeadWorkers(LONG))) == []
+        await asyncio.sleep(OVER)
+        assert list(await ask(store, verbs.DeadWorkers(SHORT))) == ["ghost"]
+        await ask(store, verbs.Beat("ghost"))
+        assert list(await ask(store, verbs.DeadWorkers(SHORT))) == []
 
     async def test_closed_journals_do_not_count(self, store: Store) -> None:
         await store.run([reserve("p", worker="ghost"), settle("p")])
@@ -860,6 +862,15 @@ class TestSettle:
             assert again.presumed is False
             assert [(s.used, s.reserved) for s in again.states] == [(3, 0)]
         assert await ledger(store) == [b"first"]
+
+    async def test_a_reservation_that_runs_after_its_settlement_reserves_nothing(
+        self, store: Store
+    ) -> None:
+        await ask(store, settle("late"))
+        await ask(store, reserve("late", Take(day(10), 4)))
+        assert await shown(store, day(10)) == [(0, 0)]
+        assert list(await ask(store, verbs.OpenJournals())) == []
+        assert (await ask(store, settle("late"))).status == "already"
 
     async def test_an_unknown_purchase_is_not_settled(self, store: Store) -> None:
         settled = await ask(store, settle("unknown", images=3, record=b"record"))

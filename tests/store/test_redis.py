@@ -246,7 +246,8 @@ class TestKeys:
         documented = resources.files("gateway.store").joinpath("redis.py").read_text("utf-8")
         for start in ("layout", "{books}:records:", "{books}:bucket:", "{books}:window:",
                       "{books}:journal:", "{books}:open:", "{books}:workers",
-                      "{books}:ledger:", "{books}:ledger-days", "{books}:appended:", "entry:{", "claims:{",
+                      "{books}:ledger:", "{books}:ledger-days", "{books}:appended:",
+                      "entry:{", "claims:{",
                       "flight:{", "flight-ids:{", "blob:", "wake:"):  # fmt: skip
             assert f"`igw:{start}" in documented
 

@@ -1,2 +1,2 @@
--- KEYS: books. ARGV: how long silent. Those that never beat have score 0 and are among them.
+-- KEYS: books. ARGV: how long silent.
 return redis.call('ZRANGEBYSCORE', WORKERS, '-inf', digits(now - tonumber(ARGV[1])))

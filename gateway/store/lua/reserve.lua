@@ -18,5 +18,5 @@ write_windows(takes)
 redis.call('HSET', key, 'state', 'reserved', 'worker', worker, 'payload', payload,
   'takes', pack_reserved(takes))
 redis.call('ZADD', open_key(worker), digits(now), purchase)
-redis.call('ZADD', WORKERS, 'NX', 0, worker)
+redis.call('ZADD', WORKERS, digits(now), worker)
 return { -1, states(takes), now }

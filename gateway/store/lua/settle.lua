@@ -37,22 +37,12 @@ local function give_back(journal)
   end
 end
 
--- A worker that never beat is known only for the journals that it holds.
-local function forget_silent_worker(worker)
-  local has_open = redis.call('EXISTS', open_key(worker)) == 1
-  local last_beat = redis.call('ZSCORE', WORKERS, worker)
-  if not has_open and tonumber(last_beat or 0) == 0 then
-    redis.call('ZREM', WORKERS, worker)
-  end
-end
-
 local function close(journal)
   journal.charged, journal.presumed = pack_charge(charge), presumes and '1' or '0'
   give_back(journal)
   charge_journal(journal, {})
   redis.call('HDEL', key, 'payload')
   redis.call('ZREM', open_key(journal.worker), purchase)
-  forget_silent_worker(journal.worker)
   return show('settled', journal)
 end
 
@@ -65,6 +55,9 @@ end
 
 local journal = read_hash(key)
 if not journal then
+  redis.call('HSET', key, 'state', 'settled', 'worker', '', 'takes', '[]',
+    'charged', pack_charge({}), 'presumed', '0')
+  redis.call('EXPIRE', key, CLOSED_SECONDS)
   return { 'unknown', 0, {}, {} }
 end
 if journal.state ~= 'settled' then

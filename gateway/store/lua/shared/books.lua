@@ -2,7 +2,7 @@
 -- key that a script makes of it lies in the slot that KEYS[1] names.
 
 local BOOKS = KEYS[1]
-local WORKERS = BOOKS .. 'workers' -- sorted set: worker → its last beat; 0 = has never beaten
+local WORKERS = BOOKS .. 'workers' -- sorted set: worker → its last beat
 local LEDGER_DAYS = BOOKS .. 'ledger-days' -- sorted set of yyyy-mm-dd, all scores 0
 
 local function journal_key(purchase)

@@ -1,0 +1,658 @@
+"""Bad answers of the paid service: a clear error or the good pictures, and the right bill.
+
+Each case is asked twice at the same moment, through two gateways on one store: one of the two
+buys, the other waits for it. What is charged is the table of CONTRACT §8; the figures are worked
+out here from WIRE §5.1, not by the gateway's own price table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import math
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import pytest_asyncio
+import redis
+
+from gateway.billing.ledger import Record
+from gateway.pictures import draw_picture
+from gateway.store.verbs import Meter, MeterState, ReadMeters, ask
+from tests.gateways import (
+    MODEL,
+    Client,
+    InProcess,
+    Reply,
+    Upstream,
+    make_settings,
+    run_gateway,
+    run_upstream,
+)
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+LOW = {"model": MODEL, "quality": "low", "size": "1024x1024"}
+TEXT_MICROS, IMAGE_MICROS = 5, 32
+"""Of gpt-image-1.5, per token (WIRE §5.2)."""
+LOW_TOKENS, LOW_MICROS = 272, 9_000
+"""Of one low picture of 1024x1024: tokens (WIRE §5.1), and the price per picture."""
+
+DEADLINE_SECONDS = 1.5
+FOLLOWED_SECONDS = 0.15
+"""How long an answer takes, so that somebody follows."""
+
+
+# ── what is charged ─────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Bill:
+    images: int = 0
+    tokens: int = 0
+    micros: int = 0
+
+    @property
+    def usd(self) -> str:
+        return f"{self.micros / 1_000_000:.6f}"
+
+
+def estimate(prompt: str, n: int = 1) -> Bill:
+    """The upper bound: bytes of the prompt + 16, and the dearer of tokens and pictures."""
+    text = len(prompt.encode()) + 16
+    micros = max(TEXT_MICROS * text + IMAGE_MICROS * LOW_TOKENS * n, LOW_MICROS * n)
+    return Bill(n, text + LOW_TOKENS * n, micros)
+
+
+def usage(prompt: str, n: int = 1) -> Bill:
+    """What the simulated upstream says it used."""
+    text = math.ceil(len(prompt) / 4) + 7
+    return Bill(n, text + LOW_TOKENS * n, TEXT_MICROS * text + IMAGE_MICROS * LOW_TOKENS * n)
+
+
+# ── the cases ───────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Case:
+    """A bad answer, and what callers, books and cache make of it."""
+
+    status: int
+    error: Mapping[str, Any] | None = None
+    """Keys of the error object; the message only by its beginning. None: pictures came."""
+    fault: str = ""
+    """Played by the simulated upstream, or …"""
+    raw: bytes = b""
+    """… sent by a scripted one, which then closes the connection."""
+    charged: Literal["nothing", "estimate", "usage"] = "nothing"
+    flags: tuple[str, ...] = ()
+    headers: Mapping[str, str | None] = field(default_factory=dict)
+    attempts: int = 1
+    """How many requests upstream sees for one purchase."""
+
+
+def failure(message: str, code: str | None = "upstream_error", **more: Any) -> dict[str, Any]:
+    return {"message": message, "type": "server_error", "param": None, "code": code, **more}
+
+
+def undelivered(
+    message: str, *, charged: Literal["estimate", "usage"] = "estimate", **how: Any
+) -> Case:
+    """It said 200, but no picture came of it."""
+    return Case(
+        502,
+        failure(message),
+        charged=charged,
+        flags=("undelivered",),
+        headers={"x-should-retry": "false"},
+        **how,
+    )
+
+
+def presumed(message: str, status: int = 502, **how: Any) -> Case:
+    """Nobody knows whether pictures were made."""
+    return Case(
+        status,
+        failure(message),
+        charged="estimate",
+        flags=("presumed",),
+        headers={"x-should-retry": "false"},
+        **how,
+    )
+
+
+def http(status: int, body: str | bytes, *headers: str, length: int | None = None) -> bytes:
+    """An HTTP answer as it goes over the wire; `length` announces another than its own."""
+    content = body.encode() if isinstance(body, str) else body
+    size = len(content) if length is None else length
+    kind = "application/json" if content[:1] == b"{" else "text/html"
+    lines = [f"HTTP/1.1 {status} Whatever", f"Content-Type: {kind}", f"Content-Length: {size}"]
+    return "\r\n".join([*lines, *headers, "Connection: close", "", ""]).encode() + content
+
+
+PAGE = "<html><h1>Bad gateway</h1><center>cloudflare</center></html>"
+INVALID = "invalid_request_error"
+USER_ERROR = "image_generation_user_error"
+CUT = "Upstream's answer was cut off."
+UNREADABLE = "Upstream's answer could not be read."
+INCOMPLETE = "Upstream charged for this request, but no complete picture came with its answer."
+REFUSED_KEY = "Upstream refused the gateway's access. The gateway's operator can mend this."
+NO_RETRY_HEADER = {"x-should-retry": None, "Retry-After": None}
+
+OWN_ERROR = json.dumps({"error": {"message": "Broken.", "type": "server_error", "code": "e_1"}})
+QUOTES_KEY = json.dumps({"error": {"message": "Incorrect API key: sk-upstream-secret", "a": 1}})
+WRONG_KEY_AS_400 = json.dumps({"error": {"message": "No.", "code": "invalid_api_key"}})
+NO_ACCESS = {"message": "No such model.", "type": INVALID, "param": None, "code": "model_not_found"}
+
+CASES = {
+    # ── 200 without a usable picture ──
+    "HTML with 200": undelivered(UNREADABLE, fault="html"),
+    "cut-off JSON": undelivered(UNREADABLE, fault="malformed-json"),
+    "wrong base64": undelivered(INCOMPLETE, charged="usage", fault="bad-base64"),
+    "a 5-byte PNG": undelivered(INCOMPLETE, charged="usage", fault="tiny-png"),
+    "its only picture damaged": undelivered(INCOMPLETE, charged="usage", fault="one-bad"),
+    "no picture of one": undelivered("Upstream's answer has no pictures in it.", fault="fewer"),
+    "an error with 200": undelivered(
+        "Upstream answered with an error where it had announced pictures.",
+        raw=http(200, OWN_ERROR),
+    ),
+    "pictures that are no objects": undelivered(
+        INCOMPLETE, raw=http(200, '{"data": [null, 5, "x", {}, {"b64_json": 5}]}')
+    ),
+    "nothing with 200": undelivered(UNREADABLE, raw=http(200, "")),
+    # ── nobody knows ──
+    "reset": presumed(CUT, fault="reset"),
+    "reset half-way": presumed(CUT, fault="reset;after=half"),
+    "truncated": presumed(CUT, fault="truncate"),
+    "hangs up": presumed(CUT, raw=b"HTTP/1.1 20"),
+    "not HTTP": presumed(CUT, raw=b"220 mail.example ESMTP\r\n"),
+    "announces more than it sends": presumed(CUT, raw=http(200, '{"data": [', length=10_000)),
+    "wrong compression": presumed(CUT, raw=http(200, "{no gzip}", "Content-Encoding: gzip")),
+    "no answer in time": presumed("Upstream did not answer in time.", 504, fault="hang"),
+    "the edge's 502": presumed("Upstream answered 502 without", fault="status=502"),
+    "the edge's 504": presumed("Upstream answered 504 without", 504, fault="status=504"),
+    "the edge's 524": presumed("Upstream answered 524 without", 504, fault="status=524"),
+    "a proxy's JSON with 502": presumed(
+        "Upstream answered 502 without", raw=http(502, '{"message": "Bad gateway"}')
+    ),
+    "a page with 500": presumed("Upstream answered 500 without", raw=http(500, PAGE)),
+    # ── the API's own errors ──
+    "500": Case(
+        500,
+        failure("The server had an error while processing your request. Sorry", code=None),
+        fault="status=500",
+        flags=("assumed_free",),
+        headers=NO_RETRY_HEADER,
+    ),
+    "the API's own 502": Case(
+        502, failure("Broken.", "e_1"), raw=http(502, OWN_ERROR), flags=("assumed_free",)
+    ),
+    "503": Case(
+        503,
+        failure(
+            "The model is temporarily overloaded.",
+            "server_is_overloaded",
+            type="service_unavailable_error",
+        ),
+        fault="status=503;retry-after-ms=20",
+        headers={"x-should-retry": None, "retry-after-ms": "20"},
+        attempts=3,
+    ),
+    "a page with 503": Case(
+        502,
+        failure("Upstream answered 503 without"),
+        raw=http(503, PAGE, "retry-after-ms: 20"),
+        headers={"x-should-retry": None},
+        attempts=3,
+    ),
+    "429": Case(
+        429,
+        failure(f"Rate limit reached for {MODEL}", "rate_limit_exceeded", type="input-images"),
+        fault="status=429;retry-after-ms=20",
+        headers={"x-should-retry": None, "retry-after-ms": "20"},
+        attempts=3,
+    ),
+    "429 for longer than we retry": Case(
+        429,
+        failure(f"Rate limit reached for {MODEL}", "rate_limit_exceeded", type="input-images"),
+        fault="status=429;retry-after=90",
+        headers={"x-should-retry": None, "Retry-After": "90"},
+    ),
+    "429 insufficient_quota": Case(
+        429,
+        failure("You exceeded your current quota", "insufficient_quota", type="insufficient_quota"),
+        fault="status=429;code=insufficient_quota",
+        headers={"x-should-retry": "false"},
+    ),
+    "the edge's 429": Case(
+        429,
+        failure("Upstream's rate limit is reached.", "rate_limit_exceeded", type="requests"),
+        raw=http(429, "error code: 1015", "retry-after: 54749"),
+        headers={"x-should-retry": "false", "Retry-After": "120"},
+    ),
+    "401": Case(502, failure(REFUSED_KEY, "upstream_auth"), fault="status=401"),
+    "403": Case(502, failure(REFUSED_KEY, "upstream_auth"), fault="status=403"),
+    "401 that quotes the key": Case(
+        502, failure(REFUSED_KEY, "upstream_auth"), raw=http(401, QUOTES_KEY)
+    ),
+    "a refused key with 400": Case(
+        502, failure(REFUSED_KEY, "upstream_auth"), raw=http(400, WRONG_KEY_AS_400)
+    ),
+    "404": Case(404, NO_ACCESS, raw=http(404, json.dumps({"error": NO_ACCESS}))),
+    "a redirect": Case(
+        502, failure("Upstream answered 302 without"), raw=http(302, "", "Location: /elsewhere")
+    ),
+    "moderation": Case(
+        400,
+        failure(
+            "Your request was rejected by the safety system.",
+            "moderation_blocked",
+            type=USER_ERROR,
+            moderation_details={"moderation_stage": "input", "categories": ["sexual"]},
+        ),
+        fault="moderation",
+    ),
+    "content policy": Case(
+        400,
+        failure(
+            "Your request was rejected as a result of our safety system.",
+            "content_policy_violation",
+            type=INVALID,
+        ),
+        fault="content-policy",
+    ),
+    "generation failed": Case(
+        500,
+        failure(
+            "Image generation failed",
+            "image_generation_failed",
+            type="image_generation_server_error",
+        ),
+        fault="stream-error",
+        flags=("assumed_free",),
+    ),
+    # ── pictures, but no usage ──
+    "no usage": Case(200, fault="no-usage", charged="estimate", flags=("no_usage",)),
+}
+
+
+# ── an upstream that says what it is told ───────────────────────────────────────────────────
+
+
+@dataclass
+class Scripted:
+    """An upstream that sends given bytes to the first calls with a prompt, then a picture."""
+
+    base_url: str = ""
+    scripts: dict[str, list[bytes]] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
+        body = json.loads(await reader.readexactly(int(fields[b"content-length"])))
+        prompt = body["prompt"]
+        self.calls[prompt] += 1
+        script = self.scripts.get(prompt)
+        if script:
+            await asyncio.sleep(FOLLOWED_SECONDS)
+        writer.write(script.pop(0) if script else http(200, json.dumps(picture_answer(prompt))))
+        await writer.drain()
+        writer.close()
+
+
+def picture_answer(prompt: str, *, pictures: int = 1) -> dict[str, Any]:
+    """A good answer to `LOW`."""
+    data = draw_picture(prompt, width=16, height=16, format="png", seed=1)
+    bill = usage(prompt, pictures)
+    text = bill.tokens - LOW_TOKENS * pictures
+    return {
+        "created": 1,
+        "data": [{"b64_json": base64.b64encode(data).decode()}] * pictures,
+        "usage": {
+            "input_tokens": text,
+            "input_tokens_details": {"image_tokens": 0, "text_tokens": text},
+            "output_tokens": LOW_TOKENS * pictures,
+            "total_tokens": bill.tokens,
+        },
+    }
+
+
+@asynccontextmanager
+async def run_scripted() -> AsyncIterator[Scripted]:
+    scripted = Scripted()
+    server = await asyncio.start_server(scripted.serve, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    scripted.base_url = f"http://{host}:{port}/v1"
+    async with server:
+        yield scripted
+
+
+# ── two gateways before each upstream, all on one store ─────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class House:
+    simulated: tuple[InProcess, InProcess]
+    upstream: Upstream
+    played: tuple[InProcess, InProcess]
+    script: Scripted
+
+    def gateways(self, case: Case) -> tuple[InProcess, InProcess]:
+        return self.played if case.raw else self.simulated
+
+    def prepare(self, case: Case, name: str) -> str:
+        """A prompt with which the next purchase, and no later one, meets the case."""
+        if case.raw:
+            prompt = f"an otter with {name}"
+            self.script.scripts[prompt] = [case.raw] * case.attempts
+            return prompt
+        times = f";times={case.attempts}"
+        return f"[[sim:slow={FOLLOWED_SECONDS}{times}]] [[sim:{case.fault}{times}]] an otter"
+
+    async def calls(self, prompt: str) -> int:
+        """How often upstream was asked for it."""
+        bodies = await self.upstream.bodies()
+        return self.script.calls[prompt] + sum(body["prompt"] == prompt for body in bodies)
+
+    async def record_of(self, client: Client) -> Record:
+        """The one record that a key has left."""
+        (record,) = await self.records_of(client)
+        return record
+
+    async def records_of(self, client: Client) -> list[Record]:
+        for gateway in (*self.simulated, *self.played):
+            await gateway.gateway.ledger.write()
+        found = await self.simulated[0].ledger()
+        return [record for record in found if record.key_id == client.key_id]
+
+    async def meters_of(self, client: Client) -> tuple[Bill, list[MeterState]]:
+        """What a key has used of its day and month, and the states behind it."""
+        scope = f"key:{client.key_id}"
+        states = await ask(
+            self.simulated[0].gateway.store,
+            ReadMeters(
+                (
+                    Meter(scope, "images", "day"),
+                    Meter(scope, "tokens", "day"),
+                    Meter(scope, "micros", "month"),
+                )
+            ),
+        )
+        return Bill(*(state.used for state in states)), list(states)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["sqlite", "redis"])
+async def house(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[House]:
+    redis_url = None
+    if request.param == "redis":
+        redis_url = request.getfixturevalue("redis_server")
+        with redis.Redis.from_url(redis_url) as client:
+            client.flushall()
+    folder = tmp_path_factory.mktemp("house")
+
+    def settings(base_url: str) -> Any:
+        deadline = {"timeout": f"{DEADLINE_SECONDS}s"}
+        return make_settings(folder, base_url, redis_url, upstream=deadline)
+
+    async with (
+        run_upstream() as upstream,
+        run_scripted() as script,
+        run_gateway(settings(upstream.base_url)) as here,
+        run_gateway(settings(upstream.base_url)) as there,
+        run_gateway(settings(script.base_url)) as played_here,
+        run_gateway(settings(script.base_url)) as played_there,
+    ):
+        yield House((here, there), upstream, (played_here, played_there), script)
+
+
+def at(client: Client, gateway: InProcess) -> Client:
+    """The same key at another gateway."""
+    return Client(gateway.client.url, gateway.client.session, client.secret, client.key_id)
+
+
+async def two_keys(first: InProcess, second: InProcess, name: str) -> tuple[Client, Client]:
+    here = await first.client.with_key(f"{name} here")
+    return here, at(await first.client.with_key(f"{name} there"), second)
+
+
+# ── the table ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+async def test_a_bad_answer_is_told_billed_and_not_kept(
+    house: House, case: Case, request: pytest.FixtureRequest
+) -> None:
+    """The buyer pays as the table says, the follower nothing; the next one buys anew."""
+    name = request.node.callspec.id.replace("'", "")
+    prompt = house.prepare(case, name)
+    key_name = "".join(c if c.isalnum() else "-" for c in name)
+    keys = await two_keys(*house.gateways(case), key_name)
+
+    replies = await asyncio.gather(*(key.ask(prompt, **LOW) for key in keys))
+    records = [await house.record_of(key) for key in keys]
+    follows = 0 if records[0].outcome == "collapsed" else 1
+    buyer, follower = keys[1 - follows], keys[follows]
+    bill = {"nothing": Bill(), "estimate": estimate(prompt), "usage": usage(prompt)}[case.charged]
+
+    assert await house.calls(prompt) == case.attempts
+    for reply in replies:
+        assert_told(reply, case)
+    assert replies[1 - follows].headers["x-gateway-cost-usd"] == bill.usd
+    assert replies[follows].headers["x-gateway-cost-usd"] == "0.000000"
+    assert_booked(case, bill, bought=records[1 - follows], followed=records[follows])
+    assert (await house.meters_of(buyer))[0] == bill
+    assert (await house.meters_of(follower))[0] == Bill()
+    for key in keys:
+        assert {state.reserved for state in (await house.meters_of(key))[1]} == {0}
+    await assert_next_ask(house, case, prompt, key=keys[0], first=replies[0])
+
+
+def assert_told(reply: Reply, case: Case) -> None:
+    assert reply.status == case.status, reply.body
+    if case.error is None:
+        assert len(reply.images) == 1
+        return
+    told = dict(reply.error)
+    assert told.pop("message").startswith(case.error["message"])
+    assert told == {key: value for key, value in case.error.items() if key != "message"}
+    assert reply.headers["x-gateway-error-source"] == "upstream"
+    assert reply.headers["Content-Type"].startswith("application/json")
+    assert b"sk-upstream-secret" not in reply.body
+    for header, value in case.headers.items():
+        assert reply.headers.get(header) == value, header
+
+
+def assert_booked(case: Case, bill: Bill, *, bought: Record, followed: Record) -> None:
+    has_failed = case.error is not None
+    assert bought.outcome == ("failed" if has_failed else "bought")
+    assert bought.flags == case.flags
+    assert (bought.images, bought.cost_micros) == (bill.images, bill.micros)
+    assert bought.status == case.status
+    assert followed.outcome == "collapsed"
+    assert followed.flags == (("flight_failed",) if has_failed else ())
+    assert (followed.cost_micros, followed.images, followed.tokens) == (0, 0, {})
+    assert followed.status == case.status
+    assert followed.saved_micros == (0 if has_failed else bill.micros)
+    if case.error is not None:
+        assert bought.error == followed.error == case.error["code"]
+
+
+async def assert_next_ask(
+    house: House, case: Case, prompt: str, *, key: Client, first: Reply
+) -> None:
+    """Nothing wrong was stored, and nothing good was lost."""
+    before = await house.calls(prompt)
+    if case.error is not None and case.error["code"] in REMEMBERED:
+        return
+    reply = await key.ask(prompt, **LOW)
+    again = await key.ask(prompt, **LOW)
+
+    assert (reply.status, again.status) == (200, 200), reply.body
+    assert again.cache_status.startswith("hit")
+    assert again.images == reply.images
+    if case.error is None:
+        assert reply.cache_status.startswith("hit")
+        assert reply.images == first.images
+        assert await house.calls(prompt) == before
+        return
+    assert reply.cache_status == "fwd=miss; stored"
+    assert reply.headers["x-gateway-cost-usd"] == usage(prompt).usd
+    assert await house.calls(prompt) == before + 1
+
+
+REMEMBERED = {"moderation_blocked", "content_policy_violation"}
+"""What CONTRACT §6 *Refusals* lets a gateway remember for a while."""
+
+
+# ── several pictures, of which some are good ────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("fault", "charged", "flags"), [("fewer", 3, ()), ("one-bad", 4, ("undelivered",))]
+)
+async def test_the_good_pictures_of_four_are_answered_kept_and_settled(
+    house: House, fault: str, charged: int, flags: tuple[str, ...]
+) -> None:
+    """A follower of one of them gets it; who asks for four later buys the one that is missing."""
+    prompt = f"[[sim:slow=0.3;times=1]] [[sim:{fault};times=1]] four otters"
+    buyer, follower = await two_keys(*house.simulated, f"four {fault}")
+
+    buying = asyncio.create_task(buyer.ask(prompt, n=4, **LOW))
+    await asyncio.sleep(0.1)
+    following = asyncio.create_task(follower.ask(prompt, n=2, **LOW))
+    bought, followed = await buying, await following
+    three, four = [await follower.ask(prompt, n=n, **LOW) for n in (3, 4)]
+
+    assert (bought.status, len(bought.images)) == (200, 3)
+    assert bought.headers["x-gateway-cost-usd"] == usage(prompt, charged).usd
+    assert bought.cache_status == "fwd=miss; stored"
+    record = await house.record_of(buyer)
+    assert (record.outcome, record.flags, record.images) == ("bought", flags, charged)
+    assert record.cost_micros == usage(prompt, charged).micros
+    assert (await house.meters_of(buyer))[0] == usage(prompt, charged)
+    assert followed.images == bought.images[:2]
+    assert followed.cache_status == "fwd=miss; collapsed"
+    assert three.cache_status.startswith("hit")
+    assert three.images == bought.images
+    assert four.cache_status == "fwd=partial; stored"
+    assert (len(four.images), four.images[:3]) == (4, bought.images)
+    assert four.headers["x-gateway-cost-usd"] == usage(prompt, 1).usd
+    outcomes = [record.outcome for record in await house.records_of(follower)]
+    assert sorted(outcomes) == ["collapsed", "hit", "partial"]
+    sent = [body.get("n", 1) for body in await house.upstream.bodies() if body["prompt"] == prompt]
+    assert sent == [4, 1]
+
+
+async def test_a_follower_whose_slot_was_left_empty_buys_it_itself(house: House) -> None:
+    prompt = "[[sim:slow=0.3;times=1]] [[sim:fewer;times=1]] two otters"
+    buyer, follower = await two_keys(*house.simulated, "empty slot")
+
+    buying = asyncio.create_task(buyer.ask(prompt, n=2, **LOW))
+    await asyncio.sleep(0.1)
+    following = asyncio.create_task(follower.ask(prompt, n=2, **LOW))
+    bought, followed = await buying, await following
+
+    assert (len(bought.images), len(followed.images)) == (1, 2)
+    assert followed.images[0] == bought.images[0]
+    assert followed.cache_status == "fwd=partial; stored"
+    assert followed.headers["x-gateway-cost-usd"] == usage(prompt, 1).usd
+    outcomes = [(await house.record_of(key)).outcome for key in (buyer, follower)]
+    assert outcomes == ["bought", "partial"]
+
+
+async def test_more_pictures_than_asked_for_are_paid_and_the_asked_ones_kept(house: House) -> None:
+    case = Case(200, raw=http(200, json.dumps(picture_answer("x", pictures=2))))
+    prompt = house.prepare(case, "a twin")
+    key = await house.played[0].client.with_key("twin")
+
+    reply = await key.ask(prompt, **LOW)
+    record = await house.record_of(key)
+
+    assert (reply.status, len(reply.images)) == (200, 1)
+    assert reply.headers["x-gateway-cost-usd"] == usage("x", 2).usd
+    assert (record.outcome, record.images) == ("bought", 2)
+    assert set(record.flags) == {"over_estimate", "undelivered"}
+
+
+@pytest.mark.parametrize(
+    "said", [{"input_tokens": -5, "output_tokens": 272}, {"output_tokens": 0}, [], "many"]
+)
+async def test_a_usage_that_is_nonsense_is_billed_as_none(house: House, said: Any) -> None:
+    answer = picture_answer("x") | {"usage": said}
+    case = Case(200, raw=http(200, json.dumps(answer)))
+    prompt = house.prepare(case, f"{said}")
+    key = await house.played[0].client.with_key(f"nonsense-{len(prompt)}")
+
+    reply = await key.ask(prompt, **LOW)
+    record = await house.record_of(key)
+
+    assert reply.status == 200
+    assert record.flags == ("no_usage",)
+    assert record.cost_micros == estimate(prompt).micros
+
+
+# ── links, and no upstream at all ───────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "micros", "flags"),
+    [
+        ("html", 502, 20_000, ("undelivered",)),
+        ("reset", 502, 20_000, ("presumed",)),
+        ("status=500", 500, 0, ("assumed_free",)),
+        ("content-policy", 400, 0, ()),
+    ],
+)
+async def test_a_failed_link_is_billed_by_the_same_table(
+    house: House, fault: str, status: int, micros: int, flags: tuple[str, ...]
+) -> None:
+    key = await house.simulated[0].client.with_key(f"link {fault.partition('=')[0]}")
+
+    reply = await key.ask(f"[[sim:{fault}]] a linked otter", model="dall-e-2")
+    record = await house.record_of(key)
+
+    assert reply.status == status
+    assert reply.headers["x-gateway-cost-usd"] == Bill(micros=micros).usd
+    assert reply.headers["x-gateway-error-source"] == "upstream"
+    assert (record.outcome, record.flags, record.cost_micros) == ("failed", flags, micros)
+
+
+async def test_an_upstream_that_cannot_be_reached_costs_nothing(tmp_path: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        async with run_gateway(make_settings(tmp_path, f"http://127.0.0.1:{port}/v1")) as gateway:
+            alice, bob = await two_keys(gateway, gateway, "unreachable")
+            replies = await asyncio.gather(*(key.ask("an otter", **LOW) for key in (alice, bob)))
+            bought, followed = sorted(await gateway.ledger(), key=lambda r: r.outcome, reverse=True)
+
+    for reply in replies:
+        assert_told(reply, Case(502, failure("Upstream could not be reached.")))
+        assert reply.headers["x-gateway-cost-usd"] == "0.000000"
+        assert "x-should-retry" not in reply.headers
+    assert (bought.outcome, bought.flags, bought.cost_micros) == ("failed", (), 0)
+    assert (followed.outcome, followed.flags) == ("collapsed", ("flight_failed",))
+
+
+async def test_followers_in_the_buyers_own_process_are_not_told_its_cost(house: House) -> None:
+    """Buyer and followers share one error there, but only the buyer was charged."""
+    prompt = "[[sim:slow=0.15]] [[sim:tiny-png]] a shared otter"
+    alice = await house.simulated[0].client.with_key("shared error")
+
+    replies = await asyncio.gather(*(alice.ask(prompt, **LOW) for _ in range(5)))
+    costs = sorted(reply.headers["x-gateway-cost-usd"] for reply in replies)
+
+    assert {reply.status for reply in replies} == {502}
+    assert costs == ["0.000000"] * 4 + [usage(prompt).usd]
+    outcomes = sorted(record.outcome for record in await house.records_of(alice))
+    assert outcomes == ["collapsed"] * 4 + ["failed"]

@@ -1,0 +1,464 @@
+"""`gateway serve` as an operator runs it: several workers, signals, `kill -9`, restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from gateway.app import open_store
+from gateway.billing.ledger import Record
+from gateway.store.verbs import OpenJournals, ask
+from tests.gateways import (
+    Client,
+    Processes,
+    Reply,
+    Spent,
+    Upstream,
+    open_connections,
+    read_spent,
+    run_processes,
+)
+from tests.journals import estimate, leave_purchase
+from tests.redis_server import DurableRedis, run_durable_redis
+
+CROWD = 100
+QUICK = {"workers": {"heartbeat": "0.2s", "dead_after": "0.8s"}}
+
+
+# ── 100 identical requests at once ──────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("has_budget", [False, True], ids=["unlimited", "budget-for-one"])
+async def test_a_crowd_over_four_workers_buys_once(
+    tmp_path: Path, upstream: Upstream, store_url: str | None, has_budget: bool
+) -> None:
+    """Also when the money is just enough for one purchase."""
+    prompt = "[[sim:slow=2]] a crowd"
+    async with run_processes(tmp_path, upstream.base_url, workers=4, redis_url=store_url) as (
+        processes,
+        client,
+    ):
+        alice = await client.with_key(limits=limits_for(prompt) if has_budget else {})
+        async with crowd([(processes, alice)], CROWD) as connections:
+            replies = await asyncio.gather(*(each.ask(prompt) for each in connections))
+            counted = [await each.metrics() for each in connections[:8]]
+        await assert_bought_once(replies, await processes.records(CROWD), upstream)
+
+        served = processes.answers_by_worker()
+        assert len(served) >= 3
+        assert sum(served.values()) == CROWD
+        by_outcome = [answers_by_outcome(samples) for samples in counted]
+        assert by_outcome == [{"bought": 1, "collapsed": CROWD - 1}] * len(counted)
+        (record,) = [r for r in await processes.ledger() if r.outcome == "bought"]
+        usd = sum(v for name, v in counted[0].items() if "cost_usd_total{" in name)
+        assert usd == pytest.approx(record.cost_micros / 1e6)
+        spent = await read_spent(processes.settings, alice.key_id)
+        assert spent == Spent(record.cost_micros, 1, 0, 0)
+
+
+@pytest.mark.parametrize("has_budget", [False, True], ids=["unlimited", "budget-for-one"])
+async def test_a_crowd_over_two_gateways_buys_once(
+    tmp_path: Path, upstream: Upstream, redis_url: str, has_budget: bool
+) -> None:
+    prompt = "[[sim:slow=2]] two crowds"
+    async with AsyncExitStack() as stack:
+        started = [
+            await stack.enter_async_context(
+                run_processes(tmp_path / name, upstream.base_url, workers=2, redis_url=redis_url)
+            )
+            for name in ("here", "there")
+        ]
+        (here, client), (there, other) = started
+        alice = await client.with_key(limits=limits_for(prompt) if has_budget else {})
+        also_alice = Client(other.url, other.session, alice.secret)
+        both = [(here, alice), (there, also_alice)]
+        connections = await stack.enter_async_context(crowd(both, CROWD))
+        replies = await asyncio.gather(*(each.ask(prompt) for each in connections))
+        await assert_bought_once(replies, await here.records(CROWD), upstream)
+
+        served = [gateway.answers_by_worker() for gateway in (here, there)]
+        assert [sum(workers.values()) for workers in served] == [CROWD // 2] * 2
+        assert sum(len(workers) for workers in served) >= 3
+
+
+def limits_for(prompt: str) -> dict[str, float]:
+    """A budget that one purchase of this prompt can use up, and no second one could enter."""
+    return {"usd_per_month": estimate(prompt).micros / 1e6}
+
+
+@asynccontextmanager
+async def crowd(
+    gateways: Sequence[tuple[Processes, Client]], count: int
+) -> AsyncIterator[list[Client]]:
+    """Open connections, as many to each gateway, that at least three workers have taken."""
+    for _ in range(10):
+        async with AsyncExitStack() as stack:
+            opened = []
+            workers: set[int] = set()
+            for processes, client in gateways:
+                share = open_connections(client, count // len(gateways))
+                connections = await stack.enter_async_context(share)
+                checked = await asyncio.gather(*(c.send("GET", "/healthz") for c in connections))
+                workers |= {processes.worker_of(reply) for reply in checked}
+                opened += connections
+            if len(workers) >= 3:
+                yield opened
+                return
+    raise AssertionError("fewer than three workers take connections")
+
+
+async def assert_bought_once(
+    replies: Sequence[Reply], records: Sequence[Record], upstream: Upstream
+) -> None:
+    assert {reply.status for reply in replies} == {200}
+    assert len(replies) == CROWD
+    assert len({tuple(reply.images) for reply in replies}) == 1
+    assert len(await upstream.bodies()) == 1
+    outcomes = [record.outcome for record in records]
+    assert sorted(outcomes) == ["bought"] + ["collapsed"] * (CROWD - 1)
+    assert sum(reply.headers["x-gateway-cost-usd"] != "0.000000" for reply in replies) == 1
+
+
+def answers_by_outcome(samples: dict[str, float]) -> dict[str, int]:
+    """Image requests in `/metrics`, by outcome."""
+    counted: dict[str, int] = {}
+    for name, value in samples.items():
+        if name.startswith("gateway_requests_total{") and 'endpoint="generations"' in name:
+            outcome = name.partition('outcome="')[2].partition('"')[0]
+            counted[outcome] = counted.get(outcome, 0) + int(value)
+    return counted
+
+
+# ── callers that hang up ────────────────────────────────────────────────────────────────────
+
+
+async def test_a_purchase_whose_callers_all_hung_up_is_kept(
+    tmp_path: Path, upstream: Upstream, store_url: str | None
+) -> None:
+    prompt = "[[sim:slow=1.5]] a lonely otter"
+    async with run_processes(tmp_path, upstream.base_url, workers=2, redis_url=store_url) as (
+        processes,
+        client,
+    ):
+        alice = await client.with_key(limits={"images_per_day": 5})
+        async with open_connections(alice, 6) as connections:
+            asks = [asyncio.create_task(each.ask(prompt)) for each in connections]
+            await asyncio.sleep(0.5)
+            for asking in asks:
+                asking.cancel()
+            await asyncio.gather(*asks, return_exceptions=True)
+        assert len(await upstream.bodies()) == 1
+        await until_bought(processes)
+
+        late = await alice.ask(prompt)
+
+        assert late.cache_status.startswith("hit")
+        assert late.headers["x-ratelimit-remaining-images"] == "4"
+        assert len(await upstream.bodies()) == 1
+        bought = [r for r in await processes.ledger() if r.cost_micros]
+        assert [r.outcome for r in bought] == ["bought"]
+        spent = await read_spent(processes.settings, alice.key_id)
+        assert spent == Spent(bought[0].cost_micros, 1, 0, 0)
+
+
+async def until_bought(processes: Processes, count: int = 1) -> list[Record]:
+    """The records of purchases, once there are `count` of them."""
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        found = [r for r in await processes.ledger() if r.outcome in ("bought", "failed")]
+        if len(found) >= count:
+            return found
+        await asyncio.sleep(0.05)
+    raise AssertionError(processes.log_file.read_text())
+
+
+# ── signals ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+async def test_the_first_signal_lets_open_requests_be_answered(
+    tmp_path: Path, upstream: Upstream, workers: int
+) -> None:
+    """Meanwhile it says that it is not ready, and ends every connection with its answer."""
+    async with (
+        run_processes(tmp_path, upstream.base_url, workers=workers) as (processes, client),
+        aiohttp.ClientSession() as session,
+    ):
+        alice = await client.with_key()
+        asking = asyncio.create_task(alice.ask("[[sim:slow=2]] a long one"))
+        await until_sent(upstream)
+        processes.signal_group(signal.SIGTERM)
+        await asyncio.sleep(0.2)
+
+        ready = await Client(client.url, session).send("GET", "/readyz")
+        refused = await Client(client.url, session, alice.secret).ask(prompt="")
+        assert (ready.status, ready.json["status"]) == (503, "draining")
+        assert ready.headers["Connection"] == refused.headers["Connection"] == "close"
+        reply = await asking
+
+        assert (reply.status, reply.cache_status) == (200, "fwd=miss; stored")
+        assert reply.headers["Connection"] == "close"
+        assert await processes.wait(5) == 0
+        assert sorted(r.outcome for r in await processes.ledger()) == ["bought", "refused"]
+
+
+async def test_a_purchase_without_callers_is_finished_before_leaving(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
+        alice = await client.with_key()
+        asking = asyncio.create_task(alice.ask("[[sim:slow=1.5]] nobody waits"))
+        await until_sent(upstream)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        processes.signal_group(signal.SIGTERM)
+
+        assert await processes.wait(10) == 0
+        assert "bought" in [record.outcome for record in await processes.ledger()]
+        spent = await read_spent(processes.settings, alice.key_id)
+        assert (spent.images, spent.reserved_images) == (1, 0)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+async def test_the_second_signal_ends_everything_at_once(
+    tmp_path: Path, upstream: Upstream, second: signal.Signals, workers: int
+) -> None:
+    async with run_processes(tmp_path, upstream.base_url, workers=workers) as (processes, client):
+        alice = await client.with_key()
+        asking = asyncio.create_task(alice.ask("[[sim:slow=20]] too long"))
+        await until_sent(upstream)
+        processes.signal_group(signal.SIGTERM)
+        await asyncio.sleep(0.2)
+        assert processes.process.poll() is None
+
+        started = time.monotonic()
+        processes.signal_group(second)
+        status = await processes.wait(5)
+
+        assert time.monotonic() - started < 1
+        assert status == 128 + second
+        with pytest.raises(aiohttp.ClientError):
+            await asking
+        with pytest.raises(ProcessLookupError):
+            processes.signal_group(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_an_idle_gateway_leaves_at_once(
+    tmp_path: Path, upstream: Upstream, number: signal.Signals
+) -> None:
+    """Once its last connection is closed; and what waits to be written is written."""
+    async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
+        alice = await client.with_key()
+        async with open_connections(alice, 4) as connections:
+            replies = await asyncio.gather(*(each.ask(prompt="") for each in connections))
+            assert {reply.status for reply in replies} == {400}
+        await client.session.close()
+        started = time.monotonic()
+        processes.signal_group(number)
+
+        assert await processes.wait(5) == 0
+        assert time.monotonic() - started < 1.5
+        assert [record.outcome for record in await processes.ledger()] == ["refused"] * 4
+
+
+async def test_idle_connections_hold_a_gateway_for_five_seconds_at_most(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
+        async with open_connections(client, 6):
+            started = time.monotonic()
+            processes.signal_group(signal.SIGTERM)
+            assert await processes.wait(8) == 0
+        assert time.monotonic() - started < 6.5
+
+
+@pytest.mark.long
+async def test_a_request_is_answered_although_the_listener_is_closed_by_then(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    """The listener closes after five seconds, the request's own connection with its answer."""
+    async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
+        alice = await client.with_key()
+        asking = asyncio.create_task(alice.ask("[[sim:slow=8]] a very long one"))
+        await until_sent(upstream)
+        processes.signal_group(signal.SIGTERM)
+        await asyncio.sleep(6)
+
+        with pytest.raises(aiohttp.ClientConnectorError):
+            async with aiohttp.ClientSession() as session:
+                await Client(client.url, session).send("GET", "/readyz")
+        assert (await asking).status == 200
+        assert await processes.wait(5) == 0
+
+
+async def until_sent(upstream: Upstream, count: int = 1) -> None:
+    """Until upstream has received so many requests."""
+    async with asyncio.timeout(10):
+        while len(await upstream.bodies()) < count:  # noqa: ASYNC110 - it must be asked
+            await asyncio.sleep(0.02)
+
+
+# ── kill -9 of everything ───────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Place:
+    """A store that outlives its gateways, and what kills and revives the store itself."""
+
+    folder: Path
+    upstream: Upstream
+    redis: DurableRedis | None
+
+    @asynccontextmanager
+    async def serve(self, **options: object) -> AsyncIterator[tuple[Processes, Client]]:
+        """A gateway on it that knows quickly who is dead."""
+        async with run_processes(
+            self.folder,
+            self.upstream.base_url,
+            workers=2,
+            redis_url=self.redis.url if self.redis else None,
+            options=options,
+        ) as started:
+            yield started
+
+    def kill_everything(self, processes: Processes) -> None:
+        """Gateway and store, and brings the store back."""
+        processes.kill_all()
+        if self.redis is not None:
+            self.redis.kill()
+            self.redis.start_again()
+
+
+@pytest.fixture(params=["sqlite", "redis-aof"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, upstream: Upstream) -> Iterator[Place]:
+    """On both stores."""
+    with ExitStack() as stack:
+        server = None
+        if request.param == "redis-aof":
+            server = stack.enter_context(run_durable_redis(tmp_path))
+        yield Place(tmp_path / "gateway", upstream, server)
+
+
+async def test_everything_is_there_after_a_kill_at_rest(place: Place, upstream: Upstream) -> None:
+    async with place.serve() as (processes, client):
+        alice = await client.with_key(limits={"images_per_day": 10, "usd_per_month": 5})
+        bought = await alice.ask("an otter", n=2)
+        assert (await alice.ask("an otter", n=2)).cache_status.startswith("hit")
+        records = await processes.records(2)
+        before = await read_spent(processes.settings, alice.key_id)
+        place.kill_everything(processes)
+
+    async with place.serve() as (processes, client):
+        again = Client(client.url, client.session, alice.secret, alice.key_id)
+        hit = await again.ask("an otter", n=2)
+        assert hit.cache_status.startswith("hit")
+        assert hit.images == bought.images
+        assert hit.headers["x-ratelimit-remaining-images"] == "8"
+        assert await read_spent(processes.settings, alice.key_id) == before
+        assert (await processes.records(3))[:2] == records
+        assert (await again.ask("another otter")).cache_status == "fwd=miss; stored"
+        listed = await client.admin("GET", "/admin/keys")
+        assert [key["name"] for key in listed.json["data"]] == ["alice"]
+    assert len(await upstream.bodies()) == 2
+
+
+async def test_purchases_cut_by_a_kill_are_presumed_and_block_nobody(
+    place: Place, upstream: Upstream
+) -> None:
+    prompts = [f"[[sim:slow=20;times=1]] otter {i}" for i in range(3)]
+    async with place.serve() as (processes, client):
+        alice = await client.with_key()
+        asks = [asyncio.create_task(alice.ask(prompt)) for prompt in prompts]
+        await until_sent(upstream, 3)
+        place.kill_everything(processes)
+        await asyncio.gather(*asks, return_exceptions=True)
+
+    async with place.serve(**QUICK) as (processes, client):
+        started = time.monotonic()
+        again = Client(client.url, client.session, alice.secret, alice.key_id)
+        failed = await until_bought(processes, 3)
+        assert time.monotonic() - started < 4
+        assert {r.outcome for r in failed} == {"failed"}
+        assert {r.flags for r in failed} == {("presumed",)}
+        most = [estimate(prompt).micros for prompt in prompts]
+        assert sorted(r.cost_micros for r in failed) == sorted(most)
+        spent = await read_spent(processes.settings, alice.key_id)
+        assert spent == Spent(sum(most), 3, 0, 0)
+        replies = await asyncio.gather(*(again.ask(prompt) for prompt in prompts))
+        assert [r.cache_status for r in replies] == ["fwd=miss; stored"] * 3
+        assert len(await until_bought(processes, 6)) == 6
+
+
+async def test_purchases_whose_picture_had_come_are_kept_after_a_kill(
+    place: Place, upstream: Upstream
+) -> None:
+    async with place.serve() as (processes, client):
+        alice = await client.with_key()
+        left = await leave_purchase(processes.settings, alice.secret, "an otter", received=True)
+        place.kill_everything(processes)
+
+    async with place.serve(**QUICK) as (processes, client):
+        (record,) = await until_bought(processes)
+        again = Client(client.url, client.session, alice.secret, alice.key_id)
+        hit = await again.ask("an otter")
+        assert (record.id, record.outcome, record.flags) == (left.purchase, "bought", ())
+        assert hit.cache_status.startswith("hit")
+        assert record.cost_micros == left.charge.micros
+        spent = await read_spent(processes.settings, alice.key_id)
+        assert spent == Spent(left.charge.micros, 1, 0, 0)
+        async with open_store(processes.settings) as (store, _):
+            assert await ask(store, OpenJournals()) == []
+    assert await upstream.bodies() == []
+
+
+async def test_a_killed_worker_is_replaced_and_its_purchase_closed_by_another(
+    tmp_path: Path, upstream: Upstream, store_url: str | None
+) -> None:
+    """Whoever waited for it in another worker learns how it ended."""
+    prompt = "[[sim:slow=20;times=1]] an otter"
+    async with run_processes(
+        tmp_path, upstream.base_url, workers=2, redis_url=store_url, options=QUICK
+    ) as (processes, client):
+        alice = await client.with_key()
+        async with connections_to_both(processes, alice) as by_worker:
+            (victim, buyer), (_, follower) = by_worker.items()
+            asks = [asyncio.create_task(buyer.ask(prompt))]
+            await until_sent(upstream)
+            asks.append(asyncio.create_task(follower.ask(prompt)))
+            await asyncio.sleep(0.2)
+            os.kill(victim, signal.SIGKILL)
+            cut, told = await asyncio.gather(*asks, return_exceptions=True)
+
+        assert isinstance(cut, aiohttp.ClientError)
+        assert isinstance(told, Reply)
+        assert (told.status, told.error["code"]) == (502, "upstream_error")
+        (record,) = [r for r in await processes.ledger() if r.cost_micros]
+        assert (record.outcome, record.flags) == ("failed", ("presumed",))
+        assert (await alice.ask(prompt)).cache_status == "fwd=miss; stored"
+
+
+@asynccontextmanager
+async def connections_to_both(
+    processes: Processes, client: Client
+) -> AsyncIterator[dict[int, Client]]:
+    """An open connection to each of two workers, by process id."""
+    for _ in range(10):
+        async with open_connections(client, 20) as connections:
+            checked = await asyncio.gather(*(c.send("GET", "/healthz") for c in connections))
+            workers = map(processes.worker_of, checked)
+            by_worker = dict(zip(workers, connections, strict=True))
+            if len(by_worker) == 2:
+                yield by_worker
+                return
+    raise AssertionError("one worker takes all connections")

@@ -1,0 +1,438 @@
+"""Purchases outlive workers that die and stores that blink: nothing paid for is lost or doubled."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import fcntl
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.app import DATABASE, open_store
+from gateway.billing.ledger import Record
+from gateway.errors import StoreUnavailable
+from gateway.store.verbs import (
+    DeadWorkers,
+    Extend,
+    OpenJournals,
+    Receive,
+    Release,
+    Reserve,
+    Settle,
+    Store,
+    Verb,
+    ask,
+)
+from tests.gateways import (
+    Client,
+    InProcess,
+    Spent,
+    Upstream,
+    make_settings,
+    read_spent,
+    run_gateway,
+)
+from tests.http.conftest import OpenGateway
+from tests.journals import estimate, leave_purchase
+from tests.redis_server import run_durable_redis
+
+QUICK = {"heartbeat": "0.1s", "dead_after": "0.3s"}
+SLOW = {"heartbeat": "60s", "dead_after": "120s"}
+
+
+def purchases_of(records: Sequence[Record]) -> list[Record]:
+    """The records that stand for money, whoever asked."""
+    return [record for record in records if record.outcome in ("bought", "partial", "failed")]
+
+
+async def open_journals(gateway: InProcess) -> int:
+    async with open_store(gateway.settings) as (store, _):
+        return len(await ask(store, OpenJournals()))
+
+
+async def spent(gateway: InProcess, client: Client) -> Spent:
+    return await read_spent(gateway.settings, client.key_id)
+
+
+async def until_purchases(gateway: InProcess, count: int) -> list[Record]:
+    """The records that stand for money once there are `count`."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        found = purchases_of(await gateway.ledger())
+        if len(found) >= count:
+            return found
+        await asyncio.sleep(0.05)
+    raise AssertionError("the purchases did not come to an end in time")
+
+
+async def until_open(gateway: InProcess, count: int = 1) -> None:
+    """Until so many purchases have reserved."""
+    async with asyncio.timeout(10):
+        while await open_journals(gateway) < count:  # noqa: ASYNC110 - only the store tells
+            await asyncio.sleep(0.02)
+
+
+# ── dead workers ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+async def slow_gateway(open_gateway: OpenGateway) -> AsyncIterator[InProcess]:
+    """A gateway whose own loops recover nothing while a test runs."""
+    async with open_gateway(workers=SLOW) as opened:
+        yield opened
+
+
+async def test_what_a_dead_worker_had_received_is_stored_and_settled_normally(
+    slow_gateway: InProcess, upstream: Upstream
+) -> None:
+    alice = await slow_gateway.client.with_key()
+    left = await leave_purchase(slow_gateway.settings, alice.secret, "an otter", received=True)
+    assert (await spent(slow_gateway, alice)).reserved_micros == left.estimate.micros
+
+    assert await slow_gateway.gateway.purchases.recover_dead() == 1
+
+    hit = await alice.ask("an otter")
+    assert hit.cache_status.startswith("hit")
+    assert base64.b64decode(hit.images[0]) == left.data
+    assert await upstream.bodies() == []
+    (record,) = purchases_of(await slow_gateway.ledger())
+    assert (record.id, record.outcome, record.flags) == (left.purchase, "bought", ())
+    assert record.cost_micros == left.charge.micros
+    assert await spent(slow_gateway, alice) == Spent(left.charge.micros, 1, 0, 0)
+    assert await open_journals(slow_gateway) == 0
+
+
+async def test_what_a_dead_worker_had_only_reserved_is_presumed_at_the_estimate(
+    slow_gateway: InProcess, upstream: Upstream
+) -> None:
+    alice = await slow_gateway.client.with_key()
+    left = await leave_purchase(slow_gateway.settings, alice.secret, "an otter", received=False)
+
+    assert await slow_gateway.gateway.purchases.recover_dead() == 1
+
+    (record,) = purchases_of(await slow_gateway.ledger())
+    assert (record.id, record.outcome, record.flags) == (left.purchase, "failed", ("presumed",))
+    assert (record.status, record.error) == (502, "upstream_error")
+    assert record.cost_micros == left.estimate.micros
+    assert await spent(slow_gateway, alice) == Spent(left.estimate.micros, 1, 0, 0)
+    again = await alice.ask("an otter")
+    assert again.cache_status == "fwd=miss; stored"
+    assert len(await upstream.bodies()) == 1
+
+
+async def test_who_waits_for_a_dead_workers_purchase_learns_how_it_ended(
+    slow_gateway: InProcess, upstream: Upstream
+) -> None:
+    alice = await slow_gateway.client.with_key()
+    for prompt, received in (("came", True), ("lost", False)):
+        await leave_purchase(slow_gateway.settings, alice.secret, prompt, received=received)
+    waiting = [asyncio.create_task(alice.ask(prompt)) for prompt in ("came", "lost")]
+    async with asyncio.timeout(5):
+        while len(slow_gateway.gateway.flights._ends) < 2:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.02)
+
+    await slow_gateway.gateway.purchases.recover_dead()
+    came, lost = await asyncio.gather(*waiting)
+
+    assert (came.status, came.cache_status) == (200, "fwd=miss; collapsed")
+    assert (lost.status, lost.error["code"]) == (502, "upstream_error")
+    assert lost.headers["x-should-retry"] == "false"
+    assert lost.headers["x-gateway-cost-usd"] == "0.000000"
+    assert await upstream.bodies() == []
+
+
+@pytest.mark.parametrize("received", [True, False], ids=["received", "reserved"])
+async def test_recoverers_that_race_close_a_purchase_once(
+    open_gateway: OpenGateway, received: bool
+) -> None:
+    async with open_gateway(workers=SLOW) as here, open_gateway(workers=SLOW) as there:
+        alice = await here.client.with_key()
+        left = [
+            await leave_purchase(here.settings, alice.secret, f"otter {i}", received=received)
+            for i in range(5)
+        ]
+
+        await asyncio.gather(
+            *(gateway.gateway.purchases.recover_dead() for gateway in (here, there) * 3)
+        )
+
+        charges = [one.charge if received else one.estimate for one in left]
+        records = purchases_of(await here.ledger())
+        assert sorted(r.id for r in records) == sorted(one.purchase for one in left)
+        total = sum(charge.micros for charge in charges)
+        assert sum(record.cost_micros for record in records) == total
+        assert await spent(here, alice) == Spent(total, 5, 0, 0)
+        counted = [(await g.client.metrics()).items() for g in (here, there)]
+        usd = sum(v for sample in counted for k, v in sample if "cost_usd_total{" in k)
+        assert usd == pytest.approx(total / 1e6)
+        assert await here.gateway.purchases.recover_dead() == 0
+
+
+async def test_a_dead_worker_is_forgotten_once_its_purchases_are_closed(
+    slow_gateway: InProcess,
+) -> None:
+    alice = await slow_gateway.client.with_key()
+    await leave_purchase(slow_gateway.settings, alice.secret, "an otter", received=False)
+    async with open_store(slow_gateway.settings) as (store, _):
+        assert await ask(store, DeadWorkers(60)) == ["a-dead-worker"]
+        await slow_gateway.gateway.purchases.recover_dead()
+        assert await ask(store, DeadWorkers(60)) == []
+
+
+async def test_a_journal_that_cannot_be_read_holds_up_no_other(slow_gateway: InProcess) -> None:
+    alice = await slow_gateway.client.with_key()
+    async with open_store(slow_gateway.settings) as (store, _):
+        await ask(store, Reserve("of-another-time", "a-dead-worker", (), b"\x00not ours"))
+    for worker in ("a-dead-worker", "b-dead-worker"):
+        await leave_purchase(
+            slow_gateway.settings, alice.secret, worker, received=False, worker=worker
+        )
+
+    assert await slow_gateway.gateway.purchases.recover_dead() == 2
+
+    assert await open_journals(slow_gateway) == 1
+    assert len(purchases_of(await slow_gateway.ledger())) == 2
+
+
+async def test_a_gateway_recovers_dead_workers_by_itself(open_gateway: OpenGateway) -> None:
+    async with open_gateway(workers=QUICK) as gateway:
+        alice = await gateway.client.with_key()
+        left = await leave_purchase(gateway.settings, alice.secret, "an otter", received=True)
+        (record,) = await until_purchases(gateway, 1)
+        assert record.id == left.purchase
+
+
+# ── answers that come later than the presumption ────────────────────────────────────────────
+
+
+async def test_a_late_answer_corrects_what_was_presumed(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    prompt = "[[sim:slow=1]] a late otter"
+    async with open_gateway(workers=SLOW) as presumed_dead:
+        alice = await presumed_dead.client.with_key()
+        asking = asyncio.create_task(alice.ask(prompt))
+        await until_open(presumed_dead)
+        async with open_gateway(workers=QUICK) as recoverer:
+            (presumed,) = await until_purchases(recoverer, 1)
+            assert (presumed.outcome, presumed.flags) == ("failed", ("presumed",))
+            charged = await spent(recoverer, alice)
+            assert charged == Spent(estimate(prompt).micros, 1, 0, 0)
+            reply = await asking
+            await presumed_dead.gateway.flights.drain()
+            first, late = await until_purchases(recoverer, 2)
+            hit = await Client(recoverer.client.url, alice.session, alice.secret).ask(prompt)
+
+        assert reply.status == 200
+        assert hit.cache_status.startswith("hit")
+        assert hit.images == reply.images
+        assert (first.id, late.corrects, late.outcome) == (presumed.id, presumed.id, "bought")
+        assert late.id != first.id
+        assert "late" in late.flags
+        real = int(reply.headers["x-gateway-cost-usd"].replace(".", ""))
+        assert 0 < real < first.cost_micros
+        assert first.cost_micros + late.cost_micros == real
+        assert first.images + late.images == 1
+        assert await spent(presumed_dead, alice) == Spent(real, 1, 0, 0)
+        assert len(await upstream.bodies()) == 1
+
+
+async def test_a_late_refusal_gives_back_what_was_presumed(open_gateway: OpenGateway) -> None:
+    prompt = "[[sim:slow=1]] [[sim:moderation]] a late refusal"
+    async with open_gateway(workers=SLOW) as presumed_dead:
+        alice = await presumed_dead.client.with_key()
+        asking = asyncio.create_task(alice.ask(prompt))
+        await until_open(presumed_dead)
+        async with open_gateway(workers=QUICK) as recoverer:
+            (presumed,) = await until_purchases(recoverer, 1)
+            reply = await asking
+            first, late = await until_purchases(recoverer, 2)
+
+        assert (reply.status, reply.error["code"]) == (400, "moderation_blocked")
+        assert (first.id, late.corrects, late.outcome) == (presumed.id, presumed.id, "failed")
+        assert first.cost_micros + late.cost_micros == first.images + late.images == 0
+        assert await spent(presumed_dead, alice) == Spent(0, 0, 0, 0)
+
+
+# ── a store that blinks ─────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Blinking:
+    """A gateway whose store can be made to answer nothing for a while."""
+
+    gateway: InProcess
+    freeze: Callable[[], None]
+    thaw: Callable[[], None]
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+async def blinking(
+    request: pytest.FixtureRequest, tmp_path: Path, upstream: Upstream
+) -> AsyncIterator[Blinking]:
+    """On both stores."""
+    opened = blinking_sqlite if request.param == "sqlite" else blinking_redis
+    async with opened(tmp_path, upstream) as gateway:
+        yield gateway
+
+
+@asynccontextmanager
+async def blinking_redis(folder: Path, upstream: Upstream) -> AsyncIterator[Blinking]:
+    with run_durable_redis(folder) as server:
+        settings = make_settings(folder / "data", upstream.base_url, server.url)
+        async with run_gateway(settings) as gateway:
+            yield Blinking(gateway, server.freeze, server.thaw)
+
+
+@asynccontextmanager
+async def blinking_sqlite(folder: Path, upstream: Upstream) -> AsyncIterator[Blinking]:
+    """Another process that holds the writers' lock and does not let go."""
+    settings = make_settings(folder / "data", upstream.base_url)
+    async with run_gateway(settings) as gateway:
+        with (folder / "data" / f"{DATABASE}-lock").open("w") as lock:
+            yield Blinking(
+                gateway,
+                lambda: fcntl.flock(lock, fcntl.LOCK_EX),
+                lambda: fcntl.flock(lock, fcntl.LOCK_UN),
+            )
+
+
+async def test_a_picture_reaches_its_callers_while_the_store_is_away(
+    blinking: Blinking, upstream: Upstream
+) -> None:
+    """It comes from memory, and is stored and settled, once, when the store is back."""
+    prompt = "[[sim:slow=0.6;times=1]] a blink"
+    gateway = blinking.gateway
+    alice = await gateway.client.with_key()
+    asking = [asyncio.create_task(alice.ask(prompt)) for _ in range(3)]
+    await until_open(gateway)
+    blinking.freeze()
+    try:
+        replies = await asyncio.gather(*asking)
+        assert len(gateway.gateway.flights) == 1  # what is still to be kept
+    finally:
+        blinking.thaw()
+    async with asyncio.timeout(10):
+        await gateway.gateway.flights.drain()
+
+    assert {reply.status for reply in replies} == {200}
+    assert len({tuple(reply.images) for reply in replies}) == 1
+    hit = await alice.ask(prompt)
+    assert hit.cache_status.startswith("hit")
+    assert hit.images == replies[0].images
+    (record,) = purchases_of(await gateway.ledger())
+    assert record.flags == ()
+    assert await spent(gateway, alice) == Spent(record.cost_micros, 1, 0, 0)
+    assert await open_journals(gateway) == 0
+    assert await cost_usd(gateway) == pytest.approx(record.cost_micros / 1e6)
+    assert len(await upstream.bodies()) == 1
+
+
+async def test_a_failure_is_settled_when_the_store_is_back(blinking: Blinking) -> None:
+    gateway = blinking.gateway
+    alice = await gateway.client.with_key()
+    asking = asyncio.create_task(alice.ask("[[sim:slow=0.6]] [[sim:tiny-png]] a blink"))
+    await until_open(gateway)
+    blinking.freeze()
+    try:
+        reply = await asking
+    finally:
+        blinking.thaw()
+    async with asyncio.timeout(10):
+        await gateway.gateway.flights.drain()
+
+    assert (reply.status, reply.error["code"]) == (502, "upstream_error")
+    (record,) = purchases_of(await gateway.ledger())
+    assert record.flags == ("undelivered",)
+    assert await spent(gateway, alice) == Spent(record.cost_micros, 1, 0, 0)
+
+
+async def cost_usd(gateway: InProcess) -> float:
+    metrics = await gateway.client.metrics()
+    return sum(value for name, value in metrics.items() if "cost_usd_total{" in name)
+
+
+class LosesAnswer:
+    """A store that does as it is told but does not say so, the first time that it is asked this."""
+
+    def __init__(self, store: Store, verb: type[Verb[Any]]) -> None:
+        self.name = store.name
+        self.watch = store.watch
+        self._store = store
+        self._verb: type[Verb[Any]] | None = verb
+
+    async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
+        answers = await self._store.run(verbs)
+        if self._verb is not None and any(isinstance(verb, self._verb) for verb in verbs):
+            self._verb = None
+            raise StoreUnavailable
+        return answers
+
+
+async def test_a_reservation_without_an_answer_is_undone(
+    gateway: InProcess, alice: Client, upstream: Upstream
+) -> None:
+    """Nothing was sent, so nothing stays reserved, and the slots are free for the next."""
+    purchases = gateway.gateway.purchases
+    purchases._store = LosesAnswer(purchases._store, Reserve)
+
+    refused = await alice.ask()
+    await gateway.gateway.flights.drain()
+
+    assert (refused.status, refused.error["code"]) == (503, "store_unavailable")
+    assert await upstream.bodies() == []
+    assert await open_journals(gateway) == 0
+    assert await spent(gateway, alice) == Spent(0, 0, 0, 0)
+    assert (await alice.ask()).cache_status == "fwd=miss; stored"
+
+
+@pytest.mark.parametrize("verb", [Receive, Settle])
+async def test_a_step_without_an_answer_is_repeated_and_counts_once(
+    gateway: InProcess, alice: Client, upstream: Upstream, verb: type[Verb[Any]]
+) -> None:
+    purchases = gateway.gateway.purchases
+    purchases._store = LosesAnswer(purchases._store, verb)
+
+    bought, hit = await alice.ask(), await alice.ask()
+
+    assert bought.cache_status == "fwd=miss; stored"
+    assert hit.images == bought.images
+    (record,) = purchases_of(await gateway.ledger())
+    assert await spent(gateway, alice) == Spent(record.cost_micros, 1, 0, 0)
+    assert await cost_usd(gateway) == pytest.approx(record.cost_micros / 1e6)
+    assert len(await upstream.bodies()) == 1
+
+
+async def test_a_reservation_made_after_its_claim_was_lost_buys_nothing(
+    gateway: InProcess, alice: Client, upstream: Upstream
+) -> None:
+    """As when the store took longer between the two than a claim lives."""
+    purchases = gateway.gateway.purchases
+    purchases._store = LosesClaim(purchases._store)
+
+    refused = await alice.ask()
+    await gateway.gateway.flights.drain()
+
+    assert (refused.status, refused.error["code"]) == (503, "store_unavailable")
+    assert await upstream.bodies() == []
+    assert await spent(gateway, alice) == Spent(0, 0, 0, 0)
+    assert await open_journals(gateway) == 0
+
+
+class LosesClaim:
+    """A store that forgets a claim just before it is asked to prolong it."""
+
+    def __init__(self, store: Store) -> None:
+        self.name = store.name
+        self.watch = store.watch
+        self._store = store
+
+    async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
+        lost = [Release(v.fingerprint, v.flight) for v in verbs if isinstance(v, Extend)]
+        return (await self._store.run([*lost, *verbs]))[len(lost) :]

@@ -1,0 +1,657 @@
+"""The `openai` package at the gateway, with nothing changed but `base_url` and `api_key`.
+
+It retries by itself: 408, 409, 429 and 5xx, twice, unless `x-should-retry: false` tells it not to
+(WIRE §3). Where that matters the tests count what arrived at the gateway and at upstream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import openai
+import pybase64
+import pytest
+import yaml
+from openai import AsyncOpenAI, OpenAI
+from openai.types import ImagesResponse
+from PIL import Image
+
+from tests.gateways import CONFIG, Client, make_settings, run_gateway
+from tests.http.conftest import Shared
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MODELS = list(yaml.safe_load((CONFIG / "models.yaml").read_text())["models"])
+DALLE = ["dall-e-2", "dall-e-3"]
+GPT = [model for model in MODELS if model not in DALLE]
+GPT2 = ["gpt-image-2", "gpt-image-2-2026-04-21"]
+
+Kind = str
+Options = Mapping[str, Any]
+KINDS = ["sync", "async"]
+
+T = TypeVar("T")
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package obeys the proxy of its environment."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@asynccontextmanager
+async def sdk(client: Client, base: str = "/v1", **given: Any) -> AsyncIterator[AsyncOpenAI]:
+    """The asynchronous client, configured as a user would."""
+    opened = AsyncOpenAI(base_url=client.url + base, api_key=client.secret, **given)
+    async with opened:
+        yield opened
+
+
+async def in_thread(
+    client: Client, call: Callable[[OpenAI], T], base: str = "/v1", **given: Any
+) -> T:
+    """What `call` gets from the synchronous client, in a thread of its own."""
+
+    def run() -> T:
+        with OpenAI(base_url=client.url + base, api_key=client.secret, **given) as opened:
+            return call(opened)
+
+    return await asyncio.to_thread(run)
+
+
+async def generate(
+    client: Client, kind: Kind = "async", options: Options = MappingProxyType({}), **given: Any
+) -> ImagesResponse:
+    """`images.generate` of either client; `options` are the client's own."""
+    if kind == "sync":
+        return await in_thread(client, lambda opened: opened.images.generate(**given), **options)
+    async with sdk(client, **options) as opened:
+        return await opened.images.generate(**given)
+
+
+async def error_of(
+    client: Client, kind: Kind = "async", options: Options = MappingProxyType({}), **given: Any
+) -> openai.APIStatusError:
+    """The exception that `images.generate` raises."""
+    with pytest.raises(openai.APIStatusError) as raised:
+        await generate(client, kind, options, **given)
+    return raised.value
+
+
+def opened_picture(data: bytes) -> Image.Image:
+    """A picture whose every pixel can be read."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        return image
+
+
+def download(url: str) -> tuple[str, bytes]:
+    """What a plain GET brings, the link sent byte for byte; any status but 200 raises."""
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return response.headers.get_content_type(), response.read()
+
+
+def decoded(answer: ImagesResponse, index: int = 0) -> Image.Image:
+    assert answer.data is not None
+    text = answer.data[index].b64_json
+    assert text is not None
+    return opened_picture(pybase64.b64decode(text, validate=True))
+
+
+# ── pictures ────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_every_model_of_the_contract_is_on_the_list(shared: Shared) -> None:
+    async with sdk(shared.alice) as opened:
+        sold = [model.id async for model in opened.models.list()]
+
+    gpt1 = ["gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5"]
+    assert sold == [*DALLE, *gpt1, *GPT2, "chatgpt-image-latest"] == MODELS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", GPT)
+async def test_a_gpt_model_gives_base64_with_its_usage(
+    shared: Shared, model: str, kind: Kind
+) -> None:
+    prompt = f"an otter for {kind} {model}"
+    before = int(time.time())
+
+    answer = await generate(shared.alice, kind, model=model, prompt=prompt)
+
+    picture = decoded(answer)
+    assert (picture.format, picture.size) == ("PNG", (64, 64))  # a sixteenth of 1024x1024
+    assert answer.data is not None
+    assert (len(answer.data), answer.data[0].url, answer.data[0].revised_prompt) == (1, None, None)
+    assert before <= answer.created <= time.time()
+    shown = (answer.size, answer.quality, answer.background, answer.output_format)
+    assert shown == ("1024x1024", "high", "opaque", "png")
+    assert answer.usage is not None
+    text = -(-len(prompt) // 4) + 7
+    output = 7024 if model in GPT2 else 4160  # WIRE §5.1
+    details = answer.usage.input_tokens_details
+    assert (details.text_tokens, details.image_tokens) == (text, 0)
+    assert answer.usage.input_tokens == text
+    assert answer.usage.output_tokens == output
+    assert answer.usage.total_tokens == text + output
+    split = answer.usage.output_tokens_details
+    assert (split and (split.image_tokens, split.text_tokens)) == (
+        (output, 0) if model in GPT2 else None
+    )
+    assert request_id(answer).startswith("req_")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", DALLE)
+async def test_a_dall_e_gives_base64_when_asked(shared: Shared, model: str, kind: Kind) -> None:
+    prompt = f"a base64 otter for {kind} {model}"
+
+    answer = await generate(
+        shared.alice, kind, model=model, prompt=prompt, response_format="b64_json"
+    )
+
+    picture = decoded(answer)
+    assert (picture.format, picture.size) == ("PNG", (64, 64))
+    assert answer.data is not None
+    assert answer.data[0].url is None
+    check_dalle(answer, model=model, prompt=prompt)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", DALLE)
+@pytest.mark.parametrize("asked", [{}, {"response_format": "url"}], ids=["omitted", "url"])
+async def test_a_dall_e_gives_upstreams_own_link_that_opens(
+    shared: Shared, model: str, kind: Kind, asked: dict[str, Any]
+) -> None:
+    prompt = f"a linked otter for {kind} {model} {asked}"
+
+    answer = await generate(shared.alice, kind, model=model, prompt=prompt, **asked)
+
+    assert answer.data is not None
+    [element] = answer.data
+    assert element.b64_json is None
+    assert element.url is not None
+    assert element.url.startswith(f"{shared.upstream.root}/_sim/files/img-")
+    content_type, data = await asyncio.to_thread(download, element.url)
+    assert content_type == "image/png"
+    assert opened_picture(data).size == (64, 64)
+    check_dalle(answer, model=model, prompt=prompt)
+
+
+def check_dalle(answer: ImagesResponse, *, model: str, prompt: str) -> None:
+    """No usage and no echo; dall-e-3 alone rewrites prompts (WIRE §5.5)."""
+    assert answer.data is not None
+    revised = answer.data[0].revised_prompt
+    assert (revised is not None and prompt in revised) == (model == "dall-e-3")
+    assert answer.usage is None
+    assert (answer.size, answer.quality, answer.background, answer.output_format) == (None,) * 4
+    assert isinstance(answer.created, int)
+    assert request_id(answer).startswith("req_")
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+@pytest.mark.parametrize("model", GPT)
+async def test_pictures_have_the_format_and_size_that_was_asked_for(
+    shared: Shared, model: str, output_format: Any
+) -> None:
+    answer = await generate(
+        shared.alice,
+        model=model,
+        prompt=f"an otter in {output_format}",
+        n=2,
+        size="1536x1024",
+        quality="low",
+        output_format=output_format,
+        output_compression=100 if output_format == "png" else 60,
+        background="opaque" if output_format == "jpeg" else "transparent",
+        moderation="low",
+        user="ann",
+    )
+
+    pictures = [decoded(answer, index) for index in (0, 1)]
+    assert [picture.format for picture in pictures] == [output_format.upper()] * 2
+    assert [picture.size for picture in pictures] == [(96, 64)] * 2
+    assert (answer.output_format, answer.size, answer.quality) == (
+        output_format,
+        "1536x1024",
+        "low",
+    )
+    assert answer.usage is not None
+    assert answer.usage.output_tokens == 2 * (158 if model in GPT2 else 400)  # WIRE §5.1
+
+
+async def test_several_links_are_all_different(shared: Shared) -> None:
+    answer = await generate(shared.alice, model="dall-e-2", prompt="three links", n=3)
+
+    assert answer.data is not None
+    assert len({element.url for element in answer.data}) == 3
+
+
+async def test_a_second_ask_is_the_same_picture_for_either_client(shared: Shared) -> None:
+    given: dict[str, Any] = {"model": "gpt-image-1", "prompt": "the same otter twice"}
+
+    first = await generate(shared.alice, "async", **given)
+    second = await generate(shared.alice, "sync", **given)
+
+    assert second.data == first.data
+    assert second.usage == first.usage
+    assert request_id(second) != request_id(first)
+    assert len(await shared.sent("the same otter twice")) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("base", ["/v1", "/v1/", "", "/", "//v1//"])
+async def test_every_spelling_of_the_base_url_works(shared: Shared, base: str, kind: Kind) -> None:
+    prompt = f"an otter below {base!r} for {kind}"
+
+    if kind == "sync":
+        answer = await in_thread(
+            shared.alice, lambda o: o.images.generate(model="gpt-image-1", prompt=prompt), base
+        )
+        models = await in_thread(shared.alice, lambda o: list(o.models.list()), base)
+        one = await in_thread(shared.alice, lambda o: o.models.retrieve("dall-e-2"), base)
+    else:
+        async with sdk(shared.alice, base) as opened:
+            answer = await opened.images.generate(model="gpt-image-1", prompt=prompt)
+            models = [model async for model in opened.models.list()]
+            one = await opened.models.retrieve("dall-e-2")
+
+    assert decoded(answer).format == "PNG"
+    assert [model.id for model in models] == MODELS
+    assert one.id == "dall-e-2"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", MODELS)
+async def test_none_is_sent_as_null_and_means_omitted(
+    shared: Shared, model: str, kind: Kind
+) -> None:
+    prompt = f"an otter of nothing for {kind} {model}"
+    names = ["n", "size", "quality", "style", "background", "output_format", "moderation"]
+    names += ["output_compression", "partial_images", "stream"]
+    nothing: dict[str, Any] = dict.fromkeys(names)
+    format_ = {"response_format": "b64_json" if model in DALLE else None}
+
+    first = await generate(shared.alice, kind, model=model, prompt=prompt, **nothing, **format_)
+    again = await shared.alice.ask(prompt, model=model, **drop_nulls(format_))
+
+    assert await shared.sent(prompt) == [{"model": model, "prompt": prompt, **drop_nulls(format_)}]
+    assert again.cache_status.startswith("hit")
+    assert first.data is not None
+    assert again.images == [first.data[0].b64_json]
+
+
+async def test_the_package_really_sends_null(shared: Shared) -> None:
+    async with sdk(shared.alice) as opened:
+        raw = await opened.images.with_raw_response.generate(
+            model=None, prompt="a null otter", n=None, size=None
+        )
+
+    sent = json.loads(raw.http_request.content)
+    assert sent == {"model": None, "prompt": "a null otter", "n": None, "size": None}
+    assert await shared.sent("a null otter") == [{"model": "dall-e-2", "prompt": "a null otter"}]
+
+
+def drop_nulls(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if value is not None}
+
+
+async def test_a_model_that_is_left_out_is_chosen_by_what_is_asked(shared: Shared) -> None:
+    plain = await generate(shared.alice, prompt="an otter of no model")
+    gpt = await generate(shared.alice, prompt="an otter of no model", quality="low")
+
+    assert plain.data is not None
+    assert plain.data[0].url is not None
+    assert decoded(gpt).format == "PNG"
+    assert gpt.quality == "low"
+    sent = await shared.sent("an otter of no model")
+    assert [body["model"] for body in sent] == ["dall-e-2", "gpt-image-1.5"]
+
+
+async def test_the_answers_headers_reach_who_wants_them(shared: Shared) -> None:
+    async with sdk(shared.alice) as opened:
+        raw = await opened.images.with_raw_response.generate(model="gpt-image-1", prompt="raw")
+
+    assert raw.headers["x-request-id"] == request_id(raw.parse())
+    assert raw.headers["cache-status"].startswith("image-gateway; fwd=miss; stored; key=")
+    assert raw.retries_taken == 0
+
+
+def request_id(answer: ImagesResponse) -> str:
+    given = answer._request_id
+    assert given is not None
+    return given
+
+
+# ── models ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_each_model_can_be_retrieved(shared: Shared, model: str) -> None:
+    async with sdk(shared.alice) as opened:
+        found = await opened.models.retrieve(model)
+
+    assert (found.id, found.object, found.owned_by) == (model, "model", "system")
+    assert found.created > 1_600_000_000
+
+
+async def test_an_unknown_model_is_not_found(shared: Shared) -> None:
+    async with sdk(shared.alice) as opened:
+        with pytest.raises(openai.NotFoundError) as raised:
+            await opened.models.retrieve("gpt-4o")
+
+    assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
+    assert str(raised.value.request_id).startswith("req_")
+
+
+async def test_a_key_sees_and_gets_only_its_models(shared: Shared) -> None:
+    client = await shared.gateway.client.with_key("painter", models=["gpt-image-1"])
+
+    async with sdk(client) as opened:
+        models = await opened.models.list()
+        with pytest.raises(openai.NotFoundError):
+            await opened.models.retrieve("gpt-image-2")
+    error = await error_of(client, model="gpt-image-2", prompt="a forbidden otter")
+    allowed = await generate(client, model="gpt-image-1", prompt="an allowed otter")
+
+    assert [model.id for model in models.data] == ["gpt-image-1"]
+    assert isinstance(error, openai.PermissionDeniedError)
+    assert error.code == "model_not_found"
+    assert decoded(allowed).format == "PNG"
+    assert await shared.sent("a forbidden otter") == []
+    assert await shared.asked("painter") == 2  # a refusal is not tried again
+
+
+# ── errors ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", MODELS)
+async def test_a_bad_request_names_code_and_param(shared: Shared, model: str, kind: Kind) -> None:
+    error = await error_of(shared.alice, kind, model=model, prompt="eleven otters", n=11)
+
+    assert isinstance(error, openai.BadRequestError)
+    assert (error.code, error.param, error.type) == (
+        "integer_above_max_value",
+        "n",
+        "invalid_request_error",
+    )
+    message = "Invalid 'n': integer above maximum value. Expected a value <= 10, but got 11 instead"
+    assert message in error.message
+    assert str(error.request_id).startswith("req_")
+    assert error.response.headers["x-gateway-error-source"] == "gateway"
+    assert await shared.sent("eleven otters") == []
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "param", "type_"),
+    [
+        ({"size": "1x1"}, "invalid_value", "size", "invalid_request_error"),
+        ({"quality": "ultra"}, "invalid_value", "quality", "invalid_request_error"),
+        ({"style": "vivid"}, "unknown_parameter", "style", "invalid_request_error"),
+        ({"response_format": "b64_json"}, "unknown_parameter", "response_format", None),
+        ({"extra_body": {"seed": 7}}, "unknown_parameter", "seed", "invalid_request_error"),
+        ({"safety_identifier": "x"}, "unknown_parameter", "safety_identifier", None),
+        ({"model": "gpt-5"}, "invalid_value", "model", "image_generation_user_error"),
+        ({"model": "dall-e-3", "n": 2}, None, None, "invalid_request_error"),
+        ({"prompt": ""}, "empty_string", "prompt", "invalid_request_error"),
+        (
+            {"output_compression": 5},
+            "invalid_png_output_compression",
+            None,
+            "image_generation_user_error",
+        ),
+        (
+            {"background": "transparent", "output_format": "jpeg"},
+            "invalid_value",
+            "background",
+            "image_generation_user_error",
+        ),
+    ],
+    ids=str,
+)
+async def test_each_fault_of_a_request_arrives_with_its_fields(
+    shared: Shared, given: dict[str, Any], code: str | None, param: str | None, type_: str | None
+) -> None:
+    whole: dict[str, Any] = {"model": "gpt-image-1", "prompt": "a faulty otter", **given}
+    error = await error_of(shared.alice, **whole)
+
+    assert isinstance(error, openai.BadRequestError)
+    assert (error.code, error.param) == (code, param)
+    assert error.type == type_ or type_ is None
+    assert await shared.sent("a faulty otter") == []
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_a_refusal_by_moderation_arrives_whole_and_once(shared: Shared, model: str) -> None:
+    prompt = f"an improper otter for {model} [[sim:moderation]]"
+    error = await error_of(shared.alice, model=model, prompt=prompt)
+
+    assert isinstance(error, openai.BadRequestError)
+    assert error.code == "moderation_blocked"
+    assert isinstance(error.body, dict)
+    details = error.body["moderation_details"]
+    assert details == {"moderation_stage": "input", "categories": ["sexual"]}
+    assert error.response.headers["x-gateway-error-source"] == "upstream"
+    assert str(error.request_id).startswith("req_")
+    assert len(await shared.sent(prompt)) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_wrong_key_is_an_authentication_error(shared: Shared, kind: Kind) -> None:
+    stranger = replace(shared.alice, secret="gk-nobody-knows-this-key")
+    error = await error_of(stranger, kind, model="gpt-image-1", prompt="a stranger's otter")
+
+    assert isinstance(error, openai.AuthenticationError)
+    assert (error.code, error.param) == ("invalid_api_key", None)
+    assert "gk-nob***-key" in error.message
+    assert "gk-nobody-knows" not in error.message
+    assert str(error.request_id).startswith("req_")
+    assert await shared.sent("a stranger's otter") == []
+
+
+async def test_a_revoked_key_is_an_authentication_error(shared: Shared) -> None:
+    client = await shared.gateway.client.with_key("leaver")
+    await generate(client, model="gpt-image-1", prompt="a leaver's otter")
+    await client.admin("DELETE", f"/admin/keys/{client.key_id}")
+
+    error = await error_of(client, model="gpt-image-1", prompt="a leaver's otter")
+
+    assert isinstance(error, openai.AuthenticationError)
+    assert error.code == "invalid_api_key"
+
+
+# ── limits ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", MODELS)
+async def test_a_used_up_budget_is_refused_once(shared: Shared, model: str, kind: Kind) -> None:
+    name = f"poor-{kind}-{model}"
+    client = await shared.gateway.client.with_key(name, limits={"usd_per_month": 0.001})
+    prompt = f"an unaffordable otter for {name}"
+
+    error = await error_of(client, kind, model=model, prompt=prompt)
+
+    assert isinstance(error, openai.RateLimitError)
+    assert (error.code, error.type) == ("insufficient_quota", "insufficient_quota")
+    assert "usd_per_month" in error.message
+    assert await shared.asked(name) == 1
+    assert await shared.sent(prompt) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_rate_limit_is_a_rate_limit_error(shared: Shared, kind: Kind) -> None:
+    limits = {"requests_per_minute": 1}
+    client = await shared.gateway.client.with_key(f"hasty-{kind}", limits=limits)
+    await generate(client, model="gpt-image-1", prompt="a first otter")
+
+    error = await error_of(  # without the minute that the package would wait
+        client, kind, {"max_retries": 0}, model="gpt-image-1", prompt="a second otter"
+    )
+
+    assert isinstance(error, openai.RateLimitError)
+    assert (error.code, error.type) == ("rate_limit_exceeded", "requests")
+    headers = error.response.headers
+    assert 0 < int(headers["retry-after"]) <= 60
+    assert 0 < int(headers["retry-after-ms"]) <= 60_000
+    assert headers["x-ratelimit-remaining-requests"] == "0"
+    assert "x-should-retry" not in headers
+    assert await shared.sent("a second otter") == []
+
+
+async def test_the_package_waits_as_told_and_then_gets_its_picture(shared: Shared) -> None:
+    limits = {"requests_per_minute": 100}
+    client = await shared.gateway.client.with_key("patient", limits=limits)
+    await asyncio.gather(*(client.ask("a patient otter") for _ in range(100)))
+
+    async with sdk(client) as opened:
+        raw = await opened.images.with_raw_response.generate(
+            model="gpt-image-1", prompt="a patient otter"
+        )
+
+    assert raw.retries_taken == 1
+    assert decoded(raw.parse()).format == "PNG"
+
+
+async def test_what_no_waiting_would_help_is_not_tried_again(shared: Shared) -> None:
+    limits = {"images_per_minute": 3}
+    client = await shared.gateway.client.with_key("greedy", limits=limits)
+
+    error = await error_of(client, model="gpt-image-1", prompt="four otters", n=4)
+
+    assert isinstance(error, openai.RateLimitError)
+    assert error.code == "rate_limit_exceeded"
+    assert await shared.asked("greedy") == 1
+    assert await shared.sent("four otters") == []
+
+
+# ── what goes wrong upstream ────────────────────────────────────────────────────────────────
+
+CHARGED = [
+    "truncate",
+    "malformed-json",
+    "html",
+    "bad-base64",
+    "tiny-png",
+    "reset",
+    "reset;after=half",
+    "status=502",
+    "status=524",
+]
+"""Faults after which a purchase may have cost something (CONTRACT §8)."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fault", CHARGED)
+async def test_a_failure_that_was_charged_is_not_bought_again(
+    shared: Shared, fault: str, kind: Kind
+) -> None:
+    name = f"unlucky-{kind}-{fault}".translate({ord("="): "-", ord(";"): "-"})
+    client = await shared.gateway.client.with_key(name)
+    prompt = f"an otter for {kind} [[sim:{fault}]]"
+
+    error = await error_of(client, kind, model="gpt-image-1.5", prompt=prompt)
+
+    assert isinstance(error, openai.InternalServerError)
+    assert (error.code, error.type) == ("upstream_error", "server_error")
+    assert error.status_code == (504 if fault == "status=524" else 502)
+    assert error.response.headers["x-should-retry"] == "false"
+    assert float(error.response.headers["x-gateway-cost-usd"]) > 0
+    assert len(await shared.sent(prompt)) == 1
+    assert await shared.asked(name) == 1
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_no_model_is_bought_twice_after_a_charged_failure(shared: Shared, model: str) -> None:
+    prompt = f"an otter cut off for {model} [[sim:truncate]]"
+
+    error = await error_of(shared.alice, model=model, prompt=prompt)
+
+    assert isinstance(error, openai.InternalServerError)
+    assert len(await shared.sent(prompt)) == 1
+
+
+async def test_a_link_that_does_not_come_is_not_bought_again(shared: Shared) -> None:
+    prompt = "an otter without a link [[sim:html]]"
+
+    error = await error_of(shared.alice, model="dall-e-2", prompt=prompt)
+
+    assert isinstance(error, openai.InternalServerError)
+    assert error.code == "upstream_error"
+    assert len(await shared.sent(prompt)) == 1
+
+
+async def test_an_upstream_that_takes_too_long_is_not_asked_again(
+    shared: Shared, tmp_path: Path
+) -> None:
+    settings = make_settings(tmp_path, shared.upstream.base_url, upstream={"timeout": "200ms"})
+    prompt = "a very slow otter [[sim:hang]]"
+    async with run_gateway(settings) as opened:
+        client = await opened.client.with_key("waiting")
+        error = await error_of(client, model="gpt-image-1", prompt=prompt)
+
+    assert isinstance(error, openai.InternalServerError)
+    assert (error.status_code, error.code) == (504, "upstream_error")
+    assert len(await shared.sent(prompt)) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_upstreams_own_500_costs_nothing_and_is_tried_again(
+    shared: Shared, kind: Kind
+) -> None:
+    name = f"retrying-{kind}"
+    client = await shared.gateway.client.with_key(name)
+    prompt = f"an otter of errors for {kind} [[sim:status=500]]"
+
+    error = await error_of(client, kind, model="gpt-image-1", prompt=prompt)
+
+    assert isinstance(error, openai.InternalServerError)
+    assert (error.status_code, error.type, error.code) == (500, "server_error", None)
+    assert "The server had an error while processing your request." in error.message
+    assert error.response.headers["x-gateway-error-source"] == "upstream"
+    assert error.response.headers["x-gateway-cost-usd"] == "0.000000"
+    assert await shared.asked(name) == 3  # the first and the package's two retries
+    assert len(await shared.sent(prompt)) == 3
+
+
+async def test_a_passing_500_is_survived(shared: Shared) -> None:
+    prompt = "a lucky otter [[sim:status=500;times=1]]"
+
+    answer = await generate(shared.alice, model="gpt-image-1", prompt=prompt)
+
+    assert decoded(answer).format == "PNG"
+    assert len(await shared.sent(prompt)) == 2
+
+
+async def test_a_passing_429_never_reaches_the_package(shared: Shared) -> None:
+    client = await shared.gateway.client.with_key("sheltered")
+    prompt = "a sheltered otter [[sim:429;retry-after-ms=10;times=1]]"
+
+    answer = await generate(client, model="gpt-image-1", prompt=prompt)
+
+    assert decoded(answer).format == "PNG"
+    assert await shared.asked("sheltered") == 1
+    assert len(await shared.sent(prompt)) == 2
+
+
+async def test_upstreams_own_quota_is_told_once(shared: Shared) -> None:
+    client = await shared.gateway.client.with_key("dependent")
+    prompt = "an otter beyond the quota [[sim:429;code=insufficient_quota]]"
+
+    error = await error_of(client, model="gpt-image-1", prompt=prompt)
+
+    assert isinstance(error, openai.RateLimitError)
+    assert error.code == "insufficient_quota"
+    assert await shared.asked("dependent") == 1
+    assert len(await shared.sent(prompt)) == 1

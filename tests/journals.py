@@ -1,0 +1,112 @@
+"""What a worker leaves behind that dies in the middle of a purchase, written as it would write it.
+
+Only the store is touched: claim, reservation, and for a purchase whose picture had come also its
+bytes and what the journal says of it. What follows from that is the gateway's to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from dataclasses import dataclass
+
+import yaml
+
+from gateway.access.keys import Keys
+from gateway.access.policy import parse_policy
+from gateway.app import open_store
+from gateway.billing import pricing, quota
+from gateway.billing.ledger import draft
+from gateway.cache.flights import Flight
+from gateway.catalog import Catalog
+from gateway.images import Amounts, ImageRequest, Picture, Usage
+from gateway.pictures import draw_picture
+from gateway.purchase import Received, Reserved
+from gateway.request.fingerprint import fingerprint
+from gateway.request.validation import validate
+from gateway.service import SCOPE
+from gateway.settings import Settings
+from gateway.store.verbs import Batch, Claim, Receive, ask
+from tests.gateways import CONFIG, MODEL
+
+CLAIM_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Left:
+    """An open purchase of a dead worker."""
+
+    purchase: str
+    estimate: Amounts
+    data: bytes
+    """The picture, where one had come."""
+    charge: Amounts
+    """What it was charged then."""
+
+
+def load_catalog() -> Catalog:
+    """The shipped model table."""
+    models = yaml.safe_load((CONFIG / "models.yaml").read_text())
+    return parse_policy(models, file="models.yaml").catalog
+
+
+def estimate(prompt: str, *, pictures: int = 1) -> Amounts:
+    """What a purchase of this prompt reserves."""
+    request, catalog = _request(prompt)
+    return pricing.estimate(catalog.models[MODEL], request, pictures).amounts
+
+
+async def leave_purchase(
+    settings: Settings, secret: str, prompt: str, *, received: bool, worker: str = "a-dead-worker"
+) -> Left:
+    """Opens a purchase of `prompt` for a key, in state `reserved` or `received`."""
+    request, catalog = _request(prompt)
+    model = catalog.models[MODEL]
+    place = fingerprint(
+        request,
+        cache_epoch=model.cache_epoch,
+        upstream_name=settings.upstream.name,
+        scope=SCOPE,
+    )
+    purchase = secrets.token_hex(12)
+    async with open_store(settings) as (store, blobs):
+        account = (await Keys(store).authenticate(secret)).account
+        record = draft(account, request_id=f"req_{secrets.token_hex(16)}", time=time.time())
+        record = record.but(id=purchase, model=MODEL, n=1, fingerprint=place, outcome="bought")
+        flight = Flight(purchase, place, (0,))
+        most = pricing.estimate(model, request, 1).amounts
+        reserved = Reserved(purchase, flight, most, record)
+        await ask(store, Claim(place, flight.slots, flight.id, CLAIM_SECONDS))
+        batch = Batch(store)
+        quota.reserve(batch, account, purchase, worker=worker, most=most, payload=reserved.encode())
+        await batch.send()
+        data = draw_picture(prompt, width=64, height=64, format="png", seed=7)
+        charge = Amounts(images=1, tokens=150, micros=4321)
+        if received:
+            picture = _picture(data, charge)
+            bill = record.but(images=1, cost_micros=charge.micros, tokens={"image_out": 150})
+            payload = Received(reserved, {0: picture}, charge, bill).encode()
+            await blobs.put(picture.digest, data, 3600.0)
+            await ask(store, Receive(purchase, payload))
+    return Left(purchase, most, data, charge)
+
+
+def _request(prompt: str) -> tuple[ImageRequest, Catalog]:
+    catalog = load_catalog()
+    return validate({"model": MODEL, "prompt": prompt}, catalog, allowed_models=None), catalog
+
+
+def _picture(data: bytes, charge: Amounts) -> Picture:
+    return Picture(
+        id=secrets.token_hex(12),
+        digest=hashlib.sha256(data).hexdigest(),
+        format="png",
+        width=64,
+        height=64,
+        size_bytes=len(data),
+        created=time.time(),
+        usage=Usage(image_out=charge.tokens),
+        cost_micros=charge.micros,
+        shown={"size": "1024x1024", "quality": "high"},
+    )
