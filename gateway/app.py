@@ -104,7 +104,10 @@ def admin_token(settings: Settings) -> SecretStr:
 
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[tuple[Store, BlobStore]]:
-    """The store that the settings name, and where picture bytes lie; it must exist."""
+    """The store that the settings name, and where picture bytes lie.
+
+    An embedded one must exist. An empty Redis becomes one, which may still be away.
+    """
     if settings.store.redis_url is not None:
         async with open_redis_store(settings.store.redis_url.get_secret_value()) as store:
             yield store, store.blobs
@@ -112,6 +115,36 @@ async def open_store(settings: Settings) -> AsyncIterator[tuple[Store, BlobStore
     folder = settings.store.data_dir
     async with open_sqlite_store(folder / DATABASE) as embedded:
         yield embedded, FolderBlobs(folder / BLOBS_FOLDER)
+
+
+@asynccontextmanager
+async def open_existing_store(settings: Settings) -> AsyncIterator[Store]:
+    """The store of a running gateway, for commands; never creates one.
+
+    Raises `StoreMissing`, `LayoutMismatch`, `StoreUnavailable`.
+    """
+    url = settings.store.redis_url
+    if url is None:
+        async with open_store(settings) as (embedded, _):
+            yield embedded
+        return
+    async with open_redis_store(url.get_secret_value(), may_create=False) as store:
+        await store.check_layout()
+        yield store
+
+
+async def check_store(settings: Settings) -> None:
+    """Refuses a Redis of another layout before anything is served; one that is away may come.
+
+    Raises `LayoutMismatch`.
+    """
+    if settings.store.redis_url is None:
+        return
+    async with open_redis_store(settings.store.redis_url.get_secret_value()) as store:
+        try:
+            await store.check_layout()
+        except StoreUnavailable:
+            log.warning("store_away_at_start", store=store.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import string
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -56,6 +56,9 @@ RETRY_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 THREAD_BYTES: Final = 4 * 1024 * 1024
 """Pictures above this are checked in a thread; below, checking takes a few milliseconds."""
+
+ESTIMATED: Final = "estimated"
+"""The kind of tokens in the ledger that were charged without being known."""
 
 ID_LETTERS: Final = string.ascii_letters + string.digits
 
@@ -180,6 +183,7 @@ class Purchases:
         self._blobs = blobs
         self._flights = flights
         self._metrics = metrics
+        self._suspects: frozenset[str] = frozenset()
 
     # ── the story ───────────────────────────────────────────────────────────────────────────
 
@@ -193,7 +197,7 @@ class Purchases:
         async with self._settling_failures(order, reserved):
             answered = await self._upstream.generate(order.request, pictures=len(flight.slots))
             good = await self._check(answered, now=order.clock())
-        received, data = self._receive(order, reserved, answered, good, slots=flight.slots)
+            received, data = self._receive(order, reserved, answered, good, slots=flight.slots)
         await self._persist(order, received, data)
         return Bought(received.pictures, data)
 
@@ -204,7 +208,7 @@ class Purchases:
             answered = await self._upstream.generate(order.request, pictures=order.request.n)
             if not any(picture.url for picture in answered.pictures):
                 raise _undelivered("no link came with its answer", answered)
-        received, _ = self._receive(order, reserved, answered, [], slots=())
+            received, _ = self._receive(order, reserved, answered, [], slots=())
         await self._persist(order, received, {})
         return answered
 
@@ -215,8 +219,6 @@ class Purchases:
         record = order.record.but(id=purchase)
         reserved = Reserved(purchase, flight, estimate.amounts, record)
         batch = Batch(self._store)
-        lease = self._settings.timeout_seconds + LEASE_MARGIN_SECONDS
-        is_held = flight.extend(batch, seconds=lease) if flight else None
         reservation = quota.reserve(
             batch,
             order.account,
@@ -227,6 +229,8 @@ class Purchases:
         )
         try:
             await batch.send()
+            if reservation.answer.refused is None:
+                await self._hold(flight)
         except StoreUnavailable:
             self._let_go(reserved)
             raise
@@ -234,11 +238,23 @@ class Purchases:
             raise quota.refuse_reservation(
                 order.account, reservation.answer, estimate.amounts, why=estimate.reason
             )
-        if is_held is not None and not is_held.answer:
-            self._let_go(reserved)
-            raise StoreUnavailable("The gateway's store was too slow; nothing was bought.")
         order.tally.is_open = True
         return reserved
+
+    async def _hold(self, flight: Flight | None) -> None:
+        """Keeps the claim for the length of a purchase.
+
+        Not before the reservation: a claimant that is refused, and then dies, blocks nobody.
+        """
+        if flight is None:
+            return
+        batch = Batch(self._store)
+        is_held = flight.extend(
+            batch, seconds=self._settings.timeout_seconds + LEASE_MARGIN_SECONDS
+        )
+        await batch.send()
+        if not is_held.answer:
+            raise StoreUnavailable("The gateway's store was too slow; nothing was bought.")
 
     def _let_go(self, reserved: Reserved) -> None:
         """Undoes a reservation that nothing will follow, as soon as the store takes it.
@@ -268,10 +284,7 @@ class Purchases:
             raise
         except Exception as bug:
             log.exception("purchase_failed", purchase=reserved.purchase)
-            presumed = UpstreamFailure(
-                "The gateway failed while it was waiting for this picture.",
-                charge=Charge.PRESUMED,
-            )
+            presumed = _our_fault()
             await self._finish_failure(order, reserved, presumed)
             raise presumed from bug
 
@@ -323,7 +336,7 @@ class Purchases:
             size=answered.shown.get("size", reserved.record.size),
             quality=answered.shown.get("quality", reserved.record.quality),
             images=charge.images,
-            tokens=tokens_by_kind(answered.usage if charge.tokens else None),
+            tokens=_tokens(answered.usage, charge),
             cost_micros=charge.micros,
             latency_ms=_latency_ms(order),
             upstream_request_id=answered.upstream_request_id,
@@ -334,26 +347,52 @@ class Purchases:
 
     async def _persist(self, order: Order, received: Received, data: Mapping[str, bytes]) -> None:
         """Keeps and settles; when the store is away the callers do not wait, but this goes on."""
-        order.tally.cost_micros = received.charge.micros
-        tail = self._flights.own(
-            self._tail(order.tally, received, data, account=order.account),
-            name=f"keep {received.reserved.purchase}",
+        order.tally.cost_micros += received.charge.micros
+        settlement = await self._in_time(
+            self._tail(received, data), name=f"keep {received.reserved.purchase}"
         )
-        await asyncio.wait({tail}, timeout=TAIL_PATIENCE_SECONDS)
-        if tail.done():
-            tail.result()
+        if settlement is not None:
+            order.tally.limits = quota.reservation_states(order.account, settlement.states)
 
-    async def _tail(
-        self, tally: Tally, received: Received, data: Mapping[str, bytes], *, account: Account
-    ) -> None:
+    async def _in_time(
+        self, tail: Coroutine[Any, Any, Settlement], *, name: str
+    ) -> Settlement | None:
+        """What a tail came to; None when it goes on without those who wait for it."""
+        task = self._flights.own(tail, name=name)
+        await asyncio.wait({task}, timeout=TAIL_PATIENCE_SECONDS)
+        return task.result() if task.done() else None
+
+    async def _tail(self, received: Received, data: Mapping[str, bytes]) -> Settlement:
         """Bytes first, then the journal, then entry and settlement: each until it succeeded."""
-        for digest, picture in data.items():
-            await _insist(partial(self._blobs.put, digest, picture))
-        await _insist(partial(self._note_received, received))
-        settlement = await _insist(partial(self._finish, received))
-        if settlement.status in ("settled", "already"):  # already: by an attempt without an answer
+        try:
+            for digest, picture in data.items():
+                await _insist(partial(self._blobs.put, digest, picture))
+            await _insist(partial(self._note_received, received))
+            return await self._finish_and_count(received)
+        except Exception:
+            log.exception("keeping_failed", purchase=received.reserved.purchase)
+            return await self._close_unkept(received)
+
+    async def _finish_and_count(self, received: Received) -> Settlement:
+        """Counts what this worker settled: also by an attempt that was not answered."""
+        may_have_settled = False
+        try:
+            settlement = await self._finish(received)
+        except StoreUnavailable:
+            may_have_settled = True
+            settlement = await _insist(partial(self._finish, received))
+        is_own = settlement.status == "already" and may_have_settled
+        if settlement.status == "settled" or is_own:
             self._metrics.purchased(received.record)
-        tally.limits = quota.reservation_states(account, settlement.states)
+        return settlement
+
+    async def _close_unkept(self, received: Received) -> Settlement:
+        """A fault of ours kept a picture from being stored: the books are right all the same."""
+        record = received.record.but(outcome="failed", flags=("unkept",))
+        settle = partial(
+            self._settle_failure, received.reserved, _our_fault(), received.charge, record=record
+        )
+        return await _insist(settle)
 
     async def _note_received(self, received: Received) -> None:
         batch = Batch(self._store)
@@ -389,7 +428,9 @@ class Purchases:
             id=f"{record.id}-late",
             corrects=record.id,
             images=difference.images,
+            tokens=_without_zeros({**record.tokens, ESTIMATED: -quota.charged(presumed).tokens}),
             cost_micros=difference.micros,
+            saved_micros=0,
             flags=(*record.flags, "late"),
         )
         batch = Batch(self._store)
@@ -403,25 +444,22 @@ class Purchases:
         self, order: Order, reserved: Reserved, failure: UpstreamFailure
     ) -> None:
         charge = _failure_charge(order, reserved, failure)
-        order.tally.cost_micros = charge.micros
+        order.tally.cost_micros += charge.micros
         record = reserved.record.but(
             outcome="failed",
             flags=(*reserved.record.flags, *_failure_flags(failure)),
             error=failure.code,
             status=failure.status,
             images=charge.images,
-            tokens=tokens_by_kind(failure.usage if charge.tokens else None),
+            tokens=_tokens(failure.usage, charge),
             cost_micros=charge.micros,
             latency_ms=_latency_ms(order),
             upstream_request_id=failure.upstream_request_id,
         )
-        tail = self._flights.own(
-            _insist(partial(self._settle_failure, reserved, failure, charge, record=record)),
-            name=f"settle {reserved.purchase}",
-        )
-        await asyncio.wait({tail}, timeout=TAIL_PATIENCE_SECONDS)
-        if tail.done():
-            order.tally.limits = quota.reservation_states(order.account, tail.result().states)
+        settle = partial(self._settle_failure, reserved, failure, charge, record=record)
+        settlement = await self._in_time(_insist(settle), name=f"settle {reserved.purchase}")
+        if settlement is not None:
+            order.tally.limits = quota.reservation_states(order.account, settlement.states)
 
     async def _settle_failure(
         self, reserved: Reserved, failure: UpstreamFailure, charge: Amounts, *, record: Record
@@ -447,9 +485,15 @@ class Purchases:
     # ── recovery ────────────────────────────────────────────────────────────────────────────
 
     async def recover_dead(self) -> int:
-        """Finishes the purchases of every dead worker; answers how many it closed."""
+        """Finishes the purchases of every dead worker; answers how many it closed.
+
+        A worker is dead when two looks in a row find it silent. After an outage of the store
+        everybody seems silent to the first who looks; those who live beat before the second look.
+        """
+        suspects, self._suspects = self._suspects, frozenset()
         dead = await ask(self._store, DeadWorkers(self._settings.dead_after_seconds))
-        return sum([await self.recover(w) for w in dead if w != self._settings.worker])
+        self._suspects = frozenset(dead) - {self._settings.worker}
+        return sum([await self.recover(worker) for worker in suspects & self._suspects])
 
     async def recover(self, worker: str) -> int:
         """Finishes the open journals of a worker that is dead, and forgets it.
@@ -491,6 +535,7 @@ class Purchases:
             error=death.code,
             status=death.status,
             images=payload.most.images,
+            tokens=_tokens(None, payload.most),
             cost_micros=payload.most.micros,
         )
         await self._settle_failure(payload, death, payload.most, record=record)
@@ -528,6 +573,23 @@ def _failure_charge(order: Order, reserved: Reserved, failure: UpstreamFailure) 
         usage=failure.usage,
         pictures=reserved.most.images,
         estimated=reserved.most,
+    )
+
+
+def _tokens(usage: Usage | None, charge: Amounts) -> Mapping[str, int]:
+    """The tokens of a charge by kind; those of an estimate have a kind of their own."""
+    if not charge.tokens:
+        return {}
+    return tokens_by_kind(usage) if usage is not None else {ESTIMATED: charge.tokens}
+
+
+def _without_zeros(tokens: Mapping[str, int]) -> Mapping[str, int]:
+    return {kind: count for kind, count in tokens.items() if count}
+
+
+def _our_fault() -> UpstreamFailure:
+    return UpstreamFailure(
+        "The gateway failed while it was waiting for this picture.", charge=Charge.PRESUMED
     )
 
 

@@ -8,7 +8,9 @@ renders the `Answer`. The first file to read.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,7 +28,7 @@ from gateway.errors import (
     IncorrectKey,
     InvalidRequest,
     LimitExceeded,
-    UpstreamFailure,
+    StoreUnavailable,
 )
 from gateway.images import Account, ImageRequest, Picture, UpstreamPicture
 from gateway.metrics import Metrics
@@ -62,6 +64,9 @@ class Call:
     record: Record
     tally: Tally = field(default_factory=Tally)
     limits: list[LimitState] = field(default_factory=list)
+    is_follower: bool = False
+    """It waited for somebody else's purchase and bought nothing itself."""
+    outcome: Outcome = "refused"
 
     @property
     def account(self) -> Account:
@@ -138,27 +143,47 @@ class Service:
             raise
         except GatewayError as error:
             self._note_error(call, error)
+            call.limits = call.limits or await self.limits_of(call.account)
+            raise
+        except Exception:
+            self._note_error(call, GatewayError("The gateway had an error."))
             raise
         self._note_answer(call, answer)
         return answer
 
+    async def limits_of(self, account: Account) -> list[LimitState]:
+        """The key's limits as they show now; none while the store is away."""
+        if not account.limits:
+            return []
+        batch = Batch(self._store)
+        states = quota.look(batch, account)
+        with suppress(StoreUnavailable):
+            await batch.send()
+            return quota.looked_states(account, states.answer)
+        return []
+
     async def _answer(self, call: Call) -> Answer:
-        body = await call.read()
-        try:
-            question = await self._understand(call, body)
-        except InvalidRequest:
-            # Before the admission nobody has asked the store what the key may do by now.
-            call.key = await self._keys.confirm(call.secret)
-            question = await self._understand(call, body)
+        question = await self._understand_or_confirm(call, await call.read())
         entry = await self._admit_and_look_up(call, question)
         if question.request.response_format == "url":
             return await self._pass_through(call, question)
         held = fresh_pictures(entry, question.request.slots)
         pictures = await self._with_bytes(question, {slot: h.picture for slot, h in held.items()})
         landing = await self._get_missing(call, question, pictures)
+        call.is_follower = landing.is_follower
         return await self._serve(question, held, pictures, landing)
 
     # ── the steps ───────────────────────────────────────────────────────────────────────────
+
+    async def _understand_or_confirm(self, call: Call, raw: bytes) -> Question:
+        """A refusal comes before the admission, so it asks the store what the key may do by now."""
+        try:
+            return await self._understand(call, raw)
+        except InvalidRequest:
+            remembered, call.key = call.key, await self._keys.confirm(call.secret)
+            if call.key.account.record == remembered.account.record:
+                raise
+            return await self._understand(call, raw)
 
     async def _understand(self, call: Call, raw: bytes) -> Question:
         """Validates the body and says where its answer would lie."""
@@ -216,12 +241,14 @@ class Service:
     ) -> Landing:
         """Waits for, or buys, what the entry does not hold."""
         missing = [slot for slot in question.request.slots if slot not in pictures]
+        saved_micros = sum(picture.cost_micros for picture, _ in pictures.values())
 
         async def buy(flight: Flight) -> Bought:
             is_whole = len(flight.slots) == question.request.n
+            is_first = not call.tally.is_open  # a second purchase of a request saved nothing more
             record = call.record.but(
                 outcome="bought" if is_whole else "partial",
-                saved_micros=sum(picture.cost_micros for picture, _ in pictures.values()),
+                saved_micros=saved_micros if is_first else 0,
             )
             return await self._purchases.buy(self._order(call, question, record), flight)
 
@@ -269,11 +296,17 @@ class Service:
         in_memory: Mapping[str, bytes] | None = None,
     ) -> dict[int, tuple[Picture, bytes]]:
         """Each picture with its bytes; slots whose bytes are gone or damaged are emptied."""
-        found: dict[int, tuple[Picture, bytes]] = {}
-        for slot, picture in pictures.items():
-            data = (in_memory or {}).get(picture.digest) or await self._blobs.get(picture.digest)
-            if data is not None:
-                found[slot] = (picture, data)
+        memory = in_memory or {}
+
+        async def read(picture: Picture) -> bytes | None:
+            return memory.get(picture.digest) or await self._blobs.get(picture.digest)
+
+        data = await asyncio.gather(*(read(picture) for picture in pictures.values()))
+        found = {
+            slot: (picture, read_bytes)
+            for (slot, picture), read_bytes in zip(pictures.items(), data, strict=True)
+            if read_bytes is not None
+        }
         if lost := {slot: p for slot, p in pictures.items() if slot not in found}:
             batch = Batch(self._store)
             self._entries.clear(batch, question.fingerprint, lost)
@@ -294,6 +327,7 @@ class Service:
 
     def _note_answer(self, call: Call, answer: Answer) -> None:
         """A request that opened a purchase left its record with that."""
+        call.outcome = answer.outcome
         if call.tally.is_open:
             return
         shown = answer.pictures[0][0].shown if answer.pictures else {}
@@ -309,17 +343,18 @@ class Service:
 
     def _note_error(self, call: Call, error: GatewayError) -> None:
         if call.tally.is_open:
+            call.outcome = "failed"
             return
-        is_follower = isinstance(error, UpstreamFailure)
+        call.outcome = "collapsed" if call.is_follower else "refused"
         record = call.record.but(
-            outcome="collapsed" if is_follower else "refused",
-            flags=("flight_failed",) if is_follower else (),
+            outcome=call.outcome,
+            flags=("flight_failed",) if call.is_follower else (),
             error=error.code,
             status=error.status,
             latency_ms=self._latency_ms(call),
         )
         self._ledger.note(record)
-        if not is_follower:
+        if not call.is_follower:
             self._metrics.refused(call.account.key_name, _reason(error))
 
     def _latency_ms(self, call: Call) -> int:

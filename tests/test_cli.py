@@ -12,11 +12,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import redis
 
 from gateway.app import prepare
 from tests.gateways import Upstream, make_settings, run_gateway, run_upstream
 
 GATEWAY = [sys.executable, "-m", "gateway"]
+SERVE = {"UPSTREAM_API_KEY": "sk-x", "GATEWAY_LISTEN": "127.0.0.1:0"}
 
 
 def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -71,6 +73,38 @@ def test_keys_never_create_a_store(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
+def test_keys_never_make_a_store_of_an_empty_redis(tmp_path: Path, redis_url: str) -> None:
+    told = run(tmp_path, "keys", "list", GATEWAY_REDIS_URL=redis_url)
+    assert told.returncode == 1
+    assert "There is no store at" in told.stderr
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.dbsize() == 0
+
+
+def test_serve_refuses_a_redis_of_another_layout(tmp_path: Path, redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        client.set("igw:layout", "999")
+    told = run(tmp_path, "serve", **SERVE, GATEWAY_REDIS_URL=redis_url)
+    assert told.returncode == 1
+    assert "layout version 999; this gateway reads version 1" in told.stderr
+
+
+@pytest.mark.parametrize(("command", "inside"), [("serve", ""), ("demo", "demo/")])
+def test_a_data_folder_that_cannot_be_used_is_said_in_one_line(
+    tmp_path: Path, command: str, inside: str
+) -> None:
+    (tmp_path / "data").write_text("not a folder")
+    is_a_file = run(tmp_path, command, **SERVE)
+    (tmp_path / "data").unlink()
+    (tmp_path / "data" / inside).mkdir(parents=True)
+    (tmp_path / "data" / inside / "gateway.sqlite").write_bytes(b"not a database" * 100)
+    is_no_database = run(tmp_path, command, **SERVE)
+    for told in (is_a_file, is_no_database):
+        assert told.returncode == 1
+        assert told.stderr.startswith("Error: ")
+        assert "Traceback" not in told.stderr
+
+
 def test_an_unknown_setting_is_named_with_the_nearest_one(tmp_path: Path) -> None:
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "gateway.yaml").write_text("workers:\n  cuont: 2\n")
@@ -113,6 +147,7 @@ def test_a_key_is_added_listed_and_revoked(store: Path) -> None:
         (["bob", "--limit", "images_per_day"], "NAME=VALUE"),
         (["bob", "--model", "gpt-image-9"], "gpt-image-1.5"),
         (["bob", "--expires", "soon"], "30d"),
+        (["bob", "--team", "[/x]"], "team"),
         (["alice"], "already named 'alice'"),
     ],
 )

@@ -202,7 +202,9 @@ async def test_what_was_stored_before_the_claim_is_a_hit(rooms: Rooms) -> None:
 
 async def test_bytes_bought_here_stay_in_memory_for_those_who_wait_here(rooms: Rooms) -> None:
     here, there, shop = rooms
-    runs = [asyncio.create_task(f.run(PLACE, [0], buy=shop.buy)) for f in (here, here, there)]
+    runs = [asyncio.create_task(here.run(PLACE, [0], buy=shop.buy))]
+    await shop.entered.wait()
+    runs += [asyncio.create_task(f.run(PLACE, [0], buy=shop.buy)) for f in (here, there)]
     await until_claimed(rooms, 3)
     shop.is_open.set()
     first, second, elsewhere = await asyncio.gather(*runs)

@@ -108,10 +108,16 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         key=request[KEY].account.key_name if KEY in request else None,
         model=request.get(MODEL),
         seconds=round(seconds, 4),
-        retry_count=request.headers.get("x-stainless-retry-count"),
+        retry_count=_retry_count(request),
         pid=os.getpid(),
     )
     return response
+
+
+def _retry_count(request: web.Request) -> int | None:
+    """How often an SDK has tried before, by its own word (WIRE §3)."""
+    said = request.headers.get("x-stainless-retry-count", "")[:3]
+    return int(said) if said.isascii() and said.isdecimal() else None
 
 
 # ── errors ──────────────────────────────────────────────────────────────────────────────────

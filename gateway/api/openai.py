@@ -22,11 +22,14 @@ from gateway.billing.ledger import draft
 from gateway.billing.quota import rate_headers, show_usd
 from gateway.catalog import Model
 from gateway.errors import INVALID_REQUEST, GatewayError, InvalidRequest
-from gateway.images import Picture, Usage
+from gateway.images import Picture, UpstreamPicture, Usage
 from gateway.service import Answer, Call
 
 JOIN_BYTES: Final = 64 * 1024
 """Answers up to this size are sent as one piece; larger ones piece by piece, uncopied."""
+
+SLICE_BYTES: Final = 256 * 1024
+WRITE_STALL_SECONDS: Final = 60.0
 
 SHOWN: Final = ("background", "output_format", "quality", "size")
 
@@ -47,15 +50,14 @@ async def generate(request: web.Request) -> web.StreamResponse:
     try:
         answer = await services.service.generate(call)
     except GatewayError:
-        request[OUTCOME] = "refused" if not call.tally.is_open else "failed"
         # Not onto the error: buyer and followers share it, and only the buyer was charged.
         request[HEADERS]["x-gateway-cost-usd"] = show_usd(call.tally.cost_micros)
         raise
     finally:
         if call.record.model is not None:
             request[MODEL] = call.record.model
+        request[OUTCOME] = call.outcome
         request[HEADERS].update(rate_headers(call.latest_limits))
-    request[OUTCOME] = answer.outcome
     request[HEADERS].update(_answer_headers(answer, call, now=services.clock()))
     return await _send(request, render(answer, created=int(services.clock())))
 
@@ -134,7 +136,8 @@ def _cache_status(answer: Answer) -> str:
 def render(answer: Answer, *, created: int) -> list[bytes]:
     """The JSON body in pieces, the keys in the order of WIRE §5.5; base64 is never copied."""
     if answer.links:
-        return [orjson.dumps({"created": created, "data": list(map(_link, answer.links))})]
+        links = [_link(picture) for picture in answer.links if picture.url]
+        return [orjson.dumps({"created": created, "data": links})]
     first = answer.pictures[0][0]
     shown = {key: first.shown[key] for key in SHOWN if key in first.shown}
     background = {"background": shown.pop("background")} if "background" in shown else {}
@@ -154,7 +157,7 @@ def _revised(picture: Picture) -> bytes:
     return b',"revised_prompt":' + orjson.dumps(picture.revised_prompt)
 
 
-def _link(picture: Any) -> dict[str, str]:
+def _link(picture: UpstreamPicture) -> dict[str, str | None]:
     revised = {"revised_prompt": picture.revised_prompt} if picture.revised_prompt else {}
     return {**revised, "url": picture.url}
 
@@ -186,9 +189,22 @@ async def _send(request: web.Request, pieces: list[bytes]) -> web.StreamResponse
     response.content_type = "application/json"
     await response.prepare(request)
     for piece in pieces:
-        await response.write(piece)
+        await _write(request, response, piece)
     await response.write_eof()
     return response
+
+
+async def _write(request: web.Request, response: web.StreamResponse, piece: bytes) -> None:
+    """Writes in slices; a reader that takes nothing for a minute is cut off."""
+    view = memoryview(piece)
+    for start in range(0, len(view), SLICE_BYTES):
+        try:
+            async with asyncio.timeout(WRITE_STALL_SECONDS):
+                await response.write(view[start : start + SLICE_BYTES])
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionResetError("the reader takes nothing") from None
 
 
 # ── GET /v1/models ──────────────────────────────────────────────────────────────────────────
@@ -196,11 +212,13 @@ async def _send(request: web.Request, pieces: list[bytes]) -> web.StreamResponse
 
 async def list_models(request: web.Request) -> web.Response:
     """The models that this key may use."""
+    await _show_limits(request)
     return _json({"object": "list", "data": [_model(m) for m in _models(request)]})
 
 
 async def show_model(request: web.Request) -> web.Response:
     """One of them, or 404."""
+    await _show_limits(request)
     wanted = request.match_info["model"]
     found = next((model for model in _models(request) if model.id == wanted), None)
     if found is None:
@@ -212,6 +230,11 @@ async def show_model(request: web.Request) -> web.Response:
             code="model_not_found",
         )
     return _json(_model(found))
+
+
+async def _show_limits(request: web.Request) -> None:
+    limits = await request.app[SERVICES].service.limits_of(request[KEY].account)
+    request[HEADERS].update({**rate_headers(limits), "x-gateway-cost-usd": show_usd(0)})
 
 
 def _models(request: web.Request) -> Iterable[Model]:

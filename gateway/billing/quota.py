@@ -24,6 +24,7 @@ from gateway.store.verbs import (
     Handle,
     Meter,
     MeterState,
+    ReadMeters,
     Receive,
     Reservation,
     Reserve,
@@ -59,6 +60,16 @@ class LimitState:
 def admit(batch: Batch, account: Account) -> Handle[Admission]:
     """Counts one valid request, if the key's record is still the one it was read from."""
     return batch.add(Admit(SPACE, account.key_id, account.record, _admission_takes(account)))
+
+
+def look(batch: Batch, account: Account) -> Handle[Sequence[MeterState]]:
+    """What the key's limits show, counting nothing: for answers that come before an admission."""
+    return batch.add(ReadMeters(tuple(take.meter for take in _admission_takes(account))))
+
+
+def looked_states(account: Account, states: Sequence[MeterState]) -> list[LimitState]:
+    """The key's limits as a look saw them."""
+    return _limit_states(account, _admission_takes(account), states)
 
 
 def reserve(
@@ -98,7 +109,7 @@ def charged(settlement: Settlement) -> Amounts:
 
 def admission_states(account: Account, admission: Admission) -> list[LimitState]:
     """The key's limits as the admission saw them."""
-    return _limit_states(account, _admission_takes(account), admission.states)
+    return looked_states(account, admission.states)
 
 
 def reservation_states(account: Account, states: Sequence[MeterState]) -> list[LimitState]:

@@ -138,6 +138,12 @@ class Landing:
     emptied: set[int] = field(default_factory=set)
     """Slots that somebody else's purchase has left empty once already."""
 
+    @property
+    def is_follower(self) -> bool:
+        """Whether all that was had, or not had, is somebody else's doing."""
+        waited = bool(self.followed) or self.flight_error is not None or bool(self.emptied)
+        return waited and not self.bought and self.own_error is None
+
     def hold(self, claimed: Claimed) -> None:
         """Takes what was stored between the look-up and the claim."""
         for number, slot in claimed.held.items():

@@ -18,10 +18,11 @@ from typing import Any, Final
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from gateway.access.keys import KeyRecord, Keys, KeySpec, parse_spec
-from gateway.app import open_store
+from gateway.app import open_existing_store
 from gateway.cli.serving import load
 from gateway.errors import GatewayError
 from gateway.settings import parse_duration
@@ -106,7 +107,7 @@ async def _open_keys(config: Path | None) -> AsyncIterator[tuple[Keys, set[str]]
     """The keys in the store of the gateway that `config` describes; says which store that is."""
     settings, policy, _ = load(config, os.environ)
     try:
-        async with open_store(settings) as (store, _):
+        async with open_existing_store(settings) as store:
             click.echo(f"Store: {store.name}", err=True)
             yield Keys(store), set(policy.catalog.models)
     except (StoreMissing, LayoutMismatch) as fault:
@@ -190,7 +191,7 @@ def _show(rows: Sequence[dict[str, Any]], form: str, *, columns: Sequence[str]) 
         return
     table = Table(*columns)
     for line in cells:
-        table.add_row(*line)
+        table.add_row(*map(escape, line))
     width = None if sys.stdout.isatty() else 200
     Console(width=width).print(table)
 

@@ -22,9 +22,10 @@ from pydantic import SecretStr
 
 from gateway.access.keys import Keys, KeySpec
 from gateway.access.policy import Policy, parse_policy
-from gateway.app import open_store, prepare, serve
+from gateway.app import check_store, open_store, prepare, serve
 from gateway.catalog import CatalogError
 from gateway.cli.logs import configure_logs
+from gateway.errors import GatewayError
 from gateway.metrics import forget_worker
 from gateway.settings import (
     Address,
@@ -59,19 +60,32 @@ def load(config: Path | None, environ: Mapping[str, str]) -> tuple[Settings, Pol
 def run_gateway(settings: Settings, policy: Policy) -> NoReturn:
     """Binds, prepares, and supervises the workers until the end."""
     address = settings.server.listen
+    with _faults_in_words(), bind_socket(address.host, address.port) as listener:
+        prepare(settings)
+        asyncio.run(check_store(settings))
+        click.echo(f"Listening on http://{Address(address.host, listener.getsockname()[1])}")
+        status = supervise(
+            socket=listener,
+            workers=settings.workers.count,
+            serve=partial(serve, settings, policy),
+            on_worker_exit=forget_worker,
+        )
+    sys.exit(status)
+
+
+@contextmanager
+def _faults_in_words() -> Iterator[None]:
+    """What keeps a gateway from starting is said in one line."""
     try:
-        with bind_socket(address.host, address.port) as listener:
-            prepare(settings)
-            click.echo(f"Listening on http://{Address(address.host, listener.getsockname()[1])}")
-            status = supervise(
-                socket=listener,
-                workers=settings.workers.count,
-                serve=partial(serve, settings, policy),
-                on_worker_exit=forget_worker,
-            )
+        yield
     except (CannotListen, LayoutMismatch) as fault:
         raise click.ClickException(str(fault)) from None
-    sys.exit(status)
+    except GatewayError as fault:
+        raise click.ClickException(fault.message) from None
+    except OSError as fault:
+        raise click.ClickException(
+            f"{fault.filename or 'The data folder'}: {fault.strerror}."
+        ) from None
 
 
 def serve_command(config: Path | None) -> None:
@@ -91,14 +105,13 @@ def demo_command(config: Path | None) -> None:
     settings, policy, _ = load(config, os.environ)
     configure_logs(settings.log_format)
     address = settings.server.listen
-    try:
+    with _faults_in_words():
         bind_socket(address.host, address.port).close()
-    except CannotListen as fault:
-        raise click.ClickException(str(fault)) from None
     with _simulator() as base_url:
         settings = _demo_settings(settings, base_url)
-        prepare(settings)
-        secret = asyncio.run(_fresh_demo_key(settings))
+        with _faults_in_words():
+            prepare(settings)
+            secret = asyncio.run(_fresh_demo_key(settings))
         _print_demo(settings, secret)
         run_gateway(settings, policy)
 

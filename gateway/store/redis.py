@@ -128,7 +128,7 @@ class RedisStore:
         return self._wakes.watch(self._keys.wake(flight))
 
     async def check_layout(self) -> None:
-        """Stamps an empty server. Raises `LayoutMismatch` or `StoreUnavailable`.
+        """Stamps an empty server. Raises `LayoutMismatch`, `StoreMissing`, `StoreUnavailable`.
 
         For whoever starts the gateway; a worker need not: nothing is ever sent to a server whose
         stamp was not seen.
@@ -143,8 +143,13 @@ def _answer(verb: Verb[Any], call: Call, reply: Any) -> Any:
 
 
 @asynccontextmanager
-async def open_redis_store(url: str, *, prefix: str = DEFAULT_PREFIX) -> AsyncIterator[RedisStore]:
+async def open_redis_store(
+    url: str, *, prefix: str = DEFAULT_PREFIX, may_create: bool = True
+) -> AsyncIterator[RedisStore]:
     """The store at a `redis://`, `rediss://` or `unix://` URL.
+
+    An empty server becomes a store at the first contact, unless that may not be: whoever only
+    looks calls `check_layout`, which then raises `StoreMissing`.
 
     Sends nothing yet, so a worker can start while Redis is down; it connects, and reconnects, by
     itself. Raises ValueError for a URL that it cannot use, never quoting its password.
@@ -153,7 +158,13 @@ async def open_redis_store(url: str, *, prefix: str = DEFAULT_PREFIX) -> AsyncIt
     async with AsyncExitStack() as stack:
         pool = pool_of(url, connections=_VERB_CONNECTIONS)
         stack.push_async_callback(pool.aclose)
-        link = Link(pool, place, stamp_key=keys.layout, scripts=tuple(SCRIPTS.values()))
+        link = Link(
+            pool,
+            place,
+            stamp_key=keys.layout,
+            scripts=tuple(SCRIPTS.values()),
+            may_create=may_create,
+        )
         lanes, wakes = Lanes(link), Wakes(pool)
         blobs = await stack.enter_async_context(open_redis_blobs(url, prefix=prefix))
         await stack.enter_async_context(lanes.open())

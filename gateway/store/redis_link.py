@@ -24,7 +24,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from gateway.errors import StoreUnavailable
-from gateway.store.layout import LayoutMismatch
+from gateway.store.layout import LayoutMismatch, StoreMissing
 from gateway.store.redis_calls import Call, Script
 from gateway.store.verbs import LAYOUT_VERSION
 
@@ -135,9 +135,16 @@ class Link:
     """
 
     def __init__(
-        self, pool: ConnectionPool, place: str, *, stamp_key: str, scripts: Sequence[Script] = ()
+        self,
+        pool: ConnectionPool,
+        place: str,
+        *,
+        stamp_key: str,
+        scripts: Sequence[Script] = (),
+        may_create: bool = True,
     ) -> None:
         self._pool = pool
+        self._may_create = may_create
         self._place = place
         self._stamp_key = stamp_key.encode()
         self._scripts = scripts
@@ -165,7 +172,7 @@ class Link:
             raise StoreUnavailable(_foreign_layout(error)) from error
 
     async def check_layout(self) -> None:
-        """Raises LayoutMismatch or StoreUnavailable if the server cannot be used."""
+        """Raises LayoutMismatch, StoreMissing or StoreUnavailable if it cannot be used."""
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 await self._greet()
@@ -179,10 +186,12 @@ class Link:
 
     async def _greet(self) -> None:
         stamp = str(LAYOUT_VERSION).encode()
-        replies = await self._send(_stamping(self._stamp_key, stamp))
+        replies = await self._send(self._stamping(stamp))
         for reply in replies:
             if isinstance(reply, faults.ResponseError):
                 raise refusal(reply, "the layout stamp") from reply
+        if replies[1] is None:
+            raise StoreMissing(self._place)
         if replies[1] != stamp:
             raise LayoutMismatch(self._place, str(replies[1], errors="replace"))
         await self._send([(b"SCRIPT", b"LOAD", s.source.encode()) for s in self._scripts])
@@ -190,6 +199,10 @@ class Link:
         if self._complaints:
             log.info("store_back", store=self._place)
             self._complaints.clear()
+
+    def _stamping(self, stamp: bytes) -> list[tuple[bytes, ...]]:
+        look = (b"GET", self._stamp_key)
+        return [(b"SET", self._stamp_key, stamp, b"NX"), look] if self._may_create else [look, look]
 
     async def _send(self, commands: Sequence[tuple[bytes, ...]]) -> list[Any]:
         connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
@@ -216,10 +229,6 @@ def _foreign_layout(mismatch: LayoutMismatch) -> str:
         f"The gateway's store has layout version {mismatch.found};"
         f" this gateway reads version {mismatch.wanted}."
     )
-
-
-def _stamping(key: bytes, stamp: bytes) -> list[tuple[bytes, ...]]:
-    return [(b"SET", key, stamp, b"NX"), (b"GET", key)]
 
 
 async def _reply(connection: AbstractConnection) -> Any:

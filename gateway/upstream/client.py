@@ -275,7 +275,7 @@ async def _receive_answer(response: aiohttp.ClientResponse, limit_bytes: int) ->
     await _read(response, body, limit_bytes=limit_bytes)
     if len(body) > limit_bytes:
         return _Failed(response.status, wire.oversized())
-    return _Reply(response.status, body, response.headers.get("x-request-id"))
+    return _Reply(response.status, body, wire.request_id(response.headers))
 
 
 async def _read(response: aiohttp.ClientResponse, body: bytearray, *, limit_bytes: int) -> None:

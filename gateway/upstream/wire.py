@@ -20,6 +20,8 @@ import pybase64
 from gateway.errors import INVALID_REQUEST, SERVER_ERROR, Charge, UpstreamFailure
 from gateway.images import Answered, ImageRequest, UpstreamPicture, Usage
 
+MAX_REQUEST_ID: Final = 128
+
 MAX_RETRY_AFTER_SECONDS: Final = 120
 """The longest `Retry-After` that is relayed (CONTRACT §9): no SDK waits longer."""
 
@@ -207,13 +209,19 @@ def parse_error(
     fields: dict[str, Any] = {
         "charge": charge,
         "headers": _relayed_headers(received, is_quota=_is_quota(error)),
-        "upstream_request_id": received.get("x-request-id"),
+        "upstream_request_id": request_id(received),
     }
     if status in (401, 403) or _names(error) & _AUTH_CODES:
         return _refused_key(fields)
     if error is not None:
         return _relayed(status, error, fields)
     return _wrapped(status, fields)
+
+
+def request_id(headers: Mapping[str, str]) -> str | None:
+    """Upstream's own id of a request, as it can stand in a log and in a JSON record."""
+    given = headers.get("x-request-id", "")[:MAX_REQUEST_ID]
+    return "".join(c if "!" <= c <= "~" else "?" for c in given) or None
 
 
 def is_retryable(failure: UpstreamFailure, *, upstream_status: int | None) -> bool:
@@ -265,7 +273,8 @@ def _charge_of(status: int, *, is_own_error: bool) -> Charge:
 
 def _refused_key(fields: dict[str, Any]) -> UpstreamFailure:
     message = "Upstream refused the gateway's access. The gateway's operator can mend this."
-    return UpstreamFailure(message, code="upstream_auth", **fields)
+    headers = {**fields.pop("headers"), "x-should-retry": "false"}  # no retry mends a key
+    return UpstreamFailure(message, code="upstream_auth", headers=headers, **fields)
 
 
 def _relayed(status: int, error: Mapping[str, Any], fields: dict[str, Any]) -> UpstreamFailure:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from pathlib import Path
 
-from tests.gateways import Client, InProcess, Upstream
+from tests.gateways import MODEL, Client, InProcess, Upstream, make_settings, run_gateway
 from tests.http.conftest import OpenGateway
 
 
@@ -100,3 +101,48 @@ async def test_paid_work_goes_on_when_every_caller_has_left(
     assert late.cache_status.startswith("hit")
     assert len(await upstream.bodies()) == 1
     assert [r.outcome for r in await gateway.ledger()].count("bought") == 1
+
+
+async def test_a_request_that_buys_twice_is_told_the_sum_of_both(
+    alice: Client, gateway: InProcess, upstream: Upstream
+) -> None:
+    """The slot that another key's purchase left empty is bought by its follower."""
+    bob = await gateway.client.with_key("bob")
+    prompt = "[[sim:fewer;times=1]] [[sim:slow=0.3]] an otter"
+    first = asyncio.create_task(alice.ask(prompt, n=2))
+    await asyncio.sleep(0.15)
+    second = await bob.ask(prompt, n=3)
+    await first
+
+    costs = [r.cost_micros for r in await gateway.ledger() if r.key == "bob" and r.cost_micros]
+    assert len(second.images) == 3
+    assert len(costs) == 2
+    assert second.headers["x-gateway-cost-usd"] == f"{sum(costs) / 1e6:.6f}"
+
+
+async def test_an_upstream_request_id_that_is_no_text_loses_nothing(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    """A header byte that is not UTF-8 would not fit into the JSON of journal and ledger."""
+    good = upstream.base_url
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        body = {"model": MODEL, "prompt": "an otter"}
+        async with upstream.session.post(f"{good}/images/generations", json=body) as response:
+            answer = await response.read()
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(answer)}\r\nConnection: close\r\n"
+        writer.write(head.encode() + b"x-request-id: req_\xff\r\n\r\n" + answer)
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, run_gateway(make_settings(tmp_path, f"http://127.0.0.1:{port}/v1")) as here:
+        alice = await here.client.with_key()
+        first, second = await alice.ask(), await alice.ask()
+        bought, _ = await here.ledger()
+
+    assert (first.status, second.cache_status[:3]) == (200, "hit")
+    assert (bought.outcome, bought.upstream_request_id) == ("bought", "req_?")
