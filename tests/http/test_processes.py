@@ -245,7 +245,7 @@ async def test_the_second_signal_ends_everything_at_once(
         processes.signal_group(second)
         status = await processes.wait(5)
 
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 2.5  # idle machines: a quarter of a second
         assert status == 128 + second
         with pytest.raises(aiohttp.ClientError):
             await asking
@@ -268,7 +268,7 @@ async def test_an_idle_gateway_leaves_at_once(
         processes.signal_group(number)
 
         assert await processes.wait(5) == 0
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 3  # the listener lingers for five if it has to
         assert [record.outcome for record in await processes.ledger()] == ["refused"] * 4
 
 
@@ -279,8 +279,8 @@ async def test_idle_connections_hold_a_gateway_for_five_seconds_at_most(
         async with open_connections(client, 6):
             started = time.monotonic()
             processes.signal_group(signal.SIGTERM)
-            assert await processes.wait(8) == 0
-        assert time.monotonic() - started < 6.5
+            assert await processes.wait(15) == 0
+        assert 4 < time.monotonic() - started < 8
 
 
 @pytest.mark.long
@@ -388,7 +388,7 @@ async def test_purchases_cut_by_a_kill_are_presumed_and_block_nobody(
         started = time.monotonic()
         again = Client(client.url, client.session, alice.secret, alice.key_id)
         failed = await until_bought(processes, 3)
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 6
         assert {r.outcome for r in failed} == {"failed"}
         assert {r.flags for r in failed} == {("presumed",)}
         most = [estimate(prompt).micros for prompt in prompts]

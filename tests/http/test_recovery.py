@@ -398,6 +398,43 @@ async def test_a_reservation_without_an_answer_is_undone(
     assert (await alice.ask()).cache_status == "fwd=miss; stored"
 
 
+class RunsLate:
+    """A store that is too slow for the first reservation: it makes it when `catch_up` is called."""
+
+    def __init__(self, store: Store) -> None:
+        self.name = store.name
+        self.watch = store.watch
+        self._store = store
+        self._late: Sequence[Verb[Any]] = ()
+
+    async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
+        if not self._late and any(isinstance(verb, Reserve) for verb in verbs):
+            self._late = verbs
+            raise StoreUnavailable
+        return await self._store.run(verbs)
+
+    async def catch_up(self) -> None:
+        assert self._late
+        await self._store.run(self._late)
+
+
+async def test_a_reservation_that_comes_after_it_was_undone_reserves_nothing(
+    gateway: InProcess, alice: Client, upstream: Upstream
+) -> None:
+    purchases = gateway.gateway.purchases
+    purchases._store = late = RunsLate(purchases._store)
+
+    refused = await alice.ask()
+    await gateway.gateway.flights.drain()
+    await late.catch_up()
+
+    assert refused.status == 503
+    assert await open_journals(gateway) == 0
+    assert await spent(gateway, alice) == Spent(0, 0, 0, 0)
+    assert (await alice.ask()).cache_status == "fwd=miss; stored"
+    assert len(await upstream.bodies()) == 1
+
+
 @pytest.mark.parametrize("verb", [Receive, Settle])
 async def test_a_step_without_an_answer_is_repeated_and_counts_once(
     gateway: InProcess, alice: Client, upstream: Upstream, verb: type[Verb[Any]]

@@ -78,6 +78,7 @@ class Model:
     def settle(self, purchase: str, charge: int, presumed: bool, correct: bool) -> str:
         journal = self.journals.get(purchase)
         if journal is None:
+            self.journals[purchase] = {"open": False, "charge": None, "presumed": False}
             return "unknown"
         if journal["open"]:
             for period in ("day", "open"):
@@ -134,7 +135,8 @@ async def _settle(
     assert settlement.status == model.settle(name, charge, presumed, correct)
     if settlement.status != "unknown":
         journal = model.journals[name]
-        assert dict(settlement.charged) == {"images": journal["charge"]}
+        charged = {} if journal["charge"] is None else {"images": journal["charge"]}
+        assert dict(settlement.charged) == charged
         assert settlement.presumed == journal["presumed"]
 
 
