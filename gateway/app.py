@@ -17,7 +17,8 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +28,7 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from gateway.access.keys import Keys
-from gateway.access.policy import Policy
+from gateway.access.policy import CurrentPolicy, Policy, PolicySource
 from gateway.api.connection import Runner
 from gateway.api.routes import create_app
 from gateway.api.services import Health, Services
@@ -35,6 +36,7 @@ from gateway.billing.ledger import WRITE_EVERY_SECONDS, Ledger
 from gateway.cache.blobs import Blobs, BlobsSettings
 from gateway.cache.entries import LINGER_SECONDS, Entries, EntriesSettings
 from gateway.cache.flights import Flights
+from gateway.configuration import Configuration
 from gateway.errors import StoreUnavailable
 from gateway.metrics import MOST_KEYS, Metrics
 from gateway.purchase import Purchases, PurchaseSettings
@@ -54,6 +56,7 @@ TOKEN_FILE: Final = "admin-token"  # noqa: S105 - a file's name
 LISTENER_LINGERS_SECONDS: Final = 5.0
 """How long a draining worker still takes connections, so that balancers notice (CONTRACT §3)."""
 
+POLICY_LOOK_SECONDS: Final = 2.0
 SWEEP_SECONDS: Final = 60.0
 SWEEP_MOST: Final = 1000
 KEY_LABELS_SECONDS: Final = 60.0
@@ -157,14 +160,22 @@ class Gateway:
     flights: Flights
     purchases: Purchases
     ledger: Ledger
+    policy: CurrentPolicy
     worker: str
     """This worker's name in the store, never used twice."""
+    reload_asked: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set to have the policy read again."""
 
 
 @asynccontextmanager
-async def open_services(settings: Settings, policy: Policy) -> AsyncIterator[Gateway]:
+async def open_services(settings: Settings, source: PolicySource) -> AsyncIterator[Gateway]:
     """Everything one worker needs, running. On leaving, purchases under way are finished first."""
     metrics, health = Metrics(), Health()
+    policy = CurrentPolicy(
+        source,
+        on_change=partial(_know_policy, metrics),
+        on_failure=metrics.config_reload_failures.inc,
+    )
     async with AsyncExitStack() as stack:
         opened, blob_store = await stack.enter_async_context(open_store(settings))
         store = CountedStore(opened, _teller(health, metrics))
@@ -189,7 +200,7 @@ async def open_services(settings: Settings, policy: Policy) -> AsyncIterator[Gat
 
 def _wire(
     settings: Settings,
-    policy: Policy,
+    policy: CurrentPolicy,
     *,
     store: Store,
     blob_store: BlobStore,
@@ -224,16 +235,10 @@ def _wire(
         metrics=metrics,
         clock=time.time,
     )
-    metrics.know(
-        models=policy.catalog.models,
-        sizes=policy.values_of("size"),
-        qualities=policy.values_of("quality"),
-        prices_as_of=policy.catalog.prices_as_of,
-    )
     services = Services(
         service=service,
         keys=keys,
-        policy=lambda: policy,
+        policy=policy,
         metrics=metrics,
         health=health,
         admin_token=admin_token(settings),
@@ -242,7 +247,16 @@ def _wire(
         body_timeout_seconds=settings.server.read_timeout_seconds,
         clock=time.time,
     )
-    return Gateway(services, store, blob_store, flights, purchases, ledger, worker)
+    return Gateway(services, store, blob_store, flights, purchases, ledger, policy, worker)
+
+
+def _know_policy(metrics: Metrics, policy: Policy) -> None:
+    metrics.know(
+        models=policy.catalog.models,
+        sizes=policy.values_of("size"),
+        qualities=policy.values_of("quality"),
+        prices_as_of=policy.catalog.prices_as_of,
+    )
 
 
 def _client_settings(settings: Settings) -> ClientSettings:
@@ -319,6 +333,7 @@ def _loops(settings: Settings, gateway: Gateway) -> Mapping[str, Coroutine[Any, 
         "heartbeat": _every(heartbeat, lambda: ask(store, Beat(gateway.worker))),
         "recovery": _every(heartbeat, gateway.purchases.recover_dead),
         "ledger": _every(WRITE_EVERY_SECONDS, gateway.ledger.write),
+        "policy": _watch_policy(gateway),
         "sweep": _every(SWEEP_SECONDS, lambda: _sweep(store, gateway.blob_store)),
         "key labels": _every(
             KEY_LABELS_SECONDS, lambda: _label_keys(services.keys, services.metrics)
@@ -347,6 +362,16 @@ async def _running(loops: Mapping[str, Coroutine[Any, Any, None]]) -> AsyncItera
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _watch_policy(gateway: Gateway) -> None:
+    """Reads the policy again when its file changes, or when somebody asks."""
+    while True:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(gateway.reload_asked.wait(), POLICY_LOOK_SECONDS)
+        current, is_asked = gateway.policy, gateway.reload_asked.is_set()
+        gateway.reload_asked.clear()
+        await asyncio.to_thread(current.reload if is_asked else current.reload_if_changed)
 
 
 async def _sweep(store: Store, blobs: BlobStore) -> None:
@@ -382,22 +407,26 @@ async def open_runner(settings: Settings, gateway: Gateway) -> AsyncIterator[web
         await runner.cleanup()
 
 
-def serve(
-    settings: Settings, policy: Policy, listener: socket.socket, ready: Callable[[], None]
-) -> None:
-    """One worker: serves on `listener` until SIGTERM, drains, returns."""
-    uvloop.run(_serve(settings, policy, listener, ready))
+def serve(configuration: Configuration, listener: socket.socket, ready: Callable[[], None]) -> None:
+    """One worker: reads the configuration, serves on `listener` until SIGTERM, drains, returns.
+
+    Raises `ConfigError` and `CatalogError` before it serves.
+    """
+    uvloop.run(_serve(configuration, listener, ready))
 
 
 async def _serve(
-    settings: Settings, policy: Policy, listener: socket.socket, ready: Callable[[], None]
+    configuration: Configuration, listener: socket.socket, ready: Callable[[], None]
 ) -> None:
+    settings = configuration.read_settings()
     stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
     async with (
-        open_services(settings, policy) as gateway,
+        open_services(settings, configuration) as gateway,
         open_runner(settings, gateway) as runner,
     ):
+        loop.add_signal_handler(signal.SIGHUP, gateway.reload_asked.set)
         site = web.SockSite(runner, listener)
         await site.start()
         ready()

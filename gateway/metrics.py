@@ -119,6 +119,9 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
+        self.config_reload_failures = counter(
+            "config_reload_failures_total", "Policies that were not taken for a fault in them"
+        )
         self.store_errors = counter("store_errors_total", "Batches that the store did not answer")
         self._price_age = Gauge(
             "gateway_price_table_age_seconds",

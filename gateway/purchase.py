@@ -36,7 +36,6 @@ from gateway.pictures import BadPicture, PictureFacts, check_picture
 from gateway.store.verbs import (
     Batch,
     DeadWorkers,
-    Handle,
     Journal,
     OpenJournals,
     Retire,
@@ -462,18 +461,25 @@ class Purchases:
             order.tally.limits = quota.reservation_states(order.account, settlement.states)
 
     async def _settle_failure(
-        self, reserved: Reserved, failure: UpstreamFailure, charge: Amounts, *, record: Record
+        self,
+        reserved: Reserved,
+        failure: UpstreamFailure,
+        charge: Amounts,
+        *,
+        record: Record,
+        tell: Callable[[Flight, Batch, UpstreamFailure], None] = Flight.fail,
     ) -> Settlement:
+        """Waiters first: should this worker die in between, the open journal says so."""
         batch = Batch(self._store)
-        settled: Handle[Settlement] = quota.settle(
+        if reserved.flight is not None:
+            tell(reserved.flight, batch, failure)
+        settled = quota.settle(
             batch,
             reserved.purchase,
             charge,
             record=record.encode(),
             presumed=failure.charge is Charge.PRESUMED,
         )
-        if reserved.flight is not None:
-            reserved.flight.fail(batch, failure)
         await batch.send()
         is_known = failure.charge is not Charge.PRESUMED
         if settled.answer.status == "already" and settled.answer.presumed and is_known:
@@ -538,7 +544,7 @@ class Purchases:
             tokens=_tokens(None, payload.most),
             cost_micros=payload.most.micros,
         )
-        await self._settle_failure(payload, death, payload.most, record=record)
+        await self._settle_failure(payload, death, payload.most, record=record, tell=Flight.die)
 
 
 # ── bills ───────────────────────────────────────────────────────────────────────────────────

@@ -23,7 +23,7 @@ import aiohttp
 import yaml
 from aiohttp import web
 
-from gateway.access.policy import parse_policy
+from gateway.access.policy import Policy, parse_policy
 from gateway.app import Gateway, open_runner, open_services, open_store, prepare
 from gateway.billing.ledger import Ledger, Record
 from gateway.settings import Settings
@@ -168,15 +168,24 @@ def make_settings(
     return Settings.model_validate(sections)
 
 
+class ShippedPolicy:
+    """The policy of the shipped `models.yaml`."""
+
+    def read_policy(self) -> Policy:
+        models = yaml.safe_load((CONFIG / "models.yaml").read_text())
+        return parse_policy(models, file="models.yaml")
+
+    def policy_state(self) -> object:
+        return None
+
+
 @asynccontextmanager
 async def run_gateway(settings: Settings) -> AsyncIterator[InProcess]:
     """Runs a gateway in this process on a free port."""
     prepare(settings)
-    models = yaml.safe_load((CONFIG / "models.yaml").read_text())
-    policy = parse_policy(models, file="models.yaml")
     async with (
         aiohttp.ClientSession() as session,
-        open_services(settings, policy) as gateway,
+        open_services(settings, ShippedPolicy()) as gateway,
         open_runner(settings, gateway) as runner,
     ):
         site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -66,6 +66,8 @@ class Flight:
     id: str
     fingerprint: str
     slots: tuple[int, ...]
+    deaths: int = 0
+    """How many buyers of these slots have died before: a dead buyer is replaced once."""
 
     def extend(self, batch: Batch, *, seconds: float) -> Handle[bool]:
         """Keeps the claim for the length of a purchase; False when it was lost meanwhile."""
@@ -80,6 +82,14 @@ class Flight:
         """Gives the claim back and tells everyone who waits upstream's final error."""
         batch.add(Release(self.fingerprint, self.id))
         self._end(batch, {"end": "failed", "failure": failure.to_dict()})
+
+    def die(self, batch: Batch, death: UpstreamFailure) -> None:
+        """The buyer is dead: one of those who wait may buy in its place, but only once."""
+        if self.deaths:
+            self.fail(batch, death)
+            return
+        batch.add(Release(self.fingerprint, self.id))
+        self._end(batch, {"end": "died", "failure": death.to_dict()})
 
     def give_back(self, batch: Batch) -> None:
         """Gives the claim back without a purchase: those who waited try in turn."""
@@ -113,7 +123,7 @@ it concerns this buyer alone: the claim is given back."""
 class End:
     """How a flight ended, as a waiter sees it."""
 
-    kind: Literal["landed", "failed", "released", "unknown"]
+    kind: Literal["landed", "failed", "died", "released", "unknown"]
     bought: Bought = field(default_factory=lambda: Bought({}, {}))
     failure: GatewayError | None = None
 
@@ -137,6 +147,8 @@ class Landing:
     """What the purchase that it waited for came to, if it came to nothing."""
     emptied: set[int] = field(default_factory=set)
     """Slots that somebody else's purchase has left empty once already."""
+    orphaned: set[int] = field(default_factory=set)
+    """Slots whose buyer has died once already."""
 
     @property
     def is_follower(self) -> bool:
@@ -158,11 +170,17 @@ class Landing:
         self.missing -= set(slots)
 
     def follow(self, ended: End, slots: set[int]) -> None:
-        """Somebody else's flight ended; a slot that it left empty is tried once more."""
-        if ended.kind == "failed":
+        """Somebody else's flight ended; a slot that it left empty is tried once more.
+
+        So is one whose buyer died; a second death ends it.
+        """
+        is_over = ended.kind == "failed" or (ended.kind == "died" and slots & self.orphaned)
+        if is_over:
             self.flight_error = ended.failure
             self.missing -= slots
             return
+        if ended.kind == "died":
+            self.orphaned |= slots
         self._take(ended.bought, slots, self.followed)
         self.missing -= self.pictures.keys()
         if ended.kind == "landed":
@@ -247,7 +265,8 @@ class Flights:
             landing.hold(claimed)
             waits = [self._follow(landing, f, slots) for f, slots in _by_flight(claimed.others)]
             if claimed.mine:
-                flight = Flight(flight_id, fingerprint, claimed.mine)
+                deaths = int(not landing.orphaned.isdisjoint(claimed.mine))
+                flight = Flight(flight_id, fingerprint, claimed.mine, deaths)
                 purchase = self.own(self._buy(flight, buy), name=f"purchase {flight_id}")
                 waits.append(self._land(landing, purchase, flight.slots))
             await asyncio.gather(*waits)
@@ -351,8 +370,8 @@ def _find_end(events: Sequence[bytes]) -> End | None:
     """How the flight ended, if its events say so; other kinds of events are passed over."""
     for event in events:
         said = orjson.loads(event)
-        if said.get("end") == "failed":
-            return End("failed", failure=UpstreamFailure.from_dict(said["failure"]))
+        if (kind := said.get("end")) in ("failed", "died"):
+            return End(kind, failure=UpstreamFailure.from_dict(said["failure"]))
         if said.get("end") == "released":
             return End("released")
         if said.get("end") == "landed":

@@ -6,7 +6,6 @@ import asyncio
 import csv
 import io
 import json
-import os
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -23,7 +22,7 @@ from rich.table import Table
 
 from gateway.access.keys import KeyRecord, Keys, KeySpec, parse_spec
 from gateway.app import open_existing_store
-from gateway.cli.serving import load
+from gateway.cli.serving import find_configuration
 from gateway.errors import GatewayError
 from gateway.settings import parse_duration
 from gateway.store.layout import LayoutMismatch, StoreMissing
@@ -105,7 +104,8 @@ def revoke_key(name_or_id: str, config: Path | None) -> None:
 @asynccontextmanager
 async def _open_keys(config: Path | None) -> AsyncIterator[tuple[Keys, set[str]]]:
     """The keys in the store of the gateway that `config` describes; says which store that is."""
-    settings, policy, _ = load(config, os.environ)
+    configuration = find_configuration(config)
+    settings, policy = configuration.read_settings(), configuration.read_policy()
     try:
         async with open_existing_store(settings) as store:
             click.echo(f"Store: {store.name}", err=True)

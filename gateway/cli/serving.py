@@ -11,34 +11,31 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from socket import socket
 from typing import Any, Final, NoReturn
 
 import click
+import structlog
 from pydantic import SecretStr
 
 from gateway.access.keys import Keys, KeySpec
-from gateway.access.policy import Policy, parse_policy
 from gateway.app import check_store, open_store, prepare, serve
 from gateway.catalog import CatalogError
 from gateway.cli.logs import configure_logs
+from gateway.configuration import Configuration
 from gateway.errors import GatewayError
 from gateway.metrics import forget_worker
-from gateway.settings import (
-    Address,
-    ConfigError,
-    ConfigFiles,
-    Settings,
-    find_config,
-    load_settings,
-    read_config,
-)
+from gateway.settings import Address, ConfigError, Settings, find_config
 from gateway.simulator import SimulatorSettings, open_simulator
 from gateway.store.layout import LayoutMismatch
 from gateway.supervisor import CannotListen, bind_socket, supervise
+
+log = structlog.get_logger(__name__)
 
 DEMO_KEY: Final = "demo"
 DEMO_LATENCY_SCALE: Final = 0.2
@@ -46,19 +43,18 @@ DEMO_MODEL: Final = "gpt-image-1.5"
 DEMO_PROMPT: Final = "A cute baby sea otter"
 
 
-def load(config: Path | None, environ: Mapping[str, str]) -> tuple[Settings, Policy, ConfigFiles]:
-    """The configuration as `serve` reads it; what is wrong with it ends the command, in words."""
-    try:
-        files = find_config(config, Path.cwd())
-        settings = load_settings(files.gateway, environ)
-        models = read_config(files.models, environ)
-        return settings, parse_policy(models, file=str(files.models)), files
-    except (ConfigError, CatalogError) as fault:
-        raise click.ClickException(str(fault)) from None
+def find_configuration(config: Path | None) -> Configuration:
+    """The configuration of this command; whatever is wrong with it ends the command, in words."""
+    with _faults_in_words():
+        configuration = Configuration(find_config(config, Path.cwd()), os.environ)
+        configuration.read_settings()
+        configuration.read_policy()
+    return configuration
 
 
-def run_gateway(settings: Settings, policy: Policy) -> NoReturn:
+def run_gateway(configuration: Configuration) -> NoReturn:
     """Binds, prepares, and supervises the workers until the end."""
+    settings = configuration.read_settings()
     address = settings.server.listen
     with _faults_in_words(), bind_socket(address.host, address.port) as listener:
         prepare(settings)
@@ -67,10 +63,21 @@ def run_gateway(settings: Settings, policy: Policy) -> NoReturn:
         status = supervise(
             socket=listener,
             workers=settings.workers.count,
-            serve=partial(serve, settings, policy),
+            serve=partial(_serve_or_say_why, configuration),
             on_worker_exit=forget_worker,
         )
     sys.exit(status)
+
+
+def _serve_or_say_why(
+    configuration: Configuration, listener: socket, ready: Callable[[], None]
+) -> None:
+    """In a worker, which reads all files anew: they may have changed since the parent started."""
+    try:
+        serve(configuration, listener, ready)
+    except (ConfigError, CatalogError) as fault:
+        log.error("worker_cannot_start", reason=str(fault))
+        sys.exit(1)
 
 
 @contextmanager
@@ -78,7 +85,7 @@ def _faults_in_words() -> Iterator[None]:
     """What keeps a gateway from starting is said in one line."""
     try:
         yield
-    except (CannotListen, LayoutMismatch) as fault:
+    except (CannotListen, CatalogError, ConfigError, LayoutMismatch) as fault:
         raise click.ClickException(str(fault)) from None
     except GatewayError as fault:
         raise click.ClickException(fault.message) from None
@@ -90,33 +97,36 @@ def _faults_in_words() -> Iterator[None]:
 
 def serve_command(config: Path | None) -> None:
     """What `gateway serve` does."""
-    settings, policy, _ = load(config, os.environ)
+    configuration = find_configuration(config)
+    settings = configuration.read_settings()
     if settings.upstream.api_key is None:
         raise click.ClickException(
             "UPSTREAM_API_KEY is not set: name the team's key, or try `gateway demo`, "
             "which needs none."
         )
     configure_logs(settings.log_format)
-    run_gateway(settings, policy)
+    run_gateway(configuration)
 
 
 def demo_command(config: Path | None) -> None:
     """What `gateway demo` does."""
-    settings, policy, _ = load(config, os.environ)
+    configuration = find_configuration(config)
+    settings = configuration.read_settings()
     configure_logs(settings.log_format)
     address = settings.server.listen
     with _faults_in_words():
         bind_socket(address.host, address.port).close()
     with _simulator() as base_url:
-        settings = _demo_settings(settings, base_url)
+        configuration = replace(configuration, adjust=partial(_demo_settings, base_url))
+        settings = configuration.read_settings()
         with _faults_in_words():
             prepare(settings)
             secret = asyncio.run(_fresh_demo_key(settings))
         _print_demo(settings, secret)
-        run_gateway(settings, policy)
+        run_gateway(configuration)
 
 
-def _demo_settings(settings: Settings, base_url: str) -> Settings:
+def _demo_settings(base_url: str, settings: Settings) -> Settings:
     """The same settings on a store of the demo's own, in front of the simulated upstream."""
     folder = settings.store.data_dir / "demo"
     upstream = {"base_url": base_url, "api_key": SecretStr("simulated"), "name": "simulated"}
