@@ -58,7 +58,13 @@ def estimate(prompt: str, *, pictures: int = 1) -> Amounts:
 
 
 async def leave_purchase(
-    settings: Settings, secret: str, prompt: str, *, received: bool, worker: str = "a-dead-worker"
+    settings: Settings,
+    secret: str,
+    prompt: str,
+    *,
+    received: bool,
+    worker: str = "a-dead-worker",
+    deaths: int = 0,
 ) -> Left:
     """Opens a purchase of `prompt` for a key, in state `reserved` or `received`."""
     request, catalog = _request(prompt)
@@ -74,7 +80,7 @@ async def leave_purchase(
         account = (await Keys(store).authenticate(secret)).account
         record = draft(account, request_id=f"req_{secrets.token_hex(16)}", time=time.time())
         record = record.but(id=purchase, model=MODEL, n=1, fingerprint=place, outcome="bought")
-        flight = Flight(purchase, place, (0,))
+        flight = Flight(purchase, place, (0,), deaths)
         most = pricing.estimate(model, request, 1).amounts
         reserved = Reserved(purchase, flight, most, record)
         await ask(store, Claim(place, flight.slots, flight.id, CLAIM_SECONDS))

@@ -134,25 +134,66 @@ async def test_what_a_dead_worker_had_only_reserved_is_presumed_at_the_estimate(
     assert len(await upstream.bodies()) == 1
 
 
-async def test_who_waits_for_a_dead_workers_purchase_learns_how_it_ended(
+async def until_waiting(gateway: InProcess, flights: int) -> None:
+    """Until this gateway listens to so many flights of others."""
+    async with asyncio.timeout(5):
+        while len(gateway.gateway.flights._ends) < flights:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.02)
+    await asyncio.sleep(0.1)  # for those who came second
+
+
+async def test_who_waits_for_a_dead_buyer_gets_what_had_come_or_buys_in_its_place_once(
     slow_gateway: InProcess, upstream: Upstream
 ) -> None:
-    alice = await slow_gateway.client.with_key()
+    alice = await slow_gateway.client.with_key("alice")
     for prompt, received in (("came", True), ("lost", False)):
         await leave_purchase(slow_gateway.settings, alice.secret, prompt, received=received)
-    waiting = [asyncio.create_task(alice.ask(prompt)) for prompt in ("came", "lost")]
-    async with asyncio.timeout(5):
-        while len(slow_gateway.gateway.flights._ends) < 2:  # noqa: ASYNC110 - nothing tells
-            await asyncio.sleep(0.02)
+    bob = await slow_gateway.client.with_key("bob")
+    waiting = [asyncio.create_task(bob.ask(prompt)) for prompt in ("came", *["lost"] * 5)]
+    await until_waiting(slow_gateway, 2)
 
     await recover_dead(slow_gateway)
-    came, lost = await asyncio.gather(*waiting)
+    came, *lost = await asyncio.gather(*waiting)
 
     assert (came.status, came.cache_status) == (200, "fwd=miss; collapsed")
+    assert {reply.status for reply in lost} == {200}
+    assert len({tuple(reply.images) for reply in lost}) == 1
+    assert [body["prompt"] for body in await upstream.bodies()] == ["lost"]
+    paid = {(r.key, r.outcome) for r in await slow_gateway.ledger() if r.cost_micros}
+    assert paid == {("alice", "bought"), ("alice", "failed"), ("bob", "bought")}
+
+
+async def test_a_second_death_ends_the_flight(slow_gateway: InProcess, upstream: Upstream) -> None:
+    alice = await slow_gateway.client.with_key()
+    await leave_purchase(slow_gateway.settings, alice.secret, "lost", received=False, deaths=1)
+    waiting = asyncio.create_task(alice.ask("lost"))
+    await until_waiting(slow_gateway, 1)
+
+    await recover_dead(slow_gateway)
+    lost = await waiting
+
     assert (lost.status, lost.error["code"]) == (502, "upstream_error")
     assert lost.headers["x-should-retry"] == "false"
     assert lost.headers["x-gateway-cost-usd"] == "0.000000"
     assert await upstream.bodies() == []
+
+
+async def test_a_follower_that_may_not_buy_gets_its_own_refusal_and_the_next_one_buys(
+    slow_gateway: InProcess, upstream: Upstream
+) -> None:
+    alice = await slow_gateway.client.with_key("alice")
+    poor = await slow_gateway.client.with_key("poor", limits={"usd_per_day": 0})
+    rich = await slow_gateway.client.with_key("rich")
+    await leave_purchase(slow_gateway.settings, alice.secret, "lost", received=False)
+    waiting = [asyncio.create_task(client.ask("lost")) for client in (poor, rich)]
+    await until_waiting(slow_gateway, 1)
+
+    await recover_dead(slow_gateway)
+    poor_reply, rich_reply = await asyncio.gather(*waiting)
+
+    assert rich_reply.status == 200
+    assert poor_reply.status in (200, 429)
+    assert len(await upstream.bodies()) == 1
 
 
 @pytest.mark.parametrize("received", [True, False], ids=["received", "reserved"])

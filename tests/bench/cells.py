@@ -1,0 +1,130 @@
+"""What is measured, what has to be reached, and whether it was. Pure.
+
+The floors are multiples of what ran beside the gateway in the same cell, so that they hold on any
+machine. What a cell is measured against without having a floor is shown as a ratio all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal["hit", "bought"]
+
+SIZES = {"2 KB": 2 * 1024, "2 MB": 2 * 1024 * 1024}
+"""Of a picture's base64, in bytes."""
+
+CONNECTIONS = (1, 16)
+
+GATEWAY = "gateway"
+EMBEDDED = "embedded"
+BESIDE: Mapping[Kind, str] = {"hit": "bare", "bought": "nginx"}
+"""What the gateway is compared with where nothing else is said."""
+
+LATENCY_FLOOR_MS = 2.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing to measure, with everybody who takes part in it."""
+
+    kind: Kind
+    size: str
+    connections: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {self.size} c={self.connections}"
+
+
+FLOORS: Mapping[Cell, Mapping[str, float]] = {
+    Cell("hit", "2 KB", 16): {"bare": 0.6},
+    Cell("hit", "2 MB", 16): {"bare": 0.8},
+    Cell("bought", "2 KB", 16): {"litellm": 15, "portkey": 1.5},
+    Cell("bought", "2 MB", 16): {"nginx": 0.8},
+}
+EMBEDDED_FLOOR = 0.5
+"""Of the same hit with Redis."""
+
+
+def all_cells() -> Iterator[Cell]:
+    """Every cell, those of one size together."""
+    for size in SIZES:
+        for kind in BESIDE:
+            for connections in CONNECTIONS:
+                yield Cell(kind, size, connections)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, as it is shown."""
+
+    name: str
+    figures: Mapping[str, str] = field(default_factory=dict)
+    """By column."""
+    ratio: str = ""
+    floor: str = ""
+    verdict: Literal["ok", "below", "n/a", "not built", ""] = ""
+
+
+def rows_of(cell: Cell, per_second: Mapping[str, float]) -> Iterator[Row]:
+    """What a cell shows; `per_second` has an answer rate for everybody who took part."""
+    if cell == Cell("hit", "2 MB", 16):
+        yield Row(f"{cell.name}, hot tier", floor="1 × nginx", verdict="not built")
+    shown = {name: f"{rate:,.0f}" for name, rate in per_second.items()}
+    floors = FLOORS.get(cell, {})
+    known = {name: least for name, least in floors.items() if name in per_second}
+    ratios = {name: per_second[GATEWAY] / per_second[name] for name in known}
+    beside = BESIDE[cell.kind]
+    yield Row(
+        cell.name,
+        shown,
+        ratio=_ratios(ratios or {beside: per_second[GATEWAY] / per_second[beside]}),
+        floor=_ratios(floors),
+        verdict=_verdict(ratios, known) if known else "n/a" if floors else "",
+    )
+    if EMBEDDED in per_second:
+        yield _embedded_row(cell, per_second)
+
+
+def _embedded_row(cell: Cell, per_second: Mapping[str, float]) -> Row:
+    ratios = {"Redis": per_second[EMBEDDED] / per_second[GATEWAY]}
+    floors = {"Redis": EMBEDDED_FLOOR}
+    return Row(
+        f"{cell.name}, embedded",
+        {GATEWAY: f"{per_second[EMBEDDED]:,.0f}"},
+        ratio=_ratios(ratios),
+        floor=_ratios(floors),
+        verdict=_verdict(ratios, floors),
+    )
+
+
+def latency_row(p50_ms: Mapping[str, float]) -> Row:
+    """What the gateway adds to a small purchase, by the medians of one connection."""
+    added = p50_ms[GATEWAY] - p50_ms["upstream"]
+    return Row(
+        "latency added, bought 2 KB c=1, p50",
+        {name: f"{median:.2f} ms" for name, median in p50_ms.items()},
+        ratio=f"+{added:.2f} ms",
+        floor=f"≤ {LATENCY_FLOOR_MS:g} ms",
+        verdict="ok" if added <= LATENCY_FLOOR_MS else "below",
+    )
+
+
+def purchases_row(purchases: int) -> Row:
+    """How many purchases a hundred identical requests have made."""
+    return Row(
+        "purchases, 100 identical at once, 4 workers",
+        {GATEWAY: str(purchases)},
+        floor="exactly 1",
+        verdict="ok" if purchases == 1 else "below",
+    )
+
+
+def _ratios(ratios: Mapping[str, float]) -> str:
+    return ", ".join(f"{ratio:.3g} × {name}" for name, ratio in ratios.items())
+
+
+def _verdict(ratios: Mapping[str, float], floors: Mapping[str, float]) -> Literal["ok", "below"]:
+    return "ok" if all(ratios[name] >= least for name, least in floors.items()) else "below"

@@ -1,0 +1,37 @@
+-- One POST for wrk, and what came of it as a line of JSON.
+--
+-- The argument after `--` is a salt: with it every request has a prompt of its own, without it all
+-- have the same. Every call of wrk gets another salt, and runs one thread: so a counter will do.
+
+local BODY = '{"model":"gpt-image-1.5","prompt":"%s","size":"1024x1024","quality":"high"}'
+
+local salt
+local count = 0
+local always
+
+local function post(prompt)
+  return wrk.format('POST', nil, nil, BODY:format(prompt))
+end
+
+function init(arguments)
+  wrk.headers['Content-Type'] = 'application/json'
+  salt = arguments[1]
+  always = post('An otter that everybody wants to see')
+end
+
+function request()
+  if not salt then
+    return always
+  end
+  count = count + 1
+  return post('An otter that nobody has seen, ' .. salt .. '-' .. count)
+end
+
+function done(summary, latency)
+  local errors = summary.errors
+  local failed = errors.connect + errors.read + errors.write + errors.status + errors.timeout
+  io.write(string.format(
+    '\n{"requests": %d, "micros": %d, "failed": %d, "p50_micros": %d}\n',
+    summary.requests, summary.duration, failed, latency:percentile(50)
+  ))
+end
