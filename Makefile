@@ -16,7 +16,7 @@ LOCKED := pyproject.toml requirements/install.in
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-long check schemas lock clean
+.PHONY: help run test test-long bench check schemas lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,10 @@ test: $(VENV)/dev.stamp ## run the tests, with coverage
 
 test-long: $(VENV)/dev.stamp ## run the tests that take longer than continuous integration should
 	@$(BIN)/pytest -m long
+
+bench: $(VENV)/dev.stamp ## measure speed; SECONDS=5 ROUNDS=1 ONLY='hit 2 KB' PEERS=litellm,portkey
+	@$(BIN)/python -m tests.bench --seconds $(or $(SECONDS),5) --rounds $(or $(ROUNDS),1) \
+		--only '$(ONLY)' --peers '$(PEERS)'
 
 check: $(VENV)/dev.stamp ## format, lint, types, import floors
 	@$(BIN)/ruff format --check --quiet $(SOURCES)

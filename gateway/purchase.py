@@ -2,7 +2,7 @@
 
 A purchase is a journal in the store. `reserved` is written before anything is sent and says what
 it may cost; `received` is written after the bytes and says what came; settling closes it, exactly
-once. Each state carries all that the rest of the story needs (`Reserved`, `Received`), so that
+once. Each state carries all that the rest of the story needs (`journal.py`), so that
 somebody else can finish it when the worker that began it is dead: `recover` enters the same tail.
 
 Who asks and what is answered is `service.py`; that only one of many buys is `cache/flights`.
@@ -15,22 +15,22 @@ import secrets
 import string
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
-import orjson
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.billing import pricing, quota
-from gateway.billing.ledger import Record, record_from_dict, tokens_by_kind
+from gateway.billing.ledger import Record, tokens_by_kind
 from gateway.cache.blobs import Blobs, hash_bytes
-from gateway.cache.entries import Entries, picture_from_dict, picture_to_dict
+from gateway.cache.entries import Entries
 from gateway.cache.flights import Bought, Flight, Flights
 from gateway.catalog import Model
 from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
 from gateway.images import Account, Amounts, Answered, ImageRequest, Picture, UpstreamPicture, Usage
+from gateway.journal import Received, Reserved, decode_payload
 from gateway.metrics import Metrics
 from gateway.pictures import BadPicture, PictureFacts, check_picture
 from gateway.store.verbs import (
@@ -108,57 +108,6 @@ class Order:
     clock: Callable[[], float]
     """Unix seconds."""
     tally: Tally = field(default_factory=Tally)
-
-
-@dataclass(frozen=True, slots=True)
-class Reserved:
-    """The journal's payload before anything came: enough to presume and to let go."""
-
-    purchase: str
-    flight: Flight | None
-    """None for a purchase that nobody shares and nothing stores."""
-    most: Amounts
-    record: Record
-
-    def encode(self) -> bytes:
-        """The payload's bytes."""
-        return orjson.dumps({"reserved": _reserved_to_dict(self)})
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """The journal's payload once the bytes are stored: all that entry and ledger need."""
-
-    reserved: Reserved
-    pictures: Mapping[int, Picture]
-    """Slot that was asked for → picture."""
-    charge: Amounts
-    record: Record
-
-    def encode(self) -> bytes:
-        """The payload's bytes."""
-        return orjson.dumps(
-            {
-                "reserved": _reserved_to_dict(self.reserved),
-                "pictures": {str(n): picture_to_dict(p) for n, p in self.pictures.items()},
-                "charge": asdict(self.charge),
-                "record": asdict(self.record),
-            }
-        )
-
-
-def decode_payload(payload: bytes) -> Reserved | Received:
-    """What a journal's payload says."""
-    said = orjson.loads(payload)
-    reserved = _reserved_from_dict(said["reserved"])
-    if "record" not in said:
-        return reserved
-    return Received(
-        reserved,
-        pictures={int(n): picture_from_dict(p) for n, p in said["pictures"].items()},
-        charge=Amounts(**said["charge"]),
-        record=record_from_dict(said["record"]),
-    )
 
 
 class Purchases:
@@ -662,22 +611,3 @@ async def _insist(step: Callable[[], Awaitable[T]]) -> T:
             log.warning("store_away", attempt=attempt, pause_seconds=pause)
             attempt += 1
             await asyncio.sleep(pause)
-
-
-def _reserved_to_dict(reserved: Reserved) -> dict[str, Any]:
-    return {
-        "purchase": reserved.purchase,
-        "flight": asdict(reserved.flight) if reserved.flight else None,
-        "most": asdict(reserved.most),
-        "record": asdict(reserved.record),
-    }
-
-
-def _reserved_from_dict(data: Mapping[str, Any]) -> Reserved:
-    flight = data["flight"]
-    return Reserved(
-        purchase=data["purchase"],
-        flight=Flight(**{**flight, "slots": tuple(flight["slots"])}) if flight else None,
-        most=Amounts(**data["most"]),
-        record=record_from_dict(data["record"]),
-    )

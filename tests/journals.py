@@ -21,8 +21,8 @@ from gateway.billing.ledger import draft
 from gateway.cache.flights import Flight
 from gateway.catalog import Catalog
 from gateway.images import Amounts, ImageRequest, Picture, Usage
+from gateway.journal import Received, Reserved
 from gateway.pictures import draw_picture
-from gateway.purchase import Received, Reserved
 from gateway.request.fingerprint import fingerprint
 from gateway.request.validation import validate
 from gateway.service import SCOPE

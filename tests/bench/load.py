@@ -35,9 +35,7 @@ class Speed:
     p50_ms: float
 
 
-def ask_for(
-    target: Target, *, connections: int, seconds: int, has_distinct_prompts: bool
-) -> Speed:
+def ask_for(target: Target, *, connections: int, seconds: int, has_distinct_prompts: bool) -> Speed:
     """Keeps `connections` busy for `seconds`. Raises `Failed` when any answer is not a 2xx."""
     headers = [f"-H{name}: {value}" for name, value in target.headers.items()]
     salt = [str(time.time_ns())] if has_distinct_prompts else []

@@ -1,0 +1,139 @@
+"""`make bench`: runs everybody, asks everybody, prints the table.
+
+    python -m tests.bench [--seconds 5] [--rounds 1] [--peers litellm,portkey] [--only TEXT]
+
+In a cell everybody is asked in turn, right after one another; with several rounds the median
+counts. Exits with 1 when a floor was missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tests.bench.cells import CONNECTIONS, Cell, Row, all_cells, latency_row, purchases_row, rows_of
+from tests.bench.load import Failed, Speed, Target, ask_for
+from tests.bench.peers import check_peers
+from tests.bench.processes import check_tools
+from tests.bench.servers import Ground, open_grounds, open_targets
+from tests.bench.table import print_table
+from tests.gateways import each_connection, run_processes, run_upstream
+
+IDENTICAL = 100
+WORKERS = 4
+
+
+def main() -> int:
+    """An exit status."""
+    options = _options()
+    peers = [name for name in options.peers.split(",") if name]
+    try:
+        check_tools()
+        check_peers(peers)
+        rows = _measure(options, peers)
+    except Failed as failed:
+        print(failed, file=sys.stderr)  # noqa: T201
+        return 2
+    title = f"{options.seconds} s × {options.rounds} a cell, {os.cpu_count()} cores, one worker"
+    print_table(title, rows, peers=peers)
+    return int(any(row.verdict == "below" for row in rows))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench", description="Measures the gateway.")
+    parser.add_argument("--seconds", type=int, default=5, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=1, help="measurements, of which the median")
+    parser.add_argument("--peers", default="", help="litellm, portkey, or both with a comma")
+    parser.add_argument("--only", default="", help="cells whose name has this in it")
+    return parser.parse_args()
+
+
+def _measure(options: argparse.Namespace, peers: Sequence[str]) -> list[Row]:
+    cells = [cell for cell in all_cells() if options.only in cell.name]
+    with tempfile.TemporaryDirectory(prefix="gateway-bench-") as name:
+        folder = Path(name)
+        with open_grounds(folder) as grounds:
+            rows = [
+                row
+                for size, ground in grounds.items()
+                for row in _size_rows(
+                    ground, [cell for cell in cells if cell.size == size], options, peers=peers
+                )
+            ]
+            redis_url = next(iter(grounds.values())).redis_url
+            if options.only in "purchases":
+                rows.append(purchases_row(asyncio.run(_count_purchases(folder, redis_url))))
+    return rows
+
+
+def _size_rows(
+    ground: Ground, cells: Sequence[Cell], options: argparse.Namespace, *, peers: Sequence[str]
+) -> Iterator[Row]:
+    """The rows of one size; its servers run no longer than its cells take."""
+    if not cells:
+        return
+    with open_targets(ground, peers) as targets:
+        for cell in cells:
+            print(f"{cell.name} …", file=sys.stderr)  # noqa: T201
+            yield from _cell_rows(cell, _cell_speeds(cell, targets[cell.kind], options))
+
+
+def _cell_rows(cell: Cell, speeds: Mapping[str, Speed]) -> Iterator[Row]:
+    yield from rows_of(cell, {name: speed.per_second for name, speed in speeds.items()})
+    if cell == Cell("bought", "2 KB", CONNECTIONS[0]):
+        yield latency_row({name: speed.p50_ms for name, speed in speeds.items()})
+
+
+def _cell_speeds(
+    cell: Cell, targets: Sequence[Target], options: argparse.Namespace
+) -> dict[str, Speed]:
+    """Everybody's speed, after a second in which caches and pools fill."""
+    for target in targets:
+        _ask(cell, target, seconds=1)
+    rounds = [
+        {target.name: _ask(cell, target, seconds=options.seconds) for target in targets}
+        for _ in range(options.rounds)
+    ]
+    return {name: _median([speeds[name] for speeds in rounds]) for name in rounds[0]}
+
+
+def _ask(cell: Cell, target: Target, *, seconds: int) -> Speed:
+    return ask_for(
+        target,
+        connections=cell.connections,
+        seconds=seconds,
+        has_distinct_prompts=cell.kind == "bought",
+    )
+
+
+def _median(speeds: Sequence[Speed]) -> Speed:
+    return Speed(
+        statistics.median(speed.per_second for speed in speeds),
+        statistics.median(speed.p50_ms for speed in speeds),
+    )
+
+
+async def _count_purchases(folder: Path, redis_url: str) -> int:
+    """How often upstream was asked by a hundred identical requests to four workers at once."""
+    async with (
+        run_upstream() as upstream,
+        run_processes(
+            folder / "workers", upstream.base_url, workers=WORKERS, redis_url=redis_url
+        ) as (_, client),
+    ):
+        alice = await client.with_key("alice")
+        bodies = [{"prompt": "An otter that everybody wants at once"}]
+        replies = await each_connection(alice, IDENTICAL, bodies=bodies)
+        if len({(reply.status, *reply.images) for reply in replies}) != 1:
+            raise Failed("identical requests got different answers")
+        return len(await upstream.bodies())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
