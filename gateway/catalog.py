@@ -14,7 +14,6 @@ from datetime import date
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -306,20 +305,6 @@ class Catalog(_Row):
     def knows_parameter(self, name: str) -> bool:
         """Whether any model has this parameter."""
         return any(name in model.parameters for model in self.models.values())
-
-
-def load_catalog(source: str | Mapping[str, Any], *, file: str = "models.yaml") -> Catalog:
-    """The catalog in a YAML text, or in what a YAML text was read to.
-
-    Raises `CatalogError`, whose message starts with `file`.
-    """
-    if not isinstance(source, str):
-        return parse_catalog(source, file=file)
-    try:
-        data = yaml.safe_load(source)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise CatalogError(f"{file}: is not YAML: {error}") from None
-    return parse_catalog(data, file=file)
 
 
 def parse_catalog(data: Mapping[str, Any], *, file: str) -> Catalog:

@@ -108,6 +108,8 @@ class Picture:
     """This picture's share of what its purchase cost, in micro-dollars."""
     shown: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """`size`, `quality`, `background`, `output_format` as upstream echoed them."""
+    extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """Further keys that upstream gave this picture; relayed untouched (WIRE §8 row 19)."""
 
 
 @dataclass(frozen=True, slots=True)

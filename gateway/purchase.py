@@ -593,6 +593,7 @@ async def _stored_picture(
         size_bytes=len(data),
         created=created,
         revised_prompt=picture.revised_prompt,
+        extra=picture.extra,
     )
 
 

@@ -26,7 +26,7 @@ from aiohttp import web
 from gateway.access.policy import Policy, parse_policy
 from gateway.app import Gateway, open_runner, open_services, open_store, prepare
 from gateway.billing.ledger import Ledger, Record
-from gateway.settings import Settings
+from gateway.settings import Settings, read_config
 from gateway.simulator import SimulatorSettings, open_simulator
 from gateway.store.verbs import Meter, ReadMeters, ask
 
@@ -172,8 +172,7 @@ class ShippedPolicy:
     """The policy of the shipped `models.yaml`."""
 
     def read_policy(self) -> Policy:
-        models = yaml.safe_load((CONFIG / "models.yaml").read_text())
-        return parse_policy(models, file="models.yaml")
+        return parse_policy(read_config(CONFIG / "models.yaml", {}), file="models.yaml")
 
     def policy_state(self) -> object:
         return None

@@ -11,10 +11,7 @@ import secrets
 import time
 from dataclasses import dataclass
 
-import yaml
-
 from gateway.access.keys import Keys
-from gateway.access.policy import parse_policy
 from gateway.app import open_store
 from gateway.billing import pricing, quota
 from gateway.billing.ledger import draft
@@ -28,7 +25,8 @@ from gateway.request.validation import validate
 from gateway.service import SCOPE
 from gateway.settings import Settings
 from gateway.store.verbs import Batch, Claim, Receive, ask
-from tests.gateways import CONFIG, MODEL
+from tests.catalogs import shipped_catalog
+from tests.gateways import MODEL
 
 CLAIM_SECONDS = 600.0
 
@@ -43,12 +41,6 @@ class Left:
     """The picture, where one had come."""
     charge: Amounts
     """What it was charged then."""
-
-
-def load_catalog() -> Catalog:
-    """The shipped model table."""
-    models = yaml.safe_load((CONFIG / "models.yaml").read_text())
-    return parse_policy(models, file="models.yaml").catalog
 
 
 def estimate(prompt: str, *, pictures: int = 1) -> Amounts:
@@ -99,7 +91,7 @@ async def leave_purchase(
 
 
 def _request(prompt: str) -> tuple[ImageRequest, Catalog]:
-    catalog = load_catalog()
+    catalog = shipped_catalog()
     return validate({"model": MODEL, "prompt": prompt}, catalog, allowed_models=None), catalog
 
 

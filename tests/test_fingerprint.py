@@ -2,21 +2,18 @@
 
 import json
 import unicodedata
-from pathlib import Path
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gateway.catalog import load_catalog
 from gateway.images import ImageRequest
 from gateway.request.body import parse_body
 from gateway.request.fingerprint import fingerprint
 from gateway.request.validation import validate
+from tests.catalogs import shipped_catalog
 
-CATALOG = load_catalog(
-    (Path(__file__).parent.parent / "config" / "models.yaml").read_text(encoding="utf-8")
-)
+CATALOG = shipped_catalog()
 
 # By hand, not from the catalog: what each model's picture depends on, the default spelled out
 # first in all its ways, then values that make another picture.

@@ -1,20 +1,17 @@
 """Estimates are upper bounds, costs are exact, and the numbers are those of WIRE §5."""
 
 import math
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.billing.pricing import charge, cost_micros, estimate, is_billed_by_tokens
-from gateway.catalog import load_catalog
 from gateway.images import Amounts, Usage
 from gateway.request.validation import validate
+from tests.catalogs import shipped_catalog
 
-CATALOG = load_catalog(
-    (Path(__file__).parent.parent / "config" / "models.yaml").read_text(encoding="utf-8")
-)
+CATALOG = shipped_catalog()
 
 # WIRE §5.1, by hand.
 OLD_TOKENS = {

@@ -7,13 +7,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.catalog import load_catalog, parse_catalog
+from gateway.catalog import parse_catalog
 from gateway.errors import InvalidRequest
 from gateway.images import ImageRequest
 from gateway.request.validation import validate
+from tests.catalogs import shipped_catalog
 
 SHIPPED = (Path(__file__).parent.parent / "config" / "models.yaml").read_text(encoding="utf-8")
-CATALOG = load_catalog(SHIPPED)
+CATALOG = shipped_catalog()
 
 
 def refusal(body, catalog=CATALOG, **settings):

@@ -7,18 +7,15 @@ is a whole error, or the request with everything that is off its default.
 """
 
 import json
-from pathlib import Path
 
 import pytest
 
-from gateway.catalog import load_catalog
 from gateway.errors import InvalidRequest
 from gateway.request.body import parse_body
 from gateway.request.validation import validate
+from tests.catalogs import shipped_catalog
 
-CATALOG = load_catalog(
-    (Path(__file__).parent.parent / "config" / "models.yaml").read_text(encoding="utf-8")
-)
+CATALOG = shipped_catalog()
 
 ABSENT = ("",)
 D2 = ("dall-e-2",)

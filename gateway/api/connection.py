@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any
 
 import orjson
 from aiohttp import StreamReader, hdrs, web
@@ -17,9 +17,6 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from gateway.api.middleware import SERVER, error_response, new_request_id
 from gateway.errors import INVALID_REQUEST, GatewayError, InvalidRequest
-
-KEEP_ALIVE_SECONDS: Final = 620.0
-"""Longer than load balancers keep an idle connection, so that they close first (WIRE §8 row 6)."""
 
 
 class Connection(RequestHandler):

@@ -144,22 +144,23 @@ def render(answer: Answer, *, created: int) -> list[bytes]:
     pieces = [orjson.dumps({"created": created, **background})[:-1], b',"data":[']
     for index, (picture, data) in enumerate(answer.pictures):
         pieces += [b"," if index else b"", b'{"b64_json":"', pybase64.b64encode(data), b'"']
-        pieces += [_revised(picture), b"}"]
+        pieces.append(_further_keys(picture))
     usage = _usage([picture for picture, _ in answer.pictures])
     tail = orjson.dumps(shown | ({"usage": usage} if usage else {}))
     pieces.append(b"]" + (b"," if len(tail) > len(b"{}") else b"") + tail[1:])
     return pieces
 
 
-def _revised(picture: Picture) -> bytes:
-    if picture.revised_prompt is None:
-        return b""
-    return b',"revised_prompt":' + orjson.dumps(picture.revised_prompt)
-
-
-def _link(picture: UpstreamPicture) -> dict[str, str | None]:
+def _further_keys(picture: Picture) -> bytes:
+    """The end of a picture's JSON object, after its base64."""
     revised = {"revised_prompt": picture.revised_prompt} if picture.revised_prompt else {}
-    return {**revised, "url": picture.url}
+    keys = orjson.dumps({**revised, **picture.extra})
+    return b"," + keys[1:] if len(keys) > len(b"{}") else b"}"
+
+
+def _link(picture: UpstreamPicture) -> dict[str, Any]:
+    revised = {"revised_prompt": picture.revised_prompt} if picture.revised_prompt else {}
+    return {**revised, **picture.extra, "url": picture.url}
 
 
 def _usage(pictures: Sequence[Picture]) -> dict[str, Any] | None:

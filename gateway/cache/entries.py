@@ -114,6 +114,7 @@ def picture_to_dict(picture: Picture) -> dict[str, Any]:
         "usage": asdict(picture.usage) if picture.usage else None,
         "cost_micros": picture.cost_micros,
         "shown": dict(picture.shown),
+        "extra": dict(picture.extra),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from pathlib import Path
 
 from tests.gateways import MODEL, Client, InProcess, Upstream, make_settings, run_gateway
@@ -123,14 +124,19 @@ async def test_a_request_that_buys_twice_is_told_the_sum_of_both(
 async def test_an_upstream_request_id_that_is_no_text_loses_nothing(
     tmp_path: Path, upstream: Upstream
 ) -> None:
-    """A header byte that is not UTF-8 would not fit into the JSON of journal and ledger."""
+    """A header byte that is not UTF-8 would not fit into the JSON of journal and ledger.
+
+    And further keys that upstream gives a picture come with it, bought or not.
+    """
     good = upstream.base_url
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         body = {"model": MODEL, "prompt": "an otter"}
         async with upstream.session.post(f"{good}/images/generations", json=body) as response:
-            answer = await response.read()
+            said = await response.json()
+        said["data"][0]["seed"] = 7
+        answer = json.dumps(said).encode()
         head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(answer)}\r\nConnection: close\r\n"
         writer.write(head.encode() + b"x-request-id: req_\xff\r\n\r\n" + answer)
         await writer.drain()
@@ -145,4 +151,5 @@ async def test_an_upstream_request_id_that_is_no_text_loses_nothing(
         bought, _ = await here.ledger()
 
     assert (first.status, second.cache_status[:3]) == (200, "hit")
+    assert [reply.json["data"][0]["seed"] for reply in (first, second)] == [7, 7]
     assert (bought.outcome, bought.upstream_request_id) == ("bought", "req_?")

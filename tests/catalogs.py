@@ -1,0 +1,21 @@
+"""The shipped model table, as tests read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.catalog import Catalog, parse_catalog
+from gateway.settings import read_config
+from tests.gateways import CONFIG
+
+SHIPPED = CONFIG / "models.yaml"
+
+
+def read_shipped() -> dict[Any, Any]:
+    """What the file says, unchecked; the caller may change it."""
+    return read_config(SHIPPED, {})
+
+
+def shipped_catalog() -> Catalog:
+    """What the gateway makes of it."""
+    return parse_catalog(read_shipped(), file=SHIPPED.name)
