@@ -266,6 +266,12 @@ def _client_settings(settings: Settings) -> ClientSettings:
         api_key=upstream.api_key or SecretStr(""),
         timeout_seconds=upstream.timeout_seconds,
         max_picture_bytes=settings.cache.max_picture_bytes,
+        auth_header=upstream.auth_header,
+        headers=upstream.headers,
+        proxy=upstream.proxy,
+        ca_file=upstream.ca_file,
+        breaker_failures=upstream.breaker.failures,
+        breaker_open_seconds=upstream.breaker.open_seconds,
     )
 
 

@@ -108,6 +108,9 @@ class Metrics:
             "upstream_duration_seconds", "Length of an attempt to buy", ("model",)
         )
         self.upstream_retries = counter("upstream_retries_total", "Attempts after the first")
+        self.breaker_open = gauge(
+            "upstream_breaker_open", "Workers whose circuit breaker lets nothing through"
+        )
         self.tokens = counter("tokens_total", "Tokens charged", (*who, "kind"))
         self.images = counter("images_total", "Pictures", (*who, "size", "quality", "outcome"))
         self.cost = counter("cost_usd_total", "US dollars charged", who)
@@ -171,6 +174,10 @@ class Metrics:
     def retried(self) -> None:
         """Counts one attempt after the first."""
         self.upstream_retries.inc()
+
+    def breaker_turned(self, *, is_open: bool) -> None:
+        """Notes that this worker's circuit breaker has opened or closed."""
+        self.breaker_open.set(is_open)
 
     def purchased(self, billed: Billed) -> None:
         """Counts a settled purchase, once."""

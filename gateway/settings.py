@@ -11,11 +11,12 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeGuard
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import yaml
 from pydantic import (
@@ -43,6 +44,21 @@ _BYTES: Final = {"": 1, "B": 1} | {
     for unit, base in (("iB", 1024), ("B", 1000))
     for power, prefix in enumerate("KMGT" if unit == "iB" else "kMGT", start=1)
 }
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
+
+AUTHORIZATION: Final = "Authorization"
+
+_OWN_HEADERS: Final = frozenset(
+    {
+        *("authorization", "accept", "accept-encoding", "content-type", "user-agent"),
+        *("connection", "content-encoding", "content-length", "expect", "host", "keep-alive"),
+        *("proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding"),
+        *("upgrade", "idempotency-key"),
+    }
+)
+"""What a request to upstream says by itself: of us, of the message, of the connection. And the one
+header that would be a disaster if it always said the same: every purchase would be the first."""
 
 
 class ConfigError(Exception):
@@ -95,13 +111,18 @@ def parse_size(value: object) -> int:
 
 def parse_count(value: object) -> int:
     """A whole number above zero; `33e6` is one, which YAML itself takes for text."""
-    try:
-        number = math.nan if isinstance(value, bool) else float(str(value))
-    except ValueError:
-        number = math.nan
-    if not (number >= 1 and number.is_integer()):
+    number = _whole(value)
+    if number is None or number < 1:
         raise ValueError("a whole number above zero")
-    return int(number)
+    return number
+
+
+def parse_count_or_zero(value: object) -> int:
+    """A whole number; 0 stands for none."""
+    number = _whole(value)
+    if number is None or number < 0:
+        raise ValueError("a whole number, 0 for none")
+    return number
 
 
 def parse_text(value: object) -> str:
@@ -130,6 +151,68 @@ def parse_base_url(value: object) -> str:
     return parts.geturl().rstrip("/")
 
 
+def parse_proxy(value: object) -> str:
+    """`http://host:port`; user and password, where there are any, are part of it."""
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    parts = _split_url(text)
+    if parts is None or parts.scheme != "http" or parts.path.strip("/") or parts.query:
+        raise _Unshown("http://host:3128, or http://user:password@host:3128")
+    if not unquote(parts.netloc).isascii() or ":" in unquote(parts.username or ""):
+        raise _Unshown("a user without a colon and a password, both in ASCII")
+    return parts.geturl()
+
+
+def parse_ca_file(value: object) -> Path:
+    """A file that holds certificates in PEM; relative to where the gateway was started."""
+    expected = "a file with certificates in PEM"
+    if not isinstance(value, str | Path):
+        raise ValueError(expected)
+    path = Path(value).expanduser()
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError:
+        raise ValueError(expected) from None
+    except OSError as fault:
+        raise ValueError(f"{expected}; it cannot be read: {fault.strerror}") from None
+    return path
+
+
+def parse_auth_header(value: object) -> str:
+    """The name of the header that carries the key."""
+    if not isinstance(value, str) or not _HEADER_NAME.fullmatch(value.strip()):
+        raise ValueError("the name of a header such as Authorization or api-key")
+    name = value.strip()
+    if name.lower() in _OWN_HEADERS - {AUTHORIZATION.lower()}:
+        raise ValueError(f"another header than {name}, which cannot carry a key")
+    return AUTHORIZATION if name.lower() == AUTHORIZATION.lower() else name
+
+
+def parse_headers(value: object) -> dict[str, str]:
+    """Headers by name; one that is left empty is left out. No message shows a value."""
+    if not isinstance(value, dict):
+        raise _Unshown("names and values of headers, such as 'OpenAI-Organization: org-…'")
+    given = {name: text for name, text in value.items() if text not in (None, "")}
+    headers = {_header_name(name): _header_value(name, text) for name, text in given.items()}
+    if len({name.lower() for name in headers}) < len(given):
+        raise _Unshown("each header once, whether its name is in capitals or not")
+    return headers
+
+
+def _header_name(name: object) -> str:
+    if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+        raise _Unshown(f"names of headers; {name!r} is none")
+    if name.lower() in _OWN_HEADERS:
+        raise _Unshown(f"other headers than {name}, which cannot be set here")
+    return name
+
+
+def _header_value(name: object, value: object) -> str:
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if not isinstance(text, str) or not _HEADER_VALUE.fullmatch(text.strip()):
+        raise _Unshown(f"visible ASCII characters as {name}, in quotes if all are digits")
+    return text.strip()
+
+
 def parse_redis_url(value: object) -> str:
     """`redis://` or, with TLS, `rediss://`; user, password and database are part of it."""
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
@@ -146,6 +229,15 @@ def parse_folder(value: object) -> Path:
     if not isinstance(value, str):
         raise ValueError("a folder such as ./data")
     return Path(value).expanduser()
+
+
+def _whole(value: object) -> int | None:
+    """A whole number however it is written; None when it is none."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(str(value))
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() else None
 
 
 def _measure(value: object, pattern: re.Pattern[str], units: Mapping[str, float]) -> float | None:
@@ -189,11 +281,24 @@ Bytes = Annotated[int, BeforeValidator(parse_size), _as_number_or(_SIZE)]
 Count = Annotated[
     int, BeforeValidator(parse_count), _as_number_or(re.compile(r"\d+(?:\.\d+)?(?:e\d+)?"))
 ]
+CountOrZero = Annotated[
+    int,
+    BeforeValidator(parse_count_or_zero),
+    WithJsonSchema({"type": "integer", "minimum": 0}),
+]
 Text = Annotated[str, BeforeValidator(parse_text), _as_text()]
 Secret = Annotated[SecretStr, BeforeValidator(parse_secret), _as_text()]
 BaseUrl = Annotated[str, BeforeValidator(parse_base_url), _as_text("^https?://")]
 RedisUrl = Annotated[SecretStr, BeforeValidator(parse_redis_url), _as_text("^rediss?://")]
+ProxyUrl = Annotated[SecretStr, BeforeValidator(parse_proxy), _as_text("^http://")]
 Folder = Annotated[Path, BeforeValidator(parse_folder), _as_text()]
+CaFile = Annotated[Path, BeforeValidator(parse_ca_file), _as_text()]
+AuthHeader = Annotated[str, BeforeValidator(parse_auth_header), _as_text()]
+Headers = Annotated[
+    Mapping[str, SecretStr],
+    BeforeValidator(parse_headers),
+    WithJsonSchema({"type": "object", "additionalProperties": {"type": ["string", "null"]}}),
+]
 
 
 # ── sections ────────────────────────────────────────────────────────────────────────────────
@@ -270,6 +375,15 @@ class StoreSettings(_Section):
     """The folder for the embedded store, picture bytes and the admin token."""
 
 
+class BreakerSettings(_Section):
+    """When a paid service that fails is given a rest."""
+
+    failures: CountOrZero = 5
+    """After how many failed purchases in a row nothing more is sent; 0: never."""
+    open_seconds: Seconds = Field(default=10.0, alias="open")
+    """How long until one request tries again; the others are answered 503 until it succeeds."""
+
+
 class UpstreamSettings(_Section):
     """The paid service."""
 
@@ -281,6 +395,21 @@ class UpstreamSettings(_Section):
     """Part of every fingerprint: change it when another service stands behind base_url."""
     timeout_seconds: Seconds = Field(default=600.0, alias="timeout")
     """The longest that one purchase may take."""
+    auth_header: AuthHeader = AUTHORIZATION
+    """The header that carries the key: Authorization as 'Bearer …', any other (api-key) bare."""
+    headers: Headers = Field(default_factory=dict)
+    """Further headers of every request to it, by name. Their values are secrets."""
+    proxy: ProxyUrl | None = None
+    """The HTTP proxy on the way to it, http://user:password@host:port; empty: there is none."""
+    ca_file: CaFile | None = None
+    """A PEM file with authorities that are trusted beside the system's; empty: there are none."""
+    breaker: BreakerSettings = Field(default_factory=BreakerSettings)
+
+    @model_validator(mode="after")
+    def _sends_each_header_once(self) -> UpstreamSettings:
+        if self.auth_header.lower() in {name.lower() for name in self.headers}:
+            raise ValueError(f"headers without {self.auth_header}, which is the auth_header")
+        return self
 
 
 class CacheSettings(_Section):
@@ -374,11 +503,14 @@ def json_schema() -> dict[str, Any]:
 
 
 def _or_reference(rule: dict[str, Any]) -> dict[str, Any]:
-    """The rule of a key that may also be empty or, unless it is a section, `${NAME}`."""
+    """The rule of a key that may also be empty or, unless it has keys of its own, `${NAME}`."""
     if "$ref" in rule:
         return {"anyOf": [rule, {"type": "null"}]}
     about = {k: rule[k] for k in ("description", "default") if rule.get(k) is not None}
-    kinds = rule.get("anyOf", [{k: rule[k] for k in ("type", "pattern") if k in rule}])
+    if rule.get("type") == "object":
+        names = {k: rule[k] for k in ("type", "additionalProperties")}
+        return about | {"anyOf": [names, {"type": "null"}]}
+    kinds = rule.get("anyOf", [{k: rule[k] for k in ("type", "pattern", "minimum") if k in rule}])
     also = [{"$ref": "#/$defs/FromEnvironment"}, {"type": "null"}]
     return about | {"anyOf": [*kinds, *(kind for kind in also if kind not in kinds)]}
 
@@ -473,10 +605,18 @@ def _describe(error: ErrorDetails) -> str:
 def _expected(error: ErrorDetails) -> object:
     """What belongs there, in the words of a parser above or of pydantic."""
     if error["type"] == "model_type":
-        section = Settings.model_fields[str(error["loc"][-1])].annotation
-        return "a section with " + ", ".join(section.keys() if _is_section(section) else ())
+        return "a section with " + ", ".join(_section_at(error["loc"]).keys())
     context = error.get("ctx", {})
     return context.get("error") or context.get("expected") or error["msg"]
+
+
+def _section_at(path: Sequence[int | str]) -> type[_Section]:
+    """The section that stands at a path of keys."""
+    section: type[_Section] = Settings
+    for key in path:
+        annotation = section.model_fields[str(key)].annotation
+        section = annotation if _is_section(annotation) else section
+    return section
 
 
 def _nearest_key(key: str) -> str:

@@ -272,8 +272,13 @@ def start_processes(
     redis_url: str | None = None,
     data: str = "data",
     options: Mapping[str, Any] | None = None,
+    module: str = "gateway",
+    environ: Mapping[str, str] | None = None,
 ) -> Iterator[Processes]:
-    """Runs `gateway serve` in `folder` on a free port; whatever is left at the end is killed."""
+    """Runs `gateway serve` in `folder` on a free port; whatever is left at the end is killed.
+
+    `module` is run in the place of the command line, with `environ` beside the usual environment.
+    """
     folder.mkdir(exist_ok=True)
     settings = make_settings(folder / data, upstream, redis_url, **(options or {}))
     config = folder / "gateway.yaml"
@@ -285,11 +290,12 @@ def start_processes(
         "GATEWAY_REDIS_URL": redis_url or "",
         "GATEWAY_ADMIN_TOKEN": ADMIN_TOKEN,
         "UPSTREAM_BASE_URL": upstream,
+        **(environ or {}),
     }
     log_file = folder / f"log-{time.monotonic_ns()}"
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "serve", "--config", str(config)],
+            [sys.executable, "-m", module, "serve", "--config", str(config)],
             cwd=folder,
             env=environment,
             stdout=subprocess.PIPE,

@@ -15,7 +15,9 @@ from gateway.settings import (
     load_settings,
     parse_address,
     parse_count,
+    parse_count_or_zero,
     parse_duration,
+    parse_proxy,
     parse_size,
     read_config,
 )
@@ -52,6 +54,11 @@ def test_the_defaults_are_those_of_the_contract():
     assert settings.upstream.base_url == "https://api.fastapi.ai/v1"
     assert settings.upstream.name == "default"
     assert settings.upstream.timeout_seconds == 600
+    assert settings.upstream.auth_header == "Authorization"
+    assert settings.upstream.headers == {}
+    assert settings.upstream.proxy is settings.upstream.ca_file is None
+    assert settings.upstream.breaker.failures == 5
+    assert settings.upstream.breaker.open_seconds == 10
     assert settings.cache.ttl_seconds == 30 * 86_400
     assert settings.cache.max_picture_bytes == 67_108_864
     assert settings.cache.max_pixels == 33_000_000
@@ -91,10 +98,13 @@ def test_the_shipped_schema_is_the_one_of_the_code():
     assert json.loads(SHIPPED.with_name("gateway.schema.json").read_text()) == json_schema()
 
 
-def test_the_schema_describes_every_key_and_lets_each_come_from_the_environment():
+def test_the_schema_describes_every_key_and_lets_each_value_come_from_the_environment():
+    """What has keys of its own comes from the file, and its values from the environment."""
     schema = json_schema()
     for section in schema["$defs"].values():
         for key, rule in section.get("properties", {}).items():
+            if key in ("breaker", "headers"):
+                continue
             assert rule["description"], key
             assert {"$ref": "#/$defs/FromEnvironment"} in rule["anyOf"], key
 
@@ -149,7 +159,8 @@ def test_no_secret_is_in_the_printed_settings(tmp_path: Path):
     text = (
         "server: {admin_token: hunter2, metrics_token: hunter2}\n"
         "store: {redis_url: 'redis://:hunter2@cache.example.com'}\n"
-        "upstream: {api_key: hunter2}\n"
+        "upstream: {api_key: hunter2, proxy: 'http://ann:hunter2@proxy:3128',\n"
+        "  headers: {X-Entry: hunter2}}\n"
     )
     settings = load(tmp_path, text)
     assert "hunter2" not in f"{settings!r}{settings}{settings.model_dump_json()}"
@@ -235,7 +246,7 @@ def test_each_broken_file_is_refused_with_its_message(path: Path):
 
 
 @pytest.mark.parametrize(
-    "key", ["public_url", "signing_keys", "validation", "rehost_allow", "blobs_url", "breaker"]
+    "key", ["public_url", "signing_keys", "validation", "rehost_allow", "blobs_url"]
 )
 def test_a_setting_that_nothing_heeds_yet_is_refused(tmp_path: Path, key: str):
     with pytest.raises(ConfigError, match=f"unknown key '{key}'"):
@@ -247,6 +258,74 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
     for path in (tmp_path / "gateway.yaml", tmp_path / "missing.yaml", tmp_path):
         with pytest.raises(ConfigError, match=rf"^{path}: cannot be read: "):
             load_settings(path, {})
+
+
+# ── the way to upstream ─────────────────────────────────────────────────────────────────────
+
+
+def test_a_header_is_sent_under_its_name_unless_it_is_empty(tmp_path: Path):
+    text = (
+        "upstream:\n"
+        "  headers:\n"
+        "    OpenAI-Organization: ' ${ORGANIZATION} '\n"
+        "    OpenAI-Project: ${PROJECT:-}\n"
+        "    X-Nothing:\n"
+    )
+    headers = load(tmp_path, text, ORGANIZATION="org one").upstream.headers
+    assert headers == {"OpenAI-Organization": SecretStr("org one")}
+
+
+def test_authorization_is_authorization_however_it_is_written(tmp_path: Path):
+    settings = load(tmp_path, "upstream: {auth_header: authorization}\n")
+    assert settings.upstream.auth_header == "Authorization"
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["http://proxy:3128", "http://proxy", "http://ann:p%40ss@[::1]:8080/", "http://ann@proxy"],
+)
+def test_a_proxy_is_an_http_address_with_or_without_credentials(written: str):
+    assert parse_proxy(written) == parse_proxy(SecretStr(written)) == written
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("proxy:3128", "https://proxy:3128", "socks5://proxy", "http://", "http://h:1/path"),
+        *("http://h?query", "http://a%3Ab:c@h", "http://ä:b@h", "http://a:%C3%A4@h", 3128, [1]),
+    ],
+)
+def test_what_is_no_proxy_is_refused(written: object):
+    with pytest.raises(ValueError, match=r"http://host:3128|a user without a colon"):
+        parse_proxy(written)
+
+
+def test_a_ca_file_must_hold_certificates_when_the_gateway_starts(tmp_path: Path):
+    """Relative to where it was started, like the data folder."""
+    authority = ROOT / "tests" / "tls" / "authority.pem"
+    key_alone = ROOT / "tests" / "tls" / "server-key.pem"
+    (tmp_path / "empty.pem").touch()
+    good = load(tmp_path, f"upstream: {{ca_file: '{authority}'}}\n")
+    assert good.upstream.ca_file == authority
+    for path in (tmp_path / "empty.pem", key_alone, ROOT / "README.md", tmp_path):
+        with pytest.raises(ConfigError) as fault:
+            load(tmp_path, f"upstream: {{ca_file: '{path}'}}\n")
+        assert str(fault.value).startswith(
+            f"{tmp_path / 'gateway.yaml'}: upstream.ca_file: '{path}' is not valid; "
+            "expected a file with certificates in PEM"
+        )
+        assert "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize(("written", "count"), [(0, 0), ("0", 0), (5, 5), ("1e2", 100)])
+def test_counts_that_may_be_zero(written: object, count: int):
+    assert parse_count_or_zero(written) == count
+
+
+@pytest.mark.parametrize("written", [-1, 1.5, True, None, "", "x", "nan", "inf", [1]])
+def test_what_is_no_count_nor_zero_is_refused(written: object):
+    with pytest.raises(ValueError, match="a whole number, 0 for none"):
+        parse_count_or_zero(written)
 
 
 # ── finding ─────────────────────────────────────────────────────────────────────────────────

@@ -98,8 +98,8 @@ class Upstream:
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        length = int(head.lower().split("content-length: ")[1].split("\r\n")[0])
-        self.bodies.append(await reader.readexactly(length))
+        _, _, length = head.lower().partition("content-length: ")
+        self.bodies.append(await reader.readexactly(int(length.split("\r\n")[0] or 0)))
         self.heads.append(head)
         reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
         if isinstance(reply, bytes):
@@ -145,6 +145,7 @@ class Notes:
 
     attempts: list[tuple[str, int | str]] = field(default_factory=list)
     retries: int = 0
+    turns: list[bool] = field(default_factory=list)
 
     def attempted(self, model: str, *, status: int | str, seconds: float) -> None:
         assert seconds >= 0
@@ -152,6 +153,9 @@ class Notes:
 
     def retried(self) -> None:
         self.retries += 1
+
+    def breaker_turned(self, *, is_open: bool) -> None:
+        self.turns.append(is_open)
 
 
 @contextlib.asynccontextmanager
@@ -198,6 +202,13 @@ async def test_the_request_on_the_wire_is_ours_to_the_last_byte():
         f"Host: {host}",
         f"User-Agent: image-gateway/{__version__}",
     ]
+
+
+async def test_a_header_of_another_name_carries_the_key_alone():
+    async with upstream(GOOD) as script, client_of(script, auth_header="api-key") as client:
+        await client.generate(REQUEST, pictures=1)
+    assert f"\r\napi-key: {KEY}\r\n" in script.heads[0]
+    assert "Authorization" not in script.heads[0]
 
 
 async def test_nothing_is_kept_between_calls_but_the_connection():
@@ -365,6 +376,14 @@ async def test_a_service_that_quotes_its_key_does_not_betray_it():
     assert failure.message == "no such key: ***"
 
 
+async def test_what_an_extra_header_says_is_not_betrayed_either():
+    """Only a value that is long enough to be a secret is looked for: 1 is in every other text."""
+    quoted = json.dumps({"error": {"message": "no such organization: org-of-the-team, 1"}}).encode()
+    headers = {"OpenAI-Organization": "org-of-the-team", "X-Version": "1"}
+    failure = await failure_after(http(400, quoted), headers=headers)
+    assert failure.message == "no such organization: ***, 1"
+
+
 async def test_a_huge_error_is_not_read_to_its_end():
     failure = await failure_after(then(http(500, b"x" * 3_000_000)[:2_000_000], hang))
     assert (failure.status, failure.charge) == (502, Charge.PRESUMED)
@@ -424,12 +443,75 @@ async def test_a_server_that_says_nothing_to_tls_is_given_up_and_free():
     assert (failure.status, failure.charge) == (502, Charge.FREE)
 
 
+async def test_a_proxy_that_never_gets_through_is_given_up_and_free():
+    async with upstream(hang) as proxy:
+        settings = {"base_url": "https://127.0.0.1:1/v1", "proxy": proxy.url.removesuffix("/v1")}
+        async with client_of(proxy, connect_timeout_seconds=0.02, **settings) as client:
+            failure = await failure_of(client)
+    assert (failure.status, failure.charge) == (502, Charge.FREE)
+    assert [head.partition("\r\n")[0] for head in proxy.heads] == [
+        "CONNECT 127.0.0.1:1 HTTP/1.1"
+    ] * 3
+
+
 async def test_a_name_that_does_not_resolve_is_free():
     too_long_for_any_network = ".".join(["a" * 60] * 6)
     url = f"http://{too_long_for_any_network}/v1"
     async with upstream(GOOD) as script, client_of(script, base_url=url) as client:
         failure = await failure_of(client)
     assert (failure.status, failure.charge) == (502, Charge.FREE)
+
+
+# ── the breaker ─────────────────────────────────────────────────────────────────────────────
+
+
+async def test_it_opens_after_the_last_retry_and_closes_with_the_first_answer():
+    clock, notes = Clock(), Notes()
+    async with (
+        upstream(error(503), error(503), error(503), error(500), error(400)) as script,
+        client_of(script, pace=clock.pace, notes=notes, breaker_failures=2) as client,
+    ):
+        assert [(await failure_of(client)).status for _ in range(2)] == [503, 500]
+        refusal = await failure_of(client)
+        clock.now += 9.5
+        last_refusal = await failure_of(client)
+        clock.now += 0.5
+        assert (await failure_of(client)).status == 400
+    assert (refusal.code, refusal.charge) == ("upstream_unavailable", Charge.FREE)
+    assert (refusal.headers, last_refusal.headers) == ({"Retry-After": "10"}, {"Retry-After": "1"})
+    assert len(script.heads) == len(notes.attempts) == 5
+    assert notes.turns == [True, False]
+
+
+async def test_a_long_rest_is_not_a_wait_that_no_sdk_would_take():
+    async with (
+        upstream(error(500)) as script,
+        client_of(script, breaker_failures=1, breaker_open_seconds=600) as client,
+    ):
+        await failure_of(client)
+        assert (await failure_of(client)).headers == {"Retry-After": "120"}
+
+
+async def test_a_trial_that_is_cancelled_makes_room_for_the_next():
+    clock, arrived = Clock(), asyncio.Event()
+
+    async def keep_waiting(writer: asyncio.StreamWriter) -> None:
+        arrived.set()
+        await hang(writer)
+
+    async with (
+        upstream(error(500), keep_waiting, GOOD) as script,
+        client_of(script, pace=clock.pace, breaker_failures=1) as client,
+    ):
+        await failure_of(client)
+        clock.now += 10
+        trial = asyncio.create_task(client.generate(REQUEST, pictures=1))
+        await arrived.wait()
+        assert (await failure_of(client)).code == "upstream_unavailable"
+        trial.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await trial
+        assert (await client.generate(REQUEST, pictures=1)).pictures[0].data == PIXELS
 
 
 # ── retries ─────────────────────────────────────────────────────────────────────────────────

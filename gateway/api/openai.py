@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import orjson
 import pybase64
-from aiohttp import hdrs, web
+from aiohttp import StreamReader, hdrs, web
 from aiohttp.web_protocol import RequestPayloadError
 
 from gateway.access.keys import Key
@@ -95,17 +95,28 @@ async def read_body(request: web.Request) -> bytes:
     if request.headers.get(hdrs.EXPECT, "").strip().lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
-    body = bytearray()
     try:
-        async with asyncio.timeout(services.body_timeout_seconds):
-            async for chunk in request.content.iter_any():
-                body += chunk
-                if len(body) > most:
-                    raise _too_large(most)
+        if request.content.is_eof():  # small bodies come with the head and need no clock
+            body = request.content.read_nowait()
+        else:
+            async with asyncio.timeout(services.body_timeout_seconds):
+                body = await _read_chunks(request.content, most)
     except TimeoutError:
         raise _too_slow(services.body_timeout_seconds) from None
     except (OSError, RequestPayloadError) as error:
         raise InvalidRequest("The request's body ended before it was complete.") from error
+    if len(body) > most:
+        raise _too_large(most)
+    return body
+
+
+async def _read_chunks(content: StreamReader, most: int) -> bytes:
+    """What comes, up to the first chunk beyond `most` bytes."""
+    body = bytearray()
+    async for chunk in content.iter_any():
+        body += chunk
+        if len(body) > most:
+            break
     return bytes(body)
 
 

@@ -30,7 +30,7 @@ from gateway.cli.logs import configure_logs
 from gateway.configuration import Configuration
 from gateway.errors import GatewayError
 from gateway.metrics import forget_worker
-from gateway.settings import Address, ConfigError, Settings, find_config
+from gateway.settings import Address, ConfigError, Settings, UpstreamSettings, find_config
 from gateway.simulator import SimulatorSettings, open_simulator
 from gateway.store.layout import LayoutMismatch
 from gateway.supervisor import CannotListen, bind_socket, supervise
@@ -127,13 +127,16 @@ def demo_command(config: Path | None) -> None:
 
 
 def _demo_settings(base_url: str, settings: Settings) -> Settings:
-    """The same settings on a store of the demo's own, in front of the simulated upstream."""
+    """The same settings on a store of the demo's own, in front of the simulated upstream.
+
+    Nothing that belongs to the real service goes along: no proxy, no header, no authority.
+    """
     folder = settings.store.data_dir / "demo"
-    upstream = {"base_url": base_url, "api_key": SecretStr("simulated"), "name": "simulated"}
+    key = SecretStr("simulated")
     return settings.model_copy(
         update={
             "store": settings.store.model_copy(update={"redis_url": None, "data_dir": folder}),
-            "upstream": settings.upstream.model_copy(update=upstream),
+            "upstream": UpstreamSettings(base_url=base_url, api_key=key, name="simulated"),
         }
     )
 

@@ -1,9 +1,9 @@
 """Sends one purchase to the paid service and brings back what it answered.
 
-One connection pool, one deadline, at most two retries (CONTRACT §9). How a request and an answer
-read is `wire`; whether a purchase may be made and what it is charged is decided elsewhere. The
-question that matters here is what was certainly *not* sent: only that may be sent again, and only
-that is certainly free.
+One connection pool, one deadline, at most two retries, one circuit breaker (CONTRACT §9). How a
+request and an answer read is `wire`, when the breaker opens is `breaker`; whether a purchase may be
+made and what it is charged is decided elsewhere. The question that matters here is what was
+certainly *not* sent: only that may be sent again, and only that is certainly free.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import asyncio
 import contextlib
 import random
 import socket
+import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Final, Protocol
 
 import aiohttp
+import structlog
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from yarl import URL
 
@@ -26,6 +29,7 @@ from gateway import __version__
 from gateway.errors import UpstreamFailure
 from gateway.images import Answered, ImageRequest
 from gateway.upstream import wire
+from gateway.upstream.breaker import Breaker, Pass, Refused
 
 MAX_RETRIES: Final = 2
 RETRY_WINDOW_SECONDS: Final = 30.0
@@ -51,6 +55,14 @@ _MAX_ERROR_BYTES: Final = _MEBIBYTE
 _THREAD_ABOVE_BYTES: Final = 4 * _MEBIBYTE
 """Larger answers are decoded in a thread: they would hold up the loop."""
 
+_TUNNEL_STEPS: Final = 3
+"""Through a proxy a connection is made in three steps: to it, by it, and TLS through it."""
+
+_SHORTEST_SECRET: Final = 8
+"""Characters. A shorter value of an extra header would be found in any text by chance."""
+
+log = structlog.get_logger(__name__)
+
 
 class ClientSettings(BaseModel):
     """Where the paid service is and how much of it we take."""
@@ -65,6 +77,17 @@ class ClientSettings(BaseModel):
     connect_timeout_seconds: float = Field(default=5, gt=0)
     """For one TCP connection and its TLS handshake."""
     max_picture_bytes: int = Field(default=64 * _MEBIBYTE, gt=0)
+    auth_header: str = "Authorization"
+    """Carries the key: `Authorization` as `Bearer …`, any other name the key alone."""
+    headers: Mapping[str, SecretStr] = Field(default_factory=dict)
+    """Sent with every request, beside the client's own."""
+    proxy: SecretStr | None = None
+    """`http://host:port`, with or without user and password."""
+    ca_file: Path | None = None
+    """Authorities to be trusted beside the system's, in PEM."""
+    breaker_failures: int = Field(default=5, ge=0)
+    """Purchases in a row that open the circuit breaker; 0: it never opens."""
+    breaker_open_seconds: float = Field(default=10, gt=0)
 
     @field_validator("base_url")
     @classmethod
@@ -86,6 +109,27 @@ class ClientSettings(BaseModel):
         return SecretStr(secret)
 
     @property
+    def sent_headers(self) -> dict[str, str]:
+        """Every header that a request is sent with, but for those of HTTP itself."""
+        key = self.api_key.get_secret_value()
+        is_bearer = self.auth_header.lower() == "authorization"
+        return {
+            self.auth_header: f"Bearer {key}" if is_bearer else key,
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",  # base64 of a PNG hardly shrinks (WIRE §8 row 2)
+            "User-Agent": f"image-gateway/{__version__}",
+            **{name: value.get_secret_value() for name, value in self.headers.items()},
+        }
+
+    @property
+    def unspoken(self) -> list[bytes]:
+        """What no error that is relayed may say, although upstream does."""
+        values = [value.get_secret_value() for value in self.headers.values()]
+        secrets = [value for value in values if len(value) >= _SHORTEST_SECRET]
+        return [secret.encode() for secret in (self.api_key.get_secret_value(), *secrets)]
+
+    @property
     def generations_url(self) -> URL:
         """Where pictures are asked for; a query of the base address (`api-version`) stays."""
         base = URL(self.base_url)
@@ -102,6 +146,9 @@ class Observer(Protocol):
     def retried(self) -> None:
         """Another attempt will follow."""
 
+    def breaker_turned(self, *, is_open: bool) -> None:
+        """The circuit breaker has opened or closed."""
+
 
 class Unobserved:
     """An observer that nobody asks."""
@@ -110,6 +157,9 @@ class Unobserved:
         """Nothing."""
 
     def retried(self) -> None:
+        """Nothing."""
+
+    def breaker_turned(self, *, is_open: bool) -> None:
         """Nothing."""
 
 
@@ -151,13 +201,19 @@ class _Failed:
         status = self.status if isinstance(self.status, int) else None
         return wire.is_retryable(self.failure, upstream_status=status)
 
+    @property
+    def is_outage(self) -> bool:
+        """Whether it speaks against the service: no connection, no answer in time, 5xx."""
+        return not isinstance(self.status, int) or self.status >= 500
+
 
 @contextlib.asynccontextmanager
 async def open_client(
     settings: ClientSettings, *, observer: Observer | None = None, pace: Pace | None = None
 ) -> AsyncIterator[UpstreamClient]:
     """The one client of a process, with its pool; closes every connection at the end."""
-    async with _open_session(settings) as session:
+    tls = await asyncio.to_thread(_create_tls, settings.ca_file)  # reads files
+    async with _open_session(settings, tls) as session:
         yield UpstreamClient(
             session, settings, observer=observer or Unobserved(), pace=pace or Pace()
         )
@@ -179,6 +235,9 @@ class UpstreamClient:
         self._observer = observer
         self._pace = pace
         self._url = settings.generations_url
+        self._breaker = Breaker(
+            failures=settings.breaker_failures, open_seconds=settings.breaker_open_seconds
+        )
 
     async def generate(self, request: ImageRequest, *, pictures: int) -> Answered:
         """Buys `pictures` pictures of `request`; whether they are pictures is not checked here.
@@ -186,22 +245,54 @@ class UpstreamClient:
         Raises `UpstreamFailure` when none came; its `charge` says what that is presumed to have
         cost. The deadline ends with the last byte: what has arrived is never given up.
         """
+        entered = self._enter()
+        outcome: _Reply | _Failed | None = None
+        try:
+            outcome = await self._send_in_time(request, pictures=pictures)
+        finally:
+            self._leave(entered, outcome)
+        if isinstance(outcome, _Failed):
+            raise outcome.failure
+        return await _parse(outcome)
+
+    def _enter(self) -> Pass:
+        """Asks the breaker; raises its 503 while it is open."""
+        entered = self._breaker.enter(self._pace.clock())
+        if isinstance(entered, Refused):
+            raise wire.breaker_open(wait_seconds=entered.seconds)
+        return entered
+
+    def _leave(self, entered: Pass, outcome: _Reply | _Failed | None) -> None:
+        """Tells the breaker how a purchase ended, after its retries; None is a cancelled one."""
+        was_open = self._breaker.is_open
+        if outcome is None:
+            self._breaker.abandon(entered, self._pace.clock())
+        elif isinstance(outcome, _Failed) and outcome.is_outage:
+            self._breaker.fail(entered, self._pace.clock())
+        else:
+            self._breaker.succeed()
+        if self._breaker.is_open != was_open:
+            log.warning("upstream_breaker_closed" if was_open else "upstream_breaker_opened")
+            self._observer.breaker_turned(is_open=not was_open)
+
+    async def _send_in_time(self, request: ImageRequest, *, pictures: int) -> _Reply | _Failed:
         body = wire.forwarded_body(request, pictures=pictures)
         line = _Line()
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
-                reply = await self._send(
+                return await self._send(
                     request.model, body, limit_bytes=self._limit_bytes(pictures), line=line
                 )
         except TimeoutError:
-            raise wire.timed_out(was_sent=line.is_sent) from None
-        return await _parse(reply)
+            return _Failed("timeout", wire.timed_out(was_sent=line.is_sent))
 
     def _limit_bytes(self, pictures: int) -> int:
         """The largest answer that `pictures` pictures in base64 can make."""
         return pictures * (self._settings.max_picture_bytes * 4 // 3 + 4) + _ENVELOPE_BYTES
 
-    async def _send(self, model: str, body: bytes, *, limit_bytes: int, line: _Line) -> _Reply:
+    async def _send(
+        self, model: str, body: bytes, *, limit_bytes: int, line: _Line
+    ) -> _Reply | _Failed:
         """Attempts until there is an answer, or nothing more that may be tried."""
         started = self._pace.clock()
         retries = 0
@@ -212,7 +303,7 @@ class UpstreamClient:
             elapsed = self._pace.clock() - started
             wait = self._wait_seconds(outcome, retries=retries, elapsed_seconds=elapsed)
             if wait is None:
-                raise outcome.failure
+                return outcome
             retries += 1
             self._observer.retried()
             await self._pace.sleep(wait)
@@ -263,11 +354,9 @@ class UpstreamClient:
         body = bytearray()
         with contextlib.suppress(aiohttp.ClientError, OSError):
             await _read(response, body, limit_bytes=_MAX_ERROR_BYTES)
-        secret = self._settings.api_key.get_secret_value().encode()
-        harmless = body.replace(secret, b"***")  # some services quote the key they refuse
-        return _Failed(
-            response.status, wire.parse_error(response.status, response.headers, harmless)
-        )
+        for secret in self._settings.unspoken:  # some services quote the key they refuse
+            body = body.replace(secret, b"***")
+        return _Failed(response.status, wire.parse_error(response.status, response.headers, body))
 
 
 async def _receive_answer(response: aiohttp.ClientResponse, limit_bytes: int) -> _Reply | _Failed:
@@ -297,23 +386,35 @@ async def _parse(reply: _Reply) -> Answered:
 # ── the pool ────────────────────────────────────────────────────────────────────────────────
 
 
-def _open_session(settings: ClientSettings) -> aiohttp.ClientSession:
+def _create_tls(ca_file: Path | None) -> ssl.SSLContext | bool:
+    """Trusts the system's authorities and those of `ca_file`; True: the system's alone."""
+    if ca_file is None:
+        return True
+    context = ssl.create_default_context()
+    context.load_verify_locations(ca_file)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _open_session(settings: ClientSettings, tls: ssl.SSLContext | bool) -> aiohttp.ClientSession:
     """A session that sends our headers and nothing else, and keeps nothing between calls."""
+    proxy = settings.proxy.get_secret_value() if settings.proxy else None
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             limit=0,  # how much may be bought at once is a limit of keys, not of sockets
             keepalive_timeout=_IDLE_CONNECTION_SECONDS,
             socket_factory=_open_socket,
+            ssl=tls,
         ),
-        headers={
-            "Authorization": f"Bearer {settings.api_key.get_secret_value()}",
-            "Content-Type": "application/json",
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",  # base64 of a PNG hardly shrinks (WIRE §8 row 2)
-            "User-Agent": f"image-gateway/{__version__}",
-        },
+        headers=settings.sent_headers,
         cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_seconds),
+        proxy=proxy,
+        timeout=aiohttp.ClientTimeout(
+            total=None,
+            # A proxy that never says whether it got through has no other end than the deadline.
+            connect=_TUNNEL_STEPS * settings.connect_timeout_seconds if proxy else None,
+            sock_connect=settings.connect_timeout_seconds,
+        ),
         trace_configs=[_trace_sending()],
         trust_env=False,
     )

@@ -357,6 +357,18 @@ def timed_out(*, was_sent: bool) -> UpstreamFailure:
     return UpstreamFailure("Upstream did not answer in time.", status=504, charge=charge)
 
 
+def breaker_open(*, wait_seconds: float) -> UpstreamFailure:
+    """Too many purchases in a row have failed: nothing is sent before the next try."""
+    retry_after = min(max(1, math.ceil(wait_seconds)), MAX_RETRY_AFTER_SECONDS)
+    return UpstreamFailure(
+        "Upstream has failed several times in a row and is given a rest. Try again later.",
+        status=503,
+        code="upstream_unavailable",
+        charge=Charge.FREE,
+        headers={"Retry-After": str(retry_after)},
+    )
+
+
 # ── reading foreign JSON ────────────────────────────────────────────────────────────────────
 
 

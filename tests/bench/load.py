@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.bench.cells import SIZES, Cell
+
 SCRIPT = Path(__file__).with_name("post.lua")
 PATIENCE_SECONDS = 30
 """How long wrk waits for one answer; the slowest peer needs half a second."""
@@ -35,13 +37,13 @@ class Speed:
     p50_ms: float
 
 
-def ask_for(target: Target, *, connections: int, seconds: int, has_distinct_prompts: bool) -> Speed:
-    """Keeps `connections` busy for `seconds`. Raises `Failed` when any answer is not a 2xx."""
+def ask_for(target: Target, cell: Cell, *, seconds: int) -> Speed:
+    """Asks as the cell says. Raises `Failed` unless every answer is a picture of its size."""
     headers = [f"-H{name}: {value}" for name, value in target.headers.items()]
-    salt = [str(time.time_ns())] if has_distinct_prompts else []
+    salt = [str(time.time_ns())] if cell.kind == "bought" else []
     done = subprocess.run(
         [
-            *("wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"),
+            *("wrk", "-t1", f"-c{cell.connections}", f"-d{seconds}s", "--latency"),
             *(f"--timeout={PATIENCE_SECONDS}s", f"-s{SCRIPT}", *headers, target.url, "--", *salt),
         ],
         capture_output=True,
@@ -51,12 +53,15 @@ def ask_for(target: Target, *, connections: int, seconds: int, has_distinct_prom
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         raise Failed(f"wrk could not ask {target.name}: {done.stderr.strip()}")
-    return _speed(target, json.loads(lines[-1]))
-
-
-def _speed(target: Target, said: Mapping[str, int]) -> Speed:
-    if said["failed"] or not said["requests"]:
-        raise Failed(
-            f"{target.name}: {said['failed']} of {said['requests']} requests failed at {target.url}"
-        )
+    said = json.loads(lines[-1])
+    _check(target, said, least_bytes=SIZES[cell.size])
     return Speed(said["requests"] / said["micros"] * 1e6, said["p50_micros"] / 1000)
+
+
+def _check(target: Target, said: Mapping[str, int], *, least_bytes: int) -> None:
+    requests = said["requests"]
+    if said["failed"] or not requests:
+        raise Failed(f"{target.name}: {said['failed']} of {requests} requests failed")
+    if said["bytes"] < requests * least_bytes:
+        mean = said["bytes"] // requests
+        raise Failed(f"{target.name} answers with {mean} bytes where {least_bytes} are asked for")

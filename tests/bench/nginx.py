@@ -100,7 +100,7 @@ def answer_of(base64_bytes: int) -> bytes:
 
 def _noise(size_bytes: int) -> bytes:
     """A PNG of noise, which no encoder makes smaller: a byte for each pixel."""
-    side = math.isqrt(size_bytes)
+    side = math.isqrt(size_bytes) + 1
     pixels = random.Random(size_bytes).randbytes(side * side)
     file = io.BytesIO()
     Image.frombytes("L", (side, side), pixels).save(file, "PNG", compress_level=0)

@@ -96,7 +96,12 @@ def _generations(base_url: str) -> str:
 def _run_gateway(ground: Ground, name: str, redis_url: str | None) -> Iterator[Target]:
     """One worker with everything on: key, limits, ledger, metrics, and the log in a file."""
     folder = ground.folder / name
-    with start_processes(folder, ground.upstream, workers=1, redis_url=redis_url) as processes:
+    options = {
+        "upstream": {"name": ground.size}
+    }  # or one size's hits would be the other's pictures
+    with start_processes(
+        folder, ground.upstream, workers=1, redis_url=redis_url, options=options
+    ) as processes:
         secret = _create_key(processes.url, f"{name} {ground.size}")
         yield Target(name, f"{processes.url}/{PATH}", {"Authorization": f"Bearer {secret}"})
 

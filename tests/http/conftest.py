@@ -90,8 +90,12 @@ class Shared:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shared]:
-    """For long tables; a module that uses it marks its tests `asyncio(loop_scope="module")`."""
+    """For long tables; a module that uses it marks its tests `asyncio(loop_scope="module")`.
+
+    It has no circuit breaker: the failures of one row say nothing of the next.
+    """
     async with run_upstream() as upstream:
         folder = tmp_path_factory.mktemp("shared")
-        async with run_gateway(make_settings(folder, upstream.base_url)) as opened:
+        settings = make_settings(folder, upstream.base_url, upstream={"breaker": {"failures": 0}})
+        async with run_gateway(settings) as opened:
             yield Shared(opened, upstream, await opened.client.with_key("alice"))

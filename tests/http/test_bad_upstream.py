@@ -45,6 +45,8 @@ TEXT_MICROS, IMAGE_MICROS = 5, 32
 LOW_TOKENS, LOW_MICROS = 272, 9_000
 """Of one low picture of 1024x1024: tokens (WIRE §5.1), and the price per picture."""
 
+NO_BREAKER = {"failures": 0}
+"""So many failures in a row say nothing of the next case."""
 DEADLINE_SECONDS = 1.5
 FOLLOWED_SECONDS = 0.15
 """How long an answer takes, so that somebody follows."""
@@ -401,8 +403,8 @@ async def house(
     folder = tmp_path_factory.mktemp("house")
 
     def settings(base_url: str) -> Any:
-        deadline = {"timeout": f"{DEADLINE_SECONDS}s"}
-        return make_settings(folder, base_url, redis_url, upstream=deadline)
+        upstream = {"timeout": f"{DEADLINE_SECONDS}s", "breaker": NO_BREAKER}
+        return make_settings(folder, base_url, redis_url, upstream=upstream)
 
     async with (
         run_upstream() as upstream,

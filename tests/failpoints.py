@@ -1,0 +1,210 @@
+"""Fail points: a store that kills its process at a chosen step of a purchase.
+
+A step is a store verb that belongs to image requests, or the bytes of one picture. Batches are
+taken apart, so that every state between two verbs of a batch can be met as well. The test and the
+process talk through a folder: the test arms a point there, the first step of the next purchase
+takes it (so whoever replaces the process lives), and the process holds still at the point, with
+its heart beating, until it is told to die.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+from gateway.settings import Settings
+from gateway.store.verbs import (
+    Admit,
+    BlobStore,
+    Claim,
+    Extend,
+    Keep,
+    Publish,
+    ReadEntry,
+    Receive,
+    Release,
+    Reserve,
+    Settle,
+    Store,
+    Verb,
+    Watch,
+)
+
+STEPS: Final = (
+    Admit,
+    ReadEntry,
+    Claim,
+    Reserve,
+    Extend,
+    Release,
+    Receive,
+    Keep,
+    Settle,
+    Publish,
+)
+"""The verbs that count; heartbeats, ledger batches, sweeps and what waiters ask do not."""
+
+PUT_BLOB: Final = "PutBlob"
+LOOK_SECONDS: Final = 0.005
+
+FOLDER_VARIABLE: Final = "FAIL_POINTS"
+MORTAL_CLAIM_SECONDS: Final = 1.0
+"""How long a claim lives, in a gateway with fail points, until its purchase has reserved."""
+
+When = Literal["before", "after"]
+OpenStore = Callable[[Settings], AbstractAsyncContextManager[tuple[Store, BlobStore]]]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class KillPoint:
+    """Where a process dies: right before or right after its `step`-th step, counted from 1."""
+
+    when: When
+    step: int
+
+
+@dataclass(frozen=True)
+class Strings:
+    """The folder through which a test pulls the strings of a failing gateway."""
+
+    folder: Path
+
+    def arm(self, point: KillPoint) -> None:
+        """The next purchase anywhere in the gateway meets this point; once."""
+        aside = self.folder / "arming"
+        aside.write_text(f"{point.when} {point.step}")
+        aside.rename(self._armed)
+
+    def take(self) -> KillPoint | None:
+        """The armed point, for the one process that asks first."""
+        taken = self.folder / f"taken-by-{os.getpid()}"
+        with suppress(FileNotFoundError):
+            self._armed.rename(taken)
+            when, step = taken.read_text().split()
+            return KillPoint("before" if when == "before" else "after", int(step))
+        return None
+
+    def note(self, step: str) -> None:
+        """Writes down a step that was done."""
+        with (self.folder / "steps").open("a") as file:
+            file.write(f"{step}\n")
+
+    def steps(self) -> list[str]:
+        """What the process that took the point has done since, step by step."""
+        file = self.folder / "steps"
+        return file.read_text().split() if file.exists() else []
+
+    def hold(self) -> None:
+        """Says that the point was reached."""
+        (self.folder / "reached").touch()
+
+    def is_held(self) -> bool:
+        """Whether a process stands at the point."""
+        return (self.folder / "reached").exists()
+
+    def kill(self) -> None:
+        """Lets the process that stands at the point die."""
+        (self.folder / "die").touch()
+
+    def must_die(self) -> bool:
+        """Whether the test has said so."""
+        return (self.folder / "die").exists()
+
+    @property
+    def _armed(self) -> Path:
+        return self.folder / "armed"
+
+
+class FailPoints:
+    """Counts the steps of one process and stops it at the point that it took."""
+
+    def __init__(self, strings: Strings) -> None:
+        self._strings = strings
+        self._point: KillPoint | None = None
+        self._count = 0
+        self._is_over = False
+
+    async def pass_through(self, name: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Does one step, unless this process comes to its end before or after it."""
+        self._point = self._point or self._strings.take()
+        if self._point is None:
+            return await work()
+        self._count += 1
+        number = self._count
+        await self._die_at(KillPoint("before", number))
+        answer = await work()
+        self._strings.note(name)
+        await self._die_at(KillPoint("after", number))
+        return answer
+
+    async def _die_at(self, here: KillPoint) -> None:
+        """Once one purchase stands at the point, no other of this process goes on either."""
+        self._is_over = self._is_over or here == self._point
+        if not self._is_over:
+            return
+        self._strings.hold()
+        while not self._strings.must_die():  # noqa: ASYNC110 - it is told by a file
+            await asyncio.sleep(LOOK_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class FailingStore:
+    """A store that runs the verbs of a batch one by one, each through the fail points."""
+
+    def __init__(self, store: Store, points: FailPoints) -> None:
+        self.name = store.name
+        self._store = store
+        self._points = points
+
+    async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
+        """As the store does, but never two verbs at once."""
+        return [await self._run_one(verb) for verb in verbs]
+
+    async def _run_one(self, verb: Verb[Any]) -> Any:
+        async def work() -> Any:
+            return (await self._store.run([verb]))[0]
+
+        if not isinstance(verb, STEPS):
+            return await work()
+        return await self._points.pass_through(type(verb).__name__, work)
+
+    def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
+        """As the store does."""
+        return self._store.watch(flight)
+
+
+class FailingBlobs:
+    """Picture bytes, each `put` of them through the fail points."""
+
+    def __init__(self, blobs: BlobStore, points: FailPoints) -> None:
+        self.get = blobs.get
+        self.delete = blobs.delete
+        self._blobs = blobs
+        self._points = points
+
+    async def put(self, digest: str, data: bytes, lifetime_seconds: float) -> None:
+        """As the store does."""
+
+        async def work() -> None:
+            await self._blobs.put(digest, data, lifetime_seconds)
+
+        await self._points.pass_through(PUT_BLOB, work)
+
+
+def with_fail_points(open_store: OpenStore, strings: Strings) -> OpenStore:
+    """The same way to open a store, with fail points in whatever it opens."""
+
+    @asynccontextmanager
+    async def open_failing(settings: Settings) -> AsyncIterator[tuple[Store, BlobStore]]:
+        async with open_store(settings) as (store, blobs):
+            points = FailPoints(strings)
+            yield FailingStore(store, points), FailingBlobs(blobs, points)
+
+    return open_failing

@@ -1,0 +1,252 @@
+"""The circuit breaker through the front door: what opens it, whom it concerns, how it closes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.gateways import (
+    Client,
+    InProcess,
+    Reply,
+    Upstream,
+    make_settings,
+    open_connections,
+    read_spent,
+    run_gateway,
+    run_processes,
+)
+from tests.http.conftest import OpenGateway
+
+OPEN_SECONDS = 0.5
+SHORT = {"breaker": {"open": OPEN_SECONDS}}
+BREAKER_OPEN = "gateway_upstream_breaker_open"
+
+
+async def ask_each(client: Client, fault: str, count: int) -> list[Reply]:
+    """Asks for `count` different pictures, one after the other, that all end in the fault."""
+    return [await client.ask(f"[[sim:{fault}]] picture {i}") for i in range(count)]
+
+
+def assert_refused(reply: Reply, *, seconds: range = range(10, 11)) -> None:
+    """CONTRACT §9."""
+    assert reply.status == 503, reply.body
+    assert reply.error["code"] == "upstream_unavailable"
+    assert reply.error["type"] == "server_error"
+    assert reply.error["param"] is None
+    assert reply.headers["x-gateway-error-source"] == "upstream"
+    assert reply.headers["x-gateway-cost-usd"] == "0.000000"
+    assert int(reply.headers["Retry-After"]) in seconds
+    assert "x-should-retry" not in reply.headers
+
+
+# ── what opens it ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "attempts"),
+    [
+        pytest.param("status=500", 500, 1, id="500"),
+        pytest.param("status=502", 502, 1, id="an edge"),
+        pytest.param("status=503;retry-after-ms=10", 503, 3, id="503 after its retries"),
+        pytest.param("reset", 502, 1, id="reset"),
+        pytest.param("hang", 504, 1, id="time-out"),
+    ],
+)
+async def test_after_five_failures_the_sixth_is_answered_without_being_sent(
+    open_gateway: OpenGateway, upstream: Upstream, fault: str, status: int, attempts: int
+) -> None:
+    async with open_gateway(upstream={"timeout": "0.3s"}) as gateway:
+        alice = await gateway.client.with_key(limits={"usd_per_month": 50})
+        failed = await ask_each(alice, fault, 5)
+        spent = await read_spent(gateway.settings, alice.key_id)
+        sixth = await alice.ask("an otter")
+        records = await gateway.ledger()
+
+        assert [reply.status for reply in failed] == [status] * 5
+        assert_refused(sixth, seconds=range(9, 11))
+        assert len(await upstream.bodies()) == 5 * attempts
+        assert await read_spent(gateway.settings, alice.key_id) == spent
+    (record,) = [r for r in records if r.error == "upstream_unavailable"]
+    assert (record.outcome, record.status, record.flags) == ("failed", 503, ())
+    assert (record.cost_micros, record.images, record.tokens) == (0, 0, {})
+
+
+async def test_an_upstream_that_is_not_there_opens_it_too(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    """All at the same time: a purchase that cannot connect tries for one and a half seconds."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound but not listening: every connection is refused
+        settings = make_settings(tmp_path, f"http://127.0.0.1:{taken.getsockname()[1]}/v1")
+        async with run_gateway(settings) as gateway:
+            alice = await gateway.client.with_key(limits={"images_per_day": 6})
+            failed = await asyncio.gather(*(alice.ask(f"picture {i}") for i in range(5)))
+            sixth = await alice.ask("an otter")
+
+    assert {(reply.status, reply.error["code"]) for reply in failed} == {(502, "upstream_error")}
+    assert_refused(sixth)
+    assert sixth.headers["x-ratelimit-remaining-images"] == "6"
+
+
+async def test_everyone_who_waits_for_a_purchase_that_is_not_sent_is_told(
+    embedded: InProcess, upstream: Upstream
+) -> None:
+    alice = await embedded.client.with_key()
+    await ask_each(alice, "status=500", 5)
+    for reply in await asyncio.gather(*(alice.ask("an otter") for _ in range(4))):
+        assert_refused(reply)
+    assert len(await upstream.bodies()) == 5
+
+
+# ── what does not ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "sign_of_life",
+    [
+        *("moderation", "status=404", "status=401", "429;code=insufficient_quota"),
+        *("html", "bad-base64", "no-usage"),
+    ],
+)
+async def test_whatever_shows_that_upstream_is_there_begins_the_row_anew(
+    embedded: InProcess, sign_of_life: str
+) -> None:
+    alice = await embedded.client.with_key()
+    await ask_each(alice, "status=500", 4)
+    await alice.ask(f"[[sim:{sign_of_life}]] something else")
+    assert {reply.status for reply in await ask_each(alice, "status=500", 4)} == {500}
+    assert (await alice.ask("an otter")).status == 200
+
+
+@pytest.mark.parametrize("fault", ["moderation", "429;code=insufficient_quota", "bad-base64"])
+async def test_an_upstream_that_answers_badly_is_there(embedded: InProcess, fault: str) -> None:
+    alice = await embedded.client.with_key()
+    await ask_each(alice, fault, 7)
+    assert (await alice.ask("an otter")).status == 200
+
+
+async def test_callers_who_hang_up_say_nothing_of_upstream(
+    embedded: InProcess, upstream: Upstream
+) -> None:
+    alice = await embedded.client.with_key()
+    for i in range(6):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await alice.ask(f"[[sim:slow=0.2]] picture {i}")
+    assert (await alice.ask("an otter")).status == 200
+    assert len(await upstream.bodies()) == 7
+
+
+async def test_zero_failures_switch_it_off(open_gateway: OpenGateway) -> None:
+    async with open_gateway(upstream={"breaker": {"failures": 0}}) as gateway:
+        alice = await gateway.client.with_key()
+        assert {reply.status for reply in await ask_each(alice, "status=500", 12)} == {500}
+        assert (await alice.ask("an otter")).status == 200
+
+
+# ── what goes on meanwhile, and how it ends ─────────────────────────────────────────────────
+
+
+async def test_hits_are_answered_and_refusals_made_while_it_is_open(
+    embedded: InProcess, upstream: Upstream
+) -> None:
+    alice = await embedded.client.with_key()
+    await alice.ask("an otter")
+    await ask_each(alice, "status=500", 5)
+    hit, wrong = await alice.ask("an otter"), await alice.ask("an otter", size="1x1")
+
+    assert (hit.status, wrong.status) == (200, 400)
+    assert hit.cache_status.startswith("hit")
+    assert len(await upstream.bodies()) == 6
+
+
+async def test_after_its_time_one_request_tries_and_closes_it(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    async with open_gateway(upstream=SHORT) as gateway:
+        alice = await gateway.client.with_key()
+        await ask_each(alice, "status=500", 5)
+        assert_refused(await alice.ask("too early"), seconds=range(1, 2))
+        assert (await alice.metrics())[BREAKER_OPEN] == 1
+        await asyncio.sleep(OPEN_SECONDS)
+        await upstream.forget()
+
+        trial = asyncio.create_task(alice.ask("[[sim:slow=0.3]] who tries"))
+        await asyncio.sleep(0.1)
+        for reply in await asyncio.gather(*(alice.ask(f"others {i}") for i in range(3))):
+            assert_refused(reply, seconds=range(1, 2))
+        assert (await trial).status == 200
+        assert len(await upstream.bodies()) == 1
+        assert (await alice.metrics())[BREAKER_OPEN] == 0
+        assert {(await alice.ask(f"others {i}")).status for i in range(3)} == {200}
+
+
+async def test_a_trial_that_fails_opens_it_again(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    async with open_gateway(upstream=SHORT) as gateway:
+        alice = await gateway.client.with_key()
+        await ask_each(alice, "reset", 5)
+        await asyncio.sleep(OPEN_SECONDS)
+        trial = await alice.ask("[[sim:status=500]] who tries")
+        after = await alice.ask("an otter")
+
+    assert trial.status == 500
+    assert_refused(after, seconds=range(1, 2))
+    assert len(await upstream.bodies()) == 6
+
+
+async def test_a_trial_that_is_answered_badly_closes_it(open_gateway: OpenGateway) -> None:
+    async with open_gateway(upstream=SHORT) as gateway:
+        alice = await gateway.client.with_key()
+        await ask_each(alice, "status=500", 5)
+        await asyncio.sleep(OPEN_SECONDS)
+        assert (await alice.ask("[[sim:moderation]] who tries")).status == 400
+        assert (await alice.ask("an otter")).status == 200
+
+
+# ── whom it concerns ────────────────────────────────────────────────────────────────────────
+
+
+async def test_each_gateway_has_a_breaker_of_its_own(open_gateway: OpenGateway) -> None:
+    async with open_gateway() as here, open_gateway() as there:
+        alice = await here.client.with_key()
+        elsewhere = Client(there.client.url, there.client.session, alice.secret)
+        await ask_each(alice, "status=500", 5)
+        assert_refused(await alice.ask("an otter"))
+        assert (await elsewhere.ask("an otter")).status == 200
+        assert (await alice.ask("an otter")).cache_status.startswith("hit")
+
+
+async def test_each_worker_has_a_breaker_of_its_own_and_the_metric_counts_the_open_ones(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    async with two_workers(tmp_path, upstream) as (one, other):
+        await ask_each(one, "status=500", 5)
+        assert_refused(await one.ask("an otter"))
+        assert (await other.ask("an otter")).status == 200
+        assert [(await c.metrics())[BREAKER_OPEN] for c in (one, other)] == [1, 1]
+        await ask_each(other, "reset", 5)
+        assert_refused(await other.ask("another otter"))
+        assert [(await c.metrics())[BREAKER_OPEN] for c in (one, other)] == [2, 2]
+
+
+@asynccontextmanager
+async def two_workers(folder: Path, upstream: Upstream) -> AsyncIterator[tuple[Client, Client]]:
+    """A connection to each of two workers."""
+    async with run_processes(folder, upstream.base_url, workers=2) as (processes, client):
+        alice = await client.with_key()
+        async with open_connections(alice, 24) as connections:
+            reached: dict[int, Client] = {}
+            for connection in connections:
+                answer = await connection.ask("which worker is it")
+                reached.setdefault(processes.worker_of(answer), connection)
+            assert len(reached) == 2
+            one, other = reached.values()
+            yield one, other

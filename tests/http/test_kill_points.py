@@ -1,0 +1,344 @@
+"""`kill -9` at every step of a purchase: whatever state it leaves, the others go on from there.
+
+A gateway of one worker, which has fail points, shares a store with one that survives. Callers of
+both wait for a purchase of the first; it is held at a point, somebody else asks; then it is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from _pytest.mark import ParameterSet
+
+from gateway.cache import flights
+from gateway.store.verbs import Claim, Meter, OpenJournals, ReadMeters, ask
+from tests.failpoints import (
+    FOLDER_VARIABLE,
+    MORTAL_CLAIM_SECONDS,
+    KillPoint,
+    Strings,
+    When,
+)
+from tests.gateways import (
+    Client,
+    InProcess,
+    Reply,
+    Upstream,
+    read_spent,
+    run_processes,
+)
+from tests.http.conftest import OpenGateway
+
+MORTAL = {"heartbeat": "0.2s", "dead_after": "0.8s"}
+PATIENCE_SECONDS = 15.0
+CODE = Path(__file__).parent.parent.parent
+
+LOOKED_UP = ("Admit", "ReadEntry")
+OPENED = (*LOOKED_UP, "Claim", "Reserve", "Extend")
+LANDED = ("Receive", "Keep", "Settle", "Publish")
+
+
+@dataclass(frozen=True)
+class Story:
+    """A purchase that is to be interrupted, and every step that it takes when it is not."""
+
+    steps: tuple[str, ...]
+    prompt: str = "[[sim:slow=0.2]] an otter"
+    body: dict[str, Any] = field(default_factory=dict)
+    status: int = 200
+    is_shared: bool = True
+    """Whether others may wait for it, and find it afterwards."""
+    sent_after: int = len(OPENED)
+    """How many steps are done when the request goes out to upstream."""
+
+    @property
+    def pictures(self) -> int:
+        return int(self.body.get("n", 1))
+
+
+STORIES = {
+    "one": Story((*OPENED, "PutBlob", *LANDED)),
+    "four": Story((*OPENED, *["PutBlob"] * 4, *LANDED), body={"n": 4}),
+    "failing": Story(
+        (*OPENED, "Release", "Publish", "Settle"),
+        prompt="[[sim:status=500]] [[sim:slow=0.2]] an otter",
+        status=500,
+    ),
+    "undelivered": Story(
+        (*OPENED, "Release", "Publish", "Settle"),
+        prompt="[[sim:tiny-png]] [[sim:slow=0.2]] an otter",
+        status=502,
+    ),
+    "links": Story(
+        (*LOOKED_UP, "Reserve", "Receive", "Settle"),
+        body={"model": "dall-e-2", "response_format": "url"},
+        is_shared=False,
+        sent_after=len(LOOKED_UP) + 1,
+    ),
+}
+
+
+def kill_points(*names: str, both_sides: bool) -> list[ParameterSet]:
+    """Every step of these stories."""
+    return [point for name in names for point in kill_points_of(name, both_sides=both_sides)]
+
+
+def kill_points_of(name: str, *, both_sides: bool) -> Iterator[ParameterSet]:
+    """Before each step; after it too if asked, or if that is not the same as before the next one:
+
+    around the sending, and at the very end.
+    """
+    story = STORIES[name]
+    for number, step in enumerate(story.steps, start=1):
+        is_another = number in (story.sent_after, len(story.steps))
+        sides: list[When] = ["before", "after"] if both_sides or is_another else ["before"]
+        for when in sides:
+            point = KillPoint(when, number)
+            yield pytest.param(story, point, id=f"{name}-{when}-{number}-{step}")
+
+
+# ── the place ───────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Two gateways on one store, one of which is going to die."""
+
+    strings: Strings
+    upstream: Upstream
+    survivor: InProcess
+    victim: Client
+    """Alice, at the gateway that dies."""
+    alice: Client
+    """Alice, at the one that survives."""
+    bob: Client
+
+    async def interrupt(self, story: Story, point: KillPoint) -> Told:
+        """Has Alice buy and others wait for it, holds her at the point, has one more ask, kills."""
+        self.strings.arm(point)
+        buyer = asyncio.create_task(self.victim.ask(story.prompt, **story.body))
+        await until(lambda: self.strings.is_held() or "Claim" in self.strings.steps())
+        asks = [self._ask(client, story) for client in (self.bob, self.alice) if story.is_shared]
+        await until(lambda: self._is_follower() or all(ask.done() for ask in asks))
+        await until(self.strings.is_held)
+        asks += [self._ask(self.bob, story)] if story.is_shared else []
+        await asyncio.sleep(0.05)
+        self.strings.kill()
+        with pytest.raises(aiohttp.ClientError):
+            await buyer
+        replies = await asyncio.gather(*asks)
+        await until_closed(self.survivor)
+        return Told(story, point, self.strings.steps(), replies)
+
+    def _ask(self, client: Client, story: Story) -> asyncio.Task[Reply]:
+        return asyncio.create_task(client.ask(story.prompt, **story.body))
+
+    def _is_follower(self) -> bool:
+        """Whether the survivor listens to a flight of the victim."""
+        return bool(self.survivor.gateway.flights._listeners)
+
+    async def counted(self) -> Counted:
+        """What the counters of both keys show together."""
+        total = Counter[str]()
+        for client in (self.alice, self.bob):
+            total.update(vars(await self._counted_for(client)))
+        return Counted(**total)
+
+    async def _counted_for(self, client: Client) -> Counted:
+        spent = await read_spent(self.survivor.settings, client.key_id)
+        open_purchases = Meter(f"key:{client.key_id}", "purchases", "open")
+        (shown,) = await ask(self.survivor.gateway.store, ReadMeters((open_purchases,)))
+        return Counted(
+            micros=spent.micros,
+            images=spent.images,
+            reserved=spent.reserved_micros + spent.reserved_images + shown.reserved,
+        )
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Counters of both keys together."""
+
+    micros: int
+    images: int
+    reserved: int = 0
+    """Of anything: money, images, open purchases."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """How it went: what the victim had done, and what the survivor's callers were answered."""
+
+    story: Story
+    point: KillPoint
+    done: list[str]
+    replies: Sequence[Reply]
+
+    @property
+    def has_reserved(self) -> bool:
+        return "Reserve" in self.done
+
+    @property
+    def has_received(self) -> bool:
+        return "Receive" in self.done
+
+    @property
+    def must_be_presumed(self) -> bool:
+        """It may have been bought, and nobody knows any more."""
+        return self.has_reserved and not self.has_received and "Settle" not in self.done
+
+    @property
+    def has_sent(self) -> bool:
+        """The victim asks upstream between two steps."""
+        is_just_sent = len(self.done) == self.story.sent_after and self.point.when == "before"
+        return is_just_sent or len(self.done) > self.story.sent_after
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Waits for something that nobody tells."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not holds():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.01)
+
+
+async def until_closed(gateway: InProcess) -> None:
+    """Until nobody has an open journal any more."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while await ask(gateway.gateway.store, OpenJournals()):  # noqa: ASYNC110 - it must be asked
+            await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def arena(
+    tmp_path: Path,
+    upstream: Upstream,
+    store_url: str | None,
+    open_gateway: OpenGateway,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Arena]:
+    monkeypatch.setattr(flights, "CLAIM_SECONDS", MORTAL_CLAIM_SECONDS)
+    monkeypatch.setattr(flights, "LOOK_AGAIN_SECONDS", 0.3)
+    monkeypatch.setattr(flights, "RECHECK_SECONDS", 0.1)
+    folder = tmp_path / "strings"
+    folder.mkdir()
+    async with AsyncExitStack() as stack:
+        survivor = await stack.enter_async_context(open_gateway(workers=MORTAL))
+        _, client = await stack.enter_async_context(
+            run_processes(
+                tmp_path,
+                upstream.base_url,
+                workers=1,
+                redis_url=store_url,
+                options={"workers": MORTAL},
+                module="tests.failing_gateway",
+                environ={FOLDER_VARIABLE: str(folder), "PYTHONPATH": str(CODE)},
+            )
+        )
+        alice, bob = [await survivor.client.with_key(name) for name in ("alice", "bob")]
+        victim = Client(client.url, client.session, alice.secret, alice.key_id)
+        yield Arena(Strings(folder), upstream, survivor, victim, alice=alice, bob=bob)
+
+
+# ── what must hold, wherever it died ────────────────────────────────────────────────────────
+
+
+async def assert_books_agree(arena: Arena, told: Told) -> None:
+    """One record for each request, one reservation or none, counters that show their sum."""
+    records = await arena.survivor.ledger()
+    recorded = Counter(record.request_id for record in records)
+    answered = {reply.headers["x-request-id"] for reply in told.replies}
+    assert recorded.keys() >= answered
+    assert len(recorded) == len(answered) + told.has_reserved
+    assert set(recorded.values()) <= {1}
+    assert len({record.id for record in records}) == len(records)
+    assert sum("presumed" in record.flags for record in records) == told.must_be_presumed
+    assert await arena.counted() == Counted(
+        micros=sum(record.cost_micros for record in records),
+        images=sum(record.images for record in records),
+    )
+
+
+async def assert_nothing_is_held(arena: Arena, told: Told) -> None:
+    """No claim is left, and no reservation; every slot holds a picture or is free."""
+    store = arena.survivor.gateway.store
+    assert await ask(store, OpenJournals()) == []
+    records = await arena.survivor.ledger()
+    for place in {record.fingerprint for record in records if record.fingerprint}:
+        slots = tuple(range(told.story.pictures))
+        probe = await ask(store, Claim(place, slots, "a-probe", 0.001))
+        assert probe.others == {}
+        is_filled = told.story.is_shared and told.story.status == 200
+        assert tuple(probe.held) == (slots if is_filled else ())
+
+
+async def assert_bought_at_most_once_more(arena: Arena, told: Told) -> None:
+    """Nobody buys what was received, or failed, if the others could be told; else one does.
+
+    Whoever asks after a failure, when the slots are free again, asks anew.
+    """
+    is_replaced = told.story.is_shared and not told.has_received and "Publish" not in told.done
+    asks_anew = told.story.is_shared and "Release" in told.done
+    assert len(await arena.upstream.bodies()) == told.has_sent + is_replaced + asks_anew
+
+
+def assert_all_are_answered(told: Told) -> None:
+    """Everyone who did not ask the victim, and with the same pictures."""
+    assert {reply.status for reply in told.replies} <= {told.story.status}
+    if told.story.status == 200:
+        assert len({tuple(reply.images) for reply in told.replies}) <= 1
+
+
+async def assert_next_ask_is_a_hit(arena: Arena, told: Told) -> None:
+    """At the survivor, and at the worker that replaced the dead one."""
+    if not told.story.is_shared or told.story.status != 200:
+        return
+    for client in (arena.bob, arena.victim):
+        hit = await client.ask(told.story.prompt, **told.story.body)
+        assert hit.cache_status.startswith("hit")
+        assert hit.images == told.replies[0].images
+
+
+async def assert_all_holds(arena: Arena, story: Story, point: KillPoint) -> None:
+    told = await arena.interrupt(story, point)
+
+    is_after = point.when == "after"
+    assert told.done == list(story.steps[: point.step - 1 + is_after])
+    assert_all_are_answered(told)
+    await assert_bought_at_most_once_more(arena, told)
+    await assert_nothing_is_held(arena, told)
+    await assert_books_agree(arena, told)
+    await assert_next_ask_is_a_hit(arena, told)
+
+
+@pytest.mark.parametrize("story", STORIES.values(), ids=STORIES.keys())
+async def test_the_kill_points_are_all_steps_of_a_purchase(arena: Arena, story: Story) -> None:
+    """A point beyond the end kills nobody: the list of steps is the one that the tests go by."""
+    arena.strings.arm(KillPoint("before", len(story.steps) + 1))
+    reply = await arena.victim.ask(story.prompt, **story.body)
+
+    assert reply.status == story.status
+    assert arena.strings.steps() == list(story.steps)
+    assert not arena.strings.is_held()
+
+
+@pytest.mark.parametrize(("story", "point"), kill_points("one", both_sides=False))
+async def test_a_kill_at_any_step_of_a_purchase_loses_and_doubles_nothing(
+    arena: Arena, story: Story, point: KillPoint
+) -> None:
+    await assert_all_holds(arena, story, point)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("story", "point"), kill_points(*STORIES, both_sides=True))
+async def test_a_kill_before_or_after_any_step_of_any_purchase_loses_and_doubles_nothing(
+    arena: Arena, story: Story, point: KillPoint
+) -> None:
+    await assert_all_holds(arena, story, point)
