@@ -8,7 +8,6 @@ moment to its last: open, say ready, wait for SIGTERM, drain, close. The parent 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 import signal
@@ -56,7 +55,13 @@ TOKEN_FILE: Final = "admin-token"  # noqa: S105 - a file's name
 LISTENER_LINGERS_SECONDS: Final = 5.0
 """How long a draining worker still takes connections, so that balancers notice (CONTRACT §3)."""
 
-POLICY_LOOK_SECONDS: Final = 2.0
+IDLE_LINGERS_SECONDS: Final = 5.0
+"""How long a replaced worker waits for a last request on connections that it holds."""
+
+LAST_REQUEST_SECONDS: Final = 1.0
+"""How long a request may take to arrive on a connection that was the last one taken."""
+
+POLICY_LOOK_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 60.0
 SWEEP_MOST: Final = 1000
 KEY_LABELS_SECONDS: Final = 60.0
@@ -339,7 +344,7 @@ def _loops(settings: Settings, gateway: Gateway) -> Mapping[str, Coroutine[Any, 
         "heartbeat": _every(heartbeat, lambda: ask(store, Beat(gateway.worker))),
         "recovery": _every(heartbeat, gateway.purchases.recover_dead),
         "ledger": _every(WRITE_EVERY_SECONDS, gateway.ledger.write),
-        "policy": _watch_policy(gateway),
+        "policy": _every(0.0, lambda: _look_at_policy(gateway)),
         "sweep": _every(SWEEP_SECONDS, lambda: _sweep(store, gateway.blob_store)),
         "key labels": _every(
             KEY_LABELS_SECONDS, lambda: _label_keys(services.keys, services.metrics)
@@ -370,14 +375,13 @@ async def _running(loops: Mapping[str, Coroutine[Any, Any, None]]) -> AsyncItera
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _watch_policy(gateway: Gateway) -> None:
-    """Reads the policy again when its file changes, or when somebody asks."""
-    while True:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(gateway.reload_asked.wait(), POLICY_LOOK_SECONDS)
-        current, is_asked = gateway.policy, gateway.reload_asked.is_set()
-        gateway.reload_asked.clear()
-        await asyncio.to_thread(current.reload if is_asked else current.reload_if_changed)
+async def _look_at_policy(gateway: Gateway) -> None:
+    """After a while, or when somebody asks: reads the policy again if its file has changed."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(gateway.reload_asked.wait(), POLICY_LOOK_SECONDS)
+    current, is_asked = gateway.policy, gateway.reload_asked.is_set()
+    gateway.reload_asked.clear()
+    await asyncio.to_thread(current.reload if is_asked else current.reload_if_changed)
 
 
 async def _sweep(store: Store, blobs: BlobStore) -> None:
@@ -414,9 +418,10 @@ async def open_runner(settings: Settings, gateway: Gateway) -> AsyncIterator[web
 
 
 def serve(configuration: Configuration, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """One worker: reads the configuration, serves on `listener` until SIGTERM, drains, returns.
+    """One worker: reads the configuration, serves on `listener`, drains when told to, returns.
 
-    Raises `ConfigError` and `CatalogError` before it serves.
+    It is told by SIGTERM when the gateway ends, and by SIGUSR1 when another worker serves in its
+    place. Raises `ConfigError` and `CatalogError` before it serves.
     """
     uvloop.run(_serve(configuration, listener, ready))
 
@@ -424,10 +429,12 @@ def serve(configuration: Configuration, listener: socket.socket, ready: Callable
 async def _serve(
     configuration: Configuration, listener: socket.socket, ready: Callable[[], None]
 ) -> None:
+    parent = os.getppid()
     settings = configuration.read_settings()
-    stop = asyncio.Event()
+    told: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        loop.add_signal_handler(number, told.put_nowait, number)
     async with (
         open_services(settings, configuration) as gateway,
         open_runner(settings, gateway) as runner,
@@ -436,24 +443,40 @@ async def _serve(
         site = web.SockSite(runner, listener)
         await site.start()
         ready()
-        await _stop_or_orphaned(stop)
-        gateway.services.health.is_draining = True
-        await _linger(runner)
-        await site.stop()
+        is_replaced = await _told_to_leave(told, parent) == signal.SIGUSR1
+        health = gateway.services.health
+        health.is_leaving, health.is_draining = True, not is_replaced
+        await _let_clients_leave(site, runner, is_replaced=is_replaced)
 
 
-async def _stop_or_orphaned(stop: asyncio.Event) -> None:
-    """Returns at SIGTERM, or when the parent was killed: nobody would count signals any more."""
-    parent = os.getppid()
+async def _told_to_leave(told: asyncio.Queue[int], parent: int) -> int:
+    """The signal; SIGTERM also when the parent was killed: nobody would count signals any more."""
     while os.getppid() == parent:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), timeout=1.0)
-            return
+        with suppress(TimeoutError):
+            return await asyncio.wait_for(told.get(), timeout=1.0)
+    return signal.SIGTERM
 
 
-async def _linger(runner: web.AppRunner) -> None:
-    """Keeps the listener open for clients that have not noticed yet; not if there is none."""
-    give_up_at = time.monotonic() + LISTENER_LINGERS_SECONDS
+async def _let_clients_leave(
+    site: web.BaseSite, runner: web.AppRunner, *, is_replaced: bool
+) -> None:
+    """Closes the listener, and cuts no connection on which a request may be under way.
+
+    A gateway that ends takes connections for a while, for balancers that have not noticed. The
+    last one may have been taken a moment before that while is over: its request is waited for.
+    """
+    if is_replaced:
+        await site.stop()
+        await _until_alone(runner, IDLE_LINGERS_SECONDS)
+        return
+    await _until_alone(runner, LISTENER_LINGERS_SECONDS)
+    await site.stop()
+    await _until_alone(runner, LAST_REQUEST_SECONDS)
+
+
+async def _until_alone(runner: web.AppRunner, seconds: float) -> None:
+    """Until no connection is open any more, so many seconds at most."""
+    give_up_at = time.monotonic() + seconds
     while runner.server is not None and runner.server.connections:
         if time.monotonic() > give_up_at:
             return

@@ -3,7 +3,7 @@
 Here lives everything between that file and the frozen `Settings`: where the file is looked for,
 how `${NAME}` is read from the environment (here and nowhere else), what each key may hold, and
 what a person is told about a key that is wrong. Models and their prices are `catalog`; keys and
-limits belong to `access/`. A change of these settings needs a restart.
+limits belong to `access/`. A change of these settings needs new workers.
 """
 
 from __future__ import annotations

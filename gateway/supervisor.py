@@ -7,11 +7,13 @@ break. What a worker does is the `serve` that the caller hands in.
                       second: SIGKILL to every worker
     SIGHUP            passed on to every worker
     SIGUSR2           replaces the workers one after the other: start one, wait until it serves,
-                      SIGTERM one old, next; stops when a new one does not come up
+                      SIGUSR1 one old, next; stops when a new one does not come up
 
-A worker starts with SIGTERM at its default and SIGINT, SIGHUP and SIGUSR2 ignored, because a
-Ctrl-C or a `kill` of the whole group reaches it too: only the parent counts. A worker whose
-parent was killed sees another `os.getppid()`; nothing else tells it.
+A worker leaves at SIGTERM, when the whole gateway ends, and at SIGUSR1, when another one serves in
+its place: only then may it stop taking connections at once. It starts with these two at their
+default and SIGINT, SIGHUP and SIGUSR2 ignored, because a Ctrl-C or a `kill` of the whole group
+reaches it too: only the parent counts. A worker whose parent was killed sees another
+`os.getppid()`, or a broken pipe when it says that it serves; nothing else tells it.
 """
 
 from __future__ import annotations
@@ -113,11 +115,11 @@ class _Worker:
         """Its process id cannot be anybody else's: nobody but the parent waits for it."""
         os.kill(self.pid, number)
 
-    def drain(self) -> None:
+    def ask_to_leave(self, number: int) -> None:
         """Asked once; a worker that is leaving is not asked again."""
         if not self.is_draining:
             self.is_draining = True
-            self.send(signal.SIGTERM)
+            self.send(number)
 
     def close_pipe(self) -> None:
         if self.pipe >= 0:
@@ -142,7 +144,7 @@ class _Parent:
         self._workers: list[_Worker] = []
         self._outgoing: list[_Worker] = []  # still to be replaced by the roll that is under way
         self._has_served = False
-        self._failures = 0  # starts in a row that came to nothing
+        self._delay_seconds = _FIRST_DELAY_SECONDS  # after the next start that comes to nothing
         self._next_start_at = 0.0
         self._is_stopping = False
         self._status = 0
@@ -180,7 +182,9 @@ class _Parent:
         """The next step of a roll, as soon as there is one serving worker too many."""
         serving = [w for w in self._workers if not w.is_draining and not w.is_starting]
         if self._outgoing and len(serving) > self._wanted:
-            self._outgoing.pop(0).drain()
+            replaced = self._outgoing.pop(0)
+            _log.info("worker %d is replaced", replaced.pid)
+            replaced.ask_to_leave(signal.SIGUSR1)
 
     def _note_failed_start(self) -> None:
         """The next attempt comes later each time; a roll ends with the old workers kept."""
@@ -189,9 +193,8 @@ class _Parent:
             self._outgoing.clear()
         if time.monotonic() < self._next_start_at:
             return
-        delay = min(_FIRST_DELAY_SECONDS * 2**self._failures, _LONGEST_DELAY_SECONDS)
-        self._failures += 1
-        self._next_start_at = time.monotonic() + delay
+        self._next_start_at = time.monotonic() + self._delay_seconds
+        self._delay_seconds = min(2 * self._delay_seconds, _LONGEST_DELAY_SECONDS)
 
     # ── waiting for something to happen ─────────────────────────────────────────────────────
 
@@ -213,7 +216,7 @@ class _Parent:
             return
         worker.close_pipe()
         self._has_served = True
-        self._failures = 0
+        self._delay_seconds = _FIRST_DELAY_SECONDS
         self._next_start_at = 0.0
         _log.info("worker %d serves", worker.pid)
 
@@ -262,10 +265,12 @@ class _Parent:
             self._next_start_at = 0.0
 
     def _stop(self, status: int) -> None:
+        """Nobody is started any more; once the workers have closed the port, it is closed."""
         self._is_stopping = True
         self._status = status
+        self._listener.close()
         for worker in self._workers:
-            worker.drain()
+            worker.ask_to_leave(signal.SIGTERM)
 
     def _send_all(self, number: int) -> None:
         for worker in self._workers:
@@ -282,6 +287,7 @@ class _Parent:
         try:
             pid = os.fork()
             if pid == 0:
+                os.close(pipe)  # so that it breaks when the parent's end is gone
                 self._run_worker(child_pipe, mask)
         except OSError:
             os.close(pipe)

@@ -29,6 +29,7 @@ from gateway.billing.ledger import Ledger, Record
 from gateway.settings import Settings, read_config
 from gateway.simulator import SimulatorSettings, open_simulator
 from gateway.store.verbs import Meter, ReadMeters, ask
+from tests.processes import living_children
 
 ADMIN_TOKEN = "an-admin-token"
 CONFIG = Path(__file__).parent.parent / "config"
@@ -218,10 +219,10 @@ class Processes:
     settings: Settings
     ended: list[int] = field(default_factory=list)
 
-    def log(self) -> list[dict[str, Any]]:
-        """The lines of its log."""
-        lines = self.log_file.read_text().splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{")]
+    def log(self, about: str = "") -> list[dict[str, Any]]:
+        """The lines of its log that contain a text; one that is still being written is left out."""
+        lines = self.log_file.read_text().rpartition("\n")[0].splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and about in line]
 
     def answers_by_worker(self) -> dict[int, int]:
         """How many image requests each worker answered, by process id."""
@@ -235,6 +236,14 @@ class Processes:
         """The process id of the worker that gave this answer."""
         request_id = reply.headers["x-request-id"]
         return next(line["pid"] for line in self.log() if line.get("request_id") == request_id)
+
+    def workers(self) -> set[int]:
+        """Its workers that live, draining ones too."""
+        return living_children(self.process.pid)
+
+    def signal_parent(self, number: int) -> None:
+        """As an operator would: the parent passes on what is for the workers."""
+        self.process.send_signal(number)
 
     def signal_group(self, number: int) -> None:
         os.killpg(self.process.pid, number)
@@ -373,6 +382,20 @@ async def open_connections(client: Client, count: int) -> AsyncIterator[list[Cli
             clients.append(Client(client.url, session, client.secret, client.key_id))
         await asyncio.gather(*(opened.send("GET", "/healthz") for opened in clients))
         yield clients
+
+
+@asynccontextmanager
+async def open_to_both(processes: Processes, client: Client) -> AsyncIterator[dict[int, Client]]:
+    """An open connection to each of two workers, by process id."""
+    for _ in range(10):
+        async with open_connections(client, 20) as connections:
+            checked = await asyncio.gather(*(c.send("GET", "/healthz") for c in connections))
+            workers = map(processes.worker_of, checked)
+            by_worker = dict(zip(workers, connections, strict=True))
+            if len(by_worker) == 2:
+                yield by_worker
+                return
+    raise AssertionError("one worker takes all connections")
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ def main() -> int:
 
 def serve(listener: socket.socket, ready: Callable[[], None], state: Path) -> None:
     stopping: list[int] = []
-    signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: stopping.append(1))
     signal.signal(signal.SIGHUP, lambda *_: note(state, f"hup {os.getpid()}"))
     obey((state / "mode").read_text())
     listener.settimeout(0.05)

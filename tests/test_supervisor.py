@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from gateway.supervisor import EX_CONFIG, CannotListen, PortInUse, bind_socket
+from tests.processes import is_running, living_children
 
 SERVER = Path(__file__).with_name("supervised_server.py")
 
@@ -35,10 +36,7 @@ class Parent:
             connection.close()
 
     def workers(self) -> set[int]:
-        """Children that live; a zombie does not."""
-        pid = self.process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return {int(child) for child in children if not is_zombie(child)}
+        return living_children(self.process.pid)
 
     def served_by(self) -> set[int]:
         return {self.ask() for _ in range(12)}
@@ -52,13 +50,6 @@ class Parent:
     def become(self, mode: str) -> None:
         """How workers behave that start from now on."""
         (self.state / "mode").write_text(mode)
-
-
-def is_zombie(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def until(holds: Callable[[], bool], seconds: float = 5) -> None:
@@ -129,7 +120,7 @@ def test_the_second_signal_ends_everything_at_once(tmp_path: Path):
         parent.send(signal.SIGINT)
         assert parent.process.wait(5) == 128 + signal.SIGINT
         assert time.monotonic() - started < 0.6
-        assert is_zombie(str(worker))
+        assert not is_running(worker)
         with pytest.raises(ConnectionError):
             connection.getresponse()
         connection.close()

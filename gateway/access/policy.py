@@ -62,7 +62,7 @@ class CurrentPolicy:
         self._source = source
         self._on_change = on_change
         self._on_failure = on_failure
-        self._state = source.policy_state()
+        self._state = self._seen = source.policy_state()
         self._policy = source.read_policy()
         on_change(self._policy)
 
@@ -71,8 +71,13 @@ class CurrentPolicy:
         return self._policy
 
     def reload_if_changed(self) -> None:
-        """Reloads once after every change of the source, also after one for the worse."""
-        if self._source.policy_state() != self._state:
+        """Reloads once after every change of the source, also after one for the worse.
+
+        Two looks in a row must see the same: what is still being written may be valid half-way.
+        """
+        state = self._source.policy_state()
+        is_at_rest, self._seen = state == self._seen, state
+        if is_at_rest and state != self._state:
             self.reload()
 
     def reload(self) -> None:
@@ -84,7 +89,9 @@ class CurrentPolicy:
             log.error("policy_kept", reason=str(fault))
             self._on_failure()
             return
-        if policy != self._policy:
-            self._policy = policy
-            self._on_change(policy)
-            log.info("policy_changed", models=len(policy.catalog.models))
+        if policy == self._policy:
+            log.info("policy_unchanged")
+            return
+        self._policy = policy
+        self._on_change(policy)
+        log.info("policy_changed", models=len(policy.catalog.models))

@@ -74,7 +74,7 @@ async def stamp(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["openai-version"] = API_VERSION
     response.headers[hdrs.SERVER] = SERVER
     response.headers.update(request[HEADERS])
-    if request.app[SERVICES].health.is_draining:
+    if request.app[SERVICES].health.is_leaving:
         response.force_close()
         response.headers[hdrs.CONNECTION] = "close"  # aiohttp has set its own headers by now
 

@@ -23,6 +23,9 @@ class Health:
     """The store has answered at least once."""
     store_up: bool = False
     is_draining: bool = False
+    """The whole gateway ends: balancers are to send nothing more."""
+    is_leaving: bool = False
+    """This worker ends: every answer is the last one on its connection."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,11 @@
 """The least that an aiohttp handler in the gateway's place must do, and nothing else.
 
-It reads the body, makes one pipelined round trip to Redis as a hit does (key record, admission,
-entry) and answers: from memory, or with what the trip has brought. Run as a process of its own:
+For a hit it reads the body, makes one pipelined round trip to Redis as a hit does (key record,
+admission, entry) and answers: from memory, or with what the trip has brought. For a purchase it
+passes the body on and the answer back. Run as a process of its own:
 
-    python -m tests.bench.bare PORT REDIS_URL ANSWER_FILE memory|redis
+    python -m tests.bench.bare PORT memory|redis REDIS_URL ANSWER_FILE
+    python -m tests.bench.bare PORT pass UPSTREAM_URL
 """
 
 from __future__ import annotations
@@ -13,16 +15,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import uvloop
-from aiohttp import web
+from aiohttp import ClientSession, web
 from redis.asyncio import Redis
 
 REDIS = web.AppKey("redis", Redis)
-ENTRY = "bench:entry:"
+SESSION = web.AppKey("session", ClientSession)
 
 
-def create_app(redis_url: str, answer: bytes, *, is_from_redis: bool) -> web.Application:
-    """The handler on every path."""
-    stored = ENTRY + str(len(answer))
+def create_hits(source: str, redis_url: str, answer_file: str) -> web.Application:
+    """Answers every request from `memory` or from `redis`."""
+    answer, is_from_redis = Path(answer_file).read_bytes(), source == "redis"
+    stored = f"bench:entry:{len(answer)}"
 
     async def connect(app: web.Application) -> AsyncIterator[None]:
         async with Redis.from_url(redis_url) as app[REDIS]:
@@ -43,11 +46,29 @@ def create_app(redis_url: str, answer: bytes, *, is_from_redis: bool) -> web.App
     return app
 
 
+def create_passage(_source: str, upstream_url: str) -> web.Application:
+    """Passes every request on."""
+
+    async def connect(app: web.Application) -> AsyncIterator[None]:
+        async with ClientSession() as app[SESSION]:
+            yield
+
+    async def handle(request: web.Request) -> web.Response:
+        headers = {"Content-Type": "application/json"}
+        sent = request.app[SESSION].post(upstream_url, data=await request.read(), headers=headers)
+        async with sent as reply:
+            return web.Response(body=await reply.read(), content_type="application/json")
+
+    app = web.Application()
+    app.cleanup_ctx.append(connect)
+    app.router.add_post("/{any:.*}", handle)
+    return app
+
+
 def main() -> None:
     """Serves until it is terminated."""
-    port, redis_url, answer_file, source = sys.argv[1:]
-    answer = Path(answer_file).read_bytes()
-    app = create_app(redis_url, answer, is_from_redis=source == "redis")
+    port, *what = sys.argv[1:]
+    app = create_passage(*what) if what[0] == "pass" else create_hits(*what)
     loop = uvloop.new_event_loop()
     web.run_app(app, host="127.0.0.1", port=int(port), access_log=None, print=None, loop=loop)
 

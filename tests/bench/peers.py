@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,9 @@ from tests.bench.nginx import PATH
 from tests.bench.processes import free_port, run_process
 
 MODEL = "gpt-image-1.5"
+LITELLM_KEY = "sk-" + secrets.token_urlsafe(32)
+"""It starts with none but a strong one."""
+
 PORTKEY_PACKAGE = "@portkey-ai/gateway"
 
 
@@ -71,10 +75,15 @@ def _run_litellm(upstream: str, folder: Path) -> Iterator[Target]:
     model = {"model_name": MODEL, "litellm_params": params}
     config.write_text(json.dumps({"model_list": [model]}))  # JSON is YAML
     command = [_installed_at() / "litellm/bin/litellm", "--config", config, "--port", str(port)]
-    environ = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+    environ = {
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_LOG": "ERROR",
+        "LITELLM_MASTER_KEY": LITELLM_KEY,
+    }
     command += ["--host", "127.0.0.1"]
     with run_process("litellm", command, port=port, folder=folder, environ=environ):
-        yield Target("litellm", f"http://127.0.0.1:{port}/{PATH}")
+        headers = {"Authorization": f"Bearer {LITELLM_KEY}"}
+        yield Target("litellm", f"http://127.0.0.1:{port}/{PATH}", headers)
 
 
 # ── Portkey ─────────────────────────────────────────────────────────────────────────────────

@@ -6,7 +6,7 @@ import json
 import sys
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +75,8 @@ def open_targets(
         upstream = Target("upstream", _generations(ground.upstream))
         gateway = stack.enter_context(_run_gateway(ground, GATEWAY, ground.redis_url))
         embedded = stack.enter_context(_run_gateway(ground, EMBEDDED, None))
-        bare = stack.enter_context(_run_bare(ground))
+        bare_hit = stack.enter_context(_run_bare_hit(ground))
+        bare_pass = stack.enter_context(_run_bare(ground, "pass", _generations(ground.upstream)))
         others = [
             stack.enter_context(peers.run_peer(name, ground.upstream, ground.folder))
             for name in chosen_peers
@@ -83,8 +84,8 @@ def open_targets(
         cache = Target("nginx", _generations(ground.cache))
         proxy = Target("nginx", _generations(ground.proxy))
         yield {
-            "hit": [upstream, cache, bare, gateway, embedded],
-            "bought": [upstream, proxy, gateway, *others],
+            "hit": [upstream, cache, bare_hit, gateway, embedded],
+            "bought": [upstream, proxy, bare_pass, gateway, *others],
         }
 
 
@@ -116,12 +117,17 @@ def _create_key(url: str, name: str) -> str:
         return str(json.load(response)["key"])
 
 
-@contextmanager
-def _run_bare(ground: Ground) -> Iterator[Target]:
+def _run_bare_hit(ground: Ground) -> AbstractContextManager[Target]:
     """Small answers come from memory, large ones from Redis."""
-    port, answer = free_port(), ground.folder / "answer.json"
+    answer = ground.folder / "answer.json"
     answer.write_bytes(nginx.answer_of(SIZES[ground.size]))
     source = "redis" if ground.size == "2 MB" else "memory"
-    command = [sys.executable, "-m", "tests.bench.bare", str(port), ground.redis_url, answer]
-    with run_process("bare", [*command, source], port=port, folder=ground.folder):
+    return _run_bare(ground, source, ground.redis_url, str(answer))
+
+
+@contextmanager
+def _run_bare(ground: Ground, *what: str) -> Iterator[Target]:
+    port = free_port()
+    command = [sys.executable, "-m", "tests.bench.bare", str(port), *what]
+    with run_process("bare", command, port=port, folder=ground.folder):
         yield Target("bare", f"http://127.0.0.1:{port}/{PATH}")

@@ -10,7 +10,7 @@ from rich.table import Table
 from tests.bench.cells import GATEWAY, Row
 
 COLUMNS = ("upstream", "nginx", "bare", GATEWAY)
-WIDTH = 140
+WIDTH = 165
 """Also where the output goes into a file."""
 
 

@@ -127,7 +127,7 @@ class Arena:
         buyer = asyncio.create_task(self.victim.ask(story.prompt, **story.body))
         await until(lambda: self.strings.is_held() or "Claim" in self.strings.steps())
         asks = [self._ask(client, story) for client in (self.bob, self.alice) if story.is_shared]
-        await until(lambda: self._is_follower() or all(ask.done() for ask in asks))
+        await until(lambda: self._is_waiting() or all(ask.done() for ask in asks))
         await until(self.strings.is_held)
         asks += [self._ask(self.bob, story)] if story.is_shared else []
         await asyncio.sleep(0.05)
@@ -141,9 +141,9 @@ class Arena:
     def _ask(self, client: Client, story: Story) -> asyncio.Task[Reply]:
         return asyncio.create_task(client.ask(story.prompt, **story.body))
 
-    def _is_follower(self) -> bool:
-        """Whether the survivor listens to a flight of the victim."""
-        return bool(self.survivor.gateway.flights._listeners)
+    def _is_waiting(self) -> bool:
+        """Whether callers of the survivor wait for a flight, the victim's or their own."""
+        return bool(self.survivor.gateway.flights._ends)
 
     async def counted(self) -> Counted:
         """What the counters of both keys show together."""
@@ -286,7 +286,8 @@ async def assert_bought_at_most_once_more(arena: Arena, told: Told) -> None:
     """
     is_replaced = told.story.is_shared and not told.has_received and "Publish" not in told.done
     asks_anew = told.story.is_shared and "Release" in told.done
-    assert len(await arena.upstream.bodies()) == told.has_sent + is_replaced + asks_anew
+    sent = len(await arena.upstream.bodies())
+    assert told.has_sent <= sent <= told.has_sent + is_replaced + asks_anew
 
 
 def assert_all_are_answered(told: Told) -> None:

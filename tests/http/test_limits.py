@@ -162,6 +162,36 @@ async def test_a_refused_claimant_concerns_nobody_else(
     assert list(costs) == ["rich"]
 
 
+async def test_a_key_without_budget_never_stands_in_the_way_of_one_with(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    """Both ask the same at once, fifty times, at two gateways on one store."""
+    async with open_gateway() as here, open_gateway() as there:
+        poor = await here.client.with_key("poor", limits={"usd_per_month": 0})
+        rich = await here.client.with_key("rich")
+        elsewhere = Client(there.client.url, there.client.session, rich.secret)
+        alone = await poor.ask("nobody else")
+        before = len(await upstream.bodies())
+        pairs = [
+            await asyncio.gather(
+                poor.ask(f"[[sim:slow=0.02]] {i}"), b.ask(f"[[sim:slow=0.02]] {i}")
+            )
+            for i, b in enumerate([rich, elsewhere] * 25)
+        ]
+        await here.ledger()
+        records = await there.ledger()
+
+    assert (alone.status, before) == (429, 0)
+    assert [b.status for _, b in pairs] == [200] * 50
+    for a, b in pairs:
+        assert a.status in (200, 429)
+        assert a.headers["x-gateway-cost-usd"] == "0.000000"
+        assert a.status == 429 or a.images == b.images
+    assert len(await upstream.bodies()) == 50
+    assert {r.outcome for r in records if r.key == "poor"} <= {"refused", "collapsed", "hit"}
+    assert sum(r.cost_micros for r in records if r.key == "poor") == 0
+
+
 async def test_a_changed_limit_holds_from_the_next_request_on(
     open_gateway: OpenGateway,
 ) -> None:

@@ -24,6 +24,7 @@ from tests.gateways import (
     Spent,
     Upstream,
     open_connections,
+    open_to_both,
     read_spent,
     run_processes,
 )
@@ -295,10 +296,35 @@ async def test_a_request_is_answered_although_the_listener_is_closed_by_then(
         processes.signal_group(signal.SIGTERM)
         await asyncio.sleep(6)
 
+        started = time.monotonic()
         with pytest.raises(aiohttp.ClientConnectorError):
             async with aiohttp.ClientSession() as session:
                 await Client(client.url, session).send("GET", "/readyz")
+        assert time.monotonic() - started < 0.5
         assert (await asking).status == 200
+        assert await processes.wait(5) == 0
+
+
+@pytest.mark.long
+async def test_a_connection_that_was_the_last_one_taken_is_answered(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    """The listener closes after five seconds; what was accepted just before may be slow to ask."""
+    async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
+        host, port = client.url.removeprefix("http://").split(":")
+        async with open_connections(client, 6):  # without one the listener closes at once
+            processes.signal_group(signal.SIGTERM)
+            await asyncio.sleep(4.7)
+            reader, writer = await asyncio.open_connection(host, int(port))
+            await asyncio.sleep(0.6)
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection(host, int(port))
+
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n")
+            answer = await reader.read()
+            writer.close()
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"\r\nConnection: close\r\n" in answer
         assert await processes.wait(5) == 0
 
 
@@ -431,7 +457,7 @@ async def test_a_killed_worker_is_replaced_and_its_purchase_closed_by_another(
         tmp_path, upstream.base_url, workers=2, redis_url=store_url, options=QUICK
     ) as (processes, client):
         alice = await client.with_key()
-        async with connections_to_both(processes, alice) as by_worker:
+        async with open_to_both(processes, alice) as by_worker:
             (victim, buyer), (_, follower) = by_worker.items()
             asks = [asyncio.create_task(buyer.ask(prompt))]
             await until_sent(upstream)
@@ -446,19 +472,3 @@ async def test_a_killed_worker_is_replaced_and_its_purchase_closed_by_another(
         paid = [(r.outcome, r.flags) for r in await processes.ledger() if r.cost_micros]
         assert paid == [("failed", ("presumed",)), ("bought", ())]
         assert (await alice.ask(prompt)).cache_status.startswith("hit")
-
-
-@asynccontextmanager
-async def connections_to_both(
-    processes: Processes, client: Client
-) -> AsyncIterator[dict[int, Client]]:
-    """An open connection to each of two workers, by process id."""
-    for _ in range(10):
-        async with open_connections(client, 20) as connections:
-            checked = await asyncio.gather(*(c.send("GET", "/healthz") for c in connections))
-            workers = map(processes.worker_of, checked)
-            by_worker = dict(zip(workers, connections, strict=True))
-            if len(by_worker) == 2:
-                yield by_worker
-                return
-    raise AssertionError("one worker takes all connections")

@@ -1,0 +1,507 @@
+"""`gateway serve` over its life: workers that die and are replaced, configuration that changes.
+
+What is asked of the parent is asked by its signals and read from its log, as an operator does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+
+from tests.gateways import (
+    CONFIG,
+    MODEL,
+    Client,
+    Processes,
+    Reply,
+    Upstream,
+    each_connection,
+    open_to_both,
+    run_processes,
+)
+from tests.processes import is_running
+from tests.wrk import find_wrk, flood
+
+CHEAP = {"model": "dall-e-2", "size": "256x256", "response_format": "b64_json"}
+DEAR_USD = "0.500000"
+"""What one of them costs once `raise_price` was here; before, it is 0.016."""
+
+
+# ── what the tests watch ────────────────────────────────────────────────────────────────────
+
+
+async def until(holds: Callable[[], bool], seconds: float = 15) -> None:
+    async with asyncio.timeout(seconds):
+        while not holds():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.02)
+
+
+def serving(processes: Processes) -> list[set[int]]:
+    """Which workers took connections, after each change of that, by the log."""
+    history: list[set[int]] = [set()]
+    for line in processes.log("worker "):
+        match line["event"].split():
+            case ["worker", pid, "serves"]:
+                history.append(history[-1] | {int(pid)})
+            case ["worker", pid, "is", "replaced"] | ["worker", pid, "left", *_]:
+                history.append(history[-1] - {int(pid)})
+    return history
+
+
+def lines(processes: Processes, event: str) -> list[dict[str, Any]]:
+    """What the log says of one kind of event."""
+    return [line for line in processes.log(event) if line["event"] == event]
+
+
+def total(samples: dict[str, float], start: str) -> float:
+    """The sum of the samples whose names begin so."""
+    return sum(value for name, value in samples.items() if name.startswith(start))
+
+
+async def roll(processes: Processes) -> None:
+    """SIGUSR2, until every worker is another one."""
+    old = serving(processes)[-1]
+    processes.signal_parent(signal.SIGUSR2)
+
+    def is_done() -> bool:
+        now = serving(processes)[-1]
+        return not now & old and len(now) == len(old)
+
+    await until(is_done)
+
+
+# ── what the tests change ───────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A model table of the test's own, beside its gateway.yaml."""
+    return Path(shutil.copy(CONFIG / "models.yaml", tmp_path))
+
+
+def change(file: Path, old: str, new: str, *, by_rename: bool = False) -> None:
+    """Replaces a text that stands in the file once."""
+    text = file.read_text(encoding="utf-8")
+    assert text.count(old) == 1, old
+    target = file.with_suffix(".new") if by_rename else file
+    target.write_text(text.replace(old, new), encoding="utf-8")
+    target.replace(file)
+
+
+def raise_price(models: Path, *, by_rename: bool = False) -> None:
+    change(
+        models, '256x256: {standard: "0.016"}', '256x256: {standard: "0.5"}', by_rename=by_rename
+    )
+
+
+def remove_model(models: Path) -> None:
+    """The last row of the table: gpt-image-1.5's twin."""
+    text = models.read_text(encoding="utf-8")
+    models.write_text(text[: text.index("\n  chatgpt-image-latest:")] + "\n", encoding="utf-8")
+
+
+def break_policy(models: Path) -> None:
+    change(models, "default_gpt_model:", "default_gtp_model:")
+
+
+def mend_policy(models: Path) -> None:
+    change(models, "default_gtp_model:", "default_gpt_model:")
+
+
+def change_settings(tmp_path: Path, **sections: Any) -> None:
+    """Merges into the sections of the gateway.yaml of the running gateway."""
+    file = tmp_path / "gateway.yaml"
+    settings = yaml.safe_load(file.read_text())
+    for name, section in sections.items():
+        settings[name] = settings.get(name, {}) | section
+    file.write_text(yaml.safe_dump(settings))
+
+
+def misspell(tmp_path: Path) -> None:
+    """Makes the gateway.yaml of the running gateway one that no worker can start with."""
+    change_settings(tmp_path, cache={"tll": "2h"})
+
+
+def misspelt(tmp_path: Path) -> str:
+    """What is to be said of it."""
+    return f"{tmp_path / 'gateway.yaml'}: unknown key 'cache.tll'. Did you mean 'cache.ttl'?"
+
+
+def mend(tmp_path: Path) -> None:
+    change(tmp_path / "gateway.yaml", "tll", "ttl")
+
+
+# ── workers that die ────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_killed_worker_is_replaced_and_the_others_keep_serving(
+    tmp_path: Path, upstream: Upstream, store_url: str | None
+) -> None:
+    """And nothing that it had counted is lost."""
+    async with run_processes(tmp_path, upstream.base_url, workers=3, redis_url=store_url) as (
+        processes,
+        client,
+    ):
+        alice = await client.with_key()
+        assert (await alice.ask()).status == 200
+        await ask_on(alice, 12)
+        first = serving(processes)[-1]
+        victim = processes.worker_of(await client.send("GET", "/healthz"))
+        os.kill(victim, signal.SIGKILL)
+        await until(lambda: not is_running(victim))
+
+        await ask_on(alice, 12)
+        await until(lambda: len(serving(processes)[-1] - {victim}) == 3)
+        await ask_on(alice, 12)
+
+        (fresh,) = serving(processes)[-1] - first
+        await until_asked(alice, processes, fresh)
+        asked = sum(processes.answers_by_worker().values())
+        samples = await client.metrics()
+        assert total(samples, 'gateway_requests_total{endpoint="generations"') == asked
+        assert samples["gateway_store_up"] == 1
+        assert len(processes.workers()) == 3
+
+
+async def ask_on(client: Client, count: int) -> list[Reply]:
+    """Hits on connections of their own, all of them answered."""
+    replies = await each_connection(client, count, bodies=[{}])
+    assert {(reply.status, reply.cache_status[:3]) for reply in replies} == {(200, "hit")}
+    return replies
+
+
+async def until_asked(client: Client, processes: Processes, worker: int) -> None:
+    """Until this very worker has answered a request."""
+    async with asyncio.timeout(10):
+        while worker not in processes.answers_by_worker():
+            await ask_on(client, 6)
+
+
+async def test_a_worker_that_cannot_start_leaves_the_others_alone_and_is_tried_slower_each_time(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
+        alice = await client.with_key()
+        await alice.ask()
+        misspell(tmp_path)
+        victim, other = serving(processes)[-1]
+        os.kill(victim, signal.SIGKILL)
+
+        await until(lambda: len(lines(processes, "worker_cannot_start")) == 3)
+        await ask_on(alice, 8)
+        assert serving(processes)[-1] == {other}
+        faults = lines(processes, "worker_cannot_start")
+        assert {fault["reason"] for fault in faults} == {misspelt(tmp_path)}
+        first, second, third = (datetime.fromisoformat(f["timestamp"]) for f in faults)
+        assert (third - second) / (second - first) > 1.3
+
+        mend(tmp_path)
+        await until(lambda: len(serving(processes)[-1]) == 2)
+        assert other in processes.workers()
+
+
+@pytest.mark.parametrize("is_busy", [False, True], ids=["idle", "busy"])
+async def test_workers_leave_when_their_parent_was_killed(
+    tmp_path: Path, upstream: Upstream, is_busy: bool
+) -> None:
+    """An open request is answered first."""
+    async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
+        alice = await client.with_key()
+        workers = processes.workers()
+        asking = asyncio.create_task(alice.ask("[[sim:slow=2]] a long one" if is_busy else ""))
+        await asyncio.sleep(0.5)
+        processes.process.kill()
+        await processes.wait()
+
+        assert (await asking).status == (200 if is_busy else 400)
+        await client.session.close()
+        await until(lambda: not any(map(is_running, workers)), 5)
+        async with aiohttp.ClientSession() as session:
+            with pytest.raises(aiohttp.ClientConnectorError):
+                await Client(client.url, session).send("GET", "/healthz")
+
+
+async def test_a_parent_that_was_killed_leaves_no_worker_that_was_starting(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
+        await client.session.close()
+        old = processes.workers()
+        processes.signal_parent(signal.SIGUSR2)
+        await until(lambda: bool(processes.workers() - old))
+        workers = processes.workers()
+        processes.process.kill()
+        await processes.wait()
+        await until(lambda: not any(map(is_running, workers)), 10)
+
+
+# ── a roll ──────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_roll_replaces_every_worker_and_never_has_fewer_than_wanted(
+    tmp_path: Path, upstream: Upstream, store_url: str | None
+) -> None:
+    """New workers read all files anew, and the gateway is ready all the time."""
+    async with run_processes(
+        tmp_path,
+        upstream.base_url,
+        workers=3,
+        redis_url=store_url,
+        options={"cache": {"ttl": "1d"}},
+    ) as (processes, client):
+        alice = await client.with_key()
+        await alice.ask("before")
+        old = processes.workers()
+        started = len(serving(processes))
+        change_settings(tmp_path, cache={"ttl": "2h"})
+        async with probes(client) as statuses:
+            await roll(processes)
+        await client.session.close()
+
+        await until(lambda: processes.workers() == serving(processes)[-1])
+        assert not processes.workers() & old
+        assert {len(workers) for workers in serving(processes)[started - 1 :]} == {3, 4}
+        assert set(statuses) == {200}
+        async with aiohttp.ClientSession() as session:
+            again = Client(client.url, session, alice.secret)
+            assert ttl_of(await again.ask("before")) > 20 * 3600
+            assert (await again.ask("after")).cache_status == "fwd=miss; stored"
+            assert ttl_of(await again.ask("after")) < 3 * 3600
+
+
+@asynccontextmanager
+async def probes(client: Client) -> AsyncIterator[Counter[int]]:
+    """Asks for readiness again and again, as a load balancer does; what was answered."""
+    statuses: Counter[int] = Counter()
+
+    async def probe() -> None:
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            while True:
+                statuses[(await Client(client.url, session).send("GET", "/readyz")).status] += 1
+
+    probing = asyncio.create_task(probe())
+    try:
+        yield statuses
+        assert not probing.done()
+    finally:
+        probing.cancel()
+        with suppress(asyncio.CancelledError):
+            await probing
+
+
+def ttl_of(reply: Reply) -> int:
+    assert reply.cache_status.startswith("hit; ttl=")
+    return int(reply.cache_status.removeprefix("hit; ttl="))
+
+
+async def test_a_replaced_worker_answers_what_still_comes_and_ends_the_connection(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    """What it had begun as well as what comes on a connection that was idle."""
+    async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
+        alice = await client.with_key()
+        async with open_to_both(processes, alice) as by_worker:
+            slow = [each.ask(f"[[sim:slow=2]] {pid}") for pid, each in by_worker.items()]
+            asking = asyncio.gather(*slow)
+            async with open_to_both(processes, alice) as idle:
+                await roll(processes)
+                late = [await each.send("GET", "/readyz") for each in idle.values()]
+                assert {processes.worker_of(reply) for reply in late} == set(by_worker)
+            answered = await asking
+
+        assert {reply.status for reply in [*late, *answered]} == {200}
+        assert {reply.headers["Connection"] for reply in [*late, *answered]} == {"close"}
+
+
+async def test_a_bad_gateway_yaml_keeps_the_old_workers_and_is_named(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
+        alice = await client.with_key()
+        await alice.ask()
+        old = processes.workers()
+        misspell(tmp_path)
+        processes.signal_parent(signal.SIGUSR2)
+        await until(
+            lambda: bool(lines(processes, "a new worker did not come up: the old ones stay"))
+        )
+
+        (fault,) = lines(processes, "worker_cannot_start")
+        assert fault["reason"] == misspelt(tmp_path)
+        await ask_on(alice, 8)
+        await until(lambda: processes.workers() == old)
+
+        mend(tmp_path)
+        await roll(processes)
+        assert not serving(processes)[-1] & old
+
+
+# ── the policy ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("how", ["SIGHUP", "written", "renamed"])
+async def test_every_worker_takes_a_changed_model_table(
+    tmp_path: Path, upstream: Upstream, models: Path, how: str
+) -> None:
+    """At once when asked to, else within a few seconds."""
+    async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
+        alice = await client.with_key()
+        gone = "chatgpt-image-latest"
+        assert (await alice.ask("before", model=gone)).status == 200
+        remove_model(models)
+        raise_price(models, by_rename=how == "renamed")
+        if how == "SIGHUP":
+            processes.signal_parent(signal.SIGHUP)
+        await until(
+            lambda: len(lines(processes, "policy_changed")) == 2, 2 if how == "SIGHUP" else 5
+        )
+
+        async with open_to_both(processes, alice) as by_worker:
+            for worker, each in by_worker.items():
+                refused = await each.ask("before", model=gone)
+                bought = await each.ask(f"after {worker}", **CHEAP)
+                assert processes.worker_of(bought) == worker
+                assert (refused.status, "does not exist" in refused.error["message"]) == (400, True)
+                assert bought.headers["x-gateway-cost-usd"] == DEAR_USD
+        assert processes.workers() == set(by_worker)
+
+
+async def test_a_broken_model_table_changes_nothing_until_it_is_mended(
+    tmp_path: Path, upstream: Upstream, models: Path
+) -> None:
+    """Nothing of it is taken, not even what is right in it; the log says why."""
+    async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
+        alice = await client.with_key()
+        raise_price(models)
+        break_policy(models)
+        await until(lambda: len(lines(processes, "policy_kept")) == 2)
+
+        async with open_to_both(processes, alice) as by_worker:
+            for worker, each in by_worker.items():
+                bought = await each.ask(f"before {worker}", **CHEAP)
+                assert bought.headers["x-gateway-cost-usd"] == "0.016000"
+        reason = lines(processes, "policy_kept")[0]["reason"]
+        assert str(models) in reason
+        assert "'default_gtp_model'; the nearest valid one is 'default_gpt_model'" in reason
+        await asyncio.sleep(2.5)
+        assert (await failures(client), len(lines(processes, "policy_kept"))) == (2, 2)
+        processes.signal_parent(signal.SIGHUP)
+        await until(lambda: len(lines(processes, "policy_kept")) == 4)
+        assert await failures(client) == 4
+
+        mend_policy(models)
+        await until(lambda: len(lines(processes, "policy_changed")) == 2)
+        assert (await alice.ask("after", **CHEAP)).headers["x-gateway-cost-usd"] == DEAR_USD
+        assert await failures(client) == 4
+
+
+async def failures(client: Client) -> float:
+    return (await client.metrics())["gateway_config_reload_failures_total"]
+
+
+async def test_a_request_under_way_keeps_the_policy_it_began_with(
+    tmp_path: Path, upstream: Upstream, models: Path
+) -> None:
+    """Its model may be gone by now and its price another: it is answered at the old one."""
+    async with run_processes(tmp_path, upstream.base_url, workers=1) as (processes, client):
+        alice = await client.with_key()
+        slow = "[[sim:slow=1.5]] an otter"
+        asking = [
+            asyncio.create_task(alice.ask(slow, model="chatgpt-image-latest")),
+            asyncio.create_task(alice.ask(slow, **CHEAP)),
+        ]
+        async with asyncio.timeout(5):
+            while len(await upstream.bodies()) < 2:  # noqa: ASYNC110 - it must be asked
+                await asyncio.sleep(0.02)
+        remove_model(models)
+        raise_price(models)
+        processes.signal_parent(signal.SIGHUP)
+        await until(lambda: bool(lines(processes, "policy_changed")))
+        assert not any(task.done() for task in asking)
+        assert (await alice.ask("after", model="chatgpt-image-latest")).status == 400
+
+        of_old_model, at_old_price = await asyncio.gather(*asking)
+        assert of_old_model.status == at_old_price.status == 200
+        assert at_old_price.headers["x-gateway-cost-usd"] == "0.016000"
+
+
+# ── under load ──────────────────────────────────────────────────────────────────────────────
+
+
+async def two_rolls(processes: Processes, models: Path) -> None:
+    """The first one long enough before the end that its old workers must have left by then."""
+    await asyncio.sleep(0.5)
+    await roll(processes)
+    await asyncio.sleep(1.5)
+    await roll(processes)
+
+
+async def new_policies(processes: Processes, models: Path) -> None:
+    """By signal and without, good ones and a broken one."""
+    for _ in range(3):
+        await asyncio.sleep(0.2)
+        processes.signal_parent(signal.SIGHUP)
+    raise_price(models)
+    await until(lambda: len(lines(processes, "policy_changed")) == 2)
+    break_policy(models)
+    await until(lambda: len(lines(processes, "policy_kept")) == 2)
+    mend_policy(models)
+    remove_model(models)
+    processes.signal_parent(signal.SIGHUP)
+    await until(lambda: len(lines(processes, "policy_changed")) == 4)
+
+
+@pytest.fixture
+def wrk() -> str:
+    """Skips the test where it is missing."""
+    return find_wrk()
+
+
+@pytest.mark.parametrize("store", ["sqlite", pytest.param("redis", marks=pytest.mark.long)])
+@pytest.mark.parametrize("keep_alive", [True, False], ids=["keep-alive", "close"])
+@pytest.mark.parametrize("happens", [two_rolls, new_policies])
+async def test_no_request_of_a_flood_fails_while_it_happens(
+    tmp_path: Path,
+    upstream: Upstream,
+    models: Path,
+    wrk: str,
+    request: pytest.FixtureRequest,
+    happens: Callable[[Processes, Path], Awaitable[None]],
+    keep_alive: bool,
+    store: str,
+) -> None:
+    """Not one connection is refused or reset, not one answer is other than 2xx."""
+    url = request.getfixturevalue("redis_url") if store == "redis" else None
+    async with run_processes(tmp_path, upstream.base_url, workers=2, redis_url=url) as (
+        processes,
+        client,
+    ):
+        alice = await client.with_key()
+        await alice.ask()
+        before = serving(processes)[-1]
+        body = {"model": MODEL, "prompt": "an otter"}
+        flooding = asyncio.create_task(flood(wrk, alice, body, seconds=7, keep_alive=keep_alive))
+        await happens(processes, models)
+        is_rolled = not serving(processes)[-1] & before
+        assert not flooding.done()
+        seen = await flooding
+
+        print(f"{happens.__name__}, {store}, keep-alive {keep_alive}: {seen}")  # noqa: T201
+        assert seen.faults == []
+        assert seen.requests > 100
+        assert is_rolled == (happens is two_rolls)
+        assert sum(processes.answers_by_worker().values()) >= seen.requests
+        assert len(await upstream.bodies()) == 1
