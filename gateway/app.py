@@ -1,13 +1,14 @@
 """The composition root: opens everything in order, wires it, owns it, and closes it in reverse.
 
 `open_services` is what server, command line and tests share. `serve` is one worker from its first
-moment to its last: open, say ready, wait for SIGTERM, drain, close. The parent of the workers is
+moment to its last: open, say ready, wait to be told, drain, close. The parent of the workers is
 `supervisor.py`; what it must have done before it forks is `prepare`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import secrets
 import signal
@@ -441,12 +442,20 @@ async def _serve(
     ):
         loop.add_signal_handler(signal.SIGHUP, gateway.reload_asked.set)
         site = web.SockSite(runner, listener)
+        _spare_the_collector()
         await site.start()
         ready()
         is_replaced = await _told_to_leave(told, parent) == signal.SIGUSR1
         health = gateway.services.health
         health.is_leaving, health.is_draining = True, not is_replaced
         await _let_clients_leave(site, runner, is_replaced=is_replaced)
+
+
+def _spare_the_collector() -> None:
+    """What was imported and wired stays: walking it again and again took 37 ms each time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 async def _told_to_leave(told: asyncio.Queue[int], parent: int) -> int:

@@ -7,13 +7,13 @@ what stands there. What going on means is `purchase.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from gateway.billing.ledger import Record, record_from_dict
-from gateway.cache.entries import picture_from_dict, picture_to_dict
+from gateway.cache.entries import picture_from_dict
 from gateway.cache.flights import Flight
 from gateway.images import Amounts, Picture
 
@@ -30,7 +30,7 @@ class Reserved:
 
     def encode(self) -> bytes:
         """The payload's bytes."""
-        return orjson.dumps({"reserved": _reserved_to_dict(self)})
+        return orjson.dumps({"reserved": self}, default=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,13 @@ class Received:
 
     def encode(self) -> bytes:
         """The payload's bytes."""
-        return orjson.dumps(
-            {
-                "reserved": _reserved_to_dict(self.reserved),
-                "pictures": {str(n): picture_to_dict(p) for n, p in self.pictures.items()},
-                "charge": asdict(self.charge),
-                "record": asdict(self.record),
-            }
-        )
+        said = {
+            "reserved": self.reserved,
+            "pictures": {str(slot): picture for slot, picture in self.pictures.items()},
+            "charge": self.charge,
+            "record": self.record,
+        }
+        return orjson.dumps(said, default=dict)
 
 
 def decode_payload(payload: bytes) -> Reserved | Received:
@@ -67,15 +66,6 @@ def decode_payload(payload: bytes) -> Reserved | Received:
         charge=Amounts(**said["charge"]),
         record=record_from_dict(said["record"]),
     )
-
-
-def _reserved_to_dict(reserved: Reserved) -> dict[str, Any]:
-    return {
-        "purchase": reserved.purchase,
-        "flight": asdict(reserved.flight) if reserved.flight else None,
-        "most": asdict(reserved.most),
-        "record": asdict(reserved.record),
-    }
 
 
 def _reserved_from_dict(data: Mapping[str, Any]) -> Reserved:

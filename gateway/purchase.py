@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import string
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -58,8 +57,6 @@ THREAD_BYTES: Final = 4 * 1024 * 1024
 
 ESTIMATED: Final = "estimated"
 """The kind of tokens in the ledger that were charged without being known."""
-
-ID_LETTERS: Final = string.ascii_letters + string.digits
 
 T = TypeVar("T")
 
@@ -585,7 +582,7 @@ async def _stored_picture(
 ) -> Picture:
     data = picture.data or b""
     return Picture(
-        id="".join(secrets.choice(ID_LETTERS) for _ in range(24)),
+        id=secrets.token_hex(12),
         digest=await hash_bytes(data),
         format=facts.format,
         width=facts.width,

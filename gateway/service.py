@@ -17,7 +17,7 @@ from typing import Final
 from gateway.access.keys import Key, Keys
 from gateway.access.policy import Policy
 from gateway.billing import quota
-from gateway.billing.ledger import Ledger, Outcome, Record, draft
+from gateway.billing.ledger import Ledger, Outcome, Record
 from gateway.billing.quota import LimitState
 from gateway.cache.blobs import Blobs
 from gateway.cache.entries import Entries, Held, fresh_pictures
@@ -136,7 +136,6 @@ class Service:
 
     async def generate(self, call: Call) -> Answer:
         """Answers one call and leaves one ledger record. Raises `GatewayError`."""
-        call.record = draft(call.account, request_id=call.request_id, time=call.time)
         try:
             answer = await self._answer(call)
         except IncorrectKey:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -91,8 +91,8 @@ def read_slot(slot: Slot, *, now: float) -> Held:
 
 
 def encode_picture(picture: Picture) -> bytes:
-    """The bytes of a slot: JSON without what is absent."""
-    return orjson.dumps({k: v for k, v in picture_to_dict(picture).items() if v is not None})
+    """The bytes of a slot: the picture as JSON."""
+    return orjson.dumps(picture, default=dict)
 
 
 def decode_picture(data: bytes) -> Picture:
@@ -100,25 +100,7 @@ def decode_picture(data: bytes) -> Picture:
     return picture_from_dict(orjson.loads(data))
 
 
-def picture_to_dict(picture: Picture) -> dict[str, Any]:
-    """A JSON object that `picture_from_dict` reads back."""
-    return {
-        "id": picture.id,
-        "digest": picture.digest,
-        "format": picture.format,
-        "width": picture.width,
-        "height": picture.height,
-        "size_bytes": picture.size_bytes,
-        "created": picture.created,
-        "revised_prompt": picture.revised_prompt,
-        "usage": asdict(picture.usage) if picture.usage else None,
-        "cost_micros": picture.cost_micros,
-        "shown": dict(picture.shown),
-        "extra": dict(picture.extra),
-    }
-
-
 def picture_from_dict(data: Mapping[str, Any]) -> Picture:
-    """The inverse of `picture_to_dict`."""
+    """A picture from the JSON object that orjson makes of one."""
     usage = data.get("usage")
     return Picture(**{**data, "usage": Usage(**usage) if usage else None})

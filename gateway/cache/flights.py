@@ -22,7 +22,7 @@ from typing import Any, Final, Literal, TypeVar
 import orjson
 import structlog
 
-from gateway.cache.entries import Held, picture_from_dict, picture_to_dict, read_slot
+from gateway.cache.entries import Held, picture_from_dict, read_slot
 from gateway.errors import GatewayError, StoreUnavailable, UpstreamFailure
 from gateway.images import Picture
 from gateway.store.verbs import (
@@ -75,7 +75,7 @@ class Flight:
 
     def land(self, batch: Batch, pictures: Mapping[int, Picture]) -> None:
         """Tells everyone who waits which pictures came, by the slot they were bought for."""
-        landed = {str(slot): picture_to_dict(p) for slot, p in pictures.items()}
+        landed = {str(slot): picture for slot, picture in pictures.items()}
         self._end(batch, {"end": "landed", "pictures": landed})
 
     def fail(self, batch: Batch, failure: UpstreamFailure) -> None:
@@ -98,7 +98,7 @@ class Flight:
 
     def _end(self, batch: Batch, event: Mapping[str, Any]) -> None:
         # One event id for every ending: the first one told is the one that holds.
-        batch.add(Publish(self.id, "end", orjson.dumps(event), EVENT_SECONDS))
+        batch.add(Publish(self.id, "end", orjson.dumps(event, default=dict), EVENT_SECONDS))
 
 
 @dataclass(frozen=True, slots=True)

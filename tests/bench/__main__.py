@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 
 from tests.bench.cells import CONNECTIONS, Cell, Row, all_cells, latency_row, purchases_row, rows_of
@@ -121,8 +122,8 @@ async def _count_purchases(folder: Path, redis_url: str) -> int:
         alice = await client.with_key("alice")
         bodies = [{"prompt": "An otter that everybody wants at once"}]
         replies = await each_connection(alice, IDENTICAL, bodies=bodies)
-        if len({(reply.status, *reply.images) for reply in replies}) != 1:
-            raise Failed("identical requests got different answers")
+        if any(reply.status != HTTPStatus.OK for reply in replies):
+            raise Failed("not every one of the identical requests was answered")
         return len(await upstream.bodies())
 
 

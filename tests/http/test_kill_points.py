@@ -7,6 +7,7 @@ both wait for a purchase of the first; it is held at a point, somebody else asks
 from __future__ import annotations
 
 import asyncio
+from asyncio import Task, TaskGroup
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
@@ -37,7 +38,7 @@ from tests.gateways import (
 )
 from tests.http.conftest import OpenGateway
 
-MORTAL = {"heartbeat": "0.2s", "dead_after": "0.8s"}
+MORTAL = {"heartbeat": "0.2s", "dead_after": "0.8s", "drain_timeout": "5s"}
 PATIENCE_SECONDS = 15.0
 CODE = Path(__file__).parent.parent.parent
 
@@ -124,22 +125,31 @@ class Arena:
     async def interrupt(self, story: Story, point: KillPoint) -> Told:
         """Has Alice buy and others wait for it, holds her at the point, has one more ask, kills."""
         self.strings.arm(point)
-        buyer = asyncio.create_task(self.victim.ask(story.prompt, **story.body))
-        await until(lambda: self.strings.is_held() or "Claim" in self.strings.steps())
-        asks = [self._ask(client, story) for client in (self.bob, self.alice) if story.is_shared]
-        await until(lambda: self._is_waiting() or all(ask.done() for ask in asks))
-        await until(self.strings.is_held)
-        asks += [self._ask(self.bob, story)] if story.is_shared else []
-        await asyncio.sleep(0.05)
-        self.strings.kill()
-        with pytest.raises(aiohttp.ClientError):
-            await buyer
-        replies = await asyncio.gather(*asks)
-        await until_closed(self.survivor)
-        return Told(story, point, self.strings.steps(), replies)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.TaskGroup() as callers:
+                callers.create_task(self._is_cut_off(story))
+                asks = await self._others_ask(story, callers)
+                self.strings.kill()
+            await until_closed(self.survivor)
+        return Told(story, point, self.strings.steps(), [asked.result() for asked in asks])
 
-    def _ask(self, client: Client, story: Story) -> asyncio.Task[Reply]:
-        return asyncio.create_task(client.ask(story.prompt, **story.body))
+    async def _others_ask(self, story: Story, callers: TaskGroup) -> list[Task[Reply]]:
+        """Two as soon as there is something to wait for, one more when the victim stands still."""
+        await until(lambda: self.strings.is_held() or "Claim" in self.strings.steps())
+        early = [self.bob, self.alice] if story.is_shared else []
+        asks = [callers.create_task(self._ask(client, story)) for client in early]
+        await until(lambda: self._is_waiting() or all(asked.done() for asked in asks))
+        await until(self.strings.is_held)
+        asks += [callers.create_task(self._ask(client, story)) for client in early[:1]]
+        await asyncio.sleep(0.05)
+        return asks
+
+    async def _is_cut_off(self, story: Story) -> None:
+        with pytest.raises(aiohttp.ClientError):
+            await self.victim.ask(story.prompt, **story.body)
+
+    async def _ask(self, client: Client, story: Story) -> Reply:
+        return await client.ask(story.prompt, **story.body)
 
     def _is_waiting(self) -> bool:
         """Whether callers of the survivor wait for a flight, the victim's or their own."""
@@ -203,17 +213,15 @@ class Told:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Waits for something that nobody tells."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not holds():  # noqa: ASYNC110 - see above
-            await asyncio.sleep(0.01)
+    """Waits for something that nobody tells; whoever calls sets the limit."""
+    while not holds():  # noqa: ASYNC110 - see above
+        await asyncio.sleep(0.01)
 
 
 async def until_closed(gateway: InProcess) -> None:
     """Until nobody has an open journal any more."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while await ask(gateway.gateway.store, OpenJournals()):  # noqa: ASYNC110 - it must be asked
-            await asyncio.sleep(0.05)
+    while await ask(gateway.gateway.store, OpenJournals()):  # noqa: ASYNC110 - it must be asked
+        await asyncio.sleep(0.05)
 
 
 @pytest.fixture
