@@ -233,7 +233,7 @@ async def arena(
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Arena]:
     monkeypatch.setattr(flights, "CLAIM_SECONDS", MORTAL_CLAIM_SECONDS)
-    monkeypatch.setattr(flights, "LOOK_AGAIN_SECONDS", 0.3)
+    monkeypatch.setattr(flights, "LOOK_AGAIN_SECONDS", 0.6)
     monkeypatch.setattr(flights, "RECHECK_SECONDS", 0.1)
     folder = tmp_path / "strings"
     folder.mkdir()
