@@ -6,7 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := gateway tests
-INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
+# The locks are complete, so nothing is resolved: pip would look an extra (coverage[toml]) up anew.
+INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps
 SCHEMA := import json; from gateway.settings import json_schema; \
 	print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 LOCK := pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe \
@@ -69,7 +70,7 @@ $(VENV)/venv.stamp:
 $(VENV)/run.stamp: requirements/run.lock pyproject.toml | $(VENV)/venv.stamp
 	@echo "installing the gateway into $(VENV), once …"
 	@$(INSTALL) --require-hashes -r requirements/run.lock
-	@$(INSTALL) --no-deps --no-build-isolation --editable .
+	@$(INSTALL) --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/dev.stamp: requirements/dev.lock $(VENV)/run.stamp
