@@ -5,6 +5,7 @@
     ├── IncorrectKey             401: the key opens nothing; such a request leaves no record
     ├── LimitExceeded            429: one of the caller's own limits; concerns nobody else
     ├── StoreUnavailable         503: the store did not answer in time
+    │   └── StoreFull            503: it answered that there is no room left
     └── UpstreamFailure          what the paid service did instead of delivering pictures,
                                  and what that is presumed to have cost (`Charge`)
 
@@ -114,6 +115,13 @@ class StoreUnavailable(GatewayError):
 
     def __init__(self, message: str = "The gateway's store is not available.") -> None:
         super().__init__(message, code="store_unavailable", headers={"Retry-After": "2"})
+
+
+class StoreFull(StoreUnavailable):
+    """The store has no room left: whoever can, makes some and asks again."""
+
+    def __init__(self) -> None:
+        super().__init__("The gateway's store is full.")
 
 
 class Charge(StrEnum):

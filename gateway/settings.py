@@ -9,6 +9,7 @@ limits belong to `access/`. A change of these settings needs new workers.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import math
 import re
 import ssl
@@ -46,6 +47,9 @@ _BYTES: Final = {"": 1, "B": 1} | {
 }
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
+_SIGNING_KEY: Final = re.compile(r"([A-Za-z0-9_-]{1,32}):([!-~]{16,})")
+_HOST: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9])?(:\d{1,5})?")
+_SWITCH: Final = {"true": True, "false": False}
 
 AUTHORIZATION: Final = "Authorization"
 
@@ -222,6 +226,67 @@ def parse_redis_url(value: object) -> str:
     return parts.geturl()
 
 
+def parse_blobs_url(value: object) -> str:
+    """Where picture bytes lie: a Redis of their own, or a folder as `file:///…`."""
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if isinstance(text, str) and re.fullmatch(r"file:///[^?#\s]+", text.strip()):
+        return text.strip()
+    try:
+        return parse_redis_url(value)
+    except ValueError:
+        raise _Unshown("redis://host:6379/0, rediss://… for TLS, or file:///a/folder") from None
+
+
+def parse_signing_keys(value: object) -> tuple[tuple[str, SecretStr], ...]:
+    """`kid:secret,…`: the first signs links, all verify them."""
+    if isinstance(value, tuple):
+        return value
+    found = [_SIGNING_KEY.fullmatch(item.strip()) for item in str(value).split(",")]
+    keys = [(match[1], SecretStr(match[2])) for match in found if match is not None]
+    if len(keys) < len(found) or len({kid for kid, _ in keys}) < len(keys):
+        raise _Unshown(
+            "kid:secret,kid:secret with a different kid of letters and digits for each, and "
+            "secrets of 16 or more visible characters without a comma"
+        )
+    return tuple(keys)
+
+
+def parse_hosts(value: object) -> tuple[str, ...]:
+    """Hosts, host:port or networks, as a list or with commas between them."""
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise ValueError("hosts or networks, such as images.internal, 10.0.0.0/8")
+    hosts = tuple(item.strip() for item in items if item.strip())
+    wrong = next((host for host in hosts if not _is_host_or_network(host)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"hosts or networks such as images.internal, 10.0.0.0/8; {wrong!r} is none"
+        )
+    return hosts
+
+
+def _is_host_or_network(text: str) -> bool:
+    if _HOST.fullmatch(text):
+        return True
+    try:
+        return bool(ipaddress.ip_network(text.strip("[]"), strict=False))
+    except ValueError:
+        return False
+
+
+def parse_switch(value: object) -> bool:
+    """`true` or `false`; from the environment it comes as text."""
+    switch = _SWITCH.get(str(value).strip().lower())
+    if switch is None:
+        raise ValueError("true or false")
+    return switch
+
+
+def parse_size_or_zero(value: object) -> int:
+    """As a size; 0 stands for none."""
+    return 0 if _whole(value) == 0 else parse_size(value)
+
+
 def parse_folder(value: object) -> Path:
     """A folder; relative to where the gateway was started, `~` is the home folder."""
     if isinstance(value, Path):
@@ -286,10 +351,30 @@ CountOrZero = Annotated[
     BeforeValidator(parse_count_or_zero),
     WithJsonSchema({"type": "integer", "minimum": 0}),
 ]
+BytesOrZero = Annotated[
+    int,
+    BeforeValidator(parse_size_or_zero),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0},
+                {"type": "string", "pattern": f"^(?:{_SIZE.pattern})$"},
+            ]
+        }
+    ),
+]
+Switch = Annotated[bool, BeforeValidator(parse_switch), WithJsonSchema({"type": "boolean"})]
 Text = Annotated[str, BeforeValidator(parse_text), _as_text()]
 Secret = Annotated[SecretStr, BeforeValidator(parse_secret), _as_text()]
 BaseUrl = Annotated[str, BeforeValidator(parse_base_url), _as_text("^https?://")]
 RedisUrl = Annotated[SecretStr, BeforeValidator(parse_redis_url), _as_text("^rediss?://")]
+BlobsUrl = Annotated[
+    SecretStr, BeforeValidator(parse_blobs_url), _as_text("^(?:rediss?://|file:///)")
+]
+SigningKeys = Annotated[
+    tuple[tuple[str, SecretStr], ...], BeforeValidator(parse_signing_keys), _as_text(":")
+]
+Hosts = Annotated[tuple[str, ...], BeforeValidator(parse_hosts), _as_text()]
 ProxyUrl = Annotated[SecretStr, BeforeValidator(parse_proxy), _as_text("^http://")]
 Folder = Annotated[Path, BeforeValidator(parse_folder), _as_text()]
 CaFile = Annotated[Path, BeforeValidator(parse_ca_file), _as_text()]
@@ -345,6 +430,10 @@ class ServerSettings(_Section):
     """Opens the admin API and /metrics; empty: made once and kept in the data folder."""
     metrics_token: Secret | None = None
     """A second token, which opens /metrics alone; empty: there is none."""
+    public_url: BaseUrl | None = None
+    """What links to pictures start with; empty: http:// and the address above."""
+    signing_keys: SigningKeys | None = None
+    """Sign links to pictures, kid:secret,…; the first signs, all verify. Empty: in the store."""
 
 
 class WorkerSettings(_Section):
@@ -373,6 +462,8 @@ class StoreSettings(_Section):
     """The Redis that all gateways share; empty: an embedded store in the data folder."""
     data_dir: Folder = Path("data")
     """The folder for the embedded store, picture bytes and the admin token."""
+    blobs_url: BlobsUrl | None = None
+    """Where picture bytes lie: a second Redis or file:///…; empty: where the rest lies."""
 
 
 class BreakerSettings(_Section):
@@ -421,6 +512,24 @@ class CacheSettings(_Section):
     """A larger picture is an error of upstream."""
     max_pixels: Count = 33_000_000
     """So is one with more pixels than this."""
+    total_bytes: Bytes | None = None
+    """All pictures together, least recently used first out. Empty: 10GiB, in a Redis half of its
+    maxmemory, or 1GiB where that is not set."""
+    hot_bytes: BytesOrZero = 256 << 20
+    """Of them, what each worker keeps in its memory; 0: nothing."""
+    stale_if_error_seconds: Seconds = Field(default=7 * 86_400.0, alias="stale_if_error")
+    """How long an entry outlives its time."""
+    url_ttl_seconds: Seconds = Field(default=86_400.0, alias="url_ttl")
+    """How long a link to a picture works, from the answer that it stands in."""
+    derive_formats: Switch = False
+    """Make jpeg and webp from a cached png instead of buying them."""
+
+
+class RehostSettings(_Section):
+    """Fetching the pictures behind upstream's links."""
+
+    allow: Hosts = ()
+    """Hosts or networks that may be fetched from although they are private or plain http."""
 
 
 class Settings(_Section):
@@ -431,6 +540,10 @@ class Settings(_Section):
     store: StoreSettings = Field(default_factory=StoreSettings)
     upstream: UpstreamSettings = Field(default_factory=UpstreamSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
+    rehost: RehostSettings = Field(default_factory=RehostSettings)
+    validation: Literal["strict", "lenient"] = "strict"
+    """What becomes of parameters that the API reference does not allow: refused, or tolerated
+    where they change nothing. A key may have its own."""
     log_format: Literal["text", "json"] | None = None
     """How log lines look; empty: text on a terminal, else json."""
 

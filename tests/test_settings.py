@@ -245,13 +245,6 @@ def test_each_broken_file_is_refused_with_its_message(path: Path):
     assert "hunter2" not in expected
 
 
-@pytest.mark.parametrize(
-    "key", ["public_url", "signing_keys", "validation", "rehost_allow", "blobs_url"]
-)
-def test_a_setting_that_nothing_heeds_yet_is_refused(tmp_path: Path, key: str):
-    with pytest.raises(ConfigError, match=f"unknown key '{key}'"):
-        load(tmp_path, f"{key}: x\n")
-
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
     (tmp_path / "gateway.yaml").write_bytes(b"name: \xff\n")

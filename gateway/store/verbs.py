@@ -134,6 +134,8 @@ class Claim(Verb[Claimed]):
     slots: tuple[int, ...]
     flight: str
     lease_seconds: float
+    ignoring: tuple[str, ...] = ()
+    """Ids of pictures that count as none: a slot that holds one of them is empty for this claim."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,9 @@ class Keep(Verb[Mapping[int, int]]):
     `lifetime_seconds` is how long the picture counts as fresh: its `expires_at` becomes now +
     that, on the store's clock, whatever `Slot.expires_at` says. The whole entry lives at least
     `linger_seconds` beyond the last expiry. Answers wanted slot → slot it lies in.
+
+    With `displaces` a wanted slot is taken although it holds another live picture, which moves to
+    the lowest slot that is free (beyond slot 63 it is dropped); claims of others are respected.
     """
 
     fingerprint: str
@@ -171,6 +176,7 @@ class Keep(Verb[Mapping[int, int]]):
     slots: Mapping[int, Slot]
     lifetime_seconds: float
     linger_seconds: float
+    displaces: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +188,157 @@ class Clear(Verb[None]):
 
     fingerprint: str
     pictures: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class EntriesPage:
+    """Some entries, and where the next page begins."""
+
+    entries: Mapping[str, Mapping[int, Slot]]
+    """Fingerprint → slots, expired ones among them."""
+    after: str | None
+    """What the next `ScanEntries` says; None at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanEntries(Verb[EntriesPage]):
+    """About `limit` entries from the mark `after` ("" = the start), in any order.
+
+    An entry that is there from the first page to the last is on at least one of them.
+    """
+
+    after: str = ""
+    limit: int = 200
+
+
+# ── notes and lists: small things with a life of their own ──────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Note(Verb[bool]):
+    """Writes a small value under a name. False (and no change) if `is_new` and one lives there.
+
+    It lives `lifetime_seconds` from now; None: until it is dropped.
+    """
+
+    space: str
+    name: str
+    value: bytes
+    lifetime_seconds: float | None
+    is_new: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReadNote(Verb[bytes | None]):
+    """What stands under a name, or None."""
+
+    space: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropNote(Verb[None]):
+    """Removes it, if it is there."""
+
+    space: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Enlist(Verb[None]):
+    """Puts members onto a list, which is a set; the whole list lives at least so long from now."""
+
+    space: str
+    name: str
+    members: tuple[str, ...]
+    lifetime_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReadList(Verb[Sequence[str]]):
+    """The members of a list, in any order; none when there is no such list."""
+
+    space: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Strike(Verb[None]):
+    """Takes members off a list."""
+
+    space: str
+    name: str
+    members: tuple[str, ...]
+
+
+# ── the shelf: which picture bytes there are, how large, and when they were last used ───────
+
+
+@dataclass(frozen=True, slots=True)
+class Shelve(Verb[Sequence[str]]):
+    """Puts bytes onto the shelf, or prolongs their stay, as used just now.
+
+    What is least recently used goes until the shelf holds at most `most_bytes` or nothing but
+    this: answers the digests that went. Bytes whose stay is over are no longer on the shelf and
+    are not among them. The bytes themselves lie elsewhere (`BlobStore`); the caller removes those
+    that went *before* it stores its own, and then the bound holds for them too.
+    """
+
+    digest: str
+    size_bytes: int
+    lifetime_seconds: float
+    most_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shrink(Verb[Sequence[str]]):
+    """As `Shelve`, putting nothing: also the way to forget what is past its time."""
+
+    most_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Touch(Verb[None]):
+    """These were used just now; those that are not on the shelf stay off it."""
+
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unshelve(Verb[None]):
+    """Takes them off the shelf."""
+
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Oldest(Verb[Sequence[str]]):
+    """The least recently used that together have at least `size_bytes`, oldest first, at most 1000.
+
+    Writes nothing, so that a store whose memory is full can still answer it.
+    """
+
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """How much lies on it."""
+
+    count: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadShelf(Verb[Shelf]):
+    """How much lies on the shelf, without what is past its time."""
+
+
+@dataclass(frozen=True, slots=True)
+class OnShelf(Verb[Sequence[bool]]):
+    """Whether each of these is on the shelf, in the order asked."""
+
+    digests: tuple[str, ...]
 
 
 # ── flights: the small events of a purchase under way ───────────────────────────────────────
@@ -457,7 +614,20 @@ class BlobStore(Protocol):
         """The bytes, or None when they are gone."""
 
     async def delete(self, digest: str) -> None:
-        """Removes them, if they are there."""
+        """Removes them, if they are there; works also where there is no room left."""
+
+    async def scan(self, after: str, limit: int) -> tuple[str | None, Mapping[str, int]]:
+        """About `limit` digests with their sizes in bytes, from the mark `after` ("" = the start).
+
+        Answers the mark of the next page, None at the end. Whatever stays from the first page to
+        the last is on at least one of them.
+        """
+
+    async def capacity_bytes(self) -> int | None:
+        """How much may lie here when nobody has said; None when the place has no limit of its own.
+
+        In a Redis half of its `maxmemory`, or 1 GiB where that is not set (CONTRACT §3).
+        """
 
 
 class Handle(Generic[R]):
