@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote
 
 import structlog
 import uvloop
@@ -29,13 +30,18 @@ from pydantic import SecretStr
 
 from gateway.access.keys import Keys
 from gateway.access.policy import CurrentPolicy, Policy, PolicySource
+from gateway.access.signing import Signing
 from gateway.api.connection import Runner
 from gateway.api.routes import create_app
 from gateway.api.services import Health, Services
 from gateway.billing.ledger import WRITE_EVERY_SECONDS, Ledger
-from gateway.cache.blobs import Blobs, BlobsSettings
-from gateway.cache.entries import LINGER_SECONDS, Entries, EntriesSettings
+from gateway.cache.blobs import Blobs, BlobsSettings, Observer
+from gateway.cache.entries import Entries, EntriesSettings
 from gateway.cache.flights import Flights
+from gateway.cache.gallery import Gallery
+from gateway.cache.hot import Hot
+from gateway.cache.removal import Removal
+from gateway.cache.takedowns import LOOK_SECONDS, Takedowns
 from gateway.configuration import Configuration
 from gateway.errors import StoreUnavailable
 from gateway.metrics import MOST_KEYS, Metrics
@@ -44,13 +50,16 @@ from gateway.service import Service
 from gateway.settings import Settings
 from gateway.store.blobs_folder import FolderBlobs
 from gateway.store.counted import CountedStore
-from gateway.store.redis import open_redis_store
+from gateway.store.redis import open_redis_blobs, open_redis_store
+from gateway.store.relieved import RelievedStore
 from gateway.store.sqlite import create_sqlite_layout, open_sqlite_store
-from gateway.store.verbs import Beat, BlobStore, Retire, Store, Sweep, ask
+from gateway.store.verbs import Beat, BlobStore, Note, Retire, Store, Sweep, ask
 from gateway.upstream.client import ClientSettings, UpstreamClient, open_client
+from gateway.upstream.rehost import Rehost, RehostSettings, open_rehost
 
 DATABASE: Final = "gateway.sqlite"
 BLOBS_FOLDER: Final = "blobs"
+WILDCARDS: Final = ("0.0.0.0", "::")
 TOKEN_FILE: Final = "admin-token"  # noqa: S105 - a file's name
 
 LISTENER_LINGERS_SECONDS: Final = 5.0
@@ -66,7 +75,12 @@ POLICY_LOOK_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 60.0
 SWEEP_MOST: Final = 1000
 KEY_LABELS_SECONDS: Final = 60.0
-URL_TTL_SECONDS: Final = 86_400.0
+BOOKS_SECONDS: Final = 1.0
+"""How often a worker tells the store which pictures were used."""
+BOUNDS_SECONDS: Final = 5.0
+ORPHANS_SECONDS: Final = 3600.0
+LINK_ROUNDING: Final = 25 / 24
+"""A link lives up to so many times `url_ttl`, because its end is rounded up (CONTRACT §7)."""
 
 log = structlog.get_logger(__name__)
 
@@ -117,13 +131,24 @@ async def open_store(settings: Settings) -> AsyncIterator[tuple[Store, BlobStore
 
     An embedded one must exist. An empty Redis becomes one, which may still be away.
     """
+    async with AsyncExitStack() as stack:
+        store, blobs = await _open_main_store(settings, stack)
+        url = settings.store.blobs_url.get_secret_value() if settings.store.blobs_url else ""
+        if url.startswith("file://"):
+            blobs = FolderBlobs(Path(unquote(url.removeprefix("file://"))))
+        elif url:
+            blobs = await stack.enter_async_context(open_redis_blobs(url))
+        yield store, blobs
+
+
+async def _open_main_store(settings: Settings, stack: AsyncExitStack) -> tuple[Store, BlobStore]:
     if settings.store.redis_url is not None:
-        async with open_redis_store(settings.store.redis_url.get_secret_value()) as store:
-            yield store, store.blobs
-        return
+        url = settings.store.redis_url.get_secret_value()
+        store = await stack.enter_async_context(open_redis_store(url))
+        return store, store.blobs
     folder = settings.store.data_dir
-    async with open_sqlite_store(folder / DATABASE) as embedded:
-        yield embedded, FolderBlobs(folder / BLOBS_FOLDER)
+    embedded = await stack.enter_async_context(open_sqlite_store(folder / DATABASE))
+    return embedded, FolderBlobs(folder / BLOBS_FOLDER)
 
 
 @asynccontextmanager
@@ -157,6 +182,46 @@ async def check_store(settings: Settings) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Cache:
+    """The rooms that keep pictures, wired together: all that a command needs of a gateway."""
+
+    entries: Entries
+    gallery: Gallery
+    blobs: Blobs
+    takedowns: Takedowns
+    removal: Removal
+
+
+def _wire_cache(
+    settings: Settings, store: Store, blob_store: BlobStore, *, observer: Observer
+) -> Cache:
+    """Constructs the rooms of `cache/`. No I/O."""
+    entries, takedowns = Entries(_entries_settings(settings)), Takedowns(store)
+    blobs_settings = _blobs_settings(settings)
+    blobs = Blobs(
+        blobs_settings,
+        blob_store,
+        store,
+        hot=Hot(settings.cache.hot_bytes),
+        takedowns=takedowns,
+        observer=observer,
+    )
+    gallery = Gallery(store, blobs, lifetime_seconds=blobs_settings.lifetime_seconds)
+    removal = Removal(store, entries=entries, gallery=gallery, blobs=blobs, takedowns=takedowns)
+    return Cache(entries, gallery, blobs, takedowns, removal)
+
+
+@asynccontextmanager
+async def open_cache(settings: Settings) -> AsyncIterator[tuple[Store, Cache]]:
+    """The cache of a running gateway, for commands.
+
+    Raises `StoreMissing`, `LayoutMismatch`, `StoreUnavailable`.
+    """
+    async with open_existing_store(settings), open_store(settings) as (store, blob_store):
+        yield store, _wire_cache(settings, store, blob_store, observer=Metrics())
+
+
+@dataclass(frozen=True, slots=True)
 class Gateway:
     """One worker's rooms, wired together."""
 
@@ -165,6 +230,7 @@ class Gateway:
     blob_store: BlobStore
     flights: Flights
     purchases: Purchases
+    cache: Cache
     ledger: Ledger
     policy: CurrentPolicy
     worker: str
@@ -184,7 +250,10 @@ async def open_services(settings: Settings, source: PolicySource) -> AsyncIterat
     )
     async with AsyncExitStack() as stack:
         opened, blob_store = await stack.enter_async_context(open_store(settings))
-        store = CountedStore(opened, _teller(health, metrics))
+        store = RelievedStore(CountedStore(opened, _teller(health, metrics)))
+        links = await stack.enter_async_context(
+            open_rehost(_rehost_settings(settings), observer=metrics.fetched)
+        )
         client = await stack.enter_async_context(
             open_client(_client_settings(settings), observer=metrics)
         )
@@ -194,10 +263,13 @@ async def open_services(settings: Settings, source: PolicySource) -> AsyncIterat
             store=store,
             blob_store=blob_store,
             client=client,
+            links=links,
             metrics=metrics,
             health=health,
         )
-        await _beat_once(gateway)
+        if settings.store.blobs_url is None:  # making room elsewhere would not help
+            store.relieve = gateway.cache.blobs.make_room
+        await _first_look(gateway)
         await stack.enter_async_context(_running(_loops(settings, gateway)))
         stack.push_async_callback(_close, gateway)
         stack.push_async_callback(_drain, gateway.flights, settings.drain_seconds)
@@ -211,21 +283,29 @@ def _wire(
     store: Store,
     blob_store: BlobStore,
     client: UpstreamClient,
+    links: Rehost,
     metrics: Metrics,
     health: Health,
 ) -> Gateway:
     """Constructs every room and introduces them to the stories. No I/O."""
     worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    entries = Entries(EntriesSettings(ttl_seconds=settings.cache.ttl_seconds))
-    blobs = Blobs(_blobs_settings(settings), blob_store)
+    cache = _wire_cache(settings, store, blob_store, observer=metrics)
+    signing = Signing(
+        store,
+        settings.server.signing_keys,
+        url_ttl_seconds=settings.cache.url_ttl_seconds,
+        clock=time.time,
+    )
     flights = Flights(store, observe=metrics.flights.set)
     keys, ledger = Keys(store), Ledger(store)
     purchases = Purchases(
         _purchase_settings(settings, worker),
         store,
         client,
-        entries=entries,
-        blobs=blobs,
+        links=links,
+        entries=cache.entries,
+        gallery=cache.gallery,
+        blobs=cache.blobs,
         flights=flights,
         metrics=metrics,
     )
@@ -233,10 +313,12 @@ def _wire(
         store,
         upstream_name=settings.upstream.name,
         keys=keys,
-        entries=entries,
-        blobs=blobs,
+        entries=cache.entries,
+        gallery=cache.gallery,
+        blobs=cache.blobs,
         flights=flights,
         purchases=purchases,
+        signing=signing,
         ledger=ledger,
         metrics=metrics,
         clock=time.time,
@@ -244,16 +326,31 @@ def _wire(
     services = Services(
         service=service,
         keys=keys,
+        signing=signing,
+        gallery=gallery,
+        blobs=blobs,
+        removal=Removal(store, entries=entries, gallery=gallery, blobs=blobs, takedowns=takedowns),
         policy=policy,
         metrics=metrics,
         health=health,
+        public_url=_public_url(settings),
         admin_token=admin_token(settings),
         metrics_token=settings.server.metrics_token,
         max_body_bytes=settings.server.max_body_bytes,
         body_timeout_seconds=settings.server.read_timeout_seconds,
         clock=time.time,
     )
-    return Gateway(services, store, blob_store, flights, purchases, ledger, policy, worker)
+    return Gateway(
+        services,
+        store,
+        blob_store,
+        flights,
+        purchases,
+        cache,
+        ledger,
+        policy,
+        worker,
+    )
 
 
 def _know_policy(metrics: Metrics, policy: Policy) -> None:
@@ -281,10 +378,38 @@ def _client_settings(settings: Settings) -> ClientSettings:
     )
 
 
-def _blobs_settings(settings: Settings) -> BlobsSettings:
-    return BlobsSettings(
-        lifetime_seconds=settings.cache.ttl_seconds * 1.05 + LINGER_SECONDS + URL_TTL_SECONDS
+def _entries_settings(settings: Settings) -> EntriesSettings:
+    return EntriesSettings(
+        ttl_seconds=settings.cache.ttl_seconds,
+        linger_seconds=settings.cache.stale_if_error_seconds,
     )
+
+
+def _blobs_settings(settings: Settings) -> BlobsSettings:
+    longest_link = settings.cache.url_ttl_seconds * LINK_ROUNDING
+    return BlobsSettings(
+        lifetime_seconds=_entries_settings(settings).longest_seconds + longest_link,
+        total_bytes=settings.cache.total_bytes,
+    )
+
+
+def _rehost_settings(settings: Settings) -> RehostSettings:
+    return RehostSettings(
+        upstream_url=settings.upstream.base_url,
+        allow=settings.rehost.allow,
+        max_bytes=settings.cache.max_picture_bytes,
+        ca_file=settings.upstream.ca_file,
+    )
+
+
+def _public_url(settings: Settings) -> str | None:
+    """What links start with; None where nobody but the client knows how we are reached."""
+    listen = settings.server.listen
+    if settings.server.public_url is not None:
+        return settings.server.public_url
+    if listen.host in WILDCARDS or listen.port == 0:
+        return None
+    return f"http://{listen}"
 
 
 def _purchase_settings(settings: Settings, worker: str) -> PurchaseSettings:
@@ -309,10 +434,13 @@ def _teller(health: Health, metrics: Metrics) -> Callable[[bool], None]:
     return tell
 
 
-async def _beat_once(gateway: Gateway) -> None:
-    """The first heartbeat; a store that is away does not keep a worker from starting."""
+async def _first_look(gateway: Gateway) -> None:
+    """The first heartbeat, and what must not be served; a store that is away keeps nobody from
+    starting.
+    """
     with suppress(StoreUnavailable):
         await ask(gateway.store, Beat(gateway.worker))
+        await gateway.cache.takedowns.look()
 
 
 async def _drain(flights: Flights, seconds: float) -> None:
@@ -346,6 +474,10 @@ def _loops(settings: Settings, gateway: Gateway) -> Mapping[str, Coroutine[Any, 
         "recovery": _every(heartbeat, gateway.purchases.recover_dead),
         "ledger": _every(WRITE_EVERY_SECONDS, gateway.ledger.write),
         "policy": _every(0.0, lambda: _look_at_policy(gateway)),
+        "takedowns": _every(LOOK_SECONDS, lambda: _learn_takedowns(gateway)),
+        "blob books": _every(BOOKS_SECONDS, gateway.cache.blobs.keep_books),
+        "bounds": _every(BOUNDS_SECONDS, gateway.cache.blobs.keep_within_bounds),
+        "orphans": _every(ORPHANS_SECONDS, lambda: _adopt_orphans(gateway)),
         "sweep": _every(SWEEP_SECONDS, lambda: _sweep(store, gateway.blob_store)),
         "key labels": _every(
             KEY_LABELS_SECONDS, lambda: _label_keys(services.keys, services.metrics)
@@ -383,6 +515,21 @@ async def _look_at_policy(gateway: Gateway) -> None:
     current, is_asked = gateway.policy, gateway.reload_asked.is_set()
     gateway.reload_asked.clear()
     await asyncio.to_thread(current.reload if is_asked else current.reload_if_changed)
+
+
+async def _learn_takedowns(gateway: Gateway) -> None:
+    """What was taken down meanwhile leaves this worker's memory, and the store if it is back."""
+    digests = await gateway.cache.takedowns.look()
+    gateway.cache.blobs.forget(digests)
+    if digests:
+        await gateway.cache.blobs.delete(digests)
+
+
+async def _adopt_orphans(gateway: Gateway) -> None:
+    """Once an hour, by whoever comes first, and not by all."""
+    turn = Note("turns", "orphans", gateway.worker.encode(), ORPHANS_SECONDS * 0.9, is_new=True)
+    if await ask(gateway.store, turn) and (adopted := await gateway.cache.blobs.adopt_orphans()):
+        log.info("orphans_adopted", pictures=adopted)
 
 
 async def _sweep(store: Store, blobs: BlobStore) -> None:

@@ -110,6 +110,10 @@ class Picture:
     """`size`, `quality`, `background`, `output_format` as upstream echoed them."""
     extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """Further keys that upstream gave this picture; relayed untouched (WIRE §8 row 19)."""
+    model: str = ""
+    """The model that made it."""
+    derived_from: str | None = None
+    """The digest of the picture that it was made from, where it was not bought."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +184,11 @@ class UpstreamPicture:
     url: str | None = None
     revised_prompt: str | None = None
     extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def is_link(self) -> bool:
+        """Whether its bytes are still to be fetched."""
+        return self.data is None and self.url is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,15 @@ class Billed(Protocol):
     def saved_micros(self) -> int: ...
 
 
+class Shelved(Protocol):
+    """What the cache's gauges read."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+
+
 class Metrics:
     """Everything that this process counts."""
 
@@ -77,6 +86,12 @@ class Metrics:
 
         def gauge(name: str, said: str) -> Gauge:
             return Gauge(f"gateway_{name}", said, registry=registry, multiprocess_mode="livesum")
+
+        def shared(name: str, said: str) -> Gauge:
+            """Of what is one and the same for all workers: whoever looked last is right."""
+            return Gauge(
+                f"gateway_{name}", said, registry=registry, multiprocess_mode="livemostrecent"
+            )
 
         def histogram(
             name: str,
@@ -115,6 +130,17 @@ class Metrics:
         self.images = counter("images_total", "Pictures", (*who, "size", "quality", "outcome"))
         self.cost = counter("cost_usd_total", "US dollars charged", who)
         self.saved = counter("saved_usd_total", "What pictures that were not bought had cost", who)
+        self.rehosts = counter(
+            "rehost_total", "Links of upstream's that were fetched, or why not", ("outcome",)
+        )
+        self.cache_evictions = counter(
+            "cache_evictions_total", "Pictures that had to go to keep within the bound"
+        )
+        self.cache_damaged = counter(
+            "cache_damaged_total", "Pictures whose bytes were damaged in the store"
+        )
+        self.cache_entries = shared("cache_entries", "Distinct pictures in the cache")
+        self.cache_bytes = shared("cache_bytes", "Bytes of all pictures in the cache")
         self.refusals = counter("refusals_total", "Requests refused", ("key", "reason"))
         self.store_up = Gauge(
             "gateway_store_up",
@@ -192,6 +218,23 @@ class Metrics:
         """Counts pictures that were answered without a purchase, and what that saved."""
         self.saved.labels(*self._who(billed)).inc(billed.saved_micros / 1e6)
         self._count_images(billed, pictures)
+
+    def fetched(self, outcome: str) -> None:
+        """Counts one link of upstream's: `fetched`, or why it was not."""
+        self.rehosts.labels(outcome).inc()
+
+    def evicted(self, pictures: int) -> None:
+        """Counts pictures that went to keep within the bound."""
+        self.cache_evictions.inc(pictures)
+
+    def damaged(self) -> None:
+        """Counts a picture whose bytes were damaged in the store."""
+        self.cache_damaged.inc()
+
+    def shelf_read(self, shelf: Shelved) -> None:
+        """Notes how much the cache holds."""
+        self.cache_entries.set(shelf.count)
+        self.cache_bytes.set(shelf.size_bytes)
 
     def refused(self, key: str, reason: str) -> None:
         """Counts one refusal."""

@@ -1,4 +1,4 @@
-"""The story of one purchase: reserve → send → receive → keep → settle.
+"""The story of one purchase: reserve → send → fetch → receive → keep → settle.
 
 A purchase is a journal in the store. `reserved` is written before anything is sent and says what
 it may cost; `received` is written after the bytes and says what came; settling closes it, exactly
@@ -26,6 +26,8 @@ from gateway.billing.ledger import Record, tokens_by_kind
 from gateway.cache.blobs import Blobs, hash_bytes
 from gateway.cache.entries import Entries
 from gateway.cache.flights import Bought, Flight, Flights
+from gateway.cache.gallery import Gallery
+from gateway.cache.takedowns import content_taken_down
 from gateway.catalog import Model
 from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
 from gateway.images import Account, Amounts, Answered, ImageRequest, Picture, UpstreamPicture, Usage
@@ -42,9 +44,10 @@ from gateway.store.verbs import (
     Store,
     ask,
 )
+from gateway.upstream.rehost import LinkRefused
 
-LEASE_MARGIN_SECONDS: Final = 60.0
-"""How much longer than upstream's deadline a claim holds: time to keep and settle."""
+LEASE_MARGIN_SECONDS: Final = 120.0
+"""How much longer than upstream's deadline a claim holds: time to fetch links, keep and settle."""
 
 TAIL_PATIENCE_SECONDS: Final = 2.0
 """How long the callers wait for the store to take a picture before they get it from memory."""
@@ -68,6 +71,13 @@ class Upstream(Protocol):
 
     async def generate(self, request: ImageRequest, *, pictures: int) -> Answered:
         """Buys pictures; raises `UpstreamFailure`."""
+
+
+class Links(Protocol):
+    """Where the pictures behind upstream's links are fetched."""
+
+    async def fetch(self, url: str) -> bytes:
+        """What is behind a link; raises `LinkRefused`."""
 
 
 class PurchaseSettings(BaseModel):
@@ -116,7 +126,9 @@ class Purchases:
         store: Store,
         upstream: Upstream,
         *,
+        links: Links,
         entries: Entries,
+        gallery: Gallery,
         blobs: Blobs,
         flights: Flights,
         metrics: Metrics,
@@ -124,7 +136,9 @@ class Purchases:
         self._settings = settings
         self._store = store
         self._upstream = upstream
+        self._links = links
         self._entries = entries
+        self._gallery = gallery
         self._blobs = blobs
         self._flights = flights
         self._metrics = metrics
@@ -141,21 +155,11 @@ class Purchases:
         reserved = await self._reserve(order, flight.id, flight, pictures=len(flight.slots))
         async with self._settling_failures(order, reserved):
             answered = await self._upstream.generate(order.request, pictures=len(flight.slots))
-            good = await self._check(answered, now=order.clock())
+            answered = await self._fetch_links(answered)
+            good = await self._check(order, answered)
             received, data = self._receive(order, reserved, answered, good, slots=flight.slots)
         await self._persist(order, received, data)
         return Bought(received.pictures, data)
-
-    async def buy_links(self, order: Order) -> Answered:
-        """Buys pictures that are neither shared nor stored, and passes upstream's links on."""
-        reserved = await self._reserve(order, secrets.token_hex(12), None, pictures=order.request.n)
-        async with self._settling_failures(order, reserved):
-            answered = await self._upstream.generate(order.request, pictures=order.request.n)
-            if not any(picture.url for picture in answered.pictures):
-                raise _undelivered("no link came with its answer", answered)
-            received, _ = self._receive(order, reserved, answered, [], slots=())
-        await self._persist(order, received, {})
-        return answered
 
     async def _reserve(
         self, order: Order, purchase: str, flight: Flight | None, *, pictures: int
@@ -233,17 +237,38 @@ class Purchases:
             await self._finish_failure(order, reserved, presumed)
             raise presumed from bug
 
+    async def _fetch_links(self, answered: Answered) -> Answered:
+        """Upstream's links end within the hour: what is behind them is fetched at once."""
+        if not any(picture.is_link for picture in answered.pictures):
+            return answered
+        pictures = await asyncio.gather(*(self._fetched(p) for p in answered.pictures))
+        return replace(answered, pictures=tuple(pictures))
+
+    async def _fetched(self, picture: UpstreamPicture) -> UpstreamPicture:
+        """The picture with its bytes; as it was when they are not to be had."""
+        if not picture.is_link:
+            return picture
+        try:
+            return replace(picture, data=await self._links.fetch(picture.url or ""))
+        except LinkRefused as refused:
+            log.warning("link_not_fetched", reason=refused.reason)
+            return picture
+
     async def _check(
-        self, answered: Answered, *, now: float
+        self, order: Order, answered: Answered
     ) -> list[tuple[UpstreamPicture, Picture]]:
-        """The pictures that are complete, in order; raises `UpstreamFailure` if none is."""
-        good = []
+        """The pictures that are complete and may be kept, in order.
+
+        Raises `UpstreamFailure` if there is none.
+        """
+        complete = []
         for picture in answered.pictures:
             facts = await self._facts(picture.data)
             if facts is not None and picture.data is not None:
-                good.append((picture, await _stored_picture(picture, facts, created=now)))
+                complete.append((picture, await _stored_picture(picture, facts, order=order)))
+        good = [(sent, p) for sent, p in complete if not self._blobs.is_taken_down(p.digest)]
         if not good:
-            raise _undelivered("no complete picture came with its answer", answered)
+            raise _nothing_to_keep(answered, is_taken_down=bool(complete))
         return good
 
     async def _facts(self, data: bytes | None) -> PictureFacts | None:
@@ -352,6 +377,7 @@ class Purchases:
         batch = Batch(self._store)
         if flight is not None:
             self._entries.keep(batch, flight.fingerprint, flight.id, pictures=received.pictures)
+            self._gallery.hang(batch, flight.fingerprint, received.pictures)
         settled = quota.settle(
             batch, reserved.purchase, received.charge, record=received.record.encode()
         )
@@ -549,7 +575,19 @@ def _failure_flags(failure: UpstreamFailure) -> tuple[str, ...]:
     return () if failure.charge is Charge.FREE else (failure.charge.value,)
 
 
-def _undelivered(what: str, answered: Answered) -> UpstreamFailure:
+def _nothing_to_keep(answered: Answered, *, is_taken_down: bool) -> UpstreamFailure:
+    if is_taken_down:
+        return content_taken_down(
+            charge=Charge.UNDELIVERED,
+            usage=answered.usage,
+            upstream_request_id=answered.upstream_request_id,
+        )
+    is_unreachable = any(picture.is_link for picture in answered.pictures)
+    what = (
+        "its links could not be fetched"
+        if is_unreachable
+        else "no complete picture came with its answer"
+    )
     return UpstreamFailure(
         f"Upstream charged for this request, but {what}.",
         charge=Charge.UNDELIVERED,
@@ -578,7 +616,7 @@ def _shared_out(pictures: Sequence[Picture], answered: Answered, cost_micros: in
 
 
 async def _stored_picture(
-    picture: UpstreamPicture, facts: PictureFacts, *, created: float
+    picture: UpstreamPicture, facts: PictureFacts, *, order: Order
 ) -> Picture:
     data = picture.data or b""
     return Picture(
@@ -588,7 +626,8 @@ async def _stored_picture(
         width=facts.width,
         height=facts.height,
         size_bytes=len(data),
-        created=created,
+        created=order.clock(),
+        model=order.model.id,
         revised_prompt=picture.revised_prompt,
         extra=picture.extra,
     )

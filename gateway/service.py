@@ -16,12 +16,15 @@ from typing import Final
 
 from gateway.access.keys import Key, Keys
 from gateway.access.policy import Policy
+from gateway.access.signing import Signing
 from gateway.billing import quota
 from gateway.billing.ledger import Ledger, Outcome, Record
 from gateway.billing.quota import LimitState
 from gateway.cache.blobs import Blobs
 from gateway.cache.entries import Entries, Held, fresh_pictures
 from gateway.cache.flights import Bought, Flight, Flights, Landing
+from gateway.cache.gallery import Gallery, picture_path
+from gateway.cache.hot import View
 from gateway.catalog import Model
 from gateway.errors import (
     GatewayError,
@@ -30,7 +33,7 @@ from gateway.errors import (
     LimitExceeded,
     StoreUnavailable,
 )
-from gateway.images import Account, ImageRequest, Picture, UpstreamPicture
+from gateway.images import Account, ImageRequest, Picture
 from gateway.metrics import Metrics
 from gateway.purchase import Order, Purchases, Tally
 from gateway.request.body import parse_body
@@ -87,9 +90,7 @@ class Answer:
     request: ImageRequest
     outcome: Outcome
     pictures: tuple[tuple[Picture, bytes], ...] = ()
-    """In slot order."""
-    links: tuple[UpstreamPicture, ...] = ()
-    """Upstream's own links, where the answer neither reads nor writes the cache."""
+    """In slot order, each as base64, or as the path of its signed link where that was asked for."""
     fingerprint: str | None = None
     """None when the cache was bypassed."""
     ttl_seconds: int = 0
@@ -105,6 +106,11 @@ class Question:
     model: Model
     fingerprint: str
 
+    @property
+    def view(self) -> View:
+        """What is made of each picture's bytes; a link only needs them to be there."""
+        return "data" if self.request.response_format == "url" else "base64"
+
 
 class Service:
     """Answers image requests."""
@@ -116,9 +122,11 @@ class Service:
         upstream_name: str,
         keys: Keys,
         entries: Entries,
+        gallery: Gallery,
         blobs: Blobs,
         flights: Flights,
         purchases: Purchases,
+        signing: Signing,
         ledger: Ledger,
         metrics: Metrics,
         clock: Callable[[], float],
@@ -127,9 +135,11 @@ class Service:
         self._upstream_name = upstream_name
         self._keys = keys
         self._entries = entries
+        self._gallery = gallery
         self._blobs = blobs
         self._flights = flights
         self._purchases = purchases
+        self._signing = signing
         self._ledger = ledger
         self._metrics = metrics
         self._clock = clock
@@ -164,8 +174,6 @@ class Service:
     async def _answer(self, call: Call) -> Answer:
         question = await self._understand_or_confirm(call, await call.read())
         entry = await self._admit_and_look_up(call, question)
-        if question.request.response_format == "url":
-            return await self._pass_through(call, question)
         held = fresh_pictures(entry, question.request.slots)
         pictures = await self._with_bytes(question, {slot: h.picture for slot, h in held.items()})
         landing = await self._get_missing(call, question, pictures)
@@ -265,6 +273,8 @@ class Service:
         all_pictures = {**pictures, **landed}
         if not all_pictures:
             raise landing.own_error or landing.flight_error or _nothing_came()
+        if question.request.response_format == "url":
+            all_pictures = await self._as_links(question, all_pictures)
         return Answer(
             question.request,
             outcome=_outcome(landing, count=len(all_pictures)),
@@ -278,14 +288,16 @@ class Service:
             ),
         )
 
-    async def _pass_through(self, call: Call, question: Question) -> Answer:
-        """A `url` answer: bought in an owned task like any other, but neither read nor stored."""
-        record = call.record.but(outcome="bought")
-        order = self._order(call, question, record)
-        bought = await self._flights.own_shielded(
-            self._purchases.buy_links(order), name=f"purchase for {call.request_id}"
-        )
-        return Answer(question.request, outcome="bought", links=bought.pictures)
+    async def _as_links(
+        self, question: Question, pictures: Mapping[int, tuple[Picture, bytes]]
+    ) -> dict[int, tuple[Picture, bytes]]:
+        """A signed link in the place of each picture's bytes."""
+        batch = Batch(self._store)
+        of_slot = {slot: picture for slot, (picture, _) in pictures.items()}
+        self._gallery.hang(batch, question.fingerprint, of_slot)
+        await batch.send()
+        links = {slot: await self._signing.sign(picture_path(p)) for slot, p in of_slot.items()}
+        return {slot: (picture, links[slot].encode()) for slot, picture in of_slot.items()}
 
     async def _with_bytes(
         self,
@@ -298,7 +310,8 @@ class Service:
         memory = in_memory or {}
 
         async def read(picture: Picture) -> bytes | None:
-            return memory.get(picture.digest) or await self._blobs.get(picture.digest)
+            digest = picture.digest
+            return await self._blobs.view(digest, question.view, data=memory.get(digest))
 
         data = await asyncio.gather(*(read(picture) for picture in pictures.values()))
         found = {
@@ -308,7 +321,7 @@ class Service:
         }
         if lost := {slot: p for slot, p in pictures.items() if slot not in found}:
             batch = Batch(self._store)
-            self._entries.clear(batch, question.fingerprint, lost)
+            self._entries.empty(batch, question.fingerprint, {n: p.id for n, p in lost.items()})
             await batch.send()
         return found
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import orjson
-import pybase64
 from aiohttp import StreamReader, hdrs, web
 from aiohttp.web_protocol import RequestPayloadError
 
@@ -22,7 +21,7 @@ from gateway.billing.ledger import draft
 from gateway.billing.quota import rate_headers, show_usd
 from gateway.catalog import Model
 from gateway.errors import INVALID_REQUEST, GatewayError, InvalidRequest
-from gateway.images import Picture, UpstreamPicture, Usage
+from gateway.images import Picture, Usage
 from gateway.service import Answer, Call
 
 JOIN_BYTES: Final = 64 * 1024
@@ -59,7 +58,13 @@ async def generate(request: web.Request) -> web.StreamResponse:
         request[OUTCOME] = call.outcome
         request[HEADERS].update(rate_headers(call.latest_limits))
     request[HEADERS].update(_answer_headers(answer, call, now=services.clock()))
-    return await _send(request, render(answer, created=int(services.clock())))
+    pieces = render(answer, created=int(services.clock()), public_url=_public_url(request))
+    return await _send(request, pieces)
+
+
+def _public_url(request: web.Request) -> str:
+    """What links start with: what was configured, else what this client calls us."""
+    return request.app[SERVICES].public_url or f"{request.scheme}://{request.host}"
 
 
 def _call(request: web.Request, services: Services) -> Call:
@@ -144,17 +149,17 @@ def _cache_status(answer: Answer) -> str:
     return f'image-gateway; {how}; key="{answer.fingerprint}"'
 
 
-def render(answer: Answer, *, created: int) -> list[bytes]:
+def render(answer: Answer, *, created: int, public_url: str) -> list[bytes]:
     """The JSON body in pieces, the keys in the order of WIRE §5.5; base64 is never copied."""
-    if answer.links:
-        links = [_link(picture) for picture in answer.links if picture.url]
-        return [orjson.dumps({"created": created, "data": links})]
+    head = b'{"b64_json":"'
+    if answer.request.response_format == "url":
+        head = b'{"url":' + orjson.dumps(public_url)[:-1]
     first = answer.pictures[0][0]
     shown = {key: first.shown[key] for key in SHOWN if key in first.shown}
     background = {"background": shown.pop("background")} if "background" in shown else {}
     pieces = [orjson.dumps({"created": created, **background})[:-1], b',"data":[']
     for index, (picture, data) in enumerate(answer.pictures):
-        pieces += [b"," if index else b"", b'{"b64_json":"', pybase64.b64encode(data), b'"']
+        pieces += [b"," if index else b"", head, data, b'"']
         pieces.append(_further_keys(picture))
     usage = _usage([picture for picture, _ in answer.pictures])
     tail = orjson.dumps(shown | ({"usage": usage} if usage else {}))
@@ -163,15 +168,10 @@ def render(answer: Answer, *, created: int) -> list[bytes]:
 
 
 def _further_keys(picture: Picture) -> bytes:
-    """The end of a picture's JSON object, after its base64."""
+    """The end of a picture's JSON object, after its base64 or its link."""
     revised = {"revised_prompt": picture.revised_prompt} if picture.revised_prompt else {}
     keys = orjson.dumps({**revised, **picture.extra})
     return b"," + keys[1:] if len(keys) > len(b"{}") else b"}"
-
-
-def _link(picture: UpstreamPicture) -> dict[str, Any]:
-    revised = {"revised_prompt": picture.revised_prompt} if picture.revised_prompt else {}
-    return {**revised, **picture.extra, "url": picture.url}
 
 
 def _usage(pictures: Sequence[Picture]) -> dict[str, Any] | None:

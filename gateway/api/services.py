@@ -11,6 +11,10 @@ from pydantic import SecretStr
 
 from gateway.access.keys import Keys
 from gateway.access.policy import Policy
+from gateway.access.signing import Signing
+from gateway.cache.blobs import Blobs
+from gateway.cache.gallery import Gallery
+from gateway.cache.removal import Removal
 from gateway.metrics import Metrics
 from gateway.service import Service
 
@@ -34,12 +38,18 @@ class Services:
 
     service: Service
     keys: Keys
+    signing: Signing
+    gallery: Gallery
+    blobs: Blobs
+    removal: Removal
     policy: Callable[[], Policy]
     """The policy of this moment; a request asks once."""
     metrics: Metrics
     health: Health
     admin_token: SecretStr
     metrics_token: SecretStr | None
+    public_url: str | None
+    """What links start with; None: what the client calls us."""
     max_body_bytes: int
     body_timeout_seconds: float
     clock: Callable[[], float]

@@ -1,50 +1,163 @@
-"""Blobs: the bytes of pictures, by content hash.
+"""Blobs: the bytes of pictures, by content hash, within bounds.
 
 Bytes are stored once however many slots hold them, and are checked against their hash whenever
-they are read, so that damage in the store is found here and never served. Where they lie (Redis,
-a folder) is `store/`; which picture they belong to is `entries`.
+they are read from the store, so that damage there is found here and never served. How much there
+may be in all is kept on the store's *shelf*: what is least recently used goes first. A part of
+them stays in memory (`hot`), as bytes or as base64. Where they lie (Redis, a folder) is `store/`;
+which picture they belong to is `entries` and `gallery`; what may never be served is `takedowns`.
+
+Storing bytes is a conversation with the store, so this room sends its own verbs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, Protocol
 
+import pybase64
+import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.store.verbs import BlobStore
+from gateway.cache.hot import Hot, View
+from gateway.cache.takedowns import Takedowns
+from gateway.errors import StoreFull
+from gateway.store.verbs import (
+    BlobStore,
+    Oldest,
+    OnShelf,
+    ReadShelf,
+    Shelf,
+    Shelve,
+    Shrink,
+    Store,
+    Touch,
+    Unshelve,
+    ask,
+)
 
 INLINE_BYTES: Final = 512 * 1024
 """Hashing this much takes about a third of a millisecond; more goes to a thread."""
 
+ENCODE_INLINE_BYTES: Final = 4 * 1024 * 1024
+"""Base64 of this much takes about a millisecond; more goes to a thread."""
+
+DEFAULT_TOTAL_BYTES: Final = 10 << 30
+"""The bound where nobody has said one and the place has none of its own (CONTRACT §3)."""
+
+ROOM_FACTOR: Final = 4
+"""When a store is full, so many times what was wanted is made free: the next one will come too."""
+
+LEAST_ROOM_BYTES: Final = 1 << 20
+
+log = structlog.get_logger(__name__)
+
 
 class BlobsSettings(BaseModel):
-    """How long bytes stay."""
+    """How long bytes stay, and how many."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     lifetime_seconds: float = Field(default=39 * 86_400, gt=0)
     """Longer than any entry that names them: entry + stale_if_error + url_ttl (CONTRACT §7)."""
+    total_bytes: int | None = Field(default=None, gt=0)
+    """All of them together; None: what the place itself says, else 10 GiB."""
+
+
+class Observer(Protocol):
+    """Is told what becomes of bytes; the metrics listen."""
+
+    def evicted(self, pictures: int) -> None:
+        """So many had to go to keep within the bound."""
+
+    def damaged(self) -> None:
+        """Bytes in the store were not what their name says."""
+
+    def shelf_read(self, shelf: Shelf) -> None:
+        """How much there is now."""
 
 
 class Blobs:
     """Stores and reads picture bytes."""
 
-    def __init__(self, settings: BlobsSettings, store: BlobStore) -> None:
+    def __init__(
+        self,
+        settings: BlobsSettings,
+        blob_store: BlobStore,
+        store: Store,
+        *,
+        hot: Hot,
+        takedowns: Takedowns,
+        observer: Observer,
+    ) -> None:
         self._settings = settings
+        self._bytes = blob_store
         self._store = store
+        self._hot = hot
+        self._takedowns = takedowns
+        self._observer = observer
+        self._total_bytes = settings.total_bytes
         self._reading: dict[str, asyncio.Task[bytes | None]] = {}
+        self._touched: set[str] = set()
+        self._lost: set[str] = set()
+
+    # ── in and out ──────────────────────────────────────────────────────────────────────────
+
+    def is_taken_down(self, digest: str) -> bool:
+        """Whether these bytes may neither be stored nor served."""
+        return digest in self._takedowns
 
     async def put(self, digest: str, data: bytes) -> None:
-        """Stores `data` under its hash, `digest`; repeating it only prolongs its life."""
-        await self._store.put(digest, data, self._settings.lifetime_seconds)
+        """Stores `data` under its hash, `digest`; repeating it only prolongs its life.
 
-    async def get(self, digest: str) -> bytes | None:
-        """The bytes, or None when they are gone or damaged.
-
-        Those who ask for the same bytes at the same time share one read.
+        Bytes and bookkeeping travel at the same time. Dying in between leaves bytes that nobody
+        counts; `adopt_orphans` finds them. Raises `StoreUnavailable`.
         """
+        most = await self.total_bytes()
+        lifetime = self._settings.lifetime_seconds
+        shelve = Shelve(digest, len(data), lifetime, most)
+        evicted, _ = await asyncio.gather(ask(self._store, shelve), self._put(digest, data))
+        await self._evict(evicted)
+
+    async def view(self, digest: str, view: View, *, data: bytes | None = None) -> bytes | None:
+        """The bytes as `data` or as `base64`; None when they are gone, damaged or taken down.
+
+        `data` are the bytes themselves where the caller has them already.
+        """
+        if digest in self._takedowns:
+            return None
+        self._touched.add(digest)
+        kept = self._hot.get(digest, view)
+        if kept is not None:
+            return kept
+        found = data or self._hot.get(digest, "data") or await self._read_once(digest)
+        if found is None:
+            return None
+        shown = found if view == "data" else await _encode(found)
+        self._hot.put(digest, view, shown)
+        return shown
+
+    async def delete(self, digests: Iterable[str]) -> None:
+        """Removes bytes wherever this process knows of them. Raises `StoreUnavailable`."""
+        digests = tuple(digests)
+        await self._remove(digests)
+        await ask(self._store, Unshelve(digests))
+
+    def forget(self, digests: Iterable[str]) -> None:
+        """Drops bytes from this process's memory."""
+        for digest in digests:
+            self._hot.drop(digest)
+
+    async def _put(self, digest: str, data: bytes) -> None:
+        try:
+            await self._bytes.put(digest, data, self._settings.lifetime_seconds)
+        except StoreFull:
+            await self.make_room(len(data))
+            await self._bytes.put(digest, data, self._settings.lifetime_seconds)
+
+    async def _read_once(self, digest: str) -> bytes | None:
+        """Those who ask for the same bytes at the same time share one read."""
         task = self._reading.get(digest)
         if task is None:
             task = asyncio.create_task(self._read(digest), name=f"read blob {digest[:12]}")
@@ -53,11 +166,85 @@ class Blobs:
         return await asyncio.shield(task)
 
     async def _read(self, digest: str) -> bytes | None:
-        data = await self._store.get(digest)
-        if data is None or await hash_bytes(data) == digest:
+        data = await self._bytes.get(digest)
+        if data is not None and await hash_bytes(data) == digest:
             return data
-        await self._store.delete(digest)
+        self._lost.add(digest)
+        if data is not None:
+            log.error("damaged_bytes", digest=digest, size_bytes=len(data))
+            self._observer.damaged()
+            await self._bytes.delete(digest)
         return None
+
+    # ── bounds ──────────────────────────────────────────────────────────────────────────────
+
+    async def keep_books(self) -> None:
+        """Tells the store what was used or found missing since the last time."""
+        touched, self._touched = self._touched, set()
+        lost, self._lost = self._lost, set()
+        try:
+            if touched - lost:
+                await ask(self._store, Touch(tuple(touched - lost)))
+            if lost:
+                await ask(self._store, Unshelve(tuple(lost)))
+        except BaseException:
+            self._touched |= touched
+            self._lost |= lost
+            raise
+
+    async def keep_within_bounds(self) -> None:
+        """Evicts what is too much, also after the bound was lowered, and counts what is there."""
+        await self._evict(await ask(self._store, Shrink(await self.total_bytes())))
+        self._observer.shelf_read(await self.shelf())
+
+    async def shelf(self) -> Shelf:
+        """How much there is. Raises `StoreUnavailable`."""
+        return await ask(self._store, ReadShelf())
+
+    async def total_bytes(self) -> int:
+        """How many bytes there may be; asks the place once. Raises `StoreUnavailable`."""
+        if self._total_bytes is None:
+            self._total_bytes = await self._bytes.capacity_bytes() or DEFAULT_TOTAL_BYTES
+        return self._total_bytes
+
+    async def make_room(self, wanted_bytes: int = LEAST_ROOM_BYTES) -> None:
+        """The store is full: the least recently used go at once.
+
+        The bytes first and then the books, which a full store would not let us write.
+        """
+        oldest = await ask(self._store, Oldest(ROOM_FACTOR * max(wanted_bytes, LEAST_ROOM_BYTES)))
+        log.warning("store_full", evicted=len(oldest))
+        await self._evict(oldest)
+        await ask(self._store, Unshelve(tuple(oldest)))
+
+    async def adopt_orphans(self) -> int:
+        """Puts bytes that nobody counts onto the shelf, so that they go in their turn."""
+        adopted, after = 0, ""
+        while True:
+            mark, sizes = await self._bytes.scan(after, 500)
+            digests = tuple(sizes)
+            on_shelf = await ask(self._store, OnShelf(digests)) if digests else ()
+            for digest, is_on_shelf in zip(digests, on_shelf, strict=True):
+                if not is_on_shelf:
+                    await self._adopt(digest, sizes[digest])
+                    adopted += 1
+            if mark is None:
+                return adopted
+            after = mark
+
+    async def _adopt(self, digest: str, size_bytes: int) -> None:
+        lifetime = self._settings.lifetime_seconds
+        shelve = Shelve(digest, size_bytes, lifetime, await self.total_bytes())
+        await self._evict(await ask(self._store, shelve))
+
+    async def _evict(self, digests: Sequence[str]) -> None:
+        await self._remove(digests)
+        if digests:
+            self._observer.evicted(len(digests))
+
+    async def _remove(self, digests: Iterable[str]) -> None:
+        """The bytes where they are stored; memory lets go of them in its own time."""
+        await asyncio.gather(*(self._bytes.delete(digest) for digest in digests))
 
 
 async def hash_bytes(data: bytes) -> str:
@@ -65,3 +252,9 @@ async def hash_bytes(data: bytes) -> str:
     if len(data) <= INLINE_BYTES:
         return hashlib.sha256(data).hexdigest()
     return (await asyncio.to_thread(hashlib.sha256, data)).hexdigest()
+
+
+async def _encode(data: bytes) -> bytes:
+    if len(data) <= ENCODE_INLINE_BYTES:
+        return pybase64.b64encode(data)
+    return await asyncio.to_thread(pybase64.b64encode, data)

@@ -1,8 +1,8 @@
-"""Entries: which pictures a fingerprint has, in which slots.
+"""Entries: which pictures a fingerprint has, in which slots; its tags, and whether it is refused.
 
 An entry has slots 0…63, each empty or holding one picture. Here a picture becomes the bytes of a
-slot and back, and fresh is told from expired. The pictures' own bytes are in `blobs`; who fills
-an empty slot is settled in `flights`.
+slot and back, and fresh is told from expired. The pictures' own bytes are in `blobs`, their ids
+in `gallery`; who fills an empty slot is settled in `flights`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,29 @@ from typing import Any, Final
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
+from gateway.errors import UpstreamFailure
 from gateway.images import Picture, Usage
-from gateway.store.verbs import Batch, Clear, Entry, Handle, Keep, ReadEntry, Slot
+from gateway.store.verbs import (
+    Batch,
+    Clear,
+    Enlist,
+    Entry,
+    Handle,
+    Keep,
+    Note,
+    ReadEntry,
+    ReadNote,
+    Slot,
+)
 
 TTL_SPREAD: Final = 0.05
 """Lifetimes differ by up to this share, so that what was stored together expires apart."""
 
-LINGER_SECONDS: Final = 7 * 86_400
-"""How long an entry outlives its last picture's time (`stale_if_error`, CONTRACT §6)."""
+TAGS: Final = "tags"
+"""Lists, by tag: the fingerprints that were asked for under it."""
+
+REFUSALS: Final = "refusals"
+"""The space of notes, by fingerprint, that say why a question is not asked again."""
 
 
 class EntriesSettings(BaseModel):
@@ -31,6 +46,13 @@ class EntriesSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ttl_seconds: float = Field(default=30 * 86_400, gt=0)
+    linger_seconds: float = Field(default=7 * 86_400, gt=0)
+    """How long an entry outlives its last picture's time (`stale_if_error`, CONTRACT §6)."""
+
+    @property
+    def longest_seconds(self) -> float:
+        """After so long nothing of an entry is left."""
+        return self.ttl_seconds * (1 + TTL_SPREAD) + self.linger_seconds
 
 
 class Entries:
@@ -56,13 +78,24 @@ class Entries:
                 flight,
                 slots={n: Slot(p.id, 0.0, encode_picture(p)) for n, p in pictures.items()},
                 lifetime_seconds=self._lifetime_seconds(),
-                linger_seconds=LINGER_SECONDS,
+                linger_seconds=self._settings.linger_seconds,
             )
         )
 
-    def clear(self, batch: Batch, fingerprint: str, pictures: Mapping[int, Picture]) -> None:
-        """Empties slots whose bytes are gone or damaged."""
-        batch.add(Clear(fingerprint, {slot: p.id for slot, p in pictures.items()}))
+    def empty(self, batch: Batch, fingerprint: str, pictures: Mapping[int, str]) -> None:
+        """Empties slots, by the ids of the pictures that they are meant to hold."""
+        batch.add(Clear(fingerprint, pictures))
+
+    def tag(self, batch: Batch, fingerprint: str, tags: Iterable[str]) -> None:
+        """Notes under which tags an entry is wanted; they live as long as it can."""
+        for tag in tags:
+            batch.add(Enlist(TAGS, tag, (fingerprint,), self._settings.longest_seconds))
+
+    def refuse(
+        self, batch: Batch, fingerprint: str, refusal: UpstreamFailure, *, seconds: float | None
+    ) -> None:
+        """Remembers that this question is refused; None: for good."""
+        batch.add(Note(REFUSALS, fingerprint, orjson.dumps(refusal.to_dict()), seconds))
 
     def _lifetime_seconds(self) -> float:
         return self._settings.ttl_seconds * (1 + TTL_SPREAD * (2 * self._spread() - 1))
@@ -74,6 +107,16 @@ class Held:
 
     picture: Picture
     ttl_seconds: int
+
+
+def look_for_refusal(batch: Batch, fingerprint: str) -> Handle[bytes | None]:
+    """Asks whether the question is refused; `read_refusal` reads the answer."""
+    return batch.add(ReadNote(REFUSALS, fingerprint))
+
+
+def read_refusal(note: bytes | None) -> UpstreamFailure | None:
+    """Why the question is not asked again; None when it may be."""
+    return None if note is None else UpstreamFailure.from_dict(orjson.loads(note))
 
 
 def fresh_pictures(entry: Entry, slots: Iterable[int]) -> dict[int, Held]:

@@ -22,7 +22,13 @@ from typing import Any, Final, Literal, TypeVar
 import orjson
 import structlog
 
-from gateway.cache.entries import Held, picture_from_dict, read_slot
+from gateway.cache.entries import (
+    Held,
+    look_for_refusal,
+    picture_from_dict,
+    read_refusal,
+    read_slot,
+)
 from gateway.errors import GatewayError, StoreUnavailable, UpstreamFailure
 from gateway.images import Picture
 from gateway.store.verbs import (
@@ -256,11 +262,9 @@ class Flights:
             flight_id = secrets.token_hex(12)
             wanted = tuple(sorted(landing.missing))
             try:
-                claimed = await ask(
-                    self._store, Claim(fingerprint, wanted, flight_id, CLAIM_SECONDS)
-                )
-            except StoreUnavailable as away:
-                landing.own_error = landing.own_error or away
+                claimed = await self._claim(Flight(flight_id, fingerprint, wanted))
+            except GatewayError as refusal:
+                landing.own_error = landing.own_error or refusal
                 break
             landing.hold(claimed)
             waits = [self._follow(landing, f, slots) for f, slots in _by_flight(claimed.others)]
@@ -271,6 +275,19 @@ class Flights:
                 waits.append(self._land(landing, purchase, flight.slots))
             await asyncio.gather(*waits)
         return landing
+
+    async def _claim(self, flight: Flight) -> Claimed:
+        """Claims what is free; raises what stands against asking this question at all."""
+        batch = Batch(self._store)
+        claimed = batch.add(Claim(flight.fingerprint, flight.slots, flight.id, CLAIM_SECONDS))
+        refused = look_for_refusal(batch, flight.fingerprint)
+        await batch.send()
+        refusal = read_refusal(refused.answer)
+        if refusal is None:
+            return claimed.answer
+        if claimed.answer.mine:
+            await self._give_back(flight)
+        raise refusal
 
     async def _land(
         self, landing: Landing, purchase: asyncio.Task[End], slots: tuple[int, ...]

@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import csv
-import io
-import json
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Final
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from gateway.access.keys import KeyRecord, Keys, KeySpec, parse_spec
 from gateway.app import open_existing_store
+from gateway.cli.output import config_option, faults_in_words, format_option, show
 from gateway.cli.serving import find_configuration
-from gateway.errors import GatewayError
 from gateway.settings import parse_duration
-from gateway.store.layout import LayoutMismatch, StoreMissing
 
 COLUMNS: Final = ("id", "name", "prefix", "team", "models", "limits", "expires_at", "state")
-
-config_option = click.option(
-    "--config", type=click.Path(path_type=Path), help="The gateway.yaml to use."
-)
-format_option = click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json", "csv"]),
-    default="table",
-    show_default=True,
-)
 
 
 @click.group()
@@ -77,7 +57,7 @@ def add_key(
         click.echo(secret)
         click.echo(f"Key '{record.name}' ({record.id}). It is not shown again.", err=True)
         return
-    _show([record.public() | {"key": secret}], form, columns=(*COLUMNS, "key"))
+    show([record.public() | {"key": secret}], form, columns=(*COLUMNS, "key"))
 
 
 @keys.command("list")
@@ -86,7 +66,7 @@ def add_key(
 def list_keys(config: Path | None, form: str) -> None:
     """Lists all keys, revoked ones among them."""
     records = asyncio.run(_list(config))
-    _show([_row(record) for record in records], form, columns=COLUMNS)
+    show([_row(record) for record in records], form, columns=COLUMNS)
 
 
 @keys.command("revoke")
@@ -106,14 +86,10 @@ async def _open_keys(config: Path | None) -> AsyncIterator[tuple[Keys, set[str]]
     """The keys in the store of the gateway that `config` describes; says which store that is."""
     configuration = find_configuration(config)
     settings, policy = configuration.read_settings(), configuration.read_policy()
-    try:
+    with faults_in_words():
         async with open_existing_store(settings) as store:
             click.echo(f"Store: {store.name}", err=True)
             yield Keys(store), set(policy.catalog.models)
-    except (StoreMissing, LayoutMismatch) as fault:
-        raise click.ClickException(str(fault)) from None
-    except GatewayError as fault:
-        raise click.ClickException(fault.message) from None
 
 
 async def _add(config: Path | None, given: dict[str, Any]) -> tuple[KeyRecord, str]:
@@ -176,31 +152,3 @@ def _state(record: KeyRecord) -> str:
         return "revoked"
     is_over = record.expires_at is not None and record.expires_at <= time.time()
     return "expired" if is_over else "live"
-
-
-def _show(rows: Sequence[dict[str, Any]], form: str, *, columns: Sequence[str]) -> None:
-    """Rows as a table for a person, or as JSON or CSV for a program, on standard output."""
-    if form == "json":
-        click.echo(json.dumps(rows, indent=2))
-        return
-    cells = [[_cell(name, row.get(name)) for name in columns] for row in rows]
-    if form == "csv":
-        text = io.StringIO()
-        csv.writer(text).writerows([columns, *cells])
-        click.echo(text.getvalue(), nl=False)
-        return
-    table = Table(*columns)
-    for line in cells:
-        table.add_row(*map(escape, line))
-    width = None if sys.stdout.isatty() else 200
-    Console(width=width).print(table)
-
-
-def _cell(name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if name == "expires_at":
-        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M")
-    if isinstance(value, dict):
-        return " ".join(f"{key}={item}" for key, item in value.items())
-    return " ".join(value) if isinstance(value, list | tuple) else str(value)

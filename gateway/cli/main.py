@@ -7,7 +7,9 @@ from pathlib import Path
 import click
 
 from gateway import __version__
-from gateway.cli.keys import config_option, keys
+from gateway.cli.cache import cache
+from gateway.cli.keys import keys
+from gateway.cli.output import config_option
 from gateway.cli.serving import (
     demo_command,
     serve_command,
@@ -64,4 +66,5 @@ def simulate(
     )
 
 
+cli.add_command(cache)
 cli.add_command(keys)

@@ -1,0 +1,75 @@
+"""Takedowns: which bytes may never be served again.
+
+Every worker holds the whole list in memory, so that asking costs nothing on the way of a request,
+and looks twice a second whether somebody has added to it. What goes with a picture that is taken
+down is `removal`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Iterable
+from typing import Final
+
+from gateway.errors import INVALID_REQUEST, Charge, UpstreamFailure
+from gateway.images import Usage
+from gateway.store.verbs import Batch, Enlist, Note, ReadList, ReadNote, Store, ask
+
+LOOK_SECONDS: Final = 0.4
+"""How often a worker looks; all know within a second (CONTRACT §6, *Take-down*)."""
+
+SPACE: Final = "takedowns"
+LIST: Final = "digests"
+VERSION: Final = "version"
+FOREVER_SECONDS: Final = 100 * 365 * 86_400.0
+
+
+class Takedowns:
+    """The digests that were taken down, as this worker knows them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._digests: frozenset[str] = frozenset()
+        self._version: bytes | None = None
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._digests
+
+    def add(self, batch: Batch, digests: Iterable[str]) -> None:
+        """Takes bytes down; every worker learns it at its next look, this one now."""
+        digests = tuple(digests)
+        batch.add(Enlist(SPACE, LIST, digests, FOREVER_SECONDS))
+        batch.add(Note(SPACE, VERSION, secrets.token_bytes(12), None))
+        self._digests |= frozenset(digests)
+
+    async def look(self) -> Collection[str]:
+        """Reads the list if it has changed; answers what came to it since the first look.
+
+        Raises `StoreUnavailable`.
+        """
+        version = await ask(self._store, ReadNote(SPACE, VERSION)) or b""
+        if version == self._version:
+            return ()
+        digests = frozenset(await ask(self._store, ReadList(SPACE, LIST)))
+        is_first = self._version is None
+        known, self._digests, self._version = self._digests, digests | self._digests, version
+        return () if is_first else digests - known
+
+
+def content_taken_down(
+    *,
+    charge: Charge = Charge.FREE,
+    usage: Usage | None = None,
+    upstream_request_id: str | None = None,
+) -> UpstreamFailure:
+    """The answer to a question, or to a purchase, that leads to what was taken down."""
+    return UpstreamFailure(
+        "This picture was taken down by the operator of the gateway.",
+        charge=charge,
+        status=403,
+        type=INVALID_REQUEST,
+        code="content_taken_down",
+        source="gateway",
+        usage=usage,
+        upstream_request_id=upstream_request_id,
+    )

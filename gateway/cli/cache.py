@@ -1,0 +1,103 @@
+"""`gateway cache`: what a running gateway keeps, and how to get rid of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from gateway.app import Cache, open_cache
+from gateway.cache.removal import Removal
+from gateway.cli.output import config_option, faults_in_words, format_option, show
+from gateway.cli.serving import find_configuration
+
+COLUMNS: Final = ("pictures", "bytes", "total_bytes")
+
+
+@click.group()
+def cache() -> None:
+    """Pictures that are kept: how many, and how to remove them."""
+
+
+@cache.command("stats")
+@config_option
+@format_option
+def show_stats(config: Path | None, form: str) -> None:
+    """How many pictures there are, and how many bytes they take and may take."""
+    show([asyncio.run(_stats(config))], form, columns=COLUMNS)
+
+
+@cache.command("purge")
+@click.option("--fingerprint", help="The key in Cache-Status.")
+@click.option("--tag", help="What X-Gateway-Tags said.")
+@click.option("--model", help="Everything that this model has made.")
+@click.option("--all", "everything", is_flag=True, help="Everything.")
+@config_option
+def purge(
+    fingerprint: str | None,
+    tag: str | None,
+    model: str | None,
+    everything: bool,
+    config: Path | None,
+) -> None:
+    """Forgets pictures: the next request buys anew. Links that were given away go on working."""
+    named = {"fingerprint": fingerprint, "tag": tag, "model": model}
+    chosen = {what: value for what, value in named.items() if value is not None}
+    if len(chosen) + everything != 1:
+        raise click.UsageError("Name exactly one of --fingerprint, --tag, --model, --all.")
+    count = asyncio.run(_remove(config, _purge(chosen)))
+    click.echo(f"{count} pictures are no longer in the cache.")
+
+
+@cache.command("takedown")
+@click.argument("picture", metavar="LINK|ID|FINGERPRINT/SLOT")
+@click.option("--prompt", is_flag=True, help="Also refuse the question that it answered.")
+@config_option
+def take_down(picture: str, prompt: bool, config: Path | None) -> None:
+    """Removes a picture everywhere and for good; its links answer 410."""
+
+    def remove(removal: Removal) -> Awaitable[int]:
+        return removal.take_down(picture, with_prompt=prompt)
+
+    click.echo(f"{asyncio.run(_remove(config, remove))} pictures are taken down.")
+
+
+def _purge(chosen: Mapping[str, str]) -> Callable[[Removal], Awaitable[int]]:
+    def remove(removal: Removal) -> Awaitable[int]:
+        if not chosen:
+            return removal.purge_all()
+        ((what, value),) = chosen.items()
+        purges = {
+            "fingerprint": removal.purge_fingerprint,
+            "tag": removal.purge_tag,
+            "model": removal.purge_model,
+        }
+        return purges[what](value)
+
+    return remove
+
+
+async def _remove(config: Path | None, remove: Callable[[Removal], Awaitable[int]]) -> int:
+    async with _open(config) as cache:
+        return await remove(cache.removal)
+
+
+async def _stats(config: Path | None) -> dict[str, Any]:
+    async with _open(config) as cache:
+        shelf = await cache.blobs.shelf()
+        most = await cache.blobs.total_bytes()
+        return {"pictures": shelf.count, "bytes": shelf.size_bytes, "total_bytes": most}
+
+
+@asynccontextmanager
+async def _open(config: Path | None) -> AsyncIterator[Cache]:
+    """The cache of the gateway that `config` describes; says which store that is."""
+    settings = find_configuration(config).read_settings()
+    with faults_in_words():
+        async with open_cache(settings) as (store, cache):
+            click.echo(f"Store: {store.name}", err=True)
+            yield cache
