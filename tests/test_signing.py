@@ -1,0 +1,412 @@
+"""Signed links: only what we wrote opens anything, until it expires, whoever rotates the keys."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import Callable
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from gateway.access.signing import (
+    META,
+    RECORD,
+    Signing,
+    SigningKeys,
+    StoredKey,
+    decode_keys,
+    expiry,
+    make_key,
+    put_in_front,
+)
+from gateway.errors import GatewayError, StoreUnavailable
+from gateway.store.verbs import Get, Put, Store, Verb, ask
+from tests.conftest import OpenStore
+
+PATH = "/images/img-abcdefghijABCDEFGHIJ1234.png"
+DAY = 86_400.0
+NOON = 1_800_000_000.0
+KEYS = SigningKeys([("new", b"a secret of some length"), ("old", b"another secret, an older one")])
+LINK = KEYS.sign(PATH, expires_at=int(NOON) + 3600)
+
+characters = st.one_of(
+    st.sampled_from("/?&=#%+.-_ \t\n\r\x00AZaz09é\udc80"), st.characters(codec=None)
+)
+
+
+def refused(link: str, *, by: SigningKeys = KEYS, now: float = NOON) -> str:
+    """The code with which a link is refused."""
+    with pytest.raises(GatewayError) as error:
+        by.verify(link, now=now)
+    assert error.value.status == 403
+    return error.value.code or ""
+
+
+def test_a_link_shows_its_path_its_expiry_and_its_key_and_is_safe_in_any_url():
+    path, _, query = LINK.partition("?")
+    assert path == PATH
+    names = [part.partition("=")[0] for part in query.split("&")]
+    assert names == ["exp", "kid", "sig"]
+    assert set(LINK) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./?&=")
+
+
+def test_a_link_opens_until_the_second_at_which_it_expires():
+    expires_at = int(NOON) + 3600
+    assert KEYS.verify(LINK, now=NOON) == expires_at
+    assert KEYS.verify(LINK, now=expires_at - 0.001) == expires_at
+    assert refused(LINK, now=expires_at) == "link_expired"
+
+
+@given(position=st.integers(0, len(LINK) - 1), character=characters)
+@example(position=len(LINK) - 1, character="A")  # bits of base64 that decode to nothing
+def test_a_link_with_any_one_character_changed_is_refused(position, character):
+    changed = LINK[:position] + character + LINK[position + 1 :]
+    if changed != LINK:
+        assert refused(changed) == "link_invalid"
+
+
+def test_every_other_last_character_is_refused():
+    for character in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=":
+        assert character == LINK[-1] or refused(LINK[:-1] + character) == "link_invalid"
+
+
+@given(position=st.integers(0, len(LINK)), character=characters)
+def test_a_link_with_any_character_more_is_refused(position, character):
+    assert refused(LINK[:position] + character + LINK[position:]) == "link_invalid"
+
+
+@given(position=st.integers(0, len(LINK) - 1), length=st.integers(1, len(LINK)))
+def test_a_link_with_anything_missing_is_refused(position, length):
+    assert refused(LINK[:position] + LINK[position + length :]) == "link_invalid"
+
+
+@given(st.text())
+def test_whatever_else_is_refused(text):
+    assert refused(text) == "link_invalid"
+
+
+_, _, QUERY = LINK.partition("?")
+EXP, KID, SIG = QUERY.split("&")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("&".join(order) for order in itertools.permutations((EXP, KID, SIG))),
+        f"{QUERY}&{SIG}",
+        f"{EXP}&{QUERY}",
+        f"{EXP}&{KID}&{KID}&{SIG}",
+        f"{QUERY}&x=1",
+        f"x=1&{QUERY}",
+        f"{QUERY}&",
+        f"&{QUERY}",
+        f"{EXP};{KID};{SIG}",
+        QUERY.replace("exp=", "exp=0"),
+        QUERY.replace("exp=", "exp=+"),
+        QUERY.replace("exp=", "EXP="),
+        QUERY.replace("exp=1", "exp=%31"),
+        QUERY.replace("kid=", "kid=%6e"),
+        QUERY.replace("sig=", "sig=%20"),
+        QUERY.replace("kid=new", "kid=old"),
+        QUERY.replace("kid=new", "kid=unknown"),
+        QUERY + "=",
+        f"{EXP}&{KID}",
+        f"{EXP}&{KID}&sig=",
+        "",
+    ],
+)
+def test_another_spelling_of_the_query_is_refused(query):
+    if query == QUERY:
+        assert KEYS.verify(f"{PATH}?{query}", now=NOON)
+    else:
+        assert refused(f"{PATH}?{query}") == "link_invalid"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        PATH.replace("img-", "%69mg-"),
+        PATH.replace("/images", "//images"),
+        PATH.replace("/images", "/./images"),
+        PATH.replace(".png", ".webp"),
+        PATH.upper(),
+        "http://127.0.0.1" + PATH,
+        PATH + "/",
+    ],
+)
+def test_another_spelling_of_the_path_is_refused(path):
+    assert refused(f"{path}?{QUERY}") == "link_invalid"
+
+
+def test_a_forged_link_is_not_told_whether_it_has_expired():
+    assert refused(LINK[:-1] + "~", now=NOON + DAY) == "link_invalid"
+
+
+def test_a_refusal_says_nothing_of_the_link():
+    for link, now in ((LINK[:-2], NOON), (LINK, NOON + DAY)):
+        with pytest.raises(GatewayError) as error:
+            KEYS.verify(link, now=now)
+        assert error.value.headers == {}
+        assert not [part for part in (*QUERY.split("&"), "img-") if part in str(error.value.body)]
+
+
+def test_a_path_that_could_not_be_told_from_its_query_is_not_signed():
+    for path in ("images/img.png", "/images?x", "/images#x", "/ima ges", "/imäges", "", "/a\n"):
+        with pytest.raises(ValueError, match="cannot sign"):
+            KEYS.sign(path, expires_at=1)
+
+
+def test_all_keys_verify_and_the_first_signs():
+    old = SigningKeys([("old", b"another secret, an older one")])
+    assert KEYS.verify(old.sign(PATH, expires_at=int(NOON) + 1), now=NOON)
+    assert refused(LINK, by=old) == "link_invalid"
+    assert "&kid=new&" in LINK
+
+
+@given(
+    now=st.floats(0, 4e9, allow_nan=False),
+    ttl=st.one_of(st.floats(1, 1e7), st.sampled_from([DAY, 3600.0, 60.0, 1.0])),
+)
+def test_a_link_lives_its_time_and_hardly_longer(now, ttl):
+    expires_at = expiry(now, ttl)
+    assert expires_at >= now + ttl
+    assert expires_at <= now + ttl + max(1, ttl / 24) + 2
+    assert expires_at % max(1, round(ttl / 24)) == 0
+
+
+def test_answers_within_an_hour_show_the_same_link_of_a_day():
+    start = expiry(NOON, DAY) - DAY  # the last moment of one step of the grid
+    assert expiry(start - 3599, DAY) == expiry(start, DAY)
+    assert expiry(start + 1, DAY) == expiry(start, DAY) + 3600
+
+
+# ── keys in the store ───────────────────────────────────────────────────────────────────────
+
+
+class Clock:
+    """A time that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = NOON
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Watched:
+    """A real store; counts what is asked of it, and can be away."""
+
+    def __init__(self, store: Store) -> None:
+        self.name = store.name
+        self.watch = store.watch
+        self.asked: list[Verb[object]] = []
+        self.is_away = False
+        self._store = store
+
+    async def run(self, verbs):
+        self.asked += verbs
+        if self.is_away:
+            raise StoreUnavailable
+        return await self._store.run(verbs)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def signing(store: Store, clock: Callable[[], float], **given) -> Signing:
+    return Signing(store, **{"keys": None, "url_ttl_seconds": DAY, "clock": clock, **given})
+
+
+async def refusal(link: str, by: Signing) -> tuple[int, str | None]:
+    with pytest.raises(GatewayError) as error:
+        await by.verify(link)
+    return error.value.status, error.value.code
+
+
+async def kids(store: Store) -> list[str]:
+    record = await ask(store, Get(META, RECORD))
+    assert record is not None
+    return [key.kid for key in decode_keys(record)]
+
+
+async def test_two_workers_that_start_at_once_sign_alike(open_store: OpenStore, clock):
+    async with open_store() as one, open_store() as other:
+        workers = [signing(store, clock) for store in (one, other, one, other)]
+        links = await asyncio.gather(*(worker.sign(PATH) for worker in workers))
+        assert len(set(links)) == 1
+        assert await workers[1].verify(links[0]) == expiry(NOON, DAY)
+        assert len(await kids(one)) == 1
+
+
+async def test_a_link_of_another_installation_is_refused(open_store: OpenStore, clock):
+    async with open_store() as store:
+        worker = signing(store, clock)
+        own, foreign = await worker.sign(PATH), KEYS.sign(PATH, expires_at=int(NOON) + 60)
+        assert await refusal(foreign, worker) == (403, "link_invalid")
+        kid = own.partition("kid=")[2].partition("&")[0]
+        assert await refusal(foreign.replace("kid=new", f"kid={kid}"), worker) == (
+            403,
+            "link_invalid",
+        )
+
+
+async def test_a_rotation_is_seen_by_another_worker_and_breaks_no_live_link(
+    open_store: OpenStore, clock
+):
+    async with open_store() as one, open_store() as other:
+        rotating, reading = signing(one, clock), signing(other, clock)
+        before = await reading.sign(PATH)
+        kid = await rotating.rotate()
+        clock.now += 1
+        after = await rotating.sign(PATH)
+        assert f"&kid={kid}&" in after
+        assert f"&kid={kid}&" not in before
+        for worker in (rotating, reading):
+            assert await worker.verify(before)
+            assert await worker.verify(after)
+        assert await signing(one, clock).verify(before)
+
+
+async def test_a_worker_signs_with_a_new_key_within_a_minute(open_store: OpenStore, clock):
+    async with open_store() as store:
+        stale, rotating = signing(store, clock), signing(store, clock)
+        await stale.sign(PATH)
+        kid = await rotating.rotate()
+        clock.now += 61
+        assert f"&kid={kid}&" in await stale.sign(PATH)
+
+
+async def test_links_live_through_any_rotations_until_they_expire(open_store: OpenStore, clock):
+    async with open_store() as store:
+        stale, rotating = signing(store, clock), signing(store, clock)
+        await stale.sign(PATH)
+        await rotating.rotate()
+        clock.now += 59  # the last moment at which a worker may not know of it
+        link = await stale.sign(PATH)
+        assert link.partition("kid=")[2][:12] == (await kids(store))[1]
+        clock.now = expiry(clock.now, DAY) - 1
+        await rotating.rotate()
+        assert await signing(store, clock).verify(link)
+        clock.now += 1
+        assert await refusal(link, signing(store, clock)) == (403, "link_expired")
+
+
+async def test_a_rotation_drops_keys_whose_last_link_has_died(open_store: OpenStore, clock):
+    async with open_store() as store:
+        worker = signing(store, clock)
+        await worker.sign(PATH)
+        first = await kids(store)
+        second = await worker.rotate()
+        clock.now += 2 * DAY
+        third = await worker.rotate()
+        assert await kids(store) == [third, second]
+        assert first[0] not in (second, third)
+
+
+async def test_rotations_at_the_same_time_all_count(open_store: OpenStore, clock):
+    async with open_store() as one, open_store() as other:
+        made = await asyncio.gather(signing(one, clock).rotate(), signing(other, clock).rotate())
+        assert set(made) == set((await kids(one))[:2])
+
+
+async def test_unknown_keys_make_a_worker_read_the_store_once_a_second(
+    open_store: OpenStore, clock
+):
+    async with open_store() as opened:
+        store = Watched(opened)
+        worker = signing(store, clock)
+        await worker.sign(PATH)
+        foreign = KEYS.sign(PATH, expires_at=int(NOON) + 60)
+        clock.now += 1
+        store.asked.clear()
+        for _ in range(3):
+            results = await asyncio.gather(*(refusal(foreign, worker) for _ in range(20)))
+            assert set(results) == {(403, "link_invalid")}
+        assert len(store.asked) == 1
+        clock.now += 1
+        await refusal(foreign, worker)
+        assert len(store.asked) == 2
+        clock.now -= 1000  # a clock that was set back does not blind the worker
+        await refusal(foreign, worker)
+        assert len(store.asked) == 3
+
+
+async def test_what_is_no_link_at_all_asks_nothing_of_the_store(open_store: OpenStore, clock):
+    async with open_store() as opened:
+        store = Watched(opened)
+        assert await refusal("/images/img-x.png?sig=1", signing(store, clock)) == (
+            403,
+            "link_invalid",
+        )
+        assert store.asked == []
+
+
+async def test_while_the_store_is_away_known_keys_sign_and_verify(open_store: OpenStore, clock):
+    async with open_store() as opened:
+        store = Watched(opened)
+        worker = signing(store, clock)
+        link = await worker.sign(PATH)
+        store.is_away = True
+        clock.now += 120
+        assert await worker.verify(await worker.sign(PATH))
+        assert await worker.verify(link)
+        foreign = KEYS.sign(PATH, expires_at=int(NOON) + 600)
+        assert await refusal(foreign, worker) == (503, "store_unavailable")
+        for verb in (worker.rotate(), signing(store, clock).sign(PATH)):
+            with pytest.raises(StoreUnavailable):
+                await verb
+        store.is_away = False
+        assert await refusal(foreign, worker) == (403, "link_invalid")
+
+
+async def test_keys_of_the_settings_never_ask_the_store(open_store: OpenStore, clock):
+    configured = [("b", SecretStr("a configured secret")), ("a", SecretStr("an older secret!"))]
+    async with open_store() as opened:
+        store = Watched(opened)
+        worker = signing(store, clock, keys=configured)
+        link = await worker.sign(PATH)
+        assert "&kid=b&" in link
+        clock.now += 3600
+        assert await worker.verify(link)
+        assert await signing(store, clock, keys=configured[:1]).verify(link)
+        assert await refusal(link, signing(store, clock, keys=configured[1:])) == (
+            403,
+            "link_invalid",
+        )
+        with pytest.raises(GatewayError, match="GATEWAY_SIGNING_KEYS") as error:
+            await worker.rotate()
+        assert error.value.status == 409
+        assert store.asked == []
+
+
+async def test_a_rotation_that_always_comes_too_late_gives_up(open_store: OpenStore, clock):
+    class Contested(Watched):
+        async def run(self, verbs):
+            if any(isinstance(verb, Put) for verb in verbs):
+                await signing(self._store, clock).rotate()
+            return await super().run(verbs)
+
+    async with open_store() as store:
+        await signing(store, clock).sign(PATH)
+        with pytest.raises(GatewayError, match="try again") as error:
+            await signing(Contested(store), clock).rotate()
+        assert error.value.status == 503
+
+
+def test_new_keys_have_256_random_bits():
+    first, second = (make_key(NOON, secrets.token_bytes) for _ in range(2))
+    assert first.kid != second.kid
+    assert len(bytes.fromhex(first.secret)) == 32
+    assert first.secret != second.secret
+
+
+def test_a_key_stays_as_long_as_one_that_took_over_lately():
+    keys = [StoredKey(f"k{i}", "00" * 32, NOON - i * DAY / 2) for i in range(6)]
+    kept = put_in_front(keys[0], keys[1:], url_ttl_seconds=DAY)
+    assert [key.kid for key in kept] == ["k0", "k1", "k2", "k3"]
