@@ -36,6 +36,7 @@ from gateway.api.routes import create_app
 from gateway.api.services import Health, Services
 from gateway.billing.ledger import WRITE_EVERY_SECONDS, Ledger
 from gateway.cache.blobs import Blobs, BlobsSettings, Observer
+from gateway.cache.derivation import Derivation
 from gateway.cache.entries import Entries, EntriesSettings
 from gateway.cache.flights import Flights
 from gateway.cache.gallery import Gallery
@@ -190,6 +191,7 @@ class Cache:
     blobs: Blobs
     takedowns: Takedowns
     removal: Removal
+    derivation: Derivation
 
 
 def _wire_cache(
@@ -208,7 +210,8 @@ def _wire_cache(
     )
     gallery = Gallery(store, blobs, lifetime_seconds=blobs_settings.lifetime_seconds)
     removal = Removal(store, entries=entries, gallery=gallery, blobs=blobs, takedowns=takedowns)
-    return Cache(entries, gallery, blobs, takedowns, removal)
+    derivation = Derivation(store, entries=entries, gallery=gallery, blobs=blobs)
+    return Cache(entries, gallery, blobs, takedowns, removal, derivation)
 
 
 @asynccontextmanager
@@ -292,7 +295,7 @@ def _wire(
     cache = _wire_cache(settings, store, blob_store, observer=metrics)
     signing = Signing(
         store,
-        settings.server.signing_keys,
+        keys=settings.server.signing_keys,
         url_ttl_seconds=settings.cache.url_ttl_seconds,
         clock=time.time,
     )
@@ -319,6 +322,7 @@ def _wire(
         flights=flights,
         purchases=purchases,
         signing=signing,
+        derivation=cache.derivation if settings.cache.derive_formats else None,
         ledger=ledger,
         metrics=metrics,
         clock=time.time,
@@ -327,9 +331,9 @@ def _wire(
         service=service,
         keys=keys,
         signing=signing,
-        gallery=gallery,
-        blobs=blobs,
-        removal=Removal(store, entries=entries, gallery=gallery, blobs=blobs, takedowns=takedowns),
+        gallery=cache.gallery,
+        blobs=cache.blobs,
+        removal=cache.removal,
         policy=policy,
         metrics=metrics,
         health=health,

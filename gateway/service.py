@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gateway.access.keys import Key, Keys
@@ -21,6 +21,7 @@ from gateway.billing import quota
 from gateway.billing.ledger import Ledger, Outcome, Record
 from gateway.billing.quota import LimitState
 from gateway.cache.blobs import Blobs
+from gateway.cache.derivation import Derivation, Wanted
 from gateway.cache.entries import Entries, Held, fresh_pictures
 from gateway.cache.flights import Bought, Flight, Flights, Landing
 from gateway.cache.gallery import Gallery, picture_path
@@ -96,6 +97,8 @@ class Answer:
     ttl_seconds: int = 0
     """Of a hit: until its first picture expires."""
     saved_micros: int = 0
+    is_derived: bool = False
+    """Of a hit: some of it was made from a picture of another format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,7 @@ class Service:
         flights: Flights,
         purchases: Purchases,
         signing: Signing,
+        derivation: Derivation | None,
         ledger: Ledger,
         metrics: Metrics,
         clock: Callable[[], float],
@@ -140,6 +144,7 @@ class Service:
         self._flights = flights
         self._purchases = purchases
         self._signing = signing
+        self._derivation = derivation
         self._ledger = ledger
         self._metrics = metrics
         self._clock = clock
@@ -175,10 +180,13 @@ class Service:
         question = await self._understand_or_confirm(call, await call.read())
         entry = await self._admit_and_look_up(call, question)
         held = fresh_pictures(entry, question.request.slots)
+        derived = await self._derive(question, set(question.request.slots) - held.keys())
+        held |= derived
         pictures = await self._with_bytes(question, {slot: h.picture for slot, h in held.items()})
         landing = await self._get_missing(call, question, pictures)
         call.is_follower = landing.is_follower
-        return await self._serve(question, held, pictures, landing)
+        answer = await self._serve(question, held, pictures, landing)
+        return replace(answer, is_derived=bool(derived))
 
     # ── the steps ───────────────────────────────────────────────────────────────────────────
 
@@ -198,12 +206,7 @@ class Service:
         catalog = call.policy.catalog
         request = validate(body, catalog, allowed_models=call.key.models)
         model = catalog.models[request.model]
-        place = fingerprint(
-            request,
-            cache_epoch=model.cache_epoch,
-            upstream_name=self._upstream_name,
-            scope=SCOPE,
-        )
+        place = self._fingerprint(request, model)
         call.record = call.record.but(
             user=request.user[:MAX_USER] if request.user else None,
             model=request.model,
@@ -215,6 +218,14 @@ class Service:
         )
         _refuse_streams(request)
         return Question(request, model, place)
+
+    def _fingerprint(self, request: ImageRequest, model: Model) -> str:
+        return fingerprint(
+            request,
+            cache_epoch=model.cache_epoch,
+            upstream_name=self._upstream_name,
+            scope=SCOPE,
+        )
 
     async def _admit_and_look_up(self, call: Call, question: Question) -> Entry:
         """One round trip: the key is still what we think, it may ask, and what the entry holds."""
@@ -242,6 +253,28 @@ class Service:
                 status=403,
                 code="model_not_found",
             )
+
+    async def _derive(self, question: Question, missing: set[int]) -> Mapping[int, Held]:
+        """What need not be bought, because it can be made from the same picture in PNG."""
+        if not missing or self._derivation is None:
+            return {}
+        wanted = self._derivable(question)
+        return {} if wanted is None else await self._derivation.fill(wanted, sorted(missing))
+
+    def _derivable(self, question: Question) -> Wanted | None:
+        """What would be made; None unless the question asks for another format than PNG."""
+        request, model = question.request, question.model
+        asked = request.parameters.get("output_format")
+        if asked not in ("jpeg", "webp") or model.parameters["output_format"].default != "png":
+            return None
+        of_format = ("output_format", "output_compression")
+        as_png = {name: v for name, v in request.parameters.items() if name not in of_format}
+        return Wanted(
+            question.fingerprint,
+            source=self._fingerprint(replace(request, parameters=as_png), model),
+            format=asked,
+            compression=int(_effective(model, request, "output_compression") or 100),
+        )
 
     async def _get_missing(
         self, call: Call, question: Question, pictures: Mapping[int, tuple[Picture, bytes]]

@@ -146,6 +146,8 @@ def _cache_status(answer: Answer) -> str:
     if answer.fingerprint is None:
         return "image-gateway; fwd=bypass"
     how = CACHE_STATUS.get(answer.outcome, f"hit; ttl={answer.ttl_seconds}")
+    if answer.is_derived:
+        how += "; detail=derived"
     return f'image-gateway; {how}; key="{answer.fingerprint}"'
 
 

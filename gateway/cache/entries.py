@@ -69,15 +69,24 @@ class Entries:
         return batch.add(ReadEntry(fingerprint))
 
     def keep(
-        self, batch: Batch, fingerprint: str, flight: str, *, pictures: Mapping[int, Picture]
+        self,
+        batch: Batch,
+        fingerprint: str,
+        flight: str,
+        *,
+        pictures: Mapping[int, Picture],
+        lifetime_seconds: float | None = None,
     ) -> Handle[Mapping[int, int]]:
-        """Puts pictures into their slots and gives the flight's claims back; repeatable."""
+        """Puts pictures into their slots and gives the flight's claims back; repeatable.
+
+        They are fresh for the settings' `ttl`, or for `lifetime_seconds`.
+        """
         return batch.add(
             Keep(
                 fingerprint,
                 flight,
                 slots={n: Slot(p.id, 0.0, encode_picture(p)) for n, p in pictures.items()},
-                lifetime_seconds=self._lifetime_seconds(),
+                lifetime_seconds=lifetime_seconds or self._lifetime_seconds(),
                 linger_seconds=self._settings.linger_seconds,
             )
         )

@@ -50,7 +50,8 @@ class Takedowns:
         version = await ask(self._store, ReadNote(SPACE, VERSION)) or b""
         if version == self._version:
             return ()
-        digests = frozenset(await ask(self._store, ReadList(SPACE, LIST)))
+        listed = await ask(self._store, ReadList(SPACE, LIST))
+        digests = frozenset(listed)
         is_first = self._version is None
         known, self._digests, self._version = self._digests, digests | self._digests, version
         return () if is_first else digests - known
