@@ -1,0 +1,279 @@
+"""How much the cache keeps: pictures within their bound, books untouched, damage found."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import struct
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+
+import orjson
+import pytest
+import redis
+from aiohttp import web
+
+from tests.gateways import MODEL, Client, InProcess, Upstream, make_settings, run_gateway
+from tests.http.conftest import OpenGateway
+from tests.redis_server import run_redis_server
+
+MIB = 1 << 20
+PICTURE_BYTES = 5 * MIB
+TOTAL_BYTES = 50 * MIB
+PURCHASES = 100
+"""500 MiB in all."""
+
+
+def fat_png(size_bytes: int, seed: int) -> bytes:
+    """A PNG that is whole in every way that is checked, and as large as one likes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 1024, 1024, 8, 2, 0, 0, 0)
+    noise = Random(seed).randbytes(size_bytes)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", noise) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@asynccontextmanager
+async def run_fat_upstream(size_bytes: int = PICTURE_BYTES) -> AsyncIterator[str]:
+    """An upstream whose pictures are large; the prompt's number is the picture's seed."""
+    usage = {"input_tokens": 7, "output_tokens": 272, "total_tokens": 279}
+
+    async def generate(request: web.Request) -> web.Response:
+        seed = int((await request.json())["prompt"])
+        data = base64.b64encode(fat_png(size_bytes, seed)).decode()
+        body = orjson.dumps({"created": 1, "data": [{"b64_json": data}], "usage": usage})
+        return web.Response(body=body, content_type="application/json")
+
+    app = web.Application()
+    app.router.add_post("/v1/images/generations", generate)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    finally:
+        await runner.cleanup()
+
+
+def stored_bytes(url: str | None, folder: Path) -> int:
+    """What the pictures take where they lie, asked of the place itself."""
+    if url is None:
+        return sum(path.stat().st_size for path in folder.glob("blobs/??/*") if path.is_file())
+    with redis.Redis.from_url(url) as client:
+        return sum(client.strlen(key) for key in client.scan_iter("igw:blob:*", count=1000))
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def bounded_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str | None]:
+    """The embedded store, or a Redis that refuses to evict."""
+    if request.param == "sqlite":
+        yield None
+        return
+    with run_redis_server(tmp_path) as url:
+        limit_memory(url, 160 * MIB)
+        yield url
+
+
+def limit_memory(url: str, size_bytes: int) -> None:
+    with redis.Redis.from_url(url) as client:
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", size_bytes)
+
+
+@pytest.mark.timeout(180)
+async def test_pictures_stay_within_their_bound(tmp_path: Path, bounded_url: str | None) -> None:
+    """After ten times as much was bought: the last ones are hits, the books are whole."""
+    folder = tmp_path / "data"
+    async with run_fat_upstream() as upstream:
+        settings = make_settings(
+            folder, upstream, bounded_url, cache={"total_bytes": TOTAL_BYTES, "hot_bytes": 0}
+        )
+        async with run_gateway(settings) as here:
+            alice = await here.client.with_key("alice", limits={"images_per_day": 1000})
+            most = 0
+            for number in range(PURCHASES):
+                assert (await alice.ask(str(number))).status == 200
+                most = max(most, await asyncio.to_thread(stored_bytes, bounded_url, folder))
+            recent = [await alice.ask(str(n)) for n in range(PURCHASES - 5, PURCHASES)]
+            records = await here.ledger()
+            metrics = await alice.metrics()
+
+    assert most <= TOTAL_BYTES + PICTURE_BYTES + 1024
+    assert [reply.cache_status[:3] for reply in recent] == ["hit"] * 5
+    assert [r.outcome for r in records] == ["bought"] * PURCHASES + ["hit"] * 5
+    assert sum(r.cost_micros for r in records) == PURCHASES * records[0].cost_micros
+    evictions = metrics["gateway_cache_evictions_total"]
+    assert PURCHASES - TOTAL_BYTES // PICTURE_BYTES <= evictions < PURCHASES
+
+
+@pytest.mark.timeout(120)
+async def test_what_was_used_lately_stays(tmp_path: Path, bounded_url: str | None) -> None:
+    async with run_fat_upstream() as upstream:
+        settings = make_settings(
+            tmp_path / "data", upstream, bounded_url, cache={"total_bytes": 8 * PICTURE_BYTES}
+        )
+        async with run_gateway(settings) as here:
+            alice = await here.client.with_key()
+            for number in range(6):
+                await alice.ask(str(number))
+            await alice.ask("0")
+            await here.gateway.cache.blobs.keep_books()
+            for number in range(6, 12):
+                await alice.ask(str(number))
+            favourite, forgotten = await alice.ask("0"), await alice.ask("1")
+
+    assert favourite.cache_status.startswith("hit")
+    assert forgotten.cache_status == "fwd=miss; stored"
+
+
+@pytest.mark.timeout(120)
+async def test_a_redis_that_is_full_gives_up_pictures_and_nothing_else(tmp_path: Path) -> None:
+    """The bound is larger than the memory: the server's refusal frees some before the retry."""
+    with run_redis_server(tmp_path) as url:
+        limit_memory(url, 60 * MIB)
+        async with run_fat_upstream() as upstream:
+            settings = make_settings(
+                tmp_path / "data", upstream, url, cache={"total_bytes": 1 << 30}
+            )
+            async with run_gateway(settings) as here:
+                alice = await here.client.with_key()
+                replies = [await alice.ask(str(number)) for number in range(40)]
+                last = await alice.ask("39")
+                records = await here.ledger()
+
+    assert {reply.status for reply in replies} == {200}
+    assert {reply.cache_status for reply in replies} == {"fwd=miss; stored"}
+    assert last.cache_status.startswith("hit")
+    assert [r.outcome for r in records].count("bought") == 40
+
+
+async def test_pictures_may_have_a_redis_of_their_own(
+    tmp_path: Path, upstream: Upstream, redis_url: str
+) -> None:
+    with run_redis_server(tmp_path) as blobs_url:
+        with redis.Redis.from_url(blobs_url) as client:
+            client.config_set("maxmemory-policy", "allkeys-lru")
+        settings = make_settings(tmp_path / "data", upstream.base_url, redis_url)
+        store = settings.store.model_validate(
+            {"redis_url": redis_url, "data_dir": tmp_path / "data", "blobs_url": blobs_url}
+        )
+        async with run_gateway(settings.model_copy(update={"store": store})) as here:
+            alice = await here.client.with_key()
+            first, second = await alice.ask(), await alice.ask()
+            with redis.Redis.from_url(blobs_url) as client:
+                keys = list(client.scan_iter("*"))
+                client.flushall()
+            again = await alice.ask(headers={"Cache-Control": "max-age=1000"})
+
+    assert (first.status, second.cache_status[:3]) == (200, "hit")
+    assert any(key.startswith(b"igw:blob:") for key in keys)
+    assert not any(b"{books}" in key for key in keys)
+    with redis.Redis.from_url(redis_url) as client:
+        assert not list(client.scan_iter("igw:blob:*"))
+    assert again.status == 200
+
+
+async def test_pictures_may_lie_in_a_folder_beside_redis(
+    tmp_path: Path, upstream: Upstream, redis_url: str
+) -> None:
+    settings = make_settings(
+        tmp_path / "data",
+        upstream.base_url,
+        redis_url,
+        store={"blobs_url": f"file://{tmp_path}/pictures"},
+    )
+    async with run_gateway(settings) as here:
+        alice = await here.client.with_key()
+        await alice.ask()
+        again = await alice.ask()
+    assert again.cache_status.startswith("hit")
+    assert [path for path in (tmp_path / "pictures").glob("??/*") if path.is_file()]
+
+
+# ── damage ──────────────────────────────────────────────────────────────────────────────────
+
+
+def damage(url: str | None, folder: Path) -> None:
+    """Flips one byte in the middle of every stored picture."""
+
+    def flip(data: bytes) -> bytes:
+        middle = len(data) // 2
+        return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+    if url is None:
+        for path in [path for path in folder.glob("blobs/??/*") if path.is_file()]:
+            stat = path.stat()
+            path.write_bytes(flip(path.read_bytes()))
+            import os
+
+            os.utime(path, (stat.st_atime, stat.st_mtime))
+        return
+    with redis.Redis.from_url(url) as client:
+        for key in client.scan_iter("igw:blob:*"):
+            client.set(key, flip(client.get(key)), keepttl=True)
+
+
+async def test_a_flipped_byte_is_never_served_but_bought_again(
+    open_gateway: OpenGateway, store_url: str | None, tmp_path: Path, upstream: Upstream
+) -> None:
+    async with open_gateway(cache={"hot_bytes": 0}) as here:
+        alice = await here.client.with_key()
+        first = await alice.ask("a pond", model="dall-e-3")
+        damage(store_url, tmp_path / "data")
+        async with alice.session.get(first.json["data"][0]["url"]) as shown:
+            status = shown.status
+        again = await alice.ask("a pond", model="dall-e-3")
+        metrics = await alice.metrics()
+
+    assert status == 410
+    assert again.cache_status == "fwd=miss; stored"
+    assert len(await upstream.bodies()) == 2
+    assert metrics["gateway_cache_damaged_total"] == 1
+
+
+async def test_bytes_that_nobody_counts_are_counted_and_go_in_their_turn(
+    gateway: InProcess, alice: Client
+) -> None:
+    await alice.ask("a pond")
+    blobs = gateway.gateway.cache.blobs
+    before = await blobs.shelf()
+    stray = fat_png(1000, 1)
+    import hashlib
+
+    digest = hashlib.sha256(stray).hexdigest()
+    await gateway.gateway.blob_store.put(digest, stray, 60)
+    adopted = await blobs.adopt_orphans()
+    after = await blobs.shelf()
+
+    assert adopted == 1
+    assert (after.count, after.size_bytes) == (before.count + 1, before.size_bytes + len(stray))
+    assert await blobs.adopt_orphans() == 0
+
+
+# ── memory ──────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_hot_picture_needs_no_store_and_the_tier_keeps_its_bound(tmp_path: Path) -> None:
+    async with run_fat_upstream(MIB) as upstream:
+        settings = make_settings(tmp_path, upstream, cache={"hot_bytes": 6 * MIB})
+        async with run_gateway(settings) as here:
+            alice = await here.client.with_key()
+            for number in range(12):
+                await alice.ask(str(number))
+            hot = here.gateway.cache.blobs._hot
+            size = hot.size_bytes
+            for path in (tmp_path / "blobs").glob("??/*"):
+                path.unlink()
+            newest, oldest = await alice.ask("11"), await alice.ask("0")
+
+    assert 0 < size <= 6 * MIB
+    assert newest.cache_status.startswith("hit")
+    assert oldest.cache_status == "fwd=miss; stored"
+    assert newest.json["data"][0]["b64_json"]
+    assert MODEL

@@ -1,0 +1,299 @@
+"""Links of the gateway's own: they outlive upstream's, and are the same picture as its base64."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.gateways import Client, InProcess, Reply, Upstream
+from tests.http.conftest import OpenGateway
+
+DALLE = "dall-e-3"
+
+
+def link_of(reply: Reply) -> str:
+    """The first picture's link, as the client got it."""
+    return reply.json["data"][0]["url"]
+
+
+async def show(client: Client, link: str, method: str = "GET", **headers: str) -> Reply:
+    """What any client gets that follows a link, without a key."""
+    async with client.session.request(method, link, headers=headers) as response:
+        return Reply(response.status, response.headers, await response.read())
+
+
+async def test_a_link_outlives_upstreams(alice: Client, upstream: Upstream) -> None:
+    first = await alice.ask("[[sim:link-seconds=1]] an otter", model=DALLE)
+    link = link_of(first)
+    await asyncio.sleep(1.2)
+    again = await alice.ask("[[sim:link-seconds=1]] an otter", model=DALLE)
+    shown = await show(alice, link)
+
+    assert (first.status, shown.status) == (200, 200)
+    assert first.cache_status == "fwd=miss; stored"
+    assert again.cache_status.startswith("hit")
+    assert link_of(again) == link
+    assert again.headers["x-gateway-cost-usd"] == "0.000000"
+    assert shown.headers["Content-Type"] == "image/png"
+    assert len(await upstream.bodies()) == 1
+
+
+async def test_link_and_base64_are_the_same_bytes(alice: Client, upstream: Upstream) -> None:
+    """Whichever was asked for first."""
+    as_link = await alice.ask("a pond", model=DALLE)
+    as_base64 = await alice.ask("a pond", model=DALLE, response_format="b64_json")
+    other_base64 = await alice.ask("a lake", model=DALLE, response_format="b64_json")
+    other_link = await alice.ask("a lake", model=DALLE, response_format="url")
+
+    assert (await show(alice, link_of(as_link))).body == base64.b64decode(as_base64.images[0])
+    assert (await show(alice, link_of(other_link))).body == base64.b64decode(other_base64.images[0])
+    assert [as_base64.cache_status[:3], other_link.cache_status[:3]] == ["hit", "hit"]
+    assert [body.get("response_format") for body in await upstream.bodies()] == [None, "b64_json"]
+
+
+async def test_the_answer_has_what_upstream_said_beside_its_link(alice: Client) -> None:
+    reply = await alice.ask("a pond", model=DALLE)
+    (picture,) = reply.json["data"]
+
+    assert set(picture) == {"url", "revised_prompt"}
+    assert reply.headers["x-gateway-picture-ids"] in picture["url"]
+    assert urlsplit(picture["url"]).path.endswith(".png")
+
+
+async def test_another_gateway_on_the_store_serves_the_link_too(
+    open_gateway: OpenGateway,
+) -> None:
+    async with open_gateway() as here, open_gateway() as there:
+        alice = await here.client.with_key()
+        parts = urlsplit(link_of(await alice.ask(model=DALLE)))
+        shown = await show(there.client, f"{there.client.url}{parts.path}?{parts.query}")
+    assert shown.status == 200
+
+
+async def test_links_start_with_the_public_url(open_gateway: OpenGateway) -> None:
+    public = "https://pictures.example.com/team"
+    async with open_gateway(server={"public_url": public}) as here:
+        alice = await here.client.with_key()
+        link = link_of(await alice.ask(model=DALLE))
+    assert link.startswith(f"{public}/images/img-")
+
+
+@pytest.mark.parametrize("n", [1, 3])
+async def test_several_pictures_have_several_links(alice: Client, n: int) -> None:
+    reply = await alice.ask("ponds", model="dall-e-2", n=n)
+    links = [picture["url"] for picture in reply.json["data"]]
+    shown = [(await show(alice, link)).body for link in links]
+    assert len(set(links)) == len(set(shown)) == n
+
+
+async def test_a_host_that_would_break_the_json_does_not(alice: Client) -> None:
+    reply = await alice.ask("a pond", model=DALLE, headers={"Host": 'a"b'})
+    assert link_of(reply).startswith('http://a"b/images/')
+
+
+# ── links that cannot be fetched ────────────────────────────────────────────────────────────
+
+
+async def test_a_link_that_cannot_be_fetched_is_charged_and_recorded(
+    alice: Client, gateway: InProcess
+) -> None:
+    reply = await alice.ask("[[sim:expired-url]] a pond", model=DALLE)
+    (record,) = await gateway.ledger()
+    metrics = await alice.metrics()
+
+    assert (reply.status, reply.error["code"]) == (502, "upstream_error")
+    assert reply.headers["x-should-retry"] == "false"
+    assert reply.headers["x-gateway-cost-usd"] == "0.040000"
+    assert (record.outcome, record.flags, record.cost_micros) == ("failed", ("undelivered",), 40_000)
+    assert sum(v for name, v in metrics.items() if name.startswith("gateway_rehost_total")) == 1
+
+
+# ── take-down and purge ─────────────────────────────────────────────────────────────────────
+
+
+async def admin(client: Client, path: str, **body: Any) -> Reply:
+    return await client.admin("POST", f"/admin/cache/{path}", body)
+
+
+async def test_a_picture_that_was_taken_down_is_gone(
+    alice: Client, gateway: InProcess, upstream: Upstream
+) -> None:
+    prompt = "[[sim:same-bytes]] a pond"
+    first = await alice.ask(prompt, model=DALLE)
+    taken = await admin(alice, "takedown", picture=link_of(first))
+    shown = await show(alice, link_of(first))
+    again = await alice.ask(prompt, model=DALLE)
+    *_, record = await gateway.ledger()
+
+    assert (taken.status, taken.json) == (200, {"pictures": 1})
+    assert (shown.status, shown.error["code"]) == (410, "picture_gone")
+    assert (again.status, again.error["code"]) == (403, "content_taken_down")
+    assert again.headers["x-should-retry"] == "false"
+    assert (record.outcome, record.flags, record.cost_micros) == ("failed", ("undelivered",), 40_000)
+    assert len(await upstream.bodies()) == 2
+
+
+@pytest.mark.parametrize("naming", ["id", "link", "path", "place"])
+async def test_a_picture_is_named_in_several_ways(alice: Client, naming: str) -> None:
+    reply = await alice.ask("a pond", model=DALLE)
+    link, fingerprint = link_of(reply), reply.headers["Cache-Status"].partition('key="')[2][:-1]
+    names = {
+        "id": reply.headers["x-gateway-picture-ids"],
+        "link": link,
+        "path": urlsplit(link).path,
+        "place": f"{fingerprint}/0",
+    }
+    taken = await admin(alice, "takedown", picture=names[naming])
+    assert (taken.status, taken.json) == (200, {"pictures": 1})
+    assert (await show(alice, link)).status == 410
+
+
+async def test_every_slot_that_holds_the_bytes_goes(alice: Client) -> None:
+    """Two questions were answered with the same bytes."""
+    replies = [
+        await alice.ask("[[sim:same-bytes]] a pond", model=DALLE, quality=quality)
+        for quality in ("standard", "hd")
+    ]
+    taken = await admin(alice, "takedown", picture=link_of(replies[1]))
+    shown = [await show(alice, link_of(reply)) for reply in replies]
+    assert taken.json == {"pictures": 2}
+    assert [reply.status for reply in shown] == [410, 410]
+
+
+async def test_a_prompt_that_was_taken_down_is_not_bought_again(
+    alice: Client, upstream: Upstream, gateway: InProcess
+) -> None:
+    first = await alice.ask("a pond", n=2)
+    picture = first.headers["x-gateway-picture-ids"].split(",")[0]
+    taken = await admin(alice, "takedown", picture=picture, prompt=True)
+    again = await alice.ask("a pond")
+    *_, record = await gateway.ledger()
+
+    assert taken.json == {"pictures": 2}
+    assert (again.status, again.error["code"]) == (403, "content_taken_down")
+    assert again.headers["x-gateway-cost-usd"] == "0.000000"
+    assert (record.outcome, record.cost_micros) == ("refused", 0)
+    assert len(await upstream.bodies()) == 1
+
+
+async def test_the_other_pictures_of_an_entry_stay(alice: Client, upstream: Upstream) -> None:
+    first = await alice.ask("a pond", n=2)
+    picture = first.headers["x-gateway-picture-ids"].split(",")[0]
+    await admin(alice, "takedown", picture=picture)
+    again = await alice.ask("a pond", n=2)
+
+    assert again.cache_status == "fwd=partial; stored"
+    assert again.images[1] == first.images[1]
+    assert again.images[0] != first.images[0]
+    assert [body.get("n", 1) for body in await upstream.bodies()] == [2, 1]
+
+
+async def test_a_purge_empties_slots_and_leaves_links_alone(
+    alice: Client, upstream: Upstream
+) -> None:
+    first = await alice.ask("a pond", model=DALLE)
+    fingerprint = first.headers["Cache-Status"].partition('key="')[2][:-1]
+    purged = await admin(alice, "purge", fingerprint=fingerprint)
+    again = await alice.ask("a pond", model=DALLE)
+
+    assert purged.json == {"pictures": 1}
+    assert (await show(alice, link_of(first))).status == 200
+    assert again.cache_status == "fwd=miss; stored"
+    assert len(await upstream.bodies()) == 2
+
+
+async def test_purges_by_model_and_of_all(alice: Client) -> None:
+    for model in (DALLE, "gpt-image-1.5"):
+        await alice.ask("a pond", model=model)
+        await alice.ask("a lake", model=model)
+    of_model = await admin(alice, "purge", model=DALLE)
+    kept = await alice.ask("a pond", model="gpt-image-1.5")
+    everything = await admin(alice, "purge", all=True)
+
+    assert of_model.json == {"pictures": 2}
+    assert kept.cache_status.startswith("hit")
+    assert everything.json == {"pictures": 2}
+
+
+BAD = [
+    ("purge", {}, "missing_required_parameter", "fingerprint"),
+    ("purge", {"tag": "a", "model": "b"}, "missing_required_parameter", "exactly one"),
+    ("purge", {"tags": "a"}, "unknown_parameter", "'tag'"),
+    ("purge", {"all": False}, "invalid_value", "true"),
+    ("purge", {"model": 3}, "invalid_value", "string"),
+    ("takedown", {}, "invalid_value", "FINGERPRINT/SLOT"),
+    ("takedown", {"picture": "no such thing!"}, "invalid_value", "its id"),
+    ("takedown", {"picture": "abc", "prompts": True}, "unknown_parameter", "'prompt'"),
+    ("takedown", {"picture": "abc", "prompt": "yes"}, "invalid_value", "true or false"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "code", "word"), BAD)
+async def test_a_wrong_order_is_answered_with_what_would_be_right(
+    embedded: InProcess, path: str, body: dict[str, Any], code: str, word: str
+) -> None:
+    reply = await embedded.client.admin("POST", f"/admin/cache/{path}", body)
+    assert (reply.status, reply.error["code"]) == (400, code)
+    assert word in reply.error["message"]
+
+
+async def test_an_unknown_picture_is_404(alice: Client) -> None:
+    for picture in ("0" * 24, "a" * 64 + "/0", "http://x/images/img-abc.png?a=b"):
+        reply = await admin(alice, "takedown", picture=picture)
+        assert (reply.status, reply.error["code"]) == (404, "picture_not_found")
+
+
+# ── derived formats ─────────────────────────────────────────────────────────────────────────
+
+
+async def test_formats_are_made_from_a_png_and_go_with_it(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    async with open_gateway(cache={"derive_formats": True}) as here:
+        alice = await here.client.with_key()
+        png = await alice.ask("a pond")
+        jpeg = await alice.ask("a pond", output_format="jpeg", output_compression=70)
+        again = await alice.ask("a pond", output_format="jpeg", output_compression=70)
+        webp = await alice.ask("a pond", output_format="webp")
+        picture = png.headers["x-gateway-picture-ids"]
+        taken = await admin(alice, "takedown", picture=picture)
+        after = await alice.ask("a pond", output_format="jpeg", output_compression=70)
+        records = await here.ledger()
+
+    assert "detail=derived" in jpeg.cache_status
+    assert jpeg.cache_status.startswith("hit")
+    assert again.cache_status.startswith("hit; ttl=")
+    assert "derived" not in again.cache_status
+    assert again.images == jpeg.images
+    assert base64.b64decode(jpeg.images[0]).startswith(b"\xff\xd8\xff")
+    assert base64.b64decode(webp.images[0])[8:12] == b"WEBP"
+    assert jpeg.json["output_format"] == "jpeg"
+    assert jpeg.headers["x-gateway-cost-usd"] == "0.000000"
+    assert taken.json == {"pictures": 3}
+    assert after.cache_status == "fwd=miss; stored"
+    assert len(await upstream.bodies()) == 2
+    assert [r.outcome for r in records if r.cost_micros] == ["bought", "bought"]
+
+
+async def test_a_transparent_picture_becomes_no_jpeg(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    async with open_gateway(cache={"derive_formats": True}) as here:
+        alice = await here.client.with_key()
+        await alice.ask("a pond", background="transparent")
+        webp = await alice.ask("a pond", background="transparent", output_format="webp")
+    assert "detail=derived" in webp.cache_status
+    assert len(await upstream.bodies()) == 1
+
+
+async def test_without_the_setting_every_format_is_bought(
+    alice: Client, upstream: Upstream
+) -> None:
+    await alice.ask("a pond")
+    jpeg = await alice.ask("a pond", output_format="jpeg")
+    assert jpeg.cache_status == "fwd=miss; stored"
+    assert len(await upstream.bodies()) == 2
