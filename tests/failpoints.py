@@ -186,6 +186,8 @@ class FailingBlobs:
     def __init__(self, blobs: BlobStore, points: FailPoints) -> None:
         self.get = blobs.get
         self.delete = blobs.delete
+        self.scan = blobs.scan
+        self.capacity_bytes = blobs.capacity_bytes
         self._blobs = blobs
         self._points = points
 

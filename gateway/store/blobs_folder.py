@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import itertools
 import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from gateway.errors import StoreUnavailable
+from gateway.errors import StoreFull, StoreUnavailable
 
 STALE_SECONDS: Final = 3600.0
 """A temporary file this old was left behind by a process that died."""
@@ -33,7 +34,8 @@ class FolderBlobs:
     """A `verbs.BlobStore` in a folder of this machine.
 
     `clock` answers Unix seconds. Folders are made as they are needed (0700). Every verb raises
-    `StoreUnavailable` when the disk fails, and `ValueError` for a digest that is no SHA-256.
+    `StoreUnavailable` when the disk fails, `StoreFull` when it has no room left, and `ValueError`
+    for a digest that is no SHA-256.
     """
 
     def __init__(self, root: Path, clock: Callable[[], float] = time.time) -> None:
@@ -52,6 +54,16 @@ class FolderBlobs:
     async def delete(self, digest: str) -> None:
         """Removes them, if they are there."""
         await asyncio.to_thread(self._delete, self._path(digest))
+
+    async def scan(self, after: str, limit: int) -> tuple[str | None, Mapping[str, int]]:
+        """Up to `limit` digests with their sizes in bytes, in order, after the digest `after`.
+
+        Answers also the mark of the next page, None at the end.
+        """
+        return await asyncio.to_thread(self._scan, after, limit)
+
+    async def capacity_bytes(self) -> None:
+        """A folder has no limit of its own."""
 
     async def sweep(self, limit: int) -> int:
         """Removes up to `limit` files whose time is over, or that are half-written and old."""
@@ -102,6 +114,28 @@ class FolderBlobs:
     def _delete(self, path: Path) -> None:
         with _disk_errors():
             path.unlink(missing_ok=True)
+
+    def _scan(self, after: str, limit: int) -> tuple[str | None, Mapping[str, int]]:
+        with _disk_errors():
+            page = dict(itertools.islice(self._live_after(after), limit))
+        return (max(page) if len(page) == limit else None), page
+
+    def _live_after(self, after: str) -> Iterator[tuple[str, int]]:
+        """Digests and sizes, in order. Only one folder at a time is looked into."""
+        for folder in sorted(self._root.glob("??")):
+            if folder.name < after[:2]:
+                continue
+            for path in sorted(folder.iterdir()):
+                size = self._live_size(path) if path.name > after else None
+                if size is not None:
+                    yield path.name, size
+
+    def _live_size(self, path: Path) -> int | None:
+        with contextlib.suppress(FileNotFoundError):
+            found = path.stat()
+            if _DIGEST.fullmatch(path.name) and found.st_mtime > self._clock():
+                return found.st_size
+        return None
 
     def _sweep(self, limit: int) -> int:
         with _disk_errors():
@@ -167,4 +201,6 @@ def _disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull from error
         raise StoreUnavailable from error

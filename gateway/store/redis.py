@@ -16,6 +16,12 @@ All state lies under one prefix, `igw:` unless told otherwise:
 | `igw:{books}:ledger:<yyyy-mm-dd>` | stream | a day's records | none |
 | `igw:{books}:ledger-days` | sorted set | the days that have a stream | none |
 | `igw:{books}:appended:<batch>` | string | ids of what was appended | an hour |
+| `igw:note:<space>:<name>` | string | a note | as the note says |
+| `igw:list:<space>:<name>` | set | a list's members | the longest asked for |
+| `igw:{shelf}:used`, `…:ends` | sorted sets | digests by their last use, and by the end of their \
+stay | none; gone when empty |
+| `igw:{shelf}:sizes` | hash | bytes by digest | none; gone when empty |
+| `igw:{shelf}:total` | string | their sum | none; gone at zero |
 | `igw:entry:{<fingerprint>}` | hash | pictures by slot | their lifetime + linger |
 | `igw:claims:{<fingerprint>}` | hash | flights by slot | the longest lease |
 | `igw:flight:{<flight>}` | list | its events | the flight's lifetime |
@@ -23,27 +29,38 @@ All state lies under one prefix, `igw:` unless told otherwise:
 | `igw:blob:<sha256>` | string | a picture's bytes | the longest asked for |
 | `igw:wake:<flight>` | channel | rings when an event was published | – |
 
-No script touches two hash slots, so a cluster could hold this: the books are one slot, everything
-else spreads. What a verb is in Redis' terms is `redis_calls` and `lua/`; how commands travel is
-`redis_link`; waiting is `redis_wakes`. Here they are put together.
+No script touches two hash slots, so a cluster could hold this: the books are one slot, the shelf is
+one, everything else spreads. (The scan of entries takes what is on its node.) What a verb is in
+Redis' terms is `redis_calls` and `lua/`; how commands travel is `redis_link`; waiting is
+`redis_wakes`. Here they are put together.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
-from gateway.store.redis_calls import SCRIPTS, Call, Keys, call_for
+from gateway.store.redis_calls import (
+    SCRIPTS,
+    Call,
+    Keys,
+    call_for,
+    pattern_of,
+    read_cursor,
+)
 from gateway.store.redis_link import Lanes, Link, place_of, pool_of, refusal
 from gateway.store.redis_wakes import Wakes
 from gateway.store.verbs import Verb, Watch
 
 DEFAULT_PREFIX: Final = "igw:"
+
+UNLIMITED_BYTES: Final = 1 << 30
+"""What pictures may take in a server that has no limit of its own."""
 
 _VERB_CONNECTIONS: Final = 4
 _BLOB_CONNECTIONS: Final = 8
@@ -63,7 +80,7 @@ class RedisBlobs:
     async def put(self, digest: str, data: bytes, lifetime_seconds: float) -> None:
         """Stores bytes for at least `lifetime_seconds` from now; repeating it only prolongs.
 
-        Raises StoreUnavailable, also when the server's memory is full.
+        Raises StoreFull when the server's memory is full, StoreUnavailable when it is away.
         """
         key = self._key(digest)
         lifetime = str(math.ceil(lifetime_seconds * 1000)).encode()
@@ -78,8 +95,36 @@ class RedisBlobs:
         return found
 
     async def delete(self, digest: str) -> None:
-        """Removes them, if they are there. Raises StoreUnavailable."""
+        """Removes them, if they are there, also from a full server. Raises StoreUnavailable."""
         await self._ask((b"UNLINK", self._key(digest)))
+
+    async def scan(self, after: str, limit: int) -> tuple[str | None, Mapping[str, int]]:
+        """About `limit` digests with their sizes in bytes, and the next mark.
+
+        A page may be empty although others follow. Raises StoreUnavailable.
+        """
+        pattern = pattern_of(self._keys.blob("*")).encode()
+        cursor = after.encode() or b"0"
+        ((mark, found),) = await self._ask(
+            (b"SCAN", cursor, b"MATCH", pattern, b"COUNT", str(limit).encode())
+        )
+        exist = await self._ask(*((b"EXISTS", key) for key in found))
+        sizes = await self._ask(*((b"STRLEN", key) for key in found))
+        return read_cursor(mark), {
+            self._keys.digest(key.decode()): size
+            for key, is_there, size in zip(found, exist, sizes, strict=True)
+            if is_there
+        }
+
+    async def capacity_bytes(self) -> int:
+        """Half of the server's `maxmemory`, or 1 GiB where it has none. Raises StoreUnavailable."""
+        (said,) = await self._ask((b"INFO", b"memory"))
+        (most,) = re.findall(rb"^maxmemory:(\d+)", said, re.MULTILINE)
+        return int(most) // 2 or UNLIMITED_BYTES
+
+    async def check_layout(self) -> None:
+        """As `RedisStore.check_layout`, for a server that has only bytes."""
+        await self._link.check_layout()
 
     def _key(self, digest: str) -> bytes:
         if not _DIGEST.fullmatch(digest):
@@ -111,8 +156,8 @@ class RedisStore:
         """Runs verbs in order; their answers in the same order.
 
         Batches of concurrent callers share round trips. Raises `errors.StoreUnavailable` when
-        the server is away, full, read-only, of another layout or silent for two seconds, and
-        RuntimeError when it refuses a command, which is a fault of ours.
+        the server is away, read-only, of another layout or silent for two seconds, StoreFull when
+        its memory is full, and RuntimeError when it refuses a command, which is a fault of ours.
         """
         if not verbs:
             return []
@@ -128,7 +173,9 @@ class RedisStore:
         return self._wakes.watch(self._keys.wake(flight))
 
     async def check_layout(self) -> None:
-        """Stamps an empty server. Raises `LayoutMismatch`, `StoreMissing`, `StoreUnavailable`.
+        """Stamps a server that is empty or older.
+
+        Raises `LayoutMismatch`, `StoreMissing`, `StoreUnavailable`.
 
         For whoever starts the gateway; a worker need not: nothing is ever sent to a server whose
         stamp was not seen.
@@ -166,18 +213,27 @@ async def open_redis_store(
             may_create=may_create,
         )
         lanes, wakes = Lanes(link), Wakes(pool)
-        blobs = await stack.enter_async_context(open_redis_blobs(url, prefix=prefix))
+        blobs = await stack.enter_async_context(
+            open_redis_blobs(url, prefix=prefix, may_create=may_create)
+        )
         await stack.enter_async_context(lanes.open())
         await stack.enter_async_context(wakes.open())
         yield RedisStore(place, keys=keys, link=link, lanes=lanes, wakes=wakes, blobs=blobs)
 
 
 @asynccontextmanager
-async def open_redis_blobs(url: str, *, prefix: str = DEFAULT_PREFIX) -> AsyncIterator[RedisBlobs]:
-    """Only the bytes, for a second server of any eviction policy; as `open_redis_store`."""
-    keys = Keys(prefix)
+async def open_redis_blobs(
+    url: str, *, prefix: str = DEFAULT_PREFIX, may_create: bool = True
+) -> AsyncIterator[RedisBlobs]:
+    """Only the bytes, for a second server of any eviction policy; as `open_redis_store`.
+
+    A server that evicts whatever it likes may lose the stamp as well; it is set again when next
+    a connection is greeted.
+    """
+    place, keys = place_of(url), Keys(prefix)
     pool = pool_of(url, connections=_BLOB_CONNECTIONS)
+    link = Link(pool, place, stamp_key=keys.layout, may_create=may_create)
     try:
-        yield RedisBlobs(Link(pool, place_of(url), stamp_key=keys.layout), keys)
+        yield RedisBlobs(link, keys)
     finally:
         await pool.aclose()

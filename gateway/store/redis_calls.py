@@ -2,7 +2,7 @@
 
 Almost every verb is one Lua script, `lua/<verb>.lua`, with the parts of `lua/shared/` that it
 needs put before it; the scripts are the atomic steps and the only ones that know the clock.
-Three verbs that only read are plain commands. Numbers travel as integers (times as microseconds),
+Some verbs that only read are plain commands. Numbers travel as integers (times as microseconds),
 so that nothing is rounded on the way. How commands are sent is `redis`.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
@@ -48,6 +49,7 @@ _ENTRIES: Final = ("slots",)
 _BOOKS: Final = ("books",)
 _METERS: Final = ("books", "meters")
 _JOURNALS: Final = ("books", "meters", "journals")
+_SHELF: Final = ("shelf",)
 
 SCRIPTS: Final[Mapping[str, Script]] = {
     name: _read_script(name, *shared)
@@ -60,6 +62,19 @@ SCRIPTS: Final[Mapping[str, Script]] = {
         "release": _ENTRIES,
         "keep": _ENTRIES,
         "clear": _ENTRIES,
+        "scan_entries": (),
+        "note": (),
+        "drop_note": (),
+        "enlist": (),
+        "strike": (),
+        "shelve": _SHELF,
+        "shrink": _SHELF,
+        "touch": _SHELF,
+        "unshelve": _SHELF,
+        "oldest": _SHELF,
+        "read_shelf": _SHELF,
+        "on_shelf": _SHELF,
+        "sweep": _SHELF,
         "publish": (),
         "beat": _BOOKS,
         "dead_workers": _BOOKS,
@@ -72,6 +87,7 @@ SCRIPTS: Final[Mapping[str, Script]] = {
         "read_meters": _METERS,
         "append": _BOOKS,
         "read_ledger": _BOOKS,
+        "stamp": (),
     }.items()
 }
 """All scripts by the name of their file, read once."""
@@ -95,11 +111,26 @@ class Keys:
         """What every key of the books begins with; no key itself, but it names their slot."""
         return f"{self.prefix}{{books}}:"
 
+    @property
+    def shelf(self) -> str:
+        """The same for the shelf."""
+        return f"{self.prefix}{{shelf}}:"
+
+    def note(self, space: str, name: str) -> str:
+        return f"{self.prefix}note:{space}:{name}"
+
+    def list_of(self, space: str, name: str) -> str:
+        return f"{self.prefix}list:{space}:{name}"
+
     def records(self, space: str) -> str:
         return f"{self.books}records:{space}"
 
     def entry(self, fingerprint: str) -> str:
         return f"{self.prefix}entry:{{{fingerprint}}}"
+
+    def fingerprint(self, entry: str) -> str:
+        """Whose entry a key is."""
+        return entry.removeprefix(f"{self.prefix}entry:{{").removesuffix("}")
 
     def claims(self, fingerprint: str) -> str:
         return f"{self.prefix}claims:{{{fingerprint}}}"
@@ -116,6 +147,18 @@ class Keys:
 
     def blob(self, digest: str) -> str:
         return f"{self.prefix}blob:{digest}"
+
+    def digest(self, blob: str) -> str:
+        """Whose bytes a key has."""
+        return blob.removeprefix(f"{self.prefix}blob:")
+
+
+def pattern_of(key: str) -> str:
+    """Finds the keys of a kind: `key` is the name of one of them, with `*` for what differs."""
+    return "*".join(_SPECIAL.sub(r"\\\g<0>", part) for part in key.split("*"))
+
+
+_SPECIAL: Final = re.compile(r"[\[\]?^\\]")
 
 
 # ── calls ───────────────────────────────────────────────────────────────────────────────────
@@ -231,7 +274,8 @@ def _claim(verb: verbs.Claim, keys: Keys) -> Call:
             others={slot: flight.decode() for slot, flight in _pairs(others)},
         )
 
-    arguments: list[Argument] = [verb.flight, _micros(verb.lease_seconds), *verb.slots]
+    arguments: list[Argument] = [verb.flight, _micros(verb.lease_seconds), len(verb.slots)]
+    arguments += [*verb.slots, *verb.ignoring]
     return _entry_call("claim", verb.fingerprint, keys, arguments, read)
 
 
@@ -252,6 +296,7 @@ def _keep(verb: verbs.Keep, keys: Keys) -> Call:
         verb.flight,
         _micros(verb.lifetime_seconds),
         _micros(verb.linger_seconds),
+        int(verb.displaces),
     ]
     for wanted, slot in sorted(verb.slots.items()):
         arguments += [wanted, slot.picture, slot.data]
@@ -262,6 +307,110 @@ def _keep(verb: verbs.Keep, keys: Keys) -> Call:
 def _clear(verb: verbs.Clear, keys: Keys) -> Call:
     arguments = _flat(verb.pictures.items())
     return _entry_call("clear", verb.fingerprint, keys, arguments, _nothing)
+
+
+@call_for.register
+def _scan_entries(verb: verbs.ScanEntries, keys: Keys) -> Call:
+    def read(reply: Sequence[Any]) -> verbs.EntriesPage:
+        cursor, found = reply
+        entries = {
+            keys.fingerprint(key.decode()): _read_slots(slots)
+            for key, slots in _pairs(found)
+            if slots  # else it ended between the two looks
+        }
+        return verbs.EntriesPage(entries, read_cursor(cursor))
+
+    arguments = (verb.after or "0", pattern_of(keys.entry("*")), verb.limit)
+    return _call("scan_entries", (), arguments, read=read)
+
+
+def read_cursor(cursor: bytes) -> str | None:
+    """Where `SCAN` goes on; None at the end."""
+    return None if cursor == b"0" else cursor.decode()
+
+
+# ── notes and lists ─────────────────────────────────────────────────────────────────────────
+
+
+@call_for.register
+def _note(verb: verbs.Note, keys: Keys) -> Call:
+    ends = verb.lifetime_seconds
+    lifetime: Argument = "" if ends is None else _micros(ends)
+    arguments: list[Argument] = [verb.value, int(verb.is_new), lifetime]
+    return _call("note", [keys.note(verb.space, verb.name)], arguments, read=bool)
+
+
+@call_for.register
+def _read_note(verb: verbs.ReadNote, keys: Keys) -> Call:
+    return Call(_command("GET", keys.note(verb.space, verb.name)), _as_is)
+
+
+@call_for.register
+def _drop_note(verb: verbs.DropNote, keys: Keys) -> Call:
+    return _call("drop_note", [keys.note(verb.space, verb.name)], (), read=_nothing)
+
+
+@call_for.register
+def _enlist(verb: verbs.Enlist, keys: Keys) -> Call:
+    arguments: list[Argument] = [_micros(verb.lifetime_seconds), *verb.members]
+    return _call("enlist", [keys.list_of(verb.space, verb.name)], arguments, read=_nothing)
+
+
+@call_for.register
+def _read_list(verb: verbs.ReadList, keys: Keys) -> Call:
+    return Call(_command("SMEMBERS", keys.list_of(verb.space, verb.name)), _read_texts)
+
+
+@call_for.register
+def _strike(verb: verbs.Strike, keys: Keys) -> Call:
+    return _call("strike", [keys.list_of(verb.space, verb.name)], verb.members, read=_nothing)
+
+
+def _read_texts(reply: Sequence[bytes]) -> Sequence[str]:
+    return [text.decode() for text in reply]
+
+
+# ── the shelf ───────────────────────────────────────────────────────────────────────────────
+
+
+@call_for.register
+def _shelve(verb: verbs.Shelve, keys: Keys) -> Call:
+    lifetime = _micros(verb.lifetime_seconds)
+    arguments = (verb.digest, verb.size_bytes, lifetime, verb.most_bytes)
+    return _call("shelve", [keys.shelf], arguments, read=_read_texts)
+
+
+@call_for.register
+def _shrink(verb: verbs.Shrink, keys: Keys) -> Call:
+    return _call("shrink", [keys.shelf], [verb.most_bytes], read=_read_texts)
+
+
+@call_for.register
+def _touch(verb: verbs.Touch, keys: Keys) -> Call:
+    return _call("touch", [keys.shelf], verb.digests, read=_nothing)
+
+
+@call_for.register
+def _unshelve(verb: verbs.Unshelve, keys: Keys) -> Call:
+    return _call("unshelve", [keys.shelf], verb.digests, read=_nothing)
+
+
+@call_for.register
+def _oldest(verb: verbs.Oldest, keys: Keys) -> Call:
+    return _call("oldest", [keys.shelf], [verb.size_bytes], read=_read_texts)
+
+
+@call_for.register
+def _read_shelf(verb: verbs.ReadShelf, keys: Keys) -> Call:
+    return _call("read_shelf", [keys.shelf], (), read=lambda reply: verbs.Shelf(*reply))
+
+
+@call_for.register
+def _on_shelf(verb: verbs.OnShelf, keys: Keys) -> Call:
+    def read(reply: Sequence[int]) -> Sequence[bool]:
+        return [bool(found) for found in reply]
+
+    return _call("on_shelf", [keys.shelf], verb.digests, read=read)
 
 
 # ── flights ─────────────────────────────────────────────────────────────────────────────────
@@ -290,10 +439,7 @@ def _beat(verb: verbs.Beat, keys: Keys) -> Call:
 
 @call_for.register
 def _dead_workers(verb: verbs.DeadWorkers, keys: Keys) -> Call:
-    def read(reply: Sequence[bytes]) -> Sequence[str]:
-        return [worker.decode() for worker in reply]
-
-    return _call("dead_workers", [keys.books], [_micros(verb.after_seconds)], read=read)
+    return _call("dead_workers", [keys.books], [_micros(verb.after_seconds)], read=_read_texts)
 
 
 @call_for.register
@@ -428,8 +574,8 @@ def _stream_place(position: str) -> str:
 
 @call_for.register
 def _sweep(verb: verbs.Sweep, keys: Keys) -> Call:
-    """Every key that ends has a time to live, so there is nothing to do."""
-    return Call(_command("PING"), lambda _: 0)
+    """Every key that ends has a time to live; only what lies on the shelf has none."""
+    return _call("sweep", [keys.shelf], [verb.limit], read=_as_is)
 
 
 # ── small change ────────────────────────────────────────────────────────────────────────────

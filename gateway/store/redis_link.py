@@ -23,9 +23,9 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from gateway.errors import StoreUnavailable
+from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store.layout import LayoutMismatch, StoreMissing
-from gateway.store.redis_calls import Call, Script
+from gateway.store.redis_calls import SCRIPTS, Call, Script
 from gateway.store.verbs import LAYOUT_VERSION
 
 log = structlog.get_logger(__name__)
@@ -52,13 +52,12 @@ LOST: Final = (faults.ConnectionError, faults.TimeoutError, faults.InvalidRespon
 """What a server that is away, silent or talking nonsense looks like (a time-out is an OSError)."""
 
 _OUTAGES: Final = (
-    faults.OutOfMemoryError,
     faults.ReadOnlyError,
     faults.ClusterDownError,
     faults.TryAgainError,
 )
 
-_OUTAGE_CODES: Final = ("MISCONF", "NOREPLICAS", "BUSY", "OOM", "READONLY")
+_OUTAGE_CODES: Final = ("MISCONF", "NOREPLICAS", "BUSY", "READONLY")
 """Refusals that redis-py has no class for, or that reach it without one from within a script."""
 
 
@@ -122,7 +121,10 @@ async def running(name: str, *loops: Coroutine[Any, Any, None]) -> AsyncIterator
 
 def refusal(error: faults.ResponseError, what: str) -> Exception:
     """What a command's error reply becomes: an outage, or else a fault of ours to be loud about."""
-    if isinstance(error, _OUTAGES) or str(error).split(" ", 1)[0] in _OUTAGE_CODES:
+    code = str(error).split(" ", 1)[0]
+    if isinstance(error, faults.OutOfMemoryError) or code == "OOM":
+        return StoreFull()
+    if isinstance(error, _OUTAGES) or code in _OUTAGE_CODES:
         return StoreUnavailable()
     return RuntimeError(f"Redis refused {what}: {error}")
 
@@ -185,24 +187,20 @@ class Link:
         await self.exchange([])
 
     async def _greet(self) -> None:
-        stamp = str(LAYOUT_VERSION).encode()
-        replies = await self._send(self._stamping(stamp))
-        for reply in replies:
-            if isinstance(reply, faults.ResponseError):
-                raise refusal(reply, "the layout stamp") from reply
-        if replies[1] is None:
+        wanted, may_create = str(LAYOUT_VERSION).encode(), b"%d" % self._may_create
+        source = SCRIPTS["stamp"].source.encode()
+        (stamp,) = await self._send([(b"EVAL", source, b"1", self._stamp_key, wanted, may_create)])
+        if isinstance(stamp, faults.ResponseError):
+            raise refusal(stamp, "the layout stamp") from stamp
+        if stamp is None:
             raise StoreMissing(self._place)
-        if replies[1] != stamp:
-            raise LayoutMismatch(self._place, str(replies[1], errors="replace"))
+        if stamp != wanted:
+            raise LayoutMismatch(self._place, str(stamp, errors="replace"))
         await self._send([(b"SCRIPT", b"LOAD", s.source.encode()) for s in self._scripts])
         self._is_greeted = True
         if self._complaints:
             log.info("store_back", store=self._place)
             self._complaints.clear()
-
-    def _stamping(self, stamp: bytes) -> list[tuple[bytes, ...]]:
-        look = (b"GET", self._stamp_key)
-        return [(b"SET", self._stamp_key, stamp, b"NX"), look] if self._may_create else [look, look]
 
     async def _send(self, commands: Sequence[tuple[bytes, ...]]) -> list[Any]:
         connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]

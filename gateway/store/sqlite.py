@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import queue
@@ -22,10 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.errors import StoreUnavailable
+from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store.layout import LayoutMismatch, StoreMissing
 from gateway.store.sqlite_verbs import (
-    SCHEMA,
+    LAYOUTS,
     Transaction,
     is_reading,
     newest_events,
@@ -52,23 +53,24 @@ BUSY_SECONDS: Final = 1.0
 def create_sqlite_layout(path: Path) -> None:
     """Creates the database at `path`, and its folder (0700), unless they are there already.
 
-    Called once, by the parent, before it forks; everything is closed again. Raises
-    `LayoutMismatch` when the database has another layout, `StoreUnavailable` when it cannot be
-    written or is no database.
+    A database of an older layout is upgraded; what lies in it stays. Called once, by the parent,
+    before it forks; everything is closed again. Raises `LayoutMismatch` when the database has a
+    layout that is not known, `StoreUnavailable` when it cannot be written or is no database.
     """
     with _as_unavailable(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
         with _locked(path), contextlib.closing(_connect(path)) as db:
-            if _layout_version(db) == 0:
-                _stamp(db)
+            if 0 <= _layout_version(db) < LAYOUT_VERSION:
+                _upgrade(db)
             _check_layout(db, path)
 
 
-def _stamp(db: sqlite3.Connection) -> None:
-    """Tables and version in one transaction: a database is blank, or it is complete."""
+def _upgrade(db: sqlite3.Connection) -> None:
+    """Tables and version in one transaction: a database is as it was, or it is complete."""
     db.execute("PRAGMA journal_mode = WAL")
-    db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {LAYOUT_VERSION}; COMMIT;")
+    steps = "".join(LAYOUTS[_layout_version(db) :])
+    db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {LAYOUT_VERSION}; COMMIT;")
 
 
 def _check_layout(db: sqlite3.Connection, path: Path) -> None:
@@ -285,7 +287,9 @@ class _Lane:
         self._db.execute("SAVEPOINT job")
         try:
             outcome = _Outcome(job.future, job.work(Transaction(self._db, self._clock())))
-        except Exception as error:  # noqa: BLE001 - it goes to the job's caller
+        except Exception as error:
+            if not self._db.in_transaction:
+                raise
             self._db.execute("ROLLBACK TO job")
             outcome = _Outcome(job.future, error=_unavailable(error))
         self._db.execute("RELEASE job")
@@ -296,9 +300,15 @@ def _unavailable(error: Exception) -> Exception:
     """Disk and database errors become ours; a mistake in the gateway stays what it is."""
     if not isinstance(error, sqlite3.Error | OSError):
         return error
-    unavailable = StoreUnavailable()
+    unavailable = StoreFull() if _is_full(error) else StoreUnavailable()
     unavailable.__cause__ = error
     return unavailable
+
+
+def _is_full(error: sqlite3.Error | OSError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
 def _deliver_all(outcomes: list[_Outcome]) -> None:

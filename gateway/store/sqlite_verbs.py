@@ -11,13 +11,14 @@ import json
 import math
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, NamedTuple, cast
 
 from gateway.images import MAX_SLOTS
 from gateway.store import meters, verbs
 from gateway.store.verbs import (
     CLOSED_JOURNAL_SECONDS,
+    MOST_VICTIMS,
     WINDOW_GRACE_SECONDS,
     Meter,
     MeterState,
@@ -26,7 +27,7 @@ from gateway.store.verbs import (
     Verb,
 )
 
-SCHEMA: Final = """
+_LAYOUT_1: Final = """
 CREATE TABLE records (
     space TEXT NOT NULL, name TEXT NOT NULL, value BLOB NOT NULL,
     PRIMARY KEY (space, name)
@@ -76,7 +77,57 @@ CREATE TABLE appends (batch_id TEXT PRIMARY KEY, gone_at REAL NOT NULL);
 CREATE INDEX appends_gone ON appends (gone_at);
 """
 
-_SWEPT: Final = ("slots", "claims", "events", "buckets", "windows", "journals", "appends")
+_LAYOUT_2: Final = """
+CREATE TABLE notes (
+    space TEXT NOT NULL, name TEXT NOT NULL, value BLOB NOT NULL, gone_at REAL NOT NULL,
+    PRIMARY KEY (space, name)
+);
+CREATE INDEX notes_gone ON notes (gone_at);
+CREATE TABLE lists (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    space TEXT NOT NULL, name TEXT NOT NULL, gone_at REAL NOT NULL
+);
+CREATE INDEX lists_name ON lists (space, name, gone_at);
+CREATE INDEX lists_gone ON lists (gone_at);
+CREATE TABLE members (
+    list INTEGER NOT NULL, member TEXT NOT NULL,
+    PRIMARY KEY (list, member)
+);
+CREATE TABLE shelf (
+    digest TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL,
+    used_at INTEGER NOT NULL, gone_at REAL NOT NULL
+);
+CREATE UNIQUE INDEX shelf_used ON shelf (used_at);
+CREATE INDEX shelf_gone ON shelf (gone_at);
+CREATE TABLE shelf_total (count INTEGER NOT NULL, size_bytes INTEGER NOT NULL);
+INSERT INTO shelf_total VALUES (0, 0);
+CREATE TRIGGER shelf_grows AFTER INSERT ON shelf BEGIN
+    UPDATE shelf_total SET count = count + 1, size_bytes = size_bytes + new.size_bytes;
+END;
+CREATE TRIGGER shelf_shrinks AFTER DELETE ON shelf BEGIN
+    UPDATE shelf_total SET count = count - 1, size_bytes = size_bytes - old.size_bytes;
+END;
+"""
+# A list that is over keeps its row until it is swept, and one of its name that begins anew has
+# another: so no verb has to remove many members at once. Nothing updates `shelf.size_bytes`, so
+# two triggers keep the total right, whoever deletes.
+
+LAYOUTS: Final = (_LAYOUT_1, _LAYOUT_2)
+"""What makes layout n + 1 out of layout n; 0 is an empty database."""
+
+_OVER: Final = {
+    table: f"SELECT rowid FROM {table} WHERE gone_at <= ?"  # noqa: S608 - a name from below
+    for table in (
+        *("slots", "claims", "events", "buckets", "windows", "journals", "appends"),
+        *("notes", "shelf"),
+    )
+} | {
+    "members": "SELECT members.rowid FROM lists JOIN members ON members.list = lists.id"
+    " WHERE lists.gone_at <= ?",
+    "lists": "SELECT rowid FROM lists WHERE gone_at <= ?"
+    " AND NOT EXISTS (SELECT 1 FROM members WHERE members.list = lists.id)",
+}
+"""Table → which of its rows are over."""
 
 
 class Transaction(NamedTuple):
@@ -161,7 +212,11 @@ def _read_entry(tx: Transaction, verb: verbs.ReadEntry) -> verbs.Entry:
 
 
 def _claim(tx: Transaction, verb: verbs.Claim) -> verbs.Claimed:
-    fresh = _fresh_slots(tx, verb.fingerprint)
+    fresh = {
+        index: slot
+        for index, slot in _fresh_slots(tx, verb.fingerprint).items()
+        if slot.picture not in verb.ignoring
+    }
     owners = _claims(tx, verb.fingerprint)
     asked = [slot for slot in verb.slots if slot not in fresh]
     others = {s: owners[s] for s in asked if owners.get(s, verb.flight) != verb.flight}
@@ -193,18 +248,73 @@ def _release(tx: Transaction, verb: verbs.Release | verbs.Keep) -> None:
 
 def _keep(tx: Transaction, verb: verbs.Keep) -> Mapping[int, int]:
     _release(tx, verb)
-    taken = {*_fresh_slots(tx, verb.fingerprint), *_claims(tx, verb.fingerprint)}
-    lies_in = {slot.picture: index for index, slot in _slots(tx, verb.fingerprint).items()}
-    for wanted, slot in sorted(verb.slots.items()):
-        target = _free_slot(wanted, taken)
-        if slot.picture in lies_in or target is None:
-            continue
+    places = _Places.read(tx, verb)
+    placed = {
+        target: slot
+        for wanted, slot in sorted(verb.slots.items())
+        if (target := places.place(wanted, slot.picture)) is not None
+    }
+    for index, target in places.moves().items():
+        tx.change(
+            "UPDATE OR REPLACE slots SET slot = ? WHERE fingerprint = ? AND slot = ?",
+            *(target, verb.fingerprint, index),
+        )
+    for target, slot in placed.items():
         _store_slot(tx, verb, (target, slot))
-        taken.add(target)
-        lies_in = {picture: index for picture, index in lies_in.items() if index != target}
-        lies_in[slot.picture] = target
     _linger(tx, verb)
+    lies_in = places.lies_in
     return {w: lies_in[s.picture] for w, s in verb.slots.items() if s.picture in lies_in}
+
+
+@dataclass(slots=True)
+class _Places:
+    """Where the pictures of an entry lie while a `Keep` finds places for its own."""
+
+    lies_in: dict[str, int]
+    """Picture → slot, expired ones among them."""
+    taken: set[int]
+    """Slots that nothing may be put into."""
+    displaceable: dict[int, str]
+    """Slots whose live picture has to make way: slot → picture."""
+    displaced: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, tx: Transaction, verb: verbs.Keep) -> _Places:
+        held = _slots(tx, verb.fingerprint)
+        claimed = _claims(tx, verb.fingerprint)
+        fresh = {index: slot.picture for index, slot in held.items() if slot.expires_at > tx.now}
+        own = {slot.picture for slot in verb.slots.values()}
+        displaceable = {
+            index: picture
+            for index, picture in fresh.items()
+            if verb.displaces and index not in claimed and picture not in own
+        }
+        lies_in = {slot.picture: index for index, slot in held.items()}
+        return cls(lies_in, {*fresh, *claimed}, displaceable)
+
+    def place(self, wanted: int, picture: str) -> int | None:
+        """The slot that a picture goes to; None if it lies in one, or there is none left."""
+        if picture in self.lies_in:
+            return None
+        if wanted in self.displaceable:
+            self.displaced[wanted] = self.displaceable.pop(wanted)
+            self.taken.discard(wanted)
+        return self._occupy(_free_slot(wanted, self.taken), picture)
+
+    def moves(self) -> dict[int, int]:
+        """What was displaced goes to what is free in the end: old slot → new slot."""
+        moved = {
+            index: self._occupy(_free_slot(index, self.taken), picture)
+            for index, picture in self.displaced.items()
+        }
+        return {index: target for index, target in moved.items() if target is not None}
+
+    def _occupy(self, target: int | None, picture: str) -> int | None:
+        if target is not None:
+            self.taken.add(target)
+            self.lies_in = {p: index for p, index in self.lies_in.items() if index != target}
+            self.lies_in[picture] = target
+        return target
 
 
 def _free_slot(wanted: int, taken: set[int]) -> int | None:
@@ -242,6 +352,19 @@ def _clear(tx: Transaction, verb: verbs.Clear) -> None:
     )
 
 
+def _scan_entries(tx: Transaction, verb: verbs.ScanEntries) -> verbs.EntriesPage:
+    rows = tx.all(
+        "SELECT fingerprint, slot, picture, expires_at, data FROM slots WHERE fingerprint IN"
+        " (SELECT DISTINCT fingerprint FROM slots WHERE fingerprint > ?1 AND +gone_at > ?2"
+        " ORDER BY fingerprint LIMIT ?3) AND +gone_at > ?2 ORDER BY fingerprint, slot",
+        *(verb.after, tx.now, verb.limit),
+    )
+    entries: dict[str, dict[int, Slot]] = {}
+    for fingerprint, index, *slot in rows:
+        entries.setdefault(fingerprint, {})[index] = Slot(*slot)
+    return verbs.EntriesPage(entries, max(entries) if len(entries) == verb.limit else None)
+
+
 def _slots(tx: Transaction, fingerprint: str) -> dict[int, Slot]:
     """Every slot of the entry that holds a picture, expired or not."""
     rows = tx.all(
@@ -267,6 +390,164 @@ def _claims(tx: Transaction, fingerprint: str) -> dict[int, str]:
             tx.now,
         )
     )
+
+
+# ── notes and lists ─────────────────────────────────────────────────────────────────────────
+
+
+def _note(tx: Transaction, verb: verbs.Note) -> bool:
+    if verb.is_new and _read_note(tx, verb) is not None:
+        return False
+    lifetime = math.inf if verb.lifetime_seconds is None else verb.lifetime_seconds
+    tx.change(
+        "INSERT OR REPLACE INTO notes (space, name, value, gone_at) VALUES (?, ?, ?, ?)",
+        *(verb.space, verb.name, verb.value, tx.now + lifetime),
+    )
+    return True
+
+
+def _read_note(tx: Transaction, verb: verbs.ReadNote | verbs.Note) -> bytes | None:
+    row = tx.one(
+        "SELECT value FROM notes WHERE space = ? AND name = ? AND gone_at > ?",
+        *(verb.space, verb.name, tx.now),
+    )
+    return None if row is None else cast(bytes, row[0])
+
+
+def _drop_note(tx: Transaction, verb: verbs.DropNote) -> None:
+    tx.change("DELETE FROM notes WHERE space = ? AND name = ?", verb.space, verb.name)
+
+
+def _enlist(tx: Transaction, verb: verbs.Enlist) -> None:
+    gone_at = tx.now + verb.lifetime_seconds
+    number = _list_number(tx, verb)
+    if number is None:
+        tx.change(
+            "INSERT INTO lists (space, name, gone_at) VALUES (?, ?, ?)",
+            *(verb.space, verb.name, gone_at),
+        )
+        number = _list_number(tx, verb)
+    tx.change("UPDATE lists SET gone_at = max(gone_at, ?) WHERE id = ?", gone_at, number)
+    tx.db.executemany(
+        "INSERT OR IGNORE INTO members (list, member) VALUES (?, ?)",
+        [(number, member) for member in verb.members],
+    )
+
+
+def _read_list(tx: Transaction, verb: verbs.ReadList) -> Sequence[str]:
+    rows = tx.all("SELECT member FROM members WHERE list = ?", _list_number(tx, verb))
+    return [member for (member,) in rows]
+
+
+def _strike(tx: Transaction, verb: verbs.Strike) -> None:
+    number = _list_number(tx, verb)
+    tx.db.executemany(
+        "DELETE FROM members WHERE list = ? AND member = ?",
+        [(number, member) for member in verb.members],
+    )
+
+
+def _list_number(tx: Transaction, verb: verbs.Enlist | verbs.ReadList | verbs.Strike) -> int | None:
+    row = tx.one(
+        "SELECT id FROM lists WHERE space = ? AND name = ? AND gone_at > ?",
+        *(verb.space, verb.name, tx.now),
+    )
+    return None if row is None else int(row[0])
+
+
+# ── the shelf ───────────────────────────────────────────────────────────────────────────────
+
+
+def _shelve(tx: Transaction, verb: verbs.Shelve) -> Sequence[str]:
+    gone_at = tx.now + verb.lifetime_seconds
+    before = tx.one("SELECT gone_at FROM shelf WHERE digest = ?", verb.digest)
+    tx.change("DELETE FROM shelf WHERE digest = ?", verb.digest)
+    victims = _make_room(tx, verb.most_bytes - verb.size_bytes)
+    tx.change(
+        "INSERT INTO shelf (digest, size_bytes, used_at, gone_at) VALUES (?, ?, ?, ?)",
+        *(verb.digest, verb.size_bytes, _next_use(tx)),
+        gone_at if before is None else max(gone_at, before[0]),
+    )
+    return victims
+
+
+def _shrink(tx: Transaction, verb: verbs.Shrink) -> Sequence[str]:
+    return _make_room(tx, verb.most_bytes)
+
+
+def _make_room(tx: Transaction, most_bytes: int) -> list[str]:
+    """Forgets what is over, then as many of the least recently used as it takes."""
+    _forget_ended(tx)
+    while (over := _shelf_total(tx).size_bytes - most_bytes) > 0 and _forget_ended(tx):
+        pass
+    victims = _least_used(tx, over)
+    _take_off(tx, victims)
+    return victims
+
+
+def _forget_ended(tx: Transaction) -> int:
+    """Takes a hundred off that are past their time; answers how many there were."""
+    return tx.change(
+        "DELETE FROM shelf WHERE rowid IN (SELECT rowid FROM shelf WHERE gone_at <= ? LIMIT 100)",
+        tx.now,
+    )
+
+
+def _least_used(tx: Transaction, size_bytes: int) -> list[str]:
+    """Those that together have so many bytes, oldest first."""
+    rows = tx.db.execute(
+        "SELECT digest, size_bytes FROM shelf WHERE +gone_at > ? ORDER BY used_at LIMIT ?",
+        (tx.now, MOST_VICTIMS),
+    )
+    found: list[str] = []
+    while size_bytes > 0 and (row := rows.fetchone()):
+        found.append(row[0])
+        size_bytes -= row[1]
+    return found
+
+
+def _take_off(tx: Transaction, digests: Sequence[str]) -> None:
+    tx.db.executemany("DELETE FROM shelf WHERE digest = ?", [(digest,) for digest in digests])
+
+
+def _touch(tx: Transaction, verb: verbs.Touch) -> None:
+    moment = _next_use(tx)
+    tx.db.executemany(
+        "UPDATE shelf SET used_at = ? WHERE digest = ?",
+        [(moment + offset, digest) for offset, digest in enumerate(verb.digests)],
+    )
+
+
+def _next_use(tx: Transaction) -> int:
+    """Now in microseconds, but later than any use before: no two are ever the same moment."""
+    (latest,) = tx.one("SELECT coalesce(max(used_at), 0) FROM shelf")
+    return max(tx.now_micros, int(latest) + 1)
+
+
+def _unshelve(tx: Transaction, verb: verbs.Unshelve) -> None:
+    _take_off(tx, verb.digests)
+
+
+def _oldest(tx: Transaction, verb: verbs.Oldest) -> Sequence[str]:
+    return _least_used(tx, verb.size_bytes)
+
+
+def _read_shelf(tx: Transaction, verb: verbs.ReadShelf) -> verbs.Shelf:
+    total = _shelf_total(tx)
+    ended, ended_bytes = tx.one(
+        "SELECT count(*), coalesce(sum(size_bytes), 0) FROM shelf WHERE gone_at <= ?", tx.now
+    )
+    return verbs.Shelf(total.count - ended, total.size_bytes - ended_bytes)
+
+
+def _shelf_total(tx: Transaction) -> verbs.Shelf:
+    """All that lies there, also what is past its time."""
+    return verbs.Shelf(*tx.one("SELECT count, size_bytes FROM shelf_total"))
+
+
+def _on_shelf(tx: Transaction, verb: verbs.OnShelf) -> Sequence[bool]:
+    there = "SELECT 1 FROM shelf WHERE digest = ? AND gone_at > ?"
+    return [tx.one(there, digest, tx.now) is not None for digest in verb.digests]
 
 
 # ── flights ─────────────────────────────────────────────────────────────────────────────────
@@ -632,10 +913,9 @@ def _read_ledger(tx: Transaction, verb: verbs.ReadLedger) -> Sequence[tuple[str,
 
 def _sweep(tx: Transaction, verb: verbs.Sweep) -> int:
     swept = 0
-    for table in _SWEPT:
+    for table, over in _OVER.items():
         swept += tx.change(
-            f"DELETE FROM {table} WHERE rowid IN"  # noqa: S608 - a name from the tuple above
-            f" (SELECT rowid FROM {table} WHERE gone_at <= ? LIMIT ?)",
+            f"DELETE FROM {table} WHERE rowid IN ({over} LIMIT ?)",  # noqa: S608 - from above
             tx.now,
             verb.limit - swept,
         )
@@ -652,6 +932,20 @@ _PERFORMERS: Final[Mapping[type[Verb[Any]], Callable[[Transaction, Any], Any]]] 
     verbs.Release: _release,
     verbs.Keep: _keep,
     verbs.Clear: _clear,
+    verbs.ScanEntries: _scan_entries,
+    verbs.Note: _note,
+    verbs.ReadNote: _read_note,
+    verbs.DropNote: _drop_note,
+    verbs.Enlist: _enlist,
+    verbs.ReadList: _read_list,
+    verbs.Strike: _strike,
+    verbs.Shelve: _shelve,
+    verbs.Shrink: _shrink,
+    verbs.Touch: _touch,
+    verbs.Unshelve: _unshelve,
+    verbs.Oldest: _oldest,
+    verbs.ReadShelf: _read_shelf,
+    verbs.OnShelf: _on_shelf,
     verbs.Publish: _publish,
     verbs.ReadEvents: _read_events,
     verbs.Beat: _beat,
@@ -673,6 +967,12 @@ _READING: Final = frozenset(
         verbs.Get,
         verbs.Scan,
         verbs.ReadEntry,
+        verbs.ScanEntries,
+        verbs.ReadNote,
+        verbs.ReadList,
+        verbs.Oldest,
+        verbs.ReadShelf,
+        verbs.OnShelf,
         verbs.ReadEvents,
         verbs.DeadWorkers,
         verbs.ReadMeters,

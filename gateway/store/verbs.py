@@ -19,8 +19,9 @@ from typing import Any, Final, Generic, Literal, Protocol, TypeVar, cast
 
 R = TypeVar("R")
 
-LAYOUT_VERSION: Final = 1
-"""Stamped into every store; a store with another version is refused."""
+LAYOUT_VERSION: Final = 2
+"""Stamped into every store. An older one is upgraded by whoever may create it, else refused; a
+newer one is always refused."""
 
 CLOSED_JOURNAL_SECONDS: Final = 7 * 86_400
 """How long a settled journal stays, so that a repeated settlement finds it."""
@@ -30,6 +31,10 @@ APPENDED_SECONDS: Final = 3600
 
 WINDOW_GRACE_SECONDS: Final = 7 * 86_400
 """How long a calendar window's counters outlive the window, for purchases settled late."""
+
+
+MOST_VICTIMS: Final = 1000
+"""How many digests `Shelve`, `Shrink` and `Oldest` answer at most, so that none takes long."""
 
 
 class Verb(Generic[R]):
@@ -167,8 +172,9 @@ class Keep(Verb[Mapping[int, int]]):
     that, on the store's clock, whatever `Slot.expires_at` says. The whole entry lives at least
     `linger_seconds` beyond the last expiry. Answers wanted slot → slot it lies in.
 
-    With `displaces` a wanted slot is taken although it holds another live picture, which moves to
-    the lowest slot that is free (beyond slot 63 it is dropped); claims of others are respected.
+    With `displaces` a wanted slot is taken although it holds another live picture (unless that is
+    one of `slots` itself), which moves to the lowest slot that is free when all of `slots` lie;
+    beyond slot 63 it is dropped. Claims of others are respected.
     """
 
     fingerprint: str
@@ -279,9 +285,10 @@ class Shelve(Verb[Sequence[str]]):
     """Puts bytes onto the shelf, or prolongs their stay, as used just now.
 
     What is least recently used goes until the shelf holds at most `most_bytes` or nothing but
-    this: answers the digests that went. Bytes whose stay is over are no longer on the shelf and
-    are not among them. The bytes themselves lie elsewhere (`BlobStore`); the caller removes those
-    that went *before* it stores its own, and then the bound holds for them too.
+    this: answers the digests that went, oldest first. `MOST_VICTIMS` go at most; whoever is
+    answered so many asks `Shrink` for the rest. Bytes whose stay is over are no longer on the
+    shelf and are not among them. The bytes themselves lie elsewhere (`BlobStore`); the caller
+    removes those that went *before* it stores its own, and then the bound holds for them too.
     """
 
     digest: str
@@ -292,30 +299,34 @@ class Shelve(Verb[Sequence[str]]):
 
 @dataclass(frozen=True, slots=True)
 class Shrink(Verb[Sequence[str]]):
-    """As `Shelve`, putting nothing: also the way to forget what is past its time."""
+    """As `Shelve`, putting nothing."""
 
     most_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Touch(Verb[None]):
-    """These were used just now; those that are not on the shelf stay off it."""
+    """These were used just now, in this order; those that are not on the shelf stay off it.
+
+    Needs no room: works in a store whose memory is full.
+    """
 
     digests: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Unshelve(Verb[None]):
-    """Takes them off the shelf."""
+    """Takes them off the shelf. Works also where there is no room left."""
 
     digests: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Oldest(Verb[Sequence[str]]):
-    """The least recently used that together have at least `size_bytes`, oldest first, at most 1000.
+    """The least recently used that together have at least `size_bytes`, oldest first.
 
-    Writes nothing, so that a store whose memory is full can still answer it.
+    `MOST_VICTIMS` at most; without what is past its time, which takes no room any more. Writes
+    nothing, so that a store whose memory is full can still answer it.
     """
 
     size_bytes: int
@@ -572,7 +583,10 @@ class ReadLedger(Verb[Sequence[tuple[str, bytes]]]):
 
 @dataclass(frozen=True, slots=True)
 class Sweep(Verb[int]):
-    """Removes up to `limit` things whose time is over; answers how many. (Redis does it itself.)"""
+    """Removes up to `limit` things whose time is over; answers how many.
+
+    Redis does it itself for all but the shelf.
+    """
 
     limit: int = 1000
 

@@ -179,7 +179,7 @@ class TestLayout:
         with server.client() as client:
             client.set("igw:layout", "99")
             async with open_redis_store(server.url) as store:
-                with pytest.raises(LayoutMismatch, match=r"layout version 99; .* version 1"):
+                with pytest.raises(LayoutMismatch, match=r"layout version 99; .* version 2"):
                     await store.check_layout()
                 with capture_logs() as logs:
                     for _ in range(3):

@@ -81,7 +81,7 @@ class TestLayout:
         with sqlite3.connect(sqlite_path) as db:
             db.execute("PRAGMA user_version = 99")
         db.close()
-        message = f"The store at {sqlite_path} has layout version 99; .* reads version 1"
+        message = f"The store at {sqlite_path} has layout version 99; .* reads version 2"
         with pytest.raises(LayoutMismatch, match=message):
             await asyncio.to_thread(create_sqlite_layout, sqlite_path)
         with pytest.raises(LayoutMismatch, match=message):

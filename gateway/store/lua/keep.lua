@@ -1,18 +1,34 @@
--- KEYS: entry, claims. ARGV: flight, lifetime, linger, then slot, picture id and data of each,
--- in the order of the slots.
+-- KEYS: entry, claims. ARGV: flight, lifetime, linger, '1' if it displaces, then slot, picture id and
+-- data of each, in the order of the slots.
 -- Answers wanted slot, slot it lies in, ….
 local flight = ARGV[1]
 local expires, linger = now + tonumber(ARGV[2]), tonumber(ARGV[3])
+local displaces = ARGV[4] == '1'
 local entry, claims = read_entry(), read_claims()
+
+local pictures, own = {}, {}
+for i = 5, #ARGV, 3 do
+  table.insert(pictures, { wanted = tonumber(ARGV[i]), id = ARGV[i + 1], data = ARGV[i + 2] })
+  own[ARGV[i + 1]] = true
+end
 
 local slot_of = {} -- picture id → where the entry holds it
 for slot, held in pairs(entry) do
   slot_of[held.picture] = slot
 end
 
-local function is_free(slot)
+local function is_anothers(slot)
   local claim = claims[slot]
-  return not is_live(entry[slot]) and not (is_live(claim) and claim.flight ~= flight)
+  return is_live(claim) and claim.flight ~= flight
+end
+
+local function is_free(slot)
+  return not is_live(entry[slot]) and not is_anothers(slot)
+end
+
+local function must_make_way(slot)
+  return displaces and is_live(entry[slot]) and not own[entry[slot].picture]
+    and not is_anothers(slot)
 end
 
 local function lowest_free()
@@ -24,23 +40,38 @@ local function lowest_free()
 end
 
 local writes = {}
-local function place(picture, slot)
-  if slot_of[picture.id] or not slot then
-    return
+local function put(held, slot)
+  local before = entry[slot]
+  if before and slot_of[before.picture] == slot then
+    slot_of[before.picture] = nil
   end
-  local value = pack_slot(expires, picture.id, picture.data)
-  entry[slot] = { expires = expires, picture = picture.id, value = value }
-  slot_of[picture.id] = slot
+  entry[slot] = held
+  slot_of[held.picture] = slot
   table.insert(writes, slot)
-  table.insert(writes, value)
+  table.insert(writes, held.value)
 end
 
-local pictures = {}
-for i = 4, #ARGV, 3 do
-  table.insert(pictures, { wanted = tonumber(ARGV[i]), id = ARGV[i + 1], data = ARGV[i + 2] })
+local displaced = {}
+local function find_place(wanted)
+  if must_make_way(wanted) then
+    table.insert(displaced, entry[wanted])
+    return wanted
+  end
+  return is_free(wanted) and wanted or lowest_free()
 end
+
 for _, picture in ipairs(pictures) do
-  place(picture, is_free(picture.wanted) and picture.wanted or lowest_free())
+  local slot = not slot_of[picture.id] and find_place(picture.wanted)
+  if slot then
+    local value = pack_slot(expires, picture.id, picture.data)
+    put({ expires = expires, picture = picture.id, value = value }, slot)
+  end
+end
+for _, held in ipairs(displaced) do
+  local slot = lowest_free()
+  if slot then
+    put(held, slot)
+  end
 end
 
 if #writes > 0 then

@@ -1,0 +1,2 @@
+-- KEYS: note.
+return redis.call('DEL', KEYS[1])

@@ -1,0 +1,2 @@
+-- KEYS: shelf. ARGV: the most bytes. Answers the digests that went.
+return make_room(tonumber(ARGV[1]))
