@@ -8,6 +8,7 @@ import io
 import socket
 import time
 from contextlib import asynccontextmanager
+from datetime import datetime
 
 import aiohttp
 import pytest
@@ -562,6 +563,45 @@ async def test_an_expired_link_answers_as_the_storage_does(sim):
         assert "AuthenticationFailed" in await response.text()
 
 
+async def status_behind(sim: Caller, body: dict) -> int:
+    async with sim.session.get(URL(body["data"][0]["url"], encoded=True)) as response:
+        return response.status
+
+
+async def test_a_links_time_can_be_made_short_and_is_then_over():
+    async with open_caller(link_seconds=0.5) as sim:
+        prompt = "an otter [[sim:link-seconds=60]]"
+        _, short = await sim.create(DALL_E_2)
+        _, long = await sim.create(DALL_E_2 | {"prompt": prompt})
+        assert [await status_behind(sim, body) for body in (short, long)] == [200, 200]
+        await asyncio.sleep(0.5)
+        assert [await status_behind(sim, body) for body in (short, long)] == [403, 200]
+
+
+async def test_a_link_says_when_its_time_is_over(sim):
+    _, body = await sim.create(DALL_E_2, **{"X-Sim-Fault": "link-seconds=600"})
+    query = URL(body["data"][0]["url"]).query
+    ends = datetime.fromisoformat(query["se"]).timestamp()
+    assert abs(ends - time.time() - 600) < 10
+
+
+@pytest.mark.parametrize(
+    ("asked", "link"),
+    [
+        ("http://169.254.169.254/latest/", "http://169.254.169.254/latest/"),
+        ("https://a.example/x?sig=%2B&y=z", "https://a.example/x?sig=%2B&y=z"),
+        ("http%3A%2F%2F%5B%3A%3A1%5D%3A80%2Fa%2Cb%3Bc%252B", "http://[::1]:80/a,b;c%2B"),
+        ("file:/etc/passwd", "file:/etc/passwd"),
+    ],
+)
+async def test_a_link_can_lead_anywhere(sim, asked, link):
+    prompt = f"an otter [[sim:url={asked}]]"
+    _, by_prompt = await sim.create(DALL_E_2 | {"prompt": prompt, "n": 2})
+    _, by_header = await sim.create(DALL_E_2, **{"X-Sim-Fault": f"url={asked}"})
+    assert by_prompt["data"] == [{"url": link}] * 2
+    assert by_header["data"] == [{"url": link}]
+
+
 async def test_faults_work_together(sim):
     fault = "no-usage, fewer"
     _, body = await sim.create(GPT | {"n": 2}, **{"X-Sim-Fault": fault})
@@ -605,7 +645,22 @@ async def test_an_unknown_fault_is_refused_and_the_known_ones_are_named(sim):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "status", "status=200", "status=abc", "hang=3", "429;foo=1", "429;times=x", "slow=-1"],
+    [
+        "",
+        "status",
+        "status=200",
+        "status=abc",
+        "hang=3",
+        "429;foo=1",
+        "429;times=x",
+        "slow=-1",
+        "url",
+        "url=",
+        "url=a b",
+        "link-seconds",
+        "link-seconds=-1",
+        "link-seconds=soon",
+    ],
 )
 def test_a_fault_that_makes_no_sense_is_refused(text):
     with pytest.raises(BadFault):

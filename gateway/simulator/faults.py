@@ -4,6 +4,10 @@ A fault is written `name`, `name=value`, or either with `;option=value`: `status
 `429;retry-after=1`, `slow=5`, `moderation;stage=output`. A bare number is a status. Every fault
 takes `times=N`: only the first N calls with this prompt play it. How a fault is played on the
 wire is `server` and `answer`.
+
+`url=…` takes a whole URL, as it is: `url=http://169.254.169.254/`. One that holds a bracket, a
+comma or a semicolon, which mean something here, is percent-encoded as a whole, and then decoded
+once: `url=http%3A%2F%2F%5B%3A%3A1%5D%2F`.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
+from urllib.parse import unquote
 
 from gateway.simulator.refusals import (
     Refusal,
@@ -67,6 +72,14 @@ FAULTS: Final[Mapping[str, FaultRule]] = {
     "same-bytes": FaultRule("the same pictures as the last time"),
     "no-usage": FaultRule("no usage"),
     "expired-url": FaultRule("links whose time is over"),
+    "link-seconds": FaultRule(
+        "links that live so many seconds", value=r"[0-9]+(\.[0-9]+)?", needs_value=True
+    ),
+    "url": FaultRule(
+        "exactly this link, to wherever it leads; whole or percent-encoded as a whole",
+        value=r"\S+",
+        needs_value=True,
+    ),
 }
 """Every fault by name."""
 
@@ -174,6 +187,24 @@ def refusal_of(fault: Fault, *, model: str, request_id: str) -> Refusal | None:
     if fault.name == "content-policy":
         return content_policy()
     return generation_failed() if fault.name == "stream-error" else None
+
+
+def link_of(faults: Iterable[Fault]) -> str | None:
+    """The link that is to be given instead of a real one; None for none."""
+    for fault in faults:
+        if fault.name == "url" and fault.value is not None:
+            return fault.value if "://" in fault.value else unquote(fault.value)
+    return None
+
+
+def link_seconds_of(faults: Iterable[Fault]) -> float | None:
+    """How long links are to live; None when no fault says so."""
+    for fault in faults:
+        if fault.name == "expired-url":
+            return -1
+        if fault.name == "link-seconds" and fault.value is not None:
+            return float(fault.value)
+    return None
 
 
 def _status_refusal(fault: Fault, model: str) -> Refusal:

@@ -28,7 +28,15 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from gateway.simulator.answer import Making, make_answer
 from gateway.simulator.check import Order, check_body, parse_body
-from gateway.simulator.faults import BadFault, Fault, FaultPlan, parse_fault, refusal_of
+from gateway.simulator.faults import (
+    BadFault,
+    Fault,
+    FaultPlan,
+    link_of,
+    link_seconds_of,
+    parse_fault,
+    refusal_of,
+)
 from gateway.simulator.links import LINK_SECONDS, Links, denied_page
 from gateway.simulator.refusals import (
     Refusal,
@@ -61,6 +69,8 @@ class SimulatorSettings(BaseModel):
     small_pictures: bool = False
     """Pictures of a sixteenth of the asked width and height, at least 16 pixels; the answers
     still say the asked size. For tests and benchmarks, where drawing would take the time."""
+    link_seconds: float = Field(default=LINK_SECONDS, gt=0)
+    """How long the pictures behind `url` can be fetched."""
 
     @field_validator("faults")
     @classmethod
@@ -154,8 +164,7 @@ class Simulator:
             refusal = refusal_of(fault, model=order.model.name, request_id=request[_REQUEST_ID])
             if refusal is not None:
                 raise refusal
-        names = frozenset(fault.name for fault in faults)
-        making = self._making(request, names)
+        making = self._making(request, faults)
         body = await asyncio.to_thread(make_answer, order, making)
         return await send_answer(request, body, faults)
 
@@ -191,15 +200,20 @@ class Simulator:
                 await asyncio.wait_for(self._stopping.wait(), _POLL_SECONDS)
         raise Gone
 
-    def _making(self, request: web.Request, faults: frozenset[str]) -> Making:
-        created = int(time.time())
-        lifetime = -1 if "expired-url" in faults else LINK_SECONDS
+    def _making(self, request: web.Request, faults: tuple[Fault, ...]) -> Making:
+        names = frozenset(fault.name for fault in faults)
+        link = self._linking(request, faults)
+        return Making(int(time.time()), names, is_small=self._settings.small_pictures, link=link)
+
+    def _linking(self, request: web.Request, faults: tuple[Fault, ...]) -> Callable[[bytes], str]:
+        given, asked = link_of(faults), link_seconds_of(faults)
+        lifetime = self._settings.link_seconds if asked is None else asked
 
         def link(data: bytes) -> str:
-            path = self._links.add(data, created=created, lifetime_seconds=lifetime)
+            path = self._links.add(data, created=time.time(), lifetime_seconds=lifetime)
             return f"{request.url.origin()}{path}"
 
-        return Making(created, faults, is_small=self._settings.small_pictures, link=link)
+        return link if given is None else lambda _data: given
 
     async def list_models(self, request: web.Request) -> web.Response:
         """`GET /v1/models`."""

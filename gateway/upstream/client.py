@@ -30,6 +30,7 @@ from gateway.errors import UpstreamFailure
 from gateway.images import Answered, ImageRequest
 from gateway.upstream import wire
 from gateway.upstream.breaker import Breaker, Pass, Refused
+from gateway.upstream.tls import create_tls
 
 MAX_RETRIES: Final = 2
 RETRY_WINDOW_SECONDS: Final = 30.0
@@ -212,7 +213,7 @@ async def open_client(
     settings: ClientSettings, *, observer: Observer | None = None, pace: Pace | None = None
 ) -> AsyncIterator[UpstreamClient]:
     """The one client of a process, with its pool; closes every connection at the end."""
-    tls = await asyncio.to_thread(_create_tls, settings.ca_file)  # reads files
+    tls = await asyncio.to_thread(create_tls, settings.ca_file)  # reads files
     async with _open_session(settings, tls) as session:
         yield UpstreamClient(
             session, settings, observer=observer or Unobserved(), pace=pace or Pace()
@@ -384,16 +385,6 @@ async def _parse(reply: _Reply) -> Answered:
 
 
 # ── the pool ────────────────────────────────────────────────────────────────────────────────
-
-
-def _create_tls(ca_file: Path | None) -> ssl.SSLContext | bool:
-    """Trusts the system's authorities and those of `ca_file`; True: the system's alone."""
-    if ca_file is None:
-        return True
-    context = ssl.create_default_context()
-    context.load_verify_locations(ca_file)
-    context.set_alpn_protocols(["http/1.1"])
-    return context
 
 
 def _open_session(settings: ClientSettings, tls: ssl.SSLContext | bool) -> aiohttp.ClientSession:

@@ -1,0 +1,294 @@
+"""What a link to a picture may look like, and where it may lead (CONTRACT §7).
+
+Pure: no `async`, no I/O. Upstream says where its pictures lie, and a gateway that went wherever it
+is told would be a way into the network it stands in (WIRE §8 row 25). So a link is read strictly:
+what two readers could understand differently is refused, and what is fetched is put together anew
+from the parts that were judged. Names are judged by the address that they lead to, when a
+connection is made; making it is `rehost`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Final, Literal
+from urllib.parse import urljoin
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+Reason = Literal[
+    "malformed",
+    "scheme",
+    "credentials",
+    "address",
+    "redirects",
+    "status",
+    "encoding",
+    "type",
+    "too_large",
+    "cut",
+    "timeout",
+    "unreachable",
+]
+
+
+class LinkRefused(Exception):
+    """A link that is not fetched, or did not yield its picture; says nothing else about it."""
+
+    def __init__(self, reason: Reason, *, host: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason: Final = reason
+        self.host = host
+        """The host that it led to; None for a link that names none in a readable way."""
+
+
+# ── what an address may be ──────────────────────────────────────────────────────────────────
+
+_NOT_PUBLIC: Final = tuple(
+    map(
+        ip_network,
+        (
+            "0.0.0.0/8",  # this network
+            "10.0.0.0/8",  # private
+            "100.64.0.0/10",  # between carrier and customer
+            "127.0.0.0/8",  # loopback
+            "168.63.129.16/32",  # looks public; in Azure it is the host under the machine
+            "169.254.0.0/16",  # link-local, and in many clouds the machine's credentials
+            "172.16.0.0/12",  # private
+            "192.0.0.0/24",  # protocol assignments
+            "192.0.2.0/24",  # documentation
+            "192.88.99.0/24",  # relays of 6to4
+            "192.168.0.0/16",  # private
+            "198.18.0.0/15",  # benchmarks
+            "198.51.100.0/24",  # documentation
+            "203.0.113.0/24",  # documentation
+            "224.0.0.0/4",  # multicast
+            "240.0.0.0/4",  # reserved, and broadcast
+            "2001::/23",  # protocol assignments
+            "2001:db8::/32",  # documentation
+            "3fff::/20",  # documentation
+        ),
+    )
+)
+"""IANA's special-purpose registries, and what they leave out.
+
+Spelled out beside `is_global`, whose list differs from one Python to the next.
+"""
+
+_GLOBAL_UNICAST: Final = IPv6Network("2000::/3")
+"""The only part of IPv6 from which public addresses have been given out."""
+
+_LAST_4_BYTES_ARE_IPV4: Final = (
+    IPv6Network("::/96"),  # IPv4-compatible; `::` and `::1` fall under 0.0.0.0/8
+    IPv6Network("::ffff:0:0/96"),  # IPv4-mapped
+    IPv6Network("::ffff:0:0:0/96"),  # IPv4-translated, RFC 2765
+    IPv6Network("64:ff9b::/96"),  # NAT64, RFC 6052
+    IPv6Network("64:ff9b:1::/96"),  # NAT64, RFC 8215; elsewhere in its /48 nobody can tell where
+)
+
+
+def embedded_ipv4(address: Address) -> tuple[IPv4Address, ...]:
+    """Every IPv4 address that an address may stand for; none for an address of its own."""
+    if isinstance(address, IPv4Address):
+        return ()
+    if any(address in network for network in _LAST_4_BYTES_ARE_IPV4):
+        return (IPv4Address(address.packed[12:]),)
+    if address.sixtofour is not None:
+        return (address.sixtofour,)
+    return address.teredo or ()
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address belongs to the open internet; one that stands for others, if they do."""
+    return all(map(_is_public_itself, embedded_ipv4(address) or (address,)))
+
+
+def _is_public_itself(address: Address) -> bool:
+    if isinstance(address, IPv6Address) and address not in _GLOBAL_UNICAST:
+        return False
+    return address.is_global and not any(address in network for network in _NOT_PUBLIC)
+
+
+# ── what a link may be ──────────────────────────────────────────────────────────────────────
+
+_MAX_LINK: Final = 8192
+"""Characters. Signed links have some hundreds."""
+
+_PORTS: Final = {"http": 80, "https": 443}
+
+_PLAIN: Final = re.compile(r"[!-\[\]-~]+")
+"""ASCII without blanks; a backslash is a slash to some readers, so it is not there either."""
+
+_AUTHORITY: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
+_NAME: Final = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
+_NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
+"""A name that ends in one is an IPv4 address to some readers, as `127.1` or `0x7f000001`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host and port as they were understood."""
+
+    name: str
+    """Lower case; an address in its usual form, without brackets."""
+    port: int
+    address: Address | None
+    """None for a name that a resolver has to look up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A link that was understood."""
+
+    scheme: str
+    """`http` or `https`."""
+    host: Host
+    target: str
+    """Path and query, byte for byte."""
+
+    @property
+    def url(self) -> str:
+        """The link, put together anew; without a fragment, which is nobody's but the reader's."""
+        name = f"[{self.host.name}]" if ":" in self.host.name else self.host.name
+        port = "" if self.host.port == _PORTS[self.scheme] else f":{self.host.port}"
+        return f"{self.scheme}://{name}{port}{self.target}"
+
+
+def parse_link(text: str) -> Link:
+    """Reads an absolute http or https link. Raises `LinkRefused`."""
+    scheme, separator, rest = text.partition("://")
+    scheme = scheme.lower()
+    if not separator or scheme not in _PORTS:
+        raise LinkRefused("scheme")
+    if len(text) > _MAX_LINK or not _PLAIN.fullmatch(text):
+        raise LinkRefused("malformed")
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if "@" in authority:
+        raise LinkRefused("credentials")
+    target = rest.removeprefix(authority).partition("#")[0]
+    host = parse_host(authority, default_port=_PORTS[scheme])
+    return Link(scheme, host, target if target.startswith("/") else f"/{target}")
+
+
+def parse_host(text: str, *, default_port: int) -> Host:
+    """Reads `host` or `host:port`. Raises `LinkRefused`."""
+    match = _AUTHORITY.fullmatch(text)
+    if match is None:
+        raise LinkRefused("malformed")
+    port = int(match[2] or default_port)
+    if not 0 < port < 2**16:
+        raise LinkRefused("malformed")
+    name = match[1].lower()
+    address = _parse_address(name)
+    return Host(name if address is None else str(address), port, address)
+
+
+def _parse_address(host: str) -> Address | None:
+    """The address that a host is; None for a name. What is neither for certain is refused."""
+    try:
+        return IPv6Address(host[1:-1]) if host.startswith("[") else IPv4Address(host)
+    except ValueError:
+        if _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):
+            raise LinkRefused("address") from None
+        if not _NAME.fullmatch(host):
+            raise LinkRefused("malformed") from None
+        return None
+
+
+def follow(link: Link, location: str) -> Link:
+    """Where a redirect leads, absolute or relative. Raises `LinkRefused`."""
+    try:
+        text = urljoin(link.url, location)
+    except ValueError:
+        raise LinkRefused("malformed") from None
+    target = parse_link(text)
+    if (link.scheme, target.scheme) == ("https", "http"):
+        raise LinkRefused("scheme")
+    return target
+
+
+# ── where a link may lead ───────────────────────────────────────────────────────────────────
+
+
+class Reach(Enum):
+    """To which addresses a link may connect."""
+
+    ANY = "any"
+    """The host is allowed by its name."""
+    PUBLIC = "public"
+    """Public ones, and those of the allowed networks."""
+    LISTED = "listed"
+    """Those of the allowed networks: the link is plain http."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What is allowed although it is private or plain http."""
+
+    hosts: frozenset[tuple[str, int | None]]
+    """By name and port; None is any port."""
+    networks: tuple[Network, ...]
+
+    def reach_of(self, link: Link) -> Reach:
+        """To which addresses a link may connect. Raises `LinkRefused` when it is to none."""
+        host = link.host
+        if {(host.name, host.port), (host.name, None)} & self.hosts:
+            return Reach.ANY
+        reach = Reach.PUBLIC if link.scheme == "https" else Reach.LISTED
+        if reach is Reach.LISTED and not self.networks:
+            raise LinkRefused("scheme")
+        if host.address is not None and not self.allows(host.address, reach):
+            raise LinkRefused("address")
+        return reach
+
+    def allows(self, address: Address, reach: Reach) -> bool:
+        """Whether a connection to this address may be made."""
+        if reach is Reach.ANY or self._lists(address):
+            return True
+        return reach is Reach.PUBLIC and is_public(address)
+
+    def allows_numeric(self, text: str, reach: Reach) -> bool:
+        """The same for an address in text, as a resolver gives it; anything else is not allowed."""
+        try:
+            return self.allows(ip_address(text), reach)
+        except ValueError:
+            return False
+
+    def _lists(self, address: Address) -> bool:
+        embedded = embedded_ipv4(address)
+        return self._contains(address) or (bool(embedded) and all(map(self._contains, embedded)))
+
+    def _contains(self, address: Address) -> bool:
+        return any(address in network for network in self.networks)
+
+
+def parse_guard(entries: Iterable[str]) -> Guard:
+    """Reads hosts, `host:port`, addresses and networks. Raises `ValueError` with the bad one."""
+    hosts: set[tuple[str, int | None]] = set()
+    networks: list[Network] = []
+    for entry in entries:
+        allowed = _parse_entry(entry)
+        if isinstance(allowed, tuple):
+            hosts.add(allowed)
+        else:
+            networks.append(allowed)
+    return Guard(frozenset(hosts), tuple(networks))
+
+
+def _parse_entry(entry: str) -> tuple[str, int | None] | Network:
+    try:
+        return ip_network(entry)  # an address alone is a network of one
+    except ValueError:
+        pass
+    try:
+        host = parse_host(entry, default_port=_PORTS["https"])
+    except LinkRefused:
+        raise ValueError(f"'{entry}' is not a host, host:port, address or network") from None
+    has_port = bool(re.search(r":[0-9]+$", entry.rpartition("]")[2]))
+    if host.address is not None and not has_port:
+        return ip_network(host.address)
+    return host.name, host.port if has_port else None

@@ -1,0 +1,19 @@
+"""Whom a connection to upstream trusts."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+
+def create_tls(ca_file: Path | None) -> ssl.SSLContext | bool:
+    """Trusts the system's authorities and those of `ca_file`; True: the system's alone.
+
+    Reads files: call it in a thread. Raises `OSError` for a file that cannot be read or is not PEM.
+    """
+    if ca_file is None:
+        return True
+    context = ssl.create_default_context()
+    context.load_verify_locations(ca_file)
+    context.set_alpn_protocols(["http/1.1"])
+    return context

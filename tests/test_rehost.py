@@ -1,0 +1,752 @@
+"""The guarded fetch, against a server that it may reach and one that it must never reach.
+
+Both are real. Which names lead where is decided by a resolver of the tests; nothing here leaves
+the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+import ssl
+import zlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, ip_address
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from aiohttp.abc import AbstractResolver, ResolveResult
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from yarl import URL
+
+from gateway.pictures import check_picture
+from gateway.upstream.guard import (
+    Guard,
+    LinkRefused,
+    Reach,
+    embedded_ipv4,
+    follow,
+    is_public,
+    parse_guard,
+    parse_link,
+)
+from gateway.upstream.rehost import Rehost, RehostSettings, open_rehost
+from tests.gateways import run_upstream
+
+TLS = Path(__file__).parent / "tls"
+PICTURE = b"\x89PNG and so on"
+
+
+# ── servers and names ───────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Inner:
+    """What a guard protects: counts every connection on 127.0.0.1 and ::1."""
+
+    port: int = 0
+    connections: int = 0
+
+    def accept(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def run_inner() -> AsyncIterator[Inner]:
+    inner = Inner()
+    async with contextlib.AsyncExitStack() as stack:
+        server = await asyncio.start_server(inner.accept, "127.0.0.1", 0)
+        await stack.enter_async_context(server)
+        inner.port = server.sockets[0].getsockname()[1]
+        with contextlib.suppress(OSError):  # no IPv6, or the port is taken there
+            await stack.enter_async_context(
+                await asyncio.start_server(inner.accept, "::1", inner.port)
+            )
+        yield inner
+
+
+@dataclass
+class Outer:
+    """A server that a test allows; it plays what the path says, and keeps what it was asked."""
+
+    url: str = ""
+    paths: list[str] = field(default_factory=list)
+    """Paths and queries, as they arrived."""
+    headers: list[Mapping[str, str]] = field(default_factory=list)
+    sent_bytes: int = 0
+    location: str = ""
+    """Where `/redirect` leads."""
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.paths.append(request.raw_path)
+        self.headers.append(dict(request.headers))
+        name = request.match_info["name"].replace("-", "_")
+        return await getattr(self, f"do_{name}")(request)
+
+    async def do_picture(self, _request: web.Request) -> web.Response:
+        return web.Response(body=PICTURE, content_type="image/png")
+
+    async def do_redirect(self, _request: web.Request) -> web.Response:
+        return web.Response(status=302, headers={"Location": self.location})
+
+    async def do_hop(self, request: web.Request) -> web.Response:
+        """A redirect to the next of so many, and at last to the picture."""
+        left = int(request.query["left"])
+        location = f"hop?left={left - 1}" if left > 1 else "/picture"
+        return web.Response(status=307, headers={"Location": location, "Connection": "close"})
+
+    async def do_slow_hop(self, request: web.Request) -> web.Response:
+        await asyncio.sleep(0.15)
+        left = int(request.query["left"])
+        return web.Response(status=308, headers={"Location": f"?left={left - 1}"})
+
+    async def do_nowhere(self, _request: web.Request) -> web.Response:
+        return web.Response(status=302)
+
+    async def do_missing(self, _request: web.Request) -> web.Response:
+        return web.Response(status=404, body=PICTURE, content_type="image/png")
+
+    async def do_part(self, _request: web.Request) -> web.Response:
+        return web.Response(status=206, body=PICTURE, content_type="image/png")
+
+    async def do_typed(self, request: web.Request) -> web.Response:
+        return web.Response(body=PICTURE, headers={"Content-Type": request.query["type"]})
+
+    async def do_packed(self, _request: web.Request) -> web.Response:
+        packed = zlib.compress(bytes(2**20))
+        return web.Response(body=packed, headers={"Content-Encoding": "deflate"})
+
+    async def do_gigabyte(self, request: web.Request) -> web.StreamResponse:
+        """Announces it, or sends it in chunks until nobody listens any more."""
+        response = web.StreamResponse(headers={"Content-Type": "image/png"})
+        if "declared" in request.query:
+            response.content_length = 2**30
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while self.sent_bytes < 2**30:
+                await response.write(bytes(65536))
+                self.sent_bytes += 65536
+        return response
+
+    async def do_drip(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "image/png"})
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await response.write(b".")
+                await asyncio.sleep(0.02)
+        return response
+
+    async def do_silent(self, _request: web.Request) -> web.Response:
+        await asyncio.sleep(30)
+        return web.Response()
+
+    async def do_cut(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "image/png"})
+        response.content_length = 100
+        await response.prepare(request)
+        await response.write(PICTURE)
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+
+@contextlib.asynccontextmanager
+async def run_outer(
+    host: str = "127.0.0.1", *, name: str | None = None, port: int = 0, tls: bool = False
+) -> AsyncIterator[Outer]:
+    """Serves on an address of this machine; its URL says `name` in the place of the address."""
+    outer = Outer()
+    app = web.Application()
+    app.add_routes([web.get("/{name}", outer.handle)])
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    context = None
+    if tls:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(TLS / "server.pem", TLS / "server-key.pem")
+    try:
+        await web.TCPSite(runner, host, port, ssl_context=context).start()
+        port = runner.addresses[0][1]
+        outer.url = f"http{'s' * tls}://{name or host}:{port}"
+        yield outer
+    finally:
+        await runner.cleanup()
+
+
+class Names(AbstractResolver):
+    """Looks names up in a table: each look-up gets the next of a name's answers, the last stays."""
+
+    def __init__(self, answers: Mapping[str, Sequence[Sequence[str]]] | None = None) -> None:
+        self.answers = {name: list(given) for name, given in (answers or {}).items()}
+        self.asked: list[str] = []
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        self.asked.append(host)
+        if host not in self.answers:
+            raise OSError(None, "no such name")
+        left = self.answers[host]
+        addresses = left.pop(0) if len(left) > 1 else left[0]
+        return [
+            ResolveResult(hostname=host, host=a, port=port, family=family, proto=0, flags=0)
+            for a in addresses
+        ]
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+@contextlib.asynccontextmanager
+async def fetching(
+    upstream: str = "https://api.upstream.example/v1", /, *, names: Names | None = None, **given
+) -> AsyncIterator[tuple[Rehost, list[str]]]:
+    """A fetcher, and the outcomes that its observer is told."""
+    outcomes: list[str] = []
+    settings = RehostSettings(upstream_url=upstream, **{"max_bytes": 10**6, **given})
+    async with open_rehost(settings, observer=outcomes.append, resolver=names or Names()) as rehost:
+        yield rehost, outcomes
+
+
+async def refusal(rehost: Rehost, link: str) -> str:
+    with pytest.raises(LinkRefused) as caught:
+        await rehost.fetch(link)
+    return caught.value.reason
+
+
+# ── links that lead inside ──────────────────────────────────────────────────────────────────
+
+# `{port}` is the port of the server that must not be reached, on 127.0.0.1 and ::1.
+INSIDE = [
+    ("https://127.0.0.1:{port}/", "address"),
+    ("https://127.0.0.1:{port}", "address"),
+    ("https://127.0.0.1:{port}?a=b", "address"),
+    ("HTTPS://127.0.0.1:{port}/", "address"),
+    ("https://127.8.8.8:{port}/", "address"),
+    ("https://0.0.0.0:{port}/", "address"),
+    ("https://10.0.0.1/", "address"),
+    ("https://172.16.0.1/", "address"),
+    ("https://192.168.1.1/", "address"),
+    ("https://100.64.0.1/", "address"),
+    ("https://100.100.100.200/", "address"),
+    ("https://169.254.169.254/latest/meta-data/", "address"),
+    ("https://168.63.129.16/", "address"),
+    ("https://192.0.0.192/", "address"),
+    ("https://198.18.0.1/", "address"),
+    ("https://203.0.113.7/", "address"),
+    ("https://224.0.0.1/", "address"),
+    ("https://240.0.0.1/", "address"),
+    ("https://255.255.255.255/", "address"),
+    # one address in other spellings
+    ("https://2130706433:{port}/", "address"),
+    ("https://017700000001:{port}/", "address"),
+    ("https://0177.0.0.1:{port}/", "address"),
+    ("https://0x7f.0.0.1:{port}/", "address"),
+    ("https://0x7f.1:{port}/", "address"),
+    ("https://0x7F000001:{port}/", "address"),
+    ("https://127.1:{port}/", "address"),
+    ("https://127.0.1:{port}/", "address"),
+    ("https://127.000.000.001:{port}/", "address"),
+    ("https://127.0.0.1.:{port}/", "address"),
+    ("https://127.0.0.1..:{port}/", "address"),
+    ("https://256.0.0.1:{port}/", "address"),
+    ("https://localhost.:{port}/", "malformed"),
+    ("https://１２７.0.0.1:{port}/", "malformed"),
+    ("https://127。0。0。1:{port}/", "malformed"),
+    ("https://ⓛocalhost:{port}/", "malformed"),
+    ("https://%31%32%37.0.0.1:{port}/", "malformed"),
+    ("https://127.0.0.1%00.example:{port}/", "malformed"),
+    ("https://127.0.0.1:{port}\\@good.example/", "malformed"),
+    ("https://good.example\\@127.0.0.1:{port}/", "malformed"),
+    ("https:\\\\127.0.0.1:{port}/", "scheme"),
+    ("https://127.0.0.1\t:{port}/", "malformed"),
+    ("https://127.0.0.1:{port}/ HTTP/1.1\r\nX: y", "malformed"),
+    ("https://good.example:80:{port}/", "malformed"),
+    ("https://127.0.0.1:0/", "malformed"),
+    ("https://127.0.0.1:99999/", "malformed"),
+    ("https://:{port}/", "malformed"),
+    ("https:///127.0.0.1:{port}/", "malformed"),
+    ("https://", "malformed"),
+    ("https://a..example/", "malformed"),
+    (f"https://{'a' * 64}.example/", "malformed"),
+    (f"https://good.example/{'a' * 9000}", "malformed"),
+    # IPv6, and what it can stand for
+    ("https://[::1]:{port}/", "address"),
+    ("https://[0:0:0:0:0:0:0:1]:{port}/", "address"),
+    ("https://[::]:{port}/", "address"),
+    ("https://[::ffff:127.0.0.1]:{port}/", "address"),
+    ("https://[::ffff:7f00:1]:{port}/", "address"),
+    ("https://[::127.0.0.1]:{port}/", "address"),
+    ("https://[::ffff:0:127.0.0.1]:{port}/", "address"),
+    ("https://[64:ff9b::127.0.0.1]:{port}/", "address"),
+    ("https://[64:ff9b::a9fe:a9fe]/", "address"),
+    ("https://[64:ff9b:1::127.0.0.1]:{port}/", "address"),
+    ("https://[64:ff9b:1:7f00:0:100:808:808]/", "address"),
+    ("https://[2002:7f00:1::]:{port}/", "address"),
+    ("https://[2001:0:808:808:0:0:80ff:fffe]/", "address"),
+    ("https://[fe80::1]/", "address"),
+    ("https://[fe80::1%25eth0]/", "malformed"),
+    ("https://[fd00:ec2::254]/", "address"),
+    ("https://[fec0::1]/", "address"),
+    ("https://[ff02::1]/", "address"),
+    ("https://[2001:db8::1]/", "address"),
+    ("https://[::1/", "malformed"),
+    ("https://::1:{port}/", "malformed"),
+    ("https://[127.0.0.1]:{port}/", "malformed"),
+    # credentials, whichever side of them is meant
+    ("https://good.example@127.0.0.1:{port}/", "credentials"),
+    ("https://user:secret@127.0.0.1:{port}/", "credentials"),
+    ("https://127.0.0.1:{port}@good.example/", "credentials"),
+    ("https://good.example%40@127.0.0.1:{port}/", "credentials"),
+    ("https://@127.0.0.1:{port}/", "credentials"),
+    ("https://127.0.0.1:{port}#@good.example/", "address"),
+    # other schemes
+    ("http://127.0.0.1:{port}/", "scheme"),
+    ("http://8.8.8.8/", "scheme"),
+    ("http://inside.example:{port}/", "scheme"),
+    ("http://169.254.169.254/latest/meta-data/", "scheme"),
+    ("file:///etc/passwd", "scheme"),
+    ("ftp://127.0.0.1:{port}/", "scheme"),
+    ("gopher://127.0.0.1:{port}/_GET", "scheme"),
+    ("unix://127.0.0.1:{port}/", "scheme"),
+    ("data:image/png;base64,iVBORw0KGgo=", "scheme"),
+    ("javascript:alert(1)", "scheme"),
+    ("//127.0.0.1:{port}/", "scheme"),
+    ("/picture.png", "scheme"),
+    ("127.0.0.1:{port}", "scheme"),
+    (" https://127.0.0.1:{port}/", "scheme"),
+    ("", "scheme"),
+    # names that lead inside
+    ("https://inside.example:{port}/", "address"),
+    ("https://mixed.example:{port}/", "address"),
+    ("https://mapped.example:{port}/", "address"),
+    ("https://odd.example:{port}/", "address"),
+    ("https://scoped.example/", "address"),
+    ("https://INSIDE.EXAMPLE:{port}/", "address"),
+    ("https://unknown.example:{port}/", "unreachable"),
+]
+
+
+def names_that_lead_inside() -> Names:
+    return Names(
+        {
+            "inside.example": [["127.0.0.1"]],
+            "mixed.example": [["10.0.0.1", "::1", "127.0.0.1"]],
+            "mapped.example": [["::ffff:127.0.0.1"]],
+            "odd.example": [["0177.0.0.1", "127.1"]],
+            "scoped.example": [["fe80::1%lo"]],
+        }
+    )
+
+
+@pytest.mark.parametrize(("link", "reason"), INSIDE, ids=[repr(row[0])[:60] for row in INSIDE])
+async def test_a_link_that_leads_inside_is_refused_without_a_connection(link, reason):
+    async with run_inner() as inner, fetching(names=names_that_lead_inside()) as (rehost, told):
+        assert await refusal(rehost, link.replace("{port}", str(inner.port))) == reason
+        assert inner.connections == 0
+        assert told == [reason]
+
+
+# What is no absolute link is a good redirect, to the server that sent it.
+REDIRECTED = [
+    (link, reason)
+    for link, reason in INSIDE
+    if re.match("[a-z]+:", link, re.IGNORECASE) and re.fullmatch("[ -~]{,8000}", link)
+]
+
+
+@pytest.mark.parametrize(
+    ("link", "reason"), REDIRECTED, ids=[repr(row[0])[:60] for row in REDIRECTED]
+)
+async def test_a_redirect_that_leads_inside_is_refused_without_a_connection(link, reason):
+    async with (
+        run_inner() as inner,
+        run_outer() as outer,
+        fetching(outer.url, names=names_that_lead_inside()) as (rehost, told),
+    ):
+        outer.location = link.replace("{port}", str(inner.port))
+        assert await refusal(rehost, f"{outer.url}/redirect") == reason
+        assert inner.connections == 0
+        assert told == [reason]
+
+
+@pytest.mark.parametrize("location", ["//127.0.0.1:{port}/", "//inside.example/", "//[::1]/"])
+async def test_a_redirect_without_a_scheme_is_judged_with_that_of_its_link(location):
+    async with (
+        run_inner() as inner,
+        run_outer() as outer,
+        fetching(outer.url, names=names_that_lead_inside()) as (rehost, _),
+    ):
+        outer.location = location.replace("{port}", str(inner.port))
+        assert await refusal(rehost, f"{outer.url}/redirect") == "scheme"
+        assert inner.connections == 0
+
+
+async def test_the_inner_server_counts_what_does_reach_it():
+    async with run_inner() as inner, fetching(allow=("127.0.0.0/8",)) as (rehost, _):
+        assert await refusal(rehost, f"https://127.0.0.1:{inner.port}/") == "unreachable"
+        assert inner.connections == 1
+
+
+async def test_a_name_that_changes_its_mind_is_judged_at_each_connection():
+    """The first look-up leads to an allowed address, the second to one that is not."""
+    names = Names({"fickle.example": [["127.0.0.2"], ["127.0.0.1"]]})
+    async with (
+        run_outer("127.0.0.2", name="fickle.example") as outer,
+        fetching(names=names, allow=("127.0.0.2",)) as (rehost, told),
+    ):
+        assert await refusal(rehost, f"{outer.url}/hop?left=1") == "address"
+        assert names.asked == ["fickle.example"] * 2
+        assert outer.paths == ["/hop?left=1"]
+        assert told == ["address"]
+
+
+async def test_of_a_names_addresses_only_the_allowed_ones_are_connected_to():
+    names = Names({"both.example": [["127.0.0.1", "127.0.0.2"]]})
+    async with (
+        run_inner() as inner,
+        run_outer("127.0.0.2", name="both.example", port=inner.port) as outer,
+        fetching(names=names, allow=("127.0.0.2",)) as (rehost, _),
+    ):
+        assert await rehost.fetch(f"{outer.url}/picture") == PICTURE
+        assert inner.connections == 0
+
+
+# ── links that may be followed ──────────────────────────────────────────────────────────────
+
+
+async def test_a_link_of_upstream_arrives_byte_for_byte_and_brings_a_picture():
+    """The simulated storage compares the signature in the query as text."""
+    async with run_upstream() as upstream, fetching(upstream.base_url) as (rehost, told):
+        order = {"model": "dall-e-2", "prompt": "an otter", "size": "256x256"}
+        async with upstream.session.post(
+            f"{upstream.base_url}/images/generations", json=order
+        ) as response:
+            link = (await response.json())["data"][0]["url"]
+        assert "%2B" in link
+        assert "%2F" in link
+        check_picture(await rehost.fetch(link), max_bytes=10**6, max_pixels=10**6)
+        assert await refusal(rehost, link.replace("%2B", "+")) == "status"
+        assert told == ["fetched", "status"]
+
+
+@pytest.mark.parametrize(
+    "allow", ["127.0.0.1", "127.0.0.0/8", "{place}", "friend.example", "FRIEND.example:{port}"]
+)
+async def test_what_is_on_the_list_may_be_private_and_plain_http(allow):
+    names = Names({"friend.example": [["127.0.0.1"]]})
+    is_named = "friend" in allow.lower()
+    async with run_outer(name="friend.example" if is_named else None) as outer:
+        place = URL(outer.url)
+        entry = allow.format(place=place.authority, port=place.port)
+        async with fetching(names=names, allow=(entry,)) as (rehost, told):
+            assert await rehost.fetch(f"{outer.url}/picture") == PICTURE
+            assert told == ["fetched"]
+
+
+async def test_a_name_in_an_allowed_network_may_be_plain_http():
+    names = Names({"friend.example": [["127.0.0.1"]]})
+    async with (
+        run_outer(name="friend.example") as outer,
+        fetching(names=names, allow=("127.0.0.0/8",)) as (rehost, _),
+    ):
+        assert await rehost.fetch(f"{outer.url}/picture") == PICTURE
+
+
+async def test_https_is_checked_against_the_authorities_of_the_ca_file():
+    names = Names({"localhost": [["127.0.0.1"]]})
+    async with run_outer(name="localhost", tls=True) as outer:
+        link = f"{outer.url}/picture"
+        trusting = {"names": names, "allow": ("localhost",)}
+        async with fetching(**trusting, ca_file=TLS / "authority.pem") as (rehost, _):
+            assert await rehost.fetch(link) == PICTURE
+        async with fetching(**trusting) as (rehost, _):
+            assert await refusal(rehost, link) == "unreachable"
+
+
+async def test_https_is_not_left_for_http_even_for_an_allowed_host():
+    names = Names({"localhost": [["127.0.0.1"]]})
+    async with (
+        run_outer(name="localhost", tls=True) as secure,
+        run_outer() as plain,
+        fetching(plain.url, names=names, allow=("localhost",), ca_file=TLS / "authority.pem") as (
+            rehost,
+            _,
+        ),
+    ):
+        secure.location = f"{plain.url}/picture"
+        assert await refusal(rehost, f"{secure.url}/redirect") == "scheme"
+        secure.location = "/picture"
+        assert await rehost.fetch(f"{secure.url}/redirect") == PICTURE
+        assert plain.paths == []
+
+
+async def test_five_redirects_are_followed_and_a_sixth_is_not():
+    async with run_outer() as outer, fetching(outer.url) as (rehost, told):
+        assert await rehost.fetch(f"{outer.url}/hop?left=5") == PICTURE
+        assert await refusal(rehost, f"{outer.url}/hop?left=6") == "redirects"
+        assert told == ["fetched", "redirects"]
+
+
+async def test_a_redirects_query_is_kept_byte_for_byte():
+    async with run_outer() as outer, fetching(outer.url) as (rehost, _):
+        outer.location = "/picture?sig=a%2Bb%2F%3d&x=;&y=%7E#part"
+        assert await rehost.fetch(f"{outer.url}/redirect?%2f") == PICTURE
+        assert outer.paths == ["/redirect?%2f", "/picture?sig=a%2Bb%2F%3d&x=;&y=%7E"]
+
+
+async def test_a_fetch_brings_no_key_no_cookie_and_takes_no_proxy(monkeypatch, tmp_path):
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login ann password secret")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    async with run_outer() as outer, fetching(outer.url) as (rehost, _):
+        outer.location = "/picture"
+        assert await rehost.fetch(f"{outer.url}/redirect") == PICTURE
+        for headers in outer.headers:
+            assert {name.lower() for name in headers} == {
+                "host",
+                "accept",
+                "accept-encoding",
+                "user-agent",
+            }
+            assert headers["Accept-Encoding"] == "identity"
+
+
+# ── answers that are no picture ─────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("missing", "status"),
+        ("part", "status"),
+        ("nowhere", "status"),
+        ("typed?type=text/html", "type"),
+        ("typed?type=TEXT/plain;%20charset=utf-8", "type"),
+        ("typed?type=application/json", "type"),
+        ("typed?type=application/problem%2Bjson", "type"),
+        ("typed?type=application/xml", "type"),
+        ("typed?type=image/svg%2Bxml", "type"),
+        ("packed", "encoding"),
+        ("gigabyte?declared", "too_large"),
+        ("gigabyte", "too_large"),
+        ("cut", "cut"),
+        ("drip", "timeout"),
+        ("silent", "timeout"),
+    ],
+)
+async def test_an_answer_without_a_picture_is_refused(path, reason):
+    async with run_outer() as outer, fetching(outer.url, timeout_seconds=0.5) as (rehost, told):
+        assert await refusal(rehost, f"{outer.url}/{path}") == reason
+        assert told == [reason]
+        assert outer.sent_bytes < 2**24
+
+
+async def test_an_answer_of_exactly_the_limit_is_taken_and_one_byte_more_is_not():
+    async with run_outer() as outer:
+        async with fetching(outer.url, max_bytes=len(PICTURE)) as (rehost, _):
+            assert await rehost.fetch(f"{outer.url}/picture") == PICTURE
+        async with fetching(outer.url, max_bytes=len(PICTURE) - 1) as (rehost, _):
+            assert await refusal(rehost, f"{outer.url}/picture") == "too_large"
+
+
+@pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", "binary/octet-stream"])
+async def test_types_that_may_be_a_picture_are_left_to_the_check_of_the_bytes(kind):
+    async with run_outer() as outer, fetching(outer.url) as (rehost, _):
+        assert await rehost.fetch(f"{outer.url}/typed?type={kind}") == PICTURE
+
+
+async def test_a_server_that_is_away_is_unreachable():
+    async with run_outer() as outer:
+        url = outer.url
+    async with fetching(url) as (rehost, _):
+        assert await refusal(rehost, f"{url}/picture") == "unreachable"
+
+
+async def test_the_deadline_holds_over_all_redirects_together():
+    async with run_outer() as outer, fetching(outer.url, timeout_seconds=0.4) as (rehost, _):
+        assert await refusal(rehost, f"{outer.url}/slow-hop?left=5") == "timeout"
+        assert 1 < len(outer.paths) < 5
+
+
+async def test_a_refusal_says_why_and_which_host_but_never_the_link():
+    async with fetching() as (rehost, _):
+        with pytest.raises(LinkRefused) as caught:
+            await rehost.fetch("https://10.0.0.1/private?sig=secret")
+        assert str(caught.value) == "address"
+        assert caught.value.host == "10.0.0.1"
+
+
+# ── the pure parts ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "8.8.8.8",
+        "20.60.1.2",
+        "2606:4700::1111",
+        "2a00:1450::1",
+        "::ffff:8.8.8.8",
+        "64:ff9b::8.8.8.8",
+        "64:ff9b:1::8.8.8.8",
+        "2002:808:808::1",
+    ],
+)
+def test_a_public_address_is_public(text):
+    assert is_public(ip_address(text))
+
+
+@given(st.ip_addresses(v=4))
+def test_an_address_that_embeds_an_ipv4_one_is_as_public_as_that(inner: IPv4Address):
+    for prefix in ("::ffff:", "64:ff9b::", "64:ff9b:1::", "::", "::ffff:0:"):
+        outer = ip_address(f"{prefix}{inner}")
+        assert embedded_ipv4(outer) == (inner,)
+        assert is_public(outer) == is_public(inner)
+
+
+@given(st.ip_addresses(v=6))
+def test_no_ipv6_address_is_public_that_python_calls_private_or_a_groups(address):
+    if address.is_private or address.is_multicast or address.is_link_local:
+        assert not is_public(address) or embedded_ipv4(address)
+
+
+@given(st.ip_addresses(v=4))
+def test_no_ipv4_address_is_public_that_python_does_not_call_so(address):
+    if not address.is_global or address.is_multicast or address.is_reserved:
+        assert not is_public(address)
+
+
+@given(st.text(max_size=40) | st.from_regex(r"https?://[0-9a-fx.:@\[\]%]{1,20}/?", fullmatch=True))
+def test_a_link_is_refused_or_is_understood_by_yarl_as_it_was_by_us(text):
+    try:
+        link = parse_link(text)
+    except LinkRefused:
+        return
+    url = URL(link.url, encoded=True)
+    assert (url.scheme, url.raw_host, url.port) == (link.scheme, link.host.name, link.host.port)
+    assert (url.user, url.password, url.raw_path_qs) == (None, None, link.target)
+    assert parse_link(link.url) == link
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("https://A.Example/x?y#z", "https://a.example/x?y"),
+        ("HTTPS://a.example", "https://a.example/"),
+        ("https://a.example?y=%2B", "https://a.example/?y=%2B"),
+        ("https://a.example:443/", "https://a.example/"),
+        ("http://a.example:443/", "http://a.example:443/"),
+        ("https://[2606:4700:0:0::1]:8443/a//b/../c", "https://[2606:4700::1]:8443/a//b/../c"),
+        ("https://xn--bcher-kva.example/", "https://xn--bcher-kva.example/"),
+        ("https://local_ai:8080/", "https://local_ai:8080/"),
+    ],
+)
+def test_a_link_is_put_together_anew_with_its_target_byte_for_byte(text, url):
+    assert parse_link(text).url == url
+
+
+@pytest.mark.parametrize(
+    ("location", "url"),
+    [
+        ("https://b.example/x?%2f", "https://b.example/x?%2f"),
+        ("//b.example/x", "https://b.example/x"),
+        ("/x?y=%2B", "https://a.example/x?y=%2B"),
+        ("x", "https://a.example/one/x"),
+        ("?z", "https://a.example/one/two?z"),
+    ],
+)
+def test_a_redirect_may_be_relative(location, url):
+    assert follow(parse_link("https://a.example/one/two?q"), location).url == url
+
+
+GUARD = parse_guard(["files.example", "[fd00::1]:9000", "10.1.0.0/16", "fd00:1::/32", "127.0.0.9"])
+
+
+@pytest.mark.parametrize(
+    ("link", "reach"),
+    [
+        ("http://files.example/", Reach.ANY),
+        ("https://files.example:8443/", Reach.ANY),
+        ("http://[fd00::1]:9000/", Reach.ANY),
+        ("https://8.8.8.8/", Reach.PUBLIC),
+        ("https://10.1.2.3/", Reach.PUBLIC),
+        ("https://sub.files.example/", Reach.PUBLIC),
+        ("http://10.1.2.3/", Reach.LISTED),
+        ("http://127.0.0.9:1234/", Reach.LISTED),
+        ("http://[fd00:1::5]/", Reach.LISTED),
+        ("http://[::ffff:10.1.2.3]/", Reach.LISTED),
+        ("http://other.example/", Reach.LISTED),
+        ("http://8.8.8.8/", None),
+        ("https://10.2.0.1/", None),
+        ("https://[fd00::1]/", None),
+        ("https://[2001:0:a01:1:0:0:80ff:fffe]/", None),
+    ],
+)
+def test_how_far_a_link_reaches_is_said_by_the_list(link, reach):
+    if reach is None:
+        with pytest.raises(LinkRefused):
+            GUARD.reach_of(parse_link(link))
+    else:
+        assert GUARD.reach_of(parse_link(link)) is reach
+
+
+def test_a_plain_http_name_reaches_nothing_but_the_allowed_networks():
+    assert GUARD.allows_numeric("10.1.2.3", Reach.LISTED)
+    assert not GUARD.allows_numeric("8.8.8.8", Reach.LISTED)
+    assert not GUARD.allows_numeric("files.example", Reach.PUBLIC)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "",
+        " ",
+        "10.0.0.1/8",
+        "10.0.0.0/33",
+        "https://files.example",
+        "files.example/x",
+        "*.files.example",
+        "files.example:0",
+        "files.example:http",
+        "user@files.example",
+        "127.1",
+        "0x7f.1",
+        "[::1",
+        "fi les.example",
+        "bücher.example",
+    ],
+)
+def test_an_entry_that_is_not_understood_is_named(entry):
+    with pytest.raises(ValidationError, match="is not a host") as caught:
+        RehostSettings(upstream_url="https://a.example", allow=("b.example", entry), max_bytes=1)
+    assert f"'{entry}'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("https://api.example/v1", ("api.example", 443)),
+        ("http://API.example:8080/v1/", ("api.example", 8080)),
+        ("http://[::1]:9000", ("::1", 9000)),
+        ("https://api.example./v1", ("api.example", 443)),
+        ("https://bücher.example", ("xn--bcher-kva.example", 443)),
+    ],
+)
+def test_upstreams_own_place_is_allowed(url, place):
+    assert RehostSettings(upstream_url=url, max_bytes=1).guard == Guard(frozenset({place}), ())
+
+
+def test_an_upstream_without_a_host_is_refused():
+    with pytest.raises(ValidationError):
+        RehostSettings(upstream_url="/v1", max_bytes=1)
