@@ -237,6 +237,10 @@ def _read_webp_size(kind: bytes, head: bytes) -> PictureFacts:
 
 # ── deriving: the same picture in another format ────────────────────────────────────────────
 
+DerivedFormat: TypeAlias = Literal["jpeg", "webp"]
+
+MOST_DERIVED_PIXELS: Final = 33_000_000
+"""What is decoded at most: a picture of 33 megapixels takes up to 700 MB while it is derived."""
 _MOST_EDGE: Final = {"jpeg": 65_500, "webp": 16_383}
 """The longest edge that a format, or its encoder, can have."""
 _PLAIN_GAMMA: Final = struct.pack(">I", 45_455)
@@ -246,7 +250,11 @@ _FULL_COLOUR: Final = 90
 
 
 def derive_picture(
-    data: bytes, *, format: Literal["jpeg", "webp"], compression: int, max_pixels: int
+    data: bytes,
+    *,
+    format: DerivedFormat,
+    compression: int,
+    max_pixels: int = MOST_DERIVED_PIXELS,
 ) -> bytes | None:
     """A whole PNG as JPEG or WebP, or None where that would not look like it.
 
@@ -258,8 +266,8 @@ def derive_picture(
     high dynamic range, pixels beyond `max_pixels`, edges beyond the format's, bytes that do not
     decode.
 
-    The same bytes give the same bytes. Decodes and encodes, which takes a tenth of a second to
-    a whole one for each megapixel: call it in a thread.
+    The same bytes give the same bytes. Decodes and encodes, which takes a tenth to a quarter
+    of a second of processor time a megapixel: call it in a thread.
     """
     if not data.startswith(_PNG_SIGNATURE):
         return None

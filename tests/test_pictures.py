@@ -276,8 +276,8 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 GREY = SRGB[:16] + b"GRAY" + SRGB[20:]
 
 
-def derive(data: bytes, format: str, *, compression: int = 100, max_pixels: int = MOST):
-    return derive_picture(data, format=format, compression=compression, max_pixels=max_pixels)
+def derive(data: bytes, format: str, *, compression: int = 100, **options: int) -> bytes | None:
+    return derive_picture(data, format=format, compression=compression, **options)
 
 
 def derived(data: bytes, format: str, **options: int) -> Image.Image:
