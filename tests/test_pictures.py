@@ -12,9 +12,15 @@ from contextlib import suppress
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageChops, ImageCms, ImageStat
 
-from gateway.pictures import BadPicture, PictureFacts, check_picture, draw_picture
+from gateway.pictures import (
+    BadPicture,
+    PictureFacts,
+    check_picture,
+    derive_picture,
+    draw_picture,
+)
 
 FORMATS = ("png", "jpeg", "webp")
 
@@ -260,3 +266,180 @@ def test_the_prompt_stands_below_the_picture():
 def test_an_unknown_format_cannot_be_drawn():
     with pytest.raises(ValueError, match="gif"):
         draw(format="gif")
+
+
+# ── deriving ────────────────────────────────────────────────────────────────────────────────
+
+OTTER = draw(width=96, height=64)
+MOST = 33_000_000
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+GREY = SRGB[:16] + b"GRAY" + SRGB[20:]
+
+
+def derive(data: bytes, format: str, *, compression: int = 100, **options: int) -> bytes | None:
+    return derive_picture(data, format=format, compression=compression, **options)
+
+
+def derived(data: bytes, format: str, **options: int) -> Image.Image:
+    """A derived picture, checked as a bought one would be and decoded."""
+    made = derive(data, format, **options)
+    assert made is not None
+    facts = check(made)
+    picture = Image.open(io.BytesIO(made))
+    picture.load()
+    assert (facts.format, facts.width, facts.height) == (format, *picture.size)
+    return picture
+
+
+def difference(one: Image.Image, other: Image.Image) -> float:
+    """The mean difference of two pictures' channels, 0…255."""
+    return max(ImageStat.Stat(ImageChops.difference(one, other)).mean)
+
+
+def png_of(picture: Image.Image, **options) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG", **options)
+    return file.getvalue()
+
+
+def raw_png(depth: int, colour: int, row: bytes, *extra: bytes, width: int = 4) -> bytes:
+    """A PNG of four equal rows, written by hand: what Pillow itself does not write."""
+    head = struct.pack(">IIBBBBB", width, 4, depth, colour, 0, 0, 0)
+    rows = zlib.compress((b"\0" + row) * 4)
+    parts = (chunk(b"IHDR", head), *extra, chunk(b"IDAT", rows), chunk(b"IEND", b""))
+    return SIGNATURE + b"".join(parts)
+
+
+def with_chunks(png: bytes, *chunks: bytes) -> bytes:
+    return png[:33] + b"".join(chunks) + png[33:]
+
+
+@pytest.mark.parametrize("format", ["jpeg", "webp"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA"])
+def test_an_opaque_png_of_any_kind_becomes_the_same_picture(format, mode):
+    picture = Image.open(io.BytesIO(OTTER)).convert(mode, palette=Image.Palette.ADAPTIVE)
+    made = derived(png_of(picture), format)
+    assert made.size == picture.size
+    assert made.mode == ("L" if format == "jpeg" and mode in ("L", "1") else "RGB")
+    assert difference(made.convert("RGB"), picture.convert("RGB")) < 3
+
+
+@pytest.mark.parametrize("format", ["jpeg", "webp"])
+@pytest.mark.parametrize(
+    ("png", "expected"),
+    [
+        (raw_png(16, 0, b"\x80\xff" * 4), (128, 128, 128)),
+        (raw_png(16, 2, b"\x80\xff\x20\xff\x40\xff" * 4), (128, 32, 64)),
+        (raw_png(16, 6, b"\x80\xff\x20\xff\x40\xff\xff\xff" * 4), (128, 32, 64)),
+        (raw_png(16, 4, b"\x80\xff\xff\xff" * 4), (128, 128, 128)),
+    ],
+    ids=["grey", "colour", "colour-alpha", "grey-alpha"],
+)
+def test_sixteen_bits_a_channel_become_eight(format, png, expected):
+    made = derived(png, format).convert("RGB")
+    assert max(abs(a - b) for a, b in zip(made.getpixel((2, 2)), expected, strict=True)) <= 4
+
+
+TRANSPARENT = {
+    "alpha": draw(transparent=True),
+    "palette": png_of(Image.new("P", (8, 8)), transparency=0),
+    "colour-key": png_of(Image.new("RGB", (8, 8), (1, 2, 3)), transparency=(1, 2, 3)),
+    "grey-alpha": png_of(Image.new("LA", (8, 8), (9, 120))),
+}
+
+
+@pytest.mark.parametrize("png", TRANSPARENT.values(), ids=TRANSPARENT.keys())
+def test_transparency_lives_on_in_a_webp_and_forbids_a_jpeg(png):
+    assert derive(png, "jpeg") is None
+    before, after = Image.open(io.BytesIO(png)).convert("RGBA"), derived(png, "webp")
+    assert after.mode == "RGBA"
+    assert difference(before.getchannel("A"), after.getchannel("A")) < 1
+
+
+@pytest.mark.parametrize("format", ["jpeg", "webp"])
+def test_less_quality_makes_a_smaller_file(format):
+    sizes = [len(derive(OTTER, format, compression=c) or b"") for c in (0, 1, 50, 89, 90, 100)]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > 2 * sizes[2] > 2 * sizes[0] > 0
+
+
+@pytest.mark.parametrize("format", ["jpeg", "webp"])
+def test_the_same_png_gives_the_same_bytes(format):
+    assert derive(OTTER, format, compression=70) == derive(OTTER, format, compression=70)
+
+
+@pytest.mark.parametrize("format", ["jpeg", "webp"])
+def test_colour_profile_and_orientation_are_kept(format):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.open(io.BytesIO(OTTER))
+    made = derived(png_of(picture, icc_profile=SRGB, exif=exif), format)
+    assert made.info["icc_profile"] == SRGB
+    assert made.getexif()[0x0112] == 6
+
+
+def test_a_grey_profile_stays_where_grey_stays():
+    png = png_of(Image.new("L", (8, 8), 90), icc_profile=GREY)
+    assert derived(png, "jpeg").info["icc_profile"] == GREY
+    assert derive(png, "webp") is None
+
+
+def frames(count: int) -> bytes:
+    pictures = [Image.new("RGB", (8, 8), (40 * i, 0, 0)) for i in range(count)]
+    return png_of(pictures[0], save_all=True, append_images=pictures[1:])
+
+
+WIDE = {"jpeg": 65_501, "webp": 16_384}
+
+
+@pytest.mark.parametrize("format", ["jpeg", "webp"])
+@pytest.mark.parametrize(
+    "png",
+    [
+        frames(2),
+        with_chunks(OTTER, chunk(b"cICP", b"\x09\x10\0\x01")),
+        with_chunks(OTTER, chunk(b"gAMA", struct.pack(">I", 100_000))),
+        raw_png(16, 2, bytes(24), chunk(b"tRNS", bytes(6))),
+        OTTER[:-1],
+        draw(format="jpeg"),
+        b"",
+        raw_png(8, 2, b""),
+        raw_png(8, 2, bytes(12), chunk(b"IHDR", HEADER)),
+        SIGNATURE + chunk(b"IHDR", HEADER) + chunk(b"IDAT", b"not deflated") + IEND,
+        with_chunks(OTTER, chunk(b"eXIf", bytes(70_000))),
+        *(raw_png(1, 0, bytes(-(-wide // 8)), width=wide) for wide in WIDE.values()),
+    ],
+    ids=lambda png: f"{len(png)} bytes",
+)
+def test_what_cannot_look_the_same_is_not_derived(format, png):
+    is_a_good_jpeg = format == "jpeg" and png.startswith(SIGNATURE) and png[16:20] == b"\0\0\x40\0"
+    is_a_good_webp = format == "webp" and b"eXIf" in png
+    assert (derive(png, format) is not None) == (is_a_good_jpeg or is_a_good_webp)
+
+
+def test_an_ordinary_gamma_changes_nothing():
+    plain = with_chunks(OTTER, chunk(b"gAMA", struct.pack(">I", 45_455)))
+    named = with_chunks(OTTER, chunk(b"gAMA", struct.pack(">I", 99)), chunk(b"sRGB", b"\0"))
+    assert derive(plain, "jpeg") == derive(named, "jpeg") == derive(OTTER, "jpeg")
+
+
+def test_more_pixels_than_allowed_are_never_decoded(monkeypatch):
+    bomb = raw_png(1, 0, bytes(2000), width=16_000)
+    assert derive(bomb, "webp", max_pixels=63_999) is None
+    # The process's own bound is neither asked nor changed.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    made = derive(bomb, "webp", max_pixels=64_000)
+    assert made is not None
+    assert check(made).width == 16_000
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    kind=st.sampled_from([b"IDAT", b"tRNS", b"iCCP", b"PLTE", b"tEXt", b"zTXt", b"iTXt", b"pHYs"]),
+    content=st.binary(max_size=40),
+    format=st.sampled_from(["jpeg", "webp"]),
+)
+def test_odd_chunks_give_a_whole_picture_or_none(kind, content, format):
+    made = derive(with_chunks(SAMPLES["png"], chunk(kind, content)), format)
+    assert made is None or check(made) == PictureFacts(format, 48, 32)
