@@ -249,6 +249,11 @@ _FULL_COLOUR: Final = 90
 """From this quality on a JPEG keeps colour at full resolution."""
 
 
+def as_derived_format(value: object) -> DerivedFormat | None:
+    """The format if it is one that can be derived."""
+    return "jpeg" if value == "jpeg" else "webp" if value == "webp" else None
+
+
 def derive_picture(
     data: bytes,
     *,

@@ -44,7 +44,7 @@ from gateway.store.verbs import (
     Store,
     ask,
 )
-from gateway.upstream.rehost import LinkRefused
+from gateway.upstream.guard import LinkRefused
 
 LEASE_MARGIN_SECONDS: Final = 120.0
 """How much longer than upstream's deadline a claim holds: time to fetch links, keep and settle."""

@@ -36,6 +36,7 @@ from gateway.errors import (
 )
 from gateway.images import Account, ImageRequest, Picture
 from gateway.metrics import Metrics
+from gateway.pictures import as_derived_format
 from gateway.purchase import Order, Purchases, Tally
 from gateway.request.body import parse_body
 from gateway.request.fingerprint import fingerprint
@@ -264,8 +265,8 @@ class Service:
     def _derivable(self, question: Question) -> Wanted | None:
         """What would be made; None unless the question asks for another format than PNG."""
         request, model = question.request, question.model
-        asked = request.parameters.get("output_format")
-        if asked not in ("jpeg", "webp") or model.parameters["output_format"].default != "png":
+        asked = as_derived_format(request.parameters.get("output_format"))
+        if asked is None or model.parameters["output_format"].default != "png":
             return None
         of_format = ("output_format", "output_compression")
         as_png = {name: v for name, v in request.parameters.items() if name not in of_format}

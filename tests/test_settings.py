@@ -245,7 +245,6 @@ def test_each_broken_file_is_refused_with_its_message(path: Path):
     assert "hunter2" not in expected
 
 
-
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
     (tmp_path / "gateway.yaml").write_bytes(b"name: \xff\n")
     for path in (tmp_path / "gateway.yaml", tmp_path / "missing.yaml", tmp_path):

@@ -31,7 +31,9 @@ def fat_png(size_bytes: int, seed: int) -> bytes:
     """A PNG that is whole in every way that is checked, and as large as one likes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", 1024, 1024, 8, 2, 0, 0, 0)
     noise = Random(seed).randbytes(size_bytes)

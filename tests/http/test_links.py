@@ -108,7 +108,11 @@ async def test_a_link_that_cannot_be_fetched_is_charged_and_recorded(
     assert (reply.status, reply.error["code"]) == (502, "upstream_error")
     assert reply.headers["x-should-retry"] == "false"
     assert reply.headers["x-gateway-cost-usd"] == "0.040000"
-    assert (record.outcome, record.flags, record.cost_micros) == ("failed", ("undelivered",), 40_000)
+    assert (record.outcome, record.flags, record.cost_micros) == (
+        "failed",
+        ("undelivered",),
+        40_000,
+    )
     assert sum(v for name, v in metrics.items() if name.startswith("gateway_rehost_total")) == 1
 
 
@@ -133,7 +137,11 @@ async def test_a_picture_that_was_taken_down_is_gone(
     assert (shown.status, shown.error["code"]) == (410, "picture_gone")
     assert (again.status, again.error["code"]) == (403, "content_taken_down")
     assert again.headers["x-should-retry"] == "false"
-    assert (record.outcome, record.flags, record.cost_micros) == ("failed", ("undelivered",), 40_000)
+    assert (record.outcome, record.flags, record.cost_micros) == (
+        "failed",
+        ("undelivered",),
+        40_000,
+    )
     assert len(await upstream.bodies()) == 2
 
 
