@@ -16,6 +16,7 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from gateway.access.keys import Key
 from gateway.api.middleware import HEADERS, KEY, MODEL, OUTCOME, REQUEST_ID, SECRET
+from gateway.api.sending import write_slices
 from gateway.api.services import SERVICES, Services
 from gateway.billing.ledger import draft
 from gateway.billing.quota import rate_headers, show_usd
@@ -26,9 +27,6 @@ from gateway.service import Answer, Call
 
 JOIN_BYTES: Final = 64 * 1024
 """Answers up to this size are sent as one piece; larger ones piece by piece, uncopied."""
-
-SLICE_BYTES: Final = 256 * 1024
-WRITE_STALL_SECONDS: Final = 60.0
 
 SHOWN: Final = ("background", "output_format", "quality", "size")
 
@@ -203,22 +201,9 @@ async def _send(request: web.Request, pieces: list[bytes]) -> web.StreamResponse
     response.content_type = "application/json"
     await response.prepare(request)
     for piece in pieces:
-        await _write(request, response, piece)
+        await write_slices(request, response, piece)
     await response.write_eof()
     return response
-
-
-async def _write(request: web.Request, response: web.StreamResponse, piece: bytes) -> None:
-    """Writes in slices; a reader that takes nothing for a minute is cut off."""
-    view = memoryview(piece)
-    for start in range(0, len(view), SLICE_BYTES):
-        try:
-            async with asyncio.timeout(WRITE_STALL_SECONDS):
-                await response.write(view[start : start + SLICE_BYTES])
-        except TimeoutError:
-            if request.transport is not None:
-                request.transport.abort()
-            raise ConnectionResetError("the reader takes nothing") from None
 
 
 # ── GET /v1/models ──────────────────────────────────────────────────────────────────────────

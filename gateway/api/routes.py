@@ -10,7 +10,7 @@ from functools import partial
 
 from aiohttp import web
 
-from gateway.api import admin, openai, ops
+from gateway.api import admin, files, openai, ops
 from gateway.api.middleware import (
     answer_errors,
     identify,
@@ -42,6 +42,7 @@ def create_app(services: Services) -> web.Application:
             post(api("images/generations"), with_key(openai.generate), name="generations"),
             web.get(api("models"), with_live_key(openai.list_models), name="models"),
             web.get(api("models/{model}"), with_live_key(openai.show_model), name="model"),
+            web.get("/images/img-{name:.+}", files.show_picture, name="picture"),
             post("/admin/keys", with_admin(admin.create_key), name="admin_keys"),
             web.get("/admin/keys", with_admin(admin.list_keys)),
             patch("/admin/keys/{id}", with_admin(admin.change_key), name="admin_key"),

@@ -1,0 +1,93 @@
+"""Signed links for tests: any that the gateway itself could have given, and how to follow it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from yarl import URL
+
+from gateway.access.signing import SigningKeys
+from gateway.cache.gallery import picture_path
+from gateway.images import Picture
+from gateway.store.verbs import Batch
+from tests.gateways import InProcess, Reply, Upstream, make_settings, run_gateway
+
+KID, SECRET = "test", "a-signing-key-of-the-tests"
+SIGNER = SigningKeys([(KID, SECRET.encode())])
+IN_AN_HOUR = 3600
+
+
+@dataclass(frozen=True)
+class Album:
+    """A gateway whose signing key the test has, with one picture that was asked for as a link."""
+
+    gateway: InProcess
+    path: str
+    """The picture's link as a client got it, without scheme and host."""
+    data: bytes
+    """Its bytes, as a client got them for base64."""
+
+    @property
+    def etag(self) -> str:
+        return f'"{hashlib.sha256(self.data).hexdigest()}"'
+
+    def sign(self, path: str | None = None, *, lives_seconds: float = IN_AN_HOUR) -> str:
+        """A link to any path; without one, another link to the picture."""
+        path = path or self.path.partition("?")[0]
+        return SIGNER.sign(path, expires_at=int(time.time() + lives_seconds))
+
+    async def show(self, path: str | None = None, method: str = "GET", **headers: str) -> Reply:
+        """What comes of a link, sent as it is; `_` in the name of a header stands for `-`."""
+        client = self.gateway.client
+        async with client.session.request(
+            method,
+            URL(client.url + (path or self.path), encoded=True),
+            headers={name.replace("_", "-"): value for name, value in headers.items()},
+        ) as response:
+            return Reply(response.status, response.headers, await response.read())
+
+    async def hang(self, data: bytes, *, picture_id: str, format: str = "png") -> str:
+        """Keeps any bytes as a picture, and answers a link to it."""
+        digest = hashlib.sha256(data).hexdigest()
+        cache, store = self.gateway.gateway.cache, self.gateway.gateway.store
+        picture = Picture(picture_id, digest, format, 1, 1, len(data), time.time())
+        await cache.blobs.put(digest, data)
+        batch = Batch(store)
+        cache.gallery.hang(batch, "f", {0: picture})
+        await batch.send()
+        return self.sign(picture_path(picture))
+
+    async def evict(self, data: bytes) -> None:
+        """Removes bytes as the cache does when it needs room, from memory too."""
+        digest, blobs = hashlib.sha256(data).hexdigest(), self.gateway.gateway.cache.blobs
+        await blobs.delete([digest])
+        blobs.forget([digest])
+
+    async def raw(self, *requests: str) -> bytes:
+        """What the gateway sends to these requests on one connection, closed after the last."""
+        url = URL(self.gateway.client.url)
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write("".join(requests).encode())
+        received = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        return received
+
+
+@asynccontextmanager
+async def open_album(folder: Path, upstream: Upstream) -> AsyncIterator[Album]:
+    """Opens a gateway on the embedded store and buys a picture."""
+    settings = make_settings(folder, upstream.base_url, server={"signing_keys": f"{KID}:{SECRET}"})
+    async with run_gateway(settings) as gateway:
+        alice = await gateway.client.with_key()
+        by_link = await alice.ask(model="dall-e-3", response_format="url")
+        in_base64 = await alice.ask(model="dall-e-3", response_format="b64_json")
+        link = by_link.json["data"][0]["url"].removeprefix(gateway.client.url)
+        yield Album(gateway, link, base64.b64decode(in_base64.images[0]))

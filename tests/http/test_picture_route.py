@@ -1,0 +1,352 @@
+"""`GET /images/…`: whoever has a link gets the picture, as nginx would serve a file."""
+
+from __future__ import annotations
+
+import base64
+import random
+import re
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.gateways import Client, InProcess, Reply, run_upstream
+from tests.http.picture_links import Album, open_album
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ID = "abcdefghijklmnopqrstuvwx"
+LARGE = random.Random(1).randbytes(3_000_000)
+"""More than the slices that bodies are written in."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def album(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Album]:
+    folder: Path = tmp_path_factory.mktemp("album")
+    async with run_upstream() as upstream, open_album(folder, upstream) as opened:
+        yield opened
+
+
+def assert_refused(reply: Reply, status: int, code: str) -> None:
+    """It is an error of ours in JSON that nobody may store."""
+    assert (reply.status, reply.error["code"]) == (status, code)
+    assert set(reply.error) == {"message", "type", "param", "code"}
+    assert reply.headers["Content-Type"] == "application/json"
+    assert reply.headers["Cache-Control"] == "no-store"
+    assert reply.headers["x-gateway-error-source"] == "gateway"
+    assert reply.headers["x-request-id"].startswith("req_")
+    assert "ETag" not in reply.headers
+
+
+# ── the picture ─────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_link_shows_the_picture_and_says_how_to_treat_it(album: Album) -> None:
+    reply = await album.show()
+    file_name = album.path.partition("?")[0].removeprefix("/images/")
+
+    assert (reply.status, reply.body) == (200, album.data)
+    expected = {
+        "Content-Type": "image/png",
+        "Content-Length": str(len(album.data)),
+        "Content-Disposition": f'inline; filename="{file_name}"',
+        "ETag": album.etag,
+        "Accept-Ranges": "bytes",
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+        "Cross-Origin-Resource-Policy": "cross-origin",
+    }
+    assert {name: reply.headers[name] for name in expected} == expected
+    assert "Set-Cookie" not in reply.headers
+
+
+@pytest.mark.parametrize("lives_seconds", [5, 3600, 86_400])
+async def test_it_may_be_kept_by_its_reader_until_the_link_expires(
+    album: Album, lives_seconds: int
+) -> None:
+    reply = await album.show(album.sign(lives_seconds=lives_seconds))
+    private, max_age, immutable = reply.headers["Cache-Control"].split(", ")
+
+    assert (private, immutable) == ("private", "immutable")
+    seconds = int(max_age.removeprefix("max-age="))
+    assert lives_seconds - 3 <= seconds <= lives_seconds
+
+
+async def test_head_says_the_same_without_the_picture(album: Album) -> None:
+    shown, head = await album.show(), await album.show(method="HEAD")
+    changing = {"date", "x-request-id", "openai-processing-ms", "cache-control"}
+
+    assert (head.status, head.body) == (200, b"")
+    assert {n: v for n, v in head.headers.items() if n.lower() not in changing} == {
+        n: v for n, v in shown.headers.items() if n.lower() not in changing
+    }
+
+
+@pytest.mark.parametrize(
+    "authorization", ["Bearer gk-wrong", "Bearer an-admin-token", "Basic eDp5", "nonsense"]
+)
+async def test_a_key_beside_the_link_is_ignored(album: Album, authorization: str) -> None:
+    """Open WebUI sends its own with every fetch (WIRE §7)."""
+    reply = await album.show(Authorization=authorization, api_key="gk-wrong")
+    assert (reply.status, reply.body) == (200, album.data)
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
+async def test_type_and_name_are_those_of_the_format(album: Album, format: str) -> None:
+    link = await album.hang(f"a {format}".encode(), picture_id=f"{format:x<24}", format=format)
+    reply = await album.show(link)
+    assert reply.status == 200
+    assert reply.headers["Content-Type"] == f"image/{format}"
+    assert reply.headers["Content-Disposition"].endswith(f'.{format}"')
+
+
+async def test_a_large_picture_comes_whole_and_in_part(album: Album) -> None:
+    link = await album.hang(LARGE, picture_id="L" * 24)
+    whole = await album.show(link)
+    part = await album.show(link, Range="bytes=1000000-2999998")
+
+    assert (whole.status, whole.body == LARGE) == (200, True)
+    assert (part.status, part.body == LARGE[1_000_000:2_999_999]) == (206, True)
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_links_of_both_kinds_of_store_open(alice: Client, gateway: InProcess) -> None:
+    reply = await alice.ask(model="dall-e-3", response_format="url")
+    link = reply.json["data"][0]["url"].removeprefix(gateway.client.url)
+    stored = await alice.ask(model="dall-e-3", response_format="b64_json")
+    shown = await gateway.client.send("GET", link)
+    assert (shown.status, shown.body) == (200, base64.b64decode(stored.images[0]))
+
+
+# ── conditions ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("form", ["{}", "W/{}", '"other", {}', 'W/"a,b" ,W/{}', "*", " * "])
+async def test_who_has_the_picture_is_told_so(album: Album, method: str, form: str) -> None:
+    reply = await album.show(method=method, If_None_Match=form.format(album.etag))
+
+    assert (reply.status, reply.body) == (304, b"")
+    assert reply.headers["ETag"] == album.etag
+    assert reply.headers["Cache-Control"].startswith("private, max-age=")
+    assert not {"Content-Type", "Content-Length", "Content-Disposition"} & set(reply.headers)
+
+
+@pytest.mark.parametrize("form", ['"other"', 'W/"other"', "{bare}", '"*"', "", '"{bare}'])
+async def test_who_has_another_picture_gets_this_one(album: Album, form: str) -> None:
+    reply = await album.show(If_None_Match=form.format(bare=album.etag.strip('"')))
+    assert (reply.status, reply.body) == (200, album.data)
+
+
+@pytest.mark.parametrize(
+    ("form", "status"),
+    [("{}", 200), ("*", 200), ('"other", {}', 200), ('"other"', 412), ("W/{}", 412), ("x", 412)],
+)
+async def test_if_match_is_compared_strongly(album: Album, form: str, status: int) -> None:
+    reply = await album.show(If_Match=form.format(album.etag))
+    assert reply.status == status
+    if status == 412:
+        assert_refused(reply, 412, "precondition_failed")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"If_Match": '"other"', "If_None_Match": "{}"}, 412),
+        ({"If_Match": "{}", "If_None_Match": "{}"}, 304),
+        ({"If_None_Match": "{}", "Range": "bytes=0-1"}, 304),
+        ({"If_None_Match": "{}", "Range": "bytes=99999999-"}, 304),
+        ({"If_None_Match": '"other"', "Range": "bytes=0-1"}, 206),
+        ({"If_Match": '"other"', "Range": "bytes=0-1"}, 412),
+        ({"If_Match": "{}", "Range": "bytes=99999999-"}, 416),
+        ({"If_Range": "{}", "Range": "bytes=0-1"}, 206),
+        ({"If_Range": '"other"', "Range": "bytes=0-1"}, 200),
+        ({"If_Range": "W/{}", "Range": "bytes=0-1"}, 200),
+        ({"If_Range": "Wed, 21 Oct 2065 07:28:00 GMT", "Range": "bytes=0-1"}, 200),
+        ({"If_Range": '"other"', "Range": "bytes=99999999-"}, 200),
+        ({"If_Range": "{}"}, 200),
+        # There is no date of modification, so conditions about it do not hold.
+        ({"If_Modified_Since": "Wed, 21 Oct 2065 07:28:00 GMT"}, 200),
+        ({"If_Unmodified_Since": "Wed, 21 Oct 2015 07:28:00 GMT"}, 200),
+    ],
+)
+async def test_conditions_hold_in_the_order_of_rfc_9110(
+    album: Album, headers: dict[str, str], status: int
+) -> None:
+    reply = await album.show(**{n: v.format(album.etag) for n, v in headers.items()})
+    assert reply.status == status
+    if status == 200:
+        assert reply.body == album.data
+
+
+# ── ranges ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("asked", "start", "stop"),
+    [
+        ("bytes=0-0", 0, 1),
+        ("bytes=0-99", 0, 100),
+        ("bytes=10-", 10, None),
+        ("bytes=0-", 0, None),
+        ("bytes=-10", -10, None),
+        ("bytes=-99999999", 0, None),
+        ("bytes=5-99999999", 5, None),
+        ("BYTES=007-9", 7, 10),
+    ],
+)
+async def test_a_range_is_answered_with_that_part(
+    album: Album, asked: str, start: int, stop: int | None
+) -> None:
+    reply = await album.show(Range=asked)
+    part = range(len(album.data))[start:stop]
+
+    assert (reply.status, reply.body) == (206, album.data[start:stop])
+    assert reply.headers["Content-Range"] == f"bytes {part[0]}-{part[-1]}/{len(album.data)}"
+    assert reply.headers["Content-Length"] == str(len(part))
+    assert reply.headers["ETag"] == album.etag
+    assert reply.headers["Content-Type"] == "image/png"
+
+
+@pytest.mark.parametrize(
+    "asked", ["bytes=0-1,5-6", "bytes=0-1,", "items=0-1", "bytes=2-1", "bytes=-", "bytes=a-b", "x"]
+)
+async def test_what_is_not_one_range_of_bytes_is_answered_whole(album: Album, asked: str) -> None:
+    reply = await album.show(Range=asked)
+    assert (reply.status, reply.body) == (200, album.data)
+    assert "Content-Range" not in reply.headers
+
+
+@pytest.mark.parametrize("asked", ["bytes=99999999-", "bytes=-0", f"bytes={'9' * 30}-"])
+async def test_a_range_beyond_the_end_is_refused_with_the_size(album: Album, asked: str) -> None:
+    reply = await album.show(Range=asked)
+    assert_refused(reply, 416, "range_not_satisfiable")
+    assert reply.headers["Content-Range"] == f"bytes */{len(album.data)}"
+
+
+async def test_head_knows_no_ranges(album: Album) -> None:
+    for asked in ("bytes=0-1", "bytes=99999999-"):
+        reply = await album.show(method="HEAD", Range=asked)
+        assert (reply.status, reply.headers["Content-Length"]) == (200, str(len(album.data)))
+        assert "Content-Range" not in reply.headers
+
+
+# ── links that open nothing ─────────────────────────────────────────────────────────────────
+
+
+async def test_an_expired_link_is_refused(album: Album) -> None:
+    assert_refused(await album.show(album.sign(lives_seconds=-1)), 403, "link_expired")
+
+
+async def test_any_changed_character_of_a_link_is_refused(album: Album) -> None:
+    """Behind `/images/img-`, where it is no other address altogether."""
+    first = len("/images/img-")
+    for place in range(first, len(album.path)):
+        other = "A" if album.path[place] != "A" else "B"
+        changed = album.path[:place] + other + album.path[place + 1 :]
+        assert_refused(await album.show(changed), 403, "link_invalid")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("?", "#"),
+        ("?", "/?"),
+        ("?", "??"),
+        (".png?", "%2Epng?"),
+        ("img-", "img-%20"),
+        (".png?", ".webp?"),
+        (".png?", "?"),
+        ("&kid", "&&kid"),
+        ("exp=", "exp=%2B"),
+        ("kid=test", "kid=%74est"),
+        ("kid=test", "kid=other"),
+        ("&sig=", "&x=1&sig="),
+        ("&sig=", "&sig=&sig="),
+    ],
+    ids=lambda change: f"{change[0]} {change[1]}",
+)
+async def test_another_spelling_of_a_link_is_refused(album: Album, change: tuple[str, str]) -> None:
+    assert_refused(await album.show(album.path.replace(*change)), 403, "link_invalid")
+
+
+@pytest.mark.parametrize("more", ["&", "&x=1", "=", "#top", "%00", "?"])
+async def test_a_link_with_more_behind_it_is_refused(album: Album, more: str) -> None:
+    received = await album.raw(request("GET", album.path + more, last=True))
+    assert received.startswith(b"HTTP/1.1 403 ")
+    assert b'"link_invalid"' in received
+
+
+@pytest.mark.parametrize("path", [f"/images/img-{ID}.png", f"/images/img-{ID}.gif?exp=1&sig=2"])
+async def test_what_carries_no_signature_is_refused(album: Album, path: str) -> None:
+    assert_refused(await album.show(path), 403, "link_invalid")
+    head = await album.show(path, "HEAD")
+    assert (head.status, head.headers["Cache-Control"], head.body) == (403, "no-store", b"")
+
+
+async def test_an_unknown_picture_is_not_found(album: Album) -> None:
+    assert_refused(await album.show(album.sign(f"/images/img-{ID}.png")), 404, "picture_not_found")
+
+
+async def test_an_extension_that_is_not_the_pictures_is_not_found(album: Album) -> None:
+    other = album.path.partition("?")[0].replace(".png", ".webp")
+    for path in (other, f"{other}.png", other.removesuffix(".webp")):
+        assert_refused(await album.show(album.sign(path)), 404, "picture_not_found")
+
+
+async def test_a_picture_whose_bytes_had_to_go_is_gone(album: Album) -> None:
+    link = await album.hang(b"soon evicted", picture_id="E" * 24)
+    etag = (await album.show(link)).headers["ETag"]
+    await album.evict(b"soon evicted")
+    assert_refused(await album.show(link), 410, "picture_gone")
+    assert_refused(await album.show(link, If_None_Match=etag), 410, "picture_gone")
+
+
+async def test_only_reading_is_allowed(album: Album) -> None:
+    for method in ("POST", "PUT", "DELETE"):
+        reply = await album.show(method=method)
+        assert (reply.status, reply.headers["Allow"]) == (405, "GET, HEAD")
+
+
+# ── the connection ──────────────────────────────────────────────────────────────────────────
+
+
+def request(method: str, target: str, *lines: str, last: bool = False) -> str:
+    """A request as it goes over the wire."""
+    head = (f"{method} {target} HTTP/1.1", "Host: pictures", *lines)
+    return "\r\n".join((*head, *(("Connection: close",) if last else ()), "", ""))
+
+
+async def test_answers_without_a_body_leave_the_connection_in_step(album: Album) -> None:
+    received = await album.raw(
+        request("HEAD", album.path),
+        request("GET", album.path, f"If-None-Match: {album.etag}"),
+        request("GET", album.path, "Range: bytes=0-3"),
+        request("HEAD", album.path + "x"),
+        request("GET", album.path, last=True),
+    )
+    statuses = re.findall(rb"HTTP/1\.1 (\d+) ", received)
+    assert statuses == [b"200", b"304", b"206", b"403", b"200"]
+    assert received.endswith(b"\r\n\r\n" + album.data)
+
+
+async def test_a_proxy_may_name_the_host_in_its_request_line(album: Album) -> None:
+    """RFC 9112 §3.2.2: a server must accept the absolute form."""
+    received = await album.raw(request("GET", f"http://pictures{album.path}", last=True))
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert received.endswith(album.data)
+    refused = await album.raw(request("GET", f"http://pictures/{album.path}", last=True))
+    assert not refused.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_the_route_is_counted_by_its_name(album: Album) -> None:
+    await album.show()
+    samples = await album.gateway.client.metrics()
+    assert [name for name in samples if 'endpoint="picture"' in name and 'status="200"' in name]
+
+
+async def test_a_link_lives_its_time_from_the_answer(album: Album) -> None:
+    expires_at = int(album.path.partition("exp=")[2].partition("&")[0])
+    assert 86_400 - 60 <= expires_at - time.time() <= 86_400 * 25 / 24
