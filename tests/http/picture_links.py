@@ -81,6 +81,12 @@ class Album:
         return received
 
 
+def request(method: str, target: str, *lines: str, last: bool = False) -> str:
+    """A request as it goes over the wire."""
+    head = (f"{method} {target} HTTP/1.1", "Host: pictures", *lines)
+    return "\r\n".join((*head, *(("Connection: close",) if last else ()), "", ""))
+
+
 @asynccontextmanager
 async def open_album(folder: Path, upstream: Upstream) -> AsyncIterator[Album]:
     """Opens a gateway on the embedded store and buys a picture."""

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from tests.gateways import Client, InProcess, Reply, run_upstream
-from tests.http.picture_links import Album, open_album
+from tests.http.picture_links import Album, open_album, request
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -311,12 +311,6 @@ async def test_only_reading_is_allowed(album: Album) -> None:
 
 
 # ── the connection ──────────────────────────────────────────────────────────────────────────
-
-
-def request(method: str, target: str, *lines: str, last: bool = False) -> str:
-    """A request as it goes over the wire."""
-    head = (f"{method} {target} HTTP/1.1", "Host: pictures", *lines)
-    return "\r\n".join((*head, *(("Connection: close",) if last else ()), "", ""))
 
 
 async def test_answers_without_a_body_leave_the_connection_in_step(album: Album) -> None:
