@@ -54,3 +54,50 @@ async def test_many_at_once_do_not_disturb_each_other(blobs: BlobStore) -> None:
     pictures = [str(i % 10).encode() * 10_000 for i in range(50)]
     await asyncio.gather(*(blobs.put(digest(data), data, 60) for data in pictures))
     assert await asyncio.gather(*(blobs.get(digest(data)) for data in pictures)) == pictures
+
+
+async def _all_sizes(blobs: BlobStore, *, limit: int) -> dict[str, int]:
+    """Everything that lies there, page by page."""
+    found: dict[str, int] = {}
+    after: str | None = ""
+    while after is not None:
+        after, page = await blobs.scan(after, limit)
+        found |= page
+    return found
+
+
+async def test_where_nothing_lies_there_is_nothing_to_scan(blobs: BlobStore) -> None:
+    assert await _all_sizes(blobs, limit=10) == {}
+
+
+@pytest.mark.parametrize("limit", [1, 7, 60, 1000])
+async def test_a_scan_finds_all_that_lives_with_its_size(blobs: BlobStore, limit: int) -> None:
+    pictures = {digest(b"%d" % i): b"x" * i for i in range(60)}
+    for name, data in pictures.items():
+        await blobs.put(name, data, 60)
+    await blobs.put(digest(b"over"), b"over", 0.1)
+    await blobs.put(digest(b"deleted"), b"deleted", 60)
+    await blobs.delete(digest(b"deleted"))
+    await asyncio.sleep(0.2)
+    sizes = {name: len(data) for name, data in pictures.items()}
+    assert await _all_sizes(blobs, limit=limit) == sizes
+
+
+async def test_what_stays_is_found_while_the_rest_comes_and_goes(blobs: BlobStore) -> None:
+    stays = [digest(b"stays %d" % i) for i in range(30)]
+    goes = [digest(b"goes %d" % i) for i in range(30)]
+    for name in (*stays, *goes):
+        await blobs.put(name, b"data", 60)
+    found: set[str] = set()
+    after: str | None = ""
+    while after is not None:
+        after, page = await blobs.scan(after, 5)
+        found |= page.keys()
+        if goes:
+            await blobs.delete(goes.pop())
+            await blobs.put(digest(b"comes %d" % len(goes)), b"data", 60)
+    assert found >= set(stays)
+
+
+async def test_what_it_may_take_is_a_number_or_unlimited(blobs: BlobStore) -> None:
+    assert await blobs.capacity_bytes() in (None, 1 << 30)

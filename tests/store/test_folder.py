@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import stat
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.errors import StoreUnavailable
+from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store.blobs_folder import STALE_SECONDS, FolderBlobs
 
 BYTES = b"\x89PNG otter"
@@ -91,6 +92,47 @@ async def test_a_failing_disk_is_an_unavailable_store(tmp_path: Path) -> None:
         await blobs.put(DIGEST, BYTES, 60)
     with pytest.raises(StoreUnavailable):
         await blobs.get(DIGEST)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [(errno.ENOSPC, StoreFull), (errno.EDQUOT, StoreFull), (errno.EIO, StoreUnavailable)],
+)
+async def test_a_full_disk_is_told_from_a_broken_one_and_can_be_emptied(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    expected: type[StoreUnavailable],
+) -> None:
+    blobs = FolderBlobs(tmp_path)
+    await blobs.put(DIGEST, BYTES, 60)
+
+    def fail(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StoreUnavailable) as caught:
+        await blobs.put("f" * 64, BYTES, 60)
+    assert type(caught.value) is expected
+    assert files(tmp_path) == {DIGEST}
+    await blobs.delete(DIGEST)
+    assert files(tmp_path) == set()
+
+
+async def test_a_scan_goes_in_order_and_leaves_out_what_is_half_written(tmp_path: Path) -> None:
+    blobs = FolderBlobs(tmp_path)
+    names = sorted(hashlib.sha256(b"%d" % i).hexdigest() for i in range(20))
+    for name in names:
+        await blobs.put(name, BYTES, 60)
+    (tmp_path / names[0][:2] / "tmp-half").write_bytes(b"half")
+    mark, page = await blobs.scan("", 7)
+    assert (mark, list(page)) == (names[6], names[:7])
+    mark, page = await blobs.scan(names[6], 7)
+    assert (mark, page) == (names[13], dict.fromkeys(names[7:14], len(BYTES)))
+
+
+async def test_a_scan_of_a_folder_that_is_not_there_finds_nothing(tmp_path: Path) -> None:
+    assert await FolderBlobs(tmp_path / "absent").scan("", 10) == (None, {})
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "", "AB" * 32, "a" * 63, "a" * 64 + "\n"])

@@ -24,9 +24,9 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 
-from gateway.errors import StoreUnavailable
+from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store import verbs
-from gateway.store.layout import LayoutMismatch
+from gateway.store.layout import LayoutMismatch, StoreMissing
 from gateway.store.redis import RedisStore, open_redis_blobs, open_redis_store
 from gateway.store.redis_calls import SCRIPTS, call_for
 from gateway.store.redis_link import place_of
@@ -191,6 +191,39 @@ class TestLayout:
         reasons = [line["reason"] for line in logs]
         assert len(reasons) == 2, "once for the verbs, once for the bytes"
 
+    async def test_an_older_layout_is_upgraded_and_keeps_what_it_has(self, server: Server) -> None:
+        async with open_redis_store(server.url) as store:
+            await ask(store, write("a", b"v"))
+        with server.client() as client:
+            client.set("igw:layout", "1")
+            async with open_redis_store(server.url) as store:
+                await store.check_layout()
+                assert client.get("igw:layout") == b"2"
+                assert await ask(store, read("a")) == b"v"
+                await ask(store, verbs.Note("s", "n", b"new", 60))
+
+    async def test_an_older_layout_is_refused_by_whoever_only_looks(self, server: Server) -> None:
+        with server.client() as client:
+            client.set("igw:layout", "1")
+            async with open_redis_store(server.url, may_create=False) as store:
+                with pytest.raises(LayoutMismatch, match=r"layout version 1; .* version 2"):
+                    await store.check_layout()
+                with pytest.raises(LayoutMismatch):
+                    await store.blobs.check_layout()
+            assert client.get("igw:layout") == b"1"
+
+    @pytest.mark.parametrize("stamp", ["3", "10", "two", "", "-1", "1.5"])
+    async def test_a_stamp_that_is_not_known_is_never_overwritten(
+        self, server: Server, stamp: str
+    ) -> None:
+        with server.client() as client:
+            client.set("igw:layout", stamp)
+            async with open_redis_store(server.url) as store, open_redis_blobs(server.url) as blobs:
+                for opened in (store, blobs):
+                    with pytest.raises(LayoutMismatch):
+                        await opened.check_layout()
+            assert client.get("igw:layout") == stamp.encode()
+
     async def test_an_away_server_has_no_layout(self, stopped: Server) -> None:
         async with open_redis_store(stopped.url) as store:
             with pytest.raises(StoreUnavailable):
@@ -232,6 +265,13 @@ class TestKeys:
             f"{BOOKS}ledger:{now:%Y-%m-%d}": None,
             f"{BOOKS}ledger-days": None,
             f"{BOOKS}appended:batch": 3600,
+            "igw:note:s:n": 80,
+            "igw:note:s:ever": None,
+            "igw:list:s:l": 700,
+            "igw:{shelf}:used": None,
+            "igw:{shelf}:ends": None,
+            "igw:{shelf}:sizes": None,
+            "igw:{shelf}:total": None,
             "igw:entry:{f}": 1000 + 500,
             "igw:claims:{f}": 90,
             "igw:flight:{a}": 70,
@@ -247,6 +287,7 @@ class TestKeys:
         for start in ("layout", "{books}:records:", "{books}:bucket:", "{books}:window:",
                       "{books}:journal:", "{books}:open:", "{books}:workers",
                       "{books}:ledger:", "{books}:ledger-days", "{books}:appended:",
+                      "note:", "list:", "{shelf}:used", "{shelf}:sizes", "{shelf}:total",
                       "entry:{", "claims:{",
                       "flight:{", "flight-ids:{", "blob:", "wake:"):  # fmt: skip
             assert f"`igw:{start}" in documented
@@ -270,6 +311,13 @@ class TestKeys:
             left = [b"igw:layout", f"{BOOKS}journal:p".encode(), f"{BOOKS}workers".encode()]
             assert sorted(client.keys()) == sorted(left)
             assert client.hget(f"{BOOKS}journal:p", "payload") is None
+
+    async def test_an_empty_shelf_leaves_nothing_behind(self, redis_url: str) -> None:
+        async with open_redis_store(redis_url) as store:
+            await store.run([verbs.Shelve(digest, 10, 60, 15) for digest in "abc"])
+            await ask(store, verbs.Unshelve(("c",)))
+        with redis.Redis.from_url(redis_url) as client:
+            assert client.keys() == [b"igw:layout"]
 
     async def test_bytes_live_as_long_as_the_longest_that_was_asked_for(
         self, redis_url: str
@@ -301,6 +349,21 @@ async def _make_every_kind_of_key(store: RedisStore) -> None:
             verbs.Keep("f", "c", {5: Slot("picture", 0, b"data")}, 1000, 500),
             verbs.Keep("f", "c", {6: Slot("another", 0, b"data")}, 10, 5),
             verbs.Clear("f", {6: "another"}),
+            verbs.Note("s", "n", b"note", 80),
+            verbs.Note("s", "ever", b"note", None),
+            verbs.Note("s", "dropped", b"note", None),
+            verbs.DropNote("s", "dropped"),
+            verbs.Enlist("s", "l", ("a", "b"), 700),
+            verbs.Enlist("s", "l", ("c",), 7),
+            verbs.Strike("s", "l", ("b",)),
+            *(verbs.Shelve(digest, 10, 60, 25) for digest in "abc"),
+            verbs.Shrink(25),
+            verbs.Touch(("b",)),
+            verbs.Unshelve(("c",)),
+            verbs.Oldest(10),
+            verbs.ReadShelf(),
+            verbs.OnShelf(("b",)),
+            verbs.Sweep(),
             verbs.Publish("a", "event", b"event", 70),
             verbs.Beat("w"),
             verbs.Reserve("open", "w", takes, b"payload"),
@@ -316,16 +379,17 @@ async def _make_every_kind_of_key(store: RedisStore) -> None:
 
 
 def _tags_by_script(monitor: redis.client.Monitor) -> list[set[str]]:
-    """The hash tags of the keys of each script that ran until somebody echoed."""
+    """What decides on the slots of the keys of each script that ran until somebody echoed."""
     scripts: list[set[str]] = []
     for event in monitor.listen():
         command = str(event["command"])
         if command.startswith("ECHO"):
             break
-        if command.startswith("EVALSHA"):
+        if command.startswith("EVAL"):
             scripts.append(set())
         if scripts and event["client_type"] == "lua" and "PUBLISH" not in command:
-            scripts[-1] |= set(re.findall(r"igw:[a-z-]*:?(\{\w+\})", command))
+            keys = re.findall(r"igw:[^ ]+", command)
+            scripts[-1] |= {re.sub(r".*(\{\w+\}).*", r"\1", key) for key in keys}
     return scripts
 
 
@@ -459,7 +523,7 @@ class TestOutages:
                     ask(store, verbs.Reserve("p", "w", (), b"payload")),
                     store.blobs.put("0" * 64, b"data", 60),
                 ):
-                    with pytest.raises(StoreUnavailable):
+                    with pytest.raises(StoreFull):
                         await call
                 assert await ask(store, read("a")) == b"v"
                 client.config_set("maxmemory", 0)
@@ -516,6 +580,143 @@ class TestOutages:
         assert time.monotonic() - started < 1
         server.send(signal.SIGCONT)
         assert {type(result) for result in results} == {StoreUnavailable}
+
+
+class TestFull:
+    """A server with `noeviction` that has reached its `maxmemory`: how room is made in it."""
+
+    async def test_whoever_comes_anew_can_still_read(self, server: Server) -> None:
+        async with open_redis_store(server.url) as store:
+            await ask(store, write("a", b"v"))
+        with server.client() as client:
+            client.config_set("maxmemory", 1)
+        async with open_redis_store(server.url) as store:
+            await store.check_layout()
+            assert await ask(store, read("a")) == b"v"
+
+    async def test_the_shelf_can_be_read_and_what_is_taken_off_it_goes(
+        self, server: Server
+    ) -> None:
+        async with open_redis_store(server.url) as store:
+            await store.run([verbs.Shelve(digest, 10, 60, 100) for digest in "abcd"])
+            with server.client() as client:
+                client.config_set("maxmemory", 1)
+            assert await ask(store, verbs.Oldest(15)) == ["a", "b"]
+            assert await ask(store, verbs.OnShelf(("a", "x"))) == [True, False]
+            await ask(store, verbs.Touch(("a", "b")))
+            await ask(store, verbs.Unshelve(("c",)))
+            assert await ask(store, verbs.Shrink(20)) == ["d"]
+            assert await ask(store, verbs.ReadShelf()) == verbs.Shelf(2, 20)
+            assert await ask(store, verbs.Oldest(20)) == ["a", "b"]
+
+    async def test_what_is_put_in_the_place_of_something_needs_no_room(
+        self, server: Server
+    ) -> None:
+        async with open_redis_store(server.url) as store:
+            await store.run([verbs.Shelve(digest, 10, 60, 100) for digest in "ab"])
+            with server.client() as client:
+                client.config_set("maxmemory", 1)
+            with pytest.raises(StoreFull):
+                await ask(store, verbs.Shelve("c", 10, 60, 100))
+            assert await ask(store, verbs.ReadShelf()) == verbs.Shelf(2, 20)
+            assert await ask(store, verbs.Shelve("a", 10, 60, 100)) == []
+            assert await ask(store, verbs.Shelve("c", 10, 60, 20)) == ["b"]
+            assert await ask(store, verbs.ReadShelf()) == verbs.Shelf(2, 20)
+
+    async def test_deleting_the_oldest_bytes_makes_room_for_new_ones(self, server: Server) -> None:
+        async with open_redis_store(server.url) as store:
+            pictures = {
+                hashlib.sha256(b"%d" % i).hexdigest(): b"%d" % i * 500_000 for i in range(9)
+            }
+            last = pictures.popitem()
+            with server.client() as client:
+                for digest, data in pictures.items():
+                    await ask(store, verbs.Shelve(digest, len(data), 60, 1 << 30))
+                    await store.blobs.put(digest, data, 60)
+                client.config_set("maxmemory", client.info("memory")["used_memory"])
+            with pytest.raises(StoreFull):
+                await store.blobs.put(*last, 60)
+            oldest = await ask(store, verbs.Oldest(1_500_000))
+            assert oldest == list(pictures)[:3]
+            for digest in oldest:
+                await store.blobs.delete(digest)
+            await ask(store, verbs.Unshelve(tuple(oldest)))
+            await store.blobs.put(*last, 60)
+            assert await store.blobs.get(last[0]) == last[1]
+            assert await ask(store, verbs.ReadShelf()) == verbs.Shelf(5, 2_500_000)
+
+    async def test_all_other_small_things_say_that_it_is_full(self, server: Server) -> None:
+        async with open_redis_store(server.url) as store:
+            await store.run([verbs.Note("s", "n", b"v", 60), verbs.Enlist("s", "l", ("a",), 60)])
+            with server.client() as client:
+                client.config_set("maxmemory", 1)
+            for verb in (verbs.Note("s", "m", b"v", 60), verbs.Enlist("s", "l", ("b",), 60)):
+                with pytest.raises(StoreFull):
+                    await ask(store, verb)
+            await store.run([verbs.DropNote("s", "n"), verbs.Strike("s", "l", ("a",))])
+            assert await ask(store, verbs.ReadNote("s", "n")) is None
+            assert await ask(store, verbs.ReadList("s", "l")) == []
+
+
+class TestBlobServer:
+    """A second server that has only bytes."""
+
+    @pytest.mark.parametrize(("maxmemory", "capacity"), [(0, 1 << 30), (100 << 20, 50 << 20)])
+    async def test_its_capacity_is_half_of_its_memory(
+        self, server: Server, maxmemory: int, capacity: int
+    ) -> None:
+        with server.client() as client:
+            client.config_set("maxmemory", maxmemory)
+        async with open_redis_blobs(server.url) as blobs:
+            assert await blobs.capacity_bytes() == capacity
+
+    @pytest.mark.parametrize(
+        "policy", ["allkeys-lru", "allkeys-random", "volatile-lru", "volatile-ttl"]
+    )
+    async def test_it_may_evict_whatever_it_likes(self, server: Server, policy: str) -> None:
+        with server.client() as client:
+            client.config_set("maxmemory", client.info("memory")["used_memory"] + 1_000_000)
+            client.config_set("maxmemory-policy", policy)
+            digests = [f"{i:064x}" for i in range(100)]
+            for group in (digests[:50], digests[50:]):
+                async with open_redis_blobs(server.url) as blobs:
+                    for digest in group:
+                        await blobs.put(digest, b"x" * 50_000, 600)
+                    assert await blobs.get(group[-1]) in (b"x" * 50_000, None)
+                client.delete("igw:layout")  # as such a server may
+            assert client.info("stats")["evicted_keys"] > 50
+
+    async def test_a_foreign_stamp_there_is_refused(self, server: Server) -> None:
+        with server.client() as client:
+            client.set("igw:layout", "99")
+        async with open_redis_blobs(server.url) as blobs:
+            with pytest.raises(LayoutMismatch):
+                await blobs.check_layout()
+            with pytest.raises(StoreUnavailable, match="layout version 99"):
+                await blobs.scan("", 10)
+
+    async def test_whoever_only_looks_leaves_an_empty_one_empty(self, server: Server) -> None:
+        async with open_redis_blobs(server.url, may_create=False) as blobs:
+            with pytest.raises(StoreMissing):
+                await blobs.check_layout()
+        with server.client() as client:
+            assert client.keys() == []
+
+    async def test_a_scan_finds_only_bytes_under_its_own_prefix(self, redis_url: str) -> None:
+        odd = "[a]?*\\:"
+        async with (
+            open_redis_store(redis_url) as store,
+            open_redis_blobs(redis_url, prefix="a:") as other,
+            open_redis_store(redis_url, prefix=odd) as oddly_named,
+        ):
+            await _make_every_kind_of_key(store)
+            await other.put("0" * 64, b"other", 60)
+            await oddly_named.blobs.put("1" * 64, b"odd", 60)
+            await ask(oddly_named, verbs.Keep("f", "a", {0: Slot("p", 0, b"d")}, 60, 60))
+            mark, found = await store.blobs.scan("", 1000)
+            assert (mark, found) == (None, {hashlib.sha256(b"data").hexdigest(): 4})
+            assert await oddly_named.blobs.scan("", 1000) == (None, {"1" * 64: 3})
+            assert set((await ask(oddly_named, verbs.ScanEntries(limit=1000))).entries) == {"f"}
 
 
 class TestWatchOutages:

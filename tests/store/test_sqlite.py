@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import multiprocessing
 import sqlite3
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from gateway.errors import StoreUnavailable
+from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store import verbs
 from gateway.store.layout import LayoutMismatch, StoreMissing
 from gateway.store.sqlite import create_sqlite_layout, open_sqlite_store
@@ -109,6 +110,56 @@ class TestLayout:
             assert store.name == f"embedded store (SQLite) at {sqlite_path}"
 
 
+class TestUpgrade:
+    """A database that an older gateway left behind."""
+
+    @pytest.fixture
+    def old_path(self, tmp_path: Path) -> Path:
+        path = tmp_path / "store.sqlite3"
+        script = Path(__file__).with_name("layout-1.sql").read_text("utf-8")
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            db.executescript(script)
+        return path
+
+    async def test_it_is_not_opened_before_it_is_upgraded(self, old_path: Path) -> None:
+        with pytest.raises(LayoutMismatch, match=r"layout version 1; .* reads version 2"):
+            async with open_sqlite_store(old_path):
+                pass
+
+    async def test_it_keeps_what_it_has_and_can_do_what_is_new(self, old_path: Path) -> None:
+        for _ in range(2):
+            await asyncio.to_thread(create_sqlite_layout, old_path)
+        async with open_sqlite_store(old_path) as store:
+            assert await ask(store, verbs.Get("keys", "k")) == b"record"
+            assert (await ask(store, verbs.ReadEntry("f"))).slots[0].data == b"data"
+            assert [j.purchase for j in await ask(store, verbs.OpenJournals())] == ["open"]
+            records = await ask(store, verbs.ReadLedger())
+            assert [record for _, record in records] == [b"bought", b"hit"]
+            await store.run([verbs.Note("s", "n", b"v", 60), verbs.Enlist("s", "l", ("a",), 60)])
+            assert await ask(store, verbs.Shelve("d", 10, 60, 100)) == []
+            assert await ask(store, verbs.ReadShelf()) == verbs.Shelf(1, 10)
+
+    async def test_it_has_then_the_same_tables_as_a_new_one(
+        self, old_path: Path, sqlite_path: Path
+    ) -> None:
+        await asyncio.to_thread(create_sqlite_layout, old_path)
+        assert _tables(old_path) == _tables(sqlite_path)
+
+    async def test_an_upgrade_that_fails_changes_nothing(self, old_path: Path) -> None:
+        with contextlib.closing(sqlite3.connect(old_path)) as db:
+            db.execute("CREATE TABLE shelf_total (in_the_way)")
+        before = _tables(old_path)
+        with pytest.raises(StoreUnavailable, match="shelf_total already exists"):
+            await asyncio.to_thread(create_sqlite_layout, old_path)
+        assert _tables(old_path) == before
+
+
+def _tables(path: Path) -> list[tuple[str, ...]]:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        version = db.execute("PRAGMA user_version").fetchone()
+        return [version, *db.execute("SELECT name, sql FROM sqlite_master ORDER BY name")]
+
+
 class TestFailures:
     async def test_a_batch_that_fails_hurts_no_other(self, sqlite_path: Path) -> None:
         async with open_sqlite_store(sqlite_path) as store:
@@ -144,6 +195,22 @@ class TestFailures:
             assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
             with pytest.raises(StoreUnavailable):
                 await ask(store, verbs.Get("s", "a"))
+
+    async def test_a_full_disk_is_told_from_a_broken_one_and_can_be_emptied(
+        self, sqlite_path: Path
+    ) -> None:
+        """SQLite's own limit of pages fails as a full disk does."""
+        async with open_sqlite_store(sqlite_path) as store:
+            await store.run([write("a", b"x" * 100_000), verbs.Shelve("d", 10, 60, 100)])
+            writer = store._writer._db  # type: ignore[attr-defined]
+            writer.execute("PRAGMA max_page_count = 1")  # that is: as many as there are
+            full = [ask(store, write(f"b{i}", b"x" * 200_000)) for i in range(3)]
+            for outcome in await asyncio.gather(*full, return_exceptions=True):
+                assert isinstance(outcome, StoreFull)
+            assert await ask(store, verbs.Oldest(10)) == ["d"]
+            await ask(store, verbs.Unshelve(("d",)))
+            await ask(store, verbs.Put((Change("s", "a", None, b"x" * 100_000),)))
+            assert await ask(store, write("c", b"x" * 50_000)) is None
 
     async def test_what_was_asked_before_leaving_is_still_done(self, sqlite_path: Path) -> None:
         async with open_sqlite_store(sqlite_path) as store:
@@ -256,6 +323,39 @@ class TestTime:
             assert set((await ask(store, verbs.ReadEntry("new"))).slots) == {0}
             assert [j.purchase for j in await ask(store, verbs.OpenJournals())] == ["open"]
             assert len(await ask(store, verbs.ReadLedger())) == 1
+
+    async def test_a_sweep_removes_small_things_in_small_steps(self, sqlite_path: Path) -> None:
+        clock = Clock()
+        async with open_sqlite_store(sqlite_path, clock=clock) as store:
+            await store.run(
+                [
+                    verbs.Note("s", "old", b"v", 10),
+                    verbs.Note("s", "new", b"v", None),
+                    verbs.Enlist("s", "old", ("a", "b", "c"), 10),
+                    verbs.Enlist("s", "new", ("a", "b"), 100),
+                    verbs.Shelve("old", 5, 10, 100),
+                    verbs.Shelve("new", 7, 100, 100),
+                ]
+            )
+            clock.now += 50
+            await ask(store, verbs.Enlist("s", "old", ("c", "d"), 100))
+            sweeps = [await ask(store, verbs.Sweep(limit=2)) for _ in range(4)]
+            assert sweeps == [2, 2, 2, 0]  # a note, a digest; three members and their list
+            assert await ask(store, verbs.ReadNote("s", "new")) == b"v"
+            assert sorted(await ask(store, verbs.ReadList("s", "old"))) == ["c", "d"]
+            assert sorted(await ask(store, verbs.ReadList("s", "new"))) == ["a", "b"]
+            assert await ask(store, verbs.ReadShelf()) == verbs.Shelf(1, 7)
+            clock.now += 100
+            assert await ask(store, verbs.Sweep()) == 7
+            assert await ask(store, verbs.ReadShelf()) == verbs.Shelf(0, 0)
+
+    async def test_use_is_told_apart_even_when_the_clock_goes_back(self, sqlite_path: Path) -> None:
+        clock = Clock()
+        async with open_sqlite_store(sqlite_path, clock=clock) as store:
+            await ask(store, verbs.Shelve("a", 1, 1e6, 100))
+            clock.now -= 5000
+            await store.run([verbs.Shelve("b", 1, 1e6, 100), verbs.Touch(("a",))])
+            assert await ask(store, verbs.Oldest(100)) == ["b", "a"]
 
 
 Story = Callable[[Store, int], Any]
