@@ -1,0 +1,40 @@
+# The gateway as an image: docker build --tag image-gateway .
+#
+# docs/container.md says how to run it: read-only, without capabilities, one volume.
+
+# One base for both stages: the environment of the first one points at the second one's Python.
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY requirements/run.lock requirements/
+COPY deploy/install.sh deploy/healthy.py deploy/
+COPY config config/
+COPY gateway gateway/
+RUN deploy/install.sh /source /opt/gateway
+WORKDIR /data
+
+FROM ${BASE}
+# Nothing is installed from here on, so the base's own pip goes too.
+RUN --mount=type=bind,from=build,source=/source/deploy,target=/mnt /mnt/install.sh --strip /usr/local
+COPY --from=build /opt/gateway /opt/gateway
+COPY --from=build --chown=10001:10001 /data /data
+
+ENV PATH=/opt/gateway/bin:/usr/local/bin:/usr/bin:/bin \
+    GATEWAY_LISTEN=0.0.0.0:8080 \
+    GATEWAY_DATA_DIR=/data
+
+# A configuration of one's own is mounted at ./config; without one, that of the package holds.
+WORKDIR /etc/image-gateway
+USER 10001:10001
+VOLUME /data
+EXPOSE 8080
+
+# The first SIGTERM drains: purchases under way are finished, which takes up to 600 s. Docker kills
+# after 10 s unless it is told otherwise: docker run --stop-timeout 610, or compose's
+# stop_grace_period.
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["/opt/gateway/bin/healthy"]
+ENTRYPOINT ["gateway"]
+CMD ["serve"]

@@ -1,0 +1,465 @@
+"""The image: what the Dockerfile says, and its build step run for real, without a container.
+
+The step is a script. It runs here as in a build: over exactly the files that the Dockerfile copies,
+which it cannot change, with an empty environment; and as somebody without rights, which a build
+does not even ask for. What it installed is then started as the image starts it.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from gateway.settings import Address, parse_address
+from tests.dockerfile import read_stages
+
+ROOT = Path(__file__).parent.parent
+BUILD, FINAL = read_stages(ROOT / "Dockerfile")
+SOURCE, PREFIX = "/source", "/opt/gateway"
+"""Where the image has what the test has elsewhere."""
+
+BUILDERS = ["pip", "setuptools", "wheel", "hatchling", "ensurepip"]
+UNCHECKED_HASH = b"\x01\x00\x00\x00"
+"""The flags of bytecode that is used whatever time its source bears (PEP 552)."""
+
+NOBODY = 65534
+NETWORK = {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"}
+START_SECONDS = 20
+
+
+# ── what the Dockerfile says ────────────────────────────────────────────────────────────────
+
+
+def test_both_stages_stand_on_one_base_with_its_python_and_system_named():
+    assert BUILD.name == "build"
+    assert BUILD.base == FINAL.base
+    assert re.fullmatch(r"python:3\.\d+-slim-[a-z]+", FINAL.base)
+
+
+def test_nothing_is_run_but_the_script():
+    assert BUILD.one("RUN") == f"deploy/install.sh {SOURCE} {PREFIX}"
+    mount, script, *words = FINAL.one("RUN").split()
+    assert mount == "--mount=type=bind,from=build,source=/source/deploy,target=/mnt"
+    assert [script, *words] == ["/mnt/install.sh", "--strip", "/usr/local"]
+
+
+def test_the_final_stage_takes_over_what_was_installed_and_an_empty_data_folder():
+    assert FINAL.all("COPY") == [
+        f"--from=build {PREFIX} {PREFIX}",
+        f"--from=build --chown={FINAL.one('USER')} /data /data",
+    ]
+    words = [word for word, _ in FINAL.lines]
+    assert words.index("VOLUME") > words.index("COPY")  # later changes would be lost
+    assert words.index("USER") > words.index("RUN")
+
+
+def test_the_process_has_a_numeric_user_without_rights():
+    """Kubernetes' runAsNonRoot believes numbers only."""
+    user, group = map(int, FINAL.one("USER").split(":"))
+    assert user >= 10_000
+    assert group >= 10_000
+
+
+def test_the_image_listens_everywhere_and_keeps_its_data_in_the_volume():
+    environment = FINAL.environment()
+    assert environment["GATEWAY_LISTEN"] == "0.0.0.0:8080"
+    assert parse_address(environment["GATEWAY_LISTEN"]) == Address("0.0.0.0", 8080)
+    assert FINAL.one("EXPOSE") == "8080"
+    assert environment["GATEWAY_DATA_DIR"] == FINAL.one("VOLUME") == "/data"
+    assert environment["PATH"].split(":")[0] == f"{PREFIX}/bin"
+
+
+def test_the_image_starts_stops_and_is_checked_without_a_shell():
+    assert FINAL.command("ENTRYPOINT") + FINAL.command("CMD") == ["gateway", "serve"]
+    assert FINAL.one("STOPSIGNAL") == "SIGTERM"
+    assert FINAL.healthcheck() == [f"{PREFIX}/bin/healthy"]
+
+
+def test_the_build_sees_what_it_copies_and_nothing_else():
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    patterns = [line for line in lines if line and not line.startswith("#")]
+    copied = [name for rest in BUILD.all("COPY") for name in rest.split()[:-1]]
+    assert patterns == ["*", *(f"!{name}" for name in copied), "**/__pycache__"]
+
+
+# ── the machine that it runs on ─────────────────────────────────────────────────────────────
+
+
+def without_rights() -> dict[str, Any]:
+    """How a process is started as somebody who may do little; who runs the tests as root can."""
+    if os.geteuid() != 0:
+        return {}
+    return {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+
+
+def find_python() -> str:
+    """An interpreter that such a process may use: the tests' own, or the system's."""
+    check = "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))"
+    candidates = [f"{sys.base_prefix}/bin/python3", "/usr/local/bin/python3", "/usr/bin/python3"]
+    for python in candidates:
+        try:
+            subprocess.run([python, "-c", check], env={}, check=True, **without_rights())
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        return python
+    raise AssertionError(f"none of {candidates} is Python 3.11 with venv that everybody may run")
+
+
+def pip_settings() -> dict[str, str]:
+    """Where packages come from here, wherever that is written, as variables."""
+    listing = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, check=True, text=True
+    )
+    found = {name: value for name, value in os.environ.items() if name.upper() in NETWORK}
+    for line in listing.stdout.splitlines():  # the environment's come first, and win
+        name, _, value = line.partition("=")
+        key = name.rpartition(".")[2].upper().replace("-", "_")
+        if key != "CONFIG_FILE":
+            found.setdefault(f"PIP_{key}", str(ast.literal_eval(value)))
+    return found
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Folders that somebody without rights may use, and the processes started in them."""
+
+    folder: Path
+
+    @property
+    def tree(self) -> Path:
+        return self.folder / "source"
+
+    @property
+    def prefix(self) -> Path:
+        return self.folder / "opt" / "gateway"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def temporary(self) -> Path:
+        """The container's /tmp."""
+        return self.folder / "tmp"
+
+    @property
+    def empty(self) -> Path:
+        """The container's working folder."""
+        return self.folder / "empty"
+
+    def here(self, words: list[str]) -> list[str]:
+        """A command of the image, with this machine's folders."""
+        places = {SOURCE: str(self.tree), PREFIX: str(self.prefix)}
+        for name, place in places.items():
+            words = [re.sub(rf"{name}(?=/|$)", place, word) for word in words]
+        return words
+
+    def install(self) -> None:
+        """What `docker build` runs."""
+        environment = {
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(self.folder / "home"),
+            "TMPDIR": str(self.temporary),
+            "PYTHON": find_python(),
+            **pip_settings(),
+        }
+        done = subprocess.run(
+            self.here(BUILD.one("RUN").split()),
+            cwd=self.tree,
+            env=environment,
+            capture_output=True,
+            check=False,
+            text=True,
+            **without_rights(),
+        )
+        assert done.returncode == 0, done.stderr
+
+    def started(self, words: list[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+        """What `docker run` and `docker exec` start."""
+        return subprocess.Popen(
+            self.here(words),
+            cwd=self.empty,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **without_rights(),
+        )
+
+    def output(self, words: list[str], environment: Mapping[str, str]) -> str:
+        process = self.started(words, environment)
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors
+        return output
+
+    def is_healthy(self, environment: Mapping[str, str]) -> bool:
+        """What the image's health check finds."""
+        process = self.started(FINAL.healthcheck(), environment)
+        _, errors = process.communicate()
+        assert errors == ""
+        return process.returncode == 0
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    """Outside `tmp_path`, which nobody else may enter."""
+    folder = Path(tempfile.mkdtemp(prefix="gateway-image-"))
+    folder.chmod(0o755)
+    for name in ("opt", "data", "tmp", "home", "empty"):
+        (folder / name).mkdir()
+        if os.geteuid() == 0:
+            os.chown(folder / name, NOBODY, NOBODY)
+    machine = Machine(folder)
+    copy_context(machine.tree)
+    make_read_only(machine.tree)
+    try:
+        yield machine
+    finally:
+        for path in (folder, *folder.rglob("*")):
+            if path.is_dir() and not path.is_symlink():
+                path.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+def copy_context(tree: Path) -> None:
+    """What the Dockerfile copies before it runs the step."""
+    for rest in BUILD.all("COPY"):
+        *names, target = rest.split()
+        for name in names:
+            source, place = ROOT / name, tree / target
+            place.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                ignore = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(source, place, ignore=ignore, dirs_exist_ok=True)
+            else:
+                shutil.copy(source, place)
+
+
+def make_read_only(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        if not path.is_symlink():
+            path.chmod((path.stat().st_mode | 0o444) & ~0o222)
+
+
+def state(folder: Path) -> dict[str, tuple[int, int]]:
+    """Everything below a folder, with time and size: differs after every change."""
+    found = {str(path): path.lstat() for path in (folder, *folder.rglob("*"))}
+    return {path: (stat.st_mtime_ns, stat.st_size) for path, stat in found.items()}
+
+
+# ── what the step yields ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.timeout(300)  # it downloads and compiles what a build does
+def test_the_build_step_yields_a_gateway_that_runs_read_only(machine: Machine):
+    before = state(machine.tree)
+    machine.install()
+    assert state(machine.tree) == before
+    assert list(machine.temporary.iterdir()) == []
+    assert_nothing_builds(machine.prefix)
+    assert_everything_is_compiled(machine.prefix)
+    make_read_only(machine.prefix)
+    make_read_only(machine.empty)
+    before = state(machine.prefix) | state(machine.empty)
+    assert_it_serves(machine)
+    assert state(machine.prefix) | state(machine.empty) == before
+    assert list(machine.temporary.iterdir()) == []
+    assert any(machine.data.iterdir())
+
+
+def assert_nothing_builds(prefix: Path) -> None:
+    """It has what the gateway depends on, and neither more nor less."""
+    python = prefix / "bin" / "python"
+    tools = re.compile(r"pip.*|wheel|hatchling|easy_install.*|cc|gcc.*|make")
+    assert [path.name for path in (prefix / "bin").iterdir() if tools.fullmatch(path.name)] == []
+    (packages,) = prefix.glob("lib/python3.*/site-packages")
+    assert {path.name for path in packages.iterdir()}.isdisjoint(BUILDERS)
+    found = {canonicalize_name(one.name): one for one in distributions(path=[str(packages)])}
+    version = subprocess.check_output(
+        [python, "-c", "import platform; print(platform.python_version())"], text=True
+    )
+    needed = dependencies("image-gateway", found, version.strip())
+    assert found.keys() == needed | {"async-timeout"}  # which Python before 3.11.3 needs
+
+
+def dependencies(name: str, found: Mapping[str, Distribution], version: str) -> set[str]:
+    """A package and all that it needs on that Python, without extras."""
+    needed: set[str] = set()
+    waiting = [name]
+    while waiting:
+        name = waiting.pop()
+        if name in needed:
+            continue
+        needed.add(name)
+        for requirement in map(Requirement, found[name].requires or []):
+            marker = requirement.marker
+            if marker is None or marker.evaluate({"extra": "", "python_full_version": version}):
+                waiting.append(canonicalize_name(requirement.name))
+    return needed
+
+
+def assert_everything_is_compiled(prefix: Path) -> None:
+    """Else each start would compile it again, because it could not keep the result."""
+    sources = {path.with_suffix("") for path in (prefix / "lib").rglob("*.py")}
+    compiled = list(prefix.rglob("*.pyc"))
+    assert {path.parent.parent / path.name.split(".")[0] for path in compiled} == sources
+    assert {path.read_bytes()[4:8] for path in compiled} == {UNCHECKED_HASH}
+
+
+def assert_it_serves(machine: Machine) -> None:
+    """As `docker run IMAGE` does: checked, asked for a picture, told to stop."""
+    with simulated_upstream(machine) as upstream:
+        environment = container_environment(machine, upstream)
+        assert not machine.is_healthy(environment)
+        gateway = machine.started(FINAL.command("ENTRYPOINT") + FINAL.command("CMD"), environment)
+        try:
+            wait_until_healthy(machine, gateway, environment)
+            secret = machine.output(["gateway", "keys", "add", "alice"], environment).strip()
+            first, again = (ask(environment["GATEWAY_LISTEN"], secret) for _ in range(2))
+            assert "fwd=miss; stored" in first[0]
+            assert "; hit; " in again[0]
+            assert first[1] == again[1]
+            gateway.send_signal(signal.Signals[FINAL.one("STOPSIGNAL")])
+            _, errors = gateway.communicate(timeout=30)
+            assert gateway.returncode == 0, errors
+            assert not machine.is_healthy(environment)
+        finally:
+            gateway.kill()
+            gateway.communicate()
+
+
+def container_environment(machine: Machine, upstream: str) -> dict[str, str]:
+    """What the image sets, on a free port; what Docker adds; and what a user must name."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    image = FINAL.environment()
+    return {
+        **image,
+        "PATH": image["PATH"].replace(PREFIX, str(machine.prefix)),
+        "GATEWAY_LISTEN": image["GATEWAY_LISTEN"].replace("8080", str(port)),
+        "GATEWAY_DATA_DIR": str(machine.data),
+        "HOME": "/",
+        "TMPDIR": str(machine.temporary),
+        "UPSTREAM_BASE_URL": upstream,
+        "UPSTREAM_API_KEY": "sk-x",
+    }
+
+
+@contextmanager
+def simulated_upstream(machine: Machine) -> Iterator[str]:
+    """The one that the image has too; its base URL."""
+    environment = {"PATH": "/usr/bin:/bin", "TMPDIR": str(machine.temporary)}
+    words = ["simulate", "--listen", "127.0.0.1:0", "--latency-scale", "0"]
+    simulator = machine.started([f"{PREFIX}/bin/gateway", *words], environment)
+    assert simulator.stdout is not None
+    try:
+        yield simulator.stdout.readline().removeprefix("Simulated upstream at ").strip()
+    finally:
+        simulator.terminate()
+        simulator.communicate()
+
+
+def wait_until_healthy(
+    machine: Machine, gateway: subprocess.Popen[str], environment: Mapping[str, str]
+) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not machine.is_healthy(environment):
+        assert gateway.poll() is None, gateway.communicate()
+        assert time.monotonic() < deadline, "it does not become healthy"
+        time.sleep(0.2)
+
+
+def ask(listen: str, secret: str) -> tuple[str, bytes]:
+    """One picture: where it came from, and its bytes."""
+    body = {"model": "gpt-image-1.5", "prompt": "an otter in a box", "size": "1024x1024"}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{parse_address(listen).port}/v1/images/generations",
+        json.dumps(body).encode(),
+        {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"},
+    )
+    straight = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with straight.open(request, timeout=30) as answer:
+        picture = json.load(answer)["data"][0]["b64_json"]
+        return answer.headers["Cache-Status"], base64.b64decode(picture)
+
+
+# ── the script alone ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.timeout(180)  # venv and pip take their time on a busy machine
+def test_the_base_s_own_pip_can_be_taken_away(tmp_path: Path):
+    """A virtual environment looks like /usr/local of the base image, but for ensurepip."""
+    prefix = tmp_path / "usr" / "local"
+    subprocess.run([find_python(), "-m", "venv", str(prefix)], env={}, check=True)
+    (packages,) = prefix.glob("lib/python3.*/site-packages")
+    (packages.parent / "ensurepip" / "_bundled").mkdir(parents=True)
+    assert (packages / "pip").exists()
+    subprocess.run([ROOT / "deploy" / "install.sh", "--strip", str(prefix)], check=True)
+    left = {path.name for path in (*packages.parent.iterdir(), *packages.iterdir())}
+    assert left.isdisjoint(BUILDERS)
+    assert list((prefix / "bin").glob("pip*")) == []
+    subprocess.run([prefix / "bin" / "python", "-c", "import json, ssl"], check=True)
+
+
+@pytest.mark.parametrize("words", [[], ["only-one"], ["one", "two", "three"]])
+def test_a_wrong_number_of_arguments_is_answered_with_the_two_ways_to_call_it(words: list[str]):
+    told = subprocess.run(
+        [ROOT / "deploy" / "install.sh", *words], capture_output=True, check=False, text=True
+    )
+    assert told.returncode == 2
+    assert re.findall(r"install\.sh (\S+) PREFIX", told.stderr) == ["SOURCE", "--strip"]
+
+
+def test_a_folder_that_is_there_already_is_left_alone(tmp_path: Path):
+    told = subprocess.run(
+        [ROOT / "deploy" / "install.sh", ROOT, tmp_path],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert told.returncode == 1
+    assert told.stderr == f"{tmp_path} is there already: name a new folder\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_check_goes_where_the_gateway_listens(tmp_path: Path):
+    """Also on IPv6's wildcard; a port where nobody answers in HTTP is not healthy."""
+    healthy = [sys.executable, ROOT / "deploy" / "healthy.py"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        listen = f"0.0.0.0:{silent.getsockname()[1]}"
+        with subprocess.Popen(healthy, env={"GATEWAY_LISTEN": listen}) as check:
+            connection, _ = silent.accept()
+            with connection:
+                assert connection.recv(65536).startswith(b"GET /healthz HTTP/1.1\r\n")
+                connection.sendall(b"SSH-2.0-otter\r\n")
+    assert check.returncode == 1
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+        listen = f"[::]:{server.getsockname()[1]}"
+        with subprocess.Popen(healthy, env={"GATEWAY_LISTEN": listen}) as check:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    assert check.returncode == 0

@@ -1,0 +1,154 @@
+"""The ways to run the gateway that lie in `deploy/`: compose, systemd, Kubernetes.
+
+What they must agree on: enough time to finish what is being paid, nothing writable but the data and
+/tmp, and the Redis settings that the README asks for.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gateway.settings import load_settings, parse_address
+from tests.dockerfile import read_stages
+
+ROOT = Path(__file__).parent.parent
+DEPLOY = ROOT / "deploy"
+IMAGE = read_stages(ROOT / "Dockerfile")[-1]
+PURCHASE_SECONDS = load_settings(ROOT / "config" / "gateway.yaml", {}).upstream.timeout_seconds
+GRACE_SECONDS = 610
+
+
+def test_the_grace_is_longer_than_the_longest_purchase():
+    assert PURCHASE_SECONDS < GRACE_SECONDS
+
+
+# ── compose ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    """The services of the compose file."""
+    found: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    return found
+
+
+@pytest.mark.parametrize("name", ["gateway", "redis"])
+def test_a_container_may_write_nothing_but_its_volume_and_tmp(services: dict[str, Any], name: str):
+    service = services[name]
+    assert service["read_only"] is True
+    assert service["tmpfs"] == "/tmp"  # noqa: S108 - the container's
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["volumes"] == [f"{name}-data:/data"]
+    declared = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["volumes"]
+    assert f"{name}-data" in declared
+
+
+def test_compose_stops_and_checks_the_gateway_as_the_image_does(services: dict[str, Any]):
+    gateway = services["gateway"]
+    assert gateway["stop_grace_period"] == f"{GRACE_SECONDS}s"
+    assert gateway["stop_signal"] == IMAGE.one("STOPSIGNAL")
+    assert gateway["healthcheck"]["test"] == ["CMD", *IMAGE.healthcheck()]
+    options = dict(re.findall(r"--([a-z-]+)=(\S+)", IMAGE.one("HEALTHCHECK")))
+    compose = {name.replace("_", "-"): str(v) for name, v in gateway["healthcheck"].items()}
+    assert compose.items() >= options.items()
+    assert gateway["ports"] == [f"8080:{IMAGE.one('EXPOSE')}"]
+    assert (DEPLOY / gateway["build"] / "Dockerfile").is_file()
+
+
+def test_compose_runs_redis_as_the_readme_says(services: dict[str, Any]):
+    readme = (ROOT / "README.md").read_text()
+    settings = r"(?m)^(appendonly|appendfsync|maxmemory-policy) (\S+)"
+    wanted = dict(re.findall(settings, readme))
+    server, *options = services["redis"]["command"]
+    assert server == "redis-server"
+    names = [name.removeprefix("--") for name in options[::2]]
+    assert len(wanted) == 3
+    assert dict(zip(names, options[1::2], strict=True)) == wanted
+    assert services["gateway"]["environment"] == {"GATEWAY_REDIS_URL": "redis://redis:6379/0"}
+    assert services["gateway"]["depends_on"] == {"redis": {"condition": "service_healthy"}}
+
+
+def test_the_file_with_the_secrets_is_named_and_never_committed(services: dict[str, Any]):
+    assert services["gateway"]["env_file"] == ".env"
+    assert services["gateway"]["environment"].keys().isdisjoint({"UPSTREAM_API_KEY"})
+    git = ["git", "-c", "safe.directory=*", "check-ignore", "--quiet", "deploy/.env"]
+    assert subprocess.run(git, cwd=ROOT, check=False).returncode == 0
+
+
+# ── systemd ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_unit_drains_and_may_write_nothing_but_its_state(tmp_path: Path):
+    text = (DEPLOY / "image-gateway.service").read_text()
+    unit = dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
+    assert unit["ExecStart"] == "/opt/gateway/bin/gateway serve"
+    assert unit["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    assert unit["KillSignal"] == "SIGTERM"
+    assert unit["KillMode"] == "mixed"  # the parent alone counts signals
+    assert unit["TimeoutStopSec"] == str(GRACE_SECONDS)
+    assert unit["DynamicUser"] == unit["NoNewPrivileges"] == unit["PrivateTmp"] == "yes"
+    assert unit["ProtectSystem"] == "strict"
+    assert unit["CapabilityBoundingSet"] == ""
+    assert unit["Environment"] == f"GATEWAY_DATA_DIR=/var/lib/{unit['StateDirectory']}"
+    if shutil.which("systemd-analyze"):
+        here = tmp_path / "image-gateway.service"
+        here.write_text(text.replace("/opt/gateway/bin/gateway", sys.executable))
+        verify = ["systemd-analyze", "verify", "--man=no", str(here)]
+        told = subprocess.run(verify, capture_output=True, check=False, text=True)
+        assert (told.returncode, told.stderr) == (0, "")
+
+
+# ── Kubernetes ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def pod() -> dict[str, Any]:
+    """What the Deployment says of its pods; its own pods, and the Service's."""
+    deployment, service = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
+    assert (deployment["kind"], service["kind"]) == ("Deployment", "Service")
+    template: dict[str, Any] = deployment["spec"]["template"]
+    labels = template["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"] == labels == service["spec"]["selector"]
+    spec: dict[str, Any] = template["spec"]
+    return spec
+
+
+def test_a_pod_has_time_to_drain_and_no_rights(pod: dict[str, Any]):
+    assert pod["terminationGracePeriodSeconds"] == GRACE_SECONDS
+    user = pod["securityContext"]
+    assert user["runAsNonRoot"] is True
+    assert f"{user['runAsUser']}:{user['runAsGroup']}" == IMAGE.one("USER")
+    (container,) = pod["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["resources"].keys() == {"requests", "limits"}
+
+
+def test_a_pod_is_probed_where_the_image_listens(pod: dict[str, Any]):
+    (container,) = pod["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"http": parse_address(IMAGE.environment()["GATEWAY_LISTEN"]).port}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "http"}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
+
+
+def test_a_pod_has_volumes_where_the_gateway_writes(pod: dict[str, Any]):
+    """Below a mount, which belongs to root: the gateway makes its data folder private."""
+    (container,) = pod["containers"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    assert mounts.keys() == {IMAGE.one("VOLUME"), "/tmp"}  # noqa: S108 - the pod's
+    assert set(mounts.values()) == {volume["name"] for volume in pod["volumes"]}
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert Path(variables["GATEWAY_DATA_DIR"]).parent == Path(IMAGE.one("VOLUME"))
