@@ -8,11 +8,12 @@ become complete is answered 408.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
 import orjson
-from aiohttp import StreamReader, hdrs, web
+from aiohttp import HttpVersion11, StreamReader, hdrs, web
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from gateway.api.middleware import SERVER, error_response, new_request_id
@@ -77,6 +78,21 @@ class Connection(RequestHandler):
         response.headers[hdrs.SERVER] = SERVER
         response.force_close()
         return response
+
+    def _make_error_handler(
+        self, err_info: _ErrInfo
+    ) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+        """Answers what could not be read in HTTP/1.1: aiohttp takes it for HTTP/1.0.
+
+        In that the end of the connection would go without saying; now `Connection: close` says it.
+        """
+        answer = super()._make_error_handler(err_info)
+
+        async def answer_in_http_11(request: web.BaseRequest) -> web.StreamResponse:
+            request._version = HttpVersion11  # noqa: SLF001 - there is no other way to set it
+            return await answer(request)
+
+        return answer_in_http_11
 
     def _head_is_late(self) -> None:
         self._head_timer = None

@@ -1,0 +1,311 @@
+"""What a caller's own headers ask of the gateway, beside what the body asks of the model.
+
+`parse_directives` reads them, each by its RFC: Cache-Control (RFC 9111 §5.2.1), Pragma (§5.4),
+Prefer (RFC 7240), Idempotency-Key, and the gateway's own `X-Gateway-…`. `effective` weighs them
+against what the caller's key says of reuse. Obeying them is `service.py`.
+
+What the caller meant as an instruction about money or identity must be understood or refused:
+such a header is a 400 when it makes no sense. Cache-Control is advice, and RFC 9111 says how to
+take what one does not know: unknown directives are ignored, and of doubtful ones the strictest
+reading holds, so that nobody gets an older picture than was asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Final
+
+from gateway.errors import InvalidRequest
+from gateway.images import MAX_SLOTS, ImageRequest
+from gateway.request.body import shorten
+
+VARIATION: Final = "X-Gateway-Variation"
+TAGS: Final = "X-Gateway-Tags"
+MAX_COST: Final = "X-Gateway-Max-Cost-USD"
+IDEMPOTENCY_KEY: Final = "Idempotency-Key"
+
+MAX_TAGS: Final = 16
+MAX_TAG_CHARACTERS: Final = 64
+MAX_SECONDS: Final = 2**31
+"""What RFC 9111 §1.2.2 has a cache read for any longer time."""
+MAX_COST_MICROS: Final = 2**52
+"""The largest amount: as of a key's limits, exact in every store."""
+
+_NAMES: Final = frozenset(
+    {
+        *("cache-control", "pragma", "prefer", IDEMPOTENCY_KEY.lower()),
+        *(VARIATION.lower(), TAGS.lower(), MAX_COST.lower()),
+    }
+)
+_LIST_ELEMENT: Final = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+', re.DOTALL)
+_QUOTED_PAIR: Final = re.compile(r"\\(.)", re.DOTALL)
+_DELTA_SECONDS: Final = re.compile(r"[0-9]+")
+_VARIATION: Final = re.compile(r"[0-9]{1,4}")
+_TAG: Final = re.compile(rf"[A-Za-z0-9._:/@+-]{{1,{MAX_TAG_CHARACTERS}}}")
+_USD: Final = re.compile(r"(?:[0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})(?:[eE]-?[0-9]{1,2})?")
+_IDEMPOTENCY_KEY: Final = re.compile(r"[!-~]{1,255}")
+_WITHIN: Final = re.compile(r"within:([0-9]{1,9})(s|m|h|d)")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+# ── what the request says ───────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Directives:
+    """What one request's headers say; the defaults are those of a request without any."""
+
+    no_cache: bool = False
+    """Also said by `max-age=0`."""
+    no_store: bool = False
+    only_if_cached: bool = False
+    max_age_seconds: int | None = None
+    """Above zero; None beside `no_cache`, which is stricter."""
+    variation: int = 0
+    """The first slot that is asked for, 0 … 63."""
+    tags: tuple[str, ...] = ()
+    max_cost_micros: int | None = None
+    dry_run: bool = False
+    idempotency_key: str | None = None
+
+    @property
+    def speaks_of_reuse(self) -> bool:
+        """Whether the request itself says which stored pictures may answer it."""
+        has_age = self.max_age_seconds is not None
+        return self.no_cache or self.no_store or self.only_if_cached or has_age
+
+
+def parse_directives(headers: Iterable[tuple[str, str]]) -> Directives:
+    """Reads all headers of a request, as they came: any case, a name as often as it likes.
+
+    Raises `InvalidRequest`, whose `param` is the header's name.
+    """
+    own = _combine(headers)
+    if not own:
+        return Directives()
+    cache_control = list(_parse_cache_control(own))
+    names = {name for name, _ in cache_control}
+    ages = [_parse_seconds(argument) for name, argument in cache_control if name == "max-age"]
+    no_cache = "no-cache" in names or 0 in ages
+    return Directives(
+        no_cache=no_cache,
+        no_store="no-store" in names,
+        only_if_cached="only-if-cached" in names,
+        max_age_seconds=None if no_cache else min(ages, default=None),
+        variation=_parse_variation(own.get(VARIATION.lower())),
+        tags=_parse_tags(own.get(TAGS.lower(), "")),
+        max_cost_micros=_parse_max_cost(own.get(MAX_COST.lower())),
+        dry_run=_asks_for_dry_run(own.get("prefer", "")),
+        idempotency_key=_parse_idempotency_key(own.get(IDEMPOTENCY_KEY.lower())),
+    )
+
+
+def place(request: ImageRequest, variation: int) -> ImageRequest:
+    """The request for the slots `variation … variation + n - 1`; 400 beyond the last slot."""
+    last = variation + request.n - 1
+    if last < MAX_SLOTS:
+        return replace(request, variation=variation)
+    raise _invalid(
+        VARIATION,
+        f"{variation} with n={request.n} asks for the variations {variation} to {last}, "
+        f"but the last one is {MAX_SLOTS - 1}. "
+        f"Use a variation of at most {MAX_SLOTS - request.n}, or a smaller 'n'.",
+    )
+
+
+def _combine(headers: Iterable[tuple[str, str]]) -> Mapping[str, str]:
+    """The headers that are read here, by lower-case name; repeated ones joined (RFC 9110 §5.3)."""
+    own: dict[str, str] = {}
+    for given, value in headers:
+        name = given.lower()
+        if name in _NAMES:
+            own[name] = f"{own[name]}, {value}" if name in own else value
+    return own
+
+
+def _list_elements(value: str) -> Iterator[str]:
+    """The elements of a comma-separated list; commas in quotes part nothing, empty ones go."""
+    for element in _LIST_ELEMENT.findall(value):
+        if stripped := element.strip():
+            yield stripped
+
+
+# ── Cache-Control and Pragma ────────────────────────────────────────────────────────────────
+
+
+def _parse_cache_control(own: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Directives with their arguments, "" for none; Pragma speaks where Cache-Control is absent."""
+    if "cache-control" in own:
+        yield from map(_parse_directive, _list_elements(own["cache-control"]))
+        return
+    pragma = map(_parse_directive, _list_elements(own.get("pragma", "")))
+    yield from (directive for directive in pragma if directive[0] == "no-cache")
+
+
+def _parse_directive(element: str) -> tuple[str, str]:
+    """Name and argument; whether that is a token or a quoted string is the same."""
+    name, _, argument = element.partition("=")
+    return name.strip().lower(), _unquote(argument.strip())
+
+
+def _unquote(argument: str) -> str:
+    if len(argument) < 2 or argument[0] != '"' or argument[-1] != '"':
+        return argument
+    return _QUOTED_PAIR.sub(r"\1", argument[1:-1])
+
+
+def _parse_seconds(argument: str) -> int:
+    """0 for what is no number of seconds: every stored picture is too old (RFC 9111 §4.2.1)."""
+    if _DELTA_SECONDS.fullmatch(argument) is None:
+        return 0
+    digits = argument.lstrip("0")
+    return MAX_SECONDS if len(digits) > 10 else min(int(digits or "0"), MAX_SECONDS)
+
+
+# ── Prefer ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _asks_for_dry_run(value: str) -> bool:
+    """Whatever its value and parameters: who writes `dry-run` does not mean to pay."""
+    names = (re.split("[;=]", element, maxsplit=1)[0] for element in _list_elements(value))
+    return any(name.strip().lower() == "dry-run" for name in names)
+
+
+# ── headers that must make sense ────────────────────────────────────────────────────────────
+
+
+def _parse_variation(value: str | None) -> int:
+    if value is None:
+        return 0
+    digits = value.strip()
+    if _VARIATION.fullmatch(digits) is None or int(digits) >= MAX_SLOTS:
+        most, shown = MAX_SLOTS - 1, shorten(digits)
+        raise _invalid(VARIATION, f"expected an integer from 0 to {most}, but got '{shown}'.")
+    return int(digits)
+
+
+def _parse_tags(value: str) -> tuple[str, ...]:
+    """Each tag once, in the order of the header."""
+    tags = tuple(dict.fromkeys(_list_elements(value)))
+    if len(tags) > MAX_TAGS:
+        raise _invalid(TAGS, f"expected at most {MAX_TAGS} tags, but got {len(tags)}.")
+    for tag in tags:
+        if _TAG.fullmatch(tag) is None:
+            raise _invalid(
+                TAGS,
+                f"a tag has 1 to {MAX_TAG_CHARACTERS} of the characters A-Z a-z 0-9 . _ : / @ + -, "
+                f"but got '{shorten(tag)}'.",
+            )
+    return tags
+
+
+def _parse_max_cost(value: str | None) -> int | None:
+    """Micro-dollars; an amount that is no whole number of them is refused, not rounded."""
+    if value is None:
+        return None
+    amount = value.strip()
+    micros = Decimal(amount) * 1_000_000 if _USD.fullmatch(amount) else Decimal("nan")
+    if not micros.is_finite() or micros > MAX_COST_MICROS or micros % 1:
+        raise _invalid(
+            MAX_COST,
+            "expected an amount in US dollars such as 0.10, 0 or more, with at most six decimals, "
+            f"but got '{shorten(amount)}'.",
+        )
+    return int(micros)
+
+
+def _parse_idempotency_key(value: str | None) -> str | None:
+    if value is None:
+        return None
+    key = value.strip()
+    if _IDEMPOTENCY_KEY.fullmatch(key) is None:
+        raise _invalid(
+            IDEMPOTENCY_KEY, "expected 1 to 255 visible ASCII characters without spaces."
+        )
+    return key
+
+
+def _invalid(header: str, problem: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid '{header}': {problem}", param=header, code="invalid_value")
+
+
+# ── what holds in the end ───────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """What a key says for clients that cannot send Cache-Control; the default is `always`."""
+
+    no_cache: bool = False
+    max_age_seconds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What holds for one request: which stored pictures may answer it, and what is stored."""
+
+    no_cache: bool = False
+    no_store: bool = False
+    only_if_cached: bool = False
+    max_age_seconds: int | None = None
+    notice: str | None = None
+    """For `x-gateway-notice`: what became of `no-cache` and `max-age`; None without either."""
+
+
+def parse_reuse(text: str) -> Reuse:
+    """`always`, `never`, or `within:D` with D such as `90s`, `10m`, `12h`, `7d`.
+
+    Raises `InvalidRequest` with the param `reuse`.
+    """
+    if text == "always":
+        return Reuse()
+    if text == "never":
+        return Reuse(no_cache=True)
+    match = _WITHIN.fullmatch(text)
+    seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
+    if seconds == 0:
+        raise _invalid(
+            "reuse",
+            "expected 'always', 'never', or 'within:' and a duration such as 90s, 10m, 12h or 7d, "
+            f"but got '{shorten(text)}'.",
+        )
+    return Reuse(max_age_seconds=min(seconds, MAX_SECONDS))
+
+
+def effective(directives: Directives, reuse: Reuse, *, allow_no_cache: bool) -> Reading:
+    """What holds: the request's own word where it may have one, else its key's setting.
+
+    Without the permission `no-cache` and `max-age` are as if they had not been sent. The setting
+    needs none: it was made by who gives the permission.
+    """
+    asked = _name_freshness(directives)
+    if asked is None or allow_no_cache:
+        return _weigh(directives, reuse)
+    reading = _weigh(replace(directives, no_cache=False, max_age_seconds=None), reuse)
+    ignored = f"{asked} was ignored: this key may not ask for new pictures."
+    return replace(reading, notice=f"{ignored} {reading.notice or ''}".rstrip())
+
+
+def _weigh(said: Directives, reuse: Reuse) -> Reading:
+    source: Directives | Reuse = said if said.speaks_of_reuse else reuse
+    why = "" if source is said else ", as the key's reuse setting says"
+    asked = _name_freshness(source)
+    return Reading(
+        no_cache=source.no_cache,
+        no_store=said.no_store,
+        only_if_cached=said.only_if_cached,
+        max_age_seconds=source.max_age_seconds,
+        notice=None if asked is None else f"{asked} was applied{why}.",
+    )
+
+
+def _name_freshness(source: Directives | Reuse) -> str | None:
+    """What is asked of stored pictures' age, in the words of Cache-Control."""
+    if source.no_cache:
+        return "no-cache"
+    if source.max_age_seconds is not None:
+        return f"max-age={source.max_age_seconds}"
+    return None

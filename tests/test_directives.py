@@ -1,0 +1,471 @@
+"""What a caller's own headers say, and what of it holds for the caller's key."""
+
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+
+from gateway.errors import InvalidRequest
+from gateway.images import ImageRequest
+from gateway.request.directives import (
+    Directives,
+    Reading,
+    Reuse,
+    effective,
+    parse_directives,
+    parse_reuse,
+    place,
+)
+
+MAX_SECONDS = 2**31
+
+
+def said(**headers):
+    """The directives in headers whose names are written with underscores."""
+    return parse_directives((name.replace("_", "-"), value) for name, value in headers.items())
+
+
+def refusal(param, **headers):
+    with pytest.raises(InvalidRequest) as caught:
+        said(**headers)
+    assert caught.value.status == 400
+    error = caught.value.body["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert error["code"] == "invalid_value"
+    prefix = f"Invalid '{param}': "
+    assert error["message"].startswith(prefix)
+    return error["message"].removeprefix(prefix)
+
+
+# ── Cache-Control ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [
+        ("no-cache", {"no_cache": True}),
+        ("No-Cache", {"no_cache": True}),
+        ('no-cache="Set-Cookie"', {"no_cache": True}),
+        ("no-store", {"no_store": True}),
+        ("only-if-cached", {"only_if_cached": True}),
+        ("max-age=60", {"max_age_seconds": 60}),
+        ("MAX-AGE=60", {"max_age_seconds": 60}),
+        ('max-age="60"', {"max_age_seconds": 60}),
+        (r'max-age="6\0"', {"max_age_seconds": 60}),
+        ("max-age = 60", {"max_age_seconds": 60}),
+        ("max-age=0060", {"max_age_seconds": 60}),
+        ("max-age=0", {"no_cache": True}),
+        ("max-age=000", {"no_cache": True}),
+        ("max-age=60, no-cache", {"no_cache": True}),
+        ("no-store, max-age=60", {"no_store": True, "max_age_seconds": 60}),
+        ("only-if-cached,no-store", {"only_if_cached": True, "no_store": True}),
+        (",, ,no-store , ", {"no_store": True}),
+    ],
+)
+def test_cache_control_is_read_as_rfc_9111_says(value, meant):
+    assert said(Cache_Control=value) == Directives(**meant)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", ",", '"', "=", "=no-cache", "no-cachet", "no cache", "x-no-cache", "no_cache"),
+        *("max-stale", "max-stale=60", "min-fresh=60", "no-transform", "stale-if-error=60"),
+        *("private, must-revalidate", "s-maxage=0", "x=no-cache", 'x="no-cache, no-store"'),
+        *(r'x="\", no-cache"', 'x=", no-store', '"no-cache"', r'x="a\\\", max-age=0"'),
+    ],
+)
+def test_unknown_directives_and_the_insides_of_quotes_are_ignored(value):
+    assert said(Cache_Control=value) == Directives()
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "",
+        '""',
+        "soon",
+        "-1",
+        "+60",
+        "60s",
+        "60.5",
+        "6 0",
+        "0x3c",
+        "6_0",
+        "٦٠",
+        '"60',
+        "60;61",
+        "1e9",
+    ],
+)
+def test_an_age_that_is_no_number_makes_every_stored_picture_too_old(argument):
+    """RFC 9111 §4.2.1: a recipient ought to consider invalid freshness information stale."""
+    assert said(Cache_Control=f"max-age={argument}") == Directives(no_cache=True)
+    assert said(Cache_Control=f"max-age=60, max-age={argument}") == Directives(no_cache=True)
+
+
+def test_an_age_without_argument_makes_every_stored_picture_too_old():
+    assert said(Cache_Control="max-age") == Directives(no_cache=True)
+
+
+@pytest.mark.parametrize("zeros", ["", "000"])
+@pytest.mark.parametrize(
+    ("digits", "seconds"),
+    [
+        (str(MAX_SECONDS - 1), MAX_SECONDS - 1),
+        (str(MAX_SECONDS), MAX_SECONDS),
+        (str(MAX_SECONDS + 1), MAX_SECONDS),
+        ("9" * 10_000, MAX_SECONDS),
+    ],
+    ids=["below", "exactly", "above", "endless"],
+)
+def test_an_age_beyond_what_caches_can_count_is_the_longest_that_they_can(digits, seconds, zeros):
+    assert said(Cache_Control=f"max-age={zeros}{digits}") == Directives(max_age_seconds=seconds)
+
+
+@pytest.mark.parametrize("value", ["max-age=60, max-age=30", "max-age=30, max-age=60"])
+def test_of_two_ages_the_stricter_one_holds(value):
+    assert said(Cache_Control=value) == Directives(max_age_seconds=30)
+
+
+def test_a_header_in_several_lines_is_one_list():
+    headers = CIMultiDict([("cache-control", "no-store"), ("X-Other", "1")])
+    headers.add("Cache-Control", "max-age=60")
+    headers.add("x-gateway-tags", "a")
+    headers.add("X-GATEWAY-TAGS", "b")
+    assert parse_directives(headers.items()) == Directives(
+        no_store=True, max_age_seconds=60, tags=("a", "b")
+    )
+
+
+@pytest.mark.parametrize(
+    ("headers", "no_cache"),
+    [
+        ({"Pragma": "no-cache"}, True),
+        ({"pragma": "x, No-Cache"}, True),
+        ({"Pragma": "no-cachet"}, False),
+        ({"Pragma": 'x="no-cache"'}, False),
+        ({"Pragma": "no-cache", "Cache_Control": "max-age=60"}, False),
+        ({"Pragma": "no-cache", "Cache_Control": "no-transform"}, False),
+        ({"Pragma": "no-cache", "Cache_Control": ""}, False),
+        ({"Pragma": "no-cache", "Cache_Control": "no-cache"}, True),
+    ],
+)
+def test_pragma_counts_only_without_cache_control(headers, no_cache):
+    assert said(**headers).no_cache is no_cache
+
+
+@pytest.mark.parametrize("value", ["no-store", "only-if-cached", "max-age=0", "max-age=60"])
+def test_pragma_knows_nothing_but_no_cache(value):
+    assert said(Pragma=value) == Directives()
+
+
+OWN = ["no-cache", "no-store", "only-if-cached", "max-age=60", "max-age=0", 'max-age="7"']
+FOREIGN = ["no-transform", "max-stale", 'x="a, no-cache"', r'y="\""', "", " "]
+
+
+@given(st.lists(st.sampled_from(OWN)), st.lists(st.sampled_from(FOREIGN)), st.randoms())
+def test_neither_order_nor_foreign_directives_nor_lines_change_what_is_said(own, foreign, random):
+    mixed = own + foreign
+    random.shuffle(mixed)
+    in_one_line = said(Cache_Control=",".join(mixed))
+    in_lines = parse_directives(("cache-control", directive) for directive in mixed)
+    assert in_one_line == in_lines == said(Cache_Control=" , ".join(own))
+
+
+# ── the gateway's own headers ───────────────────────────────────────────────────────────────
+
+
+def test_a_request_without_such_headers_says_nothing():
+    assert said(Authorization="Bearer gk-1", Content_Type="application/json") == Directives()
+
+
+@pytest.mark.parametrize("variation", range(64))
+def test_variations_are_0_to_63(variation):
+    assert said(X_Gateway_Variation=str(variation)) == Directives(variation=variation)
+
+
+@pytest.mark.parametrize(
+    "value", ["64", "-1", "+1", "1.0", "", "one", "1, 2", "٣", "0x1", "9" * 999]
+)
+def test_another_variation_is_refused(value):
+    shown = value if len(value) < 200 else "9" * 200 + "…"
+    assert refusal("X-Gateway-Variation", x_gateway_variation=value) == (
+        f"expected an integer from 0 to 63, but got '{shown}'."
+    )
+
+
+@pytest.mark.parametrize(("variation", "n"), [(0, 1), (0, 10), (63, 1), (54, 10), (7, 3)])
+def test_a_request_is_placed_from_its_variation_on(variation, n):
+    placed = place(ImageRequest("m", "an otter", n=n), variation)
+    assert placed.slots == range(variation, variation + n)
+    assert replace(placed, variation=0) == ImageRequest("m", "an otter", n=n)
+
+
+@pytest.mark.parametrize(("variation", "n"), [(63, 2), (55, 10), (60, 10)])
+def test_a_request_beyond_the_last_variation_is_told_the_header_and_the_fix(variation, n):
+    with pytest.raises(InvalidRequest) as caught:
+        place(ImageRequest("m", "an otter", n=n), variation)
+    assert caught.value.status == 400
+    assert caught.value.param == "X-Gateway-Variation"
+    assert caught.value.message == (
+        f"Invalid 'X-Gateway-Variation': {variation} with n={n} asks for the variations "
+        f"{variation} to {variation + n - 1}, but the last one is 63. Use a variation of at most "
+        f"{64 - n}, or a smaller 'n'."
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "tags"),
+    [
+        ("", ()),
+        ("otters", ("otters",)),
+        ("b, a", ("b", "a")),
+        ("a,,b , ,", ("a", "b")),
+        ("a, b, a", ("a", "b")),
+        ("Team/Art:2026.11_x@home+1-2", ("Team/Art:2026.11_x@home+1-2",)),
+        ("x" * 64, ("x" * 64,)),
+        (",".join(f"t{i}" for i in range(16)), tuple(f"t{i}" for i in range(16))),
+        (",".join(["a", "b"] * 16), ("a", "b")),
+    ],
+)
+def test_tags_are_a_list_and_each_counts_once(value, tags):
+    assert said(X_Gateway_Tags=value) == Directives(tags=tags)
+
+
+@pytest.mark.parametrize("tag", ["two words", '"a"', "ä", "a;b", "a=b", "x" * 65, "*", "a\x7f"])
+def test_a_tag_that_could_not_be_typed_anywhere_is_refused(tag):
+    assert refusal("X-Gateway-Tags", x_gateway_tags=f"good, {tag}") == (
+        f"a tag has 1 to 64 of the characters A-Z a-z 0-9 . _ : / @ + -, but got '{tag}'."
+    )
+
+
+def test_more_than_16_tags_are_refused():
+    tags = ",".join(f"t{i}" for i in range(17))
+    assert refusal("X-Gateway-Tags", x_gateway_tags=tags) == "expected at most 16 tags, but got 17."
+
+
+@pytest.mark.parametrize(
+    ("value", "micros"),
+    [
+        ("0.10", 100_000),
+        ("0", 0),
+        ("0.000001", 1),
+        ("1e-06", 1),
+        (".5", 500_000),
+        ("5.", 5_000_000),
+        (" 12 ", 12_000_000),
+        ("0.1000000000", 100_000),
+        ("0.29", 290_000),
+        ("4503599627.370496", 2**52),
+    ],
+)
+def test_the_most_that_a_request_may_cost_is_exact(value, micros):
+    assert said(X_Gateway_Max_Cost_USD=value) == Directives(max_cost_micros=micros)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", ".", "-0.10", "+1", "$1", "1 USD", "1,5", "0.1, 0.2", "nan", "inf", "Infinity"),
+        *("0.0000001", "1e-7", "1e99", "4503599627.370497", "1_0", "١", "9" * 500, "0x1", "1e"),
+    ],
+)
+def test_what_is_no_amount_of_micro_dollars_is_refused(value):
+    shown = value if len(value) < 200 else "9" * 200 + "…"
+    assert refusal("X-Gateway-Max-Cost-USD", x_gateway_max_cost_usd=value) == (
+        "expected an amount in US dollars such as 0.10, 0 or more, with at most six decimals, "
+        f"but got '{shown}'."
+    )
+
+
+@given(st.integers(0, 2**52))
+def test_every_amount_survives_the_way_through_the_header(micros):
+    shown = f"{Decimal(micros) / 1_000_000:f}"
+    assert said(X_Gateway_Max_Cost_USD=shown).max_cost_micros == micros
+
+
+@pytest.mark.parametrize(
+    ("value", "dry_run"),
+    [
+        ("dry-run", True),
+        ("Dry-Run", True),
+        ("dry-run; detail=full", True),
+        ("dry-run;", True),
+        ("respond-async, dry-run", True),
+        ('wait=10, dry-run; why="a, b", x', True),
+        ("dry-run=true", True),
+        ("dry-running", False),
+        ("respond-async; dry-run", False),
+        ('x="dry-run, dry-run"', False),
+        ("handling=dry-run", False),
+        ("", False),
+    ],
+)
+def test_a_dry_run_is_asked_for_among_other_preferences(value, dry_run):
+    assert said(Prefer=value) == Directives(dry_run=dry_run)
+
+
+@pytest.mark.parametrize(
+    "key", ["k", "8e03978e-40d5-43dd-bc93-6894a57f9324", '"quoted"', "~" * 255]
+)
+def test_an_idempotency_key_is_taken_as_it_is(key):
+    assert said(Idempotency_Key=key) == Directives(idempotency_key=key)
+
+
+@pytest.mark.parametrize("key", ["", " ", "two words", "a, b", "é", "\x00", "~" * 256])
+def test_another_idempotency_key_is_refused_and_not_repeated(key):
+    assert refusal("Idempotency-Key", idempotency_key=key) == (
+        "expected 1 to 255 visible ASCII characters without spaces."
+    )
+
+
+NAMES = ["cache-control", "pragma", "prefer", "idempotency-key", "x-gateway-variation"]
+NAMES += ["x-gateway-tags", "x-gateway-max-cost-usd", "accept"]
+VALUES = st.text(st.sampled_from('abc-=", ;\\019.e\tmax')) | st.text(max_size=20)
+
+
+@given(st.lists(st.tuples(st.sampled_from(NAMES), VALUES)))
+def test_any_headers_give_directives_or_a_400_that_names_one_of_them(headers):
+    found, refused = parsed_or_refused(headers)
+    if found is None:
+        assert refused.param.lower() in {name for name, _ in headers}
+        return
+    assert 0 <= found.variation <= 63
+    assert found.max_age_seconds is None or 0 < found.max_age_seconds <= MAX_SECONDS
+
+
+def parsed_or_refused(headers):
+    try:
+        return parse_directives(headers), None
+    except InvalidRequest as refused:
+        return None, refused
+
+
+# ── what holds for the key ──────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("text", "reuse"),
+    [
+        ("always", Reuse()),
+        ("never", Reuse(no_cache=True)),
+        ("within:90s", Reuse(max_age_seconds=90)),
+        ("within:10m", Reuse(max_age_seconds=600)),
+        ("within:12h", Reuse(max_age_seconds=43_200)),
+        ("within:7d", Reuse(max_age_seconds=604_800)),
+        ("within:999999999d", Reuse(max_age_seconds=MAX_SECONDS)),
+    ],
+)
+def test_a_keys_reuse_is_always_never_or_within_a_time(text, reuse):
+    assert parse_reuse(text) == reuse
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "Always", "no", "within", "within:", "within:0d", "within:7", "within:-7d"),
+        *("within:1.5h", "within:7w", "within: 7d", "within:7d ", "within:٧d"),
+        "within:" + "9" * 500 + "d",
+    ],
+)
+def test_another_reuse_is_refused(text):
+    with pytest.raises(InvalidRequest) as caught:
+        parse_reuse(text)
+    assert caught.value.param == "reuse"
+    shown = text if len(text) < 200 else text[:200] + "…"
+    assert caught.value.message == (
+        "Invalid 'reuse': expected 'always', 'never', or 'within:' and a duration such as 90s, "
+        f"10m, 12h or 7d, but got '{shown}'."
+    )
+
+
+NEVER, WEEK = Reuse(no_cache=True), Reuse(max_age_seconds=604_800)
+DENIED = "was ignored: this key may not ask for new pictures."
+BY_KEY = "was applied, as the key's reuse setting says."
+
+
+@pytest.mark.parametrize(
+    ("cache_control", "reuse", "holds"),
+    [
+        (None, Reuse(), Reading()),
+        (None, NEVER, Reading(no_cache=True, notice=f"no-cache {BY_KEY}")),
+        (None, WEEK, Reading(max_age_seconds=604_800, notice=f"max-age=604800 {BY_KEY}")),
+        ("no-transform", NEVER, Reading(no_cache=True, notice=f"no-cache {BY_KEY}")),
+        ("no-cache", Reuse(), Reading(no_cache=True, notice="no-cache was applied.")),
+        ("no-cache", WEEK, Reading(no_cache=True, notice="no-cache was applied.")),
+        ("max-age=0", WEEK, Reading(no_cache=True, notice="no-cache was applied.")),
+        ("max-age=60", WEEK, Reading(max_age_seconds=60, notice="max-age=60 was applied.")),
+        ("max-age=999", NEVER, Reading(max_age_seconds=999, notice="max-age=999 was applied.")),
+        ("only-if-cached", NEVER, Reading(only_if_cached=True)),
+        ("no-store", WEEK, Reading(no_store=True)),
+    ],
+)
+def test_a_requests_own_cache_control_wins_over_the_keys_reuse(cache_control, reuse, holds):
+    headers = {} if cache_control is None else {"Cache_Control": cache_control}
+    assert effective(said(**headers), reuse, allow_no_cache=True) == holds
+
+
+@pytest.mark.parametrize(
+    ("cache_control", "reuse", "holds"),
+    [
+        ("no-cache", Reuse(), Reading(notice=f"no-cache {DENIED}")),
+        ("max-age=60", Reuse(), Reading(notice=f"max-age=60 {DENIED}")),
+        ("max-age=0", Reuse(), Reading(notice=f"no-cache {DENIED}")),
+        (
+            "no-cache, only-if-cached",
+            NEVER,
+            Reading(only_if_cached=True, notice=f"no-cache {DENIED}"),
+        ),
+        ("no-cache, no-store", Reuse(), Reading(no_store=True, notice=f"no-cache {DENIED}")),
+        (
+            "no-cache",
+            WEEK,
+            Reading(
+                max_age_seconds=604_800,
+                notice=f"no-cache {DENIED} max-age=604800 {BY_KEY}",
+            ),
+        ),
+        ("no-store", Reuse(), Reading(no_store=True)),
+        ("only-if-cached", Reuse(), Reading(only_if_cached=True)),
+        ("", NEVER, Reading(no_cache=True, notice=f"no-cache {BY_KEY}")),
+    ],
+)
+def test_without_the_permission_new_pictures_cannot_be_asked_for(cache_control, reuse, holds):
+    """As if no-cache and max-age had not been sent, so the key's own setting holds again."""
+    assert effective(said(Cache_Control=cache_control), reuse, allow_no_cache=False) == holds
+
+
+directives = st.builds(
+    Directives,
+    no_cache=st.booleans(),
+    no_store=st.booleans(),
+    only_if_cached=st.booleans(),
+    max_age_seconds=st.none() | st.integers(1, MAX_SECONDS),
+)
+reuses = st.sampled_from([Reuse(), NEVER, WEEK])
+
+
+@given(directives, reuses, st.booleans())
+def test_a_notice_tells_of_every_wish_and_fits_into_a_header(said_by_caller, reuse, allowed):
+    reading = effective(said_by_caller, reuse, allow_no_cache=allowed)
+    is_wish = said_by_caller.no_cache or said_by_caller.max_age_seconds is not None
+    is_applied = reading.no_cache or reading.max_age_seconds is not None
+    assert (reading.notice is not None) == (is_wish or is_applied)
+    assert reading.notice is None or (reading.notice.isascii() and reading.notice.isprintable())
+    assert (reading.no_store, reading.only_if_cached) == (
+        said_by_caller.no_store,
+        said_by_caller.only_if_cached,
+    )
+
+
+@given(directives, reuses)
+def test_without_the_permission_nothing_is_bought_anew_but_by_the_keys_own_setting(said_now, reuse):
+    reading = effective(said_now, reuse, allow_no_cache=False)
+    assert (reading.no_cache, reading.max_age_seconds) in [
+        (False, None),
+        (reuse.no_cache, reuse.max_age_seconds),
+    ]

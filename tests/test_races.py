@@ -1,0 +1,117 @@
+"""Races between callers, upstream and the gateway, as scripts: `races/*.vtc`, for varnishtest.
+
+A script plays the callers and upstream, byte by byte where it matters, and says in which order
+things happen; its name is what it asserts. A new race is a new script and nothing here. Each is
+played before a gateway of its own, over an empty embedded store, and finds these macros:
+
+    ${gateway}, ${upstream}              where callers connect, and where upstream has to listen
+    ${alice}, ${bob}                     the secrets of two keys without limits
+    ${post_as_alice}, ${post_as_bob}     for `txreq`: an image request of theirs, but for its body
+    ${first}, ${second}                  files for `-bodyfrom`: answers of upstream, a picture each
+    ${first_picture}, ${second_picture}  what `resp.body` matches that holds this picture
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.gateways import InProcess, make_settings, run_gateway
+
+MISSING = "varnishtest is not installed: apt-get install varnish"
+RACES = sorted(Path(__file__).with_name("races").glob("*.vtc"))
+SECONDS = 20
+"""How long varnishtest lets a script take; what waits for ever is ended by this."""
+
+POST = (
+    "-method POST -url /v1/images/generations "
+    '-hdr "Authorization: Bearer {secret}" -hdr "Content-Type: application/json"'
+)
+COLOURS = {"first": "teal", "second": "orange"}
+USAGE = {"input_tokens": 9, "output_tokens": 272, "total_tokens": 281}
+
+
+@pytest.mark.parametrize("race", RACES, ids=lambda race: race.stem)
+async def test_race(race: Path, tmp_path: Path):
+    varnishtest = _find_varnishtest()
+    with _reserved_port() as port:
+        settings = make_settings(tmp_path / "data", f"http://127.0.0.1:{port}/v1")
+        async with run_gateway(settings) as gateway:
+            macros = {
+                "upstream": f"127.0.0.1 {port}",
+                **await _callers_macros(gateway),
+                **_answers_macros(tmp_path),
+            }
+            status, log = await _play(varnishtest, race, macros)
+    assert status == 0, log
+
+
+def _find_varnishtest() -> str:
+    """The binary; without it the test is skipped, and fails in continuous integration."""
+    binary = shutil.which("varnishtest")
+    if binary is None:
+        pytest.skip(MISSING)
+    return binary
+
+
+@contextmanager
+def _reserved_port() -> Iterator[int]:
+    """A port that nobody else is given meanwhile, and on which a script can listen all the same."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
+async def _callers_macros(gateway: InProcess) -> dict[str, str]:
+    macros = {"gateway": gateway.client.url.removeprefix("http://").replace(":", " ")}
+    for name in ("alice", "bob"):
+        caller = await gateway.client.with_key(name)
+        macros |= {name: caller.secret, f"post_as_{name}": POST.format(secret=caller.secret)}
+    return macros
+
+
+def _answers_macros(folder: Path) -> dict[str, str]:
+    macros = {}
+    for name, colour in COLOURS.items():
+        picture = _draw(colour)
+        answer = {"created": 1_760_000_000, "data": [{"b64_json": picture}], "usage": USAGE}
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(answer))
+        macros |= {name: str(file), f"{name}_picture": picture.replace("+", "[+]")}
+    return macros
+
+
+def _draw(colour: str) -> str:
+    """A small PNG, in base64."""
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), colour).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+async def _play(varnishtest: str, race: Path, macros: Mapping[str, str]) -> tuple[int, str]:
+    """The exit status, 0 when everything was as the script expects, and what happened."""
+    process = await asyncio.create_subprocess_exec(
+        *(varnishtest, "-t", str(SECONDS)),
+        *(f"-D{name}={value}" for name, value in macros.items()),
+        str(race),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        log, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode or 0, log.decode(errors="replace")
