@@ -27,7 +27,9 @@ from gateway.errors import GatewayError
 from gateway.settings import parse_duration
 from gateway.store.layout import LayoutMismatch, StoreMissing
 
-COLUMNS: Final = ("id", "name", "prefix", "team", "models", "limits", "expires_at", "state")
+COLUMNS: Final = (
+    "id", "name", "prefix", "team", "models", "limits", "validation", "expires_at", "state"
+)  # fmt: skip
 
 config_option = click.option(
     "--config", type=click.Path(path_type=Path), help="The gateway.yaml to use."
@@ -52,6 +54,8 @@ def keys() -> None:
 @click.option("--model", "models", multiple=True, help="A model that it may use; all if none.")
 @click.option("--limit", "limits", multiple=True, metavar="NAME=VALUE", help="For example "
               "requests_per_minute=60, images_per_day=100, usd_per_month=50.")  # fmt: skip
+@click.option("--validation", type=click.Choice(["strict", "lenient"]), help="How its requests "
+              "are checked; as the gateway is set if not given.")  # fmt: skip
 @click.option("--expires", help="After how long it ends: 30d, 12h.")
 @config_option
 @format_option
@@ -60,6 +64,7 @@ def add_key(
     team: str | None,
     models: tuple[str, ...],
     limits: tuple[str, ...],
+    validation: str | None,
     expires: str | None,
     config: Path | None,
     form: str,
@@ -70,6 +75,8 @@ def add_key(
         given["team"] = team
     if models:
         given["models"] = list(models)
+    if validation is not None:
+        given["validation"] = validation
     if expires is not None:
         given["expires_at"] = int(time.time() + _parse_expiry(expires))
     record, secret = asyncio.run(_add(config, given))
