@@ -239,6 +239,7 @@ def _wire(
         purchases=purchases,
         ledger=ledger,
         metrics=metrics,
+        validation=settings.validation,
         clock=time.time,
     )
     services = Services(
