@@ -236,3 +236,25 @@ async def test_keys_are_listed_with_their_validation(gateway: InProcess) -> None
 
     shown = {key["name"]: key.get("validation") for key in listed}
     assert shown == {"plain": None, "mild": "lenient"}
+
+
+# ── links ───────────────────────────────────────────────────────────────────────────────────
+
+
+@in_module
+@pytest.mark.parametrize("model", GPT)
+async def test_lenient_mode_serves_links_to_the_pictures_of_gpt_models(
+    shared: Shared, lenient: Client, model: str
+) -> None:
+    prompt = f"an otter behind a link of {model}"
+    refused = await shared.alice.ask(prompt, model=model, response_format="url")
+    linked = await lenient.ask(prompt, model=model, response_format="url")
+    plain = await lenient.ask(prompt, model=model)
+
+    assert refused.error == unknown("response_format")
+    assert "'response_format' is served by the gateway itself" in refused.headers[HINT]
+    assert linked.status == 200, linked.body
+    assert linked.json["data"][0]["url"].startswith("http")
+    assert "b64_json" not in linked.json["data"][0]
+    assert plain.cache_status.startswith("hit")
+    assert await shared.sent(prompt) == [{"model": model, "prompt": prompt}]
