@@ -325,6 +325,7 @@ def _wire(
         derivation=cache.derivation if settings.cache.derive_formats else None,
         ledger=ledger,
         metrics=metrics,
+        validation=settings.validation,
         clock=time.time,
     )
     services = Services(

@@ -6,6 +6,7 @@ wire is `request/` and `upstream/wire`; keeping them is `cache/` and `billing/`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -28,7 +29,8 @@ class ImageRequest:
     """`b64_json` or `url`: how the caller wants the pictures."""
     asked_response_format: str | None = None
     """`response_format` as the caller wrote it; None when it was omitted or null."""
-    user: str | None = None
+    user: object = None
+    """As the caller gave it: a string or, where validation is lenient, any JSON; None if absent."""
     stream: bool = False
     partial_images: int = 0
     variation: int = 0
@@ -38,6 +40,13 @@ class ImageRequest:
     def slots(self) -> range:
         """The slots of the entry that this request asks for."""
         return range(self.variation, self.variation + self.n)
+
+    @property
+    def user_text(self) -> str:
+        """`user` as a line of a report: a string as it is, other JSON written out; "" if absent."""
+        if self.user is None or isinstance(self.user, str):
+            return self.user or ""
+        return json.dumps(self.user, ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)

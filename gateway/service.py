@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from gateway.access.keys import Key, Keys
+from gateway.access.keys import Key, Keys, Validation
 from gateway.access.policy import Policy
 from gateway.access.signing import Signing
 from gateway.billing import quota
@@ -109,6 +109,8 @@ class Question:
     request: ImageRequest
     model: Model
     fingerprint: str
+    body: bytes
+    """What it was read from."""
 
     @property
     def view(self) -> View:
@@ -134,6 +136,7 @@ class Service:
         derivation: Derivation | None,
         ledger: Ledger,
         metrics: Metrics,
+        validation: Validation,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
@@ -148,6 +151,7 @@ class Service:
         self._derivation = derivation
         self._ledger = ledger
         self._metrics = metrics
+        self._validation = validation
         self._clock = clock
 
     async def generate(self, call: Call) -> Answer:
@@ -205,11 +209,12 @@ class Service:
         """Validates the body and says where its answer would lie."""
         body = parse_body(raw, call.content_type)
         catalog = call.policy.catalog
-        request = validate(body, catalog, allowed_models=call.key.models)
+        is_lenient = (call.key.validation or self._validation) == "lenient"
+        request = validate(body, catalog, allowed_models=call.key.models, is_lenient=is_lenient)
         model = catalog.models[request.model]
         place = self._fingerprint(request, model)
         call.record = call.record.but(
-            user=request.user[:MAX_USER] if request.user else None,
+            user=request.user_text[:MAX_USER] or None,
             model=request.model,
             size=_effective(model, request, "size"),
             quality=_effective(model, request, "quality"),
@@ -218,7 +223,7 @@ class Service:
             prompt_hmac=await self._ledger.prompt_hmac(request.prompt),
         )
         _refuse_streams(request)
-        return Question(request, model, place)
+        return Question(request, model, place, raw)
 
     def _fingerprint(self, request: ImageRequest, model: Model) -> str:
         return fingerprint(
@@ -244,16 +249,13 @@ class Service:
         raise GatewayError("The key is being changed; try again.", status=503)
 
     async def _start_over(self, call: Call, question: Question, record: bytes) -> None:
-        """The key was changed or revoked: from here on its new record holds."""
+        """The key was changed or revoked: from here on its new record holds.
+
+        By that the request may have to be refused; accepted, it means what it meant.
+        """
         self._keys.learn(call.secret, record)
         call.key = await self._keys.authenticate(call.secret)
-        allowed = call.key.models
-        if allowed is not None and question.request.model not in allowed:
-            raise InvalidRequest(
-                f"The key does not have access to model `{question.request.model}`.",
-                status=403,
-                code="model_not_found",
-            )
+        await self._understand(call, question.body)
 
     async def _derive(self, question: Question, missing: set[int]) -> Mapping[int, Held]:
         """What need not be bought, because it can be made from the same picture in PNG."""

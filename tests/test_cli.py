@@ -118,7 +118,7 @@ def test_a_key_is_added_listed_and_revoked(store: Path) -> None:
     added = run(
         store, "keys", "add", "alice", "--team", "art", "--model", "gpt-image-1.5",
         "--limit", "requests_per_minute=60", "--limit", "usd_per_month=0.05",
-        "--expires", "30d",
+        "--expires", "30d", "--validation", "lenient",
     )  # fmt: skip
     secret = added.stdout.strip()
     assert secret.startswith("gk-")
@@ -127,12 +127,14 @@ def test_a_key_is_added_listed_and_revoked(store: Path) -> None:
     (key,) = listed
     assert (key["name"], key["team"], key["models"]) == ("alice", "art", ["gpt-image-1.5"])
     assert key["limits"] == {"requests_per_minute": 60, "usd_per_month": 0.05}
+    assert key["validation"] == "lenient"
     assert key["expires_at"] - key["created_at"] in range(30 * 86_400 - 2, 30 * 86_400 + 3)
     assert secret not in json.dumps(listed)
 
     assert run(store, "keys", "revoke", "alice").returncode == 0
     rows = list(csv.DictReader(io.StringIO(run(store, "keys", "list", "--format", "csv").stdout)))
-    assert [(row["name"], row["state"]) for row in rows] == [("alice", "revoked")]
+    shown = [(row["name"], row["validation"], row["state"]) for row in rows]
+    assert shown == [("alice", "lenient", "revoked")]
     table = run(store, "keys", "list")
     assert "alice" in table.stdout
     assert "Store: " in table.stderr
@@ -147,6 +149,7 @@ def test_a_key_is_added_listed_and_revoked(store: Path) -> None:
         (["bob", "--limit", "images_per_day"], "NAME=VALUE"),
         (["bob", "--model", "gpt-image-9"], "gpt-image-1.5"),
         (["bob", "--expires", "soon"], "30d"),
+        (["bob", "--validation", "lax"], "'strict', 'lenient'"),
         (["bob", "--team", "[/x]"], "team"),
         (["alice"], "already named 'alice'"),
     ],

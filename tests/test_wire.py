@@ -71,6 +71,11 @@ def error(**fields) -> bytes:
             1,
             {"model": "m", "prompt": "x", "response_format": "url", "user": ""},
         ),
+        (
+            ImageRequest(model="m", prompt="x", response_format="url", user={"ünï": [2**70, None]}),
+            1,
+            {"model": "m", "prompt": "x", "user": {"ünï": [2**70, None]}},
+        ),
     ],
 )
 def test_the_body_holds_what_was_asked_for_and_nothing_else(request_, pictures, expected):

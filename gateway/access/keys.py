@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -50,6 +50,9 @@ MAX_ECHO: Final = 200
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.@+:/ -]+$")]
 """Of a key or a team: it stands in logs, labels and tables, so nothing in it can break those."""
 
+Validation: TypeAlias = Literal["strict", "lenient"]
+"""What becomes of parameters that the API reference does not allow (CONTRACT §5)."""
+
 
 class Hashed(BaseModel):
     """One secret that opens a key; `expires_at` is set on one that is being rotated out."""
@@ -72,6 +75,7 @@ class KeyRecord(BaseModel):
     team: str | None = None
     models: tuple[str, ...] | None = None
     limits: Mapping[str, Decimal] = Field(default_factory=dict)
+    validation: Validation | None = None
     created_at: int
     expires_at: int | None = None
     revoked_at: int | None = None
@@ -105,6 +109,7 @@ class KeySpec(BaseModel):
     team: Name | None = None
     models: Annotated[list[str], Field(min_length=1)] | None = None
     limits: Mapping[str, Any] | None = None
+    validation: Validation | None = None
     expires_at: Annotated[int, Field(gt=0, le=MOST_SECONDS)] | None = None
 
     @field_validator("limits", mode="after")
@@ -139,6 +144,8 @@ class Key:
     account: Account
     models: frozenset[str] | None
     """The models that it may use; None for all."""
+    validation: Validation | None
+    """None for what the gateway is set to."""
     expires_at: float | None
 
 
@@ -213,6 +220,7 @@ class Keys:
                 record=known.data,
             ),
             models=None if record.models is None else frozenset(record.models),
+            validation=record.validation,
             expires_at=record.expires_at,
         )
 
@@ -331,7 +339,7 @@ def _merged(record: KeyRecord, fields: Mapping[str, Any]) -> KeyRecord:
         fields = {**fields, "limits": {**record.limits, **limits}}
     if fields.get("limits") is None:
         fields = {**fields, "limits": {}}
-    kept = record.model_dump(include={"name", "team", "models", "expires_at"})
+    kept = record.model_dump(include={"name", "team", "models", "validation", "expires_at"})
     kept["models"] = list(record.models) if record.models is not None else None
     spec = parse_spec({**kept, **fields})
     return record.model_copy(update={**_fields(spec)})
@@ -343,6 +351,7 @@ def _fields(spec: KeySpec) -> dict[str, Any]:
         "team": spec.team,
         "models": tuple(spec.models) if spec.models is not None else None,
         "limits": dict(spec.limits or {}),
+        "validation": spec.validation,
         "expires_at": spec.expires_at,
     }
 

@@ -18,7 +18,9 @@ from gateway.cli.output import config_option, faults_in_words, format_option, sh
 from gateway.cli.serving import find_configuration
 from gateway.settings import parse_duration
 
-COLUMNS: Final = ("id", "name", "prefix", "team", "models", "limits", "expires_at", "state")
+COLUMNS: Final = (
+    "id", "name", "prefix", "team", "models", "limits", "validation", "expires_at", "state"
+)  # fmt: skip
 
 
 @click.group()
@@ -32,6 +34,8 @@ def keys() -> None:
 @click.option("--model", "models", multiple=True, help="A model that it may use; all if none.")
 @click.option("--limit", "limits", multiple=True, metavar="NAME=VALUE", help="For example "
               "requests_per_minute=60, images_per_day=100, usd_per_month=50.")  # fmt: skip
+@click.option("--validation", type=click.Choice(["strict", "lenient"]), help="How its requests "
+              "are checked; as the gateway is set if not given.")  # fmt: skip
 @click.option("--expires", help="After how long it ends: 30d, 12h.")
 @config_option
 @format_option
@@ -40,6 +44,7 @@ def add_key(
     team: str | None,
     models: tuple[str, ...],
     limits: tuple[str, ...],
+    validation: str | None,
     expires: str | None,
     config: Path | None,
     form: str,
@@ -50,6 +55,8 @@ def add_key(
         given["team"] = team
     if models:
         given["models"] = list(models)
+    if validation is not None:
+        given["validation"] = validation
     if expires is not None:
         given["expires_at"] = int(time.time() + _parse_expiry(expires))
     record, secret = asyncio.run(_add(config, given))

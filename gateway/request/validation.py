@@ -1,16 +1,20 @@
 """Interprets the model table: from a JSON object to a valid request, or to the exact error.
 
 Strict mode: what the API reference does not allow is refused with the error of WIRE §2, the first
-one only, in the order of CONTRACT §5. Nothing is coerced and the prompt is never changed. The
-rows say what is allowed (`catalog`); bytes become JSON in `request/body`.
+one only, in the order of CONTRACT §5. Lenient mode sets aside what known clients send although it
+changes nothing (WIRE §7), and checks the rest as strictly; so it accepts all that strict mode
+does, as the very same request. Nothing is coerced and the prompt is never changed. The rows say
+what is allowed (`catalog`); bytes become JSON in `request/body`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import singledispatch
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from gateway.catalog import (
     SIZE,
@@ -38,20 +42,38 @@ IMAGE_USER_ERROR: Final = "image_generation_user_error"
 _NOT_IN_THE_PICTURE: Final = frozenset({"n", "partial_images", "response_format", "stream", "user"})
 """Parameters with a field of their own in `ImageRequest`; all others change the picture."""
 
+_SETTING: Final = 'GATEWAY_VALIDATION=lenient, or "validation": "lenient" of the key'
+_DROPPED: Final = "is dropped at its default"
+_FORWARDED: Final = "is forwarded as given"
+_SERVED: Final = "is served by the gateway itself"
+"""What lenient mode does with a parameter, in the words of the hint."""
+
 
 def validate(
     body: Mapping[str, object],
     catalog: Catalog,
     *,
     allowed_models: Collection[str] | None = None,
+    is_lenient: bool = False,
 ) -> ImageRequest:
     """The request that `body` means: model resolved, defaults filled in, other spellings folded.
 
     `allowed_models` None allows all. Raises `InvalidRequest`: 400 as in WIRE §2, or 403
-    `model_not_found` for a model that exists and is not allowed.
+    `model_not_found` for a model that exists and is not allowed. A refusal that lenient mode
+    would not make carries the header `x-gateway-hint`.
     """
     model = _resolve_model(body, catalog)
     _check_allowed(model, allowed_models)
+    if is_lenient:
+        return _read_leniently(body, model, catalog=catalog)
+    try:
+        return _read_strictly(body, model, catalog=catalog)
+    except InvalidRequest as refusal:
+        refusal.headers |= _hint(body, model, catalog=catalog)
+        raise
+
+
+def _read_strictly(body: Mapping[str, object], model: Model, *, catalog: Catalog) -> ImageRequest:
     _check_keys(body, model, catalog=catalog)
     prompt = _check_prompt(body, model)
     values = {
@@ -84,7 +106,12 @@ def _resolve_model(body: Mapping[str, object], catalog: Catalog) -> Model:
 
 
 def _default_model(body: Mapping[str, object], catalog: Catalog) -> str:
-    """What an omitted model means: the GPT default as soon as something only GPT models know."""
+    """What an omitted model means: the GPT default as soon as something only GPT models know.
+
+    The same in both modes and before either begins, so that leniency never changes the picture:
+    a tolerated `background: auto` still asks for a GPT model, and `response_format` or `style`,
+    which no GPT model has, for none.
+    """
     given = ((name, value) for name, value in body.items() if value is not None)
     if any(_needs_gpt(name, value, catalog=catalog) for name, value in given):
         return catalog.default_gpt_model
@@ -110,6 +137,64 @@ def _check_allowed(model: Model, allowed_models: Collection[str] | None) -> None
         return
     message = f"The key does not have access to model `{model.id}`."
     raise InvalidRequest(message, status=403, code="model_not_found")
+
+
+# ── lenient mode ────────────────────────────────────────────────────────────────────────────
+
+
+def _read_leniently(body: Mapping[str, object], model: Model, *, catalog: Catalog) -> ImageRequest:
+    """Sets the tolerable aside, reads the rest strictly, and puts back what has an effect."""
+    aside = _tolerated(body, model, catalog=catalog)
+    rest = {name: value for name, value in body.items() if name not in aside}
+    kept: dict[str, Any] = {name: body[name] for name in aside if aside[name] != _DROPPED}
+    return replace(_read_strictly(rest, model, catalog=catalog), **kept)
+
+
+def _hint(body: Mapping[str, object], model: Model, *, catalog: Catalog) -> Mapping[str, str]:
+    """The header of a refusal that lenient mode would not make (CONTRACT §5)."""
+    try:
+        _read_leniently(body, model, catalog=catalog)
+    except InvalidRequest:
+        return {}
+    aside = _tolerated(body, model, catalog=catalog)
+    fate = ", ".join(f"'{name}' {fate}" for name, fate in aside.items())
+    return {"x-gateway-hint": f"lenient validation would accept this: {fate} ({_SETTING})"}
+
+
+def _tolerated(body: Mapping[str, object], model: Model, *, catalog: Catalog) -> Mapping[str, str]:
+    """What strict mode refuses and lenient mode does not, with what becomes of it."""
+    fates = {name: _fate(name, value, model, catalog=catalog) for name, value in body.items()}
+    return {name: fate for name, fate in fates.items() if fate is not None}
+
+
+def _fate(name: str, value: object, model: Model, *, catalog: Catalog) -> str | None:
+    """What lenient mode does with a parameter that strict mode refuses; None: it refuses too."""
+    if value is None or _is_harmless(name, value, catalog=catalog):
+        return None
+    if name in model.parameters:
+        is_any_json = name == "user" and not isinstance(value, str) and _can_be_written(value)
+        return _FORWARDED if is_any_json else None
+    rows = [m.parameters[name] for m in catalog.models.values() if name in m.parameters]
+    if name == "response_format":  # base64 and link are two views of what the gateway keeps
+        return _SERVED if any(_lists(spec, value) for spec in rows) else None
+    return _DROPPED if any(_is_default(spec, name, value) for spec in rows) else None
+
+
+def _can_be_written(value: object) -> bool:
+    """Whether JSON can say it: a number like 1e999 was read as infinite and cannot be repeated."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_default(spec: ParameterSpec, name: str, value: object) -> bool:
+    """Whether a model with this row would read the value as if it were not there."""
+    try:
+        return _check(spec, name, value) == spec.default
+    except InvalidRequest:
+        return False
 
 
 # ── keys and prompt ─────────────────────────────────────────────────────────────────────────

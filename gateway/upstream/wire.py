@@ -73,7 +73,8 @@ def forwarded_body(request: ImageRequest, *, pictures: int) -> bytes:
     if request.asked_response_format is not None:
         body["response_format"] = request.asked_response_format
     if request.user is not None:
-        body["user"] = request.user
+        # Written by the standard library, which has no largest integer.
+        body["user"] = orjson.Fragment(json.dumps(request.user))
     return orjson.dumps(body)
 
 

@@ -1154,6 +1154,15 @@ KEY_FAULTS = {
         bad_limit("Limit 'usd_per_month' is too large: 1e+300."),
     ),
     "limits is a number": ({"limits": 5}, None),
+    "validation of another kind": (
+        {"validation": "lax"},
+        error(
+            "Invalid 'validation': Input should be 'strict' or 'lenient'.",
+            "validation",
+            "invalid_value",
+        ),
+    ),
+    "validation is true": ({"validation": True}, None),
     "expiry in parts": ({"expires_at": 1.5}, None),
     "expiry is a string": ({"expires_at": "tomorrow"}, None),
     "expiry is negative": ({"expires_at": -1}, None),

@@ -1,8 +1,8 @@
 """The known clients, as they are on the wire (WIRE §7): what each sends, byte for byte, and
 whether it finds in the answer what its own code reads there.
 
-The gateway is strict here. What a client sends and the API reference does not allow is refused,
-with the exact error; lenient mode is another story.
+The gateway is strict here: what a client sends and the API reference does not allow is refused,
+with the exact error. Lenient validation serves those clients too whose extras change nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import pybase64
 import pytest
+import pytest_asyncio
 from PIL import Image
 from yarl import URL
 
@@ -40,6 +41,12 @@ PATH = "/v1/images/generations"
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some clients obey the proxy of their environment."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lenient(shared: Shared) -> Client:
+    """A key with lenient validation."""
+    return await shared.gateway.client.with_key("lenient", validation="lenient")
 
 
 @dataclass(frozen=True)
@@ -351,9 +358,17 @@ async def send_raw(client: Client, exchange: Exchange) -> Reply:
 
 
 @pytest.mark.parametrize("exchange", ACCEPTED, ids=lambda exchange: exchange.client)
-async def test_the_client_finds_its_pictures(shared: Shared, exchange: Exchange) -> None:
-    reply = await send_raw(shared.alice, exchange)
+@pytest.mark.parametrize("mode", ["strict", "lenient"])
+async def test_the_client_finds_its_pictures(
+    shared: Shared, lenient: Client, exchange: Exchange, mode: str
+) -> None:
+    reply = await send_raw(lenient if mode == "lenient" else shared.alice, exchange)
 
+    await assert_found(exchange, reply)
+
+
+async def assert_found(exchange: Exchange, reply: Reply) -> None:
+    """The client's own code finds as many pictures as it asked for, and they open."""
     assert reply.status == 200, reply.body
     assert reply.headers["Content-Type"] == "application/json"  # else openai-node reads text
     assert "Content-Encoding" not in reply.headers
@@ -459,6 +474,9 @@ REFUSED = [
         ),
         unknown("style"),
     ),
+]
+
+REFUSED_ALWAYS = [
     (
         "LobeChat, parameters of other providers",
         '{"model":"gpt-image-1","n":1,"prompt":"refused","size":"auto","seed":7,"cfg":2.5}',
@@ -509,7 +527,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(
-    ("body", "error"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
+    ("body", "error"),
+    [row[1:] for row in REFUSED + REFUSED_ALWAYS],
+    ids=[row[0] for row in REFUSED + REFUSED_ALWAYS],
 )
 async def test_the_client_is_refused_with_the_apis_own_words(
     shared: Shared, body: str, error: dict[str, Any]
@@ -521,6 +541,102 @@ async def test_the_client_is_refused_with_the_apis_own_words(
     assert reply.json == {"error": error}
     assert list(reply.error) == ["message", "type", "param", "code"]
     assert await shared.sent("refused") == []
+
+
+# ── what lenient mode serves all the same ───────────────────────────────────────────────────
+
+TOLERATED = [
+    Exchange(
+        "Open WebUI, chatgpt-image-latest gets response_format",
+        '{"model": "chatgpt-image-latest", "prompt": "tolerated webui", "n": 1,'
+        ' "response_format": "b64_json"}',
+        open_webui,
+        headers=OPEN_WEBUI,
+    ),
+    Exchange(
+        "n8n, chatgpt-image-latest gets response_format",
+        '{"prompt":"tolerated n8n","model":"chatgpt-image-latest","n":2,'
+        '"response_format":"b64_json"}',
+        n8n,
+    ),
+    Exchange(
+        "old Vercel @ai-sdk/openai, a model newer than its list",
+        '{"model":"gpt-image-1.5","prompt":"tolerated vercel","n":1,"response_format":"b64_json"}',
+        vercel,
+    ),
+    Exchange(
+        "Vercel openai-compatible before 2026-07-17",
+        '{"model":"gpt-image-2","prompt":"tolerated vercel","n":1,"size":"1024x1024",'
+        '"response_format":"b64_json"}',
+        vercel,
+    ),
+    Exchange(
+        "old LiteLLM, in Azure's manner",
+        '{"model": "gpt-image-1", "prompt": "tolerated litellm", "n": 1,'
+        ' "response_format": "b64_json", "user": 7}',
+        litellm,
+        path=f"{PATH}?api-version=2025-04-01-preview",
+        headers=OPENAI_PY,
+        is_azure=True,
+    ),
+    Exchange(
+        "LlamaIndex, style also for dall-e-2, url",
+        '{"prompt":"tolerated llama","model":"dall-e-2","n":1,"quality":"standard",'
+        '"response_format":"url","size":"1024x1024","style":"vivid"}',
+        first_link,
+        headers=OPENAI_PY,
+    ),
+    Exchange(
+        "LlamaIndex, style also for dall-e-2, b64_json",
+        '{"prompt":"tolerated llama","model":"dall-e-2","n":1,"quality":"standard",'
+        '"response_format":"b64_json","size":"512x512","style":"vivid"}',
+        first_base64,
+        headers=OPENAI_PY,
+    ),
+    Exchange(
+        "LibreChat OpenAIImageTools with dall-e-3",
+        '{"model":"dall-e-3","prompt":"tolerated librechat","n":1,"background":"auto",'
+        '"output_format":"png","quality":"auto","size":"auto"}',
+        librechat_dalle3,
+        headers=OPENAI_JS,
+    ),
+    Exchange(
+        "LangChain JS DallEAPIWrapper with a GPT model and base64",
+        '{"model":"gpt-image-1","prompt":"tolerated langchain","n":1,"size":"1024x1024",'
+        '"response_format":"b64_json","style":"vivid","quality":"high"}',
+        first_base64,
+        headers=OPENAI_JS,
+    ),
+]
+
+
+@pytest.mark.parametrize("exchange", TOLERATED, ids=lambda exchange: exchange.client)
+async def test_a_lenient_key_serves_what_strict_mode_refuses_with_a_hint(
+    shared: Shared, lenient: Client, exchange: Exchange
+) -> None:
+    refused = await send_raw(shared.alice, exchange)
+    served = await send_raw(lenient, exchange)
+
+    assert refused.status == 400
+    assert "lenient" in refused.headers["x-gateway-hint"]
+    await assert_found(exchange, served)
+
+
+@pytest.mark.parametrize(
+    "body", [row[1] for row in REFUSED_ALWAYS], ids=[row[0] for row in REFUSED_ALWAYS]
+)
+async def test_lenient_mode_refuses_what_would_be_another_picture(
+    shared: Shared, lenient: Client, body: str
+) -> None:
+    exchange = Exchange("", body, vercel, headers=OPENAI_JS)
+    replies = [await send_raw(client, exchange) for client in (shared.alice, lenient)]
+
+    assert [reply.status for reply in replies] == [400, 400]
+    assert replies[0].json == replies[1].json
+    assert not any("x-gateway-hint" in reply.headers for reply in replies)
+
+
+# ── other answers than pictures ─────────────────────────────────────────────────────────────
 
 
 async def test_a_form_is_refused_with_the_header_it_came_with(shared: Shared) -> None:

@@ -1,0 +1,317 @@
+"""Lenient mode: what it tolerates that strict mode refuses, and that it changes nothing else.
+
+The tables are written by hand from WIRE §7, not read from `models.yaml`. A row is one case for
+each of its models, in both modes: strict refuses with the exact error of WIRE §2 and a hint,
+lenient accepts.
+"""
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.catalog import parse_catalog
+from gateway.errors import InvalidRequest
+from gateway.images import ImageRequest
+from gateway.request.fingerprint import fingerprint
+from gateway.request.validation import validate
+from gateway.upstream.wire import forwarded_body
+from tests.catalogs import read_shipped, shipped_catalog
+
+CATALOG = shipped_catalog()
+HINT = "x-gateway-hint"
+SETTING = '(GATEWAY_VALIDATION=lenient, or "validation": "lenient" of the key)'
+
+D2, D3 = ("dall-e-2",), ("dall-e-3",)
+DALLE = D2 + D3
+GPT = (
+    "gpt-image-1",
+    "gpt-image-1-mini",
+    "gpt-image-1.5",
+    "gpt-image-2",
+    "gpt-image-2-2026-04-21",
+    "chatgpt-image-latest",
+)
+ALL = DALLE + GPT
+
+DROPPED = [
+    (D2 + GPT, "style", "vivid"),
+    (DALLE, "background", "auto"),
+    (DALLE, "output_format", "png"),
+    (DALLE, "output_compression", 100),
+    (DALLE, "output_compression", 100.0),
+    (DALLE, "moderation", "auto"),
+]
+USERS = [123, 1.5, True, False, 0, [], {}, {"id": 1, "of": [None, "ann"]}, 10**90]
+FORMATS = ["b64_json", "url"]
+
+
+def ask(model, *, lenient=False, catalog=CATALOG, **given):
+    body = {"model": model, "prompt": "an otter", **given}
+    return validate(body, catalog, is_lenient=lenient)
+
+
+def refusal(model, *, lenient=False, catalog=CATALOG, **given):
+    with pytest.raises(InvalidRequest) as caught:
+        ask(model, lenient=lenient, catalog=catalog, **given)
+    return caught.value
+
+
+def outcome(body, *, lenient):
+    try:
+        return validate(body, CATALOG, is_lenient=lenient)
+    except InvalidRequest as refused:
+        return refused
+
+
+def unknown(name):
+    return f"Unknown parameter: '{name}'.", name, "unknown_parameter"
+
+
+def not_listed(name, value, known):
+    message = f"Invalid value: '{value}'. Supported values are: {known}."
+    return message, name, "invalid_value"
+
+
+def said(error):
+    return error.message, error.param, error.code
+
+
+def cases(rows):
+    return [(model, *row) for models, *row in rows for model in models]
+
+
+# ── what is tolerated ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("model", "name", "value"), cases(DROPPED))
+def test_another_models_parameter_is_dropped_at_its_default(model, name, value):
+    refused = refusal(model, **{name: value})
+    assert said(refused) == unknown(name)
+    fate = f"'{name}' is dropped at its default"
+    assert refused.headers == {HINT: f"lenient validation would accept this: {fate} {SETTING}"}
+    assert ask(model, lenient=True, **{name: value}) == ask(model)
+
+
+@pytest.mark.parametrize("model", GPT)
+@pytest.mark.parametrize("format_", FORMATS)
+def test_gpt_models_take_a_response_format_that_upstream_never_sees(model, format_):
+    refused = refusal(model, response_format=format_)
+    assert said(refused) == unknown("response_format")
+    fate = "'response_format' is served by the gateway itself"
+    assert refused.headers == {HINT: f"lenient validation would accept this: {fate} {SETTING}"}
+    accepted = ask(model, lenient=True, response_format=format_)
+    assert accepted == replace(ask(model), response_format=format_, asked_response_format=None)
+
+
+@pytest.mark.parametrize("model", ALL)
+@pytest.mark.parametrize("user", USERS, ids=map(str, USERS))
+def test_user_may_be_any_json(model, user):
+    refused = refusal(model, user=user)
+    assert (refused.param, refused.code) == ("user", "invalid_type")
+    assert "'user' is forwarded as given" in refused.headers[HINT]
+    accepted = ask(model, lenient=True, user=user)
+    assert accepted == replace(ask(model), user=user)
+    sent = json.loads(forwarded_body(accepted, pictures=1))
+    assert json.dumps(sent["user"]) == json.dumps(user)  # as text: in Python 1 == True
+    assert accepted.user_text == json.dumps(user)
+
+
+def test_a_user_in_text_reads_as_it_was_given():
+    assert ask("dall-e-2", user="Zoë").user_text == "Zoë"
+    assert ask("dall-e-2", lenient=True, user=["Zoë"]).user_text == '["Zoë"]'
+    assert ask("dall-e-2").user_text == ""
+
+
+def test_a_number_that_json_cannot_repeat_is_no_user():
+    body = {"prompt": "x", "user": [json.loads("1e999")]}
+    for lenient in (False, True):
+        with pytest.raises(InvalidRequest) as caught:
+            validate(body, CATALOG, is_lenient=lenient)
+        assert (caught.value.code, caught.value.headers) == ("invalid_type", {})
+
+
+def test_the_hint_names_all_that_is_tolerated_and_nothing_that_strict_mode_takes_too():
+    given = {"stream": False, "style": "vivid", "moderation": None, "response_format": "url"}
+    refused = refusal("gpt-image-1", n=2, **given, user=5)
+    assert said(refused) == unknown("style")
+    assert refused.headers[HINT] == (
+        "lenient validation would accept this: 'style' is dropped at its default, "
+        "'response_format' is served by the gateway itself, 'user' is forwarded as given "
+        f"{SETTING}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "given"),
+    [
+        *[(model, {name: value}) for model, name, value in cases(DROPPED)],
+        *[(model, {"response_format": format_}) for model in GPT for format_ in FORMATS],
+        *[(model, {"user": {"id": 1}}) for model in ALL],
+    ],
+)
+def test_a_tolerated_request_is_the_same_request(model, given):
+    where = {"cache_epoch": 1, "upstream_name": "default", "scope": "global"}
+    assert fingerprint(ask(model, lenient=True, **given), **where) == fingerprint(
+        ask(model), **where
+    )
+
+
+def test_a_new_row_brings_its_own_tolerance():
+    data = read_shipped()
+    row = data["models"]["dall-e-2"]
+    seed = {"type": "integer", "min": 0, "max": 9, "default": 3}
+    data["models"]["brush-9"] = row | {"parameters": row["parameters"] | {"seed": seed}}
+    catalog = parse_catalog(data, file="models.yaml")
+
+    accepted = ask("gpt-image-2", lenient=True, catalog=catalog, seed=3)
+    assert accepted == ask("gpt-image-2", catalog=catalog)
+    assert said(refusal("gpt-image-2", lenient=True, catalog=catalog, seed=4)) == unknown("seed")
+
+
+# ── what is refused in both modes ───────────────────────────────────────────────────────────
+
+REFUSED = [
+    # It would change the picture.
+    (D2 + GPT, {"style": "natural"}, unknown("style")),
+    (DALLE, {"background": "transparent"}, unknown("background")),
+    (DALLE, {"output_format": "webp"}, unknown("output_format")),
+    (DALLE, {"output_compression": 99}, unknown("output_compression")),
+    (DALLE, {"moderation": "low"}, unknown("moderation")),
+    (DALLE, {"stream": True}, unknown("stream")),
+    (DALLE, {"partial_images": 1}, unknown("partial_images")),
+    # Another type is not the default, whatever Python thinks.
+    (DALLE, {"output_compression": "100"}, unknown("output_compression")),
+    (DALLE, {"partial_images": False}, unknown("partial_images")),
+    (DALLE, {"stream": 0}, unknown("stream")),
+    (D2 + GPT, {"style": ["vivid"]}, unknown("style")),
+    (GPT, {"response_format": "png"}, unknown("response_format")),
+    (GPT, {"response_format": {"type": "url"}}, unknown("response_format")),
+    # No model knows it.
+    (ALL, {"seed": 7}, unknown("seed")),
+    (ALL, {"cfg": None}, unknown("cfg")),
+    (ALL, {"responseFormat": "b64_json"}, unknown("responseFormat")),
+    (ALL, {"Style": "vivid"}, unknown("Style")),
+    # The model has the parameter, and not this value.
+    (
+        GPT,
+        {"quality": "standard"},
+        not_listed("quality", "standard", "'low', 'medium', 'high', and 'auto'"),
+    ),
+    (
+        D3,
+        {"size": "512x512"},
+        not_listed("size", "512x512", "'1024x1024', '1792x1024', '1024x1792', and 'auto'"),
+    ),
+    (D3, {"n": 2}, ("You must provide n=1 for this model.", None, None)),
+    # A tolerance does not save the rest of the body.
+    (GPT, {"seed": 7, "style": "vivid"}, unknown("seed")),
+    (
+        ALL,
+        {"user": 5, "n": 11},
+        (
+            "Invalid 'n': integer above maximum value. Expected a value <= 10, but got 11 instead.",
+            "n",
+            "integer_above_max_value",
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("model", "given", "error"), cases(REFUSED))
+def test_what_matters_is_refused_in_both_modes_alike(model, given, error):
+    for lenient in (False, True):
+        refused = refusal(model, lenient=lenient, **given)
+        assert said(refused) == error
+        assert refused.headers == {}
+
+
+def test_lenient_mode_names_the_first_fault_that_it_does_not_tolerate():
+    given = {"style": "vivid", "seed": 7}
+    strict = refusal("gpt-image-1", **given)
+    assert said(strict) == unknown("style")
+    assert HINT not in strict.headers  # it would be of no use
+    assert said(refusal("gpt-image-1", lenient=True, **given)) == unknown("seed")
+
+
+@pytest.mark.parametrize("lenient", [False, True])
+def test_a_model_is_never_tolerated(lenient):
+    foo = refusal("foo", lenient=lenient, style="vivid")
+    assert (foo.message, foo.headers) == ("The model 'foo' does not exist.", {})
+    body = {"model": "gpt-image-2", "prompt": "x", "style": "vivid"}
+    with pytest.raises(InvalidRequest) as caught:
+        validate(body, CATALOG, allowed_models={"dall-e-2"}, is_lenient=lenient)
+    assert (caught.value.code, caught.value.headers) == ("model_not_found", {})
+
+
+# ── the model omitted ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("given", "model"),
+    [
+        ({}, "dall-e-2"),
+        ({"response_format": "url"}, "dall-e-2"),
+        ({"response_format": "b64_json", "user": 5}, "dall-e-2"),
+        ({"style": "vivid"}, "dall-e-2"),
+        ({"quality": "standard", "style": "vivid"}, "dall-e-2"),
+        ({"stream": False, "partial_images": 0, "style": "vivid"}, "dall-e-2"),
+        ({"background": "auto"}, "gpt-image-1.5"),
+        ({"output_compression": 100, "style": "vivid"}, "gpt-image-1.5"),
+        ({"quality": "low", "response_format": "url"}, "gpt-image-1.5"),
+    ],
+)
+def test_what_is_tolerated_has_no_say_in_which_model_an_omitted_one_means(given, model):
+    body = {"prompt": "x", **given}
+    strict, lenient = outcome(body, lenient=False), outcome(body, lenient=True)
+    assert lenient.model == model
+    assert HINT in strict.headers if isinstance(strict, InvalidRequest) else strict.model == model
+
+
+# ── the two modes side by side ──────────────────────────────────────────────────────────────
+
+VALUES = st.sampled_from(
+    [None, True, False, 0, 1, 2, 2.0, 3, 50, 100, 100.0, 101, -1, "", "auto", "foo", [], {"a": 1}]
+)
+NAMED = {
+    "n": [1, 2, 10],
+    "quality": ["standard", "hd", "low", "high", "auto"],
+    "size": ["auto", "256x256", "1024x1024", "1536x1024", "1824x1024"],
+    "style": ["vivid", "natural"],
+    "response_format": ["url", "b64_json"],
+    "background": ["transparent", "opaque", "auto"],
+    "output_format": ["png", "webp", "jpeg"],
+    "output_compression": [0, 80, 100],
+    "moderation": ["low", "auto"],
+    "stream": [True, False],
+    "partial_images": [0, 3],
+    "user": ["ann", 7],
+    "seed": [1],
+}
+# Mostly values that some model takes, so that many bodies pass.
+OPTIONAL = {
+    name: st.one_of(*[st.sampled_from([*values, None])] * 9, VALUES)
+    for name, values in NAMED.items()
+}
+BODIES = st.builds(
+    lambda given, names: {n: v for n, v in given.items() if n in ("model", "prompt", *names)},
+    st.fixed_dictionaries({"prompt": st.just("x"), **OPTIONAL}, optional={
+        "model": st.sampled_from([*ALL, "foo"]),
+    }),
+    st.sets(st.sampled_from(sorted(NAMED)), max_size=4),
+)  # fmt: skip
+
+
+@settings(max_examples=500)
+@given(BODIES)
+def test_lenient_takes_all_that_strict_takes_as_the_very_same_request(body):
+    """And a strict refusal has a hint exactly when lenient mode accepts the body."""
+    strict, lenient = outcome(body, lenient=False), outcome(body, lenient=True)
+    if isinstance(strict, ImageRequest):
+        assert lenient == strict
+        return
+    assert (HINT in strict.headers) == isinstance(lenient, ImageRequest)
+    if isinstance(lenient, InvalidRequest):
+        assert lenient.headers == {}
