@@ -25,7 +25,7 @@ _LONGEST_START: Final = len(_BOM + b"event: ")
 _EVENT_NAME: Final = re.compile(r"[a-z_]+(\.[a-z_]+)+")
 """The names of OpenAI's events; `error` is none of them and has an encoder of its own."""
 
-_TAKEN_FIELDS: Final = ("type", "b64_json", "error")
+_TAKEN_FIELDS: Final = frozenset({"type", "b64_json", "error"})
 
 
 class FrameTooLarge(ValueError):
@@ -130,17 +130,15 @@ def encode_event(name: str, fields: Mapping[str, Any], *, picture: bytes) -> lis
 
     Comes in pieces, so that the base64 is never copied. `picture` is the file's bytes: base64 is
     made here, and the JSON around it, because a name without data, data that is not JSON and a
-    line end inside it all break clients. Raises `ValueError` for a name that is not like
-    `image_generation.completed`, and for fields that say type or picture a second time, or `error`,
-    which an SDK takes for one in any event.
+    line end inside it all break clients. A field that says type or picture a second time is left
+    out, and so is `error`: an SDK raises it, whatever else the event says. Raises `ValueError` for
+    a name that is not like `image_generation.completed`.
     """
     if not _EVENT_NAME.fullmatch(name):
         raise ValueError(f"not the name of an event: {name!r}")
-    if not fields.keys().isdisjoint(_TAKEN_FIELDS):
-        raise ValueError(f"none of {_TAKEN_FIELDS} is given as a field")
     start = f'event: {name}\ndata: {{"type":"{name}","b64_json":"'.encode()
-    rest = orjson.dumps(dict(fields))[1:]
-    comma = b"," if fields else b""
+    rest = orjson.dumps({key: fields[key] for key in fields if key not in _TAKEN_FIELDS})[1:]
+    comma = b"," if rest != b"}" else b""
     return [start, pybase64.b64encode(picture), b'"' + comma + rest + b"\n\n"]
 
 
