@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from gateway.errors import UpstreamFailure
+from gateway.errors import Charge, UpstreamFailure
 from gateway.images import Answered, PartialImage
 from gateway.sse import Event, FrameTooLarge, Splitter
 from gateway.upstream import wire
@@ -29,15 +29,15 @@ class StreamReader:
     async def read(self, chunks: AsyncIterable[bytes]) -> Answered | UpstreamFailure:
         """The picture, or the failure that the stream told or amounts to.
 
-        What follows either is not read. Raises `ConnectionError` when the stream ends before:
-        that is no other case than one that was cut off.
+        What follows either is not read. Raises `ConnectionError` when the stream ends before, or
+        in the middle of it: that is no other case than one that was cut off.
         """
         splitter = Splitter(max_frame_bytes=self.max_event_bytes)
         try:
             end = await self._read_chunks(chunks, splitter)
         except FrameTooLarge:
             return wire.oversized()
-        end = end or await self._hear(splitter.close())
+        end = end or await self._hear_last(splitter.close())
         if end is None:
             raise ConnectionAbortedError("the stream ended before its picture")
         return end
@@ -64,3 +64,10 @@ class StreamReader:
             elif news is not None:
                 return news
         return None
+
+    async def _hear_last(self, events: Iterable[Event]) -> Answered | UpstreamFailure | None:
+        """As `_hear`, of what lacks its end: when it cannot be read, it lacks more than that."""
+        end = await self._hear(events)
+        if isinstance(end, UpstreamFailure) and end.charge is Charge.UNDELIVERED:
+            return None
+        return end
