@@ -271,7 +271,8 @@ REFUSED = [
     (GPT | {"partial_images": 4}, "integer_above_max_value", "partial_images"),
     (GPT | {"stream": "yes"}, "invalid_type", "stream"),
     (GPT | {"stream": True, "n": 2}, "unsupported_parameter", "input"),
-    (GPT | {"stream": True}, "unsupported_parameter", "stream"),
+    (GPT | {"partial_images": True}, "invalid_type", "partial_images"),
+    (GPT | {"stream": None}, "invalid_type", "stream"),
     (GPT | {"model": "gpt-image-2", "size": 1024}, "invalid_type", "size"),
     (GPT | {"user": None}, "invalid_type", "user"),
     (DALL_E_2 | {"size": "1792x1024"}, "invalid_value", "size"),
@@ -605,7 +606,19 @@ async def test_an_unknown_fault_is_refused_and_the_known_ones_are_named(sim):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "status", "status=200", "status=abc", "hang=3", "429;foo=1", "429;times=x", "slow=-1"],
+    [
+        *(
+            "",
+            "status",
+            "status=200",
+            "status=abc",
+            "hang=3",
+            "429;foo=1",
+            "429;times=x",
+            "slow=-1",
+        ),
+        *("split", "split=0", "split=x", "slow-stream", "slow-stream=x", "no-stream=1"),
+    ],
 )
 def test_a_fault_that_makes_no_sense_is_refused(text):
     with pytest.raises(BadFault):
