@@ -201,6 +201,17 @@ class UpstreamPicture:
 
 
 @dataclass(frozen=True, slots=True)
+class PartialImage:
+    """A picture under way, as upstream streams it: a preview, not checked, never in an entry."""
+
+    index: int
+    """Counts from 0; upstream may leave numbers out."""
+    data: bytes
+    shown: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """`size`, `quality`, `background`, `output_format` where upstream echoed them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
     """Who a request is counted for: a gateway key, as the rooms that count know it."""
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import Charge, UpstreamFailure
-from gateway.images import Answered, ImageRequest, UpstreamPicture, Usage
+from gateway.images import Answered, ImageRequest, PartialImage, UpstreamPicture, Usage
+from gateway.sse import Event
 from gateway.upstream import wire
 
 PIXELS = b"\x89PNG not really, but bytes"
@@ -80,6 +81,22 @@ def error(**fields) -> bytes:
 )
 def test_the_body_holds_what_was_asked_for_and_nothing_else(request_, pictures, expected):
     assert json.loads(wire.forwarded_body(request_, pictures=pictures)) == expected
+
+
+@pytest.mark.parametrize(
+    ("partial_images", "expected"),
+    [(0, {"stream": True}), (3, {"stream": True, "partial_images": 3})],
+)
+def test_a_stream_is_asked_for_beside_what_is_asked_for_anyway(partial_images, expected):
+    request = ImageRequest(
+        model="m",
+        prompt="x",
+        parameters=MappingProxyType({"size": "512x512"}),
+        partial_images=partial_images,
+    )
+    plain = json.loads(wire.forwarded_body(request, pictures=1))
+    streaming = json.loads(wire.forwarded_body(request, pictures=1, stream=True))
+    assert streaming == plain | expected
 
 
 # ── pictures back ───────────────────────────────────────────────────────────────────────────
@@ -224,6 +241,213 @@ def test_a_prompt_cut_inside_an_emoji_does_not_cost_the_picture(text, revised):
 @pytest.mark.parametrize("body", [b"\xef\xbb\xbf" + answer(), answer(seconds=float("nan"))])
 def test_sloppy_json_does_not_cost_the_picture(body):
     assert parse(body).pictures[0].data == PIXELS
+
+
+# ── streams back ────────────────────────────────────────────────────────────────────────────
+
+PARTIAL = "image_generation.partial_image"
+COMPLETED = "image_generation.completed"
+ECHOES = {
+    "size": "1024x1024",
+    "quality": "high",
+    "background": "opaque",
+    "output_format": "png",
+}
+
+
+def hear(name: str | None, data: object, **options) -> wire.News | None:
+    raw = data if isinstance(data, bytes) else json.dumps(data).encode()
+    return wire.parse_event(Event(name, raw), upstream_request_id="req_up", **options)
+
+
+def test_a_partial_image_is_read_with_its_number_and_what_is_shown():
+    data = {"type": PARTIAL, "b64_json": ENCODED, "partial_image_index": 2, "created_at": 1}
+    assert hear(PARTIAL, data | ECHOES) == PartialImage(2, PIXELS, ECHOES)
+
+
+def test_the_completed_picture_is_an_answer_of_one():
+    usage = {
+        "input_tokens": 7,
+        "output_tokens": 4460,
+        "total_tokens": 4467,
+        "input_tokens_details": {"text_tokens": 7, "image_tokens": 0},
+    }
+    data = {"type": COMPLETED, "b64_json": ENCODED, "created_at": 1, "usage": usage}
+    answered = hear(COMPLETED, data | ECHOES | {"revised_prompt": "An otter", "seed": 7})
+    assert answered == Answered(
+        pictures=(UpstreamPicture(PIXELS, revised_prompt="An otter", extra={"seed": 7}),),
+        usage=Usage(text_in=7, image_out=4460),
+        shown=ECHOES,
+        upstream_request_id="req_up",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        (COMPLETED, {"b64_json": ENCODED}),
+        (None, {"type": COMPLETED, "b64_json": ENCODED}),
+        ("message", {"type": COMPLETED, "b64_json": ENCODED}),
+        (PARTIAL, {"type": COMPLETED, "b64_json": ENCODED}),
+        (COMPLETED, {"type": None, "b64_json": ENCODED, "error": None}),
+        (COMPLETED, b"\xef\xbb\xbf" + json.dumps({"b64_json": ENCODED}).encode()),
+    ],
+)
+def test_an_event_is_known_by_its_data_and_else_by_its_name(name, data):
+    answered = hear(name, data)
+    assert isinstance(answered, Answered)
+    assert answered.pictures == (UpstreamPicture(PIXELS),)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("ping", {}),
+        ("image_generation.thinking", {"type": "image_generation.thinking", "b64_json": ENCODED}),
+        ("ping", b""),
+        ("ping", b"not json"),
+        (None, b"[DONE]"),
+        (None, b""),
+        (None, b"[1]"),
+        (None, {"b64_json": ENCODED}),
+        (PARTIAL, b'{"b64_json": "' + ENCODED.encode()),
+        (PARTIAL, {"b64_json": ENCODED}),
+        (PARTIAL, {"b64_json": ENCODED, "partial_image_index": -1}),
+        (PARTIAL, {"b64_json": ENCODED, "partial_image_index": "0"}),
+        (PARTIAL, {"b64_json": ENCODED, "partial_image_index": True}),
+        (PARTIAL, {"b64_json": ENCODED[:-1], "partial_image_index": 0}),
+        (PARTIAL, {"b64_json": ENCODED + "\n", "partial_image_index": 0}),
+        (PARTIAL, {"partial_image_index": 0}),
+    ],
+)
+def test_unknown_events_and_damaged_previews_are_passed_over(name, data):
+    assert hear(name, data) is None
+
+
+@pytest.mark.parametrize("data", [b"", b"{", HTML, b'{"b64_json": "' + ENCODED.encode(), b"[]"])
+def test_a_completed_event_that_cannot_be_read_was_paid(data):
+    failure = hear(COMPLETED, data)
+    assert isinstance(failure, UpstreamFailure)
+    assert (failure.status, failure.code) == (502, "upstream_error")
+    assert failure.charge is Charge.UNDELIVERED
+    assert failure.upstream_request_id == "req_up"
+
+
+def test_a_completed_event_with_a_damaged_picture_keeps_its_usage():
+    usage = {"input_tokens": 9, "output_tokens": 50}
+    answered = hear(COMPLETED, {"type": COMPLETED, "b64_json": "###", "usage": usage})
+    assert isinstance(answered, Answered)
+    assert answered.pictures == (UpstreamPicture(),)
+    assert answered.usage == Usage(text_in=9, image_out=50)
+
+
+def failure_in_stream(name: str | None, data: object, **options) -> UpstreamFailure:
+    failure = hear(name, data, **options)
+    assert isinstance(failure, UpstreamFailure)
+    assert failure.charge is Charge.PRESUMED
+    assert failure.headers == {"x-should-retry": "false"}
+    assert failure.upstream_request_id == "req_up"
+    return failure
+
+
+def test_moderation_in_a_stream_keeps_code_and_details():
+    sent = {
+        "message": "Your request was rejected by the safety system.",
+        "type": "image_generation_user_error",
+        "param": None,
+        "code": "moderation_blocked",
+        "moderation_details": {"moderation_stage": "output", "categories": ["violence"]},
+    }
+    failure = failure_in_stream("error", {"type": "error", "error": sent})
+    assert failure.status == 400
+    assert failure.body == {"error": sent}
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({"type": "image_generation_server_error", "code": "image_generation_failed"}, 500),
+        ({"type": "server_error"}, 500),
+        ({}, 500),
+        ({"type": "image_generation_user_error", "code": "anything"}, 400),
+        ({"type": "billing_limit_user_error", "code": "billing_hard_limit_reached"}, 400),
+        ({"type": "invalid_request_error"}, 400),
+        ({"code": "content_policy_violation"}, 400),
+        ({"type": "tokens", "code": "rate_limit_exceeded"}, 429),
+        ({"type": "insufficient_quota", "code": "insufficient_quota"}, 429),
+    ],
+)
+def test_an_error_in_a_stream_has_the_status_it_has_elsewhere(fields, status):
+    failure = failure_in_stream("error", {"type": "error", "error": {"message": "m", **fields}})
+    assert (failure.status, failure.message, failure.code) == (status, "m", fields.get("code"))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        ("error", {"message": "m", "code": "c"}, ("m", "server_error", "c")),
+        (None, {"type": "error", "message": "m", "code": 7}, ("m", "server_error", "7")),
+        (None, {"error": {"message": "m", "type": "t"}}, ("m", "t", None)),
+        ("message", {"error": "m"}, ("m", "server_error", None)),
+        (COMPLETED, {"type": COMPLETED, "error": {"message": "m"}}, ("m", "server_error", None)),
+        ("error", b"", ("Upstream answered 500.", "server_error", None)),
+        ("error", b"{", ("Upstream answered 500.", "server_error", None)),
+        ("error", {"error": None}, ("Upstream answered 500.", "server_error", None)),
+        ("error", {"error": [1]}, ("Upstream answered 500.", "server_error", None)),
+    ],
+)
+def test_the_errors_of_clones_are_errors_too(name, data, expected):
+    failure = failure_in_stream(name, data)
+    assert (failure.message, failure.type, failure.code) == expected
+
+
+def test_an_error_in_a_stream_betrays_no_secret():
+    sent = {"message": "bad key sk-secret", "code": "c", "org": "sk-secret"}
+    failure = failure_in_stream("error", {"error": sent}, unspoken=[b"sk-secret"])
+    assert (failure.message, failure.details) == ("bad key ***", {"org": "***"})
+
+
+def test_a_key_refused_in_a_stream_is_told_neutrally():
+    failure = failure_in_stream("error", {"error": {"message": "sk", "code": "invalid_api_key"}})
+    assert (failure.status, failure.code) == (502, "upstream_auth")
+    assert "sk" not in failure.message
+
+
+def test_secrets_are_looked_for_in_errors_only():
+    """In a picture, or in a prompt that a caller wrote, the same letters are nobody's secret."""
+    answered = hear(
+        COMPLETED, {"b64_json": ENCODED, "revised_prompt": "sk-secret"}, unspoken=[b"sk-secret"]
+    )
+    assert isinstance(answered, Answered)
+    assert answered.pictures[0].revised_prompt == "sk-secret"
+
+
+EVENT_NAMES = st.sampled_from([PARTIAL, COMPLETED, "error", "ping", None])
+
+
+@settings(max_examples=500, deadline=None)
+@given(EVENT_NAMES, st.binary(max_size=60))
+def test_no_event_whatever_is_in_it_is_a_fault_of_ours(name, data):
+    news = hear(name, data)
+    assert news is None or isinstance(news, UpstreamFailure)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    EVENT_NAMES,
+    st.dictionaries(
+        st.sampled_from(
+            ["type", "b64_json", "partial_image_index", "error", "usage", "size", "message", "url"]
+        ),
+        st.sampled_from(
+            [PARTIAL, COMPLETED, "error", ENCODED, "", 0, 1, True, 1.5, None, [], {}, {"code": 1}]
+        ),
+    ),
+)
+def test_no_event_of_any_shape_is_a_fault_of_ours(name, document):
+    news = hear(name, document)
+    if isinstance(news, UpstreamFailure):
+        assert UpstreamFailure.from_dict(json.loads(json.dumps(news.to_dict()))).body == news.body
 
 
 # ── errors back ─────────────────────────────────────────────────────────────────────────────

@@ -9,7 +9,7 @@ import math
 import secrets
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -34,11 +34,13 @@ class Making:
     is_small: bool
     link: Callable[[bytes], str]
     """Keeps a picture and answers its URL."""
+    seed: int = field(default_factory=lambda: secrets.randbits(62))
+    """Of the first picture; the others count on from it."""
 
 
 def make_answer(order: Order, making: Making) -> bytes:
     """The JSON body of a 200."""
-    pictures = [_render(data, order, making) for data in _draw_all(order, making)]
+    pictures = make_pictures(order, making)
     body: dict[str, Any] = {"created": making.created, "data": pictures}
     if not order.model.gives_links:
         body = {
@@ -52,6 +54,17 @@ def make_answer(order: Order, making: Making) -> bytes:
         if "no-usage" not in making.faults:
             body["usage"] = usage_of(order, len(pictures))
     return orjson.dumps(body, option=orjson.OPT_INDENT_2)
+
+
+def make_pictures(order: Order, making: Making) -> list[dict[str, str]]:
+    """The elements of `data`."""
+    return [_render(data, order, making) for data in _draw_all(order, making)]
+
+
+def make_partial(order: Order, making: Making, index: int) -> str:
+    """A stage of the first picture on its way, in base64; `index` counts from 0."""
+    progress = (index + 1) / (order.partial_images + 1)
+    return pybase64.b64encode(_draw(order, making, progress=progress)).decode()
 
 
 def usage_of(order: Order, pictures: int) -> dict[str, Any]:
@@ -72,7 +85,7 @@ def usage_of(order: Order, pictures: int) -> dict[str, Any]:
 def _draw_all(order: Order, making: Making) -> list[bytes]:
     """The files, good and damaged."""
     count = order.n - ("fewer" in making.faults)
-    pictures = [_draw(order, making, index) for index in range(count)]
+    pictures = [_draw(order, making, index=index) for index in range(count)]
     if "tiny-png" in making.faults:
         return [b"\x89PNG\r"] * count
     if "one-bad" in making.faults and pictures:
@@ -81,19 +94,21 @@ def _draw_all(order: Order, making: Making) -> list[bytes]:
     return pictures
 
 
-def _draw(order: Order, making: Making, index: int) -> bytes:
+def _draw(order: Order, making: Making, *, index: int = 0, progress: float = 1.0) -> bytes:
     width, height = order.size
     if making.is_small:
         width, height = max(16, width // _SMALL_PART), max(16, height // _SMALL_PART)
     is_repeated = "same-bytes" in making.faults
+    seed = zlib.crc32(order.prompt.encode()) if is_repeated else making.seed
     return draw_picture(
         without_faults(order.prompt),
         width=width,
         height=height,
         format=order.output_format,
-        seed=zlib.crc32(order.prompt.encode()) + index if is_repeated else secrets.randbits(63),
+        seed=seed + index,
         transparent=order.background == "transparent",
         compression=order.compression,
+        progress=progress,
     )
 
 

@@ -43,6 +43,8 @@ class Order:
     output_format: str
     compression: int
     response_format: str
+    stream: bool
+    partial_images: int
 
 
 def parse_body(raw: bytes, content_type: str | None) -> Any:
@@ -203,9 +205,6 @@ def _check_together(body: Mapping[str, Any]) -> None:
     if body.get("stream") and body.get("n", 1) > 1:
         message = "Streaming is only supported with n=1."
         raise refuse(message, type=IMAGE_USER_ERROR, param="input", code="unsupported_parameter")
-    if body.get("stream"):
-        message = "This simulated upstream answers without streaming only. Omit 'stream'."
-        raise refuse(message, param="stream", code="unsupported_parameter")
 
 
 def _resolve(body: Mapping[str, Any], model: Model) -> Order:
@@ -224,4 +223,6 @@ def _resolve(body: Mapping[str, Any], model: Model) -> Order:
         output_format=resolved("output_format", "png"),
         compression=body.get("output_compression", 100),
         response_format=resolved("response_format", "url" if model.gives_links else "b64_json"),
+        stream=body.get("stream", False),
+        partial_images=body.get("partial_images", 0),
     )

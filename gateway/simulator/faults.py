@@ -53,17 +53,26 @@ FAULTS: Final[Mapping[str, FaultRule]] = {
         value=r"[45][0-9]{2}",
         needs_value=True,
     ),
-    "moderation": FaultRule("400 moderation_blocked; stage is input", frozenset({"stage"})),
+    "moderation": FaultRule(
+        "400 moderation_blocked; stage is input; a stream tells stage=output in an event",
+        frozenset({"stage"}),
+    ),
     "content-policy": FaultRule("400 content_policy_violation"),
-    "stream-error": FaultRule("500 image_generation_failed"),
+    "stream-error": FaultRule(
+        "500 image_generation_failed; in a stream an event after the first partial image"
+    ),
     "slow": FaultRule("so many seconds more, never scaled", value=r"[0-9]+(\.[0-9]+)?"),
-    "hang": FaultRule("no answer at all while the caller waits"),
+    "hang": FaultRule(
+        "no answer at all while the caller waits; of a stream nothing after the first partial image"
+    ),
     "reset": FaultRule(
-        "the connection is reset; after=half resets in the middle of the body",
+        "the connection is reset; after=half resets in the middle of the body or of a stream's end",
         frozenset({"after"}),
     ),
-    "truncate": FaultRule("the body ends half-way to its Content-Length"),
-    "malformed-json": FaultRule("200 with half of the JSON"),
+    "truncate": FaultRule(
+        "the body ends half-way to its Content-Length; a stream in the middle of its end"
+    ),
+    "malformed-json": FaultRule("200 with half of the JSON, or a stream whose last event has half"),
     "html": FaultRule("200 with a page of HTML"),
     "bad-base64": FaultRule("pictures in wrong base64"),
     "tiny-png": FaultRule("pictures of five bytes"),
@@ -79,6 +88,17 @@ FAULTS: Final[Mapping[str, FaultRule]] = {
         "exactly this link, to wherever it leads; whole or percent-encoded as a whole",
         value=r"\S+",
         needs_value=True,
+    ),
+    "no-stream": FaultRule("a plain answer where a stream was asked for"),
+    "stream-no-completed": FaultRule("a stream that ends well, but without its picture"),
+    "fewer-partials": FaultRule("one partial image fewer than asked for"),
+    "slow-stream": FaultRule(
+        "so many seconds more between the events of a stream",
+        value=r"[0-9]+(\.[0-9]+)?",
+        needs_value=True,
+    ),
+    "split": FaultRule(
+        "a stream in chunks of so many bytes", value=r"[1-9][0-9]*", needs_value=True
     ),
 }
 """Every fault by name."""
@@ -176,6 +196,17 @@ class FaultPlan:
             return True
         self._played[prompt, fault.text] += 1
         return self._played[prompt, fault.text] <= fault.times
+
+
+def prevents_stream(fault: Fault) -> bool:
+    """Whether a call that asks for a stream is answered as if it had not."""
+    is_early_reset = fault.name == "reset" and fault.options.get("after") != "half"
+    return fault.name in ("no-stream", "html") or is_early_reset
+
+
+def is_told_in_stream(fault: Fault) -> bool:
+    """Whether a stream tells this error in an event; other errors come in its stead."""
+    return fault.name == "stream-error" or fault.options.get("stage") == "output"
 
 
 def refusal_of(fault: Fault, *, model: str, request_id: str) -> Refusal | None:

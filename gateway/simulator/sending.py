@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NoReturn
 
 from aiohttp import web
 
@@ -63,14 +63,27 @@ async def _send_half(request: web.Request, body: bytes) -> web.StreamResponse:
     return response
 
 
-async def _reset(request: web.Request, body: bytes, fault: Fault) -> None:
-    """Makes the end of the connection an RST: before the answer, or after half of it."""
+async def _reset(request: web.Request, body: bytes, fault: Fault) -> NoReturn:
+    """A reset before the answer, or after half of it."""
     if fault.options.get("after") == "half":
         await _send_half(request, body)
         await asyncio.sleep(_READING_SECONDS)
+    _prepare_reset(request)
+    raise Gone
+
+
+async def cut_off(request: web.Request, *, by_reset: bool) -> NoReturn:
+    """Ends a connection on which part of an answer was sent, when that may have been read."""
+    await asyncio.sleep(_READING_SECONDS)
+    if by_reset:
+        _prepare_reset(request)
+    raise Gone
+
+
+def _prepare_reset(request: web.Request) -> None:
+    """Makes the end of the connection an RST."""
     if request.transport is not None:
         _reset_on_close(request.transport.get_extra_info("socket").fileno())
-    raise Gone
 
 
 def _reset_on_close(descriptor: int) -> None:

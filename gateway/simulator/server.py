@@ -8,7 +8,7 @@
     GET  /healthz
 
 What a body may hold is `check`; what can go wrong is `faults`; the 200 is `answer`, and how it
-goes out, whole or not, is `sending`.
+goes out, whole or not, is `sending`, or `stream` when it was asked for in events.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -32,9 +33,11 @@ from gateway.simulator.faults import (
     BadFault,
     Fault,
     FaultPlan,
+    is_told_in_stream,
     link_of,
     link_seconds_of,
     parse_fault,
+    prevents_stream,
     refusal_of,
 )
 from gateway.simulator.links import LINK_SECONDS, Links, denied_page
@@ -47,6 +50,7 @@ from gateway.simulator.refusals import (
     wrong_method,
 )
 from gateway.simulator.sending import Gone, hang_up, is_connected, send_answer
+from gateway.simulator.stream import Play, send_stream
 from gateway.simulator.table import MODELS
 
 _MAX_BODY_BYTES: Final = 4 * 1024 * 1024
@@ -159,14 +163,30 @@ class Simulator:
         order = check_body(call.body)
         faults = self._choose_faults(request, order)
         call.fault = ", ".join(fault.text for fault in faults) or None
+        if order.stream and not any(map(prevents_stream, faults)):
+            return await self._stream(request, order, faults)
         await self._wait(request, order, faults)
-        for fault in faults:
-            refusal = refusal_of(fault, model=order.model.name, request_id=request[_REQUEST_ID])
-            if refusal is not None:
-                raise refusal
+        _refuse(request, order, faults)
         making = self._making(request, faults)
         body = await asyncio.to_thread(make_answer, order, making)
         return await send_answer(request, body, faults)
+
+    async def _stream(
+        self, request: web.Request, order: Order, faults: tuple[Fault, ...]
+    ) -> web.StreamResponse:
+        """The same in events. An error before the first one is a plain answer."""
+        await asyncio.sleep(_slow_seconds(faults))
+        _refuse(request, order, (fault for fault in faults if not is_told_in_stream(fault)))
+        told = (_refusal(request, order, fault) for fault in faults if is_told_in_stream(fault))
+        play = Play(
+            order,
+            self._making(request, faults),
+            seconds=self._latency_seconds(order),
+            faults={fault.name: fault for fault in faults},
+            error=next(told, None),
+            hang=partial(self._hang, request),
+        )
+        return await send_stream(request, play)
 
     def _authenticate(self, request: web.Request) -> None:
         if self._settings.api_key is None:
@@ -184,15 +204,15 @@ class Simulator:
             raise refuse(str(error), code="unknown_fault") from None
 
     async def _wait(self, request: web.Request, order: Order, faults: tuple[Fault, ...]) -> None:
-        """The model's latency, which grows a little with n, and what faults add to it."""
-        model = order.model
-        seconds = model.latency_seconds[order.quality] * (1 + 0.1 * (order.n - 1))
-        seconds *= self._settings.latency_scale
-        seconds += sum(float(f.value or 5) for f in faults if f.name == "slow")
-        if seconds:
-            await asyncio.sleep(seconds)
+        """The model's latency, and what faults add to it."""
+        await asyncio.sleep(self._latency_seconds(order) + _slow_seconds(faults))
         if any(fault.name == "hang" for fault in faults):
             await self._hang(request)
+
+    def _latency_seconds(self, order: Order) -> float:
+        """Grows a little with n."""
+        seconds = order.model.latency_seconds[order.quality] * (1 + 0.1 * (order.n - 1))
+        return seconds * self._settings.latency_scale
 
     async def _hang(self, request: web.Request) -> None:
         while is_connected(request) and not self._stopping.is_set():
@@ -200,12 +220,12 @@ class Simulator:
                 await asyncio.wait_for(self._stopping.wait(), _POLL_SECONDS)
         raise Gone
 
-    def _making(self, request: web.Request, faults: tuple[Fault, ...]) -> Making:
+    def _making(self, request: web.Request, faults: Collection[Fault]) -> Making:
         names = frozenset(fault.name for fault in faults)
         link = self._linking(request, faults)
         return Making(int(time.time()), names, is_small=self._settings.small_pictures, link=link)
 
-    def _linking(self, request: web.Request, faults: tuple[Fault, ...]) -> Callable[[bytes], str]:
+    def _linking(self, request: web.Request, faults: Collection[Fault]) -> Callable[[bytes], str]:
         given, asked = link_of(faults), link_seconds_of(faults)
         lifetime = self._settings.link_seconds if asked is None else asked
 
@@ -262,6 +282,22 @@ class Simulator:
         return _json({"status": "ok"})
 
 
+def _slow_seconds(faults: Iterable[Fault]) -> float:
+    return sum(float(fault.value or 5) for fault in faults if fault.name == "slow")
+
+
+def _refuse(request: web.Request, order: Order, faults: Iterable[Fault]) -> None:
+    """Raises the first error that the faults stand for."""
+    for fault in faults:
+        refusal = _refusal(request, order, fault)
+        if refusal is not None:
+            raise refusal
+
+
+def _refusal(request: web.Request, order: Order, fault: Fault) -> Refusal | None:
+    return refusal_of(fault, model=order.model.name, request_id=request[_REQUEST_ID])
+
+
 async def _answered(request: web.Request, handler: _Handler) -> web.StreamResponse:
     try:
         return await handler(request)
@@ -306,7 +342,8 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     """The service's headers, and the noise that a gateway must not pass on (WIRE §3, §8)."""
     response.headers["server"] = "cloudflare"
     response.headers["cf-ray"] = f"{secrets.token_hex(8)}-AMS"
-    if response.content_type != "application/json" or _REQUEST_ID not in request:
+    is_the_apis = response.content_type in ("application/json", "text/event-stream")
+    if not is_the_apis or _REQUEST_ID not in request:
         return
     elapsed = time.monotonic() - request[_STARTED]
     response.headers.update(

@@ -1,7 +1,8 @@
 """Sends one purchase to the paid service and brings back what it answered.
 
-One connection pool, one deadline, at most two retries, one circuit breaker (CONTRACT §9). How a
-request and an answer read is `wire`, when the breaker opens is `breaker`; whether a purchase may be
+One connection pool, one deadline, at most two retries, one circuit breaker (CONTRACT §9), for
+plain answers and for streams. How a request and an answer read is `wire`, how a stream is read to
+its end is `stream`, when the breaker opens is `breaker`; whether a purchase may be
 made and what it is charged is decided elsewhere. The question that matters here is what was
 certainly *not* sent: only that may be sent again, and only that is certainly free.
 """
@@ -16,9 +17,10 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 import aiohttp
 import structlog
@@ -26,10 +28,12 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from yarl import URL
 
 from gateway import __version__
-from gateway.errors import UpstreamFailure
-from gateway.images import Answered, ImageRequest
+from gateway.errors import Charge, UpstreamFailure
+from gateway.images import Answered, ImageRequest, PartialImage
+from gateway.sse import Event
 from gateway.upstream import wire
 from gateway.upstream.breaker import Breaker, Pass, Refused
+from gateway.upstream.stream import StreamReader
 from gateway.upstream.tls import create_tls
 
 MAX_RETRIES: Final = 2
@@ -61,6 +65,8 @@ _TUNNEL_STEPS: Final = 3
 
 _SHORTEST_SECRET: Final = 8
 """Characters. A shorter value of an extra header would be found in any text by chance."""
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -191,6 +197,14 @@ class _Reply:
 
 
 @dataclass(frozen=True, slots=True)
+class _Streamed:
+    """A stream that brought its picture."""
+
+    status: int
+    answered: Answered
+
+
+@dataclass(frozen=True, slots=True)
 class _Failed:
     """An attempt that ended without pictures: `status` is upstream's, or says why there is none."""
 
@@ -206,6 +220,19 @@ class _Failed:
     def is_outage(self) -> bool:
         """Whether it speaks against the service: no connection, no answer in time, 5xx."""
         return not isinstance(self.status, int) or self.status >= 500
+
+
+_Outcome: TypeAlias = _Reply | _Streamed | _Failed
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What every attempt of a purchase sends, and how it reads what comes."""
+
+    model: str
+    body: bytes
+    receive: Callable[[aiohttp.ClientResponse], Awaitable[_Outcome]]
+    """Reads a 2xx answer; may raise what says that it was cut off."""
 
 
 @contextlib.asynccontextmanager
@@ -246,14 +273,68 @@ class UpstreamClient:
         Raises `UpstreamFailure` when none came; its `charge` says what that is presumed to have
         cost. The deadline ends with the last byte: what has arrived is never given up.
         """
+        body = wire.forwarded_body(request, pictures=pictures)
+        receive = partial(_receive_answer, limit_bytes=self._limit_bytes(pictures))
+        return await self._buy(_Order(request.model, body, receive))
+
+    async def stream(
+        self,
+        request: ImageRequest,
+        *,
+        on_partial: Callable[[PartialImage], Awaitable[None]],
+        on_open: Callable[[], Awaitable[None]],
+    ) -> Answered:
+        """Buys one picture of `request` as a stream, with the partial images that it asks for.
+
+        `on_open` is called once, when upstream's 200 has arrived; from then on nothing is tried
+        again. `on_partial` is called for each partial image as it arrives, and nothing is read
+        before it returns. Both count against the deadline, and neither may raise: the purchase
+        would end there. A plain answer, as clones give it, is taken too. Raises as `generate`.
+        """
+        body = wire.forwarded_body(request, pictures=1, stream=True)
+
+        async def receive(response: aiohttp.ClientResponse) -> _Outcome:
+            await on_open()
+            if response.content_type != "text/event-stream":
+                return await _receive_answer(response, limit_bytes=self._limit_bytes(1))
+            reader = self._stream_reader(response, request, on_partial)
+            return _concluded(response.status, await reader.read(response.content.iter_any()))
+
+        return await self._buy(_Order(request.model, body, receive))
+
+    def _stream_reader(
+        self,
+        response: aiohttp.ClientResponse,
+        request: ImageRequest,
+        on_partial: Callable[[PartialImage], Awaitable[None]],
+    ) -> StreamReader:
+        parse = partial(
+            wire.parse_event,
+            upstream_request_id=wire.request_id(response.headers),
+            unspoken=self._settings.unspoken,
+        )
+
+        async def parse_apart(event: Event) -> wire.News | None:
+            return await _decode(partial(parse, event), size_bytes=len(event.data))
+
+        return StreamReader(
+            max_event_bytes=self._limit_bytes(1),
+            max_total_bytes=self._limit_bytes(1 + request.partial_images),
+            parse=parse_apart,
+            on_partial=on_partial,
+        )
+
+    async def _buy(self, order: _Order) -> Answered:
         entered = self._enter()
-        outcome: _Reply | _Failed | None = None
+        outcome: _Outcome | None = None
         try:
-            outcome = await self._send_in_time(request, pictures=pictures)
+            outcome = await self._send_in_time(order)
         finally:
             self._leave(entered, outcome)
         if isinstance(outcome, _Failed):
             raise outcome.failure
+        if isinstance(outcome, _Streamed):
+            return outcome.answered
         return await _parse(outcome)
 
     def _enter(self) -> Pass:
@@ -263,7 +344,7 @@ class UpstreamClient:
             raise wire.breaker_open(wait_seconds=entered.seconds)
         return entered
 
-    def _leave(self, entered: Pass, outcome: _Reply | _Failed | None) -> None:
+    def _leave(self, entered: Pass, outcome: _Outcome | None) -> None:
         """Tells the breaker how a purchase ended, after its retries; None is a cancelled one."""
         was_open = self._breaker.is_open
         if outcome is None:
@@ -276,14 +357,11 @@ class UpstreamClient:
             log.warning("upstream_breaker_closed" if was_open else "upstream_breaker_opened")
             self._observer.breaker_turned(is_open=not was_open)
 
-    async def _send_in_time(self, request: ImageRequest, *, pictures: int) -> _Reply | _Failed:
-        body = wire.forwarded_body(request, pictures=pictures)
+    async def _send_in_time(self, order: _Order) -> _Outcome:
         line = _Line()
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
-                return await self._send(
-                    request.model, body, limit_bytes=self._limit_bytes(pictures), line=line
-                )
+                return await self._send(order, line)
         except TimeoutError:
             return _Failed("timeout", wire.timed_out(was_sent=line.is_sent))
 
@@ -291,15 +369,13 @@ class UpstreamClient:
         """The largest answer that `pictures` pictures in base64 can make."""
         return pictures * (self._settings.max_picture_bytes * 4 // 3 + 4) + _ENVELOPE_BYTES
 
-    async def _send(
-        self, model: str, body: bytes, *, limit_bytes: int, line: _Line
-    ) -> _Reply | _Failed:
+    async def _send(self, order: _Order, line: _Line) -> _Outcome:
         """Attempts until there is an answer, or nothing more that may be tried."""
         started = self._pace.clock()
         retries = 0
         while True:
-            outcome = await self._observed(model, body, limit_bytes=limit_bytes, line=line)
-            if isinstance(outcome, _Reply):
+            outcome = await self._observed(order, line)
+            if not isinstance(outcome, _Failed):
                 return outcome
             elapsed = self._pace.clock() - started
             wait = self._wait_seconds(outcome, retries=retries, elapsed_seconds=elapsed)
@@ -321,26 +397,26 @@ class UpstreamClient:
             wait = _FIRST_BACKOFF_SECONDS * 2**retries * jitter
         return wait if elapsed_seconds + wait <= RETRY_WINDOW_SECONDS else None
 
-    async def _observed(
-        self, model: str, body: bytes, *, limit_bytes: int, line: _Line
-    ) -> _Reply | _Failed:
+    async def _observed(self, order: _Order, line: _Line) -> _Outcome:
         started = self._pace.clock()
         status: int | str = "timeout"  # what it is when the deadline ends it
         try:
-            outcome = await self._attempt(body, limit_bytes=limit_bytes, line=line)
+            outcome = await self._attempt(order, line)
             status = outcome.status
             return outcome
         finally:
-            self._observer.attempted(model, status=status, seconds=self._pace.clock() - started)
+            elapsed = self._pace.clock() - started
+            self._observer.attempted(order.model, status=status, seconds=elapsed)
 
-    async def _attempt(self, body: bytes, *, limit_bytes: int, line: _Line) -> _Reply | _Failed:
+    async def _attempt(self, order: _Order, line: _Line) -> _Outcome:
         """One request. Only one that was cut off leaves the line marked as sent."""
+        outcome: _Outcome
         try:
             async with self._session.post(
-                self._url, data=body, allow_redirects=False, trace_request_ctx=line
+                self._url, data=order.body, allow_redirects=False, trace_request_ctx=line
             ) as response:
                 if 200 <= response.status < 300:
-                    outcome = await _receive_answer(response, limit_bytes)
+                    outcome = await order.receive(response)
                 else:
                     outcome = await self._receive_error(response)
         except (aiohttp.ClientError, OSError):
@@ -360,7 +436,9 @@ class UpstreamClient:
         return _Failed(response.status, wire.parse_error(response.status, response.headers, body))
 
 
-async def _receive_answer(response: aiohttp.ClientResponse, limit_bytes: int) -> _Reply | _Failed:
+async def _receive_answer(
+    response: aiohttp.ClientResponse, *, limit_bytes: int
+) -> _Reply | _Failed:
     body = bytearray()
     await _read(response, body, limit_bytes=limit_bytes)
     if len(body) > limit_bytes:
@@ -376,12 +454,24 @@ async def _read(response: aiohttp.ClientResponse, body: bytearray, *, limit_byte
             return
 
 
+def _concluded(status: int, end: Answered | UpstreamFailure) -> _Streamed | _Failed:
+    """The outcome of a stream whose head said `status`.
+
+    An error that it told counts, for metrics and breaker, as the status it would have had without
+    a stream; what could not be read says nothing against the service.
+    """
+    if isinstance(end, Answered):
+        return _Streamed(status, end)
+    return _Failed(end.status if end.charge is Charge.PRESUMED else status, end)
+
+
 async def _parse(reply: _Reply) -> Answered:
-    if len(reply.body) <= _THREAD_ABOVE_BYTES:
-        return wire.parse_answer(reply.body, upstream_request_id=reply.request_id)
-    return await asyncio.to_thread(
-        wire.parse_answer, reply.body, upstream_request_id=reply.request_id
-    )
+    parse = partial(wire.parse_answer, reply.body, upstream_request_id=reply.request_id)
+    return await _decode(parse, size_bytes=len(reply.body))
+
+
+async def _decode(parse: Callable[[], T], *, size_bytes: int) -> T:
+    return parse() if size_bytes <= _THREAD_ABOVE_BYTES else await asyncio.to_thread(parse)
 
 
 # ── the pool ────────────────────────────────────────────────────────────────────────────────

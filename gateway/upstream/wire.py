@@ -10,15 +10,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import orjson
 import pybase64
 
 from gateway.errors import INVALID_REQUEST, SERVER_ERROR, Charge, UpstreamFailure
-from gateway.images import Answered, ImageRequest, UpstreamPicture, Usage
+from gateway.images import Answered, ImageRequest, PartialImage, UpstreamPicture, Usage
+from gateway.sse import Event
 
 MAX_REQUEST_ID: Final = 128
 
@@ -31,6 +32,14 @@ _MAX_TOKENS: Final = 10**9
 _ECHOED: Final = ("size", "quality", "background", "output_format")
 _PICTURE_KEYS: Final = frozenset({"b64_json", "url", "revised_prompt"})
 _ERROR_KEYS: Final = frozenset({"message", "type", "param", "code"})
+
+_PARTIAL: Final = "image_generation.partial_image"
+_COMPLETED: Final = "image_generation.completed"
+_ERROR: Final = "error"
+_EVENT_KEYS: Final = frozenset(
+    {"type", "created_at", "usage", "partial_image_index", "error", *_ECHOED}
+)
+"""What an event says beside its picture (WIRE §4.1)."""
 
 _USAGE_SPELLINGS: Final = (
     ("input_tokens", "output_tokens"),
@@ -54,6 +63,9 @@ _AUTH_CODES: Final = frozenset({"invalid_api_key", "authentication_error"})
 _EDGE_STATUSES: Final = frozenset({502, 504, *range(520, 531)})
 """What proxies and content networks answer in the API's stead."""
 
+_REFUSING_CODES: Final = frozenset({"moderation_blocked", "content_policy_violation"})
+_RATE_CODES: Final = frozenset({"rate_limit_exceeded", "slow_down"})
+
 _SECONDS: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
 _MILLISECONDS: Final = re.compile(r"[0-9]{1,12}")
 
@@ -61,10 +73,11 @@ _MILLISECONDS: Final = re.compile(r"[0-9]{1,12}")
 # ── out ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def forwarded_body(request: ImageRequest, *, pictures: int) -> bytes:
+def forwarded_body(request: ImageRequest, *, pictures: int, stream: bool = False) -> bytes:
     """The JSON that asks upstream for `pictures` pictures of `request` (CONTRACT §5, Forwarded).
 
-    Written anew and never the caller's own bytes, so nothing else can pass (WIRE §8 rows 23, 24).
+    Whether they come as a stream is the purchase's matter and not the request's. Written anew and
+    never the caller's own bytes, so nothing else can pass (WIRE §8 rows 23, 24).
     """
     body: dict[str, Any] = {"model": request.model, "prompt": request.prompt}
     if pictures != 1:
@@ -75,6 +88,10 @@ def forwarded_body(request: ImageRequest, *, pictures: int) -> bytes:
     if request.user is not None:
         # Written by the standard library, which has no largest integer.
         body["user"] = orjson.Fragment(json.dumps(request.user))
+    if stream:
+        body["stream"] = True
+        if request.partial_images:
+            body["partial_images"] = request.partial_images
     return orjson.dumps(body)
 
 
@@ -96,10 +113,14 @@ def parse_answer(body: bytes | bytearray, *, upstream_request_id: str | None) ->
     return Answered(
         pictures=tuple(_parse_picture(element) for element in data),
         usage=usage,
-        shown=MappingProxyType(
-            {key: document[key] for key in _ECHOED if isinstance(document.get(key), str)}
-        ),
+        shown=_echoes(document),
         upstream_request_id=upstream_request_id,
+    )
+
+
+def _echoes(document: Mapping[str, Any]) -> Mapping[str, str]:
+    return MappingProxyType(
+        {key: document[key] for key in _ECHOED if isinstance(document.get(key), str)}
     )
 
 
@@ -190,6 +211,93 @@ def _count(value: Any) -> int | None:
     if type(value) is not int or not 0 <= value <= _MAX_TOKENS:
         return None
     return value
+
+
+# ── streams back ────────────────────────────────────────────────────────────────────────────
+
+News: TypeAlias = PartialImage | Answered | UpstreamFailure
+"""What an event of a stream may tell: a preview, the picture, or that there will be none."""
+
+
+def parse_event(
+    event: Event, *, upstream_request_id: str | None, unspoken: Sequence[bytes] = ()
+) -> News | None:
+    """Reads an event of a stream (WIRE §4.1); None for one that may be passed over.
+
+    Those are unknown kinds, `[DONE]`, and partial images that are damaged: a preview is no reason
+    to give a purchase up. A failure is returned, not raised. `unspoken` are secrets that an error
+    must not quote.
+    """
+    document = _load_object(event.data)
+    kind = document.get("type")
+    if kind not in (_PARTIAL, _COMPLETED, _ERROR):
+        kind = event.name
+    if kind == _ERROR or document.get("error"):
+        return _parse_error_event(event.data, unspoken, upstream_request_id=upstream_request_id)
+    if kind == _PARTIAL:
+        return _parse_partial(document)
+    if kind == _COMPLETED:
+        return _parse_completed(document, upstream_request_id=upstream_request_id)
+    return None
+
+
+def _parse_partial(document: Mapping[str, Any]) -> PartialImage | None:
+    index = _count(document.get("partial_image_index"))
+    data = _decode(document.get("b64_json"))
+    if index is None or data is None:
+        return None
+    return PartialImage(index, data, _echoes(document))
+
+
+def _parse_completed(document: Mapping[str, Any], *, upstream_request_id: str | None) -> News:
+    """One picture with its usage; damaged it is an empty `UpstreamPicture`, as in an answer."""
+    if not document:
+        return _without_pictures(document, None, upstream_request_id=upstream_request_id)
+    element = {key: value for key, value in document.items() if key not in _EVENT_KEYS}
+    return Answered(
+        pictures=(_parse_picture(element),),
+        usage=_parse_usage(document.get("usage")),
+        shown=_echoes(document),
+        upstream_request_id=upstream_request_id,
+    )
+
+
+def _parse_error_event(
+    data: bytes, unspoken: Sequence[bytes], *, upstream_request_id: str | None
+) -> UpstreamFailure:
+    """An error in a stream that had begun: presumed to have been paid (CONTRACT §8).
+
+    Relayed like an answer of the status that such an error has outside a stream.
+    """
+    for secret in unspoken:
+        data = data.replace(secret, b"***")
+    error = _error_in(_load_object(data))
+    fields: dict[str, Any] = {
+        "charge": Charge.PRESUMED,
+        "headers": {},
+        "upstream_request_id": upstream_request_id,
+    }
+    if _names(error) & _AUTH_CODES:
+        return _refused_key(fields)
+    return _relayed(_usual_status(error), error, fields)
+
+
+def _error_in(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The error object; clones also send its text alone, or its keys without the object."""
+    error = document.get("error")
+    if isinstance(error, dict):
+        return error
+    if isinstance(error, str):
+        return {"message": error}
+    return {key: value for key, value in document.items() if key not in ("type", "error")}
+
+
+def _usual_status(error: Mapping[str, Any]) -> int:
+    names = _names(error)
+    is_about_the_request = any(name.endswith("user_error") for name in names)
+    if is_about_the_request or INVALID_REQUEST in names or names & _REFUSING_CODES:
+        return 400
+    return 429 if _is_quota(error) or names & _RATE_CODES else 500
 
 
 # ── errors back ─────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,153 @@
+"""Server-sent events: a splitter for what arrives, an encoder for what the gateway sends.
+
+Pure: no `async`, no sockets. What the events mean is `upstream/wire`; when they are sent, and with
+which headers, is `api/`. The format is the WHATWG's (HTML, section 9.2); what clients make of it
+was measured (WIRE §4.2), and the encoder can write only what all of them take.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+import pybase64
+
+COMMENT: Final = b": keep-alive\n\n"
+"""Keeps a line alive: the one thing beside whole events that no client stumbles over."""
+
+_BOM: Final = b"\xef\xbb\xbf"
+_LONGEST_START: Final = len(_BOM + b"event: ")
+"""Bytes at the start of a line that say which field it is."""
+
+_EVENT_NAME: Final = re.compile(r"[a-z_]+(\.[a-z_]+)+")
+"""The names of OpenAI's events; `error` is none of them and has an encoder of its own."""
+
+_TAKEN_FIELDS: Final = frozenset({"type", "b64_json", "error"})
+
+
+class FrameTooLarge(ValueError):
+    """A frame exceeds the bound that its splitter was given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One frame that has data."""
+
+    name: str | None
+    """What its `event:` says; None when it says nothing."""
+    data: bytes
+    """The values of its `data:` lines, joined by line feeds."""
+
+
+# ── in ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class Splitter:
+    """Cuts the chunks of a stream into events, wherever the chunks begin and end.
+
+    Takes LF, CRLF and CR, and a byte order mark; passes over comments, `id:`, `retry:` and frames
+    without data. Every byte is looked at once and copied twice, also when a frame of many
+    megabytes comes in pieces of one byte.
+    """
+
+    def __init__(self, *, max_frame_bytes: int) -> None:
+        self._max_frame_bytes = max_frame_bytes
+        self._frame_bytes = 0
+        self._pieces: list[bytes] = []  # the line under way; empty between two lines
+        self._name = ""
+        self._data: list[bytes] = []
+        self._is_first_line = True
+        self._ended_in_cr = False
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """The events that end in this chunk.
+
+        Raises `FrameTooLarge` for a frame, comments included, of more than `max_frame_bytes`; the
+        splitter is of no use after that.
+        """
+        events = []
+        for line in chunk.splitlines(keepends=True):  # of bytes: splits at LF, CRLF and CR only
+            if line == b"\n" and self._ended_in_cr:
+                self._ended_in_cr = False  # the other half of a CRLF that was cut in two
+                continue
+            self._ended_in_cr = line.endswith(b"\r")
+            event = self._take(line)
+            if event is not None:
+                events.append(event)
+        return events
+
+    def close(self) -> list[Event]:
+        """The event that the stream ended in, when only its last line ends are missing.
+
+        By the standard it is lost, and clients do lose it (WIRE §4.2). Here it may be a picture
+        that was paid for; whether it is whole is for the reader of its data to see.
+        """
+        event = self._end_line() if self._pieces else None
+        event = event or self._end_frame()
+        return [] if event is None else [event]
+
+    def _take(self, line: bytes) -> Event | None:
+        """A line, the rest of one, or a part of one that has not ended yet."""
+        self._frame_bytes += len(line)
+        if self._frame_bytes > self._max_frame_bytes:
+            raise FrameTooLarge(f"an event of more than {self._max_frame_bytes} bytes")
+        piece = line.rstrip(b"\r\n")
+        if self._pieces and len(self._pieces[0]) < _LONGEST_START:
+            self._pieces = [self._pieces[0] + piece]  # so that the first one names the field
+        else:
+            self._pieces.append(piece)
+        return self._end_line() if len(piece) < len(line) else None
+
+    def _end_line(self) -> Event | None:
+        pieces, self._pieces = self._pieces, []
+        if self._is_first_line:
+            pieces[0] = pieces[0].removeprefix(_BOM)
+            self._is_first_line = False
+        if not any(pieces):
+            return self._end_frame()
+        field, _, value = pieces[0].partition(b":")
+        pieces[0] = value.removeprefix(b" ")
+        if field == b"data":
+            self._data.append(b"".join(pieces))
+        elif field == b"event":
+            self._name = b"".join(pieces).decode("utf-8", "replace")
+        return None
+
+    def _end_frame(self) -> Event | None:
+        name, data = self._name, self._data
+        self._name, self._data, self._frame_bytes = "", [], 0
+        return Event(name or None, b"\n".join(data)) if data else None
+
+
+# ── out ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def encode_event(name: str, fields: Mapping[str, Any], *, picture: bytes) -> list[bytes]:
+    """A frame whose data is a JSON object: `type`, the picture as `b64_json`, then `fields`.
+
+    Comes in pieces, so that the base64 is never copied. `picture` is the file's bytes: base64 is
+    made here, and the JSON around it, because a name without data, data that is not JSON and a
+    line end inside it all break clients. A field that says type or picture a second time is left
+    out, and so is `error`: an SDK raises it, whatever else the event says. Raises `ValueError` for
+    a name that is not like `image_generation.completed`.
+    """
+    if not _EVENT_NAME.fullmatch(name):
+        raise ValueError(f"not the name of an event: {name!r}")
+    start = f'event: {name}\ndata: {{"type":"{name}","b64_json":"'.encode()
+    rest = orjson.dumps({key: fields[key] for key in fields if key not in _TAKEN_FIELDS})[1:]
+    comma = b"," if rest != b"}" else b""
+    return [start, pybase64.b64encode(picture), b'"' + comma + rest + b"\n\n"]
+
+
+def encode_error(error: Mapping[str, Any]) -> bytes:
+    """The frame that ends a stream which has failed; `error` holds message, type, param, code.
+
+    It is always nested under `error`: one SDK takes a flat one for an ordinary event, and an empty
+    one too. Raises `ValueError` without a message.
+    """
+    if not error.get("message"):
+        raise ValueError("an error needs a message")
+    return b"event: error\ndata: " + orjson.dumps({"type": "error", "error": dict(error)}) + b"\n\n"
