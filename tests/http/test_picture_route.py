@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import random
 import re
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from yarl import URL
 
+from gateway.api import sending
 from tests.gateways import Client, InProcess, Reply, run_upstream
 from tests.http.picture_links import Album, open_album, request
 
@@ -20,6 +24,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 ID = "abcdefghijklmnopqrstuvwx"
 LARGE = random.Random(1).randbytes(3_000_000)
 """More than the slices that bodies are written in."""
+HUGE_BYTES = 40_000_000
+"""More than all buffers between two sockets take."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -324,6 +330,24 @@ async def test_answers_without_a_body_leave_the_connection_in_step(album: Album)
     statuses = re.findall(rb"HTTP/1\.1 (\d+) ", received)
     assert statuses == [b"200", b"304", b"206", b"403", b"200"]
     assert received.endswith(b"\r\n\r\n" + album.data)
+
+
+async def test_a_reader_that_takes_nothing_is_cut_off(
+    album: Album, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "WRITE_STALL_SECONDS", 0.2)
+    link = await album.hang(bytes(HUGE_BYTES), picture_id="H" * 24)
+    url = URL(album.gateway.client.url)
+    reader, writer = await asyncio.open_connection(url.host, url.port, limit=1024)
+    writer.write(request("GET", link).encode())
+    await asyncio.sleep(1)
+    received = 0
+    with suppress(ConnectionResetError):
+        while chunk := await reader.read(2**20):
+            received += len(chunk)
+    writer.close()
+    assert received < HUGE_BYTES
+    assert (await album.show(link, Range="bytes=-1")).body == bytes(1)
 
 
 async def test_a_proxy_may_name_the_host_in_its_request_line(album: Album) -> None:
