@@ -125,7 +125,7 @@ class Keys:
 class Call:
     """A command and how its reply is read."""
 
-    command: tuple[bytes, ...]
+    command: tuple[Argument, ...]
     read: Callable[[Any], Any]
     script: Script | None = None
     """None for a plain command; those only read, so they may be repeated at will."""
@@ -135,13 +135,8 @@ def _call(
     name: str, keys: Sequence[str], arguments: Iterable[Argument], *, read: Callable[[Any], Any]
 ) -> Call:
     script = SCRIPTS[name]
-    command = _command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+    command = ("EVALSHA", script.sha, len(keys), *keys, *arguments)
     return Call(command, read, script)
-
-
-def _command(*arguments: Argument) -> tuple[bytes, ...]:
-    """Encoded here, so that text that cannot be fails its own caller and not a whole pipeline."""
-    return tuple(a if isinstance(a, bytes) else str(a).encode() for a in arguments)
 
 
 def _nothing(_: Any) -> None:
@@ -165,7 +160,7 @@ def call_for(verb: Verb[Any], keys: Keys) -> Call:
 def _get(verb: verbs.Get, keys: Keys) -> Call:
     space = keys.records(verb.space)
     if verb.through is None:
-        return Call(_command("HGET", space, verb.name), _as_is)
+        return Call(("HGET", space, verb.name), _as_is)
     return _call("get_through", [keys.records(verb.through), space], [verb.name], read=_as_is)
 
 
@@ -187,7 +182,7 @@ def _scan(verb: verbs.Scan, keys: Keys) -> Call:
     def read(reply: Sequence[bytes]) -> Mapping[str, bytes]:
         return {name.decode(): value for name, value in _pairs(reply)}
 
-    return Call(_command("HGETALL", keys.records(verb.space)), read)
+    return Call(("HGETALL", keys.records(verb.space)), read)
 
 
 # ── entries ─────────────────────────────────────────────────────────────────────────────────
@@ -277,7 +272,7 @@ def _publish(verb: verbs.Publish, keys: Keys) -> Call:
 
 @call_for.register
 def _read_events(verb: verbs.ReadEvents, keys: Keys) -> Call:
-    return Call(_command("LRANGE", keys.events(verb.flight), verb.after, -1), _as_is)
+    return Call(("LRANGE", keys.events(verb.flight), verb.after, -1), _as_is)
 
 
 # ── workers ─────────────────────────────────────────────────────────────────────────────────
@@ -429,7 +424,7 @@ def _stream_place(position: str) -> str:
 @call_for.register
 def _sweep(verb: verbs.Sweep, keys: Keys) -> Call:
     """Every key that ends has a time to live, so there is nothing to do."""
-    return Call(_command("PING"), lambda _: 0)
+    return Call(("PING",), lambda _: 0)
 
 
 # ── small change ────────────────────────────────────────────────────────────────────────────
