@@ -30,7 +30,7 @@ class Reserved:
 
     def encode(self) -> bytes:
         """The payload's bytes."""
-        return orjson.dumps({"reserved": self}, default=dict)
+        return orjson.dumps({"reserved": self}, default=_as_dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Received:
             "charge": self.charge,
             "record": self.record,
         }
-        return orjson.dumps(said, default=dict)
+        return orjson.dumps(said, default=_as_dict)
 
 
 def decode_payload(payload: bytes) -> Reserved | Received:
@@ -66,6 +66,11 @@ def decode_payload(payload: bytes) -> Reserved | Received:
         charge=Amounts(**said["charge"]),
         record=record_from_dict(said["record"]),
     )
+
+
+def _as_dict(value: Record | Mapping[str, Any]) -> dict[str, Any]:
+    """What orjson does not know."""
+    return value.to_dict() if isinstance(value, Record) else dict(value)
 
 
 def _reserved_from_dict(data: Mapping[str, Any]) -> Reserved:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -70,6 +70,25 @@ class Shelved(Protocol):
     def size_bytes(self) -> int: ...
 
 
+M = TypeVar("M", Counter, Histogram)
+
+
+class Labelled(dict[tuple[str, ...], M]):
+    """A metric's series by their labels, each looked up in prometheus_client only once.
+
+    As bounded as the labels are: see `Metrics.know`.
+    """
+
+    def __init__(self, metric: M) -> None:
+        super().__init__()
+        self._metric: M = metric
+
+    def __missing__(self, labels: tuple[str, ...]) -> M:
+        series: M = self._metric.labels(*labels)
+        self[labels] = series
+        return series
+
+
 class Metrics:
     """Everything that this process counts."""
 
@@ -81,8 +100,11 @@ class Metrics:
         self._qualities: Collection[str] = ()
         self._prices_as_of: date | None = None
 
-        def counter(name: str, said: str, labels: Iterable[str] = ()) -> Counter:
-            return Counter(f"gateway_{name}", said, tuple(labels), registry=registry)
+        def counter(name: str, said: str) -> Counter:
+            return Counter(f"gateway_{name}", said, registry=registry)
+
+        def counters(name: str, said: str, labels: Iterable[str]) -> Labelled[Counter]:
+            return Labelled(Counter(f"gateway_{name}", said, tuple(labels), registry=registry))
 
         def gauge(name: str, said: str) -> Gauge:
             return Gauge(f"gateway_{name}", said, registry=registry, multiprocess_mode="livesum")
@@ -93,44 +115,40 @@ class Metrics:
                 f"gateway_{name}", said, registry=registry, multiprocess_mode="livemostrecent"
             )
 
-        def histogram(
-            name: str,
-            said: str,
-            labels: Iterable[str] = (),
-            *,
-            buckets: Collection[float] = SECONDS,
-        ) -> Histogram:
-            return Histogram(
-                f"gateway_{name}", said, tuple(labels), registry=registry, buckets=tuple(buckets)
-            )
+        def histogram(name: str, said: str, *, buckets: Sequence[float] = SECONDS) -> Histogram:
+            return Histogram(f"gateway_{name}", said, registry=registry, buckets=buckets)
+
+        def histograms(name: str, said: str, label: str) -> Labelled[Histogram]:
+            full = f"gateway_{name}"
+            return Labelled(Histogram(full, said, (label,), registry=registry, buckets=SECONDS))
 
         who = ("key", "team", "model")
-        self.requests = counter(
+        self.requests = counters(
             "requests_total", "Answers", ("endpoint", "model", "status", "outcome")
         )
-        self.duration = histogram(
-            "request_duration_seconds", "From the head of a request to its answer", ("outcome",)
+        self.duration = histograms(
+            "request_duration_seconds", "From the head of a request to its answer", "outcome"
         )
         self.overhead = histogram(
             "overhead_seconds", "Time to answer a hit", buckets=OVERHEAD_SECONDS
         )
         self.inflight = gauge("inflight_requests", "Requests being answered")
         self.flights = gauge("flights", "Paid work under way")
-        self.upstream_requests = counter(
+        self.upstream_requests = counters(
             "upstream_requests_total", "Attempts to buy", ("model", "status")
         )
-        self.upstream_duration = histogram(
-            "upstream_duration_seconds", "Length of an attempt to buy", ("model",)
+        self.upstream_duration = histograms(
+            "upstream_duration_seconds", "Length of an attempt to buy", "model"
         )
         self.upstream_retries = counter("upstream_retries_total", "Attempts after the first")
         self.breaker_open = gauge(
             "upstream_breaker_open", "Workers whose circuit breaker lets nothing through"
         )
-        self.tokens = counter("tokens_total", "Tokens charged", (*who, "kind"))
-        self.images = counter("images_total", "Pictures", (*who, "size", "quality", "outcome"))
-        self.cost = counter("cost_usd_total", "US dollars charged", who)
-        self.saved = counter("saved_usd_total", "What pictures that were not bought had cost", who)
-        self.rehosts = counter(
+        self.tokens = counters("tokens_total", "Tokens charged", (*who, "kind"))
+        self.images = counters("images_total", "Pictures", (*who, "size", "quality", "outcome"))
+        self.cost = counters("cost_usd_total", "US dollars charged", who)
+        self.saved = counters("saved_usd_total", "What pictures that were not bought had cost", who)
+        self.rehosts = counters(
             "rehost_total", "Links of upstream's that were fetched, or why not", ("outcome",)
         )
         self.cache_evictions = counter(
@@ -141,7 +159,7 @@ class Metrics:
         )
         self.cache_entries = shared("cache_entries", "Distinct pictures in the cache")
         self.cache_bytes = shared("cache_bytes", "Bytes of all pictures in the cache")
-        self.refusals = counter("refusals_total", "Requests refused", ("key", "reason"))
+        self.refusals = counters("refusals_total", "Requests refused", ("key", "reason"))
         self.store_up = Gauge(
             "gateway_store_up",
             "Whether the store answered last time",
@@ -187,15 +205,15 @@ class Metrics:
         self, *, endpoint: str, model: str | None, status: int, outcome: str, seconds: float
     ) -> None:
         """Counts one answer."""
-        self.requests.labels(endpoint, self._model(model), str(status), outcome).inc()
-        self.duration.labels(outcome).observe(seconds)
+        self.requests[endpoint, self._model(model), str(status), outcome].inc()
+        self.duration[(outcome,)].observe(seconds)
         if outcome == "hit":
             self.overhead.observe(seconds)
 
     def attempted(self, model: str, status: int | str, seconds: float) -> None:
         """Counts one attempt to buy."""
-        self.upstream_requests.labels(self._model(model), str(status)).inc()
-        self.upstream_duration.labels(self._model(model)).observe(seconds)
+        self.upstream_requests[self._model(model), str(status)].inc()
+        self.upstream_duration[(self._model(model),)].observe(seconds)
 
     def retried(self) -> None:
         """Counts one attempt after the first."""
@@ -209,19 +227,19 @@ class Metrics:
         """Counts a settled purchase, once."""
         who = self._who(billed)
         for kind, count in billed.tokens.items():
-            self.tokens.labels(*who, kind).inc(max(0, count))
-        self.cost.labels(*who).inc(max(0, billed.cost_micros) / 1e6)
-        self.saved.labels(*who).inc(billed.saved_micros / 1e6)
+            self.tokens[(*who, kind)].inc(max(0, count))
+        self.cost[who].inc(max(0, billed.cost_micros) / 1e6)
+        self.saved[who].inc(billed.saved_micros / 1e6)
         self._count_images(billed, max(0, billed.images))
 
     def served(self, billed: Billed, pictures: int) -> None:
         """Counts pictures that were answered without a purchase, and what that saved."""
-        self.saved.labels(*self._who(billed)).inc(billed.saved_micros / 1e6)
+        self.saved[self._who(billed)].inc(billed.saved_micros / 1e6)
         self._count_images(billed, pictures)
 
     def fetched(self, outcome: str) -> None:
         """Counts one link of upstream's: `fetched`, or why it was not."""
-        self.rehosts.labels(outcome).inc()
+        self.rehosts[(outcome,)].inc()
 
     def evicted(self, pictures: int) -> None:
         """Counts pictures that went to keep within the bound."""
@@ -238,13 +256,13 @@ class Metrics:
 
     def refused(self, key: str, reason: str) -> None:
         """Counts one refusal."""
-        self.refusals.labels(self._key(key), reason).inc()
+        self.refusals[self._key(key), reason].inc()
 
     def _count_images(self, billed: Billed, count: int) -> None:
-        size = billed.size if billed.size in self._sizes else OTHER
-        quality = billed.quality if billed.quality in self._qualities else OTHER
+        size = _listed(billed.size, self._sizes)
+        quality = _listed(billed.quality, self._qualities)
         labels = (*self._who(billed), size, quality, billed.outcome)
-        self.images.labels(*labels).inc(count)
+        self.images[labels].inc(count)
 
     def _who(self, billed: Billed) -> tuple[str, str, str]:
         key = self._key(billed.key)
@@ -257,7 +275,7 @@ class Metrics:
         return name if name in self._keys else OTHER
 
     def _model(self, model: str | None) -> str:
-        return "" if model is None else model if model in self._models else OTHER
+        return "" if model is None else _listed(model, self._models)
 
     def render(self) -> bytes:
         """The text form, over all workers. Takes milliseconds for each thousand series."""
@@ -269,6 +287,10 @@ class Metrics:
         everyone = CollectorRegistry()
         multiprocess.MultiProcessCollector(everyone)  # type: ignore[no-untyped-call]
         return generate_latest(everyone)
+
+
+def _listed(value: str | None, values: Collection[str]) -> str:
+    return value if value is not None and value in values else OTHER
 
 
 def forget_worker(pid: int) -> None:

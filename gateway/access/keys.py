@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import hmac
+import math
 import secrets
 import time
 from collections import OrderedDict
@@ -151,8 +152,11 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    data: bytes
-    record: KeyRecord
+    """What a secret opens, as this worker has last seen it."""
+
+    key: Key
+    ends_at: float
+    """Unix seconds from which on it opens nothing; in the past for a revoked key."""
 
 
 class Keys:
@@ -169,11 +173,12 @@ class Keys:
         Raises the 401 of WIRE §2 row 2 when there is none, or it is revoked or expired.
         """
         hashed = _hash(secret)
-        remembered = self._known.get(hashed)
-        key = self._usable(remembered, hashed) or self._usable(await self._fetch(hashed), hashed)
-        if key is None:
+        known = self._known.get(hashed)
+        if known is None or known.ends_at <= self._clock():
+            known = await self._fetch(hashed)
+        if known is None or known.ends_at <= self._clock():
             raise IncorrectKey(secret)
-        return key
+        return known.key
 
     async def confirm(self, secret: str) -> Key:
         """`authenticate` by the store's word, for a request that no admission will look at.
@@ -197,32 +202,10 @@ class Keys:
         return None if data is None else self._remember(hashed, data)
 
     def _remember(self, hashed: str, data: bytes) -> _Known:
-        known = self._known[hashed] = _Known(data, KeyRecord.decode(data))
+        known = self._known[hashed] = _know(data, hashed)
         if len(self._known) > MOST_KNOWN:
             self._known.popitem(last=False)
         return known
-
-    def _usable(self, known: _Known | None, hashed: str) -> Key | None:
-        if known is None:
-            return None
-        record, now = known.record, self._clock()
-        opens = [s for s in record.secrets if hmac.compare_digest(s.sha256, hashed)]
-        if not opens or record.revoked_at is not None:
-            return None
-        if any(at is not None and at <= now for at in (record.expires_at, opens[0].expires_at)):
-            return None
-        return Key(
-            account=Account(
-                key_id=record.id,
-                key_name=record.name,
-                team=record.team,
-                limits={name: _in_units(name, value) for name, value in record.limits.items()},
-                record=known.data,
-            ),
-            models=None if record.models is None else frozenset(record.models),
-            validation=record.validation,
-            expires_at=record.expires_at,
-        )
 
     async def create(self, spec: KeySpec) -> tuple[KeyRecord, str]:
         """Makes a key; its secret is never to be had again. 409 when the name is taken."""
@@ -307,6 +290,29 @@ class Keys:
     def _lives(self, record: KeyRecord) -> bool:
         has_expired = record.expires_at is not None and record.expires_at <= self._clock()
         return record.revoked_at is None and not has_expired
+
+
+def _know(data: bytes, hashed: str) -> _Known:
+    """A key's record as the secret of that hash sees it."""
+    record = KeyRecord.decode(data)
+    opens = [s for s in record.secrets if hmac.compare_digest(s.sha256, hashed)]
+    ends = [record.expires_at, *(s.expires_at for s in opens[:1])]
+    is_over = not opens or record.revoked_at is not None
+    return _Known(
+        Key(
+            account=Account(
+                key_id=record.id,
+                key_name=record.name,
+                team=record.team,
+                limits={name: _in_units(name, value) for name, value in record.limits.items()},
+                record=data,
+            ),
+            models=None if record.models is None else frozenset(record.models),
+            validation=record.validation,
+            expires_at=record.expires_at,
+        ),
+        ends_at=0.0 if is_over else min((at for at in ends if at is not None), default=math.inf),
+    )
 
 
 def parse_spec(data: Mapping[str, Any]) -> KeySpec:

@@ -151,27 +151,31 @@ def _cache_status(answer: Answer) -> str:
 
 def render(answer: Answer, *, created: int, public_url: str) -> list[bytes]:
     """The JSON body in pieces, the keys in the order of WIRE §5.5; base64 is never copied."""
-    head = b'{"b64_json":"'
-    if answer.request.response_format == "url":
-        head = b'{"url":' + orjson.dumps(public_url)[:-1]
     first = answer.pictures[0][0]
     shown = {key: first.shown[key] for key in SHOWN if key in first.shown}
     background = {"background": shown.pop("background")} if "background" in shown else {}
     pieces = [orjson.dumps({"created": created, **background})[:-1], b',"data":[']
-    for index, (picture, data) in enumerate(answer.pictures):
-        pieces += [b"," if index else b"", head, data, b'"']
-        pieces.append(_further_keys(picture))
+    for index, (picture, view) in enumerate(answer.pictures):
+        pieces.append(b"," if index else b"")
+        if answer.request.response_format == "url":
+            link = {**_further_keys(picture), "url": public_url + view.decode()}
+            pieces.append(orjson.dumps(link))
+        else:
+            pieces += [b'{"b64_json":"', view, b'"', _rest(_further_keys(picture))]
     usage = _usage([picture for picture, _ in answer.pictures])
-    tail = orjson.dumps(shown | ({"usage": usage} if usage else {}))
-    pieces.append(b"]" + (b"," if len(tail) > len(b"{}") else b"") + tail[1:])
+    pieces += [b"]", _rest(shown | ({"usage": usage} if usage else {}))]
     return pieces
 
 
-def _further_keys(picture: Picture) -> bytes:
-    """The end of a picture's JSON object, after its base64 or its link."""
+def _further_keys(picture: Picture) -> dict[str, Any]:
+    """What upstream said of a picture beside its bytes."""
     revised = {"revised_prompt": picture.revised_prompt} if picture.revised_prompt else {}
-    keys = orjson.dumps({**revised, **picture.extra})
-    return b"," + keys[1:] if len(keys) > len(b"{}") else b"}"
+    return {**revised, **picture.extra}
+
+
+def _rest(keys: dict[str, Any]) -> bytes:
+    """The end of a JSON object that has begun: further keys, and its brace."""
+    return b"," + orjson.dumps(keys)[1:] if keys else b"}"
 
 
 def _usage(pictures: Sequence[Picture]) -> dict[str, Any] | None:

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from gateway.errors import LimitExceeded
 from gateway.images import LIMITS, Account, Amounts, Limit
@@ -39,11 +38,13 @@ SPACE: Final = "keys"
 RATE_LIMIT: Final = "rate_limit_exceeded"
 BUDGET: Final = "insufficient_quota"
 
+_SHOWN: Final = frozenset({"requests", "images", "tokens"})
+"""The units whose limits show in headers."""
+
 _LIMIT_OF: Final = {(limit.unit, limit.period): limit for limit in LIMITS.values()}
 
 
-@dataclass(frozen=True, slots=True)
-class LimitState:
+class LimitState(NamedTuple):
     """One limit of one scope, as it showed when it was last looked at."""
 
     limit: Limit
@@ -226,12 +227,15 @@ def _show(limit: Limit, amount: int) -> str:
 
 def rate_headers(states: Iterable[LimitState]) -> Mapping[str, str]:
     """`x-ratelimit-{limit,remaining,reset}-{requests,images,tokens}`, the tightest of each unit."""
+    tightest: dict[str, tuple[int, LimitState]] = {}
+    for state in states:
+        unit, remaining = state.limit.unit, state.remaining
+        if unit in _SHOWN and (unit not in tightest or remaining <= tightest[unit][0]):
+            tightest[unit] = remaining, state
     headers: dict[str, str] = {}
-    ordered = sorted(states, key=lambda state: state.remaining, reverse=True)
-    for state in (s for s in ordered if s.limit.unit in ("requests", "images", "tokens")):
-        unit = state.limit.unit
+    for unit, (remaining, state) in tightest.items():
         headers[f"x-ratelimit-limit-{unit}"] = str(state.maximum)
-        headers[f"x-ratelimit-remaining-{unit}"] = str(state.remaining)
+        headers[f"x-ratelimit-remaining-{unit}"] = str(remaining)
         headers[f"x-ratelimit-reset-{unit}"] = go_duration(state.meter.resets_in)
     return headers
 

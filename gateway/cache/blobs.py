@@ -51,6 +51,9 @@ ROOM_FACTOR: Final = 4
 
 LEAST_ROOM_BYTES: Final = 1 << 20
 
+STORED_AT_ONCE: Final = 4
+"""Pictures on their way to the store: more would only wait in line, and run into its deadline."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -99,6 +102,7 @@ class Blobs:
         self._observer = observer
         self._total_bytes = settings.total_bytes
         self._reading: dict[str, asyncio.Task[bytes | None]] = {}
+        self._storing = asyncio.Semaphore(STORED_AT_ONCE)
         self._touched: set[str] = set()
         self._lost: set[str] = set()
 
@@ -150,11 +154,12 @@ class Blobs:
             self._hot.drop(digest)
 
     async def _put(self, digest: str, data: bytes) -> None:
-        try:
-            await self._bytes.put(digest, data, self._settings.lifetime_seconds)
-        except StoreFull:
-            await self.make_room(len(data))
-            await self._bytes.put(digest, data, self._settings.lifetime_seconds)
+        async with self._storing:
+            try:
+                await self._bytes.put(digest, data, self._settings.lifetime_seconds)
+            except StoreFull:
+                await self.make_room(len(data))
+                await self._bytes.put(digest, data, self._settings.lifetime_seconds)
 
     async def _read_once(self, digest: str) -> bytes | None:
         """Those who ask for the same bytes at the same time share one read."""

@@ -83,12 +83,7 @@ def _check_content_type(content_type: str | None) -> None:
 
 def _parse_json(raw: bytes) -> object:
     try:
-        return json.loads(
-            raw.decode("utf-8"),
-            object_pairs_hook=_object,
-            parse_constant=_refuse_constant,
-            parse_int=_integer,
-        )
+        return _DECODER.decode(raw.decode("utf-8"))
     except ValueError:
         raise InvalidRequest(_NOT_JSON) from None
     except RecursionError:
@@ -112,6 +107,11 @@ def _integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise _unreadable(f"a number has more than {MAX_DIGITS} digits")
     return int(digits)
+
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_refuse_constant, parse_int=_integer
+)
 
 
 def _check_value(value: object, *, at: str, level: int) -> None:

@@ -15,6 +15,8 @@ from gateway.images import ImageRequest
 VERSION: Final = 1
 """Raise it when the meaning of a fingerprint changes; old entries are then never found again."""
 
+_CANONICAL: Final = json.JSONEncoder(ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+
 
 def fingerprint(request: ImageRequest, *, cache_epoch: int, upstream_name: str, scope: str) -> str:
     """SHA-256, hex, of the request in canonical JSON: sorted keys, ASCII only, no spaces.
@@ -31,5 +33,4 @@ def fingerprint(request: ImageRequest, *, cache_epoch: int, upstream_name: str, 
         "prompt": request.prompt,
         "parameters": dict(request.parameters),
     }
-    canonical = json.dumps(parts, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(parts).encode("ascii")).hexdigest()

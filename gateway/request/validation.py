@@ -76,13 +76,15 @@ def validate(
 def _read_strictly(body: Mapping[str, object], model: Model, *, catalog: Catalog) -> ImageRequest:
     _check_keys(body, model, catalog=catalog)
     prompt = _check_prompt(body, model)
-    values = {
-        name: _check_parameter(spec, name, value=body.get(name))
+    given = {
+        name: _check(spec, name, value)
         for name, spec in model.parameters.items()
+        if (value := body.get(name)) is not None
     }
+    values = {name: spec.default for name, spec in model.parameters.items()} | given
     for rule in model.rules:
         _check_rule(rule, values)
-    return _build(model, prompt, values=values, body=body)
+    return _build(model, prompt, values=values, given=given, body=body)
 
 
 # ── the model ───────────────────────────────────────────────────────────────────────────────
@@ -246,10 +248,6 @@ def _check_prompt(body: Mapping[str, object], model: Model) -> str:
 # ── parameters: one check per row type, the type before the value ───────────────────────────
 
 
-def _check_parameter(spec: ParameterSpec, name: str, *, value: object) -> Value:
-    return spec.default if value is None else _check(spec, name, value)
-
-
 @singledispatch
 def _check(spec: ParameterSpec, name: str, value: object) -> Value:
     """The value as the row reads it; raises `InvalidRequest`."""
@@ -344,9 +342,11 @@ def _size_fault(spec: SizeSpec, size: str) -> str | None:
 
 
 def _check_rule(rule: Rule, values: Mapping[str, Value]) -> None:
-    if all(_holds(condition, values[name]) for name, condition in rule.when.items()):
-        error = rule.error
-        raise InvalidRequest(error.message, type=error.type, param=error.param, code=error.code)
+    for name, condition in rule.when.items():
+        if not _holds(condition, values[name]):
+            return
+    error = rule.error
+    raise InvalidRequest(error.message, type=error.type, param=error.param, code=error.code)
 
 
 def _holds(condition: Condition, value: Value) -> bool:
@@ -363,7 +363,12 @@ def _holds(condition: Condition, value: Value) -> bool:
 
 
 def _build(
-    model: Model, prompt: str, *, values: Mapping[str, Value], body: Mapping[str, object]
+    model: Model,
+    prompt: str,
+    *,
+    values: Mapping[str, Value],
+    given: Mapping[str, Value],
+    body: Mapping[str, object],
 ) -> ImageRequest:
     stream = values.get("stream") is True
     asked = body.get("response_format")
@@ -371,7 +376,7 @@ def _build(
         model=model.id,
         prompt=prompt,
         n=_number(values.get("n"), 1),
-        parameters=_off_default(model, values),
+        parameters=_off_default(model, given),
         response_format=_text(values.get("response_format")) or "b64_json",
         asked_response_format=_text(asked) if "response_format" in model.parameters else None,
         user=_text(values.get("user")),
@@ -381,10 +386,10 @@ def _build(
     )
 
 
-def _off_default(model: Model, values: Mapping[str, Value]) -> Mapping[str, str | int]:
+def _off_default(model: Model, given: Mapping[str, Value]) -> Mapping[str, str | int]:
     kept = {
         name: value
-        for name, value in values.items()
+        for name, value in given.items()
         if name not in _NOT_IN_THE_PICTURE
         and value is not None
         and value != model.parameters[name].default

@@ -40,7 +40,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 
 from redis.exceptions import ResponseError
@@ -53,7 +53,7 @@ from gateway.store.redis_calls import (
     pattern_of,
     read_cursor,
 )
-from gateway.store.redis_link import Lanes, Link, place_of, pool_of, refusal
+from gateway.store.redis_link import Link, place_of, pool_of, refusal
 from gateway.store.redis_wakes import Wakes
 from gateway.store.verbs import Verb, Watch
 
@@ -61,11 +61,6 @@ DEFAULT_PREFIX: Final = "igw:"
 
 UNLIMITED_BYTES: Final = 1 << 30
 """What pictures may take in a server that has no limit of its own."""
-
-_VERB_CONNECTIONS: Final = 4
-_BLOB_CONNECTIONS: Final = 8
-"""Their own, so that pictures never hold up a verb."""
-
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -143,13 +138,12 @@ class RedisStore:
     """`verbs.Store` over one Redis server. Made by `open_redis_store`."""
 
     def __init__(
-        self, place: str, *, keys: Keys, link: Link, lanes: Lanes, wakes: Wakes, blobs: RedisBlobs
+        self, place: str, *, keys: Keys, link: Link, wakes: Wakes, blobs: RedisBlobs
     ) -> None:
         self.name = place
         self.blobs = blobs
         self._keys = keys
         self._link = link
-        self._lanes = lanes
         self._wakes = wakes
 
     async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
@@ -162,7 +156,7 @@ class RedisStore:
         if not verbs:
             return []
         calls = [call_for(verb, self._keys) for verb in verbs]
-        replies = await self._lanes.exchange(calls)
+        replies = await self._link.run(calls)
         return [
             _answer(verb, call, reply)
             for verb, call, reply in zip(verbs, calls, replies, strict=True)
@@ -201,24 +195,18 @@ async def open_redis_store(
     Sends nothing yet, so a worker can start while Redis is down; it connects, and reconnects, by
     itself. Raises ValueError for a URL that it cannot use, never quoting its password.
     """
-    place, keys = place_of(url), Keys(prefix)
-    async with AsyncExitStack() as stack:
-        pool = pool_of(url, connections=_VERB_CONNECTIONS)
-        stack.push_async_callback(pool.aclose)
-        link = Link(
-            pool,
-            place,
-            stamp_key=keys.layout,
-            scripts=tuple(SCRIPTS.values()),
-            may_create=may_create,
-        )
-        lanes, wakes = Lanes(link), Wakes(pool)
-        blobs = await stack.enter_async_context(
-            open_redis_blobs(url, prefix=prefix, may_create=may_create)
-        )
-        await stack.enter_async_context(lanes.open())
-        await stack.enter_async_context(wakes.open())
-        yield RedisStore(place, keys=keys, link=link, lanes=lanes, wakes=wakes, blobs=blobs)
+    place, keys, pool = place_of(url), Keys(prefix), pool_of(url)
+    link = Link(
+        pool,
+        place,
+        stamp_key=keys.layout,
+        scripts=tuple(SCRIPTS.values()),
+        may_create=may_create,
+    )
+    wakes = Wakes(pool)
+    opened_blobs = open_redis_blobs(url, prefix=prefix, may_create=may_create)
+    async with link.open(), wakes.open(), opened_blobs as blobs:
+        yield RedisStore(place, keys=keys, link=link, wakes=wakes, blobs=blobs)
 
 
 @asynccontextmanager
@@ -227,13 +215,11 @@ async def open_redis_blobs(
 ) -> AsyncIterator[RedisBlobs]:
     """Only the bytes, for a second server of any eviction policy; as `open_redis_store`.
 
-    A server that evicts whatever it likes may lose the stamp as well; it is set again when next
-    a connection is greeted.
+    They have a connection of their own, so that pictures never hold up a verb. A server that
+    evicts whatever it likes may lose the stamp as well; it is set again when next a connection is
+    greeted.
     """
-    place, keys = place_of(url), Keys(prefix)
-    pool = pool_of(url, connections=_BLOB_CONNECTIONS)
-    link = Link(pool, place, stamp_key=keys.layout, may_create=may_create)
-    try:
+    keys = Keys(prefix)
+    link = Link(pool_of(url), place_of(url), stamp_key=keys.layout, may_create=may_create)
+    async with link.open():
         yield RedisBlobs(link, keys)
-    finally:
-        await pool.aclose()

@@ -168,7 +168,7 @@ _SPECIAL: Final = re.compile(r"[\[\]?^\\]")
 class Call:
     """A command and how its reply is read."""
 
-    command: tuple[bytes, ...]
+    command: tuple[Argument, ...]
     read: Callable[[Any], Any]
     script: Script | None = None
     """None for a plain command; those only read, so they may be repeated at will."""
@@ -178,13 +178,8 @@ def _call(
     name: str, keys: Sequence[str], arguments: Iterable[Argument], *, read: Callable[[Any], Any]
 ) -> Call:
     script = SCRIPTS[name]
-    command = _command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+    command = ("EVALSHA", script.sha, len(keys), *keys, *arguments)
     return Call(command, read, script)
-
-
-def _command(*arguments: Argument) -> tuple[bytes, ...]:
-    """Encoded here, so that text that cannot be fails its own caller and not a whole pipeline."""
-    return tuple(a if isinstance(a, bytes) else str(a).encode() for a in arguments)
 
 
 def _nothing(_: Any) -> None:
@@ -208,7 +203,7 @@ def call_for(verb: Verb[Any], keys: Keys) -> Call:
 def _get(verb: verbs.Get, keys: Keys) -> Call:
     space = keys.records(verb.space)
     if verb.through is None:
-        return Call(_command("HGET", space, verb.name), _as_is)
+        return Call(("HGET", space, verb.name), _as_is)
     return _call("get_through", [keys.records(verb.through), space], [verb.name], read=_as_is)
 
 
@@ -230,7 +225,7 @@ def _scan(verb: verbs.Scan, keys: Keys) -> Call:
     def read(reply: Sequence[bytes]) -> Mapping[str, bytes]:
         return {name.decode(): value for name, value in _pairs(reply)}
 
-    return Call(_command("HGETALL", keys.records(verb.space)), read)
+    return Call(("HGETALL", keys.records(verb.space)), read)
 
 
 # ── entries ─────────────────────────────────────────────────────────────────────────────────
@@ -342,7 +337,7 @@ def _note(verb: verbs.Note, keys: Keys) -> Call:
 
 @call_for.register
 def _read_note(verb: verbs.ReadNote, keys: Keys) -> Call:
-    return Call(_command("GET", keys.note(verb.space, verb.name)), _as_is)
+    return Call(("GET", keys.note(verb.space, verb.name)), _as_is)
 
 
 @call_for.register
@@ -358,7 +353,7 @@ def _enlist(verb: verbs.Enlist, keys: Keys) -> Call:
 
 @call_for.register
 def _read_list(verb: verbs.ReadList, keys: Keys) -> Call:
-    return Call(_command("SMEMBERS", keys.list_of(verb.space, verb.name)), _read_texts)
+    return Call(("SMEMBERS", keys.list_of(verb.space, verb.name)), _read_texts)
 
 
 @call_for.register
@@ -426,7 +421,7 @@ def _publish(verb: verbs.Publish, keys: Keys) -> Call:
 
 @call_for.register
 def _read_events(verb: verbs.ReadEvents, keys: Keys) -> Call:
-    return Call(_command("LRANGE", keys.events(verb.flight), verb.after, -1), _as_is)
+    return Call(("LRANGE", keys.events(verb.flight), verb.after, -1), _as_is)
 
 
 # ── workers ─────────────────────────────────────────────────────────────────────────────────

@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, Literal, Protocol, TypeVar, cast
+from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 
 R = TypeVar("R")
 
@@ -402,10 +402,11 @@ class Retire(Verb[bool]):
 
 
 # ── the books: meters, journals, ledger ─────────────────────────────────────────────────────
+#
+# Meters, takes and states are tuples: every request makes one of each for every limit there is.
 
 
-@dataclass(frozen=True, slots=True)
-class Meter:
+class Meter(NamedTuple):
     """A counter of a scope, with the most it may show.
 
     `period`:
@@ -423,8 +424,7 @@ class Meter:
     maximum: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class MeterState:
+class MeterState(NamedTuple):
     """What a meter shows after the verb; for a bucket `used` is what is missing from full."""
 
     used: int
@@ -435,8 +435,7 @@ class MeterState:
     """Only on a refused bucket: seconds until it holds what was asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Take:
+class Take(NamedTuple):
     """An amount taken from a meter; 0 only looks."""
 
     meter: Meter
