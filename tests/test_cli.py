@@ -86,7 +86,7 @@ def test_serve_refuses_a_redis_of_another_layout(tmp_path: Path, redis_url: str)
         client.set("igw:layout", "999")
     told = run(tmp_path, "serve", **SERVE, GATEWAY_REDIS_URL=redis_url)
     assert told.returncode == 1
-    assert "layout version 999; this gateway reads version 1" in told.stderr
+    assert "layout version 999; this gateway reads version 2" in told.stderr
 
 
 @pytest.mark.parametrize(("command", "inside"), [("serve", ""), ("demo", "demo/")])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from gateway.errors import StoreUnavailable
+from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store.verbs import Store, Verb, Watch
 
 
@@ -22,8 +22,8 @@ class CountedStore:
         """As the store does."""
         try:
             answers = await self._store.run(verbs)
-        except StoreUnavailable:
-            self._tell(False)
+        except StoreUnavailable as error:
+            self._tell(isinstance(error, StoreFull))  # whoever says that it is full, is there
             raise
         self._tell(True)
         return answers

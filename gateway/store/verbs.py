@@ -610,7 +610,8 @@ class Store(Protocol):
         """Runs verbs in order, in one round trip; their answers in the same order.
 
         Raises `errors.StoreUnavailable` when the store cannot be reached or does not answer
-        within two seconds; what was asked may then still happen later.
+        within two seconds; what was asked may then still happen later. Raises `errors.StoreFull`
+        when a verb needed room and there is none: the others of the batch may have been done.
         """
 
     def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
@@ -621,7 +622,10 @@ class BlobStore(Protocol):
     """Where picture bytes live, by content hash."""
 
     async def put(self, digest: str, data: bytes, lifetime_seconds: float) -> None:
-        """Stores bytes for at least `lifetime_seconds` from now; repeating it only prolongs."""
+        """Stores bytes for at least `lifetime_seconds` from now; repeating it only prolongs.
+
+        Raises `errors.StoreFull` when there is no room left; whatever was there is unharmed.
+        """
 
     async def get(self, digest: str) -> bytes | None:
         """The bytes, or None when they are gone."""

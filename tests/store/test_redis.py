@@ -26,6 +26,7 @@ from structlog.testing import capture_logs
 
 from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store import verbs
+from gateway.store.counted import CountedStore
 from gateway.store.layout import LayoutMismatch, StoreMissing
 from gateway.store.redis import RedisStore, open_redis_blobs, open_redis_store
 from gateway.store.redis_calls import SCRIPTS, call_for
@@ -644,6 +645,20 @@ class TestFull:
             await store.blobs.put(*last, 60)
             assert await store.blobs.get(last[0]) == last[1]
             assert await ask(store, verbs.ReadShelf()) == verbs.Shelf(5, 2_500_000)
+
+    async def test_a_full_server_counts_as_one_that_answers(self, stopped: Server) -> None:
+        told: list[bool] = []
+        async with open_redis_store(stopped.url) as opened:
+            store = CountedStore(opened, told.append)
+            with pytest.raises(StoreUnavailable):
+                await ask(store, write("a", b"v"))
+            stopped.start()
+            await until_it_works(store, read("a"))
+            with stopped.client() as client:
+                client.config_set("maxmemory", 1)
+            with pytest.raises(StoreFull):
+                await ask(store, write("a", b"v"))
+        assert (told[0], *told[-2:]) == (False, True, True)
 
     async def test_all_other_small_things_say_that_it_is_full(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:

@@ -112,7 +112,8 @@ class TestShelf:
 
     async def test_no_more_than_a_thousand_go_at_once(self, store: Store) -> None:
         digests = [f"{i:064x}" for i in range(MOST_VICTIMS + 5)]
-        await store.run([shelve(digest) for digest in digests])
+        for first in range(0, len(digests), 200):
+            await store.run([shelve(digest) for digest in digests[first : first + 200]])
         assert await ask(store, verbs.Oldest(PLENTY)) == digests[:MOST_VICTIMS]
         assert await ask(store, shelve("new", most=10)) == digests[:MOST_VICTIMS]
         assert await ask(store, verbs.Shrink(10)) == digests[MOST_VICTIMS:]
