@@ -86,6 +86,8 @@ class Usage:
     def sum(usages: Iterable[Usage]) -> Usage:
         """The usage of several pictures together."""
         usages = list(usages)
+        if len(usages) == 1:
+            return usages[0]
         return Usage(
             text_in=sum(u.text_in for u in usages),
             image_in=sum(u.image_in for u in usages),
@@ -222,3 +224,5 @@ class Account:
     """Limit name → the most it may show, in the limit's unit (micro-dollars for `usd_…`)."""
     record: bytes
     """The key's record as read from the store; an admission holds only while it is current."""
+    prepared: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What a room has made of the limits once, under the room's name: an account lives long."""

@@ -12,8 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
@@ -37,6 +45,7 @@ from gateway.pictures import BadPicture, PictureFacts, check_picture
 from gateway.store.verbs import (
     Batch,
     DeadWorkers,
+    Handle,
     Journal,
     OpenJournals,
     Retire,
@@ -333,11 +342,14 @@ class Purchases:
         return task.result() if task.done() else None
 
     async def _tail(self, received: Received, data: Mapping[str, bytes]) -> Settlement:
-        """Bytes first, then the journal, then entry and settlement: each until it succeeded."""
+        """Bytes first; then, in one batch, the journal, the entry and the settlement.
+
+        Each until it succeeded. A batch runs in order, so whatever interrupts it, what is done of
+        it is enough for somebody else to do the rest.
+        """
         try:
             for digest, picture in data.items():
                 await _insist(partial(self._blobs.put, digest, picture))
-            await _insist(partial(self._note_received, received))
             return await self._finish_and_count(received)
         except Exception:
             log.exception("keeping_failed", purchase=received.reserved.purchase)
@@ -347,10 +359,10 @@ class Purchases:
         """Counts what this worker settled: also by an attempt that was not answered."""
         may_have_settled = False
         try:
-            settlement = await self._finish(received)
+            settlement = await self._finish(received, self._receiving(received))
         except StoreUnavailable:
             may_have_settled = True
-            settlement = await _insist(partial(self._finish, received))
+            settlement = await _insist(lambda: self._finish(received, self._receiving(received)))
         is_own = settlement.status == "already" and may_have_settled
         if settlement.status == "settled" or is_own:
             self._metrics.purchased(received.record)
@@ -364,31 +376,38 @@ class Purchases:
         )
         return await _insist(settle)
 
-    async def _note_received(self, received: Received) -> None:
+    def _receiving(self, received: Received) -> Batch:
+        """A batch that begins with what came: whoever finds the journal can finish it."""
         batch = Batch(self._store)
         quota.receive(batch, received.reserved.purchase, received.encode())
-        await batch.send()
+        return batch
 
     # ── the tail, also entered by recovery ──────────────────────────────────────────────────
 
-    async def _finish(self, received: Received) -> Settlement:
+    async def _finish(self, received: Received, batch: Batch) -> Settlement:
         """Entry before settlement, both repeatable; then everyone who waits is told."""
         reserved, flight = received.reserved, received.reserved.flight
-        batch = Batch(self._store)
         if flight is not None:
             self._entries.keep(batch, flight.fingerprint, flight.id, pictures=received.pictures)
             self._gallery.hang(batch, flight.fingerprint, received.pictures)
+        shelved = self._blobs.shelve(batch, received.pictures.values())
         settled = quota.settle(
             batch, reserved.purchase, received.charge, record=received.record.encode()
         )
         if flight is not None:
             flight.land(batch, received.pictures)
         await batch.send()
+        await self._evict(shelved)
         if settled.answer.status == "already" and settled.answer.presumed:
             return await self._correct(
                 reserved.purchase, received.charge, settled.answer, record=received.record
             )
         return settled.answer
+
+    async def _evict(self, shelved: Iterable[Handle[Sequence[str]]]) -> None:
+        """What had to go; should the store be away now, the orphans' sweep finds it."""
+        with suppress(StoreUnavailable):
+            await self._blobs.evict(shelved)
 
     async def _correct(
         self, purchase: str, charge: Amounts, presumed: Settlement, *, record: Record
@@ -499,7 +518,7 @@ class Purchases:
     async def _resume(self, journal: Journal) -> None:
         payload = decode_payload(journal.payload)
         if isinstance(payload, Received):
-            settlement = await self._finish(payload)
+            settlement = await self._finish(payload, Batch(self._store))
             if settlement.status == "settled":
                 self._metrics.purchased(payload.record)
             return

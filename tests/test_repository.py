@@ -156,6 +156,7 @@ SKIPPING = {
 
 @pytest.mark.parametrize("is_ci", [False, True])
 def test_a_skip_fails_in_continuous_integration_and_only_there(tmp_path: Path, is_ci: bool):
+    """Also where a package that a test needs has installed a `tests` of its own (sniffpy)."""
     (tmp_path / "pytest.ini").touch()
     (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
     for name, text in SKIPPING.items():
@@ -163,7 +164,12 @@ def test_a_skip_fails_in_continuous_integration_and_only_there(tmp_path: Path, i
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-rs", "--continue-on-collection-errors", str(tmp_path)],
         cwd=tmp_path,
-        env=os.environ | {"CI": str(is_ci).lower(), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        env=os.environ
+        | {
+            "CI": str(is_ci).lower(),
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "PYTHONPATH": str(ROOT),
+        },
         capture_output=True,
         check=False,
         text=True,

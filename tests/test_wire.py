@@ -129,6 +129,45 @@ def test_a_full_answer_is_read():
     assert answered.upstream_request_id == "req_up"
 
 
+LARGE = PIXELS * 4000
+LARGE_ENCODED = base64.b64encode(LARGE).decode()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"data":[{"b64_json":"%s"}]}', [LARGE]),
+        ('{"data":[{"b64_json" :\n"%s", "revised_prompt": "#0"}]}', [LARGE]),
+        (
+            '{"data":[{"b64_json":"%s"},{"b64_json":"%s"},{"b64_json":"AAAA"}]}',
+            [LARGE] * 2 + [b"\0\0\0"],
+        ),
+        ('{"data":[{"b64_json":"AAAA"},{"b64_json":"%s"}]}', [b"\0\0\0", LARGE]),
+        ('{"data":[{"b64_json":"%s"},{"b64_json":"#0"}]}', [LARGE, None]),
+        ('{"data":[{"b64_json":"%s"},{"b64_json":"%s!"}]}', [LARGE, None]),
+        ('{"data":[{"b64_json":"%s","b64_json":"AAAA"}]}', [b"\0\0\0"]),
+        ('\ufeff{"data":[{"b64_json":"%s"}],"n":NaN}', [LARGE]),
+    ],
+)
+def test_a_large_picture_is_read_like_a_small_one(text: str, expected: list[bytes | None]) -> None:
+    body = text.replace("%s", LARGE_ENCODED).encode()
+    assert [picture.data for picture in parse(body).pictures] == expected
+
+
+def test_a_large_picture_with_escapes_in_its_base64_is_a_picture() -> None:
+    slashes = base64.b64encode(b"\xff" * 120_000).decode()
+    body = answer(data=[{"b64_json": slashes}]).replace(b"/", rb"\/")
+    assert parse(body).pictures[0].data == b"\xff" * 120_000
+
+
+def test_large_base64_that_is_no_picture_of_the_answer_stays_where_it_is() -> None:
+    preview = {"b64_json": LARGE_ENCODED}
+    picture = {"b64_json": LARGE_ENCODED, "preview": preview}
+    (found,) = parse(answer(data=[picture], previews=[preview])).pictures
+    assert found.data == LARGE
+    assert found.extra == {"preview": preview}
+
+
 def test_a_link_stays_as_it_is_to_the_byte():
     link = "https://h.example/img.png?st=2025-01-01T00%3A00%3A00Z&sig=a%2Bb%2F%3d&x=é"
     body = answer(data=[{"url": link, "revised_prompt": "An otter", "b64_json": None}])

@@ -86,10 +86,13 @@ async def stamp(request: web.Request, response: web.StreamResponse) -> None:
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Counts the answer and writes one line of the access log."""
     metrics = request.app[SERVICES].metrics
-    with metrics.inflight.track_inprogress():
+    metrics.inflight.inc()
+    try:
         response = await handler(request)
+    finally:
+        metrics.inflight.dec()
     seconds = time.monotonic() - request[STARTED]
-    endpoint = request.match_info.route.name or "none"
+    endpoint = (request.match_info.route.name or "none").partition(".")[0]
     outcome = request.get(OUTCOME, "ok" if response.status < HTTPStatus.BAD_REQUEST else "refused")
     metrics.answered(
         endpoint=endpoint,

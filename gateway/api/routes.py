@@ -36,10 +36,13 @@ def create_app(services: Services) -> web.Application:
     app[SERVICES] = services
     app.on_response_prepare.append(stamp)
     post = partial(web.post, expect_handler=openai.invite_later)
+    generate = with_key(openai.generate)
     patch = partial(web.patch, expect_handler=openai.invite_later)
     app.add_routes(
         [
-            post(api("images/generations"), with_key(openai.generate), name="generations"),
+            # The usual spelling first: it is found by name, all others by trying patterns.
+            post("/v1/images/generations", generate, name="generations.usual"),
+            post(api("images/generations"), generate, name="generations"),
             web.get(api("models"), with_live_key(openai.list_models), name="models"),
             web.get(api("models/{model}"), with_live_key(openai.show_model), name="model"),
             web.get("/images/img-{name:.+}", files.show_picture, name="picture"),

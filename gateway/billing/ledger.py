@@ -7,7 +7,6 @@ batches, and only those of the last moment can be lost when a process is killed.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import secrets
 from collections import deque
@@ -162,7 +161,7 @@ class Ledger:
         """What stands for a prompt in the ledger: equal prompts show, their words do not."""
         if not self._hmac_key:
             self._hmac_key = await _shared_secret(self._store)
-        return hmac.new(self._hmac_key, prompt.encode(), hashlib.sha256).hexdigest()[:32]
+        return hmac.digest(self._hmac_key, prompt.encode(), "sha256").hex()[:32]
 
 
 async def _shared_secret(store: Store) -> bytes:

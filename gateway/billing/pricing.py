@@ -1,8 +1,8 @@
 """What a purchase may cost at most, and what it did cost. Pure, exact, in micro-dollars.
 
-A price of one dollar per million tokens is one micro-dollar per token. Sums are fractions; they
-are rounded up to whole micro-dollars once per purchase. Which limits the amounts count against is
-`billing/quota`; the prices themselves are rows of `models.yaml`.
+A price of one dollar per million tokens is one micro-dollar per token. Sums are decimals, exact in
+a hundred digits; they are rounded up to whole micro-dollars once per purchase. Which limits the
+amounts count against is `billing/quota`; the prices themselves are rows of `models.yaml`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
-from fractions import Fraction
+from decimal import Context, Decimal, Inexact
 from typing import Final
 
 from gateway.catalog import (
@@ -77,7 +76,7 @@ def cost_micros(
     billing = model.billing
     if isinstance(billing, PictureBilling):
         row = billing.usd_per_image[_resolve(model, "size", size)]
-        return _round_up(pictures * _picture_micros(row[_resolve(model, "quality", quality)]))
+        return _round_up(_picture_micros(row[_resolve(model, "quality", quality)], pictures))
     if usage is None:
         raise ValueError(f"without usage the cost of {model.id} is not known: use the estimate")
     return _round_up(_usage_micros(billing, usage))
@@ -130,7 +129,7 @@ def _estimate_tokens(billing: TokenBilling, request: ImageRequest, *, pictures: 
         image_out=pictures * tokens[quality] + _partial_tokens(billing, request),
     )
     price = billing.usd_per_image.get(size, {}).get(quality, Decimal(0))
-    micros = max(_usage_micros(billing, usage), pictures * _picture_micros(price))
+    micros = max(_usage_micros(billing, usage), _picture_micros(price, pictures))
     reasons = [
         f"{name} omitted: reserved as {reserved}"
         for name, asked, reserved in (
@@ -173,20 +172,21 @@ def _formula_tokens(formula: TokenFormula, grid: int, *, size: str) -> int:
 # ── prices, exact ───────────────────────────────────────────────────────────────────────────
 
 
-def _usage_micros(billing: TokenBilling, usage: Usage) -> Fraction:
+_EXACT: Final = Context(prec=100, traps=[Inexact])
+
+
+def _usage_micros(billing: TokenBilling, usage: Usage) -> Decimal:
     prices = billing.usd_per_million_tokens
     text_out = prices.image_out if prices.text_out is None else prices.text_out
-    return (
-        usage.text_in * Fraction(prices.text_in)
-        + usage.image_in * Fraction(prices.image_in)
-        + usage.image_out * Fraction(prices.image_out)
-        + usage.text_out * Fraction(text_out)
-    )
+    micros = _EXACT.multiply(usage.text_in, prices.text_in)
+    micros = _EXACT.fma(usage.image_in, prices.image_in, micros)
+    micros = _EXACT.fma(usage.image_out, prices.image_out, micros)
+    return _EXACT.fma(usage.text_out, text_out, micros)
 
 
-def _picture_micros(usd: Decimal) -> Fraction:
-    return Fraction(usd) * MICROS_PER_USD
+def _picture_micros(usd: Decimal, pictures: int) -> Decimal:
+    return _EXACT.multiply(usd, pictures * MICROS_PER_USD)
 
 
-def _round_up(micros: Fraction) -> int:
+def _round_up(micros: Decimal) -> int:
     return math.ceil(micros)

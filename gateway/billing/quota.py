@@ -58,19 +58,30 @@ class LimitState(NamedTuple):
         return max(0, self.maximum - self.meter.used - self.meter.reserved)
 
 
+class _Prepared(NamedTuple):
+    """What every request of an account asks, made once: it is the same until its key changes."""
+
+    admit: Admit
+    limits: tuple[tuple[Limit, int], ...]
+    """With their maxima, in the order of the admission's takes."""
+
+
 def admit(batch: Batch, account: Account) -> Handle[Admission]:
     """Counts one valid request, if the key's record is still the one it was read from."""
-    return batch.add(Admit(SPACE, account.key_id, account.record, _admission_takes(account)))
+    return batch.add(_prepared(account).admit)
 
 
 def look(batch: Batch, account: Account) -> Handle[Sequence[MeterState]]:
     """What the key's limits show, counting nothing: for answers that come before an admission."""
-    return batch.add(ReadMeters(tuple(take.meter for take in _admission_takes(account))))
+    return batch.add(ReadMeters(tuple(take.meter for take in _prepared(account).admit.takes)))
 
 
 def looked_states(account: Account, states: Sequence[MeterState]) -> list[LimitState]:
     """The key's limits as a look saw them."""
-    return _limit_states(account, _admission_takes(account), states)
+    return [
+        LimitState(limit, "key", maximum, state)
+        for (limit, maximum), state in zip(_prepared(account).limits, states, strict=False)
+    ]
 
 
 def reserve(
@@ -115,12 +126,12 @@ def admission_states(account: Account, admission: Admission) -> list[LimitState]
 
 def reservation_states(account: Account, states: Sequence[MeterState]) -> list[LimitState]:
     """The key's limits as a reservation or a settlement left them."""
-    return _limit_states(account, _reservation_takes(account, Amounts()), states)
+    return _limit_states(_reservation_takes(account, Amounts()), states)
 
 
 def refuse_admission(account: Account, admission: Admission) -> LimitExceeded:
     """The answer to a request that was not admitted."""
-    take = _admission_takes(account)[admission.refused or 0]
+    take = _prepared(account).admit.takes[admission.refused or 0]
     return _refusal(account, take, admission.states[admission.refused or 0], why=None)
 
 
@@ -142,13 +153,18 @@ def _meter(account: Account, limit: Limit) -> Meter:
     return Meter(_scope(account), limit.unit, limit.period, account.limits.get(limit.name))
 
 
-def _admission_takes(account: Account) -> tuple[Take, ...]:
+def _prepared(account: Account) -> _Prepared:
     """One request from the buckets, and a look at every other limit for the answer's headers."""
-    return tuple(
-        Take(_meter(account, limit), 1 if limit.at_admission else 0)
-        for limit in LIMITS.values()
-        if limit.name in account.limits
+    known: _Prepared | None = account.prepared.get("quota")
+    if known is not None:
+        return known
+    limits = [limit for limit in LIMITS.values() if limit.name in account.limits]
+    takes = tuple(Take(_meter(account, limit), int(limit.at_admission)) for limit in limits)
+    made = account.prepared["quota"] = _Prepared(
+        Admit(SPACE, account.key_id, account.record, takes),
+        tuple((limit, account.limits[limit.name]) for limit in limits),
     )
+    return made
 
 
 def _reservation_takes(account: Account, most: Amounts) -> tuple[Take, ...]:
@@ -165,9 +181,7 @@ def _reservation_takes(account: Account, most: Amounts) -> tuple[Take, ...]:
     )
 
 
-def _limit_states(
-    account: Account, takes: Iterable[Take], states: Iterable[MeterState]
-) -> list[LimitState]:
+def _limit_states(takes: Iterable[Take], states: Iterable[MeterState]) -> list[LimitState]:
     return [
         LimitState(_LIMIT_OF[take.meter.unit, take.meter.period], "key", take.meter.maximum, state)
         for take, state in zip(takes, states, strict=False)

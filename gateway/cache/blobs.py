@@ -6,7 +6,7 @@ may be in all is kept on the store's *shelf*: what is least recently used goes f
 them stays in memory (`hot`), as bytes or as base64. Where they lie (Redis, a folder) is `store/`;
 which picture they belong to is `entries` and `gallery`; what may never be served is `takedowns`.
 
-Storing bytes is a conversation with the store, so this room sends its own verbs.
+Keeping within bounds is a conversation with the store, so this room sends verbs of its own.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway.cache.hot import Hot, View
 from gateway.cache.takedowns import Takedowns
 from gateway.errors import StoreFull
+from gateway.images import Picture
 from gateway.store.verbs import (
+    Batch,
     BlobStore,
+    Handle,
     Oldest,
     OnShelf,
     ReadShelf,
@@ -45,6 +48,9 @@ ENCODE_INLINE_BYTES: Final = 4 * 1024 * 1024
 
 DEFAULT_TOTAL_BYTES: Final = 10 << 30
 """The bound where nobody has said one and the place has none of its own (CONTRACT §3)."""
+
+CAUTIOUS_TOTAL_BYTES: Final = 1 << 30
+"""The bound until the place has been asked."""
 
 ROOM_FACTOR: Final = 4
 """When a store is full, so many times what was wanted is made free: the next one will come too."""
@@ -115,14 +121,24 @@ class Blobs:
     async def put(self, digest: str, data: bytes) -> None:
         """Stores `data` under its hash, `digest`; repeating it only prolongs its life.
 
-        Bytes and bookkeeping travel at the same time. Dying in between leaves bytes that nobody
-        counts; `adopt_orphans` finds them. Raises `StoreUnavailable`.
+        Whoever does so puts it onto the shelf next (`shelve`). Dying in between leaves bytes that
+        nobody counts; `adopt_orphans` finds them. Raises `StoreUnavailable`.
         """
-        most = await self.total_bytes()
-        lifetime = self._settings.lifetime_seconds
-        shelve = Shelve(digest, len(data), lifetime, most)
-        evicted, _ = await asyncio.gather(ask(self._store, shelve), self._put(digest, data))
-        await self._evict(evicted)
+        async with self._storing:
+            try:
+                await self._bytes.put(digest, data, self._settings.lifetime_seconds)
+            except StoreFull:
+                await self.make_room(len(data))
+                await self._bytes.put(digest, data, self._settings.lifetime_seconds)
+
+    def shelve(self, batch: Batch, pictures: Iterable[Picture]) -> list[Handle[Sequence[str]]]:
+        """Counts stored pictures; what had to go for them is for `evict` to remove."""
+        most, lifetime = self._total_bytes or CAUTIOUS_TOTAL_BYTES, self._settings.lifetime_seconds
+        return [batch.add(Shelve(p.digest, p.size_bytes, lifetime, most)) for p in pictures]
+
+    async def evict(self, shelved: Iterable[Handle[Sequence[str]]]) -> None:
+        """Removes the bytes of what is no longer on the shelf. Raises `StoreUnavailable`."""
+        await self._evict([digest for handle in shelved for digest in handle.answer])
 
     async def view(self, digest: str, view: View, *, data: bytes | None = None) -> bytes | None:
         """The bytes as `data` or as `base64`; None when they are gone, damaged or taken down.
@@ -152,14 +168,6 @@ class Blobs:
         """Drops bytes from this process's memory."""
         for digest in digests:
             self._hot.drop(digest)
-
-    async def _put(self, digest: str, data: bytes) -> None:
-        async with self._storing:
-            try:
-                await self._bytes.put(digest, data, self._settings.lifetime_seconds)
-            except StoreFull:
-                await self.make_room(len(data))
-                await self._bytes.put(digest, data, self._settings.lifetime_seconds)
 
     async def _read_once(self, digest: str) -> bytes | None:
         """Those who ask for the same bytes at the same time share one read."""

@@ -92,7 +92,9 @@ class Derivation:
             lifetime_seconds=held.ttl_seconds,
         )
         self._gallery.hang(batch, wanted.fingerprint, {slot: held.picture})
+        shelved = self._blobs.shelve(batch, [held.picture])
         await batch.send()
+        await self._blobs.evict(shelved)
 
 
 def _shown_as(wanted: Wanted, source: Picture) -> Mapping[str, str]:

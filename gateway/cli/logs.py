@@ -24,10 +24,11 @@ class _Line:
     def __init__(self, name: str | None = None) -> None:
         self.name = name
 
-    def write(self, line: str) -> None:
+    def write(self, line: str | bytes) -> None:
         """Writes a whole line, so that workers which share a file do not mix theirs."""
+        data = line if isinstance(line, bytes) else line.encode("utf-8", "backslashreplace")
         with suppress(OSError, ValueError):
-            sys.stderr.buffer.write(line.encode("utf-8", "backslashreplace") + b"\n")
+            sys.stderr.buffer.write(data + b"\n")
             sys.stderr.buffer.flush()
 
     debug = info = warning = error = critical = exception = write
@@ -40,12 +41,17 @@ def _console() -> structlog.dev.ConsoleRenderer:
     )
 
 
-def _as_json(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
+def _as_json(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> bytes:
     """JSON of anything: what orjson refuses (half a character, a huge number) json escapes."""
     try:
-        return orjson.dumps(event, default=repr).decode()
+        return orjson.dumps(event, default=repr)
     except TypeError:
-        return json.dumps(event, default=repr)
+        return json.dumps(event, default=repr).encode()
+
+
+def _as_text(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+    """The same for the standard library's logging, which writes text."""
+    return _as_json(logger, method, event).decode()
 
 
 def configure_logs(form: Literal["text", "json"] | None) -> None:
@@ -55,17 +61,18 @@ def configure_logs(form: Literal["text", "json"] | None) -> None:
     """
     is_text = sys.stderr.isatty() if form is None else form == "text"
     shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso"),
     ]
-    last: list[Any] = [_console()] if is_text else [structlog.processors.format_exc_info, _as_json]
+    exceptions = structlog.processors.format_exc_info
+    last: list[Any] = [_console()] if is_text else [exceptions, _as_json]
+    foreign: list[Any] = [_console()] if is_text else [exceptions, _as_text]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *foreign],
         )
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -77,7 +77,7 @@ def _read_strictly(body: Mapping[str, object], model: Model, *, catalog: Catalog
     _check_keys(body, model, catalog=catalog)
     prompt = _check_prompt(body, model)
     given = {
-        name: _check(spec, name, value)
+        name: _check.registry[type(spec)](spec, name, value)
         for name, spec in model.parameters.items()
         if (value := body.get(name)) is not None
     }

@@ -155,7 +155,7 @@ class RedisStore:
         """
         if not verbs:
             return []
-        calls = [call_for(verb, self._keys) for verb in verbs]
+        calls = [call_for.registry[type(verb)](verb, self._keys) for verb in verbs]
         replies = await self._link.run(calls)
         return [
             _answer(verb, call, reply)

@@ -18,7 +18,7 @@ from importlib import resources
 from typing import Any, Final
 
 from gateway.store import verbs
-from gateway.store.verbs import Meter, MeterState, Slot, Take, Verb
+from gateway.store.verbs import MeterState, Slot, Take, Verb
 
 Argument = bytes | str | int
 """What a command is made of; text goes out as UTF-8."""
@@ -447,14 +447,9 @@ def _retire(verb: verbs.Retire, keys: Keys) -> Call:
 
 def _take_arguments(takes: Iterable[Take]) -> list[Argument]:
     arguments: list[Argument] = []
-    for take in takes:
-        arguments += [*_meter_arguments(take.meter), take.amount]
+    for (scope, unit, period, maximum), amount in takes:
+        arguments += (scope, unit, period, "" if maximum is None else maximum, amount)
     return arguments
-
-
-def _meter_arguments(meter: Meter) -> tuple[Argument, ...]:
-    maximum = "" if meter.maximum is None else meter.maximum
-    return (meter.scope, meter.unit, meter.period, maximum)
 
 
 def _read_states(flat: Sequence[int]) -> tuple[MeterState, ...]:

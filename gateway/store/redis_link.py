@@ -274,7 +274,8 @@ def _to_repeat(calls: Sequence[Call], replies: Sequence[Any]) -> list[int]:
     Those that failed for it, and the plain reads after the first of them: they were answered
     before what should have come before them.
     """
-    failed = [i for i, reply in enumerate(replies) if isinstance(reply, faults.NoScriptError)]
-    if not failed:
-        return []
-    return [i for i in range(failed[0], len(calls)) if i in failed or calls[i].script is None]
+    again: list[int] = []
+    for place, (call, reply) in enumerate(zip(calls, replies, strict=True)):
+        if isinstance(reply, faults.NoScriptError) or (again and call.script is None):
+            again.append(place)
+    return again

@@ -74,7 +74,7 @@ class Wire(asyncio.Protocol):
         self._transport.abort()
 
     def _send(self, commands: Sequence[Command]) -> _Asked:
-        packed = [hiredis.pack_command(command) for command in commands]
+        packed = [piece for command in commands for piece in _packed(command)]
         asked = _Asked(len(commands), self._loop.create_future(), self._loop.time())
         self._waiting.append(asked)
         if not self._outgoing:
@@ -129,3 +129,13 @@ class Wire(asyncio.Protocol):
         for asked in waiting:
             if not asked.answered.done():
                 asked.answered.set_exception(reason)
+
+
+def _packed(command: Command) -> list[bytes]:
+    """A command as Redis reads it; the bytes of a picture go out as they lie in memory."""
+    if command[0] != b"SET":
+        return [hiredis.pack_command(command)]
+    pieces = [b"*%d\r\n" % len(command)]
+    for argument in command:
+        pieces += (b"$%d\r\n" % len(argument), argument, b"\r\n")
+    return pieces

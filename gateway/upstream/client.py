@@ -192,7 +192,7 @@ class _Reply:
     """A whole 2xx answer."""
 
     status: int
-    body: bytearray
+    body: bytes
     request_id: str | None
 
 
@@ -428,9 +428,10 @@ class UpstreamClient:
 
     async def _receive_error(self, response: aiohttp.ClientResponse) -> _Failed:
         """The status decides; a body that is cut off is read as far as it came."""
-        body = bytearray()
+        chunks: list[bytes] = []
         with contextlib.suppress(aiohttp.ClientError, OSError):
-            await _read(response, body, limit_bytes=_MAX_ERROR_BYTES)
+            await _read(response, chunks, limit_bytes=_MAX_ERROR_BYTES)
+        body = b"".join(chunks)
         for secret in self._settings.unspoken:  # some services quote the key they refuse
             body = body.replace(secret, b"***")
         return _Failed(response.status, wire.parse_error(response.status, response.headers, body))
@@ -439,19 +440,21 @@ class UpstreamClient:
 async def _receive_answer(
     response: aiohttp.ClientResponse, *, limit_bytes: int
 ) -> _Reply | _Failed:
-    body = bytearray()
-    await _read(response, body, limit_bytes=limit_bytes)
-    if len(body) > limit_bytes:
+    chunks: list[bytes] = []
+    if await _read(response, chunks, limit_bytes=limit_bytes) > limit_bytes:
         return _Failed(response.status, wire.oversized())
-    return _Reply(response.status, body, wire.request_id(response.headers))
+    return _Reply(response.status, b"".join(chunks), wire.request_id(response.headers))
 
 
-async def _read(response: aiohttp.ClientResponse, body: bytearray, *, limit_bytes: int) -> None:
-    """Appends what comes to `body`, and stops at the first chunk beyond the limit."""
+async def _read(response: aiohttp.ClientResponse, chunks: list[bytes], *, limit_bytes: int) -> int:
+    """Appends what comes, and stops at the first chunk beyond the limit; answers its length."""
+    length = 0
     async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > limit_bytes:
-            return
+        chunks.append(chunk)
+        length += len(chunk)
+        if length > limit_bytes:
+            break
+    return length
 
 
 def _concluded(status: int, end: Answered | UpstreamFailure) -> _Streamed | _Failed:
@@ -489,6 +492,7 @@ def _open_session(settings: ClientSettings, tls: ssl.SSLContext | bool) -> aioht
         ),
         headers=settings.sent_headers,
         cookie_jar=aiohttp.DummyCookieJar(),
+        read_bufsize=_MEBIBYTE,  # fewer stops on the way of a picture
         proxy=proxy,
         timeout=aiohttp.ClientTimeout(
             total=None,

@@ -26,6 +26,10 @@ MAX_REQUEST_ID: Final = 128
 MAX_RETRY_AFTER_SECONDS: Final = 120
 """The longest `Retry-After` that is relayed (CONTRACT §9): no SDK waits longer."""
 
+_BASE64_KEY: Final = re.compile(rb'"b64_json"\s*:\s*"')
+_LONG_BASE64: Final = 64 * 1024
+"""Characters from which on base64 is cut out of the JSON around it before that is read."""
+
 _MAX_TOKENS: Final = 10**9
 """More than this is not a count of tokens; it would drown every budget and every total."""
 
@@ -105,13 +109,17 @@ def parse_answer(body: bytes | bytearray, *, upstream_request_id: str | None) ->
     `UpstreamFailure` (502, `undelivered`, with the usage if there is one) when there is no
     element at all: upstream said 200, so it was paid.
     """
-    document = _load_object(body)
-    data = document.get("data")
+    shortened, decoded = _cut_out(body)
+    document = _load_object(shortened)
+    pictures = _parse_pictures(document, decoded)
+    if decoded:  # something was cut out that is no picture: it is all read as it came
+        document = _load_object(body)
+        pictures = _parse_pictures(document, {})
     usage = _parse_usage(document.get("usage"))
-    if not isinstance(data, list) or not data:
+    if not pictures:
         raise _without_pictures(document, usage, upstream_request_id=upstream_request_id)
     return Answered(
-        pictures=tuple(_parse_picture(element) for element in data),
+        pictures=pictures,
         usage=usage,
         shown=_echoes(document),
         upstream_request_id=upstream_request_id,
@@ -141,12 +149,47 @@ def _without_pictures(
     )
 
 
-def _parse_picture(element: Any) -> UpstreamPicture:
+def _cut_out(body: bytes | bytearray) -> tuple[bytes | bytearray, dict[str, bytes]]:
+    """The JSON with a mark in the place of each long base64, and what that is, decoded, by mark.
+
+    Nothing in base64 has a meaning in JSON, so what is left is read as before, without its being
+    checked for UTF-8, copied into text and back. With anything odd in it nothing is cut out.
+    """
+    pieces: list[bytes | bytearray] = []
+    decoded: dict[str, bytes] = {}
+    place = 0
+    while (key := _BASE64_KEY.search(body, place)) is not None:
+        end = body.find(b'"', key.end())
+        if end - key.end() < _LONG_BASE64:
+            break
+        mark = f"#{len(decoded)}"
+        try:
+            decoded[mark] = pybase64.b64decode(memoryview(body)[key.end() : end], validate=True)
+        except ValueError:
+            return body, {}
+        pieces += [body[place : key.end()], mark.encode()]
+        place = end
+    return b"".join([*pieces, body[place:]]) if decoded else body, decoded
+
+
+def _parse_pictures(
+    document: Mapping[str, Any], decoded: dict[str, bytes]
+) -> tuple[UpstreamPicture, ...]:
+    """The elements of `data`, none when it is no list; takes out of `decoded` what it has used."""
+    data = document.get("data")
+    if not isinstance(data, list):
+        return ()
+    return tuple(_parse_picture(element, decoded) for element in data)
+
+
+def _parse_picture(element: Any, decoded: dict[str, bytes]) -> UpstreamPicture:
     if not isinstance(element, dict):
         return UpstreamPicture()
     # Popped, so that the text of one picture is free before the next is decoded.
+    encoded = element.pop("b64_json", None)
+    is_cut_out = isinstance(encoded, str) and encoded in decoded
     return UpstreamPicture(
-        data=_decode(element.pop("b64_json", None)),
+        data=decoded.pop(encoded) if is_cut_out else _decode(encoded),
         url=_text(element.get("url")) or None,
         revised_prompt=_text(element.get("revised_prompt")),
         extra=MappingProxyType(_further_keys(element, known=_PICTURE_KEYS)),
@@ -255,7 +298,7 @@ def _parse_completed(document: Mapping[str, Any], *, upstream_request_id: str | 
         return _without_pictures(document, None, upstream_request_id=upstream_request_id)
     element = {key: value for key, value in document.items() if key not in _EVENT_KEYS}
     return Answered(
-        pictures=(_parse_picture(element),),
+        pictures=(_parse_picture(element, {}),),
         usage=_parse_usage(document.get("usage")),
         shown=_echoes(document),
         upstream_request_id=upstream_request_id,

@@ -170,7 +170,7 @@ async def test_a_dall_e_gives_base64_when_asked(shared: Shared, model: str, kind
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", DALLE)
 @pytest.mark.parametrize("asked", [{}, {"response_format": "url"}], ids=["omitted", "url"])
-async def test_a_dall_e_gives_upstreams_own_link_that_opens(
+async def test_a_dall_e_gives_a_link_of_the_gateways_own_that_opens(
     shared: Shared, model: str, kind: Kind, asked: dict[str, Any]
 ) -> None:
     prompt = f"a linked otter for {kind} {model} {asked}"
@@ -181,7 +181,7 @@ async def test_a_dall_e_gives_upstreams_own_link_that_opens(
     [element] = answer.data
     assert element.b64_json is None
     assert element.url is not None
-    assert element.url.startswith(f"{shared.upstream.root}/_sim/files/img-")
+    assert element.url.startswith(f"{shared.alice.url}/images/img-")
     content_type, data = await asyncio.to_thread(download, element.url)
     assert content_type == "image/png"
     assert opened_picture(data).size == (64, 64)
