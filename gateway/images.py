@@ -7,6 +7,7 @@ wire is `request/` and `upstream/wire`; keeping them is `cache/` and `billing/`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -14,6 +15,12 @@ from typing import Any, Final, Literal
 
 MAX_SLOTS: Final = 64
 """Pictures that one entry can hold: slots 0…63 (CONTRACT §6)."""
+
+MAX_AGE_SECONDS: Final = 2**31
+"""What RFC 9111 §1.2.2 has a cache read for any longer time."""
+
+_WITHIN: Final = re.compile(r"within:([0-9]{1,9})(s|m|h|d)")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +218,31 @@ class PartialImage:
     data: bytes
     shown: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """`size`, `quality`, `background`, `output_format` where upstream echoed them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """What a key says for clients that cannot send Cache-Control; the default is `always`."""
+
+    no_cache: bool = False
+    max_age_seconds: int | None = None
+
+    @staticmethod
+    def parse(text: str) -> Reuse:
+        """`always`, `never`, or `within:D` with D such as `90s`, `10m`, `12h`, `7d`.
+
+        Raises `ValueError`, which says what was expected.
+        """
+        if text in ("always", "never"):
+            return Reuse(no_cache=text == "never")
+        match = _WITHIN.fullmatch(text)
+        seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
+        if seconds == 0:
+            raise ValueError(
+                "expected 'always', 'never', or 'within:' and a duration such as 90s, 10m, 12h or "
+                f"7d, but got '{text[:100]}'"
+            )
+        return Reuse(max_age_seconds=min(seconds, MAX_AGE_SECONDS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,6 +170,56 @@ class Purchases:
         await self._persist(order, received, data)
         return Bought(received.pictures, data)
 
+    async def buy_unshared(self, order: Order) -> Bought:
+        """Buys pictures that are neither shared nor stored: they end with their caller.
+
+        The books are as of any other purchase. Raises as `buy`.
+        """
+        slots = tuple(order.request.slots)
+        reserved = await self._reserve(order, secrets.token_hex(12), None, pictures=len(slots))
+        async with self._settling_failures(order, reserved):
+            answered = await self._upstream.generate(order.request, pictures=len(slots))
+            answered = await self._fetch_links(answered)
+            good = await self._check(order, answered)
+            received, data = self._receive(order, reserved, answered, good, slots=slots)
+        await self._persist(order, received, {})
+        return Bought(received.pictures, data)
+
+    async def buy_without_store(self, order: Order, fingerprint: str) -> Bought:
+        """Buys while the store is away: what it should know is told as soon as it is back.
+
+        Only for whom nothing limits: there is nobody to ask what may still be spent. Should this
+        worker die before, the purchase is in no book (CONTRACT §6 *Store down*).
+        """
+        slots = tuple(order.request.slots)
+        flight = Flight(secrets.token_hex(12), fingerprint, slots, is_alone=True)
+        most = pricing.estimate(order.model, order.request, len(slots)).amounts
+        reserved = Reserved(flight.id, flight, most, order.record.but(id=flight.id))
+        order.tally.is_open = True
+        opening = _insist(partial(self._open_late, order, reserved))
+        opened = self._flights.own(opening, name=f"open late {flight.id}")
+        async with self._settling_failures(order, reserved, opened=opened):
+            answered = await self._upstream.generate(order.request, pictures=len(slots))
+            answered = await self._fetch_links(answered)
+            good = await self._check(order, answered)
+            received, data = self._receive(order, reserved, answered, good, slots=slots)
+        order.tally.cost_micros += received.charge.micros
+        self._flights.own(_after(opened, self._tail(received, data)), name=f"keep {flight.id}")
+        return Bought(received.pictures, data)
+
+    async def _open_late(self, order: Order, reserved: Reserved) -> None:
+        """The journal of a purchase that is under way or over; nothing limits it."""
+        batch = Batch(self._store)
+        quota.reserve(
+            batch,
+            replace(order.account, limits={}),
+            reserved.purchase,
+            worker=self._settings.worker,
+            most=reserved.most,
+            payload=reserved.encode(),
+        )
+        await batch.send()
+
     async def _reserve(
         self, order: Order, purchase: str, flight: Flight | None, *, pictures: int
     ) -> Reserved:
@@ -204,7 +254,7 @@ class Purchases:
 
         Not before the reservation: a claimant that is refused, and then dies, blocks nobody.
         """
-        if flight is None:
+        if flight is None or flight.is_alone:
             return
         batch = Batch(self._store)
         is_held = flight.extend(
@@ -233,17 +283,22 @@ class Purchases:
         await batch.send()
 
     @asynccontextmanager
-    async def _settling_failures(self, order: Order, reserved: Reserved) -> AsyncIterator[None]:
-        """Whatever goes wrong once something may have been sent, the journal is closed."""
+    async def _settling_failures(
+        self, order: Order, reserved: Reserved, *, opened: asyncio.Task[None] | None = None
+    ) -> AsyncIterator[None]:
+        """Whatever goes wrong once something may have been sent, the journal is closed.
+
+        `opened` is the opening of a journal that may still be to come.
+        """
         try:
             yield
         except UpstreamFailure as failure:
-            await self._finish_failure(order, reserved, failure)
+            await self._finish_failure(order, reserved, failure, opened=opened)
             raise
         except Exception as bug:
             log.exception("purchase_failed", purchase=reserved.purchase)
             presumed = _our_fault()
-            await self._finish_failure(order, reserved, presumed)
+            await self._finish_failure(order, reserved, presumed, opened=opened)
             raise presumed from bug
 
     async def _fetch_links(self, answered: Answered) -> Answered:
@@ -388,9 +443,16 @@ class Purchases:
         """Entry before settlement, both repeatable; then everyone who waits is told."""
         reserved, flight = received.reserved, received.reserved.flight
         if flight is not None:
-            self._entries.keep(batch, flight.fingerprint, flight.id, pictures=received.pictures)
+            self._entries.keep(
+                batch,
+                flight.fingerprint,
+                flight.id,
+                pictures=received.pictures,
+                displaces=flight.displaces,
+            )
             self._gallery.hang(batch, flight.fingerprint, received.pictures)
-        shelved = self._blobs.shelve(batch, received.pictures.values())
+        stored = received.pictures.values() if flight is not None else ()
+        shelved = self._blobs.shelve(batch, stored)
         settled = quota.settle(
             batch, reserved.purchase, received.charge, record=received.record.encode()
         )
@@ -431,7 +493,12 @@ class Purchases:
         return corrected.answer
 
     async def _finish_failure(
-        self, order: Order, reserved: Reserved, failure: UpstreamFailure
+        self,
+        order: Order,
+        reserved: Reserved,
+        failure: UpstreamFailure,
+        *,
+        opened: asyncio.Task[None] | None,
     ) -> None:
         charge = _failure_charge(order, reserved, failure)
         order.tally.cost_micros += charge.micros
@@ -447,7 +514,8 @@ class Purchases:
             upstream_request_id=failure.upstream_request_id,
         )
         settle = partial(self._settle_failure, reserved, failure, charge, record=record)
-        settlement = await self._in_time(_insist(settle), name=f"settle {reserved.purchase}")
+        settling = _after(opened, _insist(settle))
+        settlement = await self._in_time(settling, name=f"settle {reserved.purchase}")
         if settlement is not None:
             order.tally.limits = quota.reservation_states(order.account, settlement.states)
 
@@ -463,6 +531,7 @@ class Purchases:
         """Waiters first: should this worker die in between, the open journal says so."""
         batch = Batch(self._store)
         if reserved.flight is not None:
+            self._entries.remember(batch, reserved.flight.fingerprint, failure)
             tell(reserved.flight, batch, failure)
         settled = quota.settle(
             batch,
@@ -654,6 +723,12 @@ async def _stored_picture(
 
 def _latency_ms(order: Order) -> int:
     return int((order.clock() - order.record.time) * 1000)
+
+
+async def _after(first: asyncio.Task[None] | None, then: Coroutine[Any, Any, T]) -> T:
+    if first is not None:
+        await first
+    return await then
 
 
 async def _insist(step: Callable[[], Awaitable[T]]) -> T:

@@ -13,14 +13,12 @@ from gateway.images import ImageRequest
 from gateway.request.directives import (
     Directives,
     Reading,
-    Reuse,
     effective,
     parse_directives,
-    parse_reuse,
     place,
 )
 
-MAX_SECONDS = 2**31
+MAX_AGE_SECONDS = 2**31
 
 
 def said(**headers):
@@ -115,10 +113,10 @@ def test_an_age_without_argument_makes_every_stored_picture_too_old():
 @pytest.mark.parametrize(
     ("digits", "seconds"),
     [
-        (str(MAX_SECONDS - 1), MAX_SECONDS - 1),
-        (str(MAX_SECONDS), MAX_SECONDS),
-        (str(MAX_SECONDS + 1), MAX_SECONDS),
-        ("9" * 10_000, MAX_SECONDS),
+        (str(MAX_AGE_SECONDS - 1), MAX_AGE_SECONDS - 1),
+        (str(MAX_AGE_SECONDS), MAX_AGE_SECONDS),
+        (str(MAX_AGE_SECONDS + 1), MAX_AGE_SECONDS),
+        ("9" * 10_000, MAX_AGE_SECONDS),
     ],
     ids=["below", "exactly", "above", "endless"],
 )
@@ -335,7 +333,7 @@ def test_any_headers_give_directives_or_a_400_that_names_one_of_them(headers):
         assert refused.param.lower() in {name for name, _ in headers}
         return
     assert 0 <= found.variation <= 63
-    assert found.max_age_seconds is None or 0 < found.max_age_seconds <= MAX_SECONDS
+    assert found.max_age_seconds is None or 0 < found.max_age_seconds <= MAX_AGE_SECONDS
 
 
 def parsed_or_refused(headers):
@@ -357,11 +355,11 @@ def parsed_or_refused(headers):
         ("within:10m", Reuse(max_age_seconds=600)),
         ("within:12h", Reuse(max_age_seconds=43_200)),
         ("within:7d", Reuse(max_age_seconds=604_800)),
-        ("within:999999999d", Reuse(max_age_seconds=MAX_SECONDS)),
+        ("within:999999999d", Reuse(max_age_seconds=MAX_AGE_SECONDS)),
     ],
 )
 def test_a_keys_reuse_is_always_never_or_within_a_time(text, reuse):
-    assert parse_reuse(text) == reuse
+    assert Reuse.parse(text) == reuse
 
 
 @pytest.mark.parametrize(
@@ -374,7 +372,7 @@ def test_a_keys_reuse_is_always_never_or_within_a_time(text, reuse):
 )
 def test_another_reuse_is_refused(text):
     with pytest.raises(InvalidRequest) as caught:
-        parse_reuse(text)
+        Reuse.parse(text)
     assert caught.value.param == "reuse"
     shown = text if len(text) < 200 else text[:200] + "…"
     assert caught.value.message == (
@@ -444,7 +442,7 @@ directives = st.builds(
     no_cache=st.booleans(),
     no_store=st.booleans(),
     only_if_cached=st.booleans(),
-    max_age_seconds=st.none() | st.integers(1, MAX_SECONDS),
+    max_age_seconds=st.none() | st.integers(1, MAX_AGE_SECONDS),
 )
 reuses = st.sampled_from([Reuse(), NEVER, WEEK])
 

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gateway.errors import GatewayError, IncorrectKey, InvalidRequest, StoreUnavailable
-from gateway.images import LIMITS, Account
+from gateway.images import LIMITS, Account, Reuse
 from gateway.store.verbs import Change, Get, Put, Scan, Store, ask
 
 KEYS: Final = "keys"
@@ -35,6 +35,8 @@ SECRET_PREFIX: Final = "gk-"  # noqa: S105 - what every secret starts with
 SHOWN_PREFIX: Final = 6
 MOST_KNOWN: Final = 10_000
 """Records that one worker keeps in memory."""
+TRUST_SECONDS: Final = 3600.0
+"""How long a key is trusted while the store is away (CONTRACT §6, *Store down*)."""
 WRITE_ATTEMPTS: Final = 5
 
 MICROS: Final = 1_000_000
@@ -52,6 +54,8 @@ Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.@+:/ -]+
 """Of a key or a team: it stands in logs, labels and tables, so nothing in it can break those."""
 
 Validation: TypeAlias = Literal["strict", "lenient"]
+Scope: TypeAlias = Literal["global", "team", "key"]
+"""Whose pictures answer a key's questions, and whom its own answer (CONTRACT §6 *Scope*)."""
 """What becomes of parameters that the API reference does not allow (CONTRACT §5)."""
 
 
@@ -77,6 +81,9 @@ class KeyRecord(BaseModel):
     models: tuple[str, ...] | None = None
     limits: Mapping[str, Decimal] = Field(default_factory=dict)
     validation: Validation | None = None
+    scope: Scope | None = None
+    reuse: str | None = None
+    allow_no_cache: bool | None = None
     created_at: int
     expires_at: int | None = None
     revoked_at: int | None = None
@@ -111,6 +118,9 @@ class KeySpec(BaseModel):
     models: Annotated[list[str], Field(min_length=1)] | None = None
     limits: Mapping[str, Any] | None = None
     validation: Validation | None = None
+    scope: Scope | None = None
+    reuse: str | None = None
+    allow_no_cache: bool | None = None
     expires_at: Annotated[int, Field(gt=0, le=MOST_SECONDS)] | None = None
 
     @field_validator("limits", mode="after")
@@ -119,6 +129,13 @@ class KeySpec(BaseModel):
         if limits is None:
             return None
         return {n: _limit_value(n, v) for n, v in limits.items() if v is not None}
+
+    @field_validator("reuse", mode="after")
+    @classmethod
+    def _known_reuse(cls, reuse: str | None) -> str | None:
+        if reuse is not None:
+            Reuse.parse(reuse)
+        return reuse
 
 
 def _limit_value(name: str, value: object) -> Decimal:
@@ -147,6 +164,11 @@ class Key:
     """The models that it may use; None for all."""
     validation: Validation | None
     """None for what the gateway is set to."""
+    scope: Scope | None
+    """None for what the gateway is set to."""
+    reuse: Reuse
+    allow_no_cache: bool
+    """Whether its requests may ask for other pictures than those that there are."""
     expires_at: float | None
 
 
@@ -166,6 +188,7 @@ class Keys:
         self._store = store
         self._clock = clock
         self._known: OrderedDict[str, _Known] = OrderedDict()  # by the hash of a secret
+        self._confirmed_at: dict[str, float] = {}  # by key id
 
     async def authenticate(self, secret: str) -> Key:
         """The key that this secret opens; from memory when this worker has seen it before.
@@ -191,6 +214,15 @@ class Keys:
                 self._known.pop(hashed, None)
         return await self.authenticate(secret)
 
+    def was_confirmed(self, key: Key) -> None:
+        """The store has just said that this key is what we think it is."""
+        self._confirmed_at[key.account.key_id] = self._clock()
+
+    def may_go_on_alone(self, key: Key) -> bool:
+        """Whether its word holds while the store is away: it was confirmed within the hour."""
+        confirmed_at = self._confirmed_at.get(key.account.key_id, 0.0)
+        return confirmed_at > self._clock() - TRUST_SECONDS
+
     def learn(self, secret: str, record: bytes) -> None:
         """Takes note of a record that an admission found to be newer; b"" when it is gone."""
         self._known.pop(_hash(secret), None)
@@ -204,7 +236,8 @@ class Keys:
     def _remember(self, hashed: str, data: bytes) -> _Known:
         known = self._known[hashed] = _know(data, hashed)
         if len(self._known) > MOST_KNOWN:
-            self._known.popitem(last=False)
+            _, gone = self._known.popitem(last=False)
+            self._confirmed_at.pop(gone.key.account.key_id, None)
         return known
 
     async def create(self, spec: KeySpec) -> tuple[KeyRecord, str]:
@@ -309,6 +342,9 @@ def _know(data: bytes, hashed: str) -> _Known:
             ),
             models=None if record.models is None else frozenset(record.models),
             validation=record.validation,
+            scope=record.scope,
+            reuse=Reuse.parse(record.reuse or "always"),
+            allow_no_cache=record.allow_no_cache is not False,
             expires_at=record.expires_at,
         ),
         ends_at=0.0 if is_over else min((at for at in ends if at is not None), default=math.inf),
@@ -345,7 +381,7 @@ def _merged(record: KeyRecord, fields: Mapping[str, Any]) -> KeyRecord:
         fields = {**fields, "limits": {**record.limits, **limits}}
     if fields.get("limits") is None:
         fields = {**fields, "limits": {}}
-    kept = record.model_dump(include={"name", "team", "models", "validation", "expires_at"})
+    kept = record.model_dump(include=set(KeySpec.model_fields) - {"limits"})
     kept["models"] = list(record.models) if record.models is not None else None
     spec = parse_spec({**kept, **fields})
     return record.model_copy(update={**_fields(spec)})
@@ -358,6 +394,9 @@ def _fields(spec: KeySpec) -> dict[str, Any]:
         "models": tuple(spec.models) if spec.models is not None else None,
         "limits": dict(spec.limits or {}),
         "validation": spec.validation,
+        "scope": spec.scope,
+        "reuse": spec.reuse,
+        "allow_no_cache": spec.allow_no_cache,
         "expires_at": spec.expires_at,
     }
 

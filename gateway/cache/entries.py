@@ -7,6 +7,7 @@ in `gallery`; who fills an empty slot is settled in `flights`.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ class EntriesSettings(BaseModel):
     ttl_seconds: float = Field(default=30 * 86_400, gt=0)
     linger_seconds: float = Field(default=7 * 86_400, gt=0)
     """How long an entry outlives its last picture's time (`stale_if_error`, CONTRACT §6)."""
+    refusal_seconds: float = Field(default=600, gt=0)
+    """How long it is remembered that a question was refused for its content."""
 
     @property
     def longest_seconds(self) -> float:
@@ -76,10 +79,12 @@ class Entries:
         *,
         pictures: Mapping[int, Picture],
         lifetime_seconds: float | None = None,
+        displaces: bool = False,
     ) -> Handle[Mapping[int, int]]:
         """Puts pictures into their slots and gives the flight's claims back; repeatable.
 
-        They are fresh for the settings' `ttl`, or for `lifetime_seconds`.
+        They are fresh for the settings' `ttl`, or for `lifetime_seconds`. If they `displace`, what
+        their slots hold moves to the first free ones; else they go there themselves.
         """
         return batch.add(
             Keep(
@@ -88,6 +93,7 @@ class Entries:
                 slots={n: Slot(p.id, 0.0, encode_picture(p)) for n, p in pictures.items()},
                 lifetime_seconds=lifetime_seconds or self._lifetime_seconds(),
                 linger_seconds=self._settings.linger_seconds,
+                displaces=displaces,
             )
         )
 
@@ -100,11 +106,16 @@ class Entries:
         for tag in tags:
             batch.add(Enlist(TAGS, tag, (fingerprint,), self._settings.longest_seconds))
 
-    def refuse(
-        self, batch: Batch, fingerprint: str, refusal: UpstreamFailure, *, seconds: float | None
-    ) -> None:
-        """Remembers that this question is refused; None: for good."""
-        batch.add(Note(REFUSALS, fingerprint, orjson.dumps(refusal.to_dict()), seconds))
+    def refuse(self, batch: Batch, fingerprint: str, refusal: UpstreamFailure) -> None:
+        """Remembers for good that this question is refused."""
+        batch.add(Note(REFUSALS, fingerprint, orjson.dumps(refusal.to_dict()), None))
+
+    def remember(self, batch: Batch, fingerprint: str, failure: UpstreamFailure) -> None:
+        """Remembers a refusal of the question's content; no other failure (CONTRACT §6)."""
+        if is_refusal(failure):
+            note = orjson.dumps(failure.to_dict())
+            life = self._settings.refusal_seconds
+            batch.add(Note(REFUSALS, fingerprint, note, life, is_new=True))
 
     def _lifetime_seconds(self) -> float:
         return self._settings.ttl_seconds * (1 + TTL_SPREAD * (2 * self._spread() - 1))
@@ -116,6 +127,7 @@ class Held:
 
     picture: Picture
     ttl_seconds: int
+    """Below zero for one whose time is over."""
 
 
 def look_for_refusal(batch: Batch, fingerprint: str) -> Handle[bytes | None]:
@@ -126,6 +138,26 @@ def look_for_refusal(batch: Batch, fingerprint: str) -> Handle[bytes | None]:
 def read_refusal(note: bytes | None) -> UpstreamFailure | None:
     """Why the question is not asked again; None when it may be."""
     return None if note is None else UpstreamFailure.from_dict(orjson.loads(note))
+
+
+def is_refusal(failure: UpstreamFailure) -> bool:
+    """Whether upstream refused what was asked, and would refuse it again (WIRE §2 rows 23, 24).
+
+    A picture that was made and then withheld may come out otherwise the next time.
+    """
+    details = failure.details.get("moderation_details")
+    stage = details.get("moderation_stage") if isinstance(details, Mapping) else None
+    is_moderated = failure.code == "moderation_blocked" and stage != "output"
+    return is_moderated or failure.code == "content_policy_violation"
+
+
+def stale_pictures(entry: Entry, slots: Iterable[int]) -> dict[int, Held]:
+    """Those of `slots` that hold a picture whose time is over."""
+    return {
+        n: read_slot(slot, now=entry.now)
+        for n in slots
+        if (slot := entry.slots.get(n)) is not None and slot.expires_at <= entry.now
+    }
 
 
 def fresh_pictures(entry: Entry, slots: Iterable[int]) -> dict[int, Held]:
@@ -139,7 +171,7 @@ def fresh_pictures(entry: Entry, slots: Iterable[int]) -> dict[int, Held]:
 
 def read_slot(slot: Slot, *, now: float) -> Held:
     """The picture in a slot at the store's time `now`."""
-    return Held(decode_picture(slot.data), int(slot.expires_at - now))
+    return Held(decode_picture(slot.data), math.floor(slot.expires_at - now))
 
 
 def encode_picture(picture: Picture) -> bytes:

@@ -74,6 +74,10 @@ class Flight:
     slots: tuple[int, ...]
     deaths: int = 0
     """How many buyers of these slots have died before: a dead buyer is replaced once."""
+    is_alone: bool = False
+    """It holds no claim and nobody waits for it: its caller wants pictures of its own."""
+    displaces: bool = False
+    """Its pictures take the slots that they were bought for, whatever lies there."""
 
     def extend(self, batch: Batch, *, seconds: float) -> Handle[bool]:
         """Keeps the claim for the length of a purchase; False when it was lost meanwhile."""
@@ -250,8 +254,17 @@ class Flights:
             listener.cancel()
         await asyncio.gather(*self._listeners, return_exceptions=True)
 
-    async def run(self, fingerprint: str, asked: Iterable[int], *, buy: Buy) -> Landing:
+    async def run(
+        self,
+        fingerprint: str,
+        asked: Iterable[int],
+        *,
+        buy: Buy,
+        ignoring: tuple[str, ...] = (),
+    ) -> Landing:
         """Gets pictures for slots: claims and buys what is free, waits for what others claimed.
+
+        Pictures whose ids are in `ignoring` do not count: what is bought takes their slots.
 
         Returns when every slot is filled, or was answered with an error, or came back empty from
         a purchase of one's own or, for the second time, from somebody else's. Errors are in what
@@ -262,7 +275,9 @@ class Flights:
             flight_id = secrets.token_hex(12)
             wanted = tuple(sorted(landing.missing))
             try:
-                claimed = await self._claim(Flight(flight_id, fingerprint, wanted))
+                claimed = await self._claim(
+                    Flight(flight_id, fingerprint, wanted), ignoring=ignoring
+                )
             except GatewayError as refusal:
                 landing.own_error = landing.own_error or refusal
                 break
@@ -270,16 +285,40 @@ class Flights:
             waits = [self._follow(landing, f, slots) for f, slots in _by_flight(claimed.others)]
             if claimed.mine:
                 deaths = int(not landing.orphaned.isdisjoint(claimed.mine))
-                flight = Flight(flight_id, fingerprint, claimed.mine, deaths)
+                flight = Flight(
+                    flight_id, fingerprint, claimed.mine, deaths, displaces=bool(ignoring)
+                )
                 purchase = self.own(self._buy(flight, buy), name=f"purchase {flight_id}")
                 waits.append(self._land(landing, purchase, flight.slots))
             await asyncio.gather(*waits)
         return landing
 
-    async def _claim(self, flight: Flight) -> Claimed:
+    async def run_alone(self, fingerprint: str, slots: tuple[int, ...], *, buy: Buy) -> Landing:
+        """Buys pictures for slots whatever is there, neither waiting for anybody nor waited for."""
+        landing = Landing(missing=set(slots))
+        flight = Flight(secrets.token_hex(12), fingerprint, slots, is_alone=True, displaces=True)
+        try:
+            await self._check_refusal(fingerprint)
+        except GatewayError as refusal:
+            landing.own_error = refusal
+            return landing
+        purchase = self.own(self._buy(flight, buy), name=f"purchase {flight.id}")
+        await self._land(landing, purchase, slots)
+        return landing
+
+    async def _check_refusal(self, fingerprint: str) -> None:
+        batch = Batch(self._store)
+        refused = look_for_refusal(batch, fingerprint)
+        await batch.send()
+        if (refusal := read_refusal(refused.answer)) is not None:
+            raise refusal
+
+    async def _claim(self, flight: Flight, *, ignoring: tuple[str, ...]) -> Claimed:
         """Claims what is free; raises what stands against asking this question at all."""
         batch = Batch(self._store)
-        claimed = batch.add(Claim(flight.fingerprint, flight.slots, flight.id, CLAIM_SECONDS))
+        claimed = batch.add(
+            Claim(flight.fingerprint, flight.slots, flight.id, CLAIM_SECONDS, ignoring)
+        )
         refused = look_for_refusal(batch, flight.fingerprint)
         await batch.send()
         refusal = read_refusal(refused.answer)

@@ -105,7 +105,7 @@ class Removal:
         batch = Batch(self._store)
         self._takedowns.add(batch, digests)
         if with_prompt:
-            self._entries.refuse(batch, named.fingerprint, content_taken_down(), seconds=None)
+            self._entries.refuse(batch, named.fingerprint, content_taken_down())
         await batch.send()
         pictures = sum([await self._take_down_holders(digest) for digest in digests])
         if with_prompt:

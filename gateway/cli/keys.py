@@ -19,7 +19,8 @@ from gateway.cli.serving import find_configuration
 from gateway.settings import parse_duration
 
 COLUMNS: Final = (
-    "id", "name", "prefix", "team", "models", "limits", "validation", "expires_at", "state"
+    *("id", "name", "prefix", "team", "models", "limits", "validation", "scope", "reuse"),
+    *("allow_no_cache", "expires_at", "state"),
 )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from decimal import Decimal
 from typing import Final
 
 from gateway.errors import InvalidRequest
-from gateway.images import MAX_SLOTS, ImageRequest
+from gateway.images import MAX_AGE_SECONDS, MAX_SLOTS, ImageRequest, Reuse
 from gateway.request.body import shorten
 
 VARIATION: Final = "X-Gateway-Variation"
@@ -29,8 +29,6 @@ IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 
 MAX_TAGS: Final = 16
 MAX_TAG_CHARACTERS: Final = 64
-MAX_SECONDS: Final = 2**31
-"""What RFC 9111 §1.2.2 has a cache read for any longer time."""
 MAX_COST_MICROS: Final = 2**52
 """The largest amount: as of a key's limits, exact in every store."""
 
@@ -47,8 +45,6 @@ _VARIATION: Final = re.compile(r"[0-9]{1,4}")
 _TAG: Final = re.compile(rf"[A-Za-z0-9._:/@+-]{{1,{MAX_TAG_CHARACTERS}}}")
 _USD: Final = re.compile(r"(?:[0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})(?:[eE]-?[0-9]{1,2})?")
 _IDEMPOTENCY_KEY: Final = re.compile(r"[!-~]{1,255}")
-_WITHIN: Final = re.compile(r"within:([0-9]{1,9})(s|m|h|d)")
-_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 # ── what the request says ───────────────────────────────────────────────────────────────────
@@ -162,7 +158,7 @@ def _parse_seconds(argument: str) -> int:
     if _DELTA_SECONDS.fullmatch(argument) is None:
         return 0
     digits = argument.lstrip("0")
-    return MAX_SECONDS if len(digits) > 10 else min(int(digits or "0"), MAX_SECONDS)
+    return MAX_AGE_SECONDS if len(digits) > 10 else min(int(digits or "0"), MAX_AGE_SECONDS)
 
 
 # ── Prefer ──────────────────────────────────────────────────────────────────────────────────
@@ -236,14 +232,6 @@ def _invalid(header: str, problem: str) -> InvalidRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Reuse:
-    """What a key says for clients that cannot send Cache-Control; the default is `always`."""
-
-    no_cache: bool = False
-    max_age_seconds: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Reading:
     """What holds for one request: which stored pictures may answer it, and what is stored."""
 
@@ -253,26 +241,6 @@ class Reading:
     max_age_seconds: int | None = None
     notice: str | None = None
     """For `x-gateway-notice`: what became of `no-cache` and `max-age`; None without either."""
-
-
-def parse_reuse(text: str) -> Reuse:
-    """`always`, `never`, or `within:D` with D such as `90s`, `10m`, `12h`, `7d`.
-
-    Raises `InvalidRequest` with the param `reuse`.
-    """
-    if text == "always":
-        return Reuse()
-    if text == "never":
-        return Reuse(no_cache=True)
-    match = _WITHIN.fullmatch(text)
-    seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
-    if seconds == 0:
-        raise _invalid(
-            "reuse",
-            "expected 'always', 'never', or 'within:' and a duration such as 90s, 10m, 12h or 7d, "
-            f"but got '{shorten(text)}'.",
-        )
-    return Reuse(max_age_seconds=min(seconds, MAX_SECONDS))
 
 
 def effective(directives: Directives, reuse: Reuse, *, allow_no_cache: bool) -> Reading:
