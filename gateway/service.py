@@ -261,8 +261,11 @@ class Service:
         landing: Landing,
     ) -> Answer:
         """All pictures that there are, in slot order; an error only when there is none."""
-        landed = await self._with_bytes(question, landing.pictures, in_memory=landing.data)
-        all_pictures = {**pictures, **landed}
+        all_pictures = dict(pictures)
+        if landing.pictures:
+            all_pictures |= await self._with_bytes(
+                question, landing.pictures, in_memory=landing.data
+            )
         if not all_pictures:
             raise landing.own_error or landing.flight_error or _nothing_came()
         return Answer(
