@@ -261,11 +261,8 @@ class Service:
         landing: Landing,
     ) -> Answer:
         """All pictures that there are, in slot order; an error only when there is none."""
-        all_pictures = dict(pictures)
-        if landing.pictures:
-            all_pictures |= await self._with_bytes(
-                question, landing.pictures, in_memory=landing.data
-            )
+        landed = await self._with_bytes(question, landing.pictures, in_memory=landing.data)
+        all_pictures = {**pictures, **landed}
         if not all_pictures:
             raise landing.own_error or landing.flight_error or _nothing_came()
         return Answer(
@@ -303,7 +300,8 @@ class Service:
         async def read(picture: Picture) -> bytes | None:
             return memory.get(picture.digest) or await self._blobs.get(picture.digest)
 
-        data = await asyncio.gather(*(read(picture) for picture in pictures.values()))
+        reads = [read(picture) for picture in pictures.values()]
+        data = await asyncio.gather(*reads) if len(reads) > 1 else [await one for one in reads]
         found = {
             slot: (picture, read_bytes)
             for (slot, picture), read_bytes in zip(pictures.items(), data, strict=True)
