@@ -349,7 +349,8 @@ class Service:
             digest = picture.digest
             return await self._blobs.view(digest, question.view, data=memory.get(digest))
 
-        data = await asyncio.gather(*(read(picture) for picture in pictures.values()))
+        reads = [read(picture) for picture in pictures.values()]
+        data = await asyncio.gather(*reads) if len(reads) > 1 else [await one for one in reads]
         found = {
             slot: (picture, read_bytes)
             for (slot, picture), read_bytes in zip(pictures.items(), data, strict=True)

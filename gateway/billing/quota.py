@@ -64,6 +64,8 @@ class _Prepared(NamedTuple):
     admit: Admit
     limits: tuple[tuple[Limit, int], ...]
     """With their maxima, in the order of the admission's takes."""
+    reserved: tuple[tuple[Limit, Meter], ...]
+    """What a purchase reserves from: also windows without a limit."""
 
 
 def admit(batch: Batch, account: Account) -> Handle[Admission]:
@@ -126,7 +128,11 @@ def admission_states(account: Account, admission: Admission) -> list[LimitState]
 
 def reservation_states(account: Account, states: Sequence[MeterState]) -> list[LimitState]:
     """The key's limits as a reservation or a settlement left them."""
-    return _limit_states(_reservation_takes(account, Amounts()), states)
+    return [
+        LimitState(limit, "key", meter.maximum, state)
+        for (limit, meter), state in zip(_prepared(account).reserved, states, strict=False)
+        if meter.maximum is not None
+    ]
 
 
 def refuse_admission(account: Account, admission: Admission) -> LimitExceeded:
@@ -154,17 +160,29 @@ def _meter(account: Account, limit: Limit) -> Meter:
 
 
 def _prepared(account: Account) -> _Prepared:
-    """One request from the buckets, and a look at every other limit for the answer's headers."""
     known: _Prepared | None = account.prepared.get("quota")
-    if known is not None:
-        return known
+    if known is None:
+        known = account.prepared["quota"] = _prepare(account)
+    return known
+
+
+def _prepare(account: Account) -> _Prepared:
+    """An admission takes one request from the buckets, and looks at every other limit there is.
+
+    A purchase reserves from all windows, and from the other buckets that are limited.
+    """
     limits = [limit for limit in LIMITS.values() if limit.name in account.limits]
     takes = tuple(Take(_meter(account, limit), int(limit.at_admission)) for limit in limits)
-    made = account.prepared["quota"] = _Prepared(
+    reserved = [
+        limit
+        for limit in LIMITS.values()
+        if not limit.at_admission and (limit.period != "minute" or limit in limits)
+    ]
+    return _Prepared(
         Admit(SPACE, account.key_id, account.record, takes),
-        tuple((limit, account.limits[limit.name]) for limit in limits),
+        limits=tuple((limit, account.limits[limit.name]) for limit in limits),
+        reserved=tuple((limit, _meter(account, limit)) for limit in reserved),
     )
-    return made
 
 
 def _reservation_takes(account: Account, most: Amounts) -> tuple[Take, ...]:
@@ -174,19 +192,7 @@ def _reservation_takes(account: Account, most: Amounts) -> tuple[Take, ...]:
         "micros": most.micros,
         "purchases": 1,
     }
-    return tuple(
-        Take(_meter(account, limit), amounts[limit.unit])
-        for limit in LIMITS.values()
-        if not limit.at_admission and (limit.period != "minute" or limit.name in account.limits)
-    )
-
-
-def _limit_states(takes: Iterable[Take], states: Iterable[MeterState]) -> list[LimitState]:
-    return [
-        LimitState(_LIMIT_OF[take.meter.unit, take.meter.period], "key", take.meter.maximum, state)
-        for take, state in zip(takes, states, strict=False)
-        if take.meter.maximum is not None
-    ]
+    return tuple(Take(meter, amounts[meter.unit]) for _, meter in _prepared(account).reserved)
 
 
 def _refusal(account: Account, take: Take, state: MeterState, *, why: str | None) -> LimitExceeded:

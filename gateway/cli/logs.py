@@ -11,7 +11,6 @@ import json
 import logging
 import sys
 from collections.abc import MutableMapping
-from contextlib import suppress
 from typing import Any, Literal
 
 import orjson
@@ -27,9 +26,11 @@ class _Line:
     def write(self, line: str | bytes) -> None:
         """Writes a whole line, so that workers which share a file do not mix theirs."""
         data = line if isinstance(line, bytes) else line.encode("utf-8", "backslashreplace")
-        with suppress(OSError, ValueError):
+        try:
             sys.stderr.buffer.write(data + b"\n")
             sys.stderr.buffer.flush()
+        except (OSError, ValueError):
+            return
 
     debug = info = warning = error = critical = exception = write
 

@@ -12,6 +12,7 @@ import hashlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -34,6 +35,7 @@ from gateway.store.redis_link import place_of
 from gateway.store.verbs import Change, Meter, Slot, Store, Take, ask
 from tests.redis_server import refuse_without_server
 
+TLS = Path(__file__).parent.parent / "tls"
 DAY = 86_400
 BOOKS = "igw:{books}:"
 
@@ -46,13 +48,15 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"unix://{folder}/s"
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         binary = shutil.which("redis-server")
         if binary is None:
             refuse_without_server()
         command = [str(binary), "--port", "0", "--unixsocket", "s", "--dir", str(self._folder)]
         persistence = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
-        self._process = subprocess.Popen([*command, *persistence], stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            [*command, *persistence, *options], stdout=subprocess.DEVNULL
+        )
         self._wait_until_it_answers()
 
     def _wait_until_it_answers(self) -> None:
@@ -443,6 +447,25 @@ class TestRoundTrips:
 
 def _reads(client: redis.Redis) -> int:
     return int(client.info("stats")["total_reads_processed"])
+
+
+class TestTls:
+    async def test_verbs_and_bytes_travel_encrypted_with_a_password(self, stopped: Server) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        certificate = ["--tls-cert-file", f"{TLS}/server.pem", "--tls-key-file"]
+        trust = ["--tls-ca-cert-file", f"{TLS}/authority.pem", "--tls-auth-clients", "no"]
+        stopped.start("--tls-port", str(port), *certificate, f"{TLS}/server-key.pem", *trust)
+        with stopped.client() as client:
+            client.config_set("requirepass", "right")
+        picture = bytes(3 << 20)
+        url = f"rediss://:right@127.0.0.1:{port}/0?ssl_ca_certs={TLS}/authority.pem"
+        async with open_redis_store(url) as store:
+            await ask(store, write("a", b"v"))
+            await store.blobs.put("0" * 64, picture, 60)
+            assert await asyncio.gather(*(ask(store, read("a")) for _ in range(50))) == [b"v"] * 50
+            assert await store.blobs.get("0" * 64) == picture
 
 
 class TestOutages:

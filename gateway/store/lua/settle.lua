@@ -12,17 +12,19 @@ local function show(status, journal)
     table.insert(charged, unit)
     table.insert(charged, amount)
   end
-  return { status, tonumber(journal.presumed), charged, states(reread_takes(journal)) }
+  local shown = states(reread_takes(cjson.decode(journal.takes)))
+  return { status, tonumber(journal.presumed), charged, shown }
 end
 
 -- The writes that closing and correcting share; `before` is what was charged so far.
-local function charge_journal(journal, before)
-  for _, window in ipairs(unpack_windows(journal)) do
+local function charge_journal(journal, windows, before)
+  for _, window in ipairs(windows) do
     local difference = (charge[window.unit] or 0) - (before[window.unit] or 0)
     if window.counts then
       move(window.key, window.unit .. ':spent', difference, window.ends)
     end
   end
+  limit_lives()
   if record then
     append_record(ledger_day(), record)
   end
@@ -31,16 +33,17 @@ local function charge_journal(journal, before)
   redis.call('EXPIRE', key, CLOSED_SECONDS)
 end
 
-local function give_back(journal)
-  for _, window in ipairs(unpack_windows(journal)) do
+local function give_back(windows)
+  for _, window in ipairs(windows) do
     move(window.key, window.unit .. ':reserved', -window.amount, window.ends)
   end
 end
 
 local function close(journal)
   journal.charged, journal.presumed = pack_charge(charge), presumes and '1' or '0'
-  give_back(journal)
-  charge_journal(journal, {})
+  local windows = unpack_windows(cjson.decode(journal.takes))
+  give_back(windows)
+  charge_journal(journal, windows, {})
   redis.call('HDEL', key, 'payload')
   redis.call('ZREM', open_key(journal.worker), purchase)
   return show('settled', journal)
@@ -49,7 +52,7 @@ end
 local function correct(journal)
   local before = unpack_charge(journal)
   journal.charged, journal.presumed = pack_charge(charge), '0'
-  charge_journal(journal, before)
+  charge_journal(journal, unpack_windows(cjson.decode(journal.takes)), before)
   return show('corrected', journal)
 end
 

@@ -17,16 +17,16 @@ local function pack_reserved(takes)
   return cjson.encode(packed)
 end
 
--- What the journal reserved, as {key, unit, amount, ends, counts}; buckets are not among them.
--- `counts` is true for the one of each counter that a charge is added to; an open window shows
--- only what is reserved.
-local function unpack_windows(journal)
+-- What packed takes have reserved, as {key, unit, amount, ends, counts}; buckets are not among
+-- them. `counts` is true for the one of each counter that a charge is added to; an open window
+-- shows only what is reserved.
+local function unpack_windows(packed)
   local windows, seen = {}, {}
-  for _, take in ipairs(cjson.decode(journal.takes)) do
+  for _, take in ipairs(packed) do
     local scope, unit, period, amount, window = take[1], take[2], take[3], take[5], take[6]
     local key = BOOKS .. 'window:' .. scope .. ':' .. window
     if period ~= 'minute' then
-      local counter = cjson.encode({ key, unit })
+      local counter = unit .. ' ' .. key
       table.insert(windows, {
         key = key, unit = unit, amount = tonumber(amount), ends = tonumber(take[7]),
         counts = period ~= 'open' and not seen[counter],
@@ -37,12 +37,12 @@ local function unpack_windows(journal)
   return windows
 end
 
--- The takes of a journal as `states` wants them, with what their meters show now.
-local function reread_takes(journal)
+-- Packed takes as `states` wants them, with what their meters show now.
+local function reread_takes(packed)
   local arguments = {}
-  for _, take in ipairs(cjson.decode(journal.takes)) do
+  for _, take in ipairs(packed) do
     for i = 1, 5 do
-      table.insert(arguments, take[i])
+      arguments[#arguments + 1] = take[i]
     end
   end
   return read_takes(arguments, 1)

@@ -26,16 +26,19 @@ local function read_bucket(meter)
   end
 end
 
+local windows_now = { open = { name = 'open' } } -- by period; the calendar is asked once
+
 local function window_of(period)
-  if period == 'open' then
-    return 'open', nil
+  if not windows_now[period] then
+    local name, ends = (period == 'day' and day_of or month_of)(now)
+    windows_now[period] = { name = period .. ':' .. name, ends = ends }
   end
-  local name, ends = (period == 'day' and day_of or month_of)(now)
-  return period .. ':' .. name, ends
+  return windows_now[period]
 end
 
 local function read_window(meter)
-  meter.window, meter.ends = window_of(meter.period)
+  local window = window_of(meter.period)
+  meter.window, meter.ends = window.name, window.ends
   meter.key = BOOKS .. 'window:' .. meter.scope .. ':' .. meter.window
   local kept = redis.call('HMGET', meter.key, meter.unit .. ':spent', meter.unit .. ':reserved')
   meter.spent = tonumber(kept[1] or 0)
@@ -58,7 +61,7 @@ local function read_takes(arguments, first)
   local takes, known = {}, {}
   for i = first, #arguments, 5 do
     local scope, unit, period = arguments[i], arguments[i + 1], arguments[i + 2]
-    local name = cjson.encode({ scope, unit, period })
+    local name = period .. ' ' .. unit .. ' ' .. scope
     known[name] = known[name] or read_meter(scope, unit, period, tonumber(arguments[i + 3]))
     table.insert(takes, { meter = known[name], amount = tonumber(arguments[i + 4]) })
   end
@@ -101,6 +104,8 @@ local function write_buckets(takes)
   end
 end
 
+local moved = {} -- keys of windows that were written to → when their window ends
+
 -- Moves one counter of a window. A counter that shows nothing is not kept: the open window has
 -- no end and would otherwise gather them.
 local function move(key, field, amount, ends)
@@ -109,7 +114,13 @@ local function move(key, field, amount, ends)
   end
   if redis.call('HINCRBY', key, field, digits(amount)) == 0 then
     redis.call('HDEL', key, field)
-  elseif ends then
+  end
+  moved[key] = ends
+end
+
+-- Comes after the last move: a window's counters share one key, which needs its end only once.
+local function limit_lives()
+  for key, ends in pairs(moved) do
     redis.call('PEXPIREAT', key, milliseconds(ends + WINDOW_GRACE))
   end
 end
@@ -121,6 +132,7 @@ local function write_windows(takes)
       move(meter.key, meter.unit .. ':reserved', take.amount, meter.ends)
     end
   end
+  limit_lives()
 end
 
 -- used, reserved, microseconds until it resets, microseconds until a refused bucket can give.
@@ -146,9 +158,9 @@ local function states(takes, refused)
   local shown = {}
   for number, take in ipairs(takes) do
     local state = take.meter.period == 'minute' and bucket_state or window_state
-    for _, value in ipairs({ state(take.meter, number == refused and take.amount) }) do
-      table.insert(shown, value)
-    end
+    local i = 4 * number
+    shown[i - 3], shown[i - 2], shown[i - 1], shown[i] =
+      state(take.meter, number == refused and take.amount)
   end
   return shown
 end
