@@ -16,11 +16,16 @@ import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
 import structlog
@@ -242,8 +247,19 @@ class Gateway:
     """Set to have the policy read again."""
 
 
+class OpenLinks(Protocol):
+    """Opens what fetches upstream's links, as `open_rehost` does."""
+
+    def __call__(
+        self, settings: RehostSettings, *, observer: Callable[[str], None]
+    ) -> AbstractAsyncContextManager[Rehost]:
+        """`observer` is told how each fetch ended."""
+
+
 @asynccontextmanager
-async def open_services(settings: Settings, source: PolicySource) -> AsyncIterator[Gateway]:
+async def open_services(
+    settings: Settings, source: PolicySource, *, open_links: OpenLinks = open_rehost
+) -> AsyncIterator[Gateway]:
     """Everything one worker needs, running. On leaving, purchases under way are finished first."""
     metrics, health = Metrics(), Health()
     policy = CurrentPolicy(
@@ -255,7 +271,7 @@ async def open_services(settings: Settings, source: PolicySource) -> AsyncIterat
         opened, blob_store = await stack.enter_async_context(open_store(settings))
         store = RelievedStore(CountedStore(opened, _teller(health, metrics)))
         links = await stack.enter_async_context(
-            open_rehost(_rehost_settings(settings), observer=metrics.fetched)
+            open_links(_rehost_settings(settings), observer=metrics.fetched)
         )
         client = await stack.enter_async_context(
             open_client(_client_settings(settings), observer=metrics)

@@ -24,11 +24,12 @@ import yaml
 from aiohttp import web
 
 from gateway.access.policy import Policy, parse_policy
-from gateway.app import Gateway, open_runner, open_services, open_store, prepare
+from gateway.app import Gateway, OpenLinks, open_runner, open_services, open_store, prepare
 from gateway.billing.ledger import Ledger, Record
 from gateway.settings import Settings, read_config
 from gateway.simulator import SimulatorSettings, open_simulator
 from gateway.store.verbs import Meter, ReadMeters, ask
+from gateway.upstream.rehost import open_rehost
 from tests.processes import living_children
 
 ADMIN_TOKEN = "an-admin-token"
@@ -163,6 +164,7 @@ def make_settings(
         "upstream": {"base_url": upstream, "api_key": "sk-upstream-secret"},
         "workers": {},
         "cache": {},
+        "rehost": {},
     }
     for name, section in given.items():
         sections[name] |= section
@@ -180,12 +182,14 @@ class ShippedPolicy:
 
 
 @asynccontextmanager
-async def run_gateway(settings: Settings) -> AsyncIterator[InProcess]:
+async def run_gateway(
+    settings: Settings, *, open_links: OpenLinks = open_rehost
+) -> AsyncIterator[InProcess]:
     """Runs a gateway in this process on a free port."""
     prepare(settings)
     async with (
         aiohttp.ClientSession() as session,
-        open_services(settings, ShippedPolicy()) as gateway,
+        open_services(settings, ShippedPolicy(), open_links=open_links) as gateway,
         open_runner(settings, gateway) as runner,
     ):
         site = web.TCPSite(runner, "127.0.0.1", 0)
