@@ -16,11 +16,16 @@ import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
 import structlog
@@ -195,11 +200,18 @@ class Cache:
 
 
 def _wire_cache(
-    settings: Settings, store: Store, blob_store: BlobStore, *, observer: Observer
+    settings: Settings,
+    store: Store,
+    blob_store: BlobStore,
+    *,
+    observer: Observer,
+    lifetime_seconds: float | None = None,
 ) -> Cache:
     """Constructs the rooms of `cache/`. No I/O."""
     entries, takedowns = Entries(_entries_settings(settings)), Takedowns(store)
     blobs_settings = _blobs_settings(settings)
+    if lifetime_seconds is not None:
+        blobs_settings = blobs_settings.model_copy(update={"lifetime_seconds": lifetime_seconds})
     blobs = Blobs(
         blobs_settings,
         blob_store,
@@ -215,13 +227,19 @@ def _wire_cache(
 
 
 @asynccontextmanager
-async def open_cache(settings: Settings) -> AsyncIterator[tuple[Store, Cache]]:
+async def open_cache(
+    settings: Settings, *, lifetime_seconds: float | None = None
+) -> AsyncIterator[tuple[Store, Cache]]:
     """The cache of a running gateway, for commands.
 
-    Raises `StoreMissing`, `LayoutMismatch`, `StoreUnavailable`.
+    What they put there stays `lifetime_seconds`; None: as long as the gateway's own. Raises
+    `StoreMissing`, `LayoutMismatch`, `StoreUnavailable`.
     """
     async with open_existing_store(settings), open_store(settings) as (store, blob_store):
-        yield store, _wire_cache(settings, store, blob_store, observer=Metrics())
+        cache = _wire_cache(
+            settings, store, blob_store, observer=Metrics(), lifetime_seconds=lifetime_seconds
+        )
+        yield store, cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +260,19 @@ class Gateway:
     """Set to have the policy read again."""
 
 
+class OpenLinks(Protocol):
+    """Opens what fetches upstream's links, as `open_rehost` does."""
+
+    def __call__(
+        self, settings: RehostSettings, *, observer: Callable[[str], None]
+    ) -> AbstractAsyncContextManager[Rehost]:
+        """`observer` is told how each fetch ended."""
+
+
 @asynccontextmanager
-async def open_services(settings: Settings, source: PolicySource) -> AsyncIterator[Gateway]:
+async def open_services(
+    settings: Settings, source: PolicySource, *, open_links: OpenLinks = open_rehost
+) -> AsyncIterator[Gateway]:
     """Everything one worker needs, running. On leaving, purchases under way are finished first."""
     metrics, health = Metrics(), Health()
     policy = CurrentPolicy(
@@ -255,10 +284,10 @@ async def open_services(settings: Settings, source: PolicySource) -> AsyncIterat
         opened, blob_store = await stack.enter_async_context(open_store(settings))
         store = RelievedStore(CountedStore(opened, _teller(health, metrics)))
         links = await stack.enter_async_context(
-            open_rehost(_rehost_settings(settings), observer=metrics.fetched)
+            open_links(rehost_settings(settings), observer=metrics.fetched)
         )
         client = await stack.enter_async_context(
-            open_client(_client_settings(settings), observer=metrics)
+            open_client(client_settings(settings), observer=metrics)
         )
         gateway = _wire(
             settings,
@@ -293,12 +322,7 @@ def _wire(
     """Constructs every room and introduces them to the stories. No I/O."""
     worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     cache = _wire_cache(settings, store, blob_store, observer=metrics)
-    signing = Signing(
-        store,
-        keys=settings.server.signing_keys,
-        url_ttl_seconds=settings.cache.url_ttl_seconds,
-        clock=time.time,
-    )
+    signing = create_signing(settings, store)
     flights = Flights(store, observe=metrics.flights.set)
     keys, ledger = Keys(store), Ledger(store)
     purchases = Purchases(
@@ -338,7 +362,7 @@ def _wire(
         policy=policy,
         metrics=metrics,
         health=health,
-        public_url=_public_url(settings),
+        public_url=public_url(settings),
         admin_token=admin_token(settings),
         metrics_token=settings.server.metrics_token,
         max_body_bytes=settings.server.max_body_bytes,
@@ -358,6 +382,16 @@ def _wire(
     )
 
 
+def create_signing(settings: Settings, store: Store) -> Signing:
+    """What links are signed with. No I/O."""
+    return Signing(
+        store,
+        keys=settings.server.signing_keys,
+        url_ttl_seconds=settings.cache.url_ttl_seconds,
+        clock=time.time,
+    )
+
+
 def _know_policy(metrics: Metrics, policy: Policy) -> None:
     metrics.know(
         models=policy.catalog.models,
@@ -367,7 +401,8 @@ def _know_policy(metrics: Metrics, policy: Policy) -> None:
     )
 
 
-def _client_settings(settings: Settings) -> ClientSettings:
+def client_settings(settings: Settings) -> ClientSettings:
+    """What is known of the paid service."""
     upstream = settings.upstream
     return ClientSettings(
         base_url=upstream.base_url,
@@ -398,7 +433,8 @@ def _blobs_settings(settings: Settings) -> BlobsSettings:
     )
 
 
-def _rehost_settings(settings: Settings) -> RehostSettings:
+def rehost_settings(settings: Settings) -> RehostSettings:
+    """Where pictures behind links may be fetched from."""
     return RehostSettings(
         upstream_url=settings.upstream.base_url,
         allow=settings.rehost.allow,
@@ -407,7 +443,7 @@ def _rehost_settings(settings: Settings) -> RehostSettings:
     )
 
 
-def _public_url(settings: Settings) -> str | None:
+def public_url(settings: Settings) -> str | None:
     """What links start with; None where nobody but the client knows how we are reached."""
     listen = settings.server.listen
     if settings.server.public_url is not None:

@@ -14,7 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,11 +30,12 @@ import yaml
 from aiohttp import web
 
 from gateway.access.policy import Policy, parse_policy
-from gateway.app import Gateway, open_runner, open_services, open_store, prepare
+from gateway.app import Gateway, OpenLinks, open_runner, open_services, open_store, prepare
 from gateway.billing.ledger import Ledger, Record
 from gateway.settings import Settings, read_config
 from gateway.simulator import SimulatorSettings, open_simulator
 from gateway.store.verbs import Meter, ReadMeters, ask
+from gateway.upstream.rehost import open_rehost
 from tests.processes import living_children
 
 ADMIN_TOKEN = "an-admin-token"
@@ -163,6 +170,7 @@ def make_settings(
         "upstream": {"base_url": upstream, "api_key": "sk-upstream-secret"},
         "workers": {},
         "cache": {},
+        "rehost": {},
     }
     for name, section in given.items():
         sections[name] |= section
@@ -180,12 +188,14 @@ class ShippedPolicy:
 
 
 @asynccontextmanager
-async def run_gateway(settings: Settings) -> AsyncIterator[InProcess]:
+async def run_gateway(
+    settings: Settings, *, open_links: OpenLinks = open_rehost
+) -> AsyncIterator[InProcess]:
     """Runs a gateway in this process on a free port."""
     prepare(settings)
     async with (
         aiohttp.ClientSession() as session,
-        open_services(settings, ShippedPolicy()) as gateway,
+        open_services(settings, ShippedPolicy(), open_links=open_links) as gateway,
         open_runner(settings, gateway) as runner,
     ):
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -217,6 +227,8 @@ class Processes:
     url: str
     log_file: Path
     settings: Settings
+    environ: Mapping[str, str]
+    """Of the processes, and of commands beside them."""
     ended: list[int] = field(default_factory=list)
 
     def log(self, about: str = "") -> list[dict[str, Any]]:
@@ -252,6 +264,21 @@ class Processes:
         """`kill -9` of everything, at once."""
         self.signal_group(signal.SIGKILL)
         self.process.wait()
+
+    async def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Another command on the same configuration, to its end."""
+        folder = self.log_file.parent
+        command = [sys.executable, "-m", "gateway", *words, "--config", "gateway.yaml"]
+        return await asyncio.to_thread(
+            subprocess.run,
+            command,
+            cwd=folder,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
 
     async def wait(self, seconds: float = 20) -> int:
         """Its exit status."""
@@ -315,7 +342,8 @@ def start_processes(
     try:
         line = process.stdout.readline().decode().strip()
         assert line.startswith("Listening on "), (line, log_file.read_text())
-        yield Processes(process, line.removeprefix("Listening on "), log_file, settings)
+        url = line.removeprefix("Listening on ")
+        yield Processes(process, url, log_file, settings, environment)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -385,17 +413,26 @@ async def open_connections(client: Client, count: int) -> AsyncIterator[list[Cli
 
 
 @asynccontextmanager
-async def open_to_both(processes: Processes, client: Client) -> AsyncIterator[dict[int, Client]]:
-    """An open connection to each of two workers, by process id."""
+async def open_to_each(
+    processes: Processes, client: Client, *, workers: int
+) -> AsyncIterator[dict[int, Client]]:
+    """An open connection to each of so many workers, by process id."""
     for _ in range(10):
-        async with open_connections(client, 20) as connections:
+        async with open_connections(client, 10 * workers) as connections:
             checked = await asyncio.gather(*(c.send("GET", "/healthz") for c in connections))
-            workers = map(processes.worker_of, checked)
-            by_worker = dict(zip(workers, connections, strict=True))
-            if len(by_worker) == 2:
+            found = map(processes.worker_of, checked)
+            by_worker = dict(zip(found, connections, strict=True))
+            if len(by_worker) == workers:
                 yield by_worker
                 return
-    raise AssertionError("one worker takes all connections")
+    raise AssertionError("some worker takes no connection")
+
+
+def open_to_both(
+    processes: Processes, client: Client
+) -> AbstractAsyncContextManager[dict[int, Client]]:
+    """An open connection to each of two workers, by process id."""
+    return open_to_each(processes, client, workers=2)
 
 
 @dataclass(frozen=True)

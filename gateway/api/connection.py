@@ -14,10 +14,16 @@ from typing import Any
 
 import orjson
 from aiohttp import HttpVersion11, StreamReader, hdrs, web
+from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from gateway.api.middleware import SERVER, error_response, new_request_id
 from gateway.errors import INVALID_REQUEST, GatewayError, InvalidRequest
+
+
+def has_compiled_parser() -> bool:
+    """Whether requests are parsed by compiled code; aiohttp falls back to a slower one."""
+    return HttpRequestParser is not HttpRequestParserPy
 
 
 class Connection(RequestHandler):

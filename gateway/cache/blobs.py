@@ -109,7 +109,7 @@ class Blobs:
         self._total_bytes = settings.total_bytes
         self._reading: dict[str, asyncio.Task[bytes | None]] = {}
         self._storing = asyncio.Semaphore(STORED_AT_ONCE)
-        self._touched: set[str] = set()
+        self._touched: dict[str, None] = {}  # by when they were last used, oldest first
         self._lost: set[str] = set()
 
     # ── in and out ──────────────────────────────────────────────────────────────────────────
@@ -147,7 +147,8 @@ class Blobs:
         """
         if digest in self._takedowns:
             return None
-        self._touched.add(digest)
+        self._touched.pop(digest, None)
+        self._touched[digest] = None
         kept = self._hot.get(digest, view)
         if kept is not None:
             return kept
@@ -193,15 +194,15 @@ class Blobs:
 
     async def keep_books(self) -> None:
         """Tells the store what was used or found missing since the last time."""
-        touched, self._touched = self._touched, set()
+        touched, self._touched = self._touched, {}
         lost, self._lost = self._lost, set()
         try:
-            if touched - lost:
-                await ask(self._store, Touch(tuple(touched - lost)))
+            if used := tuple(digest for digest in touched if digest not in lost):
+                await ask(self._store, Touch(used))
             if lost:
                 await ask(self._store, Unshelve(tuple(lost)))
         except BaseException:
-            self._touched |= touched
+            self._touched = touched | self._touched
             self._lost |= lost
             raise
 

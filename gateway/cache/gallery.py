@@ -17,7 +17,7 @@ import orjson
 from gateway.cache.blobs import Blobs
 from gateway.errors import INVALID_REQUEST, GatewayError
 from gateway.images import Picture
-from gateway.store.verbs import Batch, Enlist, Note, ReadNote, Store, ask
+from gateway.store.verbs import Batch, DropNote, Enlist, Note, ReadNote, Store, Strike, ask
 
 CARDS: Final = "picture"
 """The space of cards, by picture id."""
@@ -77,6 +77,11 @@ class Gallery:
             batch.add(Enlist(HOLDERS, picture.digest, (picture.id,), life))
             if picture.derived_from is not None:
                 batch.add(Enlist(DERIVED, picture.derived_from, (picture.digest,), life))
+
+    def take_off(self, batch: Batch, picture: Picture) -> None:
+        """Removes a picture's card, as if it had never hung: its links answer 404."""
+        batch.add(DropNote(CARDS, picture.id))
+        batch.add(Strike(HOLDERS, picture.digest, (picture.id,)))
 
     def mark_gone(self, batch: Batch, picture_id: str, card: Card) -> None:
         """From now on its links answer that it was taken down."""

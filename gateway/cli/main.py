@@ -8,6 +8,7 @@ import click
 
 from gateway import __version__
 from gateway.cli.cache import cache
+from gateway.cli.doctor import doctor
 from gateway.cli.keys import keys
 from gateway.cli.output import config_option
 from gateway.cli.serving import (
@@ -67,4 +68,5 @@ def simulate(
 
 
 cli.add_command(cache)
+cli.add_command(doctor)
 cli.add_command(keys)

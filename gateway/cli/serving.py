@@ -11,7 +11,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -26,6 +26,7 @@ from pydantic import SecretStr
 from gateway.access.keys import Keys, KeySpec
 from gateway.app import check_store, open_store, prepare, serve
 from gateway.catalog import CatalogError
+from gateway.checks import Finding, check_before_serving
 from gateway.cli.logs import configure_logs
 from gateway.configuration import Configuration
 from gateway.errors import GatewayError
@@ -59,6 +60,7 @@ def run_gateway(configuration: Configuration) -> NoReturn:
     with _faults_in_words(), bind_socket(address.host, address.port) as listener:
         prepare(settings)
         asyncio.run(check_store(settings))
+        _log_findings(asyncio.run(check_before_serving(settings)))
         click.echo(f"Listening on http://{Address(address.host, listener.getsockname()[1])}")
         status = supervise(
             socket=listener,
@@ -67,6 +69,14 @@ def run_gateway(configuration: Configuration) -> NoReturn:
             on_worker_exit=forget_worker,
         )
     sys.exit(status)
+
+
+def _log_findings(findings: Iterable[Finding]) -> None:
+    """What an operator should know; it keeps nobody from serving."""
+    for finding in findings:
+        if finding.level != "ok":
+            tell = log.error if finding.level == "fault" else log.warning
+            tell("self_check", check=finding.name, words=finding.words)
 
 
 def _serve_or_say_why(

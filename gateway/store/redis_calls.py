@@ -87,6 +87,7 @@ SCRIPTS: Final[Mapping[str, Script]] = {
         "read_meters": _METERS,
         "append": _BOOKS,
         "read_ledger": _BOOKS,
+        "inspect": (),
         "stamp": (),
     }.items()
 }
@@ -566,6 +567,25 @@ def _stream_place(position: str) -> str:
 def _sweep(verb: verbs.Sweep, keys: Keys) -> Call:
     """Every key that ends has a time to live; only what lies on the shelf has none."""
     return _call("sweep", [keys.shelf], [verb.limit], read=_as_is)
+
+
+# ── the server itself ───────────────────────────────────────────────────────────────────────
+
+
+@call_for.register
+def _inspect(_verb: verbs.Inspect, _keys: Keys) -> Call:
+    def read(reply: Sequence[Any]) -> verbs.StoreFacts:
+        now, info = reply
+        said = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+        return verbs.StoreFacts(
+            "redis",
+            now / SECOND,
+            eviction_policy=said["maxmemory_policy"],
+            maxmemory_bytes=int(said["maxmemory"]) or None,
+            is_durable=said["aof_enabled"] == "1",
+        )
+
+    return _call("inspect", (), (), read=read)
 
 
 # ── small change ────────────────────────────────────────────────────────────────────────────

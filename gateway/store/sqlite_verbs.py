@@ -922,6 +922,12 @@ def _sweep(tx: Transaction, verb: verbs.Sweep) -> int:
     return swept
 
 
+def _inspect(tx: Transaction, _verb: verbs.Inspect) -> verbs.StoreFacts:
+    return verbs.StoreFacts(
+        "sqlite", tx.now, eviction_policy=None, maxmemory_bytes=None, is_durable=True
+    )
+
+
 _PERFORMERS: Final[Mapping[type[Verb[Any]], Callable[[Transaction, Any], Any]]] = {
     verbs.Get: _get,
     verbs.Put: _put,
@@ -960,6 +966,7 @@ _PERFORMERS: Final[Mapping[type[Verb[Any]], Callable[[Transaction, Any], Any]]] 
     verbs.Append: _append,
     verbs.ReadLedger: _read_ledger,
     verbs.Sweep: _sweep,
+    verbs.Inspect: _inspect,
 }
 
 _READING: Final = frozenset(
@@ -978,5 +985,6 @@ _READING: Final = frozenset(
         verbs.ReadMeters,
         verbs.OpenJournals,
         verbs.ReadLedger,
+        verbs.Inspect,
     }
 )

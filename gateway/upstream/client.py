@@ -60,6 +60,9 @@ _MAX_ERROR_BYTES: Final = _MEBIBYTE
 _THREAD_ABOVE_BYTES: Final = 4 * _MEBIBYTE
 """Larger answers are decoded in a thread: they would hold up the loop."""
 
+_PROBE_SECONDS: Final = 10.0
+"""How long a question that costs nothing is waited for."""
+
 _TUNNEL_STEPS: Final = 3
 """Through a proxy a connection is made in three steps: to it, by it, and TLS through it."""
 
@@ -139,8 +142,16 @@ class ClientSettings(BaseModel):
     @property
     def generations_url(self) -> URL:
         """Where pictures are asked for; a query of the base address (`api-version`) stays."""
+        return self._url_of("/images/generations")
+
+    @property
+    def models_url(self) -> URL:
+        """Where the models are listed: asking there costs nothing."""
+        return self._url_of("/models")
+
+    def _url_of(self, path: str) -> URL:
         base = URL(self.base_url)
-        path = base.raw_path.rstrip("/") + "/images/generations"
+        path = base.raw_path.rstrip("/") + path
         return base.with_path(path, encoded=True, keep_query=True)
 
 
@@ -301,6 +312,21 @@ class UpstreamClient:
             return _concluded(response.status, await reader.read(response.content.iter_any()))
 
         return await self._buy(_Order(request.model, body, receive))
+
+    async def probe(self) -> int | None:
+        """The status that a list of the models is answered with; None: nobody answers in time.
+
+        Sent as a purchase would be, with the same key and by the same way; costs nothing, and
+        breaker and observer do not hear of it.
+        """
+        asking = self._session.get(
+            self._settings.models_url, allow_redirects=False, trace_request_ctx=_Line()
+        )
+        try:
+            async with asyncio.timeout(_PROBE_SECONDS), asking as response:
+                return response.status
+        except (aiohttp.ClientError, OSError):
+            return None
 
     def _stream_reader(
         self,

@@ -18,6 +18,8 @@ SIZES = {"2 KB": 2 * 1024, "2 MB": 2 * 1024 * 1024}
 CONNECTIONS = (1, 16)
 
 GATEWAY = "gateway"
+COLD = "cold"
+"""A gateway that keeps no picture in its memory, on the same Redis."""
 EMBEDDED = "embedded"
 BESIDE: Mapping[Kind, str] = {"hit": "bare", "bought": "nginx"}
 """What the gateway is compared with where nothing else is said."""
@@ -40,10 +42,11 @@ class Cell:
 
 FLOORS: Mapping[Cell, Mapping[str, float]] = {
     Cell("hit", "2 KB", 16): {"bare": 0.6},
-    Cell("hit", "2 MB", 16): {"bare": 0.8},
+    Cell("hit", "2 MB", 16): {"nginx": 1.0},
     Cell("bought", "2 KB", 16): {"litellm": 15, "portkey": 1.5},
     Cell("bought", "2 MB", 16): {"nginx": 0.8},
 }
+COLD_FLOORS: Mapping[Cell, Mapping[str, float]] = {Cell("hit", "2 MB", 16): {"bare": 0.8}}
 EMBEDDED_FLOOR = 0.5
 """Of the same hit with Redis."""
 
@@ -65,38 +68,56 @@ class Row:
     """By column."""
     ratio: str = ""
     floor: str = ""
-    verdict: Literal["ok", "below", "n/a", "not built", ""] = ""
+    verdict: Literal["ok", "below", "n/a", ""] = ""
 
 
 def rows_of(cell: Cell, per_second: Mapping[str, float]) -> Iterator[Row]:
     """What a cell shows; `per_second` has an answer rate for everybody who took part."""
-    if cell == Cell("hit", "2 MB", 16):
-        yield Row(f"{cell.name}, hot tier", floor="1 × nginx", verdict="not built")
     shown = {name: f"{rate:,.0f}" for name, rate in per_second.items()}
     floors = FLOORS.get(cell, {})
-    known = {name: least for name, least in floors.items() if name in per_second}
-    ratios = {name: per_second[GATEWAY] / per_second[name] for name in known}
-    beside = BESIDE[cell.kind]
-    yield Row(
-        cell.name,
-        shown,
-        ratio=_ratios(ratios or {beside: per_second[GATEWAY] / per_second[beside]}),
-        floor=_ratios(floors),
-        verdict=_verdict(ratios, known) if known else "n/a" if floors else "",
-    )
+    name = f"{cell.name}, hot tier" if COLD in per_second else cell.name
+    beside = {each: per_second[each] for each in floors if each in per_second}
+    yield _row(name, shown, per_second[GATEWAY], beside or _usual(cell, per_second), floors=floors)
+    if COLD in per_second:
+        yield _cold_row(cell, per_second)
     if EMBEDDED in per_second:
         yield _embedded_row(cell, per_second)
 
 
+def _usual(cell: Cell, per_second: Mapping[str, float]) -> Mapping[str, float]:
+    return {BESIDE[cell.kind]: per_second[BESIDE[cell.kind]]}
+
+
+def _cold_row(cell: Cell, per_second: Mapping[str, float]) -> Row:
+    rate = per_second[COLD]
+    shown = {GATEWAY: f"{rate:,.0f}"}
+    beside, floors = _usual(cell, per_second), COLD_FLOORS.get(cell, {})
+    return _row(f"{cell.name}, hot tier off", shown, rate, beside, floors=floors)
+
+
 def _embedded_row(cell: Cell, per_second: Mapping[str, float]) -> Row:
-    ratios = {"Redis": per_second[EMBEDDED] / per_second[GATEWAY]}
-    floors = {"Redis": EMBEDDED_FLOOR}
+    rate, beside = per_second[EMBEDDED], {"Redis": per_second[GATEWAY]}
+    shown = {GATEWAY: f"{rate:,.0f}"}
+    return _row(f"{cell.name}, embedded", shown, rate, beside, floors={"Redis": EMBEDDED_FLOOR})
+
+
+def _row(
+    name: str,
+    shown: Mapping[str, str],
+    rate: float,
+    beside: Mapping[str, float],
+    *,
+    floors: Mapping[str, float],
+) -> Row:
+    """One rate beside others; whoever has a floor and did not take part makes it `n/a`."""
+    ratios = {other: rate / theirs for other, theirs in beside.items()}
+    known = {other: least for other, least in floors.items() if other in ratios}
     return Row(
-        f"{cell.name}, embedded",
-        {GATEWAY: f"{per_second[EMBEDDED]:,.0f}"},
+        name,
+        shown,
         ratio=_ratios(ratios),
         floor=_ratios(floors),
-        verdict=_verdict(ratios, floors),
+        verdict=_verdict(ratios, known) if known else "n/a" if floors else "",
     )
 
 

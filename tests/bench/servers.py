@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench import nginx, peers
-from tests.bench.cells import EMBEDDED, GATEWAY, SIZES, Kind
+from tests.bench.cells import COLD, EMBEDDED, GATEWAY, SIZES, Kind
 from tests.bench.load import Target
 from tests.bench.nginx import PATH
 from tests.bench.processes import free_port, run_process
@@ -75,6 +75,7 @@ def open_targets(
         upstream = Target("upstream", _generations(ground.upstream))
         gateway = stack.enter_context(_run_gateway(ground, GATEWAY, ground.redis_url))
         embedded = stack.enter_context(_run_gateway(ground, EMBEDDED, None))
+        cold = _open_cold(ground, stack)
         bare_hit = stack.enter_context(_run_bare_hit(ground))
         bare_pass = stack.enter_context(_run_bare(ground, "pass", _generations(ground.upstream)))
         others = [
@@ -84,9 +85,16 @@ def open_targets(
         cache = Target("nginx", _generations(ground.cache))
         proxy = Target("nginx", _generations(ground.proxy))
         yield {
-            "hit": [upstream, cache, bare_hit, gateway, embedded],
+            "hit": [upstream, cache, bare_hit, gateway, *cold, embedded],
             "bought": [upstream, proxy, bare_pass, gateway, *others],
         }
+
+
+def _open_cold(ground: Ground, stack: ExitStack) -> Sequence[Target]:
+    """A gateway without a hot tier, where pictures are large: else it is much the same."""
+    if ground.size != "2 MB":
+        return []
+    return [stack.enter_context(_run_gateway(ground, COLD, ground.redis_url, hot_bytes=0))]
 
 
 def _generations(base_url: str) -> str:
@@ -94,12 +102,15 @@ def _generations(base_url: str) -> str:
 
 
 @contextmanager
-def _run_gateway(ground: Ground, name: str, redis_url: str | None) -> Iterator[Target]:
+def _run_gateway(
+    ground: Ground, name: str, redis_url: str | None, *, hot_bytes: int | None = None
+) -> Iterator[Target]:
     """One worker with everything on: key, limits, ledger, metrics, and the log in a file."""
     folder = ground.folder / name
     options = {
-        "upstream": {"name": ground.size}
-    }  # or one size's hits would be the other's pictures
+        "upstream": {"name": ground.size},  # or one size's hits would be the other's pictures
+        "cache": {"hot_bytes": hot_bytes},  # None: as it comes
+    }
     with start_processes(
         folder, ground.upstream, workers=1, redis_url=redis_url, options=options
     ) as processes:

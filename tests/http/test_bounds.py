@@ -6,8 +6,6 @@ import asyncio
 import base64
 import hashlib
 import os
-import struct
-import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +18,7 @@ from aiohttp import web
 
 from tests.gateways import Client, InProcess, Upstream, make_settings, run_gateway
 from tests.http.conftest import OpenGateway
+from tests.pngs import write_png
 from tests.redis_server import run_redis_server
 
 MIB = 1 << 20
@@ -31,16 +30,7 @@ PURCHASES = 100
 
 def fat_png(size_bytes: int, seed: int) -> bytes:
     """A PNG that is whole in every way that is checked, and as large as one likes."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", 1024, 1024, 8, 2, 0, 0, 0)
-    noise = Random(seed).randbytes(size_bytes)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", noise) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunks
+    return write_png(1024, 1024, Random(seed).randbytes(size_bytes))
 
 
 @asynccontextmanager
@@ -118,10 +108,10 @@ async def test_pictures_stay_within_their_bound(tmp_path: Path, bounded_url: str
 
 @pytest.mark.timeout(120)
 async def test_what_was_used_lately_stays(tmp_path: Path, bounded_url: str | None) -> None:
+    """In the store, that is: memory would go on serving what the store has given up."""
+    cache = {"total_bytes": 8 * (PICTURE_BYTES + 1024), "hot_bytes": 0}
     async with run_fat_upstream() as upstream:
-        settings = make_settings(
-            tmp_path / "data", upstream, bounded_url, cache={"total_bytes": 8 * PICTURE_BYTES}
-        )
+        settings = make_settings(tmp_path / "data", upstream, bounded_url, cache=cache)
         async with run_gateway(settings) as here:
             alice = await here.client.with_key()
             for number in range(6):

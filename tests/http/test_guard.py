@@ -1,0 +1,223 @@
+"""Links of upstream's that must not be followed, through the front door (CONTRACT §7, §8).
+
+The simulated upstream answers with exactly the link that a row names. Whatever that is: nothing
+inside is connected to, the caller is told once and in general words, and the purchase, which
+upstream has made, is charged and recorded. What the guard takes for what is `test_rehost`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import pytest_asyncio
+
+from gateway.app import OpenLinks
+from gateway.billing.ledger import Record
+from gateway.pictures import draw_picture
+from gateway.upstream.rehost import Rehost, RehostSettings, open_rehost
+from tests.gateways import Client, InProcess, Reply, make_settings, run_gateway, run_upstream
+from tests.inner_server import (
+    INSIDE,
+    REDIRECTED,
+    Inner,
+    Names,
+    Outer,
+    names_that_lead_inside,
+    run_inner,
+    run_outer,
+)
+from tests.pngs import write_png
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MODEL = "dall-e-3"
+COST_MICROS = 40_000
+"""Of a picture of 1024x1024 in standard quality."""
+MIB = 1 << 20
+LONGEST_LINK = 1000
+"""Characters: three times as many, percent-encoded, still are a prompt of dall-e-3."""
+
+
+def opening(names: Names) -> OpenLinks:
+    """Fetchers that look names up in a table and are not patient."""
+
+    def open_links(
+        settings: RehostSettings, *, observer: Callable[[str], None]
+    ) -> AbstractAsyncContextManager[Rehost]:
+        hasty = settings.model_copy(update={"timeout_seconds": 0.5})
+        return open_rehost(hasty, observer=observer, resolver=names)
+
+    return open_links
+
+
+@dataclass(frozen=True)
+class Told:
+    """What came of a purchase whose picture is behind a link."""
+
+    reply: Reply
+    record: Record
+    outcomes: list[str]
+    """What `gateway_rehost_total` counted meanwhile."""
+
+
+@dataclass(frozen=True)
+class Trap:
+    """A gateway between a server that it must never reach and one that it may."""
+
+    gateway: InProcess
+    alice: Client
+    inner: Inner
+    outer: Outer
+    numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    async def buy(self, link: str) -> Told:
+        """Buys a picture that upstream says is at `link`."""
+        prompt = f"{next(self.numbers)} [[sim:url={quote(link, safe='')}]]"
+        before = await self.alice.metrics()
+        reply = await self.alice.ask(prompt, model=MODEL)
+        after = await self.alice.metrics()
+        *_, record = await self.gateway.ledger()
+        return Told(reply, record, _counted(before, after))
+
+
+def _counted(before: dict[str, float], after: dict[str, float]) -> list[str]:
+    start = 'gateway_rehost_total{outcome="'
+    return [
+        name.removeprefix(start).removesuffix('"}')
+        for name, value in after.items()
+        if name.startswith(start) and value != before.get(name, 0)
+    ]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def trap(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Trap]:
+    """One for all rows; no breaker, because the failures of one row say nothing of the next."""
+    async with run_upstream() as upstream, run_inner() as inner, run_outer() as outer:
+        settings = make_settings(
+            tmp_path_factory.mktemp("guard"),
+            upstream.base_url,
+            upstream={"breaker": {"failures": 0}},
+            cache={"max_picture": "1MiB"},
+            rehost={"allow": [outer.url.removeprefix("http://")]},
+        )
+        names = names_that_lead_inside()
+        async with run_gateway(settings, open_links=opening(names)) as here:
+            yield Trap(here, await here.client.with_key(), inner, outer)
+
+
+def assert_charged_and_undelivered(told: Told, link: str, outcome: str) -> None:
+    reply, record = told.reply, told.record
+    assert (reply.status, reply.error["code"]) == (502, "upstream_error")
+    assert link not in reply.body.decode()
+    assert reply.headers["x-should-retry"] == "false"
+    assert reply.headers["x-gateway-cost-usd"] == "0.040000"
+    assert record.outcome == "failed"
+    assert record.flags == ("undelivered",)
+    assert record.cost_micros == COST_MICROS
+    assert told.outcomes == [outcome]
+
+
+# ── links that lead inside ──────────────────────────────────────────────────────────────────
+
+DIRECT = [row for row in INSIDE if 0 < len(row[0]) <= LONGEST_LINK]
+
+
+@pytest.mark.parametrize(("link", "outcome"), DIRECT, ids=[repr(row[0])[:60] for row in DIRECT])
+async def test_a_link_that_leads_inside_is_paid_for_and_not_followed(
+    trap: Trap, link: str, outcome: str
+) -> None:
+    link = link.replace("{port}", str(trap.inner.port))
+    assert_charged_and_undelivered(await trap.buy(link), link, outcome)
+    assert trap.inner.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("link", "outcome"), REDIRECTED, ids=[repr(row[0])[:60] for row in REDIRECTED]
+)
+async def test_a_redirect_that_leads_inside_is_paid_for_and_not_followed(
+    trap: Trap, link: str, outcome: str
+) -> None:
+    trap.outer.location = link.replace("{port}", str(trap.inner.port))
+    asked = len(trap.outer.paths)
+    told = await trap.buy(f"{trap.outer.url}/redirect")
+    assert_charged_and_undelivered(told, trap.outer.location, outcome)
+    assert len(trap.outer.paths) == asked + 1
+    assert trap.inner.connections == 0
+
+
+async def test_a_name_that_leads_elsewhere_when_it_is_connected_to(tmp_path: Path) -> None:
+    """The first connection is to an allowed address, the second would be to the inner server."""
+    names = Names({"fickle.example": [["127.0.0.2"], ["127.0.0.1"]]})
+    async with (
+        run_upstream() as upstream,
+        run_inner() as inner,
+        run_outer("127.0.0.2", name="fickle.example", port=inner.port) as outer,
+    ):
+        settings = make_settings(tmp_path, upstream.base_url, rehost={"allow": ["127.0.0.2"]})
+        async with run_gateway(settings, open_links=opening(names)) as here:
+            fickle = Trap(here, await here.client.with_key(), inner, outer)
+            link = f"{outer.url}/hop?left=1"
+            assert_charged_and_undelivered(await fickle.buy(link), link, "address")
+            assert names.asked == ["fickle.example"] * 2
+            assert outer.paths == ["/hop?left=1"]
+            assert inner.connections == 0
+
+
+# ── links that may be followed and bring no picture ─────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("path", "outcome"),
+    [
+        ("gigabyte?declared", "too_large"),
+        ("gigabyte", "too_large"),
+        ("drip", "timeout"),
+        ("silent", "timeout"),
+        ("slow-hop?left=5", "timeout"),
+        ("hop?left=6", "redirects"),
+        ("typed?type=text/html", "type"),
+        ("typed?type=image/svg%2Bxml", "type"),
+        ("packed", "encoding"),
+        ("cut", "cut"),
+        ("missing", "status"),
+        ("part", "status"),
+        ("picture", "fetched"),  # of the right type, but no picture
+    ],
+)
+async def test_an_answer_without_a_picture_is_paid_for(trap: Trap, path: str, outcome: str) -> None:
+    link = f"{trap.outer.url}/{path}"
+    assert_charged_and_undelivered(await trap.buy(link), link, outcome)
+    assert trap.outer.sent_bytes < 16 * MIB
+
+
+@pytest.mark.parametrize("size", [(100_000, 100_000), (1, 0), (2**31 - 1, 2**31 - 1)])
+async def test_a_bomb_is_not_unpacked(trap: Trap, size: tuple[int, int]) -> None:
+    trap.outer.body = write_png(*size, zlib.compress(bytes(16 * MIB)))
+    assert len(trap.outer.body) < MIB
+    link = f"{trap.outer.url}/body"
+    assert_charged_and_undelivered(await trap.buy(link), link, "fetched")
+
+
+@pytest.mark.parametrize("body", [b"\x89PNG\r", b"", b"GIF89a" + bytes(100)])
+async def test_a_stub_is_no_picture(trap: Trap, body: bytes) -> None:
+    trap.outer.body = body
+    link = f"{trap.outer.url}/body"
+    assert_charged_and_undelivered(await trap.buy(link), link, "fetched")
+
+
+async def test_after_all_this_a_good_picture_is_delivered(trap: Trap) -> None:
+    """And so every row above was refused for what it is."""
+    trap.outer.body = draw_picture("a pond", width=64, height=64, format="png", seed=1)
+    told = await trap.buy(f"{trap.outer.url}/body")
+    link = told.reply.json["data"][0]["url"]
+    async with trap.alice.session.get(link) as shown:
+        assert await shown.read() == trap.outer.body
+    assert told.record.outcome == "bought"
+    assert told.outcomes == ["fetched"]

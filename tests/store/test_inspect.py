@@ -1,0 +1,61 @@
+"""What every store promises when it is asked how it is set up, and what only Redis can say."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from gateway.store.redis import open_redis_store
+from gateway.store.sqlite import open_sqlite_store
+from gateway.store.verbs import Inspect, Store, StoreFacts, ask
+from tests.redis_server import run_durable_redis, run_redis_server
+
+
+async def inspect_redis(url: str) -> StoreFacts:
+    async with open_redis_store(url) as store:
+        return await ask(store, Inspect())
+
+
+async def test_it_tells_its_own_time(store: Store) -> None:
+    before = time.time()
+    facts = await ask(store, Inspect())
+    assert before - 0.1 <= facts.now <= time.time() + 0.1
+
+
+async def test_a_database_evicts_nothing_and_keeps_everything(sqlite_path: Path) -> None:
+    async with open_sqlite_store(sqlite_path, clock=lambda: 1234.5) as store:
+        facts = await ask(store, Inspect())
+    assert facts == StoreFacts("sqlite", 1234.5, None, None, is_durable=True)
+
+
+@pytest.mark.parametrize(
+    ("policy", "maxmemory", "told"),
+    [("noeviction", 0, None), ("allkeys-lru", 200 << 20, 200 << 20)],
+)
+async def test_redis_tells_its_policy_and_its_memory(
+    tmp_path: Path, policy: str, maxmemory: int, told: int | None
+) -> None:
+    with run_redis_server(tmp_path) as url:
+        with redis.Redis.from_url(url) as client:
+            client.config_set("maxmemory-policy", policy)
+            client.config_set("maxmemory", maxmemory)
+        facts = await inspect_redis(url)
+    assert (facts.kind, facts.eviction_policy, facts.maxmemory_bytes) == ("redis", policy, told)
+
+
+async def test_redis_is_durable_with_an_append_only_file(tmp_path: Path, redis_url: str) -> None:
+    assert not (await inspect_redis(redis_url)).is_durable
+    with run_durable_redis(tmp_path) as server:
+        assert (await inspect_redis(server.url)).is_durable
+
+
+async def test_a_full_redis_answers_too(tmp_path: Path) -> None:
+    with run_redis_server(tmp_path) as url:
+        async with open_redis_store(url) as store:
+            await store.check_layout()
+            with redis.Redis.from_url(url) as client:
+                client.config_set("maxmemory", 1)
+            assert (await ask(store, Inspect())).maxmemory_bytes == 1

@@ -1,0 +1,506 @@
+"""`gateway doctor` and the look before serving: every check, when all is well and when it is not.
+
+The stores, the gateways, the servers in upstream's place and the links are real.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from aiohttp import web
+
+from gateway.app import open_store, prepare
+from gateway.checks import (
+    Finding,
+    check_before_serving,
+    examine,
+    judge_bound,
+    judge_clock,
+    judge_parser,
+    judge_prices,
+    judge_public_url,
+)
+from gateway.configuration import Configuration
+from gateway.settings import ConfigFiles, Settings
+from gateway.store.verbs import Inspect, ReadShelf, StoreFacts, ask
+from tests.bench.processes import free_port
+from tests.gateways import (
+    CONFIG,
+    InProcess,
+    Upstream,
+    make_settings,
+    run_gateway,
+    run_processes,
+    run_upstream,
+)
+from tests.redis_server import DurableRedis, run_durable_redis
+
+MIB = 1 << 20
+FILES = ConfigFiles(CONFIG / "gateway.yaml", CONFIG / "models.yaml")
+IN_ORDER = [
+    "configuration",
+    "store",
+    "clock",
+    "eviction policy",
+    "persistence",
+    "cache bound",
+    "upstream",
+    "prices",
+    "parser",
+    "public URL",
+    "own link",
+]
+FRESH_ENOUGH = {"prices"}
+"""How old the shipped prices are is the calendar's business, not these tests'."""
+
+
+async def look(settings: Settings) -> dict[str, Finding]:
+    """Every finding, by its check."""
+    configuration = Configuration(FILES, {}, adjust=lambda _: settings)
+    return {finding.name: finding for finding in await examine(configuration)}
+
+
+def levels(findings: Mapping[str, Finding], level: str) -> set[str]:
+    return {name for name, f in findings.items() if f.level == level} - FRESH_ENOUGH
+
+
+def at(here: InProcess, **server: Any) -> Settings:
+    """The settings of a running gateway, which says where it is reached."""
+    changed = here.settings.server.model_copy(update={"public_url": here.client.url, **server})
+    return here.settings.model_copy(update={"server": changed})
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def kept_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str | None]:
+    """The embedded store, or a Redis as it should be."""
+    if request.param == "sqlite":
+        yield None
+        return
+    (tmp_path / "redis").mkdir()
+    with run_durable_redis(tmp_path / "redis") as server:
+        yield server.url
+
+
+@pytest.fixture
+def durable(tmp_path: Path) -> Iterator[DurableRedis]:
+    """A Redis that a test may set up as it likes."""
+    (tmp_path / "redis").mkdir()
+    with run_durable_redis(tmp_path / "redis") as server:
+        yield server
+
+
+def configure(url: str, **given: object) -> None:
+    with redis.Redis.from_url(url) as client:
+        for name, value in given.items():
+            client.config_set(name.replace("_", "-"), str(value))
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[Upstream]:
+    async with run_upstream(api_key="sk-upstream-secret") as opened:
+        yield opened
+
+
+# ── all is well ─────────────────────────────────────────────────────────────────────────────
+
+
+async def test_of_a_gateway_as_it_should_be_everything_is_well(
+    tmp_path: Path, kept_url: str | None, upstream: Upstream
+) -> None:
+    settings = make_settings(tmp_path / "data", upstream.base_url, kept_url)
+    async with run_gateway(settings) as here:
+        found = await look(at(here))
+    assert list(found) == IN_ORDER
+    assert levels(found, "ok") | FRESH_ENOUGH == set(IN_ORDER)
+    where = "redis://127.0.0.1" if kept_url else f"{tmp_path}/data/gateway.sqlite"
+    assert where in found["store"].words
+    assert here.client.url in found["own link"].words
+
+
+async def test_nothing_stays_of_the_picture_that_was_tried(
+    tmp_path: Path, kept_url: str | None, upstream: Upstream
+) -> None:
+    settings = make_settings(tmp_path / "data", upstream.base_url, kept_url)
+    async with run_gateway(settings) as here:
+        await look(at(here))  # makes the signing key, which stays
+        before = await everything(settings)
+        found = await look(at(here))
+        after = await everything(settings)
+    assert found["own link"].level == "ok"
+    assert after == before
+
+
+async def everything(settings: Settings) -> object:
+    """What the doctor could have left behind, asked of the place itself."""
+    async with open_store(settings) as (store, _):
+        shelf = await ask(store, ReadShelf())
+    if settings.store.redis_url is not None:
+        with redis.Redis.from_url(settings.store.redis_url.get_secret_value()) as client:
+            return shelf, {key for key in client.scan_iter("*") if b"{books}" not in key}
+    return shelf, [path for path in settings.store.data_dir.glob("blobs/??/*") if path.is_file()]
+
+
+# ── the store ───────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_store_that_is_not_there_is_a_fault_and_is_not_made(
+    tmp_path: Path, redis_url: str
+) -> None:
+    embedded = await look(make_settings(tmp_path / "data", "http://127.0.0.1:9/v1"))
+    empty = await look(make_settings(tmp_path / "data", "http://127.0.0.1:9/v1", redis_url))
+    for found, where in ((embedded, str(tmp_path)), (empty, "redis://127.0.0.1")):
+        assert found["store"].level == "fault"
+        assert where in found["store"].words
+        assert {"clock", "own link"}.isdisjoint(found)
+    assert not (tmp_path / "data").exists()
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.dbsize() == 0
+
+
+async def test_a_store_of_another_layout_is_a_fault(tmp_path: Path, redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        client.set("igw:layout", "999")
+    found = await look(make_settings(tmp_path, "http://127.0.0.1:9/v1", redis_url))
+    assert found["store"].level == "fault"
+    assert "999" in found["store"].words
+
+
+async def test_a_redis_that_is_away_is_named_without_its_password(tmp_path: Path) -> None:
+    url = f"redis://ann:secret@127.0.0.1:{free_port()}/0"
+    found = await look(make_settings(tmp_path, "http://127.0.0.1:9/v1", url))
+    assert found["store"].level == "fault"
+    assert url.partition("@")[2] in found["store"].words
+    assert "secret" not in str(found)
+
+
+async def facts_of(settings: Settings) -> StoreFacts:
+    async with open_store(settings) as (store, _):
+        return await ask(store, Inspect())
+
+
+async def test_a_clock_that_is_wrong_is_a_fault(tmp_path: Path, kept_url: str | None) -> None:
+    """In either direction."""
+    settings = make_settings(tmp_path / "data", "http://127.0.0.1:9/v1", kept_url)
+    prepare(settings)
+    facts, now = await facts_of(settings), time.time()
+    assert judge_clock(facts, host_now=now).level == "ok"
+    for host_now in (now - 5, now + 5):
+        finding = judge_clock(facts, host_now=host_now)
+        assert finding.level == "fault"
+        assert "5.0 s" in finding.words
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
+async def test_a_redis_that_evicts_is_a_fault(
+    tmp_path: Path, durable: DurableRedis, upstream: Upstream, policy: str
+) -> None:
+    configure(durable.url, maxmemory_policy=policy)
+    settings = make_settings(tmp_path / "data", upstream.base_url, durable.url)
+    async with run_gateway(settings) as here:
+        found = await look(at(here))
+    assert levels(found, "fault") == {"eviction policy"}
+    assert policy in found["eviction policy"].words
+    assert "noeviction" in found["eviction policy"].words
+
+
+async def test_pictures_may_lie_in_a_redis_that_evicts(
+    tmp_path: Path, durable: DurableRedis, redis_url: str, upstream: Upstream
+) -> None:
+    configure(redis_url, maxmemory_policy="allkeys-lru")
+    store = {"blobs_url": redis_url}
+    settings = make_settings(tmp_path / "data", upstream.base_url, durable.url, store=store)
+    try:
+        async with run_gateway(settings) as here:
+            found = await look(at(here))
+    finally:
+        configure(redis_url, maxmemory_policy="noeviction")
+    assert levels(found, "ok") | FRESH_ENOUGH == set(IN_ORDER)
+    assert "of their own" in found["cache bound"].words
+
+
+async def test_a_redis_that_forgets_is_a_warning(
+    tmp_path: Path, redis_url: str, upstream: Upstream
+) -> None:
+    settings = make_settings(tmp_path / "data", upstream.base_url, redis_url)
+    async with run_gateway(settings) as here:
+        found = await look(at(here))
+    assert levels(found, "warning") == {"persistence"}
+    assert levels(found, "fault") == set()
+    assert "appendonly yes" in found["persistence"].words
+
+
+@pytest.mark.parametrize(
+    ("total", "level", "words"),
+    [
+        (None, "ok", "half of Redis' maxmemory of 100 MiB"),
+        ("50MiB", "ok", "50 MiB"),
+        ("51MiB", "warning", "more than half"),
+        ("101MiB", "fault", "will fill it"),
+    ],
+)
+async def test_pictures_leave_room_in_redis(
+    tmp_path: Path, durable: DurableRedis, total: str | None, level: str, words: str
+) -> None:
+    configure(durable.url, maxmemory=100 * MIB)
+    cache = {"total_bytes": total}
+    settings = make_settings(tmp_path, "http://127.0.0.1:9/v1", durable.url, cache=cache)
+    finding = judge_bound(settings, await facts_of(settings))
+    assert finding.level == level
+    assert words in finding.words
+
+
+@pytest.mark.parametrize(("total", "words"), [(None, ""), ("20GiB", "20,480 MiB")])
+async def test_where_the_store_has_no_limit_any_bound_will_do(
+    tmp_path: Path, kept_url: str | None, total: str | None, words: str
+) -> None:
+    cache = {"total_bytes": total}
+    settings = make_settings(tmp_path, "http://127.0.0.1:9/v1", kept_url, cache=cache)
+    prepare(settings)
+    finding = judge_bound(settings, await facts_of(settings))
+    assert finding.level == "ok"
+    assert (words or ("1,024 MiB" if kept_url else "10,240 MiB")) in finding.words
+
+
+# ── upstream, prices, parser ────────────────────────────────────────────────────────────────
+
+
+@asynccontextmanager
+async def run_answering(status: int) -> AsyncIterator[str]:
+    """A service that answers every request with one status."""
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=status, headers={"Location": "/elsewhere"})
+
+    app = web.Application()
+    app.router.add_route("*", "/{any:.*}", answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    finally:
+        await runner.cleanup()
+
+
+async def upstream_finding(folder: Path, base_url: str, **upstream: Any) -> Finding:
+    return (await look(make_settings(folder, base_url, upstream=upstream)))["upstream"]
+
+
+@pytest.mark.parametrize(
+    ("status", "level"),
+    [
+        (200, "ok"),
+        (404, "ok"),
+        (429, "ok"),
+        (401, "fault"),
+        (403, "fault"),
+        (302, "warning"),
+        (503, "warning"),
+    ],
+)
+async def test_what_upstream_answers_is_judged(tmp_path: Path, status: int, level: str) -> None:
+    async with run_answering(status) as base_url:
+        finding = await upstream_finding(tmp_path, base_url)
+    assert finding.level == level
+    assert base_url in finding.words
+    assert level == "ok" or str(status) in finding.words
+
+
+async def test_upstream_is_asked_for_its_models_with_the_key(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    good = await upstream_finding(tmp_path, upstream.base_url)
+    wrong = await upstream_finding(tmp_path, upstream.base_url, api_key="sk-wrong-one")
+    assert (good.level, wrong.level) == ("ok", "fault")
+    assert "sk-wrong-one" not in wrong.words
+    assert [(c["method"], c["path"]) for c in await upstream.calls()] == [("GET", "/v1/models")] * 2
+
+
+async def test_an_upstream_that_is_away_or_has_no_key_is_a_fault(tmp_path: Path) -> None:
+    away = await upstream_finding(tmp_path, f"http://127.0.0.1:{free_port()}/v1")
+    keyless = await upstream_finding(tmp_path, "http://127.0.0.1:9/v1", api_key=None)
+    assert (away.level, keyless.level) == ("fault", "fault")
+    assert "does not answer" in away.words
+    assert "UPSTREAM_API_KEY" in keyless.words
+
+
+def test_prices_grow_old_after_ninety_days() -> None:
+    today = date(2026, 6, 1)
+    assert judge_prices(today, today=today).level == "ok"
+    assert judge_prices(today - timedelta(days=90), today=today).level == "ok"
+    old = judge_prices(today - timedelta(days=91), today=today)
+    assert old.level == "warning"
+    assert "2026-03-02, 91 days ago" in old.words
+
+
+def test_a_slow_parser_is_a_warning() -> None:
+    assert judge_parser(is_compiled=True).level == "ok"
+    assert judge_parser(is_compiled=False).level == "warning"
+
+
+# ── links ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("server", "level"),
+    [
+        ({"listen": "127.0.0.1:8080"}, "ok"),
+        ({"listen": "0.0.0.0:8080"}, "warning"),
+        ({"listen": "[::]:8080"}, "warning"),
+        ({"listen": "0.0.0.0:8080", "public_url": "https://pictures.example.com"}, "ok"),
+    ],
+)
+def test_links_need_a_place_that_clients_know(
+    tmp_path: Path, server: dict[str, str], level: str
+) -> None:
+    finding = judge_public_url(make_settings(tmp_path, "http://127.0.0.1:9/v1", server=server))
+    assert finding.level == level
+    assert level == "ok" or "GATEWAY_PUBLIC_URL" in finding.words
+
+
+async def test_where_no_gateway_answers_the_own_link_is_a_fault(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    place = f"http://127.0.0.1:{free_port()}"
+    server = {"public_url": place}
+    settings = make_settings(tmp_path / "data", upstream.base_url, server=server)
+    prepare(settings)
+    found = await look(settings)
+    assert levels(found, "fault") == {"own link"}
+    assert f"No gateway answers at {place}" in found["own link"].words
+
+
+async def test_a_gateway_with_other_keys_or_another_store_is_found_out(
+    tmp_path: Path, kept_url: str | None, upstream: Upstream
+) -> None:
+    settings = make_settings(tmp_path / "data", upstream.base_url, kept_url)
+    async with (
+        run_gateway(settings) as here,
+        run_gateway(make_settings(tmp_path / "other", upstream.base_url)) as there,
+    ):
+        elsewhere = await look(at(here, public_url=there.client.url))
+        keys = make_settings(tmp_path, "http://x/v1", server={"signing_keys": f"k:{'x' * 20}"})
+        otherwise = await look(at(here, signing_keys=keys.server.signing_keys))
+    for found in (elsewhere, otherwise):
+        assert levels(found, "fault") == {"own link"}
+        assert "(status)" in found["own link"].words
+
+
+async def test_a_gateway_on_every_address_is_tried_on_this_machine(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    async with run_gateway(make_settings(tmp_path / "data", upstream.base_url)) as here:
+        port = int(here.client.url.rpartition(":")[2])
+        listen = replace(here.settings.server.listen, host="0.0.0.0", port=port)
+        found = await look(at(here, public_url=None, listen=listen))
+        unknown = await look(at(here, public_url=None))
+    assert levels(found, "warning") == {"public URL"}
+    assert found["own link"].level == "ok"
+    assert levels(unknown, "warning") == {"public URL", "own link"}
+
+
+# ── as a command, and before serving ────────────────────────────────────────────────────────
+
+
+async def test_the_command_shows_a_line_a_check_and_fails_on_a_fault(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    listen = {"server": {"listen": f"127.0.0.1:{free_port()}"}}
+    async with run_processes(tmp_path, upstream.base_url, workers=1, options=listen) as (
+        processes,
+        _,
+    ):
+        as_json = await processes.run("doctor", "--format", "json")
+        as_table = await processes.run("doctor")
+        processes.kill_all()
+        stopped = await processes.run("doctor", "--format", "csv")
+
+    rows = json.loads(as_json.stdout)
+    assert [row["check"] for row in rows] == IN_ORDER
+    assert {row["level"] for row in rows if row["check"] not in FRESH_ENOUGH} == {"ok"}
+    assert (as_json.returncode, as_table.returncode, stopped.returncode) == (0, 0, 1)
+    lines = as_table.stdout.splitlines()
+    assert [c for c in IN_ORDER for line in lines if line.startswith(f"│ {c} ")] == IN_ORDER
+    *_, last = csv.DictReader(stopped.stdout.splitlines())
+    assert (last["check"], last["level"]) == ("own link", "fault")
+    assert last["finding"].startswith("No gateway answers at http://127.0.0.1:")
+    for told in (as_json, as_table, stopped):
+        assert "Traceback" not in told.stderr
+        assert "sk-upstream-secret" not in told.stdout + told.stderr
+
+
+def run_doctor(folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "GATEWAY_DATA_DIR": str(folder / "data"), **environ}
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", "doctor", "--format", "json"],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_in_an_empty_folder_it_says_what_is_missing_and_makes_nothing(tmp_path: Path) -> None:
+    base_url = f"http://127.0.0.1:{free_port()}/v1"
+    told = run_doctor(tmp_path, UPSTREAM_BASE_URL=base_url, AIOHTTP_NO_EXTENSIONS="1")
+    found = {row["check"]: row["level"] for row in json.loads(told.stdout)}
+    assert told.returncode == 1
+    assert found["store"] == found["upstream"] == "fault"
+    assert found["parser"] == "warning"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_configuration_that_cannot_be_read_is_the_only_finding(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "gateway.yaml").write_text("workers:\n  cuont: 2\n")
+    told = run_doctor(tmp_path)
+    (row,) = json.loads(told.stdout)
+    assert told.returncode == 1
+    assert (row["check"], row["level"]) == ("configuration", "fault")
+    assert "workers.count" in row["finding"]
+
+
+async def test_serve_logs_once_what_is_wrong_and_serves_all_the_same(
+    tmp_path: Path, redis_url: str, upstream: Upstream
+) -> None:
+    configure(redis_url, maxmemory_policy="allkeys-lru", maxmemory=100 * MIB)
+    options = {"server": {"listen": "0.0.0.0:0"}, "cache": {"total_bytes": "200MiB"}}
+    try:
+        async with run_processes(
+            tmp_path, upstream.base_url, workers=2, redis_url=redis_url, options=options
+        ) as (processes, client):
+            status = (await client.send("GET", "/readyz")).status
+            said = processes.log("self_check")
+    finally:
+        configure(redis_url, maxmemory_policy="noeviction", maxmemory=0)
+
+    assert status == 200
+    assert {line["check"]: line["level"] for line in said} == {
+        "public URL": "warning",
+        "eviction policy": "error",
+        "persistence": "warning",
+        "cache bound": "error",
+    }
+    assert len(said) == 4
+
+
+async def test_before_serving_a_redis_that_is_away_is_left_alone(tmp_path: Path) -> None:
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    settings = make_settings(tmp_path, "http://127.0.0.1:9/v1", url)
+    (finding,) = await check_before_serving(settings)
+    assert finding.name == "public URL"
