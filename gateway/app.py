@@ -46,6 +46,7 @@ from gateway.cache.entries import Entries, EntriesSettings
 from gateway.cache.flights import Flights
 from gateway.cache.gallery import Gallery
 from gateway.cache.hot import Hot
+from gateway.cache.previews import Previews
 from gateway.cache.removal import Removal
 from gateway.cache.takedowns import LOOK_SECONDS, Takedowns
 from gateway.configuration import Configuration
@@ -323,7 +324,7 @@ def _wire(
     worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     cache = _wire_cache(settings, store, blob_store, observer=metrics)
     signing = create_signing(settings, store)
-    flights = Flights(store, observe=metrics.flights.set)
+    flights = Flights(store, Previews(store, cache.blobs), observe=metrics.flights.set)
     keys, ledger = Keys(store), Ledger(store)
     purchases = Purchases(
         _purchase_settings(settings, worker),
@@ -578,6 +579,7 @@ async def _sweep(store: Store, blobs: BlobStore) -> None:
     await ask(store, Sweep())
     if isinstance(blobs, FolderBlobs):
         await blobs.sweep(SWEEP_MOST)
+        await blobs.passing().sweep(SWEEP_MOST)
 
 
 async def _label_keys(keys: Keys, metrics: Metrics) -> None:

@@ -144,6 +144,9 @@ class Metrics:
         self.breaker_open = gauge(
             "upstream_breaker_open", "Workers whose circuit breaker lets nothing through"
         )
+        self.stream_first_event = histogram(
+            "stream_first_event_seconds", "From the head of a request to its first event"
+        )
         self.tokens = counters("tokens_total", "Tokens charged", (*who, "kind"))
         self.images = counters("images_total", "Pictures", (*who, "size", "quality", "outcome"))
         self.cost = counters("cost_usd_total", "US dollars charged", who)

@@ -38,7 +38,16 @@ from gateway.cache.gallery import Gallery
 from gateway.cache.takedowns import content_taken_down
 from gateway.catalog import Model
 from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
-from gateway.images import Account, Amounts, Answered, ImageRequest, Picture, UpstreamPicture, Usage
+from gateway.images import (
+    Account,
+    Amounts,
+    Answered,
+    ImageRequest,
+    PartialImage,
+    Picture,
+    UpstreamPicture,
+    Usage,
+)
 from gateway.journal import Received, Reserved, decode_payload
 from gateway.metrics import Metrics
 from gateway.pictures import BadPicture, PictureFacts, check_picture
@@ -81,6 +90,15 @@ class Upstream(Protocol):
     async def generate(self, request: ImageRequest, *, pictures: int) -> Answered:
         """Buys pictures; raises `UpstreamFailure`."""
 
+    async def stream(
+        self,
+        request: ImageRequest,
+        *,
+        on_partial: Callable[[PartialImage], Awaitable[None]],
+        on_open: Callable[[], Awaitable[None]],
+    ) -> Answered:
+        """Buys one picture and reports what comes before it; raises as `generate`."""
+
 
 class Links(Protocol):
     """Where the pictures behind upstream's links are fetched."""
@@ -107,6 +125,8 @@ class Tally:
 
     is_open: bool = False
     """A journal was opened: from now on the purchase leaves the request's ledger record."""
+    reserved_micros: int = 0
+    """What it may cost at most; 0 until the journal was opened."""
     cost_micros: int = 0
     limits: list[quota.LimitState] = field(default_factory=list)
     """The limits as the settlement left them; empty while nothing is settled."""
@@ -163,7 +183,7 @@ class Purchases:
         """
         reserved = await self._reserve(order, flight.id, flight, pictures=len(flight.slots))
         async with self._settling_failures(order, reserved):
-            answered = await self._upstream.generate(order.request, pictures=len(flight.slots))
+            answered = await self._send(order, flight)
             answered = await self._fetch_links(answered)
             good = await self._check(order, answered)
             received, data = self._receive(order, reserved, answered, good, slots=flight.slots)
@@ -246,7 +266,7 @@ class Purchases:
             raise quota.refuse_reservation(
                 order.account, reservation.answer, estimate.amounts, why=estimate.reason
             )
-        order.tally.is_open = True
+        order.tally.is_open, order.tally.reserved_micros = True, estimate.amounts.micros
         return reserved
 
     async def _hold(self, flight: Flight | None) -> None:
@@ -300,6 +320,15 @@ class Purchases:
             presumed = _our_fault()
             await self._finish_failure(order, reserved, presumed, opened=opened)
             raise presumed from bug
+
+    async def _send(self, order: Order, flight: Flight) -> Answered:
+        """Buys in the way that the buyer asked for; all that follows is the same for both."""
+        if not order.request.stream:
+            return await self._upstream.generate(order.request, pictures=len(flight.slots))
+        screen = self._flights.screen(flight, most=order.request.partial_images)
+        return await self._upstream.stream(
+            order.request, on_partial=screen.show, on_open=screen.open
+        )
 
     async def _fetch_links(self, answered: Answered) -> Answered:
         """Upstream's links end within the hour: what is behind them is fetched at once."""

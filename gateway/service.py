@@ -9,8 +9,8 @@ renders the `Answer`. The first file to read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -26,6 +26,7 @@ from gateway.cache.entries import Entries, Held, fresh_pictures
 from gateway.cache.flights import Bought, Flight, Flights, Landing
 from gateway.cache.gallery import Gallery, picture_path
 from gateway.cache.hot import View
+from gateway.cache.previews import Viewer
 from gateway.catalog import Model
 from gateway.errors import (
     GatewayError,
@@ -67,6 +68,8 @@ class Call:
     read: Callable[[], Awaitable[bytes]]
     """Reads the body; raises the 408 or 413 that a bad one deserves."""
     record: Record
+    show: Callable[[Viewer], None] = lambda viewer: None
+    """Begins to show a caller who asked for a stream what comes before the answer."""
     tally: Tally = field(default_factory=Tally)
     limits: list[LimitState] = field(default_factory=list)
     is_follower: bool = False
@@ -222,8 +225,7 @@ class Service:
             fingerprint=place,
             prompt_hmac=await self._ledger.prompt_hmac(request.prompt),
         )
-        _refuse_streams(request)
-        return Question(request, model, place, raw)
+        return Question(_in_its_form(request), model, place, raw)
 
     def _fingerprint(self, request: ImageRequest, model: Model) -> str:
         return fingerprint(
@@ -295,7 +297,8 @@ class Service:
             )
             return await self._purchases.buy(self._order(call, question, record), flight)
 
-        return await self._flights.run(question.fingerprint, missing, buy=buy)
+        with _watching(call, question.request) as viewer:
+            return await self._flights.run(question.fingerprint, missing, buy=buy, viewer=viewer)
 
     async def _serve(
         self,
@@ -428,13 +431,23 @@ def _reason(error: GatewayError) -> str:
     return error.reason if isinstance(error, LimitExceeded) else error.code or str(error.status)
 
 
-def _refuse_streams(request: ImageRequest) -> None:
-    if request.stream:
-        raise InvalidRequest(
-            "This gateway does not stream images. Send the request without 'stream'.",
-            param="stream",
-            code="unsupported_parameter",
-        )
+def _in_its_form(request: ImageRequest) -> ImageRequest:
+    """A stream has no links: its events carry the picture, whatever `response_format` says."""
+    return replace(request, response_format="b64_json") if request.stream else request
+
+
+@contextmanager
+def _watching(call: Call, request: ImageRequest) -> Iterator[Viewer | None]:
+    """Whoever asked for a stream is shown what comes, for as long as its flight lasts."""
+    if not request.stream:
+        yield None
+        return
+    viewer = Viewer(request.partial_images)
+    call.show(viewer)
+    try:
+        yield viewer
+    finally:
+        viewer.close()
 
 
 def _nothing_came() -> GatewayError:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
-import pybase64
 
 COMMENT: Final = b": keep-alive\n\n"
 """Keeps a line alive: the one thing beside whole events that no client stumbles over."""
@@ -125,21 +124,21 @@ class Splitter:
 # ── out ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def encode_event(name: str, fields: Mapping[str, Any], *, picture: bytes) -> list[bytes]:
+def encode_event(name: str, fields: Mapping[str, Any], *, base64: bytes) -> list[bytes]:
     """A frame whose data is a JSON object: `type`, the picture as `b64_json`, then `fields`.
 
-    Comes in pieces, so that the base64 is never copied. `picture` is the file's bytes: base64 is
-    made here, and the JSON around it, because a name without data, data that is not JSON and a
-    line end inside it all break clients. A field that says type or picture a second time is left
-    out, and so is `error`: an SDK raises it, whatever else the event says. Raises `ValueError` for
-    a name that is not like `image_generation.completed`.
+    Comes in pieces, so that the base64 is never copied: it is the second of three, and has to be
+    one unbroken line. The JSON around it is made here, because a name without data, data that is
+    not JSON and a line end inside it all break clients. A field that says type or picture a second
+    time is left out, and so is `error`: an SDK raises it, whatever else the event says. Raises
+    `ValueError` for a name that is not like `image_generation.completed`.
     """
     if not _EVENT_NAME.fullmatch(name):
         raise ValueError(f"not the name of an event: {name!r}")
     start = f'event: {name}\ndata: {{"type":"{name}","b64_json":"'.encode()
     rest = orjson.dumps({key: fields[key] for key in fields if key not in _TAKEN_FIELDS})[1:]
     comma = b"," if rest != b"}" else b""
-    return [start, pybase64.b64encode(picture), b'"' + comma + rest + b"\n\n"]
+    return [start, base64, b'"' + comma + rest + b"\n\n"]
 
 
 def encode_error(error: Mapping[str, Any]) -> bytes:

@@ -188,6 +188,7 @@ class FailingBlobs:
         self.delete = blobs.delete
         self.scan = blobs.scan
         self.capacity_bytes = blobs.capacity_bytes
+        self.passing = blobs.passing
         self._blobs = blobs
         self._points = points
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from gateway.errors import InvalidRequest
-from gateway.images import ImageRequest
+from gateway.images import MAX_AGE_SECONDS, ImageRequest, Reuse
 from gateway.request.directives import (
     Directives,
     Reading,
@@ -17,8 +17,6 @@ from gateway.request.directives import (
     parse_directives,
     place,
 )
-
-MAX_AGE_SECONDS = 2**31
 
 
 def said(**headers):

@@ -21,6 +21,7 @@ from gateway.errors import Charge, LimitExceeded, StoreUnavailable, UpstreamFail
 from gateway.images import Picture
 from gateway.store.verbs import Batch, Claim, Claimed, Store, Verb, ask
 from tests.conftest import OpenStore
+from tests.passing import make_flights
 
 PLACE = "f" * 64
 LEASE_SECONDS = 30.0
@@ -84,7 +85,7 @@ def refuse(name: str) -> LimitExceeded:
 
 @asynccontextmanager
 async def opened_flights(store: Store) -> AsyncIterator[Flights]:
-    flights = Flights(store)
+    flights = make_flights(store)
     try:
         yield flights
     finally:

@@ -27,6 +27,7 @@ from gateway.images import Picture
 from gateway.store.sqlite import open_sqlite_store
 from gateway.store.verbs import Batch, Claim, Store, ask
 from tests.conftest import OpenStore
+from tests.passing import make_flights
 
 LEASE_SECONDS = 600.0
 STEP_SECONDS = 0.012
@@ -85,7 +86,7 @@ class World:
         for flight, _ in process.buying.values():
             self.orphans.append(flight)
             self.forget(flight)
-        self.processes[index] = Process(Flights(self.store))
+        self.processes[index] = Process(make_flights(self.store))
 
     async def recover(self) -> None:
         """What somebody else does about the purchases of the dead (`purchase.py`)."""
@@ -182,7 +183,7 @@ class Clock:
 @asynccontextmanager
 async def opened_world(store: Store) -> AsyncIterator[World]:
     place = secrets.token_hex(32)
-    yield World(store, place, [Process(Flights(store)), Process(Flights(store))])
+    yield World(store, place, [Process(make_flights(store)), Process(make_flights(store))])
 
 
 async def play(world: World, schedule: list[tuple], clock: Clock | None = None) -> None:

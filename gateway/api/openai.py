@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from itertools import groupby
 from typing import Any, Final
 
@@ -15,10 +17,12 @@ import orjson
 from aiohttp import StreamReader, hdrs, web
 from aiohttp.web_protocol import RequestPayloadError
 
+from gateway import sse
 from gateway.access.keys import Key
 from gateway.api.middleware import HEADERS, KEY, MODEL, OUTCOME, REQUEST_ID, SECRET
 from gateway.api.sending import write_slices
 from gateway.api.services import SERVICES, Services
+from gateway.api.streaming import SHOWN_IN_EVENTS, LiveStream
 from gateway.billing.ledger import draft
 from gateway.billing.quota import rate_headers, show_usd
 from gateway.catalog import Model
@@ -31,6 +35,8 @@ JOIN_BYTES: Final = 64 * 1024
 
 SHOWN: Final = ("background", "output_format", "quality", "size")
 
+COMPLETED: Final = "image_generation.completed"
+
 CACHE_STATUS: Final = {
     "bought": "fwd=miss; stored",
     "collapsed": "fwd=miss; collapsed",
@@ -42,11 +48,31 @@ CACHE_STATUS: Final = {
 
 
 async def generate(request: web.Request) -> web.StreamResponse:
-    """Answers an image request. Its query string is ignored."""
+    """Answers an image request. Its query string is ignored.
+
+    With `stream` in events, which carry pictures in base64 also where links were asked for.
+    """
     services = request.app[SERVICES]
     call = _call(request, services)
+    with closing(LiveStream(request, partial(_live_headers, call))) as live:
+        call.show = live.show
+        try:
+            answer = await _answer(request, call)
+        except Exception as error:
+            if not await live.has_begun():
+                raise
+            return await live.fail(error)
+        if answer.request.stream:
+            return await _end_stream(request, live, call, answer=answer)
+    request[HEADERS].update(_answer_headers(answer, call, now=services.clock()))
+    pieces = render(answer, created=int(services.clock()), public_url=_public_url(request))
+    return await _send(request, pieces)
+
+
+async def _answer(request: web.Request, call: Call) -> Answer:
+    """Has the call answered; whatever comes of it, the request knows it for headers and log."""
     try:
-        answer = await services.service.generate(call)
+        return await request.app[SERVICES].service.generate(call)
     except GatewayError:
         # Not onto the error: buyer and followers share it, and only the buyer was charged.
         request[HEADERS]["x-gateway-cost-usd"] = show_usd(call.tally.cost_micros)
@@ -56,9 +82,6 @@ async def generate(request: web.Request) -> web.StreamResponse:
             request[MODEL] = call.record.model
         request[OUTCOME] = call.outcome
         request[HEADERS].update(rate_headers(call.latest_limits))
-    request[HEADERS].update(_answer_headers(answer, call, now=services.clock()))
-    pieces = render(answer, created=int(services.clock()), public_url=_public_url(request))
-    return await _send(request, pieces)
 
 
 def _public_url(request: web.Request) -> str:
@@ -218,6 +241,42 @@ def _joined(pieces: Iterable[bytes]) -> Iterator[bytes]:
             yield from group
         else:
             yield b"".join(group)
+
+
+# ── the same in events ──────────────────────────────────────────────────────────────────────
+
+
+def _live_headers(call: Call) -> dict[str, str]:
+    """The headers of an answer that begins before its end is known.
+
+    The buyer sees what was reserved; a follower pays nothing, and what it saved is not known.
+    """
+    how = CACHE_STATUS["bought" if call.tally.is_open else "collapsed"]
+    headers = {"Cache-Status": f'image-gateway; {how}; key="{call.record.fingerprint}"'}
+    if call.tally.is_open:
+        headers["x-gateway-reserved-usd"] = show_usd(call.tally.reserved_micros)
+    return {**headers, **rate_headers(call.latest_limits)}
+
+
+async def _end_stream(
+    request: web.Request, live: LiveStream, call: Call, *, answer: Answer
+) -> web.StreamResponse:
+    """Sends the picture; that of a hit is the only event, and its headers say all of it."""
+    now = request.app[SERVICES].clock()
+    ((picture, encoded),) = answer.pictures
+    headers = _answer_headers(answer, call, now=now)
+    if answer.outcome != "hit":
+        headers = _live_headers(call) | {"x-gateway-picture-ids": picture.id}
+    fields = _completed_fields(picture, created=int(now))
+    return await live.end(sse.encode_event(COMPLETED, fields, base64=encoded), headers)
+
+
+def _completed_fields(picture: Picture, *, created: int) -> dict[str, Any]:
+    """What the last event says beside the picture, in the order of WIRE §4.1."""
+    shown = {key: picture.shown[key] for key in SHOWN_IN_EVENTS if key in picture.shown}
+    usage = _usage([picture])
+    said = {"created_at": created, **shown, **({"usage": usage} if usage else {})}
+    return said | {k: v for k, v in _further_keys(picture).items() if k not in said}
 
 
 # ── GET /v1/models ──────────────────────────────────────────────────────────────────────────

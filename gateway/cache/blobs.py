@@ -57,6 +57,9 @@ ROOM_FACTOR: Final = 4
 
 LEAST_ROOM_BYTES: Final = 1 << 20
 
+PASSING_SECONDS: Final = 600.0
+"""How long the bytes of a partial image can be read by those who join its flight."""
+
 STORED_AT_ONCE: Final = 4
 """Pictures on their way to the store: more would only wait in line, and run into its deadline."""
 
@@ -102,6 +105,7 @@ class Blobs:
     ) -> None:
         self._settings = settings
         self._bytes = blob_store
+        self._passing = blob_store.passing()
         self._store = store
         self._hot = hot
         self._takedowns = takedowns
@@ -155,7 +159,7 @@ class Blobs:
         found = data or self._hot.get(digest, "data") or await self._read_once(digest)
         if found is None:
             return None
-        shown = found if view == "data" else await _encode(found)
+        shown = found if view == "data" else await encode_bytes(found)
         self._hot.put(digest, view, shown)
         return shown
 
@@ -189,6 +193,19 @@ class Blobs:
             self._observer.damaged()
             await self._bytes.delete(digest)
         return None
+
+    # ── partial images: outside of every bound but their own time ───────────────────────────────
+
+    async def put_passing(self, digest: str, data: bytes) -> None:
+        """Stores bytes for ten minutes, off the shelf. Raises `StoreUnavailable`."""
+        await self._passing.put(digest, data, PASSING_SECONDS)
+
+    async def read_passing(self, digest: str) -> bytes | None:
+        """Such bytes; None when they are gone, damaged or taken down. Raises `StoreUnavailable`."""
+        if digest in self._takedowns:
+            return None
+        data = await self._passing.get(digest)
+        return data if data is not None and await hash_bytes(data) == digest else None
 
     # ── bounds ──────────────────────────────────────────────────────────────────────────────
 
@@ -268,7 +285,8 @@ async def hash_bytes(data: bytes) -> str:
     return (await asyncio.to_thread(hashlib.sha256, data)).hexdigest()
 
 
-async def _encode(data: bytes) -> bytes:
+async def encode_bytes(data: bytes) -> bytes:
+    """Base64; off the event loop when it would be felt there."""
     if len(data) <= ENCODE_INLINE_BYTES:
         return pybase64.b64encode(data)
     return await asyncio.to_thread(pybase64.b64encode, data)

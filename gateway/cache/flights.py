@@ -4,7 +4,8 @@ A flight is one purchase of some slots of one fingerprint. Whoever's claim wins 
 everyone else who wants those slots, in any worker on any machine that shares the store, waits for
 its end. Buying runs in a task that no caller owns: when callers leave, it goes on.
 
-Here live claims, waiting and the tasks. What a purchase does, what it costs and who pays is
+Here live claims, waiting and the tasks. What is shown of a purchase before it ends is `previews`.
+What a purchase does, what it costs and who pays is
 `purchase.py`, which arrives here as the argument `buy`; nothing here knows money. Claiming and
 waiting are a conversation with the store, so this room sends its own verbs.
 """
@@ -29,6 +30,7 @@ from gateway.cache.entries import (
     read_refusal,
     read_slot,
 )
+from gateway.cache.previews import EVENT_SECONDS, Broadcast, Previews, Screen, Viewer
 from gateway.errors import GatewayError, StoreUnavailable, UpstreamFailure
 from gateway.images import Picture
 from gateway.store.verbs import (
@@ -51,9 +53,6 @@ log = structlog.get_logger(__name__)
 
 CLAIM_SECONDS: Final = 15.0
 """How long a claim lives until its purchase has reserved: a claimant that dies blocks no longer."""
-
-EVENT_SECONDS: Final = 600.0
-"""How long a flight's events can be read after the last one."""
 
 RECHECK_SECONDS: Final = 1.0
 """How often a waiter looks again although nobody woke it."""
@@ -212,9 +211,14 @@ class Flights:
     """Every flight that this process buys or waits for."""
 
     def __init__(
-        self, store: Store, *, observe: Callable[[int], None] = lambda count: None
+        self,
+        store: Store,
+        previews: Previews,
+        *,
+        observe: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._store = store
+        self._previews = previews
         self._observe = observe
         self._owned: set[asyncio.Task[Any]] = set()
         self._listeners: set[asyncio.Task[None]] = set()
@@ -254,17 +258,23 @@ class Flights:
             listener.cancel()
         await asyncio.gather(*self._listeners, return_exceptions=True)
 
+    def screen(self, flight: Flight, *, most: int) -> Screen:
+        """Where the buyer of a flight shows the partial images that come, `most` of them."""
+        return self._previews.screen(flight.id, most=most)
+
     async def run(
         self,
         fingerprint: str,
         asked: Iterable[int],
         *,
         buy: Buy,
+        viewer: Viewer | None = None,
         ignoring: tuple[str, ...] = (),
     ) -> Landing:
         """Gets pictures for slots: claims and buys what is free, waits for what others claimed.
 
-        Pictures whose ids are in `ignoring` do not count: what is bought takes their slots.
+        A `viewer` is shown the partial images of every flight that this takes. Pictures whose ids
+        are in `ignoring` do not count: what is bought takes their slots.
 
         Returns when every slot is filled, or was answered with an error, or came back empty from
         a purchase of one's own or, for the second time, from somebody else's. Errors are in what
@@ -282,6 +292,9 @@ class Flights:
                 landing.own_error = landing.own_error or refusal
                 break
             landing.hold(claimed)
+            self._show(
+                viewer, flights=(*claimed.others.values(), *[flight_id] * bool(claimed.mine))
+            )
             waits = [self._follow(landing, f, slots) for f, slots in _by_flight(claimed.others)]
             if claimed.mine:
                 deaths = int(not landing.orphaned.isdisjoint(claimed.mine))
@@ -327,6 +340,11 @@ class Flights:
         if claimed.answer.mine:
             await self._give_back(flight)
         raise refusal
+
+    def _show(self, viewer: Viewer | None, *, flights: Iterable[str]) -> None:
+        if viewer is not None:
+            for flight in flights:
+                viewer.watch(self._previews.of(flight))
 
     async def _land(
         self, landing: Landing, purchase: asyncio.Task[End], slots: tuple[int, ...]
@@ -397,14 +415,16 @@ class Flights:
         """Waits until the flight's end was published; `unknown` when it stays silent."""
         clock = asyncio.get_running_loop().time
         trusted_until = clock() + LOOK_AGAIN_SECONDS
+        broadcast, heard = self._previews.of(flight), 0
         async with AsyncExitStack() as stack:
             watch: Watch | None = None
             failures = 0
             while clock() < trusted_until:
                 try:
                     watch = watch or await stack.enter_async_context(self._store.watch(flight))
-                    ended = _find_end(await ask(self._store, ReadEvents(flight)))
-                    failures = 0
+                    events = await ask(self._store, ReadEvents(flight, after=heard))
+                    failures, heard = 0, heard + len(events)
+                    ended = self._take_in(events, broadcast)
                 except StoreUnavailable:
                     ended, failures = None, failures + 1
                     if failures >= STORE_PATIENCE:
@@ -414,6 +434,15 @@ class Flights:
                 await (watch.wait(RECHECK_SECONDS) if watch else asyncio.sleep(RECHECK_SECONDS))
         return End("unknown")
 
+    def _take_in(self, events: Sequence[bytes], broadcast: Broadcast) -> End | None:
+        """Shows what is to be shown; answers how the flight ended, if its events say so."""
+        for event in events:
+            said = orjson.loads(event)
+            if (ended := _read_end(said)) is not None:
+                return ended
+            self._previews.hear(broadcast, said)
+        return None
+
 
 def _by_flight(others: Mapping[int, str]) -> Iterable[tuple[str, set[int]]]:
     wanted: defaultdict[str, set[int]] = defaultdict(set)
@@ -422,15 +451,13 @@ def _by_flight(others: Mapping[int, str]) -> Iterable[tuple[str, set[int]]]:
     return wanted.items()
 
 
-def _find_end(events: Sequence[bytes]) -> End | None:
-    """How the flight ended, if its events say so; other kinds of events are passed over."""
-    for event in events:
-        said = orjson.loads(event)
-        if (kind := said.get("end")) in ("failed", "died"):
-            return End(kind, failure=UpstreamFailure.from_dict(said["failure"]))
-        if said.get("end") == "released":
-            return End("released")
-        if said.get("end") == "landed":
-            pictures = {int(n): picture_from_dict(p) for n, p in said["pictures"].items()}
-            return End("landed", Bought(pictures, {}))
+def _read_end(said: Mapping[str, Any]) -> End | None:
+    """How the flight ended, if this event says so."""
+    if (kind := said.get("end")) in ("failed", "died"):
+        return End(kind, failure=UpstreamFailure.from_dict(said["failure"]))
+    if said.get("end") == "released":
+        return End("released")
+    if said.get("end") == "landed":
+        pictures = {int(n): picture_from_dict(p) for n, p in said["pictures"].items()}
+        return End("landed", Bought(pictures, {}))
     return None

@@ -28,6 +28,8 @@ STALE_SECONDS: Final = 3600.0
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY: Final = "tmp-"
+_PASSING: Final = "passing"
+"""The folder inside the root for what lives for minutes. No digest begins like that."""
 
 
 class FolderBlobs:
@@ -64,6 +66,10 @@ class FolderBlobs:
 
     async def capacity_bytes(self) -> None:
         """A folder has no limit of its own."""
+
+    def passing(self) -> FolderBlobs:
+        """A folder inside this one, for bytes that live for minutes; swept on its own."""
+        return FolderBlobs(self._root / _PASSING, self._clock)
 
     async def sweep(self, limit: int) -> int:
         """Removes up to `limit` files whose time is over, or that are half-written and old."""

@@ -27,6 +27,7 @@ stay | none; gone when empty |
 | `igw:flight:{<flight>}` | list | its events | the flight's lifetime |
 | `igw:flight-ids:{<flight>}` | set | the ids of its events | the same |
 | `igw:blob:<sha256>` | string | a picture's bytes | the longest asked for |
+| `igw:passing:<sha256>` | string | a partial image's bytes | minutes, as asked for |
 | `igw:wake:<flight>` | channel | rings when an event was published | – |
 
 No script touches two hash slots, so a cluster could hold this: the books are one slot, the shelf is
@@ -68,9 +69,10 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 class RedisBlobs:
     """Picture bytes by content hash (`verbs.BlobStore`), each with a time to live."""
 
-    def __init__(self, link: Link, keys: Keys) -> None:
+    def __init__(self, link: Link, keys: Keys, *, kind: str = "blob") -> None:
         self._link = link
         self._keys = keys
+        self._kind = kind
 
     async def put(self, digest: str, data: bytes, lifetime_seconds: float) -> None:
         """Stores bytes for at least `lifetime_seconds` from now; repeating it only prolongs.
@@ -98,7 +100,7 @@ class RedisBlobs:
 
         A page may be empty although others follow. Raises StoreUnavailable.
         """
-        pattern = pattern_of(self._keys.blob("*")).encode()
+        pattern = pattern_of(self._keys.bytes_of(self._kind, "*")).encode()
         cursor = after.encode() or b"0"
         ((mark, found),) = await self._ask(
             (b"SCAN", cursor, b"MATCH", pattern, b"COUNT", str(limit).encode())
@@ -106,7 +108,7 @@ class RedisBlobs:
         exist = await self._ask(*((b"EXISTS", key) for key in found))
         sizes = await self._ask(*((b"STRLEN", key) for key in found))
         return read_cursor(mark), {
-            self._keys.digest(key.decode()): size
+            key.decode().removeprefix(self._keys.bytes_of(self._kind, "")): size
             for key, is_there, size in zip(found, exist, sizes, strict=True)
             if is_there
         }
@@ -117,6 +119,10 @@ class RedisBlobs:
         (most,) = re.findall(rb"^maxmemory:(\d+)", said, re.MULTILINE)
         return int(most) // 2 or UNLIMITED_BYTES
 
+    def passing(self) -> RedisBlobs:
+        """The same server under other names, for bytes that live for minutes."""
+        return RedisBlobs(self._link, self._keys, kind="passing")
+
     async def check_layout(self) -> None:
         """As `RedisStore.check_layout`, for a server that has only bytes."""
         await self._link.check_layout()
@@ -124,7 +130,7 @@ class RedisBlobs:
     def _key(self, digest: str) -> bytes:
         if not _DIGEST.fullmatch(digest):
             raise ValueError(f"This is no SHA-256 in lower-case hex: {digest!r}.")
-        return self._keys.blob(digest).encode()
+        return self._keys.bytes_of(self._kind, digest).encode()
 
     async def _ask(self, *commands: tuple[bytes, ...]) -> list[Any]:
         replies = await self._link.exchange(commands)

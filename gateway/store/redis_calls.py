@@ -146,12 +146,9 @@ class Keys:
         """A channel, no key."""
         return f"{self.prefix}wake:{flight}"
 
-    def blob(self, digest: str) -> str:
-        return f"{self.prefix}blob:{digest}"
-
-    def digest(self, blob: str) -> str:
-        """Whose bytes a key has."""
-        return blob.removeprefix(f"{self.prefix}blob:")
+    def bytes_of(self, kind: str, digest: str) -> str:
+        """Where bytes lie: `blob` for a picture's, `passing` for what lives for minutes."""
+        return f"{self.prefix}{kind}:{digest}"
 
 
 def pattern_of(key: str) -> str:

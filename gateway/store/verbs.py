@@ -669,6 +669,12 @@ class BlobStore(Protocol):
         In a Redis half of its `maxmemory`, or 1 GiB where that is not set (CONTRACT §3).
         """
 
+    def passing(self) -> BlobStore:
+        """A place of its own beside this one, for bytes that live for minutes: no scan finds them.
+
+        What lies there is in nobody's books; its end is all that bounds it.
+        """
+
 
 class Handle(Generic[R]):
     """The answer to one verb of a batch, there once the batch was sent."""

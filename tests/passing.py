@@ -1,0 +1,39 @@
+"""Flights without HTTP, and a place for the bytes of their partial images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gateway.cache.flights import Flights
+from gateway.cache.previews import Previews
+from gateway.errors import StoreUnavailable
+from gateway.store.verbs import Store
+
+
+@dataclass
+class Memory:
+    """Bytes in memory that several processes' flights share, and that counts who reads them."""
+
+    data: dict[str, bytes] = field(default_factory=dict)
+    taken_down: set[str] = field(default_factory=set)
+    reads: int = 0
+    is_away: bool = False
+
+    def is_taken_down(self, digest: str) -> bool:
+        return digest in self.taken_down
+
+    async def put_passing(self, digest: str, data: bytes) -> None:
+        if self.is_away:
+            raise StoreUnavailable
+        self.data[digest] = data
+
+    async def read_passing(self, digest: str) -> bytes | None:
+        self.reads += 1
+        if self.is_away:
+            raise StoreUnavailable
+        return self.data.get(digest)
+
+
+def make_flights(store: Store, memory: Memory | None = None) -> Flights:
+    """The flights of one process."""
+    return Flights(store, Previews(store, memory or Memory()))
