@@ -48,12 +48,13 @@ from gateway.cache.gallery import Gallery
 from gateway.cache.hot import Hot
 from gateway.cache.previews import Previews
 from gateway.cache.removal import Removal
+from gateway.cache.replays import Replays
 from gateway.cache.takedowns import LOOK_SECONDS, Takedowns
 from gateway.configuration import Configuration
 from gateway.errors import StoreUnavailable
 from gateway.metrics import MOST_KEYS, Metrics
 from gateway.purchase import Purchases, PurchaseSettings
-from gateway.service import Service
+from gateway.service import Service, ServiceSettings
 from gateway.settings import Settings
 from gateway.store.blobs_folder import FolderBlobs
 from gateway.store.counted import CountedStore
@@ -339,18 +340,23 @@ def _wire(
     )
     service = Service(
         store,
-        upstream_name=settings.upstream.name,
+        settings=ServiceSettings(
+            upstream_name=settings.upstream.name,
+            validation=settings.validation,
+            scope=settings.cache.scope,
+            serves_limits_unchecked=settings.store.limits_when_away == "ignore",
+        ),
         keys=keys,
         entries=cache.entries,
         gallery=cache.gallery,
         blobs=cache.blobs,
         flights=flights,
         purchases=purchases,
+        replays=Replays(store),
         signing=signing,
         derivation=cache.derivation if settings.cache.derive_formats else None,
         ledger=ledger,
         metrics=metrics,
-        validation=settings.validation,
         clock=time.time,
     )
     services = Services(
@@ -423,6 +429,7 @@ def _entries_settings(settings: Settings) -> EntriesSettings:
     return EntriesSettings(
         ttl_seconds=settings.cache.ttl_seconds,
         linger_seconds=settings.cache.stale_if_error_seconds,
+        refusal_seconds=settings.cache.refusal_ttl_seconds,
     )
 
 

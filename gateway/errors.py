@@ -157,8 +157,13 @@ class UpstreamFailure(GatewayError):
         self.charge = charge
         self.usage = usage
         self.upstream_request_id = upstream_request_id
-        if charge in (Charge.UNDELIVERED, Charge.PRESUMED):
+        if self.is_charged:
             self.headers["x-should-retry"] = "false"
+
+    @property
+    def is_charged(self) -> bool:
+        """Whether it was paid for, or may have been."""
+        return self.charge in (Charge.UNDELIVERED, Charge.PRESUMED)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object that `from_dict` reads back: how an error travels to followers."""

@@ -183,46 +183,34 @@ class Purchases:
         """
         reserved = await self._reserve(order, flight.id, flight, pictures=len(flight.slots))
         async with self._settling_failures(order, reserved):
-            answered = await self._send(order, flight)
-            answered = await self._fetch_links(answered)
-            good = await self._check(order, answered)
-            received, data = self._receive(order, reserved, answered, good, slots=flight.slots)
+            received, data = await self._bring(order, reserved, flight)
         await self._persist(order, received, data)
         return Bought(received.pictures, data)
 
-    async def buy_unshared(self, order: Order) -> Bought:
+    async def buy_unshared(self, order: Order, flight: Flight) -> Bought:
         """Buys pictures that are neither shared nor stored: they end with their caller.
 
-        The books are as of any other purchase. Raises as `buy`.
+        The books are as of any other purchase, but name no entry. Raises as `buy`.
         """
-        slots = tuple(order.request.slots)
-        reserved = await self._reserve(order, secrets.token_hex(12), None, pictures=len(slots))
+        reserved = await self._reserve(order, flight.id, None, pictures=len(flight.slots))
         async with self._settling_failures(order, reserved):
-            answered = await self._upstream.generate(order.request, pictures=len(slots))
-            answered = await self._fetch_links(answered)
-            good = await self._check(order, answered)
-            received, data = self._receive(order, reserved, answered, good, slots=slots)
+            received, data = await self._bring(order, reserved, flight)
         await self._persist(order, received, {})
         return Bought(received.pictures, data)
 
-    async def buy_without_store(self, order: Order, fingerprint: str) -> Bought:
+    async def buy_without_store(self, order: Order, flight: Flight) -> Bought:
         """Buys while the store is away: what it should know is told as soon as it is back.
 
         Only for whom nothing limits: there is nobody to ask what may still be spent. Should this
         worker die before, the purchase is in no book (CONTRACT §6 *Store down*).
         """
-        slots = tuple(order.request.slots)
-        flight = Flight(secrets.token_hex(12), fingerprint, slots, is_alone=True)
-        most = pricing.estimate(order.model, order.request, len(slots)).amounts
+        most = pricing.estimate(order.model, order.request, len(flight.slots)).amounts
         reserved = Reserved(flight.id, flight, most, order.record.but(id=flight.id))
-        order.tally.is_open = True
+        order.tally.is_open, order.tally.reserved_micros = True, most.micros
         opening = _insist(partial(self._open_late, order, reserved))
         opened = self._flights.own(opening, name=f"open late {flight.id}")
         async with self._settling_failures(order, reserved, opened=opened):
-            answered = await self._upstream.generate(order.request, pictures=len(slots))
-            answered = await self._fetch_links(answered)
-            good = await self._check(order, answered)
-            received, data = self._receive(order, reserved, answered, good, slots=slots)
+            received, data = await self._bring(order, reserved, flight)
         order.tally.cost_micros += received.charge.micros
         self._flights.own(_after(opened, self._tail(received, data)), name=f"keep {flight.id}")
         return Bought(received.pictures, data)
@@ -320,6 +308,14 @@ class Purchases:
             presumed = _our_fault()
             await self._finish_failure(order, reserved, presumed, opened=opened)
             raise presumed from bug
+
+    async def _bring(
+        self, order: Order, reserved: Reserved, flight: Flight
+    ) -> tuple[Received, dict[str, bytes]]:
+        """From the order to checked pictures, their bill, and their bytes by digest."""
+        answered = await self._fetch_links(await self._send(order, flight))
+        good = await self._check(order, answered)
+        return self._receive(order, reserved, answered, good, slots=flight.slots)
 
     async def _send(self, order: Order, flight: Flight) -> Answered:
         """Buys in the way that the buyer asked for; all that follows is the same for both."""

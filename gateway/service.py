@@ -1,4 +1,4 @@
-"""The story of one request: admit → look up → hit, or wait, or buy → answer.
+"""The story of one request: understand → admit → look up → hit, or wait, or buy → answer.
 
 It owns the order of the steps and nothing else. Each step is a room's: what is valid is
 `request/`, who may ask is `access/`, what is counted is `billing/`, what is kept and who buys is
@@ -9,46 +9,60 @@ renders the `Answer`. The first file to read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from gateway.access.keys import Key, Keys, Validation
+from pydantic import BaseModel, ConfigDict
+
+from gateway.access.keys import Key, Keys, Scope, Validation
 from gateway.access.policy import Policy
 from gateway.access.signing import Signing
-from gateway.billing import quota
+from gateway.billing import pricing, quota
 from gateway.billing.ledger import Ledger, Outcome, Record
 from gateway.billing.quota import LimitState
 from gateway.cache.blobs import Blobs
 from gateway.cache.derivation import Derivation, Wanted
-from gateway.cache.entries import Entries, Held, fresh_pictures
-from gateway.cache.flights import Bought, Flight, Flights, Landing
+from gateway.cache.entries import Entries, Held, fresh_pictures, stale_pictures
+from gateway.cache.flights import Bought, Buy, Flight, Flights, Landing
 from gateway.cache.gallery import Gallery, picture_path
 from gateway.cache.hot import View
 from gateway.cache.previews import Viewer
+from gateway.cache.replays import Asked, Remembered, Replays, asked_by
 from gateway.catalog import Model
 from gateway.errors import (
+    INVALID_REQUEST,
     GatewayError,
     IncorrectKey,
     InvalidRequest,
     LimitExceeded,
     StoreUnavailable,
+    UpstreamFailure,
 )
 from gateway.images import Account, ImageRequest, Picture
 from gateway.metrics import Metrics
 from gateway.pictures import as_derived_format
 from gateway.purchase import Order, Purchases, Tally
 from gateway.request.body import parse_body
+from gateway.request.directives import (
+    IDEMPOTENCY_KEY,
+    MAX_COST,
+    Directives,
+    Reading,
+    effective,
+    parse_directives,
+)
+from gateway.request.directives import place as at_variation
 from gateway.request.fingerprint import fingerprint
 from gateway.request.validation import validate
 from gateway.store.verbs import Batch, Entry, Store
 
-SCOPE: Final = "global"
-"""The name space that every key reads and writes (CONTRACT §6 *Scope*)."""
-
 MAX_USER: Final = 256
 """Characters of `user` that the ledger keeps; upstream gets all of it."""
+
+OUTAGES: Final = frozenset({500, 502, 503, 504})
+"""Statuses of upstream's for which an older picture stands in."""
 
 STALE_KEY_ATTEMPTS: Final = 3
 """How often a request starts over because its key was changed meanwhile."""
@@ -65,6 +79,8 @@ class Call:
     secret: str
     policy: Policy
     content_type: str | None
+    headers: Iterable[tuple[str, str]]
+    """As they came; what of them is ours to read is `request/directives`."""
     read: Callable[[], Awaitable[bytes]]
     """Reads the body; raises the 408 or 413 that a bad one deserves."""
     record: Record
@@ -75,6 +91,12 @@ class Call:
     is_follower: bool = False
     """It waited for somebody else's purchase and bought nothing itself."""
     outcome: Outcome = "refused"
+    was_looked_up: bool = False
+    """It was admitted, and the entry was read."""
+    notice: str | None = None
+    """What became of a wish that the caller had, for the answer's headers."""
+    is_replay: bool = False
+    """It is answered as its idempotency key was before."""
 
     @property
     def account(self) -> Account:
@@ -101,8 +123,22 @@ class Answer:
     ttl_seconds: int = 0
     """Of a hit: until its first picture expires."""
     saved_micros: int = 0
-    is_derived: bool = False
-    """Of a hit: some of it was made from a picture of another format."""
+    detail: str | None = None
+    """Of a hit: `derived` from another format, or `stale-if-error`."""
+    is_reload: bool = False
+    """The caller did not want what was there."""
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What would come of a request (`Prefer: dry-run`)."""
+
+    is_hit: bool
+    """Nothing would be bought."""
+    estimate_micros: int
+    """The most that would be charged."""
+    remaining_micros: int | None
+    """What is left in the tightest budget; None without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +150,27 @@ class Question:
     fingerprint: str
     body: bytes
     """What it was read from."""
+    directives: Directives
+    reading: Reading
+    """Which stored pictures may answer it, and whether its own are stored."""
 
     @property
     def view(self) -> View:
         """What is made of each picture's bytes; a link only needs them to be there."""
         return "data" if self.request.response_format == "url" else "base64"
+
+
+class ServiceSettings(BaseModel):
+    """How requests are treated whose key says nothing else."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    upstream_name: str
+    """Part of every fingerprint."""
+    validation: Validation = "strict"
+    scope: Scope = "global"
+    serves_limits_unchecked: bool = False
+    """Whether a key with limits may buy while the store, which counts them, is away."""
 
 
 class Service:
@@ -128,36 +180,36 @@ class Service:
         self,
         store: Store,
         *,
-        upstream_name: str,
         keys: Keys,
         entries: Entries,
         gallery: Gallery,
         blobs: Blobs,
         flights: Flights,
         purchases: Purchases,
+        replays: Replays,
         signing: Signing,
         derivation: Derivation | None,
         ledger: Ledger,
         metrics: Metrics,
-        validation: Validation,
+        settings: ServiceSettings,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
-        self._upstream_name = upstream_name
         self._keys = keys
         self._entries = entries
         self._gallery = gallery
         self._blobs = blobs
         self._flights = flights
         self._purchases = purchases
+        self._replays = replays
         self._signing = signing
         self._derivation = derivation
         self._ledger = ledger
         self._metrics = metrics
-        self._validation = validation
+        self._settings = settings
         self._clock = clock
 
-    async def generate(self, call: Call) -> Answer:
+    async def generate(self, call: Call) -> Answer | DryRun:
         """Answers one call and leaves one ledger record. Raises `GatewayError`."""
         try:
             answer = await self._answer(call)
@@ -170,7 +222,8 @@ class Service:
         except Exception:
             self._note_error(call, GatewayError("The gateway had an error."))
             raise
-        self._note_answer(call, answer)
+        if isinstance(answer, Answer):
+            self._note_answer(call, answer)
         return answer
 
     async def limits_of(self, account: Account) -> list[LimitState]:
@@ -184,17 +237,37 @@ class Service:
             return quota.looked_states(account, states.answer)
         return []
 
-    async def _answer(self, call: Call) -> Answer:
+    async def _answer(self, call: Call) -> Answer | DryRun:
         question = await self._understand_or_confirm(call, await call.read())
-        entry = await self._admit_and_look_up(call, question)
-        held = fresh_pictures(entry, question.request.slots)
-        derived = await self._derive(question, set(question.request.slots) - held.keys())
+        try:
+            entry = await self._admit_and_look_up(call, question)
+            if question.directives.dry_run:
+                return await self._estimate(call, question, entry)
+            if question.directives.idempotency_key is None:
+                return await self._answer_from(call, question, entry)
+            return await self._answer_once(call, question, entry)
+        except StoreUnavailable:
+            if not self._may_do_without_store(call, question):
+                raise
+            return await self._answer_without_store(call, question)
+
+    async def _answer_from(self, call: Call, question: Question, entry: Entry) -> Answer:
+        """From what the entry holds and may be used, from what comes, and else from what was."""
+        held = self._usable(question, entry)
+        derived = await self._derive(call.key, question, set(question.request.slots) - held.keys())
         held |= derived
         pictures = await self._with_bytes(question, {slot: h.picture for slot, h in held.items()})
-        landing = await self._get_missing(call, question, pictures)
+        landing = await self._get_missing(call, question, pictures, entry=entry)
         call.is_follower = landing.is_follower
-        answer = await self._serve(question, held, pictures, landing)
-        return replace(answer, is_derived=bool(derived))
+        landed = await self._with_bytes(question, landing.pictures, in_memory=landing.data)
+        found, held = {**pictures, **landed}, {**held, **landing.held}
+        stale = await self._stale(question, entry, landing, found=found)
+        if not found and not stale:
+            raise landing.own_error or landing.flight_error or _nothing_came()
+        detail = "stale-if-error" if stale else "derived" if derived else None
+        held |= stale
+        found |= await self._with_bytes(question, {slot: h.picture for slot, h in stale.items()})
+        return replace(await self._serve(question, held, found, landing), detail=detail)
 
     # ── the steps ───────────────────────────────────────────────────────────────────────────
 
@@ -212,10 +285,13 @@ class Service:
         """Validates the body and says where its answer would lie."""
         body = parse_body(raw, call.content_type)
         catalog = call.policy.catalog
-        is_lenient = (call.key.validation or self._validation) == "lenient"
+        is_lenient = (call.key.validation or self._settings.validation) == "lenient"
         request = validate(body, catalog, allowed_models=call.key.models, is_lenient=is_lenient)
+        directives = parse_directives(call.headers)
+        reading = effective(directives, call.key.reuse, allow_no_cache=call.key.allow_no_cache)
+        call.notice = reading.notice
         model = catalog.models[request.model]
-        place = self._fingerprint(request, model)
+        place = self._fingerprint(call.key, request, model)
         call.record = call.record.but(
             user=request.user_text[:MAX_USER] or None,
             model=request.model,
@@ -225,14 +301,16 @@ class Service:
             fingerprint=place,
             prompt_hmac=await self._ledger.prompt_hmac(request.prompt),
         )
-        return Question(_in_its_form(request), model, place, raw)
+        request = at_variation(_in_its_form(request), directives.variation)
+        _check_combination(request, directives)
+        return Question(request, model, place, raw, directives, reading)
 
-    def _fingerprint(self, request: ImageRequest, model: Model) -> str:
+    def _fingerprint(self, key: Key, request: ImageRequest, model: Model) -> str:
         return fingerprint(
             request,
             cache_epoch=model.cache_epoch,
-            upstream_name=self._upstream_name,
-            scope=SCOPE,
+            upstream_name=self._settings.upstream_name,
+            scope=_name_space(key.scope or self._settings.scope, key.account),
         )
 
     async def _admit_and_look_up(self, call: Call, question: Question) -> Entry:
@@ -241,11 +319,14 @@ class Service:
             batch = Batch(self._store)
             admission = quota.admit(batch, call.account)
             entry = self._entries.look_up(batch, question.fingerprint)
+            self._entries.tag(batch, question.fingerprint, question.directives.tags)
             await batch.send()
             if admission.answer.record is None:
+                self._keys.was_confirmed(call.key)
                 call.limits = quota.admission_states(call.account, admission.answer)
                 if admission.answer.refused is not None:
                     raise quota.refuse_admission(call.account, admission.answer)
+                call.was_looked_up = True
                 return entry.answer
             await self._start_over(call, question, admission.answer.record)
         raise GatewayError("The key is being changed; try again.", status=503)
@@ -259,14 +340,25 @@ class Service:
         call.key = await self._keys.authenticate(call.secret)
         await self._understand(call, question.body)
 
-    async def _derive(self, question: Question, missing: set[int]) -> Mapping[int, Held]:
-        """What need not be bought, because it can be made from the same picture in PNG."""
-        if not missing or self._derivation is None:
+    def _usable(self, question: Question, entry: Entry) -> dict[int, Held]:
+        """The pictures of the entry that may answer this question."""
+        reading = question.reading
+        if reading.no_cache or reading.no_store:
             return {}
-        wanted = self._derivable(question)
+        held = fresh_pictures(entry, question.request.slots)
+        if reading.max_age_seconds is None:
+            return held
+        youngest = entry.now - reading.max_age_seconds
+        return {slot: h for slot, h in held.items() if h.picture.created >= youngest}
+
+    async def _derive(self, key: Key, question: Question, missing: set[int]) -> Mapping[int, Held]:
+        """What need not be bought, because it can be made from the same picture in PNG."""
+        if not missing or self._derivation is None or question.reading.asks_anew:
+            return {}
+        wanted = self._derivable(key, question)
         return {} if wanted is None else await self._derivation.fill(wanted, sorted(missing))
 
-    def _derivable(self, question: Question) -> Wanted | None:
+    def _derivable(self, key: Key, question: Question) -> Wanted | None:
         """What would be made; None unless the question asks for another format than PNG."""
         request, model = question.request, question.model
         asked = as_derived_format(request.parameters.get("output_format"))
@@ -276,55 +368,101 @@ class Service:
         as_png = {name: v for name, v in request.parameters.items() if name not in of_format}
         return Wanted(
             question.fingerprint,
-            source=self._fingerprint(replace(request, parameters=as_png), model),
+            source=self._fingerprint(key, replace(request, parameters=as_png), model),
             format=asked,
             compression=int(_effective(model, request, "output_compression") or 100),
         )
 
     async def _get_missing(
-        self, call: Call, question: Question, pictures: Mapping[int, tuple[Picture, bytes]]
+        self,
+        call: Call,
+        question: Question,
+        pictures: Mapping[int, tuple[Picture, bytes]],
+        *,
+        entry: Entry,
     ) -> Landing:
-        """Waits for, or buys, what the entry does not hold."""
-        missing = [slot for slot in question.request.slots if slot not in pictures]
+        """Waits for, or buys, what cannot be taken from the entry."""
+        missing = tuple(slot for slot in question.request.slots if slot not in pictures)
+        if not missing:
+            return Landing(missing=set())
+        reading, place = question.reading, question.fingerprint
+        if reading.only_if_cached:
+            raise _not_cached()
+        buy = self._buyer(call, question, pictures)
+        with _watching(call, question.request) as viewer:
+            if reading.no_cache or reading.no_store:
+                await self._flights.check_refusal(place)
+                return await self._flights.run_alone(place, missing, buy=buy, viewer=viewer)
+            ignoring = tuple(entry.slots[n].picture for n in missing if n in entry.slots)
+            return await self._flights.run(
+                place,
+                missing,
+                buy=buy,
+                viewer=viewer,
+                ignoring=ignoring if reading.max_age_seconds is not None else (),
+            )
+
+    def _buyer(
+        self, call: Call, question: Question, pictures: Mapping[int, tuple[Picture, bytes]]
+    ) -> Buy:
+        """Buys the slots of a flight for this call; `pictures` it has already."""
         saved_micros = sum(picture.cost_micros for picture, _ in pictures.values())
 
         async def buy(flight: Flight) -> Bought:
+            _check_cost(question, len(flight.slots))
             is_whole = len(flight.slots) == question.request.n
             is_first = not call.tally.is_open  # a second purchase of a request saved nothing more
             record = call.record.but(
                 outcome="bought" if is_whole else "partial",
                 saved_micros=saved_micros if is_first else 0,
             )
-            return await self._purchases.buy(self._order(call, question, record), flight)
+            order = self._order(call, question, record)
+            if question.reading.no_store:
+                return await self._purchases.buy_unshared(order, flight)
+            return await self._purchases.buy(order, flight)
 
-        with _watching(call, question.request) as viewer:
-            return await self._flights.run(question.fingerprint, missing, buy=buy, viewer=viewer)
+        return buy
+
+    async def _stale(
+        self,
+        question: Question,
+        entry: Entry,
+        landing: Landing,
+        *,
+        found: Mapping[int, object],
+    ) -> dict[int, Held]:
+        """When upstream fails, what it made earlier is better than nothing (CONTRACT §6)."""
+        failure = landing.own_error or landing.flight_error
+        if question.reading.asks_anew or not _is_outage(failure):
+            return {}
+        lacking = [slot for slot in question.request.slots if slot not in found]
+        return stale_pictures(entry, lacking)
 
     async def _serve(
         self,
         question: Question,
         held: Mapping[int, Held],
-        pictures: Mapping[int, tuple[Picture, bytes]],
+        found: Mapping[int, tuple[Picture, bytes]],
         landing: Landing,
     ) -> Answer:
-        """All pictures that there are, in slot order; an error only when there is none."""
-        landed = await self._with_bytes(question, landing.pictures, in_memory=landing.data)
-        all_pictures = {**pictures, **landed}
-        if not all_pictures:
+        """All pictures that there are, in slot order."""
+        if not found:
             raise landing.own_error or landing.flight_error or _nothing_came()
         if question.request.response_format == "url":
-            all_pictures = await self._as_links(question, all_pictures)
+            found = await self._as_links(question, found)
+        reading = question.reading
         return Answer(
             question.request,
-            outcome=_outcome(landing, count=len(all_pictures)),
-            pictures=tuple(all_pictures[slot] for slot in sorted(all_pictures)),
-            fingerprint=question.fingerprint,
-            ttl_seconds=min((h.ttl_seconds for h in {**held, **landing.held}.values()), default=0),
+            outcome=_outcome(landing, count=len(found)),
+            pictures=tuple(found[slot] for slot in sorted(found)),
+            fingerprint=None if reading.no_store else question.fingerprint,
+            ttl_seconds=min((held[slot].ttl_seconds for slot in found if slot in held), default=0),
             saved_micros=sum(
                 picture.cost_micros
-                for slot, (picture, _) in all_pictures.items()
+                for slot, (picture, _) in found.items()
                 if slot not in landing.bought
             ),
+            is_reload=reading.no_cache,
         )
 
     async def _as_links(
@@ -364,6 +502,105 @@ class Service:
             self._entries.empty(batch, question.fingerprint, {n: p.id for n, p in lost.items()})
             await batch.send()
         return found
+
+    # ── other ways through the story ────────────────────────────────────────────────────────
+
+    async def _estimate(self, call: Call, question: Question, entry: Entry) -> DryRun:
+        """Nothing is bought, and nothing but the admission is counted."""
+        held = self._usable(question, entry)
+        missing = question.request.n - len(held)
+        most = pricing.estimate(question.model, question.request, missing) if missing else None
+        budgets = [s.remaining for s in call.limits if s.limit.unit == "micros"]
+        return DryRun(
+            is_hit=not missing,
+            estimate_micros=most.amounts.micros if most else 0,
+            remaining_micros=min(budgets, default=None),
+        )
+
+    async def _answer_once(self, call: Call, question: Question, entry: Entry) -> Answer:
+        """Answers a question with an `Idempotency-Key`: as before, if it was asked before.
+
+        In a task of its own: also an answer that nobody waits for any more is remembered.
+        """
+        request = question.request
+        asked = asked_by(
+            call.account.key_id,
+            question.directives.idempotency_key or "",
+            question=(question.fingerprint, request.n, request.stream, request.response_format),
+        )
+        remembered = await self._replays.begin(asked)
+        if remembered is not None:
+            if remembered.question != asked.question:
+                raise _idempotency_key_reused()
+            if (answer := await self._replayed(call, question, remembered)) is not None:
+                return answer
+        work = self._answer_and_remember(call, question, entry, asked=asked)
+        return await self._flights.own_shielded(work, name=f"answer once {call.request_id}")
+
+    async def _replayed(
+        self, call: Call, question: Question, remembered: Remembered
+    ) -> Answer | None:
+        """The same answer once more, for nothing; None when its pictures are no longer kept."""
+        if remembered.failure is not None:
+            call.is_replay = True
+            raise remembered.failure
+        found = await self._with_bytes(question, remembered.pictures)
+        if len(found) < len(remembered.pictures):
+            return None
+        call.is_replay = True
+        return await self._serve(question, {}, found, Landing(missing=set()))
+
+    async def _answer_and_remember(
+        self, call: Call, question: Question, entry: Entry, *, asked: Asked
+    ) -> Answer:
+        async with self._replays.answering(asked):
+            try:
+                answer = await self._answer_from(call, question, entry)
+            except UpstreamFailure as failure:
+                if failure.is_charged:
+                    await self._replays.remember_failure(asked, failure)
+                else:
+                    await self._replays.forget(asked)
+                raise
+            except BaseException:
+                await self._replays.forget(asked)
+                raise
+            pictures = {slot: picture for slot, (picture, _) in enumerate(answer.pictures)}
+            await self._replays.remember(asked, pictures)
+            return answer
+
+    def _may_do_without_store(self, call: Call, question: Question) -> bool:
+        """Whether a picture may be bought although the store is away (CONTRACT §6 *Store down*).
+
+        Not if something was sent already, nor for a key whose limits nobody can check, and not
+        for what only a store can give: a link, an answer from the cache, the same answer twice.
+        """
+        needs_store = (
+            question.request.response_format == "url"
+            or question.reading.only_if_cached
+            or question.directives.dry_run
+            or question.directives.idempotency_key is not None
+        )
+        is_limited = bool(call.account.limits) and not self._settings.serves_limits_unchecked
+        may_buy = self._keys.may_go_on_alone(call.key) and not is_limited
+        return may_buy and not needs_store and not call.tally.is_open
+
+    async def _answer_without_store(self, call: Call, question: Question) -> Answer:
+        """Buys; those who ask the same of this worker at the same time share it."""
+
+        async def buy(flight: Flight) -> Bought:
+            _check_cost(question, len(flight.slots))
+            order = self._order(call, question, call.record.but(outcome="bought"))
+            return await self._purchases.buy_without_store(order, flight)
+
+        slots = tuple(question.request.slots)
+        with _watching(call, question.request) as viewer:
+            landing = await self._flights.run_offline(
+                question.fingerprint, slots, buy=buy, viewer=viewer
+            )
+        call.is_follower = landing.is_follower
+        found = await self._with_bytes(question, landing.pictures, in_memory=landing.data)
+        return await self._serve(question, {}, found, landing)
 
     def _order(self, call: Call, question: Question, record: Record) -> Order:
         return Order(
@@ -429,6 +666,76 @@ def _outcome(landing: Landing, *, count: int) -> Outcome:
 
 def _reason(error: GatewayError) -> str:
     return error.reason if isinstance(error, LimitExceeded) else error.code or str(error.status)
+
+
+def _name_space(scope: Scope, account: Account) -> str:
+    """Whose pictures answer a key's questions; a key without a team is a team of its own."""
+    if scope == "global":
+        return scope
+    if scope == "team" and account.team is not None:
+        return f"team:{account.team}"
+    return f"key:{account.key_id}"
+
+
+def _check_combination(request: ImageRequest, directives: Directives) -> None:
+    """What cannot be had together with `no-store`: whatever has to be stored."""
+    if not directives.no_store:
+        return
+    if request.response_format == "url":
+        raise InvalidRequest(
+            "A link needs a stored picture, which 'Cache-Control: no-store' forbids. Leave it out, "
+            'or ask for "response_format": "b64_json".',
+            param="response_format",
+            code="invalid_value",
+        )
+    if directives.idempotency_key is not None:
+        raise InvalidRequest(
+            "An Idempotency-Key needs a stored answer, which 'Cache-Control: no-store' forbids. "
+            "Send only one of them.",
+            param=IDEMPOTENCY_KEY,
+            code="invalid_value",
+        )
+
+
+def _check_cost(question: Question, pictures: int) -> None:
+    """The caller's own bound of what this request may be charged."""
+    most = question.directives.max_cost_micros
+    if most is None:
+        return
+    estimate = pricing.estimate(question.model, question.request, pictures)
+    if estimate.amounts.micros > most:
+        because = f" ({estimate.reason})" if estimate.reason else ""
+        raise InvalidRequest(
+            f"This request may cost up to ${quota.show_usd(estimate.amounts.micros)}{because}, "
+            f"more than the ${quota.show_usd(most)} of {MAX_COST}. Nothing was bought.",
+            param=MAX_COST,
+            code="max_cost_exceeded",
+        )
+
+
+def _is_outage(error: GatewayError | None) -> bool:
+    """Whether upstream failed, rather than refused (CONTRACT §6 *Stale*)."""
+    return isinstance(error, UpstreamFailure) and error.status in OUTAGES
+
+
+def _not_cached() -> GatewayError:
+    return GatewayError(
+        "Not every picture that was asked for is in the cache, and 'Cache-Control: only-if-cached' "
+        "forbids to buy one.",
+        status=504,
+        type=INVALID_REQUEST,
+        code="only_if_cached",
+        headers={"x-should-retry": "false"},
+    )
+
+
+def _idempotency_key_reused() -> InvalidRequest:
+    return InvalidRequest(
+        "This Idempotency-Key was sent before with another request. Use a new one for each "
+        "question.",
+        param=IDEMPOTENCY_KEY,
+        code="idempotency_key_reused",
+    )
 
 
 def _in_its_form(request: ImageRequest) -> ImageRequest:

@@ -464,6 +464,8 @@ class StoreSettings(_Section):
     """The folder for the embedded store, picture bytes and the admin token."""
     blobs_url: BlobsUrl | None = None
     """Where picture bytes lie: a second Redis or file:///…; empty: where the rest lies."""
+    limits_when_away: Literal["refuse", "ignore"] = "refuse"
+    """What becomes of a key with limits while the store, which counts them, is away."""
 
 
 class BreakerSettings(_Section):
@@ -518,7 +520,11 @@ class CacheSettings(_Section):
     hot_bytes: BytesOrZero = 256 << 20
     """Of them, what each worker keeps in its memory; 0: nothing."""
     stale_if_error_seconds: Seconds = Field(default=7 * 86_400.0, alias="stale_if_error")
-    """How long an entry outlives its time."""
+    """How long an entry outlives its time, to stand in when upstream fails."""
+    refusal_ttl_seconds: Seconds = Field(default=600.0, alias="refusal_ttl")
+    """How long it is remembered that upstream refused a question for its content."""
+    scope: Literal["global", "team", "key"] = "global"
+    """Who shares pictures: everybody, each team, or nobody. A key may have its own."""
     url_ttl_seconds: Seconds = Field(default=86_400.0, alias="url_ttl")
     """How long a link to a picture works, from the answer that it stands in."""
     derive_formats: Switch = False

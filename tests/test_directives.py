@@ -369,14 +369,9 @@ def test_a_keys_reuse_is_always_never_or_within_a_time(text, reuse):
     ],
 )
 def test_another_reuse_is_refused(text):
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(ValueError, match="expected 'always', 'never', or 'within:'") as caught:
         Reuse.parse(text)
-    assert caught.value.param == "reuse"
-    shown = text if len(text) < 200 else text[:200] + "…"
-    assert caught.value.message == (
-        "Invalid 'reuse': expected 'always', 'never', or 'within:' and a duration such as 90s, "
-        f"10m, 12h or 7d, but got '{shown}'."
-    )
+    assert f"but got '{text[:100]}'" in str(caught.value)
 
 
 NEVER, WEEK = Reuse(no_cache=True), Reuse(max_age_seconds=604_800)

@@ -24,11 +24,12 @@ from gateway.api.sending import write_slices
 from gateway.api.services import SERVICES, Services
 from gateway.api.streaming import SHOWN_IN_EVENTS, LiveStream
 from gateway.billing.ledger import draft
+from gateway.billing.pricing import MICROS_PER_USD
 from gateway.billing.quota import rate_headers, show_usd
 from gateway.catalog import Model
 from gateway.errors import INVALID_REQUEST, GatewayError, InvalidRequest
 from gateway.images import Picture, Usage
-from gateway.service import Answer, Call
+from gateway.service import Answer, Call, DryRun
 
 JOIN_BYTES: Final = 64 * 1024
 """Answers up to this size are sent as one piece; larger ones piece by piece, uncopied."""
@@ -62,6 +63,8 @@ async def generate(request: web.Request) -> web.StreamResponse:
             if not await live.has_begun():
                 raise
             return await live.fail(error)
+        if isinstance(answer, DryRun):
+            return _show_dry_run(answer)
         if answer.request.stream:
             return await _end_stream(request, live, call, answer=answer)
     request[HEADERS].update(_answer_headers(answer, call, now=services.clock()))
@@ -69,19 +72,40 @@ async def generate(request: web.Request) -> web.StreamResponse:
     return await _send(request, pieces)
 
 
-async def _answer(request: web.Request, call: Call) -> Answer:
+async def _answer(request: web.Request, call: Call) -> Answer | DryRun:
     """Has the call answered; whatever comes of it, the request knows it for headers and log."""
     try:
         return await request.app[SERVICES].service.generate(call)
     except GatewayError:
         # Not onto the error: buyer and followers share it, and only the buyer was charged.
         request[HEADERS]["x-gateway-cost-usd"] = show_usd(call.tally.cost_micros)
+        if (cache_status := _cache_status_of_error(call)) is not None:
+            request[HEADERS]["Cache-Status"] = cache_status
         raise
     finally:
         if call.record.model is not None:
             request[MODEL] = call.record.model
         request[OUTCOME] = call.outcome
         request[HEADERS].update(rate_headers(call.latest_limits))
+        if call.notice is not None:
+            request[HEADERS]["x-gateway-notice"] = call.notice
+        if call.is_replay:
+            request[HEADERS]["idempotent-replayed"] = "true"
+
+
+def _show_dry_run(found: DryRun) -> web.Response:
+    """What would come of the request; the body of an invalid one is its 400 as ever."""
+    remaining = found.remaining_micros
+    body = {
+        "valid": True,
+        "hit": found.is_hit,
+        "estimate_usd": found.estimate_micros / MICROS_PER_USD,
+        "remaining": None if remaining is None else remaining / MICROS_PER_USD,
+    }
+    response = _json(body)
+    response.headers["Preference-Applied"] = "dry-run"
+    response.headers["x-gateway-cost-usd"] = show_usd(0)
+    return response
 
 
 def _public_url(request: web.Request) -> str:
@@ -99,6 +123,7 @@ def _call(request: web.Request, services: Services) -> Call:
         secret=request[SECRET],
         policy=services.policy(),
         content_type=request.headers.get(hdrs.CONTENT_TYPE),
+        headers=request.headers.items(),
         read=lambda: read_body(request),
         record=draft(key.account, request_id=request[REQUEST_ID], time=now),
     )
@@ -168,9 +193,21 @@ def _cache_status(answer: Answer) -> str:
     if answer.fingerprint is None:
         return "image-gateway; fwd=bypass"
     how = CACHE_STATUS.get(answer.outcome, f"hit; ttl={answer.ttl_seconds}")
-    if answer.is_derived:
-        how += "; detail=derived"
-    return f'image-gateway; {how}; key="{answer.fingerprint}"'
+    if answer.is_reload:
+        how = "fwd=request; stored"
+    if answer.detail == "stale-if-error":
+        how = f"hit; ttl={answer.ttl_seconds}"
+    detail = f"; detail={answer.detail}" if answer.detail else ""
+    return f'image-gateway; {how}{detail}; key="{answer.fingerprint}"'
+
+
+def _cache_status_of_error(call: Call) -> str | None:
+    """The same for an error: of a purchase, of somebody else's, or for want of a picture."""
+    place = call.record.fingerprint
+    if place is None or not call.was_looked_up:
+        return None
+    how = "fwd=miss" if call.tally.is_open else "fwd=miss; collapsed" if call.is_follower else None
+    return f'image-gateway; {how or "detail=not-served"}; key="{place}"'
 
 
 def render(answer: Answer, *, created: int, public_url: str) -> list[bytes]:

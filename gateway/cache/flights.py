@@ -223,6 +223,7 @@ class Flights:
         self._owned: set[asyncio.Task[Any]] = set()
         self._listeners: set[asyncio.Task[None]] = set()
         self._ends: dict[str, asyncio.Future[End]] = {}
+        self._offline: dict[tuple[str, tuple[int, ...]], str] = {}
 
     def __len__(self) -> int:
         """Paid work under way in this process: purchases, and what is still to be kept of them."""
@@ -306,20 +307,48 @@ class Flights:
             await asyncio.gather(*waits)
         return landing
 
-    async def run_alone(self, fingerprint: str, slots: tuple[int, ...], *, buy: Buy) -> Landing:
+    async def run_alone(
+        self,
+        fingerprint: str,
+        slots: tuple[int, ...],
+        *,
+        buy: Buy,
+        viewer: Viewer | None = None,
+    ) -> Landing:
         """Buys pictures for slots whatever is there, neither waiting for anybody nor waited for."""
         landing = Landing(missing=set(slots))
         flight = Flight(secrets.token_hex(12), fingerprint, slots, is_alone=True, displaces=True)
-        try:
-            await self._check_refusal(fingerprint)
-        except GatewayError as refusal:
-            landing.own_error = refusal
-            return landing
+        self._show(viewer, flights=(flight.id,))
         purchase = self.own(self._buy(flight, buy), name=f"purchase {flight.id}")
         await self._land(landing, purchase, slots)
         return landing
 
-    async def _check_refusal(self, fingerprint: str) -> None:
+    async def run_offline(
+        self,
+        fingerprint: str,
+        slots: tuple[int, ...],
+        *,
+        buy: Buy,
+        viewer: Viewer | None = None,
+    ) -> Landing:
+        """Buys while the store is away: those who ask the same in this process wait for one."""
+        question = (fingerprint, slots)
+        if (under_way := self._offline.get(question)) is None:
+            flight = Flight(secrets.token_hex(12), fingerprint, slots, is_alone=True)
+            self._offline[question] = flight.id
+            self._show(viewer, flights=(flight.id,))
+            landing = Landing(missing=set(slots))
+            purchase = self.own(self._buy(flight, buy), name=f"purchase {flight.id}")
+            purchase.add_done_callback(lambda _: self._offline.pop(question, None))
+            await self._land(landing, purchase, slots)
+            return landing
+        self._show(viewer, flights=(under_way,))
+        landing = Landing(missing=set(slots))
+        landing.follow(await self._end_of(under_way), set(slots))
+        return landing
+
+    async def check_refusal(self, fingerprint: str) -> None:
+        """Raises what stands against asking this question at all, if there is anything."""
         batch = Batch(self._store)
         refused = look_for_refusal(batch, fingerprint)
         await batch.send()

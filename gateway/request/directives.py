@@ -242,6 +242,11 @@ class Reading:
     notice: str | None = None
     """For `x-gateway-notice`: what became of `no-cache` and `max-age`; None without either."""
 
+    @property
+    def asks_anew(self) -> bool:
+        """Whether an older picture will not do, whatever happens."""
+        return self.no_cache or self.no_store or self.max_age_seconds is not None
+
 
 def effective(directives: Directives, reuse: Reuse, *, allow_no_cache: bool) -> Reading:
     """What holds: the request's own word where it may have one, else its key's setting.
