@@ -105,7 +105,7 @@ class Blobs:
         self._takedowns = takedowns
         self._observer = observer
         self._total_bytes = settings.total_bytes
-        self._reading: dict[str, asyncio.Task[bytes | None]] = {}
+        self._making: dict[tuple[str, View], asyncio.Task[bytes | None]] = {}
         self._storing = asyncio.Semaphore(STORED_AT_ONCE)
         self._touched: set[str] = set()
         self._lost: set[str] = set()
@@ -139,12 +139,7 @@ class Blobs:
         kept = self._hot.get(digest, view)
         if kept is not None:
             return kept
-        found = data or self._hot.get(digest, "data") or await self._read_once(digest)
-        if found is None:
-            return None
-        shown = found if view == "data" else await encode_bytes(found)
-        self._hot.put(digest, view, shown)
-        return shown
+        return await self._make_once(digest, view, data)
 
     async def delete(self, digests: Iterable[str]) -> None:
         """Removes bytes wherever this process knows of them. Raises `StoreUnavailable`."""
@@ -165,14 +160,23 @@ class Blobs:
                 await self.make_room(len(data))
                 await self._bytes.put(digest, data, self._settings.lifetime_seconds)
 
-    async def _read_once(self, digest: str) -> bytes | None:
-        """Those who ask for the same bytes at the same time share one read."""
-        task = self._reading.get(digest)
+    async def _make_once(self, digest: str, view: View, data: bytes | None) -> bytes | None:
+        """Those who ask for the same view at the same time share one read, and one copy."""
+        task = self._making.get((digest, view))
         if task is None:
-            task = asyncio.create_task(self._read(digest), name=f"read blob {digest[:12]}")
-            self._reading[digest] = task
-            task.add_done_callback(lambda _: self._reading.pop(digest, None))
+            making = self._make(digest, view, data)
+            task = asyncio.create_task(making, name=f"view blob {digest[:12]}")
+            self._making[digest, view] = task
+            task.add_done_callback(lambda _: self._making.pop((digest, view), None))
         return await asyncio.shield(task)
+
+    async def _make(self, digest: str, view: View, data: bytes | None) -> bytes | None:
+        found = data or self._hot.get(digest, "data") or await self._read(digest)
+        if found is None:
+            return None
+        shown = found if view == "data" else await encode_bytes(found)
+        self._hot.put(digest, view, shown)
+        return shown
 
     async def _read(self, digest: str) -> bytes | None:
         data = await self._bytes.get(digest)
