@@ -10,6 +10,7 @@ import hashlib
 import secrets
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from gateway.access.keys import Keys
 from gateway.app import open_store
@@ -43,9 +44,9 @@ class Left:
     """What it was charged then."""
 
 
-def estimate(prompt: str, *, pictures: int = 1) -> Amounts:
+def estimate(prompt: str, *, pictures: int = 1, **body: Any) -> Amounts:
     """What a purchase of this prompt reserves."""
-    request, catalog = _request(prompt)
+    request, catalog = _request(prompt, **body)
     return pricing.estimate(catalog.models[MODEL], request, pictures).amounts
 
 
@@ -90,9 +91,10 @@ async def leave_purchase(
     return Left(purchase, most, data, charge)
 
 
-def _request(prompt: str) -> tuple[ImageRequest, Catalog]:
+def _request(prompt: str, **body: Any) -> tuple[ImageRequest, Catalog]:
     catalog = shipped_catalog()
-    return validate({"model": MODEL, "prompt": prompt}, catalog, allowed_models=None), catalog
+    whole = {"model": MODEL, "prompt": prompt, **body}
+    return validate(whole, catalog, allowed_models=None), catalog
 
 
 def _picture(data: bytes, charge: Amounts) -> Picture:

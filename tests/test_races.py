@@ -9,6 +9,7 @@ played before a gateway of its own, over an empty embedded store, and finds thes
     ${post_as_alice}, ${post_as_bob}     for `txreq`: an image request of theirs, but for its body
     ${first}, ${second}                  files for `-bodyfrom`: answers of upstream, a picture each
     ${first_picture}, ${second_picture}  what `resp.body` matches that holds this picture
+    ${preview}, ${completed}             for `chunked "…"`: events of upstream with the first one
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -89,7 +91,18 @@ def _answers_macros(folder: Path) -> dict[str, str]:
         file = folder / f"{name}.json"
         file.write_text(json.dumps(answer))
         macros |= {name: str(file), f"{name}_picture": picture.replace("+", "[+]")}
-    return macros
+    picture = _draw(COLOURS["first"])
+    return macros | {
+        "preview": _event("partial_image", b64_json=picture, partial_image_index=0),
+        "completed": _event("completed", b64_json=picture, usage=USAGE),
+    }
+
+
+def _event(kind: str, **fields: Any) -> str:
+    """A frame of a stream, as it is written inside of a script's quotes."""
+    name = f"image_generation.{kind}"
+    frame = f"event: {name}\ndata: {json.dumps({'type': name, **fields})}\n\n"
+    return frame.replace('"', '\\"').replace("\n", "\\n")
 
 
 def _draw(colour: str) -> str:

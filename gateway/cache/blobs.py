@@ -111,7 +111,7 @@ class Blobs:
         self._takedowns = takedowns
         self._observer = observer
         self._total_bytes = settings.total_bytes
-        self._reading: dict[str, asyncio.Task[bytes | None]] = {}
+        self._making: dict[tuple[str, View], asyncio.Task[bytes | None]] = {}
         self._storing = asyncio.Semaphore(STORED_AT_ONCE)
         self._touched: dict[str, None] = {}  # by when they were last used, oldest first
         self._lost: set[str] = set()
@@ -156,12 +156,9 @@ class Blobs:
         kept = self._hot.get(digest, view)
         if kept is not None:
             return kept
-        found = data or self._hot.get(digest, "data") or await self._read_once(digest)
-        if found is None:
-            return None
-        shown = found if view == "data" else await encode_bytes(found)
-        self._hot.put(digest, view, shown)
-        return shown
+        if data is not None and len(data) <= ENCODE_INLINE_BYTES:
+            return await self._make(digest, view, data)  # not worth a task
+        return await self._make_once(digest, view, data)
 
     async def delete(self, digests: Iterable[str]) -> None:
         """Removes bytes wherever this process knows of them. Raises `StoreUnavailable`."""
@@ -174,14 +171,23 @@ class Blobs:
         for digest in digests:
             self._hot.drop(digest)
 
-    async def _read_once(self, digest: str) -> bytes | None:
-        """Those who ask for the same bytes at the same time share one read."""
-        task = self._reading.get(digest)
+    async def _make_once(self, digest: str, view: View, data: bytes | None) -> bytes | None:
+        """Those who ask for the same view at the same time share one read, and one copy."""
+        task = self._making.get((digest, view))
         if task is None:
-            task = asyncio.create_task(self._read(digest), name=f"read blob {digest[:12]}")
-            self._reading[digest] = task
-            task.add_done_callback(lambda _: self._reading.pop(digest, None))
+            making = self._make(digest, view, data)
+            task = asyncio.create_task(making, name=f"view blob {digest[:12]}")
+            self._making[digest, view] = task
+            task.add_done_callback(lambda _: self._making.pop((digest, view), None))
         return await asyncio.shield(task)
+
+    async def _make(self, digest: str, view: View, data: bytes | None) -> bytes | None:
+        found = data or self._hot.get(digest, "data") or await self._read(digest)
+        if found is None:
+            return None
+        shown = found if view == "data" else await encode_bytes(found)
+        self._hot.put(digest, view, shown)
+        return shown
 
     async def _read(self, digest: str) -> bytes | None:
         data = await self._bytes.get(digest)

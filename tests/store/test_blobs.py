@@ -101,3 +101,19 @@ async def test_what_stays_is_found_while_the_rest_comes_and_goes(blobs: BlobStor
 
 async def test_what_it_may_take_is_a_number_or_unlimited(blobs: BlobStore) -> None:
     assert await blobs.capacity_bytes() in (None, 1 << 30)
+
+
+async def test_what_passes_lies_apart_and_no_scan_finds_it(blobs: BlobStore) -> None:
+    one, two = digest(b"one"), digest(b"two")
+    await blobs.passing().put(one, b"passing", 0.3)
+    await blobs.passing().put(two, b"passing too", 60)
+    await blobs.put(two, b"a picture", 60)
+
+    assert await blobs.get(one) is None
+    assert await _all_sizes(blobs, limit=500) == {two: 9}
+    assert await blobs.passing().get(two) == b"passing too"
+    assert await blobs.passing().get(one) == b"passing"
+    await asyncio.sleep(0.35)
+    assert await blobs.passing().get(one) is None
+    await blobs.passing().delete(two)
+    assert await blobs.get(two) == b"a picture"

@@ -1,0 +1,666 @@
+"""Streams through the front door: what is shown, to whom, how often it is bought, how it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import re
+import signal
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+from openai._streaming import SSEDecoder
+
+from gateway.api import streaming
+from gateway.billing.ledger import Record
+from gateway.images import PartialImage
+from tests.gateways import (
+    MODEL,
+    Client,
+    InProcess,
+    Reply,
+    Upstream,
+    make_settings,
+    open_to_both,
+    run_gateway,
+    run_processes,
+)
+from tests.http.conftest import OpenGateway, Shared
+from tests.journals import estimate, leave_purchase
+
+PARTIAL = "image_generation.partial_image"
+COMPLETED = "image_generation.completed"
+MORTAL = {"heartbeat": "0.2s", "dead_after": "0.8s", "drain_timeout": "5s"}
+
+
+@dataclass(frozen=True)
+class Event:
+    """A frame as the `openai` package's own decoder reads it."""
+
+    name: str | None
+    data: dict[str, Any]
+
+    @property
+    def index(self) -> int:
+        return int(self.data["partial_image_index"])
+
+    @property
+    def picture(self) -> str:
+        return str(self.data["b64_json"])
+
+
+def events_of(body: bytes) -> list[Event]:
+    return [Event(sse.event, sse.json()) for sse in SSEDecoder().iter_bytes(iter([body]))]
+
+
+def names_of(events: Sequence[Event]) -> list[str | None]:
+    return [event.name for event in events]
+
+
+def indices_of(events: Sequence[Event]) -> list[int]:
+    return [event.index for event in events if event.name == PARTIAL]
+
+
+async def ask(client: Client, prompt: str, partial_images: int = 3, **body: Any) -> Reply:
+    """A stream, read to its end."""
+    return await client.ask(prompt, stream=True, partial_images=partial_images, **body)
+
+
+@dataclass
+class Reading:
+    """A stream that is being read."""
+
+    response: aiohttp.ClientResponse
+    body: bytearray = field(default_factory=bytearray)
+
+    @property
+    def events(self) -> list[Event]:
+        """Those that are complete."""
+        return events_of(bytes(self.body[: self.body.rfind(b"\n\n") + 2]))
+
+    async def until(self, count: int) -> None:
+        """Reads until so many events have come."""
+        async with asyncio.timeout(20):
+            while len(self.events) < count:
+                self.body += await self.response.content.readany()
+                assert not self.response.content.at_eof() or len(self.events) >= count
+
+    async def to_the_end(self) -> list[Event]:
+        async with asyncio.timeout(20):
+            self.body += await self.response.read()
+        return self.events
+
+
+@asynccontextmanager
+async def reading(client: Client, prompt: str, partial_images: int = 3) -> AsyncIterator[Reading]:
+    """A stream whose headers have come, on a connection of its own."""
+    body = {
+        "model": MODEL,
+        "prompt": prompt,
+        "stream": True,
+        "partial_images": partial_images,
+    }
+    headers = {"Authorization": f"Bearer {client.secret}"}
+    url = f"{client.url}/v1/images/generations"
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(url, json=body, headers=headers) as response,
+    ):
+        yield Reading(response)
+
+
+async def record_of(gateway: InProcess, reply: Reply) -> Record:
+    """The record of the request that was answered so."""
+    request_id = reply.headers["x-request-id"]
+    (record,) = [r for r in await gateway.ledger() if r.request_id == request_id]
+    return record
+
+
+# ── what a stream is ────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_stream_is_its_partial_images_and_the_picture(
+    gateway: InProcess, alice: Client, upstream: Upstream
+) -> None:
+    reply = await ask(alice, "an otter", quality="high", size="1024x1024")
+    *partials, completed = events_of(reply.body)
+
+    assert names_of(partials) == [PARTIAL] * 3
+    assert indices_of(partials) == [0, 1, 2]
+    for event in partials:
+        assert list(event.data) == [
+            *("type", "b64_json", "partial_image_index", "created_at"),
+            *("size", "quality", "background", "output_format"),
+        ]
+        assert base64.b64decode(event.picture, validate=True).startswith(b"\x89PNG")
+    assert completed.name == COMPLETED
+    assert list(completed.data) == [
+        *("type", "b64_json", "created_at", "size", "quality", "background"),
+        *("output_format", "usage"),
+    ]
+    assert completed.data["usage"] == {
+        "input_tokens": 9,
+        "input_tokens_details": {"image_tokens": 0, "text_tokens": 9},
+        "output_tokens": 4460,
+        "total_tokens": 4469,
+    }
+    (sent,) = await upstream.bodies()
+    assert (sent["stream"], sent["partial_images"]) == (True, 3)
+    record = await record_of(gateway, reply)
+    assert (record.outcome, record.flags) == ("bought", ())
+    assert record.tokens == {"text_in": 9, "image_out": 4460}
+
+
+async def test_the_headers_of_a_live_stream(alice: Client) -> None:
+    limited = await alice.with_key("limited", limits={"requests_per_minute": 60})
+    reply = await ask(limited, "an otter")
+
+    assert reply.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+    assert reply.headers["Cache-Control"] == "no-cache"
+    assert reply.headers["X-Accel-Buffering"] == "no"
+    assert re.fullmatch("req_[0-9a-f]{32}", reply.headers["x-request-id"])
+    assert "Content-Length" not in reply.headers
+    assert "Content-Encoding" not in reply.headers
+    assert reply.cache_status == "fwd=miss; stored"
+    reserved = estimate("an otter", stream=True, partial_images=3).micros
+    assert float(reply.headers["x-gateway-reserved-usd"]) * 1e6 == pytest.approx(reserved)
+    assert reply.headers["x-ratelimit-limit-requests"] == "60"
+    assert "x-gateway-cost-usd" not in reply.headers
+    assert "x-gateway-saved-usd" not in reply.headers
+    assert reply.body.startswith(b": ")
+
+
+async def test_without_partial_images_a_stream_is_exactly_one_event(
+    alice: Client, upstream: Upstream
+) -> None:
+    reply = await ask(alice, "an otter", 0)
+    assert names_of(events_of(reply.body)) == [COMPLETED]
+    omitted = await alice.ask("a heron", stream=True)
+    assert names_of(events_of(omitted.body)) == [COMPLETED]
+
+
+async def test_a_hit_is_exactly_one_event_whoever_bought_it(
+    gateway: InProcess, alice: Client, upstream: Upstream
+) -> None:
+    bought = {"streamed": await ask(alice, "streamed"), "plain": await alice.ask("plain")}
+    pictures = {
+        "streamed": events_of(bought["streamed"].body)[-1].picture,
+        "plain": bought["plain"].images[0],
+    }
+    for prompt, picture in pictures.items():
+        hit = await ask(alice, prompt)
+        (event,) = events_of(hit.body)
+        plain = await alice.ask(prompt)
+
+        assert (event.name, event.picture) == (COMPLETED, picture)
+        assert plain.images == [picture]
+        assert event.data["usage"] == plain.json["usage"]
+        assert hit.cache_status.startswith("hit; ttl=")
+        assert hit.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        for header in ("x-gateway-cost-usd", "x-gateway-saved-usd", "x-gateway-picture-ids"):
+            assert hit.headers[header] == plain.headers[header]
+        assert int(hit.headers["Age"]) <= 5
+        assert "x-gateway-reserved-usd" not in hit.headers
+        assert (await record_of(gateway, hit)).outcome == "hit"
+    assert len(await upstream.bodies()) == 2
+
+
+async def test_links_cannot_be_streamed_and_become_base64(
+    open_gateway: OpenGateway,
+) -> None:
+    async with open_gateway() as here:
+        alice = await here.client.with_key("lenient", validation="lenient")
+        reply = await ask(alice, "an otter", response_format="url")
+        hit = await ask(alice, "an otter", response_format="url")
+
+    for answer in (reply, hit):
+        completed = events_of(answer.body)[-1]
+        assert base64.b64decode(completed.picture, validate=True).startswith(b"\x89PNG")
+        assert "url" not in completed.data
+
+
+async def test_a_stream_of_more_than_one_picture_is_refused(alice: Client) -> None:
+    reply = await ask(alice, "an otter", n=2)
+    assert (reply.status, reply.error["code"]) == (400, "unsupported_parameter")
+
+
+# ── one flight for everyone ─────────────────────────────────────────────────────────────────
+
+
+async def test_readers_elsewhere_see_what_came_and_what_comes(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    """They join after the second partial image, on the buyer's worker and on another."""
+    prompt = "[[sim:slow-stream=0.5]] an otter"
+    async with open_gateway() as here, open_gateway() as there:
+        alice = await here.client.with_key("alice")
+        bob = Client(there.client.url, there.client.session, alice.secret)
+        async with reading(alice, prompt) as buyer:
+            await buyer.until(2)
+            late = [
+                asyncio.create_task(reader)
+                for client in (bob, alice)
+                for reader in (
+                    ask(client, prompt, 3),
+                    ask(client, prompt, 1),
+                    ask(client, prompt, 0),
+                    client.ask(prompt),
+                )
+            ]
+            bought = await buyer.to_the_end()
+        replies = await asyncio.gather(*late)
+        records = await here.ledger() + await there.ledger()
+
+    assert names_of(bought) == [PARTIAL] * 3 + [COMPLETED]
+    for three, one, none, plain in (replies[:4], replies[4:]):
+        shown = [(e.name, e.picture) for e in events_of(three.body)]
+        assert shown == [(e.name, e.picture) for e in bought]
+        assert [e.picture for e in events_of(one.body)] == [bought[0].picture, bought[-1].picture]
+        assert [e.picture for e in events_of(none.body)] == [bought[-1].picture]
+        assert plain.images == [bought[-1].picture]
+        assert plain.cache_status == "fwd=miss; collapsed"
+        for reply in (three, one, none):
+            assert reply.cache_status == "fwd=miss; collapsed"
+            assert not {"x-gateway-cost-usd", "x-gateway-saved-usd"} & set(reply.headers)
+            assert "x-gateway-reserved-usd" not in reply.headers
+    assert len(await upstream.bodies()) == 1
+    outcomes = {record.request_id: record.outcome for record in records}
+    assert sorted(outcomes.values()) == ["bought"] + ["collapsed"] * 8
+
+
+async def test_a_stream_that_joins_a_plain_purchase_is_one_event(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    prompt = "[[sim:slow=0.6]] an otter"
+    async with open_gateway() as here, open_gateway() as there:
+        alice = await here.client.with_key("alice")
+        bob = Client(there.client.url, there.client.session, alice.secret)
+        plain = asyncio.create_task(alice.ask(prompt))
+        await asyncio.sleep(0.3)
+        streams = await asyncio.gather(ask(alice, prompt), ask(bob, prompt))
+
+    picture = (await plain).images[0]
+    for reply in streams:
+        (event,) = events_of(reply.body)
+        assert (event.name, event.picture) == (COMPLETED, picture)
+        assert reply.cache_status == "fwd=miss; collapsed"
+    assert len(await upstream.bodies()) == 1
+
+
+async def test_who_asks_for_more_than_the_buyer_gets_what_the_buyer_bought(
+    open_gateway: OpenGateway,
+) -> None:
+    prompt = "[[sim:slow-stream=0.3]] an otter"
+    async with open_gateway() as here:
+        alice = await here.client.with_key("alice")
+        async with reading(alice, prompt, 1) as buyer:
+            await buyer.until(1)
+            more = await ask(alice, prompt, 3)
+    assert indices_of(events_of(more.body)) == [0]
+
+
+async def test_a_client_that_leaves_mid_stream_leaves_its_picture_behind(
+    gateway: InProcess, alice: Client, upstream: Upstream
+) -> None:
+    prompt = "[[sim:slow-stream=0.3]] an otter"
+    async with reading(alice, prompt) as buyer:
+        await buyer.until(1)
+    await gateway.gateway.flights.drain()
+    hit = await alice.ask(prompt)
+    records = await gateway.ledger()
+
+    assert hit.cache_status.startswith("hit")
+    assert len(await upstream.bodies()) == 1
+    assert [r.outcome for r in records if r.cost_micros] == ["bought"]
+
+
+async def test_a_follower_that_leaves_mid_stream_is_in_the_books_all_the_same(
+    gateway: InProcess, alice: Client
+) -> None:
+    prompt = "[[sim:slow-stream=0.3]] an otter"
+    async with reading(alice, prompt) as buyer:
+        await buyer.until(1)
+        async with reading(alice, prompt) as follower:
+            await follower.until(1)
+        await buyer.to_the_end()
+    async with asyncio.timeout(5):
+        while len(records := await gateway.ledger()) < 2:  # noqa: ASYNC110 - only it tells
+            await asyncio.sleep(0.02)
+    assert sorted(record.outcome for record in records) == ["bought", "collapsed"]
+
+
+async def test_the_time_to_the_first_event_is_measured(gateway: InProcess, alice: Client) -> None:
+    await ask(alice, "an otter")
+    await ask(alice, "an otter")
+    await alice.ask("an otter")
+    samples = await alice.metrics()
+    assert samples["gateway_stream_first_event_seconds_count"] == 2
+
+
+# ── the `openai` package ────────────────────────────────────────────────────────────────────
+
+
+async def stream_by_sdk(client: Client, kind: str, prompt: str) -> list[tuple[float, Any]]:
+    """The events of `images.generate(stream=True)`, each with the moment of its coming."""
+    given = {"model": MODEL, "prompt": prompt, "stream": True, "partial_images": 3}
+    options = {"base_url": f"{client.url}/v1", "api_key": client.secret}
+    loop = asyncio.get_running_loop()
+
+    def read() -> list[tuple[float, Any]]:
+        with OpenAI(**options) as opened:
+            return [(loop.time(), event) for event in opened.images.generate(**given)]
+
+    if kind == "sync":
+        return await asyncio.to_thread(read)
+    async with AsyncOpenAI(**options) as opened:
+        return [(loop.time(), event) async for event in await opened.images.generate(**given)]
+
+
+@pytest.fixture
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package obeys the proxy of its environment."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.mark.usefixtures("_no_proxy")
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_the_sdk_iterates_over_three_partial_images_and_the_picture(
+    embedded: InProcess, kind: str
+) -> None:
+    """The first one comes while the last is not made yet: they are 0.4 s apart."""
+    alice = await embedded.client.with_key()
+    came = await stream_by_sdk(alice, kind, f"[[sim:slow-stream=0.4]] an otter, {kind}")
+
+    assert [event.type for _, event in came] == [PARTIAL] * 3 + [COMPLETED]
+    assert [event.partial_image_index for _, event in came[:3]] == [0, 1, 2]
+    assert came[-1][1].usage.output_tokens == 4460
+    assert came[-1][0] - came[0][0] > 1.0
+
+
+@pytest.mark.usefixtures("_no_proxy")
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("fault", ["stream-error", "truncate", "stream-no-completed"])
+async def test_a_failure_in_mid_stream_raises_in_the_sdk(
+    embedded: InProcess, kind: str, fault: str, upstream: Upstream
+) -> None:
+    alice = await embedded.client.with_key()
+    with pytest.raises(openai.APIError) as raised:
+        await stream_by_sdk(alice, kind, f"[[sim:{fault}]] an otter")
+
+    assert raised.value.code in ("image_generation_failed", "upstream_error")
+    assert len(await upstream.bodies()) == 1
+
+
+# ── everything that can go wrong upstream ───────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fault, and what becomes of it; `charge`: `estimate`, `cost` (what usage says) or 0."""
+
+    fault: str
+    partials: int = 0
+    status: int = 200
+    code: str | None = None
+    """Of the error, in an event where the status is 200; None: the picture comes."""
+    charge: str = "cost"
+    flags: tuple[str, ...] = ()
+
+
+UPSTREAM_ERROR = "upstream_error"
+CASES = [
+    Case("status=500", status=500, code="", charge="0", flags=("assumed_free",)),
+    Case("status=429;code=insufficient_quota", status=429, code="insufficient_quota", charge="0"),
+    Case("status=502", status=502, code=UPSTREAM_ERROR, charge="estimate", flags=("presumed",)),
+    Case("moderation", status=400, code="moderation_blocked", charge="0"),
+    Case("reset", status=502, code=UPSTREAM_ERROR, charge="estimate", flags=("presumed",)),
+    Case("moderation;stage=output", 1, 200, "moderation_blocked", "estimate", ("presumed",)),
+    Case("stream-error", 1, 200, "image_generation_failed", "estimate", ("presumed",)),
+    Case("truncate", 3, 200, UPSTREAM_ERROR, "estimate", ("presumed",)),
+    Case("reset;after=half", 3, 200, UPSTREAM_ERROR, "estimate", ("presumed",)),
+    Case("stream-no-completed", 3, 200, UPSTREAM_ERROR, "estimate", ("presumed",)),
+    Case("fewer", 3, 200, UPSTREAM_ERROR, "estimate", ("presumed",)),
+    Case("malformed-json", 3, 200, UPSTREAM_ERROR, "estimate", ("undelivered",)),
+    Case("html", 0, 200, UPSTREAM_ERROR, "estimate", ("undelivered",)),
+    Case("bad-base64", 3, 200, UPSTREAM_ERROR, "cost", ("undelivered",)),
+    Case("tiny-png", 3, 200, UPSTREAM_ERROR, "cost", ("undelivered",)),
+    Case("one-bad", 3, 200, UPSTREAM_ERROR, "cost", ("undelivered",)),
+    Case("no-usage", 3, charge="estimate", flags=("no_usage",)),
+    Case("no-stream", 0),
+    Case("fewer-partials", 2),
+    Case("split=1000", 3),
+    Case("slow-stream=0.02", 3),
+]
+
+
+def frames_of(body: bytes) -> list[bytes]:
+    """What stands between blank lines."""
+    assert body.endswith(b"\n\n")
+    return body[:-2].split(b"\n\n")
+
+
+def assert_no_client_stumbles(body: bytes) -> None:
+    """WIRE §4.2: only comments, and frames of exactly a name and one line of JSON."""
+    assert b"\r" not in body
+    for frame in frames_of(body):
+        if frame.startswith(b":"):
+            assert b"\n" not in frame
+            continue
+        name, data = frame.split(b"\n")
+        said = json.loads(data.removeprefix(b"data: "))
+        assert name == b"event: " + said["type"].encode()
+        assert (said["type"] == "error") == ("error" in said)
+        if "error" in said:
+            assert set(said["error"]) >= {"message", "type", "param", "code"}
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.fault)
+async def test_what_upstream_does_is_told_charged_and_never_kept_without_its_picture(
+    shared: Shared, case: Case
+) -> None:
+    prompt = f"[[sim:{case.fault};times=1]] an otter"
+    reply = await ask(shared.alice, prompt)
+    record = await record_of(shared.gateway, reply)
+    again = await shared.alice.ask(prompt)
+    sent = await shared.sent(prompt)
+
+    assert reply.status == case.status
+    if case.status == 200:
+        events = events_of(reply.body)
+        assert_no_client_stumbles(reply.body)
+        assert indices_of(events) == list(range(case.partials))
+        assert len(events) == case.partials + 1
+        last = events[-1]
+        assert last.name == ("error" if case.code is not None else COMPLETED)
+        code = last.data["error"]["code"] if last.name == "error" else None
+    else:
+        assert reply.headers["Content-Type"].startswith("application/json")
+        code = reply.error["code"]
+    assert (code or "") == (case.code or "")
+    most = estimate(prompt, stream=True, partial_images=3).micros
+    assert record.flags == case.flags
+    assert record.outcome == ("bought" if case.code is None else "failed")
+    assert (record.cost_micros == 0) == (case.charge == "0")
+    assert (record.cost_micros == most) == (case.charge == "estimate")
+    assert again.cache_status.startswith("hit" if case.code is None else "fwd=miss; stored")
+    assert len(sent) == (1 if case.code is None else 2)
+
+
+async def test_a_stream_that_stands_still_is_ended_at_the_deadline(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    settings = make_settings(tmp_path, upstream.base_url, upstream={"timeout": "1s"})
+    async with run_gateway(settings) as here:
+        alice = await here.client.with_key()
+        reply = await ask(alice, "[[sim:hang]] an otter")
+        record = await record_of(here, reply)
+
+    events = events_of(reply.body)
+    assert names_of(events) == [PARTIAL, "error"]
+    assert events[-1].data["error"]["code"] == "upstream_error"
+    assert (record.outcome, record.flags, record.status) == ("failed", ("presumed",), 504)
+
+
+async def test_an_error_of_the_flight_reaches_followers_in_their_streams(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    """A follower whose answer has begun; the plain one beside it gets it as a plain answer."""
+    prompt = "[[sim:stream-error]] [[sim:slow-stream=0.6]] an otter"
+    async with open_gateway() as here, open_gateway() as there:
+        alice = await here.client.with_key("alice")
+        bob = Client(there.client.url, there.client.session, alice.secret)
+        async with reading(alice, prompt) as buyer:
+            await buyer.until(1)
+            followers = [asyncio.create_task(ask(client, prompt)) for client in (alice, bob)]
+            plain = asyncio.create_task(bob.ask(prompt))
+            await buyer.to_the_end()
+        replies = await asyncio.gather(*followers)
+        records = await there.ledger()
+
+    for reply in replies:
+        assert names_of(events_of(reply.body)) == [PARTIAL, "error"]
+        assert events_of(reply.body)[-1].data["error"]["code"] == "image_generation_failed"
+    assert (await plain).status == 500
+    assert len(await upstream.bodies()) == 1
+    followed = [record for record in records if record.outcome == "collapsed"]
+    assert {record.flags for record in followed} == {("flight_failed",)}
+
+
+async def test_a_refused_reservation_is_a_plain_answer(alice: Client, upstream: Upstream) -> None:
+    poor = await alice.with_key("poor", limits={"usd_per_day": 0})
+    reply = await ask(poor, "an otter")
+    assert (reply.status, reply.error["code"]) == (429, "insufficient_quota")
+    assert reply.headers["x-gateway-cost-usd"] == "0.000000"
+    assert await upstream.bodies() == []
+
+
+# ── while nothing comes ─────────────────────────────────────────────────────────────────────
+
+
+async def test_headers_go_out_after_some_waiting_and_comments_keep_the_line_alive(
+    embedded: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.2)
+    alice = await embedded.client.with_key()
+    loop = asyncio.get_running_loop()
+    asked_at = loop.time()
+    async with reading(alice, "[[sim:slow=1.2]] an otter") as stream:
+        waited = loop.time() - asked_at
+        events = await stream.to_the_end()
+
+    assert waited < 1.0
+    assert names_of(events) == [PARTIAL] * 3 + [COMPLETED]
+    assert stream.body.startswith(b": keep-alive\n\n" * 3)
+    assert_no_client_stumbles(bytes(stream.body))
+
+
+async def test_an_error_after_some_waiting_comes_in_an_event_and_before_it_as_an_answer(
+    embedded: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = await embedded.client.with_key()
+    prompt = "[[sim:status=500]] [[sim:slow=0.6]] an otter"
+    soon = await ask(alice, prompt)
+    monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.1)
+    late = await ask(alice, prompt)
+
+    assert (soon.status, soon.headers["x-gateway-error-source"]) == (500, "upstream")
+    assert late.status == 200
+    (event,) = events_of(late.body)
+    assert (event.name, event.data["error"]) == ("error", soon.error)
+    assert_no_client_stumbles(late.body)
+    outcomes = [r.outcome for r in await embedded.ledger()]
+    assert outcomes == ["failed", "failed"]
+
+
+# ── buyers that die ─────────────────────────────────────────────────────────────────────────
+
+
+async def test_no_index_comes_twice_when_a_dead_buyer_is_replaced(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    """The dead one had shown 0 and 2; the follower that replaces it buys 0, 1 and 2 anew."""
+    async with open_gateway(workers={"heartbeat": "0.2s", "dead_after": "60s"}) as here:
+        alice = await here.client.with_key("alice")
+        left = await leave_purchase(here.settings, alice.secret, "lost", received=False)
+        shown = here.gateway.flights._previews.screen(left.purchase, most=3)
+        for index in (0, 2):
+            await shown.show(PartialImage(index, b"of the dead %d" % index))
+        async with reading(alice, "lost") as follower:
+            await follower.until(2)
+            await recover(here)
+            events = await follower.to_the_end()
+
+    of_the_dead = [base64.b64encode(b"of the dead %d" % index).decode() for index in (0, 2)]
+    assert [event.picture for event in events[:2]] == of_the_dead
+    assert indices_of(events) == [0, 2, 1]
+    assert names_of(events) == [PARTIAL] * 3 + [COMPLETED]
+    assert len(await upstream.bodies()) == 1
+
+
+async def test_a_second_death_is_told_in_the_stream(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    async with open_gateway(workers={"heartbeat": "0.2s", "dead_after": "60s"}) as here:
+        alice = await here.client.with_key("alice")
+        left = await leave_purchase(here.settings, alice.secret, "lost", received=False, deaths=1)
+        await here.gateway.flights._previews.screen(left.purchase, most=3).open()
+        async with reading(alice, "lost") as follower:
+            await recover(here)
+            (event,) = await follower.to_the_end()
+
+    assert (event.name, event.data["error"]["code"]) == ("error", "upstream_error")
+    assert await upstream.bodies() == []
+
+
+async def recover(gateway: InProcess) -> None:
+    """Finishes what every other worker has open: none of them is given any time here."""
+    purchases = gateway.gateway.purchases
+    purchases._settings = purchases._settings.model_copy(update={"dead_after_seconds": 0.0})
+    await purchases.recover_dead()  # the first look only raises a suspicion
+    await purchases.recover_dead()
+
+
+async def test_readers_on_another_worker_outlive_the_buying_worker(
+    tmp_path: Path, upstream: Upstream, store_url: str | None
+) -> None:
+    """`kill -9` of the buyer in mid-stream: a reader elsewhere buys in its place."""
+    prompt = "[[sim:slow-stream=1]] an otter"
+    async with run_processes(
+        tmp_path, upstream.base_url, workers=2, redis_url=store_url, options={"workers": MORTAL}
+    ) as (processes, client):
+        alice = await client.with_key("alice")
+        async with open_to_both(processes, alice) as workers:
+            (buyer_pid, buyer), (_, reader) = workers.items()
+            ended = asyncio.create_task(is_cut_off(buyer, prompt))
+            async with asyncio.timeout(10):
+                while not await upstream.bodies():  # noqa: ASYNC110 - only it tells
+                    await asyncio.sleep(0.02)
+            following = asyncio.create_task(ask(reader, prompt))
+            await asyncio.sleep(0.7)
+            os.kill(buyer_pid, signal.SIGKILL)
+            await ended
+            reply = await asyncio.wait_for(following, 20)
+        records = await processes.records(2)
+
+    assert names_of(events_of(reply.body)) == [PARTIAL] * 3 + [COMPLETED]
+    assert indices_of(events_of(reply.body)) == [0, 1, 2]
+    assert len(await upstream.bodies()) == 2
+    assert sorted((r.outcome, r.flags) for r in records) == [
+        ("bought", ()),
+        ("failed", ("presumed",)),
+    ]
+
+
+async def is_cut_off(client: Client, prompt: str) -> None:
+    with pytest.raises(aiohttp.ClientError):
+        await ask(client, prompt)
