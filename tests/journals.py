@@ -22,7 +22,6 @@ from gateway.journal import Received, Reserved
 from gateway.pictures import draw_picture
 from gateway.request.fingerprint import fingerprint
 from gateway.request.validation import validate
-from gateway.service import SCOPE
 from gateway.settings import Settings
 from gateway.store.verbs import Batch, Claim, Receive, ask
 from tests.catalogs import shipped_catalog
@@ -65,7 +64,7 @@ async def leave_purchase(
         request,
         cache_epoch=model.cache_epoch,
         upstream_name=settings.upstream.name,
-        scope=SCOPE,
+        scope="global",
     )
     purchase = secrets.token_hex(12)
     async with open_store(settings) as (store, blobs):
