@@ -198,21 +198,25 @@ class Purchases:
         await self._persist(order, received, {})
         return Bought(received.pictures, data)
 
-    async def buy_without_store(self, order: Order, flight: Flight) -> Bought:
+    async def buy_without_store(
+        self, order: Order, flight: Flight, *, is_stored: bool = True
+    ) -> Bought:
         """Buys while the store is away: what it should know is told as soon as it is back.
 
         Only for whom nothing limits: there is nobody to ask what may still be spent. Should this
         worker die before, the purchase is in no book (CONTRACT §6 *Store down*).
         """
         most = pricing.estimate(order.model, order.request, len(flight.slots)).amounts
-        reserved = Reserved(flight.id, flight, most, order.record.but(id=flight.id))
+        shared = flight if is_stored else None
+        reserved = Reserved(flight.id, shared, most, order.record.but(id=flight.id))
         order.tally.is_open, order.tally.reserved_micros = True, most.micros
         opening = _insist(partial(self._open_late, order, reserved))
         opened = self._flights.own(opening, name=f"open late {flight.id}")
         async with self._settling_failures(order, reserved, opened=opened):
             received, data = await self._bring(order, reserved, flight)
         order.tally.cost_micros += received.charge.micros
-        self._flights.own(_after(opened, self._tail(received, data)), name=f"keep {flight.id}")
+        tail = self._tail(received, data if is_stored else {})
+        self._flights.own(_after(opened, tail), name=f"keep {flight.id}")
         return Bought(received.pictures, data)
 
     async def _open_late(self, order: Order, reserved: Reserved) -> None:

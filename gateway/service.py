@@ -24,7 +24,7 @@ from gateway.billing.ledger import Ledger, Outcome, Record
 from gateway.billing.quota import LimitState
 from gateway.cache.blobs import Blobs
 from gateway.cache.derivation import Derivation, Wanted
-from gateway.cache.entries import Entries, Held, fresh_pictures, stale_pictures
+from gateway.cache.entries import Entries, Held, fresh_pictures, read_slot
 from gateway.cache.flights import Bought, Buy, Flight, Flights, Landing
 from gateway.cache.gallery import Gallery, picture_path
 from gateway.cache.hot import View
@@ -50,6 +50,7 @@ from gateway.request.directives import (
     MAX_COST,
     Directives,
     Reading,
+    asks_for_dry_run,
     effective,
     parse_directives,
 )
@@ -93,8 +94,10 @@ class Call:
     outcome: Outcome = "refused"
     was_looked_up: bool = False
     """It was admitted, and the entry was read."""
-    notice: str | None = None
-    """What became of a wish that the caller had, for the answer's headers."""
+    reading: Reading = field(default_factory=Reading)
+    """What holds of its directives, and what became of its wishes."""
+    is_reload: bool = False
+    """It buys although there are pictures, or would: its caller did not want those."""
     is_replay: bool = False
     """It is answered as its idempotency key was before."""
 
@@ -125,8 +128,6 @@ class Answer:
     saved_micros: int = 0
     detail: str | None = None
     """Of a hit: `derived` from another format, or `stale-if-error`."""
-    is_reload: bool = False
-    """The caller did not want what was there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,8 @@ class Service:
             raise
         except GatewayError as error:
             self._note_error(call, error)
-            call.limits = call.limits or await self.limits_of(call.account)
+            if not isinstance(error, StoreUnavailable):  # who waited for it once need not again
+                call.limits = call.limits or await self.limits_of(call.account)
             raise
         except Exception:
             self._note_error(call, GatewayError("The gateway had an error."))
@@ -289,7 +291,7 @@ class Service:
         request = validate(body, catalog, allowed_models=call.key.models, is_lenient=is_lenient)
         directives = parse_directives(call.headers)
         reading = effective(directives, call.key.reuse, allow_no_cache=call.key.allow_no_cache)
-        call.notice = reading.notice
+        call.reading = reading
         model = catalog.models[request.model]
         place = self._fingerprint(call.key, request, model)
         call.record = call.record.but(
@@ -388,18 +390,15 @@ class Service:
         reading, place = question.reading, question.fingerprint
         if reading.only_if_cached:
             raise _not_cached()
+        ignoring = _passed_over(question, entry, missing)
+        call.is_reload = reading.no_cache or bool(ignoring)
         buy = self._buyer(call, question, pictures)
         with _watching(call, question.request) as viewer:
             if reading.no_cache or reading.no_store:
                 await self._flights.check_refusal(place)
                 return await self._flights.run_alone(place, missing, buy=buy, viewer=viewer)
-            ignoring = tuple(entry.slots[n].picture for n in missing if n in entry.slots)
             return await self._flights.run(
-                place,
-                missing,
-                buy=buy,
-                viewer=viewer,
-                ignoring=ignoring if reading.max_age_seconds is not None else (),
+                place, missing, buy=buy, viewer=viewer, ignoring=ignoring
             )
 
     def _buyer(
@@ -436,7 +435,7 @@ class Service:
         if question.reading.asks_anew or not _is_outage(failure):
             return {}
         lacking = [slot for slot in question.request.slots if slot not in found]
-        return stale_pictures(entry, lacking)
+        return self._entries.stale_pictures(entry, lacking)
 
     async def _serve(
         self,
@@ -450,19 +449,17 @@ class Service:
             raise landing.own_error or landing.flight_error or _nothing_came()
         if question.request.response_format == "url":
             found = await self._as_links(question, found)
-        reading = question.reading
         return Answer(
             question.request,
             outcome=_outcome(landing, count=len(found)),
             pictures=tuple(found[slot] for slot in sorted(found)),
-            fingerprint=None if reading.no_store else question.fingerprint,
+            fingerprint=None if question.reading.no_store else question.fingerprint,
             ttl_seconds=min((held[slot].ttl_seconds for slot in found if slot in held), default=0),
             saved_micros=sum(
                 picture.cost_micros
                 for slot, (picture, _) in found.items()
                 if slot not in landing.bought
             ),
-            is_reload=reading.no_cache,
         )
 
     async def _as_links(
@@ -528,27 +525,48 @@ class Service:
             question.directives.idempotency_key or "",
             question=(question.fingerprint, request.n, request.stream, request.response_format),
         )
-        remembered = await self._replays.begin(asked)
-        if remembered is not None:
+        while (remembered := await self._replays.begin(asked)) is not None:
             if remembered.question != asked.question:
                 raise _idempotency_key_reused()
             if (answer := await self._replayed(call, question, remembered)) is not None:
                 return answer
+            await self._replays.forget(asked)
         work = self._answer_and_remember(call, question, entry, asked=asked)
         return await self._flights.own_shielded(work, name=f"answer once {call.request_id}")
 
     async def _replayed(
         self, call: Call, question: Question, remembered: Remembered
     ) -> Answer | None:
-        """The same answer once more, for nothing; None when its pictures are no longer kept."""
+        """The same answer once more, for nothing; None when its pictures are no longer kept.
+
+        They are kept as long as the entry holds all of them, in whatever slots.
+        """
         if remembered.failure is not None:
             call.is_replay = True
             raise remembered.failure
-        found = await self._with_bytes(question, remembered.pictures)
+        held = await self._held(question.fingerprint, remembered.pictures)
+        found = await self._with_bytes(question, {slot: h.picture for slot, h in held.items()})
         if len(found) < len(remembered.pictures):
             return None
         call.is_replay = True
-        return await self._serve(question, {}, found, Landing(missing=set()))
+        # In the order of the first answer: the slots may have changed since.
+        order = {picture.id: place for place, picture in remembered.pictures.items()}
+        held = {order[h.picture.id]: h for h in held.values()}
+        found = {order[picture.id]: (picture, data) for picture, data in found.values()}
+        return await self._serve(question, held, found, Landing(missing=set()))
+
+    async def _held(self, place: str, pictures: Mapping[int, Picture]) -> dict[int, Held]:
+        """Those of the pictures that the entry still holds, by the slot that they are in now."""
+        batch = Batch(self._store)
+        looked_up = self._entries.look_up(batch, place)
+        await batch.send()
+        entry = looked_up.answer
+        wanted = {picture.id for picture in pictures.values()}
+        return {
+            n: read_slot(slot, now=entry.now)
+            for n, slot in entry.slots.items()
+            if slot.picture in wanted
+        }
 
     async def _answer_and_remember(
         self, call: Call, question: Question, entry: Entry, *, asked: Asked
@@ -587,17 +605,21 @@ class Service:
 
     async def _answer_without_store(self, call: Call, question: Question) -> Answer:
         """Buys; those who ask the same of this worker at the same time share it."""
+        reading, place = question.reading, question.fingerprint
+        call.is_reload = reading.no_cache
 
         async def buy(flight: Flight) -> Bought:
             _check_cost(question, len(flight.slots))
             order = self._order(call, question, call.record.but(outcome="bought"))
-            return await self._purchases.buy_without_store(order, flight)
+            return await self._purchases.buy_without_store(
+                order, flight, is_stored=not reading.no_store
+            )
 
+        is_alone = reading.no_cache or reading.no_store
+        run = self._flights.run_alone if is_alone else self._flights.run_offline
         slots = tuple(question.request.slots)
         with _watching(call, question.request) as viewer:
-            landing = await self._flights.run_offline(
-                question.fingerprint, slots, buy=buy, viewer=viewer
-            )
+            landing = await run(place, slots, buy=buy, viewer=viewer)
         call.is_follower = landing.is_follower
         found = await self._with_bytes(question, landing.pictures, in_memory=landing.data)
         return await self._serve(question, {}, found, landing)
@@ -631,6 +653,8 @@ class Service:
         self._metrics.served(record, len(answer.pictures))
 
     def _note_error(self, call: Call, error: GatewayError) -> None:
+        if asks_for_dry_run(call.headers):
+            return
         if call.tally.is_open:
             call.outcome = "failed"
             return
@@ -716,6 +740,13 @@ def _check_cost(question: Question, pictures: int) -> None:
 def _is_outage(error: GatewayError | None) -> bool:
     """Whether upstream failed, rather than refused (CONTRACT §6 *Stale*)."""
     return isinstance(error, UpstreamFailure) and error.status in OUTAGES
+
+
+def _passed_over(question: Question, entry: Entry, missing: Iterable[int]) -> tuple[str, ...]:
+    """The ids of fresh pictures that are too old for a `max-age`."""
+    if question.reading.max_age_seconds is None:
+        return ()
+    return tuple(held.picture.id for held in fresh_pictures(entry, missing).values())
 
 
 def _not_cached() -> GatewayError:

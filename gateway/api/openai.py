@@ -64,6 +64,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
                 raise
             return await live.fail(error)
         if isinstance(answer, DryRun):
+            request[OUTCOME] = "ok"
             return _show_dry_run(answer)
         if answer.request.stream:
             return await _end_stream(request, live, call, answer=answer)
@@ -87,8 +88,7 @@ async def _answer(request: web.Request, call: Call) -> Answer | DryRun:
             request[MODEL] = call.record.model
         request[OUTCOME] = call.outcome
         request[HEADERS].update(rate_headers(call.latest_limits))
-        if call.notice is not None:
-            request[HEADERS]["x-gateway-notice"] = call.notice
+        request[HEADERS].update(_notice(call))
         if call.is_replay:
             request[HEADERS]["idempotent-replayed"] = "true"
 
@@ -174,7 +174,7 @@ async def _read_chunks(content: StreamReader, most: int) -> bytes:
 
 def _answer_headers(answer: Answer, call: Call, *, now: float) -> dict[str, str]:
     headers = {
-        "Cache-Status": _cache_status(answer),
+        "Cache-Status": _cache_status(answer, call),
         "x-gateway-cost-usd": show_usd(call.tally.cost_micros),
     }
     if answer.pictures:
@@ -188,12 +188,17 @@ def _answer_headers(answer: Answer, call: Call, *, now: float) -> dict[str, str]
     return headers
 
 
-def _cache_status(answer: Answer) -> str:
+def _notice(call: Call) -> dict[str, str]:
+    """What became of a wish that the caller, or its key, had."""
+    return {} if call.reading.notice is None else {"x-gateway-notice": call.reading.notice}
+
+
+def _cache_status(answer: Answer, call: Call) -> str:
     """RFC 9211: how the cache handled this request."""
     if answer.fingerprint is None:
         return "image-gateway; fwd=bypass"
     how = CACHE_STATUS.get(answer.outcome, f"hit; ttl={answer.ttl_seconds}")
-    if answer.is_reload:
+    if call.is_reload and answer.outcome in ("bought", "partial"):
         how = "fwd=request; stored"
     if answer.detail == "stale-if-error":
         how = f"hit; ttl={answer.ttl_seconds}"
@@ -206,7 +211,11 @@ def _cache_status_of_error(call: Call) -> str | None:
     place = call.record.fingerprint
     if place is None or not call.was_looked_up:
         return None
-    how = "fwd=miss" if call.tally.is_open else "fwd=miss; collapsed" if call.is_follower else None
+    if call.reading.no_store:
+        return "image-gateway; fwd=bypass"
+    how = "fwd=miss; collapsed" if call.is_follower else None
+    if call.tally.is_open:
+        how = "fwd=request" if call.is_reload else "fwd=miss"
     return f'image-gateway; {how or "detail=not-served"}; key="{place}"'
 
 
@@ -289,7 +298,12 @@ def _live_headers(call: Call) -> dict[str, str]:
     The buyer sees what was reserved; a follower pays nothing, and what it saved is not known.
     """
     how = CACHE_STATUS["bought" if call.tally.is_open else "collapsed"]
+    if call.tally.is_open and call.is_reload:
+        how = "fwd=request; stored"
     headers = {"Cache-Status": f'image-gateway; {how}; key="{call.record.fingerprint}"'}
+    if call.reading.no_store:
+        headers = {"Cache-Status": "image-gateway; fwd=bypass"}
+    headers |= _notice(call)
     if call.tally.is_open:
         headers["x-gateway-reserved-usd"] = show_usd(call.tally.reserved_micros)
     return {**headers, **rate_headers(call.latest_limits)}

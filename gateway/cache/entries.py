@@ -117,6 +117,18 @@ class Entries:
             life = self._settings.refusal_seconds
             batch.add(Note(REFUSALS, fingerprint, note, life, is_new=True))
 
+    def stale_pictures(self, entry: Entry, slots: Iterable[int]) -> dict[int, Held]:
+        """Those of `slots` that hold a picture whose time is over, but not for too long.
+
+        An entry lives as long as its last picture: an older one may have had its time before.
+        """
+        earliest = entry.now - self._settings.linger_seconds
+        return {
+            n: read_slot(slot, now=entry.now)
+            for n in slots
+            if (slot := entry.slots.get(n)) is not None and earliest < slot.expires_at <= entry.now
+        }
+
     def _lifetime_seconds(self) -> float:
         return self._settings.ttl_seconds * (1 + TTL_SPREAD * (2 * self._spread() - 1))
 
@@ -149,15 +161,6 @@ def is_refusal(failure: UpstreamFailure) -> bool:
     stage = details.get("moderation_stage") if isinstance(details, Mapping) else None
     is_moderated = failure.code == "moderation_blocked" and stage != "output"
     return is_moderated or failure.code == "content_policy_violation"
-
-
-def stale_pictures(entry: Entry, slots: Iterable[int]) -> dict[int, Held]:
-    """Those of `slots` that hold a picture whose time is over."""
-    return {
-        n: read_slot(slot, now=entry.now)
-        for n in slots
-        if (slot := entry.slots.get(n)) is not None and slot.expires_at <= entry.now
-    }
 
 
 def fresh_pictures(entry: Entry, slots: Iterable[int]) -> dict[int, Held]:

@@ -37,6 +37,12 @@ def keys() -> None:
               "requests_per_minute=60, images_per_day=100, usd_per_month=50.")  # fmt: skip
 @click.option("--validation", type=click.Choice(["strict", "lenient"]), help="How its requests "
               "are checked; as the gateway is set if not given.")  # fmt: skip
+@click.option("--scope", type=click.Choice(["global", "team", "key"]), help="Whose pictures "
+              "answer it, and whom its own; as the gateway is set if not given.")  # fmt: skip
+@click.option("--reuse", metavar="REUSE", help="For clients that send no Cache-Control: always, "
+              "never, or within:D such as within:12h.")  # fmt: skip
+@click.option("--deny-no-cache", is_flag=True, help="Its requests may not ask for other pictures "
+              "than there are: no-cache and max-age are ignored.")  # fmt: skip
 @click.option("--expires", help="After how long it ends: 30d, 12h.")
 @config_option
 @format_option
@@ -46,18 +52,21 @@ def add_key(
     models: tuple[str, ...],
     limits: tuple[str, ...],
     validation: str | None,
+    scope: str | None,
+    reuse: str | None,
+    deny_no_cache: bool,
     expires: str | None,
     config: Path | None,
     form: str,
 ) -> None:
     """Makes a key and shows its secret, once."""
     given: dict[str, Any] = {"name": name, "limits": _parse_limits(limits)}
-    if team is not None:
-        given["team"] = team
+    options = {"team": team, "validation": validation, "scope": scope, "reuse": reuse}
+    given |= {option: value for option, value in options.items() if value is not None}
     if models:
         given["models"] = list(models)
-    if validation is not None:
-        given["validation"] = validation
+    if deny_no_cache:
+        given["allow_no_cache"] = False
     if expires is not None:
         given["expires_at"] = int(time.time() + _parse_expiry(expires))
     record, secret = asyncio.run(_add(config, given))

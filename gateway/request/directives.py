@@ -99,6 +99,11 @@ def parse_directives(headers: Iterable[tuple[str, str]]) -> Directives:
     )
 
 
+def asks_for_dry_run(headers: Iterable[tuple[str, str]]) -> bool:
+    """Whether a request prefers not to be carried out, whatever else is wrong with it."""
+    return _asks_for_dry_run(_combine(headers).get("prefer", ""))
+
+
 def place(request: ImageRequest, variation: int) -> ImageRequest:
     """The request for the slots `variation … variation + n - 1`; 400 beyond the last slot."""
     last = variation + request.n - 1

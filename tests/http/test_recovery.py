@@ -422,21 +422,27 @@ class LosesAnswer:
         return answers
 
 
+@pytest.fixture
+async def limited(gateway: InProcess) -> Client:
+    """A key that buys nothing unless its reservation is answered: it has a limit."""
+    return await gateway.client.with_key("alice", limits={"images_per_day": 10})
+
+
 async def test_a_reservation_without_an_answer_is_undone(
-    gateway: InProcess, alice: Client, upstream: Upstream
+    gateway: InProcess, limited: Client, upstream: Upstream
 ) -> None:
     """Nothing was sent, so nothing stays reserved, and the slots are free for the next."""
     purchases = gateway.gateway.purchases
     purchases._store = LosesAnswer(purchases._store, Reserve)
 
-    refused = await alice.ask()
+    refused = await limited.ask()
     await gateway.gateway.flights.drain()
 
     assert (refused.status, refused.error["code"]) == (503, "store_unavailable")
     assert await upstream.bodies() == []
     assert await open_journals(gateway) == 0
-    assert await spent(gateway, alice) == Spent(0, 0, 0, 0)
-    assert (await alice.ask()).cache_status == "fwd=miss; stored"
+    assert await spent(gateway, limited) == Spent(0, 0, 0, 0)
+    assert (await limited.ask()).cache_status == "fwd=miss; stored"
 
 
 class RunsLate:
@@ -460,19 +466,19 @@ class RunsLate:
 
 
 async def test_a_reservation_that_comes_after_it_was_undone_reserves_nothing(
-    gateway: InProcess, alice: Client, upstream: Upstream
+    gateway: InProcess, limited: Client, upstream: Upstream
 ) -> None:
     purchases = gateway.gateway.purchases
     purchases._store = late = RunsLate(purchases._store)
 
-    refused = await alice.ask()
+    refused = await limited.ask()
     await gateway.gateway.flights.drain()
     await late.catch_up()
 
     assert refused.status == 503
     assert await open_journals(gateway) == 0
-    assert await spent(gateway, alice) == Spent(0, 0, 0, 0)
-    assert (await alice.ask()).cache_status == "fwd=miss; stored"
+    assert await spent(gateway, limited) == Spent(0, 0, 0, 0)
+    assert (await limited.ask()).cache_status == "fwd=miss; stored"
     assert len(await upstream.bodies()) == 1
 
 
@@ -494,18 +500,18 @@ async def test_a_step_without_an_answer_is_repeated_and_counts_once(
 
 
 async def test_a_reservation_made_after_its_claim_was_lost_buys_nothing(
-    gateway: InProcess, alice: Client, upstream: Upstream
+    gateway: InProcess, limited: Client, upstream: Upstream
 ) -> None:
     """As when the store took longer between the two than a claim lives."""
     purchases = gateway.gateway.purchases
     purchases._store = LosesClaim(purchases._store)
 
-    refused = await alice.ask()
+    refused = await limited.ask()
     await gateway.gateway.flights.drain()
 
     assert (refused.status, refused.error["code"]) == (503, "store_unavailable")
     assert await upstream.bodies() == []
-    assert await spent(gateway, alice) == Spent(0, 0, 0, 0)
+    assert await spent(gateway, limited) == Spent(0, 0, 0, 0)
     assert await open_journals(gateway) == 0
 
 
