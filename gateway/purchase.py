@@ -37,7 +37,7 @@ from gateway.cache.flights import Bought, Flight, Flights
 from gateway.cache.gallery import Gallery
 from gateway.cache.takedowns import content_taken_down
 from gateway.catalog import Model
-from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
+from gateway.errors import Charge, GatewayError, StoreUnavailable, UpstreamFailure
 from gateway.images import (
     Account,
     Amounts,
@@ -251,7 +251,7 @@ class Purchases:
             await batch.send()
             if reservation.answer.refused is None:
                 await self._hold(flight)
-        except StoreUnavailable:
+        except GatewayError:
             self._let_go(reserved)
             raise
         if reservation.answer.refused is not None:
@@ -274,7 +274,7 @@ class Purchases:
         )
         await batch.send()
         if not is_held.answer:
-            raise StoreUnavailable("The gateway's store was too slow; nothing was bought.")
+            raise _claim_lost()
 
     def _let_go(self, reserved: Reserved) -> None:
         """Undoes a reservation that nothing will follow, as soon as the store takes it.
@@ -690,6 +690,16 @@ def _our_fault() -> UpstreamFailure:
 
 def _failure_flags(failure: UpstreamFailure) -> tuple[str, ...]:
     return () if failure.charge is Charge.FREE else (failure.charge.value,)
+
+
+def _claim_lost() -> GatewayError:
+    """The store is there, so nobody may go on without it: somebody else may be buying by now."""
+    return GatewayError(
+        "The gateway's store was too slow; nothing was bought.",
+        status=503,
+        code="store_unavailable",
+        headers={"Retry-After": "2"},
+    )
 
 
 def _nothing_to_keep(answered: Answered, *, is_taken_down: bool) -> UpstreamFailure:

@@ -414,6 +414,8 @@ class Case:
     """Of the error, in an event where the status is 200; None: the picture comes."""
     charge: str = "cost"
     flags: tuple[str, ...] = ()
+    is_remembered: bool = False
+    """The question is not asked again: it was refused for its content."""
 
 
 UPSTREAM_ERROR = "upstream_error"
@@ -421,7 +423,7 @@ CASES = [
     Case("status=500", status=500, code="", charge="0", flags=("assumed_free",)),
     Case("status=429;code=insufficient_quota", status=429, code="insufficient_quota", charge="0"),
     Case("status=502", status=502, code=UPSTREAM_ERROR, charge="estimate", flags=("presumed",)),
-    Case("moderation", status=400, code="moderation_blocked", charge="0"),
+    Case("moderation", status=400, code="moderation_blocked", charge="0", is_remembered=True),
     Case("reset", status=502, code=UPSTREAM_ERROR, charge="estimate", flags=("presumed",)),
     Case("moderation;stage=output", 1, 200, "moderation_blocked", "estimate", ("presumed",)),
     Case("stream-error", 1, 200, "image_generation_failed", "estimate", ("presumed",)),
@@ -492,8 +494,12 @@ async def test_what_upstream_does_is_told_charged_and_never_kept_without_its_pic
     assert record.outcome == ("bought" if case.code is None else "failed")
     assert (record.cost_micros == 0) == (case.charge == "0")
     assert (record.cost_micros == most) == (case.charge == "estimate")
-    assert again.cache_status.startswith("hit" if case.code is None else "fwd=miss; stored")
-    assert len(sent) == (1 if case.code is None else 2)
+    is_asked_once = case.code is None or case.is_remembered
+    assert len(sent) == (1 if is_asked_once else 2)
+    if case.is_remembered:
+        assert (again.status, again.error["code"]) == (case.status, case.code)
+    else:
+        assert again.cache_status.startswith("hit" if is_asked_once else "fwd=miss; stored")
 
 
 async def test_a_stream_that_stands_still_is_ended_at_the_deadline(
