@@ -54,7 +54,8 @@ from gateway.configuration import Configuration
 from gateway.errors import StoreUnavailable
 from gateway.metrics import MOST_KEYS, Metrics
 from gateway.purchase import Purchases, PurchaseSettings
-from gateway.service import Service, ServiceSettings
+from gateway.question import Questions, QuestionSettings
+from gateway.service import Service
 from gateway.settings import Settings
 from gateway.store.blobs_folder import FolderBlobs
 from gateway.store.counted import CountedStore
@@ -340,12 +341,8 @@ def _wire(
     )
     service = Service(
         store,
-        settings=ServiceSettings(
-            upstream_name=settings.upstream.name,
-            validation=settings.validation,
-            scope=settings.cache.scope,
-            serves_limits_unchecked=settings.store.limits_when_away == "ignore",
-        ),
+        questions=Questions(_question_settings(settings), ledger),
+        serves_limits_unchecked=settings.store.limits_when_away == "ignore",
         keys=keys,
         entries=cache.entries,
         gallery=cache.gallery,
@@ -422,6 +419,14 @@ def client_settings(settings: Settings) -> ClientSettings:
         ca_file=upstream.ca_file,
         breaker_failures=upstream.breaker.failures,
         breaker_open_seconds=upstream.breaker.open_seconds,
+    )
+
+
+def _question_settings(settings: Settings) -> QuestionSettings:
+    return QuestionSettings(
+        upstream_name=settings.upstream.name,
+        validation=settings.validation,
+        scope=settings.cache.scope,
     )
 
 

@@ -9,28 +9,23 @@ renders the `Answer`. The first file to read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict
-
-from gateway.access.keys import Key, Keys, Scope, Validation
-from gateway.access.policy import Policy
+from gateway.access.keys import Key, Keys
 from gateway.access.signing import Signing
 from gateway.billing import pricing, quota
 from gateway.billing.ledger import Ledger, Outcome, Record
 from gateway.billing.quota import LimitState
 from gateway.cache.blobs import Blobs
-from gateway.cache.derivation import Derivation, Wanted
+from gateway.cache.derivation import Derivation
 from gateway.cache.entries import Entries, Held, fresh_pictures, read_slot
 from gateway.cache.flights import Bought, Buy, Flight, Flights, Landing
 from gateway.cache.gallery import Gallery, picture_path
-from gateway.cache.hot import View
 from gateway.cache.previews import Viewer
 from gateway.cache.replays import Asked, Remembered, Replays, asked_by
-from gateway.catalog import Model
 from gateway.errors import (
     INVALID_REQUEST,
     GatewayError,
@@ -42,75 +37,16 @@ from gateway.errors import (
 )
 from gateway.images import Account, ImageRequest, Picture
 from gateway.metrics import Metrics
-from gateway.pictures import as_derived_format
-from gateway.purchase import Order, Purchases, Tally
-from gateway.request.body import parse_body
-from gateway.request.directives import (
-    IDEMPOTENCY_KEY,
-    MAX_COST,
-    Directives,
-    Reading,
-    asks_for_dry_run,
-    effective,
-    parse_directives,
-)
-from gateway.request.directives import place as at_variation
-from gateway.request.fingerprint import fingerprint
-from gateway.request.validation import validate
+from gateway.purchase import Order, Purchases
+from gateway.question import Call, Question, Questions
+from gateway.request.directives import IDEMPOTENCY_KEY, MAX_COST, asks_for_dry_run
 from gateway.store.verbs import Batch, Entry, Store
-
-MAX_USER: Final = 256
-"""Characters of `user` that the ledger keeps; upstream gets all of it."""
 
 OUTAGES: Final = frozenset({500, 502, 503, 504})
 """Statuses of upstream's for which an older picture stands in."""
 
 STALE_KEY_ATTEMPTS: Final = 3
 """How often a request starts over because its key was changed meanwhile."""
-
-
-@dataclass(slots=True)
-class Call:
-    """One authenticated request, as it arrives, and what is learnt of it on its way."""
-
-    request_id: str
-    time: float
-    """Unix seconds at which its head was read."""
-    key: Key
-    secret: str
-    policy: Policy
-    content_type: str | None
-    headers: Iterable[tuple[str, str]]
-    """As they came; what of them is ours to read is `request/directives`."""
-    read: Callable[[], Awaitable[bytes]]
-    """Reads the body; raises the 408 or 413 that a bad one deserves."""
-    record: Record
-    show: Callable[[Viewer], None] = lambda viewer: None
-    """Begins to show a caller who asked for a stream what comes before the answer."""
-    tally: Tally = field(default_factory=Tally)
-    limits: list[LimitState] = field(default_factory=list)
-    is_follower: bool = False
-    """It waited for somebody else's purchase and bought nothing itself."""
-    outcome: Outcome = "refused"
-    was_looked_up: bool = False
-    """It was admitted, and the entry was read."""
-    reading: Reading = field(default_factory=Reading)
-    """What holds of its directives, and what became of its wishes."""
-    is_reload: bool = False
-    """It buys although there are pictures, or would: its caller did not want those."""
-    is_replay: bool = False
-    """It is answered as its idempotency key was before."""
-
-    @property
-    def account(self) -> Account:
-        """Who this call is counted for."""
-        return self.key.account
-
-    @property
-    def latest_limits(self) -> list[LimitState]:
-        """The key's limits as they were last seen: a purchase's view replaces the admission's."""
-        newer = {state.limit.name: state for state in self.tally.limits}
-        return [newer.get(state.limit.name, state) for state in self.limits]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,38 +78,6 @@ class DryRun:
     """What is left in the tightest budget; None without one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A valid request, and where its answer would lie."""
-
-    request: ImageRequest
-    model: Model
-    fingerprint: str
-    body: bytes
-    """What it was read from."""
-    directives: Directives
-    reading: Reading
-    """Which stored pictures may answer it, and whether its own are stored."""
-
-    @property
-    def view(self) -> View:
-        """What is made of each picture's bytes; a link only needs them to be there."""
-        return "data" if self.request.response_format == "url" else "base64"
-
-
-class ServiceSettings(BaseModel):
-    """How requests are treated whose key says nothing else."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    upstream_name: str
-    """Part of every fingerprint."""
-    validation: Validation = "strict"
-    scope: Scope = "global"
-    serves_limits_unchecked: bool = False
-    """Whether a key with limits may buy while the store, which counts them, is away."""
-
-
 class Service:
     """Answers image requests."""
 
@@ -181,6 +85,7 @@ class Service:
         self,
         store: Store,
         *,
+        questions: Questions,
         keys: Keys,
         entries: Entries,
         gallery: Gallery,
@@ -192,10 +97,11 @@ class Service:
         derivation: Derivation | None,
         ledger: Ledger,
         metrics: Metrics,
-        settings: ServiceSettings,
+        serves_limits_unchecked: bool,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
+        self._questions = questions
         self._keys = keys
         self._entries = entries
         self._gallery = gallery
@@ -207,7 +113,7 @@ class Service:
         self._derivation = derivation
         self._ledger = ledger
         self._metrics = metrics
-        self._settings = settings
+        self._serves_limits_unchecked = serves_limits_unchecked
         self._clock = clock
 
     async def generate(self, call: Call) -> Answer | DryRun:
@@ -242,7 +148,7 @@ class Service:
     async def _answer(self, call: Call) -> Answer | DryRun:
         question = await self._understand_or_confirm(call, await call.read())
         try:
-            entry = await self._admit_and_look_up(call, question)
+            question, entry = await self._admit_and_look_up(call, question)
             if question.directives.dry_run:
                 return await self._estimate(call, question, entry)
             if question.directives.idempotency_key is None:
@@ -256,67 +162,39 @@ class Service:
     async def _answer_from(self, call: Call, question: Question, entry: Entry) -> Answer:
         """From what the entry holds and may be used, from what comes, and else from what was."""
         held = self._usable(question, entry)
-        derived = await self._derive(call.key, question, set(question.request.slots) - held.keys())
+        derived = await self._derive(call.key, question, held)
         held |= derived
         pictures = await self._with_bytes(question, {slot: h.picture for slot, h in held.items()})
+        detail = "derived" if derived else None
+        if len(pictures) == question.request.n:
+            return await self._serve(question, held, pictures, detail=detail)
         landing = await self._get_missing(call, question, pictures, entry=entry)
         call.is_follower = landing.is_follower
         landed = await self._with_bytes(question, landing.pictures, in_memory=landing.data)
         found, held = {**pictures, **landed}, {**held, **landing.held}
-        stale = await self._stale(question, entry, landing, found=found)
-        if not found and not stale:
-            raise landing.own_error or landing.flight_error or _nothing_came()
-        detail = "stale-if-error" if stale else "derived" if derived else None
-        held |= stale
-        found |= await self._with_bytes(question, {slot: h.picture for slot, h in stale.items()})
-        return replace(await self._serve(question, held, found, landing), detail=detail)
+        if stale := self._stale(question, entry, landing, found=found):
+            stood_in = await self._with_bytes(question, {n: h.picture for n, h in stale.items()})
+            found, held = {**found, **stood_in}, {**held, **stale}
+            detail = "stale-if-error" if stood_in else detail
+        return await self._serve(question, held, found, landing=landing, detail=detail)
 
     # ── the steps ───────────────────────────────────────────────────────────────────────────
 
     async def _understand_or_confirm(self, call: Call, raw: bytes) -> Question:
         """A refusal comes before the admission, so it asks the store what the key may do by now."""
         try:
-            return await self._understand(call, raw)
+            return await self._questions.understand(call, raw)
         except InvalidRequest:
             remembered, call.key = call.key, await self._keys.confirm(call.secret)
             if call.key.account.record == remembered.account.record:
                 raise
-            return await self._understand(call, raw)
+            return await self._questions.understand(call, raw)
 
-    async def _understand(self, call: Call, raw: bytes) -> Question:
-        """Validates the body and says where its answer would lie."""
-        body = parse_body(raw, call.content_type)
-        catalog = call.policy.catalog
-        is_lenient = (call.key.validation or self._settings.validation) == "lenient"
-        request = validate(body, catalog, allowed_models=call.key.models, is_lenient=is_lenient)
-        directives = parse_directives(call.headers)
-        reading = effective(directives, call.key.reuse, allow_no_cache=call.key.allow_no_cache)
-        call.reading = reading
-        model = catalog.models[request.model]
-        place = self._fingerprint(call.key, request, model)
-        call.record = call.record.but(
-            user=request.user_text[:MAX_USER] or None,
-            model=request.model,
-            size=_effective(model, request, "size"),
-            quality=_effective(model, request, "quality"),
-            n=request.n,
-            fingerprint=place,
-            prompt_hmac=await self._ledger.prompt_hmac(request.prompt),
-        )
-        request = at_variation(_in_its_form(request), directives.variation)
-        _check_combination(request, directives)
-        return Question(request, model, place, raw, directives, reading)
+    async def _admit_and_look_up(self, call: Call, question: Question) -> tuple[Question, Entry]:
+        """One round trip: the key is still what we think, it may ask, and what the entry holds.
 
-    def _fingerprint(self, key: Key, request: ImageRequest, model: Model) -> str:
-        return fingerprint(
-            request,
-            cache_epoch=model.cache_epoch,
-            upstream_name=self._settings.upstream_name,
-            scope=_name_space(key.scope or self._settings.scope, key.account),
-        )
-
-    async def _admit_and_look_up(self, call: Call, question: Question) -> Entry:
-        """One round trip: the key is still what we think, it may ask, and what the entry holds."""
+        The question is another one when the key was changed meanwhile.
+        """
         for _ in range(STALE_KEY_ATTEMPTS):
             batch = Batch(self._store)
             admission = quota.admit(batch, call.account)
@@ -329,18 +207,15 @@ class Service:
                 if admission.answer.refused is not None:
                     raise quota.refuse_admission(call.account, admission.answer)
                 call.was_looked_up = True
-                return entry.answer
-            await self._start_over(call, question, admission.answer.record)
+                return question, entry.answer
+            question = await self._start_over(call, question, admission.answer.record)
         raise GatewayError("The key is being changed; try again.", status=503)
 
-    async def _start_over(self, call: Call, question: Question, record: bytes) -> None:
-        """The key was changed or revoked: from here on its new record holds.
-
-        By that the request may have to be refused; accepted, it means what it meant.
-        """
+    async def _start_over(self, call: Call, question: Question, record: bytes) -> Question:
+        """The key was changed or revoked: from here on its new record holds."""
         self._keys.learn(call.secret, record)
         call.key = await self._keys.authenticate(call.secret)
-        await self._understand(call, question.body)
+        return await self._questions.understand(call, question.body)
 
     def _usable(self, question: Question, entry: Entry) -> dict[int, Held]:
         """The pictures of the entry that may answer this question."""
@@ -353,27 +228,15 @@ class Service:
         youngest = entry.now - reading.max_age_seconds
         return {slot: h for slot, h in held.items() if h.picture.created >= youngest}
 
-    async def _derive(self, key: Key, question: Question, missing: set[int]) -> Mapping[int, Held]:
+    async def _derive(
+        self, key: Key, question: Question, held: Mapping[int, Held]
+    ) -> Mapping[int, Held]:
         """What need not be bought, because it can be made from the same picture in PNG."""
-        if not missing or self._derivation is None or question.reading.asks_anew:
+        if self._derivation is None or question.reading.asks_anew:
             return {}
-        wanted = self._derivable(key, question)
-        return {} if wanted is None else await self._derivation.fill(wanted, sorted(missing))
-
-    def _derivable(self, key: Key, question: Question) -> Wanted | None:
-        """What would be made; None unless the question asks for another format than PNG."""
-        request, model = question.request, question.model
-        asked = as_derived_format(request.parameters.get("output_format"))
-        if asked is None or model.parameters["output_format"].default != "png":
-            return None
-        of_format = ("output_format", "output_compression")
-        as_png = {name: v for name, v in request.parameters.items() if name not in of_format}
-        return Wanted(
-            question.fingerprint,
-            source=self._fingerprint(key, replace(request, parameters=as_png), model),
-            format=asked,
-            compression=int(_effective(model, request, "output_compression") or 100),
-        )
+        missing = [slot for slot in question.request.slots if slot not in held]
+        wanted = self._questions.derivable(key, question) if missing else None
+        return {} if wanted is None else await self._derivation.fill(wanted, missing)
 
     async def _get_missing(
         self,
@@ -385,8 +248,6 @@ class Service:
     ) -> Landing:
         """Waits for, or buys, what cannot be taken from the entry."""
         missing = tuple(slot for slot in question.request.slots if slot not in pictures)
-        if not missing:
-            return Landing(missing=set())
         reading, place = question.reading, question.fingerprint
         if reading.only_if_cached:
             raise _not_cached()
@@ -422,7 +283,7 @@ class Service:
 
         return buy
 
-    async def _stale(
+    def _stale(
         self,
         question: Question,
         entry: Entry,
@@ -442,9 +303,12 @@ class Service:
         question: Question,
         held: Mapping[int, Held],
         found: Mapping[int, tuple[Picture, bytes]],
-        landing: Landing,
+        *,
+        landing: Landing | None = None,
+        detail: str | None = None,
     ) -> Answer:
-        """All pictures that there are, in slot order."""
+        """All pictures that there are, in slot order; an error only when there is none."""
+        landing = landing or Landing(missing=set())
         if not found:
             raise landing.own_error or landing.flight_error or _nothing_came()
         if question.request.response_format == "url":
@@ -460,6 +324,7 @@ class Service:
                 for slot, (picture, _) in found.items()
                 if slot not in landing.bought
             ),
+            detail=detail,
         )
 
     async def _as_links(
@@ -553,7 +418,7 @@ class Service:
         order = {picture.id: place for place, picture in remembered.pictures.items()}
         held = {order[h.picture.id]: h for h in held.values()}
         found = {order[picture.id]: (picture, data) for picture, data in found.values()}
-        return await self._serve(question, held, found, Landing(missing=set()))
+        return await self._serve(question, held, found)
 
     async def _held(self, place: str, pictures: Mapping[int, Picture]) -> dict[int, Held]:
         """Those of the pictures that the entry still holds, by the slot that they are in now."""
@@ -599,7 +464,7 @@ class Service:
             or question.directives.dry_run
             or question.directives.idempotency_key is not None
         )
-        is_limited = bool(call.account.limits) and not self._settings.serves_limits_unchecked
+        is_limited = bool(call.account.limits) and not self._serves_limits_unchecked
         may_buy = self._keys.may_go_on_alone(call.key) and not is_limited
         return may_buy and not needs_store and not call.tally.is_open
 
@@ -622,7 +487,7 @@ class Service:
             landing = await run(place, slots, buy=buy, viewer=viewer)
         call.is_follower = landing.is_follower
         found = await self._with_bytes(question, landing.pictures, in_memory=landing.data)
-        return await self._serve(question, {}, found, landing)
+        return await self._serve(question, {}, found, landing=landing)
 
     def _order(self, call: Call, question: Question, record: Record) -> Order:
         return Order(
@@ -653,7 +518,7 @@ class Service:
         self._metrics.served(record, len(answer.pictures))
 
     def _note_error(self, call: Call, error: GatewayError) -> None:
-        if asks_for_dry_run(call.headers):
+        if asks_for_dry_run(call.headers.items()):
             return
         if call.tally.is_open:
             call.outcome = "failed"
@@ -674,14 +539,6 @@ class Service:
         return int((self._clock() - call.time) * 1000)
 
 
-def _effective(model: Model, request: ImageRequest, name: str) -> str | None:
-    """A parameter's value as it holds: what was asked, or the model's default."""
-    if name in request.parameters:
-        return str(request.parameters[name])
-    spec = model.parameters.get(name)
-    return None if spec is None else str(spec.default)
-
-
 def _outcome(landing: Landing, *, count: int) -> Outcome:
     if landing.bought:
         return "bought" if len(landing.bought) == count else "partial"
@@ -690,35 +547,6 @@ def _outcome(landing: Landing, *, count: int) -> Outcome:
 
 def _reason(error: GatewayError) -> str:
     return error.reason if isinstance(error, LimitExceeded) else error.code or str(error.status)
-
-
-def _name_space(scope: Scope, account: Account) -> str:
-    """Whose pictures answer a key's questions; a key without a team is a team of its own."""
-    if scope == "global":
-        return scope
-    if scope == "team" and account.team is not None:
-        return f"team:{account.team}"
-    return f"key:{account.key_id}"
-
-
-def _check_combination(request: ImageRequest, directives: Directives) -> None:
-    """What cannot be had together with `no-store`: whatever has to be stored."""
-    if not directives.no_store:
-        return
-    if request.response_format == "url":
-        raise InvalidRequest(
-            "A link needs a stored picture, which 'Cache-Control: no-store' forbids. Leave it out, "
-            'or ask for "response_format": "b64_json".',
-            param="response_format",
-            code="invalid_value",
-        )
-    if directives.idempotency_key is not None:
-        raise InvalidRequest(
-            "An Idempotency-Key needs a stored answer, which 'Cache-Control: no-store' forbids. "
-            "Send only one of them.",
-            param=IDEMPOTENCY_KEY,
-            code="invalid_value",
-        )
 
 
 def _check_cost(question: Question, pictures: int) -> None:
@@ -767,11 +595,6 @@ def _idempotency_key_reused() -> InvalidRequest:
         param=IDEMPOTENCY_KEY,
         code="idempotency_key_reused",
     )
-
-
-def _in_its_form(request: ImageRequest) -> ImageRequest:
-    """A stream has no links: its events carry the picture, whatever `response_format` says."""
-    return replace(request, response_format="b64_json") if request.stream else request
 
 
 @contextmanager

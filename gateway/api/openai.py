@@ -29,7 +29,8 @@ from gateway.billing.quota import rate_headers, show_usd
 from gateway.catalog import Model
 from gateway.errors import INVALID_REQUEST, GatewayError, InvalidRequest
 from gateway.images import Picture, Usage
-from gateway.service import Answer, Call, DryRun
+from gateway.question import Call
+from gateway.service import Answer, DryRun
 
 JOIN_BYTES: Final = 64 * 1024
 """Answers up to this size are sent as one piece; larger ones piece by piece, uncopied."""
@@ -123,7 +124,7 @@ def _call(request: web.Request, services: Services) -> Call:
         secret=request[SECRET],
         policy=services.policy(),
         content_type=request.headers.get(hdrs.CONTENT_TYPE),
-        headers=request.headers.items(),
+        headers=request.headers,
         read=lambda: read_body(request),
         record=draft(key.account, request_id=request[REQUEST_ID], time=now),
     )

@@ -13,7 +13,7 @@ reading holds, so that nobody gets an older picture than was asked for.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final
@@ -72,6 +72,11 @@ class Directives:
         """Whether the request itself says which stored pictures may answer it."""
         has_age = self.max_age_seconds is not None
         return self.no_cache or self.no_store or self.only_if_cached or has_age
+
+
+def has_directives(headers: Container[str]) -> bool:
+    """Whether any header is there that is read here; asked in the case of this module."""
+    return any(name in headers for name in _NAMES)
 
 
 def parse_directives(headers: Iterable[tuple[str, str]]) -> Directives:
