@@ -73,8 +73,8 @@ def open_targets(
     ground.folder.mkdir()
     with ExitStack() as stack:
         upstream = Target("upstream", _generations(ground.upstream))
-        gateway = stack.enter_context(_run_gateway(ground, GATEWAY, ground.redis_url))
-        embedded = stack.enter_context(_run_gateway(ground, EMBEDDED, None))
+        gateway = stack.enter_context(run_gateway(ground, GATEWAY, ground.redis_url))
+        embedded = stack.enter_context(run_gateway(ground, EMBEDDED, None))
         bare_hit = stack.enter_context(_run_bare_hit(ground))
         bare_pass = stack.enter_context(_run_bare(ground, "pass", _generations(ground.upstream)))
         others = [
@@ -94,7 +94,7 @@ def _generations(base_url: str) -> str:
 
 
 @contextmanager
-def _run_gateway(ground: Ground, name: str, redis_url: str | None) -> Iterator[Target]:
+def run_gateway(ground: Ground, name: str, redis_url: str | None) -> Iterator[Target]:
     """One worker with everything on: key, limits, ledger, metrics, and the log in a file."""
     folder = ground.folder / name
     options = {
