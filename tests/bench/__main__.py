@@ -23,6 +23,7 @@ from tests.bench.load import Failed, Speed, Target, ask_for
 from tests.bench.peers import check_peers
 from tests.bench.processes import check_tools
 from tests.bench.servers import Ground, open_grounds, open_targets
+from tests.bench.streams import stream_rows
 from tests.bench.table import print_table
 from tests.gateways import each_connection, run_processes, run_upstream
 
@@ -68,6 +69,8 @@ def _measure(options: argparse.Namespace, peers: Sequence[str]) -> list[Row]:
                 )
             ]
             redis_url = next(iter(grounds.values())).redis_url
+            if options.only in "streams":
+                rows += stream_rows(folder, redis_url, seconds=options.seconds)
             if options.only in "purchases":
                 rows.append(purchases_row(asyncio.run(_count_purchases(folder, redis_url))))
     return rows

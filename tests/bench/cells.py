@@ -133,6 +133,26 @@ def latency_row(p50_ms: Mapping[str, float]) -> Row:
     )
 
 
+def first_event_row(size: str, first_ms: Mapping[str, float]) -> Row:
+    """What the gateway adds to the first partial image, by the medians of one connection."""
+    added = first_ms[GATEWAY] - first_ms["upstream"]
+    return Row(
+        f"latency added, first partial image {size} c=1, p50",
+        {name: f"{median:.2f} ms" for name, median in first_ms.items()},
+        ratio=f"+{added:.2f} ms",
+    )
+
+
+def events_row(size: str, connections: int, per_second: Mapping[str, float]) -> Row:
+    """How many events of streams that are bought pass in a second."""
+    ratio = per_second[GATEWAY] / per_second["upstream"]
+    return Row(
+        f"events of streams {size} c={connections}",
+        {name: f"{rate:,.0f}" for name, rate in per_second.items()},
+        ratio=f"{ratio:.3g} × upstream",
+    )
+
+
 def purchases_row(purchases: int) -> Row:
     """How many purchases a hundred identical requests have made."""
     return Row(

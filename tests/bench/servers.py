@@ -73,8 +73,8 @@ def open_targets(
     ground.folder.mkdir()
     with ExitStack() as stack:
         upstream = Target("upstream", _generations(ground.upstream))
-        gateway = stack.enter_context(_run_gateway(ground, GATEWAY, ground.redis_url))
-        embedded = stack.enter_context(_run_gateway(ground, EMBEDDED, None))
+        gateway = stack.enter_context(run_gateway(ground, GATEWAY, ground.redis_url))
+        embedded = stack.enter_context(run_gateway(ground, EMBEDDED, None))
         cold = _open_cold(ground, stack)
         bare_hit = stack.enter_context(_run_bare_hit(ground))
         bare_pass = stack.enter_context(_run_bare(ground, "pass", _generations(ground.upstream)))
@@ -94,7 +94,7 @@ def _open_cold(ground: Ground, stack: ExitStack) -> Sequence[Target]:
     """A gateway without a hot tier, where pictures are large: else it is much the same."""
     if ground.size != "2 MB":
         return []
-    return [stack.enter_context(_run_gateway(ground, COLD, ground.redis_url, hot_bytes=0))]
+    return [stack.enter_context(run_gateway(ground, COLD, ground.redis_url, hot_bytes=0))]
 
 
 def _generations(base_url: str) -> str:
@@ -102,7 +102,7 @@ def _generations(base_url: str) -> str:
 
 
 @contextmanager
-def _run_gateway(
+def run_gateway(
     ground: Ground, name: str, redis_url: str | None, *, hot_bytes: int | None = None
 ) -> Iterator[Target]:
     """One worker with everything on: key, limits, ledger, metrics, and the log in a file."""

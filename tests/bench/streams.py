@@ -1,0 +1,108 @@
+"""Streams: what the gateway adds to the first partial image, and how many events pass in a second.
+
+Both are measured beside the same upstream asked directly. wrk cannot say when a part of an answer
+came, so the reader is a small one in this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import aiohttp
+
+from gateway.sse import Splitter
+from tests.bench import nginx
+from tests.bench.cells import GATEWAY, SIZES, Row, events_row, first_event_row
+from tests.bench.events import PARTIALS
+from tests.bench.load import Failed, Target
+from tests.bench.nginx import PATH
+from tests.bench.processes import free_port, run_process
+from tests.bench.servers import Ground, run_gateway
+
+CONNECTIONS = 8
+MOST_BYTES = 1 << 24
+
+_prompts = count(time.time_ns())
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How one stream came."""
+
+    first_seconds: float
+    """From the request to the end of the first event."""
+    events: int
+
+
+def stream_rows(folder: Path, redis_url: str, *, seconds: int) -> Iterator[Row]:
+    """Two rows for each size of picture."""
+    for size, size_bytes in SIZES.items():
+        print(f"stream {size} …", file=sys.stderr)  # noqa: T201
+        place, port = folder / f"streams-{size_bytes}", free_port()
+        place.mkdir()
+        answer = place / "answer.json"
+        answer.write_bytes(nginx.answer_of(size_bytes))
+        base_url = f"http://127.0.0.1:{port}/v1"
+        ground = Ground(place, f"stream {size}", base_url, "", "", redis_url=redis_url)
+        command = [sys.executable, "-m", "tests.bench.events", str(port), str(answer)]
+        with (
+            run_process("events", command, port=port, folder=place),
+            run_gateway(ground, GATEWAY, redis_url) as gateway,
+        ):
+            upstream = Target("upstream", f"http://127.0.0.1:{port}/{PATH}")
+            yield from asyncio.run(_measure(size, [upstream, gateway], seconds=seconds))
+
+
+async def _measure(size: str, targets: Sequence[Target], *, seconds: int) -> list[Row]:
+    """Everybody in turn; a first second does not count."""
+    first_ms: dict[str, float] = {}
+    per_second: dict[str, float] = {}
+    for target in targets:
+        await _ask_for(target, seconds=1, connections=1)
+        alone = await _ask_for(target, seconds=seconds, connections=1)
+        first_ms[target.name] = statistics.median(s.first_seconds for s in alone) * 1000
+        started = time.perf_counter()
+        streams = await _ask_for(target, seconds=seconds, connections=CONNECTIONS)
+        elapsed = time.perf_counter() - started
+        per_second[target.name] = sum(stream.events for stream in streams) / elapsed
+    return [first_event_row(size, first_ms), events_row(size, CONNECTIONS, per_second)]
+
+
+async def _ask_for(target: Target, *, seconds: int, connections: int) -> list[Stream]:
+    until = time.perf_counter() + seconds
+    connector = aiohttp.TCPConnector(limit=connections)
+    async with aiohttp.ClientSession(connector=connector, headers=target.headers) as session:
+        askers = (_ask_again(session, target, until=until) for _ in range(connections))
+        return [stream for streams in await asyncio.gather(*askers) for stream in streams]
+
+
+async def _ask_again(session: aiohttp.ClientSession, target: Target, *, until: float):
+    streams = []
+    while time.perf_counter() < until:
+        streams.append(await _read(session, target))
+    return streams
+
+
+async def _read(session: aiohttp.ClientSession, target: Target) -> Stream:
+    """Reads a stream to its end. Raises `Failed` for one that has not all its events."""
+    body = {
+        "model": "gpt-image-1.5",
+        "prompt": f"an otter, {next(_prompts)}",
+        "stream": True,
+        "partial_images": PARTIALS,
+    }
+    splitter = Splitter(max_frame_bytes=MOST_BYTES)
+    asked_at, came_at = time.perf_counter(), []
+    async with session.post(target.url, json=body) as response:
+        async for chunk in response.content.iter_any():
+            came_at += [time.perf_counter()] * len(splitter.feed(chunk))
+    if len(came_at) != PARTIALS + 1:
+        raise Failed(f"{target.name} answered {response.status} with {len(came_at)} events")
+    return Stream(came_at[0] - asked_at, len(came_at))

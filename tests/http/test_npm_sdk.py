@@ -1,0 +1,100 @@
+"""The npm package `openai` at the gateway: it reads the same streams, and raises where it must.
+
+The package is installed once, outside the repository. At home the tests are skipped where node or
+a package registry is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gateways import Client, InProcess
+
+PACKAGE = "openai@7.5.0"
+SCRIPT = Path(__file__).with_name("stream.mjs")
+PARTIAL = "image_generation.partial_image"
+COMPLETED = "image_generation.completed"
+
+
+def _cache_folder() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "image-gateway-tests" / PACKAGE
+
+
+@pytest.fixture(scope="module")
+def package() -> Path:
+    """The folder in which the package is installed."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("node is not installed: apt-get install nodejs npm")
+    folder = _cache_folder()
+    if not folder.exists():
+        _install(folder)
+    return folder
+
+
+def _install(folder: Path) -> None:
+    """Beside the place, then by a rename: several test processes may do it at once."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+        quiet = ("--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error")
+        done = subprocess.run(
+            ["npm", "install", *quiet, "--prefix", f"{aside}/new", PACKAGE],
+            capture_output=True,
+            check=False,
+            text=True,
+        )
+        if done.returncode:
+            pytest.skip(f"npm cannot install {PACKAGE}: {done.stderr.strip().splitlines()[-1:]}")
+        with suppress(OSError):  # another one was first
+            Path(aside, "new").rename(folder)
+
+
+async def stream(package: Path, client: Client, prompt: str) -> list[dict[str, Any]]:
+    """What the package has read."""
+    process = await asyncio.create_subprocess_exec(
+        *("node", SCRIPT, f"{client.url}/v1", client.secret, prompt),
+        cwd=package,
+        env={**os.environ, "NO_PROXY": "127.0.0.1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    said, complaints = await process.communicate()
+    assert process.returncode == 0, complaints.decode()
+    return [json.loads(line) for line in said.splitlines()]
+
+
+async def test_the_package_iterates_over_three_partial_images_and_the_picture(
+    package: Path, embedded: InProcess
+) -> None:
+    alice = await embedded.client.with_key()
+    *partials, completed = await stream(package, alice, "[[sim:slow-stream=0.4]] an otter")
+
+    assert [(p["type"], p["partial_image_index"]) for p in partials] == [
+        (PARTIAL, 0),
+        (PARTIAL, 1),
+        (PARTIAL, 2),
+    ]
+    assert completed["type"] == COMPLETED
+    assert completed["usage"]["output_tokens"] == 4460
+    assert completed["milliseconds"] - partials[0]["milliseconds"] > 1000
+
+
+@pytest.mark.parametrize("fault", ["stream-error", "truncate", "stream-no-completed"])
+async def test_a_failure_in_mid_stream_raises_in_the_package(
+    package: Path, embedded: InProcess, fault: str
+) -> None:
+    alice = await embedded.client.with_key()
+    events = await stream(package, alice, f"[[sim:{fault}]] an otter")
+
+    assert events[-1]["error"] == "APIError"
+    assert events[-1]["code"] in ("image_generation_failed", "upstream_error")
