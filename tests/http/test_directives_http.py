@@ -11,7 +11,6 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -474,7 +473,8 @@ async def test_a_purchase_above_the_callers_bound_is_not_made(
     assert refused.headers["x-gateway-cost-usd"] == "0.000000"
     assert (first.outcome, first.error, first.cost_micros) == ("refused", "max_cost_exceeded", 0)
     assert spent == Spent(0, 0, 0, 0)
-    assert (bought.status, hit.status, more.status) == (200, 200, 400)
+    assert (bought.status, hit.status) == (200, 200)
+    assert (more.status, more.images) == (200, hit.images)  # what there is, as at any limit
     assert len(await upstream.bodies()) == 1
 
 
