@@ -42,6 +42,7 @@ from gateway.question import Call, Question, Questions
 from gateway.request.directives import IDEMPOTENCY_KEY, MAX_COST, asks_for_dry_run
 from gateway.store.verbs import Batch, Entry, Store
 
+UPSTREAM_AUTH: Final = "upstream_auth"
 OUTAGES: Final = frozenset({500, 502, 503, 504})
 """Statuses of upstream's for which an older picture stands in."""
 
@@ -566,8 +567,13 @@ def _check_cost(question: Question, pictures: int) -> None:
 
 
 def _is_outage(error: GatewayError | None) -> bool:
-    """Whether upstream failed, rather than refused (CONTRACT §6 *Stale*)."""
-    return isinstance(error, UpstreamFailure) and error.status in OUTAGES
+    """Whether upstream failed, rather than refused (CONTRACT §6 *Stale*).
+
+    That it refused the gateway's own key is shown as a 502 too, and is no outage.
+    """
+    if not isinstance(error, UpstreamFailure) or error.code == UPSTREAM_AUTH:
+        return False
+    return error.status in OUTAGES
 
 
 def _passed_over(question: Question, entry: Entry, missing: Iterable[int]) -> tuple[str, ...]:

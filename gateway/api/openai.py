@@ -199,7 +199,7 @@ def _cache_status(answer: Answer, call: Call) -> str:
     if answer.fingerprint is None:
         return "image-gateway; fwd=bypass"
     how = CACHE_STATUS.get(answer.outcome, f"hit; ttl={answer.ttl_seconds}")
-    if call.is_reload and answer.outcome in ("bought", "partial"):
+    if call.is_reload and answer.outcome == "bought":
         how = "fwd=request; stored"
     if answer.detail == "stale-if-error":
         how = f"hit; ttl={answer.ttl_seconds}"
@@ -212,7 +212,7 @@ def _cache_status_of_error(call: Call) -> str | None:
     place = call.record.fingerprint
     if place is None or not call.was_looked_up:
         return None
-    if call.reading.no_store:
+    if call.reading.no_store and call.tally.is_open:
         return "image-gateway; fwd=bypass"
     how = "fwd=miss; collapsed" if call.is_follower else None
     if call.tally.is_open:

@@ -1,0 +1,619 @@
+"""What callers and their keys say of reuse, as sequences of requests through the front door.
+
+A sequence is a row of steps: who asks, what is said beside the question, what is answered, how
+often upstream was asked, what was charged and what stands in the ledger. Pictures are letters: the
+same letter is the same picture, a new letter one that was never seen before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import redis
+
+from gateway.billing.ledger import Record
+from tests.gateways import (
+    Client,
+    InProcess,
+    Reply,
+    Spent,
+    Upstream,
+    make_settings,
+    read_spent,
+    run_gateway,
+    run_upstream,
+)
+from tests.http.conftest import OpenGateway
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MISS, RELOAD, PARTIAL = "fwd=miss; stored", "fwd=request; stored", "fwd=partial; stored"
+BYPASS, HIT, REFUSED = "fwd=bypass", "hit", "detail=not-served"
+
+KEYS: dict[str, dict[str, Any]] = {
+    "alice": {},
+    "bob": {},
+    "always": {"reuse": "always"},
+    "never": {"reuse": "never"},
+    "within-1h": {"reuse": "within:1h"},
+    "within-1s": {"reuse": "within:1s"},
+    "denied": {"allow_no_cache": False},
+    "denied-never": {"allow_no_cache": False, "reuse": "never"},
+    "art-1": {"team": "art", "scope": "team"},
+    "art-2": {"team": "art", "scope": "team"},
+    "ads-1": {"team": "ads", "scope": "team"},
+    "art-global": {"team": "art", "scope": "global"},
+    "loner-1": {"scope": "team"},
+    "loner-2": {"scope": "team"},
+    "own-1": {"team": "art", "scope": "key"},
+    "own-2": {"team": "art", "scope": "key"},
+    "team-plain-1": {"team": "art"},
+    "team-plain-2": {"team": "art"},
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One request, and all that is expected of it."""
+
+    said: str = ""
+    """Its Cache-Control."""
+    gets: str = ""
+    """The pictures of its answer; none: it is an error."""
+    how: str = HIT
+    """Its Cache-Status, without key and ttl."""
+    by: str = "alice"
+    n: int = 1
+    headers: Mapping[str, str] = field(default_factory=dict)
+    status: int = 200
+    notice: str | None = None
+    """How `x-gateway-notice` begins."""
+    after_seconds: float = 0.0
+
+    @property
+    def sent(self) -> dict[str, str]:
+        return {**self.headers, **({"Cache-Control": self.said} if self.said else {})}
+
+    @property
+    def calls(self) -> int:
+        """Of upstream."""
+        return int(self.how.startswith("fwd"))
+
+    @property
+    def outcome(self) -> str:
+        """In the ledger."""
+        return {HIT: "hit", PARTIAL: "partial", REFUSED: "refused"}.get(self.how, "bought")
+
+
+def variation(number: int) -> dict[str, str]:
+    return {"X-Gateway-Variation": str(number)}
+
+
+FIRST = Step(gets="A", how=MISS)
+APPLIED, IGNORED = "no-cache was applied.", "no-cache was ignored: this key may not ask for new"
+AS_SET = "no-cache was applied, as the key's reuse setting says."
+
+SEQUENCES: dict[str, list[Step]] = {
+    "without a directive the first buys and the second hits": [FIRST, Step(gets="A")],
+    # ── no-cache ──
+    "no-cache takes the slot, and what was there moves to the first free one": [
+        FIRST,
+        Step("no-cache", "B", RELOAD, notice=APPLIED),
+        Step(gets="B"),
+        Step(gets="A", headers=variation(1)),
+        Step(gets="BA", n=2),
+    ],
+    "no-cache for several takes their slots in order": [
+        Step(gets="AB", how=MISS, n=2),
+        Step("no-cache", "CD", RELOAD, n=2, notice=APPLIED),
+        Step(gets="CDAB", n=4),
+    ],
+    "no-cache moves only what lies in its way": [
+        Step(gets="AB", how=MISS, n=2),
+        Step("no-cache", "C", RELOAD, notice=APPLIED),
+        Step(gets="CBA", n=3),
+    ],
+    "no-cache at a variation takes that slot": [
+        Step(gets="AB", how=MISS, n=2),
+        Step("no-cache", "C", RELOAD, headers=variation(1), notice=APPLIED),
+        Step(gets="ACB", n=3),
+    ],
+    "no-cache where nothing is stores as any other": [
+        Step("no-cache", "A", RELOAD, notice=APPLIED),
+        Step(gets="A"),
+    ],
+    "max-age=0 is no-cache": [
+        FIRST,
+        Step("max-age=0", "B", RELOAD, notice=APPLIED),
+        Step(gets="BA", n=2),
+    ],
+    "Pragma is no-cache": [
+        FIRST,
+        Step(gets="B", how=RELOAD, headers={"Pragma": "no-cache"}, notice=APPLIED),
+    ],
+    "Cache-Control wins over Pragma": [
+        FIRST,
+        Step(
+            "max-age=3600",
+            "A",
+            headers={"Pragma": "no-cache"},
+            notice="max-age=3600 was applied.",
+        ),
+    ],
+    # ── max-age ──
+    "a picture younger than max-age is a hit": [
+        FIRST,
+        Step("max-age=3600", "A", notice="max-age=3600 was applied."),
+    ],
+    "an older one is passed over, and moves": [
+        FIRST,
+        Step("max-age=1", "B", RELOAD, after_seconds=1.2, notice="max-age=1 was applied."),
+        Step("max-age=60", "B", notice="max-age=60 was applied."),
+        Step(gets="BA", n=2),
+    ],
+    "max-age buys only what is too old": [
+        FIRST,
+        Step(gets="AB", how=PARTIAL, n=2, after_seconds=1.2),
+        Step("max-age=1", "CB", PARTIAL, n=2, notice="max-age=1 was applied."),
+        Step(gets="CBA", n=3),
+    ],
+    "max-age where nothing is is a plain miss": [
+        Step("max-age=1", "A", MISS, notice="max-age=1 was applied."),
+    ],
+    # ── no-store ──
+    "no-store neither reads nor writes": [
+        FIRST,
+        Step("no-store", "B", BYPASS),
+        Step(gets="A"),
+        Step("only-if-cached", "", REFUSED, headers=variation(1), status=504),
+    ],
+    "no-store where nothing is leaves nothing": [
+        Step("no-store", "AB", BYPASS, n=2),
+        Step(gets="C", how=MISS),
+    ],
+    # ── only-if-cached ──
+    "only-if-cached misses with 504, and hits": [
+        Step("only-if-cached", "", REFUSED, status=504),
+        FIRST,
+        Step("only-if-cached", "A"),
+    ],
+    "only-if-cached wants all that was asked for": [
+        FIRST,
+        Step("only-if-cached", "", REFUSED, n=2, status=504),
+    ],
+    # ── several ──
+    "only-if-cached with max-age wants a young one": [
+        FIRST,
+        Step("only-if-cached, max-age=60", "A", notice="max-age=60"),
+        Step(
+            "only-if-cached, max-age=1",
+            "",
+            REFUSED,
+            status=504,
+            after_seconds=1.2,
+            notice="max-age=1",
+        ),
+    ],
+    "only-if-cached with no-cache or no-store can never be served": [
+        FIRST,
+        Step("only-if-cached, no-cache", "", REFUSED, status=504, notice=APPLIED),
+        Step("only-if-cached, no-store", "", REFUSED, status=504),
+    ],
+    "no-cache is stricter than max-age": [
+        FIRST,
+        Step("max-age=3600, no-cache", "B", RELOAD, notice=APPLIED),
+    ],
+    "no-store is stricter than no-cache": [
+        FIRST,
+        Step("no-cache, no-store", "B", BYPASS, notice=APPLIED),
+        Step(gets="A"),
+    ],
+    "directives that nobody knows change nothing": [
+        FIRST,
+        Step('min-fresh=10, max-stale, x="no-cache"', "A"),
+    ],
+    # ── a key's reuse ──
+    "reuse always is nothing": [FIRST, Step(gets="A", by="always")],
+    "reuse never is no-cache": [
+        FIRST,
+        Step(gets="B", how=RELOAD, by="never", notice=AS_SET),
+        Step(gets="C", how=RELOAD, by="never", notice=AS_SET),
+        Step(gets="C"),
+    ],
+    "reuse within is max-age": [
+        FIRST,
+        Step(gets="A", by="within-1h", notice="max-age=3600 was applied, as the key's reuse"),
+        Step(
+            gets="B",
+            how=RELOAD,
+            by="within-1s",
+            after_seconds=1.2,
+            notice="max-age=1 was applied, as the key's reuse",
+        ),
+        Step(gets="B", by="within-1h", notice="max-age=3600"),
+    ],
+    "a request's own Cache-Control wins over reuse": [
+        FIRST,
+        Step("max-age=3600", "A", by="never", notice="max-age=3600 was applied."),
+        Step("only-if-cached", "A", by="never"),
+        Step("no-cache", "B", RELOAD, by="within-1h", notice=APPLIED),
+        Step("no-store", "C", BYPASS, by="within-1h"),
+    ],
+    # ── a key without the permission ──
+    "without the permission no-cache and max-age are ignored": [
+        FIRST,
+        Step("no-cache", "A", by="denied", notice=IGNORED),
+        Step("max-age=0", "A", by="denied", notice=IGNORED),
+        Step(gets="A", by="denied", headers={"Pragma": "no-cache"}, notice=IGNORED),
+        Step("max-age=1", "A", by="denied", after_seconds=1.2, notice="max-age=1 was ignored"),
+        Step("only-if-cached", "A", by="denied"),
+    ],
+    "the key's own setting needs no permission": [
+        FIRST,
+        Step(gets="B", how=RELOAD, by="denied-never", notice=AS_SET),
+    ],
+    # ── scope ──
+    "scope: a global key shares with every global key": [
+        FIRST,
+        Step(gets="A", by="bob"),
+        Step(gets="A", by="art-global"),
+        Step(gets="A", by="team-plain-1"),
+    ],
+    "scope: a team shares within itself": [
+        FIRST,
+        Step(gets="B", how=MISS, by="art-1"),
+        Step(gets="B", by="art-2"),
+        Step(gets="C", how=MISS, by="ads-1"),
+        Step(gets="A", by="bob"),
+    ],
+    "scope: a key without a team is its own": [
+        Step(gets="A", how=MISS, by="loner-1"),
+        Step(gets="B", how=MISS, by="loner-2"),
+        Step(gets="A", by="loner-1"),
+        Step(gets="C", how=MISS),
+    ],
+    "scope: a key of its own shares with nobody": [
+        Step(gets="A", how=MISS, by="art-1"),
+        Step(gets="B", how=MISS, by="own-1"),
+        Step(gets="C", how=MISS, by="own-2"),
+        Step(gets="B", by="own-1"),
+        Step(gets="A", by="art-2"),
+    ],
+    # ── variations ──
+    "a variation is a slot": [
+        Step(gets="A", how=MISS, headers=variation(3)),
+        Step(gets="B", how=MISS),
+        Step(gets="BCDA", how=PARTIAL, n=4),
+        Step(gets="CD", n=2, headers=variation(1)),
+        Step(gets="EF", how=MISS, n=2, headers=variation(62)),
+    ],
+}
+
+
+# ── playing them ────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Table:
+    """A gateway that all sequences use, each with a prompt of its own."""
+
+    gateway: InProcess
+    upstream: Upstream
+    callers: Mapping[str, Client]
+
+    async def calls(self, prompt: str) -> int:
+        return sum(body["prompt"] == prompt for body in await self.upstream.bodies())
+
+    async def records_after(self, count: int) -> list[Record]:
+        return (await self.gateway.ledger())[count:]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["sqlite", "redis"])
+async def table(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Table]:
+    """On both stores."""
+    url = None if request.param == "sqlite" else request.getfixturevalue("redis_server")
+    if url is not None:
+        with redis.Redis.from_url(url) as client:
+            client.flushall()
+    async with run_upstream() as upstream:
+        settings = make_settings(tmp_path_factory.mktemp("table"), upstream.base_url, url)
+        async with run_gateway(settings) as gateway:
+            callers = {name: await gateway.client.with_key(name, **s) for name, s in KEYS.items()}
+            yield Table(gateway, upstream, callers)
+
+
+def how_of(reply: Reply) -> str:
+    """Its Cache-Status, without key and ttl."""
+    return re.sub(r"; ttl=\d+", "", reply.cache_status)
+
+
+async def play(table: Table, prompt: str, steps: Sequence[Step]) -> None:
+    seen: dict[str, str] = {}
+    for number, step in enumerate(steps):
+        await asyncio.sleep(step.after_seconds)
+        before, records = await table.calls(prompt), len(await table.gateway.ledger())
+        reply = await table.callers[step.by].ask(prompt, n=step.n, headers=step.sent)
+        where = f"step {number + 1}: {step}\n{reply.status} {dict(reply.headers)}"
+
+        assert (reply.status, how_of(reply)) == (step.status, step.how), where
+        assert await table.calls(prompt) - before == step.calls, where
+        assert_pictures(reply, step.gets, seen, where)
+        assert_headers(reply, step, where)
+        (record,) = await table.records_after(records)
+        charged = int(float(reply.headers["x-gateway-cost-usd"]) * 1e6 + 0.5)
+        assert (record.outcome, record.cost_micros) == (step.outcome, charged), where
+        assert (charged > 0) == (step.calls > 0), where
+
+
+def assert_pictures(reply: Reply, letters: str, seen: dict[str, str], where: str) -> None:
+    if not letters:
+        assert reply.error["code"] == "only_if_cached", where
+        return
+    named = {picture: letter for letter, picture in seen.items()}
+    new = iter(letter for letter in letters if letter not in seen)
+    shown = "".join(named.get(picture) or next(new, "?") for picture in reply.images)
+    assert shown == letters, where
+    seen |= dict(zip(letters, reply.images, strict=True))
+
+
+def assert_headers(reply: Reply, step: Step, where: str) -> None:
+    assert ("Age" in reply.headers) == (step.how == HIT), where
+    assert int(reply.headers.get("Age", 0)) >= int(step.after_seconds) * (step.how == HIT), where
+    notice = reply.headers.get("x-gateway-notice")
+    assert (notice is None) == (step.notice is None), where
+    assert (notice or "").startswith(step.notice or ""), where
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+async def test_sequence(table: Table, name: str) -> None:
+    await play(table, name, SEQUENCES[name])
+
+
+# ── the gateway's own scope ─────────────────────────────────────────────────────────────────
+
+SCOPES = {
+    "team": [
+        Step(gets="A", how=MISS, by="team-plain-1"),
+        Step(gets="A", by="team-plain-2"),
+        Step(gets="A", by="art-1"),
+        Step(gets="B", how=MISS),
+        Step(gets="C", how=MISS, by="bob"),
+        Step(gets="D", how=MISS, by="art-global"),
+        Step(gets="E", how=MISS, by="own-1"),
+    ],
+    "key": [
+        Step(gets="A", how=MISS, by="team-plain-1"),
+        Step(gets="B", how=MISS, by="team-plain-2"),
+        Step(gets="C", how=MISS, by="art-1"),
+        Step(gets="C", by="art-2"),
+        Step(gets="D", how=MISS),
+        Step(gets="A", by="team-plain-1"),
+    ],
+}
+
+
+@pytest.mark.asyncio(loop_scope="function")
+@pytest.mark.parametrize("scope", SCOPES)
+async def test_a_keys_scope_is_the_gateways_unless_it_has_its_own(
+    open_gateway: OpenGateway, upstream: Upstream, scope: str
+) -> None:
+    async with open_gateway(cache={"scope": scope}) as gateway:
+        callers = {name: await gateway.client.with_key(name, **s) for name, s in KEYS.items()}
+        await play(Table(gateway, upstream, callers), "an otter", SCOPES[scope])
+
+
+# ── headers of the gateway's own ────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("headers", "n", "param"),
+    [
+        (variation(63), 2, "X-Gateway-Variation"),
+        (variation(64), 1, "X-Gateway-Variation"),
+        ({"X-Gateway-Variation": "one"}, 1, "X-Gateway-Variation"),
+        ({"X-Gateway-Tags": ",".join(f"t{i}" for i in range(17))}, 1, "X-Gateway-Tags"),
+        ({"X-Gateway-Max-Cost-USD": "cheap"}, 1, "X-Gateway-Max-Cost-USD"),
+        ({"Idempotency-Key": "with a space"}, 1, "Idempotency-Key"),
+    ],
+)
+async def test_a_header_that_makes_no_sense_is_a_400_that_names_it(
+    table: Table, headers: Mapping[str, str], n: int, param: str
+) -> None:
+    reply = await table.callers["alice"].ask("no sense", n=n, headers=headers)
+    assert (reply.status, reply.error["param"]) == (400, param)
+    assert reply.error["code"] == "invalid_value"
+    assert await table.calls("no sense") == 0
+
+
+async def test_pictures_are_purged_by_the_tags_they_were_asked_for_under(table: Table) -> None:
+    """Also by those of a hit, in any key."""
+    alice, bob = table.callers["alice"], table.callers["bob"]
+    for prompt in ("tagged 1", "tagged 2"):
+        await alice.ask(prompt, headers={"X-Gateway-Tags": "spring, sale"})
+    await alice.ask("tagged 3")
+    await bob.ask("tagged 3", headers={"X-Gateway-Tags": "sale"})
+    await alice.ask("tagged 4", headers={"X-Gateway-Tags": "summer"})
+
+    purged = await alice.admin("POST", "/admin/cache/purge", {"tag": "sale"})
+    again = [await alice.ask(f"tagged {i}") for i in (1, 2, 3, 4)]
+    nothing = await alice.admin("POST", "/admin/cache/purge", {"tag": "autumn"})
+
+    assert purged.json == {"pictures": 3}
+    assert [how_of(reply) for reply in again] == [MISS, MISS, MISS, HIT]
+    assert nothing.json == {"pictures": 0}
+
+
+MAX_COST = "X-Gateway-Max-Cost-USD"
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_a_purchase_above_the_callers_bound_is_not_made(
+    gateway: InProcess, upstream: Upstream
+) -> None:
+    """Nothing is reserved, and hits are free of it."""
+    alice = await gateway.client.with_key("alice", limits={"usd_per_day": 5})
+    refused = await alice.ask(quality="high", headers={MAX_COST: "0.10"})
+    spent = await read_spent(gateway.settings, alice.key_id)
+    bought = await alice.ask(quality="high", headers={MAX_COST: "0.30"})
+    hit = await alice.ask(quality="high", headers={MAX_COST: "0"})
+    more = await alice.ask(quality="high", n=2, headers={MAX_COST: "0"})
+    first = next(r for r in await gateway.ledger() if r.outcome == "refused")
+
+    assert (refused.status, refused.error["code"]) == (400, "max_cost_exceeded")
+    assert refused.error["param"] == MAX_COST
+    assert "$0.100000" in refused.error["message"]
+    assert refused.headers["x-gateway-cost-usd"] == "0.000000"
+    assert (first.outcome, first.error, first.cost_micros) == ("refused", "max_cost_exceeded", 0)
+    assert spent == Spent(0, 0, 0, 0)
+    assert (bought.status, hit.status) == (200, 200)
+    assert (more.status, more.images) == (200, hit.images)  # what there is, as at any limit
+    assert len(await upstream.bodies()) == 1
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_a_callers_bound_concerns_nobody_else(gateway: InProcess, upstream: Upstream) -> None:
+    """Who waits for others pays nothing and needs no bound; who is refused blocks nobody."""
+    alice, bob = [await gateway.client.with_key(name) for name in ("alice", "bob")]
+    prompt = "[[sim:slow=0.3]] an otter"
+    mean = {MAX_COST: "0.000001"}
+    first = asyncio.create_task(alice.ask(prompt))
+    await asyncio.sleep(0.15)
+    follower, buyer = await bob.ask(prompt, headers=mean), await first
+    at_once = await asyncio.gather(
+        *(bob.ask("another", headers=mean) for _ in range(3)), alice.ask("another")
+    )
+
+    assert (buyer.status, follower.status) == (200, 200)
+    assert follower.cache_status == "fwd=miss; collapsed"
+    assert follower.images == buyer.images
+    assert at_once[-1].status == 200
+    assert {reply.status for reply in at_once[:-1]} <= {200, 400}
+    assert len(await upstream.bodies()) == 2
+
+
+# ── dry runs ────────────────────────────────────────────────────────────────────────────────
+
+DRY = {"Prefer": "dry-run"}
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_a_dry_run_says_what_would_come_and_leaves_no_trace(
+    gateway: InProcess, upstream: Upstream
+) -> None:
+    alice = await gateway.client.with_key("alice", limits={"usd_per_day": 5, "usd_per_month": 1})
+    low = {"quality": "low", "size": "1024x1024"}
+    before = await alice.ask(headers=DRY, n=2, **low)
+    assert await upstream.bodies() == []
+    assert await gateway.ledger() == []
+    bought = await alice.ask(**low)
+    some = await alice.ask(headers=DRY, n=2, **low)
+    hit = await alice.ask(headers=DRY, **low)
+    anew = await alice.ask(headers={**DRY, "Cache-Control": "no-cache"}, **low)
+    spent = float(bought.headers["x-gateway-cost-usd"])
+
+    assert before.json == {
+        "valid": True,
+        "hit": False,
+        "estimate_usd": pytest.approx(2 * some.json["estimate_usd"], rel=0.05),
+        "remaining": 1.0,
+    }
+    assert some.json["estimate_usd"] > 0
+    assert some.json["remaining"] == pytest.approx(1 - spent)
+    assert (some.json["hit"], hit.json["hit"], anew.json["hit"]) == (False, True, False)
+    assert hit.json["estimate_usd"] == 0
+    assert anew.json["estimate_usd"] == some.json["estimate_usd"]
+    for reply in (before, some, hit, anew):
+        assert (reply.status, reply.headers["Preference-Applied"]) == (200, "dry-run")
+        assert reply.headers["x-gateway-cost-usd"] == "0.000000"
+    assert len(await upstream.bodies()) == len(await gateway.ledger()) == 1
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_a_dry_run_is_admitted_and_checked_like_any_request(
+    gateway: InProcess, upstream: Upstream
+) -> None:
+    """What it is refused for leaves no record either; without a budget nothing remains of it."""
+    alice = await gateway.client.with_key("alice", limits={"requests_per_minute": 2})
+    wrong = await alice.ask(headers=DRY, quality="ultra")
+    dry = await alice.ask(headers=DRY)
+    replies = [await alice.ask(headers=DRY), await alice.ask(headers=DRY), await alice.ask()]
+
+    assert (wrong.status, wrong.error["param"]) == (400, "quality")
+    assert dry.json["remaining"] is None
+    assert dry.headers["x-ratelimit-remaining-requests"] == "1"
+    assert [reply.status for reply in replies] == [200, 429, 429]
+    assert [record.outcome for record in await gateway.ledger()] == ["refused"]
+    assert await upstream.bodies() == []
+
+
+# ── streams ─────────────────────────────────────────────────────────────────────────────────
+
+
+def completed(reply: Reply) -> int:
+    return reply.body.count(b"event: image_generation.completed")
+
+
+async def test_streams_obey_directives_like_plain_requests(table: Table) -> None:
+    alice, prompt = table.callers["alice"], "a stream"
+
+    async def stream(said: str) -> Reply:
+        return await alice.ask(prompt, stream=True, headers={"Cache-Control": said})
+
+    missing, unstored = await stream("only-if-cached"), await stream("no-store")
+    unread = await stream("max-age=60")
+    anew = await stream("no-cache")
+    hit, plain = await stream("only-if-cached"), await alice.ask(prompt, n=2)
+
+    assert (missing.status, missing.error["code"]) == (504, "only_if_cached")
+    streams = [unstored, unread, anew, hit]
+    assert [how_of(reply) for reply in streams] == [BYPASS, MISS, RELOAD, HIT]
+    assert [completed(reply) for reply in streams] == [1, 1, 1, 1]
+    assert [reply.headers.get("x-gateway-notice", "")[:8] for reply in streams] == [
+        "",
+        "max-age=",
+        "no-cache",
+        "",
+    ]
+    assert how_of(plain) == HIT
+    assert len(set(plain.images)) == 2
+    assert await table.calls(prompt) == 3
+
+
+# ── races ───────────────────────────────────────────────────────────────────────────────────
+
+NO_CACHE = {"Cache-Control": "no-cache"}
+
+
+@pytest.mark.parametrize("order", ["plain first", "no-cache first"])
+async def test_no_cache_and_a_plain_request_at_once_buy_twice_and_both_are_kept(
+    table: Table, order: str
+) -> None:
+    alice, bob, prompt = table.callers["alice"], table.callers["bob"], f"[[sim:slow=0.3]] {order}"
+    asks = [lambda: alice.ask(prompt), lambda: bob.ask(prompt, headers=NO_CACHE)]
+    first, second = asks if order == "plain first" else reversed(asks)
+    begun = asyncio.create_task(first())
+    await asyncio.sleep(0.1)
+    replies = [await second(), await begun]
+    both = await alice.ask(prompt, n=2)
+
+    assert {how_of(reply) for reply in replies} == {MISS, RELOAD}
+    assert how_of(both) == HIT
+    assert set(both.images) == {reply.images[0] for reply in replies}
+    assert len(set(both.images)) == 2
+    assert await table.calls(prompt) == 2
+
+
+async def test_who_asks_anew_lends_its_flight_to_nobody(table: Table) -> None:
+    alice, bob, prompt = table.callers["alice"], table.callers["bob"], "[[sim:slow=0.2]] alone"
+    replies = await asyncio.gather(*(c.ask(prompt, headers=NO_CACHE) for c in (alice, bob)))
+    assert [how_of(reply) for reply in replies] == [RELOAD, RELOAD]
+    assert await table.calls(prompt) == 2
+    assert len({*replies[0].images, *(await alice.ask(prompt, n=2)).images}) == 2

@@ -1,0 +1,269 @@
+"""What upstream refuses for its content is remembered; when it fails, older pictures stand in."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+
+import pytest
+
+from tests.gateways import Client, InProcess, Reply, Upstream
+from tests.http.conftest import OpenGateway
+
+NO_CACHE = {"Cache-Control": "no-cache"}
+
+
+async def ask_twice(client: Client, prompt: str, **body: object) -> list[Reply]:
+    return [await client.ask(prompt, **body) for _ in range(2)]
+
+
+# ── refusals ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [("moderation", "moderation_blocked"), ("content-policy", "content_policy_violation")],
+)
+async def test_a_refusal_of_the_content_is_remembered_for_everybody(
+    gateway: InProcess, upstream: Upstream, fault: str, code: str
+) -> None:
+    """With all that upstream said; no-cache does not lift it, and it costs nobody anything."""
+    alice, bob = [await gateway.client.with_key(name) for name in ("alice", "bob")]
+    prompt = f"[[sim:{fault};times=1]] an otter"
+    first = await alice.ask(prompt)
+    again = [
+        await bob.ask(prompt),
+        await alice.ask(prompt, headers=NO_CACHE),
+        await bob.ask(prompt, headers={"Cache-Control": "max-age=1"}),
+        await bob.ask(prompt, n=2, headers={"X-Gateway-Variation": "7"}),
+        await bob.ask(prompt, stream=True),
+    ]
+    records = await gateway.ledger()
+
+    assert len(await upstream.bodies()) == 1
+    for reply in (first, *again):
+        assert (reply.status, reply.error["code"]) == (400, code)
+        assert reply.error == first.error
+        assert reply.headers["x-gateway-error-source"] == "upstream"
+        assert reply.headers["x-gateway-cost-usd"] == "0.000000"
+    assert [record.cost_micros for record in records] == [0] * 6
+    assert [record.outcome for record in records] == ["failed", *["refused"] * 5]
+    assert {record.error for record in records} == {code}
+
+
+NOT_REMEMBERED = [
+    "moderation;stage=output",
+    "status=400",
+    "status=429;code=insufficient_quota",
+    "status=500",
+    "tiny-png",
+    "html",
+]
+
+
+@pytest.mark.parametrize("fault", NOT_REMEMBERED)
+async def test_no_other_error_is_remembered(
+    embedded: InProcess, upstream: Upstream, fault: str
+) -> None:
+    """A picture that was made and then withheld may come out otherwise."""
+    alice = await embedded.client.with_key()
+    failed, good = await ask_twice(alice, f"[[sim:{fault};times=1]] an otter")
+    assert failed.status >= 400
+    assert (good.status, good.cache_status) == (200, "fwd=miss; stored")
+
+
+async def test_a_refusal_is_forgotten_after_its_time(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    async with open_gateway(cache={"refusal_ttl": "1s"}) as gateway:
+        alice = await gateway.client.with_key()
+        prompt = "[[sim:moderation;times=1]] an otter"
+        refused = await ask_twice(alice, prompt)
+        await asyncio.sleep(1.2)
+        good = await alice.ask(prompt)
+    assert [reply.status for reply in refused] == [400, 400]
+    assert good.status == 200
+    assert len(await upstream.bodies()) == 2
+
+
+async def test_a_refusal_is_shared_as_far_as_pictures_are(
+    gateway: InProcess, upstream: Upstream
+) -> None:
+    specs = {"art-1": "team", "art-2": "team", "own": "key"}
+    callers = [
+        await gateway.client.with_key(name, team="art", scope=scope)
+        for name, scope in specs.items()
+    ]
+    prompt = "[[sim:moderation;times=1]] an otter"
+    replies = [await caller.ask(prompt) for caller in callers]
+    assert [reply.status for reply in replies] == [400, 400, 200]
+    assert len(await upstream.bodies()) == 2
+
+
+async def test_pictures_that_are_there_are_served_although_the_question_is_refused_now(
+    gateway: InProcess, upstream: Upstream
+) -> None:
+    alice = await gateway.client.with_key()
+    bought = await alice.ask()
+    await upstream.play("moderation")
+    refused = await alice.ask(headers=NO_CACHE)
+    hit = await alice.ask()
+    assert (bought.status, refused.status, hit.status) == (200, 400, 200)
+    assert hit.images == bought.images
+
+
+async def test_what_is_not_to_be_stored_leaves_no_refusal(
+    gateway: InProcess, upstream: Upstream
+) -> None:
+    alice = await gateway.client.with_key()
+    prompt = "[[sim:moderation;times=1]] an otter"
+    refused = await alice.ask(prompt, headers={"Cache-Control": "no-store"})
+    good = await alice.ask(prompt)
+    assert (refused.status, good.status) == (400, 200)
+
+
+# ── stale on error ──────────────────────────────────────────────────────────────────────────
+
+STALE = {"ttl": "1s", "stale_if_error": "60s"}
+EXPIRED_SECONDS = 1.2
+"""Longer than `ttl` and its spread."""
+
+FAILURES = {
+    "status=500": "an error of the API",
+    "status=502": "an edge",
+    "status=503;retry-after-ms=10": "busy, after its retries",
+    "status=504": "an edge's time-out",
+    "hang": "our time-out",
+    "reset": "cut off",
+}
+NO_FAILURES = ["status=400", "moderation", "status=429;retry-after=121", "status=403"]
+
+
+def detail_of(reply: Reply) -> str:
+    """Its Cache-Status, without key, and seconds as N."""
+    return re.sub(r"\d+", "N", reply.cache_status)
+
+
+@pytest.mark.parametrize("fault", FAILURES)
+async def test_an_expired_picture_stands_in_when_upstream_fails(
+    open_gateway: OpenGateway, upstream: Upstream, fault: str
+) -> None:
+    """For the buyer, who is charged as ever for what it tried, and for who waited with it."""
+    async with open_gateway(cache=STALE, upstream={"timeout": "1s"}) as gateway:
+        alice, bob = [await gateway.client.with_key(name) for name in ("alice", "bob")]
+        fresh = await alice.ask(n=2)
+        await asyncio.sleep(EXPIRED_SECONDS)
+        await upstream.play(*[fault] * 3)
+        buyer, follower = await asyncio.gather(alice.ask(n=2), bob.ask(n=2))
+        await upstream.play()
+        again = await alice.ask(n=2)
+        _, *records = await gateway.ledger()
+
+    for reply in (buyer, follower):
+        assert (reply.status, reply.images) == (200, fresh.images)
+        assert detail_of(reply) == "hit; ttl=-N; detail=stale-if-error"
+        assert int(reply.headers["Age"]) >= 1
+        assert float(reply.headers["x-gateway-saved-usd"]) > 0
+    assert again.cache_status == "fwd=miss; stored"
+    failed, hits = records[0], [r for r in records if r.outcome == "hit"]
+    charged = {float(reply.headers["x-gateway-cost-usd"]) for reply in (buyer, follower)}
+    assert failed.outcome == "failed"
+    assert charged == {0.0, failed.cost_micros / 1e6}
+    assert (failed.cost_micros > 0) == (fault in ("status=502", "status=504", "hang", "reset"))
+    assert [(hit.cost_micros, hit.saved_micros > 0) for hit in hits] == [(0, True)]
+
+
+async def test_an_expired_picture_stands_in_while_the_breaker_is_open_or_nobody_listens(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    async with open_gateway(cache=STALE, upstream={"breaker": {"failures": 1}}) as gateway:
+        alice = await gateway.client.with_key()
+        fresh = await alice.ask()
+        await asyncio.sleep(EXPIRED_SECONDS)
+        await upstream.play("status=500")
+        opening = await alice.ask("another")
+        calls = len(await upstream.bodies())
+        shut = await alice.ask()
+        assert len(await upstream.bodies()) == calls
+
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+        async with open_gateway(cache=STALE, upstream={"base_url": url}) as gateway:
+            alice = Client(gateway.client.url, gateway.client.session, alice.secret)
+            unreachable, stream = await alice.ask(), await alice.ask(stream=True)
+
+    assert opening.status == 500
+    for reply in (shut, unreachable):
+        assert (reply.status, reply.images) == (200, fresh.images)
+        assert detail_of(reply) == "hit; ttl=-N; detail=stale-if-error"
+        assert reply.headers["x-gateway-cost-usd"] == "0.000000"
+    assert stream.status == 200
+    assert stream.body.count(b"event: image_generation.completed") == 1
+    assert detail_of(stream) == "hit; ttl=-N; detail=stale-if-error"
+
+
+@pytest.mark.parametrize("fault", NO_FAILURES)
+async def test_what_upstream_refuses_is_answered_with_its_refusal(
+    open_gateway: OpenGateway, upstream: Upstream, fault: str
+) -> None:
+    async with open_gateway(cache=STALE) as gateway:
+        alice = await gateway.client.with_key()
+        await alice.ask()
+        await asyncio.sleep(EXPIRED_SECONDS)
+        await upstream.play(fault)
+        reply = await alice.ask()
+    assert reply.status in (400, 429, 502)
+    assert reply.error["code"] != "upstream_error"
+
+
+async def test_neither_a_limit_nor_who_asks_anew_gets_an_expired_picture(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    async with open_gateway(cache=STALE) as gateway:
+        alice = await gateway.client.with_key()
+        poor = await gateway.client.with_key("poor", limits={"usd_per_day": 0})
+        careful = await gateway.client.with_key("careful", reuse="within:1h")
+        await alice.ask()
+        await asyncio.sleep(EXPIRED_SECONDS)
+        await upstream.play(*["status=500"] * 4)
+        limited = await poor.ask()
+        anew = [
+            await alice.ask(headers={"Cache-Control": said})
+            for said in ("no-cache", "max-age=3600", "no-store")
+        ]
+        anew.append(await careful.ask())
+    assert (limited.status, limited.error["code"]) == (429, "insufficient_quota")
+    assert [reply.status for reply in anew] == [500] * 4
+
+
+async def test_after_its_time_as_a_stand_in_an_expired_picture_is_a_miss(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    """Each picture for itself, however long its entry lives by others."""
+    async with open_gateway(cache={"ttl": "1s", "stale_if_error": "1s"}) as gateway:
+        alice = await gateway.client.with_key()
+        await alice.ask()
+        await asyncio.sleep(EXPIRED_SECONDS)
+        await alice.ask(headers={"X-Gateway-Variation": "1"})
+        await asyncio.sleep(EXPIRED_SECONDS)
+        await upstream.play("status=500", "status=500")
+        too_old = await alice.ask()
+        younger = await alice.ask(headers={"X-Gateway-Variation": "1"})
+    assert too_old.status == 500
+    assert (younger.status, detail_of(younger)) == (200, "hit; ttl=-N; detail=stale-if-error")
+
+
+async def test_what_is_fresh_comes_beside_what_is_not(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    async with open_gateway(cache=STALE) as gateway:
+        alice = await gateway.client.with_key()
+        old = await alice.ask()
+        await asyncio.sleep(EXPIRED_SECONDS)
+        young = await alice.ask(headers={"X-Gateway-Variation": "1"})
+        await upstream.play("status=500")
+        both = await alice.ask(n=2)
+    assert both.images == [*old.images, *young.images]
+    assert detail_of(both) == "hit; ttl=-N; detail=stale-if-error"
