@@ -442,6 +442,7 @@ async def test_a_store_that_is_away_is_the_waiters_error_and_ends_the_wait(
     await shop.entered.wait()
     follower = asyncio.create_task(there.run(PLACE, [0], buy=shop.buy))
     await until_claimed(rooms, 2)
+    await asyncio.sleep(0.05)  # by now it listens
     with impatient(monkeypatch):
         there._store.is_away = True
         landing = await follower

@@ -87,6 +87,19 @@ async def test_a_viewer_waits_for_news_and_is_told_of_each_once():
     assert viewer.is_over
 
 
+async def test_to_look_at_the_same_flight_again_is_no_news():
+    """Who waits elsewhere asks every few seconds who holds the claim, and begins to watch anew."""
+    broadcast, viewer = Broadcast(), Viewer(3)
+    viewer.watch(broadcast)
+    broadcast.open()
+    broadcast.add(preview(0))
+    await asyncio.wait_for(viewer.wait(), 1)
+    viewer.watch(broadcast)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(viewer.wait(), 0.02)
+    assert len(taken(viewer)) == 1
+
+
 async def test_who_has_left_is_shown_nothing_more():
     broadcast, viewer = Broadcast(), Viewer(3)
     viewer.watch(broadcast)

@@ -129,9 +129,10 @@ class Viewer:
         broadcast.join(self)
 
     def open(self) -> None:
-        """Called by the broadcast."""
-        self.is_open = True
-        self._news.set()
+        """Called by the broadcast; no news to who knows it already."""
+        if not self.is_open:
+            self.is_open = True
+            self._news.set()
 
     def offer(self, preview: Preview) -> None:
         """Called by the broadcast."""

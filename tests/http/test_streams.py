@@ -22,6 +22,7 @@ from openai._streaming import SSEDecoder
 
 from gateway.api import streaming
 from gateway.billing.ledger import Record
+from gateway.cache import flights
 from gateway.images import PartialImage
 from tests.gateways import (
     MODEL,
@@ -568,6 +569,26 @@ async def test_headers_go_out_after_some_waiting_and_comments_keep_the_line_aliv
     assert names_of(events) == [PARTIAL] * 3 + [COMPLETED]
     assert stream.body.startswith(b": keep-alive\n\n" * 3)
     assert_no_client_stumbles(bytes(stream.body))
+
+
+async def test_the_line_is_kept_alive_for_who_waits_on_another_worker(
+    open_gateway: OpenGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while that worker asks, again and again, who is buying; partial images are read once."""
+    monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.4)
+    monkeypatch.setattr(flights, "LOOK_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(flights, "RECHECK_SECONDS", 0.05)
+    prompt = "[[sim:slow-stream=1]] an otter"
+    async with open_gateway() as here, open_gateway() as there:
+        alice = await here.client.with_key("alice")
+        bob = Client(there.client.url, there.client.session, alice.secret)
+        async with reading(alice, prompt, 2) as buyer:
+            await buyer.until(1)
+            follower = await ask(bob, prompt, 2)
+
+    assert indices_of(events_of(follower.body)) == [0, 1]
+    assert follower.body.count(b": keep-alive\n\n") >= 3
+    assert_no_client_stumbles(follower.body)
 
 
 async def test_an_error_after_some_waiting_comes_in_an_event_and_before_it_as_an_answer(
