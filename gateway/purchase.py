@@ -543,8 +543,11 @@ class Purchases:
             upstream_request_id=failure.upstream_request_id,
         )
         settle = partial(self._settle_failure, reserved, failure, charge, record=record)
-        settling = _after(opened, _insist(settle))
-        settlement = await self._in_time(settling, name=f"settle {reserved.purchase}")
+        name = f"settle {reserved.purchase}"
+        if opened is not None:  # the store is away: nobody waits for it
+            self._flights.own(_after(opened, _insist(settle)), name=name)
+            return
+        settlement = await self._in_time(_insist(settle), name=name)
         if settlement is not None:
             order.tally.limits = quota.reservation_states(order.account, settlement.states)
 
@@ -764,9 +767,8 @@ def _latency_ms(order: Order) -> int:
     return int((order.clock() - order.record.time) * 1000)
 
 
-async def _after(first: asyncio.Task[None] | None, then: Coroutine[Any, Any, T]) -> T:
-    if first is not None:
-        await first
+async def _after(first: asyncio.Task[None], then: Coroutine[Any, Any, T]) -> T:
+    await first
     return await then
 
 

@@ -261,7 +261,7 @@ class Flights:
 
     def screen(self, flight: Flight, *, most: int) -> Screen:
         """Where the buyer of a flight shows the partial images that come, `most` of them."""
-        return self._previews.screen(flight.id, most=most)
+        return self._previews.screen(flight.id, most=most, is_shared=not flight.is_alone)
 
     async def run(
         self,
@@ -391,7 +391,7 @@ class Flights:
         except Exception:
             log.exception("purchase_failed", flight=flight.id)
         try:
-            if ended.kind == "released":
+            if ended.kind == "released" and not flight.is_alone:
                 await self._give_back(flight)
         finally:
             self._announce(flight.id, end, ended)

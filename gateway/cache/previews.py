@@ -176,9 +176,19 @@ class Previews:
             broadcast = self._broadcasts[flight] = Broadcast()
         return broadcast
 
-    def screen(self, flight: str, *, most: int) -> Screen:
-        """For the buyer of a flight, who has asked for `most` partial images."""
-        return Screen(flight, self.of(flight), self._store, passing=self._passing, most=most)
+    def screen(self, flight: str, *, most: int, is_shared: bool = True) -> Screen:
+        """For the buyer of a flight, who has asked for `most` partial images.
+
+        Of a flight that is not shared nothing is told to other processes.
+        """
+        return Screen(
+            flight,
+            self.of(flight),
+            self._store,
+            passing=self._passing,
+            most=most,
+            is_shared=is_shared,
+        )
 
     def hear(self, broadcast: Broadcast, said: Mapping[str, Any]) -> None:
         """Takes what another process has published of a flight; ends are not for here."""
@@ -193,14 +203,21 @@ class Screen:
     """Where the buyer of a flight shows what comes."""
 
     def __init__(
-        self, flight: str, broadcast: Broadcast, store: Store, *, passing: Passing, most: int
+        self,
+        flight: str,
+        broadcast: Broadcast,
+        store: Store,
+        *,
+        passing: Passing,
+        most: int,
+        is_shared: bool,
     ) -> None:
         self._flight = flight
         self._broadcast = broadcast
         self._store = store
         self._passing = passing
         self._most = most
-        self._is_told_elsewhere = True
+        self._is_told_elsewhere = is_shared
 
     async def open(self) -> None:
         """Upstream has begun to answer."""

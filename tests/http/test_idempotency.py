@@ -1,0 +1,377 @@
+"""`Idempotency-Key`: the same key and question get the same answer for a day, and pay once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from gateway.cache import replays
+from gateway.cache.replays import SPACE, Asked, Replays, asked_by
+from gateway.store.verbs import ReadNote, ask
+from tests.gateways import Client, InProcess, Reply, Upstream
+from tests.http.conftest import OpenGateway
+
+KEY = {"Idempotency-Key": "order-17"}
+ANEW = {**KEY, "Cache-Control": "no-cache"}
+"""Else a repetition would be a hit in any case."""
+
+REPLAYED = "idempotent-replayed"
+FREE = "0.000000"
+
+
+def assert_replay(reply: Reply, first: Reply) -> None:
+    """The same pictures once more, for nothing, and it says so."""
+    assert (reply.status, reply.images) == (200, first.images)
+    assert reply.headers[REPLAYED] == "true"
+    assert reply.headers["x-gateway-cost-usd"] == FREE
+    assert reply.cache_status.startswith("hit; ttl=")
+    assert reply.headers["x-gateway-picture-ids"] == first.headers["x-gateway-picture-ids"]
+    assert "Age" in reply.headers
+
+
+def fingerprint_of(reply: Reply) -> str:
+    return reply.headers["Cache-Status"].partition('key="')[2][:-1]
+
+
+def elsewhere(gateway: InProcess, client: Client) -> Client:
+    """The same key at another gateway."""
+    return Client(gateway.client.url, gateway.client.session, client.secret, client.key_id)
+
+
+# ── replays ─────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_repetition_gets_the_same_answer_for_nothing(
+    gateway: InProcess, alice: Client, upstream: Upstream
+) -> None:
+    """Whatever came after it, and whatever else its headers say."""
+    first = await alice.ask(n=2, headers=ANEW)
+    newer = await alice.ask(n=2, headers={"Cache-Control": "no-cache"})
+    replays = [
+        await alice.ask(n=2, headers=ANEW),
+        await alice.ask(n=2, headers=KEY),
+        await alice.ask(n=2, headers={**KEY, "X-Gateway-Max-Cost-USD": "0"}),
+    ]
+    plain = await alice.ask(n=2)
+
+    assert first.cache_status == "fwd=request; stored"
+    assert REPLAYED not in first.headers
+    for replay in replays:
+        assert_replay(replay, first)
+    assert plain.images == newer.images
+    assert REPLAYED not in plain.headers
+    assert len(await upstream.bodies()) == 2
+    records = await gateway.ledger()
+    bought, hits = [[r for r in records if r.outcome == kind] for kind in ("bought", "hit")]
+    assert len(bought) == 2
+    assert [(hit.cost_micros, hit.saved_micros) for hit in hits] == [
+        (0, bought[i].cost_micros) for i in (0, 0, 0, 1)
+    ]
+
+
+SAME: list[dict[str, Any]] = [
+    {"n": 1, "stream": False, "user": None, "size": None},
+    {"size": "auto", "quality": "auto", "output_format": "png"},
+    {"user": "somebody else"},
+    {"n": 1.0, "moderation": "auto", "background": "auto"},
+]
+OTHER: list[dict[str, Any]] = [
+    {"prompt": "An otter"},
+    {"n": 2},
+    {"size": "1024x1024"},
+    {"stream": True},
+    {"model": "gpt-image-1"},
+]
+
+
+@pytest.mark.parametrize("body", SAME)
+async def test_another_spelling_is_the_same_request(
+    embedded: InProcess, body: Mapping[str, Any]
+) -> None:
+    alice = await embedded.client.with_key()
+    first = await alice.ask(headers=ANEW)
+    assert_replay(await alice.ask(**body, headers=ANEW), first)
+
+
+@pytest.mark.parametrize("body", OTHER)
+async def test_another_body_is_refused(
+    embedded: InProcess, upstream: Upstream, body: Mapping[str, Any]
+) -> None:
+    alice = await embedded.client.with_key()
+    first = await alice.ask(headers=KEY)
+    other = await alice.ask(**body, headers=KEY)
+    again = await alice.ask(headers=KEY)
+
+    assert (other.status, other.error["code"]) == (400, "idempotency_key_reused")
+    assert other.error["param"] == "Idempotency-Key"
+    assert other.headers["x-gateway-cost-usd"] == FREE
+    assert REPLAYED not in other.headers
+    assert_replay(again, first)
+    assert len(await upstream.bodies()) == 1
+    *_, refused, _ = await embedded.ledger()
+    assert (refused.outcome, refused.error) == ("refused", "idempotency_key_reused")
+
+
+async def test_another_response_format_is_another_body(
+    embedded: InProcess, upstream: Upstream
+) -> None:
+    alice = await embedded.client.with_key()
+    first = await alice.ask(model="dall-e-3", headers=KEY)
+    same = await alice.ask(model="dall-e-3", response_format="url", headers=KEY)
+    other = await alice.ask(model="dall-e-3", response_format="b64_json", headers=KEY)
+
+    assert same.headers[REPLAYED] == "true"
+    assert same.json["data"] == first.json["data"]
+    assert (other.status, other.error["code"]) == (400, "idempotency_key_reused")
+
+
+async def test_a_stream_is_replayed_as_its_last_event(alice: Client, upstream: Upstream) -> None:
+    first = await alice.ask(stream=True, partial_images=2, headers=ANEW)
+    replay = await alice.ask(stream=True, partial_images=2, headers=ANEW)
+    last_event = first.body.rpartition(b"event: ")[2].partition(b'"b64_json":"')[2]
+
+    assert first.body.count(b"event: ") == 3
+    assert replay.headers[REPLAYED] == "true"
+    assert replay.body.count(b"event: ") == 1
+    assert last_event.partition(b'"')[0] in replay.body
+    assert len(await upstream.bodies()) == 1
+
+
+async def test_the_same_idempotency_key_of_another_caller_is_another(
+    gateway: InProcess, alice: Client, upstream: Upstream
+) -> None:
+    bob = await gateway.client.with_key("bob")
+    mine = await alice.ask(headers=ANEW)
+    his = await bob.ask(headers=ANEW)
+    other = await bob.ask("a pond", headers={"Idempotency-Key": "order-18"})
+
+    assert (mine.status, his.status, other.status) == (200, 200, 200)
+    assert REPLAYED not in his.headers
+    assert his.images != mine.images
+    assert len(await upstream.bodies()) == 3
+
+
+# ── in flight ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("headers", [KEY, ANEW], ids=["plain", "no-cache"])
+async def test_who_repeats_while_it_runs_waits_for_the_one_answer(
+    open_gateway: OpenGateway, upstream: Upstream, headers: Mapping[str, str]
+) -> None:
+    """Here and at another gateway; another body is refused at once."""
+    prompt = "[[sim:slow=0.6]] an otter"
+    async with open_gateway() as here, open_gateway() as there:
+        alice = await here.client.with_key()
+        callers = [alice, alice, elsewhere(there, alice)]
+        asking = [asyncio.create_task(c.ask(prompt, headers=headers)) for c in callers]
+        await asyncio.sleep(0.3)
+        other = await elsewhere(there, alice).ask("a pond", headers=headers)
+        was_running = not any(task.done() for task in asking)
+        replies = await asyncio.gather(*asking)
+
+    assert was_running
+    assert (other.status, other.error["code"]) == (400, "idempotency_key_reused")
+    (first,) = [reply for reply in replies if REPLAYED not in reply.headers]
+    for reply in replies:
+        assert reply is first or assert_replay(reply, first) is None
+    assert len(await upstream.bodies()) == 1
+
+
+async def test_an_answer_that_nobody_waits_for_any_more_is_replayed(
+    gateway: InProcess, alice: Client, upstream: Upstream
+) -> None:
+    prompt = "[[sim:slow=0.5]] an otter"
+    leaving = asyncio.create_task(alice.ask(prompt, headers=ANEW))
+    await asyncio.sleep(0.2)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    replay = await alice.ask(prompt, headers=ANEW)
+
+    assert replay.headers[REPLAYED] == "true"
+    assert replay.headers["x-gateway-cost-usd"] == FREE
+    assert len(await upstream.bodies()) == 1
+
+
+async def test_the_mark_of_a_worker_that_died_ends_by_itself(
+    gateway: InProcess, alice: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """15 s after it was last renewed; here sooner."""
+    first = await alice.ask()
+    question = (fingerprint_of(first), 1, False, "b64_json")
+    asked = asked_by(alice.key_id, KEY["Idempotency-Key"], question=question)
+    assert replays.MARK_SECONDS == 15
+    monkeypatch.setattr(replays, "MARK_SECONDS", 1.0)
+    assert await Replays(gateway.gateway.store).begin(asked) is None
+
+    waiting = asyncio.create_task(alice.ask(headers=ANEW))
+    await asyncio.sleep(0.5)
+    assert not waiting.done()
+    async with asyncio.timeout(2):
+        reply = await waiting
+
+    assert reply.status == 200
+    assert REPLAYED not in reply.headers
+    assert len(await upstream.bodies()) == 2
+
+
+async def test_the_mark_of_a_worker_that_lives_is_renewed(
+    gateway: InProcess, alice: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replays, "MARK_SECONDS", 0.4)
+    monkeypatch.setattr(replays, "RENEW_SECONDS", 0.1)
+    prompt = "[[sim:slow=1]] an otter"
+    first = asyncio.create_task(alice.ask(prompt, headers=ANEW))
+    await asyncio.sleep(0.1)
+    second = await alice.ask(prompt, headers=ANEW)
+    assert_replay(second, await first)
+    assert len(await upstream.bodies()) == 1
+
+
+# ── after a failure ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("fault", ["reset", "tiny-png", "status=502"])
+async def test_a_failure_that_may_have_been_charged_is_replayed(
+    gateway: InProcess, alice: Client, upstream: Upstream, fault: str
+) -> None:
+    prompt = f"[[sim:{fault};times=1]] an otter"
+    failed = await alice.ask(prompt, headers=KEY)
+    again = await alice.ask(prompt, headers=KEY)
+    other = await alice.ask("a pond", headers=KEY)
+    fresh = await alice.ask(prompt, headers={"Idempotency-Key": "order-18"})
+    _, replayed = sorted(await gateway.ledger(), key=lambda r: r.time)[:2]
+
+    assert failed.status == again.status == 502
+    assert float(failed.headers["x-gateway-cost-usd"]) > 0
+    assert REPLAYED not in failed.headers
+    assert again.error == failed.error
+    assert again.headers[REPLAYED] == "true"
+    assert again.headers["x-gateway-cost-usd"] == FREE
+    assert again.headers["x-should-retry"] == "false"
+    assert (replayed.outcome, replayed.cost_micros) == ("refused", 0)
+    assert other.error["code"] == "idempotency_key_reused"
+    assert fresh.status == 200
+    assert len(await upstream.bodies()) == 2
+
+
+@pytest.mark.parametrize(
+    "fault", ["status=500", "status=400", "status=429;code=insufficient_quota"]
+)
+async def test_a_failure_that_cost_nothing_is_tried_again(
+    alice: Client, upstream: Upstream, fault: str
+) -> None:
+    prompt = f"[[sim:{fault};times=1]] an otter"
+    failed = await alice.ask(prompt, headers=KEY)
+    good = await alice.ask(prompt, headers=KEY)
+    replay = await alice.ask(prompt, headers=KEY)
+
+    assert failed.status >= 400
+    assert (good.status, good.cache_status) == (200, "fwd=miss; stored")
+    assert REPLAYED not in good.headers
+    assert_replay(replay, good)
+
+
+async def test_what_was_refused_before_it_was_sent_is_tried_again(
+    gateway: InProcess, upstream: Upstream
+) -> None:
+    """A limit, a bound, a header: with whatever body comes next."""
+    alice = await gateway.client.with_key("alice", limits={"images_per_day": 1})
+    limited = await alice.ask(n=2, headers=KEY)
+    bound = await alice.ask(headers={**KEY, "X-Gateway-Max-Cost-USD": "0"})
+    uncached = await alice.ask(headers={**KEY, "Cache-Control": "only-if-cached"})
+    unstored = await alice.ask(headers={**KEY, "Cache-Control": "no-store"})
+    good = await alice.ask(headers=KEY)
+    assert [r.status for r in (limited, bound, uncached, unstored)] == [429, 400, 504, 400]
+    assert unstored.error["param"] == "Idempotency-Key"
+    assert good.status == 200
+    assert len(await upstream.bodies()) == 1
+
+
+# ── when nothing is left to replay ──────────────────────────────────────────────────────────
+
+
+async def purge(client: Client, first: Reply) -> None:
+    await client.admin("POST", "/admin/cache/purge", {"fingerprint": fingerprint_of(first)})
+
+
+async def take_down(client: Client, first: Reply) -> None:
+    picture = first.headers["x-gateway-picture-ids"]
+    await client.admin("POST", "/admin/cache/takedown", {"picture": picture})
+
+
+async def evict(client: Client, first: Reply) -> None:
+    """By a picture that needs the room."""
+    for i in range(3):
+        await client.ask(f"something else {i}")
+    cached = {"Cache-Control": "only-if-cached"}
+    async with asyncio.timeout(10):
+        while (await client.ask(headers=cached)).status == 200:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("end", [purge, take_down, evict])
+async def test_when_the_pictures_are_gone_a_repetition_buys_anew(
+    open_gateway: OpenGateway, upstream: Upstream, end: Any
+) -> None:
+    bounds = {"total_bytes": 15_000, "hot_bytes": 0} if end is evict else {}
+    async with open_gateway(cache=bounds) as gateway:
+        alice = await gateway.client.with_key()
+        first = await alice.ask(headers=KEY)
+        await end(alice, first)
+        calls = len(await upstream.bodies())
+        again = await alice.ask(headers=KEY)
+        replay = await alice.ask(headers=ANEW)
+
+    assert (again.status, again.cache_status) == (200, "fwd=miss; stored")
+    assert REPLAYED not in again.headers
+    assert again.images != first.images
+    assert_replay(replay, again)
+    assert len(await upstream.bodies()) == calls + 1
+
+
+async def test_after_a_day_an_answer_is_forgotten(
+    alice: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert replays.REMEMBERED_SECONDS == 86_400
+    monkeypatch.setattr(replays, "REMEMBERED_SECONDS", 1.0)
+    first = await alice.ask(headers=ANEW)
+    replay = await alice.ask(headers=ANEW)
+    await asyncio.sleep(1.2)
+    again = await alice.ask("a pond", headers=ANEW)
+
+    assert_replay(replay, first)
+    assert again.status == 200
+    assert REPLAYED not in again.headers
+    assert len(await upstream.bodies()) == 2
+
+
+async def test_an_expired_picture_is_replayed_all_the_same(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    """Its time is the cache's, not that of who was answered with it."""
+    async with open_gateway(cache={"ttl": "1s"}) as gateway:
+        alice = await gateway.client.with_key()
+        first = await alice.ask(headers=KEY)
+        await asyncio.sleep(1.2)
+        replay = await alice.ask(headers=KEY)
+    assert replay.images == first.images
+    assert replay.headers[REPLAYED] == "true"
+    assert replay.cache_status.startswith("hit; ttl=-")
+    assert len(await upstream.bodies()) == 1
+
+
+async def test_a_note_names_neither_caller_nor_key(gateway: InProcess, alice: Client) -> None:
+    """Only hashes of them, and pictures."""
+    reply = await alice.ask("a secret otter", headers=KEY)
+    asked: Asked = asked_by(
+        alice.key_id,
+        KEY["Idempotency-Key"],
+        question=(fingerprint_of(reply), 1, False, "b64_json"),
+    )
+    note = await ask(gateway.gateway.store, ReadNote(SPACE, asked.name))
+    assert note is not None
+    for secret in ("order-17", "a secret otter", alice.key_id, alice.secret):
+        assert secret not in note.decode()
