@@ -49,8 +49,8 @@ ENCODE_INLINE_BYTES: Final = 4 * 1024 * 1024
 DEFAULT_TOTAL_BYTES: Final = 10 << 30
 """The bound where nobody has said one and the place has none of its own (CONTRACT §3)."""
 
-CAUTIOUS_TOTAL_BYTES: Final = 1 << 30
-"""The bound until the place has been asked."""
+UNKNOWN_TOTAL_BYTES: Final = 1 << 50
+"""The bound until the place has been asked: nothing goes for one that nobody knows."""
 
 ROOM_FACTOR: Final = 4
 """When a store is full, so many times what was wanted is made free: the next one will come too."""
@@ -137,7 +137,7 @@ class Blobs:
 
     def shelve(self, batch: Batch, pictures: Iterable[Picture]) -> list[Handle[Sequence[str]]]:
         """Counts stored pictures; what had to go for them is for `evict` to remove."""
-        most, lifetime = self._total_bytes or CAUTIOUS_TOTAL_BYTES, self._settings.lifetime_seconds
+        most, lifetime = self._total_bytes or UNKNOWN_TOTAL_BYTES, self._settings.lifetime_seconds
         return [batch.add(Shelve(p.digest, p.size_bytes, lifetime, most)) for p in pictures]
 
     async def evict(self, shelved: Iterable[Handle[Sequence[str]]]) -> None:
@@ -231,7 +231,9 @@ class Blobs:
 
     async def keep_within_bounds(self) -> None:
         """Evicts what is too much, also after the bound was lowered, and counts what is there."""
-        await self._evict(await ask(self._store, Shrink(await self.total_bytes())))
+        most = await self.total_bytes()
+        while gone := await ask(self._store, Shrink(most)):  # a thousand at most each time
+            await self._evict(gone)
         self._observer.shelf_read(await self.shelf())
 
     async def shelf(self) -> Shelf:
