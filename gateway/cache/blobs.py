@@ -134,6 +134,9 @@ class Blobs:
             except StoreFull:
                 await self.make_room(len(data))
                 await self._bytes.put(digest, data, self._settings.lifetime_seconds)
+        if digest in self._takedowns:  # meanwhile: whoever removed the bytes came too early
+            await self._bytes.delete(digest)
+            self._lost.add(digest)
 
     def shelve(self, batch: Batch, pictures: Iterable[Picture]) -> list[Handle[Sequence[str]]]:
         """Counts stored pictures; what had to go for them is for `evict` to remove."""
@@ -186,6 +189,8 @@ class Blobs:
         if found is None:
             return None
         shown = found if view == "data" else await encode_bytes(found)
+        if digest in self._takedowns:  # while they were read
+            return None
         self._hot.put(digest, view, shown)
         return shown
 
@@ -257,14 +262,19 @@ class Blobs:
         await ask(self._store, Unshelve(tuple(oldest)))
 
     async def adopt_orphans(self) -> int:
-        """Puts bytes that nobody counts onto the shelf, so that they go in their turn."""
+        """Puts bytes that nobody counts onto the shelf, so that they go in their turn.
+
+        Those that were taken down go at once: this place was away when the others removed them.
+        """
         adopted, after = 0, ""
         while True:
             mark, sizes = await self._bytes.scan(after, 500)
             digests = tuple(sizes)
             on_shelf = await ask(self._store, OnShelf(digests)) if digests else ()
             for digest, is_on_shelf in zip(digests, on_shelf, strict=True):
-                if not is_on_shelf:
+                if digest in self._takedowns:
+                    await self.delete([digest])
+                elif not is_on_shelf:
                     await self._adopt(digest, sizes[digest])
                     adopted += 1
             if mark is None:
