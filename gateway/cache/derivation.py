@@ -15,9 +15,15 @@ from functools import partial
 from typing import Final
 
 from gateway.cache.blobs import Blobs, hash_bytes
-from gateway.cache.entries import Entries, Held, fresh_pictures
+from gateway.cache.entries import (
+    Entries,
+    Held,
+    fresh_pictures,
+    look_for_refusal,
+    read_refusal,
+)
 from gateway.cache.gallery import Gallery
-from gateway.cache.takedowns import Takedowns
+from gateway.cache.takedowns import Takedowns, is_taken_down
 from gateway.images import Picture
 from gateway.pictures import DerivedFormat, derive_picture
 from gateway.store.verbs import Batch, Store
@@ -58,10 +64,16 @@ class Derivation:
         self._turn = asyncio.Semaphore(AT_ONCE)
 
     async def fill(self, wanted: Wanted, slots: Iterable[int]) -> Mapping[int, Held]:
-        """Those of `slots` that could be made from the source's pictures; they are kept."""
+        """Those of `slots` that could be made from the source's pictures; they are kept.
+
+        None for a question that was taken down, though its source was not.
+        """
         batch = Batch(self._store)
         entry = self._entries.look_up(batch, wanted.source)
+        refusal = look_for_refusal(batch, wanted.fingerprint)
         await batch.send()
+        if is_taken_down(read_refusal(refusal.answer)):
+            return {}
         made: dict[int, Held] = {}
         for slot, source in fresh_pictures(entry.answer, slots).items():
             picture = await self._make(wanted, slot, source.picture)

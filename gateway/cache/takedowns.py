@@ -21,6 +21,8 @@ LOOK_SECONDS: Final = 0.4
 SPACE: Final = "takedowns"
 LIST: Final = "digests"
 VERSION: Final = "version"
+TAKEN_DOWN: Final = "content_taken_down"
+"""The error's code."""
 FOREVER_SECONDS: Final = 100 * 365 * 86_400.0
 
 
@@ -74,8 +76,13 @@ def content_taken_down(
         charge=charge,
         status=403,
         type=INVALID_REQUEST,
-        code="content_taken_down",
+        code=TAKEN_DOWN,
         source="gateway",
         usage=usage,
         upstream_request_id=upstream_request_id,
     )
+
+
+def is_taken_down(refusal: UpstreamFailure | None) -> bool:
+    """Whether a question is refused because it was taken down."""
+    return refusal is not None and refusal.code == TAKEN_DOWN

@@ -139,6 +139,39 @@ async def test_what_was_being_made_of_it_goes_with_it(tmp_path: Path, upstream: 
     assert shelf.count == 1
 
 
+async def test_a_question_that_was_taken_down_while_it_was_answered_stays_refused(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    prompt = "[[sim:slow=1]] a pond"
+    async with open_gateway() as here:
+        alice = await here.client.with_key()
+        first = await alice.ask(prompt)
+        buying = asyncio.create_task(alice.ask(prompt, n=2))
+        await asyncio.sleep(0.5)
+        await take_down(alice, picture_of(first), prompt=True)
+        await buying
+        again = await alice.ask(prompt, headers={"X-Gateway-Variation": "1"})
+
+    assert (again.status, again.error["code"]) == (403, "content_taken_down")
+    assert len(await upstream.bodies()) == 2
+
+
+async def test_a_question_that_was_taken_down_is_not_answered_from_another_format(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    async with open_gateway(cache={"derive_formats": True}) as here:
+        alice = await here.client.with_key()
+        await alice.ask("a pond", n=2)
+        jpeg = await alice.ask("a pond", output_format="jpeg")
+        await take_down(alice, picture_of(jpeg), prompt=True)
+        second = {"X-Gateway-Variation": "1"}
+        again = await alice.ask("a pond", output_format="jpeg", headers=second)
+
+    assert "detail=derived" in jpeg.cache_status
+    assert (again.status, again.error["code"]) == (403, "content_taken_down")
+    assert len(await upstream.bodies()) == 1
+
+
 async def test_bytes_go_when_their_store_is_back(tmp_path: Path, upstream: Upstream) -> None:
     """The take-down itself holds at once: it is the books that know of it."""
     with run_durable_redis(tmp_path) as pictures:
