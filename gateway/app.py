@@ -225,7 +225,9 @@ def _wire_cache(
     )
     gallery = Gallery(store, blobs, lifetime_seconds=blobs_settings.lifetime_seconds)
     removal = Removal(store, entries=entries, gallery=gallery, blobs=blobs, takedowns=takedowns)
-    derivation = Derivation(store, entries=entries, gallery=gallery, blobs=blobs)
+    derivation = Derivation(
+        store, entries=entries, gallery=gallery, blobs=blobs, takedowns=takedowns
+    )
     return Cache(entries, gallery, blobs, takedowns, removal, derivation)
 
 
@@ -572,11 +574,12 @@ async def _look_at_policy(gateway: Gateway) -> None:
 
 
 async def _learn_takedowns(gateway: Gateway) -> None:
-    """What was taken down meanwhile leaves this worker's memory, and the store if it is back."""
-    digests = await gateway.cache.takedowns.look()
-    gateway.cache.blobs.forget(digests)
-    if digests:
-        await gateway.cache.blobs.delete(digests)
+    """What was taken down meanwhile leaves this worker's memory, and the store, sooner or later."""
+    takedowns, blobs = gateway.cache.takedowns, gateway.cache.blobs
+    if digests := await takedowns.look():
+        blobs.forget(digests)
+        await blobs.delete(digests)
+        takedowns.were_removed(digests)
 
 
 async def _adopt_orphans(gateway: Gateway) -> None:

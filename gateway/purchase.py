@@ -32,10 +32,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway.billing import pricing, quota
 from gateway.billing.ledger import Record, tokens_by_kind
 from gateway.cache.blobs import Blobs, hash_bytes
-from gateway.cache.entries import Entries
+from gateway.cache.entries import Entries, look_for_refusal, read_refusal
 from gateway.cache.flights import Bought, Flight, Flights
 from gateway.cache.gallery import Gallery
-from gateway.cache.takedowns import content_taken_down
+from gateway.cache.takedowns import content_taken_down, is_taken_down
 from gateway.catalog import Model
 from gateway.errors import Charge, GatewayError, StoreUnavailable, UpstreamFailure
 from gateway.images import (
@@ -480,6 +480,7 @@ class Purchases:
                 displaces=flight.displaces,
             )
             self._gallery.hang(batch, flight.fingerprint, received.pictures)
+            refusal = look_for_refusal(batch, flight.fingerprint)
         stored = received.pictures.values() if flight is not None else ()
         shelved = self._blobs.shelve(batch, stored)
         settled = quota.settle(
@@ -488,12 +489,28 @@ class Purchases:
         if flight is not None:
             flight.land(batch, received.pictures)
         await batch.send()
+        if flight is not None and is_taken_down(read_refusal(refusal.answer)):
+            await self._empty(flight.fingerprint, received.pictures)
         await self._evict(shelved)
         if settled.answer.status == "already" and settled.answer.presumed:
             return await self._correct(
                 reserved.purchase, received.charge, settled.answer, record=received.record
             )
         return settled.answer
+
+    async def _empty(self, fingerprint: str, pictures: Mapping[int, Picture]) -> None:
+        """The question was taken down while it was being answered: its entry stays empty.
+
+        Whoever takes down refuses first and empties then; here the pictures come first, so one of
+        the two sees the other.
+        """
+        batch = Batch(self._store)
+        entry = self._entries.look_up(batch, fingerprint)
+        await batch.send()
+        bought = {picture.id for picture in pictures.values()}
+        slots = {n: s.picture for n, s in entry.answer.slots.items() if s.picture in bought}
+        self._entries.empty(batch, fingerprint, slots)
+        await batch.send()
 
     async def _evict(self, shelved: Iterable[Handle[Sequence[str]]]) -> None:
         """What had to go; should the store be away now, the orphans' sweep finds it."""

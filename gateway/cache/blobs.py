@@ -49,8 +49,8 @@ ENCODE_INLINE_BYTES: Final = 4 * 1024 * 1024
 DEFAULT_TOTAL_BYTES: Final = 10 << 30
 """The bound where nobody has said one and the place has none of its own (CONTRACT §3)."""
 
-CAUTIOUS_TOTAL_BYTES: Final = 1 << 30
-"""The bound until the place has been asked."""
+UNKNOWN_TOTAL_BYTES: Final = 1 << 50
+"""The bound until the place has been asked: nothing goes for one that nobody knows."""
 
 ROOM_FACTOR: Final = 4
 """When a store is full, so many times what was wanted is made free: the next one will come too."""
@@ -134,10 +134,13 @@ class Blobs:
             except StoreFull:
                 await self.make_room(len(data))
                 await self._bytes.put(digest, data, self._settings.lifetime_seconds)
+        if digest in self._takedowns:  # meanwhile: whoever removed the bytes came too early
+            await self._bytes.delete(digest)
+            self._lost.add(digest)
 
     def shelve(self, batch: Batch, pictures: Iterable[Picture]) -> list[Handle[Sequence[str]]]:
         """Counts stored pictures; what had to go for them is for `evict` to remove."""
-        most, lifetime = self._total_bytes or CAUTIOUS_TOTAL_BYTES, self._settings.lifetime_seconds
+        most, lifetime = self._total_bytes or UNKNOWN_TOTAL_BYTES, self._settings.lifetime_seconds
         return [batch.add(Shelve(p.digest, p.size_bytes, lifetime, most)) for p in pictures]
 
     async def evict(self, shelved: Iterable[Handle[Sequence[str]]]) -> None:
@@ -186,6 +189,8 @@ class Blobs:
         if found is None:
             return None
         shown = found if view == "data" else await encode_bytes(found)
+        if digest in self._takedowns:  # while they were read
+            return None
         self._hot.put(digest, view, shown)
         return shown
 
@@ -231,7 +236,9 @@ class Blobs:
 
     async def keep_within_bounds(self) -> None:
         """Evicts what is too much, also after the bound was lowered, and counts what is there."""
-        await self._evict(await ask(self._store, Shrink(await self.total_bytes())))
+        most = await self.total_bytes()
+        while gone := await ask(self._store, Shrink(most)):  # a thousand at most each time
+            await self._evict(gone)
         self._observer.shelf_read(await self.shelf())
 
     async def shelf(self) -> Shelf:
@@ -255,14 +262,19 @@ class Blobs:
         await ask(self._store, Unshelve(tuple(oldest)))
 
     async def adopt_orphans(self) -> int:
-        """Puts bytes that nobody counts onto the shelf, so that they go in their turn."""
+        """Puts bytes that nobody counts onto the shelf, so that they go in their turn.
+
+        Those that were taken down go at once: this place was away when the others removed them.
+        """
         adopted, after = 0, ""
         while True:
             mark, sizes = await self._bytes.scan(after, 500)
             digests = tuple(sizes)
             on_shelf = await ask(self._store, OnShelf(digests)) if digests else ()
             for digest, is_on_shelf in zip(digests, on_shelf, strict=True):
-                if not is_on_shelf:
+                if digest in self._takedowns:
+                    await self.delete([digest])
+                elif not is_on_shelf:
                     await self._adopt(digest, sizes[digest])
                     adopted += 1
             if mark is None:

@@ -15,8 +15,15 @@ from functools import partial
 from typing import Final
 
 from gateway.cache.blobs import Blobs, hash_bytes
-from gateway.cache.entries import Entries, Held, fresh_pictures
+from gateway.cache.entries import (
+    Entries,
+    Held,
+    fresh_pictures,
+    look_for_refusal,
+    read_refusal,
+)
 from gateway.cache.gallery import Gallery
+from gateway.cache.takedowns import Takedowns, is_taken_down
 from gateway.images import Picture
 from gateway.pictures import DerivedFormat, derive_picture
 from gateway.store.verbs import Batch, Store
@@ -40,18 +47,33 @@ class Wanted:
 class Derivation:
     """Makes pictures from pictures."""
 
-    def __init__(self, store: Store, *, entries: Entries, gallery: Gallery, blobs: Blobs) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        entries: Entries,
+        gallery: Gallery,
+        blobs: Blobs,
+        takedowns: Takedowns,
+    ) -> None:
         self._store = store
         self._entries = entries
         self._gallery = gallery
         self._blobs = blobs
+        self._takedowns = takedowns
         self._turn = asyncio.Semaphore(AT_ONCE)
 
     async def fill(self, wanted: Wanted, slots: Iterable[int]) -> Mapping[int, Held]:
-        """Those of `slots` that could be made from the source's pictures; they are kept."""
+        """Those of `slots` that could be made from the source's pictures; they are kept.
+
+        None for a question that was taken down, though its source was not.
+        """
         batch = Batch(self._store)
         entry = self._entries.look_up(batch, wanted.source)
+        refusal = look_for_refusal(batch, wanted.fingerprint)
         await batch.send()
+        if is_taken_down(read_refusal(refusal.answer)):
+            return {}
         made: dict[int, Held] = {}
         for slot, source in fresh_pictures(entry.answer, slots).items():
             picture = await self._make(wanted, slot, source.picture)
@@ -59,7 +81,22 @@ class Derivation:
                 made[slot] = replace(source, picture=picture)
         for slot, held in made.items():
             await self._keep(wanted, slot, held)
+        if made:
+            await self._follow_takedowns([held.picture for held in made.values()])
         return made
+
+    async def _follow_takedowns(self, made: Iterable[Picture]) -> None:
+        """A source may have been taken down before its list named what was made of it.
+
+        Whoever takes down writes that first and reads the list then; here it is the other way
+        round, so one of the two sees the other.
+        """
+        await self._takedowns.look()
+        orphaned = [p.digest for p in made if self._blobs.is_taken_down(p.derived_from or "")]
+        if orphaned:
+            batch = Batch(self._store)
+            self._takedowns.add(batch, orphaned)
+            await batch.send()
 
     async def _make(self, wanted: Wanted, slot: int, source: Picture) -> Picture | None:
         data = await self._blobs.view(source.digest, "data")
@@ -71,6 +108,8 @@ class Derivation:
         if derived is None:
             return None
         digest = await hash_bytes(derived)
+        if self._blobs.is_taken_down(digest):  # it is made of the same bytes each time
+            return None
         await self._blobs.put(digest, derived)
         return replace(
             source,

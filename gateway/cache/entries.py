@@ -86,12 +86,14 @@ class Entries:
         They are fresh for the settings' `ttl`, or for `lifetime_seconds`. If they `displace`, what
         their slots hold moves to the first free ones; else they go there themselves.
         """
+        if lifetime_seconds is None:
+            lifetime_seconds = self._lifetime_seconds()
         return batch.add(
             Keep(
                 fingerprint,
                 flight,
                 slots={n: Slot(p.id, 0.0, encode_picture(p)) for n, p in pictures.items()},
-                lifetime_seconds=lifetime_seconds or self._lifetime_seconds(),
+                lifetime_seconds=lifetime_seconds,
                 linger_seconds=self._settings.linger_seconds,
                 displaces=displaces,
             )

@@ -21,6 +21,8 @@ LOOK_SECONDS: Final = 0.4
 SPACE: Final = "takedowns"
 LIST: Final = "digests"
 VERSION: Final = "version"
+TAKEN_DOWN: Final = "content_taken_down"
+"""The error's code."""
 FOREVER_SECONDS: Final = 100 * 365 * 86_400.0
 
 
@@ -30,6 +32,7 @@ class Takedowns:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._digests: frozenset[str] = frozenset()
+        self._removed: frozenset[str] = frozenset()
         self._version: bytes | None = None
 
     def __contains__(self, digest: str) -> bool:
@@ -43,18 +46,22 @@ class Takedowns:
         self._digests |= frozenset(digests)
 
     async def look(self) -> Collection[str]:
-        """Reads the list if it has changed; answers what came to it since the first look.
+        """Reads the list if it has changed; answers what is still to be removed.
 
-        Raises `StoreUnavailable`.
+        At the first look nothing is: whoever took it down has done so. Raises `StoreUnavailable`.
         """
         version = await ask(self._store, ReadNote(SPACE, VERSION)) or b""
-        if version == self._version:
-            return ()
-        listed = await ask(self._store, ReadList(SPACE, LIST))
-        digests = frozenset(listed)
-        is_first = self._version is None
-        known, self._digests, self._version = self._digests, digests | self._digests, version
-        return () if is_first else digests - known
+        if version != self._version:
+            listed = await ask(self._store, ReadList(SPACE, LIST))
+            digests = frozenset(listed)
+            if self._version is None:
+                self._removed = digests
+            self._digests, self._version = digests | self._digests, version
+        return self._digests - self._removed
+
+    def were_removed(self, digests: Collection[str]) -> None:
+        """Their bytes are gone from memory and store; until then each look names them again."""
+        self._removed |= frozenset(digests)
 
 
 def content_taken_down(
@@ -69,8 +76,13 @@ def content_taken_down(
         charge=charge,
         status=403,
         type=INVALID_REQUEST,
-        code="content_taken_down",
+        code=TAKEN_DOWN,
         source="gateway",
         usage=usage,
         upstream_request_id=upstream_request_id,
     )
+
+
+def is_taken_down(refusal: UpstreamFailure | None) -> bool:
+    """Whether a question is refused because it was taken down."""
+    return refusal is not None and refusal.code == TAKEN_DOWN

@@ -1,0 +1,64 @@
+"""The bound of picture bytes: what goes for it, and what does not."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from gateway.cache.blobs import Blobs, BlobsSettings
+from gateway.cache.hot import Hot
+from gateway.cache.takedowns import Takedowns
+from gateway.images import Picture
+from gateway.metrics import Metrics
+from gateway.store.blobs_folder import FolderBlobs
+from gateway.store.verbs import Batch, ReadShelf, Shelve, Store, ask
+from tests.conftest import OpenStore
+
+GIB = 1 << 30
+A_DAY = 86_400.0
+
+
+@pytest.fixture
+async def store(open_store: OpenStore) -> AsyncIterator[Store]:
+    async with open_store() as opened:
+        yield opened
+
+
+def blobs_in(folder: Path, store: Store, total_bytes: int | None) -> Blobs:
+    """A worker's blobs, just constructed."""
+    settings = BlobsSettings(total_bytes=total_bytes)
+    place, takedowns = FolderBlobs(folder / "blobs"), Takedowns(store)
+    return Blobs(settings, place, store, hot=Hot(0), takedowns=takedowns, observer=Metrics())
+
+
+async def shelve(store: Store, *sizes_bytes: int) -> None:
+    """Counts pictures that nobody has stored: only their sizes matter here."""
+    batch = Batch(store)
+    for number, size_bytes in enumerate(sizes_bytes):
+        batch.add(Shelve(digest_of(number), size_bytes, A_DAY, 1 << 50))
+    await batch.send()
+
+
+def digest_of(number: int) -> str:
+    return sha256(str(number).encode()).hexdigest()
+
+
+async def test_nothing_goes_before_the_bound_is_known(tmp_path: Path, store: Store) -> None:
+    """A worker that starts while the place of the bytes is away knows less than there may be."""
+    await shelve(store, GIB, GIB)
+    blobs, batch = blobs_in(tmp_path, store, None), Batch(store)
+    picture = Picture("a", digest_of(2), "png", 1, 1, 1000, 0.0)
+    (gone,) = blobs.shelve(batch, [picture])
+    await batch.send()
+
+    assert gone.answer == []
+    assert (await ask(store, ReadShelf())).count == 3
+
+
+async def test_a_lowered_bound_holds_however_many_have_to_go(tmp_path: Path, store: Store) -> None:
+    await shelve(store, *[1] * 2500)
+    await blobs_in(tmp_path, store, 10).keep_within_bounds()
+    assert (await ask(store, ReadShelf())).size_bytes == 10
