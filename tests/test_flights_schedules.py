@@ -30,6 +30,7 @@ from tests.conftest import OpenStore
 from tests.passing import make_flights
 
 LEASE_SECONDS = 600.0
+CLAIM_SECONDS = 1.0
 STEP_SECONDS = 0.012
 """Between two steps: time enough for a few round trips, so that what happens interleaves."""
 
@@ -99,16 +100,17 @@ class World:
     async def buy(self, process: Process, flight: Flight) -> Bought:
         """A purchase, up to the moment at which the schedule ends it."""
         batch, age = Batch(self.store), self.age
+        decision = asyncio.get_running_loop().create_future()
+        process.buying[flight.id] = flight, decision  # the journal: written before the claim holds
         is_held = flight.extend(batch, seconds=LEASE_SECONDS)
         await batch.send()
         if not is_held.answer:
+            del process.buying[flight.id]
             raise StoreUnavailable  # as a purchase does whose claim was lost: nothing is sent
         if doubled := self.buyers.keys() & set(flight.slots):
             self.faults.append(f"slots {doubled} are bought twice at a time")
         if age == self.age:  # else the claim has run out again while its answer was on its way
             self.buyers |= dict.fromkeys(flight.slots, flight.id)
-        decision = asyncio.get_running_loop().create_future()
-        process.buying[flight.id] = flight, decision
         is_good = await decision
         bought = await self._told(flight, is_good)
         self.forget(flight)
@@ -167,7 +169,8 @@ many = settings(few, max_examples=400)
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waiters that soon ask who holds a silent claim."""
+    """Waiters that soon ask who holds a silent claim; a claimant that dies blocks for a second."""
+    monkeypatch.setattr(room, "CLAIM_SECONDS", CLAIM_SECONDS)
     monkeypatch.setattr(room, "LOOK_AGAIN_SECONDS", 0.3)
     monkeypatch.setattr(room, "RECHECK_SECONDS", 0.1)
 
@@ -227,8 +230,13 @@ async def _let_all_end(world: World) -> None:
 
 
 async def _check_slots(world: World) -> None:
-    slots = tuple(range(3))
-    claimed = await ask(world.store, Claim(world.place, slots, "afterwards", LEASE_SECONDS))
+    """Claims of those who died before they reserved run out by themselves."""
+    claim = Claim(world.place, tuple(range(3)), "afterwards", LEASE_SECONDS)
+    slots, claimed = claim.slots, await ask(world.store, claim)
+    give_up_at = time.monotonic() + 2 * CLAIM_SECONDS
+    while claimed.others and time.monotonic() < give_up_at:
+        await asyncio.sleep(0.05)
+        claimed = await ask(world.store, claim)
     assert not claimed.others
     assert set(claimed.held) | set(claimed.mine) == set(slots)
 
