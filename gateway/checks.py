@@ -154,7 +154,7 @@ def judge_eviction(facts: StoreFacts) -> Finding:
 def judge_persistence(facts: StoreFacts) -> Finding:
     """Whether what the store acknowledged survives its restart."""
     if facts.is_durable:
-        return Finding("persistence", "ok", "every change is written to disk")
+        return Finding("persistence", "ok", "what was acknowledged survives a restart")
     words = "Redis would forget keys, open purchases and ledger in a restart: set appendonly yes."
     return Finding("persistence", "warning", words)
 

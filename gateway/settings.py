@@ -9,7 +9,6 @@ limits belong to `access/`. A change of these settings needs new workers.
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import math
 import re
 import ssl
@@ -33,6 +32,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from gateway.upstream.guard import parse_guard
+
 GATEWAY_FILE: Final = "gateway.yaml"
 MODELS_FILE: Final = "models.yaml"
 
@@ -48,7 +49,6 @@ _BYTES: Final = {"": 1, "B": 1} | {
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
 _SIGNING_KEY: Final = re.compile(r"([A-Za-z0-9_-]{1,32}):([!-~]{16,})")
-_HOST: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9])?(:\d{1,5})?")
 _SWITCH: Final = {"true": True, "false": False}
 
 AUTHORIZATION: Final = "Authorization"
@@ -257,21 +257,14 @@ def parse_hosts(value: object) -> tuple[str, ...]:
     if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
         raise ValueError("hosts or networks, such as images.internal, 10.0.0.0/8")
     hosts = tuple(item.strip() for item in items if item.strip())
-    wrong = next((host for host in hosts if not _is_host_or_network(host)), None)
-    if wrong is not None:
-        raise ValueError(
-            f"hosts or networks such as images.internal, 10.0.0.0/8; {wrong!r} is none"
-        )
+    for host in hosts:
+        try:
+            parse_guard([host])
+        except ValueError:
+            raise ValueError(
+                f"hosts or networks such as images.internal, 10.0.0.0/8; {host!r} is none"
+            ) from None
     return hosts
-
-
-def _is_host_or_network(text: str) -> bool:
-    if _HOST.fullmatch(text):
-        return True
-    try:
-        return bool(ipaddress.ip_network(text.strip("[]"), strict=False))
-    except ValueError:
-        return False
 
 
 def parse_switch(value: object) -> bool:

@@ -81,6 +81,8 @@ async def _answer(request: web.Request, call: Call) -> Answer | DryRun:
     except GatewayError:
         # Not onto the error: buyer and followers share it, and only the buyer was charged.
         request[HEADERS]["x-gateway-cost-usd"] = show_usd(call.tally.cost_micros)
+        if call.tally.cost_micros:  # whatever went wrong then: a retry would be charged again
+            request[HEADERS]["x-should-retry"] = "false"
         if (cache_status := _cache_status_of_error(call)) is not None:
             request[HEADERS]["Cache-Status"] = cache_status
         raise

@@ -62,6 +62,7 @@ class Derivation:
         self._blobs = blobs
         self._takedowns = takedowns
         self._turn = asyncio.Semaphore(AT_ONCE)
+        self._making: dict[str, asyncio.Task[Picture | None]] = {}
 
     async def fill(self, wanted: Wanted, slots: Iterable[int]) -> Mapping[int, Held]:
         """Those of `slots` that could be made from the source's pictures; they are kept.
@@ -76,7 +77,7 @@ class Derivation:
             return {}
         made: dict[int, Held] = {}
         for slot, source in fresh_pictures(entry.answer, slots).items():
-            picture = await self._make(wanted, slot, source.picture)
+            picture = await self._make_once(wanted, slot, source.picture)
             if picture is not None:
                 made[slot] = replace(source, picture=picture)
         for slot, held in made.items():
@@ -97,6 +98,17 @@ class Derivation:
             batch = Batch(self._store)
             self._takedowns.add(batch, orphaned)
             await batch.send()
+
+    async def _make_once(self, wanted: Wanted, slot: int, source: Picture) -> Picture | None:
+        """Those who want the same picture at the same time share the making of it."""
+        picture_id = _id_of(wanted, slot, source)
+        task = self._making.get(picture_id)
+        if task is None:
+            making = self._make(wanted, slot, source)
+            task = asyncio.create_task(making, name=f"derive picture {picture_id}")
+            self._making[picture_id] = task
+            task.add_done_callback(lambda _: self._making.pop(picture_id, None))
+        return await asyncio.shield(task)
 
     async def _make(self, wanted: Wanted, slot: int, source: Picture) -> Picture | None:
         data = await self._blobs.view(source.digest, "data")

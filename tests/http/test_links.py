@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from gateway.pictures import derive_picture
 from tests.gateways import Client, InProcess, Reply, Upstream
 from tests.http.conftest import OpenGateway
 
@@ -305,3 +306,23 @@ async def test_without_the_setting_every_format_is_bought(
     jpeg = await alice.ask("a pond", output_format="jpeg")
     assert jpeg.cache_status == "fwd=miss; stored"
     assert len(await upstream.bodies()) == 2
+
+
+async def test_those_who_want_the_same_format_at_once_share_the_making_of_it(
+    open_gateway: OpenGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+
+    def derive(*given: Any, **more: Any) -> bytes | None:
+        made.append(more)
+        return derive_picture(*given, **more)
+
+    monkeypatch.setattr("gateway.cache.derivation.derive_picture", derive)
+    async with open_gateway(cache={"derive_formats": True}) as here:
+        alice = await here.client.with_key()
+        await alice.ask("a pond")
+        asking = [alice.ask("a pond", output_format="jpeg") for _ in range(8)]
+        replies = await asyncio.gather(*asking)
+
+    assert {reply.cache_status.partition(";")[0] for reply in replies} == {"hit"}
+    assert len(made) == 1

@@ -101,6 +101,7 @@ async def test_what_was_being_stored_does_not_stay(tmp_path: Path, upstream: Ups
         shelf = await here.gateway.cache.blobs.shelf()
 
     assert bought.status >= 400
+    assert bought.headers["x-should-retry"] == "false"
     assert kept is None
     assert shelf.count == 0
 
