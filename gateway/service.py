@@ -156,6 +156,7 @@ class Service:
                 return await self._answer_from(call, question, entry)
             return await self._answer_once(call, question, entry)
         except StoreUnavailable:
+            question = await self._questions.understand(call, question.body)  # by the key as known
             if not self._may_do_without_store(call, question):
                 raise
             return await self._answer_without_store(call, question)

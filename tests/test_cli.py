@@ -150,6 +150,9 @@ def test_a_key_is_added_listed_and_revoked(store: Path) -> None:
         (["bob", "--model", "gpt-image-9"], "gpt-image-1.5"),
         (["bob", "--expires", "soon"], "30d"),
         (["bob", "--validation", "lax"], "'strict', 'lenient'"),
+        (["bob", "--scope", "everyone"], "'global', 'team', 'key'"),
+        (["bob", "--reuse", "sometimes"], "'always', 'never', or 'within:'"),
+        (["bob", "--reuse", "within:0s"], "'within:0s'"),
         (["bob", "--team", "[/x]"], "team"),
         (["alice"], "already named 'alice'"),
     ],
@@ -160,6 +163,20 @@ def test_a_wrong_key_is_refused_in_words(store: Path, words: list[str], said: st
     assert told.returncode != 0
     assert said in told.stderr
     assert "Traceback" not in told.stderr
+
+
+def test_a_key_is_added_with_what_it_may_of_the_cache(store: Path) -> None:
+    run(store, "keys", "add", "plain")
+    run(
+        store, "keys", "add", "careful", "--team", "art", "--scope", "team",
+        "--reuse", "within:12h", "--deny-no-cache",
+    )  # fmt: skip
+    plain, careful = json.loads(run(store, "keys", "list", "--format", "json").stdout)
+    assert (careful["scope"], careful["reuse"]) == ("team", "within:12h")
+    assert careful["allow_no_cache"] is False
+    assert plain.keys().isdisjoint({"scope", "reuse", "allow_no_cache"})
+    (_, row) = csv.DictReader(io.StringIO(run(store, "keys", "list", "--format", "csv").stdout))
+    assert (row["scope"], row["reuse"], row["allow_no_cache"]) == ("team", "within:12h", "False")
 
 
 async def test_a_key_made_by_command_opens_a_running_gateway_until_it_is_revoked(

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.access.keys import Keys, parse_spec
 from gateway.errors import GatewayError, IncorrectKey, InvalidRequest
+from gateway.images import Reuse
 from tests.conftest import OpenStore
 
 
@@ -97,3 +98,64 @@ def test_a_limit_that_no_store_could_count_exactly_is_refused(
 ) -> None:
     with pytest.raises(InvalidRequest, match=said):
         parse_spec({"name": "x", "limits": {limit: value}})
+
+
+# ── what a key may of the cache ─────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        (
+            {"scope": "everyone"},
+            "scope",
+            "Invalid 'scope': Input should be 'global', 'team' or 'key'.",
+        ),
+        (
+            {"reuse": "sometimes"},
+            "reuse",
+            "or 'within:' and a duration such as 90s, 10m, 12h or 7d, but got 'sometimes'.",
+        ),
+        ({"reuse": "within:"}, "reuse", "but got 'within:'."),
+        ({"reuse": 7}, "reuse", "Invalid 'reuse': Input should be a valid string."),
+        (
+            {"allow_no_cache": "no"},
+            "allow_no_cache",
+            "Invalid 'allow_no_cache': Input should be a valid boolean.",
+        ),
+    ],
+)
+def test_a_wrong_setting_of_the_cache_is_named_with_what_is_right(
+    fields: dict[str, object], param: str, said: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        parse_spec({"name": "x", **fields})
+    assert (refused.value.param, refused.value.code) == (param, "invalid_value")
+    assert refused.value.message.startswith(f"Invalid '{param}': ")
+    assert refused.value.message.endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [("scop", "scope"), ("re_use", "reuse"), ("allow_no_cach", "allow_no_cache")],
+)
+def test_an_unknown_field_is_named_with_the_nearest_one(wrong: str, near: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"Did you mean '{near}'") as refused:
+        parse_spec({"name": "x", wrong: "key"})
+    assert (refused.value.param, refused.value.code) == (wrong, "unknown_parameter")
+
+
+async def test_settings_of_the_cache_are_merged_and_lifted(keys: Keys, elsewhere: Keys) -> None:
+    spec = parse_spec({"name": "a", "scope": "key", "reuse": "never", "allow_no_cache": False})
+    record, secret = await keys.create(spec)
+    made = await elsewhere.authenticate(secret)
+    await keys.change(record.id, {"reuse": "within:90s", "allow_no_cache": True})
+    changed = await elsewhere.confirm(secret)
+    lifted = await keys.change(record.id, {"scope": None, "reuse": None, "allow_no_cache": None})
+    plain = await elsewhere.confirm(secret)
+
+    assert (made.scope, made.reuse, made.allow_no_cache) == ("key", Reuse(no_cache=True), False)
+    assert (changed.scope, changed.reuse) == ("key", Reuse(max_age_seconds=90))
+    assert changed.allow_no_cache is True
+    assert (plain.scope, plain.reuse, plain.allow_no_cache) == (None, Reuse(), True)
+    assert lifted.public().keys().isdisjoint({"scope", "reuse", "allow_no_cache"})

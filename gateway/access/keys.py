@@ -133,8 +133,12 @@ class KeySpec(BaseModel):
     @field_validator("reuse", mode="after")
     @classmethod
     def _known_reuse(cls, reuse: str | None) -> str | None:
-        if reuse is not None:
+        if reuse is None:
+            return None
+        try:
             Reuse.parse(reuse)
+        except ValueError as fault:
+            raise ValueError(f"Invalid 'reuse': {fault}.") from None
         return reuse
 
 

@@ -36,6 +36,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 MISS, RELOAD, PARTIAL = "fwd=miss; stored", "fwd=request; stored", "fwd=partial; stored"
 BYPASS, HIT, REFUSED = "fwd=bypass", "hit", "detail=not-served"
 
+NO_CACHE = {"Cache-Control": "no-cache"}
+
 KEYS: dict[str, dict[str, Any]] = {
     "alice": {},
     "bob": {},
@@ -410,6 +412,38 @@ async def test_a_keys_scope_is_the_gateways_unless_it_has_its_own(
         await play(Table(gateway, upstream, callers), "an otter", SCOPES[scope])
 
 
+@pytest.mark.asyncio(loop_scope="function")
+async def test_what_a_key_may_of_the_cache_is_changed_from_the_next_request_on(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    """At every gateway; a wrong value is refused and changes nothing."""
+    async with open_gateway() as here, open_gateway() as there:
+        alice = await there.client.with_key("alice")
+        first = await alice.ask()
+
+        async def change(**fields: Any) -> Reply:
+            return await here.client.admin("PATCH", f"/admin/keys/{alice.key_id}", fields)
+
+        asked = []
+        for fields in (
+            {"reuse": "never"},
+            {"reuse": None, "allow_no_cache": False},
+            {"scope": "key"},
+            {"scope": None},
+        ):
+            assert (await change(**fields)).status == 200
+            asked.append(await alice.ask(headers={"Cache-Control": "x"}))
+        ignored = await alice.ask(headers=NO_CACHE)
+        wrong = await change(reuse="sometimes")
+        shown = (await here.client.admin("GET", "/admin/keys")).json["data"][0]
+
+    assert [how_of(reply) for reply in (first, *asked)] == [MISS, RELOAD, HIT, MISS, HIT]
+    assert how_of(ignored) == HIT
+    assert (wrong.status, wrong.error["param"]) == (400, "reuse")
+    assert shown["allow_no_cache"] is False
+    assert shown.keys().isdisjoint({"scope", "reuse"})
+
+
 # ── headers of the gateway's own ────────────────────────────────────────────────────────────
 
 
@@ -588,8 +622,6 @@ async def test_streams_obey_directives_like_plain_requests(table: Table) -> None
 
 
 # ── races ───────────────────────────────────────────────────────────────────────────────────
-
-NO_CACHE = {"Cache-Control": "no-cache"}
 
 
 @pytest.mark.parametrize("order", ["plain first", "no-cache first"])
