@@ -418,3 +418,21 @@ async def test_once_the_store_is_back_all_is_as_before(arena: Arena) -> None:
     assert (away.status, away.headers["Retry-After"]) == (503, "2")
     assert unknown.status == 401
     assert ready.json == {"status": "ready", "degraded": []}
+
+
+async def test_what_is_bought_beyond_a_limit_that_is_ignored_is_in_the_books(arena: Arena) -> None:
+    """The store is told late, and then there is nothing left to refuse."""
+    limited = await arena.there.client.with_key("limited", limits={"images_per_day": 1})
+    await limited.ask("seen")
+    with arena.outage():
+        beyond = await limited.ask("beyond")
+    await arena.settle()
+    records = [r for r in await arena.records() if r.key == "limited"]
+    spent = await read_spent(arena.here.settings, limited.key_id)
+
+    assert beyond.status == 200
+    assert [record.outcome for record in records] == ["bought", "bought"]
+    assert spent.images == 2
+    assert spent.reserved_images == 0
+    over = await limited.ask("another")
+    assert (over.status, over.error["code"]) == (429, "insufficient_quota")
