@@ -92,6 +92,11 @@ class Call:
         newer = {state.limit.name: state for state in self.tally.limits}
         return [newer.get(state.limit.name, state) for state in self.limits]
 
+    def take_key(self, key: Key) -> None:
+        """The key was changed meanwhile: from here on it is as it is now, in the books too."""
+        self.key = key
+        self.record = self.record.but(key=key.account.key_name, team=key.account.team)
+
 
 @dataclass(frozen=True, slots=True)
 class Question:

@@ -186,8 +186,9 @@ class Service:
         try:
             return await self._questions.understand(call, raw)
         except InvalidRequest:
-            remembered, call.key = call.key, await self._keys.confirm(call.secret)
-            if call.key.account.record == remembered.account.record:
+            remembered = call.key.account.record
+            call.take_key(await self._keys.confirm(call.secret))
+            if call.key.account.record == remembered:
                 raise
             return await self._questions.understand(call, raw)
 
@@ -215,7 +216,7 @@ class Service:
     async def _start_over(self, call: Call, question: Question, record: bytes) -> Question:
         """The key was changed or revoked: from here on its new record holds."""
         self._keys.learn(call.secret, record)
-        call.key = await self._keys.authenticate(call.secret)
+        call.take_key(await self._keys.authenticate(call.secret))
         return await self._questions.understand(call, question.body)
 
     def _usable(self, question: Question, entry: Entry) -> dict[int, Held]:
