@@ -67,6 +67,8 @@ class Call:
     record: Record
     show: Callable[[Viewer], None] = lambda viewer: None
     """Begins to show a caller who asked for a stream what comes before the answer."""
+    viewer: Viewer | None = None
+    """What it is shown by; one for all flights that it takes, so that nothing is shown twice."""
     tally: Tally = field(default_factory=Tally)
     limits: list[LimitState] = field(default_factory=list)
     is_follower: bool = False
