@@ -393,6 +393,7 @@ class Service:
             question.directives.idempotency_key or "",
             question=(question.fingerprint, request.n, request.stream, request.response_format),
         )
+        _viewer(call, request)  # it may wait for another's answer as long as for a purchase
         while (remembered := await self._replays.begin(asked)) is not None:
             if remembered.question != asked.question:
                 raise _idempotency_key_reused()
