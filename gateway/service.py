@@ -373,7 +373,8 @@ class Service:
     async def _estimate(self, call: Call, question: Question, entry: Entry) -> DryRun:
         """Nothing is bought, and nothing but the admission is counted."""
         held = self._usable(question, entry)
-        missing = question.request.n - len(held)
+        found = await self._with_bytes(question, {slot: h.picture for slot, h in held.items()})
+        missing = question.request.n - len(found)
         most = pricing.estimate(question.model, question.request, missing) if missing else None
         budgets = [s.remaining for s in call.limits if s.limit.unit == "micros"]
         return DryRun(
