@@ -488,3 +488,23 @@ async def test_who_comes_as_a_purchase_ends_waits_for_no_store(rooms: Rooms) -> 
 
     assert (first.bought, second.bought) == ({0}, {0})
     assert (here._ends, here._offline) == ({}, {})
+
+
+async def test_who_asks_at_the_same_moment_waits_for_the_purchase_and_not_for_the_store(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, _, _ = rooms
+    here._store.is_away = True
+
+    async def buy(_flight: Flight) -> Bought:
+        await asyncio.sleep(0.6)  # longer than a store that is away is asked
+        return Bought({0: picture()}, {})
+
+    with impatient(monkeypatch):
+        first, second = await settled(
+            *(here.run_offline(PLACE, (0,), buy=buy) for _ in range(2)),
+        )
+
+    assert second.flight_error is None
+    assert ids(first) == ids(second)
+    assert here._listeners == set()

@@ -344,6 +344,7 @@ class Flights:
                 continue
             flight = Flight(secrets.token_hex(12), *question, is_alone=True)
             self._offline[question] = flight.id
+            self._ends[flight.id] = asyncio.get_running_loop().create_future()
             self._show(viewer, flights=(flight.id,))
             buying = self._buy_offline(flight, buy)
             purchase = self.own(buying, name=f"purchase {flight.id}")
