@@ -224,7 +224,7 @@ class Purchases:
         batch = Batch(self._store)
         quota.reserve(
             batch,
-            replace(order.account, limits={}),
+            replace(order.account, limits={}, prepared={}),
             reserved.purchase,
             worker=self._settings.worker,
             most=reserved.most,

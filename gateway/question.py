@@ -67,6 +67,8 @@ class Call:
     record: Record
     show: Callable[[Viewer], None] = lambda viewer: None
     """Begins to show a caller who asked for a stream what comes before the answer."""
+    viewer: Viewer | None = None
+    """What it is shown by; one for all flights that it takes, so that nothing is shown twice."""
     tally: Tally = field(default_factory=Tally)
     limits: list[LimitState] = field(default_factory=list)
     is_follower: bool = False
@@ -91,6 +93,11 @@ class Call:
         """The key's limits as they were last seen: a purchase's view replaces the admission's."""
         newer = {state.limit.name: state for state in self.tally.limits}
         return [newer.get(state.limit.name, state) for state in self.limits]
+
+    def take_key(self, key: Key) -> None:
+        """The key was changed meanwhile: from here on it is as it is now, in the books too."""
+        self.key = key
+        self.record = self.record.but(key=key.account.key_name, team=key.account.team)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ renders the `Answer`. The first file to read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -131,6 +131,9 @@ class Service:
         except Exception:
             self._note_error(call, GatewayError("The gateway had an error."))
             raise
+        finally:
+            if call.viewer is not None:
+                call.viewer.close()
         if isinstance(answer, Answer):
             self._note_answer(call, answer)
         return answer
@@ -187,8 +190,9 @@ class Service:
         try:
             return await self._questions.understand(call, raw)
         except InvalidRequest:
-            remembered, call.key = call.key, await self._keys.confirm(call.secret)
-            if call.key.account.record == remembered.account.record:
+            remembered = call.key.account.record
+            call.take_key(await self._keys.confirm(call.secret))
+            if call.key.account.record == remembered:
                 raise
             return await self._questions.understand(call, raw)
 
@@ -216,7 +220,7 @@ class Service:
     async def _start_over(self, call: Call, question: Question, record: bytes) -> Question:
         """The key was changed or revoked: from here on its new record holds."""
         self._keys.learn(call.secret, record)
-        call.key = await self._keys.authenticate(call.secret)
+        call.take_key(await self._keys.authenticate(call.secret))
         return await self._questions.understand(call, question.body)
 
     def _usable(self, question: Question, entry: Entry) -> dict[int, Held]:
@@ -256,13 +260,11 @@ class Service:
         ignoring = _passed_over(question, entry, missing)
         call.is_reload = reading.no_cache or bool(ignoring)
         buy = self._buyer(call, question, pictures)
-        with _watching(call, question.request) as viewer:
-            if reading.no_cache or reading.no_store:
-                await self._flights.check_refusal(place)
-                return await self._flights.run_alone(place, missing, buy=buy, viewer=viewer)
-            return await self._flights.run(
-                place, missing, buy=buy, viewer=viewer, ignoring=ignoring
-            )
+        viewer = _viewer(call, question.request)
+        if reading.no_cache or reading.no_store:
+            await self._flights.check_refusal(place)
+            return await self._flights.run_alone(place, missing, buy=buy, viewer=viewer)
+        return await self._flights.run(place, missing, buy=buy, viewer=viewer, ignoring=ignoring)
 
     def _buyer(
         self, call: Call, question: Question, pictures: Mapping[int, tuple[Picture, bytes]]
@@ -372,7 +374,8 @@ class Service:
     async def _estimate(self, call: Call, question: Question, entry: Entry) -> DryRun:
         """Nothing is bought, and nothing but the admission is counted."""
         held = self._usable(question, entry)
-        missing = question.request.n - len(held)
+        found = await self._with_bytes(question, {slot: h.picture for slot, h in held.items()})
+        missing = question.request.n - len(found)
         most = pricing.estimate(question.model, question.request, missing) if missing else None
         budgets = [s.remaining for s in call.limits if s.limit.unit == "micros"]
         return DryRun(
@@ -392,6 +395,7 @@ class Service:
             question.directives.idempotency_key or "",
             question=(question.fingerprint, request.n, request.stream, request.response_format),
         )
+        _viewer(call, request)  # it may wait for another's answer as long as for a purchase
         while (remembered := await self._replays.begin(asked)) is not None:
             if remembered.question != asked.question:
                 raise _idempotency_key_reused()
@@ -485,8 +489,7 @@ class Service:
         is_alone = reading.no_cache or reading.no_store
         run = self._flights.run_alone if is_alone else self._flights.run_offline
         slots = tuple(question.request.slots)
-        with _watching(call, question.request) as viewer:
-            landing = await run(place, slots, buy=buy, viewer=viewer)
+        landing = await run(place, slots, buy=buy, viewer=_viewer(call, question.request))
         call.is_follower = landing.is_follower
         found = await self._with_bytes(question, landing.pictures, in_memory=landing.data)
         return await self._serve(question, {}, found, landing=landing)
@@ -604,18 +607,12 @@ def _idempotency_key_reused() -> InvalidRequest:
     )
 
 
-@contextmanager
-def _watching(call: Call, request: ImageRequest) -> Iterator[Viewer | None]:
-    """Whoever asked for a stream is shown what comes, for as long as its flight lasts."""
-    if not request.stream:
-        yield None
-        return
-    viewer = Viewer(request.partial_images)
-    call.show(viewer)
-    try:
-        yield viewer
-    finally:
-        viewer.close()
+def _viewer(call: Call, request: ImageRequest) -> Viewer | None:
+    """Whoever asked for a stream is shown what comes from now on."""
+    if request.stream and call.viewer is None:
+        call.viewer = Viewer(request.partial_images)
+        call.show(call.viewer)
+    return call.viewer
 
 
 def _nothing_came() -> GatewayError:

@@ -450,3 +450,61 @@ async def test_a_store_that_is_away_is_the_waiters_error_and_ends_the_wait(
 
     assert isinstance(landing.flight_error, StoreUnavailable)
     assert (await buyer).bought == {0}
+
+
+# ── without the store ───────────────────────────────────────────────────────────────────────
+
+
+async def test_a_refusal_of_the_first_concerns_nobody_who_asked_with_it(rooms: Rooms) -> None:
+    """Whoever waited for it while the store is away buys in its place."""
+    here, _, shop = rooms
+    shop.is_open.set()
+
+    async def refused(_flight: Flight) -> Bought:
+        raise refuse("alice")
+
+    runs = [here.run_offline(PLACE, (0, 1), buy=buy) for buy in (refused, shop.buy, shop.buy)]
+    first, second, third = await settled(*runs)
+
+    assert isinstance(first.own_error, LimitExceeded)
+    assert shop.sold == [(0, 1)]
+    assert (second.bought, third.followed) == ({0, 1}, {0, 1})
+    assert ids(second) == ids(third)
+
+
+async def test_who_comes_as_a_purchase_ends_waits_for_no_store(rooms: Rooms) -> None:
+    """It buys anew: of what has ended only the store could tell, and that is away."""
+    here, _, _ = rooms
+    here._store.is_away = True
+    late: list[asyncio.Task[Landing]] = []
+
+    async def buy(_flight: Flight) -> Bought:
+        if not late:  # it takes its first step when this purchase has just ended
+            late.append(asyncio.create_task(here.run_offline(PLACE, (0,), buy=buy)))
+        return Bought({0: picture()}, {})
+
+    first = await here.run_offline(PLACE, (0,), buy=buy)
+    second = await late[0]
+
+    assert (first.bought, second.bought) == ({0}, {0})
+    assert (here._ends, here._offline) == ({}, {})
+
+
+async def test_who_asks_at_the_same_moment_waits_for_the_purchase_and_not_for_the_store(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, _, _ = rooms
+    here._store.is_away = True
+
+    async def buy(_flight: Flight) -> Bought:
+        await asyncio.sleep(0.6)  # longer than a store that is away is asked
+        return Bought({0: picture()}, {})
+
+    with impatient(monkeypatch):
+        first, second = await settled(
+            *(here.run_offline(PLACE, (0,), buy=buy) for _ in range(2)),
+        )
+
+    assert second.flight_error is None
+    assert ids(first) == ids(second)
+    assert here._listeners == set()

@@ -331,21 +331,32 @@ class Flights:
         buy: Buy,
         viewer: Viewer | None = None,
     ) -> Landing:
-        """Buys while the store is away: those who ask the same in this process wait for one."""
-        question = (fingerprint, slots)
-        if (under_way := self._offline.get(question)) is None:
-            flight = Flight(secrets.token_hex(12), fingerprint, slots, is_alone=True)
-            self._offline[question] = flight.id
-            self._show(viewer, flights=(flight.id,))
-            landing = Landing(missing=set(slots))
-            purchase = self.own(self._buy(flight, buy), name=f"purchase {flight.id}")
-            purchase.add_done_callback(lambda _: self._offline.pop(question, None))
-            await self._land(landing, purchase, slots)
-            return landing
-        self._show(viewer, flights=(under_way,))
+        """Buys while the store is away: those who ask the same in this process wait for one.
+
+        As in `run`, whoever waited for what came to nothing without an error tries in turn.
+        """
         landing = Landing(missing=set(slots))
-        landing.follow(await self._end_of(under_way), set(slots))
+        while landing.missing:
+            question = (fingerprint, tuple(sorted(landing.missing)))
+            if (under_way := self._offline.get(question)) is not None:
+                self._show(viewer, flights=(under_way,))
+                await self._follow(landing, under_way, set(landing.missing))
+                continue
+            flight = Flight(secrets.token_hex(12), *question, is_alone=True)
+            self._offline[question] = flight.id
+            self._ends[flight.id] = asyncio.get_running_loop().create_future()
+            self._show(viewer, flights=(flight.id,))
+            buying = self._buy_offline(flight, buy)
+            purchase = self.own(buying, name=f"purchase {flight.id}")
+            await self._land(landing, purchase, flight.slots)
         return landing
+
+    async def _buy_offline(self, flight: Flight, buy: Buy) -> End:
+        """Nobody finds it any more once it has ended: there is no store to ask how."""
+        try:
+            return await self._buy(flight, buy)
+        finally:
+            del self._offline[flight.fingerprint, flight.slots]
 
     async def check_refusal(self, fingerprint: str) -> None:
         """Raises what stands against asking this question at all, if there is anything."""

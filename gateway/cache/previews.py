@@ -108,8 +108,8 @@ class Broadcast:
 class Viewer:
     """A caller who watches: is shown at most `most` partial images, the first that come.
 
-    It may watch several flights, one after the other, when a buyer dies and is replaced: an index
-    that it has been shown is not shown again.
+    It may watch several flights, one after the other, when a buyer dies and is replaced, or when
+    the store goes away: an index that it has been shown is not shown again.
     """
 
     def __init__(self, most: int) -> None:
@@ -143,7 +143,7 @@ class Viewer:
         self._news.set()
 
     def close(self) -> None:
-        """The flight has ended, one way or another."""
+        """Its caller has an answer, one way or another."""
         self.is_over = True
         for broadcast in self._watched:
             broadcast.leave(self)

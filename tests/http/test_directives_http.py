@@ -8,6 +8,8 @@ same letter is the same picture, a new letter one that was never seen before.
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -568,6 +570,26 @@ async def test_a_dry_run_says_what_would_come_and_leaves_no_trace(
         assert (reply.status, reply.headers["Preference-Applied"]) == (200, "dry-run")
         assert reply.headers["x-gateway-cost-usd"] == "0.000000"
     assert len(await upstream.bodies()) == len(await gateway.ledger()) == 1
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_a_dry_run_calls_no_hit_whose_bytes_have_gone(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    """The entry still names them; who asks in earnest would buy them anew."""
+    async with open_gateway(cache={"hot_bytes": 0}) as gateway:
+        alice = await gateway.client.with_key("alice")
+        bought = await alice.ask()
+        before = await alice.ask(headers=DRY)
+        data = base64.b64decode(bought.images[0])
+        await gateway.gateway.cache.blobs._evict([hashlib.sha256(data).hexdigest()])
+        dry = await alice.ask(headers=DRY)
+        again = await alice.ask()
+
+    assert (before.json["hit"], before.json["estimate_usd"]) == (True, 0)
+    assert (dry.json["hit"], dry.json["estimate_usd"] > 0) == (False, True)
+    assert again.cache_status == "fwd=miss; stored"
+    assert len(await upstream.bodies()) == 2
 
 
 @pytest.mark.asyncio(loop_scope="function")

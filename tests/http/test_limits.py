@@ -245,3 +245,21 @@ def test_durations_are_shown_as_go_shows_them(seconds: float, shown: str) -> Non
 )
 def test_money_is_shown_with_six_decimals(micros: int, shown: str) -> None:
     assert show_usd(micros) == shown
+
+
+async def test_a_key_that_moved_is_booked_where_it_is_now(gateway: InProcess) -> None:
+    """From the next request on, also where the worker knew it before: bought, hit and refused."""
+    alice = await gateway.client.with_key("alice", team="art")
+    await alice.ask("an otter")
+    requests = ({}, {"prompt": "another"}, {"quality": "ultra"})
+    for number, request in enumerate(requests):
+        moved = {"name": f"alice {number}", "team": f"team {number}"}
+        await alice.admin("PATCH", f"/admin/keys/{alice.key_id}", moved)
+        await alice.ask(**request)
+    records = await gateway.ledger()
+
+    assert {(r.outcome, r.key, r.team) for r in records if r.team != "art"} == {
+        ("hit", "alice 0", "team 0"),
+        ("bought", "alice 1", "team 1"),
+        ("refused", "alice 2", "team 2"),
+    }

@@ -22,6 +22,7 @@ import pytest
 from gateway.access.keys import TRUST_SECONDS
 from gateway.app import DATABASE
 from gateway.billing.ledger import Record
+from gateway.cache import flights
 from tests.gateways import (
     Client,
     InProcess,
@@ -32,6 +33,7 @@ from tests.gateways import (
     read_spent,
     run_gateway,
 )
+from tests.http.test_streams import COMPLETED, PARTIAL, indices_of, names_of, reading
 from tests.redis_server import run_durable_redis
 
 CALL_SECONDS = 2.0
@@ -418,3 +420,44 @@ async def test_once_the_store_is_back_all_is_as_before(arena: Arena) -> None:
     assert (away.status, away.headers["Retry-After"]) == (503, "2")
     assert unknown.status == 401
     assert ready.json == {"status": "ready", "degraded": []}
+
+
+async def test_what_is_bought_beyond_a_limit_that_is_ignored_is_in_the_books(arena: Arena) -> None:
+    """The store is told late, and then there is nothing left to refuse."""
+    limited = await arena.there.client.with_key("limited", limits={"images_per_day": 1})
+    await limited.ask("seen")
+    with arena.outage():
+        beyond = await limited.ask("beyond")
+    await arena.settle()
+    records = [r for r in await arena.records() if r.key == "limited"]
+    spent = await read_spent(arena.here.settings, limited.key_id)
+
+    assert beyond.status == 200
+    assert [record.outcome for record in records] == ["bought", "bought"]
+    assert spent.images == 2
+    assert spent.reserved_images == 0
+    over = await limited.ask("another")
+    assert (over.status, over.error["code"]) == (429, "insufficient_quota")
+
+
+@pytest.mark.parametrize("arena", ["redis killed"], indirect=True)
+async def test_a_stream_that_loses_its_buyer_with_the_store_goes_on_where_it_was(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It buys for itself; what it was shown of the other purchase is not shown again."""
+    monkeypatch.setattr(flights, "RECHECK_SECONDS", 0.05)
+    alice = await arena.here.client.with_key("alice")
+    there = arena.there.client
+    elsewhere = Client(there.url, there.session, alice.secret, alice.key_id)
+    await elsewhere.ask("seen")
+    prompt = "[[sim:slow-stream=1]] an otter"
+    async with reading(alice, prompt) as buyer, reading(elsewhere, prompt) as follower:
+        await follower.until(1)
+        with arena.outage():
+            events = await follower.to_the_end()
+        bought = await buyer.to_the_end()
+    await arena.settle()
+
+    assert await arena.calls(prompt) == 2
+    assert indices_of(events) == indices_of(bought) == [0, 1, 2]
+    assert names_of(events) == names_of(bought) == [PARTIAL] * 3 + [COMPLETED]

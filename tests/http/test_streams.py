@@ -591,6 +591,24 @@ async def test_the_line_is_kept_alive_for_who_waits_on_another_worker(
     assert_no_client_stumbles(follower.body)
 
 
+async def test_the_line_is_kept_alive_for_who_repeats_while_the_first_one_runs(
+    embedded: InProcess, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same `Idempotency-Key`: it waits for an answer, not for a flight."""
+    monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.2)
+    alice = await embedded.client.with_key()
+    once = {"Idempotency-Key": "order-17", "Cache-Control": "no-cache"}
+    prompt = "[[sim:slow=1]] an otter"
+    first, second = await asyncio.gather(*(ask(alice, prompt, 0, headers=once) for _ in range(2)))
+
+    (bought,), (replayed,) = events_of(first.body), events_of(second.body)
+    assert replayed.picture == bought.picture
+    assert len(await upstream.bodies()) == 1
+    for reply in (first, second):
+        assert reply.body.count(b": keep-alive\n\n") >= 3
+        assert_no_client_stumbles(reply.body)
+
+
 async def test_an_error_after_some_waiting_comes_in_an_event_and_before_it_as_an_answer(
     embedded: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
