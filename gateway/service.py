@@ -26,8 +26,10 @@ from gateway.cache.flights import Bought, Buy, Flight, Flights, Landing
 from gateway.cache.gallery import Gallery, picture_path
 from gateway.cache.previews import Viewer
 from gateway.cache.replays import Asked, Remembered, Replays, asked_by
+from gateway.cache.takedowns import content_taken_down
 from gateway.errors import (
     INVALID_REQUEST,
+    Charge,
     GatewayError,
     IncorrectKey,
     InvalidRequest,
@@ -170,7 +172,7 @@ class Service:
         derived = await self._derive(call.key, question, held)
         held |= derived
         pictures = await self._with_bytes(question, {slot: h.picture for slot, h in held.items()})
-        detail = "derived" if derived else None
+        detail = "derived" if derived.keys() & pictures.keys() else None
         if len(pictures) == question.request.n:
             return await self._serve(question, held, pictures, detail=detail)
         landing = await self._get_missing(call, question, pictures, entry=entry)
@@ -181,7 +183,17 @@ class Service:
             stood_in = await self._with_bytes(question, {n: h.picture for n, h in stale.items()})
             found, held = {**found, **stood_in}, {**held, **stale}
             detail = "stale-if-error" if stood_in else detail
+        if landing.bought:
+            detail = None  # it is a hit no more
+        if not found:
+            self._check_taken_down(landing)
         return await self._serve(question, held, found, landing=landing, detail=detail)
+
+    def _check_taken_down(self, landing: Landing) -> None:
+        """What came may have been taken down the moment before it was to be shown."""
+        if any(self._blobs.is_taken_down(p.digest) for p in landing.pictures.values()):
+            charge = Charge.UNDELIVERED if landing.bought else Charge.FREE
+            raise content_taken_down(charge=charge)
 
     # ── the steps ───────────────────────────────────────────────────────────────────────────
 
@@ -334,11 +346,18 @@ class Service:
     async def _as_links(
         self, question: Question, pictures: Mapping[int, tuple[Picture, bytes]]
     ) -> dict[int, tuple[Picture, bytes]]:
-        """A signed link in the place of each picture's bytes."""
+        """A signed link in the place of each picture's bytes, which all workers can follow.
+
+        Bytes may lie in this worker's memory alone, evicted from the store a moment ago.
+        """
         batch = Batch(self._store)
         of_slot = {slot: picture for slot, (picture, _) in pictures.items()}
         self._gallery.hang(batch, question.fingerprint, of_slot)
+        stored = self._blobs.look_for(batch, (picture.digest for picture in of_slot.values()))
         await batch.send()
+        for (picture, data), is_stored in zip(pictures.values(), stored.answer, strict=True):
+            if not is_stored:
+                await self._blobs.put_back(picture, data)
         links = {slot: await self._signing.sign(picture_path(p)) for slot, p in of_slot.items()}
         return {slot: (picture, links[slot].encode()) for slot, picture in of_slot.items()}
 

@@ -147,6 +147,18 @@ class Blobs:
         """Removes the bytes of what is no longer on the shelf. Raises `StoreUnavailable`."""
         await self._evict([digest for handle in shelved for digest in handle.answer])
 
+    def look_for(self, batch: Batch, digests: Iterable[str]) -> Handle[Sequence[bool]]:
+        """Asks of each whether it is on the shelf."""
+        return batch.add(OnShelf(tuple(digests)))
+
+    async def put_back(self, picture: Picture, data: bytes) -> None:
+        """Stores bytes again that this process still has. Raises `StoreUnavailable`."""
+        await self.put(picture.digest, data)
+        batch = Batch(self._store)
+        shelved = self.shelve(batch, [picture])
+        await batch.send()
+        await self.evict(shelved)
+
     async def view(self, digest: str, view: View, *, data: bytes | None = None) -> bytes | None:
         """The bytes as `data` or as `base64`; None when they are gone, damaged or taken down.
 

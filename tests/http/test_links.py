@@ -83,6 +83,23 @@ async def test_links_start_with_the_public_url(open_gateway: OpenGateway) -> Non
     assert link.startswith(f"{public}/images/img-")
 
 
+async def test_a_link_works_everywhere_although_the_store_had_evicted_its_picture(
+    open_gateway: OpenGateway,
+) -> None:
+    """One worker still had it in memory, and gave the link."""
+    async with open_gateway() as here, open_gateway() as there:
+        alice = await here.client.with_key()
+        picture = (await alice.ask(model=DALLE)).headers["x-gateway-picture-ids"]
+        card = await here.gateway.cache.gallery.find(picture)
+        assert card is not None
+        await here.gateway.cache.blobs.delete([card.digest])
+        again = await alice.ask(model=DALLE)
+        parts = urlsplit(link_of(again))
+        shown = await show(there.client, f"{there.client.url}{parts.path}?{parts.query}")
+    assert again.cache_status.startswith("hit")
+    assert shown.status == 200
+
+
 @pytest.mark.parametrize("n", [1, 3])
 async def test_several_pictures_have_several_links(alice: Client, n: int) -> None:
     reply = await alice.ask("ponds", model="dall-e-2", n=n)
