@@ -25,6 +25,7 @@ BESIDE: Mapping[Kind, str] = {"hit": "bare", "bought": "nginx"}
 """What the gateway is compared with where nothing else is said."""
 
 LATENCY_FLOOR_MS = 2.0
+FIRST_EVENT_FLOOR_MS = {"2 MB": 10.0}
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,13 @@ def latency_row(p50_ms: Mapping[str, float]) -> Row:
 def first_event_row(size: str, first_ms: Mapping[str, float]) -> Row:
     """What the gateway adds to the first partial image, by the medians of one connection."""
     added = first_ms[GATEWAY] - first_ms["upstream"]
+    floor = FIRST_EVENT_FLOOR_MS.get(size)
     return Row(
         f"latency added, first partial image {size} c=1, p50",
         {name: f"{median:.2f} ms" for name, median in first_ms.items()},
         ratio=f"+{added:.2f} ms",
+        floor="" if floor is None else f"≤ {floor:g} ms",
+        verdict="" if floor is None else "ok" if added <= floor else "below",
     )
 
 
@@ -150,6 +154,16 @@ def events_row(size: str, connections: int, per_second: Mapping[str, float]) -> 
         f"events of streams {size} c={connections}",
         {name: f"{rate:,.0f}" for name, rate in per_second.items()},
         ratio=f"{ratio:.3g} × upstream",
+    )
+
+
+def crowd_row(size: str, readers: int, seconds: Mapping[str, float]) -> Row:
+    """How long many readers of one stream take, alone and beside one that hardly reads."""
+    ratio = seconds["beside"] / seconds["alone"]
+    return Row(
+        f"{readers} readers of one stream {size}, beside one at 1 KB/s",
+        {GATEWAY: f"{seconds['beside']:.2f} s"},
+        ratio=f"{ratio:.3g} × without it",
     )
 
 

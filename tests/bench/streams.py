@@ -1,7 +1,8 @@
-"""Streams: what the gateway adds to the first partial image, and how many events pass in a second.
+"""Streams: what the gateway adds to the first partial image, how many events pass in a second, and
+whether a slow reader holds anybody up.
 
-Both are measured beside the same upstream asked directly. wrk cannot say when a part of an answer
-came, so the reader is a small one in this process.
+The first two are measured beside the same upstream asked directly. wrk cannot say when a part of an
+answer came, so the reader is a small one in this process.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -19,7 +20,7 @@ import aiohttp
 
 from gateway.sse import Splitter
 from tests.bench import nginx
-from tests.bench.cells import GATEWAY, SIZES, Row, events_row, first_event_row
+from tests.bench.cells import GATEWAY, SIZES, Row, crowd_row, events_row, first_event_row
 from tests.bench.events import PARTIALS
 from tests.bench.load import Failed, Target
 from tests.bench.nginx import PATH
@@ -27,6 +28,9 @@ from tests.bench.processes import free_port, run_process
 from tests.bench.servers import Ground, run_gateway
 
 CONNECTIONS = 8
+CROWD = 50
+SLOW_BYTES = 1024
+"""A second, of a reader that is slow."""
 MOST_BYTES = 1 << 24
 
 _prompts = count(time.time_ns())
@@ -58,6 +62,7 @@ def stream_rows(folder: Path, redis_url: str, *, seconds: int) -> Iterator[Row]:
         ):
             upstream = Target("upstream", f"http://127.0.0.1:{port}/{PATH}")
             yield from asyncio.run(_measure(size, [upstream, gateway], seconds=seconds))
+            yield asyncio.run(_measure_crowd(size, gateway))
 
 
 async def _measure(size: str, targets: Sequence[Target], *, seconds: int) -> list[Row]:
@@ -73,6 +78,46 @@ async def _measure(size: str, targets: Sequence[Target], *, seconds: int) -> lis
         elapsed = time.perf_counter() - started
         per_second[target.name] = sum(stream.events for stream in streams) / elapsed
     return [first_event_row(size, first_ms), events_row(size, CONNECTIONS, per_second)]
+
+
+async def _measure_crowd(size: str, target: Target) -> Row:
+    """How long fifty readers of one stream take, alone and beside one that hardly reads."""
+    alone = await _crowd_seconds(target, _body())
+    body = _body()
+    slow = asyncio.create_task(_read_slowly(target, body))
+    try:
+        beside = await _crowd_seconds(target, body)
+        is_still_reading = not slow.done()
+    finally:
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
+    if not is_still_reading:
+        raise Failed("the slow reader was not slow")
+    return crowd_row(size, CROWD, {"alone": alone, "beside": beside})
+
+
+async def _crowd_seconds(target: Target, body: Mapping[str, object]) -> float:
+    started = time.perf_counter()
+    connector = aiohttp.TCPConnector(limit=CROWD)
+    async with aiohttp.ClientSession(connector=connector, headers=target.headers) as session:
+
+        async def read() -> None:
+            async with session.post(target.url, json=body) as response:
+                if b"image_generation.completed" not in await response.read():
+                    raise Failed(f"{target.name} answered {response.status} without a picture")
+
+        await asyncio.gather(*(read() for _ in range(CROWD)))
+    return time.perf_counter() - started
+
+
+async def _read_slowly(target: Target, body: Mapping[str, object]) -> None:
+    """Until it is cancelled, or has all."""
+    async with (
+        aiohttp.ClientSession(headers=target.headers, read_bufsize=SLOW_BYTES) as session,
+        session.post(target.url, json=body) as response,
+    ):
+        while await response.content.read(SLOW_BYTES):  # noqa: ASYNC110 - the pace is the point
+            await asyncio.sleep(1)
 
 
 async def _ask_for(target: Target, *, seconds: int, connections: int) -> list[Stream]:
@@ -92,17 +137,21 @@ async def _ask_again(session: aiohttp.ClientSession, target: Target, *, until: f
 
 async def _read(session: aiohttp.ClientSession, target: Target) -> Stream:
     """Reads a stream to its end. Raises `Failed` for one that has not all its events."""
-    body = {
-        "model": "gpt-image-1.5",
-        "prompt": f"an otter, {next(_prompts)}",
-        "stream": True,
-        "partial_images": PARTIALS,
-    }
     splitter = Splitter(max_frame_bytes=MOST_BYTES)
     asked_at, came_at = time.perf_counter(), []
-    async with session.post(target.url, json=body) as response:
+    async with session.post(target.url, json=_body()) as response:
         async for chunk in response.content.iter_any():
             came_at += [time.perf_counter()] * len(splitter.feed(chunk))
     if len(came_at) != PARTIALS + 1:
         raise Failed(f"{target.name} answered {response.status} with {len(came_at)} events")
     return Stream(came_at[0] - asked_at, len(came_at))
+
+
+def _body() -> dict[str, object]:
+    """A stream that nobody has asked for before."""
+    return {
+        "model": "gpt-image-1.5",
+        "prompt": f"an otter, {next(_prompts)}",
+        "stream": True,
+        "partial_images": PARTIALS,
+    }
