@@ -274,6 +274,26 @@ async def test_a_failure_that_cost_nothing_is_tried_again(
     assert_replay(replay, good)
 
 
+async def test_a_failure_that_somebody_else_has_paid_for_is_tried_again(
+    gateway: InProcess, alice: Client, upstream: Upstream
+) -> None:
+    """It cost this caller nothing, so buying is no repetition."""
+    bob = await gateway.client.with_key("bob")
+    prompt = "[[sim:slow=0.4;times=1]] [[sim:bad-base64;times=1]] an otter"
+    paid = asyncio.create_task(bob.ask(prompt))
+    await asyncio.sleep(0.2)
+    followed = await alice.ask(prompt, headers=KEY)
+    again = await alice.ask(prompt, headers=KEY)
+
+    assert followed.status == (await paid).status == 502
+    assert followed.cache_status == "fwd=miss; collapsed"
+    assert followed.headers["x-gateway-cost-usd"] == FREE
+    assert float((await paid).headers["x-gateway-cost-usd"]) > 0
+    assert (again.status, again.cache_status) == (200, "fwd=miss; stored")
+    assert REPLAYED not in again.headers
+    assert len(await upstream.bodies()) == 2
+
+
 async def test_what_was_refused_before_it_was_sent_is_tried_again(
     gateway: InProcess, upstream: Upstream
 ) -> None:
