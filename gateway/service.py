@@ -441,21 +441,21 @@ class Service:
     async def _answer_and_remember(
         self, call: Call, question: Question, entry: Entry, *, asked: Asked
     ) -> Answer:
-        async with self._replays.answering(asked):
-            try:
+        try:
+            async with self._replays.answering(asked):
                 answer = await self._answer_from(call, question, entry)
-            except UpstreamFailure as failure:
-                if failure.is_charged and call.tally.is_open:  # a follower has paid nothing
-                    await self._replays.remember_failure(asked, failure)
-                else:
-                    await self._replays.forget(asked)
-                raise
-            except BaseException:
+        except UpstreamFailure as failure:
+            if failure.is_charged and call.tally.is_open:  # a follower has paid nothing
+                await self._replays.remember_failure(asked, failure)
+            else:
                 await self._replays.forget(asked)
-                raise
-            pictures = {slot: picture for slot, (picture, _) in enumerate(answer.pictures)}
-            await self._replays.remember(asked, pictures)
-            return answer
+            raise
+        except BaseException:
+            await self._replays.forget(asked)
+            raise
+        pictures = {slot: picture for slot, (picture, _) in enumerate(answer.pictures)}
+        await self._replays.remember(asked, pictures)
+        return answer
 
     def _may_do_without_store(self, call: Call, question: Question) -> bool:
         """Whether a picture may be bought although the store is away (CONTRACT §6 *Store down*).
