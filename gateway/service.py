@@ -285,7 +285,7 @@ class Service:
         saved_micros = sum(picture.cost_micros for picture, _ in pictures.values())
 
         async def buy(flight: Flight) -> Bought:
-            _check_cost(question, len(flight.slots))
+            _check_cost(call, question, len(flight.slots))
             is_whole = len(flight.slots) == question.request.n
             is_first = not call.tally.is_open  # a second purchase of a request saved nothing more
             record = call.record.but(
@@ -461,21 +461,21 @@ class Service:
     async def _answer_and_remember(
         self, call: Call, question: Question, entry: Entry, *, asked: Asked
     ) -> Answer:
-        async with self._replays.answering(asked):
-            try:
+        try:
+            async with self._replays.answering(asked):
                 answer = await self._answer_from(call, question, entry)
-            except UpstreamFailure as failure:
-                if failure.is_charged:
-                    await self._replays.remember_failure(asked, failure)
-                else:
-                    await self._replays.forget(asked)
-                raise
-            except BaseException:
+        except UpstreamFailure as failure:
+            if failure.is_charged and call.tally.is_open:  # a follower has paid nothing
+                await self._replays.remember_failure(asked, failure)
+            else:
                 await self._replays.forget(asked)
-                raise
-            pictures = {slot: picture for slot, (picture, _) in enumerate(answer.pictures)}
-            await self._replays.remember(asked, pictures)
-            return answer
+            raise
+        except BaseException:
+            await self._replays.forget(asked)
+            raise
+        pictures = {slot: picture for slot, (picture, _) in enumerate(answer.pictures)}
+        await self._replays.remember(asked, pictures)
+        return answer
 
     def _may_do_without_store(self, call: Call, question: Question) -> bool:
         """Whether a picture may be bought although the store is away (CONTRACT §6 *Store down*).
@@ -499,7 +499,7 @@ class Service:
         call.is_reload = reading.no_cache
 
         async def buy(flight: Flight) -> Bought:
-            _check_cost(question, len(flight.slots))
+            _check_cost(call, question, len(flight.slots))
             order = self._order(call, question, call.record.but(outcome="bought"))
             return await self._purchases.buy_without_store(
                 order, flight, is_stored=not reading.no_store
@@ -573,16 +573,17 @@ def _reason(error: GatewayError) -> str:
     return error.reason if isinstance(error, LimitExceeded) else error.code or str(error.status)
 
 
-def _check_cost(question: Question, pictures: int) -> None:
-    """The caller's own bound of what this request may be charged."""
+def _check_cost(call: Call, question: Question, pictures: int) -> None:
+    """The caller's own bound of what this request may be charged, in all its purchases."""
     most = question.directives.max_cost_micros
     if most is None:
         return
     estimate = pricing.estimate(question.model, question.request, pictures)
-    if estimate.amounts.micros > most:
+    cost_micros = call.tally.cost_micros + estimate.amounts.micros
+    if cost_micros > most:
         because = f" ({estimate.reason})" if estimate.reason else ""
         raise InvalidRequest(
-            f"This request may cost up to ${quota.show_usd(estimate.amounts.micros)}{because}, "
+            f"This request may cost up to ${quota.show_usd(cost_micros)}{because}, "
             f"more than the ${quota.show_usd(most)} of {MAX_COST}. Nothing was bought.",
             param=MAX_COST,
             code="max_cost_exceeded",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import structlog
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from gateway import sse
 from gateway.api.middleware import HEADERS, REQUEST_ID, STARTED
@@ -129,6 +129,8 @@ class LiveStream:
     async def _begin(self, headers: Mapping[str, str]) -> web.StreamResponse:
         self._request[HEADERS].update(headers)
         response = self._response = web.StreamResponse(headers=STREAM_HEADERS)
+        if self._request.version < HttpVersion11:
+            response.force_close()  # without chunks nothing else tells where it ends
         try:
             await response.prepare(self._request)
         except ConnectionError:

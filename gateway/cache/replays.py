@@ -81,20 +81,23 @@ class Replays:
 
     @asynccontextmanager
     async def answering(self, asked: Asked) -> AsyncIterator[None]:
-        """Keeps the mark alive meanwhile."""
-        renewing = asyncio.create_task(self._renew(asked), name="renew an idempotency mark")
+        """Keeps the mark alive meanwhile; what is written next comes after its last renewal."""
+        turn = asyncio.Lock()
+        renewing = asyncio.create_task(self._renew(asked, turn), name="renew an idempotency mark")
         try:
             yield
         finally:
-            renewing.cancel()
+            async with turn:  # one that is given up under way might arrive after the answer
+                renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
 
-    async def _renew(self, asked: Asked) -> None:
+    async def _renew(self, asked: Asked, turn: asyncio.Lock) -> None:
         mark = orjson.dumps({"question": asked.question})
         while True:
             await asyncio.sleep(RENEW_SECONDS)
-            with suppress(StoreUnavailable):
-                await ask(self._store, Note(SPACE, asked.name, mark, MARK_SECONDS))
+            async with turn:
+                with suppress(StoreUnavailable):
+                    await ask(self._store, Note(SPACE, asked.name, mark, MARK_SECONDS))
 
     async def remember(self, asked: Asked, pictures: Mapping[int, Picture]) -> None:
         """From now on a repetition is answered with these."""

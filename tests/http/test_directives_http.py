@@ -535,6 +535,25 @@ async def test_a_callers_bound_concerns_nobody_else(gateway: InProcess, upstream
     assert len(await upstream.bodies()) == 2
 
 
+@pytest.mark.asyncio(loop_scope="function")
+async def test_a_callers_bound_holds_for_all_purchases_of_a_request(
+    gateway: InProcess, upstream: Upstream
+) -> None:
+    """A slot that another's purchase leaves empty is not bought when that would be too much."""
+    alice, bob = [await gateway.client.with_key(name) for name in ("alice", "bob")]
+    low = {"quality": "low", "size": "1024x1024"}
+    prompt = "[[sim:slow=0.4;times=1]] [[sim:fewer;times=1]] an otter"
+    first = asyncio.create_task(alice.ask(prompt, n=2, headers={"X-Gateway-Variation": "1"}, **low))
+    await asyncio.sleep(0.2)
+    reply = await bob.ask(prompt, n=3, headers={MAX_COST: "0.015"}, **low)
+
+    assert reply.status == 200
+    assert len((await first).images) == 1
+    assert reply.images[1:] == (await first).images
+    assert 0 < float(reply.headers["x-gateway-cost-usd"]) <= 0.015
+    assert len(await upstream.bodies()) == 2
+
+
 # ── dry runs ────────────────────────────────────────────────────────────────────────────────
 
 DRY = {"Prefer": "dry-run"}

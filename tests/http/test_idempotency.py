@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
 from gateway.cache import replays
 from gateway.cache.replays import SPACE, Asked, Replays, asked_by
-from gateway.store.verbs import ReadNote, ask
+from gateway.store.verbs import Note, ReadNote, Store, Verb, ask
 from tests.gateways import Client, InProcess, Reply, Upstream
 from tests.http.conftest import OpenGateway
 
@@ -230,6 +230,45 @@ async def test_the_mark_of_a_worker_that_lives_is_renewed(
     assert len(await upstream.bodies()) == 1
 
 
+async def test_a_mark_that_is_late_does_not_undo_what_was_remembered(
+    gateway: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its renewal may still be on its way to the store when the answer is there."""
+    monkeypatch.setattr(replays, "RENEW_SECONDS", 0.05)
+    room = Replays(Slow(gateway.gateway.store))
+    asked = asked_by("key_1", "order-17", question=("an otter",))
+    assert await room.begin(asked) is None
+    async with room.answering(asked):
+        await asyncio.sleep(0.15)  # the first renewal is sent
+    await room.remember(asked, {})
+    await asyncio.sleep(0.4)
+    note = await ask(gateway.gateway.store, ReadNote(SPACE, asked.name))
+
+    assert note is not None
+    assert b'"pictures"' in note
+
+
+class Slow:
+    """A store whose calls for renewal arrive late, also when nobody waits for them any more."""
+
+    def __init__(self, store: Store) -> None:
+        self.name = store.name
+        self.watch = store.watch
+        self._store = store
+
+    async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
+        is_late = any(
+            isinstance(verb, Note) and verb.lifetime_seconds == replays.MARK_SECONDS
+            for verb in verbs
+        )
+        calling = asyncio.create_task(self._call(verbs, delay_seconds=0.3 if is_late else 0))
+        return await asyncio.shield(calling)
+
+    async def _call(self, verbs: Sequence[Verb[Any]], *, delay_seconds: float) -> list[Any]:
+        await asyncio.sleep(delay_seconds)
+        return await self._store.run(verbs)
+
+
 # ── after a failure ─────────────────────────────────────────────────────────────────────────
 
 
@@ -272,6 +311,26 @@ async def test_a_failure_that_cost_nothing_is_tried_again(
     assert (good.status, good.cache_status) == (200, "fwd=miss; stored")
     assert REPLAYED not in good.headers
     assert_replay(replay, good)
+
+
+async def test_a_failure_that_somebody_else_has_paid_for_is_tried_again(
+    gateway: InProcess, alice: Client, upstream: Upstream
+) -> None:
+    """It cost this caller nothing, so buying is no repetition."""
+    bob = await gateway.client.with_key("bob")
+    prompt = "[[sim:slow=0.4;times=1]] [[sim:bad-base64;times=1]] an otter"
+    paid = asyncio.create_task(bob.ask(prompt))
+    await asyncio.sleep(0.2)
+    followed = await alice.ask(prompt, headers=KEY)
+    again = await alice.ask(prompt, headers=KEY)
+
+    assert followed.status == (await paid).status == 502
+    assert followed.cache_status == "fwd=miss; collapsed"
+    assert followed.headers["x-gateway-cost-usd"] == FREE
+    assert float((await paid).headers["x-gateway-cost-usd"]) > 0
+    assert (again.status, again.cache_status) == (200, "fwd=miss; stored")
+    assert REPLAYED not in again.headers
+    assert len(await upstream.bodies()) == 2
 
 
 async def test_what_was_refused_before_it_was_sent_is_tried_again(

@@ -215,6 +215,26 @@ async def test_a_hit_is_exactly_one_event_whoever_bought_it(
     assert len(await upstream.bodies()) == 2
 
 
+async def test_a_client_of_http_1_0_sees_the_end_of_a_stream(alice: Client) -> None:
+    """It knows no chunks: only the end of the connection tells, also where it would be kept."""
+    body = json.dumps({"model": MODEL, "prompt": "an otter", "stream": True}).encode()
+    head = (
+        "POST /v1/images/generations HTTP/1.0\r\nConnection: keep-alive\r\n"
+        f"Authorization: Bearer {alice.secret}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    host, _, port = alice.url.removeprefix("http://").partition(":")
+    for _ in ("bought", "hit"):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(head.encode() + body)
+        async with asyncio.timeout(5):
+            answer = await reader.read()
+        writer.close()
+        fields, _, events = answer.partition(b"\r\n\r\n")
+
+        assert b"chunked" not in fields
+        assert names_of(events_of(events)) == [COMPLETED]
+
+
 async def test_links_cannot_be_streamed_and_become_base64(
     open_gateway: OpenGateway,
 ) -> None:
