@@ -377,6 +377,8 @@ class Service:
 
         reads = [read(picture) for picture in pictures.values()]
         data = await asyncio.gather(*reads) if len(reads) > 1 else [await one for one in reads]
+        if question.reading.no_store:
+            self._blobs.forget(memory)
         found = {
             slot: (picture, read_bytes)
             for (slot, picture), read_bytes in zip(pictures.items(), data, strict=True)

@@ -38,11 +38,17 @@ class FolderBlobs:
     `clock` answers Unix seconds. Folders are made as they are needed (0700). Every verb raises
     `StoreUnavailable` when the disk fails, `StoreFull` when it has no room left, and `ValueError`
     for a digest that is no SHA-256.
+
+    `home` is a folder that is never made here: without it the disk has failed. Else a volume that
+    is away for a while would be written to beneath the place where it comes back.
     """
 
-    def __init__(self, root: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, root: Path, clock: Callable[[], float] = time.time, *, home: Path | None = None
+    ) -> None:
         self._root = root
         self._clock = clock
+        self._home = home
 
     async def put(self, digest: str, data: bytes, lifetime_seconds: float) -> None:
         """Stores bytes for at least `lifetime_seconds` from now; repeating it only prolongs."""
@@ -69,7 +75,7 @@ class FolderBlobs:
 
     def passing(self) -> FolderBlobs:
         """A folder inside this one, for bytes that live for minutes; swept on its own."""
-        return FolderBlobs(self._root / _PASSING, self._clock)
+        return FolderBlobs(self._root / _PASSING, self._clock, home=self._home)
 
     async def sweep(self, limit: int) -> int:
         """Removes up to `limit` files whose time is over, or that are half-written and old."""
@@ -83,6 +89,8 @@ class FolderBlobs:
 
     def _put(self, path: Path, data: bytes, *, expires_at: float) -> None:
         with _disk_errors():
+            if self._home is not None:
+                self._home.stat()
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._locked():
                 if self._prolong(path, expires_at):

@@ -13,6 +13,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -552,6 +553,29 @@ async def test_a_callers_bound_holds_for_all_purchases_of_a_request(
     assert reply.images[1:] == (await first).images
     assert 0 < float(reply.headers["x-gateway-cost-usd"]) <= 0.015
     assert len(await upstream.bodies()) == 2
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_no_store_leaves_nothing_of_the_answer_on_disk_or_in_memory(
+    embedded: InProcess, tmp_path: Path
+) -> None:
+    """RFC 9111 §5.2.1.5; what upstream made of the prompt is a part of the answer."""
+    alice = await embedded.client.with_key("alice")
+    body = {"model": "dall-e-3", "response_format": "b64_json"}
+    reply = await alice.ask(headers={"Cache-Control": "no-store"}, **body)
+    data = base64.b64decode(reply.images[0])
+    revised = reply.json["data"][0]["revised_prompt"].encode()
+    files = await asyncio.to_thread(read_files, tmp_path)
+
+    assert reply.cache_status == BYPASS
+    assert sum(b"alice" in file for file in files) > 0
+    assert sum(revised in file for file in files) == 0
+    assert data not in files
+    assert embedded.gateway.cache.blobs._hot.size_bytes == 0
+
+
+def read_files(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
 
 
 # ── dry runs ────────────────────────────────────────────────────────────────────────────────

@@ -461,3 +461,24 @@ async def test_a_stream_that_loses_its_buyer_with_the_store_goes_on_where_it_was
     assert await arena.calls(prompt) == 2
     assert indices_of(events) == indices_of(bought) == [0, 1, 2]
     assert names_of(events) == names_of(bought) == [PARTIAL] * 3 + [COMPLETED]
+
+
+async def test_a_picture_that_comes_while_its_folder_is_gone_lies_in_it_afterwards(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    """And not in a new one, which is hidden, or in the way, when the volume is back."""
+    data, prompt = tmp_path / "data", "[[sim:slow-stream=0.2]] an otter"
+    async with two_gateways(data, upstream, None) as (here, there):
+        alice = await here.client.with_key("alice")
+        async with reading(alice, prompt) as stream:
+            await stream.until(1)
+            with folder_gone(data):
+                events = await stream.to_the_end()
+                assert not await asyncio.to_thread(data.exists)
+        async with asyncio.timeout(15):
+            await here.gateway.flights.drain()
+        elsewhere = Client(there.client.url, there.client.session, alice.secret, alice.key_id)
+        cached = await elsewhere.ask(prompt, headers={"Cache-Control": "only-if-cached"})
+
+    assert names_of(events) == [PARTIAL] * 3 + [COMPLETED]
+    assert (cached.status, cached.images) == (200, [events[-1].picture])
