@@ -785,7 +785,8 @@ def _latency_ms(order: Order) -> int:
 
 
 async def _after(first: asyncio.Task[None], then: Coroutine[Any, Any, T]) -> T:
-    await first
+    """Whatever became of the first: a picture is kept also where its journal was not opened."""
+    await asyncio.wait({first})
     return await then
 
 
