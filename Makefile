@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := gateway tests
+# One more than there are processors: the tests wait as much as they work.
+TESTERS ?= $(shell expr $$(nproc) + 1)
 # The locks are complete, so nothing is resolved: pip would look an extra (coverage[toml]) up anew.
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps
 SCHEMA := import json; from gateway.settings import json_schema; \
@@ -26,7 +28,7 @@ run: $(VENV)/run.stamp ## serve: `gateway serve` when UPSTREAM_API_KEY is set, e
 	@if [ -n "$$UPSTREAM_API_KEY" ]; then exec $(BIN)/gateway serve; else exec $(BIN)/gateway demo; fi
 
 test: $(VENV)/dev.stamp ## run the tests, with coverage
-	@$(BIN)/pytest -n auto -m "not long" --cov --cov-report=term:skip-covered
+	@$(BIN)/pytest -n $(TESTERS) -m "not long" --cov --cov-report=term:skip-covered
 
 test-long: $(VENV)/dev.stamp ## run the tests that take longer than continuous integration should
 	@$(BIN)/pytest -m long
