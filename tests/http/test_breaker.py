@@ -16,7 +16,7 @@ from tests.gateways import (
     Reply,
     Upstream,
     make_settings,
-    open_connections,
+    open_to_both,
     read_spent,
     run_gateway,
     run_processes,
@@ -242,11 +242,6 @@ async def two_workers(folder: Path, upstream: Upstream) -> AsyncIterator[tuple[C
     """A connection to each of two workers."""
     async with run_processes(folder, upstream.base_url, workers=2) as (processes, client):
         alice = await client.with_key()
-        async with open_connections(alice, 24) as connections:
-            reached: dict[int, Client] = {}
-            for connection in connections:
-                answer = await connection.ask("which worker is it")
-                reached.setdefault(processes.worker_of(answer), connection)
-            assert len(reached) == 2
-            one, other = reached.values()
+        async with open_to_both(processes, alice) as by_worker:
+            one, other = by_worker.values()
             yield one, other
