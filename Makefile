@@ -19,7 +19,7 @@ LOCKED := pyproject.toml requirements/install.in
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-long bench check schemas lock clean
+.PHONY: help run test test-long coverage bench check schemas lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -27,11 +27,15 @@ help: ## list what can be made
 run: $(VENV)/run.stamp ## serve: `gateway serve` when UPSTREAM_API_KEY is set, else `gateway demo`
 	@if [ -n "$$UPSTREAM_API_KEY" ]; then exec $(BIN)/gateway serve; else exec $(BIN)/gateway demo; fi
 
-test: $(VENV)/dev.stamp ## run the tests, with coverage
-	@$(BIN)/pytest -n $(TESTERS) -m "not long" --cov --cov-report=term:skip-covered
+test: $(VENV)/dev.stamp ## run the tests
+	@$(BIN)/pytest -n $(TESTERS) -m "not long and not timed"
+	@$(BIN)/pytest -m "timed and not long"
 
 test-long: $(VENV)/dev.stamp ## run the tests that take longer than continuous integration should
 	@$(BIN)/pytest -m long
+
+coverage: $(VENV)/dev.stamp ## which lines and branches the tests reach; they take half as long again
+	@$(BIN)/pytest -n $(TESTERS) -m "not long" --cov --cov-report=term:skip-covered
 
 bench: $(VENV)/dev.stamp ## measure speed; SECONDS=5 ROUNDS=1 ONLY='hit 2 KB' PEERS=litellm,portkey
 	@$(BIN)/python -m tests.bench --seconds $(or $(SECONDS),5) --rounds $(or $(ROUNDS),1) \

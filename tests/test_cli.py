@@ -1,4 +1,8 @@
-"""The command line, as processes: what a person types and what is printed."""
+"""The command line: what a person types and what is printed.
+
+Mostly as processes; tables and long stories run in this one, where a command takes no second to
+start.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
 import redis
+from click.testing import CliRunner, Result
 
 from gateway.app import prepare
+from gateway.cli.main import cli
 from tests.gateways import Upstream, make_settings, run_gateway, run_upstream
 
 GATEWAY = [sys.executable, "-m", "gateway"]
@@ -35,11 +43,23 @@ def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedPr
     )
 
 
+Type = Callable[..., Result]
+"""Runs the words of one command in this process."""
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
-    """A folder with a store in `data`, as a started gateway leaves it."""
+def type_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Type:
+    """Beside a store in `data`, as a started gateway leaves it."""
     prepare(make_settings(tmp_path / "data", "http://127.0.0.1:9/v1"))
-    return tmp_path
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner(env={"GATEWAY_DATA_DIR": str(tmp_path / "data")})
+
+    def type_words(*words: str) -> Result:
+        told = runner.invoke(cli, words)
+        assert isinstance(told.exception, SystemExit | None), told.exc_info
+        return told
+
+    return type_words
 
 
 def test_serve_without_a_key_says_which_variable_and_what_else_to_try(tmp_path: Path) -> None:
@@ -114,16 +134,16 @@ def test_an_unknown_setting_is_named_with_the_nearest_one(tmp_path: Path) -> Non
     assert "workers.count" in told.stderr
 
 
-def test_a_key_is_added_listed_and_revoked(store: Path) -> None:
-    added = run(
-        store, "keys", "add", "alice", "--team", "art", "--model", "gpt-image-1.5",
+def test_a_key_is_added_listed_and_revoked(type_here: Type) -> None:
+    added = type_here(
+        "keys", "add", "alice", "--team", "art", "--model", "gpt-image-1.5",
         "--limit", "requests_per_minute=60", "--limit", "usd_per_month=0.05",
         "--expires", "30d", "--validation", "lenient",
     )  # fmt: skip
     secret = added.stdout.strip()
     assert secret.startswith("gk-")
     assert len(secret) == len("gk-") + 43
-    listed = json.loads(run(store, "keys", "list", "--format", "json").stdout)
+    listed = json.loads(type_here("keys", "list", "--format", "json").stdout)
     (key,) = listed
     assert (key["name"], key["team"], key["models"]) == ("alice", "art", ["gpt-image-1.5"])
     assert key["limits"] == {"requests_per_minute": 60, "usd_per_month": 0.05}
@@ -131,11 +151,11 @@ def test_a_key_is_added_listed_and_revoked(store: Path) -> None:
     assert key["expires_at"] - key["created_at"] in range(30 * 86_400 - 2, 30 * 86_400 + 3)
     assert secret not in json.dumps(listed)
 
-    assert run(store, "keys", "revoke", "alice").returncode == 0
-    rows = list(csv.DictReader(io.StringIO(run(store, "keys", "list", "--format", "csv").stdout)))
+    assert type_here("keys", "revoke", "alice").exit_code == 0
+    rows = list(csv.DictReader(io.StringIO(type_here("keys", "list", "--format", "csv").stdout)))
     shown = [(row["name"], row["validation"], row["state"]) for row in rows]
     assert shown == [("alice", "lenient", "revoked")]
-    table = run(store, "keys", "list")
+    table = type_here("keys", "list")
     assert "alice" in table.stdout
     assert "Store: " in table.stderr
 
@@ -157,25 +177,26 @@ def test_a_key_is_added_listed_and_revoked(store: Path) -> None:
         (["alice"], "already named 'alice'"),
     ],
 )
-def test_a_wrong_key_is_refused_in_words(store: Path, words: list[str], said: str) -> None:
-    run(store, "keys", "add", "alice")
-    told = run(store, "keys", "add", *words)
-    assert told.returncode != 0
+def test_a_wrong_key_is_refused_in_words(type_here: Type, words: list[str], said: str) -> None:
+    assert type_here("keys", "add", "alice").exit_code == 0
+    told = type_here("keys", "add", *words)
+    assert told.exit_code in (1, 2)
     assert said in told.stderr
-    assert "Traceback" not in told.stderr
 
 
-def test_a_key_is_added_with_what_it_may_of_the_cache(store: Path) -> None:
-    run(store, "keys", "add", "plain")
-    run(
-        store, "keys", "add", "careful", "--team", "art", "--scope", "team",
+def test_a_key_is_added_with_what_it_may_of_the_cache(type_here: Type) -> None:
+    type_here("keys", "add", "plain")
+    type_here(
+        "keys", "add", "careful", "--team", "art", "--scope", "team",
         "--reuse", "within:12h", "--deny-no-cache",
     )  # fmt: skip
-    plain, careful = json.loads(run(store, "keys", "list", "--format", "json").stdout)
+    listed = json.loads(type_here("keys", "list", "--format", "json").stdout)
+    careful, plain = sorted(listed, key=itemgetter("name"))
     assert (careful["scope"], careful["reuse"]) == ("team", "within:12h")
     assert careful["allow_no_cache"] is False
     assert plain.keys().isdisjoint({"scope", "reuse", "allow_no_cache"})
-    (_, row) = csv.DictReader(io.StringIO(run(store, "keys", "list", "--format", "csv").stdout))
+    rows = csv.DictReader(io.StringIO(type_here("keys", "list", "--format", "csv").stdout))
+    (row, _) = sorted(rows, key=itemgetter("name"))
     assert (row["scope"], row["reuse"], row["allow_no_cache"]) == ("team", "within:12h", "False")
 
 

@@ -108,6 +108,7 @@ def test_the_first_signal_lets_workers_finish(tmp_path: Path, number: int):
         assert parent.process.wait(5) == 0
 
 
+@pytest.mark.timed
 def test_the_second_signal_ends_everything_at_once(tmp_path: Path):
     with supervised(tmp_path, workers=1) as parent:
         worker = parent.ask()

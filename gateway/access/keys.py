@@ -279,7 +279,7 @@ class Keys:
     async def everyone(self) -> Sequence[KeyRecord]:
         """All keys, revoked ones among them, oldest first."""
         found = await ask(self._store, Scan(KEYS))
-        return sorted(map(KeyRecord.decode, found.values()), key=lambda r: (r.created_at, r.id))
+        return sorted(map(KeyRecord.decode, found.values()), key=lambda r: (r.created_at, r.name))
 
     async def change(self, key_id: str, fields: Mapping[str, Any]) -> KeyRecord:
         """Merges `fields` into a live key; `null` lifts a field or one limit. 404, 409, 400."""

@@ -229,6 +229,7 @@ async def test_a_purchase_without_callers_is_finished_before_leaving(
         assert (spent.images, spent.reserved_images) == (1, 0)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 async def test_the_second_signal_ends_everything_at_once(
@@ -254,6 +255,7 @@ async def test_the_second_signal_ends_everything_at_once(
             processes.signal_group(signal.SIGTERM)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_an_idle_gateway_leaves_at_once(
     tmp_path: Path, upstream: Upstream, number: signal.Signals
@@ -273,6 +275,7 @@ async def test_an_idle_gateway_leaves_at_once(
         assert [record.outcome for record in await processes.ledger()] == ["refused"] * 4
 
 
+@pytest.mark.timed
 async def test_idle_connections_hold_a_gateway_for_five_seconds_at_most(
     tmp_path: Path, upstream: Upstream
 ) -> None:
@@ -399,6 +402,7 @@ async def test_everything_is_there_after_a_kill_at_rest(place: Place, upstream: 
     assert len(await upstream.bodies()) == 2
 
 
+@pytest.mark.timed
 async def test_purchases_cut_by_a_kill_are_presumed_and_block_nobody(
     place: Place, upstream: Upstream
 ) -> None:

@@ -128,6 +128,7 @@ def peak_mb(pid: int) -> float:
     return int(found[1]) / 1024
 
 
+@pytest.mark.timed
 async def test_a_reader_of_a_kilobyte_a_second_slows_nobody_and_grows_nothing(
     tmp_path: Path, store_url: str | None
 ) -> None:

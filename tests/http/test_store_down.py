@@ -285,6 +285,7 @@ def is_stream(reply: Reply) -> bool:
     return reply.headers["Content-Type"].startswith("text/event-stream")
 
 
+@pytest.mark.timed
 async def test_the_table(arena: Arena) -> None:
     """All rows at once, so that each is measured while the others wait too."""
     callers = await callers_of(arena)

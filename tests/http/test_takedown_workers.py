@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from itertools import product
 from pathlib import Path
 
+import pytest
+
 from tests.gateways import (
     Client,
     InProcess,
@@ -61,6 +63,7 @@ def by_command(processes: Processes) -> TakeDown:
     return take_down
 
 
+@pytest.mark.timed
 async def test_a_picture_that_was_taken_down_is_gone_from_four_workers_within_a_second(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:
@@ -101,6 +104,7 @@ async def assert_gone_everywhere(
         assert [processes.worker_of(reply) for reply in replies] == list(workers)
 
 
+@pytest.mark.timed
 async def test_it_leaves_the_memory_of_a_gateway_that_was_not_asked(
     open_gateway: OpenGateway,
 ) -> None:

@@ -481,6 +481,7 @@ class TestEvents:
         assert list(await ask(store, verbs.ReadEvents("a"))) == [event]
 
 
+@pytest.mark.timed
 class TestWatch:
     async def test_a_publication_wakes_who_waits(self, store: Store, other: Store) -> None:
         async with store.watch("a") as watch:

@@ -505,6 +505,7 @@ class TestOutages:
             assert (await ask(store, verbs.ReadEntry("f"))).slots[5].data == b"data"
             assert len(await ask(store, verbs.ReadLedger())) == 2
 
+    @pytest.mark.timed
     async def test_a_hung_server_is_waited_for_two_seconds(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
             await store.run([write("a", b"v"), verbs.Beat("w")])
@@ -591,6 +592,7 @@ class TestOutages:
         assert isinstance(loud, UnicodeEncodeError)
         assert quiet == [None] * 5
 
+    @pytest.mark.timed
     async def test_a_caller_that_waits_at_the_end_is_refused(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
             await ask(store, read("a"))
@@ -774,6 +776,7 @@ class TestBlobServer:
             assert set((await ask(oddly_named, verbs.ScanEntries(limit=1000))).entries) == {"f"}
 
 
+@pytest.mark.timed
 class TestWatchOutages:
     async def test_everyone_is_woken_when_the_connection_was_lost_and_is_back(
         self, server: Server

@@ -172,6 +172,7 @@ class TestFailures:
                 f"n{i}" for i in range(10) if i != 4
             )
 
+    @pytest.mark.timed
     async def test_nobody_waits_longer_than_two_seconds(self, sqlite_path: Path) -> None:
         lock = sqlite_path.with_name(f"{sqlite_path.name}-lock")
         async with open_sqlite_store(sqlite_path) as store:
@@ -225,6 +226,7 @@ class TestFailures:
             await ask(store, write("a"))
         assert [t for t in threading.enumerate() if t.name.startswith("sqlite")] == []
 
+    @pytest.mark.timed
     def test_it_runs_on_uvloop(self, sqlite_path: Path) -> None:
         async def story() -> None:
             async with open_sqlite_store(sqlite_path) as store, store.watch("a") as watch:
