@@ -476,3 +476,37 @@ async def test_a_killed_worker_is_replaced_and_its_purchase_closed_by_another(
         paid = [(r.outcome, r.flags) for r in await processes.ledger() if r.cost_micros]
         assert paid == [("failed", ("presumed",)), ("bought", ())]
         assert (await alice.ask(prompt)).cache_status.startswith("hit")
+
+
+@pytest.mark.long
+async def test_who_repeats_an_idempotency_key_outlives_the_worker_that_was_answering_it(
+    tmp_path: Path, upstream: Upstream, store_url: str | None
+) -> None:
+    """The dead worker's mark ends 15 s after it was last renewed; then one of those who repeat
+    buys, and all the others are told what it got."""
+    prompt, headers = "[[sim:slow=60;times=1]] an otter", {"Idempotency-Key": "order-17"}
+    async with run_processes(
+        tmp_path, upstream.base_url, workers=2, redis_url=store_url, options=QUICK
+    ) as (processes, client):
+        alice = await client.with_key()
+        async with open_to_both(processes, alice) as by_worker:
+            (victim, buyer), (_, other) = by_worker.items()
+            first = asyncio.create_task(buyer.ask(prompt, headers=headers))
+            await until_sent(upstream)
+            repeating = [asyncio.create_task(other.ask(prompt, headers=headers)) for _ in range(2)]
+            await asyncio.sleep(0.2)
+            killed_at = time.monotonic()
+            os.kill(victim, signal.SIGKILL)
+            cut, *told = await asyncio.gather(first, *repeating, return_exceptions=True)
+            waited_seconds = time.monotonic() - killed_at
+        later = await alice.ask(prompt, headers=headers)
+
+        assert isinstance(cut, aiohttp.ClientError)
+        replies = [reply for reply in (*told, later) if isinstance(reply, Reply)]
+        assert [reply.status for reply in replies] == [200] * 3
+        assert len({reply.images[0] for reply in replies}) == 1
+        assert sum("idempotent-replayed" in reply.headers for reply in replies) == 2
+        assert waited_seconds < 15 + 5
+        paid = [(r.outcome, r.flags) for r in await processes.ledger() if r.cost_micros]
+        assert paid == [("failed", ("presumed",)), ("bought", ())]
+        assert len(await upstream.bodies()) == 2
