@@ -1,6 +1,6 @@
 """The embedded store: one SQLite database that all workers of one machine share.
 
-Here are connections, threads, locks and time-outs; what each verb does in SQL is
+Here are connections, threads, locks and time-outs; what each verb does in SQL begins in
 `sqlite_verbs`. A process has three threads per open store: one writes, one reads, one looks
 out for publications. Nothing is opened at import or shared across a fork: the parent calls
 `create_sqlite_layout`, which closes all it opened, and each worker opens the store for itself.
@@ -25,13 +25,9 @@ from typing import Any, Final
 
 from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store.layout import LayoutMismatch, StoreMissing
-from gateway.store.sqlite_verbs import (
-    LAYOUTS,
-    Transaction,
-    is_reading,
-    newest_events,
-    perform,
-)
+from gateway.store.sqlite_cache import newest_events
+from gateway.store.sqlite_tables import LAYOUTS, Transaction
+from gateway.store.sqlite_verbs import is_reading, perform
 from gateway.store.verbs import LAYOUT_VERSION, Store, Verb, Watch
 
 ANSWER_SECONDS: Final = 2.0
