@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -472,3 +473,18 @@ async def test_a_killed_worker_is_replaced_and_its_purchase_closed_by_another(
         paid = [(r.outcome, r.flags) for r in await processes.ledger() if r.cost_micros]
         assert paid == [("failed", ("presumed",)), ("bought", ())]
         assert (await alice.ask(prompt)).cache_status.startswith("hit")
+
+
+# ── what the system allows ──────────────────────────────────────────────────────────────────
+
+
+async def test_a_worker_may_open_as_many_files_as_the_system_lets_it(tmp_path: Path) -> None:
+    """The usual soft limit of 1,024 would be reached by 500 purchases in flight."""
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, most))
+    try:
+        async with run_processes(tmp_path, "http://127.0.0.1:1/v1", workers=1) as (processes, _):
+            limits = [resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in processes.workers()]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
+    assert limits == [(most, most)]
