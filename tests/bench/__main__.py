@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 
+from tests.bench.bulk import bulk_rows
 from tests.bench.cells import CONNECTIONS, Cell, Row, all_cells, latency_row, purchases_row, rows_of
 from tests.bench.load import Failed, Speed, Target, ask_for
 from tests.bench.peers import check_peers
@@ -71,6 +72,7 @@ def _measure(options: argparse.Namespace, peers: Sequence[str]) -> list[Row]:
             redis_url = next(iter(grounds.values())).redis_url
             if options.only in "streams":
                 rows += stream_rows(folder, redis_url, seconds=options.seconds)
+            rows += bulk_rows(folder, redis_url, only=options.only)
             if options.only in "purchases":
                 rows.append(purchases_row(asyncio.run(_count_purchases(folder, redis_url))))
     return rows

@@ -27,6 +27,8 @@ class Target:
     name: str
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
+    worker: int = 0
+    """The process that answers, where that is known."""
 
 
 @dataclass(frozen=True)
