@@ -6,7 +6,8 @@ machine. What a cell is measured against without having a floor is shown as a ra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,6 +26,7 @@ BESIDE: Mapping[Kind, str] = {"hit": "bare", "bought": "nginx"}
 """What the gateway is compared with where nothing else is said."""
 
 LATENCY_FLOOR_MS = 2.0
+SCALE_FLOOR = 1.1
 IN_FLIGHT_FLOOR_KB = 60
 PEAK_FLOOR = 4.0
 """Of the base64 bytes in flight."""
@@ -178,6 +180,17 @@ def purchases_row(purchases: int) -> Row:
         {GATEWAY: str(purchases)},
         floor="exactly 1",
         verdict="ok" if purchases == 1 else "below",
+    )
+
+
+def scale_row(store: str, entries: int, few: int, ratios: Sequence[float]) -> Row:
+    """How much longer a hit takes where many entries are; the median of what was measured."""
+    ratio = statistics.median(ratios)
+    return Row(
+        f"time of a hit at {entries:,} entries against {few:,}, {store}",
+        ratio=f"{ratio:.3g} ×",
+        floor=f"≤ {SCALE_FLOOR:g} ×",
+        verdict="ok" if ratio <= SCALE_FLOOR else "below",
     )
 
 

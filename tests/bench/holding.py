@@ -26,7 +26,7 @@ from tests.bench.processes import LOW_PRIORITY, raise_descriptor_limit
 BACKLOG = 4096
 _MARK = b'"b64_json":"'
 _HEAD_BYTES = 33
-"""Of a PNG: its signature and IHDR. A multiple of three, so it ends where a digit of base64 does."""
+"""Of a PNG: signature and IHDR. A multiple of three: it ends where a digit of base64 does."""
 
 
 def different(answer: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
