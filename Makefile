@@ -35,7 +35,7 @@ test-long: $(VENV)/dev.stamp ## run the tests that take longer than continuous i
 
 bench: $(VENV)/dev.stamp ## measure speed; SECONDS=5 ROUNDS=1 ENTRIES=1000000 ONLY='hit 2 KB' PEERS=litellm,portkey
 	@$(BIN)/python -m tests.bench --seconds $(or $(SECONDS),5) --rounds $(or $(ROUNDS),1) \
-		--only '$(ONLY)' --peers '$(PEERS)' --entries $(or $(ENTRIES),100000)
+		--only '$(ONLY)' --peers '$(PEERS)' --entries $(or $(ENTRIES),50000)
 
 check: $(VENV)/dev.stamp ## format, lint, types, import floors
 	@$(BIN)/ruff format --check --quiet $(SOURCES)

@@ -1,7 +1,7 @@
 """`make bench`: runs everybody, asks everybody, prints the table.
 
     python -m tests.bench [--seconds 5] [--rounds 1] [--peers litellm,portkey] [--only TEXT]
-        [--entries 100000]
+        [--entries 50000]
 
 In a cell everybody is asked in turn, right after one another; with several rounds the median
 counts.
@@ -31,7 +31,7 @@ from tests.bench.table import print_table
 from tests.gateways import each_connection, run_processes, run_upstream
 
 IDENTICAL = 100
-ENTRIES = 100_000
+ENTRIES = 50_000
 """A million, which the floor is meant for, takes minutes to write."""
 WORKERS = 4
 
