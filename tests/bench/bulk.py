@@ -33,7 +33,7 @@ WARM_UP = 100
 SETTLE_SECONDS = 1.5
 """After the last answer, the worker still writes its ledger and its books."""
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0
 
 
 @dataclass(frozen=True)

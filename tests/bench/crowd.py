@@ -18,7 +18,7 @@ import uvloop
 
 from tests.bench.processes import LOW_PRIORITY, raise_descriptor_limit
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0
 LOST = "lost"
 """The status of a request whose connection ended without an answer."""
 
