@@ -13,6 +13,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -59,6 +60,7 @@ from gateway.service import Service
 from gateway.settings import Settings
 from gateway.store.blobs_folder import FolderBlobs
 from gateway.store.counted import CountedStore
+from gateway.store.queued import QueuedStore
 from gateway.store.redis import open_redis_blobs, open_redis_store
 from gateway.store.relieved import RelievedStore
 from gateway.store.sqlite import create_sqlite_layout, open_sqlite_store
@@ -79,6 +81,13 @@ IDLE_LINGERS_SECONDS: Final = 5.0
 
 LAST_REQUEST_SECONDS: Final = 1.0
 """How long a request may take to arrive on a connection that was the last one taken."""
+
+BACKLOG: Final = 1024
+"""How many connections wait to be taken; a client of one more tries again only after a second."""
+
+SWITCH_SECONDS: Final = 0.0005
+"""How long a thread that checks a picture may keep the loop waiting for Python; the usual 5 ms
+add up, because the loop lets go of it with every write."""
 
 POLICY_LOOK_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 60.0
@@ -287,7 +296,7 @@ async def open_services(
     )
     async with AsyncExitStack() as stack:
         opened, blob_store = await stack.enter_async_context(open_store(settings))
-        store = RelievedStore(CountedStore(opened, _teller(health, metrics)))
+        store = RelievedStore(CountedStore(QueuedStore(opened), _teller(health, metrics)))
         links = await stack.enter_async_context(
             open_links(rehost_settings(settings), observer=metrics.fetched)
         )
@@ -646,8 +655,9 @@ async def _serve(
         open_runner(settings, gateway) as runner,
     ):
         loop.add_signal_handler(signal.SIGHUP, gateway.reload_asked.set)
-        site = web.SockSite(runner, listener)
+        site = web.SockSite(runner, listener, backlog=BACKLOG)
         _spare_the_collector()
+        sys.setswitchinterval(SWITCH_SECONDS)
         await site.start()
         ready()
         is_replaced = await _told_to_leave(told, parent) == signal.SIGUSR1

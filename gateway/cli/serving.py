@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -57,6 +58,7 @@ def run_gateway(configuration: Configuration) -> NoReturn:
     """Binds, prepares, and supervises the workers until the end."""
     settings = configuration.read_settings()
     address = settings.server.listen
+    _raise_descriptor_limit()
     with _faults_in_words(), bind_socket(address.host, address.port) as listener:
         prepare(settings)
         asyncio.run(check_store(settings))
@@ -69,6 +71,16 @@ def run_gateway(configuration: Configuration) -> NoReturn:
             on_worker_exit=forget_worker,
         )
     sys.exit(status)
+
+
+def _raise_descriptor_limit() -> None:
+    """As far as this process may; a request that is bought takes two connections.
+
+    The usual 1,024 are for programs that would not notice more; none of those runs here.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # where the system has another bound than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _log_findings(findings: Iterable[Finding]) -> None:

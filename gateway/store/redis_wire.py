@@ -9,6 +9,7 @@ that is away is `redis_link`.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from redis.asyncio.connection import AbstractConnection
 
 Command = tuple[Any, ...]
 """Of bytes, text and whole numbers; text goes out as UTF-8."""
+
+STANDSTILL_SECONDS: Final = 0.1
+"""A deadline that is noticed so late was missed by this process: the server may have answered."""
 
 _NOT_YET: Final = object()
 
@@ -62,7 +66,7 @@ class Wire(asyncio.Protocol):
         if not commands:
             return []
         asked = self._send(commands)
-        timer = self._loop.call_at(until, self._give_up, asked)
+        timer = self._loop.call_at(until, self._give_up, asked, until)
         try:
             return await asked.answered
         finally:
@@ -87,9 +91,15 @@ class Wire(asyncio.Protocol):
         if self.is_open:
             self._transport.writelines(outgoing)
 
-    def _give_up(self, asked: _Asked) -> None:
-        """Nobody else should wait for a server that has said nothing for all that time."""
+    def _give_up(self, asked: _Asked, due_at: float) -> None:
+        """Nobody else should wait for a server that has said nothing for all that time.
+
+        Time in which this process stood still does not count: what came then is yet to be read.
+        """
         if asked.answered.done():
+            return
+        if (late := self._loop.time() - due_at) > STANDSTILL_SECONDS:
+            self._loop.call_later(late, self._give_up, asked, math.inf)
             return
         asked.answered.set_exception(TimeoutError())
         if self._heard_at <= asked.at:

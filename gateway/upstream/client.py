@@ -60,6 +60,12 @@ _MAX_ERROR_BYTES: Final = _MEBIBYTE
 _THREAD_ABOVE_BYTES: Final = 4 * _MEBIBYTE
 """Larger answers are decoded in a thread: they would hold up the loop."""
 
+_DECODED_AT_ONCE: Final = 2
+"""Large answers: more threads would only keep the loop, and one another, waiting for Python."""
+
+_READ_BYTES: Final = 128 * 1024
+"""Of an answer, until it is taken up: twice as much waits at most, in each connection."""
+
 _PROBE_SECONDS: Final = 10.0
 """How long a question that costs nothing is waited for."""
 
@@ -200,10 +206,11 @@ class _Line:
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """A whole 2xx answer."""
+    """A whole 2xx answer, in the chunks in which it came."""
 
     status: int
-    body: bytes
+    chunks: list[bytes]
+    size_bytes: int
     request_id: str | None
 
 
@@ -274,6 +281,7 @@ class UpstreamClient:
         self._observer = observer
         self._pace = pace
         self._url = settings.generations_url
+        self._decoding = asyncio.Semaphore(_DECODED_AT_ONCE)
         self._breaker = Breaker(
             failures=settings.breaker_failures, open_seconds=settings.breaker_open_seconds
         )
@@ -285,7 +293,7 @@ class UpstreamClient:
         cost. The deadline ends with the last byte: what has arrived is never given up.
         """
         body = wire.forwarded_body(request, pictures=pictures)
-        receive = partial(_receive_answer, limit_bytes=self._limit_bytes(pictures))
+        receive = partial(self._receive_answer, limit_bytes=self._limit_bytes(pictures))
         return await self._buy(_Order(request.model, body, receive))
 
     async def stream(
@@ -307,7 +315,7 @@ class UpstreamClient:
         async def receive(response: aiohttp.ClientResponse) -> _Outcome:
             await on_open()
             if response.content_type != "text/event-stream":
-                return await _receive_answer(response, limit_bytes=self._limit_bytes(1))
+                return await self._receive_answer(response, limit_bytes=self._limit_bytes(1))
             reader = self._stream_reader(response, request, on_partial)
             return _concluded(response.status, await reader.read(response.content.iter_any()))
 
@@ -361,7 +369,15 @@ class UpstreamClient:
             raise outcome.failure
         if isinstance(outcome, _Streamed):
             return outcome.answered
-        return await _parse(outcome)
+        return await self._parse(outcome)
+
+    async def _parse(self, reply: _Reply) -> Answered:
+        """Reads an answer; of large ones that come together only a few at a time."""
+        parse = partial(_parse_chunks, reply.chunks, upstream_request_id=reply.request_id)
+        if reply.size_bytes <= _THREAD_ABOVE_BYTES:
+            return parse()
+        async with self._decoding:
+            return await asyncio.to_thread(parse)
 
     def _enter(self) -> Pass:
         """Asks the breaker; raises its 503 while it is open."""
@@ -452,6 +468,15 @@ class UpstreamClient:
         line.is_sent = False
         return outcome
 
+    async def _receive_answer(
+        self, response: aiohttp.ClientResponse, *, limit_bytes: int
+    ) -> _Reply | _Failed:
+        chunks: list[bytes] = []
+        length = await _read(response, chunks, limit_bytes=limit_bytes)
+        if length > limit_bytes:
+            return _Failed(response.status, wire.oversized())
+        return _Reply(response.status, chunks, length, wire.request_id(response.headers))
+
     async def _receive_error(self, response: aiohttp.ClientResponse) -> _Failed:
         """The status decides; a body that is cut off is read as far as it came."""
         chunks: list[bytes] = []
@@ -461,15 +486,6 @@ class UpstreamClient:
         for secret in self._settings.unspoken:  # some services quote the key they refuse
             body = body.replace(secret, b"***")
         return _Failed(response.status, wire.parse_error(response.status, response.headers, body))
-
-
-async def _receive_answer(
-    response: aiohttp.ClientResponse, *, limit_bytes: int
-) -> _Reply | _Failed:
-    chunks: list[bytes] = []
-    if await _read(response, chunks, limit_bytes=limit_bytes) > limit_bytes:
-        return _Failed(response.status, wire.oversized())
-    return _Reply(response.status, b"".join(chunks), wire.request_id(response.headers))
 
 
 async def _read(response: aiohttp.ClientResponse, chunks: list[bytes], *, limit_bytes: int) -> int:
@@ -494,9 +510,11 @@ def _concluded(status: int, end: Answered | UpstreamFailure) -> _Streamed | _Fai
     return _Failed(end.status if end.charge is Charge.PRESUMED else status, end)
 
 
-async def _parse(reply: _Reply) -> Answered:
-    parse = partial(wire.parse_answer, reply.body, upstream_request_id=reply.request_id)
-    return await _decode(parse, size_bytes=len(reply.body))
+def _parse_chunks(chunks: list[bytes], *, upstream_request_id: str | None) -> Answered:
+    """Reads an answer; its chunks are given up for the whole, or it would lie in memory twice."""
+    body = b"".join(chunks)
+    chunks.clear()
+    return wire.parse_answer(body, upstream_request_id=upstream_request_id)
 
 
 async def _decode(parse: Callable[[], T], *, size_bytes: int) -> T:
@@ -518,7 +536,7 @@ def _open_session(settings: ClientSettings, tls: ssl.SSLContext | bool) -> aioht
         ),
         headers=settings.sent_headers,
         cookie_jar=aiohttp.DummyCookieJar(),
-        read_bufsize=_MEBIBYTE,  # fewer stops on the way of a picture
+        read_bufsize=_READ_BYTES,
         proxy=proxy,
         timeout=aiohttp.ClientTimeout(
             total=None,

@@ -1,6 +1,7 @@
 """`make bench`: runs everybody, asks everybody, prints the table.
 
     python -m tests.bench [--seconds 5] [--rounds 1] [--peers litellm,portkey] [--only TEXT]
+        [--entries 50000]
 
 In a cell everybody is asked in turn, right after one another; with several rounds the median
 counts.
@@ -18,16 +19,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 
+from tests.bench.bulk import bulk_rows
 from tests.bench.cells import CONNECTIONS, Cell, Row, all_cells, latency_row, purchases_row, rows_of
 from tests.bench.load import Failed, Speed, Target, ask_for
 from tests.bench.peers import check_peers
 from tests.bench.processes import check_tools
+from tests.bench.scale import scale_rows
 from tests.bench.servers import Ground, open_grounds, open_targets
 from tests.bench.streams import stream_rows
 from tests.bench.table import print_table
 from tests.gateways import each_connection, run_processes, run_upstream
 
 IDENTICAL = 100
+ENTRIES = 50_000
+"""A million, which the floor is meant for, takes minutes to write."""
 WORKERS = 4
 
 
@@ -53,6 +58,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=1, help="measurements, of which the median")
     parser.add_argument("--peers", default="", help="litellm, portkey, or both with a comma")
     parser.add_argument("--only", default="", help="cells whose name has this in it")
+    parser.add_argument("--entries", type=int, default=ENTRIES, help="in the store that is full")
     return parser.parse_args()
 
 
@@ -71,6 +77,10 @@ def _measure(options: argparse.Namespace, peers: Sequence[str]) -> list[Row]:
             redis_url = next(iter(grounds.values())).redis_url
             if options.only in "streams":
                 rows += stream_rows(folder, redis_url, seconds=options.seconds)
+            if options.only in "entries":
+                ground = next(iter(grounds.values()))
+                rows += scale_rows(folder, ground, entries=options.entries, seconds=options.seconds)
+            rows += bulk_rows(folder, redis_url, only=options.only)
             if options.only in "purchases":
                 rows.append(purchases_row(asyncio.run(_count_purchases(folder, redis_url))))
     return rows

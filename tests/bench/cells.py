@@ -6,7 +6,8 @@ machine. What a cell is measured against without having a floor is shown as a ra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,6 +26,11 @@ BESIDE: Mapping[Kind, str] = {"hit": "bare", "bought": "nginx"}
 """What the gateway is compared with where nothing else is said."""
 
 LATENCY_FLOOR_MS = 2.0
+SCALE_FLOOR = 1.1
+IN_FLIGHT_FLOOR_KB = 60
+PEAK_FLOOR = 4.0
+"""Of the base64 bytes in flight."""
+STANDSTILL_FLOOR_MS = 50.0
 FIRST_EVENT_FLOOR_MS = {"2 MB": 10.0}
 
 
@@ -174,6 +180,52 @@ def purchases_row(purchases: int) -> Row:
         {GATEWAY: str(purchases)},
         floor="exactly 1",
         verdict="ok" if purchases == 1 else "below",
+    )
+
+
+def scale_row(store: str, entries: int, few: int, ratios: Sequence[float]) -> Row:
+    """How much longer a hit takes where many entries are; the median of what was measured."""
+    ratio = statistics.median(ratios)
+    return Row(
+        f"time of a hit at {entries:,} entries against {few:,}, {store}",
+        ratio=f"{ratio:.3g} ×",
+        floor=f"≤ {SCALE_FLOOR:g} ×",
+        verdict="ok" if ratio <= SCALE_FLOOR else "below",
+    )
+
+
+def in_flight_row(requests: int, bytes_each: float) -> Row:
+    """What one of thousands of purchases in flight takes of the worker's memory."""
+    kilobytes = bytes_each / 1024
+    return Row(
+        f"{requests:,} in flight upstream, none lost: memory each",
+        {GATEWAY: f"{kilobytes:.1f} KB"},
+        floor=f"≤ {IN_FLIGHT_FLOOR_KB} KB",
+        verdict="ok" if kilobytes <= IN_FLIGHT_FLOOR_KB else "below",
+    )
+
+
+def peak_row(purchases: int, peak_bytes: int, base64_bytes: int) -> Row:
+    """The most memory that large purchases at once take, beyond what the worker has when idle."""
+    ratio = peak_bytes / base64_bytes
+    return Row(
+        f"{purchases} purchases of 8 MB at once: peak memory",
+        {GATEWAY: f"{peak_bytes / (1 << 20):,.0f} MB"},
+        ratio=f"{ratio:.3g} × base64",
+        floor=f"≤ {PEAK_FLOOR:g} × base64",
+        verdict="ok" if ratio <= PEAK_FLOOR else "below",
+    )
+
+
+def standstill_row(purchases: int, quiet_ms: float, busy_ms: float) -> Row:
+    """How long the event loop answers nobody meanwhile: the longest answer to a cheap request."""
+    added = busy_ms - quiet_ms
+    return Row(
+        f"{purchases} purchases of 8 MB at once: event loop stands still",
+        {GATEWAY: f"{busy_ms:.1f} ms"},
+        ratio=f"+{added:.1f} ms",
+        floor=f"≤ {STANDSTILL_FLOOR_MS:g} ms",
+        verdict="ok" if added <= STANDSTILL_FLOOR_MS else "below",
     )
 
 

@@ -16,6 +16,10 @@ PATIENCE_SECONDS = 30
 """How long wrk waits for one answer; the slowest peer needs half a second."""
 
 
+AMONG = 1000
+"""How many pictures are asked for in turn where it is not always the same."""
+
+
 class Failed(Exception):
     """The benchmark cannot go on; the message says why in one line."""
 
@@ -27,6 +31,8 @@ class Target:
     name: str
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
+    worker: int = 0
+    """The process that answers, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +43,20 @@ class Speed:
     p50_ms: float
 
 
-def ask_for(target: Target, cell: Cell, *, seconds: int) -> Speed:
-    """Asks as the cell says. Raises `Failed` unless every answer is a picture of its size."""
+def known_prompt(number: int) -> str:
+    """One of the prompts that `ask_for` asks among, as `post.lua` writes it."""
+    return f"An otter that nobody has seen, known-{number}"
+
+
+def ask_for(target: Target, cell: Cell, *, seconds: int, among: int = 1) -> Speed:
+    """Asks as the cell says. Raises `Failed` unless every answer is a picture of its size.
+
+    Hits are asked for `among` so many pictures in turn.
+    """
     headers = [f"-H{name}: {value}" for name, value in target.headers.items()]
     salt = [str(time.time_ns())] if cell.kind == "bought" else []
+    if among > 1:
+        salt = ["known", str(among)]
     done = subprocess.run(
         [
             *("wrk", "-t1", f"-c{cell.connections}", f"-d{seconds}s", "--latency"),

@@ -2,11 +2,13 @@
 --
 -- The argument after `--` is a salt: with it every request has a prompt of its own, without it all
 -- have the same. Every call of wrk gets another salt, and runs one thread: so a counter will do.
+-- With a second argument, a number, the counter begins anew when it has come so far.
 
 local BODY = '{"model":"gpt-image-1.5","prompt":"%s","size":"1024x1024","quality":"high"}'
 
 local salt
 local count = 0
+local most
 local always
 
 local function post(prompt)
@@ -16,6 +18,7 @@ end
 function init(arguments)
   wrk.headers['Content-Type'] = 'application/json'
   salt = arguments[1]
+  most = tonumber(arguments[2])
   always = post('An otter that everybody wants to see')
 end
 
@@ -24,6 +27,9 @@ function request()
     return always
   end
   count = count + 1
+  if most then
+    count = count % most
+  end
   return post('An otter that nobody has seen, ' .. salt .. '-' .. count)
 end
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,9 @@ START_SECONDS = 120.0
 """A peer may take most of a minute to come up."""
 
 STOP_SECONDS = 10.0
+
+LOW_PRIORITY = 5
+"""Of who asks and who answers upstream: what they do shall not keep the gateway waiting."""
 
 PACKAGES = {"nginx": "nginx-light", "wrk": "wrk", "redis-server": "redis-server"}
 """What is needed, and the package of Debian and Ubuntu that has it."""
@@ -33,6 +37,13 @@ def check_tools() -> None:
 def _path() -> str:
     """Debian keeps nginx where only root looks."""
     return os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin"))
+
+
+def raise_descriptor_limit() -> int:
+    """Lets this process have as many files open as it may; answers how many that is."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
 
 
 def free_port() -> int:

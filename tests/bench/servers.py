@@ -115,7 +115,9 @@ def run_gateway(
         folder, ground.upstream, workers=1, redis_url=redis_url, options=options
     ) as processes:
         secret = _create_key(processes.url, f"{name} {ground.size}")
-        yield Target(name, f"{processes.url}/{PATH}", {"Authorization": f"Bearer {secret}"})
+        (worker,) = processes.workers()
+        headers = {"Authorization": f"Bearer {secret}"}
+        yield Target(name, f"{processes.url}/{PATH}", headers, worker)
 
 
 def _create_key(url: str, name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -510,3 +511,18 @@ async def test_who_repeats_an_idempotency_key_outlives_the_worker_that_was_answe
         paid = [(r.outcome, r.flags) for r in await processes.ledger() if r.cost_micros]
         assert paid == [("failed", ("presumed",)), ("bought", ())]
         assert len(await upstream.bodies()) == 2
+
+
+# ── what the system allows ──────────────────────────────────────────────────────────────────
+
+
+async def test_a_worker_may_open_as_many_files_as_the_system_lets_it(tmp_path: Path) -> None:
+    """The usual soft limit of 1,024 would be reached by 500 purchases in flight."""
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, most))
+    try:
+        async with run_processes(tmp_path, "http://127.0.0.1:1/v1", workers=1) as (processes, _):
+            limits = [resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in processes.workers()]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
+    assert limits == [(most, most)]

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import uvloop
 from structlog.testing import capture_logs
 
 from gateway.errors import StoreFull, StoreUnavailable
@@ -31,7 +32,7 @@ from gateway.store.counted import CountedStore
 from gateway.store.layout import LayoutMismatch, StoreMissing
 from gateway.store.redis import RedisStore, open_redis_blobs, open_redis_store
 from gateway.store.redis_calls import SCRIPTS, call_for
-from gateway.store.redis_link import place_of
+from gateway.store.redis_link import CALL_SECONDS, place_of
 from gateway.store.verbs import Change, Meter, Slot, Store, Take, ask
 from tests.redis_server import refuse_without_server
 
@@ -887,3 +888,19 @@ def _calendar(moment: int) -> tuple[str, str, str, str]:
 def test_place_of_refuses_what_it_does_not_know() -> None:
     with pytest.raises(ValueError, match="begins with redis://"):
         place_of("memcached://host")
+
+
+def test_time_in_which_the_process_stood_still_is_not_held_against_the_server(
+    redis_url: str,
+) -> None:
+    """A thousand others had their turn before the commands went out: on the gateway's own loop."""
+
+    async def ask_and_stand_still() -> None:
+        async with open_redis_store(redis_url) as store:
+            await ask(store, verbs.Beat("worker"))
+            asked = asyncio.ensure_future(ask(store, verbs.Beat("worker")))
+            await asyncio.sleep(0)  # it is asked, and goes out in the next turn
+            time.sleep(CALL_SECONDS + 0.3)  # noqa: ASYNC251 - nothing else keeps a loop so still
+            await asked
+
+    uvloop.run(ask_and_stand_still())
