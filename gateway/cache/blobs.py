@@ -220,7 +220,7 @@ class Blobs:
     # ── partial images: outside of every bound but their own time ───────────────────────────────
 
     async def are_taken_down(self, data: bytes) -> bool:
-        """As `is_taken_down`, of bytes that nobody has hashed: nor does this, as long as none are."""
+        """The same of bytes without their hash, which is made only if anything is taken down."""
         return len(self._takedowns) > 0 and await hash_bytes(data) in self._takedowns
 
     async def put_passing(self, data: bytes) -> str:
