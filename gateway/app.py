@@ -8,12 +8,10 @@ moment to its last: open, say ready, wait to be told, drain, close. The parent o
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import secrets
 import signal
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -65,6 +63,7 @@ from gateway.store.redis import open_redis_blobs, open_redis_store
 from gateway.store.relieved import RelievedStore
 from gateway.store.sqlite import create_sqlite_layout, open_sqlite_store
 from gateway.store.verbs import Beat, BlobStore, Note, Retire, Store, Sweep, ask
+from gateway.tuning import tune_process
 from gateway.upstream.client import ClientSettings, UpstreamClient, open_client
 from gateway.upstream.rehost import Rehost, RehostSettings, open_rehost
 
@@ -84,10 +83,6 @@ LAST_REQUEST_SECONDS: Final = 1.0
 
 BACKLOG: Final = 1024
 """How many connections wait to be taken; a client of one more tries again only after a second."""
-
-SWITCH_SECONDS: Final = 0.0005
-"""How long a thread that checks a picture may keep the loop waiting for Python; the usual 5 ms
-add up, because the loop lets go of it with every write."""
 
 POLICY_LOOK_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 60.0
@@ -656,21 +651,13 @@ async def _serve(
     ):
         loop.add_signal_handler(signal.SIGHUP, gateway.reload_asked.set)
         site = web.SockSite(runner, listener, backlog=BACKLOG)
-        _spare_the_collector()
-        sys.setswitchinterval(SWITCH_SECONDS)
+        tune_process()
         await site.start()
         ready()
         is_replaced = await _told_to_leave(told, parent) == signal.SIGUSR1
         health = gateway.services.health
         health.is_leaving, health.is_draining = True, not is_replaced
         await _let_clients_leave(site, runner, is_replaced=is_replaced)
-
-
-def _spare_the_collector() -> None:
-    """What was imported and wired stays: walking it again and again took 37 ms each time."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
 
 
 async def _told_to_leave(told: asyncio.Queue[int], parent: int) -> int:

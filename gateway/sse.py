@@ -8,7 +8,7 @@ was measured (WIRE §4.2), and the encoder can write only what all of them take.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -48,7 +48,7 @@ class Splitter:
     """Cuts the chunks of a stream into events, wherever the chunks begin and end.
 
     Takes LF, CRLF and CR, and a byte order mark; passes over comments, `id:`, `retry:` and frames
-    without data. Every byte is looked at once and copied twice, also when a frame of many
+    without data. Every byte is looked at once and copied twice at most, also when a frame of many
     megabytes comes in pieces of one byte.
     """
 
@@ -68,12 +68,10 @@ class Splitter:
         splitter is of no use after that.
         """
         events = []
-        for line in chunk.splitlines(keepends=True):  # of bytes: splits at LF, CRLF and CR only
-            if line == b"\n" and self._ended_in_cr:
-                self._ended_in_cr = False  # the other half of a CRLF that was cut in two
-                continue
-            self._ended_in_cr = line.endswith(b"\r")
-            event = self._take(line)
+        for piece, end in _lines(chunk):
+            is_rest_of_crlf = self._ended_in_cr and not piece and end == b"\n"
+            self._ended_in_cr = end == b"\r"
+            event = None if is_rest_of_crlf else self._take(piece, end)
             if event is not None:
                 events.append(event)
         return events
@@ -88,37 +86,58 @@ class Splitter:
         event = event or self._end_frame()
         return [] if event is None else [event]
 
-    def _take(self, line: bytes) -> Event | None:
-        """A line, the rest of one, or a part of one that has not ended yet."""
-        self._frame_bytes += len(line)
+    def _take(self, piece: bytes, end: bytes) -> Event | None:
+        """A line, the rest of one, or, without an end, a part of one."""
+        self._frame_bytes += len(piece) + len(end)
         if self._frame_bytes > self._max_frame_bytes:
             raise FrameTooLarge(f"an event of more than {self._max_frame_bytes} bytes")
-        piece = line.rstrip(b"\r\n")
         if self._pieces and len(self._pieces[0]) < _LONGEST_START:
             self._pieces = [self._pieces[0] + piece]  # so that the first one names the field
         else:
             self._pieces.append(piece)
-        return self._end_line() if len(piece) < len(line) else None
+        return self._end_line() if end else None
 
     def _end_line(self) -> Event | None:
-        pieces, self._pieces = self._pieces, []
+        (first, *rest), self._pieces = self._pieces, []
         if self._is_first_line:
-            pieces[0] = pieces[0].removeprefix(_BOM)
+            first = first.removeprefix(_BOM)
             self._is_first_line = False
-        if not any(pieces):
+        if not first and not any(rest):
             return self._end_frame()
-        field, _, value = pieces[0].partition(b":")
-        pieces[0] = value.removeprefix(b" ")
+        field, colon, _ = first[:_LONGEST_START].partition(b":")
+        start = len(field) + len(colon)
+        start += first.startswith(b" ", start)
         if field == b"data":
-            self._data.append(b"".join(pieces))
+            self._data.append(b"".join([memoryview(first)[start:], *rest]))
         elif field == b"event":
-            self._name = b"".join(pieces).decode("utf-8", "replace")
+            self._name = b"".join([first[start:], *rest]).decode("utf-8", "replace")
         return None
 
     def _end_frame(self) -> Event | None:
         name, data = self._name, self._data
         self._name, self._data, self._frame_bytes = "", [], 0
         return Event(name or None, b"\n".join(data)) if data else None
+
+
+def _lines(chunk: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Every line, or part of one, and what ends it: LF, CR, or nothing where the chunk ends."""
+    for line, line_feed in _cut(chunk, b"\n"):
+        for part, carriage_return in _cut(line, b"\r"):
+            if part or carriage_return or line_feed:
+                yield part, carriage_return or line_feed
+
+
+def _cut(text: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Every part and its end; the last one, which may be empty, has none.
+
+    In long lines `find` is thirty times as fast as `split` and `splitlines`; text that has no end
+    in it is not copied.
+    """
+    start = 0
+    while (place := text.find(end, start)) >= 0:
+        yield text[start:place], end
+        start = place + 1
+    yield text[start:], b""
 
 
 # ── out ─────────────────────────────────────────────────────────────────────────────────────

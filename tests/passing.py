@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 
 from gateway.cache.flights import Flights
@@ -19,13 +20,15 @@ class Memory:
     reads: int = 0
     is_away: bool = False
 
-    def is_taken_down(self, digest: str) -> bool:
-        return digest in self.taken_down
+    async def are_taken_down(self, data: bytes) -> bool:
+        return hashlib.sha256(data).hexdigest() in self.taken_down
 
-    async def put_passing(self, digest: str, data: bytes) -> None:
+    async def put_passing(self, data: bytes) -> str:
         if self.is_away:
             raise StoreUnavailable
+        digest = hashlib.sha256(data).hexdigest()
         self.data[digest] = data
+        return digest
 
     async def read_passing(self, digest: str) -> bytes | None:
         self.reads += 1

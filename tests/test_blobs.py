@@ -27,10 +27,12 @@ async def store(open_store: OpenStore) -> AsyncIterator[Store]:
         yield opened
 
 
-def blobs_in(folder: Path, store: Store, total_bytes: int | None) -> Blobs:
+def blobs_in(
+    folder: Path, store: Store, total_bytes: int | None, *, takedowns: Takedowns | None = None
+) -> Blobs:
     """A worker's blobs, just constructed."""
-    settings = BlobsSettings(total_bytes=total_bytes)
-    place, takedowns = FolderBlobs(folder / "blobs"), Takedowns(store)
+    settings, place = BlobsSettings(total_bytes=total_bytes), FolderBlobs(folder / "blobs")
+    takedowns = Takedowns(store) if takedowns is None else takedowns
     return Blobs(settings, place, store, hot=Hot(0), takedowns=takedowns, observer=Metrics())
 
 
@@ -62,3 +64,17 @@ async def test_a_lowered_bound_holds_however_many_have_to_go(tmp_path: Path, sto
     await shelve(store, *[1] * 2500)
     await blobs_in(tmp_path, store, 10).keep_within_bounds()
     assert (await ask(store, ReadShelf())).size_bytes == 10
+
+
+async def test_bytes_that_nobody_has_hashed_are_known_when_they_were_taken_down(
+    tmp_path: Path, store: Store
+) -> None:
+    """Hashing them is spared as long as nothing is taken down; what is stored is hashed anyway."""
+    takedowns = Takedowns(store)
+    blobs = blobs_in(tmp_path, store, GIB, takedowns=takedowns)
+    before = await blobs.are_taken_down(b"an otter")
+    takedowns.add(Batch(store), [await blobs.put_passing(b"an otter")])
+    after = await blobs.are_taken_down(b"an otter")
+
+    assert (before, after) == (False, True)
+    assert not await blobs.are_taken_down(b"a pond")

@@ -363,6 +363,22 @@ def test_unknown_events_and_damaged_previews_are_passed_over(name, data):
     assert hear(name, data) is None
 
 
+def test_a_large_partial_image_is_read_like_a_small_one():
+    data = {"type": PARTIAL, "b64_json": LARGE_ENCODED, "partial_image_index": 2}
+    assert hear(PARTIAL, data | ECHOES) == PartialImage(2, LARGE, ECHOES)
+    assert hear(PARTIAL, data | {"b64_json": LARGE_ENCODED + "!"}) is None
+
+
+def test_a_large_completed_picture_is_read_like_a_small_one():
+    preview = {"b64_json": LARGE_ENCODED}
+    data = {"type": COMPLETED, "b64_json": LARGE_ENCODED}
+    plain, odd = hear(COMPLETED, data), hear(COMPLETED, data | {"preview": preview})
+    assert isinstance(plain, Answered)
+    assert isinstance(odd, Answered)
+    assert plain.pictures == (UpstreamPicture(LARGE),)
+    assert odd.pictures == (UpstreamPicture(LARGE, extra={"preview": preview}),)
+
+
 @pytest.mark.parametrize("data", [b"", b"{", HTML, b'{"b64_json": "' + ENCODED.encode(), b"[]"])
 def test_a_completed_event_that_cannot_be_read_was_paid(data):
     failure = hear(COMPLETED, data)

@@ -15,7 +15,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from gateway.api.middleware import HEADERS
-from gateway.api.sending import write_slices
+from gateway.api.sending import write_pieces
 from gateway.api.services import SERVICES
 from gateway.cache.gallery import OpenPicture
 from gateway.errors import INVALID_REQUEST, GatewayError
@@ -89,7 +89,8 @@ async def _send(
     response.content_length = len(shown)
     await response.prepare(request)
     if request.method != hdrs.METH_HEAD:
-        await write_slices(request, response, memoryview(picture.data)[shown.start : shown.stop])
+        view = memoryview(picture.data)[shown.start : shown.stop]
+        await write_pieces(request, response, [view])
     await response.write_eof()
     return response
 

@@ -7,10 +7,9 @@ made here, at the end, from the picture's bytes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import groupby
 from typing import Any, Final
 
 import orjson
@@ -20,7 +19,7 @@ from aiohttp.web_protocol import RequestPayloadError
 from gateway import sse
 from gateway.access.keys import Key
 from gateway.api.middleware import HEADERS, KEY, MODEL, OUTCOME, REQUEST_ID, SECRET
-from gateway.api.sending import write_slices
+from gateway.api.sending import write_pieces
 from gateway.api.services import SERVICES, Services
 from gateway.api.streaming import SHOWN_IN_EVENTS, LiveStream
 from gateway.billing.ledger import draft
@@ -33,7 +32,7 @@ from gateway.question import Call
 from gateway.service import Answer, DryRun
 
 JOIN_BYTES: Final = 64 * 1024
-"""Answers up to this size are sent as one piece; larger ones piece by piece, uncopied."""
+"""Answers up to this size are sent as one piece; larger ones are not copied."""
 
 SHOWN: Final = ("background", "output_format", "quality", "size")
 
@@ -277,19 +276,9 @@ async def _send(request: web.Request, pieces: list[bytes]) -> web.StreamResponse
     response = web.StreamResponse(headers={hdrs.CONTENT_LENGTH: str(size)})
     response.content_type = "application/json"
     await response.prepare(request)
-    for piece in _joined(pieces):
-        await write_slices(request, response, piece)
+    await write_pieces(request, response, pieces)
     await response.write_eof()
     return response
-
-
-def _joined(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in fewer pieces: small ones that follow one another are one."""
-    for is_large, group in groupby(pieces, key=lambda piece: len(piece) > JOIN_BYTES):
-        if is_large:
-            yield from group
-        else:
-            yield b"".join(group)
 
 
 # ── the same in events ──────────────────────────────────────────────────────────────────────

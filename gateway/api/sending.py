@@ -1,4 +1,9 @@
-"""Sending a large body: in slices, and not for ever to a reader that takes nothing."""
+"""Sending a large body: all of it at once, and not for ever to a reader that takes nothing.
+
+It is handed to the transport as it lies in memory, past aiohttp's own writer, which would copy it:
+what the system does not take at once the transport keeps by reference. So a slow reader holds what
+it is sent, and nothing more.
+"""
 
 from __future__ import annotations
 
@@ -7,48 +12,57 @@ import fcntl
 import sys
 import termios
 import time
+from collections.abc import Sequence
 from typing import Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
-SLICE_BYTES: Final = 256 * 1024
 WRITE_STALL_SECONDS: Final = 60.0
 
 LOOKS: Final = 60
 """How often in that time it is looked whether a very slow reader has taken anything."""
 
 
-async def write_slices(
-    request: web.Request, response: web.StreamResponse, piece: bytes | memoryview
+async def write_pieces(
+    request: web.Request, response: web.StreamResponse, pieces: Sequence[bytes | memoryview]
 ) -> None:
-    """Writes in slices; a reader that takes nothing for a minute is cut off.
+    """Writes a body, or a part of one, to an answer that has begun; waits for the reader.
 
-    One that takes a little may be as slow as it likes. Raises `ConnectionError`.
+    A reader that takes nothing for a minute is cut off; one that takes a little may be as slow as
+    it likes. Raises `ConnectionError`.
     """
-    view = memoryview(piece)
-    for start in range(0, len(view), SLICE_BYTES):
-        part = view[start : start + SLICE_BYTES]
-        waiting_bytes = _waiting_bytes(request) + len(part)
-        try:
-            async with asyncio.timeout(WRITE_STALL_SECONDS):
-                await response.write(part)
-        except TimeoutError:
-            await _look_on(request, waiting_bytes)
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError("the reader has gone")
+    is_chunked = hdrs.TRANSFER_ENCODING in response.headers
+    transport.writelines(_as_chunk(pieces) if is_chunked else pieces)
+    if transport.get_write_buffer_size():
+        await _wait_for_reader(request)
 
 
-async def _look_on(request: web.Request, waiting_bytes: int) -> None:
-    """Returns when all is taken of which so much was waiting a minute ago.
+def _as_chunk(pieces: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+    """RFC 9112 §7.1."""
+    return [b"%x\r\n" % sum(map(len, pieces)), *pieces, b"\r\n"]
 
-    It has to look: aiohttp's own waiting for a reader, once given up, cannot be taken up again.
+
+async def _wait_for_reader(request: web.Request) -> None:
+    """Returns when the transport has next to nothing left.
+
+    In a task, because aiohttp's own waiting, once given up, cannot be taken up again.
     """
-    moved_at = time.monotonic() - WRITE_STALL_SECONDS
-    while left_bytes := _waiting_bytes(request):
-        if left_bytes < waiting_bytes:
-            waiting_bytes, moved_at = left_bytes, time.monotonic()
-        elif time.monotonic() - moved_at >= WRITE_STALL_SECONDS:
-            _cut_off(request)
-            raise ConnectionResetError("the reader takes nothing")
-        await asyncio.sleep(WRITE_STALL_SECONDS / LOOKS)
+    draining = asyncio.create_task(request.writer.drain(), name="wait for a reader")
+    waiting_bytes, moved_at = _waiting_bytes(request), time.monotonic()
+    try:
+        while not (await asyncio.wait({draining}, timeout=WRITE_STALL_SECONDS / LOOKS))[0]:
+            left_bytes = _waiting_bytes(request)
+            if left_bytes < waiting_bytes:
+                waiting_bytes, moved_at = left_bytes, time.monotonic()
+            elif time.monotonic() - moved_at >= WRITE_STALL_SECONDS:
+                _cut_off(request)
+                raise ConnectionResetError("the reader takes nothing")
+        draining.result()
+    finally:
+        draining.cancel()
 
 
 def _waiting_bytes(request: web.Request) -> int:
@@ -58,7 +72,7 @@ def _waiting_bytes(request: web.Request) -> int:
     slow reader nothing else would be seen for minutes.
     """
     if request.transport is None:
-        raise ConnectionResetError("the reader has gone")
+        return 0
     return request.transport.get_write_buffer_size() + _unacknowledged_bytes(request.transport)
 
 

@@ -17,7 +17,7 @@ from aiohttp import HttpVersion11, hdrs, web
 
 from gateway import sse
 from gateway.api.middleware import HEADERS, REQUEST_ID, STARTED
-from gateway.api.sending import write_slices
+from gateway.api.sending import write_pieces
 from gateway.api.services import SERVICES
 from gateway.cache.previews import Preview, Viewer
 from gateway.errors import GatewayError
@@ -148,8 +148,7 @@ class LiveStream:
         if self._response is None or self._has_left:
             return
         try:
-            for piece in pieces:
-                await write_slices(self._request, self._response, piece)
+            await write_pieces(self._request, self._response, pieces)
         except ConnectionError:
             self._has_left = True
 

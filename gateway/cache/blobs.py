@@ -219,9 +219,18 @@ class Blobs:
 
     # ── partial images: outside of every bound but their own time ───────────────────────────────
 
-    async def put_passing(self, digest: str, data: bytes) -> None:
-        """Stores bytes for ten minutes, off the shelf. Raises `StoreUnavailable`."""
+    async def are_taken_down(self, data: bytes) -> bool:
+        """The same of bytes without their hash, which is made only if anything is taken down."""
+        return len(self._takedowns) > 0 and await hash_bytes(data) in self._takedowns
+
+    async def put_passing(self, data: bytes) -> str:
+        """Stores bytes for ten minutes, off the shelf; answers their hash.
+
+        Raises `StoreUnavailable`.
+        """
+        digest = await hash_bytes(data)
         await self._passing.put(digest, data, PASSING_SECONDS)
+        return digest
 
     async def read_passing(self, digest: str) -> bytes | None:
         """Such bytes; None when they are gone, damaged or taken down. Raises `StoreUnavailable`."""

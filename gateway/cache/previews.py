@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 import orjson
 import structlog
 
-from gateway.cache.blobs import encode_bytes, hash_bytes
+from gateway.cache.blobs import encode_bytes
 from gateway.errors import StoreUnavailable
 from gateway.images import PartialImage
 from gateway.store.verbs import Publish, Store, ask
@@ -35,8 +35,8 @@ log = structlog.get_logger(__name__)
 class Passing(Protocol):
     """Where the bytes of partial images lie for a while; `blobs.Blobs` is one."""
 
-    def is_taken_down(self, digest: str) -> bool: ...
-    async def put_passing(self, digest: str, data: bytes) -> None: ...
+    async def are_taken_down(self, data: bytes) -> bool: ...
+    async def put_passing(self, data: bytes) -> str: ...
     async def read_passing(self, digest: str) -> bytes | None: ...
 
 
@@ -226,19 +226,19 @@ class Screen:
 
     async def show(self, shown: PartialImage) -> None:
         """Shows a partial image: here at once, elsewhere as soon as the store has it."""
-        digest = await hash_bytes(shown.data)
-        if len(self._broadcast.previews) >= self._most or self._passing.is_taken_down(digest):
-            return
         data = shown.data
+        if len(self._broadcast.previews) >= self._most or await self._passing.are_taken_down(data):
+            return
 
         async def read() -> bytes:
             return data
 
         if self._broadcast.add(Preview(shown.index, shown.shown, read=read)):
-            await self._tell_elsewhere(partial(self._store_and_publish, shown, digest))
+            await asyncio.sleep(0)  # who watches here has it before a hash and the store take time
+            await self._tell_elsewhere(partial(self._store_and_publish, shown))
 
-    async def _store_and_publish(self, shown: PartialImage, digest: str) -> None:
-        await self._passing.put_passing(digest, shown.data)
+    async def _store_and_publish(self, shown: PartialImage) -> None:
+        digest = await self._passing.put_passing(shown.data)
         said = {"partial": shown.index, "digest": digest, "shown": shown.shown}
         await self._publish(f"partial-{shown.index}", said)
 

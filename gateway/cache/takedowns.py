@@ -35,6 +35,10 @@ class Takedowns:
         self._removed: frozenset[str] = frozenset()
         self._version: bytes | None = None
 
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._digests)
+
     def __contains__(self, digest: str) -> bool:
         return digest in self._digests
 

@@ -187,19 +187,20 @@ def _parse_picture(element: Any, decoded: dict[str, bytes]) -> UpstreamPicture:
         return UpstreamPicture()
     # Popped, so that the text of one picture is free before the next is decoded.
     encoded = element.pop("b64_json", None)
-    is_cut_out = isinstance(encoded, str) and encoded in decoded
     return UpstreamPicture(
-        data=decoded.pop(encoded) if is_cut_out else _decode(encoded),
+        data=_bytes_of(encoded, decoded),
         url=_text(element.get("url")) or None,
         revised_prompt=_text(element.get("revised_prompt")),
         extra=MappingProxyType(_further_keys(element, known=_PICTURE_KEYS)),
     )
 
 
-def _decode(encoded: Any) -> bytes | None:
-    """Strict base64: a stray character is damage, not decoration."""
+def _bytes_of(encoded: Any, decoded: dict[str, bytes]) -> bytes | None:
+    """What was cut out and decoded before, or else strict base64: a stray character is damage."""
     if not isinstance(encoded, str) or not encoded:
         return None
+    if decoded and encoded in decoded:
+        return decoded.pop(encoded)
     try:
         return pybase64.b64decode(encoded, validate=True)
     except ValueError:
@@ -271,34 +272,56 @@ def parse_event(
     to give a purchase up. A failure is returned, not raised. `unspoken` are secrets that an error
     must not quote.
     """
-    document = _load_object(event.data)
+    shortened, decoded = _cut_out(event.data)
+    news = _parse_news(
+        event, _load_object(shortened), decoded, unspoken, upstream_request_id=upstream_request_id
+    )
+    if not decoded:
+        return news
+    # Something was cut out that is no picture: it is all read as it came.
+    return _parse_news(
+        event, _load_object(event.data), {}, unspoken, upstream_request_id=upstream_request_id
+    )
+
+
+def _parse_news(
+    event: Event,
+    document: Mapping[str, Any],
+    decoded: dict[str, bytes],
+    unspoken: Sequence[bytes],
+    *,
+    upstream_request_id: str | None,
+) -> News | None:
+    """What the event's document tells; takes out of `decoded` what it has used."""
     kind = document.get("type")
     if kind not in (_PARTIAL, _COMPLETED, _ERROR):
         kind = event.name
     if kind == _ERROR or document.get("error"):
         return _parse_error_event(event.data, unspoken, upstream_request_id=upstream_request_id)
     if kind == _PARTIAL:
-        return _parse_partial(document)
+        return _parse_partial(document, decoded)
     if kind == _COMPLETED:
-        return _parse_completed(document, upstream_request_id=upstream_request_id)
+        return _parse_completed(document, decoded, upstream_request_id=upstream_request_id)
     return None
 
 
-def _parse_partial(document: Mapping[str, Any]) -> PartialImage | None:
+def _parse_partial(document: Mapping[str, Any], decoded: dict[str, bytes]) -> PartialImage | None:
     index = _count(document.get("partial_image_index"))
-    data = _decode(document.get("b64_json"))
+    data = _bytes_of(document.get("b64_json"), decoded)
     if index is None or data is None:
         return None
     return PartialImage(index, data, _echoes(document))
 
 
-def _parse_completed(document: Mapping[str, Any], *, upstream_request_id: str | None) -> News:
+def _parse_completed(
+    document: Mapping[str, Any], decoded: dict[str, bytes], *, upstream_request_id: str | None
+) -> News:
     """One picture with its usage; damaged it is an empty `UpstreamPicture`, as in an answer."""
     if not document:
         return _without_pictures(document, None, upstream_request_id=upstream_request_id)
     element = {key: value for key, value in document.items() if key not in _EVENT_KEYS}
     return Answered(
-        pictures=(_parse_picture(element, {}),),
+        pictures=(_parse_picture(element, decoded),),
         usage=_parse_usage(document.get("usage")),
         shown=_echoes(document),
         upstream_request_id=upstream_request_id,
