@@ -208,6 +208,21 @@ async def test_a_stream_of_another_spelling_is_taken(stream):
     assert listener.previews == [(0, PREVIEWS[0])]
 
 
+@pytest.mark.parametrize("end", [cut, reset])
+async def test_what_had_come_when_the_connection_was_lost_is_heard(end):
+    """Whoever listens slowly finds the connection lost, and all that came before it."""
+    rest = then(chunk(partial(1)) + chunk(completed()), end)
+    async with buying(then(HEAD + chunk(partial(0)), rest)) as (listener, client, _):
+        listener.pause = a_while
+        answered = await listener.buy(client)
+    assert listener.previews == list(enumerate(PREVIEWS))
+    assert [picture.data for picture in answered.pictures] == [PIXELS]
+
+
+async def a_while() -> None:
+    await asyncio.sleep(0.1)
+
+
 async def test_a_stream_that_stays_open_after_its_picture_is_left():
     async with buying(then(HEAD + chunk(completed()), hang)) as (listener, client, _):
         async with asyncio.timeout(5):

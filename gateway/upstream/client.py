@@ -15,7 +15,7 @@ import random
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -317,7 +317,8 @@ class UpstreamClient:
             if response.content_type != "text/event-stream":
                 return await self._receive_answer(response, limit_bytes=self._limit_bytes(1))
             reader = self._stream_reader(response, request, on_partial)
-            return _concluded(response.status, await reader.read(response.content.iter_any()))
+            async with contextlib.aclosing(_chunks(response.content)) as chunks:
+                return _concluded(response.status, await reader.read(chunks))
 
         return await self._buy(_Order(request.model, body, receive))
 
@@ -486,6 +487,17 @@ class UpstreamClient:
         for secret in self._settings.unspoken:  # some services quote the key they refuse
             body = body.replace(secret, b"***")
         return _Failed(response.status, wire.parse_error(response.status, response.headers, body))
+
+
+async def _chunks(content: aiohttp.StreamReader) -> AsyncGenerator[bytes]:
+    """What comes, and what had come when the connection was lost, which aiohttp would keep."""
+    try:
+        async for chunk in content.iter_any():
+            yield chunk
+    except aiohttp.ClientError:
+        if rest := content._read_nowait(-1):  # noqa: SLF001 - the public one raises again
+            yield rest
+        raise
 
 
 async def _read(response: aiohttp.ClientResponse, chunks: list[bytes], *, limit_bytes: int) -> int:
