@@ -426,27 +426,21 @@ class Purchases:
         return task.result() if task.done() else None
 
     async def _tail(self, received: Received, data: Mapping[str, bytes]) -> Settlement:
-        """Bytes first; then, in one batch, the journal, the entry and the settlement.
-
-        Each until it succeeded. A batch runs in order, so whatever interrupts it, what is done of
-        it is enough for somebody else to do the rest.
-        """
+        """Keeps and settles until it succeeded, whatever the store does meanwhile."""
         try:
-            for digest, picture in data.items():
-                await _insist(partial(self._blobs.put, digest, picture))
-            return await self._finish_and_count(received)
+            return await self._keep_and_count(received, data)
         except Exception:
             log.exception("keeping_failed", purchase=received.reserved.purchase)
             return await self._close_unkept(received)
 
-    async def _finish_and_count(self, received: Received) -> Settlement:
+    async def _keep_and_count(self, received: Received, data: Mapping[str, bytes]) -> Settlement:
         """Counts what this worker settled: also by an attempt that was not answered."""
         may_have_settled = False
         try:
-            settlement = await self._finish(received, self._receiving(received))
+            settlement = await self._keep(received, data)
         except StoreUnavailable:
             may_have_settled = True
-            settlement = await _insist(lambda: self._finish(received, self._receiving(received)))
+            settlement = await _insist(partial(self._keep, received, data))
         is_own = settlement.status == "already" and may_have_settled
         if settlement.status == "settled" or is_own:
             self._metrics.purchased(received.record)
@@ -460,11 +454,19 @@ class Purchases:
         )
         return await _insist(settle)
 
-    def _receiving(self, received: Received) -> Batch:
-        """A batch that begins with what came: whoever finds the journal can finish it."""
+    async def _keep(self, received: Received, data: Mapping[str, bytes]) -> Settlement:
+        """Bytes first; then, in one batch, the journal, the entry and the settlement.
+
+        Small bytes lead that batch. It runs in order, so whatever interrupts it, what is done of
+        it is enough for somebody else to do the rest.
+        """
         batch = Batch(self._store)
+        for digest, picture in self._blobs.put_along(batch, data).items():
+            await self._blobs.put(digest, picture)
         quota.receive(batch, received.reserved.purchase, received.encode())
-        return batch
+        settlement = await self._finish(received, batch)
+        await self._blobs.withdraw(data)
+        return settlement
 
     # ── the tail, also entered by recovery ──────────────────────────────────────────────────
 

@@ -304,7 +304,7 @@ class Flights:
                 )
                 purchase = self.own(self._buy(flight, buy), name=f"purchase {flight_id}")
                 waits.append(self._land(landing, purchase, flight.slots))
-            await asyncio.gather(*waits)
+            await _all_of(waits)
         return landing
 
     async def run_alone(
@@ -482,6 +482,14 @@ class Flights:
                 return ended
             self._previews.hear(broadcast, said)
         return None
+
+
+async def _all_of(waits: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Waits for each; the only one, as it mostly is, needs no task of its own."""
+    if len(waits) == 1:
+        await waits[0]
+    else:
+        await asyncio.gather(*waits)
 
 
 def _by_flight(others: Mapping[int, str]) -> Iterable[tuple[str, set[int]]]:
