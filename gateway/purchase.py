@@ -18,10 +18,11 @@ from collections.abc import (
     Callable,
     Coroutine,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
@@ -66,6 +67,12 @@ from gateway.upstream.guard import LinkRefused
 
 LEASE_MARGIN_SECONDS: Final = 120.0
 """How much longer than upstream's deadline a claim holds: time to fetch links, keep and settle."""
+
+FIRST_LEASE: Final = 3
+"""How long a claim holds at first, as a multiple of the time after which a worker counts as dead.
+
+Should its buyer die, others have finished the journal, and given the claim back, before it ends:
+they need two of these. Should it be refused and die, nobody waits longer than that."""
 
 TAIL_PATIENCE_SECONDS: Final = 2.0
 """How long the callers wait for the store to take a picture before they get it from memory."""
@@ -183,7 +190,8 @@ class Purchases:
         """
         reserved = await self._reserve(order, flight.id, flight, pictures=len(flight.slots))
         async with self._settling_failures(order, reserved):
-            received, data = await self._bring(order, reserved, flight)
+            with self._holding(flight):
+                received, data = await self._bring(order, reserved, flight)
         await self._persist(order, received, data)
         return Bought(received.pictures, data)
 
@@ -247,10 +255,11 @@ class Purchases:
             most=estimate.amounts,
             payload=reserved.encode(),
         )
+        is_held = self._hold_at_first(batch, flight)
         try:
             await batch.send()
-            if reservation.answer.refused is None:
-                await self._hold(flight)
+            if reservation.answer.refused is None and is_held is not None and not is_held.answer:
+                raise _claim_lost()
         except GatewayError:
             self._let_go(reserved)
             raise
@@ -261,20 +270,33 @@ class Purchases:
         order.tally.is_open, order.tally.reserved_micros = True, estimate.amounts.micros
         return reserved
 
-    async def _hold(self, flight: Flight | None) -> None:
-        """Keeps the claim for the length of a purchase.
-
-        Not before the reservation: a claimant that is refused, and then dies, blocks nobody.
-        """
+    def _hold_at_first(self, batch: Batch, flight: Flight | None) -> Handle[bool] | None:
+        """Asks whether the claim is still held, and keeps it for a while; None: there is none."""
         if flight is None or flight.is_alone:
-            return
+            return None
+        return flight.extend(batch, seconds=FIRST_LEASE * self._settings.dead_after_seconds)
+
+    @contextmanager
+    def _holding(self, flight: Flight) -> Iterator[None]:
+        """Keeps the claim of a purchase that outlasts the first third of its first lease."""
+        loop, wait = asyncio.get_running_loop(), self._settings.dead_after_seconds
+        timer = loop.call_later(wait, self._hold_on, flight)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _hold_on(self, flight: Flight) -> None:
+        """For the length of a purchase, as soon as the store takes it.
+
+        Whether it is held by then changes nothing any more: what is bought is kept.
+        """
+        self._flights.own(_insist(partial(self._extend, flight)), name=f"hold {flight.id}")
+
+    async def _extend(self, flight: Flight) -> None:
         batch = Batch(self._store)
-        is_held = flight.extend(
-            batch, seconds=self._settings.timeout_seconds + LEASE_MARGIN_SECONDS
-        )
+        flight.extend(batch, seconds=self._settings.timeout_seconds + LEASE_MARGIN_SECONDS)
         await batch.send()
-        if not is_held.answer:
-            raise _claim_lost()
 
     def _let_go(self, reserved: Reserved) -> None:
         """Undoes a reservation that nothing will follow, as soon as the store takes it.

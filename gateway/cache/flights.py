@@ -79,7 +79,7 @@ class Flight:
     """Its pictures take the slots that they were bought for, whatever lies there."""
 
     def extend(self, batch: Batch, *, seconds: float) -> Handle[bool]:
-        """Keeps the claim for the length of a purchase; False when it was lost meanwhile."""
+        """Keeps the claim for so long from now; False when it was lost meanwhile."""
         return batch.add(Extend(self.fingerprint, self.id, seconds))
 
     def land(self, batch: Batch, pictures: Mapping[int, Picture]) -> None:

@@ -60,7 +60,7 @@ class FolderBlobs:
         """The bytes, or None when they are gone or their time is over."""
         return await asyncio.to_thread(self._get, self._path(digest))
 
-    def add(self, batch: Batch, digest: str, data: bytes, lifetime_seconds: float) -> bool:  # noqa: ARG002
+    def add(self, batch: Batch, digest: str, data: bytes, lifetime_seconds: float) -> bool:
         """False: no batch writes files."""
         return False
 
