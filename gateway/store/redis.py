@@ -97,6 +97,7 @@ class RedisBlobs:
         """Has a batch of the store beside these store a few bytes; False where it cannot."""
         if not self._is_beside_verbs or len(data) > SMALL_BYTES:
             return False
+        _check_digest(digest)
         batch.add(PutBlob(digest, data, lifetime_seconds))
         return True
 
@@ -142,8 +143,7 @@ class RedisBlobs:
         await self._link.check_layout()
 
     def _key(self, digest: str) -> bytes:
-        if not _DIGEST.fullmatch(digest):
-            raise ValueError(f"This is no SHA-256 in lower-case hex: {digest!r}.")
+        _check_digest(digest)
         return self._keys.bytes_of(self._kind, digest).encode()
 
     async def _ask(self, *commands: tuple[bytes, ...]) -> list[Any]:
@@ -152,6 +152,12 @@ class RedisBlobs:
             if isinstance(reply, ResponseError):
                 raise refusal(reply, command[0].decode()) from reply
         return replies
+
+
+def _check_digest(digest: str) -> None:
+    """A digest becomes a key's name, so nothing but a digest may pass."""
+    if not _DIGEST.fullmatch(digest):
+        raise ValueError(f"This is no SHA-256 in lower-case hex: {digest!r}.")
 
 
 class RedisStore:
