@@ -19,10 +19,11 @@ from collections.abc import (
     Callable,
     Coroutine,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
@@ -67,6 +68,12 @@ from gateway.upstream.guard import LinkRefused
 
 LEASE_MARGIN_SECONDS: Final = 120.0
 """How much longer than upstream's deadline a claim holds: time to fetch links, keep and settle."""
+
+FIRST_LEASE: Final = 3
+"""How long a claim holds at first, as a multiple of the time after which a worker counts as dead.
+
+Should its buyer die, others have finished the journal, and given the claim back, before it ends:
+they need two of these. Should it be refused and die, nobody waits longer than that."""
 
 TAIL_PATIENCE_SECONDS: Final = 2.0
 """How long the callers wait for the store to take a picture before they get it from memory."""
@@ -181,7 +188,8 @@ class Purchases:
         """
         reserved = await self._reserve(order, flight.id, flight, pictures=len(flight.slots))
         async with self._settling_failures(order, reserved):
-            received, data = await self._bring(order, reserved, flight)
+            with self._holding(flight):
+                received, data = await self._bring(order, reserved, flight)
         await self._persist(order, received, data)
         return Bought(received.pictures, data)
 
@@ -245,10 +253,11 @@ class Purchases:
             most=estimate.amounts,
             payload=reserved.encode(),
         )
+        is_held = self._hold_at_first(batch, flight)
         try:
             await batch.send()
-            if reservation.answer.refused is None:
-                await self._hold(flight)
+            if reservation.answer.refused is None and is_held is not None and not is_held.answer:
+                raise _claim_lost()
         except GatewayError:
             self._let_go(reserved)
             raise
@@ -259,20 +268,33 @@ class Purchases:
         order.tally.is_open, order.tally.reserved_micros = True, estimate.amounts.micros
         return reserved
 
-    async def _hold(self, flight: Flight | None) -> None:
-        """Keeps the claim for the length of a purchase.
-
-        Not before the reservation: a claimant that is refused, and then dies, blocks nobody.
-        """
+    def _hold_at_first(self, batch: Batch, flight: Flight | None) -> Handle[bool] | None:
+        """Asks whether the claim is still held, and keeps it for a while; None: there is none."""
         if flight is None or flight.is_alone:
-            return
+            return None
+        return flight.extend(batch, seconds=FIRST_LEASE * self._settings.dead_after_seconds)
+
+    @contextmanager
+    def _holding(self, flight: Flight) -> Iterator[None]:
+        """Keeps the claim of a purchase that outlasts the first third of its first lease."""
+        loop, wait = asyncio.get_running_loop(), self._settings.dead_after_seconds
+        timer = loop.call_later(wait, self._hold_on, flight)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _hold_on(self, flight: Flight) -> None:
+        """For the length of a purchase, as soon as the store takes it.
+
+        Whether it is held by then changes nothing any more: what is bought is kept.
+        """
+        self._flights.own(_insist(partial(self._extend, flight)), name=f"hold {flight.id}")
+
+    async def _extend(self, flight: Flight) -> None:
         batch = Batch(self._store)
-        is_held = flight.extend(
-            batch, seconds=self._settings.timeout_seconds + LEASE_MARGIN_SECONDS
-        )
+        flight.extend(batch, seconds=self._settings.timeout_seconds + LEASE_MARGIN_SECONDS)
         await batch.send()
-        if not is_held.answer:
-            raise _claim_lost()
 
     def _let_go(self, reserved: Reserved) -> None:
         """Undoes a reservation that nothing will follow, as soon as the store takes it.
@@ -425,27 +447,21 @@ class Purchases:
         return task.result() if task.done() else None
 
     async def _tail(self, received: Received, data: Mapping[str, bytes]) -> Settlement:
-        """Bytes first; then, in one batch, the journal, the entry and the settlement.
-
-        Each until it succeeded. A batch runs in order, so whatever interrupts it, what is done of
-        it is enough for somebody else to do the rest.
-        """
+        """Keeps and settles until it succeeded, whatever the store does meanwhile."""
         try:
-            for digest, picture in data.items():
-                await _insist(partial(self._blobs.put, digest, picture))
-            return await self._finish_and_count(received)
+            return await self._keep_and_count(received, data)
         except Exception:
             log.exception("keeping_failed", purchase=received.reserved.purchase)
             return await self._close_unkept(received)
 
-    async def _finish_and_count(self, received: Received) -> Settlement:
+    async def _keep_and_count(self, received: Received, data: Mapping[str, bytes]) -> Settlement:
         """Counts what this worker settled: also by an attempt that was not answered."""
         may_have_settled = False
         try:
-            settlement = await self._finish(received, self._receiving(received))
+            settlement = await self._keep(received, data)
         except StoreUnavailable:
             may_have_settled = True
-            settlement = await _insist(lambda: self._finish(received, self._receiving(received)))
+            settlement = await _insist(partial(self._keep, received, data))
         is_own = settlement.status == "already" and may_have_settled
         if settlement.status == "settled" or is_own:
             self._metrics.purchased(received.record)
@@ -459,11 +475,19 @@ class Purchases:
         )
         return await _insist(settle)
 
-    def _receiving(self, received: Received) -> Batch:
-        """A batch that begins with what came: whoever finds the journal can finish it."""
+    async def _keep(self, received: Received, data: Mapping[str, bytes]) -> Settlement:
+        """Bytes first; then, in one batch, the journal, the entry and the settlement.
+
+        Small bytes lead that batch. It runs in order, so whatever interrupts it, what is done of
+        it is enough for somebody else to do the rest.
+        """
         batch = Batch(self._store)
+        for digest, picture in self._blobs.put_along(batch, data).items():
+            await self._blobs.put(digest, picture)
         quota.receive(batch, received.reserved.purchase, received.encode())
-        return batch
+        settlement = await self._finish(received, batch)
+        await self._blobs.withdraw(data)
+        return settlement
 
     # ── the tail, also entered by recovery ──────────────────────────────────────────────────
 

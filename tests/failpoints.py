@@ -26,6 +26,7 @@ from gateway.store.verbs import (
     Extend,
     Keep,
     Publish,
+    PutBlob,
     ReadEntry,
     Receive,
     Release,
@@ -43,6 +44,7 @@ STEPS: Final = (
     Reserve,
     Extend,
     Release,
+    PutBlob,
     Receive,
     Keep,
     Settle,
@@ -50,7 +52,6 @@ STEPS: Final = (
 )
 """The verbs that count; heartbeats, ledger batches, sweeps and what waiters ask do not."""
 
-PUT_BLOB: Final = "PutBlob"
 LOOK_SECONDS: Final = 0.005
 
 FOLDER_VARIABLE: Final = "FAIL_POINTS"
@@ -184,6 +185,7 @@ class FailingBlobs:
     """Picture bytes, each `put` of them through the fail points."""
 
     def __init__(self, blobs: BlobStore, points: FailPoints) -> None:
+        self.add = blobs.add
         self.get = blobs.get
         self.delete = blobs.delete
         self.scan = blobs.scan
@@ -198,7 +200,7 @@ class FailingBlobs:
         async def work() -> None:
             await self._blobs.put(digest, data, lifetime_seconds)
 
-        await self._points.pass_through(PUT_BLOB, work)
+        await self._points.pass_through(PutBlob.__name__, work)
 
 
 def with_fail_points(open_store: OpenStore, strings: Strings) -> OpenStore:

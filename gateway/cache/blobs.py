@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 import pybase64
@@ -134,9 +134,25 @@ class Blobs:
             except StoreFull:
                 await self.make_room(len(data))
                 await self._bytes.put(digest, data, self._settings.lifetime_seconds)
-        if digest in self._takedowns:  # meanwhile: whoever removed the bytes came too early
-            await self._bytes.delete(digest)
-            self._lost.add(digest)
+        await self.withdraw([digest])
+
+    def put_along(self, batch: Batch, data: Mapping[str, bytes]) -> dict[str, bytes]:
+        """Has a batch store bytes by their hashes; answers those that it cannot take along.
+
+        They are for `put`, before the batch is sent; after it, all of them are for `withdraw`.
+        """
+        lifetime = self._settings.lifetime_seconds
+        return {d: b for d, b in data.items() if not self._bytes.add(batch, d, b, lifetime)}
+
+    async def withdraw(self, digests: Iterable[str]) -> None:
+        """Removes what was taken down while it was stored. Raises `StoreUnavailable`.
+
+        Whoever removed the bytes then came too early.
+        """
+        for digest in digests:
+            if digest in self._takedowns:
+                await self._bytes.delete(digest)
+                self._lost.add(digest)
 
     def shelve(self, batch: Batch, pictures: Iterable[Picture]) -> list[Handle[Sequence[str]]]:
         """Counts stored pictures; what had to go for them is for `evict` to remove."""

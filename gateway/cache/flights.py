@@ -79,7 +79,7 @@ class Flight:
     """Its pictures take the slots that they were bought for, whatever lies there."""
 
     def extend(self, batch: Batch, *, seconds: float) -> Handle[bool]:
-        """Keeps the claim for the length of a purchase; False when it was lost meanwhile."""
+        """Keeps the claim for so long from now; False when it was lost meanwhile."""
         return batch.add(Extend(self.fingerprint, self.id, seconds))
 
     def land(self, batch: Batch, pictures: Mapping[int, Picture]) -> None:
@@ -304,7 +304,7 @@ class Flights:
                 )
                 purchase = self.own(self._buy(flight, buy), name=f"purchase {flight_id}")
                 waits.append(self._land(landing, purchase, flight.slots))
-            await asyncio.gather(*waits)
+            await _all_of(waits)
         return landing
 
     async def run_alone(
@@ -482,6 +482,14 @@ class Flights:
                 return ended
             self._previews.hear(broadcast, said)
         return None
+
+
+async def _all_of(waits: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Waits for each; the only one, as it mostly is, needs no task of its own."""
+    if len(waits) == 1:
+        await waits[0]
+    else:
+        await asyncio.gather(*waits)
 
 
 def _by_flight(others: Mapping[int, str]) -> Iterable[tuple[str, set[int]]]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.errors import StoreFull, StoreUnavailable
+from gateway.store.verbs import Batch
 
 STALE_SECONDS: Final = 3600.0
 """A temporary file this old was left behind by a process that died."""
@@ -58,6 +59,10 @@ class FolderBlobs:
     async def get(self, digest: str) -> bytes | None:
         """The bytes, or None when they are gone or their time is over."""
         return await asyncio.to_thread(self._get, self._path(digest))
+
+    def add(self, batch: Batch, digest: str, data: bytes, lifetime_seconds: float) -> bool:
+        """False: no batch writes files."""
+        return False
 
     async def delete(self, digest: str) -> None:
         """Removes them, if they are there."""

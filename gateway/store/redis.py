@@ -56,12 +56,15 @@ from gateway.store.redis_calls import (
 )
 from gateway.store.redis_link import Link, place_of, pool_of, refusal
 from gateway.store.redis_wakes import Wakes
-from gateway.store.verbs import Verb, Watch
+from gateway.store.verbs import Batch, PutBlob, Verb, Watch
 
 DEFAULT_PREFIX: Final = "igw:"
 
 UNLIMITED_BYTES: Final = 1 << 30
 """What pictures may take in a server that has no limit of its own."""
+
+SMALL_BYTES: Final = 64 * 1024
+"""Bytes that may travel with verbs: more would hold up those of others."""
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -69,10 +72,14 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 class RedisBlobs:
     """Picture bytes by content hash (`verbs.BlobStore`), each with a time to live."""
 
-    def __init__(self, link: Link, keys: Keys, *, kind: str = "blob") -> None:
+    def __init__(
+        self, link: Link, keys: Keys, *, kind: str = "blob", is_beside_verbs: bool = False
+    ) -> None:
         self._link = link
         self._keys = keys
         self._kind = kind
+        self._is_beside_verbs = is_beside_verbs
+        """The verbs of batches go to the same server, and keep its bytes under the same names."""
 
     async def put(self, digest: str, data: bytes, lifetime_seconds: float) -> None:
         """Stores bytes for at least `lifetime_seconds` from now; repeating it only prolongs.
@@ -85,6 +92,14 @@ class RedisBlobs:
         await self._ask(
             (b"PEXPIRE", key, lifetime, b"GT"), (b"SET", key, data, b"NX", b"PX", lifetime)
         )
+
+    def add(self, batch: Batch, digest: str, data: bytes, lifetime_seconds: float) -> bool:
+        """Has a batch of the store beside these store a few bytes; False where it cannot."""
+        if not self._is_beside_verbs or len(data) > SMALL_BYTES:
+            return False
+        _check_digest(digest)
+        batch.add(PutBlob(digest, data, lifetime_seconds))
+        return True
 
     async def get(self, digest: str) -> bytes | None:
         """The bytes, or None when they are gone. Raises StoreUnavailable."""
@@ -128,8 +143,7 @@ class RedisBlobs:
         await self._link.check_layout()
 
     def _key(self, digest: str) -> bytes:
-        if not _DIGEST.fullmatch(digest):
-            raise ValueError(f"This is no SHA-256 in lower-case hex: {digest!r}.")
+        _check_digest(digest)
         return self._keys.bytes_of(self._kind, digest).encode()
 
     async def _ask(self, *commands: tuple[bytes, ...]) -> list[Any]:
@@ -138,6 +152,12 @@ class RedisBlobs:
             if isinstance(reply, ResponseError):
                 raise refusal(reply, command[0].decode()) from reply
         return replies
+
+
+def _check_digest(digest: str) -> None:
+    """A digest becomes a key's name, so nothing but a digest may pass."""
+    if not _DIGEST.fullmatch(digest):
+        raise ValueError(f"This is no SHA-256 in lower-case hex: {digest!r}.")
 
 
 class RedisStore:
@@ -210,8 +230,9 @@ async def open_redis_store(
         may_create=may_create,
     )
     wakes = Wakes(pool)
-    opened_blobs = open_redis_blobs(url, prefix=prefix, may_create=may_create)
-    async with link.open(), wakes.open(), opened_blobs as blobs:
+    bytes_link = _bytes_link(url, keys, may_create=may_create)
+    blobs = RedisBlobs(bytes_link, keys, is_beside_verbs=True)
+    async with link.open(), wakes.open(), bytes_link.open():
         yield RedisStore(place, keys=keys, link=link, wakes=wakes, blobs=blobs)
 
 
@@ -226,6 +247,10 @@ async def open_redis_blobs(
     greeted.
     """
     keys = Keys(prefix)
-    link = Link(pool_of(url), place_of(url), stamp_key=keys.layout, may_create=may_create)
+    link = _bytes_link(url, keys, may_create=may_create)
     async with link.open():
         yield RedisBlobs(link, keys)
+
+
+def _bytes_link(url: str, keys: Keys, *, may_create: bool) -> Link:
+    return Link(pool_of(url), place_of(url), stamp_key=keys.layout, may_create=may_create)

@@ -75,6 +75,7 @@ SCRIPTS: Final[Mapping[str, Script]] = {
         "read_shelf": _SHELF,
         "on_shelf": _SHELF,
         "sweep": _SHELF,
+        "put_blob": (),
         "publish": (),
         "beat": _BOOKS,
         "dead_workers": _BOOKS,
@@ -404,6 +405,12 @@ def _on_shelf(verb: verbs.OnShelf, keys: Keys) -> Call:
         return [bool(found) for found in reply]
 
     return _call("on_shelf", [keys.shelf], verb.digests, read=read)
+
+
+@call_for.register
+def _put_blob(verb: verbs.PutBlob, keys: Keys) -> Call:
+    arguments = (verb.data, math.ceil(verb.lifetime_seconds * 1000))
+    return _call("put_blob", [keys.bytes_of("blob", verb.digest)], arguments, read=_nothing)
 
 
 # ── flights ─────────────────────────────────────────────────────────────────────────────────

@@ -352,6 +352,21 @@ class OnShelf(Verb[Sequence[bool]]):
     digests: tuple[str, ...]
 
 
+# ── bytes that travel with a batch ──────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class PutBlob(Verb[None]):
+    """Stores bytes as `BlobStore.put` does.
+
+    Only for a store in which the bytes lie too: `BlobStore.add` adds it where it is known.
+    """
+
+    digest: str
+    data: bytes
+    lifetime_seconds: float
+
+
 # ── flights: the small events of a purchase under way ───────────────────────────────────────
 
 
@@ -648,6 +663,13 @@ class BlobStore(Protocol):
         """Stores bytes for at least `lifetime_seconds` from now; repeating it only prolongs.
 
         Raises `errors.StoreFull` when there is no room left; whatever was there is unharmed.
+        """
+
+    def add(self, batch: Batch, digest: str, data: bytes, lifetime_seconds: float) -> bool:
+        """Has a batch do what `put` does, as its next verb; False where it cannot.
+
+        It can where batches go to the place in which the bytes lie, and the bytes are few enough
+        to hold up nobody else's verb.
         """
 
     async def get(self, digest: str) -> bytes | None:

@@ -19,11 +19,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Final, Protocol, TypeAlias, TypeVar
 
 import aiohttp
 import structlog
+from aiohttp.abc import AbstractStreamWriter
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from yarl import URL
 
@@ -204,6 +204,24 @@ class _Line:
     is_sent: bool = False
 
 
+class _Body(aiohttp.BytesPayload):
+    """A request's body; marks the line at the last moment at which certainly nothing was sent.
+
+    A connection is there by then, and without its body a request asks for nothing. The types of
+    aiohttp's exceptions do not tell the two sides apart as reliably.
+    """
+
+    def __init__(self, body: bytes, line: _Line) -> None:
+        super().__init__(body)
+        self._line = line
+
+    async def write_with_length(
+        self, writer: AbstractStreamWriter, content_length: int | None
+    ) -> None:
+        self._line.is_sent = True
+        await super().write_with_length(writer, content_length)
+
+
 @dataclass(frozen=True, slots=True)
 class _Reply:
     """A whole 2xx answer, in the chunks in which it came."""
@@ -328,9 +346,7 @@ class UpstreamClient:
         Sent as a purchase would be, with the same key and by the same way; costs nothing, and
         breaker and observer do not hear of it.
         """
-        asking = self._session.get(
-            self._settings.models_url, allow_redirects=False, trace_request_ctx=_Line()
-        )
+        asking = self._session.get(self._settings.models_url, allow_redirects=False)
         try:
             async with asyncio.timeout(_PROBE_SECONDS), asking as response:
                 return response.status
@@ -456,7 +472,7 @@ class UpstreamClient:
         outcome: _Outcome
         try:
             async with self._session.post(
-                self._url, data=order.body, allow_redirects=False, trace_request_ctx=line
+                self._url, data=_Body(order.body, line), allow_redirects=False
             ) as response:
                 if 200 <= response.status < 300:
                     outcome = await order.receive(response)
@@ -556,28 +572,8 @@ def _open_session(settings: ClientSettings, tls: ssl.SSLContext | bool) -> aioht
             connect=_TUNNEL_STEPS * settings.connect_timeout_seconds if proxy else None,
             sock_connect=settings.connect_timeout_seconds,
         ),
-        trace_configs=[_trace_sending()],
         trust_env=False,
     )
-
-
-def _trace_sending() -> aiohttp.TraceConfig:
-    """Marks the line at the last moment at which certainly nothing was sent.
-
-    The signal comes after a connection is there and before the first byte is written. The types
-    of aiohttp's exceptions do not tell the two sides apart as reliably.
-    """
-
-    async def mark(
-        _session: aiohttp.ClientSession,
-        context: SimpleNamespace,
-        _headers: aiohttp.TraceRequestHeadersSentParams,
-    ) -> None:
-        context.trace_request_ctx.is_sent = True
-
-    tracing = aiohttp.TraceConfig()
-    tracing.on_request_headers_sent.append(mark)
-    return tracing
 
 
 def _open_socket(address: aiohttp.AddrInfoType) -> socket.socket:

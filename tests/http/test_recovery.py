@@ -17,6 +17,7 @@ import pytest
 from gateway.app import DATABASE, open_store
 from gateway.billing.ledger import Record
 from gateway.errors import StoreUnavailable
+from gateway.purchase import FIRST_LEASE
 from gateway.store.verbs import (
     DeadWorkers,
     Extend,
@@ -513,6 +514,26 @@ async def test_a_reservation_made_after_its_claim_was_lost_buys_nothing(
     assert await upstream.bodies() == []
     assert await spent(gateway, limited) == Spent(0, 0, 0, 0)
     assert await open_journals(gateway) == 0
+
+
+async def test_a_purchase_holds_its_claim_however_long_it_takes(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    """Whoever asks when the first lease would be over still waits for the same picture."""
+    dead_after = 0.5
+    first_lease = FIRST_LEASE * dead_after
+    prompt = f"[[sim:slow={first_lease + 1}]] an otter that takes its time"
+    async with open_gateway(
+        workers={"heartbeat": "0.1s", "dead_after": f"{dead_after}s"}
+    ) as gateway:
+        alice = await gateway.client.with_key("alice")
+        early = asyncio.create_task(alice.ask(prompt))
+        await until_open(gateway)
+        await asyncio.sleep(first_lease + 0.2)
+        late = await alice.ask(prompt)
+
+    assert late.images == (await early).images
+    assert len(await upstream.bodies()) == 1
 
 
 class LosesClaim:

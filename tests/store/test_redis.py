@@ -708,7 +708,11 @@ class TestFull:
             await store.run([verbs.Note("s", "n", b"v", 60), verbs.Enlist("s", "l", ("a",), 60)])
             with server.client() as client:
                 client.config_set("maxmemory", 1)
-            for verb in (verbs.Note("s", "m", b"v", 60), verbs.Enlist("s", "l", ("b",), 60)):
+            for verb in (
+                verbs.Note("s", "m", b"v", 60),
+                verbs.Enlist("s", "l", ("b",), 60),
+                verbs.PutBlob("a" * 64, b"v", 60),
+            ):
                 with pytest.raises(StoreFull):
                     await ask(store, verb)
             await store.run([verbs.DropNote("s", "n"), verbs.Strike("s", "l", ("a",))])
