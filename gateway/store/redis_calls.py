@@ -12,10 +12,12 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import singledispatch
+from dataclasses import dataclass, replace
+from functools import lru_cache, singledispatch
 from importlib import resources
 from typing import Any, Final
+
+import hiredis
 
 from gateway.store import verbs
 from gateway.store.verbs import MeterState, Slot, Take, Verb
@@ -25,6 +27,9 @@ Argument = bytes | str | int
 
 SECOND: Final = 1_000_000
 """Microseconds: the unit of all times and durations in scripts and values."""
+
+MOST_WRITTEN: Final = 1024
+"""Commands that are the same each time and are kept as they go out: one for each key."""
 
 
 # ── scripts ─────────────────────────────────────────────────────────────────────────────────
@@ -166,7 +171,8 @@ _SPECIAL: Final = re.compile(r"[\[\]?^\\]")
 class Call:
     """A command and how its reply is read."""
 
-    command: tuple[Argument, ...]
+    command: tuple[Argument, ...] | bytes
+    """Bytes are a command as it goes out."""
     read: Callable[[Any], Any]
     script: Script | None = None
     """None for a plain command; those only read, so they may be repeated at will."""
@@ -463,7 +469,10 @@ def _index(number: int) -> int | None:
 
 
 @call_for.register
+@lru_cache(maxsize=MOST_WRITTEN)
 def _admit(verb: verbs.Admit, keys: Keys) -> Call:
+    """Every request of a key asks this again, and writing forty arguments takes a while."""
+
     def read(reply: Sequence[Any]) -> verbs.Admission:
         is_current, *rest = reply
         if not is_current:
@@ -472,7 +481,8 @@ def _admit(verb: verbs.Admit, keys: Keys) -> Call:
         return verbs.Admission(_index(refused), None, _read_states(states))
 
     arguments = [verb.name, verb.expect, *_take_arguments(verb.takes)]
-    return _call("admit", [keys.books, keys.records(verb.space)], arguments, read=read)
+    call = _call("admit", [keys.books, keys.records(verb.space)], arguments, read=read)
+    return replace(call, command=hiredis.pack_command(call.command))
 
 
 @call_for.register

@@ -9,6 +9,7 @@ that is away is `redis_link`.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,8 +19,8 @@ import hiredis
 from redis import exceptions as faults
 from redis.asyncio.connection import AbstractConnection
 
-Command = tuple[Any, ...]
-"""Of bytes, text and whole numbers; text goes out as UTF-8."""
+Command = tuple[Any, ...] | bytes
+"""Of bytes, text and whole numbers; text goes out as UTF-8. Or all of it as it goes out."""
 
 _NOT_YET: Final = object()
 
@@ -32,6 +33,8 @@ class _Asked:
     answered: asyncio.Future[list[Any]]
     at: float
     """The loop's time."""
+    until: float
+    """The loop's time at which the asker gives up."""
     replies: list[Any] = field(default_factory=list)
 
 
@@ -51,6 +54,8 @@ class Wire(asyncio.Protocol):
         self._outgoing: list[bytes] = []
         self._waiting: deque[_Asked] = deque()
         self._heard_at = self._loop.time()
+        self._looks_at = math.inf
+        self._timer: asyncio.TimerHandle | None = None
         self.is_open = True
 
     async def ask(self, commands: Sequence[Command], *, until: float) -> list[Any]:
@@ -61,22 +66,18 @@ class Wire(asyncio.Protocol):
         """
         if not commands:
             return []
-        asked = self._send(commands)
-        timer = self._loop.call_at(until, self._give_up, asked)
-        try:
-            return await asked.answered
-        finally:
-            timer.cancel()
+        return await self._send(commands, until).answered
 
     def hang_up(self, reason: Exception) -> None:
         """Closes the connection; whoever still waits is told why."""
         self._fail(reason)
         self._transport.abort()
 
-    def _send(self, commands: Sequence[Command]) -> _Asked:
+    def _send(self, commands: Sequence[Command], until: float) -> _Asked:
         packed = [piece for command in commands for piece in _packed(command)]
-        asked = _Asked(len(commands), self._loop.create_future(), self._loop.time())
+        asked = _Asked(len(commands), self._loop.create_future(), self._loop.time(), until)
         self._waiting.append(asked)
+        self._look_by(until)
         if not self._outgoing:
             self._loop.call_soon(self._flush)
         self._outgoing += packed
@@ -87,10 +88,23 @@ class Wire(asyncio.Protocol):
         if self.is_open:
             self._transport.writelines(outgoing)
 
+    def _look_by(self, time: float) -> None:
+        """Has somebody look by then who waits for too long: one timer does for all."""
+        if time < self._looks_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._looks_at, self._timer = time, self._loop.call_at(time, self._look)
+
+    def _look(self) -> None:
+        self._looks_at, now = math.inf, self._loop.time()
+        for asked in tuple(self._waiting):
+            if asked.until > now:
+                self._look_by(asked.until)
+            elif not asked.answered.done():
+                self._give_up(asked)
+
     def _give_up(self, asked: _Asked) -> None:
         """Nobody else should wait for a server that has said nothing for all that time."""
-        if asked.answered.done():
-            return
         asked.answered.set_exception(TimeoutError())
         if self._heard_at <= asked.at:
             self.hang_up(TimeoutError())
@@ -125,6 +139,8 @@ class Wire(asyncio.Protocol):
 
     def _fail(self, reason: Exception) -> None:
         self.is_open = False
+        if self._timer is not None:
+            self._timer.cancel()
         waiting, self._waiting = self._waiting, deque()
         for asked in waiting:
             if not asked.answered.done():
@@ -133,6 +149,8 @@ class Wire(asyncio.Protocol):
 
 def _packed(command: Command) -> list[bytes]:
     """A command as Redis reads it; the bytes of a picture go out as they lie in memory."""
+    if isinstance(command, bytes):
+        return [command]
     if command[0] != b"SET":
         return [hiredis.pack_command(command)]
     pieces = [b"*%d\r\n" % len(command)]
