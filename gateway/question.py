@@ -65,7 +65,7 @@ class Call:
     read: Callable[[], Awaitable[bytes]]
     """Reads the body; raises the 408 or 413 that a bad one deserves."""
     record: Record
-    show: Callable[[Viewer], None] = lambda viewer: None
+    show: Callable[[Call, Viewer], None] = lambda call, viewer: None
     """Begins to show a caller who asked for a stream what comes before the answer."""
     viewer: Viewer | None = None
     """What it is shown by; one for all flights that it takes, so that nothing is shown twice."""

@@ -633,7 +633,7 @@ def _viewer(call: Call, request: ImageRequest) -> Viewer | None:
     """Whoever asked for a stream is shown what comes from now on."""
     if request.stream and call.viewer is None:
         call.viewer = Viewer(request.partial_images)
-        call.show(call.viewer)
+        call.show(call, call.viewer)
     return call.viewer
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from functools import partial
 from itertools import groupby
 from typing import Any, Final
 
@@ -56,7 +55,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     """
     services = request.app[SERVICES]
     call = _call(request, services)
-    with closing(LiveStream(request, partial(_live_headers, call))) as live:
+    with closing(LiveStream(request, _live_headers)) as live:
         call.show = live.show
         try:
             answer = await _answer(request, call)

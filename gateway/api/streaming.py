@@ -21,6 +21,7 @@ from gateway.api.sending import write_slices
 from gateway.api.services import SERVICES
 from gateway.cache.previews import Preview, Viewer
 from gateway.errors import GatewayError
+from gateway.question import Call
 
 KEEP_ALIVE_SECONDS: Final = 15.0
 """How long a caller waits for headers, and then for a comment, when nothing else comes."""
@@ -46,7 +47,7 @@ class LiveStream:
     no error: there is only nobody to write to any more.
     """
 
-    def __init__(self, request: web.Request, head: Callable[[], Mapping[str, str]]) -> None:
+    def __init__(self, request: web.Request, head: Callable[[Call], Mapping[str, str]]) -> None:
         self._request = request
         self._head = head
         """The headers of an answer of which nothing is known but that it begins."""
@@ -55,10 +56,10 @@ class LiveStream:
         self._has_shown = False
         self._has_left = False
 
-    def show(self, viewer: Viewer) -> None:
+    def show(self, call: Call, viewer: Viewer) -> None:
         """Begins to write what a viewer sees."""
         name = f"stream {self._request[REQUEST_ID]}"
-        self._writer = asyncio.create_task(self._write_previews(viewer), name=name)
+        self._writer = asyncio.create_task(self._write_previews(call, viewer), name=name)
 
     async def has_begun(self) -> bool:
         """Whether there is no second answer any more; waits until all that came is written."""
@@ -93,30 +94,30 @@ class LiveStream:
 
     # ── while it lasts ──────────────────────────────────────────────────────────────────────
 
-    async def _write_previews(self, viewer: Viewer) -> None:
+    async def _write_previews(self, call: Call, viewer: Viewer) -> None:
         """Begins as soon as there is a reason, and writes what comes until nothing more will."""
         is_over = False
         while not is_over:
             is_idle = not await _has_news(viewer)
             is_over = viewer.is_over  # what came before that is still to be taken
             if is_idle or viewer.is_open:
-                await self._stay_alive(is_idle=is_idle)
+                await self._stay_alive(call, is_idle=is_idle)
             while (preview := viewer.take()) is not None:
-                await self._write_preview(preview)
+                await self._write_preview(call, preview)
 
-    async def _stay_alive(self, *, is_idle: bool) -> None:
+    async def _stay_alive(self, call: Call, *, is_idle: bool) -> None:
         if self._response is None:
-            await self._begin(self._head())
+            await self._begin(self._head(call))
         elif not is_idle:
             return
         await self._write([sse.COMMENT])
 
-    async def _write_preview(self, preview: Preview) -> None:
+    async def _write_preview(self, call: Call, preview: Preview) -> None:
         encoded = await preview.base64()
         if encoded is None:
             return
         if self._response is None:
-            await self._begin(self._head())
+            await self._begin(self._head(call))
         fields = {
             "partial_image_index": preview.index,
             "created_at": int(self._request.app[SERVICES].clock()),
