@@ -28,6 +28,9 @@ Argument = bytes | str | int
 SECOND: Final = 1_000_000
 """Microseconds: the unit of all times and durations in scripts and values."""
 
+MOST_READ: Final = 1024
+"""Slots whose meaning is kept, because a picture that is asked for is asked for again."""
+
 MOST_WRITTEN: Final = 1024
 """Commands that are the same each time and are kept as they go out: one for each key."""
 
@@ -246,6 +249,7 @@ def _read_slots(flat: Sequence[Any]) -> dict[int, Slot]:
     return {int(slot): _read_slot(value) for slot, value in _pairs(flat)}
 
 
+@lru_cache(maxsize=MOST_READ)
 def _read_slot(value: bytes) -> Slot:
     """Reads `<expires> <length of id> <id><data>`, as `shared/slots.lua` writes it."""
     expires, length, rest = value.split(b" ", 2)
