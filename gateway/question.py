@@ -48,6 +48,8 @@ MOST_REMEMBERED: Final = 1024
 LONGEST_REMEMBERED: Final = 4096
 """Bytes of a body; a longer one is read anew each time."""
 
+_PLAIN_READING: Final = Reading()
+
 
 @dataclass(slots=True)
 class Call:
@@ -76,7 +78,7 @@ class Call:
     outcome: Outcome = "refused"
     was_looked_up: bool = False
     """It was admitted, and the entry was read."""
-    reading: Reading = Reading()
+    reading: Reading = _PLAIN_READING
     """What holds of its directives, and what became of its wishes."""
     is_reload: bool = False
     """It buys although there are pictures, or would: its caller did not want those."""

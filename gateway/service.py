@@ -215,7 +215,7 @@ class Service:
         """
         for _ in range(STALE_KEY_ATTEMPTS):
             batch = Batch(self._store)
-            admission = quota.admit(batch, call.account)
+            admission = quota.admit(batch, call.account, surveys=question.directives.dry_run)
             entry = self._entries.look_up(batch, question.fingerprint)
             self._entries.tag(batch, question.fingerprint, question.directives.tags)
             await batch.send()

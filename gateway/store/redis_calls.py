@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, singledispatch
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import hiredis
 
@@ -187,6 +187,11 @@ def _call(
     script = SCRIPTS[name]
     command = ("EVALSHA", script.sha, len(keys), *keys, *arguments)
     return Call(command, read, script)
+
+
+def _written(call: Call) -> Call:
+    """The same, with its command as it goes out."""
+    return replace(call, command=hiredis.pack_command(cast(Any, call.command)))
 
 
 def _nothing(_: Any) -> None:
@@ -461,11 +466,9 @@ def _take_arguments(takes: Iterable[Take]) -> list[Argument]:
 
 
 def _read_states(flat: Sequence[int]) -> tuple[MeterState, ...]:
-    numbers = iter(flat)
-    return tuple(
-        MeterState(used, reserved, resets / SECOND, retry / SECOND)
-        for used, reserved, resets, retry in zip(*[numbers] * 4, strict=True)
-    )
+    resets, retries = ([micros / SECOND for micros in flat[place::4]] for place in (2, 3))
+    rows = zip(flat[0::4], flat[1::4], resets, retries, strict=True)
+    return tuple(map(MeterState._make, rows))
 
 
 def _index(number: int) -> int | None:
@@ -485,8 +488,7 @@ def _admit(verb: verbs.Admit, keys: Keys) -> Call:
         return verbs.Admission(_index(refused), None, _read_states(states))
 
     arguments = [verb.name, verb.expect, *_take_arguments(verb.takes)]
-    call = _call("admit", [keys.books, keys.records(verb.space)], arguments, read=read)
-    return replace(call, command=hiredis.pack_command(call.command))
+    return _written(_call("admit", [keys.books, keys.records(verb.space)], arguments, read=read))
 
 
 @call_for.register
