@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, Self
 
 import structlog
 from aiohttp import HttpVersion11, hdrs, web
 
 from gateway import sse
-from gateway.api.middleware import HEADERS, REQUEST_ID, STARTED
+from gateway.api.middleware import PASSAGE
 from gateway.api.sending import write_slices
 from gateway.api.services import SERVICES
 from gateway.cache.previews import Preview, Viewer
@@ -49,6 +49,7 @@ class LiveStream:
 
     def __init__(self, request: web.Request, head: Callable[[Call], Mapping[str, str]]) -> None:
         self._request = request
+        self._passage = request[PASSAGE]
         self._head = head
         """The headers of an answer of which nothing is known but that it begins."""
         self._response: web.StreamResponse | None = None
@@ -58,7 +59,7 @@ class LiveStream:
 
     def show(self, call: Call, viewer: Viewer) -> None:
         """Begins to write what a viewer sees."""
-        name = f"stream {self._request[REQUEST_ID]}"
+        name = f"stream {self._passage.request_id}"
         self._writer = asyncio.create_task(self._write_previews(call, viewer), name=name)
 
     async def has_begun(self) -> bool:
@@ -80,14 +81,17 @@ class LiveStream:
     async def fail(self, error: Exception) -> web.StreamResponse:
         """Tells in an event of an error that came after the beginning."""
         if not isinstance(error, GatewayError):
-            log.error("stream_failed", request_id=self._request[REQUEST_ID], exc_info=error)
+            log.error("stream_failed", request_id=self._passage.request_id, exc_info=error)
             error = GatewayError("The gateway had an error while processing your request.")
         if self._response is None:
             raise error
         await self._write([sse.encode_error(error.body["error"])])
         return self._response
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Nothing is written any more once the request itself is over."""
         if self._writer is not None:
             self._writer.cancel()
@@ -128,7 +132,7 @@ class LiveStream:
     # ── the wire ────────────────────────────────────────────────────────────────────────────
 
     async def _begin(self, headers: Mapping[str, str]) -> web.StreamResponse:
-        self._request[HEADERS].update(headers)
+        self._passage.headers.update(headers)
         response = self._response = web.StreamResponse(headers=STREAM_HEADERS)
         if self._request.version < HttpVersion11:
             response.force_close()  # without chunks nothing else tells where it ends
@@ -141,7 +145,7 @@ class LiveStream:
     async def _write_event(self, event: Sequence[bytes]) -> None:
         if not self._has_shown:
             self._has_shown = True
-            seconds = time.monotonic() - self._request[STARTED]
+            seconds = time.monotonic() - self._passage.started
             self._request.app[SERVICES].metrics.stream_first_event.observe(seconds)
         await self._write(event)
 
