@@ -7,9 +7,13 @@ renders the sum. Labels are bounded: a model, size or key that is not on the lis
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import time
+from bisect import bisect_left
+from collections import Counter as Tally
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date
 from typing import Final, Protocol, TypeVar
@@ -70,7 +74,43 @@ class Shelved(Protocol):
     def size_bytes(self) -> int: ...
 
 
-M = TypeVar("M", Counter, Histogram)
+class _Histogram(Histogram):
+    """A histogram that takes many observations in one step."""
+
+    def observe_all(self, amounts: Sequence[float]) -> None:
+        """As `observe` of each."""
+        self._sum.inc(sum(amounts))
+        places = Tally(bisect_left(self._upper_bounds, amount) for amount in amounts)
+        for place, count in places.items():
+            self._buckets[place].inc(count)
+
+
+class Gathered:
+    """What was counted in one turn of the event loop, written when it ends.
+
+    prometheus_client writes each amount into a shared file, behind a lock and a look at the
+    process's id. What every request counts is the same few series for all requests of a turn.
+    """
+
+    def __init__(self) -> None:
+        self._amounts: defaultdict[Counter | Gauge | _Histogram, list[float]] = defaultdict(list)
+
+    def add(self, series: Counter | Gauge | _Histogram, amount: float = 1) -> None:
+        """Counts or observes an amount; a gauge's may be below zero."""
+        if not self._amounts:
+            asyncio.get_running_loop().call_soon(self._write)
+        self._amounts[series].append(amount)
+
+    def _write(self) -> None:
+        gathered, self._amounts = self._amounts, defaultdict(list)
+        for series, amounts in gathered.items():
+            if isinstance(series, _Histogram):
+                series.observe_all(amounts)
+            else:
+                series.inc(sum(amounts))
+
+
+M = TypeVar("M", Counter, _Histogram)
 
 
 class Labelled(dict[tuple[str, ...], M]):
@@ -94,6 +134,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self._registry = registry = registry or CollectorRegistry()
+        self._gathered = Gathered()
         self._keys: set[str] = set()
         self._models: Collection[str] = ()
         self._sizes: Collection[str] = ()
@@ -115,12 +156,12 @@ class Metrics:
                 f"gateway_{name}", said, registry=registry, multiprocess_mode="livemostrecent"
             )
 
-        def histogram(name: str, said: str, *, buckets: Sequence[float] = SECONDS) -> Histogram:
-            return Histogram(f"gateway_{name}", said, registry=registry, buckets=buckets)
+        def histogram(name: str, said: str, *, buckets: Sequence[float] = SECONDS) -> _Histogram:
+            return _Histogram(f"gateway_{name}", said, registry=registry, buckets=buckets)
 
-        def histograms(name: str, said: str, label: str) -> Labelled[Histogram]:
+        def histograms(name: str, said: str, label: str) -> Labelled[_Histogram]:
             full = f"gateway_{name}"
-            return Labelled(Histogram(full, said, (label,), registry=registry, buckets=SECONDS))
+            return Labelled(_Histogram(full, said, (label,), registry=registry, buckets=SECONDS))
 
         who = ("key", "team", "model")
         self.requests = counters(
@@ -204,14 +245,23 @@ class Metrics:
         """Which keys have labels of their own; keys not named here follow while there is room."""
         self._keys = set(list(oldest_live)[:MOST_KEYS])
 
+    def began(self) -> None:
+        """A request is being answered from now on."""
+        self._gathered.add(self.inflight)
+
+    def ended(self) -> None:
+        """It is no longer."""
+        self._gathered.add(self.inflight, -1)
+
     def answered(
         self, *, endpoint: str, model: str | None, status: int, outcome: str, seconds: float
     ) -> None:
         """Counts one answer."""
-        self.requests[endpoint, self._model(model), str(status), outcome].inc()
-        self.duration[(outcome,)].observe(seconds)
+        add = self._gathered.add
+        add(self.requests[endpoint, self._model(model), str(status), outcome])
+        add(self.duration[(outcome,)], seconds)
         if outcome == "hit":
-            self.overhead.observe(seconds)
+            add(self.overhead, seconds)
 
     def attempted(self, model: str, status: int | str, seconds: float) -> None:
         """Counts one attempt to buy."""
@@ -233,12 +283,13 @@ class Metrics:
             self.tokens[(*who, kind)].inc(max(0, count))
         self.cost[who].inc(max(0, billed.cost_micros) / 1e6)
         self.saved[who].inc(billed.saved_micros / 1e6)
-        self._count_images(billed, max(0, billed.images))
+        self._images_of(billed, who).inc(max(0, billed.images))
 
     def served(self, billed: Billed, pictures: int) -> None:
         """Counts pictures that were answered without a purchase, and what that saved."""
-        self.saved[self._who(billed)].inc(billed.saved_micros / 1e6)
-        self._count_images(billed, pictures)
+        who = self._who(billed)
+        self._gathered.add(self.saved[who], billed.saved_micros / 1e6)
+        self._gathered.add(self._images_of(billed, who), pictures)
 
     def fetched(self, outcome: str) -> None:
         """Counts one link of upstream's: `fetched`, or why it was not."""
@@ -261,11 +312,10 @@ class Metrics:
         """Counts one refusal."""
         self.refusals[self._key(key), reason].inc()
 
-    def _count_images(self, billed: Billed, count: int) -> None:
+    def _images_of(self, billed: Billed, who: tuple[str, str, str]) -> Counter:
         size = _listed(billed.size, self._sizes)
         quality = _listed(billed.quality, self._qualities)
-        labels = (*self._who(billed), size, quality, billed.outcome)
-        self.images[labels].inc(count)
+        return self.images[(*who, size, quality, billed.outcome)]
 
     def _who(self, billed: Billed) -> tuple[str, str, str]:
         key = self._key(billed.key)

@@ -93,11 +93,11 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Gives the request its id, counts the answer and writes one line of the access log."""
     passage = request[PASSAGE] = Passage(new_request_id(), time.monotonic())
     metrics = request.app[SERVICES].metrics
-    metrics.inflight.inc()
+    metrics.began()
     try:
         response = await handler(request)
     finally:
-        metrics.inflight.dec()
+        metrics.ended()
     seconds = time.monotonic() - passage.started
     endpoint = (request.match_info.route.name or "none").partition(".")[0]
     outcome = passage.outcome or ("ok" if response.status < BAD_REQUEST else "refused")
