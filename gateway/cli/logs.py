@@ -36,6 +36,38 @@ class _Line:
     debug = info = warning = error = critical = exception = write
 
 
+class _JsonLogger(structlog.BoundLoggerBase):
+    """Our own events as JSON, each in one step: a chain of processors costs more than the line."""
+
+    def debug(self, event: str, **said: Any) -> None:
+        """Says nothing."""
+
+    def info(self, event: str, **said: Any) -> None:
+        self._write("info", event, said)
+
+    def warning(self, event: str, **said: Any) -> None:
+        self._write("warning", event, said)
+
+    def error(self, event: str, **said: Any) -> None:
+        self._write("error", event, said)
+
+    def critical(self, event: str, **said: Any) -> None:
+        self._write("critical", event, said)
+
+    def exception(self, event: str, **said: Any) -> None:
+        """An error, with the exception that is being handled."""
+        self._write("error", event, {**said, "exc_info": True})
+
+    def _write(self, level: str, event: str, said: dict[str, Any]) -> None:
+        said["event"] = event
+        said["logger"] = self._logger.name
+        said["level"] = level
+        said["timestamp"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        if "exc_info" in said:
+            structlog.processors.format_exc_info(self._logger, level, said)
+        self._logger.write(_as_json(self._logger, level, said))
+
+
 def _console() -> structlog.dev.ConsoleRenderer:
     # Tracebacks stay plain: the fancy ones show local variables, keys and prompts among them.
     return structlog.dev.ConsoleRenderer(
@@ -49,16 +81,6 @@ def _as_json(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> byt
         return orjson.dumps(event, default=repr)
     except TypeError:
         return json.dumps(event, default=repr).encode()
-
-
-def _as_json_line(logger: Any, method: str, event: MutableMapping[str, Any]) -> bytes:
-    """One of our own events; in one step, for so many processors would cost more than the line."""
-    event["logger"] = logger.name
-    event["level"] = method
-    event["timestamp"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    if "exc_info" in event:
-        event = structlog.processors.format_exc_info(logger, method, event)
-    return _as_json(logger, method, event)
 
 
 def _as_text(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
@@ -78,7 +100,6 @@ def configure_logs(form: Literal["text", "json"] | None) -> None:
         structlog.processors.TimeStamper(fmt="iso"),
     ]
     exceptions = structlog.processors.format_exc_info
-    own: list[Any] = [*shared, _console()] if is_text else [_as_json_line]
     foreign: list[Any] = [_console()] if is_text else [exceptions, _as_text]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -88,9 +109,10 @@ def configure_logs(form: Literal["text", "json"] | None) -> None:
         )
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    as_text = structlog.make_filtering_bound_logger(logging.INFO)
     structlog.configure(
-        processors=own,
+        processors=[*shared, _console()],
         logger_factory=_Line,
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=as_text if is_text else _JsonLogger,
         cache_logger_on_first_use=True,
     )
