@@ -32,7 +32,7 @@ MOST_READ: Final = 1024
 """Slots whose meaning is kept, because a picture that is asked for is asked for again."""
 
 MOST_WRITTEN: Final = 1024
-"""Commands that are the same each time and are kept as they go out: one for each key."""
+"""Commands that are asked again and again and are kept as they go out, of each such verb."""
 
 
 # ── scripts ─────────────────────────────────────────────────────────────────────────────────
@@ -263,12 +263,13 @@ def _read_slot(value: bytes) -> Slot:
 
 
 @call_for.register
+@lru_cache(maxsize=MOST_WRITTEN)
 def _read_entry(verb: verbs.ReadEntry, keys: Keys) -> Call:
     def read(reply: Sequence[Any]) -> verbs.Entry:
         now, slots = reply
         return verbs.Entry(now / SECOND, _read_slots(slots))
 
-    return _call("read_entry", [keys.entry(verb.fingerprint)], (), read=read)
+    return _written(_call("read_entry", [keys.entry(verb.fingerprint)], (), read=read))
 
 
 @call_for.register
