@@ -12,8 +12,6 @@ import os
 import platform
 import time
 from bisect import bisect_left
-from collections import Counter as Tally
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date
 from typing import Final, Protocol, TypeVar
@@ -74,15 +72,19 @@ class Shelved(Protocol):
     def size_bytes(self) -> int: ...
 
 
-class _Histogram(Histogram):
-    """A histogram that takes many observations in one step."""
+class Adds(Protocol):
+    """Something that is counted."""
 
-    def observe_all(self, amounts: Sequence[float]) -> None:
-        """As `observe` of each."""
-        self._sum.inc(sum(amounts))
-        places = Tally(bisect_left(self._upper_bounds, amount) for amount in amounts)
-        for place, count in places.items():
-            self._buckets[place].inc(count)
+    def inc(self, amount: float) -> None: ...
+
+
+class _Histogram(Histogram):
+    """A histogram that says what an observation adds, and to what."""
+
+    def parts(self, amount: float) -> Iterable[tuple[Adds, float]]:
+        """All that `observe` would write."""
+        bucket = self._buckets[bisect_left(self._upper_bounds, amount)]
+        return (self._sum, amount), (bucket, 1)
 
 
 class Gathered:
@@ -93,21 +95,23 @@ class Gathered:
     """
 
     def __init__(self) -> None:
-        self._amounts: defaultdict[Counter | Gauge | _Histogram, list[float]] = defaultdict(list)
+        self._amounts: dict[Adds, float] = {}
 
-    def add(self, series: Counter | Gauge | _Histogram, amount: float = 1) -> None:
-        """Counts or observes an amount; a gauge's may be below zero."""
+    def add(self, series: Adds, amount: float = 1) -> None:
+        """Counts an amount; a gauge's may be below zero."""
         if not self._amounts:
             asyncio.get_running_loop().call_soon(self._write)
-        self._amounts[series].append(amount)
+        self._amounts[series] = self._amounts.get(series, 0) + amount
+
+    def observe(self, histogram: _Histogram, amount: float) -> None:
+        """Counts an observation."""
+        for part, more in histogram.parts(amount):
+            self.add(part, more)
 
     def _write(self) -> None:
-        gathered, self._amounts = self._amounts, defaultdict(list)
-        for series, amounts in gathered.items():
-            if isinstance(series, _Histogram):
-                series.observe_all(amounts)
-            else:
-                series.inc(sum(amounts))
+        amounts, self._amounts = self._amounts, {}
+        for series, amount in amounts.items():
+            series.inc(amount)
 
 
 M = TypeVar("M", Counter, _Histogram)
@@ -257,11 +261,10 @@ class Metrics:
         self, *, endpoint: str, model: str | None, status: int, outcome: str, seconds: float
     ) -> None:
         """Counts one answer."""
-        add = self._gathered.add
-        add(self.requests[endpoint, self._model(model), str(status), outcome])
-        add(self.duration[(outcome,)], seconds)
+        self._gathered.add(self.requests[endpoint, self._model(model), str(status), outcome])
+        self._gathered.observe(self.duration[(outcome,)], seconds)
         if outcome == "hit":
-            add(self.overhead, seconds)
+            self._gathered.observe(self.overhead, seconds)
 
     def attempted(self, model: str, status: int | str, seconds: float) -> None:
         """Counts one attempt to buy."""
