@@ -7,9 +7,11 @@ renders the sum. Labels are bounded: a model, size or key that is not on the lis
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import time
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date
 from typing import Final, Protocol, TypeVar
@@ -70,7 +72,49 @@ class Shelved(Protocol):
     def size_bytes(self) -> int: ...
 
 
-M = TypeVar("M", Counter, Histogram)
+class Adds(Protocol):
+    """Something that is counted."""
+
+    def inc(self, amount: float) -> None: ...
+
+
+class _Histogram(Histogram):
+    """A histogram that says what an observation adds, and to what."""
+
+    def parts(self, amount: float) -> Iterable[tuple[Adds, float]]:
+        """All that `observe` would write."""
+        bucket = self._buckets[bisect_left(self._upper_bounds, amount)]
+        return (self._sum, amount), (bucket, 1)
+
+
+class Gathered:
+    """What was counted in one turn of the event loop, written when it ends.
+
+    prometheus_client writes each amount into a shared file, behind a lock and a look at the
+    process's id. What every request counts is the same few series for all requests of a turn.
+    """
+
+    def __init__(self) -> None:
+        self._amounts: dict[Adds, float] = {}
+
+    def add(self, series: Adds, amount: float = 1) -> None:
+        """Counts an amount; a gauge's may be below zero."""
+        if not self._amounts:
+            asyncio.get_running_loop().call_soon(self._write)
+        self._amounts[series] = self._amounts.get(series, 0) + amount
+
+    def observe(self, histogram: _Histogram, amount: float) -> None:
+        """Counts an observation."""
+        for part, more in histogram.parts(amount):
+            self.add(part, more)
+
+    def _write(self) -> None:
+        amounts, self._amounts = self._amounts, {}
+        for series, amount in amounts.items():
+            series.inc(amount)
+
+
+M = TypeVar("M", Counter, _Histogram)
 
 
 class Labelled(dict[tuple[str, ...], M]):
@@ -94,6 +138,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self._registry = registry = registry or CollectorRegistry()
+        self._gathered = Gathered()
         self._keys: set[str] = set()
         self._models: Collection[str] = ()
         self._sizes: Collection[str] = ()
@@ -115,12 +160,12 @@ class Metrics:
                 f"gateway_{name}", said, registry=registry, multiprocess_mode="livemostrecent"
             )
 
-        def histogram(name: str, said: str, *, buckets: Sequence[float] = SECONDS) -> Histogram:
-            return Histogram(f"gateway_{name}", said, registry=registry, buckets=buckets)
+        def histogram(name: str, said: str, *, buckets: Sequence[float] = SECONDS) -> _Histogram:
+            return _Histogram(f"gateway_{name}", said, registry=registry, buckets=buckets)
 
-        def histograms(name: str, said: str, label: str) -> Labelled[Histogram]:
+        def histograms(name: str, said: str, label: str) -> Labelled[_Histogram]:
             full = f"gateway_{name}"
-            return Labelled(Histogram(full, said, (label,), registry=registry, buckets=SECONDS))
+            return Labelled(_Histogram(full, said, (label,), registry=registry, buckets=SECONDS))
 
         who = ("key", "team", "model")
         self.requests = counters(
@@ -204,14 +249,22 @@ class Metrics:
         """Which keys have labels of their own; keys not named here follow while there is room."""
         self._keys = set(list(oldest_live)[:MOST_KEYS])
 
+    def began(self) -> None:
+        """A request is being answered from now on."""
+        self._gathered.add(self.inflight)
+
+    def ended(self) -> None:
+        """It is no longer."""
+        self._gathered.add(self.inflight, -1)
+
     def answered(
         self, *, endpoint: str, model: str | None, status: int, outcome: str, seconds: float
     ) -> None:
         """Counts one answer."""
-        self.requests[endpoint, self._model(model), str(status), outcome].inc()
-        self.duration[(outcome,)].observe(seconds)
+        self._gathered.add(self.requests[endpoint, self._model(model), str(status), outcome])
+        self._gathered.observe(self.duration[(outcome,)], seconds)
         if outcome == "hit":
-            self.overhead.observe(seconds)
+            self._gathered.observe(self.overhead, seconds)
 
     def attempted(self, model: str, status: int | str, seconds: float) -> None:
         """Counts one attempt to buy."""
@@ -233,12 +286,13 @@ class Metrics:
             self.tokens[(*who, kind)].inc(max(0, count))
         self.cost[who].inc(max(0, billed.cost_micros) / 1e6)
         self.saved[who].inc(billed.saved_micros / 1e6)
-        self._count_images(billed, max(0, billed.images))
+        self._images_of(billed, who).inc(max(0, billed.images))
 
     def served(self, billed: Billed, pictures: int) -> None:
         """Counts pictures that were answered without a purchase, and what that saved."""
-        self.saved[self._who(billed)].inc(billed.saved_micros / 1e6)
-        self._count_images(billed, pictures)
+        who = self._who(billed)
+        self._gathered.add(self.saved[who], billed.saved_micros / 1e6)
+        self._gathered.add(self._images_of(billed, who), pictures)
 
     def fetched(self, outcome: str) -> None:
         """Counts one link of upstream's: `fetched`, or why it was not."""
@@ -261,11 +315,10 @@ class Metrics:
         """Counts one refusal."""
         self.refusals[self._key(key), reason].inc()
 
-    def _count_images(self, billed: Billed, count: int) -> None:
+    def _images_of(self, billed: Billed, who: tuple[str, str, str]) -> Counter:
         size = _listed(billed.size, self._sizes)
         quality = _listed(billed.quality, self._qualities)
-        labels = (*self._who(billed), size, quality, billed.outcome)
-        self.images[labels].inc(count)
+        return self.images[(*who, size, quality, billed.outcome)]
 
     def _who(self, billed: Billed) -> tuple[str, str, str]:
         key = self._key(billed.key)

@@ -48,6 +48,8 @@ MOST_REMEMBERED: Final = 1024
 LONGEST_REMEMBERED: Final = 4096
 """Bytes of a body; a longer one is read anew each time."""
 
+_PLAIN_READING: Final = Reading()
+
 
 @dataclass(slots=True)
 class Call:
@@ -65,7 +67,7 @@ class Call:
     read: Callable[[], Awaitable[bytes]]
     """Reads the body; raises the 408 or 413 that a bad one deserves."""
     record: Record
-    show: Callable[[Viewer], None] = lambda viewer: None
+    show: Callable[[Call, Viewer], None] = lambda call, viewer: None
     """Begins to show a caller who asked for a stream what comes before the answer."""
     viewer: Viewer | None = None
     """What it is shown by; one for all flights that it takes, so that nothing is shown twice."""
@@ -76,7 +78,7 @@ class Call:
     outcome: Outcome = "refused"
     was_looked_up: bool = False
     """It was admitted, and the entry was read."""
-    reading: Reading = field(default_factory=Reading)
+    reading: Reading = _PLAIN_READING
     """What holds of its directives, and what became of its wishes."""
     is_reload: bool = False
     """It buys although there are pictures, or would: its caller did not want those."""
@@ -91,6 +93,8 @@ class Call:
     @property
     def latest_limits(self) -> list[LimitState]:
         """The key's limits as they were last seen: a purchase's view replaces the admission's."""
+        if not self.tally.limits:
+            return self.limits
         newer = {state.limit.name: state for state in self.tally.limits}
         return [newer.get(state.limit.name, state) for state in self.limits]
 
@@ -131,11 +135,9 @@ class QuestionSettings(BaseModel):
 
 
 class _Meaning(NamedTuple):
-    """What a body means for a key: nothing of it depends on the caller's other headers."""
+    """What a body means for a key that sends no directives beside it."""
 
-    request: ImageRequest
-    model: Model
-    fingerprint: str
+    question: Question
     noted: Mapping[str, object]
     """What the ledger record says of it."""
 
@@ -154,16 +156,18 @@ class Questions:
 
         Raises `InvalidRequest`.
         """
-        meaning = await self._meaning(call, raw)
+        question, noted = await self._meaning(call, raw)
         directives = (
             parse_directives(call.headers.items()) if has_directives(call.headers) else _NONE
         )
-        key = call.key
-        call.reading = effective(directives, key.reuse, allow_no_cache=key.allow_no_cache)
-        call.record = call.record.but(**meaning.noted)
-        request = at_variation(meaning.request, directives.variation)
+        is_plain = directives is _NONE
+        call.reading = question.reading if is_plain else _reading(directives, call.key)
+        call.record = call.record.but(**noted)
+        request = at_variation(question.request, directives.variation)
         _check_combination(request, directives)
-        return Question(request, meaning.model, meaning.fingerprint, raw, directives, call.reading)
+        if is_plain:
+            return question
+        return replace(question, request=request, directives=directives, reading=call.reading)
 
     async def _meaning(self, call: Call, raw: bytes) -> _Meaning:
         """From memory when this key has sent these bytes before, under this policy."""
@@ -199,7 +203,10 @@ class Questions:
             "fingerprint": place,
             "prompt_hmac": await self._ledger.prompt_hmac(request.prompt),
         }
-        return _Meaning(_in_its_form(request), model, place, noted)
+        question = Question(
+            _in_its_form(request), model, place, raw, _NONE, _reading(_NONE, call.key)
+        )
+        return _Meaning(question, noted)
 
     def derivable(self, key: Key, question: Question) -> Wanted | None:
         """What would be made; None unless the question asks for another format than PNG."""
@@ -226,6 +233,10 @@ class Questions:
 
 
 _NONE: Final = Directives()
+
+
+def _reading(directives: Directives, key: Key) -> Reading:
+    return effective(directives, key.reuse, allow_no_cache=key.allow_no_cache)
 
 
 def _effective(model: Model, request: ImageRequest, name: str) -> str | None:

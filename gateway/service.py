@@ -169,8 +169,10 @@ class Service:
     async def _answer_from(self, call: Call, question: Question, entry: Entry) -> Answer:
         """From what the entry holds and may be used, from what comes, and else from what was."""
         held = self._usable(question, entry)
-        derived = await self._derive(call.key, question, held)
-        held |= derived
+        derived: Mapping[int, Held] = {}
+        if len(held) < question.request.n:
+            derived = await self._derive(call.key, question, held)
+            held |= derived
         pictures = await self._with_bytes(question, {slot: h.picture for slot, h in held.items()})
         detail = "derived" if derived.keys() & pictures.keys() else None
         if len(pictures) == question.request.n:
@@ -215,7 +217,7 @@ class Service:
         """
         for _ in range(STALE_KEY_ATTEMPTS):
             batch = Batch(self._store)
-            admission = quota.admit(batch, call.account)
+            admission = quota.admit(batch, call.account, surveys=question.directives.dry_run)
             entry = self._entries.look_up(batch, question.fingerprint)
             self._entries.tag(batch, question.fingerprint, question.directives.tags)
             await batch.send()
@@ -253,7 +255,7 @@ class Service:
         if self._derivation is None or question.reading.asks_anew:
             return {}
         missing = [slot for slot in question.request.slots if slot not in held]
-        wanted = self._questions.derivable(key, question) if missing else None
+        wanted = self._questions.derivable(key, question)
         return {} if wanted is None else await self._derivation.fill(wanted, missing)
 
     async def _get_missing(
@@ -633,7 +635,7 @@ def _viewer(call: Call, request: ImageRequest) -> Viewer | None:
     """Whoever asked for a stream is shown what comes from now on."""
     if request.stream and call.viewer is None:
         call.viewer = Viewer(request.partial_images)
-        call.show(call.viewer)
+        call.show(call, call.viewer)
     return call.viewer
 
 

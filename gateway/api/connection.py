@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from aiohttp import HttpVersion11, StreamReader, hdrs, web
@@ -19,6 +19,8 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from gateway.api.middleware import SERVER, error_response, new_request_id
 from gateway.errors import INVALID_REQUEST, GatewayError, InvalidRequest
+
+REQUEST_TIMEOUT: Final = HTTPStatus.REQUEST_TIMEOUT
 
 
 def has_compiled_parser() -> bool:
@@ -62,7 +64,7 @@ class Connection(RequestHandler):
         """Sends the answer; nothing more is read of a request that came too late or broken."""
         if isinstance(resp, web.HTTPException):
             resp = self.handle_error(request, resp.status)
-        if resp.status == HTTPStatus.REQUEST_TIMEOUT or request.content.exception() is not None:
+        if resp.status == REQUEST_TIMEOUT or request.content.exception() is not None:
             resp.force_close()
             self._lingering_time = 0.0
         return await super().finish_response(request, resp, start_time)

@@ -14,7 +14,7 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from gateway.api.middleware import HEADERS
+from gateway.api.middleware import PASSAGE
 from gateway.api.sending import write_pieces
 from gateway.api.services import SERVICES
 from gateway.cache.gallery import OpenPicture
@@ -40,7 +40,7 @@ async def show_picture(request: web.Request) -> web.StreamResponse:
     try:
         return await _show(request)
     except GatewayError:
-        request[HEADERS][hdrs.CACHE_CONTROL] = "no-store"
+        request[PASSAGE].headers[hdrs.CACHE_CONTROL] = "no-store"
         raise
 
 

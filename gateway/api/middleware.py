@@ -12,6 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -25,25 +26,37 @@ from gateway.errors import INVALID_REQUEST, GatewayError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-REQUEST_ID: Final = web.RequestKey("request_id", str)
-STARTED: Final = web.RequestKey("started", float)
-KEY: Final = web.RequestKey("key", Key)
-SECRET: Final = web.RequestKey("secret", str)
-HEADERS: Final = web.RequestKey("headers", dict[str, str])
-"""Headers that a handler wants on the answer, whatever it will be."""
-MODEL: Final = web.RequestKey("model", str)
-OUTCOME: Final = web.RequestKey("outcome", str)
-
-BEGUN: Final = web.RequestKey("begun", bool)
-
 API_VERSION: Final = "2020-10-01"
 SERVER: Final = "image-gateway"
 """What `Server` says: no library, no version."""
 MAX_ECHO: Final = 200
+BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST
 CLOSING: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE})
 """After these the rest of the request is not read."""
 
 log = structlog.get_logger("gateway.access_log")
+
+
+@dataclass(slots=True)
+class Passage:
+    """What is learnt of one request on its way, for its headers, the metrics and the log."""
+
+    request_id: str
+    started: float
+    """By the monotonic clock, when its head had been read."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """What a handler wants on the answer, whatever it will be."""
+    key_name: str | None = None
+    model: str | None = None
+    outcome: str | None = None
+    has_begun: bool = False
+    """The answer; there can be no other one."""
+
+
+PASSAGE: Final = web.RequestKey("passage", Passage)
+KEY: Final = web.RequestKey("key", Key)
+SECRET: Final = web.RequestKey("secret", str)
+"""What opens the key."""
 
 
 # ── request id and the headers of every answer ──────────────────────────────────────────────
@@ -54,29 +67,22 @@ def new_request_id() -> str:
     return f"req_{secrets.token_hex(16)}"
 
 
-@web.middleware
-async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Gives the request its id and its start time."""
-    request[REQUEST_ID] = new_request_id()
-    request[STARTED] = time.monotonic()
-    request[HEADERS] = {}
-    return await handler(request)
-
-
 async def stamp(request: web.Request, response: web.StreamResponse) -> None:
     """Puts onto every answer, just before it begins, what every answer carries."""
-    request[BEGUN] = True
-    if REQUEST_ID not in request:
+    passage = request.get(PASSAGE)
+    if passage is None:
         return  # refused before it came this far, and stamped there: `api/connection`
-    seconds = time.monotonic() - request[STARTED]
-    response.headers["x-request-id"] = request[REQUEST_ID]
-    response.headers["openai-processing-ms"] = str(int(seconds * 1000))
-    response.headers["openai-version"] = API_VERSION
-    response.headers[hdrs.SERVER] = SERVER
-    response.headers.update(request[HEADERS])
+    passage.has_begun = True
+    seconds = time.monotonic() - passage.started
+    headers = response.headers
+    headers["x-request-id"] = passage.request_id
+    headers["openai-processing-ms"] = str(int(seconds * 1000))
+    headers["openai-version"] = API_VERSION
+    headers[hdrs.SERVER] = SERVER
+    headers.update(passage.headers)
     if request.app[SERVICES].health.is_leaving:
         response.force_close()
-        response.headers[hdrs.CONNECTION] = "close"  # aiohttp has set its own headers by now
+        headers[hdrs.CONNECTION] = "close"  # aiohttp has set its own headers by now
 
 
 # ── observe ─────────────────────────────────────────────────────────────────────────────────
@@ -84,32 +90,33 @@ async def stamp(request: web.Request, response: web.StreamResponse) -> None:
 
 @web.middleware
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Counts the answer and writes one line of the access log."""
+    """Gives the request its id, counts the answer and writes one line of the access log."""
+    passage = request[PASSAGE] = Passage(new_request_id(), time.monotonic())
     metrics = request.app[SERVICES].metrics
-    metrics.inflight.inc()
+    metrics.began()
     try:
         response = await handler(request)
     finally:
-        metrics.inflight.dec()
-    seconds = time.monotonic() - request[STARTED]
+        metrics.ended()
+    seconds = time.monotonic() - passage.started
     endpoint = (request.match_info.route.name or "none").partition(".")[0]
-    outcome = request.get(OUTCOME, "ok" if response.status < HTTPStatus.BAD_REQUEST else "refused")
+    outcome = passage.outcome or ("ok" if response.status < BAD_REQUEST else "refused")
     metrics.answered(
         endpoint=endpoint,
-        model=request.get(MODEL),
+        model=passage.model,
         status=response.status,
         outcome=outcome,
         seconds=seconds,
     )
     log.info(
         "answered",
-        request_id=request[REQUEST_ID],
+        request_id=passage.request_id,
         method=request.method,
         endpoint=endpoint,
         status=response.status,
         outcome=outcome,
-        key=request[KEY].account.key_name if KEY in request else None,
-        model=request.get(MODEL),
+        key=passage.key_name,
+        model=passage.model,
         seconds=round(seconds, 4),
         retry_count=_retry_count(request),
         pid=os.getpid(),
@@ -138,9 +145,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except (ConnectionError, TimeoutError):
         raise
     except Exception:
-        log.exception("handler_failed", request_id=request[REQUEST_ID])
+        log.exception("handler_failed", request_id=request[PASSAGE].request_id)
         failure = GatewayError("The gateway had an error while processing your request.")
-    if BEGUN in request:
+    if request[PASSAGE].has_begun:
         raise failure
     return error_response(failure)
 
@@ -199,8 +206,8 @@ def with_key(handler: Handler) -> Handler:
     """Lets a handler see only requests that carry a key; the admission sees if it still lives."""
 
     async def authenticated(request: web.Request) -> web.StreamResponse:
-        request[SECRET] = _key_of(request)
-        request[KEY] = await request.app[SERVICES].keys.authenticate(request[SECRET])
+        request[SECRET] = secret = _key_of(request)
+        _hold(request, await request.app[SERVICES].keys.authenticate(secret))
         return await handler(request)
 
     return authenticated
@@ -210,7 +217,7 @@ def with_live_key(handler: Handler) -> Handler:
     """Lets a handler that admits nothing see only requests that carry a live gateway key."""
 
     async def authenticated(request: web.Request) -> web.StreamResponse:
-        request[KEY] = await request.app[SERVICES].keys.confirm(_key_of(request))
+        _hold(request, await request.app[SERVICES].keys.confirm(_key_of(request)))
         return await handler(request)
 
     return authenticated
@@ -241,6 +248,11 @@ def with_metrics_token(handler: Handler) -> Handler:
         return await handler(request)
 
     return authenticated
+
+
+def _hold(request: web.Request, key: Key) -> None:
+    request[KEY] = key
+    request[PASSAGE].key_name = key.account.key_name
 
 
 def _key_of(request: web.Request) -> str:

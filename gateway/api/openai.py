@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from contextlib import closing
-from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -18,7 +16,7 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from gateway import sse
 from gateway.access.keys import Key
-from gateway.api.middleware import HEADERS, KEY, MODEL, OUTCOME, REQUEST_ID, SECRET
+from gateway.api.middleware import KEY, PASSAGE, SECRET, Passage
 from gateway.api.sending import write_pieces
 from gateway.api.services import SERVICES, Services
 from gateway.api.streaming import SHOWN_IN_EVENTS, LiveStream
@@ -53,46 +51,46 @@ async def generate(request: web.Request) -> web.StreamResponse:
 
     With `stream` in events, which carry pictures in base64 also where links were asked for.
     """
-    services = request.app[SERVICES]
+    services, passage = request.app[SERVICES], request[PASSAGE]
     call = _call(request, services)
-    with closing(LiveStream(request, partial(_live_headers, call))) as live:
+    with LiveStream(request, _live_headers) as live:
         call.show = live.show
         try:
-            answer = await _answer(request, call)
+            answer = await _answer(services, passage, call)
         except Exception as error:
             if not await live.has_begun():
                 raise
             return await live.fail(error)
         if isinstance(answer, DryRun):
-            request[OUTCOME] = "ok"
+            passage.outcome = "ok"
             return _show_dry_run(answer)
         if answer.request.stream:
             return await _end_stream(request, live, call, answer=answer)
-    request[HEADERS].update(_answer_headers(answer, call, now=services.clock()))
-    pieces = render(answer, created=int(services.clock()), public_url=_public_url(request))
+    now = services.clock()
+    passage.headers.update(_answer_headers(answer, call, now=now))
+    pieces = render(answer, created=int(now), public_url=_public_url(request, services))
     return await _send(request, pieces)
 
 
-async def _answer(request: web.Request, call: Call) -> Answer | DryRun:
-    """Has the call answered; whatever comes of it, the request knows it for headers and log."""
+async def _answer(services: Services, passage: Passage, call: Call) -> Answer | DryRun:
+    """Has the call answered; whatever comes of it, headers and log know it."""
+    headers = passage.headers
     try:
-        return await request.app[SERVICES].service.generate(call)
+        return await services.service.generate(call)
     except GatewayError:
         # Not onto the error: buyer and followers share it, and only the buyer was charged.
-        request[HEADERS]["x-gateway-cost-usd"] = show_usd(call.tally.cost_micros)
+        headers["x-gateway-cost-usd"] = show_usd(call.tally.cost_micros)
         if call.tally.cost_micros:  # whatever went wrong then: a retry would be charged again
-            request[HEADERS]["x-should-retry"] = "false"
+            headers["x-should-retry"] = "false"
         if (cache_status := _cache_status_of_error(call)) is not None:
-            request[HEADERS]["Cache-Status"] = cache_status
+            headers["Cache-Status"] = cache_status
         raise
     finally:
-        if call.record.model is not None:
-            request[MODEL] = call.record.model
-        request[OUTCOME] = call.outcome
-        request[HEADERS].update(rate_headers(call.latest_limits))
-        request[HEADERS].update(_notice(call))
+        passage.model, passage.outcome = call.record.model, call.outcome
+        headers.update(rate_headers(call.latest_limits))
+        headers.update(_notice(call))
         if call.is_replay:
-            request[HEADERS]["idempotent-replayed"] = "true"
+            headers["idempotent-replayed"] = "true"
 
 
 def _show_dry_run(found: DryRun) -> web.Response:
@@ -110,16 +108,16 @@ def _show_dry_run(found: DryRun) -> web.Response:
     return response
 
 
-def _public_url(request: web.Request) -> str:
+def _public_url(request: web.Request, services: Services) -> str:
     """What links start with: what was configured, else what this client calls us."""
-    return request.app[SERVICES].public_url or f"{request.scheme}://{request.host}"
+    return services.public_url or f"{request.scheme}://{request.host}"
 
 
 def _call(request: web.Request, services: Services) -> Call:
-    key = request[KEY]
+    key, request_id = request[KEY], request[PASSAGE].request_id
     now = services.clock()
     return Call(
-        request_id=request[REQUEST_ID],
+        request_id=request_id,
         time=now,
         key=key,
         secret=request[SECRET],
@@ -127,7 +125,7 @@ def _call(request: web.Request, services: Services) -> Call:
         content_type=request.headers.get(hdrs.CONTENT_TYPE),
         headers=request.headers,
         read=lambda: read_body(request),
-        record=draft(key.account, request_id=request[REQUEST_ID], time=now),
+        record=draft(key.account, request_id=request_id, time=now),
     )
 
 
@@ -349,7 +347,7 @@ async def show_model(request: web.Request) -> web.Response:
 
 async def _show_limits(request: web.Request) -> None:
     limits = await request.app[SERVICES].service.limits_of(request[KEY].account)
-    request[HEADERS].update({**rate_headers(limits), "x-gateway-cost-usd": show_usd(0)})
+    request[PASSAGE].headers.update({**rate_headers(limits), "x-gateway-cost-usd": show_usd(0)})
 
 
 def _models(request: web.Request) -> Iterable[Model]:

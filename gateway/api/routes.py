@@ -13,7 +13,6 @@ from aiohttp import web
 from gateway.api import admin, files, openai, ops
 from gateway.api.middleware import (
     answer_errors,
-    identify,
     observe,
     stamp,
     with_admin,
@@ -32,7 +31,7 @@ def api(path: str) -> str:
 
 def create_app(services: Services) -> web.Application:
     """The application: every route, with who may use it."""
-    app = web.Application(middlewares=[identify, observe, answer_errors])
+    app = web.Application(middlewares=[observe, answer_errors])
     app[SERVICES] = services
     app.on_response_prepare.append(stamp)
     post = partial(web.post, expect_handler=openai.invite_later)

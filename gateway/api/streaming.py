@@ -10,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, Self
 
 import structlog
 from aiohttp import HttpVersion11, hdrs, web
 
 from gateway import sse
-from gateway.api.middleware import HEADERS, REQUEST_ID, STARTED
+from gateway.api.middleware import PASSAGE
 from gateway.api.sending import write_pieces
 from gateway.api.services import SERVICES
 from gateway.cache.previews import Preview, Viewer
 from gateway.errors import GatewayError
+from gateway.question import Call
 
 KEEP_ALIVE_SECONDS: Final = 15.0
 """How long a caller waits for headers, and then for a comment, when nothing else comes."""
@@ -46,8 +47,9 @@ class LiveStream:
     no error: there is only nobody to write to any more.
     """
 
-    def __init__(self, request: web.Request, head: Callable[[], Mapping[str, str]]) -> None:
+    def __init__(self, request: web.Request, head: Callable[[Call], Mapping[str, str]]) -> None:
         self._request = request
+        self._passage = request[PASSAGE]
         self._head = head
         """The headers of an answer of which nothing is known but that it begins."""
         self._response: web.StreamResponse | None = None
@@ -55,10 +57,10 @@ class LiveStream:
         self._has_shown = False
         self._has_left = False
 
-    def show(self, viewer: Viewer) -> None:
+    def show(self, call: Call, viewer: Viewer) -> None:
         """Begins to write what a viewer sees."""
-        name = f"stream {self._request[REQUEST_ID]}"
-        self._writer = asyncio.create_task(self._write_previews(viewer), name=name)
+        name = f"stream {self._passage.request_id}"
+        self._writer = asyncio.create_task(self._write_previews(call, viewer), name=name)
 
     async def has_begun(self) -> bool:
         """Whether there is no second answer any more; waits until all that came is written."""
@@ -79,44 +81,47 @@ class LiveStream:
     async def fail(self, error: Exception) -> web.StreamResponse:
         """Tells in an event of an error that came after the beginning."""
         if not isinstance(error, GatewayError):
-            log.error("stream_failed", request_id=self._request[REQUEST_ID], exc_info=error)
+            log.error("stream_failed", request_id=self._passage.request_id, exc_info=error)
             error = GatewayError("The gateway had an error while processing your request.")
         if self._response is None:
             raise error
         await self._write([sse.encode_error(error.body["error"])])
         return self._response
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Nothing is written any more once the request itself is over."""
         if self._writer is not None:
             self._writer.cancel()
 
     # ── while it lasts ──────────────────────────────────────────────────────────────────────
 
-    async def _write_previews(self, viewer: Viewer) -> None:
+    async def _write_previews(self, call: Call, viewer: Viewer) -> None:
         """Begins as soon as there is a reason, and writes what comes until nothing more will."""
         is_over = False
         while not is_over:
             is_idle = not await _has_news(viewer)
             is_over = viewer.is_over  # what came before that is still to be taken
             if is_idle or viewer.is_open:
-                await self._stay_alive(is_idle=is_idle)
+                await self._stay_alive(call, is_idle=is_idle)
             while (preview := viewer.take()) is not None:
-                await self._write_preview(preview)
+                await self._write_preview(call, preview)
 
-    async def _stay_alive(self, *, is_idle: bool) -> None:
+    async def _stay_alive(self, call: Call, *, is_idle: bool) -> None:
         if self._response is None:
-            await self._begin(self._head())
+            await self._begin(self._head(call))
         elif not is_idle:
             return
         await self._write([sse.COMMENT])
 
-    async def _write_preview(self, preview: Preview) -> None:
+    async def _write_preview(self, call: Call, preview: Preview) -> None:
         encoded = await preview.base64()
         if encoded is None:
             return
         if self._response is None:
-            await self._begin(self._head())
+            await self._begin(self._head(call))
         fields = {
             "partial_image_index": preview.index,
             "created_at": int(self._request.app[SERVICES].clock()),
@@ -127,7 +132,7 @@ class LiveStream:
     # ── the wire ────────────────────────────────────────────────────────────────────────────
 
     async def _begin(self, headers: Mapping[str, str]) -> web.StreamResponse:
-        self._request[HEADERS].update(headers)
+        self._passage.headers.update(headers)
         response = self._response = web.StreamResponse(headers=STREAM_HEADERS)
         if self._request.version < HttpVersion11:
             response.force_close()  # without chunks nothing else tells where it ends
@@ -140,7 +145,7 @@ class LiveStream:
     async def _write_event(self, event: Sequence[bytes]) -> None:
         if not self._has_shown:
             self._has_shown = True
-            seconds = time.monotonic() - self._request[STARTED]
+            seconds = time.monotonic() - self._passage.started
             self._request.app[SERVICES].metrics.stream_first_event.observe(seconds)
         await self._write(event)
 

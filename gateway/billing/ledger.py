@@ -77,7 +77,7 @@ class Record(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Its JSON object, without what is absent; `record_from_dict` reads it."""
         said = zip(self._fields, self, strict=True)
-        return {name: value for name, value in said if value is not None and value not in _EMPTY}
+        return {name: value for name, value in said if value or isinstance(value, _PLAIN)}
 
     @staticmethod
     def decode(data: bytes) -> Record:
@@ -89,7 +89,8 @@ class Record(NamedTuple):
         return self._replace(**changes)
 
 
-_EMPTY: Final[tuple[object, ...]] = ((), {})
+_PLAIN: Final = (int, float, str)
+"""What is there also when it is 0 or empty."""
 
 
 def record_from_dict(data: Mapping[str, Any]) -> Record:

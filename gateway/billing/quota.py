@@ -62,24 +62,31 @@ class _Prepared(NamedTuple):
     """What every request of an account asks, made once: it is the same until its key changes."""
 
     admit: Admit
+    """Counts a request, and looks at the limits that headers show."""
+    survey: Admit
+    """The same, and looks at the others as well; they come last."""
     limits: tuple[tuple[Limit, int], ...]
-    """With their maxima, in the order of the admission's takes."""
+    """With their maxima, in the order of the survey's takes."""
     reserved: tuple[tuple[Limit, Meter], ...]
     """What a purchase reserves from: also windows without a limit."""
 
 
-def admit(batch: Batch, account: Account) -> Handle[Admission]:
-    """Counts one valid request, if the key's record is still the one it was read from."""
-    return batch.add(_prepared(account).admit)
+def admit(batch: Batch, account: Account, *, surveys: bool = False) -> Handle[Admission]:
+    """Counts one valid request, if the key's record is still the one it was read from.
+
+    With `surveys` its answer shows every limit of the key, else those that headers show.
+    """
+    prepared = _prepared(account)
+    return batch.add(prepared.survey if surveys else prepared.admit)
 
 
 def look(batch: Batch, account: Account) -> Handle[Sequence[MeterState]]:
     """What the key's limits show, counting nothing: for answers that come before an admission."""
-    return batch.add(ReadMeters(tuple(take.meter for take in _prepared(account).admit.takes)))
+    return batch.add(ReadMeters(tuple(take.meter for take in _prepared(account).survey.takes)))
 
 
 def looked_states(account: Account, states: Sequence[MeterState]) -> list[LimitState]:
-    """The key's limits as a look saw them."""
+    """The key's limits as a look saw them, or the first of them as an admission did."""
     return [
         LimitState(limit, "key", maximum, state)
         for (limit, maximum), state in zip(_prepared(account).limits, states, strict=False)
@@ -122,7 +129,7 @@ def charged(settlement: Settlement) -> Amounts:
 
 
 def admission_states(account: Account, admission: Admission) -> list[LimitState]:
-    """The key's limits as the admission saw them."""
+    """The key's limits as far as the admission saw them."""
     return looked_states(account, admission.states)
 
 
@@ -137,7 +144,7 @@ def reservation_states(account: Account, states: Sequence[MeterState]) -> list[L
 
 def refuse_admission(account: Account, admission: Admission) -> LimitExceeded:
     """The answer to a request that was not admitted."""
-    take = _prepared(account).admit.takes[admission.refused or 0]
+    take = _prepared(account).survey.takes[admission.refused or 0]
     return _refusal(account, take, admission.states[admission.refused or 0], why=None)
 
 
@@ -167,18 +174,21 @@ def _prepared(account: Account) -> _Prepared:
 
 
 def _prepare(account: Account) -> _Prepared:
-    """An admission takes one request from the buckets, and looks at every other limit there is.
+    """An admission takes one request from the buckets, and looks at the other limits there are.
 
     A purchase reserves from all windows, and from the other buckets that are limited.
     """
     limits = [limit for limit in LIMITS.values() if limit.name in account.limits]
+    limits.sort(key=lambda limit: limit.unit not in _SHOWN)
     takes = tuple(Take(_meter(account, limit), int(limit.at_admission)) for limit in limits)
+    shown = tuple(take for take in takes if take.meter.unit in _SHOWN)
     reserved = [
         limit
         for limit in LIMITS.values()
         if not limit.at_admission and (limit.period != "minute" or limit in limits)
     ]
     return _Prepared(
+        Admit(SPACE, account.key_id, account.record, shown),
         Admit(SPACE, account.key_id, account.record, takes),
         limits=tuple((limit, account.limits[limit.name]) for limit in limits),
         reserved=tuple((limit, _meter(account, limit)) for limit in reserved),

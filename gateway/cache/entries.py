@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -36,6 +37,9 @@ TTL_SPREAD: Final = 0.05
 
 TAGS: Final = "tags"
 """Lists, by tag: the fingerprints that were asked for under it."""
+
+MOST_DECODED: Final = 1024
+"""Pictures that are kept as read: what is asked for is asked for again, and cannot change."""
 
 REFUSALS: Final = "refusals"
 """The space of notes, by fingerprint, that say why a question is not asked again."""
@@ -184,6 +188,7 @@ def encode_picture(picture: Picture) -> bytes:
     return orjson.dumps(picture, default=dict)
 
 
+@lru_cache(maxsize=MOST_DECODED)
 def decode_picture(data: bytes) -> Picture:
     """The inverse of `encode_picture`."""
     return picture_from_dict(orjson.loads(data))

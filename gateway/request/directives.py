@@ -76,7 +76,7 @@ class Directives:
 
 def has_directives(headers: Container[str]) -> bool:
     """Whether any header is there that is read here; asked in the case of this module."""
-    return any(name in headers for name in _NAMES)
+    return any(map(headers.__contains__, _NAMES))
 
 
 def parse_directives(headers: Iterable[tuple[str, str]]) -> Directives:
@@ -113,7 +113,8 @@ def place(request: ImageRequest, variation: int) -> ImageRequest:
     """The request for the slots `variation … variation + n - 1`; 400 beyond the last slot."""
     last = variation + request.n - 1
     if last < MAX_SLOTS:
-        return replace(request, variation=variation)
+        is_there = request.variation == variation
+        return request if is_there else replace(request, variation=variation)
     raise _invalid(
         VARIATION,
         f"{variation} with n={request.n} asks for the variations {variation} to {last}, "

@@ -12,10 +12,12 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import singledispatch
+from dataclasses import dataclass, replace
+from functools import lru_cache, singledispatch
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, cast
+
+import hiredis
 
 from gateway.store import verbs
 from gateway.store.verbs import MeterState, Slot, Take, Verb
@@ -25,6 +27,12 @@ Argument = bytes | str | int
 
 SECOND: Final = 1_000_000
 """Microseconds: the unit of all times and durations in scripts and values."""
+
+MOST_READ: Final = 1024
+"""Slots whose meaning is kept, because a picture that is asked for is asked for again."""
+
+MOST_WRITTEN: Final = 1024
+"""Commands that are asked again and again and are kept as they go out, of each such verb."""
 
 
 # ── scripts ─────────────────────────────────────────────────────────────────────────────────
@@ -167,7 +175,8 @@ _SPECIAL: Final = re.compile(r"[\[\]?^\\]")
 class Call:
     """A command and how its reply is read."""
 
-    command: tuple[Argument, ...]
+    command: tuple[Argument, ...] | bytes
+    """Bytes are a command as it goes out."""
     read: Callable[[Any], Any]
     script: Script | None = None
     """None for a plain command; those only read, so they may be repeated at will."""
@@ -179,6 +188,11 @@ def _call(
     script = SCRIPTS[name]
     command = ("EVALSHA", script.sha, len(keys), *keys, *arguments)
     return Call(command, read, script)
+
+
+def _written(call: Call) -> Call:
+    """The same, with its command as it goes out."""
+    return replace(call, command=hiredis.pack_command(cast(Any, call.command)))
 
 
 def _nothing(_: Any) -> None:
@@ -241,6 +255,7 @@ def _read_slots(flat: Sequence[Any]) -> dict[int, Slot]:
     return {int(slot): _read_slot(value) for slot, value in _pairs(flat)}
 
 
+@lru_cache(maxsize=MOST_READ)
 def _read_slot(value: bytes) -> Slot:
     """Reads `<expires> <length of id> <id><data>`, as `shared/slots.lua` writes it."""
     expires, length, rest = value.split(b" ", 2)
@@ -249,12 +264,13 @@ def _read_slot(value: bytes) -> Slot:
 
 
 @call_for.register
+@lru_cache(maxsize=MOST_WRITTEN)
 def _read_entry(verb: verbs.ReadEntry, keys: Keys) -> Call:
     def read(reply: Sequence[Any]) -> verbs.Entry:
         now, slots = reply
         return verbs.Entry(now / SECOND, _read_slots(slots))
 
-    return _call("read_entry", [keys.entry(verb.fingerprint)], (), read=read)
+    return _written(_call("read_entry", [keys.entry(verb.fingerprint)], (), read=read))
 
 
 @call_for.register
@@ -458,11 +474,9 @@ def _take_arguments(takes: Iterable[Take]) -> list[Argument]:
 
 
 def _read_states(flat: Sequence[int]) -> tuple[MeterState, ...]:
-    numbers = iter(flat)
-    return tuple(
-        MeterState(used, reserved, resets / SECOND, retry / SECOND)
-        for used, reserved, resets, retry in zip(*[numbers] * 4, strict=True)
-    )
+    resets, retries = ([micros / SECOND for micros in flat[place::4]] for place in (2, 3))
+    rows = zip(flat[0::4], flat[1::4], resets, retries, strict=True)
+    return tuple(map(MeterState._make, rows))
 
 
 def _index(number: int) -> int | None:
@@ -470,7 +484,10 @@ def _index(number: int) -> int | None:
 
 
 @call_for.register
+@lru_cache(maxsize=MOST_WRITTEN)
 def _admit(verb: verbs.Admit, keys: Keys) -> Call:
+    """Every request of a key asks this again, and writing forty arguments takes a while."""
+
     def read(reply: Sequence[Any]) -> verbs.Admission:
         is_current, *rest = reply
         if not is_current:
@@ -479,7 +496,7 @@ def _admit(verb: verbs.Admit, keys: Keys) -> Call:
         return verbs.Admission(_index(refused), None, _read_states(states))
 
     arguments = [verb.name, verb.expect, *_take_arguments(verb.takes)]
-    return _call("admit", [keys.books, keys.records(verb.space)], arguments, read=read)
+    return _written(_call("admit", [keys.books, keys.records(verb.space)], arguments, read=read))
 
 
 @call_for.register

@@ -19,8 +19,8 @@ import hiredis
 from redis import exceptions as faults
 from redis.asyncio.connection import AbstractConnection
 
-Command = tuple[Any, ...]
-"""Of bytes, text and whole numbers; text goes out as UTF-8."""
+Command = tuple[Any, ...] | bytes
+"""Of bytes, text and whole numbers; text goes out as UTF-8. Or all of it as it goes out."""
 
 STANDSTILL_SECONDS: Final = 0.1
 """A deadline that is noticed so late was missed by this process: the server may have answered."""
@@ -36,6 +36,8 @@ class _Asked:
     answered: asyncio.Future[list[Any]]
     at: float
     """The loop's time."""
+    until: float
+    """The loop's time at which the asker gives up."""
     replies: list[Any] = field(default_factory=list)
 
 
@@ -55,6 +57,8 @@ class Wire(asyncio.Protocol):
         self._outgoing: list[bytes] = []
         self._waiting: deque[_Asked] = deque()
         self._heard_at = self._loop.time()
+        self._looks_at = math.inf
+        self._timer: asyncio.TimerHandle | None = None
         self.is_open = True
 
     async def ask(self, commands: Sequence[Command], *, until: float) -> list[Any]:
@@ -65,22 +69,18 @@ class Wire(asyncio.Protocol):
         """
         if not commands:
             return []
-        asked = self._send(commands)
-        timer = self._loop.call_at(until, self._give_up, asked, until)
-        try:
-            return await asked.answered
-        finally:
-            timer.cancel()
+        return await self._send(commands, until).answered
 
     def hang_up(self, reason: Exception) -> None:
         """Closes the connection; whoever still waits is told why."""
         self._fail(reason)
         self._transport.abort()
 
-    def _send(self, commands: Sequence[Command]) -> _Asked:
+    def _send(self, commands: Sequence[Command], until: float) -> _Asked:
         packed = [piece for command in commands for piece in _packed(command)]
-        asked = _Asked(len(commands), self._loop.create_future(), self._loop.time())
+        asked = _Asked(len(commands), self._loop.create_future(), self._loop.time(), until)
         self._waiting.append(asked)
+        self._look_by(until)
         if not self._outgoing:
             self._loop.call_soon(self._flush)
         self._outgoing += packed
@@ -91,16 +91,34 @@ class Wire(asyncio.Protocol):
         if self.is_open:
             self._transport.writelines(outgoing)
 
-    def _give_up(self, asked: _Asked, due_at: float) -> None:
-        """Nobody else should wait for a server that has said nothing for all that time.
+    def _look_by(self, time: float) -> None:
+        """Has somebody look by then who waits for too long: one timer does for all."""
+        if time < self._looks_at:
+            self._look_at(time)
+
+    def _look_at(self, time: float, *, again: bool = False) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._looks_at, self._timer = time, self._loop.call_at(time, self._look, again)
+
+    def _look(self, again: bool) -> None:
+        """Gives up for those who wait for too long.
 
         Time in which this process stood still does not count: what came then is yet to be read.
         """
-        if asked.answered.done():
+        now = self._loop.time()
+        late_seconds, self._looks_at = now - self._looks_at, math.inf
+        if late_seconds > STANDSTILL_SECONDS and not again:
+            self._look_at(now + late_seconds, again=True)
             return
-        if (late := self._loop.time() - due_at) > STANDSTILL_SECONDS:
-            self._loop.call_later(late, self._give_up, asked, math.inf)
-            return
+        for asked in tuple(self._waiting):
+            if asked.until > now:
+                self._look_by(asked.until)
+            elif not asked.answered.done():
+                self._give_up(asked)
+
+    def _give_up(self, asked: _Asked) -> None:
+        """Nobody else should wait for a server that has said nothing for all that time."""
         asked.answered.set_exception(TimeoutError())
         if self._heard_at <= asked.at:
             self.hang_up(TimeoutError())
@@ -135,6 +153,8 @@ class Wire(asyncio.Protocol):
 
     def _fail(self, reason: Exception) -> None:
         self.is_open = False
+        if self._timer is not None:
+            self._timer.cancel()
         waiting, self._waiting = self._waiting, deque()
         for asked in waiting:
             if not asked.answered.done():
@@ -143,6 +163,8 @@ class Wire(asyncio.Protocol):
 
 def _packed(command: Command) -> list[bytes]:
     """A command as Redis reads it; the bytes of a picture go out as they lie in memory."""
+    if isinstance(command, bytes):
+        return [command]
     if command[0] != b"SET":
         return [hiredis.pack_command(command)]
     pieces = [b"*%d\r\n" % len(command)]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import json
 from pathlib import Path
 
+from gateway.question import Call
 from tests.gateways import MODEL, Client, InProcess, Upstream, make_settings, run_gateway
 from tests.http.conftest import OpenGateway
 
@@ -29,6 +31,20 @@ async def test_a_second_ask_is_a_hit_with_the_same_bytes_for_nothing(
     assert (bought.outcome, hit.outcome) == ("bought", "hit")
     assert bought.cost_micros == hit.saved_micros > 0
     assert (hit.cost_micros, hit.size, hit.quality) == (0, bought.size, bought.quality)
+
+
+async def test_an_answered_request_leaves_nothing_to_the_garbage_collector(alice: Client) -> None:
+    await alice.ask()
+    gc.collect()
+    gc.disable()
+    try:
+        hits = [await alice.ask() for _ in range(3)]
+        left = [thing for thing in gc.get_objects() if isinstance(thing, Call)]
+    finally:
+        gc.enable()
+
+    assert all(hit.cache_status.startswith("hit") for hit in hits)
+    assert left == []
 
 
 async def test_more_pictures_than_before_buys_only_the_rest(

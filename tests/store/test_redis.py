@@ -527,6 +527,16 @@ class TestOutages:
             server.send(signal.SIGCONT)
             assert await until_it_works(store, read("a")) == b"v"
 
+    async def test_each_asker_has_two_seconds_of_its_own(self, server: Server) -> None:
+        async with open_redis_store(server.url) as store:
+            await store.run([write("a", b"v")])
+            await asyncio.sleep(0.7)
+            server.send(signal.SIGSTOP)
+            started = time.monotonic()
+            with pytest.raises(StoreUnavailable):
+                await ask(store, read("a"))
+            assert 1.8 < time.monotonic() - started < 2.3
+
     async def test_a_late_reply_is_never_taken_for_another_ones(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
             await store.run([write("a", b"a"), write("b", b"b")])
