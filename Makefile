@@ -34,14 +34,10 @@ test: $(VENV)/dev.stamp ## run the tests
 test-long: $(VENV)/dev.stamp ## run the tests that take longer than continuous integration should
 	@$(BIN)/pytest -m long
 
-<<<<<<< HEAD
 coverage: $(VENV)/dev.stamp ## which lines and branches the tests reach; they take half as long again
 	@$(BIN)/pytest -n $(TESTERS) -m "not long" --cov --cov-report=term:skip-covered
 
-bench: $(VENV)/dev.stamp ## measure speed; SECONDS=5 ROUNDS=1 ONLY='hit 2 KB' PEERS=litellm,portkey
-=======
 bench: $(VENV)/dev.stamp ## measure speed; SECONDS=5 ROUNDS=1 ENTRIES=1000000 ONLY='hit 2 KB' PEERS=litellm,portkey
->>>>>>> cells
 	@$(BIN)/python -m tests.bench --seconds $(or $(SECONDS),5) --rounds $(or $(ROUNDS),1) \
 		--only '$(ONLY)' --peers '$(PEERS)' --entries $(or $(ENTRIES),50000)
 
