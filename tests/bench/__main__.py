@@ -15,11 +15,11 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 
-from tests.bench.bulk import bulk_rows
+from tests.bench.bulk import in_flight_rows, large_rows
 from tests.bench.cells import CONNECTIONS, Cell, Row, all_cells, latency_row, purchases_row, rows_of
 from tests.bench.load import Failed, Speed, Target, ask_for
 from tests.bench.peers import check_peers
@@ -43,13 +43,16 @@ def main() -> int:
     try:
         check_tools()
         check_peers(peers)
-        rows = _measure(options, peers)
     except Failed as failed:
         print(failed, file=sys.stderr)  # noqa: T201
         return 1
+    faults: list[str] = []
+    rows = list(_measure(options, peers, faults))
     title = f"{options.seconds} s × {options.rounds} a cell, {os.cpu_count()} cores, one worker"
     print_table(title, rows, peers=peers)
-    return 0
+    for fault in faults:
+        print(fault, file=sys.stderr)  # noqa: T201
+    return 1 if faults else 0
 
 
 def _options() -> argparse.Namespace:
@@ -62,28 +65,43 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _measure(options: argparse.Namespace, peers: Sequence[str]) -> list[Row]:
-    cells = [cell for cell in all_cells() if options.only in cell.name]
+def _measure(options: argparse.Namespace, peers: Sequence[str], faults: list[str]) -> Iterator[Row]:
+    """A part that fails is told of in `faults`, and the others are measured all the same."""
     with tempfile.TemporaryDirectory(prefix="gateway-bench-") as name:
         folder = Path(name)
         with open_grounds(folder) as grounds:
-            rows = [
-                row
-                for size, ground in grounds.items()
-                for row in _size_rows(
-                    ground, [cell for cell in cells if cell.size == size], options, peers=peers
-                )
-            ]
-            redis_url = next(iter(grounds.values())).redis_url
-            if options.only in "streams":
-                rows += stream_rows(folder, redis_url, seconds=options.seconds)
-            if options.only in "entries":
-                ground = next(iter(grounds.values()))
-                rows += scale_rows(folder, ground, entries=options.entries, seconds=options.seconds)
-            rows += bulk_rows(folder, redis_url, only=options.only)
-            if options.only in "purchases":
-                rows.append(purchases_row(asyncio.run(_count_purchases(folder, redis_url))))
-    return rows
+            for part in _parts(folder, grounds, options, peers=peers):
+                try:
+                    yield from part
+                except Failed as failed:
+                    faults.append(str(failed))
+
+
+def _parts(
+    folder: Path,
+    grounds: Mapping[str, Ground],
+    options: argparse.Namespace,
+    *,
+    peers: Sequence[str],
+) -> Iterator[Iterable[Row]]:
+    cells = [cell for cell in all_cells() if options.only in cell.name]
+    for size, ground in grounds.items():
+        yield _size_rows(ground, [c for c in cells if c.size == size], options, peers=peers)
+    ground = next(iter(grounds.values()))
+    if options.only in "streams":
+        yield stream_rows(folder, ground.redis_url, seconds=options.seconds)
+    if options.only in "entries":
+        yield scale_rows(folder, ground, entries=options.entries, seconds=options.seconds)
+    if options.only in "in flight":
+        yield in_flight_rows(folder / "in-flight", ground.redis_url)
+    if options.only in "large":
+        yield large_rows(folder / "large", ground.redis_url)
+    if options.only in "purchases":
+        yield _purchases_rows(folder, ground.redis_url)
+
+
+def _purchases_rows(folder: Path, redis_url: str) -> Iterator[Row]:
+    yield purchases_row(asyncio.run(_count_purchases(folder, redis_url)))
 
 
 def _size_rows(

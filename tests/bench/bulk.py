@@ -7,10 +7,12 @@ processes of their own, and memory is what Linux says of the worker.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +43,8 @@ class Upstream:
     """An upstream that holds requests back."""
 
     port: int
+    folder: Path
+    """In which the gateway before it has its log."""
 
     @property
     def base_url(self) -> str:
@@ -58,18 +62,9 @@ class Upstream:
             pass
 
 
-def bulk_rows(folder: Path, redis_url: str, *, only: str) -> Iterator[Row]:
-    """The rows of both cells, or of the one that is asked for."""
-    if only in "in flight":
-        print("in flight …", file=sys.stderr)  # noqa: T201
-        yield _measure_in_flight(folder / "in-flight", redis_url)
-    if only in "large":
-        print("large …", file=sys.stderr)  # noqa: T201
-        yield from _measure_large(folder / "large", redis_url)
-
-
-def _measure_in_flight(folder: Path, redis_url: str) -> Row:
+def in_flight_rows(folder: Path, redis_url: str) -> Iterator[Row]:
     """What the worker takes more while thousands wait than when it was idle."""
+    print("in flight …", file=sys.stderr)  # noqa: T201
     count = min(IN_FLIGHT, (raise_descriptor_limit() - 200) // 2)
     with _run(folder, redis_url, size_bytes=SIZES["2 KB"]) as (upstream, gateway):
         with _crowd(gateway, upstream, WARM_UP, least_bytes=SIZES["2 KB"]):
@@ -77,11 +72,12 @@ def _measure_in_flight(folder: Path, redis_url: str) -> Row:
         idle = _memory(gateway.worker, "VmRSS")
         with _crowd(gateway, upstream, count, least_bytes=SIZES["2 KB"]):
             held = _memory(gateway.worker, "VmRSS")
-    return in_flight_row(count, (held - idle) / count)
+    yield in_flight_row(count, (held - idle) / count)
 
 
-def _measure_large(folder: Path, redis_url: str) -> Iterator[Row]:
+def large_rows(folder: Path, redis_url: str) -> Iterator[Row]:
     """The most that the worker takes more than idle, and how long it answers nobody."""
+    print("large …", file=sys.stderr)  # noqa: T201
     base64_bytes = LARGE_BYTES * 4 // 3
     with _run(folder, redis_url, size_bytes=base64_bytes) as (upstream, gateway):
         with _crowd(gateway, upstream, 2, least_bytes=base64_bytes):
@@ -102,7 +98,7 @@ def _run(folder: Path, redis_url: str, *, size_bytes: int) -> Iterator[tuple[Ups
     folder.mkdir()
     answer, port = folder / "answer.json", free_port()
     answer.write_bytes(nginx.answer_of(size_bytes))
-    upstream = Upstream(port)
+    upstream = Upstream(port, folder)
     ground = Ground(folder, folder.name, upstream.base_url, "", "", redis_url=redis_url)
     command = [sys.executable, "-m", "tests.bench.holding", str(port), str(answer)]
     with (
@@ -140,7 +136,14 @@ def _wait_until_held(crowd: subprocess.Popen[bytes], upstream: Upstream, count: 
         if (held := upstream.held()) == count:
             return
         time.sleep(0.2)
-    raise Failed(f"of {count} requests at once only {held} reached upstream")
+    told = f"meanwhile the gateway answered {_answers(upstream.folder)}"
+    raise Failed(f"of {count} requests at once only {held} reached upstream; {told}")
+
+
+def _answers(folder: Path) -> dict[str, int]:
+    """How many answers of each status the log tells of."""
+    logs = "".join(path.read_text() for path in folder.glob("*/log-*"))
+    return Counter(re.findall(r'"status":(\d+)', logs))
 
 
 @contextmanager
