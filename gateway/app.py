@@ -81,8 +81,9 @@ IDLE_LINGERS_SECONDS: Final = 5.0
 LAST_REQUEST_SECONDS: Final = 1.0
 """How long a request may take to arrive on a connection that was the last one taken."""
 
-BACKLOG: Final = 1024
-"""How many connections wait to be taken; a client of one more tries again only after a second."""
+BACKLOG: Final = 4096
+"""How many connections wait to be taken, as far as `net.core.somaxconn` lets them; a client of one
+more tries again after a second, then after two, four, eight."""
 
 POLICY_LOOK_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 60.0

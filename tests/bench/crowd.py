@@ -1,4 +1,4 @@
-"""Many who ask at once, each on a connection of its own and for a picture of its own.
+"""Many who ask within seconds, each on a connection of its own and for a picture of its own.
 
 Run as a process of its own: `python -m tests.bench.crowd COUNT URL [HEADER: VALUE …]`. Prints a
 line of JSON when everybody has an answer: how many came with which status, and how many bytes.
@@ -19,6 +19,10 @@ import uvloop
 from tests.bench.processes import LOW_PRIORITY, raise_descriptor_limit
 
 PATIENCE_SECONDS = 300.0
+ARRIVALS_PER_SECOND = 2000
+"""It is to be measured who waits for a picture, not who waits to be connected: what does not fit
+into the system's queues comes again after seconds, and then after a minute."""
+
 LOST = "lost"
 """The status of a request whose connection ended without an answer."""
 
@@ -30,6 +34,7 @@ async def ask_at_once(count: int, url: str, headers: dict[str, str]) -> dict[str
     salt = time.time_ns()
 
     async def ask(session: aiohttp.ClientSession, number: int) -> None:
+        await asyncio.sleep(number / ARRIVALS_PER_SECOND)
         body = {"model": "gpt-image-1.5", "prompt": f"Otter {number} of a crowd, {salt}"}
         try:
             async with session.post(url, json=body) as response:
