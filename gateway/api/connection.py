@@ -76,10 +76,16 @@ class Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answers malformed HTTP, and what escaped every handler, in JSON."""
+        """Answers malformed HTTP, and what escaped every handler, in JSON.
+
+        Raises `ConnectionError`, which ends the connection, when an answer has begun: a second one
+        would become part of its body.
+        """
         error: GatewayError = InvalidRequest("The request is not valid HTTP.", status=status)
         if status >= 500:
             self.log_exception("Error handling request", exc_info=exc)
+            if request.writer.output_size:
+                raise ConnectionError("the answer had begun")
             error = GatewayError("The gateway had an error while processing your request.")
         response = error_response(error)
         response.headers["x-request-id"] = new_request_id()

@@ -15,7 +15,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from gateway.api.middleware import PASSAGE
-from gateway.api.sending import write_pieces
+from gateway.api.sending import send_body
 from gateway.api.services import SERVICES
 from gateway.cache.gallery import OpenPicture
 from gateway.errors import INVALID_REQUEST, GatewayError
@@ -87,12 +87,8 @@ async def _send(
         response.headers[hdrs.CONTENT_RANGE] = f"bytes {part.start}-{part.stop - 1}/{size}"
     shown = part or range(size)
     response.content_length = len(shown)
-    await response.prepare(request)
-    if request.method != hdrs.METH_HEAD:
-        view = memoryview(picture.data)[shown.start : shown.stop]
-        await write_pieces(request, response, [view])
-    await response.write_eof()
-    return response
+    view = memoryview(picture.data)[shown.start : shown.stop]
+    return await send_body(request, response, [view])
 
 
 # ── conditions, in the order of RFC 9110 §13.2.2; those about dates do not hold: there is none ──

@@ -17,7 +17,7 @@ from aiohttp.web_protocol import RequestPayloadError
 from gateway import sse
 from gateway.access.keys import Key
 from gateway.api.middleware import KEY, PASSAGE, SECRET, Passage
-from gateway.api.sending import write_pieces
+from gateway.api.sending import send_body
 from gateway.api.services import SERVICES, Services
 from gateway.api.streaming import SHOWN_IN_EVENTS, LiveStream
 from gateway.billing.ledger import draft
@@ -273,10 +273,7 @@ async def _send(request: web.Request, pieces: list[bytes]) -> web.StreamResponse
         return web.Response(body=b"".join(pieces), content_type="application/json")
     response = web.StreamResponse(headers={hdrs.CONTENT_LENGTH: str(size)})
     response.content_type = "application/json"
-    await response.prepare(request)
-    await write_pieces(request, response, pieces)
-    await response.write_eof()
-    return response
+    return await send_body(request, response, pieces)
 
 
 # ── the same in events ──────────────────────────────────────────────────────────────────────

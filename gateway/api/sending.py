@@ -23,6 +23,23 @@ LOOKS: Final = 60
 """How often in that time it is looked whether a very slow reader has taken anything."""
 
 
+async def send_body(
+    request: web.Request, response: web.StreamResponse, pieces: Sequence[bytes | memoryview]
+) -> web.StreamResponse:
+    """Sends a whole answer whose length its headers say; to HEAD without the body.
+
+    A reader that leaves is no error: its answer is counted like any other.
+    """
+    try:
+        await response.prepare(request)
+        if request.method != hdrs.METH_HEAD:
+            await write_pieces(request, response, pieces)
+        await response.write_eof()
+    except ConnectionError:
+        response.force_close()
+    return response
+
+
 async def write_pieces(
     request: web.Request, response: web.StreamResponse, pieces: Sequence[bytes | memoryview]
 ) -> None:

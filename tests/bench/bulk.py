@@ -131,7 +131,7 @@ def _crowd(gateway: Target, upstream: Upstream, count: int, *, least_bytes: int)
 
 
 def _wait_until_held(crowd: subprocess.Popen[bytes], upstream: Upstream, count: int) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    held, deadline = 0, time.monotonic() + PATIENCE_SECONDS
     while crowd.poll() is None and time.monotonic() < deadline:
         if (held := upstream.held()) == count:
             return

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ MOST_GROWTH_MB = 150
 """Each of 51 readers has 8 MB to come: copies would take 400 MB."""
 ENOUGH_BYTES = 400_000
 """Takes a reader that is slow enough some seconds."""
+ANSWERS = [("admin_keys", "ok"), ("generations", "bought"), ("generations", "hit")]
 BODY = {"model": MODEL, "prompt": "an otter", "stream": True, "partial_images": 3}
 
 
@@ -74,15 +75,17 @@ async def run_fat_upstream() -> AsyncIterator[FatUpstream]:
 
 
 @asynccontextmanager
-async def slow_connection(client: Client) -> AsyncIterator[asyncio.StreamReader]:
-    """A stream that was asked for, on a connection into which little fits."""
+async def slow_connection(
+    client: Client, question: Mapping[str, object] = BODY
+) -> AsyncIterator[asyncio.StreamReader]:
+    """An answer that was asked for, on a connection into which little fits."""
     url = URL(client.url)
     with socket.socket() as opened:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         opened.setblocking(False)
         await asyncio.get_running_loop().sock_connect(opened, (url.host, url.port))
         reader, writer = await asyncio.open_connection(sock=opened, limit=1024)
-        body = orjson.dumps(BODY)
+        body = orjson.dumps(question)
         head = (
             f"POST /v1/images/generations HTTP/1.1\r\nHost: {url.host}\r\n"
             f"Authorization: Bearer {client.secret}\r\nContent-Type: application/json\r\n"
@@ -201,3 +204,28 @@ async def test_a_reader_that_takes_a_little_all_the_time_is_not(tmp_path: Path) 
         still_open = len(here.runner.server.connections)
 
     assert still_open == 2
+
+
+async def test_who_leaves_in_the_middle_of_a_large_answer_is_counted_and_is_no_fault(
+    tmp_path: Path, store_url: str | None
+) -> None:
+    async with (
+        run_fat_upstream() as upstream,
+        run_processes(tmp_path, upstream.base_url, workers=1, redis_url=store_url) as (
+            processes,
+            client,
+        ),
+    ):
+        upstream.may_stream.set()
+        alice = await client.with_key("alice")
+        await read_fast(alice)
+        plain = {"model": MODEL, "prompt": BODY["prompt"]}
+        async with slow_connection(alice, plain) as reader:
+            assert b" 200 OK" in await reader.readline()
+        async with asyncio.timeout(10):
+            while len(lines := processes.log('"answered"')) < len(ANSWERS):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        errors = [line for line in processes.log() if line["level"] == "error"]
+
+    assert [(line["endpoint"], line["outcome"]) for line in lines] == ANSWERS
+    assert errors == []

@@ -1,0 +1,62 @@
+"""What becomes of a connection whose answer fails: never two answers in one."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aiohttp import web
+
+from gateway.api.connection import Runner
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
+FAULTS = [RuntimeError("a fault"), TimeoutError("a fault")]
+
+
+async def all_that_comes(app: web.Application) -> bytes:
+    """What the server sends to one request until it closes the connection."""
+    runner = Runner(app, head_seconds=5)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        reader, writer = await asyncio.open_connection(*runner.addresses[0][:2])
+        writer.write(REQUEST)
+        async with asyncio.timeout(5):
+            received = await reader.read()
+        writer.close()
+    finally:
+        await runner.cleanup()
+    return received
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=repr)
+async def test_a_fault_after_an_answer_has_begun_ends_the_connection_in_its_middle(
+    fault: Exception,
+) -> None:
+    async def fail_late(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"half")
+        raise fault
+
+    app = web.Application()
+    app.router.add_get("/", fail_late)
+
+    received = await all_that_comes(app)
+
+    assert received.startswith(b"HTTP/1.1 200 OK")
+    assert received.endswith(b"\r\n\r\n4\r\nhalf\r\n")  # no last chunk: it is seen to be cut off
+
+
+async def test_a_fault_before_that_is_answered_in_json() -> None:
+    async def fail(_: web.Request) -> web.StreamResponse:
+        raise RuntimeError("a fault")
+
+    app = web.Application()
+    app.router.add_get("/", fail)
+
+    received = await all_that_comes(app)
+
+    assert received.startswith(b"HTTP/1.1 500 Internal Server Error")
+    assert b'"type": "server_error"' in received
+    assert b"a fault" not in received
