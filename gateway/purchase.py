@@ -455,15 +455,13 @@ class Purchases:
             return await self._close_unkept(received)
 
     async def _keep_and_count(self, received: Received, data: Mapping[str, bytes]) -> Settlement:
-        """Counts what this worker settled: also by an attempt that was not answered."""
-        may_have_settled = False
-        try:
-            settlement = await self._keep(received, data)
-        except StoreUnavailable:
-            may_have_settled = True
-            settlement = await _insist(partial(self._keep, received, data))
-        is_own = settlement.status == "already" and may_have_settled
-        if settlement.status == "settled" or is_own:
+        """Counts what this worker settled: once, however many attempts that took.
+
+        One that was not answered may have settled it, or one of which a full store refused the
+        rest. Who finds it settled by others, at the estimate, has corrected it and counted that.
+        """
+        settlement = await _insist(partial(self._keep, received, data))
+        if settlement.status in ("settled", "already"):
             self._metrics.purchased(received.record)
         return settlement
 

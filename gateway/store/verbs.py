@@ -357,9 +357,10 @@ class OnShelf(Verb[Sequence[bool]]):
 
 @dataclass(frozen=True, slots=True)
 class PutBlob(Verb[None]):
-    """Stores bytes as `BlobStore.put` does.
+    """Stores bytes as `BlobStore.put` does, but for `StoreFull`: a few always find room.
 
-    Only for a store in which the bytes lie too: `BlobStore.add` adds it where it is known.
+    So no verb behind it is done without it; whether the store is full, those say. Only for a store
+    in which the bytes lie too: `BlobStore.add` adds it where it is known.
     """
 
     digest: str
@@ -669,7 +670,7 @@ class BlobStore(Protocol):
         """Has a batch do what `put` does, as its next verb; False where it cannot.
 
         It can where batches go to the place in which the bytes lie, and the bytes are few enough
-        to hold up nobody else's verb.
+        to hold up nobody else's verb, and to fit into a place that is full.
         """
 
     async def get(self, digest: str) -> bytes | None:

@@ -16,8 +16,9 @@ import pytest
 
 from gateway.app import DATABASE, open_store
 from gateway.billing.ledger import Record
-from gateway.errors import StoreUnavailable
+from gateway.errors import StoreFull, StoreUnavailable
 from gateway.purchase import FIRST_LEASE
+from gateway.store.relieved import RelievedStore
 from gateway.store.verbs import (
     DeadWorkers,
     Extend,
@@ -409,17 +410,20 @@ async def cost_usd(gateway: InProcess) -> float:
 class LosesAnswer:
     """A store that does as it is told but does not say so, the first time that it is asked this."""
 
-    def __init__(self, store: Store, verb: type[Verb[Any]]) -> None:
+    def __init__(
+        self, store: Store, verb: type[Verb[Any]], *, error: type[StoreUnavailable]
+    ) -> None:
         self.name = store.name
         self.watch = store.watch
         self._store = store
         self._verb: type[Verb[Any]] | None = verb
+        self._error = error
 
     async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
         answers = await self._store.run(verbs)
         if self._verb is not None and any(isinstance(verb, self._verb) for verb in verbs):
             self._verb = None
-            raise StoreUnavailable
+            raise self._error
         return answers
 
 
@@ -434,7 +438,7 @@ async def test_a_reservation_without_an_answer_is_undone(
 ) -> None:
     """Nothing was sent, so nothing stays reserved, and the slots are free for the next."""
     purchases = gateway.gateway.purchases
-    purchases._store = LosesAnswer(purchases._store, Reserve)
+    purchases._store = LosesAnswer(purchases._store, Reserve, error=StoreUnavailable)
 
     refused = await limited.ask()
     await gateway.gateway.flights.drain()
@@ -483,12 +487,19 @@ async def test_a_reservation_that_comes_after_it_was_undone_reserves_nothing(
     assert len(await upstream.bodies()) == 1
 
 
+@pytest.mark.parametrize("error", [StoreUnavailable, StoreFull])
 @pytest.mark.parametrize("verb", [Receive, Settle])
 async def test_a_step_without_an_answer_is_repeated_and_counts_once(
-    gateway: InProcess, alice: Client, upstream: Upstream, verb: type[Verb[Any]]
+    gateway: InProcess,
+    alice: Client,
+    upstream: Upstream,
+    verb: type[Verb[Any]],
+    error: type[StoreUnavailable],
 ) -> None:
-    purchases = gateway.gateway.purchases
-    purchases._store = LosesAnswer(purchases._store, verb)
+    """Also when a store that is full has refused what came behind it, and room was made."""
+    relieved = gateway.gateway.store
+    assert isinstance(relieved, RelievedStore)
+    relieved._store = LosesAnswer(relieved._store, verb, error=error)
 
     bought, hit = await alice.ask(), await alice.ask()
 

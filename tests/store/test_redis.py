@@ -30,7 +30,7 @@ from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store import verbs
 from gateway.store.counted import CountedStore
 from gateway.store.layout import LayoutMismatch, StoreMissing
-from gateway.store.redis import RedisStore, open_redis_blobs, open_redis_store
+from gateway.store.redis import SMALL_BYTES, RedisStore, open_redis_blobs, open_redis_store
 from gateway.store.redis_calls import SCRIPTS, call_for
 from gateway.store.redis_link import CALL_SECONDS, place_of
 from gateway.store.verbs import Change, Meter, Slot, Store, Take, ask
@@ -721,13 +721,28 @@ class TestFull:
             for verb in (
                 verbs.Note("s", "m", b"v", 60),
                 verbs.Enlist("s", "l", ("b",), 60),
-                verbs.PutBlob("a" * 64, b"v", 60),
             ):
                 with pytest.raises(StoreFull):
                     await ask(store, verb)
             await store.run([verbs.DropNote("s", "n"), verbs.Strike("s", "l", ("a",))])
             assert await ask(store, verbs.ReadNote("s", "n")) is None
             assert await ask(store, verbs.ReadList("s", "l")) == []
+
+    async def test_nothing_behind_bytes_is_done_without_them(self, server: Server) -> None:
+        """However little is free: the bytes on their way take memory too, until they are stored."""
+        async with open_redis_store(server.url) as store:
+            await store.check_layout()
+            for free_bytes in range(-SMALL_BYTES, 4 * SMALL_BYTES, SMALL_BYTES // 8):
+                digest = f"{free_bytes + SMALL_BYTES:064x}"
+                behind = verbs.Note("s", digest, b"v", 60)
+                with server.client() as client:
+                    used = client.info("memory")["used_memory"]
+                    client.config_set("maxmemory", used + free_bytes)
+                with contextlib.suppress(StoreFull):
+                    await store.run([verbs.PutBlob(digest, bytes(SMALL_BYTES), 60), behind])
+                assert await store.blobs.get(digest) == bytes(SMALL_BYTES)
+            found = [verbs.ReadNote("s", f"{0:064x}"), verbs.ReadNote("s", digest)]
+            assert await store.run(found) == [None, b"v"]  # it was full, and then it was not
 
 
 class TestBlobServer:
