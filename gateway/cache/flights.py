@@ -422,7 +422,7 @@ class Flights:
         try:
             await batch.send()
         except StoreUnavailable:
-            log.warning("claim_not_given_back", flight=flight.id, lease_seconds=CLAIM_SECONDS)
+            log.warning("claim_not_given_back", flight=flight.id)
 
     async def _end_of(self, flight: str) -> End:
         """One waiting per flight and process, however many wait here."""
