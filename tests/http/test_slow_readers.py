@@ -18,7 +18,15 @@ from aiohttp import web
 from yarl import URL
 
 from gateway.api import sending
-from tests.gateways import MODEL, Client, InProcess, make_settings, run_gateway, run_processes
+from tests.gateways import (
+    MODEL,
+    Client,
+    InProcess,
+    Processes,
+    make_settings,
+    run_gateway,
+    run_processes,
+)
 from tests.http.test_bounds import fat_png
 
 PICTURE_BYTES = 1_500_000
@@ -131,18 +139,27 @@ def peak_mb(pid: int) -> float:
     return int(found[1]) / 1024
 
 
+@asynccontextmanager
+async def one_worker(
+    folder: Path, redis_url: str | None
+) -> AsyncIterator[tuple[FatUpstream, Processes, Client]]:
+    """A gateway with one worker, before an upstream of large pictures."""
+    async with (
+        run_fat_upstream() as upstream,
+        run_processes(folder, upstream.base_url, workers=1, redis_url=redis_url) as (
+            processes,
+            client,
+        ),
+    ):
+        yield upstream, processes, client
+
+
 @pytest.mark.timed
 async def test_a_reader_of_a_kilobyte_a_second_slows_nobody_and_grows_nothing(
     tmp_path: Path, store_url: str | None
 ) -> None:
     """Beside fifty fast ones, of a stream of 8 MB."""
-    async with (
-        run_fat_upstream() as upstream,
-        run_processes(tmp_path, upstream.base_url, workers=1, redis_url=store_url) as (
-            processes,
-            client,
-        ),
-    ):
+    async with one_worker(tmp_path, store_url) as (upstream, processes, client):
         alice = await client.with_key("alice")
         (worker,) = processes.workers()
         async with slow_connection(alice) as reader:
@@ -209,13 +226,7 @@ async def test_a_reader_that_takes_a_little_all_the_time_is_not(tmp_path: Path) 
 async def test_who_leaves_in_the_middle_of_a_large_answer_is_counted_and_is_no_fault(
     tmp_path: Path, store_url: str | None
 ) -> None:
-    async with (
-        run_fat_upstream() as upstream,
-        run_processes(tmp_path, upstream.base_url, workers=1, redis_url=store_url) as (
-            processes,
-            client,
-        ),
-    ):
+    async with one_worker(tmp_path, store_url) as (upstream, processes, client):
         upstream.may_stream.set()
         alice = await client.with_key("alice")
         await read_fast(alice)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,16 @@ import pytest
 from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store.queued import MOST_AT_ONCE, QueuedStore
 from gateway.store.verbs import Admit, Beat, Change, Get, Put, Store, Verb, Watch, ask
+
+
+@dataclass(frozen=True)
+class NamedWatch:
+    """A watch of which only the flight is known."""
+
+    flight: str
+
+    async def wait(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
 
 
 @dataclass
@@ -29,7 +39,7 @@ class SlowStore:
         return await self.waiting[-1]
 
     def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
-        raise NotImplementedError(flight)
+        return nullcontext(NamedWatch(flight))
 
     async def answer(self, count: int = 1) -> None:
         """Answers those who have waited longest; whoever is let in then has asked."""
@@ -74,6 +84,11 @@ async def test_the_rest_go_when_a_place_is_free_in_the_order_in_which_they_came(
     assert line.slow.asked == [A, B]
     await line.slow.answer(MOST_AT_ONCE)
     await asyncio.gather(*line.tasks)
+
+
+async def test_a_watch_is_the_stores_own_and_stands_in_no_line() -> None:
+    async with QueuedStore(SlowStore()).watch("a") as watch:
+        assert watch == NamedWatch("a")
 
 
 async def test_who_is_not_yet_admitted_waits_for_all_others() -> None:
