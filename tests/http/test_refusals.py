@@ -154,7 +154,8 @@ async def test_an_expired_picture_stands_in_when_upstream_fails(
         alice, bob = [await gateway.client.with_key(name) for name in ("alice", "bob")]
         fresh = await alice.ask(n=2)
         await asyncio.sleep(EXPIRED_SECONDS)
-        await upstream.play(*[fault] * 3)
+        busy = "status=503;retry-after-ms=300"  # so long that both wait for the same
+        await upstream.play(busy, *[fault] * 3)
         buyer, follower = await asyncio.gather(alice.ask(n=2), bob.ask(n=2))
         await upstream.play()
         again = await alice.ask(n=2)
