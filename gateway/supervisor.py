@@ -14,6 +14,9 @@ its place: only then may it stop taking connections at once. It starts with thes
 default and SIGINT, SIGHUP and SIGUSR2 ignored, because a Ctrl-C or a `kill` of the whole group
 reaches it too: only the parent counts. A worker whose parent was killed sees another
 `os.getppid()`, or a broken pipe when it says that it serves; nothing else tells it.
+
+A worker that cannot start sends its parent the reason. Once any worker has served, the parent tries
+again, later each time; before that it gives up after `START_ATTEMPTS`.
 """
 
 from __future__ import annotations
@@ -26,23 +29,29 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, NoReturn
 
 Serve = Callable[[socket.socket, Callable[[], None]], None]
-"""`serve(socket, ready)`: runs one worker until it has drained; calls `ready` once it serves."""
+"""`serve(socket, ready)`: runs one worker until it has drained; calls `ready` once it serves.
 
-EX_CONFIG: Final = 78
-"""How a worker exits that no second attempt would help (sysexits.h)."""
+A fault that needs no traceback is raised as `SystemExit(reason)`.
+"""
 
 START_TIMEOUT_SECONDS: Final = 60.0
 """A worker that does not serve by then is killed; it counts as one that cannot start."""
 
+START_ATTEMPTS: Final = 4
+"""A gateway that has never served ends after so many: at 0, 0.5, 1.5 and 3.5 s."""
+
 _FIRST_DELAY_SECONDS: Final = 0.5
 _LONGEST_DELAY_SECONDS: Final = 30.0
+_LONGEST_REASON: Final = 1_000
+_LONGEST_TRACEBACK: Final = 30_000
+_READY: Final = b"!"
 _BACKLOG: Final = 1024
 _STOP: Final = (signal.SIGTERM, signal.SIGINT)
 _HEEDED: Final = (*_STOP, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
@@ -56,6 +65,10 @@ class CannotListen(Exception):
 
 class PortInUse(CannotListen):
     """Another process has the port."""
+
+
+class CannotStart(Exception):
+    """No worker has ever served, after `START_ATTEMPTS` attempts. The message has the reason."""
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
@@ -89,9 +102,9 @@ def supervise(
 ) -> int:
     """Keeps `workers` processes serving on `socket` until told to stop; an exit status.
 
-    0 after everyone has drained, 128 + signal after a second one cut that short, `EX_CONFIG`
-    when a worker says so before any has ever served. `on_worker_exit` gets the process id of
-    each worker that is gone. To be called in the main thread of a process without others.
+    0 after everyone has drained, 128 + signal after a second one cut that short. Raises
+    `CannotStart` when no worker comes to serve. `on_worker_exit` gets the process id of each
+    worker that is gone. To be called in the main thread of a process without others.
     """
     with _heeded_signals() as signals:
         return _Parent(socket, workers, serve, on_worker_exit or (lambda pid: None), signals).run()
@@ -103,8 +116,10 @@ class _Worker:
 
     pid: int
     pipe: int
-    """Becomes readable when the worker serves; −1 afterwards."""
+    """The parent's end of the worker's `_StartReport`; −1 once the worker serves."""
     give_up_at: float
+    report: bytes = b""
+    is_late: bool = False
     is_draining: bool = False
 
     @property
@@ -126,6 +141,66 @@ class _Worker:
             os.close(self.pipe)
             self.pipe = -1
 
+    def start_fault(self, code: int) -> _StartFault:
+        """Why it never served, by its report and its exit code."""
+        reason, _, trace = self.report.decode().partition("\0")
+        if self.is_late:
+            reason = f"it did not serve within {START_TIMEOUT_SECONDS:g} s"
+        elif code < 0:
+            reason = f"it was ended by signal {-code} ({signal.strsignal(-code)})"
+        return _StartFault(reason or f"it left with status {code} before it served", trace)
+
+
+@dataclass(frozen=True, slots=True)
+class _StartFault:
+    """Why a worker does not serve: one line, and the traceback of a fault that has one."""
+
+    reason: str
+    trace: str = ""
+
+    @property
+    def frames(self) -> list[str]:
+        """Where it arose: the same for one fault whose message has another number each time."""
+        return [line for line in self.trace.splitlines() if line.startswith("  File ")]
+
+
+class _StartReport:
+    """The worker's end of the pipe on which it says how its start went, and its fault otherwise."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+
+    def succeed(self) -> None:
+        """Raises `BrokenPipeError` when the parent was killed, which ends the worker."""
+        os.write(self._pipe, _READY)
+        os.close(self._pipe)
+        self._pipe = -1
+
+    def fail(self, reason: str, trace: str = "") -> None:
+        """Tells the parent; a worker that has served logs its fault by itself."""
+        if self._pipe < 0:
+            _log_fault("worker_failed", reason=reason, trace=trace)
+            return
+        line = " ".join(reason.replace("\0", "").split())[:_LONGEST_REASON]
+        report = f"{line}\0{trace[-_LONGEST_TRACEBACK:]}"  # its end says most
+        with suppress(OSError):
+            os.write(self._pipe, report.encode(errors="backslashreplace"))
+
+
+@dataclass(frozen=True, slots=True)
+class _SignalPipe:
+    """The number of every signal that arrives is written to it, and readable until it was read.
+
+    So no signal is lost between a look and a wait.
+    """
+
+    reading: int
+    writing: int
+
+    def close(self) -> None:
+        os.close(self.reading)
+        os.close(self.writing)
+
 
 class _Parent:
     def __init__(
@@ -134,7 +209,7 @@ class _Parent:
         wanted: int,
         serve: Serve,
         on_worker_exit: Callable[[int], None],
-        signals: int,
+        signals: _SignalPipe,
     ) -> None:
         self._listener = listener
         self._wanted = wanted
@@ -144,6 +219,8 @@ class _Parent:
         self._workers: list[_Worker] = []
         self._outgoing: list[_Worker] = []  # still to be replaced by the roll that is under way
         self._has_served = False
+        self._failed_attempts = 0
+        self._last_fault = _StartFault("")
         self._delay_seconds = _FIRST_DELAY_SECONDS  # after the next start that comes to nothing
         self._next_start_at = 0.0
         self._is_stopping = False
@@ -156,7 +233,8 @@ class _Parent:
             self._wait()
             self._heed_signals()
             self._reap()
-            self._give_up_on_late()
+            self._kill_late()
+            self._give_up_if_none_serves()
         return self._status
 
     # ── keeping the number ──────────────────────────────────────────────────────────────────
@@ -175,8 +253,7 @@ class _Parent:
             for _ in range(self._missing()):
                 self._workers.append(self._fork())
         except OSError as fault:
-            _log.error("cannot fork a worker: %s", fault)
-            self._note_failed_start()
+            self._note_failed_start(_StartFault(f"cannot fork: {fault.strerror}"))
 
     def _replace_one(self) -> None:
         """The next step of a roll, as soon as there is one serving worker too many."""
@@ -186,13 +263,21 @@ class _Parent:
             _log.info("worker %d is replaced", replaced.pid)
             replaced.ask_to_leave(signal.SIGUSR1)
 
-    def _note_failed_start(self) -> None:
-        """The next attempt comes later each time; a roll ends with the old workers kept."""
+    def _note_failed_start(self, fault: _StartFault, **about: int) -> None:
+        """The next attempt comes later each time; a roll ends with the old workers kept.
+
+        Workers that fail at the same time are one attempt.
+        """
+        # A traceback is logged once, not at every attempt.
+        trace = "" if fault.frames == self._last_fault.frames else fault.trace
+        _log_fault("worker_cannot_start", reason=fault.reason, trace=trace, **about)
+        self._last_fault = fault
         if self._outgoing:
             _log.error("a new worker did not come up: the old ones stay")
             self._outgoing.clear()
         if time.monotonic() < self._next_start_at:
             return
+        self._failed_attempts += 1
         self._next_start_at = time.monotonic() + self._delay_seconds
         self._delay_seconds = min(2 * self._delay_seconds, _LONGEST_DELAY_SECONDS)
 
@@ -205,26 +290,39 @@ class _Parent:
         if self._missing() > 0:
             times.append(self._next_start_at)
         seconds = max(0.0, min(times) - time.monotonic()) if times else None
-        readable, _, _ = select.select([self._signals, *starting], [], [], seconds)
+        readable, _, _ = select.select([self._signals.reading, *starting], [], [], seconds)
         for pipe in readable:
-            if pipe != self._signals:
-                self._note_ready(starting[pipe])
+            if pipe != self._signals.reading:
+                self._read_report(starting[pipe])
+
+    def _read_report(self, worker: _Worker) -> bool:
+        """Reads what has arrived of a worker's report; False at its end."""
+        chunk = os.read(worker.pipe, 65_536)
+        worker.report += chunk
+        if worker.report == _READY:
+            self._note_ready(worker)
+        return bool(chunk)
 
     def _note_ready(self, worker: _Worker) -> None:
-        """An end without a word is a worker that died, which `_reap` deals with."""
-        if not os.read(worker.pipe, 1):
-            return
         worker.close_pipe()
         self._has_served = True
+        self._last_fault = _StartFault("")
         self._delay_seconds = _FIRST_DELAY_SECONDS
         self._next_start_at = 0.0
         _log.info("worker %d serves", worker.pid)
 
-    def _give_up_on_late(self) -> None:
+    def _kill_late(self) -> None:
         for worker in self._workers:
             if worker.is_starting and time.monotonic() > worker.give_up_at:
-                _log.error("worker %d does not come up: killed", worker.pid)
+                worker.is_late = True
                 worker.send(signal.SIGKILL)
+
+    def _give_up_if_none_serves(self) -> None:
+        """Waits for those that are still starting: one that serves is enough to go on."""
+        if self._has_served or self._is_stopping or self._failed_attempts < START_ATTEMPTS:
+            return
+        if not self._workers:
+            raise CannotStart(f"No worker can start: {self._last_fault.reason}")
 
     def _reap(self) -> None:
         for worker in self._workers.copy():
@@ -236,12 +334,12 @@ class _Parent:
         self._workers.remove(worker)
         if worker in self._outgoing:
             self._outgoing.remove(worker)
-        if not worker.is_draining:
-            _log.warning("worker %d left with status %d", worker.pid, code)
+        while worker.is_starting and self._read_report(worker):
+            pass  # what it wrote last may still be in the pipe
         if worker.is_starting and not worker.is_draining:
-            self._note_failed_start()
-            if code == EX_CONFIG and not self._has_served:
-                self._stop(EX_CONFIG)
+            self._note_failed_start(worker.start_fault(code), worker=worker.pid)
+        elif not worker.is_draining:
+            _log.warning("worker %d left with status %d", worker.pid, code)
         worker.close_pipe()
         self._on_worker_exit(worker.pid)
 
@@ -249,7 +347,7 @@ class _Parent:
 
     def _heed_signals(self) -> None:
         with suppress(BlockingIOError):
-            for number in os.read(self._signals, 4096):
+            for number in os.read(self._signals.reading, 4096):
                 self._heed(number)
 
     def _heed(self, number: int) -> None:
@@ -299,15 +397,18 @@ class _Parent:
 
     def _run_worker(self, pipe: int, mask: set[int | signal.Signals]) -> NoReturn:
         """In the child, which must never come back into the parent's code."""
+        report = _StartReport(pipe)
         status = 1
         try:
             self._leave_parent_behind(mask)
-            self._serve(self._listener, partial(_say_ready, pipe))
+            self._serve(self._listener, report.succeed)
             status = 0
         except SystemExit as leave:
             status = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
-        except BaseException:  # noqa: BLE001 - the outermost frame of this process
-            _log.exception("the worker failed")
+            if isinstance(leave.code, str):
+                report.fail(leave.code)
+        except BaseException as fault:  # noqa: BLE001 - the outermost frame of this process
+            report.fail(f"{type(fault).__name__}: {fault}", traceback.format_exc())
         finally:
             logging.shutdown()
             with suppress(OSError):
@@ -317,8 +418,9 @@ class _Parent:
 
     def _leave_parent_behind(self, mask: set[int | signal.Signals]) -> None:
         """Closes the parent's pipes and takes the signals that this module's docstring says."""
-        os.close(signal.set_wakeup_fd(-1))
-        os.close(self._signals)
+        # Since Python 3.12 asyncio has done so at the fork, so what this returns names no pipe.
+        signal.set_wakeup_fd(-1)
+        self._signals.close()
         for worker in self._workers:
             worker.close_pipe()
         for number in _HEEDED:
@@ -327,30 +429,26 @@ class _Parent:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _say_ready(pipe: int) -> None:
-    os.write(pipe, b"!")
-    os.close(pipe)
+def _log_fault(event: str, *, reason: str, trace: str, **about: int) -> None:
+    shown = {"exception": trace} if trace else {}
+    _log.error(event, extra={**about, "reason": reason, **shown})
 
 
 @contextmanager
-def _heeded_signals() -> Iterator[int]:
-    """A file descriptor from which the number of every signal that arrived can be read.
-
-    No signal is lost between a look and a wait, because it is readable until it was read.
-    """
-    reading, writing = os.pipe()
-    os.set_blocking(reading, False)
-    os.set_blocking(writing, False)
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+def _heeded_signals() -> Iterator[_SignalPipe]:
+    """Has the signals that this module heeds written to a pipe, and undoes it at the end."""
+    signals = _SignalPipe(*os.pipe())
+    os.set_blocking(signals.reading, False)
+    os.set_blocking(signals.writing, False)
+    signal.set_wakeup_fd(signals.writing, warn_on_full_buffer=False)
     former = {number: signal.signal(number, lambda *_: None) for number in _HEEDED}
     try:
-        yield reading
+        yield signals
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(-1)
-        os.close(reading)
-        os.close(writing)
+        signals.close()
 
 
 def _cannot_listen(host: str, port: int, fault: OSError) -> CannotListen:

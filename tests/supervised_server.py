@@ -2,12 +2,12 @@
 
     python supervised_server.py WORKERS STATE_DIR
 
-Every answer is the worker's process id; `/slow` takes a second. `STATE_DIR/mode` is read by each
-worker as it starts: `crash`, `config` (exits with 78) and `hang` do what they say. Printed are
-the port and, as each worker is gone, `exit PID`; workers write `hup PID` to `STATE_DIR/hups`.
+Every answer is the worker's process id; `/slow` takes a second, after `/fault` the worker fails.
+`STATE_DIR/mode` is read by each worker as it starts: `obey` says what each mode does. Printed are
+the port and, as each worker is gone, `exit PID`; workers write `hup PID` to `STATE_DIR/hups`. The
+log is JSON, on standard error.
 """
 
-import logging
 import os
 import signal
 import socket
@@ -16,20 +16,32 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gateway.supervisor import EX_CONFIG, bind_socket, supervise
+from gateway import supervisor
+from gateway.cli.logs import configure_logs
+from gateway.supervisor import CannotStart, bind_socket, supervise
+
+HANG_SECONDS = 60
+SHORT_TIMEOUT_SECONDS = 0.3
+SLOW_START_SECONDS = 4.5
+"""Longer than all attempts of a worker that fails at once."""
 
 
-def main() -> int:
+def main() -> int | str:
     workers, state = int(sys.argv[1]), Path(sys.argv[2])
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    configure_logs("json")
+    if (state / "mode").read_text() == "late":
+        supervisor.START_TIMEOUT_SECONDS = SHORT_TIMEOUT_SECONDS
     with bind_socket("127.0.0.1", 0) as listener:
         print(listener.getsockname()[1], flush=True)  # noqa: T201
-        return supervise(
-            socket=listener,
-            workers=workers,
-            serve=lambda listener, ready: serve(listener, ready, state),
-            on_worker_exit=lambda pid: print("exit", pid, flush=True),  # noqa: T201
-        )
+        try:
+            return supervise(
+                socket=listener,
+                workers=workers,
+                serve=lambda listener, ready: serve(listener, ready, state),
+                on_worker_exit=lambda pid: print("exit", pid, flush=True),  # noqa: T201
+            )
+        except CannotStart as fault:
+            return str(fault)
 
 
 def serve(listener: socket.socket, ready: Callable[[], None], state: Path) -> None:
@@ -37,7 +49,7 @@ def serve(listener: socket.socket, ready: Callable[[], None], state: Path) -> No
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda *_: stopping.append(1))
     signal.signal(signal.SIGHUP, lambda *_: note(state, f"hup {os.getpid()}"))
-    obey((state / "mode").read_text())
+    obey((state / "mode").read_text(), state)
     listener.settimeout(0.05)
     ready()
     while not stopping:
@@ -49,13 +61,32 @@ def serve(listener: socket.socket, ready: Callable[[], None], state: Path) -> No
             answer(connection)
 
 
-def obey(mode: str) -> None:
-    if mode == "crash":
-        raise RuntimeError("told to crash")
-    if mode == "config":
-        raise SystemExit(EX_CONFIG)
-    if mode == "hang":
-        time.sleep(60)
+def obey(mode: str, state: Path) -> None:
+    match mode:
+        case "crash":
+            raise RuntimeError(f"told to crash in\n{os.getpid()}")
+        case "long crash":
+            raise RuntimeError("told to crash " + 200_000 * "é")
+        case "exit":
+            raise SystemExit("told to exit")
+        case "exit silently":
+            raise SystemExit(3)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hang" | "late":
+            time.sleep(HANG_SECONDS)
+        case "one starts slowly" if is_first(state):
+            time.sleep(SLOW_START_SECONDS)
+        case "one starts slowly":
+            raise RuntimeError("told to crash")
+
+
+def is_first(state: Path) -> bool:
+    try:
+        (state / "first").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def note(state: Path, line: str) -> None:
@@ -70,6 +101,8 @@ def answer(connection: socket.socket) -> None:
         time.sleep(1)
     body = str(os.getpid()).encode()
     connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    if b" /fault " in asked:
+        raise RuntimeError("told to fail")
 
 
 if __name__ == "__main__":

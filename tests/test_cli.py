@@ -86,6 +86,42 @@ def test_a_used_port_is_named_with_the_way_to_change_it(tmp_path: Path) -> None:
             simulator.terminate()
 
 
+def test_serve_ends_with_the_reason_when_no_worker_can_start(tmp_path: Path) -> None:
+    """Its counters have no folder. The last line says so, and one traceback where."""
+    missing = tmp_path / "missing"
+    told = run(tmp_path, "serve", **SERVE, PROMETHEUS_MULTIPROC_DIR=str(missing))
+    assert told.returncode == 1
+    assert told.stderr.count("Traceback") == 1
+    last = told.stderr.splitlines()[-1]
+    assert last.startswith("Error: No worker can start: FileNotFoundError: ")
+    assert str(missing) in last
+
+
+def test_a_demo_whose_upstream_does_not_start_ends_and_says_so(tmp_path: Path) -> None:
+    program = """
+import gateway.__main__
+from gateway.cli import serving
+
+def no_simulator(*_):
+    raise OSError("no room for an upstream")
+
+serving.open_simulator = no_simulator
+gateway.__main__.main()
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", program, "demo"],
+        env={"GATEWAY_DATA_DIR": str(tmp_path), "GATEWAY_LISTEN": "127.0.0.1:0"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert told.returncode == 1
+    assert told.stderr.count("Traceback") == 1
+    assert "OSError: no room for an upstream" in told.stderr
+    assert told.stderr.splitlines()[-1].startswith("Error: The simulated upstream does not start")
+
+
 def test_keys_never_create_a_store(tmp_path: Path) -> None:
     told = run(tmp_path, "keys", "list")
     assert told.returncode == 1

@@ -1,6 +1,7 @@
 """The parent process: what becomes of its workers, with real processes and real signals."""
 
 import http.client
+import json
 import os
 import signal
 import subprocess
@@ -11,10 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gateway.supervisor import EX_CONFIG, CannotListen, PortInUse, bind_socket
+from gateway.supervisor import START_ATTEMPTS, CannotListen, PortInUse, bind_socket
 from tests.processes import is_running, living_children
 
 SERVER = Path(__file__).with_name("supervised_server.py")
@@ -46,6 +48,16 @@ class Parent:
 
     def send_to_group(self, number: int) -> None:
         os.killpg(self.process.pid, number)
+
+    def log(self, event: str) -> list[dict[str, Any]]:
+        """The lines of its log about one event, without what is no JSON."""
+        lines = (self.state / "log").read_text().rpartition("\n")[0].splitlines()
+        said = [json.loads(line) for line in lines if line.startswith("{")]
+        return [line for line in said if line["event"] == event]
+
+    def last_words(self) -> str:
+        """The last line on standard error."""
+        return (self.state / "log").read_text().splitlines()[-1]
 
     def become(self, mode: str) -> None:
         """How workers behave that start from now on."""
@@ -167,7 +179,7 @@ def test_a_roll_keeps_the_old_workers_when_new_ones_do_not_come_up(tmp_path: Pat
     with supervised(tmp_path) as parent:
         until(lambda: len(parent.served_by()) == 2)
         old = parent.workers()
-        parent.become("config")
+        parent.become("exit")
         parent.send(signal.SIGUSR2)
         until(lambda: "the old ones stay" in (tmp_path / "log").read_text())
         assert parent.workers() == old
@@ -182,24 +194,89 @@ def test_a_worker_that_cannot_start_leaves_the_others_alone(tmp_path: Path):
         parent.become("crash")
         victim, other = parent.workers()
         os.kill(victim, signal.SIGKILL)
-        until(lambda: "told to crash" in (tmp_path / "log").read_text())
+        until(lambda: len(parent.log("worker_cannot_start")) == 1)
         assert parent.served_by() == {other}
         parent.become("serve")
         until(lambda: len(parent.served_by()) == 2)
 
 
-def test_attempts_to_start_come_slower_each_time(tmp_path: Path):
-    with supervised(tmp_path, workers=1, mode="crash") as parent:
-        time.sleep(2.5)
-        attempts = (tmp_path / "log").read_text().count("RuntimeError: told to crash")
-        assert 2 <= attempts <= 3  # at about 0, 0.5 and 1.5 s
+@pytest.mark.timed
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_gateway_that_has_never_served_ends_with_the_reason_and_one_traceback(
+    tmp_path: Path, workers: int
+):
+    """Though the message of the fault has another number each time."""
+    started = time.monotonic()
+    with supervised(tmp_path, workers=workers, mode="crash") as parent:
+        assert parent.process.wait(15) == 1
+        assert 3.5 <= time.monotonic() - started < 10
+        attempts = parent.log("worker_cannot_start")
+        assert len(attempts) == workers * START_ATTEMPTS
+        assert {line["reason"] for line in attempts} == {
+            f"RuntimeError: told to crash in {line['worker']}" for line in attempts
+        }
+        (traced,) = [line for line in attempts if "exception" in line]
+        assert traced["exception"].startswith("Traceback")
+        assert parent.last_words() == f"No worker can start: {attempts[-1]['reason']}"
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [
+        ("exit", "told to exit"),
+        ("exit silently", "it left with status 3 before it served"),
+        ("kill", "it was ended by signal 9 (Killed)"),
+        ("late", "it did not serve within 0.3 s"),
+    ],
+)
+def test_a_worker_without_a_traceback_has_a_reason_too(tmp_path: Path, mode: str, reason: str):
+    with supervised(tmp_path, workers=1, mode=mode) as parent:
+        assert parent.process.wait(15) == 1
+        attempts = parent.log("worker_cannot_start")
+        assert {line["reason"] for line in attempts} == {reason}
+        assert all("exception" not in line for line in attempts)
+        assert parent.last_words() == f"No worker can start: {reason}"
+
+
+def test_a_fault_longer_than_a_pipe_is_cut_and_told(tmp_path: Path):
+    with supervised(tmp_path, workers=1, mode="long crash") as parent:
+        assert parent.process.wait(15) == 1
+        assert parent.last_words().startswith("No worker can start: RuntimeError: told to crash éé")
+        assert len(parent.last_words()) < 1_100
+
+
+def test_a_worker_that_is_still_starting_is_waited_for(tmp_path: Path):
+    """The other one fails at every attempt meanwhile."""
+    with supervised(tmp_path, workers=2, mode="one starts slowly") as parent:
+        until(lambda: len(parent.log("worker_cannot_start")) >= START_ATTEMPTS, 10)
+        assert parent.ask() > 0
+        parent.become("serve")
+        until(lambda: len(parent.served_by()) == 2, 10)
+
+
+def test_a_gateway_that_has_served_tries_again_for_as_long_as_it_takes(tmp_path: Path):
+    """Though no worker is left; each attempt comes later than the one before."""
+    with supervised(tmp_path, workers=1) as parent:
+        victim = parent.ask()
+        parent.become("crash")
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: len(parent.log("worker_cannot_start")) > START_ATTEMPTS, 15)
+        assert sum("exception" in line for line in parent.log("worker_cannot_start")) == 1
+        parent.become("serve")
+        parent.send(signal.SIGUSR2)
+        assert parent.ask() != victim
         parent.send(signal.SIGTERM)
         assert parent.process.wait(5) == 0
 
 
-def test_a_wrong_configuration_at_the_start_ends_it(tmp_path: Path):
-    with supervised(tmp_path, mode="config") as parent:
-        assert parent.process.wait(5) == EX_CONFIG
+def test_a_worker_that_fails_after_it_served_is_logged_and_replaced(tmp_path: Path):
+    with supervised(tmp_path, workers=1) as parent:
+        victim = parent.ask("/fault")
+        assert parent.ask() != victim
+        (line,) = parent.log("worker_failed")
+        assert line["reason"] == "RuntimeError: told to fail"
+        assert line["exception"].startswith("Traceback")
+        assert parent.log("worker_cannot_start") == []
 
 
 def test_workers_that_hang_at_the_start_can_be_ended(tmp_path: Path):

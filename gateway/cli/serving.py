@@ -35,7 +35,7 @@ from gateway.metrics import forget_worker
 from gateway.settings import Address, ConfigError, Settings, UpstreamSettings, find_config
 from gateway.simulator import SimulatorSettings, open_simulator
 from gateway.store.layout import LayoutMismatch
-from gateway.supervisor import CannotListen, bind_socket, supervise
+from gateway.supervisor import CannotListen, CannotStart, bind_socket, supervise
 
 log = structlog.get_logger(__name__)
 
@@ -98,8 +98,7 @@ def _serve_or_say_why(
     try:
         serve(configuration, listener, ready)
     except (ConfigError, CatalogError) as fault:
-        log.error("worker_cannot_start", reason=str(fault))
-        sys.exit(1)
+        sys.exit(str(fault))
 
 
 @contextmanager
@@ -107,7 +106,7 @@ def _faults_in_words() -> Iterator[None]:
     """What keeps a gateway from starting is said in one line."""
     try:
         yield
-    except (CannotListen, CatalogError, ConfigError, LayoutMismatch) as fault:
+    except (CannotListen, CannotStart, CatalogError, ConfigError, LayoutMismatch) as fault:
         raise click.ClickException(str(fault)) from None
     except GatewayError as fault:
         raise click.ClickException(fault.message) from None
@@ -229,9 +228,11 @@ def _simulator() -> Iterator[str]:
         os.close(reading)
         _run_simulator(writing, parent)
     os.close(writing)
-    with os.fdopen(reading) as pipe:
-        base_url = pipe.readline().strip()
     try:
+        with os.fdopen(reading) as pipe:
+            base_url = pipe.readline().strip()
+        if not base_url:
+            raise click.ClickException("The simulated upstream does not start; see the log.")
         yield base_url
     finally:
         if os.getpid() == parent:
@@ -244,6 +245,8 @@ def _run_simulator(pipe: int, parent: int) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         asyncio.run(_simulate_for(pipe, parent))
+    except Exception:
+        log.exception("simulator_failed")
     finally:
         os._exit(0)
 
