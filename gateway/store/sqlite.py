@@ -109,7 +109,11 @@ def _check_store(path: Path) -> None:
 def _connect(path: Path) -> sqlite3.Connection:
     """A connection that one thread at a time may use; transactions are begun by hand."""
     db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    db.execute("PRAGMA synchronous = NORMAL")
+    try:
+        db.execute("PRAGMA synchronous = NORMAL")
+    except sqlite3.Error:  # it is no database, say
+        db.close()
+        raise
     return db
 
 
