@@ -91,7 +91,8 @@ def test_the_unit_drains_and_may_write_nothing_but_its_state(tmp_path: Path):
     text = (DEPLOY / "image-gateway.service").read_text()
     unit = dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
     assert unit["ExecStart"] == "/opt/gateway/bin/gateway serve"
-    assert unit["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    # The shell's own kill: /bin/kill is missing on a Debian 13 without procps.
+    assert unit["ExecReload"] == "/bin/sh -c 'kill -HUP $MAINPID'"
     assert unit["KillSignal"] == "SIGTERM"
     assert unit["KillMode"] == "mixed"  # the parent alone counts signals
     assert unit["TimeoutStopSec"] == str(GRACE_SECONDS)
