@@ -19,7 +19,7 @@ LOCKED := pyproject.toml requirements/install.in
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-long coverage bench check schemas lock clean
+.PHONY: help run test smoke test-long coverage bench check schemas lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -27,12 +27,17 @@ help: ## list what can be made
 run: $(VENV)/run.stamp ## serve: `gateway serve` when UPSTREAM_API_KEY is set, else `gateway demo`
 	@if [ -n "$$UPSTREAM_API_KEY" ]; then exec $(BIN)/gateway serve; else exec $(BIN)/gateway demo; fi
 
-test: $(VENV)/dev.stamp ## run the tests
-	@$(BIN)/pytest -n $(TESTERS) -m "not long and not timed"
-	@$(BIN)/pytest -m "timed and not long"
+test: $(VENV)/dev.stamp ## run the tests; K=redis for those whose names contain that
+	@$(BIN)/pytest -n $(TESTERS) -m "not long and not timed" -k '$(K)'
+	@$(BIN)/pytest -m "timed and not long" -k '$(K)'
 
-test-long: $(VENV)/dev.stamp ## run the tests that take longer than continuous integration should
+smoke: $(VENV)/dev.stamp ## run the few tests that show whether it works at all
+	@$(BIN)/pytest tests/http/test_smoke.py
+
+test-long: $(VENV)/dev.stamp ## run what takes longer than continuous integration should
 	@$(BIN)/pytest -m long
+	@.ci/debian trixie sh -c '.ci/run && REDIS_SERVER=valkey-server make test K=redis'
+	@.ci/debian testing make smoke
 
 coverage: $(VENV)/dev.stamp ## which lines and branches the tests reach; they take half as long again
 	@$(BIN)/pytest -n $(TESTERS) -m "not long" --cov --cov-report=term:skip-covered
@@ -59,7 +64,7 @@ lock: ## choose the newest versions that pyproject.toml allows and write them do
 		--output-file requirements/dev.lock $(LOCKED)
 
 clean: ## remove the virtual environment and every cache; data stays
-	@rm -rf $(VENV) dist .coverage .coverage.* htmlcov .hypothesis .import_linter_cache \
+	@rm -rf $(VENV) .debian dist .coverage .coverage.* htmlcov .hypothesis .import_linter_cache \
 		.mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

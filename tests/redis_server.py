@@ -1,4 +1,7 @@
-"""A real `redis-server` for tests: started on a free port, empty, gone afterwards."""
+"""A real `redis-server` for tests: started on a free port, empty, gone afterwards.
+
+The environment variable `REDIS_SERVER` names another one, such as `valkey-server`.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +91,7 @@ def fold_missing_server(report: pytest.TestReport) -> None:
 
 
 def _binary() -> str:
-    binary = shutil.which("redis-server")
+    binary = shutil.which(os.environ.get("REDIS_SERVER", "redis-server"))
     if binary is None:
         refuse_without_server()
     return str(binary)

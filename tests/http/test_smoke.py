@@ -1,0 +1,117 @@
+"""The product once from its start to its end, on both stores, and the demo as a newcomer meets it.
+
+`make smoke` runs it alone: a minute that shows whether the gateway works on another Python or
+beside another store server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from openai import AsyncOpenAI
+from PIL import Image
+
+from tests.gateways import MODEL, Client, Processes, Upstream, open_to_both, run_processes
+
+STRICT = {"PYTHONWARNINGS": "error::DeprecationWarning"}
+"""What the next Python will refuse is a fault in every process of the gateway."""
+
+
+async def test_two_workers_start_sell_share_stream_and_drain(
+    tmp_path: Path, upstream: Upstream, store_url: str | None
+) -> None:
+    async with run_processes(
+        tmp_path, upstream.base_url, workers=2, redis_url=store_url, environ=STRICT
+    ) as (processes, client):
+        alice = await client.with_key()
+        await both_workers_give_one_purchase(processes, alice)
+        await a_stream_shows_partial_images(alice)
+        await an_open_purchase_is_finished(processes, upstream, alice)
+
+        assert [line for line in processes.log() if line["level"] == "error"] == []
+        outcomes = Counter(record.outcome for record in await processes.ledger())
+        assert outcomes == {"bought": 3, "hit": 1}
+
+
+async def both_workers_give_one_purchase(processes: Processes, alice: Client) -> None:
+    async with open_to_both(processes, alice) as by_worker:
+        one, other = by_worker.values()
+        bought, hit = await one.ask("an otter"), await other.ask("an otter")
+    assert bought.cache_status == "fwd=miss; stored"
+    assert hit.cache_status.startswith("hit; ttl=")
+    assert bought.images == hit.images
+
+
+async def a_stream_shows_partial_images(alice: Client) -> None:
+    async with AsyncOpenAI(base_url=f"{alice.url}/v1", api_key=alice.secret) as sdk:
+        stream = await sdk.images.generate(
+            model=MODEL, prompt="an otter that swims", stream=True, partial_images=2
+        )
+        names = [event.type.removeprefix("image_generation.") async for event in stream]
+    assert names == ["partial_image", "partial_image", "completed"]
+
+
+async def an_open_purchase_is_finished(
+    processes: Processes, upstream: Upstream, alice: Client
+) -> None:
+    asking = asyncio.create_task(alice.ask("[[sim:slow=1]] an otter that takes its time"))
+    async with asyncio.timeout(10):
+        while len(await upstream.bodies()) < 3:  # noqa: ASYNC110 - until upstream was asked
+            await asyncio.sleep(0.02)
+    processes.signal_parent(signal.SIGTERM)
+    assert (await asking).status == 200
+    assert await processes.wait() == 0
+
+
+# ── the demo ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_demo_serves_and_the_lines_that_it_prints_work(tmp_path: Path) -> None:
+    with run_demo(tmp_path) as commands:
+        write, again = commands
+        subprocess.run(["bash", "-c", write], cwd=tmp_path, check=True, timeout=30)
+        shown = subprocess.check_output(["bash", "-c", again], cwd=tmp_path, timeout=30)
+    with Image.open(tmp_path / "otter.png") as image:
+        image.load()
+    assert b"Cache-Status: image-gateway; hit; ttl=" in shown
+
+
+@contextmanager
+def run_demo(folder: Path) -> Iterator[list[str]]:
+    """`gateway demo` with two workers; the commands that it prints."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    given = {"GATEWAY_LISTEN": f"127.0.0.1:{port}", "GATEWAY_WORKERS": "2"}
+    with (folder / "log").open("w") as log:
+        demo = subprocess.Popen(
+            [sys.executable, "-m", "gateway", "demo"],
+            cwd=folder,
+            env={**os.environ, **STRICT, **given},
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+    assert demo.stdout is not None
+    try:
+        printed = ""
+        while "Listening on" not in printed:
+            printed += demo.stdout.readline()
+            assert demo.poll() is None, (folder / "log").read_text()
+        yield re.findall(r"^  (curl .*)$", printed, re.MULTILINE)
+        demo.terminate()
+        assert demo.wait(20) == 0, (folder / "log").read_text()
+        assert "Traceback" not in (folder / "log").read_text()
+    finally:
+        demo.kill()
+        demo.communicate()
