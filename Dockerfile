@@ -3,7 +3,7 @@
 # docs/container.md says how to run it: read-only, without capabilities, one volume.
 
 # One base for both stages: the environment of the first one points at the second one's Python.
-ARG BASE=python:3.11-slim-bookworm
+ARG BASE=python:3.14-slim-trixie
 
 FROM ${BASE} AS build
 WORKDIR /source

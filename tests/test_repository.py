@@ -7,9 +7,13 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -22,6 +26,11 @@ REGISTRIES = {
 }
 """The hosts of package registries, as the beginning of their SHA-256: no file may name one, nor
 does this one."""
+
+PYTHONS = sorted(
+    re.findall(r"Python :: (3\.\d+)$", "\n".join(PROJECT["classifiers"]), re.MULTILINE), key=Version
+)
+"""The versions that are tested, oldest first."""
 
 HOST = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)+")
 
@@ -94,6 +103,26 @@ def test_every_locked_package_has_hashes_and_the_file_has_no_options(name: str):
     assert all(re.fullmatch(r"[a-z0-9-]+==\S+ \\", line) for line in packages)
     others = [line for line in lines if line not in packages]
     assert all(re.match(r"    (--hash=sha256:[0-9a-f]{64}|#)", line) for line in others)
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_locks_are_complete_on_every_python(python: str):
+    """pip resolves nothing, so a package that only one Python needs must be locked too."""
+    versions = locked("dev.lock")
+    release = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
+    for name in versions:
+        package = distribution(name)
+        assert f"{python}.0" in SpecifierSet(package.metadata["Requires-Python"] or ""), name
+        for needed in map(Requirement, package.requires or []):
+            if needed.marker is None or needed.marker.evaluate(release):
+                assert versions[name_of(needed.name)] in needed.specifier, (name, str(needed))
+
+
+def test_the_readme_names_the_same_pythons_and_the_image_runs_on_the_newest():
+    readme, dockerfile = ((ROOT / name).read_text() for name in ("README.md", "Dockerfile"))
+    told = re.findall(r"^\| (3\.\d+) \|", readme, re.MULTILINE)
+    assert sorted(told, key=Version) == PYTHONS
+    assert re.findall(r"^ARG BASE=python:(3\.\d+)-", dockerfile, re.MULTILINE) == PYTHONS[-1:]
 
 
 # ── the wheel ───────────────────────────────────────────────────────────────────────────────
