@@ -148,8 +148,9 @@ def _store_slot(tx: Transaction, verb: verbs.Keep, placed: tuple[int, Slot]) -> 
 def _linger(tx: Transaction, verb: verbs.Keep) -> None:
     """No slot of the entry goes before the one that lives longest."""
     tx.change(
-        "UPDATE slots SET gone_at = (SELECT max(gone_at) FROM slots WHERE fingerprint = ?1)"
-        " WHERE fingerprint = ?1 AND gone_at > ?2",
+        "UPDATE slots SET gone_at = (SELECT max(gone_at) FROM slots WHERE fingerprint = ?)"
+        " WHERE fingerprint = ? AND gone_at > ?",
+        verb.fingerprint,
         verb.fingerprint,
         tx.now,
     )
@@ -165,9 +166,9 @@ def _clear(tx: Transaction, verb: verbs.Clear) -> None:
 def _scan_entries(tx: Transaction, verb: verbs.ScanEntries) -> verbs.EntriesPage:
     rows = tx.all(
         "SELECT fingerprint, slot, picture, expires_at, data FROM slots WHERE fingerprint IN"
-        " (SELECT DISTINCT fingerprint FROM slots WHERE fingerprint > ?1 AND +gone_at > ?2"
-        " ORDER BY fingerprint LIMIT ?3) AND +gone_at > ?2 ORDER BY fingerprint, slot",
-        *(verb.after, tx.now, verb.limit),
+        " (SELECT DISTINCT fingerprint FROM slots WHERE fingerprint > ? AND +gone_at > ?"
+        " ORDER BY fingerprint LIMIT ?) AND +gone_at > ? ORDER BY fingerprint, slot",
+        *(verb.after, tx.now, verb.limit, tx.now),
     )
     entries: dict[str, dict[int, Slot]] = {}
     for fingerprint, index, *slot in rows:

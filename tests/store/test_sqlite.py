@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import gc
 import multiprocessing
+import re
 import sqlite3
 import stat
 import threading
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 import uvloop
 
+import gateway.store
 from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store import verbs
 from gateway.store.layout import LayoutMismatch, StoreMissing
@@ -110,6 +112,13 @@ class TestLayout:
     async def test_its_name_says_where_it_is(self, sqlite_path: Path) -> None:
         async with open_sqlite_store(sqlite_path) as store:
             assert store.name == f"embedded store (SQLite) at {sqlite_path}"
+
+
+def test_no_statement_numbers_its_parameters() -> None:
+    """Python 3.12.0 to 3.12.3 warn of `?1` as if it were a name (CPython issue 117995)."""
+    folder = Path(gateway.store.__file__).parent
+    numbered = [path.name for path in folder.glob("*.py") if re.search(r"\?\d", path.read_text())]
+    assert numbered == []
 
 
 class TestUpgrade:
