@@ -15,8 +15,8 @@ default and SIGINT, SIGHUP and SIGUSR2 ignored, because a Ctrl-C or a `kill` of 
 reaches it too: only the parent counts. A worker whose parent was killed sees another
 `os.getppid()`, or a broken pipe when it says that it serves; nothing else tells it.
 
-A worker that cannot start sends its parent the reason. Once any worker has served, the parent tries
-again, later each time; before that it gives up after `START_ATTEMPTS`.
+A worker that cannot start sends its parent the reason. The parent tries again, later each time. If
+no worker has ever served, it gives up after `START_ATTEMPTS`.
 """
 
 from __future__ import annotations
@@ -45,12 +45,15 @@ START_TIMEOUT_SECONDS: Final = 60.0
 """A worker that does not serve by then is killed; it counts as one that cannot start."""
 
 START_ATTEMPTS: Final = 4
-"""A gateway that has never served ends after so many: at 0, 0.5, 1.5 and 3.5 s."""
+"""A gateway that has never served ends after so many; they begin at 0, 0.5, 1.5 and 3.5 s."""
 
 _FIRST_DELAY_SECONDS: Final = 0.5
 _LONGEST_DELAY_SECONDS: Final = 30.0
-_LONGEST_REASON: Final = 1_000
-_LONGEST_TRACEBACK: Final = 30_000
+_SHORT_LIFE_SECONDS: Final = 2.0
+"""A worker that served for less is not replaced at once: the next one may die as fast."""
+
+_MAX_REASON_CHARACTERS: Final = 1_000
+_MAX_TRACE_CHARACTERS: Final = 30_000
 _READY: Final = b"!"
 _BACKLOG: Final = 1024
 _STOP: Final = (signal.SIGTERM, signal.SIGINT)
@@ -68,7 +71,7 @@ class PortInUse(CannotListen):
 
 
 class CannotStart(Exception):
-    """No worker has ever served, after `START_ATTEMPTS` attempts. The message has the reason."""
+    """None of the first `START_ATTEMPTS` attempts led to a serving worker. The message says why."""
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
@@ -99,15 +102,24 @@ def supervise(
     workers: int,
     serve: Serve,
     on_worker_exit: Callable[[int], None] | None = None,
+    start_timeout_seconds: float = START_TIMEOUT_SECONDS,
 ) -> int:
     """Keeps `workers` processes serving on `socket` until told to stop; an exit status.
 
     0 after everyone has drained, 128 + signal after a second one cut that short. Raises
-    `CannotStart` when no worker comes to serve. `on_worker_exit` gets the process id of each
-    worker that is gone. To be called in the main thread of a process without others.
+    `CannotStart` if no worker has ever served and all attempts failed. `on_worker_exit` gets the
+    process id of each worker that is gone. To be called in the main thread of a process without
+    others.
     """
     with _heeded_signals() as signals:
-        return _Parent(socket, workers, serve, on_worker_exit or (lambda pid: None), signals).run()
+        return _Parent(
+            socket,
+            workers,
+            serve,
+            on_worker_exit=on_worker_exit or (lambda pid: None),
+            start_timeout_seconds=start_timeout_seconds,
+            signals=signals,
+        ).run()
 
 
 @dataclass(slots=True, eq=False)
@@ -118,6 +130,7 @@ class _Worker:
     pipe: int
     """The parent's end of the worker's `_StartReport`; −1 once the worker serves."""
     give_up_at: float
+    serves_since: float = 0.0
     report: bytes = b""
     is_late: bool = False
     is_draining: bool = False
@@ -143,10 +156,9 @@ class _Worker:
 
     def start_fault(self, code: int) -> _StartFault:
         """Why it never served, by its report and its exit code."""
-        reason, _, trace = self.report.decode().partition("\0")
-        if self.is_late:
-            reason = f"it did not serve within {START_TIMEOUT_SECONDS:g} s"
-        elif code < 0:
+        # A worker that was killed may have sent half a character.
+        reason, _, trace = self.report.decode(errors="replace").partition("\0")
+        if code < 0:
             reason = f"it was ended by signal {-code} ({signal.strsignal(-code)})"
         return _StartFault(reason or f"it left with status {code} before it served", trace)
 
@@ -159,13 +171,14 @@ class _StartFault:
     trace: str = ""
 
     @property
-    def frames(self) -> list[str]:
-        """Where it arose: the same for one fault whose message has another number each time."""
-        return [line for line in self.trace.splitlines() if line.startswith("  File ")]
+    def place(self) -> tuple[str, ...]:
+        """Where the fault was raised. The message is left out: it may differ each time."""
+        lines = (line.lstrip(" |") for line in self.trace.splitlines())  # groups have a margin
+        return tuple(line for line in lines if line.startswith("File "))
 
 
 class _StartReport:
-    """The worker's end of the pipe on which it says how its start went, and its fault otherwise."""
+    """The worker's end of a pipe to its parent: reports that it serves, or why it cannot."""
 
     def __init__(self, pipe: int) -> None:
         self._pipe = pipe
@@ -177,21 +190,22 @@ class _StartReport:
         self._pipe = -1
 
     def fail(self, reason: str, trace: str = "") -> None:
-        """Tells the parent; a worker that has served logs its fault by itself."""
+        """Before the worker serves: sends the fault to the parent. Afterwards: logs it."""
+        line = " ".join(reason.split())[:_MAX_REASON_CHARACTERS]
+        line = "".join(character if character.isprintable() else "?" for character in line)
         if self._pipe < 0:
-            _log_fault("worker_failed", reason=reason, trace=trace)
+            _log_fault("worker_failed", reason=line, trace=trace)
             return
-        line = " ".join(reason.replace("\0", "").split())[:_LONGEST_REASON]
-        report = f"{line}\0{trace[-_LONGEST_TRACEBACK:]}"  # its end says most
+        report = f"{line}\0{trace[:_MAX_TRACE_CHARACTERS]}"  # its end repeats the reason
         with suppress(OSError):
             os.write(self._pipe, report.encode(errors="backslashreplace"))
 
 
 @dataclass(frozen=True, slots=True)
 class _SignalPipe:
-    """The number of every signal that arrives is written to it, and readable until it was read.
+    """Python writes the number of each arriving signal to it.
 
-    So no signal is lost between a look and a wait.
+    The number stays until it is read, so no signal is lost between a check and a wait.
     """
 
     reading: int
@@ -208,19 +222,24 @@ class _Parent:
         listener: socket.socket,
         wanted: int,
         serve: Serve,
+        *,
         on_worker_exit: Callable[[int], None],
+        start_timeout_seconds: float,
         signals: _SignalPipe,
     ) -> None:
         self._listener = listener
         self._wanted = wanted
         self._serve = serve
         self._on_worker_exit = on_worker_exit
+        self._start_timeout_seconds = start_timeout_seconds
+        self._timed_out = _StartFault(f"it did not serve within {start_timeout_seconds:g} s")
         self._signals = signals
         self._workers: list[_Worker] = []
         self._outgoing: list[_Worker] = []  # still to be replaced by the roll that is under way
         self._has_served = False
         self._failed_attempts = 0
-        self._last_fault = _StartFault("")
+        self._last_reason = ""  # of a failed start
+        self._traced: set[tuple[str, ...]] = set()  # places whose traceback has been logged
         self._delay_seconds = _FIRST_DELAY_SECONDS  # after the next start that comes to nothing
         self._next_start_at = 0.0
         self._is_stopping = False
@@ -241,7 +260,7 @@ class _Parent:
 
     def _missing(self) -> int:
         """How many to start; a roll has one more than wanted, draining ones do not count."""
-        if self._is_stopping:
+        if self._is_stopping or self._has_used_up_attempts():
             return 0
         staying = sum(not worker.is_draining for worker in self._workers)
         return self._wanted + bool(self._outgoing) - staying
@@ -263,15 +282,15 @@ class _Parent:
             _log.info("worker %d is replaced", replaced.pid)
             replaced.ask_to_leave(signal.SIGUSR1)
 
-    def _note_failed_start(self, fault: _StartFault, **about: int) -> None:
+    def _note_failed_start(self, fault: _StartFault, *, pid: int | None = None) -> None:
         """The next attempt comes later each time; a roll ends with the old workers kept.
 
         Workers that fail at the same time are one attempt.
         """
-        # A traceback is logged once, not at every attempt.
-        trace = "" if fault.frames == self._last_fault.frames else fault.trace
-        _log_fault("worker_cannot_start", reason=fault.reason, trace=trace, **about)
-        self._last_fault = fault
+        trace = "" if fault.place in self._traced else fault.trace
+        _log_fault("worker_start_failed", reason=fault.reason, trace=trace, pid=pid)
+        self._last_reason = fault.reason
+        self._traced.add(fault.place)
         if self._outgoing:
             _log.error("a new worker did not come up: the old ones stay")
             self._outgoing.clear()
@@ -305,8 +324,9 @@ class _Parent:
 
     def _note_ready(self, worker: _Worker) -> None:
         worker.close_pipe()
+        worker.serves_since = time.monotonic()
         self._has_served = True
-        self._last_fault = _StartFault("")
+        self._traced.clear()
         self._delay_seconds = _FIRST_DELAY_SECONDS
         self._next_start_at = 0.0
         _log.info("worker %d serves", worker.pid)
@@ -318,11 +338,12 @@ class _Parent:
                 worker.send(signal.SIGKILL)
 
     def _give_up_if_none_serves(self) -> None:
-        """Waits for those that are still starting: one that serves is enough to go on."""
-        if self._has_served or self._is_stopping or self._failed_attempts < START_ATTEMPTS:
-            return
-        if not self._workers:
-            raise CannotStart(f"No worker can start: {self._last_fault.reason}")
+        """Not while a worker is still starting: one that serves is enough to go on."""
+        if self._has_used_up_attempts() and not self._workers and not self._is_stopping:
+            raise CannotStart(f"No worker can start: {self._last_reason}")
+
+    def _has_used_up_attempts(self) -> bool:
+        return not self._has_served and self._failed_attempts >= START_ATTEMPTS
 
     def _reap(self) -> None:
         for worker in self._workers.copy():
@@ -334,12 +355,16 @@ class _Parent:
         self._workers.remove(worker)
         if worker in self._outgoing:
             self._outgoing.remove(worker)
-        while worker.is_starting and self._read_report(worker):
-            pass  # what it wrote last may still be in the pipe
+        with suppress(BlockingIOError):  # what it wrote last may still be in the pipe
+            while worker.is_starting and self._read_report(worker):
+                pass
         if worker.is_starting and not worker.is_draining:
-            self._note_failed_start(worker.start_fault(code), worker=worker.pid)
+            fault = self._timed_out if worker.is_late else worker.start_fault(code)
+            self._note_failed_start(fault, pid=worker.pid)
         elif not worker.is_draining:
             _log.warning("worker %d left with status %d", worker.pid, code)
+            if time.monotonic() - worker.serves_since < _SHORT_LIFE_SECONDS:
+                self._next_start_at = time.monotonic() + _FIRST_DELAY_SECONDS
         worker.close_pipe()
         self._on_worker_exit(worker.pid)
 
@@ -378,9 +403,9 @@ class _Parent:
 
     def _fork(self) -> _Worker:
         """Signals wait meanwhile: a child with the parent's handlers would count for it."""
-        sys.stdout.flush()  # else a child writes again what is still in these
-        sys.stderr.flush()
+        _flush_output()  # else a child writes again what is still in it
         pipe, child_pipe = os.pipe()
+        os.set_blocking(pipe, False)  # a process that the worker started may keep its end open
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
         try:
             pid = os.fork()
@@ -393,7 +418,7 @@ class _Parent:
         finally:
             os.close(child_pipe)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return _Worker(pid, pipe, time.monotonic() + START_TIMEOUT_SECONDS)
+        return _Worker(pid, pipe, time.monotonic() + self._start_timeout_seconds)
 
     def _run_worker(self, pipe: int, mask: set[int | signal.Signals]) -> NoReturn:
         """In the child, which must never come back into the parent's code."""
@@ -408,17 +433,16 @@ class _Parent:
             if isinstance(leave.code, str):
                 report.fail(leave.code)
         except BaseException as fault:  # noqa: BLE001 - the outermost frame of this process
-            report.fail(f"{type(fault).__name__}: {fault}", traceback.format_exc())
+            summary = "".join(traceback.format_exception_only(fault))
+            report.fail(summary, traceback.format_exc())
         finally:
             logging.shutdown()
-            with suppress(OSError):
-                sys.stdout.flush()
-                sys.stderr.flush()
+            _flush_output()
             os._exit(status)
 
     def _leave_parent_behind(self, mask: set[int | signal.Signals]) -> None:
         """Closes the parent's pipes and takes the signals that this module's docstring says."""
-        # Since Python 3.12 asyncio has done so at the fork, so what this returns names no pipe.
+        # Since Python 3.12 asyncio does so at a fork, so what this returns may be -1.
         signal.set_wakeup_fd(-1)
         self._signals.close()
         for worker in self._workers:
@@ -429,14 +453,21 @@ class _Parent:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _log_fault(event: str, *, reason: str, trace: str, **about: int) -> None:
-    shown = {"exception": trace} if trace else {}
-    _log.error(event, extra={**about, "reason": reason, **shown})
+def _flush_output() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # as it is when the gateway was started with it closed
+            with suppress(OSError):
+                stream.flush()
+
+
+def _log_fault(event: str, *, reason: str, trace: str, pid: int | None = None) -> None:
+    fields = {"pid": pid or os.getpid(), "reason": reason, "exception": trace}
+    _log.error(event, extra={name: value for name, value in fields.items() if value})
 
 
 @contextmanager
 def _heeded_signals() -> Iterator[_SignalPipe]:
-    """Has the signals that this module heeds written to a pipe, and undoes it at the end."""
+    """Has the signals that this module heeds written to a pipe; restores the former handlers."""
     signals = _SignalPipe(*os.pipe())
     os.set_blocking(signals.reading, False)
     os.set_blocking(signals.writing, False)

@@ -1,6 +1,6 @@
 """A tiny HTTP server under the supervisor: what `test_supervisor` runs as a process of its own.
 
-    python supervised_server.py WORKERS STATE_DIR
+    python supervised_server.py WORKERS STATE_DIR [START_TIMEOUT_SECONDS]
 
 Every answer is the worker's process id; `/slow` takes a second, after `/fault` the worker fails.
 `STATE_DIR/mode` is read by each worker as it starts: `obey` says what each mode does. Printed are
@@ -11,26 +11,26 @@ log is JSON, on standard error.
 import os
 import signal
 import socket
+import stat
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from gateway import supervisor
 from gateway.cli.logs import configure_logs
-from gateway.supervisor import CannotStart, bind_socket, supervise
+from gateway.supervisor import START_TIMEOUT_SECONDS, CannotStart, bind_socket, supervise
 
 HANG_SECONDS = 60
-SHORT_TIMEOUT_SECONDS = 0.3
 SLOW_START_SECONDS = 4.5
 """Longer than all attempts of a worker that fails at once."""
 
 
 def main() -> int | str:
     workers, state = int(sys.argv[1]), Path(sys.argv[2])
+    start_timeout_seconds = float(sys.argv[3]) if sys.argv[3:] else START_TIMEOUT_SECONDS
     configure_logs("json")
-    if (state / "mode").read_text() == "late":
-        supervisor.START_TIMEOUT_SECONDS = SHORT_TIMEOUT_SECONDS
     with bind_socket("127.0.0.1", 0) as listener:
         print(listener.getsockname()[1], flush=True)  # noqa: T201
         try:
@@ -39,6 +39,7 @@ def main() -> int | str:
                 workers=workers,
                 serve=lambda listener, ready: serve(listener, ready, state),
                 on_worker_exit=lambda pid: print("exit", pid, flush=True),  # noqa: T201
+                start_timeout_seconds=start_timeout_seconds,
             )
         except CannotStart as fault:
             return str(fault)
@@ -62,23 +63,54 @@ def serve(listener: socket.socket, ready: Callable[[], None], state: Path) -> No
 
 
 def obey(mode: str, state: Path) -> None:
+    """What a worker does before it serves; most modes keep it from that."""
+    faults: dict[str, BaseException] = {
+        "crash": RuntimeError(f"told to crash in\n{os.getpid()}"),
+        "crash with a child": RuntimeError("told to crash"),
+        "long crash": RuntimeError("told to crash " + 200_000 * "é"),
+        "crash in a group": ExceptionGroup("two", [RuntimeError("told to crash"), OSError()]),
+        "crash oddly": RuntimeError("told \x1b[2J to \0 crash \ud83d"),
+        "exit": SystemExit("told to exit"),
+        "exit silently": SystemExit(3),
+    }
     match mode:
-        case "crash":
-            raise RuntimeError(f"told to crash in\n{os.getpid()}")
-        case "long crash":
-            raise RuntimeError("told to crash " + 200_000 * "é")
-        case "exit":
-            raise SystemExit("told to exit")
-        case "exit silently":
-            raise SystemExit(3)
-        case "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        case "hang" | "late":
+        case "hang":
             time.sleep(HANG_SECONDS)
-        case "one starts slowly" if is_first(state):
-            time.sleep(SLOW_START_SECONDS)
+        case "kill" | "half a word":
+            if mode == "half a word":
+                send_half_a_word()
+            os.kill(os.getpid(), signal.SIGKILL)
         case "one starts slowly":
-            raise RuntimeError("told to crash")
+            start_slowly_or_crash(state)
+        case "crash here or there":
+            crash_here_or_there(state)
+        case "serve briefly":
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        case "crash with a child" if os.fork() == 0:
+            time.sleep(HANG_SECONDS)
+    if mode in faults:
+        raise faults[mode]
+
+
+def start_slowly_or_crash(state: Path) -> None:
+    if not is_first(state):
+        raise RuntimeError("told to crash")
+    time.sleep(SLOW_START_SECONDS)
+
+
+def crash_here_or_there(state: Path) -> None:
+    if is_first(state):
+        raise RuntimeError("told to crash here")
+    (state / "first").unlink()
+    raise RuntimeError("told to crash there")
+
+
+def send_half_a_word() -> None:
+    """As if killed in the middle of its report: half a character goes to every pipe."""
+    for fd in range(3, 30):
+        with suppress(OSError):
+            if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                os.write(fd, "é".encode()[:1])
 
 
 def is_first(state: Path) -> bool:

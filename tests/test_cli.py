@@ -87,7 +87,7 @@ def test_a_used_port_is_named_with_the_way_to_change_it(tmp_path: Path) -> None:
 
 
 def test_serve_ends_with_the_reason_when_no_worker_can_start(tmp_path: Path) -> None:
-    """Its counters have no folder. The last line says so, and one traceback where."""
+    """Its metrics folder is missing: the last line says so, and the traceback is logged once."""
     missing = tmp_path / "missing"
     told = run(tmp_path, "serve", **SERVE, PROMETHEUS_MULTIPROC_DIR=str(missing))
     assert told.returncode == 1
@@ -95,6 +95,18 @@ def test_serve_ends_with_the_reason_when_no_worker_can_start(tmp_path: Path) -> 
     last = told.stderr.splitlines()[-1]
     assert last.startswith("Error: No worker can start: FileNotFoundError: ")
     assert str(missing) in last
+
+
+def test_serve_needs_no_standard_output(tmp_path: Path) -> None:
+    """As some supervisors start it: with that descriptor closed."""
+    missing = str(tmp_path / "missing")
+    command = f"exec {sys.executable} -m gateway serve >&-"
+    environment = {**SERVE, "GATEWAY_DATA_DIR": str(tmp_path), "PROMETHEUS_MULTIPROC_DIR": missing}
+    told = subprocess.run(
+        ["sh", "-c", command], env=environment, stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert told.returncode == 1
+    assert told.stderr.splitlines()[-1].startswith("Error: No worker can start: FileNotFoundError")
 
 
 def test_a_demo_whose_upstream_does_not_start_ends_and_says_so(tmp_path: Path) -> None:

@@ -243,12 +243,14 @@ def _simulator() -> Iterator[str]:
 def _run_simulator(pipe: int, parent: int) -> NoReturn:
     """In the child: a Ctrl-C is the gateway's to count, which still needs its upstream."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    status = 1
     try:
         asyncio.run(_simulate_for(pipe, parent))
+        status = 0
     except Exception:
         log.exception("simulator_failed")
     finally:
-        os._exit(0)
+        os._exit(status)
 
 
 async def _simulate_for(pipe: int, parent: int) -> None:

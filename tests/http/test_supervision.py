@@ -202,10 +202,10 @@ async def test_a_worker_that_cannot_start_leaves_the_others_alone_and_is_tried_s
         victim, other = serving(processes)[-1]
         os.kill(victim, signal.SIGKILL)
 
-        await until(lambda: len(lines(processes, "worker_cannot_start")) == 3)
+        await until(lambda: len(lines(processes, "worker_start_failed")) == 3)
         await ask_on(alice, 8)
         assert serving(processes)[-1] == {other}
-        faults = lines(processes, "worker_cannot_start")
+        faults = lines(processes, "worker_start_failed")
         assert {fault["reason"] for fault in faults} == {misspelt(tmp_path)}
         first, second, third = (datetime.fromisoformat(f["timestamp"]) for f in faults)
         assert (third - second) / (second - first) > 1.3
@@ -342,7 +342,7 @@ async def test_a_bad_gateway_yaml_keeps_the_old_workers_and_is_named(
             lambda: bool(lines(processes, "a new worker did not come up: the old ones stay"))
         )
 
-        (fault,) = lines(processes, "worker_cannot_start")
+        (fault,) = lines(processes, "worker_start_failed")
         assert fault["reason"] == misspelt(tmp_path)
         await ask_on(alice, 8)
         await until(lambda: processes.workers() == old)
