@@ -27,16 +27,16 @@ help: ## list what can be made
 run: $(VENV)/run.stamp ## serve: `gateway serve` when UPSTREAM_API_KEY is set, else `gateway demo`
 	@if [ -n "$$UPSTREAM_API_KEY" ]; then exec $(BIN)/gateway serve; else exec $(BIN)/gateway demo; fi
 
-test: $(VENV)/dev.stamp ## run the tests; K=redis for those whose names contain that
-	@$(BIN)/pytest -n $(TESTERS) -m "not long and not timed" -k '$(K)'
-	@$(BIN)/pytest -m "timed and not long" -k '$(K)'
+test: $(VENV)/dev.stamp ## run the tests
+	@$(BIN)/pytest -n $(TESTERS) -m "not long and not timed"
+	@$(BIN)/pytest -m "timed and not long"
 
 smoke: $(VENV)/dev.stamp ## run the few tests that show whether it works at all
 	@$(BIN)/pytest tests/http/test_smoke.py
 
 test-long: $(VENV)/dev.stamp ## run what takes longer than continuous integration should
 	@$(BIN)/pytest -m long
-	@.ci/debian trixie sh -c '.ci/run && REDIS_SERVER=valkey-server make test K=redis'
+	@.ci/debian trixie sh -c '.ci/run && REDIS_SERVER=valkey-server make test'
 	@.ci/debian testing make smoke
 
 coverage: $(VENV)/dev.stamp ## which lines and branches the tests reach; they take half as long again

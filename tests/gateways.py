@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 import yaml
 from aiohttp import web
 
@@ -37,6 +38,12 @@ from gateway.simulator import SimulatorSettings, open_simulator
 from gateway.store.verbs import Meter, ReadMeters, ask
 from gateway.upstream.rehost import open_rehost
 from tests.processes import living_children
+
+needs_asyncio_that_pauses = pytest.mark.skipif(
+    (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <= sys.version_info < (3, 13, 2),
+    reason="this Python's asyncio never pauses a writer after writelines (CPython issue 127655)",
+)
+"""For tests that fill a connection of a gateway in this process; `gateway serve` runs on uvloop."""
 
 ADMIN_TOKEN = "an-admin-token"
 CONFIG = Path(__file__).parent.parent / "config"

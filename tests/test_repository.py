@@ -112,7 +112,7 @@ def test_the_locks_are_complete_on_every_python(python: str):
     release = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
     for name in versions:
         package = distribution(name)
-        assert f"{python}.0" in SpecifierSet(package.metadata["Requires-Python"] or ""), name
+        assert f"{python}.0" in SpecifierSet(package.metadata.get("Requires-Python", "")), name
         for needed in map(Requirement, package.requires or []):
             if needed.marker is None or needed.marker.evaluate(release):
                 assert versions[name_of(needed.name)] in needed.specifier, (name, str(needed))
@@ -123,6 +123,19 @@ def test_the_readme_names_the_same_pythons_and_the_image_runs_on_the_newest():
     told = re.findall(r"^\| (3\.\d+) \|", readme, re.MULTILINE)
     assert sorted(told, key=Version) == PYTHONS
     assert re.findall(r"^ARG BASE=python:(3\.\d+)-", dockerfile, re.MULTILINE) == PYTHONS[-1:]
+
+
+@pytest.mark.parametrize(("in_ci", "status"), [("", 0), ("true", 1)])
+def test_another_debian_is_skipped_in_one_line_without_root_or_debootstrap(in_ci: str, status: int):
+    told = subprocess.run(
+        [ROOT / ".ci" / "debian", "trixie", "true"],
+        env={"PATH": "/usr/bin:/bin", "CI": in_ci},  # debootstrap is in /usr/sbin
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert (told.returncode, told.stdout) == (status, "")
+    assert re.fullmatch(r"Debian trixie is skipped: it needs (root|debootstrap: .*)\n", told.stderr)
 
 
 # ── the wheel ───────────────────────────────────────────────────────────────────────────────

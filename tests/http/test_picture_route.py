@@ -16,7 +16,7 @@ import pytest_asyncio
 from yarl import URL
 
 from gateway.api import sending
-from tests.gateways import Client, InProcess, Reply, run_upstream
+from tests.gateways import Client, InProcess, Reply, needs_asyncio_that_pauses, run_upstream
 from tests.http.picture_links import Album, open_album, request
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -342,6 +342,7 @@ async def count_shown(album: Album) -> float:
     )
 
 
+@needs_asyncio_that_pauses
 async def test_a_reader_that_takes_nothing_is_cut_off(
     album: Album, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ from tests.gateways import (
     InProcess,
     Processes,
     make_settings,
+    needs_asyncio_that_pauses,
     run_gateway,
     run_processes,
 )
@@ -196,6 +197,7 @@ async def streaming_to_one(folder: Path) -> AsyncIterator[tuple[InProcess, Clien
             yield here, await here.client.with_key()
 
 
+@needs_asyncio_that_pauses
 @pytest.mark.usefixtures("_short_patience")
 async def test_a_reader_that_takes_nothing_is_cut_off(tmp_path: Path) -> None:
     async with streaming_to_one(tmp_path) as (here, alice), slow_connection(alice):

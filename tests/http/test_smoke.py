@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from openai import AsyncOpenAI
@@ -113,5 +113,6 @@ def run_demo(folder: Path) -> Iterator[list[str]]:
         assert demo.wait(20) == 0, (folder / "log").read_text()
         assert "Traceback" not in (folder / "log").read_text()
     finally:
-        demo.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(demo.pid, signal.SIGKILL)
         demo.communicate()
