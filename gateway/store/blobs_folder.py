@@ -94,13 +94,22 @@ class FolderBlobs:
 
     def _put(self, path: Path, data: bytes, *, expires_at: float) -> None:
         with _disk_errors():
-            if self._home is not None:
-                self._home.stat()
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_folder(path.parent)
             with self._locked():
                 if self._prolong(path, expires_at):
                     return
             self._create(path, data, expires_at=expires_at)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Makes a folder and those that it is in, as far as `home`, which must be there."""
+        if self._home is None:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return
+        # Level by level: a look at `home` beforehand would miss one that goes in the next moment.
+        place = self._home
+        for name in folder.relative_to(self._home).parts:
+            place /= name
+            place.mkdir(mode=0o700, exist_ok=True)
 
     def _create(self, path: Path, data: bytes, *, expires_at: float) -> None:
         """Writes beside the place and renames: whoever looks sees all of it or nothing."""

@@ -8,6 +8,7 @@ import hashlib
 import os
 import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,26 @@ async def test_a_failing_disk_is_an_unavailable_store(tmp_path: Path) -> None:
         await blobs.put(DIGEST, BYTES, 60)
     with pytest.raises(StoreUnavailable):
         await blobs.get(DIGEST)
+
+
+async def test_a_home_that_goes_at_any_moment_is_never_made_again(tmp_path: Path) -> None:
+    """As when the volume is unmounted between a look and the next step."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    blobs = FolderBlobs(home / "blobs", home=home)
+
+    async def store(first: int) -> None:
+        for number in range(first, first + 300):
+            with suppress(StoreUnavailable):
+                await blobs.put(hashlib.sha256(b"%d" % number).hexdigest(), BYTES, 60)
+
+    storing = asyncio.gather(*(store(1000 * lane) for lane in range(4)))
+    while not storing.done():
+        home.rename(elsewhere)
+        await asyncio.sleep(0.001)
+        elsewhere.rename(home)  # fails if there is another home by now
+        await asyncio.sleep(0)
+    await storing
 
 
 @pytest.mark.parametrize(
