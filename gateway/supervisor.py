@@ -364,7 +364,8 @@ class _Parent:
         elif not worker.is_draining:
             _log.warning("worker %d left with status %d", worker.pid, code)
             if time.monotonic() - worker.serves_since < _SHORT_LIFE_SECONDS:
-                self._next_start_at = time.monotonic() + _FIRST_DELAY_SECONDS
+                soon = time.monotonic() + _FIRST_DELAY_SECONDS
+                self._next_start_at = max(self._next_start_at, soon)
         worker.close_pipe()
         self._on_worker_exit(worker.pid)
 
