@@ -248,12 +248,12 @@ class _Parent:
     def run(self) -> int:
         while self._workers or not self._is_stopping:
             self._start_missing()
+            self._give_up_if_none_serves()
             self._replace_one()
             self._wait()
             self._heed_signals()
             self._reap()
             self._kill_late()
-            self._give_up_if_none_serves()
         return self._status
 
     # ── keeping the number ──────────────────────────────────────────────────────────────────

@@ -9,6 +9,7 @@ log is JSON, on standard error.
 """
 
 import os
+import resource
 import signal
 import socket
 import stat
@@ -33,6 +34,8 @@ def main() -> int | str:
     configure_logs("json")
     with bind_socket("127.0.0.1", 0) as listener:
         print(listener.getsockname()[1], flush=True)  # noqa: T201
+        if (state / "mode").read_text() == "no descriptors":
+            leave_two_descriptors()
         try:
             return supervise(
                 socket=listener,
@@ -43,6 +46,14 @@ def main() -> int | str:
             )
         except CannotStart as fault:
             return str(fault)
+
+
+def leave_two_descriptors() -> None:
+    """Enough for the parent's own pipe, none for a worker's."""
+    lowest = os.dup(0)
+    os.close(lowest)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 2, hard))
 
 
 def serve(listener: socket.socket, ready: Callable[[], None], state: Path) -> None:

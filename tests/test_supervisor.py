@@ -240,6 +240,13 @@ def test_a_worker_without_a_traceback_has_a_reason_too(tmp_path: Path, mode: str
         assert all("exception" not in line for line in attempts)
 
 
+def test_a_gateway_that_can_never_fork_ends_too(tmp_path: Path):
+    with supervised(tmp_path, mode="no descriptors") as parent:
+        assert parent.process.wait(15) == 1
+        assert len(parent.log("worker_start_failed")) == START_ATTEMPTS
+        assert parent.last_words() == "No worker can start: cannot fork: Too many open files"
+
+
 def test_a_group_of_faults_has_its_traceback_once(tmp_path: Path):
     with supervised(tmp_path, mode="crash in a group") as parent:
         until(lambda: len(parent.log("worker_start_failed")) > 2)
