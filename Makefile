@@ -31,10 +31,10 @@ test: $(VENV)/dev.stamp ## run the tests
 	@$(BIN)/pytest -n $(TESTERS) -m "not long and not timed"
 	@$(BIN)/pytest -m "timed and not long"
 
-smoke: $(VENV)/dev.stamp ## run the few tests that show whether it works at all
+smoke: $(VENV)/dev.stamp ## run a few tests of the main functions: start, buy, hit, stream, drain
 	@$(BIN)/pytest tests/http/test_smoke.py
 
-test-long: $(VENV)/dev.stamp ## run what takes longer than continuous integration should
+test-long: $(VENV)/dev.stamp ## run the long tests, all tests on Debian 13, the smoke test on Debian testing
 	@$(BIN)/pytest -m long
 	@.ci/debian trixie sh -c '.ci/run && REDIS_SERVER=valkey-server make test'
 	@.ci/debian testing make smoke

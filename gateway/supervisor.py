@@ -16,7 +16,7 @@ reaches it too: only the parent counts. A worker whose parent was killed sees an
 `os.getppid()`, or a broken pipe when it says that it serves; nothing else tells it.
 
 A worker that cannot start sends its parent the reason. The parent tries again, later each time. If
-no worker has ever served, it gives up after `START_ATTEMPTS`.
+no worker has ever served, the parent gives up after `START_ATTEMPTS` failed attempts.
 """
 
 from __future__ import annotations
@@ -45,12 +45,15 @@ START_TIMEOUT_SECONDS: Final = 60.0
 """A worker that does not serve by then is killed; it counts as one that cannot start."""
 
 START_ATTEMPTS: Final = 4
-"""A gateway that has never served ends after so many; they begin at 0, 0.5, 1.5 and 3.5 s."""
+"""If no worker has ever served, the gateway ends after this many failed attempts.
+
+If each fails at once, they begin at 0, 0.5, 1.5 and 3.5 s.
+"""
 
 _FIRST_DELAY_SECONDS: Final = 0.5
 _LONGEST_DELAY_SECONDS: Final = 30.0
 _SHORT_LIFE_SECONDS: Final = 2.0
-"""A worker that served for less is not replaced at once: the next one may die as fast."""
+"""If a worker served for less, its replacement is delayed, because it may crash as fast."""
 
 _MAX_REASON_CHARACTERS: Final = 1_000
 _MAX_TRACE_CHARACTERS: Final = 30_000
@@ -71,7 +74,7 @@ class PortInUse(CannotListen):
 
 
 class CannotStart(Exception):
-    """None of the first `START_ATTEMPTS` attempts led to a serving worker. The message says why."""
+    """No worker served in the first `START_ATTEMPTS` attempts; the message has the last reason."""
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
@@ -155,24 +158,25 @@ class _Worker:
             self.pipe = -1
 
     def start_fault(self, code: int) -> _StartFault:
-        """Why it never served, by its report and its exit code."""
-        # A worker that was killed may have sent half a character.
+        """Builds the reason from the worker's report, or from its exit code if it sent none."""
+        # If the worker was killed while it wrote, the report may end within a character.
         reason, _, trace = self.report.decode(errors="replace").partition("\0")
         if code < 0:
-            reason = f"it was ended by signal {-code} ({signal.strsignal(-code)})"
-        return _StartFault(reason or f"it left with status {code} before it served", trace)
+            reason = f"signal {-code} ({signal.strsignal(-code)}) ended the worker"
+        fallback = f"the worker exited with status {code} before it served"
+        return _StartFault(reason or fallback, trace)
 
 
 @dataclass(frozen=True, slots=True)
 class _StartFault:
-    """Why a worker does not serve: one line, and the traceback of a fault that has one."""
+    """Why a worker cannot start: a reason in one line, and the traceback if there is one."""
 
     reason: str
     trace: str = ""
 
     @property
     def place(self) -> tuple[str, ...]:
-        """Where the fault was raised. The message is left out: it may differ each time."""
+        """Where the fault was raised: the frames, without the message, which may vary."""
         lines = (line.lstrip(" |") for line in self.trace.splitlines())  # groups have a margin
         return tuple(line for line in lines if line.startswith("File "))
 
@@ -190,20 +194,20 @@ class _StartReport:
         self._pipe = -1
 
     def fail(self, reason: str, trace: str = "") -> None:
-        """Before the worker serves: sends the fault to the parent. Afterwards: logs it."""
+        """Sends the fault to the parent; logs it if the worker already serves."""
         line = " ".join(reason.split())[:_MAX_REASON_CHARACTERS]
         line = "".join(character if character.isprintable() else "?" for character in line)
         if self._pipe < 0:
             _log_fault("worker_failed", reason=line, trace=trace)
             return
-        report = f"{line}\0{trace[:_MAX_TRACE_CHARACTERS]}"  # its end repeats the reason
+        report = f"{line}\0{trace[:_MAX_TRACE_CHARACTERS]}"  # the cut end only repeats the reason
         with suppress(OSError):
             os.write(self._pipe, report.encode(errors="backslashreplace"))
 
 
 @dataclass(frozen=True, slots=True)
 class _SignalPipe:
-    """Python writes the number of each arriving signal to it.
+    """A pipe to which Python writes the number of each arriving signal.
 
     The number stays until it is read, so no signal is lost between a check and a wait.
     """
@@ -232,7 +236,8 @@ class _Parent:
         self._serve = serve
         self._on_worker_exit = on_worker_exit
         self._start_timeout_seconds = start_timeout_seconds
-        self._timed_out = _StartFault(f"it did not serve within {start_timeout_seconds:g} s")
+        late = f"the worker did not serve within {start_timeout_seconds:g} s"
+        self._timed_out = _StartFault(late)
         self._signals = signals
         self._workers: list[_Worker] = []
         self._outgoing: list[_Worker] = []  # still to be replaced by the roll that is under way
@@ -272,7 +277,7 @@ class _Parent:
             for _ in range(self._missing()):
                 self._workers.append(self._fork())
         except OSError as fault:
-            self._note_failed_start(_StartFault(f"cannot fork: {fault.strerror}"))
+            self._note_failed_start(_StartFault(f"cannot fork a worker: {fault.strerror}"))
 
     def _replace_one(self) -> None:
         """The next step of a roll, as soon as there is one serving worker too many."""
@@ -283,7 +288,7 @@ class _Parent:
             replaced.ask_to_leave(signal.SIGUSR1)
 
     def _note_failed_start(self, fault: _StartFault, *, pid: int | None = None) -> None:
-        """The next attempt comes later each time; a roll ends with the old workers kept.
+        """Delays the next attempt, longer each time, and ends a roll: the old workers stay.
 
         Workers that fail at the same time are one attempt.
         """
@@ -338,7 +343,7 @@ class _Parent:
                 worker.send(signal.SIGKILL)
 
     def _give_up_if_none_serves(self) -> None:
-        """Not while a worker is still starting: one that serves is enough to go on."""
+        """Waits for workers that are still starting: one that serves is enough."""
         if self._has_used_up_attempts() and not self._workers and not self._is_stopping:
             raise CannotStart(f"No worker can start: {self._last_reason}")
 
@@ -355,7 +360,7 @@ class _Parent:
         self._workers.remove(worker)
         if worker in self._outgoing:
             self._outgoing.remove(worker)
-        with suppress(BlockingIOError):  # what it wrote last may still be in the pipe
+        with suppress(BlockingIOError):  # the worker's last write may still be in it
             while worker.is_starting and self._read_report(worker):
                 pass
         if worker.is_starting and not worker.is_draining:
@@ -404,7 +409,7 @@ class _Parent:
 
     def _fork(self) -> _Worker:
         """Signals wait meanwhile: a child with the parent's handlers would count for it."""
-        _flush_output()  # else a child writes again what is still in it
+        _flush_output()  # otherwise the child writes buffered output a second time
         pipe, child_pipe = os.pipe()
         os.set_blocking(pipe, False)  # a process that the worker started may keep its end open
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
@@ -443,7 +448,7 @@ class _Parent:
 
     def _leave_parent_behind(self, mask: set[int | signal.Signals]) -> None:
         """Closes the parent's pipes and takes the signals that this module's docstring says."""
-        # Since Python 3.12 asyncio does so at a fork, so what this returns may be -1.
+        # Since Python 3.12, asyncio resets this descriptor at a fork, so it may already be -1.
         signal.set_wakeup_fd(-1)
         self._signals.close()
         for worker in self._workers:
@@ -456,7 +461,7 @@ class _Parent:
 
 def _flush_output() -> None:
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # as it is when the gateway was started with it closed
+        if stream is not None:  # None if the gateway was started with it closed
             with suppress(OSError):
                 stream.flush()
 
@@ -468,7 +473,7 @@ def _log_fault(event: str, *, reason: str, trace: str, pid: int | None = None) -
 
 @contextmanager
 def _heeded_signals() -> Iterator[_SignalPipe]:
-    """Has the signals that this module heeds written to a pipe; restores the former handlers."""
+    """Python writes the signals of `_HEEDED` to a pipe; restores the previous handlers at exit."""
     signals = _SignalPipe(*os.pipe())
     os.set_blocking(signals.reading, False)
     os.set_blocking(signals.writing, False)

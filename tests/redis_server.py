@@ -1,6 +1,6 @@
 """A real `redis-server` for tests: started on a free port, empty, gone afterwards.
 
-The environment variable `REDIS_SERVER` names another one, such as `valkey-server`.
+The environment variable `REDIS_SERVER` names another server program, such as `valkey-server`.
 """
 
 from __future__ import annotations

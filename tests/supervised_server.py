@@ -74,7 +74,7 @@ def serve(listener: socket.socket, ready: Callable[[], None], state: Path) -> No
 
 
 def obey(mode: str, state: Path) -> None:
-    """What a worker does before it serves; most modes keep it from that."""
+    """Runs the fault or delay that `mode` names, before the worker serves."""
     faults: dict[str, BaseException] = {
         "crash": RuntimeError(f"told to crash in\n{os.getpid()}"),
         "crash with a child": RuntimeError("told to crash"),
@@ -117,7 +117,7 @@ def crash_here_or_there(state: Path) -> None:
 
 
 def send_half_a_word() -> None:
-    """As if killed in the middle of its report: half a character goes to every pipe."""
+    """Simulates a kill during the report: writes the first byte of a character to every pipe."""
     for fd in range(3, 30):
         with suppress(OSError):
             if stat.S_ISFIFO(os.fstat(fd).st_mode):

@@ -50,7 +50,7 @@ class Parent:
         os.killpg(self.process.pid, number)
 
     def log(self, event: str) -> list[dict[str, Any]]:
-        """The lines of its log about one event, without what is no JSON."""
+        """Its log lines of one event; lines that are not JSON are skipped."""
         lines = (self.state / "log").read_text().rpartition("\n")[0].splitlines()
         said = [json.loads(line) for line in lines if line.startswith("{")]
         return [line for line in said if line["event"] == event]
@@ -207,7 +207,7 @@ def test_a_worker_that_cannot_start_leaves_the_others_alone(tmp_path: Path):
 def test_a_gateway_that_has_never_served_ends_with_the_reason_and_one_traceback(
     tmp_path: Path, workers: int
 ):
-    """Though the message of the fault has another number each time."""
+    """The message of each fault differs, and the traceback is still logged only once."""
     started = time.monotonic()
     with supervised(tmp_path, workers=workers, mode="crash") as parent:
         assert parent.process.wait(15) == 1
@@ -226,10 +226,10 @@ def test_a_gateway_that_has_never_served_ends_with_the_reason_and_one_traceback(
     ("mode", "reason"),
     [
         ("exit", "told to exit"),
-        ("exit silently", "it left with status 3 before it served"),
-        ("kill", "it was ended by signal 9 (Killed)"),
-        ("half a word", "it was ended by signal 9 (Killed)"),
-        ("hang", "it did not serve within 0.3 s"),
+        ("exit silently", "the worker exited with status 3 before it served"),
+        ("kill", "signal 9 (Killed) ended the worker"),
+        ("half a word", "signal 9 (Killed) ended the worker"),
+        ("hang", "the worker did not serve within 0.3 s"),
     ],
 )
 def test_a_worker_without_a_traceback_has_a_reason_too(tmp_path: Path, mode: str, reason: str):
@@ -244,7 +244,9 @@ def test_a_gateway_that_can_never_fork_ends_too(tmp_path: Path):
     with supervised(tmp_path, mode="no descriptors") as parent:
         assert parent.process.wait(15) == 1
         assert len(parent.log("worker_start_failed")) == START_ATTEMPTS
-        assert parent.last_words() == "No worker can start: cannot fork: Too many open files"
+        assert (
+            parent.last_words() == "No worker can start: cannot fork a worker: Too many open files"
+        )
 
 
 def test_a_group_of_faults_has_its_traceback_once(tmp_path: Path):
@@ -293,7 +295,7 @@ def test_each_of_two_faults_has_its_traceback_once(tmp_path: Path):
 
 
 def test_a_process_that_a_failed_worker_left_behind_holds_nothing_up(tmp_path: Path):
-    """It has the worker's end of the pipe."""
+    """The child keeps the worker's end of the pipe open."""
     with supervised(tmp_path, mode="crash with a child") as parent:
         until(lambda: len(parent.log("worker_start_failed")) > 2)
         parent.send(signal.SIGTERM)
@@ -301,7 +303,7 @@ def test_a_process_that_a_failed_worker_left_behind_holds_nothing_up(tmp_path: P
 
 
 def test_a_worker_that_is_still_starting_is_waited_for(tmp_path: Path):
-    """The other one has failed at every attempt by then, and is started again."""
+    """By then the other worker has failed in every attempt; the parent starts it again."""
     with supervised(tmp_path, workers=2, mode="one starts slowly") as parent:
         assert parent.ask(timeout_seconds=10) in parent.workers()
         assert len(parent.log("worker_start_failed")) >= START_ATTEMPTS
@@ -310,7 +312,7 @@ def test_a_worker_that_is_still_starting_is_waited_for(tmp_path: Path):
 
 
 def test_a_gateway_that_has_served_tries_again_for_as_long_as_it_takes(tmp_path: Path):
-    """Though no worker is left."""
+    """It keeps trying although no worker is left."""
     with supervised(tmp_path, workers=1) as parent:
         victim = parent.ask()
         parent.become("crash")

@@ -232,7 +232,9 @@ def _simulator() -> Iterator[str]:
         with os.fdopen(reading) as pipe:
             base_url = pipe.readline().strip()
         if not base_url:
-            raise click.ClickException("The simulated upstream does not start; see the log.")
+            raise click.ClickException(
+                "The simulated upstream does not start. The log has the reason: simulator_failed."
+            )
         yield base_url
     finally:
         if os.getpid() == parent:

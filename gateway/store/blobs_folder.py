@@ -101,15 +101,15 @@ class FolderBlobs:
             self._create(path, data, expires_at=expires_at)
 
     def _make_folder(self, folder: Path) -> None:
-        """Makes a folder and those that it is in, as far as `home`, which must be there."""
+        """Makes `folder` and its parents below `home`. Raises if `home` itself is missing."""
         if self._home is None:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             return
-        # Level by level: a look at `home` beforehand would miss one that goes in the next moment.
-        place = self._home
+        # One level at a time: `parents=True` would make `home` again if it is unmounted meanwhile.
+        level = self._home
         for name in folder.relative_to(self._home).parts:
-            place /= name
-            place.mkdir(mode=0o700, exist_ok=True)
+            level /= name
+            level.mkdir(mode=0o700, exist_ok=True)
 
     def _create(self, path: Path, data: bytes, *, expires_at: float) -> None:
         """Writes beside the place and renames: whoever looks sees all of it or nothing."""

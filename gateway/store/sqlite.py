@@ -111,7 +111,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         db.execute("PRAGMA synchronous = NORMAL")
-    except sqlite3.Error:  # the file is no database, for example
+    except sqlite3.Error:  # for example, the file is not a database
         db.close()
         raise
     return db

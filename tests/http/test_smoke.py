@@ -1,7 +1,7 @@
-"""The product once from its start to its end, on both stores, and the demo as a newcomer meets it.
+"""Runs the whole gateway once on each store, and the demo as a new user starts it.
 
-`make smoke` runs it alone: a minute that shows whether the gateway works on another Python or
-beside another store server.
+`make smoke` runs only these tests. They take a minute and show whether the gateway works on
+another Python or with another store server.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from PIL import Image
 from tests.gateways import MODEL, Client, Processes, Upstream, open_to_both, run_processes
 
 STRICT = {"PYTHONWARNINGS": "error::DeprecationWarning"}
-"""What the next Python will refuse is a fault in every process of the gateway."""
+"""Turns every DeprecationWarning in a gateway process into an error, before a new Python does."""
 
 
-async def test_two_workers_start_sell_share_stream_and_drain(
+async def test_two_workers_start_purchase_share_stream_and_drain(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:
     async with run_processes(

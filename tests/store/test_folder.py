@@ -95,8 +95,8 @@ async def test_a_failing_disk_is_an_unavailable_store(tmp_path: Path) -> None:
         await blobs.get(DIGEST)
 
 
-async def test_a_home_that_goes_at_any_moment_is_never_made_again(tmp_path: Path) -> None:
-    """As when the volume is unmounted between a look and the next step."""
+async def test_a_home_that_disappears_during_a_write_is_never_recreated(tmp_path: Path) -> None:
+    """Simulates a volume that is unmounted between two steps of a write."""
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
     home.mkdir()
     blobs = FolderBlobs(home / "blobs", home=home)
