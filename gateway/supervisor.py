@@ -333,7 +333,9 @@ class _Parent:
         self._has_served = True
         self._traced.clear()
         self._delay_seconds = _FIRST_DELAY_SECONDS
-        self._next_start_at = 0.0
+        # Not at once: another worker may just have crashed soon after it served.
+        soon = time.monotonic() + _FIRST_DELAY_SECONDS
+        self._next_start_at = min(self._next_start_at, soon)
         _log.info("worker %d serves", worker.pid)
 
     def _kill_late(self) -> None:
