@@ -10,7 +10,7 @@ SOURCES := gateway tests
 TESTERS ?= $(shell expr $$(nproc) + 1)
 # The locks are complete, so nothing is resolved: pip would look an extra (coverage[toml]) up anew.
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps
-SCHEMA := import json; from gateway.settings import json_schema; \
+SCHEMA := import json; from gateway.configuration.schema import json_schema; \
 	print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 LOCK := pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe \
 	--no-header --no-emit-options --no-emit-index-url --no-emit-trusted-host \

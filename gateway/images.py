@@ -1,8 +1,4 @@
-"""The nouns that every room shares: requests, pictures, usage, amounts, limits.
-
-Frozen and without behaviour beyond what follows from their own fields. Reading them from the
-wire is `request/` and `upstream/wire`; keeping them is `cache/` and `billing/`.
-"""
+"""The nouns that all rooms share."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 MAX_SLOTS: Final = 64
 """Pictures that one entry can hold: slots 0…63 (CONTRACT §6)."""
@@ -146,41 +142,6 @@ class Amounts:
         return Amounts(
             self.images - other.images, self.tokens - other.tokens, self.micros - other.micros
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """A row of the limit table: what is counted, over which period, and when."""
-
-    name: str
-    unit: str
-    """`requests`, `images`, `tokens` or `micros`; `purchases` for what is open right now."""
-    period: Literal["minute", "day", "month", "open"]
-    """`minute` (token bucket), `day`, `month` (UTC calendar windows) or `open` (right now)."""
-    at_admission: bool = False
-    """Counted for every valid request; otherwise only before a purchase."""
-
-    @property
-    def is_rate(self) -> bool:
-        """Rates ask the caller to come back; budgets do not."""
-        return self.period in ("minute", "open")
-
-
-LIMITS: Final[Mapping[str, Limit]] = MappingProxyType(
-    {
-        limit.name: limit
-        for limit in (
-            Limit("requests_per_minute", "requests", "minute", at_admission=True),
-            Limit("images_per_minute", "images", "minute"),
-            Limit("concurrent_requests", "purchases", "open"),
-            Limit("images_per_day", "images", "day"),
-            Limit("tokens_per_day", "tokens", "day"),
-            Limit("usd_per_day", "micros", "day"),
-            Limit("usd_per_month", "micros", "month"),
-        )
-    }
-)
-"""Every limit of CONTRACT §8. A new limit is a new row."""
 
 
 @dataclass(frozen=True, slots=True)

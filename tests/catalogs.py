@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.catalog import Catalog, parse_catalog
-from gateway.settings import read_config
+from gateway.configuration.files import read_config
 from tests.gateways import CONFIG
 
 SHIPPED = CONFIG / "models.yaml"

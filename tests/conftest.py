@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from gateway.store.redis import open_redis_store
-from gateway.store.sqlite import create_sqlite_layout, open_sqlite_store
-from gateway.store.verbs import Store
+from gateway.store.protocol import Store
+from gateway.store.redis.store import open_redis_store
+from gateway.store.sqlite.connection import create_sqlite_layout
+from gateway.store.sqlite.store import open_sqlite_store
 from tests.redis_server import fold_missing_server, run_redis_server
 
 OpenStore = Callable[[], AbstractAsyncContextManager[Store]]

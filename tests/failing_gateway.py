@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 import gateway.__main__  # before all others of the gateway: it says where metrics are counted
-from gateway import app
+from gateway import assembly as app
 from gateway.cache import flights
 from tests.failpoints import FOLDER_VARIABLE, MORTAL_CLAIM_SECONDS, Strings, with_fail_points
 

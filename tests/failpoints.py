@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-from gateway.settings import Settings
-from gateway.store.verbs import (
+from gateway.configuration.settings import Settings
+from gateway.store.commands import (
     Admit,
-    BlobStore,
     Claim,
     Extend,
     Keep,
@@ -32,10 +31,8 @@ from gateway.store.verbs import (
     Release,
     Reserve,
     Settle,
-    Store,
-    Verb,
-    Watch,
 )
+from gateway.store.protocol import BlobStore, Store, Verb, Watch
 
 STEPS: Final = (
     Admit,
@@ -185,7 +182,7 @@ class FailingBlobs:
     """Picture bytes, each `put` of them through the fail points."""
 
     def __init__(self, blobs: BlobStore, points: FailPoints) -> None:
-        self.add = blobs.add
+        self.put_command = blobs.put_command
         self.get = blobs.get
         self.delete = blobs.delete
         self.scan = blobs.scan

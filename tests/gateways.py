@@ -31,12 +31,17 @@ import yaml
 from aiohttp import web
 
 from gateway.access.policy import Policy, parse_policy
-from gateway.app import Gateway, OpenLinks, open_runner, open_services, open_store, prepare
+from gateway.assembly import Gateway, OpenLinks, open_store
 from gateway.billing.ledger import Ledger, Record
-from gateway.settings import Settings, read_config
+from gateway.configuration.files import read_config
+from gateway.configuration.settings import Settings
+from gateway.maintenance import open_running_gateway
+from gateway.process.bootstrap import prepare
+from gateway.process.worker import open_runner
 from gateway.simulator import SimulatorSettings, open_simulator
-from gateway.store.verbs import Meter, ReadMeters, ask
-from gateway.upstream.rehost import open_rehost
+from gateway.store.batch import ask
+from gateway.store.commands import Meter, ReadMeters
+from gateway.upstream.fetch import open_rehost
 from tests.processes import living_children
 
 needs_asyncio_that_pauses = pytest.mark.skipif(
@@ -202,7 +207,7 @@ async def run_gateway(
     prepare(settings)
     async with (
         aiohttp.ClientSession() as session,
-        open_services(settings, ShippedPolicy(), open_links=open_links) as gateway,
+        open_running_gateway(settings, ShippedPolicy(), open_links=open_links) as gateway,
         open_runner(settings, gateway) as runner,
     ):
         site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -13,18 +13,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.access.keys import Keys
-from gateway.app import open_store
+from gateway.assembly import open_store
 from gateway.billing import pricing, quota
 from gateway.billing.ledger import draft
 from gateway.cache.flights import Flight
 from gateway.catalog import Catalog
+from gateway.configuration.settings import Settings
 from gateway.images import Amounts, ImageRequest, Picture, Usage
-from gateway.journal import Received, Reserved
-from gateway.pictures import draw_picture
+from gateway.purchasing.journal import Received, Reserved
 from gateway.request.fingerprint import fingerprint
 from gateway.request.validation import validate
-from gateway.settings import Settings
-from gateway.store.verbs import Batch, Claim, Receive, ask
+from gateway.simulator.drawing import draw_picture
+from gateway.store.batch import Batch, ask
+from gateway.store.commands import Claim, Receive
 from tests.catalogs import shipped_catalog
 from tests.gateways import MODEL
 

@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import dataclass, field
 
 from gateway.cache.flights import Flights
-from gateway.cache.previews import Previews
+from gateway.cache.partial_images import Previews
 from gateway.errors import StoreUnavailable
-from gateway.store.verbs import Store
+from gateway.store.protocol import Store
 
 
 @dataclass

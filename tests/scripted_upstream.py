@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from gateway.images import ImageRequest
-from gateway.upstream.client import ClientSettings, Pace, open_client
+from gateway.upstream.client import Pace, open_client
+from gateway.upstream.session import ClientSettings
 
 KEY = "sk-secret-of-the-team"
 PIXELS = b"picture bytes"

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gateway.cli.logs import configure_logs
-from gateway.supervisor import START_TIMEOUT_SECONDS, CannotStart, bind_socket, supervise
+from gateway.process.supervisor import START_TIMEOUT_SECONDS, CannotStart, bind_socket, supervise
 
 HANG_SECONDS = 60
 SLOW_START_SECONDS = 4.5

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from gateway.cache.blobs import Blobs, BlobsSettings
-from gateway.cache.hot import Hot
+from gateway.cache.memory import Hot
 from gateway.cache.takedowns import Takedowns
 from gateway.images import Picture
 from gateway.metrics import Metrics
-from gateway.store.blobs_folder import FolderBlobs
-from gateway.store.verbs import Batch, ReadShelf, Shelve, Store, ask
+from gateway.store.batch import Batch, ask
+from gateway.store.blobs.folder import FolderBlobs
+from gateway.store.commands import ReadShelf, Shelve
+from gateway.store.protocol import Store
 from tests.conftest import OpenStore
 
 GIB = 1 << 30

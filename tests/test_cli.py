@@ -21,8 +21,8 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
-from gateway.app import prepare
 from gateway.cli.main import cli
+from gateway.process.bootstrap import prepare
 from tests.gateways import Upstream, make_settings, run_gateway, run_upstream
 
 GATEWAY = [sys.executable, "-m", "gateway"]

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from aiohttp import web
 
-from gateway.api.connection import Runner
+from gateway.api.http.connection import Runner
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 FAULTS = [RuntimeError("a fault"), TimeoutError("a fault")]

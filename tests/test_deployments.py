@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.settings import load_settings, parse_address
+from gateway.configuration.files import load_settings
+from gateway.configuration.values import parse_address
 from tests.dockerfile import read_stages
 
 ROOT = Path(__file__).parent.parent

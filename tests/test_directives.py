@@ -10,13 +10,8 @@ from multidict import CIMultiDict
 
 from gateway.errors import InvalidRequest
 from gateway.images import MAX_AGE_SECONDS, ImageRequest, Reuse
-from gateway.request.directives import (
-    Directives,
-    Reading,
-    effective,
-    parse_directives,
-    place,
-)
+from gateway.request.cache_control import Reading, effective
+from gateway.request.headers import Directives, parse_directives, place
 
 
 def said(**headers):

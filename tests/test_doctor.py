@@ -22,8 +22,11 @@ import pytest
 import redis
 from aiohttp import web
 
-from gateway.app import open_store, prepare
-from gateway.checks import (
+from gateway.assembly import open_store
+from gateway.configuration.files import ConfigFiles, Configuration
+from gateway.configuration.settings import Settings
+from gateway.process.bootstrap import prepare
+from gateway.process.checks import (
     Finding,
     check_before_serving,
     examine,
@@ -33,9 +36,8 @@ from gateway.checks import (
     judge_prices,
     judge_public_url,
 )
-from gateway.configuration import Configuration
-from gateway.settings import ConfigFiles, Settings
-from gateway.store.verbs import Inspect, ReadShelf, StoreFacts, ask
+from gateway.store.batch import ask
+from gateway.store.commands import Inspect, ReadShelf, StoreFacts
 from tests.bench.processes import free_port
 from tests.gateways import (
     CONFIG,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.cache.entries import Entries, EntriesSettings, fresh_pictures
 from gateway.images import Picture
-from gateway.store.verbs import Batch
+from gateway.store.batch import Batch
 from tests.conftest import OpenStore
 
 PICTURE = Picture("a", "0" * 64, "png", 1, 1, 1, 0.0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.api.files import parse_range
+from gateway.api.http.ranges import parse_range
 
 numbers = st.integers(0, 10**30)
 

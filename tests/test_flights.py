@@ -19,7 +19,9 @@ from gateway.cache.entries import Entries, EntriesSettings
 from gateway.cache.flights import Bought, Flight, Flights, Landing
 from gateway.errors import Charge, LimitExceeded, StoreUnavailable, UpstreamFailure
 from gateway.images import Picture
-from gateway.store.verbs import Batch, Claim, Claimed, Store, Verb, ask
+from gateway.store.batch import Batch, ask
+from gateway.store.commands import Claim, Claimed
+from gateway.store.protocol import Store, Verb
 from tests.conftest import OpenStore
 from tests.passing import make_flights
 

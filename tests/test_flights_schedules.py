@@ -24,8 +24,10 @@ from gateway.cache.entries import Entries, EntriesSettings
 from gateway.cache.flights import Bought, Flight, Flights, Landing
 from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
 from gateway.images import Picture
-from gateway.store.sqlite import open_sqlite_store
-from gateway.store.verbs import Batch, Claim, Store, ask
+from gateway.store.batch import Batch, ask
+from gateway.store.commands import Claim
+from gateway.store.protocol import Store
+from gateway.store.sqlite.store import open_sqlite_store
 from tests.conftest import OpenStore
 from tests.passing import make_flights
 

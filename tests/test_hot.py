@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from gateway.cache.hot import Hot
+from gateway.cache.memory import Hot
 
 LIMIT = 100
 digests = st.sampled_from("abcdef")

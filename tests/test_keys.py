@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from gateway.access.keys import Keys, parse_spec
+from gateway.access.key_records import parse_spec
+from gateway.access.keys import Keys
 from gateway.errors import GatewayError, IncorrectKey, InvalidRequest
 from gateway.images import Reuse
 from tests.conftest import OpenStore

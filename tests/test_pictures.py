@@ -14,13 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageCms, ImageStat
 
-from gateway.pictures import (
-    BadPicture,
-    PictureFacts,
-    check_picture,
-    derive_picture,
-    draw_picture,
-)
+from gateway.imagefile.check import BadPicture, PictureFacts, check_picture
+from gateway.imagefile.convert import derive_picture
+from gateway.simulator.drawing import draw_picture
 
 FORMATS = ("png", "jpeg", "webp")
 

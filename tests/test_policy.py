@@ -11,8 +11,8 @@ import pytest
 
 from gateway.access.policy import CurrentPolicy, Policy
 from gateway.catalog import CatalogError
-from gateway.configuration import Configuration
-from gateway.settings import ConfigError, ConfigFiles
+from gateway.configuration.expand import ConfigError
+from gateway.configuration.files import ConfigFiles, Configuration
 from tests.catalogs import SHIPPED
 
 TABLE = SHIPPED.read_text(encoding="utf-8")

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.cache.previews import Broadcast, Preview, Previews, Viewer
+from gateway.cache.partial_images import Broadcast, Preview, Previews, Viewer
 from gateway.images import PartialImage
-from gateway.store.verbs import ReadEvents, ask
+from gateway.store.batch import ask
+from gateway.store.commands import ReadEvents
 from tests.conftest import OpenStore
 from tests.passing import Memory
 

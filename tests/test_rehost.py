@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from yarl import URL
 
-from gateway.pictures import check_picture
-from gateway.upstream.guard import (
+from gateway.imagefile.check import check_picture
+from gateway.net.guard import (
     Guard,
     LinkRefused,
     Reach,
@@ -26,7 +26,7 @@ from gateway.upstream.guard import (
     parse_guard,
     parse_link,
 )
-from gateway.upstream.rehost import Rehost, RehostSettings, open_rehost
+from gateway.upstream.fetch import Rehost, RehostSettings, open_rehost
 from tests.gateways import run_upstream
 from tests.inner_server import (
     INSIDE,

@@ -6,20 +6,16 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from gateway.settings import (
-    Address,
-    ConfigError,
-    Settings,
-    find_config,
-    json_schema,
-    load_settings,
-    parse_address,
+from gateway.configuration.expand import ConfigError
+from gateway.configuration.files import find_config, load_settings, read_config
+from gateway.configuration.schema import json_schema
+from gateway.configuration.settings import Settings
+from gateway.configuration.values import Address, parse_address, parse_proxy
+from gateway.values import (
     parse_count,
     parse_count_or_zero,
     parse_duration,
-    parse_proxy,
     parse_size,
-    read_config,
 )
 
 ROOT = Path(__file__).parent.parent

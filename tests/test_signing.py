@@ -24,7 +24,9 @@ from gateway.access.signing import (
     put_in_front,
 )
 from gateway.errors import GatewayError, StoreUnavailable
-from gateway.store.verbs import Get, Put, Store, Verb, ask
+from gateway.store.batch import ask
+from gateway.store.commands import Get, Put
+from gateway.store.protocol import Store, Verb
 from tests.conftest import OpenStore
 
 PATH = "/images/img-abcdefghijABCDEFGHIJ1234.png"

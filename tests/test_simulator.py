@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 from yarl import URL
 
-from gateway.pictures import BadPicture, check_picture
+from gateway.imagefile.check import BadPicture, check_picture
 from gateway.simulator import SimulatorSettings, open_simulator
 from gateway.simulator.faults import FAULTS, BadFault, parse_fault
 from gateway.simulator.table import MODELS, formula_tokens

@@ -15,10 +15,10 @@ import pytest
 from yarl import URL
 
 from gateway.errors import Charge, UpstreamFailure
+from gateway.imagefile.check import check_picture
 from gateway.images import ImageRequest, PartialImage
-from gateway.pictures import check_picture
+from gateway.net.sse import Splitter
 from gateway.simulator import SimulatorSettings, open_simulator
-from gateway.sse import Splitter
 from tests.scripted_upstream import Upstream, client_of
 
 GPT = {"model": "gpt-image-1.5", "prompt": "an otter", "stream": True}

@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai._streaming import SSEDecoder
 
-from gateway.sse import COMMENT, Event, FrameTooLarge, Splitter, encode_error, encode_event
+from gateway.net.sse import (
+    COMMENT,
+    Event,
+    FrameTooLarge,
+    Splitter,
+    encode_error,
+    encode_event,
+)
 
 COMPLETED = "image_generation.completed"
 

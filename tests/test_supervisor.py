@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from gateway.supervisor import START_ATTEMPTS, CannotListen, PortInUse, bind_socket
+from gateway.process.supervisor import START_ATTEMPTS, CannotListen, PortInUse, bind_socket
 from tests.processes import is_running, living_children
 
 SERVER = Path(__file__).with_name("supervised_server.py")

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from gateway import __version__
 from gateway.errors import Charge, UpstreamFailure
-from gateway.upstream.client import ClientSettings, Pace, UpstreamClient
+from gateway.upstream.client import Pace, UpstreamClient
+from gateway.upstream.session import ClientSettings
 from tests.scripted_upstream import (
     GOOD,
     KEY,

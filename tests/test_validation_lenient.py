@@ -17,7 +17,7 @@ from gateway.errors import InvalidRequest
 from gateway.images import ImageRequest
 from gateway.request.fingerprint import fingerprint
 from gateway.request.validation import validate
-from gateway.upstream.wire import forwarded_body
+from gateway.upstream.openai.requests import forwarded_body
 from tests.catalogs import read_shipped, shipped_catalog
 
 CATALOG = shipped_catalog()

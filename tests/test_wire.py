@@ -9,9 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import Charge, UpstreamFailure
-from gateway.images import Answered, ImageRequest, PartialImage, UpstreamPicture, Usage
-from gateway.sse import Event
-from gateway.upstream import wire
+from gateway.images import (
+    Answered,
+    ImageRequest,
+    PartialImage,
+    UpstreamPicture,
+    Usage,
+)
+from gateway.net.sse import Event
+from gateway.upstream.openai import answers, errors, events, requests
 
 PIXELS = b"\x89PNG not really, but bytes"
 ENCODED = base64.b64encode(PIXELS).decode()
@@ -23,7 +29,7 @@ def answer(**fields) -> bytes:
 
 
 def parse(body: bytes) -> Answered:
-    return wire.parse_answer(body, upstream_request_id="req_up")
+    return answers.parse_answer(body, upstream_request_id="req_up")
 
 
 def failed(body: bytes) -> UpstreamFailure:
@@ -80,7 +86,7 @@ def error(**fields) -> bytes:
     ],
 )
 def test_the_body_holds_what_was_asked_for_and_nothing_else(request_, pictures, expected):
-    assert json.loads(wire.forwarded_body(request_, pictures=pictures)) == expected
+    assert json.loads(requests.forwarded_body(request_, pictures=pictures)) == expected
 
 
 @pytest.mark.parametrize(
@@ -94,8 +100,8 @@ def test_a_stream_is_asked_for_beside_what_is_asked_for_anyway(partial_images, e
         parameters=MappingProxyType({"size": "512x512"}),
         partial_images=partial_images,
     )
-    plain = json.loads(wire.forwarded_body(request, pictures=1))
-    streaming = json.loads(wire.forwarded_body(request, pictures=1, stream=True))
+    plain = json.loads(requests.forwarded_body(request, pictures=1))
+    streaming = json.loads(requests.forwarded_body(request, pictures=1, stream=True))
     assert streaming == plain | expected
 
 
@@ -294,9 +300,9 @@ ECHOES = {
 }
 
 
-def hear(name: str | None, data: object, **options) -> wire.News | None:
+def hear(name: str | None, data: object, **options) -> events.News | None:
     raw = data if isinstance(data, bytes) else json.dumps(data).encode()
-    return wire.parse_event(Event(name, raw), upstream_request_id="req_up", **options)
+    return events.parse_event(Event(name, raw), upstream_request_id="req_up", **options)
 
 
 def test_a_partial_image_is_read_with_its_number_and_what_is_shown():
@@ -516,7 +522,7 @@ def test_the_apis_own_error_is_relayed_with_its_extra_keys():
         "code": "moderation_blocked",
         "moderation_details": {"moderation_stage": "input", "categories": ["sexual"]},
     }
-    failure = wire.parse_error(400, {"X-Request-Id": "req_1", "Set-Cookie": "a=b"}, error(**sent))
+    failure = errors.parse_error(400, {"X-Request-Id": "req_1", "Set-Cookie": "a=b"}, error(**sent))
     assert failure.status == 400
     assert failure.body == {"error": sent}
     assert failure.charge is Charge.FREE
@@ -542,7 +548,7 @@ def test_the_apis_own_error_is_relayed_with_its_extra_keys():
     ],
 )
 def test_the_forms_of_clones_get_all_four_keys(status, body, expected):
-    failure = wire.parse_error(status, {}, body)
+    failure = errors.parse_error(status, {}, body)
     fields = (failure.message, failure.type, failure.param, failure.code)
     assert (failure.status, fields) == (status, expected)
 
@@ -557,7 +563,7 @@ def test_the_forms_of_clones_get_all_four_keys(status, body, expected):
     ],
 )
 def test_a_refused_key_is_told_neutrally(status, body):
-    failure = wire.parse_error(status, {}, body)
+    failure = errors.parse_error(status, {}, body)
     assert (failure.status, failure.type, failure.code) == (502, "server_error", "upstream_auth")
     assert failure.charge is Charge.FREE
     assert "sk-secret" not in json.dumps(failure.to_dict())
@@ -565,7 +571,7 @@ def test_a_refused_key_is_told_neutrally(status, body):
 
 def test_extra_keys_that_cannot_be_written_again_are_dropped():
     body = b'{"error": {"message": "m", "code": "c", "deep": ' + b"[" * 600 + b"]" * 600 + b"}}"
-    assert wire.parse_error(400, {}, body).body == {
+    assert errors.parse_error(400, {}, body).body == {
         "error": {"message": "m", "type": "invalid_request_error", "param": None, "code": "c"}
     }
 
@@ -604,7 +610,7 @@ OWN = error(message="m", type="server_error", param=None, code=None)
     ],
 )
 def test_status_and_form_decide_answer_and_charge(status, body, answered, code, charge):
-    failure = wire.parse_error(status, {"Location": "https://secret.example"}, body)
+    failure = errors.parse_error(status, {"Location": "https://secret.example"}, body)
     assert (failure.status, failure.code, failure.charge) == (answered, code, charge)
     is_charged = charge in (Charge.UNDELIVERED, Charge.PRESUMED)
     assert failure.headers == ({"x-should-retry": "false"} if is_charged else {})
@@ -630,7 +636,7 @@ def test_status_and_form_decide_answer_and_charge(status, body, answered, code, 
     ],
 )
 def test_only_the_headers_about_coming_back_pass(received, relayed):
-    assert wire.parse_error(429, received, OWN).headers == relayed
+    assert errors.parse_error(429, received, OWN).headers == relayed
 
 
 @pytest.mark.parametrize(
@@ -652,32 +658,32 @@ def test_only_the_headers_about_coming_back_pass(received, relayed):
     ],
 )
 def test_what_may_be_tried_again(status, fields, expected):
-    failure = wire.parse_error(status, {}, error(message="m", **fields))
-    assert wire.is_retryable(failure, upstream_status=status) is expected
+    failure = errors.parse_error(status, {}, error(message="m", **fields))
+    assert errors.is_retryable(failure, upstream_status=status) is expected
 
 
 def test_a_quota_refusal_tells_the_caller_not_to_retry():
-    failure = wire.parse_error(
+    failure = errors.parse_error(
         429, {"x-should-retry": "true"}, error(message="m", code="insufficient_quota")
     )
     assert failure.headers == {"x-should-retry": "false"}
 
 
 def test_upstreams_wish_not_to_be_asked_again_is_respected():
-    failure = wire.parse_error(503, {"x-should-retry": "false"}, OWN)
-    assert not wire.is_retryable(failure, upstream_status=503)
+    failure = errors.parse_error(503, {"x-should-retry": "false"}, OWN)
+    assert not errors.is_retryable(failure, upstream_status=503)
 
 
 def test_only_what_was_never_sent_may_be_sent_again():
-    assert wire.is_retryable(wire.unreachable(), upstream_status=None)
-    assert not wire.is_retryable(wire.cut_off(), upstream_status=None)
+    assert errors.is_retryable(errors.unreachable(), upstream_status=None)
+    assert not errors.is_retryable(errors.cut_off(), upstream_status=None)
 
 
 def test_the_finer_wait_wins():
-    failure = wire.parse_error(429, {"retry-after": "2", "retry-after-ms": "1500"}, OWN)
-    assert wire.retry_after_seconds(failure) == 1.5
-    assert wire.retry_after_seconds(wire.parse_error(429, {"retry-after": "2"}, OWN)) == 2
-    assert wire.retry_after_seconds(wire.unreachable()) is None
+    failure = errors.parse_error(429, {"retry-after": "2", "retry-after-ms": "1500"}, OWN)
+    assert errors.retry_after_seconds(failure) == 1.5
+    assert errors.retry_after_seconds(errors.parse_error(429, {"retry-after": "2"}, OWN)) == 2
+    assert errors.retry_after_seconds(errors.unreachable()) is None
 
 
 # ── whatever comes ──────────────────────────────────────────────────────────────────────────
@@ -736,10 +742,10 @@ def test_any_answer_is_pictures_or_our_error(body):
 )
 def test_any_error_becomes_ours_and_can_travel(status, retry_after, body):
     headers = {"Retry-After": retry_after, "retry-after-ms": retry_after}
-    failure = wire.parse_error(status, headers, body)
+    failure = errors.parse_error(status, headers, body)
     assert 400 <= failure.status < 600
     assert list(failure.body["error"])[:4] == ["message", "type", "param", "code"]
     assert isinstance(failure.message, str)
     assert isinstance(failure.type, str)
-    assert 0 < (wire.retry_after_seconds(failure) or 1) <= 120
+    assert 0 < (errors.retry_after_seconds(failure) or 1) <= 120
     assert written(failure)

@@ -22,7 +22,9 @@ import orjson
 from pydantic import SecretStr
 
 from gateway.errors import INVALID_REQUEST, GatewayError, InvalidRequest, StoreUnavailable
-from gateway.store.verbs import Change, Get, Put, Store, ask
+from gateway.store.batch import ask
+from gateway.store.commands import Change, Get, Put
+from gateway.store.protocol import Store
 
 META: Final = "meta"
 RECORD: Final = "signing_keys"

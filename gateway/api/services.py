@@ -13,10 +13,10 @@ from gateway.access.keys import Keys
 from gateway.access.policy import Policy
 from gateway.access.signing import Signing
 from gateway.cache.blobs import Blobs
-from gateway.cache.gallery import Gallery
-from gateway.cache.removal import Removal
+from gateway.cache.image_index import Gallery
+from gateway.cache.invalidation import Removal
 from gateway.metrics import Metrics
-from gateway.service import Service
+from gateway.proxy.request import Service
 
 
 @dataclass(slots=True)

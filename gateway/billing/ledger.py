@@ -19,7 +19,9 @@ import structlog
 
 from gateway.errors import StoreUnavailable
 from gateway.images import Account, Usage
-from gateway.store.verbs import Append, Change, Get, Put, ReadLedger, Store, ask
+from gateway.store.batch import ask
+from gateway.store.commands import Append, Change, Get, Put, ReadLedger
+from gateway.store.protocol import Store
 
 Outcome = Literal["hit", "bought", "partial", "collapsed", "refused", "failed"]
 

@@ -15,12 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 from gateway.errors import LimitExceeded
-from gateway.images import LIMITS, Account, Amounts, Limit
-from gateway.store.verbs import (
+from gateway.images import Account, Amounts
+from gateway.limits import LIMITS, Limit
+from gateway.store.batch import Batch, Handle
+from gateway.store.commands import (
     Admission,
     Admit,
-    Batch,
-    Handle,
     Meter,
     MeterState,
     ReadMeters,

@@ -20,25 +20,22 @@ import pybase64
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.cache.hot import Hot, View
+from gateway.cache.memory import Hot, View
 from gateway.cache.takedowns import Takedowns
 from gateway.errors import StoreFull
 from gateway.images import Picture
-from gateway.store.verbs import (
-    Batch,
-    BlobStore,
-    Handle,
+from gateway.store.batch import Batch, Handle, ask
+from gateway.store.commands import (
     Oldest,
     OnShelf,
     ReadShelf,
     Shelf,
     Shelve,
     Shrink,
-    Store,
     Touch,
     Unshelve,
-    ask,
 )
+from gateway.store.protocol import BlobStore, Store
 
 INLINE_BYTES: Final = 512 * 1024
 """Hashing this much takes about a third of a millisecond; more goes to a thread."""
@@ -141,8 +138,14 @@ class Blobs:
 
         They are for `put`, before the batch is sent; after it, all of them are for `withdraw`.
         """
-        lifetime = self._settings.lifetime_seconds
-        return {d: b for d, b in data.items() if not self._bytes.add(batch, d, b, lifetime)}
+        left = {}
+        for digest, content in data.items():
+            command = self._bytes.put_command(digest, content, self._settings.lifetime_seconds)
+            if command is None:
+                left[digest] = content
+            else:
+                batch.add(command)
+        return left
 
     async def withdraw(self, digests: Iterable[str]) -> None:
         """Removes what was taken down while it was stored. Raises `StoreUnavailable`.

@@ -19,18 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.errors import UpstreamFailure
 from gateway.images import Picture, Usage
-from gateway.store.verbs import (
-    Batch,
-    Clear,
-    Enlist,
-    Entry,
-    Handle,
-    Keep,
-    Note,
-    ReadEntry,
-    ReadNote,
-    Slot,
-)
+from gateway.store.batch import Batch, Handle
+from gateway.store.commands import Clear, Enlist, Entry, Keep, Note, ReadEntry, ReadNote, Slot
 
 TTL_SPREAD: Final = 0.05
 """Lifetimes differ by up to this share, so that what was stored together expires apart."""

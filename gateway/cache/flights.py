@@ -30,22 +30,12 @@ from gateway.cache.entries import (
     read_refusal,
     read_slot,
 )
-from gateway.cache.previews import EVENT_SECONDS, Broadcast, Previews, Screen, Viewer
+from gateway.cache.partial_images import EVENT_SECONDS, Broadcast, Previews, Screen, Viewer
 from gateway.errors import GatewayError, StoreUnavailable, UpstreamFailure
 from gateway.images import Picture
-from gateway.store.verbs import (
-    Batch,
-    Claim,
-    Claimed,
-    Extend,
-    Handle,
-    Publish,
-    ReadEvents,
-    Release,
-    Store,
-    Watch,
-    ask,
-)
+from gateway.store.batch import Batch, Handle, ask
+from gateway.store.commands import Claim, Claimed, Extend, Publish, ReadEvents, Release
+from gateway.store.protocol import Store, Watch
 
 T = TypeVar("T")
 

@@ -13,7 +13,9 @@ from typing import Final
 
 from gateway.errors import INVALID_REQUEST, Charge, UpstreamFailure
 from gateway.images import Usage
-from gateway.store.verbs import Batch, Enlist, Note, ReadList, ReadNote, Store, ask
+from gateway.store.batch import Batch, ask
+from gateway.store.commands import Enlist, Note, ReadList, ReadNote
+from gateway.store.protocol import Store
 
 LOOK_SECONDS: Final = 0.4
 """How often a worker looks; all know within a second (CONTRACT §6, *Take-down*)."""

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import click
 
-from gateway.app import Cache, open_cache
-from gateway.cache.removal import Removal
+from gateway.assembly import Cache, open_cache
+from gateway.cache.invalidation import Removal
 from gateway.cli.output import config_option, faults_in_words, format_option, show
 from gateway.cli.serving import find_configuration
 

@@ -12,11 +12,11 @@ from typing import Final
 import click
 
 from gateway.catalog import CatalogError
-from gateway.checks import Finding, examine
 from gateway.cli.logs import configure_logs
 from gateway.cli.output import config_option, format_option, show
-from gateway.configuration import Configuration
-from gateway.settings import ConfigError, find_config
+from gateway.configuration.expand import ConfigError
+from gateway.configuration.files import Configuration, find_config
+from gateway.process.checks import Finding, examine
 
 COLUMNS: Final = ("check", "level", "finding")
 

@@ -12,11 +12,12 @@ from typing import Any, Final
 
 import click
 
-from gateway.access.keys import KeyRecord, Keys, KeySpec, parse_spec
-from gateway.app import open_existing_store
+from gateway.access.key_records import KeyRecord, KeySpec, parse_spec
+from gateway.access.keys import Keys
+from gateway.assembly import open_existing_store
 from gateway.cli.output import config_option, faults_in_words, format_option, show
 from gateway.cli.serving import find_configuration
-from gateway.settings import parse_duration
+from gateway.values import parse_duration
 
 COLUMNS: Final = (
     *("id", "name", "prefix", "team", "models", "limits", "validation", "scope", "reuse"),

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gateway.errors import GatewayError
-from gateway.store.layout import LayoutMismatch, StoreMissing
+from gateway.store.handshake import LayoutMismatch, StoreMissing
 
 config_option = click.option(
     "--config", type=click.Path(path_type=Path), help="The gateway.yaml to use."

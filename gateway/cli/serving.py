@@ -24,18 +24,23 @@ import click
 import structlog
 from pydantic import SecretStr
 
-from gateway.access.keys import Keys, KeySpec
-from gateway.app import check_store, open_store, prepare, serve
+from gateway.access.key_records import KeySpec
+from gateway.access.keys import Keys
+from gateway.assembly import open_store
 from gateway.catalog import CatalogError
-from gateway.checks import Finding, check_before_serving
 from gateway.cli.logs import configure_logs
-from gateway.configuration import Configuration
+from gateway.configuration.expand import ConfigError
+from gateway.configuration.files import Configuration, find_config
+from gateway.configuration.settings import Settings, UpstreamSettings
+from gateway.configuration.values import Address
 from gateway.errors import GatewayError
 from gateway.metrics import forget_worker
-from gateway.settings import Address, ConfigError, Settings, UpstreamSettings, find_config
+from gateway.process.bootstrap import check_store, prepare
+from gateway.process.checks import Finding, check_before_serving
+from gateway.process.supervisor import CannotListen, CannotStart, bind_socket, supervise
+from gateway.process.worker import serve
 from gateway.simulator import SimulatorSettings, open_simulator
-from gateway.store.layout import LayoutMismatch
-from gateway.supervisor import CannotListen, CannotStart, bind_socket, supervise
+from gateway.store.handshake import LayoutMismatch
 
 log = structlog.get_logger(__name__)
 

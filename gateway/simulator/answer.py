@@ -15,8 +15,8 @@ from typing import Any
 import orjson
 import pybase64
 
-from gateway.pictures import draw_picture
 from gateway.simulator.check import Order
+from gateway.simulator.drawing import draw_picture
 from gateway.simulator.faults import without_faults
 
 _SMALL_PART = 16

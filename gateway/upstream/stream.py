@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from gateway.errors import Charge, UpstreamFailure
 from gateway.images import Answered, PartialImage
-from gateway.sse import Event, FrameTooLarge, Splitter
-from gateway.upstream import wire
+from gateway.net.sse import Event, FrameTooLarge, Splitter
+from gateway.upstream.openai import errors, events
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class StreamReader:
 
     max_event_bytes: int
     max_total_bytes: int
-    parse: Callable[[Event], Awaitable[wire.News | None]]
+    parse: Callable[[Event], Awaitable[events.News | None]]
     """Base64 of many megabytes takes a thread: that is for the caller to say."""
     on_partial: Callable[[PartialImage], Awaitable[None]]
     """The next event is not read before it returns."""
@@ -36,7 +36,7 @@ class StreamReader:
         try:
             end = await self._read_chunks(chunks, splitter)
         except FrameTooLarge:
-            return wire.oversized()
+            return errors.oversized()
         end = end or await self._hear_last(splitter.close())
         if end is None:
             raise ConnectionAbortedError("the stream ended before its picture")
@@ -49,7 +49,7 @@ class StreamReader:
         async for chunk in chunks:
             total_bytes += len(chunk)
             if total_bytes > self.max_total_bytes:
-                return wire.oversized()
+                return errors.oversized()
             end = await self._hear(splitter.feed(chunk))
             if end is not None:
                 return end

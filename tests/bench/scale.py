@@ -19,10 +19,12 @@ from pathlib import Path
 
 import aiohttp
 
-from gateway.app import Gateway, open_services, prepare
+from gateway.assembly import Gateway
+from gateway.configuration.settings import Settings
 from gateway.images import Picture
-from gateway.settings import Settings
-from gateway.store.verbs import Batch
+from gateway.maintenance import open_running_gateway
+from gateway.process.bootstrap import prepare
+from gateway.store.batch import Batch
 from tests.bench.cells import Cell, Row, scale_row
 from tests.bench.load import AMONG, Failed, Target, ask_for, known_prompt
 from tests.bench.servers import Ground, run_gateway
@@ -96,7 +98,7 @@ def _fill(settings: Settings, entries: int) -> None:
 
 
 async def _write_all(settings: Settings, entries: int) -> None:
-    async with open_services(settings, ShippedPolicy()) as gateway:
+    async with open_running_gateway(settings, ShippedPolicy()) as gateway:
         for start in range(0, entries, A_BATCH):
             await _write(gateway, min(A_BATCH, entries - start))
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import aiohttp
 
-from gateway.sse import Splitter
+from gateway.net.sse import Splitter
 from tests.bench import nginx
 from tests.bench.cells import GATEWAY, SIZES, Row, crowd_row, events_row, first_event_row
 from tests.bench.events import PARTIALS

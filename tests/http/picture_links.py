@@ -14,9 +14,9 @@ from pathlib import Path
 from yarl import URL
 
 from gateway.access.signing import SigningKeys
-from gateway.cache.gallery import picture_path
+from gateway.cache.image_index import picture_path
 from gateway.images import Picture
-from gateway.store.verbs import Batch
+from gateway.store.batch import Batch
 from tests.gateways import InProcess, Reply, Upstream, make_settings, run_gateway
 
 KID, SECRET = "test", "a-signing-key-of-the-tests"

@@ -24,8 +24,9 @@ import pytest_asyncio
 import redis
 
 from gateway.billing.ledger import Record
-from gateway.pictures import draw_picture
-from gateway.store.verbs import Meter, MeterState, ReadMeters, ask
+from gateway.simulator.drawing import draw_picture
+from gateway.store.batch import ask
+from gateway.store.commands import Meter, MeterState, ReadMeters
 from tests.gateways import (
     MODEL,
     Client,

@@ -8,7 +8,7 @@ import gc
 import json
 from pathlib import Path
 
-from gateway.question import Call
+from gateway.proxy.interpret import Call
 from tests.gateways import MODEL, Client, InProcess, Upstream, make_settings, run_gateway
 from tests.http.conftest import OpenGateway
 

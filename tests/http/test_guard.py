@@ -18,10 +18,10 @@ from urllib.parse import quote
 import pytest
 import pytest_asyncio
 
-from gateway.app import OpenLinks
+from gateway.assembly import OpenLinks
 from gateway.billing.ledger import Record
-from gateway.pictures import draw_picture
-from gateway.upstream.rehost import Rehost, RehostSettings, open_rehost
+from gateway.simulator.drawing import draw_picture
+from gateway.upstream.fetch import Rehost, RehostSettings, open_rehost
 from tests.gateways import Client, InProcess, Reply, make_settings, run_gateway, run_upstream
 from tests.inner_server import (
     INSIDE,

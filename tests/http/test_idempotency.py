@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from gateway.cache import replays
-from gateway.cache.replays import SPACE, Asked, Replays, asked_by
-from gateway.store.verbs import Note, ReadNote, Store, Verb, ask
+from gateway.cache import idempotency_keys as replays
+from gateway.cache.idempotency_keys import SPACE, Asked, Replays, asked_by
+from gateway.store.batch import ask
+from gateway.store.commands import Note, ReadNote
+from gateway.store.protocol import Store, Verb
 from tests.gateways import Client, InProcess, Reply, Upstream
 from tests.http.conftest import OpenGateway
 

@@ -21,7 +21,8 @@ import pytest
 from _pytest.mark import ParameterSet
 
 from gateway.cache import flights
-from gateway.store.verbs import Claim, Meter, OpenJournals, ReadMeters, ask
+from gateway.store.batch import ask
+from gateway.store.commands import Claim, Meter, OpenJournals, ReadMeters
 from tests.failpoints import (
     FOLDER_VARIABLE,
     MORTAL_CLAIM_SECONDS,

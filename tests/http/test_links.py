@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gateway.pictures import derive_picture
+from gateway.imagefile.convert import derive_picture
 from tests.gateways import Client, InProcess, Reply, Upstream
 from tests.http.conftest import OpenGateway
 
@@ -334,7 +334,7 @@ async def test_those_who_want_the_same_format_at_once_share_the_making_of_it(
         made.append(more)
         return derive_picture(*given, **more)
 
-    monkeypatch.setattr("gateway.cache.derivation.derive_picture", derive)
+    monkeypatch.setattr("gateway.cache.transcoding.derive_picture", derive)
     async with open_gateway(cache={"derive_formats": True}) as here:
         alice = await here.client.with_key()
         await alice.ask("a pond")

@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 from yarl import URL
 
-from gateway.api import sending
+from gateway.api.http import sending
 from tests.gateways import Client, InProcess, Reply, needs_asyncio_that_pauses, run_upstream
 from tests.http.picture_links import Album, open_album, request
 

@@ -15,9 +15,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from gateway.app import open_store
+from gateway.assembly import open_store
 from gateway.billing.ledger import Record
-from gateway.store.verbs import OpenJournals, ask
+from gateway.store.batch import ask
+from gateway.store.commands import OpenJournals
 from tests.gateways import (
     Client,
     Processes,

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from gateway.app import DATABASE, open_store
+from gateway.assembly import DATABASE, open_store
 from gateway.billing.ledger import Record
 from gateway.errors import StoreFull, StoreUnavailable
-from gateway.purchase import FIRST_LEASE
-from gateway.store.relieved import RelievedStore
-from gateway.store.verbs import (
+from gateway.purchasing.purchase import FIRST_LEASE
+from gateway.store.batch import ask
+from gateway.store.commands import (
     DeadWorkers,
     Extend,
     OpenJournals,
@@ -27,10 +27,9 @@ from gateway.store.verbs import (
     Release,
     Reserve,
     Settle,
-    Store,
-    Verb,
-    ask,
 )
+from gateway.store.protocol import Store, Verb
+from gateway.store.wrappers import RelievedStore
 from tests.gateways import (
     Client,
     InProcess,

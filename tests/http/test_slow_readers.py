@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from gateway.api import sending
+from gateway.api.http import sending
 from tests.gateways import (
     MODEL,
     Client,

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from gateway.access.keys import TRUST_SECONDS
-from gateway.app import DATABASE
+from gateway.assembly import DATABASE
 from gateway.billing.ledger import Record
 from gateway.cache import flights
 from tests.gateways import (

@@ -20,7 +20,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai._streaming import SSEDecoder
 
-from gateway.api import streaming
+from gateway.api.http import streaming
 from gateway.billing.ledger import Record
 from gateway.cache import flights
 from gateway.images import PartialImage

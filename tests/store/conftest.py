@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.store.blobs_folder import FolderBlobs
-from gateway.store.redis import open_redis_blobs
-from gateway.store.verbs import BlobStore, Store
+from gateway.store.blobs.folder import FolderBlobs
+from gateway.store.blobs.redis import open_redis_blobs
+from gateway.store.protocol import BlobStore, Store
 from tests.conftest import OpenStore
 
 

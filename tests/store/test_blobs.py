@@ -8,8 +8,10 @@ import os
 
 import pytest
 
-from gateway.store.redis import SMALL_BYTES, open_redis_store
-from gateway.store.verbs import Batch, BlobStore, Store
+from gateway.store.batch import Batch
+from gateway.store.blobs.redis import SMALL_BYTES, open_redis_blobs
+from gateway.store.protocol import BlobStore
+from gateway.store.redis.store import open_redis_store
 
 BINARY = bytes(range(256)) + b"\r\n\x00"
 
@@ -51,32 +53,37 @@ async def test_deleted_bytes_are_gone(blobs: BlobStore) -> None:
     assert await blobs.get(digest(BINARY)) is None
 
 
-async def test_where_no_batch_goes_nothing_travels_with_one(blobs: BlobStore, store: Store) -> None:
-    batch = Batch(store)
-    assert not blobs.add(batch, digest(BINARY), BINARY, 60)
-    await batch.send()
-    assert await blobs.get(digest(BINARY)) is None
+async def test_bytes_that_lie_elsewhere_have_no_command(blobs: BlobStore) -> None:
+    assert blobs.put_command(digest(BINARY), BINARY, 60) is None
 
 
 async def test_few_bytes_travel_with_a_batch_of_the_redis_in_which_they_lie(redis_url: str) -> None:
     """Repeating it only prolongs their life, as with `put`."""
     many = bytes(SMALL_BYTES + 1)
-    async with open_redis_store(redis_url) as store:
+    async with (
+        open_redis_store(redis_url) as store,
+        open_redis_blobs(redis_url, is_beside_verbs=True) as blobs,
+    ):
         batch = Batch(store)
-        assert not store.blobs.add(batch, digest(many), many, 60)
+        assert blobs.put_command(digest(many), many, 60) is None
         for lifetime in (0.1, 60, 0.1):
-            assert store.blobs.add(batch, digest(BINARY), BINARY, lifetime)
+            command = blobs.put_command(digest(BINARY), BINARY, lifetime)
+            assert command is not None
+            batch.add(command)
         await batch.send()
         await asyncio.sleep(0.2)
 
-        assert await store.blobs.get(digest(BINARY)) == BINARY
-        assert await store.blobs.get(digest(many)) is None
+        assert await blobs.get(digest(BINARY)) == BINARY
+        assert await blobs.get(digest(many)) is None
 
 
 async def test_what_is_no_digest_travels_nowhere(redis_url: str) -> None:
-    async with open_redis_store(redis_url) as store:
+    async with (
+        open_redis_store(redis_url),
+        open_redis_blobs(redis_url, is_beside_verbs=True) as blobs,
+    ):
         with pytest.raises(ValueError, match="SHA-256"):
-            store.blobs.add(Batch(store), "layout", BINARY, 60)
+            blobs.put_command("layout", BINARY, 60)
 
 
 async def test_many_at_once_do_not_disturb_each_other(blobs: BlobStore) -> None:

@@ -14,8 +14,10 @@ from collections.abc import Iterable
 
 import pytest
 
-from gateway.store import verbs
-from gateway.store.verbs import Batch, Change, Meter, Slot, Store, Take, ask
+from gateway.store import commands as verbs
+from gateway.store.batch import Batch, ask
+from gateway.store.commands import Change, Meter, Slot, Take
+from gateway.store.protocol import Store
 
 SHORT = 0.15
 """A lifetime that a test can wait for."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import StoreFull, StoreUnavailable
-from gateway.store.blobs_folder import STALE_SECONDS, FolderBlobs
+from gateway.store.blobs.folder import STALE_SECONDS, FolderBlobs
 
 BYTES = b"\x89PNG otter"
 DIGEST = hashlib.sha256(BYTES).hexdigest()

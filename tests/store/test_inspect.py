@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from gateway.store.redis import open_redis_store
-from gateway.store.sqlite import open_sqlite_store
-from gateway.store.verbs import Inspect, Store, StoreFacts, ask
+from gateway.store.batch import ask
+from gateway.store.commands import Inspect, StoreFacts
+from gateway.store.protocol import Store
+from gateway.store.redis.store import open_redis_store
+from gateway.store.sqlite.store import open_sqlite_store
 from tests.redis_server import run_durable_redis, run_redis_server
 
 

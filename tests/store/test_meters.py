@@ -14,8 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.store import meters, verbs
-from gateway.store.verbs import Meter, Store, Take, ask
+from gateway.store import commands as verbs
+from gateway.store.batch import ask
+from gateway.store.commands import Meter, Take
+from gateway.store.protocol import Store
+from gateway.store.sqlite import arithmetic as meters
 
 UNIT = 60_000_000
 PERIODS = ("minute", "day", "open")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.store import verbs
-from gateway.store.verbs import Store, ask
+from gateway.store import commands as verbs
+from gateway.store.batch import ask
+from gateway.store.protocol import Store
 
 SHORT = 0.15
 OVER = 0.25

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from gateway.errors import StoreFull, StoreUnavailable
-from gateway.store.queued import MOST_AT_ONCE, QueuedStore
-from gateway.store.verbs import Admit, Beat, Change, Get, Put, Store, Verb, Watch, ask
+from gateway.store.batch import ask
+from gateway.store.commands import Admit, Beat, Change, Get, Put
+from gateway.store.protocol import Store, Verb, Watch
+from gateway.store.wrappers import MOST_AT_ONCE, QueuedStore
 
 
 @dataclass(frozen=True)

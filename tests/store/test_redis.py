@@ -27,13 +27,17 @@ import uvloop
 from structlog.testing import capture_logs
 
 from gateway.errors import StoreFull, StoreUnavailable
-from gateway.store import verbs
-from gateway.store.counted import CountedStore
-from gateway.store.layout import LayoutMismatch, StoreMissing
-from gateway.store.redis import SMALL_BYTES, RedisStore, open_redis_blobs, open_redis_store
-from gateway.store.redis_calls import SCRIPTS, call_for
-from gateway.store.redis_link import CALL_SECONDS, place_of
-from gateway.store.verbs import Change, Meter, Slot, Store, Take, ask
+from gateway.store import commands as verbs
+from gateway.store.batch import ask
+from gateway.store.blobs.redis import SMALL_BYTES, open_redis_blobs
+from gateway.store.commands import Change, Meter, Slot, Take
+from gateway.store.handshake import LAYOUT_VERSION, LayoutMismatch, StoreMissing
+from gateway.store.protocol import Store, Verb
+from gateway.store.redis.client import CALL_SECONDS, place_of
+from gateway.store.redis.commands import call_for
+from gateway.store.redis.scripts import SCRIPTS
+from gateway.store.redis.store import RedisStore, open_redis_store
+from gateway.store.wrappers import CountedStore
 from tests.redis_server import refuse_without_server
 
 TLS = Path(__file__).parent.parent / "tls"
@@ -178,13 +182,16 @@ class TestLayout:
             with server.client() as client:
                 assert client.keys() == []
                 await store.check_layout()
-                assert client.get("igw:layout") == str(verbs.LAYOUT_VERSION).encode()
+                assert client.get("igw:layout") == str(LAYOUT_VERSION).encode()
                 assert client.keys() == [b"igw:layout"]
 
     async def test_another_layout_is_refused_and_left_untouched(self, server: Server) -> None:
         with server.client() as client:
             client.set("igw:layout", "99")
-            async with open_redis_store(server.url) as store:
+            async with (
+                open_redis_store(server.url) as store,
+                open_redis_blobs(server.url, is_beside_verbs=True) as blobs,
+            ):
                 with pytest.raises(LayoutMismatch, match=r"layout version 99; .* version 2"):
                     await store.check_layout()
                 with capture_logs() as logs:
@@ -192,7 +199,7 @@ class TestLayout:
                         with pytest.raises(StoreUnavailable, match="layout version 99"):
                             await ask(store, write("a", b"v"))
                     with pytest.raises(StoreUnavailable, match="layout version 99"):
-                        await store.blobs.put("0" * 64, b"data", 60)
+                        await blobs.put("0" * 64, b"data", 60)
             assert client.keys() == [b"igw:layout"]
         reasons = [line["reason"] for line in logs]
         assert len(reasons) == 2, "once for the verbs, once for the bytes"
@@ -211,11 +218,14 @@ class TestLayout:
     async def test_an_older_layout_is_refused_by_whoever_only_looks(self, server: Server) -> None:
         with server.client() as client:
             client.set("igw:layout", "1")
-            async with open_redis_store(server.url, may_create=False) as store:
+            async with (
+                open_redis_store(server.url, may_create=False) as store,
+                open_redis_blobs(server.url, may_create=False, is_beside_verbs=True) as blobs,
+            ):
                 with pytest.raises(LayoutMismatch, match=r"layout version 1; .* version 2"):
                     await store.check_layout()
                 with pytest.raises(LayoutMismatch):
-                    await store.blobs.check_layout()
+                    await blobs.check_layout()
             assert client.get("igw:layout") == b"1"
 
     @pytest.mark.parametrize("stamp", ["3", "10", "two", "", "-1", "1.5"])
@@ -224,7 +234,10 @@ class TestLayout:
     ) -> None:
         with server.client() as client:
             client.set("igw:layout", stamp)
-            async with open_redis_store(server.url) as store, open_redis_blobs(server.url) as blobs:
+            async with (
+                open_redis_store(server.url) as store,
+                open_redis_blobs(server.url) as blobs,
+            ):
                 for opened in (store, blobs):
                     with pytest.raises(LayoutMismatch):
                         await opened.check_layout()
@@ -247,9 +260,9 @@ class TestLayout:
 
 class TestKeys:
     async def test_every_key_lives_as_long_as_the_table_says(self, redis_url: str) -> None:
-        """The table of `gateway/store/redis.py`: key → seconds to live, None = for ever."""
+        """The table of `gateway/store/redis/keys.py`: key → seconds to live, None = for ever."""
         async with open_redis_store(redis_url) as store:
-            await _make_every_kind_of_key(store)
+            await _make_every_kind_of_key(store, redis_url)
         with redis.Redis.from_url(redis_url) as client:
             lives = {key.decode(): client.pttl(key) / 1000 for key in client.scan_iter()}
         now = datetime.now(UTC)
@@ -289,7 +302,7 @@ class TestKeys:
             assert lives[key] == pytest.approx(-0.001 if seconds is None else seconds, abs=5), key
 
     async def test_the_table_in_the_module_names_every_key(self) -> None:
-        documented = resources.files("gateway.store").joinpath("redis.py").read_text("utf-8")
+        documented = resources.files("gateway.store.redis").joinpath("keys.py").read_text("utf-8")
         for start in ("layout", "{books}:records:", "{books}:bucket:", "{books}:window:",
                       "{books}:journal:", "{books}:open:", "{books}:workers",
                       "{books}:ledger:", "{books}:ledger-days", "{books}:appended:",
@@ -302,7 +315,7 @@ class TestKeys:
         """So that a cluster could hold it: every key that a script touches has the same tag."""
         async with open_redis_store(redis_url) as store:
             with redis.Redis.from_url(redis_url) as client, client.monitor() as monitor:
-                await _make_every_kind_of_key(store)
+                await _make_every_kind_of_key(store, redis_url)
                 client.echo("the end")
                 tags = _tags_by_script(monitor)
         assert len(tags) > 10
@@ -335,7 +348,7 @@ class TestKeys:
                     assert client.ttl("igw:blob:" + "a" * 64) == pytest.approx(lives, abs=2)
 
 
-async def _make_every_kind_of_key(store: RedisStore) -> None:
+async def _make_every_kind_of_key(store: RedisStore, redis_url: str) -> None:
     takes = tuple(
         Take(Meter("key:k", unit, period, 100), 1)
         for unit, period in [
@@ -381,7 +394,8 @@ async def _make_every_kind_of_key(store: RedisStore) -> None:
             verbs.ReadLedger(),
         ]
     )
-    await store.blobs.put(hashlib.sha256(b"data").hexdigest(), b"data", 600)
+    async with open_redis_blobs(redis_url, is_beside_verbs=True) as blobs:
+        await blobs.put(hashlib.sha256(b"data").hexdigest(), b"data", 600)
 
 
 def _tags_by_script(monitor: redis.client.Monitor) -> list[set[str]]:
@@ -462,19 +476,25 @@ class TestTls:
             client.config_set("requirepass", "right")
         picture = bytes(3 << 20)
         url = f"rediss://:right@127.0.0.1:{port}/0?ssl_ca_certs={TLS}/authority.pem"
-        async with open_redis_store(url) as store:
+        async with (
+            open_redis_store(url) as store,
+            open_redis_blobs(url, is_beside_verbs=True) as blobs,
+        ):
             await ask(store, write("a", b"v"))
-            await store.blobs.put("0" * 64, picture, 60)
+            await blobs.put("0" * 64, picture, 60)
             assert await asyncio.gather(*(ask(store, read("a")) for _ in range(50))) == [b"v"] * 50
-            assert await store.blobs.get("0" * 64) == picture
+            assert await blobs.get("0" * 64) == picture
 
 
 class TestOutages:
     async def test_a_store_opens_while_redis_is_down_and_connects_when_it_is_up(
         self, stopped: Server
     ) -> None:
-        async with open_redis_store(stopped.url) as store:
-            for call in (ask(store, read("a")), store.blobs.get("0" * 64)):
+        async with (
+            open_redis_store(stopped.url) as store,
+            open_redis_blobs(stopped.url, is_beside_verbs=True) as blobs,
+        ):
+            for call in (ask(store, read("a")), blobs.get("0" * 64)):
                 with pytest.raises(StoreUnavailable):
                     await call
             stopped.start()
@@ -495,7 +515,7 @@ class TestOutages:
         self, server: Server
     ) -> None:
         async with open_redis_store(server.url) as store:
-            await _make_every_kind_of_key(store)
+            await _make_every_kind_of_key(store, server.url)
             server.kill()
             with pytest.raises(StoreUnavailable):
                 await ask(store, verbs.Get("keys", "k"))
@@ -508,13 +528,16 @@ class TestOutages:
 
     @pytest.mark.timed
     async def test_a_hung_server_is_waited_for_two_seconds(self, server: Server) -> None:
-        async with open_redis_store(server.url) as store:
+        async with (
+            open_redis_store(server.url) as store,
+            open_redis_blobs(server.url, is_beside_verbs=True) as blobs,
+        ):
             await store.run([write("a", b"v"), verbs.Beat("w")])
             server.send(signal.SIGSTOP)
             started = time.monotonic()
             given_up = asyncio.create_task(ask(store, read("a")))
             others = [asyncio.create_task(ask(store, read("a"))) for _ in range(10)]
-            bytes_ = asyncio.create_task(store.blobs.get("0" * 64))
+            bytes_ = asyncio.create_task(blobs.get("0" * 64))
             await asyncio.sleep(0.1)
             given_up.cancel()
             late = asyncio.create_task(ask(store, read("a")))
@@ -550,14 +573,17 @@ class TestOutages:
             ]  # fmt: skip
 
     async def test_a_full_server_is_unavailable_for_writing_only(self, server: Server) -> None:
-        async with open_redis_store(server.url) as store:
+        async with (
+            open_redis_store(server.url) as store,
+            open_redis_blobs(server.url, is_beside_verbs=True) as blobs,
+        ):
             await ask(store, write("a", b"v"))
             with server.client() as client:
                 client.config_set("maxmemory", 1)
                 for call in (
                     ask(store, write("b", b"v")),
                     ask(store, verbs.Reserve("p", "w", (), b"payload")),
-                    store.blobs.put("0" * 64, b"data", 60),
+                    blobs.put("0" * 64, b"data", 60),
                 ):
                     with pytest.raises(StoreFull):
                         await call
@@ -661,7 +687,10 @@ class TestFull:
             assert await ask(store, verbs.ReadShelf()) == verbs.Shelf(2, 20)
 
     async def test_deleting_the_oldest_bytes_makes_room_for_new_ones(self, server: Server) -> None:
-        async with open_redis_store(server.url) as store:
+        async with (
+            open_redis_store(server.url) as store,
+            open_redis_blobs(server.url, is_beside_verbs=True) as blobs,
+        ):
             pictures = {
                 hashlib.sha256(b"%d" % i).hexdigest(): b"%d" % i * 500_000 for i in range(9)
             }
@@ -669,17 +698,17 @@ class TestFull:
             with server.client() as client:
                 for digest, data in pictures.items():
                     await ask(store, verbs.Shelve(digest, len(data), 60, 1 << 30))
-                    await store.blobs.put(digest, data, 60)
+                    await blobs.put(digest, data, 60)
                 client.config_set("maxmemory", client.info("memory")["used_memory"])
             with pytest.raises(StoreFull):
-                await store.blobs.put(*last, 60)
+                await blobs.put(*last, 60)
             oldest = await ask(store, verbs.Oldest(1_500_000))
             assert oldest == list(pictures)[:3]
             for digest in oldest:
-                await store.blobs.delete(digest)
+                await blobs.delete(digest)
             await ask(store, verbs.Unshelve(tuple(oldest)))
-            await store.blobs.put(*last, 60)
-            assert await store.blobs.get(last[0]) == last[1]
+            await blobs.put(*last, 60)
+            assert await blobs.get(last[0]) == last[1]
             assert await ask(store, verbs.ReadShelf()) == verbs.Shelf(5, 2_500_000)
 
     async def test_a_full_server_counts_as_one_that_answers(self, stopped: Server) -> None:
@@ -730,7 +759,10 @@ class TestFull:
 
     async def test_nothing_behind_bytes_is_done_without_them(self, server: Server) -> None:
         """However little is free: the bytes on their way take memory too, until they are stored."""
-        async with open_redis_store(server.url) as store:
+        async with (
+            open_redis_store(server.url) as store,
+            open_redis_blobs(server.url, is_beside_verbs=True) as blobs,
+        ):
             await store.check_layout()
             for free_bytes in range(-SMALL_BYTES, 4 * SMALL_BYTES, SMALL_BYTES // 8):
                 digest = f"{free_bytes + SMALL_BYTES:064x}"
@@ -740,7 +772,7 @@ class TestFull:
                     client.config_set("maxmemory", used + free_bytes)
                 with contextlib.suppress(StoreFull):
                     await store.run([verbs.PutBlob(digest, bytes(SMALL_BYTES), 60), behind])
-                assert await store.blobs.get(digest) == bytes(SMALL_BYTES)
+                assert await blobs.get(digest) == bytes(SMALL_BYTES)
             found = [verbs.ReadNote("s", f"{0:064x}"), verbs.ReadNote("s", digest)]
             assert await store.run(found) == [None, b"v"]  # it was full, and then it was not
 
@@ -793,16 +825,18 @@ class TestBlobServer:
         odd = "[a]?*\\:"
         async with (
             open_redis_store(redis_url) as store,
+            open_redis_blobs(redis_url, is_beside_verbs=True) as blobs,
             open_redis_blobs(redis_url, prefix="a:") as other,
             open_redis_store(redis_url, prefix=odd) as oddly_named,
+            open_redis_blobs(redis_url, prefix=odd) as odd_blobs,
         ):
-            await _make_every_kind_of_key(store)
+            await _make_every_kind_of_key(store, redis_url)
             await other.put("0" * 64, b"other", 60)
-            await oddly_named.blobs.put("1" * 64, b"odd", 60)
+            await odd_blobs.put("1" * 64, b"odd", 60)
             await ask(oddly_named, verbs.Keep("f", "a", {0: Slot("p", 0, b"d")}, 60, 60))
-            mark, found = await store.blobs.scan("", 1000)
+            mark, found = await blobs.scan("", 1000)
             assert (mark, found) == (None, {hashlib.sha256(b"data").hexdigest(): 4})
-            assert await oddly_named.blobs.scan("", 1000) == (None, {"1" * 64: 3})
+            assert await odd_blobs.scan("", 1000) == (None, {"1" * 64: 3})
             assert set((await ask(oddly_named, verbs.ScanEntries(limit=1000))).entries) == {"f"}
 
 
@@ -860,14 +894,17 @@ class TestWatchOutages:
                 assert len(client.pubsub_channels("igw:wake:*")) == 10
 
 
+LUA = resources.files("gateway.store.redis") / "lua"
+
+
 class TestScripts:
     def test_each_script_is_small_and_none_is_left_over(self) -> None:
-        folder = resources.files("gateway.store") / "lua"
-        files = {item.name for item in folder.iterdir() if item.is_file()}
-        assert files == {f"{name}.lua" for name in SCRIPTS}
+        aggregates = [item for item in LUA.iterdir() if item.name != "shared"]
+        files = [file.name for aggregate in aggregates for file in aggregate.iterdir()]
+        assert sorted(files) == sorted(f"{name}.lua" for name in SCRIPTS)
 
     def test_a_verb_that_is_not_known_is_said(self) -> None:
-        class Unknown(verbs.Verb[None]):
+        class Unknown(Verb[None]):
             pass
 
         with pytest.raises(TypeError, match="does not know the verb Unknown"):
@@ -877,13 +914,13 @@ class TestScripts:
         kinds = {
             kind
             for kind in vars(verbs).values()
-            if isinstance(kind, type) and issubclass(kind, verbs.Verb) and kind is not verbs.Verb
+            if isinstance(kind, type) and issubclass(kind, Verb)
         }
         assert len(kinds) > 20
         assert kinds <= set(call_for.registry)
 
     def test_the_calendar_of_the_scripts_is_that_of_python(self, redis_url: str) -> None:
-        clock = (resources.files("gateway.store") / "lua" / "shared" / "clock.lua").read_text()
+        clock = (LUA / "shared" / "clock.lua").read_text()
         script = (
             clock
             + """

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.store import verbs
-from gateway.store.verbs import MOST_VICTIMS, Store, ask
+from gateway.store import commands as verbs
+from gateway.store.batch import ask
+from gateway.store.commands import MOST_VICTIMS
+from gateway.store.protocol import Store
 from tests.conftest import OpenStore
 
 SHORT = 0.15

@@ -23,21 +23,20 @@ import uvloop
 
 import gateway.store
 from gateway.errors import StoreFull, StoreUnavailable
-from gateway.store import verbs
-from gateway.store.layout import LayoutMismatch, StoreMissing
-from gateway.store.sqlite import create_sqlite_layout, open_sqlite_store
-from gateway.store.verbs import (
+from gateway.store import commands as verbs
+from gateway.store.batch import ask
+from gateway.store.commands import (
     CLOSED_JOURNAL_SECONDS,
-    LAYOUT_VERSION,
     WINDOW_GRACE_SECONDS,
     Change,
     Meter,
     Slot,
-    Store,
     Take,
-    Verb,
-    ask,
 )
+from gateway.store.handshake import LAYOUT_VERSION, LayoutMismatch, StoreMissing
+from gateway.store.protocol import Store, Verb
+from gateway.store.sqlite.connection import create_sqlite_layout
+from gateway.store.sqlite.store import open_sqlite_store
 
 PROCESSES = 4
 

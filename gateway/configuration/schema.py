@@ -1,0 +1,35 @@
+"""The JSON Schema of `gateway.yaml`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.configuration.settings import Settings
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of `gateway.yaml`, as shipped in `gateway.schema.json`."""
+    schema = Settings.model_json_schema(by_alias=True)
+    sections = [schema, *schema["$defs"].values()]
+    for section in sections:
+        for key, rule in section["properties"].items():
+            section["properties"][key] = _or_reference(rule)
+    schema["$defs"]["FromEnvironment"] = {
+        "description": "Read from the environment: ${NAME} or ${NAME:-default}.",
+        "type": "string",
+        "pattern": r"\$\{",
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
+
+
+def _or_reference(rule: dict[str, Any]) -> dict[str, Any]:
+    """The rule of a key that may also be empty or, unless it has keys of its own, `${NAME}`."""
+    if "$ref" in rule:
+        return {"anyOf": [rule, {"type": "null"}]}
+    about = {k: rule[k] for k in ("description", "default") if rule.get(k) is not None}
+    if rule.get("type") == "object":
+        names = {k: rule[k] for k in ("type", "additionalProperties")}
+        return about | {"anyOf": [names, {"type": "null"}]}
+    kinds = rule.get("anyOf", [{k: rule[k] for k in ("type", "pattern", "minimum") if k in rule}])
+    also = [{"$ref": "#/$defs/FromEnvironment"}, {"type": "null"}]
+    return about | {"anyOf": [*kinds, *(kind for kind in also if kind not in kinds)]}

@@ -1,0 +1,224 @@
+"""Checks that the bytes of an image file are complete."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+
+class BadPicture(ValueError):
+    """These bytes are not a whole picture; the message says in a few words why."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFacts:
+    """What a picture's own header says about it."""
+
+    format: str
+    """`png`, `jpeg` or `webp`."""
+    width: int
+    height: int
+
+
+def check_picture(data: bytes, *, max_bytes: int, max_pixels: int) -> PictureFacts:
+    """The facts of a picture that is whole from its magic bytes to its end marker.
+
+    Structure only (CONTRACT §6 *Bytes*): lengths, PNG checksums, end markers; pixels are not
+    decoded. A PNG or WebP with anything after its end is refused; a JPEG has to end in EOI.
+    Takes about a millisecond a megabyte. Raises `BadPicture`.
+    """
+    if len(data) > max_bytes:
+        raise BadPicture(f"larger than {max_bytes} bytes")
+    facts = _read_facts(data)
+    if facts.width < 1 or facts.height < 1:
+        raise BadPicture("no pixels")
+    if facts.width * facts.height > max_pixels:
+        raise BadPicture(f"{facts.width}x{facts.height} is more than {max_pixels} pixels")
+    return facts
+
+
+def _read_facts(data: bytes) -> PictureFacts:
+    if data.startswith(_PNG_SIGNATURE):
+        return _check_png(data)
+    if data.startswith(b"\xff\xd8\xff"):
+        return _check_jpeg(data)
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return _check_webp(data)
+    raise BadPicture("neither PNG, JPEG nor WebP")
+
+
+# ── PNG: chunks with length and checksum (PNG specification, sections 5 and 11) ──────────────
+
+_PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+_PNG_DEPTHS: Final = {0: {1, 2, 4, 8, 16}, 2: {8, 16}, 3: {1, 2, 4, 8}, 4: {8, 16}, 6: {8, 16}}
+"""Colour type → the bit depths it may have."""
+
+
+def _check_png(data: bytes) -> PictureFacts:
+    chunks = _png_chunks(data)
+    kind, header = next(chunks)
+    if kind != b"IHDR":
+        raise BadPicture("PNG does not start with IHDR")
+    facts = _read_ihdr(header)
+    kinds = {kind for kind, _ in chunks}
+    if b"IDAT" not in kinds:
+        raise BadPicture("PNG without IDAT")
+    if b"IHDR" in kinds:
+        raise BadPicture("PNG with a second IHDR")
+    return facts
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Kind and content of every chunk, checksums verified; IEND is the last and ends the data."""
+    view, offset, kind = memoryview(data), len(_PNG_SIGNATURE), b""
+    while kind != b"IEND":
+        if offset + 12 > len(data):
+            raise BadPicture("PNG is cut short")
+        (length,) = struct.unpack_from(">I", data, offset)
+        end = offset + 8 + length
+        if end + 4 > len(data):
+            raise BadPicture("PNG is cut short")
+        if zlib.crc32(view[offset + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise BadPicture("PNG chunk with a wrong checksum")
+        kind = data[offset + 4 : offset + 8]
+        yield kind, view[offset + 8 : end]
+        offset = end + 4
+    if length:
+        raise BadPicture("PNG with a filled IEND")
+    if offset != len(data):
+        raise BadPicture("PNG with bytes after IEND")
+
+
+def _read_ihdr(header: memoryview) -> PictureFacts:
+    if len(header) != 13:
+        raise BadPicture("PNG with a wrong IHDR")
+    width, height, depth, colour, compression, filtering, interlace = struct.unpack(
+        ">IIBBBBB", header
+    )
+    if depth not in _PNG_DEPTHS.get(colour, ()) or compression or filtering or interlace > 1:
+        raise BadPicture("PNG with a wrong IHDR")
+    return PictureFacts("png", width, height)
+
+
+# ── JPEG: marker segments, with entropy-coded data after each SOS (ITU T.81, annex B) ────────
+
+_SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+_JPEG_BARE: Final = frozenset({0x01, *range(0xD0, 0xD8)})
+"""Markers that stand alone, without a length."""
+_JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""SOFn: the frame headers, which hold the size."""
+_JPEG_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+"""What ends entropy-coded data: not a stuffed FF, a restart or a fill byte."""
+
+
+def _check_jpeg(data: bytes) -> PictureFacts:
+    facts: PictureFacts | None = None
+    scans = 0
+    for marker, segment in _jpeg_segments(data):
+        if marker in _JPEG_FRAMES and facts is None:
+            facts = _read_sof(segment)
+        scans += marker == _SOS
+    if facts is None or not scans:
+        raise BadPicture("JPEG without a frame or a scan")
+    # Pictures may follow the first one (multi-picture files), but the last one ends too.
+    if not data.endswith(b"\xff\xd9"):
+        raise BadPicture("JPEG with bytes after EOI")
+    return facts
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Marker and content of every segment from SOI to the first EOI."""
+    offset, marker = 2, _SOI
+    while marker != _EOI:
+        offset, marker = _jpeg_marker(data, offset)
+        if marker in _JPEG_BARE or marker == _EOI:
+            continue
+        end = _jpeg_segment_end(data, offset)
+        yield marker, data[offset + 2 : end]
+        offset = _jpeg_scan_end(data, end) if marker == _SOS else end
+
+
+def _jpeg_marker(data: bytes, offset: int) -> tuple[int, int]:
+    """The offset after the marker at `offset`, and the marker. FF may be repeated as fill."""
+    start = offset
+    while data[offset : offset + 1] == b"\xff":
+        offset += 1
+    if offset >= len(data):
+        raise BadPicture("JPEG is cut short")
+    marker = data[offset]
+    if offset == start or marker in (0x00, _SOI):
+        raise BadPicture("JPEG with a damaged segment")
+    return offset + 1, marker
+
+
+def _jpeg_segment_end(data: bytes, offset: int) -> int:
+    if offset + 2 > len(data):
+        raise BadPicture("JPEG is cut short")
+    (length,) = struct.unpack_from(">H", data, offset)
+    if length < 2:
+        raise BadPicture("JPEG with a damaged segment")
+    if offset + length > len(data):
+        raise BadPicture("JPEG is cut short")
+    return offset + int(length)
+
+
+def _jpeg_scan_end(data: bytes, offset: int) -> int:
+    found = _JPEG_MARKER.search(data, offset)
+    if found is None:
+        raise BadPicture("JPEG is cut short")
+    return found.start()
+
+
+def _read_sof(segment: bytes) -> PictureFacts:
+    if len(segment) < 6 or len(segment) != 6 + 3 * segment[5]:
+        raise BadPicture("JPEG with a damaged frame header")
+    height, width = struct.unpack_from(">HH", segment, 1)
+    return PictureFacts("jpeg", width, height)
+
+
+# ── WebP: a RIFF container (RFC 9649, section 2) ────────────────────────────────────────────
+
+
+def _check_webp(data: bytes) -> PictureFacts:
+    (size,) = struct.unpack_from("<I", data, 4)
+    # An odd length may or may not be followed by its pad byte.
+    if len(data) - 8 not in (size, size + (size & 1)):
+        raise BadPicture("WebP whose length is not the one it states")
+    chunks = _webp_chunks(data)
+    kind, first = next(chunks, (b"", b""))
+    facts = _read_webp_size(kind, first)
+    kinds = {kind} | {kind for kind, _ in chunks}
+    if kinds.isdisjoint({b"VP8 ", b"VP8L", b"ANMF"}):
+        raise BadPicture("WebP without a picture")
+    return facts
+
+
+def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and first ten bytes of every chunk; the last one has to end where the data ends."""
+    offset = 12
+    while offset < len(data):
+        if offset + 8 > len(data):
+            raise BadPicture("WebP with a damaged chunk")
+        (length,) = struct.unpack_from("<I", data, offset + 4)
+        start, end = offset + 8, offset + 8 + length
+        if end > len(data):
+            raise BadPicture("WebP is cut short")
+        yield data[offset : offset + 4], data[start : min(start + 10, end)]
+        offset = end + (length & 1)
+
+
+def _read_webp_size(kind: bytes, head: bytes) -> PictureFacts:
+    if kind == b"VP8 " and len(head) == 10 and not head[0] & 1 and head[3:6] == b"\x9d\x01\x2a":
+        width, height = struct.unpack_from("<HH", head, 6)
+        return PictureFacts("webp", width & 0x3FFF, height & 0x3FFF)
+    if kind == b"VP8L" and len(head) >= 5 and head[0] == 0x2F:
+        bits = int.from_bytes(head[1:5], "little")
+        return PictureFacts("webp", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+    if kind == b"VP8X" and len(head) == 10:
+        width, height = (int.from_bytes(head[i : i + 3], "little") + 1 for i in (4, 7))
+        return PictureFacts("webp", width, height)
+    raise BadPicture("WebP with a damaged header")

@@ -1,0 +1,39 @@
+"""Values with a time to live."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.store.protocol import Verb
+
+# ── notes and lists: small things with a life of their own ──────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Note(Verb[bool]):
+    """Writes a small value under a name. False (and no change) if `is_new` and one lives there.
+
+    It lives `lifetime_seconds` from now; None: until it is dropped.
+    """
+
+    space: str
+    name: str
+    value: bytes
+    lifetime_seconds: float | None
+    is_new: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReadNote(Verb[bytes | None]):
+    """What stands under a name, or None."""
+
+    space: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropNote(Verb[None]):
+    """Removes it, if it is there."""
+
+    space: str
+    name: str

@@ -1,0 +1,15 @@
+"""The commands of `commands.blobs` for Redis."""
+
+from __future__ import annotations
+
+import math
+
+from gateway.store import commands as verbs
+from gateway.store.redis.commands.call import Call, _call, _nothing, call_for
+from gateway.store.redis.keys import Keys
+
+
+@call_for.register
+def _put_blob(verb: verbs.PutBlob, keys: Keys) -> Call:
+    arguments = (verb.data, math.ceil(verb.lifetime_seconds * 1000))
+    return _call("put_blob", [keys.bytes_of("blob", verb.digest)], arguments, read=_nothing)

@@ -1,0 +1,61 @@
+"""The commands of `commands.counters` for Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from gateway.store import commands as verbs
+from gateway.store.commands import MeterState, Take
+from gateway.store.redis.commands.call import (
+    MOST_WRITTEN,
+    SECOND,
+    Argument,
+    Call,
+    _call,
+    _written,
+    call_for,
+)
+from gateway.store.redis.keys import Keys
+
+# ── the books ───────────────────────────────────────────────────────────────────────────────
+
+
+def _take_arguments(takes: Iterable[Take]) -> list[Argument]:
+    arguments: list[Argument] = []
+    for (scope, unit, period, maximum), amount in takes:
+        arguments += (scope, unit, period, "" if maximum is None else maximum, amount)
+    return arguments
+
+
+def _read_states(flat: Sequence[int]) -> tuple[MeterState, ...]:
+    resets, retries = ([micros / SECOND for micros in flat[place::4]] for place in (2, 3))
+    rows = zip(flat[0::4], flat[1::4], resets, retries, strict=True)
+    return tuple(map(MeterState._make, rows))
+
+
+def _index(number: int) -> int | None:
+    return None if number < 0 else number
+
+
+@call_for.register
+@lru_cache(maxsize=MOST_WRITTEN)
+def _admit(verb: verbs.Admit, keys: Keys) -> Call:
+    """Every request of a key asks this again, and writing forty arguments takes a while."""
+
+    def read(reply: Sequence[Any]) -> verbs.Admission:
+        is_current, *rest = reply
+        if not is_current:
+            return verbs.Admission(refused=None, record=rest[0], states=())
+        refused, states = rest
+        return verbs.Admission(_index(refused), None, _read_states(states))
+
+    arguments = [verb.name, verb.expect, *_take_arguments(verb.takes)]
+    return _written(_call("admit", [keys.books, keys.records(verb.space)], arguments, read=read))
+
+
+@call_for.register
+def _read_meters(verb: verbs.ReadMeters, keys: Keys) -> Call:
+    looks = _take_arguments(Take(meter) for meter in verb.meters)
+    return _call("read_meters", [keys.books], looks, read=_read_states)

@@ -1,0 +1,1 @@
+"""Tasks that no caller owns, and work that callers share."""
