@@ -30,26 +30,35 @@ from gateway.billing.ledger import Ledger
 from gateway.cache.blobs import Blobs, BlobsSettings, Observer
 from gateway.cache.entries import Entries, EntriesSettings
 from gateway.cache.flights import Flights
-from gateway.cache.idempotency_keys import Replays
-from gateway.cache.image_index import Gallery
-from gateway.cache.invalidation import Removal
-from gateway.cache.memory import Hot
-from gateway.cache.partial_images import Previews
+from gateway.cache.idempotency_keys import IdempotencyKeys
+from gateway.cache.image_cache import ImageCache
+from gateway.cache.image_index import ImageIndex
+from gateway.cache.invalidation import Invalidation
+from gateway.cache.memory import MemoryCache
+from gateway.cache.partial_images import PartialImages
 from gateway.cache.takedowns import Takedowns
-from gateway.cache.transcoding import Derivation
+from gateway.cache.transcoding import Transcoding
 from gateway.configuration.settings import Settings
 from gateway.metrics import Metrics
-from gateway.proxy.interpret import Questions, QuestionSettings
-from gateway.proxy.request import Service
+from gateway.proxy.idempotency import IdempotentImages
+from gateway.proxy.images import Images
+from gateway.proxy.interpret import Interpreter, InterpreterSettings
+from gateway.proxy.recording import Recorder
+from gateway.proxy.request import Proxy
+from gateway.proxy.store_outage import StoreOutage
+from gateway.purchasing.delivery import Delivery, DeliverySettings
 from gateway.purchasing.purchase import Purchases, PurchaseSettings
+from gateway.purchasing.recovery import Recovery
+from gateway.purchasing.settlement import Settlements
 from gateway.store.blobs.folder import FolderBlobs
 from gateway.store.blobs.redis import open_redis_blobs
 from gateway.store.protocol import BlobStore, Store
 from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite.store import open_sqlite_store
-from gateway.store.wrappers import CountedStore, QueuedStore, RelievedStore
+from gateway.store.wrappers import EvictingStore, InstrumentedStore, LimitedStore
+from gateway.tasks import OwnedTasks
 from gateway.upstream.client import UpstreamClient, open_client
-from gateway.upstream.fetch import Rehost, RehostSettings, open_rehost
+from gateway.upstream.fetch import LinkFetcher, RehostSettings, open_link_fetcher
 from gateway.upstream.session import ClientSettings
 
 DATABASE: Final = "gateway.sqlite"
@@ -67,7 +76,7 @@ log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[tuple[Store, BlobStore]]:
-    """The store that the settings name, and where picture bytes lie.
+    """The store that the settings name, and where image bytes lie.
 
     An embedded one must exist. An empty Redis becomes one, which may still be away.
     """
@@ -104,20 +113,20 @@ async def open_existing_store(settings: Settings) -> AsyncIterator[Store]:
             yield embedded
         return
     async with open_redis_store(url.get_secret_value(), may_create=False) as store:
-        await store.check_layout()
+        await store.check_schema()
         yield store
 
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """The rooms that keep pictures, wired together: all that a command needs of a gateway."""
+    """The rooms that keep images, wired together: all that a command needs of a gateway."""
 
-    entries: Entries
-    gallery: Gallery
+    image_cache: ImageCache
+    image_index: ImageIndex
     blobs: Blobs
     takedowns: Takedowns
-    removal: Removal
-    derivation: Derivation
+    invalidation: Invalidation
+    transcoding: Transcoding
 
 
 def _wire_cache(
@@ -126,32 +135,33 @@ def _wire_cache(
     blob_store: BlobStore,
     *,
     observer: Observer,
-    lifetime_seconds: float | None = None,
+    ttl_seconds: float | None = None,
 ) -> Cache:
     """Constructs the rooms of `cache/`. No I/O."""
     entries, takedowns = Entries(_entries_settings(settings)), Takedowns(store)
     blobs_settings = _blobs_settings(settings)
-    if lifetime_seconds is not None:
-        blobs_settings = blobs_settings.model_copy(update={"lifetime_seconds": lifetime_seconds})
+    if ttl_seconds is not None:
+        blobs_settings = blobs_settings.model_copy(update={"ttl_seconds": ttl_seconds})
     blobs = Blobs(
         blobs_settings,
         blob_store,
         store,
-        hot=Hot(settings.cache.hot_bytes),
+        memory=MemoryCache(settings.cache.memory_bytes),
         takedowns=takedowns,
         observer=observer,
     )
-    gallery = Gallery(store, blobs, lifetime_seconds=blobs_settings.lifetime_seconds)
-    removal = Removal(store, entries=entries, gallery=gallery, blobs=blobs, takedowns=takedowns)
-    derivation = Derivation(
-        store, entries=entries, gallery=gallery, blobs=blobs, takedowns=takedowns
+    image_index = ImageIndex(store, blobs, ttl_seconds=blobs_settings.ttl_seconds)
+    invalidation = Invalidation(
+        store, entries=entries, image_index=image_index, blobs=blobs, takedowns=takedowns
     )
-    return Cache(entries, gallery, blobs, takedowns, removal, derivation)
+    image_cache = ImageCache(store, entries=entries, image_index=image_index, blobs=blobs)
+    transcoding = Transcoding(store, image_cache, blobs=blobs, takedowns=takedowns)
+    return Cache(image_cache, image_index, blobs, takedowns, invalidation, transcoding)
 
 
 @asynccontextmanager
 async def open_cache(
-    settings: Settings, *, lifetime_seconds: float | None = None
+    settings: Settings, *, ttl_seconds: float | None = None
 ) -> AsyncIterator[tuple[Store, Cache]]:
     """The cache of a running gateway, for commands.
 
@@ -160,7 +170,7 @@ async def open_cache(
     """
     async with open_existing_store(settings), open_store(settings) as (store, blob_store):
         cache = _wire_cache(
-            settings, store, blob_store, observer=Metrics(), lifetime_seconds=lifetime_seconds
+            settings, store, blob_store, observer=Metrics(), ttl_seconds=ttl_seconds
         )
         yield store, cache
 
@@ -172,9 +182,11 @@ class Gateway:
     services: Services
     store: Store
     blob_store: BlobStore
-    flights: Flights
-    purchases: Purchases
     cache: Cache
+    tasks: OwnedTasks
+    """Purchases, and work that must not end with a request."""
+    flights: Flights
+    recovery: Recovery
     ledger: Ledger
     policy: CurrentPolicy
     worker: str
@@ -188,13 +200,13 @@ class OpenLinks(Protocol):
 
     def __call__(
         self, settings: RehostSettings, *, observer: Callable[[str], None]
-    ) -> AbstractAsyncContextManager[Rehost]:
+    ) -> AbstractAsyncContextManager[LinkFetcher]:
         """`observer` is told how each fetch ended."""
 
 
 @asynccontextmanager
 async def open_gateway(
-    settings: Settings, source: PolicySource, *, open_links: OpenLinks = open_rehost
+    settings: Settings, source: PolicySource, *, open_links: OpenLinks = open_link_fetcher
 ) -> AsyncIterator[Gateway]:
     """Everything that one worker needs, wired; what it does by itself is `maintenance`."""
     metrics, health = Metrics(), Health()
@@ -205,7 +217,7 @@ async def open_gateway(
     )
     async with AsyncExitStack() as stack:
         opened, blob_store = await stack.enter_async_context(open_store(settings))
-        store = RelievedStore(CountedStore(QueuedStore(opened), _teller(health, metrics)))
+        store = EvictingStore(InstrumentedStore(LimitedStore(opened), _teller(health, metrics)))
         links = await stack.enter_async_context(
             open_links(rehost_settings(settings), observer=metrics.fetched)
         )
@@ -223,7 +235,7 @@ async def open_gateway(
             health=health,
         )
         if settings.store.blobs_url is None:  # making room elsewhere would not help
-            store.relieve = gateway.cache.blobs.make_room
+            store.make_room = gateway.cache.blobs.make_room
         yield gateway
 
 
@@ -234,7 +246,7 @@ def _wire(
     store: Store,
     blob_store: BlobStore,
     client: UpstreamClient,
-    links: Rehost,
+    links: LinkFetcher,
     metrics: Metrics,
     health: Health,
 ) -> Gateway:
@@ -242,43 +254,60 @@ def _wire(
     worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     cache = _wire_cache(settings, store, blob_store, observer=metrics)
     signing = create_signing(settings, store)
-    flights = Flights(store, Previews(store, cache.blobs), observe=metrics.flights.set)
-    keys, ledger = Keys(store), Ledger(store)
+    keys, ledger, tasks = Keys(store), Ledger(store), OwnedTasks(metrics.flights.set)
+    flights = Flights(store, PartialImages(store, cache.blobs), tasks)
+    settlements = Settlements(store, cache.image_cache, metrics)
     purchases = Purchases(
         _purchase_settings(settings, worker),
         store,
-        client,
-        links=links,
-        entries=cache.entries,
-        gallery=cache.gallery,
-        blobs=cache.blobs,
-        flights=flights,
-        metrics=metrics,
+        Delivery(
+            _delivery_settings(settings), client, links, flights=flights, cache=cache.image_cache
+        ),
+        settlements=settlements,
+        tasks=tasks,
     )
-    service = Service(
+    recovery = Recovery(
         store,
-        questions=Questions(_question_settings(settings), ledger),
-        serves_limits_unchecked=settings.store.limits_when_away == "ignore",
-        keys=keys,
-        entries=cache.entries,
-        gallery=cache.gallery,
-        blobs=cache.blobs,
-        flights=flights,
-        purchases=purchases,
-        replays=Replays(store),
-        signing=signing,
-        derivation=cache.derivation if settings.cache.derive_formats else None,
-        ledger=ledger,
-        metrics=metrics,
+        settlements,
+        metrics,
+        worker=worker,
+        expires_after_seconds=settings.workers.dead_after_seconds,
+    )
+    interpreter = Interpreter(_interpreter_settings(settings), ledger)
+    images = Images(
+        interpreter,
+        cache.image_cache,
+        flights,
+        purchases,
+        transcoding=cache.transcoding if settings.cache.derive_formats else None,
+        sign=signing.sign,
         clock=time.time,
     )
+    proxy = Proxy(
+        store,
+        keys,
+        interpreter,
+        cache.image_cache,
+        images,
+        idempotent_images=IdempotentImages(
+            IdempotencyKeys(store), images, cache.image_cache, tasks
+        ),
+        store_outage=StoreOutage(
+            keys,
+            images,
+            flights,
+            purchases,
+            ignores_limits=settings.store.limits_when_away == "ignore",
+        ),
+        recorder=Recorder(ledger, metrics, time.time),
+    )
     services = Services(
-        service=service,
+        proxy=proxy,
         keys=keys,
         signing=signing,
-        gallery=cache.gallery,
+        image_index=cache.image_index,
         blobs=cache.blobs,
-        removal=cache.removal,
+        invalidation=cache.invalidation,
         policy=policy,
         metrics=metrics,
         health=health,
@@ -293,12 +322,13 @@ def _wire(
         services,
         store,
         blob_store,
-        flights,
-        purchases,
-        cache,
-        ledger,
-        policy,
-        worker,
+        cache=cache,
+        tasks=tasks,
+        flights=flights,
+        recovery=recovery,
+        ledger=ledger,
+        policy=policy,
+        worker=worker,
     )
 
 
@@ -335,7 +365,7 @@ def client_settings(settings: Settings) -> ClientSettings:
         base_url=upstream.base_url,
         api_key=upstream.api_key or SecretStr(""),
         timeout_seconds=upstream.timeout_seconds,
-        max_picture_bytes=settings.cache.max_picture_bytes,
+        max_image_bytes=settings.cache.max_image_bytes,
         auth_header=upstream.auth_header,
         headers=upstream.headers,
         proxy=upstream.proxy,
@@ -345,8 +375,8 @@ def client_settings(settings: Settings) -> ClientSettings:
     )
 
 
-def _question_settings(settings: Settings) -> QuestionSettings:
-    return QuestionSettings(
+def _interpreter_settings(settings: Settings) -> InterpreterSettings:
+    return InterpreterSettings(
         upstream_name=settings.upstream.name,
         validation=settings.validation,
         scope=settings.cache.scope,
@@ -356,7 +386,7 @@ def _question_settings(settings: Settings) -> QuestionSettings:
 def _entries_settings(settings: Settings) -> EntriesSettings:
     return EntriesSettings(
         ttl_seconds=settings.cache.ttl_seconds,
-        linger_seconds=settings.cache.stale_if_error_seconds,
+        stale_if_error_seconds=settings.cache.stale_if_error_seconds,
         refusal_seconds=settings.cache.refusal_ttl_seconds,
     )
 
@@ -364,17 +394,17 @@ def _entries_settings(settings: Settings) -> EntriesSettings:
 def _blobs_settings(settings: Settings) -> BlobsSettings:
     longest_link = settings.cache.url_ttl_seconds * LINK_ROUNDING
     return BlobsSettings(
-        lifetime_seconds=_entries_settings(settings).longest_seconds + longest_link,
+        ttl_seconds=_entries_settings(settings).longest_seconds + longest_link,
         total_bytes=settings.cache.total_bytes,
     )
 
 
 def rehost_settings(settings: Settings) -> RehostSettings:
-    """Where pictures behind links may be fetched from."""
+    """Where images behind links may be fetched from."""
     return RehostSettings(
         upstream_url=settings.upstream.base_url,
         allow=settings.rehost.allow,
-        max_bytes=settings.cache.max_picture_bytes,
+        max_bytes=settings.cache.max_image_bytes,
         ca_file=settings.upstream.ca_file,
     )
 
@@ -393,9 +423,13 @@ def _purchase_settings(settings: Settings, worker: str) -> PurchaseSettings:
     return PurchaseSettings(
         worker=worker,
         timeout_seconds=settings.upstream.timeout_seconds,
-        max_picture_bytes=settings.cache.max_picture_bytes,
-        max_pixels=settings.cache.max_pixels,
         dead_after_seconds=settings.workers.dead_after_seconds,
+    )
+
+
+def _delivery_settings(settings: Settings) -> DeliverySettings:
+    return DeliverySettings(
+        max_image_bytes=settings.cache.max_image_bytes, max_pixels=settings.cache.max_pixels
     )
 
 

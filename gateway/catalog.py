@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 SIZE: Final = re.compile(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})")
-"""A picture size as it is written, WIDTHxHEIGHT in pixels."""
+"""An image size as it is written, WIDTHxHEIGHT in pixels."""
 
 _FIELD_TYPES: Final = {
     "n": "integer",
@@ -53,9 +53,9 @@ Name: TypeAlias = Annotated[str, StringConstraints(min_length=1)]
 Size: TypeAlias = Annotated[str, StringConstraints(pattern=f"^{SIZE.pattern}$")]
 Price: TypeAlias = Annotated[Decimal, BeforeValidator(_price)]
 PriceTable: TypeAlias = Mapping[Size, Annotated[Mapping[Name, Price], Field(min_length=1)]]
-"""US dollars per picture, by size and quality."""
+"""US dollars per image, by size and quality."""
 TokenTable: TypeAlias = Mapping[Size, Annotated[Mapping[Name, PositiveInt], Field(min_length=1)]]
-"""Output tokens per picture, by size and quality."""
+"""Output tokens per image, by size and quality."""
 
 
 class _Row(BaseModel):
@@ -208,7 +208,7 @@ class TokenPrices(_Row):
 
 
 class TokenFormula(_Row):
-    """Output tokens of a picture of any size (WIRE §5.1)."""
+    """Output tokens of an image of any size (WIRE §5.1)."""
 
     grid: Annotated[Mapping[Name, PositiveInt], Field(min_length=1)]
     pixels_offset: NonNegativeInt
@@ -216,7 +216,7 @@ class TokenFormula(_Row):
 
 
 class TokenBilling(_Row):
-    """Billed from the usage that comes with the pictures; tables and formula bound it before."""
+    """Billed from the usage that comes with the images; tables and formula bound it before."""
 
     by: Literal["tokens"]
     usd_per_million_tokens: TokenPrices
@@ -236,14 +236,14 @@ class TokenBilling(_Row):
         return self
 
 
-class PictureBilling(_Row):
-    """Billed per picture, by the size and quality that were asked for."""
+class ImageBilling(_Row):
+    """Billed per image, by the size and quality that were asked for."""
 
-    by: Literal["picture"]
+    by: Literal["image"]
     usd_per_image: Annotated[PriceTable, Field(min_length=1)]
 
 
-Billing: TypeAlias = Annotated[TokenBilling | PictureBilling, Field(discriminator="by")]
+Billing: TypeAlias = Annotated[TokenBilling | ImageBilling, Field(discriminator="by")]
 
 
 # ── models ──────────────────────────────────────────────────────────────────────────────────
@@ -360,7 +360,7 @@ def _check_billing(model: Model) -> None:
     for name in ("size", "quality"):
         _require(name in model.parameters, f"needs the parameter '{name}', by which it is billed")
     billing = model.billing
-    if isinstance(billing, PictureBilling):
+    if isinstance(billing, ImageBilling):
         _check_table(model, "usd_per_image", billing.usd_per_image)
         return
     if billing.output_tokens is not None:

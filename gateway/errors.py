@@ -6,7 +6,7 @@
     ├── LimitExceeded            429: one of the caller's own limits; concerns nobody else
     ├── StoreUnavailable         503: the store did not answer in time
     │   └── StoreFull            503: it answered that there is no room left
-    └── UpstreamFailure          what the paid service did instead of delivering pictures,
+    └── UpstreamFailure          what the paid service did instead of delivering images,
                                  and what that is presumed to have cost (`Charge`)
 
 Foreign exceptions become these in `upstream/wire` and in the store adapters; these become HTTP
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from gateway.images import Usage
 
@@ -25,8 +25,88 @@ INVALID_REQUEST: Final = "invalid_request_error"
 SERVER_ERROR: Final = "server_error"
 
 
+class ErrorCode(StrEnum):
+    """Every code that the gateway itself answers, with its usual HTTP status and its meaning.
+
+    Upstream's own codes are relayed as they came and need not be among these.
+    `docs/reference/errors.md` lists them for users.
+    """
+
+    status: int
+    meaning: str
+
+    def __new__(cls, value: str, status: int, meaning: str) -> Self:
+        """A member is its value, a string, with two attributes."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.status = status
+        member.meaning = meaning
+        return member
+
+    # ── the request ──
+    EMPTY_STRING = "empty_string", 400, "The prompt is an empty string."
+    INTEGER_ABOVE_MAX_VALUE = "integer_above_max_value", 400, "An integer exceeds its maximum."
+    INTEGER_BELOW_MIN_VALUE = "integer_below_min_value", 400, "An integer is below its minimum."
+    INVALID_TYPE = "invalid_type", 400, "A parameter has another JSON type than its own."
+    INVALID_VALUE = "invalid_value", 400, "A parameter or header has a value that is not allowed."
+    MISSING_REQUIRED_PARAMETER = "missing_required_parameter", 400, "A parameter is missing."
+    STRING_ABOVE_MAX_LENGTH = "string_above_max_length", 400, "The prompt is too long."
+    UNKNOWN_PARAMETER = "unknown_parameter", 400, "The model has no such parameter."
+    UNSUPPORTED_CONTENT_ENCODING = (
+        "unsupported_content_encoding",
+        400,
+        "The request body is compressed.",
+    )
+    UNSUPPORTED_CONTENT_TYPE = "unsupported_content_type", 400, "The request body is not JSON."
+    IDEMPOTENCY_KEY_REUSED = (
+        "idempotency_key_reused",
+        400,
+        "The Idempotency-Key was sent before with another request.",
+    )
+    MAX_COST_EXCEEDED = (
+        "max_cost_exceeded",
+        400,
+        "The request may cost more than X-Gateway-Max-Cost-USD allows.",
+    )
+    REQUEST_TIMEOUT = "request_timeout", 408, "The request did not arrive in time."
+    REQUEST_TOO_LARGE = "request_too_large", 413, "The request body exceeds GATEWAY_MAX_BODY."
+    UNKNOWN_URL = "unknown_url", 404, "There is no such path."
+
+    # ── the key and its limits ──
+    INVALID_API_KEY = "invalid_api_key", 401, "The key is unknown, expired or revoked."
+    INVALID_ADMIN_TOKEN = "invalid_admin_token", 401, "The path needs the admin token."
+    MODEL_NOT_FOUND = "model_not_found", 403, "The key may not use this model, or it is unknown."
+    RATE_LIMIT_EXCEEDED = "rate_limit_exceeded", 429, "A rate limit is reached."
+    INSUFFICIENT_QUOTA = "insufficient_quota", 429, "A budget is used up."
+
+    # ── images and the cache ──
+    CONTENT_TAKEN_DOWN = "content_taken_down", 403, "The image was taken down by the operator."
+    LINK_EXPIRED = "link_expired", 403, "The link to the image has expired."
+    LINK_INVALID = "link_invalid", 403, "The link to the image is not valid."
+    IMAGE_NOT_FOUND = "image_not_found", 404, "There is no such image."
+    IMAGE_GONE = "image_gone", 410, "The image was evicted or taken down."
+    PRECONDITION_FAILED = "precondition_failed", 412, "If-Match names another image."
+    RANGE_NOT_SATISFIABLE = "range_not_satisfiable", 416, "The range is beyond the image's end."
+    ONLY_IF_CACHED = "only_if_cached", 504, "The image is not cached and only-if-cached was sent."
+
+    # ── administration ──
+    KEY_NOT_FOUND = "key_not_found", 404, "There is no active key with this id."
+    NAME_TAKEN = "name_taken", 409, "An active key has this name."
+    SIGNING_KEYS_CONFIGURED = (
+        "signing_keys_configured",
+        409,
+        "The signing keys are in the configuration and cannot be rotated by the API.",
+    )
+
+    # ── upstream and the store ──
+    UPSTREAM_AUTH = "upstream_auth", 502, "Upstream refused the gateway's own key."
+    UPSTREAM_ERROR = "upstream_error", 502, "Upstream failed, or did not answer in time (504)."
+    UPSTREAM_UNAVAILABLE = "upstream_unavailable", 503, "The circuit breaker is open."
+    STORE_UNAVAILABLE = "store_unavailable", 503, "The gateway's store did not answer."
+
+
 class GatewayError(Exception):
-    """An answer that is not a picture.
+    """An answer that is not an image.
 
     `status` is the HTTP status; `message`, `type`, `param`, `code` are the four keys that every
     error body carries (WIRE §2); `details` are further keys of the error object that upstream
@@ -49,7 +129,10 @@ class GatewayError(Exception):
         source: str = "gateway",
     ) -> None:
         super().__init__(message)
-        self.status = self.status if status is None else status
+        if status is not None:
+            self.status = status
+        elif isinstance(code, ErrorCode):
+            self.status = code.status
         self.message = message
         self.type = type
         self.param = param
@@ -125,18 +208,18 @@ class StoreFull(StoreUnavailable):
 
 
 class Charge(StrEnum):
-    """What a purchase that yielded no picture is charged (CONTRACT §8, the table)."""
+    """What a purchase that yielded no image is charged (CONTRACT §8, the table)."""
 
     FREE = "free"  #: never sent, or answered 4xx, 429, 503: nothing
     ASSUMED_FREE = "assumed_free"  #: 5xx with the API's own JSON error: nothing
-    UNDELIVERED = "undelivered"  #: 200 without a usable picture: usage if there, else estimate
+    UNDELIVERED = "undelivered"  #: 200 without a usable image: usage if there, else estimate
     PRESUMED = "presumed"  #: time-out, an edge's 5xx, cut after sending: the estimate
 
 
 class UpstreamFailure(GatewayError):
     """The paid service answered with an error, or not at all.
 
-    `usage` is what it said it cost although no picture came; it and `upstream_request_id` are
+    `usage` is what it said it cost although no image came; it and `upstream_request_id` are
     for the buyer's books and do not travel to followers.
     """
 

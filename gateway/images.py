@@ -5,18 +5,33 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
+
+import orjson
 
 MAX_SLOTS: Final = 64
-"""Pictures that one entry can hold: slots 0…63 (CONTRACT §6)."""
+"""Images that one entry can hold: slots 0…63 (CONTRACT §6)."""
 
 MAX_AGE_SECONDS: Final = 2**31
 """What RFC 9111 §1.2.2 has a cache read for any longer time."""
 
 _WITHIN: Final = re.compile(r"within:([0-9]{1,9})(s|m|h|d)")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+T = TypeVar("T")
+
+
+def decode_fields(kind: type[T], data: Mapping[str, Any]) -> T:
+    """A dataclass from a JSON object in the store.
+
+    Fields that `kind` does not know are ignored, and fields that are missing have their defaults.
+    A gateway can therefore share a store with a newer or older one.
+    """
+    known = {f.name for f in fields(cast(Any, kind))}
+    return kind(**{name: value for name, value in data.items() if name in known})
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +42,9 @@ class ImageRequest:
     prompt: str
     n: int = 1
     parameters: Mapping[str, str | int] = field(default_factory=lambda: MappingProxyType({}))
-    """What changes the picture and is off its default: size, quality, style, background, …"""
+    """What changes the image and is off its default: size, quality, style, background, …"""
     response_format: str = "b64_json"
-    """`b64_json` or `url`: how the caller wants the pictures."""
+    """`b64_json` or `url`: how the caller wants the images."""
     asked_response_format: str | None = None
     """`response_format` as the caller wrote it; None when it was omitted or null."""
     user: object = None
@@ -54,7 +69,7 @@ class ImageRequest:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of a purchase, or of one picture's share of it, by kind."""
+    """Tokens of a purchase, or of one image's share of it, by kind."""
 
     text_in: int = 0
     image_in: int = 0
@@ -87,7 +102,7 @@ class Usage:
 
     @staticmethod
     def sum(usages: Iterable[Usage]) -> Usage:
-        """The usage of several pictures together."""
+        """The usage of several images together."""
         usages = list(usages)
         if len(usages) == 1:
             return usages[0]
@@ -101,11 +116,11 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """One stored picture: what an entry's slot holds. The bytes lie apart, under `digest`."""
+class Image:
+    """One stored image: what an entry's slot holds. The bytes lie apart, under `digest`."""
 
     id: str
-    """24 letters and digits, unique; what its link and `x-gateway-picture-ids` show."""
+    """24 letters and digits, unique; what its link and `x-gateway-image-ids` show."""
     digest: str
     """SHA-256 of the bytes, hex."""
     format: str
@@ -113,21 +128,29 @@ class Picture:
     width: int
     height: int
     size_bytes: int
-    created: float
+    created_at: float
     """Unix seconds at which it was received."""
     revised_prompt: str | None = None
     usage: Usage | None = None
-    """This picture's share; None for models that are billed per picture."""
+    """This image's share; None for models that are billed per image."""
     cost_micros: int = 0
-    """This picture's share of what its purchase cost, in micro-dollars."""
-    shown: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """This image's share of what its purchase cost, in micro-dollars."""
+    echoed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """`size`, `quality`, `background`, `output_format` as upstream echoed them."""
     extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    """Further keys that upstream gave this picture; relayed untouched (WIRE §8 row 19)."""
+    """Further keys that upstream gave this image; relayed untouched (WIRE §8 row 19)."""
     model: str = ""
     """The model that made it."""
-    derived_from: str | None = None
-    """The digest of the picture that it was made from, where it was not bought."""
+    transcoded_from: str | None = None
+    """The digest of the image that it was made from, where it was not bought."""
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Image:
+        """An image from the JSON object that orjson makes of one."""
+        usage = data.get("usage")
+        return decode_fields(
+            Image, {**data, "usage": decode_fields(Usage, usage) if usage else None}
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,27 +159,29 @@ class Amounts:
 
     images: int = 0
     tokens: int = 0
-    micros: int = 0
+    usd_micros: int = 0
 
     def __sub__(self, other: Amounts) -> Amounts:
         return Amounts(
-            self.images - other.images, self.tokens - other.tokens, self.micros - other.micros
+            self.images - other.images,
+            self.tokens - other.tokens,
+            self.usd_micros - other.usd_micros,
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """What upstream sent for one purchase, parsed but not yet checked as pictures."""
+class UpstreamAnswer:
+    """What upstream sent for one purchase, parsed but not yet checked as images."""
 
-    pictures: tuple[UpstreamPicture, ...]
+    images: tuple[UpstreamImage, ...]
     usage: Usage | None
-    shown: Mapping[str, str]
+    echoed: Mapping[str, str]
     """`size`, `quality`, `background`, `output_format` where upstream echoed them."""
     upstream_request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class UpstreamPicture:
+class UpstreamImage:
     """One element of upstream's `data`: bytes, or a link, or neither when it was damaged."""
 
     data: bytes | None = None
@@ -172,12 +197,12 @@ class UpstreamPicture:
 
 @dataclass(frozen=True, slots=True)
 class PartialImage:
-    """A picture under way, as upstream streams it: a preview, not checked, never in an entry."""
+    """An image under way, as upstream streams it: a preview, not checked, never in an entry."""
 
     index: int
     """Counts from 0; upstream may leave numbers out."""
     data: bytes
-    shown: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    echoed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """`size`, `quality`, `background`, `output_format` where upstream echoed them."""
 
 
@@ -207,7 +232,7 @@ class Reuse:
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class LimitSubject:
     """Who a request is counted for: a gateway key, as the rooms that count know it."""
 
     key_id: str
@@ -219,3 +244,72 @@ class Account:
     """The key's record as read from the store; an admission holds only while it is current."""
     prepared: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """What a room has made of the limits once, under the room's name: an account lives long."""
+
+
+Representation: TypeAlias = Literal["raw", "base64"]
+"""The bytes of an image as they are, or as a JSON answer contains them. A link is a path."""
+
+Outcome: TypeAlias = Literal["hit", "bought", "partial", "collapsed", "refused", "failed"]
+
+_PLAIN: Final = (int, float, str)
+
+
+class Record(NamedTuple):
+    """One line of the ledger. `id` is the request's, or the purchase's where something was bought.
+
+    Money in micro-dollars, time in Unix seconds. `saved_micros` is what images that were not
+    bought had cost when they were.
+
+    A tuple, because every request makes three of them: so many fields of a frozen dataclass take
+    longer to fill than the request takes to be validated.
+    """
+
+    id: str
+    request_id: str
+    time: float
+    key: str
+    key_id: str
+    team: str | None = None
+    user: str | None = None
+    model: str | None = None
+    size: str | None = None
+    quality: str | None = None
+    n: int | None = None
+    outcome: Outcome = "refused"
+    flags: tuple[str, ...] = ()
+    error: str | None = None
+    status: int = 200
+    images: int = 0
+    tokens: Mapping[str, int] = MappingProxyType({})
+    cost_micros: int = 0
+    saved_micros: int = 0
+    latency_ms: int = 0
+    upstream_request_id: str | None = None
+    prompt_hmac: str | None = None
+    fingerprint: str | None = None
+    corrects: str | None = None
+    """The record whose presumed charge this one corrects by the difference."""
+
+    def encode(self) -> bytes:
+        """JSON without what is absent."""
+        return orjson.dumps(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object without the fields that are empty or None; 0 and "" stay."""
+        fields = zip(self._fields, self, strict=True)
+        return {name: value for name, value in fields if value or isinstance(value, _PLAIN)}
+
+    @staticmethod
+    def decode(data: bytes) -> Record:
+        """The inverse of `encode`."""
+        return Record.from_dict(orjson.loads(data))
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Record:
+        """The inverse of `to_dict`; unknown fields are ignored."""
+        known = {name: data[name] for name in Record._fields if name in data}
+        return Record(**{**known, "flags": tuple(data.get("flags", ()))})
+
+    def but(self, **changes: Any) -> Record:
+        """The same record with some fields changed."""
+        return self._replace(**changes)

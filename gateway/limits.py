@@ -15,7 +15,7 @@ class Limit:
     name: str
     unit: str
     """`requests`, `images`, `tokens` or `micros`; `purchases` for what is open right now."""
-    period: Literal["minute", "day", "month", "open"]
+    period: Literal["minute", "day", "month", "concurrency"]
     """`minute` (token bucket), `day`, `month` (UTC calendar windows) or `open` (right now)."""
     at_admission: bool = False
     """Counted for every valid request; otherwise only before a purchase."""
@@ -23,7 +23,7 @@ class Limit:
     @property
     def is_rate(self) -> bool:
         """Rates ask the caller to come back; budgets do not."""
-        return self.period in ("minute", "open")
+        return self.period in ("minute", "concurrency")
 
 
 LIMITS: Final[Mapping[str, Limit]] = MappingProxyType(
@@ -32,11 +32,11 @@ LIMITS: Final[Mapping[str, Limit]] = MappingProxyType(
         for limit in (
             Limit("requests_per_minute", "requests", "minute", at_admission=True),
             Limit("images_per_minute", "images", "minute"),
-            Limit("concurrent_requests", "purchases", "open"),
+            Limit("concurrent_requests", "purchases", "concurrency"),
             Limit("images_per_day", "images", "day"),
             Limit("tokens_per_day", "tokens", "day"),
-            Limit("usd_per_day", "micros", "day"),
-            Limit("usd_per_month", "micros", "month"),
+            Limit("usd_per_day", "usd_micros", "day"),
+            Limit("usd_per_month", "usd_micros", "month"),
         )
     }
 )

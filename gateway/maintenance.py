@@ -16,16 +16,15 @@ from gateway.access.keys import Keys
 from gateway.access.policy import PolicySource
 from gateway.assembly import Gateway, OpenLinks, open_gateway
 from gateway.billing.ledger import WRITE_EVERY_SECONDS
-from gateway.cache.flights import Flights
 from gateway.cache.takedowns import LOOK_SECONDS
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreUnavailable
-from gateway.metrics import MOST_KEYS, Metrics
-from gateway.store.batch import ask
+from gateway.metrics import MAX_KEYS, Metrics
+from gateway.store.batch import execute
 from gateway.store.blobs.folder import FolderBlobs
-from gateway.store.commands import Beat, Note, Retire, Sweep
+from gateway.store.commands import Deregister, Heartbeat, SetValue, Sweep
 from gateway.store.protocol import BlobStore, Store
-from gateway.upstream.fetch import open_rehost
+from gateway.upstream.fetch import open_link_fetcher
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +33,7 @@ SWEEP_SECONDS: Final = 60.0
 SWEEP_MOST: Final = 1000
 KEY_LABELS_SECONDS: Final = 60.0
 BOOKS_SECONDS: Final = 1.0
-"""How often a worker tells the store which pictures were used."""
+"""How often a worker tells the store which images were used."""
 BOUNDS_SECONDS: Final = 5.0
 ORPHANS_SECONDS: Final = 3600.0
 
@@ -44,7 +43,7 @@ ORPHANS_SECONDS: Final = 3600.0
 
 @asynccontextmanager
 async def open_running_gateway(
-    settings: Settings, source: PolicySource, *, open_links: OpenLinks = open_rehost
+    settings: Settings, source: PolicySource, *, open_links: OpenLinks = open_link_fetcher
 ) -> AsyncIterator[Gateway]:
     """A gateway with its background jobs; on leaving, open purchases are settled first."""
     async with open_gateway(settings, source, open_links=open_links) as gateway:
@@ -53,7 +52,7 @@ async def open_running_gateway(
             try:
                 yield gateway
             finally:
-                await _drain(gateway.flights, settings.drain_seconds)
+                await _drain(gateway, settings.drain_seconds)
                 await _close(gateway)
 
 
@@ -62,27 +61,27 @@ async def _first_look(gateway: Gateway) -> None:
     starting.
     """
     with suppress(StoreUnavailable):
-        await ask(gateway.store, Beat(gateway.worker))
-        await gateway.cache.takedowns.look()
+        await execute(gateway.store, Heartbeat(gateway.worker))
+        await gateway.cache.takedowns.refresh()
 
 
-async def _drain(flights: Flights, seconds: float) -> None:
-    """Waits until everything that is being paid for is settled."""
+async def _drain(gateway: Gateway, seconds: float) -> None:
+    """Waits until every purchase is settled."""
     try:
         async with asyncio.timeout(seconds):
-            await flights.drain()
+            await gateway.tasks.drain()
     except TimeoutError:
-        log.error("drain_timeout", purchases=len(flights))
-    await flights.close()
+        log.error("drain_timeout", purchases=len(gateway.tasks))
+    await gateway.flights.close()
 
 
 async def _close(gateway: Gateway) -> None:
     """Writes what is waiting and says good-bye; what cannot be written now others will find."""
     try:
         await gateway.ledger.write()
-        await ask(gateway.store, Retire(gateway.worker))
+        await execute(gateway.store, Deregister(gateway.worker))
     except StoreUnavailable:
-        log.warning("store_away_at_close", purchases=len(gateway.flights))
+        log.warning("store_away_at_close", purchases=len(gateway.tasks))
 
 
 # ── background loops ────────────────────────────────────────────────────────────────────────
@@ -93,13 +92,13 @@ def _loops(settings: Settings, gateway: Gateway) -> Mapping[str, Coroutine[Any, 
     store, services = gateway.store, gateway.services
     heartbeat = settings.workers.heartbeat_seconds
     return {
-        "heartbeat": _every(heartbeat, lambda: ask(store, Beat(gateway.worker))),
-        "recovery": _every(heartbeat, gateway.purchases.recover_dead),
+        "heartbeat": _every(heartbeat, lambda: execute(store, Heartbeat(gateway.worker))),
+        "recovery": _every(heartbeat, gateway.recovery.recover_expired),
         "ledger": _every(WRITE_EVERY_SECONDS, gateway.ledger.write),
         "policy": _every(0.0, lambda: _look_at_policy(gateway)),
         "takedowns": _every(LOOK_SECONDS, lambda: _learn_takedowns(gateway)),
-        "blob books": _every(BOOKS_SECONDS, gateway.cache.blobs.keep_books),
-        "bounds": _every(BOUNDS_SECONDS, gateway.cache.blobs.keep_within_bounds),
+        "blob books": _every(BOOKS_SECONDS, gateway.cache.blobs.record_uses),
+        "bounds": _every(BOUNDS_SECONDS, gateway.cache.blobs.evict_to_bound),
         "orphans": _every(ORPHANS_SECONDS, lambda: _adopt_orphans(gateway)),
         "sweep": _every(SWEEP_SECONDS, lambda: _sweep(store, gateway.blob_store)),
         "key labels": _every(
@@ -143,7 +142,7 @@ async def _look_at_policy(gateway: Gateway) -> None:
 async def _learn_takedowns(gateway: Gateway) -> None:
     """What was taken down meanwhile leaves this worker's memory, and the store, sooner or later."""
     takedowns, blobs = gateway.cache.takedowns, gateway.cache.blobs
-    if digests := await takedowns.look():
+    if digests := await takedowns.refresh():
         blobs.forget(digests)
         await blobs.delete(digests)
         takedowns.were_removed(digests)
@@ -151,19 +150,23 @@ async def _learn_takedowns(gateway: Gateway) -> None:
 
 async def _adopt_orphans(gateway: Gateway) -> None:
     """Once an hour, by whoever comes first, and not by all."""
-    turn = Note("turns", "orphans", gateway.worker.encode(), ORPHANS_SECONDS * 0.9, is_new=True)
-    if await ask(gateway.store, turn) and (adopted := await gateway.cache.blobs.adopt_orphans()):
-        log.info("orphans_adopted", pictures=adopted)
+    turn = SetValue(
+        "turns", "orphans", gateway.worker.encode(), ORPHANS_SECONDS * 0.9, only_if_absent=True
+    )
+    if await execute(gateway.store, turn) and (
+        adopted := await gateway.cache.blobs.track_untracked()
+    ):
+        log.info("orphans_adopted", images=adopted)
 
 
 async def _sweep(store: Store, blobs: BlobStore) -> None:
     """Removes what is past its time, where the store does not do so by itself."""
-    await ask(store, Sweep())
+    await execute(store, Sweep())
     if isinstance(blobs, FolderBlobs):
         await blobs.sweep(SWEEP_MOST)
-        await blobs.passing().sweep(SWEEP_MOST)
+        await blobs.ephemeral().sweep(SWEEP_MOST)
 
 
 async def _label_keys(keys: Keys, metrics: Metrics) -> None:
-    live = [record.name for record in await keys.everyone() if record.revoked_at is None]
-    metrics.know_keys(live[:MOST_KEYS])
+    live = [record.name for record in await keys.list_keys() if record.revoked_at is None]
+    metrics.know_keys(live[:MAX_KEYS])

@@ -29,7 +29,7 @@ from gateway import __version__
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
-MOST_KEYS: Final = 500
+MAX_KEYS: Final = 500
 """Keys that have a label of their own: the oldest live ones."""
 
 OTHER: Final = "other"
@@ -193,20 +193,20 @@ class Metrics:
             "stream_first_event_seconds", "From the head of a request to its first event"
         )
         self.tokens = counters("tokens_total", "Tokens charged", (*who, "kind"))
-        self.images = counters("images_total", "Pictures", (*who, "size", "quality", "outcome"))
+        self.images = counters("images_total", "Images", (*who, "size", "quality", "outcome"))
         self.cost = counters("cost_usd_total", "US dollars charged", who)
-        self.saved = counters("saved_usd_total", "What pictures that were not bought had cost", who)
+        self.saved = counters("saved_usd_total", "What images that were not bought had cost", who)
         self.rehosts = counters(
             "rehost_total", "Links of upstream's that were fetched, or why not", ("outcome",)
         )
         self.cache_evictions = counter(
-            "cache_evictions_total", "Pictures that had to go to keep within the bound"
+            "cache_evictions_total", "Images that had to go to keep within the bound"
         )
         self.cache_damaged = counter(
-            "cache_damaged_total", "Pictures whose bytes were damaged in the store"
+            "cache_damaged_total", "Images whose bytes were damaged in the store"
         )
-        self.cache_entries = shared("cache_entries", "Distinct pictures in the cache")
-        self.cache_bytes = shared("cache_bytes", "Bytes of all pictures in the cache")
+        self.cache_entries = shared("cache_entries", "Distinct images in the cache")
+        self.cache_bytes = shared("cache_bytes", "Bytes of all images in the cache")
         self.refusals = counters("refusals_total", "Requests refused", ("key", "reason"))
         self.store_up = Gauge(
             "gateway_store_up",
@@ -247,7 +247,7 @@ class Metrics:
 
     def know_keys(self, oldest_live: Iterable[str]) -> None:
         """Which keys have labels of their own; keys not named here follow while there is room."""
-        self._keys = set(list(oldest_live)[:MOST_KEYS])
+        self._keys = set(list(oldest_live)[:MAX_KEYS])
 
     def began(self) -> None:
         """A request is being answered from now on."""
@@ -288,28 +288,28 @@ class Metrics:
         self.saved[who].inc(billed.saved_micros / 1e6)
         self._images_of(billed, who).inc(max(0, billed.images))
 
-    def served(self, billed: Billed, pictures: int) -> None:
-        """Counts pictures that were answered without a purchase, and what that saved."""
+    def served(self, billed: Billed, images: int) -> None:
+        """Counts images that were answered without a purchase, and what that saved."""
         who = self._who(billed)
         self._gathered.add(self.saved[who], billed.saved_micros / 1e6)
-        self._gathered.add(self._images_of(billed, who), pictures)
+        self._gathered.add(self._images_of(billed, who), images)
 
     def fetched(self, outcome: str) -> None:
         """Counts one link of upstream's: `fetched`, or why it was not."""
         self.rehosts[(outcome,)].inc()
 
-    def evicted(self, pictures: int) -> None:
-        """Counts pictures that went to keep within the bound."""
-        self.cache_evictions.inc(pictures)
+    def evicted(self, images: int) -> None:
+        """Counts images that went to keep within the bound."""
+        self.cache_evictions.inc(images)
 
     def damaged(self) -> None:
-        """Counts a picture whose bytes were damaged in the store."""
+        """Counts an image whose bytes were damaged in the store."""
         self.cache_damaged.inc()
 
-    def shelf_read(self, shelf: Shelved) -> None:
+    def lru_measured(self, lru_totals: Shelved) -> None:
         """Notes how much the cache holds."""
-        self.cache_entries.set(shelf.count)
-        self.cache_bytes.set(shelf.size_bytes)
+        self.cache_entries.set(lru_totals.count)
+        self.cache_bytes.set(lru_totals.size_bytes)
 
     def refused(self, key: str, reason: str) -> None:
         """Counts one refusal."""
@@ -326,7 +326,7 @@ class Metrics:
         return key, team, self._model(billed.model)
 
     def _key(self, name: str) -> str:
-        if name not in self._keys and len(self._keys) < MOST_KEYS:
+        if name not in self._keys and len(self._keys) < MAX_KEYS:
             self._keys.add(name)
         return name if name in self._keys else OTHER
 
@@ -340,9 +340,9 @@ class Metrics:
             self._price_age.set(max(0.0, age))
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             return generate_latest(self._registry)
-        everyone = CollectorRegistry()
-        multiprocess.MultiProcessCollector(everyone)  # type: ignore[no-untyped-call]
-        return generate_latest(everyone)
+        list_keys = CollectorRegistry()
+        multiprocess.MultiProcessCollector(list_keys)  # type: ignore[no-untyped-call]
+        return generate_latest(list_keys)
 
 
 def _listed(value: str | None, values: Collection[str]) -> str:

@@ -1,1 +1,81 @@
-"""Tasks that no caller owns, and work that callers share."""
+"""Tasks that outlive their callers, and work that several callers share.
+
+A request's task is cancelled when its client disconnects. Paid work must not end with it, so it
+runs in a task of `OwnedTasks`, which a draining worker waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Any, Generic, TypeVar
+
+import structlog
+
+from gateway.errors import GatewayError
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+class OwnedTasks:
+    """Tasks that no caller owns.
+
+    `on_change` is called with the number of tasks whenever it changes.
+    """
+
+    def __init__(self, on_change: Callable[[int], None] = lambda count: None) -> None:
+        self._on_change = on_change
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
+        """Starts `work`. A failure other than a `GatewayError` is logged even if nobody awaits."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        self._on_change(len(self._tasks))
+        task.add_done_callback(self._end)
+        return task
+
+    async def run(self, work: Coroutine[Any, Any, T], *, name: str) -> T:
+        """Awaits `work`, which goes on when this call is cancelled."""
+        return await asyncio.shield(self.start(work, name=name))
+
+    async def drain(self) -> None:
+        """Returns when no task is left, including those started meanwhile."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        self._on_change(len(self._tasks))
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, GatewayError):
+            log.error("owned_task_failed", task=task.get_name(), exc_info=error)
+
+
+class SingleFlight(Generic[K, T]):
+    """Callers that want the same thing at the same time share the work and its result.
+
+    The work runs in a task of its own: a caller that is cancelled does not end it for the others.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[K, asyncio.Task[T]] = {}
+
+    async def run(self, key: K, work: Callable[[], Coroutine[Any, Any, T]], *, name: str) -> T:
+        """The result of `work`, which is called only if none of the same `key` is running."""
+        task = self._running.get(key)
+        if task is None:
+            task = self._running[key] = asyncio.create_task(work(), name=name)
+            task.add_done_callback(lambda ended: self._end(key, ended))
+        return await asyncio.shield(task)
+
+    def _end(self, key: K, task: asyncio.Task[T]) -> None:
+        del self._running[key]
+        if not task.cancelled():
+            task.exception()  # retrieved, or asyncio logs it when every caller has gone

@@ -14,7 +14,7 @@ import redis
 
 from gateway.store.protocol import Store
 from gateway.store.redis.store import open_redis_store
-from gateway.store.sqlite.connection import create_sqlite_layout
+from gateway.store.sqlite.connection import create_sqlite_schema
 from gateway.store.sqlite.store import open_sqlite_store
 from tests.redis_server import fold_missing_server, run_redis_server
 
@@ -41,7 +41,7 @@ def redis_url(redis_server: str) -> str:
 def sqlite_path(tmp_path: Path) -> Path:
     """An embedded store's database, created and closed."""
     path = tmp_path / "data" / "store.sqlite3"
-    create_sqlite_layout(path)
+    create_sqlite_schema(path)
     return path
 
 

@@ -1,6 +1,6 @@
 """Fail points: a store that kills its process at a chosen step of a purchase.
 
-A step is a store verb that belongs to image requests, or the bytes of one picture. Batches are
+A step is a store verb that belongs to image requests, or the bytes of one image. Batches are
 taken apart, so that every state between two verbs of a batch can be met as well. The test and the
 process talk through a folder: the test arms a point there, the first step of the next purchase
 takes it (so whoever replaces the process lives), and the process holds still at the point, with
@@ -20,30 +20,30 @@ from typing import Any, Final, Literal, TypeVar
 
 from gateway.configuration.settings import Settings
 from gateway.store.commands import (
+    AcquireLease,
     Admit,
-    Claim,
-    Extend,
-    Keep,
     Publish,
     PutBlob,
     ReadEntry,
     Receive,
-    Release,
+    ReleaseLease,
+    RenewLease,
     Reserve,
     Settle,
+    StoreImages,
 )
-from gateway.store.protocol import BlobStore, Store, Verb, Watch
+from gateway.store.protocol import BlobStore, Command, Store, Watch
 
 STEPS: Final = (
     Admit,
     ReadEntry,
-    Claim,
+    AcquireLease,
     Reserve,
-    Extend,
-    Release,
+    RenewLease,
+    ReleaseLease,
     PutBlob,
     Receive,
-    Keep,
+    StoreImages,
     Settle,
     Publish,
 )
@@ -161,17 +161,17 @@ class FailingStore:
         self._store = store
         self._points = points
 
-    async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
+    async def run(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """As the store does, but never two verbs at once."""
-        return [await self._run_one(verb) for verb in verbs]
+        return [await self._run_one(command) for command in commands]
 
-    async def _run_one(self, verb: Verb[Any]) -> Any:
+    async def _run_one(self, command: Command[Any]) -> Any:
         async def work() -> Any:
-            return (await self._store.run([verb]))[0]
+            return (await self._store.execute([command]))[0]
 
-        if not isinstance(verb, STEPS):
+        if not isinstance(command, STEPS):
             return await work()
-        return await self._points.pass_through(type(verb).__name__, work)
+        return await self._points.pass_through(type(command).__name__, work)
 
     def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
         """As the store does."""
@@ -179,7 +179,7 @@ class FailingStore:
 
 
 class FailingBlobs:
-    """Picture bytes, each `put` of them through the fail points."""
+    """Image bytes, each `put` of them through the fail points."""
 
     def __init__(self, blobs: BlobStore, points: FailPoints) -> None:
         self.put_command = blobs.put_command
@@ -187,15 +187,15 @@ class FailingBlobs:
         self.delete = blobs.delete
         self.scan = blobs.scan
         self.capacity_bytes = blobs.capacity_bytes
-        self.passing = blobs.passing
+        self.ephemeral = blobs.ephemeral
         self._blobs = blobs
         self._points = points
 
-    async def put(self, digest: str, data: bytes, lifetime_seconds: float) -> None:
+    async def put(self, digest: str, data: bytes, ttl_seconds: float) -> None:
         """As the store does."""
 
         async def work() -> None:
-            await self._blobs.put(digest, data, lifetime_seconds)
+            await self._blobs.put(digest, data, ttl_seconds)
 
         await self._points.pass_through(PutBlob.__name__, work)
 

@@ -32,16 +32,17 @@ from aiohttp import web
 
 from gateway.access.policy import Policy, parse_policy
 from gateway.assembly import Gateway, OpenLinks, open_store
-from gateway.billing.ledger import Ledger, Record
+from gateway.billing.ledger import Ledger
 from gateway.configuration.files import read_config
 from gateway.configuration.settings import Settings
+from gateway.images import Record
 from gateway.maintenance import open_running_gateway
 from gateway.process.bootstrap import prepare
 from gateway.process.worker import open_runner
 from gateway.simulator import SimulatorSettings, open_simulator
-from gateway.store.batch import ask
-from gateway.store.commands import Meter, ReadMeters
-from gateway.upstream.fetch import open_rehost
+from gateway.store.batch import execute
+from gateway.store.commands import Counter, PeekCounters
+from gateway.upstream.fetch import open_link_fetcher
 from tests.processes import living_children
 
 needs_asyncio_that_pauses = pytest.mark.skipif(
@@ -74,7 +75,7 @@ class Reply:
 
     @property
     def images(self) -> list[str]:
-        """The base64 of every picture."""
+        """The base64 of every image."""
         return [item["b64_json"] for item in self.json["data"]]
 
     @property
@@ -201,7 +202,7 @@ class ShippedPolicy:
 
 @asynccontextmanager
 async def run_gateway(
-    settings: Settings, *, open_links: OpenLinks = open_rehost
+    settings: Settings, *, open_links: OpenLinks = open_link_fetcher
 ) -> AsyncIterator[InProcess]:
     """Runs a gateway in this process on a free port."""
     prepare(settings)
@@ -219,8 +220,8 @@ async def run_gateway(
 
 @asynccontextmanager
 async def run_upstream(**given: Any) -> AsyncIterator[Upstream]:
-    """A simulated upstream without latency whose pictures are small."""
-    settings = SimulatorSettings(**{"latency_scale": 0, "small_pictures": True, **given})
+    """A simulated upstream without latency whose images are small."""
+    settings = SimulatorSettings(**{"latency_scale": 0, "small_images": True, **given})
     async with (
         open_simulator("127.0.0.1", 0, settings) as base_url,
         aiohttp.ClientSession() as session,
@@ -461,8 +462,8 @@ async def read_spent(settings: Settings, key_id: str) -> Spent:
     """The counters of a key, read from the store itself."""
     scope = f"key:{key_id}"
     async with open_store(settings) as (store, _):
-        money, images = await ask(
+        money, images = await execute(
             store,
-            ReadMeters((Meter(scope, "micros", "month"), Meter(scope, "images", "day"))),
+            PeekCounters((Counter(scope, "usd_micros", "month"), Counter(scope, "images", "day"))),
         )
     return Spent(money.used, images.used, money.reserved, images.reserved)

@@ -20,7 +20,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 TLS = Path(__file__).parent / "tls"
-PICTURE = b"\x89PNG and so on"
+IMAGE = b"\x89PNG and so on"
 
 
 # ── servers and names ───────────────────────────────────────────────────────────────────────
@@ -63,7 +63,7 @@ class Outer:
     sent_bytes: int = 0
     location: str = ""
     """Where `/redirect` leads."""
-    body: bytes = PICTURE
+    body: bytes = IMAGE
     """What `/body` answers."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -72,8 +72,8 @@ class Outer:
         name = request.match_info["name"].replace("-", "_")
         return await getattr(self, f"do_{name}")(request)
 
-    async def do_picture(self, _request: web.Request) -> web.Response:
-        return web.Response(body=PICTURE, content_type="image/png")
+    async def do_image(self, _request: web.Request) -> web.Response:
+        return web.Response(body=IMAGE, content_type="image/png")
 
     async def do_body(self, _request: web.Request) -> web.Response:
         return web.Response(body=self.body, content_type="image/png")
@@ -82,9 +82,9 @@ class Outer:
         return web.Response(status=302, headers={"Location": self.location})
 
     async def do_hop(self, request: web.Request) -> web.Response:
-        """A redirect to the next of so many, and at last to the picture."""
+        """A redirect to the next of so many, and at last to the image."""
         left = int(request.query["left"])
-        location = f"hop?left={left - 1}" if left > 1 else "/picture"
+        location = f"hop?left={left - 1}" if left > 1 else "/image"
         return web.Response(status=307, headers={"Location": location, "Connection": "close"})
 
     async def do_slow_hop(self, request: web.Request) -> web.Response:
@@ -96,13 +96,13 @@ class Outer:
         return web.Response(status=302)
 
     async def do_missing(self, _request: web.Request) -> web.Response:
-        return web.Response(status=404, body=PICTURE, content_type="image/png")
+        return web.Response(status=404, body=IMAGE, content_type="image/png")
 
     async def do_part(self, _request: web.Request) -> web.Response:
-        return web.Response(status=206, body=PICTURE, content_type="image/png")
+        return web.Response(status=206, body=IMAGE, content_type="image/png")
 
     async def do_typed(self, request: web.Request) -> web.Response:
-        return web.Response(body=PICTURE, headers={"Content-Type": request.query["type"]})
+        return web.Response(body=IMAGE, headers={"Content-Type": request.query["type"]})
 
     async def do_packed(self, _request: web.Request) -> web.Response:
         packed = zlib.compress(bytes(2**20))
@@ -137,7 +137,7 @@ class Outer:
         response = web.StreamResponse(headers={"Content-Type": "image/png"})
         response.content_length = 100
         await response.prepare(request)
-        await response.write(PICTURE)
+        await response.write(IMAGE)
         assert request.transport is not None
         request.transport.close()
         return response
@@ -300,7 +300,7 @@ INSIDE = [
     ("data:image/png;base64,iVBORw0KGgo=", "scheme"),
     ("javascript:alert(1)", "scheme"),
     ("//127.0.0.1:{port}/", "scheme"),
-    ("/picture.png", "scheme"),
+    ("/image.png", "scheme"),
     ("127.0.0.1:{port}", "scheme"),
     (" https://127.0.0.1:{port}/", "scheme"),
     ("", "scheme"),

@@ -1,6 +1,6 @@
 """What a worker leaves behind that dies in the middle of a purchase, written as it would write it.
 
-Only the store is touched: claim, reservation, and for a purchase whose picture had come also its
+Only the store is touched: claim, reservation, and for a purchase whose image had come also its
 bytes and what the journal says of it. What follows from that is the gateway's to do.
 """
 
@@ -19,13 +19,13 @@ from gateway.billing.ledger import draft
 from gateway.cache.flights import Flight
 from gateway.catalog import Catalog
 from gateway.configuration.settings import Settings
-from gateway.images import Amounts, ImageRequest, Picture, Usage
+from gateway.images import Amounts, Image, ImageRequest, Usage
 from gateway.purchasing.journal import Received, Reserved
 from gateway.request.fingerprint import fingerprint
 from gateway.request.validation import validate
-from gateway.simulator.drawing import draw_picture
-from gateway.store.batch import Batch, ask
-from gateway.store.commands import Claim, Receive
+from gateway.simulator.drawing import draw_image
+from gateway.store.batch import Batch, execute
+from gateway.store.commands import AcquireLease, Receive
 from tests.catalogs import shipped_catalog
 from tests.gateways import MODEL
 
@@ -39,15 +39,15 @@ class Left:
     purchase: str
     estimate: Amounts
     data: bytes
-    """The picture, where one had come."""
+    """The image, where one had come."""
     charge: Amounts
     """What it was charged then."""
 
 
-def estimate(prompt: str, *, pictures: int = 1, **body: Any) -> Amounts:
+def estimate(prompt: str, *, images: int = 1, **body: Any) -> Amounts:
     """What a purchase of this prompt reserves."""
     request, catalog = _request(prompt, **body)
-    return pricing.estimate(catalog.models[MODEL], request, pictures).amounts
+    return pricing.estimate(catalog.models[MODEL], request, images).amounts
 
 
 async def leave_purchase(
@@ -70,24 +70,24 @@ async def leave_purchase(
     )
     purchase = secrets.token_hex(12)
     async with open_store(settings) as (store, blobs):
-        account = (await Keys(store).authenticate(secret)).account
-        record = draft(account, request_id=f"req_{secrets.token_hex(16)}", time=time.time())
+        subject = (await Keys(store).authenticate(secret)).subject
+        record = draft(subject, request_id=f"req_{secrets.token_hex(16)}", time=time.time())
         record = record.but(id=purchase, model=MODEL, n=1, fingerprint=place, outcome="bought")
         flight = Flight(purchase, place, (0,), deaths)
         most = pricing.estimate(model, request, 1).amounts
         reserved = Reserved(purchase, flight, most, record)
-        await ask(store, Claim(place, flight.slots, flight.id, CLAIM_SECONDS))
+        await execute(store, AcquireLease(place, flight.slots, flight.id, CLAIM_SECONDS))
         batch = Batch(store)
-        quota.reserve(batch, account, purchase, worker=worker, most=most, payload=reserved.encode())
-        await batch.send()
-        data = draw_picture(prompt, width=64, height=64, format="png", seed=7)
-        charge = Amounts(images=1, tokens=150, micros=4321)
+        quota.reserve(batch, subject, purchase, worker=worker, most=most, payload=reserved.encode())
+        await batch.execute()
+        data = draw_image(prompt, width=64, height=64, format="png", seed=7)
+        charge = Amounts(images=1, tokens=150, usd_micros=4321)
         if received:
-            picture = _picture(data, charge)
-            bill = record.but(images=1, cost_micros=charge.micros, tokens={"image_out": 150})
-            payload = Received(reserved, {0: picture}, charge, bill).encode()
-            await blobs.put(picture.digest, data, 3600.0)
-            await ask(store, Receive(purchase, payload))
+            image = _image(data, charge)
+            bill = record.but(images=1, cost_micros=charge.usd_micros, tokens={"image_out": 150})
+            payload = Received(reserved, {0: image}, charge, bill).encode()
+            await blobs.put(image.digest, data, 3600.0)
+            await execute(store, Receive(purchase, payload))
     return Left(purchase, most, data, charge)
 
 
@@ -97,16 +97,16 @@ def _request(prompt: str, **body: Any) -> tuple[ImageRequest, Catalog]:
     return validate(whole, catalog, allowed_models=None), catalog
 
 
-def _picture(data: bytes, charge: Amounts) -> Picture:
-    return Picture(
+def _image(data: bytes, charge: Amounts) -> Image:
+    return Image(
         id=secrets.token_hex(12),
         digest=hashlib.sha256(data).hexdigest(),
         format="png",
         width=64,
         height=64,
         size_bytes=len(data),
-        created=time.time(),
+        created_at=time.time(),
         usage=Usage(image_out=charge.tokens),
-        cost_micros=charge.micros,
+        cost_micros=charge.usd_micros,
         shown={"size": "1024x1024", "quality": "high"},
     )

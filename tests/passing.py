@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, field
 
 from gateway.cache.flights import Flights
-from gateway.cache.partial_images import Previews
+from gateway.cache.partial_images import PartialImages
 from gateway.errors import StoreUnavailable
 from gateway.store.protocol import Store
 
@@ -23,14 +23,14 @@ class Memory:
     async def are_taken_down(self, data: bytes) -> bool:
         return hashlib.sha256(data).hexdigest() in self.taken_down
 
-    async def put_passing(self, data: bytes) -> str:
+    async def put_ephemeral(self, data: bytes) -> str:
         if self.is_away:
             raise StoreUnavailable
         digest = hashlib.sha256(data).hexdigest()
         self.data[digest] = data
         return digest
 
-    async def read_passing(self, digest: str) -> bytes | None:
+    async def read_ephemeral(self, digest: str) -> bytes | None:
         self.reads += 1
         if self.is_away:
             raise StoreUnavailable
@@ -39,4 +39,4 @@ class Memory:
 
 def make_flights(store: Store, memory: Memory | None = None) -> Flights:
     """The flights of one process."""
-    return Flights(store, Previews(store, memory or Memory()))
+    return Flights(store, PartialImages(store, memory or Memory()))

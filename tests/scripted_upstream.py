@@ -14,7 +14,7 @@ from gateway.upstream.client import Pace, open_client
 from gateway.upstream.session import ClientSettings
 
 KEY = "sk-secret-of-the-team"
-PIXELS = b"picture bytes"
+PIXELS = b"image bytes"
 REQUEST = ImageRequest(model="painter", prompt="otter", user="ann")
 
 Reply = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -27,7 +27,7 @@ def http(status: int, body: bytes, **headers: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def pictures(*elements: bytes, **fields: object) -> bytes:
+def images(*elements: bytes, **fields: object) -> bytes:
     data = [{"b64_json": base64.b64encode(element).decode()} for element in elements]
     return json.dumps({"data": data} | fields).encode()
 
@@ -37,7 +37,7 @@ def error(status: int, code: str | None = None, **headers: str) -> bytes:
     return http(status, body.encode(), Content_Type="application/json", **headers)
 
 
-GOOD = http(200, pictures(PIXELS), x_request_id="req_up")
+GOOD = http(200, images(PIXELS), x_request_id="req_up")
 
 
 async def hang(writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""The bound of picture bytes: what goes for it, and what does not."""
+"""The bound of image bytes: what goes for it, and what does not."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from gateway.cache.blobs import Blobs, BlobsSettings
-from gateway.cache.memory import Hot
+from gateway.cache.memory import MemoryCache
 from gateway.cache.takedowns import Takedowns
-from gateway.images import Picture
+from gateway.images import Image
 from gateway.metrics import Metrics
-from gateway.store.batch import Batch, ask
+from gateway.store.batch import Batch, execute
 from gateway.store.blobs.folder import FolderBlobs
-from gateway.store.commands import ReadShelf, Shelve
+from gateway.store.commands import ReadLruTotals, Track
 from gateway.store.protocol import Store
 from tests.conftest import OpenStore
 
@@ -35,15 +35,17 @@ def blobs_in(
     """A worker's blobs, just constructed."""
     settings, place = BlobsSettings(total_bytes=total_bytes), FolderBlobs(folder / "blobs")
     takedowns = Takedowns(store) if takedowns is None else takedowns
-    return Blobs(settings, place, store, hot=Hot(0), takedowns=takedowns, observer=Metrics())
+    return Blobs(
+        settings, place, store, memory=MemoryCache(0), takedowns=takedowns, observer=Metrics()
+    )
 
 
-async def shelve(store: Store, *sizes_bytes: int) -> None:
-    """Counts pictures that nobody has stored: only their sizes matter here."""
+async def track(store: Store, *sizes_bytes: int) -> None:
+    """Counts images that nobody has stored: only their sizes matter here."""
     batch = Batch(store)
     for number, size_bytes in enumerate(sizes_bytes):
-        batch.add(Shelve(digest_of(number), size_bytes, A_DAY, 1 << 50))
-    await batch.send()
+        batch.add(Track(digest_of(number), size_bytes, A_DAY, 1 << 50))
+    await batch.execute()
 
 
 def digest_of(number: int) -> str:
@@ -52,20 +54,20 @@ def digest_of(number: int) -> str:
 
 async def test_nothing_goes_before_the_bound_is_known(tmp_path: Path, store: Store) -> None:
     """A worker that starts while the place of the bytes is away knows less than there may be."""
-    await shelve(store, GIB, GIB)
+    await track(store, GIB, GIB)
     blobs, batch = blobs_in(tmp_path, store, None), Batch(store)
-    picture = Picture("a", digest_of(2), "png", 1, 1, 1000, 0.0)
-    (gone,) = blobs.shelve(batch, [picture])
-    await batch.send()
+    image = Image("a", digest_of(2), "png", 1, 1, 1000, 0.0)
+    (gone,) = blobs.track(batch, [image])
+    await batch.execute()
 
     assert gone.answer == []
-    assert (await ask(store, ReadShelf())).count == 3
+    assert (await execute(store, ReadLruTotals())).count == 3
 
 
 async def test_a_lowered_bound_holds_however_many_have_to_go(tmp_path: Path, store: Store) -> None:
-    await shelve(store, *[1] * 2500)
-    await blobs_in(tmp_path, store, 10).keep_within_bounds()
-    assert (await ask(store, ReadShelf())).size_bytes == 10
+    await track(store, *[1] * 2500)
+    await blobs_in(tmp_path, store, 10).evict_to_bound()
+    assert (await execute(store, ReadLruTotals())).size_bytes == 10
 
 
 async def test_bytes_that_nobody_has_hashed_are_known_when_they_were_taken_down(
@@ -75,7 +77,7 @@ async def test_bytes_that_nobody_has_hashed_are_known_when_they_were_taken_down(
     takedowns = Takedowns(store)
     blobs = blobs_in(tmp_path, store, GIB, takedowns=takedowns)
     before = await blobs.are_taken_down(b"an otter")
-    takedowns.add(Batch(store), [await blobs.put_passing(b"an otter")])
+    takedowns.add(Batch(store), [await blobs.put_ephemeral(b"an otter")])
     after = await blobs.are_taken_down(b"an otter")
 
     assert (before, after) == (False, True)

@@ -328,7 +328,7 @@ def assert_everything_is_compiled(prefix: Path) -> None:
 
 
 def assert_it_serves(machine: Machine) -> None:
-    """As `docker run IMAGE` does: checked, asked for a picture, told to stop."""
+    """As `docker run IMAGE` does: checked, asked for an image, told to stop."""
     with simulated_upstream(machine) as upstream:
         environment = container_environment(machine, upstream)
         assert not machine.is_healthy(environment)
@@ -392,7 +392,7 @@ def wait_until_healthy(
 
 
 def ask(listen: str, secret: str) -> tuple[str, bytes]:
-    """One picture: where it came from, and its bytes."""
+    """One image: where it came from, and its bytes."""
     body = {"model": "gpt-image-1.5", "prompt": "an otter in a box", "size": "1024x1024"}
     request = urllib.request.Request(
         f"http://127.0.0.1:{parse_address(listen).port}/v1/images/generations",
@@ -401,8 +401,8 @@ def ask(listen: str, secret: str) -> tuple[str, bytes]:
     )
     straight = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with straight.open(request, timeout=30) as answer:
-        picture = json.load(answer)["data"][0]["b64_json"]
-        return answer.headers["Cache-Status"], base64.b64decode(picture)
+        image = json.load(answer)["data"][0]["b64_json"]
+        return answer.headers["Cache-Status"], base64.b64decode(image)
 
 
 # ── the script alone ────────────────────────────────────────────────────────────────────────

@@ -10,13 +10,13 @@ from multidict import CIMultiDict
 
 from gateway.errors import InvalidRequest
 from gateway.images import MAX_AGE_SECONDS, ImageRequest, Reuse
-from gateway.request.cache_control import Reading, effective
-from gateway.request.headers import Directives, parse_directives, place
+from gateway.request.cache_control import CachePolicy, resolve_cache_policy
+from gateway.request.headers import RequestHeaders, at_variation, parse_request_headers
 
 
 def said(**headers):
     """The directives in headers whose names are written with underscores."""
-    return parse_directives((name.replace("_", "-"), value) for name, value in headers.items())
+    return parse_request_headers((name.replace("_", "-"), value) for name, value in headers.items())
 
 
 def refusal(param, **headers):
@@ -57,7 +57,7 @@ def refusal(param, **headers):
     ],
 )
 def test_cache_control_is_read_as_rfc_9111_says(value, meant):
-    assert said(Cache_Control=value) == Directives(**meant)
+    assert said(Cache_Control=value) == RequestHeaders(**meant)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_cache_control_is_read_as_rfc_9111_says(value, meant):
     ],
 )
 def test_unknown_directives_and_the_insides_of_quotes_are_ignored(value):
-    assert said(Cache_Control=value) == Directives()
+    assert said(Cache_Control=value) == RequestHeaders()
 
 
 @pytest.mark.parametrize(
@@ -92,14 +92,14 @@ def test_unknown_directives_and_the_insides_of_quotes_are_ignored(value):
         "1e9",
     ],
 )
-def test_an_age_that_is_no_number_makes_every_stored_picture_too_old(argument):
+def test_an_age_that_is_no_number_makes_every_stored_image_too_old(argument):
     """RFC 9111 §4.2.1: a recipient ought to consider invalid freshness information stale."""
-    assert said(Cache_Control=f"max-age={argument}") == Directives(no_cache=True)
-    assert said(Cache_Control=f"max-age=60, max-age={argument}") == Directives(no_cache=True)
+    assert said(Cache_Control=f"max-age={argument}") == RequestHeaders(no_cache=True)
+    assert said(Cache_Control=f"max-age=60, max-age={argument}") == RequestHeaders(no_cache=True)
 
 
-def test_an_age_without_argument_makes_every_stored_picture_too_old():
-    assert said(Cache_Control="max-age") == Directives(no_cache=True)
+def test_an_age_without_argument_makes_every_stored_image_too_old():
+    assert said(Cache_Control="max-age") == RequestHeaders(no_cache=True)
 
 
 @pytest.mark.parametrize("zeros", ["", "000"])
@@ -114,12 +114,12 @@ def test_an_age_without_argument_makes_every_stored_picture_too_old():
     ids=["below", "exactly", "above", "endless"],
 )
 def test_an_age_beyond_what_caches_can_count_is_the_longest_that_they_can(digits, seconds, zeros):
-    assert said(Cache_Control=f"max-age={zeros}{digits}") == Directives(max_age_seconds=seconds)
+    assert said(Cache_Control=f"max-age={zeros}{digits}") == RequestHeaders(max_age_seconds=seconds)
 
 
 @pytest.mark.parametrize("value", ["max-age=60, max-age=30", "max-age=30, max-age=60"])
 def test_of_two_ages_the_stricter_one_holds(value):
-    assert said(Cache_Control=value) == Directives(max_age_seconds=30)
+    assert said(Cache_Control=value) == RequestHeaders(max_age_seconds=30)
 
 
 def test_a_header_in_several_lines_is_one_list():
@@ -127,7 +127,7 @@ def test_a_header_in_several_lines_is_one_list():
     headers.add("Cache-Control", "max-age=60")
     headers.add("x-gateway-tags", "a")
     headers.add("X-GATEWAY-TAGS", "b")
-    assert parse_directives(headers.items()) == Directives(
+    assert parse_request_headers(headers.items()) == RequestHeaders(
         no_store=True, max_age_seconds=60, tags=("a", "b")
     )
 
@@ -151,7 +151,7 @@ def test_pragma_counts_only_without_cache_control(headers, no_cache):
 
 @pytest.mark.parametrize("value", ["no-store", "only-if-cached", "max-age=0", "max-age=60"])
 def test_pragma_knows_nothing_but_no_cache(value):
-    assert said(Pragma=value) == Directives()
+    assert said(Pragma=value) == RequestHeaders()
 
 
 OWN = ["no-cache", "no-store", "only-if-cached", "max-age=60", "max-age=0", 'max-age="7"']
@@ -163,7 +163,7 @@ def test_neither_order_nor_foreign_directives_nor_lines_change_what_is_said(own,
     mixed = own + foreign
     random.shuffle(mixed)
     in_one_line = said(Cache_Control=",".join(mixed))
-    in_lines = parse_directives(("cache-control", directive) for directive in mixed)
+    in_lines = parse_request_headers(("cache-control", directive) for directive in mixed)
     assert in_one_line == in_lines == said(Cache_Control=" , ".join(own))
 
 
@@ -171,12 +171,12 @@ def test_neither_order_nor_foreign_directives_nor_lines_change_what_is_said(own,
 
 
 def test_a_request_without_such_headers_says_nothing():
-    assert said(Authorization="Bearer gk-1", Content_Type="application/json") == Directives()
+    assert said(Authorization="Bearer gk-1", Content_Type="application/json") == RequestHeaders()
 
 
 @pytest.mark.parametrize("variation", range(64))
 def test_variations_are_0_to_63(variation):
-    assert said(X_Gateway_Variation=str(variation)) == Directives(variation=variation)
+    assert said(X_Gateway_Variation=str(variation)) == RequestHeaders(variation=variation)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_another_variation_is_refused(value):
 
 @pytest.mark.parametrize(("variation", "n"), [(0, 1), (0, 10), (63, 1), (54, 10), (7, 3)])
 def test_a_request_is_placed_from_its_variation_on(variation, n):
-    placed = place(ImageRequest("m", "an otter", n=n), variation)
+    placed = at_variation(ImageRequest("m", "an otter", n=n), variation)
     assert placed.slots == range(variation, variation + n)
     assert replace(placed, variation=0) == ImageRequest("m", "an otter", n=n)
 
@@ -199,7 +199,7 @@ def test_a_request_is_placed_from_its_variation_on(variation, n):
 @pytest.mark.parametrize(("variation", "n"), [(63, 2), (55, 10), (60, 10)])
 def test_a_request_beyond_the_last_variation_is_told_the_header_and_the_fix(variation, n):
     with pytest.raises(InvalidRequest) as caught:
-        place(ImageRequest("m", "an otter", n=n), variation)
+        at_variation(ImageRequest("m", "an otter", n=n), variation)
     assert caught.value.status == 400
     assert caught.value.param == "X-Gateway-Variation"
     assert caught.value.message == (
@@ -224,7 +224,7 @@ def test_a_request_beyond_the_last_variation_is_told_the_header_and_the_fix(vari
     ],
 )
 def test_tags_are_a_list_and_each_counts_once(value, tags):
-    assert said(X_Gateway_Tags=value) == Directives(tags=tags)
+    assert said(X_Gateway_Tags=value) == RequestHeaders(tags=tags)
 
 
 @pytest.mark.parametrize("tag", ["two words", '"a"', "ä", "a;b", "a=b", "x" * 65, "*", "a\x7f"])
@@ -240,7 +240,7 @@ def test_more_than_16_tags_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("value", "micros"),
+    ("value", "usd_micros"),
     [
         ("0.10", 100_000),
         ("0", 0),
@@ -255,7 +255,7 @@ def test_more_than_16_tags_are_refused():
     ],
 )
 def test_the_most_that_a_request_may_cost_is_exact(value, micros):
-    assert said(X_Gateway_Max_Cost_USD=value) == Directives(max_cost_micros=micros)
+    assert said(X_Gateway_Max_Cost_USD=value) == RequestHeaders(max_cost_micros=micros)
 
 
 @pytest.mark.parametrize(
@@ -297,14 +297,14 @@ def test_every_amount_survives_the_way_through_the_header(micros):
     ],
 )
 def test_a_dry_run_is_asked_for_among_other_preferences(value, dry_run):
-    assert said(Prefer=value) == Directives(dry_run=dry_run)
+    assert said(Prefer=value) == RequestHeaders(dry_run=dry_run)
 
 
 @pytest.mark.parametrize(
     "key", ["k", "8e03978e-40d5-43dd-bc93-6894a57f9324", '"quoted"', "~" * 255]
 )
 def test_an_idempotency_key_is_taken_as_it_is(key):
-    assert said(Idempotency_Key=key) == Directives(idempotency_key=key)
+    assert said(Idempotency_Key=key) == RequestHeaders(idempotency_key=key)
 
 
 @pytest.mark.parametrize("key", ["", " ", "two words", "a, b", "é", "\x00", "~" * 256])
@@ -331,7 +331,7 @@ def test_any_headers_give_directives_or_a_400_that_names_one_of_them(headers):
 
 def parsed_or_refused(headers):
     try:
-        return parse_directives(headers), None
+        return parse_request_headers(headers), None
     except InvalidRequest as refused:
         return None, refused
 
@@ -370,63 +370,66 @@ def test_another_reuse_is_refused(text):
 
 
 NEVER, WEEK = Reuse(no_cache=True), Reuse(max_age_seconds=604_800)
-DENIED = "was ignored: this key may not ask for new pictures."
+DENIED = "was ignored: this key may not ask for new images."
 BY_KEY = "was applied, as the key's reuse setting says."
 
 
 @pytest.mark.parametrize(
     ("cache_control", "reuse", "holds"),
     [
-        (None, Reuse(), Reading()),
-        (None, NEVER, Reading(no_cache=True, notice=f"no-cache {BY_KEY}")),
-        (None, WEEK, Reading(max_age_seconds=604_800, notice=f"max-age=604800 {BY_KEY}")),
-        ("no-transform", NEVER, Reading(no_cache=True, notice=f"no-cache {BY_KEY}")),
-        ("no-cache", Reuse(), Reading(no_cache=True, notice="no-cache was applied.")),
-        ("no-cache", WEEK, Reading(no_cache=True, notice="no-cache was applied.")),
-        ("max-age=0", WEEK, Reading(no_cache=True, notice="no-cache was applied.")),
-        ("max-age=60", WEEK, Reading(max_age_seconds=60, notice="max-age=60 was applied.")),
-        ("max-age=999", NEVER, Reading(max_age_seconds=999, notice="max-age=999 was applied.")),
-        ("only-if-cached", NEVER, Reading(only_if_cached=True)),
-        ("no-store", WEEK, Reading(no_store=True)),
+        (None, Reuse(), CachePolicy()),
+        (None, NEVER, CachePolicy(no_cache=True, notice=f"no-cache {BY_KEY}")),
+        (None, WEEK, CachePolicy(max_age_seconds=604_800, notice=f"max-age=604800 {BY_KEY}")),
+        ("no-transform", NEVER, CachePolicy(no_cache=True, notice=f"no-cache {BY_KEY}")),
+        ("no-cache", Reuse(), CachePolicy(no_cache=True, notice="no-cache was applied.")),
+        ("no-cache", WEEK, CachePolicy(no_cache=True, notice="no-cache was applied.")),
+        ("max-age=0", WEEK, CachePolicy(no_cache=True, notice="no-cache was applied.")),
+        ("max-age=60", WEEK, CachePolicy(max_age_seconds=60, notice="max-age=60 was applied.")),
+        ("max-age=999", NEVER, CachePolicy(max_age_seconds=999, notice="max-age=999 was applied.")),
+        ("only-if-cached", NEVER, CachePolicy(only_if_cached=True)),
+        ("no-store", WEEK, CachePolicy(no_store=True)),
     ],
 )
 def test_a_requests_own_cache_control_wins_over_the_keys_reuse(cache_control, reuse, holds):
     headers = {} if cache_control is None else {"Cache_Control": cache_control}
-    assert effective(said(**headers), reuse, allow_no_cache=True) == holds
+    assert resolve_cache_policy(said(**headers), reuse, allow_no_cache=True) == holds
 
 
 @pytest.mark.parametrize(
     ("cache_control", "reuse", "holds"),
     [
-        ("no-cache", Reuse(), Reading(notice=f"no-cache {DENIED}")),
-        ("max-age=60", Reuse(), Reading(notice=f"max-age=60 {DENIED}")),
-        ("max-age=0", Reuse(), Reading(notice=f"no-cache {DENIED}")),
+        ("no-cache", Reuse(), CachePolicy(notice=f"no-cache {DENIED}")),
+        ("max-age=60", Reuse(), CachePolicy(notice=f"max-age=60 {DENIED}")),
+        ("max-age=0", Reuse(), CachePolicy(notice=f"no-cache {DENIED}")),
         (
             "no-cache, only-if-cached",
             NEVER,
-            Reading(only_if_cached=True, notice=f"no-cache {DENIED}"),
+            CachePolicy(only_if_cached=True, notice=f"no-cache {DENIED}"),
         ),
-        ("no-cache, no-store", Reuse(), Reading(no_store=True, notice=f"no-cache {DENIED}")),
+        ("no-cache, no-store", Reuse(), CachePolicy(no_store=True, notice=f"no-cache {DENIED}")),
         (
             "no-cache",
             WEEK,
-            Reading(
+            CachePolicy(
                 max_age_seconds=604_800,
                 notice=f"no-cache {DENIED} max-age=604800 {BY_KEY}",
             ),
         ),
-        ("no-store", Reuse(), Reading(no_store=True)),
-        ("only-if-cached", Reuse(), Reading(only_if_cached=True)),
-        ("", NEVER, Reading(no_cache=True, notice=f"no-cache {BY_KEY}")),
+        ("no-store", Reuse(), CachePolicy(no_store=True)),
+        ("only-if-cached", Reuse(), CachePolicy(only_if_cached=True)),
+        ("", NEVER, CachePolicy(no_cache=True, notice=f"no-cache {BY_KEY}")),
     ],
 )
-def test_without_the_permission_new_pictures_cannot_be_asked_for(cache_control, reuse, holds):
+def test_without_the_permission_new_images_cannot_be_asked_for(cache_control, reuse, holds):
     """As if no-cache and max-age had not been sent, so the key's own setting holds again."""
-    assert effective(said(Cache_Control=cache_control), reuse, allow_no_cache=False) == holds
+    assert (
+        resolve_cache_policy(said(Cache_Control=cache_control), reuse, allow_no_cache=False)
+        == holds
+    )
 
 
 directives = st.builds(
-    Directives,
+    RequestHeaders,
     no_cache=st.booleans(),
     no_store=st.booleans(),
     only_if_cached=st.booleans(),
@@ -437,12 +440,14 @@ reuses = st.sampled_from([Reuse(), NEVER, WEEK])
 
 @given(directives, reuses, st.booleans())
 def test_a_notice_tells_of_every_wish_and_fits_into_a_header(said_by_caller, reuse, allowed):
-    reading = effective(said_by_caller, reuse, allow_no_cache=allowed)
+    cache_policy = resolve_cache_policy(said_by_caller, reuse, allow_no_cache=allowed)
     is_wish = said_by_caller.no_cache or said_by_caller.max_age_seconds is not None
-    is_applied = reading.no_cache or reading.max_age_seconds is not None
-    assert (reading.notice is not None) == (is_wish or is_applied)
-    assert reading.notice is None or (reading.notice.isascii() and reading.notice.isprintable())
-    assert (reading.no_store, reading.only_if_cached) == (
+    is_applied = cache_policy.no_cache or cache_policy.max_age_seconds is not None
+    assert (cache_policy.notice is not None) == (is_wish or is_applied)
+    assert cache_policy.notice is None or (
+        cache_policy.notice.isascii() and cache_policy.notice.isprintable()
+    )
+    assert (cache_policy.no_store, cache_policy.only_if_cached) == (
         said_by_caller.no_store,
         said_by_caller.only_if_cached,
     )
@@ -450,8 +455,8 @@ def test_a_notice_tells_of_every_wish_and_fits_into_a_header(said_by_caller, reu
 
 @given(directives, reuses)
 def test_without_the_permission_nothing_is_bought_anew_but_by_the_keys_own_setting(said_now, reuse):
-    reading = effective(said_now, reuse, allow_no_cache=False)
-    assert (reading.no_cache, reading.max_age_seconds) in [
+    cache_policy = resolve_cache_policy(said_now, reuse, allow_no_cache=False)
+    assert (cache_policy.no_cache, cache_policy.max_age_seconds) in [
         (False, None),
         (reuse.no_cache, reuse.max_age_seconds),
     ]

@@ -36,8 +36,8 @@ from gateway.process.checks import (
     judge_prices,
     judge_public_url,
 )
-from gateway.store.batch import ask
-from gateway.store.commands import Inspect, ReadShelf, StoreFacts
+from gateway.store.batch import execute
+from gateway.store.commands import Inspect, ReadLruTotals, StoreFacts
 from tests.bench.processes import free_port
 from tests.gateways import (
     CONFIG,
@@ -132,7 +132,7 @@ async def test_of_a_gateway_as_it_should_be_everything_is_well(
     assert here.client.url in found["own link"].words
 
 
-async def test_nothing_stays_of_the_picture_that_was_tried(
+async def test_nothing_stays_of_the_image_that_was_tried(
     tmp_path: Path, kept_url: str | None, upstream: Upstream
 ) -> None:
     settings = make_settings(tmp_path / "data", upstream.base_url, kept_url)
@@ -148,11 +148,13 @@ async def test_nothing_stays_of_the_picture_that_was_tried(
 async def everything(settings: Settings) -> object:
     """What the doctor could have left behind, asked of the place itself."""
     async with open_store(settings) as (store, _):
-        shelf = await ask(store, ReadShelf())
+        lru_totals = await execute(store, ReadLruTotals())
     if settings.store.redis_url is not None:
         with redis.Redis.from_url(settings.store.redis_url.get_secret_value()) as client:
-            return shelf, {key for key in client.scan_iter("*") if b"{books}" not in key}
-    return shelf, [path for path in settings.store.data_dir.glob("blobs/??/*") if path.is_file()]
+            return lru_totals, {key for key in client.scan_iter("*") if b"{books}" not in key}
+    return lru_totals, [
+        path for path in settings.store.data_dir.glob("blobs/??/*") if path.is_file()
+    ]
 
 
 # ── the store ───────────────────────────────────────────────────────────────────────────────
@@ -190,7 +192,7 @@ async def test_a_redis_that_is_away_is_named_without_its_password(tmp_path: Path
 
 async def facts_of(settings: Settings) -> StoreFacts:
     async with open_store(settings) as (store, _):
-        return await ask(store, Inspect())
+        return await execute(store, Inspect())
 
 
 async def test_a_clock_that_is_wrong_is_a_fault(tmp_path: Path, kept_url: str | None) -> None:
@@ -218,7 +220,7 @@ async def test_a_redis_that_evicts_is_a_fault(
     assert "noeviction" in found["eviction policy"].words
 
 
-async def test_pictures_may_lie_in_a_redis_that_evicts(
+async def test_images_may_lie_in_a_redis_that_evicts(
     tmp_path: Path, durable: DurableRedis, redis_url: str, upstream: Upstream
 ) -> None:
     configure(redis_url, maxmemory_policy="allkeys-lru")
@@ -253,7 +255,7 @@ async def test_a_redis_that_forgets_is_a_warning(
         ("101MiB", "fault", "will fill it"),
     ],
 )
-async def test_pictures_leave_room_in_redis(
+async def test_images_leave_room_in_redis(
     tmp_path: Path, durable: DurableRedis, total: str | None, level: str, words: str
 ) -> None:
     configure(durable.url, maxmemory=100 * MIB)
@@ -362,7 +364,7 @@ def test_a_slow_parser_is_a_warning() -> None:
         ({"listen": "127.0.0.1:8080"}, "ok"),
         ({"listen": "0.0.0.0:8080"}, "warning"),
         ({"listen": "[::]:8080"}, "warning"),
-        ({"listen": "0.0.0.0:8080", "public_url": "https://pictures.example.com"}, "ok"),
+        ({"listen": "0.0.0.0:8080", "public_url": "https://images.example.com"}, "ok"),
     ],
 )
 def test_links_need_a_place_that_clients_know(

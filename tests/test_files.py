@@ -1,4 +1,4 @@
-"""Ranges of a picture: any field names a part, nothing, or may be ignored; none does harm."""
+"""Ranges of an image: any field names a part, nothing, or may be ignored; none does harm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same picture has one fingerprint however it is asked for; another picture has another."""
+"""The same image has one fingerprint however it is asked for; another image has another."""
 
 import json
 import unicodedata
@@ -15,8 +15,8 @@ from tests.catalogs import shipped_catalog
 
 CATALOG = shipped_catalog()
 
-# By hand, not from the catalog: what each model's picture depends on, the default spelled out
-# first in all its ways, then values that make another picture.
+# By hand, not from the catalog: what each model's image depends on, the default spelled out
+# first in all its ways, then values that make another image.
 _GPT = {
     "quality": (["auto"], ["low", "medium", "high"]),
     "size": (["auto"], ["1024x1024", "1536x1024", "1024x1536"]),
@@ -25,7 +25,7 @@ _GPT = {
     "moderation": (["auto"], ["low"]),
     "output_compression": ([100, 100.0], []),
 }
-PICTURE = {
+IMAGE = {
     "dall-e-2": {
         "quality": (["standard", "auto"], []),
         "size": (["1024x1024", "auto"], ["256x256", "512x512"]),
@@ -54,9 +54,9 @@ def print_of(body, *, cache_epoch=1, upstream_name="default", scope="global"):
 @st.composite
 def bodies(draw):
     """A body in its plainest form: model, prompt, and only what is off its default."""
-    model = draw(st.sampled_from(sorted(PICTURE)))
+    model = draw(st.sampled_from(sorted(IMAGE)))
     body = {"model": model, "prompt": draw(st.text(min_size=1, max_size=40))}
-    for name, (_, others) in PICTURE[model].items():
+    for name, (_, others) in IMAGE[model].items():
         value = draw(st.sampled_from([None, *others]))
         if value is not None:
             body[name] = value
@@ -65,9 +65,9 @@ def bodies(draw):
 
 @st.composite
 def spellings(draw, body):
-    """Another body that asks for the same picture."""
+    """Another body that asks for the same image."""
     model, spelled = body["model"], dict(body)
-    for name, (defaults, _) in PICTURE[model].items():
+    for name, (defaults, _) in IMAGE[model].items():
         if name not in body and draw(st.booleans()):
             spelled[name] = draw(st.sampled_from([None, *defaults]))
     travel = TRAVEL | (DALLE_TRAVEL if model.startswith("dall-e") else GPT_TRAVEL)
@@ -93,14 +93,14 @@ def test_two_plain_bodies_share_it_only_when_they_are_equal(one, other):
 @given(st.data())
 def test_any_other_effective_parameter_changes_it(data):
     body = data.draw(bodies())
-    changeable = sorted(name for name, (_, others) in PICTURE[body["model"]].items() if others)
+    changeable = sorted(name for name, (_, others) in IMAGE[body["model"]].items() if others)
     name = data.draw(st.sampled_from(changeable))
-    value = data.draw(st.sampled_from([None, *PICTURE[body["model"]][name][1]]))
+    value = data.draw(st.sampled_from([None, *IMAGE[body["model"]][name][1]]))
     assume(value != body.get(name))
     assert print_of(body | {name: value}) != print_of(body)
 
 
-@given(bodies(), st.sampled_from(sorted(PICTURE)))
+@given(bodies(), st.sampled_from(sorted(IMAGE)))
 def test_another_model_changes_it(body, model):
     plain = {"model": body["model"], "prompt": body["prompt"]}
     assume(model != body["model"])

@@ -16,14 +16,14 @@ import pytest
 
 from gateway.cache import flights as room
 from gateway.cache.entries import Entries, EntriesSettings
-from gateway.cache.flights import Bought, Flight, Flights, Landing
+from gateway.cache.flights import Flight, FlightResult, Flights, PurchasedImages
 from gateway.errors import Charge, LimitExceeded, StoreUnavailable, UpstreamFailure
-from gateway.images import Picture
-from gateway.store.batch import Batch, ask
-from gateway.store.commands import Claim, Claimed
-from gateway.store.protocol import Store, Verb
+from gateway.images import Image
+from gateway.store.batch import Batch, execute
+from gateway.store.commands import AcquireLease, LeaseResult
+from gateway.store.protocol import Command, Store
 from tests.conftest import OpenStore
-from tests.passing import make_flights
+from tests.ephemeral import make_flights
 
 PLACE = "f" * 64
 LEASE_SECONDS = 30.0
@@ -31,30 +31,30 @@ LEASE_SECONDS = 30.0
 
 @dataclass
 class Shop:
-    """Sells pictures for the entry of one store, and remembers what it sold."""
+    """Sells images for the entry of one store, and remembers what it sold."""
 
     store: Store
     sold: list[tuple[int, ...]] = field(default_factory=list)
     is_open: asyncio.Event = field(default_factory=asyncio.Event)
     entered: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def buy(self, flight: Flight) -> Bought:
+    async def buy(self, flight: Flight) -> PurchasedImages:
         """A purchase that ends well, once the shop is open."""
         return await self.sell(flight, flight.slots)
 
-    async def sell(self, flight: Flight, slots: tuple[int, ...]) -> Bought:
-        """Brings pictures for some of the flight's slots only."""
+    async def sell(self, flight: Flight, slots: tuple[int, ...]) -> PurchasedImages:
+        """Brings images for some of the flight's slots only."""
         self.entered.set()
         await self.is_open.wait()
         self.sold.append(flight.slots)
-        pictures = {slot: picture() for slot in slots}
+        images = {slot: image() for slot in slots}
         batch = Batch(self.store)
-        Entries(EntriesSettings()).keep(batch, flight.fingerprint, flight.id, pictures=pictures)
-        flight.land(batch, pictures)
-        await batch.send()
-        return Bought(pictures, {p.digest: b"bytes" for p in pictures.values()})
+        Entries(EntriesSettings()).keep(batch, flight.fingerprint, flight.id, images=images)
+        flight.complete(batch, images)
+        await batch.execute()
+        return PurchasedImages(images, {p.digest: b"bytes" for p in images.values()})
 
-    async def fail(self, flight: Flight) -> Bought:
+    async def fail(self, flight: Flight) -> PurchasedImages:
         """A purchase that ends with upstream's error, once the shop is open."""
         self.entered.set()
         await self.is_open.wait()
@@ -62,22 +62,22 @@ class Shop:
         failure = UpstreamFailure("The oven broke.", charge=Charge.FREE, status=500)
         batch = Batch(self.store)
         flight.fail(batch, failure)
-        await batch.send()
+        await batch.execute()
         raise failure
 
 
 Rooms = tuple[Flights, Flights, Shop]
 
 
-def picture() -> Picture:
-    return Picture(
+def image() -> Image:
+    return Image(
         id=secrets.token_hex(12),
         digest=secrets.token_hex(32),
         format="png",
         width=64,
         height=64,
         size_bytes=5,
-        created=0.0,
+        created_at=0.0,
     )
 
 
@@ -117,11 +117,11 @@ class Watched:
         self.is_away = False
         self._store = store
 
-    async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
+    async def run(self, commands: Sequence[Command[Any]]) -> list[Any]:
         if self.is_away:
             raise StoreUnavailable
-        answers = await self._store.run(verbs)
-        self.claims += sum(isinstance(verb, Claim) for verb in verbs)
+        answers = await self._store.execute(commands)
+        self.claims += sum(isinstance(command, AcquireLease) for command in commands)
         return answers
 
 
@@ -141,9 +141,9 @@ def impatient(patch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-async def claim(store: Store, *slots: int, flight: str, seconds: float) -> Claimed:
+async def claim(store: Store, *slots: int, flight: str, seconds: float) -> LeaseResult:
     """What a process does that then dies."""
-    return await ask(store, Claim(PLACE, slots, flight, seconds))
+    return await execute(store, AcquireLease(PLACE, slots, flight, seconds))
 
 
 async def is_free(store: Store, *slots: int) -> bool:
@@ -151,11 +151,11 @@ async def is_free(store: Store, *slots: int) -> bool:
     return (await claim(store, *slots, flight=secrets.token_hex(4), seconds=0.001)).mine == slots
 
 
-def ids(landing: Landing) -> dict[int, str]:
-    return {slot: found.id for slot, found in landing.pictures.items()}
+def ids(landing: FlightResult) -> dict[int, str]:
+    return {slot: found.id for slot, found in landing.images.items()}
 
 
-async def settled(*runs: Coroutine[Any, Any, Landing]) -> list[Landing]:
+async def settled(*runs: Coroutine[Any, Any, FlightResult]) -> list[FlightResult]:
     async with asyncio.timeout(10):
         return list(await asyncio.gather(*runs))
 
@@ -163,7 +163,7 @@ async def settled(*runs: Coroutine[Any, Any, Landing]) -> list[Landing]:
 # ── one purchase for everyone ───────────────────────────────────────────────────────────────
 
 
-async def test_two_processes_buy_once_and_all_see_the_same_pictures(rooms: Rooms) -> None:
+async def test_two_processes_buy_once_and_all_see_the_same_images(rooms: Rooms) -> None:
     here, there, shop = rooms
     runs = [asyncio.create_task(f.run(PLACE, [0, 1], buy=shop.buy)) for f in [here, there] * 5]
     await until_claimed(rooms, 10)
@@ -224,8 +224,8 @@ async def test_a_refused_reservation_concerns_nobody_else(rooms: Rooms) -> None:
     here, there, shop = rooms
     may_refuse = asyncio.Event()
 
-    def without_money(name: str) -> Callable[[Flight], Awaitable[Bought]]:
-        async def buy(_flight: Flight) -> Bought:
+    def without_money(name: str) -> Callable[[Flight], Awaitable[PurchasedImages]]:
+        async def buy(_flight: Flight) -> PurchasedImages:
             await may_refuse.wait()
             raise refuse(name)
 
@@ -257,8 +257,8 @@ async def test_everyone_refused_gets_a_refusal_of_its_own(rooms: Rooms) -> None:
     here, there, shop = rooms
     tried: list[str] = []
 
-    def without_money(name: str) -> Callable[[Flight], Awaitable[Bought]]:
-        async def buy(_flight: Flight) -> Bought:
+    def without_money(name: str) -> Callable[[Flight], Awaitable[PurchasedImages]]:
+        async def buy(_flight: Flight) -> PurchasedImages:
             tried.append(name)
             raise refuse(name)
 
@@ -285,7 +285,7 @@ async def test_a_failed_purchase_is_everyones_error(rooms: Rooms) -> None:
     said = [landing.own_error or landing.flight_error for landing in landings]
     assert {(e.message, e.status) for e in said if e is not None} == {("The oven broke.", 500)}
     assert sum(landing.own_error is not None for landing in landings) == 1
-    assert not any(landing.pictures or landing.missing for landing in landings)
+    assert not any(landing.images or landing.missing for landing in landings)
     assert await is_free(shop.store, 0)
 
 
@@ -293,7 +293,7 @@ async def test_a_slot_left_empty_is_claimed_once_by_a_follower(rooms: Rooms) -> 
     """It is tried by the follower itself; what that purchase leaves empty stays empty."""
     here, there, shop = rooms
 
-    async def buy_first_only(flight: Flight) -> Bought:
+    async def buy_first_only(flight: Flight) -> PurchasedImages:
         return await shop.sell(flight, tuple(slot for slot in flight.slots if slot == 0))
 
     buyer = asyncio.create_task(here.run(PLACE, [0, 1], buy=buy_first_only))
@@ -311,7 +311,7 @@ async def test_a_slot_left_empty_is_claimed_once_by_a_follower(rooms: Rooms) -> 
 async def test_a_slot_that_others_leave_empty_twice_is_given_up(rooms: Rooms) -> None:
     here, there, shop = rooms
 
-    async def buy_nothing(flight: Flight) -> Bought:
+    async def buy_nothing(flight: Flight) -> PurchasedImages:
         return await shop.sell(flight, ())
 
     shop.is_open.set()
@@ -319,14 +319,14 @@ async def test_a_slot_that_others_leave_empty_twice_is_given_up(rooms: Rooms) ->
         *(f.run(PLACE, [0], buy=buy_nothing) for f in [here, there] * 4),
     )
 
-    assert not any(landing.pictures or landing.missing for landing in landings)
+    assert not any(landing.images or landing.missing for landing in landings)
     assert len(shop.sold) <= len(landings)
 
 
 async def test_a_follower_fills_the_slot_that_was_left_empty(rooms: Rooms) -> None:
     here, there, shop = rooms
 
-    async def buy_first_only(flight: Flight) -> Bought:
+    async def buy_first_only(flight: Flight) -> PurchasedImages:
         return await shop.sell(flight, (0,))
 
     buyer = asyncio.create_task(here.run(PLACE, [0, 1], buy=buy_first_only))
@@ -341,7 +341,7 @@ async def test_a_follower_fills_the_slot_that_was_left_empty(rooms: Rooms) -> No
     assert ids(bought).items() < ids(followed).items()
 
 
-async def wait_for(task: asyncio.Task[Landing]) -> Landing:
+async def wait_for(task: asyncio.Task[FlightResult]) -> FlightResult:
     return await task
 
 
@@ -404,8 +404,8 @@ async def test_a_claim_that_lives_is_not_bought_over(
         await asyncio.wait({waiter}, timeout=0.7)
         assert not waiter.done()
         batch = Batch(shop.store)
-        Flight("silent", PLACE, (0,)).give_back(batch)
-        await batch.send()
+        Flight("silent", PLACE, (0,)).release(batch)
+        await batch.execute()
         landing = await waiter
 
     assert shop.sold == [(0,)]
@@ -417,7 +417,7 @@ async def test_a_bug_in_a_purchase_leaves_no_claim_and_no_waiter_behind(
 ) -> None:
     here, there, shop = rooms
 
-    async def crash(_flight: Flight) -> Bought:
+    async def crash(_flight: Flight) -> PurchasedImages:
         shop.entered.set()
         await shop.is_open.wait()
         raise ZeroDivisionError
@@ -462,7 +462,7 @@ async def test_a_refusal_of_the_first_concerns_nobody_who_asked_with_it(rooms: R
     here, _, shop = rooms
     shop.is_open.set()
 
-    async def refused(_flight: Flight) -> Bought:
+    async def refused(_flight: Flight) -> PurchasedImages:
         raise refuse("alice")
 
     runs = [here.run_offline(PLACE, (0, 1), buy=buy) for buy in (refused, shop.buy, shop.buy)]
@@ -478,12 +478,12 @@ async def test_who_comes_as_a_purchase_ends_waits_for_no_store(rooms: Rooms) -> 
     """It buys anew: of what has ended only the store could tell, and that is away."""
     here, _, _ = rooms
     here._store.is_away = True
-    late: list[asyncio.Task[Landing]] = []
+    late: list[asyncio.Task[FlightResult]] = []
 
-    async def buy(_flight: Flight) -> Bought:
+    async def buy(_flight: Flight) -> PurchasedImages:
         if not late:  # it takes its first step when this purchase has just ended
             late.append(asyncio.create_task(here.run_offline(PLACE, (0,), buy=buy)))
-        return Bought({0: picture()}, {})
+        return PurchasedImages({0: image()}, {})
 
     first = await here.run_offline(PLACE, (0,), buy=buy)
     second = await late[0]
@@ -498,9 +498,9 @@ async def test_who_asks_at_the_same_moment_waits_for_the_purchase_and_not_for_th
     here, _, _ = rooms
     here._store.is_away = True
 
-    async def buy(_flight: Flight) -> Bought:
+    async def buy(_flight: Flight) -> PurchasedImages:
         await asyncio.sleep(0.6)  # longer than a store that is away is asked
-        return Bought({0: picture()}, {})
+        return PurchasedImages({0: image()}, {})
 
     with impatient(monkeypatch):
         first, second = await settled(

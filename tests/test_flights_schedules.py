@@ -2,7 +2,7 @@
 
 Three promises hold whatever happens in whatever order: a slot is never bought twice at a time
 unless its buyer has died or its claim has run out; everyone who waits gets an end; and afterwards
-every slot holds a picture or is free.
+every slot holds an image or is free.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from hypothesis import strategies as st
 
 from gateway.cache import flights as room
 from gateway.cache.entries import Entries, EntriesSettings
-from gateway.cache.flights import Bought, Flight, Flights, Landing
+from gateway.cache.flights import Flight, FlightResult, Flights, PurchasedImages
 from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
-from gateway.images import Picture
-from gateway.store.batch import Batch, ask
-from gateway.store.commands import Claim
+from gateway.images import Image
+from gateway.store.batch import Batch, execute
+from gateway.store.commands import AcquireLease
 from gateway.store.protocol import Store
 from gateway.store.sqlite.store import open_sqlite_store
 from tests.conftest import OpenStore
-from tests.passing import make_flights
+from tests.ephemeral import make_flights
 
 LEASE_SECONDS = 600.0
 CLAIM_SECONDS = 1.0
@@ -42,7 +42,7 @@ class Process:
     """One process: its flights, who asks in it, and what it is buying."""
 
     flights: Flights
-    asks: list[asyncio.Task[Landing]] = field(default_factory=list)
+    asks: list[asyncio.Task[FlightResult]] = field(default_factory=list)
     buying: dict[str, tuple[Flight, asyncio.Future[bool]]] = field(default_factory=dict)
 
 
@@ -66,7 +66,7 @@ class World:
         process.asks.append(asyncio.create_task(asking))
 
     def leave(self, index: int) -> None:
-        if asks := [ask for ask in self.processes[index].asks if not ask.done()]:
+        if asks := [execute for execute in self.processes[index].asks if not execute.done()]:
             asks[0].cancel()
 
     def end_one(self, index: int, *, is_good: bool) -> None:
@@ -95,17 +95,17 @@ class World:
         """What somebody else does about the purchases of the dead (`purchase.py`)."""
         for flight in self.orphans:
             batch = Batch(self.store)
-            flight.die(batch, UpstreamFailure("The buyer died.", charge=Charge.PRESUMED))
-            await batch.send()
+            flight.abandon(batch, UpstreamFailure("The buyer died.", charge=Charge.PRESUMED))
+            await batch.execute()
         self.orphans.clear()
 
-    async def buy(self, process: Process, flight: Flight) -> Bought:
+    async def buy(self, process: Process, flight: Flight) -> PurchasedImages:
         """A purchase, up to the moment at which the schedule ends it."""
         batch, age = Batch(self.store), self.age
         decision = asyncio.get_running_loop().create_future()
         process.buying[flight.id] = flight, decision  # the journal: written before the claim holds
-        is_held = flight.extend(batch, seconds=LEASE_SECONDS)
-        await batch.send()
+        is_held = flight.renew(batch, seconds=LEASE_SECONDS)
+        await batch.execute()
         if not is_held.answer:
             del process.buying[flight.id]
             raise StoreUnavailable  # as a purchase does whose claim was lost: nothing is sent
@@ -123,13 +123,13 @@ class World:
         batch, sale = Batch(self.store), Sale(flight, is_good)
         if is_good:
             entries = Entries(EntriesSettings())
-            entries.keep(batch, flight.fingerprint, flight.id, pictures=sale.pictures)
+            entries.store(batch, flight.fingerprint, flight.id, images=sale.images)
             self.forget(flight)  # keeping gives the claim back: from then on others may buy
-            flight.land(batch, sale.pictures)
+            flight.complete(batch, sale.images)
         else:
             self.forget(flight)
             flight.fail(batch, sale.failure)
-        await batch.send()
+        await batch.execute()
         return sale
 
     def forget(self, flight: Flight) -> None:
@@ -142,18 +142,18 @@ class Sale:
 
     def __init__(self, flight: Flight, is_good: bool) -> None:
         self.is_good = is_good
-        self.pictures = {slot: _picture() for slot in flight.slots}
+        self.images = {slot: _image() for slot in flight.slots}
         self.failure = UpstreamFailure("Sold out.", charge=Charge.FREE, status=500)
 
-    def __call__(self) -> Bought:
+    def __call__(self) -> PurchasedImages:
         if not self.is_good:
             raise self.failure
-        return Bought(self.pictures, {})
+        return PurchasedImages(self.images, {})
 
 
-def _picture() -> Picture:
+def _image() -> Image:
     unique = secrets.token_hex(32)
-    return Picture(unique[:24], unique, "png", 1, 1, size_bytes=1, created=0.0)
+    return Image(unique[:24], unique, "png", 1, 1, size_bytes=1, created_at=0.0)
 
 
 processes = st.integers(0, 1)
@@ -216,9 +216,9 @@ async def play(world: World, schedule: list[tuple], clock: Clock | None = None) 
 async def _let_all_end(world: World) -> None:
     """Nobody is left waiting once the dead are dealt with and upstream sells."""
     await world.recover()
-    asks = [ask for process in world.processes for ask in process.asks]
+    asks = [execute for process in world.processes for execute in process.asks]
     async with asyncio.timeout(10):
-        while any(not ask.done() for ask in asks) or any(p.buying for p in world.processes):
+        while any(not execute.done() for execute in asks) or any(p.buying for p in world.processes):
             for index in (0, 1):
                 world.end_one(index, is_good=True)
             await asyncio.sleep(STEP_SECONDS)
@@ -228,17 +228,17 @@ async def _let_all_end(world: World) -> None:
     for ask_ in asks:
         if not ask_.cancelled():
             landing = ask_.result()
-            assert landing.pictures or landing.flight_error or landing.own_error
+            assert landing.images or landing.flight_error or landing.own_error
 
 
 async def _check_slots(world: World) -> None:
     """Claims of those who died before they reserved run out by themselves."""
-    claim = Claim(world.place, tuple(range(3)), "afterwards", LEASE_SECONDS)
-    slots, claimed = claim.slots, await ask(world.store, claim)
+    claim = AcquireLease(world.place, tuple(range(3)), "afterwards", LEASE_SECONDS)
+    slots, claimed = claim.slots, await execute(world.store, claim)
     give_up_at = time.monotonic() + 2 * CLAIM_SECONDS
     while claimed.others and time.monotonic() < give_up_at:
         await asyncio.sleep(0.05)
-        claimed = await ask(world.store, claim)
+        claimed = await execute(world.store, claim)
     assert not claimed.others
     assert set(claimed.held) | set(claimed.mine) == set(slots)
 

@@ -44,12 +44,12 @@ async def test_a_key_expires_and_lives_again_when_its_end_is_lifted(
     keys: Keys, elsewhere: Keys, clock: Clock
 ) -> None:
     record, secret = await keys.create(parse_spec({"name": "a", "expires_at": int(clock.now) + 10}))
-    assert (await elsewhere.authenticate(secret)).account.key_name == "a"
+    assert (await elsewhere.authenticate(secret)).subject.key_name == "a"
     clock.now += 11
     with pytest.raises(IncorrectKey):
         await elsewhere.authenticate(secret)
     await keys.change(record.id, {"expires_at": None})
-    assert (await elsewhere.authenticate(secret)).account.key_name == "a"
+    assert (await elsewhere.authenticate(secret)).subject.key_name == "a"
 
 
 async def test_a_name_is_free_when_its_key_is_over_and_cannot_be_taken_back(

@@ -1,4 +1,4 @@
-"""Picture bytes: what is drawn is whole, what is not whole is refused."""
+"""Image bytes: what is drawn is whole, what is not whole is refused."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageCms, ImageStat
 
-from gateway.imagefile.check import BadPicture, PictureFacts, check_picture
-from gateway.imagefile.convert import derive_picture
-from gateway.simulator.drawing import draw_picture
+from gateway.imagefile.check import BadImage, ImageFacts, check_image
+from gateway.imagefile.convert import transcode_image
+from gateway.simulator.drawing import draw_image
 
 FORMATS = ("png", "jpeg", "webp")
 
 
-def check(data: bytes) -> PictureFacts:
-    return check_picture(data, max_bytes=64 * 2**20, max_pixels=33_000_000)
+def check(data: bytes) -> ImageFacts:
+    return check_image(data, max_bytes=64 * 2**20, max_pixels=33_000_000)
 
 
 def draw(prompt: str = "an otter", *, format: str = "png", seed: int = 1, **options) -> bytes:
     size = {"width": 48, "height": 32} | options
-    return draw_picture(prompt, format=format, seed=seed, **size)
+    return draw_image(prompt, format=format, seed=seed, **size)
 
 
 def saved(format: str, mode: str = "RGB", size: tuple[int, int] = (40, 30), **options) -> bytes:
@@ -57,24 +57,24 @@ SAMPLES = {kind: draw(format=kind) for kind in FORMATS}
     compression=st.integers(0, 100),
     progress=st.floats(0, 1),
 )
-def test_any_drawn_picture_passes_and_has_the_asked_size(prompt, **options):
-    data = draw_picture(prompt, **options)
-    assert check(data) == PictureFacts(options["format"], options["width"], options["height"])
+def test_any_drawn_image_passes_and_has_the_asked_size(prompt, **options):
+    data = draw_image(prompt, **options)
+    assert check(data) == ImageFacts(options["format"], options["width"], options["height"])
     Image.open(io.BytesIO(data)).load()
 
 
 @settings(max_examples=200, deadline=None)
 @given(format=st.sampled_from(FORMATS), part=st.floats(0, 1, exclude_max=True))
-def test_any_truncated_picture_fails(format, part):
+def test_any_truncated_image_fails(format, part):
     data = SAMPLES[format]
-    with pytest.raises(BadPicture):
+    with pytest.raises(BadImage):
         check(data[: int(len(data) * part)])
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_picture_that_lacks_only_its_last_bytes_fails(format):
+def test_a_image_that_lacks_only_its_last_bytes_fails(format):
     for missing in range(1, 20):
-        with pytest.raises(BadPicture):
+        with pytest.raises(BadImage):
             check(SAMPLES[format][:-missing])
 
 
@@ -83,7 +83,7 @@ def test_a_picture_that_lacks_only_its_last_bytes_fails(format):
 def test_any_changed_byte_of_a_png_fails(place, flip):
     data = bytearray(SAMPLES["png"])
     data[place] ^= flip
-    with pytest.raises(BadPicture):
+    with pytest.raises(BadImage):
         check(bytes(data))
 
 
@@ -92,11 +92,11 @@ def test_any_changed_byte_of_a_png_fails(place, flip):
     format=st.sampled_from(FORMATS),
     changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=12),
 )
-def test_damaged_bytes_never_do_worse_than_bad_picture(format, changes):
+def test_damaged_bytes_never_do_worse_than_bad_image(format, changes):
     data = bytearray(SAMPLES[format])
     for place, value in changes:
         data[place % len(data)] = value
-    with suppress(BadPicture):
+    with suppress(BadImage):
         check(bytes(data))
 
 
@@ -108,7 +108,7 @@ def test_damaged_bytes_never_do_worse_than_bad_picture(format, changes):
     rest=st.binary(max_size=200),
 )
 def test_random_bytes_are_refused(start, rest):
-    with pytest.raises(BadPicture):
+    with pytest.raises(BadImage):
         check(start + rest)
 
 
@@ -130,7 +130,7 @@ def test_random_bytes_are_refused(start, rest):
 )
 def test_every_form_that_encoders_write_passes(format, mode, options):
     data = saved(format, mode, size=(41, 29), **options)
-    assert check(data) == PictureFacts(format.lower(), 41, 29)
+    assert check(data) == ImageFacts(format.lower(), 41, 29)
 
 
 def test_a_c2pa_chunk_at_the_head_of_a_png_is_normal():
@@ -142,7 +142,7 @@ def test_a_c2pa_chunk_at_the_head_of_a_png_is_normal():
 @pytest.mark.parametrize("format", FORMATS)
 def test_bytes_after_the_end_fail(format):
     for junk in (b"\x00", b"junk", b"<html>"):
-        with pytest.raises(BadPicture):
+        with pytest.raises(BadImage):
             check(SAMPLES[format] + junk)
 
 
@@ -150,9 +150,9 @@ def test_a_webp_of_odd_length_may_lack_its_pad_byte():
     payload = b"\x2f" + struct.pack("<I", 6 | 4 << 14) + b"\x00\x00"
     body = b"WEBP" + b"VP8L" + struct.pack("<I", len(payload)) + payload
     data = b"RIFF" + struct.pack("<I", len(body)) + body
-    assert check(data) == PictureFacts("webp", 7, 5)
-    assert check(data + b"\x00") == PictureFacts("webp", 7, 5)
-    with pytest.raises(BadPicture):
+    assert check(data) == ImageFacts("webp", 7, 5)
+    assert check(data + b"\x00") == ImageFacts("webp", 7, 5)
+    with pytest.raises(BadImage):
         check(data + b"\x00\x00")
 
 
@@ -187,28 +187,28 @@ IDAT, IEND = chunk(b"IDAT", b"x"), chunk(b"IEND", b"")
         (b"RIFF\x04\x00\x00\x00WEBP", "WebP with a damaged header"),
         (
             b"RIFF\x16\x00\x00\x00WEBPVP8X\x0a\x00\x00\x00" + bytes(10),
-            "WebP without a picture",
+            "WebP without an image",
         ),
         (b"RIFF\xff\x00\x00\x00WEBP", "WebP whose length is not the one it states"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.hex()[:48],
 )
 def test_the_reason_of_a_refusal_is_said_in_a_few_words(data, reason):
-    with pytest.raises(BadPicture, match=f"^{reason}$"):
+    with pytest.raises(BadImage, match=f"^{reason}$"):
         check(data)
 
 
 def test_more_bytes_or_pixels_than_allowed_are_refused():
     data = SAMPLES["png"]
-    with pytest.raises(BadPicture, match="larger than 100 bytes"):
-        check_picture(data, max_bytes=100, max_pixels=10**6)
-    with pytest.raises(BadPicture, match="48x32 is more than 1535 pixels"):
-        check_picture(data, max_bytes=10**6, max_pixels=1535)
-    assert check_picture(data, max_bytes=len(data), max_pixels=1536)
+    with pytest.raises(BadImage, match="larger than 100 bytes"):
+        check_image(data, max_bytes=100, max_pixels=10**6)
+    with pytest.raises(BadImage, match="48x32 is more than 1535 pixels"):
+        check_image(data, max_bytes=10**6, max_pixels=1535)
+    assert check_image(data, max_bytes=len(data), max_pixels=1536)
 
 
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("JPEG", {"quality": 95})])
-def test_a_picture_of_one_and_a_half_megabytes_is_checked_within_the_loops_patience(kind, options):
+def test_a_image_of_one_and_a_half_megabytes_is_checked_within_the_loops_patience(kind, options):
     """2.5 ms on an idle machine; the bound here leaves room for a busy one."""
     data = saved(kind, size=(1100, 1100), **options)
     durations = []
@@ -226,11 +226,11 @@ def test_two_seeds_never_give_the_same_bytes_and_one_seed_always_does(format):
     assert draw(format=format, seed=3) == draw(format=format, seed=3)
 
 
-def test_different_prompts_give_different_pictures():
+def test_different_prompts_give_different_images():
     assert draw("an otter") != draw("a heron")
 
 
-def test_transparent_pictures_have_clear_corners_and_a_full_middle():
+def test_transparent_images_have_clear_corners_and_a_full_middle():
     for kind in ("png", "webp"):
         data = draw(format=kind, width=64, height=64, transparent=True)
         alpha = Image.open(io.BytesIO(data)).getchannel("A")
@@ -249,13 +249,13 @@ def test_a_caption_of_any_length_and_script_fits():
         assert check(draw(prompt, width=200, height=140)).width == 200
 
 
-def test_the_prompt_stands_below_the_picture():
+def test_the_prompt_stands_below_the_image():
     plain, written = (
         Image.open(io.BytesIO(draw("", width=256, height=256))),
         Image.open(io.BytesIO(draw("OTTER", width=256, height=256))),
     )
     band = (0, 236, 256, 256)
-    brightest = [max(picture.crop(band).convert("L").tobytes()) for picture in (plain, written)]
+    brightest = [max(image.crop(band).convert("L").tobytes()) for image in (plain, written)]
     assert brightest[1] > 220 > brightest[0]
 
 
@@ -273,28 +273,28 @@ GREY = SRGB[:16] + b"GRAY" + SRGB[20:]
 
 
 def derive(data: bytes, format: str, *, compression: int = 100, **options: int) -> bytes | None:
-    return derive_picture(data, format=format, compression=compression, **options)
+    return transcode_image(data, format=format, compression=compression, **options)
 
 
 def derived(data: bytes, format: str, **options: int) -> Image.Image:
-    """A derived picture, checked as a bought one would be and decoded."""
+    """A derived image, checked as a bought one would be and decoded."""
     made = derive(data, format, **options)
     assert made is not None
     facts = check(made)
-    picture = Image.open(io.BytesIO(made))
-    picture.load()
-    assert (facts.format, facts.width, facts.height) == (format, *picture.size)
-    return picture
+    image = Image.open(io.BytesIO(made))
+    image.load()
+    assert (facts.format, facts.width, facts.height) == (format, *image.size)
+    return image
 
 
 def difference(one: Image.Image, other: Image.Image) -> float:
-    """The mean difference of two pictures' channels, 0…255."""
+    """The mean difference of two images' channels, 0…255."""
     return max(ImageStat.Stat(ImageChops.difference(one, other)).mean)
 
 
-def png_of(picture: Image.Image, **options) -> bytes:
+def png_of(image: Image.Image, **options) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "PNG", **options)
+    image.save(file, "PNG", **options)
     return file.getvalue()
 
 
@@ -312,12 +312,12 @@ def with_chunks(png: bytes, *chunks: bytes) -> bytes:
 
 @pytest.mark.parametrize("format", ["jpeg", "webp"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA"])
-def test_an_opaque_png_of_any_kind_becomes_the_same_picture(format, mode):
-    picture = Image.open(io.BytesIO(OTTER)).convert(mode, palette=Image.Palette.ADAPTIVE)
-    made = derived(png_of(picture), format)
-    assert made.size == picture.size
+def test_an_opaque_png_of_any_kind_becomes_the_same_image(format, mode):
+    image = Image.open(io.BytesIO(OTTER)).convert(mode, palette=Image.Palette.ADAPTIVE)
+    made = derived(png_of(image), format)
+    assert made.size == image.size
     assert made.mode == ("L" if format == "jpeg" and mode in ("L", "1") else "RGB")
-    assert difference(made.convert("RGB"), picture.convert("RGB")) < 3
+    assert difference(made.convert("RGB"), image.convert("RGB")) < 3
 
 
 @pytest.mark.parametrize("format", ["jpeg", "webp"])
@@ -368,8 +368,8 @@ def test_the_same_png_gives_the_same_bytes(format):
 def test_colour_profile_and_orientation_are_kept(format):
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture = Image.open(io.BytesIO(OTTER))
-    made = derived(png_of(picture, icc_profile=SRGB, exif=exif), format)
+    image = Image.open(io.BytesIO(OTTER))
+    made = derived(png_of(image, icc_profile=SRGB, exif=exif), format)
     assert made.info["icc_profile"] == SRGB
     assert made.getexif()[0x0112] == 6
 
@@ -381,8 +381,8 @@ def test_a_grey_profile_stays_where_grey_stays():
 
 
 def frames(count: int) -> bytes:
-    pictures = [Image.new("RGB", (8, 8), (40 * i, 0, 0)) for i in range(count)]
-    return png_of(pictures[0], save_all=True, append_images=pictures[1:])
+    images = [Image.new("RGB", (8, 8), (40 * i, 0, 0)) for i in range(count)]
+    return png_of(images[0], save_all=True, append_images=images[1:])
 
 
 WIDE = {"jpeg": 65_501, "webp": 16_384}
@@ -436,6 +436,6 @@ def test_more_pixels_than_allowed_are_never_decoded(monkeypatch):
     content=st.binary(max_size=40),
     format=st.sampled_from(["jpeg", "webp"]),
 )
-def test_odd_chunks_give_a_whole_picture_or_none(kind, content, format):
+def test_odd_chunks_give_a_whole_image_or_none(kind, content, format):
     made = derive(with_chunks(SAMPLES["png"], chunk(kind, content)), format)
-    assert made is None or check(made) == PictureFacts(format, 48, 32)
+    assert made is None or check(made) == ImageFacts(format, 48, 32)

@@ -53,14 +53,14 @@ def row(model, size):
     return [(model, size, quality, n) for quality, n in TOKENS[model][size].items()]
 
 
-def bound(model, pictures=1, prompt="an otter", **parameters):
+def bound(model, images=1, prompt="an otter", **parameters):
     request = validate({"model": model, "prompt": prompt, **parameters}, CATALOG)
-    return estimate(CATALOG.models[model], request, pictures)
+    return estimate(CATALOG.models[model], request, images)
 
 
-def cost(model, usage=None, pictures=1, size=None, quality=None):
+def cost(model, usage=None, images=1, size=None, quality=None):
     found = CATALOG.models[model]
-    return cost_micros(found, usage=usage, pictures=pictures, size=size, quality=quality)
+    return cost_micros(found, usage=usage, images=images, size=size, quality=quality)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_output_tokens_are_those_of_wire(model, size, quality, tokens):
 
 
 @pytest.mark.parametrize(
-    ("model", "size", "quality", "micros"),
+    ("model", "size", "quality", "usd_micros"),
     [
         (model, size, quality, micros)
         for model, (square, oblong) in PER_IMAGE.items()
@@ -85,7 +85,7 @@ def test_output_tokens_are_those_of_wire(model, size, quality, tokens):
 def test_an_estimate_is_never_below_the_official_price_per_image(model, size, quality, micros):
     price = CATALOG.models[model].billing.usd_per_image[size][quality]
     assert price * 1_000_000 == micros
-    assert bound(model, size=size, quality=quality).amounts.micros >= micros
+    assert bound(model, size=size, quality=quality).amounts.usd_micros >= micros
 
 
 @pytest.mark.parametrize(
@@ -101,14 +101,14 @@ def test_an_estimate_is_never_below_the_official_price_per_image(model, size, qu
         ("3840x2160", (".0111", ".1001", ".4003")),
     ],
 )
-def test_a_picture_of_any_size_costs_what_wire_says(size, usd):
+def test_a_image_of_any_size_costs_what_wire_says(size, usd):
     for quality, dollars in zip(("low", "medium", "high"), usd, strict=True):
         micros = cost("gpt-image-2", Usage(image_out=NEW_TOKENS[size][quality]))
         assert micros / 1_000_000 == pytest.approx(float(dollars), abs=0.00005)
 
 
 @pytest.mark.parametrize(
-    ("model", "size", "quality", "micros"),
+    ("model", "size", "quality", "usd_micros"),
     [
         ("dall-e-2", "256x256", "standard", 16_000),
         ("dall-e-2", "512x512", "standard", 18_000),
@@ -124,16 +124,16 @@ def test_a_picture_of_any_size_costs_what_wire_says(size, usd):
         ("dall-e-3", None, "hd", 80_000),
     ],
 )
-def test_pictures_without_tokens_have_a_price_each(model, size, quality, micros):
+def test_images_without_tokens_have_a_price_each(model, size, quality, micros):
     assert cost(model, size=size, quality=quality) == micros
-    assert cost(model, pictures=4, size=size, quality=quality) == 4 * micros
+    assert cost(model, images=4, size=size, quality=quality) == 4 * micros
     found = bound(model, 4, size=size, quality=quality)
-    assert found.amounts == Amounts(images=4, tokens=0, micros=4 * micros)
+    assert found.amounts == Amounts(images=4, tokens=0, usd_micros=4 * micros)
     assert found.reason is None
 
 
 @pytest.mark.parametrize(
-    ("model", "usage", "micros"),
+    ("model", "usage", "usd_micros"),
     [  # WIRE §5.2, a million tokens of each kind
         ("gpt-image-1", Usage(text_in=1_000_000), 5_000_000),
         ("gpt-image-1", Usage(image_in=1_000_000), 10_000_000),
@@ -172,9 +172,9 @@ def test_no_usage_of_a_token_model_has_no_cost_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ("model", "parameters", "tokens", "micros", "reason"),
+    ("model", "parameters", "tokens", "usd_micros", "reason"),
     [
-        # in 24 tokens; 272 × 32 + 24 × 5 = 8,824 micros, and .009 a picture is more
+        # in 24 tokens; 272 × 32 + 24 × 5 = 8,824 micros, and .009 an image is more
         ("gpt-image-1.5", {"quality": "low", "size": "1024x1024"}, 296, 9_000, None),
         # 4160 × 32 + 120 is more than .133
         ("gpt-image-1.5", {"quality": "high", "size": "1024x1024"}, 4184, 133_240, None),
@@ -230,13 +230,13 @@ def test_no_usage_of_a_token_model_has_no_cost_of_its_own():
 )
 def test_an_estimate_is_the_dearest_of_what_is_asked(model, parameters, tokens, micros, reason):
     found = bound(model, **parameters)
-    assert found.amounts == Amounts(images=1, tokens=tokens, micros=micros)
+    assert found.amounts == Amounts(images=1, tokens=tokens, usd_micros=micros)
     assert found.reason == reason
 
 
-def test_several_pictures_share_one_prompt():
+def test_several_images_share_one_prompt():
     found = bound("gpt-image-1.5", 3, quality="high", size="1024x1024")
-    assert found.amounts == Amounts(images=3, tokens=24 + 3 * 4160, micros=120 + 3 * 4160 * 32)
+    assert found.amounts == Amounts(images=3, tokens=24 + 3 * 4160, usd_micros=120 + 3 * 4160 * 32)
 
 
 def test_the_prompt_counts_in_bytes():
@@ -244,27 +244,27 @@ def test_the_prompt_counts_in_bytes():
     assert one.amounts.tokens == 4 + 16 + 196
 
 
-def test_pictures_with_usage_are_charged_what_they_cost():
+def test_images_with_usage_are_charged_what_they_cost():
     usage = Usage(text_in=14, image_out=380)
-    assert charged("gpt-image-2", usage) == Amounts(images=1, tokens=394, micros=11_470)
+    assert charged("gpt-image-2", usage) == Amounts(images=1, tokens=394, usd_micros=11_470)
 
 
-def test_pictures_of_a_token_model_without_usage_are_charged_the_estimate():
-    assert charged("gpt-image-2", None) == Amounts(images=9, tokens=9, micros=9)
+def test_images_of_a_token_model_without_usage_are_charged_the_estimate():
+    assert charged("gpt-image-2", None) == Amounts(images=9, tokens=9, usd_micros=9)
 
 
-def test_pictures_with_a_price_each_are_charged_by_what_was_asked_and_delivered():
-    amounts = charged("dall-e-3", None, pictures=1, quality="hd")
-    assert amounts == Amounts(images=1, tokens=0, micros=80_000)
-    amounts = charged("dall-e-2", Usage(text_in=5), pictures=2, n=4, size="256x256")
-    assert amounts == Amounts(images=2, tokens=0, micros=32_000)
+def test_images_with_a_price_each_are_charged_by_what_was_asked_and_delivered():
+    amounts = charged("dall-e-3", None, images=1, quality="hd")
+    assert amounts == Amounts(images=1, tokens=0, usd_micros=80_000)
+    amounts = charged("dall-e-2", Usage(text_in=5), images=2, n=4, size="256x256")
+    assert amounts == Amounts(images=2, tokens=0, usd_micros=32_000)
 
 
-def charged(model, usage, pictures=1, **parameters):
+def charged(model, usage, images=1, **parameters):
     request = validate({"model": model, "prompt": "an otter", **parameters}, CATALOG)
-    estimated = Amounts(images=9, tokens=9, micros=9)
+    estimated = Amounts(images=9, tokens=9, usd_micros=9)
     found = CATALOG.models[model]
-    return charge(found, request, usage=usage, pictures=pictures, estimated=estimated)
+    return charge(found, request, usage=usage, images=images, estimated=estimated)
 
 
 def test_the_shipped_models_are_billed_as_wire_says():
@@ -278,7 +278,7 @@ def test_no_answer_costs_more_than_its_estimate(data):
     model = data.draw(st.sampled_from(sorted(TOKENS)))
     size = data.draw(st.sampled_from(["auto", *TOKENS[model]]))
     quality = data.draw(st.sampled_from(["auto", "low", "medium", "high"]))
-    pictures, partials = data.draw(st.sampled_from([(1, 0), (1, 1), (1, 3), (2, 0), (10, 0)]))
+    images, partials = data.draw(st.sampled_from([(1, 0), (1, 1), (1, 3), (2, 0), (10, 0)]))
     prompt = data.draw(st.text(min_size=1, max_size=60))
     real_size = data.draw(st.sampled_from(sorted(TOKENS[model]))) if size == "auto" else size
     real_quality = (
@@ -286,9 +286,9 @@ def test_no_answer_costs_more_than_its_estimate(data):
     )
     usage = Usage(
         text_in=math.ceil(len(prompt) / 4) + data.draw(st.integers(5, 14)),
-        image_out=pictures * TOKENS[model][real_size][real_quality] + 100 * partials,
+        image_out=images * TOKENS[model][real_size][real_quality] + 100 * partials,
     )
     asked = {"size": size, "quality": quality, "stream": partials > 0, "partial_images": partials}
-    bound_amounts = bound(model, pictures, prompt=prompt, **asked).amounts
+    bound_amounts = bound(model, images, prompt=prompt, **asked).amounts
     assert usage.total <= bound_amounts.tokens
-    assert cost(model, usage, pictures, real_size, real_quality) <= bound_amounts.micros
+    assert cost(model, usage, images, real_size, real_quality) <= bound_amounts.usd_micros

@@ -7,8 +7,8 @@ played before a gateway of its own, over an empty embedded store, and finds thes
     ${gateway}, ${upstream}              where callers connect, and where upstream has to listen
     ${alice}, ${bob}                     the secrets of two keys without limits
     ${post_as_alice}, ${post_as_bob}     for `txreq`: an image request of theirs, but for its body
-    ${first}, ${second}                  files for `-bodyfrom`: answers of upstream, a picture each
-    ${first_picture}, ${second_picture}  what `resp.body` matches that holds this picture
+    ${first}, ${second}                  files for `-bodyfrom`: answers of upstream, an image each
+    ${first_image}, ${second_image}  what `resp.body` matches that holds this image
     ${preview}, ${completed}             for `chunked "…"`: events of upstream with the first one
 """
 
@@ -86,15 +86,15 @@ async def _callers_macros(gateway: InProcess) -> dict[str, str]:
 def _answers_macros(folder: Path) -> dict[str, str]:
     macros = {}
     for name, colour in COLOURS.items():
-        picture = _draw(colour)
-        answer = {"created": 1_760_000_000, "data": [{"b64_json": picture}], "usage": USAGE}
+        image = _draw(colour)
+        answer = {"created": 1_760_000_000, "data": [{"b64_json": image}], "usage": USAGE}
         file = folder / f"{name}.json"
         file.write_text(json.dumps(answer))
-        macros |= {name: str(file), f"{name}_picture": picture.replace("+", "[+]")}
-    picture = _draw(COLOURS["first"])
+        macros |= {name: str(file), f"{name}_image": image.replace("+", "[+]")}
+    image = _draw(COLOURS["first"])
     return macros | {
-        "preview": _event("partial_image", b64_json=picture, partial_image_index=0),
-        "completed": _event("completed", b64_json=picture, usage=USAGE),
+        "preview": _event("partial_image", b64_json=image, partial_image_index=0),
+        "completed": _event("completed", b64_json=image, usage=USAGE),
     }
 
 

@@ -15,22 +15,22 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from yarl import URL
 
-from gateway.imagefile.check import check_picture
+from gateway.imagefile.check import check_image
 from gateway.net.guard import (
-    Guard,
-    LinkRefused,
-    Reach,
+    AddressPolicy,
+    AllowList,
+    LinkBlocked,
     embedded_ipv4,
     follow,
     is_public,
-    parse_guard,
+    parse_allow_list,
     parse_link,
 )
-from gateway.upstream.fetch import Rehost, RehostSettings, open_rehost
+from gateway.upstream.fetch import LinkFetcher, RehostSettings, open_link_fetcher
 from tests.gateways import run_upstream
 from tests.inner_server import (
+    IMAGE,
     INSIDE,
-    PICTURE,
     REDIRECTED,
     TLS,
     Names,
@@ -43,16 +43,18 @@ from tests.inner_server import (
 @contextlib.asynccontextmanager
 async def fetching(
     upstream: str = "https://api.upstream.example/v1", /, *, names: Names | None = None, **given
-) -> AsyncIterator[tuple[Rehost, list[str]]]:
+) -> AsyncIterator[tuple[LinkFetcher, list[str]]]:
     """A fetcher, and the outcomes that its observer is told."""
     outcomes: list[str] = []
     settings = RehostSettings(upstream_url=upstream, **{"max_bytes": 10**6, **given})
-    async with open_rehost(settings, observer=outcomes.append, resolver=names or Names()) as rehost:
+    async with open_link_fetcher(
+        settings, observer=outcomes.append, resolver=names or Names()
+    ) as rehost:
         yield rehost, outcomes
 
 
-async def refusal(rehost: Rehost, link: str) -> str:
-    with pytest.raises(LinkRefused) as caught:
+async def refusal(rehost: LinkFetcher, link: str) -> str:
+    with pytest.raises(LinkBlocked) as caught:
         await rehost.fetch(link)
     return caught.value.reason
 
@@ -121,14 +123,14 @@ async def test_of_a_names_addresses_only_the_allowed_ones_are_connected_to():
         run_outer("127.0.0.2", name="both.example", port=inner.port) as outer,
         fetching(names=names, allow=("127.0.0.2",)) as (rehost, _),
     ):
-        assert await rehost.fetch(f"{outer.url}/picture") == PICTURE
+        assert await rehost.fetch(f"{outer.url}/image") == IMAGE
         assert inner.connections == 0
 
 
 # ── links that may be followed ──────────────────────────────────────────────────────────────
 
 
-async def test_a_link_of_upstream_arrives_byte_for_byte_and_brings_a_picture():
+async def test_a_link_of_upstream_arrives_byte_for_byte_and_brings_a_image():
     """The simulated storage compares the signature in the query as text."""
     async with run_upstream() as upstream, fetching(upstream.base_url) as (rehost, told):
         order = {"model": "dall-e-2", "prompt": "an otter", "size": "256x256"}
@@ -138,7 +140,7 @@ async def test_a_link_of_upstream_arrives_byte_for_byte_and_brings_a_picture():
             link = (await response.json())["data"][0]["url"]
         assert "%2B" in link
         assert "%2F" in link
-        check_picture(await rehost.fetch(link), max_bytes=10**6, max_pixels=10**6)
+        check_image(await rehost.fetch(link), max_bytes=10**6, max_pixels=10**6)
         assert await refusal(rehost, link.replace("%2B", "+")) == "status"
         assert told == ["fetched", "status"]
 
@@ -153,7 +155,7 @@ async def test_what_is_on_the_list_may_be_private_and_plain_http(allow):
         place = URL(outer.url)
         entry = allow.format(place=place.authority, port=place.port)
         async with fetching(names=names, allow=(entry,)) as (rehost, told):
-            assert await rehost.fetch(f"{outer.url}/picture") == PICTURE
+            assert await rehost.fetch(f"{outer.url}/image") == IMAGE
             assert told == ["fetched"]
 
 
@@ -163,16 +165,16 @@ async def test_a_name_in_an_allowed_network_may_be_plain_http():
         run_outer(name="friend.example") as outer,
         fetching(names=names, allow=("127.0.0.0/8",)) as (rehost, _),
     ):
-        assert await rehost.fetch(f"{outer.url}/picture") == PICTURE
+        assert await rehost.fetch(f"{outer.url}/image") == IMAGE
 
 
 async def test_https_is_checked_against_the_authorities_of_the_ca_file():
     names = Names({"localhost": [["127.0.0.1"]]})
     async with run_outer(name="localhost", tls=True) as outer:
-        link = f"{outer.url}/picture"
+        link = f"{outer.url}/image"
         trusting = {"names": names, "allow": ("localhost",)}
         async with fetching(**trusting, ca_file=TLS / "authority.pem") as (rehost, _):
-            assert await rehost.fetch(link) == PICTURE
+            assert await rehost.fetch(link) == IMAGE
         async with fetching(**trusting) as (rehost, _):
             assert await refusal(rehost, link) == "unreachable"
 
@@ -187,25 +189,25 @@ async def test_https_is_not_left_for_http_even_for_an_allowed_host():
             _,
         ),
     ):
-        secure.location = f"{plain.url}/picture"
+        secure.location = f"{plain.url}/image"
         assert await refusal(rehost, f"{secure.url}/redirect") == "scheme"
-        secure.location = "/picture"
-        assert await rehost.fetch(f"{secure.url}/redirect") == PICTURE
+        secure.location = "/image"
+        assert await rehost.fetch(f"{secure.url}/redirect") == IMAGE
         assert plain.paths == []
 
 
 async def test_five_redirects_are_followed_and_a_sixth_is_not():
     async with run_outer() as outer, fetching(outer.url) as (rehost, told):
-        assert await rehost.fetch(f"{outer.url}/hop?left=5") == PICTURE
+        assert await rehost.fetch(f"{outer.url}/hop?left=5") == IMAGE
         assert await refusal(rehost, f"{outer.url}/hop?left=6") == "redirects"
         assert told == ["fetched", "redirects"]
 
 
 async def test_a_redirects_query_is_kept_byte_for_byte():
     async with run_outer() as outer, fetching(outer.url) as (rehost, _):
-        outer.location = "/picture?sig=a%2Bb%2F%3d&x=;&y=%7E#part"
-        assert await rehost.fetch(f"{outer.url}/redirect?%2f") == PICTURE
-        assert outer.paths == ["/redirect?%2f", "/picture?sig=a%2Bb%2F%3d&x=;&y=%7E"]
+        outer.location = "/image?sig=a%2Bb%2F%3d&x=;&y=%7E#part"
+        assert await rehost.fetch(f"{outer.url}/redirect?%2f") == IMAGE
+        assert outer.paths == ["/redirect?%2f", "/image?sig=a%2Bb%2F%3d&x=;&y=%7E"]
 
 
 async def test_a_fetch_brings_no_key_no_cookie_and_takes_no_proxy(monkeypatch, tmp_path):
@@ -215,8 +217,8 @@ async def test_a_fetch_brings_no_key_no_cookie_and_takes_no_proxy(monkeypatch, t
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     async with run_outer() as outer, fetching(outer.url) as (rehost, _):
-        outer.location = "/picture"
-        assert await rehost.fetch(f"{outer.url}/redirect") == PICTURE
+        outer.location = "/image"
+        assert await rehost.fetch(f"{outer.url}/redirect") == IMAGE
         for headers in outer.headers:
             assert {name.lower() for name in headers} == {
                 "host",
@@ -227,7 +229,7 @@ async def test_a_fetch_brings_no_key_no_cookie_and_takes_no_proxy(monkeypatch, t
             assert headers["Accept-Encoding"] == "identity"
 
 
-# ── answers that are no picture ─────────────────────────────────────────────────────────────
+# ── answers that are no image ─────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -250,7 +252,7 @@ async def test_a_fetch_brings_no_key_no_cookie_and_takes_no_proxy(monkeypatch, t
         ("silent", "timeout"),
     ],
 )
-async def test_an_answer_without_a_picture_is_refused(path, reason):
+async def test_an_answer_without_a_image_is_refused(path, reason):
     async with run_outer() as outer, fetching(outer.url, timeout_seconds=0.5) as (rehost, told):
         assert await refusal(rehost, f"{outer.url}/{path}") == reason
         assert told == [reason]
@@ -259,23 +261,23 @@ async def test_an_answer_without_a_picture_is_refused(path, reason):
 
 async def test_an_answer_of_exactly_the_limit_is_taken_and_one_byte_more_is_not():
     async with run_outer() as outer:
-        async with fetching(outer.url, max_bytes=len(PICTURE)) as (rehost, _):
-            assert await rehost.fetch(f"{outer.url}/picture") == PICTURE
-        async with fetching(outer.url, max_bytes=len(PICTURE) - 1) as (rehost, _):
-            assert await refusal(rehost, f"{outer.url}/picture") == "too_large"
+        async with fetching(outer.url, max_bytes=len(IMAGE)) as (rehost, _):
+            assert await rehost.fetch(f"{outer.url}/image") == IMAGE
+        async with fetching(outer.url, max_bytes=len(IMAGE) - 1) as (rehost, _):
+            assert await refusal(rehost, f"{outer.url}/image") == "too_large"
 
 
 @pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", "binary/octet-stream"])
-async def test_types_that_may_be_a_picture_are_left_to_the_check_of_the_bytes(kind):
+async def test_types_that_may_be_a_image_are_left_to_the_check_of_the_bytes(kind):
     async with run_outer() as outer, fetching(outer.url) as (rehost, _):
-        assert await rehost.fetch(f"{outer.url}/typed?type={kind}") == PICTURE
+        assert await rehost.fetch(f"{outer.url}/typed?type={kind}") == IMAGE
 
 
 async def test_a_server_that_is_away_is_unreachable():
     async with run_outer() as outer:
         url = outer.url
     async with fetching(url) as (rehost, _):
-        assert await refusal(rehost, f"{url}/picture") == "unreachable"
+        assert await refusal(rehost, f"{url}/image") == "unreachable"
 
 
 async def test_the_deadline_holds_over_all_redirects_together():
@@ -286,7 +288,7 @@ async def test_the_deadline_holds_over_all_redirects_together():
 
 async def test_a_refusal_says_why_and_which_host_but_never_the_link():
     async with fetching() as (rehost, _):
-        with pytest.raises(LinkRefused) as caught:
+        with pytest.raises(LinkBlocked) as caught:
             await rehost.fetch("https://10.0.0.1/private?sig=secret")
         assert str(caught.value) == "address"
         assert caught.value.host == "10.0.0.1"
@@ -336,7 +338,7 @@ def test_no_ipv4_address_is_public_that_python_does_not_call_so(address):
 def test_a_link_is_refused_or_is_understood_by_yarl_as_it_was_by_us(text):
     try:
         link = parse_link(text)
-    except LinkRefused:
+    except LinkBlocked:
         return
     url = URL(link.url, encoded=True)
     assert (url.scheme, url.raw_host, url.port) == (link.scheme, link.host.name, link.host.port)
@@ -375,23 +377,25 @@ def test_a_redirect_may_be_relative(location, url):
     assert follow(parse_link("https://a.example/one/two?q"), location).url == url
 
 
-GUARD = parse_guard(["files.example", "[fd00::1]:9000", "10.1.0.0/16", "fd00:1::/32", "127.0.0.9"])
+GUARD = parse_allow_list(
+    ["files.example", "[fd00::1]:9000", "10.1.0.0/16", "fd00:1::/32", "127.0.0.9"]
+)
 
 
 @pytest.mark.parametrize(
     ("link", "reach"),
     [
-        ("http://files.example/", Reach.ANY),
-        ("https://files.example:8443/", Reach.ANY),
-        ("http://[fd00::1]:9000/", Reach.ANY),
-        ("https://8.8.8.8/", Reach.PUBLIC),
-        ("https://10.1.2.3/", Reach.PUBLIC),
-        ("https://sub.files.example/", Reach.PUBLIC),
-        ("http://10.1.2.3/", Reach.LISTED),
-        ("http://127.0.0.9:1234/", Reach.LISTED),
-        ("http://[fd00:1::5]/", Reach.LISTED),
-        ("http://[::ffff:10.1.2.3]/", Reach.LISTED),
-        ("http://other.example/", Reach.LISTED),
+        ("http://files.example/", AddressPolicy.ANY),
+        ("https://files.example:8443/", AddressPolicy.ANY),
+        ("http://[fd00::1]:9000/", AddressPolicy.ANY),
+        ("https://8.8.8.8/", AddressPolicy.PUBLIC),
+        ("https://10.1.2.3/", AddressPolicy.PUBLIC),
+        ("https://sub.files.example/", AddressPolicy.PUBLIC),
+        ("http://10.1.2.3/", AddressPolicy.ALLOW_LISTED),
+        ("http://127.0.0.9:1234/", AddressPolicy.ALLOW_LISTED),
+        ("http://[fd00:1::5]/", AddressPolicy.ALLOW_LISTED),
+        ("http://[::ffff:10.1.2.3]/", AddressPolicy.ALLOW_LISTED),
+        ("http://other.example/", AddressPolicy.ALLOW_LISTED),
         ("http://8.8.8.8/", None),
         ("https://10.2.0.1/", None),
         ("https://[fd00::1]/", None),
@@ -400,16 +404,16 @@ GUARD = parse_guard(["files.example", "[fd00::1]:9000", "10.1.0.0/16", "fd00:1::
 )
 def test_how_far_a_link_reaches_is_said_by_the_list(link, reach):
     if reach is None:
-        with pytest.raises(LinkRefused):
-            GUARD.reach_of(parse_link(link))
+        with pytest.raises(LinkBlocked):
+            GUARD.policy_for(parse_link(link))
     else:
-        assert GUARD.reach_of(parse_link(link)) is reach
+        assert GUARD.policy_for(parse_link(link)) is reach
 
 
 def test_a_plain_http_name_reaches_nothing_but_the_allowed_networks():
-    assert GUARD.allows_numeric("10.1.2.3", Reach.LISTED)
-    assert not GUARD.allows_numeric("8.8.8.8", Reach.LISTED)
-    assert not GUARD.allows_numeric("files.example", Reach.PUBLIC)
+    assert GUARD.allows_numeric("10.1.2.3", AddressPolicy.ALLOW_LISTED)
+    assert not GUARD.allows_numeric("8.8.8.8", AddressPolicy.ALLOW_LISTED)
+    assert not GUARD.allows_numeric("files.example", AddressPolicy.PUBLIC)
 
 
 @pytest.mark.parametrize(
@@ -449,7 +453,7 @@ def test_an_entry_that_is_not_understood_is_named(entry):
     ],
 )
 def test_upstreams_own_place_is_allowed(url, place):
-    assert RehostSettings(upstream_url=url, max_bytes=1).guard == Guard(frozenset({place}), ())
+    assert RehostSettings(upstream_url=url, max_bytes=1).guard == AllowList(frozenset({place}), ())
 
 
 def test_an_upstream_without_a_host_is_refused():

@@ -56,7 +56,7 @@ def test_the_defaults_are_those_of_the_contract():
     assert settings.upstream.breaker.failures == 5
     assert settings.upstream.breaker.open_seconds == 10
     assert settings.cache.ttl_seconds == 30 * 86_400
-    assert settings.cache.max_picture_bytes == 67_108_864
+    assert settings.cache.max_image_bytes == 67_108_864
     assert settings.cache.max_pixels == 33_000_000
     assert settings.log_format is None
 

@@ -24,9 +24,9 @@ from gateway.access.signing import (
     put_in_front,
 )
 from gateway.errors import GatewayError, StoreUnavailable
-from gateway.store.batch import ask
-from gateway.store.commands import Get, Put
-from gateway.store.protocol import Store, Verb
+from gateway.store.batch import execute
+from gateway.store.commands import CompareAndSet, Get
+from gateway.store.protocol import Command, Store
 from tests.conftest import OpenStore
 
 PATH = "/images/img-abcdefghijABCDEFGHIJ1234.png"
@@ -205,15 +205,15 @@ class Watched:
     def __init__(self, store: Store) -> None:
         self.name = store.name
         self.watch = store.watch
-        self.asked: list[Verb[object]] = []
+        self.asked: list[Command[object]] = []
         self.is_away = False
         self._store = store
 
-    async def run(self, verbs):
-        self.asked += verbs
+    async def run(self, commands):
+        self.asked += commands
         if self.is_away:
             raise StoreUnavailable
-        return await self._store.run(verbs)
+        return await self._store.execute(commands)
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ async def refusal(link: str, by: Signing) -> tuple[int, str | None]:
 
 
 async def kids(store: Store) -> list[str]:
-    record = await ask(store, Get(META, RECORD))
+    record = await execute(store, Get(META, RECORD))
     assert record is not None
     return [key.kid for key in decode_keys(record)]
 
@@ -262,14 +262,14 @@ async def test_a_rotation_is_seen_by_another_worker_and_breaks_no_live_link(
     open_store: OpenStore, clock
 ):
     async with open_store() as one, open_store() as other:
-        rotating, reading = signing(one, clock), signing(other, clock)
-        before = await reading.sign(PATH)
+        rotating, cache_policy = signing(one, clock), signing(other, clock)
+        before = await cache_policy.sign(PATH)
         kid = await rotating.rotate()
         clock.now += 1
         after = await rotating.sign(PATH)
         assert f"&kid={kid}&" in after
         assert f"&kid={kid}&" not in before
-        for worker in (rotating, reading):
+        for worker in (rotating, cache_policy):
             assert await worker.verify(before)
             assert await worker.verify(after)
         assert await signing(one, clock).verify(before)
@@ -360,9 +360,9 @@ async def test_while_the_store_is_away_known_keys_sign_and_verify(open_store: Op
         assert await worker.verify(link)
         foreign = KEYS.sign(PATH, expires_at=int(NOON) + 600)
         assert await refusal(foreign, worker) == (503, "store_unavailable")
-        for verb in (worker.rotate(), signing(store, clock).sign(PATH)):
+        for command in (worker.rotate(), signing(store, clock).sign(PATH)):
             with pytest.raises(StoreUnavailable):
-                await verb
+                await command
         store.is_away = False
         assert await refusal(foreign, worker) == (403, "link_invalid")
 
@@ -389,10 +389,10 @@ async def test_keys_of_the_settings_never_ask_the_store(open_store: OpenStore, c
 
 async def test_a_rotation_that_always_comes_too_late_gives_up(open_store: OpenStore, clock):
     class Contested(Watched):
-        async def run(self, verbs):
-            if any(isinstance(verb, Put) for verb in verbs):
+        async def run(self, commands):
+            if any(isinstance(command, CompareAndSet) for command in commands):
                 await signing(self._store, clock).rotate()
-            return await super().run(verbs)
+            return await super().run(commands)
 
     async with open_store() as store:
         await signing(store, clock).sign(PATH)

@@ -230,10 +230,10 @@ FIELDS = st.dictionaries(
 @settings(deadline=None)
 @given(FIELDS, st.binary(max_size=50), FIELDS, st.text(min_size=1, max_size=20))
 def test_whatever_is_written_arrives_whole_in_the_sdk_and_in_the_splitter(
-    fields, picture, details, message
+    fields, image, details, message
 ):
     error = {**details, "message": message}
-    encoded = base64.b64encode(picture)
+    encoded = base64.b64encode(image)
     frames = [b"".join(encode_event(COMPLETED, fields, base64=encoded)), encode_error(error)]
     stream = COMMENT + COMMENT.join(frames) + COMMENT
     written = {"type": COMPLETED, "b64_json": encoded.decode(), **fields}
@@ -248,7 +248,7 @@ def test_a_name_that_would_break_a_client_is_refused(name):
         encode_event(name, {}, base64=b"eA==")
 
 
-def test_foreign_keys_cannot_say_another_type_or_make_an_error_of_a_picture():
+def test_foreign_keys_cannot_say_another_type_or_make_an_error_of_a_image():
     foreign = {"type": "x", "b64_json": "x", "error": {"message": "x"}}
     assert encode_event(COMPLETED, foreign, base64=b"eA==") == encode_event(
         COMPLETED, {}, base64=b"eA=="

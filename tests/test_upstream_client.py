@@ -25,7 +25,7 @@ from tests.scripted_upstream import (
     error,
     hang,
     http,
-    pictures,
+    images,
     reset,
     then,
     upstream,
@@ -34,7 +34,7 @@ from tests.scripted_upstream import (
 
 async def failure_of(client: UpstreamClient, *, n: int = 1) -> UpstreamFailure:
     with pytest.raises(UpstreamFailure) as caught:
-        await client.generate(REQUEST, pictures=n)
+        await client.generate(REQUEST, images=n)
     assert KEY not in json.dumps(caught.value.to_dict())
     assert "127.0.0.1" not in json.dumps(caught.value.to_dict())
     return caught.value
@@ -50,10 +50,10 @@ async def failure_after(*replies: Reply, **settings: object) -> UpstreamFailure:
 
 async def test_the_request_on_the_wire_is_ours_to_the_last_byte():
     async with upstream(GOOD) as script, client_of(script) as client:
-        answered = await client.generate(REQUEST, pictures=2)
+        answered = await client.generate(REQUEST, images=2)
     host = script.url.removeprefix("http://").removesuffix("/v1")
     sent = b'{"model":"painter","prompt":"otter","n":2,"user":"ann"}'
-    assert answered.pictures[0].data == PIXELS
+    assert answered.images[0].data == PIXELS
     assert answered.upstream_request_id == "req_up"
     assert script.bodies == [sent]
     lines = script.heads[0].strip().split("\r\n")
@@ -71,16 +71,16 @@ async def test_the_request_on_the_wire_is_ours_to_the_last_byte():
 
 async def test_a_header_of_another_name_carries_the_key_alone():
     async with upstream(GOOD) as script, client_of(script, auth_header="api-key") as client:
-        await client.generate(REQUEST, pictures=1)
+        await client.generate(REQUEST, images=1)
     assert f"\r\napi-key: {KEY}\r\n" in script.heads[0]
     assert "Authorization" not in script.heads[0]
 
 
 async def test_nothing_is_kept_between_calls_but_the_connection():
-    reply = http(200, pictures(PIXELS), Set_Cookie="__cf_bm=tenant; Path=/")
+    reply = http(200, images(PIXELS), Set_Cookie="__cf_bm=tenant; Path=/")
     async with upstream(reply) as script, client_of(script) as client:
-        await client.generate(REQUEST, pictures=1)
-        await client.generate(REQUEST, pictures=1)
+        await client.generate(REQUEST, images=1)
+        await client.generate(REQUEST, images=1)
     assert script.connections == 1
     assert script.heads[0] == script.heads[1]
 
@@ -88,7 +88,7 @@ async def test_nothing_is_kept_between_calls_but_the_connection():
 async def test_the_environment_names_no_proxy_and_no_password(monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     async with upstream(GOOD) as script, client_of(script) as client:
-        assert await client.generate(REQUEST, pictures=1)
+        assert await client.generate(REQUEST, images=1)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ async def test_forty_purchases_at_once_all_have_a_connection():
         writer.write(GOOD)
 
     async with upstream(together_only) as script, client_of(script, timeout_seconds=20) as client:
-        await asyncio.gather(*(client.generate(REQUEST, pictures=1) for _ in range(40)))
+        await asyncio.gather(*(client.generate(REQUEST, images=1) for _ in range(40)))
     assert script.connections == 40
 
 
@@ -146,31 +146,31 @@ async def test_forty_purchases_at_once_all_have_a_connection():
 
 
 async def test_a_stubborn_upstream_may_compress():
-    body = gzip.compress(pictures(PIXELS))
+    body = gzip.compress(images(PIXELS))
     reply = http(200, body, Content_Encoding="gzip")
     async with upstream(reply) as script, client_of(script) as client:
-        assert (await client.generate(REQUEST, pictures=1)).pictures[0].data == PIXELS
+        assert (await client.generate(REQUEST, images=1)).images[0].data == PIXELS
 
 
 async def test_a_large_answer_arrives_whole():
     large = bytes(range(256)) * 30_000
-    reply = http(200, pictures(large))
+    reply = http(200, images(large))
     async with upstream(reply) as script, client_of(script) as client:
-        assert (await client.generate(REQUEST, pictures=1)).pictures[0].data == large
+        assert (await client.generate(REQUEST, images=1)).images[0].data == large
 
 
-async def test_a_wrong_picture_stands_beside_the_good_one():
-    body = pictures(PIXELS, b"").replace(b'""', b'"###"')
+async def test_a_wrong_image_stands_beside_the_good_one():
+    body = images(PIXELS, b"").replace(b'""', b'"###"')
     async with upstream(http(200, body)) as script, client_of(script) as client:
-        answered = await client.generate(REQUEST, pictures=2)
-    assert [picture.data for picture in answered.pictures] == [PIXELS, None]
+        answered = await client.generate(REQUEST, images=2)
+    assert [image.data for image in answered.images] == [PIXELS, None]
 
 
 async def test_a_connection_that_died_idle_costs_nothing():
     async with upstream(then(GOOD, cut), GOOD) as script, client_of(script) as client:
-        await client.generate(REQUEST, pictures=1)
+        await client.generate(REQUEST, images=1)
         await asyncio.sleep(0.1)
-        await client.generate(REQUEST, pictures=1)
+        await client.generate(REQUEST, images=1)
     assert script.connections == 2
 
 
@@ -178,7 +178,7 @@ async def test_a_connection_that_died_idle_costs_nothing():
 
 HTML = b"<html>sorry</html>"
 PART = GOOD[:-10]
-OVERSIZED = http(200, pictures(b"x" * 3_000_000))
+OVERSIZED = http(200, images(b"x" * 3_000_000))
 
 
 @pytest.mark.parametrize(
@@ -205,10 +205,10 @@ OVERSIZED = http(200, pictures(b"x" * 3_000_000))
         ),
         pytest.param(http(200, HTML), 502, "upstream_error", Charge.UNDELIVERED, id="200 html"),
         pytest.param(
-            http(200, pictures()), 502, "upstream_error", Charge.UNDELIVERED, id="200 empty"
+            http(200, images()), 502, "upstream_error", Charge.UNDELIVERED, id="200 empty"
         ),
         pytest.param(
-            http(200, pictures(PIXELS)[:-9]),
+            http(200, images(PIXELS)[:-9]),
             502,
             "upstream_error",
             Charge.UNDELIVERED,
@@ -230,7 +230,7 @@ OVERSIZED = http(200, pictures(b"x" * 3_000_000))
     ],
 )
 async def test_what_upstream_did_decides_answer_and_charge(reply, status, code, charge):
-    failure = await failure_after(reply, max_picture_bytes=1_000_000)
+    failure = await failure_after(reply, max_image_bytes=1_000_000)
     assert (failure.status, failure.code, failure.charge) == (status, code, charge)
     assert failure.source == "upstream"
 
@@ -370,13 +370,13 @@ async def test_a_trial_that_is_cancelled_makes_room_for_the_next():
     ):
         await failure_of(client)
         clock.now += 10
-        trial = asyncio.create_task(client.generate(REQUEST, pictures=1))
+        trial = asyncio.create_task(client.generate(REQUEST, images=1))
         await arrived.wait()
         assert (await failure_of(client)).code == "upstream_unavailable"
         trial.cancel()
         with pytest.raises(asyncio.CancelledError):
             await trial
-        assert (await client.generate(REQUEST, pictures=1)).pictures[0].data == PIXELS
+        assert (await client.generate(REQUEST, images=1)).images[0].data == PIXELS
 
 
 # ── retries ─────────────────────────────────────────────────────────────────────────────────
@@ -399,8 +399,8 @@ async def test_a_retry_that_helps_is_not_noticed(first, waits):
         upstream(first, GOOD) as script,
         client_of(script, pace=clock.pace, notes=notes) as client,
     ):
-        answered = await client.generate(REQUEST, pictures=1)
-    assert answered.pictures[0].data == PIXELS
+        answered = await client.generate(REQUEST, images=1)
+    assert answered.images[0].data == PIXELS
     assert clock.slept == waits
     assert notes.retries == 1
     assert notes.attempts[-1] == ("painter", 200)
@@ -466,7 +466,7 @@ async def test_an_upstream_that_comes_back_is_reached():
         client = await stack.enter_async_context(
             client_of(script, pace=Pace(clock=lambda: clock.now, sleep=revive))
         )
-        assert (await client.generate(REQUEST, pictures=1)).pictures[0].data == PIXELS
+        assert (await client.generate(REQUEST, images=1)).images[0].data == PIXELS
         for task in script.tasks:
             task.cancel()
         await asyncio.gather(*script.tasks, return_exceptions=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from gateway.errors import Charge, UpstreamFailure
-from gateway.images import Answered, ImageRequest, PartialImage, Usage
+from gateway.images import ImageRequest, PartialImage, UpstreamAnswer, Usage
 from gateway.upstream.client import UpstreamClient
 from tests.scripted_upstream import (
     GOOD,
@@ -26,7 +26,7 @@ from tests.scripted_upstream import (
     error,
     hang,
     http,
-    pictures,
+    images,
     reset,
     then,
     upstream,
@@ -92,10 +92,10 @@ class Listener:
         self.heard.append("open")
 
     @property
-    def previews(self) -> list[tuple[int, bytes]]:
+    def partial_images(self) -> list[tuple[int, bytes]]:
         return [(image.index, image.data) for image in self.heard if image != "open"]
 
-    async def buy(self, client: UpstreamClient, request: ImageRequest = REQUEST) -> Answered:
+    async def buy(self, client: UpstreamClient, request: ImageRequest = REQUEST) -> UpstreamAnswer:
         return await client.stream(request, on_partial=self.on_partial, on_open=self.on_open)
 
     async def fail(self, client: UpstreamClient) -> UpstreamFailure:
@@ -124,9 +124,9 @@ async def test_previews_are_reported_and_the_last_event_is_the_answer():
         PartialImage(0, PREVIEWS[0], shown),
         PartialImage(1, PREVIEWS[1], shown),
     ]
-    assert [picture.data for picture in answered.pictures] == [PIXELS]
+    assert [image.data for image in answered.images] == [PIXELS]
     assert answered.usage == Usage(text_in=7, image_out=4360)
-    assert dict(answered.shown) == shown
+    assert dict(answered.echoed) == shown
     assert answered.upstream_request_id == "req_up"
     assert [json.loads(body) for body in script.bodies] == [
         {"model": "painter", "prompt": "otter", "stream": True, "partial_images": 2}
@@ -136,7 +136,7 @@ async def test_previews_are_reported_and_the_last_event_is_the_answer():
 async def test_no_partial_images_are_asked_for_when_none_are_wanted():
     request = ImageRequest(model="painter", prompt="otter", stream=True)
     async with buying(sse(completed())) as (listener, client, script):
-        assert (await listener.buy(client, request)).pictures[0].data == PIXELS
+        assert (await listener.buy(client, request)).images[0].data == PIXELS
     assert json.loads(script.bodies[0]) == {"model": "painter", "prompt": "otter", "stream": True}
     assert listener.heard == ["open"]
 
@@ -159,7 +159,7 @@ async def test_a_preview_is_there_before_the_next_one_is_made():
 
     async with buying(paint) as (_, client, _):
         answered = await client.stream(REQUEST, on_partial=on_partial, on_open=on_open)
-    assert answered.pictures[0].data == PIXELS
+    assert answered.images[0].data == PIXELS
 
 
 async def test_the_head_alone_opens_the_stream():
@@ -182,8 +182,8 @@ async def test_the_head_alone_opens_the_stream():
 async def test_wherever_the_chunks_end_the_stream_is_the_same(split):
     stream = sse(b": hello\n\n", partial(0), b": hello\n\n", completed(), split=split)
     async with buying(stream) as (listener, client, _):
-        assert (await listener.buy(client)).pictures[0].data == PIXELS
-    assert listener.previews == [(0, PREVIEWS[0])]
+        assert (await listener.buy(client)).images[0].data == PIXELS
+    assert listener.partial_images == [(0, PREVIEWS[0])]
 
 
 @pytest.mark.parametrize(
@@ -204,8 +204,8 @@ async def test_wherever_the_chunks_end_the_stream_is_the_same(split):
 )
 async def test_a_stream_of_another_spelling_is_taken(stream):
     async with buying(then(stream, cut)) as (listener, client, _):
-        assert (await listener.buy(client)).pictures[0].data == PIXELS
-    assert listener.previews == [(0, PREVIEWS[0])]
+        assert (await listener.buy(client)).images[0].data == PIXELS
+    assert listener.partial_images == [(0, PREVIEWS[0])]
 
 
 @pytest.mark.parametrize("end", [cut, reset])
@@ -215,47 +215,47 @@ async def test_what_had_come_when_the_connection_was_lost_is_heard(end):
     async with buying(then(HEAD + chunk(partial(0)), rest)) as (listener, client, _):
         listener.pause = a_while
         answered = await listener.buy(client)
-    assert listener.previews == list(enumerate(PREVIEWS))
-    assert [picture.data for picture in answered.pictures] == [PIXELS]
+    assert listener.partial_images == list(enumerate(PREVIEWS))
+    assert [image.data for image in answered.images] == [PIXELS]
 
 
 async def a_while() -> None:
     await asyncio.sleep(0.1)
 
 
-async def test_a_stream_that_stays_open_after_its_picture_is_left():
+async def test_a_stream_that_stays_open_after_its_image_is_left():
     async with buying(then(HEAD + chunk(completed()), hang)) as (listener, client, _):
         async with asyncio.timeout(5):
-            assert (await listener.buy(client)).pictures[0].data == PIXELS
+            assert (await listener.buy(client)).images[0].data == PIXELS
 
 
 async def test_a_compressed_stream_is_unpacked_as_it_comes():
     body = gzip.compress(partial(0) + completed())
     stream = HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n") + chunk(body) + END
     async with buying(stream) as (listener, client, _):
-        assert (await listener.buy(client)).pictures[0].data == PIXELS
-    assert listener.previews == [(0, PREVIEWS[0])]
+        assert (await listener.buy(client)).images[0].data == PIXELS
+    assert listener.partial_images == [(0, PREVIEWS[0])]
 
 
-async def test_pictures_of_many_megabytes_arrive_whole():
+async def test_images_of_many_megabytes_arrive_whole():
     large = os.urandom(12_000_000)
     async with buying(sse(partial(0, large), completed(large))) as (listener, client, _):
         answered = await listener.buy(client)
-    assert answered.pictures[0].data == large
-    assert listener.previews == [(0, large)]
+    assert answered.images[0].data == large
+    assert listener.partial_images == [(0, large)]
 
 
-@pytest.mark.parametrize("reply", [GOOD, http(200, pictures(PIXELS), Content_Type="text/json")])
+@pytest.mark.parametrize("reply", [GOOD, http(200, images(PIXELS), Content_Type="text/json")])
 async def test_a_plain_answer_is_taken_where_a_stream_was_asked_for(reply):
     async with buying(reply) as (listener, client, _):
-        assert (await listener.buy(client)).pictures[0].data == PIXELS
+        assert (await listener.buy(client)).images[0].data == PIXELS
     assert listener.heard == ["open"]
 
 
-async def test_a_damaged_picture_is_an_empty_one_with_its_usage():
+async def test_a_damaged_image_is_an_empty_one_with_its_usage():
     async with buying(sse(completed(b64_json="###"))) as (listener, client, _):
         answered = await listener.buy(client)
-    assert answered.pictures[0].data is None
+    assert answered.images[0].data is None
     assert answered.usage == Usage(text_in=7, image_out=4360)
 
 
@@ -310,7 +310,7 @@ def told(status: int, code: str) -> tuple[int, str, Charge]:
             sse(error_frame(code="invalid_api_key")), told(502, "upstream_auth"), 502, id="key"
         ),
         pytest.param(http(200, HTML, Content_Type="text/html"), UNDELIVERED, 200, id="html"),
-        pytest.param(http(200, pictures()), UNDELIVERED, 200, id="plain and empty"),
+        pytest.param(http(200, images()), UNDELIVERED, 200, id="plain and empty"),
         pytest.param(error(400, "c"), (400, "c", Charge.FREE), 400, id="400"),
         pytest.param(error(500, "c"), (500, "c", Charge.ASSUMED_FREE), 500, id="500"),
         pytest.param(http(504, HTML), (504, "upstream_error", Charge.PRESUMED), 504, id="edge"),
@@ -319,7 +319,7 @@ def told(status: int, code: str) -> tuple[int, str, Charge]:
 async def test_what_the_stream_did_decides_answer_and_charge(reply, expected, seen):
     """And it is tried once: nothing that was received is bought a second time."""
     notes = Notes()
-    async with buying(reply, notes=notes, max_picture_bytes=1_000_000) as (
+    async with buying(reply, notes=notes, max_image_bytes=1_000_000) as (
         listener,
         client,
         script,
@@ -363,7 +363,7 @@ async def test_who_listens_slowly_is_waited_for_and_not_flooded():
             await writer.drain()
             sent += 1
 
-    async with buying(flood, max_picture_bytes=64_000_000, timeout_seconds=20) as (
+    async with buying(flood, max_image_bytes=64_000_000, timeout_seconds=20) as (
         listener,
         client,
         _,
@@ -371,7 +371,7 @@ async def test_who_listens_slowly_is_waited_for_and_not_flooded():
         listener.pause = is_open.wait
         purchase = asyncio.create_task(listener.buy(client))
         await asyncio.sleep(0.5)
-        assert len(listener.previews) == 1
+        assert len(listener.partial_images) == 1
         assert sent < 100
         purchase.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -395,7 +395,7 @@ async def test_what_is_refused_before_the_200_is_tried_again_unnoticed():
     async with buying(
         error(503), error(429, "slow_down", Retry_After="7"), WHOLE, pace=clock.pace, notes=notes
     ) as (listener, client, script):
-        assert (await listener.buy(client)).pictures[0].data == PIXELS
+        assert (await listener.buy(client)).images[0].data == PIXELS
     assert clock.slept == [0.5, 7.0]
     assert notes.attempts == [("painter", 503), ("painter", 429), ("painter", 200)]
     assert notes.retries == 2
@@ -443,7 +443,7 @@ async def test_a_stream_that_answers_in_any_way_keeps_it_closed(answer):
         GOOD,
         notes=notes,
         breaker_failures=2,
-        max_picture_bytes=10**6,
+        max_image_bytes=10**6,
     ) as (listener, client, _):
         for _ in range(3):
             with contextlib.suppress(UpstreamFailure):
@@ -456,7 +456,7 @@ async def test_plain_and_streamed_purchases_share_the_breaker():
     async with buying(sse(FAILED), breaker_failures=1) as (listener, client, _):
         await listener.fail(client)
         with pytest.raises(UpstreamFailure) as caught:
-            await client.generate(REQUEST, pictures=1)
+            await client.generate(REQUEST, images=1)
     assert caught.value.code == "upstream_unavailable"
 
 
@@ -475,4 +475,4 @@ async def test_a_trial_whose_caller_is_cancelled_makes_room_for_the_next():
         trial.cancel()
         with pytest.raises(asyncio.CancelledError):
             await trial
-        assert (await Listener().buy(client)).pictures[0].data == PIXELS
+        assert (await Listener().buy(client)).images[0].data == PIXELS

@@ -136,13 +136,13 @@ def test_a_new_model_needs_rows_and_no_code():
         "rules": [
             {
                 "when": {"seed": {"below": 1}, "tiled": {"equals": True}},
-                "error": {"message": "A tiled picture needs a seed.", "param": "seed"},
+                "error": {"message": "A tiled image needs a seed.", "param": "seed"},
             }
         ],
     }
     catalog = parse_catalog(data, file="models.yaml")
     body = {"model": "brush-9", "prompt": "x", "tiled": True}
-    assert refusal(body, catalog).message == "A tiled picture needs a seed."
+    assert refusal(body, catalog).message == "A tiled image needs a seed."
     accepted = validate({**body, "seed": 3, "mood": "calm"}, catalog)
     assert accepted.parameters == {"tiled": True, "seed": 3, "mood": "calm"}
     assert validate({**body, "tiled": False}, catalog).parameters == {}

@@ -114,7 +114,7 @@ def test_user_may_be_any_json(model, user):
     assert "'user' is forwarded as given" in refused.headers[HINT]
     accepted = ask(model, lenient=True, user=user)
     assert accepted == replace(ask(model), user=user)
-    sent = json.loads(forwarded_body(accepted, pictures=1))
+    sent = json.loads(forwarded_body(accepted, images=1))
     assert json.dumps(sent["user"]) == json.dumps(user)  # as text: in Python 1 == True
     assert accepted.user_text == json.dumps(user)
 
@@ -174,7 +174,7 @@ def test_a_new_row_brings_its_own_tolerance():
 # ── what is refused in both modes ───────────────────────────────────────────────────────────
 
 REFUSED = [
-    # It would change the picture.
+    # It would change the image.
     (D2 + GPT, {"style": "natural"}, unknown("style")),
     (DALLE, {"background": "transparent"}, unknown("background")),
     (DALLE, {"output_format": "webp"}, unknown("output_format")),

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from gateway.errors import Charge, UpstreamFailure
 from gateway.images import (
-    Answered,
     ImageRequest,
     PartialImage,
-    UpstreamPicture,
+    UpstreamAnswer,
+    UpstreamImage,
     Usage,
 )
 from gateway.net.sse import Event
@@ -28,7 +28,7 @@ def answer(**fields) -> bytes:
     return json.dumps({"created": 1, "data": [{"b64_json": ENCODED}]} | fields).encode()
 
 
-def parse(body: bytes) -> Answered:
+def parse(body: bytes) -> UpstreamAnswer:
     return answers.parse_answer(body, upstream_request_id="req_up")
 
 
@@ -46,7 +46,7 @@ def error(**fields) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("request_", "pictures", "expected"),
+    ("request_", "images", "expected"),
     [
         (ImageRequest(model="m", prompt="otter"), 1, {"model": "m", "prompt": "otter"}),
         (
@@ -85,8 +85,8 @@ def error(**fields) -> bytes:
         ),
     ],
 )
-def test_the_body_holds_what_was_asked_for_and_nothing_else(request_, pictures, expected):
-    assert json.loads(requests.forwarded_body(request_, pictures=pictures)) == expected
+def test_the_body_holds_what_was_asked_for_and_nothing_else(request_, images, expected):
+    assert json.loads(requests.forwarded_body(request_, images=images)) == expected
 
 
 @pytest.mark.parametrize(
@@ -100,12 +100,12 @@ def test_a_stream_is_asked_for_beside_what_is_asked_for_anyway(partial_images, e
         parameters=MappingProxyType({"size": "512x512"}),
         partial_images=partial_images,
     )
-    plain = json.loads(requests.forwarded_body(request, pictures=1))
-    streaming = json.loads(requests.forwarded_body(request, pictures=1, stream=True))
+    plain = json.loads(requests.forwarded_body(request, images=1))
+    streaming = json.loads(requests.forwarded_body(request, images=1, stream=True))
     assert streaming == plain | expected
 
 
-# ── pictures back ───────────────────────────────────────────────────────────────────────────
+# ── images back ───────────────────────────────────────────────────────────────────────────
 
 
 def test_a_full_answer_is_read():
@@ -124,9 +124,9 @@ def test_a_full_answer_is_read():
             },
         )
     )
-    assert answered.pictures == (UpstreamPicture(data=PIXELS),)
+    assert answered.images == (UpstreamImage(data=PIXELS),)
     assert answered.usage == Usage(10, 4, 370, 10, has_output_details=True)
-    assert dict(answered.shown) == {
+    assert dict(answered.echoed) == {
         "background": "opaque",
         "output_format": "png",
         "quality": "low",
@@ -155,34 +155,34 @@ LARGE_ENCODED = base64.b64encode(LARGE).decode()
         ('\ufeff{"data":[{"b64_json":"%s"}],"n":NaN}', [LARGE]),
     ],
 )
-def test_a_large_picture_is_read_like_a_small_one(text: str, expected: list[bytes | None]) -> None:
+def test_a_large_image_is_read_like_a_small_one(text: str, expected: list[bytes | None]) -> None:
     body = text.replace("%s", LARGE_ENCODED).encode()
-    assert [picture.data for picture in parse(body).pictures] == expected
+    assert [image.data for image in parse(body).images] == expected
 
 
-def test_a_large_picture_with_escapes_in_its_base64_is_a_picture() -> None:
+def test_a_large_image_with_escapes_in_its_base64_is_a_image() -> None:
     slashes = base64.b64encode(b"\xff" * 120_000).decode()
     body = answer(data=[{"b64_json": slashes}]).replace(b"/", rb"\/")
-    assert parse(body).pictures[0].data == b"\xff" * 120_000
+    assert parse(body).images[0].data == b"\xff" * 120_000
 
 
-def test_large_base64_that_is_no_picture_of_the_answer_stays_where_it_is() -> None:
-    preview = {"b64_json": LARGE_ENCODED}
-    picture = {"b64_json": LARGE_ENCODED, "preview": preview}
-    (found,) = parse(answer(data=[picture], previews=[preview])).pictures
+def test_large_base64_that_is_no_image_of_the_answer_stays_where_it_is() -> None:
+    partial_image = {"b64_json": LARGE_ENCODED}
+    image = {"b64_json": LARGE_ENCODED, "preview": partial_image}
+    (found,) = parse(answer(data=[image], partial_images=[partial_image])).images
     assert found.data == LARGE
-    assert found.extra == {"preview": preview}
+    assert found.extra == {"preview": partial_image}
 
 
 def test_a_link_stays_as_it_is_to_the_byte():
     link = "https://h.example/img.png?st=2025-01-01T00%3A00%3A00Z&sig=a%2Bb%2F%3d&x=é"
     body = answer(data=[{"url": link, "revised_prompt": "An otter", "b64_json": None}])
-    assert parse(body).pictures == (UpstreamPicture(url=link, revised_prompt="An otter"),)
+    assert parse(body).images == (UpstreamImage(url=link, revised_prompt="An otter"),)
 
 
 def test_null_and_empty_links_are_no_links():
     body = answer(data=[{"b64_json": ENCODED, "url": None}, {"b64_json": ENCODED, "url": ""}])
-    assert parse(body).pictures == (UpstreamPicture(data=PIXELS), UpstreamPicture(data=PIXELS))
+    assert parse(body).images == (UpstreamImage(data=PIXELS), UpstreamImage(data=PIXELS))
 
 
 @pytest.mark.parametrize(
@@ -199,19 +199,19 @@ def test_null_and_empty_links_are_no_links():
         "text",
     ],
 )
-def test_a_damaged_picture_keeps_its_place_among_good_ones(element):
+def test_a_damaged_image_keeps_its_place_among_good_ones(element):
     good = {"b64_json": ENCODED}
-    pictures = parse(answer(data=[good, element, good])).pictures
-    assert [picture.data for picture in pictures] == [PIXELS, None, PIXELS]
+    images = parse(answer(data=[good, element, good])).images
+    assert [image.data for image in images] == [PIXELS, None, PIXELS]
 
 
-def test_unknown_keys_of_a_picture_are_kept():
+def test_unknown_keys_of_a_image_are_kept():
     body = answer(data=[{"b64_json": ENCODED, "seed": 7}])
-    assert dict(parse(body).pictures[0].extra) == {"seed": 7}
+    assert dict(parse(body).images[0].extra) == {"seed": 7}
 
 
 def test_echoes_that_are_not_text_are_ignored():
-    assert dict(parse(answer(size=None, quality=3, background="opaque")).shown) == {
+    assert dict(parse(answer(size=None, quality=3, background="opaque")).echoed) == {
         "background": "opaque"
     }
 
@@ -260,7 +260,7 @@ def test_usage_counts_only_when_one_can_bill_by_it(usage, expected):
         error(message="Incorrect API key provided: sk-secret", code="invalid_api_key"),
     ],
 )
-def test_a_200_without_pictures_was_paid_and_says_nothing_of_its_own(body):
+def test_a_200_without_images_was_paid_and_says_nothing_of_its_own(body):
     failure = failed(body)
     assert (failure.status, failure.type, failure.code) == (502, "server_error", "upstream_error")
     assert failure.charge is Charge.UNDELIVERED
@@ -270,7 +270,7 @@ def test_a_200_without_pictures_was_paid_and_says_nothing_of_its_own(body):
     assert "sk-secret" not in json.dumps(failure.body)
 
 
-def test_usage_of_an_answer_without_pictures_is_known_to_the_books():
+def test_usage_of_an_answer_without_images_is_known_to_the_books():
     failure = failed(answer(data=[], usage={"input_tokens": 9, "output_tokens": 50}))
     assert failure.usage == Usage(text_in=9, image_out=50)
 
@@ -278,14 +278,14 @@ def test_usage_of_an_answer_without_pictures_is_known_to_the_books():
 @pytest.mark.parametrize(
     ("text", "revised"), [(r"an otter \ud83e", "an otter ?"), (r"\ud83e\udda6", "\U0001f9a6")]
 )
-def test_a_prompt_cut_inside_an_emoji_does_not_cost_the_picture(text, revised):
+def test_a_prompt_cut_inside_an_emoji_does_not_cost_the_image(text, revised):
     body = f'{{"data": [{{"b64_json": "{ENCODED}", "revised_prompt": "{text}"}}]}}'.encode()
-    assert parse(body).pictures == (UpstreamPicture(data=PIXELS, revised_prompt=revised),)
+    assert parse(body).images == (UpstreamImage(data=PIXELS, revised_prompt=revised),)
 
 
 @pytest.mark.parametrize("body", [b"\xef\xbb\xbf" + answer(), answer(seconds=float("nan"))])
-def test_sloppy_json_does_not_cost_the_picture(body):
-    assert parse(body).pictures[0].data == PIXELS
+def test_sloppy_json_does_not_cost_the_image(body):
+    assert parse(body).images[0].data == PIXELS
 
 
 # ── streams back ────────────────────────────────────────────────────────────────────────────
@@ -310,7 +310,7 @@ def test_a_partial_image_is_read_with_its_number_and_what_is_shown():
     assert hear(PARTIAL, data | ECHOES) == PartialImage(2, PIXELS, ECHOES)
 
 
-def test_the_completed_picture_is_an_answer_of_one():
+def test_the_completed_image_is_an_answer_of_one():
     usage = {
         "input_tokens": 7,
         "output_tokens": 4460,
@@ -319,10 +319,10 @@ def test_the_completed_picture_is_an_answer_of_one():
     }
     data = {"type": COMPLETED, "b64_json": ENCODED, "created_at": 1, "usage": usage}
     answered = hear(COMPLETED, data | ECHOES | {"revised_prompt": "An otter", "seed": 7})
-    assert answered == Answered(
-        pictures=(UpstreamPicture(PIXELS, revised_prompt="An otter", extra={"seed": 7}),),
+    assert answered == UpstreamAnswer(
+        images=(UpstreamImage(PIXELS, revised_prompt="An otter", extra={"seed": 7}),),
         usage=Usage(text_in=7, image_out=4460),
-        shown=ECHOES,
+        echoed=ECHOES,
         upstream_request_id="req_up",
     )
 
@@ -340,8 +340,8 @@ def test_the_completed_picture_is_an_answer_of_one():
 )
 def test_an_event_is_known_by_its_data_and_else_by_its_name(name, data):
     answered = hear(name, data)
-    assert isinstance(answered, Answered)
-    assert answered.pictures == (UpstreamPicture(PIXELS),)
+    assert isinstance(answered, UpstreamAnswer)
+    assert answered.images == (UpstreamImage(PIXELS),)
 
 
 @pytest.mark.parametrize(
@@ -375,14 +375,14 @@ def test_a_large_partial_image_is_read_like_a_small_one():
     assert hear(PARTIAL, data | {"b64_json": LARGE_ENCODED + "!"}) is None
 
 
-def test_a_large_completed_picture_is_read_like_a_small_one():
-    preview = {"b64_json": LARGE_ENCODED}
+def test_a_large_completed_image_is_read_like_a_small_one():
+    partial_image = {"b64_json": LARGE_ENCODED}
     data = {"type": COMPLETED, "b64_json": LARGE_ENCODED}
-    plain, odd = hear(COMPLETED, data), hear(COMPLETED, data | {"preview": preview})
-    assert isinstance(plain, Answered)
-    assert isinstance(odd, Answered)
-    assert plain.pictures == (UpstreamPicture(LARGE),)
-    assert odd.pictures == (UpstreamPicture(LARGE, extra={"preview": preview}),)
+    plain, odd = hear(COMPLETED, data), hear(COMPLETED, data | {"preview": partial_image})
+    assert isinstance(plain, UpstreamAnswer)
+    assert isinstance(odd, UpstreamAnswer)
+    assert plain.images == (UpstreamImage(LARGE),)
+    assert odd.images == (UpstreamImage(LARGE, extra={"preview": partial_image}),)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", HTML, b'{"b64_json": "' + ENCODED.encode(), b"[]"])
@@ -394,11 +394,11 @@ def test_a_completed_event_that_cannot_be_read_was_paid(data):
     assert failure.upstream_request_id == "req_up"
 
 
-def test_a_completed_event_with_a_damaged_picture_keeps_its_usage():
+def test_a_completed_event_with_a_damaged_image_keeps_its_usage():
     usage = {"input_tokens": 9, "output_tokens": 50}
     answered = hear(COMPLETED, {"type": COMPLETED, "b64_json": "###", "usage": usage})
-    assert isinstance(answered, Answered)
-    assert answered.pictures == (UpstreamPicture(),)
+    assert isinstance(answered, UpstreamAnswer)
+    assert answered.images == (UpstreamImage(),)
     assert answered.usage == Usage(text_in=9, image_out=50)
 
 
@@ -475,12 +475,12 @@ def test_a_key_refused_in_a_stream_is_told_neutrally():
 
 
 def test_secrets_are_looked_for_in_errors_only():
-    """In a picture, or in a prompt that a caller wrote, the same letters are nobody's secret."""
+    """In an image, or in a prompt that a caller wrote, the same letters are nobody's secret."""
     answered = hear(
         COMPLETED, {"b64_json": ENCODED, "revised_prompt": "sk-secret"}, unspoken=[b"sk-secret"]
     )
-    assert isinstance(answered, Answered)
-    assert answered.pictures[0].revised_prompt == "sk-secret"
+    assert isinstance(answered, UpstreamAnswer)
+    assert answered.images[0].revised_prompt == "sk-secret"
 
 
 EVENT_NAMES = st.sampled_from([PARTIAL, COMPLETED, "error", "ping", None])
@@ -716,7 +716,7 @@ def written(failure: UpstreamFailure) -> bytes:
     return json.dumps(failure.to_dict(), allow_nan=False, ensure_ascii=False).encode()
 
 
-def outcome(body: bytes) -> Answered | UpstreamFailure:
+def outcome(body: bytes) -> UpstreamAnswer | UpstreamFailure:
     try:
         return parse(body)
     except UpstreamFailure as failure:
@@ -725,10 +725,10 @@ def outcome(body: bytes) -> Answered | UpstreamFailure:
 
 @settings(deadline=None)
 @given(body=bodies)
-def test_any_answer_is_pictures_or_our_error(body):
+def test_any_answer_is_images_or_our_error(body):
     result = outcome(body)
-    if isinstance(result, Answered):
-        assert result.pictures
+    if isinstance(result, UpstreamAnswer):
+        assert result.images
         return
     assert result.charge is Charge.UNDELIVERED
     assert written(result)

@@ -48,7 +48,7 @@ def find_wrk() -> str:
 async def flood(
     wrk: str, client: Client, body: Mapping[str, Any], *, seconds: int, keep_alive: bool
 ) -> Flood:
-    """Asks for the same picture over and over."""
+    """Asks for the same image over and over."""
     headers = [f"Authorization: Bearer {client.secret}", "Content-Type: application/json"]
     if not keep_alive:
         headers.append("Connection: close")

@@ -18,9 +18,9 @@ SHOWN_PREFIX: Final = 6
 MICROS: Final = 1_000_000
 MOST: Final = 2**52
 """The largest limit, in its unit or in micro-dollars: exact in every store."""
-MOST_A_MINUTE: Final = 10**8
+MAX_A_MINUTE: Final = 10**8
 """The largest bucket: its level in 1/60,000,000 of a request must be exact too."""
-MOST_SECONDS: Final = 253_402_300_799
+MAX_SECONDS: Final = 253_402_300_799
 """The last Unix second of the year 9999: what calendars can show."""
 MAX_ECHO: Final = 200
 """Characters of a caller's own text that an error message repeats."""
@@ -31,11 +31,11 @@ Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.@+:/ -]+
 
 Validation: TypeAlias = Literal["strict", "lenient"]
 Scope: TypeAlias = Literal["global", "team", "key"]
-"""Whose pictures answer a key's questions, and whom its own answer (CONTRACT §6 *Scope*)."""
+"""Whose images answer a key's questions, and whom its own answer (CONTRACT §6 *Scope*)."""
 """What becomes of parameters that the API reference does not allow (CONTRACT §5)."""
 
 
-class Hashed(BaseModel):
+class SecretHash(BaseModel):
     """One secret that opens a key; `expires_at` is set on one that is being rotated out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,7 +52,7 @@ class KeyRecord(BaseModel):
     id: str
     name: str
     prefix: str
-    secrets: tuple[Hashed, ...]
+    secrets: tuple[SecretHash, ...]
     team: str | None = None
     models: tuple[str, ...] | None = None
     limits: Mapping[str, Decimal] = Field(default_factory=dict)
@@ -97,7 +97,7 @@ class KeySpec(BaseModel):
     scope: Scope | None = None
     reuse: str | None = None
     allow_no_cache: bool | None = None
-    expires_at: Annotated[int, Field(gt=0, le=MOST_SECONDS)] | None = None
+    expires_at: Annotated[int, Field(gt=0, le=MAX_SECONDS)] | None = None
 
     @field_validator("limits", mode="after")
     @classmethod
@@ -122,10 +122,10 @@ def _limit_value(name: str, value: object) -> Decimal:
     if name not in LIMITS:
         near = difflib.get_close_matches(name, LIMITS, n=1, cutoff=0.0)
         raise ValueError(f"Unknown limit '{name[:MAX_ECHO]}'. Did you mean '{near[0]}'?")
-    scale = MICROS if LIMITS[name].unit == "micros" else 1
+    scale = MICROS if LIMITS[name].unit == "usd_micros" else 1
     is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
     number = Decimal(str(value)) if is_number else Decimal("nan")
-    most = MOST_A_MINUTE if LIMITS[name].period == "minute" else MOST // scale
+    most = MAX_A_MINUTE if LIMITS[name].period == "minute" else MOST // scale
     if number.is_finite() and number > most:
         raise ValueError(f"Limit '{name}' is too large: {value!r}.")
     if not number.is_finite() or number < 0 or number * scale % 1:
@@ -186,4 +186,4 @@ def _fields(spec: KeySpec) -> dict[str, Any]:
 
 
 def _in_units(name: str, value: Decimal) -> int:
-    return int(value * MICROS) if LIMITS[name].unit == "micros" else int(value)
+    return int(value * MICROS) if LIMITS[name].unit == "usd_micros" else int(value)

@@ -15,19 +15,19 @@ from typing import Any, Final
 
 from gateway.access.key_records import (
     SHOWN_PREFIX,
-    Hashed,
     KeyRecord,
     KeySpec,
     Scope,
+    SecretHash,
     Validation,
     _fields,
     _in_units,
     _merged,
 )
 from gateway.errors import GatewayError, IncorrectKey, StoreUnavailable
-from gateway.images import Account, Reuse
-from gateway.store.batch import ask
-from gateway.store.commands import Change, Get, Put, Scan
+from gateway.images import LimitSubject, Reuse
+from gateway.store.batch import execute
+from gateway.store.commands import CompareAndSet, Get, ReadRecords, Write
 from gateway.store.protocol import Store
 
 KEYS: Final = "keys"
@@ -35,7 +35,7 @@ SECRETS: Final = "secrets"
 NAMES: Final = "names"
 
 SECRET_PREFIX: Final = "gk-"  # noqa: S105 - what every secret starts with
-MOST_KNOWN: Final = 10_000
+MAX_KNOWN: Final = 10_000
 """Records that one worker keeps in memory."""
 TRUST_SECONDS: Final = 3600.0
 """How long a key is trusted while the store is away (CONTRACT §6, *Store down*)."""
@@ -46,7 +46,7 @@ WRITE_ATTEMPTS: Final = 5
 class Key:
     """A key that may be used right now."""
 
-    account: Account
+    subject: LimitSubject
     models: frozenset[str] | None
     """The models that it may use; None for all."""
     validation: Validation | None
@@ -55,7 +55,7 @@ class Key:
     """None for what the gateway is set to."""
     reuse: Reuse
     allow_no_cache: bool
-    """Whether its requests may ask for other pictures than those that there are."""
+    """Whether its requests may ask for other images than those that there are."""
     expires_at: float | None
 
 
@@ -101,30 +101,30 @@ class Keys:
                 self._known.pop(hashed, None)
         return await self.authenticate(secret)
 
-    def was_confirmed(self, key: Key) -> None:
+    def mark_confirmed(self, key: Key) -> None:
         """The store has just said that this key is what we think it is."""
-        self._confirmed_at[key.account.key_id] = self._clock()
+        self._confirmed_at[key.subject.key_id] = self._clock()
 
-    def may_go_on_alone(self, key: Key) -> bool:
+    def is_trusted_without_store(self, key: Key) -> bool:
         """Whether its word holds while the store is away: it was confirmed within the hour."""
-        confirmed_at = self._confirmed_at.get(key.account.key_id, 0.0)
+        confirmed_at = self._confirmed_at.get(key.subject.key_id, 0.0)
         return confirmed_at > self._clock() - TRUST_SECONDS
 
-    def learn(self, secret: str, record: bytes) -> None:
+    def update(self, secret: str, record: bytes) -> None:
         """Takes note of a record that an admission found to be newer; b"" when it is gone."""
         self._known.pop(_hash(secret), None)
         if record:
             self._remember(_hash(secret), record)
 
     async def _fetch(self, hashed: str) -> _Known | None:
-        data = await ask(self._store, Get(KEYS, hashed, through=SECRETS))
+        data = await execute(self._store, Get(KEYS, hashed, index=SECRETS))
         return None if data is None else self._remember(hashed, data)
 
     def _remember(self, hashed: str, data: bytes) -> _Known:
         known = self._known[hashed] = _know(data, hashed)
-        if len(self._known) > MOST_KNOWN:
+        if len(self._known) > MAX_KNOWN:
             _, gone = self._known.popitem(last=False)
-            self._confirmed_at.pop(gone.key.account.key_id, None)
+            self._confirmed_at.pop(gone.key.subject.key_id, None)
         return known
 
     async def create(self, spec: KeySpec) -> tuple[KeyRecord, str]:
@@ -133,35 +133,35 @@ class Keys:
         record = KeyRecord(
             id="key_" + secrets.token_hex(12),
             prefix=secret[:SHOWN_PREFIX],
-            secrets=(Hashed(sha256=_hash(secret)),),
+            secrets=(SecretHash(sha256=_hash(secret)),),
             created_at=int(self._clock()),
             **_fields(spec),
         )
         for _ in range(WRITE_ATTEMPTS):
             holder = await self._holder_of(spec.name)
             changes = (
-                Change(NAMES, record.name, record.id.encode(), expect=holder),
-                Change(KEYS, record.id, record.encode(), expect=None),
-                Change(SECRETS, _hash(secret), record.id.encode(), expect=None),
+                Write(NAMES, record.name, record.id.encode(), expected=holder),
+                Write(KEYS, record.id, record.encode(), expected=None),
+                Write(SECRETS, _hash(secret), record.id.encode(), expected=None),
             )
-            if await ask(self._store, Put(changes)) is None:
+            if await execute(self._store, CompareAndSet(changes)) is None:
                 return record, secret
         raise _name_taken(spec.name)
 
     async def _holder_of(self, name: str) -> bytes | None:
         """What stands under a name that is free to take: nothing, or a key past its life."""
-        holder = await ask(self._store, Get(NAMES, name))
+        holder = await execute(self._store, Get(NAMES, name))
         if holder is not None and await self._is_live(holder.decode()):
             raise _name_taken(name)
         return holder
 
     async def _is_live(self, key_id: str) -> bool:
-        data = await ask(self._store, Get(KEYS, key_id))
+        data = await execute(self._store, Get(KEYS, key_id))
         return data is not None and self._lives(KeyRecord.decode(data))
 
-    async def everyone(self) -> Sequence[KeyRecord]:
+    async def list_keys(self) -> Sequence[KeyRecord]:
         """All keys, revoked ones among them, oldest first."""
-        found = await ask(self._store, Scan(KEYS))
+        found = await execute(self._store, ReadRecords(KEYS))
         return sorted(map(KeyRecord.decode, found.values()), key=lambda r: (r.created_at, r.name))
 
     async def change(self, key_id: str, fields: Mapping[str, Any]) -> KeyRecord:
@@ -175,7 +175,7 @@ class Keys:
 
     async def _update(self, key_id: str, change: Callable[[KeyRecord], KeyRecord]) -> KeyRecord:
         for _ in range(WRITE_ATTEMPTS):
-            data = await ask(self._store, Get(KEYS, key_id))
+            data = await execute(self._store, Get(KEYS, key_id))
             old = KeyRecord.decode(data) if data is not None else None
             if old is None or old.revoked_at is not None:
                 raise GatewayError(
@@ -185,26 +185,26 @@ class Keys:
                     code="key_not_found",
                 )
             new = change(old)
-            changes = [Change(KEYS, key_id, new.encode(), expect=data)]
+            changes = [Write(KEYS, key_id, new.encode(), expected=data)]
             changes += await self._name_changes(old, new)
-            if await ask(self._store, Put(tuple(changes))) is None:
+            if await execute(self._store, CompareAndSet(tuple(changes))) is None:
                 return new
         raise GatewayError("The key is being changed by somebody else; try again.", status=409)
 
-    async def _name_changes(self, old: KeyRecord, new: KeyRecord) -> list[Change]:
+    async def _name_changes(self, old: KeyRecord, new: KeyRecord) -> list[Write]:
         """Names follow live keys: an ended or renamed key gives its name up, a live one needs one.
 
         The name of an expired key may be somebody else's by now; then it cannot come back to life
         under it.
         """
-        holder = await ask(self._store, Get(NAMES, old.name))
+        holder = await execute(self._store, Get(NAMES, old.name))
         is_own, stays = holder == old.id.encode(), new.name == old.name
         changes = []
         if is_own and (new.revoked_at is not None or not stays):
-            changes.append(Change(NAMES, old.name, None, expect=holder))
+            changes.append(Write(NAMES, old.name, None, expected=holder))
         if self._lives(new) and not (is_own and stays):
             free = await self._holder_of(new.name)
-            changes.append(Change(NAMES, new.name, new.id.encode(), expect=free))
+            changes.append(Write(NAMES, new.name, new.id.encode(), expected=free))
         return changes
 
     def _lives(self, record: KeyRecord) -> bool:
@@ -220,7 +220,7 @@ def _know(data: bytes, hashed: str) -> _Known:
     is_over = not opens or record.revoked_at is not None
     return _Known(
         Key(
-            account=Account(
+            subject=LimitSubject(
                 key_id=record.id,
                 key_name=record.name,
                 team=record.team,

@@ -3,7 +3,7 @@
 `SigningKeys` and `expiry` are pure: what a link looks like, and whether one is ours. `Signing` is
 what a worker signs and verifies with; its keys come from the settings or, where those name none,
 from one record of the store, which the first who needs it makes. Which path leads to which
-picture is not known here.
+image is not known here.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import orjson
 from pydantic import SecretStr
 
 from gateway.errors import INVALID_REQUEST, GatewayError, InvalidRequest, StoreUnavailable
-from gateway.store.batch import ask
-from gateway.store.commands import Change, Get, Put
+from gateway.images import decode_fields
+from gateway.store.batch import execute
+from gateway.store.commands import CompareAndSet, Get, Write
 from gateway.store.protocol import Store
 
 META: Final = "meta"
@@ -112,7 +113,7 @@ def _parse(link: str) -> re.Match[str]:
 
 def _invalid() -> GatewayError:
     return GatewayError(
-        "This link is not valid. Ask for the picture again to get a new one.",
+        "This link is not valid. Ask for the image again to get a new one.",
         status=403,
         type=INVALID_REQUEST,
         code="link_invalid",
@@ -122,7 +123,7 @@ def _invalid() -> GatewayError:
 def _expired() -> GatewayError:
     """Only said of a link that was ours."""
     return GatewayError(
-        "This link has expired. Ask for the picture again to get a new one.",
+        "This link has expired. Ask for the image again to get a new one.",
         status=403,
         type=INVALID_REQUEST,
         code="link_expired",
@@ -168,7 +169,7 @@ def encode_keys(keys: Sequence[StoredKey]) -> bytes:
 
 def decode_keys(record: bytes) -> list[StoredKey]:
     """The inverse of `encode_keys`."""
-    return [StoredKey(**key) for key in orjson.loads(record)]
+    return [decode_fields(StoredKey, key) for key in orjson.loads(record)]
 
 
 # ── what a worker signs and verifies with ───────────────────────────────────────────────────
@@ -225,8 +226,8 @@ class Signing:
             old = await self._record()
             fresh = make_key(self._clock(), self._random_bytes)
             keys = put_in_front(fresh, decode_keys(old), url_ttl_seconds=self._url_ttl_seconds)
-            change = Change(META, RECORD, encode_keys(keys), expect=old)
-            if await ask(self._store, Put((change,))) is None:
+            change = Write(META, RECORD, encode_keys(keys), expected=old)
+            if await execute(self._store, CompareAndSet((change,))) is None:
                 self._know(keys)
                 return fresh.kid
         raise GatewayError("The signing keys are being changed; try again.", status=503)
@@ -268,11 +269,11 @@ class Signing:
 
     async def _record(self) -> bytes:
         """The record; the first who needs it makes it."""
-        if (found := await ask(self._store, Get(META, RECORD))) is not None:
+        if (found := await execute(self._store, Get(META, RECORD))) is not None:
             return found
         first = encode_keys([make_key(self._clock(), self._random_bytes)])
-        await ask(self._store, Put((Change(META, RECORD, first, expect=None),)))
-        made = await ask(self._store, Get(META, RECORD))
+        await execute(self._store, CompareAndSet((Write(META, RECORD, first, expected=None),)))
+        made = await execute(self._store, Get(META, RECORD))
         if made is None:
             raise StoreUnavailable
         return made

@@ -8,7 +8,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from gateway.access.keys import Key
-from gateway.api.middleware import PASSAGE, Handler
+from gateway.api.middleware import EXCHANGE, Handler
 from gateway.api.services import SERVICES
 from gateway.errors import INVALID_REQUEST, GatewayError
 
@@ -70,7 +70,7 @@ def with_metrics_token(handler: Handler) -> Handler:
 
 def _hold(request: web.Request, key: Key) -> None:
     request[KEY] = key
-    request[PASSAGE].key_name = key.account.key_name
+    request[EXCHANGE].key_name = key.subject.key_name
 
 
 def _key_of(request: web.Request) -> str:

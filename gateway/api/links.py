@@ -10,9 +10,9 @@ from aiohttp import hdrs, web
 
 from gateway.api.http.ranges import _asked_part, _is_known
 from gateway.api.http.sending import send_body
-from gateway.api.middleware import PASSAGE
+from gateway.api.middleware import EXCHANGE
 from gateway.api.services import SERVICES
-from gateway.cache.image_index import OpenPicture
+from gateway.cache.image_index import ServedImage
 from gateway.errors import INVALID_REQUEST, GatewayError
 
 SAFE: Final = {
@@ -20,10 +20,10 @@ SAFE: Final = {
     "Content-Security-Policy": "default-src 'none'; sandbox",
     "Cross-Origin-Resource-Policy": "cross-origin",
 }
-"""Any page may show a picture; opened by itself it can do nothing, whatever its bytes are."""
+"""Any page may show an image; opened by itself it can do nothing, whatever its bytes are."""
 
 
-async def show_picture(request: web.Request) -> web.StreamResponse:
+async def show_image(request: web.Request) -> web.StreamResponse:
     """Answers GET and HEAD of a signed link; a key beside it is ignored.
 
     No error is stored by anyone: a link that is refused here may open at the next worker.
@@ -31,30 +31,30 @@ async def show_picture(request: web.Request) -> web.StreamResponse:
     try:
         return await _show(request)
     except GatewayError:
-        request[PASSAGE].headers[hdrs.CACHE_CONTROL] = "no-store"
+        request[EXCHANGE].headers[hdrs.CACHE_CONTROL] = "no-store"
         raise
 
 
 async def _show(request: web.Request) -> web.StreamResponse:
     services = request.app[SERVICES]
     expires_at = await services.signing.verify(_link(request))
-    picture_id, _, extension = request.match_info["name"].partition(".")
-    picture = await services.gallery.open(picture_id)
-    if picture.format != extension:
+    image_id, _, extension = request.match_info["name"].partition(".")
+    image = await services.image_index.open(image_id)
+    if image.format != extension:
         raise _not_found()
     life_seconds = max(0, int(expires_at - services.clock()))
     validators = {
-        hdrs.ETAG: f'"{picture.digest}"',
+        hdrs.ETAG: f'"{image.digest}"',
         hdrs.CACHE_CONTROL: f"private, max-age={life_seconds}, immutable",
     }
     if _is_known(request, validators[hdrs.ETAG]):
         return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=validators)
     about = {
         hdrs.CONTENT_TYPE: f"image/{extension}",
-        hdrs.CONTENT_DISPOSITION: f'inline; filename="img-{picture_id}.{extension}"',
+        hdrs.CONTENT_DISPOSITION: f'inline; filename="img-{image_id}.{extension}"',
         hdrs.ACCEPT_RANGES: "bytes",
     }
-    return await _send(request, picture, validators | about | SAFE)
+    return await _send(request, image, validators | about | SAFE)
 
 
 def _link(request: web.Request) -> str:
@@ -67,10 +67,10 @@ def _link(request: web.Request) -> str:
 
 
 async def _send(
-    request: web.Request, picture: OpenPicture, headers: Mapping[str, str]
+    request: web.Request, image: ServedImage, headers: Mapping[str, str]
 ) -> web.StreamResponse:
-    """The picture or the asked part of it; to HEAD what GET without a range would say of it."""
-    size = len(picture.data)
+    """The image or the asked part of it; to HEAD what GET without a range would say of it."""
+    size = len(image.data)
     part = _asked_part(request, headers[hdrs.ETAG], size)
     response = web.StreamResponse(headers=headers)
     if part is not None:
@@ -78,7 +78,7 @@ async def _send(
         response.headers[hdrs.CONTENT_RANGE] = f"bytes {part.start}-{part.stop - 1}/{size}"
     shown = part or range(size)
     response.content_length = len(shown)
-    view = memoryview(picture.data)[shown.start : shown.stop]
+    view = memoryview(image.data)[shown.start : shown.stop]
     return await send_body(request, response, [view])
 
 
@@ -87,8 +87,8 @@ async def _send(
 
 def _not_found() -> GatewayError:
     return GatewayError(
-        "There is no picture of this id and format.",
+        "There is no image of this id and format.",
         status=HTTPStatus.NOT_FOUND,
         type=INVALID_REQUEST,
-        code="picture_not_found",
+        code="image_not_found",
     )

@@ -32,7 +32,7 @@ log = structlog.get_logger("gateway.access_log")
 
 
 @dataclass(slots=True)
-class Passage:
+class Exchange:
     """What is learnt of one request on its way, for its headers, the metrics and the log."""
 
     request_id: str
@@ -47,7 +47,7 @@ class Passage:
     """The answer; there can be no other one."""
 
 
-PASSAGE: Final = web.RequestKey("passage", Passage)
+EXCHANGE: Final = web.RequestKey("passage", Exchange)
 
 
 # ── request id and the headers of every answer ──────────────────────────────────────────────
@@ -60,17 +60,17 @@ def new_request_id() -> str:
 
 async def stamp(request: web.Request, response: web.StreamResponse) -> None:
     """Puts onto every answer, just before it begins, what every answer carries."""
-    passage = request.get(PASSAGE)
-    if passage is None:
+    exchange = request.get(EXCHANGE)
+    if exchange is None:
         return  # refused before it came this far, and stamped there: `api/connection`
-    passage.has_begun = True
-    seconds = time.monotonic() - passage.started
+    exchange.has_begun = True
+    seconds = time.monotonic() - exchange.started
     headers = response.headers
-    headers["x-request-id"] = passage.request_id
+    headers["x-request-id"] = exchange.request_id
     headers["openai-processing-ms"] = str(int(seconds * 1000))
     headers["openai-version"] = API_VERSION
     headers[hdrs.SERVER] = SERVER
-    headers.update(passage.headers)
+    headers.update(exchange.headers)
     if request.app[SERVICES].health.is_leaving:
         response.force_close()
         headers[hdrs.CONNECTION] = "close"  # aiohttp has set its own headers by now
@@ -82,32 +82,32 @@ async def stamp(request: web.Request, response: web.StreamResponse) -> None:
 @web.middleware
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Gives the request its id, counts the answer and writes one line of the access log."""
-    passage = request[PASSAGE] = Passage(new_request_id(), time.monotonic())
+    exchange = request[EXCHANGE] = Exchange(new_request_id(), time.monotonic())
     metrics = request.app[SERVICES].metrics
     metrics.began()
     try:
         response = await handler(request)
     finally:
         metrics.ended()
-    seconds = time.monotonic() - passage.started
+    seconds = time.monotonic() - exchange.started
     endpoint = (request.match_info.route.name or "none").partition(".")[0]
-    outcome = passage.outcome or ("ok" if response.status < BAD_REQUEST else "refused")
+    outcome = exchange.outcome or ("ok" if response.status < BAD_REQUEST else "refused")
     metrics.answered(
         endpoint=endpoint,
-        model=passage.model,
+        model=exchange.model,
         status=response.status,
         outcome=outcome,
         seconds=seconds,
     )
     log.info(
         "answered",
-        request_id=passage.request_id,
+        request_id=exchange.request_id,
         method=request.method,
         endpoint=endpoint,
         status=response.status,
         outcome=outcome,
-        key=passage.key_name,
-        model=passage.model,
+        key=exchange.key_name,
+        model=exchange.model,
         seconds=round(seconds, 4),
         retry_count=_retry_count(request),
         pid=os.getpid(),
@@ -136,9 +136,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except (ConnectionError, TimeoutError):
         raise
     except Exception:
-        log.exception("handler_failed", request_id=request[PASSAGE].request_id)
+        log.exception("handler_failed", request_id=request[EXCHANGE].request_id)
         failure = GatewayError("The gateway had an error while processing your request.")
-    if request[PASSAGE].has_begun:
+    if request[EXCHANGE].has_begun:
         raise failure
     return error_response(failure)
 

@@ -10,7 +10,7 @@ from aiohttp import web
 from gateway.access.keys import Key
 from gateway.api.auth import KEY
 from gateway.api.http.json import _json
-from gateway.api.middleware import PASSAGE
+from gateway.api.middleware import EXCHANGE
 from gateway.api.services import SERVICES
 from gateway.billing.quota import rate_headers, show_usd
 from gateway.catalog import Model
@@ -42,8 +42,8 @@ async def show_model(request: web.Request) -> web.Response:
 
 
 async def _show_limits(request: web.Request) -> None:
-    limits = await request.app[SERVICES].service.limits_of(request[KEY].account)
-    request[PASSAGE].headers.update({**rate_headers(limits), "x-gateway-cost-usd": show_usd(0)})
+    limits = await request.app[SERVICES].proxy.limits_of(request[KEY].subject)
+    request[EXCHANGE].headers.update({**rate_headers(limits), "x-gateway-cost-usd": show_usd(0)})
 
 
 def _models(request: web.Request) -> Iterable[Model]:

@@ -39,7 +39,7 @@ def create_app(services: Services) -> web.Application:
             post(api("images/generations"), generate, name="generations"),
             web.get(api("models"), with_live_key(models.list_models), name="models"),
             web.get(api("models/{model}"), with_live_key(models.show_model), name="model"),
-            web.get("/images/img-{name:.+}", links.show_picture, name="picture"),
+            web.get("/images/img-{name:.+}", links.show_image, name="image"),
             post("/admin/keys", with_admin(keys.create_key), name="admin_keys"),
             web.get("/admin/keys", with_admin(keys.list_keys)),
             patch("/admin/keys/{id}", with_admin(keys.change_key), name="admin_key"),

@@ -13,10 +13,10 @@ from gateway.access.keys import Keys
 from gateway.access.policy import Policy
 from gateway.access.signing import Signing
 from gateway.cache.blobs import Blobs
-from gateway.cache.image_index import Gallery
-from gateway.cache.invalidation import Removal
+from gateway.cache.image_index import ImageIndex
+from gateway.cache.invalidation import Invalidation
 from gateway.metrics import Metrics
-from gateway.proxy.request import Service
+from gateway.proxy.request import Proxy
 
 
 @dataclass(slots=True)
@@ -36,12 +36,12 @@ class Health:
 class Services:
     """The gateway as the handlers see it."""
 
-    service: Service
+    proxy: Proxy
     keys: Keys
     signing: Signing
-    gallery: Gallery
+    image_index: ImageIndex
     blobs: Blobs
-    removal: Removal
+    invalidation: Invalidation
     policy: Callable[[], Policy]
     """The policy of this moment; a request asks once."""
     metrics: Metrics

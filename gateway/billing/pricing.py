@@ -16,8 +16,8 @@ from typing import Final
 from gateway.catalog import (
     SIZE,
     ChoiceSpec,
+    ImageBilling,
     Model,
-    PictureBilling,
     TokenBilling,
     TokenFormula,
 )
@@ -39,56 +39,56 @@ class Estimate:
 
 
 def is_billed_by_tokens(model: Model) -> bool:
-    """Whether the model's price follows from `usage`; otherwise each picture has a price."""
+    """Whether the model's price follows from `usage`; otherwise each image has a price."""
     return isinstance(model.billing, TokenBilling)
 
 
-def estimate(model: Model, request: ImageRequest, pictures: int) -> Estimate:
-    """An upper bound of what buying `pictures` pictures for this request costs (CONTRACT §8).
+def estimate(model: Model, request: ImageRequest, images: int) -> Estimate:
+    """An upper bound of what buying `images` images for this request costs (CONTRACT §8).
 
     Input tokens are the prompt's UTF-8 bytes + 16, output tokens the dearest of what is asked,
     and money is the larger of tokens × price and the per-image price where both exist. Models
-    billed per picture have no tokens.
+    billed per image have no tokens.
     """
     if isinstance(model.billing, TokenBilling):
-        return _estimate_tokens(model.billing, request, pictures=pictures)
+        return _estimate_tokens(model.billing, request, images=images)
     micros = cost_micros(
         model,
         usage=None,
-        pictures=pictures,
+        images=images,
         size=_asked(request, "size"),
         quality=_asked(request, "quality"),
     )
-    return Estimate(Amounts(images=pictures, micros=micros), None)
+    return Estimate(Amounts(images=images, usd_micros=micros), None)
 
 
 def cost_micros(
-    model: Model, *, usage: Usage | None, pictures: int, size: str | None, quality: str | None
+    model: Model, *, usage: Usage | None, images: int, size: str | None, quality: str | None
 ) -> int:
     """What a purchase cost, in micro-dollars, rounded up.
 
-    Models billed by tokens cost what `usage` says. Others cost their price per delivered picture,
+    Models billed by tokens cost what `usage` says. Others cost their price per delivered image,
     by `size` and `quality` as they were asked for; None is the model's default.
 
     Raises `ValueError` for a model billed by tokens without usage: then nobody knows the cost,
     and the caller charges the estimate (CONTRACT §8), as `charge` does.
     """
     billing = model.billing
-    if isinstance(billing, PictureBilling):
+    if isinstance(billing, ImageBilling):
         row = billing.usd_per_image[_resolve(model, "size", size)]
-        return _round_up(_picture_micros(row[_resolve(model, "quality", quality)], pictures))
+        return _round_up(_image_micros(row[_resolve(model, "quality", quality)], images))
     if usage is None:
         raise ValueError(f"without usage the cost of {model.id} is not known: use the estimate")
     return _round_up(_usage_micros(billing, usage))
 
 
 def charge(
-    model: Model, request: ImageRequest, *, usage: Usage | None, pictures: int, estimated: Amounts
+    model: Model, request: ImageRequest, *, usage: Usage | None, images: int, estimated: Amounts
 ) -> Amounts:
-    """What a purchase that delivered `pictures` pictures is charged: the real cost if known.
+    """What a purchase that delivered `images` images is charged: the real cost if known.
 
     Otherwise, for a model billed by tokens that came without usage, `estimated` as a whole. A
-    model billed per picture is charged no tokens, whatever upstream reports.
+    model billed per image is charged no tokens, whatever upstream reports.
     """
     by_tokens = is_billed_by_tokens(model)
     if by_tokens and usage is None:
@@ -96,12 +96,12 @@ def charge(
     micros = cost_micros(
         model,
         usage=usage,
-        pictures=pictures,
+        images=images,
         size=_asked(request, "size"),
         quality=_asked(request, "quality"),
     )
     tokens = usage.total if by_tokens and usage is not None else 0
-    return Amounts(images=pictures, tokens=tokens, micros=micros)
+    return Amounts(images=images, tokens=tokens, usd_micros=micros)
 
 
 def _asked(request: ImageRequest, name: str) -> str | None:
@@ -119,17 +119,17 @@ def _resolve(model: Model, name: str, value: str | None) -> str:
 # ── the bound of what is billed by tokens ───────────────────────────────────────────────────
 
 
-def _estimate_tokens(billing: TokenBilling, request: ImageRequest, *, pictures: int) -> Estimate:
+def _estimate_tokens(billing: TokenBilling, request: ImageRequest, *, images: int) -> Estimate:
     asked_size, asked_quality = _asked(request, "size"), _asked(request, "quality")
     size = asked_size or billing.dearest_size
     tokens = _output_tokens(billing, size)
     quality = asked_quality or max(tokens, key=tokens.__getitem__)
     usage = Usage(
         text_in=len(request.prompt.encode("utf-8", "surrogatepass")) + PROMPT_OVERHEAD_TOKENS,
-        image_out=pictures * tokens[quality] + _partial_tokens(billing, request),
+        image_out=images * tokens[quality] + _partial_tokens(billing, request),
     )
     price = billing.usd_per_image.get(size, {}).get(quality, Decimal(0))
-    micros = max(_usage_micros(billing, usage), _picture_micros(price, pictures))
+    micros = max(_usage_micros(billing, usage), _image_micros(price, images))
     reasons = [
         f"{name} omitted: reserved as {reserved}"
         for name, asked, reserved in (
@@ -138,7 +138,7 @@ def _estimate_tokens(billing: TokenBilling, request: ImageRequest, *, pictures: 
         )
         if asked is None
     ]
-    amounts = Amounts(images=pictures, tokens=usage.total, micros=_round_up(micros))
+    amounts = Amounts(images=images, tokens=usage.total, usd_micros=_round_up(micros))
     return Estimate(amounts, "; ".join(reasons) or None)
 
 
@@ -147,7 +147,7 @@ def _partial_tokens(billing: TokenBilling, request: ImageRequest) -> int:
 
 
 def _output_tokens(billing: TokenBilling, size: str) -> Mapping[str, int]:
-    """Output tokens of one picture of this size, by quality."""
+    """Output tokens of one image of this size, by quality."""
     formula = billing.output_tokens_formula
     if formula is not None:
         return {
@@ -184,8 +184,8 @@ def _usage_micros(billing: TokenBilling, usage: Usage) -> Decimal:
     return _EXACT.fma(usage.text_out, text_out, micros)
 
 
-def _picture_micros(usd: Decimal, pictures: int) -> Decimal:
-    return _EXACT.multiply(usd, pictures * MICROS_PER_USD)
+def _image_micros(usd: Decimal, images: int) -> Decimal:
+    return _EXACT.multiply(usd, images * MICROS_PER_USD)
 
 
 def _round_up(micros: Decimal) -> int:

@@ -15,21 +15,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 from gateway.errors import LimitExceeded
-from gateway.images import Account, Amounts
+from gateway.images import Amounts, LimitSubject
 from gateway.limits import LIMITS, Limit
-from gateway.store.batch import Batch, Handle
+from gateway.store.batch import Batch, Result
 from gateway.store.commands import (
     Admission,
     Admit,
-    Meter,
-    MeterState,
-    ReadMeters,
+    Consumption,
+    Counter,
+    CounterState,
+    PeekCounters,
     Receive,
     Reservation,
     Reserve,
     Settle,
     Settlement,
-    Take,
 )
 
 SPACE: Final = "keys"
@@ -50,12 +50,12 @@ class LimitState(NamedTuple):
     limit: Limit
     scope: str
     maximum: int
-    meter: MeterState
+    counter: CounterState
 
     @property
     def remaining(self) -> int:
         """What could still be taken; never below 0."""
-        return max(0, self.maximum - self.meter.used - self.meter.reserved)
+        return max(0, self.maximum - self.counter.used - self.counter.reserved)
 
 
 class _Prepared(NamedTuple):
@@ -63,46 +63,54 @@ class _Prepared(NamedTuple):
 
     admit: Admit
     """Counts a request, and looks at the limits that headers show."""
-    survey: Admit
+    peek: Admit
     """The same, and looks at the others as well; they come last."""
     limits: tuple[tuple[Limit, int], ...]
     """With their maxima, in the order of the survey's takes."""
-    reserved: tuple[tuple[Limit, Meter], ...]
+    reserved: tuple[tuple[Limit, Counter], ...]
     """What a purchase reserves from: also windows without a limit."""
 
 
-def admit(batch: Batch, account: Account, *, surveys: bool = False) -> Handle[Admission]:
+def admit(batch: Batch, subject: LimitSubject, *, peeks: bool = False) -> Result[Admission]:
     """Counts one valid request, if the key's record is still the one it was read from.
 
     With `surveys` its answer shows every limit of the key, else those that headers show.
     """
-    prepared = _prepared(account)
-    return batch.add(prepared.survey if surveys else prepared.admit)
+    prepared = _prepared(subject)
+    return batch.add(prepared.peek if peeks else prepared.admit)
 
 
-def look(batch: Batch, account: Account) -> Handle[Sequence[MeterState]]:
+def peek(batch: Batch, subject: LimitSubject) -> Result[Sequence[CounterState]]:
     """What the key's limits show, counting nothing: for answers that come before an admission."""
-    return batch.add(ReadMeters(tuple(take.meter for take in _prepared(account).survey.takes)))
+    return batch.add(
+        PeekCounters(tuple(take.counter for take in _prepared(subject).peek.consumptions))
+    )
 
 
-def looked_states(account: Account, states: Sequence[MeterState]) -> list[LimitState]:
+def peeked_states(subject: LimitSubject, states: Sequence[CounterState]) -> list[LimitState]:
     """The key's limits as a look saw them, or the first of them as an admission did."""
     return [
         LimitState(limit, "key", maximum, state)
-        for (limit, maximum), state in zip(_prepared(account).limits, states, strict=False)
+        for (limit, maximum), state in zip(_prepared(subject).limits, states, strict=False)
     ]
 
 
 def reserve(
-    batch: Batch, account: Account, purchase: str, *, worker: str, most: Amounts, payload: bytes
-) -> Handle[Reservation]:
+    batch: Batch,
+    subject: LimitSubject,
+    purchase: str,
+    *,
+    worker: str,
+    estimate: Amounts,
+    payload: bytes,
+) -> Result[Reservation]:
     """Reserves the most that a purchase can cost and opens its journal, or refuses."""
-    return batch.add(Reserve(purchase, worker, _reservation_takes(account, most), payload))
+    return batch.add(Reserve(purchase, worker, _reservation_takes(subject, estimate), payload))
 
 
 def receive(
     batch: Batch, purchase: str, payload: bytes
-) -> Handle[Literal["received", "settled", "unknown"]]:
+) -> Result[Literal["received", "settled", "unknown"]]:
     """Notes in the journal what arrived; answers the state the journal is in."""
     return batch.add(Receive(purchase, payload))
 
@@ -115,103 +123,109 @@ def settle(
     record: bytes | None,
     presumed: bool = False,
     correct: bool = False,
-) -> Handle[Settlement]:
+) -> Result[Settlement]:
     """Closes a journal: counters, ledger record and state in one step, exactly once."""
-    amounts = {"images": charge.images, "tokens": charge.tokens, "micros": charge.micros}
+    amounts = {"images": charge.images, "tokens": charge.tokens, "usd_micros": charge.usd_micros}
     return batch.add(Settle(purchase, amounts, record, presumed=presumed, correct=correct))
 
 
 def charged(settlement: Settlement) -> Amounts:
     """What a journal stands charged with."""
     return Amounts(
-        **{unit: settlement.charged.get(unit, 0) for unit in ("images", "tokens", "micros")}
+        **{unit: settlement.charged.get(unit, 0) for unit in ("images", "tokens", "usd_micros")}
     )
 
 
-def admission_states(account: Account, admission: Admission) -> list[LimitState]:
+def admission_states(subject: LimitSubject, admission: Admission) -> list[LimitState]:
     """The key's limits as far as the admission saw them."""
-    return looked_states(account, admission.states)
+    return peeked_states(subject, admission.states)
 
 
-def reservation_states(account: Account, states: Sequence[MeterState]) -> list[LimitState]:
+def reservation_states(subject: LimitSubject, states: Sequence[CounterState]) -> list[LimitState]:
     """The key's limits as a reservation or a settlement left them."""
     return [
-        LimitState(limit, "key", meter.maximum, state)
-        for (limit, meter), state in zip(_prepared(account).reserved, states, strict=False)
-        if meter.maximum is not None
+        LimitState(limit, "key", counter.maximum, state)
+        for (limit, counter), state in zip(_prepared(subject).reserved, states, strict=False)
+        if counter.maximum is not None
     ]
 
 
-def refuse_admission(account: Account, admission: Admission) -> LimitExceeded:
+def refuse_admission(subject: LimitSubject, admission: Admission) -> LimitExceeded:
     """The answer to a request that was not admitted."""
-    take = _prepared(account).survey.takes[admission.refused or 0]
-    return _refusal(account, take, admission.states[admission.refused or 0], why=None)
+    take = _prepared(subject).peek.consumptions[admission.denied or 0]
+    return _refusal(subject, take, admission.states[admission.denied or 0], why=None)
 
 
 def refuse_reservation(
-    account: Account, reservation: Reservation, most: Amounts, *, why: str | None
+    subject: LimitSubject, reservation: Reservation, estimate: Amounts, *, why: str | None
 ) -> LimitExceeded:
     """The answer to a purchase that was not reserved; `why` says what made it dear."""
-    index = reservation.refused or 0
+    index = reservation.denied or 0
     return _refusal(
-        account, _reservation_takes(account, most)[index], reservation.states[index], why=why
+        subject, _reservation_takes(subject, estimate)[index], reservation.states[index], why=why
     )
 
 
-def _scope(account: Account) -> str:
-    return f"key:{account.key_id}"
+def _scope(subject: LimitSubject) -> str:
+    return f"key:{subject.key_id}"
 
 
-def _meter(account: Account, limit: Limit) -> Meter:
-    return Meter(_scope(account), limit.unit, limit.period, account.limits.get(limit.name))
+def _meter(subject: LimitSubject, limit: Limit) -> Counter:
+    return Counter(_scope(subject), limit.unit, limit.period, subject.limits.get(limit.name))
 
 
-def _prepared(account: Account) -> _Prepared:
-    known: _Prepared | None = account.prepared.get("quota")
+def _prepared(subject: LimitSubject) -> _Prepared:
+    known: _Prepared | None = subject.prepared.get("quota")
     if known is None:
-        known = account.prepared["quota"] = _prepare(account)
+        known = subject.prepared["quota"] = _prepare(subject)
     return known
 
 
-def _prepare(account: Account) -> _Prepared:
+def _prepare(subject: LimitSubject) -> _Prepared:
     """An admission takes one request from the buckets, and looks at the other limits there are.
 
     A purchase reserves from all windows, and from the other buckets that are limited.
     """
-    limits = [limit for limit in LIMITS.values() if limit.name in account.limits]
+    limits = [limit for limit in LIMITS.values() if limit.name in subject.limits]
     limits.sort(key=lambda limit: limit.unit not in _SHOWN)
-    takes = tuple(Take(_meter(account, limit), int(limit.at_admission)) for limit in limits)
-    shown = tuple(take for take in takes if take.meter.unit in _SHOWN)
+    consumptions = tuple(
+        Consumption(_meter(subject, limit), int(limit.at_admission)) for limit in limits
+    )
+    shown = tuple(take for take in consumptions if take.counter.unit in _SHOWN)
     reserved = [
         limit
         for limit in LIMITS.values()
         if not limit.at_admission and (limit.period != "minute" or limit in limits)
     ]
     return _Prepared(
-        Admit(SPACE, account.key_id, account.record, shown),
-        Admit(SPACE, account.key_id, account.record, takes),
-        limits=tuple((limit, account.limits[limit.name]) for limit in limits),
-        reserved=tuple((limit, _meter(account, limit)) for limit in reserved),
+        Admit(SPACE, subject.key_id, subject.record, shown),
+        Admit(SPACE, subject.key_id, subject.record, consumptions),
+        limits=tuple((limit, subject.limits[limit.name]) for limit in limits),
+        reserved=tuple((limit, _meter(subject, limit)) for limit in reserved),
     )
 
 
-def _reservation_takes(account: Account, most: Amounts) -> tuple[Take, ...]:
+def _reservation_takes(subject: LimitSubject, estimate: Amounts) -> tuple[Consumption, ...]:
     amounts = {
-        "images": most.images,
-        "tokens": most.tokens,
-        "micros": most.micros,
+        "images": estimate.images,
+        "tokens": estimate.tokens,
+        "usd_micros": estimate.usd_micros,
         "purchases": 1,
     }
-    return tuple(Take(meter, amounts[meter.unit]) for _, meter in _prepared(account).reserved)
+    return tuple(
+        Consumption(counter, amounts[counter.unit]) for _, counter in _prepared(subject).reserved
+    )
 
 
-def _refusal(account: Account, take: Take, state: MeterState, *, why: str | None) -> LimitExceeded:
-    limit = _LIMIT_OF[take.meter.unit, take.meter.period]
-    maximum = take.meter.maximum or 0
+def _refusal(
+    subject: LimitSubject, take: Consumption, state: CounterState, *, why: str | None
+) -> LimitExceeded:
+    limit = _LIMIT_OF[take.counter.unit, take.counter.period]
+    maximum = take.counter.maximum or 0
     asked = f" This request needs up to {_show(limit, take.amount)}" if take.amount else ""
     because = f" ({why})." if asked and why else "." if asked else ""
     message = (
-        f"Limit {limit.name} of key '{account.key_name}' reached: limit {_show(limit, maximum)}, "
+        f"Limit {limit.name} of key '{subject.key_name}' reached: limit {_show(limit, maximum)}, "
         f"used {_show(limit, state.used)}, reserved {_show(limit, state.reserved)}."
         f"{asked}{because}"
     )
@@ -227,7 +241,7 @@ def _refusal(account: Account, take: Take, state: MeterState, *, why: str | None
 
 
 def _rate_refusal(
-    limit: Limit, message: str, state: MeterState, *, is_hopeless: bool
+    limit: Limit, message: str, state: CounterState, *, is_hopeless: bool
 ) -> LimitExceeded:
     """A rate asks to come back, unless the request is larger than the limit will ever hold."""
     if is_hopeless:
@@ -252,7 +266,7 @@ def _rate_refusal(
 
 
 def _show(limit: Limit, amount: int) -> str:
-    return f"${show_usd(amount)}" if limit.unit == "micros" else f"{amount:,}"
+    return f"${show_usd(amount)}" if limit.unit == "usd_micros" else f"{amount:,}"
 
 
 def rate_headers(states: Iterable[LimitState]) -> Mapping[str, str]:
@@ -266,7 +280,7 @@ def rate_headers(states: Iterable[LimitState]) -> Mapping[str, str]:
     for unit, (remaining, state) in tightest.items():
         headers[f"x-ratelimit-limit-{unit}"] = str(state.maximum)
         headers[f"x-ratelimit-remaining-{unit}"] = str(remaining)
-        headers[f"x-ratelimit-reset-{unit}"] = go_duration(state.meter.resets_in)
+        headers[f"x-ratelimit-reset-{unit}"] = go_duration(state.counter.resets_in)
     return headers
 
 

@@ -1,10 +1,10 @@
-"""Blobs: the bytes of pictures, by content hash, within bounds.
+"""Blobs: the bytes of images, by content hash, within bounds.
 
 Bytes are stored once however many slots hold them, and are checked against their hash whenever
 they are read from the store, so that damage there is found here and never served. How much there
 may be in all is kept on the store's *shelf*: what is least recently used goes first. A part of
 them stays in memory (`hot`), as bytes or as base64. Where they lie (Redis, a folder) is `store/`;
-which picture they belong to is `entries` and `gallery`; what may never be served is `takedowns`.
+which image they belong to is `entries` and `gallery`; what may never be served is `takedowns`.
 
 Keeping within bounds is a conversation with the store, so this room sends verbs of its own.
 """
@@ -20,20 +20,20 @@ import pybase64
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.cache.memory import Hot, View
+from gateway.cache.memory import MemoryCache
 from gateway.cache.takedowns import Takedowns
 from gateway.errors import StoreFull
-from gateway.images import Picture
-from gateway.store.batch import Batch, Handle, ask
+from gateway.images import Image, Representation
+from gateway.store.batch import Batch, Result, execute
 from gateway.store.commands import (
-    Oldest,
-    OnShelf,
-    ReadShelf,
-    Shelf,
-    Shelve,
-    Shrink,
+    AreTracked,
+    EvictionCandidates,
+    EvictTo,
+    LruTotals,
+    ReadLruTotals,
     Touch,
-    Unshelve,
+    Track,
+    Untrack,
 )
 from gateway.store.protocol import BlobStore, Store
 
@@ -58,7 +58,7 @@ PASSING_SECONDS: Final = 600.0
 """How long the bytes of a partial image can be read by those who join its flight."""
 
 STORED_AT_ONCE: Final = 4
-"""Pictures on their way to the store: more would only wait in line, and run into its deadline."""
+"""Images on their way to the store: more would only wait in line, and run into its deadline."""
 
 log = structlog.get_logger(__name__)
 
@@ -68,7 +68,7 @@ class BlobsSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    lifetime_seconds: float = Field(default=39 * 86_400, gt=0)
+    ttl_seconds: float = Field(default=39 * 86_400, gt=0)
     """Longer than any entry that names them: entry + stale_if_error + url_ttl (CONTRACT §7)."""
     total_bytes: int | None = Field(default=None, gt=0)
     """All of them together; None: what the place itself says, else 10 GiB."""
@@ -77,18 +77,18 @@ class BlobsSettings(BaseModel):
 class Observer(Protocol):
     """Is told what becomes of bytes; the metrics listen."""
 
-    def evicted(self, pictures: int) -> None:
+    def evicted(self, images: int) -> None:
         """So many had to go to keep within the bound."""
 
     def damaged(self) -> None:
         """Bytes in the store were not what their name says."""
 
-    def shelf_read(self, shelf: Shelf) -> None:
+    def lru_measured(self, lru_totals: LruTotals) -> None:
         """How much there is now."""
 
 
 class Blobs:
-    """Stores and reads picture bytes."""
+    """Stores and reads image bytes."""
 
     def __init__(
         self,
@@ -96,19 +96,19 @@ class Blobs:
         blob_store: BlobStore,
         store: Store,
         *,
-        hot: Hot,
+        memory: MemoryCache,
         takedowns: Takedowns,
         observer: Observer,
     ) -> None:
         self._settings = settings
         self._bytes = blob_store
-        self._passing = blob_store.passing()
+        self._passing = blob_store.ephemeral()
         self._store = store
-        self._hot = hot
+        self._memory = memory
         self._takedowns = takedowns
         self._observer = observer
         self._total_bytes = settings.total_bytes
-        self._making: dict[tuple[str, View], asyncio.Task[bytes | None]] = {}
+        self._making: dict[tuple[str, Representation], asyncio.Task[bytes | None]] = {}
         self._storing = asyncio.Semaphore(STORED_AT_ONCE)
         self._touched: dict[str, None] = {}  # by when they were last used, oldest first
         self._lost: set[str] = set()
@@ -120,27 +120,27 @@ class Blobs:
         return digest in self._takedowns
 
     async def put(self, digest: str, data: bytes) -> None:
-        """Stores `data` under its hash, `digest`; repeating it only prolongs its life.
+        """Stores `raw` under its hash, `digest`; repeating it only prolongs its life.
 
         Whoever does so puts it onto the shelf next (`shelve`). Dying in between leaves bytes that
         nobody counts; `adopt_orphans` finds them. Raises `StoreUnavailable`.
         """
         async with self._storing:
             try:
-                await self._bytes.put(digest, data, self._settings.lifetime_seconds)
+                await self._bytes.put(digest, data, self._settings.ttl_seconds)
             except StoreFull:
                 await self.make_room(len(data))
-                await self._bytes.put(digest, data, self._settings.lifetime_seconds)
+                await self._bytes.put(digest, data, self._settings.ttl_seconds)
         await self.withdraw([digest])
 
-    def put_along(self, batch: Batch, data: Mapping[str, bytes]) -> dict[str, bytes]:
+    def add_small(self, batch: Batch, data: Mapping[str, bytes]) -> dict[str, bytes]:
         """Has a batch store bytes by their hashes; answers those that it cannot take along.
 
         They are for `put`, before the batch is sent; after it, all of them are for `withdraw`.
         """
         left = {}
         for digest, content in data.items():
-            command = self._bytes.put_command(digest, content, self._settings.lifetime_seconds)
+            command = self._bytes.put_command(digest, content, self._settings.ttl_seconds)
             if command is None:
                 left[digest] = content
             else:
@@ -157,72 +157,78 @@ class Blobs:
                 await self._bytes.delete(digest)
                 self._lost.add(digest)
 
-    def shelve(self, batch: Batch, pictures: Iterable[Picture]) -> list[Handle[Sequence[str]]]:
-        """Counts stored pictures; what had to go for them is for `evict` to remove."""
-        most, lifetime = self._total_bytes or UNKNOWN_TOTAL_BYTES, self._settings.lifetime_seconds
-        return [batch.add(Shelve(p.digest, p.size_bytes, lifetime, most)) for p in pictures]
+    def track(self, batch: Batch, images: Iterable[Image]) -> list[Result[Sequence[str]]]:
+        """Counts stored images; what had to go for them is for `evict` to remove."""
+        most, lifetime = self._total_bytes or UNKNOWN_TOTAL_BYTES, self._settings.ttl_seconds
+        return [batch.add(Track(p.digest, p.size_bytes, lifetime, most)) for p in images]
 
-    async def evict(self, shelved: Iterable[Handle[Sequence[str]]]) -> None:
+    async def evict(self, shelved: Iterable[Result[Sequence[str]]]) -> None:
         """Removes the bytes of what is no longer on the shelf. Raises `StoreUnavailable`."""
-        await self._evict([digest for handle in shelved for digest in handle.answer])
+        await self._evict([digest for handle in shelved for digest in handle.value])
 
-    def look_for(self, batch: Batch, digests: Iterable[str]) -> Handle[Sequence[bool]]:
+    def are_tracked(self, batch: Batch, digests: Iterable[str]) -> Result[Sequence[bool]]:
         """Asks of each whether it is on the shelf."""
-        return batch.add(OnShelf(tuple(digests)))
+        return batch.add(AreTracked(tuple(digests)))
 
-    async def put_back(self, picture: Picture, data: bytes) -> None:
+    async def restore(self, image: Image, data: bytes) -> None:
         """Stores bytes again that this process still has. Raises `StoreUnavailable`."""
-        await self.put(picture.digest, data)
+        await self.put(image.digest, data)
         batch = Batch(self._store)
-        shelved = self.shelve(batch, [picture])
-        await batch.send()
+        shelved = self.track(batch, [image])
+        await batch.execute()
         await self.evict(shelved)
 
-    async def view(self, digest: str, view: View, *, data: bytes | None = None) -> bytes | None:
-        """The bytes as `data` or as `base64`; None when they are gone, damaged or taken down.
+    async def load(
+        self, digest: str, representation: Representation, *, data: bytes | None = None
+    ) -> bytes | None:
+        """The bytes as `raw` or as `base64`; None when they are gone, damaged or taken down.
 
-        `data` are the bytes themselves where the caller has them already.
+        `raw` are the bytes themselves where the caller has them already.
         """
         if digest in self._takedowns:
             return None
         self._touched.pop(digest, None)
         self._touched[digest] = None
-        kept = self._hot.get(digest, view)
+        kept = self._memory.get(digest, representation)
         if kept is not None:
             return kept
         if data is not None and len(data) <= ENCODE_INLINE_BYTES:
-            return await self._make(digest, view, data)  # not worth a task
-        return await self._make_once(digest, view, data)
+            return await self._make(digest, representation, data)  # not worth a task
+        return await self._make_once(digest, representation, data)
 
     async def delete(self, digests: Iterable[str]) -> None:
         """Removes bytes wherever this process knows of them. Raises `StoreUnavailable`."""
         digests = tuple(digests)
         await self._remove(digests)
-        await ask(self._store, Unshelve(digests))
+        await execute(self._store, Untrack(digests))
 
     def forget(self, digests: Iterable[str]) -> None:
         """Drops bytes from this process's memory."""
         for digest in digests:
-            self._hot.drop(digest)
+            self._memory.drop(digest)
 
-    async def _make_once(self, digest: str, view: View, data: bytes | None) -> bytes | None:
-        """Those who ask for the same view at the same time share one read, and one copy."""
-        task = self._making.get((digest, view))
+    async def _make_once(
+        self, digest: str, representation: Representation, data: bytes | None
+    ) -> bytes | None:
+        """Concurrent readers of one representation share the read, and one copy."""
+        task = self._making.get((digest, representation))
         if task is None:
-            making = self._make(digest, view, data)
-            task = asyncio.create_task(making, name=f"view blob {digest[:12]}")
-            self._making[digest, view] = task
-            task.add_done_callback(lambda _: self._making.pop((digest, view), None))
+            making = self._make(digest, representation, data)
+            task = asyncio.create_task(making, name=f"representation blob {digest[:12]}")
+            self._making[digest, representation] = task
+            task.add_done_callback(lambda _: self._making.pop((digest, representation), None))
         return await asyncio.shield(task)
 
-    async def _make(self, digest: str, view: View, data: bytes | None) -> bytes | None:
-        found = data or self._hot.get(digest, "data") or await self._read(digest)
+    async def _make(
+        self, digest: str, representation: Representation, data: bytes | None
+    ) -> bytes | None:
+        found = data or self._memory.get(digest, "raw") or await self._read(digest)
         if found is None:
             return None
-        shown = found if view == "data" else await encode_bytes(found)
+        shown = found if representation == "raw" else await encode_bytes(found)
         if digest in self._takedowns:  # while they were read
             return None
-        self._hot.put(digest, view, shown)
+        self._memory.put(digest, representation, shown)
         return shown
 
     async def _read(self, digest: str) -> bytes | None:
@@ -242,7 +248,7 @@ class Blobs:
         """The same of bytes without their hash, which is made only if anything is taken down."""
         return len(self._takedowns) > 0 and await hash_bytes(data) in self._takedowns
 
-    async def put_passing(self, data: bytes) -> str:
+    async def put_ephemeral(self, data: bytes) -> str:
         """Stores bytes for ten minutes, off the shelf; answers their hash.
 
         Raises `StoreUnavailable`.
@@ -251,7 +257,7 @@ class Blobs:
         await self._passing.put(digest, data, PASSING_SECONDS)
         return digest
 
-    async def read_passing(self, digest: str) -> bytes | None:
+    async def read_ephemeral(self, digest: str) -> bytes | None:
         """Such bytes; None when they are gone, damaged or taken down. Raises `StoreUnavailable`."""
         if digest in self._takedowns:
             return None
@@ -260,30 +266,30 @@ class Blobs:
 
     # ── bounds ──────────────────────────────────────────────────────────────────────────────
 
-    async def keep_books(self) -> None:
+    async def record_uses(self) -> None:
         """Tells the store what was used or found missing since the last time."""
         touched, self._touched = self._touched, {}
         lost, self._lost = self._lost, set()
         try:
             if used := tuple(digest for digest in touched if digest not in lost):
-                await ask(self._store, Touch(used))
+                await execute(self._store, Touch(used))
             if lost:
-                await ask(self._store, Unshelve(tuple(lost)))
+                await execute(self._store, Untrack(tuple(lost)))
         except BaseException:
             self._touched = touched | self._touched
             self._lost |= lost
             raise
 
-    async def keep_within_bounds(self) -> None:
+    async def evict_to_bound(self) -> None:
         """Evicts what is too much, also after the bound was lowered, and counts what is there."""
         most = await self.total_bytes()
-        while gone := await ask(self._store, Shrink(most)):  # a thousand at most each time
+        while gone := await execute(self._store, EvictTo(most)):  # a thousand at most each time
             await self._evict(gone)
-        self._observer.shelf_read(await self.shelf())
+        self._observer.lru_measured(await self.lru_totals())
 
-    async def shelf(self) -> Shelf:
+    async def lru_totals(self) -> LruTotals:
         """How much there is. Raises `StoreUnavailable`."""
-        return await ask(self._store, ReadShelf())
+        return await execute(self._store, ReadLruTotals())
 
     async def total_bytes(self) -> int:
         """How many bytes there may be; asks the place once. Raises `StoreUnavailable`."""
@@ -296,12 +302,14 @@ class Blobs:
 
         The bytes first and then the books, which a full store would not let us write.
         """
-        oldest = await ask(self._store, Oldest(ROOM_FACTOR * max(wanted_bytes, LEAST_ROOM_BYTES)))
+        oldest = await execute(
+            self._store, EvictionCandidates(ROOM_FACTOR * max(wanted_bytes, LEAST_ROOM_BYTES))
+        )
         log.warning("store_full", evicted=len(oldest))
         await self._evict(oldest)
-        await ask(self._store, Unshelve(tuple(oldest)))
+        await execute(self._store, Untrack(tuple(oldest)))
 
-    async def adopt_orphans(self) -> int:
+    async def track_untracked(self) -> int:
         """Puts bytes that nobody counts onto the shelf, so that they go in their turn.
 
         Those that were taken down go at once: this place was away when the others removed them.
@@ -310,7 +318,7 @@ class Blobs:
         while True:
             mark, sizes = await self._bytes.scan(after, 500)
             digests = tuple(sizes)
-            on_shelf = await ask(self._store, OnShelf(digests)) if digests else ()
+            on_shelf = await execute(self._store, AreTracked(digests)) if digests else ()
             for digest, is_on_shelf in zip(digests, on_shelf, strict=True):
                 if digest in self._takedowns:
                     await self.delete([digest])
@@ -322,9 +330,9 @@ class Blobs:
             after = mark
 
     async def _adopt(self, digest: str, size_bytes: int) -> None:
-        lifetime = self._settings.lifetime_seconds
-        shelve = Shelve(digest, size_bytes, lifetime, await self.total_bytes())
-        await self._evict(await ask(self._store, shelve))
+        lifetime = self._settings.ttl_seconds
+        track = Track(digest, size_bytes, lifetime, await self.total_bytes())
+        await self._evict(await execute(self._store, track))
 
     async def _evict(self, digests: Sequence[str]) -> None:
         await self._remove(digests)

@@ -24,18 +24,31 @@ import orjson
 import structlog
 
 from gateway.cache.entries import (
-    Held,
-    look_for_refusal,
-    picture_from_dict,
+    CachedImage,
     read_refusal,
     read_slot,
+    refusal_of,
 )
-from gateway.cache.partial_images import EVENT_SECONDS, Broadcast, Previews, Screen, Viewer
+from gateway.cache.partial_images import (
+    EVENT_SECONDS,
+    Channel,
+    PartialImages,
+    Publisher,
+    Subscriber,
+)
 from gateway.errors import GatewayError, StoreUnavailable, UpstreamFailure
-from gateway.images import Picture
-from gateway.store.batch import Batch, Handle, ask
-from gateway.store.commands import Claim, Claimed, Extend, Publish, ReadEvents, Release
+from gateway.images import Image, decode_fields
+from gateway.store.batch import Batch, Result, execute
+from gateway.store.commands import (
+    AcquireLease,
+    LeaseResult,
+    Publish,
+    ReadEvents,
+    ReleaseLease,
+    RenewLease,
+)
 from gateway.store.protocol import Store, Watch
+from gateway.tasks import OwnedTasks
 
 T = TypeVar("T")
 
@@ -61,38 +74,43 @@ class Flight:
     id: str
     fingerprint: str
     slots: tuple[int, ...]
-    deaths: int = 0
+    replacements: int = 0
     """How many buyers of these slots have died before: a dead buyer is replaced once."""
-    is_alone: bool = False
-    """It holds no claim and nobody waits for it: its caller wants pictures of its own."""
+    is_unshared: bool = False
+    """It holds no claim and nobody waits for it: its caller wants images of its own."""
     displaces: bool = False
-    """Its pictures take the slots that they were bought for, whatever lies there."""
+    """Its images take the slots that they were bought for, whatever lies there."""
 
-    def extend(self, batch: Batch, *, seconds: float) -> Handle[bool]:
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Flight:
+        """A flight from the JSON object that orjson makes of one."""
+        return decode_fields(Flight, {**data, "slots": tuple(data["slots"])})
+
+    def renew(self, batch: Batch, *, seconds: float) -> Result[bool]:
         """Keeps the claim for so long from now; False when it was lost meanwhile."""
-        return batch.add(Extend(self.fingerprint, self.id, seconds))
+        return batch.add(RenewLease(self.fingerprint, self.id, seconds))
 
-    def land(self, batch: Batch, pictures: Mapping[int, Picture]) -> None:
-        """Tells everyone who waits which pictures came, by the slot they were bought for."""
-        landed = {str(slot): picture for slot, picture in pictures.items()}
-        self._end(batch, {"end": "landed", "pictures": landed})
+    def complete(self, batch: Batch, images: Mapping[int, Image]) -> None:
+        """Tells everyone who waits which images came, by the slot they were bought for."""
+        landed = {str(slot): image for slot, image in images.items()}
+        self._end(batch, {"end": "completed", "images": landed})
 
     def fail(self, batch: Batch, failure: UpstreamFailure) -> None:
         """Gives the claim back and tells everyone who waits upstream's final error."""
-        batch.add(Release(self.fingerprint, self.id))
+        batch.add(ReleaseLease(self.fingerprint, self.id))
         self._end(batch, {"end": "failed", "failure": failure.to_dict()})
 
-    def die(self, batch: Batch, death: UpstreamFailure) -> None:
+    def abandon(self, batch: Batch, death: UpstreamFailure) -> None:
         """The buyer is dead: one of those who wait may buy in its place, but only once."""
-        if self.deaths:
+        if self.replacements:
             self.fail(batch, death)
             return
-        batch.add(Release(self.fingerprint, self.id))
-        self._end(batch, {"end": "died", "failure": death.to_dict()})
+        batch.add(ReleaseLease(self.fingerprint, self.id))
+        self._end(batch, {"end": "abandoned", "failure": death.to_dict()})
 
-    def give_back(self, batch: Batch) -> None:
+    def release(self, batch: Batch) -> None:
         """Gives the claim back without a purchase: those who waited try in turn."""
-        batch.add(Release(self.fingerprint, self.id))
+        batch.add(ReleaseLease(self.fingerprint, self.id))
         self._end(batch, {"end": "released"})
 
     def _end(self, batch: Batch, event: Mapping[str, Any]) -> None:
@@ -101,16 +119,16 @@ class Flight:
 
 
 @dataclass(frozen=True, slots=True)
-class Bought:
+class PurchasedImages:
     """What a purchase hands to those who wait for it in this process."""
 
-    pictures: Mapping[int, Picture]
-    """Slot that was asked for → the picture bought for it."""
+    images: Mapping[int, Image]
+    """Slot that was asked for → the image bought for it."""
     data: Mapping[str, bytes]
     """Digest → bytes, still in memory, so that nobody here reads them back."""
 
 
-Buy = Callable[[Flight], Awaitable[Bought]]
+Buy = Callable[[Flight], Awaitable[PurchasedImages]]
 """Buys the slots of a flight.
 
 Once something was sent it tells the store how that ended itself (`Flight.land`, `Flight.fail`) and
@@ -122,22 +140,22 @@ it concerns this buyer alone: the claim is given back."""
 class End:
     """How a flight ended, as a waiter sees it."""
 
-    kind: Literal["landed", "failed", "died", "released", "unknown"]
-    bought: Bought = field(default_factory=lambda: Bought({}, {}))
+    kind: Literal["completed", "failed", "abandoned", "released", "unknown"]
+    bought: PurchasedImages = field(default_factory=lambda: PurchasedImages({}, {}))
     failure: GatewayError | None = None
 
 
 @dataclass(slots=True)
-class Landing:
-    """What a request got: pictures by slot, and how it came by them."""
+class FlightResult:
+    """What a request got: images by slot, and how it came by them."""
 
     missing: set[int]
     """Slots still to be had; what is left at the end was not to be had for an error."""
-    pictures: dict[int, Picture] = field(default_factory=dict)
-    held: dict[int, Held] = field(default_factory=dict)
+    images: dict[int, Image] = field(default_factory=dict)
+    cached: dict[int, CachedImage] = field(default_factory=dict)
     """Those of them that were stored meanwhile."""
     data: dict[str, bytes] = field(default_factory=dict)
-    """Digest → bytes of those pictures that were bought in this process."""
+    """Digest → bytes of those images that were bought in this process."""
     bought: set[int] = field(default_factory=set)
     followed: set[int] = field(default_factory=set)
     own_error: GatewayError | None = None
@@ -155,14 +173,14 @@ class Landing:
         waited = bool(self.followed) or self.flight_error is not None or bool(self.emptied)
         return waited and not self.bought and self.own_error is None
 
-    def hold(self, claimed: Claimed) -> None:
+    def hold(self, claimed: LeaseResult) -> None:
         """Takes what was stored between the look-up and the claim."""
         for number, slot in claimed.held.items():
-            self.held[number] = read_slot(slot, now=claimed.now)
-            self.pictures[number] = self.held[number].picture
+            self.cached[number] = read_slot(slot, now=claimed.now)
+            self.images[number] = self.cached[number].image
         self.missing -= claimed.held.keys()
 
-    def land(self, ended: End, slots: Iterable[int]) -> None:
+    def complete(self, ended: End, slots: Iterable[int]) -> None:
         """The own purchase ended; whatever it left empty stays empty."""
         self._take(ended.bought, slots, self.bought)
         self.own_error = ended.failure or self.own_error
@@ -173,28 +191,28 @@ class Landing:
 
         So is one whose buyer died; a second death ends it.
         """
-        is_over = ended.kind == "failed" or (ended.kind == "died" and slots & self.orphaned)
+        is_over = ended.kind == "failed" or (ended.kind == "abandoned" and slots & self.orphaned)
         if is_over:
             self.flight_error = ended.failure
             self.missing -= slots
             return
-        if ended.kind == "died":
+        if ended.kind == "abandoned":
             self.orphaned |= slots
         self._take(ended.bought, slots, self.followed)
-        self.missing -= self.pictures.keys()
-        if ended.kind == "landed":
+        self.missing -= self.images.keys()
+        if ended.kind == "completed":
             left_empty = slots & self.missing
             self.missing -= left_empty & self.emptied
             self.emptied |= left_empty
 
-    def _take(self, bought: Bought, slots: Iterable[int], how: set[int]) -> None:
+    def _take(self, bought: PurchasedImages, slots: Iterable[int], how: set[int]) -> None:
         for slot in slots:
-            if (picture := bought.pictures.get(slot)) is None:
+            if (image := bought.images.get(slot)) is None:
                 continue
-            self.pictures[slot] = picture
+            self.images[slot] = image
             how.add(slot)
-            if picture.digest in bought.data:
-                self.data[picture.digest] = bought.data[picture.digest]
+            if image.digest in bought.data:
+                self.data[image.digest] = bought.data[image.digest]
 
 
 class Flights:
@@ -203,55 +221,27 @@ class Flights:
     def __init__(
         self,
         store: Store,
-        previews: Previews,
-        *,
-        observe: Callable[[int], None] = lambda count: None,
+        partial_images: PartialImages,
+        tasks: OwnedTasks,
     ) -> None:
         self._store = store
-        self._previews = previews
-        self._observe = observe
-        self._owned: set[asyncio.Task[Any]] = set()
+        self._partial_images = partial_images
+        self._tasks = tasks
         self._listeners: set[asyncio.Task[None]] = set()
         self._ends: dict[str, asyncio.Future[End]] = {}
         self._offline: dict[tuple[str, tuple[int, ...]], str] = {}
 
-    def __len__(self) -> int:
-        """Paid work under way in this process: purchases, and what is still to be kept of them."""
-        return len(self._owned)
-
-    def own(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
-        """Runs paid work in a task that no caller owns; `drain` waits for it."""
-        task = asyncio.create_task(work, name=name)
-        self._owned.add(task)
-        self._observe(len(self._owned))
-        task.add_done_callback(self._disown)
-        return task
-
-    def _disown(self, task: asyncio.Task[Any]) -> None:
-        self._owned.discard(task)
-        self._observe(len(self._owned))
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, GatewayError):
-            log.error("paid_work_failed", work=task.get_name(), exc_info=error)
-
-    async def own_shielded(self, work: Coroutine[Any, Any, T], *, name: str) -> T:
-        """Waits for paid work that goes on when the waiting ends."""
-        return await asyncio.shield(self.own(work, name=name))
-
-    async def drain(self) -> None:
-        """Returns when nothing that was paid for is under way any more."""
-        while self._owned:
-            await asyncio.wait(self._owned)
-
     async def close(self) -> None:
-        """Stops waiting for what others buy. Purchases are not touched: see `drain`."""
+        """Stops following the flights of other workers."""
         for listener in self._listeners:
             listener.cancel()
         await asyncio.gather(*self._listeners, return_exceptions=True)
 
-    def screen(self, flight: Flight, *, most: int) -> Screen:
-        """Where the buyer of a flight shows the partial images that come, `most` of them."""
-        return self._previews.screen(flight.id, most=most, is_shared=not flight.is_alone)
+    def publisher(self, flight: Flight, *, max_images: int) -> Publisher:
+        """Publishes the partial images of a flight, at most `max_images`."""
+        return self._partial_images.publisher(
+            flight.id, max_images=max_images, is_shared=not flight.is_unshared
+        )
 
     async def run(
         self,
@@ -259,19 +249,19 @@ class Flights:
         asked: Iterable[int],
         *,
         buy: Buy,
-        viewer: Viewer | None = None,
+        subscriber: Subscriber | None = None,
         ignoring: tuple[str, ...] = (),
-    ) -> Landing:
-        """Gets pictures for slots: claims and buys what is free, waits for what others claimed.
+    ) -> FlightResult:
+        """Gets images for slots: claims and buys what is free, waits for what others claimed.
 
-        A `viewer` is shown the partial images of every flight that this takes. Pictures whose ids
+        A `viewer` is shown the partial images of every flight that this takes. Images whose ids
         are in `ignoring` do not count: what is bought takes their slots.
 
         Returns when every slot is filled, or was answered with an error, or came back empty from
         a purchase of one's own or, for the second time, from somebody else's. Errors are in what
-        it returns, beside the pictures that came all the same.
+        it returns, beside the images that came all the same.
         """
-        landing = Landing(missing=set(asked))
+        landing = FlightResult(missing=set(asked))
         while landing.missing:
             flight_id = secrets.token_hex(12)
             wanted = tuple(sorted(landing.missing))
@@ -284,32 +274,32 @@ class Flights:
                 break
             landing.hold(claimed)
             self._show(
-                viewer, flights=(*claimed.others.values(), *[flight_id] * bool(claimed.mine))
+                subscriber, flights=(*claimed.others.values(), *[flight_id] * bool(claimed.mine))
             )
             waits = [self._follow(landing, f, slots) for f, slots in _by_flight(claimed.others)]
             if claimed.mine:
-                deaths = int(not landing.orphaned.isdisjoint(claimed.mine))
+                replacements = int(not landing.orphaned.isdisjoint(claimed.mine))
                 flight = Flight(
-                    flight_id, fingerprint, claimed.mine, deaths, displaces=bool(ignoring)
+                    flight_id, fingerprint, claimed.mine, replacements, displaces=bool(ignoring)
                 )
-                purchase = self.own(self._buy(flight, buy), name=f"purchase {flight_id}")
+                purchase = self._tasks.start(self._buy(flight, buy), name=f"purchase {flight_id}")
                 waits.append(self._land(landing, purchase, flight.slots))
             await _all_of(waits)
         return landing
 
-    async def run_alone(
+    async def run_unshared(
         self,
         fingerprint: str,
         slots: tuple[int, ...],
         *,
         buy: Buy,
-        viewer: Viewer | None = None,
-    ) -> Landing:
-        """Buys pictures for slots whatever is there, neither waiting for anybody nor waited for."""
-        landing = Landing(missing=set(slots))
-        flight = Flight(secrets.token_hex(12), fingerprint, slots, is_alone=True, displaces=True)
-        self._show(viewer, flights=(flight.id,))
-        purchase = self.own(self._buy(flight, buy), name=f"purchase {flight.id}")
+        subscriber: Subscriber | None = None,
+    ) -> FlightResult:
+        """Buys images for slots whatever is there, neither waiting for anybody nor waited for."""
+        landing = FlightResult(missing=set(slots))
+        flight = Flight(secrets.token_hex(12), fingerprint, slots, is_unshared=True, displaces=True)
+        self._show(subscriber, flights=(flight.id,))
+        purchase = self._tasks.start(self._buy(flight, buy), name=f"purchase {flight.id}")
         await self._land(landing, purchase, slots)
         return landing
 
@@ -319,25 +309,25 @@ class Flights:
         slots: tuple[int, ...],
         *,
         buy: Buy,
-        viewer: Viewer | None = None,
-    ) -> Landing:
+        subscriber: Subscriber | None = None,
+    ) -> FlightResult:
         """Buys while the store is away: those who ask the same in this process wait for one.
 
         As in `run`, whoever waited for what came to nothing without an error tries in turn.
         """
-        landing = Landing(missing=set(slots))
+        landing = FlightResult(missing=set(slots))
         while landing.missing:
             question = (fingerprint, tuple(sorted(landing.missing)))
             if (under_way := self._offline.get(question)) is not None:
-                self._show(viewer, flights=(under_way,))
+                self._show(subscriber, flights=(under_way,))
                 await self._follow(landing, under_way, set(landing.missing))
                 continue
-            flight = Flight(secrets.token_hex(12), *question, is_alone=True)
+            flight = Flight(secrets.token_hex(12), *question, is_unshared=True)
             self._offline[question] = flight.id
             self._ends[flight.id] = asyncio.get_running_loop().create_future()
-            self._show(viewer, flights=(flight.id,))
+            self._show(subscriber, flights=(flight.id,))
             buying = self._buy_offline(flight, buy)
-            purchase = self.own(buying, name=f"purchase {flight.id}")
+            purchase = self._tasks.start(buying, name=f"purchase {flight.id}")
             await self._land(landing, purchase, flight.slots)
         return landing
 
@@ -351,37 +341,37 @@ class Flights:
     async def check_refusal(self, fingerprint: str) -> None:
         """Raises what stands against asking this question at all, if there is anything."""
         batch = Batch(self._store)
-        refused = look_for_refusal(batch, fingerprint)
-        await batch.send()
-        if (refusal := read_refusal(refused.answer)) is not None:
+        refused = refusal_of(batch, fingerprint)
+        await batch.execute()
+        if (refusal := read_refusal(refused.value)) is not None:
             raise refusal
 
-    async def _claim(self, flight: Flight, *, ignoring: tuple[str, ...]) -> Claimed:
+    async def _claim(self, flight: Flight, *, ignoring: tuple[str, ...]) -> LeaseResult:
         """Claims what is free; raises what stands against asking this question at all."""
         batch = Batch(self._store)
         claimed = batch.add(
-            Claim(flight.fingerprint, flight.slots, flight.id, CLAIM_SECONDS, ignoring)
+            AcquireLease(flight.fingerprint, flight.slots, flight.id, CLAIM_SECONDS, ignoring)
         )
-        refused = look_for_refusal(batch, flight.fingerprint)
-        await batch.send()
-        refusal = read_refusal(refused.answer)
+        refused = refusal_of(batch, flight.fingerprint)
+        await batch.execute()
+        refusal = read_refusal(refused.value)
         if refusal is None:
-            return claimed.answer
-        if claimed.answer.mine:
+            return claimed.value
+        if claimed.value.mine:
             await self._give_back(flight)
         raise refusal
 
-    def _show(self, viewer: Viewer | None, *, flights: Iterable[str]) -> None:
-        if viewer is not None:
+    def _show(self, subscriber: Subscriber | None, *, flights: Iterable[str]) -> None:
+        if subscriber is not None:
             for flight in flights:
-                viewer.watch(self._previews.of(flight))
+                subscriber.watch(self._partial_images.of(flight))
 
     async def _land(
-        self, landing: Landing, purchase: asyncio.Task[End], slots: tuple[int, ...]
+        self, landing: FlightResult, purchase: asyncio.Task[End], slots: tuple[int, ...]
     ) -> None:
-        landing.land(await asyncio.shield(purchase), slots)
+        landing.complete(await asyncio.shield(purchase), slots)
 
-    async def _follow(self, landing: Landing, flight: str, wanted: set[int]) -> None:
+    async def _follow(self, landing: FlightResult, flight: str, wanted: set[int]) -> None:
         landing.follow(await self._end_of(flight), wanted)
 
     async def _buy(self, flight: Flight, buy: Buy) -> End:
@@ -392,7 +382,7 @@ class Flights:
         except Exception:
             log.exception("purchase_failed", flight=flight.id)
         try:
-            if ended.kind == "released" and not flight.is_alone:
+            if ended.kind == "released" and not flight.is_unshared:
                 await self._give_back(flight)
         finally:
             self._announce(flight.id, end, ended)
@@ -400,7 +390,7 @@ class Flights:
 
     async def _ending(self, flight: Flight, buy: Buy) -> End:
         try:
-            return End("landed", await buy(flight))
+            return End("completed", await buy(flight))
         except UpstreamFailure as failure:
             return End("failed", failure=failure)
         except GatewayError as refusal:
@@ -408,9 +398,9 @@ class Flights:
 
     async def _give_back(self, flight: Flight) -> None:
         batch = Batch(self._store)
-        flight.give_back(batch)
+        flight.release(batch)
         try:
-            await batch.send()
+            await batch.execute()
         except StoreUnavailable:
             log.warning("claim_not_given_back", flight=flight.id)
 
@@ -445,16 +435,16 @@ class Flights:
         """Waits until the flight's end was published; `unknown` when it stays silent."""
         clock = asyncio.get_running_loop().time
         trusted_until = clock() + LOOK_AGAIN_SECONDS
-        broadcast, heard = self._previews.of(flight), 0
+        channel, heard = self._partial_images.of(flight), 0
         async with AsyncExitStack() as stack:
             watch: Watch | None = None
             failures = 0
             while clock() < trusted_until:
                 try:
                     watch = watch or await stack.enter_async_context(self._store.watch(flight))
-                    events = await ask(self._store, ReadEvents(flight, after=heard))
+                    events = await execute(self._store, ReadEvents(flight, after=heard))
                     failures, heard = 0, heard + len(events)
-                    ended = self._take_in(events, broadcast)
+                    ended = self._take_in(events, channel)
                 except StoreUnavailable:
                     ended, failures = None, failures + 1
                     if failures >= STORE_PATIENCE:
@@ -464,13 +454,13 @@ class Flights:
                 await (watch.wait(RECHECK_SECONDS) if watch else asyncio.sleep(RECHECK_SECONDS))
         return End("unknown")
 
-    def _take_in(self, events: Sequence[bytes], broadcast: Broadcast) -> End | None:
+    def _take_in(self, events: Sequence[bytes], channel: Channel) -> End | None:
         """Shows what is to be shown; answers how the flight ended, if its events say so."""
         for event in events:
             said = orjson.loads(event)
             if (ended := _read_end(said)) is not None:
                 return ended
-            self._previews.hear(broadcast, said)
+            self._partial_images.hear(channel, said)
         return None
 
 
@@ -491,11 +481,11 @@ def _by_flight(others: Mapping[int, str]) -> Iterable[tuple[str, set[int]]]:
 
 def _read_end(said: Mapping[str, Any]) -> End | None:
     """How the flight ended, if this event says so."""
-    if (kind := said.get("end")) in ("failed", "died"):
+    if (kind := said.get("end")) in ("failed", "abandoned"):
         return End(kind, failure=UpstreamFailure.from_dict(said["failure"]))
     if said.get("end") == "released":
         return End("released")
-    if said.get("end") == "landed":
-        pictures = {int(n): picture_from_dict(p) for n, p in said["pictures"].items()}
-        return End("landed", Bought(pictures, {}))
+    if said.get("end") == "completed":
+        images = {int(n): Image.from_dict(p) for n, p in said["images"].items()}
+        return End("completed", PurchasedImages(images, {}))
     return None

@@ -1,131 +1,138 @@
-"""Replays: what an `Idempotency-Key` was answered with, so that a repetition gets the same.
+"""The stored results of idempotency keys.
 
-A key of a caller names one question for a day. While it is being answered a *mark* says so and is
-renewed; when the worker that renews it dies, the mark ends by itself and the next one who asks
-starts over. Keeping a mark is a conversation with the store, so this room sends its own verbs.
-What an answer is, and what a repetition costs, is `service.py`.
+A key of a client names one request for a day. While the request is answered, a lock says so and
+is renewed. If the worker that renews it dies, the lock expires and the next request starts over.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
 
-from gateway.cache.entries import picture_from_dict
 from gateway.errors import StoreUnavailable, UpstreamFailure
-from gateway.images import Picture
-from gateway.store.batch import ask
-from gateway.store.commands import DropNote, Note, ReadNote
+from gateway.images import Image
+from gateway.store.batch import execute
+from gateway.store.commands import DeleteValue, GetValue, SetValue
 from gateway.store.protocol import Store
 
 SPACE: Final = "idempotency"
 
-REMEMBERED_SECONDS: Final = 86_400.0
-"""How long an answer is remembered (CONTRACT §5)."""
+RESULT_SECONDS: Final = 86_400.0
+"""How long a result is stored."""
 
-MARK_SECONDS: Final = 15.0
-"""How long a mark lives that nobody renews."""
+LOCK_SECONDS: Final = 15.0
+"""How long a lock lasts that is not renewed."""
 
 RENEW_SECONDS: Final = 5.0
-LOOK_SECONDS: Final = 0.2
-"""How often a repetition looks whether the first one has its answer."""
+POLL_SECONDS: Final = 0.2
+"""How often a repeated request checks whether the first one has its result."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A caller's idempotency key, and the question that it was sent with."""
+class IdempotentRequest:
+    """An idempotency key of one client, and the request that it was sent with."""
 
     name: str
-    question: str
-    """The same for the same question, however it is spelled."""
+    request: str
+    """A hash of the request: equal for equal requests, however they are spelled."""
+
+    @staticmethod
+    def of(key_id: str, idempotency_key: str, *, request: tuple[object, ...]) -> IdempotentRequest:
+        """The same idempotency key of another gateway key is another one."""
+        name = hashlib.sha256(orjson.dumps([key_id, idempotency_key])).hexdigest()
+        return IdempotentRequest(name, hashlib.sha256(orjson.dumps(request)).hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
-class Remembered:
-    """What the key was sent with before, and what came of it."""
+class StoredResult:
+    """What the key was sent with before, and how it was answered."""
 
-    question: str
-    pictures: Mapping[int, Picture] = field(default_factory=dict)
+    request: str
+    images: Mapping[int, Image] = field(default_factory=dict)
+    """In the order of the answer."""
     failure: UpstreamFailure | None = None
 
 
-def asked_by(key_id: str, idempotency_key: str, *, question: tuple[object, ...]) -> Asked:
-    """Idempotency keys of different gateway keys have nothing to do with one another."""
-    name = hashlib.sha256(orjson.dumps([key_id, idempotency_key])).hexdigest()
-    return Asked(name, hashlib.sha256(orjson.dumps(question)).hexdigest())
-
-
-class Replays:
-    """Remembers answers by idempotency key."""
+class IdempotencyKeys:
+    """Locks idempotency keys and stores their results."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def begin(self, asked: Asked) -> Remembered | None:
-        """What was answered before; None when it is the caller's to answer now.
+    async def acquire(self, idempotent: IdempotentRequest) -> StoredResult | None:
+        """The stored result, or None: then the caller holds the lock and has to answer.
 
-        Waits while somebody else is answering it. Raises `StoreUnavailable`.
+        Waits while another request with this key is answered. Raises `StoreUnavailable`.
         """
-        mark = orjson.dumps({"question": asked.question})
-        while not await ask(self._store, Note(SPACE, asked.name, mark, MARK_SECONDS, is_new=True)):
-            note = await ask(self._store, ReadNote(SPACE, asked.name))
-            said = orjson.loads(note) if note is not None else {}
-            if said.get("question", asked.question) != asked.question or "pictures" in said:
-                return _remembered(said)
-            await asyncio.sleep(LOOK_SECONDS)
+        lock = SetValue(
+            SPACE, idempotent.name, _encode_lock(idempotent), LOCK_SECONDS, only_if_absent=True
+        )
+        while not await execute(self._store, lock):
+            value = await execute(self._store, GetValue(SPACE, idempotent.name))
+            data = orjson.loads(value) if value is not None else {}
+            is_other = data.get("request", idempotent.request) != idempotent.request
+            if is_other or "images" in data:
+                return _decode_result(data)
+            await asyncio.sleep(POLL_SECONDS)
         return None
 
     @asynccontextmanager
-    async def answering(self, asked: Asked) -> AsyncIterator[None]:
-        """Keeps the mark alive meanwhile; what is written next comes after its last renewal."""
-        turn = asyncio.Lock()
-        renewing = asyncio.create_task(self._renew(asked, turn), name="renew an idempotency mark")
+    async def renewing(self, idempotent: IdempotentRequest) -> AsyncIterator[None]:
+        """Renews the lock meanwhile. A result that is stored afterwards is never overwritten."""
+        writing = asyncio.Lock()
+        renewal = asyncio.create_task(
+            self._renew(idempotent, writing), name="renew idempotency lock"
+        )
         try:
             yield
         finally:
-            async with turn:  # one that is given up under way might arrive after the answer
-                renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
+            async with writing:  # a renewal under way could reach the store after the result
+                renewal.cancel()
+            await asyncio.gather(renewal, return_exceptions=True)
 
-    async def _renew(self, asked: Asked, turn: asyncio.Lock) -> None:
-        mark = orjson.dumps({"question": asked.question})
+    async def _renew(self, idempotent: IdempotentRequest, writing: asyncio.Lock) -> None:
+        lock = SetValue(SPACE, idempotent.name, _encode_lock(idempotent), LOCK_SECONDS)
         while True:
             await asyncio.sleep(RENEW_SECONDS)
-            async with turn:
+            async with writing:
                 with suppress(StoreUnavailable):
-                    await ask(self._store, Note(SPACE, asked.name, mark, MARK_SECONDS))
+                    await execute(self._store, lock)
 
-    async def remember(self, asked: Asked, pictures: Mapping[int, Picture]) -> None:
-        """From now on a repetition is answered with these."""
-        said = {"pictures": {str(slot): picture for slot, picture in pictures.items()}}
-        await self._note(asked, said)
+    async def store(self, idempotent: IdempotentRequest, images: Sequence[Image]) -> None:
+        """Stores images as the result of a repeated request."""
+        by_position = {str(position): image for position, image in enumerate(images)}
+        await self._store_result(idempotent, {"images": by_position})
 
-    async def remember_failure(self, asked: Asked, failure: UpstreamFailure) -> None:
-        """From now on a repetition is answered with this: it was, or may have been, paid for."""
-        await self._note(asked, {"pictures": {}, "failure": failure.to_dict()})
+    async def store_failure(self, idempotent: IdempotentRequest, failure: UpstreamFailure) -> None:
+        """Stores a failure that was, or may have been, charged as the result."""
+        await self._store_result(idempotent, {"images": {}, "failure": failure.to_dict()})
 
-    async def forget(self, asked: Asked) -> None:
-        """Nothing was paid for: a repetition tries again."""
+    async def release(self, idempotent: IdempotentRequest) -> None:
+        """Releases the lock without a result: a repeated request tries again."""
         with suppress(StoreUnavailable):
-            await ask(self._store, DropNote(SPACE, asked.name))
+            await execute(self._store, DeleteValue(SPACE, idempotent.name))
 
-    async def _note(self, asked: Asked, said: Mapping[str, Any]) -> None:
-        """Should the store be away, the picture is in its entry all the same, or will be."""
-        note = orjson.dumps({"question": asked.question, **said}, default=dict)
+    async def _store_result(self, idempotent: IdempotentRequest, result: Mapping[str, Any]) -> None:
+        value = orjson.dumps({"request": idempotent.request, **result}, default=dict)
+        # Without a result the images are still in their entry, and a repeated request finds them.
         with suppress(StoreUnavailable):
-            await ask(self._store, Note(SPACE, asked.name, note, REMEMBERED_SECONDS))
+            await execute(self._store, SetValue(SPACE, idempotent.name, value, RESULT_SECONDS))
 
 
-def _remembered(said: Mapping[str, Any]) -> Remembered:
-    failure = said.get("failure")
-    return Remembered(
-        said["question"],
-        pictures={int(n): picture_from_dict(p) for n, p in said.get("pictures", {}).items()},
+def _encode_lock(idempotent: IdempotentRequest) -> bytes:
+    return orjson.dumps({"request": idempotent.request})
+
+
+def _decode_result(data: Mapping[str, Any]) -> StoredResult:
+    failure = data.get("failure")
+    return StoredResult(
+        data["request"],
+        images={int(n): Image.from_dict(image) for n, image in data.get("images", {}).items()},
         failure=UpstreamFailure.from_dict(failure) if failure else None,
     )

@@ -24,7 +24,7 @@ import structlog
 from gateway.cache.blobs import encode_bytes
 from gateway.errors import StoreUnavailable
 from gateway.images import PartialImage
-from gateway.store.batch import ask
+from gateway.store.batch import execute
 from gateway.store.commands import Publish
 from gateway.store.protocol import Store
 
@@ -34,22 +34,22 @@ EVENT_SECONDS: Final = 600.0
 log = structlog.get_logger(__name__)
 
 
-class Passing(Protocol):
+class EphemeralBlobs(Protocol):
     """Where the bytes of partial images lie for a while; `blobs.Blobs` is one."""
 
     async def are_taken_down(self, data: bytes) -> bool: ...
-    async def put_passing(self, data: bytes) -> str: ...
-    async def read_passing(self, digest: str) -> bytes | None: ...
+    async def put_ephemeral(self, data: bytes) -> str: ...
+    async def read_ephemeral(self, digest: str) -> bytes | None: ...
 
 
-class Preview:
+class SharedPartialImage:
     """One partial image; everyone who shows it in this process shares its base64."""
 
     def __init__(
         self, index: int, shown: Mapping[str, str], *, read: Callable[[], Awaitable[bytes | None]]
     ) -> None:
         self.index = index
-        self.shown = shown
+        self.echoed = shown
         """`size`, `quality`, `background`, `output_format` where upstream echoed them."""
         self._read: Callable[[], Awaitable[bytes | None]] | None = read
         self._base64: bytes | None = None
@@ -69,66 +69,66 @@ class Preview:
         return self._base64
 
 
-class Broadcast:
+class Channel:
     """One flight, as this process sees it before its end."""
 
     def __init__(self) -> None:
         self.is_open = False
         """Upstream has begun to answer."""
-        self.previews: list[Preview] = []
+        self.partial_images: list[SharedPartialImage] = []
         """In the order in which they came, no index twice."""
-        self._viewers: set[Viewer] = set()
+        self._viewers: set[Subscriber] = set()
 
     def open(self) -> None:
         """Upstream has begun to answer."""
         self.is_open = True
-        for viewer in self._viewers:
-            viewer.open()
+        for subscriber in self._viewers:
+            subscriber.open()
 
-    def add(self, preview: Preview) -> bool:
+    def add(self, partial_image: SharedPartialImage) -> bool:
         """Shows it to everyone who watches; False for an index that was here before."""
-        if any(known.index == preview.index for known in self.previews):
+        if any(known.index == partial_image.index for known in self.partial_images):
             return False
-        self.previews.append(preview)
-        for viewer in self._viewers:
-            viewer.offer(preview)
+        self.partial_images.append(partial_image)
+        for subscriber in self._viewers:
+            subscriber.offer(partial_image)
         return True
 
-    def join(self, viewer: Viewer) -> None:
+    def join(self, subscriber: Subscriber) -> None:
         """Who comes late is shown what came so far, then follows."""
-        self._viewers.add(viewer)
+        self._viewers.add(subscriber)
         if self.is_open:
-            viewer.open()
-        for preview in self.previews:
-            viewer.offer(preview)
+            subscriber.open()
+        for partial_image in self.partial_images:
+            subscriber.offer(partial_image)
 
-    def leave(self, viewer: Viewer) -> None:
+    def leave(self, subscriber: Subscriber) -> None:
         """It is shown nothing more."""
-        self._viewers.discard(viewer)
+        self._viewers.discard(subscriber)
 
 
-class Viewer:
-    """A caller who watches: is shown at most `most` partial images, the first that come.
+class Subscriber:
+    """A caller who watches: is shown at most `max_images` partial images, the first that come.
 
     It may watch several flights, one after the other, when a buyer dies and is replaced, or when
     the store goes away: an index that it has been shown is not shown again.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_images: int) -> None:
         self.is_open = False
         """Upstream has begun to answer."""
         self.is_over = False
         """Nothing more will come than what waits to be taken."""
-        self._most = most
+        self._max_images = max_images
         self._offered: set[int] = set()
-        self._waiting: deque[Preview] = deque()
-        self._watched: set[Broadcast] = set()
+        self._waiting: deque[SharedPartialImage] = deque()
+        self._watched: set[Channel] = set()
         self._news = asyncio.Event()
 
-    def watch(self, broadcast: Broadcast) -> None:
+    def watch(self, channel: Channel) -> None:
         """Is shown what came of a flight and what will come."""
-        self._watched.add(broadcast)
-        broadcast.join(self)
+        self._watched.add(channel)
+        channel.join(self)
 
     def open(self) -> None:
         """Called by the broadcast; no news to who knows it already."""
@@ -136,19 +136,19 @@ class Viewer:
             self.is_open = True
             self._news.set()
 
-    def offer(self, preview: Preview) -> None:
+    def offer(self, partial_image: SharedPartialImage) -> None:
         """Called by the broadcast."""
-        if preview.index in self._offered or len(self._offered) >= self._most:
+        if partial_image.index in self._offered or len(self._offered) >= self._max_images:
             return
-        self._offered.add(preview.index)
-        self._waiting.append(preview)
+        self._offered.add(partial_image.index)
+        self._waiting.append(partial_image)
         self._news.set()
 
     def close(self) -> None:
         """Its caller has an answer, one way or another."""
         self.is_over = True
-        for broadcast in self._watched:
-            broadcast.leave(self)
+        for channel in self._watched:
+            channel.leave(self)
         self._watched.clear()
         self._news.set()
 
@@ -157,68 +157,68 @@ class Viewer:
         await self._news.wait()
         self._news.clear()
 
-    def take(self) -> Preview | None:
+    def take(self) -> SharedPartialImage | None:
         """The next partial image to show; None when there is none now."""
         return self._waiting.popleft() if self._waiting else None
 
 
-class Previews:
+class PartialImages:
     """The broadcasts of this process."""
 
-    def __init__(self, store: Store, passing: Passing) -> None:
+    def __init__(self, store: Store, ephemeral: EphemeralBlobs) -> None:
         self._store = store
-        self._passing = passing
-        self._broadcasts: WeakValueDictionary[str, Broadcast] = WeakValueDictionary()
+        self._passing = ephemeral
+        self._broadcasts: WeakValueDictionary[str, Channel] = WeakValueDictionary()
         """They live as long as somebody buys, listens or watches."""
 
-    def of(self, flight: str) -> Broadcast:
+    def of(self, flight: str) -> Channel:
         """The one broadcast of a flight."""
-        broadcast = self._broadcasts.get(flight)
-        if broadcast is None:
-            broadcast = self._broadcasts[flight] = Broadcast()
-        return broadcast
+        channel = self._broadcasts.get(flight)
+        if channel is None:
+            channel = self._broadcasts[flight] = Channel()
+        return channel
 
-    def screen(self, flight: str, *, most: int, is_shared: bool = True) -> Screen:
-        """For the buyer of a flight, who has asked for `most` partial images.
+    def publisher(self, flight: str, *, max_images: int, is_shared: bool = True) -> Publisher:
+        """For the buyer of a flight, who has asked for `max_images` partial images.
 
         Of a flight that is not shared nothing is told to other processes.
         """
-        return Screen(
+        return Publisher(
             flight,
             self.of(flight),
             self._store,
-            passing=self._passing,
-            most=most,
+            ephemeral=self._passing,
+            max_images=max_images,
             is_shared=is_shared,
         )
 
-    def hear(self, broadcast: Broadcast, said: Mapping[str, Any]) -> None:
+    def hear(self, channel: Channel, said: Mapping[str, Any]) -> None:
         """Takes what another process has published of a flight; ends are not for here."""
         if "open" in said:
-            broadcast.open()
+            channel.open()
         elif "partial" in said:
-            read = partial(self._passing.read_passing, said["digest"])
-            broadcast.add(Preview(said["partial"], said["shown"], read=read))
+            read = partial(self._passing.read_ephemeral, said["digest"])
+            channel.add(SharedPartialImage(said["partial"], said["shown"], read=read))
 
 
-class Screen:
+class Publisher:
     """Where the buyer of a flight shows what comes."""
 
     def __init__(
         self,
         flight: str,
-        broadcast: Broadcast,
+        channel: Channel,
         store: Store,
         *,
-        passing: Passing,
-        most: int,
+        ephemeral: EphemeralBlobs,
+        max_images: int,
         is_shared: bool,
     ) -> None:
         self._flight = flight
-        self._broadcast = broadcast
+        self._broadcast = channel
         self._store = store
-        self._passing = passing
-        self._most = most
+        self._passing = ephemeral
+        self._max_images = max_images
         self._is_told_elsewhere = is_shared
 
     async def open(self) -> None:
@@ -226,27 +226,29 @@ class Screen:
         self._broadcast.open()
         await self._tell_elsewhere(partial(self._publish, "open", {"open": True}))
 
-    async def show(self, shown: PartialImage) -> None:
+    async def publish(self, shown: PartialImage) -> None:
         """Shows a partial image: here at once, elsewhere as soon as the store has it."""
         data = shown.data
-        if len(self._broadcast.previews) >= self._most or await self._passing.are_taken_down(data):
+        if len(
+            self._broadcast.partial_images
+        ) >= self._max_images or await self._passing.are_taken_down(data):
             return
 
         async def read() -> bytes:
             return data
 
-        if self._broadcast.add(Preview(shown.index, shown.shown, read=read)):
+        if self._broadcast.add(SharedPartialImage(shown.index, shown.echoed, read=read)):
             await asyncio.sleep(0)  # who watches here has it before a hash and the store take time
             await self._tell_elsewhere(partial(self._store_and_publish, shown))
 
     async def _store_and_publish(self, shown: PartialImage) -> None:
-        digest = await self._passing.put_passing(shown.data)
-        said = {"partial": shown.index, "digest": digest, "shown": shown.shown}
+        digest = await self._passing.put_ephemeral(shown.data)
+        said = {"partial": shown.index, "digest": digest, "shown": shown.echoed}
         await self._publish(f"partial-{shown.index}", said)
 
     async def _publish(self, event_id: str, said: Mapping[str, Any]) -> None:
         event = orjson.dumps(said, default=dict)
-        await ask(self._store, Publish(self._flight, event_id, event, EVENT_SECONDS))
+        await execute(self._store, Publish(self._flight, event_id, event, EVENT_SECONDS))
 
     async def _tell_elsewhere(self, tell: Callable[[], Awaitable[None]]) -> None:
         """A store that fails is told no more of this flight: it would keep upstream waiting."""

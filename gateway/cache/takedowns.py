@@ -1,7 +1,7 @@
 """Takedowns: which bytes may never be served again.
 
 Every worker holds the whole list in memory, so that asking costs nothing on the way of a request,
-and looks twice a second whether somebody has added to it. What goes with a picture that is taken
+and looks twice a second whether somebody has added to it. What goes with an image that is taken
 down is `removal`.
 """
 
@@ -13,8 +13,8 @@ from typing import Final
 
 from gateway.errors import INVALID_REQUEST, Charge, UpstreamFailure
 from gateway.images import Usage
-from gateway.store.batch import Batch, ask
-from gateway.store.commands import Enlist, Note, ReadList, ReadNote
+from gateway.store.batch import Batch, execute
+from gateway.store.commands import AddToSet, GetSet, GetValue, SetValue
 from gateway.store.protocol import Store
 
 LOOK_SECONDS: Final = 0.4
@@ -47,18 +47,18 @@ class Takedowns:
     def add(self, batch: Batch, digests: Iterable[str]) -> None:
         """Takes bytes down; every worker learns it at its next look, this one now."""
         digests = tuple(digests)
-        batch.add(Enlist(SPACE, LIST, digests, FOREVER_SECONDS))
-        batch.add(Note(SPACE, VERSION, secrets.token_bytes(12), None))
+        batch.add(AddToSet(SPACE, LIST, digests, FOREVER_SECONDS))
+        batch.add(SetValue(SPACE, VERSION, secrets.token_bytes(12), None))
         self._digests |= frozenset(digests)
 
-    async def look(self) -> Collection[str]:
+    async def refresh(self) -> Collection[str]:
         """Reads the list if it has changed; answers what is still to be removed.
 
         At the first look nothing is: whoever took it down has done so. Raises `StoreUnavailable`.
         """
-        version = await ask(self._store, ReadNote(SPACE, VERSION)) or b""
+        version = await execute(self._store, GetValue(SPACE, VERSION)) or b""
         if version != self._version:
-            listed = await ask(self._store, ReadList(SPACE, LIST))
+            listed = await execute(self._store, GetSet(SPACE, LIST))
             digests = frozenset(listed)
             if self._version is None:
                 self._removed = digests
@@ -78,7 +78,7 @@ def content_taken_down(
 ) -> UpstreamFailure:
     """The answer to a question, or to a purchase, that leads to what was taken down."""
     return UpstreamFailure(
-        "This picture was taken down by the operator of the gateway.",
+        "This image was taken down by the operator of the gateway.",
         charge=charge,
         status=403,
         type=INVALID_REQUEST,

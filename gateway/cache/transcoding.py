@@ -1,8 +1,8 @@
-"""Derivation: a picture in another format, made from a cached PNG instead of being bought.
+"""Transcoding: makes an image in another format from a cached PNG, so that it need not be bought.
 
-What is made lies in an entry of its own like any other picture, costs nothing, keeps age and
-worth of its source, and goes with it when that is taken down. Whether it is made at all is a
-setting; what can be made faithfully is for `gateway.pictures` to say.
+The new image has an entry of its own, costs nothing, keeps age and value of its source, and goes
+with it in a take-down. Whether transcoding is used at all is a setting. Which images can be
+converted faithfully is decided in `imagefile.convert`.
 """
 
 from __future__ import annotations
@@ -15,146 +15,121 @@ from functools import partial
 from typing import Final
 
 from gateway.cache.blobs import Blobs, hash_bytes
-from gateway.cache.entries import (
-    Entries,
-    Held,
-    fresh_pictures,
-    look_for_refusal,
-    read_refusal,
-)
-from gateway.cache.image_index import Gallery
+from gateway.cache.entries import CachedImage, fresh_images, read_refusal, refusal_of
+from gateway.cache.image_cache import ImageCache
 from gateway.cache.takedowns import Takedowns, is_taken_down
-from gateway.imagefile.convert import DerivedFormat, derive_picture
-from gateway.images import Picture
+from gateway.imagefile.convert import TranscodedFormat, transcode_image
+from gateway.images import Image
 from gateway.store.batch import Batch
 from gateway.store.protocol import Store
+from gateway.tasks import SingleFlight
 
-AT_ONCE: Final = 2
-"""Pictures that are unpacked at the same time: each takes four bytes a pixel."""
+MAX_CONCURRENT: Final = 2
+"""Images that are decoded at the same time: each takes four bytes a pixel."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is to be made, and of which entry's pictures."""
+class TranscodingTarget:
+    """The entry that is to be filled, and the entry whose PNG images it is made from."""
 
     fingerprint: str
     source: str
-    """The fingerprint of the same question in PNG."""
-    format: DerivedFormat
+    """The fingerprint of the same query in PNG."""
+    format: TranscodedFormat
     compression: int
     """0…100, as `output_compression`."""
 
 
-class Derivation:
-    """Makes pictures from pictures."""
+class Transcoding:
+    """Fills entries from the PNG images of other entries."""
 
     def __init__(
-        self,
-        store: Store,
-        *,
-        entries: Entries,
-        gallery: Gallery,
-        blobs: Blobs,
-        takedowns: Takedowns,
+        self, store: Store, cache: ImageCache, *, blobs: Blobs, takedowns: Takedowns
     ) -> None:
         self._store = store
-        self._entries = entries
-        self._gallery = gallery
+        self._cache = cache
         self._blobs = blobs
         self._takedowns = takedowns
-        self._turn = asyncio.Semaphore(AT_ONCE)
-        self._making: dict[str, asyncio.Task[Picture | None]] = {}
+        self._permits = asyncio.Semaphore(MAX_CONCURRENT)
+        self._running: SingleFlight[str, Image | None] = SingleFlight()
 
-    async def fill(self, wanted: Wanted, slots: Iterable[int]) -> Mapping[int, Held]:
-        """Those of `slots` that could be made from the source's pictures; they are kept.
+    async def fill(
+        self, target: TranscodingTarget, slots: Iterable[int]
+    ) -> Mapping[int, CachedImage]:
+        """Those of `slots` that could be made; they are stored. Raises `StoreUnavailable`.
 
-        None for a question that was taken down, though its source was not.
+        Empty for a prompt that was taken down, even if its source was not.
         """
         batch = Batch(self._store)
-        entry = self._entries.look_up(batch, wanted.source)
-        refusal = look_for_refusal(batch, wanted.fingerprint)
-        await batch.send()
-        if is_taken_down(read_refusal(refusal.answer)):
+        entry = self._cache.look_up(batch, target.source)
+        refusal = refusal_of(batch, target.fingerprint)
+        await batch.execute()
+        if is_taken_down(read_refusal(refusal.value)):
             return {}
-        made: dict[int, Held] = {}
-        for slot, source in fresh_pictures(entry.answer, slots).items():
-            picture = await self._make_once(wanted, slot, source.picture)
-            if picture is not None:
-                made[slot] = replace(source, picture=picture)
-        for slot, held in made.items():
-            await self._keep(wanted, slot, held)
+        made: dict[int, CachedImage] = {}
+        for slot, source in fresh_images(entry.value, slots).items():
+            image_id = _id_of(target, slot, source.image)
+            transcode = partial(self._transcode, target, slot, source, image_id=image_id)
+            image = await self._running.run(image_id, transcode, name=f"transcode {image_id}")
+            if image is not None:
+                made[slot] = replace(source, image=image)
         if made:
-            await self._follow_takedowns([held.picture for held in made.values()])
+            await self._follow_takedowns([cached.image for cached in made.values()])
         return made
 
-    async def _follow_takedowns(self, made: Iterable[Picture]) -> None:
-        """A source may have been taken down before its list named what was made of it.
+    async def _transcode(
+        self, target: TranscodingTarget, slot: int, source: CachedImage, *, image_id: str
+    ) -> Image | None:
+        """Makes and stores one image; None if it cannot be made faithfully."""
+        data = await self._blobs.load(source.image.digest, "raw")
+        if data is None or source.image.format != "png":
+            return None
+        convert = partial(
+            transcode_image, data, format=target.format, compression=target.compression
+        )
+        async with self._permits:
+            transcoded = await asyncio.to_thread(convert)
+        if transcoded is None:
+            return None
+        digest = await hash_bytes(transcoded)
+        if self._blobs.is_taken_down(digest):  # the same source always gives the same bytes
+            return None
+        echoed = source.image.echoed
+        if "output_format" in echoed:
+            echoed = {**echoed, "output_format": target.format}
+        image = replace(
+            source.image,
+            id=image_id,
+            digest=digest,
+            format=target.format,
+            size_bytes=len(transcoded),
+            echoed=echoed,
+            transcoded_from=source.image.digest,
+        )
+        await self._cache.store(
+            target.fingerprint,
+            {slot: image},
+            {digest: transcoded},
+            lease=f"transcoding-{image_id}",
+            ttl_seconds=source.ttl_seconds,
+        )
+        return image
 
-        Whoever takes down writes that first and reads the list then; here it is the other way
-        round, so one of the two sees the other.
+    async def _follow_takedowns(self, made: Iterable[Image]) -> None:
+        """Takes down what was made of a source that was taken down meanwhile.
+
+        A take-down is first written and then reads the list of what was made of the source. Here
+        the list is written first and the take-downs are read after it, so one sees the other.
         """
-        await self._takedowns.look()
-        orphaned = [p.digest for p in made if self._blobs.is_taken_down(p.derived_from or "")]
+        await self._takedowns.refresh()
+        orphaned = [i.digest for i in made if self._blobs.is_taken_down(i.transcoded_from or "")]
         if orphaned:
             batch = Batch(self._store)
             self._takedowns.add(batch, orphaned)
-            await batch.send()
-
-    async def _make_once(self, wanted: Wanted, slot: int, source: Picture) -> Picture | None:
-        """Those who want the same picture at the same time share the making of it."""
-        picture_id = _id_of(wanted, slot, source)
-        task = self._making.get(picture_id)
-        if task is None:
-            making = self._make(wanted, slot, source)
-            task = asyncio.create_task(making, name=f"derive picture {picture_id}")
-            self._making[picture_id] = task
-            task.add_done_callback(lambda _: self._making.pop(picture_id, None))
-        return await asyncio.shield(task)
-
-    async def _make(self, wanted: Wanted, slot: int, source: Picture) -> Picture | None:
-        data = await self._blobs.view(source.digest, "data")
-        if data is None or source.format != "png":
-            return None
-        make = partial(derive_picture, data, format=wanted.format, compression=wanted.compression)
-        async with self._turn:
-            derived = await asyncio.to_thread(make)
-        if derived is None:
-            return None
-        digest = await hash_bytes(derived)
-        if self._blobs.is_taken_down(digest):  # it is made of the same bytes each time
-            return None
-        await self._blobs.put(digest, derived)
-        return replace(
-            source,
-            id=_id_of(wanted, slot, source),
-            digest=digest,
-            format=wanted.format,
-            size_bytes=len(derived),
-            shown=_shown_as(wanted, source),
-            derived_from=source.digest,
-        )
-
-    async def _keep(self, wanted: Wanted, slot: int, held: Held) -> None:
-        batch = Batch(self._store)
-        self._entries.keep(
-            batch,
-            wanted.fingerprint,
-            f"derived-{held.picture.id}",
-            pictures={slot: held.picture},
-            lifetime_seconds=held.ttl_seconds,
-        )
-        self._gallery.hang(batch, wanted.fingerprint, {slot: held.picture})
-        shelved = self._blobs.shelve(batch, [held.picture])
-        await batch.send()
-        await self._blobs.evict(shelved)
+            await batch.execute()
 
 
-def _shown_as(wanted: Wanted, source: Picture) -> Mapping[str, str]:
-    if "output_format" not in source.shown:
-        return source.shown
-    return {**source.shown, "output_format": wanted.format}
-
-
-def _id_of(wanted: Wanted, slot: int, source: Picture) -> str:
-    """The same each time, so that two who make it at once keep one."""
-    return hashlib.sha256(f"{wanted.fingerprint} {slot} {source.id}".encode()).hexdigest()[:24]
+def _id_of(target: TranscodingTarget, slot: int, source: Image) -> str:
+    """The same id each time, so that two workers that make it at once store one image."""
+    name = f"{target.fingerprint} {slot} {source.id}"
+    return hashlib.sha256(name.encode()).hexdigest()[:24]

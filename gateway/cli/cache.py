@@ -11,23 +11,23 @@ from typing import Any, Final
 import click
 
 from gateway.assembly import Cache, open_cache
-from gateway.cache.invalidation import Removal
+from gateway.cache.invalidation import Invalidation
 from gateway.cli.output import config_option, faults_in_words, format_option, show
 from gateway.cli.serving import find_configuration
 
-COLUMNS: Final = ("pictures", "bytes", "total_bytes")
+COLUMNS: Final = ("images", "bytes", "total_bytes")
 
 
 @click.group()
 def cache() -> None:
-    """Pictures that are kept: how many, and how to remove them."""
+    """Images that are kept: how many, and how to remove them."""
 
 
 @cache.command("stats")
 @config_option
 @format_option
 def show_stats(config: Path | None, form: str) -> None:
-    """How many pictures there are, and how many bytes they take and may take."""
+    """How many images there are, and how many bytes they take and may take."""
     show([asyncio.run(_stats(config))], form, columns=COLUMNS)
 
 
@@ -44,53 +44,53 @@ def purge(
     everything: bool,
     config: Path | None,
 ) -> None:
-    """Forgets pictures: the next request buys anew. Links that were given away go on working."""
+    """Forgets images: the next request buys anew. Links that were given away go on working."""
     named = {"fingerprint": fingerprint, "tag": tag, "model": model}
     chosen = {what: value for what, value in named.items() if value is not None}
     if len(chosen) + everything != 1:
         raise click.UsageError("Name exactly one of --fingerprint, --tag, --model, --all.")
     count = asyncio.run(_remove(config, _purge(chosen)))
-    click.echo(f"{count} pictures are no longer in the cache.")
+    click.echo(f"{count} images are no longer in the cache.")
 
 
 @cache.command("takedown")
-@click.argument("picture", metavar="LINK|ID|FINGERPRINT/SLOT")
+@click.argument("image", metavar="LINK|ID|FINGERPRINT/SLOT")
 @click.option("--prompt", is_flag=True, help="Also refuse the question that it answered.")
 @config_option
-def take_down(picture: str, prompt: bool, config: Path | None) -> None:
-    """Removes a picture everywhere and for good; its links answer 410."""
+def take_down(image: str, prompt: bool, config: Path | None) -> None:
+    """Removes an image everywhere and for good; its links answer 410."""
 
-    def remove(removal: Removal) -> Awaitable[int]:
-        return removal.take_down(picture, with_prompt=prompt)
+    def remove(invalidation: Invalidation) -> Awaitable[int]:
+        return invalidation.take_down(image, with_prompt=prompt)
 
-    click.echo(f"{asyncio.run(_remove(config, remove))} pictures are taken down.")
+    click.echo(f"{asyncio.run(_remove(config, remove))} images are taken down.")
 
 
-def _purge(chosen: Mapping[str, str]) -> Callable[[Removal], Awaitable[int]]:
-    def remove(removal: Removal) -> Awaitable[int]:
+def _purge(chosen: Mapping[str, str]) -> Callable[[Invalidation], Awaitable[int]]:
+    def remove(invalidation: Invalidation) -> Awaitable[int]:
         if not chosen:
-            return removal.purge_all()
+            return invalidation.purge_all()
         ((what, value),) = chosen.items()
         purges = {
-            "fingerprint": removal.purge_fingerprint,
-            "tag": removal.purge_tag,
-            "model": removal.purge_model,
+            "fingerprint": invalidation.purge_fingerprint,
+            "tag": invalidation.purge_tag,
+            "model": invalidation.purge_model,
         }
         return purges[what](value)
 
     return remove
 
 
-async def _remove(config: Path | None, remove: Callable[[Removal], Awaitable[int]]) -> int:
+async def _remove(config: Path | None, remove: Callable[[Invalidation], Awaitable[int]]) -> int:
     async with _open(config) as cache:
-        return await remove(cache.removal)
+        return await remove(cache.invalidation)
 
 
 async def _stats(config: Path | None) -> dict[str, Any]:
     async with _open(config) as cache:
-        shelf = await cache.blobs.shelf()
+        lru_totals = await cache.blobs.lru_totals()
         most = await cache.blobs.total_bytes()
-        return {"pictures": shelf.count, "bytes": shelf.size_bytes, "total_bytes": most}
+        return {"images": lru_totals.count, "bytes": lru_totals.size_bytes, "total_bytes": most}
 
 
 @asynccontextmanager

@@ -38,11 +38,11 @@ def keys() -> None:
               "requests_per_minute=60, images_per_day=100, usd_per_month=50.")  # fmt: skip
 @click.option("--validation", type=click.Choice(["strict", "lenient"]), help="How its requests "
               "are checked; as the gateway is set if not given.")  # fmt: skip
-@click.option("--scope", type=click.Choice(["global", "team", "key"]), help="Whose pictures "
+@click.option("--scope", type=click.Choice(["global", "team", "key"]), help="Whose images "
               "answer it, and whom its own; as the gateway is set if not given.")  # fmt: skip
 @click.option("--reuse", metavar="REUSE", help="For clients that send no Cache-Control: always, "
               "never, or within:D such as within:12h.")  # fmt: skip
-@click.option("--deny-no-cache", is_flag=True, help="Its requests may not ask for other pictures "
+@click.option("--deny-no-cache", is_flag=True, help="Its requests may not ask for other images "
               "than there are: no-cache and max-age are ignored.")  # fmt: skip
 @click.option("--expires", help="After how long it ends: 30d, 12h.")
 @config_option
@@ -122,12 +122,12 @@ async def _add(config: Path | None, given: dict[str, Any]) -> tuple[KeyRecord, s
 
 async def _list(config: Path | None) -> Sequence[KeyRecord]:
     async with _open_keys(config) as (keys, _):
-        return await keys.everyone()
+        return await keys.list_keys()
 
 
 async def _revoke(config: Path | None, name_or_id: str) -> KeyRecord:
     async with _open_keys(config) as (keys, _):
-        live = [record for record in await keys.everyone() if record.revoked_at is None]
+        live = [record for record in await keys.list_keys() if record.revoked_at is None]
         found = next((r for r in live if name_or_id in (r.id, r.name)), None)
         if found is None:
             raise click.ClickException(f"There is no live key '{name_or_id}'.")

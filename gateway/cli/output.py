@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gateway.errors import GatewayError
-from gateway.store.handshake import LayoutMismatch, StoreMissing
+from gateway.store.handshake import SchemaMismatch, StoreMissing
 
 config_option = click.option(
     "--config", type=click.Path(path_type=Path), help="The gateway.yaml to use."
@@ -37,7 +37,7 @@ def faults_in_words() -> Iterator[None]:
     """What keeps a command from its store, and what it refuses, is said in one line."""
     try:
         yield
-    except (StoreMissing, LayoutMismatch) as fault:
+    except (StoreMissing, SchemaMismatch) as fault:
         raise click.ClickException(str(fault)) from None
     except GatewayError as fault:
         raise click.ClickException(fault.message) from None

@@ -40,7 +40,7 @@ from gateway.process.checks import Finding, check_before_serving
 from gateway.process.supervisor import CannotListen, CannotStart, bind_socket, supervise
 from gateway.process.worker import serve
 from gateway.simulator import SimulatorSettings, open_simulator
-from gateway.store.handshake import LayoutMismatch
+from gateway.store.handshake import SchemaMismatch
 
 log = structlog.get_logger(__name__)
 
@@ -111,7 +111,7 @@ def _faults_in_words() -> Iterator[None]:
     """What keeps a gateway from starting is said in one line."""
     try:
         yield
-    except (CannotListen, CannotStart, CatalogError, ConfigError, LayoutMismatch) as fault:
+    except (CannotListen, CannotStart, CatalogError, ConfigError, SchemaMismatch) as fault:
         raise click.ClickException(str(fault)) from None
     except GatewayError as fault:
         raise click.ClickException(fault.message) from None
@@ -171,7 +171,7 @@ async def _fresh_demo_key(settings: Settings) -> str:
     """A new key; the one of an earlier start opens nothing any more."""
     async with open_store(settings) as (store, _):
         keys = Keys(store)
-        for record in await keys.everyone():
+        for record in await keys.list_keys():
             if record.name == DEMO_KEY and record.revoked_at is None:
                 await keys.revoke(record.id)
         _, secret = await keys.create(KeySpec(name=DEMO_KEY))
@@ -193,7 +193,7 @@ def _print_demo(settings: Settings, secret: str) -> None:
     )
     click.echo(
         "Image Gateway demo: a real gateway in front of a simulated upstream; nothing is paid.\n\n"
-        f"A picture, into otter.png:\n\n  {ask} | {write}\n\n"
+        f"An image, into otter.png:\n\n  {ask} | {write}\n\n"
         f"Again, to see that it came from the cache (Cache-Status: image-gateway; hit):\n\n"
         f"  {ask} -o otter.json -D -\n"
     )
@@ -226,15 +226,15 @@ async def _simulate(listen: Address, settings: SimulatorSettings) -> None:
 @contextmanager
 def _simulator() -> Iterator[str]:
     """A simulated upstream in a child process that lives as long as this one; its base URL."""
-    reading, writing = os.pipe()
+    cache_policy, writing = os.pipe()
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        os.close(reading)
+        os.close(cache_policy)
         _run_simulator(writing, parent)
     os.close(writing)
     try:
-        with os.fdopen(reading) as pipe:
+        with os.fdopen(cache_policy) as pipe:
             base_url = pipe.readline().strip()
         if not base_url:
             raise click.ClickException(

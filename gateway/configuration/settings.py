@@ -81,9 +81,9 @@ class ServerSettings(_Section):
     metrics_token: Secret | None = None
     """A second token, which opens /metrics alone; empty: there is none."""
     public_url: BaseUrl | None = None
-    """What links to pictures start with; empty: http:// and the address above."""
+    """What links to images start with; empty: http:// and the address above."""
     signing_keys: SigningKeys | None = None
-    """Sign links to pictures, kid:secret,…; the first signs, all verify. Empty: in the store."""
+    """Sign links to images, kid:secret,…; the first signs, all verify. Empty: in the store."""
 
 
 class WorkerSettings(_Section):
@@ -111,9 +111,9 @@ class StoreSettings(_Section):
     redis_url: RedisUrl | None = None
     """The Redis that all gateways share; empty: an embedded store in the data folder."""
     data_dir: Folder = Path("data")
-    """The folder for the embedded store, picture bytes and the admin token."""
+    """The folder for the embedded store, image bytes and the admin token."""
     blobs_url: BlobsUrl | None = None
-    """Where picture bytes lie: a second Redis or file:///…; empty: where the rest lies."""
+    """Where image bytes lie: a second Redis or file:///…; empty: where the rest lies."""
     limits_when_away: Literal["refuse", "ignore"] = "refuse"
     """What becomes of a key with limits while the store, which counts them, is away."""
 
@@ -159,30 +159,30 @@ class CacheSettings(_Section):
     """What is kept, and for how long."""
 
     ttl_seconds: Seconds = Field(default=30 * 86_400.0, alias="ttl")
-    """How long a picture is fresh, give or take 5 % so that not all expire at once."""
-    max_picture_bytes: Bytes = Field(default=64 << 20, alias="max_picture")
-    """A larger picture is an error of upstream."""
+    """How long an image is fresh, give or take 5 % so that not all expire at once."""
+    max_image_bytes: Bytes = Field(default=64 << 20, alias="max_image")
+    """A larger image is an error of upstream."""
     max_pixels: Count = 33_000_000
     """So is one with more pixels than this."""
     total_bytes: Bytes | None = None
-    """All pictures together, least recently used first out. Empty: 10GiB, in a Redis half of its
+    """All images together, least recently used first out. Empty: 10GiB, in a Redis half of its
     maxmemory, or 1GiB where that is not set."""
-    hot_bytes: BytesOrZero = 256 << 20
+    memory_bytes: BytesOrZero = 256 << 20
     """Of them, what each worker keeps in its memory; 0: nothing."""
     stale_if_error_seconds: Seconds = Field(default=7 * 86_400.0, alias="stale_if_error")
     """How long an entry outlives its time, to stand in when upstream fails."""
     refusal_ttl_seconds: Seconds = Field(default=600.0, alias="refusal_ttl")
     """How long it is remembered that upstream refused a question for its content."""
     scope: Literal["global", "team", "key"] = "global"
-    """Who shares pictures: everybody, each team, or nobody. A key may have its own."""
+    """Who shares images: everybody, each team, or nobody. A key may have its own."""
     url_ttl_seconds: Seconds = Field(default=86_400.0, alias="url_ttl")
-    """How long a link to a picture works, from the answer that it stands in."""
+    """How long a link to an image works, from the answer that it stands in."""
     derive_formats: Switch = False
     """Make jpeg and webp from a cached png instead of buying them."""
 
 
 class RehostSettings(_Section):
-    """Fetching the pictures behind upstream's links."""
+    """Fetching the images behind upstream's links."""
 
     allow: Hosts = ()
     """Hosts or networks that may be fetched from although they are private or plain http."""

@@ -17,7 +17,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from gateway.net.guard import parse_guard
+from gateway.net.guard import parse_allow_list
 from gateway.values import (
     _DURATION,
     _SIZE,
@@ -173,7 +173,7 @@ def parse_redis_url(value: object) -> str:
 
 
 def parse_blobs_url(value: object) -> str:
-    """Where picture bytes lie: a Redis of their own, or a folder as `file:///…`."""
+    """Where image bytes lie: a Redis of their own, or a folder as `file:///…`."""
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
     if isinstance(text, str) and re.fullmatch(r"file:///[^?#\s]+", text.strip()):
         return text.strip()
@@ -205,7 +205,7 @@ def parse_hosts(value: object) -> tuple[str, ...]:
     hosts = tuple(item.strip() for item in items if item.strip())
     for host in hosts:
         try:
-            parse_guard([host])
+            parse_allow_list([host])
         except ValueError:
             raise ValueError(
                 f"hosts or networks such as images.internal, 10.0.0.0/8; {host!r} is none"

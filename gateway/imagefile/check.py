@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Final
 
 
-class BadPicture(ValueError):
-    """These bytes are not a whole picture; the message says in a few words why."""
+class BadImage(ValueError):
+    """These bytes are not a whole image; the message says in a few words why."""
 
 
 @dataclass(frozen=True, slots=True)
-class PictureFacts:
-    """What a picture's own header says about it."""
+class ImageFacts:
+    """What an image's own header says about it."""
 
     format: str
     """`png`, `jpeg` or `webp`."""
@@ -24,31 +24,31 @@ class PictureFacts:
     height: int
 
 
-def check_picture(data: bytes, *, max_bytes: int, max_pixels: int) -> PictureFacts:
-    """The facts of a picture that is whole from its magic bytes to its end marker.
+def check_image(data: bytes, *, max_bytes: int, max_pixels: int) -> ImageFacts:
+    """The facts of an image that is whole from its magic bytes to its end marker.
 
     Structure only (CONTRACT §6 *Bytes*): lengths, PNG checksums, end markers; pixels are not
     decoded. A PNG or WebP with anything after its end is refused; a JPEG has to end in EOI.
-    Takes about a millisecond a megabyte. Raises `BadPicture`.
+    Takes about a millisecond a megabyte. Raises `BadImage`.
     """
     if len(data) > max_bytes:
-        raise BadPicture(f"larger than {max_bytes} bytes")
+        raise BadImage(f"larger than {max_bytes} bytes")
     facts = _read_facts(data)
     if facts.width < 1 or facts.height < 1:
-        raise BadPicture("no pixels")
+        raise BadImage("no pixels")
     if facts.width * facts.height > max_pixels:
-        raise BadPicture(f"{facts.width}x{facts.height} is more than {max_pixels} pixels")
+        raise BadImage(f"{facts.width}x{facts.height} is more than {max_pixels} pixels")
     return facts
 
 
-def _read_facts(data: bytes) -> PictureFacts:
+def _read_facts(data: bytes) -> ImageFacts:
     if data.startswith(_PNG_SIGNATURE):
         return _check_png(data)
     if data.startswith(b"\xff\xd8\xff"):
         return _check_jpeg(data)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return _check_webp(data)
-    raise BadPicture("neither PNG, JPEG nor WebP")
+    raise BadImage("neither PNG, JPEG nor WebP")
 
 
 # ── PNG: chunks with length and checksum (PNG specification, sections 5 and 11) ──────────────
@@ -58,17 +58,17 @@ _PNG_DEPTHS: Final = {0: {1, 2, 4, 8, 16}, 2: {8, 16}, 3: {1, 2, 4, 8}, 4: {8, 1
 """Colour type → the bit depths it may have."""
 
 
-def _check_png(data: bytes) -> PictureFacts:
+def _check_png(data: bytes) -> ImageFacts:
     chunks = _png_chunks(data)
     kind, header = next(chunks)
     if kind != b"IHDR":
-        raise BadPicture("PNG does not start with IHDR")
+        raise BadImage("PNG does not start with IHDR")
     facts = _read_ihdr(header)
     kinds = {kind for kind, _ in chunks}
     if b"IDAT" not in kinds:
-        raise BadPicture("PNG without IDAT")
+        raise BadImage("PNG without IDAT")
     if b"IHDR" in kinds:
-        raise BadPicture("PNG with a second IHDR")
+        raise BadImage("PNG with a second IHDR")
     return facts
 
 
@@ -77,31 +77,31 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
     view, offset, kind = memoryview(data), len(_PNG_SIGNATURE), b""
     while kind != b"IEND":
         if offset + 12 > len(data):
-            raise BadPicture("PNG is cut short")
+            raise BadImage("PNG is cut short")
         (length,) = struct.unpack_from(">I", data, offset)
         end = offset + 8 + length
         if end + 4 > len(data):
-            raise BadPicture("PNG is cut short")
+            raise BadImage("PNG is cut short")
         if zlib.crc32(view[offset + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            raise BadPicture("PNG chunk with a wrong checksum")
+            raise BadImage("PNG chunk with a wrong checksum")
         kind = data[offset + 4 : offset + 8]
         yield kind, view[offset + 8 : end]
         offset = end + 4
     if length:
-        raise BadPicture("PNG with a filled IEND")
+        raise BadImage("PNG with a filled IEND")
     if offset != len(data):
-        raise BadPicture("PNG with bytes after IEND")
+        raise BadImage("PNG with bytes after IEND")
 
 
-def _read_ihdr(header: memoryview) -> PictureFacts:
+def _read_ihdr(header: memoryview) -> ImageFacts:
     if len(header) != 13:
-        raise BadPicture("PNG with a wrong IHDR")
+        raise BadImage("PNG with a wrong IHDR")
     width, height, depth, colour, compression, filtering, interlace = struct.unpack(
         ">IIBBBBB", header
     )
     if depth not in _PNG_DEPTHS.get(colour, ()) or compression or filtering or interlace > 1:
-        raise BadPicture("PNG with a wrong IHDR")
-    return PictureFacts("png", width, height)
+        raise BadImage("PNG with a wrong IHDR")
+    return ImageFacts("png", width, height)
 
 
 # ── JPEG: marker segments, with entropy-coded data after each SOS (ITU T.81, annex B) ────────
@@ -115,18 +115,18 @@ _JPEG_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """What ends entropy-coded data: not a stuffed FF, a restart or a fill byte."""
 
 
-def _check_jpeg(data: bytes) -> PictureFacts:
-    facts: PictureFacts | None = None
+def _check_jpeg(data: bytes) -> ImageFacts:
+    facts: ImageFacts | None = None
     scans = 0
     for marker, segment in _jpeg_segments(data):
         if marker in _JPEG_FRAMES and facts is None:
             facts = _read_sof(segment)
         scans += marker == _SOS
     if facts is None or not scans:
-        raise BadPicture("JPEG without a frame or a scan")
-    # Pictures may follow the first one (multi-picture files), but the last one ends too.
+        raise BadImage("JPEG without a frame or a scan")
+    # Images may follow the first one (multi-image files), but the last one ends too.
     if not data.endswith(b"\xff\xd9"):
-        raise BadPicture("JPEG with bytes after EOI")
+        raise BadImage("JPEG with bytes after EOI")
     return facts
 
 
@@ -148,52 +148,52 @@ def _jpeg_marker(data: bytes, offset: int) -> tuple[int, int]:
     while data[offset : offset + 1] == b"\xff":
         offset += 1
     if offset >= len(data):
-        raise BadPicture("JPEG is cut short")
+        raise BadImage("JPEG is cut short")
     marker = data[offset]
     if offset == start or marker in (0x00, _SOI):
-        raise BadPicture("JPEG with a damaged segment")
+        raise BadImage("JPEG with a damaged segment")
     return offset + 1, marker
 
 
 def _jpeg_segment_end(data: bytes, offset: int) -> int:
     if offset + 2 > len(data):
-        raise BadPicture("JPEG is cut short")
+        raise BadImage("JPEG is cut short")
     (length,) = struct.unpack_from(">H", data, offset)
     if length < 2:
-        raise BadPicture("JPEG with a damaged segment")
+        raise BadImage("JPEG with a damaged segment")
     if offset + length > len(data):
-        raise BadPicture("JPEG is cut short")
+        raise BadImage("JPEG is cut short")
     return offset + int(length)
 
 
 def _jpeg_scan_end(data: bytes, offset: int) -> int:
     found = _JPEG_MARKER.search(data, offset)
     if found is None:
-        raise BadPicture("JPEG is cut short")
+        raise BadImage("JPEG is cut short")
     return found.start()
 
 
-def _read_sof(segment: bytes) -> PictureFacts:
+def _read_sof(segment: bytes) -> ImageFacts:
     if len(segment) < 6 or len(segment) != 6 + 3 * segment[5]:
-        raise BadPicture("JPEG with a damaged frame header")
+        raise BadImage("JPEG with a damaged frame header")
     height, width = struct.unpack_from(">HH", segment, 1)
-    return PictureFacts("jpeg", width, height)
+    return ImageFacts("jpeg", width, height)
 
 
 # ── WebP: a RIFF container (RFC 9649, section 2) ────────────────────────────────────────────
 
 
-def _check_webp(data: bytes) -> PictureFacts:
+def _check_webp(data: bytes) -> ImageFacts:
     (size,) = struct.unpack_from("<I", data, 4)
     # An odd length may or may not be followed by its pad byte.
     if len(data) - 8 not in (size, size + (size & 1)):
-        raise BadPicture("WebP whose length is not the one it states")
+        raise BadImage("WebP whose length is not the one it states")
     chunks = _webp_chunks(data)
     kind, first = next(chunks, (b"", b""))
     facts = _read_webp_size(kind, first)
     kinds = {kind} | {kind for kind, _ in chunks}
     if kinds.isdisjoint({b"VP8 ", b"VP8L", b"ANMF"}):
-        raise BadPicture("WebP without a picture")
+        raise BadImage("WebP without an image")
     return facts
 
 
@@ -202,23 +202,23 @@ def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     offset = 12
     while offset < len(data):
         if offset + 8 > len(data):
-            raise BadPicture("WebP with a damaged chunk")
+            raise BadImage("WebP with a damaged chunk")
         (length,) = struct.unpack_from("<I", data, offset + 4)
         start, end = offset + 8, offset + 8 + length
         if end > len(data):
-            raise BadPicture("WebP is cut short")
+            raise BadImage("WebP is cut short")
         yield data[offset : offset + 4], data[start : min(start + 10, end)]
         offset = end + (length & 1)
 
 
-def _read_webp_size(kind: bytes, head: bytes) -> PictureFacts:
+def _read_webp_size(kind: bytes, head: bytes) -> ImageFacts:
     if kind == b"VP8 " and len(head) == 10 and not head[0] & 1 and head[3:6] == b"\x9d\x01\x2a":
         width, height = struct.unpack_from("<HH", head, 6)
-        return PictureFacts("webp", width & 0x3FFF, height & 0x3FFF)
+        return ImageFacts("webp", width & 0x3FFF, height & 0x3FFF)
     if kind == b"VP8L" and len(head) >= 5 and head[0] == 0x2F:
         bits = int.from_bytes(head[1:5], "little")
-        return PictureFacts("webp", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+        return ImageFacts("webp", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
     if kind == b"VP8X" and len(head) == 10:
         width, height = (int.from_bytes(head[i : i + 3], "little") + 1 for i in (4, 7))
-        return PictureFacts("webp", width, height)
-    raise BadPicture("WebP with a damaged header")
+        return ImageFacts("webp", width, height)
+    raise BadImage("WebP with a damaged header")

@@ -11,31 +11,31 @@ from PIL import Image, PngImagePlugin
 
 from gateway.imagefile.check import _PNG_SIGNATURE, _check_png, _png_chunks
 
-# ── deriving: the same picture in another format ────────────────────────────────────────────
+# ── deriving: the same image in another format ────────────────────────────────────────────
 
-DerivedFormat: TypeAlias = Literal["jpeg", "webp"]
+TranscodedFormat: TypeAlias = Literal["jpeg", "webp"]
 
-MOST_DERIVED_PIXELS: Final = 33_000_000
-"""What is decoded at most: a picture of 33 megapixels takes up to 700 MB while it is derived."""
-_MOST_EDGE: Final = {"jpeg": 65_500, "webp": 16_383}
+MAX_DERIVED_PIXELS: Final = 33_000_000
+"""What is decoded at most: an image of 33 megapixels takes up to 700 MB while it is derived."""
+_MAX_EDGE: Final = {"jpeg": 65_500, "webp": 16_383}
 """The longest edge that a format, or its encoder, can have."""
 _PLAIN_GAMMA: Final = struct.pack(">I", 45_455)
-"""What gAMA says of ordinary pictures: 1/2.2, as every viewer assumes where nothing is said."""
+"""What gAMA says of ordinary images: 1/2.2, as every viewer assumes where nothing is said."""
 _FULL_COLOUR: Final = 90
 """From this quality on a JPEG keeps colour at full resolution."""
 
 
-def as_derived_format(value: object) -> DerivedFormat | None:
+def as_transcoded_format(value: object) -> TranscodedFormat | None:
     """The format if it is one that can be derived."""
     return "jpeg" if value == "jpeg" else "webp" if value == "webp" else None
 
 
-def derive_picture(
+def transcode_image(
     data: bytes,
     *,
-    format: DerivedFormat,
+    format: TranscodedFormat,
     compression: int,
-    max_pixels: int = MOST_DERIVED_PIXELS,
+    max_pixels: int = MAX_DERIVED_PIXELS,
 ) -> bytes | None:
     """A whole PNG as JPEG or WebP, or None where that would not look like it.
 
@@ -55,7 +55,7 @@ def derive_picture(
     try:
         facts = _check_png(data)
         longest = max(facts.width, facts.height)
-        if facts.width * facts.height > max_pixels or longest > _MOST_EDGE[format]:
+        if facts.width * facts.height > max_pixels or longest > _MAX_EDGE[format]:
             return None
         if not _has_plain_colours(dict(_png_chunks(data))):
             return None
@@ -68,7 +68,7 @@ def derive_picture(
 
 
 def _has_plain_colours(chunks: Mapping[bytes, memoryview]) -> bool:
-    """Whether a PNG is one picture whose colours other formats, and Pillow, can tell as well."""
+    """Whether a PNG is one image whose colours other formats, and Pillow, can tell as well."""
     if not chunks.keys().isdisjoint({b"acTL", b"cICP"}):
         return False
     is_16_bit = chunks[b"IHDR"][8] == 16

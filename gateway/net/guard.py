@@ -1,6 +1,6 @@
-"""What a link to a picture may look like, and where it may lead (CONTRACT §7).
+"""What a link to an image may look like, and where it may lead (CONTRACT §7).
 
-Pure: no `async`, no I/O. Upstream says where its pictures lie, and a gateway that went wherever it
+Pure: no `async`, no I/O. Upstream says where its images lie, and a gateway that went wherever it
 is told would be a way into the network it stands in (WIRE §8 row 25). So a link is read strictly:
 what two readers could understand differently is refused, and what is fetched is put together anew
 from the parts that were judged. Names are judged by the address that they lead to, when a
@@ -36,8 +36,8 @@ Reason = Literal[
 ]
 
 
-class LinkRefused(Exception):
-    """A link that is not fetched, or did not yield its picture; says nothing else about it."""
+class LinkBlocked(Exception):
+    """A link that is not fetched, or did not yield its image; says nothing else about it."""
 
     def __init__(self, reason: Reason, *, host: str | None = None) -> None:
         super().__init__(reason)
@@ -163,12 +163,12 @@ def parse_link(text: str) -> Link:
     scheme, separator, rest = text.partition("://")
     scheme = scheme.lower()
     if not separator or scheme not in _PORTS:
-        raise LinkRefused("scheme")
+        raise LinkBlocked("scheme")
     if len(text) > _MAX_LINK or not _PLAIN.fullmatch(text):
-        raise LinkRefused("malformed")
+        raise LinkBlocked("malformed")
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if "@" in authority:
-        raise LinkRefused("credentials")
+        raise LinkBlocked("credentials")
     target = rest.removeprefix(authority).partition("#")[0]
     host = parse_host(authority, default_port=_PORTS[scheme])
     return Link(scheme, host, target if target.startswith("/") else f"/{target}")
@@ -178,10 +178,10 @@ def parse_host(text: str, *, default_port: int) -> Host:
     """Reads `host` or `host:port`. Raises `LinkRefused`."""
     match = _AUTHORITY.fullmatch(text)
     if match is None:
-        raise LinkRefused("malformed")
+        raise LinkBlocked("malformed")
     port = int(match[2] or default_port)
     if not 0 < port < 2**16:
-        raise LinkRefused("malformed")
+        raise LinkBlocked("malformed")
     name = match[1].lower()
     address = _parse_address(name)
     return Host(name if address is None else str(address), port, address)
@@ -193,9 +193,9 @@ def _parse_address(host: str) -> Address | None:
         return IPv6Address(host[1:-1]) if host.startswith("[") else IPv4Address(host)
     except ValueError:
         if _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):
-            raise LinkRefused("address") from None
+            raise LinkBlocked("address") from None
         if not _NAME.fullmatch(host):
-            raise LinkRefused("malformed") from None
+            raise LinkBlocked("malformed") from None
         return None
 
 
@@ -204,57 +204,59 @@ def follow(link: Link, location: str) -> Link:
     try:
         text = urljoin(link.url, location)
     except ValueError:
-        raise LinkRefused("malformed") from None
+        raise LinkBlocked("malformed") from None
     target = parse_link(text)
     if (link.scheme, target.scheme) == ("https", "http"):
-        raise LinkRefused("scheme")
+        raise LinkBlocked("scheme")
     return target
 
 
 # ── where a link may lead ───────────────────────────────────────────────────────────────────
 
 
-class Reach(Enum):
+class AddressPolicy(Enum):
     """To which addresses a link may connect."""
 
     ANY = "any"
     """The host is allowed by its name."""
     PUBLIC = "public"
     """Public ones, and those of the allowed networks."""
-    LISTED = "listed"
+    ALLOW_LISTED = "listed"
     """Those of the allowed networks: the link is plain http."""
 
 
 @dataclass(frozen=True, slots=True)
-class Guard:
+class AllowList:
     """What is allowed although it is private or plain http."""
 
     hosts: frozenset[tuple[str, int | None]]
     """By name and port; None is any port."""
     networks: tuple[Network, ...]
 
-    def reach_of(self, link: Link) -> Reach:
+    def policy_for(self, link: Link) -> AddressPolicy:
         """To which addresses a link may connect. Raises `LinkRefused` when it is to none."""
         host = link.host
         if {(host.name, host.port), (host.name, None)} & self.hosts:
-            return Reach.ANY
-        reach = Reach.PUBLIC if link.scheme == "https" else Reach.LISTED
-        if reach is Reach.LISTED and not self.networks:
-            raise LinkRefused("scheme")
-        if host.address is not None and not self.allows(host.address, reach):
-            raise LinkRefused("address")
-        return reach
+            return AddressPolicy.ANY
+        address_policy = (
+            AddressPolicy.PUBLIC if link.scheme == "https" else AddressPolicy.ALLOW_LISTED
+        )
+        if address_policy is AddressPolicy.ALLOW_LISTED and not self.networks:
+            raise LinkBlocked("scheme")
+        if host.address is not None and not self.allows(host.address, address_policy):
+            raise LinkBlocked("address")
+        return address_policy
 
-    def allows(self, address: Address, reach: Reach) -> bool:
+    def allows(self, address: Address, address_policy: AddressPolicy) -> bool:
         """Whether a connection to this address may be made."""
-        if reach is Reach.ANY or self._lists(address):
+        if address_policy is AddressPolicy.ANY or self._lists(address):
             return True
-        return reach is Reach.PUBLIC and is_public(address)
+        return address_policy is AddressPolicy.PUBLIC and is_public(address)
 
-    def allows_numeric(self, text: str, reach: Reach) -> bool:
+    def allows_numeric(self, text: str, address_policy: AddressPolicy) -> bool:
         """The same for an address in text, as a resolver gives it; anything else is not allowed."""
         try:
-            return self.allows(ip_address(text), reach)
+            return self.allows(ip_address(text), address_policy)
         except ValueError:
             return False
 
@@ -266,7 +268,7 @@ class Guard:
         return any(address in network for network in self.networks)
 
 
-def parse_guard(entries: Iterable[str]) -> Guard:
+def parse_allow_list(entries: Iterable[str]) -> AllowList:
     """Reads hosts, `host:port`, addresses and networks. Raises `ValueError` with the bad one."""
     hosts: set[tuple[str, int | None]] = set()
     networks: list[Network] = []
@@ -276,7 +278,7 @@ def parse_guard(entries: Iterable[str]) -> Guard:
             hosts.add(allowed)
         else:
             networks.append(allowed)
-    return Guard(frozenset(hosts), tuple(networks))
+    return AllowList(frozenset(hosts), tuple(networks))
 
 
 def _parse_entry(entry: str) -> tuple[str, int | None] | Network:
@@ -286,7 +288,7 @@ def _parse_entry(entry: str) -> tuple[str, int | None] | Network:
         pass
     try:
         host = parse_host(entry, default_port=_PORTS["https"])
-    except LinkRefused:
+    except LinkBlocked:
         raise ValueError(f"'{entry}' is not a host, host:port, address or network") from None
     has_port = bool(re.search(r":[0-9]+$", entry.rpartition("]")[2]))
     if host.address is not None and not has_port:

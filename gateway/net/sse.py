@@ -79,7 +79,7 @@ class Splitter:
     def close(self) -> list[Event]:
         """The event that the stream ended in, when only its last line ends are missing.
 
-        By the standard it is lost, and clients do lose it (WIRE §4.2). Here it may be a picture
+        By the standard it is lost, and clients do lose it (WIRE §4.2). Here it may be an image
         that was paid for; whether it is whole is for the reader of its data to see.
         """
         event = self._end_line() if self._pieces else None
@@ -144,11 +144,11 @@ def _cut(text: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def encode_event(name: str, fields: Mapping[str, Any], *, base64: bytes) -> list[bytes]:
-    """A frame whose data is a JSON object: `type`, the picture as `b64_json`, then `fields`.
+    """A frame whose data is a JSON object: `type`, the image as `b64_json`, then `fields`.
 
     Comes in pieces, so that the base64 is never copied: it is the second of three, and has to be
     one unbroken line. The JSON around it is made here, because a name without data, data that is
-    not JSON and a line end inside it all break clients. A field that says type or picture a second
+    not JSON and a line end inside it all break clients. A field that says type or image a second
     time is left out, and so is `error`: an SDK raises it, whatever else the event says. Raises
     `ValueError` for a name that is not like `image_generation.completed`.
     """

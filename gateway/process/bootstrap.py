@@ -16,7 +16,7 @@ from gateway.assembly import DATABASE, TOKEN_FILE
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreUnavailable
 from gateway.store.redis.store import open_redis_store
-from gateway.store.sqlite.connection import create_sqlite_layout
+from gateway.store.sqlite.connection import create_sqlite_schema
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +33,7 @@ def prepare(settings: Settings) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     if settings.store.redis_url is None:
-        create_sqlite_layout(folder / DATABASE)
+        create_sqlite_schema(folder / DATABASE)
     if settings.server.admin_token is None:
         _create_token(folder / TOKEN_FILE)
 
@@ -60,6 +60,6 @@ async def check_store(settings: Settings) -> None:
         return
     async with open_redis_store(settings.store.redis_url.get_secret_value()) as store:
         try:
-            await store.check_layout()
+            await store.check_schema()
         except StoreUnavailable:
             log.warning("store_away_at_start", store=store.name)

@@ -28,36 +28,35 @@ from gateway.assembly import (
     public_url,
 )
 from gateway.cache.blobs import DEFAULT_TOTAL_BYTES
-from gateway.cache.image_index import picture_path
+from gateway.cache.image_index import image_path
 from gateway.configuration.files import Configuration
 from gateway.configuration.settings import Settings
 from gateway.configuration.values import Address
 from gateway.errors import GatewayError, StoreUnavailable
-from gateway.images import Picture
-from gateway.net.guard import LinkRefused
-from gateway.store.batch import Batch, ask
+from gateway.images import Image
+from gateway.net.guard import LinkBlocked
+from gateway.store.batch import execute
 from gateway.store.blobs.redis import UNLIMITED_BYTES
 from gateway.store.commands import Inspect, StoreFacts
-from gateway.store.handshake import LAYOUT_VERSION, LayoutMismatch, StoreMissing
-from gateway.store.protocol import Store
+from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
 from gateway.store.redis.client import place_of
 from gateway.upstream.client import open_client
-from gateway.upstream.fetch import RehostSettings, open_rehost
+from gateway.upstream.fetch import RehostSettings, open_link_fetcher
 
 Level = Literal["ok", "warning", "fault"]
 
-MOST_CLOCK_SECONDS: Final = 2.0
+MAX_CLOCK_SECONDS: Final = 2.0
 """How far the store's clock may be from ours: links and calendar days would disagree."""
 
 OLDEST_PRICES_DAYS: Final = 90
 
-OWN_PICTURE_SECONDS: Final = 60.0
-"""How long the picture of the own link stays, should nobody be left to remove it."""
+OWN_IMAGE_SECONDS: Final = 60.0
+"""How long the image of the own link stays, should nobody be left to remove it."""
 
-OWN_PICTURE_HEAD: Final = bytes.fromhex(
+OWN_IMAGE_HEAD: Final = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
 )
-OWN_PICTURE_TAIL: Final = bytes.fromhex(
+OWN_IMAGE_TAIL: Final = bytes.fromhex(
     "0000000a49444154789c636800000082008177cd72b60000000049454e44ae426082"
 )
 """A grey pixel as PNG, without the comment between the two."""
@@ -103,7 +102,7 @@ async def check_before_serving(settings: Settings) -> Sequence[Finding]:
         return findings
     with suppress(StoreUnavailable):
         async with open_store(settings) as (store, _):
-            facts = await ask(store, Inspect())
+            facts = await execute(store, Inspect())
         findings += _judge_set_up(settings, facts)
     return findings
 
@@ -116,14 +115,14 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
     try:
         async with open_existing_store(settings) as store:
             asked_at = time.time()
-            facts = await ask(store, Inspect())
+            facts = await execute(store, Inspect())
             host_now = (asked_at + time.time()) / 2
-    except (LayoutMismatch, StoreMissing) as fault:
+    except (SchemaMismatch, StoreMissing) as fault:
         return [Finding("store", "fault", str(fault))]
     except GatewayError as fault:
         return [Finding("store", "fault", _unreachable_store(settings, fault))]
     return [
-        Finding("store", "ok", f"{store.name}, layout version {LAYOUT_VERSION}"),
+        Finding("store", "ok", f"{store.name}, layout version {SCHEMA_VERSION}"),
         judge_clock(facts, host_now=host_now),
         *_judge_set_up(settings, facts),
     ]
@@ -142,7 +141,7 @@ def _judge_set_up(settings: Settings, facts: StoreFacts) -> Sequence[Finding]:
 def judge_clock(facts: StoreFacts, *, host_now: float) -> Finding:
     """Whether host and store agree on the time; `host_now` is when the store said what it did."""
     apart = abs(facts.now - host_now)
-    if apart > MOST_CLOCK_SECONDS:
+    if apart > MAX_CLOCK_SECONDS:
         words = f"The store's clock is {apart:.1f} s from this machine's: set both by NTP."
         return Finding("clock", "fault", words)
     return Finding("clock", "ok", f"{apart:.1f} s from the store's")
@@ -152,12 +151,12 @@ def judge_eviction(facts: StoreFacts) -> Finding:
     """Whether the store may throw away keys, budgets or the ledger."""
     policy = facts.eviction_policy
     if policy in (None, "noeviction"):
-        return Finding("eviction policy", "ok", policy or "nothing is evicted but pictures")
+        return Finding("eviction policy", "ok", policy or "nothing is evicted but images")
     return Finding(
         "eviction policy",
         "fault",
         f"Redis has maxmemory-policy {policy} and may drop keys, budgets and the ledger: set "
-        "noeviction; pictures may have a Redis of their own (GATEWAY_BLOBS_URL).",
+        "noeviction; images may have a Redis of their own (GATEWAY_BLOBS_URL).",
     )
 
 
@@ -170,13 +169,13 @@ def judge_persistence(facts: StoreFacts) -> Finding:
 
 
 def judge_bound(settings: Settings, facts: StoreFacts) -> Finding:
-    """Whether pictures leave room for the rest, where they share a memory with it."""
+    """Whether images leave room for the rest, where they share a memory with it."""
     most, total = facts.maxmemory_bytes, settings.cache.total_bytes
     if most is None or total is None or settings.store.blobs_url is not None:
         return Finding("cache bound", "ok", _bound_in_words(settings, facts))
     words = f"cache.total_bytes is {_mebibytes(total)}, Redis' maxmemory {_mebibytes(most)}"
     if total > most:
-        return Finding("cache bound", "fault", f"{words}: pictures will fill it.")
+        return Finding("cache bound", "fault", f"{words}: images will fill it.")
     if total > most // 2:
         words = f"{words}: more than half leaves little room for keys, journals and ledger."
         return Finding("cache bound", "warning", words)
@@ -185,7 +184,7 @@ def judge_bound(settings: Settings, facts: StoreFacts) -> Finding:
 
 def _bound_in_words(settings: Settings, facts: StoreFacts) -> str:
     if settings.store.blobs_url is not None:
-        return "pictures have a place of their own"
+        return "images have a place of their own"
     if settings.cache.total_bytes is None and facts.maxmemory_bytes is not None:
         return f"half of Redis' maxmemory of {_mebibytes(facts.maxmemory_bytes)}"
     default = UNLIMITED_BYTES if facts.kind == "redis" else DEFAULT_TOTAL_BYTES
@@ -254,17 +253,17 @@ def judge_public_url(settings: Settings) -> Finding:
 
 
 async def check_own_link(settings: Settings) -> Finding:
-    """Whether a picture of the store can be fetched by its link, from where links lead."""
+    """Whether an image of the store can be fetched by its link, from where links lead."""
     url = _own_url(settings)
     if url is None:
         words = "The port is only chosen at the start: set GATEWAY_PUBLIC_URL to have links tried."
         return Finding("own link", "warning", words)
     try:
         async with (
-            open_cache(settings, lifetime_seconds=OWN_PICTURE_SECONDS) as (store, cache),
-            _hung_picture(store, cache) as (picture, data),
+            open_cache(settings, ttl_seconds=OWN_IMAGE_SECONDS) as (store, cache),
+            _own_stored_image(cache) as (image, data),
         ):
-            path = await create_signing(settings, store).sign(picture_path(picture))
+            path = await create_signing(settings, store).sign(image_path(image))
             return await _try_own_link(settings, url, path, data=data)
     except GatewayError as fault:
         return Finding("own link", "fault", fault.message)
@@ -280,57 +279,52 @@ def _own_url(settings: Settings) -> str | None:
     return f"http://{Address(loopback, listen.port) if listen.host in WILDCARDS else listen}"
 
 
-def _own_picture() -> bytes:
+def _own_image() -> bytes:
     """A PNG of one pixel. Its comment differs each time, so that two runs share no blob."""
     comment = b"tEXtComment\0" + secrets.token_hex(8).encode()
     length, checksum = len(comment) - 4, crc32(comment)
     chunk = length.to_bytes(4, "big") + comment + checksum.to_bytes(4, "big")
-    return OWN_PICTURE_HEAD + chunk + OWN_PICTURE_TAIL
+    return OWN_IMAGE_HEAD + chunk + OWN_IMAGE_TAIL
 
 
 @asynccontextmanager
-async def _hung_picture(store: Store, cache: Cache) -> AsyncIterator[tuple[Picture, bytes]]:
-    """A small picture with a card, as a purchase leaves one; gone afterwards."""
-    data = _own_picture()
+async def _own_stored_image(cache: Cache) -> AsyncIterator[tuple[Image, bytes]]:
+    """A small image in the store, which only its link finds; removed afterwards."""
+    data = _own_image()
     digest = sha256(data).hexdigest()
-    picture = Picture(secrets.token_hex(12), digest, "png", 1, 1, len(data), time.time())
-    batch = Batch(store)
+    image = Image(secrets.token_hex(12), digest, "png", 1, 1, len(data), time.time())
     try:
-        await cache.blobs.put(digest, data)
-        cache.gallery.hang(batch, "", {0: picture})
-        await batch.send()
-        yield picture, data
+        await cache.image_cache.store(None, {0: image}, {digest: data}, lease="")
+        yield image, data
     finally:
-        cache.gallery.take_off(batch, picture)
-        await batch.send()
-        await cache.blobs.delete([digest])
+        await cache.image_cache.remove(image)
 
 
 async def _try_own_link(settings: Settings, url: str, path: str, *, data: bytes) -> Finding:
-    """Fetches as pictures are fetched, from this one place."""
+    """Fetches as images are fetched, from this one place."""
     fetching = RehostSettings(
         upstream_url=url,
-        max_bytes=settings.cache.max_picture_bytes,
+        max_bytes=settings.cache.max_image_bytes,
         timeout_seconds=OWN_LINK_SECONDS,
         ca_file=settings.upstream.ca_file,
     )
-    async with open_rehost(fetching) as links:
+    async with open_link_fetcher(fetching) as links:
         try:
             fetched = await links.fetch(url + path)
-        except LinkRefused as refused:
+        except LinkBlocked as refused:
             return Finding("own link", "fault", _own_link_refused(url, refused))
     if fetched != data:
-        return Finding("own link", "fault", f"{url} answers with another picture than the store's.")
-    return Finding("own link", "ok", f"a picture was fetched from {url}")
+        return Finding("own link", "fault", f"{url} answers with another image than the store's.")
+    return Finding("own link", "ok", f"an image was fetched from {url}")
 
 
-def _own_link_refused(url: str, refused: LinkRefused) -> str:
+def _own_link_refused(url: str, refused: LinkBlocked) -> str:
     if refused.reason in ("unreachable", "timeout"):
         return (
             f"No gateway answers at {url}: start it, or set GATEWAY_PUBLIC_URL to where clients "
             "reach it."
         )
     return (
-        f"{url} answers, but not with a picture of this store ({refused.reason}): it is another "
+        f"{url} answers, but not with an image of this store ({refused.reason}): it is another "
         "service, or a gateway with another store or other signing keys."
     )

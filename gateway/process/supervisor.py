@@ -212,11 +212,11 @@ class _SignalPipe:
     The number stays until it is read, so no signal is lost between a check and a wait.
     """
 
-    reading: int
+    cache_policy: int
     writing: int
 
     def close(self) -> None:
-        os.close(self.reading)
+        os.close(self.cache_policy)
         os.close(self.writing)
 
 
@@ -314,9 +314,9 @@ class _Parent:
         if self._missing() > 0:
             times.append(self._next_start_at)
         seconds = max(0.0, min(times) - time.monotonic()) if times else None
-        readable, _, _ = select.select([self._signals.reading, *starting], [], [], seconds)
+        readable, _, _ = select.select([self._signals.cache_policy, *starting], [], [], seconds)
         for pipe in readable:
-            if pipe != self._signals.reading:
+            if pipe != self._signals.cache_policy:
                 self._read_report(starting[pipe])
 
     def _read_report(self, worker: _Worker) -> bool:
@@ -380,7 +380,7 @@ class _Parent:
 
     def _heed_signals(self) -> None:
         with suppress(BlockingIOError):
-            for number in os.read(self._signals.reading, 4096):
+            for number in os.read(self._signals.cache_policy, 4096):
                 self._heed(number)
 
     def _heed(self, number: int) -> None:
@@ -477,7 +477,7 @@ def _log_fault(event: str, *, reason: str, trace: str, pid: int | None = None) -
 def _heeded_signals() -> Iterator[_SignalPipe]:
     """Python writes the signals of `_HEEDED` to a pipe; restores the previous handlers at exit."""
     signals = _SignalPipe(*os.pipe())
-    os.set_blocking(signals.reading, False)
+    os.set_blocking(signals.cache_policy, False)
     os.set_blocking(signals.writing, False)
     signal.set_wakeup_fd(signals.writing, warn_on_full_buffer=False)
     former = {number: signal.signal(number, lambda *_: None) for number in _HEEDED}

@@ -1,15 +1,14 @@
-"""From a call to a question: what is asked, by whom, and where its answer would lie.
+"""Interprets a request: body, headers and key together make an image query.
 
-A `Call` is one authenticated request as it arrives; a `Question` is what it means once body,
-headers and key have been read together. The same bytes of the same key mean the same, so what was
-understood lately is remembered. What becomes of a question is `service.py`.
+The same bytes from the same key mean the same, so a worker keeps the latest interpretations. What
+the body may hold is `request.validation`; what becomes of the query is `request`.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -17,114 +16,57 @@ from pydantic import BaseModel, ConfigDict
 from gateway.access.key_records import Scope, Validation
 from gateway.access.keys import Key
 from gateway.access.policy import Policy
-from gateway.billing.ledger import Ledger, Outcome, Record
-from gateway.billing.quota import LimitState
-from gateway.cache.memory import View
-from gateway.cache.partial_images import Viewer
-from gateway.cache.transcoding import Wanted
+from gateway.billing.ledger import Ledger
+from gateway.cache.transcoding import TranscodingTarget
 from gateway.catalog import Model
-from gateway.errors import InvalidRequest
-from gateway.imagefile.convert import as_derived_format
-from gateway.images import Account, ImageRequest
-from gateway.purchasing.purchase import Tally
+from gateway.errors import ErrorCode, InvalidRequest
+from gateway.imagefile.convert import as_transcoded_format
+from gateway.images import ImageRequest, LimitSubject, Representation
+from gateway.proxy.context import RequestContext
 from gateway.request.body import parse_body
-from gateway.request.cache_control import Reading, effective
+from gateway.request.cache_control import CachePolicy, resolve_cache_policy
 from gateway.request.fingerprint import fingerprint
 from gateway.request.headers import (
     IDEMPOTENCY_KEY,
-    Directives,
-    has_directives,
-    parse_directives,
+    RequestHeaders,
+    at_variation,
+    has_request_headers,
+    parse_request_headers,
 )
-from gateway.request.headers import place as at_variation
 from gateway.request.validation import validate
 
 MAX_USER: Final = 256
-"""Characters of `user` that the ledger keeps; upstream gets all of it."""
+"""Characters of `user` in the ledger; upstream gets all of it."""
 
-MOST_REMEMBERED: Final = 1024
-"""Bodies whose meaning a worker remembers."""
+MAX_INTERPRETATIONS: Final = 1024
+"""Interpretations that a worker keeps."""
 
-LONGEST_REMEMBERED: Final = 4096
-"""Bytes of a body; a longer one is read anew each time."""
+MAX_KEPT_BODY: Final = 4096
+"""Bytes of a body whose interpretation is kept."""
 
-_PLAIN_READING: Final = Reading()
-
-
-@dataclass(slots=True)
-class Call:
-    """One authenticated request, as it arrives, and what is learnt of it on its way."""
-
-    request_id: str
-    time: float
-    """Unix seconds at which its head was read."""
-    key: Key
-    secret: str
-    policy: Policy
-    content_type: str | None
-    headers: Mapping[str, str]
-    """As they came; what of them is ours to read is `request/directives`."""
-    read: Callable[[], Awaitable[bytes]]
-    """Reads the body; raises the 408 or 413 that a bad one deserves."""
-    record: Record
-    show: Callable[[Call, Viewer], None] = lambda call, viewer: None
-    """Begins to show a caller who asked for a stream what comes before the answer."""
-    viewer: Viewer | None = None
-    """What it is shown by; one for all flights that it takes, so that nothing is shown twice."""
-    tally: Tally = field(default_factory=Tally)
-    limits: list[LimitState] = field(default_factory=list)
-    is_follower: bool = False
-    """It waited for somebody else's purchase and bought nothing itself."""
-    outcome: Outcome = "refused"
-    was_looked_up: bool = False
-    """It was admitted, and the entry was read."""
-    reading: Reading = _PLAIN_READING
-    """What holds of its directives, and what became of its wishes."""
-    is_reload: bool = False
-    """It buys although there are pictures, or would: its caller did not want those."""
-    is_replay: bool = False
-    """It is answered as its idempotency key was before."""
-
-    @property
-    def account(self) -> Account:
-        """Who this call is counted for."""
-        return self.key.account
-
-    @property
-    def latest_limits(self) -> list[LimitState]:
-        """The key's limits as they were last seen: a purchase's view replaces the admission's."""
-        if not self.tally.limits:
-            return self.limits
-        newer = {state.limit.name: state for state in self.tally.limits}
-        return [newer.get(state.limit.name, state) for state in self.limits]
-
-    def take_key(self, key: Key) -> None:
-        """The key was changed meanwhile: from here on it is as it is now, in the books too."""
-        self.key = key
-        self.record = self.record.but(key=key.account.key_name, team=key.account.team)
+_NO_HEADERS: Final = RequestHeaders()
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """A valid request, and where its answer would lie."""
+class ImageQuery:
+    """A valid request, and the fingerprint of its entry."""
 
     request: ImageRequest
     model: Model
     fingerprint: str
     body: bytes
-    """What it was read from."""
-    directives: Directives
-    reading: Reading
-    """Which stored pictures may answer it, and whether its own are stored."""
+    """The body that it was read from."""
+    headers: RequestHeaders
+    cache_policy: CachePolicy
 
     @property
-    def view(self) -> View:
-        """What is made of each picture's bytes; a link only needs them to be there."""
-        return "data" if self.request.response_format == "url" else "base64"
+    def representation(self) -> Representation:
+        """How the images' bytes are needed; a link only needs them to be there."""
+        return "raw" if self.request.response_format == "url" else "base64"
 
 
-class QuestionSettings(BaseModel):
-    """How requests are treated whose key says nothing else."""
+class InterpreterSettings(BaseModel):
+    """What holds for keys that do not say otherwise."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -134,93 +76,95 @@ class QuestionSettings(BaseModel):
     scope: Scope = "global"
 
 
-class _Meaning(NamedTuple):
-    """What a body means for a key that sends no directives beside it."""
+class _Interpretation(NamedTuple):
+    """A body's query, for a request without gateway headers, and its part of the ledger record."""
 
-    question: Question
-    noted: Mapping[str, object]
-    """What the ledger record says of it."""
+    query: ImageQuery
+    recorded: Mapping[str, object]
 
 
-class Questions:
-    """Understands calls."""
+class Interpreter:
+    """Turns requests into image queries."""
 
-    def __init__(self, settings: QuestionSettings, ledger: Ledger) -> None:
+    def __init__(self, settings: InterpreterSettings, ledger: Ledger) -> None:
         self._settings = settings
         self._ledger = ledger
         self._policy: Policy | None = None
-        self._meanings: OrderedDict[tuple[bytes, str | None, bytes], _Meaning] = OrderedDict()
+        self._kept: OrderedDict[tuple[bytes, str | None, bytes], _Interpretation] = OrderedDict()
 
-    async def understand(self, call: Call, raw: bytes) -> Question:
-        """What the call asks; its record and its reading say so from now on.
+    async def interpret(self, context: RequestContext, body: bytes) -> ImageQuery:
+        """The query of a request; the context's record and cache policy follow it.
 
         Raises `InvalidRequest`.
         """
-        question, noted = await self._meaning(call, raw)
-        directives = (
-            parse_directives(call.headers.items()) if has_directives(call.headers) else _NONE
+        query, recorded = await self._interpret_body(context, body)
+        headers = _NO_HEADERS
+        if has_request_headers(context.headers):
+            headers = parse_request_headers(context.headers.items())
+        context.record = context.record.but(**recorded)
+        request = at_variation(query.request, headers.variation)
+        _check_combination(request, headers)
+        if headers is _NO_HEADERS:
+            context.cache_policy = query.cache_policy
+            return query
+        context.cache_policy = _cache_policy(headers, context.key)
+        return replace(query, request=request, headers=headers, cache_policy=context.cache_policy)
+
+    async def _interpret_body(self, context: RequestContext, body: bytes) -> _Interpretation:
+        if context.policy is not self._policy:
+            self._policy = context.policy
+            self._kept.clear()
+        kept_as = (body, context.content_type, context.subject.record)
+        kept = self._kept.get(kept_as)
+        if kept is not None:
+            self._kept.move_to_end(kept_as)
+            return kept
+        interpretation = await self._read(context, body)
+        if len(body) <= MAX_KEPT_BODY and context.policy is self._policy:
+            self._kept[kept_as] = interpretation
+            if len(self._kept) > MAX_INTERPRETATIONS:
+                self._kept.popitem(last=False)
+        return interpretation
+
+    async def _read(self, context: RequestContext, body: bytes) -> _Interpretation:
+        catalog, key = context.policy.catalog, context.key
+        request = validate(
+            parse_body(body, context.content_type),
+            catalog,
+            allowed_models=key.models,
+            is_lenient=(key.validation or self._settings.validation) == "lenient",
         )
-        is_plain = directives is _NONE
-        call.reading = question.reading if is_plain else _reading(directives, call.key)
-        call.record = call.record.but(**noted)
-        request = at_variation(question.request, directives.variation)
-        _check_combination(request, directives)
-        if is_plain:
-            return question
-        return replace(question, request=request, directives=directives, reading=call.reading)
-
-    async def _meaning(self, call: Call, raw: bytes) -> _Meaning:
-        """From memory when this key has sent these bytes before, under this policy."""
-        if call.policy is not self._policy:
-            self._policy = call.policy
-            self._meanings.clear()
-        place = (raw, call.content_type, call.account.record)
-        meaning = self._meanings.get(place)
-        if meaning is not None:
-            self._meanings.move_to_end(place)
-            return meaning
-        meaning = await self._read(call, raw)
-        if len(raw) <= LONGEST_REMEMBERED and call.policy is self._policy:
-            self._meanings[place] = meaning
-            if len(self._meanings) > MOST_REMEMBERED:
-                self._meanings.popitem(last=False)
-        return meaning
-
-    async def _read(self, call: Call, raw: bytes) -> _Meaning:
-        """Validates the body and says where its answer would lie."""
-        body = parse_body(raw, call.content_type)
-        catalog = call.policy.catalog
-        is_lenient = (call.key.validation or self._settings.validation) == "lenient"
-        request = validate(body, catalog, allowed_models=call.key.models, is_lenient=is_lenient)
         model = catalog.models[request.model]
-        place = self._fingerprint(call.key, request, model)
-        noted = {
+        found = self._fingerprint(key, request, model)
+        recorded = {
             "user": request.user_text[:MAX_USER] or None,
             "model": request.model,
-            "size": _effective(model, request, "size"),
-            "quality": _effective(model, request, "quality"),
+            "size": _resolved(model, request, "size"),
+            "quality": _resolved(model, request, "quality"),
             "n": request.n,
-            "fingerprint": place,
+            "fingerprint": found,
             "prompt_hmac": await self._ledger.prompt_hmac(request.prompt),
         }
-        question = Question(
-            _in_its_form(request), model, place, raw, _NONE, _reading(_NONE, call.key)
-        )
-        return _Meaning(question, noted)
+        if request.stream:
+            # A stream has no links: its events contain the image, whatever the format says.
+            request = replace(request, response_format="b64_json")
+        policy = _cache_policy(_NO_HEADERS, key)
+        query = ImageQuery(request, model, found, body, _NO_HEADERS, policy)
+        return _Interpretation(query, recorded)
 
-    def derivable(self, key: Key, question: Question) -> Wanted | None:
-        """What would be made; None unless the question asks for another format than PNG."""
-        request, model = question.request, question.model
-        asked = as_derived_format(request.parameters.get("output_format"))
+    def transcoding_target(self, key: Key, query: ImageQuery) -> TranscodingTarget | None:
+        """What a cached PNG would have to become; None unless another format is asked for."""
+        request, model = query.request, query.model
+        asked = as_transcoded_format(request.parameters.get("output_format"))
         if asked is None or model.parameters["output_format"].default != "png":
             return None
         of_format = ("output_format", "output_compression")
         as_png = {name: v for name, v in request.parameters.items() if name not in of_format}
-        return Wanted(
-            question.fingerprint,
+        return TranscodingTarget(
+            query.fingerprint,
             source=self._fingerprint(key, replace(request, parameters=as_png), model),
             format=asked,
-            compression=int(_effective(model, request, "output_compression") or 100),
+            compression=int(_resolved(model, request, "output_compression") or 100),
         )
 
     def _fingerprint(self, key: Key, request: ImageRequest, model: Model) -> str:
@@ -228,54 +172,46 @@ class Questions:
             request,
             cache_epoch=model.cache_epoch,
             upstream_name=self._settings.upstream_name,
-            scope=_name_space(key.scope or self._settings.scope, key.account),
+            scope=_name_space(key.scope or self._settings.scope, key.subject),
         )
 
 
-_NONE: Final = Directives()
+def _cache_policy(headers: RequestHeaders, key: Key) -> CachePolicy:
+    return resolve_cache_policy(headers, key.reuse, allow_no_cache=key.allow_no_cache)
 
 
-def _reading(directives: Directives, key: Key) -> Reading:
-    return effective(directives, key.reuse, allow_no_cache=key.allow_no_cache)
-
-
-def _effective(model: Model, request: ImageRequest, name: str) -> str | None:
-    """A parameter's value as it holds: what was asked, or the model's default."""
+def _resolved(model: Model, request: ImageRequest, name: str) -> str | None:
+    """A parameter's value, or the model's default; None if the model has no such parameter."""
     if name in request.parameters:
         return str(request.parameters[name])
     spec = model.parameters.get(name)
     return None if spec is None else str(spec.default)
 
 
-def _name_space(scope: Scope, account: Account) -> str:
-    """Whose pictures answer a key's questions; a key without a team is a team of its own."""
+def _name_space(scope: Scope, subject: LimitSubject) -> str:
+    """The part of the fingerprint that separates teams or keys. A key without a team is its own."""
     if scope == "global":
         return scope
-    if scope == "team" and account.team is not None:
-        return f"team:{account.team}"
-    return f"key:{account.key_id}"
+    if scope == "team" and subject.team is not None:
+        return f"team:{subject.team}"
+    return f"key:{subject.key_id}"
 
 
-def _check_combination(request: ImageRequest, directives: Directives) -> None:
-    """What cannot be had together with `no-store`: whatever has to be stored."""
-    if not directives.no_store:
+def _check_combination(request: ImageRequest, headers: RequestHeaders) -> None:
+    """Refuses `no-store` together with anything that has to be stored."""
+    if not headers.no_store:
         return
     if request.response_format == "url":
         raise InvalidRequest(
-            "A link needs a stored picture, which 'Cache-Control: no-store' forbids. Leave it out, "
-            'or ask for "response_format": "b64_json".',
+            "A link needs a stored image, which 'Cache-Control: no-store' forbids. Remove that "
+            'header, or use "response_format": "b64_json".',
             param="response_format",
-            code="invalid_value",
+            code=ErrorCode.INVALID_VALUE,
         )
-    if directives.idempotency_key is not None:
+    if headers.idempotency_key is not None:
         raise InvalidRequest(
             "An Idempotency-Key needs a stored answer, which 'Cache-Control: no-store' forbids. "
             "Send only one of them.",
             param=IDEMPOTENCY_KEY,
-            code="invalid_value",
+            code=ErrorCode.INVALID_VALUE,
         )
-
-
-def _in_its_form(request: ImageRequest) -> ImageRequest:
-    """A stream has no links: its events carry the picture, whatever `response_format` says."""
-    return replace(request, response_format="b64_json") if request.stream else request

@@ -1,7 +1,8 @@
-"""What a purchase's journal says in each of its states.
+"""The payloads of a purchase's journal, one for each open state.
 
-The store keeps these as bytes that it does not read; whoever finds an open journal can go on from
-what stands there. What going on means is `purchase.py`.
+The store keeps them as bytes that it does not read. Each holds all that another worker needs to
+finish the purchase (`recovery`). A decoder ignores fields that it does not know, so that gateways
+of two versions can share a store.
 """
 
 from __future__ import annotations
@@ -12,20 +13,18 @@ from typing import Any
 
 import orjson
 
-from gateway.billing.ledger import Record, record_from_dict
-from gateway.cache.entries import picture_from_dict
 from gateway.cache.flights import Flight
-from gateway.images import Amounts, Picture
+from gateway.images import Amounts, Image, Record, decode_fields
 
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """The journal's payload before anything came: enough to presume and to let go."""
+    """Nothing was received yet: enough to settle the purchase at its estimate, or to cancel it."""
 
     purchase: str
     flight: Flight | None
-    """None for a purchase that nobody shares and nothing stores."""
-    most: Amounts
+    """None for a purchase that is neither shared nor stored."""
+    estimate: Amounts
     record: Record
 
     def encode(self) -> bytes:
@@ -35,49 +34,45 @@ class Reserved:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """The journal's payload once the bytes are stored: all that entry and ledger need."""
+    """The bytes are stored: all that entry, index and ledger need."""
 
     reserved: Reserved
-    pictures: Mapping[int, Picture]
-    """Slot that was asked for → picture."""
+    images: Mapping[int, Image]
+    """By the slot that they were bought for."""
     charge: Amounts
     record: Record
 
     def encode(self) -> bytes:
         """The payload's bytes."""
-        said = {
+        payload = {
             "reserved": self.reserved,
-            "pictures": {str(slot): picture for slot, picture in self.pictures.items()},
+            "images": {str(slot): image for slot, image in self.images.items()},
             "charge": self.charge,
             "record": self.record,
         }
-        return orjson.dumps(said, default=_as_dict)
+        return orjson.dumps(payload, default=_as_dict)
 
 
 def decode_payload(payload: bytes) -> Reserved | Received:
-    """What a journal's payload says."""
-    said = orjson.loads(payload)
-    reserved = _reserved_from_dict(said["reserved"])
-    if "record" not in said:
+    """The inverse of `encode`. Raises `ValueError`, `KeyError` or `TypeError` for other bytes."""
+    data = orjson.loads(payload)
+    flight = data["reserved"]["flight"]
+    reserved = Reserved(
+        purchase=data["reserved"]["purchase"],
+        flight=Flight.from_dict(flight) if flight else None,
+        estimate=decode_fields(Amounts, data["reserved"]["estimate"]),
+        record=Record.from_dict(data["reserved"]["record"]),
+    )
+    if "record" not in data:
         return reserved
     return Received(
         reserved,
-        pictures={int(n): picture_from_dict(p) for n, p in said["pictures"].items()},
-        charge=Amounts(**said["charge"]),
-        record=record_from_dict(said["record"]),
+        images={int(slot): Image.from_dict(image) for slot, image in data["images"].items()},
+        charge=decode_fields(Amounts, data["charge"]),
+        record=Record.from_dict(data["record"]),
     )
 
 
 def _as_dict(value: Record | Mapping[str, Any]) -> dict[str, Any]:
-    """What orjson does not know."""
+    """Encodes the types that orjson does not know."""
     return value.to_dict() if isinstance(value, Record) else dict(value)
-
-
-def _reserved_from_dict(data: Mapping[str, Any]) -> Reserved:
-    flight = data["flight"]
-    return Reserved(
-        purchase=data["purchase"],
-        flight=Flight(**{**flight, "slots": tuple(flight["slots"])}) if flight else None,
-        most=Amounts(**data["most"]),
-        record=record_from_dict(data["record"]),
-    )

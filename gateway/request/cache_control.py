@@ -27,7 +27,7 @@ class CacheControl:
 
     @property
     def speaks_of_reuse(self) -> bool:
-        """Whether the request itself says which stored pictures may answer it."""
+        """Whether the request itself says which stored images may answer it."""
         has_age = self.max_age_seconds is not None
         return self.no_cache or self.no_store or self.only_if_cached or has_age
 
@@ -64,7 +64,7 @@ def _unquote(argument: str) -> str:
 
 
 def _parse_seconds(argument: str) -> int:
-    """0 for what is no number of seconds: every stored picture is too old (RFC 9111 §4.2.1)."""
+    """0 for what is no number of seconds: every stored image is too old (RFC 9111 §4.2.1)."""
     if _DELTA_SECONDS.fullmatch(argument) is None:
         return 0
     digits = argument.lstrip("0")
@@ -75,8 +75,8 @@ def _parse_seconds(argument: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What holds for one request: which stored pictures may answer it, and what is stored."""
+class CachePolicy:
+    """What holds for one request: which stored images may answer it, and what is stored."""
 
     no_cache: bool = False
     no_store: bool = False
@@ -86,12 +86,14 @@ class Reading:
     """For `x-gateway-notice`: what became of `no-cache` and `max-age`; None without either."""
 
     @property
-    def asks_anew(self) -> bool:
-        """Whether an older picture will not do, whatever happens."""
+    def requires_fresh(self) -> bool:
+        """Whether an older image will not do, whatever happens."""
         return self.no_cache or self.no_store or self.max_age_seconds is not None
 
 
-def effective(directives: CacheControl, reuse: Reuse, *, allow_no_cache: bool) -> Reading:
+def resolve_cache_policy(
+    directives: CacheControl, reuse: Reuse, *, allow_no_cache: bool
+) -> CachePolicy:
     """What holds: the request's own word where it may have one, else its key's setting.
 
     Without the permission `no-cache` and `max-age` are as if they had not been sent. The setting
@@ -100,16 +102,16 @@ def effective(directives: CacheControl, reuse: Reuse, *, allow_no_cache: bool) -
     asked = _name_freshness(directives)
     if asked is None or allow_no_cache:
         return _weigh(directives, reuse)
-    reading = _weigh(replace(directives, no_cache=False, max_age_seconds=None), reuse)
-    ignored = f"{asked} was ignored: this key may not ask for new pictures."
-    return replace(reading, notice=f"{ignored} {reading.notice or ''}".rstrip())
+    cache_policy = _weigh(replace(directives, no_cache=False, max_age_seconds=None), reuse)
+    ignored = f"{asked} was ignored: this key may not ask for new images."
+    return replace(cache_policy, notice=f"{ignored} {cache_policy.notice or ''}".rstrip())
 
 
-def _weigh(said: CacheControl, reuse: Reuse) -> Reading:
+def _weigh(said: CacheControl, reuse: Reuse) -> CachePolicy:
     source: CacheControl | Reuse = said if said.speaks_of_reuse else reuse
     why = "" if source is said else ", as the key's reuse setting says"
     asked = _name_freshness(source)
-    return Reading(
+    return CachePolicy(
         no_cache=source.no_cache,
         no_store=said.no_store,
         only_if_cached=said.only_if_cached,
@@ -119,7 +121,7 @@ def _weigh(said: CacheControl, reuse: Reuse) -> Reading:
 
 
 def _name_freshness(source: CacheControl | Reuse) -> str | None:
-    """What is asked of stored pictures' age, in the words of Cache-Control."""
+    """What is asked of stored images' age, in the words of Cache-Control."""
     if source.no_cache:
         return "no-cache"
     if source.max_age_seconds is not None:

@@ -1,4 +1,4 @@
-"""What makes two requests the same: everything that can change the picture, and nothing else.
+"""What makes two requests the same: everything that can change the image, and nothing else.
 
 `n`, `user`, `stream`, `partial_images` and `response_format` are not in it, nor is anything at
 its default: `request/validation` keeps only what is off it (CONTRACT §6).

@@ -44,7 +44,7 @@ _IDEMPOTENCY_KEY: Final = re.compile(r"[!-~]{1,255}")
 
 
 @dataclass(frozen=True, slots=True)
-class Directives(CacheControl):
+class RequestHeaders(CacheControl):
     """What one request's headers say; the defaults are those of a request without any."""
 
     variation: int = 0
@@ -55,24 +55,24 @@ class Directives(CacheControl):
     idempotency_key: str | None = None
 
 
-def has_directives(headers: Container[str]) -> bool:
+def has_request_headers(headers: Container[str]) -> bool:
     """Whether any header is there that is read here; asked in the case of this module."""
     return any(map(headers.__contains__, _NAMES))
 
 
-def parse_directives(headers: Iterable[tuple[str, str]]) -> Directives:
+def parse_request_headers(headers: Iterable[tuple[str, str]]) -> RequestHeaders:
     """Reads all headers of a request, as they came: any case, a name as often as it likes.
 
     Raises `InvalidRequest`, whose `param` is the header's name.
     """
     own = _combine(headers)
     if not own:
-        return Directives()
+        return RequestHeaders()
     cache_control = list(_parse_cache_control(own))
     names = {name for name, _ in cache_control}
     ages = [_parse_seconds(argument) for name, argument in cache_control if name == "max-age"]
     no_cache = "no-cache" in names or 0 in ages
-    return Directives(
+    return RequestHeaders(
         no_cache=no_cache,
         no_store="no-store" in names,
         only_if_cached="only-if-cached" in names,
@@ -90,7 +90,7 @@ def asks_for_dry_run(headers: Iterable[tuple[str, str]]) -> bool:
     return _asks_for_dry_run(_combine(headers).get("prefer", ""))
 
 
-def place(request: ImageRequest, variation: int) -> ImageRequest:
+def at_variation(request: ImageRequest, variation: int) -> ImageRequest:
     """The request for the slots `variation … variation + n - 1`; 400 beyond the last slot."""
     last = variation + request.n - 1
     if last < MAX_SLOTS:

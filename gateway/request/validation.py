@@ -39,8 +39,8 @@ Value: TypeAlias = str | int | None
 IMAGE_USER_ERROR: Final = "image_generation_user_error"
 """The error type of what only the images endpoint refuses (WIRE §2 rows 12, 16, 18, 20)."""
 
-_NOT_IN_THE_PICTURE: Final = frozenset({"n", "partial_images", "response_format", "stream", "user"})
-"""Parameters with a field of their own in `ImageRequest`; all others change the picture."""
+_NOT_IN_THE_IMAGE: Final = frozenset({"n", "partial_images", "response_format", "stream", "user"})
+"""Parameters with a field of their own in `ImageRequest`; all others change the image."""
 
 _SETTING: Final = 'GATEWAY_VALIDATION=lenient, or "validation": "lenient" of the key'
 _DROPPED: Final = "is dropped at its default"
@@ -110,7 +110,7 @@ def _resolve_model(body: Mapping[str, object], catalog: Catalog) -> Model:
 def _default_model(body: Mapping[str, object], catalog: Catalog) -> str:
     """What an omitted model means: the GPT default as soon as something only GPT models know.
 
-    The same in both modes and before either begins, so that leniency never changes the picture:
+    The same in both modes and before either begins, so that leniency never changes the image:
     a tolerated `background: auto` still asks for a GPT model, and `response_format` or `style`,
     which no GPT model has, for none.
     """
@@ -390,7 +390,7 @@ def _off_default(model: Model, given: Mapping[str, Value]) -> Mapping[str, str |
     kept = {
         name: value
         for name, value in given.items()
-        if name not in _NOT_IN_THE_PICTURE
+        if name not in _NOT_IN_THE_IMAGE
         and value is not None
         and value != model.parameters[name].default
     }

@@ -1,58 +1,58 @@
-"""Several commands in one round trip."""
+"""Commands that travel to the store together."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, Generic, cast
 
-from gateway.store.protocol import R, Store, Verb
+from gateway.store.protocol import Command, R, Store
 
 
-class Handle(Generic[R]):
-    """The answer to one verb of a batch, there once the batch was sent."""
+class Result(Generic[R]):
+    """The result of one command of a batch."""
 
-    __slots__ = ("_answer", "_is_set")
+    __slots__ = ("_is_set", "_value")
 
     def __init__(self) -> None:
         self._is_set = False
-        self._answer: R | None = None
+        self._value: R | None = None
 
     @property
-    def answer(self) -> R:
-        """What the store answered; an error before the batch was sent."""
+    def value(self) -> R:
+        """What the store answered. Raises `RuntimeError` before the batch was executed."""
         if not self._is_set:
-            raise RuntimeError("the batch was not sent")
-        return cast(R, self._answer)
+            raise RuntimeError("the batch was not executed")
+        return cast(R, self._value)
 
-    def set(self, answer: R) -> None:
+    def set(self, value: R) -> None:
         """Called by the batch."""
-        self._answer = answer
+        self._value = value
         self._is_set = True
 
 
 @dataclass(slots=True)
 class Batch:
-    """Verbs that travel together: rooms add, a story sends."""
+    """Commands for one round trip. They run in order; the batch as a whole is not atomic."""
 
     store: Store
-    _asked: list[tuple[Verb[Any], Handle[Any]]] = field(default_factory=list)
+    _pending: list[tuple[Command[Any], Result[Any]]] = field(default_factory=list)
 
-    def add(self, verb: Verb[R]) -> Handle[R]:
-        """Adds a verb; its handle has the answer after `send`."""
-        handle: Handle[R] = Handle()
-        self._asked.append((verb, handle))
-        return handle
+    def add(self, command: Command[R]) -> Result[R]:
+        """Adds a command; its result has a value after `execute`."""
+        result: Result[R] = Result()
+        self._pending.append((command, result))
+        return result
 
-    async def send(self) -> None:
-        """One round trip for all that was added since the last."""
-        asked, self._asked = self._asked, []
-        if not asked:
+    async def execute(self) -> None:
+        """Sends all that was added since the last time. Raises `StoreUnavailable`."""
+        pending, self._pending = self._pending, []
+        if not pending:
             return
-        answers = await self.store.run([verb for verb, _ in asked])
-        for (_, handle), answer in zip(asked, answers, strict=True):
-            handle.set(answer)
+        values = await self.store.execute([command for command, _ in pending])
+        for (_, result), value in zip(pending, values, strict=True):
+            result.set(value)
 
 
-async def ask(store: Store, verb: Verb[R]) -> R:
-    """One verb on its own."""
-    return cast(R, (await store.run([verb]))[0])
+async def execute(store: Store, command: Command[R]) -> R:
+    """The result of one command. Raises `StoreUnavailable`."""
+    return cast(R, (await store.execute([command]))[0])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-LAYOUT_VERSION: Final = 2
+SCHEMA_VERSION: Final = 2
 """Stamped into every store. An older one is upgraded by whoever may create it, else refused; a
 newer one is always refused."""
 
@@ -21,10 +21,10 @@ class StoreMissing(Exception):
         self.place = place
 
 
-class LayoutMismatch(Exception):
+class SchemaMismatch(Exception):
     """The store at `place` was written by a gateway whose layout this one does not know."""
 
-    def __init__(self, place: str, found: str, *, wanted: int = LAYOUT_VERSION) -> None:
+    def __init__(self, place: str, found: str, *, wanted: int = SCHEMA_VERSION) -> None:
         super().__init__(
             f"The store at {place} has layout version {found}; this gateway reads version {wanted}."
         )

@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 R = TypeVar("R")
 
 
-class Verb(Generic[R]):
+class Command(Generic[R]):
     """Something the store does in one atomic step, answered with an `R`."""
 
     __slots__ = ()
@@ -31,7 +31,7 @@ class Store(Protocol):
     name: str
     """What a person is told about where it is, without secrets."""
 
-    async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
+    async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """Runs verbs in order, in one round trip; their answers in the same order.
 
         Raises `errors.StoreUnavailable` when the store cannot be reached or does not answer
@@ -44,15 +44,15 @@ class Store(Protocol):
 
 
 class BlobStore(Protocol):
-    """Where picture bytes live, by content hash."""
+    """Where image bytes live, by content hash."""
 
-    async def put(self, digest: str, data: bytes, lifetime_seconds: float) -> None:
+    async def put(self, digest: str, data: bytes, ttl_seconds: float) -> None:
         """Stores bytes for at least `lifetime_seconds` from now; repeating it only prolongs.
 
         Raises `errors.StoreFull` when there is no room left; whatever was there is unharmed.
         """
 
-    def put_command(self, digest: str, data: bytes, lifetime_seconds: float) -> Verb[None] | None:
+    def put_command(self, digest: str, data: bytes, ttl_seconds: float) -> Command[None] | None:
         """The command that does what `put` does, for a batch of the store; None: use `put`.
 
         There is one where the store keeps the bytes too, for bytes that are small enough not to
@@ -78,7 +78,7 @@ class BlobStore(Protocol):
         In a Redis half of its `maxmemory`, or 1 GiB where that is not set (CONTRACT §3).
         """
 
-    def passing(self) -> BlobStore:
+    def ephemeral(self) -> BlobStore:
         """A place of its own beside this one, for bytes that live for minutes: no scan finds them.
 
         What lies there is in nobody's books; its end is all that bounds it.

@@ -9,14 +9,14 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
 from gateway.errors import StoreFull, StoreUnavailable
-from gateway.store.commands import Admit, Append, Beat, Reserve, Settle
-from gateway.store.protocol import Store, Verb, Watch
+from gateway.store.commands import Admit, Append, Heartbeat, Reserve, Settle
+from gateway.store.protocol import Command, Store, Watch
 
-KEEPING: Final = (Append, Beat, Reserve, Settle)
+KEEPING: Final = (Append, Heartbeat, Reserve, Settle)
 """Verbs that always write."""
 
 
-class CountedStore:
+class InstrumentedStore:
     """Passes everything on, and calls `tell(was_answered)` after each batch."""
 
     def __init__(self, store: Store, tell: Callable[[bool], None]) -> None:
@@ -25,15 +25,15 @@ class CountedStore:
         self._has_failed = False
         self.name = store.name
 
-    async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
+    async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """As the store does."""
         try:
-            answers = await self._store.run(verbs)
+            answers = await self._store.execute(commands)
         except StoreUnavailable as error:
             self._has_failed = not isinstance(error, StoreFull)  # who says it is full, is there
             self._tell(not self._has_failed)
             raise
-        if self._has_failed and not any(isinstance(verb, KEEPING) for verb in verbs):
+        if self._has_failed and not any(isinstance(command, KEEPING) for command in commands):
             return answers
         self._has_failed = False
         self._tell(True)
@@ -44,11 +44,11 @@ class CountedStore:
         return self._store.watch(flight)
 
 
-MOST_AT_ONCE: Final = 128
+MAX_AT_ONCE: Final = 128
 """Going on with so many requests takes some 20 ms."""
 
 
-class QueuedStore:
+class LimitedStore:
     """Passes everything on, `MOST_AT_ONCE` batches at a time; admissions wait for all others.
 
     A batch that ends in `StoreUnavailable` ends so for all who stand in line.
@@ -61,15 +61,15 @@ class QueuedStore:
         self._newcomers: deque[asyncio.Future[None]] = deque()
         self.name = store.name
 
-    async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
+    async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """As the store does."""
-        if self._asking < MOST_AT_ONCE:
+        if self._asking < MAX_AT_ONCE:
             self._asking += 1
         else:
-            is_new = any(isinstance(verb, Admit) for verb in verbs)
-            await self._stand_in(self._newcomers if is_new else self._line)
+            only_if_absent = any(isinstance(command, Admit) for command in commands)
+            await self._stand_in(self._newcomers if only_if_absent else self._line)
         try:
-            return await self._store.run(verbs)
+            return await self._store.execute(commands)
         except StoreUnavailable as error:
             if not isinstance(error, StoreFull):
                 self._send_away()
@@ -108,7 +108,7 @@ class QueuedStore:
                     turn.set_exception(StoreUnavailable())
 
 
-class RelievedStore:
+class EvictingStore:
     """Passes everything on; on `StoreFull` it has `relieve` make room and asks again, once.
 
     `relieve` is set by whoever wires: it frees what may go, which is not known down here. Without
@@ -118,17 +118,17 @@ class RelievedStore:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.name = store.name
-        self.relieve: Callable[[], Awaitable[None]] | None = None
+        self.make_room: Callable[[], Awaitable[None]] | None = None
 
-    async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
+    async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """As the store does."""
         try:
-            return await self._store.run(verbs)
+            return await self._store.execute(commands)
         except StoreFull:
-            if self.relieve is None:
+            if self.make_room is None:
                 raise
-        await self.relieve()
-        return await self._store.run(verbs)
+        await self.make_room()
+        return await self._store.execute(commands)
 
     def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
         """As the store does."""

@@ -18,7 +18,7 @@ from typing import Final
 TRIAL_SECONDS: Final = 60.0
 """How long others wait for the one that tries, before the next one may.
 
-A picture may take longer; a request whose connection was lost unnoticed takes until its deadline,
+An image may take longer; a request whose connection was lost unnoticed takes until its deadline,
 and would keep everybody out of a service that has long been back.
 """
 

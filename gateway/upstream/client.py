@@ -15,7 +15,7 @@ import aiohttp
 import structlog
 
 from gateway.errors import Charge, UpstreamFailure
-from gateway.images import Answered, ImageRequest, PartialImage
+from gateway.images import ImageRequest, PartialImage, UpstreamAnswer
 from gateway.net.sse import Event
 from gateway.net.tls import create_tls
 from gateway.upstream.breaker import Breaker, Pass, Refused
@@ -94,15 +94,15 @@ class _Reply:
 
 @dataclass(frozen=True, slots=True)
 class _Streamed:
-    """A stream that brought its picture."""
+    """A stream that brought its image."""
 
     status: int
-    answered: Answered
+    answered: UpstreamAnswer
 
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """An attempt that ended without pictures: `status` is upstream's, or says why there is none."""
+    """An attempt that ended without images: `status` is upstream's, or says why there is none."""
 
     status: int | str
     failure: UpstreamFailure
@@ -164,14 +164,14 @@ class UpstreamClient:
             failures=settings.breaker_failures, open_seconds=settings.breaker_open_seconds
         )
 
-    async def generate(self, request: ImageRequest, *, pictures: int) -> Answered:
-        """Buys `pictures` pictures of `request`; whether they are pictures is not checked here.
+    async def generate(self, request: ImageRequest, *, images: int) -> UpstreamAnswer:
+        """Buys `images` images of `request`; whether they are images is not checked here.
 
         Raises `UpstreamFailure` when none came; its `charge` says what that is presumed to have
         cost. The deadline ends with the last byte: what has arrived is never given up.
         """
-        body = requests.forwarded_body(request, pictures=pictures)
-        receive = partial(self._receive_answer, limit_bytes=self._limit_bytes(pictures))
+        body = requests.forwarded_body(request, images=images)
+        receive = partial(self._receive_answer, limit_bytes=self._limit_bytes(images))
         return await self._buy(_Order(request.model, body, receive))
 
     async def stream(
@@ -180,15 +180,15 @@ class UpstreamClient:
         *,
         on_partial: Callable[[PartialImage], Awaitable[None]],
         on_open: Callable[[], Awaitable[None]],
-    ) -> Answered:
-        """Buys one picture of `request` as a stream, with the partial images that it asks for.
+    ) -> UpstreamAnswer:
+        """Buys one image of `request` as a stream, with the partial images that it asks for.
 
         `on_open` is called once, when upstream's 200 has arrived; from then on nothing is tried
         again. `on_partial` is called for each partial image as it arrives, and nothing is read
         before it returns. Both count against the deadline, and neither may raise: the purchase
         would end there. A plain answer, as clones give it, is taken too. Raises as `generate`.
         """
-        body = requests.forwarded_body(request, pictures=1, stream=True)
+        body = requests.forwarded_body(request, images=1, stream=True)
 
         async def receive(response: aiohttp.ClientResponse) -> _Outcome:
             await on_open()
@@ -235,7 +235,7 @@ class UpstreamClient:
             on_partial=on_partial,
         )
 
-    async def _buy(self, order: _Order) -> Answered:
+    async def _buy(self, order: _Order) -> UpstreamAnswer:
         entered = self._enter()
         outcome: _Outcome | None = None
         try:
@@ -248,7 +248,7 @@ class UpstreamClient:
             return outcome.answered
         return await self._parse(outcome)
 
-    async def _parse(self, reply: _Reply) -> Answered:
+    async def _parse(self, reply: _Reply) -> UpstreamAnswer:
         """Reads an answer; of large ones that come together only a few at a time."""
         parse = partial(_parse_chunks, reply.chunks, upstream_request_id=reply.request_id)
         if reply.size_bytes <= _THREAD_ABOVE_BYTES:
@@ -284,9 +284,9 @@ class UpstreamClient:
         except TimeoutError:
             return _Failed("timeout", errors.timed_out(was_sent=line.is_sent))
 
-    def _limit_bytes(self, pictures: int) -> int:
-        """The largest answer that `pictures` pictures in base64 can make."""
-        return pictures * (self._settings.max_picture_bytes * 4 // 3 + 4) + _ENVELOPE_BYTES
+    def _limit_bytes(self, images: int) -> int:
+        """The largest answer that `images` images in base64 can make."""
+        return images * (self._settings.max_image_bytes * 4 // 3 + 4) + _ENVELOPE_BYTES
 
     async def _send(self, order: _Order, line: _Line) -> _Outcome:
         """Attempts until there is an answer, or nothing more that may be tried."""
@@ -387,18 +387,18 @@ async def _read(response: aiohttp.ClientResponse, chunks: list[bytes], *, limit_
     return length
 
 
-def _concluded(status: int, end: Answered | UpstreamFailure) -> _Streamed | _Failed:
+def _concluded(status: int, end: UpstreamAnswer | UpstreamFailure) -> _Streamed | _Failed:
     """The outcome of a stream whose head said `status`.
 
     An error that it told counts, for metrics and breaker, as the status it would have had without
     a stream; what could not be read says nothing against the service.
     """
-    if isinstance(end, Answered):
+    if isinstance(end, UpstreamAnswer):
         return _Streamed(status, end)
     return _Failed(end.status if end.charge is Charge.PRESUMED else status, end)
 
 
-def _parse_chunks(chunks: list[bytes], *, upstream_request_id: str | None) -> Answered:
+def _parse_chunks(chunks: list[bytes], *, upstream_request_id: str | None) -> UpstreamAnswer:
     """Reads an answer; its chunks are given up for the whole, or it would lie in memory twice."""
     body = b"".join(chunks)
     chunks.clear()

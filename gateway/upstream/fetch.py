@@ -1,6 +1,6 @@
-"""Fetches the pictures that upstream only gave links to, and goes nowhere else (CONTRACT §7).
+"""Fetches the images that upstream only gave links to, and goes nowhere else (CONTRACT §7).
 
-What a link may be and where it may lead is `guard`; whether the bytes are a picture is for the
+What a link may be and where it may lead is `guard`; whether the bytes are an image is for the
 caller to check. Every connection, of a name or an address, of the first link or a redirect, opens
 its socket in one place, and that place sees the very address that will be connected to: nothing is
 looked up between the judgement and the connection, so a name cannot change its mind in between.
@@ -25,12 +25,12 @@ from yarl import URL
 
 from gateway import __version__
 from gateway.net.guard import (
-    Guard,
+    AddressPolicy,
+    AllowList,
     Link,
-    LinkRefused,
-    Reach,
+    LinkBlocked,
     follow,
-    parse_guard,
+    parse_allow_list,
     parse_link,
 )
 from gateway.net.tls import create_tls
@@ -38,7 +38,7 @@ from gateway.net.tls import create_tls
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 _HEADERS: Final = {
-    "Accept-Encoding": "identity",  # pictures do not shrink, and what unpacks may explode
+    "Accept-Encoding": "identity",  # images do not shrink, and what unpacks may explode
     "User-Agent": f"image-gateway/{__version__}",
 }
 
@@ -46,7 +46,7 @@ log = structlog.get_logger(__name__)
 
 
 class RehostSettings(BaseModel):
-    """Where pictures may be fetched from, and how much of them we take."""
+    """Where images may be fetched from, and how much of them we take."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,9 +55,9 @@ class RehostSettings(BaseModel):
     allow: tuple[str, ...] = ()
     """Hosts, `host:port`, addresses and networks that are allowed though private or plain http."""
     max_bytes: int = Field(gt=0)
-    """Of one picture."""
+    """Of one image."""
     timeout_seconds: float = Field(default=60, gt=0)
-    """For one picture, with all its redirects."""
+    """For one image, with all its redirects."""
     max_redirects: int = Field(default=5, ge=0)
     ca_file: Path | None = None
     """Authorities to be trusted beside the system's, in PEM."""
@@ -65,19 +65,19 @@ class RehostSettings(BaseModel):
     @field_validator("upstream_url")
     @classmethod
     def _names_a_host(cls, value: str) -> str:
-        parse_guard([_place_of(value)])
+        parse_allow_list([_place_of(value)])
         return value
 
     @field_validator("allow")
     @classmethod
     def _is_understood(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        parse_guard(value)
+        parse_allow_list(value)
         return value
 
     @property
-    def guard(self) -> Guard:
+    def guard(self) -> AllowList:
         """What is allowed beside public addresses over https."""
-        return parse_guard([_place_of(self.upstream_url), *self.allow])
+        return parse_allow_list([_place_of(self.upstream_url), *self.allow])
 
 
 def _place_of(base_url: str) -> str:
@@ -91,12 +91,12 @@ def _tell_nobody(_outcome: str) -> None:
 
 
 @asynccontextmanager
-async def open_rehost(
+async def open_link_fetcher(
     settings: RehostSettings,
     *,
     observer: Callable[[str], None] = _tell_nobody,
     resolver: AbstractResolver | None = None,
-) -> AsyncIterator[Rehost]:
+) -> AsyncIterator[LinkFetcher]:
     """The one fetcher of a process, with its pools; closes every connection at the end.
 
     `observer` is told how each fetch ended: `fetched`, or the reason of its `LinkRefused`.
@@ -105,18 +105,18 @@ async def open_rehost(
     tls = await asyncio.to_thread(create_tls, settings.ca_file)
     async with AsyncExitStack() as stack:
         sessions = {}
-        for reach in Reach:
-            session = _open_session(settings.guard, reach, tls=tls, resolver=resolver)
-            sessions[reach] = await stack.enter_async_context(session)
-        yield Rehost(sessions, settings, observer=observer)
+        for address_policy in AddressPolicy:
+            session = _open_session(settings.guard, address_policy, tls=tls, resolver=resolver)
+            sessions[address_policy] = await stack.enter_async_context(session)
+        yield LinkFetcher(sessions, settings, observer=observer)
 
 
-class Rehost:
-    """Fetches pictures by their links."""
+class LinkFetcher:
+    """Fetches images by their links."""
 
     def __init__(
         self,
-        sessions: Mapping[Reach, aiohttp.ClientSession],
+        sessions: Mapping[AddressPolicy, aiohttp.ClientSession],
         settings: RehostSettings,
         *,
         observer: Callable[[str], None],
@@ -127,11 +127,11 @@ class Rehost:
         self._observer = observer
 
     async def fetch(self, url: str) -> bytes:
-        """What lies behind a link; whether it is a picture is not checked. Raises `LinkRefused`."""
+        """What lies behind a link; whether it is an image is not checked. Raises `LinkRefused`."""
         try:
             body = await self._fetch_in_time(parse_link(url))
-        except LinkRefused as refused:
-            log.warning("picture_link_refused", reason=refused.reason, host=refused.host)
+        except LinkBlocked as refused:
+            log.warning("image_link_refused", reason=refused.reason, host=refused.host)
             self._observer(refused.reason)
             raise
         self._observer("fetched")
@@ -142,7 +142,7 @@ class Rehost:
             async with asyncio.timeout(self._settings.timeout_seconds):
                 return await self._follow(link)
         except TimeoutError:
-            raise LinkRefused("timeout", host=link.host.name) from None
+            raise LinkBlocked("timeout", host=link.host.name) from None
 
     async def _follow(self, link: Link) -> bytes:
         """Goes from redirect to redirect; each is judged like the first link."""
@@ -152,14 +152,14 @@ class Rehost:
                 if isinstance(found, bytes):
                     return found
                 link = follow(link, found)
-            except LinkRefused as refused:
+            except LinkBlocked as refused:
                 refused.host = link.host.name
                 raise
-        raise LinkRefused("redirects", host=link.host.name)
+        raise LinkBlocked("redirects", host=link.host.name)
 
     async def _get(self, link: Link) -> bytes | str:
         """The body, or where a redirect says it lies."""
-        session = self._sessions[self._guard.reach_of(link)]
+        session = self._sessions[self._guard.policy_for(link)]
         url = URL(link.url, encoded=True)  # else a signature would be spelled anew
         try:
             async with session.get(url, allow_redirects=False) as response:
@@ -173,34 +173,34 @@ class Rehost:
         _check_head(response)
         limit = self._settings.max_bytes
         if (response.content_length or 0) > limit:
-            raise LinkRefused("too_large")
+            raise LinkBlocked("too_large")
         body = bytearray()
         async for chunk in response.content.iter_any():
             body += chunk
             if len(body) > limit:
-                raise LinkRefused("too_large")
+                raise LinkBlocked("too_large")
         return bytes(body)
 
 
 def _check_head(response: aiohttp.ClientResponse) -> None:
     if response.status != 200:
-        raise LinkRefused("status")
+        raise LinkBlocked("status")
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise LinkRefused("encoding")
+        raise LinkBlocked("encoding")
     kind = response.content_type.lower()
     if kind.startswith("text/") or kind.endswith(("/json", "+json", "/xml", "+xml")):
-        raise LinkRefused("type")
+        raise LinkBlocked("type")
 
 
 def _refuse(error: Exception) -> NoReturn:
     """Turns the network's errors into ours."""
     if isinstance(error, TimeoutError):
-        raise LinkRefused("timeout") from None
+        raise LinkBlocked("timeout") from None
     if isinstance(error, aiohttp.ClientPayloadError):
-        raise LinkRefused("cut") from None
+        raise LinkBlocked("cut") from None
     if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, _Forbidden):
-        raise LinkRefused("address") from None
-    raise LinkRefused("unreachable") from None
+        raise LinkBlocked("address") from None
+    raise LinkBlocked("unreachable") from None
 
 
 # ── the one place where sockets are opened ──────────────────────────────────────────────────
@@ -211,8 +211,8 @@ class _Forbidden(OSError):
 
 
 def _open_session(
-    guard: Guard,
-    reach: Reach,
+    guard: AllowList,
+    address_policy: AddressPolicy,
     *,
     tls: ssl.SSLContext | bool,
     resolver: AbstractResolver | None,
@@ -226,7 +226,7 @@ def _open_session(
             limit=0,
             resolver=resolver,
             use_dns_cache=False,
-            socket_factory=_guarded_socket(guard, reach),
+            socket_factory=_guarded_socket(guard, address_policy),
             ssl=tls,
         ),
         auto_decompress=False,
@@ -237,7 +237,7 @@ def _open_session(
     )
 
 
-def _guarded_socket(guard: Guard, reach: Reach) -> aiohttp.SocketFactoryType:
+def _guarded_socket(guard: AllowList, address_policy: AddressPolicy) -> aiohttp.SocketFactoryType:
     """What aiohttp calls with each address just before it connects to it.
 
     Also for an address that stood in the link, which no resolver ever sees.
@@ -245,8 +245,8 @@ def _guarded_socket(guard: Guard, reach: Reach) -> aiohttp.SocketFactoryType:
 
     def open_socket(place: aiohttp.AddrInfoType) -> socket.socket:
         family, kind, protocol, _, address = place
-        if not guard.allows_numeric(str(address[0]), reach):
-            raise _Forbidden("not an address that pictures are fetched from")
+        if not guard.allows_numeric(str(address[0]), address_policy):
+            raise _Forbidden("not an address that images are fetched from")
         return socket.socket(family, kind, protocol)
 
     return open_socket

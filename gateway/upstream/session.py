@@ -24,7 +24,7 @@ off: it is not sent again, and it is charged. A new connection costs millisecond
 """
 
 _PROBE_AFTER_SECONDS: Final = 60
-"""A picture takes minutes of silence, in which a NAT forgets a connection (WIRE §8 row 5)."""
+"""An image takes minutes of silence, in which a NAT forgets a connection (WIRE §8 row 5)."""
 
 _MEBIBYTE: Final = 1024 * 1024
 
@@ -50,7 +50,7 @@ class ClientSettings(BaseModel):
     """From the first attempt to the last byte, retries included."""
     connect_timeout_seconds: float = Field(default=5, gt=0)
     """For one TCP connection and its TLS handshake."""
-    max_picture_bytes: int = Field(default=64 * _MEBIBYTE, gt=0)
+    max_image_bytes: int = Field(default=64 * _MEBIBYTE, gt=0)
     auth_header: str = "Authorization"
     """Carries the key: `Authorization` as `Bearer …`, any other name the key alone."""
     headers: Mapping[str, SecretStr] = Field(default_factory=dict)
@@ -105,7 +105,7 @@ class ClientSettings(BaseModel):
 
     @property
     def generations_url(self) -> URL:
-        """Where pictures are asked for; a query of the base address (`api-version`) stays."""
+        """Where images are asked for; a query of the base address (`api-version`) stays."""
         return self._url_of("/images/generations")
 
     @property

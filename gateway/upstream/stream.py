@@ -1,4 +1,4 @@
-"""Reads one stream to its end: previews are reported as they come, the picture ends it.
+"""Reads one stream to its end: previews are reported as they come, the image ends it.
 
 Bytes go in, one event at a time is in memory. Where an event ends is `gateway.sse`, what it says
 is `wire`; sending, deadlines and retries are `client`.
@@ -10,7 +10,7 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from gateway.errors import Charge, UpstreamFailure
-from gateway.images import Answered, PartialImage
+from gateway.images import PartialImage, UpstreamAnswer
 from gateway.net.sse import Event, FrameTooLarge, Splitter
 from gateway.upstream.openai import errors, events
 
@@ -26,8 +26,8 @@ class StreamReader:
     on_partial: Callable[[PartialImage], Awaitable[None]]
     """The next event is not read before it returns."""
 
-    async def read(self, chunks: AsyncIterable[bytes]) -> Answered | UpstreamFailure:
-        """The picture, or the failure that the stream told or amounts to.
+    async def read(self, chunks: AsyncIterable[bytes]) -> UpstreamAnswer | UpstreamFailure:
+        """The image, or the failure that the stream told or amounts to.
 
         What follows either is not read. Raises `ConnectionError` when the stream ends before, or
         in the middle of it: that is no other case than one that was cut off.
@@ -39,12 +39,12 @@ class StreamReader:
             return errors.oversized()
         end = end or await self._hear_last(splitter.close())
         if end is None:
-            raise ConnectionAbortedError("the stream ended before its picture")
+            raise ConnectionAbortedError("the stream ended before its image")
         return end
 
     async def _read_chunks(
         self, chunks: AsyncIterable[bytes], splitter: Splitter
-    ) -> Answered | UpstreamFailure | None:
+    ) -> UpstreamAnswer | UpstreamFailure | None:
         total_bytes = 0
         async for chunk in chunks:
             total_bytes += len(chunk)
@@ -55,7 +55,7 @@ class StreamReader:
                 return end
         return None
 
-    async def _hear(self, events: Iterable[Event]) -> Answered | UpstreamFailure | None:
+    async def _hear(self, events: Iterable[Event]) -> UpstreamAnswer | UpstreamFailure | None:
         """Reports previews; answers the event that ends the stream."""
         for event in events:
             news = await self.parse(event)
@@ -65,7 +65,7 @@ class StreamReader:
                 return news
         return None
 
-    async def _hear_last(self, events: Iterable[Event]) -> Answered | UpstreamFailure | None:
+    async def _hear_last(self, events: Iterable[Event]) -> UpstreamAnswer | UpstreamFailure | None:
         """As `_hear`, of what lacks its end: when it cannot be read, it lacks more than that."""
         end = await self._hear(events)
         if isinstance(end, UpstreamFailure) and end.charge is Charge.UNDELIVERED:

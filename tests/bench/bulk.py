@@ -29,7 +29,7 @@ IN_FLIGHT = 9_000
 
 LARGE = 64
 LARGE_BYTES = 8 * 1024 * 1024
-"""Of a large picture; its base64 has a third more."""
+"""Of a large image; its base64 has a third more."""
 
 WARM_UP = 100
 SETTLE_SECONDS = 1.5
@@ -94,7 +94,7 @@ def large_rows(folder: Path, redis_url: str) -> Iterator[Row]:
 
 @contextmanager
 def _run(folder: Path, redis_url: str, *, size_bytes: int) -> Iterator[tuple[Upstream, Target]]:
-    """A gateway before an upstream that holds requests, with pictures of about this much base64."""
+    """A gateway before an upstream that holds requests, with images of about this much base64."""
     folder.mkdir()
     answer, port = folder / "answer.json", free_port()
     answer.write_bytes(nginx.answer_of(size_bytes))
@@ -112,7 +112,7 @@ def _run(folder: Path, redis_url: str, *, size_bytes: int) -> Iterator[tuple[Ups
 def _crowd(gateway: Target, upstream: Upstream, count: int, *, least_bytes: int) -> Iterator[None]:
     """So many requests, held back while the block runs and answered at its end.
 
-    Raises `Failed` unless every one of them gets its picture.
+    Raises `Failed` unless every one of them gets its image.
     """
     headers = [f"{name}: {value}" for name, value in gateway.headers.items()]
     command = [sys.executable, "-m", "tests.bench.crowd", str(count), gateway.url, *headers]
@@ -126,7 +126,7 @@ def _crowd(gateway: Target, upstream: Upstream, count: int, *, least_bytes: int)
             crowd.kill()
     ended = json.loads(said)
     if ended["statuses"] != {"200": count} or ended["least_bytes"] < least_bytes:
-        raise Failed(f"of {count} requests at once not every one got its picture: {ended}")
+        raise Failed(f"of {count} requests at once not every one got its image: {ended}")
     time.sleep(SETTLE_SECONDS)
 
 

@@ -14,13 +14,13 @@ from typing import Literal
 Kind = Literal["hit", "bought"]
 
 SIZES = {"2 KB": 2 * 1024, "2 MB": 2 * 1024 * 1024}
-"""Of a picture's base64, in bytes."""
+"""Of an image's base64, in bytes."""
 
 CONNECTIONS = (1, 16)
 
 GATEWAY = "gateway"
 COLD = "cold"
-"""A gateway that keeps no picture in its memory, on the same Redis."""
+"""A gateway that keeps no image in its memory, on the same Redis."""
 EMBEDDED = "embedded"
 BESIDE: Mapping[Kind, str] = {"hit": "bare", "bought": "nginx"}
 """What the gateway is compared with where nothing else is said."""

@@ -1,4 +1,4 @@
-"""Many who ask within seconds, each on a connection of its own and for a picture of its own.
+"""Many who ask within seconds, each on a connection of its own and for an image of its own.
 
 Run as a process of its own: `python -m tests.bench.crowd COUNT URL [HEADER: VALUE …]`. Prints a
 line of JSON when everybody has an answer: how many came with which status, and how many bytes.
@@ -20,7 +20,7 @@ from tests.bench.processes import LOW_PRIORITY, raise_descriptor_limit
 
 PATIENCE_SECONDS = 300.0
 ARRIVALS_PER_SECOND = 2000
-"""It is to be measured who waits for a picture, not who waits to be connected: what does not fit
+"""It is to be measured who waits for an image, not who waits to be connected: what does not fit
 into the system's queues comes again after seconds, and then after a minute."""
 
 LOST = "lost"

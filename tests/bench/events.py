@@ -1,6 +1,6 @@
-"""An upstream that streams: three partial images and the picture, without delay between them.
+"""An upstream that streams: three partial images and the image, without delay between them.
 
-Run as a process of its own: `python -m tests.bench.events PORT ANSWER_FILE`. The pictures are those
+Run as a process of its own: `python -m tests.bench.events PORT ANSWER_FILE`. The images are those
 of an answer that `nginx.answer_of` has made.
 """
 
@@ -18,11 +18,11 @@ USAGE = {"input_tokens": 9, "output_tokens": 572, "total_tokens": 581}
 
 
 def frames_of(answer: bytes) -> list[bytes]:
-    """The events of a stream of this answer's picture."""
-    picture = orjson.loads(answer)["data"][0]["b64_json"]
+    """The events of a stream of this answer's image."""
+    image = orjson.loads(answer)["data"][0]["b64_json"]
     partials = [("partial_image", {"partial_image_index": index}) for index in range(PARTIALS)]
     return [
-        _frame(f"image_generation.{kind}", {"b64_json": picture, **fields})
+        _frame(f"image_generation.{kind}", {"b64_json": image, **fields})
         for kind, fields in [*partials, ("completed", {"usage": USAGE})]
     ]
 

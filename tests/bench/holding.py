@@ -1,6 +1,6 @@
 """An upstream that lets everybody wait until it is told to answer, and then answers all at once.
 
-Every answer holds a picture of its own. Run as a process of its own:
+Every answer holds an image of its own. Run as a process of its own:
 
     python -m tests.bench.holding PORT ANSWER_FILE
 
@@ -30,9 +30,9 @@ _HEAD_BYTES = 33
 
 
 def different(answer: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """The answer with another picture each time, in three parts, of which two are always the same.
+    """The answer with another image each time, in three parts, of which two are always the same.
 
-    The picture is a PNG; a comment of 36 bytes behind its head makes it another one.
+    The image is a PNG; a comment of 36 bytes behind its head makes it another one.
     """
     cut = answer.index(_MARK) + len(_MARK) + _HEAD_BYTES // 3 * 4
     head, tail = answer[:cut], answer[cut:]

@@ -17,7 +17,7 @@ PATIENCE_SECONDS = 30
 
 
 AMONG = 1000
-"""How many pictures are asked for in turn where it is not always the same."""
+"""How many images are asked for in turn where it is not always the same."""
 
 
 class Failed(Exception):
@@ -26,7 +26,7 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """Where a server is asked for pictures, and what it wants to see."""
+    """Where a server is asked for images, and what it wants to see."""
 
     name: str
     url: str
@@ -49,9 +49,9 @@ def known_prompt(number: int) -> str:
 
 
 def ask_for(target: Target, cell: Cell, *, seconds: int, among: int = 1) -> Speed:
-    """Asks as the cell says. Raises `Failed` unless every answer is a picture of its size.
+    """Asks as the cell says. Raises `Failed` unless every answer is an image of its size.
 
-    Hits are asked for `among` so many pictures in turn.
+    Hits are asked for `among` so many images in turn.
     """
     headers = [f"-H{name}: {value}" for name, value in target.headers.items()]
     salt = [str(time.time_ns())] if cell.kind == "bought" else []
@@ -71,7 +71,7 @@ def ask_for(target: Target, cell: Cell, *, seconds: int, among: int = 1) -> Spee
         raise Failed(f"wrk could not ask {target.name}: {done.stderr.strip()}")
     said = json.loads(lines[-1])
     _check(target, said, least_bytes=SIZES[cell.size])
-    return Speed(said["requests"] / said["micros"] * 1e6, said["p50_micros"] / 1000)
+    return Speed(said["requests"] / said["usd_micros"] * 1e6, said["p50_micros"] / 1000)
 
 
 def _check(target: Target, said: Mapping[str, int], *, least_bytes: int) -> None:

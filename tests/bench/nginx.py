@@ -1,7 +1,7 @@
 """Nginx as the upstream, and in the gateway's place: as a plain proxy and as a cache.
 
 The upstream answers every POST from a file, so it is never what slows a cell down. It always
-sells the same picture; what differs is the prompt. One process each, without a master.
+sells the same image; what differs is the prompt. One process each, without a master.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _PROXIES = """
     }
     proxy_http_version 1.1;
     proxy_set_header Connection "";
-    proxy_cache_path %(folder)s/cache keys_zone=pictures:10m;
+    proxy_cache_path %(folder)s/cache keys_zone=images:10m;
     server {
         listen 127.0.0.1:%(proxy_port)d;
         location / { proxy_pass http://upstream; }
@@ -70,7 +70,7 @@ _PROXIES = """
         open_file_cache max=10;
         location / {
             proxy_pass http://upstream;
-            proxy_cache pictures;
+            proxy_cache images;
             proxy_cache_methods POST;
             proxy_cache_key $uri$request_body;
             proxy_cache_valid 200 1h;
@@ -80,7 +80,7 @@ _PROXIES = """
 
 
 def answer_of(base64_bytes: int) -> bytes:
-    """What OpenAI answers with one picture whose base64 is about that long."""
+    """What OpenAI answers with one image whose base64 is about that long."""
     document = {
         "created": 1_700_000_000,
         "background": "opaque",

@@ -1,8 +1,8 @@
 """Whether a hit takes longer where very many entries are than where a thousand are.
 
-Two gateways are asked in turn for the same thousand pictures, which they have bought themselves;
+Two gateways are asked in turn for the same thousand images, which they have bought themselves;
 one of them has many more entries, as a purchase writes them, in its store. Only the bytes of those
-pictures are left out: no hit looks at the bytes of others.
+images are left out: no hit looks at the bytes of others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import aiohttp
 
 from gateway.assembly import Gateway
 from gateway.configuration.settings import Settings
-from gateway.images import Picture
+from gateway.images import Image
 from gateway.maintenance import open_running_gateway
 from gateway.process.bootstrap import prepare
 from gateway.store.batch import Batch
@@ -73,7 +73,7 @@ def _ratios(targets: Sequence[Target], seconds: int) -> list[float]:
 
 
 async def _buy_all(target: Target) -> None:
-    """The pictures that are asked for later, bought through the front door."""
+    """The images that are asked for later, bought through the front door."""
     connector = aiohttp.TCPConnector(limit=CELL.connections)
     async with aiohttp.ClientSession(connector=connector, headers=target.headers) as session:
 
@@ -86,13 +86,13 @@ async def _buy_all(target: Target) -> None:
             }
             async with session.post(target.url, json=body) as response:
                 if response.status != HTTPStatus.OK:
-                    raise Failed(f"{target.name} sold no picture: {await response.text()}")
+                    raise Failed(f"{target.name} sold no image: {await response.text()}")
 
         await asyncio.gather(*(buy(number) for number in range(AMONG)))
 
 
 def _fill(settings: Settings, entries: int) -> None:
-    """Writes entries with a picture each, as `purchase` does when one was bought."""
+    """Writes entries with an image each, as `purchase` does when one was bought."""
     prepare(settings)
     asyncio.run(_write_all(settings, entries - AMONG))
 
@@ -106,22 +106,22 @@ async def _write_all(settings: Settings, entries: int) -> None:
 async def _write(gateway: Gateway, entries: int) -> None:
     batch = Batch(gateway.store)
     for _ in range(entries):
-        fingerprint, pictures = secrets.token_hex(32), {0: _picture()}
-        gateway.cache.entries.keep(batch, fingerprint, secrets.token_hex(12), pictures=pictures)
-        gateway.cache.gallery.hang(batch, fingerprint, pictures)
-        gateway.cache.blobs.shelve(batch, pictures.values())
-    await batch.send()
+        fingerprint, images = secrets.token_hex(32), {0: _image()}
+        gateway.cache.entries.store(batch, fingerprint, secrets.token_hex(12), images=images)
+        gateway.cache.image_index.add(batch, fingerprint, images)
+        gateway.cache.blobs.track(batch, images.values())
+    await batch.execute()
 
 
-def _picture() -> Picture:
-    return Picture(
+def _image() -> Image:
+    return Image(
         id=secrets.token_hex(12),
         digest=secrets.token_hex(32),
         format="png",
         width=1024,
         height=1024,
         size_bytes=1500,
-        created=time.time(),
+        created_at=time.time(),
         model="gpt-image-1.5",
         cost_micros=133_000,
     )

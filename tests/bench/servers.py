@@ -69,7 +69,7 @@ def open_grounds(folder: Path) -> Iterator[dict[str, Ground]]:
 def open_targets(
     ground: Ground, chosen_peers: Sequence[str]
 ) -> Iterator[Mapping[Kind, Sequence[Target]]]:
-    """Runs everybody for pictures of one size; who is asked for hits, and who for purchases."""
+    """Runs everybody for images of one size; who is asked for hits, and who for purchases."""
     ground.folder.mkdir()
     with ExitStack() as stack:
         upstream = Target("upstream", _generations(ground.upstream))
@@ -91,10 +91,10 @@ def open_targets(
 
 
 def _open_cold(ground: Ground, stack: ExitStack) -> Sequence[Target]:
-    """A gateway without a hot tier, where pictures are large: else it is much the same."""
+    """A gateway without a hot tier, where images are large: else it is much the same."""
     if ground.size != "2 MB":
         return []
-    return [stack.enter_context(run_gateway(ground, COLD, ground.redis_url, hot_bytes=0))]
+    return [stack.enter_context(run_gateway(ground, COLD, ground.redis_url, memory_bytes=0))]
 
 
 def _generations(base_url: str) -> str:
@@ -103,13 +103,13 @@ def _generations(base_url: str) -> str:
 
 @contextmanager
 def run_gateway(
-    ground: Ground, name: str, redis_url: str | None, *, hot_bytes: int | None = None
+    ground: Ground, name: str, redis_url: str | None, *, memory_bytes: int | None = None
 ) -> Iterator[Target]:
     """One worker with everything on: key, limits, ledger, metrics, and the log in a file."""
     folder = ground.folder / name
     options = {
-        "upstream": {"name": ground.size},  # or one size's hits would be the other's pictures
-        "cache": {"hot_bytes": hot_bytes},  # None: as it comes
+        "upstream": {"name": ground.size},  # or one size's hits would be the other's images
+        "cache": {"memory_bytes": memory_bytes},  # None: as it comes
     }
     with start_processes(
         folder, ground.upstream, workers=1, redis_url=redis_url, options=options

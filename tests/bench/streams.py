@@ -31,7 +31,7 @@ CONNECTIONS = 8
 CROWD = 50
 SLOW_BYTES = 1024
 """A second, of a reader that is slow."""
-MOST_BYTES = 1 << 24
+MAX_BYTES = 1 << 24
 
 _prompts = count(time.time_ns())
 
@@ -46,7 +46,7 @@ class Stream:
 
 
 def stream_rows(folder: Path, redis_url: str, *, seconds: int) -> Iterator[Row]:
-    """Two rows for each size of picture."""
+    """Two rows for each size of image."""
     for size, size_bytes in SIZES.items():
         print(f"stream {size} …", file=sys.stderr)  # noqa: T201
         place, port = folder / f"streams-{size_bytes}", free_port()
@@ -104,7 +104,7 @@ async def _crowd_seconds(target: Target, body: Mapping[str, object]) -> float:
         async def read() -> None:
             async with session.post(target.url, json=body) as response:
                 if b"image_generation.completed" not in await response.read():
-                    raise Failed(f"{target.name} answered {response.status} without a picture")
+                    raise Failed(f"{target.name} answered {response.status} without an image")
 
         await asyncio.gather(*(read() for _ in range(CROWD)))
     return time.perf_counter() - started
@@ -137,7 +137,7 @@ async def _ask_again(session: aiohttp.ClientSession, target: Target, *, until: f
 
 async def _read(session: aiohttp.ClientSession, target: Target) -> Stream:
     """Reads a stream to its end. Raises `Failed` for one that has not all its events."""
-    splitter = Splitter(max_frame_bytes=MOST_BYTES)
+    splitter = Splitter(max_frame_bytes=MAX_BYTES)
     asked_at, came_at = time.perf_counter(), []
     async with session.post(target.url, json=_body()) as response:
         async for chunk in response.content.iter_any():

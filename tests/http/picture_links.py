@@ -14,8 +14,8 @@ from pathlib import Path
 from yarl import URL
 
 from gateway.access.signing import SigningKeys
-from gateway.cache.image_index import picture_path
-from gateway.images import Picture
+from gateway.cache.image_index import image_path
+from gateway.images import Image
 from gateway.store.batch import Batch
 from tests.gateways import InProcess, Reply, Upstream, make_settings, run_gateway
 
@@ -26,11 +26,11 @@ IN_AN_HOUR = 3600
 
 @dataclass(frozen=True)
 class Album:
-    """A gateway whose signing key the test has, with one picture that was asked for as a link."""
+    """A gateway whose signing key the test has, with one image that was asked for as a link."""
 
     gateway: InProcess
     path: str
-    """The picture's link as a client got it, without scheme and host."""
+    """The image's link as a client got it, without scheme and host."""
     data: bytes
     """Its bytes, as a client got them for base64."""
 
@@ -39,7 +39,7 @@ class Album:
         return f'"{hashlib.sha256(self.data).hexdigest()}"'
 
     def sign(self, path: str | None = None, *, lives_seconds: float = IN_AN_HOUR) -> str:
-        """A link to any path; without one, another link to the picture."""
+        """A link to any path; without one, another link to the image."""
         path = path or self.path.partition("?")[0]
         return SIGNER.sign(path, expires_at=int(time.time() + lives_seconds))
 
@@ -53,16 +53,16 @@ class Album:
         ) as response:
             return Reply(response.status, response.headers, await response.read())
 
-    async def hang(self, data: bytes, *, picture_id: str, format: str = "png") -> str:
-        """Keeps any bytes as a picture, and answers a link to it."""
+    async def hang(self, data: bytes, *, image_id: str, format: str = "png") -> str:
+        """Keeps any bytes as an image, and answers a link to it."""
         digest = hashlib.sha256(data).hexdigest()
         cache, store = self.gateway.gateway.cache, self.gateway.gateway.store
-        picture = Picture(picture_id, digest, format, 1, 1, len(data), time.time())
+        image = Image(image_id, digest, format, 1, 1, len(data), time.time())
         await cache.blobs.put(digest, data)
         batch = Batch(store)
-        cache.gallery.hang(batch, "f", {0: picture})
-        await batch.send()
-        return self.sign(picture_path(picture))
+        cache.image_index.add(batch, "f", {0: image})
+        await batch.execute()
+        return self.sign(image_path(image))
 
     async def evict(self, data: bytes) -> None:
         """Removes bytes as the cache does when it needs room, from memory too."""
@@ -83,13 +83,13 @@ class Album:
 
 def request(method: str, target: str, *lines: str, last: bool = False) -> str:
     """A request as it goes over the wire."""
-    head = (f"{method} {target} HTTP/1.1", "Host: pictures", *lines)
+    head = (f"{method} {target} HTTP/1.1", "Host: images", *lines)
     return "\r\n".join((*head, *(("Connection: close",) if last else ()), "", ""))
 
 
 @asynccontextmanager
 async def open_album(folder: Path, upstream: Upstream) -> AsyncIterator[Album]:
-    """Opens a gateway on the embedded store and buys a picture."""
+    """Opens a gateway on the embedded store and buys an image."""
     settings = make_settings(folder, upstream.base_url, server={"signing_keys": f"{KID}:{SECRET}"})
     async with run_gateway(settings) as gateway:
         alice = await gateway.client.with_key()

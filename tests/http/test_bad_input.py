@@ -926,7 +926,7 @@ async def test_every_authenticated_post_leaves_exactly_one_record(
 # ── one worker as a process: its memory and its log ─────────────────────────────────────────
 
 LARGE = 100 * 1000 * 1000
-MOST_GROWTH = 24 * MIB
+MAX_GROWTH = 24 * MIB
 
 
 @dataclass(frozen=True)
@@ -969,7 +969,7 @@ async def _pour(client: Client, *, is_chunked: bool) -> Reply:
         while chunk := await reader.read(65_536):
             received.extend(chunk)
 
-    reading = asyncio.create_task(read())
+    cache_policy = asyncio.create_task(read())
     try:
         for _ in range(LARGE // len(piece)):
             writer.write(framed)
@@ -977,9 +977,9 @@ async def _pour(client: Client, *, is_chunked: bool) -> Reply:
         writer.write(b"0\r\n\r\n" if is_chunked else b"")
     except ConnectionError:
         pass
-    await asyncio.wait({reading}, timeout=15)
+    await asyncio.wait({cache_policy}, timeout=15)
     writer.transport.abort()
-    await asyncio.gather(reading, return_exceptions=True)
+    await asyncio.gather(cache_policy, return_exceptions=True)
     return _split(bytes(received))[0]
 
 
@@ -994,7 +994,7 @@ async def test_a_body_of_100_mb_is_refused_without_being_kept(
     reply = await _pour(served.alice, is_chunked=is_chunked)
 
     assert_error(reply, 413, TOO_LARGE)
-    assert served.peak_bytes() - before < MOST_GROWTH
+    assert served.peak_bytes() - before < MAX_GROWTH
 
 
 @in_module
@@ -1023,7 +1023,7 @@ async def test_curl_is_told_why_100_mb_are_refused(
 
     assert status.endswith(b"413"), status
     assert json.loads(shown) == {"error": TOO_LARGE}
-    assert served.peak_bytes() - before < MOST_GROWTH
+    assert served.peak_bytes() - before < MAX_GROWTH
 
 
 @in_module
@@ -1036,11 +1036,11 @@ async def test_a_gzip_bomb_is_not_unpacked(served: Served) -> None:
     raw = await talk(served.alice, head(served.alice, *lines) + bomb)
 
     assert_error(raw.reply, 400, error(COMPRESSED, None, "unsupported_content_encoding"))
-    assert served.peak_bytes() - before < MOST_GROWTH
+    assert served.peak_bytes() - before < MAX_GROWTH
 
 
 @in_module
-async def test_no_secret_prompt_or_picture_reaches_the_log(served: Served) -> None:
+async def test_no_secret_prompt_or_image_reaches_the_log(served: Served) -> None:
     client, alice = served.client, served.alice
     bad_types = {"Content-Type": "text/secret-word"}
     wrong = {"Authorization": "Bearer gk-wrong-wrong-secret-word"}

@@ -1,4 +1,4 @@
-"""Bad answers of the paid service: a clear error or the good pictures, and the right bill.
+"""Bad answers of the paid service: a clear error or the good images, and the right bill.
 
 Each case is asked twice at the same moment, through two gateways on one store: one of the two
 buys, the other waits for it. What is charged is the table of CONTRACT §8; the figures are worked
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import collections
 import json
 import math
 import socket
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,10 +23,10 @@ import pytest
 import pytest_asyncio
 import redis
 
-from gateway.billing.ledger import Record
-from gateway.simulator.drawing import draw_picture
-from gateway.store.batch import ask
-from gateway.store.commands import Meter, MeterState, ReadMeters
+from gateway.images import Record
+from gateway.simulator.drawing import draw_image
+from gateway.store.batch import execute
+from gateway.store.commands import Counter, CounterState, PeekCounters
 from tests.gateways import (
     MODEL,
     Client,
@@ -44,7 +44,7 @@ LOW = {"model": MODEL, "quality": "low", "size": "1024x1024"}
 TEXT_MICROS, IMAGE_MICROS = 5, 32
 """Of gpt-image-1.5, per token (WIRE §5.2)."""
 LOW_TOKENS, LOW_MICROS = 272, 9_000
-"""Of one low picture of 1024x1024: tokens (WIRE §5.1), and the price per picture."""
+"""Of one low image of 1024x1024: tokens (WIRE §5.1), and the price per image."""
 
 NO_BREAKER = {"failures": 0}
 """So many failures in a row say nothing of the next case."""
@@ -64,11 +64,11 @@ class Bill:
 
     @property
     def usd(self) -> str:
-        return f"{self.micros / 1_000_000:.6f}"
+        return f"{self.usd_micros / 1_000_000:.6f}"
 
 
 def estimate(prompt: str, n: int = 1) -> Bill:
-    """The upper bound: bytes of the prompt + 16, and the dearer of tokens and pictures."""
+    """The upper bound: bytes of the prompt + 16, and the dearer of tokens and images."""
     text = len(prompt.encode()) + 16
     micros = max(TEXT_MICROS * text + IMAGE_MICROS * LOW_TOKENS * n, LOW_MICROS * n)
     return Bill(n, text + LOW_TOKENS * n, micros)
@@ -89,7 +89,7 @@ class Case:
 
     status: int
     error: Mapping[str, Any] | None = None
-    """Keys of the error object; the message only by its beginning. None: pictures came."""
+    """Keys of the error object; the message only by its beginning. None: images came."""
     fault: str = ""
     """Played by the simulated upstream, or …"""
     raw: bytes = b""
@@ -108,7 +108,7 @@ def failure(message: str, code: str | None = "upstream_error", **more: Any) -> d
 def undelivered(
     message: str, *, charged: Literal["estimate", "usage"] = "estimate", **how: Any
 ) -> Case:
-    """It said 200, but no picture came of it."""
+    """It said 200, but no image came of it."""
     return Case(
         502,
         failure(message),
@@ -120,7 +120,7 @@ def undelivered(
 
 
 def presumed(message: str, status: int = 502, **how: Any) -> Case:
-    """Nobody knows whether pictures were made."""
+    """Nobody knows whether images were made."""
     return Case(
         status,
         failure(message),
@@ -145,7 +145,7 @@ INVALID = "invalid_request_error"
 USER_ERROR = "image_generation_user_error"
 CUT = "Upstream's answer was cut off."
 UNREADABLE = "Upstream's answer could not be read."
-INCOMPLETE = "Upstream charged for this request, but no complete picture came with its answer."
+INCOMPLETE = "Upstream charged for this request, but no complete image came with its answer."
 REFUSED_KEY = "Upstream refused the gateway's access. The gateway's operator can mend this."
 NO_RETRY_HEADER = {"x-should-retry": None, "Retry-After": None}
 
@@ -155,18 +155,18 @@ WRONG_KEY_AS_400 = json.dumps({"error": {"message": "No.", "code": "invalid_api_
 NO_ACCESS = {"message": "No such model.", "type": INVALID, "param": None, "code": "model_not_found"}
 
 CASES = {
-    # ── 200 without a usable picture ──
+    # ── 200 without a usable image ──
     "HTML with 200": undelivered(UNREADABLE, fault="html"),
     "cut-off JSON": undelivered(UNREADABLE, fault="malformed-json"),
     "wrong base64": undelivered(INCOMPLETE, charged="usage", fault="bad-base64"),
     "a 5-byte PNG": undelivered(INCOMPLETE, charged="usage", fault="tiny-png"),
-    "its only picture damaged": undelivered(INCOMPLETE, charged="usage", fault="one-bad"),
-    "no picture of one": undelivered("Upstream's answer has no pictures in it.", fault="fewer"),
+    "its only image damaged": undelivered(INCOMPLETE, charged="usage", fault="one-bad"),
+    "no image of one": undelivered("Upstream's answer has no images in it.", fault="fewer"),
     "an error with 200": undelivered(
-        "Upstream answered with an error where it had announced pictures.",
+        "Upstream answered with an error where it had announced images.",
         raw=http(200, OWN_ERROR),
     ),
-    "pictures that are no objects": undelivered(
+    "images that are no objects": undelivered(
         INCOMPLETE, raw=http(200, '{"data": [null, 5, "x", {}, {"b64_json": 5}]}')
     ),
     "nothing with 200": undelivered(UNREADABLE, raw=http(200, "")),
@@ -281,7 +281,7 @@ CASES = {
         fault="stream-error",
         flags=("assumed_free",),
     ),
-    # ── pictures, but no usage ──
+    # ── images, but no usage ──
     "no usage": Case(200, fault="no-usage", charged="estimate", flags=("no_usage",)),
 }
 
@@ -291,11 +291,11 @@ CASES = {
 
 @dataclass
 class Scripted:
-    """An upstream that sends given bytes to the first calls with a prompt, then a picture."""
+    """An upstream that sends given bytes to the first calls with a prompt, then an image."""
 
     base_url: str = ""
     scripts: dict[str, list[bytes]] = field(default_factory=dict)
-    calls: Counter[str] = field(default_factory=Counter)
+    calls: collections.Counter[str] = field(default_factory=collections.Counter)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -306,23 +306,23 @@ class Scripted:
         script = self.scripts.get(prompt)
         if script:
             await asyncio.sleep(FOLLOWED_SECONDS)
-        writer.write(script.pop(0) if script else http(200, json.dumps(picture_answer(prompt))))
+        writer.write(script.pop(0) if script else http(200, json.dumps(image_answer(prompt))))
         await writer.drain()
         writer.close()
 
 
-def picture_answer(prompt: str, *, pictures: int = 1) -> dict[str, Any]:
+def image_answer(prompt: str, *, images: int = 1) -> dict[str, Any]:
     """A good answer to `LOW`."""
-    data = draw_picture(prompt, width=16, height=16, format="png", seed=1)
-    bill = usage(prompt, pictures)
-    text = bill.tokens - LOW_TOKENS * pictures
+    data = draw_image(prompt, width=16, height=16, format="png", seed=1)
+    bill = usage(prompt, images)
+    text = bill.tokens - LOW_TOKENS * images
     return {
         "created": 1,
-        "data": [{"b64_json": base64.b64encode(data).decode()}] * pictures,
+        "data": [{"b64_json": base64.b64encode(data).decode()}] * images,
         "usage": {
             "input_tokens": text,
             "input_tokens_details": {"image_tokens": 0, "text_tokens": text},
-            "output_tokens": LOW_TOKENS * pictures,
+            "output_tokens": LOW_TOKENS * images,
             "total_tokens": bill.tokens,
         },
     }
@@ -376,16 +376,16 @@ class House:
         found = await self.simulated[0].ledger()
         return [record for record in found if record.key_id == client.key_id]
 
-    async def meters_of(self, client: Client) -> tuple[Bill, list[MeterState]]:
+    async def meters_of(self, client: Client) -> tuple[Bill, list[CounterState]]:
         """What a key has used of its day and month, and the states behind it."""
         scope = f"key:{client.key_id}"
-        states = await ask(
+        states = await execute(
             self.simulated[0].gateway.store,
-            ReadMeters(
+            PeekCounters(
                 (
-                    Meter(scope, "images", "day"),
-                    Meter(scope, "tokens", "day"),
-                    Meter(scope, "micros", "month"),
+                    Counter(scope, "images", "day"),
+                    Counter(scope, "tokens", "day"),
+                    Counter(scope, "usd_micros", "month"),
                 )
             ),
         )
@@ -479,13 +479,13 @@ def assert_booked(case: Case, bill: Bill, *, bought: Record, followed: Record) -
     has_failed = case.error is not None
     assert bought.outcome == ("failed" if has_failed else "bought")
     assert bought.flags == case.flags
-    assert (bought.images, bought.cost_micros) == (bill.images, bill.micros)
+    assert (bought.images, bought.cost_micros) == (bill.images, bill.usd_micros)
     assert bought.status == case.status
     assert followed.outcome == "collapsed"
     assert followed.flags == (("flight_failed",) if has_failed else ())
     assert (followed.cost_micros, followed.images, followed.tokens) == (0, 0, {})
     assert followed.status == case.status
-    assert followed.saved_micros == (0 if has_failed else bill.micros)
+    assert followed.saved_micros == (0 if has_failed else bill.usd_micros)
     if case.error is not None:
         assert bought.error == followed.error == case.error["code"]
 
@@ -517,13 +517,13 @@ REMEMBERED = {"moderation_blocked", "content_policy_violation"}
 """What CONTRACT §6 *Refusals* lets a gateway remember for a while."""
 
 
-# ── several pictures, of which some are good ────────────────────────────────────────────────
+# ── several images, of which some are good ────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
     ("fault", "charged", "flags"), [("fewer", 3, ()), ("one-bad", 4, ("undelivered",))]
 )
-async def test_the_good_pictures_of_four_are_answered_kept_and_settled(
+async def test_the_good_images_of_four_are_answered_kept_and_settled(
     house: House, fault: str, charged: int, flags: tuple[str, ...]
 ) -> None:
     """A follower of one of them gets it; who asks for four later buys the one that is missing."""
@@ -541,7 +541,7 @@ async def test_the_good_pictures_of_four_are_answered_kept_and_settled(
     assert bought.cache_status == "fwd=miss; stored"
     record = await house.record_of(buyer)
     assert (record.outcome, record.flags, record.images) == ("bought", flags, charged)
-    assert record.cost_micros == usage(prompt, charged).micros
+    assert record.cost_micros == usage(prompt, charged).usd_micros
     assert (await house.meters_of(buyer))[0] == usage(prompt, charged)
     assert followed.images == bought.images[:2]
     assert followed.cache_status == "fwd=miss; collapsed"
@@ -573,8 +573,8 @@ async def test_a_follower_whose_slot_was_left_empty_buys_it_itself(house: House)
     assert outcomes == ["bought", "partial"]
 
 
-async def test_more_pictures_than_asked_for_are_paid_and_the_asked_ones_kept(house: House) -> None:
-    case = Case(200, raw=http(200, json.dumps(picture_answer("x", pictures=2))))
+async def test_more_images_than_asked_for_are_paid_and_the_asked_ones_kept(house: House) -> None:
+    case = Case(200, raw=http(200, json.dumps(image_answer("x", images=2))))
     prompt = house.prepare(case, "a twin")
     key = await house.played[0].client.with_key("twin")
 
@@ -591,7 +591,7 @@ async def test_more_pictures_than_asked_for_are_paid_and_the_asked_ones_kept(hou
     "said", [{"input_tokens": -5, "output_tokens": 272}, {"output_tokens": 0}, [], "many"]
 )
 async def test_a_usage_that_is_nonsense_is_billed_as_none(house: House, said: Any) -> None:
-    answer = picture_answer("x") | {"usage": said}
+    answer = image_answer("x") | {"usage": said}
     case = Case(200, raw=http(200, json.dumps(answer)))
     prompt = house.prepare(case, f"{said}")
     key = await house.played[0].client.with_key(f"nonsense-{len(prompt)}")
@@ -601,14 +601,14 @@ async def test_a_usage_that_is_nonsense_is_billed_as_none(house: House, said: An
 
     assert reply.status == 200
     assert record.flags == ("no_usage",)
-    assert record.cost_micros == estimate(prompt).micros
+    assert record.cost_micros == estimate(prompt).usd_micros
 
 
 # ── links, and no upstream at all ───────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
-    ("fault", "status", "micros", "flags"),
+    ("fault", "status", "usd_micros", "flags"),
     [
         ("html", 502, 20_000, ("undelivered",)),
         ("reset", 502, 20_000, ("presumed",)),
@@ -625,7 +625,7 @@ async def test_a_failed_link_is_billed_by_the_same_table(
     record = await house.record_of(key)
 
     assert reply.status == status
-    assert reply.headers["x-gateway-cost-usd"] == Bill(micros=micros).usd
+    assert reply.headers["x-gateway-cost-usd"] == Bill(usd_micros=micros).usd
     assert reply.headers["x-gateway-error-source"] == "upstream"
     assert (record.outcome, record.flags, record.cost_micros) == ("failed", flags, micros)
 

@@ -1,4 +1,4 @@
-"""How much the cache keeps: pictures within their bound, books untouched, damage found."""
+"""How much the cache keeps: images within their bound, books untouched, damage found."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.pngs import write_png
 from tests.redis_server import run_redis_server
 
 MIB = 1 << 20
-PICTURE_BYTES = 5 * MIB
+IMAGE_BYTES = 5 * MIB
 TOTAL_BYTES = 50 * MIB
 
 
@@ -32,8 +32,8 @@ def fat_png(size_bytes: int, seed: int) -> bytes:
 
 
 @asynccontextmanager
-async def run_fat_upstream(size_bytes: int = PICTURE_BYTES) -> AsyncIterator[str]:
-    """An upstream whose pictures are large; the prompt's number is the picture's seed."""
+async def run_fat_upstream(size_bytes: int = IMAGE_BYTES) -> AsyncIterator[str]:
+    """An upstream whose images are large; the prompt's number is the image's seed."""
     usage = {"input_tokens": 7, "output_tokens": 272, "total_tokens": 279}
 
     async def generate(request: web.Request) -> web.Response:
@@ -61,7 +61,7 @@ def size_of(path: Path) -> int:
 
 
 def stored_bytes(url: str | None, folder: Path) -> int:
-    """What the pictures take where they lie, asked of the place itself."""
+    """What the images take where they lie, asked of the place itself."""
     if url is None:
         return sum(map(size_of, folder.glob("blobs/??/*")))
     with redis.Redis.from_url(url) as client:
@@ -70,7 +70,7 @@ def stored_bytes(url: str | None, folder: Path) -> int:
 
 @asynccontextmanager
 async def watching(url: str | None, folder: Path) -> AsyncIterator[list[int]]:
-    """What the pictures took, looked at over and over, in the middle of purchases too."""
+    """What the images took, looked at over and over, in the middle of purchases too."""
     seen: list[int] = []
 
     async def look() -> None:
@@ -105,14 +105,14 @@ def limit_memory(url: str, size_bytes: int) -> None:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("purchases", [50, pytest.param(100, marks=pytest.mark.long)])
-async def test_pictures_stay_within_their_bound(
+async def test_images_stay_within_their_bound(
     tmp_path: Path, bounded_url: str | None, purchases: int
 ) -> None:
     """After five and ten times as much was bought: the last ones are hits, the books are whole."""
     folder = tmp_path / "data"
     async with run_fat_upstream() as upstream:
         settings = make_settings(
-            folder, upstream, bounded_url, cache={"total_bytes": TOTAL_BYTES, "hot_bytes": 0}
+            folder, upstream, bounded_url, cache={"total_bytes": TOTAL_BYTES, "memory_bytes": 0}
         )
         async with run_gateway(settings) as here:
             alice = await here.client.with_key("alice", limits={"images_per_day": 1000})
@@ -124,18 +124,18 @@ async def test_pictures_stay_within_their_bound(
 
     assert {reply.status for reply in replies} == {200}
     assert len(seen) >= purchases
-    assert TOTAL_BYTES - PICTURE_BYTES < max(seen) <= TOTAL_BYTES + PICTURE_BYTES + 1024
+    assert TOTAL_BYTES - IMAGE_BYTES < max(seen) <= TOTAL_BYTES + IMAGE_BYTES + 1024
     assert [reply.cache_status[:3] for reply in recent] == ["hit"] * 5
     assert [r.outcome for r in records] == ["bought"] * purchases + ["hit"] * 5
     assert sum(r.cost_micros for r in records) == purchases * records[0].cost_micros
     evictions = metrics["gateway_cache_evictions_total"]
-    assert purchases - TOTAL_BYTES // PICTURE_BYTES <= evictions < purchases
+    assert purchases - TOTAL_BYTES // IMAGE_BYTES <= evictions < purchases
 
 
 @pytest.mark.timeout(120)
 async def test_what_was_used_lately_stays(tmp_path: Path, bounded_url: str | None) -> None:
     """In the store, that is: memory would go on serving what the store has given up."""
-    cache = {"total_bytes": 8 * (PICTURE_BYTES + 1024), "hot_bytes": 0}
+    cache = {"total_bytes": 8 * (IMAGE_BYTES + 1024), "memory_bytes": 0}
     async with run_fat_upstream() as upstream:
         settings = make_settings(tmp_path / "data", upstream, bounded_url, cache=cache)
         async with run_gateway(settings) as here:
@@ -143,7 +143,7 @@ async def test_what_was_used_lately_stays(tmp_path: Path, bounded_url: str | Non
             for number in range(6):
                 await alice.ask(str(number))
             await alice.ask("0")
-            await here.gateway.cache.blobs.keep_books()
+            await here.gateway.cache.blobs.record_uses()
             for number in range(6, 12):
                 await alice.ask(str(number))
             favourite, forgotten = await alice.ask("0"), await alice.ask("1")
@@ -153,7 +153,7 @@ async def test_what_was_used_lately_stays(tmp_path: Path, bounded_url: str | Non
 
 
 @pytest.mark.timeout(120)
-async def test_a_redis_that_is_full_gives_up_pictures_and_nothing_else(tmp_path: Path) -> None:
+async def test_a_redis_that_is_full_gives_up_images_and_nothing_else(tmp_path: Path) -> None:
     """The bound is larger than the memory: the server's refusal frees some before the retry."""
     with run_redis_server(tmp_path) as url:
         limit_memory(url, 60 * MIB)
@@ -173,7 +173,7 @@ async def test_a_redis_that_is_full_gives_up_pictures_and_nothing_else(tmp_path:
     assert [r.outcome for r in records].count("bought") == 40
 
 
-async def test_pictures_may_have_a_redis_of_their_own(
+async def test_images_may_have_a_redis_of_their_own(
     tmp_path: Path, upstream: Upstream, redis_url: str
 ) -> None:
     with run_redis_server(tmp_path) as blobs_url:
@@ -199,28 +199,28 @@ async def test_pictures_may_have_a_redis_of_their_own(
     assert again.status == 200
 
 
-async def test_pictures_may_lie_in_a_folder_beside_redis(
+async def test_images_may_lie_in_a_folder_beside_redis(
     tmp_path: Path, upstream: Upstream, redis_url: str
 ) -> None:
     settings = make_settings(
         tmp_path / "data",
         upstream.base_url,
         redis_url,
-        store={"blobs_url": f"file://{tmp_path}/pictures"},
+        store={"blobs_url": f"file://{tmp_path}/images"},
     )
     async with run_gateway(settings) as here:
         alice = await here.client.with_key()
         await alice.ask()
         again = await alice.ask()
     assert again.cache_status.startswith("hit")
-    assert [path for path in (tmp_path / "pictures").glob("??/*") if path.is_file()]
+    assert [path for path in (tmp_path / "images").glob("??/*") if path.is_file()]
 
 
 # ── damage ──────────────────────────────────────────────────────────────────────────────────
 
 
 def damage(url: str | None, folder: Path) -> None:
-    """Flips one byte in the middle of every stored picture."""
+    """Flips one byte in the middle of every stored image."""
 
     def flip(data: bytes) -> bytes:
         middle = len(data) // 2
@@ -240,7 +240,7 @@ def damage(url: str | None, folder: Path) -> None:
 async def test_a_flipped_byte_is_never_served_but_bought_again(
     open_gateway: OpenGateway, store_url: str | None, tmp_path: Path, upstream: Upstream
 ) -> None:
-    async with open_gateway(cache={"hot_bytes": 0}) as here:
+    async with open_gateway(cache={"memory_bytes": 0}) as here:
         alice = await here.client.with_key()
         first = await alice.ask("a pond", model="dall-e-3")
         damage(store_url, tmp_path / "data")
@@ -260,30 +260,30 @@ async def test_bytes_that_nobody_counts_are_counted_and_go_in_their_turn(
 ) -> None:
     await alice.ask("a pond")
     blobs = gateway.gateway.cache.blobs
-    before = await blobs.shelf()
+    before = await blobs.lru_totals()
     stray = fat_png(1000, 1)
     digest = hashlib.sha256(stray).hexdigest()
     await gateway.gateway.blob_store.put(digest, stray, 60)
-    adopted = await blobs.adopt_orphans()
-    after = await blobs.shelf()
+    adopted = await blobs.track_untracked()
+    after = await blobs.lru_totals()
 
     assert adopted == 1
     assert (after.count, after.size_bytes) == (before.count + 1, before.size_bytes + len(stray))
-    assert await blobs.adopt_orphans() == 0
+    assert await blobs.track_untracked() == 0
 
 
 # ── memory ──────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_hot_picture_needs_no_store_and_the_tier_keeps_its_bound(tmp_path: Path) -> None:
+async def test_a_hot_image_needs_no_store_and_the_tier_keeps_its_bound(tmp_path: Path) -> None:
     async with run_fat_upstream(MIB) as upstream:
-        settings = make_settings(tmp_path, upstream, cache={"hot_bytes": 6 * MIB})
+        settings = make_settings(tmp_path, upstream, cache={"memory_bytes": 6 * MIB})
         async with run_gateway(settings) as here:
             alice = await here.client.with_key()
             for number in range(12):
                 await alice.ask(str(number))
-            hot = here.gateway.cache.blobs._hot
-            size = hot.size_bytes
+            memory = here.gateway.cache.blobs._hot
+            size = memory.size_bytes
             for path in (tmp_path / "blobs").glob("??/*"):
                 path.unlink()
             newest, oldest = await alice.ask("11"), await alice.ask("0")

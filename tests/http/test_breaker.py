@@ -29,8 +29,8 @@ BREAKER_OPEN = "gateway_upstream_breaker_open"
 
 
 async def ask_each(client: Client, fault: str, count: int) -> list[Reply]:
-    """Asks for `count` different pictures, one after the other, that all end in the fault."""
-    return [await client.ask(f"[[sim:{fault}]] picture {i}") for i in range(count)]
+    """Asks for `count` different images, one after the other, that all end in the fault."""
+    return [await client.ask(f"[[sim:{fault}]] image {i}") for i in range(count)]
 
 
 def assert_refused(reply: Reply, *, seconds: range = range(10, 11)) -> None:
@@ -86,7 +86,7 @@ async def test_an_upstream_that_is_not_there_opens_it_too(
         settings = make_settings(tmp_path, f"http://127.0.0.1:{taken.getsockname()[1]}/v1")
         async with run_gateway(settings) as gateway:
             alice = await gateway.client.with_key(limits={"images_per_day": 6})
-            failed = await asyncio.gather(*(alice.ask(f"picture {i}") for i in range(5)))
+            failed = await asyncio.gather(*(alice.ask(f"image {i}") for i in range(5)))
             sixth = await alice.ask("an otter")
 
     assert {(reply.status, reply.error["code"]) for reply in failed} == {(502, "upstream_error")}
@@ -138,7 +138,7 @@ async def test_callers_who_hang_up_say_nothing_of_upstream(
     for i in range(6):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await alice.ask(f"[[sim:slow=0.2]] picture {i}")
+                await alice.ask(f"[[sim:slow=0.2]] image {i}")
     assert (await alice.ask("an otter")).status == 200
     assert len(await upstream.bodies()) == 7
 

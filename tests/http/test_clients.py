@@ -57,7 +57,7 @@ class Exchange:
     body: str
     """The raw bytes, as text."""
     read: Callable[[Any], list[str]]
-    """The pictures that the client finds, each base64 or a link."""
+    """The images that the client finds, each base64 or a link."""
     path: str = PATH
     headers: Mapping[str, str] = field(default_factory=lambda: JSON)
     is_azure: bool = False
@@ -129,7 +129,7 @@ def vercel(response: Any) -> list[str]:
 
 
 def litellm(response: Any) -> list[str]:
-    """Counts the cost from `usage` and its details, then hands the picture on."""
+    """Counts the cost from `usage` and its details, then hands the image on."""
     usage = response["usage"]
     details = usage["input_tokens_details"]
     cost = 5e-6 * details["text_tokens"] + 8e-6 * details["image_tokens"]
@@ -174,7 +174,7 @@ ACCEPTED = [
         headers=OPENAI_PY,
     ),
     Exchange(
-        "LangChain py DallEAPIWrapper, two pictures",
+        "LangChain py DallEAPIWrapper, two images",
         '{"prompt":"langchain, two","model":"dall-e-2","n":2,"quality":"standard",'
         '"size":"1024x1024"}',
         langchain_py,
@@ -359,7 +359,7 @@ async def send_raw(client: Client, exchange: Exchange) -> Reply:
 
 @pytest.mark.parametrize("exchange", ACCEPTED, ids=lambda exchange: exchange.client)
 @pytest.mark.parametrize("mode", ["strict", "lenient"])
-async def test_the_client_finds_its_pictures(
+async def test_the_client_finds_its_images(
     shared: Shared, lenient: Client, exchange: Exchange, mode: str
 ) -> None:
     reply = await send_raw(lenient if mode == "lenient" else shared.alice, exchange)
@@ -368,24 +368,24 @@ async def test_the_client_finds_its_pictures(
 
 
 async def assert_found(exchange: Exchange, reply: Reply) -> None:
-    """The client's own code finds as many pictures as it asked for, and they open."""
+    """The client's own code finds as many images as it asked for, and they open."""
     assert reply.status == 200, reply.body
     assert reply.headers["Content-Type"] == "application/json"  # else openai-node reads text
     assert "Content-Encoding" not in reply.headers
     found = exchange.read(reply.json)
     sent = json.loads(exchange.body)
     assert len(found) == (1 if exchange.read in (first_base64, first_link) else sent.get("n") or 1)
-    for picture in found:
+    for image in found:
         format_ = sent.get("output_format", "png").upper()
-        assert (await open_found(picture)).format == format_
+        assert (await open_found(image)).format == format_
 
 
-async def open_found(picture: str) -> Image.Image:
+async def open_found(image: str) -> Image.Image:
     """Opens base64, or a link with a plain GET."""
-    if picture.startswith("http"):
-        data = await asyncio.to_thread(lambda: urllib.request.urlopen(picture, timeout=9).read())
+    if image.startswith("http"):
+        data = await asyncio.to_thread(lambda: urllib.request.urlopen(image, timeout=9).read())
     else:
-        data = pybase64.b64decode(picture, validate=True)
+        data = pybase64.b64decode(image, validate=True)
     with Image.open(io.BytesIO(data)) as image:
         image.load()
         return image
@@ -625,7 +625,7 @@ async def test_a_lenient_key_serves_what_strict_mode_refuses_with_a_hint(
 @pytest.mark.parametrize(
     "body", [row[1] for row in REFUSED_ALWAYS], ids=[row[0] for row in REFUSED_ALWAYS]
 )
-async def test_lenient_mode_refuses_what_would_be_another_picture(
+async def test_lenient_mode_refuses_what_would_be_another_image(
     shared: Shared, lenient: Client, body: str
 ) -> None:
     exchange = Exchange("", body, vercel, headers=OPENAI_JS)
@@ -636,7 +636,7 @@ async def test_lenient_mode_refuses_what_would_be_another_picture(
     assert not any("x-gateway-hint" in reply.headers for reply in replies)
 
 
-# ── other answers than pictures ─────────────────────────────────────────────────────────────
+# ── other answers than images ─────────────────────────────────────────────────────────────
 
 
 async def test_a_form_is_refused_with_the_header_it_came_with(shared: Shared) -> None:
@@ -704,13 +704,13 @@ async def test_output_details_are_there_where_upstream_gives_them(shared: Shared
     )
 
 
-async def test_usage_is_the_sum_over_the_pictures_in_the_answer(shared: Shared) -> None:
+async def test_usage_is_the_sum_over_the_images_in_the_answer(shared: Shared) -> None:
     one, three, two = [
         (await shared.alice.ask("summed", model="gpt-image-1", quality="low", n=n)).json["usage"]
         for n in (1, 3, 2)
     ]
 
-    # Bought for one and for two pictures, each time with 9 tokens of text.
+    # Bought for one and for two images, each time with 9 tokens of text.
     assert (one["input_tokens"], one["output_tokens"]) == (9, 272)
     assert (three["input_tokens"], three["output_tokens"]) == (18, 816)
     assert (two["input_tokens"], two["output_tokens"]) == (14, 544)
@@ -732,7 +732,7 @@ async def test_without_usage_the_other_keys_are_there(shared: Shared) -> None:
         ("dall-e-3", "b64_json", ["b64_json", "revised_prompt"]),
     ],
 )
-async def test_a_dall_e_answer_has_nothing_but_its_pictures(
+async def test_a_dall_e_answer_has_nothing_but_its_images(
     shared: Shared, model: str, asked: str | None, keys: list[str]
 ) -> None:
     reply = await shared.alice.ask("shape", model=model, response_format=asked)
@@ -742,7 +742,7 @@ async def test_a_dall_e_answer_has_nothing_but_its_pictures(
     assert None not in reply.json["data"][0].values()
 
 
-async def test_created_is_the_time_of_the_answer_not_of_the_picture(shared: Shared) -> None:
+async def test_created_is_the_time_of_the_answer_not_of_the_image(shared: Shared) -> None:
     bought = (await shared.alice.ask("a clock")).json["created"]
     await asyncio.sleep(1.01 - time.time() % 1)  # into the next second
 
@@ -795,7 +795,7 @@ def demo_commands(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.startswith("  ")]
 
 
-async def test_the_demos_commands_write_a_picture_and_show_a_hit(
+async def test_the_demos_commands_write_a_image_and_show_a_hit(
     shared: Shared,
     curl: Curl,
     tmp_path: Path,
@@ -821,8 +821,8 @@ async def test_the_demos_commands_write_a_picture_and_show_a_hit(
     assert shown.status == 0
     assert b"Cache-Status: image-gateway; hit; ttl=" in shown.out
     answer = json.loads((tmp_path / "otter.json").read_bytes())
-    picture = pybase64.b64decode(answer["data"][0]["b64_json"], validate=True)
-    assert picture == (tmp_path / "otter.png").read_bytes()
+    image = pybase64.b64decode(answer["data"][0]["b64_json"], validate=True)
+    assert image == (tmp_path / "otter.png").read_bytes()
 
 
 async def test_the_readmes_curl_command_makes_a_key(
@@ -851,7 +851,7 @@ async def test_the_readmes_curl_command_makes_a_key(
         "-H 'Content-Type: application/json' --compressed",
     ],
 )
-async def test_curl_gets_a_picture(curl: Curl, how: str) -> None:
+async def test_curl_gets_a_image(curl: Curl, how: str) -> None:
     ran = await curl(f"""{how} -d '{{"model":"gpt-image-1","prompt":"curl"}}'""", path=PATH)
 
     assert ran.status == 0, ran.err
@@ -891,7 +891,7 @@ async def test_curl_is_never_redirected(curl: Curl, path: str) -> None:
         ("", "/v1/foo", 404, None),
     ],
 )
-async def test_curl_shows_why_there_is_no_picture(
+async def test_curl_shows_why_there_is_no_image(
     curl: Curl, how: str, path: str, status: int, code: str | None
 ) -> None:
     key = "" if "Authorization" in how else None

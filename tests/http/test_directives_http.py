@@ -1,8 +1,8 @@
 """What callers and their keys say of reuse, as sequences of requests through the front door.
 
 A sequence is a row of steps: who asks, what is said beside the question, what is answered, how
-often upstream was asked, what was charged and what stands in the ledger. Pictures are letters: the
-same letter is the same picture, a new letter one that was never seen before.
+often upstream was asked, what was charged and what stands in the ledger. Images are letters: the
+same letter is the same image, a new letter one that was never seen before.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 import pytest_asyncio
 import redis
 
-from gateway.billing.ledger import Record
+from gateway.images import Record
 from tests.gateways import (
     Client,
     InProcess,
@@ -70,7 +70,7 @@ class Step:
     said: str = ""
     """Its Cache-Control."""
     gets: str = ""
-    """The pictures of its answer; none: it is an error."""
+    """The images of its answer; none: it is an error."""
     how: str = HIT
     """Its Cache-Status, without key and ttl."""
     by: str = "alice"
@@ -152,7 +152,7 @@ SEQUENCES: dict[str, list[Step]] = {
         ),
     ],
     # ── max-age ──
-    "a picture younger than max-age is a hit": [
+    "an image younger than max-age is a hit": [
         FIRST,
         Step("max-age=3600", "A", notice="max-age=3600 was applied."),
     ],
@@ -350,7 +350,7 @@ async def play(table: Table, prompt: str, steps: Sequence[Step]) -> None:
 
         assert (reply.status, how_of(reply)) == (step.status, step.how), where
         assert await table.calls(prompt) - before == step.calls, where
-        assert_pictures(reply, step.gets, seen, where)
+        assert_images(reply, step.gets, seen, where)
         assert_headers(reply, step, where)
         (record,) = await table.records_after(records)
         charged = int(float(reply.headers["x-gateway-cost-usd"]) * 1e6 + 0.5)
@@ -358,13 +358,13 @@ async def play(table: Table, prompt: str, steps: Sequence[Step]) -> None:
         assert (charged > 0) == (step.calls > 0), where
 
 
-def assert_pictures(reply: Reply, letters: str, seen: dict[str, str], where: str) -> None:
+def assert_images(reply: Reply, letters: str, seen: dict[str, str], where: str) -> None:
     if not letters:
         assert reply.error["code"] == "only_if_cached", where
         return
-    named = {picture: letter for letter, picture in seen.items()}
+    named = {image: letter for letter, image in seen.items()}
     new = iter(letter for letter in letters if letter not in seen)
-    shown = "".join(named.get(picture) or next(new, "?") for picture in reply.images)
+    shown = "".join(named.get(image) or next(new, "?") for image in reply.images)
     assert shown == letters, where
     seen |= dict(zip(letters, reply.images, strict=True))
 
@@ -470,7 +470,7 @@ async def test_a_header_that_makes_no_sense_is_a_400_that_names_it(
     assert await table.calls("no sense") == 0
 
 
-async def test_pictures_are_purged_by_the_tags_they_were_asked_for_under(table: Table) -> None:
+async def test_images_are_purged_by_the_tags_they_were_asked_for_under(table: Table) -> None:
     """Also by those of a hit, in any key."""
     alice, bob = table.callers["alice"], table.callers["bob"]
     for prompt in ("tagged 1", "tagged 2"):
@@ -483,9 +483,9 @@ async def test_pictures_are_purged_by_the_tags_they_were_asked_for_under(table: 
     again = [await alice.ask(f"tagged {i}") for i in (1, 2, 3, 4)]
     nothing = await alice.admin("POST", "/admin/cache/purge", {"tag": "autumn"})
 
-    assert purged.json == {"pictures": 3}
+    assert purged.json == {"images": 3}
     assert [how_of(reply) for reply in again] == [MISS, MISS, MISS, HIT]
-    assert nothing.json == {"pictures": 0}
+    assert nothing.json == {"images": 0}
 
 
 MAX_COST = "X-Gateway-Max-Cost-USD"
@@ -620,7 +620,7 @@ async def test_a_dry_run_calls_no_hit_whose_bytes_have_gone(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     """The entry still names them; who asks in earnest would buy them anew."""
-    async with open_gateway(cache={"hot_bytes": 0}) as gateway:
+    async with open_gateway(cache={"memory_bytes": 0}) as gateway:
         alice = await gateway.client.with_key("alice")
         bought = await alice.ask()
         before = await alice.ask(headers=DRY)

@@ -1,4 +1,4 @@
-"""The main job: a picture is bought once, and from then on it is there."""
+"""The main job: an image is bought once, and from then on it is there."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def test_an_answered_request_leaves_nothing_to_the_garbage_collector(alice
     assert left == []
 
 
-async def test_more_pictures_than_before_buys_only_the_rest(
+async def test_more_images_than_before_buys_only_the_rest(
     alice: Client, upstream: Upstream
 ) -> None:
     one = await alice.ask(n=1)
@@ -142,7 +142,7 @@ async def test_an_upstream_request_id_that_is_no_text_loses_nothing(
 ) -> None:
     """A header byte that is not UTF-8 would not fit into the JSON of journal and ledger.
 
-    And further keys that upstream gives a picture come with it, bought or not.
+    And further keys that upstream gives an image come with it, bought or not.
     """
     good = upstream.base_url
 

@@ -76,7 +76,7 @@ TABLE: list[Row] = [
     (ALL, {"user": " Zoë 🦦 "}, {"user": " Zoë 🦦 "}),
     (ALL, {"user": ""}, {"user": ""}),
     (ALL, {"user": None}, {}),
-    # ── more than one picture ──
+    # ── more than one image ──
     (D2 + GPT, {"n": 2}, {"n": 2}),
     (D2 + GPT, {"n": 2.0}, {"n": 2}),
     ((*D2, "gpt-image-2"), {"n": 10}, {"n": 10}),
@@ -242,7 +242,7 @@ async def test_a_null_character_in_a_prompt_is_kept(shared: Shared) -> None:
     assert [body["prompt"] for body in await shared.sent(prompt)] == [prompt]
 
 
-async def test_only_missing_pictures_are_asked_for(shared: Shared) -> None:
+async def test_only_missing_images_are_asked_for(shared: Shared) -> None:
     prompt = "an otter family"
 
     await shared.alice.ask(prompt, user="ann", quality="low")
@@ -326,7 +326,7 @@ EVERY_ANSWER = {
     "openai-processing-ms",
     "openai-version",
 }
-EVERY_PICTURE = EVERY_ANSWER | {"cache-status", "x-gateway-cost-usd", "x-gateway-picture-ids"}
+EVERY_IMAGE = EVERY_ANSWER | {"cache-status", "x-gateway-cost-usd", "x-gateway-image-ids"}
 EVERY_ERROR = EVERY_ANSWER | {"x-gateway-error-source", "x-gateway-cost-usd"}
 
 
@@ -334,10 +334,10 @@ def names(reply: Reply) -> set[str]:
     return {name.lower() for name in reply.headers}
 
 
-async def test_a_bought_picture_has_the_gateways_own_headers_only(shared: Shared) -> None:
+async def test_a_bought_image_has_the_gateways_own_headers_only(shared: Shared) -> None:
     reply = await shared.alice.ask("an otter with bought headers")
 
-    assert names(reply) == EVERY_PICTURE
+    assert names(reply) == EVERY_IMAGE
     assert reply.headers["Server"] == "image-gateway"
     assert reply.headers["Content-Type"] == "application/json"
     assert reply.headers["openai-version"] == "2020-10-01"
@@ -361,21 +361,21 @@ async def test_a_hit_says_its_age_and_what_it_saved_besides(shared: Shared) -> N
     await shared.alice.ask("an otter with hit headers")
     reply = await shared.alice.ask("an otter with hit headers")
 
-    assert names(reply) == EVERY_PICTURE | {"age", "x-gateway-saved-usd"}
+    assert names(reply) == EVERY_IMAGE | {"age", "x-gateway-saved-usd"}
 
 
 async def test_an_answer_in_several_pieces_has_the_same_headers(shared: Shared) -> None:
     reply = await shared.alice.ask("a large otter", model="gpt-image-2", size="3840x2160", n=10)
 
     assert len(reply.body) > 64 * 1024
-    assert names(reply) == EVERY_PICTURE
+    assert names(reply) == EVERY_IMAGE
     assert reply.headers["Content-Length"] == str(len(reply.body))
 
 
 async def test_links_come_without_upstreams_headers(shared: Shared) -> None:
     reply = await shared.alice.ask("a linked otter", model="dall-e-2")
 
-    assert names(reply) == EVERY_PICTURE
+    assert names(reply) == EVERY_IMAGE
 
 
 async def test_a_key_with_limits_sees_them(shared: Shared) -> None:
@@ -384,7 +384,7 @@ async def test_a_key_with_limits_sees_them(shared: Shared) -> None:
     reply = await client.ask("a limited otter", n=2)
 
     what = [f"x-ratelimit-{a}-" for a in ("limit", "remaining", "reset")]
-    assert names(reply) == EVERY_PICTURE | {w + u for w in what for u in ("requests", "images")}
+    assert names(reply) == EVERY_IMAGE | {w + u for w in what for u in ("requests", "images")}
     assert reply.headers["x-ratelimit-limit-requests"] == "60"
     assert reply.headers["x-ratelimit-remaining-images"] == "7"
 

@@ -19,9 +19,9 @@ import pytest
 import pytest_asyncio
 
 from gateway.assembly import OpenLinks
-from gateway.billing.ledger import Record
-from gateway.simulator.drawing import draw_picture
-from gateway.upstream.fetch import Rehost, RehostSettings, open_rehost
+from gateway.images import Record
+from gateway.simulator.drawing import draw_image
+from gateway.upstream.fetch import LinkFetcher, RehostSettings, open_link_fetcher
 from tests.gateways import Client, InProcess, Reply, make_settings, run_gateway, run_upstream
 from tests.inner_server import (
     INSIDE,
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MODEL = "dall-e-3"
 COST_MICROS = 40_000
-"""Of a picture of 1024x1024 in standard quality."""
+"""Of an image of 1024x1024 in standard quality."""
 MIB = 1 << 20
 LONGEST_LINK = 1000
 """Characters: three times as many, percent-encoded, still are a prompt of dall-e-3."""
@@ -50,16 +50,16 @@ def opening(names: Names) -> OpenLinks:
 
     def open_links(
         settings: RehostSettings, *, observer: Callable[[str], None]
-    ) -> AbstractAsyncContextManager[Rehost]:
+    ) -> AbstractAsyncContextManager[LinkFetcher]:
         hasty = settings.model_copy(update={"timeout_seconds": 0.5})
-        return open_rehost(hasty, observer=observer, resolver=names)
+        return open_link_fetcher(hasty, observer=observer, resolver=names)
 
     return open_links
 
 
 @dataclass(frozen=True)
 class Told:
-    """What came of a purchase whose picture is behind a link."""
+    """What came of a purchase whose image is behind a link."""
 
     reply: Reply
     record: Record
@@ -78,7 +78,7 @@ class Trap:
     numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     async def buy(self, link: str) -> Told:
-        """Buys a picture that upstream says is at `link`."""
+        """Buys an image that upstream says is at `link`."""
         prompt = f"{next(self.numbers)} [[sim:url={quote(link, safe='')}]]"
         before = await self.alice.metrics()
         reply = await self.alice.ask(prompt, model=MODEL)
@@ -104,7 +104,7 @@ async def trap(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Trap]:
             tmp_path_factory.mktemp("guard"),
             upstream.base_url,
             upstream={"breaker": {"failures": 0}},
-            cache={"max_picture": "1MiB"},
+            cache={"max_image": "1MiB"},
             rehost={"allow": [outer.url.removeprefix("http://")]},
         )
         names = names_that_lead_inside()
@@ -170,7 +170,7 @@ async def test_a_name_that_leads_elsewhere_when_it_is_connected_to(tmp_path: Pat
             assert inner.connections == 0
 
 
-# ── links that may be followed and bring no picture ─────────────────────────────────────────
+# ── links that may be followed and bring no image ─────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -188,10 +188,10 @@ async def test_a_name_that_leads_elsewhere_when_it_is_connected_to(tmp_path: Pat
         ("cut", "cut"),
         ("missing", "status"),
         ("part", "status"),
-        ("picture", "fetched"),  # of the right type, but no picture
+        ("image", "fetched"),  # of the right type, but no image
     ],
 )
-async def test_an_answer_without_a_picture_is_paid_for(trap: Trap, path: str, outcome: str) -> None:
+async def test_an_answer_without_a_image_is_paid_for(trap: Trap, path: str, outcome: str) -> None:
     link = f"{trap.outer.url}/{path}"
     assert_charged_and_undelivered(await trap.buy(link), link, outcome)
     assert trap.outer.sent_bytes < 16 * MIB
@@ -206,15 +206,15 @@ async def test_a_bomb_is_not_unpacked(trap: Trap, size: tuple[int, int]) -> None
 
 
 @pytest.mark.parametrize("body", [b"\x89PNG\r", b"", b"GIF89a" + bytes(100)])
-async def test_a_stub_is_no_picture(trap: Trap, body: bytes) -> None:
+async def test_a_stub_is_no_image(trap: Trap, body: bytes) -> None:
     trap.outer.body = body
     link = f"{trap.outer.url}/body"
     assert_charged_and_undelivered(await trap.buy(link), link, "fetched")
 
 
-async def test_after_all_this_a_good_picture_is_delivered(trap: Trap) -> None:
+async def test_after_all_this_a_good_image_is_delivered(trap: Trap) -> None:
     """And so every row above was refused for what it is."""
-    trap.outer.body = draw_picture("a pond", width=64, height=64, format="png", seed=1)
+    trap.outer.body = draw_image("a pond", width=64, height=64, format="png", seed=1)
     told = await trap.buy(f"{trap.outer.url}/body")
     link = told.reply.json["data"][0]["url"]
     async with trap.alice.session.get(link) as shown:

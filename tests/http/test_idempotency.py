@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from gateway.cache import idempotency_keys as replays
-from gateway.cache.idempotency_keys import SPACE, Asked, Replays, asked_by
-from gateway.store.batch import ask
-from gateway.store.commands import Note, ReadNote
-from gateway.store.protocol import Store, Verb
+from gateway.cache import idempotency_keys
+from gateway.cache.idempotency_keys import SPACE, IdempotencyKeys, IdempotentRequest, asked_by
+from gateway.store.batch import execute
+from gateway.store.commands import GetValue, SetValue
+from gateway.store.protocol import Command, Store
 from tests.gateways import Client, InProcess, Reply, Upstream
 from tests.http.conftest import OpenGateway
 
@@ -25,12 +25,12 @@ FREE = "0.000000"
 
 
 def assert_replay(reply: Reply, first: Reply) -> None:
-    """The same pictures once more, for nothing, and it says so."""
+    """The same images once more, for nothing, and it says so."""
     assert (reply.status, reply.images) == (200, first.images)
     assert reply.headers[REPLAYED] == "true"
     assert reply.headers["x-gateway-cost-usd"] == FREE
     assert reply.cache_status.startswith("hit; ttl=")
-    assert reply.headers["x-gateway-picture-ids"] == first.headers["x-gateway-picture-ids"]
+    assert reply.headers["x-gateway-image-ids"] == first.headers["x-gateway-image-ids"]
     assert "Age" in reply.headers
 
 
@@ -52,7 +52,7 @@ async def test_a_repetition_gets_the_same_answer_for_nothing(
     """Whatever came after it, and whatever else its headers say."""
     first = await alice.ask(n=2, headers=ANEW)
     newer = await alice.ask(n=2, headers={"Cache-Control": "no-cache"})
-    replays = [
+    idempotency_keys = [
         await alice.ask(n=2, headers=ANEW),
         await alice.ask(n=2, headers=KEY),
         await alice.ask(n=2, headers={**KEY, "X-Gateway-Max-Cost-USD": "0"}),
@@ -61,7 +61,7 @@ async def test_a_repetition_gets_the_same_answer_for_nothing(
 
     assert first.cache_status == "fwd=request; stored"
     assert REPLAYED not in first.headers
-    for replay in replays:
+    for replay in idempotency_keys:
         assert_replay(replay, first)
     assert plain.images == newer.images
     assert REPLAYED not in plain.headers
@@ -204,9 +204,9 @@ async def test_the_mark_of_a_worker_that_died_ends_by_itself(
     first = await alice.ask()
     question = (fingerprint_of(first), 1, False, "b64_json")
     asked = asked_by(alice.key_id, KEY["Idempotency-Key"], question=question)
-    assert replays.MARK_SECONDS == 15
-    monkeypatch.setattr(replays, "MARK_SECONDS", 1.0)
-    assert await Replays(gateway.gateway.store).begin(asked) is None
+    assert idempotency_keys.MARK_SECONDS == 15
+    monkeypatch.setattr(idempotency_keys, "MARK_SECONDS", 1.0)
+    assert await IdempotencyKeys(gateway.gateway.store).begin(asked) is None
 
     waiting = asyncio.create_task(alice.ask(headers=ANEW))
     await asyncio.sleep(0.5)
@@ -222,8 +222,8 @@ async def test_the_mark_of_a_worker_that_died_ends_by_itself(
 async def test_the_mark_of_a_worker_that_lives_is_renewed(
     gateway: InProcess, alice: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replays, "MARK_SECONDS", 0.4)
-    monkeypatch.setattr(replays, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(idempotency_keys, "MARK_SECONDS", 0.4)
+    monkeypatch.setattr(idempotency_keys, "RENEW_SECONDS", 0.1)
     prompt = "[[sim:slow=1]] an otter"
     first = asyncio.create_task(alice.ask(prompt, headers=ANEW))
     await asyncio.sleep(0.1)
@@ -236,18 +236,18 @@ async def test_a_mark_that_is_late_does_not_undo_what_was_remembered(
     gateway: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its renewal may still be on its way to the store when the answer is there."""
-    monkeypatch.setattr(replays, "RENEW_SECONDS", 0.05)
-    room = Replays(Slow(gateway.gateway.store))
+    monkeypatch.setattr(idempotency_keys, "RENEW_SECONDS", 0.05)
+    room = IdempotencyKeys(Slow(gateway.gateway.store))
     asked = asked_by("key_1", "order-17", question=("an otter",))
     assert await room.begin(asked) is None
     async with room.answering(asked):
         await asyncio.sleep(0.15)  # the first renewal is sent
     await room.remember(asked, {})
     await asyncio.sleep(0.4)
-    note = await ask(gateway.gateway.store, ReadNote(SPACE, asked.name))
+    note = await execute(gateway.gateway.store, GetValue(SPACE, asked.name))
 
     assert note is not None
-    assert b'"pictures"' in note
+    assert b'"images"' in note
 
 
 class Slow:
@@ -258,17 +258,17 @@ class Slow:
         self.watch = store.watch
         self._store = store
 
-    async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
+    async def run(self, commands: Sequence[Command[Any]]) -> list[Any]:
         is_late = any(
-            isinstance(verb, Note) and verb.lifetime_seconds == replays.MARK_SECONDS
-            for verb in verbs
+            isinstance(command, SetValue) and command.ttl_seconds == idempotency_keys.MARK_SECONDS
+            for command in commands
         )
-        calling = asyncio.create_task(self._call(verbs, delay_seconds=0.3 if is_late else 0))
+        calling = asyncio.create_task(self._call(commands, delay_seconds=0.3 if is_late else 0))
         return await asyncio.shield(calling)
 
-    async def _call(self, verbs: Sequence[Verb[Any]], *, delay_seconds: float) -> list[Any]:
+    async def _call(self, commands: Sequence[Command[Any]], *, delay_seconds: float) -> list[Any]:
         await asyncio.sleep(delay_seconds)
-        return await self._store.run(verbs)
+        return await self._store.execute(commands)
 
 
 # ── after a failure ─────────────────────────────────────────────────────────────────────────
@@ -359,12 +359,12 @@ async def purge(client: Client, first: Reply) -> None:
 
 
 async def take_down(client: Client, first: Reply) -> None:
-    picture = first.headers["x-gateway-picture-ids"]
-    await client.admin("POST", "/admin/cache/takedown", {"picture": picture})
+    image = first.headers["x-gateway-image-ids"]
+    await client.admin("POST", "/admin/cache/takedown", {"image": image})
 
 
 async def evict(client: Client, first: Reply) -> None:
-    """By a picture that needs the room."""
+    """By an image that needs the room."""
     for i in range(3):
         await client.ask(f"something else {i}")
     cached = {"Cache-Control": "only-if-cached"}
@@ -374,10 +374,10 @@ async def evict(client: Client, first: Reply) -> None:
 
 
 @pytest.mark.parametrize("end", [purge, take_down, evict])
-async def test_when_the_pictures_are_gone_a_repetition_buys_anew(
+async def test_when_the_images_are_gone_a_repetition_buys_anew(
     open_gateway: OpenGateway, upstream: Upstream, end: Any
 ) -> None:
-    bounds = {"total_bytes": 15_000, "hot_bytes": 0} if end is evict else {}
+    bounds = {"total_bytes": 15_000, "memory_bytes": 0} if end is evict else {}
     async with open_gateway(cache=bounds) as gateway:
         alice = await gateway.client.with_key()
         first = await alice.ask(headers=KEY)
@@ -396,8 +396,8 @@ async def test_when_the_pictures_are_gone_a_repetition_buys_anew(
 async def test_after_a_day_an_answer_is_forgotten(
     alice: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert replays.REMEMBERED_SECONDS == 86_400
-    monkeypatch.setattr(replays, "REMEMBERED_SECONDS", 1.0)
+    assert idempotency_keys.REMEMBERED_SECONDS == 86_400
+    monkeypatch.setattr(idempotency_keys, "REMEMBERED_SECONDS", 1.0)
     first = await alice.ask(headers=ANEW)
     replay = await alice.ask(headers=ANEW)
     await asyncio.sleep(1.2)
@@ -409,7 +409,7 @@ async def test_after_a_day_an_answer_is_forgotten(
     assert len(await upstream.bodies()) == 2
 
 
-async def test_an_expired_picture_is_replayed_all_the_same(
+async def test_an_expired_image_is_replayed_all_the_same(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     """Its time is the cache's, not that of who was answered with it."""
@@ -425,14 +425,14 @@ async def test_an_expired_picture_is_replayed_all_the_same(
 
 
 async def test_a_note_names_neither_caller_nor_key(gateway: InProcess, alice: Client) -> None:
-    """Only hashes of them, and pictures."""
+    """Only hashes of them, and images."""
     reply = await alice.ask("a secret otter", headers=KEY)
-    asked: Asked = asked_by(
+    asked: IdempotentRequest = asked_by(
         alice.key_id,
         KEY["Idempotency-Key"],
         question=(fingerprint_of(reply), 1, False, "b64_json"),
     )
-    note = await ask(gateway.gateway.store, ReadNote(SPACE, asked.name))
+    note = await execute(gateway.gateway.store, GetValue(SPACE, asked.name))
     assert note is not None
     for secret in ("order-17", "a secret otter", alice.key_id, alice.secret):
         assert secret not in note.decode()

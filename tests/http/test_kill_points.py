@@ -7,8 +7,8 @@ both wait for a purchase of the first; it is held at a point, somebody else asks
 from __future__ import annotations
 
 import asyncio
+import collections
 from asyncio import Task, TaskGroup
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -21,8 +21,8 @@ import pytest
 from _pytest.mark import ParameterSet
 
 from gateway.cache import flights
-from gateway.store.batch import ask
-from gateway.store.commands import Claim, Meter, OpenJournals, ReadMeters
+from gateway.store.batch import execute
+from gateway.store.commands import AcquireLease, Counter, OpenJournals, PeekCounters
 from tests.failpoints import (
     FOLDER_VARIABLE,
     MORTAL_CLAIM_SECONDS,
@@ -58,7 +58,7 @@ class Story:
     body: dict[str, Any] = field(default_factory=dict)
     victims_body: dict[str, Any] = field(default_factory=dict)
     """What the one who buys asks for beside that; those who wait do not."""
-    previews: int = 0
+    partial_images: int = 0
     """How many times something is published before the end."""
     status: int = 200
     is_shared: bool = True
@@ -67,7 +67,7 @@ class Story:
     """How many steps are done when the request goes out to upstream."""
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         return int(self.body.get("n", 1))
 
 
@@ -78,7 +78,7 @@ STORIES = {
         (*OPENED, "Publish", "Publish", "PutBlob", *LANDED),
         prompt="[[sim:slow=0.1]] [[sim:slow-stream=0.1]] an otter",
         victims_body={"stream": True, "partial_images": 1},
-        previews=2,
+        partial_images=2,
     ),
     "failing": Story(
         (*OPENED, "Release", "Publish", "Settle"),
@@ -168,17 +168,17 @@ class Arena:
 
     async def counted(self) -> Counted:
         """What the counters of both keys show together."""
-        total = Counter[str]()
+        total = collections.Counter[str]()
         for client in (self.alice, self.bob):
             total.update(vars(await self._counted_for(client)))
         return Counted(**total)
 
     async def _counted_for(self, client: Client) -> Counted:
         spent = await read_spent(self.survivor.settings, client.key_id)
-        open_purchases = Meter(f"key:{client.key_id}", "purchases", "open")
-        (shown,) = await ask(self.survivor.gateway.store, ReadMeters((open_purchases,)))
+        open_purchases = Counter(f"key:{client.key_id}", "purchases", "concurrency")
+        (shown,) = await execute(self.survivor.gateway.store, PeekCounters((open_purchases,)))
         return Counted(
-            micros=spent.micros,
+            micros=spent.usd_micros,
             images=spent.images,
             reserved=spent.reserved_micros + spent.reserved_images + shown.reserved,
         )
@@ -231,7 +231,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 async def until_closed(gateway: InProcess) -> None:
     """Until nobody has an open journal any more."""
-    while await ask(gateway.gateway.store, OpenJournals()):  # noqa: ASYNC110 - it must be asked
+    while await execute(gateway.gateway.store, OpenJournals()):  # noqa: ASYNC110 - it must be asked
         await asyncio.sleep(0.05)
 
 
@@ -272,7 +272,7 @@ async def arena(
 async def assert_books_agree(arena: Arena, told: Told) -> None:
     """One record for each request, one reservation or none, counters that show their sum."""
     records = await arena.survivor.ledger()
-    recorded = Counter(record.request_id for record in records)
+    recorded = collections.Counter(record.request_id for record in records)
     answered = {reply.headers["x-request-id"] for reply in told.replies}
     assert recorded.keys() >= answered
     assert len(recorded) == len(answered) + told.has_reserved
@@ -286,13 +286,13 @@ async def assert_books_agree(arena: Arena, told: Told) -> None:
 
 
 async def assert_nothing_is_held(arena: Arena, told: Told) -> None:
-    """No claim is left, and no reservation; every slot holds a picture or is free."""
+    """No claim is left, and no reservation; every slot holds an image or is free."""
     store = arena.survivor.gateway.store
-    assert await ask(store, OpenJournals()) == []
+    assert await execute(store, OpenJournals()) == []
     records = await arena.survivor.ledger()
     for place in {record.fingerprint for record in records if record.fingerprint}:
-        slots = tuple(range(told.story.pictures))
-        probe = await ask(store, Claim(place, slots, "a-probe", 0.001))
+        slots = tuple(range(told.story.images))
+        probe = await execute(store, AcquireLease(place, slots, "a-probe", 0.001))
         assert probe.others == {}
         is_filled = told.story.is_shared and told.story.status == 200
         assert tuple(probe.held) == (slots if is_filled else ())
@@ -303,21 +303,21 @@ async def assert_bought_at_most_once_more(arena: Arena, told: Told) -> None:
 
     Whoever asks after a failure, when the slots are free again, asks anew.
     """
-    is_told = told.done.count("Publish") > told.story.previews
+    is_told = told.done.count("Publish") > told.story.partial_images
     is_replaced = told.story.is_shared and not told.has_received and not is_told
-    asks_anew = told.story.is_shared and "Release" in told.done
+    requires_fresh = told.story.is_shared and "Release" in told.done
     sent = len(await arena.upstream.bodies())
-    assert told.has_sent <= sent <= told.has_sent + is_replaced + asks_anew
+    assert told.has_sent <= sent <= told.has_sent + is_replaced + requires_fresh
 
 
 def shown_by(reply: Reply) -> tuple[str, ...]:
-    """The pictures of an answer, or what its links say of them at any gateway."""
+    """The images of an answer, or what its links say of them at any gateway."""
     elements = reply.json["data"]
     return tuple(e.get("b64_json") or urlsplit(e["url"]).path for e in elements)
 
 
 def assert_all_are_answered(told: Told) -> None:
-    """Everyone who did not ask the victim, and with the same pictures."""
+    """Everyone who did not ask the victim, and with the same images."""
     assert {reply.status for reply in told.replies} <= {told.story.status}
     if told.story.status == 200:
         assert len({shown_by(reply) for reply in told.replies}) <= 1

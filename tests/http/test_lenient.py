@@ -243,7 +243,7 @@ async def test_keys_are_listed_with_their_validation(gateway: InProcess) -> None
 
 @in_module
 @pytest.mark.parametrize("model", GPT)
-async def test_lenient_mode_serves_links_to_the_pictures_of_gpt_models(
+async def test_lenient_mode_serves_links_to_the_images_of_gpt_models(
     shared: Shared, lenient: Client, model: str
 ) -> None:
     prompt = f"an otter behind a link of {model}"

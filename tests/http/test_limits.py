@@ -66,7 +66,7 @@ async def test_purchases_at_once_never_pass_a_budget_together(
 ) -> None:
     alice = await gateway.client.with_key("alice", limits={"usd_per_month": 0.05})
     replies = await asyncio.gather(
-        *(alice.ask(f"[[sim:slow=0.2]] picture {i}", **LOW) for i in range(12))
+        *(alice.ask(f"[[sim:slow=0.2]] image {i}", **LOW) for i in range(12))
     )
 
     bought = [reply for reply in replies if reply.status == 200]
@@ -76,7 +76,7 @@ async def test_purchases_at_once_never_pass_a_budget_together(
     assert 0 < spent <= 50_000
 
 
-async def test_images_per_day_counts_pictures_and_shows_in_headers(gateway: InProcess) -> None:
+async def test_images_per_day_counts_images_and_shows_in_headers(gateway: InProcess) -> None:
     alice = await gateway.client.with_key("alice", limits={"images_per_day": 3})
     two = await alice.ask("one", n=2)
     hit = await alice.ask("one", n=2)
@@ -241,7 +241,7 @@ def test_durations_are_shown_as_go_shows_them(seconds: float, shown: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("micros", "shown"), [(0, "0.000000"), (166_000, "0.166000"), (-1, "-0.000001")]
+    ("usd_micros", "shown"), [(0, "0.000000"), (166_000, "0.166000"), (-1, "-0.000001")]
 )
 def test_money_is_shown_with_six_decimals(micros: int, shown: str) -> None:
     assert show_usd(micros) == shown

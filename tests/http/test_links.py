@@ -1,4 +1,4 @@
-"""Links of the gateway's own: they outlive upstream's, and are the same picture as its base64."""
+"""Links of the gateway's own: they outlive upstream's, and are the same image as its base64."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gateway.imagefile.convert import derive_picture
+from gateway.imagefile.convert import transcode_image
 from tests.gateways import Client, InProcess, Reply, Upstream
 from tests.http.conftest import OpenGateway
 
@@ -17,7 +17,7 @@ DALLE = "dall-e-3"
 
 
 def link_of(reply: Reply) -> str:
-    """The first picture's link, as the client got it."""
+    """The first image's link, as the client got it."""
     return reply.json["data"][0]["url"]
 
 
@@ -58,11 +58,11 @@ async def test_link_and_base64_are_the_same_bytes(alice: Client, upstream: Upstr
 
 async def test_the_answer_has_what_upstream_said_beside_its_link(alice: Client) -> None:
     reply = await alice.ask("a pond", model=DALLE)
-    (picture,) = reply.json["data"]
+    (image,) = reply.json["data"]
 
-    assert set(picture) == {"url", "revised_prompt"}
-    assert reply.headers["x-gateway-picture-ids"] in picture["url"]
-    assert urlsplit(picture["url"]).path.endswith(".png")
+    assert set(image) == {"url", "revised_prompt"}
+    assert reply.headers["x-gateway-image-ids"] in image["url"]
+    assert urlsplit(image["url"]).path.endswith(".png")
 
 
 async def test_another_gateway_on_the_store_serves_the_link_too(
@@ -76,23 +76,23 @@ async def test_another_gateway_on_the_store_serves_the_link_too(
 
 
 async def test_links_start_with_the_public_url(open_gateway: OpenGateway) -> None:
-    public = "https://pictures.example.com/team"
+    public = "https://images.example.com/team"
     async with open_gateway(server={"public_url": public}) as here:
         alice = await here.client.with_key()
         link = link_of(await alice.ask(model=DALLE))
     assert link.startswith(f"{public}/images/img-")
 
 
-async def test_a_link_works_everywhere_although_the_store_had_evicted_its_picture(
+async def test_a_link_works_everywhere_although_the_store_had_evicted_its_image(
     open_gateway: OpenGateway,
 ) -> None:
     """One worker still had it in memory, and gave the link."""
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key()
-        picture = (await alice.ask(model=DALLE)).headers["x-gateway-picture-ids"]
-        card = await here.gateway.cache.gallery.find(picture)
-        assert card is not None
-        await here.gateway.cache.blobs.delete([card.digest])
+        image = (await alice.ask(model=DALLE)).headers["x-gateway-image-ids"]
+        indexed = await here.gateway.cache.image_index.find(image)
+        assert indexed is not None
+        await here.gateway.cache.blobs.delete([indexed.digest])
         again = await alice.ask(model=DALLE)
         parts = urlsplit(link_of(again))
         shown = await show(there.client, f"{there.client.url}{parts.path}?{parts.query}")
@@ -101,9 +101,9 @@ async def test_a_link_works_everywhere_although_the_store_had_evicted_its_pictur
 
 
 @pytest.mark.parametrize("n", [1, 3])
-async def test_several_pictures_have_several_links(alice: Client, n: int) -> None:
+async def test_several_images_have_several_links(alice: Client, n: int) -> None:
     reply = await alice.ask("ponds", model="dall-e-2", n=n)
-    links = [picture["url"] for picture in reply.json["data"]]
+    links = [image["url"] for image in reply.json["data"]]
     shown = [(await show(alice, link)).body for link in links]
     assert len(set(links)) == len(set(shown)) == n
 
@@ -141,18 +141,18 @@ async def admin(client: Client, path: str, **body: Any) -> Reply:
     return await client.admin("POST", f"/admin/cache/{path}", body)
 
 
-async def test_a_picture_that_was_taken_down_is_gone(
+async def test_a_image_that_was_taken_down_is_gone(
     alice: Client, gateway: InProcess, upstream: Upstream
 ) -> None:
     prompt = "[[sim:same-bytes]] a pond"
     first = await alice.ask(prompt, model=DALLE)
-    taken = await admin(alice, "takedown", picture=link_of(first))
+    taken = await admin(alice, "takedown", image=link_of(first))
     shown = await show(alice, link_of(first))
     again = await alice.ask(prompt, model=DALLE)
     *_, record = await gateway.ledger()
 
-    assert (taken.status, taken.json) == (200, {"pictures": 1})
-    assert (shown.status, shown.error["code"]) == (410, "picture_gone")
+    assert (taken.status, taken.json) == (200, {"images": 1})
+    assert (shown.status, shown.error["code"]) == (410, "image_gone")
     assert (again.status, again.error["code"]) == (403, "content_taken_down")
     assert again.headers["x-should-retry"] == "false"
     assert (record.outcome, record.flags, record.cost_micros) == (
@@ -164,17 +164,17 @@ async def test_a_picture_that_was_taken_down_is_gone(
 
 
 @pytest.mark.parametrize("naming", ["id", "link", "path", "place"])
-async def test_a_picture_is_named_in_several_ways(alice: Client, naming: str) -> None:
+async def test_a_image_is_named_in_several_ways(alice: Client, naming: str) -> None:
     reply = await alice.ask("a pond", model=DALLE)
     link, fingerprint = link_of(reply), reply.headers["Cache-Status"].partition('key="')[2][:-1]
     names = {
-        "id": reply.headers["x-gateway-picture-ids"],
+        "id": reply.headers["x-gateway-image-ids"],
         "link": link,
         "path": urlsplit(link).path,
         "place": f"{fingerprint}/0",
     }
-    taken = await admin(alice, "takedown", picture=names[naming])
-    assert (taken.status, taken.json) == (200, {"pictures": 1})
+    taken = await admin(alice, "takedown", image=names[naming])
+    assert (taken.status, taken.json) == (200, {"images": 1})
     assert (await show(alice, link)).status == 410
 
 
@@ -184,9 +184,9 @@ async def test_every_slot_that_holds_the_bytes_goes(alice: Client) -> None:
         await alice.ask("[[sim:same-bytes]] a pond", model=DALLE, quality=quality)
         for quality in ("standard", "hd")
     ]
-    taken = await admin(alice, "takedown", picture=link_of(replies[1]))
+    taken = await admin(alice, "takedown", image=link_of(replies[1]))
     shown = [await show(alice, link_of(reply)) for reply in replies]
-    assert taken.json == {"pictures": 2}
+    assert taken.json == {"images": 2}
     assert [reply.status for reply in shown] == [410, 410]
 
 
@@ -194,22 +194,22 @@ async def test_a_prompt_that_was_taken_down_is_not_bought_again(
     alice: Client, upstream: Upstream, gateway: InProcess
 ) -> None:
     first = await alice.ask("a pond", n=2)
-    picture = first.headers["x-gateway-picture-ids"].split(",")[0]
-    taken = await admin(alice, "takedown", picture=picture, prompt=True)
+    image = first.headers["x-gateway-image-ids"].split(",")[0]
+    taken = await admin(alice, "takedown", image=image, prompt=True)
     again = await alice.ask("a pond")
     *_, record = await gateway.ledger()
 
-    assert taken.json == {"pictures": 2}
+    assert taken.json == {"images": 2}
     assert (again.status, again.error["code"]) == (403, "content_taken_down")
     assert again.headers["x-gateway-cost-usd"] == "0.000000"
     assert (record.outcome, record.cost_micros) == ("refused", 0)
     assert len(await upstream.bodies()) == 1
 
 
-async def test_the_other_pictures_of_an_entry_stay(alice: Client, upstream: Upstream) -> None:
+async def test_the_other_images_of_an_entry_stay(alice: Client, upstream: Upstream) -> None:
     first = await alice.ask("a pond", n=2)
-    picture = first.headers["x-gateway-picture-ids"].split(",")[0]
-    await admin(alice, "takedown", picture=picture)
+    image = first.headers["x-gateway-image-ids"].split(",")[0]
+    await admin(alice, "takedown", image=image)
     again = await alice.ask("a pond", n=2)
 
     assert again.cache_status == "fwd=partial; stored"
@@ -226,7 +226,7 @@ async def test_a_purge_empties_slots_and_leaves_links_alone(
     purged = await admin(alice, "purge", fingerprint=fingerprint)
     again = await alice.ask("a pond", model=DALLE)
 
-    assert purged.json == {"pictures": 1}
+    assert purged.json == {"images": 1}
     assert (await show(alice, link_of(first))).status == 200
     assert again.cache_status == "fwd=miss; stored"
     assert len(await upstream.bodies()) == 2
@@ -240,9 +240,9 @@ async def test_purges_by_model_and_of_all(alice: Client) -> None:
     kept = await alice.ask("a pond", model="gpt-image-1.5")
     everything = await admin(alice, "purge", all=True)
 
-    assert of_model.json == {"pictures": 2}
+    assert of_model.json == {"images": 2}
     assert kept.cache_status.startswith("hit")
-    assert everything.json == {"pictures": 2}
+    assert everything.json == {"images": 2}
 
 
 BAD = [
@@ -252,9 +252,9 @@ BAD = [
     ("purge", {"all": False}, "invalid_value", "true"),
     ("purge", {"model": 3}, "invalid_value", "string"),
     ("takedown", {}, "invalid_value", "FINGERPRINT/SLOT"),
-    ("takedown", {"picture": "no such thing!"}, "invalid_value", "its id"),
-    ("takedown", {"picture": "abc", "prompts": True}, "unknown_parameter", "'prompt'"),
-    ("takedown", {"picture": "abc", "prompt": "yes"}, "invalid_value", "true or false"),
+    ("takedown", {"image": "no such thing!"}, "invalid_value", "its id"),
+    ("takedown", {"image": "abc", "prompts": True}, "unknown_parameter", "'prompt'"),
+    ("takedown", {"image": "abc", "prompt": "yes"}, "invalid_value", "true or false"),
 ]
 
 
@@ -267,10 +267,10 @@ async def test_a_wrong_order_is_answered_with_what_would_be_right(
     assert word in reply.error["message"]
 
 
-async def test_an_unknown_picture_is_404(alice: Client) -> None:
-    for picture in ("0" * 24, "a" * 64 + "/0", "http://x/images/img-abc.png?a=b"):
-        reply = await admin(alice, "takedown", picture=picture)
-        assert (reply.status, reply.error["code"]) == (404, "picture_not_found")
+async def test_an_unknown_image_is_404(alice: Client) -> None:
+    for image in ("0" * 24, "a" * 64 + "/0", "http://x/images/img-abc.png?a=b"):
+        reply = await admin(alice, "takedown", image=image)
+        assert (reply.status, reply.error["code"]) == (404, "image_not_found")
 
 
 # ── derived formats ─────────────────────────────────────────────────────────────────────────
@@ -285,8 +285,8 @@ async def test_formats_are_made_from_a_png_and_go_with_it(
         jpeg = await alice.ask("a pond", output_format="jpeg", output_compression=70)
         again = await alice.ask("a pond", output_format="jpeg", output_compression=70)
         webp = await alice.ask("a pond", output_format="webp")
-        picture = png.headers["x-gateway-picture-ids"]
-        taken = await admin(alice, "takedown", picture=picture)
+        image = png.headers["x-gateway-image-ids"]
+        taken = await admin(alice, "takedown", image=image)
         after = await alice.ask("a pond", output_format="jpeg", output_compression=70)
         records = await here.ledger()
 
@@ -299,13 +299,13 @@ async def test_formats_are_made_from_a_png_and_go_with_it(
     assert base64.b64decode(webp.images[0])[8:12] == b"WEBP"
     assert jpeg.json["output_format"] == "jpeg"
     assert jpeg.headers["x-gateway-cost-usd"] == "0.000000"
-    assert taken.json == {"pictures": 3}
+    assert taken.json == {"images": 3}
     assert after.cache_status == "fwd=miss; stored"
     assert len(await upstream.bodies()) == 2
     assert [r.outcome for r in records if r.cost_micros] == ["bought", "bought"]
 
 
-async def test_a_transparent_picture_becomes_no_jpeg(
+async def test_a_transparent_image_becomes_no_jpeg(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     async with open_gateway(cache={"derive_formats": True}) as here:
@@ -332,9 +332,9 @@ async def test_those_who_want_the_same_format_at_once_share_the_making_of_it(
 
     def derive(*given: Any, **more: Any) -> bytes | None:
         made.append(more)
-        return derive_picture(*given, **more)
+        return transcode_image(*given, **more)
 
-    monkeypatch.setattr("gateway.cache.transcoding.derive_picture", derive)
+    monkeypatch.setattr("gateway.cache.transcoding.derive_image", derive)
     async with open_gateway(cache={"derive_formats": True}) as here:
         alice = await here.client.with_key()
         await alice.ask("a pond")

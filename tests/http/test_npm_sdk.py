@@ -73,7 +73,7 @@ async def stream(package: Path, client: Client, prompt: str) -> list[dict[str, A
     return [json.loads(line) for line in said.splitlines()]
 
 
-async def test_the_package_iterates_over_three_partial_images_and_the_picture(
+async def test_the_package_iterates_over_three_partial_images_and_the_image(
     package: Path, embedded: InProcess
 ) -> None:
     alice = await embedded.client.with_key()

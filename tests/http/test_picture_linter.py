@@ -1,4 +1,4 @@
-"""What an HTTP linter says of the picture route's answers, as they stand on the wire.
+"""What an HTTP linter says of the image route's answers, as they stand on the wire.
 
 httplint knows RFC 9110 to 9112 and what browsers make of headers. No note of it is left out: it
 finds neither a fault nor anything to warn of.
@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from httplint import HttpRequestLinter, HttpResponseLinter, Note, levels
+from httplint import HttpRequestLinter, HttpResponseLinter, SetValue, levels
 
 from tests.gateways import run_upstream
-from tests.http.picture_links import Album, open_album, request
+from tests.http.image_links import Album, open_album, request
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @dataclass(frozen=True)
-class Asked:
+class IdempotentRequest:
     """A request of the table: what is asked for, and what has to be said of the answer."""
 
     link: str
@@ -39,19 +39,23 @@ SAFE = ("CONTENT_TYPE_OPTIONS", "CONTENT_SECURITY_POLICY", "CORP_CROSS_ORIGIN")
 REFUSED = ("STORE_NO_STORE", "CL_CORRECT")
 
 ASKED = {
-    "whole": Asked("good", 200, good=(*FRESH, *SAFE, "CL_CORRECT")),
-    "head": Asked("good", 200, method="HEAD", good=(*FRESH, *SAFE)),
-    "known": Asked("good", 304, lines=("If-None-Match: {etag}",), good=FRESH),
-    "known-head": Asked("good", 304, method="HEAD", lines=("If-None-Match: *",), good=FRESH),
-    "part": Asked("good", 206, lines=("Range: bytes=3-99",), good=(*FRESH, *SAFE, "CL_CORRECT")),
-    "several-parts": Asked("good", 200, lines=("Range: bytes=0-1,5-6",), good=FRESH),
-    "no-part": Asked("good", 416, lines=("Range: bytes=99999999-",), good=REFUSED),
-    "other-wanted": Asked("good", 412, lines=('If-Match: "other"',), good=REFUSED),
-    "tampered": Asked("tampered", 403, good=REFUSED),
-    "tampered-head": Asked("tampered", 403, method="HEAD", good=("STORE_NO_STORE",)),
-    "expired": Asked("expired", 403, good=REFUSED),
-    "unknown": Asked("unknown", 404, good=REFUSED),
-    "gone": Asked("gone", 410, good=REFUSED),
+    "whole": IdempotentRequest("good", 200, good=(*FRESH, *SAFE, "CL_CORRECT")),
+    "head": IdempotentRequest("good", 200, method="HEAD", good=(*FRESH, *SAFE)),
+    "known": IdempotentRequest("good", 304, lines=("If-None-Match: {etag}",), good=FRESH),
+    "known-head": IdempotentRequest(
+        "good", 304, method="HEAD", lines=("If-None-Match: *",), good=FRESH
+    ),
+    "part": IdempotentRequest(
+        "good", 206, lines=("Range: bytes=3-99",), good=(*FRESH, *SAFE, "CL_CORRECT")
+    ),
+    "several-parts": IdempotentRequest("good", 200, lines=("Range: bytes=0-1,5-6",), good=FRESH),
+    "no-part": IdempotentRequest("good", 416, lines=("Range: bytes=99999999-",), good=REFUSED),
+    "other-wanted": IdempotentRequest("good", 412, lines=('If-Match: "other"',), good=REFUSED),
+    "tampered": IdempotentRequest("tampered", 403, good=REFUSED),
+    "tampered-head": IdempotentRequest("tampered", 403, method="HEAD", good=("STORE_NO_STORE",)),
+    "expired": IdempotentRequest("expired", 403, good=REFUSED),
+    "unknown": IdempotentRequest("unknown", 404, good=REFUSED),
+    "gone": IdempotentRequest("gone", 410, good=REFUSED),
 }
 
 
@@ -64,7 +68,7 @@ async def album(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Album
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def links(album: Album) -> dict[str, str]:
-    gone = await album.hang(b"soon gone", picture_id="G" * 24)
+    gone = await album.hang(b"soon gone", image_id="G" * 24)
     await album.evict(b"soon gone")
     return {
         "good": album.path,
@@ -86,7 +90,7 @@ def lint(sent: str, received: bytes) -> HttpResponseLinter:
     status_line, *lines = head.splitlines()
     version, status, phrase = status_line.split(b" ", 2)
     answer = HttpResponseLinter(start_time=time.time(), _related=asked)
-    answer.base_uri = f"http://pictures{target}"
+    answer.base_uri = f"http://images{target}"
     answer.is_head_response = method == "HEAD"
     answer.process_response_topline(version.removeprefix(b"HTTP/"), status, phrase)
     answer.process_headers(fields_of(lines))
@@ -100,7 +104,7 @@ def fields_of(lines: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
     return [(name, value.strip()) for name, _, value in parts]
 
 
-def every_note(notes: Iterable[Note]) -> list[Note]:
+def every_note(notes: Iterable[SetValue]) -> list[SetValue]:
     """Notes and the notes below them."""
     return [found for note in notes for found in (note, *every_note(note.subnotes))]
 

@@ -1,4 +1,4 @@
-"""`GET /images/…`: whoever has a link gets the picture, as nginx would serve a file."""
+"""`GET /images/…`: whoever has a link gets the image, as nginx would serve a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from yarl import URL
 
 from gateway.api.http import sending
 from tests.gateways import Client, InProcess, Reply, needs_asyncio_that_pauses, run_upstream
-from tests.http.picture_links import Album, open_album, request
+from tests.http.image_links import Album, open_album, request
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -46,10 +46,10 @@ def assert_refused(reply: Reply, status: int, code: str) -> None:
     assert "ETag" not in reply.headers
 
 
-# ── the picture ─────────────────────────────────────────────────────────────────────────────
+# ── the image ─────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_link_shows_the_picture_and_says_how_to_treat_it(album: Album) -> None:
+async def test_a_link_shows_the_image_and_says_how_to_treat_it(album: Album) -> None:
     reply = await album.show()
     file_name = album.path.partition("?")[0].removeprefix("/images/")
 
@@ -80,7 +80,7 @@ async def test_it_may_be_kept_by_its_reader_until_the_link_expires(
     assert lives_seconds - 3 <= seconds <= lives_seconds
 
 
-async def test_head_says_the_same_without_the_picture(album: Album) -> None:
+async def test_head_says_the_same_without_the_image(album: Album) -> None:
     shown, head = await album.show(), await album.show(method="HEAD")
     changing = {"date", "x-request-id", "openai-processing-ms", "cache-control"}
 
@@ -101,15 +101,15 @@ async def test_a_key_beside_the_link_is_ignored(album: Album, authorization: str
 
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
 async def test_type_and_name_are_those_of_the_format(album: Album, format: str) -> None:
-    link = await album.hang(f"a {format}".encode(), picture_id=f"{format:x<24}", format=format)
+    link = await album.hang(f"a {format}".encode(), image_id=f"{format:x<24}", format=format)
     reply = await album.show(link)
     assert reply.status == 200
     assert reply.headers["Content-Type"] == f"image/{format}"
     assert reply.headers["Content-Disposition"].endswith(f'.{format}"')
 
 
-async def test_a_large_picture_comes_whole_and_in_part(album: Album) -> None:
-    link = await album.hang(LARGE, picture_id="L" * 24)
+async def test_a_large_image_comes_whole_and_in_part(album: Album) -> None:
+    link = await album.hang(LARGE, image_id="L" * 24)
     whole = await album.show(link)
     part = await album.show(link, Range="bytes=1000000-2999998")
 
@@ -131,7 +131,7 @@ async def test_links_of_both_kinds_of_store_open(alice: Client, gateway: InProce
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("form", ["{}", "W/{}", '"other", {}', 'W/"a,b" ,W/{}', "*", " * "])
-async def test_who_has_the_picture_is_told_so(album: Album, method: str, form: str) -> None:
+async def test_who_has_the_image_is_told_so(album: Album, method: str, form: str) -> None:
     reply = await album.show(method=method, If_None_Match=form.format(album.etag))
 
     assert (reply.status, reply.body) == (304, b"")
@@ -141,7 +141,7 @@ async def test_who_has_the_picture_is_told_so(album: Album, method: str, form: s
 
 
 @pytest.mark.parametrize("form", ['"other"', 'W/"other"', "{bare}", '"*"', "", '"{bare}'])
-async def test_who_has_another_picture_gets_this_one(album: Album, form: str) -> None:
+async def test_who_has_another_image_gets_this_one(album: Album, form: str) -> None:
     reply = await album.show(If_None_Match=form.format(bare=album.etag.strip('"')))
     assert (reply.status, reply.body) == (200, album.data)
 
@@ -292,22 +292,22 @@ async def test_what_carries_no_signature_is_refused(album: Album, path: str) -> 
     assert (head.status, head.headers["Cache-Control"], head.body) == (403, "no-store", b"")
 
 
-async def test_an_unknown_picture_is_not_found(album: Album) -> None:
-    assert_refused(await album.show(album.sign(f"/images/img-{ID}.png")), 404, "picture_not_found")
+async def test_an_unknown_image_is_not_found(album: Album) -> None:
+    assert_refused(await album.show(album.sign(f"/images/img-{ID}.png")), 404, "image_not_found")
 
 
-async def test_an_extension_that_is_not_the_pictures_is_not_found(album: Album) -> None:
+async def test_an_extension_that_is_not_the_images_is_not_found(album: Album) -> None:
     other = album.path.partition("?")[0].replace(".png", ".webp")
     for path in (other, f"{other}.png", other.removesuffix(".webp")):
-        assert_refused(await album.show(album.sign(path)), 404, "picture_not_found")
+        assert_refused(await album.show(album.sign(path)), 404, "image_not_found")
 
 
-async def test_a_picture_whose_bytes_had_to_go_is_gone(album: Album) -> None:
-    link = await album.hang(b"soon evicted", picture_id="E" * 24)
+async def test_a_image_whose_bytes_had_to_go_is_gone(album: Album) -> None:
+    link = await album.hang(b"soon evicted", image_id="E" * 24)
     etag = (await album.show(link)).headers["ETag"]
     await album.evict(b"soon evicted")
-    assert_refused(await album.show(link), 410, "picture_gone")
-    assert_refused(await album.show(link, If_None_Match=etag), 410, "picture_gone")
+    assert_refused(await album.show(link), 410, "image_gone")
+    assert_refused(await album.show(link, If_None_Match=etag), 410, "image_gone")
 
 
 async def test_only_reading_is_allowed(album: Album) -> None:
@@ -333,12 +333,12 @@ async def test_answers_without_a_body_leave_the_connection_in_step(album: Album)
 
 
 async def count_shown(album: Album) -> float:
-    """How many pictures were shown, by the metrics."""
+    """How many images were shown, by the metrics."""
     samples = await album.gateway.client.metrics()
     return sum(
         value
         for name, value in samples.items()
-        if name.startswith('gateway_requests_total{endpoint="picture"') and 'status="200"' in name
+        if name.startswith('gateway_requests_total{endpoint="image"') and 'status="200"' in name
     )
 
 
@@ -348,7 +348,7 @@ async def test_a_reader_that_takes_nothing_is_cut_off(
 ) -> None:
     monkeypatch.setattr(sending, "WRITE_STALL_SECONDS", 0.2)
     counted = await count_shown(album)
-    link = await album.hang(bytes(HUGE_BYTES), picture_id="H" * 24)
+    link = await album.hang(bytes(HUGE_BYTES), image_id="H" * 24)
     url = URL(album.gateway.client.url)
     reader, writer = await asyncio.open_connection(url.host, url.port, limit=1024)
     writer.write(request("GET", link).encode())
@@ -366,10 +366,10 @@ async def test_a_reader_that_takes_nothing_is_cut_off(
 
 async def test_a_proxy_may_name_the_host_in_its_request_line(album: Album) -> None:
     """RFC 9112 §3.2.2: a server must accept the absolute form."""
-    received = await album.raw(request("GET", f"http://pictures{album.path}", last=True))
+    received = await album.raw(request("GET", f"http://images{album.path}", last=True))
     assert received.startswith(b"HTTP/1.1 200 ")
     assert received.endswith(album.data)
-    refused = await album.raw(request("GET", f"http://pictures/{album.path}", last=True))
+    refused = await album.raw(request("GET", f"http://images/{album.path}", last=True))
     assert not refused.startswith(b"HTTP/1.1 200 ")
 
 

@@ -16,8 +16,8 @@ import aiohttp
 import pytest
 
 from gateway.assembly import open_store
-from gateway.billing.ledger import Record
-from gateway.store.batch import ask
+from gateway.images import Record
+from gateway.store.batch import execute
 from gateway.store.commands import OpenJournals
 from tests.gateways import (
     Client,
@@ -95,7 +95,7 @@ async def test_a_crowd_over_two_gateways_buys_once(
 
 def limits_for(prompt: str) -> dict[str, float]:
     """A budget that one purchase of this prompt can use up, and no second one could enter."""
-    return {"usd_per_month": estimate(prompt).micros / 1e6}
+    return {"usd_per_month": estimate(prompt).usd_micros / 1e6}
 
 
 @asynccontextmanager
@@ -423,7 +423,7 @@ async def test_purchases_cut_by_a_kill_are_presumed_and_block_nobody(
         assert time.monotonic() - started < 6
         assert {r.outcome for r in failed} == {"failed"}
         assert {r.flags for r in failed} == {("presumed",)}
-        most = [estimate(prompt).micros for prompt in prompts]
+        most = [estimate(prompt).usd_micros for prompt in prompts]
         assert sorted(r.cost_micros for r in failed) == sorted(most)
         spent = await read_spent(processes.settings, alice.key_id)
         assert spent == Spent(sum(most), 3, 0, 0)
@@ -432,7 +432,7 @@ async def test_purchases_cut_by_a_kill_are_presumed_and_block_nobody(
         assert len(await until_bought(processes, 6)) == 6
 
 
-async def test_purchases_whose_picture_had_come_are_kept_after_a_kill(
+async def test_purchases_whose_image_had_come_are_kept_after_a_kill(
     place: Place, upstream: Upstream
 ) -> None:
     async with place.serve() as (processes, client):
@@ -446,11 +446,11 @@ async def test_purchases_whose_picture_had_come_are_kept_after_a_kill(
         hit = await again.ask("an otter")
         assert (record.id, record.outcome, record.flags) == (left.purchase, "bought", ())
         assert hit.cache_status.startswith("hit")
-        assert record.cost_micros == left.charge.micros
+        assert record.cost_micros == left.charge.usd_micros
         spent = await read_spent(processes.settings, alice.key_id)
-        assert spent == Spent(left.charge.micros, 1, 0, 0)
+        assert spent == Spent(left.charge.usd_micros, 1, 0, 0)
         async with open_store(processes.settings) as (store, _):
-            assert await ask(store, OpenJournals()) == []
+            assert await execute(store, OpenJournals()) == []
     assert await upstream.bodies() == []
 
 

@@ -15,21 +15,21 @@ from typing import Any
 import pytest
 
 from gateway.assembly import DATABASE, open_store
-from gateway.billing.ledger import Record
 from gateway.errors import StoreFull, StoreUnavailable
+from gateway.images import Record
 from gateway.purchasing.purchase import FIRST_LEASE
-from gateway.store.batch import ask
+from gateway.store.batch import execute
 from gateway.store.commands import (
-    DeadWorkers,
-    Extend,
+    ExpiredWorkers,
     OpenJournals,
     Receive,
-    Release,
+    ReleaseLease,
+    RenewLease,
     Reserve,
     Settle,
 )
-from gateway.store.protocol import Store, Verb
-from gateway.store.wrappers import RelievedStore
+from gateway.store.protocol import Command, Store
+from gateway.store.wrappers import EvictingStore
 from tests.gateways import (
     Client,
     InProcess,
@@ -54,7 +54,7 @@ def purchases_of(records: Sequence[Record]) -> list[Record]:
 
 async def open_journals(gateway: InProcess) -> int:
     async with open_store(gateway.settings) as (store, _):
-        return len(await ask(store, OpenJournals()))
+        return len(await execute(store, OpenJournals()))
 
 
 async def spent(gateway: InProcess, client: Client) -> Spent:
@@ -102,7 +102,7 @@ async def test_what_a_dead_worker_had_received_is_stored_and_settled_normally(
 ) -> None:
     alice = await slow_gateway.client.with_key()
     left = await leave_purchase(slow_gateway.settings, alice.secret, "an otter", received=True)
-    assert (await spent(slow_gateway, alice)).reserved_micros == left.estimate.micros
+    assert (await spent(slow_gateway, alice)).reserved_micros == left.estimate.usd_micros
 
     assert await recover_dead(slow_gateway) == 1
 
@@ -112,8 +112,8 @@ async def test_what_a_dead_worker_had_received_is_stored_and_settled_normally(
     assert await upstream.bodies() == []
     (record,) = purchases_of(await slow_gateway.ledger())
     assert (record.id, record.outcome, record.flags) == (left.purchase, "bought", ())
-    assert record.cost_micros == left.charge.micros
-    assert await spent(slow_gateway, alice) == Spent(left.charge.micros, 1, 0, 0)
+    assert record.cost_micros == left.charge.usd_micros
+    assert await spent(slow_gateway, alice) == Spent(left.charge.usd_micros, 1, 0, 0)
     assert await open_journals(slow_gateway) == 0
 
 
@@ -128,8 +128,8 @@ async def test_what_a_dead_worker_had_only_reserved_is_presumed_at_the_estimate(
     (record,) = purchases_of(await slow_gateway.ledger())
     assert (record.id, record.outcome, record.flags) == (left.purchase, "failed", ("presumed",))
     assert (record.status, record.error) == (502, "upstream_error")
-    assert record.cost_micros == left.estimate.micros
-    assert await spent(slow_gateway, alice) == Spent(left.estimate.micros, 1, 0, 0)
+    assert record.cost_micros == left.estimate.usd_micros
+    assert await spent(slow_gateway, alice) == Spent(left.estimate.usd_micros, 1, 0, 0)
     again = await alice.ask("an otter")
     assert again.cache_status == "fwd=miss; stored"
     assert len(await upstream.bodies()) == 1
@@ -213,7 +213,7 @@ async def test_recoverers_that_race_close_a_purchase_once(
         charges = [one.charge if received else one.estimate for one in left]
         records = purchases_of(await here.ledger())
         assert sorted(r.id for r in records) == sorted(one.purchase for one in left)
-        total = sum(charge.micros for charge in charges)
+        total = sum(charge.usd_micros for charge in charges)
         assert sum(record.cost_micros for record in records) == total
         assert await spent(here, alice) == Spent(total, 5, 0, 0)
         counted = [(await g.client.metrics()).items() for g in (here, there)]
@@ -228,15 +228,15 @@ async def test_a_dead_worker_is_forgotten_once_its_purchases_are_closed(
     alice = await slow_gateway.client.with_key()
     await leave_purchase(slow_gateway.settings, alice.secret, "an otter", received=False)
     async with open_store(slow_gateway.settings) as (store, _):
-        assert "a-dead-worker" in await ask(store, DeadWorkers(0))
+        assert "a-dead-worker" in await execute(store, ExpiredWorkers(0))
         await recover_dead(slow_gateway)
-        assert "a-dead-worker" not in await ask(store, DeadWorkers(0))
+        assert "a-dead-worker" not in await execute(store, ExpiredWorkers(0))
 
 
 async def test_a_journal_that_cannot_be_read_holds_up_no_other(slow_gateway: InProcess) -> None:
     alice = await slow_gateway.client.with_key()
     async with open_store(slow_gateway.settings) as (store, _):
-        await ask(store, Reserve("of-another-time", "a-dead-worker", (), b"\x00not ours"))
+        await execute(store, Reserve("of-another-time", "a-dead-worker", (), b"\x00not ours"))
     for worker in ("a-dead-worker", "b-dead-worker"):
         await leave_purchase(
             slow_gateway.settings, alice.secret, worker, received=False, worker=worker
@@ -271,7 +271,7 @@ async def test_a_late_answer_corrects_what_was_presumed(
             (presumed,) = await until_purchases(recoverer, 1)
             assert (presumed.outcome, presumed.flags) == ("failed", ("presumed",))
             charged = await spent(recoverer, alice)
-            assert charged == Spent(estimate(prompt).micros, 1, 0, 0)
+            assert charged == Spent(estimate(prompt).usd_micros, 1, 0, 0)
             reply = await asking
             await presumed_dead.gateway.flights.drain()
             first, late = await until_purchases(recoverer, 2)
@@ -351,7 +351,7 @@ async def blinking_sqlite(folder: Path, upstream: Upstream) -> AsyncIterator[Bli
             )
 
 
-async def test_a_picture_reaches_its_callers_while_the_store_is_away(
+async def test_a_image_reaches_its_callers_while_the_store_is_away(
     blinking: Blinking, upstream: Upstream
 ) -> None:
     """It comes from memory, and is stored and settled, once, when the store is back."""
@@ -410,17 +410,17 @@ class LosesAnswer:
     """A store that does as it is told but does not say so, the first time that it is asked this."""
 
     def __init__(
-        self, store: Store, verb: type[Verb[Any]], *, error: type[StoreUnavailable]
+        self, store: Store, command: type[Command[Any]], *, error: type[StoreUnavailable]
     ) -> None:
         self.name = store.name
         self.watch = store.watch
         self._store = store
-        self._verb: type[Verb[Any]] | None = verb
+        self._verb: type[Command[Any]] | None = command
         self._error = error
 
-    async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
-        answers = await self._store.run(verbs)
-        if self._verb is not None and any(isinstance(verb, self._verb) for verb in verbs):
+    async def run(self, commands: Sequence[Command[Any]]) -> list[Any]:
+        answers = await self._store.execute(commands)
+        if self._verb is not None and any(isinstance(command, self._verb) for command in commands):
             self._verb = None
             raise self._error
         return answers
@@ -456,17 +456,17 @@ class RunsLate:
         self.name = store.name
         self.watch = store.watch
         self._store = store
-        self._late: Sequence[Verb[Any]] = ()
+        self._late: Sequence[Command[Any]] = ()
 
-    async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
-        if not self._late and any(isinstance(verb, Reserve) for verb in verbs):
-            self._late = verbs
+    async def run(self, commands: Sequence[Command[Any]]) -> list[Any]:
+        if not self._late and any(isinstance(command, Reserve) for command in commands):
+            self._late = commands
             raise StoreUnavailable
-        return await self._store.run(verbs)
+        return await self._store.execute(commands)
 
     async def catch_up(self) -> None:
         assert self._late
-        await self._store.run(self._late)
+        await self._store.execute(self._late)
 
 
 async def test_a_reservation_that_comes_after_it_was_undone_reserves_nothing(
@@ -492,13 +492,13 @@ async def test_a_step_without_an_answer_is_repeated_and_counts_once(
     gateway: InProcess,
     alice: Client,
     upstream: Upstream,
-    verb: type[Verb[Any]],
+    command: type[Command[Any]],
     error: type[StoreUnavailable],
 ) -> None:
     """Also when a store that is full has refused what came behind it, and room was made."""
     relieved = gateway.gateway.store
-    assert isinstance(relieved, RelievedStore)
-    relieved._store = LosesAnswer(relieved._store, verb, error=error)
+    assert isinstance(relieved, EvictingStore)
+    relieved._store = LosesAnswer(relieved._store, command, error=error)
 
     bought, hit = await alice.ask(), await alice.ask()
 
@@ -529,7 +529,7 @@ async def test_a_reservation_made_after_its_claim_was_lost_buys_nothing(
 async def test_a_purchase_holds_its_claim_however_long_it_takes(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
-    """Whoever asks when the first lease would be over still waits for the same picture."""
+    """Whoever asks when the first lease would be over still waits for the same image."""
     dead_after = 0.5
     first_lease = FIRST_LEASE * dead_after
     prompt = f"[[sim:slow={first_lease + 1}]] an otter that takes its time"
@@ -554,6 +554,8 @@ class LosesClaim:
         self.watch = store.watch
         self._store = store
 
-    async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
-        lost = [Release(v.fingerprint, v.flight) for v in verbs if isinstance(v, Extend)]
-        return (await self._store.run([*lost, *verbs]))[len(lost) :]
+    async def run(self, commands: Sequence[Command[Any]]) -> list[Any]:
+        lost = [
+            ReleaseLease(v.fingerprint, v.flight) for v in commands if isinstance(v, RenewLease)
+        ]
+        return (await self._store.execute([*lost, *commands]))[len(lost) :]

@@ -1,4 +1,4 @@
-"""What upstream refuses for its content is remembered; when it fails, older pictures stand in."""
+"""What upstream refuses for its content is remembered; when it fails, older images stand in."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ NOT_REMEMBERED = [
 async def test_no_other_error_is_remembered(
     embedded: InProcess, upstream: Upstream, fault: str
 ) -> None:
-    """A picture that was made and then withheld may come out otherwise."""
+    """An image that was made and then withheld may come out otherwise."""
     alice = await embedded.client.with_key()
     failed, good = await ask_twice(alice, f"[[sim:{fault};times=1]] an otter")
     assert failed.status >= 400
@@ -87,7 +87,7 @@ async def test_a_refusal_is_forgotten_after_its_time(
     assert len(await upstream.bodies()) == 2
 
 
-async def test_a_refusal_is_shared_as_far_as_pictures_are(
+async def test_a_refusal_is_shared_as_far_as_images_are(
     gateway: InProcess, upstream: Upstream
 ) -> None:
     specs = {"art-1": "team", "art-2": "team", "own": "key"}
@@ -101,7 +101,7 @@ async def test_a_refusal_is_shared_as_far_as_pictures_are(
     assert len(await upstream.bodies()) == 2
 
 
-async def test_pictures_that_are_there_are_served_although_the_question_is_refused_now(
+async def test_images_that_are_there_are_served_although_the_question_is_refused_now(
     gateway: InProcess, upstream: Upstream
 ) -> None:
     alice = await gateway.client.with_key()
@@ -146,7 +146,7 @@ def detail_of(reply: Reply) -> str:
 
 
 @pytest.mark.parametrize("fault", FAILURES)
-async def test_an_expired_picture_stands_in_when_upstream_fails(
+async def test_an_expired_image_stands_in_when_upstream_fails(
     open_gateway: OpenGateway, upstream: Upstream, fault: str
 ) -> None:
     """For the buyer, who is charged as ever for what it tried, and for who waited with it."""
@@ -175,7 +175,7 @@ async def test_an_expired_picture_stands_in_when_upstream_fails(
     assert [(hit.cost_micros, hit.saved_micros > 0) for hit in hits] == [(0, True)]
 
 
-async def test_an_expired_picture_stands_in_while_the_breaker_is_open_or_nobody_listens(
+async def test_an_expired_image_stands_in_while_the_breaker_is_open_or_nobody_listens(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     async with open_gateway(cache=STALE, upstream={"breaker": {"failures": 1}}) as gateway:
@@ -219,7 +219,7 @@ async def test_what_upstream_refuses_is_answered_with_its_refusal(
     assert reply.error["code"] != "upstream_error"
 
 
-async def test_neither_a_limit_nor_who_asks_anew_gets_an_expired_picture(
+async def test_neither_a_limit_nor_who_asks_anew_gets_an_expired_image(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     async with open_gateway(cache=STALE) as gateway:
@@ -239,10 +239,10 @@ async def test_neither_a_limit_nor_who_asks_anew_gets_an_expired_picture(
     assert [reply.status for reply in anew] == [500] * 4
 
 
-async def test_after_its_time_as_a_stand_in_an_expired_picture_is_a_miss(
+async def test_after_its_time_as_a_stand_in_an_expired_image_is_a_miss(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
-    """Each picture for itself, however long its entry lives by others."""
+    """Each image for itself, however long its entry lives by others."""
     async with open_gateway(cache={"ttl": "1s", "stale_if_error": "1s"}) as gateway:
         alice = await gateway.client.with_key()
         await alice.ask()

@@ -88,8 +88,8 @@ async def error_of(
     return raised.value
 
 
-def opened_picture(data: bytes) -> Image.Image:
-    """A picture whose every pixel can be read."""
+def opened_image(data: bytes) -> Image.Image:
+    """An image whose every pixel can be read."""
     with Image.open(io.BytesIO(data)) as image:
         image.load()
         return image
@@ -105,10 +105,10 @@ def decoded(answer: ImagesResponse, index: int = 0) -> Image.Image:
     assert answer.data is not None
     text = answer.data[index].b64_json
     assert text is not None
-    return opened_picture(pybase64.b64decode(text, validate=True))
+    return opened_image(pybase64.b64decode(text, validate=True))
 
 
-# ── pictures ────────────────────────────────────────────────────────────────────────────────
+# ── images ────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_every_model_of_the_contract_is_on_the_list(shared: Shared) -> None:
@@ -129,8 +129,8 @@ async def test_a_gpt_model_gives_base64_with_its_usage(
 
     answer = await generate(shared.alice, kind, model=model, prompt=prompt)
 
-    picture = decoded(answer)
-    assert (picture.format, picture.size) == ("PNG", (64, 64))  # a sixteenth of 1024x1024
+    image = decoded(answer)
+    assert (image.format, image.size) == ("PNG", (64, 64))  # a sixteenth of 1024x1024
     assert answer.data is not None
     assert (len(answer.data), answer.data[0].url, answer.data[0].revised_prompt) == (1, None, None)
     assert before <= answer.created <= time.time()
@@ -160,8 +160,8 @@ async def test_a_dall_e_gives_base64_when_asked(shared: Shared, model: str, kind
         shared.alice, kind, model=model, prompt=prompt, response_format="b64_json"
     )
 
-    picture = decoded(answer)
-    assert (picture.format, picture.size) == ("PNG", (64, 64))
+    image = decoded(answer)
+    assert (image.format, image.size) == ("PNG", (64, 64))
     assert answer.data is not None
     assert answer.data[0].url is None
     check_dalle(answer, model=model, prompt=prompt)
@@ -184,7 +184,7 @@ async def test_a_dall_e_gives_a_link_of_the_gateways_own_that_opens(
     assert element.url.startswith(f"{shared.alice.url}/images/img-")
     content_type, data = await asyncio.to_thread(download, element.url)
     assert content_type == "image/png"
-    assert opened_picture(data).size == (64, 64)
+    assert opened_image(data).size == (64, 64)
     check_dalle(answer, model=model, prompt=prompt)
 
 
@@ -201,7 +201,7 @@ def check_dalle(answer: ImagesResponse, *, model: str, prompt: str) -> None:
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
 @pytest.mark.parametrize("model", GPT)
-async def test_pictures_have_the_format_and_size_that_was_asked_for(
+async def test_images_have_the_format_and_size_that_was_asked_for(
     shared: Shared, model: str, output_format: Any
 ) -> None:
     answer = await generate(
@@ -218,9 +218,9 @@ async def test_pictures_have_the_format_and_size_that_was_asked_for(
         user="ann",
     )
 
-    pictures = [decoded(answer, index) for index in (0, 1)]
-    assert [picture.format for picture in pictures] == [output_format.upper()] * 2
-    assert [picture.size for picture in pictures] == [(96, 64)] * 2
+    images = [decoded(answer, index) for index in (0, 1)]
+    assert [image.format for image in images] == [output_format.upper()] * 2
+    assert [image.size for image in images] == [(96, 64)] * 2
     assert (answer.output_format, answer.size, answer.quality) == (
         output_format,
         "1536x1024",
@@ -237,7 +237,7 @@ async def test_several_links_are_all_different(shared: Shared) -> None:
     assert len({element.url for element in answer.data}) == 3
 
 
-async def test_a_second_ask_is_the_same_picture_for_either_client(shared: Shared) -> None:
+async def test_a_second_ask_is_the_same_image_for_either_client(shared: Shared) -> None:
     given: dict[str, Any] = {"model": "gpt-image-1", "prompt": "the same otter twice"}
 
     first = await generate(shared.alice, "async", **given)
@@ -510,7 +510,7 @@ async def test_a_rate_limit_is_a_rate_limit_error(shared: Shared, kind: Kind) ->
     assert await shared.sent("a second otter") == []
 
 
-async def test_the_package_waits_as_told_and_then_gets_its_picture(shared: Shared) -> None:
+async def test_the_package_waits_as_told_and_then_gets_its_image(shared: Shared) -> None:
     limits = {"requests_per_minute": 100}
     client = await shared.gateway.client.with_key("patient", limits=limits)
 

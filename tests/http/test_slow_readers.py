@@ -30,10 +30,10 @@ from tests.gateways import (
 )
 from tests.http.test_bounds import fat_png
 
-PICTURE_BYTES = 1_500_000
-"""2 MB in base64: a stream of three partial images and the picture has 8 MB."""
+IMAGE_BYTES = 1_500_000
+"""2 MB in base64: a stream of three partial images and the image has 8 MB."""
 FAST_READERS = 50
-MOST_GROWTH_MB = 150
+MAX_GROWTH_MB = 150
 """Each of 51 readers has 8 MB to come: copies would take 400 MB."""
 ENOUGH_BYTES = 400_000
 """Takes a reader that is slow enough some seconds."""
@@ -63,8 +63,8 @@ class FatUpstream:
 
 def _frame(kind: str, seed: int, **fields: object) -> bytes:
     name = f"image_generation.{kind}"
-    picture = base64.b64encode(fat_png(PICTURE_BYTES, seed)).decode()
-    data = orjson.dumps({"type": name, "b64_json": picture, **fields})
+    image = base64.b64encode(fat_png(IMAGE_BYTES, seed)).decode()
+    data = orjson.dumps({"type": name, "b64_json": image, **fields})
     return b"event: " + name.encode() + b"\ndata: " + data + b"\n\n"
 
 
@@ -144,7 +144,7 @@ def peak_mb(pid: int) -> float:
 async def one_worker(
     folder: Path, redis_url: str | None
 ) -> AsyncIterator[tuple[FatUpstream, Processes, Client]]:
-    """A gateway with one worker, before an upstream of large pictures."""
+    """A gateway with one worker, before an upstream of large images."""
     async with (
         run_fat_upstream() as upstream,
         run_processes(folder, upstream.base_url, workers=1, redis_url=redis_url) as (
@@ -180,7 +180,7 @@ async def test_a_reader_of_a_kilobyte_a_second_slows_nobody_and_grows_nothing(
     assert is_still_read
     assert upstream.calls == 1
     assert sorted(r.outcome for r in records) == ["bought"] + ["collapsed"] * FAST_READERS
-    assert growth_mb < MOST_GROWTH_MB
+    assert growth_mb < MAX_GROWTH_MB
 
 
 @pytest.fixture

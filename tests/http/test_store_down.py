@@ -21,8 +21,8 @@ import pytest
 
 from gateway.access.keys import TRUST_SECONDS
 from gateway.assembly import DATABASE
-from gateway.billing.ledger import Record
 from gateway.cache import flights
+from gateway.images import Record
 from tests.gateways import (
     Client,
     InProcess,
@@ -33,7 +33,7 @@ from tests.gateways import (
     read_spent,
     run_gateway,
 )
-from tests.http.test_streams import COMPLETED, PARTIAL, indices_of, names_of, reading
+from tests.http.test_streams import COMPLETED, PARTIAL, cache_policy, indices_of, names_of
 from tests.redis_server import run_durable_redis
 
 CALL_SECONDS = 2.0
@@ -156,7 +156,7 @@ class Row:
     status: int
     code: str | None = None
     how: str = "fwd=miss; stored"
-    """Its Cache-Status, where it brings pictures."""
+    """Its Cache-Status, where it brings images."""
     body: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     fault: str = ""
@@ -176,7 +176,7 @@ def refused(by: str, **given: Any) -> Row:
 
 ROWS: dict[str, Row] = {
     "a key without limits buys": Row("alice", 200),
-    "with all its pictures": Row("alice", 200, body={"n": 2}),
+    "with all its images": Row("alice", 200, body={"n": 2}),
     "in events": Row("alice", 200, body={"stream": True, "partial_images": 2}),
     "although one is in the cache, of which nobody knows": Row("alice", 200),
     "max-age": Row("alice", 200, headers={"Cache-Control": "max-age=60"}),
@@ -274,7 +274,7 @@ def shown(told: Told) -> tuple[int, str | None]:
     return told.reply.status, told.reply.error["code"] if is_error else None
 
 
-def pictures_of(reply: Reply) -> list[str]:
+def images_of(reply: Reply) -> list[str]:
     if is_stream(reply):
         last_event = reply.body.decode().rpartition("event: ")[2]
         return [last_event.partition('"b64_json":"')[2].partition('"')[0]]
@@ -356,7 +356,7 @@ async def assert_kept(
             )
             assert (again.status == 200) == row.is_kept, name
             if row.is_kept:
-                assert pictures_of(again) == pictures_of(told[name].reply), name
+                assert images_of(again) == images_of(told[name].reply), name
     both = await callers["alice"].ask(CACHED, n=2)
     assert both.images == [*cached.images, *told[CACHED].reply.images]
 
@@ -452,7 +452,7 @@ async def test_a_stream_that_loses_its_buyer_with_the_store_goes_on_where_it_was
     elsewhere = Client(there.url, there.session, alice.secret, alice.key_id)
     await elsewhere.ask("seen")
     prompt = "[[sim:slow-stream=1]] an otter"
-    async with reading(alice, prompt) as buyer, reading(elsewhere, prompt) as follower:
+    async with cache_policy(alice, prompt) as buyer, cache_policy(elsewhere, prompt) as follower:
         await follower.until(1)
         with arena.outage():
             events = await follower.to_the_end()
@@ -464,14 +464,14 @@ async def test_a_stream_that_loses_its_buyer_with_the_store_goes_on_where_it_was
     assert names_of(events) == names_of(bought) == [PARTIAL] * 3 + [COMPLETED]
 
 
-async def test_a_picture_that_comes_while_its_folder_is_gone_lies_in_it_afterwards(
+async def test_a_image_that_comes_while_its_folder_is_gone_lies_in_it_afterwards(
     tmp_path: Path, upstream: Upstream
 ) -> None:
     """And not in a new one, which is hidden, or in the way, when the volume is back."""
     data, prompt = tmp_path / "data", "[[sim:slow-stream=0.2]] an otter"
     async with two_gateways(data, upstream, None) as (here, there):
         alice = await here.client.with_key("alice")
-        async with reading(alice, prompt) as stream:
+        async with cache_policy(alice, prompt) as stream:
             await stream.until(1)
             with folder_gone(data):
                 events = await stream.to_the_end()
@@ -482,4 +482,4 @@ async def test_a_picture_that_comes_while_its_folder_is_gone_lies_in_it_afterwar
         cached = await elsewhere.ask(prompt, headers={"Cache-Control": "only-if-cached"})
 
     assert names_of(events) == [PARTIAL] * 3 + [COMPLETED]
-    assert (cached.status, cached.images) == (200, [events[-1].picture])
+    assert (cached.status, cached.images) == (200, [events[-1].image])

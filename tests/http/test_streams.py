@@ -21,9 +21,8 @@ from openai import AsyncOpenAI, OpenAI
 from openai._streaming import SSEDecoder
 
 from gateway.api.http import streaming
-from gateway.billing.ledger import Record
 from gateway.cache import flights
-from gateway.images import PartialImage
+from gateway.images import PartialImage, Record
 from tests.gateways import (
     MODEL,
     Client,
@@ -55,7 +54,7 @@ class Event:
         return int(self.data["partial_image_index"])
 
     @property
-    def picture(self) -> str:
+    def image(self) -> str:
         return str(self.data["b64_json"])
 
 
@@ -77,7 +76,7 @@ async def ask(client: Client, prompt: str, partial_images: int = 3, **body: Any)
 
 
 @dataclass
-class Reading:
+class CachePolicy:
     """A stream that is being read."""
 
     response: aiohttp.ClientResponse
@@ -102,7 +101,9 @@ class Reading:
 
 
 @asynccontextmanager
-async def reading(client: Client, prompt: str, partial_images: int = 3) -> AsyncIterator[Reading]:
+async def cache_policy(
+    client: Client, prompt: str, partial_images: int = 3
+) -> AsyncIterator[CachePolicy]:
     """A stream whose headers have come, on a connection of its own."""
     body = {
         "model": MODEL,
@@ -116,7 +117,7 @@ async def reading(client: Client, prompt: str, partial_images: int = 3) -> Async
         aiohttp.ClientSession() as session,
         session.post(url, json=body, headers=headers) as response,
     ):
-        yield Reading(response)
+        yield CachePolicy(response)
 
 
 async def record_of(gateway: InProcess, reply: Reply) -> Record:
@@ -129,7 +130,7 @@ async def record_of(gateway: InProcess, reply: Reply) -> Record:
 # ── what a stream is ────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_stream_is_its_partial_images_and_the_picture(
+async def test_a_stream_is_its_partial_images_and_the_image(
     gateway: InProcess, alice: Client, upstream: Upstream
 ) -> None:
     reply = await ask(alice, "an otter", quality="high", size="1024x1024")
@@ -142,7 +143,7 @@ async def test_a_stream_is_its_partial_images_and_the_picture(
             *("type", "b64_json", "partial_image_index", "created_at"),
             *("size", "quality", "background", "output_format"),
         ]
-        assert base64.b64decode(event.picture, validate=True).startswith(b"\x89PNG")
+        assert base64.b64decode(event.image, validate=True).startswith(b"\x89PNG")
     assert completed.name == COMPLETED
     assert list(completed.data) == [
         *("type", "b64_json", "created_at", "size", "quality", "background"),
@@ -172,7 +173,7 @@ async def test_the_headers_of_a_live_stream(alice: Client) -> None:
     assert "Content-Length" not in reply.headers
     assert "Content-Encoding" not in reply.headers
     assert reply.cache_status == "fwd=miss; stored"
-    reserved = estimate("an otter", stream=True, partial_images=3).micros
+    reserved = estimate("an otter", stream=True, partial_images=3).usd_micros
     assert float(reply.headers["x-gateway-reserved-usd"]) * 1e6 == pytest.approx(reserved)
     assert reply.headers["x-ratelimit-limit-requests"] == "60"
     assert "x-gateway-cost-usd" not in reply.headers
@@ -193,21 +194,21 @@ async def test_a_hit_is_exactly_one_event_whoever_bought_it(
     gateway: InProcess, alice: Client, upstream: Upstream
 ) -> None:
     bought = {"streamed": await ask(alice, "streamed"), "plain": await alice.ask("plain")}
-    pictures = {
-        "streamed": events_of(bought["streamed"].body)[-1].picture,
+    images = {
+        "streamed": events_of(bought["streamed"].body)[-1].image,
         "plain": bought["plain"].images[0],
     }
-    for prompt, picture in pictures.items():
+    for prompt, image in images.items():
         hit = await ask(alice, prompt)
         (event,) = events_of(hit.body)
         plain = await alice.ask(prompt)
 
-        assert (event.name, event.picture) == (COMPLETED, picture)
-        assert plain.images == [picture]
+        assert (event.name, event.image) == (COMPLETED, image)
+        assert plain.images == [image]
         assert event.data["usage"] == plain.json["usage"]
         assert hit.cache_status.startswith("hit; ttl=")
         assert hit.headers["Content-Type"] == "text/event-stream; charset=utf-8"
-        for header in ("x-gateway-cost-usd", "x-gateway-saved-usd", "x-gateway-picture-ids"):
+        for header in ("x-gateway-cost-usd", "x-gateway-saved-usd", "x-gateway-image-ids"):
             assert hit.headers[header] == plain.headers[header]
         assert int(hit.headers["Age"]) <= 5
         assert "x-gateway-reserved-usd" not in hit.headers
@@ -245,11 +246,11 @@ async def test_links_cannot_be_streamed_and_become_base64(
 
     for answer in (reply, hit):
         completed = events_of(answer.body)[-1]
-        assert base64.b64decode(completed.picture, validate=True).startswith(b"\x89PNG")
+        assert base64.b64decode(completed.image, validate=True).startswith(b"\x89PNG")
         assert "url" not in completed.data
 
 
-async def test_a_stream_of_more_than_one_picture_is_refused(alice: Client) -> None:
+async def test_a_stream_of_more_than_one_image_is_refused(alice: Client) -> None:
     reply = await ask(alice, "an otter", n=2)
     assert (reply.status, reply.error["code"]) == (400, "unsupported_parameter")
 
@@ -265,7 +266,7 @@ async def test_readers_elsewhere_see_what_came_and_what_comes(
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice")
         bob = Client(there.client.url, there.client.session, alice.secret)
-        async with reading(alice, prompt) as buyer:
+        async with cache_policy(alice, prompt) as buyer:
             await buyer.until(2)
             late = [
                 asyncio.create_task(reader)
@@ -283,11 +284,11 @@ async def test_readers_elsewhere_see_what_came_and_what_comes(
 
     assert names_of(bought) == [PARTIAL] * 3 + [COMPLETED]
     for three, one, none, plain in (replies[:4], replies[4:]):
-        shown = [(e.name, e.picture) for e in events_of(three.body)]
-        assert shown == [(e.name, e.picture) for e in bought]
-        assert [e.picture for e in events_of(one.body)] == [bought[0].picture, bought[-1].picture]
-        assert [e.picture for e in events_of(none.body)] == [bought[-1].picture]
-        assert plain.images == [bought[-1].picture]
+        shown = [(e.name, e.image) for e in events_of(three.body)]
+        assert shown == [(e.name, e.image) for e in bought]
+        assert [e.image for e in events_of(one.body)] == [bought[0].image, bought[-1].image]
+        assert [e.image for e in events_of(none.body)] == [bought[-1].image]
+        assert plain.images == [bought[-1].image]
         assert plain.cache_status == "fwd=miss; collapsed"
         for reply in (three, one, none):
             assert reply.cache_status == "fwd=miss; collapsed"
@@ -309,10 +310,10 @@ async def test_a_stream_that_joins_a_plain_purchase_is_one_event(
         await asyncio.sleep(0.3)
         streams = await asyncio.gather(ask(alice, prompt), ask(bob, prompt))
 
-    picture = (await plain).images[0]
+    image = (await plain).images[0]
     for reply in streams:
         (event,) = events_of(reply.body)
-        assert (event.name, event.picture) == (COMPLETED, picture)
+        assert (event.name, event.image) == (COMPLETED, image)
         assert reply.cache_status == "fwd=miss; collapsed"
     assert len(await upstream.bodies()) == 1
 
@@ -323,17 +324,17 @@ async def test_who_asks_for_more_than_the_buyer_gets_what_the_buyer_bought(
     prompt = "[[sim:slow-stream=0.3]] an otter"
     async with open_gateway() as here:
         alice = await here.client.with_key("alice")
-        async with reading(alice, prompt, 1) as buyer:
+        async with cache_policy(alice, prompt, 1) as buyer:
             await buyer.until(1)
             more = await ask(alice, prompt, 3)
     assert indices_of(events_of(more.body)) == [0]
 
 
-async def test_a_client_that_leaves_mid_stream_leaves_its_picture_behind(
+async def test_a_client_that_leaves_mid_stream_leaves_its_image_behind(
     gateway: InProcess, alice: Client, upstream: Upstream
 ) -> None:
     prompt = "[[sim:slow-stream=0.3]] an otter"
-    async with reading(alice, prompt) as buyer:
+    async with cache_policy(alice, prompt) as buyer:
         await buyer.until(1)
     await gateway.gateway.flights.drain()
     hit = await alice.ask(prompt)
@@ -348,9 +349,9 @@ async def test_a_follower_that_leaves_mid_stream_is_in_the_books_all_the_same(
     gateway: InProcess, alice: Client
 ) -> None:
     prompt = "[[sim:slow-stream=0.3]] an otter"
-    async with reading(alice, prompt) as buyer:
+    async with cache_policy(alice, prompt) as buyer:
         await buyer.until(1)
-        async with reading(alice, prompt) as follower:
+        async with cache_policy(alice, prompt) as follower:
             await follower.until(1)
         await buyer.to_the_end()
     async with asyncio.timeout(5):
@@ -394,7 +395,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_no_proxy")
 @pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_the_sdk_iterates_over_three_partial_images_and_the_picture(
+async def test_the_sdk_iterates_over_three_partial_images_and_the_image(
     embedded: InProcess, kind: str
 ) -> None:
     """The first one comes while the last is not made yet: they are 0.4 s apart."""
@@ -432,7 +433,7 @@ class Case:
     partials: int = 0
     status: int = 200
     code: str | None = None
-    """Of the error, in an event where the status is 200; None: the picture comes."""
+    """Of the error, in an event where the status is 200; None: the image comes."""
     charge: str = "cost"
     flags: tuple[str, ...] = ()
     is_remembered: bool = False
@@ -488,7 +489,7 @@ def assert_no_client_stumbles(body: bytes) -> None:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.fault)
-async def test_what_upstream_does_is_told_charged_and_never_kept_without_its_picture(
+async def test_what_upstream_does_is_told_charged_and_never_kept_without_its_image(
     shared: Shared, case: Case
 ) -> None:
     prompt = f"[[sim:{case.fault};times=1]] an otter"
@@ -510,7 +511,7 @@ async def test_what_upstream_does_is_told_charged_and_never_kept_without_its_pic
         assert reply.headers["Content-Type"].startswith("application/json")
         code = reply.error["code"]
     assert (code or "") == (case.code or "")
-    most = estimate(prompt, stream=True, partial_images=3).micros
+    most = estimate(prompt, stream=True, partial_images=3).usd_micros
     assert record.flags == case.flags
     assert record.outcome == ("bought" if case.code is None else "failed")
     assert (record.cost_micros == 0) == (case.charge == "0")
@@ -546,7 +547,7 @@ async def test_an_error_of_the_flight_reaches_followers_in_their_streams(
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice")
         bob = Client(there.client.url, there.client.session, alice.secret)
-        async with reading(alice, prompt) as buyer:
+        async with cache_policy(alice, prompt) as buyer:
             await buyer.until(1)
             followers = [asyncio.create_task(ask(client, prompt)) for client in (alice, bob)]
             plain = asyncio.create_task(bob.ask(prompt))
@@ -581,7 +582,7 @@ async def test_headers_go_out_after_some_waiting_and_comments_keep_the_line_aliv
     alice = await embedded.client.with_key()
     loop = asyncio.get_running_loop()
     asked_at = loop.time()
-    async with reading(alice, "[[sim:slow=1.2]] an otter") as stream:
+    async with cache_policy(alice, "[[sim:slow=1.2]] an otter") as stream:
         waited = loop.time() - asked_at
         events = await stream.to_the_end()
 
@@ -602,7 +603,7 @@ async def test_the_line_is_kept_alive_for_who_waits_on_another_worker(
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice")
         bob = Client(there.client.url, there.client.session, alice.secret)
-        async with reading(alice, prompt, 2) as buyer:
+        async with cache_policy(alice, prompt, 2) as buyer:
             await buyer.until(1)
             follower = await ask(bob, prompt, 2)
 
@@ -622,7 +623,7 @@ async def test_the_line_is_kept_alive_for_who_repeats_while_the_first_one_runs(
     first, second = await asyncio.gather(*(ask(alice, prompt, 0, headers=once) for _ in range(2)))
 
     (bought,), (replayed,) = events_of(first.body), events_of(second.body)
-    assert replayed.picture == bought.picture
+    assert replayed.image == bought.image
     assert len(await upstream.bodies()) == 1
     for reply in (first, second):
         assert reply.body.count(b": keep-alive\n\n") >= 3
@@ -657,16 +658,16 @@ async def test_no_index_comes_twice_when_a_dead_buyer_is_replaced(
     async with open_gateway(workers={"heartbeat": "0.2s", "dead_after": "60s"}) as here:
         alice = await here.client.with_key("alice")
         left = await leave_purchase(here.settings, alice.secret, "lost", received=False)
-        shown = here.gateway.flights._previews.screen(left.purchase, most=3)
+        shown = here.gateway.flights._previews.publisher(left.purchase, most=3)
         for index in (0, 2):
             await shown.show(PartialImage(index, b"of the dead %d" % index))
-        async with reading(alice, "lost") as follower:
+        async with cache_policy(alice, "lost") as follower:
             await follower.until(2)
             await recover(here)
             events = await follower.to_the_end()
 
     of_the_dead = [base64.b64encode(b"of the dead %d" % index).decode() for index in (0, 2)]
-    assert [event.picture for event in events[:2]] == of_the_dead
+    assert [event.image for event in events[:2]] == of_the_dead
     assert indices_of(events) == [0, 2, 1]
     assert names_of(events) == [PARTIAL] * 3 + [COMPLETED]
     assert len(await upstream.bodies()) == 1
@@ -678,8 +679,8 @@ async def test_a_second_death_is_told_in_the_stream(
     async with open_gateway(workers={"heartbeat": "0.2s", "dead_after": "60s"}) as here:
         alice = await here.client.with_key("alice")
         left = await leave_purchase(here.settings, alice.secret, "lost", received=False, deaths=1)
-        await here.gateway.flights._previews.screen(left.purchase, most=3).open()
-        async with reading(alice, "lost") as follower:
+        await here.gateway.flights._previews.publisher(left.purchase, most=3).open()
+        async with cache_policy(alice, "lost") as follower:
             await recover(here)
             (event,) = await follower.to_the_end()
 

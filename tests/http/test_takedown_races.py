@@ -22,18 +22,18 @@ from tests.redis_server import run_durable_redis
 KNOWN_BY_ALL_SECONDS = 1.0
 
 
-async def take_down(client: Client, picture: str, **more: bool) -> Reply:
+async def take_down(client: Client, image: str, **more: bool) -> Reply:
     """By the admin API."""
-    return await client.admin("POST", "/admin/cache/takedown", {"picture": picture, **more})
+    return await client.admin("POST", "/admin/cache/takedown", {"image": image, **more})
 
 
-def picture_of(reply: Reply) -> str:
-    """The id of the one picture in an answer."""
-    return reply.headers["x-gateway-picture-ids"]
+def image_of(reply: Reply) -> str:
+    """The id of the one image in an answer."""
+    return reply.headers["x-gateway-image-ids"]
 
 
 def digest_of(reply: Reply) -> str:
-    """The content hash of the one picture in an answer."""
+    """The content hash of the one image in an answer."""
     return hashlib.sha256(base64.b64decode(reply.images[0])).hexdigest()
 
 
@@ -49,7 +49,7 @@ def nobody_writes(folder: Path) -> Iterator[None]:
 async def run_embedded(
     tmp_path: Path, upstream: Upstream, **cache: object
 ) -> AsyncIterator[InProcess]:
-    """A gateway whose pictures are files, which a test can hold fast."""
+    """A gateway whose images are files, which a test can hold fast."""
     settings = make_settings(tmp_path / "data", upstream.base_url, cache=cache)
     async with run_gateway(settings) as here:
         yield here
@@ -57,7 +57,7 @@ async def run_embedded(
 
 async def test_what_was_being_read_is_not_shown(tmp_path: Path, upstream: Upstream) -> None:
     """A pipe in the place of the file gives its bytes when the test likes."""
-    async with run_embedded(tmp_path, upstream, hot_bytes=0) as here:
+    async with run_embedded(tmp_path, upstream, memory_bytes=0) as here:
         alice = await here.client.with_key()
         bought = await alice.ask("a pond", model="dall-e-3", response_format="url")
         link = bought.json["data"][0]["url"]
@@ -68,13 +68,13 @@ async def test_what_was_being_read_is_not_shown(tmp_path: Path, upstream: Upstre
         os.mkfifo(path)
         os.utime(path, (time.time() + 3600,) * 2)
         pipe = os.open(path, os.O_RDWR)
-        reading = asyncio.create_task(show(alice, link))
+        cache_policy = asyncio.create_task(show(alice, link))
         await asyncio.sleep(0.2)
-        taken = await take_down(alice, picture_of(bought))
+        taken = await take_down(alice, image_of(bought))
         await asyncio.to_thread(_write_all, pipe, data)
-        shown = await reading
+        shown = await cache_policy
 
-    assert taken.json == {"pictures": 1}
+    assert taken.json == {"images": 1}
     assert shown.status == 410
 
 
@@ -93,17 +93,17 @@ async def test_what_was_being_stored_does_not_stay(tmp_path: Path, upstream: Ups
         with nobody_writes(tmp_path / "data" / "blobs"):
             buying = asyncio.create_task(alice.ask(prompt, headers=anew))
             await asyncio.sleep(0.5)
-            await take_down(alice, picture_of(first))
+            await take_down(alice, image_of(first))
             await asyncio.sleep(KNOWN_BY_ALL_SECONDS)
         bought = await buying
         await asyncio.sleep(KNOWN_BY_ALL_SECONDS)
         kept = await here.gateway.blob_store.get(digest)
-        shelf = await here.gateway.cache.blobs.shelf()
+        lru_totals = await here.gateway.cache.blobs.lru_totals()
 
     assert bought.status >= 400
     assert bought.headers["x-should-retry"] == "false"
     assert kept is None
-    assert shelf.count == 0
+    assert lru_totals.count == 0
 
 
 async def test_what_is_made_anew_of_its_source_is_not_stored_again(
@@ -113,7 +113,7 @@ async def test_what_is_made_anew_of_its_source_is_not_stored_again(
         alice = await here.client.with_key()
         await alice.ask("a pond")
         jpeg = await alice.ask("a pond", output_format="jpeg")
-        await take_down(alice, picture_of(jpeg))
+        await take_down(alice, image_of(jpeg))
         again = await alice.ask("a pond", output_format="jpeg")
         kept = await here.gateway.blob_store.get(digest_of(jpeg))
 
@@ -130,14 +130,14 @@ async def test_what_was_being_made_of_it_goes_with_it(tmp_path: Path, upstream: 
         with nobody_writes(tmp_path / "data" / "blobs"):
             deriving = asyncio.create_task(alice.ask("a pond", output_format="jpeg"))
             await asyncio.sleep(0.5)
-            await take_down(alice, picture_of(png))
+            await take_down(alice, image_of(png))
         jpeg = await deriving
         await asyncio.sleep(KNOWN_BY_ALL_SECONDS)
-        shelf = await here.gateway.cache.blobs.shelf()
+        lru_totals = await here.gateway.cache.blobs.lru_totals()
 
     assert jpeg.cache_status.startswith("fwd=miss; stored")
     assert len(await upstream.bodies()) == 2
-    assert shelf.count == 1
+    assert lru_totals.count == 1
 
 
 async def test_a_question_that_was_taken_down_while_it_was_answered_stays_refused(
@@ -149,7 +149,7 @@ async def test_a_question_that_was_taken_down_while_it_was_answered_stays_refuse
         first = await alice.ask(prompt)
         buying = asyncio.create_task(alice.ask(prompt, n=2))
         await asyncio.sleep(0.5)
-        await take_down(alice, picture_of(first), prompt=True)
+        await take_down(alice, image_of(first), prompt=True)
         await buying
         again = await alice.ask(prompt, headers={"X-Gateway-Variation": "1"})
 
@@ -164,7 +164,7 @@ async def test_a_question_that_was_taken_down_is_not_answered_from_another_forma
         alice = await here.client.with_key()
         await alice.ask("a pond", n=2)
         jpeg = await alice.ask("a pond", output_format="jpeg")
-        await take_down(alice, picture_of(jpeg), prompt=True)
+        await take_down(alice, image_of(jpeg), prompt=True)
         second = {"X-Gateway-Variation": "1"}
         again = await alice.ask("a pond", output_format="jpeg", headers=second)
 
@@ -175,17 +175,17 @@ async def test_a_question_that_was_taken_down_is_not_answered_from_another_forma
 
 async def test_bytes_go_when_their_store_is_back(tmp_path: Path, upstream: Upstream) -> None:
     """The take-down itself holds at once: it is the books that know of it."""
-    with run_durable_redis(tmp_path) as pictures:
-        store = {"blobs_url": pictures.url}
+    with run_durable_redis(tmp_path) as images:
+        store = {"blobs_url": images.url}
         settings = make_settings(tmp_path / "data", upstream.base_url, store=store)
         async with run_gateway(settings) as here:
             alice = await here.client.with_key()
             first = await alice.ask("a pond")
-            pictures.kill()
-            taken = await take_down(alice, picture_of(first))
-            pictures.start_again()
+            images.kill()
+            taken = await take_down(alice, image_of(first))
+            images.start_again()
             await asyncio.sleep(3 * KNOWN_BY_ALL_SECONDS)
-            with redis.Redis.from_url(pictures.url) as client:
+            with redis.Redis.from_url(images.url) as client:
                 kept = await asyncio.to_thread(client.keys, "igw:blob:*")
 
     assert taken.status == 503
@@ -199,9 +199,9 @@ async def test_bytes_that_come_back_from_nowhere_are_not_counted_but_go(
     async with open_gateway() as here:
         alice = await here.client.with_key()
         first = await alice.ask("a pond")
-        await take_down(alice, picture_of(first))
+        await take_down(alice, image_of(first))
         await here.gateway.blob_store.put(digest_of(first), base64.b64decode(first.images[0]), 60)
-        adopted = await here.gateway.cache.blobs.adopt_orphans()
+        adopted = await here.gateway.cache.blobs.track_untracked()
         kept = await here.gateway.blob_store.get(digest_of(first))
 
     assert adopted == 0

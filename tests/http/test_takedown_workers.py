@@ -27,7 +27,7 @@ VARIANTS = list(product(("standard", "hd"), ("vivid", "natural")))
 """As many questions as there are workers; upstream answers all of them with the same bytes."""
 
 TakeDown = Callable[[str], Awaitable[int]]
-"""Takes down the picture of a link; answers how many went."""
+"""Takes down the image of a link; answers how many went."""
 
 
 async def show(client: Client, link: str) -> Reply:
@@ -46,8 +46,8 @@ def by_admin(client: Client) -> TakeDown:
     """Through the admin API, of whichever worker takes the call."""
 
     async def take_down(link: str) -> int:
-        reply = await client.admin("POST", "/admin/cache/takedown", {"picture": link})
-        return int(reply.json["pictures"])
+        reply = await client.admin("POST", "/admin/cache/takedown", {"image": link})
+        return int(reply.json["images"])
 
     return take_down
 
@@ -64,7 +64,7 @@ def by_command(processes: Processes) -> TakeDown:
 
 
 @pytest.mark.timed
-async def test_a_picture_that_was_taken_down_is_gone_from_four_workers_within_a_second(
+async def test_a_image_that_was_taken_down_is_gone_from_four_workers_within_a_second(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:
     async with run_processes(tmp_path, upstream.base_url, workers=WORKERS, redis_url=store_url) as (
@@ -80,7 +80,7 @@ async def test_a_picture_that_was_taken_down_is_gone_from_four_workers_within_a_
 async def assert_gone_everywhere(
     workers: Mapping[int, Client], processes: Processes, prompt: str, take_down: TakeDown
 ) -> None:
-    """Every worker has the picture in its memory, and a second later none has, nor takes it."""
+    """Every worker has the image in its memory, and a second later none has, nor takes it."""
     bought = await buy(next(iter(workers.values())), prompt, VARIANTS[0])
     link = bought.json["data"][0]["url"]
     before = [await show(worker, link) for worker in workers.values()]
@@ -94,7 +94,7 @@ async def assert_gone_everywhere(
 
     assert [reply.status for reply in before] == [200] * WORKERS
     assert [(reply.status, reply.error["code"]) for reply in after] == [
-        (410, "picture_gone")
+        (410, "image_gone")
     ] * WORKERS
     assert [(reply.status, reply.error["code"]) for reply in again] == [
         (403, "content_taken_down")
@@ -108,7 +108,7 @@ async def assert_gone_everywhere(
 async def test_it_leaves_the_memory_of_a_gateway_that_was_not_asked(
     open_gateway: OpenGateway,
 ) -> None:
-    """In both views, and without anybody asking for the picture again."""
+    """In both views, and without anybody asking for the image again."""
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key()
         also_alice = Client(there.client.url, there.client.session, alice.secret)
@@ -131,6 +131,6 @@ async def test_it_leaves_the_memory_of_a_gateway_that_was_not_asked(
 
 
 def views_of(gateway: InProcess, digest: str) -> int:
-    """How many views of a picture a gateway has in its memory."""
-    hot = gateway.gateway.cache.blobs._hot
-    return sum(hot.get(digest, view) is not None for view in ("data", "base64"))
+    """How many views of an image a gateway has in its memory."""
+    memory = gateway.gateway.cache.blobs._hot
+    return sum(memory.get(digest, view) is not None for view in ("data", "base64"))

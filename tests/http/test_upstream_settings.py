@@ -19,8 +19,8 @@ import pytest
 import yaml
 from aiohttp import web
 
-from gateway.billing.ledger import Record
 from gateway.cli.serving import _demo_settings
+from gateway.images import Record
 from gateway.simulator import SimulatorSettings, create_simulator
 from tests.gateways import (
     InProcess,
@@ -110,7 +110,7 @@ async def run_proxy(**given: Any) -> AsyncIterator[Proxy]:
 @asynccontextmanager
 async def run_tls_upstream() -> AsyncIterator[Upstream]:
     """A simulated upstream behind TLS, whose authority the system does not know."""
-    settings = SimulatorSettings(latency_scale=0, small_pictures=True)
+    settings = SimulatorSettings(latency_scale=0, small_images=True)
     serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     serving.load_cert_chain(TLS / "server.pem", TLS / "server-key.pem")
     trusting = ssl.create_default_context(cafile=AUTHORITY)

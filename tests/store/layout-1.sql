@@ -36,7 +36,7 @@ CREATE TABLE records (
 INSERT INTO "records" VALUES('keys','k',X'7265636F7264');
 CREATE TABLE slots (
     fingerprint TEXT NOT NULL, slot INTEGER NOT NULL,
-    picture TEXT NOT NULL, expires_at REAL NOT NULL, data BLOB NOT NULL, gone_at REAL NOT NULL,
+    image TEXT NOT NULL, expires_at REAL NOT NULL, data BLOB NOT NULL, gone_at REAL NOT NULL,
     PRIMARY KEY (fingerprint, slot)
 );
 INSERT INTO "slots" VALUES('f',0,'p',4767225600.0,X'64617461',4767225660.0);

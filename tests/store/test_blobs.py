@@ -1,4 +1,4 @@
-"""What every keeper of picture bytes promises: `verbs.BlobStore`, on each adapter."""
+"""What every keeper of image bytes promises: `verbs.BlobStore`, on each adapter."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def test_few_bytes_travel_with_a_batch_of_the_redis_in_which_they_lie(redi
             command = blobs.put_command(digest(BINARY), BINARY, lifetime)
             assert command is not None
             batch.add(command)
-        await batch.send()
+        await batch.execute()
         await asyncio.sleep(0.2)
 
         assert await blobs.get(digest(BINARY)) == BINARY
@@ -87,9 +87,9 @@ async def test_what_is_no_digest_travels_nowhere(redis_url: str) -> None:
 
 
 async def test_many_at_once_do_not_disturb_each_other(blobs: BlobStore) -> None:
-    pictures = [str(i % 10).encode() * 10_000 for i in range(50)]
-    await asyncio.gather(*(blobs.put(digest(data), data, 60) for data in pictures))
-    assert await asyncio.gather(*(blobs.get(digest(data)) for data in pictures)) == pictures
+    images = [str(i % 10).encode() * 10_000 for i in range(50)]
+    await asyncio.gather(*(blobs.put(digest(data), data, 60) for data in images))
+    assert await asyncio.gather(*(blobs.get(digest(data)) for data in images)) == images
 
 
 async def _all_sizes(blobs: BlobStore, *, limit: int) -> dict[str, int]:
@@ -108,14 +108,14 @@ async def test_where_nothing_lies_there_is_nothing_to_scan(blobs: BlobStore) -> 
 
 @pytest.mark.parametrize("limit", [1, 7, 60, 1000])
 async def test_a_scan_finds_all_that_lives_with_its_size(blobs: BlobStore, limit: int) -> None:
-    pictures = {digest(b"%d" % i): b"x" * i for i in range(60)}
-    for name, data in pictures.items():
+    images = {digest(b"%d" % i): b"x" * i for i in range(60)}
+    for name, data in images.items():
         await blobs.put(name, data, 60)
     await blobs.put(digest(b"over"), b"over", 0.1)
     await blobs.put(digest(b"deleted"), b"deleted", 60)
     await blobs.delete(digest(b"deleted"))
     await asyncio.sleep(0.2)
-    sizes = {name: len(data) for name, data in pictures.items()}
+    sizes = {name: len(data) for name, data in images.items()}
     assert await _all_sizes(blobs, limit=limit) == sizes
 
 
@@ -141,15 +141,15 @@ async def test_what_it_may_take_is_a_number_or_unlimited(blobs: BlobStore) -> No
 
 async def test_what_passes_lies_apart_and_no_scan_finds_it(blobs: BlobStore) -> None:
     one, two = digest(b"one"), digest(b"two")
-    await blobs.passing().put(one, b"passing", 0.3)
-    await blobs.passing().put(two, b"passing too", 60)
-    await blobs.put(two, b"a picture", 60)
+    await blobs.ephemeral().put(one, b"passing", 0.3)
+    await blobs.ephemeral().put(two, b"passing too", 60)
+    await blobs.put(two, b"an image", 60)
 
     assert await blobs.get(one) is None
     assert await _all_sizes(blobs, limit=500) == {two: 9}
-    assert await blobs.passing().get(two) == b"passing too"
-    assert await blobs.passing().get(one) == b"passing"
+    assert await blobs.ephemeral().get(two) == b"passing too"
+    assert await blobs.ephemeral().get(one) == b"passing"
     await asyncio.sleep(0.35)
-    assert await blobs.passing().get(one) is None
-    await blobs.passing().delete(two)
-    assert await blobs.get(two) == b"a picture"
+    assert await blobs.ephemeral().get(one) is None
+    await blobs.ephemeral().delete(two)
+    assert await blobs.get(two) == b"an image"

@@ -1,6 +1,6 @@
 """What every store promises of entries beyond the plain claim and keep of `test_contract.py`.
 
-Claims that ignore what a slot holds, pictures that displace others, and going through all there is.
+Claims that ignore what a slot holds, images that displace others, and going through all there is.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.store import commands as verbs
-from gateway.store.batch import ask
+from gateway.store import commands
+from gateway.store.batch import execute
 from gateway.store.commands import Slot
 from gateway.store.protocol import Store
 from tests.conftest import OpenStore
@@ -24,29 +24,29 @@ OVER = 0.25
 LONG = 60.0
 
 
-def claim(flight: str, slots: Iterable[int] = (0,), *, ignoring: Iterable[str] = ()) -> verbs.Claim:
-    return verbs.Claim("f", tuple(slots), flight, LONG, tuple(ignoring))
+def claim(
+    flight: str, slots: Iterable[int] = (0,), *, ignoring: Iterable[str] = ()
+) -> commands.AcquireLease:
+    return commands.AcquireLease("f", tuple(slots), flight, LONG, tuple(ignoring))
 
 
 def keep(
     flight: str,
-    pictures: Mapping[int, str],
+    images: Mapping[int, str],
     *,
     print_: str = "f",
     lifetime: float = LONG,
     displaces: bool = False,
-) -> verbs.Keep:
-    slots = {
-        index: Slot(picture, 0.0, f"<{picture}>".encode()) for index, picture in pictures.items()
-    }
-    return verbs.Keep(print_, flight, slots, lifetime, LONG, displaces)
+) -> commands.StoreImages:
+    slots = {index: Slot(image, 0.0, f"<{image}>".encode()) for index, image in images.items()}
+    return commands.StoreImages(print_, flight, slots, lifetime, LONG, displaces)
 
 
 async def entry(store: Store, print_: str = "f") -> dict[int, str]:
-    """Slot → picture; that the data are those of the picture is checked on the way."""
-    slots = (await ask(store, verbs.ReadEntry(print_))).slots
-    assert all(slot.data == f"<{slot.picture}>".encode() for slot in slots.values())
-    return {index: slot.picture for index, slot in slots.items()}
+    """Slot → image; that the data are those of the image is checked on the way."""
+    slots = (await execute(store, commands.ReadEntry(print_))).slots
+    assert all(slot.data == f"<{slot.image_id}>".encode() for slot in slots.values())
+    return {index: slot.image_id for index, slot in slots.items()}
 
 
 async def all_entries(store: Store, *, limit: int) -> dict[str, dict[int, str]]:
@@ -54,96 +54,99 @@ async def all_entries(store: Store, *, limit: int) -> dict[str, dict[int, str]]:
     found: dict[str, dict[int, str]] = {}
     after: str | None = ""
     while after is not None:
-        page = await ask(store, verbs.ScanEntries(after, limit))
+        page = await execute(store, commands.ScanEntries(after, limit))
         for print_, slots in page.entries.items():
-            found[print_] = {index: slot.picture for index, slot in slots.items()}
+            found[print_] = {index: slot.image_id for index, slot in slots.items()}
         after = page.after
     return found
 
 
 class TestIgnoring:
-    async def test_a_slot_whose_picture_is_ignored_is_empty(self, store: Store) -> None:
-        await ask(store, keep("zero", {0: "a", 1: "b", 2: "c"}))
-        claimed = await ask(store, claim("one", range(4), ignoring=("a", "c", "elsewhere")))
-        assert ({i: s.picture for i, s in claimed.held.items()}, claimed.mine) == (
+    async def test_a_slot_whose_image_is_ignored_is_empty(self, store: Store) -> None:
+        await execute(store, keep("zero", {0: "a", 1: "b", 2: "c"}))
+        claimed = await execute(store, claim("one", range(4), ignoring=("a", "c", "elsewhere")))
+        assert ({i: s.image_id for i, s in claimed.held.items()}, claimed.mine) == (
             {1: "b"},
             (0, 2, 3),
         )
 
-    async def test_for_other_claims_the_picture_is_there_all_the_same(self, store: Store) -> None:
-        await ask(store, keep("zero", {0: "a"}))
-        await ask(store, claim("one", ignoring=("a",)))
-        assert set((await ask(store, claim("two"))).held) == {0}
+    async def test_for_other_claims_the_image_is_there_all_the_same(self, store: Store) -> None:
+        await execute(store, keep("zero", {0: "a"}))
+        await execute(store, claim("one", ignoring=("a",)))
+        assert set((await execute(store, claim("two"))).held) == {0}
 
     async def test_who_ignores_it_too_finds_the_claim(self, store: Store) -> None:
-        await ask(store, keep("zero", {0: "a"}))
-        await ask(store, claim("one", ignoring=("a",)))
-        claimed = await ask(store, claim("two", ignoring=("a",)))
+        await execute(store, keep("zero", {0: "a"}))
+        await execute(store, claim("one", ignoring=("a",)))
+        claimed = await execute(store, claim("two", ignoring=("a",)))
         assert (dict(claimed.held), claimed.mine, dict(claimed.others)) == ({}, (), {0: "one"})
 
 
 class TestDisplacing:
     async def test_what_was_there_moves_to_the_first_free_slots(self, store: Store) -> None:
-        await ask(store, keep("zero", {0: "a", 1: "b", 3: "c"}))
-        kept = await ask(store, keep("one", {0: "x", 1: "y"}, displaces=True))
+        await execute(store, keep("zero", {0: "a", 1: "b", 3: "c"}))
+        kept = await execute(store, keep("one", {0: "x", 1: "y"}, displaces=True))
         assert kept == {0: 0, 1: 1}
         assert await entry(store) == {0: "x", 1: "y", 2: "a", 3: "c", 4: "b"}
 
     async def test_it_moves_as_it_is(self, store: Store) -> None:
-        await ask(store, keep("zero", {0: "a"}, lifetime=1000))
-        before = (await ask(store, verbs.ReadEntry("f"))).slots[0]
-        await ask(store, keep("one", {0: "x"}, displaces=True))
-        assert (await ask(store, verbs.ReadEntry("f"))).slots[1] == before
+        await execute(store, keep("zero", {0: "a"}, lifetime=1000))
+        before = (await execute(store, commands.ReadEntry("f"))).slots[0]
+        await execute(store, keep("one", {0: "x"}, displaces=True))
+        assert (await execute(store, commands.ReadEntry("f"))).slots[1] == before
 
     async def test_a_wanted_slot_is_not_free_for_what_was_displaced(self, store: Store) -> None:
-        await ask(store, keep("zero", {0: "a"}))
-        assert await ask(store, keep("one", {0: "x", 1: "y"}, displaces=True)) == {0: 0, 1: 1}
+        await execute(store, keep("zero", {0: "a"}))
+        assert await execute(store, keep("one", {0: "x", 1: "y"}, displaces=True)) == {0: 0, 1: 1}
         assert await entry(store) == {0: "x", 1: "y", 2: "a"}
 
     async def test_doing_it_twice_changes_nothing(self, store: Store) -> None:
-        await ask(store, keep("zero", {0: "a", 1: "b"}))
+        await execute(store, keep("zero", {0: "a", 1: "b"}))
         for _ in range(2):
-            assert await ask(store, keep("one", {0: "x", 1: "y"}, displaces=True)) == {0: 0, 1: 1}
+            assert await execute(store, keep("one", {0: "x", 1: "y"}, displaces=True)) == {
+                0: 0,
+                1: 1,
+            }
         assert await entry(store) == {0: "x", 1: "y", 2: "a", 3: "b"}
 
     async def test_what_the_verb_itself_brings_is_not_displaced(self, store: Store) -> None:
-        await ask(store, keep("zero", {0: "a", 1: "x"}))
-        kept = await ask(store, keep("one", {0: "x", 1: "y"}, displaces=True))
+        await execute(store, keep("zero", {0: "a", 1: "x"}))
+        kept = await execute(store, keep("one", {0: "x", 1: "y"}, displaces=True))
         assert kept == {0: 1, 1: 2}
         assert await entry(store) == {0: "a", 1: "x", 2: "y"}
 
     async def test_anothers_claim_is_respected(self, store: Store) -> None:
-        await ask(store, keep("zero", {0: "a", 1: "b"}))
-        await ask(store, claim("two", (0, 2), ignoring=("a",)))
-        assert await ask(store, keep("one", {0: "x", 1: "y"}, displaces=True)) == {0: 3, 1: 1}
+        await execute(store, keep("zero", {0: "a", 1: "b"}))
+        await execute(store, claim("two", (0, 2), ignoring=("a",)))
+        assert await execute(store, keep("one", {0: "x", 1: "y"}, displaces=True)) == {0: 3, 1: 1}
         assert await entry(store) == {0: "a", 1: "y", 3: "x", 4: "b"}
 
     async def test_its_own_claim_is_given_back(self, store: Store) -> None:
-        await ask(store, keep("zero", {0: "a"}))
-        await ask(store, claim("one", (0, 1), ignoring=("a",)))
-        assert await ask(store, keep("one", {0: "x"}, displaces=True)) == {0: 0}
+        await execute(store, keep("zero", {0: "a"}))
+        await execute(store, claim("one", (0, 1), ignoring=("a",)))
+        assert await execute(store, keep("one", {0: "x"}, displaces=True)) == {0: 0}
         assert await entry(store) == {0: "x", 1: "a"}
-        assert (await ask(store, claim("two", (2,)))).mine == (2,)
+        assert (await execute(store, claim("two", (2,)))).mine == (2,)
 
     async def test_beyond_slot_63_what_was_displaced_is_dropped(self, store: Store) -> None:
-        await ask(store, keep("zero", {index: f"p{index}" for index in range(63)}))
-        kept = await ask(store, keep("one", {0: "x", 1: "y"}, displaces=True))
+        await execute(store, keep("zero", {index: f"p{index}" for index in range(63)}))
+        kept = await execute(store, keep("one", {0: "x", 1: "y"}, displaces=True))
         assert kept == {0: 0, 1: 1}
         found = await entry(store)
         assert (len(found), found[0], found[1], found[63]) == (64, "x", "y", "p0")
 
     async def test_without_it_nothing_is_displaced(self, store: Store) -> None:
-        await ask(store, keep("zero", {0: "a"}))
-        assert await ask(store, keep("one", {0: "x"})) == {0: 1}
+        await execute(store, keep("zero", {0: "a"}))
+        assert await execute(store, keep("one", {0: "x"})) == {0: 1}
         assert await entry(store) == {0: "a", 1: "x"}
 
     @pytest.mark.parametrize("displaces", [True, False])
-    async def test_an_expired_picture_that_is_overwritten_can_be_kept_again(
+    async def test_an_expired_image_that_is_overwritten_can_be_kept_again(
         self, store: Store, displaces: bool
     ) -> None:
-        await ask(store, keep("zero", {0: "a"}, lifetime=SHORT))
+        await execute(store, keep("zero", {0: "a"}, lifetime=SHORT))
         await asyncio.sleep(OVER)
-        kept = await ask(store, keep("one", {0: "x", 1: "a"}, displaces=displaces))
+        kept = await execute(store, keep("one", {0: "x", 1: "a"}, displaces=displaces))
         assert kept == {0: 0, 1: 1}
         assert await entry(store) == {0: "x", 1: "a"}
 
@@ -155,15 +158,15 @@ class TestScan:
     @pytest.mark.parametrize("limit", [1, 7, 25, 1000])
     async def test_every_entry_is_on_some_page(self, store: Store, limit: int) -> None:
         wanted = {f"print{i:03}": {0: f"p{i}", i % 5 + 1: f"q{i}"} for i in range(50)}
-        await store.run([keep("one", slots, print_=print_) for print_, slots in wanted.items()])
+        await store.execute([keep("one", slots, print_=print_) for print_, slots in wanted.items()])
         assert await all_entries(store, limit=limit) == wanted
 
     async def test_other_things_are_not_among_them(self, store: Store) -> None:
-        await store.run(
+        await store.execute(
             [
-                verbs.Put((verbs.Change("entry", "entry:{x}", b"v", None),)),
-                verbs.Note("entry", "x", b"v", LONG),
-                verbs.Publish("entry", "e", b"v", LONG),
+                commands.CompareAndSet((commands.Write("entry", "entry:{x}", b"v", None),)),
+                commands.SetValue("entry", "x", b"v", LONG),
+                commands.Publish("entry", "e", b"v", LONG),
                 claim("one"),
                 keep("two", {0: "a"}, print_="only"),
             ]
@@ -171,20 +174,20 @@ class TestScan:
         assert await all_entries(store, limit=100) == {"only": {0: "a"}}
 
     async def test_a_page_has_no_more_than_was_asked_for_by_much(self, store: Store) -> None:
-        await store.run([keep("one", {0: "a"}, print_=f"print{i}") for i in range(300)])
-        page = await ask(store, verbs.ScanEntries(limit=20))
+        await store.execute([keep("one", {0: "a"}, print_=f"print{i}") for i in range(300)])
+        page = await execute(store, commands.ScanEntries(limit=20))
         assert len(page.entries) <= 40
         assert page.after is not None
 
     async def test_slots_come_as_they_lie_the_expired_ones_too(self, store: Store) -> None:
-        await store.run(
+        await store.execute(
             [keep("one", {0: "a"}, lifetime=SHORT), keep("one", {3: "b"}, lifetime=LONG)]
         )
         await asyncio.sleep(OVER)
-        lying = (await ask(store, verbs.ReadEntry("f"))).slots
+        lying = (await execute(store, commands.ReadEntry("f"))).slots
         assert set(lying) == {0, 3}
-        page = await ask(store, verbs.ScanEntries())
-        assert page == verbs.EntriesPage({"f": lying}, None)
+        page = await execute(store, commands.ScanEntries())
+        assert page == commands.EntriesPage({"f": lying}, None)
 
 
 # ── random stories against a model ──────────────────────────────────────────────────────────
@@ -197,54 +200,56 @@ class Model:
     held: dict[int, str] = field(default_factory=dict)
     claims: dict[int, str] = field(default_factory=dict)
 
-    def claim(self, verb: verbs.Claim) -> tuple[set[int], tuple[int, ...], dict[int, str]]:
-        held = {i for i in verb.slots if i in self.held and self.held[i] not in verb.ignoring}
+    def claim(
+        self, command: commands.AcquireLease
+    ) -> tuple[set[int], tuple[int, ...], dict[int, str]]:
+        held = {i for i in command.slots if i in self.held and self.held[i] not in command.ignoring}
         others = {
             i: self.claims[i]
-            for i in verb.slots
-            if i not in held and self.claims.get(i, verb.flight) != verb.flight
+            for i in command.slots
+            if i not in held and self.claims.get(i, command.flight) != command.flight
         }
-        mine = tuple(i for i in verb.slots if i not in held and i not in others)
-        self.claims |= dict.fromkeys(mine, verb.flight)
+        mine = tuple(i for i in command.slots if i not in held and i not in others)
+        self.claims |= dict.fromkeys(mine, command.flight)
         return held, mine, others
 
-    def keep(self, verb: verbs.Keep) -> dict[int, int]:
-        self.claims = {i: flight for i, flight in self.claims.items() if flight != verb.flight}
-        own = {slot.picture for slot in verb.slots.values()}
+    def keep(self, command: commands.StoreImages) -> dict[int, int]:
+        self.claims = {i: flight for i, flight in self.claims.items() if flight != command.flight}
+        own = {slot.image_id for slot in command.slots.values()}
         homeless = []
-        for wanted, slot in sorted(verb.slots.items()):
-            if slot.picture in self.held.values():
+        for wanted, slot in sorted(command.slots.items()):
+            if slot.image_id in self.held.values():
                 continue
-            makes_way = verb.displaces and wanted not in self.claims
-            if makes_way and self.held.get(wanted, slot.picture) not in own:
+            makes_way = command.displaces and wanted not in self.claims
+            if makes_way and self.held.get(wanted, slot.image_id) not in own:
                 homeless.append(self.held.pop(wanted))
-            self.put(wanted, slot.picture)
-        for picture in homeless:
-            self.put(0, picture)
-        places = {picture: index for index, picture in self.held.items()}
-        return {w: places[s.picture] for w, s in verb.slots.items() if s.picture in places}
+            self.put(wanted, slot.image_id)
+        for image in homeless:
+            self.put(0, image)
+        places = {image: index for index, image in self.held.items()}
+        return {w: places[s.image_id] for w, s in command.slots.items() if s.image_id in places}
 
-    def put(self, wanted: int, picture: str) -> None:
+    def put(self, wanted: int, image: str) -> None:
         free = [i for i in (wanted, *range(64)) if i not in self.held and i not in self.claims]
         if free:
-            self.held[free[0]] = picture
+            self.held[free[0]] = image
 
 
 FLIGHTS = st.sampled_from(["one", "two", "three"])
 SLOTS = st.one_of(st.integers(0, 5), st.integers(60, 63))
-PICTURES = st.text("abcdefghij", min_size=1, max_size=1)
+IMAGES = st.text("abcdefghij", min_size=1, max_size=1)
 CLAIMS = st.builds(
     claim,
     FLIGHTS,
     st.lists(SLOTS, unique=True, max_size=4),
-    ignoring=st.lists(PICTURES, max_size=3),
+    ignoring=st.lists(IMAGES, max_size=3),
 )
 KEEPS = st.builds(
     keep,
     FLIGHTS,
-    st.lists(
-        st.tuples(SLOTS, PICTURES), max_size=4, unique_by=(lambda x: x[0], lambda x: x[1])
-    ).map(dict),
+    st.lists(st.tuples(SLOTS, IMAGES), max_size=4, unique_by=(lambda x: x[0], lambda x: x[1])).map(
+        dict
+    ),
     displaces=st.booleans(),
 )
 
@@ -254,7 +259,7 @@ KEEPS = st.builds(
 )
 @given(filler=st.sampled_from([0, 54]), story=st.lists(st.one_of(CLAIMS, KEEPS), max_size=15))
 def test_any_story_ends_as_the_model_says(
-    open_store: OpenStore, filler: int, story: list[verbs.Claim | verbs.Keep]
+    open_store: OpenStore, filler: int, story: list[commands.AcquireLease | commands.StoreImages]
 ) -> None:
     """Who gets which slot, who is named for which, and what lies where in the end."""
 
@@ -262,18 +267,18 @@ def test_any_story_ends_as_the_model_says(
         async with open_store() as store:
             await _clear(store)
             model = Model()
-            for verb in (keep("filler", {i + 6: f"p{i}" for i in range(filler)}), *story):
-                if isinstance(verb, verbs.Keep):
-                    assert await ask(store, verb) == model.keep(verb)
+            for command in (keep("filler", {i + 6: f"p{i}" for i in range(filler)}), *story):
+                if isinstance(command, commands.StoreImages):
+                    assert await execute(store, command) == model.keep(command)
                 else:
-                    claimed = await ask(store, verb)
+                    claimed = await execute(store, command)
                     found = (set(claimed.held), claimed.mine, dict(claimed.others))
-                    assert found == model.claim(verb)
+                    assert found == model.claim(command)
                 assert await entry(store) == model.held
 
     asyncio.run(tell())
 
 
 async def _clear(store: Store) -> None:
-    releases = [verbs.Release("f", flight) for flight in ("one", "two", "three")]
-    await store.run([verbs.Clear("f", await entry(store)), *releases])
+    releases = [commands.ReleaseLease("f", flight) for flight in ("one", "two", "three")]
+    await store.execute([commands.EmptySlots("f", await entry(store)), *releases])

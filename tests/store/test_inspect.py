@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from gateway.store.batch import ask
+from gateway.store.batch import execute
 from gateway.store.commands import Inspect, StoreFacts
 from gateway.store.protocol import Store
 from gateway.store.redis.store import open_redis_store
@@ -18,18 +18,18 @@ from tests.redis_server import run_durable_redis, run_redis_server
 
 async def inspect_redis(url: str) -> StoreFacts:
     async with open_redis_store(url) as store:
-        return await ask(store, Inspect())
+        return await execute(store, Inspect())
 
 
 async def test_it_tells_its_own_time(store: Store) -> None:
     before = time.time()
-    facts = await ask(store, Inspect())
+    facts = await execute(store, Inspect())
     assert before - 0.1 <= facts.now <= time.time() + 0.1
 
 
 async def test_a_database_evicts_nothing_and_keeps_everything(sqlite_path: Path) -> None:
     async with open_sqlite_store(sqlite_path, clock=lambda: 1234.5) as store:
-        facts = await ask(store, Inspect())
+        facts = await execute(store, Inspect())
     assert facts == StoreFacts("sqlite", 1234.5, None, None, is_durable=True)
 
 
@@ -57,7 +57,7 @@ async def test_redis_is_durable_with_an_append_only_file(tmp_path: Path, redis_u
 async def test_a_full_redis_answers_too(tmp_path: Path) -> None:
     with run_redis_server(tmp_path) as url:
         async with open_redis_store(url) as store:
-            await store.check_layout()
+            await store.check_schema()
             with redis.Redis.from_url(url) as client:
                 client.config_set("maxmemory", 1)
-            assert (await ask(store, Inspect())).maxmemory_bytes == 1
+            assert (await execute(store, Inspect())).maxmemory_bytes == 1

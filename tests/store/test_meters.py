@@ -14,14 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.store import commands as verbs
-from gateway.store.batch import ask
-from gateway.store.commands import Meter, Take
+from gateway.store import commands
+from gateway.store.batch import execute
+from gateway.store.commands import Consumption, Counter
 from gateway.store.protocol import Store
-from gateway.store.sqlite import arithmetic as meters
+from gateway.store.sqlite import arithmetic as counters
 
 UNIT = 60_000_000
-PERIODS = ("minute", "day", "open")
+PERIODS = ("minute", "day", "concurrency")
 
 small = settings(
     max_examples=25,
@@ -37,7 +37,7 @@ class Model:
     level: int | None = None
     at: int = 0
     spent: int = 0
-    reserved: dict[str, int] = field(default_factory=lambda: {"day": 0, "open": 0})
+    reserved: dict[str, int] = field(default_factory=lambda: {"day": 0, "concurrency": 0})
     journals: dict[str, dict[str, Any]] = field(default_factory=dict)
     ledger: int = 0
 
@@ -50,20 +50,20 @@ class Model:
     def missing(self, maximum: int, now: int) -> int:
         return maximum * UNIT - self.level_at(maximum, now)
 
-    def reserve(self, purchase: str, takes: tuple[Take, ...], now: int) -> int | None:
+    def reserve(self, purchase: str, consumptions: tuple[Consumption, ...], now: int) -> int | None:
         if purchase in self.journals:
             return None
-        for index, take in enumerate(takes):
+        for index, take in enumerate(consumptions):
             if not self.fits(take, now):
                 return index
-        for take in takes:
+        for take in consumptions:
             self.take(take, now)
-        amounts = {take.meter.period: take.amount for take in takes}
+        amounts = {take.counter.period: take.amount for take in consumptions}
         self.journals[purchase] = {"amounts": amounts, "open": True, "charge": 0, "presumed": False}
         return None
 
-    def fits(self, take: Take, now: int) -> bool:
-        maximum, period = take.meter.maximum, take.meter.period
+    def fits(self, take: Consumption, now: int) -> bool:
+        maximum, period = take.counter.maximum, take.counter.period
         if maximum is None or take.amount == 0:
             return True
         if period == "minute":
@@ -71,11 +71,11 @@ class Model:
         spent = self.spent if period == "day" else 0
         return spent + self.reserved[period] + take.amount <= maximum
 
-    def take(self, take: Take, now: int) -> None:
-        if take.meter.period != "minute":
-            self.reserved[take.meter.period] += take.amount
-        elif take.meter.maximum is not None and take.amount:
-            self.level = self.level_at(take.meter.maximum, now) - take.amount * UNIT
+    def take(self, take: Consumption, now: int) -> None:
+        if take.counter.period != "minute":
+            self.reserved[take.counter.period] += take.amount
+        elif take.counter.maximum is not None and take.amount:
+            self.level = self.level_at(take.counter.maximum, now) - take.amount * UNIT
             self.at = now
 
     def settle(self, purchase: str, charge: int, presumed: bool, correct: bool) -> str:
@@ -84,7 +84,7 @@ class Model:
             self.journals[purchase] = {"open": False, "charge": None, "presumed": False}
             return "unknown"
         if journal["open"]:
-            for period in ("day", "open"):
+            for period in ("day", "concurrency"):
                 self.reserved[period] -= journal["amounts"][period]
             status, journal["presumed"] = "settled", presumed
         elif correct and journal["presumed"]:
@@ -119,13 +119,13 @@ async def test_any_sequence_of_reservations_and_settlements_agrees_with_the_mode
 async def _reserve(
     store: Store, model: Model, scope: str, name: str, wanted: tuple[int, ...], maximum: int | None
 ) -> None:
-    takes = tuple(
-        Take(Meter(scope, "images", period, maximum), amount)
+    consumptions = tuple(
+        Consumption(Counter(scope, "images", period, maximum), amount)
         for period, amount in zip(PERIODS, wanted, strict=True)
     )
-    reservation = await ask(store, verbs.Reserve(f"{scope}-{name}", "w", takes, b""))
+    reservation = await execute(store, commands.Reserve(f"{scope}-{name}", "w", consumptions, b""))
     now = round(reservation.now * 1e6)
-    assert reservation.refused == model.reserve(name, takes, now)
+    assert reservation.denied == model.reserve(name, consumptions, now)
     if maximum is not None:
         assert reservation.states[0].used == -(-model.missing(maximum, now) // UNIT)
 
@@ -133,8 +133,8 @@ async def _reserve(
 async def _settle(
     store: Store, model: Model, scope: str, name: str, charge: int, presumed: bool, correct: bool
 ) -> None:
-    verb = verbs.Settle(f"{scope}-{name}", {"images": charge}, b"r", presumed, correct)
-    settlement = await ask(store, verb)
+    command = commands.Settle(f"{scope}-{name}", {"images": charge}, b"r", presumed, correct)
+    settlement = await execute(store, command)
     assert settlement.status == model.settle(name, charge, presumed, correct)
     if settlement.status != "unknown":
         journal = model.journals[name]
@@ -144,24 +144,28 @@ async def _settle(
 
 
 async def _agree(store: Store, model: Model, scope: str) -> None:
-    windows = tuple(Meter(scope, "images", period) for period in PERIODS[1:])
-    day, open_now = await ask(store, verbs.ReadMeters(windows))
+    windows = tuple(Counter(scope, "images", period) for period in PERIODS[1:])
+    day, open_now = await execute(store, commands.PeekCounters(windows))
     assert (day.used, day.reserved) == (model.spent, model.reserved["day"])
-    assert (open_now.used, open_now.reserved) == (0, model.reserved["open"])
+    assert (open_now.used, open_now.reserved) == (0, model.reserved["concurrency"])
 
 
 @small
-@given(takes=st.lists(st.tuples(st.integers(0, 5), st.sampled_from([3, 600, 60_000])), max_size=8))
+@given(
+    consumptions=st.lists(
+        st.tuples(st.integers(0, 5), st.sampled_from([3, 600, 60_000])), max_size=8
+    )
+)
 async def test_a_bucket_agrees_with_the_model_to_the_microsecond(
-    store: Store, takes: list[tuple[int, int]]
+    store: Store, consumptions: list[tuple[int, int]]
 ) -> None:
     model, scope = Model(), uuid.uuid4().hex
-    for index, (amount, maximum) in enumerate(takes):
-        take = Take(Meter(scope, "requests", "minute", maximum), amount)
-        answer = await ask(store, verbs.Reserve(f"{scope}-{index}", "w", (take,), b""))
+    for index, (amount, maximum) in enumerate(consumptions):
+        take = Consumption(Counter(scope, "requests", "minute", maximum), amount)
+        answer = await execute(store, commands.Reserve(f"{scope}-{index}", "w", (take,), b""))
         now = round(answer.now * 1e6)
         fits = model.fits(take, now)
-        assert (answer.refused is None) == fits
+        assert (answer.denied is None) == fits
         if fits:
             model.take(take, now)
         missing = model.missing(maximum, now)
@@ -185,22 +189,22 @@ class TestWindows:
     def test_windows_begin_at_utc_midnight_and_on_the_first(
         self, period: Any, now: float, label: str, ends_at: float
     ) -> None:
-        assert meters.window_at(period, now) == meters.Window(label, ends_at)
+        assert counters.window_at(period, now) == counters.Window(label, ends_at)
 
 
 class TestBuckets:
     def test_a_clock_that_went_back_refills_nothing(self) -> None:
-        bucket = meters.Bucket(level=5, at=1000)
-        assert meters.refill(bucket, 10, now=400) == bucket
+        bucket = counters.Bucket(level=5, at=1000)
+        assert counters.refill(bucket, 10, now=400) == bucket
 
     def test_after_a_minute_a_bucket_is_full_whatever_its_maximum_was(self) -> None:
         for maximum in (1, 7, 100):
-            full = meters.refill(meters.Bucket(0, 0), maximum, now=UNIT)
+            full = counters.refill(counters.Bucket(0, 0), maximum, now=UNIT)
             assert full.level == maximum * UNIT
 
     def test_what_is_missing_is_shown_in_whole_requests_rounded_up(self) -> None:
-        state: Callable[[int], verbs.MeterState] = lambda level: meters.show_bucket(  # noqa: E731
-            meters.Bucket(level, 0), 2
+        state: Callable[[int], commands.CounterState] = lambda level: counters.show_bucket(  # noqa: E731
+            counters.Bucket(level, 0), 2
         )
         assert [state(2 * UNIT).used, state(2 * UNIT - 1).used, state(UNIT).used] == [0, 1, 1]
         assert state(UNIT).resets_in == 30.0

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from gateway.errors import StoreFull, StoreUnavailable
-from gateway.store.batch import ask
-from gateway.store.commands import Admit, Beat, Change, Get, Put
-from gateway.store.protocol import Store, Verb, Watch
-from gateway.store.wrappers import MOST_AT_ONCE, QueuedStore
+from gateway.store.batch import execute
+from gateway.store.commands import Admit, CompareAndSet, Get, Heartbeat, Write
+from gateway.store.protocol import Command, Store, Watch
+from gateway.store.wrappers import MAX_AT_ONCE, LimitedStore
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class SlowStore:
     """A store that answers nobody before it is told to."""
 
     name: str = "slow"
-    asked: list[Verb[Any]] = field(default_factory=list)
+    asked: list[Command[Any]] = field(default_factory=list)
     waiting: list[asyncio.Future[list[Any]]] = field(default_factory=list)
 
-    async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
-        self.asked += verbs
+    async def run(self, commands: Sequence[Command[Any]]) -> list[Any]:
+        self.asked += commands
         self.waiting.append(asyncio.get_running_loop().create_future())
         return await self.waiting[-1]
 
@@ -63,12 +63,12 @@ class Line:
     tasks: list[asyncio.Task[Any]]
 
 
-async def stand_in_line(*verbs: Verb[Any]) -> Line:
+async def stand_in_line(*commands: Command[Any]) -> Line:
     """As many ask as may; then these, one after the other."""
     slow = SlowStore()
-    store = QueuedStore(slow)
-    taking = [Get("taken", str(number)) for number in range(MOST_AT_ONCE)]
-    tasks = [asyncio.create_task(ask(store, verb)) for verb in (*taking, *verbs)]
+    store = LimitedStore(slow)
+    taking = [Get("taken", str(number)) for number in range(MAX_AT_ONCE)]
+    tasks = [asyncio.create_task(execute(store, command)) for command in (*taking, *commands)]
     await asyncio.sleep(0.01)
     assert slow.asked == taking
     slow.asked.clear()
@@ -84,17 +84,17 @@ async def test_the_rest_go_when_a_place_is_free_in_the_order_in_which_they_came(
     assert line.slow.asked == [A]
     await line.slow.answer()
     assert line.slow.asked == [A, B]
-    await line.slow.answer(MOST_AT_ONCE)
+    await line.slow.answer(MAX_AT_ONCE)
     await asyncio.gather(*line.tasks)
 
 
 async def test_a_watch_is_the_stores_own_and_stands_in_no_line() -> None:
-    async with QueuedStore(SlowStore()).watch("a") as watch:
+    async with LimitedStore(SlowStore()).watch("a") as watch:
         assert watch == NamedWatch("a")
 
 
 async def test_who_is_not_yet_admitted_waits_for_all_others() -> None:
-    newcomer, beat = Admit("keys", "key", b"", ()), Beat("worker")
+    newcomer, beat = Admit("keys", "key", b"", ()), Heartbeat("worker")
     line = await stand_in_line(newcomer, A, beat)
     await line.slow.answer(3)
     assert line.slow.asked == [A, beat, newcomer]
@@ -131,11 +131,11 @@ async def test_one_who_leaves_the_line_takes_no_place(is_called: bool) -> None:
 
 async def test_places_are_free_again_after_a_crowd(store: Store) -> None:
     """Over a real store: all are answered, many times as many as may ask at once."""
-    queued = QueuedStore(store)
-    change = Change("things", "one", b"value", None)
-    assert await ask(queued, Put((change,))) is None
+    queued = LimitedStore(store)
+    change = Write("things", "one", b"value", None)
+    assert await execute(queued, CompareAndSet((change,))) is None
     for _ in range(2):
         found = await asyncio.gather(
-            *(ask(queued, Get("things", "one")) for _ in range(3 * MOST_AT_ONCE))
+            *(execute(queued, Get("things", "one")) for _ in range(3 * MAX_AT_ONCE))
         )
         assert found == [b"value"] * len(found)

@@ -27,17 +27,17 @@ import uvloop
 from structlog.testing import capture_logs
 
 from gateway.errors import StoreFull, StoreUnavailable
-from gateway.store import commands as verbs
-from gateway.store.batch import ask
+from gateway.store import commands
+from gateway.store.batch import execute
 from gateway.store.blobs.redis import SMALL_BYTES, open_redis_blobs
-from gateway.store.commands import Change, Meter, Slot, Take
-from gateway.store.handshake import LAYOUT_VERSION, LayoutMismatch, StoreMissing
-from gateway.store.protocol import Store, Verb
+from gateway.store.commands import Consumption, Counter, Slot, Write
+from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
+from gateway.store.protocol import Command, Store
 from gateway.store.redis.client import CALL_SECONDS, place_of
 from gateway.store.redis.commands import call_for
 from gateway.store.redis.scripts import SCRIPTS
 from gateway.store.redis.store import RedisStore, open_redis_store
-from gateway.store.wrappers import CountedStore
+from gateway.store.wrappers import InstrumentedStore
 from tests.redis_server import refuse_without_server
 
 TLS = Path(__file__).parent.parent / "tls"
@@ -104,18 +104,18 @@ def server(stopped: Server) -> Server:
     return stopped
 
 
-def write(name: str, value: bytes, *, expect: bytes | None = None) -> verbs.Put:
-    return verbs.Put((Change("s", name, value, expect),))
+def write(name: str, value: bytes, *, expected: bytes | None = None) -> commands.CompareAndSet:
+    return commands.CompareAndSet((Write("s", name, value, expected),))
 
 
-def read(name: str) -> verbs.Get:
-    return verbs.Get("s", name)
+def read(name: str) -> commands.Get:
+    return commands.Get("s", name)
 
 
-async def until_it_works(store: Store, verb: verbs.Verb[bytes | None]) -> bytes | None:
+async def until_it_works(store: Store, command: Command[bytes | None]) -> bytes | None:
     for _ in range(100):
         with contextlib.suppress(StoreUnavailable):
-            return await ask(store, verb)
+            return await execute(store, command)
         await asyncio.sleep(0.02)
     pytest.fail("the store did not come back")
 
@@ -170,7 +170,7 @@ class TestPlace:
         with capture_logs() as logs:
             async with open_redis_store(f"{server.url}?password=hunter2") as store:
                 with pytest.raises(StoreUnavailable) as caught:
-                    await ask(store, read("a"))
+                    await execute(store, read("a"))
         said = f"{caught.value.message} {caught.value.__cause__!r} {logs}"
         assert "hunter2" not in said
         assert "invalid username-password pair" in said
@@ -181,8 +181,8 @@ class TestLayout:
         async with open_redis_store(server.url) as store:
             with server.client() as client:
                 assert client.keys() == []
-                await store.check_layout()
-                assert client.get("igw:layout") == str(LAYOUT_VERSION).encode()
+                await store.check_schema()
+                assert client.get("igw:layout") == str(SCHEMA_VERSION).encode()
                 assert client.keys() == [b"igw:layout"]
 
     async def test_another_layout_is_refused_and_left_untouched(self, server: Server) -> None:
@@ -192,12 +192,12 @@ class TestLayout:
                 open_redis_store(server.url) as store,
                 open_redis_blobs(server.url, is_beside_verbs=True) as blobs,
             ):
-                with pytest.raises(LayoutMismatch, match=r"layout version 99; .* version 2"):
-                    await store.check_layout()
+                with pytest.raises(SchemaMismatch, match=r"layout version 99; .* version 2"):
+                    await store.check_schema()
                 with capture_logs() as logs:
                     for _ in range(3):
                         with pytest.raises(StoreUnavailable, match="layout version 99"):
-                            await ask(store, write("a", b"v"))
+                            await execute(store, write("a", b"v"))
                     with pytest.raises(StoreUnavailable, match="layout version 99"):
                         await blobs.put("0" * 64, b"data", 60)
             assert client.keys() == [b"igw:layout"]
@@ -206,14 +206,14 @@ class TestLayout:
 
     async def test_an_older_layout_is_upgraded_and_keeps_what_it_has(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
-            await ask(store, write("a", b"v"))
+            await execute(store, write("a", b"v"))
         with server.client() as client:
             client.set("igw:layout", "1")
             async with open_redis_store(server.url) as store:
-                await store.check_layout()
+                await store.check_schema()
                 assert client.get("igw:layout") == b"2"
-                assert await ask(store, read("a")) == b"v"
-                await ask(store, verbs.Note("s", "n", b"new", 60))
+                assert await execute(store, read("a")) == b"v"
+                await execute(store, commands.SetValue("s", "n", b"new", 60))
 
     async def test_an_older_layout_is_refused_by_whoever_only_looks(self, server: Server) -> None:
         with server.client() as client:
@@ -222,10 +222,10 @@ class TestLayout:
                 open_redis_store(server.url, may_create=False) as store,
                 open_redis_blobs(server.url, may_create=False, is_beside_verbs=True) as blobs,
             ):
-                with pytest.raises(LayoutMismatch, match=r"layout version 1; .* version 2"):
-                    await store.check_layout()
-                with pytest.raises(LayoutMismatch):
-                    await blobs.check_layout()
+                with pytest.raises(SchemaMismatch, match=r"layout version 1; .* version 2"):
+                    await store.check_schema()
+                with pytest.raises(SchemaMismatch):
+                    await blobs.check_schema()
             assert client.get("igw:layout") == b"1"
 
     @pytest.mark.parametrize("stamp", ["3", "10", "two", "", "-1", "1.5"])
@@ -239,23 +239,23 @@ class TestLayout:
                 open_redis_blobs(server.url) as blobs,
             ):
                 for opened in (store, blobs):
-                    with pytest.raises(LayoutMismatch):
-                        await opened.check_layout()
+                    with pytest.raises(SchemaMismatch):
+                        await opened.check_schema()
             assert client.get("igw:layout") == stamp.encode()
 
     async def test_an_away_server_has_no_layout(self, stopped: Server) -> None:
         async with open_redis_store(stopped.url) as store:
             with pytest.raises(StoreUnavailable):
-                await store.check_layout()
+                await store.check_schema()
 
     async def test_prefixes_are_stores_of_their_own(self, redis_url: str) -> None:
         async with (
             open_redis_store(redis_url) as one,
             open_redis_store(redis_url, prefix="two:") as two,
         ):
-            await ask(one, write("a", b"1"))
-            await ask(two, write("a", b"2"))
-            assert [await ask(store, read("a")) for store in (one, two)] == [b"1", b"2"]
+            await execute(one, write("a", b"1"))
+            await execute(two, write("a", b"2"))
+            assert [await execute(store, read("a")) for store in (one, two)] == [b"1", b"2"]
 
 
 class TestKeys:
@@ -322,10 +322,10 @@ class TestKeys:
         assert all(len(found) == 1 for found in tags), tags
 
     async def test_counters_that_show_nothing_leave_nothing_behind(self, redis_url: str) -> None:
-        open_now = Take(Meter("key:k", "purchases", "open", 5), 1)
+        open_now = Consumption(Counter("key:k", "purchases", "concurrency", 5), 1)
         async with open_redis_store(redis_url) as store:
-            reserve = verbs.Reserve("p", "w", (open_now,), b"payload")
-            await store.run([reserve, verbs.Settle("p", {}, None)])
+            reserve = commands.Reserve("p", "w", (open_now,), b"payload")
+            await store.execute([reserve, commands.Settle("p", {}, None)])
         with redis.Redis.from_url(redis_url) as client:
             left = [b"igw:layout", f"{BOOKS}journal:p".encode(), f"{BOOKS}workers".encode()]
             assert sorted(client.keys()) == sorted(left)
@@ -333,8 +333,8 @@ class TestKeys:
 
     async def test_an_empty_shelf_leaves_nothing_behind(self, redis_url: str) -> None:
         async with open_redis_store(redis_url) as store:
-            await store.run([verbs.Shelve(digest, 10, 60, 15) for digest in "abc"])
-            await ask(store, verbs.Unshelve(("c",)))
+            await store.execute([commands.Track(digest, 10, 60, 15) for digest in "abc"])
+            await execute(store, commands.Untrack(("c",)))
         with redis.Redis.from_url(redis_url) as client:
             assert client.keys() == [b"igw:layout"]
 
@@ -349,49 +349,49 @@ class TestKeys:
 
 
 async def _make_every_kind_of_key(store: RedisStore, redis_url: str) -> None:
-    takes = tuple(
-        Take(Meter("key:k", unit, period, 100), 1)
+    consumptions = tuple(
+        Consumption(Counter("key:k", unit, period, 100), 1)
         for unit, period in [
             ("requests", "minute"),
             ("images", "day"),
-            ("micros", "month"),
-            ("purchases", "open"),
+            ("usd_micros", "month"),
+            ("purchases", "concurrency"),
         ]
     )
-    await store.run(
+    await store.execute(
         [
-            verbs.Put((Change("keys", "k", b"record", None),)),
-            verbs.Get("keys", "k", through="keys"),
-            verbs.Admit("keys", "k", b"record", takes[:1]),
-            verbs.Claim("f", (0, 1), "a", 90),
-            verbs.Claim("f", (2,), "b", 30),
-            verbs.Keep("f", "c", {5: Slot("picture", 0, b"data")}, 1000, 500),
-            verbs.Keep("f", "c", {6: Slot("another", 0, b"data")}, 10, 5),
-            verbs.Clear("f", {6: "another"}),
-            verbs.Note("s", "n", b"note", 80),
-            verbs.Note("s", "ever", b"note", None),
-            verbs.Note("s", "dropped", b"note", None),
-            verbs.DropNote("s", "dropped"),
-            verbs.Enlist("s", "l", ("a", "b"), 700),
-            verbs.Enlist("s", "l", ("c",), 7),
-            verbs.Strike("s", "l", ("b",)),
-            *(verbs.Shelve(digest, 10, 60, 25) for digest in "abc"),
-            verbs.Shrink(25),
-            verbs.Touch(("b",)),
-            verbs.Unshelve(("c",)),
-            verbs.Oldest(10),
-            verbs.ReadShelf(),
-            verbs.OnShelf(("b",)),
-            verbs.Sweep(),
-            verbs.Publish("a", "event", b"event", 70),
-            verbs.Beat("w"),
-            verbs.Reserve("open", "w", takes, b"payload"),
-            verbs.Reserve("closed", "w", takes, b"payload"),
-            verbs.Receive("closed", b"payload"),
-            verbs.Settle("closed", {"images": 1, "micros": 5}, b"record"),
-            verbs.OpenJournals(),
-            verbs.Append((b"record",), batch_id="batch"),
-            verbs.ReadLedger(),
+            commands.CompareAndSet((Write("keys", "k", b"record", None),)),
+            commands.Get("keys", "k", index="keys"),
+            commands.Admit("keys", "k", b"record", consumptions[:1]),
+            commands.AcquireLease("f", (0, 1), "a", 90),
+            commands.AcquireLease("f", (2,), "b", 30),
+            commands.StoreImages("f", "c", {5: Slot("image", 0, b"data")}, 1000, 500),
+            commands.StoreImages("f", "c", {6: Slot("another", 0, b"data")}, 10, 5),
+            commands.EmptySlots("f", {6: "another"}),
+            commands.SetValue("s", "n", b"note", 80),
+            commands.SetValue("s", "ever", b"note", None),
+            commands.SetValue("s", "dropped", b"note", None),
+            commands.DeleteValue("s", "dropped"),
+            commands.AddToSet("s", "l", ("a", "b"), 700),
+            commands.AddToSet("s", "l", ("c",), 7),
+            commands.RemoveFromSet("s", "l", ("b",)),
+            *(commands.Track(digest, 10, 60, 25) for digest in "abc"),
+            commands.EvictTo(25),
+            commands.Touch(("b",)),
+            commands.Untrack(("c",)),
+            commands.EvictionCandidates(10),
+            commands.ReadLruTotals(),
+            commands.AreTracked(("b",)),
+            commands.Sweep(),
+            commands.Publish("a", "event", b"event", 70),
+            commands.Heartbeat("w"),
+            commands.Reserve("open", "w", consumptions, b"payload"),
+            commands.Reserve("closed", "w", consumptions, b"payload"),
+            commands.Receive("closed", b"payload"),
+            commands.Settle("closed", {"images": 1, "usd_micros": 5}, b"record"),
+            commands.OpenJournals(),
+            commands.Append((b"record",), batch_id="batch"),
+            commands.ReadLedger(),
         ]
     )
     async with open_redis_blobs(redis_url, is_beside_verbs=True) as blobs:
@@ -416,36 +416,36 @@ def _tags_by_script(monitor: redis.client.Monitor) -> list[set[str]]:
 class TestRoundTrips:
     async def test_a_hundred_callers_at_once_share_a_few_round_trips(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
-            await ask(store, write("a", b"v"))
+            await execute(store, write("a", b"v"))
             with server.client() as client:
                 before = _reads(client)
-                await asyncio.gather(*(ask(store, read("a")) for _ in range(100)))
+                await asyncio.gather(*(execute(store, read("a")) for _ in range(100)))
                 assert _reads(client) - before < 10
 
     async def test_a_batch_is_one_round_trip(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
-            await ask(store, write("a", b"v"))
+            await execute(store, write("a", b"v"))
             with server.client() as client:
                 before = _reads(client)
-                await store.run([read("a"), verbs.ReadEntry("f"), verbs.Beat("w")])
+                await store.execute([read("a"), commands.ReadEntry("f"), commands.Heartbeat("w")])
                 assert _reads(client) - before == 2  # one of them is the question itself
 
     async def test_scripts_that_the_server_has_forgotten_are_sent_again(
         self, server: Server
     ) -> None:
         async with open_redis_store(server.url) as store:
-            await ask(store, verbs.Append((b"0",)))
+            await execute(store, commands.Append((b"0",)))
             with server.client() as client:
                 client.script_flush()
-            answers = await store.run(
+            answers = await store.execute(
                 [
                     read("a"),
                     write("a", b"1"),
                     read("a"),
-                    write("a", b"2", expect=b"1"),
-                    verbs.Append((b"1",)),
+                    write("a", b"2", expected=b"1"),
+                    commands.Append((b"1",)),
                     read("a"),
-                    verbs.ReadLedger(),
+                    commands.ReadLedger(),
                 ]
             )
         assert answers[:-1] == [None, None, b"1", None, None, b"2"]
@@ -453,11 +453,11 @@ class TestRoundTrips:
 
     async def test_many_callers_at_once_survive_forgotten_scripts(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
-            await ask(store, verbs.Beat("w"))
+            await execute(store, commands.Heartbeat("w"))
             with server.client() as client:
                 client.script_flush()
-            await asyncio.gather(*(ask(store, verbs.Append((b"r",))) for _ in range(50)))
-            assert len(await ask(store, verbs.ReadLedger())) == 50
+            await asyncio.gather(*(execute(store, commands.Append((b"r",))) for _ in range(50)))
+            assert len(await execute(store, commands.ReadLedger())) == 50
 
 
 def _reads(client: redis.Redis) -> int:
@@ -474,16 +474,18 @@ class TestTls:
         stopped.start("--tls-port", str(port), *certificate, f"{TLS}/server-key.pem", *trust)
         with stopped.client() as client:
             client.config_set("requirepass", "right")
-        picture = bytes(3 << 20)
+        image = bytes(3 << 20)
         url = f"rediss://:right@127.0.0.1:{port}/0?ssl_ca_certs={TLS}/authority.pem"
         async with (
             open_redis_store(url) as store,
             open_redis_blobs(url, is_beside_verbs=True) as blobs,
         ):
-            await ask(store, write("a", b"v"))
-            await blobs.put("0" * 64, picture, 60)
-            assert await asyncio.gather(*(ask(store, read("a")) for _ in range(50))) == [b"v"] * 50
-            assert await blobs.get("0" * 64) == picture
+            await execute(store, write("a", b"v"))
+            await blobs.put("0" * 64, image, 60)
+            assert (
+                await asyncio.gather(*(execute(store, read("a")) for _ in range(50))) == [b"v"] * 50
+            )
+            assert await blobs.get("0" * 64) == image
 
 
 class TestOutages:
@@ -494,21 +496,21 @@ class TestOutages:
             open_redis_store(stopped.url) as store,
             open_redis_blobs(stopped.url, is_beside_verbs=True) as blobs,
         ):
-            for call in (ask(store, read("a")), blobs.get("0" * 64)):
+            for call in (execute(store, read("a")), blobs.get("0" * 64)):
                 with pytest.raises(StoreUnavailable):
                     await call
             stopped.start()
-            assert await ask(store, write("a", b"v")) is None
-            assert await ask(store, read("a")) == b"v"
+            assert await execute(store, write("a", b"v")) is None
+            assert await execute(store, read("a")) == b"v"
 
     async def test_an_outage_is_logged_once_and_so_is_its_end(self, stopped: Server) -> None:
         with capture_logs() as logs:
             async with open_redis_store(stopped.url) as store:
                 for _ in range(3):
                     with pytest.raises(StoreUnavailable):
-                        await ask(store, read("a"))
+                        await execute(store, read("a"))
                 stopped.start()
-                await ask(store, read("a"))
+                await execute(store, read("a"))
         assert [line["event"] for line in logs] == ["store_unavailable", "store_back"]
 
     async def test_it_reconnects_by_itself_and_what_was_acknowledged_is_there(
@@ -518,13 +520,13 @@ class TestOutages:
             await _make_every_kind_of_key(store, server.url)
             server.kill()
             with pytest.raises(StoreUnavailable):
-                await ask(store, verbs.Get("keys", "k"))
+                await execute(store, commands.Get("keys", "k"))
             server.start()
-            assert await until_it_works(store, verbs.Get("keys", "k")) == b"record"
-            (journal,) = await ask(store, verbs.OpenJournals("w"))
+            assert await until_it_works(store, commands.Get("keys", "k")) == b"record"
+            (journal,) = await execute(store, commands.OpenJournals("w"))
             assert (journal.purchase, journal.state) == ("open", "reserved")
-            assert (await ask(store, verbs.ReadEntry("f"))).slots[5].data == b"data"
-            assert len(await ask(store, verbs.ReadLedger())) == 2
+            assert (await execute(store, commands.ReadEntry("f"))).slots[5].data == b"data"
+            assert len(await execute(store, commands.ReadLedger())) == 2
 
     @pytest.mark.timed
     async def test_a_hung_server_is_waited_for_two_seconds(self, server: Server) -> None:
@@ -532,15 +534,15 @@ class TestOutages:
             open_redis_store(server.url) as store,
             open_redis_blobs(server.url, is_beside_verbs=True) as blobs,
         ):
-            await store.run([write("a", b"v"), verbs.Beat("w")])
+            await store.execute([write("a", b"v"), commands.Heartbeat("w")])
             server.send(signal.SIGSTOP)
             started = time.monotonic()
-            given_up = asyncio.create_task(ask(store, read("a")))
-            others = [asyncio.create_task(ask(store, read("a"))) for _ in range(10)]
+            given_up = asyncio.create_task(execute(store, read("a")))
+            others = [asyncio.create_task(execute(store, read("a"))) for _ in range(10)]
             bytes_ = asyncio.create_task(blobs.get("0" * 64))
             await asyncio.sleep(0.1)
             given_up.cancel()
-            late = asyncio.create_task(ask(store, read("a")))
+            late = asyncio.create_task(execute(store, read("a")))
             results = await asyncio.gather(*others, bytes_, return_exceptions=True)
             assert {type(result) for result in results} == {StoreUnavailable}
             assert 1.8 < time.monotonic() - started < 2.3
@@ -552,23 +554,23 @@ class TestOutages:
 
     async def test_each_asker_has_two_seconds_of_its_own(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
-            await store.run([write("a", b"v")])
+            await store.execute([write("a", b"v")])
             await asyncio.sleep(0.7)
             server.send(signal.SIGSTOP)
             started = time.monotonic()
             with pytest.raises(StoreUnavailable):
-                await ask(store, read("a"))
+                await execute(store, read("a"))
             assert 1.8 < time.monotonic() - started < 2.3
 
     async def test_a_late_reply_is_never_taken_for_another_ones(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
-            await store.run([write("a", b"a"), write("b", b"b")])
+            await store.execute([write("a", b"a"), write("b", b"b")])
             server.send(signal.SIGSTOP)
             with pytest.raises(StoreUnavailable):
-                await ask(store, read("a"))
+                await execute(store, read("a"))
             server.send(signal.SIGCONT)
             assert await until_it_works(store, read("b")) == b"b"
-            assert await asyncio.gather(*(ask(store, read(n)) for n in "abab")) == [
+            assert await asyncio.gather(*(execute(store, read(n)) for n in "abab")) == [
                 b"a", b"b", b"a", b"b",
             ]  # fmt: skip
 
@@ -577,40 +579,40 @@ class TestOutages:
             open_redis_store(server.url) as store,
             open_redis_blobs(server.url, is_beside_verbs=True) as blobs,
         ):
-            await ask(store, write("a", b"v"))
+            await execute(store, write("a", b"v"))
             with server.client() as client:
                 client.config_set("maxmemory", 1)
                 for call in (
-                    ask(store, write("b", b"v")),
-                    ask(store, verbs.Reserve("p", "w", (), b"payload")),
+                    execute(store, write("b", b"v")),
+                    execute(store, commands.Reserve("p", "w", (), b"payload")),
                     blobs.put("0" * 64, b"data", 60),
                 ):
                     with pytest.raises(StoreFull):
                         await call
-                assert await ask(store, read("a")) == b"v"
+                assert await execute(store, read("a")) == b"v"
                 client.config_set("maxmemory", 0)
-            assert await ask(store, write("b", b"v")) is None
+            assert await execute(store, write("b", b"v")) is None
 
     async def test_a_read_only_replica_is_unavailable_for_writing(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
-            await ask(store, write("a", b"v"))
+            await execute(store, write("a", b"v"))
             with server.client() as client:
                 client.replicaof("127.0.0.1", 1)
                 with pytest.raises(StoreUnavailable):
-                    await ask(store, write("a", b"w", expect=b"v"))
+                    await execute(store, write("a", b"w", expected=b"v"))
                 client.replicaof("NO", "ONE")
-            assert await ask(store, write("a", b"w", expect=b"v")) is None
+            assert await execute(store, write("a", b"w", expected=b"v")) is None
 
     async def test_our_own_faults_are_loud_and_hit_only_the_batch_concerned(
         self, redis_url: str
     ) -> None:
         async with open_redis_store(redis_url) as store:
-            await ask(store, verbs.Put((Change("good", "k", b"v", None),)))
+            await execute(store, commands.CompareAndSet((Write("good", "k", b"v", None),)))
             with redis.Redis.from_url(redis_url) as client:
                 client.set(f"{BOOKS}records:bad", "not a hash")
             loud, *quiet = await asyncio.gather(
-                store.run([verbs.Get("bad", "k"), verbs.Get("good", "k")]),
-                *(ask(store, verbs.Get("good", "k")) for _ in range(5)),
+                store.execute([commands.Get("bad", "k"), commands.Get("good", "k")]),
+                *(execute(store, commands.Get("good", "k")) for _ in range(5)),
                 return_exceptions=True,
             )
         assert quiet == [b"v"] * 5
@@ -622,8 +624,8 @@ class TestOutages:
     ) -> None:
         async with open_redis_store(redis_url) as store:
             loud, *quiet = await asyncio.gather(
-                ask(store, read("\ud800")),
-                *(ask(store, read("a")) for _ in range(5)),
+                execute(store, read("\ud800")),
+                *(execute(store, read("a")) for _ in range(5)),
                 return_exceptions=True,
             )
         assert isinstance(loud, UnicodeEncodeError)
@@ -632,11 +634,11 @@ class TestOutages:
     @pytest.mark.timed
     async def test_a_caller_that_waits_at_the_end_is_refused(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
-            await ask(store, read("a"))
+            await execute(store, read("a"))
             server.send(signal.SIGSTOP)
             waiting = []
             for _ in range(4):  # two pipelines under way, the others wait for a lane
-                waiting.append(asyncio.create_task(ask(store, read("a"))))
+                waiting.append(asyncio.create_task(execute(store, read("a"))))
                 await asyncio.sleep(0.02)
             started = time.monotonic()
         results = await asyncio.gather(*waiting, return_exceptions=True)
@@ -650,79 +652,79 @@ class TestFull:
 
     async def test_whoever_comes_anew_can_still_read(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
-            await ask(store, write("a", b"v"))
+            await execute(store, write("a", b"v"))
         with server.client() as client:
             client.config_set("maxmemory", 1)
         async with open_redis_store(server.url) as store:
-            await store.check_layout()
-            assert await ask(store, read("a")) == b"v"
+            await store.check_schema()
+            assert await execute(store, read("a")) == b"v"
 
     async def test_the_shelf_can_be_read_and_what_is_taken_off_it_goes(
         self, server: Server
     ) -> None:
         async with open_redis_store(server.url) as store:
-            await store.run([verbs.Shelve(digest, 10, 60, 100) for digest in "abcd"])
+            await store.execute([commands.Track(digest, 10, 60, 100) for digest in "abcd"])
             with server.client() as client:
                 client.config_set("maxmemory", 1)
-            assert await ask(store, verbs.Oldest(15)) == ["a", "b"]
-            assert await ask(store, verbs.OnShelf(("a", "x"))) == [True, False]
-            await ask(store, verbs.Touch(("a", "b")))
-            await ask(store, verbs.Unshelve(("c",)))
-            assert await ask(store, verbs.Shrink(20)) == ["d"]
-            assert await ask(store, verbs.ReadShelf()) == verbs.Shelf(2, 20)
-            assert await ask(store, verbs.Oldest(20)) == ["a", "b"]
+            assert await execute(store, commands.EvictionCandidates(15)) == ["a", "b"]
+            assert await execute(store, commands.AreTracked(("a", "x"))) == [True, False]
+            await execute(store, commands.Touch(("a", "b")))
+            await execute(store, commands.Untrack(("c",)))
+            assert await execute(store, commands.EvictTo(20)) == ["d"]
+            assert await execute(store, commands.ReadLruTotals()) == commands.LruTotals(2, 20)
+            assert await execute(store, commands.EvictionCandidates(20)) == ["a", "b"]
 
     async def test_what_is_put_in_the_place_of_something_needs_no_room(
         self, server: Server
     ) -> None:
         async with open_redis_store(server.url) as store:
-            await store.run([verbs.Shelve(digest, 10, 60, 100) for digest in "ab"])
+            await store.execute([commands.Track(digest, 10, 60, 100) for digest in "ab"])
             with server.client() as client:
                 client.config_set("maxmemory", 1)
             with pytest.raises(StoreFull):
-                await ask(store, verbs.Shelve("c", 10, 60, 100))
-            assert await ask(store, verbs.ReadShelf()) == verbs.Shelf(2, 20)
-            assert await ask(store, verbs.Shelve("a", 10, 60, 100)) == []
-            assert await ask(store, verbs.Shelve("c", 10, 60, 20)) == ["b"]
-            assert await ask(store, verbs.ReadShelf()) == verbs.Shelf(2, 20)
+                await execute(store, commands.Track("c", 10, 60, 100))
+            assert await execute(store, commands.ReadLruTotals()) == commands.LruTotals(2, 20)
+            assert await execute(store, commands.Track("a", 10, 60, 100)) == []
+            assert await execute(store, commands.Track("c", 10, 60, 20)) == ["b"]
+            assert await execute(store, commands.ReadLruTotals()) == commands.LruTotals(2, 20)
 
     async def test_deleting_the_oldest_bytes_makes_room_for_new_ones(self, server: Server) -> None:
         async with (
             open_redis_store(server.url) as store,
             open_redis_blobs(server.url, is_beside_verbs=True) as blobs,
         ):
-            pictures = {
-                hashlib.sha256(b"%d" % i).hexdigest(): b"%d" % i * 500_000 for i in range(9)
-            }
-            last = pictures.popitem()
+            images = {hashlib.sha256(b"%d" % i).hexdigest(): b"%d" % i * 500_000 for i in range(9)}
+            last = images.popitem()
             with server.client() as client:
-                for digest, data in pictures.items():
-                    await ask(store, verbs.Shelve(digest, len(data), 60, 1 << 30))
+                for digest, data in images.items():
+                    await execute(store, commands.Track(digest, len(data), 60, 1 << 30))
                     await blobs.put(digest, data, 60)
                 client.config_set("maxmemory", client.info("memory")["used_memory"])
             with pytest.raises(StoreFull):
                 await blobs.put(*last, 60)
-            oldest = await ask(store, verbs.Oldest(1_500_000))
-            assert oldest == list(pictures)[:3]
+            oldest = await execute(store, commands.EvictionCandidates(1_500_000))
+            assert oldest == list(images)[:3]
             for digest in oldest:
                 await blobs.delete(digest)
-            await ask(store, verbs.Unshelve(tuple(oldest)))
+            await execute(store, commands.Untrack(tuple(oldest)))
             await blobs.put(*last, 60)
             assert await blobs.get(last[0]) == last[1]
-            assert await ask(store, verbs.ReadShelf()) == verbs.Shelf(5, 2_500_000)
+            assert await execute(store, commands.ReadLruTotals()) == commands.LruTotals(
+                5, 2_500_000
+            )
 
     async def test_a_full_server_counts_as_one_that_answers(self, stopped: Server) -> None:
         told: list[bool] = []
         async with open_redis_store(stopped.url) as opened:
-            store = CountedStore(opened, told.append)
+            store = InstrumentedStore(opened, told.append)
             with pytest.raises(StoreUnavailable):
-                await ask(store, write("a", b"v"))
+                await execute(store, write("a", b"v"))
             stopped.start()
             await until_it_works(store, read("a"))
             with stopped.client() as client:
                 client.config_set("maxmemory", 1)
             with pytest.raises(StoreFull):
-                await ask(store, write("a", b"v"))
+                await execute(store, write("a", b"v"))
         assert (told[0], told[-1]) == (False, True)
 
     async def test_what_is_read_well_says_nothing_of_a_store_that_has_failed(
@@ -731,31 +733,35 @@ class TestFull:
         """An embedded one may still be read when it can be written no more."""
         told: list[bool] = []
         async with open_redis_store(stopped.url) as opened:
-            store = CountedStore(opened, told.append)
+            store = InstrumentedStore(opened, told.append)
             with pytest.raises(StoreUnavailable):
-                await ask(store, read("a"))
+                await execute(store, read("a"))
             stopped.start()
             await until_it_works(opened, read("a"))
-            await ask(store, read("a"))
+            await execute(store, read("a"))
             assert told == [False]
-            await ask(store, verbs.Beat("worker"))
-            await ask(store, read("a"))
+            await execute(store, commands.Heartbeat("worker"))
+            await execute(store, read("a"))
         assert told == [False, True, True]
 
     async def test_all_other_small_things_say_that_it_is_full(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
-            await store.run([verbs.Note("s", "n", b"v", 60), verbs.Enlist("s", "l", ("a",), 60)])
+            await store.execute(
+                [commands.SetValue("s", "n", b"v", 60), commands.AddToSet("s", "l", ("a",), 60)]
+            )
             with server.client() as client:
                 client.config_set("maxmemory", 1)
-            for verb in (
-                verbs.Note("s", "m", b"v", 60),
-                verbs.Enlist("s", "l", ("b",), 60),
+            for command in (
+                commands.SetValue("s", "m", b"v", 60),
+                commands.AddToSet("s", "l", ("b",), 60),
             ):
                 with pytest.raises(StoreFull):
-                    await ask(store, verb)
-            await store.run([verbs.DropNote("s", "n"), verbs.Strike("s", "l", ("a",))])
-            assert await ask(store, verbs.ReadNote("s", "n")) is None
-            assert await ask(store, verbs.ReadList("s", "l")) == []
+                    await execute(store, command)
+            await store.execute(
+                [commands.DeleteValue("s", "n"), commands.RemoveFromSet("s", "l", ("a",))]
+            )
+            assert await execute(store, commands.GetValue("s", "n")) is None
+            assert await execute(store, commands.GetSet("s", "l")) == []
 
     async def test_nothing_behind_bytes_is_done_without_them(self, server: Server) -> None:
         """However little is free: the bytes on their way take memory too, until they are stored."""
@@ -763,18 +769,18 @@ class TestFull:
             open_redis_store(server.url) as store,
             open_redis_blobs(server.url, is_beside_verbs=True) as blobs,
         ):
-            await store.check_layout()
+            await store.check_schema()
             for free_bytes in range(-SMALL_BYTES, 4 * SMALL_BYTES, SMALL_BYTES // 8):
                 digest = f"{free_bytes + SMALL_BYTES:064x}"
-                behind = verbs.Note("s", digest, b"v", 60)
+                behind = commands.SetValue("s", digest, b"v", 60)
                 with server.client() as client:
                     used = client.info("memory")["used_memory"]
                     client.config_set("maxmemory", used + free_bytes)
                 with contextlib.suppress(StoreFull):
-                    await store.run([verbs.PutBlob(digest, bytes(SMALL_BYTES), 60), behind])
+                    await store.execute([commands.PutBlob(digest, bytes(SMALL_BYTES), 60), behind])
                 assert await blobs.get(digest) == bytes(SMALL_BYTES)
-            found = [verbs.ReadNote("s", f"{0:064x}"), verbs.ReadNote("s", digest)]
-            assert await store.run(found) == [None, b"v"]  # it was full, and then it was not
+            found = [commands.GetValue("s", f"{0:064x}"), commands.GetValue("s", digest)]
+            assert await store.execute(found) == [None, b"v"]  # it was full, and then it was not
 
 
 class TestBlobServer:
@@ -809,15 +815,15 @@ class TestBlobServer:
         with server.client() as client:
             client.set("igw:layout", "99")
         async with open_redis_blobs(server.url) as blobs:
-            with pytest.raises(LayoutMismatch):
-                await blobs.check_layout()
+            with pytest.raises(SchemaMismatch):
+                await blobs.check_schema()
             with pytest.raises(StoreUnavailable, match="layout version 99"):
                 await blobs.scan("", 10)
 
     async def test_whoever_only_looks_leaves_an_empty_one_empty(self, server: Server) -> None:
         async with open_redis_blobs(server.url, may_create=False) as blobs:
             with pytest.raises(StoreMissing):
-                await blobs.check_layout()
+                await blobs.check_schema()
         with server.client() as client:
             assert client.keys() == []
 
@@ -833,11 +839,15 @@ class TestBlobServer:
             await _make_every_kind_of_key(store, redis_url)
             await other.put("0" * 64, b"other", 60)
             await odd_blobs.put("1" * 64, b"odd", 60)
-            await ask(oddly_named, verbs.Keep("f", "a", {0: Slot("p", 0, b"d")}, 60, 60))
+            await execute(
+                oddly_named, commands.StoreImages("f", "a", {0: Slot("p", 0, b"d")}, 60, 60)
+            )
             mark, found = await blobs.scan("", 1000)
             assert (mark, found) == (None, {hashlib.sha256(b"data").hexdigest(): 4})
             assert await odd_blobs.scan("", 1000) == (None, {"1" * 64: 3})
-            assert set((await ask(oddly_named, verbs.ScanEntries(limit=1000))).entries) == {"f"}
+            assert set((await execute(oddly_named, commands.ScanEntries(limit=1000))).entries) == {
+                "f"
+            }
 
 
 @pytest.mark.timed
@@ -854,7 +864,7 @@ class TestWatchOutages:
             await watch.wait(10)  # back: look again
             started = time.monotonic()
             await until_it_works(store, read("a"))
-            await ask(store, verbs.Publish("a", "e", b"event", 60))
+            await execute(store, commands.Publish("a", "e", b"event", 60))
             await watch.wait(10)
             assert time.monotonic() - started < 1
 
@@ -868,7 +878,7 @@ class TestWatchOutages:
                 await watch.wait(10)
                 await asyncio.sleep(0.1)
                 async with open_redis_store(stopped.url) as other:
-                    await ask(other, verbs.Publish("a", "e", b"event", 60))
+                    await execute(other, commands.Publish("a", "e", b"event", 60))
                 await watch.wait(10)
             assert time.monotonic() - started < 5
 
@@ -880,7 +890,7 @@ class TestWatchOutages:
                         async with store.watch("a"):
                             pass
                 async with store.watch("a") as watch:
-                    await ask(other, verbs.Publish("a", f"e{i}", b"event", 60))
+                    await execute(other, commands.Publish("a", f"e{i}", b"event", 60))
                     started = time.monotonic()
                     await watch.wait(5)
                     assert time.monotonic() - started < 1
@@ -904,7 +914,7 @@ class TestScripts:
         assert sorted(files) == sorted(f"{name}.lua" for name in SCRIPTS)
 
     def test_a_verb_that_is_not_known_is_said(self) -> None:
-        class Unknown(Verb[None]):
+        class Unknown(Command[None]):
             pass
 
         with pytest.raises(TypeError, match="does not know the verb Unknown"):
@@ -913,8 +923,8 @@ class TestScripts:
     def test_every_verb_has_a_call(self) -> None:
         kinds = {
             kind
-            for kind in vars(verbs).values()
-            if isinstance(kind, type) and issubclass(kind, Verb)
+            for kind in vars(commands).values()
+            if isinstance(kind, type) and issubclass(kind, Command)
         }
         assert len(kinds) > 20
         assert kinds <= set(call_for.registry)
@@ -963,8 +973,8 @@ def test_time_in_which_the_process_stood_still_is_not_held_against_the_server(
 
     async def ask_and_stand_still() -> None:
         async with open_redis_store(redis_url) as store:
-            await ask(store, verbs.Beat("worker"))
-            asked = asyncio.ensure_future(ask(store, verbs.Beat("worker")))
+            await execute(store, commands.Heartbeat("worker"))
+            asked = asyncio.ensure_future(execute(store, commands.Heartbeat("worker")))
             await asyncio.sleep(0)  # it is asked, and goes out in the next turn
             time.sleep(CALL_SECONDS + 0.3)  # noqa: ASYNC251 - nothing else keeps a loop so still
             await asked

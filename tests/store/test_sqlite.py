@@ -23,19 +23,19 @@ import uvloop
 
 import gateway.store
 from gateway.errors import StoreFull, StoreUnavailable
-from gateway.store import commands as verbs
-from gateway.store.batch import ask
+from gateway.store import commands
+from gateway.store.batch import execute
 from gateway.store.commands import (
     CLOSED_JOURNAL_SECONDS,
     WINDOW_GRACE_SECONDS,
-    Change,
-    Meter,
+    Consumption,
+    Counter,
     Slot,
-    Take,
+    Write,
 )
-from gateway.store.handshake import LAYOUT_VERSION, LayoutMismatch, StoreMissing
-from gateway.store.protocol import Store, Verb
-from gateway.store.sqlite.connection import create_sqlite_layout
+from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
+from gateway.store.protocol import Command, Store
+from gateway.store.sqlite.connection import create_sqlite_schema
 from gateway.store.sqlite.store import open_sqlite_store
 
 PROCESSES = 4
@@ -52,42 +52,42 @@ class Clock:
         return self.now
 
 
-def write(name: str, value: bytes = b"v") -> verbs.Put:
-    return verbs.Put((Change("s", name, value, None),))
+def write(name: str, value: bytes = b"v") -> commands.CompareAndSet:
+    return commands.CompareAndSet((Write("s", name, value, None),))
 
 
 class TestLayout:
     def test_the_layout_is_made_once_with_a_private_folder(self, tmp_path: Path) -> None:
         path = tmp_path / "data" / "store.sqlite3"
         for _ in range(2):
-            create_sqlite_layout(path)
+            create_sqlite_schema(path)
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         with sqlite3.connect(path) as db:
             assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-            assert db.execute("PRAGMA user_version").fetchone() == (LAYOUT_VERSION,)
+            assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
         db.close()
 
     def test_making_the_layout_leaves_no_thread_behind(self, tmp_path: Path) -> None:
         before = threading.active_count()
-        create_sqlite_layout(tmp_path / "store.sqlite3")
+        create_sqlite_schema(tmp_path / "store.sqlite3")
         assert threading.active_count() == before
 
     async def test_making_the_layout_again_keeps_what_is_stored(self, sqlite_path: Path) -> None:
         async with open_sqlite_store(sqlite_path) as store:
-            await ask(store, write("a"))
-        await asyncio.to_thread(create_sqlite_layout, sqlite_path)
+            await execute(store, write("a"))
+        await asyncio.to_thread(create_sqlite_schema, sqlite_path)
         async with open_sqlite_store(sqlite_path) as store:
-            assert await ask(store, verbs.Get("s", "a")) == b"v"
+            assert await execute(store, commands.Get("s", "a")) == b"v"
 
     async def test_another_layout_version_is_refused(self, sqlite_path: Path) -> None:
         with sqlite3.connect(sqlite_path) as db:
             db.execute("PRAGMA user_version = 99")
         db.close()
         message = f"The store at {sqlite_path} has layout version 99; .* reads version 2"
-        with pytest.raises(LayoutMismatch, match=message):
-            await asyncio.to_thread(create_sqlite_layout, sqlite_path)
-        with pytest.raises(LayoutMismatch, match=message):
+        with pytest.raises(SchemaMismatch, match=message):
+            await asyncio.to_thread(create_sqlite_schema, sqlite_path)
+        with pytest.raises(SchemaMismatch, match=message):
             async with open_sqlite_store(sqlite_path):
                 pass
 
@@ -102,7 +102,7 @@ class TestLayout:
         path = tmp_path / "store.sqlite3"
         path.write_bytes(b"this is not a database" * 100)
         with pytest.raises(StoreUnavailable, match="cannot be used: file is not a database"):
-            await asyncio.to_thread(create_sqlite_layout, path)
+            await asyncio.to_thread(create_sqlite_schema, path)
         with pytest.raises(StoreUnavailable, match="cannot be used: file is not a database"):
             async with open_sqlite_store(path):
                 pass
@@ -132,27 +132,29 @@ class TestUpgrade:
         return path
 
     async def test_it_is_not_opened_before_it_is_upgraded(self, old_path: Path) -> None:
-        with pytest.raises(LayoutMismatch, match=r"layout version 1; .* reads version 2"):
+        with pytest.raises(SchemaMismatch, match=r"layout version 1; .* reads version 2"):
             async with open_sqlite_store(old_path):
                 pass
 
     async def test_it_keeps_what_it_has_and_can_do_what_is_new(self, old_path: Path) -> None:
         for _ in range(2):
-            await asyncio.to_thread(create_sqlite_layout, old_path)
+            await asyncio.to_thread(create_sqlite_schema, old_path)
         async with open_sqlite_store(old_path) as store:
-            assert await ask(store, verbs.Get("keys", "k")) == b"record"
-            assert (await ask(store, verbs.ReadEntry("f"))).slots[0].data == b"data"
-            assert [j.purchase for j in await ask(store, verbs.OpenJournals())] == ["open"]
-            records = await ask(store, verbs.ReadLedger())
+            assert await execute(store, commands.Get("keys", "k")) == b"record"
+            assert (await execute(store, commands.ReadEntry("f"))).slots[0].data == b"data"
+            assert [j.purchase for j in await execute(store, commands.OpenJournals())] == ["open"]
+            records = await execute(store, commands.ReadLedger())
             assert [record for _, record in records] == [b"bought", b"hit"]
-            await store.run([verbs.Note("s", "n", b"v", 60), verbs.Enlist("s", "l", ("a",), 60)])
-            assert await ask(store, verbs.Shelve("d", 10, 60, 100)) == []
-            assert await ask(store, verbs.ReadShelf()) == verbs.Shelf(1, 10)
+            await store.execute(
+                [commands.SetValue("s", "n", b"v", 60), commands.AddToSet("s", "l", ("a",), 60)]
+            )
+            assert await execute(store, commands.Track("d", 10, 60, 100)) == []
+            assert await execute(store, commands.ReadLruTotals()) == commands.LruTotals(1, 10)
 
     async def test_it_has_then_the_same_tables_as_a_new_one(
         self, old_path: Path, sqlite_path: Path
     ) -> None:
-        await asyncio.to_thread(create_sqlite_layout, old_path)
+        await asyncio.to_thread(create_sqlite_schema, old_path)
         assert _tables(old_path) == _tables(sqlite_path)
 
     async def test_an_upgrade_that_fails_changes_nothing(self, old_path: Path) -> None:
@@ -160,7 +162,7 @@ class TestUpgrade:
             db.execute("CREATE TABLE shelf_total (in_the_way)")
         before = _tables(old_path)
         with pytest.raises(StoreUnavailable, match="shelf_total already exists"):
-            await asyncio.to_thread(create_sqlite_layout, old_path)
+            await asyncio.to_thread(create_sqlite_schema, old_path)
         assert _tables(old_path) == before
 
 
@@ -173,12 +175,12 @@ def _tables(path: Path) -> list[tuple[str, ...]]:
 class TestFailures:
     async def test_a_batch_that_fails_hurts_no_other(self, sqlite_path: Path) -> None:
         async with open_sqlite_store(sqlite_path) as store:
-            batches: list[list[Verb[Any]]] = [[write(f"n{i}")] for i in range(10)]
-            batches[4].append(verbs.Put((Change("s", "bad", object(), None),)))  # type: ignore[arg-type]
-            results = await asyncio.gather(*map(store.run, batches), return_exceptions=True)
+            batches: list[list[Command[Any]]] = [[write(f"n{i}")] for i in range(10)]
+            batches[4].append(commands.CompareAndSet((Write("s", "bad", object(), None),)))  # type: ignore[arg-type]
+            results = await asyncio.gather(*map(store.execute, batches), return_exceptions=True)
             assert [r for i, r in enumerate(results) if i != 4] == [[None]] * 9
             assert isinstance(results[4], Exception)
-            assert sorted(await ask(store, verbs.Scan("s"))) == sorted(
+            assert sorted(await execute(store, commands.ReadRecords("s"))) == sorted(
                 f"n{i}" for i in range(10) if i != 4
             )
 
@@ -190,11 +192,11 @@ class TestFailures:
                 fcntl.flock(held, fcntl.LOCK_EX)
                 started = time.monotonic()
                 with pytest.raises(StoreUnavailable):
-                    await ask(store, write("late"))
+                    await execute(store, write("late"))
                 assert 1.8 < time.monotonic() - started < 2.6
-                assert await ask(store, verbs.Get("s", "late")) is None
+                assert await execute(store, commands.Get("s", "late")) is None
 
-            assert await ask(store, write("after")) is None
+            assert await execute(store, write("after")) is None
 
     async def test_a_broken_database_is_an_unavailable_store(self, sqlite_path: Path) -> None:
         async with open_sqlite_store(sqlite_path) as store:
@@ -202,45 +204,45 @@ class TestFailures:
                 db.execute("DROP TABLE records")
             db.close()
             with pytest.raises(StoreUnavailable) as caught:
-                await ask(store, write("a"))
+                await execute(store, write("a"))
             assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
             with pytest.raises(StoreUnavailable):
-                await ask(store, verbs.Get("s", "a"))
+                await execute(store, commands.Get("s", "a"))
 
     async def test_a_full_disk_is_told_from_a_broken_one_and_can_be_emptied(
         self, sqlite_path: Path
     ) -> None:
         """SQLite's own limit of pages fails as a full disk does."""
         async with open_sqlite_store(sqlite_path) as store:
-            await store.run([write("a", b"x" * 100_000), verbs.Shelve("d", 10, 60, 100)])
+            await store.execute([write("a", b"x" * 100_000), commands.Track("d", 10, 60, 100)])
             writer = store._writer._db  # type: ignore[attr-defined]
             writer.execute("PRAGMA max_page_count = 1")  # that is: as many as there are
-            full = [ask(store, write(f"b{i}", b"x" * 200_000)) for i in range(3)]
+            full = [execute(store, write(f"b{i}", b"x" * 200_000)) for i in range(3)]
             for outcome in await asyncio.gather(*full, return_exceptions=True):
                 assert isinstance(outcome, StoreFull)
-            assert await ask(store, verbs.Oldest(10)) == ["d"]
-            await ask(store, verbs.Unshelve(("d",)))
-            await ask(store, verbs.Put((Change("s", "a", None, b"x" * 100_000),)))
-            assert await ask(store, write("c", b"x" * 50_000)) is None
+            assert await execute(store, commands.EvictionCandidates(10)) == ["d"]
+            await execute(store, commands.Untrack(("d",)))
+            await execute(store, commands.CompareAndSet((Write("s", "a", None, b"x" * 100_000),)))
+            assert await execute(store, write("c", b"x" * 50_000)) is None
 
     async def test_what_was_asked_before_leaving_is_still_done(self, sqlite_path: Path) -> None:
         async with open_sqlite_store(sqlite_path) as store:
-            asked = [asyncio.create_task(ask(store, write(f"n{i}"))) for i in range(50)]
+            asked = [asyncio.create_task(execute(store, write(f"n{i}"))) for i in range(50)]
             await asyncio.sleep(0)
         await asyncio.gather(*asked)
         async with open_sqlite_store(sqlite_path) as store:
-            assert len(await ask(store, verbs.Scan("s"))) == 50
+            assert len(await execute(store, commands.ReadRecords("s"))) == 50
 
     async def test_leaving_ends_every_thread(self, sqlite_path: Path) -> None:
         async with open_sqlite_store(sqlite_path) as store, store.watch("a"):
-            await ask(store, write("a"))
+            await execute(store, write("a"))
         assert [t for t in threading.enumerate() if t.name.startswith("sqlite")] == []
 
     @pytest.mark.timed
     def test_it_runs_on_uvloop(self, sqlite_path: Path) -> None:
         async def story() -> None:
             async with open_sqlite_store(sqlite_path) as store, store.watch("a") as watch:
-                await ask(store, verbs.Publish("a", "e", b"event", 60))
+                await execute(store, commands.Publish("a", "e", b"event", 60))
                 started = time.monotonic()
                 await watch.wait(5)
                 assert time.monotonic() - started < 0.5
@@ -255,119 +257,130 @@ class TestTime:
         self, sqlite_path: Path
     ) -> None:
         clock = Clock()
-        meter = Meter("key:k", "images", "day", 10)
+        counter = Counter("key:k", "images", "day", 10)
         async with open_sqlite_store(sqlite_path, clock=clock) as store:
-            await ask(store, verbs.Reserve("p", "w", (Take(meter, 4),), b""))
+            await execute(store, commands.Reserve("p", "w", (Consumption(counter, 4),), b""))
             clock.now += 120
-            (today,) = await ask(store, verbs.ReadMeters((meter,)))
+            (today,) = await execute(store, commands.PeekCounters((counter,)))
             assert (today.used, today.reserved) == (0, 0)
-            assert (await ask(store, verbs.Settle("p", {"images": 4}, None))).status == "settled"
-            (today,) = await ask(store, verbs.ReadMeters((meter,)))
+            assert (
+                await execute(store, commands.Settle("p", {"images": 4}, None))
+            ).status == "settled"
+            (today,) = await execute(store, commands.PeekCounters((counter,)))
             assert (today.used, today.reserved) == (0, 0)
             clock.now -= 120
-            (yesterday,) = await ask(store, verbs.ReadMeters((meter,)))
+            (yesterday,) = await execute(store, commands.PeekCounters((counter,)))
             assert (yesterday.used, yesterday.reserved) == (4, 0)
 
     async def test_a_closed_journal_is_remembered_for_a_week(self, sqlite_path: Path) -> None:
         clock = Clock()
         async with open_sqlite_store(sqlite_path, clock=clock) as store:
-            await store.run([verbs.Reserve("p", "w", (), b""), verbs.Settle("p", {}, None)])
+            await store.execute(
+                [commands.Reserve("p", "w", (), b""), commands.Settle("p", {}, None)]
+            )
             clock.now += CLOSED_JOURNAL_SECONDS - 1
-            assert (await ask(store, verbs.Settle("p", {}, None))).status == "already"
+            assert (await execute(store, commands.Settle("p", {}, None))).status == "already"
             clock.now += 1
-            assert (await ask(store, verbs.Settle("p", {}, None))).status == "unknown"
+            assert (await execute(store, commands.Settle("p", {}, None))).status == "unknown"
 
     async def test_a_bucket_refills_exactly(self, sqlite_path: Path) -> None:
         clock = Clock()
-        take = Take(Meter("key:k", "requests", "minute", 3), 1)
+        take = Consumption(Counter("key:k", "requests", "minute", 3), 1)
         async with open_sqlite_store(sqlite_path, clock=clock) as store:
-            await ask(store, verbs.Put((Change("keys", "k", b"r", None),)))
-            admit = verbs.Admit("keys", "k", b"r", (take,))
-            assert [(await ask(store, admit)).refused for _ in range(4)] == [None, None, None, 0]
-            refused = await ask(store, admit)
+            await execute(store, commands.CompareAndSet((Write("keys", "k", b"r", None),)))
+            admit = commands.Admit("keys", "k", b"r", (take,))
+            assert [(await execute(store, admit)).denied for _ in range(4)] == [
+                None,
+                None,
+                None,
+                0,
+            ]
+            refused = await execute(store, admit)
             assert refused.states[0].retry_in == 20.0
             clock.now += 19.5
-            assert (await ask(store, admit)).states[0].retry_in == 0.5
+            assert (await execute(store, admit)).states[0].retry_in == 0.5
             clock.now += 0.5
-            assert (await ask(store, admit)).refused is None
+            assert (await execute(store, admit)).denied is None
 
     async def test_an_entry_is_gone_after_it_has_lingered(self, sqlite_path: Path) -> None:
         clock = Clock()
         async with open_sqlite_store(sqlite_path, clock=clock) as store:
-            await ask(store, verbs.Keep("f", "a", {0: Slot("p", 0, b"d")}, 100, 50))
+            await execute(store, commands.StoreImages("f", "a", {0: Slot("p", 0, b"d")}, 100, 50))
             clock.now += 149
-            assert set((await ask(store, verbs.ReadEntry("f"))).slots) == {0}
+            assert set((await execute(store, commands.ReadEntry("f"))).slots) == {0}
             clock.now += 1
-            assert (await ask(store, verbs.ReadEntry("f"))).slots == {}
-            kept = await ask(store, verbs.Keep("f", "b", {1: Slot("q", 0, b"d")}, 100, 50))
+            assert (await execute(store, commands.ReadEntry("f"))).slots == {}
+            kept = await execute(
+                store, commands.StoreImages("f", "b", {1: Slot("q", 0, b"d")}, 100, 50)
+            )
             assert kept == {1: 1}
-            assert set((await ask(store, verbs.ReadEntry("f"))).slots) == {1}
+            assert set((await execute(store, commands.ReadEntry("f"))).slots) == {1}
 
     async def test_ledger_ids_grow_even_when_the_clock_goes_back(self, sqlite_path: Path) -> None:
         clock = Clock(now=1_767_225_700.0)
         async with open_sqlite_store(sqlite_path, clock=clock) as store:
-            await ask(store, verbs.Append((b"new year",)))
+            await execute(store, commands.Append((b"new year",)))
             clock.now -= 86_400
-            await ask(store, verbs.Append((b"the day before",)))
-            records = await ask(store, verbs.ReadLedger())
+            await execute(store, commands.Append((b"the day before",)))
+            records = await execute(store, commands.ReadLedger())
         assert [record for _, record in records] == [b"new year", b"the day before"]
         assert [id_.split("/")[0] for id_, _ in records] == ["2026-01-01"] * 2
 
     async def test_a_sweep_removes_what_is_over_and_nothing_else(self, sqlite_path: Path) -> None:
         clock = Clock()
-        meter = Meter("key:k", "images", "day")
+        counter = Counter("key:k", "images", "day")
         async with open_sqlite_store(sqlite_path, clock=clock) as store:
-            await store.run(
+            await store.execute(
                 [
-                    verbs.Keep("old", "a", {0: Slot("p", 0, b"d")}, 10, 10),
-                    verbs.Keep("new", "a", {0: Slot("p", 0, b"d")}, 1e9, 10),
-                    verbs.Claim("old", (1,), "a", 10),
-                    verbs.Publish("a", "e", b"event", 10),
-                    verbs.Reserve("p", "w", (Take(meter, 1),), b""),
-                    verbs.Settle("p", {"images": 1}, b"r"),
-                    verbs.Reserve("open", "w", (), b""),
+                    commands.StoreImages("old", "a", {0: Slot("p", 0, b"d")}, 10, 10),
+                    commands.StoreImages("new", "a", {0: Slot("p", 0, b"d")}, 1e9, 10),
+                    commands.AcquireLease("old", (1,), "a", 10),
+                    commands.Publish("a", "e", b"event", 10),
+                    commands.Reserve("p", "w", (Consumption(counter, 1),), b""),
+                    commands.Settle("p", {"images": 1}, b"r"),
+                    commands.Reserve("open", "w", (), b""),
                 ]
             )
             clock.now += CLOSED_JOURNAL_SECONDS + WINDOW_GRACE_SECONDS + 86_400
-            assert await ask(store, verbs.Sweep(limit=2)) == 2
-            assert await ask(store, verbs.Sweep()) == 3
-            assert await ask(store, verbs.Sweep()) == 0
-            assert set((await ask(store, verbs.ReadEntry("new"))).slots) == {0}
-            assert [j.purchase for j in await ask(store, verbs.OpenJournals())] == ["open"]
-            assert len(await ask(store, verbs.ReadLedger())) == 1
+            assert await execute(store, commands.Sweep(limit=2)) == 2
+            assert await execute(store, commands.Sweep()) == 3
+            assert await execute(store, commands.Sweep()) == 0
+            assert set((await execute(store, commands.ReadEntry("new"))).slots) == {0}
+            assert [j.purchase for j in await execute(store, commands.OpenJournals())] == ["open"]
+            assert len(await execute(store, commands.ReadLedger())) == 1
 
     async def test_a_sweep_removes_small_things_in_small_steps(self, sqlite_path: Path) -> None:
         clock = Clock()
         async with open_sqlite_store(sqlite_path, clock=clock) as store:
-            await store.run(
+            await store.execute(
                 [
-                    verbs.Note("s", "old", b"v", 10),
-                    verbs.Note("s", "new", b"v", None),
-                    verbs.Enlist("s", "old", ("a", "b", "c"), 10),
-                    verbs.Enlist("s", "new", ("a", "b"), 100),
-                    verbs.Shelve("old", 5, 10, 100),
-                    verbs.Shelve("new", 7, 100, 100),
+                    commands.SetValue("s", "old", b"v", 10),
+                    commands.SetValue("s", "new", b"v", None),
+                    commands.AddToSet("s", "old", ("a", "b", "c"), 10),
+                    commands.AddToSet("s", "new", ("a", "b"), 100),
+                    commands.Track("old", 5, 10, 100),
+                    commands.Track("new", 7, 100, 100),
                 ]
             )
             clock.now += 50
-            await ask(store, verbs.Enlist("s", "old", ("c", "d"), 100))
-            sweeps = [await ask(store, verbs.Sweep(limit=2)) for _ in range(4)]
+            await execute(store, commands.AddToSet("s", "old", ("c", "d"), 100))
+            sweeps = [await execute(store, commands.Sweep(limit=2)) for _ in range(4)]
             assert sweeps == [2, 2, 2, 0]  # a note, a digest; three members and their list
-            assert await ask(store, verbs.ReadNote("s", "new")) == b"v"
-            assert sorted(await ask(store, verbs.ReadList("s", "old"))) == ["c", "d"]
-            assert sorted(await ask(store, verbs.ReadList("s", "new"))) == ["a", "b"]
-            assert await ask(store, verbs.ReadShelf()) == verbs.Shelf(1, 7)
+            assert await execute(store, commands.GetValue("s", "new")) == b"v"
+            assert sorted(await execute(store, commands.GetSet("s", "old"))) == ["c", "d"]
+            assert sorted(await execute(store, commands.GetSet("s", "new"))) == ["a", "b"]
+            assert await execute(store, commands.ReadLruTotals()) == commands.LruTotals(1, 7)
             clock.now += 100
-            assert await ask(store, verbs.Sweep()) == 7
-            assert await ask(store, verbs.ReadShelf()) == verbs.Shelf(0, 0)
+            assert await execute(store, commands.Sweep()) == 7
+            assert await execute(store, commands.ReadLruTotals()) == commands.LruTotals(0, 0)
 
     async def test_use_is_told_apart_even_when_the_clock_goes_back(self, sqlite_path: Path) -> None:
         clock = Clock()
         async with open_sqlite_store(sqlite_path, clock=clock) as store:
-            await ask(store, verbs.Shelve("a", 1, 1e6, 100))
+            await execute(store, commands.Track("a", 1, 1e6, 100))
             clock.now -= 5000
-            await store.run([verbs.Shelve("b", 1, 1e6, 100), verbs.Touch(("a",))])
-            assert await ask(store, verbs.Oldest(100)) == ["b", "a"]
+            await store.execute([commands.Track("b", 1, 1e6, 100), commands.Touch(("a",))])
+            assert await execute(store, commands.EvictionCandidates(100)) == ["b", "a"]
 
 
 Story = Callable[[Store, int], Any]
@@ -375,31 +388,31 @@ Story = Callable[[Store, int], Any]
 
 async def _claim_all(store: Store, number: int) -> list[int]:
     """The slots that this process won, over many fingerprints."""
-    claims = [verbs.Claim(f"f{i}", (0, 1), f"flight{number}", 60) for i in range(50)]
-    answers = await asyncio.gather(*(ask(store, claim) for claim in claims))
+    claims = [commands.AcquireLease(f"f{i}", (0, 1), f"flight{number}", 60) for i in range(50)]
+    answers = await asyncio.gather(*(execute(store, claim) for claim in claims))
     return [i * 2 + slot for i, claimed in enumerate(answers) for slot in claimed.mine]
 
 
 async def _reserve_all(store: Store, number: int) -> int:
     """How many reservations of 7 from one budget of 100 were granted to this process."""
-    take = Take(Meter("key:k", "micros", "month", 100), 7)
-    asked = [verbs.Reserve(f"p{number}-{i}", "w", (take,), b"") for i in range(25)]
-    answers = await asyncio.gather(*(ask(store, verb) for verb in asked))
-    return [answer.refused for answer in answers].count(None)
+    take = Consumption(Counter("key:k", "usd_micros", "month", 100), 7)
+    asked = [commands.Reserve(f"p{number}-{i}", "w", (take,), b"") for i in range(25)]
+    answers = await asyncio.gather(*(execute(store, command) for command in asked))
+    return [answer.denied for answer in answers].count(None)
 
 
 async def _follow(store: Store, number: int) -> bool:
     """Process 0 publishes to all others, each of which says that it is ready first."""
     if number == 0:
         async with store.watch("ready") as watch:
-            while len(await ask(store, verbs.ReadEvents("ready"))) < PROCESSES - 1:
+            while len(await execute(store, commands.ReadEvents("ready"))) < PROCESSES - 1:
                 await watch.wait(1)
-        await ask(store, verbs.Publish("a", "e", b"event", 60))
+        await execute(store, commands.Publish("a", "e", b"event", 60))
         return True
     async with store.watch("a") as watch:
-        await ask(store, verbs.Publish("ready", str(number), b"", 60))
+        await execute(store, commands.Publish("ready", str(number), b"", 60))
         await watch.wait(20)
-        return list(await ask(store, verbs.ReadEvents("a"))) == [b"event"]
+        return list(await execute(store, commands.ReadEvents("a"))) == [b"event"]
 
 
 def _in_process(path: Path, story: Story, number: int) -> Any:

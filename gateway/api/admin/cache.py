@@ -11,52 +11,52 @@ from aiohttp import web
 from gateway.access.key_records import MAX_ECHO
 from gateway.api.admin.requests import _body, _json
 from gateway.api.services import SERVICES
-from gateway.cache.invalidation import Removal
+from gateway.cache.invalidation import Invalidation
 from gateway.errors import InvalidRequest
 
 # ── the cache ───────────────────────────────────────────────────────────────────────────────
 
-_PURGES: Final[Mapping[str, Callable[[Removal, str], Awaitable[int]]]] = {
-    "fingerprint": Removal.purge_fingerprint,
-    "tag": Removal.purge_tag,
-    "model": Removal.purge_model,
+_PURGES: Final[Mapping[str, Callable[[Invalidation, str], Awaitable[int]]]] = {
+    "fingerprint": Invalidation.purge_fingerprint,
+    "tag": Invalidation.purge_tag,
+    "model": Invalidation.purge_model,
 }
 
 
 async def cache_stats(request: web.Request) -> web.Response:
     """`GET /admin/cache`: how much is kept, and how much may be."""
     blobs = request.app[SERVICES].blobs
-    shelf = await blobs.shelf()
+    lru_totals = await blobs.lru_totals()
     most = await blobs.total_bytes()
-    return _json({"pictures": shelf.count, "bytes": shelf.size_bytes, "total_bytes": most})
+    return _json({"images": lru_totals.count, "bytes": lru_totals.size_bytes, "total_bytes": most})
 
 
 async def purge(request: web.Request) -> web.Response:
     """`POST /admin/cache/purge`: empties slots; links that were given away live on."""
-    removal = request.app[SERVICES].removal
+    invalidation = request.app[SERVICES].invalidation
     body = await _body(request)
     what, value = _only(body, known=(*_PURGES, "all"))
     if what == "all":
         if value is not True:
             raise _wrong("all", 'true: {"all": true}')
-        return _json({"pictures": await removal.purge_all()})
+        return _json({"images": await invalidation.purge_all()})
     if not isinstance(value, str) or not value:
         raise _wrong(what, "a string")
-    return _json({"pictures": await _PURGES[what](removal, value)})
+    return _json({"images": await _PURGES[what](invalidation, value)})
 
 
 async def take_down(request: web.Request) -> web.Response:
-    """`POST /admin/cache/takedown`: removes a picture everywhere, for good."""
+    """`POST /admin/cache/takedown`: removes an image everywhere, for good."""
     body = await _body(request)
-    if unknown := next((key for key in body if key not in ("picture", "prompt")), None):
-        raise _unknown(unknown, ("picture", "prompt"))
-    picture, prompt = body.get("picture"), body.get("prompt")
-    if not isinstance(picture, str):
-        raise _wrong("picture", "its link, its id, or FINGERPRINT/SLOT")
+    if unknown := next((key for key in body if key not in ("image", "prompt")), None):
+        raise _unknown(unknown, ("image", "prompt"))
+    image, prompt = body.get("image"), body.get("prompt")
+    if not isinstance(image, str):
+        raise _wrong("image", "its link, its id, or FINGERPRINT/SLOT")
     if not isinstance(prompt, bool | None):
         raise _wrong("prompt", "true or false")
-    removal = request.app[SERVICES].removal
-    return _json({"pictures": await removal.take_down(picture, with_prompt=bool(prompt))})
+    invalidation = request.app[SERVICES].invalidation
+    return _json({"images": await invalidation.take_down(image, with_prompt=bool(prompt))})
 
 
 def _only(body: Mapping[str, object], *, known: Sequence[str]) -> tuple[str, object]:

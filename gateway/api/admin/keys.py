@@ -22,7 +22,7 @@ async def create_key(request: web.Request) -> web.Response:
 
 async def list_keys(request: web.Request) -> web.Response:
     """`GET /admin/keys`: all keys, oldest first, revoked ones among them."""
-    records = await request.app[SERVICES].keys.everyone()
+    records = await request.app[SERVICES].keys.list_keys()
     return _json({"data": [record.public() for record in records]})
 
 

@@ -39,7 +39,7 @@ def _asked_part(request: web.Request, etag: str, size: int) -> range | None:
     if request.method != hdrs.METH_GET or len(asked) != 1:
         return None
     if request.headers.get(hdrs.IF_RANGE, etag).strip() != etag:
-        return None  # the rest of another picture would not fit
+        return None  # the rest of another image would not fit
     part = parse_range(asked[0], size)
     if part is not None and not part:
         raise _unsatisfiable(size)
@@ -64,7 +64,7 @@ def parse_range(field: str, size: int) -> range | None:
 
 def _precondition_failed() -> GatewayError:
     return GatewayError(
-        "The picture is none of those that 'If-Match' names.",
+        "The image is none of those that 'If-Match' names.",
         status=HTTPStatus.PRECONDITION_FAILED,
         type=INVALID_REQUEST,
         code="precondition_failed",
@@ -73,7 +73,7 @@ def _precondition_failed() -> GatewayError:
 
 def _unsatisfiable(size: int) -> GatewayError:
     return GatewayError(
-        f"The picture has {size} bytes; the range asks for others.",
+        f"The image has {size} bytes; the range asks for others.",
         status=HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
         type=INVALID_REQUEST,
         code="range_not_satisfiable",

@@ -16,12 +16,12 @@ import structlog
 from aiohttp import HttpVersion11, hdrs, web
 
 from gateway.api.http.sending import write_pieces
-from gateway.api.middleware import PASSAGE
+from gateway.api.middleware import EXCHANGE
 from gateway.api.services import SERVICES
-from gateway.cache.partial_images import Preview, Viewer
+from gateway.cache.partial_images import SharedPartialImage, Subscriber
 from gateway.errors import GatewayError
 from gateway.net import sse
-from gateway.proxy.interpret import Call
+from gateway.proxy.context import RequestContext
 
 KEEP_ALIVE_SECONDS: Final = 15.0
 """How long a caller waits for headers, and then for a comment, when nothing else comes."""
@@ -43,13 +43,15 @@ class LiveStream:
     """The answer to one request for a stream.
 
     Partial images are written by a task of their own, so that the request itself ends, and is
-    counted, when its picture is there, however slowly its caller reads. A caller that leaves is
+    counted, when its image is there, however slowly its caller reads. A caller that leaves is
     no error: there is only nobody to write to any more.
     """
 
-    def __init__(self, request: web.Request, head: Callable[[Call], Mapping[str, str]]) -> None:
+    def __init__(
+        self, request: web.Request, head: Callable[[RequestContext], Mapping[str, str]]
+    ) -> None:
         self._request = request
-        self._passage = request[PASSAGE]
+        self._passage = request[EXCHANGE]
         self._head = head
         """The headers of an answer of which nothing is known but that it begins."""
         self._response: web.StreamResponse | None = None
@@ -57,10 +59,10 @@ class LiveStream:
         self._has_shown = False
         self._has_left = False
 
-    def show(self, call: Call, viewer: Viewer) -> None:
+    def show(self, context: RequestContext, subscriber: Subscriber) -> None:
         """Begins to write what a viewer sees."""
         name = f"stream {self._passage.request_id}"
-        self._writer = asyncio.create_task(self._write_previews(call, viewer), name=name)
+        self._writer = asyncio.create_task(self._write_previews(context, subscriber), name=name)
 
     async def has_begun(self) -> bool:
         """Whether there is no second answer any more; waits until all that came is written."""
@@ -98,34 +100,40 @@ class LiveStream:
 
     # ── while it lasts ──────────────────────────────────────────────────────────────────────
 
-    async def _write_previews(self, call: Call, viewer: Viewer) -> None:
+    async def _write_previews(self, context: RequestContext, subscriber: Subscriber) -> None:
         """Begins as soon as there is a reason, and writes what comes until nothing more will."""
         is_over = False
         while not is_over:
-            is_idle = not await _has_news(viewer)
-            is_over = viewer.is_over  # what came before that is still to be taken
-            if is_idle or viewer.is_open:
-                await self._stay_alive(call, is_idle=is_idle)
-            while (preview := viewer.take()) is not None:
-                await self._write_preview(call, preview)
+            is_idle = not await _has_news(subscriber)
+            is_over = subscriber.is_over  # what came before that is still to be taken
+            if is_idle or subscriber.is_open:
+                await self._stay_alive(context, is_idle=is_idle)
+            while (partial_image := subscriber.take()) is not None:
+                await self._write_preview(context, partial_image)
 
-    async def _stay_alive(self, call: Call, *, is_idle: bool) -> None:
+    async def _stay_alive(self, context: RequestContext, *, is_idle: bool) -> None:
         if self._response is None:
-            await self._begin(self._head(call))
+            await self._begin(self._head(context))
         elif not is_idle:
             return
         await self._write([sse.COMMENT])
 
-    async def _write_preview(self, call: Call, preview: Preview) -> None:
-        encoded = await preview.base64()
+    async def _write_preview(
+        self, context: RequestContext, partial_image: SharedPartialImage
+    ) -> None:
+        encoded = await partial_image.base64()
         if encoded is None:
             return
         if self._response is None:
-            await self._begin(self._head(call))
+            await self._begin(self._head(context))
         fields = {
-            "partial_image_index": preview.index,
+            "partial_image_index": partial_image.index,
             "created_at": int(self._request.app[SERVICES].clock()),
-            **{key: preview.shown[key] for key in SHOWN_IN_EVENTS if key in preview.shown},
+            **{
+                key: partial_image.echoed[key]
+                for key in SHOWN_IN_EVENTS
+                if key in partial_image.echoed
+            },
         }
         await self._write_event(sse.encode_event(PARTIAL, fields, base64=encoded))
 
@@ -158,11 +166,11 @@ class LiveStream:
             self._has_left = True
 
 
-async def _has_news(viewer: Viewer) -> bool:
+async def _has_news(subscriber: Subscriber) -> bool:
     """False when nothing has happened for so long that the line must be kept alive."""
     try:
         async with asyncio.timeout(KEEP_ALIVE_SECONDS):
-            await viewer.wait()
+            await subscriber.wait()
     except TimeoutError:
         return False
     return True

@@ -1,4 +1,4 @@
-"""Picture bytes as files: `root/ab/<digest>`, one file a picture, by content hash.
+"""Image bytes as files: `root/ab/<digest>`, one file an image, by content hash.
 
 A file's modification time is the moment from which it counts as gone; its last real change is
 nobody's business. Several processes may use one folder: files appear whole, by a rename, and
@@ -50,16 +50,16 @@ class FolderBlobs:
         self._clock = clock
         self._home = home
 
-    async def put(self, digest: str, data: bytes, lifetime_seconds: float) -> None:
+    async def put(self, digest: str, data: bytes, ttl_seconds: float) -> None:
         """Stores bytes for at least `lifetime_seconds` from now; repeating it only prolongs."""
         path = self._path(digest)
-        await asyncio.to_thread(self._put, path, data, expires_at=self._clock() + lifetime_seconds)
+        await asyncio.to_thread(self._put, path, data, expires_at=self._clock() + ttl_seconds)
 
     async def get(self, digest: str) -> bytes | None:
         """The bytes, or None when they are gone or their time is over."""
         return await asyncio.to_thread(self._get, self._path(digest))
 
-    def put_command(self, digest: str, data: bytes, lifetime_seconds: float) -> None:
+    def put_command(self, digest: str, data: bytes, ttl_seconds: float) -> None:
         """None: no command writes files."""
 
     async def delete(self, digest: str) -> None:
@@ -76,7 +76,7 @@ class FolderBlobs:
     async def capacity_bytes(self) -> None:
         """A folder has no limit of its own."""
 
-    def passing(self) -> FolderBlobs:
+    def ephemeral(self) -> FolderBlobs:
         """A folder inside this one, for bytes that live for minutes; swept on its own."""
         return FolderBlobs(self._root / _PASSING, self._clock, home=self._home)
 

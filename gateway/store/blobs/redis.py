@@ -17,7 +17,7 @@ from gateway.store.redis.keys import Keys, pattern_of
 from gateway.store.redis.store import DEFAULT_PREFIX
 
 UNLIMITED_BYTES: Final = 1 << 30
-"""What pictures may take in a server that has no limit of its own."""
+"""What images may take in a server that has no limit of its own."""
 
 SMALL_BYTES: Final = 64 * 1024
 """Bytes that may travel with verbs: more would hold up those of others."""
@@ -26,7 +26,7 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class RedisBlobs:
-    """Picture bytes by content hash (`verbs.BlobStore`), each with a time to live."""
+    """Image bytes by content hash (`verbs.BlobStore`), each with a time to live."""
 
     def __init__(
         self, link: Link, keys: Keys, *, kind: str = "blob", is_beside_verbs: bool = False
@@ -37,24 +37,24 @@ class RedisBlobs:
         self._is_beside_verbs = is_beside_verbs
         """The verbs of batches go to the same server, and keep its bytes under the same names."""
 
-    async def put(self, digest: str, data: bytes, lifetime_seconds: float) -> None:
+    async def put(self, digest: str, data: bytes, ttl_seconds: float) -> None:
         """Stores bytes for at least `lifetime_seconds` from now; repeating it only prolongs.
 
         Raises StoreFull when the server's memory is full, StoreUnavailable when it is away.
         """
         key = self._key(digest)
-        lifetime = str(math.ceil(lifetime_seconds * 1000)).encode()
+        lifetime = str(math.ceil(ttl_seconds * 1000)).encode()
         # Prolong first: what is there cannot run out any more before it keeps `SET` from writing.
         await self._ask(
             (b"PEXPIRE", key, lifetime, b"GT"), (b"SET", key, data, b"NX", b"PX", lifetime)
         )
 
-    def put_command(self, digest: str, data: bytes, lifetime_seconds: float) -> PutBlob | None:
+    def put_command(self, digest: str, data: bytes, ttl_seconds: float) -> PutBlob | None:
         """The command that stores small bytes, where commands go to the same server."""
         if not self._is_beside_verbs or len(data) > SMALL_BYTES:
             return None
         _check_digest(digest)
-        return PutBlob(digest, data, lifetime_seconds)
+        return PutBlob(digest, data, ttl_seconds)
 
     async def get(self, digest: str) -> bytes | None:
         """The bytes, or None when they are gone. Raises StoreUnavailable."""
@@ -89,13 +89,13 @@ class RedisBlobs:
         (most,) = re.findall(rb"^maxmemory:(\d+)", said, re.MULTILINE)
         return int(most) // 2 or UNLIMITED_BYTES
 
-    def passing(self) -> RedisBlobs:
+    def ephemeral(self) -> RedisBlobs:
         """The same server under other names, for bytes that live for minutes."""
         return RedisBlobs(self._link, self._keys, kind="passing")
 
-    async def check_layout(self) -> None:
+    async def check_schema(self) -> None:
         """As `RedisStore.check_layout`, for a server that has only bytes."""
-        await self._link.check_layout()
+        await self._link.check_schema()
 
     def _key(self, digest: str) -> bytes:
         _check_digest(digest)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gateway.store.protocol import Verb
+from gateway.store.protocol import Command
 
 # ── bytes that travel with a batch ──────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
-class PutBlob(Verb[None]):
+class PutBlob(Command[None]):
     """Stores bytes as `BlobStore.put` does, but for `StoreFull`: a few always find room.
 
     So no verb behind it is done without it; whether the store is full, those say. Only for a store
@@ -19,4 +19,4 @@ class PutBlob(Verb[None]):
 
     digest: str
     data: bytes
-    lifetime_seconds: float
+    ttl_seconds: float

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from gateway.store.protocol import Verb
+from gateway.store.protocol import Command
 
 WINDOW_GRACE_SECONDS: Final = 7 * 86_400
 """How long a calendar window's counters outlive the window, for purchases settled late."""
@@ -17,7 +17,7 @@ WINDOW_GRACE_SECONDS: Final = 7 * 86_400
 # Meters, takes and states are tuples: every request makes one of each for every limit there is.
 
 
-class Meter(NamedTuple):
+class Counter(NamedTuple):
     """A counter of a scope, with the most it may show.
 
     `period`:
@@ -31,11 +31,11 @@ class Meter(NamedTuple):
     scope: str
     """Whose counter: `key:<id>`, later `team:<name>` and `everyone`."""
     unit: str
-    period: Literal["minute", "day", "month", "open"]
+    period: Literal["minute", "day", "month", "concurrency"]
     maximum: int | None = None
 
 
-class MeterState(NamedTuple):
+class CounterState(NamedTuple):
     """What a meter shows after the verb; for a bucket `used` is what is missing from full."""
 
     used: int
@@ -46,38 +46,38 @@ class MeterState(NamedTuple):
     """Only on a refused bucket: seconds until it holds what was asked for."""
 
 
-class Take(NamedTuple):
+class Consumption(NamedTuple):
     """An amount taken from a meter; 0 only looks."""
 
-    meter: Meter
+    counter: Counter
     amount: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """`refused` is the index of the first take that would pass its maximum, None if admitted.
+    """`denied` is the index of the first take that would pass its maximum, None if admitted.
 
     `record` is the key's record as it is now when it differs from the expected one (b"" if it is
     gone); then nothing was taken. `states` has one element a take; it is empty when stale.
     """
 
-    refused: int | None
+    denied: int | None
     record: bytes | None
-    states: tuple[MeterState, ...]
+    states: tuple[CounterState, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Admit(Verb[Admission]):
+class Admit(Command[Admission]):
     """Takes from every bucket or from none, provided the record still equals `expect`."""
 
     space: str
     name: str
-    expect: bytes
-    takes: tuple[Take, ...]
+    expected: bytes
+    consumptions: tuple[Consumption, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class ReadMeters(Verb[Sequence[MeterState]]):
+class PeekCounters(Command[Sequence[CounterState]]):
     """What meters show now."""
 
-    meters: tuple[Meter, ...]
+    counters: tuple[Counter, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gateway.store.protocol import Verb
+from gateway.store.protocol import Command
 
 # ── entries: the slots of a fingerprint, and who is filling them ────────────────────────────
 
@@ -14,8 +14,8 @@ from gateway.store.protocol import Verb
 class Slot:
     """What one slot holds: `data` is the room's own encoding, opaque here."""
 
-    picture: str
-    """The picture's id; storing the same id twice changes nothing."""
+    image_id: str
+    """The image's id; storing the same id twice changes nothing."""
     expires_at: float
     data: bytes
 
@@ -29,19 +29,19 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadEntry(Verb[Entry]):
-    """All slots of a fingerprint that hold a picture. Writes nothing."""
+class ReadEntry(Command[Entry]):
+    """All slots of a fingerprint that hold an image. Writes nothing."""
 
     fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
-class Claimed:
+class LeaseResult:
     """Who has which of the slots that were asked for; every asked slot is in exactly one."""
 
     now: float
     held: Mapping[int, Slot]
-    """Slots with a picture that has not expired."""
+    """Slots with an image that has not expired."""
     mine: tuple[int, ...]
     """Slots that the asking flight has claimed, by this verb or before."""
     others: Mapping[int, str]
@@ -49,8 +49,8 @@ class Claimed:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim(Verb[Claimed]):
-    """Claims, for `flight`, those of `slots` that hold no live picture and no live claim.
+class AcquireLease(Command[LeaseResult]):
+    """Claims, for `flight`, those of `slots` that hold no live image and no live claim.
 
     A claim lives `lease_seconds`. The flight's id is the fencing token: `Extend`, `Keep` and
     `Release` touch only claims that still carry it.
@@ -61,11 +61,11 @@ class Claim(Verb[Claimed]):
     flight: str
     lease_seconds: float
     ignoring: tuple[str, ...] = ()
-    """Ids of pictures that count as none: a slot that holds one of them is empty for this claim."""
+    """Ids of images that count as none: a slot that holds one of them is empty for this claim."""
 
 
 @dataclass(frozen=True, slots=True)
-class Extend(Verb[bool]):
+class RenewLease(Command[bool]):
     """Sets the lease of every claim of `flight` anew. False (and no change) if none is alive."""
 
     fingerprint: str
@@ -74,7 +74,7 @@ class Extend(Verb[bool]):
 
 
 @dataclass(frozen=True, slots=True)
-class Release(Verb[None]):
+class ReleaseLease(Command[None]):
     """Gives back every claim of `flight`."""
 
     fingerprint: str
@@ -82,18 +82,18 @@ class Release(Verb[None]):
 
 
 @dataclass(frozen=True, slots=True)
-class Keep(Verb[Mapping[int, int]]):
-    """Puts pictures into their slots and gives back every claim of `flight`.
+class StoreImages(Command[Mapping[int, int]]):
+    """Puts images into their slots and gives back every claim of `flight`.
 
-    `slots` maps each wanted slot to its picture. A picture whose id the entry already holds, in
+    `slots` maps each wanted slot to its image. An image whose id the entry already holds, in
     whatever slot, stays where it is (so the verb is repeatable). A wanted slot that holds
-    another live picture, or that another live flight has claimed, is left alone and the picture
+    another live image, or that another live flight has claimed, is left alone and the image
     goes to the lowest slot that is free of both; beyond slot 63 it is dropped.
-    `lifetime_seconds` is how long the picture counts as fresh: its `expires_at` becomes now +
+    `lifetime_seconds` is how long the image counts as fresh: its `expires_at` becomes now +
     that, on the store's clock, whatever `Slot.expires_at` says. The whole entry lives at least
     `linger_seconds` beyond the last expiry. Answers wanted slot → slot it lies in.
 
-    With `displaces` a wanted slot is taken although it holds another live picture (unless that is
+    With `displaces` a wanted slot is taken although it holds another live image (unless that is
     one of `slots` itself), which moves to the lowest slot that is free when all of `slots` lie;
     beyond slot 63 it is dropped. Claims of others are respected.
     """
@@ -101,20 +101,20 @@ class Keep(Verb[Mapping[int, int]]):
     fingerprint: str
     flight: str
     slots: Mapping[int, Slot]
-    lifetime_seconds: float
-    linger_seconds: float
+    ttl_seconds: float
+    stale_if_error_seconds: float
     displaces: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Clear(Verb[None]):
-    """Empties slots whose picture is damaged or gone: slot → the id of the picture meant.
+class EmptySlots(Command[None]):
+    """Empties slots whose image is damaged or gone: slot → the id of the image meant.
 
-    A slot that meanwhile holds another picture is left alone.
+    A slot that meanwhile holds another image is left alone.
     """
 
     fingerprint: str
-    pictures: Mapping[int, str]
+    images: Mapping[int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class EntriesPage:
 
 
 @dataclass(frozen=True, slots=True)
-class ScanEntries(Verb[EntriesPage]):
+class ScanEntries(Command[EntriesPage]):
     """About `limit` entries from the mark `after` ("" = the start), in any order.
 
     An entry that is there from the first page to the last is on at least one of them.

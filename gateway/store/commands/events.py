@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gateway.store.protocol import Verb
+from gateway.store.protocol import Command
 
 # ── flights: the small events of a purchase under way ───────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
-class Publish(Verb[None]):
+class Publish(Command[None]):
     """Appends an event to a flight and wakes everyone who watches it.
 
     `event_id` makes it repeatable: a second event of the same id in one flight is dropped.
@@ -21,11 +21,11 @@ class Publish(Verb[None]):
     flight: str
     event_id: str
     event: bytes
-    lifetime_seconds: float
+    ttl_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class ReadEvents(Verb[Sequence[bytes]]):
+class ReadEvents(Command[Sequence[bytes]]):
     """The events of a flight in order, from index `after` (0 = all)."""
 
     flight: str

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from gateway.store.commands.counters import MeterState, Take
-from gateway.store.protocol import Verb
+from gateway.store.commands.counters import Consumption, CounterState
+from gateway.store.protocol import Command
 
 CLOSED_JOURNAL_SECONDS: Final = 7 * 86_400
 """How long a settled journal stays, so that a repeated settlement finds it."""
@@ -15,15 +15,15 @@ CLOSED_JOURNAL_SECONDS: Final = 7 * 86_400
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """`refused` as in `Admission`; then nothing was reserved and there is no journal."""
+    """`denied` as in `Admission`; then nothing was reserved and there is no journal."""
 
-    refused: int | None
-    states: tuple[MeterState, ...]
+    denied: int | None
+    states: tuple[CounterState, ...]
     now: float
 
 
 @dataclass(frozen=True, slots=True)
-class Reserve(Verb[Reservation]):
+class Reserve(Command[Reservation]):
     """Reserves every amount or none, and opens the purchase's journal in state `reserved`.
 
     A window refuses when spent + reserved + amount > maximum. Windows are those of this moment;
@@ -34,12 +34,12 @@ class Reserve(Verb[Reservation]):
 
     purchase: str
     worker: str
-    takes: tuple[Take, ...]
+    consumptions: tuple[Consumption, ...]
     payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Receive(Verb[Literal["received", "settled", "unknown"]]):
+class Receive(Command[Literal["received", "settled", "unknown"]]):
     """Moves a journal from `reserved` to `received` and replaces its payload.
 
     Answers the state the journal is in afterwards: `settled` (nothing changed) when somebody
@@ -59,12 +59,12 @@ class Settlement:
     """Unit → what the journal stands charged with now."""
     presumed: bool
     """The charge is a presumption that a late answer may still correct."""
-    states: tuple[MeterState, ...]
+    states: tuple[CounterState, ...]
     """One for each take of the reservation, as it shows now (empty when unknown)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Settle(Verb[Settlement]):
+class Settle(Command[Settlement]):
     """Closes a journal: counters, ledger record and state in one step, exactly once.
 
     Reserved amounts are given back, `charge` (unit → amount) is added to spent in the windows
@@ -93,7 +93,7 @@ class Journal:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenJournals(Verb[Sequence[Journal]]):
+class OpenJournals(Command[Sequence[Journal]]):
     """The open journals of a worker, or of all."""
 
     worker: str | None = None

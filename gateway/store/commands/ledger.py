@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from gateway.store.protocol import Verb
+from gateway.store.protocol import Command
 
 APPENDED_SECONDS: Final = 3600
 """How long the id of an append is remembered."""
 
 
 @dataclass(frozen=True, slots=True)
-class Append(Verb[None]):
+class Append(Command[None]):
     """Adds records to the ledger, in order, under the day of now.
 
     `batch_id` makes it repeatable for an hour: records of an id that was appended are dropped.
@@ -25,7 +25,7 @@ class Append(Verb[None]):
 
 
 @dataclass(frozen=True, slots=True)
-class ReadLedger(Verb[Sequence[tuple[str, bytes]]]):
+class ReadLedger(Command[Sequence[tuple[str, bytes]]]):
     """Up to `limit` ledger records after the id `after` ("" = from the start), oldest first.
 
     Ids are strings that grow with time: `<yyyy-mm-dd>/<position>`.

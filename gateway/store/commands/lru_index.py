@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.store.protocol import Verb
+from gateway.store.protocol import Command
 
-MOST_VICTIMS: Final = 1000
+MAX_EVICTIONS: Final = 1000
 """How many digests `Shelve`, `Shrink` and `Oldest` answer at most, so that none takes long."""
 
 
-# ── the shelf: which picture bytes there are, how large, and when they were last used ───────
+# ── the shelf: which image bytes there are, how large, and when they were last used ───────
 
 
 @dataclass(frozen=True, slots=True)
-class Shelve(Verb[Sequence[str]]):
+class Track(Command[Sequence[str]]):
     """Puts bytes onto the shelf, or prolongs their stay, as used just now.
 
     What is least recently used goes until the shelf holds at most `most_bytes` or nothing but
@@ -28,19 +28,19 @@ class Shelve(Verb[Sequence[str]]):
 
     digest: str
     size_bytes: int
-    lifetime_seconds: float
-    most_bytes: int
+    ttl_seconds: float
+    max_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
-class Shrink(Verb[Sequence[str]]):
+class EvictTo(Command[Sequence[str]]):
     """As `Shelve`, putting nothing."""
 
-    most_bytes: int
+    max_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
-class Touch(Verb[None]):
+class Touch(Command[None]):
     """These were used just now, in this order; those that are not on the shelf stay off it.
 
     Needs no room: works in a store whose memory is full.
@@ -50,14 +50,14 @@ class Touch(Verb[None]):
 
 
 @dataclass(frozen=True, slots=True)
-class Unshelve(Verb[None]):
+class Untrack(Command[None]):
     """Takes them off the shelf. Works also where there is no room left."""
 
     digests: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Oldest(Verb[Sequence[str]]):
+class EvictionCandidates(Command[Sequence[str]]):
     """The least recently used that together have at least `size_bytes`, oldest first.
 
     `MOST_VICTIMS` at most; without what is past its time, which takes no room any more. Writes
@@ -68,7 +68,7 @@ class Oldest(Verb[Sequence[str]]):
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
+class LruTotals:
     """How much lies on it."""
 
     count: int
@@ -76,12 +76,12 @@ class Shelf:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadShelf(Verb[Shelf]):
+class ReadLruTotals(Command[LruTotals]):
     """How much lies on the shelf, without what is past its time."""
 
 
 @dataclass(frozen=True, slots=True)
-class OnShelf(Verb[Sequence[bool]]):
+class AreTracked(Command[Sequence[bool]]):
     """Whether each of these is on the shelf, in the order asked."""
 
     digests: tuple[str, ...]

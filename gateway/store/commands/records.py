@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gateway.store.protocol import Verb
+from gateway.store.protocol import Command
 
 # ── records: small documents by space and name, never expiring ──────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
-class Get(Verb[bytes | None]):
+class Get(Command[bytes | None]):
     """The record `name` of `space`; None if there is none.
 
     With `through`, `name` is looked up in that space first and what stands there is the name in
@@ -20,11 +20,11 @@ class Get(Verb[bytes | None]):
 
     space: str
     name: str
-    through: str | None = None
+    index: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Write:
     """One change of a `Put`: write `value` (None deletes) if the record now equals `expect`.
 
     `expect` None means: there must be no such record.
@@ -33,18 +33,18 @@ class Change:
     space: str
     name: str
     value: bytes | None
-    expect: bytes | None
+    expected: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
-class Put(Verb[int | None]):
+class CompareAndSet(Command[int | None]):
     """Makes all changes or none. Answers the index of the first whose `expect` did not hold."""
 
-    changes: tuple[Change, ...]
+    changes: tuple[Write, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Scan(Verb[Mapping[str, bytes]]):
+class ReadRecords(Command[Mapping[str, bytes]]):
     """All records of a space, by name."""
 
     space: str

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gateway.store.protocol import Verb
+from gateway.store.protocol import Command
 
 
 @dataclass(frozen=True, slots=True)
-class Sweep(Verb[int]):
+class Sweep(Command[int]):
     """Removes up to `limit` things whose time is over; answers how many.
 
     Redis does it itself for all but the shelf.
@@ -37,5 +37,5 @@ class StoreFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Inspect(Verb[StoreFacts]):
+class Inspect(Command[StoreFacts]):
     """How the store is set up. Writes nothing, so that a full one answers too."""

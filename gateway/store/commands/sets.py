@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gateway.store.protocol import Verb
+from gateway.store.protocol import Command
 
 
 @dataclass(frozen=True, slots=True)
-class Enlist(Verb[None]):
+class AddToSet(Command[None]):
     """Puts members onto a list, which is a set; the whole list lives at least so long from now."""
 
     space: str
     name: str
     members: tuple[str, ...]
-    lifetime_seconds: float
+    ttl_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class ReadList(Verb[Sequence[str]]):
+class GetSet(Command[Sequence[str]]):
     """The members of a list, in any order; none when there is no such list."""
 
     space: str
@@ -27,7 +27,7 @@ class ReadList(Verb[Sequence[str]]):
 
 
 @dataclass(frozen=True, slots=True)
-class Strike(Verb[None]):
+class RemoveFromSet(Command[None]):
     """Takes members off a list."""
 
     space: str

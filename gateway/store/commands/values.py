@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gateway.store.protocol import Verb
+from gateway.store.protocol import Command
 
 # ── notes and lists: small things with a life of their own ──────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
-class Note(Verb[bool]):
+class SetValue(Command[bool]):
     """Writes a small value under a name. False (and no change) if `is_new` and one lives there.
 
     It lives `lifetime_seconds` from now; None: until it is dropped.
@@ -19,12 +19,12 @@ class Note(Verb[bool]):
     space: str
     name: str
     value: bytes
-    lifetime_seconds: float | None
-    is_new: bool = False
+    ttl_seconds: float | None
+    only_if_absent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class ReadNote(Verb[bytes | None]):
+class GetValue(Command[bytes | None]):
     """What stands under a name, or None."""
 
     space: str
@@ -32,7 +32,7 @@ class ReadNote(Verb[bytes | None]):
 
 
 @dataclass(frozen=True, slots=True)
-class DropNote(Verb[None]):
+class DeleteValue(Command[None]):
     """Removes it, if it is there."""
 
     space: str

@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gateway.store.protocol import Verb
+from gateway.store.protocol import Command
 
 # ── workers ─────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
-class Beat(Verb[None]):
+class Heartbeat(Command[None]):
     """This worker lives."""
 
     worker: str
 
 
 @dataclass(frozen=True, slots=True)
-class DeadWorkers(Verb[Sequence[str]]):
+class ExpiredWorkers(Command[Sequence[str]]):
     """Workers that have neither beaten nor reserved for `after_seconds`."""
 
     after_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Retire(Verb[bool]):
+class Deregister(Command[bool]):
     """Forgets a worker. False (and no change) while it holds open journals."""
 
     worker: str

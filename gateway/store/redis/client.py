@@ -22,7 +22,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from gateway.errors import StoreFull, StoreUnavailable
-from gateway.store.handshake import LAYOUT_VERSION, LayoutMismatch, StoreMissing
+from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
 from gateway.store.redis.commands.call import Call
 from gateway.store.redis.connection import Command, Wire
 from gateway.store.redis.scripts import SCRIPTS, Script
@@ -44,7 +44,7 @@ _DATABASE: Final = re.compile(r"(/\d*)?")
 LOST: Final = (faults.ConnectionError, faults.TimeoutError, faults.InvalidResponse, OSError)
 """What a server that is away, silent or talking nonsense looks like (a time-out is an OSError)."""
 
-_FAULTS: Final = (*LOST, faults.ResponseError, LayoutMismatch)
+_FAULTS: Final = (*LOST, faults.ResponseError, SchemaMismatch)
 """What an exchange can come to."""
 
 _OUTAGES: Final = (
@@ -187,7 +187,7 @@ class Link:
             raise self._translated(error) from error
         return replies
 
-    async def check_layout(self) -> None:
+    async def check_schema(self) -> None:
         """Raises LayoutMismatch, StoreMissing or StoreUnavailable if it cannot be used."""
         try:
             await self._greeted_wire(_deadline())
@@ -223,7 +223,7 @@ class Link:
             await self._connection.disconnect(nowait=True)
 
     async def _greet(self, wire: Wire, until: float) -> None:
-        wanted, may_create = str(LAYOUT_VERSION).encode(), b"%d" % self._may_create
+        wanted, may_create = str(SCHEMA_VERSION).encode(), b"%d" % self._may_create
         source = SCRIPTS["stamp"].source
         look = (b"EVAL", source, b"1", self._stamp_key, wanted, may_create)
         (stamp,) = await wire.ask([look], until=until)
@@ -232,7 +232,7 @@ class Link:
         if stamp is None:
             raise StoreMissing(self._place)
         if stamp != wanted:
-            raise LayoutMismatch(self._place, str(stamp, errors="replace"))
+            raise SchemaMismatch(self._place, str(stamp, errors="replace"))
         await wire.ask([(b"SCRIPT", b"LOAD", s.source) for s in self._scripts], until=until)
         self._greeted += 1
         if self._complaints:
@@ -241,7 +241,7 @@ class Link:
 
     def _translated(self, error: Exception) -> Exception:
         """What became of an exchange, in our words."""
-        if isinstance(error, LayoutMismatch):
+        if isinstance(error, SchemaMismatch):
             self._complain(str(error))
             return StoreUnavailable(_foreign_layout(error))
         if isinstance(error, faults.ResponseError):
@@ -260,7 +260,7 @@ def _deadline() -> float:
     return asyncio.get_running_loop().time() + CALL_SECONDS
 
 
-def _foreign_layout(mismatch: LayoutMismatch) -> str:
+def _foreign_layout(mismatch: SchemaMismatch) -> str:
     """Its message for callers, who need not know where the store is."""
     return (
         f"The gateway's store has layout version {mismatch.found};"

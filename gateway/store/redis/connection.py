@@ -162,7 +162,7 @@ class Wire(asyncio.Protocol):
 
 
 def _packed(command: Command) -> list[bytes]:
-    """A command as Redis reads it; the bytes of a picture go out as they lie in memory."""
+    """A command as Redis reads it; the bytes of an image go out as they lie in memory."""
     if isinstance(command, bytes):
         return [command]
     if command[0] != b"SET":

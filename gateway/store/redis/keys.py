@@ -22,11 +22,11 @@ All state lies under one prefix, `igw:` unless told otherwise:
 stay | none; gone when empty |
 | `igw:{shelf}:sizes` | hash | bytes by digest | none; gone when empty |
 | `igw:{shelf}:total` | string | their sum | none; gone at zero |
-| `igw:entry:{<fingerprint>}` | hash | pictures by slot | their lifetime + linger |
+| `igw:entry:{<fingerprint>}` | hash | images by slot | their lifetime + linger |
 | `igw:claims:{<fingerprint>}` | hash | flights by slot | the longest lease |
 | `igw:flight:{<flight>}` | list | its events | the flight's lifetime |
 | `igw:flight-ids:{<flight>}` | set | the ids of its events | the same |
-| `igw:blob:<sha256>` | string | a picture's bytes | the longest asked for |
+| `igw:blob:<sha256>` | string | an image's bytes | the longest asked for |
 | `igw:passing:<sha256>` | string | a partial image's bytes | minutes, as asked for |
 | `igw:wake:<flight>` | channel | rings when an event was published | – |
 
@@ -59,7 +59,7 @@ class Keys:
         return f"{self.prefix}{{books}}:"
 
     @property
-    def shelf(self) -> str:
+    def lru_totals(self) -> str:
         """The same for the shelf."""
         return f"{self.prefix}{{shelf}}:"
 
@@ -93,7 +93,7 @@ class Keys:
         return f"{self.prefix}wake:{flight}"
 
     def bytes_of(self, kind: str, digest: str) -> str:
-        """Where bytes lie: `blob` for a picture's, `passing` for what lives for minutes."""
+        """Where bytes lie: `blob` for an image's, `passing` for what lives for minutes."""
         return f"{self.prefix}{kind}:{digest}"
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
-from gateway.store.protocol import Verb, Watch
+from gateway.store.protocol import Command, Watch
 from gateway.store.redis.client import Link, place_of, pool_of, refusal
 from gateway.store.redis.commands import Call, call_for
 from gateway.store.redis.keys import Keys
@@ -27,27 +27,27 @@ class RedisStore:
         self._link = link
         self._wakes = wakes
 
-    async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
+    async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """Runs verbs in order; their answers in the same order.
 
         Batches of concurrent callers share round trips. Raises `errors.StoreUnavailable` when
         the server is away, read-only, of another layout or silent for two seconds, StoreFull when
         its memory is full, and RuntimeError when it refuses a command, which is a fault of ours.
         """
-        if not verbs:
+        if not commands:
             return []
-        calls = [call_for.registry[type(verb)](verb, self._keys) for verb in verbs]
+        calls = [call_for.registry[type(command)](command, self._keys) for command in commands]
         replies = await self._link.run(calls)
         return [
-            _answer(verb, call, reply)
-            for verb, call, reply in zip(verbs, calls, replies, strict=True)
+            _answer(command, call, reply)
+            for command, call, reply in zip(commands, calls, replies, strict=True)
         ]
 
     def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
         """Watches a flight. Enter it *before* the look-up that decides to wait."""
         return self._wakes.watch(self._keys.wake(flight))
 
-    async def check_layout(self) -> None:
+    async def check_schema(self) -> None:
         """Stamps a server that is empty or older.
 
         Raises `LayoutMismatch`, `StoreMissing`, `StoreUnavailable`.
@@ -55,12 +55,12 @@ class RedisStore:
         For whoever starts the gateway; a worker need not: nothing is ever sent to a server whose
         stamp was not seen.
         """
-        await self._link.check_layout()
+        await self._link.check_schema()
 
 
-def _answer(verb: Verb[Any], call: Call, reply: Any) -> Any:
+def _answer(command: Command[Any], call: Call, reply: Any) -> Any:
     if isinstance(reply, ResponseError):
-        raise refusal(reply, type(verb).__name__) from reply
+        raise refusal(reply, type(command).__name__) from reply
     return call.read(reply)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
-from gateway.store.commands import MeterState
+from gateway.store.commands import CounterState
 
 UNITS: Final = 60_000_000
 """Units of one request, and microseconds of a minute."""
@@ -42,14 +42,14 @@ def refill(bucket: Bucket | None, maximum: int, *, now: int) -> Bucket:
     return Bucket(min(capacity, bucket.level + elapsed * maximum), max(now, bucket.at))
 
 
-def show_bucket(bucket: Bucket, maximum: int, *, refused: int = 0) -> MeterState:
-    """What a refilled bucket shows; `refused` is the amount that it could not give, if any.
+def show_bucket(bucket: Bucket, maximum: int, *, denied: int = 0) -> CounterState:
+    """What a refilled bucket shows; `denied` is the amount that it could not give, if any.
 
     `retry_in` stays 0 for an amount that no wait would make fit.
     """
     missing = maximum * UNITS - bucket.level
-    lacking = refused * UNITS - bucket.level if refused <= maximum else 0
-    return MeterState(
+    lacking = denied * UNITS - bucket.level if denied <= maximum else 0
+    return CounterState(
         used=_ceil_divide(missing, UNITS),
         reserved=0,
         resets_in=_seconds_to_refill(missing, maximum),
@@ -73,7 +73,7 @@ class Window:
     ends_at: float
 
 
-def window_at(period: Literal["minute", "day", "month", "open"], now: float) -> Window:
+def window_at(period: Literal["minute", "day", "month", "concurrency"], now: float) -> Window:
     """The window of a period that `now` lies in; `open` has one without end."""
     moment = datetime.fromtimestamp(now, UTC)
     midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0)
@@ -86,6 +86,6 @@ def window_at(period: Literal["minute", "day", "month", "open"], now: float) -> 
     return Window("", math.inf)
 
 
-def show_window(spent: int, reserved: int, *, resets_in: float) -> MeterState:
+def show_window(spent: int, reserved: int, *, resets_in: float) -> CounterState:
     """What a window shows; one without end never resets."""
-    return MeterState(spent, reserved, 0.0 if math.isinf(resets_in) else resets_in)
+    return CounterState(spent, reserved, 0.0 if math.isinf(resets_in) else resets_in)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from gateway.store import commands as verbs
-from gateway.store.protocol import Verb
+from gateway.store import commands
+from gateway.store.protocol import Command
 from gateway.store.sqlite.counters import _admit, _read_meters
 from gateway.store.sqlite.entries import (
     _claim,
@@ -37,82 +37,82 @@ from gateway.store.sqlite.values import _drop_note, _note, _read_note
 from gateway.store.sqlite.workers import _beat, _dead_workers, _retire
 
 CACHE: Final[Performers] = {
-    verbs.ReadEntry: _read_entry,
-    verbs.Claim: _claim,
-    verbs.Extend: _extend,
-    verbs.Release: _release,
-    verbs.Keep: _keep,
-    verbs.Clear: _clear,
-    verbs.ScanEntries: _scan_entries,
-    verbs.Note: _note,
-    verbs.ReadNote: _read_note,
-    verbs.DropNote: _drop_note,
-    verbs.Enlist: _enlist,
-    verbs.ReadList: _read_list,
-    verbs.Strike: _strike,
-    verbs.Shelve: _shelve,
-    verbs.Shrink: _shrink,
-    verbs.Touch: _touch,
-    verbs.Unshelve: _unshelve,
-    verbs.Oldest: _oldest,
-    verbs.ReadShelf: _read_shelf,
-    verbs.OnShelf: _on_shelf,
-    verbs.Publish: _publish,
-    verbs.ReadEvents: _read_events,
+    commands.ReadEntry: _read_entry,
+    commands.AcquireLease: _claim,
+    commands.RenewLease: _extend,
+    commands.ReleaseLease: _release,
+    commands.StoreImages: _keep,
+    commands.EmptySlots: _clear,
+    commands.ScanEntries: _scan_entries,
+    commands.SetValue: _note,
+    commands.GetValue: _read_note,
+    commands.DeleteValue: _drop_note,
+    commands.AddToSet: _enlist,
+    commands.GetSet: _read_list,
+    commands.RemoveFromSet: _strike,
+    commands.Track: _shelve,
+    commands.EvictTo: _shrink,
+    commands.Touch: _touch,
+    commands.Untrack: _unshelve,
+    commands.EvictionCandidates: _oldest,
+    commands.ReadLruTotals: _read_shelf,
+    commands.AreTracked: _on_shelf,
+    commands.Publish: _publish,
+    commands.ReadEvents: _read_events,
 }
 
 
 BOOKS: Final[Performers] = {
-    verbs.Beat: _beat,
-    verbs.DeadWorkers: _dead_workers,
-    verbs.Retire: _retire,
-    verbs.ReadMeters: _read_meters,
-    verbs.Admit: _admit,
-    verbs.Reserve: _reserve,
-    verbs.Receive: _receive,
-    verbs.Settle: _settle,
-    verbs.OpenJournals: _open_journals,
-    verbs.Append: _append,
-    verbs.ReadLedger: _read_ledger,
+    commands.Heartbeat: _beat,
+    commands.ExpiredWorkers: _dead_workers,
+    commands.Deregister: _retire,
+    commands.PeekCounters: _read_meters,
+    commands.Admit: _admit,
+    commands.Reserve: _reserve,
+    commands.Receive: _receive,
+    commands.Settle: _settle,
+    commands.OpenJournals: _open_journals,
+    commands.Append: _append,
+    commands.ReadLedger: _read_ledger,
 }
 
 
-def perform(tx: Transaction, verb: Verb[Any]) -> Any:
+def perform(tx: Transaction, command: Command[Any]) -> Any:
     """Runs one verb and answers what it promises."""
-    return _PERFORMERS[type(verb)](tx, verb)
+    return _PERFORMERS[type(command)](tx, command)
 
 
-def is_reading(batch: Sequence[Verb[Any]]) -> bool:
+def is_reading(batch: Sequence[Command[Any]]) -> bool:
     """Whether no verb of the batch writes."""
-    return all(type(verb) in _READING for verb in batch)
+    return all(type(command) in _READING for command in batch)
 
 
 _PERFORMERS: Final[Performers] = {
-    verbs.Get: _get,
-    verbs.Put: _put,
-    verbs.Scan: _scan,
-    verbs.Sweep: _sweep,
-    verbs.Inspect: _inspect,
+    commands.Get: _get,
+    commands.CompareAndSet: _put,
+    commands.ReadRecords: _scan,
+    commands.Sweep: _sweep,
+    commands.Inspect: _inspect,
     **CACHE,
     **BOOKS,
 }
 
 _READING: Final = frozenset(
     {
-        verbs.Get,
-        verbs.Scan,
-        verbs.ReadEntry,
-        verbs.ScanEntries,
-        verbs.ReadNote,
-        verbs.ReadList,
-        verbs.Oldest,
-        verbs.ReadShelf,
-        verbs.OnShelf,
-        verbs.ReadEvents,
-        verbs.DeadWorkers,
-        verbs.ReadMeters,
-        verbs.OpenJournals,
-        verbs.ReadLedger,
-        verbs.Inspect,
+        commands.Get,
+        commands.ReadRecords,
+        commands.ReadEntry,
+        commands.ScanEntries,
+        commands.GetValue,
+        commands.GetSet,
+        commands.EvictionCandidates,
+        commands.ReadLruTotals,
+        commands.AreTracked,
+        commands.ReadEvents,
+        commands.ExpiredWorkers,
+        commands.PeekCounters,
+        commands.OpenJournals,
+        commands.ReadLedger,
+        commands.Inspect,
     }
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.errors import StoreUnavailable
-from gateway.store.handshake import LAYOUT_VERSION, LayoutMismatch, StoreMissing
+from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
 from gateway.store.sqlite.schema import LAYOUTS
 
 BUSY_SECONDS: Final = 1.0
@@ -22,7 +22,7 @@ BUSY_SECONDS: Final = 1.0
 # ── the layout ──────────────────────────────────────────────────────────────────────────────
 
 
-def create_sqlite_layout(path: Path) -> None:
+def create_sqlite_schema(path: Path) -> None:
     """Creates the database at `path`, and its folder (0700), unless they are there already.
 
     A database of an older layout is upgraded; what lies in it stays. Called once, by the parent,
@@ -33,7 +33,7 @@ def create_sqlite_layout(path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
         with _locked(path), contextlib.closing(_connect(path)) as db:
-            if 0 <= _layout_version(db) < LAYOUT_VERSION:
+            if 0 <= _layout_version(db) < SCHEMA_VERSION:
                 _upgrade(db)
             _check_layout(db, path)
 
@@ -42,13 +42,13 @@ def _upgrade(db: sqlite3.Connection) -> None:
     """Tables and version in one transaction: a database is as it was, or it is complete."""
     db.execute("PRAGMA journal_mode = WAL")
     steps = "".join(LAYOUTS[_layout_version(db) :])
-    db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {LAYOUT_VERSION}; COMMIT;")
+    db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
 
 def _check_layout(db: sqlite3.Connection, path: Path) -> None:
     found = _layout_version(db)
-    if found != LAYOUT_VERSION:
-        raise LayoutMismatch(str(path), str(found))
+    if found != SCHEMA_VERSION:
+        raise SchemaMismatch(str(path), str(found))
 
 
 def _layout_version(db: sqlite3.Connection) -> int:

@@ -4,97 +4,97 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.store import commands as verbs
+from gateway.store import commands
 from gateway.store.commands import (
-    Meter,
-    MeterState,
-    Take,
+    Consumption,
+    Counter,
+    CounterState,
 )
-from gateway.store.sqlite import arithmetic as meters
+from gateway.store.sqlite import arithmetic as counters
 from gateway.store.sqlite.schema import Transaction
 
 # ── meters ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _read_meters(tx: Transaction, verb: verbs.ReadMeters) -> Sequence[MeterState]:
-    return tuple(_show(tx, meter) for meter in verb.meters)
+def _read_meters(tx: Transaction, command: commands.PeekCounters) -> Sequence[CounterState]:
+    return tuple(_show(tx, counter) for counter in command.counters)
 
 
-def _admit(tx: Transaction, verb: verbs.Admit) -> verbs.Admission:
-    record = tx.record(verb.space, verb.name) or b""
-    if record != verb.expect:
-        return verbs.Admission(None, record, ())
-    refused = _first_refused(tx, verb.takes)
-    if refused is None:
-        _draw(tx, verb.takes)
-    return verbs.Admission(refused, None, _show_takes(tx, verb.takes, refused=refused))
+def _admit(tx: Transaction, command: commands.Admit) -> commands.Admission:
+    record = tx.record(command.space, command.name) or b""
+    if record != command.expected:
+        return commands.Admission(None, record, ())
+    denied = _first_refused(tx, command.consumptions)
+    if denied is None:
+        _draw(tx, command.consumptions)
+    return commands.Admission(denied, None, _show_takes(tx, command.consumptions, denied=denied))
 
 
-def _first_refused(tx: Transaction, takes: Sequence[Take]) -> int | None:
-    return next((index for index, take in enumerate(takes) if not _fits(tx, take)), None)
+def _first_refused(tx: Transaction, consumptions: Sequence[Consumption]) -> int | None:
+    return next((index for index, take in enumerate(consumptions) if not _fits(tx, take)), None)
 
 
-def _fits(tx: Transaction, take: Take) -> bool:
-    meter = take.meter
-    if meter.maximum is None or take.amount == 0:
+def _fits(tx: Transaction, take: Consumption) -> bool:
+    counter = take.counter
+    if counter.maximum is None or take.amount == 0:
         return True
-    if meter.period == "minute":
-        return take.amount * meters.UNITS <= _bucket(tx, meter, meter.maximum).level
-    spent, reserved = _window(tx, meter)
-    return spent + reserved + take.amount <= meter.maximum
+    if counter.period == "minute":
+        return take.amount * counters.UNITS <= _bucket(tx, counter, counter.maximum).level
+    spent, reserved = _window(tx, counter)
+    return spent + reserved + take.amount <= counter.maximum
 
 
-def _draw(tx: Transaction, takes: Sequence[Take]) -> None:
+def _draw(tx: Transaction, consumptions: Sequence[Consumption]) -> None:
     """Takes from the buckets; windows are not drawn from but reserved in."""
-    for take in takes:
-        meter = take.meter
-        if meter.period != "minute" or meter.maximum is None or take.amount == 0:
+    for take in consumptions:
+        counter = take.counter
+        if counter.period != "minute" or counter.maximum is None or take.amount == 0:
             continue
-        bucket = _bucket(tx, meter, meter.maximum)
+        bucket = _bucket(tx, counter, counter.maximum)
         tx.change(
             "INSERT OR REPLACE INTO buckets (scope, unit, level, at, gone_at)"
             " VALUES (?, ?, ?, ?, ?)",
-            *(meter.scope, meter.unit, bucket.level - take.amount * meters.UNITS, bucket.at),
-            bucket.at / 1e6 + meters.BUCKET_SECONDS,
+            *(counter.scope, counter.unit, bucket.level - take.amount * counters.UNITS, bucket.at),
+            bucket.at / 1e6 + counters.BUCKET_SECONDS,
         )
 
 
 def _show_takes(
-    tx: Transaction, takes: Sequence[Take], *, refused: int | None = None
-) -> tuple[MeterState, ...]:
+    tx: Transaction, consumptions: Sequence[Consumption], *, denied: int | None = None
+) -> tuple[CounterState, ...]:
     return tuple(
-        _show(tx, take.meter, refused=take.amount if index == refused else 0)
-        for index, take in enumerate(takes)
+        _show(tx, take.counter, denied=take.amount if index == denied else 0)
+        for index, take in enumerate(consumptions)
     )
 
 
-def _show(tx: Transaction, meter: Meter, *, refused: int = 0) -> MeterState:
+def _show(tx: Transaction, counter: Counter, *, denied: int = 0) -> CounterState:
     """What a meter shows now; `refused` is the amount that its bucket just could not give."""
-    if meter.period != "minute":
-        spent, reserved = _window(tx, meter)
-        ends_at = meters.window_at(meter.period, tx.now).ends_at
-        return meters.show_window(spent, reserved, resets_in=ends_at - tx.now)
-    if meter.maximum is None:
-        return MeterState(used=0, reserved=0, resets_in=0.0)
-    bucket = _bucket(tx, meter, meter.maximum)
-    return meters.show_bucket(bucket, meter.maximum, refused=refused)
+    if counter.period != "minute":
+        spent, reserved = _window(tx, counter)
+        ends_at = counters.window_at(counter.period, tx.now).ends_at
+        return counters.show_window(spent, reserved, resets_in=ends_at - tx.now)
+    if counter.maximum is None:
+        return CounterState(used=0, reserved=0, resets_in=0.0)
+    bucket = _bucket(tx, counter, counter.maximum)
+    return counters.show_bucket(bucket, counter.maximum, denied=denied)
 
 
-def _bucket(tx: Transaction, meter: Meter, maximum: int) -> meters.Bucket:
-    row = tx.one("SELECT level, at FROM buckets WHERE scope = ? AND unit = ?", *_name(meter))
-    bucket = None if row is None else meters.Bucket(*row)
-    return meters.refill(bucket, maximum, now=tx.now_micros)
+def _bucket(tx: Transaction, counter: Counter, maximum: int) -> counters.Bucket:
+    row = tx.one("SELECT level, at FROM buckets WHERE scope = ? AND unit = ?", *_name(counter))
+    bucket = None if row is None else counters.Bucket(*row)
+    return counters.refill(bucket, maximum, now=tx.now_micros)
 
 
-def _window(tx: Transaction, meter: Meter) -> tuple[int, int]:
+def _window(tx: Transaction, counter: Counter) -> tuple[int, int]:
     """What is spent and reserved in the meter's window of now."""
     row = tx.one(
         "SELECT spent, reserved FROM windows"
         " WHERE scope = ? AND unit = ? AND period = ? AND label = ?",
-        *(*_name(meter), meter.period, meters.window_at(meter.period, tx.now).label),
+        *(*_name(counter), counter.period, counters.window_at(counter.period, tx.now).label),
     )
     return (0, 0) if row is None else (row[0], row[1])
 
 
-def _name(meter: Meter) -> tuple[str, str]:
-    return meter.scope, meter.unit
+def _name(counter: Counter) -> tuple[str, str]:
+    return counter.scope, counter.unit

@@ -6,120 +6,125 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gateway.images import MAX_SLOTS
-from gateway.store import commands as verbs
+from gateway.store import commands
 from gateway.store.commands import Slot
 from gateway.store.sqlite.schema import Transaction
 
 # ── entries ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _read_entry(tx: Transaction, verb: verbs.ReadEntry) -> verbs.Entry:
-    return verbs.Entry(tx.now, _slots(tx, verb.fingerprint))
+def _read_entry(tx: Transaction, command: commands.ReadEntry) -> commands.Entry:
+    return commands.Entry(tx.now, _slots(tx, command.fingerprint))
 
 
-def _claim(tx: Transaction, verb: verbs.Claim) -> verbs.Claimed:
+def _claim(tx: Transaction, command: commands.AcquireLease) -> commands.LeaseResult:
     fresh = {
         index: slot
-        for index, slot in _fresh_slots(tx, verb.fingerprint).items()
-        if slot.picture not in verb.ignoring
+        for index, slot in _fresh_slots(tx, command.fingerprint).items()
+        if slot.image_id not in command.ignoring
     }
-    owners = _claims(tx, verb.fingerprint)
-    asked = [slot for slot in verb.slots if slot not in fresh]
-    others = {s: owners[s] for s in asked if owners.get(s, verb.flight) != verb.flight}
+    owners = _claims(tx, command.fingerprint)
+    asked = [slot for slot in command.slots if slot not in fresh]
+    others = {s: owners[s] for s in asked if owners.get(s, command.flight) != command.flight}
     mine = tuple(slot for slot in asked if slot not in others)
     tx.db.executemany(
         "INSERT OR REPLACE INTO claims (fingerprint, slot, flight, gone_at) VALUES (?, ?, ?, ?)",
-        [(verb.fingerprint, slot, verb.flight, tx.now + verb.lease_seconds) for slot in mine],
+        [
+            (command.fingerprint, slot, command.flight, tx.now + command.lease_seconds)
+            for slot in mine
+        ],
     )
-    held = {slot: fresh[slot] for slot in verb.slots if slot in fresh}
-    return verbs.Claimed(tx.now, held, mine, others)
+    held = {slot: fresh[slot] for slot in command.slots if slot in fresh}
+    return commands.LeaseResult(tx.now, held, mine, others)
 
 
-def _extend(tx: Transaction, verb: verbs.Extend) -> bool:
+def _extend(tx: Transaction, command: commands.RenewLease) -> bool:
     extended = tx.change(
         "UPDATE claims SET gone_at = ? WHERE fingerprint = ? AND flight = ? AND gone_at > ?",
-        tx.now + verb.lease_seconds,
-        verb.fingerprint,
-        verb.flight,
+        tx.now + command.lease_seconds,
+        command.fingerprint,
+        command.flight,
         tx.now,
     )
     return extended > 0
 
 
-def _release(tx: Transaction, verb: verbs.Release | verbs.Keep) -> None:
+def _release(tx: Transaction, command: commands.ReleaseLease | commands.StoreImages) -> None:
     tx.change(
-        "DELETE FROM claims WHERE fingerprint = ? AND flight = ?", verb.fingerprint, verb.flight
+        "DELETE FROM claims WHERE fingerprint = ? AND flight = ?",
+        command.fingerprint,
+        command.flight,
     )
 
 
-def _keep(tx: Transaction, verb: verbs.Keep) -> Mapping[int, int]:
-    _release(tx, verb)
-    places = _Places.read(tx, verb)
+def _keep(tx: Transaction, command: commands.StoreImages) -> Mapping[int, int]:
+    _release(tx, command)
+    places = _Places.read(tx, command)
     placed = {
         target: slot
-        for wanted, slot in sorted(verb.slots.items())
-        if (target := places.place(wanted, slot.picture)) is not None
+        for wanted, slot in sorted(command.slots.items())
+        if (target := places.place(wanted, slot.image_id)) is not None
     }
     for index, target in places.moves().items():
         tx.change(
             "UPDATE OR REPLACE slots SET slot = ? WHERE fingerprint = ? AND slot = ?",
-            *(target, verb.fingerprint, index),
+            *(target, command.fingerprint, index),
         )
     for target, slot in placed.items():
-        _store_slot(tx, verb, (target, slot))
-    _linger(tx, verb)
+        _store_slot(tx, command, (target, slot))
+    _linger(tx, command)
     lies_in = places.lies_in
-    return {w: lies_in[s.picture] for w, s in verb.slots.items() if s.picture in lies_in}
+    return {w: lies_in[s.image_id] for w, s in command.slots.items() if s.image_id in lies_in}
 
 
 @dataclass(slots=True)
 class _Places:
-    """Where the pictures of an entry lie while a `Keep` finds places for its own."""
+    """Where the images of an entry lie while a `Keep` finds places for its own."""
 
     lies_in: dict[str, int]
-    """Picture → slot, expired ones among them."""
+    """Image → slot, expired ones among them."""
     taken: set[int]
     """Slots that nothing may be put into."""
     displaceable: dict[int, str]
-    """Slots whose live picture has to make way: slot → picture."""
+    """Slots whose live image has to make way: slot → image."""
     displaced: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, tx: Transaction, verb: verbs.Keep) -> _Places:
-        held = _slots(tx, verb.fingerprint)
-        claimed = _claims(tx, verb.fingerprint)
-        fresh = {index: slot.picture for index, slot in held.items() if slot.expires_at > tx.now}
-        own = {slot.picture for slot in verb.slots.values()}
+    def read(cls, tx: Transaction, command: commands.StoreImages) -> _Places:
+        held = _slots(tx, command.fingerprint)
+        claimed = _claims(tx, command.fingerprint)
+        fresh = {index: slot.image_id for index, slot in held.items() if slot.expires_at > tx.now}
+        own = {slot.image_id for slot in command.slots.values()}
         displaceable = {
-            index: picture
-            for index, picture in fresh.items()
-            if verb.displaces and index not in claimed and picture not in own
+            index: image
+            for index, image in fresh.items()
+            if command.displaces and index not in claimed and image not in own
         }
-        lies_in = {slot.picture: index for index, slot in held.items()}
+        lies_in = {slot.image_id: index for index, slot in held.items()}
         return cls(lies_in, {*fresh, *claimed}, displaceable)
 
-    def place(self, wanted: int, picture: str) -> int | None:
-        """The slot that a picture goes to; None if it lies in one, or there is none left."""
-        if picture in self.lies_in:
+    def place(self, wanted: int, image: str) -> int | None:
+        """The slot that an image goes to; None if it lies in one, or there is none left."""
+        if image in self.lies_in:
             return None
         if wanted in self.displaceable:
             self.displaced[wanted] = self.displaceable.pop(wanted)
             self.taken.discard(wanted)
-        return self._occupy(_free_slot(wanted, self.taken), picture)
+        return self._occupy(_free_slot(wanted, self.taken), image)
 
     def moves(self) -> dict[int, int]:
         """What was displaced goes to what is free in the end: old slot → new slot."""
         moved = {
-            index: self._occupy(_free_slot(index, self.taken), picture)
-            for index, picture in self.displaced.items()
+            index: self._occupy(_free_slot(index, self.taken), image)
+            for index, image in self.displaced.items()
         }
         return {index: target for index, target in moved.items() if target is not None}
 
-    def _occupy(self, target: int | None, picture: str) -> int | None:
+    def _occupy(self, target: int | None, image: str) -> int | None:
         if target is not None:
             self.taken.add(target)
             self.lies_in = {p: index for p, index in self.lies_in.items() if index != target}
-            self.lies_in[picture] = target
+            self.lies_in[image] = target
         return target
 
 
@@ -130,57 +135,57 @@ def _free_slot(wanted: int, taken: set[int]) -> int | None:
     return next((slot for slot in range(MAX_SLOTS) if slot not in taken), None)
 
 
-def _store_slot(tx: Transaction, verb: verbs.Keep, placed: tuple[int, Slot]) -> None:
+def _store_slot(tx: Transaction, command: commands.StoreImages, placed: tuple[int, Slot]) -> None:
     index, slot = placed
-    expires_at = tx.now + verb.lifetime_seconds
+    expires_at = tx.now + command.ttl_seconds
     tx.change(
-        "INSERT OR REPLACE INTO slots (fingerprint, slot, picture, expires_at, data, gone_at)"
+        "INSERT OR REPLACE INTO slots (fingerprint, slot, image, expires_at, data, gone_at)"
         " VALUES (?, ?, ?, ?, ?, ?)",
-        *(verb.fingerprint, index, slot.picture, expires_at, slot.data),
-        expires_at + verb.linger_seconds,
+        *(command.fingerprint, index, slot.image_id, expires_at, slot.data),
+        expires_at + command.stale_if_error_seconds,
     )
 
 
-def _linger(tx: Transaction, verb: verbs.Keep) -> None:
+def _linger(tx: Transaction, command: commands.StoreImages) -> None:
     """No slot of the entry goes before the one that lives longest."""
     tx.change(
         "UPDATE slots SET gone_at = (SELECT max(gone_at) FROM slots WHERE fingerprint = ?)"
         " WHERE fingerprint = ? AND gone_at > ?",
-        verb.fingerprint,
-        verb.fingerprint,
+        command.fingerprint,
+        command.fingerprint,
         tx.now,
     )
 
 
-def _clear(tx: Transaction, verb: verbs.Clear) -> None:
+def _clear(tx: Transaction, command: commands.EmptySlots) -> None:
     tx.db.executemany(
-        "DELETE FROM slots WHERE fingerprint = ? AND slot = ? AND picture = ?",
-        [(verb.fingerprint, slot, picture) for slot, picture in verb.pictures.items()],
+        "DELETE FROM slots WHERE fingerprint = ? AND slot = ? AND image = ?",
+        [(command.fingerprint, slot, image) for slot, image in command.images.items()],
     )
 
 
-def _scan_entries(tx: Transaction, verb: verbs.ScanEntries) -> verbs.EntriesPage:
+def _scan_entries(tx: Transaction, command: commands.ScanEntries) -> commands.EntriesPage:
     rows = tx.all(
-        "SELECT fingerprint, slot, picture, expires_at, data FROM slots WHERE fingerprint IN"
+        "SELECT fingerprint, slot, image, expires_at, data FROM slots WHERE fingerprint IN"
         " (SELECT DISTINCT fingerprint FROM slots WHERE fingerprint > ? AND +gone_at > ?"
         " ORDER BY fingerprint LIMIT ?) AND +gone_at > ? ORDER BY fingerprint, slot",
-        *(verb.after, tx.now, verb.limit, tx.now),
+        *(command.after, tx.now, command.limit, tx.now),
     )
     entries: dict[str, dict[int, Slot]] = {}
     for fingerprint, index, *slot in rows:
         entries.setdefault(fingerprint, {})[index] = Slot(*slot)
-    return verbs.EntriesPage(entries, max(entries) if len(entries) == verb.limit else None)
+    return commands.EntriesPage(entries, max(entries) if len(entries) == command.limit else None)
 
 
 def _slots(tx: Transaction, fingerprint: str) -> dict[int, Slot]:
-    """Every slot of the entry that holds a picture, expired or not."""
+    """Every slot of the entry that holds an image, expired or not."""
     rows = tx.all(
-        "SELECT slot, picture, expires_at, data FROM slots"
+        "SELECT slot, image, expires_at, data FROM slots"
         " WHERE fingerprint = ? AND gone_at > ? ORDER BY slot",
         fingerprint,
         tx.now,
     )
-    return {index: Slot(picture, expires_at, data) for index, picture, expires_at, data in rows}
+    return {index: Slot(image, expires_at, data) for index, image, expires_at, data in rows}
 
 
 def _fresh_slots(tx: Transaction, fingerprint: str) -> dict[int, Slot]:

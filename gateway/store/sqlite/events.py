@@ -6,32 +6,32 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 
-from gateway.store import commands as verbs
+from gateway.store import commands
 from gateway.store.sqlite.schema import Transaction
 
 # ── flights ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _publish(tx: Transaction, verb: verbs.Publish) -> None:
-    gone_at = tx.now + verb.lifetime_seconds
-    tx.change("DELETE FROM events WHERE flight = ? AND gone_at <= ?", verb.flight, tx.now)
+def _publish(tx: Transaction, command: commands.Publish) -> None:
+    gone_at = tx.now + command.ttl_seconds
+    tx.change("DELETE FROM events WHERE flight = ? AND gone_at <= ?", command.flight, tx.now)
     added = tx.change(
         "INSERT OR IGNORE INTO events (flight, event_id, event, gone_at) VALUES (?, ?, ?, ?)",
-        verb.flight,
-        verb.event_id,
-        verb.event,
+        command.flight,
+        command.event_id,
+        command.event,
         gone_at,
     )
     if added:
-        tx.change("UPDATE events SET gone_at = ? WHERE flight = ?", gone_at, verb.flight)
+        tx.change("UPDATE events SET gone_at = ? WHERE flight = ?", gone_at, command.flight)
 
 
-def _read_events(tx: Transaction, verb: verbs.ReadEvents) -> Sequence[bytes]:
+def _read_events(tx: Transaction, command: commands.ReadEvents) -> Sequence[bytes]:
     rows = tx.all(
         "SELECT event FROM events WHERE flight = ? AND gone_at > ? ORDER BY id LIMIT -1 OFFSET ?",
-        verb.flight,
+        command.flight,
         tx.now,
-        verb.after,
+        command.after,
     )
     return [event for (event,) in rows]
 

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gateway.store import commands as verbs
+from gateway.store import commands
 from gateway.store.sqlite.schema import Transaction
 
 # ── records ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _get(tx: Transaction, verb: verbs.Get) -> bytes | None:
-    if verb.through is None:
-        return tx.record(verb.space, verb.name)
-    name = tx.record(verb.through, verb.name)
-    return None if name is None else tx.record(verb.space, name.decode())
+def _get(tx: Transaction, command: commands.Get) -> bytes | None:
+    if command.index is None:
+        return tx.record(command.space, command.name)
+    name = tx.record(command.index, command.name)
+    return None if name is None else tx.record(command.space, name.decode())
 
 
-def _put(tx: Transaction, verb: verbs.Put) -> int | None:
-    for index, change in enumerate(verb.changes):
-        if tx.record(change.space, change.name) != change.expect:
+def _put(tx: Transaction, command: commands.CompareAndSet) -> int | None:
+    for index, change in enumerate(command.changes):
+        if tx.record(change.space, change.name) != change.expected:
             return index
-    for change in verb.changes:
+    for change in command.changes:
         _write(tx, change)
     return None
 
 
-def _write(tx: Transaction, change: verbs.Change) -> None:
+def _write(tx: Transaction, change: commands.Write) -> None:
     if change.value is None:
         tx.change("DELETE FROM records WHERE space = ? AND name = ?", change.space, change.name)
         return
@@ -38,5 +38,5 @@ def _write(tx: Transaction, change: verbs.Change) -> None:
     )
 
 
-def _scan(tx: Transaction, verb: verbs.Scan) -> Mapping[str, bytes]:
-    return dict(tx.all("SELECT name, value FROM records WHERE space = ?", verb.space))
+def _scan(tx: Transaction, command: commands.ReadRecords) -> Mapping[str, bytes]:
+    return dict(tx.all("SELECT name, value FROM records WHERE space = ?", command.space))

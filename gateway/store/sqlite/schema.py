@@ -1,7 +1,7 @@
 """The tables of the embedded store, and what a verb works in.
 
 A row's `gone_at` is the moment from which every verb treats it as absent, and `Sweep` may delete
-it; the expiry of pictures and leases is `expires_at`. What the verbs do is in `sqlite_cache`,
+it; the expiry of images and leases is `expires_at`. What the verbs do is in `sqlite_cache`,
 `sqlite_books` and `sqlite_verbs`.
 """
 
@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, cast
 
-from gateway.store.protocol import Verb
+from gateway.store.protocol import Command
 
 _LAYOUT_1: Final = """
 CREATE TABLE records (
@@ -20,7 +20,7 @@ CREATE TABLE records (
 );
 CREATE TABLE slots (
     fingerprint TEXT NOT NULL, slot INTEGER NOT NULL,
-    picture TEXT NOT NULL, expires_at REAL NOT NULL, data BLOB NOT NULL, gone_at REAL NOT NULL,
+    image TEXT NOT NULL, expires_at REAL NOT NULL, data BLOB NOT NULL, gone_at REAL NOT NULL,
     PRIMARY KEY (fingerprint, slot)
 );
 CREATE INDEX slots_gone ON slots (gone_at);
@@ -145,5 +145,5 @@ class Transaction(NamedTuple):
         return None if row is None else cast(bytes, row[0])
 
 
-Performers = Mapping[type[Verb[Any]], Callable[[Transaction, Any], Any]]
+Performers = Mapping[type[Command[Any]], Callable[[Transaction, Any], Any]]
 """Verb → the function that performs it in a transaction and answers what the verb promises."""

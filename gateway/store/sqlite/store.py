@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from gateway.store.protocol import Store, Verb, Watch
+from gateway.store.protocol import Command, Store, Watch
 from gateway.store.sqlite.commands import is_reading, perform
 from gateway.store.sqlite.connection import _check_store
 from gateway.store.sqlite.events import newest_events
@@ -45,9 +45,11 @@ class _SqliteStore:
         self._reader = reader
         self._lookout = lookout
 
-    async def run(self, verbs: Sequence[Verb[Any]]) -> list[Any]:
-        lane = self._reader if is_reading(verbs) else self._writer
-        answers: list[Any] = await lane.run(lambda tx: [perform(tx, verb) for verb in verbs])
+    async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
+        lane = self._reader if is_reading(commands) else self._writer
+        answers: list[Any] = await lane.run(
+            lambda tx: [perform(tx, command) for command in commands]
+        )
         return answers
 
     def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:

@@ -5,30 +5,30 @@ from __future__ import annotations
 import math
 from typing import cast
 
-from gateway.store import commands as verbs
+from gateway.store import commands
 from gateway.store.sqlite.schema import Transaction
 
 # ── notes and lists ─────────────────────────────────────────────────────────────────────────
 
 
-def _note(tx: Transaction, verb: verbs.Note) -> bool:
-    if verb.is_new and _read_note(tx, verb) is not None:
+def _note(tx: Transaction, command: commands.SetValue) -> bool:
+    if command.only_if_absent and _read_note(tx, command) is not None:
         return False
-    lifetime = math.inf if verb.lifetime_seconds is None else verb.lifetime_seconds
+    lifetime = math.inf if command.ttl_seconds is None else command.ttl_seconds
     tx.change(
         "INSERT OR REPLACE INTO notes (space, name, value, gone_at) VALUES (?, ?, ?, ?)",
-        *(verb.space, verb.name, verb.value, tx.now + lifetime),
+        *(command.space, command.name, command.value, tx.now + lifetime),
     )
     return True
 
 
-def _read_note(tx: Transaction, verb: verbs.ReadNote | verbs.Note) -> bytes | None:
+def _read_note(tx: Transaction, command: commands.GetValue | commands.SetValue) -> bytes | None:
     row = tx.one(
         "SELECT value FROM notes WHERE space = ? AND name = ? AND gone_at > ?",
-        *(verb.space, verb.name, tx.now),
+        *(command.space, command.name, tx.now),
     )
     return None if row is None else cast(bytes, row[0])
 
 
-def _drop_note(tx: Transaction, verb: verbs.DropNote) -> None:
-    tx.change("DELETE FROM notes WHERE space = ? AND name = ?", verb.space, verb.name)
+def _drop_note(tx: Transaction, command: commands.DeleteValue) -> None:
+    tx.change("DELETE FROM notes WHERE space = ? AND name = ?", command.space, command.name)

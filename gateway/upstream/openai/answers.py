@@ -11,8 +11,8 @@ import pybase64
 
 from gateway.errors import Charge, UpstreamFailure
 from gateway.images import (
-    Answered,
-    UpstreamPicture,
+    UpstreamAnswer,
+    UpstreamImage,
     Usage,
 )
 from gateway.upstream.openai.errors import _ECHOED
@@ -24,7 +24,7 @@ _LONG_BASE64: Final = 64 * 1024
 
 _MAX_TOKENS: Final = 10**9
 """More than this is not a count of tokens; it would drown every budget and every total."""
-_PICTURE_KEYS: Final = frozenset({"b64_json", "url", "revised_prompt"})
+_IMAGE_KEYS: Final = frozenset({"b64_json", "url", "revised_prompt"})
 
 _USAGE_SPELLINGS: Final = (
     ("input_tokens", "output_tokens"),
@@ -32,29 +32,29 @@ _USAGE_SPELLINGS: Final = (
 )
 
 
-# ── pictures back ───────────────────────────────────────────────────────────────────────────
+# ── images back ───────────────────────────────────────────────────────────────────────────
 
 
-def parse_answer(body: bytes | bytearray, *, upstream_request_id: str | None) -> Answered:
-    """Reads the body of a 2xx answer (WIRE §5.5); the pictures are decoded but not checked.
+def parse_answer(body: bytes | bytearray, *, upstream_request_id: str | None) -> UpstreamAnswer:
+    """Reads the body of a 2xx answer (WIRE §5.5); the images are decoded but not checked.
 
-    An element that is damaged stays in its place as an empty `UpstreamPicture`. Raises
+    An element that is damaged stays in its place as an empty `UpstreamImage`. Raises
     `UpstreamFailure` (502, `undelivered`, with the usage if there is one) when there is no
     element at all: upstream said 200, so it was paid.
     """
     shortened, decoded = _cut_out(body)
     document = _load_object(shortened)
-    pictures = _parse_pictures(document, decoded)
-    if decoded:  # something was cut out that is no picture: it is all read as it came
+    images = _parse_images(document, decoded)
+    if decoded:  # something was cut out that is no image: it is all read as it came
         document = _load_object(body)
-        pictures = _parse_pictures(document, {})
+        images = _parse_images(document, {})
     usage = _parse_usage(document.get("usage"))
-    if not pictures:
-        raise _without_pictures(document, usage, upstream_request_id=upstream_request_id)
-    return Answered(
-        pictures=pictures,
+    if not images:
+        raise _without_images(document, usage, upstream_request_id=upstream_request_id)
+    return UpstreamAnswer(
+        images=images,
         usage=usage,
-        shown=_echoes(document),
+        echoed=_echoes(document),
         upstream_request_id=upstream_request_id,
     )
 
@@ -65,13 +65,13 @@ def _echoes(document: Mapping[str, Any]) -> Mapping[str, str]:
     )
 
 
-def _without_pictures(
+def _without_images(
     document: Mapping[str, Any], usage: Usage | None, *, upstream_request_id: str | None
 ) -> UpstreamFailure:
     if document.get("error"):
-        message = "Upstream answered with an error where it had announced pictures."
+        message = "Upstream answered with an error where it had announced images."
     elif "data" in document:
-        message = "Upstream's answer has no pictures in it."
+        message = "Upstream's answer has no images in it."
     else:
         message = "Upstream's answer could not be read."
     return UpstreamFailure(
@@ -105,26 +105,26 @@ def _cut_out(body: bytes | bytearray) -> tuple[bytes | bytearray, dict[str, byte
     return b"".join([*pieces, body[place:]]) if decoded else body, decoded
 
 
-def _parse_pictures(
+def _parse_images(
     document: Mapping[str, Any], decoded: dict[str, bytes]
-) -> tuple[UpstreamPicture, ...]:
+) -> tuple[UpstreamImage, ...]:
     """The elements of `data`, none when it is no list; takes out of `decoded` what it has used."""
     data = document.get("data")
     if not isinstance(data, list):
         return ()
-    return tuple(_parse_picture(element, decoded) for element in data)
+    return tuple(_parse_image(element, decoded) for element in data)
 
 
-def _parse_picture(element: Any, decoded: dict[str, bytes]) -> UpstreamPicture:
+def _parse_image(element: Any, decoded: dict[str, bytes]) -> UpstreamImage:
     if not isinstance(element, dict):
-        return UpstreamPicture()
-    # Popped, so that the text of one picture is free before the next is decoded.
+        return UpstreamImage()
+    # Popped, so that the text of one image is free before the next is decoded.
     encoded = element.pop("b64_json", None)
-    return UpstreamPicture(
+    return UpstreamImage(
         data=_bytes_of(encoded, decoded),
         url=_text(element.get("url")) or None,
         revised_prompt=_text(element.get("revised_prompt")),
-        extra=MappingProxyType(_further_keys(element, known=_PICTURE_KEYS)),
+        extra=MappingProxyType(_further_keys(element, known=_IMAGE_KEYS)),
     )
 
 
@@ -160,7 +160,7 @@ def _split_usage(
     tokens_in: int, tokens_out: int, *, input_details: Any, output_details: Any
 ) -> Usage | None:
     if not tokens_out:
-        return None  # a picture costs tokens: a clone's row of zeros is not a usage
+        return None  # an image costs tokens: a clone's row of zeros is not a usage
     text_in, image_in = _kinds(input_details, total=tokens_in) or (tokens_in, 0)
     output = _kinds(output_details, total=tokens_out)
     text_out, image_out = output or (0, tokens_out)

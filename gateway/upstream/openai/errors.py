@@ -195,7 +195,7 @@ def cut_off() -> UpstreamFailure:
 
 
 def oversized() -> UpstreamFailure:
-    """A 200 whose body is larger than the pictures that were asked for can be."""
+    """A 200 whose body is larger than the images that were asked for can be."""
     return UpstreamFailure("Upstream's answer is too large.", charge=Charge.UNDELIVERED)
 
 

@@ -7,8 +7,8 @@ from typing import Any, Final, TypeAlias
 
 from gateway.errors import INVALID_REQUEST, Charge, UpstreamFailure
 from gateway.images import (
-    Answered,
     PartialImage,
+    UpstreamAnswer,
 )
 from gateway.net.sse import Event
 from gateway.upstream.openai.answers import (
@@ -16,9 +16,9 @@ from gateway.upstream.openai.answers import (
     _count,
     _cut_out,
     _echoes,
-    _parse_picture,
+    _parse_image,
     _parse_usage,
-    _without_pictures,
+    _without_images,
 )
 from gateway.upstream.openai.errors import (
     _AUTH_CODES,
@@ -36,7 +36,7 @@ _ERROR: Final = "error"
 _EVENT_KEYS: Final = frozenset(
     {"type", "created_at", "usage", "partial_image_index", "error", *_ECHOED}
 )
-"""What an event says beside its picture (WIRE §4.1)."""
+"""What an event says beside its image (WIRE §4.1)."""
 
 _REFUSING_CODES: Final = frozenset({"moderation_blocked", "content_policy_violation"})
 _RATE_CODES: Final = frozenset({"rate_limit_exceeded", "slow_down"})
@@ -44,8 +44,8 @@ _RATE_CODES: Final = frozenset({"rate_limit_exceeded", "slow_down"})
 
 # ── streams back ────────────────────────────────────────────────────────────────────────────
 
-News: TypeAlias = PartialImage | Answered | UpstreamFailure
-"""What an event of a stream may tell: a preview, the picture, or that there will be none."""
+News: TypeAlias = PartialImage | UpstreamAnswer | UpstreamFailure
+"""What an event of a stream may tell: a preview, the image, or that there will be none."""
 
 
 def parse_event(
@@ -63,7 +63,7 @@ def parse_event(
     )
     if not decoded:
         return news
-    # Something was cut out that is no picture: it is all read as it came.
+    # Something was cut out that is no image: it is all read as it came.
     return _parse_news(
         event, _load_object(event.data), {}, unspoken, upstream_request_id=upstream_request_id
     )
@@ -101,14 +101,14 @@ def _parse_partial(document: Mapping[str, Any], decoded: dict[str, bytes]) -> Pa
 def _parse_completed(
     document: Mapping[str, Any], decoded: dict[str, bytes], *, upstream_request_id: str | None
 ) -> News:
-    """One picture with its usage; damaged it is an empty `UpstreamPicture`, as in an answer."""
+    """One image with its usage; damaged it is an empty `UpstreamImage`, as in an answer."""
     if not document:
-        return _without_pictures(document, None, upstream_request_id=upstream_request_id)
+        return _without_images(document, None, upstream_request_id=upstream_request_id)
     element = {key: value for key, value in document.items() if key not in _EVENT_KEYS}
-    return Answered(
-        pictures=(_parse_picture(element, decoded),),
+    return UpstreamAnswer(
+        images=(_parse_image(element, decoded),),
         usage=_parse_usage(document.get("usage")),
-        shown=_echoes(document),
+        echoed=_echoes(document),
         upstream_request_id=upstream_request_id,
     )
 

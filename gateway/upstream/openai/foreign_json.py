@@ -23,7 +23,7 @@ def _load_object(body: bytes | bytearray) -> dict[str, Any]:
 def _load_tolerantly(body: bytes | bytearray) -> Any:
     """Reads what orjson will not: a byte order mark, NaN, half a surrogate pair.
 
-    A paid picture is not thrown away because its revised prompt was cut inside an emoji. What
+    A paid image is not thrown away because its revised prompt was cut inside an emoji. What
     cannot be written as UTF-8 becomes `?`, and NaN null, so that it can be written again.
     """
     try:

@@ -14,15 +14,15 @@ from gateway.images import (
 # ── out ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def forwarded_body(request: ImageRequest, *, pictures: int, stream: bool = False) -> bytes:
-    """The JSON that asks upstream for `pictures` pictures of `request` (CONTRACT §5, Forwarded).
+def forwarded_body(request: ImageRequest, *, images: int, stream: bool = False) -> bytes:
+    """The JSON that asks upstream for `images` images of `request` (CONTRACT §5, Forwarded).
 
     Whether they come as a stream is the purchase's matter and not the request's. Written anew and
     never the caller's own bytes, so nothing else can pass (WIRE §8 rows 23, 24).
     """
     body: dict[str, Any] = {"model": request.model, "prompt": request.prompt}
-    if pictures != 1:
-        body["n"] = pictures
+    if images != 1:
+        body["n"] = images
     body |= request.parameters
     if request.asked_response_format is not None:
         body["response_format"] = request.asked_response_format

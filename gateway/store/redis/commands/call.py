@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 
 import hiredis
 
-from gateway.store.protocol import Verb
+from gateway.store.protocol import Command
 from gateway.store.redis.keys import Keys
 from gateway.store.redis.scripts import SCRIPTS, Script
 
@@ -20,10 +20,10 @@ Argument = bytes | str | int
 SECOND: Final = 1_000_000
 """Microseconds: the unit of all times and durations in scripts and values."""
 
-MOST_READ: Final = 1024
-"""Slots whose meaning is kept, because a picture that is asked for is asked for again."""
+MAX_READ: Final = 1024
+"""Slots whose meaning is kept, because an image that is asked for is asked for again."""
 
-MOST_WRITTEN: Final = 1024
+MAX_WRITTEN: Final = 1024
 """Commands that are asked again and again and are kept as they go out, of each such verb."""
 
 
@@ -63,9 +63,9 @@ def _as_is(reply: Any) -> Any:
 
 
 @singledispatch
-def call_for(verb: Verb[Any], keys: Keys) -> Call:
+def call_for(command: Command[Any], keys: Keys) -> Call:
     """The command that does `verb`. Raises TypeError for a verb that has none."""
-    raise TypeError(f"the Redis store does not know the verb {type(verb).__name__}")
+    raise TypeError(f"the Redis store does not know the verb {type(command).__name__}")
 
 
 def _optional(value: bytes | None) -> tuple[Argument, Argument]:

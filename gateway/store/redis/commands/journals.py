@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.store import commands as verbs
+from gateway.store import commands
 from gateway.store.redis.commands.call import (
     SECOND,
     Call,
@@ -20,46 +20,51 @@ from gateway.store.redis.keys import Keys
 
 
 @call_for.register
-def _reserve(verb: verbs.Reserve, keys: Keys) -> Call:
-    def read(reply: Sequence[Any]) -> verbs.Reservation:
+def _reserve(command: commands.Reserve, keys: Keys) -> Call:
+    def read(reply: Sequence[Any]) -> commands.Reservation:
         refused, states, now = reply
-        return verbs.Reservation(_index(refused), _read_states(states), now / SECOND)
+        return commands.Reservation(_index(refused), _read_states(states), now / SECOND)
 
-    arguments = [verb.purchase, verb.worker, verb.payload, *_take_arguments(verb.takes)]
+    arguments = [
+        command.purchase,
+        command.worker,
+        command.payload,
+        *_take_arguments(command.consumptions),
+    ]
     return _call("reserve", [keys.books], arguments, read=read)
 
 
 @call_for.register
-def _receive(verb: verbs.Receive, keys: Keys) -> Call:
-    return _call("receive", [keys.books], [verb.purchase, verb.payload], read=bytes.decode)
+def _receive(command: commands.Receive, keys: Keys) -> Call:
+    return _call("receive", [keys.books], [command.purchase, command.payload], read=bytes.decode)
 
 
 @call_for.register
-def _settle(verb: verbs.Settle, keys: Keys) -> Call:
-    def read(reply: Sequence[Any]) -> verbs.Settlement:
+def _settle(command: commands.Settle, keys: Keys) -> Call:
+    def read(reply: Sequence[Any]) -> commands.Settlement:
         status, presumed, charged, states = reply
-        return verbs.Settlement(
+        return commands.Settlement(
             status=status.decode(),
             charged={unit.decode(): amount for unit, amount in _pairs(charged)},
             presumed=bool(presumed),
             states=_read_states(states),
         )
 
-    flags = (int(verb.presumed), int(verb.correct), *_optional(verb.record))
-    arguments = (verb.purchase, *flags, *_flat(verb.charge.items()))
+    flags = (int(command.presumed), int(command.correct), *_optional(command.record))
+    arguments = (command.purchase, *flags, *_flat(command.charge.items()))
     return _call("settle", [keys.books], arguments, read=read)
 
 
 @call_for.register
-def _open_journals(verb: verbs.OpenJournals, keys: Keys) -> Call:
-    def read(reply: Sequence[bytes]) -> Sequence[verbs.Journal]:
+def _open_journals(command: commands.OpenJournals, keys: Keys) -> Call:
+    def read(reply: Sequence[bytes]) -> Sequence[commands.Journal]:
         fields = iter(reply)
         return [
-            verbs.Journal(purchase.decode(), worker.decode(), _open_state(state), payload)
+            commands.Journal(purchase.decode(), worker.decode(), _open_state(state), payload)
             for purchase, worker, state, payload in zip(*[fields] * 4, strict=True)
         ]
 
-    workers = () if verb.worker is None else (verb.worker,)
+    workers = () if command.worker is None else (command.worker,)
     return _call("open_journals", [keys.books], workers, read=read)
 
 

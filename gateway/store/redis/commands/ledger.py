@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.store import commands as verbs
+from gateway.store import commands
 from gateway.store.redis.commands.call import Call, _call, _nothing, call_for
 from gateway.store.redis.keys import Keys
 
 
 @call_for.register
-def _append(verb: verbs.Append, keys: Keys) -> Call:
-    return _call("append", [keys.books], [verb.batch_id, *verb.records], read=_nothing)
+def _append(command: commands.Append, keys: Keys) -> Call:
+    return _call("append", [keys.books], [command.batch_id, *command.records], read=_nothing)
 
 
 @call_for.register
-def _read_ledger(verb: verbs.ReadLedger, keys: Keys) -> Call:
+def _read_ledger(command: commands.ReadLedger, keys: Keys) -> Call:
     def read(reply: Sequence[bytes]) -> Sequence[tuple[str, bytes]]:
         fields = iter(reply)
         triples = zip(*[fields] * 3, strict=True)
         return [(_ledger_id(day, place), record) for day, place, record in triples]
 
-    day, _, position = verb.after.partition("/")
-    arguments = (day, _stream_place(position), verb.limit)
+    day, _, position = command.after.partition("/")
+    arguments = (day, _stream_place(position), command.limit)
     return _call("read_ledger", [keys.books], arguments, read=read)
 
 

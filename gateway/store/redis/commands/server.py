@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.store import commands as verbs
+from gateway.store import commands
 from gateway.store.redis.commands.call import SECOND, Call, _call, call_for
 from gateway.store.redis.keys import Keys
 
@@ -13,11 +13,11 @@ from gateway.store.redis.keys import Keys
 
 
 @call_for.register
-def _inspect(_verb: verbs.Inspect, _keys: Keys) -> Call:
-    def read(reply: Sequence[Any]) -> verbs.StoreFacts:
+def _inspect(_verb: commands.Inspect, _keys: Keys) -> Call:
+    def read(reply: Sequence[Any]) -> commands.StoreFacts:
         now, info = reply
         said = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
-        return verbs.StoreFacts(
+        return commands.StoreFacts(
             "redis",
             now / SECOND,
             eviction_policy=said["maxmemory_policy"],

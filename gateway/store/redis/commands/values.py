@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.store import commands as verbs
+from gateway.store import commands
 from gateway.store.redis.commands.call import (
     Argument,
     Call,
@@ -18,18 +18,18 @@ from gateway.store.redis.keys import Keys
 
 
 @call_for.register
-def _note(verb: verbs.Note, keys: Keys) -> Call:
-    ends = verb.lifetime_seconds
+def _note(command: commands.SetValue, keys: Keys) -> Call:
+    ends = command.ttl_seconds
     lifetime: Argument = "" if ends is None else _micros(ends)
-    arguments: list[Argument] = [verb.value, int(verb.is_new), lifetime]
-    return _call("note", [keys.note(verb.space, verb.name)], arguments, read=bool)
+    arguments: list[Argument] = [command.value, int(command.only_if_absent), lifetime]
+    return _call("note", [keys.note(command.space, command.name)], arguments, read=bool)
 
 
 @call_for.register
-def _read_note(verb: verbs.ReadNote, keys: Keys) -> Call:
-    return Call(("GET", keys.note(verb.space, verb.name)), _as_is)
+def _read_note(command: commands.GetValue, keys: Keys) -> Call:
+    return Call(("GET", keys.note(command.space, command.name)), _as_is)
 
 
 @call_for.register
-def _drop_note(verb: verbs.DropNote, keys: Keys) -> Call:
-    return _call("drop_note", [keys.note(verb.space, verb.name)], (), read=_nothing)
+def _drop_note(command: commands.DeleteValue, keys: Keys) -> Call:
+    return _call("drop_note", [keys.note(command.space, command.name)], (), read=_nothing)

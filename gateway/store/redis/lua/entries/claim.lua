@@ -1,4 +1,4 @@
--- KEYS: entry, claims. ARGV: flight, lease, how many slots, the slots, pictures that are ignored.
+-- KEYS: entry, claims. ARGV: flight, lease, how many slots, the slots, images that are ignored.
 -- Answers now, the held slots with their values, mine, and the others' slots with their flights.
 local FIRST_SLOT = 4
 local flight, lease = ARGV[1], tonumber(ARGV[2])
@@ -14,7 +14,7 @@ end
 for i = FIRST_SLOT, last_slot do
   local slot = tonumber(ARGV[i])
   local claim = claims[slot]
-  if is_live(entry[slot]) and not ignored[entry[slot].picture] then
+  if is_live(entry[slot]) and not ignored[entry[slot].image] then
     table.insert(held, slot)
     table.insert(held, entry[slot].value)
   elseif is_live(claim) and claim.flight ~= flight then

@@ -1,4 +1,4 @@
--- KEYS: entry, claims. ARGV: flight, lifetime, linger, '1' if it displaces, then slot, picture id and
+-- KEYS: entry, claims. ARGV: flight, lifetime, linger, '1' if it displaces, then slot, image id and
 -- data of each, in the order of the slots.
 -- Answers wanted slot, slot it lies in, ….
 local flight = ARGV[1]
@@ -6,15 +6,15 @@ local expires, linger = now + tonumber(ARGV[2]), tonumber(ARGV[3])
 local displaces = ARGV[4] == '1'
 local entry, claims = read_entry(), read_claims()
 
-local pictures, own = {}, {}
+local images, own = {}, {}
 for i = 5, #ARGV, 3 do
-  table.insert(pictures, { wanted = tonumber(ARGV[i]), id = ARGV[i + 1], data = ARGV[i + 2] })
+  table.insert(images, { wanted = tonumber(ARGV[i]), id = ARGV[i + 1], data = ARGV[i + 2] })
   own[ARGV[i + 1]] = true
 end
 
-local slot_of = {} -- picture id → where the entry holds it
+local slot_of = {} -- image id → where the entry holds it
 for slot, held in pairs(entry) do
-  slot_of[held.picture] = slot
+  slot_of[held.image] = slot
 end
 
 local function is_anothers(slot)
@@ -27,7 +27,7 @@ local function is_free(slot)
 end
 
 local function must_make_way(slot)
-  return displaces and is_live(entry[slot]) and not own[entry[slot].picture]
+  return displaces and is_live(entry[slot]) and not own[entry[slot].image]
     and not is_anothers(slot)
 end
 
@@ -42,11 +42,11 @@ end
 local writes = {}
 local function put(held, slot)
   local before = entry[slot]
-  if before and slot_of[before.picture] == slot then
-    slot_of[before.picture] = nil
+  if before and slot_of[before.image] == slot then
+    slot_of[before.image] = nil
   end
   entry[slot] = held
-  slot_of[held.picture] = slot
+  slot_of[held.image] = slot
   table.insert(writes, slot)
   table.insert(writes, held.value)
 end
@@ -60,11 +60,11 @@ local function find_place(wanted)
   return is_free(wanted) and wanted or lowest_free()
 end
 
-for _, picture in ipairs(pictures) do
-  local slot = not slot_of[picture.id] and find_place(picture.wanted)
+for _, image in ipairs(images) do
+  local slot = not slot_of[image.id] and find_place(image.wanted)
   if slot then
-    local value = pack_slot(expires, picture.id, picture.data)
-    put({ expires = expires, picture = picture.id, value = value }, slot)
+    local value = pack_slot(expires, image.id, image.data)
+    put({ expires = expires, image = image.id, value = value }, slot)
   end
 end
 for _, held in ipairs(displaced) do
@@ -81,10 +81,10 @@ end
 release(claims, flight)
 
 local places = {}
-for _, picture in ipairs(pictures) do
-  if slot_of[picture.id] then
-    table.insert(places, picture.wanted)
-    table.insert(places, slot_of[picture.id])
+for _, image in ipairs(images) do
+  if slot_of[image.id] then
+    table.insert(places, image.wanted)
+    table.insert(places, slot_of[image.id])
   end
 end
 return places

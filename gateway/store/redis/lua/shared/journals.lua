@@ -29,7 +29,7 @@ local function unpack_windows(packed)
       local counter = unit .. ' ' .. key
       table.insert(windows, {
         key = key, unit = unit, amount = tonumber(amount), ends = tonumber(take[7]),
-        counts = period ~= 'open' and not seen[counter],
+        counts = period ~= 'concurrency' and not seen[counter],
       })
       seen[counter] = true
     end

@@ -26,7 +26,7 @@ local function read_bucket(meter)
   end
 end
 
-local windows_now = { open = { name = 'open' } } -- by period; the calendar is asked once
+local windows_now = { concurrency = { name = 'concurrency' } } -- by period; the calendar is asked once
 
 local function window_of(period)
   if not windows_now[period] then

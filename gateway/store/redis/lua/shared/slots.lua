@@ -1,19 +1,19 @@
 -- Slots of a fingerprint: KEYS[1] is its entry, KEYS[2] its claims (both hashes by slot number).
 --
--- An entry's value is "<expires> <length of the picture's id> <id><data>", a claim's value is
+-- An entry's value is "<expires> <length of the image's id> <id><data>", a claim's value is
 -- "<expires> <flight>", both times in microseconds. Whether they are over is judged by the clock.
 
 local MAX_SLOTS = 64
 
-local function pack_slot(expires, picture, data)
-  return digits(expires) .. ' ' .. #picture .. ' ' .. picture .. data
+local function pack_slot(expires, image, data)
+  return digits(expires) .. ' ' .. #image .. ' ' .. image .. data
 end
 
 local function unpack_slot(value)
   local expires, length, starts = string.match(value, '^(%d+) (%d+) ()')
   return {
     expires = tonumber(expires),
-    picture = string.sub(value, starts, starts + tonumber(length) - 1),
+    image = string.sub(value, starts, starts + tonumber(length) - 1),
     value = value,
   }
 end

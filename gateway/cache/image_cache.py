@@ -1,0 +1,228 @@
+"""The front door of the cache: everything that stores, loads or links an image comes through here.
+
+Storing has one order: bytes, then the entry, then the index and the bound, then eviction. Each
+step may be repeated, and a worker that dies between two of them leaves nothing that cannot be
+found again. `PendingStore` says what is left to do once a batch was executed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from gateway.cache.blobs import Blobs
+from gateway.cache.entries import (
+    CachedImage,
+    Entries,
+    read_refusal,
+    refusal_of,
+)
+from gateway.cache.image_index import ImageIndex, image_path
+from gateway.cache.takedowns import is_taken_down
+from gateway.errors import StoreUnavailable, UpstreamFailure
+from gateway.images import Image, Representation
+from gateway.store.batch import Batch, Result
+from gateway.store.commands import Entry
+from gateway.store.protocol import Store
+
+Sign = Callable[[str], Awaitable[str]]
+"""Turns a path into a signed link."""
+
+LoadedImages = Mapping[int, tuple[Image, bytes]]
+"""By slot, with the bytes in the representation that was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingStore:
+    """Images whose commands are in a batch; `ImageCache.finish` does the rest."""
+
+    fingerprint: str | None
+    images: Mapping[int, Image]
+    evicted: Sequence[Result[Sequence[str]]]
+    """The digests that had to go to keep within the bound."""
+    refusal: Result[bytes | None] | None
+
+
+class ImageCache:
+    """Stores and loads the images of fingerprints."""
+
+    def __init__(
+        self, store: Store, *, entries: Entries, image_index: ImageIndex, blobs: Blobs
+    ) -> None:
+        self._store = store
+        self._entries = entries
+        self._image_index = image_index
+        self._blobs = blobs
+
+    # ── reading ─────────────────────────────────────────────────────────────────────────────
+
+    def look_up(self, batch: Batch, fingerprint: str) -> Result[Entry]:
+        """Reads the entry of a fingerprint, which may be empty."""
+        return self._entries.look_up(batch, fingerprint)
+
+    async def entry(self, fingerprint: str) -> Entry:
+        """As `look_up`, in a round trip of its own."""
+        batch = Batch(self._store)
+        entry = self.look_up(batch, fingerprint)
+        await batch.execute()
+        return entry.value
+
+    def stale_images(self, entry: Entry, slots: Iterable[int]) -> dict[int, CachedImage]:
+        """The expired images of `slots` that may still stand in when upstream fails."""
+        return self._entries.stale_images(entry, slots)
+
+    async def load(
+        self,
+        fingerprint: str,
+        images: Mapping[int, Image],
+        representation: Representation,
+        *,
+        in_memory: Mapping[str, bytes] | None = None,
+    ) -> dict[int, tuple[Image, bytes]]:
+        """Each image with its bytes; a slot whose bytes are lost or damaged is emptied.
+
+        `in_memory` holds bytes by digest that the caller still has. Raises `StoreUnavailable`.
+        """
+        memory = in_memory or {}
+
+        async def read(image: Image) -> bytes | None:
+            return await self._blobs.load(
+                image.digest, representation, data=memory.get(image.digest)
+            )
+
+        reads = [read(image) for image in images.values()]
+        data = await asyncio.gather(*reads) if len(reads) > 1 else [await one for one in reads]
+        loaded = {
+            slot: (image, found)
+            for (slot, image), found in zip(images.items(), data, strict=True)
+            if found is not None
+        }
+        if lost := {slot: image.id for slot, image in images.items() if slot not in loaded}:
+            batch = Batch(self._store)
+            self._entries.empty(batch, fingerprint, lost)
+            await batch.execute()
+        return loaded
+
+    async def link(self, fingerprint: str, images: LoadedImages, sign: Sign) -> LoadedImages:
+        """A signed link in the place of each image's bytes; every worker can serve it.
+
+        The bytes may be in this worker's memory alone, because the store has evicted them: then
+        they are stored again. Raises `StoreUnavailable`.
+        """
+        batch = Batch(self._store)
+        by_slot = {slot: image for slot, (image, _) in images.items()}
+        self._image_index.add(batch, fingerprint, by_slot)
+        tracked = self._blobs.are_tracked(batch, [image.digest for image in by_slot.values()])
+        await batch.execute()
+        for (image, data), is_tracked in zip(images.values(), tracked.value, strict=True):
+            if not is_tracked:
+                await self._blobs.restore(image, data)
+        return {slot: (i, (await sign(image_path(i))).encode()) for slot, i in by_slot.items()}
+
+    def is_taken_down(self, digest: str) -> bool:
+        """Whether these bytes may neither be stored nor served."""
+        return self._blobs.is_taken_down(digest)
+
+    def forget(self, digests: Iterable[str]) -> None:
+        """Drops bytes from this worker's memory."""
+        self._blobs.forget(digests)
+
+    # ── storing ─────────────────────────────────────────────────────────────────────────────
+
+    async def store_bytes(self, batch: Batch, data: Mapping[str, bytes]) -> None:
+        """Stores bytes by their digests, or adds small ones to the batch.
+
+        The first step: whatever names the bytes comes after it. Raises `StoreUnavailable`.
+        """
+        for digest, content in self._blobs.add_small(batch, data).items():
+            await self._blobs.put(digest, content)
+
+    def store_images(
+        self,
+        batch: Batch,
+        fingerprint: str | None,
+        images: Mapping[int, Image],
+        *,
+        lease: str,
+        ttl_seconds: float | None = None,
+        displaces: bool = False,
+    ) -> PendingStore:
+        """Adds the commands that make stored bytes the images of an entry, and end the lease.
+
+        None as the fingerprint stores them without an entry: only their links find them.
+        `ttl_seconds` None is the cache's own. Images that displace take their slots, and what was
+        there moves to free ones.
+        """
+        refusal = None
+        if fingerprint is not None:
+            self._entries.store(
+                batch,
+                fingerprint,
+                lease,
+                images=images,
+                ttl_seconds=ttl_seconds,
+                displaces=displaces,
+            )
+            refusal = refusal_of(batch, fingerprint)
+        self._image_index.add(batch, fingerprint or "", images)
+        evicted = self._blobs.track(batch, images.values())
+        return PendingStore(fingerprint, images, evicted, refusal)
+
+    async def finish(self, pending: PendingStore) -> None:
+        """The steps after the batch: honours take-downs that came meanwhile, and evicts.
+
+        A take-down first writes its refusal and then empties slots. Here the images come first
+        and the refusal is read after them, so one of the two always sees the other.
+        """
+        is_refused = pending.refusal is not None and is_taken_down(
+            read_refusal(pending.refusal.value)
+        )
+        if pending.fingerprint is not None and is_refused:
+            await self._empty(pending.fingerprint, pending.images)
+        # If the store is unavailable now, the bytes are found later as untracked.
+        with suppress(StoreUnavailable):
+            await self._blobs.evict(pending.evicted)
+        await self._blobs.withdraw([image.digest for image in pending.images.values()])
+
+    async def store(
+        self,
+        fingerprint: str | None,
+        images: Mapping[int, Image],
+        data: Mapping[str, bytes],
+        *,
+        lease: str,
+        ttl_seconds: float | None = None,
+    ) -> None:
+        """All steps in a row, for images that no purchase settles. Raises `StoreUnavailable`."""
+        batch = Batch(self._store)
+        await self.store_bytes(batch, data)
+        pending = self.store_images(
+            batch, fingerprint, images, lease=lease, ttl_seconds=ttl_seconds
+        )
+        await batch.execute()
+        await self.finish(pending)
+
+    async def remove(self, image: Image) -> None:
+        """Removes an image that has no entry: its links answer 404. Raises `StoreUnavailable`."""
+        batch = Batch(self._store)
+        self._image_index.remove(batch, image)
+        await batch.execute()
+        await self._blobs.delete([image.digest])
+
+    def store_refusal(self, batch: Batch, fingerprint: str, failure: UpstreamFailure) -> None:
+        """Keeps a refusal of the prompt's content in the negative cache, and no other failure."""
+        self._entries.store_refusal(batch, fingerprint, failure)
+
+    def tag(self, batch: Batch, fingerprint: str, tags: Iterable[str]) -> None:
+        """Files an entry under the tags of a request, for purges."""
+        self._entries.tag(batch, fingerprint, tags)
+
+    async def _empty(self, fingerprint: str, images: Mapping[int, Image]) -> None:
+        entry = await self.entry(fingerprint)
+        stored = {image.id for image in images.values()}
+        batch = Batch(self._store)
+        slots = {n: slot.image_id for n, slot in entry.slots.items() if slot.image_id in stored}
+        self._entries.empty(batch, fingerprint, slots)
+        await batch.execute()

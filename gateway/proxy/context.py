@@ -1,0 +1,81 @@
+"""What is learnt of one request on its way.
+
+A context holds no live HTTP object: `api/` hands in what it read, and renders what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from gateway.access.keys import Key
+from gateway.access.policy import Policy
+from gateway.billing.quota import LimitState
+from gateway.cache.partial_images import Subscriber
+from gateway.images import ImageRequest, LimitSubject, Outcome, Record
+from gateway.purchasing.purchase import PurchaseSummary
+from gateway.request.cache_control import CachePolicy
+
+_DEFAULT_CACHE_POLICY: Final = CachePolicy()
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """One authenticated request, from its arrival to its answer."""
+
+    request_id: str
+    time: float
+    """Unix seconds at which its head was read."""
+    key: Key
+    secret: str
+    policy: Policy
+    """The snapshot that holds to the end of this request."""
+    content_type: str | None
+    headers: Mapping[str, str]
+    """As the client sent them; `request.headers` reads those that are the gateway's."""
+    read_body: Callable[[], Awaitable[bytes]]
+    """Raises 408 or 413 for a body that is too slow or too large."""
+    record: Record
+    """The ledger record as far as it is known."""
+    on_stream: Callable[[RequestContext, Subscriber], None] = lambda context, subscriber: None
+    """Starts to answer a client that asked for a stream."""
+    subscriber: Subscriber | None = None
+    """Receives the partial images; one for all flights, so that none is sent twice."""
+    purchase: PurchaseSummary = field(default_factory=PurchaseSummary)
+    limits: list[LimitState] = field(default_factory=list)
+    is_follower: bool = False
+    """It followed another request's purchase and bought nothing itself."""
+    outcome: Outcome = "refused"
+    was_looked_up: bool = False
+    """It was admitted, and its entry was read."""
+    cache_policy: CachePolicy = _DEFAULT_CACHE_POLICY
+    is_reload: bool = False
+    """It buys, or would buy, although the entry has images: its client refused those."""
+    is_replay: bool = False
+    """It is answered with the stored result of its idempotency key."""
+
+    @property
+    def subject(self) -> LimitSubject:
+        """Whose limits this request counts against."""
+        return self.key.subject
+
+    @property
+    def latest_limits(self) -> list[LimitState]:
+        """The key's limits as last seen: a settlement is later than the admission."""
+        if not self.purchase.limits:
+            return self.limits
+        newer = {state.limit.name: state for state in self.purchase.limits}
+        return [newer.get(state.limit.name, state) for state in self.limits]
+
+    def use_key(self, key: Key) -> None:
+        """Goes on with a newer version of the key, also in the ledger record."""
+        self.key = key
+        self.record = self.record.but(key=key.subject.key_name, team=key.subject.team)
+
+    def subscribe(self, request: ImageRequest) -> Subscriber | None:
+        """The subscriber of a request for a stream; its first call starts the stream."""
+        if request.stream and self.subscriber is None:
+            self.subscriber = Subscriber(request.partial_images)
+            self.on_stream(self, self.subscriber)
+        return self.subscriber

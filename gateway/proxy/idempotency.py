@@ -1,0 +1,114 @@
+"""Answers requests with an `Idempotency-Key`: a repeated one gets the stored result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gateway.cache.entries import CachedImage, read_slot
+from gateway.cache.idempotency_keys import IdempotencyKeys, IdempotentRequest, StoredResult
+from gateway.cache.image_cache import ImageCache
+from gateway.errors import ErrorCode, InvalidRequest, UpstreamFailure
+from gateway.images import Image
+from gateway.proxy.context import RequestContext
+from gateway.proxy.images import Images
+from gateway.proxy.interpret import ImageQuery
+from gateway.proxy.result import Answer
+from gateway.request.headers import IDEMPOTENCY_KEY
+from gateway.store.commands import Entry
+from gateway.tasks import OwnedTasks
+
+
+class IdempotentImages:
+    """Answers each idempotency key of a gateway key once."""
+
+    def __init__(
+        self, keys: IdempotencyKeys, images: Images, cache: ImageCache, tasks: OwnedTasks
+    ) -> None:
+        self._keys = keys
+        self._images = images
+        self._cache = cache
+        self._tasks = tasks
+
+    async def answer(self, context: RequestContext, query: ImageQuery, entry: Entry) -> Answer:
+        """The stored result, or a new answer, which is stored. Raises `GatewayError`."""
+        request = query.request
+        idempotent = IdempotentRequest.of(
+            context.subject.key_id,
+            query.headers.idempotency_key or "",
+            request=(query.fingerprint, request.n, request.stream, request.response_format),
+        )
+        context.subscribe(request)  # it may wait for another answer as long as for a purchase
+        while (stored := await self._keys.acquire(idempotent)) is not None:
+            if stored.request != idempotent.request:
+                raise _key_reused()
+            if (answer := await self._replay(context, query, stored)) is not None:
+                return answer
+            await self._keys.release(idempotent)
+        # In a task of its own: the result is stored even if the client leaves.
+        work = self._answer_and_store(context, query, entry, idempotent=idempotent)
+        return await self._tasks.run(work, name=f"answer {context.request_id}")
+
+    async def _replay(
+        self, context: RequestContext, query: ImageQuery, stored: StoredResult
+    ) -> Answer | None:
+        """The stored result, free of charge; None if the entry has lost one of its images."""
+        if stored.failure is not None:
+            context.is_replay = True
+            raise stored.failure
+        cached = await self._still_cached(query.fingerprint, stored.images)
+        images = await self._images.load(query, cached)
+        if len(images) < len(stored.images):
+            return None
+        context.is_replay = True
+        # In the order of the first answer: the images may have moved to other slots since.
+        order = {image.id: position for position, image in stored.images.items()}
+        return await self._images.serve(
+            query,
+            {order[image.id]: (image, data) for image, data in images.values()},
+            cached={order[found.image.id]: found for found in cached.values()},
+        )
+
+    async def _still_cached(
+        self, fingerprint: str, images: Mapping[int, Image]
+    ) -> dict[int, CachedImage]:
+        """Those of the images that the entry has, by the slot that they are in now."""
+        entry = await self._cache.entry(fingerprint)
+        wanted = {image.id for image in images.values()}
+        return {
+            number: read_slot(slot, now=entry.now)
+            for number, slot in entry.slots.items()
+            if slot.image_id in wanted
+        }
+
+    async def _answer_and_store(
+        self,
+        context: RequestContext,
+        query: ImageQuery,
+        entry: Entry,
+        *,
+        idempotent: IdempotentRequest,
+    ) -> Answer:
+        try:
+            async with self._keys.renewing(idempotent):
+                answer = await self._images.answer(context, query, entry)
+        except UpstreamFailure as failure:
+            # Only the buyer may have been charged; a follower tries again.
+            if failure.is_charged and context.purchase.is_open:
+                await self._keys.store_failure(idempotent, failure)
+            else:
+                await self._keys.release(idempotent)
+            raise
+        except BaseException:
+            await self._keys.release(idempotent)
+            raise
+        await self._keys.store(idempotent, [image for image, _ in answer.images])
+        return answer
+
+
+def _key_reused() -> InvalidRequest:
+    return InvalidRequest(
+        "This Idempotency-Key was sent before with another request. Use a new key for each "
+        "request.",
+        param=IDEMPOTENCY_KEY,
+        code=ErrorCode.IDEMPOTENCY_KEY_REUSED,
+    )

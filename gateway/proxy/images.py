@@ -1,0 +1,282 @@
+"""Gets the images of one query: from the entry, by transcoding, from a flight, or by buying.
+
+A response contains all images that could be delivered, in slot order, and is an error only when
+there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from gateway.billing import pricing, quota
+from gateway.cache.entries import CachedImage, fresh_images
+from gateway.cache.flights import Buy, Flight, FlightResult, Flights, PurchasedImages
+from gateway.cache.image_cache import ImageCache, LoadedImages, Sign
+from gateway.cache.takedowns import content_taken_down
+from gateway.cache.transcoding import Transcoding
+from gateway.errors import (
+    INVALID_REQUEST,
+    Charge,
+    ErrorCode,
+    GatewayError,
+    InvalidRequest,
+    UpstreamFailure,
+)
+from gateway.images import Image, Outcome, Record
+from gateway.proxy.context import RequestContext
+from gateway.proxy.interpret import ImageQuery, Interpreter
+from gateway.proxy.result import Answer
+from gateway.purchasing.purchase import PurchaseOrder, Purchases
+from gateway.request.headers import MAX_COST
+from gateway.store.commands import Entry
+
+OUTAGE_STATUSES: Final = frozenset({500, 502, 503, 504})
+"""Statuses of an upstream failure for which a stale image stands in."""
+
+
+class Images:
+    """Answers queries with images."""
+
+    def __init__(
+        self,
+        interpreter: Interpreter,
+        cache: ImageCache,
+        flights: Flights,
+        purchases: Purchases,
+        *,
+        transcoding: Transcoding | None,
+        sign: Sign,
+        clock: Callable[[], float],
+    ) -> None:
+        self._interpreter = interpreter
+        self._cache = cache
+        self._flights = flights
+        self._purchases = purchases
+        self._transcoding = transcoding
+        self._sign = sign
+        self._clock = clock
+
+    async def answer(self, context: RequestContext, query: ImageQuery, entry: Entry) -> Answer:
+        """The images of a query whose entry was read. Raises `GatewayError`."""
+        cached = usable_images(query, entry)
+        transcoded = await self._transcode(context, query, cached)
+        cached |= transcoded
+        images = await self.load(query, cached)
+        detail = "derived" if transcoded.keys() & images.keys() else None
+        if len(images) == query.request.n:
+            return await self.serve(query, images, cached=cached, detail=detail)
+
+        result = await self._get_missing(context, query, images, entry=entry)
+        context.is_follower = result.is_follower
+        images |= await self.load_result(query, result)
+        cached |= result.cached
+        if stale := self._stale_images(query, entry, result, found=images):
+            stood_in = await self.load(query, stale)
+            images |= stood_in
+            cached |= stale
+            detail = "stale-if-error" if stood_in else detail
+        if result.bought:
+            detail = None  # the answer is no hit any more
+        if not images and any(
+            self._cache.is_taken_down(image.digest) for image in result.images.values()
+        ):
+            charge = Charge.UNDELIVERED if result.bought else Charge.FREE
+            raise content_taken_down(charge=charge)
+        return await self.serve(query, images, cached=cached, result=result, detail=detail)
+
+    async def load(
+        self, query: ImageQuery, cached: Mapping[int, CachedImage]
+    ) -> dict[int, tuple[Image, bytes]]:
+        """Cached images with their bytes, without those whose bytes are lost."""
+        images = {slot: found.image for slot, found in cached.items()}
+        return await self._cache.load(query.fingerprint, images, query.representation)
+
+    async def load_result(
+        self, query: ImageQuery, result: FlightResult
+    ) -> dict[int, tuple[Image, bytes]]:
+        """The images that a flight brought, with their bytes."""
+        loaded = await self._cache.load(
+            query.fingerprint, result.images, query.representation, in_memory=result.data
+        )
+        if query.cache_policy.no_store:
+            self._cache.forget(result.data)
+        return loaded
+
+    async def serve(
+        self,
+        query: ImageQuery,
+        images: LoadedImages,
+        *,
+        cached: Mapping[int, CachedImage],
+        result: FlightResult | None = None,
+        detail: str | None = None,
+    ) -> Answer:
+        """The answer with these images. Raises the flight's error if there are none."""
+        result = result or FlightResult(missing=set())
+        if not images:
+            raise result.own_error or result.flight_error or _no_image()
+        if query.request.response_format == "url":
+            images = await self._cache.link(query.fingerprint, images, self._sign)
+        return Answer(
+            query.request,
+            outcome=_outcome(result, count=len(images)),
+            images=tuple(images[slot] for slot in sorted(images)),
+            fingerprint=None if query.cache_policy.no_store else query.fingerprint,
+            ttl_seconds=min(
+                (cached[slot].ttl_seconds for slot in images if slot in cached), default=0
+            ),
+            saved_micros=sum(
+                image.cost_micros
+                for slot, (image, _) in images.items()
+                if slot not in result.bought
+            ),
+            detail=detail,
+        )
+
+    def order(
+        self, context: RequestContext, query: ImageQuery, record: Record, *, images: int
+    ) -> PurchaseOrder:
+        """The order for `images` images. Raises `InvalidRequest` above the client's max cost."""
+        _check_max_cost(context, query, images)
+        return PurchaseOrder(
+            query.request,
+            query.model,
+            context.subject,
+            record=record,
+            clock=self._clock,
+            summary=context.purchase,
+        )
+
+    # ── images that need not be bought ──────────────────────────────────────────────────────
+
+    async def _transcode(
+        self, context: RequestContext, query: ImageQuery, cached: Mapping[int, CachedImage]
+    ) -> Mapping[int, CachedImage]:
+        if self._transcoding is None or query.cache_policy.requires_fresh:
+            return {}
+        missing = [slot for slot in query.request.slots if slot not in cached]
+        if not missing:
+            return {}
+        target = self._interpreter.transcoding_target(context.key, query)
+        return {} if target is None else await self._transcoding.fill(target, missing)
+
+    def _stale_images(
+        self, query: ImageQuery, entry: Entry, result: FlightResult, *, found: LoadedImages
+    ) -> dict[int, CachedImage]:
+        """Expired images for the slots that an outage of upstream left empty."""
+        failure = result.own_error or result.flight_error
+        if query.cache_policy.requires_fresh or not _is_outage(failure):
+            return {}
+        missing = [slot for slot in query.request.slots if slot not in found]
+        return self._cache.stale_images(entry, missing)
+
+    # ── images that are bought, here or by another request ──────────────────────────────────
+
+    async def _get_missing(
+        self,
+        context: RequestContext,
+        query: ImageQuery,
+        images: LoadedImages,
+        *,
+        entry: Entry,
+    ) -> FlightResult:
+        missing = tuple(slot for slot in query.request.slots if slot not in images)
+        policy = query.cache_policy
+        if policy.only_if_cached:
+            raise _not_cached()
+        ignored = _ignored_images(query, entry, missing)
+        context.is_reload = policy.no_cache or bool(ignored)
+        buy = self._buyer(context, query, images)
+        subscriber = context.subscribe(query.request)
+        if policy.no_cache or policy.no_store:
+            await self._flights.check_refusal(query.fingerprint)
+            return await self._flights.run_unshared(
+                query.fingerprint, missing, buy=buy, subscriber=subscriber
+            )
+        return await self._flights.run(
+            query.fingerprint, missing, buy=buy, subscriber=subscriber, ignoring=ignored
+        )
+
+    def _buyer(self, context: RequestContext, query: ImageQuery, images: LoadedImages) -> Buy:
+        """Buys the slots of a flight for this request, which has `images` already."""
+        saved_micros = sum(image.cost_micros for image, _ in images.values())
+
+        async def buy(flight: Flight) -> PurchasedImages:
+            is_whole = len(flight.slots) == query.request.n
+            is_first = not context.purchase.is_open  # a second purchase saves nothing more
+            record = context.record.but(
+                outcome="bought" if is_whole else "partial",
+                saved_micros=saved_micros if is_first else 0,
+            )
+            order = self.order(context, query, record, images=len(flight.slots))
+            if query.cache_policy.no_store:
+                return await self._purchases.buy_unshared(order, flight)
+            return await self._purchases.buy(order, flight)
+
+        return buy
+
+
+def usable_images(query: ImageQuery, entry: Entry) -> dict[int, CachedImage]:
+    """The images of the entry that the query's cache policy accepts."""
+    policy = query.cache_policy
+    if policy.no_cache or policy.no_store:
+        return {}
+    cached = fresh_images(entry, query.request.slots)
+    if policy.max_age_seconds is None:
+        return cached
+    oldest = entry.now - policy.max_age_seconds
+    return {slot: found for slot, found in cached.items() if found.image.created_at >= oldest}
+
+
+def _ignored_images(query: ImageQuery, entry: Entry, missing: Iterable[int]) -> tuple[str, ...]:
+    """The ids of fresh images that are too old for a `max-age`."""
+    if query.cache_policy.max_age_seconds is None:
+        return ()
+    return tuple(found.image.id for found in fresh_images(entry, missing).values())
+
+
+def _outcome(result: FlightResult, *, count: int) -> Outcome:
+    if result.bought:
+        return "bought" if len(result.bought) == count else "partial"
+    return "collapsed" if result.followed else "hit"
+
+
+def _is_outage(error: GatewayError | None) -> bool:
+    """Whether upstream failed rather than refused. A refused gateway key is no outage."""
+    if not isinstance(error, UpstreamFailure) or error.code == ErrorCode.UPSTREAM_AUTH:
+        return False
+    return error.status in OUTAGE_STATUSES
+
+
+def _check_max_cost(context: RequestContext, query: ImageQuery, images: int) -> None:
+    """Holds all purchases of a request below `X-Gateway-Max-Cost-USD`."""
+    max_micros = query.headers.max_cost_micros
+    if max_micros is None:
+        return
+    estimate = pricing.estimate(query.model, query.request, images)
+    cost_micros = context.purchase.cost_micros + estimate.amounts.usd_micros
+    if cost_micros > max_micros:
+        because = f" ({estimate.reason})" if estimate.reason else ""
+        raise InvalidRequest(
+            f"This request may cost up to ${quota.show_usd(cost_micros)}{because}, "
+            f"more than the ${quota.show_usd(max_micros)} of {MAX_COST}. Nothing was bought.",
+            param=MAX_COST,
+            code=ErrorCode.MAX_COST_EXCEEDED,
+        )
+
+
+def _not_cached() -> GatewayError:
+    return GatewayError(
+        "Not every requested image is in the cache, and 'Cache-Control: only-if-cached' forbids "
+        "buying one.",
+        type=INVALID_REQUEST,
+        code=ErrorCode.ONLY_IF_CACHED,
+        headers={"x-should-retry": "false"},
+    )
+
+
+def _no_image() -> GatewayError:
+    return GatewayError(
+        "This request brought no image.", code=ErrorCode.UPSTREAM_ERROR, source="upstream"
+    )

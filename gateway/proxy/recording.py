@@ -1,0 +1,63 @@
+"""Records requests that bought nothing; a purchase records itself when it is settled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gateway.billing.ledger import Ledger
+from gateway.errors import GatewayError, LimitExceeded
+from gateway.metrics import Metrics
+from gateway.proxy.context import RequestContext
+from gateway.proxy.result import Answer
+from gateway.request.headers import asks_for_dry_run
+
+
+class Recorder:
+    """Writes ledger records and counts them."""
+
+    def __init__(self, ledger: Ledger, metrics: Metrics, clock: Callable[[], float]) -> None:
+        self._ledger = ledger
+        self._metrics = metrics
+        self._clock = clock
+
+    def answered(self, context: RequestContext, answer: Answer) -> None:
+        """Records a request that got images."""
+        context.outcome = answer.outcome
+        if context.purchase.is_open:
+            return
+        echoed = answer.images[0][0].echoed if answer.images else {}
+        record = context.record.but(
+            size=echoed.get("size", context.record.size),
+            quality=echoed.get("quality", context.record.quality),
+            outcome=answer.outcome,
+            saved_micros=answer.saved_micros,
+            latency_ms=self._latency_ms(context),
+        )
+        self._ledger.add(record)
+        self._metrics.served(record, len(answer.images))
+
+    def failed(self, context: RequestContext, error: GatewayError) -> None:
+        """Records a request that got an error. A dry run leaves no record."""
+        if asks_for_dry_run(context.headers.items()):
+            return
+        if context.purchase.is_open:
+            context.outcome = "failed"
+            return
+        context.outcome = "collapsed" if context.is_follower else "refused"
+        record = context.record.but(
+            outcome=context.outcome,
+            flags=("flight_failed",) if context.is_follower else (),
+            error=error.code,
+            status=error.status,
+            latency_ms=self._latency_ms(context),
+        )
+        self._ledger.add(record)
+        if not context.is_follower:
+            self._metrics.refused(context.subject.key_name, _reason(error))
+
+    def _latency_ms(self, context: RequestContext) -> int:
+        return int((self._clock() - context.time) * 1000)
+
+
+def _reason(error: GatewayError) -> str:
+    return error.reason if isinstance(error, LimitExceeded) else error.code or str(error.status)

@@ -1,0 +1,36 @@
+"""What a request is answered with, before `api/` renders it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.images import Image, ImageRequest, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Images, and how the cache handled the request."""
+
+    request: ImageRequest
+    outcome: Outcome
+    images: tuple[tuple[Image, bytes], ...] = ()
+    """In slot order, each with its base64 or, where links were asked for, its signed path."""
+    fingerprint: str | None = None
+    """None when the cache was bypassed."""
+    ttl_seconds: int = 0
+    """Of a hit: until its first image expires."""
+    saved_micros: int = 0
+    detail: str | None = None
+    """Of a hit: `derived` from another format, or `stale-if-error`."""
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What would happen to a request (`Prefer: dry-run`)."""
+
+    is_hit: bool
+    """Nothing would be bought."""
+    estimate_micros: int
+    """The upper bound of the charge."""
+    remaining_micros: int | None
+    """What is left in the tightest budget; None without a budget."""

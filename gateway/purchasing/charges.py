@@ -1,0 +1,88 @@
+"""What a purchase is charged, and how its cost is shared among its images. Pure.
+
+The table of charges is in `docs/reference/billing.md`. Prices are `billing.pricing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from gateway.billing import pricing
+from gateway.billing.ledger import tokens_by_kind
+from gateway.catalog import Model
+from gateway.errors import Charge, UpstreamFailure
+from gateway.images import Amounts, Image, ImageRequest, UpstreamAnswer, Usage
+
+ESTIMATED: Final = "estimated"
+"""The kind of tokens in the ledger that were charged although their number is not known."""
+
+
+def charge_answer(
+    model: Model, request: ImageRequest, answer: UpstreamAnswer, *, estimate: Amounts
+) -> tuple[Amounts, tuple[str, ...]]:
+    """The charge for images that came, and the flags of its ledger record."""
+    charge = pricing.charge(
+        model, request, usage=answer.usage, images=len(answer.images), estimated=estimate
+    )
+    flags = []
+    if pricing.is_billed_by_tokens(model) and answer.usage is None:
+        flags.append("no_usage")
+    if (
+        charge.images > estimate.images
+        or charge.tokens > estimate.tokens
+        or charge.usd_micros > estimate.usd_micros
+    ):
+        flags.append("over_estimate")
+    return charge, tuple(flags)
+
+
+def charge_failure(
+    model: Model, request: ImageRequest, failure: UpstreamFailure, *, estimate: Amounts
+) -> Amounts:
+    """The charge for a purchase that brought no image: nothing, its usage, or the estimate."""
+    if failure.charge in (Charge.FREE, Charge.ASSUMED_FREE):
+        return Amounts()
+    if failure.usage is None or not pricing.is_billed_by_tokens(model):
+        return estimate
+    return pricing.charge(
+        model, request, usage=failure.usage, images=estimate.images, estimated=estimate
+    )
+
+
+def failure_flags(failure: UpstreamFailure) -> tuple[str, ...]:
+    """The flags of a failed purchase's ledger record."""
+    return () if failure.charge is Charge.FREE else (failure.charge.value,)
+
+
+def charged_tokens(usage: Usage | None, charge: Amounts) -> Mapping[str, int]:
+    """The tokens of a charge by kind; without a usage they are all `estimated`."""
+    if not charge.tokens:
+        return {}
+    return tokens_by_kind(usage) if usage is not None else {ESTIMATED: charge.tokens}
+
+
+def corrected_tokens(tokens: Mapping[str, int], presumed: int) -> Mapping[str, int]:
+    """The tokens of a correction: those that came, less the estimate that was charged."""
+    corrected = {**tokens, ESTIMATED: -presumed}
+    return {kind: count for kind, count in corrected.items() if count}
+
+
+def share_cost(images: Sequence[Image], answer: UpstreamAnswer, cost_micros: int) -> list[Image]:
+    """The images with their integer shares of usage and cost, which add up to the whole."""
+    if not images:
+        return []
+    count = len(images)
+    usages: Sequence[Usage | None] = (
+        answer.usage.shares(count) if answer.usage is not None else [None] * count
+    )
+    return [
+        replace(
+            image,
+            usage=usage,
+            cost_micros=cost_micros // count + (i < cost_micros % count),
+            echoed=answer.echoed,
+        )
+        for i, (image, usage) in enumerate(zip(images, usages, strict=True))
+    ]

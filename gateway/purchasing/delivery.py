@@ -1,0 +1,180 @@
+"""From a purchase order to checked images: send, fetch links, check.
+
+Nothing is stored or settled here. Upstream's own wire format is `upstream/`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.cache.blobs import INLINE_BYTES
+from gateway.cache.flights import Flight, Flights
+from gateway.cache.image_cache import ImageCache
+from gateway.cache.takedowns import content_taken_down
+from gateway.catalog import Model
+from gateway.errors import Charge, UpstreamFailure
+from gateway.imagefile.check import BadImage, ImageFacts, check_image
+from gateway.images import Image, ImageRequest, PartialImage, UpstreamAnswer, UpstreamImage
+from gateway.net.guard import LinkBlocked
+
+log = structlog.get_logger(__name__)
+
+
+class Upstream(Protocol):
+    """The service that makes the images."""
+
+    async def generate(self, request: ImageRequest, *, images: int) -> UpstreamAnswer:
+        """Buys `images` images. Raises `UpstreamFailure`."""
+
+    async def stream(
+        self,
+        request: ImageRequest,
+        *,
+        on_partial: Callable[[PartialImage], Awaitable[None]],
+        on_open: Callable[[], Awaitable[None]],
+    ) -> UpstreamAnswer:
+        """Buys one image and reports its partial images. Raises `UpstreamFailure`."""
+
+
+class Links(Protocol):
+    """Fetches the images that upstream answered as links."""
+
+    async def fetch(self, url: str) -> bytes:
+        """The bytes behind a link. Raises `LinkBlocked`."""
+
+
+class DeliverySettings(BaseModel):
+    """The bounds of an image that is accepted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_image_bytes: int = Field(gt=0)
+    max_pixels: int = Field(gt=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """Upstream's answer, and those of its images that may be stored, with their bytes."""
+
+    answer: UpstreamAnswer
+    images: list[tuple[Image, bytes]]
+
+
+class Delivery:
+    """Has images made, and checks them."""
+
+    def __init__(
+        self,
+        settings: DeliverySettings,
+        upstream: Upstream,
+        links: Links,
+        *,
+        flights: Flights,
+        cache: ImageCache,
+    ) -> None:
+        self._settings = settings
+        self._upstream = upstream
+        self._links = links
+        self._flights = flights
+        self._cache = cache
+
+    async def deliver(
+        self, request: ImageRequest, model: Model, flight: Flight, *, clock: Callable[[], float]
+    ) -> Delivered:
+        """Buys the slots of a flight. Raises `UpstreamFailure` if no image may be stored."""
+        if request.stream:
+            publisher = self._flights.publisher(flight, max_images=request.partial_images)
+            answer = await self._upstream.stream(
+                request, on_partial=publisher.publish, on_open=publisher.open
+            )
+        else:
+            answer = await self._upstream.generate(request, images=len(flight.slots))
+        # Upstream's links expire within the hour, so they are fetched now.
+        if any(image.is_link for image in answer.images):
+            fetched = await asyncio.gather(*(self._fetch(image) for image in answer.images))
+            answer = replace(answer, images=tuple(fetched))
+        complete = [
+            (_image(sent, *found, model=model, now=clock()), sent.data)
+            for sent in answer.images
+            if sent.data is not None and (found := await self._check(sent.data)) is not None
+        ]
+        images = [(i, data) for i, data in complete if not self._cache.is_taken_down(i.digest)]
+        if not images:
+            raise _nothing_to_store(answer, is_taken_down=bool(complete))
+        return Delivered(answer, images)
+
+    async def _fetch(self, image: UpstreamImage) -> UpstreamImage:
+        """The image with its bytes; unchanged if its link cannot be fetched."""
+        if not image.is_link:
+            return image
+        try:
+            return replace(image, data=await self._links.fetch(image.url or ""))
+        except LinkBlocked as blocked:
+            log.warning("link_fetch_failed", reason=blocked.reason)
+            return image
+
+    async def _check(self, data: bytes) -> tuple[ImageFacts, str] | None:
+        """The facts of a complete image, and its digest; None for any other bytes."""
+        check = partial(
+            _facts_and_digest,
+            data,
+            max_bytes=self._settings.max_image_bytes,
+            max_pixels=self._settings.max_pixels,
+        )
+        try:
+            return check() if len(data) <= INLINE_BYTES else await asyncio.to_thread(check)
+        except BadImage as bad:
+            log.warning("image_rejected", reason=str(bad))
+            return None
+
+
+def _facts_and_digest(data: bytes, *, max_bytes: int, max_pixels: int) -> tuple[ImageFacts, str]:
+    """Takes two milliseconds a megabyte. Raises `BadImage`."""
+    facts = check_image(data, max_bytes=max_bytes, max_pixels=max_pixels)
+    return facts, hashlib.sha256(data).hexdigest()
+
+
+def _image(
+    sent: UpstreamImage, facts: ImageFacts, digest: str, *, model: Model, now: float
+) -> Image:
+    return Image(
+        id=secrets.token_hex(12),
+        digest=digest,
+        format=facts.format,
+        width=facts.width,
+        height=facts.height,
+        size_bytes=len(sent.data or b""),
+        created_at=now,
+        model=model.id,
+        revised_prompt=sent.revised_prompt,
+        extra=sent.extra,
+    )
+
+
+def _nothing_to_store(answer: UpstreamAnswer, *, is_taken_down: bool) -> UpstreamFailure:
+    if is_taken_down:
+        return content_taken_down(
+            charge=Charge.UNDELIVERED,
+            usage=answer.usage,
+            upstream_request_id=answer.upstream_request_id,
+        )
+    problem = (
+        "its links could not be fetched"
+        if any(image.is_link for image in answer.images)
+        else "its answer contains no complete image"
+    )
+    return UpstreamFailure(
+        f"Upstream charged for this request, but {problem}.",
+        charge=Charge.UNDELIVERED,
+        usage=answer.usage,
+        upstream_request_id=answer.upstream_request_id,
+    )

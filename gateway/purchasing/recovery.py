@@ -1,0 +1,92 @@
+"""Finishes the purchases that dead workers left open."""
+
+from __future__ import annotations
+
+import structlog
+
+from gateway.cache.flights import Flight
+from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
+from gateway.metrics import Metrics
+from gateway.purchasing.charges import charged_tokens
+from gateway.purchasing.journal import Received, decode_payload
+from gateway.purchasing.settlement import Settlements
+from gateway.store.batch import Batch, execute
+from gateway.store.commands import Deregister, ExpiredWorkers, Journal, OpenJournals
+from gateway.store.protocol import Store
+
+log = structlog.get_logger(__name__)
+
+
+class Recovery:
+    """Finishes journals. `worker` is this worker's own name."""
+
+    def __init__(
+        self,
+        store: Store,
+        settlements: Settlements,
+        metrics: Metrics,
+        *,
+        worker: str,
+        expires_after_seconds: float,
+    ) -> None:
+        self._store = store
+        self._settlements = settlements
+        self._metrics = metrics
+        self._worker = worker
+        self._expires_after_seconds = expires_after_seconds
+        self._missed_once: frozenset[str] = frozenset()
+
+    async def recover_expired(self) -> int:
+        """Finishes the purchases of every dead worker; returns how many it closed.
+
+        A worker is dead after two missed checks in a row. After an outage of the store all
+        workers have missed one; those that are alive send a heartbeat before the second.
+        """
+        missed_before, self._missed_once = self._missed_once, frozenset()
+        expired = await execute(self._store, ExpiredWorkers(self._expires_after_seconds))
+        self._missed_once = frozenset(expired) - {self._worker}
+        dead = missed_before & self._missed_once
+        return sum([await self.recover(worker) for worker in dead])
+
+    async def recover(self, worker: str) -> int:
+        """Finishes the open journals of a dead worker and deregisters it."""
+        journals = await execute(self._store, OpenJournals(worker))
+        closed = 0
+        for journal in journals:
+            try:
+                await self._finish(journal)
+            except StoreUnavailable:
+                raise
+            except Exception:
+                # A journal that cannot be read stays open, and does not block the others.
+                log.exception("recovery_failed", purchase=journal.purchase, worker=journal.worker)
+                continue
+            log.info("purchase_recovered", purchase=journal.purchase, state=journal.state)
+            closed += 1
+        await execute(self._store, Deregister(worker))
+        return closed
+
+    async def _finish(self, journal: Journal) -> None:
+        """Stores and settles what was received; presumes the charge of what was only reserved."""
+        payload = decode_payload(journal.payload)
+        if isinstance(payload, Received):
+            settlement = await self._settlements.finish(payload, Batch(self._store))
+            if settlement.status == "settled":
+                self._metrics.purchased(payload.record)
+            return
+        death = UpstreamFailure(
+            "The gateway's worker died while it was waiting for this image.",
+            charge=Charge.PRESUMED,
+        )
+        record = payload.record.but(
+            outcome="failed",
+            flags=(*payload.record.flags, "presumed"),
+            error=death.code,
+            status=death.status,
+            images=payload.estimate.images,
+            tokens=charged_tokens(None, payload.estimate),
+            cost_micros=payload.estimate.usd_micros,
+        )
+        await self._settlements.try_settle_failure(
+            payload, death, payload.estimate, record=record, tell_followers=Flight.abandon
+        )
