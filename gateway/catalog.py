@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     StringConstraints,
     ValidationError,
@@ -249,6 +250,17 @@ Billing: TypeAlias = Annotated[TokenBilling | ImageBilling, Field(discriminator=
 # ── models ──────────────────────────────────────────────────────────────────────────────────
 
 
+class SimulatorSpec(_Row):
+    """How upstream answers for a model. Only the simulated upstream reads it; all is optional."""
+
+    latency_seconds: Mapping[Name, PositiveFloat] = Field(default_factory=dict)
+    """Seconds that one image takes, by quality."""
+    revises_prompts: bool = False
+    """Whether each image comes with a `revised_prompt`."""
+    splits_output_tokens: bool = False
+    """Whether `usage` has `output_tokens_details`."""
+
+
 class Model(_Row):
     """One row of the table."""
 
@@ -264,6 +276,7 @@ class Model(_Row):
     """By name, in the order in which they are checked."""
     rules: Annotated[tuple[Rule, ...], Field(strict=False)] = ()
     billing: Billing
+    simulator: SimulatorSpec = Field(default_factory=SimulatorSpec)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -275,6 +288,11 @@ class Model(_Row):
         for name in (name for rule in self.rules for name in rule.when):
             _require(name in self.parameters, f"a rule names '{name}', which is no parameter")
         _check_billing(self)
+        quality = self.parameters["quality"]
+        values = quality.distinct_values if isinstance(quality, ChoiceSpec) else ()
+        for name in self.simulator.latency_seconds:
+            nearest = _nearest(name, values)
+            _require(name in values, f"latency_seconds: there is no quality '{name}'{nearest}")
         return self
 
 

@@ -161,7 +161,7 @@ class FailingStore:
         self._store = store
         self._points = points
 
-    async def run(self, commands: Sequence[Command[Any]]) -> list[Any]:
+    async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """As the store does, but never two verbs at once."""
         return [await self._run_one(command) for command in commands]
 

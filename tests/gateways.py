@@ -33,6 +33,7 @@ from aiohttp import web
 from gateway.access.policy import Policy, parse_policy
 from gateway.assembly import Gateway, OpenLinks, open_store
 from gateway.billing.ledger import Ledger
+from gateway.catalog import Catalog
 from gateway.configuration.files import read_config
 from gateway.configuration.settings import Settings
 from gateway.images import Record
@@ -190,25 +191,31 @@ def make_settings(
     return Settings.model_validate(sections)
 
 
-class ShippedPolicy:
-    """The policy of the shipped `models.yaml`."""
+@dataclass(frozen=True)
+class PolicyFile:
+    """The policy of a `models.yaml`."""
+
+    models: Path
 
     def read_policy(self) -> Policy:
-        return parse_policy(read_config(CONFIG / "models.yaml", {}), file="models.yaml")
+        return parse_policy(read_config(self.models, {}), file=self.models.name)
 
     def policy_state(self) -> object:
         return None
 
 
+SHIPPED = PolicyFile(CONFIG / "models.yaml")
+
+
 @asynccontextmanager
 async def run_gateway(
-    settings: Settings, *, open_links: OpenLinks = open_link_fetcher
+    settings: Settings, *, policy: PolicyFile = SHIPPED, open_links: OpenLinks = open_link_fetcher
 ) -> AsyncIterator[InProcess]:
     """Runs a gateway in this process on a free port."""
     prepare(settings)
     async with (
         aiohttp.ClientSession() as session,
-        open_running_gateway(settings, ShippedPolicy(), open_links=open_links) as gateway,
+        open_running_gateway(settings, policy, open_links=open_links) as gateway,
         open_runner(settings, gateway) as runner,
     ):
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -219,11 +226,12 @@ async def run_gateway(
 
 
 @asynccontextmanager
-async def run_upstream(**given: Any) -> AsyncIterator[Upstream]:
-    """A simulated upstream without latency whose images are small."""
+async def run_upstream(catalog: Catalog | None = None, /, **given: Any) -> AsyncIterator[Upstream]:
+    """A simulated upstream without latency whose images are small, for the shipped models."""
+    catalog = catalog or SHIPPED.read_policy().catalog
     settings = SimulatorSettings(**{"latency_scale": 0, "small_images": True, **given})
     async with (
-        open_simulator("127.0.0.1", 0, settings) as base_url,
+        open_simulator("127.0.0.1", 0, catalog=catalog, settings=settings) as base_url,
         aiohttp.ClientSession() as session,
     ):
         yield Upstream(base_url, session)
@@ -452,7 +460,7 @@ def open_to_both(
 class Spent:
     """What a key's counters show: of the month in micro-dollars, of the day in images."""
 
-    micros: int
+    usd_micros: int
     images: int
     reserved_micros: int
     reserved_images: int

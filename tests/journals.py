@@ -78,7 +78,9 @@ async def leave_purchase(
         reserved = Reserved(purchase, flight, most, record)
         await execute(store, AcquireLease(place, flight.slots, flight.id, CLAIM_SECONDS))
         batch = Batch(store)
-        quota.reserve(batch, subject, purchase, worker=worker, most=most, payload=reserved.encode())
+        quota.reserve(
+            batch, subject, purchase, worker=worker, estimate=most, payload=reserved.encode()
+        )
         await batch.execute()
         data = draw_image(prompt, width=64, height=64, format="png", seed=7)
         charge = Amounts(images=1, tokens=150, usd_micros=4321)
@@ -108,5 +110,5 @@ def _image(data: bytes, charge: Amounts) -> Image:
         created_at=time.time(),
         usage=Usage(image_out=charge.tokens),
         cost_micros=charge.usd_micros,
-        shown={"size": "1024x1024", "quality": "high"},
+        echoed={"size": "1024x1024", "quality": "high"},
     )

@@ -60,7 +60,7 @@ async def test_nothing_goes_before_the_bound_is_known(tmp_path: Path, store: Sto
     (gone,) = blobs.track(batch, [image])
     await batch.execute()
 
-    assert gone.answer == []
+    assert gone.value == []
     assert (await execute(store, ReadLruTotals())).count == 3
 
 

@@ -124,6 +124,22 @@ G2 = "models/gpt-image-2"
             ),
         ),
         (
+            f"{D2}/simulator",
+            {"latency_second": {}},
+            (
+                "models.yaml: models.dall-e-2.simulator: unknown key 'latency_second'; "
+                "the nearest valid one is 'latency_seconds'"
+            ),
+        ),
+        (
+            f"{D2}/simulator/latency_seconds/standart",
+            7.7,
+            (
+                "models.yaml: models.dall-e-2: latency_seconds: there is no quality 'standart'; "
+                "the nearest valid one is 'standard'"
+            ),
+        ),
+        (
             "unknown_models",
             "passthrough",
             "models.yaml: unknown_models: Input should be 'reject'",

@@ -114,7 +114,7 @@ def test_a_demo_whose_upstream_does_not_start_ends_and_says_so(tmp_path: Path) -
 import gateway.__main__
 from gateway.cli import serving
 
-def no_simulator(*_):
+def no_simulator(*_, **__):
     raise OSError("no room for an upstream")
 
 serving.open_simulator = no_simulator

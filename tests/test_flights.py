@@ -49,7 +49,7 @@ class Shop:
         self.sold.append(flight.slots)
         images = {slot: image() for slot in slots}
         batch = Batch(self.store)
-        Entries(EntriesSettings()).keep(batch, flight.fingerprint, flight.id, images=images)
+        Entries(EntriesSettings()).store(batch, flight.fingerprint, flight.id, images=images)
         flight.complete(batch, images)
         await batch.execute()
         return PurchasedImages(images, {p.digest: b"bytes" for p in images.values()})
@@ -92,7 +92,7 @@ async def opened_flights(store: Store) -> AsyncIterator[Flights]:
         yield flights
     finally:
         async with asyncio.timeout(5):
-            await flights.drain()
+            await flights._tasks.drain()
         await flights.close()
 
 
@@ -117,7 +117,7 @@ class Watched:
         self.is_away = False
         self._store = store
 
-    async def run(self, commands: Sequence[Command[Any]]) -> list[Any]:
+    async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         if self.is_away:
             raise StoreUnavailable
         answers = await self._store.execute(commands)
@@ -199,7 +199,7 @@ async def test_what_was_stored_before_the_claim_is_a_hit(rooms: Rooms) -> None:
 
     assert len(shop.sold) == 1
     assert ids(second) == ids(first)
-    assert second.held.keys() == {0}
+    assert second.cached.keys() == {0}
     assert not second.bought | second.followed
 
 
@@ -355,12 +355,12 @@ async def test_a_purchase_goes_on_when_its_caller_has_left(rooms: Rooms) -> None
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
-    assert len(here) == 1
+    assert len(here._tasks) == 1
     shop.is_open.set()
-    await here.drain()
+    await here._tasks.drain()
 
-    assert (len(here), len(shop.sold)) == (0, 1)
-    assert (await there.run(PLACE, [0], buy=shop.buy)).held.keys() == {0}
+    assert (len(here._tasks), len(shop.sold)) == (0, 1)
+    assert (await there.run(PLACE, [0], buy=shop.buy)).cached.keys() == {0}
     assert len(shop.sold) == 1
 
 
@@ -433,7 +433,7 @@ async def test_a_bug_in_a_purchase_leaves_no_claim_and_no_waiter_behind(
     assert crashed.own_error.status == 500
     assert "ZeroDivision" not in crashed.own_error.message
     assert (len(shop.sold), ids(first)) == (1, ids(second))
-    assert (here._ends, there._ends, len(here)) == ({}, {}, 0)
+    assert (here._ends, there._ends, len(here._tasks)) == ({}, {}, 0)
 
 
 async def test_a_store_that_is_away_is_the_waiters_error_and_ends_the_wait(

@@ -66,7 +66,7 @@ class World:
         process.asks.append(asyncio.create_task(asking))
 
     def leave(self, index: int) -> None:
-        if asks := [execute for execute in self.processes[index].asks if not execute.done()]:
+        if asks := [ask for ask in self.processes[index].asks if not ask.done()]:
             asks[0].cancel()
 
     def end_one(self, index: int, *, is_good: bool) -> None:
@@ -82,7 +82,7 @@ class World:
     async def crash(self, index: int) -> None:
         """The process is gone, with everyone who asked in it; another takes its place."""
         process = self.processes[index]
-        gone = [*process.asks, *process.flights._owned, *process.flights._listeners]
+        gone = [*process.asks, *process.flights._tasks._tasks, *process.flights._listeners]
         for task in gone:
             task.cancel()
         await asyncio.gather(*gone, return_exceptions=True)
@@ -106,7 +106,7 @@ class World:
         process.buying[flight.id] = flight, decision  # the journal: written before the claim holds
         is_held = flight.renew(batch, seconds=LEASE_SECONDS)
         await batch.execute()
-        if not is_held.answer:
+        if not is_held.value:
             del process.buying[flight.id]
             raise StoreUnavailable  # as a purchase does whose claim was lost: nothing is sent
         if doubled := self.buyers.keys() & set(flight.slots):
@@ -216,14 +216,14 @@ async def play(world: World, schedule: list[tuple], clock: Clock | None = None) 
 async def _let_all_end(world: World) -> None:
     """Nobody is left waiting once the dead are dealt with and upstream sells."""
     await world.recover()
-    asks = [execute for process in world.processes for execute in process.asks]
+    asks = [ask for process in world.processes for ask in process.asks]
     async with asyncio.timeout(10):
-        while any(not execute.done() for execute in asks) or any(p.buying for p in world.processes):
+        while any(not ask.done() for ask in asks) or any(p.buying for p in world.processes):
             for index in (0, 1):
                 world.end_one(index, is_good=True)
             await asyncio.sleep(STEP_SECONDS)
     for process in world.processes:
-        await process.flights.drain()
+        await process.flights._tasks.drain()
         await process.flights.close()
     for ask_ in asks:
         if not ask_.cancelled():

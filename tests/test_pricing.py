@@ -74,7 +74,7 @@ def test_output_tokens_are_those_of_wire(model, size, quality, tokens):
 
 
 @pytest.mark.parametrize(
-    ("model", "size", "quality", "usd_micros"),
+    ("model", "size", "quality", "micros"),
     [
         (model, size, quality, micros)
         for model, (square, oblong) in PER_IMAGE.items()
@@ -108,7 +108,7 @@ def test_a_image_of_any_size_costs_what_wire_says(size, usd):
 
 
 @pytest.mark.parametrize(
-    ("model", "size", "quality", "usd_micros"),
+    ("model", "size", "quality", "micros"),
     [
         ("dall-e-2", "256x256", "standard", 16_000),
         ("dall-e-2", "512x512", "standard", 18_000),
@@ -133,7 +133,7 @@ def test_images_without_tokens_have_a_price_each(model, size, quality, micros):
 
 
 @pytest.mark.parametrize(
-    ("model", "usage", "usd_micros"),
+    ("model", "usage", "micros"),
     [  # WIRE §5.2, a million tokens of each kind
         ("gpt-image-1", Usage(text_in=1_000_000), 5_000_000),
         ("gpt-image-1", Usage(image_in=1_000_000), 10_000_000),
@@ -172,7 +172,7 @@ def test_no_usage_of_a_token_model_has_no_cost_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ("model", "parameters", "tokens", "usd_micros", "reason"),
+    ("model", "parameters", "tokens", "micros", "reason"),
     [
         # in 24 tokens; 272 × 32 + 24 × 5 = 8,824 micros, and .009 an image is more
         ("gpt-image-1.5", {"quality": "low", "size": "1024x1024"}, 296, 9_000, None),

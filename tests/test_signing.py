@@ -209,7 +209,7 @@ class Watched:
         self.is_away = False
         self._store = store
 
-    async def run(self, commands):
+    async def execute(self, commands):
         self.asked += commands
         if self.is_away:
             raise StoreUnavailable
@@ -389,10 +389,10 @@ async def test_keys_of_the_settings_never_ask_the_store(open_store: OpenStore, c
 
 async def test_a_rotation_that_always_comes_too_late_gives_up(open_store: OpenStore, clock):
     class Contested(Watched):
-        async def run(self, commands):
+        async def execute(self, commands):
             if any(isinstance(command, CompareAndSet) for command in commands):
                 await signing(self._store, clock).rotate()
-            return await super().run(commands)
+            return await super().execute(commands)
 
     async with open_store() as store:
         await signing(store, clock).sign(PATH)

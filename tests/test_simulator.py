@@ -15,10 +15,14 @@ import pytest
 from pydantic import ValidationError
 from yarl import URL
 
-from gateway.imagefile.check import BadPicture, check_picture
+from gateway.catalog import SimulatorSpec
+from gateway.imagefile.check import BadImage, check_image
 from gateway.simulator import SimulatorSettings, open_simulator
 from gateway.simulator.faults import FAULTS, BadFault, parse_fault
-from gateway.simulator.table import MODELS, formula_tokens
+from gateway.simulator.generation import formula_tokens, resolve
+from tests.catalogs import shipped_catalog
+
+CATALOG = shipped_catalog()
 
 GPT = {"model": "gpt-image-1.5", "prompt": "an otter"}
 DALL_E_2 = {"model": "dall-e-2", "prompt": "an otter", "size": "256x256"}
@@ -50,9 +54,11 @@ class Caller:
 
 @asynccontextmanager
 async def open_caller(**settings):
-    options = {"latency_scale": 0, "small_pictures": True} | settings
+    options = {"latency_scale": 0, "small_images": True} | settings
     async with (
-        open_simulator("127.0.0.1", 0, SimulatorSettings(**options)) as base,
+        open_simulator(
+            "127.0.0.1", 0, catalog=CATALOG, settings=SimulatorSettings(**options)
+        ) as base,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session,
     ):
         yield Caller(session, base)
@@ -66,7 +72,7 @@ async def sim():
 
 def facts_of(element: dict):
     data = base64.b64decode(element["b64_json"], validate=True)
-    return check_picture(data, max_bytes=2**26, max_pixels=33_000_000)
+    return check_image(data, max_bytes=2**26, max_pixels=33_000_000)
 
 
 def error_of(answer: tuple[int, dict]) -> tuple:
@@ -79,7 +85,7 @@ def error_of(answer: tuple[int, dict]) -> tuple:
 # ── what it sells ───────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_gpt_model_answers_pictures_with_resolved_values_and_usage(sim):
+async def test_a_gpt_model_answers_images_with_resolved_values_and_usage(sim):
     status, body = await sim.create(GPT | {"n": 2, "quality": "auto", "background": "auto"})
     assert status == 200
     assert len(body.pop("data")) == 2
@@ -98,8 +104,8 @@ async def test_a_gpt_model_answers_pictures_with_resolved_values_and_usage(sim):
     }
 
 
-async def test_pictures_have_the_size_and_format_that_was_asked_for():
-    async with open_caller(small_pictures=False) as sim:
+async def test_images_have_the_size_and_format_that_was_asked_for():
+    async with open_caller(small_images=False) as sim:
         for kind in ("png", "jpeg", "webp"):
             body = GPT | {"size": "1536x1024", "output_format": kind}
             _, answer = await sim.create(body)
@@ -108,14 +114,14 @@ async def test_pictures_have_the_size_and_format_that_was_asked_for():
             assert answer["output_format"] == kind
 
 
-async def test_small_pictures_still_say_the_asked_size(sim):
+async def test_small_images_still_say_the_requested_size(sim):
     _, body = await sim.create(GPT | {"size": "1024x1536"})
     facts = facts_of(body["data"][0])
     assert (facts.width, facts.height) == (64, 96)
     assert body["size"] == "1024x1536"
 
 
-async def test_the_same_order_gives_different_pictures_every_time(sim):
+async def test_the_same_order_gives_different_images_every_time(sim):
     answers = [await sim.create(GPT | {"n": 3}) for _ in range(2)]
     assert len({d["b64_json"] for _, body in answers for d in body["data"]}) == 6
 
@@ -145,7 +151,9 @@ async def test_the_formula_model_takes_any_size_on_its_grid_and_splits_its_outpu
     ],
 )
 def test_the_token_formula_gives_the_published_figures(size, low, medium, high):
-    assert [formula_tokens(q, size) for q in ("low", "medium", "high")] == [low, medium, high]
+    formula = CATALOG.models["gpt-image-2"].billing.output_tokens_formula
+    tokens = [formula_tokens(formula, quality, size) for quality in ("low", "medium", "high")]
+    assert tokens == [low, medium, high]
 
 
 async def test_dall_e_2_gives_links_by_default_and_no_usage(sim):
@@ -161,21 +169,21 @@ async def test_dall_e_3_revises_the_prompt(sim):
     assert body["data"][0]["revised_prompt"].startswith("an otter, ")
 
 
-@pytest.mark.parametrize("model", list(MODELS))
+@pytest.mark.parametrize("model", list(CATALOG.models))
 async def test_every_model_on_sale_answers_its_smallest_order(sim, model):
     status, body = await sim.create({"model": model, "prompt": "otter"})
     assert status == 200
     assert len(body["data"]) == 1
 
 
-async def test_a_link_gives_the_picture_only_with_its_query_unchanged_and_no_key(sim):
+async def test_a_link_gives_the_image_only_with_its_query_unchanged_and_no_key(sim):
     _, body = await sim.create(DALL_E_2)
     link = body["data"][0]["url"]
     assert "%2B" in link
     assert "%2F" in link
     async with sim.session.get(URL(link, encoded=True)) as response:
         assert (response.status, response.content_type) == (200, "image/png")
-        check_picture(await response.read(), max_bytes=2**26, max_pixels=10**6)
+        check_image(await response.read(), max_bytes=2**26, max_pixels=10**6)
     for changed, headers in (
         (link.replace("%2B", "+"), {}),
         (link + "&x=1", {}),
@@ -201,7 +209,7 @@ async def test_answers_carry_the_services_headers_and_the_noise_of_its_edge(sim)
 async def test_models_are_listed_and_shown(sim):
     async with sim.session.get(f"{sim.base}/models") as response:
         listed = await response.json()
-    assert [model["id"] for model in listed["data"]] == list(MODELS)
+    assert [model["id"] for model in listed["data"]] == list(CATALOG.models)
     async with sim.session.get(f"{sim.base}/models/gpt-image-1") as response:
         assert (await response.json())["id"] == "gpt-image-1"
     async with sim.session.get(f"{sim.base}/models/foo") as response:
@@ -222,8 +230,13 @@ async def test_latency_follows_the_scale_and_grows_with_n():
         assert 0.3 <= time.monotonic() - started < 3
 
 
+def test_a_row_without_latency_takes_twenty_seconds():
+    row = CATALOG.models["gpt-image-1"].model_copy(update={"simulator": SimulatorSpec()})
+    assert resolve({"model": "gpt-image-1", "prompt": "x"}, row).latency_seconds == 20
+
+
 async def test_drawing_does_not_keep_other_calls_waiting():
-    async with open_caller(small_pictures=False) as sim:
+    async with open_caller(small_images=False) as sim:
         big = GPT | {"model": "gpt-image-2", "size": "3840x2160", "n": 3}
         async with asyncio.TaskGroup() as tasks:
             drawing = tasks.create_task(sim.create(big))
@@ -503,9 +516,8 @@ async def test_hang_never_answers_and_ends_with_its_caller(sim):
 
 async def test_a_hanging_call_does_not_keep_the_simulator_from_stopping():
     async with aiohttp.ClientSession() as session:
-        async with open_simulator(
-            "127.0.0.1", 0, SimulatorSettings(faults=("hang",), latency_scale=0)
-        ) as base:
+        hanging = SimulatorSettings(faults=("hang",), latency_scale=0)
+        async with open_simulator("127.0.0.1", 0, catalog=CATALOG, settings=hanging) as base:
             url = f"{base}/images/generations"
             waiting = asyncio.create_task(session.post(url, json=GPT))
             await asyncio.sleep(0.2)
@@ -522,7 +534,7 @@ async def test_slow_adds_seconds_that_no_scale_changes(sim):
     assert time.monotonic() - started >= 0.4
 
 
-async def test_damaged_pictures_are_damaged_as_asked(sim):
+async def test_damaged_images_are_damaged_as_asked(sim):
     _, body = await sim.create(GPT, **{"X-Sim-Fault": "bad-base64"})
     with pytest.raises(ValueError, match="base64"):
         base64.b64decode(body["data"][0]["b64_json"], validate=True)
@@ -535,11 +547,11 @@ async def test_damaged_pictures_are_damaged_as_asked(sim):
 def _is_good(element: dict) -> bool:
     try:
         return bool(facts_of(element))
-    except BadPicture:
+    except BadImage:
         return False
 
 
-async def test_fewer_pictures_than_asked_are_billed_as_they_are(sim):
+async def test_fewer_images_than_asked_are_billed_as_they_are(sim):
     _, body = await sim.create(GPT | {"n": 3, "quality": "low"}, **{"X-Sim-Fault": "fewer"})
     assert len(body["data"]) == 2
     assert body["usage"]["output_tokens"] == 2 * 272
@@ -552,7 +564,7 @@ async def test_usage_can_be_left_out(sim):
     assert "usage" not in body
 
 
-async def test_a_picture_can_be_the_same_again(sim):
+async def test_a_image_can_be_the_same_again(sim):
     answers = [await sim.create(GPT, **{"X-Sim-Fault": "same-bytes"}) for _ in range(2)]
     assert answers[0][1]["data"] == answers[1][1]["data"]
 
@@ -672,7 +684,7 @@ async def test_a_list_of_faults_has_to_be_a_list_of_strings(sim):
             assert response.status == 400
 
 
-async def test_faults_in_a_prompt_are_not_part_of_the_picture(sim):
+async def test_faults_in_a_prompt_are_not_part_of_the_image(sim):
     order = {"model": "dall-e-3", "prompt": "an [[sim:slow=0]] otter"}
     _, body = await sim.create(order)
     assert body["data"][0]["revised_prompt"].startswith("an otter, ")
@@ -682,6 +694,8 @@ async def test_an_address_in_use_is_an_os_error():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
+        port = taken.getsockname()[1]
+        opened = open_simulator("127.0.0.1", port, catalog=CATALOG, settings=SimulatorSettings())
         with pytest.raises(OSError, match="address already in use"):
-            async with open_simulator("127.0.0.1", taken.getsockname()[1], SimulatorSettings()):
+            async with opened:
                 pass

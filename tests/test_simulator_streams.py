@@ -15,11 +15,14 @@ import pytest
 from yarl import URL
 
 from gateway.errors import Charge, UpstreamFailure
-from gateway.imagefile.check import check_picture
+from gateway.imagefile.check import check_image
 from gateway.images import ImageRequest, PartialImage
 from gateway.net.sse import Splitter
 from gateway.simulator import SimulatorSettings, open_simulator
+from tests.catalogs import shipped_catalog
 from tests.scripted_upstream import Upstream, client_of
+
+CATALOG = shipped_catalog()
 
 GPT = {"model": "gpt-image-1.5", "prompt": "an otter", "stream": True}
 PARTIAL = "image_generation.partial_image"
@@ -68,14 +71,16 @@ async def read_into(received: bytearray, response: aiohttp.ClientResponse) -> No
 
 def facts_of(event: dict):
     data = base64.b64decode(event["b64_json"], validate=True)
-    return check_picture(data, max_bytes=2**26, max_pixels=33_000_000)
+    return check_image(data, max_bytes=2**26, max_pixels=33_000_000)
 
 
 @asynccontextmanager
 async def open_caller(**settings):
-    options = {"latency_scale": 0, "small_pictures": True} | settings
+    options = {"latency_scale": 0, "small_images": True} | settings
     async with (
-        open_simulator("127.0.0.1", 0, SimulatorSettings(**options)) as base,
+        open_simulator(
+            "127.0.0.1", 0, catalog=CATALOG, settings=SimulatorSettings(**options)
+        ) as base,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session,
     ):
         yield Caller(session, base)
@@ -133,7 +138,7 @@ async def test_without_the_parameter_there_are_none(sim):
     assert names(await sim.events(GPT)) == [COMPLETED]
 
 
-async def test_partial_images_are_stages_of_the_picture_and_whole_files(sim):
+async def test_partial_images_are_stages_of_the_image_and_whole_files(sim):
     order = GPT | {"partial_images": 3, "output_format": "webp", "size": "1536x1024"}
     events = await sim.events(order)
     facts = [facts_of(data) for _, data in events]
@@ -153,8 +158,8 @@ async def test_a_call_is_recorded_with_its_body(sim):
     assert (call["body"], call["status"]) == (GPT | {"partial_images": 2}, 200)
 
 
-async def test_events_come_at_even_distances_while_the_picture_is_made():
-    async with open_caller(latency_scale=0.05) as sim:  # 1.25 s for a picture
+async def test_events_come_at_even_distances_while_the_image_is_made():
+    async with open_caller(latency_scale=0.05) as sim:  # 1.25 s for an image
         started = time.monotonic()
         async with sim.post(GPT | {"partial_images": 3, "quality": "high"}) as response:
             opened = time.monotonic() - started
@@ -243,7 +248,7 @@ async def test_a_reset_without_more_comes_before_everything(sim):
         await sim.read(TWO, fault="reset")
 
 
-async def test_a_stream_can_end_well_without_its_picture(sim):
+async def test_a_stream_can_end_well_without_its_image(sim):
     assert names(await sim.events(TWO, fault="stream-no-completed")) == [PARTIAL, PARTIAL]
     assert await sim.read(GPT, fault="fewer") == b""
 
@@ -304,13 +309,13 @@ async def test_damage_and_missing_usage_work_in_streams_too(sim):
 
 
 async def test_the_same_stream_can_come_twice(sim):
-    def pictures(events):
+    def images(events):
         return [data["b64_json"] for _, data in events]
 
     first, second = [await sim.events(TWO, fault="same-bytes") for _ in range(2)]
-    assert pictures(first) == pictures(second)
+    assert images(first) == images(second)
     other = await sim.events(TWO)
-    assert set(pictures(first)).isdisjoint(pictures(other))
+    assert set(images(first)).isdisjoint(images(other))
 
 
 @pytest.mark.parametrize(
@@ -366,9 +371,9 @@ async def bought(sim: Caller, fault: str, *, within_seconds: float) -> tuple[lis
             answered = await client.stream(request, on_partial=on_partial, on_open=on_open)
         except UpstreamFailure as failure:
             return indices, (failure.status, failure.code, failure.charge)
-    (picture,) = answered.pictures
-    assert picture.data is not None
-    check_picture(picture.data, max_bytes=2**26, max_pixels=10**6)
+    (image,) = answered.images
+    assert image.data is not None
+    check_image(image.data, max_bytes=2**26, max_pixels=10**6)
     return indices, answered.usage.image_out if answered.usage else None
 
 

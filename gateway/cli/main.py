@@ -53,15 +53,21 @@ def demo(config: Path | None) -> None:
 
 
 @cli.command()
+@config_option
 @click.option("--listen", type=_Listen(), default="127.0.0.1:9000", show_default=True)
 @click.option("--latency-scale", type=float, default=1.0, show_default=True, help="0 for none.")
 @click.option("--fault", "faults", multiple=True, help="A fault that every call plays.")
 @click.option("--api-key", help="The only key it accepts; any if not given.")
 def simulate(
-    listen: Address, latency_scale: float, faults: tuple[str, ...], api_key: str | None
+    config: Path | None,
+    listen: Address,
+    latency_scale: float,
+    faults: tuple[str, ...],
+    api_key: str | None,
 ) -> None:
-    """Serves a faithful stand-in for the paid images API."""
+    """Serves a faithful stand-in for the paid images API, with the models of models.yaml."""
     simulate_command(
+        config,
         listen,
         simulator_settings(latency_scale=latency_scale, faults=faults, api_key=api_key),
     )

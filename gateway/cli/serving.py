@@ -7,6 +7,7 @@ runs in a child process.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import resource
 import shlex
@@ -27,7 +28,7 @@ from pydantic import SecretStr
 from gateway.access.key_records import KeySpec
 from gateway.access.keys import Keys
 from gateway.assembly import open_store
-from gateway.catalog import CatalogError
+from gateway.catalog import Catalog, CatalogError
 from gateway.cli.logs import configure_logs
 from gateway.configuration.expand import ConfigError
 from gateway.configuration.files import Configuration, find_config
@@ -46,7 +47,6 @@ log = structlog.get_logger(__name__)
 
 DEMO_KEY: Final = "demo"
 DEMO_LATENCY_SCALE: Final = 0.2
-DEMO_MODEL: Final = "gpt-image-1.5"
 DEMO_PROMPT: Final = "A cute baby sea otter"
 
 
@@ -142,13 +142,14 @@ def demo_command(config: Path | None) -> None:
     address = settings.server.listen
     with _faults_in_words():
         bind_socket(address.host, address.port).close()
-    with _simulator() as base_url:
+    catalog = configuration.read_policy().catalog
+    with _simulator(catalog) as base_url:
         configuration = replace(configuration, adjust=partial(_demo_settings, base_url))
         settings = configuration.read_settings()
         with _faults_in_words():
             prepare(settings)
             secret = asyncio.run(_fresh_demo_key(settings))
-        _print_demo(settings, secret)
+        _print_demo(settings, secret, model=catalog.default_gpt_model)
         run_gateway(configuration)
 
 
@@ -178,11 +179,11 @@ async def _fresh_demo_key(settings: Settings) -> str:
         return secret
 
 
-def _print_demo(settings: Settings, secret: str) -> None:
+def _print_demo(settings: Settings, secret: str, *, model: str) -> None:
     host = settings.server.listen.host
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     url = f"http://{Address(shown, settings.server.listen.port)}/v1/images/generations"
-    body = f'{{"model": "{DEMO_MODEL}", "prompt": "{DEMO_PROMPT}"}}'
+    body = json.dumps({"model": model, "prompt": DEMO_PROMPT})
     ask = (
         f"curl -sS {url} -H {shlex.quote(f'Authorization: Bearer {secret}')} "
         f"-H 'Content-Type: application/json' -d {shlex.quote(body)}"
@@ -202,11 +203,15 @@ def _print_demo(settings: Settings, secret: str) -> None:
 # ── the simulated upstream ──────────────────────────────────────────────────────────────────
 
 
-def simulate_command(listen: Address, settings: SimulatorSettings) -> None:
+def simulate_command(config: Path | None, listen: Address, settings: SimulatorSettings) -> None:
     """What `gateway simulate` does."""
     configure_logs(None)
+    with _faults_in_words():
+        # Only models.yaml is read: gateway.yaml may need variables that are not set here.
+        files = find_config(config, Path.cwd())
+        catalog = Configuration(files, os.environ).read_policy().catalog
     try:
-        asyncio.run(_simulate(listen, settings))
+        asyncio.run(_simulate(listen, catalog, settings))
     except OSError as fault:
         raise click.ClickException(
             f"Cannot listen on {listen}: {fault.strerror}. Choose another one with --listen."
@@ -215,23 +220,25 @@ def simulate_command(listen: Address, settings: SimulatorSettings) -> None:
         return
 
 
-async def _simulate(listen: Address, settings: SimulatorSettings) -> None:
+async def _simulate(listen: Address, catalog: Catalog, settings: SimulatorSettings) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    async with open_simulator(listen.host, listen.port, settings) as base_url:
+    async with open_simulator(
+        listen.host, listen.port, catalog=catalog, settings=settings
+    ) as base_url:
         click.echo(f"Simulated upstream at {base_url}")
         await stop.wait()
 
 
 @contextmanager
-def _simulator() -> Iterator[str]:
+def _simulator(catalog: Catalog) -> Iterator[str]:
     """A simulated upstream in a child process that lives as long as this one; its base URL."""
     cache_policy, writing = os.pipe()
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         os.close(cache_policy)
-        _run_simulator(writing, parent)
+        _run_simulator(catalog, writing, parent)
     os.close(writing)
     try:
         with os.fdopen(cache_policy) as pipe:
@@ -247,12 +254,12 @@ def _simulator() -> Iterator[str]:
             os.waitpid(pid, 0)
 
 
-def _run_simulator(pipe: int, parent: int) -> NoReturn:
+def _run_simulator(catalog: Catalog, pipe: int, parent: int) -> NoReturn:
     """In the child: a Ctrl-C is the gateway's to count, which still needs its upstream."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     status = 1
     try:
-        asyncio.run(_simulate_for(pipe, parent))
+        asyncio.run(_simulate_for(catalog, pipe, parent))
         status = 0
     except Exception:
         log.exception("simulator_failed")
@@ -260,9 +267,9 @@ def _run_simulator(pipe: int, parent: int) -> NoReturn:
         os._exit(status)
 
 
-async def _simulate_for(pipe: int, parent: int) -> None:
+async def _simulate_for(catalog: Catalog, pipe: int, parent: int) -> None:
     settings = SimulatorSettings(latency_scale=DEMO_LATENCY_SCALE)
-    async with open_simulator("127.0.0.1", 0, settings) as base_url:
+    async with open_simulator("127.0.0.1", 0, catalog=catalog, settings=settings) as base_url:
         os.write(pipe, f"{base_url}\n".encode())
         os.close(pipe)
         while os.getppid() == parent:  # noqa: ASYNC110 - nothing tells of a parent that dies

@@ -1,7 +1,7 @@
-"""A simulated upstream: a faithful stand-in for the paid service (CONTRACT §10).
+"""A simulated upstream: a faithful stand-in for the paid images API.
 
-It stands apart from the gateway and shares only the ground floor with it, so that one can prove
-something about the other.
+It is independent of the gateway: it imports nothing but the ground floor, so that its checks can
+show that the gateway forwards a wrong body. Its models are those of the catalog that it is given.
 """
 
 from gateway.simulator.server import (

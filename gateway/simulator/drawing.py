@@ -1,4 +1,7 @@
-"""Draws images."""
+"""Draws an image: a pond at some hour of the day, with the prompt written below it.
+
+Pure functions. Drawing takes up to seconds of processor time: call it in a thread.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,6 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
-
-# ── drawing: a pond at some hour of the day ─────────────────────────────────────────────────
 
 Colour: TypeAlias = tuple[int, int, int]
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -51,13 +52,13 @@ _PALETTES: Final = (
 _HORIZON: Final = 0.6
 """Where the water begins, as a part of the height."""
 _CANVAS_EDGE: Final = 1920
-"""The longest edge that is painted; larger pictures are scaled up from it."""
+"""The longest edge that is painted; larger images are scaled up from it."""
 _FUR: Final[Colour] = (112, 76, 52)
 _FACE: Final[Colour] = (214, 178, 140)
 _INK: Final[Colour] = (34, 24, 22)
 
 
-def draw_picture(
+def draw_image(
     prompt: str,
     *,
     width: int,
@@ -68,25 +69,25 @@ def draw_picture(
     compression: int = 100,
     progress: float = 1.0,
 ) -> bytes:
-    """A picture file of a pond, with the prompt written below it.
+    """An image file of a pond, with the prompt written below it.
 
-    The prompt chooses the hour and the lie of the land, the seed everything else; two seeds
-    never give the same bytes. `format` is `png`, `jpeg` or `webp`; `compression` 0…100 is the
+    The prompt chooses the hour and the landscape, the seed everything else; two seeds never
+    give the same bytes. `format` is `png`, `jpeg` or `webp`; `compression` 0…100 is the
     quality of the latter two. `transparent` cuts the scene out along an oval (not for JPEG).
-    `progress` below 1 gives the blurred picture of a generation under way.
+    `progress` below 1 gives the blurred image of a generation under way.
     """
     scene = _paint_scene(prompt, width, height, seed=seed)
     if progress < 1:
         scene = _blur(scene, progress)
-    picture = scene.resize((width, height), Image.Resampling.BILINEAR)
-    _write_caption(picture, prompt)
+    image = scene.resize((width, height), Image.Resampling.BILINEAR)
+    _write_caption(image, prompt)
     if transparent and format != "jpeg":
-        picture.putalpha(_oval(width, height))
-    return _encode(picture, format=format, compression=compression, seed=seed)
+        image.putalpha(_oval(width, height))
+    return _encode(image, format=format, compression=compression, seed=seed)
 
 
 def _paint_scene(prompt: str, width: int, height: int, *, seed: int) -> Image.Image:
-    """Paints larger than asked where that is affordable: scaling down smooths the edges."""
+    """Paints larger than requested where that is affordable: scaling down smooths the edges."""
     digest = hashlib.sha256(prompt.encode("utf-8", "replace")).digest()
     palette = _PALETTES[digest[0] % len(_PALETTES)]
     dice = random.Random(digest + str(seed).encode())  # noqa: S311 (a drawing, not a secret)
@@ -306,9 +307,9 @@ def _blur(scene: Image.Image, progress: float) -> Image.Image:
     return scene.resize(small, Image.Resampling.BOX)
 
 
-def _write_caption(picture: Image.Image, prompt: str) -> None:
-    """Up to two lines of the prompt on a dark band; pictures too small to read go without."""
-    width, height = picture.size
+def _write_caption(image: Image.Image, prompt: str) -> None:
+    """Up to two lines of the prompt on a dark band; images too small to read have none."""
+    width, height = image.size
     if min(width, height) < 128:
         return
     size = max(9.0, min(width, height) / 30)
@@ -319,8 +320,8 @@ def _write_caption(picture: Image.Image, prompt: str) -> None:
     line_height = round(size * 1.35)
     band = line_height * len(lines) + round(size * 1.2)
     veil = _stretch(Image.linear_gradient("L").point(_veil), (width, band))
-    picture.paste((8, 10, 18), (0, height - band), veil)
-    draw = ImageDraw.Draw(picture)
+    image.paste((8, 10, 18), (0, height - band), veil)
+    draw = ImageDraw.Draw(image)
     for index, line in enumerate(lines):
         y = height - line_height * (len(lines) - index) - size * 0.25
         draw.text((width / 2, y), line, fill=(250, 248, 240), font=font, anchor="ma")
@@ -368,18 +369,18 @@ def _soft_edge(distance: float) -> int:
     return round(255 * min(1.0, max(0.0, (178 - distance) / 4)))
 
 
-def _encode(picture: Image.Image, *, format: str, compression: int, seed: int) -> bytes:
-    """The file. The seed stands in its metadata, so that no two seeds give the same bytes."""
+def _encode(image: Image.Image, *, format: str, compression: int, seed: int) -> bytes:
+    """The file. Its metadata has the seed, so that no two seeds give the same bytes."""
     mark = f"drawn with seed {seed}"
     file = io.BytesIO()
     if format == "png":
         notes = PngImagePlugin.PngInfo()
         notes.add_text("Comment", mark)
-        picture.save(file, "PNG", compress_level=1, pnginfo=notes)
+        image.save(file, "PNG", compress_level=1, pnginfo=notes)
     elif format == "jpeg":
-        picture.save(file, "JPEG", quality=max(1, compression), comment=mark.encode())
+        image.save(file, "JPEG", quality=max(1, compression), comment=mark.encode())
     elif format == "webp":
-        picture.save(file, "WEBP", quality=compression, method=0, xmp=mark.encode())
+        image.save(file, "WEBP", quality=compression, method=0, xmp=mark.encode())
     else:
         raise ValueError(f"cannot draw the format {format!r}")
     return file.getvalue()

@@ -1,13 +1,13 @@
-"""Faults: what can be asked to go wrong, and which of it a call plays.
+"""Faults: the table of them, how they are written, and which of them a call plays.
 
 A fault is written `name`, `name=value`, or either with `;option=value`: `status=500`,
 `429;retry-after=1`, `slow=5`, `moderation;stage=output`. A bare number is a status. Every fault
-takes `times=N`: only the first N calls with this prompt play it. How a fault is played on the
-wire is `server` and `answer`.
+takes `times=N`: only the first N calls with this prompt play it. `server`, `answers`, `streams`
+and `sending` play them.
 
-`url=…` takes a whole URL, as it is: `url=http://169.254.169.254/`. One that holds a bracket, a
-comma or a semicolon, which mean something here, is percent-encoded as a whole, and then decoded
-once: `url=http%3A%2F%2F%5B%3A%3A1%5D%2F`.
+`url=…` takes a whole URL, unescaped: `url=http://169.254.169.254/`. If the URL contains a bracket,
+a comma or a semicolon, percent-encode all of it; it is then decoded once:
+`url=http%3A%2F%2F%5B%3A%3A1%5D%2F`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gateway.simulator.refusals import (
 
 
 class BadFault(ValueError):
-    """Not a fault that can be played; the message lists those that can."""
+    """Text that is no fault; the message says why, or lists the known faults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,12 @@ class FaultRule:
     does: str
     options: frozenset[str] = frozenset()
     value: str = ""
-    """A pattern for what follows `name=`; empty: nothing may follow."""
+    """A pattern for the text after `name=`; empty if the fault takes no value."""
     needs_value: bool = False
 
 
 FAULTS: Final[Mapping[str, FaultRule]] = {
-    "none": FaultRule("nothing; a place holder in a list"),
+    "none": FaultRule("nothing; a placeholder in a list"),
     "status": FaultRule(
         "the API's own error of this status; 502, 504 and 52x as the edge's HTML",
         frozenset({"retry-after", "retry-after-ms", "code"}),
@@ -54,7 +54,7 @@ FAULTS: Final[Mapping[str, FaultRule]] = {
         needs_value=True,
     ),
     "moderation": FaultRule(
-        "400 moderation_blocked; stage is input; a stream tells stage=output in an event",
+        "400 moderation_blocked; stage is input; a stream sends stage=output in an event",
         frozenset({"stage"}),
     ),
     "content-policy": FaultRule("400 content_policy_violation"),
@@ -63,35 +63,35 @@ FAULTS: Final[Mapping[str, FaultRule]] = {
     ),
     "slow": FaultRule("so many seconds more, never scaled", value=r"[0-9]+(\.[0-9]+)?"),
     "hang": FaultRule(
-        "no answer at all while the caller waits; of a stream nothing after the first partial image"
+        "no answer while the client waits; a stream sends nothing after its first partial image"
     ),
     "reset": FaultRule(
-        "the connection is reset; after=half resets in the middle of the body or of a stream's end",
+        "the connection is reset; after=half resets it half-way through the body or the last event",
         frozenset({"after"}),
     ),
     "truncate": FaultRule(
-        "the body ends half-way to its Content-Length; a stream in the middle of its end"
+        "the body ends half-way to its Content-Length; a stream half-way through its last event"
     ),
     "malformed-json": FaultRule("200 with half of the JSON, or a stream whose last event has half"),
     "html": FaultRule("200 with a page of HTML"),
-    "bad-base64": FaultRule("pictures in wrong base64"),
-    "tiny-png": FaultRule("pictures of five bytes"),
-    "one-bad": FaultRule("one damaged picture, the others good"),
-    "fewer": FaultRule("one picture fewer than asked for"),
-    "same-bytes": FaultRule("the same pictures as the last time"),
+    "bad-base64": FaultRule("images in wrong base64"),
+    "tiny-png": FaultRule("images of five bytes"),
+    "one-bad": FaultRule("one damaged image, the others good"),
+    "fewer": FaultRule("one image fewer than requested"),
+    "same-bytes": FaultRule("the same images for the same prompt"),
     "no-usage": FaultRule("no usage"),
-    "expired-url": FaultRule("links whose time is over"),
+    "expired-url": FaultRule("links that have expired"),
     "link-seconds": FaultRule(
         "links that live so many seconds", value=r"[0-9]+(\.[0-9]+)?", needs_value=True
     ),
     "url": FaultRule(
-        "exactly this link, to wherever it leads; whole or percent-encoded as a whole",
+        "exactly this link; as it is or percent-encoded as a whole",
         value=r"\S+",
         needs_value=True,
     ),
-    "no-stream": FaultRule("a plain answer where a stream was asked for"),
-    "stream-no-completed": FaultRule("a stream that ends well, but without its picture"),
-    "fewer-partials": FaultRule("one partial image fewer than asked for"),
+    "no-stream": FaultRule("a plain answer to a request for a stream"),
+    "stream-no-completed": FaultRule("a stream that ends properly, but without its image"),
+    "fewer-partials": FaultRule("one partial image fewer than requested"),
     "slow-stream": FaultRule(
         "so many seconds more between the events of a stream",
         value=r"[0-9]+(\.[0-9]+)?",
@@ -106,7 +106,7 @@ FAULTS: Final[Mapping[str, FaultRule]] = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault as it was asked for."""
+    """A fault as it was requested."""
 
     text: str
     name: str
@@ -157,7 +157,7 @@ _IN_PROMPT: Final = re.compile(r"\[\[sim:([^\[\]]*)\]\]")
 
 
 def faults_in_prompt(prompt: str) -> list[Fault]:
-    """What `[[sim:…]]` in a prompt asks for. Raises `BadFault`."""
+    """The faults that `[[sim:…]]` in a prompt requests. Raises `BadFault`."""
     return [parse_fault(text) for text in _IN_PROMPT.findall(prompt)]
 
 
@@ -167,10 +167,10 @@ def without_faults(prompt: str) -> str:
 
 
 class FaultPlan:
-    """Which faults the next call plays. Of a call's sources the first that has any is played:
+    """Chooses the faults of each call.
 
-    its `X-Sim-Fault` header (several with commas), its prompt, the list of `PUT /_sim/faults`
-    (one a call), the settings.
+    A call plays the faults of the first source that has any: its `X-Sim-Fault` header (several with
+    commas), its prompt, the list of `PUT /_sim/faults` (one a call), the settings.
     """
 
     def __init__(self, always: Iterable[Fault] = ()) -> None:
@@ -184,11 +184,11 @@ class FaultPlan:
 
     def choose(self, prompt: str, header: str | None) -> tuple[Fault, ...]:
         """The faults of one call, counted as played. Raises `BadFault`."""
-        asked = [parse_fault(text) for text in header.split(",")] if header else []
-        asked = asked or faults_in_prompt(prompt)
-        if not asked and self._queue:
-            asked = [self._queue.popleft()]
-        chosen = asked or self._always
+        requested = [parse_fault(text) for text in header.split(",")] if header else []
+        requested = requested or faults_in_prompt(prompt)
+        if not requested and self._queue:
+            requested = [self._queue.popleft()]
+        chosen = requested or self._always
         return tuple(f for f in chosen if f.name != "none" and self._is_due(f, prompt))
 
     def _is_due(self, fault: Fault, prompt: str) -> bool:
@@ -199,18 +199,18 @@ class FaultPlan:
 
 
 def prevents_stream(fault: Fault) -> bool:
-    """Whether a call that asks for a stream is answered as if it had not."""
+    """Whether a request for a stream is answered like one for a plain answer."""
     is_early_reset = fault.name == "reset" and fault.options.get("after") != "half"
     return fault.name in ("no-stream", "html") or is_early_reset
 
 
-def is_told_in_stream(fault: Fault) -> bool:
-    """Whether a stream tells this error in an event; other errors come in its stead."""
+def is_sent_in_stream(fault: Fault) -> bool:
+    """Whether a stream sends this error in an event; other errors replace the stream."""
     return fault.name == "stream-error" or fault.options.get("stage") == "output"
 
 
 def refusal_of(fault: Fault, *, model: str, request_id: str) -> Refusal | None:
-    """The error answer that a fault stands for; None when it is of another kind."""
+    """The error answer of a fault; None for a fault that is no error answer."""
     if fault.name == "status":
         return _status_refusal(fault, model)
     if fault.name == "moderation":
@@ -221,7 +221,7 @@ def refusal_of(fault: Fault, *, model: str, request_id: str) -> Refusal | None:
 
 
 def link_of(faults: Iterable[Fault]) -> str | None:
-    """The link that is to be given instead of a real one; None for none."""
+    """The link that a fault puts in the place of the real one; None for none."""
     for fault in faults:
         if fault.name == "url" and fault.value is not None:
             return fault.value if "://" in fault.value else unquote(fault.value)
@@ -229,7 +229,7 @@ def link_of(faults: Iterable[Fault]) -> str | None:
 
 
 def link_seconds_of(faults: Iterable[Fault]) -> float | None:
-    """How long links are to live; None when no fault says so."""
+    """The lifetime that a fault gives to links; None for the usual one."""
     for fault in faults:
         if fault.name == "expired-url":
             return -1

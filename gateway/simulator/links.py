@@ -1,7 +1,7 @@
-"""Links to pictures, like those of the storage behind the real service (WIRE §6).
+"""Links to images, like those of the storage behind the real API.
 
-They carry a signature in the query that has to come back byte for byte, they expire, and they
-refuse a request that brings an Authorization header.
+A link has a signature in its query that the client must send back byte for byte. It expires, and
+`server` refuses a request that carries an Authorization header.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ from typing import Final
 from urllib.parse import quote
 
 LINK_SECONDS: Final = 3600
-_MOST_FILES: Final = 256
+_MAX_FILES: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
 class LinkedFile:
-    """A picture behind a link."""
+    """An image behind a link."""
 
     data: bytes
     query: str
-    """As it stands in the link, escapes and all."""
+    """Exactly as in the link, with its escapes."""
     expires_at: float
     """Unix seconds."""
 
 
 class Links:
-    """The last pictures that were given away as links."""
+    """The newest images that were answered as links."""
 
     def __init__(self) -> None:
         self._files: OrderedDict[str, LinkedFile] = OrderedDict()
 
-    def add(self, data: bytes, *, created: float, lifetime_seconds: float) -> str:
-        """Keeps a PNG; answers the link's path and query."""
+    def add(self, data: bytes, *, created: float, ttl_seconds: float) -> str:
+        """Keeps a PNG and returns the path and query of its link."""
         name = f"img-{_word(24)}.png"
-        expires_at = created + lifetime_seconds
+        expires_at = created + ttl_seconds
         query = _signed_query(start=created - LINK_SECONDS, end=expires_at)
         self._files[name] = LinkedFile(data, query, expires_at)
-        if len(self._files) > _MOST_FILES:
+        if len(self._files) > _MAX_FILES:
             self._files.popitem(last=False)
         return f"/_sim/files/{name}?{query}"
 
     def open(self, name: str, query: str, *, now: float) -> bytes | None:
-        """The picture; None for a link that is unknown, changed or too old."""
+        """The image; None for a link that is unknown, changed or expired."""
         file = self._files.get(name)
         if file is None or file.query != query or now >= file.expires_at:
             return None
@@ -73,7 +73,7 @@ def _stamp(seconds: float) -> str:
 
 
 def denied_page() -> str:
-    """What the storage answers instead of a picture, with status 403."""
+    """The body of the storage's 403."""
     return (
         '<?xml version="1.0" encoding="utf-8"?><Error><Code>AuthenticationFailed</Code>'
         "<Message>Server failed to authenticate the request. Make sure the value of "

@@ -1,7 +1,4 @@
-"""The service's error answers, word for word: the numbered rows of WIRE §2.
-
-Which request deserves which row is decided in `check` and `faults`.
-"""
+"""The error answers of the real API, word for word. `body` and `faults` choose among them."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ IMAGE_USER_ERROR: Final = "image_generation_user_error"
 
 
 class Refusal(Exception):
-    """An answer that is not pictures: status, body, its content type, extra headers."""
+    """An answer without images: status, body, its content type, extra headers."""
 
     def __init__(
         self,
@@ -46,18 +43,18 @@ def refuse(
 
 
 def bad_value(param: str, message: str, *, type: str = INVALID) -> Refusal:
-    """Rows 11 to 14, 16: a value that is not among the allowed ones."""
+    """A value that is not among the allowed ones."""
     return refuse(message, type=type, param=param, code="invalid_value")
 
 
 def wrong_type(param: str, expected: str, value: object) -> Refusal:
-    """Rows 4, 9, 13: a value of another JSON type."""
+    """A value of another JSON type."""
     message = f"Invalid type for '{param}': expected {expected}, but got {_named(value)} instead."
     return refuse(message, param=param, code="invalid_type")
 
 
 def _named(value: object) -> str:
-    """A JSON value's type, as the service's messages call it."""
+    """A JSON value's type, in the words of the messages."""
     return _TYPE_NAMES[type(value)]
 
 
@@ -73,13 +70,11 @@ _TYPE_NAMES: Final[Mapping[type, str]] = {
 
 
 def missing(param: str) -> Refusal:
-    """Rows 3 and 17."""
     message = f"Missing required parameter: '{param}'."
     return refuse(message, param=param, code="missing_required_parameter")
 
 
 def not_json() -> Refusal:
-    """Row 21."""
     return refuse(
         "We could not parse the JSON body of your request. (HINT: This likely means you aren't "
         "using your HTTP library correctly. The OpenAI API expects a JSON payload, but what was "
@@ -89,7 +84,6 @@ def not_json() -> Refusal:
 
 
 def wrong_content_type(content_type: str, header: str) -> Refusal:
-    """Row 22."""
     message = (
         f"Unsupported content type: '{content_type}'. This API method only accepts "
         "'application/json' requests, but you specified the header "
@@ -99,7 +93,6 @@ def wrong_content_type(content_type: str, header: str) -> Refusal:
 
 
 def no_key() -> Refusal:
-    """Row 1."""
     message = (
         "You didn't provide an API key. You need to provide your API key in an Authorization "
         "header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY), or as the password "
@@ -111,7 +104,7 @@ def no_key() -> Refusal:
 
 
 def wrong_key(key: str) -> Refusal:
-    """Row 2, with the first 6 and last 4 characters of a key that is long enough to hide."""
+    """Shows the first 6 and last 4 characters of a key of 16 characters or more."""
     shown = f"{key[:6]}***{key[-4:]}" if len(key) >= 16 else "***"
     message = (
         f"Incorrect API key provided: {shown}. "
@@ -121,7 +114,6 @@ def wrong_key(key: str) -> Refusal:
 
 
 def wrong_method(method: str, path: str) -> Refusal:
-    """Row 34."""
     message = (
         f"Not allowed to {method} on {path}. "
         "(HINT: Perhaps you meant to use a different HTTP method?)"
@@ -130,12 +122,10 @@ def wrong_method(method: str, path: str) -> Refusal:
 
 
 def unknown_path(method: str, path: str) -> Refusal:
-    """Row 35."""
     return refuse(f"Invalid URL ({method} {path})", status=404)
 
 
 def moderation_blocked(request_id: str, *, stage: str) -> Refusal:
-    """Row 23."""
     message = (
         "Your request was rejected by the safety system. If you believe this is an error, "
         f"contact us at help.openai.com and include the request ID {request_id}. "
@@ -148,7 +138,6 @@ def moderation_blocked(request_id: str, *, stage: str) -> Refusal:
 
 
 def content_policy() -> Refusal:
-    """Row 24."""
     message = (
         "Your request was rejected as a result of our safety system. Image descriptions "
         "generated from your prompt may contain text that is not allowed by our safety system. "
@@ -159,7 +148,7 @@ def content_policy() -> Refusal:
 
 
 def generation_failed() -> Refusal:
-    """Row 32, the form that concerns images."""
+    """The 500 of the images endpoint."""
     return refuse(
         "Image generation failed",
         status=500,
@@ -169,7 +158,7 @@ def generation_failed() -> Refusal:
 
 
 def quota_used_up(code: str) -> Refusal:
-    """Row 25; later codes say more exactly which quota."""
+    """A quota is used up; `code` says which."""
     message = (
         "You exceeded your current quota, please check your plan and billing details. For more "
         "information on this error, read the docs: "
@@ -179,7 +168,6 @@ def quota_used_up(code: str) -> Refusal:
 
 
 def _too_fast(model: str) -> Refusal:
-    """Row 27."""
     message = (
         f"Rate limit reached for {model} (for limit gpt-image) in organization org-simulated on "
         "input-images per min: Limit 5, Used 5, Requested 1. Please try again in 12s. Visit "
@@ -189,7 +177,6 @@ def _too_fast(model: str) -> Refusal:
 
 
 def _not_verified(model: str) -> Refusal:
-    """Row 30."""
     message = (
         f"Your organization must be verified to use the model `{model}`. Please go to: "
         "https://platform.openai.com/settings/organization/general and click on Verify "
@@ -200,13 +187,11 @@ def _not_verified(model: str) -> Refusal:
 
 
 def _broken(_model: str) -> Refusal:
-    """Row 32."""
     message = "The server had an error while processing your request. Sorry about that!"
     return refuse(message, status=500, type="server_error")
 
 
 def _overloaded(_model: str) -> Refusal:
-    """Row 33."""
     message = "The model is temporarily overloaded. Please retry your request after a brief delay."
     return refuse(
         message, status=503, type="service_unavailable_error", code="server_is_overloaded"
@@ -223,7 +208,7 @@ _BY_STATUS: Final[Mapping[int, Callable[[str], Refusal]]] = {
 
 
 def by_status(status: int, *, model: str) -> Refusal:
-    """What the service answers with this status; the edge's 502, 504 and 52x are HTML (row 37)."""
+    """The error answer of a status. 502, 504 and 52x come from the edge, as HTML."""
     if status in (502, 504) or status >= 520:
         return edge_page(status)
     if status in _BY_STATUS:
@@ -236,7 +221,7 @@ def by_status(status: int, *, model: str) -> Refusal:
 
 
 def edge_page(status: int) -> Refusal:
-    """Row 37: the page of the edge in front of the service."""
+    """The HTML page of the edge in front of the real API."""
     page = (
         f"<!DOCTYPE html>\n<html><head><title>api.openai.com | {status}</title></head>\n"
         f"<body><h1>Error {status}</h1><p>The web server reported an error.</p>"

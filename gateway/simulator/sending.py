@@ -1,7 +1,4 @@
-"""How the bytes of an answer go out: whole, or as a fault wants them.
-
-What is in them is `answer`.
-"""
+"""Sends the bytes of an answer: whole, or as a fault wants them."""
 
 from __future__ import annotations
 
@@ -17,21 +14,21 @@ from aiohttp import web
 from gateway.simulator.faults import Fault
 from gateway.simulator.refusals import edge_page
 
-_READING_SECONDS: Final = 0.05
-"""A reset overtakes what still lies in the caller's buffer; so long it may read before."""
+_READ_SECONDS: Final = 0.05
+"""How long the client may read before a reset, which discards what it has not read yet."""
 
 
 class Gone(Exception):
-    """The caller has left, or shall be left, without an answer."""
+    """The client has disconnected, or a fault ends the connection without an answer."""
 
 
 def is_connected(request: web.Request) -> bool:
-    """Whether the caller still waits."""
+    """Whether the client still waits."""
     return request.transport is not None and not request.transport.is_closing()
 
 
 def hang_up(request: web.Request) -> None:
-    """Ends the connection without an answer; whatever is returned then goes nowhere."""
+    """Ends the connection without an answer; a response returned after it is not sent."""
     if request.transport is not None:
         request.transport.abort()
 
@@ -39,7 +36,7 @@ def hang_up(request: web.Request) -> None:
 async def send_answer(
     request: web.Request, body: bytes, faults: Iterable[Fault]
 ) -> web.StreamResponse:
-    """The 200, or what the faults leave of it. Raises `Gone` after a reset."""
+    """The 200, changed as the faults say. Raises `Gone` after a reset."""
     played = {fault.name: fault for fault in faults}
     if "reset" in played:
         await _reset(request, body, played["reset"])
@@ -54,7 +51,7 @@ async def send_answer(
 
 
 async def _send_half(request: web.Request, body: bytes) -> web.StreamResponse:
-    """Announces all of the body, sends half, and lets the connection be closed."""
+    """Announces the whole body, sends half of it, and closes the connection."""
     response = web.StreamResponse(headers={"Content-Type": "application/json"})
     response.content_length = len(body)
     response.force_close()
@@ -64,29 +61,27 @@ async def _send_half(request: web.Request, body: bytes) -> web.StreamResponse:
 
 
 async def _reset(request: web.Request, body: bytes, fault: Fault) -> NoReturn:
-    """A reset before the answer, or after half of it."""
+    """Resets the connection, before the answer or after half of it."""
     if fault.options.get("after") == "half":
         await _send_half(request, body)
-        await asyncio.sleep(_READING_SECONDS)
+        await cut_off(request, by_reset=True)
     _prepare_reset(request)
     raise Gone
 
 
 async def cut_off(request: web.Request, *, by_reset: bool) -> NoReturn:
-    """Ends a connection on which part of an answer was sent, when that may have been read."""
-    await asyncio.sleep(_READING_SECONDS)
+    """Ends a connection after part of an answer, once the client had time to read that part."""
+    await asyncio.sleep(_READ_SECONDS)
     if by_reset:
         _prepare_reset(request)
     raise Gone
 
 
 def _prepare_reset(request: web.Request) -> None:
-    """Makes the end of the connection an RST."""
-    if request.transport is not None:
-        _reset_on_close(request.transport.get_extra_info("socket").fileno())
-
-
-def _reset_on_close(descriptor: int) -> None:
-    """Sets SO_LINGER to zero on a socket that belongs to somebody else."""
+    """Makes the connection end with RST."""
+    if request.transport is None:
+        return
+    descriptor = request.transport.get_extra_info("socket").fileno()
+    # The event loop owns the socket, so the option is set through a duplicate that can be closed.
     with socket.socket(fileno=os.dup(descriptor)) as same_socket:
         same_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

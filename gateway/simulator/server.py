@@ -1,14 +1,14 @@
-"""The simulated upstream as an HTTP server (CONTRACT §10).
+"""The simulated upstream as an HTTP server.
 
     POST /v1/images/generations   also without /v1
     GET  /v1/models, /v1/models/{id}
-    GET  /_sim/files/img-….png    the pictures behind `url`
+    GET  /_sim/files/img-….png    the images behind `url`
     GET  /_sim/calls              the calls received, oldest first; DELETE forgets them
     PUT  /_sim/faults             a JSON list of faults, one for each of the next calls
     GET  /healthz
 
-What a body may hold is `check`; what can go wrong is `faults`; the 200 is `answer`, and how it
-goes out, whole or not, is `sending`, or `stream` when it was asked for in events.
+`body` checks what arrives and `generation` resolves it. `faults` chooses what goes wrong, `answers`
+makes the 200, and `sending` or `streams` sends it.
 """
 
 from __future__ import annotations
@@ -27,19 +27,21 @@ import orjson
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from gateway.simulator.answer import Making, make_answer
-from gateway.simulator.check import Order, check_body, parse_body
+from gateway.catalog import Catalog, Model
+from gateway.simulator.answers import AnswerOptions, create_answer
+from gateway.simulator.body import check_body, parse_body
 from gateway.simulator.faults import (
     BadFault,
     Fault,
     FaultPlan,
-    is_told_in_stream,
+    is_sent_in_stream,
     link_of,
     link_seconds_of,
     parse_fault,
     prevents_stream,
     refusal_of,
 )
+from gateway.simulator.generation import Generation, resolve
 from gateway.simulator.links import LINK_SECONDS, Links, denied_page
 from gateway.simulator.refusals import (
     Refusal,
@@ -50,13 +52,12 @@ from gateway.simulator.refusals import (
     wrong_method,
 )
 from gateway.simulator.sending import Gone, hang_up, is_connected, send_answer
-from gateway.simulator.stream import Play, send_stream
-from gateway.simulator.table import MODELS
+from gateway.simulator.streams import Play, send_stream
 
 _MAX_BODY_BYTES: Final = 4 * 1024 * 1024
-_MOST_CALLS: Final = 10_000
+_MAX_CALLS: Final = 10_000
 _POLL_SECONDS: Final = 0.05
-"""How often a call that is kept waiting looks whether its caller is still there."""
+"""How often a waiting call checks that its client is still connected."""
 
 
 class SimulatorSettings(BaseModel):
@@ -65,16 +66,16 @@ class SimulatorSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     latency_scale: float = Field(default=1.0, ge=0)
-    """Part of the real service's latency; 0 for none."""
+    """Part of the real latency; 0 for none."""
     faults: tuple[str, ...] = ()
-    """Played together by every call that asks for none itself."""
+    """Played together by every call that requests none itself."""
     api_key: str | None = Field(default=None, repr=False)
-    """The only key that is accepted; None accepts anything, also no key."""
-    small_pictures: bool = False
-    """Pictures of a sixteenth of the asked width and height, at least 16 pixels; the answers
-    still say the asked size. For tests and benchmarks, where drawing would take the time."""
+    """The only key that is accepted; None accepts any key, and none."""
+    small_images: bool = False
+    """Images of a sixteenth of the requested width and height, at least 16 pixels; answers still
+    say the requested size. For tests and benchmarks, where drawing would take most of the time."""
     link_seconds: float = Field(default=LINK_SECONDS, gt=0)
-    """How long the pictures behind `url` can be fetched."""
+    """How long the images behind `url` can be fetched."""
 
     @field_validator("faults")
     @classmethod
@@ -86,7 +87,7 @@ class SimulatorSettings(BaseModel):
 
 @dataclass(slots=True)
 class Call:
-    """A call received. Its later fields are filled in while it is answered."""
+    """A call received. The later fields are set while it is answered."""
 
     method: str
     path: str
@@ -99,7 +100,7 @@ class Call:
     fault: str | None = None
     """The faults played, with commas; None for none."""
     status: int | None = None
-    """None while under way, and when the caller got no whole answer."""
+    """None until it is answered, and if the client got no whole answer."""
 
 
 _CALL: Final = web.RequestKey("call", Call)
@@ -110,13 +111,14 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Simulator:
-    """The handlers, and what they remember."""
+    """The handlers, and the state that they share."""
 
-    def __init__(self, settings: SimulatorSettings) -> None:
+    def __init__(self, catalog: Catalog, settings: SimulatorSettings) -> None:
+        self._catalog = catalog
         self._settings = settings
         self._plan = FaultPlan(map(parse_fault, settings.faults))
         self._links = Links()
-        self._calls: deque[Call] = deque(maxlen=_MOST_CALLS)
+        self._calls: deque[Call] = deque(maxlen=_MAX_CALLS)
         self._stopping = asyncio.Event()
 
     def routes(self) -> list[web.AbstractRouteDef]:
@@ -135,7 +137,7 @@ class Simulator:
         ]
 
     async def stop(self, _app: web.Application) -> None:
-        """Ends the calls that are kept waiting."""
+        """Ends the calls that hang."""
         self._stopping.set()
 
     @web.middleware
@@ -156,35 +158,37 @@ class Simulator:
         return response
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
-        """The images endpoint: authenticate, check, play, answer."""
+        """The images endpoint: authenticate, check, play the faults, answer."""
         self._authenticate(request)
         call = request[_CALL]
         call.body = parse_body(await request.read(), request.headers.get("Content-Type"))
-        order = check_body(call.body)
-        faults = self._choose_faults(request, order)
+        generation = resolve(call.body, check_body(call.body, self._catalog))
+        faults = self._choose_faults(request, generation)
         call.fault = ", ".join(fault.text for fault in faults) or None
-        if order.stream and not any(map(prevents_stream, faults)):
-            return await self._stream(request, order, faults)
-        await self._wait(request, order, faults)
-        _refuse(request, order, faults)
-        making = self._making(request, faults)
-        body = await asyncio.to_thread(make_answer, order, making)
+        if generation.stream and not any(map(prevents_stream, faults)):
+            return await self._stream(request, generation, faults)
+        await asyncio.sleep(self._latency_seconds(generation) + _slow_seconds(faults))
+        if any(fault.name == "hang" for fault in faults):
+            await self._hang(request)
+        _refuse(request, generation, faults)
+        options = self._answer_options(request, faults)
+        body = await asyncio.to_thread(create_answer, generation, options)
         return await send_answer(request, body, faults)
 
     async def _stream(
-        self, request: web.Request, order: Order, faults: tuple[Fault, ...]
+        self, request: web.Request, generation: Generation, faults: tuple[Fault, ...]
     ) -> web.StreamResponse:
-        """The same in events. An error before the first one is a plain answer."""
+        """The answer as events. An error before the first event is a plain answer."""
         await asyncio.sleep(_slow_seconds(faults))
-        _refuse(request, order, (fault for fault in faults if not is_told_in_stream(fault)))
-        told = (_refusal(request, order, fault) for fault in faults if is_told_in_stream(fault))
+        _refuse(request, generation, [fault for fault in faults if not is_sent_in_stream(fault)])
+        sent = [fault for fault in faults if is_sent_in_stream(fault)]
         play = Play(
-            order,
-            self._making(request, faults),
-            seconds=self._latency_seconds(order),
+            generation,
+            self._answer_options(request, faults),
+            seconds=self._latency_seconds(generation),
             faults={fault.name: fault for fault in faults},
-            error=next(told, None),
-            hang=partial(self._hang, request),
+            error=_refusal(request, generation, sent[0]) if sent else None,
+            add=partial(self._hang, request),
         )
         return await send_stream(request, play)
 
@@ -197,22 +201,14 @@ class Simulator:
         if not secrets.compare_digest(key.strip().encode(), self._settings.api_key.encode()):
             raise wrong_key(key.strip())
 
-    def _choose_faults(self, request: web.Request, order: Order) -> tuple[Fault, ...]:
+    def _choose_faults(self, request: web.Request, generation: Generation) -> tuple[Fault, ...]:
         try:
-            return self._plan.choose(order.prompt, request.headers.get("X-Sim-Fault"))
+            return self._plan.choose(generation.prompt, request.headers.get("X-Sim-Fault"))
         except BadFault as error:
             raise refuse(str(error), code="unknown_fault") from None
 
-    async def _wait(self, request: web.Request, order: Order, faults: tuple[Fault, ...]) -> None:
-        """The model's latency, and what faults add to it."""
-        await asyncio.sleep(self._latency_seconds(order) + _slow_seconds(faults))
-        if any(fault.name == "hang" for fault in faults):
-            await self._hang(request)
-
-    def _latency_seconds(self, order: Order) -> float:
-        """Grows a little with n."""
-        seconds = order.model.latency_seconds[order.quality] * (1 + 0.1 * (order.n - 1))
-        return seconds * self._settings.latency_scale
+    def _latency_seconds(self, generation: Generation) -> float:
+        return generation.latency_seconds * self._settings.latency_scale
 
     async def _hang(self, request: web.Request) -> None:
         while is_connected(request) and not self._stopping.is_set():
@@ -220,37 +216,38 @@ class Simulator:
                 await asyncio.wait_for(self._stopping.wait(), _POLL_SECONDS)
         raise Gone
 
-    def _making(self, request: web.Request, faults: Collection[Fault]) -> Making:
-        names = frozenset(fault.name for fault in faults)
-        link = self._linking(request, faults)
-        return Making(int(time.time()), names, is_small=self._settings.small_pictures, link=link)
-
-    def _linking(self, request: web.Request, faults: Collection[Fault]) -> Callable[[bytes], str]:
-        given, asked = link_of(faults), link_seconds_of(faults)
-        lifetime = self._settings.link_seconds if asked is None else asked
+    def _answer_options(self, request: web.Request, faults: Collection[Fault]) -> AnswerOptions:
+        given, seconds = link_of(faults), link_seconds_of(faults)
+        lifetime = self._settings.link_seconds if seconds is None else seconds
 
         def link(data: bytes) -> str:
-            path = self._links.add(data, created=time.time(), lifetime_seconds=lifetime)
+            if given is not None:
+                return given
+            path = self._links.add(data, created=time.time(), ttl_seconds=lifetime)
             return f"{request.url.origin()}{path}"
 
-        return link if given is None else lambda _data: given
+        return AnswerOptions(
+            created=int(time.time()),
+            faults=frozenset(fault.name for fault in faults),
+            is_small=self._settings.small_images,
+            link=link,
+        )
 
     async def list_models(self, request: web.Request) -> web.Response:
-        """`GET /v1/models`."""
         self._authenticate(request)
-        return _json({"object": "list", "data": [_model_object(name) for name in MODELS]})
+        models = [_model_object(model) for model in self._catalog.models.values()]
+        return _json({"object": "list", "data": models})
 
     async def show_model(self, request: web.Request) -> web.Response:
-        """`GET /v1/models/{name}`."""
         self._authenticate(request)
         name = request.match_info["name"]
-        if name not in MODELS:
+        if name not in self._catalog.models:
             message = f"The model '{name}' does not exist"
             raise refuse(message, status=404, param="model", code="model_not_found")
-        return _json(_model_object(name))
+        return _json(_model_object(self._catalog.models[name]))
 
     async def send_file(self, request: web.Request) -> web.Response:
-        """The picture behind a link, or the storage's 403."""
+        """The image behind a link, or the storage's 403."""
         query = request.rel_url.raw_query_string
         data = self._links.open(request.match_info["name"], query, now=time.time())
         if data is None or "Authorization" in request.headers:
@@ -262,7 +259,6 @@ class Simulator:
         return _json([asdict(call) for call in self._calls])
 
     async def forget_calls(self, _request: web.Request) -> web.Response:
-        """`DELETE /_sim/calls`."""
         self._calls.clear()
         return web.Response(status=204)
 
@@ -278,7 +274,6 @@ class Simulator:
         return web.Response(status=204)
 
     async def say_alive(self, _request: web.Request) -> web.Response:
-        """`GET /healthz`."""
         return _json({"status": "ok"})
 
 
@@ -286,16 +281,16 @@ def _slow_seconds(faults: Iterable[Fault]) -> float:
     return sum(float(fault.value or 5) for fault in faults if fault.name == "slow")
 
 
-def _refuse(request: web.Request, order: Order, faults: Iterable[Fault]) -> None:
-    """Raises the first error that the faults stand for."""
+def _refuse(request: web.Request, generation: Generation, faults: Iterable[Fault]) -> None:
+    """Raises the first error answer among the faults."""
     for fault in faults:
-        refusal = _refusal(request, order, fault)
+        refusal = _refusal(request, generation, fault)
         if refusal is not None:
             raise refusal
 
 
-def _refusal(request: web.Request, order: Order, fault: Fault) -> Refusal | None:
-    return refusal_of(fault, model=order.model.name, request_id=request[_REQUEST_ID])
+def _refusal(request: web.Request, generation: Generation, fault: Fault) -> Refusal | None:
+    return refusal_of(fault, model=generation.model.id, request_id=request[_REQUEST_ID])
 
 
 async def _answered(request: web.Request, handler: _Handler) -> web.StreamResponse:
@@ -326,8 +321,9 @@ def _json(value: Any) -> web.Response:
     return web.Response(body=orjson.dumps(value), content_type="application/json")
 
 
-def _model_object(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 1_745_000_000, "owned_by": "system"}
+def _model_object(model: Model) -> dict[str, Any]:
+    created, owned_by = model.created, model.owned_by
+    return {"id": model.id, "object": "model", "created": created, "owned_by": owned_by}
 
 
 def _shown_headers(request: web.Request) -> dict[str, str]:
@@ -339,11 +335,11 @@ def _shown_headers(request: web.Request) -> dict[str, str]:
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """The service's headers, and the noise that a gateway must not pass on (WIRE §3, §8)."""
+    """The headers of the real API, and those of its edge, which a gateway must not pass on."""
     response.headers["server"] = "cloudflare"
     response.headers["cf-ray"] = f"{secrets.token_hex(8)}-AMS"
-    is_the_apis = response.content_type in ("application/json", "text/event-stream")
-    if not is_the_apis or _REQUEST_ID not in request:
+    is_from_api = response.content_type in ("application/json", "text/event-stream")
+    if not is_from_api or _REQUEST_ID not in request:
         return
     elapsed = time.monotonic() - request[_STARTED]
     response.headers.update(
@@ -363,9 +359,9 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     )
 
 
-def create_simulator(settings: SimulatorSettings) -> web.Application:
-    """The simulated upstream as an application; does no I/O."""
-    simulator = Simulator(settings)
+def create_simulator(catalog: Catalog, settings: SimulatorSettings) -> web.Application:
+    """The simulated upstream as an application, for the models of `catalog`; does no I/O."""
+    simulator = Simulator(catalog, settings)
     app = web.Application(middlewares=[simulator.observe], client_max_size=_MAX_BODY_BYTES)
     app.add_routes(simulator.routes())
     app.on_response_prepare.append(add_headers)
@@ -374,12 +370,16 @@ def create_simulator(settings: SimulatorSettings) -> web.Application:
 
 
 @asynccontextmanager
-async def open_simulator(host: str, port: int, settings: SimulatorSettings) -> AsyncIterator[str]:
-    """Serves until left; yields the base URL, `http://host:port/v1`. Port 0 takes a free one.
+async def open_simulator(
+    host: str, port: int, *, catalog: Catalog, settings: SimulatorSettings
+) -> AsyncIterator[str]:
+    """Serves inside the context and yields the base URL, `http://host:port/v1`.
 
-    Raises `OSError` when the address is in use. Calls under way are cut off at the end.
+    Port 0 takes a free port. At the end it cuts off unfinished calls. Raises `OSError` when the
+    address is in use.
     """
-    runner = web.AppRunner(create_simulator(settings), access_log=None, shutdown_timeout=0.1)
+    app = create_simulator(catalog, settings)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()

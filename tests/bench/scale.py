@@ -28,7 +28,7 @@ from gateway.store.batch import Batch
 from tests.bench.cells import Cell, Row, scale_row
 from tests.bench.load import AMONG, Failed, Target, ask_for, known_prompt
 from tests.bench.servers import Ground, run_gateway
-from tests.gateways import ShippedPolicy, make_settings
+from tests.gateways import SHIPPED, make_settings
 
 A_BATCH = 250
 """Entries that are written in one round trip."""
@@ -98,7 +98,7 @@ def _fill(settings: Settings, entries: int) -> None:
 
 
 async def _write_all(settings: Settings, entries: int) -> None:
-    async with open_running_gateway(settings, ShippedPolicy()) as gateway:
+    async with open_running_gateway(settings, SHIPPED) as gateway:
         for start in range(0, entries, A_BATCH):
             await _write(gateway, min(A_BATCH, entries - start))
 
@@ -107,9 +107,9 @@ async def _write(gateway: Gateway, entries: int) -> None:
     batch = Batch(gateway.store)
     for _ in range(entries):
         fingerprint, images = secrets.token_hex(32), {0: _image()}
-        gateway.cache.entries.store(batch, fingerprint, secrets.token_hex(12), images=images)
-        gateway.cache.image_index.add(batch, fingerprint, images)
-        gateway.cache.blobs.track(batch, images.values())
+        gateway.cache.image_cache.store_images(
+            batch, fingerprint, images, lease=secrets.token_hex(12)
+        )
     await batch.execute()
 
 

@@ -60,7 +60,7 @@ FOLLOWED_SECONDS = 0.15
 class Bill:
     images: int = 0
     tokens: int = 0
-    micros: int = 0
+    usd_micros: int = 0
 
     @property
     def usd(self) -> str:
@@ -608,7 +608,7 @@ async def test_a_usage_that_is_nonsense_is_billed_as_none(house: House, said: An
 
 
 @pytest.mark.parametrize(
-    ("fault", "status", "usd_micros", "flags"),
+    ("fault", "status", "micros", "flags"),
     [
         ("html", 502, 20_000, ("undelivered",)),
         ("reset", 502, 20_000, ("presumed",)),

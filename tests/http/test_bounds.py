@@ -282,7 +282,7 @@ async def test_a_hot_image_needs_no_store_and_the_tier_keeps_its_bound(tmp_path:
             alice = await here.client.with_key()
             for number in range(12):
                 await alice.ask(str(number))
-            memory = here.gateway.cache.blobs._hot
+            memory = here.gateway.cache.blobs._memory
             size = memory.size_bytes
             for path in (tmp_path / "blobs").glob("??/*"):
                 path.unlink()

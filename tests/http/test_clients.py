@@ -386,9 +386,9 @@ async def open_found(image: str) -> Image.Image:
         data = await asyncio.to_thread(lambda: urllib.request.urlopen(image, timeout=9).read())
     else:
         data = pybase64.b64decode(image, validate=True)
-    with Image.open(io.BytesIO(data)) as image:
-        image.load()
-        return image
+    with Image.open(io.BytesIO(data)) as opened:
+        opened.load()
+        return opened
 
 
 async def test_a_client_that_needs_base64_of_dall_e_must_ask_for_it(shared: Shared) -> None:
@@ -808,7 +808,7 @@ async def test_the_demos_commands_write_a_image_and_show_a_hit(
         update={"server": server.model_copy(update={"listen": listen})}
     )
     capsys.readouterr()
-    _print_demo(settings, shared.alice.secret)
+    _print_demo(settings, shared.alice.secret, model=SHIPPED.catalog.default_gpt_model)
     write, again = demo_commands(capsys.readouterr().out)
 
     written = await run_shell(write, tmp_path)

@@ -2,7 +2,7 @@
 
 The simulated upstream answers with exactly the link that a row names. Whatever that is: nothing
 inside is connected to, the caller is told once and in general words, and the purchase, which
-upstream has made, is charged and recorded. What the guard takes for what is `test_rehost`.
+upstream has made, is charged and recorded. What the guard takes for what is `test_fetch`.
 """
 
 from __future__ import annotations

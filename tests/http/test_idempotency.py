@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.cache import idempotency_keys
-from gateway.cache.idempotency_keys import SPACE, IdempotencyKeys, IdempotentRequest, asked_by
+from gateway.cache.idempotency_keys import SPACE, IdempotencyKeys, IdempotentRequest
 from gateway.store.batch import execute
 from gateway.store.commands import GetValue, SetValue
 from gateway.store.protocol import Command, Store
@@ -203,10 +203,10 @@ async def test_the_mark_of_a_worker_that_died_ends_by_itself(
     """15 s after it was last renewed; here sooner."""
     first = await alice.ask()
     question = (fingerprint_of(first), 1, False, "b64_json")
-    asked = asked_by(alice.key_id, KEY["Idempotency-Key"], question=question)
-    assert idempotency_keys.MARK_SECONDS == 15
-    monkeypatch.setattr(idempotency_keys, "MARK_SECONDS", 1.0)
-    assert await IdempotencyKeys(gateway.gateway.store).begin(asked) is None
+    asked = IdempotentRequest.of(alice.key_id, KEY["Idempotency-Key"], request=question)
+    assert idempotency_keys.LOCK_SECONDS == 15
+    monkeypatch.setattr(idempotency_keys, "LOCK_SECONDS", 1.0)
+    assert await IdempotencyKeys(gateway.gateway.store).acquire(asked) is None
 
     waiting = asyncio.create_task(alice.ask(headers=ANEW))
     await asyncio.sleep(0.5)
@@ -222,7 +222,7 @@ async def test_the_mark_of_a_worker_that_died_ends_by_itself(
 async def test_the_mark_of_a_worker_that_lives_is_renewed(
     gateway: InProcess, alice: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(idempotency_keys, "MARK_SECONDS", 0.4)
+    monkeypatch.setattr(idempotency_keys, "LOCK_SECONDS", 0.4)
     monkeypatch.setattr(idempotency_keys, "RENEW_SECONDS", 0.1)
     prompt = "[[sim:slow=1]] an otter"
     first = asyncio.create_task(alice.ask(prompt, headers=ANEW))
@@ -238,11 +238,11 @@ async def test_a_mark_that_is_late_does_not_undo_what_was_remembered(
     """Its renewal may still be on its way to the store when the answer is there."""
     monkeypatch.setattr(idempotency_keys, "RENEW_SECONDS", 0.05)
     room = IdempotencyKeys(Slow(gateway.gateway.store))
-    asked = asked_by("key_1", "order-17", question=("an otter",))
-    assert await room.begin(asked) is None
-    async with room.answering(asked):
+    asked = IdempotentRequest.of("key_1", "order-17", request=("an otter",))
+    assert await room.acquire(asked) is None
+    async with room.renewing(asked):
         await asyncio.sleep(0.15)  # the first renewal is sent
-    await room.remember(asked, {})
+    await room.store(asked, [])
     await asyncio.sleep(0.4)
     note = await execute(gateway.gateway.store, GetValue(SPACE, asked.name))
 
@@ -258,9 +258,9 @@ class Slow:
         self.watch = store.watch
         self._store = store
 
-    async def run(self, commands: Sequence[Command[Any]]) -> list[Any]:
+    async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         is_late = any(
-            isinstance(command, SetValue) and command.ttl_seconds == idempotency_keys.MARK_SECONDS
+            isinstance(command, SetValue) and command.ttl_seconds == idempotency_keys.LOCK_SECONDS
             for command in commands
         )
         calling = asyncio.create_task(self._call(commands, delay_seconds=0.3 if is_late else 0))
@@ -396,8 +396,8 @@ async def test_when_the_images_are_gone_a_repetition_buys_anew(
 async def test_after_a_day_an_answer_is_forgotten(
     alice: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert idempotency_keys.REMEMBERED_SECONDS == 86_400
-    monkeypatch.setattr(idempotency_keys, "REMEMBERED_SECONDS", 1.0)
+    assert idempotency_keys.RESULT_SECONDS == 86_400
+    monkeypatch.setattr(idempotency_keys, "RESULT_SECONDS", 1.0)
     first = await alice.ask(headers=ANEW)
     replay = await alice.ask(headers=ANEW)
     await asyncio.sleep(1.2)
@@ -427,10 +427,10 @@ async def test_an_expired_image_is_replayed_all_the_same(
 async def test_a_note_names_neither_caller_nor_key(gateway: InProcess, alice: Client) -> None:
     """Only hashes of them, and images."""
     reply = await alice.ask("a secret otter", headers=KEY)
-    asked: IdempotentRequest = asked_by(
+    asked: IdempotentRequest = IdempotentRequest.of(
         alice.key_id,
         KEY["Idempotency-Key"],
-        question=(fingerprint_of(reply), 1, False, "b64_json"),
+        request=(fingerprint_of(reply), 1, False, "b64_json"),
     )
     note = await execute(gateway.gateway.store, GetValue(SPACE, asked.name))
     assert note is not None

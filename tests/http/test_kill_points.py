@@ -178,7 +178,7 @@ class Arena:
         open_purchases = Counter(f"key:{client.key_id}", "purchases", "concurrency")
         (shown,) = await execute(self.survivor.gateway.store, PeekCounters((open_purchases,)))
         return Counted(
-            micros=spent.usd_micros,
+            usd_micros=spent.usd_micros,
             images=spent.images,
             reserved=spent.reserved_micros + spent.reserved_images + shown.reserved,
         )
@@ -188,7 +188,7 @@ class Arena:
 class Counted:
     """Counters of both keys together."""
 
-    micros: int
+    usd_micros: int
     images: int
     reserved: int = 0
     """Of anything: money, images, open purchases."""
@@ -280,7 +280,7 @@ async def assert_books_agree(arena: Arena, told: Told) -> None:
     assert len({record.id for record in records}) == len(records)
     assert sum("presumed" in record.flags for record in records) == told.must_be_presumed
     assert await arena.counted() == Counted(
-        micros=sum(record.cost_micros for record in records),
+        usd_micros=sum(record.cost_micros for record in records),
         images=sum(record.images for record in records),
     )
 

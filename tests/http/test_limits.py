@@ -241,7 +241,7 @@ def test_durations_are_shown_as_go_shows_them(seconds: float, shown: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("usd_micros", "shown"), [(0, "0.000000"), (166_000, "0.166000"), (-1, "-0.000001")]
+    ("micros", "shown"), [(0, "0.000000"), (166_000, "0.166000"), (-1, "-0.000001")]
 )
 def test_money_is_shown_with_six_decimals(micros: int, shown: str) -> None:
     assert show_usd(micros) == shown

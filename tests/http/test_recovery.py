@@ -90,11 +90,11 @@ async def slow_gateway(open_gateway: OpenGateway) -> AsyncIterator[InProcess]:
 
 
 async def recover_dead(gateway: InProcess) -> int:
-    """Finishes what every other worker has open: none of them is given any time here."""
-    purchases = gateway.gateway.purchases
-    purchases._settings = purchases._settings.model_copy(update={"dead_after_seconds": 0.0})
-    await purchases.recover_dead()  # the first look only raises a suspicion
-    return await purchases.recover_dead()
+    """Finishes the open purchases of every other worker at once."""
+    recovery = gateway.gateway.recovery
+    recovery._expires_after_seconds = 0.0
+    await recovery.recover_expired()  # the first missed check only raises a suspicion
+    return await recovery.recover_expired()
 
 
 async def test_what_a_dead_worker_had_received_is_stored_and_settled_normally(
@@ -273,7 +273,7 @@ async def test_a_late_answer_corrects_what_was_presumed(
             charged = await spent(recoverer, alice)
             assert charged == Spent(estimate(prompt).usd_micros, 1, 0, 0)
             reply = await asking
-            await presumed_dead.gateway.flights.drain()
+            await presumed_dead.gateway.tasks.drain()
             first, late = await until_purchases(recoverer, 2)
             hit = await Client(recoverer.client.url, alice.session, alice.secret).ask(prompt)
 
@@ -367,7 +367,7 @@ async def test_a_image_reaches_its_callers_while_the_store_is_away(
     finally:
         blinking.thaw()
     async with asyncio.timeout(10):
-        await gateway.gateway.flights.drain()
+        await gateway.gateway.tasks.drain()
 
     assert {reply.status for reply in replies} == {200}
     assert len({tuple(reply.images) for reply in replies}) == 1
@@ -393,7 +393,7 @@ async def test_a_failure_is_settled_when_the_store_is_back(blinking: Blinking) -
     finally:
         blinking.thaw()
     async with asyncio.timeout(10):
-        await gateway.gateway.flights.drain()
+        await gateway.gateway.tasks.drain()
 
     assert (reply.status, reply.error["code"]) == (502, "upstream_error")
     (record,) = purchases_of(await gateway.ledger())
@@ -418,7 +418,7 @@ class LosesAnswer:
         self._verb: type[Command[Any]] | None = command
         self._error = error
 
-    async def run(self, commands: Sequence[Command[Any]]) -> list[Any]:
+    async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         answers = await self._store.execute(commands)
         if self._verb is not None and any(isinstance(command, self._verb) for command in commands):
             self._verb = None
@@ -436,11 +436,11 @@ async def test_a_reservation_without_an_answer_is_undone(
     gateway: InProcess, limited: Client, upstream: Upstream
 ) -> None:
     """Nothing was sent, so nothing stays reserved, and the slots are free for the next."""
-    purchases = gateway.gateway.purchases
+    purchases = gateway.gateway.services.proxy._images._purchases
     purchases._store = LosesAnswer(purchases._store, Reserve, error=StoreUnavailable)
 
     refused = await limited.ask()
-    await gateway.gateway.flights.drain()
+    await gateway.gateway.tasks.drain()
 
     assert (refused.status, refused.error["code"]) == (503, "store_unavailable")
     assert await upstream.bodies() == []
@@ -458,7 +458,7 @@ class RunsLate:
         self._store = store
         self._late: Sequence[Command[Any]] = ()
 
-    async def run(self, commands: Sequence[Command[Any]]) -> list[Any]:
+    async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         if not self._late and any(isinstance(command, Reserve) for command in commands):
             self._late = commands
             raise StoreUnavailable
@@ -472,11 +472,11 @@ class RunsLate:
 async def test_a_reservation_that_comes_after_it_was_undone_reserves_nothing(
     gateway: InProcess, limited: Client, upstream: Upstream
 ) -> None:
-    purchases = gateway.gateway.purchases
+    purchases = gateway.gateway.services.proxy._images._purchases
     purchases._store = late = RunsLate(purchases._store)
 
     refused = await limited.ask()
-    await gateway.gateway.flights.drain()
+    await gateway.gateway.tasks.drain()
     await late.catch_up()
 
     assert refused.status == 503
@@ -487,7 +487,7 @@ async def test_a_reservation_that_comes_after_it_was_undone_reserves_nothing(
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable, StoreFull])
-@pytest.mark.parametrize("verb", [Receive, Settle])
+@pytest.mark.parametrize("command", [Receive, Settle])
 async def test_a_step_without_an_answer_is_repeated_and_counts_once(
     gateway: InProcess,
     alice: Client,
@@ -514,11 +514,11 @@ async def test_a_reservation_made_after_its_claim_was_lost_buys_nothing(
     gateway: InProcess, limited: Client, upstream: Upstream
 ) -> None:
     """As when the store took longer between the two than a claim lives."""
-    purchases = gateway.gateway.purchases
+    purchases = gateway.gateway.services.proxy._images._purchases
     purchases._store = LosesClaim(purchases._store)
 
     refused = await limited.ask()
-    await gateway.gateway.flights.drain()
+    await gateway.gateway.tasks.drain()
 
     assert (refused.status, refused.error["code"]) == (503, "store_unavailable")
     assert await upstream.bodies() == []
@@ -554,7 +554,7 @@ class LosesClaim:
         self.watch = store.watch
         self._store = store
 
-    async def run(self, commands: Sequence[Command[Any]]) -> list[Any]:
+    async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         lost = [
             ReleaseLease(v.fingerprint, v.flight) for v in commands if isinstance(v, RenewLease)
         ]

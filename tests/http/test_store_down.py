@@ -91,7 +91,7 @@ class Arena:
     async def settle(self) -> None:
         """Until all that was bought meanwhile is in the books."""
         async with asyncio.timeout(15):
-            await asyncio.gather(*(g.gateway.flights.drain() for g in (self.here, self.there)))
+            await asyncio.gather(*(g.gateway.tasks.drain() for g in (self.here, self.there)))
 
     async def records(self) -> list[Record]:
         await self.there.ledger()
@@ -477,7 +477,7 @@ async def test_a_image_that_comes_while_its_folder_is_gone_lies_in_it_afterwards
                 events = await stream.to_the_end()
                 assert not await asyncio.to_thread(data.exists)
         async with asyncio.timeout(15):
-            await here.gateway.flights.drain()
+            await here.gateway.tasks.drain()
         elsewhere = Client(there.client.url, there.client.session, alice.secret, alice.key_id)
         cached = await elsewhere.ask(prompt, headers={"Cache-Control": "only-if-cached"})
 

@@ -336,7 +336,7 @@ async def test_a_client_that_leaves_mid_stream_leaves_its_image_behind(
     prompt = "[[sim:slow-stream=0.3]] an otter"
     async with cache_policy(alice, prompt) as buyer:
         await buyer.until(1)
-    await gateway.gateway.flights.drain()
+    await gateway.gateway.tasks.drain()
     hit = await alice.ask(prompt)
     records = await gateway.ledger()
 
@@ -658,9 +658,9 @@ async def test_no_index_comes_twice_when_a_dead_buyer_is_replaced(
     async with open_gateway(workers={"heartbeat": "0.2s", "dead_after": "60s"}) as here:
         alice = await here.client.with_key("alice")
         left = await leave_purchase(here.settings, alice.secret, "lost", received=False)
-        shown = here.gateway.flights._previews.publisher(left.purchase, most=3)
+        shown = here.gateway.flights._partial_images.publisher(left.purchase, max_images=3)
         for index in (0, 2):
-            await shown.show(PartialImage(index, b"of the dead %d" % index))
+            await shown.publish(PartialImage(index, b"of the dead %d" % index))
         async with cache_policy(alice, "lost") as follower:
             await follower.until(2)
             await recover(here)
@@ -679,7 +679,7 @@ async def test_a_second_death_is_told_in_the_stream(
     async with open_gateway(workers={"heartbeat": "0.2s", "dead_after": "60s"}) as here:
         alice = await here.client.with_key("alice")
         left = await leave_purchase(here.settings, alice.secret, "lost", received=False, deaths=1)
-        await here.gateway.flights._previews.publisher(left.purchase, most=3).open()
+        await here.gateway.flights._partial_images.publisher(left.purchase, max_images=3).open()
         async with cache_policy(alice, "lost") as follower:
             await recover(here)
             (event,) = await follower.to_the_end()
@@ -689,11 +689,11 @@ async def test_a_second_death_is_told_in_the_stream(
 
 
 async def recover(gateway: InProcess) -> None:
-    """Finishes what every other worker has open: none of them is given any time here."""
-    purchases = gateway.gateway.purchases
-    purchases._settings = purchases._settings.model_copy(update={"dead_after_seconds": 0.0})
-    await purchases.recover_dead()  # the first look only raises a suspicion
-    await purchases.recover_dead()
+    """Finishes the open purchases of every other worker at once."""
+    recovery = gateway.gateway.recovery
+    recovery._expires_after_seconds = 0.0
+    await recovery.recover_expired()  # the first missed check only raises a suspicion
+    await recovery.recover_expired()
 
 
 async def test_readers_on_another_worker_outlive_the_buying_worker(

@@ -132,5 +132,5 @@ async def test_it_leaves_the_memory_of_a_gateway_that_was_not_asked(
 
 def views_of(gateway: InProcess, digest: str) -> int:
     """How many views of an image a gateway has in its memory."""
-    memory = gateway.gateway.cache.blobs._hot
+    memory = gateway.gateway.cache.blobs._memory
     return sum(memory.get(digest, view) is not None for view in ("data", "base64"))

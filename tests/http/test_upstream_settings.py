@@ -22,6 +22,7 @@ from aiohttp import web
 from gateway.cli.serving import _demo_settings
 from gateway.images import Record
 from gateway.simulator import SimulatorSettings, create_simulator
+from tests.catalogs import shipped_catalog
 from tests.gateways import (
     InProcess,
     Reply,
@@ -114,7 +115,9 @@ async def run_tls_upstream() -> AsyncIterator[Upstream]:
     serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     serving.load_cert_chain(TLS / "server.pem", TLS / "server-key.pem")
     trusting = ssl.create_default_context(cafile=AUTHORITY)
-    runner = web.AppRunner(create_simulator(settings), access_log=None, shutdown_timeout=0.1)
+    runner = web.AppRunner(
+        create_simulator(shipped_catalog(), settings), access_log=None, shutdown_timeout=0.1
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=serving).start()

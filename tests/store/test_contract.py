@@ -29,7 +29,7 @@ BINARY = bytes(range(256)) + b"\r\n\x00" + "otter 🦦".encode()
 
 
 def slot(image: str, data: bytes = b"data") -> Slot:
-    return Slot(image=image, expires_at=0.0, data=data)
+    return Slot(image_id=image, expires_at=0.0, data=data)
 
 
 def write(

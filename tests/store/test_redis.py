@@ -276,7 +276,7 @@ class TestKeys:
             f"{BOOKS}bucket:key:k:requests": 120,
             f"{BOOKS}window:key:k:day:{now:%Y-%m-%d}": today + 7 * DAY,
             f"{BOOKS}window:key:k:month:{now:%Y-%m}": this_month + 7 * DAY,
-            f"{BOOKS}window:key:k:open": None,
+            f"{BOOKS}window:key:k:concurrency": None,
             f"{BOOKS}journal:open": None,
             f"{BOOKS}journal:closed": 7 * DAY,
             f"{BOOKS}open:w": None,

@@ -1,4 +1,4 @@
-"""Image bytes: what is drawn is whole, what is not whole is refused."""
+"""Image bytes: a whole file passes, any other is refused."""
 
 from __future__ import annotations
 
@@ -44,23 +44,6 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 SAMPLES = {kind: draw(format=kind) for kind in FORMATS}
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    prompt=st.text(max_size=80),
-    format=st.sampled_from(FORMATS),
-    width=st.integers(16, 200),
-    height=st.integers(16, 200),
-    seed=st.integers(0, 2**63),
-    transparent=st.booleans(),
-    compression=st.integers(0, 100),
-    progress=st.floats(0, 1),
-)
-def test_any_drawn_image_passes_and_has_the_asked_size(prompt, **options):
-    data = draw_image(prompt, **options)
-    assert check(data) == ImageFacts(options["format"], options["width"], options["height"])
-    Image.open(io.BytesIO(data)).load()
 
 
 @settings(max_examples=200, deadline=None)
@@ -217,51 +200,6 @@ def test_a_image_of_one_and_a_half_megabytes_is_checked_within_the_loops_patienc
         check(data)
         durations.append(time.perf_counter() - started)
     assert min(durations) < 0.025
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_two_seeds_never_give_the_same_bytes_and_one_seed_always_does(format):
-    drawn = {draw(format=format, seed=seed, width=16, height=16) for seed in range(20)}
-    assert len(drawn) == 20
-    assert draw(format=format, seed=3) == draw(format=format, seed=3)
-
-
-def test_different_prompts_give_different_images():
-    assert draw("an otter") != draw("a heron")
-
-
-def test_transparent_images_have_clear_corners_and_a_full_middle():
-    for kind in ("png", "webp"):
-        data = draw(format=kind, width=64, height=64, transparent=True)
-        alpha = Image.open(io.BytesIO(data)).getchannel("A")
-        assert alpha.getpixel((0, 0)) == 0
-        assert alpha.getpixel((32, 32)) == 255
-
-
-def test_a_lower_compression_makes_a_smaller_file():
-    for kind in ("jpeg", "webp"):
-        sizes = [len(draw(format=kind, width=128, height=128, compression=c)) for c in (5, 100)]
-        assert sizes[0] < sizes[1]
-
-
-def test_a_caption_of_any_length_and_script_fits():
-    for prompt in ("", "x" * 5000, "many words " * 90, "獺 на пруду 🦦", "\ud800", "a\x00b\nc"):
-        assert check(draw(prompt, width=200, height=140)).width == 200
-
-
-def test_the_prompt_stands_below_the_image():
-    plain, written = (
-        Image.open(io.BytesIO(draw("", width=256, height=256))),
-        Image.open(io.BytesIO(draw("OTTER", width=256, height=256))),
-    )
-    band = (0, 236, 256, 256)
-    brightest = [max(image.crop(band).convert("L").tobytes()) for image in (plain, written)]
-    assert brightest[1] > 220 > brightest[0]
-
-
-def test_an_unknown_format_cannot_be_drawn():
-    with pytest.raises(ValueError, match="gif"):
-        draw(format="gif")
 
 
 # ── deriving ────────────────────────────────────────────────────────────────────────────────

@@ -8,7 +8,7 @@ import gc
 import json
 from pathlib import Path
 
-from gateway.proxy.interpret import Call
+from gateway.proxy.context import RequestContext
 from tests.gateways import MODEL, Client, InProcess, Upstream, make_settings, run_gateway
 from tests.http.conftest import OpenGateway
 
@@ -39,7 +39,7 @@ async def test_an_answered_request_leaves_nothing_to_the_garbage_collector(alice
     gc.disable()
     try:
         hits = [await alice.ask() for _ in range(3)]
-        left = [thing for thing in gc.get_objects() if isinstance(thing, Call)]
+        left = [thing for thing in gc.get_objects() if isinstance(thing, RequestContext)]
     finally:
         gc.enable()
 
@@ -111,7 +111,7 @@ async def test_paid_work_goes_on_when_every_caller_has_left(
     for ask in asks:
         ask.cancel()
     await asyncio.gather(*asks, return_exceptions=True)
-    await gateway.gateway.flights.drain()
+    await gateway.gateway.tasks.drain()
 
     late = await alice.ask("[[sim:slow=1]] a lonely otter")
 

@@ -9,6 +9,7 @@ from gateway.cache.flights import Flights
 from gateway.cache.partial_images import PartialImages
 from gateway.errors import StoreUnavailable
 from gateway.store.protocol import Store
+from gateway.tasks import OwnedTasks
 
 
 @dataclass
@@ -39,4 +40,4 @@ class Memory:
 
 def make_flights(store: Store, memory: Memory | None = None) -> Flights:
     """The flights of one process."""
-    return Flights(store, PartialImages(store, memory or Memory()))
+    return Flights(store, PartialImages(store, memory or Memory()), OwnedTasks())

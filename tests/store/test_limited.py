@@ -35,7 +35,7 @@ class SlowStore:
     asked: list[Command[Any]] = field(default_factory=list)
     waiting: list[asyncio.Future[list[Any]]] = field(default_factory=list)
 
-    async def run(self, commands: Sequence[Command[Any]]) -> list[Any]:
+    async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         self.asked += commands
         self.waiting.append(asyncio.get_running_loop().create_future())
         return await self.waiting[-1]

@@ -240,7 +240,7 @@ def test_more_than_16_tags_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("value", "usd_micros"),
+    ("value", "micros"),
     [
         ("0.10", 100_000),
         ("0", 0),

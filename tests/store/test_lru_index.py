@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gateway.store import commands
 from gateway.store.batch import execute
 from gateway.store.commands import MAX_EVICTIONS
-from gateway.store.protocol import Store
+from gateway.store.protocol import Command, Store
 from tests.conftest import OpenStore
 
 SHORT = 0.15

@@ -10,47 +10,47 @@ from gateway.cache.memory import MemoryCache
 
 LIMIT = 100
 digests = st.sampled_from("abcdef")
-views = st.sampled_from(["data", "base64"])
+views = st.sampled_from(["raw", "base64"])
 
 
 def test_both_views_of_a_image_lie_apart_and_go_together():
     memory = MemoryCache(LIMIT)
-    memory.put("a", "data", b"12")
+    memory.put("a", "raw", b"12")
     memory.put("a", "base64", b"MTI=")
-    memory.put("b", "data", b"3")
-    assert (memory.get("a", "data"), memory.get("a", "base64")) == (b"12", b"MTI=")
+    memory.put("b", "raw", b"3")
+    assert (memory.get("a", "raw"), memory.get("a", "base64")) == (b"12", b"MTI=")
     assert memory.get("b", "base64") is None
     assert (len(memory), memory.size_bytes) == (3, 7)
     memory.drop("a")
     memory.drop("a")
-    assert memory.get("a", "data") is memory.get("a", "base64") is None
+    assert memory.get("a", "raw") is memory.get("a", "base64") is None
     assert (len(memory), memory.size_bytes) == (1, 1)
 
 
 def test_what_was_used_least_recently_goes_first():
     memory = MemoryCache(LIMIT)
     for digest in "abc":
-        memory.put(digest, "data", bytes(33))
-    memory.get("a", "data")
-    memory.put("d", "data", bytes(30))
-    assert [digest for digest in "abcd" if memory.get(digest, "data")] == ["a", "c", "d"]
+        memory.put(digest, "raw", bytes(33))
+    memory.get("a", "raw")
+    memory.put("d", "raw", bytes(30))
+    assert [digest for digest in "abcd" if memory.get(digest, "raw")] == ["a", "c", "d"]
 
 
 def test_what_would_push_out_half_of_the_rest_is_not_kept():
     memory = MemoryCache(LIMIT)
-    memory.put("a", "data", bytes(30))
-    memory.put("b", "data", bytes(51))
-    assert memory.get("b", "data") is None
-    assert memory.get("a", "data") is not None
-    memory.put("b", "data", bytes(50))
-    assert memory.get("b", "data") is not None
+    memory.put("a", "raw", bytes(30))
+    memory.put("b", "raw", bytes(51))
+    assert memory.get("b", "raw") is None
+    assert memory.get("a", "raw") is not None
+    memory.put("b", "raw", bytes(50))
+    assert memory.get("b", "raw") is not None
 
 
 @given(st.binary(max_size=50))
 def test_a_bound_of_zero_keeps_nothing(data):
     memory = MemoryCache(0)
-    memory.put("a", "data", data)
-    assert (len(memory), memory.size_bytes, memory.get("a", "data")) == (0, 0, None)
+    memory.put("a", "raw", data)
+    assert (len(memory), memory.size_bytes, memory.get("a", "raw")) == (0, 0, None)
 
 
 class HotModel(RuleBasedStateMachine):
@@ -82,7 +82,7 @@ class HotModel(RuleBasedStateMachine):
     @rule(digest=digests)
     def drop(self, digest):
         self.memory.drop(digest)
-        self.kept = self.without(digest, "data", "base64")
+        self.kept = self.without(digest, "raw", "base64")
 
     @invariant()
     def it_holds_what_it_says_and_never_more_than_its_bound(self):

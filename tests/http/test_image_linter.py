@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from httplint import HttpRequestLinter, HttpResponseLinter, SetValue, levels
+from httplint import HttpRequestLinter, HttpResponseLinter, Note, levels
 
 from tests.gateways import run_upstream
 from tests.http.image_links import Album, open_album, request
@@ -104,7 +104,7 @@ def fields_of(lines: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
     return [(name, value.strip()) for name, _, value in parts]
 
 
-def every_note(notes: Iterable[SetValue]) -> list[SetValue]:
+def every_note(notes: Iterable[Note]) -> list[Note]:
     """Notes and the notes below them."""
     return [found for note in notes for found in (note, *every_note(note.subnotes))]
 

@@ -571,7 +571,7 @@ async def test_no_store_leaves_nothing_of_the_answer_on_disk_or_in_memory(
     assert sum(b"alice" in file for file in files) > 0
     assert sum(revised in file for file in files) == 0
     assert data not in files
-    assert embedded.gateway.cache.blobs._hot.size_bytes == 0
+    assert embedded.gateway.cache.blobs._memory.size_bytes == 0
 
 
 def read_files(folder: Path) -> list[bytes]:

@@ -1,7 +1,7 @@
-"""A streamed answer: partial images while the picture is being made, then the picture (WIRE §4.1).
+"""A streamed answer: partial images first, then the image.
 
-The events are written here byte for byte as the service writes them, and on purpose not with the
-gateway's own encoder. What is drawn is `answer`; which faults there are is `faults`.
+The events are written byte for byte as the real API writes them, independently of the gateway's
+own encoder. Their content comes from `answers`.
 """
 
 from __future__ import annotations
@@ -15,43 +15,48 @@ from typing import Any, Final
 import orjson
 from aiohttp import web
 
-from gateway.simulator.answer import Making, make_partial, make_pictures, usage_of
-from gateway.simulator.check import Order
+from gateway.catalog import TokenBilling
+from gateway.simulator.answers import (
+    AnswerOptions,
+    create_images,
+    create_partial_image,
+    usage_of,
+)
 from gateway.simulator.faults import Fault
+from gateway.simulator.generation import Generation
 from gateway.simulator.refusals import Refusal
 from gateway.simulator.sending import Gone, cut_off
 
 _PARTIAL: Final = "image_generation.partial_image"
 _COMPLETED: Final = "image_generation.completed"
-_TOKENS_PER_PARTIAL: Final = 100
 _ERROR_ORDER: Final = ("type", "code", "message", "param")
 
 
 @dataclass(frozen=True, slots=True)
 class Play:
-    """How one stream is played."""
+    """One stream, and the faults that it plays."""
 
-    order: Order
-    making: Making
+    generation: Generation
+    options: AnswerOptions
     seconds: float
-    """From the head to the last event; the events come at even distances."""
+    """From the head to the last event; the events come at even intervals."""
     faults: Mapping[str, Fault]
     error: Refusal | None
-    """Told in an event, in the place of what would follow the first partial image."""
-    hang: Callable[[], Awaitable[None]]
-    """Waits until the caller has gone, and raises `Gone`."""
+    """Sent in an event, instead of all that would follow the first partial image."""
+    add: Callable[[], Awaitable[None]]
+    """Waits until the client has disconnected, and raises `Gone`."""
     started: float = field(default_factory=time.monotonic)
 
     @property
     def partials(self) -> int:
         """How many partial images are sent and billed."""
-        count = max(0, self.order.partial_images - ("fewer-partials" in self.faults))
+        count = max(0, self.generation.partial_images - ("fewer-partials" in self.faults))
         is_interrupted = self.error is not None or "hang" in self.faults
         return min(1, count) if is_interrupted else count
 
     async def wait_for(self, position: int) -> None:
         """Returns when the event at `position` is due."""
-        share = (position + 1) / (self.order.partial_images + 1)
+        share = (position + 1) / (self.generation.partial_images + 1)
         due = self.started + self.seconds * share
         if "slow-stream" in self.faults:
             due += position * float(self.faults["slow-stream"].value or 0)
@@ -59,7 +64,10 @@ class Play:
 
 
 async def send_stream(request: web.Request, play: Play) -> web.StreamResponse:
-    """The stream, or what the faults leave of it. Raises `Gone` when it is cut off, or left."""
+    """The stream, as far as the faults let it go.
+
+    Raises `Gone` when a fault cuts it off or the client disconnects.
+    """
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
     response.enable_chunked_encoding()
     try:
@@ -81,9 +89,9 @@ async def _send_partials(response: web.StreamResponse, play: Play) -> None:
 
 async def _send_end(request: web.Request, response: web.StreamResponse, play: Play) -> None:
     if "hang" in play.faults:
-        await play.hang()
+        await play.add()
     frame = await asyncio.to_thread(_last_frame, play)
-    await play.wait_for(play.partials if play.error else play.order.partial_images)
+    await play.wait_for(play.partials if play.error else play.generation.partial_images)
     if play.faults.keys().isdisjoint(("truncate", "reset")):
         await _write(response, frame, play)
         return
@@ -92,31 +100,32 @@ async def _send_end(request: web.Request, response: web.StreamResponse, play: Pl
 
 
 async def _write(response: web.StreamResponse, frame: bytes, play: Play) -> None:
-    """Each write is a chunk of HTTP's."""
+    # Each write becomes one chunk of HTTP.
     size = int(play.faults["split"].value or 1) if "split" in play.faults else len(frame) or 1
     for start in range(0, len(frame), size):
         await response.write(frame[start : start + size])
 
 
-# ── frames; drawing takes its time, so these are called in a thread ─────────────────────────
+# ── frames: drawing blocks, so these run in a thread ────────────────────────────────────────
 
 
 def _partial_frame(play: Play, index: int) -> bytes:
-    encoded = make_partial(play.order, play.making, index)
+    encoded = create_partial_image(play.generation, play.options, index)
     return _frame(_PARTIAL, {"b64_json": encoded, "partial_image_index": index, **_shown(play)})
 
 
 def _last_frame(play: Play) -> bytes:
-    """The picture, or an error in its place; empty when neither comes."""
+    """The image, or an error instead of it; empty if the stream has neither."""
     if play.error is not None:
         error = orjson.loads(play.error.body)["error"]
         return _frame("error", {"error": {key: error[key] for key in _ERROR_ORDER} | error})
-    pictures = make_pictures(play.order, play.making)
-    if not pictures or "stream-no-completed" in play.faults:
+    images = create_images(play.generation, play.options)
+    if not images or "stream-no-completed" in play.faults:
         return b""
-    data = {**pictures[0], **_shown(play)}
-    if "no-usage" not in play.faults:
-        data["usage"] = _usage(play)
+    data = {**images[0], **_shown(play)}
+    billing = play.generation.billing
+    if billing is not None and "no-usage" not in play.faults:
+        data["usage"] = _usage(play, billing)
     frame = _frame(_COMPLETED, data)
     return frame[: len(frame) // 2] + b"\n\n" if "malformed-json" in play.faults else frame
 
@@ -126,21 +135,21 @@ def _frame(name: str, data: Mapping[str, Any]) -> bytes:
 
 
 def _shown(play: Play) -> dict[str, Any]:
-    order = play.order
+    generation = play.generation
     return {
         "created_at": int(time.time()),
-        "size": f"{order.size[0]}x{order.size[1]}",
-        "quality": order.quality,
-        "background": order.background,
-        "output_format": order.output_format,
+        "size": generation.size_text,
+        "quality": generation.quality,
+        "background": generation.background,
+        "output_format": generation.output_format,
     }
 
 
-def _usage(play: Play) -> dict[str, Any]:
-    """Partial images cost tokens; output tokens are not split in a stream (WIRE §5.4)."""
-    plain = usage_of(play.order, 1)
+def _usage(play: Play, billing: TokenBilling) -> dict[str, Any]:
+    """Partial images cost tokens. In a stream the real API does not split output tokens."""
+    plain = usage_of(play.generation, billing, images=1)
     tokens_in: int = plain["input_tokens"]
-    tokens_out: int = plain["output_tokens"] + _TOKENS_PER_PARTIAL * play.partials
+    tokens_out: int = plain["output_tokens"] + billing.partial_image_tokens * play.partials
     return {
         "input_tokens": tokens_in,
         "output_tokens": tokens_out,

@@ -1,0 +1,212 @@
+"""What a body may hold: the checks of the simulated upstream, the first error only.
+
+The facts of a model come from its row of the catalog. The checks are independent of the gateway's
+own validation, so that a body which the gateway should not have sent is refused here. They are
+stricter than the real API in one point: `null` is refused everywhere, because a gateway has no
+reason to send one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+
+from gateway.catalog import (
+    BooleanSpec,
+    Catalog,
+    ChoiceSpec,
+    Condition,
+    IntegerSpec,
+    Model,
+    ParameterSpec,
+    SizeSpec,
+)
+from gateway.simulator.refusals import (
+    IMAGE_USER_ERROR,
+    bad_value,
+    missing,
+    not_json,
+    refuse,
+    wrong_content_type,
+    wrong_type,
+)
+
+_DIMENSIONS: Final = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
+
+
+def parse_body(raw: bytes, content_type: str | None) -> Any:
+    """The JSON value of a body; `content_type` is the whole header, None when it is absent."""
+    bare = (content_type or "application/json").split(";")[0].strip().lower()
+    if bare != "application/json":
+        raise wrong_content_type(bare, content_type or "")
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        raise not_json() from None
+
+
+def check_body(body: Any, catalog: Catalog) -> Model:
+    """The model that a correct body names. Raises `Refusal`.
+
+    The order is that of the real API: model, unknown keys, prompt, then the parameters in the
+    order of the model's row, and its rules last.
+    """
+    if not isinstance(body, dict):
+        raise not_json()
+    model = _check_model(body, catalog)
+    for name in body:
+        if name not in ("model", "prompt") and name not in model.parameters:
+            message = f"Unknown parameter: '{name}'."
+            raise refuse(message, param=name, code="unknown_parameter")
+    _check_prompt(body, model)
+    for name, spec in model.parameters.items():
+        if name in body:
+            _check_value(name, body[name], spec)
+    _check_rules(body, model)
+    return model
+
+
+def _check_model(body: Mapping[str, Any], catalog: Catalog) -> Model:
+    if "model" not in body:
+        raise missing("model")
+    name = body["model"]
+    if not isinstance(name, str):
+        raise wrong_type("model", "a string", name)
+    if name not in catalog.models:
+        message = f"The model '{name}' does not exist."
+        raise bad_value("model", message, type=IMAGE_USER_ERROR)
+    return catalog.models[name]
+
+
+def _check_prompt(body: Mapping[str, Any], model: Model) -> None:
+    if "prompt" not in body:
+        raise missing("prompt")
+    prompt = body["prompt"]
+    if not isinstance(prompt, str):
+        raise wrong_type("prompt", "a string", prompt)
+    if not prompt:
+        message = (
+            "Invalid 'prompt': empty string. "
+            "Expected a string with minimum length 1, but got an empty string instead."
+        )
+        raise refuse(message, param="prompt", code="empty_string")
+    if len(prompt) > model.prompt_max_characters:
+        message = (
+            "Invalid 'prompt': string too long. Expected a string with maximum length "
+            f"{model.prompt_max_characters}, but got a string with length {len(prompt)} instead."
+        )
+        raise refuse(message, param="prompt", code="string_above_max_length")
+
+
+# ── parameters ──────────────────────────────────────────────────────────────────────────────
+
+
+def _check_value(name: str, value: Any, spec: ParameterSpec) -> None:
+    if isinstance(spec, ChoiceSpec):
+        _check_choice(name, value, spec)
+    elif isinstance(spec, SizeSpec):
+        _check_free_size(name, value, spec)
+    elif isinstance(spec, IntegerSpec):
+        _check_integer(name, value, spec)
+    elif isinstance(spec, BooleanSpec):
+        if not isinstance(value, bool):
+            raise wrong_type(name, "a boolean", value)
+    # The real API accepts any JSON but null as `user`.
+    elif value is None if name == "user" else not isinstance(value, str):
+        raise wrong_type(name, "a string", value)
+
+
+def _check_choice(name: str, value: Any, spec: ChoiceSpec) -> None:
+    values = _accepted_values(name, spec)
+    if not isinstance(value, str):
+        raise wrong_type(name, f"one of {_listed(values, 'or')}", value)
+    if value not in values:
+        listed = _listed(values, "and")
+        raise bad_value(name, f"Invalid value: '{value}'. Supported values are: {listed}.")
+
+
+def _accepted_values(name: str, spec: ChoiceSpec) -> tuple[str, ...]:
+    """The values that the real API accepts, in the order in which its messages list them."""
+    if name == "size":
+        # A spelling of another size, such as `auto` of a model without it, is the gateway's own.
+        return spec.distinct_values
+    if name == "moderation":
+        # The only message that lists `auto` first.
+        return tuple(sorted(spec.values, key=lambda value: value != "auto"))
+    return spec.values
+
+
+def _listed(values: tuple[str, ...], joint: str) -> str:
+    """`'a', 'b', and 'c'`, but `'a' and 'b'`."""
+    quoted = [f"'{value}'" for value in values]
+    if len(quoted) < 3:
+        return f" {joint} ".join(quoted)
+    return f"{', '.join(quoted[:-1])}, {joint} {quoted[-1]}"
+
+
+def _check_integer(name: str, value: Any, spec: IntegerSpec) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise wrong_type(name, "an integer", value)
+    if value < spec.min:
+        message = f"Invalid '{name}': integer below minimum value. Expected a value >= {spec.min}"
+        code = "integer_below_min_value"
+        raise refuse(f"{message}, but got {value} instead.", param=name, code=code)
+    if value > spec.max:
+        message = f"Invalid '{name}': integer above maximum value. Expected a value <= {spec.max}"
+        code = "integer_above_max_value"
+        raise refuse(f"{message}, but got {value} instead.", param=name, code=code)
+    if spec.only is not None and value != spec.only.value:
+        raise refuse(spec.only.message)
+
+
+def _check_free_size(name: str, value: Any, spec: SizeSpec) -> None:
+    if not isinstance(value, str):
+        raise wrong_type(name, "a string", value)
+    if value in spec.values:
+        return
+    fault = size_fault(value, spec)
+    if fault is not None:
+        raise bad_value(name, f"Invalid size '{value}'. {fault}", type=IMAGE_USER_ERROR)
+
+
+def size_fault(size: str, spec: SizeSpec) -> str | None:
+    """What is wrong with a size, in the words of the real API; None for a good one."""
+    found = _DIMENSIONS.fullmatch(size)
+    if found is None:
+        return f"Expected WIDTHxHEIGHT, for example '{spec.example}'."
+    shorter, longer = sorted((int(found[1]), int(found[2])))
+    if shorter % spec.divisor or longer % spec.divisor:
+        return f"Width and height must both be divisible by {spec.divisor}."
+    if longer > spec.max_edge:
+        return f"The longest edge must be less than or equal to {spec.max_edge}."
+    if longer > spec.max_ratio * shorter:
+        return f"The aspect ratio must be between 1:{spec.max_ratio} and {spec.max_ratio}:1."
+    if shorter * longer < spec.min_pixels:
+        return "Requested resolution is below the current minimum pixel budget."
+    if shorter * longer > spec.max_pixels:
+        return "Requested resolution exceeds the current pixel budget."
+    return None
+
+
+# ── rules across parameters ─────────────────────────────────────────────────────────────────
+
+
+def _check_rules(body: Mapping[str, Any], model: Model) -> None:
+    defaults = {name: spec.default for name, spec in model.parameters.items()}
+    values = {**defaults, **body}
+    for rule in model.rules:
+        if all(_holds(condition, values[name]) for name, condition in rule.when.items()):
+            error = rule.error
+            raise refuse(error.message, type=error.type, param=error.param, code=error.code)
+
+
+def _holds(condition: Condition, value: Any) -> bool:
+    if condition.equals is not None:
+        return bool(value == condition.equals)
+    if not isinstance(value, int):
+        return False
+    is_above = condition.above is not None and value > condition.above
+    return is_above or (condition.below is not None and value < condition.below)

@@ -1,0 +1,134 @@
+"""What a correct body asks for: every omitted or `auto` value resolved, with its tokens and time.
+
+All of it follows from the model's row of the catalog. The token formula is independent of the
+gateway's own, so that tests can compare what the simulator bills with what the gateway reserves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final
+
+from gateway.catalog import SIZE, ChoiceSpec, Model, SizeSpec, TokenBilling, TokenFormula
+from gateway.simulator.body import size_fault
+
+_USUAL_SIZE: Final = "1024x1024"
+"""What upstream makes of `auto`, if the model accepts it."""
+_USUAL_LATENCY_SECONDS: Final = 20.0
+"""The latency of a model whose row states none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A correct body, resolved."""
+
+    model: Model
+    prompt: str
+    n: int
+    size: tuple[int, int]
+    """Width and height in pixels."""
+    quality: str
+    background: str
+    output_format: str
+    compression: int
+    response_format: str
+    stream: bool
+    partial_images: int
+
+    @property
+    def billing(self) -> TokenBilling | None:
+        """How its tokens are counted; None for a model that is billed per image."""
+        billing = self.model.billing
+        return billing if isinstance(billing, TokenBilling) else None
+
+    @property
+    def size_text(self) -> str:
+        """The size as the API writes it, WIDTHxHEIGHT."""
+        return f"{self.size[0]}x{self.size[1]}"
+
+    @property
+    def latency_seconds(self) -> float:
+        """How long the real upstream takes; it makes images in parallel, so n adds little."""
+        by_quality = self.model.simulator.latency_seconds
+        seconds = by_quality.get(self.quality, _USUAL_LATENCY_SECONDS)
+        return seconds * (1 + 0.1 * (self.n - 1))
+
+
+def resolve(body: Mapping[str, Any], model: Model) -> Generation:
+    """The generation that a checked body asks for."""
+
+    def given(name: str, default: Any) -> Any:
+        spec = model.parameters.get(name)
+        return body.get(name, spec.default if spec else default)
+
+    def resolved(name: str, automatic: str) -> str:
+        """A choice; `automatic` stands for `auto` and for a parameter that the model lacks."""
+        spec, value = model.parameters.get(name), given(name, "auto")
+        if isinstance(spec, ChoiceSpec):
+            value = spec.means.get(value, value)
+        return automatic if value == "auto" else str(value)
+
+    stream = given("stream", False)
+    size = _resolve_size(resolved("size", _USUAL_SIZE), model)
+    return Generation(
+        model=model,
+        prompt=body["prompt"],
+        n=given("n", 1),
+        size=size,
+        quality=_resolve_quality(resolved("quality", "auto"), model, size=size),
+        background=resolved("background", "opaque"),
+        output_format=resolved("output_format", "png"),
+        compression=given("output_compression", 100),
+        # The events of a stream have no `url`.
+        response_format="b64_json" if stream else resolved("response_format", "b64_json"),
+        stream=stream,
+        partial_images=given("partial_images", 0),
+    )
+
+
+def _resolve_size(size: str, model: Model) -> tuple[int, int]:
+    """The pixels of `size` or, if the model does not accept it, of a size that it does."""
+    spec = model.parameters["size"]
+    values = spec.distinct_values if isinstance(spec, ChoiceSpec) else ()
+    if isinstance(spec, SizeSpec):
+        values = (*spec.values, spec.example)
+    listed = [value for value in values if SIZE.fullmatch(value)]
+    is_accepted = isinstance(spec, SizeSpec) and size_fault(size, spec) is None
+    if listed and size not in listed and not is_accepted:
+        size = listed[0]
+    width, _, height = size.partition("x")
+    return int(width), int(height)
+
+
+def _resolve_quality(quality: str, model: Model, *, size: tuple[int, int]) -> str:
+    """A quality as the billing knows it; upstream makes the dearest of any other one."""
+    by_quality: Mapping[str, int | Decimal]
+    if isinstance(model.billing, TokenBilling):
+        by_quality = _tokens_by_quality(model.billing, size)
+    else:
+        by_quality = model.billing.usd_per_image[f"{size[0]}x{size[1]}"]
+    return quality if quality in by_quality else max(by_quality, key=by_quality.__getitem__)
+
+
+def output_tokens(billing: TokenBilling, generation: Generation) -> int:
+    """Output tokens of one image."""
+    return _tokens_by_quality(billing, generation.size)[generation.quality]
+
+
+def _tokens_by_quality(billing: TokenBilling, size: tuple[int, int]) -> Mapping[str, int]:
+    formula = billing.output_tokens_formula
+    if formula is not None:
+        return {quality: formula_tokens(formula, quality, size) for quality in formula.grid}
+    table = billing.output_tokens or {}
+    return table.get(f"{size[0]}x{size[1]}", table[billing.dearest_size])
+
+
+def formula_tokens(formula: TokenFormula, quality: str, size: tuple[int, int]) -> int:
+    """Output tokens of one image of any size."""
+    shorter, longer = sorted(size)
+    grid = formula.grid[quality]
+    side = (2 * grid * shorter + longer) // (2 * longer)
+    pixels = formula.pixels_offset + size[0] * size[1]
+    return -(-grid * side * pixels // formula.pixels_divisor)
