@@ -145,7 +145,7 @@ INVALID = "invalid_request_error"
 USER_ERROR = "image_generation_user_error"
 CUT = "Upstream's answer was cut off."
 UNREADABLE = "Upstream's answer could not be read."
-INCOMPLETE = "Upstream charged for this request, but no complete image came with its answer."
+INCOMPLETE = "Upstream charged for this request, but its answer contains no complete image."
 REFUSED_KEY = "Upstream refused the gateway's access. The gateway's operator can mend this."
 NO_RETRY_HEADER = {"x-should-retry": None, "Retry-After": None}
 

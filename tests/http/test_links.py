@@ -334,7 +334,7 @@ async def test_those_who_want_the_same_format_at_once_share_the_making_of_it(
         made.append(more)
         return transcode_image(*given, **more)
 
-    monkeypatch.setattr("gateway.cache.transcoding.derive_image", derive)
+    monkeypatch.setattr("gateway.cache.transcoding.transcode_image", derive)
     async with open_gateway(cache={"derive_formats": True}) as here:
         alice = await here.client.with_key()
         await alice.ask("a pond")
