@@ -1,0 +1,57 @@
+"""`docs/reference/billing.md`: limits, estimates and charges are those of the code."""
+
+import ast
+
+from gateway.errors import Charge
+from gateway.limits import LIMITS
+from tests.catalogs import read_shipped
+from tests.docs.pages import code, codes, read_page, rows_below, rows_with, sources, text_of
+
+PAGE = read_page("billing.md")
+
+
+def test_limits():
+    told = [
+        (code(row["limit"]), row["counts"], row["period"], row["counted at"])
+        for row in rows_with(PAGE, "limit", "counts", "period", "counted at", "refused with")
+    ]
+    assert told == [
+        (
+            limit.name,
+            limit.unit,
+            limit.period,
+            "admission" if limit.at_admission else "reservation",
+        )
+        for limit in LIMITS.values()
+    ]
+
+
+def test_rates_and_budgets_are_refused_differently():
+    rows = rows_with(PAGE, "limit", "counts", "period", "counted at", "refused with")
+    for row in rows:
+        is_rate = code(row["refused with"]) == "rate_limit_exceeded"
+        assert is_rate == LIMITS[code(row["limit"])].is_rate
+
+
+def test_what_an_omitted_size_is_reserved_as():
+    told = {
+        code(row["model"]): row["omitted size is reserved as"]
+        for row in rows_with(PAGE, "model", "omitted size is reserved as")
+    }
+    assert told == {
+        name: model["billing"]["dearest_size"]
+        for name, model in read_shipped()["models"].items()
+        if "dearest_size" in model["billing"]
+    }
+
+
+def test_the_flags_of_charges():
+    told = {name for row in rows_below(PAGE, "Charges") for name in codes(row["flag"])}
+    assert told == {charge.value for charge in Charge} - {"free"} | {"no_usage"}
+
+
+def test_outcomes():
+    told = [code(row["outcome"]) for row in rows_below(PAGE, "Outcomes")]
+    assert told == ["hit", "bought", "partial", "collapsed", "refused", "failed"]
+    texts = {text_of(node) for tree in sources("gateway").values() for node in ast.walk(tree)}
+    assert set(told) <= texts

@@ -1,0 +1,77 @@
+"""`docs/reference/cache.md`: its names and numbers are those of the code."""
+
+import ast
+import re
+
+from gateway.images import MAX_SLOTS
+from tests.docs.pages import code, codes, read_page, rows_below, rows_with, sources, text_of
+
+PAGE = read_page("cache.md")
+
+
+def nodes(*, room: str | None = None):
+    """Every node of the gateway's code, or of one of its rooms."""
+    for path, tree in sources("gateway").items():
+        if "simulator" not in path.parts and (room is None or room in path.parts):
+            yield from ast.walk(tree)
+
+
+def texts():
+    return {text for node in nodes() if (text := text_of(node)) is not None}
+
+
+def test_the_parts_of_a_fingerprint():
+    (function,) = (
+        node
+        for node in nodes(room="request")
+        if isinstance(node, ast.FunctionDef) and node.name == "fingerprint"
+    )
+    keys = [
+        key.value
+        for node in ast.walk(function)
+        if isinstance(node, ast.Dict)
+        for key in node.keys
+        if isinstance(key, ast.Constant)
+    ]
+    assert [code(row["part"]) for row in rows_below(PAGE, "Fingerprint")] == keys
+
+
+def test_the_number_of_slots():
+    assert f"{MAX_SLOTS} numbered slots, 0 to {MAX_SLOTS - 1}" in PAGE.replace("\n", " ")
+
+
+def test_the_values_of_cache_status():
+    for row in rows_below(PAGE, "Cache-Status"):
+        value = re.sub(r"=N$", "=*", code(row["value"]))
+        words = {value, value.removeprefix("detail=")}
+        assert any(word in text for text in texts() for word in words), value
+
+
+def test_the_directives():
+    told = {name for row in rows_below(PAGE, "Directives") for name in codes(row["directive"])}
+    assert {name.partition("=")[0] for name in told} <= texts()
+
+
+def test_the_statuses_for_which_a_stale_image_answers():
+    (row,) = rows_below(PAGE, "Stale images")
+    told = {int(status) for status in row["statuses of a failure"].split(",")}
+    sets = [
+        {element.value for element in node.elts if isinstance(element, ast.Constant)}
+        for node in nodes()
+        if isinstance(node, ast.Set)
+    ]
+    assert told in sets
+
+
+def test_why_an_image_was_not_fetched():
+    told = [
+        code(row["outcome"]) for row in rows_with(PAGE, "outcome", "why an image was not fetched")
+    ]
+    lists = [
+        [element.value for element in node.slice.elts if isinstance(element, ast.Constant)]
+        for node in nodes(room="upstream")
+        if isinstance(node, ast.Subscript)
+        and isinstance(node.slice, ast.Tuple)
+        and ast.unparse(node.value) == "Literal"
+    ]
+    assert told in lists

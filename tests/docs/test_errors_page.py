@@ -1,0 +1,36 @@
+"""`docs/reference/errors.md` names every error code, with its statuses."""
+
+import yaml
+
+from gateway import errors
+from tests.docs.pages import ROOT, code, read_page, rows_below
+
+TOLD = {
+    code(row["code"]): [int(status) for status in row["status"].split(",")]
+    for row in rows_below(read_page("errors.md"), "Codes")
+}
+
+
+def test_the_page_names_exactly_the_error_codes():
+    assert sorted(TOLD) == sorted(code.value for code in errors.ErrorCode)
+
+
+def test_the_page_has_the_status_of_every_error_code():
+    wrong = {
+        code.value: code.status
+        for code in errors.ErrorCode
+        if code.status not in TOLD.get(code.value, ())
+    }
+    assert wrong == {}
+
+
+def test_the_codes_are_in_alphabetical_order():
+    assert list(TOLD) == sorted(TOLD)
+
+
+def test_the_page_names_the_codes_of_the_model_table():
+    table = yaml.safe_load((ROOT / "config" / "models.yaml").read_text(encoding="utf-8"))
+    rules = [rule for model in table["models"].values() for rule in model.get("rules", ())]
+    codes = {rule["error"]["code"] for rule in rules if "code" in rule["error"]}
+    assert codes
+    assert codes <= TOLD.keys()

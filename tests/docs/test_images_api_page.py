@@ -1,0 +1,355 @@
+"""`docs/reference/images-api.md`: its tables are the model table's, its refusals are made."""
+
+import ast
+import json
+import re
+from decimal import Decimal
+from functools import cache
+from itertools import pairwise
+
+import pytest
+
+from gateway.catalog import TokenFormula
+from gateway.errors import InvalidRequest
+from gateway.request.body import parse_body
+from gateway.request.validation import validate
+from gateway.simulator.faults import parse_fault, refusal_of
+from gateway.simulator.generation import formula_tokens
+from tests.catalogs import read_shipped, shipped_catalog
+from tests.docs.pages import (
+    code,
+    codes,
+    headings,
+    read_page,
+    rows_below,
+    rows_with,
+    sources,
+    text_of,
+)
+
+PAGE = read_page("images-api.md")
+TABLE = read_shipped()
+MODELS = TABLE["models"]
+CATALOG = shipped_catalog()
+NONE = "–"
+QUALITIES = ("low", "medium", "high")
+
+REFUSED = rows_with(PAGE, "body", "type", "param", "code", "message")
+WORDED = rows_with(PAGE, "case", "status", "code", "message")
+PLAYED = rows_with(PAGE, "fault", "status", "type", "code", "message")
+TOLERATED = rows_with(PAGE, "body", "lenient validation")
+HARMLESS = rows_with(PAGE, "body", "read as")
+
+
+def is_billed_by_tokens(model) -> bool:
+    return "usd_per_million_tokens" in model["billing"]
+
+
+# ── models and parameters ───────────────────────────────────────────────────────────────────
+
+
+def test_models():
+    told = [
+        (code(row["model"]), row["prompt, characters"], row["shut down"], row["billed by"])
+        for row in rows_below(PAGE, "Models")
+    ]
+    assert told == [
+        (
+            name,
+            str(model["prompt_max_characters"]),
+            str(model.get("shutdown", NONE)),
+            "tokens" if is_billed_by_tokens(model) else "image",
+        )
+        for name, model in MODELS.items()
+    ]
+
+
+def models_of(cell: str) -> list[str]:
+    """The models that a cell names: all, a family, or one by one."""
+    families = {code(row["model"]): row["family"] for row in rows_below(PAGE, "Models")}
+    named = codes(cell)
+    found = [name for name in MODELS if name in named or cell in ("all", families[name])]
+    assert len(found) >= max(1, len(named)), cell
+    return found
+
+
+def told_parameters(model: str):
+    rows = rows_with(PAGE, "parameter", "models", "type", "values", "default", "source")
+    return [
+        (code(row["parameter"]), row["type"], codes(row["values"]), row["default"].strip("`"))
+        for row in rows
+        if model in models_of(row["models"])
+    ]
+
+
+def written(value) -> str:
+    """A value of YAML as the page has it."""
+    if value is None:
+        return NONE
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def values_of(spec) -> list[str]:
+    if spec["type"] == "integer":
+        return [str(spec["min"]), str(spec["max"])]
+    return {"boolean": ["true", "false"], "string": []}.get(spec["type"]) or spec.get("values", [])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_parameters_in_the_order_in_which_they_are_checked(model: str):
+    specs = MODELS[model]["parameters"]
+    assert told_parameters(model) == [
+        (name, spec["type"], values_of(spec), written(spec.get("default")))
+        for name, spec in specs.items()
+    ]
+
+
+def test_other_spellings():
+    told = {
+        (model, code(row["parameter"]), code(row["value"])): code(row["means"])
+        for row in rows_with(PAGE, "parameter", "models", "value", "means")
+        for model in models_of(row["models"])
+    }
+    assert told == {
+        (model, name, value): meaning
+        for model, row in MODELS.items()
+        for name, spec in row["parameters"].items()
+        for value, meaning in spec.get("means", {}).items()
+    }
+
+
+def test_free_sizes():
+    told = {row["bound"]: int(row["value"]) for row in rows_below(PAGE, "Free sizes")}
+    specs = [model["parameters"]["size"] for model in MODELS.values()]
+    rules = [spec for spec in specs if spec["type"] == "size"]
+    assert rules
+    for rule in rules:
+        assert list(told.values()) == [
+            rule[key] for key in ("divisor", "max_edge", "min_pixels", "max_pixels", "max_ratio")
+        ]
+
+
+def test_harmless_values():
+    rows = rows_below(PAGE, "Parameters that change nothing")
+    told = {code(row["parameter"]): code(row["harmless value"]) for row in rows}
+    assert told == {name: written(value) for name, value in TABLE["harmless"].items()}
+
+
+def test_default_models():
+    for row in rows_below(PAGE, "An omitted model"):
+        assert TABLE[code(row["setting"])] == code(row["value"])
+
+
+# ── refusals ────────────────────────────────────────────────────────────────────────────────
+
+
+def body_of(row):
+    """The body of an example; `"…1001 characters"` stands for so many."""
+    text = re.sub(r"…(\d+) characters", lambda found: "a" * int(found[1]), code(row["body"]))
+    return parse_body(text.encode(), None)
+
+
+def or_none(cell: str) -> str | None:
+    return None if cell == NONE else code(cell)
+
+
+@pytest.mark.parametrize("row", REFUSED, ids=lambda row: code(row["body"]))
+def test_a_body_is_refused_as_the_page_says(row):
+    with pytest.raises(InvalidRequest) as refusal:
+        validate(body_of(row), CATALOG)
+    error = refusal.value
+    assert error.status == 400
+    assert error.body["error"] == {
+        "message": code(row["message"]),
+        "type": code(row["type"]),
+        "param": or_none(row["param"]),
+        "code": or_none(row["code"]),
+    }
+
+
+def test_every_rule_of_the_model_table_has_an_example():
+    rules = [rule for model in MODELS.values() for rule in model.get("rules", ())]
+    messages = {rule["error"]["message"] for rule in rules}
+    messages |= {
+        spec["only"]["message"]
+        for model in MODELS.values()
+        for spec in model["parameters"].values()
+        if "only" in spec
+    }
+    told = {code(row["message"]) for row in rows_below(PAGE, "Combinations")}
+    assert told == messages
+
+
+def template(text: str) -> str:
+    """A message with `*` for what varies in it."""
+    return re.sub(r"\{[^}]*\}", "*", text)
+
+
+@cache
+def templates_of_the_code() -> set[str]:
+    """Every text of the gateway, with `*` for what is put into it."""
+    found = set()
+    for path, tree in sources("gateway").items():
+        if "simulator" in path.parts:
+            continue
+        for node in ast.walk(tree):
+            if (text := text_of(node)) is not None:
+                found.add(text)
+    return found
+
+
+@pytest.mark.parametrize("row", WORDED, ids=lambda row: row["case"])
+def test_the_gateway_has_this_text(row):
+    assert template(code(row["message"])) in templates_of_the_code()
+
+
+def test_what_is_not_json_is_refused_as_the_page_says():
+    told = {row["case"]: code(row["message"]) for row in rows_below(PAGE, "Bodies")}
+    for raw, content_type, case in [
+        (b"{", None, "not JSON, NaN, not UTF-8"),
+        (b'{"n":NaN}', None, "not JSON, NaN, not UTF-8"),
+        (b"\xff", None, "not JSON, NaN, not UTF-8"),
+        (b"{}", "text/plain", "another content type"),
+    ]:
+        with pytest.raises(InvalidRequest) as refusal:
+            parse_body(raw, content_type)
+        assert str(refusal.value) == told[case].replace("{shown}", "text/plain")
+
+
+@pytest.mark.parametrize("row", PLAYED, ids=lambda row: code(row["fault"]))
+def test_the_simulated_service_answers_as_the_page_says(row):
+    refusal = refusal_of(parse_fault(code(row["fault"])), model="gpt-image-1", request_id="req_1")
+    assert refusal is not None
+    error = json.loads(refusal.body)["error"]
+    pattern = re.escape(template(code(row["message"]))).replace(r"\*", ".+")
+    assert re.fullmatch(pattern, error["message"])
+    assert str(refusal.status) == row["status"]
+    assert (error["type"], error["code"]) == (code(row["type"]), or_none(row["code"]))
+
+
+def test_the_codes_of_quotas_and_rates():
+    told = [set(codes(row["codes"])) for row in rows_below(PAGE, "Quota and rate codes")]
+    sets = [
+        {element.value for element in node.elts if isinstance(element, ast.Constant)}
+        for path, tree in sources("gateway").items()
+        if "upstream" in path.parts
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Set)
+    ]
+    assert all(group in sets for group in told)
+
+
+# ── lenient validation ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("row", TOLERATED, ids=lambda row: code(row["body"]))
+def test_what_only_lenient_validation_accepts(row):
+    body = body_of(row)
+    with pytest.raises(InvalidRequest) as refusal:
+        validate(body, CATALOG)
+    assert row["lenient validation"] in refusal.value.headers["x-gateway-hint"]
+    assert validate(body, CATALOG, is_lenient=True).model == body["model"]
+
+
+@pytest.mark.parametrize("row", HARMLESS, ids=lambda row: code(row["body"]))
+def test_what_strict_validation_accepts_too(row):
+    body = body_of(row)
+    plain = {name: body[name] for name in ("model", "prompt")}
+    assert validate(body, CATALOG) == validate(plain, CATALOG)
+
+
+# ── events ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_events_of_streams():
+    told = {code(row["event"]) for row in rows_below(PAGE, "Streams") if "event" in row}
+    texts = templates_of_the_code()
+    named = {text for text in texts if re.fullmatch(r"image_generation\.\w+", text)}
+    assert told == named | {"error"}
+
+
+# ── tokens and prices ───────────────────────────────────────────────────────────────────────
+
+
+def test_output_tokens():
+    told = {
+        row["size"]: {quality: int(row[quality]) for quality in QUALITIES}
+        for row in rows_with(PAGE, "size", *QUALITIES)
+    }
+    tables = [model["billing"].get("output_tokens") for model in MODELS.values()]
+    assert {json.dumps(table) for table in tables if table} == {json.dumps(told)}
+
+
+def test_output_tokens_by_the_formula():
+    rules = [model["billing"].get("output_tokens_formula") for model in MODELS.values()]
+    grids = "low 16, medium 48, high 96"
+    for rule in filter(None, rules):
+        assert ", ".join(f"{quality} {cells}" for quality, cells in rule["grid"].items()) == grids
+        divided = f"({rule['pixels_offset']} + width · height) / {rule['pixels_divisor']}"
+        assert divided in PAGE
+    assert grids in PAGE
+    formula = TokenFormula.model_validate(next(filter(None, rules)))
+    for row in rows_with(PAGE, "size by rule", *QUALITIES):
+        width, height = map(int, row["size by rule"].split("x"))
+        for quality in QUALITIES:
+            assert int(row[quality]) == formula_tokens(formula, quality, (width, height)), row
+
+
+def test_tokens_of_partial_images():
+    (row,) = rows_with(PAGE, "further", "tokens")
+    billings = [model["billing"] for model in MODELS.values() if is_billed_by_tokens(model)]
+    assert {billing["partial_image_tokens"] for billing in billings} == {int(row["tokens"])}
+
+
+def test_token_prices():
+    kinds = ("text in", "image in", "image out", "text out")
+    told = {
+        code(row["model"]): {
+            kind.replace(" ", "_"): row[kind] for kind in kinds if row[kind] != NONE
+        }
+        for row in rows_below(PAGE, "Token prices")
+    }
+    assert told == {
+        name: model["billing"]["usd_per_million_tokens"]
+        for name, model in MODELS.items()
+        if is_billed_by_tokens(model)
+    }
+
+
+def test_prices_per_image():
+    told = {
+        (code(row["model"]), row["size"], row["quality"]): Decimal(row["price"])
+        for row in rows_below(PAGE, "Prices per image")
+    }
+    assert told == {
+        (name, size, quality): Decimal(price)
+        for name, model in MODELS.items()
+        for size, prices in model["billing"]["usd_per_image"].items()
+        for quality, price in prices.items()
+    }
+
+
+def test_the_checks_have_the_order_of_the_page():
+    """A body with every fault, mended one by one, is refused for the next step each time."""
+    steps = [
+        ({"model": "nope"}, "model"),
+        ({"model": "gpt-image-1"}, "foo"),
+        ({"foo": None}, "prompt"),
+        ({"prompt": "a"}, "n"),
+        ({"n": 1}, "quality"),
+        ({"quality": "low"}, "background"),
+    ]
+    body = {"foo": 1, "n": 0, "quality": "x", "background": "transparent", "output_format": "jpeg"}
+    for change, param in steps:
+        body |= change
+        if body.get("foo", 1) is None:
+            del body["foo"]
+        with pytest.raises(InvalidRequest) as refusal:
+            validate(body, CATALOG)
+        assert refusal.value.param == param
+    order = [int(row["step"]) for row in rows_below(PAGE, "Order of checks")]
+    assert all(after == before + 1 for before, after in pairwise(order))
+
+
+def test_every_heading_is_there_once():
+    assert len(set(headings(PAGE))) == len(headings(PAGE))
