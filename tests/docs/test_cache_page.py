@@ -69,7 +69,7 @@ def test_why_an_image_was_not_fetched():
     ]
     lists = [
         [element.value for element in node.slice.elts if isinstance(element, ast.Constant)]
-        for node in nodes(room="upstream")
+        for node in nodes(room="net")
         if isinstance(node, ast.Subscript)
         and isinstance(node.slice, ast.Tuple)
         and ast.unparse(node.value) == "Literal"

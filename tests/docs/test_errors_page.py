@@ -12,7 +12,9 @@ TOLD = {
 
 
 def test_the_page_names_exactly_the_error_codes():
-    assert sorted(TOLD) == sorted(code.value for code in errors.ErrorCode)
+    """Those of `ErrorCode`, and those that rules of the model table answer."""
+    known = {code.value for code in errors.ErrorCode} | _codes_of_models()
+    assert sorted(TOLD) == sorted(known)
 
 
 def test_the_page_has_the_status_of_every_error_code():
@@ -28,9 +30,7 @@ def test_the_codes_are_in_alphabetical_order():
     assert list(TOLD) == sorted(TOLD)
 
 
-def test_the_page_names_the_codes_of_the_model_table():
+def _codes_of_models() -> set[str]:
     table = yaml.safe_load((ROOT / "config" / "models.yaml").read_text(encoding="utf-8"))
     rules = [rule for model in table["models"].values() for rule in model.get("rules", ())]
-    codes = {rule["error"]["code"] for rule in rules if "code" in rule["error"]}
-    assert codes
-    assert codes <= TOLD.keys()
+    return {rule["error"]["code"] for rule in rules if "code" in rule["error"]}
