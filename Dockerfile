@@ -1,6 +1,6 @@
 # The gateway as an image: docker build --tag image-gateway .
 #
-# docs/container.md says how to run it: read-only, without capabilities, one volume.
+# docs/guides/container.md says how to run it: read-only, without capabilities, one volume.
 
 # One base for both stages: the environment of the first one points at the second one's Python.
 ARG BASE=python:3.14-slim-trixie
