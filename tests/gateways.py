@@ -40,11 +40,15 @@ from gateway.images import Record
 from gateway.maintenance import open_running_gateway
 from gateway.process.bootstrap import prepare
 from gateway.process.worker import open_runner
-from gateway.simulator import SimulatorSettings, open_simulator
+from gateway.simulator import SimulatorSettings, create_simulator
 from gateway.store.batch import execute
-from gateway.store.commands import Counter, PeekCounters
+from gateway.store.commands import Counter, OpenJournals, PeekCounters
+from gateway.upstream.client import Pace
 from gateway.upstream.fetch import open_link_fetcher
-from tests.processes import living_children
+from tests.gates import ClaimCounter, Claims, Gate
+from tests.processes import living_children, serving
+from tests.scripted_upstream import Clock
+from tests.waiting import GENEROUS_SECONDS, eventually
 
 needs_asyncio_that_pauses = pytest.mark.skipif(
     (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <= sys.version_info < (3, 13, 2),
@@ -55,7 +59,6 @@ needs_asyncio_that_pauses = pytest.mark.skipif(
 ADMIN_TOKEN = "an-admin-token"
 CONFIG = Path(__file__).parent.parent / "config"
 MODEL = "gpt-image-1.5"
-START_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Upstream:
 
     base_url: str
     session: aiohttp.ClientSession
+    gate: Gate = field(default_factory=Gate)
 
     @property
     def root(self) -> str:
@@ -107,6 +111,17 @@ class Upstream:
     async def forget(self) -> None:
         async with self.session.delete(f"{self.root}/_sim/calls"):
             pass
+
+    def hold(self) -> AbstractAsyncContextManager[Gate]:
+        """Image requests that come are answered only when the block is left."""
+        return self.gate.shut()
+
+    async def until_sent(self, count: int = 1) -> None:
+        """Until it has received so many image requests."""
+        await eventually(lambda: self.has_received(count))
+
+    async def has_received(self, count: int) -> bool:
+        return len(await self.bodies()) >= count
 
     async def play(self, *faults: str) -> None:
         """The faults of the next calls, one each."""
@@ -167,11 +182,38 @@ class InProcess:
     gateway: Gateway
     settings: Settings
     runner: web.AppRunner
+    claims: ClaimCounter
 
     async def ledger(self) -> list[Record]:
         """All records, those that are still waiting to be written among them."""
         await self.gateway.ledger.write()
         return [record for _, record in await self.gateway.ledger.read(limit=100_000)]
+
+    async def until_claimed(self, count: int) -> None:
+        """Until so many requests know whether they lead or follow, since it was started."""
+        await eventually(lambda: self.claims.count >= count)
+
+    def set_pace(self, pace: Pace) -> None:
+        """Time and chance as retries and the circuit breaker see them."""
+        self.gateway.services.proxy._images._purchases._delivery._upstream._pace = pace
+
+    def stop_time(self) -> Clock:
+        """Retries and the circuit breaker see only the time that the test lets pass."""
+        clock = Clock()
+        self.set_pace(clock.pace)
+        return clock
+
+    async def recover_dead(self) -> int:
+        """Finishes what every other worker has open: none of them is given any time here."""
+        recovery = self.gateway.recovery
+        recovery._expires_after_seconds = 0.0
+        await recovery.recover_expired()  # the first missed check only raises a suspicion
+        return await recovery.recover_expired()
+
+
+def claims_at(*gateways: InProcess) -> Claims:
+    """The claims of these gateways from now on."""
+    return Claims(*(gateway.claims for gateway in gateways))
 
 
 def make_settings(
@@ -222,7 +264,8 @@ async def run_gateway(
         await site.start()
         host, port = runner.addresses[0][:2]
         client = Client(f"http://{host}:{port}", session)
-        yield InProcess(client, gateway, settings, runner)
+        claims = gateway.flights._store = ClaimCounter(gateway.flights._store)
+        yield InProcess(client, gateway, settings, runner, claims)
 
 
 @asynccontextmanager
@@ -230,11 +273,16 @@ async def run_upstream(catalog: Catalog | None = None, /, **given: Any) -> Async
     """A simulated upstream without latency whose images are small, for the shipped models."""
     catalog = catalog or SHIPPED.read_policy().catalog
     settings = SimulatorSettings(**{"latency_scale": 0, "small_images": True, **given})
-    async with (
-        open_simulator("127.0.0.1", 0, catalog=catalog, settings=settings) as base_url,
-        aiohttp.ClientSession() as session,
-    ):
-        yield Upstream(base_url, session)
+    app, gate = create_simulator(catalog, settings), Gate()
+    app.middlewares.append(gate.admit)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        async with aiohttp.ClientSession() as session:
+            yield Upstream(f"http://127.0.0.1:{runner.addresses[0][1]}/v1", session, gate)
+    finally:
+        await runner.cleanup()
 
 
 # ── gateways as processes ───────────────────────────────────────────────────────────────────
@@ -270,6 +318,10 @@ class Processes:
         request_id = reply.headers["x-request-id"]
         return next(line["pid"] for line in self.log() if line.get("request_id") == request_id)
 
+    def serving(self) -> list[set[int]]:
+        """Which workers took connections, after each change of that, by the log."""
+        return serving(self.log("worker "))
+
     def workers(self) -> set[int]:
         """Its workers that live, draining ones too."""
         return living_children(self.process.pid)
@@ -297,27 +349,34 @@ class Processes:
             env=self.environ,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=GENEROUS_SECONDS,
             check=False,
         )
 
-    async def wait(self, seconds: float = 20) -> int:
+    async def wait(self) -> int:
         """Its exit status."""
-        return await asyncio.to_thread(self.process.wait, seconds)
+        return await asyncio.to_thread(self.process.wait, GENEROUS_SECONDS)
 
     async def ledger(self) -> list[Record]:
         """What stands in its store, read from outside."""
         async with open_store(self.settings) as (store, _):
             return [record for _, record in await Ledger(store).read(limit=100_000)]
 
+    async def recover(self, pid: int) -> None:
+        """Closes what a killed worker had open, before it counts as dead by itself."""
+        async with run_gateway(self.settings) as other:
+            journals = await execute(other.gateway.store, OpenJournals())
+            (worker,) = {j.worker for j in journals if f"-{pid}-" in j.worker}
+            await other.gateway.recovery.recover(worker)
+
     async def records(self, count: int) -> list[Record]:
-        """The ledger once it has `count` records: those without a cost follow within a second."""
-        for _ in range(40):
+        """The ledger once it has `count` records: those without a cost are written later."""
+
+        async def look() -> list[Record]:
             found = await self.ledger()
-            if len(found) >= count:
-                break
-            await asyncio.sleep(0.1)
-        return found
+            return found if len(found) >= count else []
+
+        return await eventually(look)
 
 
 @contextmanager
@@ -398,13 +457,12 @@ async def run_processes(*given: Any, **more: Any) -> AsyncIterator[tuple[Process
 async def _until_ready(client: Client, processes: Processes) -> None:
     """Every worker says so in the log."""
     wanted = yaml.safe_load((processes.log_file.parent / "gateway.yaml").read_text())
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
+
+    def are_serving() -> bool:
         serving = sum("serves" in line["event"] for line in processes.log())
-        if serving >= wanted["workers"]["count"]:
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError(processes.log_file.read_text())
+        return serving >= wanted["workers"]["count"]
+
+    await eventually(are_serving)
 
 
 async def each_connection(
@@ -447,6 +505,17 @@ async def open_to_each(
                 yield by_worker
                 return
     raise AssertionError("some worker takes no connection")
+
+
+async def let_pass(client: Client, *, workers: int) -> None:
+    """Until every worker has gone as far as it can with the requests that it got before.
+
+    A worker takes requests up in the order in which they come. Each of the ten later ones waits
+    for the store, so an earlier request has taken its own few steps there by then.
+    """
+    async with open_connections(client, 10 * workers) as connections:
+        for _ in range(10):
+            await asyncio.gather(*(each.send("GET", "/v1/models") for each in connections))
 
 
 def open_to_both(

@@ -88,7 +88,7 @@ class Outer:
         return web.Response(status=307, headers={"Location": location, "Connection": "close"})
 
     async def do_slow_hop(self, request: web.Request) -> web.Response:
-        await asyncio.sleep(0.15)
+        await asyncio.sleep(5)
         left = int(request.query["left"])
         return web.Response(status=308, headers={"Location": f"?left={left - 1}"})
 

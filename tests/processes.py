@@ -1,8 +1,10 @@
-"""What the operating system says of processes."""
+"""What the operating system and the log say of processes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 
 def living_children(pid: int) -> set[int]:
@@ -17,3 +19,15 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def serving(log: Iterable[Mapping[str, Any]]) -> list[set[int]]:
+    """Which workers took connections, after each change of that."""
+    history: list[set[int]] = [set()]
+    for line in log:
+        match line["event"].split():
+            case ["worker", pid, "serves"]:
+                history.append(history[-1] | {int(pid)})
+            case ["worker", pid, "is", "replaced"] | ["worker", pid, "left", *_]:
+                history.append(history[-1] - {int(pid)})
+    return history

@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import GENEROUS_SECONDS, until
+
 MISSING = "redis-server is not installed: apt-get install redis-server"
-START_SECONDS = 10.0
 
 
 @contextmanager
@@ -124,18 +124,14 @@ def _free_port() -> int:
 
 
 def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
-    """Whether this very process serves the port; False when it ended or took too long."""
-    deadline = time.monotonic() + START_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        if _ping(port) and process.poll() is None:
-            return True
-        time.sleep(0.02)
-    return False
+    """Whether this very process serves the port; False when it ended."""
+    until(lambda: process.poll() is not None or _ping(port))
+    return process.poll() is None
 
 
 def _ping(port: int) -> bool:
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=GENEROUS_SECONDS) as connection:
             connection.sendall(b"PING\r\n")
             return connection.recv(7) == b"+PONG\r\n"
     except OSError:

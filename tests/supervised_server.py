@@ -2,10 +2,11 @@
 
     python supervised_server.py WORKERS STATE_DIR [START_TIMEOUT_SECONDS]
 
-Every answer is the worker's process id; `/slow` takes a second, after `/fault` the worker fails.
-`STATE_DIR/mode` is read by each worker as it starts: `obey` says what each mode does. Printed are
-the port and, as each worker is gone, `exit PID`; workers write `hup PID` to `STATE_DIR/hups`. The
-log is JSON, on standard error.
+Every answer is the worker's process id. `/slow` makes `STATE_DIR/slow` and takes a second; after
+`/fault` the worker fails. Each worker reads `STATE_DIR/mode` as it starts: `obey` says what each
+mode does. The parent prints the port, and `exit PID` as each worker is gone; workers write
+`hup PID` to `STATE_DIR/hups`. The log is JSON, on standard error, which the test sends to
+`STATE_DIR/log`.
 """
 
 import os
@@ -21,11 +22,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from gateway.cli.logs import configure_logs
-from gateway.process.supervisor import START_TIMEOUT_SECONDS, CannotStart, bind_socket, supervise
+from gateway.process.supervisor import (
+    START_ATTEMPTS,
+    START_TIMEOUT_SECONDS,
+    CannotStart,
+    bind_socket,
+    supervise,
+)
 
 HANG_SECONDS = 60
-SLOW_START_SECONDS = 4.5
-"""Longer than all attempts of a worker that fails at once."""
 
 
 def main() -> int | str:
@@ -70,7 +75,7 @@ def serve(listener: socket.socket, ready: Callable[[], None], state: Path) -> No
         except TimeoutError:
             continue
         with connection:
-            answer(connection)
+            answer(connection, state)
 
 
 def obey(mode: str, state: Path) -> None:
@@ -106,7 +111,8 @@ def obey(mode: str, state: Path) -> None:
 def start_slowly_or_crash(state: Path) -> None:
     if not is_first(state):
         raise RuntimeError("told to crash")
-    time.sleep(SLOW_START_SECONDS)
+    while (state / "log").read_text().count("worker_start_failed") < START_ATTEMPTS:
+        time.sleep(0.05)
 
 
 def crash_here_or_there(state: Path) -> None:
@@ -137,10 +143,11 @@ def note(state: Path, line: str) -> None:
         log.write(line + "\n")
 
 
-def answer(connection: socket.socket) -> None:
-    connection.settimeout(5)
+def answer(connection: socket.socket, state: Path) -> None:
+    connection.settimeout(HANG_SECONDS)
     asked = connection.recv(4096)
     if b" /slow " in asked:
+        (state / "slow").touch()
         time.sleep(1)
     body = str(os.getpid()).encode()
     connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))

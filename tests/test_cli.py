@@ -24,6 +24,7 @@ from click.testing import CliRunner, Result
 from gateway.cli.main import cli
 from gateway.process.bootstrap import prepare
 from tests.gateways import Upstream, make_settings, run_gateway, run_upstream
+from tests.waiting import GENEROUS_SECONDS
 
 GATEWAY = [sys.executable, "-m", "gateway"]
 SERVE = {"UPSTREAM_API_KEY": "sk-x", "GATEWAY_LISTEN": "127.0.0.1:0"}
@@ -38,7 +39,7 @@ def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedPr
         env=env,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=GENEROUS_SECONDS,
         check=False,
     )
 
@@ -125,7 +126,7 @@ gateway.__main__.main()
         env={"GATEWAY_DATA_DIR": str(tmp_path), "GATEWAY_LISTEN": "127.0.0.1:0"},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=GENEROUS_SECONDS,
         check=False,
     )
     assert told.returncode == 1

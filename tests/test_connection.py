@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 
 from gateway.api.http.connection import Runner
+from tests.waiting import generous
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 FAULTS = [RuntimeError("a fault"), TimeoutError("a fault")]
@@ -15,13 +16,13 @@ FAULTS = [RuntimeError("a fault"), TimeoutError("a fault")]
 
 async def all_that_comes(app: web.Application) -> bytes:
     """What the server sends to one request until it closes the connection."""
-    runner = Runner(app, head_seconds=5)
+    runner = Runner(app, head_seconds=60)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         reader, writer = await asyncio.open_connection(*runner.addresses[0][:2])
         writer.write(REQUEST)
-        async with asyncio.timeout(5):
+        async with generous():
             received = await reader.read()
         writer.close()
     finally:

@@ -24,6 +24,8 @@ from gateway.store.commands import AcquireLease, LeaseResult
 from gateway.store.protocol import Command, Store
 from tests.conftest import OpenStore
 from tests.ephemeral import make_flights
+from tests.gates import ClaimCounter
+from tests.waiting import eventually, generous
 
 PLACE = "f" * 64
 LEASE_SECONDS = 30.0
@@ -91,7 +93,7 @@ async def opened_flights(store: Store) -> AsyncIterator[Flights]:
     try:
         yield flights
     finally:
-        async with asyncio.timeout(5):
+        async with generous():
             await flights._tasks.drain()
         await flights.close()
 
@@ -107,29 +109,20 @@ async def rooms(open_store: OpenStore) -> AsyncIterator[tuple[Flights, Flights, 
         yield rooms[0], rooms[1], shop
 
 
-class Watched:
+class Watched(ClaimCounter):
     """A store that says how many claims it has answered, and that can be away."""
 
-    def __init__(self, store: Store) -> None:
-        self.name = store.name
-        self.watch = store.watch
-        self.claims = 0
-        self.is_away = False
-        self._store = store
+    is_away = False
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         if self.is_away:
             raise StoreUnavailable
-        answers = await self._store.execute(commands)
-        self.claims += sum(isinstance(command, AcquireLease) for command in commands)
-        return answers
+        return await super().execute(commands)
 
 
 async def until_claimed(rooms: Rooms, count: int) -> None:
     """Until so many asks know whether they buy or wait."""
-    async with asyncio.timeout(5):
-        while sum(f._store.claims for f in rooms[:2]) < count:  # noqa: ASYNC110 - only it tells
-            await asyncio.sleep(0.005)
+    await eventually(lambda: sum(f._store.count for f in rooms[:2]) >= count)
 
 
 @contextmanager
@@ -156,7 +149,7 @@ def ids(landing: FlightResult) -> dict[int, str]:
 
 
 async def settled(*runs: Coroutine[Any, Any, FlightResult]) -> list[FlightResult]:
-    async with asyncio.timeout(10):
+    async with generous():
         return list(await asyncio.gather(*runs))
 
 
@@ -444,7 +437,7 @@ async def test_a_store_that_is_away_is_the_waiters_error_and_ends_the_wait(
     await shop.entered.wait()
     follower = asyncio.create_task(there.run(PLACE, [0], buy=shop.buy))
     await until_claimed(rooms, 2)
-    await asyncio.sleep(0.05)  # by now it listens
+    await eventually(lambda: there._ends)  # it listens
     with impatient(monkeypatch):
         there._store.is_away = True
         landing = await follower

@@ -190,6 +190,7 @@ def test_more_bytes_or_pixels_than_allowed_are_refused():
     assert check_image(data, max_bytes=len(data), max_pixels=1536)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("JPEG", {"quality": 95})])
 def test_a_image_of_one_and_a_half_megabytes_is_checked_within_the_loops_patience(kind, options):
     """2.5 ms on an idle machine; the bound here leaves room for a busy one."""

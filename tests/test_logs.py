@@ -8,6 +8,8 @@ import sys
 from datetime import datetime, timedelta
 from typing import Any
 
+from tests.waiting import GENEROUS_SECONDS
+
 PROGRAM = """
 import structlog
 from gateway.cli.logs import configure_logs
@@ -21,7 +23,7 @@ log = structlog.get_logger("a.name")
 def lines_of(steps: str) -> list[dict[str, Any]]:
     """What a program logs, each line read strictly."""
     command = [sys.executable, "-c", PROGRAM.format(steps=steps)]
-    done = subprocess.run(command, capture_output=True, timeout=30, check=True)
+    done = subprocess.run(command, capture_output=True, timeout=GENEROUS_SECONDS, check=True)
     return [json.loads(line) for line in done.stderr.decode().splitlines()]
 
 

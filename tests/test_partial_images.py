@@ -18,6 +18,7 @@ from gateway.store.batch import execute
 from gateway.store.commands import ReadEvents
 from tests.conftest import OpenStore
 from tests.ephemeral import Memory
+from tests.waiting import generous
 
 
 def partial_image(index: int) -> SharedPartialImage:
@@ -79,12 +80,14 @@ async def test_a_viewer_waits_for_news_and_is_told_of_each_once():
     await asyncio.sleep(0)
     assert not waiting.done()
     channel.add(partial_image(0))
-    await asyncio.wait_for(waiting, 1)
+    async with generous():
+        await waiting
     channel.add(partial_image(0))
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(subscriber.wait(), 0.02)
     subscriber.close()
-    await asyncio.wait_for(subscriber.wait(), 1)
+    async with generous():
+        await subscriber.wait()
     assert subscriber.is_over
 
 
@@ -94,7 +97,8 @@ async def test_to_look_at_the_same_flight_again_is_no_news():
     subscriber.watch(channel)
     channel.open()
     channel.add(partial_image(0))
-    await asyncio.wait_for(subscriber.wait(), 1)
+    async with generous():
+        await subscriber.wait()
     subscriber.watch(channel)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(subscriber.wait(), 0.02)

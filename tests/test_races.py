@@ -7,6 +7,7 @@ played before a gateway of its own, over an empty embedded store, and finds thes
     ${gateway}, ${upstream}              where callers connect, and where upstream has to listen
     ${alice}, ${bob}                     the secrets of two keys without limits
     ${post_as_alice}, ${post_as_bob}     for `txreq`: an image request of theirs, but for its body
+    ${stage}                             tells of the gateway's state: see `Stage`
     ${first}, ${second}                  files for `-bodyfrom`: answers of upstream, an image each
     ${first_image}, ${second_image}  what `resp.body` matches that holds this image
     ${preview}, ${completed}             for `chunked "…"`: events of upstream with the first one
@@ -20,19 +21,22 @@ import io
 import json
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from PIL import Image
 
 from tests.gateways import InProcess, make_settings, run_gateway
+from tests.waiting import eventually
 
 MISSING = "varnishtest is not installed: apt-get install varnish"
 RACES = sorted(Path(__file__).with_name("races").glob("*.vtc"))
-SECONDS = 20
+SECONDS = 55
 """How long varnishtest lets a script take; what waits for ever is ended by this."""
 
 POST = (
@@ -48,14 +52,48 @@ async def test_race(race: Path, tmp_path: Path):
     varnishtest = _find_varnishtest()
     with _reserved_port() as port:
         settings = make_settings(tmp_path / "data", f"http://127.0.0.1:{port}/v1")
-        async with run_gateway(settings) as gateway:
+        async with run_gateway(settings) as gateway, run_stage(gateway) as stage_port:
             macros = {
                 "upstream": f"127.0.0.1 {port}",
+                "stage": f"127.0.0.1 {stage_port}",
                 **await _callers_macros(gateway),
                 **_answers_macros(tmp_path),
             }
             status, log = await _play(varnishtest, race, macros)
     assert status == 0, log
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Answers a script when the gateway is in the state that the path names."""
+
+    gateway: InProcess
+
+    async def claims(self, request: web.Request) -> web.Response:
+        """`/claims/N`: N requests have learnt, since the start, whether they lead or follow."""
+        await self.gateway.until_claimed(int(request.match_info["count"]))
+        return web.Response()
+
+    async def purchases(self, request: web.Request) -> web.Response:
+        """`/purchases/N`: so many are under way."""
+        count = int(request.match_info["count"])
+        await eventually(lambda: len(self.gateway.gateway.flights) == count)
+        return web.Response()
+
+
+@asynccontextmanager
+async def run_stage(gateway: InProcess) -> AsyncIterator[int]:
+    """A server for scripts; yields its port."""
+    stage, app = Stage(gateway), web.Application()
+    app.router.add_get("/claims/{count}", stage.claims)
+    app.router.add_get("/purchases/{count}", stage.purchases)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
 
 
 def _find_varnishtest() -> str:

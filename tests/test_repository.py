@@ -1,5 +1,6 @@
 """The repository itself: what is installed, what is shipped, what a newcomer is told."""
 
+import ast
 import hashlib
 import os
 import re
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -197,6 +199,82 @@ def test_a_python_that_will_not_do_is_said_in_one_line(tmp_path: Path, python: s
 
 
 # ── the tests ───────────────────────────────────────────────────────────────────────────────
+
+CLOCKS = {"monotonic", "perf_counter", "time"}
+
+
+def is_timed(node: ast.AST) -> bool:
+    """Whether a test or a class of tests has the mark, for all its parameters or for some."""
+    marks = [ast.unparse(decorator) for decorator in getattr(node, "decorator_list", [])]
+    return any("mark.timed" in mark for mark in marks)
+
+
+def expects_timeout(node: ast.AST) -> bool:
+    return isinstance(node, ast.With) and "raises(TimeoutError)" in ast.unparse(node.items[0])
+
+
+def is_number(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, int | float) and node.value > 0
+
+
+def reads_clock(node: ast.AST) -> bool:
+    """Whether an expression is the time that has passed since something."""
+    is_elapsed = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub)
+    calls = [call.func for call in ast.walk(node) if isinstance(call, ast.Call)]
+    return is_elapsed and any(isinstance(f, ast.Attribute) and f.attr in CLOCKS for f in calls)
+
+
+def is_bound_in_seconds(node: ast.AST) -> bool:
+    """A time-out as a number, or an elapsed time that must be less than something."""
+    match node:
+        case ast.Call(func=ast.Attribute(ast.Name("asyncio"), "timeout" | "wait_for")):
+            return is_number(node.args[-1])
+        case ast.Compare():
+            terms = [node.left, *node.comparators]
+            pairs = zip(terms, node.ops, terms[1:], strict=False)
+            return any(isinstance(op, ast.Lt) and reads_clock(left) for left, op, _ in pairs)
+        case _:
+            return False
+
+
+def bounds_in_seconds(node: ast.AST) -> Iterator[int]:
+    """The lines on which a number of seconds can fail a test that does not run alone."""
+    if is_timed(node) or expects_timeout(node):
+        return
+    if is_bound_in_seconds(node):
+        yield node.lineno  # type: ignore[attr-defined]
+    for child in ast.iter_child_nodes(node):
+        yield from bounds_in_seconds(child)
+
+
+def test_a_number_of_seconds_decides_only_tests_that_are_timed():
+    """All others wait for a state, as `tests/waiting.py` does it: machines may be slow."""
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for line in bounds_in_seconds(ast.parse(path.read_text()))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        ("async with asyncio.timeout(5): pass", 1),
+        ("await asyncio.wait_for(it, 0.3)", 1),
+        ("assert time.monotonic() - started < 1", 1),
+        ("assert 1 < time.monotonic() - started < 2", 1),
+        ("assert time.monotonic() - started >= 0.4", 0),
+        ("assert time.time() - 60 <= told", 0),
+        ("async with asyncio.timeout(GENEROUS_SECONDS): pass", 0),
+        ("with pytest.raises(TimeoutError): await asyncio.wait_for(it, 0.02)", 0),
+    ],
+)
+def test_a_bound_in_seconds_is_found(code: str, count: int):
+    for mark, expected in (("", count), ("@pytest.mark.timed\n", 0)):
+        tree = ast.parse(f"{mark}async def test_it():\n    {code}")
+        assert len(list(bounds_in_seconds(tree))) == expected
+
 
 SKIPPING = {
     "test_in_the_test.py": "import pytest\n\ndef test_it():\n    pytest.skip('no server')\n",

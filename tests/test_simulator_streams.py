@@ -21,6 +21,7 @@ from gateway.net.sse import Splitter
 from gateway.simulator import SimulatorSettings, open_simulator
 from tests.catalogs import shipped_catalog
 from tests.scripted_upstream import Upstream, client_of
+from tests.waiting import DEADLINE_SECONDS, GENEROUS_SECONDS, eventually, pass_time
 
 CATALOG = shipped_catalog()
 
@@ -81,7 +82,7 @@ async def open_caller(**settings):
         open_simulator(
             "127.0.0.1", 0, catalog=CATALOG, settings=SimulatorSettings(**options)
         ) as base,
-        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session,
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=GENEROUS_SECONDS)) as session,
     ):
         yield Caller(session, base)
 
@@ -158,6 +159,7 @@ async def test_a_call_is_recorded_with_its_body(sim):
     assert (call["body"], call["status"]) == (GPT | {"partial_images": 2}, 200)
 
 
+@pytest.mark.timed
 async def test_events_come_at_even_distances_while_the_image_is_made():
     async with open_caller(latency_scale=0.05) as sim:  # 1.25 s for an image
         started = time.monotonic()
@@ -263,10 +265,13 @@ async def test_fewer_partial_images_than_asked_for_are_billed_as_they_are(sim):
 async def test_a_stream_can_hang_after_its_first_partial_image(sim):
     received = bytearray()
     async with sim.post(TWO, **{"X-Sim-Fault": "hang"}) as response:
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(read_into(received, response), 1.5)
+        cache_policy = asyncio.create_task(read_into(received, response))
+        await eventually(lambda: parsed(bytes(received)))
+        await asyncio.sleep(0.2)
+        assert not cache_policy.done()
+        cache_policy.cancel()
+        await asyncio.gather(cache_policy, return_exceptions=True)
     assert names(parsed(bytes(received))) == [PARTIAL]
-    await asyncio.sleep(0.2)
     assert (await sim.call())["status"] is None
 
 
@@ -281,7 +286,7 @@ async def test_a_caller_who_leaves_ends_the_stream_in_silence(sim):
 async def test_a_pause_between_events_is_not_scaled(sim):
     started = time.monotonic()
     await sim.read(TWO, fault="slow-stream=0.2")
-    assert 0.4 <= time.monotonic() - started < 3
+    assert time.monotonic() - started >= 0.4
 
 
 async def test_a_stream_can_come_in_chunks_of_any_size(sim):
@@ -353,12 +358,14 @@ async def test_the_openai_package_raises_an_error_in_it(sim):
     assert caught.value.code == "image_generation_failed"
 
 
-async def bought(sim: Caller, fault: str, *, within_seconds: float) -> tuple[list[int], object]:
+async def bought(sim: Caller, fault: str) -> tuple[list[int], object]:
     """What the gateway's own client makes of a stream: indices of previews, and the end."""
     indices = []
 
     async def on_partial(image: PartialImage) -> None:
         indices.append(image.index)
+        if fault == "hang":
+            pass_time(DEADLINE_SECONDS)
 
     async def on_open() -> None:
         pass
@@ -366,7 +373,7 @@ async def bought(sim: Caller, fault: str, *, within_seconds: float) -> tuple[lis
     request = ImageRequest(
         model="gpt-image-1.5", prompt=f"an otter [[sim:{fault}]]", stream=True, partial_images=2
     )
-    async with client_of(Upstream([], url=sim.base), timeout_seconds=within_seconds) as client:
+    async with client_of(Upstream([], url=sim.base), timeout_seconds=DEADLINE_SECONDS) as client:
         try:
             answered = await client.stream(request, on_partial=on_partial, on_open=on_open)
         except UpstreamFailure as failure:
@@ -399,5 +406,4 @@ async def bought(sim: Caller, fault: str, *, within_seconds: float) -> tuple[lis
     ],
 )
 async def test_the_gateways_client_understands_every_way_it_can_go(sim, fault, indices, end):
-    within_seconds = 1.5 if fault == "hang" else 20.0
-    assert await bought(sim, fault, within_seconds=within_seconds) == (indices, end)
+    assert await bought(sim, fault) == (indices, end)

@@ -30,6 +30,7 @@ from tests.scripted_upstream import (
     then,
     upstream,
 )
+from tests.waiting import DEADLINE_SECONDS, eventually, pass_time, run_out_of_time
 
 
 async def failure_of(client: UpstreamClient, *, n: int = 1) -> UpstreamFailure:
@@ -137,7 +138,7 @@ async def test_forty_purchases_at_once_all_have_a_connection():
         await together.wait()
         writer.write(GOOD)
 
-    async with upstream(together_only) as script, client_of(script, timeout_seconds=20) as client:
+    async with upstream(together_only) as script, client_of(script) as client:
         await asyncio.gather(*(client.generate(REQUEST, images=1) for _ in range(40)))
     assert script.connections == 40
 
@@ -169,6 +170,7 @@ async def test_a_wrong_image_stands_beside_the_good_one():
 async def test_a_connection_that_died_idle_costs_nothing():
     async with upstream(then(GOOD, cut), GOOD) as script, client_of(script) as client:
         await client.generate(REQUEST, images=1)
+        await eventually(lambda: all(task.done() for task in script.tasks))
         await asyncio.sleep(0.1)
         await client.generate(REQUEST, images=1)
     assert script.connections == 2
@@ -259,9 +261,9 @@ async def test_our_deadline_is_presumed_to_have_been_paid(reply):
     notes = Notes()
     async with (
         upstream(reply) as script,
-        client_of(script, notes=notes, timeout_seconds=0.2) as client,
+        client_of(script, notes=notes, timeout_seconds=DEADLINE_SECONDS) as client,
     ):
-        failure = await failure_of(client)
+        failure = await run_out_of_time(failure_of(client), once=lambda: script.heads)
     assert (failure.status, failure.code) == (504, "upstream_error")
     assert failure.charge is Charge.PRESUMED
     assert notes.attempts == [("painter", "timeout")]
@@ -269,8 +271,12 @@ async def test_our_deadline_is_presumed_to_have_been_paid(reply):
 
 
 async def test_a_deadline_between_two_attempts_costs_nothing():
-    pace = Pace(random=lambda: 0.0)
-    failure = await failure_after(error(503, Retry_After="9"), timeout_seconds=0.2, pace=pace)
+    notes, reply = Notes(), error(503, Retry_After="25")
+    async with (
+        upstream(reply) as script,
+        client_of(script, notes=notes, timeout_seconds=DEADLINE_SECONDS, pace=Pace()) as client,
+    ):
+        failure = await run_out_of_time(failure_of(client), once=lambda: notes.retries)
     assert (failure.status, failure.charge) == (504, Charge.FREE)
 
 
@@ -311,8 +317,12 @@ async def test_a_server_that_says_nothing_to_tls_is_given_up_and_free():
 async def test_a_proxy_that_never_gets_through_is_given_up_and_free():
     async with upstream(hang) as proxy:
         settings = {"base_url": "https://127.0.0.1:1/v1", "proxy": proxy.url.removesuffix("/v1")}
-        async with client_of(proxy, connect_timeout_seconds=0.02, **settings) as client:
-            failure = await failure_of(client)
+        async with client_of(proxy, connect_timeout_seconds=5, **settings) as client:
+            failing = asyncio.create_task(failure_of(client))
+            for attempt in (1, 2, 3):
+                await eventually(lambda: len(proxy.heads) == attempt)  # noqa: B023 - at once
+                pass_time(15)  # three steps lead through a proxy
+            failure = await failing
     assert (failure.status, failure.charge) == (502, Charge.FREE)
     assert [head.partition("\r\n")[0] for head in proxy.heads] == [
         "CONNECT 127.0.0.1:1 HTTP/1.1"

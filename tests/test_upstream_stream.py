@@ -31,6 +31,7 @@ from tests.scripted_upstream import (
     then,
     upstream,
 )
+from tests.waiting import DEADLINE_SECONDS, eventually, generous, run_out_of_time
 
 REQUEST = ImageRequest(model="painter", prompt="otter", stream=True, partial_images=2)
 PREVIEWS = [b"a blur", b"less of a blur"]
@@ -148,7 +149,8 @@ async def test_a_preview_is_there_before_the_next_one_is_made():
     async def paint(writer: asyncio.StreamWriter) -> None:
         for step, part in zip(steps, (b"", partial(0), partial(1)), strict=True):
             writer.write(chunk(part) if part else HEAD)
-            await asyncio.wait_for(step.wait(), 5)
+            async with generous():
+                await step.wait()
         writer.write(chunk(completed()) + END)
 
     async def on_open() -> None:
@@ -168,11 +170,12 @@ async def test_the_head_alone_opens_the_stream():
     async def on_open() -> None:
         opened.set()
 
-    async with buying(then(HEAD, hang), timeout_seconds=20) as (listener, client, _):
+    async with buying(then(HEAD, hang)) as (listener, client, _):
         purchase = asyncio.create_task(
             client.stream(REQUEST, on_partial=listener.on_partial, on_open=on_open)
         )
-        await asyncio.wait_for(opened.wait(), 5)
+        async with generous():
+            await opened.wait()
         purchase.cancel()
         with pytest.raises(asyncio.CancelledError):
             await purchase
@@ -224,9 +227,8 @@ async def a_while() -> None:
 
 
 async def test_a_stream_that_stays_open_after_its_image_is_left():
-    async with buying(then(HEAD + chunk(completed()), hang)) as (listener, client, _):
-        async with asyncio.timeout(5):
-            assert (await listener.buy(client)).images[0].data == PIXELS
+    async with buying(then(HEAD + chunk(completed()), hang)) as (listener, client, _), generous():
+        assert (await listener.buy(client)).images[0].data == PIXELS
 
 
 async def test_a_compressed_stream_is_unpacked_as_it_comes():
@@ -330,11 +332,17 @@ async def test_what_the_stream_did_decides_answer_and_charge(reply, expected, se
     assert len(script.heads) == 1
 
 
-@pytest.mark.parametrize("after", [HEAD, HEAD + chunk(partial(0)), PART])
-async def test_our_deadline_ends_a_stream_wherever_it_is(after):
+@pytest.mark.parametrize(("after", "heard"), [(HEAD, 1), (HEAD + chunk(partial(0)), 2), (PART, 2)])
+async def test_our_deadline_ends_a_stream_wherever_it_is(after, heard):
     notes = Notes()
-    async with buying(then(after, hang), notes=notes, timeout_seconds=0.3) as (listener, client, _):
-        failure = await listener.fail(client)
+    async with buying(then(after, hang), notes=notes, timeout_seconds=DEADLINE_SECONDS) as (
+        listener,
+        client,
+        _,
+    ):
+        failure = await run_out_of_time(
+            listener.fail(client), once=lambda: len(listener.heard) == heard
+        )
     assert (failure.status, failure.code) == (504, "upstream_error")
     assert failure.charge is Charge.PRESUMED
     assert notes.attempts == [("painter", "timeout")]
@@ -347,8 +355,9 @@ async def test_a_stream_that_drips_for_ever_ends_with_the_deadline():
             writer.write(chunk(b": keep-alive\n\n"))
             await asyncio.sleep(0.01)
 
-    async with buying(drip, timeout_seconds=0.3) as (listener, client, _):
-        assert (await listener.fail(client)).status == 504
+    async with buying(drip, timeout_seconds=DEADLINE_SECONDS) as (listener, client, _):
+        failure = await run_out_of_time(listener.fail(client), once=lambda: listener.heard)
+    assert failure.status == 504
 
 
 async def test_who_listens_slowly_is_waited_for_and_not_flooded():
@@ -363,14 +372,15 @@ async def test_who_listens_slowly_is_waited_for_and_not_flooded():
             await writer.drain()
             sent += 1
 
-    async with buying(flood, max_image_bytes=64_000_000, timeout_seconds=20) as (
+    async with buying(flood, max_image_bytes=64_000_000) as (
         listener,
         client,
         _,
     ):
         listener.pause = is_open.wait
         purchase = asyncio.create_task(listener.buy(client))
-        await asyncio.sleep(0.5)
+        await eventually(lambda: listener.partial_images)
+        await asyncio.sleep(0.3)
         assert len(listener.partial_images) == 1
         assert sent < 100
         purchase.cancel()

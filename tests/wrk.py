@@ -6,7 +6,9 @@ import asyncio
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from tests.gateways import Client
 MISSING = "wrk is not installed: apt-get install wrk"
 SCRIPT = Path(__file__).with_name("flood.lua")
 CONNECTIONS = 8
+MAX_SECONDS = 600
+"""It is told to stop long before."""
 FAULTS = ("Socket errors", "Non-2xx")
 """How the lines begin that wrk prints only when it has something to complain about."""
 
@@ -45,27 +49,34 @@ def find_wrk() -> str:
     return binary
 
 
+@asynccontextmanager
 async def flood(
-    wrk: str, client: Client, body: Mapping[str, Any], *, seconds: int, keep_alive: bool
-) -> Flood:
-    """Asks for the same image over and over."""
+    wrk: str, client: Client, body: Mapping[str, Any], *, keep_alive: bool
+) -> AsyncIterator[Callable[[], Awaitable[Flood]]]:
+    """Asks for the same image over and over, until what it yields is called."""
     headers = [f"Authorization: Bearer {client.secret}", "Content-Type: application/json"]
     if not keep_alive:
         headers.append("Connection: close")
     process = await asyncio.create_subprocess_exec(
-        *(wrk, "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", f"-s{SCRIPT}"),
+        *(wrk, "-t1", f"-c{CONNECTIONS}", f"-d{MAX_SECONDS}s", f"-s{SCRIPT}"),
         *(f"-H{header}" for header in headers),
         f"{client.url}/v1/images/generations",
         *("--", json.dumps(body)),
         stdout=asyncio.subprocess.PIPE,
     )
-    try:
+
+    async def stop() -> Flood:
+        assert process.returncode is None, "it has ended by itself"
+        process.send_signal(signal.SIGINT)
         said, _ = await process.communicate()
+        return _read(said.decode())
+
+    try:
+        yield stop
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    return _read(said.decode())
 
 
 def _read(said: str) -> Flood:

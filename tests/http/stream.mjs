@@ -14,7 +14,7 @@ try {
     partial_images: 3,
   });
   for await (const event of stream) {
-    say({ ...event, b64_json: event.b64_json.length, milliseconds: performance.now() });
+    say({ ...event, b64_json: event.b64_json.length });
   }
 } catch (error) {
   say({ error: error.constructor.name, code: error.code, message: error.message });

@@ -26,6 +26,7 @@ import pytest
 import pytest_asyncio
 import redis
 
+from gateway.images import Record
 from tests.gateways import (
     ADMIN_TOKEN,
     MODEL,
@@ -40,6 +41,7 @@ from tests.gateways import (
     run_upstream,
 )
 from tests.http.conftest import OpenGateway, Shared
+from tests.waiting import GENEROUS_SECONDS, eventually, generous, turns
 
 in_module = pytest.mark.asyncio(loop_scope="module")
 
@@ -104,18 +106,24 @@ class Raw:
         return self.replies[0]
 
 
-async def talk(client: Client, *parts: bytes, seconds: float = 5.0) -> Raw:
-    """Sends bytes on a connection of its own, part by part, and reads until it is closed."""
+async def talk(client: Client, *parts: bytes, listen_seconds: float | None = None) -> Raw:
+    """Sends bytes on a connection of its own, part by part, and reads until it is closed.
+
+    One that may stay open is read so much longer after a first whole answer.
+    """
     host, port = client.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     received, was_closed = bytearray(), False
     try:
-        async with asyncio.timeout(seconds):
+        async with generous() as patience:
             for number, part in enumerate(parts):
                 await asyncio.sleep(0.05 if number else 0)
                 writer.write(part)
             while chunk := await reader.read(65_536):
                 received += chunk
+                if listen_seconds is not None and _is_whole(received):
+                    patience.reschedule(asyncio.get_running_loop().time() + listen_seconds)
+                    listen_seconds = None
             was_closed = True
     except TimeoutError:
         pass
@@ -123,6 +131,12 @@ async def talk(client: Client, *parts: bytes, seconds: float = 5.0) -> Raw:
         was_closed = True
     writer.transport.abort()
     return Raw(_split(bytes(received)), was_closed)
+
+
+def _is_whole(data: bytes) -> bool:
+    head, end, body = data.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+    return bool(end) and len(body) >= (int(length[1]) if length else 0)
 
 
 def _split(data: bytes) -> list[Reply]:
@@ -154,6 +168,7 @@ async def hang_up_after(client: Client, data: bytes) -> None:
     _, writer = await asyncio.open_connection(host, int(port))
     writer.write(data)
     await asyncio.sleep(0.05)
+    await turns()  # the gateway has read it, however long this took
     writer.transport.abort()
 
 
@@ -384,7 +399,7 @@ async def test_another_content_type_is_refused(shared: Shared, given: str) -> No
     raw = await talk(
         shared.alice,
         head(shared.alice, *lines).decode().encode("latin-1") + b"{}",
-        seconds=0.3,
+        listen_seconds=0.1,
     )
 
     shown = given.replace("\xff", "?").replace("\xfe", "?")
@@ -712,7 +727,7 @@ async def test_a_caller_that_expects_100_is_refused_before_it_sends(shared: Shar
     large = head(shared.alice, *lines, "Content-Length: 100000000")
     strange = head(shared.alice, *lines, "Content-Length: 9", key="gk-not-a-key-at-all")
 
-    too_large, unknown = [await talk(shared.alice, h, seconds=0.3) for h in (large, strange)]
+    too_large, unknown = [await talk(shared.alice, h, listen_seconds=0.1) for h in (large, strange)]
 
     assert_error(too_large.reply, 413, TOO_LARGE)
     assert_is_error(unknown.reply, 401)
@@ -787,11 +802,11 @@ async def test_a_caller_that_leaves_half_way_buys_nothing_and_breaks_nothing(
 
     await hang_up_after(carol, head(carol, line) + part)
     await hang_up_after(carol, head(carol)[:-10])
-    records = []
-    while not records:
-        await asyncio.sleep(0.02)
-        records = [r for r in await shared.gateway.ledger() if r.key == f"carol {how}"]
 
+    async def look() -> list[Record]:
+        return [r for r in await shared.gateway.ledger() if r.key == f"carol {how}"]
+
+    records = await eventually(look)
     assert [(r.outcome, r.status) for r in records] == [("refused", 400)]
     assert len(await shared.upstream.calls()) == before
     assert (await carol.send("GET", "/v1/models")).status == 200
@@ -802,7 +817,7 @@ async def test_what_follows_a_refused_body_is_not_taken_for_a_late_head(hasty: S
     """The rest of a body that nobody wanted must not start the clock of a next head."""
     stranger = head(hasty.alice, "Content-Length: 5", key="gk-not-a-key-at-all")
 
-    raw = await talk(hasty.alice, stranger + b"ab", b"cde", seconds=1.0)
+    raw = await talk(hasty.alice, stranger + b"ab", b"cde", listen_seconds=1.0)
 
     assert_is_error(raw.reply, 401)
 
@@ -818,8 +833,7 @@ async def test_a_purchase_may_last_longer_than_a_body_may_take(hasty: Shared, pa
     host, port = hasty.gateway.client.url.removeprefix("http://").split(":")
     before = set(server.connections)
     reader, writer = await asyncio.open_connection(host, int(port))
-    await asyncio.sleep(0.05)
-    (connection,) = set(server.connections) - before
+    (connection,) = await eventually(lambda: set(server.connections) - before)
     body = body_of(prompt=f"[[sim:slow=0.7]] a patient otter {pauses}")
 
     connection.data_received(head(hasty.alice, f"Content-Length: {len(body)}", "Connection: close"))
@@ -977,7 +991,7 @@ async def _pour(client: Client, *, is_chunked: bool) -> Reply:
         writer.write(b"0\r\n\r\n" if is_chunked else b"")
     except ConnectionError:
         pass
-    await asyncio.wait({cache_policy}, timeout=15)
+    await asyncio.wait({cache_policy}, timeout=GENEROUS_SECONDS)
     writer.transport.abort()
     await asyncio.gather(cache_policy, return_exceptions=True)
     return _split(bytes(received))[0]
@@ -1019,7 +1033,7 @@ async def test_curl_is_told_why_100_mb_are_refused(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    shown, status = await asyncio.wait_for(curl.communicate(), 30)
+    shown, status = await asyncio.wait_for(curl.communicate(), GENEROUS_SECONDS)
 
     assert status.endswith(b"413"), status
     assert json.loads(shown) == {"error": TOO_LARGE}
@@ -1057,7 +1071,7 @@ async def test_no_secret_prompt_or_image_reaches_the_log(served: Served) -> None
         ],
     ]
     for request in MALFORMED.values():
-        await talk(alice, request, seconds=1)
+        await talk(alice, request)
 
     log = served.processes.log_file.read_text()
 
@@ -1091,7 +1105,7 @@ def test_a_traceback_in_a_log_for_people_shows_no_variables(tmp_path: Path) -> N
     )
 
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, timeout=30, check=True)
+    done = subprocess.run(command, capture_output=True, timeout=GENEROUS_SECONDS, check=True)
 
     assert b"told" in done.stderr
     assert b"secret-word" not in done.stderr

@@ -13,8 +13,8 @@ import collections
 import json
 import math
 import socket
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,16 +27,20 @@ from gateway.images import Record
 from gateway.simulator.drawing import draw_image
 from gateway.store.batch import execute
 from gateway.store.commands import Counter, CounterState, PeekCounters
+from gateway.upstream.client import Pace
+from tests.gates import Gate
 from tests.gateways import (
     MODEL,
     Client,
     InProcess,
     Reply,
     Upstream,
+    claims_at,
     make_settings,
     run_gateway,
     run_upstream,
 )
+from tests.waiting import DEADLINE_SECONDS, pass_time
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -48,9 +52,6 @@ LOW_TOKENS, LOW_MICROS = 272, 9_000
 
 NO_BREAKER = {"failures": 0}
 """So many failures in a row say nothing of the next case."""
-DEADLINE_SECONDS = 1.5
-FOLLOWED_SECONDS = 0.15
-"""How long an answer takes, so that somebody follows."""
 
 
 # ── what is charged ─────────────────────────────────────────────────────────────────────────
@@ -294,6 +295,7 @@ class Scripted:
     """An upstream that sends given bytes to the first calls with a prompt, then an image."""
 
     base_url: str = ""
+    gate: Gate = field(default_factory=Gate)
     scripts: dict[str, list[bytes]] = field(default_factory=dict)
     calls: collections.Counter[str] = field(default_factory=collections.Counter)
 
@@ -303,9 +305,8 @@ class Scripted:
         body = json.loads(await reader.readexactly(int(fields[b"content-length"])))
         prompt = body["prompt"]
         self.calls[prompt] += 1
+        await self.gate.enter()
         script = self.scripts.get(prompt)
-        if script:
-            await asyncio.sleep(FOLLOWED_SECONDS)
         writer.write(script.pop(0) if script else http(200, json.dumps(image_answer(prompt))))
         await writer.drain()
         writer.close()
@@ -358,7 +359,20 @@ class House:
             self.script.scripts[prompt] = [case.raw] * case.attempts
             return prompt
         times = f";times={case.attempts}"
-        return f"[[sim:slow={FOLLOWED_SECONDS}{times}]] [[sim:{case.fault}{times}]] an otter"
+        return f"[[sim:{case.fault}{times}]] an otter"
+
+    def hold(self, case: Case) -> AbstractAsyncContextManager[Gate]:
+        return (self.script if case.raw else self.upstream).gate.shut()
+
+    async def ask_in_turn(self, *asks: Callable[[], Awaitable[Reply]]) -> list[Reply]:
+        """The first leads, all others follow, at the simulated upstream."""
+        claims = claims_at(*self.simulated)
+        async with self.upstream.hold():
+            asking = []
+            for ask_ in asks:
+                asking.append(asyncio.ensure_future(ask_()))
+                await claims.until(len(asking))
+        return await asyncio.gather(*asking)
 
     async def calls(self, prompt: str) -> int:
         """How often upstream was asked for it."""
@@ -441,7 +455,14 @@ async def test_a_bad_answer_is_told_billed_and_not_kept(
     key_name = "".join(c if c.isalnum() else "-" for c in name)
     keys = await two_keys(*house.gateways(case), key_name)
 
-    replies = await asyncio.gather(*(key.ask(prompt, **LOW) for key in keys))
+    claims = claims_at(*house.gateways(case))
+    async with house.hold(case) as gate:
+        asking = [asyncio.create_task(key.ask(prompt, **LOW)) for key in keys]
+        await gate.until(1)
+        await claims.until(2)
+        if case.fault == "hang":
+            pass_time(DEADLINE_SECONDS)
+    replies = await asyncio.gather(*asking)
     records = [await house.record_of(key) for key in keys]
     follows = 0 if records[0].outcome == "collapsed" else 1
     buyer, follower = keys[1 - follows], keys[follows]
@@ -527,13 +548,12 @@ async def test_the_good_images_of_four_are_answered_kept_and_settled(
     house: House, fault: str, charged: int, flags: tuple[str, ...]
 ) -> None:
     """A follower of one of them gets it; who asks for four later buys the one that is missing."""
-    prompt = f"[[sim:slow=0.3;times=1]] [[sim:{fault};times=1]] four otters"
+    prompt = f"[[sim:{fault};times=1]] four otters"
     buyer, follower = await two_keys(*house.simulated, f"four {fault}")
 
-    buying = asyncio.create_task(buyer.ask(prompt, n=4, **LOW))
-    await asyncio.sleep(0.1)
-    following = asyncio.create_task(follower.ask(prompt, n=2, **LOW))
-    bought, followed = await buying, await following
+    bought, followed = await house.ask_in_turn(
+        lambda: buyer.ask(prompt, n=4, **LOW), lambda: follower.ask(prompt, n=2, **LOW)
+    )
     three, four = [await follower.ask(prompt, n=n, **LOW) for n in (3, 4)]
 
     assert (bought.status, len(bought.images)) == (200, 3)
@@ -557,13 +577,12 @@ async def test_the_good_images_of_four_are_answered_kept_and_settled(
 
 
 async def test_a_follower_whose_slot_was_left_empty_buys_it_itself(house: House) -> None:
-    prompt = "[[sim:slow=0.3;times=1]] [[sim:fewer;times=1]] two otters"
+    prompt = "[[sim:fewer;times=1]] two otters"
     buyer, follower = await two_keys(*house.simulated, "empty slot")
 
-    buying = asyncio.create_task(buyer.ask(prompt, n=2, **LOW))
-    await asyncio.sleep(0.1)
-    following = asyncio.create_task(follower.ask(prompt, n=2, **LOW))
-    bought, followed = await buying, await following
+    bought, followed = await house.ask_in_turn(
+        lambda: buyer.ask(prompt, n=2, **LOW), lambda: follower.ask(prompt, n=2, **LOW)
+    )
 
     assert (len(bought.images), len(followed.images)) == (1, 2)
     assert followed.images[0] == bought.images[0]
@@ -636,6 +655,8 @@ async def test_an_upstream_that_cannot_be_reached_costs_nothing(tmp_path: Path) 
         port = unused.getsockname()[1]
         async with run_gateway(make_settings(tmp_path, f"http://127.0.0.1:{port}/v1")) as gateway:
             alice, bob = await two_keys(gateway, gateway, "unreachable")
+            claims = claims_at(gateway)
+            gateway.set_pace(Pace(sleep=lambda _: claims.until(2)))
             replies = await asyncio.gather(*(key.ask("an otter", **LOW) for key in (alice, bob)))
             bought, followed = sorted(await gateway.ledger(), key=lambda r: r.outcome, reverse=True)
 
@@ -649,10 +670,10 @@ async def test_an_upstream_that_cannot_be_reached_costs_nothing(tmp_path: Path) 
 
 async def test_followers_in_the_buyers_own_process_are_not_told_its_cost(house: House) -> None:
     """Buyer and followers share one error there, but only the buyer was charged."""
-    prompt = "[[sim:slow=0.15]] [[sim:tiny-png]] a shared otter"
+    prompt = "[[sim:tiny-png]] a shared otter"
     alice = await house.simulated[0].client.with_key("shared error")
 
-    replies = await asyncio.gather(*(alice.ask(prompt, **LOW) for _ in range(5)))
+    replies = await house.ask_in_turn(*[lambda: alice.ask(prompt, **LOW)] * 5)
     costs = sorted(reply.headers["x-gateway-cost-usd"] for reply in replies)
 
     assert {reply.status for reply in replies} == {502}

@@ -123,7 +123,7 @@ async def test_images_stay_within_their_bound(
             metrics = await alice.metrics()
 
     assert {reply.status for reply in replies} == {200}
-    assert len(seen) >= purchases
+    assert len(seen) >= 10
     assert TOTAL_BYTES - IMAGE_BYTES < max(seen) <= TOTAL_BYTES + IMAGE_BYTES + 1024
     assert [reply.cache_status[:3] for reply in recent] == ["hit"] * 5
     assert [r.outcome for r in records] == ["bought"] * purchases + ["hit"] * 5

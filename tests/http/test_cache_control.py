@@ -27,6 +27,7 @@ from tests.gateways import (
     Reply,
     Spent,
     Upstream,
+    claims_at,
     make_settings,
     read_spent,
     run_gateway,
@@ -301,6 +302,10 @@ SEQUENCES: dict[str, list[Step]] = {
 }
 
 
+TIMED = {"max-age buys only what is too old"}
+"""Its second image has to be younger than a second when it is asked for again."""
+
+
 # ── playing them ────────────────────────────────────────────────────────────────────────────
 
 
@@ -377,7 +382,10 @@ def assert_headers(reply: Reply, step: Step, where: str) -> None:
     assert (notice or "").startswith(step.notice or ""), where
 
 
-@pytest.mark.parametrize("name", SEQUENCES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.timed) if n in TIMED else n for n in SEQUENCES],
+)
 async def test_sequence(table: Table, name: str) -> None:
     await play(table, name, SEQUENCES[name])
 
@@ -519,11 +527,13 @@ async def test_a_purchase_above_the_callers_bound_is_not_made(
 async def test_a_callers_bound_concerns_nobody_else(gateway: InProcess, upstream: Upstream) -> None:
     """Who waits for others pays nothing and needs no bound; who is refused blocks nobody."""
     alice, bob = [await gateway.client.with_key(name) for name in ("alice", "bob")]
-    prompt = "[[sim:slow=0.3]] an otter"
-    mean = {MAX_COST: "0.000001"}
-    first = asyncio.create_task(alice.ask(prompt))
-    await asyncio.sleep(0.15)
-    follower, buyer = await bob.ask(prompt, headers=mean), await first
+    mean, claims = {MAX_COST: "0.000001"}, claims_at(gateway)
+    async with upstream.hold():
+        first = asyncio.create_task(alice.ask())
+        await claims.until(1)
+        second = asyncio.create_task(bob.ask(headers=mean))
+        await claims.until(2)
+    follower, buyer = await second, await first
     at_once = await asyncio.gather(
         *(bob.ask("another", headers=mean) for _ in range(3)), alice.ask("another")
     )
@@ -543,10 +553,14 @@ async def test_a_callers_bound_holds_for_all_purchases_of_a_request(
     """A slot that another's purchase leaves empty is not bought when that would be too much."""
     alice, bob = [await gateway.client.with_key(name) for name in ("alice", "bob")]
     low = {"quality": "low", "size": "1024x1024"}
-    prompt = "[[sim:slow=0.4;times=1]] [[sim:fewer;times=1]] an otter"
-    first = asyncio.create_task(alice.ask(prompt, n=2, headers={"X-Gateway-Variation": "1"}, **low))
-    await asyncio.sleep(0.2)
-    reply = await bob.ask(prompt, n=3, headers={MAX_COST: "0.015"}, **low)
+    prompt, claims = "[[sim:fewer;times=1]] an otter", claims_at(gateway)
+    elsewhere = {"X-Gateway-Variation": "1"}
+    async with upstream.hold() as gate:
+        first = asyncio.create_task(alice.ask(prompt, n=2, headers=elsewhere, **low))
+        await gate.until(1)
+        second = asyncio.create_task(bob.ask(prompt, n=3, headers={MAX_COST: "0.015"}, **low))
+        await claims.until(2)
+    reply = await second
 
     assert reply.status == 200
     assert len((await first).images) == 1
@@ -693,12 +707,14 @@ async def test_streams_obey_directives_like_plain_requests(table: Table) -> None
 async def test_no_cache_and_a_plain_request_at_once_buy_twice_and_both_are_kept(
     table: Table, order: str
 ) -> None:
-    alice, bob, prompt = table.callers["alice"], table.callers["bob"], f"[[sim:slow=0.3]] {order}"
+    alice, bob, prompt = table.callers["alice"], table.callers["bob"], order
     asks = [lambda: alice.ask(prompt), lambda: bob.ask(prompt, headers=NO_CACHE)]
-    first, second = asks if order == "plain first" else reversed(asks)
-    begun = asyncio.create_task(first())
-    await asyncio.sleep(0.1)
-    replies = [await second(), await begun]
+    async with table.upstream.hold() as gate:
+        asking = []
+        for ask in asks if order == "plain first" else reversed(asks):
+            asking.append(asyncio.create_task(ask()))
+            await gate.until(len(asking))
+    replies = await asyncio.gather(*asking)
     both = await alice.ask(prompt, n=2)
 
     assert {how_of(reply) for reply in replies} == {MISS, RELOAD}
@@ -709,8 +725,11 @@ async def test_no_cache_and_a_plain_request_at_once_buy_twice_and_both_are_kept(
 
 
 async def test_who_asks_anew_lends_its_flight_to_nobody(table: Table) -> None:
-    alice, bob, prompt = table.callers["alice"], table.callers["bob"], "[[sim:slow=0.2]] alone"
-    replies = await asyncio.gather(*(c.ask(prompt, headers=NO_CACHE) for c in (alice, bob)))
+    alice, bob, prompt = table.callers["alice"], table.callers["bob"], "alone"
+    async with table.upstream.hold() as gate:
+        asking = [asyncio.create_task(c.ask(prompt, headers=NO_CACHE)) for c in (alice, bob)]
+        await gate.until(2)
+    replies = await asyncio.gather(*asking)
     assert [how_of(reply) for reply in replies] == [RELOAD, RELOAD]
     assert await table.calls(prompt) == 2
     assert len({*replies[0].images, *(await alice.ask(prompt, n=2)).images}) == 2

@@ -30,6 +30,7 @@ from gateway.configuration.values import Address
 from tests.catalogs import shipped_catalog
 from tests.gateways import ADMIN_TOKEN, Client, Reply
 from tests.http.conftest import Shared
+from tests.waiting import GENEROUS_SECONDS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -384,7 +385,9 @@ async def assert_found(exchange: Exchange, reply: Reply) -> None:
 async def open_found(image: str) -> Image.Image:
     """Opens base64, or a link with a plain GET."""
     if image.startswith("http"):
-        data = await asyncio.to_thread(lambda: urllib.request.urlopen(image, timeout=9).read())
+        data = await asyncio.to_thread(
+            lambda: urllib.request.urlopen(image, timeout=GENEROUS_SECONDS).read()
+        )
     else:
         data = pybase64.b64decode(image, validate=True)
     with Image.open(io.BytesIO(data)) as opened:

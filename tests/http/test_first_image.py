@@ -9,7 +9,15 @@ import json
 from pathlib import Path
 
 from gateway.proxy.context import RequestContext
-from tests.gateways import MODEL, Client, InProcess, Upstream, make_settings, run_gateway
+from tests.gateways import (
+    MODEL,
+    Client,
+    InProcess,
+    Upstream,
+    claims_at,
+    make_settings,
+    run_gateway,
+)
 from tests.http.conftest import OpenGateway
 
 
@@ -64,9 +72,11 @@ async def test_more_images_than_before_buys_only_the_rest(
 async def test_two_and_four_at_once_buy_four_in_all(
     alice: Client, gateway: InProcess, upstream: Upstream
 ) -> None:
-    two, four = await asyncio.gather(
-        alice.ask("[[sim:slow=0.3]] a pond", n=2), alice.ask("[[sim:slow=0.3]] a pond", n=4)
-    )
+    claims = claims_at(gateway)
+    async with upstream.hold():
+        asking = [asyncio.create_task(alice.ask("a pond", n=n)) for n in (2, 4)]
+        await claims.until(2)
+    two, four = await asyncio.gather(*asking)
 
     assert sum(body.get("n", 1) for body in await upstream.bodies()) == 4
     assert (len(two.images), len(four.images)) == (2, 4)
@@ -77,7 +87,11 @@ async def test_two_and_four_at_once_buy_four_in_all(
 async def test_identical_requests_at_once_buy_once(
     alice: Client, gateway: InProcess, upstream: Upstream
 ) -> None:
-    replies = await asyncio.gather(*(alice.ask("[[sim:slow=0.3]] a lake") for _ in range(20)))
+    claims = claims_at(gateway)
+    async with upstream.hold():
+        asking = [asyncio.create_task(alice.ask("a lake")) for _ in range(20)]
+        await claims.until(20)
+    replies = await asyncio.gather(*asking)
 
     assert {reply.status for reply in replies} == {200}
     assert len({tuple(reply.images) for reply in replies}) == 1
@@ -92,9 +106,11 @@ async def test_two_gateways_on_one_store_buy_once(
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice")
         bob = Client(there.client.url, there.client.session, alice.secret)
-        replies = await asyncio.gather(
-            *(client.ask("[[sim:slow=0.4]] a sea") for client in [alice, bob] * 10)
-        )
+        claims = claims_at(here, there)
+        async with upstream.hold():
+            asking = [asyncio.create_task(client.ask("a sea")) for client in [alice, bob] * 10]
+            await claims.until(20)
+        replies = await asyncio.gather(*asking)
         outcomes = [record.outcome for record in await here.ledger() + await there.ledger()]
 
     assert {reply.status for reply in replies} == {200}
@@ -106,14 +122,17 @@ async def test_two_gateways_on_one_store_buy_once(
 async def test_paid_work_goes_on_when_every_caller_has_left(
     alice: Client, gateway: InProcess, upstream: Upstream
 ) -> None:
-    asks = [asyncio.create_task(alice.ask("[[sim:slow=1]] a lonely otter")) for _ in range(3)]
-    await asyncio.sleep(0.3)
-    for ask in asks:
-        ask.cancel()
-    await asyncio.gather(*asks, return_exceptions=True)
+    claims = claims_at(gateway)
+    async with upstream.hold() as gate:
+        asks = [asyncio.create_task(alice.ask("a lonely otter")) for _ in range(3)]
+        await gate.until(1)
+        await claims.until(3)
+        for ask in asks:
+            ask.cancel()
+        await asyncio.gather(*asks, return_exceptions=True)
     await gateway.gateway.tasks.drain()
 
-    late = await alice.ask("[[sim:slow=1]] a lonely otter")
+    late = await alice.ask("a lonely otter")
 
     assert late.cache_status.startswith("hit")
     assert len(await upstream.bodies()) == 1
@@ -125,11 +144,14 @@ async def test_a_request_that_buys_twice_is_told_the_sum_of_both(
 ) -> None:
     """The slot that another key's purchase left empty is bought by its follower."""
     bob = await gateway.client.with_key("bob")
-    prompt = "[[sim:fewer;times=1]] [[sim:slow=0.3]] an otter"
-    first = asyncio.create_task(alice.ask(prompt, n=2))
-    await asyncio.sleep(0.15)
-    second = await bob.ask(prompt, n=3)
+    prompt, claims = "[[sim:fewer;times=1]] an otter", claims_at(gateway)
+    async with upstream.hold() as gate:
+        first = asyncio.create_task(alice.ask(prompt, n=2))
+        await gate.until(1)
+        asking = asyncio.create_task(bob.ask(prompt, n=3))
+        await claims.until(2)
     await first
+    second = await asking
 
     costs = [r.cost_micros for r in await gateway.ledger() if r.key == "bob" and r.cost_micros]
     assert len(second.images) == 3

@@ -13,8 +13,9 @@ from gateway.cache.idempotency_keys import SPACE, IdempotencyKeys, IdempotentReq
 from gateway.store.batch import execute
 from gateway.store.commands import GetValue, SetValue
 from gateway.store.protocol import Command, Store
-from tests.gateways import Client, InProcess, Reply, Upstream
+from tests.gateways import Client, InProcess, Reply, Upstream, claims_at
 from tests.http.conftest import OpenGateway
+from tests.waiting import eventually, generous
 
 KEY = {"Idempotency-Key": "order-17"}
 ANEW = {**KEY, "Cache-Control": "no-cache"}
@@ -164,14 +165,15 @@ async def test_who_repeats_while_it_runs_waits_for_the_one_answer(
     open_gateway: OpenGateway, upstream: Upstream, headers: Mapping[str, str]
 ) -> None:
     """Here and at another gateway; another body is refused at once."""
-    prompt = "[[sim:slow=0.6]] an otter"
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key()
         callers = [alice, alice, elsewhere(there, alice)]
-        asking = [asyncio.create_task(c.ask(prompt, headers=headers)) for c in callers]
-        await asyncio.sleep(0.3)
-        other = await elsewhere(there, alice).ask("a pond", headers=headers)
-        was_running = not any(task.done() for task in asking)
+        async with upstream.hold() as gate:
+            asking = [asyncio.create_task(c.ask(headers=headers)) for c in callers]
+            await gate.until(1)
+            other = await elsewhere(there, alice).ask("a pond", headers=headers)
+            await asyncio.sleep(0.3)
+            was_running = not any(task.done() for task in asking)
         replies = await asyncio.gather(*asking)
 
     assert was_running
@@ -185,12 +187,14 @@ async def test_who_repeats_while_it_runs_waits_for_the_one_answer(
 async def test_an_answer_that_nobody_waits_for_any_more_is_replayed(
     gateway: InProcess, alice: Client, upstream: Upstream
 ) -> None:
-    prompt = "[[sim:slow=0.5]] an otter"
-    leaving = asyncio.create_task(alice.ask(prompt, headers=ANEW))
-    await asyncio.sleep(0.2)
-    leaving.cancel()
-    await asyncio.gather(leaving, return_exceptions=True)
-    replay = await alice.ask(prompt, headers=ANEW)
+    async with upstream.hold() as gate:
+        leaving = asyncio.create_task(alice.ask(headers=ANEW))
+        await gate.until(1)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        asking = asyncio.create_task(alice.ask(headers=ANEW))
+        await asyncio.sleep(0.1)
+    replay = await asking
 
     assert replay.headers[REPLAYED] == "true"
     assert replay.headers["x-gateway-cost-usd"] == FREE
@@ -198,20 +202,21 @@ async def test_an_answer_that_nobody_waits_for_any_more_is_replayed(
 
 
 async def test_the_mark_of_a_worker_that_died_ends_by_itself(
-    gateway: InProcess, alice: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+    gateway: InProcess, alice: Client, upstream: Upstream
 ) -> None:
-    """15 s after it was last renewed; here sooner."""
+    """15 s after it was last renewed; here it is renewed for a shorter time."""
     first = await alice.ask()
     question = (fingerprint_of(first), 1, False, "b64_json")
     asked = IdempotentRequest.of(alice.key_id, KEY["Idempotency-Key"], request=question)
     assert idempotency_keys.LOCK_SECONDS == 15
-    monkeypatch.setattr(idempotency_keys, "LOCK_SECONDS", 1.0)
     assert await IdempotencyKeys(gateway.gateway.store).acquire(asked) is None
 
     waiting = asyncio.create_task(alice.ask(headers=ANEW))
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.3)
     assert not waiting.done()
-    async with asyncio.timeout(2):
+    mark = await execute(gateway.gateway.store, GetValue(SPACE, asked.name))
+    await execute(gateway.gateway.store, SetValue(SPACE, asked.name, mark, 0.1))
+    async with generous():
         reply = await waiting
 
     assert reply.status == 200
@@ -219,6 +224,7 @@ async def test_the_mark_of_a_worker_that_died_ends_by_itself(
     assert len(await upstream.bodies()) == 2
 
 
+@pytest.mark.timed
 async def test_the_mark_of_a_worker_that_lives_is_renewed(
     gateway: InProcess, alice: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,10 +326,13 @@ async def test_a_failure_that_somebody_else_has_paid_for_is_tried_again(
 ) -> None:
     """It cost this caller nothing, so buying is no repetition."""
     bob = await gateway.client.with_key("bob")
-    prompt = "[[sim:slow=0.4;times=1]] [[sim:bad-base64;times=1]] an otter"
-    paid = asyncio.create_task(bob.ask(prompt))
-    await asyncio.sleep(0.2)
-    followed = await alice.ask(prompt, headers=KEY)
+    prompt, claims = "[[sim:bad-base64;times=1]] an otter", claims_at(gateway)
+    async with upstream.hold() as gate:
+        paid = asyncio.create_task(bob.ask(prompt))
+        await gate.until(1)
+        following = asyncio.create_task(alice.ask(prompt, headers=KEY))
+        await claims.until(2)
+    followed = await following
     again = await alice.ask(prompt, headers=KEY)
 
     assert followed.status == (await paid).status == 502
@@ -367,10 +376,11 @@ async def evict(client: Client, first: Reply) -> None:
     """By an image that needs the room."""
     for i in range(3):
         await client.ask(f"something else {i}")
-    cached = {"Cache-Control": "only-if-cached"}
-    async with asyncio.timeout(10):
-        while (await client.ask(headers=cached)).status == 200:  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.1)
+
+    async def is_tombstone() -> bool:
+        return (await client.ask(headers={"Cache-Control": "only-if-cached"})).status != 200
+
+    await eventually(is_tombstone)
 
 
 @pytest.mark.parametrize("end", [purge, take_down, evict])
@@ -397,13 +407,11 @@ async def test_after_a_day_an_answer_is_forgotten(
     alice: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert idempotency_keys.RESULT_SECONDS == 86_400
-    monkeypatch.setattr(idempotency_keys, "RESULT_SECONDS", 1.0)
-    first = await alice.ask(headers=ANEW)
-    replay = await alice.ask(headers=ANEW)
-    await asyncio.sleep(1.2)
+    monkeypatch.setattr(idempotency_keys, "RESULT_SECONDS", 0.2)
+    await alice.ask(headers=ANEW)
+    await asyncio.sleep(0.3)
     again = await alice.ask("a pond", headers=ANEW)
 
-    assert_replay(replay, first)
     assert again.status == 200
     assert REPLAYED not in again.headers
     assert len(await upstream.bodies()) == 2
@@ -413,10 +421,10 @@ async def test_an_expired_image_is_replayed_all_the_same(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     """Its time is the cache's, not that of who was answered with it."""
-    async with open_gateway(cache={"ttl": "1s"}) as gateway:
+    async with open_gateway(cache={"ttl": "0.1s"}) as gateway:
         alice = await gateway.client.with_key()
         first = await alice.ask(headers=KEY)
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(0.2)
         replay = await alice.ask(headers=KEY)
     assert replay.images == first.images
     assert replay.headers[REPLAYED] == "true"

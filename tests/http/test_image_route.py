@@ -18,6 +18,7 @@ from yarl import URL
 from gateway.api.http import sending
 from tests.gateways import Client, InProcess, Reply, needs_asyncio_that_pauses, run_upstream
 from tests.http.image_links import Album, open_album, request
+from tests.waiting import GENEROUS_SECONDS, eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -68,7 +69,7 @@ async def test_a_link_shows_the_image_and_says_how_to_treat_it(album: Album) -> 
     assert "Set-Cookie" not in reply.headers
 
 
-@pytest.mark.parametrize("lives_seconds", [5, 3600, 86_400])
+@pytest.mark.parametrize("lives_seconds", [60, 3600, 86_400])
 async def test_it_may_be_kept_by_its_reader_until_the_link_expires(
     album: Album, lives_seconds: int
 ) -> None:
@@ -77,7 +78,7 @@ async def test_it_may_be_kept_by_its_reader_until_the_link_expires(
 
     assert (private, immutable) == ("private", "immutable")
     seconds = int(max_age.removeprefix("max-age="))
-    assert lives_seconds - 3 <= seconds <= lives_seconds
+    assert lives_seconds - GENEROUS_SECONDS <= seconds <= lives_seconds
 
 
 async def test_head_says_the_same_without_the_image(album: Album) -> None:
@@ -352,9 +353,11 @@ async def test_a_reader_that_takes_nothing_is_cut_off(
     url = URL(album.gateway.client.url)
     reader, writer = await asyncio.open_connection(url.host, url.port, limit=1024)
     writer.write(request("GET", link).encode())
-    async with asyncio.timeout(20):
-        while await count_shown(album) == counted:  # noqa: ASYNC110 - only it tells
-            await asyncio.sleep(0.05)
+
+    async def is_counted() -> bool:
+        return await count_shown(album) > counted
+
+    await eventually(is_counted)
     received = 0
     with suppress(ConnectionResetError):
         while chunk := await reader.read(2**20):

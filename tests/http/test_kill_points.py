@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import collections
 from asyncio import Task, TaskGroup
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,13 +35,13 @@ from tests.gateways import (
     InProcess,
     Reply,
     Upstream,
+    claims_at,
     read_spent,
     run_processes,
 )
 from tests.http.conftest import OpenGateway
+from tests.waiting import eventually
 
-MORTAL = {"heartbeat": "0.2s", "dead_after": "0.8s", "drain_timeout": "5s"}
-PATIENCE_SECONDS = 15.0
 CODE = Path(__file__).parent.parent.parent
 
 LOOKED_UP = ("Admit", "ReadEntry")
@@ -54,7 +54,7 @@ class Story:
     """A purchase that is to be interrupted, and every step that it takes when it is not."""
 
     steps: tuple[str, ...]
-    prompt: str = "[[sim:slow=0.2]] an otter"
+    prompt: str = "an otter"
     body: dict[str, Any] = field(default_factory=dict)
     victims_body: dict[str, Any] = field(default_factory=dict)
     """What the one who buys asks for beside that; those who wait do not."""
@@ -76,23 +76,22 @@ STORIES = {
     "four": Story((*OPENED, *["PutBlob"] * 4, *LANDED), body={"n": 4}),
     "streamed": Story(
         (*OPENED, "Publish", "Publish", "PutBlob", *LANDED),
-        prompt="[[sim:slow=0.1]] [[sim:slow-stream=0.1]] an otter",
         victims_body={"stream": True, "partial_images": 1},
         partial_images=2,
     ),
     "failing": Story(
         (*OPENED, "ReleaseLease", "Publish", "Settle"),
-        prompt="[[sim:status=500]] [[sim:slow=0.2]] an otter",
+        prompt="[[sim:status=500]] an otter",
         status=500,
     ),
     "undelivered": Story(
         (*OPENED, "ReleaseLease", "Publish", "Settle"),
-        prompt="[[sim:tiny-png]] [[sim:slow=0.2]] an otter",
+        prompt="[[sim:tiny-png]] an otter",
         status=502,
     ),
     "links": Story(
         (*OPENED, "PutBlob", *LANDED),
-        prompt="[[sim:slow=0.2]] an otter with a link",
+        prompt="an otter with a link",
         body={"model": "dall-e-2", "response_format": "url"},
     ),
 }
@@ -136,23 +135,27 @@ class Arena:
     async def interrupt(self, story: Story, point: KillPoint) -> Told:
         """Has Alice buy and others wait for it, holds her at the point, has one more ask, kills."""
         self.strings.arm(point)
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            async with asyncio.TaskGroup() as callers:
-                callers.create_task(self._is_cut_off(story))
-                asks = await self._others_ask(story, callers)
-                self.strings.kill()
-            await until_closed(self.survivor)
+        async with self.upstream.hold(), asyncio.TaskGroup() as callers:
+            ended = callers.create_task(self._is_cut_off(story))
+            asks = await self._others_ask(story, callers)
+            self.strings.kill()
+            await ended
+            await self._recover_victim()
+        await eventually(self._is_closed)
         return Told(story, point, self.strings.steps(), [asked.result() for asked in asks])
 
     async def _others_ask(self, story: Story, callers: TaskGroup) -> list[Task[Reply]]:
         """Two as soon as there is something to wait for, one more when the victim stands still."""
-        await until(lambda: self.strings.is_held() or "AcquireLease" in self.strings.steps())
-        early = [self.bob, self.alice] if story.is_shared else []
+        early, claims = [self.bob, self.alice] if story.is_shared else [], claims_at(self.survivor)
+        await eventually(lambda: self.strings.is_held() or "AcquireLease" in self.strings.steps())
         asks = [callers.create_task(self._ask(client, story)) for client in early]
-        await until(lambda: self._is_waiting() or all(asked.done() for asked in asks))
-        await until(self.strings.is_held)
+        await claims.until(len(early))
+        if not self.strings.is_held():
+            self.upstream.gate.open()
+            await eventually(self.strings.is_held)
         asks += [callers.create_task(self._ask(client, story)) for client in early[:1]]
-        await asyncio.sleep(0.05)
+        await eventually(lambda: claims.count >= len(asks) or all(asked.done() for asked in asks))
+        self.upstream.gate.open()
         return asks
 
     async def _is_cut_off(self, story: Story) -> None:
@@ -162,9 +165,16 @@ class Arena:
     async def _ask(self, client: Client, story: Story) -> Reply:
         return await client.ask(story.prompt, **story.body)
 
-    def _is_waiting(self) -> bool:
-        """Whether callers of the survivor wait for a flight, the victim's or their own."""
-        return bool(self.survivor.gateway.flights._ends)
+    async def _recover_victim(self) -> None:
+        """What the survivor does once the victim has been silent for long enough."""
+        gateway = self.survivor.gateway
+        journals = await execute(gateway.store, OpenJournals())
+        for worker in {journal.worker for journal in journals} - {gateway.worker}:
+            await gateway.recovery.recover(worker)
+
+    async def _is_closed(self) -> bool:
+        """Whether nobody has an open journal any more."""
+        return not await execute(self.survivor.gateway.store, OpenJournals())
 
     async def counted(self) -> Counted:
         """What the counters of both keys show together."""
@@ -223,18 +233,6 @@ class Told:
         return is_just_sent or len(self.done) > self.story.sent_after
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    """Waits for something that nobody tells; whoever calls sets the limit."""
-    while not holds():  # noqa: ASYNC110 - see above
-        await asyncio.sleep(0.01)
-
-
-async def until_closed(gateway: InProcess) -> None:
-    """Until nobody has an open journal any more."""
-    while await execute(gateway.gateway.store, OpenJournals()):  # noqa: ASYNC110 - it must be asked
-        await asyncio.sleep(0.05)
-
-
 @pytest.fixture
 async def arena(
     tmp_path: Path,
@@ -249,14 +247,13 @@ async def arena(
     folder = tmp_path / "strings"
     folder.mkdir()
     async with AsyncExitStack() as stack:
-        survivor = await stack.enter_async_context(open_gateway(workers=MORTAL))
+        survivor = await stack.enter_async_context(open_gateway())
         _, client = await stack.enter_async_context(
             run_processes(
                 tmp_path,
                 upstream.base_url,
                 workers=1,
                 redis_url=store_url,
-                options={"workers": MORTAL},
                 module="tests.failing_gateway",
                 environ={FOLDER_VARIABLE: str(folder), "PYTHONPATH": str(CODE)},
             )

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from gateway.billing.quota import go_duration, show_usd
-from tests.gateways import Client, InProcess, Upstream
+from tests.gateways import Client, InProcess, Upstream, claims_at
 from tests.http.conftest import OpenGateway
 
 LOW = {"quality": "low", "size": "1024x1024"}
@@ -132,12 +132,17 @@ async def test_a_limit_of_zero_allows_nothing_and_asks_nobody_to_come_back(
     assert await upstream.bodies() == []
 
 
-async def test_concurrent_requests_counts_open_purchases_only(gateway: InProcess) -> None:
+async def test_concurrent_requests_counts_open_purchases_only(
+    gateway: InProcess, upstream: Upstream
+) -> None:
     alice = await gateway.client.with_key("alice", limits={"concurrent_requests": 1})
-    slow = asyncio.create_task(alice.ask("[[sim:slow=0.5]] slow"))
-    await asyncio.sleep(0.2)
-    follower = asyncio.create_task(alice.ask("[[sim:slow=0.5]] slow"))
-    second = await alice.ask("another")
+    claims = claims_at(gateway)
+    async with upstream.hold() as gate:
+        slow = asyncio.create_task(alice.ask("slow"))
+        await gate.until(1)
+        follower = asyncio.create_task(alice.ask("slow"))
+        await claims.until(2)
+        second = await alice.ask("another")
     replies = [await slow, await follower, await alice.ask("another")]
 
     assert second.status == 429

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from gateway.imagefile.convert import transcode_image
+from gateway.simulator import server
+from gateway.simulator.links import LINK_SECONDS
 from tests.gateways import Client, InProcess, Reply, Upstream
 from tests.http.conftest import OpenGateway
 
@@ -27,11 +31,14 @@ async def show(client: Client, link: str, method: str = "GET", **headers: str) -
         return Reply(response.status, response.headers, await response.read())
 
 
-async def test_a_link_outlives_upstreams(alice: Client, upstream: Upstream) -> None:
-    first = await alice.ask("[[sim:link-seconds=1]] an otter", model=DALLE)
+async def test_a_link_outlives_upstreams(
+    alice: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await alice.ask(model=DALLE)
     link = link_of(first)
-    await asyncio.sleep(1.2)
-    again = await alice.ask("[[sim:link-seconds=1]] an otter", model=DALLE)
+    later = SimpleNamespace(time=lambda: time.time() + 2 * LINK_SECONDS, monotonic=time.monotonic)
+    monkeypatch.setattr(server, "time", later)
+    again = await alice.ask(model=DALLE)
     shown = await show(alice, link)
 
     assert (first.status, shown.status) == (200, 200)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import fcntl
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ from tests.gateways import (
 from tests.http.conftest import OpenGateway
 from tests.journals import estimate, leave_purchase
 from tests.redis_server import run_durable_redis
+from tests.waiting import eventually, generous
 
 QUICK = {"heartbeat": "0.1s", "dead_after": "0.3s"}
 SLOW = {"heartbeat": "60s", "dead_after": "120s"}
@@ -63,20 +63,21 @@ async def spent(gateway: InProcess, client: Client) -> Spent:
 
 async def until_purchases(gateway: InProcess, count: int) -> list[Record]:
     """The records that stand for money once there are `count`."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
+
+    async def look() -> list[Record]:
         found = purchases_of(await gateway.ledger())
-        if len(found) >= count:
-            return found
-        await asyncio.sleep(0.05)
-    raise AssertionError("the purchases did not come to an end in time")
+        return found if len(found) >= count else []
+
+    return await eventually(look)
 
 
 async def until_open(gateway: InProcess, count: int = 1) -> None:
     """Until so many purchases have reserved."""
-    async with asyncio.timeout(10):
-        while await open_journals(gateway) < count:  # noqa: ASYNC110 - only the store tells
-            await asyncio.sleep(0.02)
+
+    async def look() -> bool:
+        return await open_journals(gateway) >= count
+
+    await eventually(look)
 
 
 # ── dead workers ────────────────────────────────────────────────────────────────────────────
@@ -89,14 +90,6 @@ async def slow_gateway(open_gateway: OpenGateway) -> AsyncIterator[InProcess]:
         yield opened
 
 
-async def recover_dead(gateway: InProcess) -> int:
-    """Finishes the open purchases of every other worker at once."""
-    recovery = gateway.gateway.recovery
-    recovery._expires_after_seconds = 0.0
-    await recovery.recover_expired()  # the first missed check only raises a suspicion
-    return await recovery.recover_expired()
-
-
 async def test_what_a_dead_worker_had_received_is_stored_and_settled_normally(
     slow_gateway: InProcess, upstream: Upstream
 ) -> None:
@@ -104,7 +97,7 @@ async def test_what_a_dead_worker_had_received_is_stored_and_settled_normally(
     left = await leave_purchase(slow_gateway.settings, alice.secret, "an otter", received=True)
     assert (await spent(slow_gateway, alice)).reserved_micros == left.estimate.usd_micros
 
-    assert await recover_dead(slow_gateway) == 1
+    assert await slow_gateway.recover_dead() == 1
 
     hit = await alice.ask("an otter")
     assert hit.cache_status.startswith("hit")
@@ -123,7 +116,7 @@ async def test_what_a_dead_worker_had_only_reserved_is_presumed_at_the_estimate(
     alice = await slow_gateway.client.with_key()
     left = await leave_purchase(slow_gateway.settings, alice.secret, "an otter", received=False)
 
-    assert await recover_dead(slow_gateway) == 1
+    assert await slow_gateway.recover_dead() == 1
 
     (record,) = purchases_of(await slow_gateway.ledger())
     assert (record.id, record.outcome, record.flags) == (left.purchase, "failed", ("presumed",))
@@ -135,14 +128,6 @@ async def test_what_a_dead_worker_had_only_reserved_is_presumed_at_the_estimate(
     assert len(await upstream.bodies()) == 1
 
 
-async def until_waiting(gateway: InProcess, flights: int) -> None:
-    """Until this gateway listens to so many flights of others."""
-    async with asyncio.timeout(5):
-        while len(gateway.gateway.flights._ends) < flights:  # noqa: ASYNC110 - nothing tells
-            await asyncio.sleep(0.02)
-    await asyncio.sleep(0.1)  # for those who came second
-
-
 async def test_who_waits_for_a_dead_buyer_gets_what_had_come_or_buys_in_its_place_once(
     slow_gateway: InProcess, upstream: Upstream
 ) -> None:
@@ -151,9 +136,9 @@ async def test_who_waits_for_a_dead_buyer_gets_what_had_come_or_buys_in_its_plac
         await leave_purchase(slow_gateway.settings, alice.secret, prompt, received=received)
     bob = await slow_gateway.client.with_key("bob")
     waiting = [asyncio.create_task(bob.ask(prompt)) for prompt in ("came", *["lost"] * 5)]
-    await until_waiting(slow_gateway, 2)
+    await slow_gateway.until_claimed(6)
 
-    await recover_dead(slow_gateway)
+    await slow_gateway.recover_dead()
     came, *lost = await asyncio.gather(*waiting)
 
     assert (came.status, came.cache_status) == (200, "fwd=miss; collapsed")
@@ -168,9 +153,9 @@ async def test_a_second_death_ends_the_flight(slow_gateway: InProcess, upstream:
     alice = await slow_gateway.client.with_key()
     await leave_purchase(slow_gateway.settings, alice.secret, "lost", received=False, deaths=1)
     waiting = asyncio.create_task(alice.ask("lost"))
-    await until_waiting(slow_gateway, 1)
+    await slow_gateway.until_claimed(1)
 
-    await recover_dead(slow_gateway)
+    await slow_gateway.recover_dead()
     lost = await waiting
 
     assert (lost.status, lost.error["code"]) == (502, "upstream_error")
@@ -187,9 +172,9 @@ async def test_a_follower_that_may_not_buy_gets_its_own_refusal_and_the_next_one
     rich = await slow_gateway.client.with_key("rich")
     await leave_purchase(slow_gateway.settings, alice.secret, "lost", received=False)
     waiting = [asyncio.create_task(client.ask("lost")) for client in (poor, rich)]
-    await until_waiting(slow_gateway, 1)
+    await slow_gateway.until_claimed(2)
 
-    await recover_dead(slow_gateway)
+    await slow_gateway.recover_dead()
     poor_reply, rich_reply = await asyncio.gather(*waiting)
 
     assert rich_reply.status == 200
@@ -208,7 +193,7 @@ async def test_recoverers_that_race_close_a_purchase_once(
             for i in range(5)
         ]
 
-        await asyncio.gather(*(recover_dead(gateway) for gateway in (here, there) * 3))
+        await asyncio.gather(*(gateway.recover_dead() for gateway in (here, there) * 3))
 
         charges = [one.charge if received else one.estimate for one in left]
         records = purchases_of(await here.ledger())
@@ -219,7 +204,7 @@ async def test_recoverers_that_race_close_a_purchase_once(
         counted = [(await g.client.metrics()).items() for g in (here, there)]
         usd = sum(v for sample in counted for k, v in sample if "cost_usd_total{" in k)
         assert usd == pytest.approx(total / 1e6)
-        assert await recover_dead(here) == 0
+        assert await here.recover_dead() == 0
 
 
 async def test_a_dead_worker_is_forgotten_once_its_purchases_are_closed(
@@ -229,7 +214,7 @@ async def test_a_dead_worker_is_forgotten_once_its_purchases_are_closed(
     await leave_purchase(slow_gateway.settings, alice.secret, "an otter", received=False)
     async with open_store(slow_gateway.settings) as (store, _):
         assert "a-dead-worker" in await execute(store, ExpiredWorkers(0))
-        await recover_dead(slow_gateway)
+        await slow_gateway.recover_dead()
         assert "a-dead-worker" not in await execute(store, ExpiredWorkers(0))
 
 
@@ -242,7 +227,7 @@ async def test_a_journal_that_cannot_be_read_holds_up_no_other(slow_gateway: InP
             slow_gateway.settings, alice.secret, worker, received=False, worker=worker
         )
 
-    assert await recover_dead(slow_gateway) == 2
+    assert await slow_gateway.recover_dead() == 2
 
     assert await open_journals(slow_gateway) == 1
     assert len(purchases_of(await slow_gateway.ledger())) == 2
@@ -262,16 +247,16 @@ async def test_a_gateway_recovers_dead_workers_by_itself(open_gateway: OpenGatew
 async def test_a_late_answer_corrects_what_was_presumed(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
-    prompt = "[[sim:slow=1]] a late otter"
+    prompt = "a late otter"
     async with open_gateway(workers=SLOW) as presumed_dead:
         alice = await presumed_dead.client.with_key()
-        asking = asyncio.create_task(alice.ask(prompt))
-        await until_open(presumed_dead)
         async with open_gateway(workers=QUICK) as recoverer:
-            (presumed,) = await until_purchases(recoverer, 1)
-            assert (presumed.outcome, presumed.flags) == ("failed", ("presumed",))
-            charged = await spent(recoverer, alice)
-            assert charged == Spent(estimate(prompt).usd_micros, 1, 0, 0)
+            async with upstream.hold():
+                asking = asyncio.create_task(alice.ask(prompt))
+                (presumed,) = await until_purchases(recoverer, 1)
+                assert (presumed.outcome, presumed.flags) == ("failed", ("presumed",))
+                charged = await spent(recoverer, alice)
+                assert charged == Spent(estimate(prompt).usd_micros, 1, 0, 0)
             reply = await asking
             await presumed_dead.gateway.tasks.drain()
             first, late = await until_purchases(recoverer, 2)
@@ -291,14 +276,16 @@ async def test_a_late_answer_corrects_what_was_presumed(
         assert len(await upstream.bodies()) == 1
 
 
-async def test_a_late_refusal_gives_back_what_was_presumed(open_gateway: OpenGateway) -> None:
-    prompt = "[[sim:slow=1]] [[sim:moderation]] a late refusal"
+async def test_a_late_refusal_gives_back_what_was_presumed(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    prompt = "[[sim:moderation]] a late refusal"
     async with open_gateway(workers=SLOW) as presumed_dead:
         alice = await presumed_dead.client.with_key()
-        asking = asyncio.create_task(alice.ask(prompt))
-        await until_open(presumed_dead)
         async with open_gateway(workers=QUICK) as recoverer:
-            (presumed,) = await until_purchases(recoverer, 1)
+            async with upstream.hold():
+                asking = asyncio.create_task(alice.ask(prompt))
+                (presumed,) = await until_purchases(recoverer, 1)
             reply = await asking
             first, late = await until_purchases(recoverer, 2)
 
@@ -355,18 +342,19 @@ async def test_a_image_reaches_its_callers_while_the_store_is_away(
     blinking: Blinking, upstream: Upstream
 ) -> None:
     """It comes from memory, and is stored and settled, once, when the store is back."""
-    prompt = "[[sim:slow=0.6;times=1]] a blink"
-    gateway = blinking.gateway
+    prompt, gateway = "a blink", blinking.gateway
     alice = await gateway.client.with_key()
-    asking = [asyncio.create_task(alice.ask(prompt)) for _ in range(3)]
-    await until_open(gateway)
-    blinking.freeze()
+    async with upstream.hold() as gate:
+        asking = [asyncio.create_task(alice.ask(prompt)) for _ in range(3)]
+        await gate.until(1)
+        await gateway.until_claimed(3)
+        blinking.freeze()
     try:
         replies = await asyncio.gather(*asking)
         assert len(gateway.gateway.tasks) == 1  # what is still to be kept
     finally:
         blinking.thaw()
-    async with asyncio.timeout(10):
+    async with generous():
         await gateway.gateway.tasks.drain()
 
     assert {reply.status for reply in replies} == {200}
@@ -382,17 +370,20 @@ async def test_a_image_reaches_its_callers_while_the_store_is_away(
     assert len(await upstream.bodies()) == 1
 
 
-async def test_a_failure_is_settled_when_the_store_is_back(blinking: Blinking) -> None:
+async def test_a_failure_is_settled_when_the_store_is_back(
+    blinking: Blinking, upstream: Upstream
+) -> None:
     gateway = blinking.gateway
     alice = await gateway.client.with_key()
-    asking = asyncio.create_task(alice.ask("[[sim:slow=0.6]] [[sim:tiny-png]] a blink"))
-    await until_open(gateway)
-    blinking.freeze()
+    async with upstream.hold() as gate:
+        asking = asyncio.create_task(alice.ask("[[sim:tiny-png]] a blink"))
+        await gate.until(1)
+        blinking.freeze()
     try:
         reply = await asking
     finally:
         blinking.thaw()
-    async with asyncio.timeout(10):
+    async with generous():
         await gateway.gateway.tasks.drain()
 
     assert (reply.status, reply.error["code"]) == (502, "upstream_error")
@@ -526,23 +517,26 @@ async def test_a_reservation_made_after_its_claim_was_lost_buys_nothing(
     assert await open_journals(gateway) == 0
 
 
+@pytest.mark.timed
 async def test_a_purchase_holds_its_claim_however_long_it_takes(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     """Whoever asks when the first lease would be over still waits for the same image."""
     dead_after = 0.5
     first_lease = FIRST_LEASE * dead_after
-    prompt = f"[[sim:slow={first_lease + 1}]] an otter that takes its time"
     async with open_gateway(
         workers={"heartbeat": "0.1s", "dead_after": f"{dead_after}s"}
     ) as gateway:
         alice = await gateway.client.with_key("alice")
-        early = asyncio.create_task(alice.ask(prompt))
-        await until_open(gateway)
-        await asyncio.sleep(first_lease + 0.2)
-        late = await alice.ask(prompt)
+        async with upstream.hold() as gate:
+            early = asyncio.create_task(alice.ask())
+            await gate.until(1)
+            await asyncio.sleep(first_lease + 0.2)
+            asking = asyncio.create_task(alice.ask())
+            await gateway.until_claimed(2)
+        late = await asking
+        assert late.images == (await early).images
 
-    assert late.images == (await early).images
     assert len(await upstream.bodies()) == 1
 
 

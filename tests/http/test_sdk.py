@@ -28,6 +28,7 @@ from PIL import Image
 
 from tests.gateways import CONFIG, Client, make_settings, run_gateway
 from tests.http.conftest import Shared
+from tests.waiting import DEADLINE_SECONDS, GENEROUS_SECONDS, run_out_of_time
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -97,7 +98,7 @@ def opened_image(data: bytes) -> Image.Image:
 
 def download(url: str) -> tuple[str, bytes]:
     """What a plain GET brings, the link sent byte for byte; any status but 200 raises."""
-    with urllib.request.urlopen(url, timeout=10) as response:
+    with urllib.request.urlopen(url, timeout=GENEROUS_SECONDS) as response:
         return response.headers.get_content_type(), response.read()
 
 
@@ -604,11 +605,17 @@ async def test_a_link_that_does_not_come_is_not_bought_again(shared: Shared) -> 
 async def test_an_upstream_that_takes_too_long_is_not_asked_again(
     shared: Shared, tmp_path: Path
 ) -> None:
-    settings = make_settings(tmp_path, shared.upstream.base_url, upstream={"timeout": "200ms"})
+    settings = make_settings(
+        tmp_path, shared.upstream.base_url, upstream={"timeout": f"{DEADLINE_SECONDS}s"}
+    )
     prompt = "a very slow otter [[sim:hang]]"
+    before = len(await shared.upstream.bodies())
     async with run_gateway(settings) as opened:
         client = await opened.client.with_key("waiting")
-        error = await error_of(client, model="gpt-image-1", prompt=prompt)
+        error = await run_out_of_time(
+            error_of(client, model="gpt-image-1", prompt=prompt),
+            once=lambda: shared.upstream.has_received(before + 1),
+        )
 
     assert isinstance(error, openai.InternalServerError)
     assert (error.status_code, error.code) == (504, "upstream_error")

@@ -23,12 +23,14 @@ from tests.gateways import (
     Client,
     InProcess,
     Processes,
+    let_pass,
     make_settings,
     needs_asyncio_that_pauses,
     run_gateway,
     run_processes,
 )
 from tests.http.test_bounds import fat_png
+from tests.waiting import eventually, generous
 
 IMAGE_BYTES = 1_500_000
 """2 MB in base64: a stream of three partial images and the image has 8 MB."""
@@ -166,10 +168,10 @@ async def test_a_reader_of_a_kilobyte_a_second_slows_nobody_and_grows_nothing(
         async with slow_connection(alice) as reader:
             slow = asyncio.create_task(read_slowly(reader))
             fast = [asyncio.create_task(read_fast(alice)) for _ in range(FAST_READERS)]
-            await asyncio.sleep(1.5)
+            await let_pass(alice, workers=1)
             before_mb = peak_mb(worker)
             upstream.may_stream.set()
-            async with asyncio.timeout(30):
+            async with generous():
                 events = await asyncio.gather(*fast)
             growth_mb = peak_mb(worker) - before_mb
             records = await processes.records(1 + FAST_READERS)
@@ -201,22 +203,20 @@ async def streaming_to_one(folder: Path) -> AsyncIterator[tuple[InProcess, Clien
 @pytest.mark.usefixtures("_short_patience")
 async def test_a_reader_that_takes_nothing_is_cut_off(tmp_path: Path) -> None:
     async with streaming_to_one(tmp_path) as (here, alice), slow_connection(alice):
-        async with asyncio.timeout(10):
-            while len(here.runner.server.connections) < 2:  # noqa: ASYNC110 - only it tells
-                await asyncio.sleep(0.02)
-            while len(here.runner.server.connections) > 1:  # noqa: ASYNC110 - only it tells
-                await asyncio.sleep(0.02)
+        await eventually(lambda: len(here.runner.server.connections) == 2)
+        await eventually(lambda: len(here.runner.server.connections) == 1)
         hit = await alice.ask("an otter")
 
     assert hit.cache_status.startswith("hit")
 
 
+@pytest.mark.timed
 @pytest.mark.usefixtures("_short_patience")
 async def test_a_reader_that_takes_a_little_all_the_time_is_not(tmp_path: Path) -> None:
     """A slice takes it much longer than a reader that stands still is given."""
     async with streaming_to_one(tmp_path) as (here, alice), slow_connection(alice) as reader:
         received = 0
-        async with asyncio.timeout(30):
+        async with generous():
             while received < ENOUGH_BYTES and (chunk := await reader.read(4096)):
                 received += len(chunk)
                 await asyncio.sleep(0.02)
@@ -235,9 +235,8 @@ async def test_who_leaves_in_the_middle_of_a_large_answer_is_counted_and_is_no_f
         plain = {"model": MODEL, "prompt": BODY["prompt"]}
         async with slow_connection(alice, plain) as reader:
             assert b" 200 OK" in await reader.readline()
-        async with asyncio.timeout(10):
-            while len(lines := processes.log('"answered"')) < len(ANSWERS):  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await eventually(lambda: len(processes.log('"answered"')) >= len(ANSWERS))
+        lines = processes.log('"answered"')
         errors = [line for line in processes.log() if line["level"] == "error"]
 
     assert [(line["endpoint"], line["outcome"]) for line in lines] == ANSWERS

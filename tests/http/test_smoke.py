@@ -22,6 +22,7 @@ from openai import AsyncOpenAI
 from PIL import Image
 
 from tests.gateways import MODEL, Client, Processes, Upstream, open_to_both, run_processes
+from tests.waiting import GENEROUS_SECONDS
 
 STRICT = {"PYTHONWARNINGS": "error::DeprecationWarning"}
 """Turns every DeprecationWarning in a gateway process into an error, before a new Python does."""
@@ -64,11 +65,11 @@ async def a_stream_shows_partial_images(alice: Client) -> None:
 async def an_open_purchase_is_finished(
     processes: Processes, upstream: Upstream, alice: Client
 ) -> None:
-    asking = asyncio.create_task(alice.ask("[[sim:slow=1]] an otter that takes its time"))
-    async with asyncio.timeout(10):
-        while len(await upstream.bodies()) < 3:  # noqa: ASYNC110 - until upstream was asked
-            await asyncio.sleep(0.02)
-    processes.signal_parent(signal.SIGTERM)
+    async with upstream.hold() as gate:
+        asking = asyncio.create_task(alice.ask("an otter that takes its time"))
+        await gate.until(1)
+        processes.signal_parent(signal.SIGTERM)
+        await asyncio.sleep(0.5)
     assert (await asking).status == 200
     assert await processes.wait() == 0
 
@@ -79,8 +80,10 @@ async def an_open_purchase_is_finished(
 def test_the_demo_serves_and_the_lines_that_it_prints_work(tmp_path: Path) -> None:
     with run_demo(tmp_path) as commands:
         write, again = commands
-        subprocess.run(["bash", "-c", write], cwd=tmp_path, check=True, timeout=30)
-        shown = subprocess.check_output(["bash", "-c", again], cwd=tmp_path, timeout=30)
+        subprocess.run(["bash", "-c", write], cwd=tmp_path, check=True, timeout=GENEROUS_SECONDS)
+        shown = subprocess.check_output(
+            ["bash", "-c", again], cwd=tmp_path, timeout=GENEROUS_SECONDS
+        )
     with Image.open(tmp_path / "otter.png") as image:
         image.load()
     assert b"Cache-Status: image-gateway; hit; ttl=" in shown
@@ -110,7 +113,7 @@ def run_demo(folder: Path) -> Iterator[list[str]]:
             assert demo.poll() is None, (folder / "log").read_text()
         yield re.findall(r"^  (curl .*)$", printed, re.MULTILINE)
         demo.terminate()
-        assert demo.wait(20) == 0, (folder / "log").read_text()
+        assert demo.wait(GENEROUS_SECONDS) == 0, (folder / "log").read_text()
         assert "Traceback" not in (folder / "log").read_text()
     finally:
         with suppress(ProcessLookupError):

@@ -11,7 +11,7 @@ import asyncio
 import fcntl
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,9 @@ import pytest
 from gateway.access.keys import TRUST_SECONDS
 from gateway.assembly import DATABASE
 from gateway.cache import flights
+from gateway.cache.flights import FlightResult
 from gateway.images import Record
+from tests.gates import hold_streams
 from tests.gateways import (
     Client,
     InProcess,
@@ -35,6 +37,7 @@ from tests.gateways import (
 )
 from tests.http.test_streams import COMPLETED, PARTIAL, cache_policy, indices_of, names_of
 from tests.redis_server import run_durable_redis
+from tests.waiting import eventually, generous
 
 CALL_SECONDS = 2.0
 """The longest that a call to the store is waited for (CONTRACT §6)."""
@@ -90,8 +93,24 @@ class Arena:
 
     async def settle(self) -> None:
         """Until all that was bought meanwhile is in the books."""
-        async with asyncio.timeout(15):
+        async with generous():
             await asyncio.gather(*(g.gateway.tasks.drain() for g in (self.here, self.there)))
+
+    async def ask_together(self, *asks: Coroutine[Any, Any, Reply]) -> list[Reply]:
+        """Upstream answers when all of them lead or follow, without the store."""
+        flights_here, begun = self.here.gateway.flights, Counter[str]()
+        run_offline = flights_here.run_offline
+
+        def counted(fingerprint: str, *given: Any, **more: Any) -> Awaitable[FlightResult]:
+            begun[fingerprint] += 1
+            return run_offline(fingerprint, *given, **more)
+
+        async with self.upstream.hold():
+            flights_here.run_offline = counted
+            asking = [asyncio.create_task(ask) for ask in asks]
+            await eventually(lambda: begun.total() == len(asks))
+            del flights_here.run_offline
+        return await asyncio.gather(*asking)
 
     async def records(self) -> list[Record]:
         await self.there.ledger()
@@ -368,9 +387,9 @@ async def test_who_asks_the_same_of_a_worker_at_once_shares_one_purchase(arena: 
     alice, bob = [await arena.here.client.with_key(name) for name in ("alice", "bob")]
     for client in (alice, bob):
         await client.ask("seen")
-    prompt, anew = "[[sim:slow=0.3]] shared", {"Cache-Control": "no-cache"}
+    prompt, anew = "shared", {"Cache-Control": "no-cache"}
     with arena.outage():
-        replies = await asyncio.gather(*(c.ask(prompt) for c in (alice, bob, alice, bob)))
+        replies = await arena.ask_together(*(c.ask(prompt) for c in (alice, bob, alice, bob)))
         alone = await asyncio.gather(*(c.ask("alone", headers=anew) for c in (alice, bob)))
         shared_calls, alone_calls = await arena.calls(prompt), await arena.calls("alone")
     await arena.settle()
@@ -389,9 +408,9 @@ async def test_who_asks_the_same_of_a_worker_at_once_shares_one_purchase(arena: 
 async def test_a_failure_is_everybodys_who_waited(arena: Arena) -> None:
     alice = await arena.here.client.with_key()
     await alice.ask("seen")
-    prompt = "[[sim:slow=0.3]] [[sim:tiny-png]] shared"
+    prompt = "[[sim:tiny-png]] shared"
     with arena.outage():
-        replies = await asyncio.gather(*(alice.ask(prompt) for _ in range(3)))
+        replies = await arena.ask_together(*(alice.ask(prompt) for _ in range(3)))
     await arena.settle()
     records = [r for r in await arena.records() if r.status == 502]
 
@@ -412,9 +431,11 @@ async def test_once_the_store_is_back_all_is_as_before(arena: Arena) -> None:
     await limited.ask("seen")
     with arena.outage():
         away = await limited.ask("another")
-    async with asyncio.timeout(10):
-        while (await limited.ask("another")).status != 200:  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.1)
+
+    async def is_back() -> bool:
+        return (await limited.ask("another")).status == 200
+
+    await eventually(is_back)
     unknown = await Client(limited.url, limited.session, "gk-nobody-knows-this-key").ask()
     ready = await limited.send("GET", "/readyz")
 
@@ -451,12 +472,18 @@ async def test_a_stream_that_loses_its_buyer_with_the_store_goes_on_where_it_was
     there = arena.there.client
     elsewhere = Client(there.url, there.session, alice.secret, alice.key_id)
     await elsewhere.ask("seen")
-    prompt = "[[sim:slow-stream=1]] an otter"
-    async with cache_policy(alice, prompt) as buyer, cache_policy(elsewhere, prompt) as follower:
-        await follower.until(1)
-        with arena.outage():
-            events = await follower.to_the_end()
-        bought = await buyer.to_the_end()
+    prompt = "an otter"
+    with hold_streams(after=1) as go_on:
+        async with (
+            cache_policy(alice, prompt) as buyer,
+            cache_policy(elsewhere, prompt) as follower,
+        ):
+            await follower.until(1)
+            with arena.outage():
+                await arena.upstream.until_sent(3)  # it has bought for itself
+                go_on.open()
+                events = await follower.to_the_end()
+            bought = await buyer.to_the_end()
     await arena.settle()
 
     assert await arena.calls(prompt) == 2
@@ -468,15 +495,17 @@ async def test_a_image_that_comes_while_its_folder_is_gone_lies_in_it_afterwards
     tmp_path: Path, upstream: Upstream
 ) -> None:
     """And not in a new one, which is hidden, or in the way, when the volume is back."""
-    data, prompt = tmp_path / "data", "[[sim:slow-stream=0.2]] an otter"
+    data, prompt = tmp_path / "data", "an otter"
     async with two_gateways(data, upstream, None) as (here, there):
         alice = await here.client.with_key("alice")
-        async with cache_policy(alice, prompt) as stream:
-            await stream.until(1)
-            with folder_gone(data):
-                events = await stream.to_the_end()
-                assert not await asyncio.to_thread(data.exists)
-        async with asyncio.timeout(15):
+        with hold_streams(after=1) as go_on:
+            async with cache_policy(alice, prompt) as stream:
+                await stream.until(1)
+                with folder_gone(data):
+                    go_on.open()
+                    events = await stream.to_the_end()
+                    assert not await asyncio.to_thread(data.exists)
+        async with generous():
             await here.gateway.tasks.drain()
         elsewhere = Client(there.client.url, there.client.session, alice.secret, alice.key_id)
         cached = await elsewhere.ask(prompt, headers={"Cache-Control": "only-if-cached"})

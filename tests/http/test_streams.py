@@ -8,7 +8,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +23,14 @@ from openai._streaming import SSEDecoder
 from gateway.api.http import streaming
 from gateway.cache import flights
 from gateway.images import PartialImage, Record
+from tests.gates import hold_streams
 from tests.gateways import (
     MODEL,
     Client,
     InProcess,
     Reply,
     Upstream,
+    claims_at,
     make_settings,
     open_to_both,
     run_gateway,
@@ -36,10 +38,11 @@ from tests.gateways import (
 )
 from tests.http.conftest import OpenGateway, Shared
 from tests.journals import estimate, leave_purchase
+from tests.waiting import DEADLINE_SECONDS, eventually, generous, pass_time
 
 PARTIAL = "image_generation.partial_image"
 COMPLETED = "image_generation.completed"
-MORTAL = {"heartbeat": "0.2s", "dead_after": "0.8s", "drain_timeout": "5s"}
+KEPT_ALIVE = b": keep-alive\n\n"
 
 
 @dataclass(frozen=True)
@@ -89,38 +92,42 @@ class CachePolicy:
 
     async def until(self, count: int) -> None:
         """Reads until so many events have come."""
-        async with asyncio.timeout(20):
-            while len(self.events) < count:
+        await self._read_until(lambda: len(self.events) >= count)
+
+    async def until_kept_alive(self, times: int) -> None:
+        """Reads until so many comments have come since the last event."""
+        await self._read_until(lambda: self.body.endswith(times * KEPT_ALIVE))
+
+    async def _read_until(self, holds: Callable[[], bool]) -> None:
+        async with generous():
+            while not holds():
                 self.body += await self.response.content.readany()
-                assert not self.response.content.at_eof() or len(self.events) >= count
+                assert holds() or not self.response.content.at_eof()
 
     async def to_the_end(self) -> list[Event]:
-        async with asyncio.timeout(20):
+        async with generous():
             self.body += await self.response.read()
         return self.events
 
 
 @asynccontextmanager
 async def cache_policy(
-    client: Client, prompt: str, partial_images: int = 3
+    client: Client, prompt: str, partial_images: int = 3, **more: str
 ) -> AsyncIterator[CachePolicy]:
-    """A stream whose headers have come, on a connection of its own."""
+    """A stream whose headers have come."""
     body = {
         "model": MODEL,
         "prompt": prompt,
         "stream": True,
         "partial_images": partial_images,
     }
-    headers = {"Authorization": f"Bearer {client.secret}"}
+    headers = {"Authorization": f"Bearer {client.secret}", **more}
     url = f"{client.url}/v1/images/generations"
-    async with (
-        aiohttp.ClientSession() as session,
-        session.post(url, json=body, headers=headers) as response,
-    ):
+    async with client.session.post(url, json=body, headers=headers) as response:
         yield CachePolicy(response)
 
 
-async def record_of(gateway: InProcess, reply: Reply) -> Record:
+async def record_of(gateway: InProcess, reply: Reply | aiohttp.ClientResponse) -> Record:
     """The record of the request that was answered so."""
     request_id = reply.headers["x-request-id"]
     (record,) = [r for r in await gateway.ledger() if r.request_id == request_id]
@@ -227,7 +234,7 @@ async def test_a_client_of_http_1_0_sees_the_end_of_a_stream(alice: Client) -> N
     for _ in ("bought", "hit"):
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(head.encode() + body)
-        async with asyncio.timeout(5):
+        async with generous():
             answer = await reader.read()
         writer.close()
         fields, _, events = answer.partition(b"\r\n\r\n")
@@ -262,23 +269,27 @@ async def test_readers_elsewhere_see_what_came_and_what_comes(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     """They join after the second partial image, on the buyer's worker and on another."""
-    prompt = "[[sim:slow-stream=0.5]] an otter"
+    prompt = "an otter"
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice")
         bob = Client(there.client.url, there.client.session, alice.secret)
-        async with cache_policy(alice, prompt) as buyer:
-            await buyer.until(2)
-            late = [
-                asyncio.create_task(reader)
-                for client in (bob, alice)
-                for reader in (
-                    ask(client, prompt, 3),
-                    ask(client, prompt, 1),
-                    ask(client, prompt, 0),
-                    client.ask(prompt),
-                )
-            ]
-            bought = await buyer.to_the_end()
+        claims = claims_at(here, there)
+        with hold_streams(after=2) as go_on:
+            async with cache_policy(alice, prompt) as buyer:
+                await buyer.until(2)
+                late = [
+                    asyncio.create_task(reader)
+                    for client in (bob, alice)
+                    for reader in (
+                        ask(client, prompt, 3),
+                        ask(client, prompt, 1),
+                        ask(client, prompt, 0),
+                        client.ask(prompt),
+                    )
+                ]
+                await claims.until(1 + len(late))
+                go_on.open()
+                bought = await buyer.to_the_end()
         replies = await asyncio.gather(*late)
         records = await here.ledger() + await there.ledger()
 
@@ -302,13 +313,17 @@ async def test_readers_elsewhere_see_what_came_and_what_comes(
 async def test_a_stream_that_joins_a_plain_purchase_is_one_event(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
-    prompt = "[[sim:slow=0.6]] an otter"
+    prompt = "an otter"
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice")
         bob = Client(there.client.url, there.client.session, alice.secret)
-        plain = asyncio.create_task(alice.ask(prompt))
-        await asyncio.sleep(0.3)
-        streams = await asyncio.gather(ask(alice, prompt), ask(bob, prompt))
+        claims = claims_at(here, there)
+        async with upstream.hold() as gate:
+            plain = asyncio.create_task(alice.ask(prompt))
+            await gate.until(1)
+            following = [asyncio.create_task(ask(client, prompt)) for client in (alice, bob)]
+            await claims.until(3)
+        streams = await asyncio.gather(*following)
 
     image = (await plain).images[0]
     for reply in streams:
@@ -321,23 +336,26 @@ async def test_a_stream_that_joins_a_plain_purchase_is_one_event(
 async def test_who_asks_for_more_than_the_buyer_gets_what_the_buyer_bought(
     open_gateway: OpenGateway,
 ) -> None:
-    prompt = "[[sim:slow-stream=0.3]] an otter"
     async with open_gateway() as here:
-        alice = await here.client.with_key("alice")
-        async with cache_policy(alice, prompt, 1) as buyer:
-            await buyer.until(1)
-            more = await ask(alice, prompt, 3)
+        alice, claims = await here.client.with_key("alice"), claims_at(here)
+        with hold_streams(after=1) as go_on:
+            async with cache_policy(alice, "an otter", 1) as buyer:
+                await buyer.until(1)
+                asking = asyncio.create_task(ask(alice, "an otter", 3))
+                await claims.until(2)
+                go_on.open()
+                more = await asking
     assert indices_of(events_of(more.body)) == [0]
 
 
 async def test_a_client_that_leaves_mid_stream_leaves_its_image_behind(
     gateway: InProcess, alice: Client, upstream: Upstream
 ) -> None:
-    prompt = "[[sim:slow-stream=0.3]] an otter"
-    async with cache_policy(alice, prompt) as buyer:
-        await buyer.until(1)
+    with hold_streams(after=1):
+        async with cache_policy(alice, "an otter") as buyer:
+            await buyer.until(1)
     await gateway.gateway.tasks.drain()
-    hit = await alice.ask(prompt)
+    hit = await alice.ask("an otter")
     records = await gateway.ledger()
 
     assert hit.cache_status.startswith("hit")
@@ -348,16 +366,19 @@ async def test_a_client_that_leaves_mid_stream_leaves_its_image_behind(
 async def test_a_follower_that_leaves_mid_stream_is_in_the_books_all_the_same(
     gateway: InProcess, alice: Client
 ) -> None:
-    prompt = "[[sim:slow-stream=0.3]] an otter"
-    async with cache_policy(alice, prompt) as buyer:
-        await buyer.until(1)
-        async with cache_policy(alice, prompt) as follower:
-            await follower.until(1)
-        await buyer.to_the_end()
-    async with asyncio.timeout(5):
-        while len(records := await gateway.ledger()) < 2:  # noqa: ASYNC110 - only it tells
-            await asyncio.sleep(0.02)
-    assert sorted(record.outcome for record in records) == ["bought", "collapsed"]
+    with hold_streams(after=1) as go_on:
+        async with cache_policy(alice, "an otter") as buyer:
+            await buyer.until(1)
+            async with cache_policy(alice, "an otter") as follower:
+                await follower.until(1)
+            go_on.open()
+            await buyer.to_the_end()
+
+    async def look() -> bool:
+        outcomes = [record.outcome for record in await gateway.ledger()]
+        return sorted(outcomes) == ["bought", "collapsed"]
+
+    await eventually(look)
 
 
 async def test_the_time_to_the_first_event_is_measured(gateway: InProcess, alice: Client) -> None:
@@ -371,20 +392,28 @@ async def test_the_time_to_the_first_event_is_measured(gateway: InProcess, alice
 # ── the `openai` package ────────────────────────────────────────────────────────────────────
 
 
-async def stream_by_sdk(client: Client, kind: str, prompt: str) -> list[tuple[float, Any]]:
-    """The events of `images.generate(stream=True)`, each with the moment of its coming."""
+async def stream_by_sdk(
+    client: Client, kind: str, prompt: str, *, tell: Callable[[], None] = lambda: None
+) -> list[Any]:
+    """The events of `images.generate(stream=True)`; `tell` is called when the first has come."""
     given = {"model": MODEL, "prompt": prompt, "stream": True, "partial_images": 3}
     options = {"base_url": f"{client.url}/v1", "api_key": client.secret}
     loop = asyncio.get_running_loop()
 
-    def read() -> list[tuple[float, Any]]:
+    def read() -> list[Any]:
         with OpenAI(**options) as opened:
-            return [(loop.time(), event) for event in opened.images.generate(**given)]
+            events = opened.images.generate(**given)
+            first = next(events)
+            loop.call_soon_threadsafe(tell)
+            return [first, *events]
 
     if kind == "sync":
         return await asyncio.to_thread(read)
     async with AsyncOpenAI(**options) as opened:
-        return [(loop.time(), event) async for event in await opened.images.generate(**given)]
+        events = await opened.images.generate(**given)
+        first = await anext(events)
+        tell()
+        return [first, *[event async for event in events]]
 
 
 @pytest.fixture
@@ -398,14 +427,14 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_the_sdk_iterates_over_three_partial_images_and_the_image(
     embedded: InProcess, kind: str
 ) -> None:
-    """The first one comes while the last is not made yet: they are 0.4 s apart."""
+    """The first one comes while upstream makes no other."""
     alice = await embedded.client.with_key()
-    came = await stream_by_sdk(alice, kind, f"[[sim:slow-stream=0.4]] an otter, {kind}")
+    with hold_streams(after=1) as go_on:
+        came = await stream_by_sdk(alice, kind, f"an otter, {kind}", tell=go_on.open)
 
-    assert [event.type for _, event in came] == [PARTIAL] * 3 + [COMPLETED]
-    assert [event.partial_image_index for _, event in came[:3]] == [0, 1, 2]
-    assert came[-1][1].usage.output_tokens == 4460
-    assert came[-1][0] - came[0][0] > 1.0
+    assert [event.type for event in came] == [PARTIAL] * 3 + [COMPLETED]
+    assert [event.partial_image_index for event in came[:3]] == [0, 1, 2]
+    assert came[-1].usage.output_tokens == 4460
 
 
 @pytest.mark.usefixtures("_no_proxy")
@@ -527,13 +556,17 @@ async def test_what_upstream_does_is_told_charged_and_never_kept_without_its_ima
 async def test_a_stream_that_stands_still_is_ended_at_the_deadline(
     tmp_path: Path, upstream: Upstream
 ) -> None:
-    settings = make_settings(tmp_path, upstream.base_url, upstream={"timeout": "1s"})
+    settings = make_settings(
+        tmp_path, upstream.base_url, upstream={"timeout": f"{DEADLINE_SECONDS}s"}
+    )
     async with run_gateway(settings) as here:
         alice = await here.client.with_key()
-        reply = await ask(alice, "[[sim:hang]] an otter")
-        record = await record_of(here, reply)
+        async with cache_policy(alice, "[[sim:hang]] an otter") as stream:
+            await stream.until(1)
+            pass_time(DEADLINE_SECONDS)
+            events = await stream.to_the_end()
+        record = await record_of(here, stream.response)
 
-    events = events_of(reply.body)
     assert names_of(events) == [PARTIAL, "error"]
     assert events[-1].data["error"]["code"] == "upstream_error"
     assert (record.outcome, record.flags, record.status) == ("failed", ("presumed",), 504)
@@ -543,15 +576,19 @@ async def test_an_error_of_the_flight_reaches_followers_in_their_streams(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     """A follower whose answer has begun; the plain one beside it gets it as a plain answer."""
-    prompt = "[[sim:stream-error]] [[sim:slow-stream=0.6]] an otter"
+    prompt = "[[sim:stream-error]] an otter"
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice")
         bob = Client(there.client.url, there.client.session, alice.secret)
-        async with cache_policy(alice, prompt) as buyer:
-            await buyer.until(1)
-            followers = [asyncio.create_task(ask(client, prompt)) for client in (alice, bob)]
-            plain = asyncio.create_task(bob.ask(prompt))
-            await buyer.to_the_end()
+        claims = claims_at(here, there)
+        with hold_streams(after=1) as go_on:
+            async with cache_policy(alice, prompt) as buyer:
+                await buyer.until(1)
+                followers = [asyncio.create_task(ask(client, prompt)) for client in (alice, bob)]
+                plain = asyncio.create_task(bob.ask(prompt))
+                await claims.until(4)
+                go_on.open()
+                await buyer.to_the_end()
         replies = await asyncio.gather(*followers)
         records = await there.ledger()
 
@@ -576,19 +613,17 @@ async def test_a_refused_reservation_is_a_plain_answer(alice: Client, upstream: 
 
 
 async def test_headers_go_out_after_some_waiting_and_comments_keep_the_line_alive(
-    embedded: InProcess, monkeypatch: pytest.MonkeyPatch
+    embedded: InProcess, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.2)
+    monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.1)
     alice = await embedded.client.with_key()
-    loop = asyncio.get_running_loop()
-    asked_at = loop.time()
-    async with cache_policy(alice, "[[sim:slow=1.2]] an otter") as stream:
-        waited = loop.time() - asked_at
+    async with upstream.hold() as gate, cache_policy(alice, "an otter") as stream:
+        await stream.until_kept_alive(3)
+        gate.open()
         events = await stream.to_the_end()
 
-    assert waited < 1.0
     assert names_of(events) == [PARTIAL] * 3 + [COMPLETED]
-    assert stream.body.startswith(b": keep-alive\n\n" * 3)
+    assert stream.body.startswith(KEPT_ALIVE * 3)
     assert_no_client_stumbles(bytes(stream.body))
 
 
@@ -596,54 +631,64 @@ async def test_the_line_is_kept_alive_for_who_waits_on_another_worker(
     open_gateway: OpenGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also while that worker asks, again and again, who is buying; partial images are read once."""
-    monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.4)
+    monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.2)
     monkeypatch.setattr(flights, "LOOK_AGAIN_SECONDS", 0.1)
     monkeypatch.setattr(flights, "RECHECK_SECONDS", 0.05)
-    prompt = "[[sim:slow-stream=1]] an otter"
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice")
         bob = Client(there.client.url, there.client.session, alice.secret)
-        async with cache_policy(alice, prompt, 2) as buyer:
-            await buyer.until(1)
-            follower = await ask(bob, prompt, 2)
+        with hold_streams(after=1) as go_on:
+            async with cache_policy(alice, "an otter", 2) as buyer:
+                await buyer.until(1)
+                async with cache_policy(bob, "an otter", 2) as follower:
+                    await follower.until_kept_alive(3)
+                    go_on.open(after=2)
+                    await follower.until(2)
+                    go_on.open()
+                    events = await follower.to_the_end()
 
-    assert indices_of(events_of(follower.body)) == [0, 1]
-    assert follower.body.count(b": keep-alive\n\n") >= 3
-    assert_no_client_stumbles(follower.body)
+    assert indices_of(events) == [0, 1]
+    assert_no_client_stumbles(bytes(follower.body))
 
 
 async def test_the_line_is_kept_alive_for_who_repeats_while_the_first_one_runs(
     embedded: InProcess, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the same `Idempotency-Key`: it waits for an answer, not for a flight."""
-    monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.2)
+    monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.1)
     alice = await embedded.client.with_key()
     once = {"Idempotency-Key": "order-17", "Cache-Control": "no-cache"}
-    prompt = "[[sim:slow=1]] an otter"
-    first, second = await asyncio.gather(*(ask(alice, prompt, 0, headers=once) for _ in range(2)))
+    async with (
+        upstream.hold() as gate,
+        cache_policy(alice, "an otter", 0, **once) as first,
+        cache_policy(alice, "an otter", 0, **once) as second,
+    ):
+        for stream in (first, second):
+            await stream.until_kept_alive(3)
+        gate.open()
+        (bought,), (replayed,) = await first.to_the_end(), await second.to_the_end()
 
-    (bought,), (replayed,) = events_of(first.body), events_of(second.body)
     assert replayed.image == bought.image
     assert len(await upstream.bodies()) == 1
-    for reply in (first, second):
-        assert reply.body.count(b": keep-alive\n\n") >= 3
-        assert_no_client_stumbles(reply.body)
+    for stream in (first, second):
+        assert_no_client_stumbles(bytes(stream.body))
 
 
 async def test_an_error_after_some_waiting_comes_in_an_event_and_before_it_as_an_answer(
-    embedded: InProcess, monkeypatch: pytest.MonkeyPatch
+    embedded: InProcess, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice = await embedded.client.with_key()
-    prompt = "[[sim:status=500]] [[sim:slow=0.6]] an otter"
+    prompt = "[[sim:status=500]] an otter"
     soon = await ask(alice, prompt)
     monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.1)
-    late = await ask(alice, prompt)
+    async with upstream.hold() as gate, cache_policy(alice, prompt) as late:
+        gate.open()
+        (event,) = await late.to_the_end()
 
     assert (soon.status, soon.headers["x-gateway-error-source"]) == (500, "upstream")
-    assert late.status == 200
-    (event,) = events_of(late.body)
+    assert late.response.status == 200
     assert (event.name, event.data["error"]) == ("error", soon.error)
-    assert_no_client_stumbles(late.body)
+    assert_no_client_stumbles(bytes(late.body))
     outcomes = [r.outcome for r in await embedded.ledger()]
     assert outcomes == ["failed", "failed"]
 
@@ -663,7 +708,7 @@ async def test_no_index_comes_twice_when_a_dead_buyer_is_replaced(
             await shown.publish(PartialImage(index, b"of the dead %d" % index))
         async with cache_policy(alice, "lost") as follower:
             await follower.until(2)
-            await recover(here)
+            await here.recover_dead()
             events = await follower.to_the_end()
 
     of_the_dead = [base64.b64encode(b"of the dead %d" % index).decode() for index in (0, 2)]
@@ -681,45 +726,39 @@ async def test_a_second_death_is_told_in_the_stream(
         left = await leave_purchase(here.settings, alice.secret, "lost", received=False, deaths=1)
         await here.gateway.flights._partial_images.publisher(left.purchase, max_images=3).open()
         async with cache_policy(alice, "lost") as follower:
-            await recover(here)
+            await here.recover_dead()
             (event,) = await follower.to_the_end()
 
     assert (event.name, event.data["error"]["code"]) == ("error", "upstream_error")
     assert await upstream.bodies() == []
 
 
-async def recover(gateway: InProcess) -> None:
-    """Finishes the open purchases of every other worker at once."""
-    recovery = gateway.gateway.recovery
-    recovery._expires_after_seconds = 0.0
-    await recovery.recover_expired()  # the first missed check only raises a suspicion
-    await recovery.recover_expired()
-
-
 async def test_readers_on_another_worker_outlive_the_buying_worker(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:
     """`kill -9` of the buyer in mid-stream: a reader elsewhere buys in its place."""
-    prompt = "[[sim:slow-stream=1]] an otter"
-    async with run_processes(
-        tmp_path, upstream.base_url, workers=2, redis_url=store_url, options={"workers": MORTAL}
-    ) as (processes, client):
+    prompt = "an otter"
+    async with run_processes(tmp_path, upstream.base_url, workers=2, redis_url=store_url) as (
+        processes,
+        client,
+    ):
         alice = await client.with_key("alice")
         async with open_to_both(processes, alice) as workers:
             (buyer_pid, buyer), (_, reader) = workers.items()
-            ended = asyncio.create_task(is_cut_off(buyer, prompt))
-            async with asyncio.timeout(10):
-                while not await upstream.bodies():  # noqa: ASYNC110 - only it tells
-                    await asyncio.sleep(0.02)
-            following = asyncio.create_task(ask(reader, prompt))
-            await asyncio.sleep(0.7)
-            os.kill(buyer_pid, signal.SIGKILL)
-            await ended
-            reply = await asyncio.wait_for(following, 20)
+            with hold_streams(after=1) as go_on:
+                ended = asyncio.create_task(is_cut_off(buyer, prompt))
+                await upstream.until_sent(1)
+                async with cache_policy(reader, prompt) as follower:
+                    await follower.until(1)
+                    os.kill(buyer_pid, signal.SIGKILL)
+                    await ended
+                    go_on.open()
+                    await processes.recover(buyer_pid)
+                    events = await follower.to_the_end()
         records = await processes.records(2)
 
-    assert names_of(events_of(reply.body)) == [PARTIAL] * 3 + [COMPLETED]
-    assert indices_of(events_of(reply.body)) == [0, 1, 2]
+    assert names_of(events) == [PARTIAL] * 3 + [COMPLETED]
+    assert indices_of(events) == [0, 1, 2]
     assert len(await upstream.bodies()) == 2
     assert sorted((r.outcome, r.flags) for r in records) == [
         ("bought", ()),

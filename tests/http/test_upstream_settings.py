@@ -31,6 +31,7 @@ from tests.gateways import (
     run_gateway,
     run_processes,
 )
+from tests.waiting import GENEROUS_SECONDS
 
 TLS = Path(__file__).parent.parent / "tls"
 AUTHORITY = str(TLS / "authority.pem")
@@ -182,7 +183,7 @@ def test_a_ca_file_that_is_not_there_is_said_in_one_line_at_the_start(tmp_path: 
         capture_output=True,
         check=False,
         text=True,
-        timeout=30,
+        timeout=GENEROUS_SECONDS,
     )
     assert told.returncode == 1
     assert told.stderr == (

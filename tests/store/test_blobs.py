@@ -33,10 +33,11 @@ async def test_bytes_come_back_as_they_were(blobs: BlobStore, data: bytes) -> No
 
 
 async def test_bytes_live_for_their_time(blobs: BlobStore) -> None:
-    await blobs.put(digest(BINARY), BINARY, 0.2)
-    assert await blobs.get(digest(BINARY)) == BINARY
-    await asyncio.sleep(0.3)
+    await blobs.put(digest(BINARY), BINARY, 0.1)
+    await blobs.put(digest(b"long"), b"long", 60)
+    await asyncio.sleep(0.2)
     assert await blobs.get(digest(BINARY)) is None
+    assert await blobs.get(digest(b"long")) == b"long"
 
 
 async def test_a_repetition_only_prolongs(blobs: BlobStore) -> None:
@@ -140,8 +141,9 @@ async def test_what_it_may_take_is_a_number_or_unlimited(blobs: BlobStore) -> No
 
 
 async def test_what_passes_lies_apart_and_no_scan_finds_it(blobs: BlobStore) -> None:
-    one, two = digest(b"one"), digest(b"two")
-    await blobs.ephemeral().put(one, b"passing", 0.3)
+    one, two, over = digest(b"one"), digest(b"two"), digest(b"over")
+    await blobs.ephemeral().put(one, b"passing", 60)
+    await blobs.ephemeral().put(over, b"passing by", 0.1)
     await blobs.ephemeral().put(two, b"passing too", 60)
     await blobs.put(two, b"an image", 60)
 
@@ -149,7 +151,7 @@ async def test_what_passes_lies_apart_and_no_scan_finds_it(blobs: BlobStore) -> 
     assert await _all_sizes(blobs, limit=500) == {two: len(b"an image")}
     assert await blobs.ephemeral().get(two) == b"passing too"
     assert await blobs.ephemeral().get(one) == b"passing"
-    await asyncio.sleep(0.35)
-    assert await blobs.ephemeral().get(one) is None
+    await asyncio.sleep(0.2)
+    assert await blobs.ephemeral().get(over) is None
     await blobs.ephemeral().delete(two)
     assert await blobs.get(two) == b"an image"

@@ -15,6 +15,7 @@ from gateway.store.batch import execute
 from gateway.store.commands import Admit, CompareAndSet, Get, Heartbeat, Write
 from gateway.store.protocol import Command, Store, Watch
 from gateway.store.wrappers import MAX_AT_ONCE, LimitedStore
+from tests.waiting import turns
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,11 @@ class SlowStore:
         for answered in self.waiting[:count]:
             answered.set_result([None])
         del self.waiting[:count]
-        await asyncio.sleep(0.01)
+        await turns()
 
     async def fail(self, error: Exception) -> None:
         self.waiting.pop(0).set_exception(error)
-        await asyncio.sleep(0.01)
+        await turns()
 
 
 @dataclass
@@ -69,7 +70,7 @@ async def stand_in_line(*commands: Command[Any]) -> Line:
     store = LimitedStore(slow)
     taking = [Get("taken", str(number)) for number in range(MAX_AT_ONCE)]
     tasks = [asyncio.create_task(execute(store, command)) for command in (*taking, *commands)]
-    await asyncio.sleep(0.01)
+    await turns()
     assert slow.asked == taking
     slow.asked.clear()
     return Line(slow, tasks)
@@ -124,7 +125,7 @@ async def test_one_who_leaves_the_line_takes_no_place(is_called: bool) -> None:
         line.slow.waiting.pop(0).set_result([None])
         await asyncio.sleep(0)  # the first is answered, and calls who is next
     line.tasks[-2].cancel()
-    await asyncio.sleep(0.01)
+    await turns()
     await line.slow.answer(0 if is_called else 1)
     assert B in line.slow.asked
 

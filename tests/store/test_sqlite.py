@@ -37,6 +37,7 @@ from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
 from gateway.store.protocol import Command, Store
 from gateway.store.sqlite.connection import create_sqlite_schema
 from gateway.store.sqlite.store import open_sqlite_store
+from tests.waiting import GENEROUS_SECONDS
 
 PROCESSES = 4
 
@@ -411,7 +412,7 @@ async def _follow(store: Store, number: int) -> bool:
         return True
     async with store.watch("a") as watch:
         await execute(store, commands.Publish("ready", str(number), b"", 60))
-        await watch.wait(20)
+        await watch.wait(GENEROUS_SECONDS)
         return list(await execute(store, commands.ReadEvents("a"))) == [b"event"]
 
 
@@ -430,7 +431,7 @@ def test_several_processes_share_one_database(sqlite_path: Path) -> None:
 
         def together(story: Story) -> list[Any]:
             asked = [pool.submit(_in_process, sqlite_path, story, i) for i in range(PROCESSES)]
-            return [future.result(timeout=30) for future in asked]
+            return [future.result(timeout=GENEROUS_SECONDS) for future in asked]
 
         won = together(_claim_all)
         assert sorted(slot for slots in won for slot in slots) == list(range(100))

@@ -127,8 +127,8 @@ class TestLists:
         assert await members(store) == ["d"]
 
     async def test_enlisting_only_prolongs_and_the_whole_list(self, store: Store) -> None:
-        for member, lifetime in (("a", SHORT), ("b", LONG), ("c", SHORT)):
-            await execute(store, enlist(member, lifetime=lifetime))
+        lifetimes = {"a": SHORT, "b": LONG, "c": SHORT}
+        await store.execute([enlist(member, lifetime=given) for member, given in lifetimes.items()])
         await asyncio.sleep(OVER)
         assert await members(store) == ["a", "b", "c"]
 
