@@ -31,7 +31,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from gateway.configuration.values import Address, parse_address
+from gateway.configuration.fields import Address, parse_address
 from tests.dockerfile import read_stages
 
 ROOT = Path(__file__).parent.parent

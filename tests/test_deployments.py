@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from gateway.configuration.files import load_settings
-from gateway.configuration.values import parse_address
+from gateway.configuration.fields import parse_address
 from tests.dockerfile import read_stages
 
 ROOT = Path(__file__).parent.parent

@@ -17,7 +17,7 @@ from gateway.cli.serving import (
     simulate_command,
     simulator_settings,
 )
-from gateway.configuration.values import Address, parse_address
+from gateway.configuration.fields import Address, parse_address
 
 
 class _Listen(click.ParamType[Address]):

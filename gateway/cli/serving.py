@@ -33,7 +33,7 @@ from gateway.cli.logs import configure_logs
 from gateway.configuration.expand import ConfigError
 from gateway.configuration.files import Configuration, find_config
 from gateway.configuration.settings import Settings, UpstreamSettings
-from gateway.configuration.values import Address
+from gateway.configuration.fields import Address
 from gateway.errors import GatewayError
 from gateway.metrics import forget_worker
 from gateway.process.bootstrap import check_store, prepare

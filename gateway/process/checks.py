@@ -31,7 +31,7 @@ from gateway.cache.blobs import DEFAULT_TOTAL_BYTES
 from gateway.cache.image_index import image_path
 from gateway.configuration.files import Configuration
 from gateway.configuration.settings import Settings
-from gateway.configuration.values import Address
+from gateway.configuration.fields import Address
 from gateway.errors import GatewayError, StoreUnavailable
 from gateway.images import Image
 from gateway.net.guard import LinkBlocked

@@ -26,7 +26,7 @@ from PIL import Image
 from yarl import URL
 
 from gateway.cli.serving import _print_demo
-from gateway.configuration.values import Address
+from gateway.configuration.fields import Address
 from tests.gateways import ADMIN_TOKEN, Client, Reply
 from tests.http.conftest import Shared
 
