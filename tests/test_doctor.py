@@ -128,8 +128,8 @@ async def test_of_a_gateway_as_it_should_be_everything_is_well(
     assert list(found) == IN_ORDER
     assert levels(found, "ok") | FRESH_ENOUGH == set(IN_ORDER)
     where = "redis://127.0.0.1" if kept_url else f"{tmp_path}/data/gateway.sqlite"
-    assert where in found["store"].words
-    assert here.client.url in found["own link"].words
+    assert where in found["store"].message
+    assert here.client.url in found["own link"].message
 
 
 async def test_nothing_stays_of_the_image_that_was_tried(
@@ -167,7 +167,7 @@ async def test_a_store_that_is_not_there_is_a_fault_and_is_not_made(
     empty = await look(make_settings(tmp_path / "data", "http://127.0.0.1:9/v1", redis_url))
     for found, where in ((embedded, str(tmp_path)), (empty, "redis://127.0.0.1")):
         assert found["store"].level == "fault"
-        assert where in found["store"].words
+        assert where in found["store"].message
         assert {"clock", "own link"}.isdisjoint(found)
     assert not (tmp_path / "data").exists()
     with redis.Redis.from_url(redis_url) as client:
@@ -179,14 +179,14 @@ async def test_a_store_of_another_layout_is_a_fault(tmp_path: Path, redis_url: s
         client.set("igw:layout", "999")
     found = await look(make_settings(tmp_path, "http://127.0.0.1:9/v1", redis_url))
     assert found["store"].level == "fault"
-    assert "999" in found["store"].words
+    assert "999" in found["store"].message
 
 
 async def test_a_redis_that_is_away_is_named_without_its_password(tmp_path: Path) -> None:
     url = f"redis://ann:secret@127.0.0.1:{free_port()}/0"
     found = await look(make_settings(tmp_path, "http://127.0.0.1:9/v1", url))
     assert found["store"].level == "fault"
-    assert url.partition("@")[2] in found["store"].words
+    assert url.partition("@")[2] in found["store"].message
     assert "secret" not in str(found)
 
 
@@ -204,7 +204,7 @@ async def test_a_clock_that_is_wrong_is_a_fault(tmp_path: Path, kept_url: str | 
     for host_now in (now - 5, now + 5):
         finding = judge_clock(facts, host_now=host_now)
         assert finding.level == "fault"
-        assert "5.0 s" in finding.words
+        assert "5.0 s" in finding.message
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
@@ -216,8 +216,8 @@ async def test_a_redis_that_evicts_is_a_fault(
     async with run_gateway(settings) as here:
         found = await look(at(here))
     assert levels(found, "fault") == {"eviction policy"}
-    assert policy in found["eviction policy"].words
-    assert "noeviction" in found["eviction policy"].words
+    assert policy in found["eviction policy"].message
+    assert "noeviction" in found["eviction policy"].message
 
 
 async def test_images_may_lie_in_a_redis_that_evicts(
@@ -232,7 +232,7 @@ async def test_images_may_lie_in_a_redis_that_evicts(
     finally:
         configure(redis_url, maxmemory_policy="noeviction")
     assert levels(found, "ok") | FRESH_ENOUGH == set(IN_ORDER)
-    assert "of their own" in found["cache bound"].words
+    assert "of their own" in found["cache bound"].message
 
 
 async def test_a_redis_that_forgets_is_a_warning(
@@ -243,7 +243,7 @@ async def test_a_redis_that_forgets_is_a_warning(
         found = await look(at(here))
     assert levels(found, "warning") == {"persistence"}
     assert levels(found, "fault") == set()
-    assert "appendonly yes" in found["persistence"].words
+    assert "appendonly yes" in found["persistence"].message
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ async def test_images_leave_room_in_redis(
     settings = make_settings(tmp_path, "http://127.0.0.1:9/v1", durable.url, cache=cache)
     finding = judge_bound(settings, await facts_of(settings))
     assert finding.level == level
-    assert words in finding.words
+    assert words in finding.message
 
 
 @pytest.mark.parametrize(("total", "words"), [(None, ""), ("20GiB", "20,480 MiB")])
@@ -275,7 +275,7 @@ async def test_where_the_store_has_no_limit_any_bound_will_do(
     prepare(settings)
     finding = judge_bound(settings, await facts_of(settings))
     assert finding.level == "ok"
-    assert (words or ("1,024 MiB" if kept_url else "10,240 MiB")) in finding.words
+    assert (words or ("1,024 MiB" if kept_url else "10,240 MiB")) in finding.message
 
 
 # ── upstream, prices, parser ────────────────────────────────────────────────────────────────
@@ -319,8 +319,8 @@ async def test_what_upstream_answers_is_judged(tmp_path: Path, status: int, leve
     async with run_answering(status) as base_url:
         finding = await upstream_finding(tmp_path, base_url)
     assert finding.level == level
-    assert base_url in finding.words
-    assert level == "ok" or str(status) in finding.words
+    assert base_url in finding.message
+    assert level == "ok" or str(status) in finding.message
 
 
 async def test_upstream_is_asked_for_its_models_with_the_key(
@@ -329,7 +329,7 @@ async def test_upstream_is_asked_for_its_models_with_the_key(
     good = await upstream_finding(tmp_path, upstream.base_url)
     wrong = await upstream_finding(tmp_path, upstream.base_url, api_key="sk-wrong-one")
     assert (good.level, wrong.level) == ("ok", "fault")
-    assert "sk-wrong-one" not in wrong.words
+    assert "sk-wrong-one" not in wrong.message
     assert [(c["method"], c["path"]) for c in await upstream.calls()] == [("GET", "/v1/models")] * 2
 
 
@@ -337,8 +337,8 @@ async def test_an_upstream_that_is_away_or_has_no_key_is_a_fault(tmp_path: Path)
     away = await upstream_finding(tmp_path, f"http://127.0.0.1:{free_port()}/v1")
     keyless = await upstream_finding(tmp_path, "http://127.0.0.1:9/v1", api_key=None)
     assert (away.level, keyless.level) == ("fault", "fault")
-    assert "does not answer" in away.words
-    assert "UPSTREAM_API_KEY" in keyless.words
+    assert "does not respond" in away.message
+    assert "UPSTREAM_API_KEY" in keyless.message
 
 
 def test_prices_grow_old_after_ninety_days() -> None:
@@ -347,7 +347,7 @@ def test_prices_grow_old_after_ninety_days() -> None:
     assert judge_prices(today - timedelta(days=90), today=today).level == "ok"
     old = judge_prices(today - timedelta(days=91), today=today)
     assert old.level == "warning"
-    assert "2026-03-02, 91 days ago" in old.words
+    assert "2026-03-02, 91 days ago" in old.message
 
 
 def test_a_slow_parser_is_a_warning() -> None:
@@ -372,7 +372,7 @@ def test_links_need_a_place_that_clients_know(
 ) -> None:
     finding = judge_public_url(make_settings(tmp_path, "http://127.0.0.1:9/v1", server=server))
     assert finding.level == level
-    assert level == "ok" or "GATEWAY_PUBLIC_URL" in finding.words
+    assert level == "ok" or "GATEWAY_PUBLIC_URL" in finding.message
 
 
 async def test_where_no_gateway_answers_the_own_link_is_a_fault(
@@ -384,7 +384,7 @@ async def test_where_no_gateway_answers_the_own_link_is_a_fault(
     prepare(settings)
     found = await look(settings)
     assert levels(found, "fault") == {"own link"}
-    assert f"No gateway answers at {place}" in found["own link"].words
+    assert f"No gateway responds at {place}" in found["own link"].message
 
 
 async def test_a_gateway_with_other_keys_or_another_store_is_found_out(
@@ -400,7 +400,7 @@ async def test_a_gateway_with_other_keys_or_another_store_is_found_out(
         otherwise = await look(at(here, signing_keys=keys.server.signing_keys))
     for found in (elsewhere, otherwise):
         assert levels(found, "fault") == {"own link"}
-        assert "(status)" in found["own link"].words
+        assert "(status)" in found["own link"].message
 
 
 async def test_a_gateway_on_every_address_is_tried_on_this_machine(
@@ -440,7 +440,7 @@ async def test_the_command_shows_a_line_a_check_and_fails_on_a_fault(
     assert [c for c in IN_ORDER for line in lines if line.startswith(f"│ {c} ")] == IN_ORDER
     *_, last = csv.DictReader(stopped.stdout.splitlines())
     assert (last["check"], last["level"]) == ("own link", "fault")
-    assert last["finding"].startswith("No gateway answers at http://127.0.0.1:")
+    assert last["finding"].startswith("No gateway responds at http://127.0.0.1:")
     for told in (as_json, as_table, stopped):
         assert "Traceback" not in told.stderr
         assert "sk-upstream-secret" not in told.stdout + told.stderr

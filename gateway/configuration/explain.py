@@ -21,6 +21,7 @@ def explain(error: ErrorDetails) -> str:
     if error["type"] in ("extra_forbidden", "invalid_key"):
         return f"unknown key '{key}'. Did you mean '{_nearest_key(key)}'?"
     context = error.get("ctx", {})
+    expected: object
     if error["type"] == "model_type":
         expected = "a section with " + ", ".join(_section_at(error["loc"]).keys())
     else:

@@ -98,7 +98,9 @@ def parse_secret(value: object) -> str:
     """Text that fits into an HTTP header: visible ASCII only."""
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
     if not isinstance(text, str) or not re.fullmatch(r"[!-~]+", text.strip()):
-        raise UnshownValueError("visible ASCII characters without spaces, in quotes if all are digits")
+        raise UnshownValueError(
+            "visible ASCII characters without spaces, in quotes if all are digits"
+        )
     return text.strip()
 
 
@@ -193,7 +195,9 @@ def parse_blobs_url(value: object) -> str:
     try:
         return parse_redis_url(value)
     except ValueError:
-        raise UnshownValueError("redis://host:6379/0, rediss://… for TLS, or file:///a/folder") from None
+        raise UnshownValueError(
+            "redis://host:6379/0, rediss://… for TLS, or file:///a/folder"
+        ) from None
 
 
 def parse_signing_keys(value: object) -> tuple[tuple[str, SecretStr], ...]:

@@ -40,6 +40,7 @@ from gateway.configuration.fields import (
     Text,
 )
 
+
 class Section(BaseModel):
     """A frozen part of the file that refuses unknown keys. An empty key has its default."""
 
