@@ -396,12 +396,12 @@ async def run_processes(*given: Any, **more: Any) -> AsyncIterator[tuple[Process
 
 
 async def _until_ready(client: Client, processes: Processes) -> None:
-    """Every worker says so in the log."""
+    """Returns once every worker has logged that it is ready."""
     wanted = yaml.safe_load((processes.log_file.parent / "gateway.yaml").read_text())
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        serving = sum("serves" in line["event"] for line in processes.log())
-        if serving >= wanted["workers"]["count"]:
+        ready = sum(line["event"] == "worker_ready" for line in processes.log())
+        if ready >= wanted["workers"]["count"]:
             return
         await asyncio.sleep(0.05)
     raise AssertionError(processes.log_file.read_text())

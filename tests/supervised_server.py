@@ -21,7 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from gateway.cli.logs import configure_logs
-from gateway.process.supervisor import START_TIMEOUT_SECONDS, CannotStart, bind_socket, supervise
+from gateway.process.listener import bind_socket
+from gateway.process.supervisor import START_TIMEOUT_SECONDS, CannotStart, supervise
 
 HANG_SECONDS = 60
 SLOW_START_SECONDS = 4.5

@@ -26,12 +26,13 @@ from gateway.process.bootstrap import prepare
 from tests.gateways import Upstream, make_settings, run_gateway, run_upstream
 
 GATEWAY = [sys.executable, "-m", "gateway"]
+INHERITED = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
 SERVE = {"UPSTREAM_API_KEY": "sk-x", "GATEWAY_LISTEN": "127.0.0.1:0"}
 
 
 def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs one command in `folder`, with its data folder inside."""
-    env = {"PATH": os.environ["PATH"], "GATEWAY_DATA_DIR": str(folder / "data"), **environment}
+    env = {**INHERITED, "GATEWAY_DATA_DIR": str(folder / "data"), **environment}
     return subprocess.run(
         [*GATEWAY, *words],
         cwd=folder,
@@ -112,17 +113,17 @@ def test_serve_needs_no_standard_output(tmp_path: Path) -> None:
 def test_a_demo_whose_upstream_does_not_start_ends_and_says_so(tmp_path: Path) -> None:
     program = """
 import gateway.__main__
-from gateway.cli import serving
+from gateway.cli import demo
 
 def no_simulator(*_, **__):
     raise OSError("no room for an upstream")
 
-serving.open_simulator = no_simulator
+demo.open_simulator = no_simulator
 gateway.__main__.main()
 """
     told = subprocess.run(
         [sys.executable, "-c", program, "demo"],
-        env={"GATEWAY_DATA_DIR": str(tmp_path), "GATEWAY_LISTEN": "127.0.0.1:0"},
+        env={**INHERITED, "GATEWAY_DATA_DIR": str(tmp_path), "GATEWAY_LISTEN": "127.0.0.1:0"},
         capture_output=True,
         text=True,
         timeout=30,
