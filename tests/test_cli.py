@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
@@ -98,16 +99,58 @@ def test_serve_ends_with_the_reason_when_no_worker_can_start(tmp_path: Path) -> 
     assert str(missing) in last
 
 
-def test_serve_needs_no_standard_output(tmp_path: Path) -> None:
-    """As some supervisors start it: with that descriptor closed."""
+@pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-"])
+def test_serve_works_with_closed_standard_streams(tmp_path: Path, closed: str) -> None:
+    """Some supervisors start it like this."""
+    environment = {**INHERITED, **SERVE, "GATEWAY_DATA_DIR": str(tmp_path)}
+    with subprocess.Popen(
+        ["sh", "-c", f"exec {sys.executable} -m gateway serve {closed}"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().removeprefix("Listening on ").strip()
+            with urllib.request.urlopen(f"{url}/healthz", timeout=20) as response:
+                assert response.status == 200
+        finally:
+            process.terminate()
+        assert process.wait(20) == 0
+
+
+def test_a_command_works_with_closed_standard_output(tmp_path: Path) -> None:
+    prepare(make_settings(tmp_path / "data", "http://127.0.0.1:9/v1"))
+    result = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} -m gateway keys list >&-"],
+        env={**INHERITED, "GATEWAY_DATA_DIR": str(tmp_path / "data")},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0
+    assert result.stderr.startswith("Store: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_serve_reports_a_failed_start_with_closed_standard_output(tmp_path: Path) -> None:
     missing = str(tmp_path / "missing")
     command = f"exec {sys.executable} -m gateway serve >&-"
-    environment = {**SERVE, "GATEWAY_DATA_DIR": str(tmp_path), "PROMETHEUS_MULTIPROC_DIR": missing}
-    told = subprocess.run(
-        ["sh", "-c", command], env=environment, stderr=subprocess.PIPE, text=True, check=False
+    result = subprocess.run(
+        ["sh", "-c", command],
+        env={
+            **INHERITED,
+            **SERVE,
+            "GATEWAY_DATA_DIR": str(tmp_path),
+            "PROMETHEUS_MULTIPROC_DIR": missing,
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
     )
-    assert told.returncode == 1
-    assert told.stderr.splitlines()[-1].startswith("Error: No worker can start: FileNotFoundError")
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("Error: No worker can start: FileNotFoundError")
 
 
 def test_a_demo_whose_upstream_does_not_start_ends_and_says_so(tmp_path: Path) -> None:

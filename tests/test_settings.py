@@ -209,7 +209,8 @@ def test_counts(written: object, count: int):
 
 @pytest.mark.parametrize("parse", [parse_duration, parse_size, parse_count])
 @pytest.mark.parametrize(
-    "written", [0, -1, True, None, "", "x", "nan", "inf", float("nan"), float("inf"), [1], "1 2"]
+    "written",
+    [0, -1, True, None, "", "x", "nan", "inf", "9" * 400, float("nan"), float("inf"), [1], "1 2"],
 )
 def test_what_is_no_amount_is_refused(parse, written: object):
     with pytest.raises(ValueError, match=r"number"):
