@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.configuration.files import load_settings
 from gateway.configuration.fields import parse_address
+from gateway.configuration.files import load_settings
 from tests.dockerfile import read_stages
 
 ROOT = Path(__file__).parent.parent

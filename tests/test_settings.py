@@ -7,10 +7,10 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from gateway.configuration.expand import ConfigError
+from gateway.configuration.fields import Address, parse_address, parse_proxy
 from gateway.configuration.files import find_config, load_settings, read_config
 from gateway.configuration.schema import json_schema
 from gateway.configuration.settings import Settings
-from gateway.configuration.fields import Address, parse_address, parse_proxy
 from gateway.values import (
     parse_count,
     parse_count_or_zero,

@@ -22,10 +22,10 @@ from typing import Any
 import pybase64
 import pytest
 import pytest_asyncio
+from gateway.cli.serving import _print_demo
 from PIL import Image
 from yarl import URL
 
-from gateway.cli.serving import _print_demo
 from gateway.configuration.fields import Address
 from tests.gateways import ADMIN_TOKEN, Client, Reply
 from tests.http.conftest import Shared

@@ -18,8 +18,8 @@ import aiohttp
 import pytest
 import yaml
 from aiohttp import web
-
 from gateway.cli.serving import _demo_settings
+
 from gateway.images import Record
 from gateway.simulator import SimulatorSettings, create_simulator
 from tests.catalogs import shipped_catalog
