@@ -22,11 +22,12 @@ from typing import Any
 import pybase64
 import pytest
 import pytest_asyncio
-from gateway.cli.serving import _print_demo
 from PIL import Image
 from yarl import URL
 
+from gateway.cli.demo import print_instructions
 from gateway.configuration.fields import Address
+from tests.catalogs import shipped_catalog
 from tests.gateways import ADMIN_TOKEN, Client, Reply
 from tests.http.conftest import Shared
 
@@ -808,7 +809,7 @@ async def test_the_demos_commands_write_a_image_and_show_a_hit(
         update={"server": server.model_copy(update={"listen": listen})}
     )
     capsys.readouterr()
-    _print_demo(settings, shared.alice.secret, model=SHIPPED.catalog.default_gpt_model)
+    print_instructions(settings, shared.alice.secret, model=shipped_catalog().default_gpt_model)
     write, again = demo_commands(capsys.readouterr().out)
 
     written = await run_shell(write, tmp_path)
