@@ -2,10 +2,10 @@
 
     python supervised_server.py WORKERS STATE_DIR [START_TIMEOUT_SECONDS]
 
-Every answer is the worker's process id; `/slow` takes a second, after `/fault` the worker fails.
-`STATE_DIR/mode` is read by each worker as it starts: `obey` says what each mode does. Printed are
-the port and, as each worker is gone, `exit PID`; workers write `hup PID` to `STATE_DIR/hups`. The
-log is JSON, on standard error.
+Every response is the worker's process id; `/slow` takes a second, after `/fault` the worker fails.
+Each worker reads `STATE_DIR/mode` as it starts; `obey` has the modes. The server prints the port
+and, after each worker's exit, `exit PID`; workers write `hup PID` to `STATE_DIR/hups`. The log is
+JSON, on standard error.
 """
 
 import os
@@ -61,7 +61,7 @@ def serve(listener: socket.socket, ready: Callable[[], None], state: Path) -> No
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda *_: stopping.append(1))
-    signal.signal(signal.SIGHUP, lambda *_: note(state, f"hup {os.getpid()}"))
+    signal.signal(signal.SIGHUP, lambda *_: write_hup(state, f"hup {os.getpid()}"))
     obey((state / "mode").read_text(), state)
     listener.settimeout(0.05)
     ready()
@@ -133,19 +133,19 @@ def is_first(state: Path) -> bool:
     return True
 
 
-def note(state: Path, line: str) -> None:
+def write_hup(state: Path, line: str) -> None:
     with (state / "hups").open("a") as log:
         log.write(line + "\n")
 
 
 def answer(connection: socket.socket) -> None:
     connection.settimeout(5)
-    asked = connection.recv(4096)
-    if b" /slow " in asked:
+    request = connection.recv(4096)
+    if b" /slow " in request:
         time.sleep(1)
     body = str(os.getpid()).encode()
     connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
-    if b" /fault " in asked:
+    if b" /fault " in request:
         raise RuntimeError("told to fail")
 
 

@@ -1,4 +1,4 @@
-"""The parent process: what becomes of its workers, with real processes and real signals."""
+"""The supervisor, with real processes and real signals."""
 
 import http.client
 import json
@@ -53,15 +53,15 @@ class Parent:
     def log(self, event: str) -> list[dict[str, Any]]:
         """Its log lines of one event; lines that are not JSON are skipped."""
         lines = (self.state / "log").read_text().rpartition("\n")[0].splitlines()
-        said = [json.loads(line) for line in lines if line.startswith("{")]
-        return [line for line in said if line["event"] == event]
+        logged = [json.loads(line) for line in lines if line.startswith("{")]
+        return [line for line in logged if line["event"] == event]
 
     def last_words(self) -> str:
         """The last line on standard error."""
         return (self.state / "log").read_text().splitlines()[-1]
 
     def become(self, mode: str) -> None:
-        """How workers behave that start from now on."""
+        """Changes the behaviour of workers that start from now on."""
         (self.state / "mode").write_text(mode)
 
 
@@ -96,7 +96,7 @@ def supervised(
 
 @contextmanager
 def slow_request(parent: Parent) -> Iterator[list[int]]:
-    """A request that a worker is busy with; the list has the answer once the block is left."""
+    """A request that takes a second; on exit, the list has its response."""
     answers: list[int] = []
     thread = threading.Thread(target=lambda: answers.append(parent.ask("/slow")))
     thread.start()
@@ -164,21 +164,21 @@ def test_a_hangup_reaches_every_worker(tmp_path: Path):
         assert parent.workers() == workers
 
 
-def test_a_roll_replaces_every_worker_and_no_request_fails(tmp_path: Path):
+def test_a_rolling_restart_replaces_every_worker_and_no_request_fails(tmp_path: Path):
     with supervised(tmp_path) as parent:
         until(lambda: len(parent.served_by()) == 2)
         old = parent.workers()
         parent.send(signal.SIGUSR2)
-        most = 0
+        max_workers = 0
         while parent.workers() & old:
             parent.ask()
-            most = max(most, len(parent.workers()))
+            max_workers = max(max_workers, len(parent.workers()))
         until(lambda: len(parent.workers()) == 2)
         assert not parent.served_by() & old
-        assert most >= 3
+        assert max_workers >= 3
 
 
-def test_a_roll_keeps_the_old_workers_when_new_ones_do_not_come_up(tmp_path: Path):
+def test_a_rolling_restart_keeps_the_old_workers_if_new_ones_cannot_start(tmp_path: Path):
     with supervised(tmp_path) as parent:
         until(lambda: len(parent.served_by()) == 2)
         old = parent.workers()
@@ -191,7 +191,7 @@ def test_a_roll_keeps_the_old_workers_when_new_ones_do_not_come_up(tmp_path: Pat
         until(lambda: len(parent.workers()) == 2 and not parent.workers() & old)
 
 
-def test_a_worker_that_cannot_start_leaves_the_others_alone(tmp_path: Path):
+def test_a_worker_that_cannot_start_does_not_affect_the_others(tmp_path: Path):
     with supervised(tmp_path) as parent:
         until(lambda: len(parent.served_by()) == 2)
         parent.become("crash")
@@ -273,7 +273,7 @@ def test_a_reason_is_one_line_of_printable_characters(tmp_path: Path):
         )
 
 
-def test_workers_that_die_soon_after_they_served_are_not_replaced_at_once(tmp_path: Path):
+def test_workers_that_crash_soon_after_they_served_are_not_replaced_at_once(tmp_path: Path):
     with supervised(tmp_path, workers=4, mode="serve briefly") as parent:
         time.sleep(2)
         served = len(parent.log("worker_ready"))
@@ -302,7 +302,7 @@ def test_each_of_two_faults_has_its_traceback_once(tmp_path: Path):
         ]
 
 
-def test_a_process_that_a_failed_worker_left_behind_holds_nothing_up(tmp_path: Path):
+def test_a_process_left_by_a_failed_worker_delays_nothing(tmp_path: Path):
     """The child keeps the worker's end of the pipe open."""
     with supervised(tmp_path, mode="crash with a child") as parent:
         until(lambda: len(parent.log("worker_start_failed")) > 2)
@@ -363,7 +363,7 @@ def test_every_exit_is_reported(tmp_path: Path):
         assert {f"exit {pid}" for pid in workers} <= set(lines)
 
 
-def test_a_used_port_is_named_with_the_way_out():
+def test_the_message_of_a_used_port_suggests_another():
     with bind_socket("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(PortInUse, match=rf"Port {port} .* GATEWAY_LISTEN=127\.0\.0\.1:\d+"):
