@@ -2,7 +2,7 @@
 #
 # docs/guides/container.md says how to run it: read-only, without capabilities, one volume.
 
-# One base for both stages: the environment of the first one points at the second one's Python.
+# One base for both stages, because the virtual environment of the first links to its Python.
 ARG BASE=python:3.14-slim-trixie
 
 FROM ${BASE} AS build
@@ -16,7 +16,7 @@ RUN deploy/install.sh /source /opt/gateway
 WORKDIR /data
 
 FROM ${BASE}
-# Nothing is installed from here on, so the base's own pip goes too.
+# Nothing is installed from here on, so the pip of the base is removed too.
 RUN --mount=type=bind,from=build,source=/source/deploy,target=/mnt /mnt/install.sh --strip /usr/local
 COPY --from=build /opt/gateway /opt/gateway
 COPY --from=build --chown=10001:10001 /data /data
@@ -25,15 +25,14 @@ ENV PATH=/opt/gateway/bin:/usr/local/bin:/usr/bin:/bin \
     GATEWAY_LISTEN=0.0.0.0:8080 \
     GATEWAY_DATA_DIR=/data
 
-# A configuration of one's own is mounted at ./config; without one, that of the package holds.
+# Mount your configuration at ./config. Without one, that of the package is used.
 WORKDIR /etc/image-gateway
 USER 10001:10001
 VOLUME /data
 EXPOSE 8080
 
-# The first SIGTERM drains: purchases under way are finished, which takes up to 600 s. Docker kills
-# after 10 s unless it is told otherwise: docker run --stop-timeout 610, or compose's
-# stop_grace_period.
+# The first SIGTERM drains: open purchases are finished, which takes up to 600 s. Docker kills after
+# 10 s by default: set docker run --stop-timeout 610, or stop_grace_period in compose.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["/opt/gateway/bin/healthy"]
 ENTRYPOINT ["gateway"]

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""Whether the gateway in this container is alive: exit status 0 when `/healthz` answers 200.
+"""Health check of the gateway in this container: exit status 0 if `/healthz` answers 200.
 
-The image has no curl. It asks where `GATEWAY_LISTEN` says, straight: no proxy of the environment
-stands between a process and itself.
+The image has no curl. The request goes to `GATEWAY_LISTEN`, without any proxy of the environment.
 """
 
 import http.client
@@ -14,7 +13,7 @@ TIMEOUT_SECONDS = 3
 
 
 def is_healthy(listen: str) -> bool:
-    """Raises nothing: one who cannot be reached is not healthy."""
+    """Whether the gateway answers; an unreachable one is not healthy."""
     host, _, port = listen.rpartition(":")
     connection = http.client.HTTPConnection(
         WILDCARDS.get(host, host), int(port), timeout=TIMEOUT_SECONDS

@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# Installs the gateway as it runs in production: a virtual environment with exactly what is locked,
-# compiled, and without anything that installs or builds. The Dockerfile's only build step.
+# Installs the gateway for production: a virtual environment with exactly the locked packages,
+# compiled, and without build tools. The Dockerfile's only build step.
 #
-#   deploy/install.sh SOURCE PREFIX     from the folder of this repository into the new PREFIX
-#   deploy/install.sh --strip PREFIX    takes pip and its kin from a Python that is there already
+#   deploy/install.sh SOURCE PREFIX     from a folder of this repository into a new PREFIX
+#   deploy/install.sh --strip PREFIX    removes pip and other build tools from an existing Python
 #
-# SOURCE is only read. Python 3.11 or newer with venv must be there; PYTHON names another one.
+# SOURCE is only read. Needs Python 3.11 or newer with venv; PYTHON names another interpreter.
 set -euo pipefail
 umask 022
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_QUIET=2
 
-# Locked for building the wheel, needed by nothing that runs; a test compares what is left with
-# what the gateway depends on.
+# Locked only for building the wheel. A test compares the remaining packages with the gateway's
+# dependencies.
 BUILDERS=(hatchling editables packaging pathspec pluggy tomlkit trove-classifiers)
 
 create_environment() {
-    [ ! -e "$prefix" ] || { echo "$prefix is there already: name a new folder" >&2; exit 1; }
+    [ ! -e "$prefix" ] || { echo "$prefix exists: name a new folder" >&2; exit 1; }
     "${PYTHON:-python3}" -m venv "$prefix"
 }
 
-# The lock is complete, so nothing is resolved; every file is compared with its hash.
+# The lock is complete, so nothing is resolved. Every file is checked against its hash.
 install_locked() {
     "$prefix/bin/python" -m pip install --no-deps --no-compile "$@"
 }
@@ -28,15 +28,14 @@ build_wheel() {
     (cd "$source" && "$prefix/bin/python" -m hatchling build --target wheel --directory "$wheels" > /dev/null)
 }
 
-# The last thing that pip removes is itself.
+# pip removes itself last.
 strip_builders() {
     "$prefix/bin/python" -m pip uninstall --yes "${BUILDERS[@]}" setuptools wheel pip
     rm -rf "$prefix"/lib/python3.*/ensurepip
 }
 
-# The root is read-only where it runs, so this is the only time. By hash and unchecked, because the
-# layers of an image may not keep the times of files; what pip and hatchling left of their own runs
-# is replaced.
+# At run time the file system is read-only, so bytecode is only written here. Unchecked hashes,
+# because the layers of an image may not keep file times. Replaces the bytecode of the build itself.
 compile_bytecode() {
     "$prefix/bin/python" -m compileall -q -f -j 0 --invalidation-mode unchecked-hash "$prefix/lib"
 }

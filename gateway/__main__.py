@@ -1,7 +1,8 @@
 """The entry of every command.
 
-prometheus_client decides at import whether it counts over several processes, so the folder for
-that is named before anything else is imported.
+It prepares the process before any other module of the gateway is imported: closed standard streams
+are opened on /dev/null, and the folder is set in which prometheus_client, which looks for it at
+import, collects the metrics of several workers.
 """
 
 from __future__ import annotations
@@ -9,14 +10,33 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 
+
+def _open_standard_streams() -> None:
+    """Opens /dev/null on closed descriptors 0 to 2, as they are in `gateway serve 2>&-`.
+
+    Otherwise the next file or socket would get that number, and Python would have no `sys.stderr`.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, so this one
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            mode = "w" if descriptor else "r"
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8"))
+
+
+_open_standard_streams()
 if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
     _folder = tempfile.mkdtemp(prefix="gateway-metrics-")
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = _folder
     atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 
-from gateway.cli.main import cli
+from gateway.cli.main import cli  # noqa: E402 - only now: it imports everything
 
 
 def main() -> None:

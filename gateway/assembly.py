@@ -1,4 +1,9 @@
-"""The composition root: opens, wires, closes."""
+"""The composition root: opens what a process needs, wires the rooms, and closes everything.
+
+Nothing here decides anything. `maintenance` runs a gateway's background jobs, `process/` serves it,
+and `cli/` opens the parts that a command needs. The functions at the end hand each room its part
+of the settings.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +13,17 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-)
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import unquote
 
-import structlog
 from pydantic import SecretStr
 
 from gateway.access.keys import Keys
 from gateway.access.policy import CurrentPolicy, Policy, PolicySource
-from gateway.access.signing import Signing
+from gateway.access.signing import EXPIRY_STEPS, Signing
 from gateway.api.services import Health, Services
 from gateway.billing.ledger import Ledger
 from gateway.cache.blobs import Blobs, BlobsSettings, Observer
@@ -64,62 +63,58 @@ from gateway.upstream.session import ClientSettings
 DATABASE: Final = "gateway.sqlite"
 BLOBS_FOLDER: Final = "blobs"
 TOKEN_FILE: Final = "admin-token"  # noqa: S105 - a file's name
-WILDCARDS: Final = ("0.0.0.0", "::")
-LINK_ROUNDING: Final = 25 / 24
-"""A link lives up to so many times `url_ttl`, because its end is rounded up (CONTRACT §7)."""
-
-log = structlog.get_logger(__name__)
 
 
-# ── the services ────────────────────────────────────────────────────────────────────────────
+# ── stores ──────────────────────────────────────────────────────────────────────────────────
 
 
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[tuple[Store, BlobStore]]:
-    """The store that the settings name, and where image bytes lie.
+    """The configured store, and the store of image bytes.
 
-    An embedded one must exist. An empty Redis becomes one, which may still be away.
+    An embedded store must exist. A Redis may be empty, and may be unavailable for now.
     """
-    async with AsyncExitStack() as stack:
-        store, blobs = await _open_main_store(settings, stack)
-        url = settings.store.blobs_url.get_secret_value() if settings.store.blobs_url else ""
-        if url.startswith("file://"):
-            blobs = FolderBlobs(Path(unquote(url.removeprefix("file://"))))
-        elif url:
-            blobs = await stack.enter_async_context(open_redis_blobs(url))
-        yield store, blobs
-
-
-async def _open_main_store(settings: Settings, stack: AsyncExitStack) -> tuple[Store, BlobStore]:
-    if settings.store.redis_url is not None:
-        url = settings.store.redis_url.get_secret_value()
-        store = await stack.enter_async_context(open_redis_store(url))
-        blobs = await stack.enter_async_context(open_redis_blobs(url, is_beside_verbs=True))
-        return store, blobs
     folder = settings.store.data_dir
-    embedded = await stack.enter_async_context(open_sqlite_store(folder / DATABASE))
-    return embedded, FolderBlobs(folder / BLOBS_FOLDER, home=folder)
+    store: Store
+    blobs: BlobStore
+    async with AsyncExitStack() as stack:
+        if settings.store.redis_url is not None:
+            url = settings.store.redis_url.get_secret_value()
+            store = await stack.enter_async_context(open_redis_store(url))
+            blobs = await stack.enter_async_context(open_redis_blobs(url, is_beside_verbs=True))
+        else:
+            store = await stack.enter_async_context(open_sqlite_store(folder / DATABASE))
+            blobs = FolderBlobs(folder / BLOBS_FOLDER, home=folder)
+        blobs_url = settings.store.blobs_url.get_secret_value() if settings.store.blobs_url else ""
+        if blobs_url.startswith("file://"):
+            blobs = FolderBlobs(Path(unquote(blobs_url.removeprefix("file://"))))
+        elif blobs_url:
+            blobs = await stack.enter_async_context(open_redis_blobs(blobs_url))
+        yield store, blobs
 
 
 @asynccontextmanager
 async def open_existing_store(settings: Settings) -> AsyncIterator[Store]:
     """The store of a running gateway, for commands; never creates one.
 
-    Raises `StoreMissing`, `LayoutMismatch`, `StoreUnavailable`.
+    Raises `StoreMissing`, `SchemaMismatch`, `StoreUnavailable`.
     """
-    url = settings.store.redis_url
-    if url is None:
-        async with open_store(settings) as (embedded, _):
-            yield embedded
+    if settings.store.redis_url is None:
+        async with open_store(settings) as (store, _):
+            yield store
         return
-    async with open_redis_store(url.get_secret_value(), may_create=False) as store:
+    url = settings.store.redis_url.get_secret_value()
+    async with open_redis_store(url, may_create=False) as store:
         await store.check_schema()
         yield store
 
 
+# ── the cache ───────────────────────────────────────────────────────────────────────────────
+
+
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """The rooms that keep images, wired together: all that a command needs of a gateway."""
+    """The room `cache/`, wired: all that a cache command needs of a gateway."""
 
     image_cache: ImageCache
     image_index: ImageIndex
@@ -129,7 +124,23 @@ class Cache:
     transcoding: Transcoding
 
 
-def _wire_cache(
+@asynccontextmanager
+async def open_cache(
+    settings: Settings, *, ttl_seconds: float | None = None
+) -> AsyncIterator[tuple[Store, Cache]]:
+    """The cache of a running gateway, for commands.
+
+    Bytes that the command stores live for `ttl_seconds`; None: as long as the gateway's. Raises
+    `StoreMissing`, `SchemaMismatch`, `StoreUnavailable`.
+    """
+    async with open_existing_store(settings), open_store(settings) as (store, blob_store):
+        yield (
+            store,
+            wire_cache(settings, store, blob_store, observer=Metrics(), ttl_seconds=ttl_seconds),
+        )
+
+
+def wire_cache(
     settings: Settings,
     store: Store,
     blob_store: BlobStore,
@@ -138,93 +149,79 @@ def _wire_cache(
     ttl_seconds: float | None = None,
 ) -> Cache:
     """Constructs the rooms of `cache/`. No I/O."""
-    entries, takedowns = Entries(_entries_settings(settings)), Takedowns(store)
-    blobs_settings = _blobs_settings(settings)
+    entries, takedowns = Entries(entries_settings(settings)), Takedowns(store)
+    bytes_settings = blobs_settings(settings)
     if ttl_seconds is not None:
-        blobs_settings = blobs_settings.model_copy(update={"ttl_seconds": ttl_seconds})
+        bytes_settings = bytes_settings.model_copy(update={"ttl_seconds": ttl_seconds})
     blobs = Blobs(
-        blobs_settings,
+        bytes_settings,
         blob_store,
         store,
         memory=MemoryCache(settings.cache.memory_bytes),
         takedowns=takedowns,
         observer=observer,
     )
-    image_index = ImageIndex(store, blobs, ttl_seconds=blobs_settings.ttl_seconds)
+    image_index = ImageIndex(store, blobs, ttl_seconds=bytes_settings.ttl_seconds)
+    image_cache = ImageCache(store, entries=entries, image_index=image_index, blobs=blobs)
     invalidation = Invalidation(
         store, entries=entries, image_index=image_index, blobs=blobs, takedowns=takedowns
     )
-    image_cache = ImageCache(store, entries=entries, image_index=image_index, blobs=blobs)
     transcoding = Transcoding(store, image_cache, blobs=blobs, takedowns=takedowns)
     return Cache(image_cache, image_index, blobs, takedowns, invalidation, transcoding)
 
 
-@asynccontextmanager
-async def open_cache(
-    settings: Settings, *, ttl_seconds: float | None = None
-) -> AsyncIterator[tuple[Store, Cache]]:
-    """The cache of a running gateway, for commands.
-
-    What they put there stays `lifetime_seconds`; None: as long as the gateway's own. Raises
-    `StoreMissing`, `LayoutMismatch`, `StoreUnavailable`.
-    """
-    async with open_existing_store(settings), open_store(settings) as (store, blob_store):
-        cache = _wire_cache(
-            settings, store, blob_store, observer=Metrics(), ttl_seconds=ttl_seconds
-        )
-        yield store, cache
+# ── the gateway ─────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """One worker's rooms, wired together."""
+    """One worker's rooms, wired."""
 
     services: Services
     store: Store
     blob_store: BlobStore
     cache: Cache
     tasks: OwnedTasks
-    """Purchases, and work that must not end with a request."""
+    """Purchases, and other work that must not end with a request."""
     flights: Flights
     recovery: Recovery
     ledger: Ledger
     policy: CurrentPolicy
     worker: str
     """This worker's name in the store, never used twice."""
-    reload_asked: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set to have the policy read again."""
+    reload_requested: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set to have the policy read again at once."""
 
 
 class OpenLinks(Protocol):
-    """Opens what fetches upstream's links, as `open_rehost` does."""
+    """Opens a fetcher of upstream's links, as `open_link_fetcher` does."""
 
     def __call__(
         self, settings: RehostSettings, *, observer: Callable[[str], None]
     ) -> AbstractAsyncContextManager[LinkFetcher]:
-        """`observer` is told how each fetch ended."""
+        """`observer` is called with the outcome of each fetch."""
 
 
 @asynccontextmanager
 async def open_gateway(
     settings: Settings, source: PolicySource, *, open_links: OpenLinks = open_link_fetcher
 ) -> AsyncIterator[Gateway]:
-    """Everything that one worker needs, wired; what it does by itself is `maintenance`."""
+    """Everything that one worker needs, wired, without its background jobs."""
     metrics, health = Metrics(), Health()
-    policy = CurrentPolicy(
-        source,
-        on_change=partial(_know_policy, metrics),
-        on_failure=metrics.config_reload_failures.inc,
-    )
+    policy = create_policy(source, metrics)
     async with AsyncExitStack() as stack:
-        opened, blob_store = await stack.enter_async_context(open_store(settings))
-        store = EvictingStore(InstrumentedStore(LimitedStore(opened), _teller(health, metrics)))
+        opened_store, blob_store = await stack.enter_async_context(open_store(settings))
+        observed_store = InstrumentedStore(
+            LimitedStore(opened_store), create_store_observer(health, metrics)
+        )
+        store = EvictingStore(observed_store)
         links = await stack.enter_async_context(
             open_links(rehost_settings(settings), observer=metrics.fetched)
         )
         client = await stack.enter_async_context(
             open_client(client_settings(settings), observer=metrics)
         )
-        gateway = _wire(
+        gateway = wire_gateway(
             settings,
             policy,
             store=store,
@@ -234,12 +231,13 @@ async def open_gateway(
             metrics=metrics,
             health=health,
         )
-        if settings.store.blobs_url is None:  # making room elsewhere would not help
+        # If the bytes are in another store, evicting them frees nothing in this one.
+        if settings.store.blobs_url is None:
             store.make_room = gateway.cache.blobs.make_room
         yield gateway
 
 
-def _wire(
+def wire_gateway(
     settings: Settings,
     policy: CurrentPolicy,
     *,
@@ -250,19 +248,33 @@ def _wire(
     metrics: Metrics,
     health: Health,
 ) -> Gateway:
-    """Constructs every room and introduces them to the stories. No I/O."""
+    """Constructs every room, in the order of their dependencies. No I/O.
+
+    Long on purpose: one constructor after the other, and nothing else.
+    """
     worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    cache = _wire_cache(settings, store, blob_store, observer=metrics)
+    cache = wire_cache(settings, store, blob_store, observer=metrics)
     signing = create_signing(settings, store)
     keys, ledger, tasks = Keys(store), Ledger(store), OwnedTasks(metrics.flights.set)
     flights = Flights(store, PartialImages(store, cache.blobs), tasks)
     settlements = Settlements(store, cache.image_cache, metrics)
-    purchases = Purchases(
-        _purchase_settings(settings, worker),
-        store,
-        Delivery(
-            _delivery_settings(settings), client, links, flights=flights, cache=cache.image_cache
+    delivery = Delivery(
+        DeliverySettings(
+            max_image_bytes=settings.cache.max_image_bytes, max_pixels=settings.cache.max_pixels
         ),
+        client,
+        links,
+        flights=flights,
+        cache=cache.image_cache,
+    )
+    purchases = Purchases(
+        PurchaseSettings(
+            worker=worker,
+            timeout_seconds=settings.upstream.timeout_seconds,
+            dead_after_seconds=settings.workers.dead_after_seconds,
+        ),
+        store,
+        delivery,
         settlements=settlements,
         tasks=tasks,
     )
@@ -273,7 +285,14 @@ def _wire(
         worker=worker,
         expires_after_seconds=settings.workers.dead_after_seconds,
     )
-    interpreter = Interpreter(_interpreter_settings(settings), ledger)
+    interpreter = Interpreter(
+        InterpreterSettings(
+            upstream_name=settings.upstream.name,
+            validation=settings.validation,
+            scope=settings.cache.scope,
+        ),
+        ledger,
+    )
     images = Images(
         interpreter,
         cache.image_cache,
@@ -283,22 +302,22 @@ def _wire(
         sign=signing.sign,
         clock=time.time,
     )
+    idempotent_images = IdempotentImages(IdempotencyKeys(store), images, cache.image_cache, tasks)
+    store_outage = StoreOutage(
+        keys,
+        images,
+        flights,
+        purchases,
+        ignores_limits=settings.store.limits_when_away == "ignore",
+    )
     proxy = Proxy(
         store,
         keys,
         interpreter,
         cache.image_cache,
         images,
-        idempotent_images=IdempotentImages(
-            IdempotencyKeys(store), images, cache.image_cache, tasks
-        ),
-        store_outage=StoreOutage(
-            keys,
-            images,
-            flights,
-            purchases,
-            ignores_limits=settings.store.limits_when_away == "ignore",
-        ),
+        idempotent_images=idempotent_images,
+        store_outage=store_outage,
         recorder=Recorder(ledger, metrics, time.time),
     )
     services = Services(
@@ -311,8 +330,8 @@ def _wire(
         policy=policy,
         metrics=metrics,
         health=health,
-        public_url=public_url(settings),
-        admin_token=admin_token(settings),
+        public_url=settings.server.link_base_url,
+        admin_token=read_admin_token(settings),
         metrics_token=settings.server.metrics_token,
         max_body_bytes=settings.server.max_body_bytes,
         body_timeout_seconds=settings.server.read_timeout_seconds,
@@ -332,15 +351,37 @@ def _wire(
     )
 
 
-def admin_token(settings: Settings) -> SecretStr:
-    """The token that opens the admin API: from the settings, else from the data folder."""
-    if settings.server.admin_token is not None:
-        return settings.server.admin_token
-    return SecretStr((settings.store.data_dir / TOKEN_FILE).read_text().strip())
+def create_policy(source: PolicySource, metrics: Metrics) -> CurrentPolicy:
+    """Reads the policy; each new one becomes known to the metrics, whose labels name models."""
+
+    def on_change(policy: Policy) -> None:
+        metrics.know(
+            models=policy.catalog.models,
+            sizes=policy.values_of("size"),
+            qualities=policy.values_of("quality"),
+            prices_as_of=policy.catalog.prices_as_of,
+        )
+
+    return CurrentPolicy(source, on_change=on_change, on_failure=metrics.config_reload_failures.inc)
+
+
+def create_store_observer(health: Health, metrics: Metrics) -> Callable[[bool], None]:
+    """Records after each batch whether the store is available."""
+
+    def observe(is_available: bool) -> None:
+        if not is_available:
+            metrics.store_errors.inc()
+        # Not with every batch: the gauge is shared by all workers, through a file.
+        if is_available != health.store_up or not health.store_reached:
+            metrics.store_up.set(is_available)
+        health.store_up = is_available
+        health.store_reached = health.store_reached or is_available
+
+    return observe
 
 
 def create_signing(settings: Settings, store: Store) -> Signing:
-    """What links are signed with. No I/O."""
+    """Signs and verifies links. No I/O."""
     return Signing(
         store,
         keys=settings.server.signing_keys,
@@ -349,17 +390,18 @@ def create_signing(settings: Settings, store: Store) -> Signing:
     )
 
 
-def _know_policy(metrics: Metrics, policy: Policy) -> None:
-    metrics.know(
-        models=policy.catalog.models,
-        sizes=policy.values_of("size"),
-        qualities=policy.values_of("quality"),
-        prices_as_of=policy.catalog.prices_as_of,
-    )
+def read_admin_token(settings: Settings) -> SecretStr:
+    """The token of the admin API: from the settings, else from the data folder."""
+    if settings.server.admin_token is not None:
+        return settings.server.admin_token
+    return SecretStr((settings.store.data_dir / TOKEN_FILE).read_text().strip())
+
+
+# ── settings of the rooms ───────────────────────────────────────────────────────────────────
 
 
 def client_settings(settings: Settings) -> ClientSettings:
-    """What is known of the paid service."""
+    """The upstream client's part of the settings."""
     upstream = settings.upstream
     return ClientSettings(
         base_url=upstream.base_url,
@@ -375,15 +417,8 @@ def client_settings(settings: Settings) -> ClientSettings:
     )
 
 
-def _interpreter_settings(settings: Settings) -> InterpreterSettings:
-    return InterpreterSettings(
-        upstream_name=settings.upstream.name,
-        validation=settings.validation,
-        scope=settings.cache.scope,
-    )
-
-
-def _entries_settings(settings: Settings) -> EntriesSettings:
+def entries_settings(settings: Settings) -> EntriesSettings:
+    """The part of `cache.entries`."""
     return EntriesSettings(
         ttl_seconds=settings.cache.ttl_seconds,
         stale_if_error_seconds=settings.cache.stale_if_error_seconds,
@@ -391,55 +426,21 @@ def _entries_settings(settings: Settings) -> EntriesSettings:
     )
 
 
-def _blobs_settings(settings: Settings) -> BlobsSettings:
-    longest_link = settings.cache.url_ttl_seconds * LINK_ROUNDING
+def blobs_settings(settings: Settings) -> BlobsSettings:
+    """The part of `cache.blobs`. Bytes outlive every entry and every link that names them."""
+    # The expiry of a link is rounded up to the next step.
+    longest_link_seconds = settings.cache.url_ttl_seconds * (1 + 1 / EXPIRY_STEPS)
     return BlobsSettings(
-        ttl_seconds=_entries_settings(settings).longest_seconds + longest_link,
+        ttl_seconds=entries_settings(settings).longest_seconds + longest_link_seconds,
         total_bytes=settings.cache.total_bytes,
     )
 
 
 def rehost_settings(settings: Settings) -> RehostSettings:
-    """Where images behind links may be fetched from."""
+    """The part of `upstream.fetch`: which links may be fetched."""
     return RehostSettings(
         upstream_url=settings.upstream.base_url,
         allow=settings.rehost.allow,
         max_bytes=settings.cache.max_image_bytes,
         ca_file=settings.upstream.ca_file,
     )
-
-
-def public_url(settings: Settings) -> str | None:
-    """What links start with; None where nobody but the client knows how we are reached."""
-    listen = settings.server.listen
-    if settings.server.public_url is not None:
-        return settings.server.public_url
-    if listen.host in WILDCARDS or listen.port == 0:
-        return None
-    return f"http://{listen}"
-
-
-def _purchase_settings(settings: Settings, worker: str) -> PurchaseSettings:
-    return PurchaseSettings(
-        worker=worker,
-        timeout_seconds=settings.upstream.timeout_seconds,
-        dead_after_seconds=settings.workers.dead_after_seconds,
-    )
-
-
-def _delivery_settings(settings: Settings) -> DeliverySettings:
-    return DeliverySettings(
-        max_image_bytes=settings.cache.max_image_bytes, max_pixels=settings.cache.max_pixels
-    )
-
-
-def _teller(health: Health, metrics: Metrics) -> Callable[[bool], None]:
-    def tell(was_answered: bool) -> None:
-        if not was_answered:
-            metrics.store_errors.inc()
-        if was_answered != health.store_up or not health.store_reached:
-            metrics.store_up.set(was_answered)
-        health.store_up = was_answered
-        health.store_reached = health.store_reached or was_answered
-
-    return tell

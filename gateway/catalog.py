@@ -7,7 +7,6 @@ Here is what a row may say and whether it makes sense. What the rows mean for a 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from datetime import date
@@ -26,6 +25,8 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+
+from gateway.values import nearest
 
 SIZE: Final = re.compile(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})")
 """An image size as it is written, WIDTHxHEIGHT in pixels."""
@@ -427,5 +428,5 @@ def _unknown_key(key: object, known: Iterable[str]) -> str:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
-    return f"; the nearest valid one is '{close[0]}'" if close else ""
+    near = nearest(name, known)
+    return f"; the nearest valid one is '{near}'" if near is not None else ""

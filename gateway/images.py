@@ -11,6 +11,8 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import orjson
 
+from gateway.values import UNIT_SECONDS
+
 MAX_SLOTS: Final = 64
 """Images that one entry can hold: slots 0…63 (CONTRACT §6)."""
 
@@ -18,7 +20,6 @@ MAX_AGE_SECONDS: Final = 2**31
 """What RFC 9111 §1.2.2 has a cache read for any longer time."""
 
 _WITHIN: Final = re.compile(r"within:([0-9]{1,9})(s|m|h|d)")
-_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 T = TypeVar("T")
@@ -222,7 +223,7 @@ class Reuse:
         if text in ("always", "never"):
             return Reuse(no_cache=text == "never")
         match = _WITHIN.fullmatch(text)
-        seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
+        seconds = int(match[1]) * int(UNIT_SECONDS[match[2]]) if match else 0
         if seconds == 0:
             raise ValueError(
                 "expected 'always', 'never', or 'within:' and a duration such as 90s, 10m, 12h or "

@@ -1,127 +1,108 @@
-"""Background jobs of a worker."""
+"""Background jobs of a worker, as one table, and a gateway that runs them.
+
+What a job does is in its room; here is how often.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import (
-    asynccontextmanager,
-    suppress,
-)
-from typing import Any, Final
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
 
 import structlog
 
-from gateway.access.keys import Keys
 from gateway.access.policy import PolicySource
 from gateway.assembly import Gateway, OpenLinks, open_gateway
 from gateway.billing.ledger import WRITE_EVERY_SECONDS
 from gateway.cache.takedowns import LOOK_SECONDS
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreUnavailable
-from gateway.metrics import MAX_KEYS, Metrics
+from gateway.metrics import MAX_KEYS
 from gateway.store.batch import execute
 from gateway.store.blobs.folder import FolderBlobs
 from gateway.store.commands import Deregister, Heartbeat, SetValue, Sweep
-from gateway.store.protocol import BlobStore, Store
 from gateway.upstream.fetch import open_link_fetcher
 
 log = structlog.get_logger(__name__)
 
-POLICY_LOOK_SECONDS: Final = 1.0
-SWEEP_SECONDS: Final = 60.0
-SWEEP_MOST: Final = 1000
-KEY_LABELS_SECONDS: Final = 60.0
-BOOKS_SECONDS: Final = 1.0
-"""How often a worker tells the store which images were used."""
-BOUNDS_SECONDS: Final = 5.0
-ORPHANS_SECONDS: Final = 3600.0
+TRACK_UNTRACKED_SECONDS: Final = 3600.0
+MAX_SWEPT: Final = 1000
 
 
-# ── a gateway that runs ─────────────────────────────────────────────────────────────────────
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A step that a worker repeats, `interval_seconds` after the end of the last one."""
+
+    name: str
+    interval_seconds: float
+    step: Callable[[], Awaitable[object]]
+    start_early: asyncio.Event | None = None
+    """If set, the next step starts at once. The step clears it."""
+
+
+def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
+    """Every background job of a worker; a new job is a new row."""
+    heartbeat_seconds = settings.workers.heartbeat_seconds
+    blobs = gateway.cache.blobs
+    return (
+        Job("heartbeat", heartbeat_seconds, lambda: send_heartbeat(gateway)),
+        Job("recovery", heartbeat_seconds, gateway.recovery.recover_expired),
+        Job("ledger", WRITE_EVERY_SECONDS, gateway.ledger.write),
+        Job("policy", 1.0, lambda: reload_policy(gateway), gateway.reload_requested),
+        Job("takedowns", LOOK_SECONDS, lambda: apply_takedowns(gateway)),
+        Job("lru_uses", 1.0, blobs.record_uses),
+        Job("eviction", 5.0, blobs.evict_to_bound),
+        Job("untracked_blobs", TRACK_UNTRACKED_SECONDS, lambda: track_untracked(gateway)),
+        Job("sweep", 60.0, lambda: sweep(gateway)),
+        Job("key_labels", 60.0, lambda: label_keys(gateway)),
+    )
 
 
 @asynccontextmanager
 async def open_running_gateway(
     settings: Settings, source: PolicySource, *, open_links: OpenLinks = open_link_fetcher
 ) -> AsyncIterator[Gateway]:
-    """A gateway with its background jobs; on leaving, open purchases are settled first."""
+    """A gateway with its background jobs. On exit, open purchases are settled first."""
     async with open_gateway(settings, source, open_links=open_links) as gateway:
-        await _first_look(gateway)
-        async with _running(_loops(settings, gateway)):
+        # Before the first request: other workers must know this one, and it the take-downs. A
+        # gateway also starts without its store.
+        with suppress(StoreUnavailable):
+            await send_heartbeat(gateway)
+            await gateway.cache.takedowns.refresh()
+        async with run_jobs(background_jobs(settings, gateway)):
             try:
                 yield gateway
             finally:
-                await _drain(gateway, settings.drain_seconds)
-                await _close(gateway)
+                await close_gateway(gateway, settings.drain_seconds)
 
 
-async def _first_look(gateway: Gateway) -> None:
-    """The first heartbeat, and what must not be served; a store that is away keeps nobody from
-    starting.
+async def close_gateway(gateway: Gateway, drain_seconds: float) -> None:
+    """Waits until every purchase is settled, then writes the ledger and deregisters the worker.
+
+    Whatever cannot be finished in time, or without the store, is left to other workers' recovery.
     """
-    with suppress(StoreUnavailable):
-        await execute(gateway.store, Heartbeat(gateway.worker))
-        await gateway.cache.takedowns.refresh()
-
-
-async def _drain(gateway: Gateway, seconds: float) -> None:
-    """Waits until every purchase is settled."""
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(drain_seconds):
             await gateway.tasks.drain()
     except TimeoutError:
         log.error("drain_timeout", purchases=len(gateway.tasks))
     await gateway.flights.close()
-
-
-async def _close(gateway: Gateway) -> None:
-    """Writes what is waiting and says good-bye; what cannot be written now others will find."""
     try:
         await gateway.ledger.write()
         await execute(gateway.store, Deregister(gateway.worker))
     except StoreUnavailable:
-        log.warning("store_away_at_close", purchases=len(gateway.tasks))
+        log.warning("store_unavailable", during="close", purchases=len(gateway.tasks))
 
 
-# ── background loops ────────────────────────────────────────────────────────────────────────
-
-
-def _loops(settings: Settings, gateway: Gateway) -> Mapping[str, Coroutine[Any, Any, None]]:
-    """What one worker does without being asked, by name."""
-    store, services = gateway.store, gateway.services
-    heartbeat = settings.workers.heartbeat_seconds
-    return {
-        "heartbeat": _every(heartbeat, lambda: execute(store, Heartbeat(gateway.worker))),
-        "recovery": _every(heartbeat, gateway.recovery.recover_expired),
-        "ledger": _every(WRITE_EVERY_SECONDS, gateway.ledger.write),
-        "policy": _every(0.0, lambda: _look_at_policy(gateway)),
-        "takedowns": _every(LOOK_SECONDS, lambda: _learn_takedowns(gateway)),
-        "blob books": _every(BOOKS_SECONDS, gateway.cache.blobs.record_uses),
-        "bounds": _every(BOUNDS_SECONDS, gateway.cache.blobs.evict_to_bound),
-        "orphans": _every(ORPHANS_SECONDS, lambda: _adopt_orphans(gateway)),
-        "sweep": _every(SWEEP_SECONDS, lambda: _sweep(store, gateway.blob_store)),
-        "key labels": _every(
-            KEY_LABELS_SECONDS, lambda: _label_keys(services.keys, services.metrics)
-        ),
-    }
-
-
-async def _every(seconds: float, step: Callable[[], Awaitable[object]]) -> None:
-    """Repeats a step; what goes wrong is logged, and the loop lives on."""
-    while True:
-        try:
-            await step()
-        except StoreUnavailable:
-            log.warning("loop_waits_for_the_store")
-        except Exception:
-            log.exception("loop_failed")
-        await asyncio.sleep(seconds)
+# ── running ─────────────────────────────────────────────────────────────────────────────────
 
 
 @asynccontextmanager
-async def _running(loops: Mapping[str, Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
+async def run_jobs(jobs: tuple[Job, ...]) -> AsyncIterator[None]:
+    """Repeats each job in a task of its own; on exit, they are cancelled."""
+    tasks = [asyncio.create_task(repeat(job), name=job.name) for job in jobs]
     try:
         yield
     finally:
@@ -130,17 +111,40 @@ async def _running(loops: Mapping[str, Coroutine[Any, Any, None]]) -> AsyncItera
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _look_at_policy(gateway: Gateway) -> None:
-    """After a while, or when somebody asks: reads the policy again if its file has changed."""
-    with suppress(TimeoutError):
-        await asyncio.wait_for(gateway.reload_asked.wait(), POLICY_LOOK_SECONDS)
-    current, is_asked = gateway.policy, gateway.reload_asked.is_set()
-    gateway.reload_asked.clear()
-    await asyncio.to_thread(current.reload if is_asked else current.reload_if_changed)
+async def repeat(job: Job) -> None:
+    """Repeats a job's step. A failure is logged, and the job continues."""
+    while True:
+        try:
+            await job.step()
+        except StoreUnavailable:
+            log.warning("store_unavailable", during=job.name)
+        except Exception:
+            log.exception("job_failed", job=job.name)
+        if job.start_early is None:
+            await asyncio.sleep(job.interval_seconds)
+        else:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(job.start_early.wait(), job.interval_seconds)
 
 
-async def _learn_takedowns(gateway: Gateway) -> None:
-    """What was taken down meanwhile leaves this worker's memory, and the store, sooner or later."""
+# ── steps that no room owns ─────────────────────────────────────────────────────────────────
+
+
+async def send_heartbeat(gateway: Gateway) -> None:
+    """Registers this worker, or tells the others that it is alive."""
+    await execute(gateway.store, Heartbeat(gateway.worker))
+
+
+async def reload_policy(gateway: Gateway) -> None:
+    """Reads the policy again if its file has changed, or if a reload was requested."""
+    is_requested = gateway.reload_requested.is_set()
+    gateway.reload_requested.clear()
+    policy = gateway.policy
+    await asyncio.to_thread(policy.reload if is_requested else policy.reload_if_changed)
+
+
+async def apply_takedowns(gateway: Gateway) -> None:
+    """Removes bytes that another worker took down from this worker's memory and from the store."""
     takedowns, blobs = gateway.cache.takedowns, gateway.cache.blobs
     if digests := await takedowns.refresh():
         blobs.forget(digests)
@@ -148,25 +152,33 @@ async def _learn_takedowns(gateway: Gateway) -> None:
         takedowns.were_removed(digests)
 
 
-async def _adopt_orphans(gateway: Gateway) -> None:
-    """Once an hour, by whoever comes first, and not by all."""
+async def track_untracked(gateway: Gateway) -> None:
+    """Adds stored bytes that are missing in the LRU index to it, so that they can be evicted."""
+    # The scan is expensive, so one worker does it for all: the first to set this value.
     turn = SetValue(
-        "turns", "orphans", gateway.worker.encode(), ORPHANS_SECONDS * 0.9, only_if_absent=True
+        "turns",
+        "untracked_blobs",
+        gateway.worker.encode(),
+        TRACK_UNTRACKED_SECONDS * 0.9,
+        only_if_absent=True,
     )
     if await execute(gateway.store, turn) and (
-        adopted := await gateway.cache.blobs.track_untracked()
+        count := await gateway.cache.blobs.track_untracked()
     ):
-        log.info("orphans_adopted", images=adopted)
+        log.info("untracked_blobs_tracked", images=count)
 
 
-async def _sweep(store: Store, blobs: BlobStore) -> None:
-    """Removes what is past its time, where the store does not do so by itself."""
-    await execute(store, Sweep())
-    if isinstance(blobs, FolderBlobs):
-        await blobs.sweep(SWEEP_MOST)
-        await blobs.ephemeral().sweep(SWEEP_MOST)
+async def sweep(gateway: Gateway) -> None:
+    """Removes expired state from stores that do not expire it themselves."""
+    await execute(gateway.store, Sweep())
+    if isinstance(gateway.blob_store, FolderBlobs):
+        await gateway.blob_store.sweep(MAX_SWEPT)
+        await gateway.blob_store.ephemeral().sweep(MAX_SWEPT)
 
 
-async def _label_keys(keys: Keys, metrics: Metrics) -> None:
-    live = [record.name for record in await keys.list_keys() if record.revoked_at is None]
-    metrics.know_keys(live[:MAX_KEYS])
+async def label_keys(gateway: Gateway) -> None:
+    """Tells the metrics which keys may have labels of their own: the oldest active ones."""
+    services = gateway.services
+    records = await services.keys.list_keys()
+    active = [record.name for record in records if record.revoked_at is None]
+    services.metrics.know_keys(active[:MAX_KEYS])

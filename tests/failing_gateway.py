@@ -1,7 +1,7 @@
-"""The command line, but its workers have fail points: `python -m tests.failing_gateway serve …`.
+"""The command line, with fail points in its workers: `python -m tests.failing_gateway serve …`.
 
-The environment variable `FAIL_POINTS` names the folder through which a test pulls the strings.
-Claims live shorter than usual, so that a test need not wait long for one whose owner died.
+The environment variable `FAIL_POINTS` is the folder through which a test controls it. Leases are
+shorter than usual, so that a test need not wait long for that of a dead worker.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import gateway.__main__  # before all others of the gateway: it says where metrics are counted
-from gateway import assembly as app
+import gateway.__main__  # first: it sets the folder of the metrics
+from gateway import assembly
 from gateway.cache import flights
 from tests.failpoints import FOLDER_VARIABLE, MORTAL_CLAIM_SECONDS, Strings, with_fail_points
 
 flights.CLAIM_SECONDS = MORTAL_CLAIM_SECONDS  # type: ignore[misc]
-app.open_store = with_fail_points(app.open_store, Strings(Path(os.environ[FOLDER_VARIABLE])))
+assembly.open_store = with_fail_points(
+    assembly.open_store, Strings(Path(os.environ[FOLDER_VARIABLE]))
+)
 gateway.__main__.main()

@@ -1,10 +1,10 @@
 """Fail points: a store that kills its process at a chosen step of a purchase.
 
-A step is a store verb that belongs to image requests, or the bytes of one image. Batches are
-taken apart, so that every state between two verbs of a batch can be met as well. The test and the
-process talk through a folder: the test arms a point there, the first step of the next purchase
-takes it (so whoever replaces the process lives), and the process holds still at the point, with
-its heart beating, until it is told to die.
+A step is a store command that belongs to image requests, or the bytes of one image. Batches are
+executed command by command, so that every state between two commands can be tested. Test and
+process communicate through a folder: the test arms a point there, the process with the next step
+takes it (so its replacement has none), and stops at the point, with heartbeats, until the test
+kills it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ STEPS: Final = (
     Settle,
     Publish,
 )
-"""The verbs that count; heartbeats, ledger batches, sweeps and what waiters ask do not."""
+"""The commands that are steps; heartbeats, ledger batches, sweeps and followers' are not."""
 
 LOOK_SECONDS: Final = 0.005
 
@@ -62,7 +62,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class KillPoint:
-    """Where a process dies: right before or right after its `step`-th step, counted from 1."""
+    """Where a process is killed: right before or right after a step, counted from 1."""
 
     when: When
     step: int
@@ -70,18 +70,18 @@ class KillPoint:
 
 @dataclass(frozen=True)
 class Strings:
-    """The folder through which a test pulls the strings of a failing gateway."""
+    """The folder through which a test controls a failing gateway."""
 
     folder: Path
 
     def arm(self, point: KillPoint) -> None:
-        """The next purchase anywhere in the gateway meets this point; once."""
+        """Arms a point for the next purchase in any process, once."""
         aside = self.folder / "arming"
         aside.write_text(f"{point.when} {point.step}")
         aside.rename(self._armed)
 
     def take(self) -> KillPoint | None:
-        """The armed point, for the one process that asks first."""
+        """The armed point, for the first process that takes it."""
         taken = self.folder / f"taken-by-{os.getpid()}"
         with suppress(FileNotFoundError):
             self._armed.rename(taken)
@@ -89,30 +89,30 @@ class Strings:
             return KillPoint("before" if when == "before" else "after", int(step))
         return None
 
-    def note(self, step: str) -> None:
-        """Writes down a step that was done."""
+    def record(self, step: str) -> None:
+        """Records a finished step."""
         with (self.folder / "steps").open("a") as file:
             file.write(f"{step}\n")
 
     def steps(self) -> list[str]:
-        """What the process that took the point has done since, step by step."""
+        """The steps of the process that took the point, since then."""
         file = self.folder / "steps"
         return file.read_text().split() if file.exists() else []
 
     def hold(self) -> None:
-        """Says that the point was reached."""
+        """Reports that the point is reached."""
         (self.folder / "reached").touch()
 
     def is_held(self) -> bool:
-        """Whether a process stands at the point."""
+        """Whether a process has stopped at the point."""
         return (self.folder / "reached").exists()
 
     def kill(self) -> None:
-        """Lets the process that stands at the point die."""
+        """Lets the process that stopped at the point be killed."""
         (self.folder / "die").touch()
 
     def must_die(self) -> bool:
-        """Whether the test has said so."""
+        """Whether the test has called `kill`."""
         return (self.folder / "die").exists()
 
     @property
@@ -121,7 +121,7 @@ class Strings:
 
 
 class FailPoints:
-    """Counts the steps of one process and stops it at the point that it took."""
+    """Counts the steps of one process and stops it at its point."""
 
     def __init__(self, strings: Strings) -> None:
         self._strings = strings
@@ -130,31 +130,31 @@ class FailPoints:
         self._is_over = False
 
     async def pass_through(self, name: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Does one step, unless this process comes to its end before or after it."""
+        """Does one step, unless this process ends before or after it."""
         self._point = self._point or self._strings.take()
         if self._point is None:
             return await work()
         self._count += 1
         number = self._count
         await self._die_at(KillPoint("before", number))
-        answer = await work()
-        self._strings.note(name)
+        result = await work()
+        self._strings.record(name)
         await self._die_at(KillPoint("after", number))
-        return answer
+        return result
 
     async def _die_at(self, here: KillPoint) -> None:
-        """Once one purchase stands at the point, no other of this process goes on either."""
+        """Once a purchase has reached the point, all purchases of this process stop."""
         self._is_over = self._is_over or here == self._point
         if not self._is_over:
             return
         self._strings.hold()
-        while not self._strings.must_die():  # noqa: ASYNC110 - it is told by a file
+        while not self._strings.must_die():  # noqa: ASYNC110 - it is signalled by a file
             await asyncio.sleep(LOOK_SECONDS)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 class FailingStore:
-    """A store that runs the verbs of a batch one by one, each through the fail points."""
+    """A store that executes the commands of a batch one by one, through the fail points."""
 
     def __init__(self, store: Store, points: FailPoints) -> None:
         self.name = store.name
@@ -162,7 +162,7 @@ class FailingStore:
         self._points = points
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        """As the store does, but never two verbs at once."""
+        """As the store does, but never two commands at once."""
         return [await self._run_one(command) for command in commands]
 
     async def _run_one(self, command: Command[Any]) -> Any:
@@ -179,7 +179,7 @@ class FailingStore:
 
 
 class FailingBlobs:
-    """Image bytes, each `put` of them through the fail points."""
+    """A blob store whose `put` goes through the fail points."""
 
     def __init__(self, blobs: BlobStore, points: FailPoints) -> None:
         self.put_command = blobs.put_command
@@ -201,7 +201,7 @@ class FailingBlobs:
 
 
 def with_fail_points(open_store: OpenStore, strings: Strings) -> OpenStore:
-    """The same way to open a store, with fail points in whatever it opens."""
+    """`open_store`, with fail points in the stores that it opens."""
 
     @asynccontextmanager
     async def open_failing(settings: Settings) -> AsyncIterator[tuple[Store, BlobStore]]:

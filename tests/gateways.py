@@ -1,4 +1,4 @@
-"""Gateways for tests: real ones, on real sockets, over real stores, before a simulated upstream.
+"""Real gateways for tests: on real sockets and stores, in front of a simulated upstream.
 
 `run_gateway` runs one in this process, on its event loop; `run_processes` runs `gateway serve`
 with its supervisor and workers, as an operator would.
@@ -54,7 +54,7 @@ needs_asyncio_that_pauses = pytest.mark.skipif(
     (3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <= sys.version_info < (3, 13, 2),
     reason="this Python's asyncio never pauses a writer after writelines (CPython issue 127655)",
 )
-"""For tests that fill a connection of a gateway in this process; `gateway serve` runs on uvloop."""
+"""For tests that fill a connection of an in-process gateway; `gateway serve` runs on uvloop."""
 
 ADMIN_TOKEN = "an-admin-token"
 CONFIG = Path(__file__).parent.parent / "config"
@@ -63,7 +63,7 @@ MODEL = "gpt-image-1.5"
 
 @dataclass(frozen=True)
 class Reply:
-    """One HTTP answer, read to its end."""
+    """A complete HTTP response."""
 
     status: int
     headers: Mapping[str, str]
@@ -89,7 +89,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Upstream:
-    """A simulated upstream, as the gateway and the test reach it."""
+    """A simulated upstream."""
 
     base_url: str
     session: aiohttp.ClientSession
@@ -124,14 +124,14 @@ class Upstream:
         return len(await self.bodies()) >= count
 
     async def play(self, *faults: str) -> None:
-        """The faults of the next calls, one each."""
+        """Sets the faults of the next calls, one each."""
         async with self.session.put(f"{self.root}/_sim/faults", json=list(faults)):
             pass
 
 
 @dataclass
 class Client:
-    """Asks one gateway, as one key."""
+    """A client of one gateway, with one key."""
 
     url: str
     session: aiohttp.ClientSession
@@ -141,7 +141,7 @@ class Client:
     async def send(
         self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **given: Any
     ) -> Reply:
-        """Any request; with this client's key unless `headers` say otherwise."""
+        """Any request, with this client's key unless `headers` override it."""
         given_headers = {"Authorization": f"Bearer {self.secret}", **(headers or {})}
         async with self.session.request(
             method, self.url + path, headers=given_headers, **given
@@ -149,7 +149,7 @@ class Client:
             return Reply(response.status, response.headers, await response.read())
 
     async def ask(self, prompt: str = "an otter", **body: Any) -> Reply:
-        """An image request; `headers=` goes beside the body, `model=None` leaves the model out."""
+        """An image request. `headers` are not part of the body; `model=None` omits the model."""
         headers = body.pop("headers", None)
         whole = {"model": MODEL, "prompt": prompt, **body}
         sent = {name: value for name, value in whole.items() if (name, value) != ("model", None)}
@@ -185,7 +185,7 @@ class InProcess:
     claims: ClaimCounter
 
     async def ledger(self) -> list[Record]:
-        """All records, those that are still waiting to be written among them."""
+        """All records, also those that are not written yet."""
         await self.gateway.ledger.write()
         return [record for _, record in await self.gateway.ledger.read(limit=100_000)]
 
@@ -219,7 +219,7 @@ def claims_at(*gateways: InProcess) -> Claims:
 def make_settings(
     folder: Path, upstream: str, redis_url: str | None = None, /, **given: Any
 ) -> Settings:
-    """Settings for a test gateway; `given` merges into their sections."""
+    """Settings of a test gateway; `given` is merged into their sections."""
     sections: dict[str, dict[str, Any]] = {
         "server": {"listen": "127.0.0.1:0", "admin_token": ADMIN_TOKEN},
         "store": {"data_dir": str(folder), "redis_url": redis_url},
@@ -297,16 +297,16 @@ class Processes:
     log_file: Path
     settings: Settings
     environ: Mapping[str, str]
-    """Of the processes, and of commands beside them."""
+    """The environment of the processes, and of `run`."""
     ended: list[int] = field(default_factory=list)
 
     def log(self, about: str = "") -> list[dict[str, Any]]:
-        """The lines of its log that contain a text; one that is still being written is left out."""
+        """The complete lines of its log that contain `about`."""
         lines = self.log_file.read_text().rpartition("\n")[0].splitlines()
         return [json.loads(line) for line in lines if line.startswith("{") and about in line]
 
     def answers_by_worker(self) -> dict[int, int]:
-        """How many image requests each worker answered, by process id."""
+        """The number of image requests that each worker answered, by process id."""
         counted: dict[int, int] = {}
         for line in self.log():
             if line["event"] == "answered" and line["endpoint"] == "generations":
@@ -314,32 +314,32 @@ class Processes:
         return counted
 
     def worker_of(self, reply: Reply) -> int:
-        """The process id of the worker that gave this answer."""
+        """The process id of the worker that answered."""
         request_id = reply.headers["x-request-id"]
         return next(line["pid"] for line in self.log() if line.get("request_id") == request_id)
 
     def serving(self) -> list[set[int]]:
         """Which workers took connections, after each change of that, by the log."""
-        return serving(self.log("worker "))
+        return serving(self.log("worker_"))
 
     def workers(self) -> set[int]:
-        """Its workers that live, draining ones too."""
+        """Its running workers, also draining ones."""
         return living_children(self.process.pid)
 
     def signal_parent(self, number: int) -> None:
-        """As an operator would: the parent passes on what is for the workers."""
+        """As an operator does; the parent sends signals for the workers on."""
         self.process.send_signal(number)
 
     def signal_group(self, number: int) -> None:
         os.killpg(self.process.pid, number)
 
     def kill_all(self) -> None:
-        """`kill -9` of everything, at once."""
+        """`kill -9` of the whole process group."""
         self.signal_group(signal.SIGKILL)
         self.process.wait()
 
     async def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Another command on the same configuration, to its end."""
+        """Runs another command with the same configuration."""
         folder = self.log_file.parent
         command = [sys.executable, "-m", "gateway", *words, "--config", "gateway.yaml"]
         return await asyncio.to_thread(
@@ -358,7 +358,7 @@ class Processes:
         return await asyncio.to_thread(self.process.wait, GENEROUS_SECONDS)
 
     async def ledger(self) -> list[Record]:
-        """What stands in its store, read from outside."""
+        """The ledger, read from its store."""
         async with open_store(self.settings) as (store, _):
             return [record for _, record in await Ledger(store).read(limit=100_000)]
 
@@ -391,9 +391,9 @@ def start_processes(
     module: str = "gateway",
     environ: Mapping[str, str] | None = None,
 ) -> Iterator[Processes]:
-    """Runs `gateway serve` in `folder` on a free port; whatever is left at the end is killed.
+    """Runs `gateway serve` in `folder` on a free port; on exit, kills all processes.
 
-    `module` is run in the place of the command line, with `environ` beside the usual environment.
+    `module` is run instead of the command line, with `environ` added to the usual environment.
     """
     folder.mkdir(exist_ok=True)
     settings = make_settings(folder / data, upstream, redis_url, **(options or {}))
@@ -446,7 +446,7 @@ def _as_yaml(settings: Settings, options: Mapping[str, Any], workers: int) -> st
 
 @asynccontextmanager
 async def run_processes(*given: Any, **more: Any) -> AsyncIterator[tuple[Processes, Client]]:
-    """`start_processes`, serving, with a client of its own."""
+    """As `start_processes`, once every worker serves, with a client."""
     async with aiohttp.ClientSession() as session:
         with start_processes(*given, **more) as processes:
             client = Client(processes.url, session)
@@ -455,11 +455,11 @@ async def run_processes(*given: Any, **more: Any) -> AsyncIterator[tuple[Process
 
 
 async def _until_ready(client: Client, processes: Processes) -> None:
-    """Every worker says so in the log."""
+    """Returns once every worker has logged that it is ready."""
     wanted = yaml.safe_load((processes.log_file.parent / "gateway.yaml").read_text())
 
     def are_serving() -> bool:
-        serving = sum("serves" in line["event"] for line in processes.log())
+        serving = sum(line["event"] == "worker_ready" for line in processes.log())
         return serving >= wanted["workers"]["count"]
 
     await eventually(are_serving)
@@ -480,7 +480,7 @@ async def each_connection(
 
 @asynccontextmanager
 async def open_connections(client: Client, count: int) -> AsyncIterator[list[Client]]:
-    """The same client `count` times, each with a connection of its own that is open already."""
+    """The same client `count` times, each with an open connection of its own."""
     async with AsyncExitStack() as stack:
         clients = []
         for _ in range(count):
@@ -495,7 +495,7 @@ async def open_connections(client: Client, count: int) -> AsyncIterator[list[Cli
 async def open_to_each(
     processes: Processes, client: Client, *, workers: int
 ) -> AsyncIterator[dict[int, Client]]:
-    """An open connection to each of so many workers, by process id."""
+    """An open connection to each of `workers` workers, by process id."""
     for _ in range(10):
         async with open_connections(client, 10 * workers) as connections:
             checked = await asyncio.gather(*(c.send("GET", "/healthz") for c in connections))
@@ -504,7 +504,7 @@ async def open_to_each(
             if len(by_worker) == workers:
                 yield by_worker
                 return
-    raise AssertionError("some worker takes no connection")
+    raise AssertionError("a worker takes no connection")
 
 
 async def let_pass(client: Client, *, workers: int) -> None:
@@ -527,7 +527,7 @@ def open_to_both(
 
 @dataclass(frozen=True)
 class Spent:
-    """What a key's counters show: of the month in micro-dollars, of the day in images."""
+    """A key's counters: micro-dollars of the month, images of the day."""
 
     usd_micros: int
     images: int
@@ -536,7 +536,7 @@ class Spent:
 
 
 async def read_spent(settings: Settings, key_id: str) -> Spent:
-    """The counters of a key, read from the store itself."""
+    """The counters of a key, read from the store."""
     scope = f"key:{key_id}"
     async with open_store(settings) as (store, _):
         money, images = await execute(

@@ -8,13 +8,13 @@ from typing import Any
 
 
 def living_children(pid: int) -> set[int]:
-    """The children of a process that run; one that is dead and not waited for does not."""
+    """The running children of a process, without zombies."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return {int(child) for child in children if is_running(int(child))}
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process, and it is more than a zombie."""
+    """Whether the process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -25,9 +25,8 @@ def serving(log: Iterable[Mapping[str, Any]]) -> list[set[int]]:
     """Which workers took connections, after each change of that."""
     history: list[set[int]] = [set()]
     for line in log:
-        match line["event"].split():
-            case ["worker", pid, "serves"]:
-                history.append(history[-1] | {int(pid)})
-            case ["worker", pid, "is", "replaced"] | ["worker", pid, "left", *_]:
-                history.append(history[-1] - {int(pid)})
+        if line["event"] == "worker_ready":
+            history.append(history[-1] | {line["pid"]})
+        elif line["event"] in ("worker_replaced", "worker_exited"):
+            history.append(history[-1] - {line["pid"]})
     return history

@@ -22,11 +22,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from gateway.cli.logs import configure_logs
+from gateway.process.listener import bind_socket
 from gateway.process.supervisor import (
     START_ATTEMPTS,
     START_TIMEOUT_SECONDS,
     CannotStart,
-    bind_socket,
     supervise,
 )
 
@@ -65,7 +65,7 @@ def serve(listener: socket.socket, ready: Callable[[], None], state: Path) -> No
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda *_: stopping.append(1))
-    signal.signal(signal.SIGHUP, lambda *_: note(state, f"hup {os.getpid()}"))
+    signal.signal(signal.SIGHUP, lambda *_: write_hup(state, f"hup {os.getpid()}"))
     obey((state / "mode").read_text(), state)
     listener.settimeout(0.05)
     ready()
@@ -138,20 +138,20 @@ def is_first(state: Path) -> bool:
     return True
 
 
-def note(state: Path, line: str) -> None:
+def write_hup(state: Path, line: str) -> None:
     with (state / "hups").open("a") as log:
         log.write(line + "\n")
 
 
 def answer(connection: socket.socket, state: Path) -> None:
     connection.settimeout(HANG_SECONDS)
-    asked = connection.recv(4096)
-    if b" /slow " in asked:
+    request = connection.recv(4096)
+    if b" /slow " in request:
         (state / "slow").touch()
         time.sleep(1)
     body = str(os.getpid()).encode()
     connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
-    if b" /fault " in asked:
+    if b" /fault " in request:
         raise RuntimeError("told to fail")
 
 

@@ -1,7 +1,6 @@
-"""The command line: what a person types and what is printed.
+"""The command line: its arguments, its output and its exit status.
 
-Mostly as processes; tables and long stories run in this one, where a command takes no second to
-start.
+Most tests start a process, which takes a second. Tables and longer stories run in this process.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
@@ -27,12 +27,13 @@ from tests.gateways import Upstream, make_settings, run_gateway, run_upstream
 from tests.waiting import GENEROUS_SECONDS
 
 GATEWAY = [sys.executable, "-m", "gateway"]
+INHERITED = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
 SERVE = {"UPSTREAM_API_KEY": "sk-x", "GATEWAY_LISTEN": "127.0.0.1:0"}
 
 
 def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs one command in `folder`, with its data folder inside."""
-    env = {"PATH": os.environ["PATH"], "GATEWAY_DATA_DIR": str(folder / "data"), **environment}
+    env = {**INHERITED, "GATEWAY_DATA_DIR": str(folder / "data"), **environment}
     return subprocess.run(
         [*GATEWAY, *words],
         cwd=folder,
@@ -45,33 +46,33 @@ def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedPr
 
 
 Type = Callable[..., Result]
-"""Runs the words of one command in this process."""
+"""Runs one command in this process."""
 
 
 @pytest.fixture
 def type_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Type:
-    """Beside a store in `data`, as a started gateway leaves it."""
+    """In a folder with a store in `data`, as a gateway has created it."""
     prepare(make_settings(tmp_path / "data", "http://127.0.0.1:9/v1"))
     monkeypatch.chdir(tmp_path)
     runner = CliRunner(env={"GATEWAY_DATA_DIR": str(tmp_path / "data")})
 
     def type_words(*words: str) -> Result:
-        told = runner.invoke(cli, words)
-        assert isinstance(told.exception, SystemExit | None), told.exc_info
-        return told
+        result = runner.invoke(cli, words)
+        assert isinstance(result.exception, SystemExit | None), result.exc_info
+        return result
 
     return type_words
 
 
-def test_serve_without_a_key_says_which_variable_and_what_else_to_try(tmp_path: Path) -> None:
-    told = run(tmp_path, "serve")
-    assert told.returncode == 1
-    assert told.stderr.count("\n") == 1
-    assert "UPSTREAM_API_KEY" in told.stderr
-    assert "gateway demo" in told.stderr
+def test_serve_without_a_key_names_the_variable_and_the_demo(tmp_path: Path) -> None:
+    result = run(tmp_path, "serve")
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "UPSTREAM_API_KEY" in result.stderr
+    assert "gateway demo" in result.stderr
 
 
-def test_a_used_port_is_named_with_the_way_to_change_it(tmp_path: Path) -> None:
+def test_the_message_of_a_used_port_names_the_variable_to_change(tmp_path: Path) -> None:
     with subprocess.Popen(
         [*GATEWAY, "simulate", "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True
     ) as simulator:
@@ -79,87 +80,129 @@ def test_a_used_port_is_named_with_the_way_to_change_it(tmp_path: Path) -> None:
             assert simulator.stdout is not None
             address = simulator.stdout.readline().split("//")[1].split("/")[0]
             for words in (["demo"], ["serve"]):
-                told = run(tmp_path, *words, GATEWAY_LISTEN=address, UPSTREAM_API_KEY="sk-x")
-                assert told.returncode == 1
-                assert address.split(":")[1] in told.stderr
-                assert "GATEWAY_LISTEN" in told.stderr
+                result = run(tmp_path, *words, GATEWAY_LISTEN=address, UPSTREAM_API_KEY="sk-x")
+                assert result.returncode == 1
+                assert address.split(":")[1] in result.stderr
+                assert "GATEWAY_LISTEN" in result.stderr
         finally:
             simulator.terminate()
 
 
 def test_serve_ends_with_the_reason_when_no_worker_can_start(tmp_path: Path) -> None:
-    """Its metrics folder is missing: the last line says so, and the traceback is logged once."""
+    """The last line has the reason; the traceback is logged once."""
     missing = tmp_path / "missing"
-    told = run(tmp_path, "serve", **SERVE, PROMETHEUS_MULTIPROC_DIR=str(missing))
-    assert told.returncode == 1
-    assert told.stderr.count("Traceback") == 1
-    last = told.stderr.splitlines()[-1]
+    result = run(tmp_path, "serve", **SERVE, PROMETHEUS_MULTIPROC_DIR=str(missing))
+    assert result.returncode == 1
+    assert result.stderr.count("Traceback") == 1
+    last = result.stderr.splitlines()[-1]
     assert last.startswith("Error: No worker can start: FileNotFoundError: ")
     assert str(missing) in last
 
 
-def test_serve_needs_no_standard_output(tmp_path: Path) -> None:
-    """As some supervisors start it: with that descriptor closed."""
+@pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-"])
+def test_serve_works_with_closed_standard_streams(tmp_path: Path, closed: str) -> None:
+    """Some supervisors start it like this."""
+    environment = {**INHERITED, **SERVE, "GATEWAY_DATA_DIR": str(tmp_path)}
+    with subprocess.Popen(
+        ["sh", "-c", f"exec {sys.executable} -m gateway serve {closed}"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().removeprefix("Listening on ").strip()
+            with urllib.request.urlopen(f"{url}/healthz", timeout=20) as response:
+                assert response.status == 200
+        finally:
+            process.terminate()
+        assert process.wait(20) == 0
+
+
+def test_a_command_works_with_closed_standard_output(tmp_path: Path) -> None:
+    prepare(make_settings(tmp_path / "data", "http://127.0.0.1:9/v1"))
+    result = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} -m gateway keys list >&-"],
+        env={**INHERITED, "GATEWAY_DATA_DIR": str(tmp_path / "data")},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0
+    assert result.stderr.startswith("Store: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_serve_reports_a_failed_start_with_closed_standard_output(tmp_path: Path) -> None:
     missing = str(tmp_path / "missing")
     command = f"exec {sys.executable} -m gateway serve >&-"
-    environment = {**SERVE, "GATEWAY_DATA_DIR": str(tmp_path), "PROMETHEUS_MULTIPROC_DIR": missing}
-    told = subprocess.run(
-        ["sh", "-c", command], env=environment, stderr=subprocess.PIPE, text=True, check=False
+    result = subprocess.run(
+        ["sh", "-c", command],
+        env={
+            **INHERITED,
+            **SERVE,
+            "GATEWAY_DATA_DIR": str(tmp_path),
+            "PROMETHEUS_MULTIPROC_DIR": missing,
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
     )
-    assert told.returncode == 1
-    assert told.stderr.splitlines()[-1].startswith("Error: No worker can start: FileNotFoundError")
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("Error: No worker can start: FileNotFoundError")
 
 
-def test_a_demo_whose_upstream_does_not_start_ends_and_says_so(tmp_path: Path) -> None:
+def test_a_demo_whose_upstream_does_not_start_ends_with_the_reason(tmp_path: Path) -> None:
     program = """
 import gateway.__main__
-from gateway.cli import serving
+from gateway.cli import demo
 
 def no_simulator(*_, **__):
     raise OSError("no room for an upstream")
 
-serving.open_simulator = no_simulator
+demo.open_simulator = no_simulator
 gateway.__main__.main()
 """
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program, "demo"],
-        env={"GATEWAY_DATA_DIR": str(tmp_path), "GATEWAY_LISTEN": "127.0.0.1:0"},
+        env={**INHERITED, "GATEWAY_DATA_DIR": str(tmp_path), "GATEWAY_LISTEN": "127.0.0.1:0"},
         capture_output=True,
         text=True,
         timeout=GENEROUS_SECONDS,
         check=False,
     )
-    assert told.returncode == 1
-    assert told.stderr.count("Traceback") == 1
-    assert "OSError: no room for an upstream" in told.stderr
-    assert told.stderr.splitlines()[-1].startswith("Error: The simulated upstream does not start")
+    assert result.returncode == 1
+    assert result.stderr.count("Traceback") == 1
+    assert "OSError: no room for an upstream" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("Error: The simulated upstream does not start")
 
 
 def test_keys_never_create_a_store(tmp_path: Path) -> None:
-    told = run(tmp_path, "keys", "list")
-    assert told.returncode == 1
-    assert "Traceback" not in told.stderr
+    result = run(tmp_path, "keys", "list")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
     assert not (tmp_path / "data").exists()
 
 
-def test_keys_never_make_a_store_of_an_empty_redis(tmp_path: Path, redis_url: str) -> None:
-    told = run(tmp_path, "keys", "list", GATEWAY_REDIS_URL=redis_url)
-    assert told.returncode == 1
-    assert "There is no store at" in told.stderr
+def test_keys_never_create_a_store_in_an_empty_redis(tmp_path: Path, redis_url: str) -> None:
+    result = run(tmp_path, "keys", "list", GATEWAY_REDIS_URL=redis_url)
+    assert result.returncode == 1
+    assert "There is no store at" in result.stderr
     with redis.Redis.from_url(redis_url) as client:
         assert client.dbsize() == 0
 
 
-def test_serve_refuses_a_redis_of_another_layout(tmp_path: Path, redis_url: str) -> None:
+def test_serve_refuses_a_redis_with_another_schema_version(tmp_path: Path, redis_url: str) -> None:
     with redis.Redis.from_url(redis_url) as client:
         client.set("igw:layout", "999")
-    told = run(tmp_path, "serve", **SERVE, GATEWAY_REDIS_URL=redis_url)
-    assert told.returncode == 1
-    assert "layout version 999; this gateway reads version 2" in told.stderr
+    result = run(tmp_path, "serve", **SERVE, GATEWAY_REDIS_URL=redis_url)
+    assert result.returncode == 1
+    assert "layout version 999; this gateway reads version 2" in result.stderr
 
 
 @pytest.mark.parametrize(("command", "inside"), [("serve", ""), ("demo", "demo/")])
-def test_a_data_folder_that_cannot_be_used_is_said_in_one_line(
+def test_an_unusable_data_folder_is_reported_in_one_line(
     tmp_path: Path, command: str, inside: str
 ) -> None:
     (tmp_path / "data").write_text("not a folder")
@@ -168,19 +211,19 @@ def test_a_data_folder_that_cannot_be_used_is_said_in_one_line(
     (tmp_path / "data" / inside).mkdir(parents=True)
     (tmp_path / "data" / inside / "gateway.sqlite").write_bytes(b"not a database" * 100)
     is_no_database = run(tmp_path, command, **SERVE)
-    for told in (is_a_file, is_no_database):
-        assert told.returncode == 1
-        assert told.stderr.startswith("Error: ")
-        assert "Traceback" not in told.stderr
+    for result in (is_a_file, is_no_database):
+        assert result.returncode == 1
+        assert result.stderr.startswith("Error: ")
+        assert "Traceback" not in result.stderr
 
 
 def test_an_unknown_setting_is_named_with_the_nearest_one(tmp_path: Path) -> None:
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "gateway.yaml").write_text("workers:\n  cuont: 2\n")
-    told = run(tmp_path, "serve", UPSTREAM_API_KEY="sk-x")
-    assert told.returncode == 1
-    assert "workers.cuont" in told.stderr
-    assert "workers.count" in told.stderr
+    result = run(tmp_path, "serve", UPSTREAM_API_KEY="sk-x")
+    assert result.returncode == 1
+    assert "workers.cuont" in result.stderr
+    assert "workers.count" in result.stderr
 
 
 def test_a_key_is_added_listed_and_revoked(type_here: Type) -> None:
@@ -210,7 +253,7 @@ def test_a_key_is_added_listed_and_revoked(type_here: Type) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["bob", "--limit", "requests_per_minit=5"], "requests_per_minute"),
         (["bob", "--limit", "images_per_day=1.5"], "whole number"),
@@ -226,14 +269,16 @@ def test_a_key_is_added_listed_and_revoked(type_here: Type) -> None:
         (["alice"], "already named 'alice'"),
     ],
 )
-def test_a_wrong_key_is_refused_in_words(type_here: Type, words: list[str], said: str) -> None:
+def test_an_invalid_key_is_refused_with_a_message(
+    type_here: Type, words: list[str], message: str
+) -> None:
     assert type_here("keys", "add", "alice").exit_code == 0
-    told = type_here("keys", "add", *words)
-    assert told.exit_code in (1, 2)
-    assert said in told.stderr
+    result = type_here("keys", "add", *words)
+    assert result.exit_code in (1, 2)
+    assert message in result.stderr
 
 
-def test_a_key_is_added_with_what_it_may_of_the_cache(type_here: Type) -> None:
+def test_a_key_is_added_with_its_cache_options(type_here: Type) -> None:
     type_here("keys", "add", "plain")
     type_here(
         "keys", "add", "careful", "--team", "art", "--scope", "team",

@@ -1,8 +1,8 @@
-"""The image: what the Dockerfile says, and its build step run for real, without a container.
+"""The container image: the Dockerfile, and its build step, run without a container.
 
-The step is a script. It runs here as in a build: over exactly the files that the Dockerfile copies,
-which it cannot change, with an empty environment; and as somebody without rights, which a build
-does not even ask for. What it installed is then started as the image starts it.
+The step is a script. It runs here as in a build: on exactly the files that the Dockerfile copies,
+which are read-only, and with an empty environment; also as an unprivileged user, which a build
+does not need. The result is then started as the image starts it.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from gateway.configuration.values import Address, parse_address
+from gateway.configuration.fields import Address, parse_address
 from tests.dockerfile import read_stages
 from tests.waiting import GENEROUS_SECONDS, until
 
 ROOT = Path(__file__).parent.parent
 BUILD, FINAL = read_stages(ROOT / "Dockerfile")
 SOURCE, PREFIX = "/source", "/opt/gateway"
-"""Where the image has what the test has elsewhere."""
+"""Paths in the image."""
 
 BUILDERS = ["pip", "setuptools", "wheel", "hatchling", "ensurepip"]
 UNCHECKED_HASH = b"\x01\x00\x00\x00"
-"""The flags of bytecode that is used whatever time its source bears (PEP 552)."""
+"""The flags of bytecode that is used without checking its source (PEP 552)."""
 
 NOBODY = 65534
 NETWORK = {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"}
 
 
-# ── what the Dockerfile says ────────────────────────────────────────────────────────────────
+# ── the Dockerfile ────────────────────────────────────────────────────────────────
 
 
-def test_both_stages_stand_on_one_base_with_its_python_and_system_named():
+def test_both_stages_have_one_base_that_names_python_and_system():
     assert BUILD.name == "build"
     assert BUILD.base == FINAL.base
     assert re.fullmatch(r"python:3\.\d+-slim-[a-z]+", FINAL.base)
 
 
-def test_nothing_is_run_but_the_script():
+def test_only_the_script_is_run():
     assert BUILD.one("RUN") == f"deploy/install.sh {SOURCE} {PREFIX}"
     mount, script, *words = FINAL.one("RUN").split()
     assert mount == "--mount=type=bind,from=build,source=/source/deploy,target=/mnt"
     assert [script, *words] == ["/mnt/install.sh", "--strip", "/usr/local"]
 
 
-def test_the_final_stage_takes_over_what_was_installed_and_an_empty_data_folder():
+def test_the_final_stage_copies_the_installation_and_an_empty_data_folder():
     assert FINAL.all("COPY") == [
         f"--from=build {PREFIX} {PREFIX}",
         f"--from=build --chown={FINAL.one('USER')} /data /data",
@@ -74,7 +74,7 @@ def test_the_final_stage_takes_over_what_was_installed_and_an_empty_data_folder(
 
 
 def test_the_process_has_a_numeric_user_without_rights():
-    """Kubernetes' runAsNonRoot believes numbers only."""
+    """Kubernetes' runAsNonRoot accepts only numbers."""
     user, group = map(int, FINAL.one("USER").split(":"))
     assert user >= 10_000
     assert group >= 10_000
@@ -106,14 +106,14 @@ def test_the_build_sees_what_it_copies_and_nothing_else():
 
 
 def without_rights() -> dict[str, Any]:
-    """How a process is started as somebody who may do little; who runs the tests as root can."""
+    """Arguments of Popen for an unprivileged process; only root can change the user."""
     if os.geteuid() != 0:
         return {}
     return {"user": NOBODY, "group": NOBODY, "extra_groups": []}
 
 
 def find_python() -> str:
-    """An interpreter that such a process may use: the tests' own, or the system's."""
+    """An interpreter that such a process can run: the tests' own, or the system's."""
     check = "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))"
     candidates = [f"{sys.base_prefix}/bin/python3", "/usr/local/bin/python3", "/usr/bin/python3"]
     for python in candidates:
@@ -122,11 +122,11 @@ def find_python() -> str:
         except (OSError, subprocess.CalledProcessError):
             continue
         return python
-    raise AssertionError(f"none of {candidates} is Python 3.11 with venv that everybody may run")
+    raise AssertionError(f"none of {candidates} is Python 3.11 with venv that every user can run")
 
 
 def pip_settings() -> dict[str, str]:
-    """Where packages come from here, wherever that is written, as variables."""
+    """This machine's package index, from pip's configuration and the environment."""
     listing = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, check=True, text=True
     )
@@ -141,7 +141,7 @@ def pip_settings() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Machine:
-    """Folders that somebody without rights may use, and the processes started in them."""
+    """Folders for an unprivileged user, and processes started in them."""
 
     folder: Path
 
@@ -175,7 +175,7 @@ class Machine:
         return words
 
     def install(self) -> None:
-        """What `docker build` runs."""
+        """As `docker build` does."""
         environment = {
             "PATH": "/usr/bin:/bin",
             "HOME": str(self.folder / "home"),
@@ -195,7 +195,7 @@ class Machine:
         assert done.returncode == 0, done.stderr
 
     def started(self, words: list[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
-        """What `docker run` and `docker exec` start."""
+        """As `docker run` and `docker exec` do."""
         return subprocess.Popen(
             self.here(words),
             cwd=self.empty,
@@ -213,7 +213,7 @@ class Machine:
         return output
 
     def is_healthy(self, environment: Mapping[str, str]) -> bool:
-        """What the image's health check finds."""
+        """The result of the image's health check."""
         process = self.started(FINAL.healthcheck(), environment)
         _, errors = process.communicate()
         assert errors == ""
@@ -222,7 +222,7 @@ class Machine:
 
 @pytest.fixture
 def machine() -> Iterator[Machine]:
-    """Outside `tmp_path`, which nobody else may enter."""
+    """Outside `tmp_path`, which other users cannot enter."""
     folder = Path(tempfile.mkdtemp(prefix="gateway-image-"))
     folder.chmod(0o755)
     for name in ("opt", "data", "tmp", "home", "empty"):
@@ -242,7 +242,7 @@ def machine() -> Iterator[Machine]:
 
 
 def copy_context(tree: Path) -> None:
-    """What the Dockerfile copies before it runs the step."""
+    """Copies the same files as the Dockerfile."""
     for rest in BUILD.all("COPY"):
         *names, target = rest.split()
         for name in names:
@@ -267,7 +267,7 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
     return {path: (stat.st_mtime_ns, stat.st_size) for path, stat in found.items()}
 
 
-# ── what the step yields ────────────────────────────────────────────────────────────────────
+# ── the build step ────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.timeout(300)  # it downloads and compiles what a build does
@@ -288,7 +288,7 @@ def test_the_build_step_yields_a_gateway_that_runs_read_only(machine: Machine):
 
 
 def assert_nothing_builds(prefix: Path) -> None:
-    """It has what the gateway depends on, and neither more nor less."""
+    """Installed are exactly the gateway's dependencies."""
     python = prefix / "bin" / "python"
     tools = re.compile(r"pip.*|wheel|hatchling|easy_install.*|cc|gcc.*|make")
     assert [path.name for path in (prefix / "bin").iterdir() if tools.fullmatch(path.name)] == []
@@ -303,7 +303,7 @@ def assert_nothing_builds(prefix: Path) -> None:
 
 
 def dependencies(name: str, found: Mapping[str, Distribution], version: str) -> set[str]:
-    """A package and all that it needs on that Python, without extras."""
+    """A package and its dependencies on that Python, without extras."""
     needed: set[str] = set()
     waiting = [name]
     while waiting:
@@ -319,7 +319,7 @@ def dependencies(name: str, found: Mapping[str, Distribution], version: str) -> 
 
 
 def assert_everything_is_compiled(prefix: Path) -> None:
-    """Else each start would compile it again, because it could not keep the result."""
+    """Otherwise each start would compile again, because the file system is read-only."""
     sources = {path.with_suffix("") for path in (prefix / "lib").rglob("*.py")}
     compiled = list(prefix.rglob("*.pyc"))
     assert {path.parent.parent / path.name.split(".")[0] for path in compiled} == sources
@@ -327,7 +327,7 @@ def assert_everything_is_compiled(prefix: Path) -> None:
 
 
 def assert_it_serves(machine: Machine) -> None:
-    """As `docker run IMAGE` does: checked, asked for an image, told to stop."""
+    """As in `docker run IMAGE`: becomes healthy, serves an image, stops at the signal."""
     with simulated_upstream(machine) as upstream:
         environment = container_environment(machine, upstream)
         assert not machine.is_healthy(environment)
@@ -349,7 +349,7 @@ def assert_it_serves(machine: Machine) -> None:
 
 
 def container_environment(machine: Machine, upstream: str) -> dict[str, str]:
-    """What the image sets, on a free port; what Docker adds; and what a user must name."""
+    """The image's variables with a free port, Docker's, and those that a user must set."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -368,7 +368,7 @@ def container_environment(machine: Machine, upstream: str) -> dict[str, str]:
 
 @contextmanager
 def simulated_upstream(machine: Machine) -> Iterator[str]:
-    """The one that the image has too; its base URL."""
+    """The simulated upstream of the image; yields its base URL."""
     environment = {"PATH": "/usr/bin:/bin", "TMPDIR": str(machine.temporary)}
     words = ["simulate", "--listen", "127.0.0.1:0", "--latency-scale", "0"]
     simulator = machine.started([f"{PREFIX}/bin/gateway", *words], environment)
@@ -408,7 +408,7 @@ def ask(listen: str, secret: str) -> tuple[str, bytes]:
 
 
 @pytest.mark.timeout(180)  # venv and pip take their time on a busy machine
-def test_the_base_s_own_pip_can_be_taken_away(tmp_path: Path):
+def test_the_pip_of_the_base_image_can_be_removed(tmp_path: Path):
     """A virtual environment looks like /usr/local of the base image, but for ensurepip."""
     prefix = tmp_path / "usr" / "local"
     subprocess.run([find_python(), "-m", "venv", str(prefix)], env={}, check=True)
@@ -423,28 +423,28 @@ def test_the_base_s_own_pip_can_be_taken_away(tmp_path: Path):
 
 
 @pytest.mark.parametrize("words", [[], ["only-one"], ["one", "two", "three"]])
-def test_a_wrong_number_of_arguments_is_answered_with_the_two_ways_to_call_it(words: list[str]):
-    told = subprocess.run(
+def test_a_wrong_number_of_arguments_prints_the_usage(words: list[str]):
+    result = subprocess.run(
         [ROOT / "deploy" / "install.sh", *words], capture_output=True, check=False, text=True
     )
-    assert told.returncode == 2
-    assert re.findall(r"install\.sh (\S+) PREFIX", told.stderr) == ["SOURCE", "--strip"]
+    assert result.returncode == 2
+    assert re.findall(r"install\.sh (\S+) PREFIX", result.stderr) == ["SOURCE", "--strip"]
 
 
-def test_a_folder_that_is_there_already_is_left_alone(tmp_path: Path):
-    told = subprocess.run(
+def test_an_existing_folder_is_refused(tmp_path: Path):
+    result = subprocess.run(
         [ROOT / "deploy" / "install.sh", ROOT, tmp_path],
         capture_output=True,
         check=False,
         text=True,
     )
-    assert told.returncode == 1
-    assert told.stderr == f"{tmp_path} is there already: name a new folder\n"
+    assert result.returncode == 1
+    assert result.stderr == f"{tmp_path} exists: name a new folder\n"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_check_goes_where_the_gateway_listens(tmp_path: Path):
-    """Also on IPv6's wildcard; a port where nobody answers in HTTP is not healthy."""
+def test_the_health_check_uses_the_address_of_the_gateway(tmp_path: Path):
+    """Also the IPv6 wildcard. A port without an HTTP response is not healthy."""
     healthy = [sys.executable, ROOT / "deploy" / "healthy.py"]
     with socket.create_server(("127.0.0.1", 0)) as silent:
         listen = f"0.0.0.0:{silent.getsockname()[1]}"

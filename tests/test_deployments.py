@@ -1,7 +1,7 @@
-"""The ways to run the gateway that lie in `deploy/`: compose, systemd, Kubernetes.
+"""The deployments in `deploy/`: compose, systemd, Kubernetes.
 
-What they must agree on: enough time to finish what is being paid, nothing writable but the data and
-/tmp, and the Redis settings that the README asks for.
+They must agree on enough time to finish open purchases, on read-only file systems except for the
+data and /tmp, and on the Redis settings of the README.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from gateway.configuration.fields import parse_address
 from gateway.configuration.files import load_settings
-from gateway.configuration.values import parse_address
 from tests.dockerfile import read_stages
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +27,7 @@ PURCHASE_SECONDS = load_settings(ROOT / "config" / "gateway.yaml", {}).upstream.
 GRACE_SECONDS = 610
 
 
-def test_the_grace_is_longer_than_the_longest_purchase():
+def test_the_grace_period_is_longer_than_the_longest_purchase():
     assert PURCHASE_SECONDS < GRACE_SECONDS
 
 
@@ -42,7 +42,7 @@ def services() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["gateway", "redis"])
-def test_a_container_may_write_nothing_but_its_volume_and_tmp(services: dict[str, Any], name: str):
+def test_a_container_may_write_only_to_its_volume_and_tmp(services: dict[str, Any], name: str):
     service = services[name]
     assert service["read_only"] is True
     assert service["tmpfs"] == "/tmp"  # noqa: S108 - the container's
@@ -65,7 +65,7 @@ def test_compose_stops_and_checks_the_gateway_as_the_image_does(services: dict[s
     assert (DEPLOY / gateway["build"] / "Dockerfile").is_file()
 
 
-def test_compose_runs_redis_as_the_readme_says(services: dict[str, Any]):
+def test_compose_runs_redis_with_the_settings_of_the_readme(services: dict[str, Any]):
     readme = (ROOT / "README.md").read_text()
     settings = r"(?m)^(appendonly|appendfsync|maxmemory-policy) (\S+)"
     wanted = dict(re.findall(settings, readme))
@@ -105,8 +105,8 @@ def test_the_unit_drains_and_may_write_nothing_but_its_state(tmp_path: Path):
         here = tmp_path / "image-gateway.service"
         here.write_text(text.replace("/opt/gateway/bin/gateway", sys.executable))
         verify = ["systemd-analyze", "verify", "--man=no", str(here)]
-        told = subprocess.run(verify, capture_output=True, check=False, text=True)
-        assert (told.returncode, told.stderr) == (0, "")
+        result = subprocess.run(verify, capture_output=True, check=False, text=True)
+        assert (result.returncode, result.stderr) == (0, "")
 
 
 # ── Kubernetes ──────────────────────────────────────────────────────────────────────────────
@@ -114,7 +114,7 @@ def test_the_unit_drains_and_may_write_nothing_but_its_state(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def pod() -> dict[str, Any]:
-    """What the Deployment says of its pods; its own pods, and the Service's."""
+    """The pod template of the Deployment, which the Service selects."""
     deployment, service = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
     assert (deployment["kind"], service["kind"]) == ("Deployment", "Service")
     template: dict[str, Any] = deployment["spec"]["template"]
@@ -147,7 +147,7 @@ def test_a_pod_is_probed_where_the_image_listens(pod: dict[str, Any]):
 
 
 def test_a_pod_has_volumes_where_the_gateway_writes(pod: dict[str, Any]):
-    """Below a mount, which belongs to root: the gateway makes its data folder private."""
+    """The data folder is below the mount, because root owns the mount and it cannot be 0700."""
     (container,) = pod["containers"]
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     assert mounts.keys() == {IMAGE.one("VOLUME"), "/tmp"}  # noqa: S108 - the pod's

@@ -1,6 +1,6 @@
-"""`gateway doctor` and the look before serving: every check, when all is well and when it is not.
+"""`gateway doctor` and the checks before serving: each check, with and without a fault.
 
-The stores, the gateways, the servers in upstream's place and the links are real.
+The stores, the gateways, the upstreams and the links are real.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ IN_ORDER = [
     "own link",
 ]
 FRESH_ENOUGH = {"prices"}
-"""How old the shipped prices are is the calendar's business, not these tests'."""
+"""The age of the shipped prices depends on the calendar, so these tests ignore it."""
 
 
-async def look(settings: Settings) -> dict[str, Finding]:
+async def findings_of(settings: Settings) -> dict[str, Finding]:
     """Every finding, by its check."""
     configuration = Configuration(FILES, {}, adjust=lambda _: settings)
     return {finding.name: finding for finding in await examine(configuration)}
@@ -80,14 +80,14 @@ def levels(findings: Mapping[str, Finding], level: str) -> set[str]:
 
 
 def at(here: InProcess, **server: Any) -> Settings:
-    """The settings of a running gateway, which says where it is reached."""
+    """The settings of a running gateway, with its public URL."""
     changed = here.settings.server.model_copy(update={"public_url": here.client.url, **server})
     return here.settings.model_copy(update={"server": changed})
 
 
 @pytest.fixture(params=["sqlite", "redis"])
 def kept_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str | None]:
-    """The embedded store, or a Redis as it should be."""
+    """The embedded store, or a Redis that is configured as the README says."""
     if request.param == "sqlite":
         yield None
         return
@@ -98,7 +98,7 @@ def kept_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str | N
 
 @pytest.fixture
 def durable(tmp_path: Path) -> Iterator[DurableRedis]:
-    """A Redis that a test may set up as it likes."""
+    """A Redis that a test may configure."""
     (tmp_path / "redis").mkdir()
     with run_durable_redis(tmp_path / "redis") as server:
         yield server
@@ -116,37 +116,37 @@ async def upstream() -> AsyncIterator[Upstream]:
         yield opened
 
 
-# ── all is well ─────────────────────────────────────────────────────────────────────────────
+# ── no fault ─────────────────────────────────────────────────────────────────────────────
 
 
-async def test_of_a_gateway_as_it_should_be_everything_is_well(
+async def test_a_healthy_gateway_has_no_findings(
     tmp_path: Path, kept_url: str | None, upstream: Upstream
 ) -> None:
     settings = make_settings(tmp_path / "data", upstream.base_url, kept_url)
     async with run_gateway(settings) as here:
-        found = await look(at(here))
+        found = await findings_of(at(here))
     assert list(found) == IN_ORDER
     assert levels(found, "ok") | FRESH_ENOUGH == set(IN_ORDER)
     where = "redis://127.0.0.1" if kept_url else f"{tmp_path}/data/gateway.sqlite"
-    assert where in found["store"].words
-    assert here.client.url in found["own link"].words
+    assert where in found["store"].message
+    assert here.client.url in found["own link"].message
 
 
-async def test_nothing_stays_of_the_image_that_was_tried(
+async def test_the_test_image_is_removed(
     tmp_path: Path, kept_url: str | None, upstream: Upstream
 ) -> None:
     settings = make_settings(tmp_path / "data", upstream.base_url, kept_url)
     async with run_gateway(settings) as here:
-        await look(at(here))  # makes the signing key, which stays
-        before = await everything(settings)
-        found = await look(at(here))
-        after = await everything(settings)
+        await findings_of(at(here))  # makes the signing key, which stays
+        before = await contents(settings)
+        found = await findings_of(at(here))
+        after = await contents(settings)
     assert found["own link"].level == "ok"
     assert after == before
 
 
-async def everything(settings: Settings) -> object:
-    """What the doctor could have left behind, asked of the place itself."""
+async def contents(settings: Settings) -> object:
+    """Everything that the doctor could have left in the store."""
     async with open_store(settings) as (store, _):
         lru_totals = await execute(store, ReadLruTotals())
     if settings.store.redis_url is not None:
@@ -160,33 +160,35 @@ async def everything(settings: Settings) -> object:
 # ── the store ───────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_store_that_is_not_there_is_a_fault_and_is_not_made(
+async def test_a_missing_store_is_a_fault_and_is_not_created(
     tmp_path: Path, redis_url: str
 ) -> None:
-    embedded = await look(make_settings(tmp_path / "data", "http://127.0.0.1:9/v1"))
-    empty = await look(make_settings(tmp_path / "data", "http://127.0.0.1:9/v1", redis_url))
+    embedded = await findings_of(make_settings(tmp_path / "data", "http://127.0.0.1:9/v1"))
+    empty = await findings_of(make_settings(tmp_path / "data", "http://127.0.0.1:9/v1", redis_url))
     for found, where in ((embedded, str(tmp_path)), (empty, "redis://127.0.0.1")):
         assert found["store"].level == "fault"
-        assert where in found["store"].words
+        assert where in found["store"].message
         assert {"clock", "own link"}.isdisjoint(found)
     assert not (tmp_path / "data").exists()
     with redis.Redis.from_url(redis_url) as client:
         assert client.dbsize() == 0
 
 
-async def test_a_store_of_another_layout_is_a_fault(tmp_path: Path, redis_url: str) -> None:
+async def test_a_store_with_another_schema_version_is_a_fault(
+    tmp_path: Path, redis_url: str
+) -> None:
     with redis.Redis.from_url(redis_url) as client:
         client.set("igw:layout", "999")
-    found = await look(make_settings(tmp_path, "http://127.0.0.1:9/v1", redis_url))
+    found = await findings_of(make_settings(tmp_path, "http://127.0.0.1:9/v1", redis_url))
     assert found["store"].level == "fault"
-    assert "999" in found["store"].words
+    assert "999" in found["store"].message
 
 
-async def test_a_redis_that_is_away_is_named_without_its_password(tmp_path: Path) -> None:
+async def test_an_unavailable_redis_is_named_without_its_password(tmp_path: Path) -> None:
     url = f"redis://ann:secret@127.0.0.1:{free_port()}/0"
-    found = await look(make_settings(tmp_path, "http://127.0.0.1:9/v1", url))
+    found = await findings_of(make_settings(tmp_path, "http://127.0.0.1:9/v1", url))
     assert found["store"].level == "fault"
-    assert url.partition("@")[2] in found["store"].words
+    assert url.partition("@")[2] in found["store"].message
     assert "secret" not in str(found)
 
 
@@ -195,7 +197,7 @@ async def facts_of(settings: Settings) -> StoreFacts:
         return await execute(store, Inspect())
 
 
-async def test_a_clock_that_is_wrong_is_a_fault(tmp_path: Path, kept_url: str | None) -> None:
+async def test_a_wrong_clock_is_a_fault(tmp_path: Path, kept_url: str | None) -> None:
     """In either direction."""
     settings = make_settings(tmp_path / "data", "http://127.0.0.1:9/v1", kept_url)
     prepare(settings)
@@ -204,7 +206,7 @@ async def test_a_clock_that_is_wrong_is_a_fault(tmp_path: Path, kept_url: str | 
     for host_now in (now - 5, now + 5):
         finding = judge_clock(facts, host_now=host_now)
         assert finding.level == "fault"
-        assert "5.0 s" in finding.words
+        assert "5.0 s" in finding.message
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
@@ -214,13 +216,13 @@ async def test_a_redis_that_evicts_is_a_fault(
     configure(durable.url, maxmemory_policy=policy)
     settings = make_settings(tmp_path / "data", upstream.base_url, durable.url)
     async with run_gateway(settings) as here:
-        found = await look(at(here))
+        found = await findings_of(at(here))
     assert levels(found, "fault") == {"eviction policy"}
-    assert policy in found["eviction policy"].words
-    assert "noeviction" in found["eviction policy"].words
+    assert policy in found["eviction policy"].message
+    assert "noeviction" in found["eviction policy"].message
 
 
-async def test_images_may_lie_in_a_redis_that_evicts(
+async def test_a_separate_redis_for_images_may_evict(
     tmp_path: Path, durable: DurableRedis, redis_url: str, upstream: Upstream
 ) -> None:
     configure(redis_url, maxmemory_policy="allkeys-lru")
@@ -228,22 +230,22 @@ async def test_images_may_lie_in_a_redis_that_evicts(
     settings = make_settings(tmp_path / "data", upstream.base_url, durable.url, store=store)
     try:
         async with run_gateway(settings) as here:
-            found = await look(at(here))
+            found = await findings_of(at(here))
     finally:
         configure(redis_url, maxmemory_policy="noeviction")
     assert levels(found, "ok") | FRESH_ENOUGH == set(IN_ORDER)
-    assert "of their own" in found["cache bound"].words
+    assert "of their own" in found["cache bound"].message
 
 
-async def test_a_redis_that_forgets_is_a_warning(
+async def test_a_redis_without_persistence_is_a_warning(
     tmp_path: Path, redis_url: str, upstream: Upstream
 ) -> None:
     settings = make_settings(tmp_path / "data", upstream.base_url, redis_url)
     async with run_gateway(settings) as here:
-        found = await look(at(here))
+        found = await findings_of(at(here))
     assert levels(found, "warning") == {"persistence"}
     assert levels(found, "fault") == set()
-    assert "appendonly yes" in found["persistence"].words
+    assert "appendonly yes" in found["persistence"].message
 
 
 @pytest.mark.parametrize(
@@ -255,7 +257,7 @@ async def test_a_redis_that_forgets_is_a_warning(
         ("101MiB", "fault", "will fill it"),
     ],
 )
-async def test_images_leave_room_in_redis(
+async def test_images_must_leave_room_in_redis(
     tmp_path: Path, durable: DurableRedis, total: str | None, level: str, words: str
 ) -> None:
     configure(durable.url, maxmemory=100 * MIB)
@@ -263,11 +265,11 @@ async def test_images_leave_room_in_redis(
     settings = make_settings(tmp_path, "http://127.0.0.1:9/v1", durable.url, cache=cache)
     finding = judge_bound(settings, await facts_of(settings))
     assert finding.level == level
-    assert words in finding.words
+    assert words in finding.message
 
 
 @pytest.mark.parametrize(("total", "words"), [(None, ""), ("20GiB", "20,480 MiB")])
-async def test_where_the_store_has_no_limit_any_bound_will_do(
+async def test_any_bound_is_ok_if_the_store_has_no_limit(
     tmp_path: Path, kept_url: str | None, total: str | None, words: str
 ) -> None:
     cache = {"total_bytes": total}
@@ -275,7 +277,7 @@ async def test_where_the_store_has_no_limit_any_bound_will_do(
     prepare(settings)
     finding = judge_bound(settings, await facts_of(settings))
     assert finding.level == "ok"
-    assert (words or ("1,024 MiB" if kept_url else "10,240 MiB")) in finding.words
+    assert (words or ("1,024 MiB" if kept_url else "10,240 MiB")) in finding.message
 
 
 # ── upstream, prices, parser ────────────────────────────────────────────────────────────────
@@ -283,7 +285,7 @@ async def test_where_the_store_has_no_limit_any_bound_will_do(
 
 @asynccontextmanager
 async def run_answering(status: int) -> AsyncIterator[str]:
-    """A service that answers every request with one status."""
+    """A service that responds to every request with one status."""
 
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(status=status, headers={"Location": "/elsewhere"})
@@ -300,7 +302,7 @@ async def run_answering(status: int) -> AsyncIterator[str]:
 
 
 async def upstream_finding(folder: Path, base_url: str, **upstream: Any) -> Finding:
-    return (await look(make_settings(folder, base_url, upstream=upstream)))["upstream"]
+    return (await findings_of(make_settings(folder, base_url, upstream=upstream)))["upstream"]
 
 
 @pytest.mark.parametrize(
@@ -315,39 +317,39 @@ async def upstream_finding(folder: Path, base_url: str, **upstream: Any) -> Find
         (503, "warning"),
     ],
 )
-async def test_what_upstream_answers_is_judged(tmp_path: Path, status: int, level: str) -> None:
+async def test_the_status_of_upstream_is_judged(tmp_path: Path, status: int, level: str) -> None:
     async with run_answering(status) as base_url:
         finding = await upstream_finding(tmp_path, base_url)
     assert finding.level == level
-    assert base_url in finding.words
-    assert level == "ok" or str(status) in finding.words
+    assert base_url in finding.message
+    assert level == "ok" or str(status) in finding.message
 
 
-async def test_upstream_is_asked_for_its_models_with_the_key(
+async def test_the_probe_of_upstream_lists_models_with_the_key(
     tmp_path: Path, upstream: Upstream
 ) -> None:
     good = await upstream_finding(tmp_path, upstream.base_url)
     wrong = await upstream_finding(tmp_path, upstream.base_url, api_key="sk-wrong-one")
     assert (good.level, wrong.level) == ("ok", "fault")
-    assert "sk-wrong-one" not in wrong.words
+    assert "sk-wrong-one" not in wrong.message
     assert [(c["method"], c["path"]) for c in await upstream.calls()] == [("GET", "/v1/models")] * 2
 
 
-async def test_an_upstream_that_is_away_or_has_no_key_is_a_fault(tmp_path: Path) -> None:
-    away = await upstream_finding(tmp_path, f"http://127.0.0.1:{free_port()}/v1")
+async def test_an_unreachable_upstream_or_a_missing_key_is_a_fault(tmp_path: Path) -> None:
+    unavailable = await upstream_finding(tmp_path, f"http://127.0.0.1:{free_port()}/v1")
     keyless = await upstream_finding(tmp_path, "http://127.0.0.1:9/v1", api_key=None)
-    assert (away.level, keyless.level) == ("fault", "fault")
-    assert "does not answer" in away.words
-    assert "UPSTREAM_API_KEY" in keyless.words
+    assert (unavailable.level, keyless.level) == ("fault", "fault")
+    assert "does not respond" in unavailable.message
+    assert "UPSTREAM_API_KEY" in keyless.message
 
 
-def test_prices_grow_old_after_ninety_days() -> None:
+def test_prices_are_out_of_date_after_ninety_days() -> None:
     today = date(2026, 6, 1)
     assert judge_prices(today, today=today).level == "ok"
     assert judge_prices(today - timedelta(days=90), today=today).level == "ok"
     old = judge_prices(today - timedelta(days=91), today=today)
     assert old.level == "warning"
-    assert "2026-03-02, 91 days ago" in old.words
+    assert "2026-03-02, 91 days ago" in old.message
 
 
 def test_a_slow_parser_is_a_warning() -> None:
@@ -367,27 +369,27 @@ def test_a_slow_parser_is_a_warning() -> None:
         ({"listen": "0.0.0.0:8080", "public_url": "https://images.example.com"}, "ok"),
     ],
 )
-def test_links_need_a_place_that_clients_know(
+def test_links_need_an_address_that_clients_can_reach(
     tmp_path: Path, server: dict[str, str], level: str
 ) -> None:
     finding = judge_public_url(make_settings(tmp_path, "http://127.0.0.1:9/v1", server=server))
     assert finding.level == level
-    assert level == "ok" or "GATEWAY_PUBLIC_URL" in finding.words
+    assert level == "ok" or "GATEWAY_PUBLIC_URL" in finding.message
 
 
-async def test_where_no_gateway_answers_the_own_link_is_a_fault(
+async def test_the_own_link_is_a_fault_if_no_gateway_responds(
     tmp_path: Path, upstream: Upstream
 ) -> None:
-    place = f"http://127.0.0.1:{free_port()}"
-    server = {"public_url": place}
+    url = f"http://127.0.0.1:{free_port()}"
+    server = {"public_url": url}
     settings = make_settings(tmp_path / "data", upstream.base_url, server=server)
     prepare(settings)
-    found = await look(settings)
+    found = await findings_of(settings)
     assert levels(found, "fault") == {"own link"}
-    assert f"No gateway answers at {place}" in found["own link"].words
+    assert f"No gateway responds at {url}" in found["own link"].message
 
 
-async def test_a_gateway_with_other_keys_or_another_store_is_found_out(
+async def test_the_own_link_is_a_fault_if_the_gateway_has_other_keys_or_another_store(
     tmp_path: Path, kept_url: str | None, upstream: Upstream
 ) -> None:
     settings = make_settings(tmp_path / "data", upstream.base_url, kept_url)
@@ -395,22 +397,22 @@ async def test_a_gateway_with_other_keys_or_another_store_is_found_out(
         run_gateway(settings) as here,
         run_gateway(make_settings(tmp_path / "other", upstream.base_url)) as there,
     ):
-        elsewhere = await look(at(here, public_url=there.client.url))
+        elsewhere = await findings_of(at(here, public_url=there.client.url))
         keys = make_settings(tmp_path, "http://x/v1", server={"signing_keys": f"k:{'x' * 20}"})
-        otherwise = await look(at(here, signing_keys=keys.server.signing_keys))
+        otherwise = await findings_of(at(here, signing_keys=keys.server.signing_keys))
     for found in (elsewhere, otherwise):
         assert levels(found, "fault") == {"own link"}
-        assert "(status)" in found["own link"].words
+        assert "(status)" in found["own link"].message
 
 
-async def test_a_gateway_on_every_address_is_tried_on_this_machine(
+async def test_the_own_link_of_a_wildcard_address_is_fetched_from_this_machine(
     tmp_path: Path, upstream: Upstream
 ) -> None:
     async with run_gateway(make_settings(tmp_path / "data", upstream.base_url)) as here:
         port = int(here.client.url.rpartition(":")[2])
         listen = replace(here.settings.server.listen, host="0.0.0.0", port=port)
-        found = await look(at(here, public_url=None, listen=listen))
-        unknown = await look(at(here, public_url=None))
+        found = await findings_of(at(here, public_url=None, listen=listen))
+        unknown = await findings_of(at(here, public_url=None))
     assert levels(found, "warning") == {"public URL"}
     assert found["own link"].level == "ok"
     assert levels(unknown, "warning") == {"public URL", "own link"}
@@ -419,7 +421,7 @@ async def test_a_gateway_on_every_address_is_tried_on_this_machine(
 # ── as a command, and before serving ────────────────────────────────────────────────────────
 
 
-async def test_the_command_shows_a_line_a_check_and_fails_on_a_fault(
+async def test_the_command_prints_a_line_per_check_and_fails_on_a_fault(
     tmp_path: Path, upstream: Upstream
 ) -> None:
     listen = {"server": {"listen": f"127.0.0.1:{free_port()}"}}
@@ -440,10 +442,10 @@ async def test_the_command_shows_a_line_a_check_and_fails_on_a_fault(
     assert [c for c in IN_ORDER for line in lines if line.startswith(f"│ {c} ")] == IN_ORDER
     *_, last = csv.DictReader(stopped.stdout.splitlines())
     assert (last["check"], last["level"]) == ("own link", "fault")
-    assert last["finding"].startswith("No gateway answers at http://127.0.0.1:")
-    for told in (as_json, as_table, stopped):
-        assert "Traceback" not in told.stderr
-        assert "sk-upstream-secret" not in told.stdout + told.stderr
+    assert last["finding"].startswith("No gateway responds at http://127.0.0.1:")
+    for result in (as_json, as_table, stopped):
+        assert "Traceback" not in result.stderr
+        assert "sk-upstream-secret" not in result.stdout + result.stderr
 
 
 def run_doctor(folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -459,27 +461,27 @@ def run_doctor(folder: Path, **environ: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_in_an_empty_folder_it_says_what_is_missing_and_makes_nothing(tmp_path: Path) -> None:
+def test_in_an_empty_folder_it_reports_faults_and_creates_nothing(tmp_path: Path) -> None:
     base_url = f"http://127.0.0.1:{free_port()}/v1"
-    told = run_doctor(tmp_path, UPSTREAM_BASE_URL=base_url, AIOHTTP_NO_EXTENSIONS="1")
-    found = {row["check"]: row["level"] for row in json.loads(told.stdout)}
-    assert told.returncode == 1
+    result = run_doctor(tmp_path, UPSTREAM_BASE_URL=base_url, AIOHTTP_NO_EXTENSIONS="1")
+    found = {row["check"]: row["level"] for row in json.loads(result.stdout)}
+    assert result.returncode == 1
     assert found["store"] == found["upstream"] == "fault"
     assert found["parser"] == "warning"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_configuration_that_cannot_be_read_is_the_only_finding(tmp_path: Path) -> None:
+def test_an_invalid_configuration_is_the_only_finding(tmp_path: Path) -> None:
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "gateway.yaml").write_text("workers:\n  cuont: 2\n")
-    told = run_doctor(tmp_path)
-    (row,) = json.loads(told.stdout)
-    assert told.returncode == 1
+    result = run_doctor(tmp_path)
+    (row,) = json.loads(result.stdout)
+    assert result.returncode == 1
     assert (row["check"], row["level"]) == ("configuration", "fault")
     assert "workers.count" in row["finding"]
 
 
-async def test_serve_logs_once_what_is_wrong_and_serves_all_the_same(
+async def test_serve_logs_findings_once_and_serves_nevertheless(
     tmp_path: Path, redis_url: str, upstream: Upstream
 ) -> None:
     configure(redis_url, maxmemory_policy="allkeys-lru", maxmemory=100 * MIB)
@@ -489,21 +491,21 @@ async def test_serve_logs_once_what_is_wrong_and_serves_all_the_same(
             tmp_path, upstream.base_url, workers=2, redis_url=redis_url, options=options
         ) as (processes, client):
             status = (await client.send("GET", "/readyz")).status
-            said = processes.log("self_check")
+            logged = processes.log("self_check")
     finally:
         configure(redis_url, maxmemory_policy="noeviction", maxmemory=0)
 
     assert status == 200
-    assert {line["check"]: line["level"] for line in said} == {
+    assert {line["check"]: line["level"] for line in logged} == {
         "public URL": "warning",
         "eviction policy": "error",
         "persistence": "warning",
         "cache bound": "error",
     }
-    assert len(said) == 4
+    assert len(logged) == 4
 
 
-async def test_before_serving_a_redis_that_is_away_is_left_alone(tmp_path: Path) -> None:
+async def test_before_serving_an_unavailable_redis_is_skipped(tmp_path: Path) -> None:
     url = f"redis://127.0.0.1:{free_port()}/0"
     settings = make_settings(tmp_path, "http://127.0.0.1:9/v1", url)
     (finding,) = await check_before_serving(settings)

@@ -1,4 +1,4 @@
-"""How the gateway's own log lines look to a machine: one JSON object a line, whatever is in it."""
+"""The gateway's log lines for programs: each line is one JSON object, whatever it contains."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ log = structlog.get_logger("a.name")
 
 
 def lines_of(steps: str) -> list[dict[str, Any]]:
-    """What a program logs, each line read strictly."""
+    """The log of a program; each line must be JSON."""
     command = [sys.executable, "-c", PROGRAM.format(steps=steps)]
     done = subprocess.run(command, capture_output=True, timeout=GENEROUS_SECONDS, check=True)
     return [json.loads(line) for line in done.stderr.decode().splitlines()]
 
 
-def test_each_event_is_a_line_with_its_words_its_logger_its_level_and_the_time() -> None:
+def test_each_event_is_a_line_with_its_fields_its_logger_its_level_and_the_time() -> None:
     levels = ["info", "warning", "error", "critical"]
 
     lines = lines_of("\n".join(f"log.{level}('heard', times=3)" for level in levels))
@@ -40,11 +40,11 @@ def test_each_event_is_a_line_with_its_words_its_logger_its_level_and_the_time()
         assert (line["times"], line["event"], line["logger"]) == (3, "heard", "a.name")
 
 
-def test_what_is_for_developers_alone_is_not_written() -> None:
+def test_debug_events_are_not_written() -> None:
     assert lines_of("log.debug('heard')") == []
 
 
-def test_an_exception_is_told_with_its_traceback_and_stays_one_line() -> None:
+def test_an_exception_is_logged_with_its_traceback_in_one_line() -> None:
     steps = (
         "try:\n"
         "    raise ValueError('told')\n"
@@ -62,7 +62,7 @@ def test_an_exception_is_told_with_its_traceback_and_stays_one_line() -> None:
         assert "exc_info" not in line
 
 
-def test_what_is_no_valid_text_or_too_large_a_number_is_written_all_the_same() -> None:
+def test_invalid_text_and_huge_numbers_are_written() -> None:
     (line,) = lines_of(r"log.info('heard', half='\ud83d', huge=1 << 70, thing={1})")
 
     assert line["half"] == "\ud83d"

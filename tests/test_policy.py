@@ -1,4 +1,4 @@
-"""Policy: read wholly or not at all, from files as operators and editors change them."""
+"""The policy: reloaded as a whole or not at all, however operators and editors change its file."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ BROKEN = TABLE.replace("unknown_models:", "unknown_model:")
 
 @dataclass
 class Watched:
-    """A current policy over a file, and what it tells its owner."""
+    """A current policy from a file, with its calls of `on_change` and `on_failure`."""
 
     file: Path
-    taken: list[Policy] = field(default_factory=list)
+    loaded: list[Policy] = field(default_factory=list)
     failures: list[None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -33,7 +33,7 @@ class Watched:
         self.configuration = configured(self.file)
         self.current = CurrentPolicy(
             self.configuration,
-            on_change=self.taken.append,
+            on_change=self.loaded.append,
             on_failure=lambda: self.failures.append(None),
         )
 
@@ -44,8 +44,8 @@ class Watched:
     def write(self, text: str) -> None:
         self.file.write_text(text, encoding="utf-8")
 
-    def look(self, times: int = 2) -> None:
-        """A change is taken at the second look that sees it."""
+    def check(self, times: int = 2) -> None:
+        """Checks for changes. A change is loaded at the second check that sees it."""
         for _ in range(times):
             self.current.reload_if_changed()
 
@@ -60,36 +60,36 @@ def watched(tmp_path: Path) -> Watched:
     return Watched(tmp_path / "models.yaml")
 
 
-# ── taken ───────────────────────────────────────────────────────────────────────────────────
+# ── loaded ───────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_changed_file_is_taken_and_told_once(watched: Watched):
+def test_a_changed_file_is_loaded_once(watched: Watched):
     watched.write(LATER)
-    watched.look(4)
+    watched.check(4)
     assert watched.default_model == "dall-e-3"
-    assert [policy.catalog.default_model for policy in watched.taken] == ["dall-e-2", "dall-e-3"]
+    assert [policy.catalog.default_model for policy in watched.loaded] == ["dall-e-2", "dall-e-3"]
 
 
-def test_a_file_that_is_replaced_by_rename_is_taken(watched: Watched):
-    """Also one of the same size and time, as a copy that keeps times makes it."""
+def test_a_file_that_is_replaced_by_rename_is_loaded(watched: Watched):
+    """Also if size and time are the same, as after `cp --preserve`."""
     fresh = watched.file.with_name("models.yaml.new")
     fresh.write_text(LATER, encoding="utf-8")
     before = watched.file.stat()
     os.utime(fresh, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert fresh.stat().st_size == before.st_size
     fresh.replace(watched.file)
-    watched.look()
+    watched.check()
     assert watched.default_model == "dall-e-3"
 
 
-def test_a_link_that_points_elsewhere_is_taken(tmp_path: Path):
-    """As Kubernetes changes a mounted ConfigMap."""
+def test_a_changed_symlink_is_loaded(tmp_path: Path):
+    """Kubernetes changes a mounted ConfigMap like this."""
     watched = Watched(tmp_path / "old.yaml")
     (tmp_path / "new.yaml").write_text(LATER, encoding="utf-8")
     link = tmp_path / "models.yaml"
     link.symlink_to(watched.file)
     current = CurrentPolicy(
-        configured(link), on_change=watched.taken.append, on_failure=pytest.fail
+        configured(link), on_change=watched.loaded.append, on_failure=pytest.fail
     )
     (tmp_path / "link").symlink_to(tmp_path / "new.yaml")
     (tmp_path / "link").replace(link)
@@ -98,29 +98,29 @@ def test_a_link_that_points_elsewhere_is_taken(tmp_path: Path):
     assert current().catalog.default_model == "dall-e-3"
 
 
-def test_a_file_that_is_still_being_written_is_left_alone(watched: Watched):
-    """Half of it may be valid: a table that has lost its last models."""
+def test_a_file_that_is_still_being_written_is_not_loaded(watched: Watched):
+    """Half of it may be valid: a table without its last models."""
     half = LATER[: LATER.index("\n  gpt-image-2:")]
     watched.write(half)
-    watched.look(1)
+    watched.check(1)
     assert len(watched.current().catalog.models) == 8
     watched.write(LATER)
-    watched.look(1)
-    assert len(watched.taken) == 1
-    watched.look(1)
+    watched.check(1)
+    assert len(watched.loaded) == 1
+    watched.check(1)
     assert (watched.default_model, len(watched.current().catalog.models)) == ("dall-e-3", 8)
     assert watched.failures == []
 
 
-def test_who_asks_need_not_wait_for_a_second_look(watched: Watched):
+def test_a_requested_reload_does_not_wait_for_a_second_check(watched: Watched):
     watched.write(LATER)
     watched.current.reload()
     assert watched.default_model == "dall-e-3"
-    watched.look()
-    assert len(watched.taken) == 2
+    watched.check()
+    assert len(watched.loaded) == 2
 
 
-def test_a_snapshot_stays_as_it_was_taken(watched: Watched):
+def test_a_snapshot_does_not_change(watched: Watched):
     snapshot = watched.current()
     watched.write(LATER)
     watched.current.reload()
@@ -128,16 +128,16 @@ def test_a_snapshot_stays_as_it_was_taken(watched: Watched):
     assert watched.current() is not snapshot
 
 
-def test_a_file_that_says_the_same_changes_nothing(watched: Watched):
+def test_a_file_with_the_same_policy_changes_nothing(watched: Watched):
     snapshot = watched.current()
     watched.write("# a comment\n" + TABLE)
-    watched.look()
+    watched.check()
     watched.current.reload()
     assert watched.current() is snapshot
-    assert len(watched.taken) == 1
+    assert len(watched.loaded) == 1
 
 
-# ── not taken ───────────────────────────────────────────────────────────────────────────────
+# ── not loaded ───────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -148,35 +148,35 @@ def test_a_file_that_says_the_same_changes_nothing(watched: Watched):
 def test_a_broken_file_changes_nothing_and_counts_once(watched: Watched, text: str):
     snapshot = watched.current()
     watched.write(text)
-    watched.look(5)
+    watched.check(5)
     assert watched.current() is snapshot
-    assert (len(watched.failures), len(watched.taken)) == (1, 1)
+    assert (len(watched.failures), len(watched.loaded)) == (1, 1)
 
 
-def test_a_broken_file_counts_again_when_somebody_asks_and_when_it_changes(watched: Watched):
+def test_a_broken_file_counts_again_after_a_requested_reload_and_after_a_change(watched: Watched):
     watched.write(BROKEN)
-    watched.look()
+    watched.check()
     watched.current.reload()
     assert len(watched.failures) == 2
     watched.write(BROKEN + "\n")
-    watched.look()
+    watched.check()
     assert len(watched.failures) == 3
 
 
-def test_a_file_that_goes_away_changes_nothing_and_may_come_back(watched: Watched):
+def test_a_missing_file_changes_nothing_and_may_come_back(watched: Watched):
     watched.file.unlink()
-    watched.look(3)
+    watched.check(3)
     assert (watched.default_model, len(watched.failures)) == ("dall-e-2", 1)
     watched.write(LATER)
-    watched.look()
+    watched.check()
     assert watched.default_model == "dall-e-3"
 
 
-def test_a_mended_file_is_taken(watched: Watched):
+def test_a_repaired_file_is_loaded(watched: Watched):
     watched.write(BROKEN)
-    watched.look()
+    watched.check()
     watched.write(LATER)
-    watched.look()
+    watched.check()
     assert watched.default_model == "dall-e-3"
 
 
@@ -191,7 +191,7 @@ def test_nothing_starts_with_a_broken_file(tmp_path: Path):
 # ── the configuration ───────────────────────────────────────────────────────────────────────
 
 
-def test_settings_are_read_anew_each_time_with_what_the_environment_says(tmp_path: Path):
+def test_settings_are_read_from_file_and_environment_each_time(tmp_path: Path):
     file = tmp_path / "gateway.yaml"
     environ = {"TTL": "1h"}
     configuration = configured(tmp_path / "models.yaml", environ)
@@ -201,7 +201,7 @@ def test_settings_are_read_anew_each_time_with_what_the_environment_says(tmp_pat
     assert configuration.read_settings().cache.ttl_seconds == 7200
 
 
-def test_a_fault_names_file_key_and_the_nearest(tmp_path: Path):
+def test_the_message_names_file_key_and_the_nearest_key(tmp_path: Path):
     configuration = configured(tmp_path / "models.yaml")
     (tmp_path / "gateway.yaml").write_text("cache: {tll: 2h}\n")
     with pytest.raises(ConfigError, match=r"gateway\.yaml.*cache\.tll.*ttl"):
@@ -211,7 +211,7 @@ def test_a_fault_names_file_key_and_the_nearest(tmp_path: Path):
         configuration.read_policy()
 
 
-def test_what_a_demo_makes_of_the_settings_holds_at_every_reading(tmp_path: Path):
+def test_adjust_is_applied_at_every_reading(tmp_path: Path):
     (tmp_path / "gateway.yaml").write_text("log_format: json\n")
     files = ConfigFiles(gateway=tmp_path / "gateway.yaml", models=tmp_path / "models.yaml")
     text = {"log_format": "text"}

@@ -1,4 +1,4 @@
-"""`gateway.yaml`: what it may say, what comes from the environment, what is said about faults."""
+"""`gateway.yaml`: its values, its references to the environment, and the messages of faults."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,10 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from gateway.configuration.expand import ConfigError
+from gateway.configuration.fields import Address, parse_address, parse_proxy
 from gateway.configuration.files import find_config, load_settings, read_config
 from gateway.configuration.schema import json_schema
 from gateway.configuration.settings import Settings
-from gateway.configuration.values import Address, parse_address, parse_proxy
 from gateway.values import (
     parse_count,
     parse_count_or_zero,
@@ -32,11 +32,11 @@ def load(tmp_path: Path, text: str, **environ: str) -> Settings:
 # ── the shipped file ────────────────────────────────────────────────────────────────────────
 
 
-def test_the_shipped_file_says_the_defaults():
+def test_the_shipped_file_has_the_defaults():
     assert load_settings(SHIPPED, {}) == Settings()
 
 
-def test_the_defaults_are_those_of_the_contract():
+def test_the_defaults_are_the_documented_ones():
     settings = Settings()
     assert str(settings.server.listen) == "127.0.0.1:8080"
     assert settings.server.max_body_bytes == 1_048_576
@@ -90,12 +90,12 @@ def test_every_variable_of_the_shipped_file_reaches_its_setting(tmp_path: Path):
 
 
 def test_the_shipped_schema_is_the_one_of_the_code():
-    """`make schemas` writes it anew."""
+    """`make schemas` writes it."""
     assert json.loads(SHIPPED.with_name("gateway.schema.json").read_text()) == json_schema()
 
 
 def test_the_schema_describes_every_key_and_lets_each_value_come_from_the_environment():
-    """What has keys of its own comes from the file, and its values from the environment."""
+    """Sections and mappings cannot come from the environment; their values can."""
     schema = json_schema()
     for section in schema["$defs"].values():
         for key, rule in section.get("properties", {}).items():
@@ -109,12 +109,12 @@ def test_the_schema_describes_every_key_and_lets_each_value_come_from_the_enviro
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "cache:\n", "cache: {ttl: }\n", "{}\n"])
-def test_what_is_left_out_or_empty_has_its_default(tmp_path: Path, text: str):
+def test_a_missing_or_empty_key_has_its_default(tmp_path: Path, text: str):
     assert load(tmp_path, text) == Settings()
 
 
 def test_an_empty_variable_counts_as_unset(tmp_path: Path):
-    """As in a shell; compose files hand on empty variables."""
+    """As in a shell: compose files pass empty variables on."""
     text = "workers: {count: '${GATEWAY_WORKERS:-3}'}\n"
     assert load(tmp_path, text, GATEWAY_WORKERS="").workers.count == 3
 
@@ -124,13 +124,13 @@ def test_a_variable_may_be_a_part_of_a_value(tmp_path: Path):
     assert str(load(tmp_path, text, PORT="81").server.listen) == "127.0.0.1:81"
 
 
-def test_what_a_variable_holds_is_not_read_again(tmp_path: Path):
+def test_a_reference_in_the_value_of_a_variable_is_not_expanded(tmp_path: Path):
     text = "upstream: {api_key: '${KEY}'}\n"
     settings = load(tmp_path, text, KEY="${KEY}$x", x="y")
     assert settings.upstream.api_key == SecretStr("${KEY}$x")
 
 
-def test_references_are_filled_in_wherever_a_text_stands(tmp_path: Path):
+def test_references_are_expanded_in_nested_lists_and_mappings(tmp_path: Path):
     path = tmp_path / "models.yaml"
     path.write_text("models: [{id: '${A}', n: 2}]\n")
     assert read_config(path, {"A": "b"}) == {"models": [{"id": "b", "n": 2}]}
@@ -209,9 +209,10 @@ def test_counts(written: object, count: int):
 
 @pytest.mark.parametrize("parse", [parse_duration, parse_size, parse_count])
 @pytest.mark.parametrize(
-    "written", [0, -1, True, None, "", "x", "nan", "inf", float("nan"), float("inf"), [1], "1 2"]
+    "written",
+    [0, -1, True, None, "", "x", "nan", "inf", "9" * 400, float("nan"), float("inf"), [1], "1 2"],
 )
-def test_what_is_no_amount_is_refused(parse, written: object):
+def test_an_invalid_amount_is_refused(parse, written: object):
     with pytest.raises(ValueError, match=r"number"):
         parse(written)
 
@@ -222,7 +223,7 @@ def test_an_address_is_printed_as_it_was_written(written: str):
 
 
 @pytest.mark.parametrize("written", ["", ":8080", "8080", "host:", "a b:1", "[::1]", "h:-1", "/:1"])
-def test_what_is_no_address_is_refused(written: str):
+def test_an_invalid_address_is_refused(written: str):
     with pytest.raises(ValueError, match="host:port"):
         parse_address(written)
 
@@ -232,7 +233,7 @@ def test_what_is_no_address_is_refused(written: str):
 
 @pytest.mark.parametrize("path", BAD_FILES, ids=lambda path: path.stem)
 def test_each_broken_file_is_refused_with_its_message(path: Path):
-    """The message stands in the file's first lines, with the plain name of the file."""
+    """The first lines of each file are its message, with the file's plain name."""
     marks = [line for line in path.read_text().splitlines() if line.startswith("# expect: ")]
     with pytest.raises(ConfigError) as fault:
         load_settings(path, {})
@@ -248,7 +249,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
             load_settings(path, {})
 
 
-# ── the way to upstream ─────────────────────────────────────────────────────────────────────
+# ── upstream ─────────────────────────────────────────────────────────────────────
 
 
 def test_a_header_is_sent_under_its_name_unless_it_is_empty(tmp_path: Path):
@@ -283,13 +284,13 @@ def test_a_proxy_is_an_http_address_with_or_without_credentials(written: str):
         *("http://h?query", "http://a%3Ab:c@h", "http://ä:b@h", "http://a:%C3%A4@h", 3128, [1]),
     ],
 )
-def test_what_is_no_proxy_is_refused(written: object):
+def test_an_invalid_proxy_is_refused(written: object):
     with pytest.raises(ValueError, match=r"http://host:3128|a user without a colon"):
         parse_proxy(written)
 
 
 def test_a_ca_file_must_hold_certificates_when_the_gateway_starts(tmp_path: Path):
-    """Relative to where it was started, like the data folder."""
+    """Its path is relative to the working directory, like that of the data folder."""
     authority = ROOT / "tests" / "tls" / "authority.pem"
     key_alone = ROOT / "tests" / "tls" / "server-key.pem"
     (tmp_path / "empty.pem").touch()
@@ -311,7 +312,7 @@ def test_counts_that_may_be_zero(written: object, count: int):
 
 
 @pytest.mark.parametrize("written", [-1, 1.5, True, None, "", "x", "nan", "inf", [1]])
-def test_what_is_no_count_nor_zero_is_refused(written: object):
+def test_an_invalid_count_or_zero_is_refused(written: object):
     with pytest.raises(ValueError, match="a whole number, 0 for none"):
         parse_count_or_zero(written)
 
@@ -325,8 +326,8 @@ def test_the_shipped_files_are_found_from_an_empty_folder(tmp_path: Path):
     assert files.models == SHIPPED.with_name("models.yaml")
 
 
-def test_the_config_folder_of_the_place_of_start_comes_first(tmp_path: Path):
-    """A file that it lacks is the shipped one."""
+def test_the_config_folder_of_the_working_directory_comes_first(tmp_path: Path):
+    """A file that is missing there is taken from the package."""
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "gateway.yaml").touch()
     files = find_config(None, tmp_path)
@@ -334,7 +335,7 @@ def test_the_config_folder_of_the_place_of_start_comes_first(tmp_path: Path):
     assert files.models == SHIPPED.with_name("models.yaml")
 
 
-def test_a_named_file_brings_its_folder(tmp_path: Path):
+def test_the_other_file_is_found_beside_a_named_one(tmp_path: Path):
     named = tmp_path / "mine.yaml"
     named.touch()
     (tmp_path / "models.yaml").touch()

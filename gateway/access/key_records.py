@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, TypeAlias
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from gateway.errors import InvalidRequest
 from gateway.images import Reuse
 from gateway.limits import LIMITS
+from gateway.values import nearest
 
 SHOWN_PREFIX: Final = 6
 
@@ -120,8 +120,8 @@ class KeySpec(BaseModel):
 
 def _limit_value(name: str, value: object) -> Decimal:
     if name not in LIMITS:
-        near = difflib.get_close_matches(name, LIMITS, n=1, cutoff=0.0)
-        raise ValueError(f"Unknown limit '{name[:MAX_ECHO]}'. Did you mean '{near[0]}'?")
+        near = nearest(name, LIMITS)
+        raise ValueError(f"Unknown limit '{name[:MAX_ECHO]}'. Did you mean '{near}'?")
     scale = MICROS if LIMITS[name].unit == "usd_micros" else 1
     is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
     number = Decimal(str(value)) if is_number else Decimal("nan")
@@ -139,9 +139,9 @@ def parse_spec(data: Mapping[str, Any]) -> KeySpec:
     """A key's description from outside; a 400 that names the field and the nearest valid one."""
     for name in data:
         if name not in KeySpec.model_fields:
-            near = difflib.get_close_matches(name, KeySpec.model_fields, n=1, cutoff=0.0)
+            near = nearest(name, KeySpec.model_fields)
             raise InvalidRequest(
-                f"Unknown parameter: '{name[:MAX_ECHO]}'. Did you mean '{near[0]}'?",
+                f"Unknown parameter: '{name[:MAX_ECHO]}'. Did you mean '{near}'?",
                 param=name[:MAX_ECHO],
                 code="unknown_parameter",
             )

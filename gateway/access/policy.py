@@ -86,7 +86,7 @@ class CurrentPolicy:
         try:
             policy = self._source.read_policy()
         except Exception as fault:  # noqa: BLE001 - whatever is wrong, the old policy stays
-            log.error("policy_kept", reason=str(fault))
+            log.error("policy_reload_failed", reason=str(fault))
             self._on_failure()
             return
         if policy == self._policy:

@@ -71,7 +71,7 @@ async def stamp(request: web.Request, response: web.StreamResponse) -> None:
     headers["openai-version"] = API_VERSION
     headers[hdrs.SERVER] = SERVER
     headers.update(exchange.headers)
-    if request.app[SERVICES].health.is_leaving:
+    if request.app[SERVICES].health.closes_connections:
         response.force_close()
         headers[hdrs.CONNECTION] = "close"  # aiohttp has set its own headers by now
 

@@ -21,15 +21,15 @@ from gateway.proxy.request import Proxy
 
 @dataclass(slots=True)
 class Health:
-    """How this worker stands; the background loops and the signal handler change it."""
+    """The state of this worker, as `/readyz` and the middleware need it."""
 
     store_reached: bool = False
     """The store has answered at least once."""
     store_up: bool = False
     is_draining: bool = False
-    """The whole gateway ends: balancers are to send nothing more."""
-    is_leaving: bool = False
-    """This worker ends: every answer is the last one on its connection."""
+    """The whole gateway ends: `/readyz` answers 503."""
+    closes_connections: bool = False
+    """This worker ends: every response closes its connection."""
 
 
 @dataclass(frozen=True, slots=True)

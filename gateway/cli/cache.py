@@ -1,103 +1,88 @@
-"""`gateway cache`: what a running gateway keeps, and how to get rid of it."""
+"""`gateway cache`: statistics and invalidation of a running gateway's cache."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from gateway.assembly import Cache, open_cache
 from gateway.cache.invalidation import Invalidation
-from gateway.cli.output import config_option, faults_in_words, format_option, show
-from gateway.cli.serving import find_configuration
+from gateway.cli.options import config_option, find_configuration, format_option
+from gateway.cli.output import show
+from gateway.cli.store import open_command_cache
 
 COLUMNS: Final = ("images", "bytes", "total_bytes")
 
 
 @click.group()
 def cache() -> None:
-    """Images that are kept: how many, and how to remove them."""
+    """Cached images: how many, and how to remove them."""
 
 
 @cache.command("stats")
 @config_option
 @format_option
-def show_stats(config: Path | None, form: str) -> None:
-    """How many images there are, and how many bytes they take and may take."""
-    show([asyncio.run(_stats(config))], form, columns=COLUMNS)
+def show_stats(config: Path | None, output_format: str) -> None:
+    """Shows the number of cached images, their bytes, and the bound."""
+    show([asyncio.run(_read_stats(config))], output_format, columns=COLUMNS)
 
 
 @cache.command("purge")
 @click.option("--fingerprint", help="The key in Cache-Status.")
-@click.option("--tag", help="What X-Gateway-Tags said.")
-@click.option("--model", help="Everything that this model has made.")
-@click.option("--all", "everything", is_flag=True, help="Everything.")
+@click.option("--tag", help="A tag of X-Gateway-Tags.")
+@click.option("--model", help="All images of this model.")
+@click.option("--all", "is_all", is_flag=True, help="All images.")
 @config_option
 def purge(
     fingerprint: str | None,
     tag: str | None,
     model: str | None,
-    everything: bool,
+    is_all: bool,
     config: Path | None,
 ) -> None:
-    """Forgets images: the next request buys anew. Links that were given away go on working."""
-    named = {"fingerprint": fingerprint, "tag": tag, "model": model}
-    chosen = {what: value for what, value in named.items() if value is not None}
-    if len(chosen) + everything != 1:
+    """Purges images: the next request buys again. Links to purged images continue to work."""
+    options = {"fingerprint": fingerprint, "tag": tag, "model": model}
+    named = {name: value for name, value in options.items() if value is not None}
+    if len(named) + is_all != 1:
         raise click.UsageError("Name exactly one of --fingerprint, --tag, --model, --all.")
-    count = asyncio.run(_remove(config, _purge(chosen)))
+
+    def remove(invalidation: Invalidation) -> Awaitable[int]:
+        if fingerprint is not None:
+            return invalidation.purge_fingerprint(fingerprint)
+        if tag is not None:
+            return invalidation.purge_tag(tag)
+        if model is not None:
+            return invalidation.purge_model(model)
+        return invalidation.purge_all()
+
+    count = asyncio.run(_invalidate(config, remove))
     click.echo(f"{count} images are no longer in the cache.")
 
 
 @cache.command("takedown")
 @click.argument("image", metavar="LINK|ID|FINGERPRINT/SLOT")
-@click.option("--prompt", is_flag=True, help="Also refuse the question that it answered.")
+@click.option("--prompt", is_flag=True, help="Also refuse the request that it answered.")
 @config_option
 def take_down(image: str, prompt: bool, config: Path | None) -> None:
-    """Removes an image everywhere and for good; its links answer 410."""
+    """Removes an image everywhere and permanently; its links answer 410."""
 
     def remove(invalidation: Invalidation) -> Awaitable[int]:
         return invalidation.take_down(image, with_prompt=prompt)
 
-    click.echo(f"{asyncio.run(_remove(config, remove))} images are taken down.")
+    count = asyncio.run(_invalidate(config, remove))
+    click.echo(f"{count} images are taken down.")
 
 
-def _purge(chosen: Mapping[str, str]) -> Callable[[Invalidation], Awaitable[int]]:
-    def remove(invalidation: Invalidation) -> Awaitable[int]:
-        if not chosen:
-            return invalidation.purge_all()
-        ((what, value),) = chosen.items()
-        purges = {
-            "fingerprint": invalidation.purge_fingerprint,
-            "tag": invalidation.purge_tag,
-            "model": invalidation.purge_model,
-        }
-        return purges[what](value)
-
-    return remove
-
-
-async def _remove(config: Path | None, remove: Callable[[Invalidation], Awaitable[int]]) -> int:
-    async with _open(config) as cache:
+async def _invalidate(config: Path | None, remove: Callable[[Invalidation], Awaitable[int]]) -> int:
+    async with open_command_cache(find_configuration(config)) as cache:
         return await remove(cache.invalidation)
 
 
-async def _stats(config: Path | None) -> dict[str, Any]:
-    async with _open(config) as cache:
-        lru_totals = await cache.blobs.lru_totals()
-        most = await cache.blobs.total_bytes()
-        return {"images": lru_totals.count, "bytes": lru_totals.size_bytes, "total_bytes": most}
-
-
-@asynccontextmanager
-async def _open(config: Path | None) -> AsyncIterator[Cache]:
-    """The cache of the gateway that `config` describes; says which store that is."""
-    settings = find_configuration(config).read_settings()
-    with faults_in_words():
-        async with open_cache(settings) as (store, cache):
-            click.echo(f"Store: {store.name}", err=True)
-            yield cache
+async def _read_stats(config: Path | None) -> dict[str, Any]:
+    async with open_command_cache(find_configuration(config)) as cache:
+        totals = await cache.blobs.lru_totals()
+        bound = await cache.blobs.total_bytes()
+        return {"images": totals.count, "bytes": totals.size_bytes, "total_bytes": bound}

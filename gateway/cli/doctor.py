@@ -1,11 +1,9 @@
-"""`gateway doctor`: looks at everything a gateway stands on, and says what is wrong in words."""
+"""`gateway doctor`: checks everything that a gateway depends on."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +11,8 @@ import click
 
 from gateway.catalog import CatalogError
 from gateway.cli.logs import configure_logs
-from gateway.cli.output import config_option, format_option, show
+from gateway.cli.options import config_option, format_option
+from gateway.cli.output import show
 from gateway.configuration.expand import ConfigError
 from gateway.configuration.files import Configuration, find_config
 from gateway.process.checks import Finding, examine
@@ -24,23 +23,15 @@ COLUMNS: Final = ("check", "level", "finding")
 @click.command()
 @config_option
 @format_option
-def doctor(config: Path | None, form: str) -> None:
+def doctor(config: Path | None, output_format: str) -> None:
     """Checks store, upstream, prices and links of a running gateway; exit status 1 on a fault."""
     configure_logs(None)
-    findings = _examine(config)
-    show([_row(finding) for finding in findings], form, columns=COLUMNS)
-    if any(finding.level == "fault" for finding in findings):
-        raise click.exceptions.Exit(1)
-
-
-def _examine(config: Path | None) -> Sequence[Finding]:
-    """All findings; only one when the configuration cannot be read."""
     try:
         configuration = Configuration(find_config(config, Path.cwd()), os.environ)
-        return asyncio.run(examine(configuration))
-    except (CatalogError, ConfigError) as fault:
-        return [Finding("configuration", "fault", " ".join(str(fault).split()))]
-
-
-def _row(finding: Finding) -> dict[str, str]:
-    return dict(zip(COLUMNS, asdict(finding).values(), strict=True))
+        findings = asyncio.run(examine(configuration))
+    except (CatalogError, ConfigError) as error:
+        findings = [Finding("configuration", "fault", " ".join(str(error).split()))]
+    rows = [{"check": f.name, "level": f.level, "finding": f.message} for f in findings]
+    show(rows, output_format, columns=COLUMNS)
+    if any(finding.level == "fault" for finding in findings):
+        raise click.exceptions.Exit(1)

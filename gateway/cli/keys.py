@@ -1,11 +1,10 @@
-"""`gateway keys`: makes, lists and ends virtual keys in the store of a running gateway."""
+"""`gateway keys`: creates, lists and revokes virtual keys in the store of a running gateway."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Final
@@ -14,9 +13,9 @@ import click
 
 from gateway.access.key_records import KeyRecord, KeySpec, parse_spec
 from gateway.access.keys import Keys
-from gateway.assembly import open_existing_store
-from gateway.cli.output import config_option, faults_in_words, format_option, show
-from gateway.cli.serving import find_configuration
+from gateway.cli.options import config_option, find_configuration, format_option
+from gateway.cli.output import show
+from gateway.cli.store import open_command_store
 from gateway.values import parse_duration
 
 COLUMNS: Final = (
@@ -27,24 +26,24 @@ COLUMNS: Final = (
 
 @click.group()
 def keys() -> None:
-    """Virtual keys: who may ask, for which models, within which limits."""
+    """Virtual keys: their models, limits and cache scope."""
 
 
 @keys.command("add")
 @click.argument("name")
-@click.option("--team", help="The team that it belongs to.")
-@click.option("--model", "models", multiple=True, help="A model that it may use; all if none.")
+@click.option("--team", help="The key's team.")
+@click.option("--model", "models", multiple=True, help="An allowed model; all if not given.")
 @click.option("--limit", "limits", multiple=True, metavar="NAME=VALUE", help="For example "
               "requests_per_minute=60, images_per_day=100, usd_per_month=50.")  # fmt: skip
 @click.option("--validation", type=click.Choice(["strict", "lenient"]), help="How its requests "
-              "are checked; as the gateway is set if not given.")  # fmt: skip
-@click.option("--scope", type=click.Choice(["global", "team", "key"]), help="Whose images "
-              "answer it, and whom its own; as the gateway is set if not given.")  # fmt: skip
+              "are validated; the gateway's setting if not given.")  # fmt: skip
+@click.option("--scope", type=click.Choice(["global", "team", "key"]), help="Which keys it "
+              "shares images with; the gateway's setting if not given.")  # fmt: skip
 @click.option("--reuse", metavar="REUSE", help="For clients that send no Cache-Control: always, "
               "never, or within:D such as within:12h.")  # fmt: skip
-@click.option("--deny-no-cache", is_flag=True, help="Its requests may not ask for other images "
-              "than there are: no-cache and max-age are ignored.")  # fmt: skip
-@click.option("--expires", help="After how long it ends: 30d, 12h.")
+@click.option("--deny-no-cache", is_flag=True, help="Ignore no-cache and max-age in its "
+              "requests: they are answered from the cache.")  # fmt: skip
+@click.option("--expires", help="The time until it expires: 30d, 12h.")
 @config_option
 @format_option
 def add_key(
@@ -58,115 +57,94 @@ def add_key(
     deny_no_cache: bool,
     expires: str | None,
     config: Path | None,
-    form: str,
+    output_format: str,
 ) -> None:
-    """Makes a key and shows its secret, once."""
-    given: dict[str, Any] = {"name": name, "limits": _parse_limits(limits)}
+    """Creates a key and shows its secret, once."""
+    fields: dict[str, Any] = {"name": name, "limits": _parse_limits(limits)}
     options = {"team": team, "validation": validation, "scope": scope, "reuse": reuse}
-    given |= {option: value for option, value in options.items() if value is not None}
+    fields |= {option: value for option, value in options.items() if value is not None}
     if models:
-        given["models"] = list(models)
+        fields["models"] = list(models)
     if deny_no_cache:
-        given["allow_no_cache"] = False
+        fields["allow_no_cache"] = False
     if expires is not None:
-        given["expires_at"] = int(time.time() + _parse_expiry(expires))
-    record, secret = asyncio.run(_add(config, given))
-    if form == "table":
+        try:
+            fields["expires_at"] = int(time.time() + parse_duration(expires))
+        except ValueError as error:
+            raise click.BadParameter(f"expected {error}", param_hint="--expires") from None
+    record, secret = asyncio.run(_add(config, fields))
+    if output_format == "table":
         click.echo(secret)
         click.echo(f"Key '{record.name}' ({record.id}). It is not shown again.", err=True)
         return
-    show([record.public() | {"key": secret}], form, columns=(*COLUMNS, "key"))
+    show([record.public() | {"key": secret}], output_format, columns=(*COLUMNS, "key"))
 
 
 @keys.command("list")
 @config_option
 @format_option
-def list_keys(config: Path | None, form: str) -> None:
-    """Lists all keys, revoked ones among them."""
+def list_keys(config: Path | None, output_format: str) -> None:
+    """Lists all keys, also revoked ones."""
     records = asyncio.run(_list(config))
-    show([_row(record) for record in records], form, columns=COLUMNS)
+    rows = [record.public() | {"state": _state(record)} for record in records]
+    show(rows, output_format, columns=COLUMNS)
 
 
 @keys.command("revoke")
 @click.argument("name_or_id")
 @config_option
 def revoke_key(name_or_id: str, config: Path | None) -> None:
-    """Ends a key from the next request on, in every worker."""
+    """Revokes a key, in every worker from the next request on."""
     record = asyncio.run(_revoke(config, name_or_id))
     click.echo(f"Key '{record.name}' ({record.id}) is revoked.")
-
-
-# ── on the store ────────────────────────────────────────────────────────────────────────────
-
-
-@asynccontextmanager
-async def _open_keys(config: Path | None) -> AsyncIterator[tuple[Keys, set[str]]]:
-    """The keys in the store of the gateway that `config` describes; says which store that is."""
-    configuration = find_configuration(config)
-    settings, policy = configuration.read_settings(), configuration.read_policy()
-    with faults_in_words():
-        async with open_existing_store(settings) as store:
-            click.echo(f"Store: {store.name}", err=True)
-            yield Keys(store), set(policy.catalog.models)
-
-
-async def _add(config: Path | None, given: dict[str, Any]) -> tuple[KeyRecord, str]:
-    async with _open_keys(config) as (keys, models):
-        spec: KeySpec = parse_spec(given)
-        unknown = [model for model in spec.models or () if model not in models]
-        if unknown:
-            known = ", ".join(sorted(models))
-            raise click.ClickException(f"Unknown model '{unknown[0]}'. Known models: {known}.")
-        return await keys.create(spec)
-
-
-async def _list(config: Path | None) -> Sequence[KeyRecord]:
-    async with _open_keys(config) as (keys, _):
-        return await keys.list_keys()
-
-
-async def _revoke(config: Path | None, name_or_id: str) -> KeyRecord:
-    async with _open_keys(config) as (keys, _):
-        live = [record for record in await keys.list_keys() if record.revoked_at is None]
-        found = next((r for r in live if name_or_id in (r.id, r.name)), None)
-        if found is None:
-            raise click.ClickException(f"There is no live key '{name_or_id}'.")
-        return await keys.revoke(found.id)
-
-
-# ── in and out ──────────────────────────────────────────────────────────────────────────────
 
 
 def _parse_limits(limits: Sequence[str]) -> dict[str, Any]:
     parsed: dict[str, Any] = {}
     for limit in limits:
-        name, is_pair, value = limit.partition("=")
-        if not is_pair:
+        name, separator, value = limit.partition("=")
+        if not separator:
             raise click.BadParameter(f"'{limit}' is not NAME=VALUE", param_hint="--limit")
-        parsed[name] = _number(value)
+        try:
+            parsed[name] = Decimal(value)
+        except InvalidOperation:
+            parsed[name] = value  # is refused later, with the limit's own message
     return parsed
-
-
-def _number(text: str) -> Decimal | str:
-    try:
-        return Decimal(text)
-    except InvalidOperation:
-        return text  # refused with the limit's own message
-
-
-def _parse_expiry(expires: str) -> float:
-    try:
-        return parse_duration(expires)
-    except ValueError as fault:
-        raise click.BadParameter(f"expected {fault}", param_hint="--expires") from None
-
-
-def _row(record: KeyRecord) -> dict[str, Any]:
-    return record.public() | {"state": _state(record)}
 
 
 def _state(record: KeyRecord) -> str:
     if record.revoked_at is not None:
         return "revoked"
-    is_over = record.expires_at is not None and record.expires_at <= time.time()
-    return "expired" if is_over else "live"
+    is_expired = record.expires_at is not None and record.expires_at <= time.time()
+    return "expired" if is_expired else "live"
+
+
+# ── in the store ────────────────────────────────────────────────────────────────────────────
+
+
+async def _add(config: Path | None, fields: dict[str, Any]) -> tuple[KeyRecord, str]:
+    configuration = find_configuration(config)
+    known = configuration.read_policy().catalog.models
+    async with open_command_store(configuration) as store:
+        spec: KeySpec = parse_spec(fields)
+        unknown = next((model for model in spec.models or () if model not in known), None)
+        if unknown is not None:
+            raise click.ClickException(
+                f"Unknown model '{unknown}'. Known models: {', '.join(sorted(known))}."
+            )
+        return await Keys(store).create(spec)
+
+
+async def _list(config: Path | None) -> Sequence[KeyRecord]:
+    async with open_command_store(find_configuration(config)) as store:
+        return await Keys(store).list_keys()
+
+
+async def _revoke(config: Path | None, name_or_id: str) -> KeyRecord:
+    async with open_command_store(find_configuration(config)) as store:
+        keys = Keys(store)
+        active = [record for record in await keys.list_keys() if record.revoked_at is None]
+        record = next((r for r in active if name_or_id in (r.id, r.name)), None)
+        if record is None:
+            raise click.ClickException(f"There is no active key '{name_or_id}'.")
+        return await keys.revoke(record.id)

@@ -1,8 +1,8 @@
-"""How log lines look: one event a line, as text for a person or as JSON for a machine.
+"""The format of the log: one event a line, as text for a person or as JSON for a program.
 
-The gateway's own events are rendered and written at once, without the standard library's logging:
-an access log has a line for every request, and that way would cost more than all other checks.
-What libraries log arrives through it and looks the same.
+The gateway's own events are written directly, without the standard library's logging: the access
+log has a line for every request, and logging it would take longer than all checks of the request.
+Events of libraries come through the standard library and look the same.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import structlog
 
 
 class _Line:
-    """Writes to standard error; a log that cannot be written stops nobody."""
+    """Writes lines to standard error. A line that cannot be written is lost."""
 
     def __init__(self, name: str | None = None) -> None:
         self.name = name
 
     def write(self, line: str | bytes) -> None:
-        """Writes a whole line, so that workers which share a file do not mix theirs."""
+        # The whole line at once, so that workers that share a file do not mix theirs.
         data = line if isinstance(line, bytes) else line.encode("utf-8", "backslashreplace")
         try:
             sys.stderr.buffer.write(data + b"\n")
@@ -37,35 +37,35 @@ class _Line:
 
 
 class _JsonLogger(structlog.BoundLoggerBase):
-    """Our own events as JSON, each in one step: a chain of processors costs more than the line."""
+    """Writes events as JSON in one step; a chain of structlog's processors is slower."""
 
-    def debug(self, event: str, **said: Any) -> None:
-        """Says nothing."""
+    def debug(self, event: str, **fields: Any) -> None:
+        """Writes nothing."""
 
-    def info(self, event: str, **said: Any) -> None:
-        self._write("info", event, said)
+    def info(self, event: str, **fields: Any) -> None:
+        self._write("info", event, fields)
 
-    def warning(self, event: str, **said: Any) -> None:
-        self._write("warning", event, said)
+    def warning(self, event: str, **fields: Any) -> None:
+        self._write("warning", event, fields)
 
-    def error(self, event: str, **said: Any) -> None:
-        self._write("error", event, said)
+    def error(self, event: str, **fields: Any) -> None:
+        self._write("error", event, fields)
 
-    def critical(self, event: str, **said: Any) -> None:
-        self._write("critical", event, said)
+    def critical(self, event: str, **fields: Any) -> None:
+        self._write("critical", event, fields)
 
-    def exception(self, event: str, **said: Any) -> None:
-        """An error, with the exception that is being handled."""
-        self._write("error", event, {**said, "exc_info": True})
+    def exception(self, event: str, **fields: Any) -> None:
+        """An error with the current exception."""
+        self._write("error", event, {**fields, "exc_info": True})
 
-    def _write(self, level: str, event: str, said: dict[str, Any]) -> None:
-        said["event"] = event
-        said["logger"] = self._logger.name
-        said["level"] = level
-        said["timestamp"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-        if "exc_info" in said:
-            structlog.processors.format_exc_info(self._logger, level, said)
-        self._logger.write(_as_json(self._logger, level, said))
+    def _write(self, level: str, event: str, fields: dict[str, Any]) -> None:
+        fields["event"] = event
+        fields["logger"] = self._logger.name
+        fields["level"] = level
+        fields["timestamp"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        if "exc_info" in fields:
+            structlog.processors.format_exc_info(self._logger, level, fields)
+        self._logger.write(_as_json(self._logger, level, fields))
 
 
 def _console() -> structlog.dev.ConsoleRenderer:
@@ -76,7 +76,7 @@ def _console() -> structlog.dev.ConsoleRenderer:
 
 
 def _as_json(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> bytes:
-    """JSON of anything: what orjson refuses (half a character, a huge number) json escapes."""
+    """JSON of any event; orjson refuses half a surrogate pair and huge numbers, json does not."""
     try:
         return orjson.dumps(event, default=repr)
     except TypeError:
@@ -84,12 +84,11 @@ def _as_json(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> byt
 
 
 def _as_text(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
-    """The same for the standard library's logging, which writes text."""
     return _as_json(logger, method, event).decode()
 
 
 def configure_logs(form: Literal["text", "json"] | None) -> None:
-    """Sends the logs of the gateway and of its libraries to standard error, in one form.
+    """Sends the logs of the gateway and of its libraries to standard error, in one format.
 
     None: text on a terminal, else JSON.
     """

@@ -1,4 +1,4 @@
-"""What the commands share: their options, how rows are printed, and faults in one line."""
+"""How commands print: rows as a table, JSON or CSV, and errors as one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,39 +16,37 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gateway.catalog import CatalogError
+from gateway.configuration.expand import ConfigError
 from gateway.errors import GatewayError
+from gateway.process.listener import CannotListen
+from gateway.process.supervisor import CannotStart
 from gateway.store.handshake import SchemaMismatch, StoreMissing
-
-config_option = click.option(
-    "--config", type=click.Path(path_type=Path), help="The gateway.yaml to use."
-)
-format_option = click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json", "csv"]),
-    default="table",
-    show_default=True,
-)
 
 
 @contextmanager
-def faults_in_words() -> Iterator[None]:
-    """What keeps a command from its store, and what it refuses, is said in one line."""
+def errors_as_messages() -> Iterator[None]:
+    """Ends the command with the message of an error that its user can act on."""
     try:
         yield
-    except (StoreMissing, SchemaMismatch) as fault:
-        raise click.ClickException(str(fault)) from None
-    except GatewayError as fault:
-        raise click.ClickException(fault.message) from None
+    except (CannotListen, CannotStart, CatalogError, ConfigError) as error:
+        raise click.ClickException(str(error)) from None
+    except (SchemaMismatch, StoreMissing) as error:
+        raise click.ClickException(str(error)) from None
+    except GatewayError as error:
+        raise click.ClickException(error.message) from None
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}." if error.filename else str(error)
+        raise click.ClickException(message) from None
 
 
-def show(rows: Sequence[dict[str, Any]], form: str, *, columns: Sequence[str]) -> None:
-    """Rows as a table for a person, or as JSON or CSV for a program, on standard output."""
-    if form == "json":
+def show(rows: Sequence[dict[str, Any]], output_format: str, *, columns: Sequence[str]) -> None:
+    """Prints rows as a table for a person, or as JSON or CSV for a program."""
+    if output_format == "json":
         click.echo(json.dumps(rows, indent=2))
         return
     cells = [[_cell(name, row.get(name)) for name in columns] for row in rows]
-    if form == "csv":
+    if output_format == "csv":
         text = io.StringIO()
         csv.writer(text).writerows([columns, *cells])
         click.echo(text.getvalue(), nl=False)

@@ -1,4 +1,8 @@
-"""Finds and reads the configuration files."""
+"""Finds and reads the configuration files.
+
+`gateway.yaml` holds the settings, which are read once per worker; `models.yaml` holds the policy,
+which is read again when it changes. What the values mean is `settings` and `access.policy`.
+"""
 
 from __future__ import annotations
 
@@ -8,70 +12,42 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from gateway.access.policy import Policy, parse_policy
-from gateway.configuration.expand import ConfigError, _expand
-from gateway.configuration.explain import _describe
+from gateway.configuration.expand import ConfigError, expand
+from gateway.configuration.explain import explain
 from gateway.configuration.settings import Settings
 
 GATEWAY_FILE: Final = "gateway.yaml"
 MODELS_FILE: Final = "models.yaml"
 
 
-# ── finding and reading ─────────────────────────────────────────────────────────────────────
-
-
 @dataclass(frozen=True, slots=True)
 class ConfigFiles:
-    """The files of the configuration; all of them exist."""
+    """The configuration files; all of them exist."""
 
     gateway: Path
     models: Path
 
 
 def find_config(explicit: Path | None, cwd: Path) -> ConfigFiles:
-    """Looks for each file beside `explicit`, or else in `cwd/config`, and then in the package.
+    """Finds each file beside `explicit`, or else in `cwd/config`, and then in the package.
 
-    `explicit` is what `--config` names and must be there. Raises `ConfigError`.
+    `explicit` is the argument of `--config` and must exist. Raises `ConfigError`.
     """
     if explicit is not None and not explicit.is_file():
         raise ConfigError(f"{explicit}: there is no such file.")
-    folders = (explicit.parent if explicit else cwd / "config", *_shipped_folders())
+    package = Path(__file__).resolve().parents[1]
+    folders = (
+        explicit.parent if explicit else cwd / "config",
+        package / "config",  # in a wheel
+        package.parent / "config",  # in the repository
+    )
     return ConfigFiles(
         gateway=explicit or _first_file(GATEWAY_FILE, folders),
         models=_first_file(MODELS_FILE, folders),
     )
-
-
-def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
-    """Reads `path`, with `${NAME}` taken from `environ`.
-
-    Raises `ConfigError`, which names every key that is wrong and never shows a secret.
-    """
-    values = read_config(path, environ)
-    try:
-        return Settings.model_validate(values)
-    except ValidationError as fault:
-        lines = [f"{path}: {_describe(error)}" for error in fault.errors(include_url=False)]
-        raise ConfigError("\n".join(lines)) from None
-
-
-def read_config(path: Path, environ: Mapping[str, str]) -> dict[Any, Any]:
-    """What any YAML file of the configuration says, its `${NAME}` filled in, else unchecked.
-
-    Raises `ConfigError`.
-    """
-    values = _read_yaml(path)
-    return {key: _expand(item, environ, f"{path}: {key}") for key, item in values.items()}
-
-
-def _shipped_folders() -> tuple[Path, Path]:
-    """Where the default configuration lies: inside a wheel, or beside the package's source."""
-    package = Path(__file__).resolve().parents[1]
-    return package / "config", package.parent / "config"
 
 
 def _first_file(name: str, folders: tuple[Path, ...]) -> Path:
@@ -81,8 +57,68 @@ def _first_file(name: str, folders: tuple[Path, ...]) -> Path:
     raise ConfigError(f"{name}: not found in {', '.join(str(folder) for folder in folders)}.")
 
 
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A configuration that can be read repeatedly (an `access.policy.PolicySource`)."""
+
+    files: ConfigFiles
+    environ: Mapping[str, str]
+    adjust: Callable[[Settings], Settings] = lambda settings: settings
+    """Changes settings after they are read; `gateway demo` uses it."""
+
+    def read_settings(self) -> Settings:
+        """Reads the settings from their file. Raises `ConfigError`."""
+        return self.adjust(load_settings(self.files.gateway, self.environ))
+
+    def read_policy(self) -> Policy:
+        """Reads the policy from its file. Raises `ConfigError`, `CatalogError`."""
+        models = self.files.models
+        return parse_policy(read_config(models, self.environ), file=str(models))
+
+    def policy_state(self) -> object:
+        """Modification time, size and inode of the policy's file: differs after every change."""
+        try:
+            found = self.files.models.stat()
+        except OSError as error:
+            return error.errno
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
+    """Reads `path`, with `${NAME}` taken from `environ`.
+
+    Raises `ConfigError`, which names every invalid key and never shows a secret.
+    """
+    values = read_config(path, environ)
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as invalid:
+        lines = [f"{path}: {explain(error)}" for error in invalid.errors(include_url=False)]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def read_config(path: Path, environ: Mapping[str, str]) -> dict[Any, Any]:
+    """The mapping in a YAML file, with its references expanded; nothing else is checked.
+
+    An empty file is an empty mapping. Raises `ConfigError`.
+    """
+    try:
+        values = _Loader(path.read_text(encoding="utf-8")).get_single_data()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}.") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError(f"{path}: {position}not YAML: {error.problem}.") from None
+    except (ConfigError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict | None):
+        raise ConfigError(f"{path}: expected keys and values, such as 'workers:'.")
+    return {k: expand(v, environ, where=f"{path}: {k}") for k, v in (values or {}).items()}
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML without the silent loss of a key that stands there twice."""
+    """Refuses duplicate keys, of which PyYAML would silently use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -92,55 +128,3 @@ class _Loader(yaml.SafeLoader):
                 raise ConfigError(f"line {line}: the key '{key.value}' is there twice.")
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[Any, Any]:
-    """The mapping in a file; an empty file is an empty one."""
-    try:
-        values = _Loader(path.read_text(encoding="utf-8")).get_single_data()
-    except (OSError, UnicodeDecodeError) as fault:
-        raise ConfigError(f"{path}: cannot be read: {fault}.") from None
-    except yaml.MarkedYAMLError as fault:
-        raise ConfigError(f"{path}: {_where(fault)}: not YAML: {fault.problem}.") from None
-    except (ConfigError, yaml.YAMLError) as fault:
-        raise ConfigError(f"{path}: {' '.join(str(fault).split())}") from None
-    if not isinstance(values, dict | None):
-        raise ConfigError(f"{path}: expected keys and values, such as 'workers:'.")
-    return values or {}
-
-
-def _where(fault: yaml.MarkedYAMLError) -> str:
-    mark = fault.problem_mark
-    return f"line {mark.line + 1}, column {mark.column + 1}" if mark else "somewhere"
-
-
-def unchanged(settings: Settings) -> Settings:
-    """Settings as the file says."""
-    return settings
-
-
-@dataclass(frozen=True, slots=True)
-class Configuration:
-    """A configuration that can be read again and again (`access.policy.PolicySource`)."""
-
-    files: ConfigFiles
-    environ: Mapping[str, str]
-    adjust: Callable[[Settings], Settings] = unchanged
-    """What a demo makes of the settings."""
-
-    def read_settings(self) -> Settings:
-        """The settings as they stand in the file now. Raises `ConfigError`."""
-        return self.adjust(load_settings(self.files.gateway, self.environ))
-
-    def read_policy(self) -> Policy:
-        """The policy as it stands in its file now. Raises `ConfigError`, `CatalogError`."""
-        models = self.files.models
-        return parse_policy(read_config(models, self.environ), file=str(models))
-
-    def policy_state(self) -> object:
-        """What the file system says of the policy's file: differs after every change."""
-        try:
-            found = self.files.models.stat()
-        except OSError as fault:
-            return fault.errno
-        return found.st_mtime_ns, found.st_size, found.st_ino

@@ -1,4 +1,4 @@
-"""The JSON Schema of `gateway.yaml`."""
+"""The JSON Schema of `gateway.yaml`, shipped as `gateway.schema.json`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from gateway.configuration.settings import Settings
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of `gateway.yaml`, as shipped in `gateway.schema.json`."""
+    """The schema of the settings, in which every value may also be empty or `${NAME}`."""
     schema = Settings.model_json_schema(by_alias=True)
     sections = [schema, *schema["$defs"].values()]
     for section in sections:
         for key, rule in section["properties"].items():
-            section["properties"][key] = _or_reference(rule)
+            section["properties"][key] = _empty_or_reference_or(rule)
     schema["$defs"]["FromEnvironment"] = {
         "description": "Read from the environment: ${NAME} or ${NAME:-default}.",
         "type": "string",
@@ -22,8 +22,8 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
 
 
-def _or_reference(rule: dict[str, Any]) -> dict[str, Any]:
-    """The rule of a key that may also be empty or, unless it has keys of its own, `${NAME}`."""
+def _empty_or_reference_or(rule: dict[str, Any]) -> dict[str, Any]:
+    """A section or a mapping cannot be a reference; its values can."""
     if "$ref" in rule:
         return {"anyOf": [rule, {"type": "null"}]}
     about = {k: rule[k] for k in ("description", "default") if rule.get(k) is not None}

@@ -1,4 +1,8 @@
-"""The sections of `gateway.yaml`."""
+"""The sections of `gateway.yaml`: keys, types and defaults.
+
+The docstring of a key is its description in the JSON Schema (`make schemas` writes it). How values
+are parsed is `fields`; which room gets which setting is `assembly`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.configuration.values import (
+from gateway.configuration.fields import (
     AUTHORIZATION,
     Address,
     AuthHeader,
@@ -36,11 +40,9 @@ from gateway.configuration.values import (
     Text,
 )
 
-# ── sections ────────────────────────────────────────────────────────────────────────────────
 
-
-class _Section(BaseModel):
-    """A part of the file: frozen, no unknown keys, a key that is left empty has its default."""
+class Section(BaseModel):
+    """A frozen part of the file that refuses unknown keys. An empty key has its default."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, serialize_by_alias=True
@@ -56,96 +58,105 @@ class _Section(BaseModel):
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:
-        """The keys as they are written in the file, in order."""
+        """The keys as spelled in the file, in order."""
         return tuple(field.alias or name for name, field in cls.model_fields.items())
 
 
 _LISTEN_DEFAULT: Final = Address("127.0.0.1", 8080)
 
 
-class ServerSettings(_Section):
-    """The gateway's own front door."""
+class ServerSettings(Section):
+    """The HTTP server."""
 
     listen: ListenAddress = Field(
         default=_LISTEN_DEFAULT, json_schema_extra={"default": str(_LISTEN_DEFAULT)}
     )
-    """Where clients connect: host:port, 0.0.0.0:8080 for every address of the machine."""
+    """The address to listen on, host:port; 0.0.0.0:8080 is every address of the machine."""
     max_body_bytes: Bytes = Field(default=1 << 20, alias="max_body")
-    """The largest request body; a larger one is answered 413."""
+    """The largest request body; a larger one is refused with 413."""
     keep_alive_seconds: Seconds = Field(default=620.0, alias="keep_alive")
-    """How long an idle connection of a client stays open; longer than any load balancer's."""
+    """How long an idle client connection stays open; use more than any load balancer does."""
     read_timeout_seconds: Seconds = Field(default=30.0, alias="read_timeout")
-    """How long a client may take to send a whole head or body; then 408."""
+    """How long a client may take to send a whole head or body before it gets a 408."""
     admin_token: Secret | None = None
-    """Opens the admin API and /metrics; empty: made once and kept in the data folder."""
+    """Opens the admin API and /metrics; empty: created once, in the data folder."""
     metrics_token: Secret | None = None
-    """A second token, which opens /metrics alone; empty: there is none."""
+    """A second token that opens only /metrics; empty: none."""
     public_url: BaseUrl | None = None
-    """What links to images start with; empty: http:// and the address above."""
+    """The base URL of links to images; empty: http:// and the address above."""
     signing_keys: SigningKeys | None = None
-    """Sign links to images, kid:secret,…; the first signs, all verify. Empty: in the store."""
+    """Keys for links to images, kid:secret,…: the first signs, all verify; empty: in the store."""
+
+    @property
+    def link_base_url(self) -> str | None:
+        """The base URL of links; None if only clients know the gateway's address."""
+        if self.public_url is not None:
+            return self.public_url
+        if self.listen.is_wildcard or self.listen.port == 0:
+            return None
+        return f"http://{self.listen}"
 
 
-class WorkerSettings(_Section):
+class WorkerSettings(Section):
     """The processes that share the port."""
 
     count: Count = 1
-    """How many there are."""
+    """How many processes serve."""
     heartbeat_seconds: Seconds = Field(default=5.0, alias="heartbeat")
-    """How often a worker tells the store that it lives."""
+    """How often a worker reports to the store that it is alive."""
     dead_after_seconds: Seconds = Field(default=15.0, alias="dead_after")
-    """After how long a silence others finish a worker's purchases."""
+    """After how long without a heartbeat other workers finish a worker's purchases."""
     drain_timeout_seconds: Seconds | None = Field(default=None, alias="drain_timeout")
-    """How long a stopping worker waits for open purchases; empty: as long as upstream.timeout."""
+    """How long a draining worker waits for open purchases; empty: as long as upstream.timeout."""
 
     @model_validator(mode="after")
-    def _outlives_a_heartbeat(self) -> WorkerSettings:
+    def _dead_after_exceeds_heartbeat(self) -> WorkerSettings:
         if self.dead_after_seconds < 2 * self.heartbeat_seconds:
             raise ValueError("dead_after at least twice as long as heartbeat")
         return self
 
 
-class StoreSettings(_Section):
-    """Where state lives."""
+class StoreSettings(Section):
+    """Where the gateway stores its state."""
 
     redis_url: RedisUrl | None = None
     """The Redis that all gateways share; empty: an embedded store in the data folder."""
     data_dir: Folder = Path("data")
-    """The folder for the embedded store, image bytes and the admin token."""
+    """The folder of the embedded store, of image bytes and of the admin token."""
     blobs_url: BlobsUrl | None = None
-    """Where image bytes lie: a second Redis or file:///…; empty: where the rest lies."""
+    """A separate store for image bytes: a second Redis or file:///…; empty: the main store."""
     limits_when_away: Literal["refuse", "ignore"] = "refuse"
-    """What becomes of a key with limits while the store, which counts them, is away."""
+    """Whether keys with limits may buy while the store, which counts them, is unavailable."""
 
 
-class BreakerSettings(_Section):
-    """When a paid service that fails is given a rest."""
+class BreakerSettings(Section):
+    """The circuit breaker in front of upstream."""
 
     failures: CountOrZero = 5
-    """After how many failed purchases in a row nothing more is sent; 0: never."""
+    """After how many failed purchases in a row the breaker opens; 0: never."""
     open_seconds: Seconds = Field(default=10.0, alias="open")
-    """How long until one request tries again; the others are answered 503 until it succeeds."""
+    """How long the breaker stays open (503) before one request probes upstream."""
 
 
-class UpstreamSettings(_Section):
-    """The paid service."""
+class UpstreamSettings(Section):
+    """The OpenAI-compatible service that images are bought from."""
 
     base_url: BaseUrl = "https://api.fastapi.ai/v1"
-    """Any OpenAI-compatible images API."""
+    """The base URL of any OpenAI-compatible images API."""
     api_key: Secret | None = None
-    """The team's real key. Without it `gateway serve` does not start."""
+    """The team's real key; `gateway serve` needs it to start."""
     name: Text = "default"
-    """Part of every fingerprint: change it when another service stands behind base_url."""
+    """Part of every fingerprint: change it when base_url leads to another service."""
     timeout_seconds: Seconds = Field(default=600.0, alias="timeout")
-    """The longest that one purchase may take."""
+    """How long one purchase may take."""
     auth_header: AuthHeader = AUTHORIZATION
     """The header that carries the key: Authorization as 'Bearer …', any other (api-key) bare."""
     headers: Headers = Field(default_factory=dict)
-    """Further headers of every request to it, by name. Their values are secrets."""
+    """Additional headers of every request to upstream, by name; their values are secrets."""
     proxy: ProxyUrl | None = None
-    """The HTTP proxy on the way to it, http://user:password@host:port; empty: there is none."""
+    """The HTTP proxy to use, http://user:password@host:port; empty: none."""
     ca_file: CaFile | None = None
-    """A PEM file with authorities that are trusted beside the system's; empty: there are none."""
+    """A PEM file of certificate authorities to trust besides the system's; empty: none."""
     breaker: BreakerSettings = Field(default_factory=BreakerSettings)
 
     @model_validator(mode="after")
@@ -155,41 +166,41 @@ class UpstreamSettings(_Section):
         return self
 
 
-class CacheSettings(_Section):
-    """What is kept, and for how long."""
+class CacheSettings(Section):
+    """The image cache: lifetimes and bounds."""
 
     ttl_seconds: Seconds = Field(default=30 * 86_400.0, alias="ttl")
-    """How long an image is fresh, give or take 5 % so that not all expire at once."""
+    """How long an image is fresh, with a jitter of 5 % so that not all expire at once."""
     max_image_bytes: Bytes = Field(default=64 << 20, alias="max_image")
-    """A larger image is an error of upstream."""
+    """An image of more bytes is refused as an upstream error."""
     max_pixels: Count = 33_000_000
-    """So is one with more pixels than this."""
+    """An image of more pixels is refused as an upstream error."""
     total_bytes: Bytes | None = None
-    """All images together, least recently used first out. Empty: 10GiB, in a Redis half of its
-    maxmemory, or 1GiB where that is not set."""
+    """The bound of all images together; the least recently used are evicted. Empty: 10GiB; in Redis
+    half of its maxmemory, or 1GiB if that is not set."""
     memory_bytes: BytesOrZero = 256 << 20
-    """Of them, what each worker keeps in its memory; 0: nothing."""
+    """The size of each worker's memory cache; 0: none."""
     stale_if_error_seconds: Seconds = Field(default=7 * 86_400.0, alias="stale_if_error")
-    """How long an entry outlives its time, to stand in when upstream fails."""
+    """How long an expired image may still be served when upstream fails."""
     refusal_ttl_seconds: Seconds = Field(default=600.0, alias="refusal_ttl")
-    """How long it is remembered that upstream refused a question for its content."""
+    """How long the negative cache repeats a refusal of a prompt's content."""
     scope: Literal["global", "team", "key"] = "global"
-    """Who shares images: everybody, each team, or nobody. A key may have its own."""
+    """Which keys share images: all, those of one team, or none. A key can override it."""
     url_ttl_seconds: Seconds = Field(default=86_400.0, alias="url_ttl")
-    """How long a link to an image works, from the answer that it stands in."""
+    """How long a link to an image works after the response that contains it."""
     derive_formats: Switch = False
-    """Make jpeg and webp from a cached png instead of buying them."""
+    """Whether jpeg and webp are transcoded from a cached png instead of bought."""
 
 
-class RehostSettings(_Section):
-    """Fetching the images behind upstream's links."""
+class RehostSettings(Section):
+    """Fetching images from the links in upstream's responses."""
 
     allow: Hosts = ()
-    """Hosts or networks that may be fetched from although they are private or plain http."""
+    """Hosts or networks to fetch from although they are private or use plain http."""
 
 
-class Settings(_Section):
-    """Settings of the image gateway. They are read once; a change needs a restart."""
+class Settings(Section):
+    """Settings of the image gateway. Workers read them once; a change needs a restart."""
 
     server: ServerSettings = Field(default_factory=ServerSettings)
     workers: WorkerSettings = Field(default_factory=WorkerSettings)
@@ -198,12 +209,12 @@ class Settings(_Section):
     cache: CacheSettings = Field(default_factory=CacheSettings)
     rehost: RehostSettings = Field(default_factory=RehostSettings)
     validation: Literal["strict", "lenient"] = "strict"
-    """What becomes of parameters that the API reference does not allow: refused, or tolerated
-    where they change nothing. A key may have its own."""
+    """Whether parameters outside the API reference are refused, or tolerated if they have no
+    effect. A key can override it."""
     log_format: Literal["text", "json"] | None = None
-    """How log lines look; empty: text on a terminal, else json."""
+    """The format of log lines; empty: text on a terminal, else json."""
 
     @property
     def drain_seconds(self) -> float:
-        """How long a stopping worker waits for its open purchases."""
+        """`drain_timeout`, or its default."""
         return self.workers.drain_timeout_seconds or self.upstream.timeout_seconds

@@ -1,13 +1,11 @@
-"""What the parent does before it forks."""
+"""Before the parent forks: creates the data folder and the embedded store, checks the Redis."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import tempfile
-from contextlib import (
-    suppress,
-)
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -21,13 +19,10 @@ from gateway.store.sqlite.connection import create_sqlite_schema
 log = structlog.get_logger(__name__)
 
 
-# ── before anything is served ───────────────────────────────────────────────────────────────
-
-
 def prepare(settings: Settings) -> None:
-    """What the parent does before it forks: data folder, the embedded store's layout, the token.
+    """Creates the data folder, the schema of an embedded store, and the admin token.
 
-    Raises `LayoutMismatch`, `OSError`.
+    Raises `SchemaMismatch`, `OSError`.
     """
     folder = settings.store.data_dir
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -35,26 +30,27 @@ def prepare(settings: Settings) -> None:
     if settings.store.redis_url is None:
         create_sqlite_schema(folder / DATABASE)
     if settings.server.admin_token is None:
-        _create_token(folder / TOKEN_FILE)
+        _create_admin_token(folder / TOKEN_FILE)
 
 
-def _create_token(path: Path) -> None:
-    """Makes the admin token once; the file is complete from the moment it is there."""
+def _create_admin_token(path: Path) -> None:
     if path.exists():
         return
-    handle, fresh = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # readable by us alone
+    # Only we can read this file. The link makes it appear complete, and fails if another gateway
+    # that starts on the same folder was first.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     with os.fdopen(handle, "w") as file:
         file.write(secrets.token_urlsafe(32) + "\n")
-    with suppress(FileExistsError):  # another gateway that starts on the same folder was first
-        path.hardlink_to(fresh)
+    with suppress(FileExistsError):
+        path.hardlink_to(temporary)
         log.info("admin_token_created", file=str(path))
-    Path(fresh).unlink()
+    Path(temporary).unlink()
 
 
 async def check_store(settings: Settings) -> None:
-    """Refuses a Redis of another layout before anything is served; one that is away may come.
+    """Refuses a Redis with another schema version. An unavailable Redis may still come up.
 
-    Raises `LayoutMismatch`.
+    Raises `SchemaMismatch`.
     """
     if settings.store.redis_url is None:
         return
@@ -62,4 +58,4 @@ async def check_store(settings: Settings) -> None:
         try:
             await store.check_schema()
         except StoreUnavailable:
-            log.warning("store_away_at_start", store=store.name)
+            log.warning("store_unavailable", during="start", store=store.name)

@@ -1,27 +1,26 @@
-"""The parent process: binds the port, forks the workers, counts the signals, and nothing else.
+"""The parent process: forks the workers, replaces them, and handles signals.
 
-It has no loop, no thread and no store, so that forking from it is safe and little in it can
-break. What a worker does is the `serve` that the caller hands in.
+It has no loop, no thread and no store, so that it can fork safely and little in it can break. What
+a worker does is the `serve` function that it is given.
 
-    SIGTERM, SIGINT   first: SIGTERM to every worker, wait until they have left
-                      second: SIGKILL to every worker
-    SIGHUP            passed on to every worker
-    SIGUSR2           replaces the workers one after the other: start one, wait until it serves,
-                      SIGUSR1 one old, next; stops when a new one does not come up
+    SIGTERM, SIGINT   the first: SIGTERM to every worker, and wait until they have drained
+                      the second: SIGKILL to every worker
+    SIGHUP            sent on to every worker
+    SIGUSR2           a rolling restart: start a worker, wait until it serves, send SIGUSR1 to an
+                      old one, and so on; cancelled if a new worker fails to start
 
-A worker leaves at SIGTERM, when the whole gateway ends, and at SIGUSR1, when another one serves in
-its place: only then may it stop taking connections at once. It starts with these two at their
+A worker drains at SIGTERM, when the whole gateway ends, and at SIGUSR1, when another worker serves
+in its place: only then may it stop taking connections at once. It starts with these two at their
 default and SIGINT, SIGHUP and SIGUSR2 ignored, because a Ctrl-C or a `kill` of the whole group
-reaches it too: only the parent counts. A worker whose parent was killed sees another
-`os.getppid()`, or a broken pipe when it says that it serves; nothing else tells it.
+reaches workers too, and only the parent acts on it. A worker notices that its parent was killed by
+another `os.getppid()`, or by a broken pipe when it reports that it serves.
 
-A worker that cannot start sends its parent the reason. The parent tries again, later each time. If
-no worker has ever served, the parent gives up after `START_ATTEMPTS` failed attempts.
+A worker that cannot start sends its parent the reason (`start_reports`). The parent tries again,
+with growing delays. If no worker has ever served, it gives up after `START_ATTEMPTS` attempts.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import select
@@ -30,19 +29,35 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NoReturn
+
+import structlog
+
+from gateway.process.signals import (
+    HANDLED_SIGNALS,
+    STOP_SIGNALS,
+    SignalPipe,
+    open_signal_pipe,
+)
+from gateway.process.start_reports import (
+    READY,
+    StartFailure,
+    StartReporter,
+    log_failure,
+    read_failure,
+)
 
 Serve = Callable[[socket.socket, Callable[[], None]], None]
 """`serve(socket, ready)`: runs one worker until it has drained; calls `ready` once it serves.
 
-A fault that needs no traceback is raised as `SystemExit(reason)`.
+A failure that needs no traceback is raised as `SystemExit(reason)`.
 """
 
 START_TIMEOUT_SECONDS: Final = 60.0
-"""A worker that does not serve by then is killed; it counts as one that cannot start."""
+"""A worker that does not serve by then is killed, and counts as one that cannot start."""
 
 START_ATTEMPTS: Final = 4
 """If no worker has ever served, the gateway ends after this many failed attempts.
@@ -50,53 +65,16 @@ START_ATTEMPTS: Final = 4
 If each fails at once, they begin at 0, 0.5, 1.5 and 3.5 s.
 """
 
-_FIRST_DELAY_SECONDS: Final = 0.5
-_LONGEST_DELAY_SECONDS: Final = 30.0
-_SHORT_LIFE_SECONDS: Final = 2.0
+FIRST_DELAY_SECONDS: Final = 0.5
+MAX_DELAY_SECONDS: Final = 30.0
+SHORT_LIFE_SECONDS: Final = 2.0
 """If a worker served for less, its replacement is delayed, because it may crash as fast."""
 
-_MAX_REASON_CHARACTERS: Final = 1_000
-_MAX_TRACE_CHARACTERS: Final = 30_000
-_READY: Final = b"!"
-_BACKLOG: Final = 1024
-_STOP: Final = (signal.SIGTERM, signal.SIGINT)
-_HEEDED: Final = (*_STOP, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
-
-_log = logging.getLogger(__name__)
-
-
-class CannotListen(Exception):
-    """The address cannot be bound. The message names it and says how to change it."""
-
-
-class PortInUse(CannotListen):
-    """Another process has the port."""
+log = structlog.get_logger(__name__)
 
 
 class CannotStart(Exception):
     """No worker served in the first `START_ATTEMPTS` attempts; the message has the last reason."""
-
-
-def bind_socket(host: str, port: int) -> socket.socket:
-    """The one listening socket, which all workers share. Raises `CannotListen`.
-
-    Connections queue up in it from here on, also while no worker serves yet.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as fault:
-        raise _cannot_listen(host, port, fault) from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-    except OSError as fault:
-        listener.close()
-        raise _cannot_listen(host, port, fault) from None
-    return listener
 
 
 def supervise(
@@ -107,15 +85,15 @@ def supervise(
     on_worker_exit: Callable[[int], None] | None = None,
     start_timeout_seconds: float = START_TIMEOUT_SECONDS,
 ) -> int:
-    """Keeps `workers` processes serving on `socket` until told to stop; an exit status.
+    """Keeps `workers` processes serving on `socket` until a signal stops it; returns a status.
 
-    0 after everyone has drained, 128 + signal after a second one cut that short. Raises
+    0 after all have drained, 128 + signal after a second signal cut that short. Raises
     `CannotStart` if no worker has ever served and all attempts failed. `on_worker_exit` gets the
-    process id of each worker that is gone. To be called in the main thread of a process without
-    others.
+    process id of each worker that has exited. To be called in the main thread of a process
+    without others.
     """
-    with _heeded_signals() as signals:
-        return _Parent(
+    with open_signal_pipe() as signals:
+        return _Supervisor(
             socket,
             workers,
             serve,
@@ -127,13 +105,13 @@ def supervise(
 
 @dataclass(slots=True, eq=False)
 class _Worker:
-    """A child process, from its fork until it was waited for."""
+    """A child process, from its fork until the parent has waited for it."""
 
     pid: int
     pipe: int
-    """The parent's end of the worker's `_StartReport`; −1 once the worker serves."""
-    give_up_at: float
-    serves_since: float = 0.0
+    """The parent's end of the start report; −1 once the worker serves."""
+    start_deadline: float
+    ready_at: float = 0.0
     report: bytes = b""
     is_late: bool = False
     is_draining: bool = False
@@ -143,11 +121,11 @@ class _Worker:
         return self.pipe >= 0
 
     def send(self, number: int) -> None:
-        """Its process id cannot be anybody else's: nobody but the parent waits for it."""
+        # The process id is still its own: only the parent can reap it.
         os.kill(self.pid, number)
 
-    def ask_to_leave(self, number: int) -> None:
-        """Asked once; a worker that is leaving is not asked again."""
+    def drain(self, number: int) -> None:
+        """Sends the signal to drain, once."""
         if not self.is_draining:
             self.is_draining = True
             self.send(number)
@@ -157,70 +135,8 @@ class _Worker:
             os.close(self.pipe)
             self.pipe = -1
 
-    def start_fault(self, code: int) -> _StartFault:
-        """Builds the reason from the worker's report, or from its exit code if it sent none."""
-        # If the worker was killed while it wrote, the report may end within a character.
-        reason, _, trace = self.report.decode(errors="replace").partition("\0")
-        if code < 0:
-            reason = f"signal {-code} ({signal.strsignal(-code)}) ended the worker"
-        fallback = f"the worker exited with status {code} before it served"
-        return _StartFault(reason or fallback, trace)
 
-
-@dataclass(frozen=True, slots=True)
-class _StartFault:
-    """Why a worker cannot start: a reason in one line, and the traceback if there is one."""
-
-    reason: str
-    trace: str = ""
-
-    @property
-    def place(self) -> tuple[str, ...]:
-        """Where the fault was raised: the frames, without the message, which may vary."""
-        lines = (line.lstrip(" |") for line in self.trace.splitlines())  # groups have a margin
-        return tuple(line for line in lines if line.startswith("File "))
-
-
-class _StartReport:
-    """The worker's end of a pipe to its parent: reports that it serves, or why it cannot."""
-
-    def __init__(self, pipe: int) -> None:
-        self._pipe = pipe
-
-    def succeed(self) -> None:
-        """Raises `BrokenPipeError` when the parent was killed, which ends the worker."""
-        os.write(self._pipe, _READY)
-        os.close(self._pipe)
-        self._pipe = -1
-
-    def fail(self, reason: str, trace: str = "") -> None:
-        """Sends the fault to the parent; logs it if the worker already serves."""
-        line = " ".join(reason.split())[:_MAX_REASON_CHARACTERS]
-        line = "".join(character if character.isprintable() else "?" for character in line)
-        if self._pipe < 0:
-            _log_fault("worker_failed", reason=line, trace=trace)
-            return
-        report = f"{line}\0{trace[:_MAX_TRACE_CHARACTERS]}"  # the cut end only repeats the reason
-        with suppress(OSError):
-            os.write(self._pipe, report.encode(errors="backslashreplace"))
-
-
-@dataclass(frozen=True, slots=True)
-class _SignalPipe:
-    """A pipe to which Python writes the number of each arriving signal.
-
-    The number stays until it is read, so no signal is lost between a check and a wait.
-    """
-
-    cache_policy: int
-    writing: int
-
-    def close(self) -> None:
-        os.close(self.cache_policy)
-        os.close(self.writing)
-
-
-class _Parent:
+class _Supervisor:
     def __init__(
         self,
         listener: socket.socket,
@@ -229,23 +145,21 @@ class _Parent:
         *,
         on_worker_exit: Callable[[int], None],
         start_timeout_seconds: float,
-        signals: _SignalPipe,
+        signals: SignalPipe,
     ) -> None:
         self._listener = listener
         self._wanted = wanted
         self._serve = serve
         self._on_worker_exit = on_worker_exit
         self._start_timeout_seconds = start_timeout_seconds
-        late = f"the worker did not serve within {start_timeout_seconds:g} s"
-        self._timed_out = _StartFault(late)
         self._signals = signals
         self._workers: list[_Worker] = []
-        self._outgoing: list[_Worker] = []  # still to be replaced by the roll that is under way
+        self._to_replace: list[_Worker] = []  # by the rolling restart under way
         self._has_served = False
         self._failed_attempts = 0
         self._last_reason = ""  # of a failed start
-        self._traced: set[tuple[str, ...]] = set()  # places whose traceback has been logged
-        self._delay_seconds = _FIRST_DELAY_SECONDS  # after the next start that comes to nothing
+        self._traced: set[tuple[str, ...]] = set()  # frames of tracebacks that have been logged
+        self._delay_seconds = FIRST_DELAY_SECONDS  # after the next failed start
         self._next_start_at = 0.0
         self._is_stopping = False
         self._status = 0
@@ -253,22 +167,31 @@ class _Parent:
     def run(self) -> int:
         while self._workers or not self._is_stopping:
             self._start_missing()
-            self._give_up_if_none_serves()
-            self._replace_one()
+            # While a worker is still starting, it may yet serve.
+            if self._is_out_of_attempts() and not self._workers and not self._is_stopping:
+                raise CannotStart(f"No worker can start: {self._last_reason}")
+            self._replace_next()
             self._wait()
-            self._heed_signals()
-            self._reap()
+            for number in self._signals.numbers():
+                self._handle(number)
+            for worker in self._workers.copy():
+                pid, status = os.waitpid(worker.pid, os.WNOHANG)
+                if pid:
+                    self._on_exit(worker, os.waitstatus_to_exitcode(status))
             self._kill_late()
         return self._status
 
-    # ── keeping the number ──────────────────────────────────────────────────────────────────
+    # ── starting and replacing ──────────────────────────────────────────────────────────────
+
+    def _is_out_of_attempts(self) -> bool:
+        return not self._has_served and self._failed_attempts >= START_ATTEMPTS
 
     def _missing(self) -> int:
-        """How many to start; a roll has one more than wanted, draining ones do not count."""
-        if self._is_stopping or self._has_used_up_attempts():
+        """How many workers to start: draining ones do not count, a rolling restart has one more."""
+        if self._is_stopping or self._is_out_of_attempts():
             return 0
         staying = sum(not worker.is_draining for worker in self._workers)
-        return self._wanted + bool(self._outgoing) - staying
+        return self._wanted + bool(self._to_replace) - staying
 
     def _start_missing(self) -> None:
         if time.monotonic() < self._next_start_at:
@@ -276,132 +199,113 @@ class _Parent:
         try:
             for _ in range(self._missing()):
                 self._workers.append(self._fork())
-        except OSError as fault:
-            self._note_failed_start(_StartFault(f"cannot fork a worker: {fault.strerror}"))
+        except OSError as error:
+            self._on_failed_start(StartFailure(f"cannot fork a worker: {error.strerror}"))
 
-    def _replace_one(self) -> None:
-        """The next step of a roll, as soon as there is one serving worker too many."""
+    def _replace_next(self) -> None:
+        """The next step of a rolling restart, once one more worker serves than wanted."""
         serving = [w for w in self._workers if not w.is_draining and not w.is_starting]
-        if self._outgoing and len(serving) > self._wanted:
-            replaced = self._outgoing.pop(0)
-            _log.info("worker %d is replaced", replaced.pid)
-            replaced.ask_to_leave(signal.SIGUSR1)
+        if self._to_replace and len(serving) > self._wanted:
+            replaced = self._to_replace.pop(0)
+            log.info("worker_replaced", pid=replaced.pid)
+            replaced.drain(signal.SIGUSR1)
 
-    def _note_failed_start(self, fault: _StartFault, *, pid: int | None = None) -> None:
-        """Delays the next attempt, longer each time, and ends a roll: the old workers stay.
+    def _on_failed_start(self, failure: StartFailure, *, pid: int | None = None) -> None:
+        """Delays the next attempt and cancels a rolling restart: the old workers stay.
 
         Workers that fail at the same time are one attempt.
         """
-        trace = "" if fault.place in self._traced else fault.trace
-        _log_fault("worker_start_failed", reason=fault.reason, trace=trace, pid=pid)
-        self._last_reason = fault.reason
-        self._traced.add(fault.place)
-        if self._outgoing:
-            _log.error("a new worker did not come up: the old ones stay")
-            self._outgoing.clear()
+        trace = "" if failure.frames in self._traced else failure.traceback
+        log_failure(failure.event, pid=pid, reason=failure.reason, traceback=trace)
+        self._last_reason = failure.reason
+        self._traced.add(failure.frames)
+        if self._to_replace:
+            log.error("rolling_restart_cancelled", workers=len(self._to_replace))
+            self._to_replace.clear()
         if time.monotonic() < self._next_start_at:
             return
         self._failed_attempts += 1
         self._next_start_at = time.monotonic() + self._delay_seconds
-        self._delay_seconds = min(2 * self._delay_seconds, _LONGEST_DELAY_SECONDS)
+        self._delay_seconds = min(2 * self._delay_seconds, MAX_DELAY_SECONDS)
 
-    # ── waiting for something to happen ─────────────────────────────────────────────────────
+    # ── waiting ─────────────────────────────────────────────────────────────────────────────
 
     def _wait(self) -> None:
-        """Returns at a signal, when a worker serves, or when it is time to do something."""
+        """Returns at a signal, at a start report, or when a start or a kill is due."""
         starting = {worker.pipe: worker for worker in self._workers if worker.is_starting}
-        times = [worker.give_up_at for worker in starting.values()]
+        times = [worker.start_deadline for worker in starting.values()]
         if self._missing() > 0:
             times.append(self._next_start_at)
         seconds = max(0.0, min(times) - time.monotonic()) if times else None
-        readable, _, _ = select.select([self._signals.cache_policy, *starting], [], [], seconds)
+        readable, _, _ = select.select([self._signals.read_end, *starting], [], [], seconds)
         for pipe in readable:
-            if pipe != self._signals.cache_policy:
+            if pipe in starting:
                 self._read_report(starting[pipe])
 
     def _read_report(self, worker: _Worker) -> bool:
-        """Reads what has arrived of a worker's report; False at its end."""
+        """Reads the available part of a start report; False at its end."""
         chunk = os.read(worker.pipe, 65_536)
         worker.report += chunk
-        if worker.report == _READY:
-            self._note_ready(worker)
+        if worker.report == READY:
+            self._on_ready(worker)
         return bool(chunk)
 
-    def _note_ready(self, worker: _Worker) -> None:
+    def _on_ready(self, worker: _Worker) -> None:
         worker.close_pipe()
-        worker.serves_since = time.monotonic()
+        worker.ready_at = time.monotonic()
         self._has_served = True
         self._traced.clear()
-        self._delay_seconds = _FIRST_DELAY_SECONDS
+        self._delay_seconds = FIRST_DELAY_SECONDS
         # Not at once: another worker may just have crashed soon after it served.
-        soon = time.monotonic() + _FIRST_DELAY_SECONDS
-        self._next_start_at = min(self._next_start_at, soon)
-        _log.info("worker %d serves", worker.pid)
+        self._next_start_at = min(self._next_start_at, worker.ready_at + FIRST_DELAY_SECONDS)
+        log.info("worker_ready", pid=worker.pid)
 
     def _kill_late(self) -> None:
         for worker in self._workers:
-            if worker.is_starting and time.monotonic() > worker.give_up_at:
+            if worker.is_starting and time.monotonic() > worker.start_deadline:
                 worker.is_late = True
                 worker.send(signal.SIGKILL)
 
-    def _give_up_if_none_serves(self) -> None:
-        """Waits for workers that are still starting: one that serves is enough."""
-        if self._has_used_up_attempts() and not self._workers and not self._is_stopping:
-            raise CannotStart(f"No worker can start: {self._last_reason}")
-
-    def _has_used_up_attempts(self) -> bool:
-        return not self._has_served and self._failed_attempts >= START_ATTEMPTS
-
-    def _reap(self) -> None:
-        for worker in self._workers.copy():
-            pid, status = os.waitpid(worker.pid, os.WNOHANG)
-            if pid:
-                self._note_exit(worker, os.waitstatus_to_exitcode(status))
-
-    def _note_exit(self, worker: _Worker, code: int) -> None:
+    def _on_exit(self, worker: _Worker, code: int) -> None:
         self._workers.remove(worker)
-        if worker in self._outgoing:
-            self._outgoing.remove(worker)
-        with suppress(BlockingIOError):  # the worker's last write may still be in it
+        if worker in self._to_replace:
+            self._to_replace.remove(worker)
+        with suppress(BlockingIOError):  # the worker's last write may not have been read yet
             while worker.is_starting and self._read_report(worker):
                 pass
         if worker.is_starting and not worker.is_draining:
-            fault = self._timed_out if worker.is_late else worker.start_fault(code)
-            self._note_failed_start(fault, pid=worker.pid)
+            failure = self._timeout() if worker.is_late else read_failure(worker.report, code)
+            self._on_failed_start(failure, pid=worker.pid)
         elif not worker.is_draining:
-            _log.warning("worker %d left with status %d", worker.pid, code)
-            if time.monotonic() - worker.serves_since < _SHORT_LIFE_SECONDS:
-                soon = time.monotonic() + _FIRST_DELAY_SECONDS
+            log.warning("worker_exited", pid=worker.pid, status=code)
+            if time.monotonic() - worker.ready_at < SHORT_LIFE_SECONDS:
+                soon = time.monotonic() + FIRST_DELAY_SECONDS
                 self._next_start_at = max(self._next_start_at, soon)
         worker.close_pipe()
         self._on_worker_exit(worker.pid)
 
+    def _timeout(self) -> StartFailure:
+        return StartFailure(
+            f"the worker did not serve within {self._start_timeout_seconds:g} s",
+            event="worker_start_timeout",
+        )
+
     # ── signals ─────────────────────────────────────────────────────────────────────────────
 
-    def _heed_signals(self) -> None:
-        with suppress(BlockingIOError):
-            for number in os.read(self._signals.cache_policy, 4096):
-                self._heed(number)
-
-    def _heed(self, number: int) -> None:
-        if number in _STOP and self._is_stopping:
+    def _handle(self, number: int) -> None:
+        if number in STOP_SIGNALS and self._is_stopping:
             self._status = 128 + number
             self._send_all(signal.SIGKILL)
-        elif number in _STOP:
-            self._stop(0)
+        elif number in STOP_SIGNALS:
+            self._is_stopping = True
+            self._listener.close()  # the port closes when the workers have closed it too
+            for worker in self._workers:
+                worker.drain(signal.SIGTERM)
         elif number == signal.SIGHUP:
             self._send_all(signal.SIGHUP)
         elif number == signal.SIGUSR2:
-            self._outgoing = [worker for worker in self._workers if not worker.is_draining]
+            self._to_replace = [worker for worker in self._workers if not worker.is_draining]
             self._next_start_at = 0.0
-
-    def _stop(self, status: int) -> None:
-        """Nobody is started any more; once the workers have closed the port, it is closed."""
-        self._is_stopping = True
-        self._status = status
-        self._listener.close()
-        for worker in self._workers:
-            worker.ask_to_leave(signal.SIGTERM)
 
     def _send_all(self, number: int) -> None:
         for worker in self._workers:
@@ -410,15 +314,15 @@ class _Parent:
     # ── forking ─────────────────────────────────────────────────────────────────────────────
 
     def _fork(self) -> _Worker:
-        """Signals wait meanwhile: a child with the parent's handlers would count for it."""
         _flush_output()  # otherwise the child writes buffered output a second time
         pipe, child_pipe = os.pipe()
         os.set_blocking(pipe, False)  # a process that the worker started may keep its end open
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
+        # Signals wait until the child has its own handlers; the parent's would write to this pipe.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
         try:
             pid = os.fork()
             if pid == 0:
-                os.close(pipe)  # so that it breaks when the parent's end is gone
+                os.close(pipe)  # so that it breaks when the parent's end is closed
                 self._run_worker(child_pipe, mask)
         except OSError:
             os.close(pipe)
@@ -429,74 +333,39 @@ class _Parent:
         return _Worker(pid, pipe, time.monotonic() + self._start_timeout_seconds)
 
     def _run_worker(self, pipe: int, mask: set[int | signal.Signals]) -> NoReturn:
-        """In the child, which must never come back into the parent's code."""
-        report = _StartReport(pipe)
+        """Runs in the child, which must never return into the parent's code."""
+        reporter = StartReporter(pipe)
         status = 1
         try:
-            self._leave_parent_behind(mask)
-            self._serve(self._listener, report.succeed)
+            self._detach_from_parent(mask)
+            self._serve(self._listener, reporter.report_ready)
             status = 0
-        except SystemExit as leave:
-            status = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
-            if isinstance(leave.code, str):
-                report.fail(leave.code)
-        except BaseException as fault:  # noqa: BLE001 - the outermost frame of this process
-            summary = "".join(traceback.format_exception_only(fault))
-            report.fail(summary, traceback.format_exc())
+        except SystemExit as exit_:
+            status = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+            if isinstance(exit_.code, str):
+                reporter.report_failure(exit_.code)
+        except BaseException as error:  # noqa: BLE001 - the outermost frame of this process
+            summary = "".join(traceback.format_exception_only(error))
+            reporter.report_failure(summary, traceback.format_exc())
         finally:
             logging.shutdown()
             _flush_output()
             os._exit(status)
 
-    def _leave_parent_behind(self, mask: set[int | signal.Signals]) -> None:
-        """Closes the parent's pipes and takes the signals that this module's docstring says."""
+    def _detach_from_parent(self, mask: set[int | signal.Signals]) -> None:
+        """Closes the parent's pipes and sets the signals as this module's docstring says."""
         # Since Python 3.12, asyncio resets this descriptor at a fork, so it may already be -1.
         signal.set_wakeup_fd(-1)
         self._signals.close()
         for worker in self._workers:
             worker.close_pipe()
-        for number in _HEEDED:
-            by_default = number in (signal.SIGTERM, signal.SIGCHLD)
-            signal.signal(number, signal.SIG_DFL if by_default else signal.SIG_IGN)
+        for number in HANDLED_SIGNALS:
+            has_default = number in (signal.SIGTERM, signal.SIGCHLD)
+            signal.signal(number, signal.SIG_DFL if has_default else signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _flush_output() -> None:
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # None if the gateway was started with it closed
-            with suppress(OSError):
-                stream.flush()
-
-
-def _log_fault(event: str, *, reason: str, trace: str, pid: int | None = None) -> None:
-    fields = {"pid": pid or os.getpid(), "reason": reason, "exception": trace}
-    _log.error(event, extra={name: value for name, value in fields.items() if value})
-
-
-@contextmanager
-def _heeded_signals() -> Iterator[_SignalPipe]:
-    """Python writes the signals of `_HEEDED` to a pipe; restores the previous handlers at exit."""
-    signals = _SignalPipe(*os.pipe())
-    os.set_blocking(signals.cache_policy, False)
-    os.set_blocking(signals.writing, False)
-    signal.set_wakeup_fd(signals.writing, warn_on_full_buffer=False)
-    former = {number: signal.signal(number, lambda *_: None) for number in _HEEDED}
-    try:
-        yield signals
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(-1)
-        signals.close()
-
-
-def _cannot_listen(host: str, port: int, fault: OSError) -> CannotListen:
-    shown = f"[{host}]" if ":" in host else host
-    if fault.errno == errno.EADDRINUSE:
-        return PortInUse(
-            f"Port {port} on {host} is in use by another process. "
-            f"Choose another one: GATEWAY_LISTEN={shown}:{port % 65_535 + 1}"
-        )
-    return CannotListen(
-        f"Cannot listen on {shown}:{port}: {fault.strerror}. GATEWAY_LISTEN says where."
-    )
+        with suppress(OSError):
+            stream.flush()

@@ -25,8 +25,8 @@ import pytest_asyncio
 from PIL import Image
 from yarl import URL
 
-from gateway.cli.serving import _print_demo
-from gateway.configuration.values import Address
+from gateway.cli.demo import print_instructions
+from gateway.configuration.fields import Address
 from tests.catalogs import shipped_catalog
 from tests.gateways import ADMIN_TOKEN, Client, Reply
 from tests.http.conftest import Shared
@@ -812,7 +812,7 @@ async def test_the_demos_commands_write_a_image_and_show_a_hit(
         update={"server": server.model_copy(update={"listen": listen})}
     )
     capsys.readouterr()
-    _print_demo(settings, shared.alice.secret, model=shipped_catalog().default_gpt_model)
+    print_instructions(settings, shared.alice.secret, model=shipped_catalog().default_gpt_model)
     write, again = demo_commands(capsys.readouterr().out)
 
     written = await run_shell(write, tmp_path)

@@ -43,7 +43,7 @@ QUICK = {"workers": {"heartbeat": "0.2s", "dead_after": "0.8s"}}
 
 
 @pytest.mark.parametrize("has_budget", [False, True], ids=["unlimited", "budget-for-one"])
-async def test_a_crowd_over_four_workers_buys_once(
+async def test_a_crowd_on_four_workers_buys_once(
     tmp_path: Path, upstream: Upstream, store_url: str | None, has_budget: bool
 ) -> None:
     """Also when the money is just enough for one purchase."""
@@ -105,7 +105,7 @@ async def test_a_crowd_over_two_gateways_buys_once(
 
 
 def limits_for(prompt: str) -> dict[str, float]:
-    """A budget that one purchase of this prompt can use up, and no second one could enter."""
+    """A budget that allows exactly one purchase of this prompt."""
     return {"usd_per_month": estimate(prompt).usd_micros / 1e6}
 
 
@@ -113,7 +113,7 @@ def limits_for(prompt: str) -> dict[str, float]:
 async def crowd(
     gateways: Sequence[tuple[Processes, Client]], count: int
 ) -> AsyncIterator[list[Client]]:
-    """Open connections, as many to each gateway, that at least three workers have taken."""
+    """Open connections, the same number to each gateway, on at least three workers."""
     for _ in range(10):
         async with AsyncExitStack() as stack:
             opened = []
@@ -152,10 +152,10 @@ def answers_by_outcome(samples: dict[str, float]) -> dict[str, int]:
     return counted
 
 
-# ── callers that hang up ────────────────────────────────────────────────────────────────────
+# ── clients that hang up ────────────────────────────────────────────────────────────────────
 
 
-async def test_a_purchase_whose_callers_all_hung_up_is_kept(
+async def test_a_purchase_is_stored_although_all_clients_hung_up(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:
     prompt = "a lonely otter"
@@ -202,7 +202,7 @@ async def until_bought(processes: Processes, count: int = 1) -> list[Record]:
 async def test_the_first_signal_lets_open_requests_be_answered(
     tmp_path: Path, upstream: Upstream, workers: int
 ) -> None:
-    """Meanwhile it says that it is not ready, and ends every connection with its answer."""
+    """Meanwhile `/readyz` answers 503, and every response closes its connection."""
     async with (
         run_processes(tmp_path, upstream.base_url, workers=workers) as (processes, client),
         aiohttp.ClientSession() as session,
@@ -229,7 +229,7 @@ async def test_the_first_signal_lets_open_requests_be_answered(
         assert sorted(r.outcome for r in await processes.ledger()) == ["bought", "refused"]
 
 
-async def test_a_purchase_without_callers_is_finished_before_leaving(
+async def test_a_purchase_without_clients_is_finished_before_the_exit(
     tmp_path: Path, upstream: Upstream
 ) -> None:
     async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
@@ -276,10 +276,10 @@ async def test_the_second_signal_ends_everything_at_once(
 
 @pytest.mark.timed
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_an_idle_gateway_leaves_at_once(
+async def test_an_idle_gateway_ends_at_once(
     tmp_path: Path, upstream: Upstream, number: signal.Signals
 ) -> None:
-    """Once its last connection is closed; and what waits to be written is written."""
+    """Once its last connection is closed. The ledger is written first."""
     async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
         alice = await client.with_key()
         async with open_connections(alice, 4) as connections:
@@ -295,7 +295,7 @@ async def test_an_idle_gateway_leaves_at_once(
 
 
 @pytest.mark.timed
-async def test_idle_connections_hold_a_gateway_for_five_seconds_at_most(
+async def test_idle_connections_delay_the_end_by_five_seconds_at_most(
     tmp_path: Path, upstream: Upstream
 ) -> None:
     async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
@@ -307,10 +307,10 @@ async def test_idle_connections_hold_a_gateway_for_five_seconds_at_most(
 
 
 @pytest.mark.long
-async def test_a_request_is_answered_although_the_listener_is_closed_by_then(
+async def test_an_open_request_is_answered_after_the_listener_is_closed(
     tmp_path: Path, upstream: Upstream
 ) -> None:
-    """The listener closes after five seconds, the request's own connection with its answer."""
+    """The listener closes after five seconds, the connection with the response."""
     async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
         alice = await client.with_key()
         async with upstream.hold() as gate, aiohttp.ClientSession() as session:
@@ -352,8 +352,8 @@ async def test_a_connection_that_was_the_last_one_taken_is_answered(
 
 
 @dataclass
-class Place:
-    """A store that outlives its gateways, and what kills and revives the store itself."""
+class LastingStore:
+    """A store for several gateways, one after the other; it can be killed too."""
 
     folder: Path
     upstream: Upstream
@@ -361,7 +361,7 @@ class Place:
 
     @asynccontextmanager
     async def serve(self, **options: object) -> AsyncIterator[tuple[Processes, Client]]:
-        """A gateway on it that knows quickly who is dead."""
+        """A gateway on this store."""
         async with run_processes(
             self.folder,
             self.upstream.base_url,
@@ -372,7 +372,7 @@ class Place:
             yield started
 
     def kill_everything(self, processes: Processes) -> None:
-        """Gateway and store, and brings the store back."""
+        """Kills gateway and store, and restarts the store."""
         processes.kill_all()
         if self.redis is not None:
             self.redis.kill()
@@ -380,25 +380,29 @@ class Place:
 
 
 @pytest.fixture(params=["sqlite", "redis-aof"])
-def place(request: pytest.FixtureRequest, tmp_path: Path, upstream: Upstream) -> Iterator[Place]:
+def lasting_store(
+    request: pytest.FixtureRequest, tmp_path: Path, upstream: Upstream
+) -> Iterator[LastingStore]:
     """On both stores."""
     with ExitStack() as stack:
         server = None
         if request.param == "redis-aof":
             server = stack.enter_context(run_durable_redis(tmp_path))
-        yield Place(tmp_path / "gateway", upstream, server)
+        yield LastingStore(tmp_path / "gateway", upstream, server)
 
 
-async def test_everything_is_there_after_a_kill_at_rest(place: Place, upstream: Upstream) -> None:
-    async with place.serve() as (processes, client):
+async def test_nothing_is_lost_if_an_idle_gateway_is_killed(
+    lasting_store: LastingStore, upstream: Upstream
+) -> None:
+    async with lasting_store.serve() as (processes, client):
         alice = await client.with_key(limits={"images_per_day": 10, "usd_per_month": 5})
         bought = await alice.ask("an otter", n=2)
         assert (await alice.ask("an otter", n=2)).cache_status.startswith("hit")
         records = await processes.records(2)
         before = await read_spent(processes.settings, alice.key_id)
-        place.kill_everything(processes)
+        lasting_store.kill_everything(processes)
 
-    async with place.serve() as (processes, client):
+    async with lasting_store.serve() as (processes, client):
         again = Client(client.url, client.session, alice.secret, alice.key_id)
         hit = await again.ask("an otter", n=2)
         assert hit.cache_status.startswith("hit")
@@ -413,42 +417,42 @@ async def test_everything_is_there_after_a_kill_at_rest(place: Place, upstream: 
 
 
 @pytest.mark.timed
-async def test_purchases_cut_by_a_kill_are_presumed_and_block_nobody(
-    place: Place, upstream: Upstream
+async def test_purchases_cut_by_a_kill_are_presumed_and_block_no_request(
+    lasting_store: LastingStore, upstream: Upstream
 ) -> None:
     prompts = [f"[[sim:slow=20;times=1]] otter {i}" for i in range(3)]
-    async with place.serve() as (processes, client):
+    async with lasting_store.serve() as (processes, client):
         alice = await client.with_key()
         asks = [asyncio.create_task(alice.ask(prompt)) for prompt in prompts]
         await upstream.until_sent(3)
-        place.kill_everything(processes)
+        lasting_store.kill_everything(processes)
         await asyncio.gather(*asks, return_exceptions=True)
 
-    async with place.serve(**QUICK) as (processes, client):
+    async with lasting_store.serve(**QUICK) as (processes, client):
         started = time.monotonic()
         again = Client(client.url, client.session, alice.secret, alice.key_id)
         failed = await until_bought(processes, 3)
         assert time.monotonic() - started < 6
         assert {r.outcome for r in failed} == {"failed"}
         assert {r.flags for r in failed} == {("presumed",)}
-        most = [estimate(prompt).usd_micros for prompt in prompts]
-        assert sorted(r.cost_micros for r in failed) == sorted(most)
+        estimates = [estimate(prompt).usd_micros for prompt in prompts]
+        assert sorted(r.cost_micros for r in failed) == sorted(estimates)
         spent = await read_spent(processes.settings, alice.key_id)
-        assert spent == Spent(sum(most), 3, 0, 0)
+        assert spent == Spent(sum(estimates), 3, 0, 0)
         replies = await asyncio.gather(*(again.ask(prompt) for prompt in prompts))
         assert [r.cache_status for r in replies] == ["fwd=miss; stored"] * 3
         assert len(await until_bought(processes, 6)) == 6
 
 
-async def test_purchases_whose_image_had_come_are_kept_after_a_kill(
-    place: Place, upstream: Upstream
+async def test_purchases_whose_image_was_received_are_stored_after_a_kill(
+    lasting_store: LastingStore, upstream: Upstream
 ) -> None:
-    async with place.serve() as (processes, client):
+    async with lasting_store.serve() as (processes, client):
         alice = await client.with_key()
         left = await leave_purchase(processes.settings, alice.secret, "an otter", received=True)
-        place.kill_everything(processes)
+        lasting_store.kill_everything(processes)
 
-    async with place.serve(**QUICK) as (processes, client):
+    async with lasting_store.serve(**QUICK) as (processes, client):
         (record,) = await until_bought(processes)
         again = Client(client.url, client.session, alice.secret, alice.key_id)
         hit = await again.ask("an otter")
@@ -465,7 +469,7 @@ async def test_purchases_whose_image_had_come_are_kept_after_a_kill(
 async def test_a_killed_worker_is_replaced_and_its_purchase_closed_by_another(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:
-    """Whoever waited for it in another worker buys in its place."""
+    """A follower in another worker buys in its lasting_store."""
     prompt = "[[sim:slow=20;times=1]] an otter"
     async with run_processes(tmp_path, upstream.base_url, workers=2, redis_url=store_url) as (
         processes,
@@ -481,11 +485,11 @@ async def test_a_killed_worker_is_replaced_and_its_purchase_closed_by_another(
             os.kill(victim, signal.SIGKILL)
             await asyncio.wait(asks[:1])
             await processes.recover(victim)
-            cut, told = await asyncio.gather(*asks, return_exceptions=True)
+            cut, followed = await asyncio.gather(*asks, return_exceptions=True)
 
         assert isinstance(cut, aiohttp.ClientError)
-        assert isinstance(told, Reply)
-        assert (told.status, told.cache_status) == (200, "fwd=miss; stored")
+        assert isinstance(followed, Reply)
+        assert (followed.status, followed.cache_status) == (200, "fwd=miss; stored")
         paid = [(r.outcome, r.flags) for r in await processes.ledger() if r.cost_micros]
         assert paid == [("failed", ("presumed",)), ("bought", ())]
         assert (await alice.ask(prompt)).cache_status.startswith("hit")
@@ -496,8 +500,8 @@ async def test_a_killed_worker_is_replaced_and_its_purchase_closed_by_another(
 async def test_who_repeats_an_idempotency_key_outlives_the_worker_that_was_answering_it(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:
-    """The dead worker's mark ends 15 s after it was last renewed; then one of those who repeat
-    buys, and all the others are told what it got."""
+    """The dead worker's lock expires 15 s after it was last renewed. Then one of the repeated
+    requests buys, and the others get its stored result."""
     prompt, headers = "[[sim:slow=60;times=1]] an otter", {"Idempotency-Key": "order-17"}
     async with run_processes(
         tmp_path, upstream.base_url, workers=2, redis_url=store_url, options=QUICK
@@ -511,12 +515,12 @@ async def test_who_repeats_an_idempotency_key_outlives_the_worker_that_was_answe
             await asyncio.sleep(0.2)
             killed_at = time.monotonic()
             os.kill(victim, signal.SIGKILL)
-            cut, *told = await asyncio.gather(first, *repeating, return_exceptions=True)
+            cut, *followed = await asyncio.gather(first, *repeating, return_exceptions=True)
             waited_seconds = time.monotonic() - killed_at
         later = await alice.ask(prompt, headers=headers)
 
         assert isinstance(cut, aiohttp.ClientError)
-        replies = [reply for reply in (*told, later) if isinstance(reply, Reply)]
+        replies = [reply for reply in (*followed, later) if isinstance(reply, Reply)]
         assert [reply.status for reply in replies] == [200] * 3
         assert len({reply.images[0] for reply in replies}) == 1
         assert sum("idempotent-replayed" in reply.headers for reply in replies) == 2
@@ -529,13 +533,13 @@ async def test_who_repeats_an_idempotency_key_outlives_the_worker_that_was_answe
 # ── what the system allows ──────────────────────────────────────────────────────────────────
 
 
-async def test_a_worker_may_open_as_many_files_as_the_system_lets_it(tmp_path: Path) -> None:
-    """The usual soft limit of 1,024 would be reached by 500 purchases in flight."""
-    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (512, most))
+async def test_a_worker_may_open_as_many_files_as_the_hard_limit_allows(tmp_path: Path) -> None:
+    """500 open purchases would reach the usual soft limit of 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
     try:
         async with run_processes(tmp_path, "http://127.0.0.1:1/v1", workers=1) as (processes, _):
             limits = [resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in processes.workers()]
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
-    assert limits == [(most, most)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert limits == [(hard, hard)]

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from aiohttp import web
 
-from gateway.cli.serving import _demo_settings
+from gateway.cli.demo import demo_settings
 from gateway.images import Record
 from gateway.simulator import SimulatorSettings, create_simulator
 from tests.catalogs import shipped_catalog
@@ -322,7 +322,7 @@ def test_the_demo_takes_nothing_of_the_real_service_along(tmp_path: Path) -> Non
             "auth_header": "api-key",
         },
     )
-    demo = _demo_settings("http://127.0.0.1:9000/v1", real).upstream
+    demo = demo_settings("http://127.0.0.1:9000/v1", real).upstream
     assert (demo.base_url, demo.name) == ("http://127.0.0.1:9000/v1", "simulated")
     assert demo.proxy is demo.ca_file is None
     assert demo.headers == {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
@@ -13,6 +12,7 @@ from gateway.api.admin.requests import _body, _json
 from gateway.api.services import SERVICES
 from gateway.cache.invalidation import Invalidation
 from gateway.errors import InvalidRequest
+from gateway.values import nearest
 
 # ── the cache ───────────────────────────────────────────────────────────────────────────────
 
@@ -71,7 +71,7 @@ def _only(body: Mapping[str, object], *, known: Sequence[str]) -> tuple[str, obj
 
 
 def _unknown(key: str, known: Sequence[str]) -> InvalidRequest:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+    near = nearest(key, known)
     return InvalidRequest(
         f"Unknown parameter: '{key[:MAX_ECHO]}'. Did you mean '{near}'?",
         param=key[:MAX_ECHO],

@@ -1,4 +1,8 @@
-"""What a setting may hold, and how it is parsed."""
+"""The types of settings beyond plain numbers: addresses, URLs, headers, hosts, files.
+
+A type is an `Annotated` alias of a parser and its JSON Schema. Each parser raises `ValueError` with
+what it expected. Durations, sizes and counts are parsed in `gateway.values`.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +23,8 @@ from pydantic import (
 
 from gateway.net.guard import parse_allow_list
 from gateway.values import (
-    _DURATION,
-    _SIZE,
+    DURATION,
+    SIZE,
     parse_count,
     parse_count_or_zero,
     parse_duration,
@@ -35,6 +39,8 @@ _SIGNING_KEY: Final = re.compile(r"([A-Za-z0-9_-]{1,32}):([!-~]{16,})")
 
 AUTHORIZATION: Final = "Authorization"
 
+# What the gateway sets itself, or the HTTP client for the message and the connection. And
+# Idempotency-Key: with a constant one, upstream would answer every purchase like the first.
 _OWN_HEADERS: Final = frozenset(
     {
         *("authorization", "accept", "accept-encoding", "content-type", "user-agent"),
@@ -43,30 +49,36 @@ _OWN_HEADERS: Final = frozenset(
         *("upgrade", "idempotency-key"),
     }
 )
-"""What a request to upstream says by itself: of us, of the message, of the connection. And the one
-header that would be a disaster if it always said the same: every purchase would be the first."""
+_WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
-# ── values: each parser raises ValueError with what it expected ─────────────────────────────
-
-
-class _Unshown(ValueError):
-    """A wrong value that no message may show, because it is, or contains, a secret."""
+class UnshownValueError(ValueError):
+    """An invalid value that messages must not show: it is, or may contain, a secret."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where the gateway listens. An IPv6 host stands here without its brackets."""
+    """A host and port to listen on; an IPv6 host without brackets."""
 
     host: str
     port: int
+
+    @property
+    def is_wildcard(self) -> bool:
+        """Whether this is every address of the machine."""
+        return self.host in _WILDCARDS
+
+    @property
+    def on_this_machine(self) -> Address:
+        """The same address as a client on this machine can use it."""
+        return Address(_WILDCARDS.get(self.host, self.host), self.port)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def parse_address(value: object) -> Address:
-    """`host:port`; an IPv6 host in brackets; port 0 takes any free one."""
+    """`host:port`, with an IPv6 host in brackets; port 0 is any free one."""
     if isinstance(value, Address):
         return value
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:\[\]/]+)):(\d{1,5})", str(value), re.ASCII)
@@ -76,25 +88,27 @@ def parse_address(value: object) -> Address:
 
 
 def parse_text(value: object) -> str:
-    """Text; a number or a truth value is refused, because YAML may have changed its spelling."""
+    """Text. Numbers and booleans are refused, because YAML may have changed their spelling."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError("text; put it in quotes")
     return value.strip()
 
 
 def parse_secret(value: object) -> str:
-    """Text that can stand in an HTTP header: visible ASCII, nothing else."""
+    """Text that fits into an HTTP header: visible ASCII only."""
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
     if not isinstance(text, str) or not re.fullmatch(r"[!-~]+", text.strip()):
-        raise _Unshown("visible ASCII characters without spaces, in quotes if all are digits")
+        raise UnshownValueError(
+            "visible ASCII characters without spaces, in quotes if all are digits"
+        )
     return text.strip()
 
 
 def parse_base_url(value: object) -> str:
-    """An http address without query and credentials; the slash at its end goes."""
+    """An HTTP URL without query and credentials; a trailing slash is removed."""
     expected = "an address such as https://api.example.com/v1, without user and query"
     if "@" in str(value):
-        raise _Unshown(expected)
+        raise UnshownValueError(expected)
     parts = _split_url(value)
     if parts is None or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
         raise ValueError(expected)
@@ -102,18 +116,18 @@ def parse_base_url(value: object) -> str:
 
 
 def parse_proxy(value: object) -> str:
-    """`http://host:port`; user and password, where there are any, are part of it."""
+    """`http://host:port`, also with user and password."""
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
     parts = _split_url(text)
     if parts is None or parts.scheme != "http" or parts.path.strip("/") or parts.query:
-        raise _Unshown("http://host:3128, or http://user:password@host:3128")
+        raise UnshownValueError("http://host:3128, or http://user:password@host:3128")
     if not unquote(parts.netloc).isascii() or ":" in unquote(parts.username or ""):
-        raise _Unshown("a user without a colon and a password, both in ASCII")
+        raise UnshownValueError("a user without a colon and a password, both in ASCII")
     return parts.geturl()
 
 
 def parse_ca_file(value: object) -> Path:
-    """A file that holds certificates in PEM; relative to where the gateway was started."""
+    """A PEM file of certificates, relative to the working directory."""
     expected = "a file with certificates in PEM"
     if not isinstance(value, str | Path):
         raise ValueError(expected)
@@ -128,7 +142,7 @@ def parse_ca_file(value: object) -> Path:
 
 
 def parse_auth_header(value: object) -> str:
-    """The name of the header that carries the key."""
+    """The name of the header that carries upstream's key."""
     if not isinstance(value, str) or not _HEADER_NAME.fullmatch(value.strip()):
         raise ValueError("the name of a header such as Authorization or api-key")
     name = value.strip()
@@ -138,59 +152,62 @@ def parse_auth_header(value: object) -> str:
 
 
 def parse_headers(value: object) -> dict[str, str]:
-    """Headers by name; one that is left empty is left out. No message shows a value."""
+    """Headers by name, without empty ones. No message shows a value."""
     if not isinstance(value, dict):
-        raise _Unshown("names and values of headers, such as 'OpenAI-Organization: org-…'")
-    given = {name: text for name, text in value.items() if text not in (None, "")}
-    headers = {_header_name(name): _header_value(name, text) for name, text in given.items()}
-    if len({name.lower() for name in headers}) < len(given):
-        raise _Unshown("each header once, whether its name is in capitals or not")
+        raise UnshownValueError("names and values of headers, such as 'OpenAI-Organization: org-…'")
+    headers: dict[str, str] = {}
+    for name, item in value.items():
+        if item in (None, ""):
+            continue
+        _check_header_name(name)
+        text = item.get_secret_value() if isinstance(item, SecretStr) else item
+        if not isinstance(text, str) or not _HEADER_VALUE.fullmatch(text.strip()):
+            raise UnshownValueError(
+                f"visible ASCII characters as {name}, in quotes if all are digits"
+            )
+        headers[name] = text.strip()
+    if len({name.lower() for name in headers}) < len(headers):
+        raise UnshownValueError("each header once, whether its name is in capitals or not")
     return headers
 
 
-def _header_name(name: object) -> str:
+def _check_header_name(name: object) -> None:
     if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
-        raise _Unshown(f"names of headers; {name!r} is none")
+        raise UnshownValueError(f"names of headers; {name!r} is none")
     if name.lower() in _OWN_HEADERS:
-        raise _Unshown(f"other headers than {name}, which cannot be set here")
-    return name
-
-
-def _header_value(name: object, value: object) -> str:
-    text = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if not isinstance(text, str) or not _HEADER_VALUE.fullmatch(text.strip()):
-        raise _Unshown(f"visible ASCII characters as {name}, in quotes if all are digits")
-    return text.strip()
+        raise UnshownValueError(f"other headers than {name}, which cannot be set here")
 
 
 def parse_redis_url(value: object) -> str:
-    """`redis://` or, with TLS, `rediss://`; user, password and database are part of it."""
+    """`redis://`, or `rediss://` for TLS, also with user, password and database."""
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
     parts = _split_url(text)
     if parts is None or parts.scheme not in ("redis", "rediss"):
-        raise _Unshown("redis://host:6379/0, or rediss://… for TLS")
+        raise UnshownValueError("redis://host:6379/0, or rediss://… for TLS")
     return parts.geturl()
 
 
 def parse_blobs_url(value: object) -> str:
-    """Where image bytes lie: a Redis of their own, or a folder as `file:///…`."""
+    """The store of image bytes: another Redis, or a folder as `file:///…`."""
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
     if isinstance(text, str) and re.fullmatch(r"file:///[^?#\s]+", text.strip()):
         return text.strip()
     try:
         return parse_redis_url(value)
     except ValueError:
-        raise _Unshown("redis://host:6379/0, rediss://… for TLS, or file:///a/folder") from None
+        raise UnshownValueError(
+            "redis://host:6379/0, rediss://… for TLS, or file:///a/folder"
+        ) from None
 
 
 def parse_signing_keys(value: object) -> tuple[tuple[str, SecretStr], ...]:
-    """`kid:secret,…`: the first signs links, all verify them."""
+    """`kid:secret,…`: the first key signs links, all of them verify."""
     if isinstance(value, tuple):
         return value
     found = [_SIGNING_KEY.fullmatch(item.strip()) for item in str(value).split(",")]
     keys = [(match[1], SecretStr(match[2])) for match in found if match is not None]
     if len(keys) < len(found) or len({kid for kid, _ in keys}) < len(keys):
-        raise _Unshown(
+        raise UnshownValueError(
             "kid:secret,kid:secret with a different kid of letters and digits for each, and "
             "secrets of 16 or more visible characters without a comma"
         )
@@ -198,7 +215,7 @@ def parse_signing_keys(value: object) -> tuple[tuple[str, SecretStr], ...]:
 
 
 def parse_hosts(value: object) -> tuple[str, ...]:
-    """Hosts, host:port or networks, as a list or with commas between them."""
+    """Hosts, host:port or networks, as a list or separated by commas."""
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
         raise ValueError("hosts or networks, such as images.internal, 10.0.0.0/8")
@@ -214,7 +231,7 @@ def parse_hosts(value: object) -> tuple[str, ...]:
 
 
 def parse_folder(value: object) -> Path:
-    """A folder; relative to where the gateway was started, `~` is the home folder."""
+    """A folder, relative to the working directory; `~` is the home folder."""
     if isinstance(value, Path):
         return value
     if not isinstance(value, str):
@@ -223,7 +240,7 @@ def parse_folder(value: object) -> Path:
 
 
 def _split_url(value: object) -> SplitResult | None:
-    """The parts of an address that has a host and a possible port; else None."""
+    """The parts of a URL; None without a host or with an impossible port."""
     if not isinstance(value, str) or re.search(r"\s", value.strip()):
         return None
     try:
@@ -234,7 +251,7 @@ def _split_url(value: object) -> SplitResult | None:
 
 
 def _as_text(pattern: str = "") -> WithJsonSchema:
-    """The JSON Schema of a value that is written as text."""
+    """The JSON Schema of text."""
     return WithJsonSchema({"type": "string"} | ({"pattern": pattern} if pattern else {}))
 
 
@@ -250,8 +267,8 @@ ListenAddress = Annotated[
     PlainSerializer(str, return_type=str),
     _as_text(r":\d+$"),
 ]
-Seconds = Annotated[float, BeforeValidator(parse_duration), _as_number_or(_DURATION)]
-Bytes = Annotated[int, BeforeValidator(parse_size), _as_number_or(_SIZE)]
+Seconds = Annotated[float, BeforeValidator(parse_duration), _as_number_or(DURATION)]
+Bytes = Annotated[int, BeforeValidator(parse_size), _as_number_or(SIZE)]
 Count = Annotated[
     int, BeforeValidator(parse_count), _as_number_or(re.compile(r"\d+(?:\.\d+)?(?:e\d+)?"))
 ]
@@ -267,7 +284,7 @@ BytesOrZero = Annotated[
         {
             "anyOf": [
                 {"type": "number", "minimum": 0},
-                {"type": "string", "pattern": f"^(?:{_SIZE.pattern})$"},
+                {"type": "string", "pattern": f"^(?:{SIZE.pattern})$"},
             ]
         }
     ),

@@ -1,0 +1,31 @@
+"""Options that commands share, and the configuration that `--config` leads to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from gateway.cli.output import errors_as_messages
+from gateway.configuration.files import Configuration, find_config
+
+config_option = click.option(
+    "--config", type=click.Path(path_type=Path), help="The gateway.yaml to use."
+)
+format_option = click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "json", "csv"]),
+    default="table",
+    show_default=True,
+)
+
+
+def find_configuration(config: Path | None) -> Configuration:
+    """The configuration of this command. If it is invalid, the command ends with a message."""
+    with errors_as_messages():
+        configuration = Configuration(find_config(config, Path.cwd()), os.environ)
+        configuration.read_settings()
+        configuration.read_policy()
+    return configuration

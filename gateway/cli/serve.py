@@ -1,0 +1,84 @@
+"""`gateway serve`: binds the port, prepares the store, and supervises the workers."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from socket import socket
+from typing import NoReturn
+
+import click
+import structlog
+
+from gateway.catalog import CatalogError
+from gateway.cli.logs import configure_logs
+from gateway.cli.options import config_option, find_configuration
+from gateway.cli.output import errors_as_messages
+from gateway.configuration.expand import ConfigError
+from gateway.configuration.fields import Address
+from gateway.configuration.files import Configuration
+from gateway.metrics import forget_worker
+from gateway.process.bootstrap import check_store, prepare
+from gateway.process.checks import check_before_serving
+from gateway.process.listener import bind_socket
+from gateway.process.supervisor import supervise
+from gateway.process.worker import serve as serve_worker
+
+log = structlog.get_logger(__name__)
+
+
+@click.command()
+@config_option
+def serve(config: Path | None) -> None:
+    """Serves the team. Needs UPSTREAM_API_KEY."""
+    configuration = find_configuration(config)
+    settings = configuration.read_settings()
+    if settings.upstream.api_key is None:
+        raise click.ClickException(
+            "UPSTREAM_API_KEY is not set: set it to the team's key, or try `gateway demo`, "
+            "which needs none."
+        )
+    configure_logs(settings.log_format)
+    run_gateway(configuration)
+
+
+def run_gateway(configuration: Configuration) -> NoReturn:
+    """Serves until a signal ends the gateway, and exits with its status."""
+    settings = configuration.read_settings()
+    address = settings.server.listen
+    _raise_descriptor_limit()
+    with errors_as_messages(), bind_socket(address.host, address.port) as listener:
+        prepare(settings)
+        asyncio.run(check_store(settings))
+        for finding in asyncio.run(check_before_serving(settings)):
+            if finding.level != "ok":
+                write = log.error if finding.level == "fault" else log.warning
+                write("self_check", check=finding.name, finding=finding.message)
+        click.echo(f"Listening on http://{Address(address.host, listener.getsockname()[1])}")
+        status = supervise(
+            socket=listener,
+            workers=settings.workers.count,
+            serve=partial(_run_worker, configuration),
+            on_worker_exit=forget_worker,
+        )
+    sys.exit(status)
+
+
+def _raise_descriptor_limit() -> None:
+    """To the hard limit: a purchase takes two connections, and the usual 1,024 are too few."""
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # some systems report more than they allow
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
+
+
+def _run_worker(configuration: Configuration, listener: socket, ready: Callable[[], None]) -> None:
+    """Runs in a worker, which reads all files again: they may have changed since the start."""
+    try:
+        serve_worker(configuration, listener, ready)
+    except (ConfigError, CatalogError) as error:
+        sys.exit(str(error))

@@ -1,0 +1,35 @@
+"""Opens the store of a running gateway for a command, and prints which store it is."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import click
+
+from gateway.assembly import Cache, open_cache, open_existing_store
+from gateway.cli.output import errors_as_messages
+from gateway.configuration.files import Configuration
+from gateway.store.protocol import Store
+
+
+@asynccontextmanager
+async def open_command_store(configuration: Configuration) -> AsyncIterator[Store]:
+    """The store. Its errors, and those of the command, end the command with a message."""
+    with errors_as_messages():
+        async with open_existing_store(configuration.read_settings()) as store:
+            _print_name(store)
+            yield store
+
+
+@asynccontextmanager
+async def open_command_cache(configuration: Configuration) -> AsyncIterator[Cache]:
+    """As `open_command_store`, the cache on it."""
+    with errors_as_messages():
+        async with open_cache(configuration.read_settings()) as (store, cache):
+            _print_name(store)
+            yield cache
+
+
+def _print_name(store: Store) -> None:
+    click.echo(f"Store: {store.name}", err=True)
