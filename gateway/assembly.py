@@ -98,7 +98,7 @@ async def _open_main_store(settings: Settings, stack: AsyncExitStack) -> tuple[S
         return store, blobs
     folder = settings.store.data_dir
     embedded = await stack.enter_async_context(open_sqlite_store(folder / DATABASE))
-    return embedded, FolderBlobs(folder / BLOBS_FOLDER, home=folder)
+    return embedded, FolderBlobs(folder / BLOBS_FOLDER, data_dir=folder)
 
 
 @asynccontextmanager

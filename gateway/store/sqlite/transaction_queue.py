@@ -70,10 +70,10 @@ class TransactionQueue:
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
 
     async def run(self, work: Callable[[Transaction], Any]) -> Any:
-        """Returns or raises what `work` does in a transaction.
+        """Runs `work` in a transaction, and returns its result or raises its exception.
 
-        Raises `StoreUnavailable` after two seconds; the work may still be done later, unless it
-        was not begun.
+        Raises `StoreUnavailable` after two seconds. Work that the thread has begun by then may
+        still be committed.
         """
         future = self._loop.create_future()
         self._requests.put(_Request(work, future))
