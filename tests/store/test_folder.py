@@ -1,4 +1,4 @@
-"""The parts of blobs in a folder that others have no like of: files, their times, the sweep."""
+"""Blobs in a folder alone: their files, expiry times, and the sweep."""
 
 from __future__ import annotations
 

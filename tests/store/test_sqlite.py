@@ -1,4 +1,4 @@
-"""The parts of the embedded store that Redis has no like of: files, processes, clock, time-outs."""
+"""The embedded store alone: its file, its processes, its clock, its timeouts."""
 
 from __future__ import annotations
 
