@@ -84,7 +84,7 @@ async def open_store(settings: Settings) -> AsyncIterator[tuple[Store, BlobStore
             blobs = await stack.enter_async_context(open_redis_blobs(url, is_beside_verbs=True))
         else:
             store = await stack.enter_async_context(open_sqlite_store(folder / DATABASE))
-            blobs = FolderBlobs(folder / BLOBS_FOLDER, home=folder)
+            blobs = FolderBlobs(folder / BLOBS_FOLDER, data_dir=folder)
         blobs_url = settings.store.blobs_url.get_secret_value() if settings.store.blobs_url else ""
         if blobs_url.startswith("file://"):
             blobs = FolderBlobs(Path(unquote(blobs_url.removeprefix("file://"))))

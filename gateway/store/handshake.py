@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 1
 """Stamped into every store. An older one is upgraded by whoever may create it, else refused; a
 newer one is always refused."""
 

@@ -203,7 +203,7 @@ class TestBuckets:
             assert full.level == maximum * UNIT
 
     def test_what_is_missing_is_shown_in_whole_requests_rounded_up(self) -> None:
-        state: Callable[[int], commands.CounterState] = lambda level: counters.show_bucket(  # noqa: E731
+        state: Callable[[int], commands.CounterState] = lambda level: counters.bucket_state(  # noqa: E731
             counters.Bucket(level, 0), 2
         )
         assert [state(2 * UNIT).used, state(2 * UNIT - 1).used, state(UNIT).used] == [0, 1, 1]

@@ -1,4 +1,4 @@
-"""What only the blobs in a folder have: files, their times, and the sweep."""
+"""Blobs in a folder alone: their files, expiry times, and the sweep."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import StoreFull, StoreUnavailable
-from gateway.store.blobs.folder import STALE_SECONDS, FolderBlobs
+from gateway.store.blobs.folder import ABANDONED_SECONDS, FolderBlobs
 
 BYTES = b"\x89PNG otter"
 DIGEST = hashlib.sha256(BYTES).hexdigest()
@@ -34,29 +34,29 @@ async def test_a_file_lies_under_the_first_two_letters_of_its_digest(tmp_path: P
     assert path.stat().st_mtime == pytest.approx(time.time() + 60, abs=30)
 
 
-async def test_what_is_over_is_gone_before_it_is_swept(tmp_path: Path) -> None:
+async def test_expired_bytes_are_none_before_they_are_swept(tmp_path: Path) -> None:
     await FolderBlobs(tmp_path, lambda: NOW).put(DIGEST, BYTES, 60)
     assert await FolderBlobs(tmp_path, lambda: NOW + 59).get(DIGEST) == BYTES
     assert await FolderBlobs(tmp_path, lambda: NOW + 60).get(DIGEST) is None
     assert files(tmp_path) == {DIGEST}
 
 
-async def test_a_repetition_prolongs_and_never_shortens(tmp_path: Path) -> None:
+async def test_putting_again_extends_and_never_shortens(tmp_path: Path) -> None:
     blobs = FolderBlobs(tmp_path, lambda: NOW)
-    for lifetime in (60, 120, 10):
-        await blobs.put(DIGEST, BYTES, lifetime)
+    for ttl_seconds in (60, 120, 10):
+        await blobs.put(DIGEST, BYTES, ttl_seconds)
     assert await FolderBlobs(tmp_path, lambda: NOW + 119).get(DIGEST) == BYTES
     assert await FolderBlobs(tmp_path, lambda: NOW + 120).get(DIGEST) is None
 
 
-async def test_what_was_over_is_written_anew(tmp_path: Path) -> None:
+async def test_expired_bytes_are_written_again(tmp_path: Path) -> None:
     await FolderBlobs(tmp_path, lambda: NOW).put(DIGEST, BYTES, 10)
     later = FolderBlobs(tmp_path, lambda: NOW + 100)
     await later.put(DIGEST, BYTES, 10)
     assert await later.get(DIGEST) == BYTES
 
 
-async def test_a_sweep_removes_what_is_over_up_to_its_limit(tmp_path: Path) -> None:
+async def test_a_sweep_removes_expired_files_up_to_its_limit(tmp_path: Path) -> None:
     blobs = FolderBlobs(tmp_path, lambda: NOW)
     for i in range(5):
         await blobs.put(f"{i:064x}", BYTES, 10)
@@ -66,27 +66,27 @@ async def test_a_sweep_removes_what_is_over_up_to_its_limit(tmp_path: Path) -> N
     assert files(tmp_path) == {DIGEST}
 
 
-async def test_a_sweep_of_a_folder_that_is_not_there_finds_nothing(tmp_path: Path) -> None:
+async def test_a_sweep_of_a_missing_folder_finds_nothing(tmp_path: Path) -> None:
     assert await FolderBlobs(tmp_path / "absent").sweep(10) == 0
 
 
-async def test_a_sweep_removes_only_old_half_written_files(tmp_path: Path) -> None:
+async def test_a_sweep_removes_only_old_temporary_files(tmp_path: Path) -> None:
     (tmp_path / "ab").mkdir()
-    for name, age in (("tmp-old", STALE_SECONDS + 1), ("tmp-new", 1)):
+    for name, age in (("tmp-old", ABANDONED_SECONDS + 1), ("tmp-new", 1)):
         (tmp_path / "ab" / name).write_bytes(b"half")
         os.utime(tmp_path / "ab" / name, (NOW - age, NOW - age))
     assert await FolderBlobs(tmp_path, lambda: NOW).sweep(10) == 1
     assert files(tmp_path) == {"tmp-new"}
 
 
-async def test_no_temporary_file_stays_behind(tmp_path: Path) -> None:
+async def test_no_temporary_file_is_left(tmp_path: Path) -> None:
     blobs = FolderBlobs(tmp_path)
     await asyncio.gather(*(blobs.put(DIGEST, BYTES, 60) for _ in range(20)))
     assert files(tmp_path) == {DIGEST}
     assert await blobs.get(DIGEST) == BYTES
 
 
-async def test_a_failing_disk_is_an_unavailable_store(tmp_path: Path) -> None:
+async def test_a_failing_disk_makes_the_store_unavailable(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"no folder")
     blobs = FolderBlobs(tmp_path / "file")
     with pytest.raises(StoreUnavailable):
@@ -95,22 +95,24 @@ async def test_a_failing_disk_is_an_unavailable_store(tmp_path: Path) -> None:
         await blobs.get(DIGEST)
 
 
-async def test_a_home_that_disappears_during_a_write_is_never_recreated(tmp_path: Path) -> None:
+async def test_a_data_folder_that_disappears_during_a_write_is_never_created_again(
+    tmp_path: Path,
+) -> None:
     """Simulates a volume that is unmounted between two steps of a write."""
-    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
-    home.mkdir()
-    blobs = FolderBlobs(home / "blobs", home=home)
+    data_dir, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    data_dir.mkdir()
+    blobs = FolderBlobs(data_dir / "blobs", data_dir=data_dir)
 
     async def store(first: int) -> None:
         for number in range(first, first + 300):
             with suppress(StoreUnavailable):
                 await blobs.put(hashlib.sha256(b"%d" % number).hexdigest(), BYTES, 60)
 
-    storing = asyncio.gather(*(store(1000 * lane) for lane in range(4)))
+    storing = asyncio.gather(*(store(1000 * task) for task in range(4)))
     while not storing.done():
-        home.rename(elsewhere)
+        data_dir.rename(elsewhere)
         await asyncio.sleep(0.001)
-        elsewhere.rename(home)  # fails if there is another home by now
+        elsewhere.rename(data_dir)  # fails if a new data folder has been created
         await asyncio.sleep(0)
     await storing
 
@@ -119,7 +121,7 @@ async def test_a_home_that_disappears_during_a_write_is_never_recreated(tmp_path
     ("code", "expected"),
     [(errno.ENOSPC, StoreFull), (errno.EDQUOT, StoreFull), (errno.EIO, StoreUnavailable)],
 )
-async def test_a_full_disk_is_told_from_a_broken_one_and_can_be_emptied(
+async def test_a_full_disk_raises_store_full_and_can_be_emptied(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     code: int,
@@ -140,24 +142,24 @@ async def test_a_full_disk_is_told_from_a_broken_one_and_can_be_emptied(
     assert files(tmp_path) == set()
 
 
-async def test_a_scan_goes_in_order_and_leaves_out_what_is_half_written(tmp_path: Path) -> None:
+async def test_a_scan_is_in_order_and_without_temporary_files(tmp_path: Path) -> None:
     blobs = FolderBlobs(tmp_path)
     names = sorted(hashlib.sha256(b"%d" % i).hexdigest() for i in range(20))
     for name in names:
         await blobs.put(name, BYTES, 60)
     (tmp_path / names[0][:2] / "tmp-half").write_bytes(b"half")
-    mark, page = await blobs.scan("", 7)
-    assert (mark, list(page)) == (names[6], names[:7])
-    mark, page = await blobs.scan(names[6], 7)
-    assert (mark, page) == (names[13], dict.fromkeys(names[7:14], len(BYTES)))
+    after, page = await blobs.scan("", 7)
+    assert (after, list(page)) == (names[6], names[:7])
+    after, page = await blobs.scan(names[6], 7)
+    assert (after, page) == (names[13], dict.fromkeys(names[7:14], len(BYTES)))
 
 
-async def test_a_scan_of_a_folder_that_is_not_there_finds_nothing(tmp_path: Path) -> None:
+async def test_a_scan_of_a_missing_folder_finds_nothing(tmp_path: Path) -> None:
     assert await FolderBlobs(tmp_path / "absent").scan("", 10) == (None, {})
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "", "AB" * 32, "a" * 63, "a" * 64 + "\n"])
-async def test_a_name_that_is_no_digest_is_refused(tmp_path: Path, name: str) -> None:
+async def test_a_name_that_is_no_digest_raises_value_error(tmp_path: Path, name: str) -> None:
     blobs = FolderBlobs(tmp_path / "blobs")
     with pytest.raises(ValueError, match="SHA-256"):
         await blobs.get(name)

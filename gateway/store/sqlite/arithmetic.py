@@ -1,8 +1,8 @@
-"""The arithmetic of meters, exact and without I/O: token buckets and UTC calendar windows.
+"""The arithmetic of counters: token buckets and UTC calendar windows, exact and without I/O.
 
-`sqlite` keeps its books with it; `redis` does the same arithmetic in Lua, on its server's clock.
-All in integers: a bucket's level is counted in units of which one request is 60 million, so that
-a bucket of `maximum` refills exactly `maximum` units a microsecond.
+The Redis store does the same arithmetic in Lua. Everything is an integer: a bucket's level is
+counted in units of which one request is 60 million, so that a bucket of `maximum` refills exactly
+`maximum` units a microsecond.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ UNITS: Final = 60_000_000
 """Units of one request, and microseconds of a minute."""
 
 BUCKET_SECONDS: Final = 60.0
-"""After a minute without a take every bucket is full, whatever its maximum was meanwhile."""
+"""A bucket that nothing was taken from for so long is full, even if its maximum has changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,30 +30,27 @@ class Bucket:
 
 
 def refill(bucket: Bucket | None, maximum: int, *, now: int) -> Bucket:
-    """The bucket at `now` (microseconds); None is a new one, which is full.
-
-    A level above the capacity of a maximum that was lowered is cut off. A clock that went
-    backwards refills nothing.
-    """
+    """The bucket at `now` (microseconds). None is a new bucket, which is full."""
     capacity = maximum * UNITS
     if bucket is None:
         return Bucket(capacity, now)
+    # A clock that was set back refills nothing. A maximum that was lowered cuts the level off.
     elapsed = max(0, now - bucket.at)
     return Bucket(min(capacity, bucket.level + elapsed * maximum), max(now, bucket.at))
 
 
-def show_bucket(bucket: Bucket, maximum: int, *, denied: int = 0) -> CounterState:
-    """What a refilled bucket shows; `denied` is the amount that it could not give, if any.
+def bucket_state(bucket: Bucket, maximum: int, *, denied: int = 0) -> CounterState:
+    """The state of a refilled bucket; `denied` is the amount that did not fit, if any.
 
-    `retry_in` stays 0 for an amount that no wait would make fit.
+    `retry_in` is 0 for an amount that does not fit into a full bucket either.
     """
-    missing = maximum * UNITS - bucket.level
-    lacking = denied * UNITS - bucket.level if denied <= maximum else 0
+    used = maximum * UNITS - bucket.level
+    missing = denied * UNITS - bucket.level if denied <= maximum else 0
     return CounterState(
-        used=_ceil_divide(missing, UNITS),
+        used=_ceil_divide(used, UNITS),
         reserved=0,
-        resets_in=_seconds_to_refill(missing, maximum),
-        retry_in=_seconds_to_refill(max(0, lacking), maximum),
+        resets_in=_seconds_to_refill(used, maximum),
+        retry_in=_seconds_to_refill(max(0, missing), maximum),
     )
 
 
@@ -67,25 +64,26 @@ def _ceil_divide(dividend: int, divisor: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A stretch of the UTC calendar: its name, and when it ends in Unix seconds."""
+    """A stretch of the UTC calendar: its name, and its end in Unix seconds."""
 
     label: str
     ends_at: float
 
 
 def window_at(period: Literal["minute", "day", "month", "concurrency"], now: float) -> Window:
-    """The window of a period that `now` lies in; `open` has one without end."""
+    """The window of a period at `now` (Unix seconds). Concurrency has one that never ends."""
     moment = datetime.fromtimestamp(now, UTC)
     midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0)
     if period == "day":
         return Window(f"{midnight:%Y-%m-%d}", (midnight + timedelta(days=1)).timestamp())
     if period == "month":
         first = midnight.replace(day=1)
-        following = (first + timedelta(days=32)).replace(day=1)
-        return Window(f"{first:%Y-%m}", following.timestamp())
+        next_month = (first + timedelta(days=32)).replace(day=1)
+        return Window(f"{first:%Y-%m}", next_month.timestamp())
     return Window("", math.inf)
 
 
-def show_window(spent: int, reserved: int, *, resets_in: float) -> CounterState:
-    """What a window shows; one without end never resets."""
-    return CounterState(spent, reserved, 0.0 if math.isinf(resets_in) else resets_in)
+def window_state(window: Window, spent: int, reserved: int, *, now: float) -> CounterState:
+    """The state of a window's counters; a window that never ends never resets."""
+    resets_in = 0.0 if math.isinf(window.ends_at) else window.ends_at - now
+    return CounterState(spent, reserved, resets_in)

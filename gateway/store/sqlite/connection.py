@@ -1,4 +1,4 @@
-"""Connections to the database, its lock, and its schema version."""
+"""Connections to the database, its schema version, and the lock of its writers."""
 
 from __future__ import annotations
 
@@ -13,60 +13,57 @@ from typing import Final
 
 from gateway.errors import StoreUnavailable
 from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
-from gateway.store.sqlite.schema import LAYOUTS
+from gateway.store.sqlite.schema import SCHEMA
 
 BUSY_SECONDS: Final = 1.0
-"""How long SQLite itself waits for a lock; writers hold ours first, so this is rare."""
-
-
-# ── the layout ──────────────────────────────────────────────────────────────────────────────
+"""How long SQLite itself waits for a lock. Rarely needed, as writers take `write_lock` first."""
 
 
 def create_sqlite_schema(path: Path) -> None:
-    """Creates the database at `path`, and its folder (0700), unless they are there already.
+    """Creates the database at `path`, and its folder (0700), if they do not exist yet.
 
-    A database of an older layout is upgraded; what lies in it stays. Called once, by the parent,
-    before it forks; everything is closed again. Raises `LayoutMismatch` when the database has a
-    layout that is not known, `StoreUnavailable` when it cannot be written or is no database.
+    The parent process calls this before it forks; no connection stays open. Raises
+    `SchemaMismatch` if the database has another schema version, `StoreUnavailable` if it cannot
+    be written or is no database.
     """
-    with _as_unavailable(path):
+    with raising_unavailable(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
-        with _locked(path), contextlib.closing(_connect(path)) as db:
-            if 0 <= _layout_version(db) < SCHEMA_VERSION:
-                _upgrade(db)
-            _check_layout(db, path)
+        with write_lock(path), contextlib.closing(connect(path)) as db:
+            if _schema_version(db) == 0:  # an empty database
+                db.execute("PRAGMA journal_mode = WAL")
+                # Tables and version in one transaction: a crash leaves the database empty.
+                db.executescript(
+                    f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                )
+            _check_schema(db, path)
 
 
-def _upgrade(db: sqlite3.Connection) -> None:
-    """Tables and version in one transaction: a database is as it was, or it is complete."""
-    db.execute("PRAGMA journal_mode = WAL")
-    steps = "".join(LAYOUTS[_layout_version(db) :])
-    db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+def check_sqlite_schema(path: Path) -> None:
+    """Raises `StoreMissing`, `SchemaMismatch` or `StoreUnavailable` unless `path` can be opened."""
+    if not path.exists():
+        raise StoreMissing(str(path))
+    with raising_unavailable(path), contextlib.closing(connect(path)) as db:
+        _check_schema(db, path)
 
 
-def _check_layout(db: sqlite3.Connection, path: Path) -> None:
-    found = _layout_version(db)
+def _check_schema(db: sqlite3.Connection, path: Path) -> None:
+    found = _schema_version(db)
     if found != SCHEMA_VERSION:
         raise SchemaMismatch(str(path), str(found))
 
 
-def _layout_version(db: sqlite3.Connection) -> int:
+def _schema_version(db: sqlite3.Connection) -> int:
     return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
-def _check_store(path: Path) -> None:
-    if not path.exists():
-        raise StoreMissing(str(path))
-    with _as_unavailable(path), contextlib.closing(_connect(path)) as db:
-        _check_layout(db, path)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """A connection that one thread at a time may use; transactions are begun by hand."""
+def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    """A connection that any one thread at a time may use. It begins no transactions by itself."""
     db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         db.execute("PRAGMA synchronous = NORMAL")
+        if read_only:
+            db.execute("PRAGMA query_only = ON")
     except sqlite3.Error:  # for example, the file is not a database
         db.close()
         raise
@@ -74,7 +71,8 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def _as_unavailable(path: Path) -> Iterator[None]:
+def raising_unavailable(path: Path) -> Iterator[None]:
+    """Turns errors of the disk and of SQLite into `StoreUnavailable`, which names the path."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
@@ -82,19 +80,14 @@ def _as_unavailable(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds the lock beside the database that lets one process write at a time.
-
-    The kernel wakes the next process at once, where SQLite's own busy handler makes it sleep
-    longer and longer.
-    """
-    descriptor = os.open(_lock_file(path), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+def write_lock(path: Path) -> Iterator[None]:
+    """Waits for the lock that one writing process at a time has: `flock` on a file of its own."""
+    # The kernel wakes the next process at once. SQLite's own busy handler sleeps between its
+    # attempts, longer each time.
+    lock_file = path.with_name(f"{path.name}-lock")
+    descriptor = os.open(lock_file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
-
-
-def _lock_file(path: Path) -> Path:
-    return path.with_name(f"{path.name}-lock")

@@ -1,67 +1,77 @@
-"""The embedded store: one SQLite database that all workers of one machine share."""
+"""The embedded store: one SQLite database that all workers of one machine share.
+
+Each process has three threads per open store: one writes, one reads, one polls for events. Nothing
+is opened at import or shared across a fork: the parent creates the schema and closes the database
+again, and each worker opens the store for itself. Each command in SQL is in `commands`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from gateway.store.protocol import Command, Store, Watch
-from gateway.store.sqlite.commands import is_reading, perform
-from gateway.store.sqlite.connection import _check_store
-from gateway.store.sqlite.events import newest_events
-from gateway.store.sqlite.threads import _Lane, _Lookout, _open_lane, _open_lookout, _Watch
-
-# ── opening ─────────────────────────────────────────────────────────────────────────────────
+from gateway.store.sqlite.change_poller import ChangePoller, EventWatch, open_change_poller
+from gateway.store.sqlite.commands import execute, is_read_only
+from gateway.store.sqlite.commands.events import newest_events
+from gateway.store.sqlite.connection import check_sqlite_schema
+from gateway.store.sqlite.transaction import Transaction
+from gateway.store.sqlite.transaction_queue import TransactionQueue, open_transaction_queue
 
 
 @asynccontextmanager
 async def open_sqlite_store(
     path: Path, *, clock: Callable[[], float] = time.time
 ) -> AsyncIterator[Store]:
-    """Opens the database at `path`, which `create_sqlite_layout` has made.
+    """Opens the database at `path`, which `create_sqlite_schema` has made.
 
-    `clock` answers Unix seconds. Raises `StoreMissing`, `LayoutMismatch`, or `StoreUnavailable`
-    when the file cannot be read. On leaving, what was asked before is still done.
+    `clock` returns Unix seconds. Raises `StoreMissing`, `SchemaMismatch`, or `StoreUnavailable`
+    if the file cannot be read. On leaving, the queued commands are finished.
     """
-    await asyncio.to_thread(_check_store, path)
-    async with contextlib.AsyncExitStack() as stack:
-        writer = await stack.enter_async_context(_open_lane(path, clock, writes=True))
-        reader = await stack.enter_async_context(_open_lane(path, clock, writes=False))
-        lookout = await stack.enter_async_context(_open_lookout(path))
-        yield _SqliteStore(path, writer, reader=reader, lookout=lookout)
+    await asyncio.to_thread(check_sqlite_schema, path)
+    async with (
+        open_transaction_queue(path, clock, read_only=False) as writer,
+        open_transaction_queue(path, clock, read_only=True) as reader,
+        open_change_poller(path) as poller,
+    ):
+        yield _SqliteStore(path, writer, reader=reader, poller=poller)
 
 
 class _SqliteStore:
-    """The `Store` that a process shares: hands each batch to its lane and waits at most 2 s."""
+    """The `Store` of a process."""
 
-    def __init__(self, path: Path, writer: _Lane, *, reader: _Lane, lookout: _Lookout) -> None:
+    def __init__(
+        self,
+        path: Path,
+        writer: TransactionQueue,
+        *,
+        reader: TransactionQueue,
+        poller: ChangePoller,
+    ) -> None:
         self.name = f"embedded store (SQLite) at {path}"
         self._writer = writer
         self._reader = reader
-        self._lookout = lookout
+        self._poller = poller
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        lane = self._reader if is_reading(commands) else self._writer
-        answers: list[Any] = await lane.run(
-            lambda tx: [perform(tx, command) for command in commands]
-        )
-        return answers
+        def work(tx: Transaction) -> list[Any]:
+            return [execute(tx, command) for command in commands]
 
-    def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
-        return self._watch(flight)
+        transactions = self._reader if is_read_only(commands) else self._writer
+        results: list[Any] = await transactions.run(work)
+        return results
 
     @asynccontextmanager
-    async def _watch(self, flight: str) -> AsyncIterator[Watch]:
-        """The newest event is read before the watch begins, so what comes later wakes it."""
+    async def watch(self, flight: str) -> AsyncIterator[Watch]:
+        # The newest event is read before the watch begins, so every later one wakes it.
         newest = await self._reader.run(lambda tx: newest_events(tx.db, [flight]))
-        watch = _Watch(flight, newest.get(flight, 0))
-        self._lookout.add(watch)
+        watch = EventWatch(flight, newest.get(flight, 0))
+        self._poller.add(watch)
         try:
             yield watch
         finally:
-            self._lookout.remove(watch)
+            self._poller.remove(watch)

@@ -1,0 +1,36 @@
+"""Every command of the store in SQL, by aggregate.
+
+Importing an aggregate registers its commands. Connections, threads and the begin and commit of
+transactions are elsewhere.
+"""
+
+from gateway.store.sqlite.commands import (
+    counters,
+    entries,
+    events,
+    journals,
+    ledger,
+    lru_index,
+    records,
+    server,
+    sets,
+    values,
+    workers,
+)
+from gateway.store.sqlite.commands.registry import execute, is_read_only
+
+__all__ = [
+    "counters",
+    "entries",
+    "events",
+    "execute",
+    "is_read_only",
+    "journals",
+    "ledger",
+    "lru_index",
+    "records",
+    "server",
+    "sets",
+    "values",
+    "workers",
+]

@@ -1,0 +1,115 @@
+"""Counters, and the admission of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.store import commands
+from gateway.store.commands import Consumption, Counter, CounterState
+from gateway.store.sqlite.arithmetic import (
+    BUCKET_SECONDS,
+    UNITS,
+    Bucket,
+    Window,
+    bucket_state,
+    refill,
+    window_at,
+    window_state,
+)
+from gateway.store.sqlite.commands.records import read_record
+from gateway.store.sqlite.commands.registry import reads, writes
+from gateway.store.sqlite.transaction import Transaction
+
+
+@reads(commands.PeekCounters)
+def peek_counters(tx: Transaction, command: commands.PeekCounters) -> Sequence[CounterState]:
+    return tuple(read_counter(tx, counter) for counter in command.counters)
+
+
+@writes(commands.Admit)
+def admit(tx: Transaction, command: commands.Admit) -> commands.Admission:
+    record = read_record(tx, command.space, command.name) or b""
+    if record != command.expected:
+        return commands.Admission(None, record, ())
+    denied = find_denied(tx, command.consumptions)
+    if denied is None:
+        consume_from_buckets(tx, command.consumptions)
+    states = read_consumed(tx, command.consumptions, denied=denied)
+    return commands.Admission(denied, None, states)
+
+
+def find_denied(tx: Transaction, consumptions: Sequence[Consumption]) -> int | None:
+    """The index of the first consumption that its counter has no room for."""
+    for index, (counter, amount) in enumerate(consumptions):
+        if counter.maximum is None or amount == 0:
+            continue
+        if counter.period == "minute":
+            room = _read_bucket(tx, counter, counter.maximum).level
+            needed = amount * UNITS
+        else:
+            spent, reserved = _read_window(tx, counter, window_at(counter.period, tx.now))
+            room = counter.maximum - spent - reserved
+            needed = amount
+        if needed > room:
+            return index
+    return None
+
+
+def consume_from_buckets(tx: Transaction, consumptions: Sequence[Consumption]) -> None:
+    """Takes from the token buckets; windows are reserved in instead, with a purchase."""
+    for counter, amount in consumptions:
+        if counter.period != "minute" or counter.maximum is None or amount == 0:
+            continue
+        bucket = _read_bucket(tx, counter, counter.maximum)
+        tx.execute(
+            "INSERT OR REPLACE INTO buckets (subject, unit, level, updated_at, remove_after)"
+            " VALUES (?, ?, ?, ?, ?)",
+            (
+                counter.scope,
+                counter.unit,
+                bucket.level - amount * UNITS,
+                bucket.at,
+                bucket.at / 1e6 + BUCKET_SECONDS,
+            ),
+        )
+
+
+def read_consumed(
+    tx: Transaction, consumptions: Sequence[Consumption], *, denied: int | None = None
+) -> tuple[CounterState, ...]:
+    """The state of each consumption's counter; `denied` is the index of the one that failed."""
+    return tuple(
+        read_counter(tx, counter, denied=amount if index == denied else 0)
+        for index, (counter, amount) in enumerate(consumptions)
+    )
+
+
+def read_counter(tx: Transaction, counter: Counter, *, denied: int = 0) -> CounterState:
+    """The state of a counter; `denied` is the amount that its bucket could not give, if any."""
+    if counter.period != "minute":
+        window = window_at(counter.period, tx.now)
+        spent, reserved = _read_window(tx, counter, window)
+        return window_state(window, spent, reserved, now=tx.now)
+    if counter.maximum is None:
+        return CounterState(used=0, reserved=0, resets_in=0.0)
+    bucket = _read_bucket(tx, counter, counter.maximum)
+    return bucket_state(bucket, counter.maximum, denied=denied)
+
+
+def _read_bucket(tx: Transaction, counter: Counter, maximum: int) -> Bucket:
+    row = tx.fetch_one(
+        "SELECT level, updated_at FROM buckets WHERE subject = ? AND unit = ?",
+        (counter.scope, counter.unit),
+    )
+    bucket = None if row is None else Bucket(*row)
+    return refill(bucket, maximum, now=tx.now_micros)
+
+
+def _read_window(tx: Transaction, counter: Counter, window: Window) -> tuple[int, int]:
+    """The amounts spent and reserved."""
+    row = tx.fetch_one(
+        "SELECT spent, reserved FROM windows"
+        " WHERE subject = ? AND unit = ? AND period = ? AND label = ?",
+        (counter.scope, counter.unit, counter.period, window.label),
+    )
+    return (0, 0) if row is None else (row[0], row[1])

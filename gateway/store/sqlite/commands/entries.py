@@ -1,0 +1,195 @@
+"""Entries: the slots of a fingerprint and the leases on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gateway.images import MAX_SLOTS
+from gateway.store import commands
+from gateway.store.commands import Slot
+from gateway.store.sqlite.commands.registry import reads, writes
+from gateway.store.sqlite.transaction import Transaction
+
+
+@reads(commands.ReadEntry)
+def read_entry(tx: Transaction, command: commands.ReadEntry) -> commands.Entry:
+    return commands.Entry(tx.now, _read_slots(tx, command.fingerprint))
+
+
+@writes(commands.AcquireLease)
+def acquire_lease(tx: Transaction, command: commands.AcquireLease) -> commands.LeaseResult:
+    fresh = {
+        index: slot
+        for index, slot in _read_slots(tx, command.fingerprint).items()
+        if slot.expires_at > tx.now and slot.image_id not in command.ignoring
+    }
+    filled = {index: fresh[index] for index in command.slots if index in fresh}
+    empty = [index for index in command.slots if index not in fresh]
+    leases = _read_leases(tx, command.fingerprint)
+    others = {i: leases[i] for i in empty if leases.get(i, command.flight) != command.flight}
+    acquired = tuple(index for index in empty if index not in others)
+    remove_after = tx.now + command.lease_seconds
+    tx.execute_many(
+        "INSERT OR REPLACE INTO leases (fingerprint, slot, flight, remove_after)"
+        " VALUES (?, ?, ?, ?)",
+        [(command.fingerprint, index, command.flight, remove_after) for index in acquired],
+    )
+    return commands.LeaseResult(tx.now, filled, acquired, others)
+
+
+@writes(commands.RenewLease)
+def renew_lease(tx: Transaction, command: commands.RenewLease) -> bool:
+    renewed = tx.execute(
+        "UPDATE leases SET remove_after = ?"
+        " WHERE fingerprint = ? AND flight = ? AND remove_after > ?",
+        (tx.now + command.lease_seconds, command.fingerprint, command.flight, tx.now),
+    )
+    return renewed > 0
+
+
+@writes(commands.ReleaseLease)
+def release_lease(tx: Transaction, command: commands.ReleaseLease) -> None:
+    _delete_leases(tx, command.fingerprint, command.flight)
+
+
+@writes(commands.StoreImages)
+def store_images(tx: Transaction, command: commands.StoreImages) -> Mapping[int, int]:
+    fingerprint = command.fingerprint
+    _delete_leases(tx, fingerprint, command.flight)
+    placement = _Placement.of(tx, command)
+    placed = {}
+    for wanted, slot in sorted(command.slots.items()):
+        target = placement.place(wanted, slot.image_id)
+        if target is not None:
+            placed[target] = slot
+    # Displaced images move first: their rows are where the new ones go.
+    for index, target in placement.move_displaced().items():
+        tx.execute(
+            "UPDATE OR REPLACE slots SET slot = ? WHERE fingerprint = ? AND slot = ?",
+            (target, fingerprint, index),
+        )
+    expires_at = tx.now + command.ttl_seconds
+    remove_after = expires_at + command.stale_if_error_seconds
+    tx.execute_many(
+        "INSERT OR REPLACE INTO slots"
+        " (fingerprint, slot, image_id, expires_at, data, remove_after) VALUES (?, ?, ?, ?, ?, ?)",
+        [
+            (fingerprint, index, slot.image_id, expires_at, slot.data, remove_after)
+            for index, slot in placed.items()
+        ],
+    )
+    # An entry is removed as a whole: its slots stay until the last of them may go.
+    tx.execute(
+        "UPDATE slots SET remove_after ="
+        " (SELECT max(remove_after) FROM slots WHERE fingerprint = ?)"
+        " WHERE fingerprint = ? AND remove_after > ?",
+        (fingerprint, fingerprint, tx.now),
+    )
+    slot_of = placement.slot_of
+    return {
+        wanted: slot_of[slot.image_id]
+        for wanted, slot in command.slots.items()
+        if slot.image_id in slot_of
+    }
+
+
+@dataclass(slots=True)
+class _Placement:
+    """Finds slots for the images of a `StoreImages`. Only plans; the tables stay as they are."""
+
+    slot_of: dict[str, int]
+    """Image id → slot, for images that have one; stale images are among them."""
+    occupied: set[int]
+    """Slots with a fresh image or a lease."""
+    displaceable: dict[int, str]
+    """Slots whose fresh image has to make way: slot → image id."""
+    displaced: dict[int, str] = field(default_factory=dict)
+    """Slots that were taken from a fresh image: slot → id of that image."""
+
+    @classmethod
+    def of(cls, tx: Transaction, command: commands.StoreImages) -> _Placement:
+        slots = _read_slots(tx, command.fingerprint)
+        leases = _read_leases(tx, command.fingerprint)
+        fresh = {index: slot.image_id for index, slot in slots.items() if slot.expires_at > tx.now}
+        own = {slot.image_id for slot in command.slots.values()}
+        displaceable = {
+            index: image_id
+            for index, image_id in fresh.items()
+            if command.displaces and index not in leases and image_id not in own
+        }
+        slot_of = {slot.image_id: index for index, slot in slots.items()}
+        return cls(slot_of, {*fresh, *leases}, displaceable)
+
+    def place(self, wanted: int, image_id: str) -> int | None:
+        """The slot to store an image in; None if it is stored already or no slot is free."""
+        if image_id in self.slot_of:
+            return None
+        if wanted in self.displaceable:
+            self.displaced[wanted] = self.displaceable.pop(wanted)
+            self.occupied.discard(wanted)
+        return self._occupy(wanted, image_id)
+
+    def move_displaced(self) -> dict[int, int]:
+        """Finds slots for the displaced images: old slot → new slot, while there are free ones."""
+        targets = {
+            index: self._occupy(index, image_id) for index, image_id in self.displaced.items()
+        }
+        return {index: target for index, target in targets.items() if target is not None}
+
+    def _occupy(self, wanted: int, image_id: str) -> int | None:
+        """Gives an image its wanted slot, else the lowest free one, else None."""
+        candidates = (wanted, *range(MAX_SLOTS))
+        target = next((index for index in candidates if index not in self.occupied), None)
+        if target is not None:
+            self.occupied.add(target)
+            # A stale image in this slot will be overwritten.
+            self.slot_of = {i: index for i, index in self.slot_of.items() if index != target}
+            self.slot_of[image_id] = target
+        return target
+
+
+@writes(commands.EmptySlots)
+def empty_slots(tx: Transaction, command: commands.EmptySlots) -> None:
+    tx.execute_many(
+        "DELETE FROM slots WHERE fingerprint = ? AND slot = ? AND image_id = ?",
+        [(command.fingerprint, index, image_id) for index, image_id in command.images.items()],
+    )
+
+
+@reads(commands.ScanEntries)
+def scan_entries(tx: Transaction, command: commands.ScanEntries) -> commands.EntriesPage:
+    # The plus signs keep SQLite from the index on remove_after: the primary key sorts.
+    rows = tx.fetch_all(
+        "SELECT fingerprint, slot, image_id, expires_at, data FROM slots WHERE fingerprint IN"
+        " (SELECT DISTINCT fingerprint FROM slots WHERE fingerprint > ? AND +remove_after > ?"
+        " ORDER BY fingerprint LIMIT ?) AND +remove_after > ? ORDER BY fingerprint, slot",
+        (command.after, tx.now, command.limit, tx.now),
+    )
+    entries: dict[str, dict[int, Slot]] = {}
+    for fingerprint, index, image_id, expires_at, data in rows:
+        entries.setdefault(fingerprint, {})[index] = Slot(image_id, expires_at, data)
+    return commands.EntriesPage(entries, max(entries) if len(entries) == command.limit else None)
+
+
+def _read_slots(tx: Transaction, fingerprint: str) -> dict[int, Slot]:
+    """The slots of an entry that have an image, fresh or stale."""
+    rows = tx.fetch_all(
+        "SELECT slot, image_id, expires_at, data FROM slots"
+        " WHERE fingerprint = ? AND remove_after > ? ORDER BY slot",
+        (fingerprint, tx.now),
+    )
+    return {index: Slot(image_id, expires_at, data) for index, image_id, expires_at, data in rows}
+
+
+def _read_leases(tx: Transaction, fingerprint: str) -> dict[int, str]:
+    """Slot → the flight that has the lease."""
+    rows = tx.fetch_all(
+        "SELECT slot, flight FROM leases WHERE fingerprint = ? AND remove_after > ?",
+        (fingerprint, tx.now),
+    )
+    return dict(rows)
+
+
+def _delete_leases(tx: Transaction, fingerprint: str, flight: str) -> None:
+    tx.execute("DELETE FROM leases WHERE fingerprint = ? AND flight = ?", (fingerprint, flight))

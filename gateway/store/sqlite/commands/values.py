@@ -1,0 +1,43 @@
+"""Values with a time to live."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+from gateway.store import commands
+from gateway.store.sqlite.commands.registry import reads, writes
+from gateway.store.sqlite.transaction import Transaction
+
+
+@writes(commands.SetValue)
+def set_value(tx: Transaction, command: commands.SetValue) -> bool:
+    if command.only_if_absent and _read_value(tx, command.space, command.name) is not None:
+        return False
+    ttl_seconds = math.inf if command.ttl_seconds is None else command.ttl_seconds
+    tx.execute(
+        "INSERT OR REPLACE INTO expiring_values (space, name, value, remove_after)"
+        " VALUES (?, ?, ?, ?)",
+        (command.space, command.name, command.value, tx.now + ttl_seconds),
+    )
+    return True
+
+
+@reads(commands.GetValue)
+def get_value(tx: Transaction, command: commands.GetValue) -> bytes | None:
+    return _read_value(tx, command.space, command.name)
+
+
+@writes(commands.DeleteValue)
+def delete_value(tx: Transaction, command: commands.DeleteValue) -> None:
+    tx.execute(
+        "DELETE FROM expiring_values WHERE space = ? AND name = ?", (command.space, command.name)
+    )
+
+
+def _read_value(tx: Transaction, space: str, name: str) -> bytes | None:
+    row = tx.fetch_one(
+        "SELECT value FROM expiring_values WHERE space = ? AND name = ? AND remove_after > ?",
+        (space, name, tx.now),
+    )
+    return None if row is None else cast(bytes, row[0])

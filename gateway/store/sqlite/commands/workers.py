@@ -1,0 +1,41 @@
+"""Heartbeats of the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.store import commands
+from gateway.store.sqlite.commands.registry import reads, writes
+from gateway.store.sqlite.transaction import Transaction
+
+
+@writes(commands.Heartbeat)
+def heartbeat(tx: Transaction, command: commands.Heartbeat) -> None:
+    record_heartbeat(tx, command.worker)
+
+
+def record_heartbeat(tx: Transaction, worker: str) -> None:
+    """Keeps a worker from expiring."""
+    tx.execute(
+        "INSERT OR REPLACE INTO workers (worker, heartbeat_at) VALUES (?, ?)", (worker, tx.now)
+    )
+
+
+@reads(commands.ExpiredWorkers)
+def expired_workers(tx: Transaction, command: commands.ExpiredWorkers) -> Sequence[str]:
+    rows = tx.fetch_all(
+        "SELECT worker FROM workers WHERE heartbeat_at <= ? ORDER BY worker",
+        (tx.now - command.after_seconds,),
+    )
+    return [worker for (worker,) in rows]
+
+
+@writes(commands.Deregister)
+def deregister(tx: Transaction, command: commands.Deregister) -> bool:
+    has_open_journals = tx.fetch_one(
+        "SELECT 1 FROM journals WHERE worker = ? AND state != 'settled'", (command.worker,)
+    )
+    if has_open_journals:
+        return False
+    tx.execute("DELETE FROM workers WHERE worker = ?", (command.worker,))
+    return True

@@ -1,0 +1,186 @@
+"""Threads that run queued work in transactions: a process has one that writes and one that reads.
+
+Everything that is queued when a thread becomes free shares one transaction, and so one commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import queue
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from gateway.errors import StoreFull, StoreUnavailable
+from gateway.store.sqlite.connection import connect, raising_unavailable, write_lock
+from gateway.store.sqlite.transaction import Transaction
+
+TIMEOUT_SECONDS: Final = 2.0
+"""How long a caller waits for its result before the store counts as unavailable."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Request:
+    """Work that waits for a transaction, and the future of its result."""
+
+    work: Callable[[Transaction], Any]
+    future: asyncio.Future[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Outcome:
+    """The result or the error of a request."""
+
+    future: asyncio.Future[Any]
+    result: Any = None
+    error: Exception | None = None
+
+    def deliver(self) -> None:
+        """Completes the future. Runs on the event loop."""
+        if self.future.done():  # the caller was cancelled or has timed out
+            return
+        if self.error is None:
+            self.future.set_result(self.result)
+        else:
+            self.future.set_exception(self.error)
+
+
+class TransactionQueue:
+    """Runs work on a thread of its own, all that is queued in one transaction."""
+
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        clock: Callable[[], float],
+        *,
+        name: str,
+        write_lock_of: Path | None,
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._write_lock_of = write_lock_of
+        self._loop = asyncio.get_running_loop()
+        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+
+    async def run(self, work: Callable[[Transaction], Any]) -> Any:
+        """Runs `work` in a transaction, and returns its result or raises its exception.
+
+        Raises `StoreUnavailable` after two seconds. Work that the thread has begun by then may
+        still be committed.
+        """
+        future = self._loop.create_future()
+        self._requests.put(_Request(work, future))
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                return await future
+        except TimeoutError as error:
+            raise StoreUnavailable from error
+
+    def start(self) -> None:
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Finishes the queued work. A thread that the kernel does not let go is left behind."""
+        self._requests.put(None)
+        await asyncio.to_thread(self._thread.join, TIMEOUT_SECONDS)
+
+    def _serve(self) -> None:
+        with contextlib.closing(self._db):
+            stopping = False
+            while not stopping:
+                requests = [self._requests.get()]
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        requests.append(self._requests.get_nowait())
+                stopping = None in requests
+                self._run_all([request for request in requests if request is not None])
+
+    def _run_all(self, requests: list[_Request]) -> None:
+        """Runs requests in one transaction, and delivers all outcomes after its commit."""
+        awaited = [request for request in requests if not request.future.done()]
+        if not awaited:
+            return
+        try:
+            if self._write_lock_of is None:
+                outcomes = self._commit(awaited, begin="BEGIN")
+            else:
+                with write_lock(self._write_lock_of):
+                    outcomes = self._commit(awaited, begin="BEGIN IMMEDIATE")
+        except (sqlite3.Error, OSError) as error:
+            outcomes = [_Outcome(request.future, error=_as_ours(error)) for request in awaited]
+
+        def deliver() -> None:
+            for outcome in outcomes:
+                outcome.deliver()
+
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(deliver)
+
+    def _commit(self, requests: list[_Request], *, begin: str) -> list[_Outcome]:
+        self._db.execute(begin)
+        try:
+            outcomes = [self._run_one(request) for request in requests]
+            self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+        return outcomes
+
+    def _run_one(self, request: _Request) -> _Outcome:
+        """Runs a request in a savepoint, so that its failure undoes nothing of the others."""
+        self._db.execute("SAVEPOINT request")
+        try:
+            result = request.work(Transaction(self._db, self._clock()))
+            outcome = _Outcome(request.future, result)
+        except Exception as error:
+            if not self._db.in_transaction:
+                # On a full disk SQLite rolls back the whole transaction, savepoints included.
+                raise
+            self._db.execute("ROLLBACK TO request")
+            outcome = _Outcome(request.future, error=_as_ours(error))
+        self._db.execute("RELEASE request")
+        return outcome
+
+
+def _as_ours(error: Exception) -> Exception:
+    """Errors of the disk and of SQLite as `StoreFull` or `StoreUnavailable`; others unchanged."""
+    if isinstance(error, OSError):
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    elif isinstance(error, sqlite3.Error):
+        is_full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    else:
+        return error
+    unavailable = StoreFull() if is_full else StoreUnavailable()
+    unavailable.__cause__ = error
+    return unavailable
+
+
+@asynccontextmanager
+async def open_transaction_queue(
+    path: Path, clock: Callable[[], float], *, read_only: bool
+) -> AsyncIterator[TransactionQueue]:
+    """A queue with its thread and its connection. On leaving, the queued work is finished."""
+    with raising_unavailable(path):
+        db = await asyncio.to_thread(connect, path, read_only=read_only)
+    transactions = TransactionQueue(
+        db,
+        clock,
+        name="sqlite-reader" if read_only else "sqlite-writer",
+        write_lock_of=None if read_only else path,
+    )
+    try:
+        transactions.start()
+    except RuntimeError:  # no thread can be started, so none will close the connection
+        db.close()
+        raise
+    try:
+        yield transactions
+    finally:
+        await transactions.stop()
