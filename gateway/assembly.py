@@ -170,7 +170,7 @@ async def open_cache(
     """
     async with open_existing_store(settings), open_store(settings) as (store, blob_store):
         cache = _wire_cache(
-            settings, store, blob_store, observer=Metrics(), ttl_seconds=ttl_seconds
+            settings, store, blob_store, observer=Metrics().cache, ttl_seconds=ttl_seconds
         )
         yield store, cache
 
@@ -219,10 +219,10 @@ async def open_gateway(
         opened, blob_store = await stack.enter_async_context(open_store(settings))
         store = EvictingStore(InstrumentedStore(LimitedStore(opened), _teller(health, metrics)))
         links = await stack.enter_async_context(
-            open_links(rehost_settings(settings), observer=metrics.fetched)
+            open_links(rehost_settings(settings), observer=metrics.upstream.fetched)
         )
         client = await stack.enter_async_context(
-            open_client(client_settings(settings), observer=metrics)
+            open_client(client_settings(settings), observer=metrics.upstream)
         )
         gateway = _wire(
             settings,
@@ -252,11 +252,11 @@ def _wire(
 ) -> Gateway:
     """Constructs every room and introduces them to the stories. No I/O."""
     worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    cache = _wire_cache(settings, store, blob_store, observer=metrics)
+    cache = _wire_cache(settings, store, blob_store, observer=metrics.cache)
     signing = create_signing(settings, store)
-    keys, ledger, tasks = Keys(store), Ledger(store), OwnedTasks(metrics.flights.set)
+    keys, ledger, tasks = Keys(store), Ledger(store), OwnedTasks(metrics.upstream.flights.set)
     flights = Flights(store, PartialImages(store, cache.blobs), tasks)
-    settlements = Settlements(store, cache.image_cache, metrics)
+    settlements = Settlements(store, cache.image_cache, metrics.money)
     purchases = Purchases(
         _purchase_settings(settings, worker),
         store,
@@ -269,7 +269,7 @@ def _wire(
     recovery = Recovery(
         store,
         settlements,
-        metrics,
+        metrics.money,
         worker=worker,
         expires_after_seconds=settings.workers.dead_after_seconds,
     )
@@ -350,7 +350,7 @@ def create_signing(settings: Settings, store: Store) -> Signing:
 
 
 def _know_policy(metrics: Metrics, policy: Policy) -> None:
-    metrics.know(
+    metrics.use_policy(
         models=policy.catalog.models,
         sizes=policy.values_of("size"),
         qualities=policy.values_of("quality"),
@@ -436,9 +436,9 @@ def _delivery_settings(settings: Settings) -> DeliverySettings:
 def _teller(health: Health, metrics: Metrics) -> Callable[[bool], None]:
     def tell(was_answered: bool) -> None:
         if not was_answered:
-            metrics.store_errors.inc()
+            metrics.cache.store_errors.inc()
         if was_answered != health.store_up or not health.store_reached:
-            metrics.store_up.set(was_answered)
+            metrics.cache.store_up.set(was_answered)
         health.store_up = was_answered
         health.store_reached = health.store_reached or was_answered
 

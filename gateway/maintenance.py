@@ -169,4 +169,4 @@ async def _sweep(store: Store, blobs: BlobStore) -> None:
 
 async def _label_keys(keys: Keys, metrics: Metrics) -> None:
     live = [record.name for record in await keys.list_keys() if record.revoked_at is None]
-    metrics.know_keys(live[:MAX_KEYS])
+    metrics.use_keys(live[:MAX_KEYS])

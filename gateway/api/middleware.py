@@ -83,8 +83,8 @@ async def stamp(request: web.Request, response: web.StreamResponse) -> None:
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Gives the request its id, counts the answer and writes one line of the access log."""
     exchange = request[EXCHANGE] = Exchange(new_request_id(), time.monotonic())
-    metrics = request.app[SERVICES].metrics
-    metrics.began()
+    metrics = request.app[SERVICES].metrics.requests
+    metrics.started()
     try:
         response = await handler(request)
     finally:
