@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias, get_args
 
+MICROS_PER_USD: Final = 1_000_000
+
 Unit: TypeAlias = Literal["requests", "images", "tokens", "usd_micros", "purchases"]
 """What is counted. Money is in micro-dollars."""
 
@@ -72,7 +74,9 @@ def _problem(row: Limit) -> str | None:
     if row.unit == "requests" and not row.at_admission:
         return "a purchase reserves no requests; set at_admission to True"
     if row.at_admission and row.period != "minute":
-        return f"an admission takes from token buckets only; use period 'minute', not '{row.period}'"
+        return (
+            f"an admission takes from token buckets only; use period 'minute', not '{row.period}'"
+        )
     if row.unit == "purchases" and row.period in ("day", "month"):
         return (
             "a settled purchase is charged images, tokens and money, so purchases are counted "

@@ -16,14 +16,13 @@ import structlog
 from aiohttp import hdrs, web
 
 from gateway.api.services import SERVICES
-from gateway.errors import INVALID_REQUEST, GatewayError
+from gateway.errors import INVALID_REQUEST, MAX_ECHO, GatewayError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 API_VERSION: Final = "2020-10-01"
 SERVER: Final = "image-gateway"
 """What `Server` says: no library, no version."""
-MAX_ECHO: Final = 200
 BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST
 CLOSING: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE})
 """After these the rest of the request is not read."""
