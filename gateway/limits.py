@@ -13,16 +13,15 @@ from types import MappingProxyType
 from typing import Final, Literal, TypeAlias, get_args
 
 MICROS_PER_USD: Final = 1_000_000
+"""Money is counted in micro-dollars."""
 
 Unit: TypeAlias = Literal["requests", "images", "tokens", "usd_micros", "purchases"]
-"""What is counted. Money is in micro-dollars."""
+"""An admission counts one of `requests`. A purchase reserves one of `purchases`, and it reserves
+and is charged the others (`images.Amounts`)."""
 
 Period: TypeAlias = Literal["minute", "day", "month", "concurrency"]
 """`minute` is a token bucket, `day` and `month` are UTC calendar windows, and `concurrency` counts
 what open purchases have reserved right now."""
-
-CHARGED_UNITS: Final[tuple[Unit, ...]] = ("images", "tokens", "usd_micros")
-"""What a purchase reserves and is charged. Besides, it reserves itself: one of `purchases`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from gateway.access.signing import (
     decode_keys,
     expiry,
     make_key,
-    put_in_front,
+    rotate_in,
 )
 from gateway.errors import GatewayError, StoreUnavailable
 from gateway.store.batch import execute
@@ -410,5 +410,5 @@ def test_new_keys_have_256_random_bits():
 
 def test_a_key_stays_as_long_as_one_that_took_over_lately():
     keys = [StoredKey(f"k{i}", "00" * 32, NOON - i * DAY / 2) for i in range(6)]
-    kept = put_in_front(keys[0], keys[1:], url_ttl_seconds=DAY)
+    kept = rotate_in(keys[0], keys[1:], url_ttl_seconds=DAY)
     assert [key.kid for key in kept] == ["k0", "k1", "k2", "k3"]

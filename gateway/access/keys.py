@@ -206,7 +206,7 @@ class Keys:
         return changes
 
     async def _inactive_owner(self, name: str) -> bytes | None:
-        """The id of the inactive key that still has a name, if any. Raises 409 for an active one."""
+        """The id of an inactive key that still has a name. Raises 409 if an active key has it."""
         owner = await execute(self._store, Get(NAMES, name))
         if owner is None:
             return None

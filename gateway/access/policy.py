@@ -35,7 +35,7 @@ class Policy:
 
 
 def parse_policy(models: Mapping[str, Any], *, file: str) -> Policy:
-    """The policy with the model table of `file`. Raises `CatalogError`, which names file and key."""
+    """The policy with `models`, read from `file`. Raises `CatalogError`, which names both."""
     return Policy(parse_catalog(models, file=file))
 
 

@@ -18,7 +18,7 @@ from typing import Final, Literal, NamedTuple
 
 from gateway.errors import ErrorCode, LimitExceeded
 from gateway.images import Amounts, LimitSubject
-from gateway.limits import CHARGED_UNITS, LIMITS, Limit
+from gateway.limits import LIMITS, Limit
 from gateway.store.batch import Batch, Result
 from gateway.store.commands import (
     Admission,
@@ -116,7 +116,7 @@ def settle(
     correct: bool = False,
 ) -> Result[Settlement]:
     """Closes a journal: counters, ledger record and state in one step, exactly once."""
-    amounts = {unit: getattr(charge, unit) for unit in CHARGED_UNITS}
+    amounts = {"images": charge.images, "tokens": charge.tokens, "usd_micros": charge.usd_micros}
     return batch.add(Settle(purchase, amounts, record, presumed=presumed, correct=correct))
 
 
@@ -194,7 +194,9 @@ def reservation_states(subject: LimitSubject, states: Sequence[CounterState]) ->
 
 def charged(settlement: Settlement) -> Amounts:
     """The charge of a closed journal."""
-    return Amounts(**{unit: settlement.charged.get(unit, 0) for unit in CHARGED_UNITS})
+    return Amounts(
+        **{unit: settlement.charged.get(unit, 0) for unit in ("images", "tokens", "usd_micros")}
+    )
 
 
 # ── refusals ────────────────────────────────────────────────────────────────────────────────
@@ -279,10 +281,10 @@ def rate_headers(states: Iterable[LimitState]) -> Mapping[str, str]:
         if unit in _SHOWN and (unit not in tightest or remaining <= tightest[unit][0]):
             tightest[unit] = remaining, state
     headers: dict[str, str] = {}
-    for unit, (remaining, state) in tightest.items():
-        headers[f"x-ratelimit-limit-{unit}"] = str(state.maximum)
-        headers[f"x-ratelimit-remaining-{unit}"] = str(remaining)
-        headers[f"x-ratelimit-reset-{unit}"] = go_duration(state.counter.resets_in)
+    for shown, (remaining, state) in tightest.items():
+        headers[f"x-ratelimit-limit-{shown}"] = str(state.maximum)
+        headers[f"x-ratelimit-remaining-{shown}"] = str(remaining)
+        headers[f"x-ratelimit-reset-{shown}"] = go_duration(state.counter.resets_in)
     return headers
 
 

@@ -26,6 +26,8 @@ MAX_TAG_CHARACTERS: Final = 64
 MAX_COST_MICROS: Final = 2**52
 """The largest amount: like a key's limits, exact in every store."""
 
+_NO_CACHE_CONTROL: Final = CacheControl()
+
 _NAMES: Final = frozenset(
     {
         *("cache-control", "pragma", "prefer", IDEMPOTENCY_KEY.lower()),
@@ -42,7 +44,7 @@ _IDEMPOTENCY_KEY: Final = re.compile(r"[!-~]{1,255}")
 class RequestHeaders:
     """The headers of one request; the defaults are those of a request without any."""
 
-    cache_control: CacheControl = CacheControl()
+    cache_control: CacheControl = _NO_CACHE_CONTROL
     variation: int = 0
     """The first requested slot, 0 … 63."""
     tags: tuple[str, ...] = ()
