@@ -103,7 +103,7 @@ def test_gpt_models_take_a_response_format_that_upstream_never_sees(model, forma
     fate = "'response_format' is served by the gateway itself"
     assert refused.headers == {HINT: f"lenient validation would accept this: {fate} {SETTING}"}
     accepted = ask(model, lenient=True, response_format=format_)
-    assert accepted == replace(ask(model), response_format=format_, asked_response_format=None)
+    assert accepted == replace(ask(model), response_format=format_, requested_response_format=None)
 
 
 @pytest.mark.parametrize("model", ALL)

@@ -52,7 +52,7 @@ class Settlements:
         except Exception:
             # A fault of our own keeps the images from being stored. The charge is settled anyway.
             log.exception("image_store_failed", purchase=received.reserved.purchase)
-            record = received.record.but(outcome="failed", flags=("unkept",))
+            record = received.record.but(outcome="failed", flags=("not_stored",))
             return await self.settle_failure(
                 received.reserved, gateway_failure(), received.charge, record=record
             )

@@ -126,7 +126,7 @@ def _build(
         n=_number(values.get("n"), 1),
         parameters=MappingProxyType(off_default),
         response_format=_text(values.get("response_format")) or "b64_json",
-        asked_response_format=_text(asked) if "response_format" in model.parameters else None,
+        requested_response_format=_text(asked) if "response_format" in model.parameters else None,
         user=_text(values.get("user")),
         stream=stream,
         # Without a stream, partial images cannot be sent. See
