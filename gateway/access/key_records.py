@@ -1,4 +1,4 @@
-"""Key records: what the store holds of a key, and what an administrator may set.
+"""Key records, as the store has them and as an administrator sets them.
 
 A record may have fields of a newer gateway on the same store. They are kept and not shown. Making,
 changing and authenticating keys is `access.keys`.
@@ -118,7 +118,7 @@ class KeyRecord(BaseModel):
 
 
 class KeySpec(BaseModel):
-    """What an administrator sets of a key (`POST`, `PATCH /admin/keys`)."""
+    """The fields of a key that an administrator sets (`POST`, `PATCH /admin/keys`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -166,7 +166,7 @@ class KeySpec(BaseModel):
 
 
 def parse_spec(data: Mapping[str, Any]) -> KeySpec:
-    """Checks what an administrator sent. Raises `InvalidRequest`, which names the field."""
+    """Checks the fields of a new key. Raises `InvalidRequest`, which names the field."""
     for name in data:
         if name not in KeySpec.model_fields:
             shown = name[:MAX_ECHO]

@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 
 def draft(subject: LimitSubject, *, request_id: str, time: float) -> Record:
-    """A record with what is known once the key is."""
+    """A record with the fields that follow from the key."""
     return Record(
         id=request_id,
         request_id=request_id,

@@ -1,4 +1,4 @@
-"""What a purchase may cost at most, and what it did cost. Pure, exact, in micro-dollars.
+"""Estimates, costs and charges of purchases. Pure, exact, in micro-dollars.
 
 A price of one dollar per million tokens is one micro-dollar per token. Sums are decimals, exact in
 a hundred digits, and are rounded up to whole micro-dollars once per purchase. Which limits the
@@ -33,7 +33,7 @@ _EXACT: Final = Context(prec=100, traps=[Inexact])
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a purchase reserves: an upper bound of images, tokens and money."""
+    """An upper bound of images, tokens and money, which a purchase reserves."""
 
     amounts: Amounts
     reason: str | None
@@ -49,7 +49,7 @@ def is_billed_by_tokens(model: Model) -> bool:
 
 
 def estimate(model: Model, request: ImageRequest, images: int) -> Estimate:
-    """An upper bound of what buying `images` images of this request costs.
+    """An upper bound of the cost of `images` images of this request.
 
     Input tokens are the prompt's UTF-8 bytes + 16. Output tokens are those of the largest size
     and quality that upstream may choose. Money is the larger of tokens × price and the per-image
@@ -122,7 +122,7 @@ def _formula_tokens(formula: TokenFormula, grid: int, *, size: str) -> int:
 def charge(
     model: Model, request: ImageRequest, *, usage: Usage | None, images: int, estimated: Amounts
 ) -> Amounts:
-    """What a purchase that delivered `images` images is charged: the real cost if known.
+    """The charge for a purchase that delivered `images` images: the real cost if known.
 
     Otherwise, for a model billed by tokens that came without usage, `estimated` as a whole. A
     model billed per image is charged no tokens, even if upstream reports some.
@@ -144,9 +144,9 @@ def charge(
 def cost_micros(
     model: Model, *, usage: Usage | None, images: int, size: str | None, quality: str | None
 ) -> int:
-    """What a purchase cost, in micro-dollars, rounded up.
+    """The cost of a purchase in micro-dollars, rounded up.
 
-    Models billed by tokens cost what `usage` says. Others cost their price per delivered image,
+    Models billed by tokens cost their `usage`. Others cost their price per delivered image,
     by `size` and `quality` of the request; None is the model's default.
 
     Raises `ValueError` for a model billed by tokens without usage: then the cost is not known, and

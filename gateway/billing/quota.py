@@ -1,12 +1,11 @@
-"""Quota: what a key may request, and what it may spend.
+"""Quota: the limits of a key's requests and of its spending.
 
 Two steps, each all or nothing on the store's clock: *admission* of every valid request, and
-*reservation* before a purchase, which also opens the purchase's journal. What was reserved is
-settled exactly once. The journal carries a payload that is opaque here; it is
-`purchasing.journal`'s.
+*reservation* before a purchase, which also opens the purchase's journal. A reservation is settled
+exactly once. The journal's payload is opaque here; it is `purchasing.journal`.
 
-Counters of days and months are kept for every key, limited or not, so that a limit that is set
-tomorrow knows what was spent today. Which limits exist is `limits`; what a purchase costs is
+Counters of days and months are kept for every key, limited or not: a limit that is set tomorrow
+also counts today's spending. The table of limits is `limits`; estimates and charges are
 `billing.pricing`.
 """
 
@@ -102,7 +101,7 @@ def reserve(
 def receive(
     batch: Batch, purchase: str, payload: bytes
 ) -> Result[Literal["received", "settled", "unknown"]]:
-    """Writes into the journal what arrived; the result is the journal's state."""
+    """Replaces the journal's payload once the images are stored; the result is its state."""
     return batch.add(Receive(purchase, payload))
 
 

@@ -1,7 +1,7 @@
 """Reads the bytes of a request body as one JSON object.
 
-Python's own `json` reads it, because its hooks see what a faster reader silently repairs:
-duplicate keys, NaN, endless numbers. What the keys mean is `request.validation`.
+Python's own `json` reads it, because its hooks see duplicate keys, NaN and endless numbers, which
+faster readers silently repair. The meaning of the keys is `request.validation`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MAX_LEVELS: Final = 64
 """Objects and arrays inside one another, the body itself included."""
 
 MAX_DIGITS: Final = 100
-"""Digits of one integer; far above any limit, far below what is slow to convert."""
+"""Digits of one integer: more than any limit needs, and still fast to convert."""
 
 _NOT_JSON: Final = (
     "We could not parse the JSON body of your request. (HINT: This likely means you aren't using "

@@ -49,7 +49,7 @@ class CachePolicy:
 
     @property
     def requires_fresh(self) -> bool:
-        """Whether an expired image may never stand in."""
+        """Whether the request refuses expired images even if upstream fails."""
         return self.no_cache or self.no_store or self.max_age_seconds is not None
 
 

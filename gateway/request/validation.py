@@ -1,13 +1,14 @@
 """Validates a JSON object against the model table: a valid request, or the exact error.
 
-Strict mode refuses what the API reference does not allow. It answers the service's own error
+Strict mode refuses everything that the API reference does not allow, with the service's own error
 (`docs/reference/images-api.md#refusals`), and only the first one
-(`docs/reference/images-api.md#order-of-checks`). Lenient mode first sets aside what known clients
-send although it changes nothing (`docs/reference/images-api.md#lenient-validation`), and checks the
-rest as strictly. So it accepts everything that strict mode accepts, as the same request.
+(`docs/reference/images-api.md#order-of-checks`). Lenient mode first sets aside parameters that
+known clients send although they have no effect (`docs/reference/images-api.md#lenient-validation`),
+and checks the rest as strictly. So it accepts everything that strict mode accepts, as the same
+request.
 
-Nothing is coerced, and the prompt is never changed. What is allowed is in the rows of the table
-(`catalog`); bytes become JSON in `request.body`.
+Nothing is coerced, and the prompt is never changed. The rows of the table (`catalog`) say which
+values are allowed; bytes become JSON in `request.body`.
 """
 
 from __future__ import annotations
@@ -196,7 +197,7 @@ def _has_value(spec: ParameterSpec, value: object) -> bool:
 def _validate_leniently(
     body: Mapping[str, object], model: Model, *, catalog: Catalog
 ) -> ImageRequest:
-    """Sets the tolerated aside, validates the rest strictly, and puts back what has an effect."""
+    """Sets tolerated parameters aside, validates the rest, and adds those with an effect."""
     tolerated = _tolerated(body, model, catalog=catalog)
     rest = {name: value for name, value in body.items() if name not in tolerated}
     effective: dict[str, Any] = {
@@ -368,7 +369,7 @@ def _(spec: TextSpec, name: str, value: object) -> Value:
 
 
 def _size_fault(spec: SizeSpec, size: str) -> str | None:
-    """What is wrong with a free size, as `docs/reference/images-api.md#sizes-by-rule` words it."""
+    """The fault of a free size, in the words of `docs/reference/images-api.md#sizes-by-rule`."""
     matched = SIZE.fullmatch(size)
     if matched is None:
         return f"Expected WIDTHxHEIGHT, for example '{spec.example}'."
