@@ -6,7 +6,7 @@
     ├── LimitExceeded            429: a limit of the client's own key is reached
     ├── StoreUnavailable         503: the store did not answer in time
     │   └── StoreFull            503: the store answered that it has no room left
-    └── UpstreamFailure          upstream delivered no image; with what it charged (`Charge`)
+    └── UpstreamFailure          upstream delivered no image; with its charge (`Charge`)
 
 Foreign exceptions become these in `upstream/openai/errors` and in the store adapters. These become
 HTTP answers in `api/middleware`, and nowhere else. The error bodies are described in
@@ -220,7 +220,7 @@ class StoreFull(StoreUnavailable):
 
 
 class Charge(StrEnum):
-    """What a purchase without an image is charged: `docs/reference/billing.md#charges`."""
+    """The charge for a purchase without an image: `docs/reference/billing.md#charges`."""
 
     FREE = "free"
     """Not sent, or answered with 4xx or 503: nothing."""
@@ -235,8 +235,8 @@ class Charge(StrEnum):
 class UpstreamFailure(GatewayError):
     """Upstream answered with an error, without a usable image, or not at all.
 
-    `usage` is what upstream reported although no image came. It and `upstream_request_id` are for
-    the leader's ledger record; followers do not receive them.
+    `usage` is upstream's report of tokens although no image came. It and `upstream_request_id` are
+    for the leader's ledger record; followers do not receive them.
     """
 
     status = 502

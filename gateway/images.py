@@ -158,7 +158,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Amounts:
-    """What a purchase reserves or is charged. The limits of a purchase count these fields."""
+    """The reservation or the charge of a purchase. Limits count these fields."""
 
     images: int = 0
     tokens: int = 0

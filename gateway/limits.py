@@ -1,8 +1,8 @@
 """The table of limits: which units of a key are limited, over which period, and when they count.
 
-A row is data. What counts against it and how it is enforced is `billing.quota` and the stores'
-counters. `check_limits` refuses a row that those would not enforce, so that a limit which limits
-nothing cannot be offered. Users read of the limits in `docs/reference/billing.md#limits`.
+A row is data. It is enforced by `billing.quota` and the stores' counters. `check_limits` refuses a
+row that those would not enforce, so no key can have a limit that limits nothing. Users read of the
+limits in `docs/reference/billing.md#limits`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ and is charged the others (`images.Amounts`)."""
 
 Period: TypeAlias = Literal["minute", "day", "month", "concurrency"]
 """`minute` is a token bucket, `day` and `month` are UTC calendar windows, and `concurrency` counts
-what open purchases have reserved right now."""
+the reservations of open purchases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Limit:
     unit: Unit
     period: Period
     at_admission: bool = False
-    """Each valid request counts; otherwise only what a purchase reserves."""
+    """It counts each valid request; otherwise only purchases."""
 
     @property
     def is_rate(self) -> bool:

@@ -40,7 +40,7 @@ OVERHEAD_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0
 
 
 class Billed(Protocol):
-    """What the money counters read from a ledger record."""
+    """The fields of a ledger record that the money counters need."""
 
     @property
     def key(self) -> str: ...
@@ -65,7 +65,7 @@ class Billed(Protocol):
 
 
 class CacheTotals(Protocol):
-    """What the cache's gauges show."""
+    """The totals that the cache's gauges show."""
 
     @property
     def count(self) -> int: ...
@@ -360,7 +360,7 @@ class MoneyMetrics:
         self._images_of(billed, account).inc(max(0, billed.images))
 
     def served(self, billed: Billed, images: int) -> None:
-        """Counts images that were answered without a purchase, and what that saved."""
+        """Counts images that were served without a purchase, and the saved money."""
         account = self._account(billed)
         self._pending.add(self._saved[account], billed.saved_micros / 1e6)
         self._pending.add(self._images_of(billed, account), images)

@@ -65,9 +65,7 @@ async def purchases_of(store: Store, rows: list[Limit], *, settles: bool) -> int
     key_id = f"{rows[0].unit} {rows[0].period} {rows[0].at_admission} {settles}"
     limits = {row.name: MAXIMUM for row in rows}
     client = Client(store, LimitSubject(key_id, key_id, None, limits, record=b""))
-    bought = [
-        await client.buy(f"{key_id} {number}", settles=settles) for number in range(ATTEMPTS)
-    ]
+    bought = [await client.buy(f"{key_id} {number}", settles=settles) for number in range(ATTEMPTS)]
     return sum(bought)
 
 
@@ -110,7 +108,7 @@ async def test_two_limits_of_one_counter_would_count_everything_twice(
 async def test_all_limits_of_the_table_hold_side_by_side(open_store: OpenStore) -> None:
     async with open_store() as store:
         for limited in LIMITS.values():
-            limits = {name: 10**6 for name in LIMITS} | {limited.name: MAXIMUM}
+            limits = dict.fromkeys(LIMITS, 10**6) | {limited.name: MAXIMUM}
             key_id = f"key of {limited.name}"
             client = Client(store, LimitSubject(key_id, key_id, None, limits, record=b""))
             bought = [await client.buy(f"{key_id} {i}", settles=False) for i in range(ATTEMPTS)]
@@ -123,8 +121,10 @@ async def test_all_limits_of_the_table_hold_side_by_side(open_store: OpenStore) 
     [
         (
             [Limit("x", "image", "day")],  # type: ignore[arg-type]
-            "limit 'x': unknown unit 'image'; "
-            "use one of requests, images, tokens, usd_micros, purchases",
+            (
+                "limit 'x': unknown unit 'image'; "
+                "use one of requests, images, tokens, usd_micros, purchases"
+            ),
         ),
         (
             [Limit("x", "images", "hour")],  # type: ignore[arg-type]
@@ -140,18 +140,21 @@ async def test_all_limits_of_the_table_hold_side_by_side(open_store: OpenStore) 
         ),
         (
             [Limit("x", "requests", "day", at_admission=True)],
-            "limit 'x': an admission takes from token buckets only; "
-            "use period 'minute', not 'day'",
+            "limit 'x': an admission takes from token buckets only; use period 'minute', not 'day'",
         ),
         (
             [Limit("x", "requests", "concurrency", at_admission=True)],
-            "limit 'x': an admission takes from token buckets only; "
-            "use period 'minute', not 'concurrency'",
+            (
+                "limit 'x': an admission takes from token buckets only; "
+                "use period 'minute', not 'concurrency'"
+            ),
         ),
         (
             [Limit("x", "purchases", "month")],
-            "limit 'x': a settled purchase is charged images, tokens and money, so purchases are "
-            "counted only while they are open; use period 'minute' or 'concurrency'",
+            (
+                "limit 'x': a settled purchase is charged images, tokens and money, so purchases "
+                "are counted only while they are open; use period 'minute' or 'concurrency'"
+            ),
         ),
         (
             [Limit("x", "images", "day"), Limit("x", "images", "month")],
@@ -166,6 +169,6 @@ async def test_all_limits_of_the_table_hold_side_by_side(open_store: OpenStore) 
 def test_a_row_that_limits_nothing_is_refused_with_the_reason(
     rows: list[Limit], message: str
 ) -> None:
-    with pytest.raises(ValueError, match="^limit ") as refused:
+    with pytest.raises(ValueError, match=r"^limit ") as refused:
         check_limits(rows)
     assert str(refused.value) == message
