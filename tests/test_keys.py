@@ -9,10 +9,12 @@ from decimal import Decimal
 
 import pytest
 
+from gateway.access import key_records
 from gateway.access.key_records import KeyRecord, parse_spec
 from gateway.access.keys import KEYS, Keys
 from gateway.errors import GatewayError, IncorrectKey, InvalidRequest
 from gateway.images import Reuse
+from gateway.limits import Limit, check_limits
 from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Get, Write
 from gateway.store.protocol import Store
@@ -104,6 +106,18 @@ def test_a_limit_that_no_store_can_count_exactly_is_refused(
 ) -> None:
     with pytest.raises(InvalidRequest, match=message):
         parse_spec({"name": "x", "limits": {limit: value}})
+
+
+def test_a_token_bucket_of_money_is_bounded_in_micro_dollars(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both stores count it in 1/60,000,000 of a micro-dollar, exact below 2^53."""
+    per_minute = Limit("usd_per_minute", "usd_micros", "minute")
+    check_limits([per_minute])
+    monkeypatch.setattr(key_records, "LIMITS", {per_minute.name: per_minute})
+    parse_spec({"name": "x", "limits": {"usd_per_minute": 100}})
+    with pytest.raises(InvalidRequest, match="too large"):
+        parse_spec({"name": "x", "limits": {"usd_per_minute": 101}})
 
 
 # ── settings of the cache ───────────────────────────────────────────────────────────────────
