@@ -136,7 +136,9 @@ async def open_cache(
     async with open_existing_store(settings), open_store(settings) as (store, blob_store):
         yield (
             store,
-            wire_cache(settings, store, blob_store, observer=Metrics(), ttl_seconds=ttl_seconds),
+            wire_cache(
+                settings, store, blob_store, observer=Metrics().cache, ttl_seconds=ttl_seconds
+            ),
         )
 
 
@@ -216,10 +218,10 @@ async def open_gateway(
         )
         store = EvictingStore(observed_store)
         links = await stack.enter_async_context(
-            open_links(rehost_settings(settings), observer=metrics.fetched)
+            open_links(rehost_settings(settings), observer=metrics.upstream.fetched)
         )
         client = await stack.enter_async_context(
-            open_client(client_settings(settings), observer=metrics)
+            open_client(client_settings(settings), observer=metrics.upstream)
         )
         gateway = wire_gateway(
             settings,
@@ -253,11 +255,11 @@ def wire_gateway(
     Long on purpose: one constructor after the other, and nothing else.
     """
     worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    cache = wire_cache(settings, store, blob_store, observer=metrics)
+    cache = wire_cache(settings, store, blob_store, observer=metrics.cache)
     signing = create_signing(settings, store)
-    keys, ledger, tasks = Keys(store), Ledger(store), OwnedTasks(metrics.flights.set)
+    keys, ledger, tasks = Keys(store), Ledger(store), OwnedTasks(metrics.upstream.flights.set)
     flights = Flights(store, PartialImages(store, cache.blobs), tasks)
-    settlements = Settlements(store, cache.image_cache, metrics)
+    settlements = Settlements(store, cache.image_cache, metrics.money)
     delivery = Delivery(
         DeliverySettings(
             max_image_bytes=settings.cache.max_image_bytes, max_pixels=settings.cache.max_pixels
@@ -281,7 +283,7 @@ def wire_gateway(
     recovery = Recovery(
         store,
         settlements,
-        metrics,
+        metrics.money,
         worker=worker,
         expires_after_seconds=settings.workers.dead_after_seconds,
     )
@@ -355,7 +357,7 @@ def create_policy(source: PolicySource, metrics: Metrics) -> CurrentPolicy:
     """Reads the policy; each new one becomes known to the metrics, whose labels name models."""
 
     def on_change(policy: Policy) -> None:
-        metrics.know(
+        metrics.use_policy(
             models=policy.catalog.models,
             sizes=policy.values_of("size"),
             qualities=policy.values_of("quality"),
@@ -370,10 +372,10 @@ def create_store_observer(health: Health, metrics: Metrics) -> Callable[[bool], 
 
     def observe(is_available: bool) -> None:
         if not is_available:
-            metrics.store_errors.inc()
+            metrics.cache.store_errors.inc()
         # Not with every batch: the gauge is shared by all workers, through a file.
         if is_available != health.store_up or not health.store_reached:
-            metrics.store_up.set(is_available)
+            metrics.cache.store_up.set(is_available)
         health.store_up = is_available
         health.store_reached = health.store_reached or is_available
 

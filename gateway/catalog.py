@@ -1,8 +1,7 @@
-"""A model as data: the rows of `models.yaml`, checked and frozen.
+"""Models as data: the rows of `models.yaml`, checked and frozen.
 
-Here is what a row may say and whether it makes sense. What the rows mean for a request is
-`request/validation`, what they mean for money `billing/pricing`. Reading the file and filling in
-`${NAME}` is `settings`. No model is named in code.
+Here is which rows are valid. How they apply to a request is `request.validation`, how they apply to
+money is `billing.pricing`. Reading the file is `configuration.files`. No model is named in code.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from pydantic import (
 from gateway.values import nearest
 
 SIZE: Final = re.compile(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})")
-"""An image size as it is written, WIDTHxHEIGHT in pixels."""
+"""An image size, WIDTHxHEIGHT in pixels."""
 
 _FIELD_TYPES: Final = {
     "n": "integer",
@@ -38,11 +37,11 @@ _FIELD_TYPES: Final = {
     "stream": "boolean",
     "user": "string",
 }
-"""The parameters that are fields of `images.ImageRequest`, and the row type that fits each."""
+"""The parameters that are fields of `images.ImageRequest`, and the types of their rows."""
 
 
 class CatalogError(ValueError):
-    """A model table that cannot be used; the message names file, place and fault."""
+    """An invalid model table. The message names the file, the place and the fault."""
 
 
 def _price(value: object) -> Decimal:
@@ -61,7 +60,7 @@ TokenTable: TypeAlias = Mapping[Size, Annotated[Mapping[Name, PositiveInt], Fiel
 
 
 class _Row(BaseModel):
-    """Frozen, without coercion, and an unknown key is answered with the nearest valid one."""
+    """Frozen and without coercion. An unknown key is refused with the nearest valid one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -72,7 +71,8 @@ class _Row(BaseModel):
             return data
         unknown = next((key for key in data if key not in cls.model_fields), None)
         if unknown is not None:
-            raise ValueError(_unknown_key(unknown, cls.model_fields))
+            names = [name for name in cls.model_fields if name != "id"]
+            raise ValueError(f"unknown key '{unknown}'{_did_you_mean(str(unknown), names)}")
         return data
 
 
@@ -80,7 +80,7 @@ class _Row(BaseModel):
 
 
 class ChoiceSpec(_Row):
-    """One of `values`; `means` maps a value to the one that it is another spelling of."""
+    """One of `values`. `means` maps another spelling of a value to that value."""
 
     type: Literal["choice"]
     values: Annotated[tuple[Name, ...], Field(min_length=1, strict=False)]
@@ -98,24 +98,24 @@ class ChoiceSpec(_Row):
 
     @property
     def distinct_values(self) -> tuple[str, ...]:
-        """The values without those that only spell another one."""
+        """The values without other spellings."""
         return tuple(value for value in self.values if value not in self.means)
 
 
 class SizeSpec(_Row):
-    """One of `values`, or any WIDTHxHEIGHT within the bounds (WIRE §1.1)."""
+    """One of `values`, or any size within the bounds: `docs/reference/images-api.md#free-sizes`."""
 
     type: Literal["size"]
     values: Annotated[tuple[Name, ...], Field(strict=False)]
     default: Name
     example: Size
-    """A good size, for the message that answers a bad one."""
+    """A valid size, for error messages."""
     divisor: PositiveInt
     max_edge: PositiveInt
     min_pixels: PositiveInt
     max_pixels: PositiveInt
     max_ratio: PositiveInt
-    """Longer edge to shorter edge, at most."""
+    """Of the longer edge to the shorter one."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -125,7 +125,7 @@ class SizeSpec(_Row):
 
 
 class Only(_Row):
-    """The one integer that a model takes although its range is wider, and what it answers."""
+    """The only integer that a model accepts within its range, and the refusal of others."""
 
     value: int
     message: Name
@@ -156,7 +156,7 @@ class BooleanSpec(_Row):
 
 
 class TextSpec(_Row):
-    """Any string. It has no default: omitted, it is not there."""
+    """Any string. It has no default."""
 
     type: Literal["string"]
     default: None = None
@@ -168,7 +168,7 @@ ParameterSpec: TypeAlias = Annotated[
 
 
 class Condition(_Row):
-    """What a parameter's value must be for a rule to apply: exactly one of the three."""
+    """A condition on a parameter's value: exactly one of the three."""
 
     equals: str | int | bool | None = None
     above: int | None = None
@@ -181,7 +181,7 @@ class Condition(_Row):
 
 
 class RuleError(_Row):
-    """The error body of a rule, WIRE §2."""
+    """The error body of a rule, see `docs/reference/images-api.md#combinations`."""
 
     message: Name
     type: Name = "invalid_request_error"
@@ -190,7 +190,7 @@ class RuleError(_Row):
 
 
 class Rule(_Row):
-    """A combination that is refused: applies when every condition holds."""
+    """A combination that is refused: every condition holds."""
 
     when: Annotated[Mapping[Name, Condition], Field(min_length=1)]
     error: RuleError
@@ -206,11 +206,11 @@ class TokenPrices(_Row):
     image_in: Price
     image_out: Price
     text_out: Price | None = None
-    """None: the model has no such tokens; should they appear, they cost what `image_out` does."""
+    """None for a model without such tokens. If upstream reports some, they cost `image_out`."""
 
 
 class TokenFormula(_Row):
-    """Output tokens of an image of any size (WIRE §5.1)."""
+    """Output tokens of an image of any size: `docs/reference/images-api.md#output-tokens`."""
 
     grid: Annotated[Mapping[Name, PositiveInt], Field(min_length=1)]
     pixels_offset: NonNegativeInt
@@ -218,7 +218,7 @@ class TokenFormula(_Row):
 
 
 class TokenBilling(_Row):
-    """Billed from the usage that comes with the images; tables and formula bound it before."""
+    """Billed by the usage of the answer. The tables and the formula are for the estimate."""
 
     by: Literal["tokens"]
     usd_per_million_tokens: TokenPrices
@@ -226,7 +226,7 @@ class TokenBilling(_Row):
     output_tokens_formula: TokenFormula | None = None
     partial_image_tokens: NonNegativeInt
     dearest_size: Size
-    """What a size that has no row of its own, `auto`, is reserved as."""
+    """The size that `auto` is reserved as."""
     usd_per_image: PriceTable = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -239,7 +239,7 @@ class TokenBilling(_Row):
 
 
 class ImageBilling(_Row):
-    """Billed per image, by the size and quality that were asked for."""
+    """Billed per image, by the size and quality of the request."""
 
     by: Literal["image"]
     usd_per_image: Annotated[PriceTable, Field(min_length=1)]
@@ -252,14 +252,14 @@ Billing: TypeAlias = Annotated[TokenBilling | ImageBilling, Field(discriminator=
 
 
 class SimulatorSpec(_Row):
-    """How upstream answers for a model. Only the simulated upstream reads it; all is optional."""
+    """How upstream answers for a model. Only the simulated upstream reads it."""
 
     latency_seconds: Mapping[Name, PositiveFloat] = Field(default_factory=dict)
-    """Seconds that one image takes, by quality."""
+    """Of one image, by quality."""
     revises_prompts: bool = False
-    """Whether each image comes with a `revised_prompt`."""
+    """Each image has a `revised_prompt`."""
     splits_output_tokens: bool = False
-    """Whether `usage` has `output_tokens_details`."""
+    """`usage` has `output_tokens_details`."""
 
 
 class Model(_Row):
@@ -267,10 +267,10 @@ class Model(_Row):
 
     id: Name
     created: NonNegativeInt
-    """Unix seconds, as `/v1/models` shows it."""
+    """Unix seconds, for `/v1/models`."""
     owned_by: Name
     shutdown: date | None = None
-    """The day from which the paid service refuses it."""
+    """The day from which upstream refuses it."""
     cache_epoch: NonNegativeInt
     prompt_max_characters: PositiveInt
     parameters: Mapping[Name, ParameterSpec]
@@ -292,16 +292,15 @@ class Model(_Row):
         quality = self.parameters["quality"]
         values = quality.distinct_values if isinstance(quality, ChoiceSpec) else ()
         for name in self.simulator.latency_seconds:
-            nearest = _nearest(name, values)
-            _require(name in values, f"latency_seconds: there is no quality '{name}'{nearest}")
+            suggestion = _did_you_mean(name, values)
+            _require(name in values, f"latency_seconds: there is no quality '{name}'{suggestion}")
         return self
 
 
 class Catalog(_Row):
-    """Every model the gateway knows, in the order of the file, and what stands for an omitted one.
+    """Every model of the gateway, in the order of the file, and the defaults of an omitted one.
 
-    `harmless` are values at which a parameter changes nothing, so that models without it accept
-    them too.
+    `harmless` are values that have no effect, so models without the parameter accept them too.
     """
 
     default_model: Name
@@ -315,8 +314,8 @@ class Catalog(_Row):
     def _is_consistent(self) -> Self:
         for key in ("default_model", "default_gpt_model"):
             name = getattr(self, key)
-            nearest = _nearest(name, self.models)
-            _require(name in self.models, f"{key}: there is no row '{name}'{nearest}")
+            suggestion = _did_you_mean(name, self.models)
+            _require(name in self.models, f"{key}: there is no row '{name}'{suggestion}")
         for name in self.harmless:
             _require(self.knows_parameter(name), f"harmless: no model has the parameter '{name}'")
         return self
@@ -327,52 +326,43 @@ class Catalog(_Row):
 
 
 def parse_catalog(data: Mapping[str, Any], *, file: str) -> Catalog:
-    """The catalog in the mapping that `file` holds.
+    """The catalog in `data`, the content of `file`.
 
     Raises `CatalogError` with one line for each fault: file, place, what is wrong.
     """
     if not isinstance(data, Mapping):
         raise CatalogError(f"{file}: must be a mapping")
+    rows = data.get("models")
+    if isinstance(rows, Mapping):
+        # The id of a model is its key.
+        with_ids = {
+            name: {**row, "id": name} if isinstance(row, Mapping) else row
+            for name, row in rows.items()
+        }
+        data = {**data, "models": with_ids}
     try:
-        return Catalog.model_validate(_with_ids(data))
+        return Catalog.model_validate(data)
     except ValidationError as error:
-        lines = [_fault(file, data, fault) for fault in error.errors(include_url=False)]
+        lines = []
+        for fault in error.errors(include_url=False):
+            place = ".".join(_key_path(data, fault["loc"]))
+            message = fault["msg"].removeprefix("Value error, ")
+            lines.append(": ".join(part for part in (file, place, message) if part))
         raise CatalogError("\n".join(lines)) from None
 
 
-def _with_ids(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same data where each model's row carries its own key as `id`."""
-    rows = data.get("models")
-    if not isinstance(rows, Mapping):
-        return data
-    return {**data, "models": {name: _with_id(name, row) for name, row in rows.items()}}
-
-
-def _with_id(name: str, row: object) -> object:
-    return {**row, "id": name} if isinstance(row, Mapping) else row
-
-
-def _fault(file: str, data: object, fault: Mapping[str, Any]) -> str:
-    place = ".".join(_place(data, fault["loc"]))
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    return ": ".join(part for part in (file, place, message) if part)
-
-
-def _place(data: Any, location: Iterable[str | int]) -> list[str]:
+def _key_path(data: Any, location: Iterable[str | int]) -> list[str]:
     """The keys that lead to a fault, without the row types that pydantic puts between them."""
-    keys: list[str] = []
+    path: list[str] = []
     for key in location:
-        if isinstance(data, Mapping) and key in (data.get("type"), data.get("by")):
-            continue
-        keys.append(str(key))
-        data = _inside(data, key)
-    return keys
-
-
-def _inside(data: Any, key: str | int) -> Any:
-    if isinstance(data, Mapping):
-        return data.get(key)
-    return data[key] if isinstance(data, list) and isinstance(key, int) else None
+        if isinstance(data, Mapping):
+            if key in (data.get("type"), data.get("by")):
+                continue
+            data = data.get(key)
+        else:
+            data = data[key] if isinstance(data, list) and isinstance(key, int) else None
+        path.append(str(key))
+    return path
 
 
 def _check_billing(model: Model) -> None:
@@ -406,7 +396,7 @@ def _check_formula(model: Model, formula: TokenFormula) -> None:
 
 
 def _check_names(model: Model, parameter: str, table: str, *, names: Iterable[str]) -> None:
-    """A table has a row for each value; only a token model's default, `auto`, may go without."""
+    """A table has a row for each value. Only a token model's default, `auto`, needs none."""
     spec = model.parameters[parameter]
     if not isinstance(spec, ChoiceSpec):
         raise ValueError(f"{table} needs the parameter '{parameter}' to be of type choice")
@@ -423,10 +413,6 @@ def _require(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _unknown_key(key: object, known: Iterable[str]) -> str:
-    return f"unknown key '{key}'{_nearest(str(key), (name for name in known if name != 'id'))}"
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
     near = nearest(name, known)
     return f"; the nearest valid one is '{near}'" if near is not None else ""

@@ -1,4 +1,8 @@
-"""The nouns that all rooms share."""
+"""The nouns that all rooms share: requests, images, upstream's answers, ledger records.
+
+`Image`, `Usage`, `Amounts` and `Record` are stored as JSON objects. Their fields keep their names;
+a new one needs a default (`decode_fields`).
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,12 @@ import orjson
 from gateway.values import UNIT_SECONDS
 
 MAX_SLOTS: Final = 64
-"""Images that one entry can hold: slots 0…63 (CONTRACT §6)."""
+"""Images that one entry can have: slots 0 … 63, see `docs/reference/cache.md#slots`."""
 
 MAX_AGE_SECONDS: Final = 2**31
-"""What RFC 9111 §1.2.2 has a cache read for any longer time."""
+"""The longest time that a cache counts: RFC 9111 §1.2.2 reads any longer one as this."""
 
 _WITHIN: Final = re.compile(r"within:([0-9]{1,9})(s|m|h|d)")
-
 
 T = TypeVar("T")
 
@@ -28,8 +31,8 @@ T = TypeVar("T")
 def decode_fields(kind: type[T], data: Mapping[str, Any]) -> T:
     """A dataclass from a JSON object in the store.
 
-    Fields that `kind` does not know are ignored, and fields that are missing have their defaults.
-    A gateway can therefore share a store with a newer or older one.
+    Unknown fields are ignored, and missing ones have their defaults, so that gateways of different
+    versions can share a store.
     """
     known = {f.name for f in fields(cast(Any, kind))}
     return kind(**{name: value for name, value in data.items() if name in known})
@@ -43,26 +46,26 @@ class ImageRequest:
     prompt: str
     n: int = 1
     parameters: Mapping[str, str | int] = field(default_factory=lambda: MappingProxyType({}))
-    """What changes the image and is off its default: size, quality, style, background, …"""
+    """Those that change the image and differ from their default: size, quality, style, …"""
     response_format: str = "b64_json"
-    """`b64_json` or `url`: how the caller wants the images."""
-    asked_response_format: str | None = None
-    """`response_format` as the caller wrote it; None when it was omitted or null."""
+    """`b64_json` or `url`."""
+    requested_response_format: str | None = None
+    """`response_format` as the client wrote it; None if it was omitted or null."""
     user: object = None
-    """As the caller gave it: a string or, where validation is lenient, any JSON; None if absent."""
+    """As the client sent it: a string or, in lenient mode, any JSON; None if absent."""
     stream: bool = False
     partial_images: int = 0
     variation: int = 0
-    """The first slot that is asked for; the request asks for `variation … variation + n − 1`."""
+    """The first requested slot; the last is `variation + n − 1`."""
 
     @property
     def slots(self) -> range:
-        """The slots of the entry that this request asks for."""
+        """The requested slots of the entry."""
         return range(self.variation, self.variation + self.n)
 
     @property
     def user_text(self) -> str:
-        """`user` as a line of a report: a string as it is, other JSON written out; "" if absent."""
+        """`user` for reports: a string as it is, other JSON encoded; "" if absent."""
         if self.user is None or isinstance(self.user, str):
             return self.user or ""
         return json.dumps(self.user, ensure_ascii=False)
@@ -77,7 +80,7 @@ class Usage:
     image_out: int = 0
     text_out: int = 0
     has_output_details: bool = False
-    """Whether upstream split its output tokens; only then does an answer show the split."""
+    """Upstream split its output tokens. Only then does an answer show the split."""
 
     @property
     def total(self) -> int:
@@ -85,7 +88,7 @@ class Usage:
         return self.text_in + self.image_in + self.image_out + self.text_out
 
     def shares(self, count: int) -> list[Usage]:
-        """`count` integer shares, as even as can be, whose sum is this usage."""
+        """`count` integer shares, as even as possible, whose sum is this usage."""
 
         def split(tokens: int, index: int) -> int:
             return tokens // count + (index < tokens % count)
@@ -103,7 +106,7 @@ class Usage:
 
     @staticmethod
     def sum(usages: Iterable[Usage]) -> Usage:
-        """The usage of several images together."""
+        """The sum of several usages."""
         usages = list(usages)
         if len(usages) == 1:
             return usages[0]
@@ -118,14 +121,14 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One stored image: what an entry's slot holds. The bytes lie apart, under `digest`."""
+    """A stored image without its bytes, which are stored under `digest`."""
 
     id: str
-    """24 letters and digits, unique; what its link and `x-gateway-image-ids` show."""
+    """24 letters and digits, unique; in its link and in `x-gateway-image-ids`."""
     digest: str
     """SHA-256 of the bytes, hex."""
     format: str
-    """`png`, `jpeg` or `webp`, as found in the bytes."""
+    """`png`, `jpeg` or `webp`, read from the bytes."""
     width: int
     height: int
     size_bytes: int
@@ -133,21 +136,21 @@ class Image:
     """Unix seconds at which it was received."""
     revised_prompt: str | None = None
     usage: Usage | None = None
-    """This image's share; None for models that are billed per image."""
+    """Its share of the purchase's usage; None for models that are billed per image."""
     cost_micros: int = 0
-    """This image's share of what its purchase cost, in micro-dollars."""
+    """Its share of the purchase's cost, in micro-dollars."""
     echoed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """`size`, `quality`, `background`, `output_format` as upstream echoed them."""
     extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    """Further keys that upstream gave this image; relayed untouched (WIRE §8 row 19)."""
+    """Further keys of upstream's answer for this image; relayed unchanged, see
+    `docs/reference/images-api.md#responses`."""
     model: str = ""
-    """The model that made it."""
     transcoded_from: str | None = None
-    """The digest of the image that it was made from, where it was not bought."""
+    """The digest of the image that it was transcoded from; None if it was bought."""
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Image:
-        """An image from the JSON object that orjson makes of one."""
+        """An image from its JSON object in the store."""
         usage = data.get("usage")
         return decode_fields(
             Image, {**data, "usage": decode_fields(Usage, usage) if usage else None}
@@ -156,7 +159,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Amounts:
-    """What a purchase reserves or is charged; every limit counts one of these fields."""
+    """The reservation or the charge of a purchase. Limits count these fields."""
 
     images: int = 0
     tokens: int = 0
@@ -172,7 +175,7 @@ class Amounts:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamAnswer:
-    """What upstream sent for one purchase, parsed but not yet checked as images."""
+    """Upstream's answer to one purchase, parsed. Its images are not checked yet."""
 
     images: tuple[UpstreamImage, ...]
     usage: Usage | None
@@ -183,7 +186,7 @@ class UpstreamAnswer:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamImage:
-    """One element of upstream's `data`: bytes, or a link, or neither when it was damaged."""
+    """One element of upstream's `data`: bytes, a link, or neither if it was damaged."""
 
     data: bytes | None = None
     url: str | None = None
@@ -192,16 +195,16 @@ class UpstreamImage:
 
     @property
     def is_link(self) -> bool:
-        """Whether its bytes are still to be fetched."""
+        """Whether its bytes must still be fetched."""
         return self.data is None and self.url is not None
 
 
 @dataclass(frozen=True, slots=True)
 class PartialImage:
-    """An image under way, as upstream streams it: a preview, not checked, never in an entry."""
+    """An unfinished image of a stream. It is not checked, and never part of an entry."""
 
     index: int
-    """Counts from 0; upstream may leave numbers out."""
+    """From 0; upstream may skip numbers."""
     data: bytes
     echoed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """`size`, `quality`, `background`, `output_format` where upstream echoed them."""
@@ -209,16 +212,16 @@ class PartialImage:
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """What a key says for clients that cannot send Cache-Control; the default is `always`."""
+    """A key's setting for clients that cannot send Cache-Control; the default is `always`."""
 
     no_cache: bool = False
     max_age_seconds: int | None = None
 
     @staticmethod
     def parse(text: str) -> Reuse:
-        """`always`, `never`, or `within:D` with D such as `90s`, `10m`, `12h`, `7d`.
+        """Reads `always`, `never`, or `within:D` with D such as `90s`, `10m`, `12h`, `7d`.
 
-        Raises `ValueError`, which says what was expected.
+        Raises `ValueError`, which names what was expected.
         """
         if text in ("always", "never"):
             return Reuse(no_cache=text == "never")
@@ -234,40 +237,40 @@ class Reuse:
 
 @dataclass(frozen=True, slots=True)
 class LimitSubject:
-    """Who a request is counted for: a gateway key, as the rooms that count know it."""
+    """Whose limits a request counts against: today a gateway key."""
 
     key_id: str
     key_name: str
     team: str | None
     limits: Mapping[str, int]
-    """Limit name → the most it may show, in the limit's unit (micro-dollars for `usd_…`)."""
+    """Maximum by limit name, in the limit's unit (micro-dollars for `usd_…`)."""
     record: bytes
-    """The key's record as read from the store; an admission holds only while it is current."""
+    """The key's record as read from the store. An admission fails if it is not current."""
     prepared: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """What a room has made of the limits once, under the room's name: an account lives long."""
+    """Commands that a room has made of the limits, by the room's name. A subject is used for many
+    requests, so they are made only once."""
 
 
 Representation: TypeAlias = Literal["raw", "base64"]
-"""The bytes of an image as they are, or as a JSON answer contains them. A link is a path."""
+"""An image's bytes as they are, or as a JSON answer contains them. A link is made of a path."""
+
+_SCALARS: Final = (int, float, str)
 
 Outcome: TypeAlias = Literal["hit", "bought", "partial", "collapsed", "refused", "failed"]
 
-_PLAIN: Final = (int, float, str)
-
 
 class Record(NamedTuple):
-    """One line of the ledger. `id` is the request's, or the purchase's where something was bought.
-
-    Money in micro-dollars, time in Unix seconds. `saved_micros` is what images that were not
-    bought had cost when they were.
+    """One line of the ledger.
 
     A tuple, because every request makes three of them: so many fields of a frozen dataclass take
     longer to fill than the request takes to be validated.
     """
 
     id: str
+    """The purchase's, or the request's if it bought nothing."""
     request_id: str
     time: float
+    """Unix seconds."""
     key: str
     key_id: str
     team: str | None = None
@@ -283,22 +286,24 @@ class Record(NamedTuple):
     images: int = 0
     tokens: Mapping[str, int] = MappingProxyType({})
     cost_micros: int = 0
+    """Micro-dollars."""
     saved_micros: int = 0
+    """What the served images had cost when they were bought."""
     latency_ms: int = 0
     upstream_request_id: str | None = None
     prompt_hmac: str | None = None
     fingerprint: str | None = None
     corrects: str | None = None
-    """The record whose presumed charge this one corrects by the difference."""
+    """The id of the record whose presumed charge this one corrects by the difference."""
 
     def encode(self) -> bytes:
-        """JSON without what is absent."""
+        """The record's bytes in the store: JSON."""
         return orjson.dumps(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON object without the fields that are empty or None; 0 and "" stay."""
+        """A JSON object without the fields that are None or empty collections."""
         fields = zip(self._fields, self, strict=True)
-        return {name: value for name, value in fields if value or isinstance(value, _PLAIN)}
+        return {name: value for name, value in fields if value or isinstance(value, _SCALARS)}
 
     @staticmethod
     def decode(data: bytes) -> Record:

@@ -181,4 +181,4 @@ async def label_keys(gateway: Gateway) -> None:
     services = gateway.services
     records = await services.keys.list_keys()
     active = [record.name for record in records if record.revoked_at is None]
-    services.metrics.know_keys(active[:MAX_KEYS])
+    services.metrics.use_keys(active[:MAX_KEYS])

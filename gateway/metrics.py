@@ -1,8 +1,9 @@
-"""Metrics: the counters and histograms of CONTRACT §11, and their text form.
+"""The metrics of `docs/reference/metrics.md`, one class per family, and their text form.
 
 With several workers each writes its own files in one folder (prometheus_client's multiprocess
 mode, switched on by `PROMETHEUS_MULTIPROC_DIR` before this module is imported), and any worker
-renders the sum. Labels are bounded: a model, size or key that is not on the list is `other`.
+renders the sum. The number of series is bounded: a model, size, quality or key without a label of
+its own is counted as `other`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date
-from typing import Final, Protocol, TypeVar
+from typing import Final, Literal, Protocol, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -30,7 +31,7 @@ from gateway import __version__
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 MAX_KEYS: Final = 500
-"""Keys that have a label of their own: the oldest live ones."""
+"""Keys that have a label of their own: the oldest active ones."""
 
 OTHER: Final = "other"
 
@@ -39,7 +40,7 @@ OVERHEAD_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0
 
 
 class Billed(Protocol):
-    """What the money counters read from a ledger record."""
+    """The fields of a ledger record that the money counters need."""
 
     @property
     def key(self) -> str: ...
@@ -63,8 +64,8 @@ class Billed(Protocol):
     def saved_micros(self) -> int: ...
 
 
-class Shelved(Protocol):
-    """What the cache's gauges read."""
+class CacheTotals(Protocol):
+    """The totals that the cache's gauges show."""
 
     @property
     def count(self) -> int: ...
@@ -72,39 +73,42 @@ class Shelved(Protocol):
     def size_bytes(self) -> int: ...
 
 
-class Adds(Protocol):
-    """Something that is counted."""
+# ── series ──────────────────────────────────────────────────────────────────────────────────
+
+
+class Series(Protocol):
+    """A series that an amount can be added to."""
 
     def inc(self, amount: float) -> None: ...
 
 
 class _Histogram(Histogram):
-    """A histogram that says what an observation adds, and to what."""
+    """A histogram whose observations can be added up before they are written."""
 
-    def parts(self, amount: float) -> Iterable[tuple[Adds, float]]:
-        """All that `observe` would write."""
+    def parts(self, amount: float) -> Iterable[tuple[Series, float]]:
+        """The series that `observe` would add to, and how much."""
         bucket = self._buckets[bisect_left(self._upper_bounds, amount)]
         return (self._sum, amount), (bucket, 1)
 
 
-class Gathered:
-    """What was counted in one turn of the event loop, written when it ends.
+class PendingAmounts:
+    """Amounts of one turn of the event loop, written when it ends.
 
-    prometheus_client writes each amount into a shared file, behind a lock and a look at the
-    process's id. What every request counts is the same few series for all requests of a turn.
+    prometheus_client writes each amount into a shared file, behind a lock and a check of the
+    process id. All requests of a turn add to the same few series.
     """
 
     def __init__(self) -> None:
-        self._amounts: dict[Adds, float] = {}
+        self._amounts: dict[Series, float] = {}
 
-    def add(self, series: Adds, amount: float = 1) -> None:
-        """Counts an amount; a gauge's may be below zero."""
+    def add(self, series: Series, amount: float = 1) -> None:
+        """Adds an amount; a gauge's may be below zero."""
         if not self._amounts:
             asyncio.get_running_loop().call_soon(self._write)
         self._amounts[series] = self._amounts.get(series, 0) + amount
 
     def observe(self, histogram: _Histogram, amount: float) -> None:
-        """Counts an observation."""
+        """Adds an observation."""
         for part, more in histogram.parts(amount):
             self.add(part, more)
 
@@ -120,7 +124,7 @@ M = TypeVar("M", Counter, _Histogram)
 class Labelled(dict[tuple[str, ...], M]):
     """A metric's series by their labels, each looked up in prometheus_client only once.
 
-    As bounded as the labels are: see `Metrics.know`.
+    As bounded as the labels are: see `Labels`.
     """
 
     def __init__(self, metric: M) -> None:
@@ -133,107 +137,273 @@ class Labelled(dict[tuple[str, ...], M]):
         return series
 
 
+class Labels:
+    """The values that have a label of their own."""
+
+    def __init__(self) -> None:
+        self.models: Collection[str] = ()
+        self.sizes: Collection[str] = ()
+        self.qualities: Collection[str] = ()
+        self.keys: set[str] = set()
+
+    def key(self, name: str) -> str:
+        """A key's label. A key that is not known yet gets one while there is room."""
+        if name not in self.keys and len(self.keys) < MAX_KEYS:
+            self.keys.add(name)
+        return name if name in self.keys else OTHER
+
+    def model(self, name: str | None) -> str:
+        """A model's label; empty without a model."""
+        return "" if name is None else _known(name, self.models)
+
+    def size(self, value: str | None) -> str:
+        """A size's label."""
+        return _known(value, self.sizes)
+
+    def quality(self, value: str | None) -> str:
+        """A quality's label."""
+        return _known(value, self.qualities)
+
+
+def _known(value: str | None, values: Collection[str]) -> str:
+    return value if value is not None and value in values else OTHER
+
+
+class _Factory:
+    """Creates metrics in a registry, under the gateway's prefix."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def counter(self, name: str, text: str) -> Counter:
+        return Counter(f"gateway_{name}", text, registry=self._registry)
+
+    def counters(self, name: str, text: str, labels: Iterable[str]) -> Labelled[Counter]:
+        return Labelled(Counter(f"gateway_{name}", text, tuple(labels), registry=self._registry))
+
+    def histogram(self, name: str, text: str, *, buckets: Sequence[float] = SECONDS) -> _Histogram:
+        return _Histogram(f"gateway_{name}", text, registry=self._registry, buckets=buckets)
+
+    def histograms(self, name: str, text: str, label: str) -> Labelled[_Histogram]:
+        full = f"gateway_{name}"
+        return Labelled(_Histogram(full, text, (label,), registry=self._registry, buckets=SECONDS))
+
+    def gauge(
+        self,
+        name: str,
+        text: str,
+        *,
+        labels: Sequence[str] = (),
+        workers: Literal["livesum", "livemin", "livemax", "livemostrecent"] = "livesum",
+    ) -> Gauge:
+        """`workers` says how the values of several workers become one."""
+        return Gauge(
+            f"gateway_{name}", text, labels, registry=self._registry, multiprocess_mode=workers
+        )
+
+
+# ── families ────────────────────────────────────────────────────────────────────────────────
+
+
+class RequestMetrics:
+    """Requests of clients, their answers and refusals."""
+
+    def __init__(self, create: _Factory, labels: Labels, pending: PendingAmounts) -> None:
+        self._labels = labels
+        self._pending = pending
+        self._total = create.counters(
+            "requests_total", "Answered requests", ("endpoint", "model", "status", "outcome")
+        )
+        self._duration = create.histograms(
+            "request_duration_seconds", "Time from the head of a request to its answer", "outcome"
+        )
+        self._overhead = create.histogram(
+            "overhead_seconds", "Time to answer a hit", buckets=OVERHEAD_SECONDS
+        )
+        self._inflight = create.gauge("inflight_requests", "Requests being answered")
+        self._first_event = create.histogram(
+            "stream_first_event_seconds", "Time from the head of a request to its first event"
+        )
+        self._refusals = create.counters("refusals_total", "Requests refused", ("key", "reason"))
+
+    def started(self) -> None:
+        """A request is in flight."""
+        self._pending.add(self._inflight)
+
+    def ended(self) -> None:
+        """A request is in flight no longer."""
+        self._pending.add(self._inflight, -1)
+
+    def answered(
+        self, *, endpoint: str, model: str | None, status: int, outcome: str, seconds: float
+    ) -> None:
+        """Counts one answer."""
+        labels = endpoint, self._labels.model(model), str(status), outcome
+        self._pending.add(self._total[labels])
+        self._pending.observe(self._duration[(outcome,)], seconds)
+        if outcome == "hit":
+            self._pending.observe(self._overhead, seconds)
+
+    def streamed(self, seconds: float) -> None:
+        """Records the time to the first event of a stream."""
+        self._first_event.observe(seconds)
+
+    def refused(self, key: str, reason: str) -> None:
+        """Counts one refusal."""
+        self._refusals[self._labels.key(key), reason].inc()
+
+
+class UpstreamMetrics:
+    """Purchases at upstream, and the links that it answered."""
+
+    def __init__(self, create: _Factory, labels: Labels) -> None:
+        self._labels = labels
+        self.flights = create.gauge(
+            "flights", "Work under way that outlives its request, such as purchases"
+        )
+        self._requests = create.counters(
+            "upstream_requests_total", "Attempts to buy", ("model", "status")
+        )
+        self._duration = create.histograms(
+            "upstream_duration_seconds", "Duration of an attempt to buy", "model"
+        )
+        self._retries = create.counter(
+            "upstream_retries_total", "Attempts to buy after the first of a purchase"
+        )
+        self._breaker_open = create.gauge(
+            "upstream_breaker_open", "Workers whose circuit breaker is open"
+        )
+        self._fetches = create.counters(
+            "rehost_total", "Image links of upstream, by how their fetch ended", ("outcome",)
+        )
+
+    def attempted(self, model: str, *, status: int | str, seconds: float) -> None:
+        """Counts one attempt to buy."""
+        label = self._labels.model(model)
+        self._requests[label, str(status)].inc()
+        self._duration[(label,)].observe(seconds)
+
+    def retried(self) -> None:
+        """Counts one attempt after the first."""
+        self._retries.inc()
+
+    def breaker_turned(self, *, is_open: bool) -> None:
+        """Shows whether this worker's circuit breaker is open."""
+        self._breaker_open.set(is_open)
+
+    def fetched(self, outcome: str) -> None:
+        """Counts one link: `fetched`, or the reason why it was not."""
+        self._fetches[(outcome,)].inc()
+
+
+class CacheMetrics:
+    """The cache, and the store that it lives in."""
+
+    def __init__(self, create: _Factory) -> None:
+        self._evictions = create.counter(
+            "cache_evictions_total", "Images evicted to keep within the bound"
+        )
+        self._damaged = create.counter(
+            "cache_damaged_total", "Images whose bytes were damaged in the store"
+        )
+        # All workers share one cache, so the latest measurement is right.
+        self._images = create.gauge(
+            "cache_entries", "Distinct images in the cache", workers="livemostrecent"
+        )
+        self._bytes = create.gauge(
+            "cache_bytes", "Bytes of all images in the cache", workers="livemostrecent"
+        )
+        self.store_up = create.gauge(
+            "store_up", "1 if the store answered its latest batch of commands", workers="livemin"
+        )
+        self.store_errors = create.counter(
+            "store_errors_total", "Batches of commands that the store did not answer"
+        )
+
+    def evicted(self, images: int) -> None:
+        """Counts evicted images."""
+        self._evictions.inc(images)
+
+    def damaged(self) -> None:
+        """Counts an image whose bytes were damaged in the store."""
+        self._damaged.inc()
+
+    def lru_measured(self, lru_totals: CacheTotals) -> None:
+        """Shows how much the cache holds."""
+        self._images.set(lru_totals.count)
+        self._bytes.set(lru_totals.size_bytes)
+
+
+class MoneyMetrics:
+    """Images, tokens and dollars by key, team and model."""
+
+    def __init__(self, create: _Factory, labels: Labels, pending: PendingAmounts) -> None:
+        self._labels = labels
+        self._pending = pending
+        account = ("key", "team", "model")
+        self._tokens = create.counters("tokens_total", "Tokens charged", (*account, "kind"))
+        self._images = create.counters(
+            "images_total", "Images bought or served", (*account, "size", "quality", "outcome")
+        )
+        self._cost = create.counters("cost_usd_total", "US dollars charged", account)
+        self._saved = create.counters(
+            "saved_usd_total", "US dollars that served images had cost when bought", account
+        )
+
+    def purchased(self, billed: Billed) -> None:
+        """Counts a settled purchase, once."""
+        account = self._account(billed)
+        for kind, count in billed.tokens.items():
+            self._tokens[(*account, kind)].inc(max(0, count))
+        self._cost[account].inc(max(0, billed.cost_micros) / 1e6)
+        self._saved[account].inc(billed.saved_micros / 1e6)
+        self._images_of(billed, account).inc(max(0, billed.images))
+
+    def served(self, billed: Billed, images: int) -> None:
+        """Counts images that were served without a purchase, and the saved money."""
+        account = self._account(billed)
+        self._pending.add(self._saved[account], billed.saved_micros / 1e6)
+        self._pending.add(self._images_of(billed, account), images)
+
+    def _account(self, billed: Billed) -> tuple[str, str, str]:
+        key = self._labels.key(billed.key)
+        team = OTHER if key == OTHER else billed.team or ""
+        return key, team, self._labels.model(billed.model)
+
+    def _images_of(self, billed: Billed, account: tuple[str, str, str]) -> Counter:
+        size, quality = self._labels.size(billed.size), self._labels.quality(billed.quality)
+        return self._images[(*account, size, quality, billed.outcome)]
+
+
 class Metrics:
     """Everything that this process counts."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self._registry = registry = registry or CollectorRegistry()
-        self._gathered = Gathered()
-        self._keys: set[str] = set()
-        self._models: Collection[str] = ()
-        self._sizes: Collection[str] = ()
-        self._qualities: Collection[str] = ()
+        self._registry = registry or CollectorRegistry()
+        self._labels, pending = Labels(), PendingAmounts()
         self._prices_as_of: date | None = None
-
-        def counter(name: str, said: str) -> Counter:
-            return Counter(f"gateway_{name}", said, registry=registry)
-
-        def counters(name: str, said: str, labels: Iterable[str]) -> Labelled[Counter]:
-            return Labelled(Counter(f"gateway_{name}", said, tuple(labels), registry=registry))
-
-        def gauge(name: str, said: str) -> Gauge:
-            return Gauge(f"gateway_{name}", said, registry=registry, multiprocess_mode="livesum")
-
-        def shared(name: str, said: str) -> Gauge:
-            """Of what is one and the same for all workers: whoever looked last is right."""
-            return Gauge(
-                f"gateway_{name}", said, registry=registry, multiprocess_mode="livemostrecent"
-            )
-
-        def histogram(name: str, said: str, *, buckets: Sequence[float] = SECONDS) -> _Histogram:
-            return _Histogram(f"gateway_{name}", said, registry=registry, buckets=buckets)
-
-        def histograms(name: str, said: str, label: str) -> Labelled[_Histogram]:
-            full = f"gateway_{name}"
-            return Labelled(_Histogram(full, said, (label,), registry=registry, buckets=SECONDS))
-
-        who = ("key", "team", "model")
-        self.requests = counters(
-            "requests_total", "Answers", ("endpoint", "model", "status", "outcome")
+        create = _Factory(self._registry)
+        self.requests = RequestMetrics(create, self._labels, pending)
+        self.upstream = UpstreamMetrics(create, self._labels)
+        self.cache = CacheMetrics(create)
+        self.money = MoneyMetrics(create, self._labels, pending)
+        self.config_reload_failures = create.counter(
+            "config_reload_failures_total", "Policies that were not adopted because of a fault"
         )
-        self.duration = histograms(
-            "request_duration_seconds", "From the head of a request to its answer", "outcome"
-        )
-        self.overhead = histogram(
-            "overhead_seconds", "Time to answer a hit", buckets=OVERHEAD_SECONDS
-        )
-        self.inflight = gauge("inflight_requests", "Requests being answered")
-        self.flights = gauge("flights", "Paid work under way")
-        self.upstream_requests = counters(
-            "upstream_requests_total", "Attempts to buy", ("model", "status")
-        )
-        self.upstream_duration = histograms(
-            "upstream_duration_seconds", "Length of an attempt to buy", "model"
-        )
-        self.upstream_retries = counter("upstream_retries_total", "Attempts after the first")
-        self.breaker_open = gauge(
-            "upstream_breaker_open", "Workers whose circuit breaker lets nothing through"
-        )
-        self.stream_first_event = histogram(
-            "stream_first_event_seconds", "From the head of a request to its first event"
-        )
-        self.tokens = counters("tokens_total", "Tokens charged", (*who, "kind"))
-        self.images = counters("images_total", "Images", (*who, "size", "quality", "outcome"))
-        self.cost = counters("cost_usd_total", "US dollars charged", who)
-        self.saved = counters("saved_usd_total", "What images that were not bought had cost", who)
-        self.rehosts = counters(
-            "rehost_total", "Links of upstream's that were fetched, or why not", ("outcome",)
-        )
-        self.cache_evictions = counter(
-            "cache_evictions_total", "Images that had to go to keep within the bound"
-        )
-        self.cache_damaged = counter(
-            "cache_damaged_total", "Images whose bytes were damaged in the store"
-        )
-        self.cache_entries = shared("cache_entries", "Distinct images in the cache")
-        self.cache_bytes = shared("cache_bytes", "Bytes of all images in the cache")
-        self.refusals = counters("refusals_total", "Requests refused", ("key", "reason"))
-        self.store_up = Gauge(
-            "gateway_store_up",
-            "Whether the store answered last time",
-            registry=registry,
-            multiprocess_mode="livemin",
-        )
-        self.config_reload_failures = counter(
-            "config_reload_failures_total", "Policies that were not taken for a fault in them"
-        )
-        self.store_errors = counter("store_errors_total", "Batches that the store did not answer")
-        self._price_age = Gauge(
-            "gateway_price_table_age_seconds",
+        self._price_age = create.gauge(
+            "price_table_age_seconds",
             "Time since the price table was last compared with the price list",
-            registry=registry,
-            multiprocess_mode="livemax",
+            workers="livemax",
         )
-        self._build = Gauge(
-            "gateway_build_info",
-            "Always 1; says which build this is",
-            ("version", "python"),
-            registry=registry,
-            multiprocess_mode="livemax",
+        build = create.gauge(
+            "build_info",
+            "Always 1; the labels name the build",
+            labels=("version", "python"),
+            workers="livemax",
         )
-        self._build.labels(__version__, platform.python_version()).set(1)
+        build.labels(__version__, platform.python_version()).set(1)
 
-    def know(
+    def use_policy(
         self,
         *,
         models: Collection[str],
@@ -241,97 +411,15 @@ class Metrics:
         qualities: Collection[str],
         prices_as_of: date,
     ) -> None:
-        """Which values have labels of their own, and how old the price table is."""
-        self._models, self._sizes, self._qualities = models, sizes, qualities
+        """Gives these values labels of their own, and shows how old the price table is."""
+        self._labels.models = models
+        self._labels.sizes = sizes
+        self._labels.qualities = qualities
         self._prices_as_of = prices_as_of
 
-    def know_keys(self, oldest_live: Iterable[str]) -> None:
-        """Which keys have labels of their own; keys not named here follow while there is room."""
-        self._keys = set(list(oldest_live)[:MAX_KEYS])
-
-    def began(self) -> None:
-        """A request is being answered from now on."""
-        self._gathered.add(self.inflight)
-
-    def ended(self) -> None:
-        """It is no longer."""
-        self._gathered.add(self.inflight, -1)
-
-    def answered(
-        self, *, endpoint: str, model: str | None, status: int, outcome: str, seconds: float
-    ) -> None:
-        """Counts one answer."""
-        self._gathered.add(self.requests[endpoint, self._model(model), str(status), outcome])
-        self._gathered.observe(self.duration[(outcome,)], seconds)
-        if outcome == "hit":
-            self._gathered.observe(self.overhead, seconds)
-
-    def attempted(self, model: str, status: int | str, seconds: float) -> None:
-        """Counts one attempt to buy."""
-        self.upstream_requests[self._model(model), str(status)].inc()
-        self.upstream_duration[(self._model(model),)].observe(seconds)
-
-    def retried(self) -> None:
-        """Counts one attempt after the first."""
-        self.upstream_retries.inc()
-
-    def breaker_turned(self, *, is_open: bool) -> None:
-        """Notes that this worker's circuit breaker has opened or closed."""
-        self.breaker_open.set(is_open)
-
-    def purchased(self, billed: Billed) -> None:
-        """Counts a settled purchase, once."""
-        who = self._who(billed)
-        for kind, count in billed.tokens.items():
-            self.tokens[(*who, kind)].inc(max(0, count))
-        self.cost[who].inc(max(0, billed.cost_micros) / 1e6)
-        self.saved[who].inc(billed.saved_micros / 1e6)
-        self._images_of(billed, who).inc(max(0, billed.images))
-
-    def served(self, billed: Billed, images: int) -> None:
-        """Counts images that were answered without a purchase, and what that saved."""
-        who = self._who(billed)
-        self._gathered.add(self.saved[who], billed.saved_micros / 1e6)
-        self._gathered.add(self._images_of(billed, who), images)
-
-    def fetched(self, outcome: str) -> None:
-        """Counts one link of upstream's: `fetched`, or why it was not."""
-        self.rehosts[(outcome,)].inc()
-
-    def evicted(self, images: int) -> None:
-        """Counts images that went to keep within the bound."""
-        self.cache_evictions.inc(images)
-
-    def damaged(self) -> None:
-        """Counts an image whose bytes were damaged in the store."""
-        self.cache_damaged.inc()
-
-    def lru_measured(self, lru_totals: Shelved) -> None:
-        """Notes how much the cache holds."""
-        self.cache_entries.set(lru_totals.count)
-        self.cache_bytes.set(lru_totals.size_bytes)
-
-    def refused(self, key: str, reason: str) -> None:
-        """Counts one refusal."""
-        self.refusals[self._key(key), reason].inc()
-
-    def _images_of(self, billed: Billed, who: tuple[str, str, str]) -> Counter:
-        size = _listed(billed.size, self._sizes)
-        quality = _listed(billed.quality, self._qualities)
-        return self.images[(*who, size, quality, billed.outcome)]
-
-    def _who(self, billed: Billed) -> tuple[str, str, str]:
-        key = self._key(billed.key)
-        team = OTHER if key == OTHER else billed.team or ""
-        return key, team, self._model(billed.model)
-
-    def _key(self, name: str) -> str:
-        if name not in self._keys and len(self._keys) < MAX_KEYS:
-            self._keys.add(name)
-        return name if name in self._keys else OTHER
-
-    def _model(self, model: str | None) -> str:
-        return "" if model is None else _listed(model, self._models)
+    def use_keys(self, oldest_active: Iterable[str]) -> None:
+        """Gives these keys labels of their own; others get one while there is room."""
+        self._labels.keys = set(list(oldest_active)[:MAX_KEYS])
 
     def render(self) -> bytes:
         """The text form, over all workers. Takes milliseconds for each thousand series."""
@@ -340,16 +428,12 @@ class Metrics:
             self._price_age.set(max(0.0, age))
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             return generate_latest(self._registry)
-        list_keys = CollectorRegistry()
-        multiprocess.MultiProcessCollector(list_keys)  # type: ignore[no-untyped-call]
-        return generate_latest(list_keys)
-
-
-def _listed(value: str | None, values: Collection[str]) -> str:
-    return value if value is not None and value in values else OTHER
+        all_workers = CollectorRegistry()
+        multiprocess.MultiProcessCollector(all_workers)  # type: ignore[no-untyped-call]
+        return generate_latest(all_workers)
 
 
 def forget_worker(pid: int) -> None:
-    """Called by the parent: a dead worker's gauges count no longer, its counters still do."""
+    """Called by the parent when a worker has ended: drops its gauges and keeps its counters."""
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""The shipped model table, as tests read it."""
+"""The shipped model table for tests."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ SHIPPED = CONFIG / "models.yaml"
 
 
 def read_shipped() -> dict[Any, Any]:
-    """What the file says, unchecked; the caller may change it."""
+    """The content of the file, unchecked; a test may change it."""
     return read_config(SHIPPED, {})
 
 
 def shipped_catalog() -> Catalog:
-    """What the gateway makes of it."""
     return parse_catalog(read_shipped(), file=SHIPPED.name)

@@ -36,7 +36,7 @@ def blobs_in(
     settings, place = BlobsSettings(total_bytes=total_bytes), FolderBlobs(folder / "blobs")
     takedowns = Takedowns(store) if takedowns is None else takedowns
     return Blobs(
-        settings, place, store, memory=MemoryCache(0), takedowns=takedowns, observer=Metrics()
+        settings, place, store, memory=MemoryCache(0), takedowns=takedowns, observer=Metrics().cache
     )
 
 

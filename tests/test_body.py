@@ -1,4 +1,4 @@
-"""Bytes become one JSON object, or a 400 that says what is wrong with them."""
+"""Bytes become one JSON object, or a 400 that names the fault."""
 
 import contextlib
 import json
@@ -53,7 +53,7 @@ def test_json_content_types_are_accepted_with_any_parameters(content_type):
 @pytest.mark.parametrize(
     "content_type", ["text/plain", "application/x-www-form-urlencoded", "application/jsonx"]
 )
-def test_another_content_type_is_answered_as_in_wire(content_type):
+def test_another_content_type_is_refused_in_the_services_words(content_type):
     assert refusal(b"{}", content_type) == {
         "message": (
             f"Unsupported content type: '{content_type}'. This API method only accepts "
@@ -85,7 +85,7 @@ def test_another_content_type_is_answered_as_in_wire(content_type):
         '{"prompt": "an otter"}'.encode("utf-16"),
     ],
 )
-def test_what_is_not_json_is_answered_as_in_wire(raw):
+def test_invalid_json_is_refused_in_the_services_words(raw):
     assert refusal(raw) == {
         "message": NOT_JSON,
         "type": "invalid_request_error",
@@ -157,7 +157,7 @@ def test_64_levels_are_read_and_65_are_not():
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"x":'])
-def test_absurd_nesting_is_an_answer_and_not_a_crash(opening):
+def test_absurd_nesting_is_refused_and_does_not_crash(opening):
     assert refusal(b'{"x": ' + opening * 100_000)["type"] == "invalid_request_error"
     closing = b"]" if opening == b"[" else b"}"
     deep = opening * 50_000 + b"1" + closing * 50_000
@@ -165,13 +165,13 @@ def test_absurd_nesting_is_an_answer_and_not_a_crash(opening):
     assert "it is nested deeper than 64 levels" in message
 
 
-def test_a_number_without_end_is_refused():
+def test_an_endless_number_is_refused():
     assert refusal(b'{"n": ' + b"9" * 5000 + b"}") == unreadable(
         "a number has more than 100 digits"
     )
 
 
-def test_a_long_name_is_not_repeated_at_length():
+def test_a_long_name_is_shortened_in_the_message():
     raw = json.dumps({"x" * 100_000: "y"})[:-1] + ', "' + "x" * 100_000 + '": 1}'
     assert len(refusal(raw.encode())["message"]) < 400
 
@@ -190,6 +190,6 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.text(), json_values))
-def test_any_json_object_is_read_as_it_was_written(body):
+def test_any_json_object_is_read_unchanged(body):
     assert parse_body(json.dumps(body).encode(), None) == body
     assert parse_body(json.dumps(body, ensure_ascii=False).encode(), None) == body

@@ -1,4 +1,4 @@
-"""The shipped model table loads, and every kind of nonsense in one is named with its place."""
+"""The shipped model table loads, and every kind of fault in one is named with its place."""
 
 from datetime import date
 from decimal import Decimal
@@ -16,7 +16,7 @@ DELETE = object()
 
 
 def changed(data, path, value):
-    """A copy of nested mappings with one place changed; anchors share nothing with it."""
+    """A copy of nested mappings with one place changed, and no anchor shared."""
     key, *rest = path
     copy = dict(data)
     if rest:
@@ -29,14 +29,14 @@ def changed(data, path, value):
 
 
 def fault_of(place, value):
-    """The message that answers the shipped table with one place, `a/b/c`, changed."""
+    """The message for the shipped table with one place, `a/b/c`, changed."""
     data = changed(yaml.safe_load(SHIPPED), place.split("/"), value)
     with pytest.raises(CatalogError) as caught:
         parse_catalog(data, file="models.yaml")
     return str(caught.value)
 
 
-def test_the_shipped_table_has_the_models_of_the_contract_in_order():
+def test_the_shipped_table_has_all_models_in_order():
     assert list(shipped_catalog().models) == [
         "dall-e-2",
         "dall-e-3",
@@ -49,14 +49,14 @@ def test_the_shipped_table_has_the_models_of_the_contract_in_order():
     ]
 
 
-def test_the_shipped_defaults_are_those_of_the_contract():
+def test_the_shipped_defaults_for_an_omitted_model():
     catalog = shipped_catalog()
     assert catalog.default_model == "dall-e-2"
     assert catalog.default_gpt_model == "gpt-image-1.5"
     assert catalog.unknown_models == "reject"
 
 
-def test_shutdown_dates_are_those_of_wire():
+def test_the_shipped_shutdown_dates():
     shutdowns = {name: model.shutdown for name, model in shipped_catalog().models.items()}
     assert shutdowns == {
         "dall-e-2": date(2026, 5, 12),
@@ -70,7 +70,7 @@ def test_shutdown_dates_are_those_of_wire():
     }
 
 
-def test_a_model_carries_its_own_id():
+def test_the_id_of_a_model_is_its_key():
     assert all(name == model.id for name, model in shipped_catalog().models.items())
 
 
@@ -320,7 +320,7 @@ def test_every_fault_has_a_line_of_its_own():
 
 
 @pytest.mark.parametrize("data", [None, "just text", ["a", "b"], 3])
-def test_something_else_than_a_mapping_is_refused(data):
+def test_anything_but_a_mapping_is_refused(data):
     with pytest.raises(CatalogError, match=r"^models\.yaml: must be a mapping$"):
         parse_catalog(data, file="models.yaml")
 

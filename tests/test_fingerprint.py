@@ -1,4 +1,4 @@
-"""The same image has one fingerprint however it is asked for; another image has another."""
+"""Requests for the same image have one fingerprint; other requests have others."""
 
 import json
 import unicodedata
@@ -15,8 +15,8 @@ from tests.catalogs import shipped_catalog
 
 CATALOG = shipped_catalog()
 
-# By hand, not from the catalog: what each model's image depends on, the default spelled out
-# first in all its ways, then values that make another image.
+# By hand, not from the catalog: the parameters of each model's image, first all spellings of the
+# default, then values that make another image.
 _GPT = {
     "quality": (["auto"], ["low", "medium", "high"]),
     "size": (["auto"], ["1024x1024", "1536x1024", "1024x1536"]),
@@ -39,13 +39,13 @@ IMAGE = {
     "gpt-image-1.5": _GPT,
     "gpt-image-2": {**_GPT, "size": (["auto"], ["1024x1024", "2048x2048", "1824x1024"])},
 }
-# What only changes how the answer travels. Every model takes the first three values.
-TRAVEL = {"stream": [False, None], "partial_images": [0, 0.0, None], "user": ["a", "b", None]}
-DALLE_TRAVEL = {"response_format": ["url", "b64_json", None]}
-GPT_TRAVEL = {"partial_images": [1, 3, None], "stream": [True, False, None]}
+# Parameters of the answer, not of the image. Every model accepts the first three values.
+DELIVERY = {"stream": [False, None], "partial_images": [0, 0.0, None], "user": ["a", "b", None]}
+DALLE_DELIVERY = {"response_format": ["url", "b64_json", None]}
+GPT_DELIVERY = {"partial_images": [1, 3, None], "stream": [True, False, None]}
 
 
-def print_of(body, *, cache_epoch=1, upstream_name="default", scope="global"):
+def fingerprint_of(body, *, cache_epoch=1, upstream_name="default", scope="global"):
     raw = json.dumps(body).encode()
     request = validate(parse_body(raw, "application/json"), CATALOG)
     return fingerprint(request, cache_epoch=cache_epoch, upstream_name=upstream_name, scope=scope)
@@ -53,7 +53,7 @@ def print_of(body, *, cache_epoch=1, upstream_name="default", scope="global"):
 
 @st.composite
 def bodies(draw):
-    """A body in its plainest form: model, prompt, and only what is off its default."""
+    """A body without any parameter at its default."""
     model = draw(st.sampled_from(sorted(IMAGE)))
     body = {"model": model, "prompt": draw(st.text(min_size=1, max_size=40))}
     for name, (_, others) in IMAGE[model].items():
@@ -65,13 +65,13 @@ def bodies(draw):
 
 @st.composite
 def spellings(draw, body):
-    """Another body that asks for the same image."""
+    """Another body for the same image."""
     model, spelled = body["model"], dict(body)
     for name, (defaults, _) in IMAGE[model].items():
         if name not in body and draw(st.booleans()):
             spelled[name] = draw(st.sampled_from([None, *defaults]))
-    travel = TRAVEL | (DALLE_TRAVEL if model.startswith("dall-e") else GPT_TRAVEL)
-    for name, values in travel.items():
+    delivery = DELIVERY | (DALLE_DELIVERY if model.startswith("dall-e") else GPT_DELIVERY)
+    for name, values in delivery.items():
         if draw(st.booleans()):
             spelled[name] = draw(st.sampled_from(values))
     if model != "dall-e-3" and spelled.get("stream") is not True:
@@ -82,12 +82,12 @@ def spellings(draw, body):
 @given(st.data())
 def test_spelling_order_and_delivery_never_change_it(data):
     body = data.draw(bodies())
-    assert print_of(data.draw(spellings(body))) == print_of(body)
+    assert fingerprint_of(data.draw(spellings(body))) == fingerprint_of(body)
 
 
 @given(bodies(), bodies())
 def test_two_plain_bodies_share_it_only_when_they_are_equal(one, other):
-    assert (print_of(one) == print_of(other)) == (one == other)
+    assert (fingerprint_of(one) == fingerprint_of(other)) == (one == other)
 
 
 @given(st.data())
@@ -97,70 +97,70 @@ def test_any_other_effective_parameter_changes_it(data):
     name = data.draw(st.sampled_from(changeable))
     value = data.draw(st.sampled_from([None, *IMAGE[body["model"]][name][1]]))
     assume(value != body.get(name))
-    assert print_of(body | {name: value}) != print_of(body)
+    assert fingerprint_of(body | {name: value}) != fingerprint_of(body)
 
 
 @given(bodies(), st.sampled_from(sorted(IMAGE)))
 def test_another_model_changes_it(body, model):
     plain = {"model": body["model"], "prompt": body["prompt"]}
     assume(model != body["model"])
-    assert print_of(plain | {"model": model}) != print_of(plain)
+    assert fingerprint_of(plain | {"model": model}) != fingerprint_of(plain)
 
 
 @given(bodies(), st.text(min_size=1, max_size=40))
 def test_another_prompt_changes_it(body, prompt):
     assume(prompt != body["prompt"])
-    assert print_of(body | {"prompt": prompt}) != print_of(body)
+    assert fingerprint_of(body | {"prompt": prompt}) != fingerprint_of(body)
 
 
 @given(bodies(), st.sampled_from([" ", "\n", "\u00a0", "\u200b", "\x00"]))
 def test_white_space_around_the_prompt_changes_it(body, space):
-    assert print_of(body | {"prompt": body["prompt"] + space}) != print_of(body)
-    assert print_of(body | {"prompt": space + body["prompt"]}) != print_of(body)
+    assert fingerprint_of(body | {"prompt": body["prompt"] + space}) != fingerprint_of(body)
+    assert fingerprint_of(body | {"prompt": space + body["prompt"]}) != fingerprint_of(body)
 
 
 @given(bodies())
 def test_the_case_of_the_prompt_changes_it(body):
     assume(body["prompt"].swapcase() != body["prompt"])
-    assert print_of(body | {"prompt": body["prompt"].swapcase()}) != print_of(body)
+    assert fingerprint_of(body | {"prompt": body["prompt"].swapcase()}) != fingerprint_of(body)
 
 
 @pytest.mark.parametrize("text", ["é", "Å", "한", "ﬁ"])
 def test_unicode_forms_of_the_prompt_stay_apart(text):
     forms = {unicodedata.normalize(form, text) for form in ("NFC", "NFD", "NFKC", "NFKD")}
-    assert len({print_of({"prompt": form}) for form in forms}) == len(forms) > 1
+    assert len({fingerprint_of({"prompt": form}) for form in forms}) == len(forms) > 1
 
 
 @given(st.integers(0, 100), st.sampled_from([50, 99]))
 def test_compression_changes_it_where_the_format_compresses(one, other):
     assume(one != other)
     body = {"model": "gpt-image-1", "prompt": "x", "output_format": "jpeg"}
-    first, second = (print_of(body | {"output_compression": c}) for c in (one, other))
+    first, second = (fingerprint_of(body | {"output_compression": c}) for c in (one, other))
     assert first != second
-    assert print_of(body | {"output_compression": float(one)}) == first
+    assert fingerprint_of(body | {"output_compression": float(one)}) == first
 
 
 @given(bodies(), st.integers(0, 9), st.text(max_size=9), st.text(max_size=9))
 def test_epoch_upstream_and_scope_change_it(body, epoch, name, scope):
-    place = {"cache_epoch": epoch, "upstream_name": name, "scope": scope}
-    same = print_of(body, **place)
-    assert print_of(body, **place) == same
-    assert print_of(body, **place | {"cache_epoch": epoch + 1}) != same
-    assert print_of(body, **place | {"upstream_name": name + "x"}) != same
-    assert print_of(body, **place | {"scope": scope + "x"}) != same
+    where = {"cache_epoch": epoch, "upstream_name": name, "scope": scope}
+    same = fingerprint_of(body, **where)
+    assert fingerprint_of(body, **where) == same
+    assert fingerprint_of(body, **where | {"cache_epoch": epoch + 1}) != same
+    assert fingerprint_of(body, **where | {"upstream_name": name + "x"}) != same
+    assert fingerprint_of(body, **where | {"scope": scope + "x"}) != same
     if name != scope:
-        assert print_of(body, **place | {"upstream_name": scope, "scope": name}) != same
+        assert fingerprint_of(body, **where | {"upstream_name": scope, "scope": name}) != same
 
 
 def test_an_omitted_model_shares_it_with_the_model_it_stands_for():
-    assert print_of({"prompt": "x"}) == print_of({"prompt": "x", "model": "dall-e-2"})
+    assert fingerprint_of({"prompt": "x"}) == fingerprint_of({"prompt": "x", "model": "dall-e-2"})
     named = {"prompt": "x", "quality": "low", "model": "gpt-image-1.5"}
-    assert print_of({"prompt": "x", "quality": "low"}) == print_of(named)
+    assert fingerprint_of({"prompt": "x", "quality": "low"}) == fingerprint_of(named)
 
 
 def test_a_snapshot_does_not_share_it_with_its_model():
     dated = {"model": "gpt-image-2-2026-04-21", "prompt": "x"}
-    assert print_of(dated) != print_of({"model": "gpt-image-2", "prompt": "x"})
+    assert fingerprint_of(dated) != fingerprint_of({"model": "gpt-image-2", "prompt": "x"})
 
 
 def test_escaped_and_literal_characters_are_the_same_prompt():
@@ -176,6 +176,8 @@ def test_a_lone_surrogate_has_a_fingerprint():
 
 
 def test_it_is_the_same_in_every_version_of_the_gateway():
-    """A change here makes every gateway forget its cache: raise VERSION, and mean it."""
+    """If this changes, every cache is lost: then raise VERSION."""
     body = {"model": "gpt-image-1", "prompt": "an otter 🦦", "quality": "low", "n": 3}
-    assert print_of(body) == "3f1034cee164ee6922e90533d70c0e9dfc7d08ad375c1cb91fb98a500abd0d23"
+    assert (
+        fingerprint_of(body) == "3f1034cee164ee6922e90533d70c0e9dfc7d08ad375c1cb91fb98a500abd0d23"
+    )

@@ -1,16 +1,23 @@
-"""Virtual keys over both stores: names, lives, and what a worker remembers."""
+"""Keys over both stores: names, expiry, revocation, and the keys that a worker knows."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from decimal import Decimal
 
 import pytest
 
-from gateway.access.key_records import parse_spec
-from gateway.access.keys import Keys
+from gateway.access import key_records
+from gateway.access.key_records import KeyRecord, parse_spec
+from gateway.access.keys import KEYS, Keys
 from gateway.errors import GatewayError, IncorrectKey, InvalidRequest
 from gateway.images import Reuse
+from gateway.limits import Limit, check_limits
+from gateway.store.batch import execute
+from gateway.store.commands import CompareAndSet, Get, Write
+from gateway.store.protocol import Store
 from tests.conftest import OpenStore
 
 
@@ -40,7 +47,7 @@ async def elsewhere(open_store: OpenStore, clock: Clock) -> AsyncIterator[Keys]:
         yield Keys(store, clock=clock)
 
 
-async def test_a_key_expires_and_lives_again_when_its_end_is_lifted(
+async def test_a_key_expires_and_is_active_again_without_its_expiry(
     keys: Keys, elsewhere: Keys, clock: Clock
 ) -> None:
     record, secret = await keys.create(parse_spec({"name": "a", "expires_at": int(clock.now) + 10}))
@@ -52,7 +59,7 @@ async def test_a_key_expires_and_lives_again_when_its_end_is_lifted(
     assert (await elsewhere.authenticate(secret)).subject.key_name == "a"
 
 
-async def test_a_name_is_free_when_its_key_is_over_and_cannot_be_taken_back(
+async def test_the_name_of_an_expired_key_is_free_and_cannot_be_taken_back(
     keys: Keys, clock: Clock
 ) -> None:
     old, _ = await keys.create(parse_spec({"name": "b", "expires_at": int(clock.now) + 10}))
@@ -67,7 +74,7 @@ async def test_a_name_is_free_when_its_key_is_over_and_cannot_be_taken_back(
     await keys.create(parse_spec({"name": "b2"}))
 
 
-async def test_a_revoked_key_gives_its_name_up_and_opens_nothing(
+async def test_a_revoked_key_frees_its_name_and_authenticates_nothing(
     keys: Keys, elsewhere: Keys
 ) -> None:
     record, secret = await keys.create(parse_spec({"name": "c"}))
@@ -76,13 +83,13 @@ async def test_a_revoked_key_gives_its_name_up_and_opens_nothing(
     with pytest.raises(IncorrectKey):
         await elsewhere.confirm(secret)
     await keys.create(parse_spec({"name": "c"}))
-    with pytest.raises(GatewayError) as gone:
+    with pytest.raises(GatewayError) as not_found:
         await keys.change(record.id, {"name": "d"})
-    assert gone.value.status == 404
+    assert not_found.value.status == 404
 
 
 @pytest.mark.parametrize(
-    ("limit", "value", "said"),
+    ("limit", "value", "message"),
     [
         ("requests_per_minute", 10**13, "too large"),
         ("images_per_day", 2**60, "too large"),
@@ -94,18 +101,30 @@ async def test_a_revoked_key_gives_its_name_up_and_opens_nothing(
         ("images_per_day", "5", "whole number"),
     ],
 )
-def test_a_limit_that_no_store_could_count_exactly_is_refused(
-    limit: str, value: object, said: str
+def test_a_limit_that_no_store_can_count_exactly_is_refused(
+    limit: str, value: object, message: str
 ) -> None:
-    with pytest.raises(InvalidRequest, match=said):
+    with pytest.raises(InvalidRequest, match=message):
         parse_spec({"name": "x", "limits": {limit: value}})
 
 
-# ── what a key may of the cache ─────────────────────────────────────────────────────────────
+def test_a_token_bucket_of_money_is_bounded_in_micro_dollars(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both stores count it in 1/60,000,000 of a micro-dollar, exact below 2^53."""
+    per_minute = Limit("usd_per_minute", "usd_micros", "minute")
+    check_limits([per_minute])
+    monkeypatch.setattr(key_records, "LIMITS", {per_minute.name: per_minute})
+    parse_spec({"name": "x", "limits": {"usd_per_minute": 100}})
+    with pytest.raises(InvalidRequest, match="too large"):
+        parse_spec({"name": "x", "limits": {"usd_per_minute": 101}})
+
+
+# ── settings of the cache ───────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
-    ("fields", "param", "said"),
+    ("fields", "param", "message"),
     [
         (
             {"scope": "everyone"},
@@ -126,14 +145,14 @@ def test_a_limit_that_no_store_could_count_exactly_is_refused(
         ),
     ],
 )
-def test_a_wrong_setting_of_the_cache_is_named_with_what_is_right(
-    fields: dict[str, object], param: str, said: str
+def test_a_wrong_setting_of_the_cache_is_refused_with_the_right_ones(
+    fields: dict[str, object], param: str, message: str
 ) -> None:
     with pytest.raises(InvalidRequest) as refused:
         parse_spec({"name": "x", **fields})
     assert (refused.value.param, refused.value.code) == (param, "invalid_value")
     assert refused.value.message.startswith(f"Invalid '{param}': ")
-    assert refused.value.message.endswith(said)
+    assert refused.value.message.endswith(message)
 
 
 @pytest.mark.parametrize(
@@ -146,17 +165,79 @@ def test_an_unknown_field_is_named_with_the_nearest_one(wrong: str, near: str) -
     assert (refused.value.param, refused.value.code) == (wrong, "unknown_parameter")
 
 
-async def test_settings_of_the_cache_are_merged_and_lifted(keys: Keys, elsewhere: Keys) -> None:
+async def test_settings_of_the_cache_are_merged_and_removed(keys: Keys, elsewhere: Keys) -> None:
     spec = parse_spec({"name": "a", "scope": "key", "reuse": "never", "allow_no_cache": False})
     record, secret = await keys.create(spec)
     made = await elsewhere.authenticate(secret)
     await keys.change(record.id, {"reuse": "within:90s", "allow_no_cache": True})
     changed = await elsewhere.confirm(secret)
-    lifted = await keys.change(record.id, {"scope": None, "reuse": None, "allow_no_cache": None})
+    removed = await keys.change(record.id, {"scope": None, "reuse": None, "allow_no_cache": None})
     plain = await elsewhere.confirm(secret)
 
     assert (made.scope, made.reuse, made.allow_no_cache) == ("key", Reuse(no_cache=True), False)
     assert (changed.scope, changed.reuse) == ("key", Reuse(max_age_seconds=90))
     assert changed.allow_no_cache is True
     assert (plain.scope, plain.reuse, plain.allow_no_cache) == (None, Reuse(), True)
-    assert lifted.public().keys().isdisjoint({"scope", "reuse", "allow_no_cache"})
+    assert removed.public().keys().isdisjoint({"scope", "reuse", "allow_no_cache"})
+
+
+# ── records of a newer gateway ──────────────────────────────────────────────────────────────
+
+
+async def add_fields(store: Store, key_id: str) -> None:
+    """Changes a record as a newer gateway would."""
+    data = await execute(store, Get(KEYS, key_id))
+    assert data is not None
+    record = json.loads(data)
+    record["webhook"] = "https://example.com"
+    record["secrets"][0]["label"] = "first"
+    record["limits"]["videos_per_day"] = "3"
+    newer = json.dumps(record).encode()
+    await execute(store, CompareAndSet((Write(KEYS, key_id, newer, expected=data),)))
+
+
+async def test_unknown_fields_of_a_record_are_kept_and_not_shown(
+    open_store: OpenStore, clock: Clock
+) -> None:
+    async with open_store() as store:
+        keys = Keys(store, clock=clock)
+        spec = parse_spec({"name": "a", "limits": {"usd_per_day": 1.5}})
+        record, secret = await keys.create(spec)
+        await add_fields(store, record.id)
+
+        key = await keys.authenticate(secret)
+        changed = await keys.change(record.id, {"team": "art", "limits": {"images_per_day": 4}})
+        stored = json.loads(await execute(store, Get(KEYS, record.id)) or b"")
+
+    assert key.subject.limits == {"usd_per_day": 1_500_000}
+    assert stored["webhook"] == "https://example.com"
+    assert stored["secrets"][0]["label"] == "first"
+    assert changed.limits == {
+        "usd_per_day": Decimal("1.5"),
+        "images_per_day": Decimal(4),
+        "videos_per_day": Decimal(3),
+    }
+    assert "webhook" not in changed.public()
+    assert "secrets" not in changed.public()
+
+
+def test_a_record_with_only_the_first_fields_is_read() -> None:
+    record = KeyRecord.decode(
+        b'{"id": "key_1", "name": "a", "prefix": "gk-abc", "secrets": [], "created_at": 1}'
+    )
+    assert record.limits_in_units() == {}
+    assert record.is_active(now=2.0)
+
+
+def test_limits_of_a_newer_gateway_are_removed_with_all_others_and_cannot_be_set() -> None:
+    record = KeyRecord(
+        id="key_1",
+        name="a",
+        prefix="gk-abc",
+        secrets=(),
+        created_at=1,
+        limits={"videos_per_day": Decimal(3), "images_per_day": Decimal(4)},
+    )
+    assert record.merge({"limits": None}).limits == {}
+    with pytest.raises(InvalidRequest, match="Unknown limit 'videos_per_day'"):
+        record.merge({"limits": {"videos_per_day": 5}})

@@ -1,4 +1,8 @@
-"""Estimates are upper bounds, costs are exact, and the numbers are those of WIRE §5."""
+"""Estimates are upper bounds, and costs are exact.
+
+The numbers are worked out by hand from `docs/reference/images-api.md#output-tokens` and the
+sections after it.
+"""
 
 import math
 
@@ -13,7 +17,7 @@ from tests.catalogs import shipped_catalog
 
 CATALOG = shipped_catalog()
 
-# WIRE §5.1, by hand.
+# By hand from docs/reference/images-api.md#output-tokens.
 OLD_TOKENS = {
     "1024x1024": {"low": 272, "medium": 1056, "high": 4160},
     "1024x1536": {"low": 408, "medium": 1584, "high": 6240},
@@ -38,7 +42,8 @@ TOKENS = {
     "gpt-image-2-2026-04-21": NEW_TOKENS,
 }
 
-# WIRE §5.3, by hand, in micro-dollars: 1024² low/med/high, 1024x1536, 1536x1024.
+# By hand from docs/reference/images-api.md#prices-per-image, in micro-dollars: 1024² low, medium
+# and high, then 1024x1536 and 1536x1024.
 PER_IMAGE = {
     "gpt-image-1": ((11_000, 42_000, 167_000), (16_000, 63_000, 250_000)),
     "gpt-image-1-mini": ((5_000, 11_000, 36_000), (6_000, 15_000, 52_000)),
@@ -67,7 +72,7 @@ def cost(model, usage=None, images=1, size=None, quality=None):
     ("model", "size", "quality", "tokens"),
     [case for model, sizes in TOKENS.items() for size in sizes for case in row(model, size)],
 )
-def test_output_tokens_are_those_of_wire(model, size, quality, tokens):
+def test_output_tokens_are_the_published_ones(model, size, quality, tokens):
     found = bound(model, size=size, quality=quality)
     assert found.amounts.tokens == OTTER_TOKENS + tokens
     assert found.reason is None
@@ -101,7 +106,7 @@ def test_an_estimate_is_never_below_the_official_price_per_image(model, size, qu
         ("3840x2160", (".0111", ".1001", ".4003")),
     ],
 )
-def test_a_image_of_any_size_costs_what_wire_says(size, usd):
+def test_an_image_of_any_size_costs_the_published_price(size, usd):
     for quality, dollars in zip(("low", "medium", "high"), usd, strict=True):
         micros = cost("gpt-image-2", Usage(image_out=NEW_TOKENS[size][quality]))
         assert micros / 1_000_000 == pytest.approx(float(dollars), abs=0.00005)
@@ -134,7 +139,7 @@ def test_images_without_tokens_have_a_price_each(model, size, quality, micros):
 
 @pytest.mark.parametrize(
     ("model", "usage", "micros"),
-    [  # WIRE §5.2, a million tokens of each kind
+    [  # docs/reference/images-api.md#token-prices, a million tokens of each kind
         ("gpt-image-1", Usage(text_in=1_000_000), 5_000_000),
         ("gpt-image-1", Usage(image_in=1_000_000), 10_000_000),
         ("gpt-image-1", Usage(image_out=1_000_000), 40_000_000),
@@ -150,14 +155,18 @@ def test_images_without_tokens_have_a_price_each(model, size, quality, micros):
         ("gpt-image-2", Usage(text_in=1_000_000), 5_000_000),
         ("gpt-image-2", Usage(image_in=1_000_000), 8_000_000),
         ("gpt-image-2", Usage(image_out=1_000_000), 30_000_000),
-        ("gpt-image-2", Usage(text_in=14, image_out=380), 11_470),  # the sample of WIRE §5.4
+        (
+            "gpt-image-2",
+            Usage(text_in=14, image_out=380),
+            11_470,
+        ),  # docs/reference/images-api.md#usage
     ],
 )
-def test_tokens_cost_what_wire_says(model, usage, micros):
+def test_tokens_cost_the_published_prices(model, usage, micros):
     assert cost(model, usage) == micros
 
 
-def test_text_out_without_a_price_costs_what_image_out_does_and_never_nothing():
+def test_text_out_without_a_price_costs_as_much_as_image_out():
     assert cost("gpt-image-1", Usage(text_out=10)) == 400
 
 
@@ -166,7 +175,7 @@ def test_cost_rounds_up_once_per_purchase():
     assert cost("gpt-image-1-mini", Usage(image_in=2)) == 5  # not twice 3
 
 
-def test_no_usage_of_a_token_model_has_no_cost_of_its_own():
+def test_a_token_model_without_usage_has_no_known_cost():
     with pytest.raises(ValueError, match="use the estimate"):
         cost("gpt-image-1")
 
@@ -209,7 +218,7 @@ def test_no_usage_of_a_token_model_has_no_cost_of_its_own():
             428_280,
             "quality omitted: reserved as high; size omitted: reserved as 2048x2048",
         ),
-        # 2880² is dearer than what `auto` is reserved as: ⌈96 · 96 · 10,294,400 / 4 M⌉
+        # 2880² costs more than the size that `auto` is reserved as: ⌈96 · 96 · 10,294,400 / 4 M⌉
         ("gpt-image-2", {"quality": "high", "size": "2880x2880"}, 23_743, 711_690, None),
         # 100 tokens more for each partial image, but only in a stream
         (
@@ -228,7 +237,9 @@ def test_no_usage_of_a_token_model_has_no_cost_of_its_own():
         ),
     ],
 )
-def test_an_estimate_is_the_dearest_of_what_is_asked(model, parameters, tokens, micros, reason):
+def test_an_estimate_covers_the_most_expensive_possible_answer(
+    model, parameters, tokens, micros, reason
+):
     found = bound(model, **parameters)
     assert found.amounts == Amounts(images=1, tokens=tokens, usd_micros=micros)
     assert found.reason == reason
@@ -244,7 +255,7 @@ def test_the_prompt_counts_in_bytes():
     assert one.amounts.tokens == 4 + 16 + 196
 
 
-def test_images_with_usage_are_charged_what_they_cost():
+def test_images_with_usage_are_charged_their_cost():
     usage = Usage(text_in=14, image_out=380)
     assert charged("gpt-image-2", usage) == Amounts(images=1, tokens=394, usd_micros=11_470)
 
@@ -253,7 +264,7 @@ def test_images_of_a_token_model_without_usage_are_charged_the_estimate():
     assert charged("gpt-image-2", None) == Amounts(images=9, tokens=9, usd_micros=9)
 
 
-def test_images_with_a_price_each_are_charged_by_what_was_asked_and_delivered():
+def test_images_with_a_price_each_are_charged_by_request_and_delivery():
     amounts = charged("dall-e-3", None, images=1, quality="hd")
     assert amounts == Amounts(images=1, tokens=0, usd_micros=80_000)
     amounts = charged("dall-e-2", Usage(text_in=5), images=2, n=4, size="256x256")
@@ -267,14 +278,14 @@ def charged(model, usage, images=1, **parameters):
     return charge(found, request, usage=usage, images=images, estimated=estimated)
 
 
-def test_the_shipped_models_are_billed_as_wire_says():
+def test_the_shipped_gpt_models_are_billed_by_tokens():
     by_tokens = {name for name, model in CATALOG.models.items() if is_billed_by_tokens(model)}
     assert by_tokens == set(TOKENS)
 
 
 @given(st.data())
 def test_no_answer_costs_more_than_its_estimate(data):
-    """Whatever an upstream that follows WIRE §5.1 answers: any size and quality for `auto`."""
+    """Upstream may choose any size and quality for `auto`."""
     model = data.draw(st.sampled_from(sorted(TOKENS)))
     size = data.draw(st.sampled_from(["auto", *TOKENS[model]]))
     quality = data.draw(st.sampled_from(["auto", "low", "medium", "high"]))
@@ -288,7 +299,12 @@ def test_no_answer_costs_more_than_its_estimate(data):
         text_in=math.ceil(len(prompt) / 4) + data.draw(st.integers(5, 14)),
         image_out=images * TOKENS[model][real_size][real_quality] + 100 * partials,
     )
-    asked = {"size": size, "quality": quality, "stream": partials > 0, "partial_images": partials}
-    bound_amounts = bound(model, images, prompt=prompt, **asked).amounts
+    parameters = {
+        "size": size,
+        "quality": quality,
+        "stream": partials > 0,
+        "partial_images": partials,
+    }
+    bound_amounts = bound(model, images, prompt=prompt, **parameters).amounts
     assert usage.total <= bound_amounts.tokens
     assert cost(model, usage, images, real_size, real_quality) <= bound_amounts.usd_micros

@@ -1,4 +1,4 @@
-"""What a caller's own headers say, and what of it holds for the caller's key."""
+"""The request headers of a client, and the cache policy that they and its key come to."""
 
 from dataclasses import replace
 from decimal import Decimal
@@ -10,18 +10,22 @@ from multidict import CIMultiDict
 
 from gateway.errors import InvalidRequest
 from gateway.images import MAX_AGE_SECONDS, ImageRequest, Reuse
-from gateway.request.cache_control import CachePolicy, resolve_cache_policy
+from gateway.request.cache_control import CacheControl, CachePolicy, resolve_cache_policy
 from gateway.request.headers import RequestHeaders, at_variation, parse_request_headers
 
 
-def said(**headers):
-    """The directives in headers whose names are written with underscores."""
+def parse(**headers):
+    """Headers whose names are written with underscores, parsed."""
     return parse_request_headers((name.replace("_", "-"), value) for name, value in headers.items())
+
+
+def directives(**given):
+    return RequestHeaders(CacheControl(**given))
 
 
 def refusal(param, **headers):
     with pytest.raises(InvalidRequest) as caught:
-        said(**headers)
+        parse(**headers)
     assert caught.value.status == 400
     error = caught.value.body["error"]
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
@@ -57,7 +61,7 @@ def refusal(param, **headers):
     ],
 )
 def test_cache_control_is_read_as_rfc_9111_says(value, meant):
-    assert said(Cache_Control=value) == RequestHeaders(**meant)
+    assert parse(Cache_Control=value) == directives(**meant)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +74,7 @@ def test_cache_control_is_read_as_rfc_9111_says(value, meant):
     ],
 )
 def test_unknown_directives_and_the_insides_of_quotes_are_ignored(value):
-    assert said(Cache_Control=value) == RequestHeaders()
+    assert parse(Cache_Control=value) == RequestHeaders()
 
 
 @pytest.mark.parametrize(
@@ -92,14 +96,14 @@ def test_unknown_directives_and_the_insides_of_quotes_are_ignored(value):
         "1e9",
     ],
 )
-def test_an_age_that_is_no_number_makes_every_stored_image_too_old(argument):
+def test_an_invalid_age_makes_every_stored_image_too_old(argument):
     """RFC 9111 §4.2.1: a recipient ought to consider invalid freshness information stale."""
-    assert said(Cache_Control=f"max-age={argument}") == RequestHeaders(no_cache=True)
-    assert said(Cache_Control=f"max-age=60, max-age={argument}") == RequestHeaders(no_cache=True)
+    assert parse(Cache_Control=f"max-age={argument}") == directives(no_cache=True)
+    assert parse(Cache_Control=f"max-age=60, max-age={argument}") == directives(no_cache=True)
 
 
 def test_an_age_without_argument_makes_every_stored_image_too_old():
-    assert said(Cache_Control="max-age") == RequestHeaders(no_cache=True)
+    assert parse(Cache_Control="max-age") == directives(no_cache=True)
 
 
 @pytest.mark.parametrize("zeros", ["", "000"])
@@ -113,13 +117,13 @@ def test_an_age_without_argument_makes_every_stored_image_too_old():
     ],
     ids=["below", "exactly", "above", "endless"],
 )
-def test_an_age_beyond_what_caches_can_count_is_the_longest_that_they_can(digits, seconds, zeros):
-    assert said(Cache_Control=f"max-age={zeros}{digits}") == RequestHeaders(max_age_seconds=seconds)
+def test_an_age_beyond_the_longest_that_caches_count_is_that_one(digits, seconds, zeros):
+    assert parse(Cache_Control=f"max-age={zeros}{digits}") == directives(max_age_seconds=seconds)
 
 
 @pytest.mark.parametrize("value", ["max-age=60, max-age=30", "max-age=30, max-age=60"])
-def test_of_two_ages_the_stricter_one_holds(value):
-    assert said(Cache_Control=value) == RequestHeaders(max_age_seconds=30)
+def test_the_stricter_of_two_ages_applies(value):
+    assert parse(Cache_Control=value) == directives(max_age_seconds=30)
 
 
 def test_a_header_in_several_lines_is_one_list():
@@ -128,7 +132,7 @@ def test_a_header_in_several_lines_is_one_list():
     headers.add("x-gateway-tags", "a")
     headers.add("X-GATEWAY-TAGS", "b")
     assert parse_request_headers(headers.items()) == RequestHeaders(
-        no_store=True, max_age_seconds=60, tags=("a", "b")
+        CacheControl(no_store=True, max_age_seconds=60), tags=("a", "b")
     )
 
 
@@ -146,12 +150,12 @@ def test_a_header_in_several_lines_is_one_list():
     ],
 )
 def test_pragma_counts_only_without_cache_control(headers, no_cache):
-    assert said(**headers).no_cache is no_cache
+    assert parse(**headers).cache_control.no_cache is no_cache
 
 
 @pytest.mark.parametrize("value", ["no-store", "only-if-cached", "max-age=0", "max-age=60"])
-def test_pragma_knows_nothing_but_no_cache(value):
-    assert said(Pragma=value) == RequestHeaders()
+def test_pragma_has_only_no_cache(value):
+    assert parse(Pragma=value) == RequestHeaders()
 
 
 OWN = ["no-cache", "no-store", "only-if-cached", "max-age=60", "max-age=0", 'max-age="7"']
@@ -159,24 +163,24 @@ FOREIGN = ["no-transform", "max-stale", 'x="a, no-cache"', r'y="\""', "", " "]
 
 
 @given(st.lists(st.sampled_from(OWN)), st.lists(st.sampled_from(FOREIGN)), st.randoms())
-def test_neither_order_nor_foreign_directives_nor_lines_change_what_is_said(own, foreign, random):
+def test_order_lines_and_foreign_directives_do_not_change_the_directives(own, foreign, random):
     mixed = own + foreign
     random.shuffle(mixed)
-    in_one_line = said(Cache_Control=",".join(mixed))
+    in_one_line = parse(Cache_Control=",".join(mixed))
     in_lines = parse_request_headers(("cache-control", directive) for directive in mixed)
-    assert in_one_line == in_lines == said(Cache_Control=" , ".join(own))
+    assert in_one_line == in_lines == parse(Cache_Control=" , ".join(own))
 
 
 # ── the gateway's own headers ───────────────────────────────────────────────────────────────
 
 
-def test_a_request_without_such_headers_says_nothing():
-    assert said(Authorization="Bearer gk-1", Content_Type="application/json") == RequestHeaders()
+def test_a_request_without_such_headers_has_the_defaults():
+    assert parse(Authorization="Bearer gk-1", Content_Type="application/json") == RequestHeaders()
 
 
 @pytest.mark.parametrize("variation", range(64))
 def test_variations_are_0_to_63(variation):
-    assert said(X_Gateway_Variation=str(variation)) == RequestHeaders(variation=variation)
+    assert parse(X_Gateway_Variation=str(variation)) == RequestHeaders(variation=variation)
 
 
 @pytest.mark.parametrize(
@@ -190,14 +194,14 @@ def test_another_variation_is_refused(value):
 
 
 @pytest.mark.parametrize(("variation", "n"), [(0, 1), (0, 10), (63, 1), (54, 10), (7, 3)])
-def test_a_request_is_placed_from_its_variation_on(variation, n):
-    placed = at_variation(ImageRequest("m", "an otter", n=n), variation)
-    assert placed.slots == range(variation, variation + n)
-    assert replace(placed, variation=0) == ImageRequest("m", "an otter", n=n)
+def test_a_request_starts_at_its_variation(variation, n):
+    request = at_variation(ImageRequest("m", "an otter", n=n), variation)
+    assert request.slots == range(variation, variation + n)
+    assert replace(request, variation=0) == ImageRequest("m", "an otter", n=n)
 
 
 @pytest.mark.parametrize(("variation", "n"), [(63, 2), (55, 10), (60, 10)])
-def test_a_request_beyond_the_last_variation_is_told_the_header_and_the_fix(variation, n):
+def test_a_request_beyond_the_last_variation_is_refused_with_the_header_and_the_fix(variation, n):
     with pytest.raises(InvalidRequest) as caught:
         at_variation(ImageRequest("m", "an otter", n=n), variation)
     assert caught.value.status == 400
@@ -224,11 +228,11 @@ def test_a_request_beyond_the_last_variation_is_told_the_header_and_the_fix(vari
     ],
 )
 def test_tags_are_a_list_and_each_counts_once(value, tags):
-    assert said(X_Gateway_Tags=value) == RequestHeaders(tags=tags)
+    assert parse(X_Gateway_Tags=value) == RequestHeaders(tags=tags)
 
 
 @pytest.mark.parametrize("tag", ["two words", '"a"', "ä", "a;b", "a=b", "x" * 65, "*", "a\x7f"])
-def test_a_tag_that_could_not_be_typed_anywhere_is_refused(tag):
+def test_a_tag_with_other_characters_is_refused(tag):
     assert refusal("X-Gateway-Tags", x_gateway_tags=f"good, {tag}") == (
         f"a tag has 1 to 64 of the characters A-Z a-z 0-9 . _ : / @ + -, but got '{tag}'."
     )
@@ -254,8 +258,8 @@ def test_more_than_16_tags_are_refused():
         ("4503599627.370496", 2**52),
     ],
 )
-def test_the_most_that_a_request_may_cost_is_exact(value, micros):
-    assert said(X_Gateway_Max_Cost_USD=value) == RequestHeaders(max_cost_micros=micros)
+def test_the_maximum_cost_is_exact(value, micros):
+    assert parse(X_Gateway_Max_Cost_USD=value) == RequestHeaders(max_cost_micros=micros)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +269,7 @@ def test_the_most_that_a_request_may_cost_is_exact(value, micros):
         *("0.0000001", "1e-7", "1e99", "4503599627.370497", "1_0", "١", "9" * 500, "0x1", "1e"),
     ],
 )
-def test_what_is_no_amount_of_micro_dollars_is_refused(value):
+def test_an_invalid_amount_is_refused(value):
     shown = value if len(value) < 200 else "9" * 200 + "…"
     assert refusal("X-Gateway-Max-Cost-USD", x_gateway_max_cost_usd=value) == (
         "expected an amount in US dollars such as 0.10, 0 or more, with at most six decimals, "
@@ -274,9 +278,9 @@ def test_what_is_no_amount_of_micro_dollars_is_refused(value):
 
 
 @given(st.integers(0, 2**52))
-def test_every_amount_survives_the_way_through_the_header(micros):
+def test_every_amount_is_read_exactly(micros):
     shown = f"{Decimal(micros) / 1_000_000:f}"
-    assert said(X_Gateway_Max_Cost_USD=shown).max_cost_micros == micros
+    assert parse(X_Gateway_Max_Cost_USD=shown).max_cost_micros == micros
 
 
 @pytest.mark.parametrize(
@@ -296,15 +300,15 @@ def test_every_amount_survives_the_way_through_the_header(micros):
         ("", False),
     ],
 )
-def test_a_dry_run_is_asked_for_among_other_preferences(value, dry_run):
-    assert said(Prefer=value) == RequestHeaders(dry_run=dry_run)
+def test_a_dry_run_is_found_among_other_preferences(value, dry_run):
+    assert parse(Prefer=value) == RequestHeaders(dry_run=dry_run)
 
 
 @pytest.mark.parametrize(
     "key", ["k", "8e03978e-40d5-43dd-bc93-6894a57f9324", '"quoted"', "~" * 255]
 )
-def test_an_idempotency_key_is_taken_as_it_is(key):
-    assert said(Idempotency_Key=key) == RequestHeaders(idempotency_key=key)
+def test_an_idempotency_key_is_used_verbatim(key):
+    assert parse(Idempotency_Key=key) == RequestHeaders(idempotency_key=key)
 
 
 @pytest.mark.parametrize("key", ["", " ", "two words", "a, b", "é", "\x00", "~" * 256])
@@ -320,13 +324,14 @@ VALUES = st.text(st.sampled_from('abc-=", ;\\019.e\tmax')) | st.text(max_size=20
 
 
 @given(st.lists(st.tuples(st.sampled_from(NAMES), VALUES)))
-def test_any_headers_give_directives_or_a_400_that_names_one_of_them(headers):
+def test_any_headers_are_parsed_or_refused_by_the_name_of_one_of_them(headers):
     found, refused = parsed_or_refused(headers)
     if found is None:
         assert refused.param.lower() in {name for name, _ in headers}
         return
     assert 0 <= found.variation <= 63
-    assert found.max_age_seconds is None or 0 < found.max_age_seconds <= MAX_AGE_SECONDS
+    age = found.cache_control.max_age_seconds
+    assert age is None or 0 < age <= MAX_AGE_SECONDS
 
 
 def parsed_or_refused(headers):
@@ -336,7 +341,7 @@ def parsed_or_refused(headers):
         return None, refused
 
 
-# ── what holds for the key ──────────────────────────────────────────────────────────────────
+# ── the cache policy ────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -363,7 +368,7 @@ def test_a_keys_reuse_is_always_never_or_within_a_time(text, reuse):
         "within:" + "9" * 500 + "d",
     ],
 )
-def test_another_reuse_is_refused(text):
+def test_an_invalid_reuse_is_refused(text):
     with pytest.raises(ValueError, match="expected 'always', 'never', or 'within:'") as caught:
         Reuse.parse(text)
     assert f"but got '{text[:100]}'" in str(caught.value)
@@ -375,7 +380,7 @@ BY_KEY = "was applied, as the key's reuse setting says."
 
 
 @pytest.mark.parametrize(
-    ("cache_control", "reuse", "holds"),
+    ("cache_control", "reuse", "policy"),
     [
         (None, Reuse(), CachePolicy()),
         (None, NEVER, CachePolicy(no_cache=True, notice=f"no-cache {BY_KEY}")),
@@ -390,13 +395,15 @@ BY_KEY = "was applied, as the key's reuse setting says."
         ("no-store", WEEK, CachePolicy(no_store=True)),
     ],
 )
-def test_a_requests_own_cache_control_wins_over_the_keys_reuse(cache_control, reuse, holds):
+def test_a_requests_own_cache_control_wins_over_the_keys_reuse(cache_control, reuse, policy):
     headers = {} if cache_control is None else {"Cache_Control": cache_control}
-    assert resolve_cache_policy(said(**headers), reuse, allow_no_cache=True) == holds
+    assert (
+        resolve_cache_policy(parse(**headers).cache_control, reuse, allow_no_cache=True) == policy
+    )
 
 
 @pytest.mark.parametrize(
-    ("cache_control", "reuse", "holds"),
+    ("cache_control", "reuse", "policy"),
     [
         ("no-cache", Reuse(), CachePolicy(notice=f"no-cache {DENIED}")),
         ("max-age=60", Reuse(), CachePolicy(notice=f"max-age=60 {DENIED}")),
@@ -420,16 +427,18 @@ def test_a_requests_own_cache_control_wins_over_the_keys_reuse(cache_control, re
         ("", NEVER, CachePolicy(no_cache=True, notice=f"no-cache {BY_KEY}")),
     ],
 )
-def test_without_the_permission_new_images_cannot_be_asked_for(cache_control, reuse, holds):
-    """As if no-cache and max-age had not been sent, so the key's own setting holds again."""
+def test_without_the_permission_no_cache_and_max_age_are_ignored(cache_control, reuse, policy):
+    """Then the key's own setting applies again."""
     assert (
-        resolve_cache_policy(said(Cache_Control=cache_control), reuse, allow_no_cache=False)
-        == holds
+        resolve_cache_policy(
+            parse(Cache_Control=cache_control).cache_control, reuse, allow_no_cache=False
+        )
+        == policy
     )
 
 
-directives = st.builds(
-    RequestHeaders,
+cache_controls = st.builds(
+    CacheControl,
     no_cache=st.booleans(),
     no_store=st.booleans(),
     only_if_cached=st.booleans(),
@@ -438,24 +447,28 @@ directives = st.builds(
 reuses = st.sampled_from([Reuse(), NEVER, WEEK])
 
 
-@given(directives, reuses, st.booleans())
-def test_a_notice_tells_of_every_wish_and_fits_into_a_header(said_by_caller, reuse, allowed):
-    cache_policy = resolve_cache_policy(said_by_caller, reuse, allow_no_cache=allowed)
-    is_wish = said_by_caller.no_cache or said_by_caller.max_age_seconds is not None
+@given(cache_controls, reuses, st.booleans())
+def test_a_notice_names_every_freshness_directive_and_fits_into_a_header(
+    cache_control, reuse, allowed
+):
+    cache_policy = resolve_cache_policy(cache_control, reuse, allow_no_cache=allowed)
+    is_requested = cache_control.no_cache or cache_control.max_age_seconds is not None
     is_applied = cache_policy.no_cache or cache_policy.max_age_seconds is not None
-    assert (cache_policy.notice is not None) == (is_wish or is_applied)
+    assert (cache_policy.notice is not None) == (is_requested or is_applied)
     assert cache_policy.notice is None or (
         cache_policy.notice.isascii() and cache_policy.notice.isprintable()
     )
     assert (cache_policy.no_store, cache_policy.only_if_cached) == (
-        said_by_caller.no_store,
-        said_by_caller.only_if_cached,
+        cache_control.no_store,
+        cache_control.only_if_cached,
     )
 
 
-@given(directives, reuses)
-def test_without_the_permission_nothing_is_bought_anew_but_by_the_keys_own_setting(said_now, reuse):
-    cache_policy = resolve_cache_policy(said_now, reuse, allow_no_cache=False)
+@given(cache_controls, reuses)
+def test_without_the_permission_only_the_keys_own_setting_refuses_cached_images(
+    cache_control, reuse
+):
+    cache_policy = resolve_cache_policy(cache_control, reuse, allow_no_cache=False)
     assert (cache_policy.no_cache, cache_policy.max_age_seconds) in [
         (False, None),
         (reuse.no_cache, reuse.max_age_seconds),

@@ -1,4 +1,4 @@
-"""Signed links: only what we wrote opens anything, until it expires, whoever rotates the keys."""
+"""Signed links: only a link of the gateway is valid, until it expires, also across rotations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gateway.access.signing import (
     decode_keys,
     expiry,
     make_key,
-    put_in_front,
+    rotate_in,
 )
 from gateway.errors import GatewayError, StoreUnavailable
 from gateway.store.batch import execute
@@ -48,7 +48,7 @@ def refused(link: str, *, by: SigningKeys = KEYS, now: float = NOON) -> str:
     return error.value.code or ""
 
 
-def test_a_link_shows_its_path_its_expiry_and_its_key_and_is_safe_in_any_url():
+def test_a_link_has_its_path_its_expiry_and_its_key_and_is_safe_in_any_url():
     path, _, query = LINK.partition("?")
     assert path == PATH
     names = [part.partition("=")[0] for part in query.split("&")]
@@ -56,7 +56,7 @@ def test_a_link_shows_its_path_its_expiry_and_its_key_and_is_safe_in_any_url():
     assert set(LINK) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./?&=")
 
 
-def test_a_link_opens_until_the_second_at_which_it_expires():
+def test_a_link_is_valid_until_the_second_at_which_it_expires():
     expires_at = int(NOON) + 3600
     assert KEYS.verify(LINK, now=NOON) == expires_at
     assert KEYS.verify(LINK, now=expires_at - 0.001) == expires_at
@@ -87,7 +87,7 @@ def test_a_link_with_anything_missing_is_refused(position, length):
 
 
 @given(st.text())
-def test_whatever_else_is_refused(text):
+def test_any_other_text_is_refused(text):
     assert refused(text) == "link_invalid"
 
 
@@ -148,7 +148,7 @@ def test_a_forged_link_is_not_told_whether_it_has_expired():
     assert refused(LINK[:-1] + "~", now=NOON + DAY) == "link_invalid"
 
 
-def test_a_refusal_says_nothing_of_the_link():
+def test_a_refusal_does_not_repeat_the_link():
     for link, now in ((LINK[:-2], NOON), (LINK, NOON + DAY)):
         with pytest.raises(GatewayError) as error:
             KEYS.verify(link, now=now)
@@ -156,7 +156,7 @@ def test_a_refusal_says_nothing_of_the_link():
         assert not [part for part in (*QUERY.split("&"), "img-") if part in str(error.value.body)]
 
 
-def test_a_path_that_could_not_be_told_from_its_query_is_not_signed():
+def test_an_ambiguous_path_is_not_signed():
     for path in ("images/img.png", "/images?x", "/images#x", "/ima ges", "/imäges", "", "/a\n"):
         with pytest.raises(ValueError, match="cannot sign"):
             KEYS.sign(path, expires_at=1)
@@ -173,7 +173,7 @@ def test_all_keys_verify_and_the_first_signs():
     now=st.floats(0, 4e9, allow_nan=False),
     ttl=st.one_of(st.floats(1, 1e7), st.sampled_from([DAY, 3600.0, 60.0, 1.0])),
 )
-def test_a_link_lives_its_time_and_hardly_longer(now, ttl):
+def test_a_link_is_valid_for_its_lifetime_and_hardly_longer(now, ttl):
     expires_at = expiry(now, ttl)
     assert expires_at >= now + ttl
     assert expires_at <= now + ttl + max(1, ttl / 24) + 2
@@ -199,19 +199,19 @@ class Clock:
         return self.now
 
 
-class Watched:
-    """A real store; counts what is asked of it, and can be away."""
+class CountingStore:
+    """A real store that counts commands and can be unavailable."""
 
     def __init__(self, store: Store) -> None:
         self.name = store.name
         self.watch = store.watch
-        self.asked: list[Command[object]] = []
-        self.is_away = False
+        self.commands: list[Command[object]] = []
+        self.is_unavailable = False
         self._store = store
 
     async def execute(self, commands):
-        self.asked += commands
-        if self.is_away:
+        self.commands += commands
+        if self.is_unavailable:
             raise StoreUnavailable
         return await self._store.execute(commands)
 
@@ -237,7 +237,7 @@ async def kids(store: Store) -> list[str]:
     return [key.kid for key in decode_keys(record)]
 
 
-async def test_two_workers_that_start_at_once_sign_alike(open_store: OpenStore, clock):
+async def test_two_workers_that_start_at_once_sign_with_one_key(open_store: OpenStore, clock):
     async with open_store() as one, open_store() as other:
         workers = [signing(store, clock) for store in (one, other, one, other)]
         links = await asyncio.gather(*(worker.sign(PATH) for worker in workers))
@@ -258,18 +258,18 @@ async def test_a_link_of_another_installation_is_refused(open_store: OpenStore, 
         )
 
 
-async def test_a_rotation_is_seen_by_another_worker_and_breaks_no_live_link(
+async def test_a_rotation_reaches_other_workers_and_breaks_no_valid_link(
     open_store: OpenStore, clock
 ):
     async with open_store() as one, open_store() as other:
-        rotating, cache_policy = signing(one, clock), signing(other, clock)
-        before = await cache_policy.sign(PATH)
+        rotating, reading = signing(one, clock), signing(other, clock)
+        before = await reading.sign(PATH)
         kid = await rotating.rotate()
         clock.now += 1
         after = await rotating.sign(PATH)
         assert f"&kid={kid}&" in after
         assert f"&kid={kid}&" not in before
-        for worker in (rotating, cache_policy):
+        for worker in (rotating, reading):
             assert await worker.verify(before)
             assert await worker.verify(after)
         assert await signing(one, clock).verify(before)
@@ -284,7 +284,7 @@ async def test_a_worker_signs_with_a_new_key_within_a_minute(open_store: OpenSto
         assert f"&kid={kid}&" in await stale.sign(PATH)
 
 
-async def test_links_live_through_any_rotations_until_they_expire(open_store: OpenStore, clock):
+async def test_links_outlast_rotations_until_they_expire(open_store: OpenStore, clock):
     async with open_store() as store:
         stale, rotating = signing(store, clock), signing(store, clock)
         await stale.sign(PATH)
@@ -299,7 +299,7 @@ async def test_links_live_through_any_rotations_until_they_expire(open_store: Op
         assert await refusal(link, signing(store, clock)) == (403, "link_expired")
 
 
-async def test_a_rotation_drops_keys_whose_last_link_has_died(open_store: OpenStore, clock):
+async def test_a_rotation_drops_keys_whose_last_link_has_expired(open_store: OpenStore, clock):
     async with open_store() as store:
         worker = signing(store, clock)
         await worker.sign(PATH)
@@ -321,40 +321,42 @@ async def test_unknown_keys_make_a_worker_read_the_store_once_a_second(
     open_store: OpenStore, clock
 ):
     async with open_store() as opened:
-        store = Watched(opened)
+        store = CountingStore(opened)
         worker = signing(store, clock)
         await worker.sign(PATH)
         foreign = KEYS.sign(PATH, expires_at=int(NOON) + 60)
         clock.now += 1
-        store.asked.clear()
+        store.commands.clear()
         for _ in range(3):
             results = await asyncio.gather(*(refusal(foreign, worker) for _ in range(20)))
             assert set(results) == {(403, "link_invalid")}
-        assert len(store.asked) == 1
+        assert len(store.commands) == 1
         clock.now += 1
         await refusal(foreign, worker)
-        assert len(store.asked) == 2
-        clock.now -= 1000  # a clock that was set back does not blind the worker
+        assert len(store.commands) == 2
+        clock.now -= 1000  # a clock that was set back does not stop the reads
         await refusal(foreign, worker)
-        assert len(store.asked) == 3
+        assert len(store.commands) == 3
 
 
-async def test_what_is_no_link_at_all_asks_nothing_of_the_store(open_store: OpenStore, clock):
+async def test_a_malformed_link_does_not_read_the_store(open_store: OpenStore, clock):
     async with open_store() as opened:
-        store = Watched(opened)
+        store = CountingStore(opened)
         assert await refusal("/images/img-x.png?sig=1", signing(store, clock)) == (
             403,
             "link_invalid",
         )
-        assert store.asked == []
+        assert store.commands == []
 
 
-async def test_while_the_store_is_away_known_keys_sign_and_verify(open_store: OpenStore, clock):
+async def test_while_the_store_is_unavailable_known_keys_sign_and_verify(
+    open_store: OpenStore, clock
+):
     async with open_store() as opened:
-        store = Watched(opened)
+        store = CountingStore(opened)
         worker = signing(store, clock)
         link = await worker.sign(PATH)
-        store.is_away = True
+        store.is_unavailable = True
         clock.now += 120
         assert await worker.verify(await worker.sign(PATH))
         assert await worker.verify(link)
@@ -363,14 +365,14 @@ async def test_while_the_store_is_away_known_keys_sign_and_verify(open_store: Op
         for command in (worker.rotate(), signing(store, clock).sign(PATH)):
             with pytest.raises(StoreUnavailable):
                 await command
-        store.is_away = False
+        store.is_unavailable = False
         assert await refusal(foreign, worker) == (403, "link_invalid")
 
 
-async def test_keys_of_the_settings_never_ask_the_store(open_store: OpenStore, clock):
+async def test_keys_of_the_settings_never_read_the_store(open_store: OpenStore, clock):
     configured = [("b", SecretStr("a configured secret")), ("a", SecretStr("an older secret!"))]
     async with open_store() as opened:
-        store = Watched(opened)
+        store = CountingStore(opened)
         worker = signing(store, clock, keys=configured)
         link = await worker.sign(PATH)
         assert "&kid=b&" in link
@@ -384,11 +386,11 @@ async def test_keys_of_the_settings_never_ask_the_store(open_store: OpenStore, c
         with pytest.raises(GatewayError, match="GATEWAY_SIGNING_KEYS") as error:
             await worker.rotate()
         assert error.value.status == 409
-        assert store.asked == []
+        assert store.commands == []
 
 
 async def test_a_rotation_that_always_comes_too_late_gives_up(open_store: OpenStore, clock):
-    class Contested(Watched):
+    class Contested(CountingStore):
         async def execute(self, commands):
             if any(isinstance(command, CompareAndSet) for command in commands):
                 await signing(self._store, clock).rotate()
@@ -408,7 +410,7 @@ def test_new_keys_have_256_random_bits():
     assert first.secret != second.secret
 
 
-def test_a_key_stays_as_long_as_one_that_took_over_lately():
+def test_a_replaced_key_is_kept_for_the_lifetime_of_its_last_link():
     keys = [StoredKey(f"k{i}", "00" * 32, NOON - i * DAY / 2) for i in range(6)]
-    kept = put_in_front(keys[0], keys[1:], url_ttl_seconds=DAY)
+    kept = rotate_in(keys[0], keys[1:], url_ttl_seconds=DAY)
     assert [key.kid for key in kept] == ["k0", "k1", "k2", "k3"]

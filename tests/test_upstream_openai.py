@@ -73,7 +73,11 @@ def error(**fields) -> bytes:
         ),
         (
             ImageRequest(
-                model="m", prompt="x", response_format="url", asked_response_format="url", user=""
+                model="m",
+                prompt="x",
+                response_format="url",
+                requested_response_format="url",
+                user="",
             ),
             1,
             {"model": "m", "prompt": "x", "response_format": "url", "user": ""},

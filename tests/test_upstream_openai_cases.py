@@ -248,11 +248,11 @@ ROWS = [
     (D2 + GPT, '"style": "vivid"', unknown("style")),
     (D2 + GPT1, '"style": "natural"', unknown("style")),
     # response_format: WIRE §1.1, §1.3, §2 row 15
-    (DALLE, '"response_format": "url"', gets(asked_response_format="url")),
+    (DALLE, '"response_format": "url"', gets(requested_response_format="url")),
     (
         DALLE,
         '"response_format": "b64_json"',
-        gets(response_format="b64_json", asked_response_format="b64_json"),
+        gets(response_format="b64_json", requested_response_format="b64_json"),
     ),
     (ALL, '"response_format": null', gets()),
     (
@@ -480,7 +480,7 @@ ROWS = [
         not_listed("size", "256x256", GPT_SIZES),
     ),
     (ABSENT, '"stream": true, "response_format": "url"', unknown("response_format")),
-    (ABSENT, '"response_format": "url"', gets("dall-e-2", asked_response_format="url")),
+    (ABSENT, '"response_format": "url"', gets("dall-e-2", requested_response_format="url")),
     # Models: WIRE §1.4, §2 row 16; strings only
     (("foo",), "", no_model("foo")),
     (("gpt-image-3",), "", no_model("gpt-image-3")),
@@ -557,7 +557,7 @@ def _outcome(raw):
     fields = {
         "n": request.n,
         "response_format": request.response_format,
-        "asked_response_format": request.asked_response_format,
+        "requested_response_format": request.requested_response_format,
         "user": request.user,
         "stream": request.stream,
         "partial_images": request.partial_images,
@@ -572,7 +572,7 @@ def _expected(model, raw, outcome):
     fields = {
         "n": 1,
         "response_format": "url" if resolved.startswith("dall-e") else "b64_json",
-        "asked_response_format": None,
+        "requested_response_format": None,
         "user": None,
         "stream": False,
         "partial_images": 0,

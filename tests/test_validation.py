@@ -1,4 +1,4 @@
-"""What the table of `test_wire_cases` cannot say in a row: access, verbatim prompts, new rows."""
+"""Validation beyond the table of `test_upstream_openai_cases`: access, prompts, new rows."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def refusal(body, catalog=CATALOG, **settings):
     return caught.value
 
 
-def test_a_request_with_everything_becomes_a_request_with_everything():
+def test_every_parameter_reaches_the_request():
     body = {
         "model": "gpt-image-1",
         "prompt": "an otter",
@@ -55,7 +55,7 @@ def test_a_request_with_everything_becomes_a_request_with_everything():
     )
 
 
-def test_validation_leaves_the_body_alone():
+def test_validation_does_not_change_the_body():
     body = {"prompt": "an otter", "n": 2.0, "quality": None}
     validate(body, CATALOG)
     assert body == {"prompt": "an otter", "n": 2.0, "quality": None}
@@ -96,7 +96,7 @@ def test_the_model_behind_an_omitted_one_must_be_allowed_too():
     assert error.message == "The key does not have access to model `gpt-image-1.5`."
 
 
-def test_a_key_without_any_model_may_use_none():
+def test_a_key_without_models_may_use_none():
     assert refusal({"prompt": "x"}, allowed_models=()).status == 403
 
 
@@ -119,7 +119,7 @@ def test_an_unknown_model_comes_before_access_and_access_before_unknown_keys():
         {"prompt": "x", "n": float("inf")},
     ],
 )
-def test_an_error_never_repeats_a_long_text_at_length(body):
+def test_an_error_shortens_a_long_text(body):
     assert len(refusal(body).message) < 500
 
 

@@ -1,8 +1,8 @@
-"""Lenient mode: what it tolerates that strict mode refuses, and that it changes nothing else.
+"""Lenient mode tolerates some parameters that strict mode refuses, and changes nothing else.
 
-The tables are written by hand from WIRE §7, not read from `models.yaml`. A row is one case for
-each of its models, in both modes: strict refuses with the exact error of WIRE §2 and a hint,
-lenient accepts.
+The tables are written by hand from `docs/reference/images-api.md#lenient-validation`, not read from
+`models.yaml`. A row is one case for each of its models, in both modes: strict refuses with the
+exact error and a hint, lenient accepts.
 """
 
 import json
@@ -48,14 +48,14 @@ USERS = [123, 1.5, True, False, 0, [], {}, {"id": 1, "of": [None, "ann"]}, 10**9
 FORMATS = ["b64_json", "url"]
 
 
-def ask(model, *, lenient=False, catalog=CATALOG, **given):
+def request(model, *, lenient=False, catalog=CATALOG, **given):
     body = {"model": model, "prompt": "an otter", **given}
     return validate(body, catalog, is_lenient=lenient)
 
 
 def refusal(model, *, lenient=False, catalog=CATALOG, **given):
     with pytest.raises(InvalidRequest) as caught:
-        ask(model, lenient=lenient, catalog=catalog, **given)
+        request(model, lenient=lenient, catalog=catalog, **given)
     return caught.value
 
 
@@ -75,7 +75,7 @@ def not_listed(name, value, known):
     return message, name, "invalid_value"
 
 
-def said(error):
+def fields(error):
     return error.message, error.param, error.code
 
 
@@ -83,27 +83,29 @@ def cases(rows):
     return [(model, *row) for models, *row in rows for model in models]
 
 
-# ── what is tolerated ───────────────────────────────────────────────────────────────────────
+# ── tolerated ───────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(("model", "name", "value"), cases(DROPPED))
 def test_another_models_parameter_is_dropped_at_its_default(model, name, value):
     refused = refusal(model, **{name: value})
-    assert said(refused) == unknown(name)
+    assert fields(refused) == unknown(name)
     fate = f"'{name}' is dropped at its default"
     assert refused.headers == {HINT: f"lenient validation would accept this: {fate} {SETTING}"}
-    assert ask(model, lenient=True, **{name: value}) == ask(model)
+    assert request(model, lenient=True, **{name: value}) == request(model)
 
 
 @pytest.mark.parametrize("model", GPT)
 @pytest.mark.parametrize("format_", FORMATS)
-def test_gpt_models_take_a_response_format_that_upstream_never_sees(model, format_):
+def test_a_response_format_of_gpt_models_is_not_forwarded(model, format_):
     refused = refusal(model, response_format=format_)
-    assert said(refused) == unknown("response_format")
+    assert fields(refused) == unknown("response_format")
     fate = "'response_format' is served by the gateway itself"
     assert refused.headers == {HINT: f"lenient validation would accept this: {fate} {SETTING}"}
-    accepted = ask(model, lenient=True, response_format=format_)
-    assert accepted == replace(ask(model), response_format=format_, asked_response_format=None)
+    accepted = request(model, lenient=True, response_format=format_)
+    assert accepted == replace(
+        request(model), response_format=format_, requested_response_format=None
+    )
 
 
 @pytest.mark.parametrize("model", ALL)
@@ -112,20 +114,20 @@ def test_user_may_be_any_json(model, user):
     refused = refusal(model, user=user)
     assert (refused.param, refused.code) == ("user", "invalid_type")
     assert "'user' is forwarded as given" in refused.headers[HINT]
-    accepted = ask(model, lenient=True, user=user)
-    assert accepted == replace(ask(model), user=user)
+    accepted = request(model, lenient=True, user=user)
+    assert accepted == replace(request(model), user=user)
     sent = json.loads(forwarded_body(accepted, images=1))
     assert json.dumps(sent["user"]) == json.dumps(user)  # as text: in Python 1 == True
     assert accepted.user_text == json.dumps(user)
 
 
-def test_a_user_in_text_reads_as_it_was_given():
-    assert ask("dall-e-2", user="Zoë").user_text == "Zoë"
-    assert ask("dall-e-2", lenient=True, user=["Zoë"]).user_text == '["Zoë"]'
-    assert ask("dall-e-2").user_text == ""
+def test_the_text_of_a_user_is_a_string_as_it_is_and_other_json_encoded():
+    assert request("dall-e-2", user="Zoë").user_text == "Zoë"
+    assert request("dall-e-2", lenient=True, user=["Zoë"]).user_text == '["Zoë"]'
+    assert request("dall-e-2").user_text == ""
 
 
-def test_a_number_that_json_cannot_repeat_is_no_user():
+def test_a_number_that_json_cannot_express_is_no_user():
     body = {"prompt": "x", "user": [json.loads("1e999")]}
     for lenient in (False, True):
         with pytest.raises(InvalidRequest) as caught:
@@ -133,10 +135,10 @@ def test_a_number_that_json_cannot_repeat_is_no_user():
         assert (caught.value.code, caught.value.headers) == ("invalid_type", {})
 
 
-def test_the_hint_names_all_that_is_tolerated_and_nothing_that_strict_mode_takes_too():
+def test_the_hint_names_exactly_the_tolerated_parameters():
     given = {"stream": False, "style": "vivid", "moderation": None, "response_format": "url"}
     refused = refusal("gpt-image-1", n=2, **given, user=5)
-    assert said(refused) == unknown("style")
+    assert fields(refused) == unknown("style")
     assert refused.headers[HINT] == (
         "lenient validation would accept this: 'style' is dropped at its default, "
         "'response_format' is served by the gateway itself, 'user' is forwarded as given "
@@ -154,8 +156,8 @@ def test_the_hint_names_all_that_is_tolerated_and_nothing_that_strict_mode_takes
 )
 def test_a_tolerated_request_is_the_same_request(model, given):
     where = {"cache_epoch": 1, "upstream_name": "default", "scope": "global"}
-    assert fingerprint(ask(model, lenient=True, **given), **where) == fingerprint(
-        ask(model), **where
+    assert fingerprint(request(model, lenient=True, **given), **where) == fingerprint(
+        request(model), **where
     )
 
 
@@ -166,12 +168,12 @@ def test_a_new_row_brings_its_own_tolerance():
     data["models"]["brush-9"] = row | {"parameters": row["parameters"] | {"seed": seed}}
     catalog = parse_catalog(data, file="models.yaml")
 
-    accepted = ask("gpt-image-2", lenient=True, catalog=catalog, seed=3)
-    assert accepted == ask("gpt-image-2", catalog=catalog)
-    assert said(refusal("gpt-image-2", lenient=True, catalog=catalog, seed=4)) == unknown("seed")
+    accepted = request("gpt-image-2", lenient=True, catalog=catalog, seed=3)
+    assert accepted == request("gpt-image-2", catalog=catalog)
+    assert fields(refusal("gpt-image-2", lenient=True, catalog=catalog, seed=4)) == unknown("seed")
 
 
-# ── what is refused in both modes ───────────────────────────────────────────────────────────
+# ── refused in both modes ───────────────────────────────────────────────────────────────────
 
 REFUSED = [
     # It would change the image.
@@ -182,7 +184,7 @@ REFUSED = [
     (DALLE, {"moderation": "low"}, unknown("moderation")),
     (DALLE, {"stream": True}, unknown("stream")),
     (DALLE, {"partial_images": 1}, unknown("partial_images")),
-    # Another type is not the default, whatever Python thinks.
+    # A value of another type is not the default, although Python finds them equal.
     (DALLE, {"output_compression": "100"}, unknown("output_compression")),
     (DALLE, {"partial_images": False}, unknown("partial_images")),
     (DALLE, {"stream": 0}, unknown("stream")),
@@ -206,7 +208,7 @@ REFUSED = [
         not_listed("size", "512x512", "'1024x1024', '1792x1024', '1024x1792', and 'auto'"),
     ),
     (D3, {"n": 2}, ("You must provide n=1 for this model.", None, None)),
-    # A tolerance does not save the rest of the body.
+    # A tolerated parameter does not excuse the rest of the body.
     (GPT, {"seed": 7, "style": "vivid"}, unknown("seed")),
     (
         ALL,
@@ -221,19 +223,19 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("model", "given", "error"), cases(REFUSED))
-def test_what_matters_is_refused_in_both_modes_alike(model, given, error):
+def test_other_faults_are_refused_in_both_modes_alike(model, given, error):
     for lenient in (False, True):
         refused = refusal(model, lenient=lenient, **given)
-        assert said(refused) == error
+        assert fields(refused) == error
         assert refused.headers == {}
 
 
 def test_lenient_mode_names_the_first_fault_that_it_does_not_tolerate():
     given = {"style": "vivid", "seed": 7}
     strict = refusal("gpt-image-1", **given)
-    assert said(strict) == unknown("style")
-    assert HINT not in strict.headers  # it would be of no use
-    assert said(refusal("gpt-image-1", lenient=True, **given)) == unknown("seed")
+    assert fields(strict) == unknown("style")
+    assert HINT not in strict.headers
+    assert fields(refusal("gpt-image-1", lenient=True, **given)) == unknown("seed")
 
 
 @pytest.mark.parametrize("lenient", [False, True])
@@ -263,7 +265,7 @@ def test_a_model_is_never_tolerated(lenient):
         ({"quality": "low", "response_format": "url"}, "gpt-image-1.5"),
     ],
 )
-def test_what_is_tolerated_has_no_say_in_which_model_an_omitted_one_means(given, model):
+def test_tolerated_parameters_do_not_change_the_default_model(given, model):
     body = {"prompt": "x", **given}
     strict, lenient = outcome(body, lenient=False), outcome(body, lenient=True)
     assert lenient.model == model
@@ -290,7 +292,7 @@ NAMED = {
     "user": ["ann", 7],
     "seed": [1],
 }
-# Mostly values that some model takes, so that many bodies pass.
+# Mostly values that some model accepts, so that many bodies pass.
 OPTIONAL = {
     name: st.one_of(*[st.sampled_from([*values, None])] * 9, VALUES)
     for name, values in NAMED.items()
@@ -306,7 +308,7 @@ BODIES = st.builds(
 
 @settings(max_examples=500)
 @given(BODIES)
-def test_lenient_takes_all_that_strict_takes_as_the_very_same_request(body):
+def test_lenient_accepts_all_that_strict_accepts_as_the_same_request(body):
     """And a strict refusal has a hint exactly when lenient mode accepts the body."""
     strict, lenient = outcome(body, lenient=False), outcome(body, lenient=True)
     if isinstance(strict, ImageRequest):

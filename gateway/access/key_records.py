@@ -1,4 +1,8 @@
-"""What the store holds of a key, and what may be said of one."""
+"""Key records, as the store has them and as an administrator sets them.
+
+A record may have fields of a newer gateway on the same store. They are kept and not shown. Making,
+changing and authenticating keys is `access.keys`.
+"""
 
 from __future__ import annotations
 
@@ -8,46 +12,44 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from gateway.errors import InvalidRequest
+from gateway.errors import MAX_ECHO, ErrorCode, InvalidRequest
 from gateway.images import Reuse
-from gateway.limits import LIMITS
+from gateway.limits import LIMITS, MICROS_PER_USD
 from gateway.values import nearest
 
-SHOWN_PREFIX: Final = 6
+PREFIX_CHARACTERS: Final = 6
+"""How much of a secret its record shows."""
 
-MICROS: Final = 1_000_000
-MOST: Final = 2**52
+MAX_LIMIT: Final = 2**52
 """The largest limit, in its unit or in micro-dollars: exact in every store."""
-MAX_A_MINUTE: Final = 10**8
-"""The largest bucket: its level in 1/60,000,000 of a request must be exact too."""
+MAX_PER_MINUTE: Final = 10**8
+"""The largest token bucket, whose level in 1/60,000,000 of a unit must be exact too."""
 MAX_SECONDS: Final = 253_402_300_799
-"""The last Unix second of the year 9999: what calendars can show."""
-MAX_ECHO: Final = 200
-"""Characters of a caller's own text that an error message repeats."""
-
+"""The last Unix second of the year 9999, the last that calendars can show."""
 
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.@+:/ -]+$")]
-"""Of a key or a team: it stands in logs, labels and tables, so nothing in it can break those."""
+"""Of a key or a team. No character that would break a log line, a label or a table."""
 
 Validation: TypeAlias = Literal["strict", "lenient"]
+"""See `docs/reference/images-api.md#lenient-validation`."""
+
 Scope: TypeAlias = Literal["global", "team", "key"]
-"""Whose images answer a key's questions, and whom its own answer (CONTRACT §6 *Scope*)."""
-"""What becomes of parameters that the API reference does not allow (CONTRACT §5)."""
+"""Which keys share a key's cached images, see `docs/reference/cache.md#scope`."""
 
 
 class SecretHash(BaseModel):
-    """One secret that opens a key; `expires_at` is set on one that is being rotated out."""
+    """A secret that authenticates a key; `expires_at` is set on one that is being rotated out."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     sha256: str
     expires_at: float | None = None
 
 
 class KeyRecord(BaseModel):
-    """What the store holds of a key. Times are Unix seconds, `limits` as they were given."""
+    """A key in the store. Times are Unix seconds; limits are in dollars where they are money."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     id: str
     name: str
@@ -73,19 +75,50 @@ class KeyRecord(BaseModel):
         """The inverse of `encode`."""
         return KeyRecord.model_validate_json(data)
 
+    def is_active(self, now: float) -> bool:
+        """Whether the key is neither revoked nor expired."""
+        has_expired = self.expires_at is not None and self.expires_at <= now
+        return self.revoked_at is None and not has_expired
+
+    def limits_in_units(self) -> dict[str, int]:
+        """The limits in their units, money in micro-dollars; a newer gateway's are left out."""
+        return {
+            name: int(value * _units_per_number(name))
+            for name, value in self.limits.items()
+            if name in LIMITS
+        }
+
     def public(self) -> dict[str, Any]:
-        """What the admin API and the command line show: everything but the hashes."""
-        shown = self.model_dump(exclude={"secrets"}, exclude_none=True)
-        shown["limits"] = {name: _plain(value) for name, value in self.limits.items()}
+        """The record for the admin API and the command line, without secret hashes."""
+        fields = set(KeyRecord.model_fields) - {"secrets"}
+        shown = self.model_dump(include=fields, exclude_none=True)
+        shown["limits"] = {
+            name: int(value) if value == value.to_integral_value() else float(value)
+            for name, value in self.limits.items()
+        }
         return shown
 
+    def merge(self, changes: Mapping[str, Any]) -> KeyRecord:
+        """The record with `changes`, checked as a whole like a new one. Raises `InvalidRequest`.
 
-def _plain(value: Decimal) -> int | float:
-    return int(value) if value == value.to_integral_value() else float(value)
+        None removes a field, or one of the limits.
+        """
+        limits = changes.get("limits", {})
+        unknown = {name: value for name, value in self.limits.items() if name not in LIMITS}
+        if isinstance(limits, Mapping):
+            known = {name: value for name, value in self.limits.items() if name in LIMITS}
+            changes = {**changes, "limits": {**known, **limits}}
+        elif limits is None:
+            changes, unknown = {**changes, "limits": {}}, {}
+        fields = self.model_dump(include=set(KeySpec.model_fields) - {"limits"})
+        fields["models"] = list(self.models) if self.models is not None else None
+        spec = parse_spec({**fields, **changes})
+        update = spec.record_fields()
+        return self.model_copy(update={**update, "limits": {**unknown, **update["limits"]}})
 
 
 class KeySpec(BaseModel):
-    """What may be said of a key when it is made or changed (`POST`, `PATCH /admin/keys`)."""
+    """The fields of a key that an administrator sets (`POST`, `PATCH /admin/keys`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -101,32 +134,70 @@ class KeySpec(BaseModel):
 
     @field_validator("limits", mode="after")
     @classmethod
-    def _known_limits(cls, limits: Mapping[str, Any] | None) -> Mapping[str, Decimal] | None:
+    def _parse_limits(cls, limits: Mapping[str, Any] | None) -> Mapping[str, Decimal] | None:
         if limits is None:
             return None
-        return {n: _limit_value(n, v) for n, v in limits.items() if v is not None}
+        return {n: _parse_limit(n, v) for n, v in limits.items() if v is not None}
 
     @field_validator("reuse", mode="after")
     @classmethod
-    def _known_reuse(cls, reuse: str | None) -> str | None:
+    def _check_reuse(cls, reuse: str | None) -> str | None:
         if reuse is None:
             return None
         try:
             Reuse.parse(reuse)
-        except ValueError as fault:
-            raise ValueError(f"Invalid 'reuse': {fault}.") from None
+        except ValueError as error:
+            raise ValueError(f"Invalid 'reuse': {error}.") from None
         return reuse
 
+    def record_fields(self) -> dict[str, Any]:
+        """The fields of a `KeyRecord` that follow from this."""
+        return {
+            "name": self.name,
+            "team": self.team,
+            "models": tuple(self.models) if self.models is not None else None,
+            "limits": dict(self.limits or {}),
+            "validation": self.validation,
+            "scope": self.scope,
+            "reuse": self.reuse,
+            "allow_no_cache": self.allow_no_cache,
+            "expires_at": self.expires_at,
+        }
 
-def _limit_value(name: str, value: object) -> Decimal:
+
+def parse_spec(data: Mapping[str, Any]) -> KeySpec:
+    """Checks the fields of a new key. Raises `InvalidRequest`, which names the field."""
+    for name in data:
+        if name not in KeySpec.model_fields:
+            shown = name[:MAX_ECHO]
+            raise InvalidRequest(
+                f"Unknown parameter: '{shown}'. "
+                f"Did you mean '{nearest(name, KeySpec.model_fields)}'?",
+                param=shown,
+                code=ErrorCode.UNKNOWN_PARAMETER,
+            )
+    try:
+        return KeySpec.model_validate(data)
+    except ValidationError as invalid:
+        first = invalid.errors()[0]
+        param = ".".join(str(part) for part in first["loc"][:1])
+        problem = first["msg"].removeprefix("Value error, ")
+        raise InvalidRequest(
+            problem if first["type"] == "value_error" else f"Invalid '{param}': {problem}.",
+            param=param,
+            code=ErrorCode.INVALID_VALUE,
+        ) from None
+
+
+def _parse_limit(name: str, value: object) -> Decimal:
     if name not in LIMITS:
         near = nearest(name, LIMITS)
         raise ValueError(f"Unknown limit '{name[:MAX_ECHO]}'. Did you mean '{near}'?")
-    scale = MICROS if LIMITS[name].unit == "usd_micros" else 1
+    scale = _units_per_number(name)
     is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
     number = Decimal(str(value)) if is_number else Decimal("nan")
-    most = MAX_A_MINUTE if LIMITS[name].period == "minute" else MOST // scale
-    if number.is_finite() and number > most:
+    maximum = (MAX_PER_MINUTE if LIMITS[name].period == "minute" else MAX_LIMIT) // scale
+    if number.is_finite() and number > maximum:
         raise ValueError(f"Limit '{name}' is too large: {value!r}.")
     if not number.is_finite() or number < 0 or number * scale % 1:
         kind = "an amount in US dollars" if scale > 1 else "a whole number"
@@ -135,55 +206,6 @@ def _limit_value(name: str, value: object) -> Decimal:
     return number
 
 
-def parse_spec(data: Mapping[str, Any]) -> KeySpec:
-    """A key's description from outside; a 400 that names the field and the nearest valid one."""
-    for name in data:
-        if name not in KeySpec.model_fields:
-            near = nearest(name, KeySpec.model_fields)
-            raise InvalidRequest(
-                f"Unknown parameter: '{name[:MAX_ECHO]}'. Did you mean '{near}'?",
-                param=name[:MAX_ECHO],
-                code="unknown_parameter",
-            )
-    try:
-        return KeySpec.model_validate(data)
-    except ValidationError as invalid:
-        first = invalid.errors()[0]
-        param = ".".join(str(part) for part in first["loc"][:1])
-        said = first["msg"].removeprefix("Value error, ")
-        raise InvalidRequest(
-            said if first["type"] == "value_error" else f"Invalid '{param}': {said}.",
-            param=param,
-            code="invalid_value",
-        ) from None
-
-
-def _merged(record: KeyRecord, fields: Mapping[str, Any]) -> KeyRecord:
-    """A record with fields merged in, checked as a whole like a new one."""
-    limits = fields.get("limits", {})
-    if isinstance(limits, Mapping):
-        fields = {**fields, "limits": {**record.limits, **limits}}
-    if fields.get("limits") is None:
-        fields = {**fields, "limits": {}}
-    kept = record.model_dump(include=set(KeySpec.model_fields) - {"limits"})
-    kept["models"] = list(record.models) if record.models is not None else None
-    spec = parse_spec({**kept, **fields})
-    return record.model_copy(update={**_fields(spec)})
-
-
-def _fields(spec: KeySpec) -> dict[str, Any]:
-    return {
-        "name": spec.name,
-        "team": spec.team,
-        "models": tuple(spec.models) if spec.models is not None else None,
-        "limits": dict(spec.limits or {}),
-        "validation": spec.validation,
-        "scope": spec.scope,
-        "reuse": spec.reuse,
-        "allow_no_cache": spec.allow_no_cache,
-        "expires_at": spec.expires_at,
-    }
-
-
-def _in_units(name: str, value: Decimal) -> int:
-    return int(value * MICROS) if LIMITS[name].unit == "usd_micros" else int(value)
+def _units_per_number(limit: str) -> int:
+    """Money is set in dollars and counted in micro-dollars."""
+    return MICROS_PER_USD if LIMITS[limit].unit == "usd_micros" else 1

@@ -1,8 +1,8 @@
-"""Policy: the configuration that may change while the gateway runs.
+"""The policy: the configuration that may change while the gateway runs.
 
-A request takes one snapshot and keeps it to its end. Today that is the model table; teams and
-static keys join it here. A new policy is read as a whole, checked as a whole, and then replaces
-the old one; if anything is wrong with it, the old one stays.
+A request takes one snapshot and keeps it to its end. Today that is the model table. A new policy is
+read as a whole, checked as a whole, and then replaces the old one. If anything is wrong with it,
+the old one stays. Where it is read from is `configuration.files`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What holds for a request."""
+    """A snapshot of the policy."""
 
     catalog: Catalog
 
     def values_of(self, parameter: str) -> frozenset[str]:
-        """Every value that any row lists for a parameter: what a metric label may say."""
+        """Every value that any model has for a parameter: the labels of its metrics."""
         return frozenset(
             value
             for model in self.catalog.models.values()
@@ -35,7 +35,7 @@ class Policy:
 
 
 def parse_policy(models: Mapping[str, Any], *, file: str) -> Policy:
-    """The policy in what `file` holds. Raises `CatalogError`, which names file and key."""
+    """The policy with `models`, read from `file`. Raises `CatalogError`, which names both."""
     return Policy(parse_catalog(models, file=file))
 
 
@@ -43,14 +43,14 @@ class PolicySource(Protocol):
     """Where the policy is read from."""
 
     def read_policy(self) -> Policy:
-        """The policy as it stands there now; raises whatever is wrong with it."""
+        """The policy as it is now. Raises the source's own errors."""
 
     def policy_state(self) -> object:
-        """Something that differs when it was changed; cheap to ask."""
+        """A value that differs after every change of the source; cheap to get."""
 
 
 class CurrentPolicy:
-    """The policy of this moment, and the one way to another."""
+    """The current policy, and its reloading."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class CurrentPolicy:
         self._source = source
         self._on_change = on_change
         self._on_failure = on_failure
-        self._state = self._seen = source.policy_state()
+        self._loaded_state = self._seen_state = source.policy_state()
         self._policy = source.read_policy()
         on_change(self._policy)
 
@@ -71,22 +71,20 @@ class CurrentPolicy:
         return self._policy
 
     def reload_if_changed(self) -> None:
-        """Reloads once after every change of the source, also after one for the worse.
-
-        Two looks in a row must see the same: what is still being written may be valid half-way.
-        """
+        """Reloads once after every change of the source, valid or not."""
         state = self._source.policy_state()
-        is_at_rest, self._seen = state == self._seen, state
-        if is_at_rest and state != self._state:
+        # Half of a file may be valid, so the state must be the same twice in a row.
+        is_settled, self._seen_state = state == self._seen_state, state
+        if is_settled and state != self._loaded_state:
             self.reload()
 
     def reload(self) -> None:
-        """Takes the new policy wholly or not at all; the log says why not."""
-        self._state = self._source.policy_state()
+        """Adopts the source's policy if all of it is valid; otherwise logs why not."""
+        self._loaded_state = self._source.policy_state()
         try:
             policy = self._source.read_policy()
-        except Exception as fault:  # noqa: BLE001 - whatever is wrong, the old policy stays
-            log.error("policy_reload_failed", reason=str(fault))
+        except Exception as error:  # noqa: BLE001 - whatever is wrong, the old policy stays
+            log.error("policy_reload_failed", reason=str(error))
             self._on_failure()
             return
         if policy == self._policy:

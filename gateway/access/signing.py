@@ -1,9 +1,8 @@
-"""Signed links: a path that opens itself, without a key, until it expires (CONTRACT §7).
+"""Signed links: a path that needs no key until it expires, see `docs/reference/cache.md#links`.
 
-`SigningKeys` and `expiry` are pure: what a link looks like, and whether one is ours. `Signing` is
-what a worker signs and verifies with; its keys come from the settings or, where those name none,
-from one record of the store, which the first who needs it makes. Which path leads to which
-image is not known here.
+`SigningKeys` and `expiry` are pure: the form of a link, and its verification. `Signing` is what a
+worker signs and verifies with. Its keys come from the settings or, if those have none, from one
+record of the store. Which path leads to which image is `cache.image_index`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,13 @@ from typing import Final
 import orjson
 from pydantic import SecretStr
 
-from gateway.errors import INVALID_REQUEST, GatewayError, InvalidRequest, StoreUnavailable
+from gateway.errors import (
+    INVALID_REQUEST,
+    ErrorCode,
+    GatewayError,
+    InvalidRequest,
+    StoreUnavailable,
+)
 from gateway.images import decode_fields
 from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Get, Write
@@ -31,44 +36,45 @@ META: Final = "meta"
 RECORD: Final = "signing_keys"
 
 EXPIRY_STEPS: Final = 24
-"""Expiries lie on a grid of a 24th of a link's life: repeated answers show the same link."""
+"""Expiries are rounded up to a 24th of a link's lifetime. Repeated answers show the same link."""
 
 FRESH_SECONDS: Final = 60.0
-"""How long a worker may sign on with a key that another one has replaced."""
+"""How long a worker signs with keys that it has read. Another worker may have replaced them."""
 RETRY_SECONDS: Final = 1.0
-"""How often, at most, links with unknown keys make a worker read the store."""
+"""Links with unknown key ids make a worker read the store no more often than this."""
 MARGIN_SECONDS: Final = 2 * FRESH_SECONDS
-"""What a replaced key is kept for beyond the life of its last link: stale workers, clocks."""
+"""How long a replaced key outlasts its last link: for workers that have not read the new one yet,
+and for clocks that differ."""
 
 KID_BYTES: Final = 6
 SECRET_BYTES: Final = 32
 WRITE_ATTEMPTS: Final = 5
 
 _PATH: Final = re.compile(r"/[!-\"$->@-~]*")
-"""Visible ASCII that neither begins a query nor a fragment."""
+"""Visible ASCII without `?` and `#`."""
 _LINK: Final = re.compile(
     rf"(?P<path>{_PATH.pattern})\?exp=(?P<exp>[0-9]{{1,12}})"
     r"&kid=(?P<kid>[A-Za-z0-9_-]{1,32})&sig=[A-Za-z0-9_-]{43}"
 )
 
 
-# ── pure: what a link looks like ────────────────────────────────────────────────────────────
+# ── links, pure ─────────────────────────────────────────────────────────────────────────────
 
 
 def expiry(now: float, url_ttl_seconds: float) -> int:
-    """The Unix second at which a link given at `now` expires: at least `url_ttl_seconds` later.
+    """The Unix second at which a link made at `now` expires: at least `url_ttl_seconds` later.
 
-    Rounded up to a multiple of a 24th of that life, in whole seconds.
+    Rounded up to a multiple of a 24th of `url_ttl_seconds`, in whole seconds.
     """
     step = max(1, round(url_ttl_seconds / EXPIRY_STEPS))
     return -(-math.ceil(now + url_ttl_seconds) // step) * step
 
 
 class SigningKeys:
-    """Secrets by their key id (`kid`): the first signs, all verify."""
+    """Secrets with their key ids (`kid`): the first signs, all verify."""
 
     def __init__(self, keys: Sequence[tuple[str, bytes]]) -> None:
-        self._signer = keys[0][0]
+        self._first_kid = keys[0][0]
         self._secrets = dict(keys)
 
     def __contains__(self, kid: str) -> bool:
@@ -78,33 +84,31 @@ class SigningKeys:
         """The link to `path` (visible ASCII, no query) that expires at a Unix second."""
         if _PATH.fullmatch(path) is None:
             raise ValueError(f"cannot sign {path!r}")
-        return self._write(path, expires_at, kid=self._signer)
+        return self._link(path, expires_at, kid=self._first_kid)
 
     def verify(self, link: str, *, now: float) -> int:
-        """When a link of ours expires, in Unix seconds.
-
-        Raises `GatewayError` 403. Ours is what reads, character for character, as we would write
-        it: so there is one spelling of each link, and nothing can be added to it.
-        """
+        """When a link expires, in Unix seconds. Raises `GatewayError` 403 if it is not valid."""
         found = _parse(link)
         if found["kid"] not in self._secrets:
             raise _invalid()
         expires_at = int(found["exp"])
-        ours = self._write(found["path"], expires_at, kid=found["kid"])
-        if not hmac.compare_digest(ours, link):
+        # The whole link is compared, not only its signature: each link has one spelling, and
+        # nothing can be added to it.
+        signed = self._link(found["path"], expires_at, kid=found["kid"])
+        if not hmac.compare_digest(signed, link):
             raise _invalid()
         if expires_at <= now:
             raise _expired()
         return expires_at
 
-    def _write(self, path: str, expires_at: int, *, kid: str) -> str:
+    def _link(self, path: str, expires_at: int, *, kid: str) -> str:
         unsigned = f"{path}?exp={expires_at}&kid={kid}"
         mac = hmac.digest(self._secrets[kid], unsigned.encode(), "sha256")
         return f"{unsigned}&sig={base64.urlsafe_b64encode(mac).rstrip(b'=').decode()}"
 
 
 def _parse(link: str) -> re.Match[str]:
-    """The parts of what looks like a link of ours, which is then all ASCII."""
+    """The parts of a link, which is then all ASCII. Raises `GatewayError` 403."""
     found = _LINK.fullmatch(link)
     if found is None:
         raise _invalid()
@@ -114,33 +118,32 @@ def _parse(link: str) -> re.Match[str]:
 def _invalid() -> GatewayError:
     return GatewayError(
         "This link is not valid. Ask for the image again to get a new one.",
-        status=403,
         type=INVALID_REQUEST,
-        code="link_invalid",
+        code=ErrorCode.LINK_INVALID,
     )
 
 
 def _expired() -> GatewayError:
-    """Only said of a link that was ours."""
+    # Only for links with a valid signature: a forged one is not told whether it has expired.
     return GatewayError(
         "This link has expired. Ask for the image again to get a new one.",
-        status=403,
         type=INVALID_REQUEST,
-        code="link_expired",
+        code=ErrorCode.LINK_EXPIRED,
     )
 
 
-# ── pure: the record in the store, newest key first ─────────────────────────────────────────
+# ── the record in the store, pure ───────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
 class StoredKey:
-    """One key of the record; it signs from `created` (Unix seconds) until the next was created."""
+    """One key of the record. It signs from its creation until that of the next key."""
 
     kid: str
     secret: str
     """Hex."""
-    created: float
+    created_at: float = 0.0
+    """Unix seconds."""
 
 
 def make_key(now: float, random_bytes: Callable[[int], bytes]) -> StoredKey:
@@ -148,18 +151,21 @@ def make_key(now: float, random_bytes: Callable[[int], bytes]) -> StoredKey:
     return StoredKey(random_bytes(KID_BYTES).hex(), random_bytes(SECRET_BYTES).hex(), now)
 
 
-def put_in_front(
-    fresh: StoredKey, keys: Sequence[StoredKey], *, url_ttl_seconds: float
+def rotate_in(
+    new: StoredKey, keys: Sequence[StoredKey], *, url_ttl_seconds: float
 ) -> list[StoredKey]:
-    """The keys after `fresh` took over, without those whose last link has died by then."""
-    longest = url_ttl_seconds * (1 + 1 / EXPIRY_STEPS) + MARGIN_SECONDS
-    ceased = [fresh.created, *(key.created for key in keys)]
-    living = (
+    """The keys, newest first, after `new` replaced the first of them.
+
+    A key is dropped when the last link that it signed has expired.
+    """
+    max_lifetime = url_ttl_seconds * (1 + 1 / EXPIRY_STEPS) + MARGIN_SECONDS
+    replaced_at = [new.created_at, *(key.created_at for key in keys)]
+    needed = (
         key
-        for key, ceased_at in zip(keys, ceased, strict=False)
-        if ceased_at + longest > fresh.created
+        for key, ended_at in zip(keys, replaced_at, strict=False)
+        if ended_at + max_lifetime > new.created_at
     )
-    return [fresh, *living]
+    return [new, *needed]
 
 
 def encode_keys(keys: Sequence[StoredKey]) -> bytes:
@@ -172,13 +178,13 @@ def decode_keys(record: bytes) -> list[StoredKey]:
     return [decode_fields(StoredKey, key) for key in orjson.loads(record)]
 
 
-# ── what a worker signs and verifies with ───────────────────────────────────────────────────
+# ── a worker's keys ─────────────────────────────────────────────────────────────────────────
 
 
 class Signing:
-    """Signs links that live `url_ttl_seconds`, and verifies them.
+    """Signs links that expire after `url_ttl_seconds`, and verifies them.
 
-    `keys` are those of the settings (`kid`, secret); None: those of the store.
+    `keys` are those of the settings (`kid`, secret); None for those of the store.
     """
 
     def __init__(
@@ -195,19 +201,21 @@ class Signing:
         self._clock = clock
         self._random_bytes = random_bytes
         self._is_configured = keys is not None
-        self._keys = _configured(keys) if keys is not None else None
+        self._keys: SigningKeys | None = None
+        if keys is not None:
+            self._keys = SigningKeys([(kid, s.get_secret_value().encode()) for kid, s in keys])
         self._read_at = -math.inf
         self._reading: asyncio.Task[SigningKeys] | None = None
 
     async def sign(self, path: str) -> str:
-        """The link to `path`. Raises `StoreUnavailable` while the keys were never read."""
+        """The link to `path`. Raises `StoreUnavailable` if the keys were never read."""
         keys = await self._keys_to_sign()
         return keys.sign(path, expires_at=expiry(self._clock(), self._url_ttl_seconds))
 
     async def verify(self, link: str) -> int:
-        """When a link of ours, path and query as received, expires, in Unix seconds.
+        """When a link, path and query as received, expires, in Unix seconds.
 
-        Raises `GatewayError` 403 for any other; `StoreUnavailable` when that cannot be told.
+        Raises `GatewayError` 403 if it is not valid, `StoreUnavailable` if that cannot be decided.
         """
         kid = _parse(link)["kid"]
         keys = self._keys or await self._read()
@@ -216,35 +224,39 @@ class Signing:
         return keys.verify(link, now=self._clock())
 
     async def rotate(self) -> str:
-        """Signs with a new key from now on, and answers its id; links already given live on.
+        """Makes a new key, which signs from now on; its id. Older links stay valid.
 
-        Raises `InvalidRequest` (409) for keys of the settings, `StoreUnavailable`.
+        Raises `InvalidRequest` (409) for keys of the settings, or `StoreUnavailable`.
         """
         if self._is_configured:
-            raise _keys_are_configured()
+            raise InvalidRequest(
+                "The signing keys are in the configuration (GATEWAY_SIGNING_KEYS): add a new one "
+                "there, in front of the others.",
+                code=ErrorCode.SIGNING_KEYS_CONFIGURED,
+            )
         for _ in range(WRITE_ATTEMPTS):
             old = await self._record()
-            fresh = make_key(self._clock(), self._random_bytes)
-            keys = put_in_front(fresh, decode_keys(old), url_ttl_seconds=self._url_ttl_seconds)
+            new = make_key(self._clock(), self._random_bytes)
+            keys = rotate_in(new, decode_keys(old), url_ttl_seconds=self._url_ttl_seconds)
             change = Write(META, RECORD, encode_keys(keys), expected=old)
             if await execute(self._store, CompareAndSet((change,))) is None:
-                self._know(keys)
-                return fresh.kid
+                self._use(keys)
+                return new.kid
         raise GatewayError("The signing keys are being changed; try again.", status=503)
 
     async def _keys_to_sign(self) -> SigningKeys:
-        """Keys read lately. While the store is away nobody replaces any, and the old ones do."""
         if self._keys is not None and not self._is_older_than(FRESH_SECONDS):
             return self._keys
         try:
             return await self._read()
         except StoreUnavailable:
+            # While the store is unavailable, no worker can replace a key, so older ones will do.
             if self._keys is None:
                 raise
             return self._keys
 
     def _is_older_than(self, seconds: float) -> bool:
-        """Also when the clock was set back."""
+        # A clock that was set back makes the keys look newer than now: then they count as old too.
         return not self._is_configured and not 0 <= self._clock() - self._read_at < seconds
 
     async def _read(self) -> SigningKeys:
@@ -260,33 +272,20 @@ class Signing:
             task.exception()  # looked at, even if whoever asked has gone
 
     async def _read_store(self) -> SigningKeys:
-        return self._know(decode_keys(await self._record()))
+        return self._use(decode_keys(await self._record()))
 
-    def _know(self, keys: Sequence[StoredKey]) -> SigningKeys:
+    def _use(self, keys: Sequence[StoredKey]) -> SigningKeys:
         self._keys = SigningKeys([(key.kid, bytes.fromhex(key.secret)) for key in keys])
         self._read_at = self._clock()
         return self._keys
 
     async def _record(self) -> bytes:
-        """The record; the first who needs it makes it."""
+        """The record; the first worker that needs it makes it."""
         if (found := await execute(self._store, Get(META, RECORD))) is not None:
             return found
         first = encode_keys([make_key(self._clock(), self._random_bytes)])
         await execute(self._store, CompareAndSet((Write(META, RECORD, first, expected=None),)))
-        made = await execute(self._store, Get(META, RECORD))
-        if made is None:
+        stored = await execute(self._store, Get(META, RECORD))
+        if stored is None:
             raise StoreUnavailable
-        return made
-
-
-def _configured(keys: Sequence[tuple[str, SecretStr]]) -> SigningKeys:
-    return SigningKeys([(kid, secret.get_secret_value().encode()) for kid, secret in keys])
-
-
-def _keys_are_configured() -> InvalidRequest:
-    return InvalidRequest(
-        "The signing keys stand in the configuration (GATEWAY_SIGNING_KEYS): put a new one in "
-        "front of them there.",
-        status=409,
-        code="signing_keys_configured",
-    )
+        return stored

@@ -16,10 +16,10 @@ from gateway.api.http.streaming import SHOWN_IN_EVENTS, LiveStream
 from gateway.api.middleware import EXCHANGE, Exchange
 from gateway.api.services import SERVICES, Services
 from gateway.billing.ledger import draft
-from gateway.billing.pricing import MICROS_PER_USD
 from gateway.billing.quota import rate_headers, show_usd
 from gateway.errors import GatewayError
 from gateway.images import Image, Usage
+from gateway.limits import MICROS_PER_USD
 from gateway.net import sse
 from gateway.proxy.context import RequestContext
 from gateway.proxy.result import Answer, DryRun

@@ -16,14 +16,13 @@ import structlog
 from aiohttp import hdrs, web
 
 from gateway.api.services import SERVICES
-from gateway.errors import INVALID_REQUEST, GatewayError
+from gateway.errors import INVALID_REQUEST, MAX_ECHO, GatewayError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 API_VERSION: Final = "2020-10-01"
 SERVER: Final = "image-gateway"
 """What `Server` says: no library, no version."""
-MAX_ECHO: Final = 200
 BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST
 CLOSING: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE})
 """After these the rest of the request is not read."""
@@ -83,8 +82,8 @@ async def stamp(request: web.Request, response: web.StreamResponse) -> None:
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Gives the request its id, counts the answer and writes one line of the access log."""
     exchange = request[EXCHANGE] = Exchange(new_request_id(), time.monotonic())
-    metrics = request.app[SERVICES].metrics
-    metrics.began()
+    metrics = request.app[SERVICES].metrics.requests
+    metrics.started()
     try:
         response = await handler(request)
     finally:

@@ -1,8 +1,8 @@
 """The ledger: one record for every authenticated request, and for every purchase exactly one.
 
-A record is a JSON object. The record of a purchase travels inside its settlement, so that
-counters and ledger can never disagree; records without a cost are gathered here and written in
-batches, and only those of the last moment can be lost when a process is killed.
+A record is a JSON object (`images.Record`). The record of a purchase is part of its settlement, so
+counters and ledger never disagree. Records without a cost wait here and are written in batches; if
+the process is killed, only those of the last half second are lost.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from gateway.store.commands import Append, CompareAndSet, Get, ReadLedger, Write
 from gateway.store.protocol import Store
 
 WRITE_EVERY_SECONDS: Final = 0.5
-MAX_WAITING: Final = 100_000
-"""Records kept in memory while the store is away; beyond it the oldest go, and are counted."""
+MAX_PENDING: Final = 100_000
+"""Records kept while the store is unavailable. Beyond it the oldest are dropped and logged."""
 BATCH_RECORDS: Final = 500
 
 META: Final = "meta"
@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 
 def draft(subject: LimitSubject, *, request_id: str, time: float) -> Record:
-    """A record with what is known as soon as the key is."""
+    """A record with the fields that follow from the key."""
     return Record(
         id=request_id,
         request_id=request_id,
@@ -45,7 +45,7 @@ def draft(subject: LimitSubject, *, request_id: str, time: float) -> Record:
 
 
 def tokens_by_kind(usage: Usage | None) -> Mapping[str, int]:
-    """Tokens as the ledger and the metrics name them, kinds without any left out."""
+    """Tokens as the ledger and the metrics name them, without kinds that are 0."""
     if usage is None:
         return {}
     kinds = {
@@ -58,34 +58,32 @@ def tokens_by_kind(usage: Usage | None) -> Mapping[str, int]:
 
 
 class Ledger:
-    """Writes records that carry no cost, and reads all of them."""
+    """Writes records that have no cost, and reads all of them."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._waiting: deque[bytes] = deque(maxlen=MAX_WAITING)
-        self._unanswered: Append | None = None
+        self._pending: deque[bytes] = deque(maxlen=MAX_PENDING)
+        self._unconfirmed: Append | None = None
         self._hmac_key = b""
 
     def add(self, record: Record) -> None:
         """Adds a record without a cost; it is written within a second."""
-        if len(self._waiting) == MAX_WAITING:
-            log.error("ledger_record_dropped", reason="the store has been away for too long")
-        self._waiting.append(record.encode())
+        if len(self._pending) == MAX_PENDING:
+            log.error("ledger_record_dropped", reason="store unavailable for too long")
+        self._pending.append(record.encode())
 
     async def write(self) -> None:
-        """Writes what is waiting; what the store did not take waits on.
-
-        An append that was not answered may have happened, so it is repeated under its own id
-        before anything new.
-        """
-        while self._unanswered is not None or self._waiting:
-            if self._unanswered is None:
-                count = min(BATCH_RECORDS, len(self._waiting))
-                self._unanswered = Append(tuple(self._waiting.popleft() for _ in range(count)))
-            append = self._unanswered
+        """Writes the pending records. Raises `StoreUnavailable`; then they stay pending."""
+        while self._unconfirmed is not None or self._pending:
+            if self._unconfirmed is None:
+                count = min(BATCH_RECORDS, len(self._pending))
+                self._unconfirmed = Append(tuple(self._pending.popleft() for _ in range(count)))
+            # An append that timed out may have run, or may still run. So it is repeated under its
+            # own id before anything new.
+            append = self._unconfirmed
             await execute(self._store, append)
-            if self._unanswered is append:
-                self._unanswered = None
+            if self._unconfirmed is append:
+                self._unconfirmed = None
 
     async def read(self, *, after: str = "", limit: int = 1000) -> list[tuple[str, Record]]:
         """Up to `limit` records after the position `after`, oldest first, with positions."""
@@ -93,20 +91,21 @@ class Ledger:
         return [(position, Record.decode(data)) for position, data in found]
 
     async def prompt_hmac(self, prompt: str) -> str:
-        """What stands for a prompt in the ledger: equal prompts show, their words do not."""
+        """A prompt's HMAC: equal prompts can be counted without storing their words."""
         if not self._hmac_key:
             self._hmac_key = await _shared_secret(self._store)
         return hmac.digest(self._hmac_key, prompt.encode(), "sha256").hex()[:32]
 
 
 async def _shared_secret(store: Store) -> bytes:
-    """The store's own key for prompt HMACs; the first who needs it makes it."""
+    """The store's own key for prompt HMACs; the first worker that needs it makes it."""
     if (found := await execute(store, Get(META, HMAC_KEY))) is not None:
         return found
     await execute(
         store, CompareAndSet((Write(META, HMAC_KEY, secrets.token_bytes(32), expected=None),))
     )
-    made = await execute(store, Get(META, HMAC_KEY))
-    if made is None:
+    # Another worker may have been first, so the key is the one that is stored now.
+    stored = await execute(store, Get(META, HMAC_KEY))
+    if stored is None:
         raise StoreUnavailable
-    return made
+    return stored

@@ -1,11 +1,12 @@
-"""Quota: what a key may ask, and what it may spend.
+"""Quota: the limits of a key's requests and of its spending.
 
 Two steps, each all or nothing on the store's clock: *admission* of every valid request, and
-*reservation* before a purchase, which also opens the purchase's journal. What was reserved is
-settled exactly once. The journal carries a payload that is opaque here; it is `purchase.py`'s.
+*reservation* before a purchase, which also opens the purchase's journal. A reservation is settled
+exactly once. The journal's payload is opaque here; it is `purchasing.journal`.
 
-Counters of days and months are kept for every key, limited or not, so that a limit that is set
-tomorrow knows what was spent today.
+Counters of days and months are kept for every key, limited or not: a limit that is set tomorrow
+also counts today's spending. The table of limits is `limits`; estimates and charges are
+`billing.pricing`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
-from gateway.errors import LimitExceeded
+from gateway.errors import ErrorCode, LimitExceeded
 from gateway.images import Amounts, LimitSubject
 from gateway.limits import LIMITS, Limit
 from gateway.store.batch import Batch, Result
@@ -35,17 +36,12 @@ from gateway.store.commands import (
 SPACE: Final = "keys"
 """The store's space of key records, which an admission compares."""
 
-RATE_LIMIT: Final = "rate_limit_exceeded"
-BUDGET: Final = "insufficient_quota"
-
 _SHOWN: Final = frozenset({"requests", "images", "tokens"})
 """The units whose limits show in headers."""
 
-_LIMIT_OF: Final = {(limit.unit, limit.period): limit for limit in LIMITS.values()}
-
 
 class LimitState(NamedTuple):
-    """One limit of one scope, as it showed when it was last looked at."""
+    """One limit of one scope, as its counter was last seen."""
 
     limit: Limit
     scope: str
@@ -54,45 +50,39 @@ class LimitState(NamedTuple):
 
     @property
     def remaining(self) -> int:
-        """What could still be taken; never below 0."""
+        """How much the counter still allows; never below 0."""
         return max(0, self.maximum - self.counter.used - self.counter.reserved)
 
 
 class _Prepared(NamedTuple):
-    """What every request of an account asks, made once: it is the same until its key changes."""
+    """The commands of a limit subject. They stay the same until its key changes."""
 
     admit: Admit
-    """Counts a request, and looks at the limits that headers show."""
-    peek: Admit
-    """The same, and looks at the others as well; they come last."""
+    """Counts a request, and peeks at the limits that headers show."""
+    admit_and_peek: Admit
+    """The same, and peeks at the other limits too; those come last."""
     limits: tuple[tuple[Limit, int], ...]
-    """With their maxima, in the order of the survey's takes."""
+    """With their maxima, in the order of the consumptions of `admit_and_peek`."""
     reserved: tuple[tuple[Limit, Counter], ...]
-    """What a purchase reserves from: also windows without a limit."""
+    """The counters that a purchase reserves from, including windows without a limit."""
+
+
+# ── commands ────────────────────────────────────────────────────────────────────────────────
 
 
 def admit(batch: Batch, subject: LimitSubject, *, peeks: bool = False) -> Result[Admission]:
     """Counts one valid request, if the key's record is still the one it was read from.
 
-    With `surveys` its answer shows every limit of the key, else those that headers show.
+    With `peeks` the result shows every limit of the key, else those that headers show.
     """
     prepared = _prepared(subject)
-    return batch.add(prepared.peek if peeks else prepared.admit)
+    return batch.add(prepared.admit_and_peek if peeks else prepared.admit)
 
 
 def peek(batch: Batch, subject: LimitSubject) -> Result[Sequence[CounterState]]:
-    """What the key's limits show, counting nothing: for answers that come before an admission."""
-    return batch.add(
-        PeekCounters(tuple(take.counter for take in _prepared(subject).peek.consumptions))
-    )
-
-
-def peeked_states(subject: LimitSubject, states: Sequence[CounterState]) -> list[LimitState]:
-    """The key's limits as a look saw them, or the first of them as an admission did."""
-    return [
-        LimitState(limit, "key", maximum, state)
-        for (limit, maximum), state in zip(_prepared(subject).limits, states, strict=False)
-    ]
+    """Reads the counters of the key's limits without counting anything."""
+    consumptions = _prepared(subject).admit_and_peek.consumptions
+    return batch.add(PeekCounters(tuple(consumption.counter for consumption in consumptions)))
 
 
 def reserve(
@@ -104,14 +94,14 @@ def reserve(
     estimate: Amounts,
     payload: bytes,
 ) -> Result[Reservation]:
-    """Reserves the most that a purchase can cost and opens its journal, or refuses."""
-    return batch.add(Reserve(purchase, worker, _reservation_takes(subject, estimate), payload))
+    """Reserves a purchase's estimate and opens its journal, or refuses."""
+    return batch.add(Reserve(purchase, worker, _reserved_amounts(subject, estimate), payload))
 
 
 def receive(
     batch: Batch, purchase: str, payload: bytes
 ) -> Result[Literal["received", "settled", "unknown"]]:
-    """Notes in the journal what arrived; answers the state the journal is in."""
+    """Replaces the journal's payload once the images are stored; the result is its state."""
     return batch.add(Receive(purchase, payload))
 
 
@@ -129,15 +119,66 @@ def settle(
     return batch.add(Settle(purchase, amounts, record, presumed=presumed, correct=correct))
 
 
-def charged(settlement: Settlement) -> Amounts:
-    """What a journal stands charged with."""
-    return Amounts(
-        **{unit: settlement.charged.get(unit, 0) for unit in ("images", "tokens", "usd_micros")}
+def _prepared(subject: LimitSubject) -> _Prepared:
+    known: _Prepared | None = subject.prepared.get("quota")
+    if known is None:
+        known = subject.prepared["quota"] = _prepare(subject)
+    return known
+
+
+def _prepare(subject: LimitSubject) -> _Prepared:
+    limits = [limit for limit in LIMITS.values() if limit.name in subject.limits]
+    limits.sort(key=lambda limit: limit.unit not in _SHOWN)
+    # An amount of 0 only peeks: an admission takes its one request from the buckets of requests.
+    consumptions = tuple(
+        Consumption(_counter(subject, limit), int(limit.at_admission)) for limit in limits
+    )
+    shown = tuple(c for c in consumptions if c.counter.unit in _SHOWN)
+    # Windows count without a limit too. A bucket without a limit has no capacity to take from.
+    reserved = [
+        limit
+        for limit in LIMITS.values()
+        if not limit.at_admission and (limit.period != "minute" or limit in limits)
+    ]
+    return _Prepared(
+        Admit(SPACE, subject.key_id, subject.record, shown),
+        Admit(SPACE, subject.key_id, subject.record, consumptions),
+        limits=tuple((limit, subject.limits[limit.name]) for limit in limits),
+        reserved=tuple((limit, _counter(subject, limit)) for limit in reserved),
     )
 
 
+def _counter(subject: LimitSubject, limit: Limit) -> Counter:
+    maximum = subject.limits.get(limit.name)
+    return Counter(f"key:{subject.key_id}", limit.unit, limit.period, maximum)
+
+
+def _reserved_amounts(subject: LimitSubject, estimate: Amounts) -> tuple[Consumption, ...]:
+    amounts = {
+        "images": estimate.images,
+        "tokens": estimate.tokens,
+        "usd_micros": estimate.usd_micros,
+        "purchases": 1,
+    }
+    return tuple(
+        Consumption(counter, amounts[counter.unit]) for _, counter in _prepared(subject).reserved
+    )
+
+
+# ── states ──────────────────────────────────────────────────────────────────────────────────
+
+
+def peeked_states(subject: LimitSubject, states: Sequence[CounterState]) -> list[LimitState]:
+    """The key's limits as `peek` read them."""
+    return [
+        LimitState(limit, "key", maximum, state)
+        # An admission without `peeks` has the states of the first limits only.
+        for (limit, maximum), state in zip(_prepared(subject).limits, states, strict=False)
+    ]
+
+
 def admission_states(subject: LimitSubject, admission: Admission) -> list[LimitState]:
-    """The key's limits as far as the admission saw them."""
+    """The key's limits as far as the admission read them."""
     return peeked_states(subject, admission.states)
 
 
@@ -150,114 +191,73 @@ def reservation_states(subject: LimitSubject, states: Sequence[CounterState]) ->
     ]
 
 
+def charged(settlement: Settlement) -> Amounts:
+    """The charge of a closed journal."""
+    return Amounts(
+        **{unit: settlement.charged.get(unit, 0) for unit in ("images", "tokens", "usd_micros")}
+    )
+
+
+# ── refusals ────────────────────────────────────────────────────────────────────────────────
+
+
 def refuse_admission(subject: LimitSubject, admission: Admission) -> LimitExceeded:
-    """The answer to a request that was not admitted."""
-    take = _prepared(subject).peek.consumptions[admission.denied or 0]
-    return _refusal(subject, take, admission.states[admission.denied or 0], why=None)
+    """The error of a request that was not admitted."""
+    index, prepared = admission.denied or 0, _prepared(subject)
+    limit, _ = prepared.limits[index]
+    consumption = prepared.admit_and_peek.consumptions[index]
+    return _refusal(subject, limit, consumption, state=admission.states[index])
 
 
 def refuse_reservation(
     subject: LimitSubject, reservation: Reservation, estimate: Amounts, *, why: str | None
 ) -> LimitExceeded:
-    """The answer to a purchase that was not reserved; `why` says what made it dear."""
+    """The error of a purchase that was not reserved; `why` explains a high estimate."""
     index = reservation.denied or 0
-    return _refusal(
-        subject, _reservation_takes(subject, estimate)[index], reservation.states[index], why=why
-    )
-
-
-def _scope(subject: LimitSubject) -> str:
-    return f"key:{subject.key_id}"
-
-
-def _meter(subject: LimitSubject, limit: Limit) -> Counter:
-    return Counter(_scope(subject), limit.unit, limit.period, subject.limits.get(limit.name))
-
-
-def _prepared(subject: LimitSubject) -> _Prepared:
-    known: _Prepared | None = subject.prepared.get("quota")
-    if known is None:
-        known = subject.prepared["quota"] = _prepare(subject)
-    return known
-
-
-def _prepare(subject: LimitSubject) -> _Prepared:
-    """An admission takes one request from the buckets, and looks at the other limits there are.
-
-    A purchase reserves from all windows, and from the other buckets that are limited.
-    """
-    limits = [limit for limit in LIMITS.values() if limit.name in subject.limits]
-    limits.sort(key=lambda limit: limit.unit not in _SHOWN)
-    consumptions = tuple(
-        Consumption(_meter(subject, limit), int(limit.at_admission)) for limit in limits
-    )
-    shown = tuple(take for take in consumptions if take.counter.unit in _SHOWN)
-    reserved = [
-        limit
-        for limit in LIMITS.values()
-        if not limit.at_admission and (limit.period != "minute" or limit in limits)
-    ]
-    return _Prepared(
-        Admit(SPACE, subject.key_id, subject.record, shown),
-        Admit(SPACE, subject.key_id, subject.record, consumptions),
-        limits=tuple((limit, subject.limits[limit.name]) for limit in limits),
-        reserved=tuple((limit, _meter(subject, limit)) for limit in reserved),
-    )
-
-
-def _reservation_takes(subject: LimitSubject, estimate: Amounts) -> tuple[Consumption, ...]:
-    amounts = {
-        "images": estimate.images,
-        "tokens": estimate.tokens,
-        "usd_micros": estimate.usd_micros,
-        "purchases": 1,
-    }
-    return tuple(
-        Consumption(counter, amounts[counter.unit]) for _, counter in _prepared(subject).reserved
-    )
+    limit, _ = _prepared(subject).reserved[index]
+    consumption = _reserved_amounts(subject, estimate)[index]
+    return _refusal(subject, limit, consumption, state=reservation.states[index], why=why)
 
 
 def _refusal(
-    subject: LimitSubject, take: Consumption, state: CounterState, *, why: str | None
+    subject: LimitSubject,
+    limit: Limit,
+    consumption: Consumption,
+    *,
+    state: CounterState,
+    why: str | None = None,
 ) -> LimitExceeded:
-    limit = _LIMIT_OF[take.counter.unit, take.counter.period]
-    maximum = take.counter.maximum or 0
-    asked = f" This request needs up to {_show(limit, take.amount)}" if take.amount else ""
-    because = f" ({why})." if asked and why else "." if asked else ""
+    amount, maximum = consumption.amount, consumption.counter.maximum or 0
     message = (
         f"Limit {limit.name} of key '{subject.key_name}' reached: limit {_show(limit, maximum)}, "
         f"used {_show(limit, state.used)}, reserved {_show(limit, state.reserved)}."
-        f"{asked}{because}"
     )
-    if limit.is_rate:
-        return _rate_refusal(limit, message, state, is_hopeless=take.amount > maximum)
-    return LimitExceeded(
-        f"{message} It resets in {go_duration(state.resets_in)}.",
-        reason=limit.name,
-        type=BUDGET,
-        code=BUDGET,
-        headers={"x-should-retry": "false"},
-    )
-
-
-def _rate_refusal(
-    limit: Limit, message: str, state: CounterState, *, is_hopeless: bool
-) -> LimitExceeded:
-    """A rate asks to come back, unless the request is larger than the limit will ever hold."""
-    if is_hopeless:
+    if amount:
+        because = f" ({why})" if why else ""
+        message += f" This request needs up to {_show(limit, amount)}{because}."
+    if not limit.is_rate:
         return LimitExceeded(
-            f"{message} It can never hold that much.",
+            f"{message} It resets in {go_duration(state.resets_in)}.",
             reason=limit.name,
-            type=limit.unit,
-            code=RATE_LIMIT,
+            type=ErrorCode.INSUFFICIENT_QUOTA,
+            code=ErrorCode.INSUFFICIENT_QUOTA,
             headers={"x-should-retry": "false"},
         )
+    if amount > maximum:
+        return LimitExceeded(
+            f"{message} The request exceeds the limit; retrying cannot help.",
+            reason=limit.name,
+            type=limit.unit,
+            code=ErrorCode.RATE_LIMIT_EXCEEDED,
+            headers={"x-should-retry": "false"},
+        )
+    # A concurrency limit does not know when a purchase will end.
     wait = state.retry_in or 1.0
     return LimitExceeded(
         f"{message} Please try again in {go_duration(wait)}.",
         reason=limit.name,
         type=limit.unit,
-        code=RATE_LIMIT,
+        code=ErrorCode.RATE_LIMIT_EXCEEDED,
         headers={
             "Retry-After": str(math.ceil(wait)),
             "retry-after-ms": str(math.ceil(wait * 1000)),
@@ -269,6 +269,9 @@ def _show(limit: Limit, amount: int) -> str:
     return f"${show_usd(amount)}" if limit.unit == "usd_micros" else f"{amount:,}"
 
 
+# ── headers ─────────────────────────────────────────────────────────────────────────────────
+
+
 def rate_headers(states: Iterable[LimitState]) -> Mapping[str, str]:
     """`x-ratelimit-{limit,remaining,reset}-{requests,images,tokens}`, the tightest of each unit."""
     tightest: dict[str, tuple[int, LimitState]] = {}
@@ -277,10 +280,10 @@ def rate_headers(states: Iterable[LimitState]) -> Mapping[str, str]:
         if unit in _SHOWN and (unit not in tightest or remaining <= tightest[unit][0]):
             tightest[unit] = remaining, state
     headers: dict[str, str] = {}
-    for unit, (remaining, state) in tightest.items():
-        headers[f"x-ratelimit-limit-{unit}"] = str(state.maximum)
-        headers[f"x-ratelimit-remaining-{unit}"] = str(remaining)
-        headers[f"x-ratelimit-reset-{unit}"] = go_duration(state.counter.resets_in)
+    for shown, (remaining, state) in tightest.items():
+        headers[f"x-ratelimit-limit-{shown}"] = str(state.maximum)
+        headers[f"x-ratelimit-remaining-{shown}"] = str(remaining)
+        headers[f"x-ratelimit-reset-{shown}"] = go_duration(state.counter.resets_in)
     return headers
 
 
@@ -293,7 +296,8 @@ def show_usd(micros: int) -> str:
 def go_duration(seconds: float) -> str:
     """As Go's `time.Duration.String()` shows it, to the millisecond: `1m30s`, `120ms`, `0s`.
 
-    WIRE §3: the grammar of the `x-ratelimit-reset-…` headers.
+    The grammar of the `x-ratelimit-reset-…` headers, see
+    `docs/reference/images-api.md#headers-of-the-service`.
     """
     millis = max(0, math.ceil(seconds * 1000))
     if millis == 0:

@@ -177,7 +177,7 @@ class Interpreter:
 
 
 def _cache_policy(headers: RequestHeaders, key: Key) -> CachePolicy:
-    return resolve_cache_policy(headers, key.reuse, allow_no_cache=key.allow_no_cache)
+    return resolve_cache_policy(headers.cache_control, key.reuse, allow_no_cache=key.allow_no_cache)
 
 
 def _resolved(model: Model, request: ImageRequest, name: str) -> str | None:
@@ -199,7 +199,7 @@ def _name_space(scope: Scope, subject: LimitSubject) -> str:
 
 def _check_combination(request: ImageRequest, headers: RequestHeaders) -> None:
     """Refuses `no-store` together with anything that has to be stored."""
-    if not headers.no_store:
+    if not headers.cache_control.no_store:
         return
     if request.response_format == "url":
         raise InvalidRequest(

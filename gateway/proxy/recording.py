@@ -34,7 +34,7 @@ class Recorder:
             latency_ms=self._latency_ms(context),
         )
         self._ledger.add(record)
-        self._metrics.served(record, len(answer.images))
+        self._metrics.money.served(record, len(answer.images))
 
     def failed(self, context: RequestContext, error: GatewayError) -> None:
         """Records a request that got an error. A dry run leaves no record."""
@@ -53,7 +53,7 @@ class Recorder:
         )
         self._ledger.add(record)
         if not context.is_follower:
-            self._metrics.refused(context.subject.key_name, _reason(error))
+            self._metrics.requests.refused(context.subject.key_name, _reason(error))
 
     def _latency_ms(self, context: RequestContext) -> int:
         return int((self._clock() - context.time) * 1000)

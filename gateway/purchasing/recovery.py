@@ -6,7 +6,7 @@ import structlog
 
 from gateway.cache.flights import Flight
 from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
-from gateway.metrics import Metrics
+from gateway.metrics import MoneyMetrics
 from gateway.purchasing.charges import charged_tokens
 from gateway.purchasing.journal import Received, decode_payload
 from gateway.purchasing.settlement import Settlements
@@ -24,7 +24,7 @@ class Recovery:
         self,
         store: Store,
         settlements: Settlements,
-        metrics: Metrics,
+        metrics: MoneyMetrics,
         *,
         worker: str,
         expires_after_seconds: float,

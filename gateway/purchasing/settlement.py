@@ -19,7 +19,7 @@ from gateway.cache.flights import Flight
 from gateway.cache.image_cache import ImageCache
 from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
 from gateway.images import Amounts, Record
-from gateway.metrics import Metrics
+from gateway.metrics import MoneyMetrics
 from gateway.purchasing.charges import corrected_tokens
 from gateway.purchasing.journal import Received, Reserved
 from gateway.store.batch import Batch
@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 class Settlements:
     """Settles purchases."""
 
-    def __init__(self, store: Store, cache: ImageCache, metrics: Metrics) -> None:
+    def __init__(self, store: Store, cache: ImageCache, metrics: MoneyMetrics) -> None:
         self._store = store
         self._cache = cache
         self._metrics = metrics
@@ -52,7 +52,7 @@ class Settlements:
         except Exception:
             # A fault of our own keeps the images from being stored. The charge is settled anyway.
             log.exception("image_store_failed", purchase=received.reserved.purchase)
-            record = received.record.but(outcome="failed", flags=("unkept",))
+            record = received.record.but(outcome="failed", flags=("not_stored",))
             return await self.settle_failure(
                 received.reserved, gateway_failure(), received.charge, record=record
             )

@@ -1,7 +1,7 @@
-"""From the bytes of a request body to one JSON object, or to the error that says why not.
+"""Reads the bytes of a request body as one JSON object.
 
-Python's own `json` reads it, because its hooks see what a faster reader silently repairs:
-duplicate keys, NaN, numbers without end. What the keys mean is `request/validation`.
+Python's own `json` reads it, because its hooks see duplicate keys, NaN and endless numbers, which
+faster readers silently repair. The meaning of the keys is `request.validation`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,13 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
-from gateway.errors import InvalidRequest
+from gateway.errors import ErrorCode, InvalidRequest, shorten
 
 MAX_LEVELS: Final = 64
 """Objects and arrays inside one another, the body itself included."""
 
 MAX_DIGITS: Final = 100
-"""Digits of one integer; far above any limit, far below what is slow to convert."""
-
-MAX_ECHO: Final = 200
-"""Characters of a caller's own text that an error message repeats."""
+"""Digits of one integer: more than any limit needs, and still fast to convert."""
 
 _NOT_JSON: Final = (
     "We could not parse the JSON body of your request. (HINT: This likely means you aren't using "
@@ -39,19 +36,21 @@ _KINDS: Final = (
 
 
 def parse_body(raw: bytes, content_type: str | None) -> dict[str, object]:
-    """The JSON object in `raw`. An absent Content-Type is read as JSON (CONTRACT §5).
+    """The JSON object in `raw`. Without a Content-Type the body is read as JSON.
 
-    Raises `InvalidRequest`: WIRE §2 row 22 for another content type, row 21 for what is not JSON
-    (NaN and bytes that are not UTF-8 included), and its own messages for what is JSON but means
-    nothing safe: duplicate keys, lone surrogates, more than 64 levels, endless numbers, or
-    something else than an object.
+    Raises `InvalidRequest`. Another content type and invalid JSON (including NaN and bytes that
+    are not UTF-8) are refused in the service's words, see
+    `docs/reference/images-api.md#bodies`. JSON without a safe meaning has messages of its own:
+    duplicate keys, lone surrogates, more than 64 levels, endless numbers, or no object at all.
     """
-    _check_content_type(content_type)
+    media_type = (content_type or "").partition(";")[0].strip().lower()
+    if media_type not in ("", "application/json"):
+        raise _unsupported_content_type(content_type or "")
     body = _parse_json(raw)
     if not isinstance(body, dict):
         kind = describe_kind(body)
         message = f"Invalid type for the request body: expected an object, but got {kind} instead."
-        raise InvalidRequest(message, code="invalid_type")
+        raise InvalidRequest(message, code=ErrorCode.INVALID_TYPE)
     for key, value in body.items():
         _check_text(key, at=key)
         _check_value(value, at=key, level=2)
@@ -59,26 +58,21 @@ def parse_body(raw: bytes, content_type: str | None) -> dict[str, object]:
 
 
 def describe_kind(value: object) -> str:
-    """What JSON calls the value, with its article, in the words of WIRE §2 row 9."""
+    """The JSON type of a value with its article, in the service's words."""
     return next((words for kind, words in _KINDS if isinstance(value, kind)), "null")
 
 
-def shorten(text: str) -> str:
-    """The text as a message may repeat it: at most `MAX_ECHO` characters."""
-    return text if len(text) <= MAX_ECHO else f"{text[:MAX_ECHO]}…"
-
-
-def _check_content_type(content_type: str | None) -> None:
-    media_type = (content_type or "").partition(";")[0].strip().lower()
-    if media_type in ("", "application/json"):
-        return
-    shown = shorten((content_type or "").strip())
-    raise InvalidRequest(
+def _unsupported_content_type(content_type: str) -> InvalidRequest:
+    shown = shorten(content_type.strip())
+    return InvalidRequest(
         f"Unsupported content type: '{shown}'. This API method only accepts 'application/json' "
         f"requests, but you specified the header 'Content-Type: {shown}'. Please try again with "
         "a supported content type.",
-        code="unsupported_content_type",
+        code=ErrorCode.UNSUPPORTED_CONTENT_TYPE,
     )
+
+
+# ── the JSON reader ─────────────────────────────────────────────────────────────────────────
 
 
 def _parse_json(raw: bytes) -> object:
@@ -115,7 +109,7 @@ _DECODER: Final = json.JSONDecoder(
 
 
 def _check_value(value: object, *, at: str, level: int) -> None:
-    """Refuses nesting and lone surrogates anywhere below the body's key `at`."""
+    """Refuses deep nesting and lone surrogates in the value of the body's key `at`."""
     if isinstance(value, str):
         _check_text(value, at=at)
     if not isinstance(value, dict | list):
@@ -142,10 +136,10 @@ def _too_deep(where: str = "") -> InvalidRequest:
 
 
 def _unreadable(problem: str) -> InvalidRequest:
-    """JSON by the letter, but refused. Like WIRE §2 row 21 it has neither param nor code."""
+    """The refusal of valid JSON. Like that of invalid JSON, it has neither param nor code."""
     return InvalidRequest(f"We could not read the JSON body of your request: {problem}.")
 
 
 def _printable(key: str) -> str:
-    """A key that a message can carry: short, and encodable whatever it was."""
+    # A key may be long, and may contain a lone surrogate, which UTF-8 cannot encode.
     return shorten(key.encode("utf-8", "backslashreplace").decode())

@@ -1,9 +1,13 @@
-"""Cache-Control, and the cache policy of a request."""
+"""The `Cache-Control` of a request, and the cache policy that it and its key come to.
+
+Syntax and meaning are RFC 9111's; `docs/reference/cache.md#directives` lists the directives that
+are read. The gateway's own headers are `request.headers`.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -16,112 +20,110 @@ _DELTA_SECONDS: Final = re.compile(r"[0-9]+")
 
 @dataclass(frozen=True, slots=True)
 class CacheControl:
-    """The directives that one request sends; the defaults are those of a request without any."""
+    """The directives of one request; the defaults are those of a request without any."""
 
     no_cache: bool = False
-    """Also said by `max-age=0`."""
+    """`no-cache` or `max-age=0`."""
     no_store: bool = False
     only_if_cached: bool = False
     max_age_seconds: int | None = None
     """Above zero; None beside `no_cache`, which is stricter."""
 
     @property
-    def speaks_of_reuse(self) -> bool:
-        """Whether the request itself says which stored images may answer it."""
+    def overrides_reuse(self) -> bool:
+        """Whether the key's `reuse` setting does not apply to this request."""
         has_age = self.max_age_seconds is not None
         return self.no_cache or self.no_store or self.only_if_cached or has_age
 
 
-def _list_elements(value: str) -> Iterator[str]:
-    """The elements of a comma-separated list; commas in quotes part nothing, empty ones go."""
-    for element in _LIST_ELEMENT.findall(value):
-        if stripped := element.strip():
-            yield stripped
-
-
-# ── Cache-Control and Pragma ────────────────────────────────────────────────────────────────
-
-
-def _parse_cache_control(own: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Directives with their arguments, "" for none; Pragma counts without Cache-Control."""
-    if "cache-control" in own:
-        yield from map(_parse_directive, _list_elements(own["cache-control"]))
-        return
-    pragma = map(_parse_directive, _list_elements(own.get("pragma", "")))
-    yield from (directive for directive in pragma if directive[0] == "no-cache")
-
-
-def _parse_directive(element: str) -> tuple[str, str]:
-    """Name and argument; whether that is a token or a quoted string is the same."""
-    name, _, argument = element.partition("=")
-    return name.strip().lower(), _unquote(argument.strip())
-
-
-def _unquote(argument: str) -> str:
-    if len(argument) < 2 or argument[0] != '"' or argument[-1] != '"':
-        return argument
-    return _QUOTED_PAIR.sub(r"\1", argument[1:-1])
-
-
-def _parse_seconds(argument: str) -> int:
-    """0 for what is no number of seconds: every stored image is too old (RFC 9111 §4.2.1)."""
-    if _DELTA_SECONDS.fullmatch(argument) is None:
-        return 0
-    digits = argument.lstrip("0")
-    return MAX_AGE_SECONDS if len(digits) > 10 else min(int(digits or "0"), MAX_AGE_SECONDS)
-
-
-# ── what holds in the end ───────────────────────────────────────────────────────────────────
-
-
 @dataclass(frozen=True, slots=True)
 class CachePolicy:
-    """What holds for one request: which stored images may answer it, and what is stored."""
+    """Which stored images may answer a request, and whether its images are stored."""
 
     no_cache: bool = False
     no_store: bool = False
     only_if_cached: bool = False
     max_age_seconds: int | None = None
     notice: str | None = None
-    """For `x-gateway-notice`: what became of `no-cache` and `max-age`; None without either."""
+    """For `x-gateway-notice`: whether `no-cache` or `max-age` was applied; None without either."""
 
     @property
     def requires_fresh(self) -> bool:
-        """Whether an older image will not do, whatever happens."""
+        """Whether the request refuses expired images even if upstream fails."""
         return self.no_cache or self.no_store or self.max_age_seconds is not None
 
 
-def resolve_cache_policy(
-    directives: CacheControl, reuse: Reuse, *, allow_no_cache: bool
-) -> CachePolicy:
-    """What holds: the request's own word where it may have one, else its key's setting.
-
-    Without the permission `no-cache` and `max-age` are as if they had not been sent. The setting
-    needs none: it was made by who gives the permission.
-    """
-    asked = _name_freshness(directives)
-    if asked is None or allow_no_cache:
-        return _weigh(directives, reuse)
-    cache_policy = _weigh(replace(directives, no_cache=False, max_age_seconds=None), reuse)
-    ignored = f"{asked} was ignored: this key may not ask for new images."
-    return replace(cache_policy, notice=f"{ignored} {cache_policy.notice or ''}".rstrip())
-
-
-def _weigh(said: CacheControl, reuse: Reuse) -> CachePolicy:
-    source: CacheControl | Reuse = said if said.speaks_of_reuse else reuse
-    why = "" if source is said else ", as the key's reuse setting says"
-    asked = _name_freshness(source)
-    return CachePolicy(
-        no_cache=source.no_cache,
-        no_store=said.no_store,
-        only_if_cached=said.only_if_cached,
-        max_age_seconds=source.max_age_seconds,
-        notice=None if asked is None else f"{asked} was applied{why}.",
+def parse_cache_control(cache_control: str | None, pragma: str | None) -> CacheControl:
+    """The directives in the values of both headers; None for a header that was not sent."""
+    if cache_control is not None:
+        directives = [_parse_directive(element) for element in list_elements(cache_control)]
+        names = {name for name, _ in directives}
+    else:
+        # Pragma counts only without Cache-Control, and only its no-cache (RFC 9111 §5.4).
+        directives = []
+        elements = list_elements(pragma or "")
+        names = {name for name, _ in map(_parse_directive, elements)} & {"no-cache"}
+    ages = [_parse_seconds(argument) for name, argument in directives if name == "max-age"]
+    no_cache = "no-cache" in names or 0 in ages
+    return CacheControl(
+        no_cache=no_cache,
+        no_store="no-store" in names,
+        only_if_cached="only-if-cached" in names,
+        max_age_seconds=None if no_cache else min(ages, default=None),
     )
 
 
-def _name_freshness(source: CacheControl | Reuse) -> str | None:
-    """What is asked of stored images' age, in the words of Cache-Control."""
+def list_elements(value: str) -> Iterator[str]:
+    """The elements of a comma-separated header; a comma in quotes separates nothing."""
+    for element in _LIST_ELEMENT.findall(value):
+        if stripped := element.strip():
+            yield stripped
+
+
+def _parse_directive(element: str) -> tuple[str, str]:
+    """Name and argument. A token and a quoted string mean the same; "" for no argument."""
+    name, _, argument = element.partition("=")
+    argument = argument.strip()
+    if len(argument) >= 2 and argument[0] == argument[-1] == '"':
+        argument = _QUOTED_PAIR.sub(r"\1", argument[1:-1])
+    return name.strip().lower(), argument
+
+
+def _parse_seconds(argument: str) -> int:
+    # RFC 9111 §4.2.1: an invalid number of seconds makes every stored image too old.
+    if _DELTA_SECONDS.fullmatch(argument) is None:
+        return 0
+    digits = argument.lstrip("0")
+    return MAX_AGE_SECONDS if len(digits) > 10 else min(int(digits or "0"), MAX_AGE_SECONDS)
+
+
+def resolve_cache_policy(
+    cache_control: CacheControl, reuse: Reuse, *, allow_no_cache: bool
+) -> CachePolicy:
+    """The policy of a request: its own directives, else its key's `reuse` setting.
+
+    If the key does not allow `no-cache`, it and `max-age` have no effect. `reuse` needs no such
+    permission, because the operator sets both.
+    """
+    notices = []
+    if not allow_no_cache and (ignored := _freshness(cache_control)) is not None:
+        notices.append(f"{ignored} was ignored: this key may not ask for new images.")
+        cache_control = replace(cache_control, no_cache=False, max_age_seconds=None)
+    source = cache_control if cache_control.overrides_reuse else reuse
+    if (applied := _freshness(source)) is not None:
+        why = "" if source is cache_control else ", as the key's reuse setting says"
+        notices.append(f"{applied} was applied{why}.")
+    return CachePolicy(
+        no_cache=source.no_cache,
+        no_store=cache_control.no_store,
+        only_if_cached=cache_control.only_if_cached,
+        max_age_seconds=source.max_age_seconds,
+        notice=" ".join(notices) or None,
+    )
+
+
+def _freshness(source: CacheControl | Reuse) -> str | None:
+    """The directive that refuses images for their age; None if there is none."""
     if source.no_cache:
         return "no-cache"
     if source.max_age_seconds is not None:

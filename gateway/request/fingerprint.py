@@ -1,7 +1,8 @@
-"""What makes two requests the same: everything that can change the image, and nothing else.
+"""The fingerprint of a request: the cache key.
 
-`n`, `user`, `stream`, `partial_images` and `response_format` are not in it, nor is anything at
-its default: `request/validation` keeps only what is off it (CONTRACT §6).
+It contains everything that can change the image, and nothing else: not `n`, `user`, `stream`,
+`partial_images` or `response_format`, and no parameter at its default, which `request.validation`
+leaves out. See `docs/reference/cache.md#fingerprint`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Final
 from gateway.images import ImageRequest
 
 VERSION: Final = 1
-"""Raise it when the meaning of a fingerprint changes; old entries are then never found again."""
+"""Raised when the meaning of a fingerprint changes. Entries of older versions are not found."""
 
 _CANONICAL: Final = json.JSONEncoder(ensure_ascii=True, sort_keys=True, separators=(",", ":"))
 
@@ -22,7 +23,7 @@ def fingerprint(request: ImageRequest, *, cache_epoch: int, upstream_name: str, 
     """SHA-256, hex, of the request in canonical JSON: sorted keys, ASCII only, no spaces.
 
     The prompt goes in verbatim: no trimming, no case folding, no Unicode normalisation. ASCII
-    escapes also give a lone surrogate an encoding, where UTF-8 would have none.
+    escapes also encode a lone surrogate, which UTF-8 cannot.
     """
     parts = {
         "version": VERSION,

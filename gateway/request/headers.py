@@ -1,4 +1,8 @@
-"""The request headers that the gateway reads."""
+"""The request headers that the gateway reads, all but those of authentication.
+
+`Cache-Control` and `Pragma` are parsed in `request.cache_control`. Users read of them in
+`docs/reference/headers.md#requests-of-clients`.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,9 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final
 
-from gateway.errors import InvalidRequest
+from gateway.errors import ErrorCode, InvalidRequest, shorten
 from gateway.images import MAX_SLOTS, ImageRequest
-from gateway.request.body import shorten
-from gateway.request.cache_control import (
-    CacheControl,
-    _list_elements,
-    _parse_cache_control,
-    _parse_seconds,
-)
+from gateway.request.cache_control import CacheControl, list_elements, parse_cache_control
 
 VARIATION: Final = "X-Gateway-Variation"
 TAGS: Final = "X-Gateway-Tags"
@@ -26,7 +24,9 @@ IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 MAX_TAGS: Final = 16
 MAX_TAG_CHARACTERS: Final = 64
 MAX_COST_MICROS: Final = 2**52
-"""The largest amount: as of a key's limits, exact in every store."""
+"""The largest amount: like a key's limits, exact in every store."""
+
+_NO_CACHE_CONTROL: Final = CacheControl()
 
 _NAMES: Final = frozenset(
     {
@@ -40,15 +40,13 @@ _USD: Final = re.compile(r"(?:[0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})(?:[eE
 _IDEMPOTENCY_KEY: Final = re.compile(r"[!-~]{1,255}")
 
 
-# ── what the request says ───────────────────────────────────────────────────────────────────
-
-
 @dataclass(frozen=True, slots=True)
-class RequestHeaders(CacheControl):
-    """What one request's headers say; the defaults are those of a request without any."""
+class RequestHeaders:
+    """The headers of one request; the defaults are those of a request without any."""
 
+    cache_control: CacheControl = _NO_CACHE_CONTROL
     variation: int = 0
-    """The first slot that is asked for, 0 … 63."""
+    """The first requested slot, 0 … 63."""
     tags: tuple[str, ...] = ()
     max_cost_micros: int | None = None
     dry_run: bool = False
@@ -56,42 +54,33 @@ class RequestHeaders(CacheControl):
 
 
 def has_request_headers(headers: Container[str]) -> bool:
-    """Whether any header is there that is read here; asked in the case of this module."""
+    """Whether a request has any of these headers. `headers` must ignore case."""
     return any(map(headers.__contains__, _NAMES))
 
 
 def parse_request_headers(headers: Iterable[tuple[str, str]]) -> RequestHeaders:
-    """Reads all headers of a request, as they came: any case, a name as often as it likes.
+    """Reads all headers of a request as they came: in any case, repeated or not.
 
     Raises `InvalidRequest`, whose `param` is the header's name.
     """
-    own = _combine(headers)
-    if not own:
-        return RequestHeaders()
-    cache_control = list(_parse_cache_control(own))
-    names = {name for name, _ in cache_control}
-    ages = [_parse_seconds(argument) for name, argument in cache_control if name == "max-age"]
-    no_cache = "no-cache" in names or 0 in ages
+    values = _known_values(headers)
     return RequestHeaders(
-        no_cache=no_cache,
-        no_store="no-store" in names,
-        only_if_cached="only-if-cached" in names,
-        max_age_seconds=None if no_cache else min(ages, default=None),
-        variation=_parse_variation(own.get(VARIATION.lower())),
-        tags=_parse_tags(own.get(TAGS.lower(), "")),
-        max_cost_micros=_parse_max_cost(own.get(MAX_COST.lower())),
-        dry_run=_asks_for_dry_run(own.get("prefer", "")),
-        idempotency_key=_parse_idempotency_key(own.get(IDEMPOTENCY_KEY.lower())),
+        cache_control=parse_cache_control(values.get("cache-control"), values.get("pragma")),
+        variation=_parse_variation(values.get(VARIATION.lower())),
+        tags=_parse_tags(values.get(TAGS.lower(), "")),
+        max_cost_micros=_parse_max_cost(values.get(MAX_COST.lower())),
+        dry_run=_is_dry_run(values.get("prefer", "")),
+        idempotency_key=_parse_idempotency_key(values.get(IDEMPOTENCY_KEY.lower())),
     )
 
 
 def asks_for_dry_run(headers: Iterable[tuple[str, str]]) -> bool:
-    """Whether a request prefers not to be carried out, whatever else is wrong with it."""
-    return _asks_for_dry_run(_combine(headers).get("prefer", ""))
+    """Whether a request asks for a dry run, also if its other headers are invalid."""
+    return _is_dry_run(_known_values(headers).get("prefer", ""))
 
 
 def at_variation(request: ImageRequest, variation: int) -> ImageRequest:
-    """The request for the slots `variation … variation + n - 1`; 400 beyond the last slot."""
+    """The request for the slots from `variation` on. Raises `InvalidRequest` beyond the last."""
     last = variation + request.n - 1
     if last < MAX_SLOTS:
         is_there = request.variation == variation
@@ -104,26 +93,20 @@ def at_variation(request: ImageRequest, variation: int) -> ImageRequest:
     )
 
 
-def _combine(headers: Iterable[tuple[str, str]]) -> Mapping[str, str]:
-    """The headers that are read here, by lower-case name; repeated ones joined (RFC 9110 §5.3)."""
-    own: dict[str, str] = {}
+def _known_values(headers: Iterable[tuple[str, str]]) -> Mapping[str, str]:
+    """The values by lower-case name; those of a repeated header are joined (RFC 9110 §5.3)."""
+    values: dict[str, str] = {}
     for given, value in headers:
         name = given.lower()
         if name in _NAMES:
-            own[name] = f"{own[name]}, {value}" if name in own else value
-    return own
+            values[name] = f"{values[name]}, {value}" if name in values else value
+    return values
 
 
-# ── Prefer ──────────────────────────────────────────────────────────────────────────────────
-
-
-def _asks_for_dry_run(value: str) -> bool:
-    """Whatever its value and parameters: who writes `dry-run` does not mean to pay."""
-    names = (re.split("[;=]", element, maxsplit=1)[0] for element in _list_elements(value))
+def _is_dry_run(prefer: str) -> bool:
+    # Values and parameters of the preference are ignored: it must not cost anything by mistake.
+    names = (re.split("[;=]", element, maxsplit=1)[0] for element in list_elements(prefer))
     return any(name.strip().lower() == "dry-run" for name in names)
-
-
-# ── headers that must make sense ────────────────────────────────────────────────────────────
 
 
 def _parse_variation(value: str | None) -> int:
@@ -131,14 +114,14 @@ def _parse_variation(value: str | None) -> int:
         return 0
     digits = value.strip()
     if _VARIATION.fullmatch(digits) is None or int(digits) >= MAX_SLOTS:
-        most, shown = MAX_SLOTS - 1, shorten(digits)
-        raise _invalid(VARIATION, f"expected an integer from 0 to {most}, but got '{shown}'.")
+        last, shown = MAX_SLOTS - 1, shorten(digits)
+        raise _invalid(VARIATION, f"expected an integer from 0 to {last}, but got '{shown}'.")
     return int(digits)
 
 
 def _parse_tags(value: str) -> tuple[str, ...]:
     """Each tag once, in the order of the header."""
-    tags = tuple(dict.fromkeys(_list_elements(value)))
+    tags = tuple(dict.fromkeys(list_elements(value)))
     if len(tags) > MAX_TAGS:
         raise _invalid(TAGS, f"expected at most {MAX_TAGS} tags, but got {len(tags)}.")
     for tag in tags:
@@ -152,7 +135,7 @@ def _parse_tags(value: str) -> tuple[str, ...]:
 
 
 def _parse_max_cost(value: str | None) -> int | None:
-    """Micro-dollars; an amount that is no whole number of them is refused, not rounded."""
+    """Micro-dollars. A fraction of one is refused, not rounded."""
     if value is None:
         return None
     amount = value.strip()
@@ -171,6 +154,7 @@ def _parse_idempotency_key(value: str | None) -> str | None:
         return None
     key = value.strip()
     if _IDEMPOTENCY_KEY.fullmatch(key) is None:
+        # The key is not repeated in the message: it may be a secret.
         raise _invalid(
             IDEMPOTENCY_KEY, "expected 1 to 255 visible ASCII characters without spaces."
         )
@@ -178,4 +162,6 @@ def _parse_idempotency_key(value: str | None) -> str | None:
 
 
 def _invalid(header: str, problem: str) -> InvalidRequest:
-    return InvalidRequest(f"Invalid '{header}': {problem}", param=header, code="invalid_value")
+    return InvalidRequest(
+        f"Invalid '{header}': {problem}", param=header, code=ErrorCode.INVALID_VALUE
+    )

@@ -1,10 +1,14 @@
-"""Interprets the model table: from a JSON object to a valid request, or to the exact error.
+"""Validates a JSON object against the model table: a valid request, or the exact error.
 
-Strict mode: what the API reference does not allow is refused with the error of WIRE §2, the first
-one only, in the order of CONTRACT §5. Lenient mode sets aside what known clients send although it
-changes nothing (WIRE §7), and checks the rest as strictly; so it accepts all that strict mode
-does, as the very same request. Nothing is coerced and the prompt is never changed. The rows say
-what is allowed (`catalog`); bytes become JSON in `request/body`.
+Strict mode refuses everything that the API reference does not allow, with the service's own error
+(`docs/reference/images-api.md#refusals`), and only the first one
+(`docs/reference/images-api.md#order-of-checks`). Lenient mode first sets aside parameters that
+known clients send although they have no effect (`docs/reference/images-api.md#lenient-validation`),
+and checks the rest as strictly. So it accepts everything that strict mode accepts, as the same
+request.
+
+Nothing is coerced, and the prompt is never changed. The rows of the table (`catalog`) say which
+values are allowed; bytes become JSON in `request.body`.
 """
 
 from __future__ import annotations
@@ -25,28 +29,25 @@ from gateway.catalog import (
     IntegerSpec,
     Model,
     ParameterSpec,
-    Rule,
     SizeSpec,
     TextSpec,
 )
-from gateway.errors import InvalidRequest
+from gateway.errors import IMAGE_USER_ERROR, ErrorCode, InvalidRequest, shorten
 from gateway.images import ImageRequest
-from gateway.request.body import describe_kind, shorten
+from gateway.request.body import describe_kind
 
 Value: TypeAlias = str | int | None
 """A checked parameter; a boolean is an `int` here."""
-
-IMAGE_USER_ERROR: Final = "image_generation_user_error"
-"""The error type of what only the images endpoint refuses (WIRE §2 rows 12, 16, 18, 20)."""
 
 _NOT_IN_THE_IMAGE: Final = frozenset({"n", "partial_images", "response_format", "stream", "user"})
 """Parameters with a field of their own in `ImageRequest`; all others change the image."""
 
 _SETTING: Final = 'GATEWAY_VALIDATION=lenient, or "validation": "lenient" of the key'
+
+# How lenient mode treats a parameter, as the hint says it.
 _DROPPED: Final = "is dropped at its default"
 _FORWARDED: Final = "is forwarded as given"
 _SERVED: Final = "is served by the gateway itself"
-"""What lenient mode does with a parameter, in the words of the hint."""
 
 
 def validate(
@@ -56,25 +57,29 @@ def validate(
     allowed_models: Collection[str] | None = None,
     is_lenient: bool = False,
 ) -> ImageRequest:
-    """The request that `body` means: model resolved, defaults filled in, other spellings folded.
+    """The request of a body: model resolved, defaults filled in, other spellings folded.
 
-    `allowed_models` None allows all. Raises `InvalidRequest`: 400 as in WIRE §2, or 403
-    `model_not_found` for a model that exists and is not allowed. A refusal that lenient mode
-    would not make carries the header `x-gateway-hint`.
+    `allowed_models` None allows all. Raises `InvalidRequest`: 400, or 403 `model_not_found` for a
+    model that exists and is not allowed. A refusal that lenient mode would not make has the header
+    `x-gateway-hint`.
     """
     model = _resolve_model(body, catalog)
-    _check_allowed(model, allowed_models)
+    if allowed_models is not None and model.id not in allowed_models:
+        message = f"The key does not have access to model `{model.id}`."
+        raise InvalidRequest(message, code=ErrorCode.MODEL_NOT_FOUND)
     if is_lenient:
-        return _read_leniently(body, model, catalog=catalog)
+        return _validate_leniently(body, model, catalog=catalog)
     try:
-        return _read_strictly(body, model, catalog=catalog)
+        return _validate_strictly(body, model, catalog=catalog)
     except InvalidRequest as refusal:
         refusal.headers |= _hint(body, model, catalog=catalog)
         raise
 
 
-def _read_strictly(body: Mapping[str, object], model: Model, *, catalog: Catalog) -> ImageRequest:
-    _check_keys(body, model, catalog=catalog)
+def _validate_strictly(
+    body: Mapping[str, object], model: Model, *, catalog: Catalog
+) -> ImageRequest:
+    _check_names(body, model, catalog=catalog)
     prompt = _check_prompt(body, model)
     given = {
         name: _check.registry[type(spec)](spec, name, value)
@@ -83,8 +88,60 @@ def _read_strictly(body: Mapping[str, object], model: Model, *, catalog: Catalog
     }
     values = {name: spec.default for name, spec in model.parameters.items()} | given
     for rule in model.rules:
-        _check_rule(rule, values)
+        if all(_holds(condition, values[name]) for name, condition in rule.when.items()):
+            error = rule.error
+            raise InvalidRequest(error.message, type=error.type, param=error.param, code=error.code)
     return _build(model, prompt, values=values, given=given, body=body)
+
+
+def _holds(condition: Condition, value: Value) -> bool:
+    if condition.equals is not None:
+        return value == condition.equals
+    if not isinstance(value, int):
+        return False
+    if condition.above is not None:
+        return value > condition.above
+    return condition.below is not None and value < condition.below
+
+
+def _build(
+    model: Model,
+    prompt: str,
+    *,
+    values: Mapping[str, Value],
+    given: Mapping[str, Value],
+    body: Mapping[str, object],
+) -> ImageRequest:
+    off_default = {
+        name: value
+        for name, value in given.items()
+        if name not in _NOT_IN_THE_IMAGE
+        and value is not None
+        and value != model.parameters[name].default
+    }
+    stream = values.get("stream") is True
+    asked = body.get("response_format")
+    return ImageRequest(
+        model=model.id,
+        prompt=prompt,
+        n=_number(values.get("n"), 1),
+        parameters=MappingProxyType(off_default),
+        response_format=_text(values.get("response_format")) or "b64_json",
+        requested_response_format=_text(asked) if "response_format" in model.parameters else None,
+        user=_text(values.get("user")),
+        stream=stream,
+        # Without a stream, partial images cannot be sent. See
+        # `docs/reference/images-api.md#parameters-that-change-nothing`.
+        partial_images=_number(values.get("partial_images"), 0) if stream else 0,
+    )
+
+
+def _number(value: Value, default: int) -> int:
+    return value if isinstance(value, int) else default
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 # ── the model ───────────────────────────────────────────────────────────────────────────────
@@ -102,17 +159,17 @@ def _resolve_model(body: Mapping[str, object], catalog: Catalog) -> Model:
             f"The model '{shorten(name)}' does not exist.",
             type=IMAGE_USER_ERROR,
             param="model",
-            code="invalid_value",
+            code=ErrorCode.INVALID_VALUE,
         )
     return model
 
 
 def _default_model(body: Mapping[str, object], catalog: Catalog) -> str:
-    """What an omitted model means: the GPT default as soon as something only GPT models know.
+    """The model of a request without one: the GPT default if it has anything for GPT models only.
 
-    The same in both modes and before either begins, so that leniency never changes the image:
-    a tolerated `background: auto` still asks for a GPT model, and `response_format` or `style`,
-    which no GPT model has, for none.
+    The same in both modes, so that lenient mode never changes the image: `background: auto` needs
+    a GPT model although lenient mode tolerates it elsewhere. `response_format` and `style`, which
+    no GPT model has, never do.
     """
     given = ((name, value) for name, value in body.items() if value is not None)
     if any(_needs_gpt(name, value, catalog=catalog) for name, value in given):
@@ -127,63 +184,62 @@ def _needs_gpt(name: str, value: object, *, catalog: Catalog) -> bool:
         return False
     if plain is None:
         return not _is_harmless(name, value, catalog=catalog)
-    return _lists(gpt, value) and not _lists(plain, value)
+    return _has_value(gpt, value) and not _has_value(plain, value)
 
 
-def _lists(spec: ParameterSpec, value: object) -> bool:
+def _has_value(spec: ParameterSpec, value: object) -> bool:
     return isinstance(spec, ChoiceSpec | SizeSpec) and value in spec.values
-
-
-def _check_allowed(model: Model, allowed_models: Collection[str] | None) -> None:
-    if allowed_models is None or model.id in allowed_models:
-        return
-    message = f"The key does not have access to model `{model.id}`."
-    raise InvalidRequest(message, status=403, code="model_not_found")
 
 
 # ── lenient mode ────────────────────────────────────────────────────────────────────────────
 
 
-def _read_leniently(body: Mapping[str, object], model: Model, *, catalog: Catalog) -> ImageRequest:
-    """Sets the tolerable aside, reads the rest strictly, and puts back what has an effect."""
-    aside = _tolerated(body, model, catalog=catalog)
-    rest = {name: value for name, value in body.items() if name not in aside}
-    kept: dict[str, Any] = {name: body[name] for name in aside if aside[name] != _DROPPED}
-    return replace(_read_strictly(rest, model, catalog=catalog), **kept)
+def _validate_leniently(
+    body: Mapping[str, object], model: Model, *, catalog: Catalog
+) -> ImageRequest:
+    """Sets tolerated parameters aside, validates the rest, and adds those with an effect."""
+    tolerated = _tolerated(body, model, catalog=catalog)
+    rest = {name: value for name, value in body.items() if name not in tolerated}
+    effective: dict[str, Any] = {
+        name: body[name] for name, treatment in tolerated.items() if treatment != _DROPPED
+    }
+    return replace(_validate_strictly(rest, model, catalog=catalog), **effective)
 
 
 def _hint(body: Mapping[str, object], model: Model, *, catalog: Catalog) -> Mapping[str, str]:
-    """The header of a refusal that lenient mode would not make (CONTRACT §5)."""
+    """The header of a refusal that lenient mode would not make; empty for any other."""
     try:
-        _read_leniently(body, model, catalog=catalog)
+        _validate_leniently(body, model, catalog=catalog)
     except InvalidRequest:
         return {}
-    aside = _tolerated(body, model, catalog=catalog)
-    fate = ", ".join(f"'{name}' {fate}" for name, fate in aside.items())
-    return {"x-gateway-hint": f"lenient validation would accept this: {fate} ({_SETTING})"}
+    tolerated = _tolerated(body, model, catalog=catalog)
+    shown = ", ".join(f"'{name}' {treatment}" for name, treatment in tolerated.items())
+    return {"x-gateway-hint": f"lenient validation would accept this: {shown} ({_SETTING})"}
 
 
 def _tolerated(body: Mapping[str, object], model: Model, *, catalog: Catalog) -> Mapping[str, str]:
-    """What strict mode refuses and lenient mode does not, with what becomes of it."""
-    fates = {name: _fate(name, value, model, catalog=catalog) for name, value in body.items()}
-    return {name: fate for name, fate in fates.items() if fate is not None}
+    """The parameters that strict mode refuses and lenient mode does not, with their treatment."""
+    treatments = {
+        name: _treatment(name, value, model, catalog=catalog) for name, value in body.items()
+    }
+    return {name: treatment for name, treatment in treatments.items() if treatment is not None}
 
 
-def _fate(name: str, value: object, model: Model, *, catalog: Catalog) -> str | None:
-    """What lenient mode does with a parameter that strict mode refuses; None: it refuses too."""
+def _treatment(name: str, value: object, model: Model, *, catalog: Catalog) -> str | None:
+    """How lenient mode treats a parameter; None if strict mode takes it or lenient refuses it."""
     if value is None or _is_harmless(name, value, catalog=catalog):
         return None
     if name in model.parameters:
         is_any_json = name == "user" and not isinstance(value, str) and _can_be_written(value)
         return _FORWARDED if is_any_json else None
-    rows = [m.parameters[name] for m in catalog.models.values() if name in m.parameters]
-    if name == "response_format":  # base64 and link are two views of what the gateway keeps
-        return _SERVED if any(_lists(spec, value) for spec in rows) else None
-    return _DROPPED if any(_is_default(spec, name, value) for spec in rows) else None
+    specs = [m.parameters[name] for m in catalog.models.values() if name in m.parameters]
+    if name == "response_format":  # the gateway can make base64 and links of any image
+        return _SERVED if any(_has_value(spec, value) for spec in specs) else None
+    return _DROPPED if any(_is_default(spec, name, value) for spec in specs) else None
 
 
 def _can_be_written(value: object) -> bool:
-    """Whether JSON can say it: a number like 1e999 was read as infinite and cannot be repeated."""
+    # A number like 1e999 was read as infinite, which JSON cannot express.
     try:
         json.dumps(value, allow_nan=False)
     except ValueError:
@@ -192,18 +248,17 @@ def _can_be_written(value: object) -> bool:
 
 
 def _is_default(spec: ParameterSpec, name: str, value: object) -> bool:
-    """Whether a model with this row would read the value as if it were not there."""
     try:
         return _check(spec, name, value) == spec.default
     except InvalidRequest:
         return False
 
 
-# ── keys and prompt ─────────────────────────────────────────────────────────────────────────
+# ── names and prompt ────────────────────────────────────────────────────────────────────────
 
 
-def _check_keys(body: Mapping[str, object], model: Model, *, catalog: Catalog) -> None:
-    """Refuses the first key that the model lacks, unless it says nothing."""
+def _check_names(body: Mapping[str, object], model: Model, *, catalog: Catalog) -> None:
+    """Refuses the first parameter that the model does not have, unless it has no effect."""
     for name, value in body.items():
         if name in ("model", "prompt") or name in model.parameters:
             continue
@@ -211,21 +266,22 @@ def _check_keys(body: Mapping[str, object], model: Model, *, catalog: Catalog) -
         if not is_omitted and not _is_harmless(name, value, catalog=catalog):
             shown = shorten(name)
             message = f"Unknown parameter: '{shown}'."
-            raise InvalidRequest(message, param=shown, code="unknown_parameter")
+            raise InvalidRequest(message, param=shown, code=ErrorCode.UNKNOWN_PARAMETER)
 
 
 def _is_harmless(name: str, value: object, *, catalog: Catalog) -> bool:
-    """Whether the value changes nothing even for models that lack the parameter."""
+    """Whether the value has no effect, even for models without the parameter."""
     if name not in catalog.harmless:
         return False
     harmless = catalog.harmless[name]
+    # In Python False == 0. In JSON they differ.
     return value == harmless and isinstance(value, bool) == isinstance(harmless, bool)
 
 
 def _check_prompt(body: Mapping[str, object], model: Model) -> str:
     if "prompt" not in body:
         message = "Missing required parameter: 'prompt'."
-        raise InvalidRequest(message, param="prompt", code="missing_required_parameter")
+        raise InvalidRequest(message, param="prompt", code=ErrorCode.MISSING_REQUIRED_PARAMETER)
     prompt = body["prompt"]
     if not isinstance(prompt, str):
         raise _invalid_type("prompt", "a string", value=prompt)
@@ -234,14 +290,14 @@ def _check_prompt(body: Mapping[str, object], model: Model) -> str:
             "Invalid 'prompt': empty string. Expected a string with minimum length 1, "
             "but got an empty string instead."
         )
-        raise InvalidRequest(message, param="prompt", code="empty_string")
-    longest = model.prompt_max_characters
-    if len(prompt) > longest:
+        raise InvalidRequest(message, param="prompt", code=ErrorCode.EMPTY_STRING)
+    max_length = model.prompt_max_characters
+    if len(prompt) > max_length:
         message = (
-            f"Invalid 'prompt': string too long. Expected a string with maximum length {longest}, "
-            f"but got a string with length {len(prompt)} instead."
+            "Invalid 'prompt': string too long. Expected a string with maximum length "
+            f"{max_length}, but got a string with length {len(prompt)} instead."
         )
-        raise InvalidRequest(message, param="prompt", code="string_above_max_length")
+        raise InvalidRequest(message, param="prompt", code=ErrorCode.STRING_ABOVE_MAX_LENGTH)
     return prompt
 
 
@@ -250,18 +306,18 @@ def _check_prompt(body: Mapping[str, object], model: Model) -> str:
 
 @singledispatch
 def _check(spec: ParameterSpec, name: str, value: object) -> Value:
-    """The value as the row reads it; raises `InvalidRequest`."""
+    """The value as the row reads it. Raises `InvalidRequest`."""
     raise TypeError(f"no check for rows like {type(spec).__name__}")
 
 
 @_check.register
 def _(spec: ChoiceSpec, name: str, value: object) -> Value:
     if not isinstance(value, str):
-        raise _invalid_type(name, f"one of {_listed(spec.values, 'or')}", value=value)
+        raise _invalid_type(name, f"one of {_quoted_list(spec.values, 'or')}", value=value)
     if value not in spec.values:
-        known = _listed(spec.values, "and")
-        message = f"Invalid value: '{shorten(value)}'. Supported values are: {known}."
-        raise InvalidRequest(message, param=name, code="invalid_value")
+        supported = _quoted_list(spec.values, "and")
+        message = f"Invalid value: '{shorten(value)}'. Supported values are: {supported}."
+        raise InvalidRequest(message, param=name, code=ErrorCode.INVALID_VALUE)
     return spec.means.get(value, value)
 
 
@@ -271,25 +327,31 @@ def _(spec: SizeSpec, name: str, value: object) -> Value:
         raise _invalid_type(name, "a string", value=value)
     if value in spec.values:
         return value
-    fault = _size_fault(spec, value)
-    if fault is not None:
-        message = f"Invalid size '{shorten(value)}'. {fault}"
-        raise InvalidRequest(message, type=IMAGE_USER_ERROR, param=name, code="invalid_value")
+    if (fault := _size_fault(spec, value)) is not None:
+        raise InvalidRequest(
+            f"Invalid size '{shorten(value)}'. {fault}",
+            type=IMAGE_USER_ERROR,
+            param=name,
+            code=ErrorCode.INVALID_VALUE,
+        )
     return value
 
 
 @_check.register
 def _(spec: IntegerSpec, name: str, value: object) -> Value:
-    number = _integer(name, value)
-    if number < spec.min:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # 2.0 is an integer; true and "2" are not
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _invalid_type(name, "an integer", value=value)
+    if value < spec.min:
         fault = f"below minimum value. Expected a value >= {spec.min}"
-        raise _out_of_range(name, fault, number=number, code="integer_below_min_value")
-    if number > spec.max:
+        raise _out_of_range(name, fault, number=value, code=ErrorCode.INTEGER_BELOW_MIN_VALUE)
+    if value > spec.max:
         fault = f"above maximum value. Expected a value <= {spec.max}"
-        raise _out_of_range(name, fault, number=number, code="integer_above_max_value")
-    if spec.only is not None and number != spec.only.value:
+        raise _out_of_range(name, fault, number=value, code=ErrorCode.INTEGER_ABOVE_MAX_VALUE)
+    if spec.only is not None and value != spec.only.value:
         raise InvalidRequest(spec.only.message)
-    return number
+    return value
 
 
 @_check.register
@@ -306,20 +368,8 @@ def _(spec: TextSpec, name: str, value: object) -> Value:
     return value
 
 
-def _integer(name: str, value: object) -> int:
-    """An integer; `2.0` is one, `true` and `"2"` are not."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise _invalid_type(name, "an integer", value=value)
-    return value
-
-
 def _size_fault(spec: SizeSpec, size: str) -> str | None:
-    """What is wrong with a free size, in the words of WIRE §2 row 12.
-
-    The ratio comes last: no wording of it was ever observed, and the others are exact.
-    """
+    """The fault of a free size, in the words of `docs/reference/images-api.md#sizes-by-rule`."""
     matched = SIZE.fullmatch(size)
     if matched is None:
         return f"Expected WIDTHxHEIGHT, for example '{spec.example}'."
@@ -333,93 +383,30 @@ def _size_fault(spec: SizeSpec, size: str) -> str | None:
         return "Requested resolution is below the current minimum pixel budget."
     if pixels > spec.max_pixels:
         return "Requested resolution exceeds the current pixel budget."
+    # Last, because its wording was never observed at the service. The others are exact.
     if longer > spec.max_ratio * shorter:
         return f"The aspect ratio must be between 1:{spec.max_ratio} and {spec.max_ratio}:1."
     return None
 
 
-# ── rules across parameters ─────────────────────────────────────────────────────────────────
-
-
-def _check_rule(rule: Rule, values: Mapping[str, Value]) -> None:
-    for name, condition in rule.when.items():
-        if not _holds(condition, values[name]):
-            return
-    error = rule.error
-    raise InvalidRequest(error.message, type=error.type, param=error.param, code=error.code)
-
-
-def _holds(condition: Condition, value: Value) -> bool:
-    if condition.equals is not None:
-        return value == condition.equals
-    if not isinstance(value, int):
-        return False
-    if condition.above is not None:
-        return value > condition.above
-    return condition.below is not None and value < condition.below
-
-
-# ── the result, and the wording of errors ───────────────────────────────────────────────────
-
-
-def _build(
-    model: Model,
-    prompt: str,
-    *,
-    values: Mapping[str, Value],
-    given: Mapping[str, Value],
-    body: Mapping[str, object],
-) -> ImageRequest:
-    stream = values.get("stream") is True
-    asked = body.get("response_format")
-    return ImageRequest(
-        model=model.id,
-        prompt=prompt,
-        n=_number(values.get("n"), 1),
-        parameters=_off_default(model, given),
-        response_format=_text(values.get("response_format")) or "b64_json",
-        asked_response_format=_text(asked) if "response_format" in model.parameters else None,
-        user=_text(values.get("user")),
-        stream=stream,
-        # Without a stream there is nobody to send partial images to (WIRE §1.3).
-        partial_images=_number(values.get("partial_images"), 0) if stream else 0,
-    )
-
-
-def _off_default(model: Model, given: Mapping[str, Value]) -> Mapping[str, str | int]:
-    kept = {
-        name: value
-        for name, value in given.items()
-        if name not in _NOT_IN_THE_IMAGE
-        and value is not None
-        and value != model.parameters[name].default
-    }
-    return MappingProxyType(kept)
-
-
-def _number(value: Value, default: int) -> int:
-    return value if isinstance(value, int) else default
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
+# ── the wording of errors ───────────────────────────────────────────────────────────────────
 
 
 def _invalid_type(name: str, expected: str, *, value: object) -> InvalidRequest:
     kind = describe_kind(value)
     message = f"Invalid type for '{name}': expected {expected}, but got {kind} instead."
-    return InvalidRequest(message, param=name, code="invalid_type")
+    return InvalidRequest(message, param=name, code=ErrorCode.INVALID_TYPE)
 
 
-def _out_of_range(name: str, fault: str, *, number: int, code: str) -> InvalidRequest:
+def _out_of_range(name: str, fault: str, *, number: int, code: ErrorCode) -> InvalidRequest:
     message = f"Invalid '{name}': integer {fault}, but got {shorten(str(number))} instead."
     return InvalidRequest(message, param=name, code=code)
 
 
-def _listed(values: Collection[str], joint: str) -> str:
+def _quoted_list(values: Collection[str], conjunction: str) -> str:
     """The values quoted, as an English list: `'a'`, `'a' and 'b'`, `'a', 'b', and 'c'`."""
-    *most, last = [f"'{value}'" for value in values]
-    if not most:
+    *others, last = [f"'{value}'" for value in values]
+    if not others:
         return last
-    comma = "," if len(most) > 1 else ""
-    return f"{', '.join(most)}{comma} {joint} {last}"
+    comma = "," if len(others) > 1 else ""
+    return f"{', '.join(others)}{comma} {conjunction} {last}"

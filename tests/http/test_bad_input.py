@@ -1237,7 +1237,7 @@ async def test_an_unknown_key_is_404(shared: Shared, method: str) -> None:
 
     reply = await shared.gateway.client.admin(method, "/admin/keys/key_nobody", body)
 
-    message = "No live key has the id 'key_nobody'."
+    message = "No active key has the id 'key_nobody'."
     assert_error(reply, 404, error(message, None, "key_not_found"))
 
 
@@ -1245,7 +1245,7 @@ async def test_a_name_is_unique_among_live_keys(gateway: InProcess) -> None:
     admin = gateway.client.admin
     first = (await admin("POST", "/admin/keys", {"name": "erin"})).json
     other = (await admin("POST", "/admin/keys", {"name": "frank"})).json
-    taken = error("A live key is already named 'erin'.", "name", "name_taken")
+    taken = error("An active key is already named 'erin'.", "name", "name_taken")
 
     assert_error(await admin("POST", "/admin/keys", {"name": "erin"}), 409, taken)
     assert_error(await admin("PATCH", f"/admin/keys/{other['id']}", {"name": "erin"}), 409, taken)

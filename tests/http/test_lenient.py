@@ -1,8 +1,7 @@
-"""Lenient validation through the front door: what is answered, and what upstream then gets.
+"""Lenient validation through the front door: the answers, and the requests to upstream.
 
-The simulated upstream refuses null and every key that its model does not know, so a tolerance
-that only looked away would fail here. Which values are tolerated is tested to the end in
-`test_validation_lenient`.
+The simulated upstream refuses null and every parameter that its model does not have, so a tolerated
+parameter that was forwarded would fail here. All tolerated values are in `test_validation_lenient`.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def not_a_string(name: str, kind: str) -> dict[str, Any]:
 
 
 Row = tuple[tuple[str, ...], dict[str, Any], dict[str, Any], dict[str, Any]]
-"""Models · what is given beside model and prompt · strict mode's error · what is forwarded."""
+"""Models · further parameters · strict mode's error · forwarded parameters."""
 
 TABLE: list[Row] = [
     (D2 + GPT, {"style": "vivid"}, unknown("style"), {}),
@@ -115,7 +114,7 @@ async def test_strict_refuses_with_a_hint_and_lenient_buys_the_plain_request(
 
 
 @in_module
-async def test_the_hint_says_what_would_happen_and_how_to_have_it(shared: Shared) -> None:
+async def test_the_hint_names_the_treatment_and_the_setting(shared: Shared) -> None:
     refused = await shared.alice.ask(model="dall-e-2", style="vivid")
 
     assert refused.headers[HINT] == (
@@ -130,7 +129,7 @@ async def test_the_hint_says_what_would_happen_and_how_to_have_it(shared: Shared
     [{"style": "natural"}, {"seed": 7}, {"n": 11, "style": "vivid"}, {"quality": "standard"}],
     ids=json.dumps,
 )
-async def test_what_lenient_mode_refuses_too_has_no_hint(
+async def test_a_refusal_of_both_modes_has_no_hint(
     shared: Shared, lenient: Client, given: dict[str, Any]
 ) -> None:
     for client in (shared.alice, lenient):
@@ -142,7 +141,7 @@ async def test_what_lenient_mode_refuses_too_has_no_hint(
 
 
 @in_module
-async def test_the_ledger_keeps_the_beginning_of_any_user(shared: Shared, lenient: Client) -> None:
+async def test_the_ledger_has_the_beginning_of_any_user(shared: Shared, lenient: Client) -> None:
     users = [{"name": "Zoë", "id": 1}, ["x" * 400], 0, 10**90]
     replies = [await lenient.ask("an otter of anybody", user=user) for user in users]
 
@@ -153,12 +152,12 @@ async def test_the_ledger_keeps_the_beginning_of_any_user(shared: Shared, lenien
         "0",
         str(10**90),
     ]
-    # Upstream got it whole, and only with the first: the others are hits.
+    # Only the first is sent upstream, with the whole user: the others are hits.
     assert [body["user"] for body in await shared.sent("an otter of anybody")] == users[:1]
 
 
 @in_module
-async def test_a_user_of_any_shape_reaches_upstream_whole(shared: Shared, lenient: Client) -> None:
+async def test_a_user_of_any_type_is_forwarded_unchanged(shared: Shared, lenient: Client) -> None:
     user = [2**63, 0.1, "\u2028", {"": None}]
     reply = await lenient.ask("an otter of a robot", user=user)
 
@@ -167,18 +166,18 @@ async def test_a_user_of_any_shape_reaches_upstream_whole(shared: Shared, lenien
     assert json.dumps(body["user"]) == json.dumps(user)
 
 
-# ── which mode holds ────────────────────────────────────────────────────────────────────────
+# ── the mode of a key ───────────────────────────────────────────────────────────────────────
 
 
 def is_lenient(reply: Reply) -> bool:
-    """What the answer to a tolerable request tells."""
+    """The mode, by the answer to a request with a tolerated parameter."""
     assert reply.status in (200, 400), reply.body
     assert (reply.status == 400) == (HINT in reply.headers)
     return reply.status == 200
 
 
 @pytest.mark.parametrize("setting", ["strict", "lenient"])
-async def test_a_keys_own_validation_wins_over_the_gateways(
+async def test_a_keys_own_validation_overrides_the_gateways(
     tmp_path: Any, upstream: Upstream, setting: str
 ) -> None:
     settings = make_settings(tmp_path / "data", upstream.base_url)
@@ -191,10 +190,10 @@ async def test_a_keys_own_validation_wins_over_the_gateways(
     assert found == {None: setting == "lenient", "strict": False, "lenient": True}
 
 
-async def test_a_changed_validation_holds_from_the_next_request_on(
+async def test_a_changed_validation_applies_from_the_next_request_on(
     open_gateway: OpenGateway,
 ) -> None:
-    """Also at a second gateway, which remembers the key as it was."""
+    """Also at a second gateway, which knows the key as it was."""
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice")
         elsewhere = Client(there.client.url, there.client.session, alice.secret)
@@ -209,10 +208,10 @@ async def test_a_changed_validation_holds_from_the_next_request_on(
         assert "validation" not in kept.json
 
 
-async def test_a_request_that_a_change_overtook_is_recorded_as_refused(
+async def test_a_request_validated_by_an_outdated_key_is_validated_again(
     open_gateway: OpenGateway,
 ) -> None:
-    """It was read leniently by what the worker remembered; nothing is bought."""
+    """The worker still knows the key as lenient. It buys nothing, and records the refusal."""
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice", validation="lenient")
         elsewhere = Client(there.client.url, there.client.session, alice.secret)

@@ -1,4 +1,4 @@
-"""What a key may ask and spend, wherever it asks."""
+"""Limits of a key's requests and of its spending, on one gateway and on several."""
 
 from __future__ import annotations
 
@@ -41,27 +41,27 @@ async def test_two_gateways_share_a_rate_and_refuse_the_sixth_call(
     assert sorted(r.outcome for r in records) == ["bought", *["collapsed"] * 4, "refused"]
 
 
-async def test_a_budget_is_never_passed_and_hits_still_work(
+async def test_a_budget_is_never_exceeded_and_hits_still_work(
     gateway: InProcess, upstream: Upstream
 ) -> None:
     alice = await gateway.client.with_key("alice", limits={"usd_per_month": 0.05})
     first = await alice.ask("one", **LOW)
-    dear = await alice.ask("two", quality="high")
+    expensive = await alice.ask("two", quality="high")
     vague = await alice.ask("three")
     hit = await alice.ask("one", **LOW)
 
-    assert (first.status, dear.status, vague.status, hit.status) == (200, 429, 429, 200)
+    assert (first.status, expensive.status, vague.status, hit.status) == (200, 429, 429, 200)
     assert hit.cache_status.startswith("hit")
     assert len(await upstream.bodies()) == 1
-    assert dear.error["code"] == dear.error["type"] == "insufficient_quota"
-    assert dear.headers["x-should-retry"] == "false"
-    assert "Retry-After" not in dear.headers
-    assert "usd_per_month of key 'alice'" in dear.error["message"]
-    assert f"used ${first.headers['x-gateway-cost-usd']}" in dear.error["message"]
+    assert expensive.error["code"] == expensive.error["type"] == "insufficient_quota"
+    assert expensive.headers["x-should-retry"] == "false"
+    assert "Retry-After" not in expensive.headers
+    assert "usd_per_month of key 'alice'" in expensive.error["message"]
+    assert f"used ${first.headers['x-gateway-cost-usd']}" in expensive.error["message"]
     assert "quality omitted: reserved as high" in vague.error["message"]
 
 
-async def test_purchases_at_once_never_pass_a_budget_together(
+async def test_concurrent_purchases_never_exceed_a_budget_together(
     gateway: InProcess, upstream: Upstream
 ) -> None:
     alice = await gateway.client.with_key("alice", limits={"usd_per_month": 0.05})
@@ -95,7 +95,7 @@ async def test_images_per_day_counts_images_and_shows_in_headers(gateway: InProc
     )
 
 
-async def test_a_free_failure_gives_the_whole_reservation_back(
+async def test_a_free_failure_cancels_the_whole_reservation(
     gateway: InProcess, upstream: Upstream
 ) -> None:
     alice = await gateway.client.with_key("alice", limits={"images_per_day": 1})
@@ -119,7 +119,7 @@ async def test_a_free_failure_gives_the_whole_reservation_back(
         ("usd_per_month", "insufficient_quota"),
     ],
 )
-async def test_a_limit_of_zero_allows_nothing_and_asks_nobody_to_come_back(
+async def test_a_limit_of_zero_allows_nothing_and_tells_the_client_not_to_retry(
     embedded: InProcess, upstream: Upstream, limit: str, code: str
 ) -> None:
     alice = await embedded.client.with_key("alice", limits={limit: 0})
@@ -129,6 +129,8 @@ async def test_a_limit_of_zero_allows_nothing_and_asks_nobody_to_come_back(
     assert reply.error["code"] == code
     assert reply.headers["x-should-retry"] == "false"
     assert "Retry-After" not in reply.headers
+    says_so = "The request exceeds the limit; retrying cannot help." in reply.error["message"]
+    assert says_so == (code == "rate_limit_exceeded")
     assert await upstream.bodies() == []
 
 
@@ -151,7 +153,7 @@ async def test_concurrent_requests_counts_open_purchases_only(
     assert [reply.status for reply in replies] == [200, 200, 200]
 
 
-async def test_a_refused_claimant_concerns_nobody_else(
+async def test_a_refused_leader_does_not_affect_other_keys(
     gateway: InProcess, upstream: Upstream
 ) -> None:
     poor = await gateway.client.with_key("poor", limits={"usd_per_month": 0})
@@ -167,15 +169,15 @@ async def test_a_refused_claimant_concerns_nobody_else(
     assert list(costs) == ["rich"]
 
 
-async def test_a_key_without_budget_never_stands_in_the_way_of_one_with(
+async def test_a_key_over_its_budget_never_blocks_another_key(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
-    """Both ask the same at once, fifty times, at two gateways on one store."""
+    """Both send the same request at once, fifty times, to two gateways on one store."""
     async with open_gateway() as here, open_gateway() as there:
         poor = await here.client.with_key("poor", limits={"usd_per_month": 0})
         rich = await here.client.with_key("rich")
         elsewhere = Client(there.client.url, there.client.session, rich.secret)
-        alone = await poor.ask("nobody else")
+        alone = await poor.ask("alone")
         before = len(await upstream.bodies())
         pairs = [
             await asyncio.gather(
@@ -197,7 +199,7 @@ async def test_a_key_without_budget_never_stands_in_the_way_of_one_with(
     assert sum(r.cost_micros for r in records if r.key == "poor") == 0
 
 
-async def test_a_changed_limit_holds_from_the_next_request_on(
+async def test_a_changed_limit_applies_from_the_next_request_on(
     open_gateway: OpenGateway,
 ) -> None:
     async with open_gateway() as here, open_gateway() as there:
@@ -216,7 +218,7 @@ async def test_a_changed_limit_holds_from_the_next_request_on(
     assert (refused.status, allowed.status) == (429, 200)
 
 
-async def test_what_was_spent_without_a_limit_counts_when_one_is_set(gateway: InProcess) -> None:
+async def test_spending_before_a_limit_was_set_counts_against_it(gateway: InProcess) -> None:
     alice = await gateway.client.with_key("alice")
     await alice.ask("one", n=2)
     await gateway.client.admin(
@@ -241,7 +243,7 @@ async def test_what_was_spent_without_a_limit_counts_when_one_is_set(gateway: In
     ],
 )
 def test_durations_are_shown_as_go_shows_them(seconds: float, shown: str) -> None:
-    """WIRE §3, its own examples."""
+    """The examples of `docs/reference/images-api.md#headers-of-the-service`."""
     assert go_duration(seconds) == shown
 
 
@@ -252,14 +254,14 @@ def test_money_is_shown_with_six_decimals(micros: int, shown: str) -> None:
     assert show_usd(micros) == shown
 
 
-async def test_a_key_that_moved_is_booked_where_it_is_now(gateway: InProcess) -> None:
-    """From the next request on, also where the worker knew it before: bought, hit and refused."""
+async def test_a_renamed_key_is_recorded_under_its_new_name_and_team(gateway: InProcess) -> None:
+    """From the next request on, also by a worker that knew the old ones: bought, hit, refused."""
     alice = await gateway.client.with_key("alice", team="art")
     await alice.ask("an otter")
     requests = ({}, {"prompt": "another"}, {"quality": "ultra"})
     for number, request in enumerate(requests):
-        moved = {"name": f"alice {number}", "team": f"team {number}"}
-        await alice.admin("PATCH", f"/admin/keys/{alice.key_id}", moved)
+        changes = {"name": f"alice {number}", "team": f"team {number}"}
+        await alice.admin("PATCH", f"/admin/keys/{alice.key_id}", changes)
         await alice.ask(**request)
     records = await gateway.ledger()
 

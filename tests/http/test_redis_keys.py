@@ -1,4 +1,4 @@
-"""What an operator sees with `redis-cli`: everything under one prefix, nothing without its time."""
+"""Every key that `redis-cli` shows has the prefix and its time to live."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ PREFIX = "igw:"
 
 
 def _redis_cli(url: str, *words: str) -> list[str]:
-    asked = subprocess.run(
+    process = subprocess.run(
         ["redis-cli", "-u", url, *words], capture_output=True, text=True, check=True
     )
-    return asked.stdout.splitlines()
+    return process.stdout.splitlines()
 
 
 def _seconds_to_live(url: str) -> dict[str, int]:
-    """Key → seconds to live, −1 for ever."""
+    """By key; −1 without a time to live."""
     return {key: int(_redis_cli(url, "TTL", key)[0]) for key in _redis_cli(url, "--scan")}
 
 
-def _those(lives: dict[str, int], start: str) -> list[int]:
+def _of_kind(lives: dict[str, int], start: str) -> list[int]:
     return [seconds for key, seconds in lives.items() if key.startswith(PREFIX + start)]
 
 
-async def test_every_key_has_the_prefix_and_the_time_to_live_that_it_should_have(
+async def test_every_key_has_the_prefix_and_its_time_to_live(
     tmp_path: Path, upstream: Upstream, redis_url: str
 ) -> None:
     settings = make_settings(tmp_path, upstream.base_url, redis_url)
@@ -51,21 +51,21 @@ async def test_every_key_has_the_prefix_and_the_time_to_live_that_it_should_have
         await slow
 
     assert all(key.startswith(PREFIX) for key in lives)
-    (entry,) = _those(lives, "entry:")
+    (entry,) = _of_kind(lives, "entry:")
     assert 30 * DAY * 0.95 + 7 * DAY <= entry + 5 <= 30 * DAY * 1.05 + 7 * DAY + 10
-    (blob,) = _those(lives, "blob:")
+    (blob,) = _of_kind(lives, "blob:")
     assert blob > entry
     assert set(states) == {"reserved", "settled"}
     assert states["reserved"] == -1
     assert 0 < states["settled"] <= 7 * DAY
-    (claims,) = _those(lives, "claims:")
+    (claims,) = _of_kind(lives, "claims:")
     assert 0 < claims <= 45
-    windows = _those(lives, "{books}:window:")
+    windows = _of_kind(lives, "{books}:window:")
     assert len(windows) == 3
     assert min(windows) == -1
     assert all(7 * DAY < seconds <= 39 * DAY for seconds in sorted(windows)[1:])
-    (bucket,) = _those(lives, "{books}:bucket:")
+    (bucket,) = _of_kind(lives, "{books}:bucket:")
     assert 0 < bucket <= 120
-    assert set(_those(lives, "{books}:records:")) == {-1}
-    assert set(_those(lives, "{books}:ledger:")) == {-1}
-    assert _those(lives, "layout") == [-1]
+    assert set(_of_kind(lives, "{books}:records:")) == {-1}
+    assert set(_of_kind(lives, "{books}:ledger:")) == {-1}
+    assert _of_kind(lives, "layout") == [-1]

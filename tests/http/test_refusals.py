@@ -1,4 +1,4 @@
-"""What upstream refuses for its content is remembered; when it fails, older images stand in."""
+"""The negative cache, and stale images while upstream fails."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ async def ask_twice(client: Client, prompt: str, **body: object) -> list[Reply]:
     return [await client.ask(prompt, **body) for _ in range(2)]
 
 
-# ── refusals ────────────────────────────────────────────────────────────────────────────────
+# ── the negative cache ──────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
     ("fault", "code"),
     [("moderation", "moderation_blocked"), ("content-policy", "content_policy_violation")],
 )
-async def test_a_refusal_of_the_content_is_remembered_for_everybody(
+async def test_a_refusal_of_the_content_is_cached_for_all_keys(
     gateway: InProcess, upstream: Upstream, fault: str, code: str
 ) -> None:
-    """With all that upstream said; no-cache does not lift it, and it costs nobody anything."""
+    """With upstream's whole error; no-cache does not bypass it, and it costs nothing."""
     alice, bob = [await gateway.client.with_key(name) for name in ("alice", "bob")]
     prompt = f"[[sim:{fault};times=1]] an otter"
     first = await alice.ask(prompt)
@@ -53,7 +53,7 @@ async def test_a_refusal_of_the_content_is_remembered_for_everybody(
     assert {record.error for record in records} == {code}
 
 
-NOT_REMEMBERED = [
+NOT_CACHED = [
     "moderation;stage=output",
     "status=400",
     "status=429;code=insufficient_quota",
@@ -63,20 +63,18 @@ NOT_REMEMBERED = [
 ]
 
 
-@pytest.mark.parametrize("fault", NOT_REMEMBERED)
-async def test_no_other_error_is_remembered(
+@pytest.mark.parametrize("fault", NOT_CACHED)
+async def test_no_other_error_is_cached(
     embedded: InProcess, upstream: Upstream, fault: str
 ) -> None:
-    """An image that was made and then withheld may come out otherwise."""
+    """Nor a refusal of the finished image: the next one may differ."""
     alice = await embedded.client.with_key()
     failed, good = await ask_twice(alice, f"[[sim:{fault};times=1]] an otter")
     assert failed.status >= 400
     assert (good.status, good.cache_status) == (200, "fwd=miss; stored")
 
 
-async def test_a_refusal_is_forgotten_after_its_time(
-    open_gateway: OpenGateway, upstream: Upstream
-) -> None:
+async def test_a_refusal_expires(open_gateway: OpenGateway, upstream: Upstream) -> None:
     async with open_gateway(cache={"refusal_ttl": "0.1s"}) as gateway:
         alice = await gateway.client.with_key()
         prompt = "[[sim:moderation;times=1]] an otter"
@@ -87,21 +85,21 @@ async def test_a_refusal_is_forgotten_after_its_time(
     assert len(await upstream.bodies()) == 2
 
 
-async def test_a_refusal_is_shared_as_far_as_images_are(
+async def test_a_refusal_is_shared_within_the_scope_of_images(
     gateway: InProcess, upstream: Upstream
 ) -> None:
     specs = {"art-1": "team", "art-2": "team", "own": "key"}
-    callers = [
+    clients = [
         await gateway.client.with_key(name, team="art", scope=scope)
         for name, scope in specs.items()
     ]
     prompt = "[[sim:moderation;times=1]] an otter"
-    replies = [await caller.ask(prompt) for caller in callers]
+    replies = [await client.ask(prompt) for client in clients]
     assert [reply.status for reply in replies] == [400, 400, 200]
     assert len(await upstream.bodies()) == 2
 
 
-async def test_images_that_are_there_are_served_although_the_question_is_refused_now(
+async def test_cached_images_are_served_although_their_prompt_is_refused_now(
     gateway: InProcess, upstream: Upstream
 ) -> None:
     alice = await gateway.client.with_key()
@@ -113,7 +111,7 @@ async def test_images_that_are_there_are_served_although_the_question_is_refused
     assert hit.images == bought.images
 
 
-async def test_what_is_not_to_be_stored_leaves_no_refusal(
+async def test_a_request_with_no_store_leaves_no_refusal(
     gateway: InProcess, upstream: Upstream
 ) -> None:
     alice = await gateway.client.with_key()
@@ -123,7 +121,7 @@ async def test_what_is_not_to_be_stored_leaves_no_refusal(
     assert (refused.status, good.status) == (400, 200)
 
 
-# ── stale on error ──────────────────────────────────────────────────────────────────────────
+# ── stale-if-error ──────────────────────────────────────────────────────────────────────────
 
 STALE = {"ttl": "0.1s", "stale_if_error": "10m"}
 EXPIRED_SECONDS = 0.2
@@ -133,15 +131,15 @@ FAILURES = {
     "status=500": "an error of the API",
     "status=502": "an edge",
     "status=503;retry-after-ms=10": "busy, after its retries",
-    "status=504": "an edge's time-out",
-    "hang": "our time-out",
+    "status=504": "an edge's timeout",
+    "hang": "the gateway's timeout",
     "reset": "cut off",
 }
 NO_FAILURES = ["status=400", "moderation", "status=429;retry-after=121", "status=403"]
 
 
 def detail_of(reply: Reply) -> str:
-    """Its Cache-Status, without key, and seconds as N."""
+    """Its Cache-Status with seconds as N."""
     return re.sub(r"\d+", "N", reply.cache_status)
 
 
@@ -163,25 +161,25 @@ async def test_an_expired_image_stands_in_when_upstream_fails(
             await claims.until(2)
             if fault == "hang":
                 pass_time(DEADLINE_SECONDS)
-        buyer, follower = await asyncio.gather(*asking)
+        leader, follower = await asyncio.gather(*asking)
         await upstream.play()
         again = await alice.ask(n=2)
         _, *records = await gateway.ledger()
 
-    for reply in (buyer, follower):
+    for reply in (leader, follower):
         assert (reply.status, reply.images) == (200, fresh.images)
         assert detail_of(reply) == "hit; ttl=-N; detail=stale-if-error"
         assert float(reply.headers["x-gateway-saved-usd"]) > 0
     assert again.cache_status == "fwd=miss; stored"
     failed, hits = records[0], [r for r in records if r.outcome == "hit"]
-    charged = {float(reply.headers["x-gateway-cost-usd"]) for reply in (buyer, follower)}
+    charged = {float(reply.headers["x-gateway-cost-usd"]) for reply in (leader, follower)}
     assert failed.outcome == "failed"
     assert charged == {0.0, failed.cost_micros / 1e6}
     assert (failed.cost_micros > 0) == (fault in ("status=502", "status=504", "hang", "reset"))
     assert [(hit.cost_micros, hit.saved_micros > 0) for hit in hits] == [(0, True)]
 
 
-async def test_an_expired_image_stands_in_while_the_breaker_is_open_or_nobody_listens(
+async def test_an_expired_image_stands_in_while_the_breaker_is_open_or_upstream_unreachable(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     async with open_gateway(cache=STALE, upstream={"breaker": {"failures": 1}}) as gateway:
@@ -191,19 +189,19 @@ async def test_an_expired_image_stands_in_while_the_breaker_is_open_or_nobody_li
         await upstream.play("status=500")
         opening = await alice.ask("another")
         calls = len(await upstream.bodies())
-        shut = await alice.ask()
+        blocked = await alice.ask()
         assert len(await upstream.bodies()) == calls
 
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
         async with open_gateway(cache=STALE, upstream={"base_url": url}) as gateway:
             gateway.stop_time()
             alice = Client(gateway.client.url, gateway.client.session, alice.secret)
             unreachable, stream = await alice.ask(), await alice.ask(stream=True)
 
     assert opening.status == 500
-    for reply in (shut, unreachable):
+    for reply in (blocked, unreachable):
         assert (reply.status, reply.images) == (200, fresh.images)
         assert detail_of(reply) == "hit; ttl=-N; detail=stale-if-error"
         assert reply.headers["x-gateway-cost-usd"] == "0.000000"
@@ -213,7 +211,7 @@ async def test_an_expired_image_stands_in_while_the_breaker_is_open_or_nobody_li
 
 
 @pytest.mark.parametrize("fault", NO_FAILURES)
-async def test_what_upstream_refuses_is_answered_with_its_refusal(
+async def test_a_refusal_of_upstream_is_relayed_although_there_is_an_expired_image(
     open_gateway: OpenGateway, upstream: Upstream, fault: str
 ) -> None:
     async with open_gateway(cache=STALE) as gateway:
@@ -226,7 +224,7 @@ async def test_what_upstream_refuses_is_answered_with_its_refusal(
     assert reply.error["code"] != "upstream_error"
 
 
-async def test_neither_a_limit_nor_who_asks_anew_gets_an_expired_image(
+async def test_a_refused_purchase_or_a_request_for_fresh_images_gets_no_expired_image(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     async with open_gateway(cache=STALE) as gateway:
@@ -237,16 +235,16 @@ async def test_neither_a_limit_nor_who_asks_anew_gets_an_expired_image(
         await asyncio.sleep(EXPIRED_SECONDS)
         await upstream.play(*["status=500"] * 4)
         limited = await poor.ask()
-        anew = [
-            await alice.ask(headers={"Cache-Control": said})
-            for said in ("no-cache", "max-age=3600", "no-store")
+        fresh = [
+            await alice.ask(headers={"Cache-Control": directive})
+            for directive in ("no-cache", "max-age=3600", "no-store")
         ]
-        anew.append(await careful.ask())
+        fresh.append(await careful.ask())
     assert (limited.status, limited.error["code"]) == (429, "insufficient_quota")
-    assert [reply.status for reply in anew] == [500] * 4
+    assert [reply.status for reply in fresh] == [500] * 4
 
 
-async def test_after_its_time_as_a_stand_in_an_expired_image_is_a_miss(
+async def test_after_the_stale_if_error_window_an_expired_image_is_a_miss(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     """Each image for itself, however long its entry lives by others."""
@@ -264,7 +262,7 @@ async def test_after_its_time_as_a_stand_in_an_expired_image_is_a_miss(
     assert (other.status, detail_of(other)) == (200, "hit; ttl=N")
 
 
-async def test_what_is_fresh_comes_beside_what_is_not(
+async def test_fresh_and_expired_images_are_served_together(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     async with open_gateway(cache=STALE) as here, open_gateway() as there:

@@ -7,11 +7,10 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.access.key_records import MAX_ECHO
 from gateway.api.admin.requests import _body, _json
 from gateway.api.services import SERVICES
 from gateway.cache.invalidation import Invalidation
-from gateway.errors import InvalidRequest
+from gateway.errors import MAX_ECHO, InvalidRequest
 from gateway.values import nearest
 
 # ── the cache ───────────────────────────────────────────────────────────────────────────────

@@ -154,7 +154,7 @@ class LiveStream:
         if not self._has_shown:
             self._has_shown = True
             seconds = time.monotonic() - self._passage.started
-            self._request.app[SERVICES].metrics.stream_first_event.observe(seconds)
+            self._request.app[SERVICES].metrics.requests.streamed(seconds)
         await self._write(event)
 
     async def _write(self, pieces: Sequence[bytes]) -> None:

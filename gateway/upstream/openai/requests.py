@@ -24,8 +24,8 @@ def forwarded_body(request: ImageRequest, *, images: int, stream: bool = False) 
     if images != 1:
         body["n"] = images
     body |= request.parameters
-    if request.asked_response_format is not None:
-        body["response_format"] = request.asked_response_format
+    if request.requested_response_format is not None:
+        body["response_format"] = request.requested_response_format
     if request.user is not None:
         # Written by the standard library, which has no largest integer.
         body["user"] = orjson.Fragment(json.dumps(request.user))
