@@ -77,7 +77,7 @@ class Stage:
     async def purchases(self, request: web.Request) -> web.Response:
         """`/purchases/N`: so many are under way."""
         count = int(request.match_info["count"])
-        await eventually(lambda: len(self.gateway.gateway.flights) == count)
+        await eventually(lambda: len(self.gateway.gateway.tasks) == count)
         return web.Response()
 
 

@@ -1,6 +1,6 @@
-"""What is learnt of one request on its way.
+"""The context of one request, from its arrival to its answer.
 
-A context holds no live HTTP object: `api/` hands in what it read, and renders what comes out.
+It holds no live HTTP object: `api/` fills it from HTTP and renders the result.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from gateway.request.headers import MAX_COST
 from gateway.store.commands import Entry
 
 OUTAGE_STATUSES: Final = frozenset({500, 502, 503, 504})
-"""Statuses of an upstream failure for which a stale image stands in."""
+"""Statuses of an upstream failure for which a stale image is served."""
 
 
 class Images:

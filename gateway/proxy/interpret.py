@@ -1,7 +1,7 @@
 """Interprets a request: body, headers and key together make an image query.
 
-The same bytes from the same key mean the same, so a worker keeps the latest interpretations. What
-the body may hold is `request.validation`; what becomes of the query is `request`.
+The same bytes from the same key mean the same, so a worker keeps the latest interpretations. The
+body is validated by `request.validation`; `request` answers the query.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class ImageQuery:
 
 
 class InterpreterSettings(BaseModel):
-    """What holds for keys that do not say otherwise."""
+    """The defaults for keys that have no setting of their own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -153,7 +153,7 @@ class Interpreter:
         return _Interpretation(query, recorded)
 
     def transcoding_target(self, key: Key, query: ImageQuery) -> TranscodingTarget | None:
-        """What a cached PNG would have to become; None unless another format is asked for."""
+        """The format that a cached PNG would be converted to; None if PNG is requested."""
         request, model = query.request, query.model
         asked = as_transcoded_format(request.parameters.get("output_format"))
         if asked is None or model.parameters["output_format"].default != "png":

@@ -131,7 +131,7 @@ class Proxy:
         raise GatewayError("The key is being changed; try again.", status=503)
 
     async def _dry_run(self, context: RequestContext, query: ImageQuery, entry: Entry) -> DryRun:
-        """Says what would happen; only the admission is counted."""
+        """Predicts the answer; only the admission is counted."""
         images = await self._images.load(query, usable_images(query, entry))
         missing = query.request.n - len(images)
         estimate = pricing.estimate(query.model, query.request, missing) if missing else None

@@ -1,4 +1,4 @@
-"""What a request is answered with, before `api/` renders it."""
+"""The result of a request, before `api/` renders it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What would happen to a request (`Prefer: dry-run`)."""
+    """The prediction for a request with `Prefer: dry-run`."""
 
     is_hit: bool
     """Nothing would be bought."""
     estimate_micros: int
     """The upper bound of the charge."""
     remaining_micros: int | None
-    """What is left in the tightest budget; None without a budget."""
+    """The remainder of the tightest budget; None without a budget."""

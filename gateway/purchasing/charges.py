@@ -1,4 +1,4 @@
-"""What a purchase is charged, and how its cost is shared among its images. Pure.
+"""The charge of a purchase, and the shares of its images in it. Pure.
 
 The table of charges is in `docs/reference/billing.md`. Prices are `billing.pricing`.
 """

@@ -4,8 +4,8 @@ A purchase is a journal in the store. `reserved` is written before anything is s
 estimate; `received` is written after the bytes and holds the bill; settling closes the journal
 exactly once. When a worker dies, another one goes on from the state that it finds (`recovery`).
 
-Which requests buy, and what a client is answered, is `proxy/`. That only one of many identical
-requests buys is `cache.flights`.
+`proxy/` decides which requests buy, and answers them. `cache.flights` makes sure that only one of
+many identical requests buys.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ FIRST_LEASE: Final = 3
 """The first lease, as a multiple of the time after which a worker counts as dead.
 
 If the buyer dies, another worker finishes its journal and releases the lease after two missed
-checks, which is before the lease ends. If the buyer is refused and dies, nobody waits longer than
-this."""
+checks, which is before the lease ends. If the buyer is refused and dies, followers wait no longer
+than this."""
 
 LEASE_MARGIN_SECONDS: Final = 120.0
 """How much longer than upstream's deadline a lease lasts: time to fetch links, store and settle."""
@@ -71,7 +71,7 @@ class PurchaseSettings(BaseModel):
 
 @dataclass(slots=True)
 class PurchaseSummary:
-    """What a request learns of its purchases, for the headers of its answer."""
+    """The outcome of a request's purchases, for the headers of its answer."""
 
     is_open: bool = False
     """A journal was opened. From then on the purchase writes the request's ledger record."""
@@ -84,7 +84,7 @@ class PurchaseSummary:
 
 @dataclass(frozen=True, slots=True)
 class PurchaseOrder:
-    """What to buy, and whose limits it counts against."""
+    """A request that is to be bought, and whose limits it counts against."""
 
     request: ImageRequest
     model: Model
@@ -252,7 +252,7 @@ class Purchases:
             flight.renew(batch, seconds=self._settings.timeout_seconds + LEASE_MARGIN_SECONDS)
             await batch.execute()
 
-        # A lease that was lost by now changes nothing: what is bought is stored.
+        # A lease that was lost by now changes nothing: the images are stored anyway.
         self._tasks.start(retry_until_stored(renew), name=f"renew lease {flight.id}")
 
     @asynccontextmanager

@@ -67,7 +67,7 @@ class Recovery:
         return closed
 
     async def _finish(self, journal: Journal) -> None:
-        """Stores and settles what was received; presumes the charge of what was only reserved."""
+        """Stores and settles received images; presumes the charge of a purchase without any."""
         payload = decode_payload(journal.payload)
         if isinstance(payload, Received):
             settlement = await self._settlements.finish(payload, Batch(self._store))

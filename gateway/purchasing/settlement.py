@@ -1,4 +1,4 @@
-"""Commits purchases: stores what came, settles the charge once, corrects a presumed one.
+"""Commits purchases: stores the images, settles the charge once, corrects a presumed one.
 
 Every step may be repeated by purchase id, and is retried until the store has taken it: an image
 that was paid for is never given up. The same steps finish the journals of dead workers
