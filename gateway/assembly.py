@@ -25,7 +25,7 @@ from pydantic import SecretStr
 from gateway.access.keys import Keys
 from gateway.access.policy import CurrentPolicy, Policy, PolicySource
 from gateway.access.signing import Signing
-from gateway.api.services import Health, Services
+from gateway.api.services import ApiSettings, Health, Services
 from gateway.billing.ledger import Ledger
 from gateway.cache.blobs import Blobs, BlobsSettings, Observer
 from gateway.cache.entries import Entries, EntriesSettings
@@ -302,20 +302,14 @@ def _wire(
         recorder=Recorder(ledger, metrics, time.time),
     )
     services = Services(
+        _api_settings(settings),
         proxy=proxy,
         keys=keys,
         signing=signing,
-        image_index=cache.image_index,
-        blobs=cache.blobs,
-        invalidation=cache.invalidation,
+        cache=cache,
         policy=policy,
         metrics=metrics,
         health=health,
-        public_url=public_url(settings),
-        admin_token=admin_token(settings),
-        metrics_token=settings.server.metrics_token,
-        max_body_bytes=settings.server.max_body_bytes,
-        body_timeout_seconds=settings.server.read_timeout_seconds,
         clock=time.time,
     )
     return Gateway(
@@ -329,6 +323,16 @@ def _wire(
         ledger=ledger,
         policy=policy,
         worker=worker,
+    )
+
+
+def _api_settings(settings: Settings) -> ApiSettings:
+    return ApiSettings(
+        admin_token=admin_token(settings),
+        metrics_token=settings.server.metrics_token,
+        public_url=public_url(settings),
+        max_body_bytes=settings.server.max_body_bytes,
+        body_timeout_seconds=settings.server.read_timeout_seconds,
     )
 
 

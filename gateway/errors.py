@@ -1,16 +1,16 @@
-"""The one error family of the gateway.
+"""The error family of the gateway, and every error code that it answers.
 
     GatewayError                 has a status and the four fields of OpenAI's error body
-    ├── InvalidRequest           400: the request itself is wrong; names the field and the fix
-    ├── IncorrectKey             401: the key opens nothing; such a request leaves no record
-    ├── LimitExceeded            429: one of the caller's own limits; concerns nobody else
+    ├── InvalidRequest           400: the request is wrong; the message names the field and the fix
+    ├── IncorrectKey             401: the key is unknown, expired or revoked
+    ├── LimitExceeded            429: a limit of the client's own key is reached
     ├── StoreUnavailable         503: the store did not answer in time
-    │   └── StoreFull            503: it answered that there is no room left
-    └── UpstreamFailure          what the paid service did instead of delivering images,
-                                 and what that is presumed to have cost (`Charge`)
+    │   └── StoreFull            503: the store answered that it has no room left
+    └── UpstreamFailure          upstream delivered no image; with its charge (`Charge`)
 
-Foreign exceptions become these in `upstream/wire` and in the store adapters; these become HTTP
-answers in `api/middleware`, and nowhere else.
+Foreign exceptions become these in `upstream/openai/errors` and in the store adapters. These become
+HTTP answers in `api/middleware`, and nowhere else. The error bodies are described in
+`docs/reference/errors.md`.
 """
 
 from __future__ import annotations
@@ -23,20 +23,30 @@ from gateway.images import Usage
 
 INVALID_REQUEST: Final = "invalid_request_error"
 SERVER_ERROR: Final = "server_error"
+IMAGE_USER_ERROR: Final = "image_generation_user_error"
+"""The type of a refusal that only the images endpoint makes."""
+
+MAX_ECHO: Final = 200
+"""Characters of a client's own text that a message repeats."""
+
+
+def shorten(text: str) -> str:
+    """A client's text as a message repeats it: at most `MAX_ECHO` characters."""
+    return text if len(text) <= MAX_ECHO else f"{text[:MAX_ECHO]}…"
 
 
 class ErrorCode(StrEnum):
-    """Every code that the gateway itself answers, with its usual HTTP status and its meaning.
+    """Every code of an error that the gateway makes, with its HTTP status and its meaning.
 
-    Upstream's own codes are relayed as they came and need not be among these.
-    `docs/reference/errors.md` lists them for users.
+    Upstream's codes are relayed as they came, and rules of `models.yaml` bring their own. Those
+    need not be among these. `docs/reference/errors.md` lists the codes for users.
     """
 
     status: int
     meaning: str
 
     def __new__(cls, value: str, status: int, meaning: str) -> Self:
-        """A member is its value, a string, with two attributes."""
+        # A member is a string, its code, with two attributes.
         member = str.__new__(cls, value)
         member._value_ = value
         member.status = status
@@ -108,10 +118,10 @@ class ErrorCode(StrEnum):
 class GatewayError(Exception):
     """An answer that is not an image.
 
-    `status` is the HTTP status; `message`, `type`, `param`, `code` are the four keys that every
-    error body carries (WIRE §2); `details` are further keys of the error object that upstream
-    sent and that pass through untouched; `headers` go onto the answer; `source` says who made
-    the error: `gateway` or `upstream`.
+    `status` is the HTTP status, by default that of an `ErrorCode`. `message`, `type`, `param` and
+    `code` are the four keys of every error body. `details` are further keys that upstream sent;
+    they are relayed unchanged. `headers` are added to the answer. `source` is `gateway` or
+    `upstream`.
     """
 
     status = 500
@@ -154,7 +164,7 @@ class GatewayError(Exception):
 
 
 class InvalidRequest(GatewayError):
-    """The caller can mend this by changing the request."""
+    """The client must change the request."""
 
     status = 400
 
@@ -163,9 +173,10 @@ class InvalidRequest(GatewayError):
 
 
 class IncorrectKey(GatewayError):
-    """WIRE §2 row 2: no key like this, or one that was revoked or has expired.
+    """The key is unknown, expired or revoked. Such a request leaves no ledger record.
 
-    Shows the first 6 and the last 4 characters; of short keys none.
+    Worded as the service words it, see `docs/reference/images-api.md#keys`. The message shows the
+    first 6 and the last 4 characters of a key that is long enough to hide the others.
     """
 
     status = 401
@@ -176,51 +187,56 @@ class IncorrectKey(GatewayError):
             f"Incorrect API key provided: {shown}. You can find your API key at "
             "https://platform.openai.com/account/api-keys.",
             type=INVALID_REQUEST,
-            code="invalid_api_key",
+            code=ErrorCode.INVALID_API_KEY,
             headers={"WWW-Authenticate": "Bearer"},
         )
 
 
 class LimitExceeded(GatewayError):
-    """A rate or a budget of the caller is used up. Says nothing about anybody else."""
+    """A rate or a budget of the client's key is used up. Other keys are not affected."""
 
     status = 429
 
     def __init__(self, message: str, *, reason: str, **fields: Any) -> None:
         super().__init__(message, **fields)
-        self.reason = reason  #: the limit's name, for ledger and metrics
+        self.reason = reason
+        """The limit's name, for the metrics."""
 
 
 class StoreUnavailable(GatewayError):
-    """The store could not be reached, or did not answer within its two seconds."""
+    """The store could not be reached, or did not answer within two seconds."""
 
     status = 503
 
     def __init__(self, message: str = "The gateway's store is not available.") -> None:
-        super().__init__(message, code="store_unavailable", headers={"Retry-After": "2"})
+        super().__init__(message, code=ErrorCode.STORE_UNAVAILABLE, headers={"Retry-After": "2"})
 
 
 class StoreFull(StoreUnavailable):
-    """The store has no room left: whoever can, makes some and asks again."""
+    """The store has no room left. The evicting store makes room and tries again."""
 
     def __init__(self) -> None:
         super().__init__("The gateway's store is full.")
 
 
 class Charge(StrEnum):
-    """What a purchase that yielded no image is charged (CONTRACT §8, the table)."""
+    """The charge for a purchase without an image: `docs/reference/billing.md#charges`."""
 
-    FREE = "free"  #: never sent, or answered 4xx, 429, 503: nothing
-    ASSUMED_FREE = "assumed_free"  #: 5xx with the API's own JSON error: nothing
-    UNDELIVERED = "undelivered"  #: 200 without a usable image: usage if there, else estimate
-    PRESUMED = "presumed"  #: time-out, an edge's 5xx, cut after sending: the estimate
+    FREE = "free"
+    """Not sent, or answered with 4xx or 503: nothing."""
+    ASSUMED_FREE = "assumed_free"
+    """Answered with 5xx and the API's own JSON error: nothing."""
+    UNDELIVERED = "undelivered"
+    """Answered with 200 but without a usable image: its usage if known, else the estimate."""
+    PRESUMED = "presumed"
+    """Timed out, cut off after sending, or answered with an edge's 5xx: the estimate."""
 
 
 class UpstreamFailure(GatewayError):
-    """The paid service answered with an error, or not at all.
+    """Upstream answered with an error, without a usable image, or not at all.
 
-    `usage` is what it said it cost although no image came; it and `upstream_request_id` are
-    for the buyer's books and do not travel to followers.
+    `usage` is upstream's report of tokens although no image came. It and `upstream_request_id` are
+    for the leader's ledger record; followers do not receive them.
     """
 
     status = 502
@@ -230,7 +246,7 @@ class UpstreamFailure(GatewayError):
         message: str,
         *,
         charge: Charge,
-        code: str | None = "upstream_error",
+        code: str | None = ErrorCode.UPSTREAM_ERROR,
         source: str = "upstream",
         usage: Usage | None = None,
         upstream_request_id: str | None = None,
@@ -245,11 +261,11 @@ class UpstreamFailure(GatewayError):
 
     @property
     def is_charged(self) -> bool:
-        """Whether it was paid for, or may have been."""
+        """Whether upstream charged for it, or may have."""
         return self.charge in (Charge.UNDELIVERED, Charge.PRESUMED)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON object that `from_dict` reads back: how an error travels to followers."""
+        """The JSON object in which followers and the negative cache receive the error."""
         return {
             "status": self.status,
             "charge": self.charge.value,
@@ -260,16 +276,16 @@ class UpstreamFailure(GatewayError):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> UpstreamFailure:
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`; unknown keys are ignored, and missing ones have defaults."""
         error = dict(data["error"])
         return cls(
             error.pop("message"),
             charge=Charge(data["charge"]),
-            status=data["status"],
-            type=error.pop("type"),
-            param=error.pop("param"),
-            code=error.pop("code"),
-            headers=data["headers"],
+            status=data.get("status"),
+            type=error.pop("type", SERVER_ERROR),
+            param=error.pop("param", None),
+            code=error.pop("code", None),
+            headers=data.get("headers"),
             details=error,
-            source=data["source"],
+            source=data.get("source", "upstream"),
         )

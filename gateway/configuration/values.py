@@ -19,8 +19,8 @@ from pydantic import (
 
 from gateway.net.guard import parse_allow_list
 from gateway.values import (
-    _DURATION,
-    _SIZE,
+    DURATION,
+    SIZE,
     parse_count,
     parse_count_or_zero,
     parse_duration,
@@ -250,8 +250,8 @@ ListenAddress = Annotated[
     PlainSerializer(str, return_type=str),
     _as_text(r":\d+$"),
 ]
-Seconds = Annotated[float, BeforeValidator(parse_duration), _as_number_or(_DURATION)]
-Bytes = Annotated[int, BeforeValidator(parse_size), _as_number_or(_SIZE)]
+Seconds = Annotated[float, BeforeValidator(parse_duration), _as_number_or(DURATION)]
+Bytes = Annotated[int, BeforeValidator(parse_size), _as_number_or(SIZE)]
 Count = Annotated[
     int, BeforeValidator(parse_count), _as_number_or(re.compile(r"\d+(?:\.\d+)?(?:e\d+)?"))
 ]
@@ -267,7 +267,7 @@ BytesOrZero = Annotated[
         {
             "anyOf": [
                 {"type": "number", "minimum": 0},
-                {"type": "string", "pattern": f"^(?:{_SIZE.pattern})$"},
+                {"type": "string", "pattern": f"^(?:{SIZE.pattern})$"},
             ]
         }
     ),

@@ -89,7 +89,7 @@ async def _serve(
         ready()
         is_replaced = await _told_to_leave(told, parent) == signal.SIGUSR1
         health = gateway.services.health
-        health.is_leaving, health.is_draining = True, not is_replaced
+        health.closes_connections, health.is_draining = True, not is_replaced
         await _let_clients_leave(site, runner, is_replaced=is_replaced)
 
 

@@ -1062,7 +1062,7 @@ async def test_no_secret_prompt_or_image_reaches_the_log(served: Served) -> None
     log = served.processes.log_file.read_text()
 
     assert {reply.status for reply in replies} <= {400, 401, 502}
-    assert log.count('"answered"') >= len(replies)
+    assert log.count('"request_answered"') >= len(replies)
     assert "Traceback" not in log
     for secret in (
         alice.secret,

@@ -236,7 +236,7 @@ async def test_who_leaves_in_the_middle_of_a_large_answer_is_counted_and_is_no_f
         async with slow_connection(alice, plain) as reader:
             assert b" 200 OK" in await reader.readline()
         async with asyncio.timeout(10):
-            while len(lines := processes.log('"answered"')) < len(ANSWERS):  # noqa: ASYNC110
+            while len(lines := processes.log('"request_answered"')) < len(ANSWERS):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         errors = [line for line in processes.log() if line["level"] == "error"]
 
