@@ -1,7 +1,7 @@
 """One HTTP exchange, and the identity that every response carries.
 
-An `Exchange` holds what middleware and handlers learn of a request for the headers of its
-response, the metrics and the log. The request of the images API itself is a `RequestContext`.
+An `Exchange` holds the facts of a request that its response headers, the metrics and the log need.
+The request for images inside it is a `RequestContext`, which knows no HTTP.
 """
 
 from __future__ import annotations

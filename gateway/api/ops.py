@@ -21,10 +21,9 @@ async def healthz(_request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """503 before the store was first reached and while draining; the body names what is degraded.
+    """503 before the store was first reached, and while draining.
 
-    An outage of the store later is no 503: the cache stays open, and balancers that stopped
-    sending would take it away.
+    A later outage of the store is only listed as `degraded`: cached images are still served.
     """
     health = request.app[SERVICES].health
     status, degraded = "ready", [] if health.store_up else ["store"]

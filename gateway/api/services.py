@@ -1,4 +1,4 @@
-"""What handlers can reach: one frozen `Services`, under one typed key of the application.
+"""The collaborators of the handlers: one frozen `Services` under a typed key of the application.
 
 Nothing below `api/` sees the application or a request.
 """
@@ -61,7 +61,7 @@ class Cache(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """One worker's collaborators of the handlers."""
+    """Everything that a handler can reach."""
 
     settings: ApiSettings
     proxy: Proxy

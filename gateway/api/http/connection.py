@@ -40,7 +40,7 @@ class Connection(RequestHandler):
         self._head_seconds = head_seconds
         self._head_timer: asyncio.TimerHandle | None = None
         self._body: StreamReader | None = None
-        """The body of the latest request whose head is complete; it may not be."""
+        """Of the latest request with a complete head. Some of it may be still to come."""
 
     def data_received(self, data: bytes) -> None:
         """Starts the head's timer when it begins and stops it when it is complete."""
