@@ -24,7 +24,7 @@ from pydantic import SecretStr
 from gateway.access.keys import Keys
 from gateway.access.policy import CurrentPolicy, Policy, PolicySource
 from gateway.access.signing import EXPIRY_STEPS, Signing
-from gateway.api.services import Health, Services
+from gateway.api.services import ApiSettings, Health, Services
 from gateway.billing.ledger import Ledger
 from gateway.cache.blobs import Blobs, BlobsSettings, Observer
 from gateway.cache.entries import Entries, EntriesSettings
@@ -323,20 +323,14 @@ def wire_gateway(
         recorder=Recorder(ledger, metrics, time.time),
     )
     services = Services(
+        api_settings(settings),
         proxy=proxy,
         keys=keys,
         signing=signing,
-        image_index=cache.image_index,
-        blobs=cache.blobs,
-        invalidation=cache.invalidation,
+        cache=cache,
         policy=policy,
         metrics=metrics,
         health=health,
-        public_url=settings.server.link_base_url,
-        admin_token=read_admin_token(settings),
-        metrics_token=settings.server.metrics_token,
-        max_body_bytes=settings.server.max_body_bytes,
-        body_timeout_seconds=settings.server.read_timeout_seconds,
         clock=time.time,
     )
     return Gateway(
@@ -380,6 +374,17 @@ def create_store_observer(health: Health, metrics: Metrics) -> Callable[[bool], 
         health.store_reached = health.store_reached or is_available
 
     return observe
+
+
+def api_settings(settings: Settings) -> ApiSettings:
+    """The tokens, bounds and public URL of the HTTP API."""
+    return ApiSettings(
+        admin_token=read_admin_token(settings),
+        metrics_token=settings.server.metrics_token,
+        public_url=settings.server.link_base_url,
+        max_body_bytes=settings.server.max_body_bytes,
+        body_timeout_seconds=settings.server.read_timeout_seconds,
+    )
 
 
 def create_signing(settings: Settings, store: Store) -> Signing:

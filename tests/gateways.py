@@ -309,7 +309,7 @@ class Processes:
         """The number of image requests that each worker answered, by process id."""
         counted: dict[int, int] = {}
         for line in self.log():
-            if line["event"] == "answered" and line["endpoint"] == "generations":
+            if line["event"] == "request_answered" and line["endpoint"] == "generations":
                 counted[line["pid"]] = counted.get(line["pid"], 0) + 1
         return counted
 

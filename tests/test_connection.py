@@ -1,4 +1,4 @@
-"""What becomes of a connection whose answer fails: never two answers in one."""
+"""A fault in a handler: one response on the connection, never parts of two."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 FAULTS = [RuntimeError("a fault"), TimeoutError("a fault")]
 
 
-async def all_that_comes(app: web.Application) -> bytes:
-    """What the server sends to one request until it closes the connection."""
+async def receive_all(app: web.Application) -> bytes:
+    """Everything that the server sends for one request until it closes the connection."""
     runner = Runner(app, head_seconds=60)
     await runner.setup()
     try:
@@ -31,7 +31,7 @@ async def all_that_comes(app: web.Application) -> bytes:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=repr)
-async def test_a_fault_after_an_answer_has_begun_ends_the_connection_in_its_middle(
+async def test_a_fault_after_the_response_has_begun_cuts_it_off(
     fault: Exception,
 ) -> None:
     async def fail_late(request: web.Request) -> web.StreamResponse:
@@ -43,20 +43,22 @@ async def test_a_fault_after_an_answer_has_begun_ends_the_connection_in_its_midd
     app = web.Application()
     app.router.add_get("/", fail_late)
 
-    received = await all_that_comes(app)
+    received = await receive_all(app)
 
     assert received.startswith(b"HTTP/1.1 200 OK")
-    assert received.endswith(b"\r\n\r\n4\r\nhalf\r\n")  # no last chunk: it is seen to be cut off
+    assert received.endswith(
+        b"\r\n\r\n4\r\nhalf\r\n"
+    )  # without the last chunk, a client sees that it is cut off
 
 
-async def test_a_fault_before_that_is_answered_in_json() -> None:
+async def test_a_fault_before_the_response_has_begun_is_answered_in_json() -> None:
     async def fail(_: web.Request) -> web.StreamResponse:
         raise RuntimeError("a fault")
 
     app = web.Application()
     app.router.add_get("/", fail)
 
-    received = await all_that_comes(app)
+    received = await receive_all(app)
 
     assert received.startswith(b"HTTP/1.1 500 Internal Server Error")
     assert b'"type": "server_error"' in received

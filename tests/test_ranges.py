@@ -1,4 +1,4 @@
-"""Ranges of an image: any field names a part, nothing, or may be ignored; none does harm."""
+"""`parse_range`: every `Range` field is a part of the image, an empty one, or ignored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ numbers = st.integers(0, 10**30)
 
 
 @given(size=st.integers(1, 10**9), first=numbers, length=numbers)
-def test_first_and_last_name_what_there_is_between_them(size, first, length):
+def test_first_and_last_are_inclusive_and_cut_at_the_end(size, first, length):
     part = parse_range(f"bytes={first}-{first + length}", size)
     assert part is not None
     assert list(part[:3]) == [
@@ -23,14 +23,14 @@ def test_first_and_last_name_what_there_is_between_them(size, first, length):
 
 
 @given(size=st.integers(1, 10**9), first=numbers)
-def test_first_alone_names_all_from_there_on(size, first):
+def test_first_alone_is_everything_from_there(size, first):
     part = parse_range(f"bytes={first}-", size)
     assert part is not None
     assert (part.start, part.stop) == (first, size)
 
 
 @given(size=st.integers(1, 10**9), count=numbers)
-def test_last_alone_counts_from_the_end(size, count):
+def test_a_length_alone_counts_from_the_end(size, count):
     part = parse_range(f"bytes=-{count}", size)
     assert part is not None
     assert len(part) == min(count, size)
@@ -38,13 +38,13 @@ def test_last_alone_counts_from_the_end(size, count):
 
 
 @given(size=st.integers(1, 10**9), last=numbers, more=st.integers(1, 10**30))
-def test_a_last_before_the_first_is_ignored(size, last, more):
+def test_a_last_before_first_is_ignored(size, last, more):
     assert parse_range(f"bytes={last + more}-{last}", size) is None
 
 
 @example("bytes=" + "9" * 4001 + "-")
 @given(st.one_of(st.text(), st.from_regex(r"\A(bytes|b)?=?[0-9 ,-]*\Z")))
-def test_whatever_a_client_sends_names_a_part_or_nothing(field):
+def test_any_text_is_a_part_or_ignored(field):
     part = parse_range(field, 100)
     assert part is None or part.stop <= 100
 
@@ -52,5 +52,5 @@ def test_whatever_a_client_sends_names_a_part_or_nothing(field):
 @pytest.mark.parametrize(
     "field", ["bytes=١-٢", "bytes=0-1;2", "bytes 0-1", "bytes=0–1", "bytes=+0-1"]
 )
-def test_digits_are_those_of_ascii_and_nothing_stands_beside_them(field):
+def test_only_ascii_digits_are_read_and_nothing_beside_them(field):
     assert parse_range(field, 100) is None

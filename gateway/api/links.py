@@ -1,4 +1,4 @@
-"""Rehosted images by their signed links."""
+"""`GET` and `HEAD` of signed links: `docs/reference/cache.md#links`."""
 
 from __future__ import annotations
 
@@ -8,60 +8,63 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from gateway.api.http.ranges import _asked_part, _is_known
+from gateway.api.exchange import EXCHANGE
+from gateway.api.http.ranges import is_not_modified, requested_range
 from gateway.api.http.sending import send_body
-from gateway.api.middleware import EXCHANGE
 from gateway.api.services import SERVICES
 from gateway.cache.image_index import ServedImage
-from gateway.errors import INVALID_REQUEST, GatewayError
+from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError
 
-SAFE: Final = {
+SECURITY_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; sandbox",
     "Cross-Origin-Resource-Policy": "cross-origin",
 }
-"""Any page may show an image; opened by itself it can do nothing, whatever its bytes are."""
+"""Any page may show an image. Opened by itself it can do nothing, whatever its bytes are."""
 
 
 async def show_image(request: web.Request) -> web.StreamResponse:
-    """Answers GET and HEAD of a signed link; a key beside it is ignored.
-
-    No error is stored by anyone: a link that is refused here may open at the next worker.
-    """
+    """Serves the image of a signed link. The signature is the credential; a key is ignored."""
     try:
-        return await _show(request)
+        return await _serve(request)
     except GatewayError:
+        # Another worker may know the image, or the signing key, a moment later.
         request[EXCHANGE].headers[hdrs.CACHE_CONTROL] = "no-store"
         raise
 
 
-async def _show(request: web.Request) -> web.StreamResponse:
+async def _serve(request: web.Request) -> web.StreamResponse:
     services = request.app[SERVICES]
-    expires_at = await services.signing.verify(_link(request))
+    expires_at = await services.signing.verify(_target(request))
     image_id, _, extension = request.match_info["name"].partition(".")
-    image = await services.image_index.open(image_id)
+    image = await services.cache.image_index.open(image_id)
     if image.format != extension:
-        raise _not_found()
-    life_seconds = max(0, int(expires_at - services.clock()))
+        raise GatewayError(
+            "There is no image of this id and format.",
+            type=INVALID_REQUEST,
+            code=ErrorCode.IMAGE_NOT_FOUND,
+        )
+    max_age = max(0, int(expires_at - services.clock()))
     validators = {
         hdrs.ETAG: f'"{image.digest}"',
-        hdrs.CACHE_CONTROL: f"private, max-age={life_seconds}, immutable",
+        hdrs.CACHE_CONTROL: f"private, max-age={max_age}, immutable",
     }
-    if _is_known(request, validators[hdrs.ETAG]):
+    if is_not_modified(request, validators[hdrs.ETAG]):
         return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=validators)
-    about = {
+    representation = {
         hdrs.CONTENT_TYPE: f"image/{extension}",
         hdrs.CONTENT_DISPOSITION: f'inline; filename="img-{image_id}.{extension}"',
         hdrs.ACCEPT_RANGES: "bytes",
     }
-    return await _send(request, image, validators | about | SAFE)
+    return await _send(request, image, validators | representation | SECURITY_HEADERS)
 
 
-def _link(request: web.Request) -> str:
-    """Path and query byte for byte as they came; a proxy may put scheme and host before them."""
+def _target(request: web.Request) -> str:
+    """The signed part of the link: path and query, byte for byte."""
     target = request.raw_path
     if target.startswith("/"):
         return target
+    # A proxy may send the absolute form, with scheme and host (RFC 9112 §3.2.2).
     _, slash, rest = target.partition("://")[2].partition("/")
     return slash + rest
 
@@ -69,26 +72,13 @@ def _link(request: web.Request) -> str:
 async def _send(
     request: web.Request, image: ServedImage, headers: Mapping[str, str]
 ) -> web.StreamResponse:
-    """The image or the asked part of it; to HEAD what GET without a range would say of it."""
+    """Sends the image or the requested range of it; to HEAD the headers of the whole image."""
     size = len(image.data)
-    part = _asked_part(request, headers[hdrs.ETAG], size)
+    part = requested_range(request, headers[hdrs.ETAG], size)
     response = web.StreamResponse(headers=headers)
     if part is not None:
         response.set_status(HTTPStatus.PARTIAL_CONTENT)
         response.headers[hdrs.CONTENT_RANGE] = f"bytes {part.start}-{part.stop - 1}/{size}"
-    shown = part or range(size)
-    response.content_length = len(shown)
-    view = memoryview(image.data)[shown.start : shown.stop]
-    return await send_body(request, response, [view])
-
-
-# ── refusals ────────────────────────────────────────────────────────────────────────────────
-
-
-def _not_found() -> GatewayError:
-    return GatewayError(
-        "There is no image of this id and format.",
-        status=HTTPStatus.NOT_FOUND,
-        type=INVALID_REQUEST,
-        code="image_not_found",
-    )
+    sent = part or range(size)
+    response.content_length = len(sent)
+    return await send_body(request, response, [memoryview(image.data)[sent.start : sent.stop]])

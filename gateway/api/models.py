@@ -1,4 +1,4 @@
-"""GET /v1/models."""
+"""`GET /v1/models` and `/v1/models/{id}`: the models that the client's key may use."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ from aiohttp import web
 
 from gateway.access.keys import Key
 from gateway.api.auth import KEY
-from gateway.api.http.json import _json
-from gateway.api.middleware import EXCHANGE
+from gateway.api.exchange import EXCHANGE
+from gateway.api.http.json import json_response
 from gateway.api.services import SERVICES
 from gateway.billing.quota import rate_headers, show_usd
 from gateway.catalog import Model
-from gateway.errors import INVALID_REQUEST, GatewayError
-
-# ── GET /v1/models ──────────────────────────────────────────────────────────────────────────
+from gateway.errors import INVALID_REQUEST, MAX_ECHO, ErrorCode, GatewayError
 
 
 async def list_models(request: web.Request) -> web.Response:
-    """The models that this key may use."""
-    await _show_limits(request)
-    return _json({"object": "list", "data": [_model(m) for m in _models(request)]})
+    """`GET /v1/models`."""
+    await _add_limit_headers(request)
+    return json_response(
+        {"object": "list", "data": [_model_object(m) for m in _allowed_models(request)]}
+    )
 
 
 async def show_model(request: web.Request) -> web.Response:
-    """One of them, or 404."""
-    await _show_limits(request)
-    wanted = request.match_info["model"]
-    found = next((model for model in _models(request) if model.id == wanted), None)
-    if found is None:
-        raise GatewayError(
-            f"The model '{wanted[:200]}' does not exist",
-            status=404,
-            type=INVALID_REQUEST,
-            param="model",
-            code="model_not_found",
-        )
-    return _json(_model(found))
+    """`GET /v1/models/{id}`; 404 also for a model that the key may not use."""
+    await _add_limit_headers(request)
+    model_id = request.match_info["model"]
+    for model in _allowed_models(request):
+        if model.id == model_id:
+            return json_response(_model_object(model))
+    raise GatewayError(
+        f"The model '{model_id[:MAX_ECHO]}' does not exist",
+        status=404,
+        type=INVALID_REQUEST,
+        param="model",
+        code=ErrorCode.MODEL_NOT_FOUND,
+    )
 
 
-async def _show_limits(request: web.Request) -> None:
+async def _add_limit_headers(request: web.Request) -> None:
     limits = await request.app[SERVICES].proxy.limits_of(request[KEY].subject)
     request[EXCHANGE].headers.update({**rate_headers(limits), "x-gateway-cost-usd": show_usd(0)})
 
 
-def _models(request: web.Request) -> Iterable[Model]:
+def _allowed_models(request: web.Request) -> Iterable[Model]:
     key: Key = request[KEY]
     catalog = request.app[SERVICES].policy().catalog
     return [m for m in catalog.models.values() if key.models is None or m.id in key.models]
 
 
-def _model(model: Model) -> dict[str, Any]:
+def _model_object(model: Model) -> dict[str, Any]:
     return {
         "id": model.id,
         "object": "model",

@@ -1,41 +1,45 @@
-"""What operators' machines ask: is it alive, is it ready, what does it count."""
+"""Endpoints for operators' machines: liveness, readiness, metrics."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from typing import Final
 
-import orjson
-from aiohttp import web
+from aiohttp import hdrs, web
 
+from gateway.api.http.json import json_response
 from gateway.api.services import SERVICES
 from gateway.metrics import CONTENT_TYPE
 
+NO_STORE: Final[Mapping[str, str]] = {hdrs.CACHE_CONTROL: "no-store"}
+
 
 async def healthz(_request: web.Request) -> web.Response:
-    """Alive, as long as the loop runs."""
-    return _json({"status": "ok"})
+    """200 as long as the event loop runs."""
+    return json_response({"status": "ok"}, headers=NO_STORE)
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """503 only before the store was first reached and while draining; says what is degraded."""
+    """503 before the store was first reached, and while draining.
+
+    A later outage of the store is only listed as `degraded`: cached images are still served.
+    """
     health = request.app[SERVICES].health
+    status, degraded = "ready", [] if health.store_up else ["store"]
     if health.is_draining:
-        return _json({"status": "draining", "degraded": []}, status=503)
-    if not health.store_reached:
-        return _json({"status": "starting", "degraded": ["store"]}, status=503)
-    return _json({"status": "ready", "degraded": [] if health.store_up else ["store"]})
+        status, degraded = "draining", []
+    elif not health.store_reached:
+        status = "starting"
+    return json_response(
+        {"status": status, "degraded": degraded},
+        status=200 if status == "ready" else 503,
+        headers=NO_STORE,
+    )
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """Prometheus' text form; rendered in a thread, since many series take milliseconds."""
+    """The metrics of all workers in Prometheus' text form."""
+    # In a thread: a thousand series take milliseconds.
     body = await asyncio.to_thread(request.app[SERVICES].metrics.render)
-    return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
-
-
-def _json(data: object, *, status: int = 200) -> web.Response:
-    return web.Response(
-        body=orjson.dumps(data),
-        status=status,
-        content_type="application/json",
-        headers={"Cache-Control": "no-store"},
-    )
+    return web.Response(body=body, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})

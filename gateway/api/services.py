@@ -1,13 +1,16 @@
-"""What every handler can reach: one frozen `Services`, under one typed key of the app."""
+"""The collaborators of the handlers: one frozen `Services` under a typed key of the application.
+
+Nothing below `api/` sees the application or a request.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from aiohttp import web
-from pydantic import SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from gateway.access.keys import Keys
 from gateway.access.policy import Policy
@@ -17,6 +20,19 @@ from gateway.cache.image_index import ImageIndex
 from gateway.cache.invalidation import Invalidation
 from gateway.metrics import Metrics
 from gateway.proxy.request import Proxy
+
+
+class ApiSettings(BaseModel):
+    """The tokens of operators, the address in links, and the bounds of request bodies."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    admin_token: SecretStr
+    metrics_token: SecretStr | None = None
+    public_url: str | None = None
+    """The start of every link; None: the scheme and host of the request."""
+    max_body_bytes: int = Field(gt=0)
+    body_timeout_seconds: float = Field(gt=0)
 
 
 @dataclass(slots=True)
@@ -32,26 +48,30 @@ class Health:
     """This worker ends: every response closes its connection."""
 
 
+class Cache(Protocol):
+    """The parts of the cache that handlers use; image requests go through `Proxy`."""
+
+    @property
+    def image_index(self) -> ImageIndex: ...
+    @property
+    def blobs(self) -> Blobs: ...
+    @property
+    def invalidation(self) -> Invalidation: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The gateway as the handlers see it."""
+    """Everything that a handler can reach."""
 
+    settings: ApiSettings
     proxy: Proxy
     keys: Keys
     signing: Signing
-    image_index: ImageIndex
-    blobs: Blobs
-    invalidation: Invalidation
+    cache: Cache
     policy: Callable[[], Policy]
-    """The policy of this moment; a request asks once."""
+    """The current policy; a request takes one snapshot."""
     metrics: Metrics
     health: Health
-    admin_token: SecretStr
-    metrics_token: SecretStr | None
-    public_url: str | None
-    """What links start with; None: what the client calls us."""
-    max_body_bytes: int
-    body_timeout_seconds: float
     clock: Callable[[], float]
     """Unix seconds."""
 

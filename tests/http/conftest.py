@@ -1,4 +1,4 @@
-"""Fixtures of the stories through the front door."""
+"""Fixtures of the tests over HTTP."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from tests.gateways import (
 )
 
 OpenGateway = Callable[..., AbstractAsyncContextManager[InProcess]]
-"""Opens one more gateway on the test's store; keyword arguments are sections of its settings."""
+"""Opens another gateway on the test's store; keyword arguments are sections of its settings."""
 
 
 @pytest.fixture(params=["sqlite", "redis"])
 def store_url(request: pytest.FixtureRequest) -> str | None:
-    """Which store the test runs on: None is the embedded one. The test runs on both."""
+    """The store of the test, which runs once on each; None is the embedded store."""
     return None if request.param == "sqlite" else request.getfixturevalue("redis_url")
 
 
 @pytest.fixture
 async def upstream() -> AsyncIterator[Upstream]:
-    """A simulated upstream of the test's own."""
+    """A simulated upstream for this test alone."""
     async with run_upstream() as opened:
         yield opened
 
 
 @pytest.fixture
 def open_gateway(tmp_path: Path, upstream: Upstream, store_url: str | None) -> OpenGateway:
-    """Opens gateways that share one store, on both kinds of store."""
+    """Opens gateways that share one store."""
 
     def open_one(**sections: Any) -> AbstractAsyncContextManager[InProcess]:
         return run_gateway(
@@ -51,14 +51,14 @@ def open_gateway(tmp_path: Path, upstream: Upstream, store_url: str | None) -> O
 
 @pytest.fixture
 async def gateway(open_gateway: OpenGateway) -> AsyncIterator[InProcess]:
-    """One gateway, on both kinds of store."""
+    """One gateway; the test runs on both stores."""
     async with open_gateway() as opened:
         yield opened
 
 
 @pytest.fixture
 async def embedded(tmp_path: Path, upstream: Upstream) -> AsyncIterator[InProcess]:
-    """One gateway on the embedded store, for what the store cannot change."""
+    """One gateway on the embedded store, for behaviour that does not depend on the store."""
     settings = make_settings(tmp_path / "embedded", upstream.base_url)
     async with run_gateway(settings) as opened:
         yield opened
@@ -72,7 +72,7 @@ async def alice(gateway: InProcess) -> Client:
 
 @dataclass(frozen=True)
 class Shared:
-    """A gateway and its upstream that all tests of a module use, each with prompts of its own."""
+    """A gateway and its upstream for all tests of a module; each test uses its own prompts."""
 
     gateway: InProcess
     upstream: Upstream
@@ -83,8 +83,8 @@ class Shared:
         """The bodies that upstream received with this prompt, oldest first."""
         return [body for body in await self.upstream.bodies() if body["prompt"] == prompt]
 
-    async def asked(self, key_name: str) -> int:
-        """How many image requests of a key the gateway has answered."""
+    async def count_requests(self, key_name: str) -> int:
+        """The number of image requests of a key that the gateway has answered."""
         return sum(record.key == key_name for record in await self.gateway.ledger())
 
 
@@ -92,7 +92,7 @@ class Shared:
 async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shared]:
     """For long tables; a module that uses it marks its tests `asyncio(loop_scope="module")`.
 
-    It has no circuit breaker: the failures of one row say nothing of the next.
+    It has no circuit breaker, so that failures of one row do not affect the next.
     """
     async with run_upstream() as upstream:
         folder = tmp_path_factory.mktemp("shared")

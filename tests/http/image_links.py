@@ -1,4 +1,4 @@
-"""Signed links for tests: any that the gateway itself could have given, and how to follow it."""
+"""Signed links for tests: a gateway whose signing key the test has, and requests of its links."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from tests.gateways import InProcess, Reply, Upstream, make_settings, run_gatewa
 
 KID, SECRET = "test", "a-signing-key-of-the-tests"
 SIGNER = SigningKeys([(KID, SECRET.encode())])
-IN_AN_HOUR = 3600
+HOUR_SECONDS = 3600
 
 
 @dataclass(frozen=True)
 class Album:
-    """A gateway whose signing key the test has, with one image that was asked for as a link."""
+    """A gateway whose signing key the test has, and one image with its link."""
 
     gateway: InProcess
     path: str
-    """The image's link as a client got it, without scheme and host."""
+    """The image's link as a client received it, without scheme and host."""
     data: bytes
-    """Its bytes, as a client got them for base64."""
+    """Its bytes, as a client received them in base64."""
 
     @property
     def etag(self) -> str:
         return f'"{hashlib.sha256(self.data).hexdigest()}"'
 
-    def sign(self, path: str | None = None, *, lives_seconds: float = IN_AN_HOUR) -> str:
+    def sign(self, path: str | None = None, *, ttl_seconds: float = HOUR_SECONDS) -> str:
         """A link to any path; without one, another link to the image."""
         path = path or self.path.partition("?")[0]
-        return SIGNER.sign(path, expires_at=int(time.time() + lives_seconds))
+        return SIGNER.sign(path, expires_at=int(time.time() + ttl_seconds))
 
     async def show(self, path: str | None = None, method: str = "GET", **headers: str) -> Reply:
-        """What comes of a link, sent as it is; `_` in the name of a header stands for `-`."""
+        """The response to a link, sent unchanged. `_` in the name of a header becomes `-`."""
         client = self.gateway.client
         async with client.session.request(
             method,
@@ -53,8 +53,8 @@ class Album:
         ) as response:
             return Reply(response.status, response.headers, await response.read())
 
-    async def hang(self, data: bytes, *, image_id: str, format: str = "png") -> str:
-        """Keeps any bytes as an image, and answers a link to it."""
+    async def add(self, data: bytes, *, image_id: str, format: str = "png") -> str:
+        """Stores any bytes as an image; returns a link to it."""
         digest = hashlib.sha256(data).hexdigest()
         cache, store = self.gateway.gateway.cache, self.gateway.gateway.store
         image = Image(image_id, digest, format, 1, 1, len(data), time.time())
@@ -65,13 +65,13 @@ class Album:
         return self.sign(image_path(image))
 
     async def evict(self, data: bytes) -> None:
-        """Removes bytes as the cache does when it needs room, from memory too."""
+        """Removes bytes as an eviction does, also from memory."""
         digest, blobs = hashlib.sha256(data).hexdigest(), self.gateway.gateway.cache.blobs
         await blobs.delete([digest])
         blobs.forget([digest])
 
     async def raw(self, *requests: str) -> bytes:
-        """What the gateway sends to these requests on one connection, closed after the last."""
+        """The responses to these requests on one connection, which the last one closes."""
         url = URL(self.gateway.client.url)
         reader, writer = await asyncio.open_connection(url.host, url.port)
         writer.write("".join(requests).encode())
@@ -82,7 +82,7 @@ class Album:
 
 
 def request(method: str, target: str, *lines: str, last: bool = False) -> str:
-    """A request as it goes over the wire."""
+    """The bytes of a request, as text."""
     head = (f"{method} {target} HTTP/1.1", "Host: images", *lines)
     return "\r\n".join((*head, *(("Connection: close",) if last else ()), "", ""))
 

@@ -1,7 +1,8 @@
-"""Bad requests through the front door: a clear error, nothing bought, no crash.
+"""Bad requests over HTTP: a clear error, nothing bought, no crash.
 
-What each model accepts is tabled in `tests/test_wire_cases.py`; here one or two of each row of
-WIRE §2 travel over HTTP, and everything that goes wrong before there is a body to validate.
+Each refusal of `docs/reference/images-api.md#refusals` has one or two examples here, and so has
+everything that goes wrong before there is a body to validate. All parameters of each model are in
+`tests/test_validation.py`.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def error(
 
 
 def assert_error(reply: Reply, status: int, expected: dict[str, Any]) -> None:
-    """The whole answer: status, error object, and what every error of the gateway carries."""
+    """The whole response: status, error object, and the headers of every error of the gateway."""
     assert (reply.status, reply.json) == (status, {"error": expected})
     assert_is_error(reply, status)
 
@@ -95,7 +96,7 @@ def assert_is_error(reply: Reply, status: int) -> None:
 
 @dataclass(frozen=True)
 class Raw:
-    """What came back on one connection, answer by answer, and how it ended."""
+    """The responses on one connection, and whether the gateway closed it."""
 
     replies: Sequence[Reply]
     was_closed: bool
@@ -153,7 +154,7 @@ def _split(data: bytes) -> list[Reply]:
 
 
 def head(client: Client, *lines: str, key: str | None = None) -> bytes:
-    """The head of an image request, to its empty line."""
+    """The head of an image request, with its empty line."""
     own = f"Authorization: Bearer {key or client.secret}"
     return "\r\n".join([f"POST {GENERATIONS} HTTP/1.1", "Host: x", own, *lines, "", ""]).encode()
 
@@ -162,8 +163,8 @@ def body_of(**members: Any) -> bytes:
     return json.dumps({"model": MODEL, "prompt": "an otter", **members}).encode()
 
 
-async def hang_up_after(client: Client, data: bytes) -> None:
-    """Sends bytes and leaves without reading."""
+async def disconnect_after(client: Client, data: bytes) -> None:
+    """Sends bytes and disconnects without reading."""
     host, port = client.url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
     writer.write(data)
@@ -182,7 +183,7 @@ async def hasty(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Share
             yield Shared(opened, upstream, await opened.client.with_key("alice"))
 
 
-# ── WIRE §2, rows 1 to 22 ───────────────────────────────────────────────────────────────────
+# ── refusals ────────────────────────────────────────────────────────────────────────────────
 
 GPT_SIZES = "'1024x1024', '1024x1536', '1536x1024', and 'auto'"
 GPT_QUALITIES = "'low', 'medium', 'high', and 'auto'"
@@ -193,7 +194,7 @@ def wrong_type(name: str, expected: str, got: str) -> dict[str, Any]:
     return error(message, name, "invalid_type")
 
 
-def not_listed(name: str, value: str, known: str) -> dict[str, Any]:
+def unsupported(name: str, value: str, known: str) -> dict[str, Any]:
     return error(f"Invalid value: '{value}'. Supported values are: {known}.", name, "invalid_value")
 
 
@@ -251,7 +252,7 @@ ROWS = {
     ),
     "11 size not listed": (
         {"prompt": "x", "model": MODEL, "size": "512x512"},
-        not_listed("size", "512x512", GPT_SIZES),
+        unsupported("size", "512x512", GPT_SIZES),
     ),
     "12 size bogus": (
         {"prompt": "x", "model": "gpt-image-2", "size": "bogus"},
@@ -263,7 +264,7 @@ ROWS = {
     ),
     "13 quality not listed": (
         {"prompt": "x", "model": MODEL, "quality": "ultra"},
-        not_listed("quality", "ultra", GPT_QUALITIES),
+        unsupported("quality", "ultra", GPT_QUALITIES),
     ),
     "13 quality is a number": (
         {"prompt": "x", "model": MODEL, "quality": 3},
@@ -271,7 +272,8 @@ ROWS = {
     ),
     "14 moderation not listed": (
         {"prompt": "x", "model": MODEL, "moderation": "high"},
-        not_listed("moderation", "high", "'low' and 'auto'"),  # CONTRACT §9: 'auto' last
+        # `auto` is always last: docs/reference/images-api.md#values
+        unsupported("moderation", "high", "'low' and 'auto'"),
     ),
     "15 response_format": (
         {"prompt": "x", "model": MODEL, "response_format": "b64_json"},
@@ -317,7 +319,7 @@ ROWS = {
 
 @in_module
 @pytest.mark.parametrize(("body", "expected"), ROWS.values(), ids=list(ROWS))
-async def test_a_row_of_the_error_table_is_answered_as_written(
+async def test_a_refusal_has_the_apis_words(
     shared: Shared, body: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     reply = await shared.alice.send("POST", GENERATIONS, json=body)
@@ -327,8 +329,11 @@ async def test_a_row_of_the_error_table_is_answered_as_written(
 
 
 @in_module
-async def test_a_missing_model_is_no_error_but_the_default(shared: Shared) -> None:
-    """WIRE §2 row 17 is what today's API answers; the reference has a default."""
+async def test_an_omitted_model_is_the_default(shared: Shared) -> None:
+    """The API refuses it today, although its reference has a default.
+
+    See `docs/reference/images-api.md#an-omitted-model`.
+    """
     body = {"prompt": "a default otter", "response_format": "b64_json"}
 
     reply = await shared.alice.send("POST", GENERATIONS, json=body)
@@ -373,7 +378,7 @@ BODIES = {
 async def test_a_body_that_is_not_plain_json_is_refused(
     shared: Shared, body: bytes, problem: str | None
 ) -> None:
-    """Row 21 for what is not JSON; what is JSON but means nothing safe is told apart."""
+    """JSON that is refused has a message of its own."""
     headers = {"Content-Type": "application/json"}
     unreadable = f"We could not read the JSON body of your request: {problem}."
     message = NOT_JSON if problem is None else unreadable
@@ -384,7 +389,7 @@ async def test_a_body_that_is_not_plain_json_is_refused(
 
 
 @in_module
-async def test_a_body_that_is_no_object_is_refused(shared: Shared) -> None:
+async def test_a_body_that_is_not_an_object_is_refused(shared: Shared) -> None:
     reply = await shared.alice.send("POST", GENERATIONS, json=["an otter"])
 
     expected = "Invalid type for the request body: expected an object, but got an array instead."
@@ -392,17 +397,19 @@ async def test_a_body_that_is_no_object_is_refused(shared: Shared) -> None:
 
 
 @in_module
-@pytest.mark.parametrize("given", ["text/plain", "application/x-www-form-urlencoded", "a\xff\xfeb"])
-async def test_another_content_type_is_refused(shared: Shared, given: str) -> None:
-    """Row 22. A header may hold bytes that are not UTF-8; an answer may not."""
-    lines = f"Content-Type: {given}", "Content-Length: 2"
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "application/x-www-form-urlencoded", "a\xff\xfeb"]
+)
+async def test_another_content_type_is_refused(shared: Shared, content_type: str) -> None:
+    """A header may contain bytes that are not UTF-8; the JSON of a response may not."""
+    lines = f"Content-Type: {content_type}", "Content-Length: 2"
     raw = await talk(
         shared.alice,
         head(shared.alice, *lines).decode().encode("latin-1") + b"{}",
         listen_seconds=0.1,
     )
 
-    shown = given.replace("\xff", "?").replace("\xfe", "?")
+    shown = content_type.replace("\xff", "?").replace("\xfe", "?")
     message = (
         f"Unsupported content type: '{shown}'. This API method only accepts 'application/json' "
         f"requests, but you specified the header 'Content-Type: {shown}'. Please try again with "
@@ -469,7 +476,9 @@ async def test_an_unknown_path_elsewhere_is_an_unknown_url(shared: Shared, path:
 
 @in_module
 @pytest.mark.parametrize("path", ["/v1/%ff%0a%00", "/%ed%a0%80"])
-async def test_a_path_of_odd_bytes_is_answered_like_any_other(shared: Shared, path: str) -> None:
+async def test_a_path_with_invalid_utf8_is_answered_like_any_other(
+    shared: Shared, path: str
+) -> None:
     raw = await talk(
         shared.alice, f"GET {path} HTTP/1.1{SECOND_LINE}Connection: close\r\n\r\n".encode()
     )
@@ -482,7 +491,7 @@ SPELLINGS = ["/v1/{}", "/{}", "//v1/{}", "/v1//{}", "/v1/{}/", "///{}//"]
 
 @in_module
 @pytest.mark.parametrize("spelling", SPELLINGS)
-async def test_api_paths_work_however_they_are_joined(shared: Shared, spelling: str) -> None:
+async def test_api_paths_work_in_every_spelling(shared: Shared, spelling: str) -> None:
     send = shared.alice.send
     generations, doubled, models, model = (
         spelling.format(path)
@@ -528,7 +537,7 @@ def incorrect(shown: str) -> dict[str, Any]:
     ],
     ids=["nothing", "empty", "only Bearer", "Basic", "empty api-key"],
 )
-async def test_no_key_is_row_1(shared: Shared, headers: dict[str, str]) -> None:
+async def test_a_request_without_a_key_is_401(shared: Shared, headers: dict[str, str]) -> None:
     url = shared.gateway.client.url + GENERATIONS
     async with aiohttp.ClientSession() as session, session.post(url, headers=headers) as response:
         reply = Reply(response.status, response.headers, await response.read())
@@ -546,17 +555,17 @@ async def test_no_key_is_row_1(shared: Shared, headers: dict[str, str]) -> None:
         ("x", "***"),
     ],
 )
-async def test_a_wrong_key_is_row_2_and_short_ones_are_not_shown(
+async def test_an_unknown_key_is_401_and_a_short_one_is_not_shown(
     shared: Shared, secret: str, shown: str
 ) -> None:
-    stranger = Client(shared.gateway.client.url, shared.gateway.client.session, secret)
+    unknown = Client(shared.gateway.client.url, shared.gateway.client.session, secret)
 
-    assert_error(await stranger.ask(), 401, incorrect(shown))
-    assert_error(await stranger.send("GET", "/v1/models"), 401, incorrect(shown))
+    assert_error(await unknown.ask(), 401, incorrect(shown))
+    assert_error(await unknown.send("GET", "/v1/models"), 401, incorrect(shown))
 
 
 @in_module
-async def test_a_key_of_odd_bytes_is_row_2(shared: Shared) -> None:
+async def test_a_key_with_invalid_utf8_is_401(shared: Shared) -> None:
     secret = "\xff" * 20
     lines = [f"POST {GENERATIONS} HTTP/1.1", "Host: x", f"Authorization: Bearer {secret}"]
     request = "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1")
@@ -568,11 +577,11 @@ async def test_a_key_of_odd_bytes_is_row_2(shared: Shared) -> None:
 
 @in_module
 async def test_a_key_may_come_as_api_key_and_bearer_wins(shared: Shared) -> None:
-    right, wrong = shared.alice.secret, "gk-somebody-elses-key"
+    right, wrong = shared.alice.secret, "gk-another-key"
 
     async def status(**headers: str) -> int:
-        given = {name.replace("_", "-"): value for name, value in headers.items()}
-        return (await shared.alice.send("GET", "/v1/models", headers=given)).status
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return (await shared.alice.send("GET", "/v1/models", headers=named)).status
 
     assert await status(Authorization="", api_key=right) == 200
     assert await status(Authorization="Basic Zm9v", api_key=right) == 200
@@ -580,10 +589,10 @@ async def test_a_key_may_come_as_api_key_and_bearer_wins(shared: Shared) -> None
     assert await status(Authorization=f"Bearer {wrong}", api_key=right) == 401
 
 
-async def test_a_revoked_key_opens_nothing_from_the_next_request_on(
+async def test_a_revoked_key_is_refused_from_the_next_request_on(
     open_gateway: OpenGateway,
 ) -> None:
-    """Also on a second gateway that has seen it alive, whatever is asked; and it is not counted."""
+    """Also by another gateway that knew it, for any request; and these are not recorded."""
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice")
         elsewhere = Client(there.client.url, there.client.session, alice.secret)
@@ -602,7 +611,7 @@ async def test_a_revoked_key_opens_nothing_from_the_next_request_on(
 
 
 @pytest.mark.parametrize("first", ["ask", "models", "bad request"])
-async def test_a_revoked_key_is_noticed_by_whatever_is_asked_first(
+async def test_a_revoked_key_is_noticed_by_the_first_request_of_any_kind(
     open_gateway: OpenGateway, first: str
 ) -> None:
     async with open_gateway() as here, open_gateway() as there:
@@ -619,22 +628,22 @@ async def test_a_revoked_key_is_noticed_by_whatever_is_asked_first(
         assert reply.error["code"] == "invalid_api_key"
 
 
-async def test_an_expired_key_is_row_2(gateway: InProcess, alice: Client) -> None:
+async def test_an_expired_key_is_401(gateway: InProcess, alice: Client) -> None:
     assert (await alice.ask()).status == 200
-    late = await gateway.client.with_key("late", expires_at=int(time.time()) - 1)
+    expired = await gateway.client.with_key("expired", expires_at=int(time.time()) - 1)
     change = {"expires_at": int(time.time()) - 1}
     await alice.admin("PATCH", f"/admin/keys/{alice.key_id}", change)
 
-    for client in (late, alice):
+    for client in (expired, alice):
         shown = incorrect(f"{client.secret[:6]}***{client.secret[-4:]}")
         assert_error(await client.ask(), 401, shown)
         assert_error(await client.send("GET", "/v1/models"), 401, shown)
 
 
-async def test_models_given_to_a_key_hold_from_the_next_request_on(
+async def test_a_change_of_a_keys_models_holds_from_the_next_request_on(
     open_gateway: OpenGateway,
 ) -> None:
-    """A worker that remembers the refusal looks again before it repeats it."""
+    """A worker that knows the key confirms it before it refuses."""
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice", models=["dall-e-2"])
         elsewhere = Client(there.client.url, there.client.session, alice.secret)
@@ -660,12 +669,12 @@ ADMIN_CALLS = [
 
 @in_module
 @pytest.mark.parametrize(("method", "path"), ADMIN_CALLS, ids=[" ".join(c) for c in ADMIN_CALLS])
-@pytest.mark.parametrize("who", ["nobody", "somebody", "a key", "odd bytes"])
-async def test_admin_paths_open_to_the_admin_token_only(
-    shared: Shared, method: str, path: str, who: str
+@pytest.mark.parametrize("credential", ["none", "wrong", "a key", "invalid UTF-8"])
+async def test_admin_paths_need_the_admin_token(
+    shared: Shared, method: str, path: str, credential: str
 ) -> None:
-    secrets = {"nobody": "", "somebody": "an-admin-toke", "odd bytes": "\xff\xfe"}
-    secret = secrets.get(who, shared.alice.secret)
+    secrets = {"none": "", "wrong": "an-admin-toke", "invalid UTF-8": "\xff\xfe"}
+    secret = secrets.get(credential, shared.alice.secret)
     line = f"Authorization: Bearer {secret}\r\n" if secret else ""
     request = f"{method} {path} HTTP/1.1{SECOND_LINE}{line}Connection: close\r\n\r\n"
 
@@ -676,7 +685,7 @@ async def test_admin_paths_open_to_the_admin_token_only(
     assert secret == "" or secret not in raw.reply.body.decode()
 
 
-# ── bodies and heads that are too large, or never end ───────────────────────────────────────
+# ── bodies and heads that are too large, or incomplete ──────────────────────────────────────
 
 TOO_LARGE = error(
     "The request body is too large: this gateway accepts up to 1048576 bytes (GATEWAY_MAX_BODY).",
@@ -686,16 +695,18 @@ TOO_LARGE = error(
 
 
 @in_module
-@pytest.mark.parametrize("how", ["announced", "chunked"])
+@pytest.mark.parametrize("framing", ["announced", "chunked"])
 async def test_a_body_over_the_limit_is_413_and_the_connection_is_closed(
-    shared: Shared, how: str
+    shared: Shared, framing: str
 ) -> None:
     data = b" " * (MIB + 1)
-    line = f"Content-Length: {len(data)}" if how == "announced" else "Transfer-Encoding: chunked"
+    line = (
+        f"Content-Length: {len(data)}" if framing == "announced" else "Transfer-Encoding: chunked"
+    )
     chunked = f"{len(data):x}\r\n".encode() + data + b"\r\n0\r\n\r\n"
 
     raw = await talk(
-        shared.alice, head(shared.alice, line) + (data if how == "announced" else chunked)
+        shared.alice, head(shared.alice, line) + (data if framing == "announced" else chunked)
     )
 
     assert_error(raw.reply, 413, TOO_LARGE)
@@ -712,7 +723,7 @@ async def test_a_body_of_exactly_the_limit_is_read(shared: Shared) -> None:
 
 
 @in_module
-async def test_a_caller_that_expects_100_is_told_to_go_on(shared: Shared) -> None:
+async def test_a_client_that_expects_100_receives_it(shared: Shared) -> None:
     body = body_of(prompt="an expected otter")
     lines = ["Expect: 100-continue", f"Content-Length: {len(body)}", "Connection: close"]
 
@@ -722,12 +733,14 @@ async def test_a_caller_that_expects_100_is_told_to_go_on(shared: Shared) -> Non
 
 
 @in_module
-async def test_a_caller_that_expects_100_is_refused_before_it_sends(shared: Shared) -> None:
+async def test_a_client_that_expects_100_is_refused_before_it_sends(shared: Shared) -> None:
     lines = ["Expect: 100-continue", "Connection: close"]
     large = head(shared.alice, *lines, "Content-Length: 100000000")
-    strange = head(shared.alice, *lines, "Content-Length: 9", key="gk-not-a-key-at-all")
+    unknown_key = head(shared.alice, *lines, "Content-Length: 9", key="gk-not-a-key-at-all")
 
-    too_large, unknown = [await talk(shared.alice, h, listen_seconds=0.1) for h in (large, strange)]
+    too_large, unknown = [
+        await talk(shared.alice, h, listen_seconds=0.1) for h in (large, unknown_key)
+    ]
 
     assert_error(too_large.reply, 413, TOO_LARGE)
     assert_is_error(unknown.reply, 401)
@@ -735,7 +748,7 @@ async def test_a_caller_that_expects_100_is_refused_before_it_sends(shared: Shar
 
 @in_module
 @pytest.mark.parametrize("path", [GENERATIONS, "/v1/nowhere"])
-async def test_an_unknown_expectation_does_no_harm(shared: Shared, path: str) -> None:
+async def test_an_unknown_expectation_is_ignored_or_417(shared: Shared, path: str) -> None:
     request = head(shared.alice, "Expect: foo", "Content-Length: 2", "Connection: close") + b"{}"
 
     raw = await talk(shared.alice, request.replace(GENERATIONS.encode(), path.encode()))
@@ -745,7 +758,7 @@ async def test_an_unknown_expectation_does_no_harm(shared: Shared, path: str) ->
 
 @in_module
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "x-own"])
-async def test_a_compressed_body_is_refused_in_clear_words(shared: Shared, coding: str) -> None:
+async def test_a_compressed_body_is_refused(shared: Shared, coding: str) -> None:
     body = gzip.compress(body_of())
     lines = [f"Content-Encoding: {coding}", f"Content-Length: {len(body)}", "Connection: close"]
 
@@ -755,7 +768,7 @@ async def test_a_compressed_body_is_refused_in_clear_words(shared: Shared, codin
     assert raw.reply.headers["Accept-Encoding"] == "identity"
 
 
-LATE = error("The request was not complete within 0.5 seconds.", None, "request_timeout")
+TIMEOUT = error("The request was not complete within 0.5 seconds.", None, "request_timeout")
 
 
 @in_module
@@ -764,47 +777,47 @@ LATE = error("The request was not complete within 0.5 seconds.", None, "request_
     ["P", "POST /v1/images/gen", "POST / HTTP/1.1\r\nHost: x\r\nAuthoriza"],
     ids=["one letter", "request line", "header"],
 )
-async def test_a_head_that_stops_half_way_is_408_and_the_connection_is_closed(
+async def test_an_incomplete_head_is_408_and_the_connection_is_closed(
     hasty: Shared, start: str
 ) -> None:
     raw = await talk(hasty.alice, start.encode())
 
-    assert_error(raw.reply, 408, LATE)
+    assert_error(raw.reply, 408, TIMEOUT)
     assert raw.was_closed
 
 
 @in_module
-@pytest.mark.parametrize("how", ["announced", "chunked"])
-async def test_a_body_that_stops_half_way_is_408_and_the_connection_is_closed(
-    hasty: Shared, how: str
+@pytest.mark.parametrize("framing", ["announced", "chunked"])
+async def test_an_incomplete_body_is_408_and_the_connection_is_closed(
+    hasty: Shared, framing: str
 ) -> None:
-    bob = await hasty.gateway.client.with_key(f"bob {how}")
-    line = "Content-Length: 100" if how == "announced" else "Transfer-Encoding: chunked"
-    part = b'{"prompt"' if how == "announced" else b'9\r\n{"prompt"\r\n'
+    bob = await hasty.gateway.client.with_key(f"bob {framing}")
+    line = "Content-Length: 100" if framing == "announced" else "Transfer-Encoding: chunked"
+    part = b'{"prompt"' if framing == "announced" else b'9\r\n{"prompt"\r\n'
 
     raw = await talk(bob, head(bob, line) + part)
 
-    assert_error(raw.reply, 408, LATE)
+    assert_error(raw.reply, 408, TIMEOUT)
     assert raw.was_closed
-    (record,) = [r for r in await hasty.gateway.ledger() if r.key == f"bob {how}"]
+    (record,) = [r for r in await hasty.gateway.ledger() if r.key == f"bob {framing}"]
     assert (record.outcome, record.status, record.cost_micros) == ("refused", 408, 0)
 
 
 @in_module
-@pytest.mark.parametrize("how", ["announced", "chunked"])
-async def test_a_caller_that_leaves_half_way_buys_nothing_and_breaks_nothing(
-    shared: Shared, how: str
+@pytest.mark.parametrize("framing", ["announced", "chunked"])
+async def test_a_client_that_disconnects_before_its_body_is_complete_buys_nothing(
+    shared: Shared, framing: str
 ) -> None:
-    carol = await shared.gateway.client.with_key(f"carol {how}")
-    line = "Content-Length: 100" if how == "announced" else "Transfer-Encoding: chunked"
-    part = b'{"prompt"' if how == "announced" else b'9\r\n{"prompt"\r\n'
+    carol = await shared.gateway.client.with_key(f"carol {framing}")
+    line = "Content-Length: 100" if framing == "announced" else "Transfer-Encoding: chunked"
+    part = b'{"prompt"' if framing == "announced" else b'9\r\n{"prompt"\r\n'
     before = len(await shared.upstream.calls())
 
-    await hang_up_after(carol, head(carol, line) + part)
-    await hang_up_after(carol, head(carol)[:-10])
+    await disconnect_after(carol, head(carol, line) + part)
+    await disconnect_after(carol, head(carol)[:-10])
 
     async def look() -> list[Record]:
-        return [r for r in await shared.gateway.ledger() if r.key == f"carol {how}"]
+        return [r for r in await shared.gateway.ledger() if r.key == f"carol {framing}"]
 
     records = await eventually(look)
     assert [(r.outcome, r.status) for r in records] == [("refused", 400)]
@@ -813,21 +826,25 @@ async def test_a_caller_that_leaves_half_way_buys_nothing_and_breaks_nothing(
 
 
 @in_module
-async def test_what_follows_a_refused_body_is_not_taken_for_a_late_head(hasty: Shared) -> None:
-    """The rest of a body that nobody wanted must not start the clock of a next head."""
-    stranger = head(hasty.alice, "Content-Length: 5", key="gk-not-a-key-at-all")
+async def test_the_rest_of_a_refused_body_is_not_taken_for_an_incomplete_head(
+    hasty: Shared,
+) -> None:
+    """It must not start the timer of a next head."""
+    unknown_key = head(hasty.alice, "Content-Length: 5", key="gk-not-a-key-at-all")
 
-    raw = await talk(hasty.alice, stranger + b"ab", b"cde", listen_seconds=1.0)
+    raw = await talk(hasty.alice, unknown_key + b"ab", b"cde", listen_seconds=1.0)
 
     assert_is_error(raw.reply, 401)
 
 
 @in_module
 @pytest.mark.parametrize("pauses", range(3))
-async def test_a_purchase_may_last_longer_than_a_body_may_take(hasty: Shared, pauses: int) -> None:
-    """At whatever turn of the loop the body arrives: also while its request is being taken up.
+async def test_a_purchase_may_take_longer_than_the_timeout_of_a_body(
+    hasty: Shared, pauses: int
+) -> None:
+    """In whichever iteration of the event loop the body arrives, also before its handler starts.
 
-    The turn is chosen by handing the bytes to the connection as the loop would.
+    The test passes the bytes to the connection as the loop would, to choose the iteration.
     """
     server = hasty.gateway.runner.server
     host, port = hasty.gateway.client.url.removeprefix("http://").split(":")
@@ -884,7 +901,7 @@ async def test_malformed_http_is_answered_in_json_that_quotes_nothing(
 
 
 @in_module
-async def test_a_malformed_chunk_ends_the_wait_for_the_rest(shared: Shared) -> None:
+async def test_a_malformed_chunk_is_400_at_once(shared: Shared) -> None:
     dave = await shared.gateway.client.with_key("dave")
     start = head(dave, "Transfer-Encoding: chunked") + b'2\r\n{"\r\n'
 
@@ -896,7 +913,7 @@ async def test_a_malformed_chunk_ends_the_wait_for_the_rest(shared: Shared) -> N
     assert [r.status for r in await shared.gateway.ledger() if r.key == "dave"] == [400]
 
 
-# ── the books ───────────────────────────────────────────────────────────────────────────────
+# ── the ledger ──────────────────────────────────────────────────────────────────────────────
 
 
 async def test_every_authenticated_post_leaves_exactly_one_record(
@@ -950,7 +967,7 @@ class Served:
     alice: Client
 
     def peak_bytes(self) -> int:
-        """The most memory that the worker ever had in use."""
+        """The peak memory of the worker."""
         (pid,) = self.processes.answers_by_worker()
         status = Path(f"/proc/{pid}/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
@@ -969,8 +986,8 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
         yield Served(processes, client, alice)
 
 
-async def _pour(client: Client, *, is_chunked: bool) -> Reply:
-    """Sends 100 MB on a raw socket, as far as the gateway takes them, and reads the answer."""
+async def _send_large_body(client: Client, *, is_chunked: bool) -> Reply:
+    """Sends 100 MB on a raw socket, as far as the gateway accepts them, and reads the response."""
     line = "Transfer-Encoding: chunked" if is_chunked else f"Content-Length: {LARGE}"
     piece = b"x" * 100_000
     framed = f"{len(piece):x}\r\n".encode() + piece + b"\r\n" if is_chunked else piece
@@ -983,7 +1000,7 @@ async def _pour(client: Client, *, is_chunked: bool) -> Reply:
         while chunk := await reader.read(65_536):
             received.extend(chunk)
 
-    cache_policy = asyncio.create_task(read())
+    reading = asyncio.create_task(read())
     try:
         for _ in range(LARGE // len(piece)):
             writer.write(framed)
@@ -991,21 +1008,21 @@ async def _pour(client: Client, *, is_chunked: bool) -> Reply:
         writer.write(b"0\r\n\r\n" if is_chunked else b"")
     except ConnectionError:
         pass
-    await asyncio.wait({cache_policy}, timeout=GENEROUS_SECONDS)
+    await asyncio.wait({reading}, timeout=GENEROUS_SECONDS)
     writer.transport.abort()
-    await asyncio.gather(cache_policy, return_exceptions=True)
+    await asyncio.gather(reading, return_exceptions=True)
     return _split(bytes(received))[0]
 
 
 @in_module
 @pytest.mark.parametrize("is_chunked", [False, True], ids=["announced", "chunked"])
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory in use from /proc")
-async def test_a_body_of_100_mb_is_refused_without_being_kept(
+async def test_a_body_of_100_mb_is_refused_without_being_buffered(
     served: Served, is_chunked: bool
 ) -> None:
     before = served.peak_bytes()
 
-    reply = await _pour(served.alice, is_chunked=is_chunked)
+    reply = await _send_large_body(served.alice, is_chunked=is_chunked)
 
     assert_error(reply, 413, TOO_LARGE)
     assert served.peak_bytes() - before < MAX_GROWTH
@@ -1015,10 +1032,10 @@ async def test_a_body_of_100_mb_is_refused_without_being_kept(
 @pytest.mark.parametrize(
     "options",
     [[], ["-H", "Transfer-Encoding: chunked"], ["-H", "Expect:"]],
-    ids=["announced", "chunked", "without asking first"],
+    ids=["announced", "chunked", "without Expect"],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory in use from /proc")
-async def test_curl_is_told_why_100_mb_are_refused(
+async def test_curl_shows_why_100_mb_are_refused(
     served: Served, tmp_path: Path, options: list[str]
 ) -> None:
     large = tmp_path / "large.json"
@@ -1041,7 +1058,7 @@ async def test_curl_is_told_why_100_mb_are_refused(
 
 
 @in_module
-async def test_a_gzip_bomb_is_not_unpacked(served: Served) -> None:
+async def test_a_gzip_bomb_is_not_decompressed(served: Served) -> None:
     bomb = gzip.compress(b" " * (200 * MIB), compresslevel=9)
     assert len(bomb) < MIB
     before = served.peak_bytes()
@@ -1076,7 +1093,7 @@ async def test_no_secret_prompt_or_image_reaches_the_log(served: Served) -> None
     log = served.processes.log_file.read_text()
 
     assert {reply.status for reply in replies} <= {400, 401, 502}
-    assert log.count('"answered"') >= len(replies)
+    assert log.count('"request_answered"') >= len(replies)
     assert "Traceback" not in log
     for secret in (
         alice.secret,
@@ -1091,13 +1108,13 @@ async def test_no_secret_prompt_or_image_reaches_the_log(served: Served) -> None
         assert not any(secret.lower() in body.lower() for body in bodies)
 
 
-def test_a_traceback_in_a_log_for_people_shows_no_variables(tmp_path: Path) -> None:
+def test_a_traceback_in_a_text_log_shows_no_variables(tmp_path: Path) -> None:
     program = (
         "import structlog\n"
         "from gateway.cli.logs import configure_logs\n"
         "configure_logs('text')\n"
         "def fail(token):\n"
-        "    raise ValueError('told')\n"
+        "    raise ValueError('a fault')\n"
         "try:\n"
         "    fail('secret' + '-' + 'word')\n"
         "except ValueError:\n"
@@ -1107,7 +1124,7 @@ def test_a_traceback_in_a_log_for_people_shows_no_variables(tmp_path: Path) -> N
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, timeout=GENEROUS_SECONDS, check=True)
 
-    assert b"told" in done.stderr
+    assert b"a fault" in done.stderr
     assert b"secret-word" not in done.stderr
 
 
@@ -1123,7 +1140,7 @@ KEY_FAULTS = {
         {"limit": {}},
         error("Unknown parameter: 'limit'. Did you mean 'limits'?", "limit", "unknown_parameter"),
     ),
-    "own id": ({"id": "x"}, None),
+    "its id": ({"id": "x"}, None),
     "name is a number": (
         {"name": 5},
         error("Invalid 'name': Input should be a valid string.", "name", "invalid_value"),
@@ -1148,11 +1165,11 @@ KEY_FAULTS = {
         {"limits": {"images_per_day": -1}},
         bad_limit("Limit 'images_per_day' must be a whole number, 0 or more, not -1."),
     ),
-    "limit in parts": (
+    "fractional limit": (
         {"limits": {"images_per_day": 1.5}},
         bad_limit("Limit 'images_per_day' must be a whole number, 0 or more, not 1.5."),
     ),
-    "limit in parts of a micro-dollar": (
+    "fraction of a micro-dollar": (
         {"limits": {"usd_per_month": 0.0000001}},
         bad_limit("Limit 'usd_per_month' must be an amount in US dollars, 0 or more, not 1e-07."),
     ),
@@ -1168,7 +1185,7 @@ KEY_FAULTS = {
         bad_limit("Limit 'usd_per_month' is too large: 1e+300."),
     ),
     "limits is a number": ({"limits": 5}, None),
-    "validation of another kind": (
+    "unknown validation": (
         {"validation": "lax"},
         error(
             "Invalid 'validation': Input should be 'strict' or 'lenient'.",
@@ -1177,10 +1194,10 @@ KEY_FAULTS = {
         ),
     ),
     "validation is true": ({"validation": True}, None),
-    "expiry in parts": ({"expires_at": 1.5}, None),
+    "fractional expiry": ({"expires_at": 1.5}, None),
     "expiry is a string": ({"expires_at": "tomorrow"}, None),
     "expiry is negative": ({"expires_at": -1}, None),
-    "expiry beyond all calendars": ({"expires_at": 10**40}, None),
+    "expiry beyond the last date": ({"expires_at": 10**40}, None),
 }
 
 
@@ -1209,14 +1226,14 @@ async def test_a_faulty_key_is_refused_and_nothing_is_changed(
 
 
 @in_module
-async def test_an_error_repeats_only_the_beginning_of_long_nonsense(shared: Shared) -> None:
+async def test_an_error_quotes_only_the_start_of_a_long_value(shared: Shared) -> None:
     admin = shared.gateway.client.admin
-    nonsense = "x" * 100_000
+    long = "x" * 100_000
     for body in (
-        {nonsense: 1},
-        {"name": "y", "limits": {nonsense: 1}},
-        {"name": "y", "limits": {"images_per_day": nonsense}},
-        {"name": "y", "models": [nonsense]},
+        {long: 1},
+        {"name": "y", "limits": {long: 1}},
+        {"name": "y", "limits": {"images_per_day": long}},
+        {"name": "y", "models": [long]},
     ):
         reply = await admin("POST", "/admin/keys", body)
         assert reply.status == 400
@@ -1235,13 +1252,13 @@ async def test_a_key_without_a_name_is_refused(shared: Shared) -> None:
 async def test_an_unknown_key_is_404(shared: Shared, method: str) -> None:
     body = {} if method == "PATCH" else None
 
-    reply = await shared.gateway.client.admin(method, "/admin/keys/key_nobody", body)
+    reply = await shared.gateway.client.admin(method, "/admin/keys/key_unknown", body)
 
-    message = "No active key has the id 'key_nobody'."
+    message = "No active key has the id 'key_unknown'."
     assert_error(reply, 404, error(message, None, "key_not_found"))
 
 
-async def test_a_name_is_unique_among_live_keys(gateway: InProcess) -> None:
+async def test_a_name_is_unique_among_active_keys(gateway: InProcess) -> None:
     admin = gateway.client.admin
     first = (await admin("POST", "/admin/keys", {"name": "erin"})).json
     other = (await admin("POST", "/admin/keys", {"name": "frank"})).json
@@ -1258,7 +1275,7 @@ async def test_a_name_is_unique_among_live_keys(gateway: InProcess) -> None:
     assert (await admin("POST", "/admin/keys", {"name": "erin"})).status == 201
 
 
-async def test_a_change_merges_and_null_lifts(gateway: InProcess) -> None:
+async def test_a_change_merges_and_null_removes(gateway: InProcess) -> None:
     admin = gateway.client.admin
     limits = {"requests_per_minute": 60, "usd_per_month": 0.5}
     spec = {"name": "grace", "team": "art", "models": [MODEL], "limits": limits}
@@ -1283,7 +1300,7 @@ async def test_a_change_merges_and_null_lifts(gateway: InProcess) -> None:
     assert await change(expires_at=None) == {"name": "grace", "limits": {}}
 
 
-async def test_a_limit_that_is_set_or_lifted_holds_from_the_next_request_on(
+async def test_a_limit_that_is_set_or_removed_holds_from_the_next_request_on(
     gateway: InProcess, alice: Client
 ) -> None:
     path = f"/admin/keys/{alice.key_id}"
@@ -1292,10 +1309,10 @@ async def test_a_limit_that_is_set_or_lifted_holds_from_the_next_request_on(
     await alice.admin("PATCH", path, {"limits": {"images_per_day": 0}})
     refused = await alice.ask("two")
     await alice.admin("PATCH", path, {"limits": {"images_per_day": None}})
-    lifted = await alice.ask("two")
+    removed = await alice.ask("two")
 
     assert (refused.status, refused.error["code"]) == (429, "insufficient_quota")
-    assert lifted.status == 200
+    assert removed.status == 200
 
 
 async def test_a_secret_is_shown_once_and_stored_only_as_its_hash(
@@ -1322,7 +1339,7 @@ async def test_a_secret_is_shown_once_and_stored_only_as_its_hash(
 
 
 def _everything_stored(gateway: InProcess, store_url: str | None) -> bytes:
-    """All bytes of the store, whatever is in them."""
+    """All bytes of the store."""
     if store_url is None:
         folder = gateway.settings.store.data_dir
         with sqlite3.connect(next(folder.glob("*.sqlite"))) as database:

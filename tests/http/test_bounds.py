@@ -1,4 +1,4 @@
-"""How much the cache keeps: images within their bound, books untouched, damage found."""
+"""The cache's bounds: images stay within theirs, the books are not evicted, damage is found."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOTAL_BYTES = 50 * MIB
 
 
 def fat_png(size_bytes: int, seed: int) -> bytes:
-    """A PNG that is whole in every way that is checked, and as large as one likes."""
+    """A PNG of any size that passes every check."""
     return write_png(1024, 1024, Random(seed).randbytes(size_bytes))
 
 
@@ -54,14 +54,14 @@ async def run_fat_upstream(size_bytes: int = IMAGE_BYTES) -> AsyncIterator[str]:
 
 
 def size_of(path: Path) -> int:
-    """Of a file that may be gone by now."""
+    """The size of a file, 0 if it was deleted meanwhile."""
     with suppress(FileNotFoundError):
         return path.stat().st_size
     return 0
 
 
 def stored_bytes(url: str | None, folder: Path) -> int:
-    """What the images take where they lie, asked of the place itself."""
+    """The bytes of all images, measured in the store itself."""
     if url is None:
         return sum(map(size_of, folder.glob("blobs/??/*")))
     with redis.Redis.from_url(url) as client:
@@ -69,18 +69,18 @@ def stored_bytes(url: str | None, folder: Path) -> int:
 
 
 @asynccontextmanager
-async def watching(url: str | None, folder: Path) -> AsyncIterator[list[int]]:
-    """What the images took, looked at over and over, in the middle of purchases too."""
-    seen: list[int] = []
+async def measuring(url: str | None, folder: Path) -> AsyncIterator[list[int]]:
+    """`stored_bytes`, measured all the time, also during purchases."""
+    sizes: list[int] = []
 
-    async def look() -> None:
+    async def measure() -> None:
         while True:
-            seen.append(await asyncio.to_thread(stored_bytes, url, folder))
+            sizes.append(await asyncio.to_thread(stored_bytes, url, folder))
             await asyncio.sleep(0.02)
 
-    task = asyncio.create_task(look())
+    task = asyncio.create_task(measure())
     try:
-        yield seen
+        yield sizes
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -108,7 +108,7 @@ def limit_memory(url: str, size_bytes: int) -> None:
 async def test_images_stay_within_their_bound(
     tmp_path: Path, bounded_url: str | None, purchases: int
 ) -> None:
-    """After five and ten times as much was bought: the last ones are hits, the books are whole."""
+    """Also after ten times as much was bought. The latest are hits, and the books are complete."""
     folder = tmp_path / "data"
     async with run_fat_upstream() as upstream:
         settings = make_settings(
@@ -116,15 +116,15 @@ async def test_images_stay_within_their_bound(
         )
         async with run_gateway(settings) as here:
             alice = await here.client.with_key("alice", limits={"images_per_day": 1000})
-            async with watching(bounded_url, folder) as seen:
+            async with measuring(bounded_url, folder) as sizes:
                 replies = [await alice.ask(str(number)) for number in range(purchases)]
             recent = [await alice.ask(str(n)) for n in range(purchases - 5, purchases)]
             records = await here.ledger()
             metrics = await alice.metrics()
 
     assert {reply.status for reply in replies} == {200}
-    assert len(seen) >= 10
-    assert TOTAL_BYTES - IMAGE_BYTES < max(seen) <= TOTAL_BYTES + IMAGE_BYTES + 1024
+    assert len(sizes) >= 10
+    assert TOTAL_BYTES - IMAGE_BYTES < max(sizes) <= TOTAL_BYTES + IMAGE_BYTES + 1024
     assert [reply.cache_status[:3] for reply in recent] == ["hit"] * 5
     assert [r.outcome for r in records] == ["bought"] * purchases + ["hit"] * 5
     assert sum(r.cost_micros for r in records) == purchases * records[0].cost_micros
@@ -133,8 +133,8 @@ async def test_images_stay_within_their_bound(
 
 
 @pytest.mark.timeout(120)
-async def test_what_was_used_lately_stays(tmp_path: Path, bounded_url: str | None) -> None:
-    """In the store, that is: memory would go on serving what the store has given up."""
+async def test_recently_used_images_stay(tmp_path: Path, bounded_url: str | None) -> None:
+    """Without the memory cache, which would serve images that the store has evicted."""
     cache = {"total_bytes": 8 * (IMAGE_BYTES + 1024), "memory_bytes": 0}
     async with run_fat_upstream() as upstream:
         settings = make_settings(tmp_path / "data", upstream, bounded_url, cache=cache)
@@ -153,8 +153,8 @@ async def test_what_was_used_lately_stays(tmp_path: Path, bounded_url: str | Non
 
 
 @pytest.mark.timeout(120)
-async def test_a_redis_that_is_full_gives_up_images_and_nothing_else(tmp_path: Path) -> None:
-    """The bound is larger than the memory: the server's refusal frees some before the retry."""
+async def test_a_full_redis_evicts_images_and_nothing_else(tmp_path: Path) -> None:
+    """The bound exceeds the memory: when the server refuses a write, images are evicted first."""
     with run_redis_server(tmp_path) as url:
         limit_memory(url, 60 * MIB)
         async with run_fat_upstream() as upstream:
@@ -199,7 +199,7 @@ async def test_images_may_have_a_redis_of_their_own(
     assert again.status == 200
 
 
-async def test_images_may_lie_in_a_folder_beside_redis(
+async def test_images_may_be_in_a_folder_while_the_store_is_redis(
     tmp_path: Path, upstream: Upstream, redis_url: str
 ) -> None:
     settings = make_settings(
@@ -237,15 +237,15 @@ def damage(url: str | None, folder: Path) -> None:
             client.set(key, flip(client.get(key)), keepttl=True)
 
 
-async def test_a_flipped_byte_is_never_served_but_bought_again(
+async def test_a_damaged_image_is_bought_again_and_never_served(
     open_gateway: OpenGateway, store_url: str | None, tmp_path: Path, upstream: Upstream
 ) -> None:
     async with open_gateway(cache={"memory_bytes": 0}) as here:
         alice = await here.client.with_key()
         first = await alice.ask("a pond", model="dall-e-3")
         damage(store_url, tmp_path / "data")
-        async with alice.session.get(first.json["data"][0]["url"]) as shown:
-            status = shown.status
+        async with alice.session.get(first.json["data"][0]["url"]) as response:
+            status = response.status
         again = await alice.ask("a pond", model="dall-e-3")
         metrics = await alice.metrics()
 
@@ -255,7 +255,7 @@ async def test_a_flipped_byte_is_never_served_but_bought_again(
     assert metrics["gateway_cache_damaged_total"] == 1
 
 
-async def test_bytes_that_nobody_counts_are_counted_and_go_in_their_turn(
+async def test_untracked_bytes_are_tracked_by_the_next_scan(
     gateway: InProcess, alice: Client
 ) -> None:
     await alice.ask("a pond")
@@ -264,10 +264,10 @@ async def test_bytes_that_nobody_counts_are_counted_and_go_in_their_turn(
     stray = fat_png(1000, 1)
     digest = hashlib.sha256(stray).hexdigest()
     await gateway.gateway.blob_store.put(digest, stray, 60)
-    adopted = await blobs.track_untracked()
+    tracked = await blobs.track_untracked()
     after = await blobs.lru_totals()
 
-    assert adopted == 1
+    assert tracked == 1
     assert (after.count, after.size_bytes) == (before.count + 1, before.size_bytes + len(stray))
     assert await blobs.track_untracked() == 0
 
@@ -275,7 +275,9 @@ async def test_bytes_that_nobody_counts_are_counted_and_go_in_their_turn(
 # ── memory ──────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_hot_image_needs_no_store_and_the_tier_keeps_its_bound(tmp_path: Path) -> None:
+async def test_an_image_in_memory_needs_no_store_and_memory_stays_within_its_bound(
+    tmp_path: Path,
+) -> None:
     async with run_fat_upstream(MIB) as upstream:
         settings = make_settings(tmp_path, upstream, cache={"memory_bytes": 6 * MIB})
         async with run_gateway(settings) as here:

@@ -1,8 +1,8 @@
-"""What callers and their keys say of reuse, as sequences of requests through the front door.
+"""Cache-Control of requests and the cache settings of keys, as sequences of requests.
 
-A sequence is a row of steps: who asks, what is said beside the question, what is answered, how
-often upstream was asked, what was charged and what stands in the ledger. Images are letters: the
-same letter is the same image, a new letter one that was never seen before.
+Each step of a sequence has a key, the headers of its request, the expected images and the expected
+`Cache-Status`. The calls of upstream, the charge and the ledger record follow from these. Images
+are letters: the same letter is the same image, and a new letter is a new image.
 """
 
 from __future__ import annotations
@@ -66,71 +66,71 @@ KEYS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Step:
-    """One request, and all that is expected of it."""
+    """One request and its expected response."""
 
-    said: str = ""
+    directives: str = ""
     """Its Cache-Control."""
     gets: str = ""
-    """The images of its answer; none: it is an error."""
-    how: str = HIT
-    """Its Cache-Status, without key and ttl."""
-    by: str = "alice"
+    """The images of the response; none if it is an error."""
+    handling: str = HIT
+    """Its Cache-Status without key and ttl."""
+    key: str = "alice"
     n: int = 1
     headers: Mapping[str, str] = field(default_factory=dict)
     status: int = 200
     notice: str | None = None
-    """How `x-gateway-notice` begins."""
+    """The start of `x-gateway-notice`."""
     after_seconds: float = 0.0
 
     @property
     def sent(self) -> dict[str, str]:
-        return {**self.headers, **({"Cache-Control": self.said} if self.said else {})}
+        return {**self.headers, **({"Cache-Control": self.directives} if self.directives else {})}
 
     @property
     def calls(self) -> int:
-        """Of upstream."""
-        return int(self.how.startswith("fwd"))
+        """How often upstream is called."""
+        return int(self.handling.startswith("fwd"))
 
     @property
     def outcome(self) -> str:
-        """In the ledger."""
-        return {HIT: "hit", PARTIAL: "partial", REFUSED: "refused"}.get(self.how, "bought")
+        """The outcome in the ledger."""
+        return {HIT: "hit", PARTIAL: "partial", REFUSED: "refused"}.get(self.handling, "bought")
 
 
 def variation(number: int) -> dict[str, str]:
     return {"X-Gateway-Variation": str(number)}
 
 
-FIRST = Step(gets="A", how=MISS)
+FIRST = Step(gets="A", handling=MISS)
 APPLIED, IGNORED = "no-cache was applied.", "no-cache was ignored: this key may not ask for new"
 AS_SET = "no-cache was applied, as the key's reuse setting says."
 
 SEQUENCES: dict[str, list[Step]] = {
     "without a directive the first buys and the second hits": [FIRST, Step(gets="A")],
     # ── no-cache ──
-    "no-cache takes the slot, and what was there moves to the first free one": [
+    "no-cache takes the slot, and its image moves to the first free one": [
         FIRST,
         Step("no-cache", "B", RELOAD, notice=APPLIED),
         Step(gets="B"),
         Step(gets="A", headers=variation(1)),
         Step(gets="BA", n=2),
     ],
-    "no-cache for several takes their slots in order": [
-        Step(gets="AB", how=MISS, n=2),
+    "no-cache for several images takes their slots in order": [
+        Step(gets="AB", handling=MISS, n=2),
         Step("no-cache", "CD", RELOAD, n=2, notice=APPLIED),
         Step(gets="CDAB", n=4),
     ],
-    "no-cache moves only what lies in its way": [
-        Step(gets="AB", how=MISS, n=2),
+    "no-cache moves only images in the slots that it takes": [
+        Step(gets="AB", handling=MISS, n=2),
         Step("no-cache", "C", RELOAD, notice=APPLIED),
         Step(gets="CBA", n=3),
     ],
     "no-cache at a variation takes that slot": [
-        Step(gets="AB", how=MISS, n=2),
+        Step(gets="AB", handling=MISS, n=2),
         Step("no-cache", "C", RELOAD, headers=variation(1), notice=APPLIED),
         Step(gets="ACB", n=3),
     ],
-    "no-cache where nothing is stores as any other": [
+    "no-cache on an empty entry stores as usual": [
         Step("no-cache", "A", RELOAD, notice=APPLIED),
         Step(gets="A"),
     ],
@@ -141,7 +141,7 @@ SEQUENCES: dict[str, list[Step]] = {
     ],
     "Pragma is no-cache": [
         FIRST,
-        Step(gets="B", how=RELOAD, headers={"Pragma": "no-cache"}, notice=APPLIED),
+        Step(gets="B", handling=RELOAD, headers={"Pragma": "no-cache"}, notice=APPLIED),
     ],
     "Cache-Control wins over Pragma": [
         FIRST,
@@ -157,19 +157,19 @@ SEQUENCES: dict[str, list[Step]] = {
         FIRST,
         Step("max-age=3600", "A", notice="max-age=3600 was applied."),
     ],
-    "an older one is passed over, and moves": [
+    "an image older than max-age is ignored, and moves": [
         FIRST,
         Step("max-age=1", "B", RELOAD, after_seconds=1.2, notice="max-age=1 was applied."),
         Step("max-age=60", "B", notice="max-age=60 was applied."),
         Step(gets="BA", n=2),
     ],
-    "max-age buys only what is too old": [
+    "max-age buys only for images that are too old": [
         FIRST,
-        Step(gets="AB", how=PARTIAL, n=2, after_seconds=1.2),
+        Step(gets="AB", handling=PARTIAL, n=2, after_seconds=1.2),
         Step("max-age=1", "CB", PARTIAL, n=2, notice="max-age=1 was applied."),
         Step(gets="CBA", n=3),
     ],
-    "max-age where nothing is is a plain miss": [
+    "max-age on an empty entry is a plain miss": [
         Step("max-age=1", "A", MISS, notice="max-age=1 was applied."),
     ],
     # ── no-store ──
@@ -179,9 +179,9 @@ SEQUENCES: dict[str, list[Step]] = {
         Step(gets="A"),
         Step("only-if-cached", "", REFUSED, headers=variation(1), status=504),
     ],
-    "no-store where nothing is leaves nothing": [
+    "no-store on an empty entry stores nothing": [
         Step("no-store", "AB", BYPASS, n=2),
-        Step(gets="C", how=MISS),
+        Step(gets="C", handling=MISS),
     ],
     # ── only-if-cached ──
     "only-if-cached misses with 504, and hits": [
@@ -189,12 +189,12 @@ SEQUENCES: dict[str, list[Step]] = {
         FIRST,
         Step("only-if-cached", "A"),
     ],
-    "only-if-cached wants all that was asked for": [
+    "only-if-cached needs all requested images": [
         FIRST,
         Step("only-if-cached", "", REFUSED, n=2, status=504),
     ],
     # ── several ──
-    "only-if-cached with max-age wants a young one": [
+    "only-if-cached with max-age needs a younger image": [
         FIRST,
         Step("only-if-cached, max-age=60", "A", notice="max-age=60"),
         Step(
@@ -220,84 +220,84 @@ SEQUENCES: dict[str, list[Step]] = {
         Step("no-cache, no-store", "B", BYPASS, notice=APPLIED),
         Step(gets="A"),
     ],
-    "directives that nobody knows change nothing": [
+    "unknown directives change nothing": [
         FIRST,
         Step('min-fresh=10, max-stale, x="no-cache"', "A"),
     ],
     # ── a key's reuse ──
-    "reuse always is nothing": [FIRST, Step(gets="A", by="always")],
+    "reuse always changes nothing": [FIRST, Step(gets="A", key="always")],
     "reuse never is no-cache": [
         FIRST,
-        Step(gets="B", how=RELOAD, by="never", notice=AS_SET),
-        Step(gets="C", how=RELOAD, by="never", notice=AS_SET),
+        Step(gets="B", handling=RELOAD, key="never", notice=AS_SET),
+        Step(gets="C", handling=RELOAD, key="never", notice=AS_SET),
         Step(gets="C"),
     ],
     "reuse within is max-age": [
         FIRST,
-        Step(gets="A", by="within-1h", notice="max-age=3600 was applied, as the key's reuse"),
+        Step(gets="A", key="within-1h", notice="max-age=3600 was applied, as the key's reuse"),
         Step(
             gets="B",
-            how=RELOAD,
-            by="within-1s",
+            handling=RELOAD,
+            key="within-1s",
             after_seconds=1.2,
             notice="max-age=1 was applied, as the key's reuse",
         ),
-        Step(gets="B", by="within-1h", notice="max-age=3600"),
+        Step(gets="B", key="within-1h", notice="max-age=3600"),
     ],
     "a request's own Cache-Control wins over reuse": [
         FIRST,
-        Step("max-age=3600", "A", by="never", notice="max-age=3600 was applied."),
-        Step("only-if-cached", "A", by="never"),
-        Step("no-cache", "B", RELOAD, by="within-1h", notice=APPLIED),
-        Step("no-store", "C", BYPASS, by="within-1h"),
+        Step("max-age=3600", "A", key="never", notice="max-age=3600 was applied."),
+        Step("only-if-cached", "A", key="never"),
+        Step("no-cache", "B", RELOAD, key="within-1h", notice=APPLIED),
+        Step("no-store", "C", BYPASS, key="within-1h"),
     ],
     # ── a key without the permission ──
     "without the permission no-cache and max-age are ignored": [
         FIRST,
-        Step("no-cache", "A", by="denied", notice=IGNORED),
-        Step("max-age=0", "A", by="denied", notice=IGNORED),
-        Step(gets="A", by="denied", headers={"Pragma": "no-cache"}, notice=IGNORED),
-        Step("max-age=1", "A", by="denied", after_seconds=1.2, notice="max-age=1 was ignored"),
-        Step("only-if-cached", "A", by="denied"),
+        Step("no-cache", "A", key="denied", notice=IGNORED),
+        Step("max-age=0", "A", key="denied", notice=IGNORED),
+        Step(gets="A", key="denied", headers={"Pragma": "no-cache"}, notice=IGNORED),
+        Step("max-age=1", "A", key="denied", after_seconds=1.2, notice="max-age=1 was ignored"),
+        Step("only-if-cached", "A", key="denied"),
     ],
     "the key's own setting needs no permission": [
         FIRST,
-        Step(gets="B", how=RELOAD, by="denied-never", notice=AS_SET),
+        Step(gets="B", handling=RELOAD, key="denied-never", notice=AS_SET),
     ],
     # ── scope ──
     "scope: a global key shares with every global key": [
         FIRST,
-        Step(gets="A", by="bob"),
-        Step(gets="A", by="art-global"),
-        Step(gets="A", by="team-plain-1"),
+        Step(gets="A", key="bob"),
+        Step(gets="A", key="art-global"),
+        Step(gets="A", key="team-plain-1"),
     ],
-    "scope: a team shares within itself": [
+    "scope: the keys of a team share": [
         FIRST,
-        Step(gets="B", how=MISS, by="art-1"),
-        Step(gets="B", by="art-2"),
-        Step(gets="C", how=MISS, by="ads-1"),
-        Step(gets="A", by="bob"),
+        Step(gets="B", handling=MISS, key="art-1"),
+        Step(gets="B", key="art-2"),
+        Step(gets="C", handling=MISS, key="ads-1"),
+        Step(gets="A", key="bob"),
     ],
-    "scope: a key without a team is its own": [
-        Step(gets="A", how=MISS, by="loner-1"),
-        Step(gets="B", how=MISS, by="loner-2"),
-        Step(gets="A", by="loner-1"),
-        Step(gets="C", how=MISS),
+    "scope: a key without a team is a team of its own": [
+        Step(gets="A", handling=MISS, key="loner-1"),
+        Step(gets="B", handling=MISS, key="loner-2"),
+        Step(gets="A", key="loner-1"),
+        Step(gets="C", handling=MISS),
     ],
-    "scope: a key of its own shares with nobody": [
-        Step(gets="A", how=MISS, by="art-1"),
-        Step(gets="B", how=MISS, by="own-1"),
-        Step(gets="C", how=MISS, by="own-2"),
-        Step(gets="B", by="own-1"),
-        Step(gets="A", by="art-2"),
+    "scope: a key with scope key shares with no other": [
+        Step(gets="A", handling=MISS, key="art-1"),
+        Step(gets="B", handling=MISS, key="own-1"),
+        Step(gets="C", handling=MISS, key="own-2"),
+        Step(gets="B", key="own-1"),
+        Step(gets="A", key="art-2"),
     ],
     # ── variations ──
     "a variation is a slot": [
-        Step(gets="A", how=MISS, headers=variation(3)),
-        Step(gets="B", how=MISS),
-        Step(gets="BCDA", how=PARTIAL, n=4),
+        Step(gets="A", handling=MISS, headers=variation(3)),
+        Step(gets="B", handling=MISS),
+        Step(gets="BCDA", handling=PARTIAL, n=4),
         Step(gets="CD", n=2, headers=variation(1)),
-        Step(gets="EF", how=MISS, n=2, headers=variation(62)),
+        Step(gets="EF", handling=MISS, n=2, headers=variation(62)),
     ],
 }
 
@@ -311,11 +311,11 @@ TIMED = {"max-age buys only what is too old"}
 
 @dataclass(frozen=True)
 class Table:
-    """A gateway that all sequences use, each with a prompt of its own."""
+    """A gateway for all sequences, each of which uses a prompt of its own."""
 
     gateway: InProcess
     upstream: Upstream
-    callers: Mapping[str, Client]
+    clients: Mapping[str, Client]
 
     async def calls(self, prompt: str) -> int:
         return sum(body["prompt"] == prompt for body in await self.upstream.bodies())
@@ -328,7 +328,7 @@ class Table:
 async def table(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Table]:
-    """On both stores."""
+    """A table on each store."""
     url = None if request.param == "sqlite" else request.getfixturevalue("redis_server")
     if url is not None:
         with redis.Redis.from_url(url) as client:
@@ -336,26 +336,26 @@ async def table(
     async with run_upstream() as upstream:
         settings = make_settings(tmp_path_factory.mktemp("table"), upstream.base_url, url)
         async with run_gateway(settings) as gateway:
-            callers = {name: await gateway.client.with_key(name, **s) for name, s in KEYS.items()}
-            yield Table(gateway, upstream, callers)
+            clients = {name: await gateway.client.with_key(name, **s) for name, s in KEYS.items()}
+            yield Table(gateway, upstream, clients)
 
 
-def how_of(reply: Reply) -> str:
-    """Its Cache-Status, without key and ttl."""
+def handling_of(reply: Reply) -> str:
+    """Its Cache-Status without key and ttl."""
     return re.sub(r"; ttl=\d+", "", reply.cache_status)
 
 
 async def play(table: Table, prompt: str, steps: Sequence[Step]) -> None:
-    seen: dict[str, str] = {}
+    known: dict[str, str] = {}
     for number, step in enumerate(steps):
         await asyncio.sleep(step.after_seconds)
         before, records = await table.calls(prompt), len(await table.gateway.ledger())
-        reply = await table.callers[step.by].ask(prompt, n=step.n, headers=step.sent)
+        reply = await table.clients[step.key].ask(prompt, n=step.n, headers=step.sent)
         where = f"step {number + 1}: {step}\n{reply.status} {dict(reply.headers)}"
 
-        assert (reply.status, how_of(reply)) == (step.status, step.how), where
+        assert (reply.status, handling_of(reply)) == (step.status, step.handling), where
         assert await table.calls(prompt) - before == step.calls, where
-        assert_images(reply, step.gets, seen, where)
+        assert_images(reply, step.gets, known, where)
         assert_headers(reply, step, where)
         (record,) = await table.records_after(records)
         charged = int(float(reply.headers["x-gateway-cost-usd"]) * 1e6 + 0.5)
@@ -363,20 +363,22 @@ async def play(table: Table, prompt: str, steps: Sequence[Step]) -> None:
         assert (charged > 0) == (step.calls > 0), where
 
 
-def assert_images(reply: Reply, letters: str, seen: dict[str, str], where: str) -> None:
+def assert_images(reply: Reply, letters: str, known: dict[str, str], where: str) -> None:
     if not letters:
         assert reply.error["code"] == "only_if_cached", where
         return
-    named = {image: letter for letter, image in seen.items()}
-    new = iter(letter for letter in letters if letter not in seen)
-    shown = "".join(named.get(image) or next(new, "?") for image in reply.images)
+    letter_of = {image: letter for letter, image in known.items()}
+    new = iter(letter for letter in letters if letter not in known)
+    shown = "".join(letter_of.get(image) or next(new, "?") for image in reply.images)
     assert shown == letters, where
-    seen |= dict(zip(letters, reply.images, strict=True))
+    known |= dict(zip(letters, reply.images, strict=True))
 
 
 def assert_headers(reply: Reply, step: Step, where: str) -> None:
-    assert ("Age" in reply.headers) == (step.how == HIT), where
-    assert int(reply.headers.get("Age", 0)) >= int(step.after_seconds) * (step.how == HIT), where
+    assert ("Age" in reply.headers) == (step.handling == HIT), where
+    assert int(reply.headers.get("Age", 0)) >= int(step.after_seconds) * (step.handling == HIT), (
+        where
+    )
     notice = reply.headers.get("x-gateway-notice")
     assert (notice is None) == (step.notice is None), where
     assert (notice or "").startswith(step.notice or ""), where
@@ -394,40 +396,40 @@ async def test_sequence(table: Table, name: str) -> None:
 
 SCOPES = {
     "team": [
-        Step(gets="A", how=MISS, by="team-plain-1"),
-        Step(gets="A", by="team-plain-2"),
-        Step(gets="A", by="art-1"),
-        Step(gets="B", how=MISS),
-        Step(gets="C", how=MISS, by="bob"),
-        Step(gets="D", how=MISS, by="art-global"),
-        Step(gets="E", how=MISS, by="own-1"),
+        Step(gets="A", handling=MISS, key="team-plain-1"),
+        Step(gets="A", key="team-plain-2"),
+        Step(gets="A", key="art-1"),
+        Step(gets="B", handling=MISS),
+        Step(gets="C", handling=MISS, key="bob"),
+        Step(gets="D", handling=MISS, key="art-global"),
+        Step(gets="E", handling=MISS, key="own-1"),
     ],
     "key": [
-        Step(gets="A", how=MISS, by="team-plain-1"),
-        Step(gets="B", how=MISS, by="team-plain-2"),
-        Step(gets="C", how=MISS, by="art-1"),
-        Step(gets="C", by="art-2"),
-        Step(gets="D", how=MISS),
-        Step(gets="A", by="team-plain-1"),
+        Step(gets="A", handling=MISS, key="team-plain-1"),
+        Step(gets="B", handling=MISS, key="team-plain-2"),
+        Step(gets="C", handling=MISS, key="art-1"),
+        Step(gets="C", key="art-2"),
+        Step(gets="D", handling=MISS),
+        Step(gets="A", key="team-plain-1"),
     ],
 }
 
 
 @pytest.mark.asyncio(loop_scope="function")
 @pytest.mark.parametrize("scope", SCOPES)
-async def test_a_keys_scope_is_the_gateways_unless_it_has_its_own(
+async def test_a_key_without_a_scope_has_the_gateways(
     open_gateway: OpenGateway, upstream: Upstream, scope: str
 ) -> None:
     async with open_gateway(cache={"scope": scope}) as gateway:
-        callers = {name: await gateway.client.with_key(name, **s) for name, s in KEYS.items()}
-        await play(Table(gateway, upstream, callers), "an otter", SCOPES[scope])
+        clients = {name: await gateway.client.with_key(name, **s) for name, s in KEYS.items()}
+        await play(Table(gateway, upstream, clients), "an otter", SCOPES[scope])
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_what_a_key_may_of_the_cache_is_changed_from_the_next_request_on(
+async def test_a_change_of_a_keys_cache_settings_holds_from_the_next_request_on(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
-    """At every gateway; a wrong value is refused and changes nothing."""
+    """On every gateway. A wrong value is refused and changes nothing."""
     async with open_gateway() as here, open_gateway() as there:
         alice = await there.client.with_key("alice")
         first = await alice.ask()
@@ -435,7 +437,7 @@ async def test_what_a_key_may_of_the_cache_is_changed_from_the_next_request_on(
         async def change(**fields: Any) -> Reply:
             return await here.client.admin("PATCH", f"/admin/keys/{alice.key_id}", fields)
 
-        asked = []
+        replies = []
         for fields in (
             {"reuse": "never"},
             {"reuse": None, "allow_no_cache": False},
@@ -443,19 +445,19 @@ async def test_what_a_key_may_of_the_cache_is_changed_from_the_next_request_on(
             {"scope": None},
         ):
             assert (await change(**fields)).status == 200
-            asked.append(await alice.ask(headers={"Cache-Control": "x"}))
+            replies.append(await alice.ask(headers={"Cache-Control": "x"}))
         ignored = await alice.ask(headers=NO_CACHE)
         wrong = await change(reuse="sometimes")
         shown = (await here.client.admin("GET", "/admin/keys")).json["data"][0]
 
-    assert [how_of(reply) for reply in (first, *asked)] == [MISS, RELOAD, HIT, MISS, HIT]
-    assert how_of(ignored) == HIT
+    assert [handling_of(reply) for reply in (first, *replies)] == [MISS, RELOAD, HIT, MISS, HIT]
+    assert handling_of(ignored) == HIT
     assert (wrong.status, wrong.error["param"]) == (400, "reuse")
     assert shown["allow_no_cache"] is False
     assert shown.keys().isdisjoint({"scope", "reuse"})
 
 
-# ── headers of the gateway's own ────────────────────────────────────────────────────────────
+# ── headers of the gateway ──────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -469,18 +471,18 @@ async def test_what_a_key_may_of_the_cache_is_changed_from_the_next_request_on(
         ({"Idempotency-Key": "with a space"}, 1, "Idempotency-Key"),
     ],
 )
-async def test_a_header_that_makes_no_sense_is_a_400_that_names_it(
+async def test_an_invalid_header_is_a_400_that_names_it(
     table: Table, headers: Mapping[str, str], n: int, param: str
 ) -> None:
-    reply = await table.callers["alice"].ask("no sense", n=n, headers=headers)
+    reply = await table.clients["alice"].ask("an invalid header", n=n, headers=headers)
     assert (reply.status, reply.error["param"]) == (400, param)
     assert reply.error["code"] == "invalid_value"
-    assert await table.calls("no sense") == 0
+    assert await table.calls("an invalid header") == 0
 
 
-async def test_images_are_purged_by_the_tags_they_were_asked_for_under(table: Table) -> None:
-    """Also by those of a hit, in any key."""
-    alice, bob = table.callers["alice"], table.callers["bob"]
+async def test_images_are_purged_by_tag(table: Table) -> None:
+    """Also by the tags of hits, and of other keys."""
+    alice, bob = table.clients["alice"], table.clients["bob"]
     for prompt in ("tagged 1", "tagged 2"):
         await alice.ask(prompt, headers={"X-Gateway-Tags": "spring, sale"})
     await alice.ask("tagged 3")
@@ -492,7 +494,7 @@ async def test_images_are_purged_by_the_tags_they_were_asked_for_under(table: Ta
     nothing = await alice.admin("POST", "/admin/cache/purge", {"tag": "autumn"})
 
     assert purged.json == {"images": 3}
-    assert [how_of(reply) for reply in again] == [MISS, MISS, MISS, HIT]
+    assert [handling_of(reply) for reply in again] == [MISS, MISS, MISS, HIT]
     assert nothing.json == {"images": 0}
 
 
@@ -500,10 +502,10 @@ MAX_COST = "X-Gateway-Max-Cost-USD"
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_purchase_above_the_callers_bound_is_not_made(
+async def test_a_purchase_above_the_max_cost_is_refused(
     gateway: InProcess, upstream: Upstream
 ) -> None:
-    """Nothing is reserved, and hits are free of it."""
+    """Nothing is reserved. Hits are not affected."""
     alice = await gateway.client.with_key("alice", limits={"usd_per_day": 5})
     refused = await alice.ask(quality="high", headers={MAX_COST: "0.10"})
     spent = await read_spent(gateway.settings, alice.key_id)
@@ -519,38 +521,38 @@ async def test_a_purchase_above_the_callers_bound_is_not_made(
     assert (first.outcome, first.error, first.cost_micros) == ("refused", "max_cost_exceeded", 0)
     assert spent == Spent(0, 0, 0, 0)
     assert (bought.status, hit.status) == (200, 200)
-    assert (more.status, more.images) == (200, hit.images)  # what there is, as at any limit
+    assert (more.status, more.images) == (200, hit.images)  # the cached images, as with any limit
     assert len(await upstream.bodies()) == 1
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_callers_bound_concerns_nobody_else(gateway: InProcess, upstream: Upstream) -> None:
-    """Who waits for others pays nothing and needs no bound; who is refused blocks nobody."""
+async def test_a_max_cost_affects_no_other_client(gateway: InProcess, upstream: Upstream) -> None:
+    """A follower pays nothing, so it is not refused; a refused request blocks no other."""
     alice, bob = [await gateway.client.with_key(name) for name in ("alice", "bob")]
-    mean, claims = {MAX_COST: "0.000001"}, claims_at(gateway)
+    low_bound, claims = {MAX_COST: "0.000001"}, claims_at(gateway)
     async with upstream.hold():
         first = asyncio.create_task(alice.ask())
         await claims.until(1)
-        second = asyncio.create_task(bob.ask(headers=mean))
+        second = asyncio.create_task(bob.ask(headers=low_bound))
         await claims.until(2)
-    follower, buyer = await second, await first
+    follower, leader = await second, await first
     at_once = await asyncio.gather(
-        *(bob.ask("another", headers=mean) for _ in range(3)), alice.ask("another")
+        *(bob.ask("another", headers=low_bound) for _ in range(3)), alice.ask("another")
     )
 
-    assert (buyer.status, follower.status) == (200, 200)
+    assert (leader.status, follower.status) == (200, 200)
     assert follower.cache_status == "fwd=miss; collapsed"
-    assert follower.images == buyer.images
+    assert follower.images == leader.images
     assert at_once[-1].status == 200
     assert {reply.status for reply in at_once[:-1]} <= {200, 400}
     assert len(await upstream.bodies()) == 2
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_callers_bound_holds_for_all_purchases_of_a_request(
+async def test_a_max_cost_holds_for_all_purchases_of_a_request(
     gateway: InProcess, upstream: Upstream
 ) -> None:
-    """A slot that another's purchase leaves empty is not bought when that would be too much."""
+    """A slot that the leader's purchase leaves empty is not bought if that would exceed it."""
     alice, bob = [await gateway.client.with_key(name) for name in ("alice", "bob")]
     low = {"quality": "low", "size": "1024x1024"}
     prompt, claims = "[[sim:fewer;times=1]] an otter", claims_at(gateway)
@@ -570,10 +572,10 @@ async def test_a_callers_bound_holds_for_all_purchases_of_a_request(
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_no_store_leaves_nothing_of_the_answer_on_disk_or_in_memory(
+async def test_no_store_leaves_nothing_of_the_response_on_disk_or_in_memory(
     embedded: InProcess, tmp_path: Path
 ) -> None:
-    """RFC 9111 §5.2.1.5; what upstream made of the prompt is a part of the answer."""
+    """RFC 9111 §5.2.1.5. The revised prompt is part of the response."""
     alice = await embedded.client.with_key("alice")
     body = {"model": "dall-e-3", "response_format": "b64_json"}
     reply = await alice.ask(headers={"Cache-Control": "no-store"}, **body)
@@ -598,7 +600,7 @@ DRY = {"Prefer": "dry-run"}
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_dry_run_says_what_would_come_and_leaves_no_trace(
+async def test_a_dry_run_shows_what_would_happen_and_leaves_no_trace(
     gateway: InProcess, upstream: Upstream
 ) -> None:
     alice = await gateway.client.with_key("alice", limits={"usd_per_day": 5, "usd_per_month": 1})
@@ -609,7 +611,7 @@ async def test_a_dry_run_says_what_would_come_and_leaves_no_trace(
     bought = await alice.ask(**low)
     some = await alice.ask(headers=DRY, n=2, **low)
     hit = await alice.ask(headers=DRY, **low)
-    anew = await alice.ask(headers={**DRY, "Cache-Control": "no-cache"}, **low)
+    reloaded = await alice.ask(headers={**DRY, "Cache-Control": "no-cache"}, **low)
     spent = float(bought.headers["x-gateway-cost-usd"])
 
     assert before.json == {
@@ -620,20 +622,20 @@ async def test_a_dry_run_says_what_would_come_and_leaves_no_trace(
     }
     assert some.json["estimate_usd"] > 0
     assert some.json["remaining"] == pytest.approx(1 - spent)
-    assert (some.json["hit"], hit.json["hit"], anew.json["hit"]) == (False, True, False)
+    assert (some.json["hit"], hit.json["hit"], reloaded.json["hit"]) == (False, True, False)
     assert hit.json["estimate_usd"] == 0
-    assert anew.json["estimate_usd"] == some.json["estimate_usd"]
-    for reply in (before, some, hit, anew):
+    assert reloaded.json["estimate_usd"] == some.json["estimate_usd"]
+    for reply in (before, some, hit, reloaded):
         assert (reply.status, reply.headers["Preference-Applied"]) == (200, "dry-run")
         assert reply.headers["x-gateway-cost-usd"] == "0.000000"
     assert len(await upstream.bodies()) == len(await gateway.ledger()) == 1
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_dry_run_calls_no_hit_whose_bytes_have_gone(
+async def test_a_dry_run_is_no_hit_if_the_bytes_were_evicted(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
-    """The entry still names them; who asks in earnest would buy them anew."""
+    """The entry still names them, but a request without dry-run would buy new ones."""
     async with open_gateway(cache={"memory_bytes": 0}) as gateway:
         alice = await gateway.client.with_key("alice")
         bought = await alice.ask()
@@ -653,7 +655,7 @@ async def test_a_dry_run_calls_no_hit_whose_bytes_have_gone(
 async def test_a_dry_run_is_admitted_and_checked_like_any_request(
     gateway: InProcess, upstream: Upstream
 ) -> None:
-    """What it is refused for leaves no record either; without a budget nothing remains of it."""
+    """A refused one leaves no record either. Without a budget, `remaining` is null."""
     alice = await gateway.client.with_key("alice", limits={"requests_per_minute": 2})
     wrong = await alice.ask(headers=DRY, quality="ultra")
     dry = await alice.ask(headers=DRY)
@@ -675,19 +677,19 @@ def completed(reply: Reply) -> int:
 
 
 async def test_streams_obey_directives_like_plain_requests(table: Table) -> None:
-    alice, prompt = table.callers["alice"], "a stream"
+    alice, prompt = table.clients["alice"], "a stream"
 
-    async def stream(said: str) -> Reply:
-        return await alice.ask(prompt, stream=True, headers={"Cache-Control": said})
+    async def stream(directives: str) -> Reply:
+        return await alice.ask(prompt, stream=True, headers={"Cache-Control": directives})
 
-    missing, unstored = await stream("only-if-cached"), await stream("no-store")
+    missing, bypassed = await stream("only-if-cached"), await stream("no-store")
     unread = await stream("max-age=60")
-    anew = await stream("no-cache")
+    reloaded = await stream("no-cache")
     hit, plain = await stream("only-if-cached"), await alice.ask(prompt, n=2)
 
     assert (missing.status, missing.error["code"]) == (504, "only_if_cached")
-    streams = [unstored, unread, anew, hit]
-    assert [how_of(reply) for reply in streams] == [BYPASS, MISS, RELOAD, HIT]
+    streams = [bypassed, unread, reloaded, hit]
+    assert [handling_of(reply) for reply in streams] == [BYPASS, MISS, RELOAD, HIT]
     assert [completed(reply) for reply in streams] == [1, 1, 1, 1]
     assert [reply.headers.get("x-gateway-notice", "")[:8] for reply in streams] == [
         "",
@@ -695,7 +697,7 @@ async def test_streams_obey_directives_like_plain_requests(table: Table) -> None
         "no-cache",
         "",
     ]
-    assert how_of(plain) == HIT
+    assert handling_of(plain) == HIT
     assert len(set(plain.images)) == 2
     assert await table.calls(prompt) == 3
 
@@ -704,10 +706,10 @@ async def test_streams_obey_directives_like_plain_requests(table: Table) -> None
 
 
 @pytest.mark.parametrize("order", ["plain first", "no-cache first"])
-async def test_no_cache_and_a_plain_request_at_once_buy_twice_and_both_are_kept(
+async def test_no_cache_and_a_plain_request_at_once_buy_twice_and_both_images_are_stored(
     table: Table, order: str
 ) -> None:
-    alice, bob, prompt = table.callers["alice"], table.callers["bob"], order
+    alice, bob, prompt = table.clients["alice"], table.clients["bob"], order
     asks = [lambda: alice.ask(prompt), lambda: bob.ask(prompt, headers=NO_CACHE)]
     async with table.upstream.hold() as gate:
         asking = []
@@ -717,19 +719,19 @@ async def test_no_cache_and_a_plain_request_at_once_buy_twice_and_both_are_kept(
     replies = await asyncio.gather(*asking)
     both = await alice.ask(prompt, n=2)
 
-    assert {how_of(reply) for reply in replies} == {MISS, RELOAD}
-    assert how_of(both) == HIT
+    assert {handling_of(reply) for reply in replies} == {MISS, RELOAD}
+    assert handling_of(both) == HIT
     assert set(both.images) == {reply.images[0] for reply in replies}
     assert len(set(both.images)) == 2
     assert await table.calls(prompt) == 2
 
 
 async def test_who_asks_anew_lends_its_flight_to_nobody(table: Table) -> None:
-    alice, bob, prompt = table.callers["alice"], table.callers["bob"], "alone"
+    alice, bob, prompt = table.clients["alice"], table.clients["bob"], "alone"
     async with table.upstream.hold() as gate:
         asking = [asyncio.create_task(c.ask(prompt, headers=NO_CACHE)) for c in (alice, bob)]
         await gate.until(2)
     replies = await asyncio.gather(*asking)
-    assert [how_of(reply) for reply in replies] == [RELOAD, RELOAD]
+    assert [handling_of(reply) for reply in replies] == [RELOAD, RELOAD]
     assert await table.calls(prompt) == 2
     assert len({*replies[0].images, *(await alice.ask(prompt, n=2)).images}) == 2

@@ -1,8 +1,8 @@
-"""The known clients, as they are on the wire (WIRE §7): what each sends, byte for byte, and
-whether it finds in the answer what its own code reads there.
+"""Known clients: the exact bytes that each sends, and the code with which it reads the response.
 
-The gateway is strict here: what a client sends and the API reference does not allow is refused,
-with the exact error. Lenient validation serves those clients too whose extras change nothing.
+Strict validation refuses parameters that the API reference does not allow, with the API's own
+error. Lenient validation also serves clients whose extra parameters change nothing. See
+`docs/reference/images-api.md#clients`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PATH = "/v1/images/generations"
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some clients obey the proxy of their environment."""
+    """Some clients use the proxy of their environment."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -53,20 +53,20 @@ async def lenient(shared: Shared) -> Client:
 
 @dataclass(frozen=True)
 class Exchange:
-    """One request of one client, and the code that reads the answer."""
+    """A request of a client, and the code that reads the response."""
 
     client: str
     body: str
-    """The raw bytes, as text."""
+    """As text; sent unchanged."""
     read: Callable[[Any], list[str]]
-    """The images that the client finds, each base64 or a link."""
+    """Finds the images, each base64 or a link."""
     path: str = PATH
     headers: Mapping[str, str] = field(default_factory=lambda: JSON)
     is_azure: bool = False
     """Sends its key as `api-key`."""
 
 
-# ── what each client reads ──────────────────────────────────────────────────────────────────
+# ── how clients read responses ──────────────────────────────────────────────────────────────
 
 
 def langchain_py(response: Any) -> list[str]:
@@ -90,7 +90,7 @@ def first_link(response: Any) -> list[str]:
 
 
 def librechat_dalle3(response: Any) -> list[str]:
-    r"""`theImageUrl.match(/img-[\w\d]+.png/)`: the file's name comes out of the link."""
+    r"""`theImageUrl.match(/img-[\w\d]+.png/)`: the file name comes from the link."""
     link = response["data"][0]["url"]
     assert re.search(r"img-[\w\d]+.png", link)
     return [link]
@@ -107,7 +107,7 @@ def n8n(response: Any) -> list[str]:
 
 
 def lobechat(response: Any) -> list[str]:
-    """`imageData.b64_json ?? imageData.url`, and `convertUsage(img.usage)` where there is one."""
+    """`imageData.b64_json ?? imageData.url`, and `convertUsage(img.usage)` if there is any."""
     found = response["data"][0]
     if usage := response.get("usage"):
         details = usage["input_tokens_details"]
@@ -131,7 +131,7 @@ def vercel(response: Any) -> list[str]:
 
 
 def litellm(response: Any) -> list[str]:
-    """Counts the cost from `usage` and its details, then hands the image on."""
+    """Computes the cost from `usage` and its details."""
     usage = response["usage"]
     details = usage["input_tokens_details"]
     cost = 5e-6 * details["text_tokens"] + 8e-6 * details["image_tokens"]
@@ -139,7 +139,7 @@ def litellm(response: Any) -> list[str]:
     return [item["b64_json"] for item in response["data"]]
 
 
-# ── what each client sends ──────────────────────────────────────────────────────────────────
+# ── requests of clients ─────────────────────────────────────────────────────────────────────
 
 OPENAI_PY = JSON | {
     "Accept": "application/json",
@@ -309,7 +309,7 @@ ACCEPTED = [
         vercel,
     ),
     Exchange(
-        "LiteLLM in front, in Azure's manner",
+        "LiteLLM in front, as Azure's clients",
         '{"model": "gpt-image-1.5", "prompt": "litellm", "n": 1, "size": "1024x1024",'
         ' "quality": "medium", "user": "ann"}',
         litellm,
@@ -324,7 +324,7 @@ ACCEPTED = [
         headers={},
     ),
     Exchange(
-        "a client that says its charset, without /v1 and with a slash at the end",
+        "a client with a charset, without /v1 and with a slash at the end",
         '{"model":"gpt-image-1","prompt":"charset"}',
         first_base64,
         path="/images/generations/",
@@ -336,7 +336,7 @@ ACCEPTED = [
         first_base64,
     ),
     Exchange(
-        "a pretty-printing client with null for what is not set",
+        "a pretty-printing client with nulls",
         '{\r\n  "prompt": "pretty",\r\n  "model": "gpt-image-1",\r\n  "n": null,\r\n'
         '  "size": null,\r\n  "quality": null,\r\n  "response_format": null,\r\n'
         '  "style": null,\r\n  "user": null\r\n}\r\n',
@@ -346,7 +346,7 @@ ACCEPTED = [
 
 
 async def send_raw(client: Client, exchange: Exchange) -> Reply:
-    """The bytes as they are: nothing is added, and the path is not tidied."""
+    """Sends the bytes unchanged: without further headers, and without normalising the path."""
     key = {"api-key": client.secret} if exchange.is_azure else {}
     key = key or {"Authorization": f"Bearer {client.secret}"}
     async with client.session.post(
@@ -370,9 +370,9 @@ async def test_the_client_finds_its_images(
 
 
 async def assert_found(exchange: Exchange, reply: Reply) -> None:
-    """The client's own code finds as many images as it asked for, and they open."""
+    """The client's own code finds as many images as it requested, and they open."""
     assert reply.status == 200, reply.body
-    assert reply.headers["Content-Type"] == "application/json"  # else openai-node reads text
+    assert reply.headers["Content-Type"] == "application/json"  # otherwise openai-node reads text
     assert "Content-Encoding" not in reply.headers
     found = exchange.read(reply.json)
     sent = json.loads(exchange.body)
@@ -395,8 +395,8 @@ async def open_found(image: str) -> Image.Image:
         return opened
 
 
-async def test_a_client_that_needs_base64_of_dall_e_must_ask_for_it(shared: Shared) -> None:
-    # Vercel openai-compatible without providerOptions: the API's default is a link (WIRE §7).
+async def test_a_client_that_needs_base64_of_dall_e_must_request_it(shared: Shared) -> None:
+    # Vercel openai-compatible without providerOptions: the API's default is a link.
     body = '{"model":"dall-e-3","prompt":"vercel compatible","n":1,"size":"1024x1024"}'
     reply = await send_raw(shared.alice, Exchange("Vercel openai-compatible", body, vercel))
 
@@ -420,7 +420,7 @@ async def test_n8n_lists_the_models(shared: Shared) -> None:
     assert all(list(m) == ["id", "object", "created", "owned_by"] for m in reply.json["data"])
 
 
-# ── what strict mode refuses ────────────────────────────────────────────────────────────────
+# ── refused in strict mode ──────────────────────────────────────────────────────────────────
 
 
 def unknown(name: str) -> dict[str, Any]:
@@ -535,7 +535,7 @@ REFUSED_ALWAYS = [
     [row[1:] for row in REFUSED + REFUSED_ALWAYS],
     ids=[row[0] for row in REFUSED + REFUSED_ALWAYS],
 )
-async def test_the_client_is_refused_with_the_apis_own_words(
+async def test_the_client_is_refused_with_the_apis_own_error(
     shared: Shared, body: str, error: dict[str, Any]
 ) -> None:
     reply = await send_raw(shared.alice, Exchange("", body, vercel, headers=OPENAI_JS))
@@ -547,7 +547,7 @@ async def test_the_client_is_refused_with_the_apis_own_words(
     assert await shared.sent("refused") == []
 
 
-# ── what lenient mode serves all the same ───────────────────────────────────────────────────
+# ── served in lenient mode ──────────────────────────────────────────────────────────────────
 
 TOLERATED = [
     Exchange(
@@ -575,7 +575,7 @@ TOLERATED = [
         vercel,
     ),
     Exchange(
-        "old LiteLLM, in Azure's manner",
+        "old LiteLLM, as Azure's clients",
         '{"model": "gpt-image-1", "prompt": "tolerated litellm", "n": 1,'
         ' "response_format": "b64_json", "user": 7}',
         litellm,
@@ -615,7 +615,7 @@ TOLERATED = [
 
 
 @pytest.mark.parametrize("exchange", TOLERATED, ids=lambda exchange: exchange.client)
-async def test_a_lenient_key_serves_what_strict_mode_refuses_with_a_hint(
+async def test_a_lenient_key_is_served_where_strict_mode_refuses_with_a_hint(
     shared: Shared, lenient: Client, exchange: Exchange
 ) -> None:
     refused = await send_raw(shared.alice, exchange)
@@ -629,7 +629,7 @@ async def test_a_lenient_key_serves_what_strict_mode_refuses_with_a_hint(
 @pytest.mark.parametrize(
     "body", [row[1] for row in REFUSED_ALWAYS], ids=[row[0] for row in REFUSED_ALWAYS]
 )
-async def test_lenient_mode_refuses_what_would_be_another_image(
+async def test_lenient_mode_refuses_parameters_that_would_change_the_image(
     shared: Shared, lenient: Client, body: str
 ) -> None:
     exchange = Exchange("", body, vercel, headers=OPENAI_JS)
@@ -640,10 +640,10 @@ async def test_lenient_mode_refuses_what_would_be_another_image(
     assert not any("x-gateway-hint" in reply.headers for reply in replies)
 
 
-# ── other answers than images ─────────────────────────────────────────────────────────────
+# ── other responses ─────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_form_is_refused_with_the_header_it_came_with(shared: Shared) -> None:
+async def test_a_form_is_refused_and_its_content_type_named(shared: Shared) -> None:
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     body = '{"model":"gpt-image-1","prompt":"a form"}'
     reply = await send_raw(shared.alice, Exchange("curl -d", body, vercel, headers=form))
@@ -669,16 +669,16 @@ async def test_other_endpoints_are_404_in_json(shared: Shared, path: str) -> Non
     assert path in reply.error["message"]
 
 
-# ── the shape of an answer (WIRE §5.5) ──────────────────────────────────────────────────────
+# ── bodies of responses: docs/reference/images-api.md#responses ─────────────────────────────
 
 GPT_KEYS = ["created", "background", "data", "output_format", "quality", "size", "usage"]
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["bought", "hit"])
-async def test_a_gpt_answer_has_the_apis_keys_in_its_order(shared: Shared, again: bool) -> None:
-    for _ in range(1 + again):
+@pytest.mark.parametrize("is_hit", [False, True], ids=["bought", "hit"])
+async def test_a_gpt_response_has_the_apis_keys_in_its_order(shared: Shared, is_hit: bool) -> None:
+    for _ in range(1 + is_hit):
         before = int(time.time())
-        reply = await shared.alice.ask(f"shape {again}", model="gpt-image-1.5", quality="low", n=2)
+        reply = await shared.alice.ask(f"shape {is_hit}", model="gpt-image-1.5", quality="low", n=2)
 
     assert list(reply.json) == GPT_KEYS
     assert [list(element) for element in reply.json["data"]] == [["b64_json"]] * 2
@@ -697,7 +697,7 @@ async def test_a_gpt_answer_has_the_apis_keys_in_its_order(shared: Shared, again
     )
 
 
-async def test_output_details_are_there_where_upstream_gives_them(shared: Shared) -> None:
+async def test_output_details_are_included_if_upstream_sends_them(shared: Shared) -> None:
     reply = await shared.alice.ask("shape 2", model="gpt-image-2", quality="low")
 
     assert json.dumps(reply.json["usage"]) == (
@@ -708,7 +708,7 @@ async def test_output_details_are_there_where_upstream_gives_them(shared: Shared
     )
 
 
-async def test_usage_is_the_sum_over_the_images_in_the_answer(shared: Shared) -> None:
+async def test_usage_is_the_sum_over_the_images_in_the_response(shared: Shared) -> None:
     one, three, two = [
         (await shared.alice.ask("summed", model="gpt-image-1", quality="low", n=n)).json["usage"]
         for n in (1, 3, 2)
@@ -721,14 +721,14 @@ async def test_usage_is_the_sum_over_the_images_in_the_answer(shared: Shared) ->
     assert two["total_tokens"] == 558
 
 
-async def test_without_usage_the_other_keys_are_there(shared: Shared) -> None:
+async def test_without_usage_the_response_has_the_other_keys(shared: Shared) -> None:
     reply = await shared.alice.ask("shape [[sim:no-usage]]")
 
     assert list(reply.json) == GPT_KEYS[:-1]
 
 
 @pytest.mark.parametrize(
-    ("model", "asked", "keys"),
+    ("model", "response_format", "keys"),
     [
         ("dall-e-2", None, ["url"]),
         ("dall-e-2", "b64_json", ["b64_json"]),
@@ -736,17 +736,17 @@ async def test_without_usage_the_other_keys_are_there(shared: Shared) -> None:
         ("dall-e-3", "b64_json", ["b64_json", "revised_prompt"]),
     ],
 )
-async def test_a_dall_e_answer_has_nothing_but_its_images(
-    shared: Shared, model: str, asked: str | None, keys: list[str]
+async def test_a_dall_e_response_has_only_its_images(
+    shared: Shared, model: str, response_format: str | None, keys: list[str]
 ) -> None:
-    reply = await shared.alice.ask("shape", model=model, response_format=asked)
+    reply = await shared.alice.ask("shape", model=model, response_format=response_format)
 
     assert list(reply.json) == ["created", "data"]
     assert [list(element) for element in reply.json["data"]] == [keys]
     assert None not in reply.json["data"][0].values()
 
 
-async def test_created_is_the_time_of_the_answer_not_of_the_image(shared: Shared) -> None:
+async def test_created_is_the_time_of_the_response_not_of_the_image(shared: Shared) -> None:
     bought = (await shared.alice.ask("a clock")).json["created"]
     await asyncio.sleep(1.01 - time.time() % 1)  # into the next second
 
@@ -758,7 +758,7 @@ async def test_created_is_the_time_of_the_answer_not_of_the_image(shared: Shared
 
 @dataclass(frozen=True)
 class Ran:
-    """A command that has ended."""
+    """The result of a command."""
 
     status: int
     out: bytes
@@ -782,7 +782,7 @@ Curl = Callable[..., Awaitable[Ran]]
 
 @pytest.fixture
 def curl(shared: Shared, tmp_path: Path) -> Curl:
-    """Runs curl against the gateway; `options` are what a person would type."""
+    """Runs curl with these options and the key of alice."""
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed: apt-get install curl")
 
@@ -795,11 +795,11 @@ def curl(shared: Shared, tmp_path: Path) -> Curl:
 
 
 def demo_commands(text: str) -> list[str]:
-    """The commands in what `gateway demo` prints."""
+    """The commands that `gateway demo` prints."""
     return [line.strip() for line in text.splitlines() if line.startswith("  ")]
 
 
-async def test_the_demos_commands_write_a_image_and_show_a_hit(
+async def test_the_demos_commands_write_an_image_and_show_a_hit(
     shared: Shared,
     curl: Curl,
     tmp_path: Path,
@@ -845,24 +845,24 @@ async def test_the_readmes_curl_command_makes_a_key(
 
 
 @pytest.mark.parametrize(
-    "how",
+    "options",
     [
         "-H 'Content-Type: application/json'",
-        "-H 'Content-Type:'",  # none at all
+        "-H 'Content-Type:'",  # no Content-Type
         "-H 'Content-Type: application/json' -H 'Expect: 100-continue'",
         "-H 'Content-Type: application/json' -H 'Transfer-Encoding: chunked'",
         "-H 'Content-Type: application/json' --http1.0",
         "-H 'Content-Type: application/json' --compressed",
     ],
 )
-async def test_curl_gets_a_image(curl: Curl, how: str) -> None:
-    ran = await curl(f"""{how} -d '{{"model":"gpt-image-1","prompt":"curl"}}'""", path=PATH)
+async def test_curl_gets_an_image(curl: Curl, options: str) -> None:
+    ran = await curl(f"""{options} -d '{{"model":"gpt-image-1","prompt":"curl"}}'""", path=PATH)
 
     assert ran.status == 0, ran.err
     assert (await open_found(ran.json["data"][0]["b64_json"])).format == "PNG"
 
 
-async def test_curl_sends_the_longest_prompt_in_its_longest_spelling(
+async def test_the_longest_prompt_fits_in_its_longest_spelling(
     curl: Curl, shared: Shared, tmp_path: Path
 ) -> None:
     prompt = "🦦" * 32_000
@@ -877,32 +877,32 @@ async def test_curl_sends_the_longest_prompt_in_its_longest_spelling(
 
 @pytest.mark.parametrize("path", ["/v1/images/generations/", "/images/generations", "//v1//models"])
 async def test_curl_is_never_redirected(curl: Curl, path: str) -> None:
-    given = "" if path.endswith("models") else """--data '{"model":"gpt-image-1","prompt":"c"}'"""
+    data = "" if path.endswith("models") else """--data '{"model":"gpt-image-1","prompt":"c"}'"""
 
-    ran = await curl(f"-H 'Content-Type: application/json' -w '%{{http_code}}' {given}", path=path)
+    ran = await curl(f"-H 'Content-Type: application/json' -w '%{{http_code}}' {data}", path=path)
 
     assert ran.out.endswith(b"200"), ran.out[-300:]
 
 
 @pytest.mark.parametrize(
-    ("how", "path", "status", "code"),
+    ("options", "path", "status", "code"),
     [
         ("-d '{}'", PATH, 400, "unsupported_content_type"),
         ("-H 'Content-Type: application/json' -d '{'", PATH, 400, None),
-        ("-H 'Authorization: Bearer nobody' -d '{}'", PATH, 401, "invalid_api_key"),
+        ("-H 'Authorization: Bearer unknown' -d '{}'", PATH, 401, "invalid_api_key"),
         ("-X PUT -d '{}'", PATH, 405, None),
         ("", PATH, 405, None),
         ("", "/v1/foo", 404, None),
     ],
 )
-async def test_curl_shows_why_there_is_no_image(
-    curl: Curl, how: str, path: str, status: int, code: str | None
+async def test_curl_shows_the_error(
+    curl: Curl, options: str, path: str, status: int, code: str | None
 ) -> None:
-    key = "" if "Authorization" in how else None
-    ran = await curl(f"-w '\n%{{http_code}} %{{content_type}}' {how}", path=path, key=key)
+    key = "" if "Authorization" in options else None
+    ran = await curl(f"-w '\n%{{http_code}} %{{content_type}}' {options}", path=path, key=key)
 
-    body, _, told = ran.out.rpartition(b"\n")
-    assert told == f"{status} application/json".encode()
+    body, _, last_line = ran.out.rpartition(b"\n")
+    assert last_line == f"{status} application/json".encode()
     error = json.loads(body)["error"]
     assert list(error) == ["message", "type", "param", "code"]
     assert error["code"] == code

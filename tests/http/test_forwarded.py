@@ -1,8 +1,7 @@
-"""What leaves the gateway: the body and the headers that upstream gets, the headers a caller gets.
+"""The body and the headers that upstream receives, and the headers that a client receives.
 
-The table is written by hand from CONTRACT §5 *Forwarded*: the resolved model, the prompt, every
-other parameter only where it is off its default, dall-e's `response_format` as asked, `user` as
-given; nothing else. Nothing here is read from `models.yaml`.
+The table is written by hand from `docs/reference/images-api.md#what-is-forwarded`, not read from
+`models.yaml`.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ GPT_DEFAULTS = {
 JPEG, WEBP = {"output_format": "jpeg"}, {"output_format": "webp"}
 
 Row = tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]
-"""Models · what is given beside model and prompt · what upstream gets beside model and prompt."""
+"""Models · the client's further parameters · the further parameters that upstream receives."""
 
 TABLE: list[Row] = [
     # ── every model ──
@@ -193,11 +192,11 @@ def case_id(case: tuple[str, dict[str, Any], dict[str, Any]]) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=map(case_id, CASES))
-async def test_upstream_receives_what_is_off_its_default_and_nothing_else(
+async def test_upstream_receives_parameters_off_their_default_and_no_others(
     shared: Shared, case: tuple[str, dict[str, Any], dict[str, Any]]
 ) -> None:
     model, given, sent = case
-    prompt = f"an otter, asked as {case_id(case)}"
+    prompt = f"an otter, requested as {case_id(case)}"
 
     reply = await shared.alice.ask(prompt, **{"model": model or None, **given})
 
@@ -242,7 +241,7 @@ async def test_a_null_character_in_a_prompt_is_kept(shared: Shared) -> None:
     assert [body["prompt"] for body in await shared.sent(prompt)] == [prompt]
 
 
-async def test_only_missing_images_are_asked_for(shared: Shared) -> None:
+async def test_only_missing_images_are_requested(shared: Shared) -> None:
     prompt = "an otter family"
 
     await shared.alice.ask(prompt, user="ann", quality="low")
@@ -252,7 +251,7 @@ async def test_only_missing_images_are_asked_for(shared: Shared) -> None:
     assert await shared.sent(prompt) == [{**base, "user": "ann"}, {**base, "user": "bob", "n": 3}]
 
 
-async def test_what_is_refused_is_not_forwarded(shared: Shared) -> None:
+async def test_refused_requests_are_not_forwarded(shared: Shared) -> None:
     prompt = "a refused otter"
     for body in ({"n": 11}, {"size": "1x1"}, {"foo": 1}, {"model": "foo"}, {"style": "vivid"}):
         reply = await shared.alice.ask(prompt, **body)
@@ -261,18 +260,18 @@ async def test_what_is_refused_is_not_forwarded(shared: Shared) -> None:
     assert await shared.sent(prompt) == []
 
 
-# ── headers out ─────────────────────────────────────────────────────────────────────────────
+# ── headers to upstream ─────────────────────────────────────────────────────────────────────
 
-CALLERS_OWN = {
+CLIENT_HEADERS = {
     "User-Agent": "OpenAI/Python 3.3.1",
     "X-Stainless-Lang": "python",
     "X-Stainless-Retry-Count": "1",
     "X-Stainless-Read-Timeout": "600",
-    "OpenAI-Organization": "org-caller",
-    "OpenAI-Project": "proj-caller",
+    "OpenAI-Organization": "org-client",
+    "OpenAI-Project": "proj-client",
     "OpenAI-Beta": "assistants=v2",
-    "Cookie": "session=callers-own",
-    "api-key": "callers-other-key",
+    "Cookie": "session=of-the-client",
+    "api-key": "another-key-of-the-client",
     "Accept": "text/plain",
     "Accept-Encoding": "gzip, br",
     "Accept-Language": "nl",
@@ -282,8 +281,8 @@ CALLERS_OWN = {
     "Via": "1.1 proxy",
     "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     "X-OpenWebUI-User-Email": "ann@example.com",
-    "Idempotency-Key": "callers-own",
-    "X-Request-Id": "callers-own",
+    "Idempotency-Key": "of-the-client",
+    "X-Request-Id": "of-the-client",
     "X-Sim-Fault": "status=500",
     "Expect": "100-continue",
     "Origin": "https://app.example.com",
@@ -293,9 +292,9 @@ CALLERS_OWN = {
 
 async def test_upstream_gets_headers_made_from_scratch(shared: Shared) -> None:
     prompts = ["an otter with baggage", "another otter with baggage"]
-    # Twice: nothing of the first call or its answer may travel with the second.
+    # Twice: the second call must contain nothing of the first or of its response.
     for number, prompt in enumerate(prompts):
-        headers = {**CALLERS_OWN, "Idempotency-Key": f"question-{number}"}
+        headers = {**CLIENT_HEADERS, "Idempotency-Key": f"request-{number}"}
         reply = await shared.alice.ask(prompt, headers=headers)
         assert reply.status == 200, reply.body
 
@@ -306,7 +305,7 @@ async def test_upstream_gets_headers_made_from_scratch(shared: Shared) -> None:
         body = json.dumps(call["body"], separators=(",", ":")).encode()
         assert call["headers"] == {
             "host": shared.upstream.root.removeprefix("http://"),
-            "authorization": "sk-upstream-secret"[-4:],  # the simulator shows no more of a key
+            "authorization": "sk-upstream-secret"[-4:],  # the simulator shows only the end of a key
             "content-type": "application/json",
             "content-length": str(len(body)),
             "accept": "application/json",
@@ -315,9 +314,9 @@ async def test_upstream_gets_headers_made_from_scratch(shared: Shared) -> None:
         }
 
 
-# ── headers back ────────────────────────────────────────────────────────────────────────────
+# ── headers to the client ───────────────────────────────────────────────────────────────────
 
-EVERY_ANSWER = {
+EVERY_RESPONSE = {
     "date",
     "server",
     "content-type",
@@ -326,8 +325,8 @@ EVERY_ANSWER = {
     "openai-processing-ms",
     "openai-version",
 }
-EVERY_IMAGE = EVERY_ANSWER | {"cache-status", "x-gateway-cost-usd", "x-gateway-image-ids"}
-EVERY_ERROR = EVERY_ANSWER | {"x-gateway-error-source", "x-gateway-cost-usd"}
+EVERY_IMAGE = EVERY_RESPONSE | {"cache-status", "x-gateway-cost-usd", "x-gateway-image-ids"}
+EVERY_ERROR = EVERY_RESPONSE | {"x-gateway-error-source", "x-gateway-cost-usd"}
 
 
 def names(reply: Reply) -> set[str]:
@@ -357,14 +356,14 @@ async def test_a_request_id_is_the_gateways_own_and_upstreams_is_in_the_ledger(
     assert record.upstream_request_id != own
 
 
-async def test_a_hit_says_its_age_and_what_it_saved_besides(shared: Shared) -> None:
+async def test_a_hit_also_has_its_age_and_its_savings(shared: Shared) -> None:
     await shared.alice.ask("an otter with hit headers")
     reply = await shared.alice.ask("an otter with hit headers")
 
     assert names(reply) == EVERY_IMAGE | {"age", "x-gateway-saved-usd"}
 
 
-async def test_an_answer_in_several_pieces_has_the_same_headers(shared: Shared) -> None:
+async def test_a_response_in_several_pieces_has_the_same_headers(shared: Shared) -> None:
     reply = await shared.alice.ask("a large otter", model="gpt-image-2", size="3840x2160", n=10)
 
     assert len(reply.body) > 64 * 1024
@@ -383,8 +382,11 @@ async def test_a_key_with_limits_sees_them(shared: Shared) -> None:
     client = await shared.gateway.client.with_key("limited", limits=limits)
     reply = await client.ask("a limited otter", n=2)
 
-    what = [f"x-ratelimit-{a}-" for a in ("limit", "remaining", "reset")]
-    assert names(reply) == EVERY_IMAGE | {w + u for w in what for u in ("requests", "images")}
+    assert names(reply) == EVERY_IMAGE | {
+        f"x-ratelimit-{figure}-{unit}"
+        for figure in ("limit", "remaining", "reset")
+        for unit in ("requests", "images")
+    }
     assert reply.headers["x-ratelimit-limit-requests"] == "60"
     assert reply.headers["x-ratelimit-remaining-images"] == "7"
 
@@ -413,8 +415,8 @@ async def test_an_upstream_error_has_the_gateways_own_headers_only(
 
 async def test_a_refusal_has_the_gateways_own_headers_only(shared: Shared) -> None:
     invalid = await shared.alice.ask("an otter", n=0)
-    stranger = await shared.alice.ask("an otter", headers={"Authorization": "Bearer nobody"})
+    unknown = await shared.alice.ask("an otter", headers={"Authorization": "Bearer unknown"})
 
     assert names(invalid) == EVERY_ERROR
-    assert names(stranger) == EVERY_ERROR - {"x-gateway-cost-usd"} | {"www-authenticate"}
+    assert names(unknown) == EVERY_ERROR - {"x-gateway-cost-usd"} | {"www-authenticate"}
     assert invalid.headers["x-gateway-error-source"] == "gateway"

@@ -1,7 +1,7 @@
-"""What an HTTP linter says of the image route's answers, as they stand on the wire.
+"""An HTTP linter, httplint, reads the responses of the image route and finds no fault in them.
 
-httplint knows RFC 9110 to 9112 and what browsers make of headers. No note of it is left out: it
-finds neither a fault nor anything to warn of.
+It knows RFC 9110 to 9112 and how browsers read headers. None of its notes is filtered out: there
+must be neither an error nor a warning.
 """
 
 from __future__ import annotations
@@ -22,40 +22,36 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @dataclass(frozen=True)
-class IdempotentRequest:
-    """A request of the table: what is asked for, and what has to be said of the answer."""
+class Case:
+    """A request, and the notes that its response must have."""
 
     link: str
-    """Which of the links, by name."""
+    """The name of one of `links`."""
     status: int
     method: str = "GET"
     lines: tuple[str, ...] = ()
     good: tuple[str, ...] = ()
-    """Notes that tell that the linter has understood what was meant."""
+    """Notes which show that the linter has understood the headers."""
 
 
 FRESH = ("FRESHNESS_FRESH", "STORE_PRIVATE_CC")
 SAFE = ("CONTENT_TYPE_OPTIONS", "CONTENT_SECURITY_POLICY", "CORP_CROSS_ORIGIN")
 REFUSED = ("STORE_NO_STORE", "CL_CORRECT")
 
-ASKED = {
-    "whole": IdempotentRequest("good", 200, good=(*FRESH, *SAFE, "CL_CORRECT")),
-    "head": IdempotentRequest("good", 200, method="HEAD", good=(*FRESH, *SAFE)),
-    "known": IdempotentRequest("good", 304, lines=("If-None-Match: {etag}",), good=FRESH),
-    "known-head": IdempotentRequest(
-        "good", 304, method="HEAD", lines=("If-None-Match: *",), good=FRESH
-    ),
-    "part": IdempotentRequest(
-        "good", 206, lines=("Range: bytes=3-99",), good=(*FRESH, *SAFE, "CL_CORRECT")
-    ),
-    "several-parts": IdempotentRequest("good", 200, lines=("Range: bytes=0-1,5-6",), good=FRESH),
-    "no-part": IdempotentRequest("good", 416, lines=("Range: bytes=99999999-",), good=REFUSED),
-    "other-wanted": IdempotentRequest("good", 412, lines=('If-Match: "other"',), good=REFUSED),
-    "tampered": IdempotentRequest("tampered", 403, good=REFUSED),
-    "tampered-head": IdempotentRequest("tampered", 403, method="HEAD", good=("STORE_NO_STORE",)),
-    "expired": IdempotentRequest("expired", 403, good=REFUSED),
-    "unknown": IdempotentRequest("unknown", 404, good=REFUSED),
-    "gone": IdempotentRequest("gone", 410, good=REFUSED),
+CASES = {
+    "whole": Case("good", 200, good=(*FRESH, *SAFE, "CL_CORRECT")),
+    "head": Case("good", 200, method="HEAD", good=(*FRESH, *SAFE)),
+    "known": Case("good", 304, lines=("If-None-Match: {etag}",), good=FRESH),
+    "known-head": Case("good", 304, method="HEAD", lines=("If-None-Match: *",), good=FRESH),
+    "part": Case("good", 206, lines=("Range: bytes=3-99",), good=(*FRESH, *SAFE, "CL_CORRECT")),
+    "several-parts": Case("good", 200, lines=("Range: bytes=0-1,5-6",), good=FRESH),
+    "no-part": Case("good", 416, lines=("Range: bytes=99999999-",), good=REFUSED),
+    "other-wanted": Case("good", 412, lines=('If-Match: "other"',), good=REFUSED),
+    "tampered": Case("tampered", 403, good=REFUSED),
+    "tampered-head": Case("tampered", 403, method="HEAD", good=("STORE_NO_STORE",)),
+    "expired": Case("expired", 403, good=REFUSED),
+    "unknown": Case("unknown", 404, good=REFUSED),
+    "gone": Case("gone", 410, good=REFUSED),
 }
 
 
@@ -68,35 +64,35 @@ async def album(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Album
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def links(album: Album) -> dict[str, str]:
-    gone = await album.hang(b"soon gone", image_id="G" * 24)
+    gone = await album.add(b"soon gone", image_id="G" * 24)
     await album.evict(b"soon gone")
     return {
         "good": album.path,
         "tampered": album.path + "x",
-        "expired": album.sign(lives_seconds=-1),
+        "expired": album.sign(ttl_seconds=-1),
         "unknown": album.sign("/images/img-abcdefghijklmnopqrstuvwx.png"),
         "gone": gone,
     }
 
 
 def lint(sent: str, received: bytes) -> HttpResponseLinter:
-    """The linter's view of an answer, with the request that it answers."""
+    """The linter, after it has read a request and its response."""
     method, target, _ = sent.split("\r\n", 1)[0].split(" ")
-    asked = HttpRequestLinter()
-    asked.process_request_topline(method.encode(), target.encode(), b"1.1")
-    asked.process_headers(fields_of(sent.encode().splitlines()[1:]))
-    asked.finish_content(complete=True)
+    sent_request = HttpRequestLinter()
+    sent_request.process_request_topline(method.encode(), target.encode(), b"1.1")
+    sent_request.process_headers(fields_of(sent.encode().splitlines()[1:]))
+    sent_request.finish_content(complete=True)
     head, _, body = received.partition(b"\r\n\r\n")
     status_line, *lines = head.splitlines()
     version, status, phrase = status_line.split(b" ", 2)
-    answer = HttpResponseLinter(start_time=time.time(), _related=asked)
-    answer.base_uri = f"http://images{target}"
-    answer.is_head_response = method == "HEAD"
-    answer.process_response_topline(version.removeprefix(b"HTTP/"), status, phrase)
-    answer.process_headers(fields_of(lines))
-    answer.feed_content(body)
-    answer.finish_content(complete=True)
-    return answer
+    response = HttpResponseLinter(start_time=time.time(), _related=sent_request)
+    response.base_uri = f"http://images{target}"
+    response.is_head_response = method == "HEAD"
+    response.process_response_topline(version.removeprefix(b"HTTP/"), status, phrase)
+    response.process_headers(fields_of(lines))
+    response.feed_content(body)
+    response.finish_content(complete=True)
+    return response
 
 
 def fields_of(lines: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
@@ -105,27 +101,27 @@ def fields_of(lines: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
 
 
 def every_note(notes: Iterable[Note]) -> list[Note]:
-    """Notes and the notes below them."""
+    """The notes and their subnotes."""
     return [found for note in notes for found in (note, *every_note(note.subnotes))]
 
 
-def complaints(answer: HttpResponseLinter) -> list[str]:
-    notes = [n for n in every_note(answer.notes) if n.level in (levels.WARN, levels.BAD)]
+def complaints(response: HttpResponseLinter) -> list[str]:
+    notes = [n for n in every_note(response.notes) if n.level in (levels.WARN, levels.BAD)]
     return [f"{type(note).__name__}: {note.summary}" for note in notes]
 
 
-@pytest.mark.parametrize("name", ASKED)
-async def test_the_linter_finds_no_fault_in_an_answer(
+@pytest.mark.parametrize("name", CASES)
+async def test_the_linter_finds_no_fault_in_a_response(
     album: Album, links: dict[str, str], name: str
 ) -> None:
-    asked = ASKED[name]
-    lines = (line.format(etag=album.etag) for line in asked.lines)
-    sent = request(asked.method, links[asked.link], "User-Agent: test", *lines, last=True)
-    answer = lint(sent, await album.raw(sent))
+    case = CASES[name]
+    lines = (line.format(etag=album.etag) for line in case.lines)
+    sent = request(case.method, links[case.link], "User-Agent: test", *lines, last=True)
+    response = lint(sent, await album.raw(sent))
 
-    assert answer.status_code == asked.status
-    assert complaints(answer) == []
-    assert {type(note).__name__ for note in every_note(answer.notes)} >= set(asked.good)
+    assert response.status_code == case.status
+    assert complaints(response) == []
+    assert {type(note).__name__ for note in every_note(response.notes)} >= set(case.good)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +133,9 @@ async def test_the_linter_finds_no_fault_in_an_answer(
         (b"Content-Length: 97", b"Content-Length: 98"),
     ],
 )
-async def test_the_linter_would_see_a_fault(album: Album, right: bytes, wrong: bytes) -> None:
+async def test_the_linter_finds_a_fault_that_is_there(
+    album: Album, right: bytes, wrong: bytes
+) -> None:
     sent = request("GET", album.path, "User-Agent: test", "Range: bytes=3-99", last=True)
     received = await album.raw(sent)
     assert right in received

@@ -1,4 +1,4 @@
-"""`GET /images/…`: whoever has a link gets the image, as nginx would serve a file."""
+"""`GET /images/…`: a link serves its image, as nginx serves a file."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ID = "abcdefghijklmnopqrstuvwx"
 LARGE = random.Random(1).randbytes(3_000_000)
-"""More than the system takes at once."""
+"""More than the system accepts at once."""
 HUGE_BYTES = 40_000_000
-"""More than all buffers between two sockets take."""
+"""More than all buffers between two sockets hold."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -37,7 +37,7 @@ async def album(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Album
 
 
 def assert_refused(reply: Reply, status: int, code: str) -> None:
-    """It is an error of ours in JSON that nobody may store."""
+    """It is an error of the gateway, in JSON, that must not be stored."""
     assert (reply.status, reply.error["code"]) == (status, code)
     assert set(reply.error) == {"message", "type", "param", "code"}
     assert reply.headers["Content-Type"] == "application/json"
@@ -47,10 +47,10 @@ def assert_refused(reply: Reply, status: int, code: str) -> None:
     assert "ETag" not in reply.headers
 
 
-# ── the image ─────────────────────────────────────────────────────────────────────────────
+# ── the image ───────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_link_shows_the_image_and_says_how_to_treat_it(album: Album) -> None:
+async def test_a_link_serves_the_image_with_its_headers(album: Album) -> None:
     reply = await album.show()
     file_name = album.path.partition("?")[0].removeprefix("/images/")
 
@@ -69,19 +69,19 @@ async def test_a_link_shows_the_image_and_says_how_to_treat_it(album: Album) -> 
     assert "Set-Cookie" not in reply.headers
 
 
-@pytest.mark.parametrize("lives_seconds", [60, 3600, 86_400])
-async def test_it_may_be_kept_by_its_reader_until_the_link_expires(
-    album: Album, lives_seconds: int
+@pytest.mark.parametrize("ttl_seconds", [60, 3600, 86_400])
+async def test_a_client_may_cache_the_image_until_the_link_expires(
+    album: Album, ttl_seconds: int
 ) -> None:
-    reply = await album.show(album.sign(lives_seconds=lives_seconds))
+    reply = await album.show(album.sign(ttl_seconds=ttl_seconds))
     private, max_age, immutable = reply.headers["Cache-Control"].split(", ")
 
     assert (private, immutable) == ("private", "immutable")
     seconds = int(max_age.removeprefix("max-age="))
-    assert lives_seconds - GENEROUS_SECONDS <= seconds <= lives_seconds
+    assert ttl_seconds - GENEROUS_SECONDS <= seconds <= ttl_seconds
 
 
-async def test_head_says_the_same_without_the_image(album: Album) -> None:
+async def test_head_has_the_same_headers_without_the_image(album: Album) -> None:
     shown, head = await album.show(), await album.show(method="HEAD")
     changing = {"date", "x-request-id", "openai-processing-ms", "cache-control"}
 
@@ -95,22 +95,22 @@ async def test_head_says_the_same_without_the_image(album: Album) -> None:
     "authorization", ["Bearer gk-wrong", "Bearer an-admin-token", "Basic eDp5", "nonsense"]
 )
 async def test_a_key_beside_the_link_is_ignored(album: Album, authorization: str) -> None:
-    """Open WebUI sends its own with every fetch (WIRE §7)."""
+    """Open WebUI sends its key with every fetch."""
     reply = await album.show(Authorization=authorization, api_key="gk-wrong")
     assert (reply.status, reply.body) == (200, album.data)
 
 
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
-async def test_type_and_name_are_those_of_the_format(album: Album, format: str) -> None:
-    link = await album.hang(f"a {format}".encode(), image_id=f"{format:x<24}", format=format)
+async def test_content_type_and_file_name_follow_the_format(album: Album, format: str) -> None:
+    link = await album.add(f"a {format}".encode(), image_id=f"{format:x<24}", format=format)
     reply = await album.show(link)
     assert reply.status == 200
     assert reply.headers["Content-Type"] == f"image/{format}"
     assert reply.headers["Content-Disposition"].endswith(f'.{format}"')
 
 
-async def test_a_large_image_comes_whole_and_in_part(album: Album) -> None:
-    link = await album.hang(LARGE, image_id="L" * 24)
+async def test_a_large_image_is_served_whole_and_in_part(album: Album) -> None:
+    link = await album.add(LARGE, image_id="L" * 24)
     whole = await album.show(link)
     part = await album.show(link, Range="bytes=1000000-2999998")
 
@@ -119,7 +119,7 @@ async def test_a_large_image_comes_whole_and_in_part(album: Album) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_links_of_both_kinds_of_store_open(alice: Client, gateway: InProcess) -> None:
+async def test_links_work_on_both_stores(alice: Client, gateway: InProcess) -> None:
     reply = await alice.ask(model="dall-e-3", response_format="url")
     link = reply.json["data"][0]["url"].removeprefix(gateway.client.url)
     stored = await alice.ask(model="dall-e-3", response_format="b64_json")
@@ -132,7 +132,7 @@ async def test_links_of_both_kinds_of_store_open(alice: Client, gateway: InProce
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("form", ["{}", "W/{}", '"other", {}', 'W/"a,b" ,W/{}', "*", " * "])
-async def test_who_has_the_image_is_told_so(album: Album, method: str, form: str) -> None:
+async def test_a_client_that_has_the_image_gets_304(album: Album, method: str, form: str) -> None:
     reply = await album.show(method=method, If_None_Match=form.format(album.etag))
 
     assert (reply.status, reply.body) == (304, b"")
@@ -142,7 +142,7 @@ async def test_who_has_the_image_is_told_so(album: Album, method: str, form: str
 
 
 @pytest.mark.parametrize("form", ['"other"', 'W/"other"', "{bare}", '"*"', "", '"{bare}'])
-async def test_who_has_another_image_gets_this_one(album: Album, form: str) -> None:
+async def test_a_client_that_has_another_image_gets_this_one(album: Album, form: str) -> None:
     reply = await album.show(If_None_Match=form.format(bare=album.etag.strip('"')))
     assert (reply.status, reply.body) == (200, album.data)
 
@@ -174,12 +174,12 @@ async def test_if_match_is_compared_strongly(album: Album, form: str, status: in
         ({"If_Range": "Wed, 21 Oct 2065 07:28:00 GMT", "Range": "bytes=0-1"}, 200),
         ({"If_Range": '"other"', "Range": "bytes=99999999-"}, 200),
         ({"If_Range": "{}"}, 200),
-        # There is no date of modification, so conditions about it do not hold.
+        # There is no modification date, so conditions on it are ignored.
         ({"If_Modified_Since": "Wed, 21 Oct 2065 07:28:00 GMT"}, 200),
         ({"If_Unmodified_Since": "Wed, 21 Oct 2015 07:28:00 GMT"}, 200),
     ],
 )
-async def test_conditions_hold_in_the_order_of_rfc_9110(
+async def test_conditions_are_evaluated_in_the_order_of_rfc_9110(
     album: Album, headers: dict[str, str], status: int
 ) -> None:
     reply = await album.show(**{n: v.format(album.etag) for n, v in headers.items()})
@@ -192,7 +192,7 @@ async def test_conditions_hold_in_the_order_of_rfc_9110(
 
 
 @pytest.mark.parametrize(
-    ("asked", "start", "stop"),
+    ("field", "start", "stop"),
     [
         ("bytes=0-0", 0, 1),
         ("bytes=0-99", 0, 100),
@@ -205,9 +205,9 @@ async def test_conditions_hold_in_the_order_of_rfc_9110(
     ],
 )
 async def test_a_range_is_answered_with_that_part(
-    album: Album, asked: str, start: int, stop: int | None
+    album: Album, field: str, start: int, stop: int | None
 ) -> None:
-    reply = await album.show(Range=asked)
+    reply = await album.show(Range=field)
     part = range(len(album.data))[start:stop]
 
     assert (reply.status, reply.body) == (206, album.data[start:stop])
@@ -218,41 +218,41 @@ async def test_a_range_is_answered_with_that_part(
 
 
 @pytest.mark.parametrize(
-    "asked", ["bytes=0-1,5-6", "bytes=0-1,", "items=0-1", "bytes=2-1", "bytes=-", "bytes=a-b", "x"]
+    "field", ["bytes=0-1,5-6", "bytes=0-1,", "items=0-1", "bytes=2-1", "bytes=-", "bytes=a-b", "x"]
 )
-async def test_what_is_not_one_range_of_bytes_is_answered_whole(album: Album, asked: str) -> None:
-    reply = await album.show(Range=asked)
+async def test_a_field_that_is_not_one_range_of_bytes_is_ignored(album: Album, field: str) -> None:
+    reply = await album.show(Range=field)
     assert (reply.status, reply.body) == (200, album.data)
     assert "Content-Range" not in reply.headers
 
 
-@pytest.mark.parametrize("asked", ["bytes=99999999-", "bytes=-0", f"bytes={'9' * 30}-"])
-async def test_a_range_beyond_the_end_is_refused_with_the_size(album: Album, asked: str) -> None:
-    reply = await album.show(Range=asked)
+@pytest.mark.parametrize("field", ["bytes=99999999-", "bytes=-0", f"bytes={'9' * 30}-"])
+async def test_a_range_beyond_the_end_is_refused_with_the_size(album: Album, field: str) -> None:
+    reply = await album.show(Range=field)
     assert_refused(reply, 416, "range_not_satisfiable")
     assert reply.headers["Content-Range"] == f"bytes */{len(album.data)}"
 
 
-async def test_head_knows_no_ranges(album: Album) -> None:
-    for asked in ("bytes=0-1", "bytes=99999999-"):
-        reply = await album.show(method="HEAD", Range=asked)
+async def test_head_ignores_ranges(album: Album) -> None:
+    for field in ("bytes=0-1", "bytes=99999999-"):
+        reply = await album.show(method="HEAD", Range=field)
         assert (reply.status, reply.headers["Content-Length"]) == (200, str(len(album.data)))
         assert "Content-Range" not in reply.headers
 
 
-# ── links that open nothing ─────────────────────────────────────────────────────────────────
+# ── refused links ───────────────────────────────────────────────────────────────────────────
 
 
 async def test_an_expired_link_is_refused(album: Album) -> None:
-    assert_refused(await album.show(album.sign(lives_seconds=-1)), 403, "link_expired")
+    assert_refused(await album.show(album.sign(ttl_seconds=-1)), 403, "link_expired")
 
 
 async def test_any_changed_character_of_a_link_is_refused(album: Album) -> None:
-    """Behind `/images/img-`, where it is no other address altogether."""
+    """After `/images/img-`; a change before that is another path."""
     first = len("/images/img-")
-    for place in range(first, len(album.path)):
-        other = "A" if album.path[place] != "A" else "B"
-        changed = album.path[:place] + other + album.path[place + 1 :]
+    for index in range(first, len(album.path)):
+        other = "A" if album.path[index] != "A" else "B"
+        changed = album.path[:index] + other + album.path[index + 1 :]
         assert_refused(await album.show(changed), 403, "link_invalid")
 
 
@@ -279,15 +279,15 @@ async def test_another_spelling_of_a_link_is_refused(album: Album, change: tuple
     assert_refused(await album.show(album.path.replace(*change)), 403, "link_invalid")
 
 
-@pytest.mark.parametrize("more", ["&", "&x=1", "=", "#top", "%00", "?"])
-async def test_a_link_with_more_behind_it_is_refused(album: Album, more: str) -> None:
-    received = await album.raw(request("GET", album.path + more, last=True))
+@pytest.mark.parametrize("suffix", ["&", "&x=1", "=", "#top", "%00", "?"])
+async def test_a_link_with_a_suffix_is_refused(album: Album, suffix: str) -> None:
+    received = await album.raw(request("GET", album.path + suffix, last=True))
     assert received.startswith(b"HTTP/1.1 403 ")
     assert b'"link_invalid"' in received
 
 
 @pytest.mark.parametrize("path", [f"/images/img-{ID}.png", f"/images/img-{ID}.gif?exp=1&sig=2"])
-async def test_what_carries_no_signature_is_refused(album: Album, path: str) -> None:
+async def test_a_link_without_a_signature_is_refused(album: Album, path: str) -> None:
     assert_refused(await album.show(path), 403, "link_invalid")
     head = await album.show(path, "HEAD")
     assert (head.status, head.headers["Cache-Control"], head.body) == (403, "no-store", b"")
@@ -297,21 +297,21 @@ async def test_an_unknown_image_is_not_found(album: Album) -> None:
     assert_refused(await album.show(album.sign(f"/images/img-{ID}.png")), 404, "image_not_found")
 
 
-async def test_an_extension_that_is_not_the_images_is_not_found(album: Album) -> None:
+async def test_another_extension_than_the_images_is_not_found(album: Album) -> None:
     other = album.path.partition("?")[0].replace(".png", ".webp")
     for path in (other, f"{other}.png", other.removesuffix(".webp")):
         assert_refused(await album.show(album.sign(path)), 404, "image_not_found")
 
 
-async def test_a_image_whose_bytes_had_to_go_is_gone(album: Album) -> None:
-    link = await album.hang(b"soon evicted", image_id="E" * 24)
+async def test_an_evicted_image_is_gone(album: Album) -> None:
+    link = await album.add(b"soon evicted", image_id="E" * 24)
     etag = (await album.show(link)).headers["ETag"]
     await album.evict(b"soon evicted")
     assert_refused(await album.show(link), 410, "image_gone")
     assert_refused(await album.show(link, If_None_Match=etag), 410, "image_gone")
 
 
-async def test_only_reading_is_allowed(album: Album) -> None:
+async def test_other_methods_are_not_allowed(album: Album) -> None:
     for method in ("POST", "PUT", "DELETE"):
         reply = await album.show(method=method)
         assert (reply.status, reply.headers["Allow"]) == (405, "GET, HEAD")
@@ -320,7 +320,7 @@ async def test_only_reading_is_allowed(album: Album) -> None:
 # ── the connection ──────────────────────────────────────────────────────────────────────────
 
 
-async def test_answers_without_a_body_leave_the_connection_in_step(album: Album) -> None:
+async def test_responses_without_a_body_leave_the_connection_in_step(album: Album) -> None:
     received = await album.raw(
         request("HEAD", album.path),
         request("GET", album.path, f"If-None-Match: {album.etag}"),
@@ -333,8 +333,8 @@ async def test_answers_without_a_body_leave_the_connection_in_step(album: Album)
     assert received.endswith(b"\r\n\r\n" + album.data)
 
 
-async def count_shown(album: Album) -> float:
-    """How many images were shown, by the metrics."""
+async def count_served(album: Album) -> float:
+    """The number of images that were served, by the metrics."""
     samples = await album.gateway.client.metrics()
     return sum(
         value
@@ -344,18 +344,18 @@ async def count_shown(album: Album) -> float:
 
 
 @needs_asyncio_that_pauses
-async def test_a_reader_that_takes_nothing_is_cut_off(
+async def test_a_client_that_stops_reading_is_disconnected(
     album: Album, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sending, "WRITE_STALL_SECONDS", 0.2)
-    counted = await count_shown(album)
-    link = await album.hang(bytes(HUGE_BYTES), image_id="H" * 24)
+    before = await count_served(album)
+    link = await album.add(bytes(HUGE_BYTES), image_id="H" * 24)
     url = URL(album.gateway.client.url)
     reader, writer = await asyncio.open_connection(url.host, url.port, limit=1024)
     writer.write(request("GET", link).encode())
 
     async def is_counted() -> bool:
-        return await count_shown(album) > counted
+        return await count_served(album) > before
 
     await eventually(is_counted)
     received = 0
@@ -367,8 +367,8 @@ async def test_a_reader_that_takes_nothing_is_cut_off(
     assert (await album.show(link, Range="bytes=-1")).body == bytes(1)
 
 
-async def test_a_proxy_may_name_the_host_in_its_request_line(album: Album) -> None:
-    """RFC 9112 §3.2.2: a server must accept the absolute form."""
+async def test_a_proxy_may_send_the_absolute_form(album: Album) -> None:
+    """RFC 9112 §3.2.2: a server must accept it."""
     received = await album.raw(request("GET", f"http://images{album.path}", last=True))
     assert received.startswith(b"HTTP/1.1 200 ")
     assert received.endswith(album.data)
@@ -376,12 +376,12 @@ async def test_a_proxy_may_name_the_host_in_its_request_line(album: Album) -> No
     assert not refused.startswith(b"HTTP/1.1 200 ")
 
 
-async def test_the_route_is_counted_by_its_name(album: Album) -> None:
-    counted = await count_shown(album)
+async def test_the_route_is_counted_in_the_metrics(album: Album) -> None:
+    before = await count_served(album)
     await album.show()
-    assert await count_shown(album) == counted + 1
+    assert await count_served(album) == before + 1
 
 
-async def test_a_link_lives_its_time_from_the_answer(album: Album) -> None:
+async def test_a_links_lifetime_starts_with_the_response(album: Album) -> None:
     expires_at = int(album.path.partition("exp=")[2].partition("&")[0])
     assert 86_400 - 60 <= expires_at - time.time() <= 86_400 * 25 / 24

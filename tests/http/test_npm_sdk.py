@@ -1,7 +1,7 @@
-"""The npm package `openai` at the gateway: it reads the same streams, and raises where it must.
+"""The npm package `openai` with the gateway: it reads the streams, and raises their errors.
 
-The package is installed once, outside the repository. At home the tests are skipped where node or
-a package registry is missing.
+The package is installed once, outside the repository. Without node or a package registry these
+tests are skipped.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ def package() -> Path:
 
 
 def _install(folder: Path) -> None:
-    """Beside the place, then by a rename: several test processes may do it at once."""
+    """Installs by renaming a temporary folder, because several processes may install at once."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         quiet = ("--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error")
         done = subprocess.run(
-            ["npm", "install", *quiet, "--prefix", f"{aside}/new", PACKAGE],
+            ["npm", "install", *quiet, "--prefix", f"{temporary}/new", PACKAGE],
             capture_output=True,
             check=False,
             text=True,
         )
         if done.returncode:
             pytest.skip(f"npm cannot install {PACKAGE}: {done.stderr.strip().splitlines()[-1:]}")
-        with suppress(OSError):  # another one was first
-            Path(aside, "new").rename(folder)
+        with suppress(OSError):  # another process was first
+            Path(temporary, "new").rename(folder)
 
 
 async def stream(
@@ -98,7 +98,7 @@ async def test_the_package_iterates_over_three_partial_images_and_the_image(
 
 
 @pytest.mark.parametrize("fault", ["stream-error", "truncate", "stream-no-completed"])
-async def test_a_failure_in_mid_stream_raises_in_the_package(
+async def test_a_failure_in_a_stream_raises_in_the_package(
     package: Path, embedded: InProcess, fault: str
 ) -> None:
     alice = await embedded.client.with_key()

@@ -1,7 +1,8 @@
-"""The `openai` package at the gateway, with nothing changed but `base_url` and `api_key`.
+"""The `openai` package with the gateway: only `base_url` and `api_key` differ.
 
-It retries by itself: 408, 409, 429 and 5xx, twice, unless `x-should-retry: false` tells it not to
-(WIRE §3). Where that matters the tests count what arrived at the gateway and at upstream.
+It retries 408, 409, 429 and 5xx twice, unless the response has `x-should-retry: false`. Where that
+matters, tests count the requests at the gateway and at upstream. See
+`docs/reference/images-api.md#retries-of-sdks`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ T = TypeVar("T")
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package obeys the proxy of its environment."""
+    """The package uses the proxy of its environment."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -61,7 +62,7 @@ async def sdk(client: Client, base: str = "/v1", **given: Any) -> AsyncIterator[
 async def in_thread(
     client: Client, call: Callable[[OpenAI], T], base: str = "/v1", **given: Any
 ) -> T:
-    """What `call` gets from the synchronous client, in a thread of its own."""
+    """Runs `call` with the synchronous client, in a thread of its own."""
 
     def run() -> T:
         with OpenAI(base_url=client.url + base, api_key=client.secret, **given) as opened:
@@ -73,7 +74,7 @@ async def in_thread(
 async def generate(
     client: Client, kind: Kind = "async", options: Options = MappingProxyType({}), **given: Any
 ) -> ImagesResponse:
-    """`images.generate` of either client; `options` are the client's own."""
+    """`images.generate` of either client, which is created with `options`."""
     if kind == "sync":
         return await in_thread(client, lambda opened: opened.images.generate(**given), **options)
     async with sdk(client, **options) as opened:
@@ -90,14 +91,14 @@ async def error_of(
 
 
 def opened_image(data: bytes) -> Image.Image:
-    """An image whose every pixel can be read."""
+    """The image, fully decoded."""
     with Image.open(io.BytesIO(data)) as image:
         image.load()
         return image
 
 
 def download(url: str) -> tuple[str, bytes]:
-    """What a plain GET brings, the link sent byte for byte; any status but 200 raises."""
+    """The content type and the bytes behind a link, by a plain GET; raises for an error status."""
     with urllib.request.urlopen(url, timeout=GENEROUS_SECONDS) as response:
         return response.headers.get_content_type(), response.read()
 
@@ -109,22 +110,20 @@ def decoded(answer: ImagesResponse, index: int = 0) -> Image.Image:
     return opened_image(pybase64.b64decode(text, validate=True))
 
 
-# ── images ────────────────────────────────────────────────────────────────────────────────
+# ── images ──────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_every_model_of_the_contract_is_on_the_list(shared: Shared) -> None:
+async def test_every_shipped_model_is_listed(shared: Shared) -> None:
     async with sdk(shared.alice) as opened:
-        sold = [model.id async for model in opened.models.list()]
+        listed = [model.id async for model in opened.models.list()]
 
     gpt1 = ["gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5"]
-    assert sold == [*DALLE, *gpt1, *GPT2, "chatgpt-image-latest"] == MODELS
+    assert listed == [*DALLE, *gpt1, *GPT2, "chatgpt-image-latest"] == MODELS
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", GPT)
-async def test_a_gpt_model_gives_base64_with_its_usage(
-    shared: Shared, model: str, kind: Kind
-) -> None:
+async def test_a_gpt_model_returns_base64_and_usage(shared: Shared, model: str, kind: Kind) -> None:
     prompt = f"an otter for {kind} {model}"
     before = int(time.time())
 
@@ -135,11 +134,11 @@ async def test_a_gpt_model_gives_base64_with_its_usage(
     assert answer.data is not None
     assert (len(answer.data), answer.data[0].url, answer.data[0].revised_prompt) == (1, None, None)
     assert before <= answer.created <= time.time()
-    shown = (answer.size, answer.quality, answer.background, answer.output_format)
-    assert shown == ("1024x1024", "high", "opaque", "png")
+    echoed = (answer.size, answer.quality, answer.background, answer.output_format)
+    assert echoed == ("1024x1024", "high", "opaque", "png")
     assert answer.usage is not None
     text = -(-len(prompt) // 4) + 7
-    output = 7024 if model in GPT2 else 4160  # WIRE §5.1
+    output = 7024 if model in GPT2 else 4160  # docs/reference/images-api.md#output-tokens
     details = answer.usage.input_tokens_details
     assert (details.text_tokens, details.image_tokens) == (text, 0)
     assert answer.usage.input_tokens == text
@@ -154,7 +153,9 @@ async def test_a_gpt_model_gives_base64_with_its_usage(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", DALLE)
-async def test_a_dall_e_gives_base64_when_asked(shared: Shared, model: str, kind: Kind) -> None:
+async def test_a_dall_e_model_returns_base64_on_request(
+    shared: Shared, model: str, kind: Kind
+) -> None:
     prompt = f"a base64 otter for {kind} {model}"
 
     answer = await generate(
@@ -170,13 +171,13 @@ async def test_a_dall_e_gives_base64_when_asked(shared: Shared, model: str, kind
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", DALLE)
-@pytest.mark.parametrize("asked", [{}, {"response_format": "url"}], ids=["omitted", "url"])
-async def test_a_dall_e_gives_a_link_of_the_gateways_own_that_opens(
-    shared: Shared, model: str, kind: Kind, asked: dict[str, Any]
+@pytest.mark.parametrize("parameters", [{}, {"response_format": "url"}], ids=["omitted", "url"])
+async def test_a_dall_e_model_returns_a_working_link_to_the_gateway(
+    shared: Shared, model: str, kind: Kind, parameters: dict[str, Any]
 ) -> None:
-    prompt = f"a linked otter for {kind} {model} {asked}"
+    prompt = f"a linked otter for {kind} {model} {parameters}"
 
-    answer = await generate(shared.alice, kind, model=model, prompt=prompt, **asked)
+    answer = await generate(shared.alice, kind, model=model, prompt=prompt, **parameters)
 
     assert answer.data is not None
     [element] = answer.data
@@ -190,7 +191,10 @@ async def test_a_dall_e_gives_a_link_of_the_gateways_own_that_opens(
 
 
 def check_dalle(answer: ImagesResponse, *, model: str, prompt: str) -> None:
-    """No usage and no echo; dall-e-3 alone rewrites prompts (WIRE §5.5)."""
+    """No usage, no echoed parameters, and a revised prompt only of dall-e-3.
+
+    See `docs/reference/images-api.md#responses`.
+    """
     assert answer.data is not None
     revised = answer.data[0].revised_prompt
     assert (revised is not None and prompt in revised) == (model == "dall-e-3")
@@ -202,7 +206,7 @@ def check_dalle(answer: ImagesResponse, *, model: str, prompt: str) -> None:
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
 @pytest.mark.parametrize("model", GPT)
-async def test_images_have_the_format_and_size_that_was_asked_for(
+async def test_images_have_the_requested_format_and_size(
     shared: Shared, model: str, output_format: Any
 ) -> None:
     answer = await generate(
@@ -228,7 +232,7 @@ async def test_images_have_the_format_and_size_that_was_asked_for(
         "low",
     )
     assert answer.usage is not None
-    assert answer.usage.output_tokens == 2 * (158 if model in GPT2 else 400)  # WIRE §5.1
+    assert answer.usage.output_tokens == 2 * (158 if model in GPT2 else 400)
 
 
 async def test_several_links_are_all_different(shared: Shared) -> None:
@@ -238,7 +242,7 @@ async def test_several_links_are_all_different(shared: Shared) -> None:
     assert len({element.url for element in answer.data}) == 3
 
 
-async def test_a_second_ask_is_the_same_image_for_either_client(shared: Shared) -> None:
+async def test_a_repeated_request_returns_the_same_image_to_either_client(shared: Shared) -> None:
     given: dict[str, Any] = {"model": "gpt-image-1", "prompt": "the same otter twice"}
 
     first = await generate(shared.alice, "async", **given)
@@ -277,13 +281,13 @@ async def test_every_spelling_of_the_base_url_works(shared: Shared, base: str, k
 async def test_none_is_sent_as_null_and_means_omitted(
     shared: Shared, model: str, kind: Kind
 ) -> None:
-    prompt = f"an otter of nothing for {kind} {model}"
+    prompt = f"an otter with nulls for {kind} {model}"
     names = ["n", "size", "quality", "style", "background", "output_format", "moderation"]
     names += ["output_compression", "partial_images", "stream"]
-    nothing: dict[str, Any] = dict.fromkeys(names)
+    nulls: dict[str, Any] = dict.fromkeys(names)
     format_ = {"response_format": "b64_json" if model in DALLE else None}
 
-    first = await generate(shared.alice, kind, model=model, prompt=prompt, **nothing, **format_)
+    first = await generate(shared.alice, kind, model=model, prompt=prompt, **nulls, **format_)
     again = await shared.alice.ask(prompt, model=model, **drop_nulls(format_))
 
     assert await shared.sent(prompt) == [{"model": model, "prompt": prompt, **drop_nulls(format_)}]
@@ -307,19 +311,19 @@ def drop_nulls(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-async def test_a_model_that_is_left_out_is_chosen_by_what_is_asked(shared: Shared) -> None:
-    plain = await generate(shared.alice, prompt="an otter of no model")
-    gpt = await generate(shared.alice, prompt="an otter of no model", quality="low")
+async def test_an_omitted_model_is_chosen_by_the_other_parameters(shared: Shared) -> None:
+    plain = await generate(shared.alice, prompt="an otter without a model")
+    gpt = await generate(shared.alice, prompt="an otter without a model", quality="low")
 
     assert plain.data is not None
     assert plain.data[0].url is not None
     assert decoded(gpt).format == "PNG"
     assert gpt.quality == "low"
-    sent = await shared.sent("an otter of no model")
+    sent = await shared.sent("an otter without a model")
     assert [body["model"] for body in sent] == ["dall-e-2", "gpt-image-1.5"]
 
 
-async def test_the_answers_headers_reach_who_wants_them(shared: Shared) -> None:
+async def test_the_headers_of_a_response_are_available(shared: Shared) -> None:
     async with sdk(shared.alice) as opened:
         raw = await opened.images.with_raw_response.generate(model="gpt-image-1", prompt="raw")
 
@@ -329,9 +333,9 @@ async def test_the_answers_headers_reach_who_wants_them(shared: Shared) -> None:
 
 
 def request_id(answer: ImagesResponse) -> str:
-    given = answer._request_id
-    assert given is not None
-    return given
+    found = answer._request_id
+    assert found is not None
+    return found
 
 
 # ── models ──────────────────────────────────────────────────────────────────────────────────
@@ -355,7 +359,7 @@ async def test_an_unknown_model_is_not_found(shared: Shared) -> None:
     assert str(raised.value.request_id).startswith("req_")
 
 
-async def test_a_key_sees_and_gets_only_its_models(shared: Shared) -> None:
+async def test_a_key_lists_and_uses_only_its_models(shared: Shared) -> None:
     client = await shared.gateway.client.with_key("painter", models=["gpt-image-1"])
 
     async with sdk(client) as opened:
@@ -370,7 +374,7 @@ async def test_a_key_sees_and_gets_only_its_models(shared: Shared) -> None:
     assert error.code == "model_not_found"
     assert decoded(allowed).format == "PNG"
     assert await shared.sent("a forbidden otter") == []
-    assert await shared.asked("painter") == 2  # a refusal is not tried again
+    assert await shared.count_requests("painter") == 2  # a refusal is not retried
 
 
 # ── errors ──────────────────────────────────────────────────────────────────────────────────
@@ -421,7 +425,7 @@ async def test_a_bad_request_names_code_and_param(shared: Shared, model: str, ki
     ],
     ids=str,
 )
-async def test_each_fault_of_a_request_arrives_with_its_fields(
+async def test_each_fault_of_a_request_is_raised_with_its_fields(
     shared: Shared, given: dict[str, Any], code: str | None, param: str | None, type_: str | None
 ) -> None:
     whole: dict[str, Any] = {"model": "gpt-image-1", "prompt": "a faulty otter", **given}
@@ -434,7 +438,9 @@ async def test_each_fault_of_a_request_arrives_with_its_fields(
 
 
 @pytest.mark.parametrize("model", MODELS)
-async def test_a_refusal_by_moderation_arrives_whole_and_once(shared: Shared, model: str) -> None:
+async def test_a_refusal_by_moderation_is_relayed_whole_and_not_retried(
+    shared: Shared, model: str
+) -> None:
     prompt = f"an improper otter for {model} [[sim:moderation]]"
     error = await error_of(shared.alice, model=model, prompt=prompt)
 
@@ -450,23 +456,23 @@ async def test_a_refusal_by_moderation_arrives_whole_and_once(shared: Shared, mo
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_wrong_key_is_an_authentication_error(shared: Shared, kind: Kind) -> None:
-    stranger = replace(shared.alice, secret="gk-nobody-knows-this-key")
-    error = await error_of(stranger, kind, model="gpt-image-1", prompt="a stranger's otter")
+    unknown = replace(shared.alice, secret="gk-nothing-knows-this-key")
+    error = await error_of(unknown, kind, model="gpt-image-1", prompt="an otter for an unknown key")
 
     assert isinstance(error, openai.AuthenticationError)
     assert (error.code, error.param) == ("invalid_api_key", None)
-    assert "gk-nob***-key" in error.message
-    assert "gk-nobody-knows" not in error.message
+    assert "gk-not***-key" in error.message
+    assert "gk-nothing-knows" not in error.message
     assert str(error.request_id).startswith("req_")
-    assert await shared.sent("a stranger's otter") == []
+    assert await shared.sent("an otter for an unknown key") == []
 
 
 async def test_a_revoked_key_is_an_authentication_error(shared: Shared) -> None:
-    client = await shared.gateway.client.with_key("leaver")
-    await generate(client, model="gpt-image-1", prompt="a leaver's otter")
+    client = await shared.gateway.client.with_key("revoked")
+    await generate(client, model="gpt-image-1", prompt="an otter for a revoked key")
     await client.admin("DELETE", f"/admin/keys/{client.key_id}")
 
-    error = await error_of(client, model="gpt-image-1", prompt="a leaver's otter")
+    error = await error_of(client, model="gpt-image-1", prompt="an otter for a revoked key")
 
     assert isinstance(error, openai.AuthenticationError)
     assert error.code == "invalid_api_key"
@@ -477,7 +483,9 @@ async def test_a_revoked_key_is_an_authentication_error(shared: Shared) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", MODELS)
-async def test_a_used_up_budget_is_refused_once(shared: Shared, model: str, kind: Kind) -> None:
+async def test_a_used_up_budget_is_refused_and_not_retried(
+    shared: Shared, model: str, kind: Kind
+) -> None:
     name = f"poor-{kind}-{model}"
     client = await shared.gateway.client.with_key(name, limits={"usd_per_month": 0.001})
     prompt = f"an unaffordable otter for {name}"
@@ -487,7 +495,7 @@ async def test_a_used_up_budget_is_refused_once(shared: Shared, model: str, kind
     assert isinstance(error, openai.RateLimitError)
     assert (error.code, error.type) == ("insufficient_quota", "insufficient_quota")
     assert "usd_per_month" in error.message
-    assert await shared.asked(name) == 1
+    assert await shared.count_requests(name) == 1
     assert await shared.sent(prompt) == []
 
 
@@ -497,7 +505,7 @@ async def test_a_rate_limit_is_a_rate_limit_error(shared: Shared, kind: Kind) ->
     client = await shared.gateway.client.with_key(f"hasty-{kind}", limits=limits)
     await generate(client, model="gpt-image-1", prompt="a first otter")
 
-    error = await error_of(  # without the minute that the package would wait
+    error = await error_of(  # without retries, for which the package would wait a minute
         client, kind, {"max_retries": 0}, model="gpt-image-1", prompt="a second otter"
     )
 
@@ -511,30 +519,30 @@ async def test_a_rate_limit_is_a_rate_limit_error(shared: Shared, kind: Kind) ->
     assert await shared.sent("a second otter") == []
 
 
-async def test_the_package_waits_as_told_and_then_gets_its_image(shared: Shared) -> None:
+async def test_the_package_waits_for_retry_after_and_then_gets_its_image(shared: Shared) -> None:
     limits = {"requests_per_minute": 100}
     client = await shared.gateway.client.with_key("patient", limits=limits)
 
     async with sdk(client) as opened:
-        waited = 0
-        while not waited:  # on a busy machine a request may have come free again by then
-            await spend_the_minute(client)
+        retries = 0
+        while not retries:  # on a busy machine the bucket may have refilled by then
+            await use_up_the_rate(client)
             raw = await opened.images.with_raw_response.generate(
                 model="gpt-image-1", prompt="a patient otter"
             )
-            waited = raw.retries_taken
+            retries = raw.retries_taken
 
-    assert waited == 1
+    assert retries == 1
     assert decoded(raw.parse()).format == "PNG"
 
 
-async def spend_the_minute(client: Client) -> None:
-    """Asks until there is nothing left of a limit."""
+async def use_up_the_rate(client: Client) -> None:
+    """Sends requests until one is refused."""
     while (await client.ask("a patient otter")).status == 200:
         pass
 
 
-async def test_what_no_waiting_would_help_is_not_tried_again(shared: Shared) -> None:
+async def test_a_request_larger_than_its_limit_is_not_retried(shared: Shared) -> None:
     limits = {"images_per_minute": 3}
     client = await shared.gateway.client.with_key("greedy", limits=limits)
 
@@ -542,11 +550,11 @@ async def test_what_no_waiting_would_help_is_not_tried_again(shared: Shared) -> 
 
     assert isinstance(error, openai.RateLimitError)
     assert error.code == "rate_limit_exceeded"
-    assert await shared.asked("greedy") == 1
+    assert await shared.count_requests("greedy") == 1
     assert await shared.sent("four otters") == []
 
 
-# ── what goes wrong upstream ────────────────────────────────────────────────────────────────
+# ── failures of upstream ────────────────────────────────────────────────────────────────────
 
 CHARGED = [
     "truncate",
@@ -559,12 +567,12 @@ CHARGED = [
     "status=502",
     "status=524",
 ]
-"""Faults after which a purchase may have cost something (CONTRACT §8)."""
+"""Faults after which upstream may have charged: `docs/reference/billing.md#charges`."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fault", CHARGED)
-async def test_a_failure_that_was_charged_is_not_bought_again(
+async def test_a_failure_that_was_charged_is_not_retried(
     shared: Shared, fault: str, kind: Kind
 ) -> None:
     name = f"unlucky-{kind}-{fault}".translate({ord("="): "-", ord(";"): "-"})
@@ -579,7 +587,7 @@ async def test_a_failure_that_was_charged_is_not_bought_again(
     assert error.response.headers["x-should-retry"] == "false"
     assert float(error.response.headers["x-gateway-cost-usd"]) > 0
     assert len(await shared.sent(prompt)) == 1
-    assert await shared.asked(name) == 1
+    assert await shared.count_requests(name) == 1
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -592,7 +600,7 @@ async def test_no_model_is_bought_twice_after_a_charged_failure(shared: Shared, 
     assert len(await shared.sent(prompt)) == 1
 
 
-async def test_a_link_that_does_not_come_is_not_bought_again(shared: Shared) -> None:
+async def test_a_failed_purchase_of_a_link_is_not_retried(shared: Shared) -> None:
     prompt = "an otter without a link [[sim:html]]"
 
     error = await error_of(shared.alice, model="dall-e-2", prompt=prompt)
@@ -602,9 +610,7 @@ async def test_a_link_that_does_not_come_is_not_bought_again(shared: Shared) -> 
     assert len(await shared.sent(prompt)) == 1
 
 
-async def test_an_upstream_that_takes_too_long_is_not_asked_again(
-    shared: Shared, tmp_path: Path
-) -> None:
+async def test_a_timeout_of_upstream_is_not_retried(shared: Shared, tmp_path: Path) -> None:
     settings = make_settings(
         tmp_path, shared.upstream.base_url, upstream={"timeout": f"{DEADLINE_SECONDS}s"}
     )
@@ -623,9 +629,7 @@ async def test_an_upstream_that_takes_too_long_is_not_asked_again(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_upstreams_own_500_costs_nothing_and_is_tried_again(
-    shared: Shared, kind: Kind
-) -> None:
+async def test_upstreams_own_500_costs_nothing_and_is_retried(shared: Shared, kind: Kind) -> None:
     name = f"retrying-{kind}"
     client = await shared.gateway.client.with_key(name)
     prompt = f"an otter of errors for {kind} [[sim:status=500]]"
@@ -637,11 +641,11 @@ async def test_upstreams_own_500_costs_nothing_and_is_tried_again(
     assert "The server had an error while processing your request." in error.message
     assert error.response.headers["x-gateway-error-source"] == "upstream"
     assert error.response.headers["x-gateway-cost-usd"] == "0.000000"
-    assert await shared.asked(name) == 3  # the first and the package's two retries
+    assert await shared.count_requests(name) == 3  # the first and the package's two retries
     assert len(await shared.sent(prompt)) == 3
 
 
-async def test_a_passing_500_is_survived(shared: Shared) -> None:
+async def test_a_single_500_is_retried_by_the_package(shared: Shared) -> None:
     prompt = "a lucky otter [[sim:status=500;times=1]]"
 
     answer = await generate(shared.alice, model="gpt-image-1", prompt=prompt)
@@ -650,18 +654,18 @@ async def test_a_passing_500_is_survived(shared: Shared) -> None:
     assert len(await shared.sent(prompt)) == 2
 
 
-async def test_a_passing_429_never_reaches_the_package(shared: Shared) -> None:
+async def test_a_single_429_is_retried_by_the_gateway(shared: Shared) -> None:
     client = await shared.gateway.client.with_key("sheltered")
     prompt = "a sheltered otter [[sim:429;retry-after-ms=10;times=1]]"
 
     answer = await generate(client, model="gpt-image-1", prompt=prompt)
 
     assert decoded(answer).format == "PNG"
-    assert await shared.asked("sheltered") == 1
+    assert await shared.count_requests("sheltered") == 1
     assert len(await shared.sent(prompt)) == 2
 
 
-async def test_upstreams_own_quota_is_told_once(shared: Shared) -> None:
+async def test_upstreams_quota_error_is_not_retried(shared: Shared) -> None:
     client = await shared.gateway.client.with_key("dependent")
     prompt = "an otter beyond the quota [[sim:429;code=insufficient_quota]]"
 
@@ -669,5 +673,5 @@ async def test_upstreams_own_quota_is_told_once(shared: Shared) -> None:
 
     assert isinstance(error, openai.RateLimitError)
     assert error.code == "insufficient_quota"
-    assert await shared.asked("dependent") == 1
+    assert await shared.count_requests("dependent") == 1
     assert len(await shared.sent(prompt)) == 1

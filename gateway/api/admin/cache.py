@@ -1,19 +1,17 @@
-"""/admin/cache."""
+"""`/admin/cache`: statistics, purge and take-down."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from aiohttp import web
 
-from gateway.api.admin.requests import _body, _json
+from gateway.api.admin.requests import invalid_value, read_parameters
+from gateway.api.http.json import json_response
 from gateway.api.services import SERVICES
 from gateway.cache.invalidation import Invalidation
-from gateway.errors import MAX_ECHO, InvalidRequest
-from gateway.values import nearest
-
-# ── the cache ───────────────────────────────────────────────────────────────────────────────
+from gateway.errors import ErrorCode, InvalidRequest
 
 _PURGES: Final[Mapping[str, Callable[[Invalidation, str], Awaitable[int]]]] = {
     "fingerprint": Invalidation.purge_fingerprint,
@@ -23,60 +21,41 @@ _PURGES: Final[Mapping[str, Callable[[Invalidation, str], Awaitable[int]]]] = {
 
 
 async def cache_stats(request: web.Request) -> web.Response:
-    """`GET /admin/cache`: how much is kept, and how much may be."""
-    blobs = request.app[SERVICES].blobs
-    lru_totals = await blobs.lru_totals()
-    most = await blobs.total_bytes()
-    return _json({"images": lru_totals.count, "bytes": lru_totals.size_bytes, "total_bytes": most})
-
-
-async def purge(request: web.Request) -> web.Response:
-    """`POST /admin/cache/purge`: empties slots; links that were given away live on."""
-    invalidation = request.app[SERVICES].invalidation
-    body = await _body(request)
-    what, value = _only(body, known=(*_PURGES, "all"))
-    if what == "all":
-        if value is not True:
-            raise _wrong("all", 'true: {"all": true}')
-        return _json({"images": await invalidation.purge_all()})
-    if not isinstance(value, str) or not value:
-        raise _wrong(what, "a string")
-    return _json({"images": await _PURGES[what](invalidation, value)})
-
-
-async def take_down(request: web.Request) -> web.Response:
-    """`POST /admin/cache/takedown`: removes an image everywhere, for good."""
-    body = await _body(request)
-    if unknown := next((key for key in body if key not in ("image", "prompt")), None):
-        raise _unknown(unknown, ("image", "prompt"))
-    image, prompt = body.get("image"), body.get("prompt")
-    if not isinstance(image, str):
-        raise _wrong("image", "its link, its id, or FINGERPRINT/SLOT")
-    if not isinstance(prompt, bool | None):
-        raise _wrong("prompt", "true or false")
-    invalidation = request.app[SERVICES].invalidation
-    return _json({"images": await invalidation.take_down(image, with_prompt=bool(prompt))})
-
-
-def _only(body: Mapping[str, object], *, known: Sequence[str]) -> tuple[str, object]:
-    """The one key of a body that names one of several things."""
-    if unknown := next((key for key in body if key not in known), None):
-        raise _unknown(unknown, known)
-    if len(body) != 1:
-        raise InvalidRequest(
-            f"Name exactly one of {', '.join(known)}.", code="missing_required_parameter"
-        )
-    return next(iter(body.items()))
-
-
-def _unknown(key: str, known: Sequence[str]) -> InvalidRequest:
-    near = nearest(key, known)
-    return InvalidRequest(
-        f"Unknown parameter: '{key[:MAX_ECHO]}'. Did you mean '{near}'?",
-        param=key[:MAX_ECHO],
-        code="unknown_parameter",
+    """`GET /admin/cache`: the number of images, their bytes, and the bound."""
+    blobs = request.app[SERVICES].cache.blobs
+    totals = await blobs.lru_totals()
+    total_bytes = await blobs.total_bytes()
+    return json_response(
+        {"images": totals.count, "bytes": totals.size_bytes, "total_bytes": total_bytes}
     )
 
 
-def _wrong(key: str, expected: str) -> InvalidRequest:
-    return InvalidRequest(f"Invalid '{key}': expected {expected}.", param=key, code="invalid_value")
+async def purge(request: web.Request) -> web.Response:
+    """`POST /admin/cache/purge`: empties slots. Links that were given to clients keep working."""
+    invalidation = request.app[SERVICES].cache.invalidation
+    known = (*_PURGES, "all")
+    parameters = await read_parameters(request, known)
+    if len(parameters) != 1:
+        raise InvalidRequest(
+            f"Name exactly one of {', '.join(known)}.", code=ErrorCode.MISSING_REQUIRED_PARAMETER
+        )
+    ((name, value),) = parameters.items()
+    if name == "all":
+        if value is not True:
+            raise invalid_value("all", 'true: {"all": true}')
+        return json_response({"images": await invalidation.purge_all()})
+    if not isinstance(value, str) or not value:
+        raise invalid_value(name, "a string")
+    return json_response({"images": await _PURGES[name](invalidation, value)})
+
+
+async def take_down(request: web.Request) -> web.Response:
+    """`POST /admin/cache/takedown`: removes an image everywhere, and refuses its bytes from now."""
+    parameters = await read_parameters(request, ("image", "prompt"))
+    image, prompt = parameters.get("image"), parameters.get("prompt")
+    if not isinstance(image, str):
+        raise invalid_value("image", "its link, its id, or FINGERPRINT/SLOT")
+    if not isinstance(prompt, bool | None):
+        raise invalid_value("prompt", "true or false")
+    invalidation = request.app[SERVICES].cache.invalidation
+    return json_response({"images": await invalidation.take_down(image, with_prompt=bool(prompt))})

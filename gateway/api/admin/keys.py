@@ -1,53 +1,55 @@
-"""/admin/keys."""
+"""`/admin/keys`: creates, lists, changes and revokes gateway keys."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from aiohttp import web
 
 from gateway.access.key_records import parse_spec
-from gateway.api.admin.requests import _body, _json
+from gateway.api.admin.requests import read_object
+from gateway.api.http.json import json_response
 from gateway.api.services import SERVICES
-from gateway.errors import InvalidRequest
+from gateway.errors import MAX_ECHO, ErrorCode, InvalidRequest
 
 
 async def create_key(request: web.Request) -> web.Response:
-    """`POST /admin/keys`: the only answer that ever shows the key."""
-    spec = parse_spec(await _body(request))
-    _check_models(request, spec.models)
+    """`POST /admin/keys`: the only response that contains the secret."""
+    spec = parse_spec(await read_object(request))
+    _check_models(request, spec.models or ())
     record, secret = await request.app[SERVICES].keys.create(spec)
-    return _json({**record.public(), "key": secret}, status=201)
+    return json_response({**record.public(), "key": secret}, status=201)
 
 
 async def list_keys(request: web.Request) -> web.Response:
-    """`GET /admin/keys`: all keys, oldest first, revoked ones among them."""
+    """`GET /admin/keys`: all keys, oldest first, with the revoked ones."""
     records = await request.app[SERVICES].keys.list_keys()
-    return _json({"data": [record.public() for record in records]})
+    return json_response({"data": [record.public() for record in records]})
 
 
 async def change_key(request: web.Request) -> web.Response:
-    """`PATCH /admin/keys/{id}`: merges; `null` lifts; holds from the next request on."""
-    fields = await _body(request)
+    """`PATCH /admin/keys/{id}`: merges the fields; `null` removes one. Holds for new requests."""
+    fields = await read_object(request)
     models = fields.get("models")
     if isinstance(models, list):
         _check_models(request, models)
     record = await request.app[SERVICES].keys.change(request.match_info["id"], fields)
-    return _json(record.public())
+    return json_response(record.public())
 
 
 async def revoke_key(request: web.Request) -> web.Response:
-    """`DELETE /admin/keys/{id}`: the key opens nothing any more, its name is free."""
+    """`DELETE /admin/keys/{id}`: the key stops working, and its name is free."""
     await request.app[SERVICES].keys.revoke(request.match_info["id"])
     return web.Response(status=204)
 
 
-def _check_models(request: web.Request, models: Sequence[object] | None) -> None:
+def _check_models(request: web.Request, models: Iterable[object]) -> None:
     known = request.app[SERVICES].policy().catalog.models
-    for model in models or ():
+    for model in models:
         if not isinstance(model, str) or model not in known:
             raise InvalidRequest(
-                f"The model '{str(model)[:200]}' does not exist. Known models: {', '.join(known)}.",
+                f"The model '{str(model)[:MAX_ECHO]}' does not exist. "
+                f"Known models: {', '.join(known)}.",
                 param="models",
-                code="invalid_value",
+                code=ErrorCode.INVALID_VALUE,
             )

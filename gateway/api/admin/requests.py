@@ -1,19 +1,38 @@
-"""Bodies and answers of the admin API."""
+"""Bodies of the admin API, and the errors that name a wrong parameter."""
 
 from __future__ import annotations
 
-import orjson
+from collections.abc import Collection
+
 from aiohttp import hdrs, web
 
 from gateway.api.http.body import read_body
+from gateway.errors import MAX_ECHO, ErrorCode, InvalidRequest
 from gateway.request.body import parse_body
+from gateway.values import nearest
 
-# ── bodies ──────────────────────────────────────────────────────────────────────────────────
 
-
-async def _body(request: web.Request) -> dict[str, object]:
+async def read_object(request: web.Request) -> dict[str, object]:
+    """The JSON object in the body. Raises 400, 408 or 413."""
     return parse_body(await read_body(request), request.headers.get(hdrs.CONTENT_TYPE))
 
 
-def _json(data: object, *, status: int = 200) -> web.Response:
-    return web.Response(body=orjson.dumps(data), content_type="application/json", status=status)
+async def read_parameters(request: web.Request, known: Collection[str]) -> dict[str, object]:
+    """As `read_object`, for a body with these parameters and no others."""
+    parameters = await read_object(request)
+    for name in parameters:
+        if name not in known:
+            shown = name[:MAX_ECHO]
+            raise InvalidRequest(
+                f"Unknown parameter: '{shown}'. Did you mean '{nearest(name, known)}'?",
+                param=shown,
+                code=ErrorCode.UNKNOWN_PARAMETER,
+            )
+    return parameters
+
+
+def invalid_value(name: str, expected: str) -> InvalidRequest:
+    """The 400 for a parameter with a value that is not allowed."""
+    return InvalidRequest(
+        f"Invalid '{name}': expected {expected}.", param=name, code=ErrorCode.INVALID_VALUE
+    )

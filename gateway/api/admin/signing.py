@@ -1,14 +1,14 @@
-"""/admin/signing-keys."""
+"""`/admin/signing-keys`."""
 
 from __future__ import annotations
 
 from aiohttp import web
 
-from gateway.api.admin.requests import _json
+from gateway.api.http.json import json_response
 from gateway.api.services import SERVICES
 
 
 async def rotate_signing_key(request: web.Request) -> web.Response:
-    """`POST /admin/signing-keys/rotate`: a new key signs; links of the old ones go on working."""
+    """`POST /admin/signing-keys/rotate`: a new key signs; links of the old keys keep working."""
     kid = await request.app[SERVICES].signing.rotate()
-    return _json({"kid": kid}, status=201)
+    return json_response({"kid": kid}, status=201)

@@ -1,4 +1,4 @@
-"""Reads request bodies."""
+"""Reads request bodies, within bounds of size and time."""
 
 from __future__ import annotations
 
@@ -8,75 +8,75 @@ from aiohttp import StreamReader, hdrs, web
 from aiohttp.web_protocol import RequestPayloadError
 
 from gateway.api.services import SERVICES
-from gateway.errors import INVALID_REQUEST, GatewayError, InvalidRequest
+from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, InvalidRequest
 
 
-async def invite_later(_request: web.Request) -> None:
-    """What happens at once about `Expect: 100-continue`: nothing. `read_body` invites the body.
+async def defer_continue(_request: web.Request) -> None:
+    """Sends no `100 Continue` when the head arrives; `read_body` sends it.
 
-    A caller that is refused for its key, or for its body's length, then need not send it.
+    A client that is refused for its key, or for the length of its body, need not send the body.
     """
 
 
 async def read_body(request: web.Request) -> bytes:
-    """The request's body, bounded in size and time; 413 and 408 otherwise."""
-    services = request.app[SERVICES]
-    most = services.max_body_bytes
-    if (request.content_length or 0) > most:
-        raise _too_large(most)
-    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower() != "identity":
-        raise _compressed()
+    """The body of the request. Raises 408 or 413 if it is too slow or too large."""
+    settings = request.app[SERVICES].settings
+    max_bytes, seconds = settings.max_body_bytes, settings.body_timeout_seconds
+    _check_head(request, max_bytes)
     if request.headers.get(hdrs.EXPECT, "").strip().lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0
+        request.writer.output_size = 0  # the response itself has not begun
     try:
-        if request.content.is_eof():  # small bodies come with the head and need no clock
+        if request.content.is_eof():  # small bodies come with the head and need no timer
             body = request.content.read_nowait()
         else:
-            async with asyncio.timeout(services.body_timeout_seconds):
-                body = await _read_chunks(request.content, most)
+            async with asyncio.timeout(seconds):
+                body = await _read_chunks(request.content, max_bytes)
     except TimeoutError:
-        raise _too_slow(services.body_timeout_seconds) from None
+        raise request_timeout(seconds) from None
     except (OSError, RequestPayloadError) as error:
         raise InvalidRequest("The request's body ended before it was complete.") from error
-    if len(body) > most:
-        raise _too_large(most)
+    if len(body) > max_bytes:
+        raise _too_large(max_bytes)
     return body
 
 
-async def _read_chunks(content: StreamReader, most: int) -> bytes:
-    """What comes, up to the first chunk beyond `most` bytes."""
+def _check_head(request: web.Request, max_bytes: int) -> None:
+    """Refuses a body by its headers, before any of it is read."""
+    if (request.content_length or 0) > max_bytes:
+        raise _too_large(max_bytes)
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower() != "identity":
+        raise InvalidRequest(
+            "Compressed request bodies are not supported. Please send the JSON as it is, without "
+            "'Content-Encoding'.",
+            code=ErrorCode.UNSUPPORTED_CONTENT_ENCODING,
+            headers={hdrs.ACCEPT_ENCODING: "identity"},
+        )
+
+
+async def _read_chunks(content: StreamReader, max_bytes: int) -> bytes:
+    """The body, or its start up to the first chunk beyond `max_bytes`."""
     body = bytearray()
     async for chunk in content.iter_any():
         body += chunk
-        if len(body) > most:
+        if len(body) > max_bytes:
             break
     return bytes(body)
 
 
-def _too_large(most: int) -> GatewayError:
-    return GatewayError(
-        f"The request body is too large: this gateway accepts up to {most} bytes "
-        "(GATEWAY_MAX_BODY).",
-        status=413,
-        type=INVALID_REQUEST,
-        code="request_too_large",
-    )
-
-
-def _compressed() -> GatewayError:
-    return InvalidRequest(
-        "Compressed request bodies are not supported. Please send the JSON as it is, without "
-        "'Content-Encoding'.",
-        code="unsupported_content_encoding",
-        headers={hdrs.ACCEPT_ENCODING: "identity"},
-    )
-
-
-def _too_slow(seconds: float) -> GatewayError:
+def request_timeout(seconds: float) -> GatewayError:
+    """The 408 for a head or a body that is not complete in time."""
     return GatewayError(
         f"The request was not complete within {seconds:g} seconds.",
-        status=408,
         type=INVALID_REQUEST,
-        code="request_timeout",
+        code=ErrorCode.REQUEST_TIMEOUT,
+    )
+
+
+def _too_large(max_bytes: int) -> GatewayError:
+    return GatewayError(
+        f"The request body is too large: this gateway accepts up to {max_bytes} bytes "
+        "(GATEWAY_MAX_BODY).",
+        type=INVALID_REQUEST,
+        code=ErrorCode.REQUEST_TOO_LARGE,
     )

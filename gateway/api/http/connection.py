@@ -1,8 +1,8 @@
-"""The HTTP connection itself: what is answered before there is a request to route.
+"""The HTTP connection: malformed HTTP, and heads that do not arrive in time.
 
-aiohttp's own connection handler answers malformed HTTP in plain text and waits for a head as long
-as for a next request. Here the answer is OpenAI's JSON, quoting nothing, and a head that does not
-become complete is answered 408.
+aiohttp answers malformed HTTP in plain text, and waits for the rest of a head as long as for the
+next request. Here malformed HTTP is answered with a JSON error that quotes nothing of it, and an
+incomplete head with 408.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from aiohttp import HttpVersion11, StreamReader, hdrs, web
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
-from gateway.api.middleware import SERVER, error_response, new_request_id
-from gateway.errors import INVALID_REQUEST, GatewayError, InvalidRequest
+from gateway.api.exchange import SERVER, new_request_id
+from gateway.api.http.body import request_timeout
+from gateway.api.http.json import error_response
+from gateway.errors import GatewayError, InvalidRequest
 
 REQUEST_TIMEOUT: Final = HTTPStatus.REQUEST_TIMEOUT
 
 
 def has_compiled_parser() -> bool:
-    """Whether requests are parsed by compiled code; aiohttp falls back to a slower one."""
+    """Whether aiohttp parses requests with compiled code; without it, it is much slower."""
     return HttpRequestParser is not HttpRequestParserPy
 
 
@@ -38,30 +40,31 @@ class Connection(RequestHandler):
         self._head_seconds = head_seconds
         self._head_timer: asyncio.TimerHandle | None = None
         self._body: StreamReader | None = None
-        """Of the newest request whose head was complete; some of it may still be to come."""
+        """Of the latest request with a complete head. Some of it may be still to come."""
 
     def data_received(self, data: bytes) -> None:
-        """Starts the clock when a head begins, stops it when the head is complete."""
+        """Starts the head's timer when it begins and stops it when it is complete."""
         body = self._body if self._body is not None and not self._body.is_eof() else None
         super().data_received(data)
         if self._messages:
             newest, self._body = self._messages[-1]
-            self._stop_clock()
+            self._stop_head_timer()
             if body is not None and isinstance(newest, _ErrInfo):
-                # aiohttp takes the fault for a next request and leaves the handler waiting.
+                # aiohttp takes a malformed body for a next request, and the handler of this one
+                # would wait for the rest of its body.
                 body.set_exception(RequestPayloadError("malformed body"))
         elif data and body is None and self._head_timer is None:
-            self._head_timer = self._loop.call_later(self._head_seconds, self._head_is_late)
+            self._head_timer = self._loop.call_later(self._head_seconds, self._time_out_head)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Forgets the clock."""
-        self._stop_clock()
+        """Stops the timer with the connection."""
+        self._stop_head_timer()
         super().connection_lost(exc)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Sends the answer; nothing more is read of a request that came too late or broken."""
+        """Sends the response; of a late or malformed request nothing more is read."""
         if isinstance(resp, web.HTTPException):
             resp = self.handle_error(request, resp.status)
         if resp.status == REQUEST_TIMEOUT or request.content.exception() is not None:
@@ -76,16 +79,16 @@ class Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answers malformed HTTP, and what escaped every handler, in JSON.
+        """Answers malformed HTTP, and faults outside of the middleware, with a JSON error.
 
-        Raises `ConnectionError`, which ends the connection, when an answer has begun: a second one
-        would become part of its body.
+        Raises `ConnectionError`, which closes the connection, if the response has begun: a second
+        one would become part of its body.
         """
         error: GatewayError = InvalidRequest("The request is not valid HTTP.", status=status)
         if status >= 500:
             self.log_exception("Error handling request", exc_info=exc)
             if request.writer.output_size:
-                raise ConnectionError("the answer had begun")
+                raise ConnectionError("the response has begun")
             error = GatewayError("The gateway had an error while processing your request.")
         response = error_response(error)
         response.headers["x-request-id"] = new_request_id()
@@ -96,9 +99,9 @@ class Connection(RequestHandler):
     def _make_error_handler(
         self, err_info: _ErrInfo
     ) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
-        """Answers what could not be read in HTTP/1.1: aiohttp takes it for HTTP/1.0.
+        """Answers malformed HTTP in HTTP/1.1, so that `Connection: close` is sent.
 
-        In that the end of the connection would go without saying; now `Connection: close` says it.
+        aiohttp takes such a request for HTTP/1.0, where a closing connection is the default.
         """
         answer = super()._make_error_handler(err_info)
 
@@ -108,17 +111,11 @@ class Connection(RequestHandler):
 
         return answer_in_http_11
 
-    def _head_is_late(self) -> None:
+    def _time_out_head(self) -> None:
         self._head_timer = None
         if self._request_in_progress or self._messages:
-            return  # it was sent ahead, while another request is being answered
-        error = GatewayError(
-            f"The request was not complete within {self._head_seconds:g} seconds.",
-            status=408,
-            type=INVALID_REQUEST,
-            code="request_timeout",
-        )
-        body = orjson.dumps(error.body)
+            return  # a client sent it ahead, while its previous request is being answered
+        body = orjson.dumps(request_timeout(self._head_seconds).body)
         head = (
             "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nx-request-id: {new_request_id()}\r\n"
@@ -128,30 +125,28 @@ class Connection(RequestHandler):
             self.transport.write(head.encode() + body)
         self.force_close()
 
-    def _stop_clock(self) -> None:
+    def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
 
 class Runner(web.AppRunner):
-    """An `AppRunner` whose connections are ours.
-
-    Bodies are not decompressed: a small one could become endless (`openai.read_body` refuses them).
-    """
+    """Runs an application on `Connection`s."""
 
     def __init__(self, app: web.Application, *, head_seconds: float, **kwargs: Any) -> None:
+        # A small compressed body could expand without end. `read_body` refuses compressed ones.
         super().__init__(app, auto_decompress=False, **kwargs)
         self._head_seconds = head_seconds
 
     async def _make_server(self) -> web.Server:
-        made = await super()._make_server()
+        server = await super()._make_server()
         return _Server(
-            made.request_handler,
-            request_factory=made.request_factory,
+            server.request_handler,
+            request_factory=server.request_factory,
             loop=asyncio.get_running_loop(),
             head_seconds=self._head_seconds,
-            **made._kwargs,  # noqa: SLF001 - aiohttp has no other way to name a connection class
+            **server._kwargs,  # noqa: SLF001 - aiohttp has no other way to name a connection class
         )
 
 

@@ -1,10 +1,54 @@
-"""JSON answers."""
+"""JSON responses: of the gateway's own endpoints, and of every error.
+
+The bodies of image responses are `api/rendering`: they are sent in pieces.
+"""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
 
 import orjson
 from aiohttp import web
 
+from gateway.errors import GatewayError
 
-def _json(data: object) -> web.Response:
-    return web.Response(body=orjson.dumps(data), content_type="application/json")
+JSON: Final = "application/json"
+
+CLOSING_STATUSES: Final = frozenset(
+    {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE}
+)
+"""Statuses after which the rest of the request is not read."""
+
+_ERROR_STYLE: Final = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+
+
+def json_response(
+    data: object, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """A response with `data` as its body."""
+    return web.Response(body=orjson.dumps(data), status=status, content_type=JSON, headers=headers)
+
+
+def error_response(error: GatewayError) -> web.Response:
+    """An error in the envelope of the images API: `docs/reference/errors.md`."""
+    response = web.Response(
+        body=_encode_error(error.body),
+        status=error.status,
+        content_type=JSON,
+        headers={**error.headers, "x-gateway-error-source": error.source},
+    )
+    if error.status in CLOSING_STATUSES:
+        response.force_close()
+    return response
+
+
+def _encode_error(body: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body, option=_ERROR_STYLE)
+    except orjson.JSONEncodeError:
+        # The message quotes a header with bytes that are not UTF-8. They become `?`.
+        readable = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+        return orjson.dumps(orjson.loads(readable), option=_ERROR_STYLE)

@@ -1,89 +1,84 @@
-"""An answer in events: when it begins, what keeps it alive, and how it ends (CONTRACT §9, WIRE §4).
+"""Responses in server-sent events: when one begins, how it stays open, and how it ends.
 
-It begins when upstream does, with the first event, or after some waiting; until then an error is a
-plain answer, from then on an event. What is to be shown comes from a `Viewer`; the event that ends
-a good stream is rendered by `openai`, the frames themselves by `sse`.
+A response begins when upstream begins to answer, with the first event, or after some waiting.
+Until then an error is a plain HTTP response; from then on it is an event. Partial images come from
+a `Subscriber`. `rendering` makes the events, `net/sse` their frames. The events are described in
+`docs/reference/images-api.md#streams`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Self
 
 import structlog
 from aiohttp import HttpVersion11, hdrs, web
 
+from gateway.api.exchange import EXCHANGE
 from gateway.api.http.sending import write_pieces
-from gateway.api.middleware import EXCHANGE
+from gateway.api.rendering import early_headers, partial_image_event
 from gateway.api.services import SERVICES
-from gateway.cache.partial_images import SharedPartialImage, Subscriber
+from gateway.cache.partial_images import Subscriber
 from gateway.errors import GatewayError
 from gateway.net import sse
 from gateway.proxy.context import RequestContext
 
 KEEP_ALIVE_SECONDS: Final = 15.0
-"""How long a caller waits for headers, and then for a comment, when nothing else comes."""
-
-PARTIAL: Final = "image_generation.partial_image"
-
-SHOWN_IN_EVENTS: Final = ("size", "quality", "background", "output_format")
+"""How long a client waits for the headers, and after them for an event or a comment."""
 
 STREAM_HEADERS: Final = {
     hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
     hdrs.CACHE_CONTROL: "no-cache",
-    "X-Accel-Buffering": "no",  # else nginx collects what it should pass on
+    "X-Accel-Buffering": "no",  # otherwise nginx buffers the events
 }
 
 log = structlog.get_logger(__name__)
 
 
-class LiveStream:
-    """The answer to one request for a stream.
+class EventStream:
+    """The response to one request with `stream`.
 
-    Partial images are written by a task of their own, so that the request itself ends, and is
-    counted, when its image is there, however slowly its caller reads. A caller that leaves is
-    no error: there is only nobody to write to any more.
+    A task of its own writes partial images. The request itself therefore ends, and is counted,
+    when its image is there, however slowly its client reads. A client that disconnects is no error;
+    nothing more is written then.
     """
 
-    def __init__(
-        self, request: web.Request, head: Callable[[RequestContext], Mapping[str, str]]
-    ) -> None:
+    def __init__(self, request: web.Request) -> None:
         self._request = request
-        self._passage = request[EXCHANGE]
-        self._head = head
-        """The headers of an answer of which nothing is known but that it begins."""
+        self._exchange = request[EXCHANGE]
         self._response: web.StreamResponse | None = None
         self._writer: asyncio.Task[None] | None = None
-        self._has_shown = False
-        self._has_left = False
+        self._has_sent_event = False
+        self._is_disconnected = False
 
-    def show(self, context: RequestContext, subscriber: Subscriber) -> None:
-        """Begins to write what a viewer sees."""
-        name = f"stream {self._passage.request_id}"
-        self._writer = asyncio.create_task(self._write_previews(context, subscriber), name=name)
+    def start(self, context: RequestContext, subscriber: Subscriber) -> None:
+        """Starts to write the partial images that the subscriber receives."""
+        self._writer = asyncio.create_task(
+            self._write_partial_images(context, subscriber),
+            name=f"stream {self._exchange.request_id}",
+        )
 
     async def has_begun(self) -> bool:
-        """Whether there is no second answer any more; waits until all that came is written."""
+        """Whether the response has begun; waits until all partial images are written."""
         if self._writer is not None:
             await asyncio.wait({self._writer})
-            if (bug := self._writer.exception()) is not None:
-                log.error("previews_not_written", exc_info=bug)
+            if (fault := self._writer.exception()) is not None:
+                log.error("partial_images_failed", exc_info=fault)
         return self._response is not None
 
     async def end(self, event: Sequence[bytes], headers: Mapping[str, str]) -> web.StreamResponse:
-        """Sends the last event; `headers` are those of an answer that did not begin before."""
-        response = self._response if await self.has_begun() else None
-        if response is None:
-            response = await self._begin(headers)
+        """Sends the last event. `headers` are for a response that has not begun yet."""
+        await self.has_begun()
+        response = await self._begin(headers)
         await self._write_event(event)
         return response
 
     async def fail(self, error: Exception) -> web.StreamResponse:
-        """Tells in an event of an error that came after the beginning."""
+        """Sends an error as the last event of a response that has begun."""
         if not isinstance(error, GatewayError):
-            log.error("stream_failed", request_id=self._passage.request_id, exc_info=error)
+            log.error("stream_failed", request_id=self._exchange.request_id, exc_info=error)
             error = GatewayError("The gateway had an error while processing your request.")
         if self._response is None:
             raise error
@@ -94,80 +89,59 @@ class LiveStream:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is written any more once the request itself is over."""
+        """Writes nothing more once the request has ended."""
         if self._writer is not None:
             self._writer.cancel()
 
-    # ── while it lasts ──────────────────────────────────────────────────────────────────────
-
-    async def _write_previews(self, context: RequestContext, subscriber: Subscriber) -> None:
-        """Begins as soon as there is a reason, and writes what comes until nothing more will."""
+    async def _write_partial_images(self, context: RequestContext, subscriber: Subscriber) -> None:
         is_over = False
         while not is_over:
-            is_idle = not await _has_news(subscriber)
-            is_over = subscriber.is_over  # what came before that is still to be taken
-            if is_idle or subscriber.is_open:
-                await self._stay_alive(context, is_idle=is_idle)
+            is_idle = not await _wait(subscriber)
+            is_over = subscriber.is_over  # read now: images that came before the end are written
+            if is_idle or (subscriber.is_open and self._response is None):
+                await self._begin(early_headers(context))
+                await self._write([sse.COMMENT])
             while (partial_image := subscriber.take()) is not None:
-                await self._write_preview(context, partial_image)
-
-    async def _stay_alive(self, context: RequestContext, *, is_idle: bool) -> None:
-        if self._response is None:
-            await self._begin(self._head(context))
-        elif not is_idle:
-            return
-        await self._write([sse.COMMENT])
-
-    async def _write_preview(
-        self, context: RequestContext, partial_image: SharedPartialImage
-    ) -> None:
-        encoded = await partial_image.base64()
-        if encoded is None:
-            return
-        if self._response is None:
-            await self._begin(self._head(context))
-        fields = {
-            "partial_image_index": partial_image.index,
-            "created_at": int(self._request.app[SERVICES].clock()),
-            **{
-                key: partial_image.echoed[key]
-                for key in SHOWN_IN_EVENTS
-                if key in partial_image.echoed
-            },
-        }
-        await self._write_event(sse.encode_event(PARTIAL, fields, base64=encoded))
-
-    # ── the wire ────────────────────────────────────────────────────────────────────────────
+                encoded = await partial_image.base64()
+                if encoded is None:
+                    continue
+                await self._begin(early_headers(context))
+                created = int(self._request.app[SERVICES].clock())
+                event = partial_image_event(partial_image, encoded, created=created)
+                await self._write_event(event)
 
     async def _begin(self, headers: Mapping[str, str]) -> web.StreamResponse:
-        self._passage.headers.update(headers)
+        """The response; begins it with these headers unless it has begun."""
+        if self._response is not None:
+            return self._response
+        self._exchange.headers.update(headers)
         response = self._response = web.StreamResponse(headers=STREAM_HEADERS)
         if self._request.version < HttpVersion11:
-            response.force_close()  # without chunks nothing else tells where it ends
+            response.force_close()  # HTTP/1.0 has no chunks: the end of the connection is the end
         try:
             await response.prepare(self._request)
         except ConnectionError:
-            self._has_left = True
+            self._is_disconnected = True
         return response
 
     async def _write_event(self, event: Sequence[bytes]) -> None:
-        if not self._has_shown:
-            self._has_shown = True
-            seconds = time.monotonic() - self._passage.started
+        if not self._has_sent_event:
+            self._has_sent_event = True
+            seconds = time.monotonic() - self._exchange.started_at
             self._request.app[SERVICES].metrics.requests.streamed(seconds)
         await self._write(event)
 
     async def _write(self, pieces: Sequence[bytes]) -> None:
-        if self._response is None or self._has_left:
+        if self._response is None or self._is_disconnected:
             return
         try:
             await write_pieces(self._request, self._response, pieces)
         except ConnectionError:
-            self._has_left = True
+            self._is_disconnected = True
 
 
-async def _has_news(subscriber: Subscriber) -> bool:
-    """False when nothing has happened for so long that the line must be kept alive."""
+async def _wait(subscriber: Subscriber) -> bool:
+    """Waits for news; False if there were none for `KEEP_ALIVE_SECONDS`."""
     try:
         async with asyncio.timeout(KEEP_ALIVE_SECONDS):
             await subscriber.wait()

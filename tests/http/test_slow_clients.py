@@ -1,4 +1,4 @@
-"""A stream's slow readers: they hold up nobody, cost no memory, and are cut off when they stop."""
+"""Slow clients of streams: they delay no other client, cost no memory, and may not stop reading."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from tests.waiting import eventually, generous
 
 IMAGE_BYTES = 1_500_000
 """2 MB in base64: a stream of three partial images and the image has 8 MB."""
-FAST_READERS = 50
+FAST_CLIENTS = 50
 MAX_GROWTH_MB = 150
-"""Each of 51 readers has 8 MB to come: copies would take 400 MB."""
+"""8 MB are pending for each of 51 clients: copies would take 400 MB."""
 ENOUGH_BYTES = 400_000
-"""Takes a reader that is slow enough some seconds."""
-ANSWERS = [("admin_keys", "ok"), ("generations", "bought"), ("generations", "hit")]
+"""Takes a slow client some seconds."""
+LOGGED = [("admin_keys", "ok"), ("generations", "bought"), ("generations", "hit")]
 BODY = {"model": MODEL, "prompt": "an otter", "stream": True, "partial_images": 3}
 
 
 @dataclass
 class FatUpstream:
-    """Streams 8 MB as soon as it may."""
+    """Streams 8 MB when `may_stream` is set."""
 
     may_stream: asyncio.Event = field(default_factory=asyncio.Event)
     calls: int = 0
@@ -87,22 +87,22 @@ async def run_fat_upstream() -> AsyncIterator[FatUpstream]:
 
 @asynccontextmanager
 async def slow_connection(
-    client: Client, question: Mapping[str, object] = BODY
+    client: Client, body: Mapping[str, object] = BODY
 ) -> AsyncIterator[asyncio.StreamReader]:
-    """An answer that was asked for, on a connection into which little fits."""
+    """The response to a request, on a connection with small buffers."""
     url = URL(client.url)
     with socket.socket() as opened:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         opened.setblocking(False)
         await asyncio.get_running_loop().sock_connect(opened, (url.host, url.port))
         reader, writer = await asyncio.open_connection(sock=opened, limit=1024)
-        body = orjson.dumps(question)
+        data = orjson.dumps(body)
         head = (
             f"POST /v1/images/generations HTTP/1.1\r\nHost: {url.host}\r\n"
             f"Authorization: Bearer {client.secret}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
+            f"Content-Length: {len(data)}\r\n\r\n"
         )
-        writer.write(head.encode() + body)
+        writer.write(head.encode() + data)
         try:
             yield reader
         finally:
@@ -110,7 +110,7 @@ async def slow_connection(
 
 
 async def read_slowly(reader: asyncio.StreamReader, *, bytes_a_second: int = 1024) -> int:
-    """How much comes until the other side hangs up, or until this is cancelled."""
+    """Reads until the gateway closes the connection, or until this is cancelled; the byte count."""
     received = 0
     with suppress(ConnectionResetError):
         while chunk := await reader.read(bytes_a_second // 10):
@@ -120,7 +120,7 @@ async def read_slowly(reader: asyncio.StreamReader, *, bytes_a_second: int = 102
 
 
 async def read_fast(client: Client) -> int:
-    """How many events come."""
+    """Reads a stream; the number of its events."""
     headers = {"Authorization": f"Bearer {client.secret}"}
     url = f"{client.url}/v1/images/generations"
     events, tail = 0, b""
@@ -135,18 +135,18 @@ async def read_fast(client: Client) -> int:
 
 
 def peak_mb(pid: int) -> float:
-    """The most memory that a process has ever had."""
+    """The peak memory of a process."""
     status = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-    assert found is not None
-    return int(found[1]) / 1024
+    match = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    assert match is not None
+    return int(match[1]) / 1024
 
 
 @asynccontextmanager
 async def one_worker(
     folder: Path, redis_url: str | None
 ) -> AsyncIterator[tuple[FatUpstream, Processes, Client]]:
-    """A gateway with one worker, before an upstream of large images."""
+    """A gateway with one worker, and an upstream with large images."""
     async with (
         run_fat_upstream() as upstream,
         run_processes(folder, upstream.base_url, workers=1, redis_url=redis_url) as (
@@ -158,41 +158,41 @@ async def one_worker(
 
 
 @pytest.mark.timed
-async def test_a_reader_of_a_kilobyte_a_second_slows_nobody_and_grows_nothing(
+async def test_a_client_at_a_kilobyte_a_second_delays_no_other_and_costs_no_memory(
     tmp_path: Path, store_url: str | None
 ) -> None:
-    """Beside fifty fast ones, of a stream of 8 MB."""
+    """Next to fifty fast ones, with a stream of 8 MB."""
     async with one_worker(tmp_path, store_url) as (upstream, processes, client):
         alice = await client.with_key("alice")
         (worker,) = processes.workers()
         async with slow_connection(alice) as reader:
             slow = asyncio.create_task(read_slowly(reader))
-            fast = [asyncio.create_task(read_fast(alice)) for _ in range(FAST_READERS)]
+            fast = [asyncio.create_task(read_fast(alice)) for _ in range(FAST_CLIENTS)]
             await let_pass(alice, workers=1)
             before_mb = peak_mb(worker)
             upstream.may_stream.set()
             async with generous():
                 events = await asyncio.gather(*fast)
             growth_mb = peak_mb(worker) - before_mb
-            records = await processes.records(1 + FAST_READERS)
-            is_still_read = not slow.done()
+            records = await processes.records(1 + FAST_CLIENTS)
+            is_still_reading = not slow.done()
             slow.cancel()
 
-    assert events == [4] * FAST_READERS
-    assert is_still_read
+    assert events == [4] * FAST_CLIENTS
+    assert is_still_reading
     assert upstream.calls == 1
-    assert sorted(r.outcome for r in records) == ["bought"] + ["collapsed"] * FAST_READERS
+    assert sorted(r.outcome for r in records) == ["bought"] + ["collapsed"] * FAST_CLIENTS
     assert growth_mb < MAX_GROWTH_MB
 
 
 @pytest.fixture
-def _short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_write_stall(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending, "WRITE_STALL_SECONDS", 0.5)
 
 
 @asynccontextmanager
-async def streaming_to_one(folder: Path) -> AsyncIterator[tuple[InProcess, Client]]:
-    """A gateway whose upstream streams at once."""
+async def open_streaming_gateway(folder: Path) -> AsyncIterator[tuple[InProcess, Client]]:
+    """A gateway whose upstream streams immediately, and a client."""
     async with run_fat_upstream() as upstream:
         upstream.may_stream.set()
         async with run_gateway(make_settings(folder, upstream.base_url)) as here:
@@ -200,9 +200,9 @@ async def streaming_to_one(folder: Path) -> AsyncIterator[tuple[InProcess, Clien
 
 
 @needs_asyncio_that_pauses
-@pytest.mark.usefixtures("_short_patience")
-async def test_a_reader_that_takes_nothing_is_cut_off(tmp_path: Path) -> None:
-    async with streaming_to_one(tmp_path) as (here, alice), slow_connection(alice):
+@pytest.mark.usefixtures("_short_write_stall")
+async def test_a_client_that_stops_reading_is_disconnected(tmp_path: Path) -> None:
+    async with open_streaming_gateway(tmp_path) as (here, alice), slow_connection(alice):
         await eventually(lambda: len(here.runner.server.connections) == 2)
         await eventually(lambda: len(here.runner.server.connections) == 1)
         hit = await alice.ask("an otter")
@@ -211,10 +211,10 @@ async def test_a_reader_that_takes_nothing_is_cut_off(tmp_path: Path) -> None:
 
 
 @pytest.mark.timed
-@pytest.mark.usefixtures("_short_patience")
-async def test_a_reader_that_takes_a_little_all_the_time_is_not(tmp_path: Path) -> None:
-    """A slice takes it much longer than a reader that stands still is given."""
-    async with streaming_to_one(tmp_path) as (here, alice), slow_connection(alice) as reader:
+@pytest.mark.usefixtures("_short_write_stall")
+async def test_a_client_that_reads_slowly_all_the_time_is_not_disconnected(tmp_path: Path) -> None:
+    """One write takes it much longer than a client may stop reading."""
+    async with open_streaming_gateway(tmp_path) as (here, alice), slow_connection(alice) as reader:
         received = 0
         async with generous():
             while received < ENOUGH_BYTES and (chunk := await reader.read(4096)):
@@ -225,7 +225,7 @@ async def test_a_reader_that_takes_a_little_all_the_time_is_not(tmp_path: Path) 
     assert still_open == 2
 
 
-async def test_who_leaves_in_the_middle_of_a_large_answer_is_counted_and_is_no_fault(
+async def test_a_client_that_disconnects_from_a_large_response_is_counted_and_is_no_error(
     tmp_path: Path, store_url: str | None
 ) -> None:
     async with one_worker(tmp_path, store_url) as (upstream, processes, client):
@@ -235,9 +235,9 @@ async def test_who_leaves_in_the_middle_of_a_large_answer_is_counted_and_is_no_f
         plain = {"model": MODEL, "prompt": BODY["prompt"]}
         async with slow_connection(alice, plain) as reader:
             assert b" 200 OK" in await reader.readline()
-        await eventually(lambda: len(processes.log('"answered"')) >= len(ANSWERS))
-        lines = processes.log('"answered"')
+        await eventually(lambda: len(processes.log('"request_answered"')) >= len(LOGGED))
+        lines = processes.log('"request_answered"')
         errors = [line for line in processes.log() if line["level"] == "error"]
 
-    assert [(line["endpoint"], line["outcome"]) for line in lines] == ANSWERS
+    assert [(line["endpoint"], line["outcome"]) for line in lines] == LOGGED
     assert errors == []

@@ -1,0 +1,43 @@
+"""One HTTP exchange, and the identity that every response carries.
+
+An `Exchange` holds the facts of a request that its response headers, the metrics and the log need.
+The request for images inside it is a `RequestContext`, which knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import Final
+
+from aiohttp import web
+
+API_VERSION: Final = "2020-10-01"
+"""`openai-version`, as the images API sends it."""
+
+SERVER: Final = "image-gateway"
+"""The `Server` header: no library, no version."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A request, from its head to its response."""
+
+    request_id: str
+    started_at: float
+    """On the monotonic clock, when the head had been read."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Headers for the response, also if it is an error."""
+    key_name: str | None = None
+    model: str | None = None
+    outcome: str | None = None
+    has_begun: bool = False
+    """The response has begun, so there can be no other one."""
+
+
+EXCHANGE: Final = web.RequestKey("exchange", Exchange)
+
+
+def new_request_id() -> str:
+    """An id as the images API makes them: `req_` and 32 hex digits."""
+    return f"req_{secrets.token_hex(16)}"

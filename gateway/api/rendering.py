@@ -1,0 +1,231 @@
+"""Renders results of image requests: response headers, JSON bodies, and events.
+
+These functions are pure. `images` is the handler, `http/` sends. Described in
+`docs/reference/headers.md#responses`, `docs/reference/cache.md#cache-status`,
+`docs/reference/images-api.md#responses` and `docs/reference/images-api.md#streams`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import orjson
+from aiohttp import hdrs
+
+from gateway.billing.quota import rate_headers, show_usd
+from gateway.cache.partial_images import SharedPartialImage
+from gateway.images import Image, Usage
+from gateway.limits import MICROS_PER_USD
+from gateway.net import sse
+from gateway.proxy.context import RequestContext
+from gateway.proxy.result import Answer, DryRun
+
+CACHE_STATUS: Final = "Cache-Status"
+COST: Final = "x-gateway-cost-usd"
+IMAGE_IDS: Final = "x-gateway-image-ids"
+
+BYPASS: Final = "image-gateway; fwd=bypass"
+FORWARDED: Final = {
+    "bought": "fwd=miss; stored",
+    "collapsed": "fwd=miss; collapsed",
+    "partial": "fwd=partial; stored",
+}
+"""By outcome: why the cache could not answer alone, and where the images went (RFC 9211)."""
+RELOADED: Final = "fwd=request; stored"
+
+PARTIAL_IMAGE: Final = "image_generation.partial_image"
+COMPLETED: Final = "image_generation.completed"
+EVENT_FIELDS: Final = ("size", "quality", "background", "output_format")
+"""The echoed parameters of an event, in the order of the images API."""
+
+
+# ── headers ─────────────────────────────────────────────────────────────────────────────────
+
+
+def context_headers(context: RequestContext) -> dict[str, str]:
+    """The headers of every response to an image request, also of an error."""
+    headers = {**rate_headers(context.latest_limits), **_notice_header(context)}
+    if context.is_replay:
+        headers["idempotent-replayed"] = "true"
+    return headers
+
+
+def answer_headers(answer: Answer, context: RequestContext, *, now: float) -> dict[str, str]:
+    """The headers of a response whose images are known when it begins."""
+    headers = {
+        CACHE_STATUS: _cache_status(answer, context),
+        COST: show_usd(context.purchase.cost_micros),
+    }
+    if answer.images:
+        headers[IMAGE_IDS] = ",".join(image.id for image, _ in answer.images)
+    if answer.outcome == "hit":
+        oldest = min(image.created_at for image, _ in answer.images)
+        headers[hdrs.AGE] = str(max(0, int(now - oldest)))
+    if answer.outcome in ("hit", "collapsed", "partial"):
+        headers["x-gateway-saved-usd"] = show_usd(answer.saved_micros)
+    return headers
+
+
+def early_headers(context: RequestContext) -> dict[str, str]:
+    """The headers of a stream that begins before its image is there.
+
+    The leader sees its reservation. A follower pays nothing, and its savings are not known yet.
+    """
+    if context.cache_policy.no_store:
+        status = BYPASS
+    else:
+        forwarded = FORWARDED["collapsed"]
+        if context.purchase.is_open:
+            forwarded = RELOADED if context.is_reload else FORWARDED["bought"]
+        status = f'image-gateway; {forwarded}; key="{context.record.fingerprint}"'
+    headers = {CACHE_STATUS: status, **_notice_header(context)}
+    if context.purchase.is_open:
+        headers["x-gateway-reserved-usd"] = show_usd(context.purchase.reserved_micros)
+    return {**headers, **rate_headers(context.latest_limits)}
+
+
+def stream_headers(answer: Answer, context: RequestContext, *, now: float) -> dict[str, str]:
+    """The headers of a stream that begins with its last event."""
+    if answer.outcome == "hit":
+        return answer_headers(answer, context, now=now)
+    image_ids = ",".join(image.id for image, _ in answer.images)
+    return early_headers(context) | {IMAGE_IDS: image_ids}
+
+
+def error_headers(context: RequestContext) -> dict[str, str]:
+    """The headers of an error.
+
+    They are not part of the error itself: leader and followers share it, and only the leader was
+    charged.
+    """
+    headers = {COST: show_usd(context.purchase.cost_micros)}
+    if context.purchase.cost_micros:  # a retry would be charged again
+        headers["x-should-retry"] = "false"
+    if (status := _error_cache_status(context)) is not None:
+        headers[CACHE_STATUS] = status
+    return headers
+
+
+def _notice_header(context: RequestContext) -> dict[str, str]:
+    notice = context.cache_policy.notice
+    return {} if notice is None else {"x-gateway-notice": notice}
+
+
+def _cache_status(answer: Answer, context: RequestContext) -> str:
+    if answer.fingerprint is None:
+        return BYPASS
+    handling = FORWARDED.get(answer.outcome, f"hit; ttl={answer.ttl_seconds}")
+    if context.is_reload and answer.outcome == "bought":
+        handling = RELOADED
+    if answer.detail == "stale-if-error":
+        handling = f"hit; ttl={answer.ttl_seconds}"
+    detail = f"; detail={answer.detail}" if answer.detail else ""
+    return f'image-gateway; {handling}{detail}; key="{answer.fingerprint}"'
+
+
+def _error_cache_status(context: RequestContext) -> str | None:
+    """None if the request was refused before its entry was looked up."""
+    fingerprint = context.record.fingerprint
+    if fingerprint is None or not context.was_looked_up:
+        return None
+    if context.purchase.is_open:
+        if context.cache_policy.no_store:
+            return BYPASS
+        handling = "fwd=request" if context.is_reload else "fwd=miss"
+    else:
+        handling = FORWARDED["collapsed"] if context.is_follower else "detail=not-served"
+    return f'image-gateway; {handling}; key="{fingerprint}"'
+
+
+# ── JSON ────────────────────────────────────────────────────────────────────────────────────
+
+
+def json_body(answer: Answer, *, created: int, public_url: str) -> list[bytes]:
+    """The JSON body in pieces, so that base64 is never copied. Keys are in the API's order."""
+    echoed = answer.images[0][0].echoed
+    start: dict[str, Any] = {"created": created}
+    if "background" in echoed:
+        start["background"] = echoed["background"]
+    pieces = [orjson.dumps(start)[:-1], b',"data":[']
+    for index, (image, data) in enumerate(answer.images):
+        pieces.append(b"," if index else b"")
+        if answer.request.response_format == "url":
+            link = {**_image_fields(image), "url": public_url + data.decode()}
+            pieces.append(orjson.dumps(link))
+        else:
+            pieces += [b'{"b64_json":"', data, b'"', _rest(_image_fields(image))]
+    end = {key: echoed[key] for key in ("output_format", "quality", "size") if key in echoed}
+    usage = _usage([image for image, _ in answer.images])
+    pieces += [b"]", _rest(end | usage)]
+    return pieces
+
+
+def dry_run_body(result: DryRun) -> dict[str, Any]:
+    """The JSON body of a dry run."""
+    remaining = result.remaining_micros
+    return {
+        "valid": True,
+        "hit": result.is_hit,
+        "estimate_usd": result.estimate_micros / MICROS_PER_USD,
+        "remaining": None if remaining is None else remaining / MICROS_PER_USD,
+    }
+
+
+def _image_fields(image: Image) -> dict[str, Any]:
+    """The fields of an image beside its bytes."""
+    revised = {"revised_prompt": image.revised_prompt} if image.revised_prompt else {}
+    return {**revised, **image.extra}
+
+
+def _rest(fields: Mapping[str, Any]) -> bytes:
+    """The end of a JSON object that has begun: further fields, and its brace."""
+    return b"," + orjson.dumps(fields)[1:] if fields else b"}"
+
+
+def _usage(images: Sequence[Image]) -> dict[str, Any]:
+    """`usage` with the sum over the images; empty if none of them has any.
+
+    See `docs/reference/images-api.md#usage`.
+    """
+    shares = [image.usage for image in images if image.usage is not None]
+    if not shares:
+        return {}
+    usage = Usage.sum(shares)
+    fields: dict[str, Any] = {
+        "input_tokens": usage.text_in + usage.image_in,
+        "input_tokens_details": {"image_tokens": usage.image_in, "text_tokens": usage.text_in},
+        "output_tokens": usage.image_out + usage.text_out,
+    }
+    if usage.has_output_details:
+        fields["output_tokens_details"] = {
+            "image_tokens": usage.image_out,
+            "text_tokens": usage.text_out,
+        }
+    fields["total_tokens"] = usage.total
+    return {"usage": fields}
+
+
+# ── events ──────────────────────────────────────────────────────────────────────────────────
+
+
+def partial_image_event(image: SharedPartialImage, base64: bytes, *, created: int) -> list[bytes]:
+    """The event of a partial image, in pieces."""
+    fields = {
+        "partial_image_index": image.index,
+        "created_at": created,
+        **_echoed_fields(image.echoed),
+    }
+    return sse.encode_event(PARTIAL_IMAGE, fields, base64=base64)
+
+
+def completed_event(answer: Answer, *, created: int) -> list[bytes]:
+    """The event of the image, in pieces."""
+    ((image, base64),) = answer.images
+    fields = {"created_at": created, **_echoed_fields(image.echoed), **_usage([image])}
+    further = {key: value for key, value in _image_fields(image).items() if key not in fields}
+    return sse.encode_event(COMPLETED, fields | further, base64=base64)
+
+
+def _echoed_fields(echoed: Mapping[str, str]) -> dict[str, str]:
+    return {key: echoed[key] for key in EVENT_FIELDS if key in echoed}
