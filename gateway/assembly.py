@@ -15,9 +15,7 @@ from contextlib import (
 )
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Final, Protocol
-from urllib.parse import unquote
 
 import structlog
 from pydantic import SecretStr
@@ -50,6 +48,7 @@ from gateway.purchasing.delivery import Delivery, DeliverySettings
 from gateway.purchasing.purchase import Purchases, PurchaseSettings
 from gateway.purchasing.recovery import Recovery
 from gateway.purchasing.settlement import Settlements
+from gateway.store.blobs import open_blob_store
 from gateway.store.blobs.folder import FolderBlobs
 from gateway.store.blobs.redis import open_redis_blobs
 from gateway.store.protocol import BlobStore, Store
@@ -82,11 +81,9 @@ async def open_store(settings: Settings) -> AsyncIterator[tuple[Store, BlobStore
     """
     async with AsyncExitStack() as stack:
         store, blobs = await _open_main_store(settings, stack)
-        url = settings.store.blobs_url.get_secret_value() if settings.store.blobs_url else ""
-        if url.startswith("file://"):
-            blobs = FolderBlobs(Path(unquote(url.removeprefix("file://"))))
-        elif url:
-            blobs = await stack.enter_async_context(open_redis_blobs(url))
+        if settings.store.blobs_url is not None:
+            url = settings.store.blobs_url.get_secret_value()
+            blobs = await stack.enter_async_context(open_blob_store(url))
         yield store, blobs
 
 
@@ -94,7 +91,7 @@ async def _open_main_store(settings: Settings, stack: AsyncExitStack) -> tuple[S
     if settings.store.redis_url is not None:
         url = settings.store.redis_url.get_secret_value()
         store = await stack.enter_async_context(open_redis_store(url))
-        blobs = await stack.enter_async_context(open_redis_blobs(url, is_beside_verbs=True))
+        blobs = await stack.enter_async_context(open_redis_blobs(url, shares_server=True))
         return store, blobs
     folder = settings.store.data_dir
     embedded = await stack.enter_async_context(open_sqlite_store(folder / DATABASE))
@@ -105,7 +102,7 @@ async def _open_main_store(settings: Settings, stack: AsyncExitStack) -> tuple[S
 async def open_existing_store(settings: Settings) -> AsyncIterator[Store]:
     """The store of a running gateway, for commands; never creates one.
 
-    Raises `StoreMissing`, `LayoutMismatch`, `StoreUnavailable`.
+    Raises `StoreMissing`, `SchemaMismatch`, `StoreUnavailable`.
     """
     url = settings.store.redis_url
     if url is None:
@@ -166,7 +163,7 @@ async def open_cache(
     """The cache of a running gateway, for commands.
 
     What they put there stays `lifetime_seconds`; None: as long as the gateway's own. Raises
-    `StoreMissing`, `LayoutMismatch`, `StoreUnavailable`.
+    `StoreMissing`, `SchemaMismatch`, `StoreUnavailable`.
     """
     async with open_existing_store(settings), open_store(settings) as (store, blob_store):
         cache = _wire_cache(

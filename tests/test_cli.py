@@ -149,12 +149,12 @@ def test_keys_never_make_a_store_of_an_empty_redis(tmp_path: Path, redis_url: st
         assert client.dbsize() == 0
 
 
-def test_serve_refuses_a_redis_of_another_layout(tmp_path: Path, redis_url: str) -> None:
+def test_serve_refuses_a_redis_of_another_schema_version(tmp_path: Path, redis_url: str) -> None:
     with redis.Redis.from_url(redis_url) as client:
-        client.set("igw:layout", "999")
+        client.set("igw:schema", "999")
     told = run(tmp_path, "serve", **SERVE, GATEWAY_REDIS_URL=redis_url)
     assert told.returncode == 1
-    assert "layout version 999; this gateway reads version 2" in told.stderr
+    assert "schema version 999; this gateway reads version 1" in told.stderr
 
 
 @pytest.mark.parametrize(("command", "inside"), [("serve", ""), ("demo", "demo/")])

@@ -174,9 +174,9 @@ async def test_a_store_that_is_not_there_is_a_fault_and_is_not_made(
         assert client.dbsize() == 0
 
 
-async def test_a_store_of_another_layout_is_a_fault(tmp_path: Path, redis_url: str) -> None:
+async def test_a_store_of_another_schema_version_is_a_fault(tmp_path: Path, redis_url: str) -> None:
     with redis.Redis.from_url(redis_url) as client:
-        client.set("igw:layout", "999")
+        client.set("igw:schema", "999")
     found = await look(make_settings(tmp_path, "http://127.0.0.1:9/v1", redis_url))
     assert found["store"].level == "fault"
     assert "999" in found["store"].words

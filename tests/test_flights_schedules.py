@@ -236,11 +236,11 @@ async def _check_slots(world: World) -> None:
     claim = AcquireLease(world.place, tuple(range(3)), "afterwards", LEASE_SECONDS)
     slots, claimed = claim.slots, await execute(world.store, claim)
     give_up_at = time.monotonic() + 2 * CLAIM_SECONDS
-    while claimed.others and time.monotonic() < give_up_at:
+    while claimed.leased and time.monotonic() < give_up_at:
         await asyncio.sleep(0.05)
         claimed = await execute(world.store, claim)
-    assert not claimed.others
-    assert set(claimed.held) | set(claimed.mine) == set(slots)
+    assert not claimed.leased
+    assert set(claimed.cached) | set(claimed.acquired) == set(slots)
 
 
 @few

@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 def prepare(settings: Settings) -> None:
     """What the parent does before it forks: data folder, the embedded store's layout, the token.
 
-    Raises `LayoutMismatch`, `OSError`.
+    Raises `SchemaMismatch`, `OSError`.
     """
     folder = settings.store.data_dir
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def _create_token(path: Path) -> None:
 async def check_store(settings: Settings) -> None:
     """Refuses a Redis of another layout before anything is served; one that is away may come.
 
-    Raises `LayoutMismatch`.
+    Raises `SchemaMismatch`.
     """
     if settings.store.redis_url is None:
         return

@@ -36,10 +36,10 @@ from gateway.errors import GatewayError, StoreUnavailable
 from gateway.images import Image
 from gateway.net.guard import LinkBlocked
 from gateway.store.batch import execute
-from gateway.store.blobs.redis import UNLIMITED_BYTES
+from gateway.store.blobs.redis import DEFAULT_CAPACITY_BYTES
 from gateway.store.commands import Inspect, StoreFacts
 from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
-from gateway.store.redis.client import place_of
+from gateway.store.redis.client import redacted_url
 from gateway.upstream.client import open_client
 from gateway.upstream.fetch import RehostSettings, open_link_fetcher
 
@@ -122,7 +122,7 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
     except GatewayError as fault:
         return [Finding("store", "fault", _unreachable_store(settings, fault))]
     return [
-        Finding("store", "ok", f"{store.name}, layout version {SCHEMA_VERSION}"),
+        Finding("store", "ok", f"{store.name}, schema version {SCHEMA_VERSION}"),
         judge_clock(facts, host_now=host_now),
         *_judge_set_up(settings, facts),
     ]
@@ -131,7 +131,9 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
 def _unreachable_store(settings: Settings, fault: GatewayError) -> str:
     """A database names itself; of a Redis only its place may be said."""
     url = settings.store.redis_url
-    return fault.message if url is None else f"{place_of(url.get_secret_value())}: {fault.message}"
+    if url is None:
+        return fault.message
+    return f"{redacted_url(url.get_secret_value())}: {fault.message}"
 
 
 def _judge_set_up(settings: Settings, facts: StoreFacts) -> Sequence[Finding]:
@@ -187,7 +189,7 @@ def _bound_in_words(settings: Settings, facts: StoreFacts) -> str:
         return "images have a place of their own"
     if settings.cache.total_bytes is None and facts.maxmemory_bytes is not None:
         return f"half of Redis' maxmemory of {_mebibytes(facts.maxmemory_bytes)}"
-    default = UNLIMITED_BYTES if facts.kind == "redis" else DEFAULT_TOTAL_BYTES
+    default = DEFAULT_CAPACITY_BYTES if facts.kind == "redis" else DEFAULT_TOTAL_BYTES
     return f"{_mebibytes(settings.cache.total_bytes or default)}, where the store has no limit"
 
 

@@ -55,8 +55,8 @@ async def test_every_key_has_the_prefix_and_the_time_to_live_that_it_should_have
     assert set(states) == {"reserved", "settled"}
     assert states["reserved"] == -1
     assert 0 < states["settled"] <= 7 * DAY
-    (claims,) = _those(lives, "claims:")
-    assert 30 < claims <= 45
+    (leases,) = _those(lives, "leases:")
+    assert 30 < leases <= 45
     windows = _those(lives, "{books}:window:")
     assert len(windows) == 3
     assert min(windows) == -1

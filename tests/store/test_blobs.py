@@ -62,7 +62,7 @@ async def test_few_bytes_travel_with_a_batch_of_the_redis_in_which_they_lie(redi
     many = bytes(SMALL_BYTES + 1)
     async with (
         open_redis_store(redis_url) as store,
-        open_redis_blobs(redis_url, is_beside_verbs=True) as blobs,
+        open_redis_blobs(redis_url, shares_server=True) as blobs,
     ):
         batch = Batch(store)
         assert blobs.put_command(digest(many), many, 60) is None
@@ -80,10 +80,10 @@ async def test_few_bytes_travel_with_a_batch_of_the_redis_in_which_they_lie(redi
 async def test_what_is_no_digest_travels_nowhere(redis_url: str) -> None:
     async with (
         open_redis_store(redis_url),
-        open_redis_blobs(redis_url, is_beside_verbs=True) as blobs,
+        open_redis_blobs(redis_url, shares_server=True) as blobs,
     ):
         with pytest.raises(ValueError, match="SHA-256"):
-            blobs.put_command("layout", BINARY, 60)
+            blobs.put_command("schema", BINARY, 60)
 
 
 async def test_many_at_once_do_not_disturb_each_other(blobs: BlobStore) -> None:

@@ -252,52 +252,56 @@ class TestClaims:
 
     async def test_reading_an_entry_claims_nothing(self, store: Store) -> None:
         await execute(store, commands.ReadEntry("f"))
-        assert (await execute(store, claim("one"))).mine == (0,)
+        assert (await execute(store, claim("one"))).acquired == (0,)
 
     async def test_free_slots_are_claimed(self, store: Store) -> None:
         claimed = await execute(store, claim("one", (0, 1, 63)))
-        assert (dict(claimed.held), claimed.mine, dict(claimed.others)) == ({}, (0, 1, 63), {})
+        assert (dict(claimed.cached), claimed.acquired, dict(claimed.leased)) == (
+            {},
+            (0, 1, 63),
+            {},
+        )
         assert claimed.now == pytest.approx(time.time(), abs=5)
 
     async def test_a_repeated_claim_is_still_mine(self, store: Store) -> None:
         await execute(store, claim("one", (0, 1)))
         claimed = await execute(store, claim("one", (1, 2)))
-        assert (claimed.mine, dict(claimed.others)) == ((1, 2), {})
+        assert (claimed.acquired, dict(claimed.leased)) == ((1, 2), {})
 
     async def test_another_flights_claim_is_named(self, store: Store) -> None:
         await execute(store, claim("one", (0, 1)))
         claimed = await execute(store, claim("two", (1, 2)))
-        assert (claimed.mine, dict(claimed.others)) == ((2,), {1: "one"})
+        assert (claimed.acquired, dict(claimed.leased)) == ((2,), {1: "one"})
 
     async def test_every_asked_slot_is_held_mine_or_anothers(self, store: Store) -> None:
         await execute(store, keep("zero", {0: slot("p", BINARY)}))
         await execute(store, claim("one", (1,)))
         claimed = await execute(store, claim("two", (0, 1, 2)))
-        assert {i: (s.image_id, s.data) for i, s in claimed.held.items()} == {0: ("p", BINARY)}
-        assert dict(claimed.others) == {1: "one"}
-        assert claimed.mine == (2,)
+        assert {i: (s.image_id, s.data) for i, s in claimed.cached.items()} == {0: ("p", BINARY)}
+        assert dict(claimed.leased) == {1: "one"}
+        assert claimed.acquired == (2,)
 
     async def test_fingerprints_do_not_share_claims(self, store: Store) -> None:
         await execute(store, claim("one"))
-        assert (await execute(store, claim("two", print_="g"))).mine == (0,)
+        assert (await execute(store, claim("two", print_="g"))).acquired == (0,)
 
     async def test_an_expired_claim_is_free(self, store: Store) -> None:
         await execute(store, claim("one", lease=SHORT))
         await asyncio.sleep(OVER)
-        assert (await execute(store, claim("two"))).mine == (0,)
+        assert (await execute(store, claim("two"))).acquired == (0,)
 
     async def test_a_slot_whose_image_has_expired_is_free(self, store: Store) -> None:
         await execute(store, keep("one", {0: slot("p")}, lifetime=SHORT))
         await asyncio.sleep(OVER)
         claimed = await execute(store, claim("two"))
-        assert (dict(claimed.held), claimed.mine) == ({}, (0,))
+        assert (dict(claimed.cached), claimed.acquired) == ({}, (0,))
 
     async def test_one_claim_outlives_another_of_the_same_entry(self, store: Store) -> None:
         await execute(store, claim("short", (0,), lease=SHORT))
         await execute(store, claim("long", (1,)))
         await asyncio.sleep(OVER)
         claimed = await execute(store, claim("new", (0, 1)))
-        assert (claimed.mine, dict(claimed.others)) == ((0,), {1: "long"})
+        assert (claimed.acquired, dict(claimed.leased)) == ((0,), {1: "long"})
 
     async def test_of_many_flights_each_slot_has_exactly_one_owner(
         self, store: Store, other: Store
@@ -305,7 +309,7 @@ class TestClaims:
         answers = await asyncio.gather(
             *(execute((store, other)[i % 2], claim(f"flight{i}", range(4))) for i in range(100))
         )
-        owners = [(index, i) for i, claimed in enumerate(answers) for index in claimed.mine]
+        owners = [(index, i) for i, claimed in enumerate(answers) for index in claimed.acquired]
         assert sorted(index for index, _ in owners) == [0, 1, 2, 3]
         winner = {index: f"flight{i}" for index, i in owners}
         assert all(dict(c.others).items() <= winner.items() for c in answers)
@@ -314,19 +318,19 @@ class TestClaims:
         await execute(store, claim("one", (0, 1), lease=SHORT))
         assert await execute(store, commands.RenewLease("f", "one", LONG)) is True
         await asyncio.sleep(OVER)
-        assert dict((await execute(store, claim("two", (0, 1)))).others) == {0: "one", 1: "one"}
+        assert dict((await execute(store, claim("two", (0, 1)))).leased) == {0: "one", 1: "one"}
 
     async def test_an_extension_can_shorten_a_lease(self, store: Store) -> None:
         await execute(store, claim("one"))
         assert await execute(store, commands.RenewLease("f", "one", SHORT)) is True
         await asyncio.sleep(OVER)
-        assert (await execute(store, claim("two"))).mine == (0,)
+        assert (await execute(store, claim("two"))).acquired == (0,)
 
     async def test_a_lost_claim_cannot_be_extended(self, store: Store) -> None:
         await execute(store, claim("one", lease=SHORT))
         await asyncio.sleep(OVER)
         assert await execute(store, commands.RenewLease("f", "one", LONG)) is False
-        assert (await execute(store, claim("two"))).mine == (0,)
+        assert (await execute(store, claim("two"))).acquired == (0,)
         assert await execute(store, commands.RenewLease("f", "one", LONG)) is False
         assert await execute(store, commands.RenewLease("f", "never", LONG)) is False
 
@@ -335,7 +339,7 @@ class TestClaims:
         await execute(store, claim("one", (1,)))
         assert await execute(store, commands.RenewLease("f", "one", LONG)) is True
         await asyncio.sleep(OVER)
-        assert (await execute(store, claim("two", (0,)))).mine == (0,)
+        assert (await execute(store, claim("two", (0,)))).acquired == (0,)
 
     async def test_releasing_gives_back_only_the_flights_own_claims(self, store: Store) -> None:
         await execute(store, claim("one", (0, 1)))
@@ -343,7 +347,7 @@ class TestClaims:
         for _ in range(2):
             assert await execute(store, commands.ReleaseLease("f", "one")) is None
         claimed = await execute(store, claim("three", (0, 1, 2)))
-        assert (claimed.mine, dict(claimed.others)) == ((0, 1), {2: "two"})
+        assert (claimed.acquired, dict(claimed.leased)) == ((0, 1), {2: "two"})
 
 
 class TestKeep:
@@ -354,9 +358,9 @@ class TestKeep:
         kept = await execute(store, keep("one", {0: slot("a", BINARY), 1: slot("b")}))
         assert kept == {0: 0, 1: 1}
         claimed = await execute(store, claim("two", (0, 1, 2)))
-        assert {i: s.image_id for i, s in claimed.held.items()} == {0: "a", 1: "b"}
-        assert claimed.held[0].data == BINARY
-        assert claimed.mine == (2,)
+        assert {i: s.image_id for i, s in claimed.cached.items()} == {0: "a", 1: "b"}
+        assert claimed.cached[0].data == BINARY
+        assert claimed.acquired == (2,)
 
     async def test_freshness_is_counted_on_the_stores_clock(self, store: Store) -> None:
         wanted = Slot("p", expires_at=123.0, data=b"d")
@@ -364,7 +368,7 @@ class TestKeep:
         entry = await execute(store, commands.ReadEntry("f"))
         assert entry.slots[0].expires_at == pytest.approx(entry.now + 50, abs=5)
         claimed = await execute(store, claim("two"))
-        assert claimed.held[0].expires_at == entry.slots[0].expires_at
+        assert claimed.cached[0].expires_at == entry.slots[0].expires_at
 
     async def test_keeping_twice_changes_nothing(self, store: Store) -> None:
         await execute(store, keep("one", {0: slot("a", b"first"), 2: slot("b")}, lifetime=50))
@@ -398,7 +402,7 @@ class TestKeep:
         await execute(store, claim("owner", (0, 1)))
         assert await execute(store, keep("late", {0: slot("a")})) == {0: 2}
         claimed = await execute(store, claim("third", (0, 1)))
-        assert dict(claimed.others) == {0: "owner", 1: "owner"}
+        assert dict(claimed.leased) == {0: "owner", 1: "owner"}
 
     async def test_the_flights_own_claims_are_free_for_its_images(self, store: Store) -> None:
         await execute(store, keep("zero", {0: slot("x")}))
@@ -441,7 +445,7 @@ class TestKeep:
     async def test_keeping_nothing_gives_the_claims_back(self, store: Store) -> None:
         await execute(store, claim("one"))
         assert await execute(store, keep("one", {})) == {}
-        assert (await execute(store, claim("two"))).mine == (0,)
+        assert (await execute(store, claim("two"))).acquired == (0,)
 
     async def test_clearing_empties_only_the_slot_that_holds_the_image_meant(
         self, store: Store
@@ -453,7 +457,7 @@ class TestKeep:
             )
         entry = await execute(store, commands.ReadEntry("f"))
         assert {i: s.image_id for i, s in entry.slots.items()} == {1: "b", 2: "c"}
-        assert (await execute(store, claim("two"))).mine == (0,)
+        assert (await execute(store, claim("two"))).acquired == (0,)
 
 
 class TestEvents:
@@ -1072,7 +1076,7 @@ class TestSweep:
         assert await execute(store, commands.Sweep()) == 0
         assert await execute(store, commands.Get("s", "a")) == b"1"
         assert set((await execute(store, commands.ReadEntry("f"))).slots) == {0}
-        assert dict((await execute(store, claim("two", (1,)))).others) == {1: "one"}
+        assert dict((await execute(store, claim("two", (1,)))).leased) == {1: "one"}
         assert list(await execute(store, commands.ReadEvents("a"))) == [b"event"]
         assert await shown(store, day(10), bucket(10)) == [(0, 4), (3, 0)]
         assert len(await execute(store, commands.OpenJournals("w"))) == 1

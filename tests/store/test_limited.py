@@ -14,7 +14,7 @@ from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store.batch import execute
 from gateway.store.commands import Admit, CompareAndSet, Get, Heartbeat, Write
 from gateway.store.protocol import Command, Store, Watch
-from gateway.store.wrappers import MAX_AT_ONCE, LimitedStore
+from gateway.store.wrappers import MAX_CONCURRENT_BATCHES, LimitedStore
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ async def stand_in_line(*commands: Command[Any]) -> Line:
     """As many ask as may; then these, one after the other."""
     slow = SlowStore()
     store = LimitedStore(slow)
-    taking = [Get("taken", str(number)) for number in range(MAX_AT_ONCE)]
+    taking = [Get("taken", str(number)) for number in range(MAX_CONCURRENT_BATCHES)]
     tasks = [asyncio.create_task(execute(store, command)) for command in (*taking, *commands)]
     await asyncio.sleep(0.01)
     assert slow.asked == taking
@@ -84,7 +84,7 @@ async def test_the_rest_go_when_a_place_is_free_in_the_order_in_which_they_came(
     assert line.slow.asked == [A]
     await line.slow.answer()
     assert line.slow.asked == [A, B]
-    await line.slow.answer(MAX_AT_ONCE)
+    await line.slow.answer(MAX_CONCURRENT_BATCHES)
     await asyncio.gather(*line.tasks)
 
 
@@ -136,6 +136,6 @@ async def test_places_are_free_again_after_a_crowd(store: Store) -> None:
     assert await execute(queued, CompareAndSet((change,))) is None
     for _ in range(2):
         found = await asyncio.gather(
-            *(execute(queued, Get("things", "one")) for _ in range(3 * MAX_AT_ONCE))
+            *(execute(queued, Get("things", "one")) for _ in range(3 * MAX_CONCURRENT_BATCHES))
         )
         assert found == [b"value"] * len(found)

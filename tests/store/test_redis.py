@@ -33,8 +33,8 @@ from gateway.store.blobs.redis import SMALL_BYTES, open_redis_blobs
 from gateway.store.commands import Consumption, Counter, Slot, Write
 from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
 from gateway.store.protocol import Command, Store
-from gateway.store.redis.client import CALL_SECONDS, place_of
-from gateway.store.redis.commands import call_for
+from gateway.store.redis.client import TIMEOUT_SECONDS, redacted_url
+from gateway.store.redis.commands import encode
 from gateway.store.redis.scripts import SCRIPTS
 from gateway.store.redis.store import RedisStore, open_redis_store
 from gateway.store.wrappers import InstrumentedStore
@@ -182,25 +182,25 @@ class TestLayout:
             with server.client() as client:
                 assert client.keys() == []
                 await store.check_schema()
-                assert client.get("igw:layout") == str(SCHEMA_VERSION).encode()
-                assert client.keys() == [b"igw:layout"]
+                assert client.get("igw:schema") == str(SCHEMA_VERSION).encode()
+                assert client.keys() == [b"igw:schema"]
 
     async def test_another_layout_is_refused_and_left_untouched(self, server: Server) -> None:
         with server.client() as client:
-            client.set("igw:layout", "99")
+            client.set("igw:schema", "99")
             async with (
                 open_redis_store(server.url) as store,
-                open_redis_blobs(server.url, is_beside_verbs=True) as blobs,
+                open_redis_blobs(server.url, shares_server=True) as blobs,
             ):
-                with pytest.raises(SchemaMismatch, match=r"layout version 99; .* version 2"):
+                with pytest.raises(SchemaMismatch, match=r"schema version 99; .* version 1"):
                     await store.check_schema()
                 with capture_logs() as logs:
                     for _ in range(3):
-                        with pytest.raises(StoreUnavailable, match="layout version 99"):
+                        with pytest.raises(StoreUnavailable, match="schema version 99"):
                             await execute(store, write("a", b"v"))
-                    with pytest.raises(StoreUnavailable, match="layout version 99"):
+                    with pytest.raises(StoreUnavailable, match="schema version 99"):
                         await blobs.put("0" * 64, b"data", 60)
-            assert client.keys() == [b"igw:layout"]
+            assert client.keys() == [b"igw:schema"]
         reasons = [line["reason"] for line in logs]
         assert len(reasons) == 2, "once for the verbs, once for the bytes"
 
@@ -208,32 +208,32 @@ class TestLayout:
         async with open_redis_store(server.url) as store:
             await execute(store, write("a", b"v"))
         with server.client() as client:
-            client.set("igw:layout", "1")
+            client.set("igw:schema", "1")
             async with open_redis_store(server.url) as store:
                 await store.check_schema()
-                assert client.get("igw:layout") == b"2"
+                assert client.get("igw:schema") == b"2"
                 assert await execute(store, read("a")) == b"v"
                 await execute(store, commands.SetValue("s", "n", b"new", 60))
 
     async def test_an_older_layout_is_refused_by_whoever_only_looks(self, server: Server) -> None:
         with server.client() as client:
-            client.set("igw:layout", "1")
+            client.set("igw:schema", "1")
             async with (
                 open_redis_store(server.url, may_create=False) as store,
-                open_redis_blobs(server.url, may_create=False, is_beside_verbs=True) as blobs,
+                open_redis_blobs(server.url, may_create=False, shares_server=True) as blobs,
             ):
-                with pytest.raises(SchemaMismatch, match=r"layout version 1; .* version 2"):
+                with pytest.raises(SchemaMismatch, match=r"schema version 1; .* version 1"):
                     await store.check_schema()
                 with pytest.raises(SchemaMismatch):
                     await blobs.check_schema()
-            assert client.get("igw:layout") == b"1"
+            assert client.get("igw:schema") == b"1"
 
     @pytest.mark.parametrize("stamp", ["3", "10", "two", "", "-1", "1.5"])
     async def test_a_stamp_that_is_not_known_is_never_overwritten(
         self, server: Server, stamp: str
     ) -> None:
         with server.client() as client:
-            client.set("igw:layout", stamp)
+            client.set("igw:schema", stamp)
             async with (
                 open_redis_store(server.url) as store,
                 open_redis_blobs(server.url) as blobs,
@@ -241,7 +241,7 @@ class TestLayout:
                 for opened in (store, blobs):
                     with pytest.raises(SchemaMismatch):
                         await opened.check_schema()
-            assert client.get("igw:layout") == stamp.encode()
+            assert client.get("igw:schema") == stamp.encode()
 
     async def test_an_away_server_has_no_layout(self, stopped: Server) -> None:
         async with open_redis_store(stopped.url) as store:
@@ -271,7 +271,7 @@ class TestKeys:
         today = (midnight + timedelta(days=1) - now).total_seconds()
         this_month = (next_month - now).total_seconds()
         expected = {
-            "igw:layout": None,
+            "igw:schema": None,
             f"{BOOKS}records:keys": None,
             f"{BOOKS}bucket:key:k:requests": 120,
             f"{BOOKS}window:key:k:day:{now:%Y-%m-%d}": today + 7 * DAY,
@@ -284,15 +284,15 @@ class TestKeys:
             f"{BOOKS}ledger:{now:%Y-%m-%d}": None,
             f"{BOOKS}ledger-days": None,
             f"{BOOKS}appended:batch": 3600,
-            "igw:note:s:n": 80,
-            "igw:note:s:ever": None,
-            "igw:list:s:l": 700,
-            "igw:{shelf}:used": None,
-            "igw:{shelf}:ends": None,
-            "igw:{shelf}:sizes": None,
-            "igw:{shelf}:total": None,
+            "igw:value:s:n": 80,
+            "igw:value:s:ever": None,
+            "igw:set:s:l": 700,
+            "igw:{lru}:used": None,
+            "igw:{lru}:expires": None,
+            "igw:{lru}:sizes": None,
+            "igw:{lru}:total": None,
             "igw:entry:{f}": 1000 + 500,
-            "igw:claims:{f}": 90,
+            "igw:leases:{f}": 90,
             "igw:flight:{a}": 70,
             "igw:flight-ids:{a}": 70,
             f"igw:blob:{hashlib.sha256(b'data').hexdigest()}": 600,
@@ -303,12 +303,12 @@ class TestKeys:
 
     async def test_the_table_in_the_module_names_every_key(self) -> None:
         documented = resources.files("gateway.store.redis").joinpath("keys.py").read_text("utf-8")
-        for start in ("layout", "{books}:records:", "{books}:bucket:", "{books}:window:",
+        for start in ("schema", "{books}:records:", "{books}:bucket:", "{books}:window:",
                       "{books}:journal:", "{books}:open:", "{books}:workers",
                       "{books}:ledger:", "{books}:ledger-days", "{books}:appended:",
-                      "note:", "list:", "{shelf}:used", "{shelf}:sizes", "{shelf}:total",
-                      "entry:{", "claims:{",
-                      "flight:{", "flight-ids:{", "blob:", "wake:"):  # fmt: skip
+                      "value:", "set:", "{lru}:used", "{lru}:sizes", "{lru}:total",
+                      "entry:{", "leases:{",
+                      "flight:{", "flight-ids:{", "blob:", "events:"):  # fmt: skip
             assert f"`igw:{start}" in documented
 
     async def test_each_script_stays_in_one_hash_slot(self, redis_url: str) -> None:
@@ -327,7 +327,7 @@ class TestKeys:
             reserve = commands.Reserve("p", "w", (open_now,), b"payload")
             await store.execute([reserve, commands.Settle("p", {}, None)])
         with redis.Redis.from_url(redis_url) as client:
-            left = [b"igw:layout", f"{BOOKS}journal:p".encode(), f"{BOOKS}workers".encode()]
+            left = [b"igw:schema", f"{BOOKS}journal:p".encode(), f"{BOOKS}workers".encode()]
             assert sorted(client.keys()) == sorted(left)
             assert client.hget(f"{BOOKS}journal:p", "payload") is None
 
@@ -336,7 +336,7 @@ class TestKeys:
             await store.execute([commands.Track(digest, 10, 60, 15) for digest in "abc"])
             await execute(store, commands.Untrack(("c",)))
         with redis.Redis.from_url(redis_url) as client:
-            assert client.keys() == [b"igw:layout"]
+            assert client.keys() == [b"igw:schema"]
 
     async def test_bytes_live_as_long_as_the_longest_that_was_asked_for(
         self, redis_url: str
@@ -394,7 +394,7 @@ async def _make_every_kind_of_key(store: RedisStore, redis_url: str) -> None:
             commands.ReadLedger(),
         ]
     )
-    async with open_redis_blobs(redis_url, is_beside_verbs=True) as blobs:
+    async with open_redis_blobs(redis_url, shares_server=True) as blobs:
         await blobs.put(hashlib.sha256(b"data").hexdigest(), b"data", 600)
 
 
@@ -478,7 +478,7 @@ class TestTls:
         url = f"rediss://:right@127.0.0.1:{port}/0?ssl_ca_certs={TLS}/authority.pem"
         async with (
             open_redis_store(url) as store,
-            open_redis_blobs(url, is_beside_verbs=True) as blobs,
+            open_redis_blobs(url, shares_server=True) as blobs,
         ):
             await execute(store, write("a", b"v"))
             await blobs.put("0" * 64, image, 60)
@@ -494,7 +494,7 @@ class TestOutages:
     ) -> None:
         async with (
             open_redis_store(stopped.url) as store,
-            open_redis_blobs(stopped.url, is_beside_verbs=True) as blobs,
+            open_redis_blobs(stopped.url, shares_server=True) as blobs,
         ):
             for call in (execute(store, read("a")), blobs.get("0" * 64)):
                 with pytest.raises(StoreUnavailable):
@@ -511,7 +511,7 @@ class TestOutages:
                         await execute(store, read("a"))
                 stopped.start()
                 await execute(store, read("a"))
-        assert [line["event"] for line in logs] == ["store_unavailable", "store_back"]
+        assert [line["event"] for line in logs] == ["store_unavailable", "store_available"]
 
     async def test_it_reconnects_by_itself_and_what_was_acknowledged_is_there(
         self, server: Server
@@ -532,7 +532,7 @@ class TestOutages:
     async def test_a_hung_server_is_waited_for_two_seconds(self, server: Server) -> None:
         async with (
             open_redis_store(server.url) as store,
-            open_redis_blobs(server.url, is_beside_verbs=True) as blobs,
+            open_redis_blobs(server.url, shares_server=True) as blobs,
         ):
             await store.execute([write("a", b"v"), commands.Heartbeat("w")])
             server.send(signal.SIGSTOP)
@@ -577,7 +577,7 @@ class TestOutages:
     async def test_a_full_server_is_unavailable_for_writing_only(self, server: Server) -> None:
         async with (
             open_redis_store(server.url) as store,
-            open_redis_blobs(server.url, is_beside_verbs=True) as blobs,
+            open_redis_blobs(server.url, shares_server=True) as blobs,
         ):
             await execute(store, write("a", b"v"))
             with server.client() as client:
@@ -674,7 +674,7 @@ class TestFull:
             assert await execute(store, commands.ReadLruTotals()) == commands.LruTotals(2, 20)
             assert await execute(store, commands.EvictionCandidates(20)) == ["a", "b"]
 
-    async def test_what_is_put_in_the_place_of_something_needs_no_room(
+    async def test_what_is_put_in_the_redacted_url_something_needs_no_room(
         self, server: Server
     ) -> None:
         async with open_redis_store(server.url) as store:
@@ -691,7 +691,7 @@ class TestFull:
     async def test_deleting_the_oldest_bytes_makes_room_for_new_ones(self, server: Server) -> None:
         async with (
             open_redis_store(server.url) as store,
-            open_redis_blobs(server.url, is_beside_verbs=True) as blobs,
+            open_redis_blobs(server.url, shares_server=True) as blobs,
         ):
             images = {hashlib.sha256(b"%d" % i).hexdigest(): b"%d" % i * 500_000 for i in range(9)}
             last = images.popitem()
@@ -767,7 +767,7 @@ class TestFull:
         """However little is free: the bytes on their way take memory too, until they are stored."""
         async with (
             open_redis_store(server.url) as store,
-            open_redis_blobs(server.url, is_beside_verbs=True) as blobs,
+            open_redis_blobs(server.url, shares_server=True) as blobs,
         ):
             await store.check_schema()
             for free_bytes in range(-SMALL_BYTES, 4 * SMALL_BYTES, SMALL_BYTES // 8):
@@ -808,16 +808,16 @@ class TestBlobServer:
                     for digest in group:
                         await blobs.put(digest, b"x" * 50_000, 600)
                     assert await blobs.get(group[-1]) in (b"x" * 50_000, None)
-                client.delete("igw:layout")  # as such a server may
+                client.delete("igw:schema")  # as such a server may
             assert client.info("stats")["evicted_keys"] > 50
 
     async def test_a_foreign_stamp_there_is_refused(self, server: Server) -> None:
         with server.client() as client:
-            client.set("igw:layout", "99")
+            client.set("igw:schema", "99")
         async with open_redis_blobs(server.url) as blobs:
             with pytest.raises(SchemaMismatch):
                 await blobs.check_schema()
-            with pytest.raises(StoreUnavailable, match="layout version 99"):
+            with pytest.raises(StoreUnavailable, match="schema version 99"):
                 await blobs.scan("", 10)
 
     async def test_whoever_only_looks_leaves_an_empty_one_empty(self, server: Server) -> None:
@@ -831,7 +831,7 @@ class TestBlobServer:
         odd = "[a]?*\\:"
         async with (
             open_redis_store(redis_url) as store,
-            open_redis_blobs(redis_url, is_beside_verbs=True) as blobs,
+            open_redis_blobs(redis_url, shares_server=True) as blobs,
             open_redis_blobs(redis_url, prefix="a:") as other,
             open_redis_store(redis_url, prefix=odd) as oddly_named,
             open_redis_blobs(redis_url, prefix=odd) as odd_blobs,
@@ -901,7 +901,7 @@ class TestWatchOutages:
                 await stack.enter_async_context(store.watch(f"a{i % 10}"))
             with server.client() as client:
                 assert len(client.client_list(_type="pubsub")) == 1
-                assert len(client.pubsub_channels("igw:wake:*")) == 10
+                assert len(client.pubsub_channels("igw:events:*")) == 10
 
 
 LUA = resources.files("gateway.store.redis") / "lua"
@@ -918,7 +918,7 @@ class TestScripts:
             pass
 
         with pytest.raises(TypeError, match="does not know the verb Unknown"):
-            call_for(Unknown(), None)  # type: ignore[arg-type]
+            encode(Unknown(), None)  # type: ignore[arg-type]
 
     def test_every_verb_has_a_call(self) -> None:
         kinds = {
@@ -927,7 +927,7 @@ class TestScripts:
             if isinstance(kind, type) and issubclass(kind, Command)
         }
         assert len(kinds) > 20
-        assert kinds <= set(call_for.registry)
+        assert kinds <= set(encode.registry)
 
     def test_the_calendar_of_the_scripts_is_that_of_python(self, redis_url: str) -> None:
         clock = (LUA / "shared" / "clock.lua").read_text()
@@ -961,9 +961,9 @@ def _calendar(moment: int) -> tuple[str, str, str, str]:
     return f"{day:%Y-%m-%d}", str(ends[0]), f"{day:%Y-%m}", str(ends[1])
 
 
-def test_place_of_refuses_what_it_does_not_know() -> None:
+def test_redacted_url_refuses_what_it_does_not_know() -> None:
     with pytest.raises(ValueError, match="begins with redis://"):
-        place_of("memcached://host")
+        redacted_url("memcached://host")
 
 
 def test_time_in_which_the_process_stood_still_is_not_held_against_the_server(
@@ -976,7 +976,7 @@ def test_time_in_which_the_process_stood_still_is_not_held_against_the_server(
             await execute(store, commands.Heartbeat("worker"))
             asked = asyncio.ensure_future(execute(store, commands.Heartbeat("worker")))
             await asyncio.sleep(0)  # it is asked, and goes out in the next turn
-            time.sleep(CALL_SECONDS + 0.3)  # noqa: ASYNC251 - nothing else keeps a loop so still
+            time.sleep(TIMEOUT_SECONDS + 0.3)  # noqa: ASYNC251 - nothing else keeps a loop so still
             await asked
 
     uvloop.run(ask_and_stand_still())

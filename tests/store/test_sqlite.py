@@ -390,7 +390,7 @@ async def _claim_all(store: Store, number: int) -> list[int]:
     """The slots that this process won, over many fingerprints."""
     claims = [commands.AcquireLease(f"f{i}", (0, 1), f"flight{number}", 60) for i in range(50)]
     answers = await asyncio.gather(*(execute(store, claim) for claim in claims))
-    return [i * 2 + slot for i, claimed in enumerate(answers) for slot in claimed.mine]
+    return [i * 2 + slot for i, claimed in enumerate(answers) for slot in claimed.acquired]
 
 
 async def _reserve_all(store: Store, number: int) -> int:

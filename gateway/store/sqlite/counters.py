@@ -54,7 +54,12 @@ def _draw(tx: Transaction, consumptions: Sequence[Consumption]) -> None:
         tx.change(
             "INSERT OR REPLACE INTO buckets (scope, unit, level, at, gone_at)"
             " VALUES (?, ?, ?, ?, ?)",
-            *(counter.scope, counter.unit, bucket.level - take.amount * counters.UNITS, bucket.at),
+            *(
+                counter.subject,
+                counter.unit,
+                bucket.level - take.amount * counters.UNITS,
+                bucket.at,
+            ),
             bucket.at / 1e6 + counters.BUCKET_SECONDS,
         )
 
@@ -97,4 +102,4 @@ def _window(tx: Transaction, counter: Counter) -> tuple[int, int]:
 
 
 def _name(counter: Counter) -> tuple[str, str]:
-    return counter.scope, counter.unit
+    return counter.subject, counter.unit
