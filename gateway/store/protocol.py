@@ -1,7 +1,7 @@
 """The interfaces of a store: commands, watches and blobs.
 
-What the commands do is in `commands`; the stores that execute them are `redis` and `sqlite`, and
-those of image bytes are in `blobs`.
+The commands themselves are in `commands`. `redis` and `sqlite` are the stores that execute them,
+and `blobs` has the stores of image bytes.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class BlobStore(Protocol):
         """
 
     def put_command(self, digest: str, data: bytes, ttl_seconds: float) -> Command[None] | None:
-        """The command that does what `put` does, as part of a batch; None: use `put`.
+        """`put` as a command for a batch; None: use `put`.
 
         Only a blob store in the same server as the store has one, and only for bytes that are too
         few to delay the commands of other requests.

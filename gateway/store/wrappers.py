@@ -103,7 +103,7 @@ class LimitedStore:
         while queue := self._queue or self._admission_queue:
             turn = queue.popleft()
             if not turn.done():
-                turn.set_result(None)  # it takes over the place of the batch that has ended
+                turn.set_result(None)  # it takes the turn of the batch that has ended
                 return
         self._running -= 1
 

@@ -65,4 +65,4 @@ async def test_every_key_has_the_prefix_and_the_time_to_live_that_it_should_have
     assert 60 < bucket <= 120
     assert set(_those(lives, "{books}:records:")) == {-1}
     assert set(_those(lives, "{books}:ledger:")) == {-1}
-    assert _those(lives, "layout") == [-1]
+    assert _those(lives, "schema") == [-1]

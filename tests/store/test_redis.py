@@ -1,4 +1,4 @@
-"""What only the Redis store has: keys and their times to live, pipelining, outages, full servers.
+"""The rules of the Redis store alone: keys, times to live, pipelining, outages, full servers.
 
 A test that harms its server has one of its own, on a unix socket.
 """
@@ -45,7 +45,7 @@ BOOKS = "igw:{books}:"
 
 
 class Server:
-    """A redis-server that can be killed, stopped and started again with what it had on disk."""
+    """A durable redis-server that can be killed, stopped and restarted."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

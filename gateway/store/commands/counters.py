@@ -22,7 +22,7 @@ class Counter(NamedTuple):
     `period`:
     `minute` is a token bucket that holds `maximum` and refills at `maximum` a minute;
     `day` and `month` are UTC calendar windows with two counters, spent and reserved;
-    `concurrency` is a window without end: what is reserved right now.
+    `concurrency` is a window without end that only counts reserved amounts.
     `maximum` None counts without a limit (a bucket without a limit is not stored).
     """
 
@@ -35,7 +35,7 @@ class Counter(NamedTuple):
 
 
 class CounterState(NamedTuple):
-    """A counter after the command; for a bucket `used` is what it lacks to be full."""
+    """A counter after the command; for a bucket `used` is the amount missing until full."""
 
     used: int
     reserved: int

@@ -29,8 +29,8 @@ class Reserve(Command[Reservation]):
 
     A window denies if spent + reserved + amount > maximum. The current windows apply, and the
     journal records them. If the journal exists already, nothing changes and the result is as if
-    the amounts were reserved. `payload` is what another worker needs to finish the purchase. The
-    command also counts as a heartbeat of the worker.
+    the amounts were reserved. With `payload` another worker can finish the purchase. The command
+    also counts as a heartbeat of the worker.
     """
 
     purchase: str

@@ -19,8 +19,8 @@ local function pack_reserved(consumptions)
 end
 
 -- The windows of packed consumptions as {key, unit, amount, ends, is_charged}. `is_charged` is true
--- for one of each counter, to which a charge is added; the concurrency window only shows what is
--- reserved.
+-- for one of each counter, to which a charge is added; the concurrency window only counts
+-- reserved amounts.
 local function unpack_windows(packed)
   local windows, seen = {}, {}
   for _, item in ipairs(packed) do
