@@ -655,9 +655,7 @@ class TestFull:
             assert await execute(store, commands.ReadLruTotals()) == commands.LruTotals(2, 20)
             assert await execute(store, commands.EvictionCandidates(20)) == ["a", "b"]
 
-    async def test_what_is_put_in_the_redacted_url_something_needs_no_room(
-        self, server: Server
-    ) -> None:
+    async def test_a_digest_that_replaces_another_needs_no_room(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
             await store.execute([commands.Track(digest, 10, 60, 100) for digest in "ab"])
             with server.client() as client:
