@@ -15,9 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final, Protocol
-from urllib.parse import unquote
 
 from pydantic import SecretStr
 
@@ -49,6 +47,7 @@ from gateway.purchasing.delivery import Delivery, DeliverySettings
 from gateway.purchasing.purchase import Purchases, PurchaseSettings
 from gateway.purchasing.recovery import Recovery
 from gateway.purchasing.settlement import Settlements
+from gateway.store.blobs import open_blob_store
 from gateway.store.blobs.folder import FolderBlobs
 from gateway.store.blobs.redis import open_redis_blobs
 from gateway.store.protocol import BlobStore, Store
@@ -81,15 +80,13 @@ async def open_store(settings: Settings) -> AsyncIterator[tuple[Store, BlobStore
         if settings.store.redis_url is not None:
             url = settings.store.redis_url.get_secret_value()
             store = await stack.enter_async_context(open_redis_store(url))
-            blobs = await stack.enter_async_context(open_redis_blobs(url, is_beside_verbs=True))
+            blobs = await stack.enter_async_context(open_redis_blobs(url, shares_server=True))
         else:
             store = await stack.enter_async_context(open_sqlite_store(folder / DATABASE))
             blobs = FolderBlobs(folder / BLOBS_FOLDER, data_dir=folder)
-        blobs_url = settings.store.blobs_url.get_secret_value() if settings.store.blobs_url else ""
-        if blobs_url.startswith("file://"):
-            blobs = FolderBlobs(Path(unquote(blobs_url.removeprefix("file://"))))
-        elif blobs_url:
-            blobs = await stack.enter_async_context(open_redis_blobs(blobs_url))
+        if settings.store.blobs_url is not None:
+            url = settings.store.blobs_url.get_secret_value()
+            blobs = await stack.enter_async_context(open_blob_store(url))
         yield store, blobs
 
 

@@ -195,10 +195,10 @@ def test_keys_never_create_a_store_in_an_empty_redis(tmp_path: Path, redis_url: 
 
 def test_serve_refuses_a_redis_with_another_schema_version(tmp_path: Path, redis_url: str) -> None:
     with redis.Redis.from_url(redis_url) as client:
-        client.set("igw:layout", "999")
+        client.set("igw:schema", "999")
     result = run(tmp_path, "serve", **SERVE, GATEWAY_REDIS_URL=redis_url)
     assert result.returncode == 1
-    assert "layout version 999; this gateway reads version 2" in result.stderr
+    assert "schema version 999; this gateway reads version 1" in result.stderr
 
 
 @pytest.mark.parametrize(("command", "inside"), [("serve", ""), ("demo", "demo/")])

@@ -178,7 +178,7 @@ async def test_a_store_with_another_schema_version_is_a_fault(
     tmp_path: Path, redis_url: str
 ) -> None:
     with redis.Redis.from_url(redis_url) as client:
-        client.set("igw:layout", "999")
+        client.set("igw:schema", "999")
     found = await findings_of(make_settings(tmp_path, "http://127.0.0.1:9/v1", redis_url))
     assert found["store"].level == "fault"
     assert "999" in found["store"].message

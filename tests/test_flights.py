@@ -141,7 +141,9 @@ async def claim(store: Store, *slots: int, flight: str, seconds: float) -> Lease
 
 async def is_free(store: Store, *slots: int) -> bool:
     """Whether nobody holds these slots and nothing lies in them."""
-    return (await claim(store, *slots, flight=secrets.token_hex(4), seconds=0.001)).mine == slots
+    return (
+        await claim(store, *slots, flight=secrets.token_hex(4), seconds=0.001)
+    ).acquired == slots
 
 
 def ids(landing: FlightResult) -> dict[int, str]:

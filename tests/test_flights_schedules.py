@@ -237,10 +237,10 @@ async def _check_slots(world: World) -> None:
     claim = AcquireLease(world.place, tuple(range(3)), "afterwards", LEASE_SECONDS)
     slots, claimed = claim.slots, await execute(world.store, claim)
     async with generous():
-        while claimed.others:
+        while claimed.leased:
             await asyncio.sleep(0.05)
             claimed = await execute(world.store, claim)
-    assert set(claimed.held) | set(claimed.mine) == set(slots)
+    assert set(claimed.cached) | set(claimed.acquired) == set(slots)
 
 
 @few

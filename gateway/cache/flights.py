@@ -175,10 +175,10 @@ class FlightResult:
 
     def hold(self, claimed: LeaseResult) -> None:
         """Takes what was stored between the look-up and the claim."""
-        for number, slot in claimed.held.items():
+        for number, slot in claimed.cached.items():
             self.cached[number] = read_slot(slot, now=claimed.now)
             self.images[number] = self.cached[number].image
-        self.missing -= claimed.held.keys()
+        self.missing -= claimed.cached.keys()
 
     def complete(self, ended: End, slots: Iterable[int]) -> None:
         """The own purchase ended; whatever it left empty stays empty."""
@@ -274,13 +274,14 @@ class Flights:
                 break
             landing.hold(claimed)
             self._show(
-                subscriber, flights=(*claimed.others.values(), *[flight_id] * bool(claimed.mine))
+                subscriber,
+                flights=(*claimed.leased.values(), *[flight_id] * bool(claimed.acquired)),
             )
-            waits = [self._follow(landing, f, slots) for f, slots in _by_flight(claimed.others)]
-            if claimed.mine:
-                replacements = int(not landing.orphaned.isdisjoint(claimed.mine))
+            waits = [self._follow(landing, f, slots) for f, slots in _by_flight(claimed.leased)]
+            if claimed.acquired:
+                replacements = int(not landing.orphaned.isdisjoint(claimed.acquired))
                 flight = Flight(
-                    flight_id, fingerprint, claimed.mine, replacements, displaces=bool(ignoring)
+                    flight_id, fingerprint, claimed.acquired, replacements, displaces=bool(ignoring)
                 )
                 purchase = self._tasks.start(self._buy(flight, buy), name=f"purchase {flight_id}")
                 waits.append(self._land(landing, purchase, flight.slots))
@@ -357,7 +358,7 @@ class Flights:
         refusal = read_refusal(refused.value)
         if refusal is None:
             return claimed.value
-        if claimed.value.mine:
+        if claimed.value.acquired:
             await self._give_back(flight)
         raise refusal
 

@@ -33,10 +33,10 @@ from gateway.errors import GatewayError, StoreUnavailable
 from gateway.images import Image
 from gateway.net.guard import LinkBlocked
 from gateway.store.batch import execute
-from gateway.store.blobs.redis import UNLIMITED_BYTES
+from gateway.store.blobs.redis import DEFAULT_CAPACITY_BYTES
 from gateway.store.commands import Inspect, StoreFacts
 from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
-from gateway.store.redis.client import place_of
+from gateway.store.redis.client import redacted_url
 from gateway.upstream.client import open_client
 from gateway.upstream.fetch import RehostSettings, open_link_fetcher
 
@@ -118,7 +118,7 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
     except GatewayError as error:
         # The message of an embedded store names it. A Redis URL may contain a password.
         url = settings.store.redis_url
-        prefix = f"{place_of(url.get_secret_value())}: " if url is not None else ""
+        prefix = f"{redacted_url(url.get_secret_value())}: " if url is not None else ""
         return [Finding("store", "fault", prefix + error.message)]
     return [
         Finding("store", "ok", f"{store.name}, schema version {SCHEMA_VERSION}"),
@@ -170,7 +170,7 @@ def judge_bound(settings: Settings, facts: StoreFacts) -> Finding:
     if settings.store.blobs_url is not None:
         return Finding("cache bound", "ok", "images have a store of their own")
     if maxmemory is None:
-        default = UNLIMITED_BYTES if facts.kind == "redis" else DEFAULT_TOTAL_BYTES
+        default = DEFAULT_CAPACITY_BYTES if facts.kind == "redis" else DEFAULT_TOTAL_BYTES
         message = f"{_mebibytes(bound or default)}; the store itself has no limit"
         return Finding("cache bound", "ok", message)
     if bound is None:

@@ -1,4 +1,4 @@
-"""Commands that travel to the store together."""
+"""Commands that share a round trip to the store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Result(Generic[R]):
 
     @property
     def value(self) -> R:
-        """What the store answered. Raises `RuntimeError` before the batch was executed."""
+        """The command's result. Raises `RuntimeError` before the batch was executed."""
         if not self._is_set:
             raise RuntimeError("the batch was not executed")
         return cast(R, self._value)
@@ -44,7 +44,7 @@ class Batch:
         return result
 
     async def execute(self) -> None:
-        """Sends all that was added since the last time. Raises `StoreUnavailable`."""
+        """Executes the commands that were added since the last time. Raises `StoreUnavailable`."""
         pending, self._pending = self._pending, []
         if not pending:
             return
@@ -54,5 +54,5 @@ class Batch:
 
 
 async def execute(store: Store, command: Command[R]) -> R:
-    """The result of one command. Raises `StoreUnavailable`."""
+    """Executes one command in a round trip of its own. Raises `StoreUnavailable`."""
     return cast(R, (await store.execute([command]))[0])

@@ -1,7 +1,7 @@
-"""What can be wrong with a store before its first verb: it is not there, or not ours to read.
+"""The check before the first command: is there a store, and can this gateway read it?
 
-Both adapters raise these while they open; they are for whoever starts the gateway, and never
-become an answer to a request. A store that is there but silent is `errors.StoreUnavailable`.
+Both adapters raise these errors while they open a store. Only the command line shows them; a
+client of a running gateway gets `errors.StoreUnavailable`.
 """
 
 from __future__ import annotations
@@ -9,25 +9,26 @@ from __future__ import annotations
 from typing import Final
 
 SCHEMA_VERSION: Final = 1
-"""Stamped into every store. An older one is upgraded by whoever may create it, else refused; a
-newer one is always refused."""
+"""Written into every new store. A store of any other version is refused, older ones included:
+until the first release there are no upgrades."""
 
 
 class StoreMissing(Exception):
-    """There is no store at `place`, and whoever opened it may not create one."""
+    """There is no store at `location`, and the command that opened it must not create one."""
 
-    def __init__(self, place: str) -> None:
-        super().__init__(f"There is no store at {place}. `gateway serve` creates it.")
-        self.place = place
+    def __init__(self, location: str) -> None:
+        super().__init__(f"There is no store at {location}. `gateway serve` creates it.")
+        self.location = location
 
 
 class SchemaMismatch(Exception):
-    """The store at `place` was written by a gateway whose layout this one does not know."""
+    """The store at `location` has a schema version that this gateway cannot read."""
 
-    def __init__(self, place: str, found: str, *, wanted: int = SCHEMA_VERSION) -> None:
+    def __init__(self, location: str, found: str, *, supported: int = SCHEMA_VERSION) -> None:
         super().__init__(
-            f"The store at {place} has layout version {found}; this gateway reads version {wanted}."
+            f"The store at {location} has schema version {found}; this gateway reads version"
+            f" {supported}. Use an empty store, or the gateway version that created this one."
         )
-        self.place = place
+        self.location = location
         self.found = found
-        self.wanted = wanted
+        self.supported = supported

@@ -1,4 +1,8 @@
-"""What a store is: it executes commands, and its watchers hear of events."""
+"""The interfaces of a store: commands, watches and blobs.
+
+The commands themselves are in `commands`. `redis` and `sqlite` are the stores that execute them,
+and `blobs` has the stores of image bytes.
+"""
 
 from __future__ import annotations
 
@@ -10,76 +14,80 @@ R = TypeVar("R")
 
 
 class Command(Generic[R]):
-    """Something the store does in one atomic step, answered with an `R`."""
+    """Something that the store does in one atomic step; its result is an `R`."""
 
     __slots__ = ()
 
 
-# ── asking ──────────────────────────────────────────────────────────────────────────────────
-
-
 class Watch(Protocol):
-    """Wakes whoever waits for something to be published on one flight."""
+    """Waits for the events of one flight."""
 
     async def wait(self, timeout_seconds: float) -> None:
-        """Returns after a publication since the last wait, or after the time."""
+        """Returns when an event was published since the last wait, or after the timeout.
+
+        It may also return early without an event, so the events are read after every wait.
+        """
 
 
 class Store(Protocol):
-    """Where state lives. Opened by `open_store`, shared by a whole process."""
+    """The state of all gateways that share it. One is open per process."""
 
     name: str
-    """What a person is told about where it is, without secrets."""
+    """Where it is, for logs and messages; never contains a password."""
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        """Runs verbs in order, in one round trip; their answers in the same order.
+        """Executes commands in order, in one round trip; returns their results in that order.
 
-        Raises `errors.StoreUnavailable` when the store cannot be reached or does not answer
-        within two seconds; what was asked may then still happen later. Raises `errors.StoreFull`
-        when a verb needed room and there is none: the others of the batch may have been done.
+        Raises `errors.StoreUnavailable` if the store cannot be reached or does not respond within
+        two seconds; the commands may still be executed later. Raises `errors.StoreFull` if a
+        command needs room and there is none; the other commands may have been executed.
         """
 
     def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
-        """Watches a flight. Enter it *before* the look-up that decides to wait."""
+        """Watches a flight. Enter it *before* reading the state that decides whether to wait."""
 
 
 class BlobStore(Protocol):
-    """Where image bytes live, by content hash."""
+    """Image bytes by digest: their SHA-256 as 64 lower-case hex digits.
+
+    Every method that does I/O raises `errors.StoreUnavailable` if the store cannot be reached.
+    """
 
     async def put(self, digest: str, data: bytes, ttl_seconds: float) -> None:
-        """Stores bytes for at least `lifetime_seconds` from now; repeating it only prolongs.
+        """Stores bytes for at least `ttl_seconds`; putting them again can only extend that.
 
-        Raises `errors.StoreFull` when there is no room left; whatever was there is unharmed.
+        Raises `errors.StoreFull` if there is no room; blobs that are already stored stay.
         """
 
     def put_command(self, digest: str, data: bytes, ttl_seconds: float) -> Command[None] | None:
-        """The command that does what `put` does, for a batch of the store; None: use `put`.
+        """`put` as a command for a batch; None: use `put`.
 
-        There is one where the store keeps the bytes too, for bytes that are small enough not to
-        delay the commands of others, and to fit into a store that is full.
+        Only a blob store in the same server as the store has one, and only for bytes that are too
+        few to delay the commands of other requests.
         """
 
     async def get(self, digest: str) -> bytes | None:
-        """The bytes, or None when they are gone."""
+        """The bytes; None if they are not stored."""
 
     async def delete(self, digest: str) -> None:
-        """Removes them, if they are there; works also where there is no room left."""
+        """Deletes the bytes if they are stored; also works in a full store."""
 
     async def scan(self, after: str, limit: int) -> tuple[str | None, Mapping[str, int]]:
-        """About `limit` digests with their sizes in bytes, from the mark `after` ("" = the start).
+        """About `limit` digests with their sizes in bytes, from the cursor `after` ("": the start).
 
-        Answers the mark of the next page, None at the end. Whatever stays from the first page to
-        the last is on at least one of them.
+        Returns the cursor of the next page, None on the last one. Blobs that are stored from the
+        first page to the last are on at least one page.
         """
 
     async def capacity_bytes(self) -> int | None:
-        """How much may lie here when nobody has said; None when the place has no limit of its own.
+        """The bound on all blobs if none is configured; None: unlimited.
 
-        In a Redis half of its `maxmemory`, or 1 GiB where that is not set (CONTRACT §3).
+        In Redis half of `maxmemory`, or 1 GiB without one (docs/reference/cache.md#bytes).
         """
 
     def ephemeral(self) -> BlobStore:
-        """A place of its own beside this one, for bytes that live for minutes: no scan finds them.
+        """A separate blob store in the same place for bytes that live for minutes.
 
-        What lies there is in nobody's books; its end is all that bounds it.
+        `scan` does not find these blobs and the LRU index does not count them; only their time to
+        live bounds them.
         """

@@ -1,4 +1,7 @@
-"""Stores around a store: instrumented, limited, evicting."""
+"""Stores around a store: instrumented, limited, evicting.
+
+`assembly` nests them. Each passes commands on and adds one concern; `watch` passes through.
+"""
 
 from __future__ import annotations
 
@@ -12,107 +15,111 @@ from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store.commands import Admit, Append, Heartbeat, Reserve, Settle
 from gateway.store.protocol import Command, Store, Watch
 
-KEEPING: Final = (Append, Heartbeat, Reserve, Settle)
-"""Verbs that always write."""
+WRITE_COMMANDS: Final = (Append, Heartbeat, Reserve, Settle)
+"""Commands that always write."""
+
+MAX_CONCURRENT_BATCHES: Final = 128
+"""The requests of so many results continue within some 20 ms of the event loop."""
 
 
 class InstrumentedStore:
-    """Passes everything on, and calls `tell(was_answered)` after each batch."""
+    """Calls `on_result(is_available)` after each batch, for metrics and health.
 
-    def __init__(self, store: Store, tell: Callable[[bool], None]) -> None:
+    After a failure only a batch that writes shows that the store is available again: SQLite can
+    often be read although it cannot be written.
+    """
+
+    def __init__(self, store: Store, on_result: Callable[[bool], None]) -> None:
         self._store = store
-        self._tell = tell
+        self._on_result = on_result
         self._has_failed = False
         self.name = store.name
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        """As the store does."""
+        """As `Store.execute`."""
         try:
-            answers = await self._store.execute(commands)
+            results = await self._store.execute(commands)
         except StoreUnavailable as error:
-            self._has_failed = not isinstance(error, StoreFull)  # who says it is full, is there
-            self._tell(not self._has_failed)
+            self._has_failed = not isinstance(error, StoreFull)  # a full store is available
+            self._on_result(not self._has_failed)
             raise
-        if self._has_failed and not any(isinstance(command, KEEPING) for command in commands):
-            return answers
+        if self._has_failed and not any(isinstance(c, WRITE_COMMANDS) for c in commands):
+            return results
         self._has_failed = False
-        self._tell(True)
-        return answers
+        self._on_result(True)
+        return results
 
     def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
-        """As the store does."""
+        """As `Store.watch`."""
         return self._store.watch(flight)
 
 
-MAX_AT_ONCE: Final = 128
-"""Going on with so many requests takes some 20 ms."""
-
-
 class LimitedStore:
-    """Passes everything on, `MOST_AT_ONCE` batches at a time; admissions wait for all others.
+    """Executes at most `MAX_CONCURRENT_BATCHES` batches at a time; the others queue.
 
-    A batch that ends in `StoreUnavailable` ends so for all who stand in line.
+    Batches queue in order, but those that admit a new request come after all others, so requests
+    under way finish first. A store timeout starts when a batch leaves the queue. If the store is
+    unavailable for one batch, all queued batches fail at once instead of each timing out.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._asking = 0
-        self._line: deque[asyncio.Future[None]] = deque()
-        self._newcomers: deque[asyncio.Future[None]] = deque()
+        self._running = 0
+        self._queue: deque[asyncio.Future[None]] = deque()
+        self._admission_queue: deque[asyncio.Future[None]] = deque()
         self.name = store.name
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        """As the store does."""
-        if self._asking < MAX_AT_ONCE:
-            self._asking += 1
+        """As `Store.execute`."""
+        if self._running < MAX_CONCURRENT_BATCHES:
+            self._running += 1
         else:
-            only_if_absent = any(isinstance(command, Admit) for command in commands)
-            await self._stand_in(self._newcomers if only_if_absent else self._line)
+            is_admission = any(isinstance(command, Admit) for command in commands)
+            await self._wait_in(self._admission_queue if is_admission else self._queue)
         try:
             return await self._store.execute(commands)
         except StoreUnavailable as error:
             if not isinstance(error, StoreFull):
-                self._send_away()
+                self._fail_queued()
             raise
         finally:
-            self._let_in()
+            self._start_next()
 
     def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
-        """As the store does."""
+        """As `Store.watch`."""
         return self._store.watch(flight)
 
-    async def _stand_in(self, line: deque[asyncio.Future[None]]) -> None:
+    async def _wait_in(self, queue: deque[asyncio.Future[None]]) -> None:
         turn = asyncio.get_running_loop().create_future()
-        line.append(turn)
+        queue.append(turn)
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._let_in()  # its turn had come just then
+                self._start_next()  # cancelled in the moment of its turn, which goes to the next
             raise
 
-    def _let_in(self) -> None:
-        """A place is free: it goes to the first who still stands in line."""
-        while line := self._line or self._newcomers:
-            turn = line.popleft()
+    def _start_next(self) -> None:
+        while queue := self._queue or self._admission_queue:
+            turn = queue.popleft()
             if not turn.done():
-                turn.set_result(None)
+                turn.set_result(None)  # it takes the turn of the batch that has ended
                 return
-        self._asking -= 1
+        self._running -= 1
 
-    def _send_away(self) -> None:
-        for line in (self._line, self._newcomers):
-            while line:
-                turn = line.popleft()
+    def _fail_queued(self) -> None:
+        for queue in (self._queue, self._admission_queue):
+            while queue:
+                turn = queue.popleft()
                 if not turn.done():
                     turn.set_exception(StoreUnavailable())
 
 
 class EvictingStore:
-    """Passes everything on; on `StoreFull` it has `relieve` make room and asks again, once.
+    """On `StoreFull` awaits `make_room` and executes the batch once more.
 
-    `relieve` is set by whoever wires: it frees what may go, which is not known down here. Without
-    it a full store stays full.
+    `assembly` sets `make_room` after the cache is wired; it evicts images. Without it `StoreFull`
+    is raised at once.
     """
 
     def __init__(self, store: Store) -> None:
@@ -121,7 +128,7 @@ class EvictingStore:
         self.make_room: Callable[[], Awaitable[None]] | None = None
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        """As the store does."""
+        """As `Store.execute`."""
         try:
             return await self._store.execute(commands)
         except StoreFull:
@@ -131,5 +138,5 @@ class EvictingStore:
         return await self._store.execute(commands)
 
     def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
-        """As the store does."""
+        """As `Store.watch`."""
         return self._store.watch(flight)

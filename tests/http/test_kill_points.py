@@ -290,9 +290,9 @@ async def assert_nothing_is_held(arena: Arena, told: Told) -> None:
     for place in {record.fingerprint for record in records if record.fingerprint}:
         slots = tuple(range(told.story.images))
         probe = await execute(store, AcquireLease(place, slots, "a-probe", 0.001))
-        assert probe.others == {}
+        assert probe.leased == {}
         is_filled = told.story.is_shared and told.story.status == 200
-        assert tuple(probe.held) == (slots if is_filled else ())
+        assert tuple(probe.cached) == (slots if is_filled else ())
 
 
 async def assert_bought_at_most_once_more(arena: Arena, told: Told) -> None:

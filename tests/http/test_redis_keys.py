@@ -58,8 +58,8 @@ async def test_every_key_has_the_prefix_and_its_time_to_live(
     assert set(states) == {"reserved", "settled"}
     assert states["reserved"] == -1
     assert 0 < states["settled"] <= 7 * DAY
-    (claims,) = _of_kind(lives, "claims:")
-    assert 0 < claims <= 45
+    (leases,) = _of_kind(lives, "leases:")
+    assert 0 < leases <= 45
     windows = _of_kind(lives, "{books}:window:")
     assert len(windows) == 3
     assert min(windows) == -1
@@ -68,4 +68,4 @@ async def test_every_key_has_the_prefix_and_its_time_to_live(
     assert 0 < bucket <= 120
     assert set(_of_kind(lives, "{books}:records:")) == {-1}
     assert set(_of_kind(lives, "{books}:ledger:")) == {-1}
-    assert _of_kind(lives, "layout") == [-1]
+    assert _of_kind(lives, "schema") == [-1]

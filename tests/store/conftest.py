@@ -29,7 +29,7 @@ async def other(open_store: OpenStore) -> AsyncIterator[Store]:
 
 @pytest.fixture(params=["folder", "redis"])
 async def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[BlobStore]:
-    """An empty keeper of image bytes, of each kind."""
+    """An empty blob store of each kind."""
     if request.param == "folder":
         yield FolderBlobs(tmp_path / "blobs")
         return

@@ -1,7 +1,8 @@
-"""What every store promises: each sentence of `gateway/store/verbs.py`, on each adapter.
+"""The contract of `gateway/store/commands`, on each adapter.
 
-Meters are held against a model of their arithmetic in `test_meters.py`, blobs are in
-`test_blobs.py`; what only one adapter has is in `test_sqlite.py` and `test_redis.py`.
+The arithmetic of counters is compared with a model in `test_counters.py`; values and sets, the LRU
+index and blobs have files of their own. Tests of one adapter are in `test_sqlite.py` and
+`test_redis.py`.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from gateway.store.protocol import Store
 from tests.waiting import GENEROUS_SECONDS
 
 SHORT = 0.15
-"""A lifetime that a test can wait for."""
-OVER = 0.25
-"""Long enough for `SHORT` to be over."""
+"""A time to live that a test can wait for."""
+PAST_SHORT = 0.25
+"""Long enough for `SHORT` to pass."""
 LONG = 60.0
 
 BINARY = bytes(range(256)) + b"\r\n\x00" + "otter 🦦".encode()
@@ -39,43 +40,43 @@ def write(
     return commands.CompareAndSet((Write(space, name, value, expected),))
 
 
-def claim(
-    flight: str, slots: Iterable[int] = (0,), *, print_: str = "f", lease: float = LONG
+def acquire(
+    flight: str, slots: Iterable[int] = (0,), *, fingerprint: str = "f", lease: float = LONG
 ) -> commands.AcquireLease:
-    return commands.AcquireLease(print_, tuple(slots), flight, lease)
+    return commands.AcquireLease(fingerprint, tuple(slots), flight, lease)
 
 
-def keep(
+def store_images(
     flight: str,
     slots: dict[int, Slot],
     *,
-    print_: str = "f",
-    lifetime: float = LONG,
-    linger: float = LONG,
+    fingerprint: str = "f",
+    ttl: float = LONG,
+    stale_if_error: float = LONG,
 ) -> commands.StoreImages:
-    return commands.StoreImages(print_, flight, slots, lifetime, linger)
+    return commands.StoreImages(fingerprint, flight, slots, ttl, stale_if_error)
 
 
-def publish(
-    flight: str, event_id: str, event: bytes, *, lifetime: float = LONG
-) -> commands.Publish:
-    return commands.Publish(flight, event_id, event, lifetime)
+def publish(flight: str, event_id: str, event: bytes, *, ttl: float = LONG) -> commands.Publish:
+    return commands.Publish(flight, event_id, event, ttl)
 
 
-def day(maximum: int | None = None, *, unit: str = "images", scope: str = "key:k") -> Counter:
-    return Counter(scope, unit, "day", maximum)
+def day(maximum: int | None = None, *, unit: str = "images", subject: str = "key:k") -> Counter:
+    return Counter(subject, unit, "day", maximum)
 
 
-def month(maximum: int | None = None, *, unit: str = "usd_micros", scope: str = "key:k") -> Counter:
-    return Counter(scope, unit, "month", maximum)
+def month(
+    maximum: int | None = None, *, unit: str = "usd_micros", subject: str = "key:k"
+) -> Counter:
+    return Counter(subject, unit, "month", maximum)
 
 
-def bucket(maximum: int | None, *, unit: str = "requests", scope: str = "key:k") -> Counter:
-    return Counter(scope, unit, "minute", maximum)
+def bucket(maximum: int | None, *, unit: str = "requests", subject: str = "key:k") -> Counter:
+    return Counter(subject, unit, "minute", maximum)
 
 
-def open_now(maximum: int | None = None, *, scope: str = "key:k") -> Counter:
-    return Counter(scope, "purchases", "concurrency", maximum)
+def concurrent(maximum: int | None = None, *, subject: str = "key:k") -> Counter:
+    return Counter(subject, "purchases", "concurrency", maximum)
 
 
 def reserve(
@@ -95,8 +96,8 @@ def settle(
     return commands.Settle(purchase, charge, record, presumed, correct)
 
 
-async def shown(store: Store, *counters: Counter) -> list[tuple[int, int]]:
-    """(used, reserved) of each meter."""
+async def peek(store: Store, *counters: Counter) -> list[tuple[int, int]]:
+    """(used, reserved) of each counter."""
     return [(s.used, s.reserved) for s in await execute(store, commands.PeekCounters(counters))]
 
 
@@ -104,9 +105,9 @@ async def ledger(store: Store) -> list[bytes]:
     return [record for _, record in await execute(store, commands.ReadLedger())]
 
 
-class TestRun:
-    async def test_answers_come_in_the_order_of_the_verbs(self, store: Store) -> None:
-        answers = await store.execute(
+class TestExecute:
+    async def test_results_come_in_the_order_of_the_commands(self, store: Store) -> None:
+        results = await store.execute(
             [
                 write("s", "a", b"1"),
                 commands.Get("s", "a"),
@@ -116,24 +117,26 @@ class TestRun:
                 commands.Get("s", "missing"),
             ]
         )
-        assert answers == [None, b"1", None, b"2", 0, None]
+        assert results == [None, b"1", None, b"2", 0, None]
 
-    async def test_verbs_of_different_kinds_travel_together_in_order(self, store: Store) -> None:
+    async def test_commands_of_different_aggregates_share_a_batch_in_order(
+        self, store: Store
+    ) -> None:
         batch = Batch(store)
-        first = batch.add(claim("one"))
-        kept = batch.add(keep("one", {0: slot("p")}))
+        first = batch.add(acquire("one"))
+        stored = batch.add(store_images("one", {0: slot("p")}))
         entry = batch.add(commands.ReadEntry("f"))
-        second = batch.add(claim("two", (0, 1)))
+        second = batch.add(acquire("two", (0, 1)))
         await batch.execute()
-        assert first.value.mine == (0,)
-        assert kept.value == {0: 0}
+        assert first.value.acquired == (0,)
+        assert stored.value == {0: 0}
         assert entry.value.slots[0].image_id == "p"
-        assert (set(second.value.held), second.value.mine) == ({0}, (1,))
+        assert (set(second.value.cached), second.value.acquired) == ({0}, (1,))
 
-    async def test_no_verbs_have_no_answers(self, store: Store) -> None:
+    async def test_no_commands_have_no_results(self, store: Store) -> None:
         assert await store.execute([]) == []
 
-    async def test_many_batches_at_once_each_get_their_own_answers(self, store: Store) -> None:
+    async def test_concurrent_batches_each_get_their_own_results(self, store: Store) -> None:
         async def round_trip(number: int) -> bytes | None:
             value = str(number).encode()
             return (
@@ -151,10 +154,10 @@ class TestRun:
         await execute(store, write("s", "a", BINARY))
         assert await execute(other, commands.Get("s", "a")) == BINARY
 
-    async def test_a_store_says_where_it_is(self, store: Store) -> None:
+    async def test_a_store_has_a_name(self, store: Store) -> None:
         assert store.name
 
-    async def test_a_caller_that_gives_up_does_not_disturb_the_others(self, store: Store) -> None:
+    async def test_a_cancelled_batch_does_not_disturb_the_others(self, store: Store) -> None:
         tasks = [asyncio.create_task(execute(store, write("s", str(i), b"v"))) for i in range(20)]
         await asyncio.sleep(0)
         tasks[3].cancel()
@@ -184,7 +187,7 @@ class TestRecords:
         await execute(store, write("keys", "k", b"v"))
         assert await execute(store, commands.Get("names", "k")) is None
 
-    async def test_through_another_space_a_name_leads_to_the_record(self, store: Store) -> None:
+    async def test_an_index_leads_to_the_record(self, store: Store) -> None:
         changes = (
             Write("hashes", "h", "id-ü".encode(), None),
             Write("keys", "id-ü", b"v", None),
@@ -192,19 +195,19 @@ class TestRecords:
         await execute(store, commands.CompareAndSet(changes))
         assert await execute(store, commands.Get("keys", "h", index="hashes")) == b"v"
 
-    async def test_a_broken_way_through_is_none(self, store: Store) -> None:
+    async def test_an_index_that_leads_nowhere_is_none(self, store: Store) -> None:
         await execute(store, write("hashes", "h", b"gone"))
         assert await execute(store, commands.Get("keys", "h", index="hashes")) is None
         assert await execute(store, commands.Get("keys", "other", index="hashes")) is None
 
-    async def test_a_put_happens_only_where_the_record_is_as_expected(self, store: Store) -> None:
+    async def test_a_write_happens_only_if_the_record_is_as_expected(self, store: Store) -> None:
         assert await execute(store, write("keys", "k", b"1", expected=b"0")) == 0
         assert await execute(store, write("keys", "k", b"1")) is None
         assert await execute(store, write("keys", "k", b"2")) == 0
         assert await execute(store, write("keys", "k", b"2", expected=b"1")) is None
         assert await execute(store, commands.Get("keys", "k")) == b"2"
 
-    async def test_a_put_makes_all_changes_or_none_and_names_the_first_that_failed(
+    async def test_all_writes_happen_or_none_and_the_first_that_failed_is_named(
         self, store: Store
     ) -> None:
         await execute(store, write("keys", "taken", b"v"))
@@ -218,26 +221,24 @@ class TestRecords:
         assert await execute(store, commands.Get("keys", "new")) is None
         assert await execute(store, commands.Get("names", "n")) is None
 
-    async def test_a_put_of_none_deletes(self, store: Store) -> None:
+    async def test_writing_none_deletes(self, store: Store) -> None:
         await execute(store, write("keys", "k", b"1"))
         assert await execute(store, write("keys", "k", None, expected=b"1")) is None
         assert await execute(store, commands.Get("keys", "k")) is None
         assert await execute(store, commands.ReadRecords("keys")) == {}
 
-    async def test_of_many_that_create_one_record_exactly_one_wins(
-        self, store: Store, other: Store
-    ) -> None:
-        answers = await asyncio.gather(
+    async def test_exactly_one_of_many_creates_a_record(self, store: Store, other: Store) -> None:
+        results = await asyncio.gather(
             *(
                 execute((store, other)[i % 2], write("names", "n", str(i).encode()))
                 for i in range(40)
             )
         )
-        winners = [i for i, answer in enumerate(answers) if answer is None]
+        winners = [i for i, result in enumerate(results) if result is None]
         assert len(winners) == 1
         assert await execute(store, commands.Get("names", "n")) == str(winners[0]).encode()
 
-    async def test_a_scan_has_all_records_of_its_space(self, store: Store) -> None:
+    async def test_reading_a_space_returns_all_its_records(self, store: Store) -> None:
         records = {f"k{i}": str(i).encode() for i in range(300)} | {"binary": BINARY}
         changes = [Write("keys", name, value, None) for name, value in records.items()]
         await execute(store, commands.CompareAndSet((*changes, Write("names", "n", b"v", None))))
@@ -245,218 +246,227 @@ class TestRecords:
         assert await execute(store, commands.ReadRecords("empty")) == {}
 
 
-class TestClaims:
+class TestLeases:
     async def test_an_unknown_fingerprint_has_no_slots(self, store: Store) -> None:
         entry = await execute(store, commands.ReadEntry("unknown"))
         assert entry.slots == {}
         assert entry.now == pytest.approx(time.time(), abs=GENEROUS_SECONDS)
 
-    async def test_reading_an_entry_claims_nothing(self, store: Store) -> None:
+    async def test_reading_an_entry_leases_nothing(self, store: Store) -> None:
         await execute(store, commands.ReadEntry("f"))
-        assert (await execute(store, claim("one"))).mine == (0,)
+        assert (await execute(store, acquire("one"))).acquired == (0,)
 
-    async def test_free_slots_are_claimed(self, store: Store) -> None:
-        claimed = await execute(store, claim("one", (0, 1, 63)))
-        assert (dict(claimed.held), claimed.mine, dict(claimed.others)) == ({}, (0, 1, 63), {})
-        assert claimed.now == pytest.approx(time.time(), abs=GENEROUS_SECONDS)
+    async def test_empty_slots_are_leased(self, store: Store) -> None:
+        result = await execute(store, acquire("one", (0, 1, 63)))
+        assert (dict(result.cached), result.acquired, dict(result.leased)) == (
+            {},
+            (0, 1, 63),
+            {},
+        )
+        assert result.now == pytest.approx(time.time(), abs=GENEROUS_SECONDS)
 
-    async def test_a_repeated_claim_is_still_mine(self, store: Store) -> None:
-        await execute(store, claim("one", (0, 1)))
-        claimed = await execute(store, claim("one", (1, 2)))
-        assert (claimed.mine, dict(claimed.others)) == ((1, 2), {})
+    async def test_a_flight_that_leases_again_still_has_its_lease(self, store: Store) -> None:
+        await execute(store, acquire("one", (0, 1)))
+        result = await execute(store, acquire("one", (1, 2)))
+        assert (result.acquired, dict(result.leased)) == ((1, 2), {})
 
-    async def test_another_flights_claim_is_named(self, store: Store) -> None:
-        await execute(store, claim("one", (0, 1)))
-        claimed = await execute(store, claim("two", (1, 2)))
-        assert (claimed.mine, dict(claimed.others)) == ((2,), {1: "one"})
+    async def test_another_flights_lease_is_named(self, store: Store) -> None:
+        await execute(store, acquire("one", (0, 1)))
+        result = await execute(store, acquire("two", (1, 2)))
+        assert (result.acquired, dict(result.leased)) == ((2,), {1: "one"})
 
-    async def test_every_asked_slot_is_held_mine_or_anothers(self, store: Store) -> None:
-        await execute(store, keep("zero", {0: slot("p", BINARY)}))
-        await execute(store, claim("one", (1,)))
-        claimed = await execute(store, claim("two", (0, 1, 2)))
-        assert {i: (s.image_id, s.data) for i, s in claimed.held.items()} == {0: ("p", BINARY)}
-        assert dict(claimed.others) == {1: "one"}
-        assert claimed.mine == (2,)
+    async def test_every_requested_slot_is_cached_acquired_or_leased(self, store: Store) -> None:
+        await execute(store, store_images("zero", {0: slot("p", BINARY)}))
+        await execute(store, acquire("one", (1,)))
+        result = await execute(store, acquire("two", (0, 1, 2)))
+        assert {i: (s.image_id, s.data) for i, s in result.cached.items()} == {0: ("p", BINARY)}
+        assert dict(result.leased) == {1: "one"}
+        assert result.acquired == (2,)
 
-    async def test_fingerprints_do_not_share_claims(self, store: Store) -> None:
-        await execute(store, claim("one"))
-        assert (await execute(store, claim("two", print_="g"))).mine == (0,)
+    async def test_fingerprints_do_not_share_leases(self, store: Store) -> None:
+        await execute(store, acquire("one"))
+        assert (await execute(store, acquire("two", fingerprint="g"))).acquired == (0,)
 
-    async def test_an_expired_claim_is_free(self, store: Store) -> None:
-        await execute(store, claim("one", lease=SHORT))
-        await asyncio.sleep(OVER)
-        assert (await execute(store, claim("two"))).mine == (0,)
+    async def test_an_expired_lease_can_be_acquired(self, store: Store) -> None:
+        await execute(store, acquire("one", lease=SHORT))
+        await asyncio.sleep(PAST_SHORT)
+        assert (await execute(store, acquire("two"))).acquired == (0,)
 
-    async def test_a_slot_whose_image_has_expired_is_free(self, store: Store) -> None:
-        await execute(store, keep("one", {0: slot("p")}, lifetime=SHORT))
-        await asyncio.sleep(OVER)
-        claimed = await execute(store, claim("two"))
-        assert (dict(claimed.held), claimed.mine) == ({}, (0,))
+    async def test_a_slot_with_an_expired_image_can_be_leased(self, store: Store) -> None:
+        await execute(store, store_images("one", {0: slot("p")}, ttl=SHORT))
+        await asyncio.sleep(PAST_SHORT)
+        result = await execute(store, acquire("two"))
+        assert (dict(result.cached), result.acquired) == ({}, (0,))
 
-    async def test_one_claim_outlives_another_of_the_same_entry(self, store: Store) -> None:
-        await execute(store, claim("short", (0,), lease=SHORT))
-        await execute(store, claim("long", (1,)))
-        await asyncio.sleep(OVER)
-        claimed = await execute(store, claim("new", (0, 1)))
-        assert (claimed.mine, dict(claimed.others)) == ((0,), {1: "long"})
+    async def test_one_lease_outlives_another_of_the_same_entry(self, store: Store) -> None:
+        await execute(store, acquire("short", (0,), lease=SHORT))
+        await execute(store, acquire("long", (1,)))
+        await asyncio.sleep(PAST_SHORT)
+        result = await execute(store, acquire("new", (0, 1)))
+        assert (result.acquired, dict(result.leased)) == ((0,), {1: "long"})
 
-    async def test_of_many_flights_each_slot_has_exactly_one_owner(
+    async def test_of_many_flights_exactly_one_leases_each_slot(
         self, store: Store, other: Store
     ) -> None:
-        answers = await asyncio.gather(
-            *(execute((store, other)[i % 2], claim(f"flight{i}", range(4))) for i in range(100))
+        results = await asyncio.gather(
+            *(execute((store, other)[i % 2], acquire(f"flight{i}", range(4))) for i in range(100))
         )
-        owners = [(index, i) for i, claimed in enumerate(answers) for index in claimed.mine]
-        assert sorted(index for index, _ in owners) == [0, 1, 2, 3]
-        winner = {index: f"flight{i}" for index, i in owners}
-        assert all(dict(c.others).items() <= winner.items() for c in answers)
+        acquired = [(slot, i) for i, result in enumerate(results) for slot in result.acquired]
+        assert sorted(slot for slot, _ in acquired) == [0, 1, 2, 3]
+        winner = {slot: f"flight{i}" for slot, i in acquired}
+        assert all(dict(r.leased).items() <= winner.items() for r in results)
 
-    async def test_extending_keeps_a_claim_alive(self, store: Store) -> None:
-        _, is_extended = await store.execute(
-            [claim("one", (0, 1), lease=SHORT), commands.RenewLease("f", "one", LONG)]
+    async def test_renewing_extends_a_lease(self, store: Store) -> None:
+        _, is_renewed = await store.execute(
+            [acquire("one", (0, 1), lease=SHORT), commands.RenewLease("f", "one", LONG)]
         )
-        assert is_extended is True
-        await asyncio.sleep(OVER)
-        assert dict((await execute(store, claim("two", (0, 1)))).others) == {0: "one", 1: "one"}
+        assert is_renewed is True
+        await asyncio.sleep(PAST_SHORT)
+        assert dict((await execute(store, acquire("two", (0, 1)))).leased) == {0: "one", 1: "one"}
 
-    async def test_an_extension_can_shorten_a_lease(self, store: Store) -> None:
-        await execute(store, claim("one"))
+    async def test_renewing_can_shorten_a_lease(self, store: Store) -> None:
+        await execute(store, acquire("one"))
         assert await execute(store, commands.RenewLease("f", "one", SHORT)) is True
-        await asyncio.sleep(OVER)
-        assert (await execute(store, claim("two"))).mine == (0,)
+        await asyncio.sleep(PAST_SHORT)
+        assert (await execute(store, acquire("two"))).acquired == (0,)
 
-    async def test_a_lost_claim_cannot_be_extended(self, store: Store) -> None:
-        await execute(store, claim("one", lease=SHORT))
-        await asyncio.sleep(OVER)
+    async def test_an_expired_lease_cannot_be_renewed(self, store: Store) -> None:
+        await execute(store, acquire("one", lease=SHORT))
+        await asyncio.sleep(PAST_SHORT)
         assert await execute(store, commands.RenewLease("f", "one", LONG)) is False
-        assert (await execute(store, claim("two"))).mine == (0,)
+        assert (await execute(store, acquire("two"))).acquired == (0,)
         assert await execute(store, commands.RenewLease("f", "one", LONG)) is False
         assert await execute(store, commands.RenewLease("f", "never", LONG)) is False
 
-    async def test_extending_leaves_other_flights_alone(self, store: Store) -> None:
-        await execute(store, claim("short", (0,), lease=SHORT))
-        await execute(store, claim("one", (1,)))
+    async def test_renewing_leaves_other_flights_alone(self, store: Store) -> None:
+        await execute(store, acquire("short", (0,), lease=SHORT))
+        await execute(store, acquire("one", (1,)))
         assert await execute(store, commands.RenewLease("f", "one", LONG)) is True
-        await asyncio.sleep(OVER)
-        assert (await execute(store, claim("two", (0,)))).mine == (0,)
+        await asyncio.sleep(PAST_SHORT)
+        assert (await execute(store, acquire("two", (0,)))).acquired == (0,)
 
-    async def test_releasing_gives_back_only_the_flights_own_claims(self, store: Store) -> None:
-        await execute(store, claim("one", (0, 1)))
-        await execute(store, claim("two", (2,)))
+    async def test_releasing_ends_only_the_flights_own_leases(self, store: Store) -> None:
+        await execute(store, acquire("one", (0, 1)))
+        await execute(store, acquire("two", (2,)))
         for _ in range(2):
             assert await execute(store, commands.ReleaseLease("f", "one")) is None
-        claimed = await execute(store, claim("three", (0, 1, 2)))
-        assert (claimed.mine, dict(claimed.others)) == ((0, 1), {2: "two"})
+        result = await execute(store, acquire("three", (0, 1, 2)))
+        assert (result.acquired, dict(result.leased)) == ((0, 1), {2: "two"})
 
 
-class TestKeep:
-    async def test_images_lie_in_their_slots_and_the_claims_are_given_back(
-        self, store: Store
-    ) -> None:
-        await execute(store, claim("one", (0, 1, 2)))
-        kept = await execute(store, keep("one", {0: slot("a", BINARY), 1: slot("b")}))
-        assert kept == {0: 0, 1: 1}
-        claimed = await execute(store, claim("two", (0, 1, 2)))
-        assert {i: s.image_id for i, s in claimed.held.items()} == {0: "a", 1: "b"}
-        assert claimed.held[0].data == BINARY
-        assert claimed.mine == (2,)
+class TestStoreImages:
+    async def test_images_are_in_their_slots_and_the_leases_end(self, store: Store) -> None:
+        await execute(store, acquire("one", (0, 1, 2)))
+        stored = await execute(store, store_images("one", {0: slot("a", BINARY), 1: slot("b")}))
+        assert stored == {0: 0, 1: 1}
+        result = await execute(store, acquire("two", (0, 1, 2)))
+        assert {i: s.image_id for i, s in result.cached.items()} == {0: "a", 1: "b"}
+        assert result.cached[0].data == BINARY
+        assert result.acquired == (2,)
 
-    async def test_freshness_is_counted_on_the_stores_clock(self, store: Store) -> None:
+    async def test_images_expire_on_the_stores_clock(self, store: Store) -> None:
         wanted = Slot("p", expires_at=123.0, data=b"d")
-        await execute(store, keep("one", {0: wanted}, lifetime=50))
+        await execute(store, store_images("one", {0: wanted}, ttl=50))
         entry = await execute(store, commands.ReadEntry("f"))
         assert entry.slots[0].expires_at == pytest.approx(entry.now + 50, abs=GENEROUS_SECONDS)
-        claimed = await execute(store, claim("two"))
-        assert claimed.held[0].expires_at == entry.slots[0].expires_at
+        result = await execute(store, acquire("two"))
+        assert result.cached[0].expires_at == entry.slots[0].expires_at
 
-    async def test_keeping_twice_changes_nothing(self, store: Store) -> None:
-        await execute(store, keep("one", {0: slot("a", b"first"), 2: slot("b")}, lifetime=50))
+    async def test_storing_twice_changes_nothing(self, store: Store) -> None:
+        await execute(store, store_images("one", {0: slot("a", b"first"), 2: slot("b")}, ttl=50))
         before = (await execute(store, commands.ReadEntry("f"))).slots
-        kept = await execute(
-            store, keep("one", {0: slot("a", b"again"), 2: slot("b")}, lifetime=90)
+        stored = await execute(
+            store, store_images("one", {0: slot("a", b"again"), 2: slot("b")}, ttl=90)
         )
-        assert kept == {0: 0, 2: 2}
+        assert stored == {0: 0, 2: 2}
         assert (await execute(store, commands.ReadEntry("f"))).slots == before
 
-    async def test_a_image_that_lies_in_another_slot_stays_there(self, store: Store) -> None:
-        await execute(store, keep("one", {3: slot("a")}))
-        assert await execute(store, keep("two", {0: slot("a"), 1: slot("b")})) == {0: 3, 1: 1}
+    async def test_an_image_that_is_in_another_slot_stays_there(self, store: Store) -> None:
+        await execute(store, store_images("one", {3: slot("a")}))
+        assert await execute(store, store_images("two", {0: slot("a"), 1: slot("b")})) == {
+            0: 3,
+            1: 1,
+        }
         entry = await execute(store, commands.ReadEntry("f"))
         assert {i: s.image_id for i, s in entry.slots.items()} == {1: "b", 3: "a"}
 
-    async def test_an_occupied_slot_sends_the_image_to_the_lowest_free_one(
+    async def test_if_the_slot_is_occupied_the_image_goes_to_the_lowest_empty_one(
         self, store: Store
     ) -> None:
-        await execute(store, keep("one", {0: slot("a"), 1: slot("b")}))
-        assert await execute(store, keep("late", {0: slot("c")})) == {0: 2}
-        assert await execute(store, keep("late", {0: slot("c")})) == {0: 2}
+        await execute(store, store_images("one", {0: slot("a"), 1: slot("b")}))
+        assert await execute(store, store_images("late", {0: slot("c")})) == {0: 2}
+        assert await execute(store, store_images("late", {0: slot("c")})) == {0: 2}
         entry = await execute(store, commands.ReadEntry("f"))
         assert {i: s.image_id for i, s in entry.slots.items()} == {0: "a", 1: "b", 2: "c"}
 
-    async def test_wanted_slots_are_served_in_ascending_order(self, store: Store) -> None:
-        await execute(store, keep("one", {0: slot("a")}))
-        assert await execute(store, keep("late", {1: slot("c"), 0: slot("b")})) == {0: 1, 1: 2}
+    async def test_wanted_slots_are_filled_in_ascending_order(self, store: Store) -> None:
+        await execute(store, store_images("one", {0: slot("a")}))
+        assert await execute(store, store_images("late", {1: slot("c"), 0: slot("b")})) == {
+            0: 1,
+            1: 2,
+        }
 
-    async def test_anothers_claim_is_respected(self, store: Store) -> None:
-        await execute(store, claim("owner", (0, 1)))
-        assert await execute(store, keep("late", {0: slot("a")})) == {0: 2}
-        claimed = await execute(store, claim("third", (0, 1)))
-        assert dict(claimed.others) == {0: "owner", 1: "owner"}
+    async def test_the_lease_of_another_flight_is_respected(self, store: Store) -> None:
+        await execute(store, acquire("owner", (0, 1)))
+        assert await execute(store, store_images("late", {0: slot("a")})) == {0: 2}
+        result = await execute(store, acquire("third", (0, 1)))
+        assert dict(result.leased) == {0: "owner", 1: "owner"}
 
-    async def test_the_flights_own_claims_are_free_for_its_images(self, store: Store) -> None:
-        await execute(store, keep("zero", {0: slot("x")}))
-        await execute(store, claim("one", (1, 2)))
-        assert await execute(store, keep("one", {0: slot("a"), 2: slot("b")})) == {0: 1, 2: 2}
+    async def test_the_flights_own_leases_are_free_for_its_images(self, store: Store) -> None:
+        await execute(store, store_images("zero", {0: slot("x")}))
+        await execute(store, acquire("one", (1, 2)))
+        assert await execute(store, store_images("one", {0: slot("a"), 2: slot("b")})) == {
+            0: 1,
+            2: 2,
+        }
 
-    async def test_an_expired_claim_is_not_respected(self, store: Store) -> None:
-        await execute(store, claim("dead", lease=SHORT))
-        await asyncio.sleep(OVER)
-        assert await execute(store, keep("late", {0: slot("a")})) == {0: 0}
+    async def test_an_expired_lease_is_not_respected(self, store: Store) -> None:
+        await execute(store, acquire("expired", lease=SHORT))
+        await asyncio.sleep(PAST_SHORT)
+        assert await execute(store, store_images("late", {0: slot("a")})) == {0: 0}
 
-    async def test_a_image_takes_the_slot_of_an_expired_one(self, store: Store) -> None:
-        await execute(store, keep("one", {0: slot("old")}, lifetime=SHORT))
-        await asyncio.sleep(OVER)
-        assert await execute(store, keep("two", {0: slot("new")})) == {0: 0}
+    async def test_an_image_takes_the_slot_of_an_expired_one(self, store: Store) -> None:
+        await execute(store, store_images("one", {0: slot("old")}, ttl=SHORT))
+        await asyncio.sleep(PAST_SHORT)
+        assert await execute(store, store_images("two", {0: slot("new")})) == {0: 0}
         assert (await execute(store, commands.ReadEntry("f"))).slots[0].image_id == "new"
 
-    async def test_beyond_slot_63_a_image_is_dropped(self, store: Store) -> None:
-        await execute(store, keep("full", {i: slot(f"p{i}") for i in range(63)}))
-        assert await execute(store, keep("late", {0: slot("a"), 1: slot("b")})) == {0: 63}
+    async def test_beyond_slot_63_an_image_is_dropped(self, store: Store) -> None:
+        await execute(store, store_images("full", {i: slot(f"p{i}") for i in range(63)}))
+        assert await execute(store, store_images("late", {0: slot("a"), 1: slot("b")})) == {0: 63}
         entry = await execute(store, commands.ReadEntry("f"))
         assert sorted(entry.slots) == list(range(64))
         assert entry.slots[63].image_id == "a"
 
-    async def test_an_expired_image_can_still_be_read_while_its_entry_lingers(
+    async def test_an_expired_image_can_be_read_within_the_stale_if_error_window(
         self, store: Store
     ) -> None:
-        await execute(store, keep("one", {0: slot("p")}, lifetime=SHORT))
-        await asyncio.sleep(OVER)
+        await execute(store, store_images("one", {0: slot("p")}, ttl=SHORT))
+        await asyncio.sleep(PAST_SHORT)
         entry = await execute(store, commands.ReadEntry("f"))
         assert entry.slots[0].image_id == "p"
         assert entry.slots[0].expires_at < entry.now
 
-    async def test_the_whole_entry_lives_beyond_its_last_expiry(self, store: Store) -> None:
-        await execute(store, keep("one", {0: slot("a")}, lifetime=LONG, linger=LONG))
-        await execute(store, keep("two", {1: slot("b")}, lifetime=SHORT, linger=0.0))
-        await asyncio.sleep(OVER)
+    async def test_the_whole_entry_outlives_its_last_image(self, store: Store) -> None:
+        await execute(store, store_images("one", {0: slot("a")}, ttl=LONG, stale_if_error=LONG))
+        await execute(store, store_images("two", {1: slot("b")}, ttl=SHORT, stale_if_error=0.0))
+        await asyncio.sleep(PAST_SHORT)
         assert sorted((await execute(store, commands.ReadEntry("f"))).slots) == [0, 1]
 
-    async def test_keeping_nothing_gives_the_claims_back(self, store: Store) -> None:
-        await execute(store, claim("one"))
-        assert await execute(store, keep("one", {})) == {}
-        assert (await execute(store, claim("two"))).mine == (0,)
+    async def test_storing_no_image_ends_the_leases(self, store: Store) -> None:
+        await execute(store, acquire("one"))
+        assert await execute(store, store_images("one", {})) == {}
+        assert (await execute(store, acquire("two"))).acquired == (0,)
 
-    async def test_clearing_empties_only_the_slot_that_holds_the_image_meant(
-        self, store: Store
-    ) -> None:
-        await execute(store, keep("one", {0: slot("a"), 1: slot("b"), 2: slot("c")}))
+    async def test_emptying_removes_only_the_given_images(self, store: Store) -> None:
+        await execute(store, store_images("one", {0: slot("a"), 1: slot("b"), 2: slot("c")}))
         for _ in range(2):
             assert (
                 await execute(store, commands.EmptySlots("f", {0: "a", 1: "other", 9: "a"})) is None
             )
         entry = await execute(store, commands.ReadEntry("f"))
         assert {i: s.image_id for i, s in entry.slots.items()} == {1: "b", 2: "c"}
-        assert (await execute(store, claim("two"))).mine == (0,)
+        assert (await execute(store, acquire("two"))).acquired == (0,)
 
 
 class TestEvents:
@@ -471,29 +481,29 @@ class TestEvents:
         assert list(await execute(store, commands.ReadEvents("a", after=1))) == events[1:]
         assert list(await execute(store, commands.ReadEvents("a", after=3))) == []
 
-    async def test_a_second_event_of_the_same_id_is_dropped(self, store: Store) -> None:
+    async def test_a_second_event_with_the_same_id_is_dropped(self, store: Store) -> None:
         await execute(store, publish("a", "e", b"first"))
         await execute(store, publish("a", "e", b"second"))
         await execute(store, publish("b", "e", b"elsewhere"))
         assert list(await execute(store, commands.ReadEvents("a"))) == [b"first"]
         assert list(await execute(store, commands.ReadEvents("b"))) == [b"elsewhere"]
 
-    async def test_events_live_from_the_last_one(self, store: Store) -> None:
+    async def test_the_time_to_live_starts_with_the_last_event(self, store: Store) -> None:
         await store.execute(
             [
-                publish("long", "e1", b"1", lifetime=SHORT),
+                publish("long", "e1", b"1", ttl=SHORT),
                 publish("long", "e2", b"2"),
                 publish("short", "e1", b"1"),
-                publish("short", "e2", b"2", lifetime=SHORT),
+                publish("short", "e2", b"2", ttl=SHORT),
             ]
         )
-        await asyncio.sleep(OVER)
+        await asyncio.sleep(PAST_SHORT)
         assert list(await execute(store, commands.ReadEvents("long"))) == [b"1", b"2"]
         assert list(await execute(store, commands.ReadEvents("short"))) == []
 
-    async def test_after_their_time_a_flight_starts_anew(self, store: Store) -> None:
-        await execute(store, publish("a", "e", b"old", lifetime=SHORT))
-        await asyncio.sleep(OVER)
+    async def test_a_flight_whose_events_expired_starts_empty(self, store: Store) -> None:
+        await execute(store, publish("a", "e", b"old", ttl=SHORT))
+        await asyncio.sleep(PAST_SHORT)
         await execute(store, publish("a", "e", b"new"))
         assert list(await execute(store, commands.ReadEvents("a"))) == [b"new"]
 
@@ -505,7 +515,7 @@ class TestEvents:
 
 @pytest.mark.timed
 class TestWatch:
-    async def test_a_publication_wakes_who_waits(self, store: Store, other: Store) -> None:
+    async def test_an_event_ends_a_wait(self, store: Store, other: Store) -> None:
         async with store.watch("a") as watch:
             waiting = asyncio.create_task(watch.wait(10))
             await asyncio.sleep(0.05)
@@ -514,14 +524,14 @@ class TestWatch:
             await waiting
         assert time.monotonic() - started < 0.2
 
-    async def test_a_publication_from_the_same_opening_wakes_too(self, store: Store) -> None:
+    async def test_an_event_of_the_same_process_ends_a_wait(self, store: Store) -> None:
         async with store.watch("a") as watch:
             started = time.monotonic()
             await execute(store, publish("a", "e", b"event"))
             await watch.wait(10)
         assert time.monotonic() - started < 0.2
 
-    async def test_what_is_published_between_entering_and_waiting_is_not_lost(
+    async def test_an_event_between_entering_and_waiting_is_not_lost(
         self, store: Store, other: Store
     ) -> None:
         for i in range(10):
@@ -532,14 +542,14 @@ class TestWatch:
                 await watch.wait(10)
                 assert time.monotonic() - started < 0.2
 
-    async def test_without_a_publication_the_wait_ends_after_its_time(self, store: Store) -> None:
+    async def test_without_an_event_a_wait_times_out(self, store: Store) -> None:
         await execute(store, publish("a", "before", b"event"))
         async with store.watch("a") as watch:
             started = time.monotonic()
             await watch.wait(0.2)
         assert 0.15 < time.monotonic() - started < 1
 
-    async def test_another_flights_events_wake_nobody(self, store: Store, other: Store) -> None:
+    async def test_events_of_another_flight_end_no_wait(self, store: Store, other: Store) -> None:
         async with store.watch("a") as watch:
             waiting = asyncio.create_task(watch.wait(0.3))
             for i in range(5):
@@ -548,7 +558,7 @@ class TestWatch:
             assert not waiting.done()
             await waiting
 
-    async def test_each_wait_is_woken_once(self, store: Store, other: Store) -> None:
+    async def test_an_event_ends_one_wait(self, store: Store, other: Store) -> None:
         async with store.watch("a") as watch:
             for i in range(3):
                 await execute(other, publish("a", f"e{i}", b"event"))
@@ -559,7 +569,7 @@ class TestWatch:
             await watch.wait(0.1)
             assert time.monotonic() - started > 0.08
 
-    async def test_everyone_who_watches_a_flight_is_woken(self, store: Store, other: Store) -> None:
+    async def test_an_event_ends_the_waits_of_all_watches(self, store: Store, other: Store) -> None:
         async def follow(follower: Store) -> float:
             async with follower.watch("a") as watch:
                 ready.release()
@@ -574,7 +584,7 @@ class TestWatch:
         await execute(other, publish("a", "e", b"event"))
         assert max(await asyncio.gather(*tasks)) - started < 0.3
 
-    async def test_a_watch_can_be_left_while_others_stay(self, store: Store, other: Store) -> None:
+    async def test_leaving_a_watch_leaves_the_others(self, store: Store, other: Store) -> None:
         async with store.watch("a") as stays:
             async with store.watch("a"):
                 pass
@@ -585,22 +595,26 @@ class TestWatch:
 
 
 class TestWorkers:
-    async def test_a_worker_that_beats_is_alive(self, store: Store) -> None:
+    async def test_a_worker_with_a_heartbeat_is_alive(self, store: Store) -> None:
         await execute(store, commands.Heartbeat("w"))
         assert list(await execute(store, commands.ExpiredWorkers(LONG))) == []
 
-    async def test_a_silent_worker_is_dead_until_it_beats_again(self, store: Store) -> None:
+    async def test_a_silent_worker_has_expired_until_its_next_heartbeat(self, store: Store) -> None:
         await execute(store, commands.Heartbeat("w"))
         await execute(store, commands.Heartbeat("v"))
-        await asyncio.sleep(OVER)
-        beat, look = commands.Heartbeat("v"), commands.ExpiredWorkers(SHORT)
-        assert await store.execute([beat, look]) == [None, ["w"]]
-        assert await store.execute([beat, commands.Heartbeat("w"), look]) == [None, None, []]
+        await asyncio.sleep(PAST_SHORT)
+        heartbeat, expired = commands.Heartbeat("v"), commands.ExpiredWorkers(SHORT)
+        assert await store.execute([heartbeat, expired]) == [None, ["w"]]
+        assert await store.execute([heartbeat, commands.Heartbeat("w"), expired]) == [
+            None,
+            None,
+            [],
+        ]
 
-    async def test_a_worker_that_reserves_lives_though_it_never_beat(self, store: Store) -> None:
+    async def test_a_reservation_counts_as_a_heartbeat(self, store: Store) -> None:
         await execute(store, reserve("p", worker="ghost"))
         assert list(await execute(store, commands.ExpiredWorkers(LONG))) == []
-        await asyncio.sleep(OVER)
+        await asyncio.sleep(PAST_SHORT)
         assert list(await execute(store, commands.ExpiredWorkers(SHORT))) == ["ghost"]
         assert await store.execute(
             [commands.Heartbeat("ghost"), commands.ExpiredWorkers(SHORT)]
@@ -609,20 +623,20 @@ class TestWorkers:
             [],
         ]
 
-    async def test_closed_journals_do_not_count(self, store: Store) -> None:
+    async def test_a_worker_with_closed_journals_is_alive(self, store: Store) -> None:
         await store.execute([reserve("p", worker="ghost"), settle("p")])
         assert list(await execute(store, commands.ExpiredWorkers(LONG))) == []
 
-    async def test_a_retired_worker_is_forgotten(self, store: Store) -> None:
+    async def test_a_deregistered_worker_is_removed(self, store: Store) -> None:
         await execute(store, commands.Heartbeat("w"))
         assert await execute(store, commands.Deregister("w")) is True
         assert await execute(store, commands.Deregister("w")) is True
         assert list(await execute(store, commands.ExpiredWorkers(0.0))) == []
 
-    async def test_a_worker_with_open_journals_is_not_retired(self, store: Store) -> None:
+    async def test_a_worker_with_open_journals_cannot_be_deregistered(self, store: Store) -> None:
         await store.execute([commands.Heartbeat("w"), reserve("p", worker="w")])
         assert await execute(store, commands.Deregister("w")) is False
-        await asyncio.sleep(OVER)
+        await asyncio.sleep(PAST_SHORT)
         assert list(await execute(store, commands.ExpiredWorkers(SHORT))) == ["w"]
         await execute(store, commands.Receive("p", b"received"))
         assert await execute(store, commands.Deregister("w")) is False
@@ -636,7 +650,7 @@ class TestAdmit:
     def admit(*consumptions: Consumption, expected: bytes = b"record") -> commands.Admit:
         return commands.Admit("keys", "k", expected, consumptions)
 
-    async def test_what_fits_is_taken(self, store: Store) -> None:
+    async def test_amounts_that_fit_are_consumed(self, store: Store) -> None:
         await execute(store, write("keys", "k", b"record"))
         admission = await execute(store, self.admit(Consumption(bucket(5), 2)))
         assert (admission.denied, admission.record) == (None, None)
@@ -644,66 +658,70 @@ class TestAdmit:
         assert (state.used, state.reserved, state.retry_in) == (2, 0, 0.0)
         assert state.resets_in == pytest.approx(24, abs=1)
 
-    async def test_what_does_not_fit_is_refused_and_nothing_is_taken(self, store: Store) -> None:
+    async def test_an_amount_that_does_not_fit_is_denied_and_nothing_is_consumed(
+        self, store: Store
+    ) -> None:
         await execute(store, write("keys", "k", b"record"))
         await execute(store, self.admit(Consumption(bucket(5), 4)))
         mine, teams = (
             Consumption(bucket(9, unit="images"), 1),
-            Consumption(bucket(9, scope="team:t"), 1),
+            Consumption(bucket(9, subject="team:t"), 1),
         )
         refused = await execute(store, self.admit(teams, Consumption(bucket(5), 3), mine))
         assert refused.denied == 1
         assert [state.used for state in refused.states] == [0, 4, 0]
         assert refused.states[1].retry_in == pytest.approx(24, abs=1)
         assert [refused.states[0].retry_in, refused.states[2].retry_in] == [0.0, 0.0]
-        assert await shown(store, teams.counter, bucket(5)) == [(0, 0), (4, 0)]
+        assert await peek(store, teams.counter, bucket(5)) == [(0, 0), (4, 0)]
 
-    async def test_a_stale_record_changes_nothing_and_is_answered(self, store: Store) -> None:
+    async def test_another_record_is_returned_and_nothing_is_consumed(self, store: Store) -> None:
         await execute(store, write("keys", "k", BINARY))
         admission = await execute(store, self.admit(Consumption(bucket(5), 1)))
         assert (admission.denied, admission.record, admission.states) == (None, BINARY, ())
-        assert await shown(store, bucket(5)) == [(0, 0)]
+        assert await peek(store, bucket(5)) == [(0, 0)]
 
-    async def test_a_record_that_is_gone_is_answered_as_empty(self, store: Store) -> None:
+    async def test_a_missing_record_is_returned_as_empty(self, store: Store) -> None:
         admission = await execute(store, self.admit(Consumption(bucket(5), 1)))
         assert (admission.denied, admission.record, admission.states) == (None, b"", ())
 
-    async def test_a_maximum_of_nothing_refuses_everything_for_ever(self, store: Store) -> None:
+    async def test_a_maximum_of_zero_denies_everything_for_ever(self, store: Store) -> None:
         await execute(store, write("keys", "k", b"record"))
         admission = await execute(store, self.admit(Consumption(bucket(0), 1)))
         assert admission.denied == 0
         assert (admission.states[0].used, admission.states[0].retry_in) == (0, 0.0)
 
-    async def test_more_than_a_bucket_holds_is_refused_for_ever(self, store: Store) -> None:
+    async def test_more_than_a_bucket_holds_is_denied_for_ever(self, store: Store) -> None:
         await execute(store, write("keys", "k", b"record"))
         admission = await execute(store, self.admit(Consumption(bucket(5), 6)))
         assert (admission.denied, admission.states[0].retry_in) == (0, 0.0)
 
-    async def test_a_look_takes_nothing_and_is_never_refused(self, store: Store) -> None:
+    async def test_an_amount_of_zero_consumes_nothing_and_is_never_denied(
+        self, store: Store
+    ) -> None:
         await execute(store, write("keys", "k", b"record"))
         await execute(store, self.admit(Consumption(bucket(2), 2)))
-        looks = (
+        peeks = (
             Consumption(bucket(2)),
-            Consumption(bucket(0, scope="team:t")),
+            Consumption(bucket(0, subject="team:t")),
             Consumption(day(0)),
         )
-        admission = await execute(store, self.admit(*looks))
+        admission = await execute(store, self.admit(*peeks))
         assert admission.denied is None
         assert [state.used for state in admission.states] == [2, 0, 0]
 
-    async def test_without_takes_only_the_record_counts(self, store: Store) -> None:
+    async def test_without_consumptions_only_the_record_counts(self, store: Store) -> None:
         await execute(store, write("keys", "k", b"record"))
         admission = await execute(store, self.admit())
         assert (admission.denied, admission.record, admission.states) == (None, None, ())
 
-    async def test_a_bucket_without_a_limit_is_not_kept(self, store: Store) -> None:
+    async def test_a_bucket_without_a_limit_is_not_stored(self, store: Store) -> None:
         await execute(store, write("keys", "k", b"record"))
         admission = await execute(store, self.admit(Consumption(bucket(None), 1000)))
         assert admission.denied is None
         assert admission.states == (commands.CounterState(0, 0, 0.0),)
-        assert await shown(store, bucket(10)) == [(0, 0)]
+        assert await peek(store, bucket(10)) == [(0, 0)]
 
-    async def test_a_bucket_refills_while_time_passes(self, store: Store) -> None:
+    async def test_a_bucket_refills_over_time(self, store: Store) -> None:
         await execute(store, write("keys", "k", b"record"))
         admitted, refused = await store.execute(
             [self.admit(Consumption(bucket(600), 600)), self.admit(Consumption(bucket(600), 2))]
@@ -713,22 +731,24 @@ class TestAdmit:
         await asyncio.sleep(refused.states[0].retry_in + 0.01)
         assert (await execute(store, self.admit(Consumption(bucket(600), 2)))).denied is None
 
-    async def test_a_smaller_maximum_holds_from_the_next_request_on(self, store: Store) -> None:
+    async def test_a_smaller_maximum_applies_from_the_next_request_on(self, store: Store) -> None:
         await execute(store, write("keys", "k", b"record"))
         await execute(store, self.admit(Consumption(bucket(100), 1)))
         admission = await execute(store, self.admit(Consumption(bucket(5), 5)))
         assert (admission.denied, admission.states[0].used) == (None, 5)
         assert (await execute(store, self.admit(Consumption(bucket(5), 1)))).denied == 0
 
-    async def test_many_at_once_never_pass_the_maximum(self, store: Store, other: Store) -> None:
+    async def test_concurrent_admissions_never_exceed_the_maximum(
+        self, store: Store, other: Store
+    ) -> None:
         await execute(store, write("keys", "k", b"record"))
-        answers = await asyncio.gather(
+        results = await asyncio.gather(
             *(
                 execute((store, other)[i % 2], self.admit(Consumption(bucket(5), 1)))
                 for i in range(60)
             )
         )
-        assert [answer.denied for answer in answers].count(None) == 5
+        assert [result.denied for result in results].count(None) == 5
 
 
 class TestReserve:
@@ -736,7 +756,7 @@ class TestReserve:
         consumptions = (
             Consumption(day(10), 2),
             Consumption(month(1000), 70),
-            Consumption(open_now(3), 1),
+            Consumption(concurrent(3), 1),
         )
         reservation = await execute(store, reserve("p", *consumptions, payload=BINARY))
         assert reservation.denied is None
@@ -746,7 +766,7 @@ class TestReserve:
         assert journals == [commands.Journal("p", "w", "reserved", BINARY)]
 
     async def test_windows_end_with_the_utc_day_and_month(self, store: Store) -> None:
-        counters = (day(10), month(10), open_now(10))
+        counters = (day(10), month(10), concurrent(10))
         reservation = await execute(
             store, reserve("p", *(Consumption(counter, 1) for counter in counters))
         )
@@ -760,7 +780,7 @@ class TestReserve:
             [ends[0] - reservation.now, ends[1] - reservation.now, 0.0], abs=0.01
         )
 
-    async def test_a_refused_reservation_reserves_nothing_and_has_no_journal(
+    async def test_a_denied_reservation_reserves_nothing_and_has_no_journal(
         self, store: Store
     ) -> None:
         await execute(store, reserve("one", Consumption(day(10), 8)))
@@ -768,7 +788,7 @@ class TestReserve:
             Consumption(bucket(9), 1),
             Consumption(month(1000), 70),
             Consumption(day(10), 3),
-            Consumption(open_now(9), 1),
+            Consumption(concurrent(9), 1),
         )
         refused = await execute(store, reserve("two", *consumptions))
         assert refused.denied == 2
@@ -780,38 +800,40 @@ class TestReserve:
         assert (await execute(store, reserve("one", Consumption(day(10), 10)))).denied is None
         assert (await execute(store, reserve("two", Consumption(day(10), 1)))).denied == 0
 
-    async def test_a_meter_without_a_maximum_counts(self, store: Store) -> None:
+    async def test_a_counter_without_a_maximum_counts(self, store: Store) -> None:
         await execute(store, reserve("one", Consumption(day(), 10**9)))
-        assert await shown(store, day()) == [(0, 10**9)]
+        assert await peek(store, day()) == [(0, 10**9)]
 
-    async def test_a_maximum_of_nothing_refuses_everything(self, store: Store) -> None:
-        for i, counter in enumerate((day(0), month(0), open_now(0))):
+    async def test_a_maximum_of_zero_denies_everything(self, store: Store) -> None:
+        for i, counter in enumerate((day(0), month(0), concurrent(0))):
             assert (await execute(store, reserve(f"p{i}", Consumption(counter, 1)))).denied == 0
 
-    async def test_a_look_is_never_refused(self, store: Store) -> None:
+    async def test_an_amount_of_zero_is_never_denied(self, store: Store) -> None:
         await execute(store, reserve("one", Consumption(day(10), 10)))
         assert (await execute(store, reserve("two", Consumption(day(5))))).denied is None
 
-    async def test_scopes_units_and_periods_count_apart(self, store: Store) -> None:
+    async def test_subjects_units_and_periods_are_counted_separately(self, store: Store) -> None:
         counters = (
             day(),
             day(unit="tokens"),
-            day(scope="team:t"),
+            day(subject="team:t"),
             Counter("key:k", "images", "month"),
         )
         await execute(
             store,
             reserve("p", *(Consumption(counter, i + 1) for i, counter in enumerate(counters))),
         )
-        assert await shown(store, *counters) == [(0, 1), (0, 2), (0, 3), (0, 4)]
+        assert await peek(store, *counters) == [(0, 1), (0, 2), (0, 3), (0, 4)]
 
-    async def test_a_bucket_is_taken_from_once_and_never_given_back(self, store: Store) -> None:
-        take = Consumption(bucket(10, unit="images"), 4)
+    async def test_a_bucket_is_consumed_once_and_never_refilled_by_a_settlement(
+        self, store: Store
+    ) -> None:
+        consumption = Consumption(bucket(10, unit="images"), 4)
         for _ in range(2):
-            assert (await execute(store, reserve("p", take))).denied is None
-        assert await shown(store, take.counter) == [(4, 0)]
+            assert (await execute(store, reserve("p", consumption))).denied is None
+        assert await peek(store, consumption.counter) == [(4, 0)]
         await execute(store, settle("p", images=1))
-        assert await shown(store, take.counter) == [(4, 0)]
+        assert await peek(store, consumption.counter) == [(4, 0)]
 
     async def test_reserving_again_leaves_the_journal_as_it_is(self, store: Store) -> None:
         await execute(store, reserve("p", Consumption(day(10), 8), payload=b"first"))
@@ -827,11 +849,13 @@ class TestReserve:
     async def test_reserving_a_settled_purchase_again_reserves_nothing(self, store: Store) -> None:
         await store.execute([reserve("p", Consumption(day(10), 8)), settle("p", images=3)])
         assert (await execute(store, reserve("p", Consumption(day(10), 8)))).denied is None
-        assert await shown(store, day()) == [(3, 0)]
+        assert await peek(store, day()) == [(3, 0)]
         assert list(await execute(store, commands.OpenJournals())) == []
 
-    async def test_many_at_once_never_pass_a_budget(self, store: Store, other: Store) -> None:
-        answers = await asyncio.gather(
+    async def test_concurrent_reservations_never_exceed_a_budget(
+        self, store: Store, other: Store
+    ) -> None:
+        results = await asyncio.gather(
             *(
                 execute(
                     (store, other)[i % 2],
@@ -840,8 +864,8 @@ class TestReserve:
                 for i in range(60)
             )
         )
-        assert [answer.denied for answer in answers].count(None) == 14
-        assert await shown(store, month(), day()) == [(0, 98), (0, 14)]
+        assert [result.denied for result in results].count(None) == 14
+        assert await peek(store, month(), day()) == [(0, 98), (0, 14)]
 
 
 class TestJournals:
@@ -853,10 +877,10 @@ class TestJournals:
             commands.Journal("p", "w", "received", BINARY)
         ]
 
-    async def test_receiving_for_an_unknown_purchase_says_so(self, store: Store) -> None:
+    async def test_receiving_for_an_unknown_purchase_returns_unknown(self, store: Store) -> None:
         assert await execute(store, commands.Receive("unknown", b"")) == "unknown"
 
-    async def test_receiving_after_somebody_closed_it_changes_nothing(self, store: Store) -> None:
+    async def test_receiving_after_the_settlement_changes_nothing(self, store: Store) -> None:
         await store.execute([reserve("p"), settle("p", images=2, presumed=True)])
         assert await execute(store, commands.Receive("p", b"late")) == "settled"
         assert list(await execute(store, commands.OpenJournals())) == []
@@ -874,13 +898,13 @@ class TestJournals:
 
 
 class TestSettle:
-    async def test_settling_gives_back_the_reserved_and_charges_the_real(
+    async def test_settling_releases_the_reserved_and_charges_the_actual_amount(
         self, store: Store
     ) -> None:
         consumptions = (
             Consumption(day(10), 4),
             Consumption(month(1000), 500),
-            Consumption(open_now(5), 1),
+            Consumption(concurrent(5), 1),
         )
         await execute(store, reserve("p", *consumptions))
         settled = await execute(
@@ -896,21 +920,24 @@ class TestSettle:
     async def test_every_window_of_a_unit_is_charged(self, store: Store) -> None:
         consumptions = (
             Consumption(day(), 2),
-            Consumption(day(scope="team:t"), 2),
+            Consumption(day(subject="team:t"), 2),
             Consumption(Counter("key:k", "images", "month"), 2),
         )
         await store.execute([reserve("p", *consumptions), settle("p", images=1)])
-        assert await shown(store, *(take.counter for take in consumptions)) == [(1, 0)] * 3
+        assert (
+            await peek(store, *(consumption.counter for consumption in consumptions))
+            == [(1, 0)] * 3
+        )
 
-    async def test_a_unit_that_is_not_charged_is_given_back(self, store: Store) -> None:
+    async def test_a_unit_without_a_charge_is_released(self, store: Store) -> None:
         await store.execute([reserve("p", Consumption(day(10), 4)), settle("p")])
-        assert await shown(store, day()) == [(0, 0)]
+        assert await peek(store, day()) == [(0, 0)]
 
     async def test_a_charge_above_the_maximum_is_charged_and_the_next_reservation_sees_it(
         self, store: Store
     ) -> None:
         await store.execute([reserve("p", Consumption(day(10), 4)), settle("p", images=12)])
-        assert await shown(store, day()) == [(12, 0)]
+        assert await peek(store, day()) == [(12, 0)]
         assert (await execute(store, reserve("q", Consumption(day(10), 1)))).denied == 0
 
     async def test_settling_again_does_nothing(self, store: Store) -> None:
@@ -930,7 +957,7 @@ class TestSettle:
     ) -> None:
         await execute(store, settle("late"))
         await execute(store, reserve("late", Consumption(day(10), 4)))
-        assert await shown(store, day(10)) == [(0, 0)]
+        assert await peek(store, day(10)) == [(0, 0)]
         assert list(await execute(store, commands.OpenJournals())) == []
         assert (await execute(store, settle("late"))).status == "already"
 
@@ -944,7 +971,7 @@ class TestSettle:
         await store.execute([reserve("p"), settle("p", images=1)])
         assert await ledger(store) == []
 
-    async def test_a_presumed_charge_is_corrected_once_by_a_late_answer(self, store: Store) -> None:
+    async def test_a_late_response_corrects_a_presumed_charge_once(self, store: Store) -> None:
         await execute(store, reserve("p", Consumption(day(10), 4), Consumption(month(1000), 500)))
         presumed = await execute(
             store, settle("p", images=4, usd_micros=500, record=b"presumed", presumed=True)
@@ -952,7 +979,7 @@ class TestSettle:
         assert (presumed.status, presumed.presumed) == ("settled", True)
         plain = await execute(store, settle("p", images=1, record=b"not this"))
         assert (plain.status, plain.presumed) == ("already", True)
-        assert await shown(store, day(), month()) == [(4, 0), (500, 0)]
+        assert await peek(store, day(), month()) == [(4, 0), (500, 0)]
 
         corrected = await execute(
             store, settle("p", images=2, usd_micros=600, tokens=9, record=b"late", correct=True)
@@ -963,46 +990,42 @@ class TestSettle:
 
         third = await execute(store, settle("p", images=1, record=b"third", correct=True))
         assert (third.status, dict(third.charged)) == ("already", corrected.charged)
-        assert await shown(store, day(), month()) == [(2, 0), (600, 0)]
+        assert await peek(store, day(), month()) == [(2, 0), (600, 0)]
         assert await ledger(store) == [b"presumed", b"late"]
 
-    async def test_a_unit_that_the_correction_does_not_charge_is_given_back(
-        self, store: Store
-    ) -> None:
+    async def test_a_unit_without_a_corrected_charge_is_released(self, store: Store) -> None:
         await execute(store, reserve("p", Consumption(day(10), 4)))
         await store.execute([settle("p", images=4, presumed=True), settle("p", correct=True)])
-        assert await shown(store, day()) == [(0, 0)]
+        assert await peek(store, day()) == [(0, 0)]
 
     async def test_correcting_an_open_journal_simply_settles_it(self, store: Store) -> None:
         await execute(store, reserve("p", Consumption(day(10), 4)))
         settled = await execute(store, settle("p", images=2, correct=True))
         assert (settled.status, settled.presumed) == ("settled", False)
-        assert await shown(store, day()) == [(2, 0)]
+        assert await peek(store, day()) == [(2, 0)]
 
-    async def test_of_many_that_settle_one_purchase_exactly_one_does(
-        self, store: Store, other: Store
-    ) -> None:
+    async def test_exactly_one_of_many_settles_a_purchase(self, store: Store, other: Store) -> None:
         await execute(store, reserve("p", Consumption(day(), 4)))
-        answers = await asyncio.gather(
+        results = await asyncio.gather(
             *(execute((store, other)[i % 2], settle("p", images=3, record=b"r")) for i in range(30))
         )
-        statuses = [answer.status for answer in answers]
+        statuses = [result.status for result in results]
         assert (statuses.count("settled"), statuses.count("already")) == (1, 29)
-        assert await shown(store, day()) == [(3, 0)]
+        assert await peek(store, day()) == [(3, 0)]
         assert await ledger(store) == [b"r"]
 
 
-class TestReadMeters:
-    async def test_untouched_meters_show_nothing(self, store: Store) -> None:
-        counters = (bucket(5), bucket(None), bucket(0), day(10), month(), open_now(3))
-        assert await shown(store, *counters) == [(0, 0)] * 6
+class TestPeekCounters:
+    async def test_untouched_counters_are_zero(self, store: Store) -> None:
+        counters = (bucket(5), bucket(None), bucket(0), day(10), month(), concurrent(3))
+        assert await peek(store, *counters) == [(0, 0)] * 6
 
-    async def test_reading_takes_nothing(self, store: Store) -> None:
+    async def test_peeking_consumes_nothing(self, store: Store) -> None:
         await execute(store, reserve("p", Consumption(day(10), 4), Consumption(bucket(10), 4)))
         for _ in range(3):
-            assert await shown(store, day(10), bucket(10)) == [(0, 4), (4, 0)]
+            assert await peek(store, day(10), bucket(10)) == [(0, 4), (4, 0)]
 
-    async def test_no_meters_no_states(self, store: Store) -> None:
+    async def test_no_counters_have_no_states(self, store: Store) -> None:
         assert list(await execute(store, commands.PeekCounters(()))) == []
 
     async def test_large_amounts_are_exact(self, store: Store) -> None:
@@ -1011,7 +1034,7 @@ class TestReadMeters:
             [reserve("p", Consumption(month(), amount)), settle("p", usd_micros=amount)]
         )
         await execute(store, reserve("q", Consumption(month(), 2)))
-        assert await shown(store, month()) == [(amount, 2)]
+        assert await peek(store, month()) == [(amount, 2)]
 
 
 class TestLedger:
@@ -1025,7 +1048,7 @@ class TestLedger:
         await execute(store, commands.Append(()))
         assert await ledger(store) == records
 
-    async def test_an_append_that_is_repeated_adds_nothing(self, store: Store) -> None:
+    async def test_a_repeated_append_adds_nothing(self, store: Store) -> None:
         append = commands.Append((b"1", b"2"))
         await execute(store, append)
         await execute(store, append)
@@ -1041,7 +1064,7 @@ class TestLedger:
         assert len(ids) == 120
         assert {id_.split("/")[0] for id_ in ids} <= {before, after}
 
-    async def test_reading_goes_on_after_any_id(self, store: Store) -> None:
+    async def test_reading_continues_after_any_id(self, store: Store) -> None:
         await execute(store, commands.Append(tuple(str(i).encode() for i in range(25))))
         found: list[bytes] = []
         after = ""
@@ -1051,15 +1074,13 @@ class TestLedger:
             after = page[-1][0]
         assert found == [str(i).encode() for i in range(25)]
 
-    async def test_a_day_alone_is_a_place_to_read_from(self, store: Store) -> None:
+    async def test_reading_can_start_with_a_day(self, store: Store) -> None:
         await execute(store, commands.Append((b"r",)))
         tomorrow = time.strftime("%Y-%m-%d", time.gmtime(time.time() + 2 * 86_400))
         assert [r for _, r in await execute(store, commands.ReadLedger("2020-01-01/"))] == [b"r"]
         assert list(await execute(store, commands.ReadLedger(f"{tomorrow}/"))) == []
 
-    async def test_nothing_is_lost_when_many_append_at_once(
-        self, store: Store, other: Store
-    ) -> None:
+    async def test_concurrent_appends_lose_nothing(self, store: Store, other: Store) -> None:
         records = [str(i).encode() for i in range(100)]
         await asyncio.gather(
             *(execute((store, other)[i % 2], commands.Append((r,))) for i, r in enumerate(records))
@@ -1068,12 +1089,12 @@ class TestLedger:
 
 
 class TestSweep:
-    async def test_what_lives_is_not_swept(self, store: Store) -> None:
+    async def test_unexpired_data_is_not_swept(self, store: Store) -> None:
         await store.execute(
             [
                 write("s", "a", b"1"),
-                keep("zero", {0: slot("p")}),
-                claim("one", (1,)),
+                store_images("zero", {0: slot("p")}),
+                acquire("one", (1,)),
                 publish("a", "e", b"event"),
                 commands.Heartbeat("w"),
                 reserve("p", Consumption(day(10), 4), Consumption(bucket(10), 3)),
@@ -1083,8 +1104,8 @@ class TestSweep:
         assert await execute(store, commands.Sweep()) == 0
         assert await execute(store, commands.Get("s", "a")) == b"1"
         assert set((await execute(store, commands.ReadEntry("f"))).slots) == {0}
-        assert dict((await execute(store, claim("two", (1,)))).others) == {1: "one"}
+        assert dict((await execute(store, acquire("two", (1,)))).leased) == {1: "one"}
         assert list(await execute(store, commands.ReadEvents("a"))) == [b"event"]
-        assert await shown(store, day(10), bucket(10)) == [(0, 4), (3, 0)]
+        assert await peek(store, day(10), bucket(10)) == [(0, 4), (3, 0)]
         assert len(await execute(store, commands.OpenJournals("w"))) == 1
         assert await ledger(store) == [b"r"]

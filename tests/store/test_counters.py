@@ -1,6 +1,6 @@
-"""The arithmetic of meters: both stores, any sequence of verbs, against one plain model.
+"""The arithmetic of counters: random sequences on each adapter, compared with one plain model.
 
-The model is told the store's own `now`, so bucket levels agree to the microsecond.
+The model gets the store's own `now`, so bucket levels agree to the microsecond.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gateway.store.sqlite import arithmetic as counters
 UNIT = 60_000_000
 PERIODS = ("minute", "day", "concurrency")
 
-small = settings(
+few_examples = settings(
     max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -32,7 +32,7 @@ small = settings(
 
 @dataclass
 class Model:
-    """The books as a schoolchild would keep them."""
+    """The counters of one unit, and the journals."""
 
     level: int | None = None
     at: int = 0
@@ -53,29 +53,29 @@ class Model:
     def reserve(self, purchase: str, consumptions: tuple[Consumption, ...], now: int) -> int | None:
         if purchase in self.journals:
             return None
-        for index, take in enumerate(consumptions):
-            if not self.fits(take, now):
+        for index, consumption in enumerate(consumptions):
+            if not self.fits(consumption, now):
                 return index
-        for take in consumptions:
-            self.take(take, now)
-        amounts = {take.counter.period: take.amount for take in consumptions}
+        for consumption in consumptions:
+            self.consume(consumption, now)
+        amounts = {consumption.counter.period: consumption.amount for consumption in consumptions}
         self.journals[purchase] = {"amounts": amounts, "open": True, "charge": 0, "presumed": False}
         return None
 
-    def fits(self, take: Consumption, now: int) -> bool:
-        maximum, period = take.counter.maximum, take.counter.period
-        if maximum is None or take.amount == 0:
+    def fits(self, consumption: Consumption, now: int) -> bool:
+        maximum, period = consumption.counter.maximum, consumption.counter.period
+        if maximum is None or consumption.amount == 0:
             return True
         if period == "minute":
-            return take.amount * UNIT <= self.level_at(maximum, now)
+            return consumption.amount * UNIT <= self.level_at(maximum, now)
         spent = self.spent if period == "day" else 0
-        return spent + self.reserved[period] + take.amount <= maximum
+        return spent + self.reserved[period] + consumption.amount <= maximum
 
-    def take(self, take: Consumption, now: int) -> None:
-        if take.counter.period != "minute":
-            self.reserved[take.counter.period] += take.amount
-        elif take.counter.maximum is not None and take.amount:
-            self.level = self.level_at(take.counter.maximum, now) - take.amount * UNIT
+    def consume(self, consumption: Consumption, now: int) -> None:
+        if consumption.counter.period != "minute":
+            self.reserved[consumption.counter.period] += consumption.amount
+        elif consumption.counter.maximum is not None and consumption.amount:
+            self.level = self.level_at(consumption.counter.maximum, now) - consumption.amount * UNIT
             self.at = now
 
     def settle(self, purchase: str, charge: int, presumed: bool, correct: bool) -> str:
@@ -104,26 +104,33 @@ reserves = st.tuples(st.just("reserve"), names, st.tuples(amounts, amounts, amou
 settles = st.tuples(st.just("settle"), names, amounts, st.booleans(), st.booleans())
 
 
-@small
+@few_examples
 @given(steps=st.lists(st.one_of(reserves, settles), max_size=14))
 async def test_any_sequence_of_reservations_and_settlements_agrees_with_the_model(
     store: Store, steps: list[tuple[Any, ...]]
 ) -> None:
-    model, scope = Model(), uuid.uuid4().hex
+    model, subject = Model(), uuid.uuid4().hex
     for step in steps:
         perform = _reserve if step[0] == "reserve" else _settle
-        await perform(store, model, scope, *step[1:])
-        await _agree(store, model, scope)
+        await perform(store, model, subject, *step[1:])
+        await _check_windows(store, model, subject)
 
 
 async def _reserve(
-    store: Store, model: Model, scope: str, name: str, wanted: tuple[int, ...], maximum: int | None
+    store: Store,
+    model: Model,
+    subject: str,
+    name: str,
+    wanted: tuple[int, ...],
+    maximum: int | None,
 ) -> None:
     consumptions = tuple(
-        Consumption(Counter(scope, "images", period, maximum), amount)
+        Consumption(Counter(subject, "images", period, maximum), amount)
         for period, amount in zip(PERIODS, wanted, strict=True)
     )
-    reservation = await execute(store, commands.Reserve(f"{scope}-{name}", "w", consumptions, b""))
+    reservation = await execute(
+        store, commands.Reserve(f"{subject}-{name}", "w", consumptions, b"")
+    )
     now = round(reservation.now * 1e6)
     assert reservation.denied == model.reserve(name, consumptions, now)
     if maximum is not None:
@@ -131,9 +138,9 @@ async def _reserve(
 
 
 async def _settle(
-    store: Store, model: Model, scope: str, name: str, charge: int, presumed: bool, correct: bool
+    store: Store, model: Model, subject: str, name: str, charge: int, presumed: bool, correct: bool
 ) -> None:
-    command = commands.Settle(f"{scope}-{name}", {"images": charge}, b"r", presumed, correct)
+    command = commands.Settle(f"{subject}-{name}", {"images": charge}, b"r", presumed, correct)
     settlement = await execute(store, command)
     assert settlement.status == model.settle(name, charge, presumed, correct)
     if settlement.status != "unknown":
@@ -143,14 +150,14 @@ async def _settle(
         assert settlement.presumed == journal["presumed"]
 
 
-async def _agree(store: Store, model: Model, scope: str) -> None:
-    windows = tuple(Counter(scope, "images", period) for period in PERIODS[1:])
-    day, open_now = await execute(store, commands.PeekCounters(windows))
+async def _check_windows(store: Store, model: Model, subject: str) -> None:
+    windows = tuple(Counter(subject, "images", period) for period in PERIODS[1:])
+    day, concurrent = await execute(store, commands.PeekCounters(windows))
     assert (day.used, day.reserved) == (model.spent, model.reserved["day"])
-    assert (open_now.used, open_now.reserved) == (0, model.reserved["concurrency"])
+    assert (concurrent.used, concurrent.reserved) == (0, model.reserved["concurrency"])
 
 
-@small
+@few_examples
 @given(
     consumptions=st.lists(
         st.tuples(st.integers(0, 5), st.sampled_from([3, 600, 60_000])), max_size=8
@@ -159,22 +166,24 @@ async def _agree(store: Store, model: Model, scope: str) -> None:
 async def test_a_bucket_agrees_with_the_model_to_the_microsecond(
     store: Store, consumptions: list[tuple[int, int]]
 ) -> None:
-    model, scope = Model(), uuid.uuid4().hex
+    model, subject = Model(), uuid.uuid4().hex
     for index, (amount, maximum) in enumerate(consumptions):
-        take = Consumption(Counter(scope, "requests", "minute", maximum), amount)
-        answer = await execute(store, commands.Reserve(f"{scope}-{index}", "w", (take,), b""))
-        now = round(answer.now * 1e6)
-        fits = model.fits(take, now)
-        assert (answer.denied is None) == fits
+        consumption = Consumption(Counter(subject, "requests", "minute", maximum), amount)
+        reservation = await execute(
+            store, commands.Reserve(f"{subject}-{index}", "w", (consumption,), b"")
+        )
+        now = round(reservation.now * 1e6)
+        fits = model.fits(consumption, now)
+        assert (reservation.denied is None) == fits
         if fits:
-            model.take(take, now)
+            model.consume(consumption, now)
         missing = model.missing(maximum, now)
-        assert answer.states[0].used == -(-missing // UNIT)
-        assert answer.states[0].resets_in == pytest.approx(missing / maximum / 1e6, abs=2e-6)
+        assert reservation.states[0].used == -(-missing // UNIT)
+        assert reservation.states[0].resets_in == pytest.approx(missing / maximum / 1e6, abs=2e-6)
 
 
 class TestWindows:
-    """Exact moments, which only the pure arithmetic can be asked for."""
+    """Exact times, for which only the pure arithmetic can be tested."""
 
     @pytest.mark.parametrize(
         ("period", "now", "label", "ends_at"),
@@ -193,7 +202,7 @@ class TestWindows:
 
 
 class TestBuckets:
-    def test_a_clock_that_went_back_refills_nothing(self) -> None:
+    def test_a_clock_that_steps_back_refills_nothing(self) -> None:
         bucket = counters.Bucket(level=5, at=1000)
         assert counters.refill(bucket, 10, now=400) == bucket
 
@@ -202,7 +211,7 @@ class TestBuckets:
             full = counters.refill(counters.Bucket(0, 0), maximum, now=UNIT)
             assert full.level == maximum * UNIT
 
-    def test_what_is_missing_is_shown_in_whole_requests_rounded_up(self) -> None:
+    def test_used_is_in_whole_units_rounded_up(self) -> None:
         state: Callable[[int], commands.CounterState] = lambda level: counters.bucket_state(  # noqa: E731
             counters.Bucket(level, 0), 2
         )

@@ -1,7 +1,6 @@
-"""What only the Redis store has: keys and their lives, one connection for many, a server that
-goes away, comes back, hangs, forgets or fills up.
+"""The rules of the Redis store alone: keys, times to live, pipelining, outages, full servers.
 
-Each of these tests that hurts its server has one of its own, on a unix socket.
+A test that harms its server has one of its own, on a unix socket.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ from gateway.store.blobs.redis import SMALL_BYTES, open_redis_blobs
 from gateway.store.commands import Consumption, Counter, Slot, Write
 from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
 from gateway.store.protocol import Command, Store
-from gateway.store.redis.client import CALL_SECONDS, place_of
-from gateway.store.redis.commands import call_for
+from gateway.store.redis.client import TIMEOUT_SECONDS, redacted_url
+from gateway.store.redis.commands import encode
 from gateway.store.redis.scripts import SCRIPTS
 from gateway.store.redis.store import RedisStore, open_redis_store
 from gateway.store.wrappers import InstrumentedStore
@@ -47,7 +46,7 @@ BOOKS = "igw:{books}:"
 
 
 class Server:
-    """A redis-server that can be killed, stopped and started again with what it had on disk."""
+    """A durable redis-server that can be killed, stopped and restarted."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -63,9 +62,9 @@ class Server:
         self._process = subprocess.Popen(
             [*command, *persistence, *options], stdout=subprocess.DEVNULL
         )
-        self._wait_until_it_answers()
+        self._wait_until_available()
 
-    def _wait_until_it_answers(self) -> None:
+    def _wait_until_available(self) -> None:
         until(self._answers)
 
     def _answers(self) -> bool:
@@ -81,7 +80,7 @@ class Server:
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """Ends it without a farewell, as a power cut would."""
+        """Ends it like a power cut."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -91,7 +90,7 @@ class Server:
 
 @pytest.fixture
 def stopped() -> Iterator[Server]:
-    """A server that is not running yet. (A socket's path must be shorter than pytest's are.)"""
+    """A server that is not running yet. (The paths of pytest are too long for a socket.)"""
     with tempfile.TemporaryDirectory(prefix="igw") as folder:
         server = Server(Path(folder))
         yield server
@@ -100,7 +99,7 @@ def stopped() -> Iterator[Server]:
 
 @pytest.fixture
 def server(stopped: Server) -> Server:
-    """A running server that the test may hurt."""
+    """A running server that the test may harm."""
     stopped.start()
     return stopped
 
@@ -113,7 +112,7 @@ def read(name: str) -> commands.Get:
     return commands.Get("s", name)
 
 
-async def until_it_works(store: Store, command: Command[bytes | None]) -> bytes | None:
+async def until_available(store: Store, command: Command[bytes | None]) -> bytes | None:
     async with generous():
         while True:
             with contextlib.suppress(StoreUnavailable):
@@ -121,7 +120,7 @@ async def until_it_works(store: Store, command: Command[bytes | None]) -> bytes 
             await asyncio.sleep(0.02)
 
 
-class TestPlace:
+class TestUrls:
     @pytest.mark.parametrize(
         ("url", "name"),
         [
@@ -133,13 +132,15 @@ class TestPlace:
             ("unix:///run/redis.sock?password=hunter2&db=2", "unix:///run/redis.sock"),
         ],
     )
-    async def test_the_name_says_where_without_secrets(self, url: str, name: str) -> None:
+    async def test_the_name_is_the_url_without_secrets(self, url: str, name: str) -> None:
         async with open_redis_store(url) as store:
             assert store.name == name
 
     @pytest.mark.parametrize("scheme", ["redis+sentinel", "redis+cluster"])
-    async def test_what_is_not_built_yet_is_said_in_one_line(self, scheme: str) -> None:
-        with pytest.raises(ValueError, match=r"^redis\+\w+:// is not built yet; use redis://, "):
+    async def test_an_unsupported_scheme_is_refused_in_one_line(self, scheme: str) -> None:
+        with pytest.raises(
+            ValueError, match=r"^redis\+\w+:// is not supported yet; use redis://, "
+        ):
             async with open_redis_store(f"{scheme}://:hunter2@host:26379/0"):
                 pass
 
@@ -158,98 +159,80 @@ class TestPlace:
             "redis://:hunter2@host/0?socket_timeout=hunter2",
         ],
     )
-    async def test_a_wrong_url_is_refused_without_quoting_its_password(self, url: str) -> None:
+    async def test_an_invalid_url_is_refused_without_quoting_its_password(self, url: str) -> None:
         with pytest.raises(ValueError, match=r"Redis URL") as caught:
             async with open_redis_store(url):
                 pass
         assert "hunter2" not in str(caught.value)
         assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
-    async def test_a_wrong_password_is_nowhere_in_error_or_log(self, server: Server) -> None:
+    async def test_a_wrong_password_is_in_no_error_and_no_log(self, server: Server) -> None:
         with server.client() as client:
             client.config_set("requirepass", "right")
         with capture_logs() as logs:
             async with open_redis_store(f"{server.url}?password=hunter2") as store:
                 with pytest.raises(StoreUnavailable) as caught:
                     await execute(store, read("a"))
-        said = f"{caught.value.message} {caught.value.__cause__!r} {logs}"
-        assert "hunter2" not in said
-        assert "invalid username-password pair" in said
+        shown = f"{caught.value.message} {caught.value.__cause__!r} {logs}"
+        assert "hunter2" not in shown
+        assert "invalid username-password pair" in shown
 
 
-class TestLayout:
-    async def test_an_empty_server_is_stamped_at_the_first_contact(self, server: Server) -> None:
+class TestSchema:
+    async def test_an_empty_server_gets_the_schema_version_at_the_first_contact(
+        self, server: Server
+    ) -> None:
         async with open_redis_store(server.url) as store:
             with server.client() as client:
                 assert client.keys() == []
                 await store.check_schema()
-                assert client.get("igw:layout") == str(SCHEMA_VERSION).encode()
-                assert client.keys() == [b"igw:layout"]
+                assert client.get("igw:schema") == str(SCHEMA_VERSION).encode()
+                assert client.keys() == [b"igw:schema"]
 
-    async def test_another_layout_is_refused_and_left_untouched(self, server: Server) -> None:
+    async def test_another_schema_version_is_refused_and_left_untouched(
+        self, server: Server
+    ) -> None:
         with server.client() as client:
-            client.set("igw:layout", "99")
+            client.set("igw:schema", "99")
             async with (
                 open_redis_store(server.url) as store,
-                open_redis_blobs(server.url, is_beside_verbs=True) as blobs,
+                open_redis_blobs(server.url, shares_server=True) as blobs,
             ):
-                with pytest.raises(SchemaMismatch, match=r"layout version 99; .* version 2"):
+                message = rf"{server.url} has schema version 99; .* version 1\. Use an empty store"
+                with pytest.raises(SchemaMismatch, match=message):
                     await store.check_schema()
                 with capture_logs() as logs:
                     for _ in range(3):
-                        with pytest.raises(StoreUnavailable, match="layout version 99"):
+                        with pytest.raises(StoreUnavailable, match="schema version 99"):
                             await execute(store, write("a", b"v"))
-                    with pytest.raises(StoreUnavailable, match="layout version 99"):
+                    with pytest.raises(StoreUnavailable, match="schema version 99"):
                         await blobs.put("0" * 64, b"data", 60)
-            assert client.keys() == [b"igw:layout"]
+            assert client.keys() == [b"igw:schema"]
         reasons = [line["reason"] for line in logs]
-        assert len(reasons) == 2, "once for the verbs, once for the bytes"
+        assert len(reasons) == 2, "once for the store, once for the blobs"
 
-    async def test_an_older_layout_is_upgraded_and_keeps_what_it_has(self, server: Server) -> None:
-        async with open_redis_store(server.url) as store:
-            await execute(store, write("a", b"v"))
-        with server.client() as client:
-            client.set("igw:layout", "1")
-            async with open_redis_store(server.url) as store:
-                await store.check_schema()
-                assert client.get("igw:layout") == b"2"
-                assert await execute(store, read("a")) == b"v"
-                await execute(store, commands.SetValue("s", "n", b"new", 60))
-
-    async def test_an_older_layout_is_refused_by_whoever_only_looks(self, server: Server) -> None:
-        with server.client() as client:
-            client.set("igw:layout", "1")
-            async with (
-                open_redis_store(server.url, may_create=False) as store,
-                open_redis_blobs(server.url, may_create=False, is_beside_verbs=True) as blobs,
-            ):
-                with pytest.raises(SchemaMismatch, match=r"layout version 1; .* version 2"):
-                    await store.check_schema()
-                with pytest.raises(SchemaMismatch):
-                    await blobs.check_schema()
-            assert client.get("igw:layout") == b"1"
-
-    @pytest.mark.parametrize("stamp", ["3", "10", "two", "", "-1", "1.5"])
-    async def test_a_stamp_that_is_not_known_is_never_overwritten(
-        self, server: Server, stamp: str
+    @pytest.mark.parametrize("may_create", [True, False])
+    @pytest.mark.parametrize("version", ["0", "2", "10", "two", "", "-1", "1.5"])
+    async def test_no_schema_version_is_ever_overwritten(
+        self, server: Server, version: str, may_create: bool
     ) -> None:
         with server.client() as client:
-            client.set("igw:layout", stamp)
+            client.set("igw:schema", version)
             async with (
-                open_redis_store(server.url) as store,
-                open_redis_blobs(server.url) as blobs,
+                open_redis_store(server.url, may_create=may_create) as store,
+                open_redis_blobs(server.url, may_create=may_create) as blobs,
             ):
                 for opened in (store, blobs):
                     with pytest.raises(SchemaMismatch):
                         await opened.check_schema()
-            assert client.get("igw:layout") == stamp.encode()
+            assert client.get("igw:schema") == version.encode()
 
-    async def test_an_away_server_has_no_layout(self, stopped: Server) -> None:
+    async def test_an_unavailable_server_has_no_schema_version(self, stopped: Server) -> None:
         async with open_redis_store(stopped.url) as store:
             with pytest.raises(StoreUnavailable):
                 await store.check_schema()
 
-    async def test_prefixes_are_stores_of_their_own(self, redis_url: str) -> None:
+    async def test_each_prefix_is_a_store_of_its_own(self, redis_url: str) -> None:
         async with (
             open_redis_store(redis_url) as one,
             open_redis_store(redis_url, prefix="two:") as two,
@@ -260,19 +243,19 @@ class TestLayout:
 
 
 class TestKeys:
-    async def test_every_key_lives_as_long_as_the_table_says(self, redis_url: str) -> None:
-        """The table of `gateway/store/redis/keys.py`: key → seconds to live, None = for ever."""
+    async def test_every_key_has_the_time_to_live_of_the_table(self, redis_url: str) -> None:
+        """The table of `gateway/store/redis/keys.py`: key → seconds to live; None: for ever."""
         async with open_redis_store(redis_url) as store:
             await _make_every_kind_of_key(store, redis_url)
         with redis.Redis.from_url(redis_url) as client:
-            lives = {key.decode(): client.pttl(key) / 1000 for key in client.scan_iter()}
+            ttls = {key.decode(): client.pttl(key) / 1000 for key in client.scan_iter()}
         now = datetime.now(UTC)
         midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
         next_month = (midnight.replace(day=1) + timedelta(days=32)).replace(day=1)
         today = (midnight + timedelta(days=1) - now).total_seconds()
         this_month = (next_month - now).total_seconds()
         expected = {
-            "igw:layout": None,
+            "igw:schema": None,
             f"{BOOKS}records:keys": None,
             f"{BOOKS}bucket:key:k:requests": 120,
             f"{BOOKS}window:key:k:day:{now:%Y-%m-%d}": today + 7 * DAY,
@@ -285,35 +268,35 @@ class TestKeys:
             f"{BOOKS}ledger:{now:%Y-%m-%d}": None,
             f"{BOOKS}ledger-days": None,
             f"{BOOKS}appended:batch": 3600,
-            "igw:note:s:n": 80,
-            "igw:note:s:ever": None,
-            "igw:list:s:l": 700,
-            "igw:{shelf}:used": None,
-            "igw:{shelf}:ends": None,
-            "igw:{shelf}:sizes": None,
-            "igw:{shelf}:total": None,
+            "igw:value:s:n": 80,
+            "igw:value:s:ever": None,
+            "igw:set:s:l": 700,
+            "igw:{lru}:used": None,
+            "igw:{lru}:expires": None,
+            "igw:{lru}:sizes": None,
+            "igw:{lru}:total": None,
             "igw:entry:{f}": 1000 + 500,
-            "igw:claims:{f}": 90,
+            "igw:leases:{f}": 90,
             "igw:flight:{a}": 70,
             "igw:flight-ids:{a}": 70,
             f"igw:blob:{hashlib.sha256(b'data').hexdigest()}": 600,
         }
-        assert lives.keys() == expected.keys()
+        assert ttls.keys() == expected.keys()
         for key, seconds in expected.items():
-            assert lives[key] == pytest.approx(-0.001 if seconds is None else seconds, abs=30), key
+            assert ttls[key] == pytest.approx(-0.001 if seconds is None else seconds, abs=30), key
 
     async def test_the_table_in_the_module_names_every_key(self) -> None:
         documented = resources.files("gateway.store.redis").joinpath("keys.py").read_text("utf-8")
-        for start in ("layout", "{books}:records:", "{books}:bucket:", "{books}:window:",
+        for start in ("schema", "{books}:records:", "{books}:bucket:", "{books}:window:",
                       "{books}:journal:", "{books}:open:", "{books}:workers",
                       "{books}:ledger:", "{books}:ledger-days", "{books}:appended:",
-                      "note:", "list:", "{shelf}:used", "{shelf}:sizes", "{shelf}:total",
-                      "entry:{", "claims:{",
-                      "flight:{", "flight-ids:{", "blob:", "wake:"):  # fmt: skip
+                      "value:", "set:", "{lru}:used", "{lru}:expires", "{lru}:sizes", "{lru}:total",
+                      "entry:{", "leases:{",
+                      "flight:{", "flight-ids:{", "blob:", "ephemeral:", "events:"):  # fmt: skip
             assert f"`igw:{start}" in documented
 
     async def test_each_script_stays_in_one_hash_slot(self, redis_url: str) -> None:
-        """So that a cluster could hold it: every key that a script touches has the same tag."""
+        """Every key that a script touches has the same hash tag, so the keys work in a cluster."""
         async with open_redis_store(redis_url) as store:
             with redis.Redis.from_url(redis_url) as client, client.monitor() as monitor:
                 await _make_every_kind_of_key(store, redis_url)
@@ -322,32 +305,32 @@ class TestKeys:
         assert len(tags) > 10
         assert all(len(found) == 1 for found in tags), tags
 
-    async def test_counters_that_show_nothing_leave_nothing_behind(self, redis_url: str) -> None:
+    async def test_counters_at_zero_leave_no_keys(self, redis_url: str) -> None:
         open_now = Consumption(Counter("key:k", "purchases", "concurrency", 5), 1)
         async with open_redis_store(redis_url) as store:
             reserve = commands.Reserve("p", "w", (open_now,), b"payload")
             await store.execute([reserve, commands.Settle("p", {}, None)])
         with redis.Redis.from_url(redis_url) as client:
-            left = [b"igw:layout", f"{BOOKS}journal:p".encode(), f"{BOOKS}workers".encode()]
+            left = [b"igw:schema", f"{BOOKS}journal:p".encode(), f"{BOOKS}workers".encode()]
             assert sorted(client.keys()) == sorted(left)
             assert client.hget(f"{BOOKS}journal:p", "payload") is None
 
-    async def test_an_empty_shelf_leaves_nothing_behind(self, redis_url: str) -> None:
+    async def test_an_empty_lru_index_leaves_no_keys(self, redis_url: str) -> None:
         async with open_redis_store(redis_url) as store:
             await store.execute([commands.Track(digest, 10, 60, 15) for digest in "abc"])
             await execute(store, commands.Untrack(("c",)))
         with redis.Redis.from_url(redis_url) as client:
-            assert client.keys() == [b"igw:layout"]
+            assert client.keys() == [b"igw:schema"]
 
-    async def test_bytes_live_as_long_as_the_longest_that_was_asked_for(
+    async def test_a_blob_has_the_longest_time_to_live_that_was_requested(
         self, redis_url: str
     ) -> None:
         async with open_redis_blobs(redis_url) as blobs:
             with redis.Redis.from_url(redis_url) as client:
-                for asked, lives in ((60, 60), (600, 600), (60, 600)):
-                    await blobs.put("a" * 64, b"data", asked)
+                for requested, expected in ((60, 60), (600, 600), (60, 600)):
+                    await blobs.put("a" * 64, b"data", requested)
                     assert client.ttl("igw:blob:" + "a" * 64) == pytest.approx(
-                        lives, abs=GENEROUS_SECONDS
+                        expected, abs=GENEROUS_SECONDS
                     )
 
 
@@ -371,9 +354,9 @@ async def _make_every_kind_of_key(store: RedisStore, redis_url: str) -> None:
             commands.StoreImages("f", "c", {5: Slot("image", 0, b"data")}, 1000, 500),
             commands.StoreImages("f", "c", {6: Slot("another", 0, b"data")}, 10, 5),
             commands.EmptySlots("f", {6: "another"}),
-            commands.SetValue("s", "n", b"note", 80),
-            commands.SetValue("s", "ever", b"note", None),
-            commands.SetValue("s", "dropped", b"note", None),
+            commands.SetValue("s", "n", b"value", 80),
+            commands.SetValue("s", "ever", b"value", None),
+            commands.SetValue("s", "dropped", b"value", None),
             commands.DeleteValue("s", "dropped"),
             commands.AddToSet("s", "l", ("a", "b"), 700),
             commands.AddToSet("s", "l", ("c",), 7),
@@ -397,12 +380,12 @@ async def _make_every_kind_of_key(store: RedisStore, redis_url: str) -> None:
             commands.ReadLedger(),
         ]
     )
-    async with open_redis_blobs(redis_url, is_beside_verbs=True) as blobs:
+    async with open_redis_blobs(redis_url, shares_server=True) as blobs:
         await blobs.put(hashlib.sha256(b"data").hexdigest(), b"data", 600)
 
 
 def _tags_by_script(monitor: redis.client.Monitor) -> list[set[str]]:
-    """What decides on the slots of the keys of each script that ran until somebody echoed."""
+    """The hash tags of the keys of each script that ran until an ECHO."""
     scripts: list[set[str]] = []
     for event in monitor.listen():
         command = str(event["command"])
@@ -417,7 +400,9 @@ def _tags_by_script(monitor: redis.client.Monitor) -> list[set[str]]:
 
 
 class TestRoundTrips:
-    async def test_a_hundred_callers_at_once_share_a_few_round_trips(self, server: Server) -> None:
+    async def test_a_hundred_concurrent_batches_share_a_few_round_trips(
+        self, server: Server
+    ) -> None:
         async with open_redis_store(server.url) as store:
             await execute(store, write("a", b"v"))
             with server.client() as client:
@@ -431,16 +416,14 @@ class TestRoundTrips:
             with server.client() as client:
                 before = _reads(client)
                 await store.execute([read("a"), commands.ReadEntry("f"), commands.Heartbeat("w")])
-                assert _reads(client) - before == 2  # one of them is the question itself
+                assert _reads(client) - before == 2  # one of them is the INFO itself
 
-    async def test_scripts_that_the_server_has_forgotten_are_sent_again(
-        self, server: Server
-    ) -> None:
+    async def test_scripts_that_the_server_has_lost_are_loaded_again(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
             await execute(store, commands.Append((b"0",)))
             with server.client() as client:
                 client.script_flush()
-            answers = await store.execute(
+            results = await store.execute(
                 [
                     read("a"),
                     write("a", b"1"),
@@ -451,10 +434,10 @@ class TestRoundTrips:
                     commands.ReadLedger(),
                 ]
             )
-        assert answers[:-1] == [None, None, b"1", None, None, b"2"]
-        assert [record for _, record in answers[-1]] == [b"0", b"1"]
+        assert results[:-1] == [None, None, b"1", None, None, b"2"]
+        assert [record for _, record in results[-1]] == [b"0", b"1"]
 
-    async def test_many_callers_at_once_survive_forgotten_scripts(self, server: Server) -> None:
+    async def test_concurrent_batches_survive_lost_scripts(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
             await execute(store, commands.Heartbeat("w"))
             with server.client() as client:
@@ -468,7 +451,9 @@ def _reads(client: redis.Redis) -> int:
 
 
 class TestTls:
-    async def test_verbs_and_bytes_travel_encrypted_with_a_password(self, stopped: Server) -> None:
+    async def test_commands_and_blobs_travel_over_tls_with_a_password(
+        self, stopped: Server
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -481,7 +466,7 @@ class TestTls:
         url = f"rediss://:right@127.0.0.1:{port}/0?ssl_ca_certs={TLS}/authority.pem"
         async with (
             open_redis_store(url) as store,
-            open_redis_blobs(url, is_beside_verbs=True) as blobs,
+            open_redis_blobs(url, shares_server=True) as blobs,
         ):
             await execute(store, write("a", b"v"))
             await blobs.put("0" * 64, image, 60)
@@ -497,7 +482,7 @@ class TestOutages:
     ) -> None:
         async with (
             open_redis_store(stopped.url) as store,
-            open_redis_blobs(stopped.url, is_beside_verbs=True) as blobs,
+            open_redis_blobs(stopped.url, shares_server=True) as blobs,
         ):
             for call in (execute(store, read("a")), blobs.get("0" * 64)):
                 with pytest.raises(StoreUnavailable):
@@ -506,7 +491,7 @@ class TestOutages:
             assert await execute(store, write("a", b"v")) is None
             assert await execute(store, read("a")) == b"v"
 
-    async def test_an_outage_is_logged_once_and_so_is_its_end(self, stopped: Server) -> None:
+    async def test_an_outage_and_its_end_are_logged_once(self, stopped: Server) -> None:
         with capture_logs() as logs:
             async with open_redis_store(stopped.url) as store:
                 for _ in range(3):
@@ -514,9 +499,9 @@ class TestOutages:
                         await execute(store, read("a"))
                 stopped.start()
                 await execute(store, read("a"))
-        assert [line["event"] for line in logs] == ["store_unavailable", "store_back"]
+        assert [line["event"] for line in logs] == ["store_unavailable", "store_available"]
 
-    async def test_it_reconnects_by_itself_and_what_was_acknowledged_is_there(
+    async def test_it_reconnects_by_itself_and_acknowledged_writes_are_there(
         self, server: Server
     ) -> None:
         async with open_redis_store(server.url) as store:
@@ -525,26 +510,26 @@ class TestOutages:
             with pytest.raises(StoreUnavailable):
                 await execute(store, commands.Get("keys", "k"))
             server.start()
-            assert await until_it_works(store, commands.Get("keys", "k")) == b"record"
+            assert await until_available(store, commands.Get("keys", "k")) == b"record"
             (journal,) = await execute(store, commands.OpenJournals("w"))
             assert (journal.purchase, journal.state) == ("open", "reserved")
             assert (await execute(store, commands.ReadEntry("f"))).slots[5].data == b"data"
             assert len(await execute(store, commands.ReadLedger())) == 2
 
     @pytest.mark.timed
-    async def test_a_hung_server_is_waited_for_two_seconds(self, server: Server) -> None:
+    async def test_a_hung_server_times_out_after_two_seconds(self, server: Server) -> None:
         async with (
             open_redis_store(server.url) as store,
-            open_redis_blobs(server.url, is_beside_verbs=True) as blobs,
+            open_redis_blobs(server.url, shares_server=True) as blobs,
         ):
             await store.execute([write("a", b"v"), commands.Heartbeat("w")])
             server.send(signal.SIGSTOP)
             started = time.monotonic()
-            given_up = asyncio.create_task(execute(store, read("a")))
+            cancelled = asyncio.create_task(execute(store, read("a")))
             others = [asyncio.create_task(execute(store, read("a"))) for _ in range(10)]
             bytes_ = asyncio.create_task(blobs.get("0" * 64))
             await asyncio.sleep(0.1)
-            given_up.cancel()
+            cancelled.cancel()
             late = asyncio.create_task(execute(store, read("a")))
             results = await asyncio.gather(*others, bytes_, return_exceptions=True)
             assert {type(result) for result in results} == {StoreUnavailable}
@@ -553,10 +538,10 @@ class TestOutages:
                 await late
             assert time.monotonic() - started < 2.4
             server.send(signal.SIGCONT)
-            assert await until_it_works(store, read("a")) == b"v"
+            assert await until_available(store, read("a")) == b"v"
 
     @pytest.mark.timed
-    async def test_each_asker_has_two_seconds_of_its_own(self, server: Server) -> None:
+    async def test_each_batch_has_a_timeout_of_its_own(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
             await store.execute([write("a", b"v")])
             await asyncio.sleep(0.7)
@@ -566,14 +551,14 @@ class TestOutages:
                 await execute(store, read("a"))
             assert 1.8 < time.monotonic() - started < 2.3
 
-    async def test_a_late_reply_is_never_taken_for_another_ones(self, server: Server) -> None:
+    async def test_a_late_reply_is_never_the_reply_to_another_batch(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
             await store.execute([write("a", b"a"), write("b", b"b")])
             server.send(signal.SIGSTOP)
             with pytest.raises(StoreUnavailable):
                 await execute(store, read("a"))
             server.send(signal.SIGCONT)
-            assert await until_it_works(store, read("b")) == b"b"
+            assert await until_available(store, read("b")) == b"b"
             assert await asyncio.gather(*(execute(store, read(n)) for n in "abab")) == [
                 b"a", b"b", b"a", b"b",
             ]  # fmt: skip
@@ -581,7 +566,7 @@ class TestOutages:
     async def test_a_full_server_is_unavailable_for_writing_only(self, server: Server) -> None:
         async with (
             open_redis_store(server.url) as store,
-            open_redis_blobs(server.url, is_beside_verbs=True) as blobs,
+            open_redis_blobs(server.url, shares_server=True) as blobs,
         ):
             await execute(store, write("a", b"v"))
             with server.client() as client:
@@ -607,9 +592,7 @@ class TestOutages:
                 client.replicaof("NO", "ONE")
             assert await execute(store, write("a", b"w", expected=b"v")) is None
 
-    async def test_our_own_faults_are_loud_and_hit_only_the_batch_concerned(
-        self, redis_url: str
-    ) -> None:
+    async def test_a_refused_command_raises_in_its_own_batch_only(self, redis_url: str) -> None:
         async with open_redis_store(redis_url) as store:
             await execute(store, commands.CompareAndSet((Write("good", "k", b"v", None),)))
             with redis.Redis.from_url(redis_url) as client:
@@ -623,7 +606,7 @@ class TestOutages:
         assert isinstance(loud, RuntimeError)
         assert "Redis refused Get: WRONGTYPE" in str(loud)
 
-    async def test_text_that_cannot_be_encoded_fails_only_its_own_caller(
+    async def test_text_that_cannot_be_encoded_fails_only_its_own_batch(
         self, redis_url: str
     ) -> None:
         async with open_redis_store(redis_url) as store:
@@ -636,12 +619,12 @@ class TestOutages:
         assert quiet == [None] * 5
 
     @pytest.mark.timed
-    async def test_a_caller_that_waits_at_the_end_is_refused(self, server: Server) -> None:
+    async def test_batches_that_are_pending_at_close_fail(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
             await execute(store, read("a"))
             server.send(signal.SIGSTOP)
             waiting = []
-            for _ in range(4):  # two pipelines under way, the others wait for a lane
+            for _ in range(4):
                 waiting.append(asyncio.create_task(execute(store, read("a"))))
                 await asyncio.sleep(0.02)
             started = time.monotonic()
@@ -652,9 +635,9 @@ class TestOutages:
 
 
 class TestFull:
-    """A server with `noeviction` that has reached its `maxmemory`: how room is made in it."""
+    """A server with `noeviction` that has reached its `maxmemory`."""
 
-    async def test_whoever_comes_anew_can_still_read(self, server: Server) -> None:
+    async def test_a_new_connection_can_still_read(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
             await execute(store, write("a", b"v"))
         with server.client() as client:
@@ -663,9 +646,7 @@ class TestFull:
             await store.check_schema()
             assert await execute(store, read("a")) == b"v"
 
-    async def test_the_shelf_can_be_read_and_what_is_taken_off_it_goes(
-        self, server: Server
-    ) -> None:
+    async def test_the_lru_index_can_be_read_and_digests_removed(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
             await store.execute([commands.Track(digest, 10, 60, 100) for digest in "abcd"])
             with server.client() as client:
@@ -678,9 +659,7 @@ class TestFull:
             assert await execute(store, commands.ReadLruTotals()) == commands.LruTotals(2, 20)
             assert await execute(store, commands.EvictionCandidates(20)) == ["a", "b"]
 
-    async def test_what_is_put_in_the_place_of_something_needs_no_room(
-        self, server: Server
-    ) -> None:
+    async def test_a_digest_that_replaces_another_needs_no_room(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
             await store.execute([commands.Track(digest, 10, 60, 100) for digest in "ab"])
             with server.client() as client:
@@ -692,10 +671,10 @@ class TestFull:
             assert await execute(store, commands.Track("c", 10, 60, 20)) == ["b"]
             assert await execute(store, commands.ReadLruTotals()) == commands.LruTotals(2, 20)
 
-    async def test_deleting_the_oldest_bytes_makes_room_for_new_ones(self, server: Server) -> None:
+    async def test_deleting_the_oldest_blobs_makes_room_for_new_ones(self, server: Server) -> None:
         async with (
             open_redis_store(server.url) as store,
-            open_redis_blobs(server.url, is_beside_verbs=True) as blobs,
+            open_redis_blobs(server.url, shares_server=True) as blobs,
         ):
             images = {hashlib.sha256(b"%d" % i).hexdigest(): b"%d" % i * 500_000 for i in range(9)}
             last = images.popitem()
@@ -717,38 +696,38 @@ class TestFull:
                 5, 2_500_000
             )
 
-    async def test_a_full_server_counts_as_one_that_answers(self, stopped: Server) -> None:
-        told: list[bool] = []
+    async def test_a_full_server_counts_as_available(self, stopped: Server) -> None:
+        availability: list[bool] = []
         async with open_redis_store(stopped.url) as opened:
-            store = InstrumentedStore(opened, told.append)
+            store = InstrumentedStore(opened, availability.append)
             with pytest.raises(StoreUnavailable):
                 await execute(store, write("a", b"v"))
             stopped.start()
-            await until_it_works(store, read("a"))
+            await until_available(store, read("a"))
             with stopped.client() as client:
                 client.config_set("maxmemory", 1)
             with pytest.raises(StoreFull):
                 await execute(store, write("a", b"v"))
-        assert (told[0], told[-1]) == (False, True)
+        assert (availability[0], availability[-1]) == (False, True)
 
-    async def test_what_is_read_well_says_nothing_of_a_store_that_has_failed(
+    async def test_after_a_failure_only_a_write_shows_that_the_store_is_available(
         self, stopped: Server
     ) -> None:
-        """An embedded one may still be read when it can be written no more."""
-        told: list[bool] = []
+        """SQLite can often be read although it cannot be written."""
+        availability: list[bool] = []
         async with open_redis_store(stopped.url) as opened:
-            store = InstrumentedStore(opened, told.append)
+            store = InstrumentedStore(opened, availability.append)
             with pytest.raises(StoreUnavailable):
                 await execute(store, read("a"))
             stopped.start()
-            await until_it_works(opened, read("a"))
+            await until_available(opened, read("a"))
             await execute(store, read("a"))
-            assert told == [False]
+            assert availability == [False]
             await execute(store, commands.Heartbeat("worker"))
             await execute(store, read("a"))
-        assert told == [False, True, True]
+        assert availability == [False, True, True]
 
-    async def test_all_other_small_things_say_that_it_is_full(self, server: Server) -> None:
+    async def test_values_and_sets_raise_store_full(self, server: Server) -> None:
         async with open_redis_store(server.url) as store:
             await store.execute(
                 [commands.SetValue("s", "n", b"v", 60), commands.AddToSet("s", "l", ("a",), 60)]
@@ -767,28 +746,28 @@ class TestFull:
             assert await execute(store, commands.GetValue("s", "n")) is None
             assert await execute(store, commands.GetSet("s", "l")) == []
 
-    async def test_nothing_behind_bytes_is_done_without_them(self, server: Server) -> None:
-        """However little is free: the bytes on their way take memory too, until they are stored."""
+    async def test_no_command_after_a_blob_is_executed_without_it(self, server: Server) -> None:
+        """With any amount of free memory: the bytes take memory before they are stored, too."""
         async with (
             open_redis_store(server.url) as store,
-            open_redis_blobs(server.url, is_beside_verbs=True) as blobs,
+            open_redis_blobs(server.url, shares_server=True) as blobs,
         ):
             await store.check_schema()
             for free_bytes in range(-SMALL_BYTES, 4 * SMALL_BYTES, SMALL_BYTES // 8):
                 digest = f"{free_bytes + SMALL_BYTES:064x}"
-                behind = commands.SetValue("s", digest, b"v", 60)
+                after = commands.SetValue("s", digest, b"v", 60)
                 with server.client() as client:
                     used = client.info("memory")["used_memory"]
                     client.config_set("maxmemory", used + free_bytes)
                 with contextlib.suppress(StoreFull):
-                    await store.execute([commands.PutBlob(digest, bytes(SMALL_BYTES), 60), behind])
+                    await store.execute([commands.PutBlob(digest, bytes(SMALL_BYTES), 60), after])
                 assert await blobs.get(digest) == bytes(SMALL_BYTES)
             found = [commands.GetValue("s", f"{0:064x}"), commands.GetValue("s", digest)]
-            assert await store.execute(found) == [None, b"v"]  # it was full, and then it was not
+            assert await store.execute(found) == [None, b"v"]  # full at first, and not at the end
 
 
 class TestBlobServer:
-    """A second server that has only bytes."""
+    """A second server that has only blobs."""
 
     @pytest.mark.parametrize(("maxmemory", "capacity"), [(0, 1 << 30), (100 << 20, 50 << 20)])
     async def test_its_capacity_is_half_of_its_memory(
@@ -802,7 +781,7 @@ class TestBlobServer:
     @pytest.mark.parametrize(
         "policy", ["allkeys-lru", "allkeys-random", "volatile-lru", "volatile-ttl"]
     )
-    async def test_it_may_evict_whatever_it_likes(self, server: Server, policy: str) -> None:
+    async def test_it_may_evict_any_key(self, server: Server, policy: str) -> None:
         with server.client() as client:
             client.config_set("maxmemory", client.info("memory")["used_memory"] + 1_000_000)
             client.config_set("maxmemory-policy", policy)
@@ -812,30 +791,32 @@ class TestBlobServer:
                     for digest in group:
                         await blobs.put(digest, b"x" * 50_000, 600)
                     assert await blobs.get(group[-1]) in (b"x" * 50_000, None)
-                client.delete("igw:layout")  # as such a server may
+                client.delete("igw:schema")  # as its eviction may
             assert client.info("stats")["evicted_keys"] > 50
 
-    async def test_a_foreign_stamp_there_is_refused(self, server: Server) -> None:
+    async def test_another_schema_version_is_refused(self, server: Server) -> None:
         with server.client() as client:
-            client.set("igw:layout", "99")
+            client.set("igw:schema", "99")
         async with open_redis_blobs(server.url) as blobs:
             with pytest.raises(SchemaMismatch):
                 await blobs.check_schema()
-            with pytest.raises(StoreUnavailable, match="layout version 99"):
+            with pytest.raises(StoreUnavailable, match="schema version 99"):
                 await blobs.scan("", 10)
 
-    async def test_whoever_only_looks_leaves_an_empty_one_empty(self, server: Server) -> None:
+    async def test_an_empty_server_stays_empty_unless_it_may_become_a_store(
+        self, server: Server
+    ) -> None:
         async with open_redis_blobs(server.url, may_create=False) as blobs:
             with pytest.raises(StoreMissing):
                 await blobs.check_schema()
         with server.client() as client:
             assert client.keys() == []
 
-    async def test_a_scan_finds_only_bytes_under_its_own_prefix(self, redis_url: str) -> None:
+    async def test_a_scan_finds_only_blobs_under_its_own_prefix(self, redis_url: str) -> None:
         odd = "[a]?*\\:"
         async with (
             open_redis_store(redis_url) as store,
-            open_redis_blobs(redis_url, is_beside_verbs=True) as blobs,
+            open_redis_blobs(redis_url, shares_server=True) as blobs,
             open_redis_blobs(redis_url, prefix="a:") as other,
             open_redis_store(redis_url, prefix=odd) as oddly_named,
             open_redis_blobs(redis_url, prefix=odd) as odd_blobs,
@@ -846,8 +827,8 @@ class TestBlobServer:
             await execute(
                 oddly_named, commands.StoreImages("f", "a", {0: Slot("p", 0, b"d")}, 60, 60)
             )
-            mark, found = await blobs.scan("", 1000)
-            assert (mark, found) == (None, {hashlib.sha256(b"data").hexdigest(): 4})
+            cursor, found = await blobs.scan("", 1000)
+            assert (cursor, found) == (None, {hashlib.sha256(b"data").hexdigest(): 4})
             assert await odd_blobs.scan("", 1000) == (None, {"1" * 64: 3})
             assert set((await execute(oddly_named, commands.ScanEntries(limit=1000))).entries) == {
                 "f"
@@ -855,24 +836,26 @@ class TestBlobServer:
 
 
 @pytest.mark.timed
-class TestWatchOutages:
-    async def test_everyone_is_woken_when_the_connection_was_lost_and_is_back(
+class TestNotifications:
+    async def test_watches_are_notified_when_the_connection_is_lost_and_when_it_is_back(
         self, server: Server
     ) -> None:
         async with open_redis_store(server.url) as store, store.watch("a") as watch:
             server.kill()
             started = time.monotonic()
-            await watch.wait(10)  # lost: look again
+            await watch.wait(10)  # lost
             assert time.monotonic() - started < 1
             server.start()
-            await watch.wait(10)  # back: look again
+            await watch.wait(10)  # back
             started = time.monotonic()
-            await until_it_works(store, read("a"))
+            await until_available(store, read("a"))
             await execute(store, commands.Publish("a", "e", b"event", 60))
             await watch.wait(10)
             assert time.monotonic() - started < 1
 
-    async def test_a_watch_can_be_entered_while_the_store_is_away(self, stopped: Server) -> None:
+    async def test_a_watch_can_be_entered_while_the_store_is_unavailable(
+        self, stopped: Server
+    ) -> None:
         async with open_redis_store(stopped.url) as store:
             started = time.monotonic()
             async with store.watch("a") as watch:
@@ -886,7 +869,9 @@ class TestWatchOutages:
                 await watch.wait(10)
             assert time.monotonic() - started < 5
 
-    async def test_entering_and_leaving_again_and_again_loses_no_wake(self, redis_url: str) -> None:
+    async def test_entering_and_leaving_repeatedly_loses_no_notification(
+        self, redis_url: str
+    ) -> None:
         async with open_redis_store(redis_url) as store, open_redis_store(redis_url) as other:
             for i in range(50):
                 with contextlib.suppress(TimeoutError):
@@ -905,35 +890,35 @@ class TestWatchOutages:
                 await stack.enter_async_context(store.watch(f"a{i % 10}"))
             with server.client() as client:
                 assert len(client.client_list(_type="pubsub")) == 1
-                assert len(client.pubsub_channels("igw:wake:*")) == 10
+                assert len(client.pubsub_channels("igw:events:*")) == 10
 
 
 LUA = resources.files("gateway.store.redis") / "lua"
 
 
 class TestScripts:
-    def test_each_script_is_small_and_none_is_left_over(self) -> None:
+    def test_every_script_file_belongs_to_a_command(self) -> None:
         aggregates = [item for item in LUA.iterdir() if item.name != "shared"]
         files = [file.name for aggregate in aggregates for file in aggregate.iterdir()]
         assert sorted(files) == sorted(f"{name}.lua" for name in SCRIPTS)
 
-    def test_a_verb_that_is_not_known_is_said(self) -> None:
+    def test_a_command_without_an_encoder_is_refused(self) -> None:
         class Unknown(Command[None]):
             pass
 
-        with pytest.raises(TypeError, match="does not know the verb Unknown"):
-            call_for(Unknown(), None)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="no encoder for the command Unknown"):
+            encode(Unknown(), None)  # type: ignore[arg-type]
 
-    def test_every_verb_has_a_call(self) -> None:
+    def test_every_command_has_an_encoder(self) -> None:
         kinds = {
             kind
             for kind in vars(commands).values()
             if isinstance(kind, type) and issubclass(kind, Command)
         }
         assert len(kinds) > 20
-        assert kinds <= set(call_for.registry)
+        assert kinds <= set(encode.registry)
 
-    def test_the_calendar_of_the_scripts_is_that_of_python(self, redis_url: str) -> None:
+    def test_the_scripts_compute_the_calendar_as_python_does(self, redis_url: str) -> None:
         clock = (LUA / "shared" / "clock.lua").read_text()
         script = (
             clock
@@ -965,22 +950,22 @@ def _calendar(moment: int) -> tuple[str, str, str, str]:
     return f"{day:%Y-%m-%d}", str(ends[0]), f"{day:%Y-%m}", str(ends[1])
 
 
-def test_place_of_refuses_what_it_does_not_know() -> None:
+def test_redacted_url_refuses_other_schemes() -> None:
     with pytest.raises(ValueError, match="begins with redis://"):
-        place_of("memcached://host")
+        redacted_url("memcached://host")
 
 
-def test_time_in_which_the_process_stood_still_is_not_held_against_the_server(
+def test_a_stall_of_the_process_does_not_time_out_the_server(
     redis_url: str,
 ) -> None:
-    """A thousand others had their turn before the commands went out: on the gateway's own loop."""
+    """As if a thousand other tasks ran before the commands were sent; on the gateway's own loop."""
 
-    async def ask_and_stand_still() -> None:
+    async def execute_and_stall() -> None:
         async with open_redis_store(redis_url) as store:
             await execute(store, commands.Heartbeat("worker"))
-            asked = asyncio.ensure_future(execute(store, commands.Heartbeat("worker")))
-            await asyncio.sleep(0)  # it is asked, and goes out in the next turn
-            time.sleep(CALL_SECONDS + 0.3)  # noqa: ASYNC251 - nothing else keeps a loop so still
-            await asked
+            pending = asyncio.ensure_future(execute(store, commands.Heartbeat("worker")))
+            await asyncio.sleep(0)  # sent in the next turn of the loop
+            time.sleep(TIMEOUT_SECONDS + 0.3)  # noqa: ASYNC251 - stalls the loop
+            await pending
 
-    uvloop.run(ask_and_stand_still())
+    uvloop.run(execute_and_stall())

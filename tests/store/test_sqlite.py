@@ -391,7 +391,7 @@ async def _acquire_all(store: Store, number: int) -> list[int]:
     """The slots that this process has the lease of, over many fingerprints."""
     acquire = [commands.AcquireLease(f"f{i}", (0, 1), f"flight{number}", 60) for i in range(50)]
     results = await asyncio.gather(*(execute(store, command) for command in acquire))
-    return [i * 2 + slot for i, result in enumerate(results) for slot in result.mine]
+    return [i * 2 + slot for i, result in enumerate(results) for slot in result.acquired]
 
 
 async def _reserve_all(store: Store, number: int) -> int:

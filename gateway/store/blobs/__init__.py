@@ -1,0 +1,38 @@
+"""Stores of image bytes, opened by URL. A further place for bytes is a further row of `OPENERS`.
+
+Without a URL of their own, `assembly` puts the bytes beside the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote
+
+from gateway.store.blobs.folder import FolderBlobs
+from gateway.store.blobs.redis import open_redis_blobs
+from gateway.store.protocol import BlobStore
+
+
+@asynccontextmanager
+async def _open_folder(url: str) -> AsyncIterator[BlobStore]:
+    yield FolderBlobs(Path(unquote(url.removeprefix("file://"))))
+
+
+OPENERS: Final[Mapping[str, Callable[[str], AbstractAsyncContextManager[BlobStore]]]] = {
+    "redis": open_redis_blobs,
+    "rediss": open_redis_blobs,
+    "file": _open_folder,
+}
+"""URL scheme → opener. An opener takes the URL and connects lazily."""
+
+
+def open_blob_store(url: str) -> AbstractAsyncContextManager[BlobStore]:
+    """The blob store at a URL. Raises `ValueError` for a scheme without an opener."""
+    opener = OPENERS.get(url.partition("://")[0])
+    if opener is None:
+        schemes = ", ".join(f"{scheme}://" for scheme in OPENERS)
+        raise ValueError(f"The URL of a blob store begins with one of {schemes}.")
+    return opener(url)

@@ -11,106 +11,105 @@ from typing import Any, Final
 from redis.exceptions import ResponseError
 
 from gateway.store.commands import PutBlob
-from gateway.store.redis.client import Link, place_of, pool_of, refusal
+from gateway.store.redis.client import RedisClient, create_pool, redacted_url, translate_reply
 from gateway.store.redis.commands import read_cursor
-from gateway.store.redis.keys import Keys, pattern_of
-from gateway.store.redis.store import DEFAULT_PREFIX
+from gateway.store.redis.keys import DEFAULT_PREFIX, Keys, match_pattern
 
-UNLIMITED_BYTES: Final = 1 << 30
-"""What images may take in a server that has no limit of its own."""
+DEFAULT_CAPACITY_BYTES: Final = 1 << 30
+"""The bound on all blobs in a server without `maxmemory`."""
 
 SMALL_BYTES: Final = 64 * 1024
-"""Bytes that may travel with verbs: more would hold up those of others."""
+"""The most bytes that travel in a batch of commands: more would delay other requests."""
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class RedisBlobs:
-    """Image bytes by content hash (`verbs.BlobStore`), each with a time to live."""
+    """A `protocol.BlobStore` in one Redis server, opened by `open_redis_blobs`.
+
+    With `shares_server`, the store is in the same server under the same prefix. Methods with a
+    digest raise `ValueError` for one that is no SHA-256 in lower-case hex.
+    """
 
     def __init__(
-        self, link: Link, keys: Keys, *, kind: str = "blob", is_beside_verbs: bool = False
+        self, client: RedisClient, keys: Keys, *, kind: str = "blob", shares_server: bool = False
     ) -> None:
-        self._link = link
+        self._client = client
         self._keys = keys
         self._kind = kind
-        self._is_beside_verbs = is_beside_verbs
-        """The verbs of batches go to the same server, and keep its bytes under the same names."""
+        self._shares_server = shares_server
 
     async def put(self, digest: str, data: bytes, ttl_seconds: float) -> None:
-        """Stores bytes for at least `lifetime_seconds` from now; repeating it only prolongs.
+        """Stores bytes for at least `ttl_seconds`; putting them again can only extend that.
 
-        Raises StoreFull when the server's memory is full, StoreUnavailable when it is away.
+        Raises `StoreFull` if the server's memory is full.
         """
         key = self._key(digest)
-        lifetime = str(math.ceil(ttl_seconds * 1000)).encode()
-        # Prolong first: what is there cannot run out any more before it keeps `SET` from writing.
-        await self._ask(
-            (b"PEXPIRE", key, lifetime, b"GT"), (b"SET", key, data, b"NX", b"PX", lifetime)
-        )
+        ttl = str(math.ceil(ttl_seconds * 1000)).encode()
+        # Extend first: otherwise a blob could stop `SET` from writing and then expire.
+        await self._execute((b"PEXPIRE", key, ttl, b"GT"), (b"SET", key, data, b"NX", b"PX", ttl))
 
     def put_command(self, digest: str, data: bytes, ttl_seconds: float) -> PutBlob | None:
-        """The command that stores small bytes, where commands go to the same server."""
-        if not self._is_beside_verbs or len(data) > SMALL_BYTES:
+        """The command that stores small bytes, if the store is in the same server."""
+        if not self._shares_server or len(data) > SMALL_BYTES:
             return None
         _check_digest(digest)
         return PutBlob(digest, data, ttl_seconds)
 
     async def get(self, digest: str) -> bytes | None:
-        """The bytes, or None when they are gone. Raises StoreUnavailable."""
-        found: bytes | None = (await self._ask((b"GET", self._key(digest))))[0]
+        """The bytes; None if they are not stored."""
+        found: bytes | None = (await self._execute((b"GET", self._key(digest))))[0]
         return found
 
     async def delete(self, digest: str) -> None:
-        """Removes them, if they are there, also from a full server. Raises StoreUnavailable."""
-        await self._ask((b"UNLINK", self._key(digest)))
+        """Deletes the bytes if they are stored; also works in a full server."""
+        await self._execute((b"UNLINK", self._key(digest)))
 
     async def scan(self, after: str, limit: int) -> tuple[str | None, Mapping[str, int]]:
-        """About `limit` digests with their sizes in bytes, and the next mark.
-
-        A page may be empty although others follow. Raises StoreUnavailable.
-        """
-        pattern = pattern_of(self._keys.bytes_of(self._kind, "*")).encode()
+        """As `BlobStore.scan`; a page may be empty although others follow."""
+        pattern = match_pattern(self._keys.blob("*", kind=self._kind)).encode()
         cursor = after.encode() or b"0"
-        ((mark, found),) = await self._ask(
+        ((next_cursor, keys),) = await self._execute(
             (b"SCAN", cursor, b"MATCH", pattern, b"COUNT", str(limit).encode())
         )
-        exist = await self._ask(*((b"EXISTS", key) for key in found))
-        sizes = await self._ask(*((b"STRLEN", key) for key in found))
-        return read_cursor(mark), {
-            key.decode().removeprefix(self._keys.bytes_of(self._kind, "")): size
-            for key, is_there, size in zip(found, exist, sizes, strict=True)
-            if is_there
+        # STRLEN is 0 for an empty blob and for one that has expired since: EXISTS tells them apart.
+        exist = await self._execute(*((b"EXISTS", key) for key in keys))
+        sizes = await self._execute(*((b"STRLEN", key) for key in keys))
+        start = self._keys.blob("", kind=self._kind)
+        return read_cursor(next_cursor), {
+            key.decode().removeprefix(start): size
+            for key, exists, size in zip(keys, exist, sizes, strict=True)
+            if exists
         }
 
     async def capacity_bytes(self) -> int:
-        """Half of the server's `maxmemory`, or 1 GiB where it has none. Raises StoreUnavailable."""
-        (said,) = await self._ask((b"INFO", b"memory"))
-        (most,) = re.findall(rb"^maxmemory:(\d+)", said, re.MULTILINE)
-        return int(most) // 2 or UNLIMITED_BYTES
+        """Half of the server's `maxmemory`, or 1 GiB if it has none."""
+        (info,) = await self._execute((b"INFO", b"memory"))
+        (maxmemory,) = re.findall(rb"^maxmemory:(\d+)", info, re.MULTILINE)
+        return int(maxmemory) // 2 or DEFAULT_CAPACITY_BYTES
 
     def ephemeral(self) -> RedisBlobs:
-        """The same server under other names, for bytes that live for minutes."""
-        return RedisBlobs(self._link, self._keys, kind="passing")
+        """The same server under other keys, for bytes that live for minutes."""
+        return RedisBlobs(self._client, self._keys, kind="ephemeral")
 
     async def check_schema(self) -> None:
-        """As `RedisStore.check_layout`, for a server that has only bytes."""
-        await self._link.check_schema()
+        """As `RedisStore.check_schema`, for a server that has only blobs."""
+        await self._client.check_schema()
 
     def _key(self, digest: str) -> bytes:
         _check_digest(digest)
-        return self._keys.bytes_of(self._kind, digest).encode()
+        return self._keys.blob(digest, kind=self._kind).encode()
 
-    async def _ask(self, *commands: tuple[bytes, ...]) -> list[Any]:
-        replies = await self._link.exchange(commands)
+    async def _execute(self, *commands: tuple[bytes, ...]) -> list[Any]:
+        replies = await self._client.execute(commands)
         for command, reply in zip(commands, replies, strict=True):
             if isinstance(reply, ResponseError):
-                raise refusal(reply, command[0].decode()) from reply
+                raise translate_reply(reply, command[0].decode()) from reply
         return replies
 
 
 def _check_digest(digest: str) -> None:
-    """A digest becomes a key's name, so nothing but a digest may pass."""
+    # A digest becomes part of a key's name, so anything else could name another key.
     if not _DIGEST.fullmatch(digest):
         raise ValueError(f"This is no SHA-256 in lower-case hex: {digest!r}.")
 
@@ -121,15 +120,16 @@ async def open_redis_blobs(
     *,
     prefix: str = DEFAULT_PREFIX,
     may_create: bool = True,
-    is_beside_verbs: bool = False,
+    shares_server: bool = False,
 ) -> AsyncIterator[RedisBlobs]:
-    """The blobs of a server of any eviction policy; opens as `open_redis_store` does.
+    """The blobs of a server with any eviction policy; opens as `open_redis_store` does.
 
-    They have a connection of their own, so that images never delay a command. With
-    `is_beside_verbs` the store is in the same server, and small blobs may travel in its batches.
-    A server that evicts may lose the schema version; the next connection sets it again.
+    The connection is separate from the store's, so that images never delay a command. A server
+    that evicts may evict the schema version; the next connection sets it again.
     """
     keys = Keys(prefix)
-    link = Link(pool_of(url), place_of(url), stamp_key=keys.layout, may_create=may_create)
-    async with link.open():
-        yield RedisBlobs(link, keys, is_beside_verbs=is_beside_verbs)
+    client = RedisClient(
+        create_pool(url), redacted_url(url), schema_key=keys.schema, may_create=may_create
+    )
+    async with client.open():
+        yield RedisBlobs(client, keys, shares_server=shares_server)

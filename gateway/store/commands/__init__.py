@@ -1,4 +1,8 @@
-"""The store's language: every command, by aggregate."""
+"""The commands of the store, by aggregate.
+
+Each is one atomic step. `Command[R]` names the type of its result; a full store raises
+`errors.StoreFull` for a command that writes, unless its docstring says that it works there too.
+"""
 
 from __future__ import annotations
 

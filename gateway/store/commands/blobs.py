@@ -1,4 +1,4 @@
-"""Small blobs that travel in a batch."""
+"""The command that stores a small blob as part of a batch."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from dataclasses import dataclass
 
 from gateway.store.protocol import Command
 
-# ── bytes that travel with a batch ──────────────────────────────────────────────────────────
-
 
 @dataclass(frozen=True, slots=True)
 class PutBlob(Command[None]):
-    """Stores bytes as `BlobStore.put` does, but for `StoreFull`: a few always find room.
+    """Stores bytes for at least `ttl_seconds`; putting them again can only extend that.
 
-    So no verb behind it is done without it; whether the store is full, those say. Only for a store
-    in which the bytes lie too: `BlobStore.add` adds it where it is known.
+    It never raises `StoreFull`: a full store still finds room for a few bytes, so no later command
+    of the batch is executed without them. Those commands raise `StoreFull` themselves. Create it
+    with `BlobStore.put_command`, which knows whether the store holds the bytes too.
     """
 
     digest: str

@@ -1,4 +1,8 @@
-"""Counters, and the admission of a request."""
+"""Counters of limits, and the admission of a request.
+
+Counters, consumptions and states are tuples because every request makes one of each for every
+limit.
+"""
 
 from __future__ import annotations
 
@@ -9,45 +13,40 @@ from typing import Final, Literal, NamedTuple
 from gateway.store.protocol import Command
 
 WINDOW_GRACE_SECONDS: Final = 7 * 86_400
-"""How long a calendar window's counters outlive the window, for purchases settled late."""
-
-
-# ── the books: meters, journals, ledger ─────────────────────────────────────────────────────
-#
-# Meters, takes and states are tuples: every request makes one of each for every limit there is.
+"""How long the counters of a calendar window outlive it, for purchases that are settled late."""
 
 
 class Counter(NamedTuple):
-    """A counter of a scope, with the most it may show.
+    """A counter of a limit subject, with its limit.
 
     `period`:
-    `minute` is a token bucket that holds `maximum` and refills `maximum` a minute;
+    `minute` is a token bucket that holds `maximum` and refills at `maximum` a minute;
     `day` and `month` are UTC calendar windows with two counters, spent and reserved;
-    `open` is a window without end: what is reserved right now.
-    `maximum` None counts without a limit (a bucket without a limit is not kept).
-    Units are `requests`, `images`, `tokens`, `micros`, `purchases`.
+    `concurrency` is a window without end that only counts reserved amounts.
+    `maximum` None counts without a limit (a bucket without a limit is not stored).
     """
 
-    scope: str
-    """Whose counter: `key:<id>`, later `team:<name>` and `everyone`."""
+    subject: str
+    """`key:<id>`, later also `team:<name>` and `everyone`."""
     unit: str
+    """`requests`, `images`, `tokens`, `usd_micros` or `purchases`."""
     period: Literal["minute", "day", "month", "concurrency"]
     maximum: int | None = None
 
 
 class CounterState(NamedTuple):
-    """What a meter shows after the verb; for a bucket `used` is what is missing from full."""
+    """A counter after the command; for a bucket `used` is the amount missing until full."""
 
     used: int
     reserved: int
     resets_in: float
-    """Seconds until the window ends; for a bucket, until it is full; 0 for `open`."""
+    """Seconds until the window ends, or until the bucket is full; 0 for `concurrency`."""
     retry_in: float = 0.0
-    """Only on a refused bucket: seconds until it holds what was asked for."""
+    """For the bucket that denied: seconds until it holds the amount; 0: it never will."""
 
 
 class Consumption(NamedTuple):
-    """An amount taken from a meter; 0 only looks."""
+    """An amount to take from a counter; 0 only reads it."""
 
     counter: Counter
     amount: int = 0
@@ -55,10 +54,11 @@ class Consumption(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """`denied` is the index of the first take that would pass its maximum, None if admitted.
+    """`denied` is the index of the first consumption that exceeds its limit; None: admitted.
 
-    `record` is the key's record as it is now when it differs from the expected one (b"" if it is
-    gone); then nothing was taken. `states` has one element a take; it is empty when stale.
+    If the key's record differs from the expected one, `record` is the stored one (b"" if there is
+    none), nothing was consumed and `states` is empty. Otherwise `record` is None and `states` has
+    one element per consumption.
     """
 
     denied: int | None
@@ -68,7 +68,10 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Admit(Command[Admission]):
-    """Takes from every bucket or from none, provided the record still equals `expect`."""
+    """Consumes from every bucket or from none, if the record `name` of `space` is `expected`.
+
+    Windows can deny too, but nothing is reserved in them.
+    """
 
     space: str
     name: str
@@ -78,6 +81,6 @@ class Admit(Command[Admission]):
 
 @dataclass(frozen=True, slots=True)
 class PeekCounters(Command[Sequence[CounterState]]):
-    """What meters show now."""
+    """The states of counters, in their order. Consumes nothing."""
 
     counters: tuple[Counter, ...]

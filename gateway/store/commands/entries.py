@@ -1,4 +1,8 @@
-"""Entries: the slots of a fingerprint, and the leases of those who fill them."""
+"""Entries: the slots of a fingerprint, and the leases of flights that fill them.
+
+A slot contains an image, is leased by a flight, or is empty. An expired image or lease counts as
+none. Slots are numbered 0 to 63. Times are Unix seconds on the store's clock.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,24 @@ from dataclasses import dataclass
 
 from gateway.store.protocol import Command
 
-# ── entries: the slots of a fingerprint, and who is filling them ────────────────────────────
-
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """What one slot holds: `data` is the room's own encoding, opaque here."""
+    """The image of a slot."""
 
     image_id: str
-    """The image's id; storing the same id twice changes nothing."""
+    """Storing an image with the same id twice changes nothing."""
     expires_at: float
     data: bytes
+    """The cache's own encoding, opaque to the store."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The slots of a fingerprint at the store's time `now`; expired slots are among them."""
+    """All slots of a fingerprint that contain an image, expired ones included.
+
+    `now` is the store's time.
+    """
 
     now: float
     slots: Mapping[int, Slot]
@@ -30,30 +36,30 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class ReadEntry(Command[Entry]):
-    """All slots of a fingerprint that hold an image. Writes nothing."""
+    """Reads an entry, which is empty if there is none."""
 
     fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseResult:
-    """Who has which of the slots that were asked for; every asked slot is in exactly one."""
+    """The state of each requested slot, which is in exactly one of the three."""
 
     now: float
-    held: Mapping[int, Slot]
+    cached: Mapping[int, Slot]
     """Slots with an image that has not expired."""
-    mine: tuple[int, ...]
-    """Slots that the asking flight has claimed, by this verb or before."""
-    others: Mapping[int, str]
-    """Slots that another live flight has claimed: slot → flight."""
+    acquired: tuple[int, ...]
+    """Slots that this flight leases, by this command or an earlier one."""
+    leased: Mapping[int, str]
+    """Slots that another flight leases: slot → flight."""
 
 
 @dataclass(frozen=True, slots=True)
 class AcquireLease(Command[LeaseResult]):
-    """Claims, for `flight`, those of `slots` that hold no live image and no live claim.
+    """Leases to `flight` those of `slots` that are empty.
 
-    A claim lives `lease_seconds`. The flight's id is the fencing token: `Extend`, `Keep` and
-    `Release` touch only claims that still carry it.
+    A lease ends after `lease_seconds`. The flight's id is the fencing token: `RenewLease`,
+    `StoreImages` and `ReleaseLease` only touch leases of that flight.
     """
 
     fingerprint: str
@@ -61,12 +67,12 @@ class AcquireLease(Command[LeaseResult]):
     flight: str
     lease_seconds: float
     ignoring: tuple[str, ...] = ()
-    """Ids of images that count as none: a slot that holds one of them is empty for this claim."""
+    """Ids of images to replace: a slot with one of them counts as empty here."""
 
 
 @dataclass(frozen=True, slots=True)
 class RenewLease(Command[bool]):
-    """Sets the lease of every claim of `flight` anew. False (and no change) if none is alive."""
+    """Sets the time left of every lease of `flight`. False, and no change, if all have expired."""
 
     fingerprint: str
     flight: str
@@ -75,7 +81,7 @@ class RenewLease(Command[bool]):
 
 @dataclass(frozen=True, slots=True)
 class ReleaseLease(Command[None]):
-    """Gives back every claim of `flight`."""
+    """Ends every lease of `flight`."""
 
     fingerprint: str
     flight: str
@@ -83,19 +89,20 @@ class ReleaseLease(Command[None]):
 
 @dataclass(frozen=True, slots=True)
 class StoreImages(Command[Mapping[int, int]]):
-    """Puts images into their slots and gives back every claim of `flight`.
+    """Puts images into slots and ends every lease of `flight`. Returns wanted slot → actual slot.
 
-    `slots` maps each wanted slot to its image. An image whose id the entry already holds, in
-    whatever slot, stays where it is (so the verb is repeatable). A wanted slot that holds
-    another live image, or that another live flight has claimed, is left alone and the image
-    goes to the lowest slot that is free of both; beyond slot 63 it is dropped.
-    `lifetime_seconds` is how long the image counts as fresh: its `expires_at` becomes now +
-    that, on the store's clock, whatever `Slot.expires_at` says. The whole entry lives at least
-    `linger_seconds` beyond the last expiry. Answers wanted slot → slot it lies in.
+    `slots` maps wanted slots to images. If the entry already contains an image's id, in any slot,
+    that image stays where it is, so the command can be repeated. If the wanted slot contains
+    another image or is leased to another flight, the image goes to the lowest empty slot; if there
+    is none, it is dropped.
 
-    With `displaces` a wanted slot is taken although it holds another live image (unless that is
-    one of `slots` itself), which moves to the lowest slot that is free when all of `slots` lie;
-    beyond slot 63 it is dropped. Claims of others are respected.
+    Each image expires after `ttl_seconds`; `Slot.expires_at` is ignored. The entry is deleted
+    `stale_if_error_seconds` after its last image has expired, or later.
+
+    With `displaces` an image takes its wanted slot even if that contains another image, unless
+    that is one of `slots` too. The displaced image goes to the lowest slot that is empty after all
+    of `slots` are stored; if there is none, it is dropped. Slots leased to other flights are not
+    taken.
     """
 
     fingerprint: str
@@ -108,9 +115,9 @@ class StoreImages(Command[Mapping[int, int]]):
 
 @dataclass(frozen=True, slots=True)
 class EmptySlots(Command[None]):
-    """Empties slots whose image is damaged or gone: slot → the id of the image meant.
+    """Removes images that are damaged or lost: slot → image id.
 
-    A slot that meanwhile holds another image is left alone.
+    A slot that contains another image by now is left alone.
     """
 
     fingerprint: str
@@ -119,19 +126,18 @@ class EmptySlots(Command[None]):
 
 @dataclass(frozen=True, slots=True)
 class EntriesPage:
-    """Some entries, and where the next page begins."""
+    """Some entries: fingerprint → slots, expired images included."""
 
     entries: Mapping[str, Mapping[int, Slot]]
-    """Fingerprint → slots, expired ones among them."""
     after: str | None
-    """What the next `ScanEntries` says; None at the end."""
+    """The cursor for the next `ScanEntries`; None on the last page."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScanEntries(Command[EntriesPage]):
-    """About `limit` entries from the mark `after` ("" = the start), in any order.
+    """About `limit` entries from the cursor `after` ("": the start), in any order.
 
-    An entry that is there from the first page to the last is on at least one of them.
+    Entries that exist from the first page to the last are on at least one page.
     """
 
     after: str = ""

@@ -1,4 +1,4 @@
-"""The events of a flight."""
+"""The events of a flight: small messages from its leader to its followers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from dataclasses import dataclass
 
 from gateway.store.protocol import Command
 
-# ── flights: the small events of a purchase under way ───────────────────────────────────────
-
 
 @dataclass(frozen=True, slots=True)
 class Publish(Command[None]):
-    """Appends an event to a flight and wakes everyone who watches it.
+    """Appends an event to a flight and notifies every watch of it.
 
-    `event_id` makes it repeatable: a second event of the same id in one flight is dropped.
-    The flight's events live `lifetime_seconds` from the last one.
+    `event_id` makes it repeatable: a second event with the same id in one flight is dropped.
+    All events of the flight are deleted `ttl_seconds` after the last one was published.
     """
 
     flight: str
@@ -26,7 +24,7 @@ class Publish(Command[None]):
 
 @dataclass(frozen=True, slots=True)
 class ReadEvents(Command[Sequence[bytes]]):
-    """The events of a flight in order, from index `after` (0 = all)."""
+    """The events of a flight in order, from index `after` on (0: all)."""
 
     flight: str
     after: int = 0

@@ -10,26 +10,27 @@ from gateway.store.commands.counters import Consumption, CounterState
 from gateway.store.protocol import Command
 
 CLOSED_JOURNAL_SECONDS: Final = 7 * 86_400
-"""How long a settled journal stays, so that a repeated settlement finds it."""
+"""How long a settled journal is kept, so that a repeated settlement finds it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """`denied` as in `Admission`; then nothing was reserved and there is no journal."""
+    """`denied` as in `Admission`; then nothing was reserved and no journal was opened."""
 
     denied: int | None
     states: tuple[CounterState, ...]
     now: float
+    """The store's time in Unix seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reserve(Command[Reservation]):
     """Reserves every amount or none, and opens the purchase's journal in state `reserved`.
 
-    A window refuses when spent + reserved + amount > maximum. Windows are those of this moment;
-    the journal remembers them. A journal that exists already is left as it is and answered as
-    reserved. `payload` is what the purchase needs to be finished by somebody else. A worker that
-    reserves lives, whether it has ever beaten or not.
+    A window denies if spent + reserved + amount > maximum. The current windows apply, and the
+    journal records them. If the journal exists already, nothing changes and the result is as if
+    the amounts were reserved. With `payload` another worker can finish the purchase. The command
+    also counts as a heartbeat of the worker.
     """
 
     purchase: str
@@ -42,8 +43,8 @@ class Reserve(Command[Reservation]):
 class Receive(Command[Literal["received", "settled", "unknown"]]):
     """Moves a journal from `reserved` to `received` and replaces its payload.
 
-    Answers the state the journal is in afterwards: `settled` (nothing changed) when somebody
-    closed it meanwhile.
+    Returns the journal's state afterwards. It is `settled`, and nothing changed, if another worker
+    has settled the purchase meanwhile.
     """
 
     purchase: str
@@ -52,27 +53,30 @@ class Receive(Command[Literal["received", "settled", "unknown"]]):
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """`settled`: by this verb. `already`: by an earlier one. `corrected`: see `Settle`."""
+    """`settled`: by this command. `already`: by an earlier one. `corrected`: see `Settle`."""
 
     status: Literal["settled", "already", "corrected", "unknown"]
     charged: Mapping[str, int]
-    """Unit → what the journal stands charged with now."""
+    """Unit → amount that the journal is charged with now."""
     presumed: bool
-    """The charge is a presumption that a late answer may still correct."""
+    """The charge is an estimate that a late response may still correct."""
     states: tuple[CounterState, ...]
-    """One for each take of the reservation, as it shows now (empty when unknown)."""
+    """The counters of the reservation as they are now; empty for `unknown`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settle(Command[Settlement]):
-    """Closes a journal: counters, ledger record and state in one step, exactly once.
+    """Closes a journal: counters, ledger record and state change in one step, exactly once.
 
-    Reserved amounts are given back, `charge` (unit → amount) is added to spent in the windows
-    of the reservation, `record` (None: no record) is appended to the ledger. On a journal that is
-    closed nothing happens, except with `correct=True` on one closed as `presumed`: then the
-    windows move by the difference, `record` is appended, and the charge is no longer presumed.
-    Buckets are never given back. A purchase without a journal is closed all the same (`unknown`):
-    a reservation that nobody waits for any more and that runs late then reserves nothing.
+    The reserved amounts are released, and `charge` (unit → amount) is added to spent in the
+    windows of the reservation. `record` is appended to the ledger; None: no record. Buckets are
+    not refilled.
+
+    A closed journal is left alone, unless it was closed as `presumed` and `correct` is set: then
+    the windows change by the difference, `record` is appended, and the charge is final.
+
+    A purchase without a journal is closed too (`unknown`), so that a reservation that timed out
+    and runs later reserves nothing.
     """
 
     purchase: str
@@ -94,6 +98,6 @@ class Journal:
 
 @dataclass(frozen=True, slots=True)
 class OpenJournals(Command[Sequence[Journal]]):
-    """The open journals of a worker, or of all."""
+    """The open journals of a worker, or of all workers (None)."""
 
     worker: str | None = None

@@ -1,4 +1,4 @@
-"""The ledger's records."""
+"""The ledger: records in the order in which they were appended, by UTC day."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Final
 from gateway.store.protocol import Command
 
 APPENDED_SECONDS: Final = 3600
-"""How long the id of an append is remembered."""
+"""How long the id of an append is kept, so that a repeated append is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Append(Command[None]):
-    """Adds records to the ledger, in order, under the day of now.
+    """Appends records to the current day, in order.
 
-    `batch_id` makes it repeatable for an hour: records of an id that was appended are dropped.
+    `batch_id` makes it repeatable for an hour: a second append with the same id is dropped.
     """
 
     records: tuple[bytes, ...]
@@ -26,9 +26,10 @@ class Append(Command[None]):
 
 @dataclass(frozen=True, slots=True)
 class ReadLedger(Command[Sequence[tuple[str, bytes]]]):
-    """Up to `limit` ledger records after the id `after` ("" = from the start), oldest first.
+    """Up to `limit` pairs of id and record after the id `after` ("": from the start).
 
-    Ids are strings that grow with time: `<yyyy-mm-dd>/<position>`.
+    Oldest first. Ids, `<yyyy-mm-dd>/<position>`, grow as strings; `<yyyy-mm-dd>/` comes before all
+    ids of its day.
     """
 
     after: str = ""

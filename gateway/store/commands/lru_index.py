@@ -1,4 +1,7 @@
-"""The LRU index: size and last use of every blob."""
+"""The LRU index: size, last use and expiry of every blob.
+
+It holds no bytes, those are in a `BlobStore`. An expired digest counts as untracked.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,17 @@ from typing import Final
 from gateway.store.protocol import Command
 
 MAX_EVICTIONS: Final = 1000
-"""How many digests `Shelve`, `Shrink` and `Oldest` answer at most, so that none takes long."""
-
-
-# ── the shelf: which image bytes there are, how large, and when they were last used ───────
+"""The most digests that one command evicts or returns, so that none takes long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Track(Command[Sequence[str]]):
-    """Puts bytes onto the shelf, or prolongs their stay, as used just now.
+    """Adds a digest as used just now, or extends its time to live.
 
-    What is least recently used goes until the shelf holds at most `most_bytes` or nothing but
-    this: answers the digests that went, oldest first. `MOST_VICTIMS` go at most; whoever is
-    answered so many asks `Shrink` for the rest. Bytes whose stay is over are no longer on the
-    shelf and are not among them. The bytes themselves lie elsewhere (`BlobStore`); the caller
-    removes those that went *before* it stores its own, and then the bound holds for them too.
+    Then evicts the least recently used digests, up to `MAX_EVICTIONS`, until the index holds at
+    most `max_bytes` or only this digest. Returns the evicted digests, oldest first; if there are
+    `MAX_EVICTIONS` of them, `EvictTo` evicts the rest. Delete their bytes *before* storing new
+    ones, so that the bound holds for the blobs too.
     """
 
     digest: str
@@ -34,16 +33,16 @@ class Track(Command[Sequence[str]]):
 
 @dataclass(frozen=True, slots=True)
 class EvictTo(Command[Sequence[str]]):
-    """As `Shelve`, putting nothing."""
+    """Evicts as `Track` does, without adding a digest."""
 
     max_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Touch(Command[None]):
-    """These were used just now, in this order; those that are not on the shelf stay off it.
+    """Marks digests as used just now, in this order; untracked ones stay untracked.
 
-    Needs no room: works in a store whose memory is full.
+    Also works in a full store.
     """
 
     digests: tuple[str, ...]
@@ -51,17 +50,16 @@ class Touch(Command[None]):
 
 @dataclass(frozen=True, slots=True)
 class Untrack(Command[None]):
-    """Takes them off the shelf. Works also where there is no room left."""
+    """Removes digests. Also works in a full store."""
 
     digests: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class EvictionCandidates(Command[Sequence[str]]):
-    """The least recently used that together have at least `size_bytes`, oldest first.
+    """The least recently used digests that together have at least `size_bytes`, oldest first.
 
-    `MOST_VICTIMS` at most; without what is past its time, which takes no room any more. Writes
-    nothing, so that a store whose memory is full can still answer it.
+    At most `MAX_EVICTIONS`. Writes nothing, so it also works in a full store.
     """
 
     size_bytes: int
@@ -69,7 +67,7 @@ class EvictionCandidates(Command[Sequence[str]]):
 
 @dataclass(frozen=True, slots=True)
 class LruTotals:
-    """How much lies on it."""
+    """The number of tracked digests and their bytes."""
 
     count: int
     size_bytes: int
@@ -77,11 +75,11 @@ class LruTotals:
 
 @dataclass(frozen=True, slots=True)
 class ReadLruTotals(Command[LruTotals]):
-    """How much lies on the shelf, without what is past its time."""
+    """Reads the totals of the index."""
 
 
 @dataclass(frozen=True, slots=True)
 class AreTracked(Command[Sequence[bool]]):
-    """Whether each of these is on the shelf, in the order asked."""
+    """Whether each digest is tracked, in their order."""
 
     digests: tuple[str, ...]

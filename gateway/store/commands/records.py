@@ -7,15 +7,13 @@ from dataclasses import dataclass
 
 from gateway.store.protocol import Command
 
-# ── records: small documents by space and name, never expiring ──────────────────────────────
-
 
 @dataclass(frozen=True, slots=True)
 class Get(Command[bytes | None]):
     """The record `name` of `space`; None if there is none.
 
-    With `through`, `name` is looked up in that space first and what stands there is the name in
-    `space`: one trip from a secret's hash to the key's record.
+    With `index`, a space whose values are names, `name` is first looked up there and its value is
+    the name in `space`: one round trip from a secret's hash to the key's record.
     """
 
     space: str
@@ -25,9 +23,9 @@ class Get(Command[bytes | None]):
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One change of a `Put`: write `value` (None deletes) if the record now equals `expect`.
+    """One write of a `CompareAndSet`: sets `value` (None deletes) if the record is `expected`.
 
-    `expect` None means: there must be no such record.
+    `expected` None: there must be no such record.
     """
 
     space: str
@@ -38,7 +36,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class CompareAndSet(Command[int | None]):
-    """Makes all changes or none. Answers the index of the first whose `expect` did not hold."""
+    """Makes all writes or none. Returns the index of the first one whose `expected` differs."""
 
     changes: tuple[Write, ...]
 

@@ -1,4 +1,4 @@
-"""The store itself: what it says of its set-up, and the removal of expired rows."""
+"""The store itself: its configuration, and the removal of expired data."""
 
 from __future__ import annotations
 
@@ -10,32 +10,29 @@ from gateway.store.protocol import Command
 
 @dataclass(frozen=True, slots=True)
 class Sweep(Command[int]):
-    """Removes up to `limit` things whose time is over; answers how many.
+    """Deletes up to `limit` expired items and returns how many there were.
 
-    Redis does it itself for all but the shelf.
+    Redis expires its keys itself; there only the LRU index is swept.
     """
 
     limit: int = 1000
 
 
-# ── the store itself ────────────────────────────────────────────────────────────────────────
-
-
 @dataclass(frozen=True, slots=True)
 class StoreFacts:
-    """What a store says of itself."""
+    """The configuration of a store."""
 
     kind: Literal["sqlite", "redis"]
     now: float
-    """Its clock."""
+    """The store's time in Unix seconds."""
     eviction_policy: str | None
-    """What it does when its memory is full, in Redis' words; None: it evicts nothing of itself."""
+    """Redis' `maxmemory-policy`; None: the store never evicts by itself."""
     maxmemory_bytes: int | None
-    """The most it may hold; None: as much as there is room."""
+    """None: no limit."""
     is_durable: bool
-    """Whether it writes every change to disk."""
+    """Whether every change is written to disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inspect(Command[StoreFacts]):
-    """How the store is set up. Writes nothing, so that a full one answers too."""
+    """Reads the configuration. Writes nothing, so it also works in a full store."""

@@ -1,4 +1,4 @@
-"""Sets of names with a time to live."""
+"""Sets of strings with a time to live, by space and name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.store.protocol import Command
 
 @dataclass(frozen=True, slots=True)
 class AddToSet(Command[None]):
-    """Puts members onto a list, which is a set; the whole list lives at least so long from now."""
+    """Adds members. The whole set lives for at least `ttl_seconds` from now."""
 
     space: str
     name: str
@@ -20,7 +20,7 @@ class AddToSet(Command[None]):
 
 @dataclass(frozen=True, slots=True)
 class GetSet(Command[Sequence[str]]):
-    """The members of a list, in any order; none when there is no such list."""
+    """The members of a set, in any order; none if there is no such set."""
 
     space: str
     name: str
@@ -28,7 +28,7 @@ class GetSet(Command[Sequence[str]]):
 
 @dataclass(frozen=True, slots=True)
 class RemoveFromSet(Command[None]):
-    """Takes members off a list."""
+    """Removes members; the others stay. Also works in a full store."""
 
     space: str
     name: str

@@ -1,4 +1,4 @@
-"""Values with a time to live."""
+"""Values with a time to live, by space and name."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from dataclasses import dataclass
 
 from gateway.store.protocol import Command
 
-# ── notes and lists: small things with a life of their own ──────────────────────────────────
-
 
 @dataclass(frozen=True, slots=True)
 class SetValue(Command[bool]):
-    """Writes a small value under a name. False (and no change) if `is_new` and one lives there.
+    """Sets a small value. False, and no change, if `only_if_absent` and there is one.
 
-    It lives `lifetime_seconds` from now; None: until it is dropped.
+    It expires after `ttl_seconds`; None: never.
     """
 
     space: str
@@ -25,7 +23,7 @@ class SetValue(Command[bool]):
 
 @dataclass(frozen=True, slots=True)
 class GetValue(Command[bytes | None]):
-    """What stands under a name, or None."""
+    """The value; None if there is none."""
 
     space: str
     name: str
@@ -33,7 +31,7 @@ class GetValue(Command[bytes | None]):
 
 @dataclass(frozen=True, slots=True)
 class DeleteValue(Command[None]):
-    """Removes it, if it is there."""
+    """Deletes the value if there is one. Also works in a full store."""
 
     space: str
     name: str

@@ -7,25 +7,23 @@ from dataclasses import dataclass
 
 from gateway.store.protocol import Command
 
-# ── workers ─────────────────────────────────────────────────────────────────────────────────
-
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat(Command[None]):
-    """This worker lives."""
+    """Records that the worker is alive."""
 
     worker: str
 
 
 @dataclass(frozen=True, slots=True)
 class ExpiredWorkers(Command[Sequence[str]]):
-    """Workers that have neither beaten nor reserved for `after_seconds`."""
+    """Workers without a heartbeat or a reservation for `after_seconds`."""
 
     after_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Deregister(Command[bool]):
-    """Forgets a worker. False (and no change) while it holds open journals."""
+    """Removes a worker. False, and no change, while it has open journals."""
 
     worker: str

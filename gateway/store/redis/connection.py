@@ -1,9 +1,9 @@
-"""One connection to Redis that everybody shares: what is asked goes out at once, replies in order.
+"""One Redis connection that all requests of a process share.
 
-redis-py connects (TLS, password, database); then the socket is ours. Whoever asks during one turn
-of the event loop travels in one write, nobody waits for somebody else's reply to be read, and an
-asker who gives up disturbs nobody: its replies are counted and dropped. What to do about a server
-that is away is `redis_link`.
+redis-py connects (TLS, password, database); then the socket belongs to this module. Commands of one
+turn of the event loop go out in one write, without waiting for earlier replies, and replies come
+back in order. A request that is cancelled disturbs no other: its replies are counted and dropped.
+Reconnecting is `client`.
 """
 
 from __future__ import annotations
@@ -11,162 +11,162 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import hiredis
-from redis import exceptions as faults
+from redis import exceptions as redis_errors
 from redis.asyncio.connection import AbstractConnection
 
-Command = tuple[Any, ...] | bytes
-"""Of bytes, text and whole numbers; text goes out as UTF-8. Or all of it as it goes out."""
+RawCommand = tuple[Any, ...] | bytes
+"""Arguments (bytes, integers, and text that is sent as UTF-8), or a packed command."""
 
-STANDSTILL_SECONDS: Final = 0.1
-"""A deadline that is noticed so late was missed by this process: the server may have answered."""
+STALL_SECONDS: Final = 0.1
+"""If a deadline is noticed later than this, the process stalled and the server may have replied."""
 
-_NOT_YET: Final = object()
+_INCOMPLETE: Final = object()
+"""hiredis returns it until a whole reply has arrived."""
 
 
 @dataclass(slots=True, eq=False)
-class _Asked:
-    """Commands of one asker, and what has come back so far."""
+class _PendingRequest:
+    """Commands that were sent together, and their replies so far."""
 
     count: int
-    answered: asyncio.Future[list[Any]]
-    at: float
-    """The loop's time."""
-    until: float
-    """The loop's time at which the asker gives up."""
+    done: asyncio.Future[list[Any]]
+    sent_at: float
+    deadline: float
     replies: list[Any] = field(default_factory=list)
 
 
-class Wire(asyncio.Protocol):
-    """A connection that is open until it is lost; it is never opened again."""
+class PipelinedConnection(asyncio.Protocol):
+    """A connection that is open until it is lost; it never reconnects.
+
+    Times are those of the event loop's clock.
+    """
 
     def __init__(self, connection: AbstractConnection) -> None:
         self._loop = asyncio.get_running_loop()
-        taken = cast(Any, connection)
-        self._transport: asyncio.Transport = taken._writer.transport  # noqa: SLF001 - no other way
+        connected = cast(Any, connection)
+        self._transport: asyncio.Transport = connected._writer.transport  # noqa: SLF001 - no other way
         self._transport.set_protocol(self)
         self._reader = hiredis.Reader(
-            protocolError=faults.InvalidResponse,
-            replyError=taken._parser.parse_error,  # noqa: SLF001 - its classes of errors
-            notEnoughData=_NOT_YET,
+            protocolError=redis_errors.InvalidResponse,
+            replyError=connected._parser.parse_error,  # noqa: SLF001 - for its classes of errors
+            notEnoughData=_INCOMPLETE,
         )
         self._outgoing: list[bytes] = []
-        self._waiting: deque[_Asked] = deque()
-        self._heard_at = self._loop.time()
-        self._looks_at = math.inf
+        self._pending: deque[_PendingRequest] = deque()
+        self._last_received = self._loop.time()
+        self._next_check = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self.is_open = True
 
-    async def ask(self, commands: Sequence[Command], *, until: float) -> list[Any]:
-        """The replies in order; a command that was refused has its `ResponseError` as reply.
+    async def execute(self, commands: Sequence[RawCommand], *, deadline: float) -> list[Any]:
+        """The replies in order; a command that Redis refuses has a `ResponseError` as its reply.
 
-        Raises one of `redis_link.LOST` when the connection is lost, or at `until` (the loop's
-        time), and UnicodeEncodeError for text that cannot be encoded: then nothing is sent.
+        Raises one of `client.CONNECTION_ERRORS` if the connection is lost, or at the deadline, and
+        `UnicodeEncodeError` for text that cannot be encoded; then nothing is sent.
         """
         if not commands:
             return []
-        return await self._send(commands, until).answered
-
-    def hang_up(self, reason: Exception) -> None:
-        """Closes the connection; whoever still waits is told why."""
-        self._fail(reason)
-        self._transport.abort()
-
-    def _send(self, commands: Sequence[Command], until: float) -> _Asked:
-        packed = [piece for command in commands for piece in _packed(command)]
-        asked = _Asked(len(commands), self._loop.create_future(), self._loop.time(), until)
-        self._waiting.append(asked)
-        self._look_by(until)
+        packed = [piece for command in commands for piece in _pack(command)]
+        done: asyncio.Future[list[Any]] = self._loop.create_future()
+        request = _PendingRequest(len(commands), done, self._loop.time(), deadline)
+        self._pending.append(request)
+        if deadline < self._next_check:
+            self._call_at(deadline, self._check_deadlines)
         if not self._outgoing:
             self._loop.call_soon(self._flush)
         self._outgoing += packed
-        return asked
+        return await done
+
+    def abort(self, reason: Exception) -> None:
+        """Closes the connection; pending requests fail with `reason`."""
+        self._fail(reason)
+        self._transport.abort()
 
     def _flush(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
         if self.is_open:
             self._transport.writelines(outgoing)
 
-    def _look_by(self, time: float) -> None:
-        """Has somebody look by then who waits for too long: one timer does for all."""
-        if time < self._looks_at:
-            self._look_at(time)
+    # ── deadlines: one timer for all pending requests ───────────────────────────────────────
 
-    def _look_at(self, time: float, *, again: bool = False) -> None:
+    def _call_at(self, time: float, check: Callable[[], None]) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._looks_at, self._timer = time, self._loop.call_at(time, self._look, again)
+        self._next_check, self._timer = time, self._loop.call_at(time, check)
 
-    def _look(self, again: bool) -> None:
-        """Gives up for those who wait for too long.
-
-        Time in which this process stood still does not count: what came then is yet to be read.
-        """
+    def _check_deadlines(self) -> None:
         now = self._loop.time()
-        late_seconds, self._looks_at = now - self._looks_at, math.inf
-        if late_seconds > STANDSTILL_SECONDS and not again:
-            self._look_at(now + late_seconds, again=True)
-            return
-        for asked in tuple(self._waiting):
-            if asked.until > now:
-                self._look_by(asked.until)
-            elif not asked.answered.done():
-                self._give_up(asked)
+        late_seconds = now - self._next_check
+        if late_seconds > STALL_SECONDS:
+            # The process stalled, so replies may be waiting in the socket: read them first.
+            self._call_at(now + late_seconds, self._expire_requests)
+        else:
+            self._expire_requests()
 
-    def _give_up(self, asked: _Asked) -> None:
-        """Nobody else should wait for a server that has said nothing for all that time."""
-        asked.answered.set_exception(TimeoutError())
-        if self._heard_at <= asked.at:
-            self.hang_up(TimeoutError())
+    def _expire_requests(self) -> None:
+        now = self._loop.time()
+        self._next_check = math.inf
+        for request in tuple(self._pending):
+            if request.deadline > now:
+                if request.deadline < self._next_check:
+                    self._call_at(request.deadline, self._check_deadlines)
+            elif not request.done.done():
+                request.done.set_exception(TimeoutError())
+                if self._last_received <= request.sent_at:
+                    # The server sent nothing in all that time: no other request should wait for it.
+                    self.abort(TimeoutError())
+                    return
 
     # ── asyncio.Protocol ────────────────────────────────────────────────────────────────────
 
     def data_received(self, data: bytes) -> None:
-        """Hands replies to those who wait for them."""
-        self._heard_at = self._loop.time()
+        """Hands replies to the pending requests."""
+        self._last_received = self._loop.time()
         try:
             self._reader.feed(data)
-            while (reply := self._reader.gets()) is not _NOT_YET:
-                self._take(reply)
-        except faults.RedisError as fault:
-            self.hang_up(fault)
+            while (reply := self._reader.gets()) is not _INCOMPLETE:
+                self._receive(reply)
+        except redis_errors.RedisError as error:
+            self.abort(error)
 
     def connection_lost(self, reason: Exception | None) -> None:
-        """Tells everyone who waits."""
-        self._fail(faults.ConnectionError(str(reason or "the server has closed the connection")))
+        """Fails the pending requests."""
+        message = str(reason or "the server has closed the connection")
+        self._fail(redis_errors.ConnectionError(message))
 
-    def _take(self, reply: Any) -> None:
-        if isinstance(reply, faults.ConnectionError):  # "loading", for example
+    def _receive(self, reply: Any) -> None:
+        if isinstance(reply, redis_errors.ConnectionError):  # "loading", for example
             raise reply
-        if not self._waiting:
-            raise faults.InvalidResponse("a reply that nobody has asked for")
-        asked = self._waiting[0]
-        asked.replies.append(reply)
-        if len(asked.replies) == asked.count:
-            self._waiting.popleft()
-            if not asked.answered.done():
-                asked.answered.set_result(asked.replies)
+        if not self._pending:
+            raise redis_errors.InvalidResponse("a reply without a request")
+        request = self._pending[0]
+        request.replies.append(reply)
+        if len(request.replies) == request.count:
+            self._pending.popleft()
+            if not request.done.done():
+                request.done.set_result(request.replies)
 
     def _fail(self, reason: Exception) -> None:
         self.is_open = False
         if self._timer is not None:
             self._timer.cancel()
-        waiting, self._waiting = self._waiting, deque()
-        for asked in waiting:
-            if not asked.answered.done():
-                asked.answered.set_exception(reason)
+        pending, self._pending = self._pending, deque()
+        for request in pending:
+            if not request.done.done():
+                request.done.set_exception(reason)
 
 
-def _packed(command: Command) -> list[bytes]:
-    """A command as Redis reads it; the bytes of an image go out as they lie in memory."""
+def _pack(command: RawCommand) -> list[bytes]:
     if isinstance(command, bytes):
         return [command]
     if command[0] != b"SET":
         return [hiredis.pack_command(command)]
+    # The bytes of an image are written from where they are, without a copy.
     pieces = [b"*%d\r\n" % len(command)]
     for argument in command:
         pieces += (b"$%d\r\n" % len(argument), argument, b"\r\n")

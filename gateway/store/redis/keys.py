@@ -1,37 +1,38 @@
-"""The names of all keys.
+"""The names of all Redis keys.
 
-All state lies under one prefix, `igw:` unless told otherwise:
+Every key starts with one prefix, `igw:` by default:
 
-| key | type | what | time to live |
+| key | type | content | time to live |
 |---|---|---|---|
-| `igw:layout` | string | the layout's version | none |
+| `igw:schema` | string | the schema version | none |
 | `igw:{books}:records:<space>` | hash | records by name | none |
-| `igw:{books}:bucket:<scope>:<unit>` | hash | `level`, `at` of a token bucket | 2 minutes |
-| `igw:{books}:window:<scope>:day:<yyyy-mm-dd>`, `…:month:<yyyy-mm>` | hash | `<unit>:spent`, \
+| `igw:{books}:bucket:<subject>:<unit>` | hash | `level` and `at` of a token bucket | 2 minutes |
+| `igw:{books}:window:<subject>:day:<yyyy-mm-dd>`, `…:month:<yyyy-mm>` | hash | `<unit>:spent`, \
 `<unit>:reserved` | 7 days after the window |
-| `igw:{books}:window:<scope>:open` | hash | `<unit>:reserved` right now | none; gone at zero |
+| `igw:{books}:window:<subject>:concurrency` | hash | `<unit>:reserved` | none; deleted at zero |
 | `igw:{books}:journal:<purchase>` | hash | a purchase | none while open, then 7 days |
-| `igw:{books}:open:<worker>` | sorted set | its open purchases by time | none; gone when empty |
-| `igw:{books}:workers` | sorted set | workers by their last beat | none |
-| `igw:{books}:ledger:<yyyy-mm-dd>` | stream | a day's records | none |
+| `igw:{books}:open:<worker>` | sorted set | the worker's open purchases by time | none; deleted \
+when empty |
+| `igw:{books}:workers` | sorted set | workers by their last heartbeat | none |
+| `igw:{books}:ledger:<yyyy-mm-dd>` | stream | the records of a day | none |
 | `igw:{books}:ledger-days` | sorted set | the days that have a stream | none |
-| `igw:{books}:appended:<batch>` | string | ids of what was appended | an hour |
-| `igw:note:<space>:<name>` | string | a note | as the note says |
-| `igw:list:<space>:<name>` | set | a list's members | the longest asked for |
-| `igw:{shelf}:used`, `…:ends` | sorted sets | digests by their last use, and by the end of their \
-stay | none; gone when empty |
-| `igw:{shelf}:sizes` | hash | bytes by digest | none; gone when empty |
-| `igw:{shelf}:total` | string | their sum | none; gone at zero |
-| `igw:entry:{<fingerprint>}` | hash | images by slot | their lifetime + linger |
-| `igw:claims:{<fingerprint>}` | hash | flights by slot | the longest lease |
-| `igw:flight:{<flight>}` | list | its events | the flight's lifetime |
-| `igw:flight-ids:{<flight>}` | set | the ids of its events | the same |
-| `igw:blob:<sha256>` | string | an image's bytes | the longest asked for |
-| `igw:passing:<sha256>` | string | a partial image's bytes | minutes, as asked for |
-| `igw:wake:<flight>` | channel | rings when an event was published | – |
+| `igw:{books}:appended:<batch>` | string | ids of appends | an hour |
+| `igw:value:<space>:<name>` | string | a value | as set |
+| `igw:set:<space>:<name>` | set | the members of a set | the longest requested |
+| `igw:{lru}:used`, `igw:{lru}:expires` | sorted sets | digests by last use, and by expiry | none; \
+deleted when empty |
+| `igw:{lru}:sizes` | hash | bytes by digest | none; deleted when empty |
+| `igw:{lru}:total` | string | the sum of the sizes | none; deleted at zero |
+| `igw:entry:{<fingerprint>}` | hash | images by slot | TTL and stale-if-error window |
+| `igw:leases:{<fingerprint>}` | hash | flights by slot | the longest lease |
+| `igw:flight:{<flight>}` | list | the events of a flight | as published |
+| `igw:flight-ids:{<flight>}` | set | the ids of the events | the same |
+| `igw:blob:<sha256>` | string | the bytes of an image | the longest requested |
+| `igw:ephemeral:<sha256>` | string | the bytes of a partial image | minutes, as requested |
+| `igw:events:<flight>` | channel | a notification for each event | – |
 
-No script touches two hash slots, so a cluster could hold this: the books are one slot, the shelf is
-one, everything else spreads. (The scan of entries takes what is on its node.)
+Every script stays in one hash slot, so the keys work in a cluster: the books are one slot, the LRU
+index is one, everything else is spread. (`scan_entries` scans the node that it runs on.)
 """
 
 from __future__ import annotations
@@ -40,34 +41,36 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-# ── keys ────────────────────────────────────────────────────────────────────────────────────
+DEFAULT_PREFIX: Final = "igw:"
+
+_GLOB_CHARACTERS: Final = re.compile(r"[\[\]?^\\]")
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The names of all keys under one prefix; their table is in `redis`."""
+    """The names of all keys under one prefix."""
 
     prefix: str
 
     @property
-    def layout(self) -> str:
-        return f"{self.prefix}layout"
+    def schema(self) -> str:
+        return f"{self.prefix}schema"
 
     @property
     def books(self) -> str:
-        """What every key of the books begins with; no key itself, but it names their slot."""
+        """The start of every key of the books: no key itself, but it names their hash slot."""
         return f"{self.prefix}{{books}}:"
 
     @property
-    def lru_totals(self) -> str:
-        """The same for the shelf."""
-        return f"{self.prefix}{{shelf}}:"
+    def lru_index(self) -> str:
+        """The same for the LRU index."""
+        return f"{self.prefix}{{lru}}:"
 
-    def note(self, space: str, name: str) -> str:
-        return f"{self.prefix}note:{space}:{name}"
+    def value(self, space: str, name: str) -> str:
+        return f"{self.prefix}value:{space}:{name}"
 
-    def list_of(self, space: str, name: str) -> str:
-        return f"{self.prefix}list:{space}:{name}"
+    def set(self, space: str, name: str) -> str:
+        return f"{self.prefix}set:{space}:{name}"
 
     def records(self, space: str) -> str:
         return f"{self.books}records:{space}"
@@ -76,11 +79,11 @@ class Keys:
         return f"{self.prefix}entry:{{{fingerprint}}}"
 
     def fingerprint(self, entry: str) -> str:
-        """Whose entry a key is."""
+        """The inverse of `entry`."""
         return entry.removeprefix(f"{self.prefix}entry:{{").removesuffix("}")
 
-    def claims(self, fingerprint: str) -> str:
-        return f"{self.prefix}claims:{{{fingerprint}}}"
+    def leases(self, fingerprint: str) -> str:
+        return f"{self.prefix}leases:{{{fingerprint}}}"
 
     def events(self, flight: str) -> str:
         return f"{self.prefix}flight:{{{flight}}}"
@@ -88,18 +91,15 @@ class Keys:
     def event_ids(self, flight: str) -> str:
         return f"{self.prefix}flight-ids:{{{flight}}}"
 
-    def wake(self, flight: str) -> str:
-        """A channel, no key."""
-        return f"{self.prefix}wake:{flight}"
+    def channel(self, flight: str) -> str:
+        """The pub/sub channel of a flight, which is no key."""
+        return f"{self.prefix}events:{flight}"
 
-    def bytes_of(self, kind: str, digest: str) -> str:
-        """Where bytes lie: `blob` for an image's, `passing` for what lives for minutes."""
+    def blob(self, digest: str, *, kind: str = "blob") -> str:
+        """`kind` is `blob`, or `ephemeral` for the bytes of partial images."""
         return f"{self.prefix}{kind}:{digest}"
 
 
-def pattern_of(key: str) -> str:
-    """Finds the keys of a kind: `key` is the name of one of them, with `*` for what differs."""
-    return "*".join(_SPECIAL.sub(r"\\\g<0>", part) for part in key.split("*"))
-
-
-_SPECIAL: Final = re.compile(r"[\[\]?^\\]")
+def match_pattern(key: str) -> str:
+    """A pattern for `SCAN`: the name of a key with `*` for the part that differs."""
+    return _GLOB_CHARACTERS.sub(r"\\\g<0>", key)

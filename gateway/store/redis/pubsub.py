@@ -1,8 +1,8 @@
-"""Who waits for a publication: one pub/sub connection per process, never one per waiter.
+"""Notifications of flights: one pub/sub connection per process, shared by all watches.
 
-Redis forgets a publication that nobody hears, so nothing here carries news: being woken means
-"look again", and everybody is woken when the connection was lost and is back. A waiter also looks
-again by itself now and then; without a server a watch is merely slower.
+Redis does not store a notification, so it carries no content: it means "read the events again". All
+watches are notified when the connection is lost and when it is back. Followers also read the events
+from time to time without one; without a server a watch is merely slower.
 """
 
 from __future__ import annotations
@@ -16,149 +16,145 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import structlog
-from redis import exceptions as faults
+from redis import exceptions as redis_errors
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 
-from gateway.store.redis.client import CALL_SECONDS, LOST, running
+from gateway.store.redis.client import CONNECTION_ERRORS, TIMEOUT_SECONDS
 
 log = structlog.get_logger(__name__)
 
 _PING_SECONDS: Final = 5.0
-"""A connection on which nothing is said is asked for a sign of life this often."""
+"""An idle connection is pinged this often."""
 
 _SILENT_SECONDS: Final = 11.0
-"""Without any word for so long the connection is given up."""
+"""A connection on which nothing arrives for this long is closed."""
 
 _RECONNECT_SECONDS: Final = 0.25
 
 
-class RedisWatch:
-    """One waiter's bell; see `verbs.Watch`."""
+class Subscription:
+    """A watch of one channel; see `protocol.Watch`."""
 
     def __init__(self) -> None:
-        self._rung = asyncio.Event()
+        self._was_notified = asyncio.Event()
 
     async def wait(self, timeout_seconds: float) -> None:
-        """Returns after a publication since the last wait, or after the time."""
+        """Returns after a notification since the last wait, or after the timeout."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
-                await self._rung.wait()
-        self._rung.clear()
+                await self._was_notified.wait()
+        self._was_notified.clear()
 
-    def wake(self) -> None:
-        self._rung.set()
+    def notify(self) -> None:
+        """Ends the current wait, or the next one at once."""
+        self._was_notified.set()
 
-    def forget(self) -> None:
-        """Forgets what happened before now."""
-        self._rung.clear()
+    def reset(self) -> None:
+        """Drops a notification that no wait has seen."""
+        self._was_notified.clear()
 
 
 @dataclass(slots=True)
 class _Channel:
-    """The waiters of one channel, and whether the server is known to tell us of it."""
+    subscriptions: set[Subscription] = field(default_factory=set)
+    is_subscribed: asyncio.Event = field(default_factory=asyncio.Event)
+    """The server has confirmed the subscription, or is unavailable."""
 
-    watches: set[RedisWatch] = field(default_factory=set)
-    is_heard: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def wake(self) -> None:
-        for watch in self.watches:
-            watch.wake()
+    def notify(self) -> None:
+        for subscription in self.subscriptions:
+            subscription.notify()
 
 
-class Wakes:
-    """Subscribes to the channels that are watched, over one connection that heals by itself."""
+class Notifications:
+    """Subscribes to channels over one connection, which reconnects by itself."""
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
         self._channels: dict[bytes, _Channel] = {}
         self._outgoing: asyncio.Queue[tuple[bytes, ...]] = asyncio.Queue()
-        self._unconfirmed: Counter[bytes] = Counter()  # subscriptions sent, not yet answered
+        self._unconfirmed: Counter[bytes] = Counter()  # subscriptions sent without a reply
         self._is_needed = asyncio.Event()
-        self._complaint: str | None = None
+        self._logged_reason: str | None = None
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """The connection is kept while this is entered, from the first watch on."""
-        async with running("redis-wakes", self._keep_connected()):
+        """Stays connected until exit, from the first subscription on."""
+        task = asyncio.create_task(self._stay_connected(), name="redis-notifications")
+        try:
             yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     @asynccontextmanager
-    async def watch(self, name: str) -> AsyncIterator[RedisWatch]:
-        """Entered once the server has confirmed the subscription, or cannot be reached."""
-        key, watch = name.encode(), RedisWatch()
-        channel = self._join(key)
-        channel.watches.add(watch)
-        try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CALL_SECONDS):
-                    await channel.is_heard.wait()
-            watch.forget()
-            yield watch
-        finally:
-            channel.watches.discard(watch)
-            if not channel.watches:
-                self._leave(key)
-
-    def _join(self, key: bytes) -> _Channel:
+    async def subscribe(self, name: str) -> AsyncIterator[Subscription]:
+        """Entered once the server has confirmed the subscription, or is unavailable."""
+        key, subscription = name.encode(), Subscription()
         if key not in self._channels:
             self._channels[key] = _Channel()
-            self._subscribe(key)
+            self._send_subscribe(key)
             self._is_needed.set()
-        return self._channels[key]
+        channel = self._channels[key]
+        channel.subscriptions.add(subscription)
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TIMEOUT_SECONDS):
+                    await channel.is_subscribed.wait()
+            subscription.reset()
+            yield subscription
+        finally:
+            channel.subscriptions.discard(subscription)
+            if not channel.subscriptions:
+                del self._channels[key]
+                self._outgoing.put_nowait((b"UNSUBSCRIBE", key))
 
-    def _leave(self, key: bytes) -> None:
-        del self._channels[key]
-        self._outgoing.put_nowait((b"UNSUBSCRIBE", key))
-
-    def _subscribe(self, key: bytes) -> None:
+    def _send_subscribe(self, key: bytes) -> None:
         self._unconfirmed[key] += 1
         self._outgoing.put_nowait((b"SUBSCRIBE", key))
 
-    async def _keep_connected(self) -> None:
+    async def _stay_connected(self) -> None:
         await self._is_needed.wait()
         while True:
-            self._begin_anew()
+            self._subscribe_again()
             try:
-                await self._converse()
-            except* (*LOST, faults.ResponseError) as lost:
-                self._complain(str(lost.exceptions[0]))
-            self._release_all()
+                await self._run_connection()
+            except* (*CONNECTION_ERRORS, redis_errors.ResponseError) as errors:
+                self._log_once(str(errors.exceptions[0]))
+            # While the server is unavailable no watch waits for it: each reads the events instead.
+            for channel in self._channels.values():
+                channel.is_subscribed.set()
+                channel.notify()
             await asyncio.sleep(_RECONNECT_SECONDS)
 
-    def _complain(self, reason: str) -> None:
-        """Logs a reason once, until a subscription is confirmed again."""
-        if reason != self._complaint:
-            self._complaint = reason
-            log.warning("wakes_lost", reason=reason)
-
-    def _begin_anew(self) -> None:
-        """A new connection knows of no subscription."""
+    def _subscribe_again(self) -> None:
+        """A new connection starts without subscriptions."""
         self._outgoing = asyncio.Queue()
         self._unconfirmed.clear()
         for key, channel in self._channels.items():
-            channel.is_heard.clear()
-            self._subscribe(key)
+            channel.is_subscribed.clear()
+            self._send_subscribe(key)
 
-    def _release_all(self) -> None:
-        """Nobody waits for a server that is away: let them in, and let them look again."""
-        for channel in self._channels.values():
-            channel.is_heard.set()
-            channel.wake()
+    def _log_once(self, reason: str) -> None:
+        """Logs a reason once, until the server confirms a subscription again."""
+        if reason != self._logged_reason:
+            self._logged_reason = reason
+            log.warning("pubsub_disconnected", reason=reason)
 
-    async def _converse(self) -> None:
+    async def _run_connection(self) -> None:
+        """Connects, sends and receives until the connection is lost."""
         connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         try:
-            async with asyncio.timeout(CALL_SECONDS):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 await connection.connect()
-            async with asyncio.TaskGroup() as talk:
-                talk.create_task(self._speak(connection))
-                talk.create_task(self._listen(connection))
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._send(connection))
+                tasks.create_task(self._receive(connection))
         finally:
             await connection.disconnect(nowait=True)
 
-    async def _speak(self, connection: AbstractConnection) -> None:
-        """Only this task writes: a waiter that is cancelled cannot cut a command in two."""
+    async def _send(self, connection: AbstractConnection) -> None:
+        # Only this task writes, so a subscriber that is cancelled never cuts a command in two.
         outgoing = self._outgoing
         while True:
             command: tuple[bytes, ...] = (b"PING",)
@@ -167,24 +163,25 @@ class Wakes:
                     command = await outgoing.get()
             await connection.send_packed_command(connection.pack_command(*command))
 
-    async def _listen(self, connection: AbstractConnection) -> None:
+    async def _receive(self, connection: AbstractConnection) -> None:
         while True:
-            said = await connection.read_response(timeout=_SILENT_SECONDS)
-            if said is None:
-                raise faults.ConnectionError("nothing heard from the server")
-            self._hear(said)
+            message = await connection.read_response(timeout=_SILENT_SECONDS)
+            if message is None:
+                raise redis_errors.ConnectionError("nothing received from the server")
+            self._handle(message)
 
-    def _hear(self, said: Any) -> None:
-        """Handles [kind, channel, …]; a sign of life is no news."""
-        if not isinstance(said, list) or said[0] not in (b"message", b"subscribe"):
+    def _handle(self, message: Any) -> None:
+        """Handles [kind, channel, …]; replies to PING and UNSUBSCRIBE are ignored."""
+        if not isinstance(message, list) or message[0] not in (b"message", b"subscribe"):
             return
-        kind, key = said[0], said[1]
+        kind, key = message[0], message[1]
         if kind == b"subscribe":
             self._unconfirmed[key] -= 1
-            self._complaint = None
+            self._logged_reason = None
         channel = self._channels.get(key)
         if channel is None:
             return
+        # A channel may be left and joined again: only the reply to the last SUBSCRIBE confirms it.
         if kind == b"subscribe" and self._unconfirmed[key] <= 0:
-            channel.is_heard.set()
-        channel.wake()
+            channel.is_subscribed.set()
+        channel.notify()

@@ -1,4 +1,8 @@
-"""The Lua scripts, read once."""
+"""The Lua scripts, read at import.
+
+Each command has a script `lua/<aggregate>/<command>.lua`. The parts of `lua/shared` that it uses
+are put in front of it.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,59 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Final
 
-# ── scripts ─────────────────────────────────────────────────────────────────────────────────
-
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A Lua script, and the name under which the server remembers it."""
+    """A Lua script, and the SHA-1 by which the server caches it."""
 
     source: str
     sha: str
+
+
+_COUNTERS: Final = ("books", "counters")
+_JOURNALS: Final = ("books", "counters", "journals")
+
+_SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
+    "blobs": {"put_blob": ()},
+    "counters": {"admit": _COUNTERS, "peek_counters": _COUNTERS},
+    "entries": {
+        "read_entry": (),
+        "scan_entries": (),
+        "acquire_lease": ("slots",),
+        "renew_lease": ("slots",),
+        "release_lease": ("slots",),
+        "store_images": ("slots",),
+        "empty_slots": ("slots",),
+    },
+    "events": {"publish": ()},
+    "journals": {
+        "reserve": _JOURNALS,
+        "receive": ("books",),
+        "settle": _JOURNALS,
+        "open_journals": ("books",),
+    },
+    "ledger": {"append": ("books",), "read_ledger": ("books",)},
+    "lru_index": {
+        "track": ("lru_index",),
+        "evict_to": ("lru_index",),
+        "touch": ("lru_index",),
+        "untrack": ("lru_index",),
+        "eviction_candidates": ("lru_index",),
+        "read_lru_totals": ("lru_index",),
+        "are_tracked": ("lru_index",),
+        "sweep": ("lru_index",),
+    },
+    "records": {"get_by_index": (), "compare_and_set": ()},
+    "server": {"handshake": (), "inspect": ()},
+    "sets": {"add_to_set": (), "remove_from_set": ()},
+    "values": {"set_value": (), "delete_value": ()},
+    "workers": {
+        "heartbeat": ("books",),
+        "expired_workers": ("books",),
+        "deregister": ("books",),
+    },
+}
+"""Aggregate → script → the parts of `lua/shared` in front of it, after `clock`."""
 
 
 def _read_script(aggregate: str, name: str, *shared: str) -> Script:
@@ -27,44 +75,9 @@ def _read_script(aggregate: str, name: str, *shared: str) -> Script:
     return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
-_BOOKS: Final = ("books",)
-_METERS: Final = ("books", "meters")
-_JOURNALS: Final = ("books", "meters", "journals")
-
-_SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
-    "records": {"get_through": (), "put": ()},
-    "entries": {
-        "read_entry": (),
-        "scan_entries": (),
-        **dict.fromkeys(("claim", "extend", "release", "keep", "clear"), ("slots",)),
-    },
-    "values": {"note": (), "drop_note": ()},
-    "sets": {"enlist": (), "strike": ()},
-    "lru_index": dict.fromkeys(
-        (
-            *("shelve", "shrink", "touch", "unshelve"),
-            *("oldest", "read_shelf", "on_shelf", "sweep"),
-        ),
-        ("shelf",),
-    ),
-    "blobs": {"put_blob": ()},
-    "events": {"publish": ()},
-    "workers": dict.fromkeys(("beat", "dead_workers", "retire"), _BOOKS),
-    "counters": {"admit": _METERS, "read_meters": _METERS},
-    "journals": {
-        "reserve": _JOURNALS,
-        "receive": _BOOKS,
-        "settle": _JOURNALS,
-        "open_journals": _BOOKS,
-    },
-    "ledger": {"append": _BOOKS, "read_ledger": _BOOKS},
-    "server": {"inspect": (), "stamp": ()},
-}
-"""Aggregate → script → the parts of `lua/shared/` that are put before it."""
-
 SCRIPTS: Final[Mapping[str, Script]] = {
     name: _read_script(aggregate, name, *shared)
     for aggregate, scripts in _SHARED_PARTS.items()
     for name, shared in scripts.items()
 }
-"""All scripts by the name of their file, read once."""
+"""All scripts by the name of their command."""

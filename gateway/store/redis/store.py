@@ -4,64 +4,59 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Final
+from typing import Any
 
 from redis.exceptions import ResponseError
 
 from gateway.store.protocol import Command, Watch
-from gateway.store.redis.client import Link, place_of, pool_of, refusal
-from gateway.store.redis.commands import Call, call_for
-from gateway.store.redis.keys import Keys
-from gateway.store.redis.pubsub import Wakes
+from gateway.store.redis.client import RedisClient, create_pool, redacted_url, translate_reply
+from gateway.store.redis.commands import encode
+from gateway.store.redis.keys import DEFAULT_PREFIX, Keys
+from gateway.store.redis.pubsub import Notifications
 from gateway.store.redis.scripts import SCRIPTS
-
-DEFAULT_PREFIX: Final = "igw:"
 
 
 class RedisStore:
-    """`verbs.Store` over one Redis server. Made by `open_redis_store`."""
+    """A `protocol.Store` in one Redis server, opened by `open_redis_store`."""
 
-    def __init__(self, place: str, *, keys: Keys, link: Link, wakes: Wakes) -> None:
-        self.name = place
+    def __init__(
+        self, name: str, *, keys: Keys, client: RedisClient, notifications: Notifications
+    ) -> None:
+        self.name = name
         self._keys = keys
-        self._link = link
-        self._wakes = wakes
+        self._client = client
+        self._notifications = notifications
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        """Runs verbs in order; their answers in the same order.
+        """Executes commands in order; returns their results in that order.
 
-        Batches of concurrent callers share round trips. Raises `errors.StoreUnavailable` when
-        the server is away, read-only, of another layout or silent for two seconds, StoreFull when
-        its memory is full, and RuntimeError when it refuses a command, which is a fault of ours.
+        Concurrent batches share round trips. Raises `StoreUnavailable` if the server is
+        unavailable, read-only, of another schema version, or silent for two seconds; `StoreFull`
+        if its memory is full; and `RuntimeError` if it refuses a command, which is a bug.
         """
         if not commands:
             return []
-        calls = [call_for.registry[type(command)](command, self._keys) for command in commands]
-        replies = await self._link.run(calls)
-        return [
-            _answer(command, call, reply)
-            for command, call, reply in zip(commands, calls, replies, strict=True)
-        ]
+        # By class in the registry: as `encode(command, keys)`, without a dispatch for each.
+        encoded = [encode.registry[type(command)](command, self._keys) for command in commands]
+        replies = await self._client.run(encoded)
+        results = []
+        for command, redis_command, reply in zip(commands, encoded, replies, strict=True):
+            if isinstance(reply, ResponseError):
+                raise translate_reply(reply, type(command).__name__) from reply
+            results.append(redis_command.read(reply))
+        return results
 
     def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
-        """Watches a flight. Enter it *before* the look-up that decides to wait."""
-        return self._wakes.watch(self._keys.wake(flight))
+        """Watches a flight. Enter it *before* reading the state that decides whether to wait."""
+        return self._notifications.subscribe(self._keys.channel(flight))
 
     async def check_schema(self) -> None:
-        """Stamps a server that is empty or older.
+        """Turns an empty server into a store, if it may.
 
-        Raises `LayoutMismatch`, `StoreMissing`, `StoreUnavailable`.
-
-        For whoever starts the gateway; a worker need not: nothing is ever sent to a server whose
-        stamp was not seen.
+        Raises `SchemaMismatch`, `StoreMissing` or `StoreUnavailable`. A worker need not call this:
+        every connection begins with the same check.
         """
-        await self._link.check_schema()
-
-
-def _answer(command: Command[Any], call: Call, reply: Any) -> Any:
-    if isinstance(reply, ResponseError):
-        raise refusal(reply, type(command).__name__) from reply
-    return call.read(reply)
+        await self._client.check_schema()
 
 
 @asynccontextmanager
@@ -70,20 +65,20 @@ async def open_redis_store(
 ) -> AsyncIterator[RedisStore]:
     """The store at a `redis://`, `rediss://` or `unix://` URL.
 
-    An empty server becomes a store at the first contact, unless that may not be: whoever only
-    looks calls `check_layout`, which then raises `StoreMissing`.
+    Sends nothing yet, so a worker can start while Redis is down; the store connects, and
+    reconnects, by itself. At the first contact an empty server becomes a store. With `may_create`
+    False it does not; call `check_schema`, which then raises `StoreMissing`.
 
-    Sends nothing yet, so a worker can start while Redis is down; it connects, and reconnects, by
-    itself. Raises ValueError for a URL that it cannot use, never quoting its password.
+    Raises `ValueError` for a URL that cannot be used; its message never quotes the URL.
     """
-    place, keys, pool = place_of(url), Keys(prefix), pool_of(url)
-    link = Link(
+    name, keys, pool = redacted_url(url), Keys(prefix), create_pool(url)
+    client = RedisClient(
         pool,
-        place,
-        stamp_key=keys.layout,
+        name,
+        schema_key=keys.schema,
         scripts=tuple(SCRIPTS.values()),
         may_create=may_create,
     )
-    wakes = Wakes(pool)
-    async with link.open(), wakes.open():
-        yield RedisStore(place, keys=keys, link=link, wakes=wakes)
+    notifications = Notifications(pool)
+    async with client.open(), notifications.open():
+        yield RedisStore(name, keys=keys, client=client, notifications=notifications)

@@ -1,6 +1,6 @@
-"""Every command of the store as a command of Redis, by aggregate.
+"""The commands of the store as commands of Redis, by aggregate.
 
-Importing an aggregate registers its commands with `call_for`.
+Importing an aggregate registers its encoders with `encode`.
 """
 
 from gateway.store.redis.commands import (
@@ -17,13 +17,13 @@ from gateway.store.redis.commands import (
     values,
     workers,
 )
-from gateway.store.redis.commands.call import Call, call_for, read_cursor
+from gateway.store.redis.commands.encoding import RedisCommand, encode, read_cursor
 
 __all__ = [
-    "Call",
+    "RedisCommand",
     "blobs",
-    "call_for",
     "counters",
+    "encode",
     "entries",
     "events",
     "journals",

@@ -1,4 +1,4 @@
-"""The commands of `commands.counters` for Redis."""
+"""Encoders of `commands.counters`."""
 
 from __future__ import annotations
 
@@ -8,54 +8,55 @@ from typing import Any
 
 from gateway.store import commands
 from gateway.store.commands import Consumption, CounterState
-from gateway.store.redis.commands.call import (
-    MAX_WRITTEN,
+from gateway.store.redis.commands.encoding import (
+    MAX_PACKED,
     SECOND,
     Argument,
-    Call,
-    _call,
-    _written,
-    call_for,
+    RedisCommand,
+    encode,
+    packed,
+    script_command,
 )
 from gateway.store.redis.keys import Keys
 
-# ── the books ───────────────────────────────────────────────────────────────────────────────
 
-
-def _take_arguments(consumptions: Iterable[Consumption]) -> list[Argument]:
+def consumption_arguments(consumptions: Iterable[Consumption]) -> list[Argument]:
+    """Consumptions as `shared/counters.lua` reads them: five arguments each."""
     arguments: list[Argument] = []
-    for (scope, unit, period, maximum), amount in consumptions:
-        arguments += (scope, unit, period, "" if maximum is None else maximum, amount)
+    for (subject, unit, period, maximum), amount in consumptions:
+        arguments += (subject, unit, period, "" if maximum is None else maximum, amount)
     return arguments
 
 
-def _read_states(flat: Sequence[int]) -> tuple[CounterState, ...]:
-    resets, retries = ([micros / SECOND for micros in flat[place::4]] for place in (2, 3))
-    rows = zip(flat[0::4], flat[1::4], resets, retries, strict=True)
+def read_states(flat: Sequence[int]) -> tuple[CounterState, ...]:
+    """Counter states as `shared/counters.lua` returns them: four numbers each."""
+    resets_in, retry_in = ([micros / SECOND for micros in flat[i::4]] for i in (2, 3))
+    rows = zip(flat[0::4], flat[1::4], resets_in, retry_in, strict=True)
     return tuple(map(CounterState._make, rows))
 
 
-def _index(number: int) -> int | None:
+def read_index(number: int) -> int | None:
+    """The index of the denied consumption; the scripts return -1 for none."""
     return None if number < 0 else number
 
 
-@call_for.register
-@lru_cache(maxsize=MAX_WRITTEN)
-def _admit(command: commands.Admit, keys: Keys) -> Call:
-    """Every request of a key asks this again, and writing forty arguments takes a while."""
-
+# Cached: every request of a key sends the same command, and packing forty arguments takes a while.
+@encode.register
+@lru_cache(maxsize=MAX_PACKED)
+def _admit(command: commands.Admit, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[Any]) -> commands.Admission:
-        is_current, *rest = reply
-        if not is_current:
+        is_expected, *rest = reply
+        if not is_expected:
             return commands.Admission(denied=None, record=rest[0], states=())
-        refused, states = rest
-        return commands.Admission(_index(refused), None, _read_states(states))
+        denied, states = rest
+        return commands.Admission(read_index(denied), None, read_states(states))
 
-    arguments = [command.name, command.expected, *_take_arguments(command.consumptions)]
-    return _written(_call("admit", [keys.books, keys.records(command.space)], arguments, read=read))
+    both = [keys.books, keys.records(command.space)]
+    arguments = [command.name, command.expected, *consumption_arguments(command.consumptions)]
+    return packed(script_command("admit", both, arguments, read=read))
 
 
-@call_for.register
-def _read_meters(command: commands.PeekCounters, keys: Keys) -> Call:
-    looks = _take_arguments(Consumption(counter) for counter in command.counters)
-    return _call("read_meters", [keys.books], looks, read=_read_states)
+@encode.register
+def _peek_counters(command: commands.PeekCounters, keys: Keys) -> RedisCommand:
+    arguments = consumption_arguments(Consumption(counter) for counter in command.counters)
+    return script_command("peek_counters", [keys.books], arguments, read=read_states)

@@ -1,45 +1,38 @@
-"""The commands of `commands.entries` for Redis."""
+"""Encoders of `commands.entries`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from gateway.store import commands
 from gateway.store.commands import Slot
-from gateway.store.redis.commands.call import (
-    MAX_READ,
-    MAX_WRITTEN,
+from gateway.store.redis.commands.encoding import (
+    MAX_PACKED,
     SECOND,
     Argument,
-    Call,
-    _call,
-    _flat,
-    _micros,
-    _nothing,
-    _pairs,
-    _written,
-    call_for,
+    RedisCommand,
+    encode,
+    flatten,
+    micros,
+    no_result,
+    packed,
+    pairs,
     read_cursor,
+    script_command,
 )
-from gateway.store.redis.keys import Keys, pattern_of
+from gateway.store.redis.keys import Keys, match_pattern
 
-# ── entries ─────────────────────────────────────────────────────────────────────────────────
-
-
-def _entry_call(
-    name: str, fingerprint: str, keys: Keys, arguments: Iterable[Argument], read: Callable[..., Any]
-) -> Call:
-    both = [keys.entry(fingerprint), keys.claims(fingerprint)]
-    return _call(name, both, arguments, read=read)
+MAX_DECODED: Final = 1024
+"""How many decoded slots are cached: a popular image is read again and again."""
 
 
 def _read_slots(flat: Sequence[Any]) -> dict[int, Slot]:
-    return {int(slot): _read_slot(value) for slot, value in _pairs(flat)}
+    return {int(slot): _read_slot(value) for slot, value in pairs(flat)}
 
 
-@lru_cache(maxsize=MAX_READ)
+@lru_cache(maxsize=MAX_DECODED)
 def _read_slot(value: bytes) -> Slot:
     """Reads `<expires> <length of id> <id><data>`, as `shared/slots.lua` writes it."""
     expires, length, rest = value.split(b" ", 2)
@@ -47,74 +40,94 @@ def _read_slot(value: bytes) -> Slot:
     return Slot(rest[:end].decode(), int(expires) / SECOND, rest[end:])
 
 
-@call_for.register
-@lru_cache(maxsize=MAX_WRITTEN)
-def _read_entry(command: commands.ReadEntry, keys: Keys) -> Call:
+def _entry_command(
+    name: str,
+    fingerprint: str,
+    keys: Keys,
+    *,
+    arguments: Iterable[Argument],
+    read: Callable[[Any], Any],
+) -> RedisCommand:
+    both = [keys.entry(fingerprint), keys.leases(fingerprint)]
+    return script_command(name, both, arguments, read=read)
+
+
+# Cached: popular entries are read again and again.
+@encode.register
+@lru_cache(maxsize=MAX_PACKED)
+def _read_entry(command: commands.ReadEntry, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[Any]) -> commands.Entry:
         now, slots = reply
         return commands.Entry(now / SECOND, _read_slots(slots))
 
-    return _written(_call("read_entry", [keys.entry(command.fingerprint)], (), read=read))
+    return packed(script_command("read_entry", [keys.entry(command.fingerprint)], (), read=read))
 
 
-@call_for.register
-def _claim(command: commands.AcquireLease, keys: Keys) -> Call:
+@encode.register
+def _acquire_lease(command: commands.AcquireLease, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[Any]) -> commands.LeaseResult:
-        now, held, mine, others = reply
+        now, cached, acquired, leased = reply
         return commands.LeaseResult(
             now=now / SECOND,
-            held=_read_slots(held),
-            mine=tuple(mine),
-            others={slot: flight.decode() for slot, flight in _pairs(others)},
+            cached=_read_slots(cached),
+            acquired=tuple(acquired),
+            leased={slot: flight.decode() for slot, flight in pairs(leased)},
         )
 
-    arguments: list[Argument] = [command.flight, _micros(command.lease_seconds), len(command.slots)]
+    arguments: list[Argument] = [command.flight, micros(command.lease_seconds), len(command.slots)]
     arguments += [*command.slots, *command.ignoring]
-    return _entry_call("claim", command.fingerprint, keys, arguments, read)
+    return _entry_command(
+        "acquire_lease", command.fingerprint, keys, arguments=arguments, read=read
+    )
 
 
-@call_for.register
-def _extend(command: commands.RenewLease, keys: Keys) -> Call:
-    arguments = (command.flight, _micros(command.lease_seconds))
-    return _entry_call("extend", command.fingerprint, keys, arguments, bool)
+@encode.register
+def _renew_lease(command: commands.RenewLease, keys: Keys) -> RedisCommand:
+    arguments = (command.flight, micros(command.lease_seconds))
+    return _entry_command("renew_lease", command.fingerprint, keys, arguments=arguments, read=bool)
 
 
-@call_for.register
-def _release(command: commands.ReleaseLease, keys: Keys) -> Call:
-    return _entry_call("release", command.fingerprint, keys, (command.flight,), _nothing)
+@encode.register
+def _release_lease(command: commands.ReleaseLease, keys: Keys) -> RedisCommand:
+    return _entry_command(
+        "release_lease", command.fingerprint, keys, arguments=(command.flight,), read=no_result
+    )
 
 
-@call_for.register
-def _keep(command: commands.StoreImages, keys: Keys) -> Call:
+@encode.register
+def _store_images(command: commands.StoreImages, keys: Keys) -> RedisCommand:
+    def read(reply: Sequence[int]) -> dict[int, int]:
+        return dict(pairs(reply))
+
     arguments: list[Argument] = [
         command.flight,
-        _micros(command.ttl_seconds),
-        _micros(command.stale_if_error_seconds),
+        micros(command.ttl_seconds),
+        micros(command.stale_if_error_seconds),
         int(command.displaces),
     ]
     for wanted, slot in sorted(command.slots.items()):
         arguments += [wanted, slot.image_id, slot.data]
-    return _entry_call(
-        "keep", command.fingerprint, keys, arguments, lambda reply: dict(_pairs(reply))
+    return _entry_command("store_images", command.fingerprint, keys, arguments=arguments, read=read)
+
+
+@encode.register
+def _empty_slots(command: commands.EmptySlots, keys: Keys) -> RedisCommand:
+    arguments = flatten(command.images.items())
+    return _entry_command(
+        "empty_slots", command.fingerprint, keys, arguments=arguments, read=no_result
     )
 
 
-@call_for.register
-def _clear(command: commands.EmptySlots, keys: Keys) -> Call:
-    arguments = _flat(command.images.items())
-    return _entry_call("clear", command.fingerprint, keys, arguments, _nothing)
-
-
-@call_for.register
-def _scan_entries(command: commands.ScanEntries, keys: Keys) -> Call:
+@encode.register
+def _scan_entries(command: commands.ScanEntries, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[Any]) -> commands.EntriesPage:
         cursor, found = reply
         entries = {
             keys.fingerprint(key.decode()): _read_slots(slots)
-            for key, slots in _pairs(found)
-            if slots  # else it ended between the two looks
+            for key, slots in pairs(found)
+            if slots  # else it expired between SCAN and HGETALL
         }
         return commands.EntriesPage(entries, read_cursor(cursor))
 
-    arguments = (command.after or "0", pattern_of(keys.entry("*")), command.limit)
-    return _call("scan_entries", (), arguments, read=read)
+    arguments = (command.after or "0", match_pattern(keys.entry("*")), command.limit)
+    return script_command("scan_entries", (), arguments, read=read)

@@ -1,22 +1,27 @@
-"""The commands of `commands.events` for Redis."""
+"""Encoders of `commands.events`."""
 
 from __future__ import annotations
 
 from gateway.store import commands
-from gateway.store.redis.commands.call import Call, _as_is, _call, _micros, _nothing, call_for
+from gateway.store.redis.commands.encoding import (
+    RedisCommand,
+    encode,
+    micros,
+    no_result,
+    script_command,
+    unchanged,
+)
 from gateway.store.redis.keys import Keys
 
-# ── flights ─────────────────────────────────────────────────────────────────────────────────
 
-
-@call_for.register
-def _publish(command: commands.Publish, keys: Keys) -> Call:
+@encode.register
+def _publish(command: commands.Publish, keys: Keys) -> RedisCommand:
     both = [keys.events(command.flight), keys.event_ids(command.flight)]
-    channel = keys.wake(command.flight)
-    arguments = (command.event_id, command.event, _micros(command.ttl_seconds), channel)
-    return _call("publish", both, arguments, read=_nothing)
+    channel = keys.channel(command.flight)
+    arguments = (command.event_id, command.event, micros(command.ttl_seconds), channel)
+    return script_command("publish", both, arguments, read=no_result)
 
 
-@call_for.register
-def _read_events(command: commands.ReadEvents, keys: Keys) -> Call:
-    return Call(("LRANGE", keys.events(command.flight), command.after, -1), _as_is)
+@encode.register
+def _read_events(command: commands.ReadEvents, keys: Keys) -> RedisCommand:
+    return RedisCommand(("LRANGE", keys.events(command.flight), command.after, -1), unchanged)

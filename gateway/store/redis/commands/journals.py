@@ -1,4 +1,4 @@
-"""The commands of `commands.journals` for Redis."""
+"""Encoders of `commands.journals`."""
 
 from __future__ import annotations
 
@@ -6,67 +6,65 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway.store import commands
-from gateway.store.redis.commands.call import (
+from gateway.store.redis.commands.counters import consumption_arguments, read_index, read_states
+from gateway.store.redis.commands.encoding import (
     SECOND,
-    Call,
-    _call,
-    _flat,
-    _optional,
-    _pairs,
-    call_for,
+    Argument,
+    RedisCommand,
+    encode,
+    flatten,
+    optional,
+    pairs,
+    script_command,
 )
-from gateway.store.redis.commands.counters import _index, _read_states, _take_arguments
 from gateway.store.redis.keys import Keys
 
 
-@call_for.register
-def _reserve(command: commands.Reserve, keys: Keys) -> Call:
+@encode.register
+def _reserve(command: commands.Reserve, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[Any]) -> commands.Reservation:
-        refused, states, now = reply
-        return commands.Reservation(_index(refused), _read_states(states), now / SECOND)
+        denied, states, now = reply
+        return commands.Reservation(read_index(denied), read_states(states), now / SECOND)
 
-    arguments = [
+    arguments: list[Argument] = [
         command.purchase,
         command.worker,
         command.payload,
-        *_take_arguments(command.consumptions),
+        *consumption_arguments(command.consumptions),
     ]
-    return _call("reserve", [keys.books], arguments, read=read)
+    return script_command("reserve", [keys.books], arguments, read=read)
 
 
-@call_for.register
-def _receive(command: commands.Receive, keys: Keys) -> Call:
-    return _call("receive", [keys.books], [command.purchase, command.payload], read=bytes.decode)
+@encode.register
+def _receive(command: commands.Receive, keys: Keys) -> RedisCommand:
+    arguments: list[Argument] = [command.purchase, command.payload]
+    return script_command("receive", [keys.books], arguments, read=bytes.decode)
 
 
-@call_for.register
-def _settle(command: commands.Settle, keys: Keys) -> Call:
+@encode.register
+def _settle(command: commands.Settle, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[Any]) -> commands.Settlement:
         status, presumed, charged, states = reply
         return commands.Settlement(
             status=status.decode(),
-            charged={unit.decode(): amount for unit, amount in _pairs(charged)},
+            charged={unit.decode(): amount for unit, amount in pairs(charged)},
             presumed=bool(presumed),
-            states=_read_states(states),
+            states=read_states(states),
         )
 
-    flags = (int(command.presumed), int(command.correct), *_optional(command.record))
-    arguments = (command.purchase, *flags, *_flat(command.charge.items()))
-    return _call("settle", [keys.books], arguments, read=read)
+    flags = (int(command.presumed), int(command.correct), *optional(command.record))
+    arguments = (command.purchase, *flags, *flatten(command.charge.items()))
+    return script_command("settle", [keys.books], arguments, read=read)
 
 
-@call_for.register
-def _open_journals(command: commands.OpenJournals, keys: Keys) -> Call:
-    def read(reply: Sequence[bytes]) -> Sequence[commands.Journal]:
+@encode.register
+def _open_journals(command: commands.OpenJournals, keys: Keys) -> RedisCommand:
+    def read(reply: Sequence[Any]) -> Sequence[commands.Journal]:
         fields = iter(reply)
         return [
-            commands.Journal(purchase.decode(), worker.decode(), _open_state(state), payload)
+            commands.Journal(purchase.decode(), worker.decode(), state.decode(), payload)
             for purchase, worker, state, payload in zip(*[fields] * 4, strict=True)
         ]
 
     workers = () if command.worker is None else (command.worker,)
-    return _call("open_journals", [keys.books], workers, read=read)
-
-
-def _open_state(state: bytes) -> Any:
-    return state.decode()
+    return script_command("open_journals", [keys.books], workers, read=read)

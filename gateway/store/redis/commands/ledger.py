@@ -1,39 +1,49 @@
-"""The commands of `commands.ledger` for Redis."""
+"""Encoders of `commands.ledger`.
+
+An id of the ledger is `<yyyy-mm-dd>/<milliseconds>-<count>`: the day, and the id in the day's
+stream, padded so that ids sort as text.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from gateway.store import commands
-from gateway.store.redis.commands.call import Call, _call, _nothing, call_for
+from gateway.store.redis.commands.encoding import (
+    Argument,
+    RedisCommand,
+    encode,
+    no_result,
+    script_command,
+)
 from gateway.store.redis.keys import Keys
 
 
-@call_for.register
-def _append(command: commands.Append, keys: Keys) -> Call:
-    return _call("append", [keys.books], [command.batch_id, *command.records], read=_nothing)
+@encode.register
+def _append(command: commands.Append, keys: Keys) -> RedisCommand:
+    arguments: list[Argument] = [command.batch_id, *command.records]
+    return script_command("append", [keys.books], arguments, read=no_result)
 
 
-@call_for.register
-def _read_ledger(command: commands.ReadLedger, keys: Keys) -> Call:
+@encode.register
+def _read_ledger(command: commands.ReadLedger, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[bytes]) -> Sequence[tuple[str, bytes]]:
         fields = iter(reply)
         triples = zip(*[fields] * 3, strict=True)
-        return [(_ledger_id(day, place), record) for day, place, record in triples]
+        return [(_ledger_id(day, stream_id), record) for day, stream_id, record in triples]
 
     day, _, position = command.after.partition("/")
-    arguments = (day, _stream_place(position), command.limit)
-    return _call("read_ledger", [keys.books], arguments, read=read)
+    arguments = (day, _range_start(position), command.limit)
+    return script_command("read_ledger", [keys.books], arguments, read=read)
 
 
-def _ledger_id(day: bytes, place: bytes) -> str:
-    """`<yyyy-mm-dd>/<milliseconds>-<count>`, the count padded so that ids sort as text."""
-    milliseconds, count = place.split(b"-")
+def _ledger_id(day: bytes, stream_id: bytes) -> str:
+    milliseconds, count = stream_id.split(b"-")
     return f"{day.decode()}/{int(milliseconds):015}-{int(count):06}"
 
 
-def _stream_place(position: str) -> str:
-    """Where a day's stream is read from: behind that position, or from its start."""
+def _range_start(position: str) -> str:
+    """The start for `XRANGE`: just after the position, or the start of the stream."""
     if not position:
         return "-"
     milliseconds, _, count = position.partition("-")

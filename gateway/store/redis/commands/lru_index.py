@@ -1,65 +1,67 @@
-"""The commands of `commands.lru_index` for Redis."""
+"""Encoders of `commands.lru_index`, and of `Sweep`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from gateway.store import commands
-from gateway.store.redis.commands.call import (
-    Call,
-    _as_is,
-    _call,
-    _micros,
-    _nothing,
-    _read_texts,
-    call_for,
+from gateway.store.redis.commands.encoding import (
+    RedisCommand,
+    encode,
+    micros,
+    no_result,
+    read_texts,
+    script_command,
+    unchanged,
 )
 from gateway.store.redis.keys import Keys
 
-# ── the shelf ───────────────────────────────────────────────────────────────────────────────
+
+@encode.register
+def _track(command: commands.Track, keys: Keys) -> RedisCommand:
+    ttl = micros(command.ttl_seconds)
+    arguments = (command.digest, command.size_bytes, ttl, command.max_bytes)
+    return script_command("track", [keys.lru_index], arguments, read=read_texts)
 
 
-@call_for.register
-def _shelve(command: commands.Track, keys: Keys) -> Call:
-    lifetime = _micros(command.ttl_seconds)
-    arguments = (command.digest, command.size_bytes, lifetime, command.max_bytes)
-    return _call("shelve", [keys.lru_totals], arguments, read=_read_texts)
+@encode.register
+def _evict_to(command: commands.EvictTo, keys: Keys) -> RedisCommand:
+    return script_command("evict_to", [keys.lru_index], [command.max_bytes], read=read_texts)
 
 
-@call_for.register
-def _shrink(command: commands.EvictTo, keys: Keys) -> Call:
-    return _call("shrink", [keys.lru_totals], [command.max_bytes], read=_read_texts)
+@encode.register
+def _touch(command: commands.Touch, keys: Keys) -> RedisCommand:
+    return script_command("touch", [keys.lru_index], command.digests, read=no_result)
 
 
-@call_for.register
-def _touch(command: commands.Touch, keys: Keys) -> Call:
-    return _call("touch", [keys.lru_totals], command.digests, read=_nothing)
+@encode.register
+def _untrack(command: commands.Untrack, keys: Keys) -> RedisCommand:
+    return script_command("untrack", [keys.lru_index], command.digests, read=no_result)
 
 
-@call_for.register
-def _unshelve(command: commands.Untrack, keys: Keys) -> Call:
-    return _call("unshelve", [keys.lru_totals], command.digests, read=_nothing)
+@encode.register
+def _eviction_candidates(command: commands.EvictionCandidates, keys: Keys) -> RedisCommand:
+    arguments = [command.size_bytes]
+    return script_command("eviction_candidates", [keys.lru_index], arguments, read=read_texts)
 
 
-@call_for.register
-def _oldest(command: commands.EvictionCandidates, keys: Keys) -> Call:
-    return _call("oldest", [keys.lru_totals], [command.size_bytes], read=_read_texts)
+@encode.register
+def _read_lru_totals(command: commands.ReadLruTotals, keys: Keys) -> RedisCommand:
+    def read(reply: Sequence[int]) -> commands.LruTotals:
+        return commands.LruTotals(*reply)
+
+    return script_command("read_lru_totals", [keys.lru_index], (), read=read)
 
 
-@call_for.register
-def _read_shelf(command: commands.ReadLruTotals, keys: Keys) -> Call:
-    return _call("read_shelf", [keys.lru_totals], (), read=lambda reply: commands.LruTotals(*reply))
-
-
-@call_for.register
-def _on_shelf(command: commands.AreTracked, keys: Keys) -> Call:
+@encode.register
+def _are_tracked(command: commands.AreTracked, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[int]) -> Sequence[bool]:
         return [bool(found) for found in reply]
 
-    return _call("on_shelf", [keys.lru_totals], command.digests, read=read)
+    return script_command("are_tracked", [keys.lru_index], command.digests, read=read)
 
 
-@call_for.register
-def _sweep(command: commands.Sweep, keys: Keys) -> Call:
-    """Every key that ends has a time to live; only what lies on the shelf has none."""
-    return _call("sweep", [keys.lru_totals], [command.limit], read=_as_is)
+@encode.register
+def _sweep(command: commands.Sweep, keys: Keys) -> RedisCommand:
+    # Redis expires keys itself; only the members of the LRU index have no time to live.
+    return script_command("sweep", [keys.lru_index], [command.limit], read=unchanged)

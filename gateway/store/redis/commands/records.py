@@ -1,44 +1,43 @@
-"""The commands of `commands.records` for Redis."""
+"""Encoders of `commands.records`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from gateway.store import commands
-from gateway.store.redis.commands.call import (
+from gateway.store.redis.commands.encoding import (
     Argument,
-    Call,
-    _as_is,
-    _call,
-    _optional,
-    _pairs,
-    call_for,
+    RedisCommand,
+    encode,
+    optional,
+    pairs,
+    script_command,
+    unchanged,
 )
 from gateway.store.redis.keys import Keys
 
-# ── records ─────────────────────────────────────────────────────────────────────────────────
 
-
-@call_for.register
-def _get(command: commands.Get, keys: Keys) -> Call:
+@encode.register
+def _get(command: commands.Get, keys: Keys) -> RedisCommand:
     space = keys.records(command.space)
     if command.index is None:
-        return Call(("HGET", space, command.name), _as_is)
-    return _call("get_through", [keys.records(command.index), space], [command.name], read=_as_is)
+        return RedisCommand(("HGET", space, command.name), unchanged)
+    both = [keys.records(command.index), space]
+    return script_command("get_by_index", both, [command.name], read=unchanged)
 
 
-@call_for.register
-def _put(command: commands.CompareAndSet, keys: Keys) -> Call:
+@encode.register
+def _compare_and_set(command: commands.CompareAndSet, keys: Keys) -> RedisCommand:
     arguments: list[Argument] = []
-    for change in command.changes:
-        arguments += [change.name, *_optional(change.expected), *_optional(change.value)]
-    spaces = [keys.records(change.space) for change in command.changes]
-    return _call("put", spaces, arguments, read=_as_is)
+    for write in command.changes:
+        arguments += [write.name, *optional(write.expected), *optional(write.value)]
+    spaces = [keys.records(write.space) for write in command.changes]
+    return script_command("compare_and_set", spaces, arguments, read=unchanged)
 
 
-@call_for.register
-def _scan(command: commands.ReadRecords, keys: Keys) -> Call:
+@encode.register
+def _read_records(command: commands.ReadRecords, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[bytes]) -> Mapping[str, bytes]:
-        return {name.decode(): value for name, value in _pairs(reply)}
+        return {name.decode(): value for name, value in pairs(reply)}
 
-    return Call(("HGETALL", keys.records(command.space)), read)
+    return RedisCommand(("HGETALL", keys.records(command.space)), read)

@@ -1,4 +1,4 @@
-"""The commands of `commands.server` for Redis."""
+"""Encoder of `commands.server.Inspect`; that of `Sweep` is in `lru_index`."""
 
 from __future__ import annotations
 
@@ -6,23 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway.store import commands
-from gateway.store.redis.commands.call import SECOND, Call, _call, call_for
+from gateway.store.redis.commands.encoding import SECOND, RedisCommand, encode, script_command
 from gateway.store.redis.keys import Keys
 
-# ── the server itself ───────────────────────────────────────────────────────────────────────
 
-
-@call_for.register
-def _inspect(_verb: commands.Inspect, _keys: Keys) -> Call:
+@encode.register
+def _inspect(_command: commands.Inspect, _keys: Keys) -> RedisCommand:
     def read(reply: Sequence[Any]) -> commands.StoreFacts:
         now, info = reply
-        said = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+        facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
         return commands.StoreFacts(
             "redis",
             now / SECOND,
-            eviction_policy=said["maxmemory_policy"],
-            maxmemory_bytes=int(said["maxmemory"]) or None,
-            is_durable=said["aof_enabled"] == "1",
+            eviction_policy=facts["maxmemory_policy"],
+            maxmemory_bytes=int(facts["maxmemory"]) or None,
+            is_durable=facts["aof_enabled"] == "1",
         )
 
-    return _call("inspect", (), (), read=read)
+    return script_command("inspect", (), (), read=read)

@@ -1,33 +1,33 @@
-"""The commands of `commands.sets` for Redis."""
+"""Encoders of `commands.sets`."""
 
 from __future__ import annotations
 
 from gateway.store import commands
-from gateway.store.redis.commands.call import (
+from gateway.store.redis.commands.encoding import (
     Argument,
-    Call,
-    _call,
-    _micros,
-    _nothing,
-    _read_texts,
-    call_for,
+    RedisCommand,
+    encode,
+    micros,
+    no_result,
+    read_texts,
+    script_command,
 )
 from gateway.store.redis.keys import Keys
 
 
-@call_for.register
-def _enlist(command: commands.AddToSet, keys: Keys) -> Call:
-    arguments: list[Argument] = [_micros(command.ttl_seconds), *command.members]
-    return _call("enlist", [keys.list_of(command.space, command.name)], arguments, read=_nothing)
+@encode.register
+def _add_to_set(command: commands.AddToSet, keys: Keys) -> RedisCommand:
+    key = keys.set(command.space, command.name)
+    arguments: list[Argument] = [micros(command.ttl_seconds), *command.members]
+    return script_command("add_to_set", [key], arguments, read=no_result)
 
 
-@call_for.register
-def _read_list(command: commands.GetSet, keys: Keys) -> Call:
-    return Call(("SMEMBERS", keys.list_of(command.space, command.name)), _read_texts)
+@encode.register
+def _get_set(command: commands.GetSet, keys: Keys) -> RedisCommand:
+    return RedisCommand(("SMEMBERS", keys.set(command.space, command.name)), read_texts)
 
 
-@call_for.register
-def _strike(command: commands.RemoveFromSet, keys: Keys) -> Call:
-    return _call(
-        "strike", [keys.list_of(command.space, command.name)], command.members, read=_nothing
-    )
+@encode.register
+def _remove_from_set(command: commands.RemoveFromSet, keys: Keys) -> RedisCommand:
+    key = keys.set(command.space, command.name)
+    return script_command("remove_from_set", [key], command.members, read=no_result)

@@ -1,35 +1,34 @@
-"""The commands of `commands.values` for Redis."""
+"""Encoders of `commands.values`."""
 
 from __future__ import annotations
 
 from gateway.store import commands
-from gateway.store.redis.commands.call import (
+from gateway.store.redis.commands.encoding import (
     Argument,
-    Call,
-    _as_is,
-    _call,
-    _micros,
-    _nothing,
-    call_for,
+    RedisCommand,
+    encode,
+    micros,
+    no_result,
+    script_command,
+    unchanged,
 )
 from gateway.store.redis.keys import Keys
 
-# ── notes and lists ─────────────────────────────────────────────────────────────────────────
+
+@encode.register
+def _set_value(command: commands.SetValue, keys: Keys) -> RedisCommand:
+    key = keys.value(command.space, command.name)
+    ttl: Argument = "" if command.ttl_seconds is None else micros(command.ttl_seconds)
+    arguments: list[Argument] = [command.value, int(command.only_if_absent), ttl]
+    return script_command("set_value", [key], arguments, read=bool)
 
 
-@call_for.register
-def _note(command: commands.SetValue, keys: Keys) -> Call:
-    ends = command.ttl_seconds
-    lifetime: Argument = "" if ends is None else _micros(ends)
-    arguments: list[Argument] = [command.value, int(command.only_if_absent), lifetime]
-    return _call("note", [keys.note(command.space, command.name)], arguments, read=bool)
+@encode.register
+def _get_value(command: commands.GetValue, keys: Keys) -> RedisCommand:
+    return RedisCommand(("GET", keys.value(command.space, command.name)), unchanged)
 
 
-@call_for.register
-def _read_note(command: commands.GetValue, keys: Keys) -> Call:
-    return Call(("GET", keys.note(command.space, command.name)), _as_is)
-
-
-@call_for.register
-def _drop_note(command: commands.DeleteValue, keys: Keys) -> Call:
-    return _call("drop_note", [keys.note(command.space, command.name)], (), read=_nothing)
+@encode.register
+def _delete_value(command: commands.DeleteValue, keys: Keys) -> RedisCommand:
+    key = keys.value(command.space, command.name)
+    return script_command("delete_value", [key], (), read=no_result)

@@ -1,24 +1,30 @@
-"""The commands of `commands.workers` for Redis."""
+"""Encoders of `commands.workers`."""
 
 from __future__ import annotations
 
 from gateway.store import commands
-from gateway.store.redis.commands.call import Call, _call, _micros, _nothing, _read_texts, call_for
+from gateway.store.redis.commands.encoding import (
+    RedisCommand,
+    encode,
+    micros,
+    no_result,
+    read_texts,
+    script_command,
+)
 from gateway.store.redis.keys import Keys
 
-# ── workers ─────────────────────────────────────────────────────────────────────────────────
+
+@encode.register
+def _heartbeat(command: commands.Heartbeat, keys: Keys) -> RedisCommand:
+    return script_command("heartbeat", [keys.books], [command.worker], read=no_result)
 
 
-@call_for.register
-def _beat(command: commands.Heartbeat, keys: Keys) -> Call:
-    return _call("beat", [keys.books], [command.worker], read=_nothing)
+@encode.register
+def _expired_workers(command: commands.ExpiredWorkers, keys: Keys) -> RedisCommand:
+    arguments = [micros(command.after_seconds)]
+    return script_command("expired_workers", [keys.books], arguments, read=read_texts)
 
 
-@call_for.register
-def _dead_workers(command: commands.ExpiredWorkers, keys: Keys) -> Call:
-    return _call("dead_workers", [keys.books], [_micros(command.after_seconds)], read=_read_texts)
-
-
-@call_for.register
-def _retire(command: commands.Deregister, keys: Keys) -> Call:
-    return _call("retire", [keys.books], [command.worker], read=bool)
+@encode.register
+def _deregister(command: commands.Deregister, keys: Keys) -> RedisCommand:
+    return script_command("deregister", [keys.books], [command.worker], read=bool)

@@ -65,7 +65,7 @@ def consume_from_buckets(tx: Transaction, consumptions: Sequence[Consumption]) -
             "INSERT OR REPLACE INTO buckets (subject, unit, level, updated_at, remove_after)"
             " VALUES (?, ?, ?, ?, ?)",
             (
-                counter.scope,
+                counter.subject,
                 counter.unit,
                 bucket.level - amount * UNITS,
                 bucket.at,
@@ -99,7 +99,7 @@ def read_counter(tx: Transaction, counter: Counter, *, denied: int = 0) -> Count
 def _read_bucket(tx: Transaction, counter: Counter, maximum: int) -> Bucket:
     row = tx.fetch_one(
         "SELECT level, updated_at FROM buckets WHERE subject = ? AND unit = ?",
-        (counter.scope, counter.unit),
+        (counter.subject, counter.unit),
     )
     bucket = None if row is None else Bucket(*row)
     return refill(bucket, maximum, now=tx.now_micros)
@@ -110,6 +110,6 @@ def _read_window(tx: Transaction, counter: Counter, window: Window) -> tuple[int
     row = tx.fetch_one(
         "SELECT spent, reserved FROM windows"
         " WHERE subject = ? AND unit = ? AND period = ? AND label = ?",
-        (counter.scope, counter.unit, counter.period, window.label),
+        (counter.subject, counter.unit, counter.period, window.label),
     )
     return (0, 0) if row is None else (row[0], row[1])

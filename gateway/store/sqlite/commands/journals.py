@@ -91,7 +91,7 @@ def _reserve(tx: Transaction, consumption: Consumption) -> _Reserved:
             " VALUES (?, ?, ?, ?, 0, ?, ?) ON CONFLICT DO UPDATE"
             " SET reserved = reserved + excluded.reserved",
             (
-                counter.scope,
+                counter.subject,
                 counter.unit,
                 counter.period,
                 window.label,
@@ -100,7 +100,7 @@ def _reserve(tx: Transaction, consumption: Consumption) -> _Reserved:
             ),
         )
     return _Reserved(
-        counter.scope,
+        counter.subject,
         counter.unit,
         counter.period,
         amount=amount,

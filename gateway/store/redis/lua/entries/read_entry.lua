@@ -1,2 +1,2 @@
--- KEYS: entry. Answers now, then the slots and their values as they lie.
+-- KEYS: entry. Returns now, and the slots with their values.
 return { now, redis.call('HGETALL', KEYS[1]) }

@@ -1,5 +1,5 @@
--- No KEYS: it takes the entries that its node has. ARGV: cursor, pattern of their keys, how many.
--- Answers the next cursor, then the keys, each with its slots and their values.
+-- No KEYS: scans the node that it runs on. ARGV: cursor, pattern of the entries' keys, limit.
+-- Returns the next cursor, then the keys, each with its slots and their values.
 local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])
 local found = {}
 for _, key in ipairs(page[2]) do

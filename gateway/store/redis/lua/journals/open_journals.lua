@@ -1,5 +1,5 @@
--- KEYS: books. ARGV: the workers, none = all. Answers purchase, worker, state, payload, … by
--- worker, oldest first.
+-- KEYS: books. ARGV: the workers, none = all.
+-- Returns purchase, worker, state, payload, … by worker, oldest first.
 local workers = #ARGV > 0 and ARGV or redis.call('ZRANGE', WORKERS, 0, -1)
 local found = {}
 for _, worker in ipairs(workers) do

@@ -1,4 +1,4 @@
--- KEYS: books. ARGV: purchase, payload. Answers the journal's state afterwards.
+-- KEYS: books. ARGV: purchase, payload. Returns the journal's state afterwards.
 local key = journal_key(ARGV[1])
 local state = redis.call('HGET', key, 'state')
 if not state then

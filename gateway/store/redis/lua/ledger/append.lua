@@ -1,5 +1,5 @@
--- KEYS: books. ARGV: the batch's id, then the records.
-local APPENDED_SECONDS = 3600 -- verbs.APPENDED_SECONDS
+-- KEYS: books. ARGV: the id of the append, then the records.
+local APPENDED_SECONDS = 3600 -- commands.APPENDED_SECONDS
 local is_new = redis.call('SET', BOOKS .. 'appended:' .. ARGV[1], '1', 'NX', 'EX', APPENDED_SECONDS)
 if not is_new then
   return 0

@@ -1,5 +1,5 @@
--- KEYS: books. ARGV: the day to start with, the stream id after which ('-' = from the day's
--- first), how many. Answers day, stream id, record, ….
+-- KEYS: books. ARGV: the first day, the stream id after which to start there ('-' = its first
+-- record), the limit. Returns day, stream id, record, ….
 local first_day, after, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local found, count = {}, 0
 

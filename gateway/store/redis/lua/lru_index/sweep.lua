@@ -1,2 +1,2 @@
--- KEYS: shelf. ARGV: how many at most. Answers how many were past their time.
-return forget_ended(tonumber(ARGV[1]))
+-- KEYS: LRU index. ARGV: the limit. Returns how many digests had expired.
+return untrack_expired(tonumber(ARGV[1]))

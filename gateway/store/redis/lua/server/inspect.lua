@@ -1,3 +1,3 @@
--- Answers the clock, and what the server says of its memory and of what it writes to disk. INFO and
--- not CONFIG: the latter is closed to scripts, and in many hosted servers to everybody.
+-- Returns the time, and the server's INFO about memory and persistence. Not CONFIG GET: scripts may
+-- not call it, and many hosted servers forbid it altogether.
 return { now, redis.call('INFO', 'memory') .. redis.call('INFO', 'persistence') }

@@ -1,8 +1,8 @@
--- The books: KEYS[1] is the prefix of all their keys. It carries the hash tag {books}, so every
--- key that a script makes of it lies in the slot that KEYS[1] names.
+-- Keys of the books: KEYS[1] is their prefix. It contains the hash tag {books}, so every key that a
+-- script builds from it is in the hash slot of KEYS[1].
 
 local BOOKS = KEYS[1]
-local WORKERS = BOOKS .. 'workers' -- sorted set: worker → its last beat
+local WORKERS = BOOKS .. 'workers' -- sorted set: worker → its last heartbeat
 local LEDGER_DAYS = BOOKS .. 'ledger-days' -- sorted set of yyyy-mm-dd, all scores 0
 
 local function journal_key(purchase)
@@ -17,7 +17,7 @@ local function ledger_key(day)
   return BOOKS .. 'ledger:' .. day
 end
 
--- All fields of a hash as a table; nil when there is no such hash.
+-- All fields of a hash as a table; nil if there is no such hash.
 local function read_hash(key)
   local fields = redis.call('HGETALL', key)
   if #fields == 0 then
@@ -30,8 +30,8 @@ local function read_hash(key)
   return found
 end
 
--- Should the clock have stepped back over midnight, records go on under the later day: a reader
--- that has passed a day never looks at it again.
+-- The day to append to. If the clock steps back over midnight, records continue under the later
+-- day, because a client that reads the ledger never returns to an earlier one.
 local function ledger_day()
   local last = redis.call('ZREVRANGE', LEDGER_DAYS, 0, 0)[1]
   local today = day_of(now)

@@ -1,4 +1,4 @@
--- The server's clock in exact integers, and UTC calendar dates. Every script starts with this.
+-- The server's clock in exact integers, and UTC calendar dates. Every script starts with this part.
 
 local SECOND = 1000000 -- times and durations are whole microseconds, exact below 2^53
 local DAY = 86400 * SECOND
@@ -19,11 +19,11 @@ local function milliseconds(microseconds)
   return digits(math.ceil(microseconds / 1000))
 end
 
--- Lets a key live until `time` at least; a later end that it already has stays.
-local function live_until(key, time)
-  local ends = milliseconds(time)
-  if redis.call('PEXPIRETIME', key) < tonumber(ends) then
-    redis.call('PEXPIREAT', key, ends)
+-- Makes a key expire at `time` or later: never before the expiry that it already has.
+local function expire_at_least(key, time)
+  local expiry = milliseconds(time)
+  if redis.call('PEXPIRETIME', key) < tonumber(expiry) then
+    redis.call('PEXPIREAT', key, expiry)
   end
 end
 

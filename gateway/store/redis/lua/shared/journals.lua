@@ -1,35 +1,36 @@
--- Journals: one hash a purchase: state, worker, payload, takes; once closed charged and presumed
--- instead of the payload. All that is kept as JSON is text, so no number loses digits.
+-- Journals: one hash per purchase with state, worker, payload and consumptions; once closed with
+-- charged and presumed instead of the payload. Numbers in JSON are text, so none loses digits.
 
-local CLOSED_SECONDS = 7 * 86400 -- verbs.CLOSED_JOURNAL_SECONDS
+local CLOSED_SECONDS = 7 * 86400 -- commands.CLOSED_JOURNAL_SECONDS
 
--- The takes of a reservation, each window with its name and end: a purchase belongs to those of
--- its reservation, whenever it is settled.
-local function pack_reserved(takes)
+-- The consumptions of a reservation, each with the name and end of its window: a purchase is
+-- charged to the windows of its reservation, whenever it is settled.
+local function pack_reserved(consumptions)
   local packed = {}
-  for _, take in ipairs(takes) do
-    local meter = take.meter
+  for _, consumption in ipairs(consumptions) do
+    local counter = consumption.counter
     table.insert(packed, {
-      meter.scope, meter.unit, meter.period, meter.maximum and digits(meter.maximum) or '',
-      digits(take.amount), meter.window or '', meter.ends and digits(meter.ends) or '',
+      counter.subject, counter.unit, counter.period,
+      counter.maximum and digits(counter.maximum) or '', digits(consumption.amount),
+      counter.window or '', counter.ends and digits(counter.ends) or '',
     })
   end
   return cjson.encode(packed)
 end
 
--- What packed takes have reserved, as {key, unit, amount, ends, counts}; buckets are not among
--- them. `counts` is true for the one of each counter that a charge is added to; an open window
--- shows only what is reserved.
+-- The windows of packed consumptions as {key, unit, amount, ends, is_charged}. `is_charged` is true
+-- for one of each counter, to which a charge is added; the concurrency window only counts
+-- reserved amounts.
 local function unpack_windows(packed)
   local windows, seen = {}, {}
-  for _, take in ipairs(packed) do
-    local scope, unit, period, amount, window = take[1], take[2], take[3], take[5], take[6]
-    local key = BOOKS .. 'window:' .. scope .. ':' .. window
+  for _, item in ipairs(packed) do
+    local subject, unit, period, amount, window = item[1], item[2], item[3], item[5], item[6]
+    local key = BOOKS .. 'window:' .. subject .. ':' .. window
     if period ~= 'minute' then
       local counter = unit .. ' ' .. key
       table.insert(windows, {
-        key = key, unit = unit, amount = tonumber(amount), ends = tonumber(take[7]),
-        counts = period ~= 'concurrency' and not seen[counter],
+        key = key, unit = unit, amount = tonumber(amount), ends = tonumber(item[7]),
+        is_charged = period ~= 'concurrency' and not seen[counter],
       })
       seen[counter] = true
     end
@@ -37,15 +38,15 @@ local function unpack_windows(packed)
   return windows
 end
 
--- Packed takes as `states` wants them, with what their meters show now.
-local function reread_takes(packed)
+-- Packed consumptions with their counters as they are now, for `states`.
+local function reread_consumptions(packed)
   local arguments = {}
-  for _, take in ipairs(packed) do
+  for _, item in ipairs(packed) do
     for i = 1, 5 do
-      arguments[#arguments + 1] = take[i]
+      arguments[#arguments + 1] = item[i]
     end
   end
-  return read_takes(arguments, 1)
+  return read_consumptions(arguments, 1)
 end
 
 -- A charge as a table unit → amount, from a list unit, amount, ….

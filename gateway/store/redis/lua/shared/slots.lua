@@ -1,7 +1,7 @@
--- Slots of a fingerprint: KEYS[1] is its entry, KEYS[2] its claims (both hashes by slot number).
+-- The slots of a fingerprint: KEYS[1] is its entry, KEYS[2] its leases (both hashes by slot).
 --
--- An entry's value is "<expires> <length of the image's id> <id><data>", a claim's value is
--- "<expires> <flight>", both times in microseconds. Whether they are over is judged by the clock.
+-- An image's value is "<expires> <length of the image id> <id><data>", a lease's value is
+-- "<expires> <flight>", with times in microseconds. The scripts compare them with the clock.
 
 local MAX_SLOTS = 64
 
@@ -18,9 +18,9 @@ local function unpack_slot(value)
   }
 end
 
-local function unpack_claim(value)
+local function unpack_lease(value)
   local expires, flight = string.match(value, '^(%d+) (.*)$')
-  return { expires = tonumber(expires), flight = flight, value = value }
+  return { expires = tonumber(expires), flight = flight }
 end
 
 local function read_by_slot(key, unpack_value)
@@ -36,17 +36,31 @@ local function read_entry()
   return read_by_slot(KEYS[1], unpack_slot)
 end
 
-local function read_claims()
-  return read_by_slot(KEYS[2], unpack_claim)
+local function read_leases()
+  return read_by_slot(KEYS[2], unpack_lease)
 end
 
-local function is_live(held)
-  return held ~= nil and held.expires > now
+-- Whether there is an image or a lease that has not expired.
+local function is_valid(value)
+  return value ~= nil and value.expires > now
 end
 
-local function release(claims, flight)
-  for slot, claim in pairs(claims) do
-    if claim.flight == flight then
+local function is_leased_by_other(lease, flight)
+  return is_valid(lease) and lease.flight ~= flight
+end
+
+local function lease_slots(slots, flight, lease)
+  for _, slot in ipairs(slots) do
+    redis.call('HSET', KEYS[2], slot, digits(now + lease) .. ' ' .. flight)
+  end
+  if #slots > 0 then
+    expire_at_least(KEYS[2], now + lease)
+  end
+end
+
+local function release_leases(leases, flight)
+  for slot, lease in pairs(leases) do
+    if lease.flight == flight then
       redis.call('HDEL', KEYS[2], slot)
     end
   end

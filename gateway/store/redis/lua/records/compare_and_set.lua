@@ -1,6 +1,6 @@
--- KEYS: the space of each change. ARGV: for each change the name, then twice whether there is
--- such a record ('1' or '0') and its bytes: as it should be now, and as it shall be.
--- Answers the index of the first change whose expectation does not hold, or nil.
+-- KEYS: the space of each write. ARGV: for each write the name, then the expected and the new
+-- record, each as '1' and its bytes, or as '0' and '' for none.
+-- Returns the index of the first write whose expectation fails, or nil.
 local WIDTH = 5
 
 for i, space in ipairs(KEYS) do

@@ -1,2 +1,2 @@
--- KEYS: note.
+-- KEYS: value.
 return redis.call('DEL', KEYS[1])

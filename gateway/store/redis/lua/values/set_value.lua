@@ -1,5 +1,5 @@
--- KEYS: note. ARGV: value, '1' if it must be new, lifetime ('' = without end).
--- Answers 1, or 0 if there is one.
+-- KEYS: value. ARGV: the bytes, '1' = only if absent, time to live ('' = none).
+-- Returns 1, or 0 if there is one already.
 if ARGV[2] == '1' and redis.call('EXISTS', KEYS[1]) == 1 then
   return 0
 end

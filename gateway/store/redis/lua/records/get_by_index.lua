@@ -1,3 +1,3 @@
--- KEYS: the space that leads on, the space of the record. ARGV: name. Answers the record or nil.
+-- KEYS: the space of the index, the space of the record. ARGV: name. Returns the record or nil.
 local name = redis.call('HGET', KEYS[1], ARGV[1])
 return name and redis.call('HGET', KEYS[2], name)

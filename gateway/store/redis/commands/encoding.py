@@ -1,0 +1,100 @@
+"""How a command of the store becomes a command of Redis. Pure: nothing is sent here.
+
+`encode` dispatches on the command's class; the modules beside this one register an encoder for
+each command. Times and durations are whole microseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import singledispatch
+from typing import Any, Final, cast
+
+import hiredis
+
+from gateway.store.protocol import Command
+from gateway.store.redis.keys import Keys
+from gateway.store.redis.scripts import SCRIPTS, Script
+
+Argument = bytes | str | int
+"""Text is sent as UTF-8."""
+
+SECOND: Final = 1_000_000
+
+MAX_PACKED: Final = 1024
+"""How many packed commands each encoder of a frequent command caches."""
+
+
+@dataclass(frozen=True, slots=True)
+class RedisCommand:
+    """A command of Redis and how its reply is read."""
+
+    command: tuple[Argument, ...] | bytes
+    """As arguments, or packed for the connection."""
+    read: Callable[[Any], Any]
+    """Reply → result of the store's command."""
+    script: Script | None = None
+    """None for a plain command; those only read, so they can be repeated."""
+
+
+@singledispatch
+def encode(command: Command[Any], keys: Keys) -> RedisCommand:
+    """The Redis command for `command`. Raises `TypeError` for a command without an encoder."""
+    raise TypeError(f"The Redis store has no encoder for the command {type(command).__name__}.")
+
+
+def script_command(
+    name: str, keys: Sequence[str], arguments: Iterable[Argument], *, read: Callable[[Any], Any]
+) -> RedisCommand:
+    """Runs a script of `lua/`."""
+    script = SCRIPTS[name]
+    return RedisCommand(
+        ("EVALSHA", script.sha, len(keys), *keys, *arguments), read=read, script=script
+    )
+
+
+def packed(command: RedisCommand) -> RedisCommand:
+    """The same, packed, for an encoder that caches its commands."""
+    return replace(command, command=hiredis.pack_command(cast(Any, command.command)))
+
+
+def no_result(reply: Any) -> None:
+    """Reads the reply to a command that has no result."""
+
+
+def unchanged(reply: Any) -> Any:
+    """Reads a reply that is the result."""
+    return reply
+
+
+def read_texts(reply: Sequence[bytes]) -> Sequence[str]:
+    """Reads a list of UTF-8 strings."""
+    return [text.decode() for text in reply]
+
+
+def read_cursor(cursor: bytes) -> str | None:
+    """The cursor with which `SCAN` continues; None at the end."""
+    return None if cursor == b"0" else cursor.decode()
+
+
+def micros(seconds: float) -> int:
+    """Seconds as microseconds, rounded up."""
+    return math.ceil(seconds * SECOND)
+
+
+def optional(value: bytes | None) -> tuple[Argument, Argument]:
+    """Bytes that may be absent, as the scripts read them."""
+    return (0, b"") if value is None else (1, value)
+
+
+def pairs(flat: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
+    """The items of a flat list by twos, as Redis returns a hash."""
+    items = iter(flat)
+    return zip(items, items, strict=True)
+
+
+def flatten(items: Iterable[tuple[Argument, Argument]]) -> list[Argument]:
+    """The inverse of `pairs`."""
+    return [item for pair in items for item in pair]

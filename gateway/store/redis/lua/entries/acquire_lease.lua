@@ -1,0 +1,33 @@
+-- KEYS: entry, leases. ARGV: flight, lease, how many slots, the slots, ids of images to ignore.
+-- Returns now, the cached slots with their values, the acquired slots, and the slots that other
+-- flights lease, with those flights.
+local FIRST_SLOT = 4
+local flight, lease_time = ARGV[1], tonumber(ARGV[2])
+local last_slot = FIRST_SLOT + tonumber(ARGV[3]) - 1
+local entry, leases = read_entry(), read_leases()
+local cached, acquired, leased, free = {}, {}, {}, {}
+
+local is_ignored = {}
+for i = last_slot + 1, #ARGV do
+  is_ignored[ARGV[i]] = true
+end
+
+for i = FIRST_SLOT, last_slot do
+  local slot = tonumber(ARGV[i])
+  local stored, lease = entry[slot], leases[slot]
+  if is_valid(stored) and not is_ignored[stored.image] then
+    table.insert(cached, slot)
+    table.insert(cached, stored.value)
+  elseif is_leased_by_other(lease, flight) then
+    table.insert(leased, slot)
+    table.insert(leased, lease.flight)
+  else
+    table.insert(acquired, slot)
+    if not is_valid(lease) then
+      table.insert(free, slot)
+    end
+  end
+end
+
+lease_slots(free, flight, lease_time)
+return { now, cached, acquired, leased }

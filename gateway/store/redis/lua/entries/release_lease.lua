@@ -1,0 +1,3 @@
+-- KEYS: entry, leases. ARGV: flight.
+release_leases(read_leases(), ARGV[1])
+return 0

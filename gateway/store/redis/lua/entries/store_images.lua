@@ -1,0 +1,82 @@
+-- KEYS: entry, leases. ARGV: flight, time to live, stale-if-error window, '1' = displaces, then
+-- wanted slot, image id and data of each image, by slot.
+-- Returns wanted slot, actual slot, ….
+local flight = ARGV[1]
+local expires, stale_if_error = now + tonumber(ARGV[2]), tonumber(ARGV[3])
+local displaces = ARGV[4] == '1'
+local entry, leases = read_entry(), read_leases()
+
+local images, is_new = {}, {}
+for i = 5, #ARGV, 3 do
+  table.insert(images, { wanted = tonumber(ARGV[i]), id = ARGV[i + 1], data = ARGV[i + 2] })
+  is_new[ARGV[i + 1]] = true
+end
+
+local slot_of = {} -- image id → slot
+for slot, stored in pairs(entry) do
+  slot_of[stored.image] = slot
+end
+
+local function is_free(slot)
+  return not is_valid(entry[slot]) and not is_leased_by_other(leases[slot], flight)
+end
+
+local function lowest_free()
+  for slot = 0, MAX_SLOTS - 1 do
+    if is_free(slot) then
+      return slot
+    end
+  end
+end
+
+local writes = {}
+local function put(stored, slot)
+  local before = entry[slot]
+  if before and slot_of[before.image] == slot then
+    slot_of[before.image] = nil
+  end
+  entry[slot] = stored
+  slot_of[stored.image] = slot
+  table.insert(writes, slot)
+  table.insert(writes, stored.value)
+end
+
+local displaced = {}
+local function choose_slot(wanted)
+  local stored = entry[wanted]
+  if displaces and is_valid(stored) and not is_new[stored.image]
+    and not is_leased_by_other(leases[wanted], flight) then
+    table.insert(displaced, stored)
+    return wanted
+  end
+  return is_free(wanted) and wanted or lowest_free()
+end
+
+for _, image in ipairs(images) do
+  local slot = not slot_of[image.id] and choose_slot(image.wanted)
+  if slot then
+    local value = pack_slot(expires, image.id, image.data)
+    put({ expires = expires, image = image.id, value = value }, slot)
+  end
+end
+for _, stored in ipairs(displaced) do
+  local slot = lowest_free()
+  if slot then
+    put(stored, slot)
+  end
+end
+
+if #writes > 0 then
+  redis.call('HSET', KEYS[1], unpack(writes))
+  expire_at_least(KEYS[1], expires + stale_if_error)
+end
+release_leases(leases, flight)
+
+local actual = {}
+for _, image in ipairs(images) do
+  if slot_of[image.id] then
+    table.insert(actual, image.wanted)
+    table.insert(actual, slot_of[image.id])
+  end
+end
+return actual

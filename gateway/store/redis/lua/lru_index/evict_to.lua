@@ -1,0 +1,2 @@
+-- KEYS: LRU index. ARGV: the bound in bytes. Returns the evicted digests.
+return evict_to(tonumber(ARGV[1]))

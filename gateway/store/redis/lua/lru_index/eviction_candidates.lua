@@ -1,0 +1,2 @@
+-- KEYS: LRU index. ARGV: how many bytes. Returns digests.
+return eviction_candidates(tonumber(ARGV[1]))

@@ -1,6 +1,0 @@
--- KEYS: shelf. ARGV: the digests. Answers 1 or 0 for each.
-local found = {}
-for i, digest in ipairs(ARGV) do
-  found[i] = end_of(digest) > now and 1 or 0
-end
-return found

@@ -1,0 +1,5 @@
+-- KEYS: LRU index. ARGV: the digests.
+for _, digest in ipairs(ARGV) do
+  untrack(digest)
+end
+return 0

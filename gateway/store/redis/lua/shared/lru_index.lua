@@ -1,0 +1,82 @@
+-- The LRU index: KEYS[1] is the prefix of its keys. It contains the hash tag {lru}, so all of them
+-- are in the hash slot of KEYS[1].
+--
+-- If the server's memory is full, Redis refuses a script at its first write that needs memory,
+-- unless the script has already done a write that needs none. So scripts remove before they add.
+
+local USED = KEYS[1] .. 'used' -- sorted set: digest → its last use
+local EXPIRES = KEYS[1] .. 'expires' -- sorted set: digest → its expiry
+local SIZES = KEYS[1] .. 'sizes' -- hash: digest → its bytes
+local TOTAL = KEYS[1] .. 'total' -- the sum of all sizes
+
+local MAX_EVICTIONS = 1000 -- commands.MAX_EVICTIONS
+local MAX_EXPIRED = 100
+local PAGE = 10
+
+local function read_total()
+  return tonumber(redis.call('GET', TOTAL) or 0)
+end
+
+local function expiry_of(digest)
+  return tonumber(redis.call('ZSCORE', EXPIRES, digest) or 0)
+end
+
+-- Now, or just after the last use: no two uses have the same time.
+local function next_use()
+  local latest = redis.call('ZRANGE', USED, 0, 0, 'REV', 'WITHSCORES')[2]
+  return math.max(now, (tonumber(latest) or 0) + 1)
+end
+
+local function untrack(digest)
+  local size = redis.call('HGET', SIZES, digest)
+  if not size then
+    return
+  end
+  redis.call('ZREM', USED, digest)
+  redis.call('ZREM', EXPIRES, digest)
+  redis.call('HDEL', SIZES, digest)
+  if redis.call('DECRBY', TOTAL, size) == 0 then
+    redis.call('DEL', TOTAL)
+  end
+end
+
+-- Removes up to `limit` expired digests; returns how many there were.
+local function untrack_expired(limit)
+  local expired = redis.call('ZRANGEBYSCORE', EXPIRES, '-inf', digits(now), 'LIMIT', 0, limit)
+  for _, digest in ipairs(expired) do
+    untrack(digest)
+  end
+  return #expired
+end
+
+-- The least recently used digests that together have at least `bytes`, without expired ones.
+local function eviction_candidates(bytes)
+  local found, first = {}, 0
+  while bytes > 0 and #found < MAX_EVICTIONS do
+    local digests = redis.call('ZRANGE', USED, first, first + PAGE - 1)
+    if #digests == 0 then
+      break
+    end
+    local sizes = redis.call('HMGET', SIZES, unpack(digests))
+    for i, digest in ipairs(digests) do
+      if bytes > 0 and #found < MAX_EVICTIONS and expiry_of(digest) > now then
+        table.insert(found, digest)
+        bytes = bytes - tonumber(sizes[i])
+      end
+    end
+    first = first + PAGE
+  end
+  return found
+end
+
+-- Removes expired digests, then evicts the least recently used ones. Returns the evicted digests.
+local function evict_to(max_bytes)
+  untrack_expired(MAX_EXPIRED)
+  while read_total() > max_bytes and untrack_expired(MAX_EXPIRED) > 0 do
+  end
+  local evicted = eviction_candidates(read_total() - max_bytes)
+  for _, digest in ipairs(evicted) do
+    untrack(digest)
+  end
+  return evicted
+end
