@@ -304,7 +304,7 @@ ECHOES = {
 }
 
 
-def hear(name: str | None, data: object, **options) -> events.News | None:
+def hear(name: str | None, data: object, **options) -> events.ParsedEvent | None:
     raw = data if isinstance(data, bytes) else json.dumps(data).encode()
     return events.parse_event(Event(name, raw), upstream_request_id="req_up", **options)
 
@@ -468,7 +468,7 @@ def test_the_errors_of_clones_are_errors_too(name, data, expected):
 
 def test_an_error_in_a_stream_betrays_no_secret():
     sent = {"message": "bad key sk-secret", "code": "c", "org": "sk-secret"}
-    failure = failure_in_stream("error", {"error": sent}, unspoken=[b"sk-secret"])
+    failure = failure_in_stream("error", {"error": sent}, secrets=[b"sk-secret"])
     assert (failure.message, failure.details) == ("bad key ***", {"org": "***"})
 
 
@@ -481,7 +481,7 @@ def test_a_key_refused_in_a_stream_is_told_neutrally():
 def test_secrets_are_looked_for_in_errors_only():
     """In an image, or in a prompt that a caller wrote, the same letters are nobody's secret."""
     answered = hear(
-        COMPLETED, {"b64_json": ENCODED, "revised_prompt": "sk-secret"}, unspoken=[b"sk-secret"]
+        COMPLETED, {"b64_json": ENCODED, "revised_prompt": "sk-secret"}, secrets=[b"sk-secret"]
     )
     assert isinstance(answered, UpstreamAnswer)
     assert answered.images[0].revised_prompt == "sk-secret"

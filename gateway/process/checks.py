@@ -197,7 +197,7 @@ async def check_upstream(settings: Settings) -> Finding:
         message = "UPSTREAM_API_KEY is not set; without it `gateway serve` does not start."
         return Finding("upstream", "fault", message)
     async with open_client(client_settings(settings)) as client:
-        return judge_upstream(await client.probe(), base_url=settings.upstream.base_url)
+        return judge_upstream(await client.check(), base_url=settings.upstream.base_url)
 
 
 def judge_upstream(status: int | None, *, base_url: str) -> Finding:

@@ -147,7 +147,7 @@ USER_ERROR = "image_generation_user_error"
 CUT = "Upstream's answer was cut off."
 UNREADABLE = "Upstream's answer could not be read."
 INCOMPLETE = "Upstream charged for this request, but its answer contains no complete image."
-REFUSED_KEY = "Upstream refused the gateway's access. The gateway's operator can mend this."
+REFUSED_KEY = "Upstream refused the gateway's access. Contact the gateway's operator."
 NO_RETRY_HEADER = {"x-should-retry": None, "Retry-After": None}
 
 OWN_ERROR = json.dumps({"error": {"message": "Broken.", "type": "server_error", "code": "e_1"}})
