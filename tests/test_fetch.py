@@ -27,7 +27,7 @@ from gateway.net.guard import (
     parse_allow_list,
     parse_link,
 )
-from gateway.upstream.fetch import LinkFetcher, RehostSettings, open_link_fetcher
+from gateway.upstream.fetch import FetchSettings, LinkFetcher, open_link_fetcher
 from tests.gateways import run_upstream
 from tests.inner_server import (
     IMAGE,
@@ -48,7 +48,7 @@ async def fetching(
 ) -> AsyncIterator[tuple[LinkFetcher, list[str]]]:
     """A fetcher, and the outcomes that its observer is told."""
     outcomes: list[str] = []
-    settings = RehostSettings(upstream_url=upstream, **{"max_bytes": 10**6, **given})
+    settings = FetchSettings(upstream_url=upstream, **{"max_bytes": 10**6, **given})
     async with open_link_fetcher(
         settings, observer=outcomes.append, resolver=names or Names()
     ) as rehost:
@@ -453,7 +453,7 @@ def test_a_plain_http_name_reaches_nothing_but_the_allowed_networks():
 )
 def test_an_entry_that_is_not_understood_is_named(entry):
     with pytest.raises(ValidationError, match="is not a host") as caught:
-        RehostSettings(upstream_url="https://a.example", allow=("b.example", entry), max_bytes=1)
+        FetchSettings(upstream_url="https://a.example", allow=("b.example", entry), max_bytes=1)
     assert f"'{entry}'" in str(caught.value)
 
 
@@ -468,9 +468,11 @@ def test_an_entry_that_is_not_understood_is_named(entry):
     ],
 )
 def test_upstreams_own_place_is_allowed(url, place):
-    assert RehostSettings(upstream_url=url, max_bytes=1).guard == AllowList(frozenset({place}), ())
+    assert FetchSettings(upstream_url=url, max_bytes=1).allow_list == AllowList(
+        frozenset({place}), ()
+    )
 
 
 def test_an_upstream_without_a_host_is_refused():
     with pytest.raises(ValidationError):
-        RehostSettings(upstream_url="/v1", max_bytes=1)
+        FetchSettings(upstream_url="/v1", max_bytes=1)

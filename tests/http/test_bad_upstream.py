@@ -162,9 +162,9 @@ CASES = {
     "wrong base64": undelivered(INCOMPLETE, charged="usage", fault="bad-base64"),
     "a 5-byte PNG": undelivered(INCOMPLETE, charged="usage", fault="tiny-png"),
     "its only image damaged": undelivered(INCOMPLETE, charged="usage", fault="one-bad"),
-    "no image of one": undelivered("Upstream's answer has no images in it.", fault="fewer"),
+    "no image of one": undelivered("Upstream's answer contains no images.", fault="fewer"),
     "an error with 200": undelivered(
-        "Upstream answered with an error where it had announced images.",
+        "Upstream answered 200 with an error in place of images.",
         raw=http(200, OWN_ERROR),
     ),
     "images that are no objects": undelivered(

@@ -21,7 +21,7 @@ import pytest_asyncio
 from gateway.assembly import OpenLinks
 from gateway.images import Record
 from gateway.simulator.drawing import draw_image
-from gateway.upstream.fetch import LinkFetcher, RehostSettings, open_link_fetcher
+from gateway.upstream.fetch import FetchSettings, LinkFetcher, open_link_fetcher
 from tests.gateways import Client, InProcess, Reply, make_settings, run_gateway, run_upstream
 from tests.inner_server import (
     INSIDE,
@@ -50,7 +50,7 @@ def opening(names: Names) -> OpenLinks:
     """Fetchers that look names up in a table, with a deadline that a test can let pass."""
 
     def open_links(
-        settings: RehostSettings, *, observer: Callable[[str], None]
+        settings: FetchSettings, *, observer: Callable[[str], None]
     ) -> AbstractAsyncContextManager[LinkFetcher]:
         given = settings.model_copy(update={"timeout_seconds": DEADLINE_SECONDS})
         return open_link_fetcher(given, observer=observer, resolver=names)
