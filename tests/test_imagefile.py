@@ -172,7 +172,7 @@ IDAT, IEND = chunk(b"IDAT", b"x"), chunk(b"IEND", b"")
             b"RIFF\x16\x00\x00\x00WEBPVP8X\x0a\x00\x00\x00" + bytes(10),
             "WebP without an image",
         ),
-        (b"RIFF\xff\x00\x00\x00WEBP", "WebP whose length is not the one it states"),
+        (b"RIFF\xff\x00\x00\x00WEBP", "WebP with a wrong length"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.hex()[:48],
 )
