@@ -249,7 +249,11 @@ class AllowList:
 
     def allows(self, address: Address, address_policy: AddressPolicy) -> bool:
         """Whether a connection to this address may be made."""
-        if address_policy is AddressPolicy.ANY or self._has(address):
+        if address_policy is AddressPolicy.ANY or self._contains(address):
+            return True
+        # An address that embeds others connects to them, so all of them must be allowed.
+        embedded = embedded_ipv4(address)
+        if embedded and all(map(self._contains, embedded)):
             return True
         return address_policy is AddressPolicy.PUBLIC and is_public(address)
 
@@ -259,10 +263,6 @@ class AllowList:
             return self.allows(ip_address(text), address_policy)
         except ValueError:
             return False
-
-    def _has(self, address: Address) -> bool:
-        embedded = embedded_ipv4(address)
-        return self._contains(address) or (bool(embedded) and all(map(self._contains, embedded)))
 
     def _contains(self, address: Address) -> bool:
         return any(address in network for network in self.networks)

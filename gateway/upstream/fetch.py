@@ -165,7 +165,15 @@ class LinkFetcher:
             raise LinkBlocked(_reason_of(error)) from None
 
     async def _receive(self, response: aiohttp.ClientResponse) -> bytes:
-        _check_head(response)
+        if response.status != 200:
+            raise LinkBlocked("status")
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise LinkBlocked("encoding")
+        media_type = response.content_type.lower()
+        if media_type.startswith("text/") or media_type.endswith(
+            ("/json", "+json", "/xml", "+xml")
+        ):
+            raise LinkBlocked("type")
         limit = self._settings.max_bytes
         if (response.content_length or 0) > limit:
             raise LinkBlocked("too_large")
@@ -175,16 +183,6 @@ class LinkFetcher:
             if len(body) > limit:
                 raise LinkBlocked("too_large")
         return bytes(body)
-
-
-def _check_head(response: aiohttp.ClientResponse) -> None:
-    if response.status != 200:
-        raise LinkBlocked("status")
-    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise LinkBlocked("encoding")
-    kind = response.content_type.lower()
-    if kind.startswith("text/") or kind.endswith(("/json", "+json", "/xml", "+xml")):
-        raise LinkBlocked("type")
 
 
 def _reason_of(error: Exception) -> Reason:
