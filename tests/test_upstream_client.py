@@ -347,13 +347,21 @@ async def test_the_breaker_opens_after_the_last_retry_and_closes_with_the_first_
         client_of(script, pace=clock.pace, notes=notes, breaker_failures=2) as client,
     ):
         assert [(await failure_of(client)).status for _ in range(2)] == [503, 500]
-        refusal = await failure_of(client)
+        rejection = await failure_of(client)
         clock.now += 9.5
-        last_refusal = await failure_of(client)
+        last_rejection = await failure_of(client)
         clock.now += 0.5
         assert (await failure_of(client)).status == 400
-    assert (refusal.code, refusal.charge) == ("upstream_unavailable", Charge.FREE)
-    assert (refusal.headers, last_refusal.headers) == ({"Retry-After": "10"}, {"Retry-After": "1"})
+    assert rejection.message == (
+        "The circuit breaker is open because upstream failed several times in succession. "
+        "Retry in 10 seconds."
+    )
+    assert last_rejection.message.endswith("Retry in 1 second.")
+    assert (rejection.code, rejection.charge) == ("upstream_unavailable", Charge.FREE)
+    assert (rejection.headers, last_rejection.headers) == (
+        {"Retry-After": "10"},
+        {"Retry-After": "1"},
+    )
     assert len(script.heads) == len(notes.attempts) == 5
     assert notes.turns == [True, False]
 
@@ -380,12 +388,12 @@ async def test_a_cancelled_probe_permits_the_next_one():
     ):
         await failure_of(client)
         clock.now += 10
-        trial = asyncio.create_task(client.generate(REQUEST, images=1))
+        probe = asyncio.create_task(client.generate(REQUEST, images=1))
         await arrived.wait()
         assert (await failure_of(client)).code == "upstream_unavailable"
-        trial.cancel()
+        probe.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await trial
+            await probe
         assert (await client.generate(REQUEST, images=1)).images[0].data == PIXELS
 
 

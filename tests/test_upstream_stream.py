@@ -490,10 +490,10 @@ async def test_a_cancelled_probe_permits_the_next_one():
         clock.now += 10
         arrived = asyncio.Event()
         listener.pause = lambda: arrived.set() or asyncio.sleep(0)
-        trial = asyncio.create_task(listener.buy(client))
+        probe = asyncio.create_task(listener.buy(client))
         await arrived.wait()
         assert (await Listener().fail(client)).code == "upstream_unavailable"
-        trial.cancel()
+        probe.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await trial
+            await probe
         assert (await Listener().buy(client)).images[0].data == PIXELS

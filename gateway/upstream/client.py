@@ -1,8 +1,9 @@
 """The client of upstream: one purchase with its deadline, retries and circuit breaker.
 
 A purchase has one deadline and at most `MAX_RETRIES` retries, see
-`docs/reference/billing.md#retries-and-the-circuit-breaker`. What is sent and how the answer is read
-is `openai/`; connections are `session`. Whether the bytes are images is checked by the caller.
+`docs/reference/billing.md#retries-and-the-circuit-breaker`. Request bodies
+and answers are `openai/`, connections are `session`. The bytes of images are checked by
+`purchasing`.
 """
 
 from __future__ import annotations
@@ -124,8 +125,8 @@ _Outcome: TypeAlias = _Reply | _Streamed | _Failed
 
 
 @dataclass(frozen=True, slots=True)
-class _Attempt:
-    """What every attempt of one purchase sends, and how its answer is read."""
+class _PreparedRequest:
+    """The request of a purchase, which every attempt sends, and the reader of its answer."""
 
     model: str
     body: bytes
@@ -175,7 +176,7 @@ class UpstreamClient:
         """
         body = requests.forwarded_body(request, images=images)
         receive = partial(self._receive_answer, limit_bytes=self._limit_bytes(images))
-        return await self._buy(_Attempt(request.model, body, receive))
+        return await self._buy(_PreparedRequest(request.model, body, receive))
 
     async def stream(
         self,
@@ -201,7 +202,7 @@ class UpstreamClient:
             async with contextlib.aclosing(_chunks(response.content)) as chunks:
                 return _stream_outcome(response.status, await reader.read(chunks))
 
-        return await self._buy(_Attempt(request.model, body, receive))
+        return await self._buy(_PreparedRequest(request.model, body, receive))
 
     async def check(self) -> int | None:
         """Lists the models, for `doctor`: the status of the response, or None without one in time.
@@ -240,13 +241,13 @@ class UpstreamClient:
             on_partial=on_partial,
         )
 
-    async def _buy(self, attempt: _Attempt) -> UpstreamAnswer:
+    async def _buy(self, prepared: _PreparedRequest) -> UpstreamAnswer:
         permit = self._breaker.acquire(self._pace.clock())
         if isinstance(permit, Rejected):
             raise errors.breaker_open(retry_after_seconds=permit.retry_after_seconds)
         outcome: _Outcome | None = None
         try:
-            outcome = await self._send_before_deadline(attempt)
+            outcome = await self._send_before_deadline(prepared)
         finally:
             self._report(permit, outcome)
         if isinstance(outcome, _Failed):
@@ -272,11 +273,11 @@ class UpstreamClient:
             log.warning("upstream_breaker_closed" if was_open else "upstream_breaker_opened")
             self._observer.breaker_turned(is_open=not was_open)
 
-    async def _send_before_deadline(self, attempt: _Attempt) -> _Outcome:
+    async def _send_before_deadline(self, prepared: _PreparedRequest) -> _Outcome:
         state = SendState()
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
-                return await self._send(attempt, state)
+                return await self._send(prepared, state)
         except TimeoutError:
             return _Failed("timeout", errors.timed_out(was_sent=state.is_sent))
 
@@ -284,12 +285,12 @@ class UpstreamClient:
         """The size of the largest valid answer with `images` images in base64."""
         return images * (self._settings.max_image_bytes * 4 // 3 + 4) + _ENVELOPE_BYTES
 
-    async def _send(self, attempt: _Attempt, state: SendState) -> _Outcome:
+    async def _send(self, prepared: _PreparedRequest, state: SendState) -> _Outcome:
         """Sends and retries until there is an answer or a failure that is not retried."""
         started = self._pace.clock()
         retries = 0
         while True:
-            outcome = await self._observe_attempt(attempt, state)
+            outcome = await self._observe_attempt(prepared, state)
             if not isinstance(outcome, _Failed):
                 return outcome
             elapsed = self._pace.clock() - started
@@ -312,26 +313,26 @@ class UpstreamClient:
             wait = _FIRST_BACKOFF_SECONDS * 2**retries * jitter
         return wait if elapsed_seconds + wait <= RETRY_WINDOW_SECONDS else None
 
-    async def _observe_attempt(self, attempt: _Attempt, state: SendState) -> _Outcome:
+    async def _observe_attempt(self, prepared: _PreparedRequest, state: SendState) -> _Outcome:
         started = self._pace.clock()
         status: int | str = "timeout"  # if the deadline cancels it
         try:
-            outcome = await self._send_once(attempt, state)
+            outcome = await self._send_once(prepared, state)
             status = outcome.status
             return outcome
         finally:
             elapsed = self._pace.clock() - started
-            self._observer.attempted(attempt.model, status=status, seconds=elapsed)
+            self._observer.attempted(prepared.model, status=status, seconds=elapsed)
 
-    async def _send_once(self, attempt: _Attempt, state: SendState) -> _Outcome:
+    async def _send_once(self, prepared: _PreparedRequest, state: SendState) -> _Outcome:
         """Sends one request. `state.is_sent` stays set only if the answer was cut off."""
         outcome: _Outcome
         try:
             async with self._session.post(
-                self._url, data=TrackedBody(attempt.body, state), allow_redirects=False
+                self._url, data=TrackedBody(prepared.body, state), allow_redirects=False
             ) as response:
                 if 200 <= response.status < 300:
-                    outcome = await attempt.receive(response)
+                    outcome = await prepared.receive(response)
                 else:
                     outcome = await self._receive_error(response)
         except (aiohttp.ClientError, OSError):

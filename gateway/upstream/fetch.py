@@ -77,7 +77,7 @@ class FetchSettings(BaseModel):
 
     @property
     def allow_list(self) -> AllowList:
-        """What is allowed in addition to public addresses over https."""
+        """The hosts and networks that are allowed beside public addresses over https."""
         return parse_allow_list([_host_and_port(self.upstream_url), *self.allow])
 
 

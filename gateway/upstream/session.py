@@ -1,6 +1,6 @@
 """The settings of upstream, and the connection pool to it.
 
-What is sent over the connections, retries and deadlines are `client`.
+Purchases, retries and deadlines are `client`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MIN_SECRET_LENGTH: Final = 8
 
 
 class ClientSettings(BaseModel):
-    """The address of upstream, how to reach it, and the bounds of what is read from it."""
+    """The address of upstream, the connection to it, and the bounds of its answers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 

@@ -1,6 +1,7 @@
 """Parses upstream's 2xx answers: images, usage and echoed parameters.
 
-Streams are `events`, which shares the parts. Whether the bytes are images is checked elsewhere.
+Streams are `events`, which shares the parts. The bytes of images are checked by
+`purchasing`.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def parse_answer(body: bytes | bytearray, *, upstream_request_id: str | None) ->
 
 
 def echoed_parameters(document: Mapping[str, Any]) -> Mapping[str, str]:
+    """The echoed parameters that are strings; others are ignored."""
     return MappingProxyType(
         {key: document[key] for key in ECHOED_PARAMETERS if isinstance(document.get(key), str)}
     )
@@ -146,10 +148,8 @@ def parse_usage(usage: Any) -> Usage | None:
     if not isinstance(usage, dict):
         return None
     for input_name, output_name in _USAGE_SPELLINGS:
-        tokens_in, tokens_out = (
-            token_count(usage.get(input_name)),
-            token_count(usage.get(output_name)),
-        )
+        tokens_in = token_count(usage.get(input_name))
+        tokens_out = token_count(usage.get(output_name))
         if tokens_in is not None and tokens_out is not None:
             return _split_usage(
                 tokens_in,

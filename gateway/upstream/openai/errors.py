@@ -1,8 +1,7 @@
-"""Turns upstream's errors, and its silence, into `UpstreamFailure`.
+"""Turns error responses of upstream, and missing responses, into `UpstreamFailure`.
 
-Each failure says what upstream presumably charged (`docs/reference/billing.md#charges`) and what is
-relayed to the client (`docs/reference/errors.md#relayed-from-upstream`). Errors within a stream are
-`events`.
+A failure has the presumed charge (`docs/reference/billing.md#charges`) and the fields that are
+relayed (`docs/reference/errors.md#relayed-from-upstream`). Errors within a stream are `events`.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _QUOTA_CODES: Final = frozenset(
         "organization_usage_limit_exceeded",
     }
 )
-"""See `docs/reference/images-api.md#quota-and-rate-codes`; so are all that start with `billing`."""
+"""All that start with `billing` count too: `docs/reference/images-api.md#quota-and-rate-codes`."""
 
 AUTH_CODES: Final = frozenset({"invalid_api_key", "authentication_error"})
 """Clones also send these with other statuses than 401."""
