@@ -66,10 +66,10 @@ async def blocked_reason(links: LinkFetcher, link: str) -> str:
 
 @pytest.mark.parametrize(("link", "reason"), INSIDE, ids=[repr(row[0])[:60] for row in INSIDE])
 async def test_a_link_to_an_inner_address_is_blocked_without_a_connection(link, reason):
-    async with run_inner() as inner, fetching(names=names_that_lead_inside()) as (links, told):
+    async with run_inner() as inner, fetching(names=names_that_lead_inside()) as (links, outcomes):
         assert await blocked_reason(links, link.replace("{port}", str(inner.port))) == reason
         assert inner.connections == 0
-        assert told == [reason]
+        assert outcomes == [reason]
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,12 @@ async def test_a_redirect_to_an_inner_address_is_blocked_without_a_connection(li
     async with (
         run_inner() as inner,
         run_outer() as outer,
-        fetching(outer.url, names=names_that_lead_inside()) as (links, told),
+        fetching(outer.url, names=names_that_lead_inside()) as (links, outcomes),
     ):
         outer.location = link.replace("{port}", str(inner.port))
         assert await blocked_reason(links, f"{outer.url}/redirect") == reason
         assert inner.connections == 0
-        assert told == [reason]
+        assert outcomes == [reason]
 
 
 @pytest.mark.parametrize("location", ["//127.0.0.1:{port}/", "//inside.example/", "//[::1]/"])
@@ -110,12 +110,12 @@ async def test_a_name_is_checked_at_each_connection():
     names = Names({"fickle.example": [["127.0.0.2"], ["127.0.0.1"]]})
     async with (
         run_outer("127.0.0.2", name="fickle.example") as outer,
-        fetching(names=names, allow=("127.0.0.2",)) as (links, told),
+        fetching(names=names, allow=("127.0.0.2",)) as (links, outcomes),
     ):
         assert await blocked_reason(links, f"{outer.url}/hop?left=1") == "address"
         assert names.asked == ["fickle.example"] * 2
         assert outer.paths == ["/hop?left=1"]
-        assert told == ["address"]
+        assert outcomes == ["address"]
 
 
 async def test_of_a_names_addresses_only_the_allowed_ones_are_connected_to():
@@ -134,7 +134,7 @@ async def test_of_a_names_addresses_only_the_allowed_ones_are_connected_to():
 
 async def test_a_link_of_upstream_is_fetched_byte_for_byte():
     """The simulated storage compares the signature in the query as text."""
-    async with run_upstream() as upstream, fetching(upstream.base_url) as (links, told):
+    async with run_upstream() as upstream, fetching(upstream.base_url) as (links, outcomes):
         order = {"model": "dall-e-2", "prompt": "an otter", "size": "256x256"}
         async with upstream.session.post(
             f"{upstream.base_url}/images/generations", json=order
@@ -144,7 +144,7 @@ async def test_a_link_of_upstream_is_fetched_byte_for_byte():
         assert "%2F" in link
         check_image(await links.fetch(link), max_bytes=10**6, max_pixels=10**6)
         assert await blocked_reason(links, link.replace("%2B", "+")) == "status"
-        assert told == ["fetched", "status"]
+        assert outcomes == ["fetched", "status"]
 
 
 @pytest.mark.parametrize(
@@ -157,9 +157,9 @@ async def test_allow_listed_hosts_may_be_private_and_plain_http(allow):
     async with run_outer(name="friend.example" if is_named else None) as outer:
         host_and_port = URL(outer.url)
         entry = allow.format(host_and_port=host_and_port.authority, port=host_and_port.port)
-        async with fetching(names=names, allow=(entry,)) as (links, told):
+        async with fetching(names=names, allow=(entry,)) as (links, outcomes):
             assert await links.fetch(f"{outer.url}/image") == IMAGE
-            assert told == ["fetched"]
+            assert outcomes == ["fetched"]
 
 
 async def test_a_name_in_an_allowed_network_may_be_plain_http():
@@ -200,10 +200,10 @@ async def test_https_is_not_redirected_to_http_even_for_an_allowed_host():
 
 
 async def test_five_redirects_are_followed_and_a_sixth_is_not():
-    async with run_outer() as outer, fetching(outer.url) as (links, told):
+    async with run_outer() as outer, fetching(outer.url) as (links, outcomes):
         assert await links.fetch(f"{outer.url}/hop?left=5") == IMAGE
         assert await blocked_reason(links, f"{outer.url}/hop?left=6") == "redirects"
-        assert told == ["fetched", "redirects"]
+        assert outcomes == ["fetched", "redirects"]
 
 
 async def test_a_redirects_query_is_kept_byte_for_byte():
@@ -258,13 +258,13 @@ async def test_a_fetch_sends_no_key_and_no_cookie_and_uses_no_proxy(monkeypatch,
 async def test_an_answer_without_an_image_is_blocked(path, reason):
     async with (
         run_outer() as outer,
-        fetching(outer.url, timeout_seconds=DEADLINE_SECONDS) as (links, told),
+        fetching(outer.url, timeout_seconds=DEADLINE_SECONDS) as (links, outcomes),
     ):
         refusing = blocked_reason(links, f"{outer.url}/{path}")
         if reason == "timeout":
             refusing = run_out_of_time(refusing, once=lambda: outer.paths)
         assert await refusing == reason
-        assert told == [reason]
+        assert outcomes == [reason]
         assert outer.sent_bytes < 2**24
 
 

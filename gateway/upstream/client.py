@@ -2,8 +2,8 @@
 
 A purchase has one deadline and at most `MAX_RETRIES` retries, see
 `docs/reference/billing.md#retries-and-the-circuit-breaker`. Request bodies
-and answers are `openai/`, connections are `session`. The bytes of images are checked by
-`purchasing`.
+and answers are `openai/`, connections are `session`. `purchasing` checks the bytes
+of images.
 """
 
 from __future__ import annotations

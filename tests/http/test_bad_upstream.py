@@ -287,7 +287,7 @@ CASES = {
 }
 
 
-# ── an upstream that says what it is told ───────────────────────────────────────────────────
+# ── an upstream with scripted answers ────────────────────────────────────────────────────────
 
 
 @dataclass
@@ -486,9 +486,9 @@ def assert_reported(reply: Reply, case: Case) -> None:
     if case.error is None:
         assert len(reply.images) == 1
         return
-    told = dict(reply.error)
-    assert told.pop("message").startswith(case.error["message"])
-    assert told == {key: value for key, value in case.error.items() if key != "message"}
+    error = dict(reply.error)
+    assert error.pop("message").startswith(case.error["message"])
+    assert error == {key: value for key, value in case.error.items() if key != "message"}
     assert reply.headers["x-gateway-error-source"] == "upstream"
     assert reply.headers["Content-Type"].startswith("application/json")
     assert b"sk-upstream-secret" not in reply.body

@@ -177,7 +177,7 @@ async def test_without_it_nothing_is_sent_and_nothing_charged(tmp_path: Path) ->
 def test_a_missing_ca_file_is_one_line_at_the_start(tmp_path: Path) -> None:
     config = tmp_path / "gateway.yaml"
     config.write_text(yaml.safe_dump({"upstream": {"api_key": "sk-x", "ca_file": "own.pem"}}))
-    told = subprocess.run(
+    started = subprocess.run(
         [sys.executable, "-m", "gateway", "serve", "--config", str(config)],
         cwd=tmp_path,
         capture_output=True,
@@ -185,8 +185,8 @@ def test_a_missing_ca_file_is_one_line_at_the_start(tmp_path: Path) -> None:
         text=True,
         timeout=GENEROUS_SECONDS,
     )
-    assert told.returncode == 1
-    assert told.stderr == (
+    assert started.returncode == 1
+    assert started.stderr == (
         f"Error: {config}: upstream.ca_file: 'own.pem' is not valid; expected a file with "
         "certificates in PEM; it cannot be read: No such file or directory.\n"
     )

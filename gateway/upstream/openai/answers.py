@@ -1,7 +1,6 @@
 """Parses upstream's 2xx answers: images, usage and echoed parameters.
 
-Streams are `events`, which shares the parts. The bytes of images are checked by
-`purchasing`.
+Streams are `events`, which shares the parts. `purchasing` checks the bytes of images.
 """
 
 from __future__ import annotations
