@@ -56,7 +56,7 @@ from gateway.store.sqlite.store import open_sqlite_store
 from gateway.store.wrappers import EvictingStore, InstrumentedStore, LimitedStore
 from gateway.tasks import OwnedTasks
 from gateway.upstream.client import UpstreamClient, open_client
-from gateway.upstream.fetch import LinkFetcher, RehostSettings, open_link_fetcher
+from gateway.upstream.fetch import FetchSettings, LinkFetcher, open_link_fetcher
 from gateway.upstream.session import ClientSettings
 
 DATABASE: Final = "gateway.sqlite"
@@ -196,7 +196,7 @@ class OpenLinks(Protocol):
     """Opens a fetcher of upstream's links, as `open_link_fetcher` does."""
 
     def __call__(
-        self, settings: RehostSettings, *, observer: Callable[[str], None]
+        self, settings: FetchSettings, *, observer: Callable[[str], None]
     ) -> AbstractAsyncContextManager[LinkFetcher]:
         """`observer` is called with the outcome of each fetch."""
 
@@ -440,9 +440,9 @@ def blobs_settings(settings: Settings) -> BlobsSettings:
     )
 
 
-def rehost_settings(settings: Settings) -> RehostSettings:
+def rehost_settings(settings: Settings) -> FetchSettings:
     """The part of `upstream.fetch`: which links may be fetched."""
-    return RehostSettings(
+    return FetchSettings(
         upstream_url=settings.upstream.base_url,
         allow=settings.rehost.allow,
         max_bytes=settings.cache.max_image_bytes,

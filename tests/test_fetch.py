@@ -1,4 +1,4 @@
-"""The guarded fetch, against a server that it may reach and one that it must never reach.
+"""The fetcher of links, against an allowed server and one that it must never reach.
 
 Both are real, and so are the links that lead to them: they stand in `inner_server`.
 """
@@ -27,7 +27,7 @@ from gateway.net.guard import (
     parse_allow_list,
     parse_link,
 )
-from gateway.upstream.fetch import LinkFetcher, RehostSettings, open_link_fetcher
+from gateway.upstream.fetch import FetchSettings, LinkFetcher, open_link_fetcher
 from tests.gateways import run_upstream
 from tests.inner_server import (
     IMAGE,
@@ -46,18 +46,18 @@ from tests.waiting import DEADLINE_SECONDS, eventually, pass_time, run_out_of_ti
 async def fetching(
     upstream: str = "https://api.upstream.example/v1", /, *, names: Names | None = None, **given
 ) -> AsyncIterator[tuple[LinkFetcher, list[str]]]:
-    """A fetcher, and the outcomes that its observer is told."""
+    """A fetcher, and the outcomes that its observer receives."""
     outcomes: list[str] = []
-    settings = RehostSettings(upstream_url=upstream, **{"max_bytes": 10**6, **given})
+    settings = FetchSettings(upstream_url=upstream, **{"max_bytes": 10**6, **given})
     async with open_link_fetcher(
         settings, observer=outcomes.append, resolver=names or Names()
-    ) as rehost:
-        yield rehost, outcomes
+    ) as links:
+        yield links, outcomes
 
 
-async def refusal(rehost: LinkFetcher, link: str) -> str:
+async def blocked_reason(links: LinkFetcher, link: str) -> str:
     with pytest.raises(LinkBlocked) as caught:
-        await rehost.fetch(link)
+        await links.fetch(link)
     return caught.value.reason
 
 
@@ -65,57 +65,57 @@ async def refusal(rehost: LinkFetcher, link: str) -> str:
 
 
 @pytest.mark.parametrize(("link", "reason"), INSIDE, ids=[repr(row[0])[:60] for row in INSIDE])
-async def test_a_link_that_leads_inside_is_refused_without_a_connection(link, reason):
-    async with run_inner() as inner, fetching(names=names_that_lead_inside()) as (rehost, told):
-        assert await refusal(rehost, link.replace("{port}", str(inner.port))) == reason
+async def test_a_link_to_an_inner_address_is_blocked_without_a_connection(link, reason):
+    async with run_inner() as inner, fetching(names=names_that_lead_inside()) as (links, outcomes):
+        assert await blocked_reason(links, link.replace("{port}", str(inner.port))) == reason
         assert inner.connections == 0
-        assert told == [reason]
+        assert outcomes == [reason]
 
 
 @pytest.mark.parametrize(
     ("link", "reason"), REDIRECTED, ids=[repr(row[0])[:60] for row in REDIRECTED]
 )
-async def test_a_redirect_that_leads_inside_is_refused_without_a_connection(link, reason):
+async def test_a_redirect_to_an_inner_address_is_blocked_without_a_connection(link, reason):
     async with (
         run_inner() as inner,
         run_outer() as outer,
-        fetching(outer.url, names=names_that_lead_inside()) as (rehost, told),
+        fetching(outer.url, names=names_that_lead_inside()) as (links, outcomes),
     ):
         outer.location = link.replace("{port}", str(inner.port))
-        assert await refusal(rehost, f"{outer.url}/redirect") == reason
+        assert await blocked_reason(links, f"{outer.url}/redirect") == reason
         assert inner.connections == 0
-        assert told == [reason]
+        assert outcomes == [reason]
 
 
 @pytest.mark.parametrize("location", ["//127.0.0.1:{port}/", "//inside.example/", "//[::1]/"])
-async def test_a_redirect_without_a_scheme_is_judged_with_that_of_its_link(location):
+async def test_a_redirect_without_a_scheme_takes_that_of_its_link(location):
     async with (
         run_inner() as inner,
         run_outer() as outer,
-        fetching(outer.url, names=names_that_lead_inside()) as (rehost, _),
+        fetching(outer.url, names=names_that_lead_inside()) as (links, _),
     ):
         outer.location = location.replace("{port}", str(inner.port))
-        assert await refusal(rehost, f"{outer.url}/redirect") == "scheme"
+        assert await blocked_reason(links, f"{outer.url}/redirect") == "scheme"
         assert inner.connections == 0
 
 
-async def test_the_inner_server_counts_what_does_reach_it():
-    async with run_inner() as inner, fetching(allow=("127.0.0.0/8",)) as (rehost, _):
-        assert await refusal(rehost, f"https://127.0.0.1:{inner.port}/") == "unreachable"
+async def test_the_inner_server_counts_connections():
+    async with run_inner() as inner, fetching(allow=("127.0.0.0/8",)) as (links, _):
+        assert await blocked_reason(links, f"https://127.0.0.1:{inner.port}/") == "unreachable"
         assert inner.connections == 1
 
 
-async def test_a_name_that_changes_its_mind_is_judged_at_each_connection():
-    """The first look-up leads to an allowed address, the second to one that is not."""
+async def test_a_name_is_checked_at_each_connection():
+    """The first look-up returns an allowed address, the second a blocked one."""
     names = Names({"fickle.example": [["127.0.0.2"], ["127.0.0.1"]]})
     async with (
         run_outer("127.0.0.2", name="fickle.example") as outer,
-        fetching(names=names, allow=("127.0.0.2",)) as (rehost, told),
+        fetching(names=names, allow=("127.0.0.2",)) as (links, outcomes),
     ):
-        assert await refusal(rehost, f"{outer.url}/hop?left=1") == "address"
+        assert await blocked_reason(links, f"{outer.url}/hop?left=1") == "address"
         assert names.asked == ["fickle.example"] * 2
         assert outer.paths == ["/hop?left=1"]
-        assert told == ["address"]
+        assert outcomes == ["address"]
 
 
 async def test_of_a_names_addresses_only_the_allowed_ones_are_connected_to():
@@ -123,18 +123,18 @@ async def test_of_a_names_addresses_only_the_allowed_ones_are_connected_to():
     async with (
         run_inner() as inner,
         run_outer("127.0.0.2", name="both.example", port=inner.port) as outer,
-        fetching(names=names, allow=("127.0.0.2",)) as (rehost, _),
+        fetching(names=names, allow=("127.0.0.2",)) as (links, _),
     ):
-        assert await rehost.fetch(f"{outer.url}/image") == IMAGE
+        assert await links.fetch(f"{outer.url}/image") == IMAGE
         assert inner.connections == 0
 
 
 # ── links that may be followed ──────────────────────────────────────────────────────────────
 
 
-async def test_a_link_of_upstream_arrives_byte_for_byte_and_brings_a_image():
+async def test_a_link_of_upstream_is_fetched_byte_for_byte():
     """The simulated storage compares the signature in the query as text."""
-    async with run_upstream() as upstream, fetching(upstream.base_url) as (rehost, told):
+    async with run_upstream() as upstream, fetching(upstream.base_url) as (links, outcomes):
         order = {"model": "dall-e-2", "prompt": "an otter", "size": "256x256"}
         async with upstream.session.post(
             f"{upstream.base_url}/images/generations", json=order
@@ -142,32 +142,33 @@ async def test_a_link_of_upstream_arrives_byte_for_byte_and_brings_a_image():
             link = (await response.json())["data"][0]["url"]
         assert "%2B" in link
         assert "%2F" in link
-        check_image(await rehost.fetch(link), max_bytes=10**6, max_pixels=10**6)
-        assert await refusal(rehost, link.replace("%2B", "+")) == "status"
-        assert told == ["fetched", "status"]
+        check_image(await links.fetch(link), max_bytes=10**6, max_pixels=10**6)
+        assert await blocked_reason(links, link.replace("%2B", "+")) == "status"
+        assert outcomes == ["fetched", "status"]
 
 
 @pytest.mark.parametrize(
-    "allow", ["127.0.0.1", "127.0.0.0/8", "{place}", "friend.example", "FRIEND.example:{port}"]
+    "allow",
+    ["127.0.0.1", "127.0.0.0/8", "{host_and_port}", "friend.example", "FRIEND.example:{port}"],
 )
-async def test_what_is_on_the_list_may_be_private_and_plain_http(allow):
+async def test_allow_listed_hosts_may_be_private_and_plain_http(allow):
     names = Names({"friend.example": [["127.0.0.1"]]})
     is_named = "friend" in allow.lower()
     async with run_outer(name="friend.example" if is_named else None) as outer:
-        place = URL(outer.url)
-        entry = allow.format(place=place.authority, port=place.port)
-        async with fetching(names=names, allow=(entry,)) as (rehost, told):
-            assert await rehost.fetch(f"{outer.url}/image") == IMAGE
-            assert told == ["fetched"]
+        host_and_port = URL(outer.url)
+        entry = allow.format(host_and_port=host_and_port.authority, port=host_and_port.port)
+        async with fetching(names=names, allow=(entry,)) as (links, outcomes):
+            assert await links.fetch(f"{outer.url}/image") == IMAGE
+            assert outcomes == ["fetched"]
 
 
 async def test_a_name_in_an_allowed_network_may_be_plain_http():
     names = Names({"friend.example": [["127.0.0.1"]]})
     async with (
         run_outer(name="friend.example") as outer,
-        fetching(names=names, allow=("127.0.0.0/8",)) as (rehost, _),
+        fetching(names=names, allow=("127.0.0.0/8",)) as (links, _),
     ):
-        assert await rehost.fetch(f"{outer.url}/image") == IMAGE
+        assert await links.fetch(f"{outer.url}/image") == IMAGE
 
 
 async def test_https_is_checked_against_the_authorities_of_the_ca_file():
@@ -175,52 +176,52 @@ async def test_https_is_checked_against_the_authorities_of_the_ca_file():
     async with run_outer(name="localhost", tls=True) as outer:
         link = f"{outer.url}/image"
         trusting = {"names": names, "allow": ("localhost",)}
-        async with fetching(**trusting, ca_file=TLS / "authority.pem") as (rehost, _):
-            assert await rehost.fetch(link) == IMAGE
-        async with fetching(**trusting) as (rehost, _):
-            assert await refusal(rehost, link) == "unreachable"
+        async with fetching(**trusting, ca_file=TLS / "authority.pem") as (links, _):
+            assert await links.fetch(link) == IMAGE
+        async with fetching(**trusting) as (links, _):
+            assert await blocked_reason(links, link) == "unreachable"
 
 
-async def test_https_is_not_left_for_http_even_for_an_allowed_host():
+async def test_https_is_not_redirected_to_http_even_for_an_allowed_host():
     names = Names({"localhost": [["127.0.0.1"]]})
     async with (
         run_outer(name="localhost", tls=True) as secure,
         run_outer() as plain,
         fetching(plain.url, names=names, allow=("localhost",), ca_file=TLS / "authority.pem") as (
-            rehost,
+            links,
             _,
         ),
     ):
         secure.location = f"{plain.url}/image"
-        assert await refusal(rehost, f"{secure.url}/redirect") == "scheme"
+        assert await blocked_reason(links, f"{secure.url}/redirect") == "scheme"
         secure.location = "/image"
-        assert await rehost.fetch(f"{secure.url}/redirect") == IMAGE
+        assert await links.fetch(f"{secure.url}/redirect") == IMAGE
         assert plain.paths == []
 
 
 async def test_five_redirects_are_followed_and_a_sixth_is_not():
-    async with run_outer() as outer, fetching(outer.url) as (rehost, told):
-        assert await rehost.fetch(f"{outer.url}/hop?left=5") == IMAGE
-        assert await refusal(rehost, f"{outer.url}/hop?left=6") == "redirects"
-        assert told == ["fetched", "redirects"]
+    async with run_outer() as outer, fetching(outer.url) as (links, outcomes):
+        assert await links.fetch(f"{outer.url}/hop?left=5") == IMAGE
+        assert await blocked_reason(links, f"{outer.url}/hop?left=6") == "redirects"
+        assert outcomes == ["fetched", "redirects"]
 
 
 async def test_a_redirects_query_is_kept_byte_for_byte():
-    async with run_outer() as outer, fetching(outer.url) as (rehost, _):
+    async with run_outer() as outer, fetching(outer.url) as (links, _):
         outer.location = "/image?sig=a%2Bb%2F%3d&x=;&y=%7E#part"
-        assert await rehost.fetch(f"{outer.url}/redirect?%2f") == IMAGE
+        assert await links.fetch(f"{outer.url}/redirect?%2f") == IMAGE
         assert outer.paths == ["/redirect?%2f", "/image?sig=a%2Bb%2F%3d&x=;&y=%7E"]
 
 
-async def test_a_fetch_brings_no_key_no_cookie_and_takes_no_proxy(monkeypatch, tmp_path):
+async def test_a_fetch_sends_no_key_and_no_cookie_and_uses_no_proxy(monkeypatch, tmp_path):
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login ann password secret")
     (tmp_path / ".netrc").chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    async with run_outer() as outer, fetching(outer.url) as (rehost, _):
+    async with run_outer() as outer, fetching(outer.url) as (links, _):
         outer.location = "/image"
-        assert await rehost.fetch(f"{outer.url}/redirect") == IMAGE
+        assert await links.fetch(f"{outer.url}/redirect") == IMAGE
         for headers in outer.headers:
             assert {name.lower() for name in headers} == {
                 "host",
@@ -254,46 +255,46 @@ async def test_a_fetch_brings_no_key_no_cookie_and_takes_no_proxy(monkeypatch, t
         ("silent", "timeout"),
     ],
 )
-async def test_an_answer_without_a_image_is_refused(path, reason):
+async def test_an_answer_without_an_image_is_blocked(path, reason):
     async with (
         run_outer() as outer,
-        fetching(outer.url, timeout_seconds=DEADLINE_SECONDS) as (rehost, told),
+        fetching(outer.url, timeout_seconds=DEADLINE_SECONDS) as (links, outcomes),
     ):
-        refusing = refusal(rehost, f"{outer.url}/{path}")
+        refusing = blocked_reason(links, f"{outer.url}/{path}")
         if reason == "timeout":
             refusing = run_out_of_time(refusing, once=lambda: outer.paths)
         assert await refusing == reason
-        assert told == [reason]
+        assert outcomes == [reason]
         assert outer.sent_bytes < 2**24
 
 
-async def test_an_answer_of_exactly_the_limit_is_taken_and_one_byte_more_is_not():
+async def test_an_answer_of_exactly_the_limit_is_accepted_and_one_byte_more_is_not():
     async with run_outer() as outer:
-        async with fetching(outer.url, max_bytes=len(IMAGE)) as (rehost, _):
-            assert await rehost.fetch(f"{outer.url}/image") == IMAGE
-        async with fetching(outer.url, max_bytes=len(IMAGE) - 1) as (rehost, _):
-            assert await refusal(rehost, f"{outer.url}/image") == "too_large"
+        async with fetching(outer.url, max_bytes=len(IMAGE)) as (links, _):
+            assert await links.fetch(f"{outer.url}/image") == IMAGE
+        async with fetching(outer.url, max_bytes=len(IMAGE) - 1) as (links, _):
+            assert await blocked_reason(links, f"{outer.url}/image") == "too_large"
 
 
 @pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", "binary/octet-stream"])
-async def test_types_that_may_be_a_image_are_left_to_the_check_of_the_bytes(kind):
-    async with run_outer() as outer, fetching(outer.url) as (rehost, _):
-        assert await rehost.fetch(f"{outer.url}/typed?type={kind}") == IMAGE
+async def test_types_that_may_be_an_image_are_left_to_the_check_of_the_bytes(kind):
+    async with run_outer() as outer, fetching(outer.url) as (links, _):
+        assert await links.fetch(f"{outer.url}/typed?type={kind}") == IMAGE
 
 
-async def test_a_server_that_is_away_is_unreachable():
+async def test_a_server_that_does_not_listen_is_unreachable():
     async with run_outer() as outer:
         url = outer.url
-    async with fetching(url) as (rehost, _):
-        assert await refusal(rehost, f"{url}/image") == "unreachable"
+    async with fetching(url) as (links, _):
+        assert await blocked_reason(links, f"{url}/image") == "unreachable"
 
 
-async def test_the_deadline_holds_over_all_redirects_together():
+async def test_the_deadline_covers_all_redirects_together():
     async with (
         run_outer() as outer,
-        fetching(outer.url, timeout_seconds=DEADLINE_SECONDS) as (rehost, _),
+        fetching(outer.url, timeout_seconds=DEADLINE_SECONDS) as (links, _),
     ):
-        refusing = asyncio.create_task(refusal(rehost, f"{outer.url}/slow-hop?left=5"))
+        refusing = asyncio.create_task(blocked_reason(links, f"{outer.url}/slow-hop?left=5"))
         for hops in (1, 2, 3):
             await eventually(lambda: len(outer.paths) == hops)  # noqa: B023 - at once
             pass_time(0.4 * DEADLINE_SECONDS)
@@ -301,10 +302,10 @@ async def test_the_deadline_holds_over_all_redirects_together():
         assert len(outer.paths) == 3
 
 
-async def test_a_refusal_says_why_and_which_host_but_never_the_link():
-    async with fetching() as (rehost, _):
+async def test_a_blocked_link_is_logged_with_reason_and_host_but_never_whole():
+    async with fetching() as (links, _):
         with pytest.raises(LinkBlocked) as caught:
-            await rehost.fetch("https://10.0.0.1/private?sig=secret")
+            await links.fetch("https://10.0.0.1/private?sig=secret")
         assert str(caught.value) == "address"
         assert caught.value.host == "10.0.0.1"
 
@@ -330,7 +331,7 @@ def test_a_public_address_is_public(text):
 
 
 @given(st.ip_addresses(v=4))
-def test_an_address_that_embeds_an_ipv4_one_is_as_public_as_that(inner: IPv4Address):
+def test_an_address_that_embeds_an_ipv4_address_is_as_public_as_it(inner: IPv4Address):
     for prefix in ("::ffff:", "64:ff9b::", "64:ff9b:1::", "::", "::ffff:0:"):
         outer = ip_address(f"{prefix}{inner}")
         assert embedded_ipv4(outer) == (inner,)
@@ -350,7 +351,7 @@ def test_no_ipv4_address_is_public_that_python_does_not_call_so(address):
 
 
 @given(st.text(max_size=40) | st.from_regex(r"https?://[0-9a-fx.:@\[\]%]{1,20}/?", fullmatch=True))
-def test_a_link_is_refused_or_is_understood_by_yarl_as_it_was_by_us(text):
+def test_yarl_parses_each_link_that_is_not_blocked_in_the_same_way(text):
     try:
         link = parse_link(text)
     except LinkBlocked:
@@ -374,7 +375,7 @@ def test_a_link_is_refused_or_is_understood_by_yarl_as_it_was_by_us(text):
         ("https://local_ai:8080/", "https://local_ai:8080/"),
     ],
 )
-def test_a_link_is_put_together_anew_with_its_target_byte_for_byte(text, url):
+def test_a_link_is_rebuilt_with_its_target_byte_for_byte(text, url):
     assert parse_link(text).url == url
 
 
@@ -398,7 +399,7 @@ GUARD = parse_allow_list(
 
 
 @pytest.mark.parametrize(
-    ("link", "reach"),
+    ("link", "policy"),
     [
         ("http://files.example/", AddressPolicy.ANY),
         ("https://files.example:8443/", AddressPolicy.ANY),
@@ -417,15 +418,15 @@ GUARD = parse_allow_list(
         ("https://[2001:0:a01:1:0:0:80ff:fffe]/", None),
     ],
 )
-def test_how_far_a_link_reaches_is_said_by_the_list(link, reach):
-    if reach is None:
+def test_the_allow_list_decides_the_address_policy_of_a_link(link, policy):
+    if policy is None:
         with pytest.raises(LinkBlocked):
             GUARD.policy_for(parse_link(link))
     else:
-        assert GUARD.policy_for(parse_link(link)) is reach
+        assert GUARD.policy_for(parse_link(link)) is policy
 
 
-def test_a_plain_http_name_reaches_nothing_but_the_allowed_networks():
+def test_a_plain_http_name_connects_only_to_allowed_networks():
     assert GUARD.allows_numeric("10.1.2.3", AddressPolicy.ALLOW_LISTED)
     assert not GUARD.allows_numeric("8.8.8.8", AddressPolicy.ALLOW_LISTED)
     assert not GUARD.allows_numeric("files.example", AddressPolicy.PUBLIC)
@@ -451,14 +452,14 @@ def test_a_plain_http_name_reaches_nothing_but_the_allowed_networks():
         "bücher.example",
     ],
 )
-def test_an_entry_that_is_not_understood_is_named(entry):
+def test_an_invalid_entry_is_named(entry):
     with pytest.raises(ValidationError, match="is not a host") as caught:
-        RehostSettings(upstream_url="https://a.example", allow=("b.example", entry), max_bytes=1)
+        FetchSettings(upstream_url="https://a.example", allow=("b.example", entry), max_bytes=1)
     assert f"'{entry}'" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("url", "place"),
+    ("url", "host_and_port"),
     [
         ("https://api.example/v1", ("api.example", 443)),
         ("http://API.example:8080/v1/", ("api.example", 8080)),
@@ -467,10 +468,12 @@ def test_an_entry_that_is_not_understood_is_named(entry):
         ("https://bücher.example", ("xn--bcher-kva.example", 443)),
     ],
 )
-def test_upstreams_own_place_is_allowed(url, place):
-    assert RehostSettings(upstream_url=url, max_bytes=1).guard == AllowList(frozenset({place}), ())
+def test_upstreams_own_host_and_port_are_allowed(url, host_and_port):
+    assert FetchSettings(upstream_url=url, max_bytes=1).allow_list == AllowList(
+        frozenset({host_and_port}), ()
+    )
 
 
 def test_an_upstream_without_a_host_is_refused():
     with pytest.raises(ValidationError):
-        RehostSettings(upstream_url="/v1", max_bytes=1)
+        FetchSettings(upstream_url="/v1", max_bytes=1)

@@ -1,4 +1,4 @@
-"""Image bytes: a whole file passes, any other is refused."""
+"""Image bytes: a complete file passes, any other is rejected; transcoding."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def draw(prompt: str = "an otter", *, format: str = "png", seed: int = 1, **opti
 
 
 def saved(format: str, mode: str = "RGB", size: tuple[int, int] = (40, 30), **options) -> bytes:
-    """What Pillow's encoder writes for noise, the same noise each time."""
+    """Noise as encoded by Pillow, the same noise each time."""
     file = io.BytesIO()
     noise = Image.frombytes("RGB", size, random.Random(7).randbytes(size[0] * size[1] * 3))
     noise.convert(mode).save(file, format, **options)
@@ -55,17 +55,17 @@ def test_any_truncated_image_fails(format, part):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_image_that_lacks_only_its_last_bytes_fails(format):
+def test_an_image_without_its_last_bytes_fails(format):
     for missing in range(1, 20):
         with pytest.raises(BadImage):
             check(SAMPLES[format][:-missing])
 
 
 @settings(max_examples=300, deadline=None)
-@given(place=st.integers(0, len(SAMPLES["png"]) - 1), flip=st.integers(1, 255))
-def test_any_changed_byte_of_a_png_fails(place, flip):
+@given(position=st.integers(0, len(SAMPLES["png"]) - 1), flip=st.integers(1, 255))
+def test_any_changed_byte_of_a_png_fails(position, flip):
     data = bytearray(SAMPLES["png"])
-    data[place] ^= flip
+    data[position] ^= flip
     with pytest.raises(BadImage):
         check(bytes(data))
 
@@ -75,10 +75,10 @@ def test_any_changed_byte_of_a_png_fails(place, flip):
     format=st.sampled_from(FORMATS),
     changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=12),
 )
-def test_damaged_bytes_never_do_worse_than_bad_image(format, changes):
+def test_damaged_bytes_raise_nothing_but_bad_image(format, changes):
     data = bytearray(SAMPLES[format])
-    for place, value in changes:
-        data[place % len(data)] = value
+    for position, value in changes:
+        data[position % len(data)] = value
     with suppress(BadImage):
         check(bytes(data))
 
@@ -90,7 +90,7 @@ def test_damaged_bytes_never_do_worse_than_bad_image(format, changes):
     ),
     rest=st.binary(max_size=200),
 )
-def test_random_bytes_are_refused(start, rest):
+def test_random_bytes_are_rejected(start, rest):
     with pytest.raises(BadImage):
         check(start + rest)
 
@@ -172,16 +172,16 @@ IDAT, IEND = chunk(b"IDAT", b"x"), chunk(b"IEND", b"")
             b"RIFF\x16\x00\x00\x00WEBPVP8X\x0a\x00\x00\x00" + bytes(10),
             "WebP without an image",
         ),
-        (b"RIFF\xff\x00\x00\x00WEBP", "WebP whose length is not the one it states"),
+        (b"RIFF\xff\x00\x00\x00WEBP", "WebP with a wrong length"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.hex()[:48],
 )
-def test_the_reason_of_a_refusal_is_said_in_a_few_words(data, reason):
+def test_the_message_says_why_the_bytes_are_rejected(data, reason):
     with pytest.raises(BadImage, match=f"^{reason}$"):
         check(data)
 
 
-def test_more_bytes_or_pixels_than_allowed_are_refused():
+def test_more_bytes_or_pixels_than_allowed_are_rejected():
     data = SAMPLES["png"]
     with pytest.raises(BadImage, match="larger than 100 bytes"):
         check_image(data, max_bytes=100, max_pixels=10**6)
@@ -192,7 +192,9 @@ def test_more_bytes_or_pixels_than_allowed_are_refused():
 
 @pytest.mark.timed
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("JPEG", {"quality": 95})])
-def test_a_image_of_one_and_a_half_megabytes_is_checked_within_the_loops_patience(kind, options):
+def test_an_image_of_one_and_a_half_megabytes_is_checked_fast_enough_for_the_event_loop(
+    kind, options
+):
     """2.5 ms on an idle machine; the bound here leaves room for a busy one."""
     data = saved(kind, size=(1100, 1100), **options)
     durations = []
@@ -211,13 +213,13 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 GREY = SRGB[:16] + b"GRAY" + SRGB[20:]
 
 
-def derive(data: bytes, format: str, *, compression: int = 100, **options: int) -> bytes | None:
+def transcode(data: bytes, format: str, *, compression: int = 100, **options: int) -> bytes | None:
     return transcode_image(data, format=format, compression=compression, **options)
 
 
-def derived(data: bytes, format: str, **options: int) -> Image.Image:
-    """A derived image, checked as a bought one would be and decoded."""
-    made = derive(data, format, **options)
+def transcoded(data: bytes, format: str, **options: int) -> Image.Image:
+    """A transcoded image, checked like a bought one and decoded."""
+    made = transcode(data, format, **options)
     assert made is not None
     facts = check(made)
     image = Image.open(io.BytesIO(made))
@@ -238,7 +240,7 @@ def png_of(image: Image.Image, **options) -> bytes:
 
 
 def raw_png(depth: int, colour: int, row: bytes, *extra: bytes, width: int = 4) -> bytes:
-    """A PNG of four equal rows, written by hand: what Pillow itself does not write."""
+    """A PNG of four equal rows, written by hand because Pillow does not write such files."""
     head = struct.pack(">IIBBBBB", width, 4, depth, colour, 0, 0, 0)
     rows = zlib.compress((b"\0" + row) * 4)
     parts = (chunk(b"IHDR", head), *extra, chunk(b"IDAT", rows), chunk(b"IEND", b""))
@@ -253,7 +255,7 @@ def with_chunks(png: bytes, *chunks: bytes) -> bytes:
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA"])
 def test_an_opaque_png_of_any_kind_becomes_the_same_image(format, mode):
     image = Image.open(io.BytesIO(OTTER)).convert(mode, palette=Image.Palette.ADAPTIVE)
-    made = derived(png_of(image), format)
+    made = transcoded(png_of(image), format)
     assert made.size == image.size
     assert made.mode == ("L" if format == "jpeg" and mode in ("L", "1") else "RGB")
     assert difference(made.convert("RGB"), image.convert("RGB")) < 3
@@ -271,7 +273,7 @@ def test_an_opaque_png_of_any_kind_becomes_the_same_image(format, mode):
     ids=["grey", "colour", "colour-alpha", "grey-alpha"],
 )
 def test_sixteen_bits_a_channel_become_eight(format, png, expected):
-    made = derived(png, format).convert("RGB")
+    made = transcoded(png, format).convert("RGB")
     assert max(abs(a - b) for a, b in zip(made.getpixel((2, 2)), expected, strict=True)) <= 4
 
 
@@ -284,23 +286,23 @@ TRANSPARENT = {
 
 
 @pytest.mark.parametrize("png", TRANSPARENT.values(), ids=TRANSPARENT.keys())
-def test_transparency_lives_on_in_a_webp_and_forbids_a_jpeg(png):
-    assert derive(png, "jpeg") is None
-    before, after = Image.open(io.BytesIO(png)).convert("RGBA"), derived(png, "webp")
+def test_transparency_is_kept_in_a_webp_and_prevents_a_jpeg(png):
+    assert transcode(png, "jpeg") is None
+    before, after = Image.open(io.BytesIO(png)).convert("RGBA"), transcoded(png, "webp")
     assert after.mode == "RGBA"
     assert difference(before.getchannel("A"), after.getchannel("A")) < 1
 
 
 @pytest.mark.parametrize("format", ["jpeg", "webp"])
 def test_less_quality_makes_a_smaller_file(format):
-    sizes = [len(derive(OTTER, format, compression=c) or b"") for c in (0, 1, 50, 89, 90, 100)]
+    sizes = [len(transcode(OTTER, format, compression=c) or b"") for c in (0, 1, 50, 89, 90, 100)]
     assert sizes == sorted(sizes)
     assert sizes[-1] > 2 * sizes[2] > 2 * sizes[0] > 0
 
 
 @pytest.mark.parametrize("format", ["jpeg", "webp"])
 def test_the_same_png_gives_the_same_bytes(format):
-    assert derive(OTTER, format, compression=70) == derive(OTTER, format, compression=70)
+    assert transcode(OTTER, format, compression=70) == transcode(OTTER, format, compression=70)
 
 
 @pytest.mark.parametrize("format", ["jpeg", "webp"])
@@ -308,15 +310,15 @@ def test_colour_profile_and_orientation_are_kept(format):
     exif = Image.Exif()
     exif[0x0112] = 6
     image = Image.open(io.BytesIO(OTTER))
-    made = derived(png_of(image, icc_profile=SRGB, exif=exif), format)
+    made = transcoded(png_of(image, icc_profile=SRGB, exif=exif), format)
     assert made.info["icc_profile"] == SRGB
     assert made.getexif()[0x0112] == 6
 
 
-def test_a_grey_profile_stays_where_grey_stays():
+def test_a_grey_profile_is_kept_in_a_grey_image():
     png = png_of(Image.new("L", (8, 8), 90), icc_profile=GREY)
-    assert derived(png, "jpeg").info["icc_profile"] == GREY
-    assert derive(png, "webp") is None
+    assert transcoded(png, "jpeg").info["icc_profile"] == GREY
+    assert transcode(png, "webp") is None
 
 
 def frames(count: int) -> bytes:
@@ -346,24 +348,24 @@ WIDE = {"jpeg": 65_501, "webp": 16_384}
     ],
     ids=lambda png: f"{len(png)} bytes",
 )
-def test_what_cannot_look_the_same_is_not_derived(format, png):
+def test_a_png_that_would_look_different_is_not_transcoded(format, png):
     is_a_good_jpeg = format == "jpeg" and png.startswith(SIGNATURE) and png[16:20] == b"\0\0\x40\0"
     is_a_good_webp = format == "webp" and b"eXIf" in png
-    assert (derive(png, format) is not None) == (is_a_good_jpeg or is_a_good_webp)
+    assert (transcode(png, format) is not None) == (is_a_good_jpeg or is_a_good_webp)
 
 
-def test_an_ordinary_gamma_changes_nothing():
+def test_the_default_gamma_changes_nothing():
     plain = with_chunks(OTTER, chunk(b"gAMA", struct.pack(">I", 45_455)))
     named = with_chunks(OTTER, chunk(b"gAMA", struct.pack(">I", 99)), chunk(b"sRGB", b"\0"))
-    assert derive(plain, "jpeg") == derive(named, "jpeg") == derive(OTTER, "jpeg")
+    assert transcode(plain, "jpeg") == transcode(named, "jpeg") == transcode(OTTER, "jpeg")
 
 
 def test_more_pixels_than_allowed_are_never_decoded(monkeypatch):
     bomb = raw_png(1, 0, bytes(2000), width=16_000)
-    assert derive(bomb, "webp", max_pixels=63_999) is None
+    assert transcode(bomb, "webp", max_pixels=63_999) is None
     # The process's own bound is neither asked nor changed.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    made = derive(bomb, "webp", max_pixels=64_000)
+    made = transcode(bomb, "webp", max_pixels=64_000)
     assert made is not None
     assert check(made).width == 16_000
     assert Image.MAX_IMAGE_PIXELS == 10
@@ -375,6 +377,6 @@ def test_more_pixels_than_allowed_are_never_decoded(monkeypatch):
     content=st.binary(max_size=40),
     format=st.sampled_from(["jpeg", "webp"]),
 )
-def test_odd_chunks_give_a_whole_image_or_none(kind, content, format):
-    made = derive(with_chunks(SAMPLES["png"], chunk(kind, content)), format)
+def test_odd_chunks_give_a_complete_image_or_none(kind, content, format):
+    made = transcode(with_chunks(SAMPLES["png"], chunk(kind, content)), format)
     assert made is None or check(made) == ImageFacts(format, 48, 32)

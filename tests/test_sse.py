@@ -1,4 +1,4 @@
-"""Server-sent events: cut anywhere they are the same, and what is sent breaks no client."""
+"""Server-sent events: chunk boundaries do not matter, and sent events break no client."""
 
 import base64
 import itertools
@@ -25,7 +25,7 @@ COMPLETED = "image_generation.completed"
 
 
 def split(*chunks: bytes, max_frame_bytes: int = 2**30) -> list[Event]:
-    """The events that ended, without what the stream broke off in."""
+    """The complete events of a stream."""
     splitter = Splitter(max_frame_bytes=max_frame_bytes)
     return [event for chunk in chunks for event in splitter.feed(chunk)]
 
@@ -78,7 +78,7 @@ def test_a_stream_gives_the_same_events_in_one_chunk_and_byte_by_byte(stream, ev
     assert split(*(stream[i : i + 1] for i in range(len(stream)))) == events
 
 
-def test_a_carriage_return_ends_a_line_before_anybody_knows_what_follows():
+def test_a_carriage_return_ends_a_line_before_the_next_byte_arrives():
     splitter = Splitter(max_frame_bytes=100)
     assert splitter.feed(b"data: 1\r\n\r") == [Event(None, b"1")]
     assert splitter.feed(b"\ndata: 2\r\n") == []
@@ -104,7 +104,7 @@ def test_a_blank_line_after_a_whole_crlf_is_a_blank_line():
         (b"", []),
     ],
 )
-def test_an_event_that_lacks_only_line_ends_is_given_at_the_end(stream, events):
+def test_an_event_that_lacks_only_line_ends_is_returned_at_the_end(stream, events):
     assert left_over(stream) == events
     assert left_over(*(stream[i : i + 1] for i in range(len(stream)))) == events
 
@@ -118,7 +118,7 @@ def test_a_frame_may_be_as_large_as_its_bound_and_not_larger():
         splitter.feed(b": cc\ndata: 12345\n\n")
 
 
-def test_a_line_without_end_is_not_collected_for_ever():
+def test_a_line_without_end_is_bounded():
     splitter = Splitter(max_frame_bytes=1000)
     for _ in range(1000):
         assert splitter.feed(b"x") == []
@@ -131,7 +131,7 @@ WORDS = (
     *(b"data:", b"data: ", b"data", b"event: ", b"event:", b"id: 1", b"retry: 5", b": comment"),
     *(b":", b" ", b"x", b"{}", b"\xc3\xb6", b"\xff", b"\xef\xbb\xbf", b"\x0b", b"\x85"),
 )
-"""What streams are made of; any sequence of them is one."""
+"""Parts of streams; any sequence of them is a stream."""
 
 STREAMS = st.binary(max_size=40).map(
     lambda choice: b"".join(WORDS[byte % len(WORDS)] for byte in choice)
@@ -139,7 +139,7 @@ STREAMS = st.binary(max_size=40).map(
 
 
 def by_the_standard(stream: bytes) -> list[Event]:
-    """The whole stream, line after line as the standard words it: slow and plain."""
+    """The events of a whole stream, by the algorithm of the standard: slow and simple."""
     events, name, data = [], b"", []
     lines = stream.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     for line in lines.split(b"\n")[:-1]:
@@ -163,12 +163,12 @@ def check_against_the_standard(stream: bytes, cuts: Iterable[int]) -> None:
 
 
 @given(STREAMS, st.binary(max_size=8))
-def test_however_a_stream_is_cut_its_events_are_those_of_the_standard(stream, cuts):
+def test_for_any_chunks_the_events_are_those_of_the_standard(stream, cuts):
     check_against_the_standard(stream, cuts)
 
 
-def test_twenty_thousand_streams_more():
-    """The same without a search for the smallest example, and therefore many and fast."""
+def test_twenty_thousand_further_streams():
+    """The same without shrinking, which allows for many more streams."""
     dice = random.Random(4)
     for _ in range(20_000):
         stream = b"".join(dice.choices(WORDS, k=dice.randrange(30)))
@@ -176,7 +176,7 @@ def test_twenty_thousand_streams_more():
 
 
 def test_a_frame_of_fifty_megabytes_takes_linear_time():
-    """In chunks of the network's size; joining anew at each of them would copy 20 GB."""
+    """In chunks of the network's size; joining all of them at each would copy 20 GB."""
     data = b"x" * (50 * 2**20)
     stream = b"event: a\ndata: " + data + b"\n\n"
     chunks = [stream[i : i + 2**16] for i in range(0, len(stream), 2**16)]
@@ -187,7 +187,7 @@ def test_a_frame_of_fifty_megabytes_takes_linear_time():
 
 
 def test_a_frame_in_single_bytes_takes_linear_time_too():
-    """Half a million chunks; looking at all of them again at each would take hours."""
+    """Half a million chunks; scanning all of them again at each would take hours."""
     stream = b"data: " + b"x" * 2**19 + b"\n\n"
     started = time.process_time()
     (event,) = split(*(stream[i : i + 1] for i in range(len(stream))))
@@ -199,7 +199,7 @@ def test_a_frame_in_single_bytes_takes_linear_time_too():
 
 
 def read_by_sdk(stream: bytes) -> list[tuple[str | None, object]]:
-    """What the SDK's own decoder gives, the data parsed as it does."""
+    """The events by the SDK's own decoder, with parsed data."""
     return [(sse.event, sse.json()) for sse in SSEDecoder().iter_bytes(iter([stream]))]
 
 
@@ -229,9 +229,7 @@ FIELDS = st.dictionaries(
 
 @settings(deadline=None)
 @given(FIELDS, st.binary(max_size=50), FIELDS, st.text(min_size=1, max_size=20))
-def test_whatever_is_written_arrives_whole_in_the_sdk_and_in_the_splitter(
-    fields, image, details, message
-):
+def test_the_sdk_and_the_splitter_decode_every_encoded_event(fields, image, details, message):
     error = {**details, "message": message}
     encoded = base64.b64encode(image)
     frames = [b"".join(encode_event(COMPLETED, fields, base64=encoded)), encode_error(error)]
@@ -248,7 +246,7 @@ def test_a_name_that_would_break_a_client_is_refused(name):
         encode_event(name, {}, base64=b"eA==")
 
 
-def test_foreign_keys_cannot_say_another_type_or_make_an_error_of_a_image():
+def test_further_keys_cannot_change_the_type_or_turn_an_image_into_an_error():
     foreign = {"type": "x", "b64_json": "x", "error": {"message": "x"}}
     assert encode_event(COMPLETED, foreign, base64=b"eA==") == encode_event(
         COMPLETED, {}, base64=b"eA=="

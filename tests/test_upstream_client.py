@@ -77,7 +77,7 @@ async def test_a_header_of_another_name_carries_the_key_alone():
     assert "Authorization" not in script.heads[0]
 
 
-async def test_nothing_is_kept_between_calls_but_the_connection():
+async def test_only_the_connection_is_reused_between_purchases():
     reply = http(200, images(PIXELS), Set_Cookie="__cf_bm=tenant; Path=/")
     async with upstream(reply) as script, client_of(script) as client:
         await client.generate(REQUEST, images=1)
@@ -119,7 +119,7 @@ def test_the_address_is_joined_like_an_sdk_does(base, expected):
         {"surprise": 1},
     ],
 )
-def test_wrong_settings_are_refused_without_quoting_them(wrong):
+def test_wrong_settings_are_rejected_without_quoting_them(wrong):
     with pytest.raises(ValidationError) as caught:
         ClientSettings.model_validate({"base_url": "https://h/v1", "api_key": KEY} | wrong)
     assert not any(word in str(caught.value) for word in (KEY, "user:word", "X-Evil"))
@@ -160,14 +160,14 @@ async def test_a_large_answer_arrives_whole():
         assert (await client.generate(REQUEST, images=1)).images[0].data == large
 
 
-async def test_a_wrong_image_stands_beside_the_good_one():
+async def test_a_damaged_image_does_not_affect_a_good_one():
     body = images(PIXELS, b"").replace(b'""', b'"###"')
     async with upstream(http(200, body)) as script, client_of(script) as client:
         answered = await client.generate(REQUEST, images=2)
     assert [image.data for image in answered.images] == [PIXELS, None]
 
 
-async def test_a_connection_that_died_idle_costs_nothing():
+async def test_a_connection_closed_while_idle_costs_nothing():
     async with upstream(then(GOOD, cut), GOOD) as script, client_of(script) as client:
         await client.generate(REQUEST, images=1)
         await eventually(lambda: all(task.done() for task in script.tasks))
@@ -231,19 +231,19 @@ OVERSIZED = http(200, images(b"x" * 3_000_000))
         ),
     ],
 )
-async def test_what_upstream_did_decides_answer_and_charge(reply, status, code, charge):
+async def test_the_response_decides_error_and_charge(reply, status, code, charge):
     failure = await failure_after(reply, max_image_bytes=1_000_000)
     assert (failure.status, failure.code, failure.charge) == (status, code, charge)
     assert failure.source == "upstream"
 
 
-async def test_a_service_that_quotes_its_key_does_not_betray_it():
+async def test_the_key_is_redacted_in_errors():
     quoted = json.dumps({"error": {"message": f"no such key: {KEY}"}}).encode()
     failure = await failure_after(http(400, quoted))
     assert failure.message == "no such key: ***"
 
 
-async def test_what_an_extra_header_says_is_not_betrayed_either():
+async def test_the_values_of_extra_headers_are_redacted_too():
     """Only a value that is long enough to be a secret is looked for: 1 is in every other text."""
     quoted = json.dumps({"error": {"message": "no such organization: org-of-the-team, 1"}}).encode()
     headers = {"OpenAI-Organization": "org-of-the-team", "X-Version": "1"}
@@ -257,7 +257,7 @@ async def test_a_huge_error_is_not_read_to_its_end():
 
 
 @pytest.mark.parametrize("reply", [hang, then(PART, hang)])
-async def test_our_deadline_is_presumed_to_have_been_paid(reply):
+async def test_a_timed_out_purchase_is_presumed_to_be_charged(reply):
     notes = Notes()
     async with (
         upstream(reply) as script,
@@ -283,7 +283,7 @@ async def test_a_deadline_between_two_attempts_costs_nothing():
 # ── never sent ──────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_refused_connection_is_free_and_tried_three_times():
+async def test_a_refused_connection_is_free_and_attempted_three_times():
     clock, notes = Clock(), Notes()
     async with upstream(GOOD) as script:
         pass
@@ -306,7 +306,7 @@ async def test_a_failed_tls_handshake_is_free():
     assert script.heads == []
 
 
-async def test_a_server_that_says_nothing_to_tls_is_given_up_and_free():
+async def test_a_tls_handshake_without_response_times_out_and_is_free():
     async with upstream(hang) as script:
         url = script.url.replace("http:", "https:")
         async with client_of(script, base_url=url, connect_timeout_seconds=0.05) as client:
@@ -314,7 +314,7 @@ async def test_a_server_that_says_nothing_to_tls_is_given_up_and_free():
     assert (failure.status, failure.charge) == (502, Charge.FREE)
 
 
-async def test_a_proxy_that_never_gets_through_is_given_up_and_free():
+async def test_a_proxy_without_response_times_out_and_is_free():
     async with upstream(hang) as proxy:
         settings = {"base_url": "https://127.0.0.1:1/v1", "proxy": proxy.url.removesuffix("/v1")}
         async with client_of(proxy, connect_timeout_seconds=5, **settings) as client:
@@ -340,25 +340,33 @@ async def test_a_name_that_does_not_resolve_is_free():
 # ── the breaker ─────────────────────────────────────────────────────────────────────────────
 
 
-async def test_it_opens_after_the_last_retry_and_closes_with_the_first_answer():
+async def test_the_breaker_opens_after_the_last_retry_and_closes_with_the_first_answer():
     clock, notes = Clock(), Notes()
     async with (
         upstream(error(503), error(503), error(503), error(500), error(400)) as script,
         client_of(script, pace=clock.pace, notes=notes, breaker_failures=2) as client,
     ):
         assert [(await failure_of(client)).status for _ in range(2)] == [503, 500]
-        refusal = await failure_of(client)
+        rejection = await failure_of(client)
         clock.now += 9.5
-        last_refusal = await failure_of(client)
+        last_rejection = await failure_of(client)
         clock.now += 0.5
         assert (await failure_of(client)).status == 400
-    assert (refusal.code, refusal.charge) == ("upstream_unavailable", Charge.FREE)
-    assert (refusal.headers, last_refusal.headers) == ({"Retry-After": "10"}, {"Retry-After": "1"})
+    assert rejection.message == (
+        "The circuit breaker is open because upstream failed several times in succession. "
+        "Retry in 10 seconds."
+    )
+    assert last_rejection.message.endswith("Retry in 1 second.")
+    assert (rejection.code, rejection.charge) == ("upstream_unavailable", Charge.FREE)
+    assert (rejection.headers, last_rejection.headers) == (
+        {"Retry-After": "10"},
+        {"Retry-After": "1"},
+    )
     assert len(script.heads) == len(notes.attempts) == 5
     assert notes.turns == [True, False]
 
 
-async def test_a_long_rest_is_not_a_wait_that_no_sdk_would_take():
+async def test_retry_after_of_an_open_breaker_is_at_most_what_sdks_wait():
     async with (
         upstream(error(500)) as script,
         client_of(script, breaker_failures=1, breaker_open_seconds=600) as client,
@@ -367,7 +375,7 @@ async def test_a_long_rest_is_not_a_wait_that_no_sdk_would_take():
         assert (await failure_of(client)).headers == {"Retry-After": "120"}
 
 
-async def test_a_trial_that_is_cancelled_makes_room_for_the_next():
+async def test_a_cancelled_probe_permits_the_next_one():
     clock, arrived = Clock(), asyncio.Event()
 
     async def keep_waiting(writer: asyncio.StreamWriter) -> None:
@@ -380,12 +388,12 @@ async def test_a_trial_that_is_cancelled_makes_room_for_the_next():
     ):
         await failure_of(client)
         clock.now += 10
-        trial = asyncio.create_task(client.generate(REQUEST, images=1))
+        probe = asyncio.create_task(client.generate(REQUEST, images=1))
         await arrived.wait()
         assert (await failure_of(client)).code == "upstream_unavailable"
-        trial.cancel()
+        probe.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await trial
+            await probe
         assert (await client.generate(REQUEST, images=1)).images[0].data == PIXELS
 
 
@@ -403,7 +411,7 @@ async def test_a_trial_that_is_cancelled_makes_room_for_the_next():
         (error(503, Retry_After="30"), [30.0]),
     ],
 )
-async def test_a_retry_that_helps_is_not_noticed(first, waits):
+async def test_a_successful_retry_is_invisible(first, waits):
     clock, notes = Clock(), Notes()
     async with (
         upstream(first, GOOD) as script,
@@ -437,7 +445,7 @@ async def test_a_retry_that_helps_is_not_noticed(first, waits):
         (reset, []),
     ],
 )
-async def test_only_what_may_help_is_tried_again_at_most_twice_within_the_window(reply, waits):
+async def test_only_retryable_failures_are_retried_at_most_twice_within_the_window(reply, waits):
     clock, notes = Clock(), Notes()
     async with (
         upstream(reply) as script,
@@ -449,19 +457,19 @@ async def test_only_what_may_help_is_tried_again_at_most_twice_within_the_window
     assert notes.retries == len(waits)
 
 
-async def test_chance_shortens_the_wait_by_a_quarter_at_most():
+async def test_jitter_shortens_the_wait_by_at_most_a_quarter():
     clock = Clock()
     pace = Pace(clock=lambda: clock.now, sleep=clock.sleep, random=lambda: 1.0)
     await failure_after(error(503), pace=pace)
     assert clock.slept == [0.375, 0.75]
 
 
-async def test_a_retry_that_is_cut_off_is_presumed():
+async def test_a_retry_that_is_cut_off_is_presumed_to_be_charged():
     failure = await failure_after(error(503), cut)
     assert failure.charge is Charge.PRESUMED
 
 
-async def test_an_upstream_that_comes_back_is_reached():
+async def test_an_upstream_that_restarts_is_reached_by_a_retry():
     async with upstream(GOOD) as script:
         pass
     clock = Clock()

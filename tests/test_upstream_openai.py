@@ -89,7 +89,7 @@ def error(**fields) -> bytes:
         ),
     ],
 )
-def test_the_body_holds_what_was_asked_for_and_nothing_else(request_, images, expected):
+def test_the_body_contains_the_request_and_nothing_else(request_, images, expected):
     assert json.loads(requests.forwarded_body(request_, images=images)) == expected
 
 
@@ -97,7 +97,7 @@ def test_the_body_holds_what_was_asked_for_and_nothing_else(request_, images, ex
     ("partial_images", "expected"),
     [(0, {"stream": True}), (3, {"stream": True, "partial_images": 3})],
 )
-def test_a_stream_is_asked_for_beside_what_is_asked_for_anyway(partial_images, expected):
+def test_a_streamed_request_adds_its_parameters(partial_images, expected):
     request = ImageRequest(
         model="m",
         prompt="x",
@@ -113,7 +113,7 @@ def test_a_stream_is_asked_for_beside_what_is_asked_for_anyway(partial_images, e
 
 
 def test_a_full_answer_is_read():
-    answered = parse(
+    parsed = parse(
         answer(
             background="opaque",
             output_format="png",
@@ -128,15 +128,15 @@ def test_a_full_answer_is_read():
             },
         )
     )
-    assert answered.images == (UpstreamImage(data=PIXELS),)
-    assert answered.usage == Usage(10, 4, 370, 10, has_output_details=True)
-    assert dict(answered.echoed) == {
+    assert parsed.images == (UpstreamImage(data=PIXELS),)
+    assert parsed.usage == Usage(10, 4, 370, 10, has_output_details=True)
+    assert dict(parsed.echoed) == {
         "background": "opaque",
         "output_format": "png",
         "quality": "low",
         "size": "1024x1024",
     }
-    assert answered.upstream_request_id == "req_up"
+    assert parsed.upstream_request_id == "req_up"
 
 
 LARGE = PIXELS * 4000
@@ -164,13 +164,13 @@ def test_a_large_image_is_read_like_a_small_one(text: str, expected: list[bytes 
     assert [image.data for image in parse(body).images] == expected
 
 
-def test_a_large_image_with_escapes_in_its_base64_is_a_image() -> None:
+def test_a_large_image_with_escapes_in_its_base64_is_an_image() -> None:
     slashes = base64.b64encode(b"\xff" * 120_000).decode()
     body = answer(data=[{"b64_json": slashes}]).replace(b"/", rb"\/")
     assert parse(body).images[0].data == b"\xff" * 120_000
 
 
-def test_large_base64_that_is_no_image_of_the_answer_stays_where_it_is() -> None:
+def test_large_base64_outside_of_images_stays_unchanged() -> None:
     partial_image = {"b64_json": LARGE_ENCODED}
     image = {"b64_json": LARGE_ENCODED, "preview": partial_image}
     (found,) = parse(answer(data=[image], partial_images=[partial_image])).images
@@ -203,13 +203,13 @@ def test_null_and_empty_links_are_no_links():
         "text",
     ],
 )
-def test_a_damaged_image_keeps_its_place_among_good_ones(element):
+def test_a_damaged_image_keeps_its_position_among_good_ones(element):
     good = {"b64_json": ENCODED}
     images = parse(answer(data=[good, element, good])).images
     assert [image.data for image in images] == [PIXELS, None, PIXELS]
 
 
-def test_unknown_keys_of_a_image_are_kept():
+def test_unknown_keys_of_an_image_are_kept():
     body = answer(data=[{"b64_json": ENCODED, "seed": 7}])
     assert dict(parse(body).images[0].extra) == {"seed": 7}
 
@@ -244,7 +244,7 @@ def test_echoes_that_are_not_text_are_ignored():
         (None, None),
     ],
 )
-def test_usage_counts_only_when_one_can_bill_by_it(usage, expected):
+def test_a_usage_that_is_unusable_for_billing_is_ignored(usage, expected):
     assert parse(answer(usage=usage)).usage == expected
 
 
@@ -264,7 +264,7 @@ def test_usage_counts_only_when_one_can_bill_by_it(usage, expected):
         error(message="Incorrect API key provided: sk-secret", code="invalid_api_key"),
     ],
 )
-def test_a_200_without_images_was_paid_and_says_nothing_of_its_own(body):
+def test_a_200_without_images_is_charged_and_not_quoted(body):
     failure = failed(body)
     assert (failure.status, failure.type, failure.code) == (502, "server_error", "upstream_error")
     assert failure.charge is Charge.UNDELIVERED
@@ -274,7 +274,7 @@ def test_a_200_without_images_was_paid_and_says_nothing_of_its_own(body):
     assert "sk-secret" not in json.dumps(failure.body)
 
 
-def test_usage_of_an_answer_without_images_is_known_to_the_books():
+def test_the_usage_of_an_answer_without_images_is_kept():
     failure = failed(answer(data=[], usage={"input_tokens": 9, "output_tokens": 50}))
     assert failure.usage == Usage(text_in=9, image_out=50)
 
@@ -304,14 +304,14 @@ ECHOES = {
 }
 
 
-def hear(name: str | None, data: object, **options) -> events.News | None:
+def parse_event(name: str | None, data: object, **options) -> events.ParsedEvent | None:
     raw = data if isinstance(data, bytes) else json.dumps(data).encode()
     return events.parse_event(Event(name, raw), upstream_request_id="req_up", **options)
 
 
-def test_a_partial_image_is_read_with_its_number_and_what_is_shown():
+def test_a_partial_image_is_parsed_with_index_and_echoes():
     data = {"type": PARTIAL, "b64_json": ENCODED, "partial_image_index": 2, "created_at": 1}
-    assert hear(PARTIAL, data | ECHOES) == PartialImage(2, PIXELS, ECHOES)
+    assert parse_event(PARTIAL, data | ECHOES) == PartialImage(2, PIXELS, ECHOES)
 
 
 def test_the_completed_image_is_an_answer_of_one():
@@ -322,8 +322,8 @@ def test_the_completed_image_is_an_answer_of_one():
         "input_tokens_details": {"text_tokens": 7, "image_tokens": 0},
     }
     data = {"type": COMPLETED, "b64_json": ENCODED, "created_at": 1, "usage": usage}
-    answered = hear(COMPLETED, data | ECHOES | {"revised_prompt": "An otter", "seed": 7})
-    assert answered == UpstreamAnswer(
+    answer = parse_event(COMPLETED, data | ECHOES | {"revised_prompt": "An otter", "seed": 7})
+    assert answer == UpstreamAnswer(
         images=(UpstreamImage(PIXELS, revised_prompt="An otter", extra={"seed": 7}),),
         usage=Usage(text_in=7, image_out=4460),
         echoed=ECHOES,
@@ -342,10 +342,10 @@ def test_the_completed_image_is_an_answer_of_one():
         (COMPLETED, b"\xef\xbb\xbf" + json.dumps({"b64_json": ENCODED}).encode()),
     ],
 )
-def test_an_event_is_known_by_its_data_and_else_by_its_name(name, data):
-    answered = hear(name, data)
-    assert isinstance(answered, UpstreamAnswer)
-    assert answered.images == (UpstreamImage(PIXELS),)
+def test_the_type_of_an_event_is_in_its_data_or_else_its_name(name, data):
+    answer = parse_event(name, data)
+    assert isinstance(answer, UpstreamAnswer)
+    assert answer.images == (UpstreamImage(PIXELS),)
 
 
 @pytest.mark.parametrize(
@@ -369,20 +369,23 @@ def test_an_event_is_known_by_its_data_and_else_by_its_name(name, data):
         (PARTIAL, {"partial_image_index": 0}),
     ],
 )
-def test_unknown_events_and_damaged_previews_are_passed_over(name, data):
-    assert hear(name, data) is None
+def test_unknown_events_and_damaged_partial_images_are_ignored(name, data):
+    assert parse_event(name, data) is None
 
 
 def test_a_large_partial_image_is_read_like_a_small_one():
     data = {"type": PARTIAL, "b64_json": LARGE_ENCODED, "partial_image_index": 2}
-    assert hear(PARTIAL, data | ECHOES) == PartialImage(2, LARGE, ECHOES)
-    assert hear(PARTIAL, data | {"b64_json": LARGE_ENCODED + "!"}) is None
+    assert parse_event(PARTIAL, data | ECHOES) == PartialImage(2, LARGE, ECHOES)
+    assert parse_event(PARTIAL, data | {"b64_json": LARGE_ENCODED + "!"}) is None
 
 
 def test_a_large_completed_image_is_read_like_a_small_one():
     partial_image = {"b64_json": LARGE_ENCODED}
     data = {"type": COMPLETED, "b64_json": LARGE_ENCODED}
-    plain, odd = hear(COMPLETED, data), hear(COMPLETED, data | {"preview": partial_image})
+    plain, odd = (
+        parse_event(COMPLETED, data),
+        parse_event(COMPLETED, data | {"preview": partial_image}),
+    )
     assert isinstance(plain, UpstreamAnswer)
     assert isinstance(odd, UpstreamAnswer)
     assert plain.images == (UpstreamImage(LARGE),)
@@ -390,8 +393,8 @@ def test_a_large_completed_image_is_read_like_a_small_one():
 
 
 @pytest.mark.parametrize("data", [b"", b"{", HTML, b'{"b64_json": "' + ENCODED.encode(), b"[]"])
-def test_a_completed_event_that_cannot_be_read_was_paid(data):
-    failure = hear(COMPLETED, data)
+def test_an_unreadable_completed_event_is_charged(data):
+    failure = parse_event(COMPLETED, data)
     assert isinstance(failure, UpstreamFailure)
     assert (failure.status, failure.code) == (502, "upstream_error")
     assert failure.charge is Charge.UNDELIVERED
@@ -400,14 +403,14 @@ def test_a_completed_event_that_cannot_be_read_was_paid(data):
 
 def test_a_completed_event_with_a_damaged_image_keeps_its_usage():
     usage = {"input_tokens": 9, "output_tokens": 50}
-    answered = hear(COMPLETED, {"type": COMPLETED, "b64_json": "###", "usage": usage})
-    assert isinstance(answered, UpstreamAnswer)
-    assert answered.images == (UpstreamImage(),)
-    assert answered.usage == Usage(text_in=9, image_out=50)
+    answer = parse_event(COMPLETED, {"type": COMPLETED, "b64_json": "###", "usage": usage})
+    assert isinstance(answer, UpstreamAnswer)
+    assert answer.images == (UpstreamImage(),)
+    assert answer.usage == Usage(text_in=9, image_out=50)
 
 
 def failure_in_stream(name: str | None, data: object, **options) -> UpstreamFailure:
-    failure = hear(name, data, **options)
+    failure = parse_event(name, data, **options)
     assert isinstance(failure, UpstreamFailure)
     assert failure.charge is Charge.PRESUMED
     assert failure.headers == {"x-should-retry": "false"}
@@ -442,7 +445,7 @@ def test_moderation_in_a_stream_keeps_code_and_details():
         ({"type": "insufficient_quota", "code": "insufficient_quota"}, 429),
     ],
 )
-def test_an_error_in_a_stream_has_the_status_it_has_elsewhere(fields, status):
+def test_an_error_event_has_the_status_of_the_same_error_outside_a_stream(fields, status):
     failure = failure_in_stream("error", {"type": "error", "error": {"message": "m", **fields}})
     assert (failure.status, failure.message, failure.code) == (status, "m", fields.get("code"))
 
@@ -466,25 +469,25 @@ def test_the_errors_of_clones_are_errors_too(name, data, expected):
     assert (failure.message, failure.type, failure.code) == expected
 
 
-def test_an_error_in_a_stream_betrays_no_secret():
+def test_secrets_are_redacted_in_error_events():
     sent = {"message": "bad key sk-secret", "code": "c", "org": "sk-secret"}
-    failure = failure_in_stream("error", {"error": sent}, unspoken=[b"sk-secret"])
+    failure = failure_in_stream("error", {"error": sent}, secrets=[b"sk-secret"])
     assert (failure.message, failure.details) == ("bad key ***", {"org": "***"})
 
 
-def test_a_key_refused_in_a_stream_is_told_neutrally():
+def test_a_rejected_key_in_a_stream_is_not_quoted():
     failure = failure_in_stream("error", {"error": {"message": "sk", "code": "invalid_api_key"}})
     assert (failure.status, failure.code) == (502, "upstream_auth")
     assert "sk" not in failure.message
 
 
-def test_secrets_are_looked_for_in_errors_only():
-    """In an image, or in a prompt that a caller wrote, the same letters are nobody's secret."""
-    answered = hear(
-        COMPLETED, {"b64_json": ENCODED, "revised_prompt": "sk-secret"}, unspoken=[b"sk-secret"]
+def test_secrets_are_redacted_in_errors_only():
+    """In an image or in a client's prompt the same characters are no secret."""
+    answer = parse_event(
+        COMPLETED, {"b64_json": ENCODED, "revised_prompt": "sk-secret"}, secrets=[b"sk-secret"]
     )
-    assert isinstance(answered, UpstreamAnswer)
-    assert answered.images[0].revised_prompt == "sk-secret"
+    assert isinstance(answer, UpstreamAnswer)
+    assert answer.images[0].revised_prompt == "sk-secret"
 
 
 EVENT_NAMES = st.sampled_from([PARTIAL, COMPLETED, "error", "ping", None])
@@ -492,9 +495,9 @@ EVENT_NAMES = st.sampled_from([PARTIAL, COMPLETED, "error", "ping", None])
 
 @settings(max_examples=500, deadline=None)
 @given(EVENT_NAMES, st.binary(max_size=60))
-def test_no_event_whatever_is_in_it_is_a_fault_of_ours(name, data):
-    news = hear(name, data)
-    assert news is None or isinstance(news, UpstreamFailure)
+def test_no_content_of_an_event_raises(name, data):
+    parsed = parse_event(name, data)
+    assert parsed is None or isinstance(parsed, UpstreamFailure)
 
 
 @settings(max_examples=500, deadline=None)
@@ -509,10 +512,12 @@ def test_no_event_whatever_is_in_it_is_a_fault_of_ours(name, data):
         ),
     ),
 )
-def test_no_event_of_any_shape_is_a_fault_of_ours(name, document):
-    news = hear(name, document)
-    if isinstance(news, UpstreamFailure):
-        assert UpstreamFailure.from_dict(json.loads(json.dumps(news.to_dict()))).body == news.body
+def test_no_shape_of_an_event_raises(name, document):
+    parsed = parse_event(name, document)
+    if isinstance(parsed, UpstreamFailure):
+        assert (
+            UpstreamFailure.from_dict(json.loads(json.dumps(parsed.to_dict()))).body == parsed.body
+        )
 
 
 # ── errors back ─────────────────────────────────────────────────────────────────────────────
@@ -551,7 +556,7 @@ def test_the_apis_own_error_is_relayed_with_its_extra_keys():
         ),
     ],
 )
-def test_the_forms_of_clones_get_all_four_keys(status, body, expected):
+def test_errors_of_clones_get_all_four_keys(status, body, expected):
     failure = errors.parse_error(status, {}, body)
     fields = (failure.message, failure.type, failure.param, failure.code)
     assert (failure.status, fields) == (status, expected)
@@ -566,7 +571,7 @@ def test_the_forms_of_clones_get_all_four_keys(status, body, expected):
         (400, error(message="bad key sk-secret", code="invalid_api_key")),
     ],
 )
-def test_a_refused_key_is_told_neutrally(status, body):
+def test_a_rejected_key_is_not_quoted(status, body):
     failure = errors.parse_error(status, {}, body)
     assert (failure.status, failure.type, failure.code) == (502, "server_error", "upstream_auth")
     assert failure.charge is Charge.FREE
@@ -613,7 +618,7 @@ OWN = error(message="m", type="server_error", param=None, code=None)
         (307, OWN, 502, "upstream_error", Charge.FREE),
     ],
 )
-def test_status_and_form_decide_answer_and_charge(status, body, answered, code, charge):
+def test_status_and_body_decide_error_and_charge(status, body, answered, code, charge):
     failure = errors.parse_error(status, {"Location": "https://secret.example"}, body)
     assert (failure.status, failure.code, failure.charge) == (answered, code, charge)
     is_charged = charge in (Charge.UNDELIVERED, Charge.PRESUMED)
@@ -639,7 +644,7 @@ def test_status_and_form_decide_answer_and_charge(status, body, answered, code, 
         ({"CF-Ray": "1", "Server": "cloudflare", "Content-Encoding": "gzip"}, {}),
     ],
 )
-def test_only_the_headers_about_coming_back_pass(received, relayed):
+def test_only_the_headers_about_retries_are_relayed(received, relayed):
     assert errors.parse_error(429, received, OWN).headers == relayed
 
 
@@ -661,29 +666,29 @@ def test_only_the_headers_about_coming_back_pass(received, relayed):
         (500, {"code": "server_error"}, False),
     ],
 )
-def test_what_may_be_tried_again(status, fields, expected):
+def test_which_failures_are_retryable(status, fields, expected):
     failure = errors.parse_error(status, {}, error(message="m", **fields))
     assert errors.is_retryable(failure, upstream_status=status) is expected
 
 
-def test_a_quota_refusal_tells_the_caller_not_to_retry():
+def test_an_exhausted_quota_tells_the_client_not_to_retry():
     failure = errors.parse_error(
         429, {"x-should-retry": "true"}, error(message="m", code="insufficient_quota")
     )
     assert failure.headers == {"x-should-retry": "false"}
 
 
-def test_upstreams_wish_not_to_be_asked_again_is_respected():
+def test_x_should_retry_false_of_upstream_is_respected():
     failure = errors.parse_error(503, {"x-should-retry": "false"}, OWN)
     assert not errors.is_retryable(failure, upstream_status=503)
 
 
-def test_only_what_was_never_sent_may_be_sent_again():
+def test_without_a_response_only_unsent_purchases_are_retryable():
     assert errors.is_retryable(errors.unreachable(), upstream_status=None)
     assert not errors.is_retryable(errors.cut_off(), upstream_status=None)
 
 
-def test_the_finer_wait_wins():
+def test_retry_after_ms_takes_precedence():
     failure = errors.parse_error(429, {"retry-after": "2", "retry-after-ms": "1500"}, OWN)
     assert errors.retry_after_seconds(failure) == 1.5
     assert errors.retry_after_seconds(errors.parse_error(429, {"retry-after": "2"}, OWN)) == 2
@@ -729,7 +734,7 @@ def outcome(body: bytes) -> UpstreamAnswer | UpstreamFailure:
 
 @settings(deadline=None)
 @given(body=bodies)
-def test_any_answer_is_images_or_our_error(body):
+def test_any_answer_is_images_or_an_upstream_failure(body):
     result = outcome(body)
     if isinstance(result, UpstreamAnswer):
         assert result.images
@@ -744,7 +749,7 @@ def test_any_answer_is_images_or_our_error(body):
     retry_after=st.text(max_size=12) | st.integers().map(str) | st.floats().map(str),
     body=bodies,
 )
-def test_any_error_becomes_ours_and_can_travel(status, retry_after, body):
+def test_any_error_becomes_a_failure_that_can_be_serialised(status, retry_after, body):
     headers = {"Retry-After": retry_after, "retry-after-ms": retry_after}
     failure = errors.parse_error(status, headers, body)
     assert 400 <= failure.status < 600

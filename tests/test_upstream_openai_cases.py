@@ -1,8 +1,10 @@
-"""What the images API accepts and refuses, transcribed by hand from WIRE §1 and §2.
+"""What the images API accepts and refuses, transcribed by hand from the service.
+
+See `docs/reference/images-api.md#parameters` and `docs/reference/images-api.md#refusals`.
 
 Nothing here is read from `models.yaml`: the table below is a second, independent statement of the
 same facts. A row is (models, JSON members beside `model` and `prompt`, outcome) and is one case for
-each of its models, as a column of WIRE §1.1 is; `ABSENT` is a body without `model`. An outcome
+each of its models; `ABSENT` is a body without `model`. An outcome
 is a whole error, or the request with everything that is off its default.
 """
 
@@ -131,7 +133,7 @@ ROWS = [
     # Nothing but the prompt
     (ALL, "", gets()),
     (ABSENT, "", gets("dall-e-2")),
-    # n: WIRE §1.1, §1.2, §2 rows 7–10
+    # n
     (ALL, '"n": 1', gets()),
     (ALL, '"n": null', gets()),
     (D3, '"n": 1.0', gets()),
@@ -150,7 +152,7 @@ ROWS = [
     (D2, '"n": false', wrong_type("n", "an integer", "a boolean")),
     (D2, '"n": {}', wrong_type("n", "an integer", "an object")),
     (D2, '"n": [1]', wrong_type("n", "an integer", "an array")),
-    # quality: WIRE §1.1 and note 2, §1.3, §2 row 13
+    # quality
     (D2, '"quality": "standard"', gets()),
     (D2, '"quality": "auto"', gets()),
     (D2, '"quality": "hd"', not_listed("quality", "hd", "'standard' and 'auto'")),
@@ -178,7 +180,7 @@ ROWS = [
     (GPT1, '"quality": ""', not_listed("quality", "", GPT_QUALITIES)),
     (GPT, '"quality": 1', wrong_type("quality", ONE_GPT_QUALITY, "an integer")),
     (LATEST, '"quality": ["low"]', wrong_type("quality", ONE_GPT_QUALITY, "an array")),
-    # size, where there is a list: WIRE §1.1 and note 1, §2 row 11
+    # size, where there is a list
     (D2, '"size": "256x256"', gets(size="256x256")),
     (D2, '"size": "512x512"', gets(size="512x512")),
     (DALLE, '"size": "1024x1024"', gets()),
@@ -207,7 +209,7 @@ ROWS = [
         '"size": {}',
         wrong_type("size", "one of '1024x1024', '1024x1536', '1536x1024', or 'auto'", "an object"),
     ),
-    # size by rule: WIRE §1.1, §2 row 12
+    # size by rule
     (GPT2, '"size": "1024x1024"', gets(size="1024x1024")),
     (GPT2, '"size": "2048x2048"', gets(size="2048x2048")),
     (GPT2, '"size": "1824x1024"', gets(size="1824x1024")),
@@ -239,7 +241,7 @@ ROWS = [
     (GPT2, '"size": "512x2048"', bad_size(f"Invalid size '512x2048'. {RATIO}")),
     (GPT2, '"size": 1024', wrong_type("size", "a string", "an integer")),
     (GPT2, '"size": [1024, 1024]', wrong_type("size", "a string", "an array")),
-    # style: WIRE §1.1, §1.3
+    # style
     (D3, '"style": "vivid"', gets()),
     (D3, '"style": "natural"', gets(style="natural")),
     (ALL, '"style": null', gets()),
@@ -247,7 +249,7 @@ ROWS = [
     (D3, '"style": 5', wrong_type("style", "one of 'vivid' or 'natural'", "an integer")),
     (D2 + GPT, '"style": "vivid"', unknown("style")),
     (D2 + GPT1, '"style": "natural"', unknown("style")),
-    # response_format: WIRE §1.1, §1.3, §2 row 15
+    # response_format
     (DALLE, '"response_format": "url"', gets(requested_response_format="url")),
     (
         DALLE,
@@ -267,7 +269,7 @@ ROWS = [
     ),
     (GPT, '"response_format": "b64_json"', unknown("response_format")),
     (GPT, '"response_format": "url"', unknown("response_format")),
-    # background: WIRE §1.1, §2 row 14
+    # background
     (GPT, '"background": "transparent"', gets(background="transparent")),
     (GPT, '"background": "opaque"', gets(background="opaque")),
     (GPT1, '"background": "auto"', gets()),
@@ -284,7 +286,7 @@ ROWS = [
     ),
     (DALLE, '"background": "auto"', unknown("background")),
     (DALLE, '"background": "opaque"', unknown("background")),
-    # output_format: WIRE §1.1, §2 row 14
+    # output_format
     (GPT1, '"output_format": "png"', gets()),
     (GPT, '"output_format": "jpeg"', gets(output_format="jpeg")),
     (GPT, '"output_format": "webp"', gets(output_format="webp")),
@@ -305,7 +307,7 @@ ROWS = [
         wrong_type("output_format", "one of 'png', 'webp', or 'jpeg'", "a decimal number"),
     ),
     (DALLE, '"output_format": "png"', unknown("output_format")),
-    # output_compression: WIRE §1.1, §1.3, §2 row 20
+    # output_compression
     (GPT, '"output_compression": 100', gets()),
     (GPT1, '"output_compression": 100.0', gets()),
     (ALL, '"output_compression": null', gets()),
@@ -336,7 +338,7 @@ ROWS = [
         wrong_type("output_compression", "an integer", "a decimal number"),
     ),
     (DALLE, '"output_compression": 100', unknown("output_compression")),
-    # moderation: WIRE §1.1, §2 row 14; `auto` last (CONTRACT §9)
+    # moderation; `auto` comes last, see docs/reference/images-api.md#values
     (GPT, '"moderation": "low"', gets(moderation="low")),
     (GPT1, '"moderation": "auto"', gets()),
     (ALL, '"moderation": null', gets()),
@@ -344,7 +346,7 @@ ROWS = [
     (GPT1, '"moderation": 0', wrong_type("moderation", "one of 'low' or 'auto'", "an integer")),
     (DALLE, '"moderation": "low"', unknown("moderation")),
     (DALLE, '"moderation": "auto"', unknown("moderation")),
-    # partial_images: WIRE §1.1 note 3, §1.3
+    # partial_images
     (ALL, '"partial_images": 0', gets()),
     (ALL, '"partial_images": 0.0', gets()),
     (ALL, '"partial_images": null', gets()),
@@ -358,7 +360,7 @@ ROWS = [
     (DALLE, '"partial_images": 1', unknown("partial_images")),
     (DALLE, '"partial_images": false', unknown("partial_images")),
     (DALLE, '"partial_images": "0"', unknown("partial_images")),
-    # stream: WIRE §1.1 note 3, §1.3, §2 row 18
+    # stream
     (ALL, '"stream": false', gets()),
     (ALL, '"stream": null', gets()),
     (GPT, '"stream": true', gets(stream=True)),
@@ -371,14 +373,14 @@ ROWS = [
     (DALLE, '"stream": true', unknown("stream")),
     (DALLE, '"stream": 0', unknown("stream")),
     (D2, '"stream": "false"', unknown("stream")),
-    # user: WIRE §1.1; strict asks for a string (CONTRACT §5)
+    # user; strict mode requires a string
     (ALL, '"user": "u-1"', gets(user="u-1")),
     (ALL, '"user": null', gets()),
     (D2 + GPT1, '"user": ""', gets(user="")),
     (ALL, '"user": 123', wrong_type("user", "a string", "an integer")),
     (D2, '"user": 1.5', wrong_type("user", "a string", "a decimal number")),
     (D3, '"user": {"id": 1}', wrong_type("user", "a string", "an object")),
-    # background with output_format: WIRE §1.3, §2 row 19
+    # background with output_format
     (GPT, '"background": "transparent", "output_format": "jpeg"', TRANSPARENT_JPEG),
     (GPT1, '"background": "transparent", "output_format": "png"', gets(background="transparent")),
     (
@@ -391,7 +393,7 @@ ROWS = [
         '"background": "opaque", "output_format": "jpeg"',
         gets(background="opaque", output_format="jpeg"),
     ),
-    # Unknown keys: WIRE §1.4, §2 row 15
+    # Unknown keys
     (ALL, '"foo": 1', unknown("foo")),
     (ALL, '"foo": null', unknown("foo")),
     (D2, '"reponse_format": "url"', unknown("reponse_format")),
@@ -399,7 +401,7 @@ ROWS = [
     (D2, '"N": 1', unknown("N")),
     (GPT1, '"seed": 7', unknown("seed")),
     (GPT1, '"size ": "auto"', unknown("size ")),
-    # The order of checks, first fault only: CONTRACT §5
+    # The order of checks, only the first fault: docs/reference/images-api.md#order-of-checks
     (GPT1, '"n": 0, "foo": 1', unknown("foo")),
     (GPT1, '"foo": 1, "bar": 2', unknown("foo")),
     (GPT1, '"bar": 2, "foo": 1', unknown("bar")),
@@ -444,7 +446,7 @@ ROWS = [
         TRANSPARENT_JPEG,
     ),
     (GPT1, '"output_compression": 5, "stream": true, "n": 2', PNG_COMPRESSION),
-    # The model omitted: CONTRACT §5, WIRE §1.3
+    # The model omitted: docs/reference/images-api.md#an-omitted-model
     (ABSENT, '"n": 2, "size": "512x512"', gets("dall-e-2", n=2, size="512x512")),
     (ABSENT, '"quality": "auto"', gets("dall-e-2")),
     (ABSENT, '"size": "auto"', gets("dall-e-2")),
@@ -481,7 +483,7 @@ ROWS = [
     ),
     (ABSENT, '"stream": true, "response_format": "url"', unknown("response_format")),
     (ABSENT, '"response_format": "url"', gets("dall-e-2", requested_response_format="url")),
-    # Models: WIRE §1.4, §2 row 16; strings only
+    # Models; strings only
     (("foo",), "", no_model("foo")),
     (("gpt-image-3",), "", no_model("gpt-image-3")),
     (("DALL-E-3",), "", no_model("DALL-E-3")),
@@ -496,7 +498,7 @@ ROWS = [
     (ABSENT, '"model": {}', wrong_type("model", "a string", "an object")),
 ]
 
-# The prompt: WIRE §1.1, §1.2, §2 rows 3–6. Rows of (models, the body without `model`, outcome).
+# The prompt. Rows of (models, the body without `model`, outcome).
 PROMPT_ROWS = [
     (ALL + ABSENT, "{}", MISSING_PROMPT),
     (GPT1, '{"n": 0}', MISSING_PROMPT),
@@ -582,7 +584,7 @@ def _expected(model, raw, outcome):
 
 
 @pytest.mark.parametrize(("model", "raw", "outcome"), CASES, ids=IDS)
-def test_a_body_gets_the_answer_that_wire_gives(model, raw, outcome):
+def test_a_body_gets_the_documented_answer(model, raw, outcome):
     assert _outcome(raw) == _expected(model, raw, outcome)
 
 

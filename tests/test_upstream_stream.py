@@ -79,22 +79,22 @@ WHOLE = sse(partial(0), partial(1), completed())
 
 @dataclass
 class Listener:
-    """What a purchase's stream told, in order."""
+    """The events of a purchase's stream, in order."""
 
-    heard: list[PartialImage | str] = field(default_factory=list)
+    received: list[PartialImage | str] = field(default_factory=list)
     pause: Callable[[], Awaitable[None]] | None = None
 
     async def on_partial(self, image: PartialImage) -> None:
-        self.heard.append(image)
+        self.received.append(image)
         if self.pause is not None:
             await self.pause()
 
     async def on_open(self) -> None:
-        self.heard.append("open")
+        self.received.append("open")
 
     @property
     def partial_images(self) -> list[tuple[int, bytes]]:
-        return [(image.index, image.data) for image in self.heard if image != "open"]
+        return [(image.index, image.data) for image in self.received if image != "open"]
 
     async def buy(self, client: UpstreamClient, request: ImageRequest = REQUEST) -> UpstreamAnswer:
         return await client.stream(request, on_partial=self.on_partial, on_open=self.on_open)
@@ -116,11 +116,11 @@ async def buying(*replies: Reply, **settings: object):
 # ── what comes ──────────────────────────────────────────────────────────────────────────────
 
 
-async def test_previews_are_reported_and_the_last_event_is_the_answer():
+async def test_partial_images_are_reported_and_the_last_event_is_the_answer():
     async with buying(WHOLE) as (listener, client, script):
         answered = await listener.buy(client)
     shown = {"size": "1024x1024"}
-    assert listener.heard == [
+    assert listener.received == [
         "open",
         PartialImage(0, PREVIEWS[0], shown),
         PartialImage(1, PREVIEWS[1], shown),
@@ -134,15 +134,15 @@ async def test_previews_are_reported_and_the_last_event_is_the_answer():
     ]
 
 
-async def test_no_partial_images_are_asked_for_when_none_are_wanted():
+async def test_partial_images_are_not_requested_by_default():
     request = ImageRequest(model="painter", prompt="otter", stream=True)
     async with buying(sse(completed())) as (listener, client, script):
         assert (await listener.buy(client, request)).images[0].data == PIXELS
     assert json.loads(script.bodies[0]) == {"model": "painter", "prompt": "otter", "stream": True}
-    assert listener.heard == ["open"]
+    assert listener.received == ["open"]
 
 
-async def test_a_preview_is_there_before_the_next_one_is_made():
+async def test_a_partial_image_is_reported_before_the_next_one_arrives():
     """The server goes on only when the callback has been called: nothing waits for the end."""
     steps = [asyncio.Event() for _ in range(3)]
 
@@ -205,14 +205,14 @@ async def test_wherever_the_chunks_end_the_stream_is_the_same(split):
     ],
     ids=["crlf", "done", "unknown", "damaged", "no end", "no last chunk", "no length", "case"],
 )
-async def test_a_stream_of_another_spelling_is_taken(stream):
+async def test_other_spellings_of_a_stream_are_accepted(stream):
     async with buying(then(stream, cut)) as (listener, client, _):
         assert (await listener.buy(client)).images[0].data == PIXELS
     assert listener.partial_images == [(0, PREVIEWS[0])]
 
 
 @pytest.mark.parametrize("end", [cut, reset])
-async def test_what_had_come_when_the_connection_was_lost_is_heard(end):
+async def test_events_before_a_lost_connection_are_received(end):
     """Whoever listens slowly finds the connection lost, and all that came before it."""
     rest = then(chunk(partial(1)) + chunk(completed()), end)
     async with buying(then(HEAD + chunk(partial(0)), rest)) as (listener, client, _):
@@ -231,7 +231,7 @@ async def test_a_stream_that_stays_open_after_its_image_is_left():
         assert (await listener.buy(client)).images[0].data == PIXELS
 
 
-async def test_a_compressed_stream_is_unpacked_as_it_comes():
+async def test_a_compressed_stream_is_decompressed_as_it_arrives():
     body = gzip.compress(partial(0) + completed())
     stream = HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n") + chunk(body) + END
     async with buying(stream) as (listener, client, _):
@@ -248,10 +248,10 @@ async def test_images_of_many_megabytes_arrive_whole():
 
 
 @pytest.mark.parametrize("reply", [GOOD, http(200, images(PIXELS), Content_Type="text/json")])
-async def test_a_plain_answer_is_taken_where_a_stream_was_asked_for(reply):
+async def test_a_plain_answer_to_a_streamed_request_is_accepted(reply):
     async with buying(reply) as (listener, client, _):
         assert (await listener.buy(client)).images[0].data == PIXELS
-    assert listener.heard == ["open"]
+    assert listener.received == ["open"]
 
 
 async def test_a_damaged_image_is_an_empty_one_with_its_usage():
@@ -274,8 +274,8 @@ PRESUMED = (502, "upstream_error", Charge.PRESUMED)
 UNDELIVERED = (502, "upstream_error", Charge.UNDELIVERED)
 
 
-def told(status: int, code: str) -> tuple[int, str, Charge]:
-    """An error of upstream's own, told in a stream."""
+def error_event(status: int, code: str) -> tuple[int, str, Charge]:
+    """An error of upstream's own within a stream."""
     return status, code, Charge.PRESUMED
 
 
@@ -296,20 +296,29 @@ def told(status: int, code: str) -> tuple[int, str, Charge]:
         pytest.param(sse(*[partial(0, LARGE[:900_000])] * 5), UNDELIVERED, 200, id="too many"),
         pytest.param(then(HEAD + chunk(LARGE), hang), UNDELIVERED, 200, id="endless"),
         pytest.param(sse(COMMENTS, split=10**5), UNDELIVERED, 200, id="all comments"),
-        pytest.param(sse(partial(0), FAILED), told(500, "image_generation_failed"), 500, id="e"),
-        pytest.param(sse(FAILED[:-1]), told(500, "image_generation_failed"), 500, id="e, no end"),
+        pytest.param(
+            sse(partial(0), FAILED), error_event(500, "image_generation_failed"), 500, id="e"
+        ),
+        pytest.param(
+            sse(FAILED[:-1]), error_event(500, "image_generation_failed"), 500, id="e, no end"
+        ),
         pytest.param(
             then(HEAD + chunk(FAILED), hang),
-            told(500, "image_generation_failed"),
+            error_event(500, "image_generation_failed"),
             500,
             id="e, open",
         ),
         pytest.param(
-            sse(partial(0), MODERATION), told(400, "moderation_blocked"), 400, id="refused"
+            sse(partial(0), MODERATION), error_event(400, "moderation_blocked"), 400, id="refused"
         ),
-        pytest.param(sse(error_frame(code="slow_down")), told(429, "slow_down"), 429, id="rate"),
         pytest.param(
-            sse(error_frame(code="invalid_api_key")), told(502, "upstream_auth"), 502, id="key"
+            sse(error_frame(code="slow_down")), error_event(429, "slow_down"), 429, id="rate"
+        ),
+        pytest.param(
+            sse(error_frame(code="invalid_api_key")),
+            error_event(502, "upstream_auth"),
+            502,
+            id="key",
         ),
         pytest.param(http(200, HTML, Content_Type="text/html"), UNDELIVERED, 200, id="html"),
         pytest.param(http(200, images()), UNDELIVERED, 200, id="plain and empty"),
@@ -318,7 +327,7 @@ def told(status: int, code: str) -> tuple[int, str, Charge]:
         pytest.param(http(504, HTML), (504, "upstream_error", Charge.PRESUMED), 504, id="edge"),
     ],
 )
-async def test_what_the_stream_did_decides_answer_and_charge(reply, expected, seen):
+async def test_the_stream_decides_error_and_charge(reply, expected, seen):
     """And it is tried once: nothing that was received is bought a second time."""
     notes = Notes()
     async with buying(reply, notes=notes, max_image_bytes=1_000_000) as (
@@ -332,8 +341,10 @@ async def test_what_the_stream_did_decides_answer_and_charge(reply, expected, se
     assert len(script.heads) == 1
 
 
-@pytest.mark.parametrize(("after", "heard"), [(HEAD, 1), (HEAD + chunk(partial(0)), 2), (PART, 2)])
-async def test_our_deadline_ends_a_stream_wherever_it_is(after, heard):
+@pytest.mark.parametrize(
+    ("after", "received"), [(HEAD, 1), (HEAD + chunk(partial(0)), 2), (PART, 2)]
+)
+async def test_the_deadline_ends_a_stream_at_any_point(after, received):
     notes = Notes()
     async with buying(then(after, hang), notes=notes, timeout_seconds=DEADLINE_SECONDS) as (
         listener,
@@ -341,14 +352,14 @@ async def test_our_deadline_ends_a_stream_wherever_it_is(after, heard):
         _,
     ):
         failure = await run_out_of_time(
-            listener.fail(client), once=lambda: len(listener.heard) == heard
+            listener.fail(client), once=lambda: len(listener.received) == received
         )
     assert (failure.status, failure.code) == (504, "upstream_error")
     assert failure.charge is Charge.PRESUMED
     assert notes.attempts == [("painter", "timeout")]
 
 
-async def test_a_stream_that_drips_for_ever_ends_with_the_deadline():
+async def test_a_slow_endless_stream_ends_with_the_deadline():
     async def drip(writer: asyncio.StreamWriter) -> None:
         writer.write(HEAD)
         while not writer.is_closing():
@@ -356,11 +367,11 @@ async def test_a_stream_that_drips_for_ever_ends_with_the_deadline():
             await asyncio.sleep(0.01)
 
     async with buying(drip, timeout_seconds=DEADLINE_SECONDS) as (listener, client, _):
-        failure = await run_out_of_time(listener.fail(client), once=lambda: listener.heard)
+        failure = await run_out_of_time(listener.fail(client), once=lambda: listener.received)
     assert failure.status == 504
 
 
-async def test_who_listens_slowly_is_waited_for_and_not_flooded():
+async def test_reading_waits_for_a_slow_listener():
     """Nothing is read while the callback runs: upstream soon finds the line full."""
     sent, is_open = 0, asyncio.Event()
 
@@ -388,7 +399,7 @@ async def test_who_listens_slowly_is_waited_for_and_not_flooded():
             await purchase
 
 
-async def test_an_error_in_a_stream_betrays_neither_the_key_nor_an_extra_header():
+async def test_the_key_and_extra_headers_are_redacted_in_error_events():
     said = error_frame(message=f"no {KEY} of org-of-the-team", owner=KEY)
     headers = {"OpenAI-Organization": "org-of-the-team"}
     async with buying(sse(said), headers=headers) as (listener, client, _):
@@ -400,7 +411,7 @@ async def test_an_error_in_a_stream_betrays_neither_the_key_nor_an_extra_header(
 # ── retries and breaker: as for a plain purchase ────────────────────────────────────────────
 
 
-async def test_what_is_refused_before_the_200_is_tried_again_unnoticed():
+async def test_failures_before_the_200_are_retried_invisibly():
     clock, notes = Clock(), Notes()
     async with buying(
         error(503), error(429, "slow_down", Retry_After="7"), WHOLE, pace=clock.pace, notes=notes
@@ -410,10 +421,10 @@ async def test_what_is_refused_before_the_200_is_tried_again_unnoticed():
     assert notes.attempts == [("painter", 503), ("painter", 429), ("painter", 200)]
     assert notes.retries == 2
     assert len(set(script.bodies)) == 1
-    assert listener.heard.count("open") == 1
+    assert listener.received.count("open") == 1
 
 
-async def test_a_refused_connection_is_free_and_tried_three_times():
+async def test_a_refused_connection_is_free_and_attempted_three_times():
     clock, listener = Clock(), Listener()
     async with upstream(GOOD) as script:
         pass
@@ -421,7 +432,7 @@ async def test_a_refused_connection_is_free_and_tried_three_times():
         failure = await listener.fail(client)
     assert (failure.status, failure.charge) == (502, Charge.FREE)
     assert clock.slept == [0.5, 1.0]
-    assert listener.heard == []
+    assert listener.received == []
 
 
 @pytest.mark.parametrize(
@@ -470,7 +481,7 @@ async def test_plain_and_streamed_purchases_share_the_breaker():
     assert caught.value.code == "upstream_unavailable"
 
 
-async def test_a_trial_whose_caller_is_cancelled_makes_room_for_the_next():
+async def test_a_cancelled_probe_permits_the_next_one():
     clock = Clock()
     async with buying(
         error(500), then(HEAD + chunk(partial(0)), hang), WHOLE, pace=clock.pace, breaker_failures=1
@@ -479,10 +490,10 @@ async def test_a_trial_whose_caller_is_cancelled_makes_room_for_the_next():
         clock.now += 10
         arrived = asyncio.Event()
         listener.pause = lambda: arrived.set() or asyncio.sleep(0)
-        trial = asyncio.create_task(listener.buy(client))
+        probe = asyncio.create_task(listener.buy(client))
         await arrived.wait()
         assert (await Listener().fail(client)).code == "upstream_unavailable"
-        trial.cancel()
+        probe.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await trial
+            await probe
         assert (await Listener().buy(client)).images[0].data == PIXELS

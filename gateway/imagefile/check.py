@@ -1,4 +1,7 @@
-"""Checks that the bytes of an image file are complete."""
+"""Checks the structure of PNG, JPEG and WebP files: `docs/reference/cache.md#bytes`.
+
+Pixels are not decoded. Conversion to another format is `convert`.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ from typing import Final
 
 
 class BadImage(ValueError):
-    """These bytes are not a whole image; the message says in a few words why."""
+    """The bytes are not a complete image; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What an image's own header says about it."""
+    """The format and size in an image's header."""
 
     format: str
     """`png`, `jpeg` or `webp`."""
@@ -25,15 +28,14 @@ class ImageFacts:
 
 
 def check_image(data: bytes, *, max_bytes: int, max_pixels: int) -> ImageFacts:
-    """The facts of an image that is whole from its magic bytes to its end marker.
+    """The format and size of an image that is complete from signature to end marker.
 
-    Structure only (CONTRACT §6 *Bytes*): lengths, PNG checksums, end markers; pixels are not
-    decoded. A PNG or WebP with anything after its end is refused; a JPEG has to end in EOI.
-    Takes about a millisecond a megabyte. Raises `BadImage`.
+    Checks lengths, PNG checksums and end markers. A PNG or WebP must not have bytes after its end,
+    and a JPEG must end in EOI. Takes about a millisecond per megabyte. Raises `BadImage`.
     """
     if len(data) > max_bytes:
         raise BadImage(f"larger than {max_bytes} bytes")
-    facts = _read_facts(data)
+    facts = _check_format(data)
     if facts.width < 1 or facts.height < 1:
         raise BadImage("no pixels")
     if facts.width * facts.height > max_pixels:
@@ -41,9 +43,9 @@ def check_image(data: bytes, *, max_bytes: int, max_pixels: int) -> ImageFacts:
     return facts
 
 
-def _read_facts(data: bytes) -> ImageFacts:
-    if data.startswith(_PNG_SIGNATURE):
-        return _check_png(data)
+def _check_format(data: bytes) -> ImageFacts:
+    if data.startswith(PNG_SIGNATURE):
+        return check_png(data)
     if data.startswith(b"\xff\xd8\xff"):
         return _check_jpeg(data)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
@@ -53,17 +55,18 @@ def _read_facts(data: bytes) -> ImageFacts:
 
 # ── PNG: chunks with length and checksum (PNG specification, sections 5 and 11) ──────────────
 
-_PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTHS: Final = {0: {1, 2, 4, 8, 16}, 2: {8, 16}, 3: {1, 2, 4, 8}, 4: {8, 16}, 6: {8, 16}}
-"""Colour type → the bit depths it may have."""
+"""Colour type → its allowed bit depths."""
 
 
-def _check_png(data: bytes) -> ImageFacts:
-    chunks = _png_chunks(data)
+def check_png(data: bytes) -> ImageFacts:
+    """The format and size of a complete PNG. Raises `BadImage`."""
+    chunks = png_chunks(data)
     kind, header = next(chunks)
     if kind != b"IHDR":
         raise BadImage("PNG does not start with IHDR")
-    facts = _read_ihdr(header)
+    facts = _parse_ihdr(header)
     kinds = {kind for kind, _ in chunks}
     if b"IDAT" not in kinds:
         raise BadImage("PNG without IDAT")
@@ -72,9 +75,9 @@ def _check_png(data: bytes) -> ImageFacts:
     return facts
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Kind and content of every chunk, checksums verified; IEND is the last and ends the data."""
-    view, offset, kind = memoryview(data), len(_PNG_SIGNATURE), b""
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Type and content of each chunk, with checksums verified. IEND must end the data."""
+    view, offset, kind = memoryview(data), len(PNG_SIGNATURE), b""
     while kind != b"IEND":
         if offset + 12 > len(data):
             raise BadImage("PNG is cut short")
@@ -93,7 +96,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
         raise BadImage("PNG with bytes after IEND")
 
 
-def _read_ihdr(header: memoryview) -> ImageFacts:
+def _parse_ihdr(header: memoryview) -> ImageFacts:
     if len(header) != 13:
         raise BadImage("PNG with a wrong IHDR")
     width, height, depth, colour, compression, filtering, interlace = struct.unpack(
@@ -107,12 +110,12 @@ def _read_ihdr(header: memoryview) -> ImageFacts:
 # ── JPEG: marker segments, with entropy-coded data after each SOS (ITU T.81, annex B) ────────
 
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
-_JPEG_BARE: Final = frozenset({0x01, *range(0xD0, 0xD8)})
-"""Markers that stand alone, without a length."""
+_JPEG_STANDALONE: Final = frozenset({0x01, *range(0xD0, 0xD8)})
+"""Markers without a length and a segment."""
 _JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-"""SOFn: the frame headers, which hold the size."""
+"""SOFn: frame headers, which contain the size."""
 _JPEG_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-"""What ends entropy-coded data: not a stuffed FF, a restart or a fill byte."""
+"""Ends entropy-coded data. A stuffed FF, a restart marker and a fill byte do not."""
 
 
 def _check_jpeg(data: bytes) -> ImageFacts:
@@ -120,22 +123,22 @@ def _check_jpeg(data: bytes) -> ImageFacts:
     scans = 0
     for marker, segment in _jpeg_segments(data):
         if marker in _JPEG_FRAMES and facts is None:
-            facts = _read_sof(segment)
+            facts = _parse_sof(segment)
         scans += marker == _SOS
     if facts is None or not scans:
         raise BadImage("JPEG without a frame or a scan")
-    # Images may follow the first one (multi-image files), but the last one ends too.
+    # Multi-image files have further images after the first EOI, and the last one has its own.
     if not data.endswith(b"\xff\xd9"):
         raise BadImage("JPEG with bytes after EOI")
     return facts
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and content of every segment from SOI to the first EOI."""
+    """Marker and content of each segment from SOI to the first EOI."""
     offset, marker = 2, _SOI
     while marker != _EOI:
         offset, marker = _jpeg_marker(data, offset)
-        if marker in _JPEG_BARE or marker == _EOI:
+        if marker in _JPEG_STANDALONE or marker == _EOI:
             continue
         end = _jpeg_segment_end(data, offset)
         yield marker, data[offset + 2 : end]
@@ -173,7 +176,7 @@ def _jpeg_scan_end(data: bytes, offset: int) -> int:
     return found.start()
 
 
-def _read_sof(segment: bytes) -> ImageFacts:
+def _parse_sof(segment: bytes) -> ImageFacts:
     if len(segment) < 6 or len(segment) != 6 + 3 * segment[5]:
         raise BadImage("JPEG with a damaged frame header")
     height, width = struct.unpack_from(">HH", segment, 1)
@@ -185,12 +188,12 @@ def _read_sof(segment: bytes) -> ImageFacts:
 
 def _check_webp(data: bytes) -> ImageFacts:
     (size,) = struct.unpack_from("<I", data, 4)
-    # An odd length may or may not be followed by its pad byte.
+    # Some encoders omit the pad byte after an odd length.
     if len(data) - 8 not in (size, size + (size & 1)):
-        raise BadImage("WebP whose length is not the one it states")
+        raise BadImage("WebP with a wrong length")
     chunks = _webp_chunks(data)
     kind, first = next(chunks, (b"", b""))
-    facts = _read_webp_size(kind, first)
+    facts = _parse_webp_header(kind, first)
     kinds = {kind} | {kind for kind, _ in chunks}
     if kinds.isdisjoint({b"VP8 ", b"VP8L", b"ANMF"}):
         raise BadImage("WebP without an image")
@@ -198,7 +201,7 @@ def _check_webp(data: bytes) -> ImageFacts:
 
 
 def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and first ten bytes of every chunk; the last one has to end where the data ends."""
+    """Type and first ten bytes of each chunk. The last one must end where the data ends."""
     offset = 12
     while offset < len(data):
         if offset + 8 > len(data):
@@ -211,7 +214,7 @@ def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         offset = end + (length & 1)
 
 
-def _read_webp_size(kind: bytes, head: bytes) -> ImageFacts:
+def _parse_webp_header(kind: bytes, head: bytes) -> ImageFacts:
     if kind == b"VP8 " and len(head) == 10 and not head[0] & 1 and head[3:6] == b"\x9d\x01\x2a":
         width, height = struct.unpack_from("<HH", head, 6)
         return ImageFacts("webp", width & 0x3FFF, height & 0x3FFF)

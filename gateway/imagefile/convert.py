@@ -1,4 +1,7 @@
-"""Converts a PNG to another format."""
+"""Transcodes a PNG to JPEG or WebP, if the result looks the same.
+
+When the cache does this is `cache/transcoding`.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,22 @@ from typing import Any, Final, Literal, TypeAlias
 
 from PIL import Image, PngImagePlugin
 
-from gateway.imagefile.check import _PNG_SIGNATURE, _check_png, _png_chunks
-
-# ── deriving: the same image in another format ────────────────────────────────────────────
+from gateway.imagefile.check import PNG_SIGNATURE, check_png, png_chunks
 
 TranscodedFormat: TypeAlias = Literal["jpeg", "webp"]
 
-MAX_DERIVED_PIXELS: Final = 33_000_000
-"""What is decoded at most: an image of 33 megapixels takes up to 700 MB while it is derived."""
+MAX_TRANSCODED_PIXELS: Final = 33_000_000
+"""Transcoding an image of 33 megapixels takes up to 700 MB of memory."""
 _MAX_EDGE: Final = {"jpeg": 65_500, "webp": 16_383}
-"""The longest edge that a format, or its encoder, can have."""
-_PLAIN_GAMMA: Final = struct.pack(">I", 45_455)
-"""What gAMA says of ordinary images: 1/2.2, as every viewer assumes where nothing is said."""
-_FULL_COLOUR: Final = 90
-"""From this quality on a JPEG keeps colour at full resolution."""
+"""The longest edge in pixels that a format, or its encoder, supports."""
+_DEFAULT_GAMMA: Final = struct.pack(">I", 45_455)
+"""A gAMA chunk of 1/2.2, which viewers assume without one."""
+_FULL_COLOUR_QUALITY: Final = 90
+"""From this quality on, a JPEG keeps colour at full resolution."""
 
 
 def as_transcoded_format(value: object) -> TranscodedFormat | None:
-    """The format if it is one that can be derived."""
+    """The format if a PNG can be transcoded to it, else None."""
     return "jpeg" if value == "jpeg" else "webp" if value == "webp" else None
 
 
@@ -35,72 +36,72 @@ def transcode_image(
     *,
     format: TranscodedFormat,
     compression: int,
-    max_pixels: int = MAX_DERIVED_PIXELS,
+    max_pixels: int = MAX_TRANSCODED_PIXELS,
 ) -> bytes | None:
-    """A whole PNG as JPEG or WebP, or None where that would not look like it.
+    """A complete PNG as JPEG or WebP, or None if the result would not look the same.
 
-    `compression` is `output_compression` of the images API, 0…100, and is taken as the encoder's
-    quality: 100 is the best and the largest. At 90 and above a JPEG does not thin out its colour;
-    a WebP always does, and is never lossless. Colour profile and orientation are kept, more than
-    8 bits a channel are cut to 8; proof of origin (C2PA) is of the PNG's bytes and does not
-    survive. None for: transparency in a JPEG (an alpha channel without any is dropped), animation,
-    high dynamic range, pixels beyond `max_pixels`, edges beyond the format's, bytes that do not
-    decode.
+    `compression` is `output_compression` of the images API from 0 to 100, and becomes the encoder's
+    quality: 100 is the best and the largest. A JPEG of 90 or more keeps full colour resolution. A
+    WebP never does and is never lossless. Colour profile and orientation are kept. More than 8 bits
+    per channel are reduced to 8. Proof of origin (C2PA) covers the bytes of the PNG and is lost.
 
-    The same bytes give the same bytes. Decodes and encodes, which takes a tenth to a quarter
-    of a second of processor time a megapixel: call it in a thread.
+    None is returned for transparency in a JPEG (an opaque alpha channel is dropped), animation,
+    high dynamic range, more than `max_pixels`, an edge beyond the format's, and undecodable bytes.
+
+    The result is deterministic. It takes 0.1 to 0.25 seconds of processor time per megapixel, so
+    call it in a thread.
     """
-    if not data.startswith(_PNG_SIGNATURE):
+    if not data.startswith(PNG_SIGNATURE):
         return None
     try:
-        facts = _check_png(data)
+        facts = check_png(data)
         longest = max(facts.width, facts.height)
         if facts.width * facts.height > max_pixels or longest > _MAX_EDGE[format]:
             return None
-        if not _has_plain_colours(dict(_png_chunks(data))):
+        if not _has_portable_colours(dict(png_chunks(data))):
             return None
-        # Not `Image.open`: its bound is a global of the process, and `max_pixels` is ours.
+        # Not `Image.open`, whose pixel limit is a global of the process.
         with PngImagePlugin.PngImageFile(io.BytesIO(data)) as png:
-            plain = _with_plain_pixels(png, grey="L" if format == "jpeg" else "RGB")
-            return _encode_derived(plain, png.info, format=format, compression=compression)
-    except (OSError, SyntaxError, ValueError):  # how Pillow says that it cannot
+            image = _to_encodable_mode(png, grey="L" if format == "jpeg" else "RGB")
+            return _encode(image, png.info, format=format, compression=compression)
+    except (OSError, SyntaxError, ValueError):  # Pillow's errors for images that it cannot decode
         return None
 
 
-def _has_plain_colours(chunks: Mapping[bytes, memoryview]) -> bool:
-    """Whether a PNG is one image whose colours other formats, and Pillow, can tell as well."""
+def _has_portable_colours(chunks: Mapping[bytes, memoryview]) -> bool:
+    """Whether a PNG is a single image whose colours Pillow and the other formats can represent."""
     if not chunks.keys().isdisjoint({b"acTL", b"cICP"}):
         return False
     is_16_bit = chunks[b"IHDR"][8] == 16
     if is_16_bit and b"tRNS" in chunks:
-        return False  # Pillow compares 16 bits of the transparent colour with 8 of the pixels
-    is_named = not chunks.keys().isdisjoint({b"iCCP", b"sRGB"})
-    return is_named or chunks.get(b"gAMA", _PLAIN_GAMMA) == _PLAIN_GAMMA
+        return False  # Pillow compares the 16-bit transparent colour with 8-bit pixels
+    has_colour_space = not chunks.keys().isdisjoint({b"iCCP", b"sRGB"})
+    return has_colour_space or chunks.get(b"gAMA", _DEFAULT_GAMMA) == _DEFAULT_GAMMA
 
 
-def _with_plain_pixels(png: Image.Image, *, grey: str) -> Image.Image:
-    """RGB, RGBA where anything is transparent, `grey` where nothing has a colour."""
-    if png.mode == "I;16":  # Pillow would clip it; the high bytes are what it takes of colours too
+def _to_encodable_mode(png: Image.Image, *, grey: str) -> Image.Image:
+    """RGBA if any pixel is transparent, `grey` if the image is greyscale, else RGB."""
+    if png.mode == "I;16":  # Pillow would clip it: take the high bytes, as it does for colours
         return Image.frombytes("L", png.size, png.tobytes()[1::2]).convert(grey)
     if not png.has_transparency_data:
         return png.convert(grey if png.mode in ("1", "L") else "RGB")
-    whole = png.convert("RGBA")
-    return whole.convert("RGB") if whole.getchannel("A").getextrema() == (255, 255) else whole
+    rgba = png.convert("RGBA")
+    return rgba.convert("RGB") if rgba.getchannel("A").getextrema() == (255, 255) else rgba
 
 
-def _encode_derived(
-    plain: Image.Image, info: Mapping[Any, Any], *, format: str, compression: int
+def _encode(
+    image: Image.Image, info: Mapping[Any, Any], *, format: str, compression: int
 ) -> bytes | None:
     profile = info.get("icc_profile")
-    if profile and profile[16:20] != (b"GRAY" if plain.mode == "L" else b"RGB "):
-        return None  # a profile of other colours than these
+    if profile and profile[16:20] != (b"GRAY" if image.mode == "L" else b"RGB "):
+        return None  # the profile is for another colour space
     file = io.BytesIO()
-    kept = {"icc_profile": profile, "exif": info.get("exif", b"")}
+    metadata = {"icc_profile": profile, "exif": info.get("exif", b"")}
     if format == "webp":
-        plain.save(file, "WEBP", quality=compression, **kept)
-    elif plain.mode == "RGBA":
+        image.save(file, "WEBP", quality=compression, **metadata)
+    elif image.mode == "RGBA":
         return None
     else:
-        subsampling = "4:4:4" if compression >= _FULL_COLOUR else "4:2:0"
-        plain.save(file, "JPEG", quality=max(1, compression), subsampling=subsampling, **kept)
+        subsampling = "4:4:4" if compression >= _FULL_COLOUR_QUALITY else "4:2:0"
+        image.save(file, "JPEG", quality=max(1, compression), subsampling=subsampling, **metadata)
     return file.getvalue()

@@ -1,10 +1,10 @@
-"""What a link to an image may look like, and where it may lead (CONTRACT §7).
+"""Which links may be fetched, and which addresses they may connect to.
 
-Pure: no `async`, no I/O. Upstream says where its images lie, and a gateway that went wherever it
-is told would be a way into the network it stands in (WIRE §8 row 25). So a link is read strictly:
-what two readers could understand differently is refused, and what is fetched is put together anew
-from the parts that were judged. Names are judged by the address that they lead to, when a
-connection is made; making it is `rehost`.
+Pure: no `async`, no I/O. Upstream chooses the links, so fetching them blindly would let it reach
+the gateway's own network (SSRF). Links are therefore parsed strictly: ambiguous ones are blocked,
+and the fetched URL is rebuilt from the parts that were checked. Names are checked by the addresses
+that they resolve to when `upstream.fetch` connects. The rules are
+`docs/reference/cache.md#fetching-images-behind-links`.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ Reason = Literal[
 
 
 class LinkBlocked(Exception):
-    """A link that is not fetched, or did not yield its image; says nothing else about it."""
+    """A link that may not be fetched, or did not yield an image."""
 
     def __init__(self, reason: Reason, *, host: str | None = None) -> None:
         super().__init__(reason)
         self.reason: Final = reason
         self.host = host
-        """The host that it led to; None for a link that names none in a readable way."""
+        """The host of the link; None if the link could not be parsed."""
 
 
-# ── what an address may be ──────────────────────────────────────────────────────────────────
+# ── addresses ───────────────────────────────────────────────────────────────────────────────
 
 _NOT_PUBLIC: Final = tuple(
     map(
@@ -54,10 +54,10 @@ _NOT_PUBLIC: Final = tuple(
         (
             "0.0.0.0/8",  # this network
             "10.0.0.0/8",  # private
-            "100.64.0.0/10",  # between carrier and customer
+            "100.64.0.0/10",  # shared by carriers
             "127.0.0.0/8",  # loopback
-            "168.63.129.16/32",  # looks public; in Azure it is the host under the machine
-            "169.254.0.0/16",  # link-local, and in many clouds the machine's credentials
+            "168.63.129.16/32",  # Azure: the host of the virtual machine, although it looks public
+            "169.254.0.0/16",  # link-local, in many clouds the metadata service with credentials
             "172.16.0.0/12",  # private
             "192.0.0.0/24",  # protocol assignments
             "192.0.2.0/24",  # documentation
@@ -74,25 +74,25 @@ _NOT_PUBLIC: Final = tuple(
         ),
     )
 )
-"""IANA's special-purpose registries, and what they leave out.
+"""IANA's special-purpose registries, and one address that they lack.
 
-Spelled out beside `is_global`, whose list differs from one Python to the next.
+Checked in addition to `is_global`, whose list differs between Python versions.
 """
 
 _GLOBAL_UNICAST: Final = IPv6Network("2000::/3")
-"""The only part of IPv6 from which public addresses have been given out."""
+"""The only part of IPv6 in which public addresses are allocated."""
 
 _LAST_4_BYTES_ARE_IPV4: Final = (
-    IPv6Network("::/96"),  # IPv4-compatible; `::` and `::1` fall under 0.0.0.0/8
+    IPv6Network("::/96"),  # IPv4-compatible; `::` and `::1` become part of 0.0.0.0/8
     IPv6Network("::ffff:0:0/96"),  # IPv4-mapped
     IPv6Network("::ffff:0:0:0/96"),  # IPv4-translated, RFC 2765
     IPv6Network("64:ff9b::/96"),  # NAT64, RFC 6052
-    IPv6Network("64:ff9b:1::/96"),  # NAT64, RFC 8215; elsewhere in its /48 nobody can tell where
+    IPv6Network("64:ff9b:1::/96"),  # NAT64, RFC 8215; the rest of its /48 has no fixed position
 )
 
 
 def embedded_ipv4(address: Address) -> tuple[IPv4Address, ...]:
-    """Every IPv4 address that an address may stand for; none for an address of its own."""
+    """The IPv4 addresses that an IPv6 address embeds, by mapping or tunnelling."""
     if isinstance(address, IPv4Address):
         return ()
     if any(address in network for network in _LAST_4_BYTES_ARE_IPV4):
@@ -103,7 +103,7 @@ def embedded_ipv4(address: Address) -> tuple[IPv4Address, ...]:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address belongs to the open internet; one that stands for others, if they do."""
+    """Whether an address, or each one that it embeds, is on the public internet."""
     return all(map(_is_public_itself, embedded_ipv4(address) or (address,)))
 
 
@@ -113,36 +113,36 @@ def _is_public_itself(address: Address) -> bool:
     return address.is_global and not any(address in network for network in _NOT_PUBLIC)
 
 
-# ── what a link may be ──────────────────────────────────────────────────────────────────────
+# ── links ───────────────────────────────────────────────────────────────────────────────────
 
-_MAX_LINK: Final = 8192
-"""Characters. Signed links have some hundreds."""
+_MAX_LINK_LENGTH: Final = 8192
+"""Characters. Signed links have a few hundred."""
 
 _PORTS: Final = {"http": 80, "https": 443}
 
 _PLAIN: Final = re.compile(r"[!-\[\]-~]+")
-"""ASCII without blanks; a backslash is a slash to some readers, so it is not there either."""
+"""Printable ASCII without spaces, and without the backslash, which some parsers read as a slash."""
 
 _AUTHORITY: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 _NAME: Final = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 _NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
-"""A name that ends in one is an IPv4 address to some readers, as `127.1` or `0x7f000001`."""
+"""Some parsers read a host that ends in a number as IPv4, such as `127.1` or `0x7f000001`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A host and port as they were understood."""
+    """A parsed host and port."""
 
     name: str
-    """Lower case; an address in its usual form, without brackets."""
+    """In lower case; an address in canonical form, without brackets."""
     port: int
     address: Address | None
-    """None for a name that a resolver has to look up."""
+    """None for a name that DNS resolves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A link that was understood."""
+    """A parsed link."""
 
     scheme: str
     """`http` or `https`."""
@@ -152,19 +152,19 @@ class Link:
 
     @property
     def url(self) -> str:
-        """The link, put together anew; without a fragment, which is nobody's but the reader's."""
+        """The link, rebuilt from its parts, without the fragment."""
         name = f"[{self.host.name}]" if ":" in self.host.name else self.host.name
         port = "" if self.host.port == _PORTS[self.scheme] else f":{self.host.port}"
         return f"{self.scheme}://{name}{port}{self.target}"
 
 
 def parse_link(text: str) -> Link:
-    """Reads an absolute http or https link. Raises `LinkRefused`."""
+    """Parses an absolute http or https link. Raises `LinkBlocked`."""
     scheme, separator, rest = text.partition("://")
     scheme = scheme.lower()
     if not separator or scheme not in _PORTS:
         raise LinkBlocked("scheme")
-    if len(text) > _MAX_LINK or not _PLAIN.fullmatch(text):
+    if len(text) > _MAX_LINK_LENGTH or not _PLAIN.fullmatch(text):
         raise LinkBlocked("malformed")
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if "@" in authority:
@@ -175,7 +175,7 @@ def parse_link(text: str) -> Link:
 
 
 def parse_host(text: str, *, default_port: int) -> Host:
-    """Reads `host` or `host:port`. Raises `LinkRefused`."""
+    """Parses `host` or `host:port`. Raises `LinkBlocked`."""
     match = _AUTHORITY.fullmatch(text)
     if match is None:
         raise LinkBlocked("malformed")
@@ -188,7 +188,7 @@ def parse_host(text: str, *, default_port: int) -> Host:
 
 
 def _parse_address(host: str) -> Address | None:
-    """The address that a host is; None for a name. What is neither for certain is refused."""
+    """The address, or None for a name. Raises `LinkBlocked` for ambiguous and invalid hosts."""
     try:
         return IPv6Address(host[1:-1]) if host.startswith("[") else IPv4Address(host)
     except ValueError:
@@ -200,7 +200,7 @@ def _parse_address(host: str) -> Address | None:
 
 
 def follow(link: Link, location: str) -> Link:
-    """Where a redirect leads, absolute or relative. Raises `LinkRefused`."""
+    """The target of a redirect from `link`. Raises `LinkBlocked`, also from https to http."""
     try:
         text = urljoin(link.url, location)
     except ValueError:
@@ -211,30 +211,30 @@ def follow(link: Link, location: str) -> Link:
     return target
 
 
-# ── where a link may lead ───────────────────────────────────────────────────────────────────
+# ── the allow-list ──────────────────────────────────────────────────────────────────────────
 
 
 class AddressPolicy(Enum):
-    """To which addresses a link may connect."""
+    """The addresses that a link may connect to."""
 
     ANY = "any"
-    """The host is allowed by its name."""
+    """Any, because the allow-list has the host itself."""
     PUBLIC = "public"
-    """Public ones, and those of the allowed networks."""
-    ALLOW_LISTED = "listed"
-    """Those of the allowed networks: the link is plain http."""
+    """Public addresses and allowed networks: the link is https."""
+    ALLOW_LISTED = "allow-listed"
+    """Only allowed networks: the link is plain http."""
 
 
 @dataclass(frozen=True, slots=True)
 class AllowList:
-    """What is allowed although it is private or plain http."""
+    """Hosts and networks that are allowed even if they are private or the link is plain http."""
 
     hosts: frozenset[tuple[str, int | None]]
-    """By name and port; None is any port."""
+    """Name and port; None allows any port."""
     networks: tuple[Network, ...]
 
     def policy_for(self, link: Link) -> AddressPolicy:
-        """To which addresses a link may connect. Raises `LinkRefused` when it is to none."""
+        """The addresses that a link may connect to. Raises `LinkBlocked` if there are none."""
         host = link.host
         if {(host.name, host.port), (host.name, None)} & self.hosts:
             return AddressPolicy.ANY
@@ -249,27 +249,27 @@ class AllowList:
 
     def allows(self, address: Address, address_policy: AddressPolicy) -> bool:
         """Whether a connection to this address may be made."""
-        if address_policy is AddressPolicy.ANY or self._lists(address):
+        if address_policy is AddressPolicy.ANY or self._contains(address):
+            return True
+        # An address that embeds others connects to them, so all of them must be allowed.
+        embedded = embedded_ipv4(address)
+        if embedded and all(map(self._contains, embedded)):
             return True
         return address_policy is AddressPolicy.PUBLIC and is_public(address)
 
     def allows_numeric(self, text: str, address_policy: AddressPolicy) -> bool:
-        """The same for an address in text, as a resolver gives it; anything else is not allowed."""
+        """The same for an address as text, from a resolver. Other text is not allowed."""
         try:
             return self.allows(ip_address(text), address_policy)
         except ValueError:
             return False
-
-    def _lists(self, address: Address) -> bool:
-        embedded = embedded_ipv4(address)
-        return self._contains(address) or (bool(embedded) and all(map(self._contains, embedded)))
 
     def _contains(self, address: Address) -> bool:
         return any(address in network for network in self.networks)
 
 
 def parse_allow_list(entries: Iterable[str]) -> AllowList:
-    """Reads hosts, `host:port`, addresses and networks. Raises `ValueError` with the bad one."""
+    """Parses hosts, `host:port`, addresses and networks. Raises `ValueError`."""
     hosts: set[tuple[str, int | None]] = set()
     networks: list[Network] = []
     for entry in entries:
@@ -283,7 +283,7 @@ def parse_allow_list(entries: Iterable[str]) -> AllowList:
 
 def _parse_entry(entry: str) -> tuple[str, int | None] | Network:
     try:
-        return ip_network(entry)  # an address alone is a network of one
+        return ip_network(entry)  # a single address is a network too
     except ValueError:
         pass
     try:

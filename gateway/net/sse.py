@@ -1,8 +1,8 @@
-"""Server-sent events: a splitter for what arrives, an encoder for what the gateway sends.
+"""Server-sent events: a splitter for received streams, and an encoder for sent ones.
 
-Pure: no `async`, no sockets. What the events mean is `upstream/wire`; when they are sent, and with
-which headers, is `api/`. The format is the WHATWG's (HTML, section 9.2); what clients make of it
-was measured (WIRE §4.2), and the encoder can write only what all of them take.
+Pure: no `async`, no I/O. What the events mean is `upstream/openai/events`, and sending them is
+`api/http/streaming`. The format is that of the HTML standard, section 9.2. The encoder writes only
+frames that all known clients decode: `docs/reference/images-api.md#what-decoders-accept`.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Any, Final
 import orjson
 
 COMMENT: Final = b": keep-alive\n\n"
-"""Keeps a line alive: the one thing beside whole events that no client stumbles over."""
+"""Keeps an idle connection alive. All known clients ignore comments."""
 
 _BOM: Final = b"\xef\xbb\xbf"
-_LONGEST_START: Final = len(_BOM + b"event: ")
-"""Bytes at the start of a line that say which field it is."""
+_FIELD_START_BYTES: Final = len(_BOM + b"event: ")
+"""Enough bytes of a line to tell its field."""
 
 _EVENT_NAME: Final = re.compile(r"[a-z_]+(\.[a-z_]+)+")
-"""The names of OpenAI's events; `error` is none of them and has an encoder of its own."""
+"""The names of OpenAI's events. `error` has its own encoder, `encode_error`."""
 
-_TAKEN_FIELDS: Final = frozenset({"type", "b64_json", "error"})
+_RESERVED_FIELDS: Final = frozenset({"type", "b64_json", "error"})
 
 
 class FrameTooLarge(ValueError):
-    """A frame exceeds the bound that its splitter was given."""
+    """A frame exceeds the bound of its splitter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +36,26 @@ class Event:
     """One frame that has data."""
 
     name: str | None
-    """What its `event:` says; None when it says nothing."""
+    """The value of `event:`; None if it is missing or empty."""
     data: bytes
     """The values of its `data:` lines, joined by line feeds."""
 
 
-# ── in ──────────────────────────────────────────────────────────────────────────────────────
+# ── receiving ───────────────────────────────────────────────────────────────────────────────
 
 
 class Splitter:
-    """Cuts the chunks of a stream into events, wherever the chunks begin and end.
+    """Splits the chunks of a stream into events, independently of the chunks' boundaries.
 
-    Takes LF, CRLF and CR, and a byte order mark; passes over comments, `id:`, `retry:` and frames
-    without data. Every byte is looked at once and copied twice at most, also when a frame of many
-    megabytes comes in pieces of one byte.
+    Accepts LF, CRLF and CR as line ends, and a byte order mark. Ignores comments, `id:`, `retry:`
+    and frames without data. Each byte is scanned once and copied at most twice, even if a frame of
+    many megabytes arrives in chunks of one byte.
     """
 
     def __init__(self, *, max_frame_bytes: int) -> None:
         self._max_frame_bytes = max_frame_bytes
         self._frame_bytes = 0
-        self._pieces: list[bytes] = []  # the line under way; empty between two lines
+        self._pieces: list[bytes] = []  # of the current line; empty between two lines
         self._name = ""
         self._data: list[bytes] = []
         self._is_first_line = True
@@ -64,35 +64,35 @@ class Splitter:
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that end in this chunk.
 
-        Raises `FrameTooLarge` for a frame, comments included, of more than `max_frame_bytes`; the
-        splitter is of no use after that.
+        Raises `FrameTooLarge` for a frame, including comments, of more than `max_frame_bytes`.
+        After that the splitter cannot be used again.
         """
         events = []
         for piece, end in _lines(chunk):
             is_rest_of_crlf = self._ended_in_cr and not piece and end == b"\n"
             self._ended_in_cr = end == b"\r"
-            event = None if is_rest_of_crlf else self._take(piece, end)
+            event = None if is_rest_of_crlf else self._add_piece(piece, end)
             if event is not None:
                 events.append(event)
         return events
 
     def close(self) -> list[Event]:
-        """The event that the stream ended in, when only its last line ends are missing.
+        """The last event of a stream that ended without the final line ends.
 
-        By the standard it is lost, and clients do lose it (WIRE §4.2). Here it may be an image
-        that was paid for; whether it is whole is for the reader of its data to see.
+        The standard and most clients discard it. Here it may be an image that was paid for. Whether
+        it is complete is for its parser to decide.
         """
         event = self._end_line() if self._pieces else None
         event = event or self._end_frame()
         return [] if event is None else [event]
 
-    def _take(self, piece: bytes, end: bytes) -> Event | None:
-        """A line, the rest of one, or, without an end, a part of one."""
+    def _add_piece(self, piece: bytes, end: bytes) -> Event | None:
+        """Adds a part of a line, which ends the line unless `end` is empty."""
         self._frame_bytes += len(piece) + len(end)
         if self._frame_bytes > self._max_frame_bytes:
             raise FrameTooLarge(f"an event of more than {self._max_frame_bytes} bytes")
-        if self._pieces and len(self._pieces[0]) < _LONGEST_START:
-            self._pieces = [self._pieces[0] + piece]  # so that the first one names the field
+        if self._pieces and len(self._pieces[0]) < _FIELD_START_BYTES:
+            self._pieces = [self._pieces[0] + piece]  # enough to tell the field
         else:
             self._pieces.append(piece)
         return self._end_line() if end else None
@@ -104,7 +104,7 @@ class Splitter:
             self._is_first_line = False
         if not first and not any(rest):
             return self._end_frame()
-        field, colon, _ = first[:_LONGEST_START].partition(b":")
+        field, colon, _ = first[:_FIELD_START_BYTES].partition(b":")
         start = len(field) + len(colon)
         start += first.startswith(b" ", start)
         if field == b"data":
@@ -120,51 +120,47 @@ class Splitter:
 
 
 def _lines(chunk: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Every line, or part of one, and what ends it: LF, CR, or nothing where the chunk ends."""
-    for line, line_feed in _cut(chunk, b"\n"):
-        for part, carriage_return in _cut(line, b"\r"):
+    """The lines, or parts of them, with their line ends; the last may have an empty one."""
+    for line, line_feed in _split(chunk, b"\n"):
+        for part, carriage_return in _split(line, b"\r"):
             if part or carriage_return or line_feed:
                 yield part, carriage_return or line_feed
 
 
-def _cut(text: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Every part and its end; the last one, which may be empty, has none.
-
-    In long lines `find` is thirty times as fast as `split` and `splitlines`; text that has no end
-    in it is not copied.
-    """
+def _split(text: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The parts of `text` with their ends; the last part, which may be empty, has none."""
+    # For long lines `find` is thirty times as fast as `split` and `splitlines`, and text without
+    # an end is not copied.
     start = 0
-    while (place := text.find(end, start)) >= 0:
-        yield text[start:place], end
-        start = place + 1
+    while (found := text.find(end, start)) >= 0:
+        yield text[start:found], end
+        start = found + 1
     yield text[start:], b""
 
 
-# ── out ─────────────────────────────────────────────────────────────────────────────────────
+# ── sending ─────────────────────────────────────────────────────────────────────────────────
 
 
 def encode_event(name: str, fields: Mapping[str, Any], *, base64: bytes) -> list[bytes]:
-    """A frame whose data is a JSON object: `type`, the image as `b64_json`, then `fields`.
+    """A frame with a JSON object: `type`, the image as `b64_json`, then `fields`.
 
-    Comes in pieces, so that the base64 is never copied: it is the second of three, and has to be
-    one unbroken line. The JSON around it is made here, because a name without data, data that is
-    not JSON and a line end inside it all break clients. A field that says type or image a second
-    time is left out, and so is `error`: an SDK raises it, whatever else the event says. Raises
-    `ValueError` for a name that is not like `image_generation.completed`.
+    Returned in three pieces, so that the base64, which must be a single line, is never copied.
+    `type`, `b64_json` and `error` in `fields` are ignored: SDKs raise any event with an `error`.
+    Raises `ValueError` for a name that is not like `image_generation.completed`.
     """
     if not _EVENT_NAME.fullmatch(name):
         raise ValueError(f"not the name of an event: {name!r}")
     start = f'event: {name}\ndata: {{"type":"{name}","b64_json":"'.encode()
-    rest = orjson.dumps({key: fields[key] for key in fields if key not in _TAKEN_FIELDS})[1:]
+    rest = orjson.dumps({key: fields[key] for key in fields if key not in _RESERVED_FIELDS})[1:]
     comma = b"," if rest != b"}" else b""
     return [start, base64, b'"' + comma + rest + b"\n\n"]
 
 
 def encode_error(error: Mapping[str, Any]) -> bytes:
-    """The frame that ends a stream which has failed; `error` holds message, type, param, code.
+    """The frame that ends a failed stream; `error` has `message`, `type`, `param` and `code`.
 
-    It is always nested under `error`: one SDK takes a flat one for an ordinary event, and an empty
-    one too. Raises `ValueError` without a message.
+    The fields are nested under `error`, because an SDK takes top-level ones for an ordinary event.
+    Raises `ValueError` without a message, because the SDK also ignores an empty error.
     """
     if not error.get("message"):
         raise ValueError("an error needs a message")

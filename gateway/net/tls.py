@@ -1,4 +1,4 @@
-"""Whom a connection to upstream trusts."""
+"""TLS contexts of outgoing connections."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 
 def create_tls(ca_file: Path | None) -> ssl.SSLContext | bool:
-    """Trusts the system's authorities and those of `ca_file`; True: the system's alone.
+    """The TLS context that trusts the system's authorities and those of `ca_file`.
 
-    Reads files: call it in a thread. Raises `OSError` for a file that cannot be read or is not PEM.
+    True is aiohttp's default context, with the system's alone. Reads files, so call it in a thread.
+    Raises `OSError` for a file that cannot be read or is not PEM.
     """
     if ca_file is None:
         return True

@@ -38,7 +38,7 @@ from gateway.store.commands import Inspect, StoreFacts
 from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
 from gateway.store.redis.client import redacted_url
 from gateway.upstream.client import open_client
-from gateway.upstream.fetch import RehostSettings, open_link_fetcher
+from gateway.upstream.fetch import FetchSettings, open_link_fetcher
 
 MAX_CLOCK_DIFFERENCE_SECONDS: Final = 2.0
 """Between the store and this machine. With more, links and calendar days would disagree."""
@@ -197,7 +197,7 @@ async def check_upstream(settings: Settings) -> Finding:
         message = "UPSTREAM_API_KEY is not set; without it `gateway serve` does not start."
         return Finding("upstream", "fault", message)
     async with open_client(client_settings(settings)) as client:
-        return judge_upstream(await client.probe(), base_url=settings.upstream.base_url)
+        return judge_upstream(await client.check(), base_url=settings.upstream.base_url)
 
 
 def judge_upstream(status: int | None, *, base_url: str) -> Finding:
@@ -287,7 +287,7 @@ async def _stored_test_image(cache: Cache) -> AsyncIterator[tuple[Image, bytes]]
 
 async def _fetch_own_link(settings: Settings, url: str, path: str, *, data: bytes) -> Finding:
     """Fetches the link as upstream's links are fetched, from this one host."""
-    fetch_settings = RehostSettings(
+    fetch_settings = FetchSettings(
         upstream_url=url,
         max_bytes=settings.cache.max_image_bytes,
         timeout_seconds=TEST_LINK_TIMEOUT_SECONDS,

@@ -1,13 +1,13 @@
-"""The circuit breaker: when to stop asking a service that fails, and when to ask again.
+"""The circuit breaker in front of upstream: stops sending while upstream fails.
 
-    closed ── so many failures in a row ──▶ open ── after so many seconds ──▶ one request tries
-       ▲                                     ▲                                     │
-       │                                     └──────────── it fails ───────────────┤
-       └──────────────── anything that shows that the service is there ────────────┘
+    closed ── `failures` failures in succession ──▶ open ── after `open_seconds` ──▶ half-open
+      ▲                                              ▲                                   │
+      │                                              └────────── the probe fails ────────┤
+      └────────────────────── any response that shows that upstream is up ───────────────┘
 
-Pure: no `async`, no I/O, and time is an argument, in seconds of a clock that only goes forward.
-What counts as a failure is for the client to say, and what a refused caller is told for `wire`.
-Each worker has one of its own.
+Pure: no `async`, no I/O. Time is an argument, in seconds of a monotonic clock. The client decides
+which outcomes are failures, and `openai.errors` words the 503 of a rejected purchase. Each worker
+has its own breaker. See `docs/reference/billing.md#retries-and-the-circuit-breaker`.
 """
 
 from __future__ import annotations
@@ -15,83 +15,82 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-TRIAL_SECONDS: Final = 60.0
-"""How long others wait for the one that tries, before the next one may.
+PROBE_SECONDS: Final = 60.0
+"""How long a half-open breaker waits for its probe before it permits another one.
 
-An image may take longer; a request whose connection was lost unnoticed takes until its deadline,
-and would keep everybody out of a service that has long been back.
+A probe whose connection was lost unnoticed lasts until the client's deadline. Without this bound
+it would block all purchases from an upstream that has long recovered.
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
-    """One request may go; it says afterwards how it ended, with this in hand."""
+class Permit:
+    """The permission to send one purchase. Its holder reports the outcome with it."""
 
-    trial: int | None = None
-    """Which trial of an open breaker it is; None for an ordinary request."""
+    probe: int | None = None
+    """The number of the probe; None for a purchase that was permitted while closed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """Nothing is to be sent now."""
+class Rejected:
+    """The breaker is open: the purchase must not be sent."""
 
-    seconds: float
-    """How long until it may be worth another try; above zero."""
+    retry_after_seconds: float
+    """Until the next probe may be permitted; above zero."""
 
 
 class Breaker:
-    """Closed until `failures` requests in a row have failed; 0 is a breaker that never opens."""
+    """Opens after `failures` failures in succession; with 0 it never opens."""
 
     def __init__(self, *, failures: int, open_seconds: float) -> None:
-        self._failures = failures
+        self._max_failures = failures
         self._open_seconds = open_seconds
-        self._row = 0
-        self._next_try_at: float | None = None
-        """None while it is closed."""
-        self._trials = 0
-        self._trial: int | None = None
-        """The trial whose end decides; None while nobody tries."""
+        self._failures = 0
+        self._next_probe_at: float | None = None  # None while closed
+        self._probes = 0
+        self._probe: int | None = None  # the probe whose outcome decides; None unless half-open
 
     @property
     def is_open(self) -> bool:
-        """Also while one tries: everybody else is refused."""
-        return self._next_try_at is not None
+        """Open or half-open."""
+        return self._next_probe_at is not None
 
-    def enter(self, now: float) -> Pass | Refused:
-        """Asks whether one request may go. Each `Pass` must end in exactly one of the three below.
+    def acquire(self, now: float) -> Permit | Rejected:
+        """Asks for permission to send one purchase.
 
-        Also a request that went while the breaker was closed, and ends when it no longer is.
+        Each `Permit` must end in exactly one call of `succeed`, `fail` or `abandon`, also if the
+        breaker has changed its state meanwhile.
         """
-        if self._next_try_at is None:
-            return Pass()
-        if now < self._next_try_at:
-            return Refused(min(self._next_try_at - now, self._open_seconds))
-        self._trials += 1
-        self._trial = self._trials
-        self._next_try_at = now + max(TRIAL_SECONDS, self._open_seconds)
-        return Pass(self._trial)
+        if self._next_probe_at is None:
+            return Permit()
+        if now < self._next_probe_at:
+            return Rejected(min(self._next_probe_at - now, self._open_seconds))
+        self._probes += 1
+        self._probe = self._probes
+        self._next_probe_at = now + max(PROBE_SECONDS, self._open_seconds)
+        return Permit(self._probe)
 
     def succeed(self) -> None:
-        """The service is there: whoever saw that, whenever they were sent."""
-        self._row = 0
-        self._next_try_at = self._trial = None
+        """Closes the breaker: upstream responded, to a probe or to any earlier purchase."""
+        self._failures = 0
+        self._next_probe_at = self._probe = None
 
-    def fail(self, entered: Pass, now: float) -> None:
-        """The service is not there. Of an open breaker only the trial says something new."""
-        if self._next_try_at is None:
-            self._row += 1
-            if 0 < self._failures <= self._row:
+    def fail(self, permit: Permit, now: float) -> None:
+        """Counts a failure while closed. Otherwise only the failure of the probe reopens."""
+        if self._next_probe_at is None:
+            self._failures += 1
+            if 0 < self._max_failures <= self._failures:
                 self._open(now)
-        elif self._is_trial(entered):
+        elif self._is_current_probe(permit):
             self._open(now)
 
-    def abandon(self, entered: Pass, now: float) -> None:
-        """It ended without a word about the service: another one may try in its stead."""
-        if self._is_trial(entered):
-            self._next_try_at, self._trial = now, None
+    def abandon(self, permit: Permit, now: float) -> None:
+        """The purchase was cancelled and says nothing about upstream: permits another probe."""
+        if self._is_current_probe(permit):
+            self._next_probe_at, self._probe = now, None
 
-    def _is_trial(self, entered: Pass) -> bool:
-        return entered.trial is not None and entered.trial == self._trial
+    def _is_current_probe(self, permit: Permit) -> bool:
+        return permit.probe is not None and permit.probe == self._probe
 
     def _open(self, now: float) -> None:
-        self._next_try_at, self._trial = now + self._open_seconds, None
+        self._next_probe_at, self._probe = now + self._open_seconds, None

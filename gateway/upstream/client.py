@@ -1,4 +1,10 @@
-"""Sends one purchase upstream and reads the answer."""
+"""The client of upstream: one purchase with its deadline, retries and circuit breaker.
+
+A purchase has one deadline and at most `MAX_RETRIES` retries, see
+`docs/reference/billing.md#retries-and-the-circuit-breaker`. Request bodies
+and answers are `openai/`, connections are `session`. `purchasing` checks the bytes
+of images.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +15,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol, TypeAlias, TypeVar
+from typing import Final, Protocol, TypeAlias
 
 import aiohttp
 import structlog
@@ -18,39 +24,36 @@ from gateway.errors import Charge, UpstreamFailure
 from gateway.images import ImageRequest, PartialImage, UpstreamAnswer
 from gateway.net.sse import Event
 from gateway.net.tls import create_tls
-from gateway.upstream.breaker import Breaker, Pass, Refused
+from gateway.upstream.breaker import Breaker, Permit, Rejected
 from gateway.upstream.openai import answers, errors, events, requests
-from gateway.upstream.session import _MEBIBYTE, ClientSettings, _Body, _Line, _open_session
+from gateway.upstream.session import MEBIBYTE, ClientSettings, SendState, TrackedBody, open_session
 from gateway.upstream.stream import StreamReader
 
 MAX_RETRIES: Final = 2
 RETRY_WINDOW_SECONDS: Final = 30.0
-"""No retry starts later than this after the first attempt."""
+"""After the first attempt has started. Later than this no retry starts."""
 
 _FIRST_BACKOFF_SECONDS: Final = 0.5
 _JITTER: Final = 0.25
-_ENVELOPE_BYTES: Final = _MEBIBYTE
-"""Room for everything in an answer that is not base64."""
-_MAX_ERROR_BYTES: Final = _MEBIBYTE
-_THREAD_ABOVE_BYTES: Final = 4 * _MEBIBYTE
-"""Larger answers are decoded in a thread: they would hold up the loop."""
+_ENVELOPE_BYTES: Final = MEBIBYTE
+"""Allowance for everything in an answer that is not base64."""
+_MAX_ERROR_BYTES: Final = MEBIBYTE
+_MAX_INLINE_BYTES: Final = 4 * MEBIBYTE
+"""Larger answers are decoded in a thread, because they would block the event loop."""
 
-_DECODED_AT_ONCE: Final = 2
-"""Large answers: more threads would only keep the loop, and one another, waiting for Python."""
+_MAX_DECODING: Final = 2
+"""Large answers decoded at the same time. More threads would only compete for the GIL."""
 
-_PROBE_SECONDS: Final = 10.0
-"""How long a question that costs nothing is waited for."""
-
-T = TypeVar("T")
+_CHECK_TIMEOUT_SECONDS: Final = 10.0
 
 log = structlog.get_logger(__name__)
 
 
 class Observer(Protocol):
-    """Is told about every attempt; the metrics listen."""
+    """Receives the outcome of every attempt; the metrics implement it."""
 
     def attempted(self, model: str, *, status: int | str, seconds: float) -> None:
-        """One attempt ended: with a status, or `unreachable`, `cut`, `timeout`."""
+        """An attempt ended with a status, or with `unreachable`, `cut` or `timeout`."""
 
     def retried(self) -> None:
         """Another attempt will follow."""
@@ -60,7 +63,7 @@ class Observer(Protocol):
 
 
 class Unobserved:
-    """An observer that nobody asks."""
+    """An observer that records nothing."""
 
     def attempted(self, model: str, *, status: int | str, seconds: float) -> None:
         """Nothing."""
@@ -74,17 +77,17 @@ class Unobserved:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Time and chance as the retries see them: arguments, so that a test has its own."""
+    """The clock and the randomness of retries and breaker, which tests replace."""
 
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     random: Callable[[], float] = random.random
-    """Evenly from 0 to 1."""
+    """Uniform in [0, 1)."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """A whole 2xx answer, in the chunks in which it came."""
+    """A complete 2xx answer, in chunks as received."""
 
     status: int
     chunks: list[bytes]
@@ -94,15 +97,15 @@ class _Reply:
 
 @dataclass(frozen=True, slots=True)
 class _Streamed:
-    """A stream that brought its image."""
+    """A stream that ended with its image."""
 
     status: int
-    answered: UpstreamAnswer
+    answer: UpstreamAnswer
 
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """An attempt that ended without images: `status` is upstream's, or says why there is none."""
+    """An attempt that failed: `status` is upstream's, or `unreachable`, `cut` or `timeout`."""
 
     status: int | str
     failure: UpstreamFailure
@@ -114,7 +117,7 @@ class _Failed:
 
     @property
     def is_outage(self) -> bool:
-        """Whether it speaks against the service: no connection, no answer in time, 5xx."""
+        """Whether the breaker counts it: no connection, no complete answer in time, or 5xx."""
         return not isinstance(self.status, int) or self.status >= 500
 
 
@@ -122,29 +125,29 @@ _Outcome: TypeAlias = _Reply | _Streamed | _Failed
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
-    """What every attempt of a purchase sends, and how it reads what comes."""
+class _PreparedRequest:
+    """The request of a purchase, which every attempt sends, and the reader of its answer."""
 
     model: str
     body: bytes
     receive: Callable[[aiohttp.ClientResponse], Awaitable[_Outcome]]
-    """Reads a 2xx answer; may raise what says that it was cut off."""
+    """Reads a 2xx answer. Raises `aiohttp.ClientError` or `OSError` if it was cut off."""
 
 
 @contextlib.asynccontextmanager
 async def open_client(
     settings: ClientSettings, *, observer: Observer | None = None, pace: Pace | None = None
 ) -> AsyncIterator[UpstreamClient]:
-    """The one client of a process, with its pool; closes every connection at the end."""
+    """The client of a process, with its connection pool, which is closed on exit."""
     tls = await asyncio.to_thread(create_tls, settings.ca_file)  # reads files
-    async with _open_session(settings, tls) as session:
+    async with open_session(settings, tls) as session:
         yield UpstreamClient(
             session, settings, observer=observer or Unobserved(), pace=pace or Pace()
         )
 
 
 class UpstreamClient:
-    """The paid service."""
+    """Buys images from one upstream."""
 
     def __init__(
         self,
@@ -159,20 +162,21 @@ class UpstreamClient:
         self._observer = observer
         self._pace = pace
         self._url = settings.generations_url
-        self._decoding = asyncio.Semaphore(_DECODED_AT_ONCE)
+        self._decoding = asyncio.Semaphore(_MAX_DECODING)
         self._breaker = Breaker(
             failures=settings.breaker_failures, open_seconds=settings.breaker_open_seconds
         )
 
     async def generate(self, request: ImageRequest, *, images: int) -> UpstreamAnswer:
-        """Buys `images` images of `request`; whether they are images is not checked here.
+        """Buys `images` images of `request`; their bytes are not checked.
 
-        Raises `UpstreamFailure` when none came; its `charge` says what that is presumed to have
-        cost. The deadline ends with the last byte: what has arrived is never given up.
+        Raises `UpstreamFailure` if no image came, with the presumed `charge`. The deadline applies
+        until the last byte has arrived. Decoding afterwards has no deadline, so that an image that
+        was paid for is not lost.
         """
         body = requests.forwarded_body(request, images=images)
         receive = partial(self._receive_answer, limit_bytes=self._limit_bytes(images))
-        return await self._buy(_Order(request.model, body, receive))
+        return await self._buy(_PreparedRequest(request.model, body, receive))
 
     async def stream(
         self,
@@ -181,12 +185,12 @@ class UpstreamClient:
         on_partial: Callable[[PartialImage], Awaitable[None]],
         on_open: Callable[[], Awaitable[None]],
     ) -> UpstreamAnswer:
-        """Buys one image of `request` as a stream, with the partial images that it asks for.
+        """Buys one image of `request` as a stream, with the partial images that it requests.
 
-        `on_open` is called once, when upstream's 200 has arrived; from then on nothing is tried
-        again. `on_partial` is called for each partial image as it arrives, and nothing is read
-        before it returns. Both count against the deadline, and neither may raise: the purchase
-        would end there. A plain answer, as clones give it, is taken too. Raises as `generate`.
+        `on_open` is called once, when upstream's 200 has arrived; after that nothing is retried.
+        `on_partial` is called for each partial image, and reading continues when it returns. Both
+        count towards the deadline. They must not raise, because that would end the purchase.
+        Some clones answer without a stream, which is accepted. Raises like `generate`.
         """
         body = requests.forwarded_body(request, images=1, stream=True)
 
@@ -196,19 +200,19 @@ class UpstreamClient:
                 return await self._receive_answer(response, limit_bytes=self._limit_bytes(1))
             reader = self._stream_reader(response, request, on_partial)
             async with contextlib.aclosing(_chunks(response.content)) as chunks:
-                return _concluded(response.status, await reader.read(chunks))
+                return _stream_outcome(response.status, await reader.read(chunks))
 
-        return await self._buy(_Order(request.model, body, receive))
+        return await self._buy(_PreparedRequest(request.model, body, receive))
 
-    async def probe(self) -> int | None:
-        """The status that a list of the models is answered with; None: nobody answers in time.
+    async def check(self) -> int | None:
+        """Lists the models, for `doctor`: the status of the response, or None without one in time.
 
-        Sent as a purchase would be, with the same key and by the same way; costs nothing, and
-        breaker and observer do not hear of it.
+        Uses the same key and connection settings as a purchase, and costs nothing. The breaker and
+        the observer are not involved.
         """
-        asking = self._session.get(self._settings.models_url, allow_redirects=False)
+        listing = self._session.get(self._settings.models_url, allow_redirects=False)
         try:
-            async with asyncio.timeout(_PROBE_SECONDS), asking as response:
+            async with asyncio.timeout(_CHECK_TIMEOUT_SECONDS), listing as response:
                 return response.status
         except (aiohttp.ClientError, OSError):
             return None
@@ -222,78 +226,71 @@ class UpstreamClient:
         parse = partial(
             events.parse_event,
             upstream_request_id=errors.request_id(response.headers),
-            unspoken=self._settings.unspoken,
+            secrets=self._settings.secrets,
         )
 
-        async def parse_apart(event: Event) -> events.News | None:
-            return await _decode(partial(parse, event), size_bytes=len(event.data))
+        async def parse_in_thread_if_large(event: Event) -> events.ParsedEvent | None:
+            if len(event.data) <= _MAX_INLINE_BYTES:
+                return parse(event)
+            return await asyncio.to_thread(parse, event)
 
         return StreamReader(
             max_event_bytes=self._limit_bytes(1),
             max_total_bytes=self._limit_bytes(1 + request.partial_images),
-            parse=parse_apart,
+            parse=parse_in_thread_if_large,
             on_partial=on_partial,
         )
 
-    async def _buy(self, order: _Order) -> UpstreamAnswer:
-        entered = self._enter()
+    async def _buy(self, prepared: _PreparedRequest) -> UpstreamAnswer:
+        permit = self._breaker.acquire(self._pace.clock())
+        if isinstance(permit, Rejected):
+            raise errors.breaker_open(retry_after_seconds=permit.retry_after_seconds)
         outcome: _Outcome | None = None
         try:
-            outcome = await self._send_in_time(order)
+            outcome = await self._send_before_deadline(prepared)
         finally:
-            self._leave(entered, outcome)
+            self._report(permit, outcome)
         if isinstance(outcome, _Failed):
             raise outcome.failure
         if isinstance(outcome, _Streamed):
-            return outcome.answered
-        return await self._parse(outcome)
-
-    async def _parse(self, reply: _Reply) -> UpstreamAnswer:
-        """Reads an answer; of large ones that come together only a few at a time."""
-        parse = partial(_parse_chunks, reply.chunks, upstream_request_id=reply.request_id)
-        if reply.size_bytes <= _THREAD_ABOVE_BYTES:
+            return outcome.answer
+        parse = partial(_parse_chunks, outcome.chunks, upstream_request_id=outcome.request_id)
+        if outcome.size_bytes <= _MAX_INLINE_BYTES:
             return parse()
         async with self._decoding:
             return await asyncio.to_thread(parse)
 
-    def _enter(self) -> Pass:
-        """Asks the breaker; raises its 503 while it is open."""
-        entered = self._breaker.enter(self._pace.clock())
-        if isinstance(entered, Refused):
-            raise errors.breaker_open(wait_seconds=entered.seconds)
-        return entered
-
-    def _leave(self, entered: Pass, outcome: _Outcome | None) -> None:
-        """Tells the breaker how a purchase ended, after its retries; None is a cancelled one."""
+    def _report(self, permit: Permit, outcome: _Outcome | None) -> None:
+        """Reports the outcome of a purchase, after its retries, to the breaker. None: cancelled."""
         was_open = self._breaker.is_open
         if outcome is None:
-            self._breaker.abandon(entered, self._pace.clock())
+            self._breaker.abandon(permit, self._pace.clock())
         elif isinstance(outcome, _Failed) and outcome.is_outage:
-            self._breaker.fail(entered, self._pace.clock())
+            self._breaker.fail(permit, self._pace.clock())
         else:
             self._breaker.succeed()
         if self._breaker.is_open != was_open:
             log.warning("upstream_breaker_closed" if was_open else "upstream_breaker_opened")
             self._observer.breaker_turned(is_open=not was_open)
 
-    async def _send_in_time(self, order: _Order) -> _Outcome:
-        line = _Line()
+    async def _send_before_deadline(self, prepared: _PreparedRequest) -> _Outcome:
+        state = SendState()
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
-                return await self._send(order, line)
+                return await self._send(prepared, state)
         except TimeoutError:
-            return _Failed("timeout", errors.timed_out(was_sent=line.is_sent))
+            return _Failed("timeout", errors.timed_out(was_sent=state.is_sent))
 
     def _limit_bytes(self, images: int) -> int:
-        """The largest answer that `images` images in base64 can make."""
+        """The size of the largest valid answer with `images` images in base64."""
         return images * (self._settings.max_image_bytes * 4 // 3 + 4) + _ENVELOPE_BYTES
 
-    async def _send(self, order: _Order, line: _Line) -> _Outcome:
-        """Attempts until there is an answer, or nothing more that may be tried."""
+    async def _send(self, prepared: _PreparedRequest, state: SendState) -> _Outcome:
+        """Sends and retries until there is an answer or a failure that is not retried."""
         started = self._pace.clock()
         retries = 0
         while True:
-            outcome = await self._observed(order, line)
+            outcome = await self._observe_attempt(prepared, state)
             if not isinstance(outcome, _Failed):
                 return outcome
             elapsed = self._pace.clock() - started
@@ -307,7 +304,7 @@ class UpstreamClient:
     def _wait_seconds(
         self, failed: _Failed, *, retries: int, elapsed_seconds: float
     ) -> float | None:
-        """How long to wait before the next attempt; None when there is to be none."""
+        """The wait before the next attempt; None if there is no further one."""
         if retries == MAX_RETRIES or not failed.is_retryable:
             return None
         wait = errors.retry_after_seconds(failed.failure)
@@ -316,33 +313,33 @@ class UpstreamClient:
             wait = _FIRST_BACKOFF_SECONDS * 2**retries * jitter
         return wait if elapsed_seconds + wait <= RETRY_WINDOW_SECONDS else None
 
-    async def _observed(self, order: _Order, line: _Line) -> _Outcome:
+    async def _observe_attempt(self, prepared: _PreparedRequest, state: SendState) -> _Outcome:
         started = self._pace.clock()
-        status: int | str = "timeout"  # what it is when the deadline ends it
+        status: int | str = "timeout"  # if the deadline cancels it
         try:
-            outcome = await self._attempt(order, line)
+            outcome = await self._send_once(prepared, state)
             status = outcome.status
             return outcome
         finally:
             elapsed = self._pace.clock() - started
-            self._observer.attempted(order.model, status=status, seconds=elapsed)
+            self._observer.attempted(prepared.model, status=status, seconds=elapsed)
 
-    async def _attempt(self, order: _Order, line: _Line) -> _Outcome:
-        """One request. Only one that was cut off leaves the line marked as sent."""
+    async def _send_once(self, prepared: _PreparedRequest, state: SendState) -> _Outcome:
+        """Sends one request. `state.is_sent` stays set only if the answer was cut off."""
         outcome: _Outcome
         try:
             async with self._session.post(
-                self._url, data=_Body(order.body, line), allow_redirects=False
+                self._url, data=TrackedBody(prepared.body, state), allow_redirects=False
             ) as response:
                 if 200 <= response.status < 300:
-                    outcome = await order.receive(response)
+                    outcome = await prepared.receive(response)
                 else:
                     outcome = await self._receive_error(response)
         except (aiohttp.ClientError, OSError):
-            if line.is_sent:
+            if state.is_sent:
                 return _Failed("cut", errors.cut_off())
             return _Failed("unreachable", errors.unreachable())
-        line.is_sent = False
+        state.is_sent = False
         return outcome
 
     async def _receive_answer(
@@ -355,29 +352,33 @@ class UpstreamClient:
         return _Reply(response.status, chunks, length, errors.request_id(response.headers))
 
     async def _receive_error(self, response: aiohttp.ClientResponse) -> _Failed:
-        """The status decides; a body that is cut off is read as far as it came."""
+        """Reads an error response, as far as it comes: its status alone is enough."""
         chunks: list[bytes] = []
         with contextlib.suppress(aiohttp.ClientError, OSError):
             await _read(response, chunks, limit_bytes=_MAX_ERROR_BYTES)
         body = b"".join(chunks)
-        for secret in self._settings.unspoken:  # some services quote the key they refuse
+        for secret in self._settings.secrets:
             body = body.replace(secret, b"***")
         return _Failed(response.status, errors.parse_error(response.status, response.headers, body))
 
 
 async def _chunks(content: aiohttp.StreamReader) -> AsyncGenerator[bytes]:
-    """What comes, and what had come when the connection was lost, which aiohttp would keep."""
+    """The chunks of a body, including those that had arrived when the connection was lost."""
     try:
         async for chunk in content.iter_any():
             yield chunk
     except aiohttp.ClientError:
-        if rest := content._read_nowait(-1):  # noqa: SLF001 - the public one raises again
+        # aiohttp has buffered it, but its public methods raise the error again.
+        if rest := content._read_nowait(-1):  # noqa: SLF001
             yield rest
         raise
 
 
 async def _read(response: aiohttp.ClientResponse, chunks: list[bytes], *, limit_bytes: int) -> int:
-    """Appends what comes, and stops at the first chunk beyond the limit; answers its length."""
+    """Appends to `chunks` until one exceeds the limit. Returns the number of bytes read.
+
+    The caller passes the list so that it keeps the chunks if the connection is lost.
+    """
     length = 0
     async for chunk in response.content.iter_any():
         chunks.append(chunk)
@@ -387,23 +388,18 @@ async def _read(response: aiohttp.ClientResponse, chunks: list[bytes], *, limit_
     return length
 
 
-def _concluded(status: int, end: UpstreamAnswer | UpstreamFailure) -> _Streamed | _Failed:
-    """The outcome of a stream whose head said `status`.
+def _stream_outcome(status: int, result: UpstreamAnswer | UpstreamFailure) -> _Streamed | _Failed:
+    """The outcome of a stream that began with `status`.
 
-    An error that it told counts, for metrics and breaker, as the status it would have had without
-    a stream; what could not be read says nothing against the service.
+    For metrics and breaker an error event counts as the status that it would have had outside a
+    stream. An unreadable stream is no outage.
     """
-    if isinstance(end, UpstreamAnswer):
-        return _Streamed(status, end)
-    return _Failed(end.status if end.charge is Charge.PRESUMED else status, end)
+    if isinstance(result, UpstreamAnswer):
+        return _Streamed(status, result)
+    return _Failed(result.status if result.charge is Charge.PRESUMED else status, result)
 
 
 def _parse_chunks(chunks: list[bytes], *, upstream_request_id: str | None) -> UpstreamAnswer:
-    """Reads an answer; its chunks are given up for the whole, or it would lie in memory twice."""
     body = b"".join(chunks)
-    chunks.clear()
+    chunks.clear()  # otherwise the answer would be in memory twice
     return answers.parse_answer(body, upstream_request_id=upstream_request_id)
-
-
-async def _decode(parse: Callable[[], T], *, size_bytes: int) -> T:
-    return parse() if size_bytes <= _THREAD_ABOVE_BYTES else await asyncio.to_thread(parse)

@@ -1,4 +1,7 @@
-"""The connection pool to upstream."""
+"""The settings of upstream, and the connection pool to it.
+
+Purchases, retries and deadlines are `client`.
+"""
 
 from __future__ import annotations
 
@@ -17,50 +20,53 @@ from yarl import URL
 from gateway import __version__
 
 _IDLE_CONNECTION_SECONDS: Final = 15.0
-"""How long an idle connection is kept: shorter than servers and load balancers usually do.
+"""How long an idle connection stays open: shorter than at most servers and load balancers.
 
-A purchase sent on a connection that the other side is just closing looks like one that was cut
-off: it is not sent again, and it is charged. A new connection costs milliseconds.
+If upstream closes a connection just as a purchase is sent on it, the purchase looks cut off: it is
+charged and not retried. A new connection costs only milliseconds.
 """
 
-_PROBE_AFTER_SECONDS: Final = 60
-"""An image takes minutes of silence, in which a NAT forgets a connection (WIRE §8 row 5)."""
+_KEEPALIVE_AFTER_SECONDS: Final = 60
+"""Until the first TCP keep-alive. A NAT may drop a connection that is silent for minutes.
 
-_MEBIBYTE: Final = 1024 * 1024
+See `docs/reference/images-api.md#sizes-and-times`.
+"""
 
-_READ_BYTES: Final = 128 * 1024
-"""Of an answer, until it is taken up: twice as much waits at most, in each connection."""
+MEBIBYTE: Final = 1024 * 1024
 
-_TUNNEL_STEPS: Final = 3
-"""Through a proxy a connection is made in three steps: to it, by it, and TLS through it."""
+_READ_BUFFER_BYTES: Final = 128 * 1024
+"""Per connection. aiohttp buffers at most twice as much before it stops reading."""
 
-_SHORTEST_SECRET: Final = 8
-"""Characters. A shorter value of an extra header would be found in any text by chance."""
+_PROXY_CONNECT_STEPS: Final = 3
+"""Connecting to the proxy, its own connection to upstream, and TLS through it."""
+
+_MIN_SECRET_LENGTH: Final = 8
+"""Characters. A shorter header value would match ordinary text by chance."""
 
 
 class ClientSettings(BaseModel):
-    """Where the paid service is and how much of it we take."""
+    """The address of upstream, the connection to it, and the bounds of its answers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     base_url: str
-    """As an SDK takes it: `https://host/v1`, with or without a trailing slash."""
+    """`https://host/v1` as in SDKs, with or without a trailing slash."""
     api_key: SecretStr
     timeout_seconds: float = Field(default=600, gt=0)
     """From the first attempt to the last byte, retries included."""
     connect_timeout_seconds: float = Field(default=5, gt=0)
     """For one TCP connection and its TLS handshake."""
-    max_image_bytes: int = Field(default=64 * _MEBIBYTE, gt=0)
+    max_image_bytes: int = Field(default=64 * MEBIBYTE, gt=0)
     auth_header: str = "Authorization"
-    """Carries the key: `Authorization` as `Bearer …`, any other name the key alone."""
+    """`Authorization` carries `Bearer <key>`; a header of another name carries the key alone."""
     headers: Mapping[str, SecretStr] = Field(default_factory=dict)
-    """Sent with every request, beside the client's own."""
+    """Further headers of every request to upstream."""
     proxy: SecretStr | None = None
     """`http://host:port`, with or without user and password."""
     ca_file: Path | None = None
-    """Authorities to be trusted beside the system's, in PEM."""
+    """Certificate authorities in PEM that are trusted in addition to the system's."""
     breaker_failures: int = Field(default=5, ge=0)
-    """Purchases in a row that open the circuit breaker; 0: it never opens."""
+    """Failed purchases in succession that open the circuit breaker; 0: it never opens."""
     breaker_open_seconds: float = Field(default=10, gt=0)
 
     @field_validator("base_url")
@@ -71,7 +77,7 @@ class ClientSettings(BaseModel):
             raise ValueError("must start with http:// or https:// and name a host")
         if url.user is not None or url.password is not None:
             raise ValueError("must not contain a user or a password")
-        url.host.encode("idna")  # what the resolver will do; raises a ValueError
+        url.host.encode("idna")  # as the resolver does; raises a ValueError
         return value
 
     @field_validator("api_key")
@@ -84,33 +90,35 @@ class ClientSettings(BaseModel):
 
     @property
     def sent_headers(self) -> dict[str, str]:
-        """Every header that a request is sent with, but for those of HTTP itself."""
+        """The headers of every request to upstream, except those of HTTP itself."""
         key = self.api_key.get_secret_value()
         is_bearer = self.auth_header.lower() == "authorization"
         return {
             self.auth_header: f"Bearer {key}" if is_bearer else key,
             "Content-Type": "application/json",
             "Accept": "application/json",
-            "Accept-Encoding": "identity",  # base64 of a PNG hardly shrinks (WIRE §8 row 2)
+            # Base64 of a PNG hardly shrinks, see
+            # `docs/reference/images-api.md#what-must-not-be-forwarded`.
+            "Accept-Encoding": "identity",
             "User-Agent": f"image-gateway/{__version__}",
             **{name: value.get_secret_value() for name, value in self.headers.items()},
         }
 
     @property
-    def unspoken(self) -> list[bytes]:
-        """What no error that is relayed may say, although upstream does."""
+    def secrets(self) -> list[bytes]:
+        """Values that are redacted in relayed errors: some services quote the key they reject."""
         values = [value.get_secret_value() for value in self.headers.values()]
-        secrets = [value for value in values if len(value) >= _SHORTEST_SECRET]
-        return [secret.encode() for secret in (self.api_key.get_secret_value(), *secrets)]
+        long = [value for value in values if len(value) >= _MIN_SECRET_LENGTH]
+        return [value.encode() for value in (self.api_key.get_secret_value(), *long)]
 
     @property
     def generations_url(self) -> URL:
-        """Where images are asked for; a query of the base address (`api-version`) stays."""
+        """The URL of generations. A query of `base_url` such as `api-version` is kept."""
         return self._url_of("/images/generations")
 
     @property
     def models_url(self) -> URL:
-        """Where the models are listed: asking there costs nothing."""
+        """The URL that lists the models, which is free of charge."""
         return self._url_of("/models")
 
     def _url_of(self, path: str) -> URL:
@@ -120,51 +128,48 @@ class ClientSettings(BaseModel):
 
 
 @dataclass(slots=True)
-class _Line:
-    """Whether a request of this purchase may be under way right now."""
+class SendState:
+    """Whether upstream may be working on an attempt of this purchase right now."""
 
     is_sent: bool = False
 
 
-class _Body(aiohttp.BytesPayload):
-    """A request's body; marks the line at the last moment at which certainly nothing was sent.
+class TrackedBody(aiohttp.BytesPayload):
+    """A request body that sets `SendState.is_sent` just before its first byte is written.
 
-    A connection is there by then, and without its body a request asks for nothing. The types of
-    aiohttp's exceptions do not tell the two sides apart as reliably.
+    Until then upstream cannot have charged for the purchase, because a request without its body
+    orders nothing. The types of aiohttp's exceptions do not separate the two cases as reliably.
     """
 
-    def __init__(self, body: bytes, line: _Line) -> None:
+    def __init__(self, body: bytes, state: SendState) -> None:
         super().__init__(body)
-        self._line = line
+        self._state = state
 
     async def write_with_length(
         self, writer: AbstractStreamWriter, content_length: int | None
     ) -> None:
-        self._line.is_sent = True
+        self._state.is_sent = True
         await super().write_with_length(writer, content_length)
 
 
-# ── the pool ────────────────────────────────────────────────────────────────────────────────
-
-
-def _open_session(settings: ClientSettings, tls: ssl.SSLContext | bool) -> aiohttp.ClientSession:
-    """A session that sends our headers and nothing else, and keeps nothing between calls."""
+def open_session(settings: ClientSettings, tls: ssl.SSLContext | bool) -> aiohttp.ClientSession:
+    """A session that sends only the headers of `settings` and stores no cookies."""
     proxy = settings.proxy.get_secret_value() if settings.proxy else None
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
-            limit=0,  # how much may be bought at once is a limit of keys, not of sockets
+            limit=0,  # concurrency is a limit of keys, not of sockets
             keepalive_timeout=_IDLE_CONNECTION_SECONDS,
             socket_factory=_open_socket,
             ssl=tls,
         ),
         headers=settings.sent_headers,
         cookie_jar=aiohttp.DummyCookieJar(),
-        read_bufsize=_READ_BYTES,
+        read_bufsize=_READ_BUFFER_BYTES,
         proxy=proxy,
         timeout=aiohttp.ClientTimeout(
             total=None,
-            # A proxy that never says whether it got through has no other end than the deadline.
-            connect=_TUNNEL_STEPS * settings.connect_timeout_seconds if proxy else None,
+            # Otherwise only the deadline would end the wait for a proxy that does not respond.
+            connect=_PROXY_CONNECT_STEPS * settings.connect_timeout_seconds if proxy else None,
             sock_connect=settings.connect_timeout_seconds,
         ),
         trust_env=False,
@@ -175,6 +180,6 @@ def _open_socket(address: aiohttp.AddrInfoType) -> socket.socket:
     family, kind, protocol, _, _ = address
     opened = socket.socket(family, kind, protocol)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_KEEPIDLE"):  # not everywhere; elsewhere the system's time holds
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_AFTER_SECONDS)
+    if hasattr(socket, "TCP_KEEPIDLE"):  # missing on some systems, which use their own default
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_AFTER_SECONDS)
     return opened

@@ -1,8 +1,8 @@
-"""Bad answers of the paid service: a clear error or the good images, and the right bill.
+"""Bad answers of upstream: a clear error or the good images, and the right bill.
 
-Each case is asked twice at the same moment, through two gateways on one store: one of the two
-buys, the other waits for it. What is charged is the table of CONTRACT §8; the figures are worked
-out here from WIRE §5.1, not by the gateway's own price table.
+Each case is requested twice at the same time, through two gateways on one store: one leads, the
+other follows. The charges are those of `docs/reference/billing.md#charges`. The figures are worked
+out here from `docs/reference/images-api.md#output-tokens`, not by the gateway's own price table.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LOW = {"model": MODEL, "quality": "low", "size": "1024x1024"}
 TEXT_MICROS, IMAGE_MICROS = 5, 32
-"""Of gpt-image-1.5, per token (WIRE §5.2)."""
+"""Of gpt-image-1.5 per token: `docs/reference/images-api.md#token-prices`."""
 LOW_TOKENS, LOW_MICROS = 272, 9_000
-"""Of one low image of 1024x1024: tokens (WIRE §5.1), and the price per image."""
+"""Of one low image of 1024x1024: tokens, and the price per image."""
 
 NO_BREAKER = {"failures": 0}
-"""So many failures in a row say nothing of the next case."""
+"""The failures of one case must not affect the next."""
 
 
 # ── what is charged ─────────────────────────────────────────────────────────────────────────
@@ -86,7 +86,7 @@ def usage(prompt: str, n: int = 1) -> Bill:
 
 @dataclass(frozen=True)
 class Case:
-    """A bad answer, and what callers, books and cache make of it."""
+    """A bad answer of upstream, with the expected answer, charge and flags."""
 
     status: int
     error: Mapping[str, Any] | None = None
@@ -109,7 +109,7 @@ def failure(message: str, code: str | None = "upstream_error", **more: Any) -> d
 def undelivered(
     message: str, *, charged: Literal["estimate", "usage"] = "estimate", **how: Any
 ) -> Case:
-    """It said 200, but no image came of it."""
+    """Upstream answered 200 without a usable image."""
     return Case(
         502,
         failure(message),
@@ -121,7 +121,7 @@ def undelivered(
 
 
 def presumed(message: str, status: int = 502, **how: Any) -> Case:
-    """Nobody knows whether images were made."""
+    """It is unknown whether images were made."""
     return Case(
         status,
         failure(message),
@@ -147,7 +147,7 @@ USER_ERROR = "image_generation_user_error"
 CUT = "Upstream's answer was cut off."
 UNREADABLE = "Upstream's answer could not be read."
 INCOMPLETE = "Upstream charged for this request, but its answer contains no complete image."
-REFUSED_KEY = "Upstream refused the gateway's access. The gateway's operator can mend this."
+REFUSED_KEY = "Upstream refused the gateway's access. Contact the gateway's operator."
 NO_RETRY_HEADER = {"x-should-retry": None, "Retry-After": None}
 
 OWN_ERROR = json.dumps({"error": {"message": "Broken.", "type": "server_error", "code": "e_1"}})
@@ -162,16 +162,16 @@ CASES = {
     "wrong base64": undelivered(INCOMPLETE, charged="usage", fault="bad-base64"),
     "a 5-byte PNG": undelivered(INCOMPLETE, charged="usage", fault="tiny-png"),
     "its only image damaged": undelivered(INCOMPLETE, charged="usage", fault="one-bad"),
-    "no image of one": undelivered("Upstream's answer has no images in it.", fault="fewer"),
+    "no image of one": undelivered("Upstream's answer contains no images.", fault="fewer"),
     "an error with 200": undelivered(
-        "Upstream answered with an error where it had announced images.",
+        "Upstream answered 200 with an error in place of images.",
         raw=http(200, OWN_ERROR),
     ),
     "images that are no objects": undelivered(
         INCOMPLETE, raw=http(200, '{"data": [null, 5, "x", {}, {"b64_json": 5}]}')
     ),
     "nothing with 200": undelivered(UNREADABLE, raw=http(200, "")),
-    # ── nobody knows ──
+    # ── unknown ──
     "reset": presumed(CUT, fault="reset"),
     "reset half-way": presumed(CUT, fault="reset;after=half"),
     "truncated": presumed(CUT, fault="truncate"),
@@ -287,7 +287,7 @@ CASES = {
 }
 
 
-# ── an upstream that says what it is told ───────────────────────────────────────────────────
+# ── an upstream with scripted answers ────────────────────────────────────────────────────────
 
 
 @dataclass
@@ -375,7 +375,7 @@ class House:
         return await asyncio.gather(*asking)
 
     async def calls(self, prompt: str) -> int:
-        """How often upstream was asked for it."""
+        """The number of requests for it at upstream."""
         bodies = await self.upstream.bodies()
         return self.script.calls[prompt] + sum(body["prompt"] == prompt for body in bodies)
 
@@ -390,8 +390,8 @@ class House:
         found = await self.simulated[0].ledger()
         return [record for record in found if record.key_id == client.key_id]
 
-    async def meters_of(self, client: Client) -> tuple[Bill, list[CounterState]]:
-        """What a key has used of its day and month, and the states behind it."""
+    async def counters_of(self, client: Client) -> tuple[Bill, list[CounterState]]:
+        """The consumption of a key in its day and month, and the counters' states."""
         scope = f"key:{client.key_id}"
         states = await execute(
             self.simulated[0].gateway.store,
@@ -446,10 +446,10 @@ async def two_keys(first: InProcess, second: InProcess, name: str) -> tuple[Clie
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
-async def test_a_bad_answer_is_told_billed_and_not_kept(
+async def test_a_bad_answer_is_reported_billed_and_not_stored(
     house: House, case: Case, request: pytest.FixtureRequest
 ) -> None:
-    """The buyer pays as the table says, the follower nothing; the next one buys anew."""
+    """The leader pays as in the table, the follower nothing; a later request buys again."""
     name = request.node.callspec.id.replace("'", "")
     prompt = house.prepare(case, name)
     key_name = "".join(c if c.isalnum() else "-" for c in name)
@@ -470,25 +470,25 @@ async def test_a_bad_answer_is_told_billed_and_not_kept(
 
     assert await house.calls(prompt) == case.attempts
     for reply in replies:
-        assert_told(reply, case)
+        assert_reported(reply, case)
     assert replies[1 - follows].headers["x-gateway-cost-usd"] == bill.usd
     assert replies[follows].headers["x-gateway-cost-usd"] == "0.000000"
     assert_booked(case, bill, bought=records[1 - follows], followed=records[follows])
-    assert (await house.meters_of(buyer))[0] == bill
-    assert (await house.meters_of(follower))[0] == Bill()
+    assert (await house.counters_of(buyer))[0] == bill
+    assert (await house.counters_of(follower))[0] == Bill()
     for key in keys:
-        assert {state.reserved for state in (await house.meters_of(key))[1]} == {0}
+        assert {state.reserved for state in (await house.counters_of(key))[1]} == {0}
     await assert_next_ask(house, case, prompt, key=keys[0], first=replies[0])
 
 
-def assert_told(reply: Reply, case: Case) -> None:
+def assert_reported(reply: Reply, case: Case) -> None:
     assert reply.status == case.status, reply.body
     if case.error is None:
         assert len(reply.images) == 1
         return
-    told = dict(reply.error)
-    assert told.pop("message").startswith(case.error["message"])
-    assert told == {key: value for key, value in case.error.items() if key != "message"}
+    error = dict(reply.error)
+    assert error.pop("message").startswith(case.error["message"])
+    assert error == {key: value for key, value in case.error.items() if key != "message"}
     assert reply.headers["x-gateway-error-source"] == "upstream"
     assert reply.headers["Content-Type"].startswith("application/json")
     assert b"sk-upstream-secret" not in reply.body
@@ -514,9 +514,9 @@ def assert_booked(case: Case, bill: Bill, *, bought: Record, followed: Record) -
 async def assert_next_ask(
     house: House, case: Case, prompt: str, *, key: Client, first: Reply
 ) -> None:
-    """Nothing wrong was stored, and nothing good was lost."""
+    """No bad image was stored, and no good one was lost."""
     before = await house.calls(prompt)
-    if case.error is not None and case.error["code"] in REMEMBERED:
+    if case.error is not None and case.error["code"] in NEGATIVELY_CACHED:
         return
     reply = await key.ask(prompt, **LOW)
     again = await key.ask(prompt, **LOW)
@@ -534,8 +534,8 @@ async def assert_next_ask(
     assert await house.calls(prompt) == before + 1
 
 
-REMEMBERED = {"moderation_blocked", "content_policy_violation"}
-"""What CONTRACT §6 *Refusals* lets a gateway remember for a while."""
+NEGATIVELY_CACHED = {"moderation_blocked", "content_policy_violation"}
+"""Codes in the negative cache: `docs/reference/cache.md#refusals`."""
 
 
 # ── several images, of which some are good ────────────────────────────────────────────────
@@ -544,10 +544,10 @@ REMEMBERED = {"moderation_blocked", "content_policy_violation"}
 @pytest.mark.parametrize(
     ("fault", "charged", "flags"), [("fewer", 3, ()), ("one-bad", 4, ("undelivered",))]
 )
-async def test_the_good_images_of_four_are_answered_kept_and_settled(
+async def test_the_good_images_of_four_are_delivered_stored_and_settled(
     house: House, fault: str, charged: int, flags: tuple[str, ...]
 ) -> None:
-    """A follower of one of them gets it; who asks for four later buys the one that is missing."""
+    """A follower of one receives it; a later request for four buys the missing one."""
     prompt = f"[[sim:{fault};times=1]] four otters"
     buyer, follower = await two_keys(*house.simulated, f"four {fault}")
 
@@ -562,7 +562,7 @@ async def test_the_good_images_of_four_are_answered_kept_and_settled(
     record = await house.record_of(buyer)
     assert (record.outcome, record.flags, record.images) == ("bought", flags, charged)
     assert record.cost_micros == usage(prompt, charged).usd_micros
-    assert (await house.meters_of(buyer))[0] == usage(prompt, charged)
+    assert (await house.counters_of(buyer))[0] == usage(prompt, charged)
     assert followed.images == bought.images[:2]
     assert followed.cache_status == "fwd=miss; collapsed"
     assert three.cache_status.startswith("hit")
@@ -592,7 +592,9 @@ async def test_a_follower_whose_slot_was_left_empty_buys_it_itself(house: House)
     assert outcomes == ["bought", "partial"]
 
 
-async def test_more_images_than_asked_for_are_paid_and_the_asked_ones_kept(house: House) -> None:
+async def test_more_images_than_requested_are_charged_and_the_requested_ones_stored(
+    house: House,
+) -> None:
     case = Case(200, raw=http(200, json.dumps(image_answer("x", images=2))))
     prompt = house.prepare(case, "a twin")
     key = await house.played[0].client.with_key("twin")
@@ -609,7 +611,7 @@ async def test_more_images_than_asked_for_are_paid_and_the_asked_ones_kept(house
 @pytest.mark.parametrize(
     "said", [{"input_tokens": -5, "output_tokens": 272}, {"output_tokens": 0}, [], "many"]
 )
-async def test_a_usage_that_is_nonsense_is_billed_as_none(house: House, said: Any) -> None:
+async def test_an_invalid_usage_is_billed_like_none(house: House, said: Any) -> None:
     answer = image_answer("x") | {"usage": said}
     case = Case(200, raw=http(200, json.dumps(answer)))
     prompt = house.prepare(case, f"{said}")
@@ -661,15 +663,15 @@ async def test_an_upstream_that_cannot_be_reached_costs_nothing(tmp_path: Path) 
             bought, followed = sorted(await gateway.ledger(), key=lambda r: r.outcome, reverse=True)
 
     for reply in replies:
-        assert_told(reply, Case(502, failure("Upstream could not be reached.")))
+        assert_reported(reply, Case(502, failure("Upstream could not be reached.")))
         assert reply.headers["x-gateway-cost-usd"] == "0.000000"
         assert "x-should-retry" not in reply.headers
     assert (bought.outcome, bought.flags, bought.cost_micros) == ("failed", (), 0)
     assert (followed.outcome, followed.flags) == ("collapsed", ("flight_failed",))
 
 
-async def test_followers_in_the_buyers_own_process_are_not_told_its_cost(house: House) -> None:
-    """Buyer and followers share one error there, but only the buyer was charged."""
+async def test_followers_in_the_leaders_process_do_not_receive_its_cost(house: House) -> None:
+    """Leader and followers share one error there, but only the leader was charged."""
     prompt = "[[sim:tiny-png]] a shared otter"
     alice = await house.simulated[0].client.with_key("shared error")
 

@@ -1,4 +1,4 @@
-"""The circuit breaker through the front door: what opens it, whom it concerns, how it closes."""
+"""The circuit breaker over HTTP: what opens it, which requests it rejects, how it closes."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from tests.waiting import DEADLINE_SECONDS, run_out_of_time
 
 OPEN_SECONDS = 10
 LONGEST_RETRY_SECONDS = 120
-"""No SDK would wait longer."""
+"""SDKs do not wait longer."""
 BREAKER_OPEN = "gateway_upstream_breaker_open"
 
 
 async def ask_each(client: Client, fault: str, count: int) -> list[Reply]:
-    """Asks for `count` different images, one after the other, that all end in the fault."""
+    """Requests `count` different images in turn, which all end in the fault."""
     return [await client.ask(f"[[sim:{fault}]] image {i}") for i in range(count)]
 
 
-def assert_refused(reply: Reply, *, seconds: int = OPEN_SECONDS) -> None:
-    """CONTRACT §9."""
+def assert_rejected(reply: Reply, *, seconds: int = OPEN_SECONDS) -> None:
+    """See `docs/reference/billing.md#retries-and-the-circuit-breaker`."""
     assert reply.status == 503, reply.body
     assert reply.error["code"] == "upstream_unavailable"
     assert reply.error["type"] == "server_error"
@@ -75,7 +75,7 @@ async def test_after_five_failures_the_sixth_is_answered_without_being_sent(
         records = await gateway.ledger()
 
         assert [reply.status for reply in failed] == [status] * 5
-        assert_refused(sixth)
+        assert_rejected(sixth)
         assert len(await upstream.bodies()) == 5 * attempts
         assert await read_spent(gateway.settings, alice.key_id) == spent
     (record,) = [r for r in records if r.error == "upstream_unavailable"]
@@ -89,9 +89,7 @@ async def time_out(client: Client, upstream: Upstream, number: int) -> Reply:
     return await run_out_of_time(asking, once=lambda: upstream.has_received(number + 1))
 
 
-async def test_an_upstream_that_is_not_there_opens_it_too(
-    tmp_path: Path, upstream: Upstream
-) -> None:
+async def test_an_unreachable_upstream_opens_it_too(tmp_path: Path, upstream: Upstream) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound but not listening: every connection is refused
         settings = make_settings(tmp_path, f"http://127.0.0.1:{taken.getsockname()[1]}/v1")
@@ -102,18 +100,18 @@ async def test_an_upstream_that_is_not_there_opens_it_too(
             sixth = await alice.ask("an otter")
 
     assert {(reply.status, reply.error["code"]) for reply in failed} == {(502, "upstream_error")}
-    assert_refused(sixth)
+    assert_rejected(sixth)
     assert sixth.headers["x-ratelimit-remaining-images"] == "6"
 
 
-async def test_everyone_who_waits_for_a_purchase_that_is_not_sent_is_told(
+async def test_followers_of_a_purchase_that_is_not_sent_are_rejected_too(
     embedded: InProcess, upstream: Upstream
 ) -> None:
     embedded.stop_time()
     alice = await embedded.client.with_key()
     await ask_each(alice, "status=500", 5)
     for reply in await asyncio.gather(*(alice.ask("an otter") for _ in range(4))):
-        assert_refused(reply)
+        assert_rejected(reply)
     assert len(await upstream.bodies()) == 5
 
 
@@ -121,30 +119,30 @@ async def test_everyone_who_waits_for_a_purchase_that_is_not_sent_is_told(
 
 
 @pytest.mark.parametrize(
-    "sign_of_life",
+    "response",
     [
         *("moderation", "status=404", "status=401", "429;code=insufficient_quota"),
         *("html", "bad-base64", "no-usage"),
     ],
 )
-async def test_whatever_shows_that_upstream_is_there_begins_the_row_anew(
-    embedded: InProcess, sign_of_life: str
+async def test_any_response_resets_the_count_of_failures(
+    embedded: InProcess, response: str
 ) -> None:
     alice = await embedded.client.with_key()
     await ask_each(alice, "status=500", 4)
-    await alice.ask(f"[[sim:{sign_of_life}]] something else")
+    await alice.ask(f"[[sim:{response}]] something else")
     assert {reply.status for reply in await ask_each(alice, "status=500", 4)} == {500}
     assert (await alice.ask("an otter")).status == 200
 
 
 @pytest.mark.parametrize("fault", ["moderation", "429;code=insufficient_quota", "bad-base64"])
-async def test_an_upstream_that_answers_badly_is_there(embedded: InProcess, fault: str) -> None:
+async def test_bad_answers_do_not_open_it(embedded: InProcess, fault: str) -> None:
     alice = await embedded.client.with_key()
     await ask_each(alice, fault, 7)
     assert (await alice.ask("an otter")).status == 200
 
 
-async def test_callers_who_hang_up_say_nothing_of_upstream(
+async def test_clients_that_disconnect_do_not_open_it(
     embedded: InProcess, upstream: Upstream
 ) -> None:
     alice = await embedded.client.with_key()
@@ -165,10 +163,10 @@ async def test_zero_failures_switch_it_off(open_gateway: OpenGateway) -> None:
         assert (await alice.ask("an otter")).status == 200
 
 
-# ── what goes on meanwhile, and how it ends ─────────────────────────────────────────────────
+# ── open, half-open and closed again ───────────────────────────────────────────────────────
 
 
-async def test_hits_are_answered_and_refusals_made_while_it_is_open(
+async def test_while_it_is_open_hits_and_refusals_are_answered(
     embedded: InProcess, upstream: Upstream
 ) -> None:
     embedded.stop_time()
@@ -182,56 +180,54 @@ async def test_hits_are_answered_and_refusals_made_while_it_is_open(
     assert len(await upstream.bodies()) == 6
 
 
-async def test_after_its_time_one_request_tries_and_closes_it(
+async def test_half_open_one_purchase_probes_and_closes_it(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     async with open_gateway() as gateway:
         clock = gateway.stop_time()
         alice = await gateway.client.with_key()
         await ask_each(alice, "status=500", 5)
-        assert_refused(await alice.ask("too early"))
+        assert_rejected(await alice.ask("too early"))
         assert (await alice.metrics())[BREAKER_OPEN] == 1
         clock.now += OPEN_SECONDS
         await upstream.forget()
 
         async with upstream.hold() as gate:
-            trial = asyncio.create_task(alice.ask("who tries"))
+            probe = asyncio.create_task(alice.ask("probe"))
             await gate.until(1)
             for reply in await asyncio.gather(*(alice.ask(f"others {i}") for i in range(3))):
-                assert_refused(reply)
-        assert (await trial).status == 200
+                assert_rejected(reply)
+        assert (await probe).status == 200
         assert len(await upstream.bodies()) == 1
         assert (await alice.metrics())[BREAKER_OPEN] == 0
         assert {(await alice.ask(f"others {i}")).status for i in range(3)} == {200}
 
 
-async def test_a_trial_that_fails_opens_it_again(
-    open_gateway: OpenGateway, upstream: Upstream
-) -> None:
+async def test_a_failed_probe_reopens_it(open_gateway: OpenGateway, upstream: Upstream) -> None:
     async with open_gateway() as gateway:
         clock = gateway.stop_time()
         alice = await gateway.client.with_key()
         await ask_each(alice, "reset", 5)
         clock.now += OPEN_SECONDS
-        trial = await alice.ask("[[sim:status=500]] who tries")
+        probe = await alice.ask("[[sim:status=500]] probe")
         after = await alice.ask("an otter")
 
-    assert trial.status == 500
-    assert_refused(after)
+    assert probe.status == 500
+    assert_rejected(after)
     assert len(await upstream.bodies()) == 6
 
 
-async def test_a_trial_that_is_answered_badly_closes_it(open_gateway: OpenGateway) -> None:
+async def test_a_probe_with_a_bad_answer_closes_it(open_gateway: OpenGateway) -> None:
     async with open_gateway() as gateway:
         clock = gateway.stop_time()
         alice = await gateway.client.with_key()
         await ask_each(alice, "status=500", 5)
         clock.now += OPEN_SECONDS
-        assert (await alice.ask("[[sim:moderation]] who tries")).status == 400
+        assert (await alice.ask("[[sim:moderation]] probe")).status == 400
         assert (await alice.ask("an otter")).status == 200
 
 
-# ── whom it concerns ────────────────────────────────────────────────────────────────────────
+# ── its scope ───────────────────────────────────────────────────────────────────────────────
 
 
 async def test_each_gateway_has_a_breaker_of_its_own(open_gateway: OpenGateway) -> None:
@@ -240,7 +236,7 @@ async def test_each_gateway_has_a_breaker_of_its_own(open_gateway: OpenGateway) 
         alice = await here.client.with_key()
         elsewhere = Client(there.client.url, there.client.session, alice.secret)
         await ask_each(alice, "status=500", 5)
-        assert_refused(await alice.ask("an otter"))
+        assert_rejected(await alice.ask("an otter"))
         assert (await elsewhere.ask("an otter")).status == 200
         assert (await alice.ask("an otter")).cache_status.startswith("hit")
 
@@ -250,11 +246,11 @@ async def test_each_worker_has_a_breaker_of_its_own_and_the_metric_counts_the_op
 ) -> None:
     async with two_workers(tmp_path, upstream) as (one, other):
         await ask_each(one, "status=500", 5)
-        assert_refused(await one.ask("an otter"), seconds=LONGEST_RETRY_SECONDS)
+        assert_rejected(await one.ask("an otter"), seconds=LONGEST_RETRY_SECONDS)
         assert (await other.ask("an otter")).status == 200
         assert [(await c.metrics())[BREAKER_OPEN] for c in (one, other)] == [1, 1]
         await ask_each(other, "reset", 5)
-        assert_refused(await other.ask("another otter"), seconds=LONGEST_RETRY_SECONDS)
+        assert_rejected(await other.ask("another otter"), seconds=LONGEST_RETRY_SECONDS)
         assert [(await c.metrics())[BREAKER_OPEN] for c in (one, other)] == [2, 2]
 
 

@@ -1,8 +1,8 @@
-"""Links of upstream's that must not be followed, through the front door (CONTRACT §7, §8).
+"""Blocked links of upstream, over HTTP: `docs/reference/cache.md#fetching-images-behind-links`.
 
-The simulated upstream answers with exactly the link that a row names. Whatever that is: nothing
-inside is connected to, the caller is told once and in general words, and the purchase, which
-upstream has made, is charged and recorded. What the guard takes for what is `test_fetch`.
+The simulated upstream answers with exactly the link of each row. The gateway never connects to the
+inner server, its error names no reason, and the purchase is charged and recorded because upstream
+has made the image. Which links are blocked for which reason is tested in `test_fetch`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pytest_asyncio
 from gateway.assembly import OpenLinks
 from gateway.images import Record
 from gateway.simulator.drawing import draw_image
-from gateway.upstream.fetch import LinkFetcher, RehostSettings, open_link_fetcher
+from gateway.upstream.fetch import FetchSettings, LinkFetcher, open_link_fetcher
 from tests.gateways import Client, InProcess, Reply, make_settings, run_gateway, run_upstream
 from tests.inner_server import (
     INSIDE,
@@ -47,10 +47,10 @@ LONGEST_LINK = 1000
 
 
 def opening(names: Names) -> OpenLinks:
-    """Fetchers that look names up in a table, with a deadline that a test can let pass."""
+    """Fetchers that resolve names from a table, with a deadline that a test can exhaust."""
 
     def open_links(
-        settings: RehostSettings, *, observer: Callable[[str], None]
+        settings: FetchSettings, *, observer: Callable[[str], None]
     ) -> AbstractAsyncContextManager[LinkFetcher]:
         given = settings.model_copy(update={"timeout_seconds": DEADLINE_SECONDS})
         return open_link_fetcher(given, observer=observer, resolver=names)
@@ -59,13 +59,13 @@ def opening(names: Names) -> OpenLinks:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What came of a purchase whose image is behind a link."""
+class Result:
+    """The result of a purchase whose image is behind a link."""
 
     reply: Reply
     record: Record
     outcomes: list[str]
-    """What `gateway_rehost_total` counted meanwhile."""
+    """The outcomes that `gateway_rehost_total` counted during the purchase."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ class Trap:
     outer: Outer
     numbers: itertools.count[int] = field(default_factory=itertools.count)
 
-    async def buy(self, link: str) -> Told:
+    async def buy(self, link: str) -> Result:
         """Buys an image that upstream says is at `link`."""
         prompt = f"{next(self.numbers)} [[sim:url={quote(link, safe='')}]]"
         before = await self.alice.metrics()
         reply = await self.alice.ask(prompt, model=MODEL)
         after = await self.alice.metrics()
         *_, record = await self.gateway.ledger()
-        return Told(reply, record, _counted(before, after))
+        return Result(reply, record, _counted(before, after))
 
 
 def _counted(before: dict[str, float], after: dict[str, float]) -> list[str]:
@@ -99,7 +99,7 @@ def _counted(before: dict[str, float], after: dict[str, float]) -> list[str]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def trap(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Trap]:
-    """One for all rows; no breaker, because the failures of one row say nothing of the next."""
+    """One for all rows, without a breaker: the failures of one row must not affect the next."""
     async with run_upstream() as upstream, run_inner() as inner, run_outer() as outer:
         settings = make_settings(
             tmp_path_factory.mktemp("guard"),
@@ -113,8 +113,8 @@ async def trap(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Trap]:
             yield Trap(here, await here.client.with_key(), inner, outer)
 
 
-def assert_charged_and_undelivered(told: Told, link: str, outcome: str) -> None:
-    reply, record = told.reply, told.record
+def assert_charged_and_undelivered(result: Result, link: str, outcome: str) -> None:
+    reply, record = result.reply, result.record
     assert (reply.status, reply.error["code"]) == (502, "upstream_error")
     assert link not in reply.body.decode()
     assert reply.headers["x-should-retry"] == "false"
@@ -122,7 +122,7 @@ def assert_charged_and_undelivered(told: Told, link: str, outcome: str) -> None:
     assert record.outcome == "failed"
     assert record.flags == ("undelivered",)
     assert record.cost_micros == COST_MICROS
-    assert told.outcomes == [outcome]
+    assert result.outcomes == [outcome]
 
 
 # ── links that lead inside ──────────────────────────────────────────────────────────────────
@@ -131,7 +131,7 @@ DIRECT = [row for row in INSIDE if 0 < len(row[0]) <= LONGEST_LINK]
 
 
 @pytest.mark.parametrize(("link", "outcome"), DIRECT, ids=[repr(row[0])[:60] for row in DIRECT])
-async def test_a_link_that_leads_inside_is_paid_for_and_not_followed(
+async def test_a_link_to_an_inner_address_is_charged_and_not_followed(
     trap: Trap, link: str, outcome: str
 ) -> None:
     link = link.replace("{port}", str(trap.inner.port))
@@ -142,18 +142,20 @@ async def test_a_link_that_leads_inside_is_paid_for_and_not_followed(
 @pytest.mark.parametrize(
     ("link", "outcome"), REDIRECTED, ids=[repr(row[0])[:60] for row in REDIRECTED]
 )
-async def test_a_redirect_that_leads_inside_is_paid_for_and_not_followed(
+async def test_a_redirect_to_an_inner_address_is_charged_and_not_followed(
     trap: Trap, link: str, outcome: str
 ) -> None:
     trap.outer.location = link.replace("{port}", str(trap.inner.port))
     asked = len(trap.outer.paths)
-    told = await trap.buy(f"{trap.outer.url}/redirect")
-    assert_charged_and_undelivered(told, trap.outer.location, outcome)
+    result = await trap.buy(f"{trap.outer.url}/redirect")
+    assert_charged_and_undelivered(result, trap.outer.location, outcome)
     assert len(trap.outer.paths) == asked + 1
     assert trap.inner.connections == 0
 
 
-async def test_a_name_that_leads_elsewhere_when_it_is_connected_to(tmp_path: Path) -> None:
+async def test_a_name_that_resolves_differently_at_the_connection_is_blocked(
+    tmp_path: Path,
+) -> None:
     """The first connection is to an allowed address, the second would be to the inner server."""
     names = Names({"fickle.example": [["127.0.0.2"], ["127.0.0.1"]]})
     async with (
@@ -192,7 +194,7 @@ async def test_a_name_that_leads_elsewhere_when_it_is_connected_to(tmp_path: Pat
         ("image", "fetched"),  # of the right type, but no image
     ],
 )
-async def test_an_answer_without_a_image_is_paid_for(trap: Trap, path: str, outcome: str) -> None:
+async def test_an_answer_without_an_image_is_charged(trap: Trap, path: str, outcome: str) -> None:
     link = f"{trap.outer.url}/{path}"
     buying, before = trap.buy(link), len(trap.outer.paths)
     if outcome == "timeout":
@@ -217,11 +219,11 @@ async def test_a_stub_is_no_image(trap: Trap, body: bytes) -> None:
 
 
 async def test_after_all_this_a_good_image_is_delivered(trap: Trap) -> None:
-    """And so every row above was refused for what it is."""
+    """So the rows above were blocked for their own reasons."""
     trap.outer.body = draw_image("a pond", width=64, height=64, format="png", seed=1)
-    told = await trap.buy(f"{trap.outer.url}/body")
-    link = told.reply.json["data"][0]["url"]
+    result = await trap.buy(f"{trap.outer.url}/body")
+    link = result.reply.json["data"][0]["url"]
     async with trap.alice.session.get(link) as shown:
         assert await shown.read() == trap.outer.body
-    assert told.record.outcome == "bought"
-    assert told.outcomes == ["fetched"]
+    assert result.record.outcome == "bought"
+    assert result.outcomes == ["fetched"]

@@ -1,4 +1,4 @@
-"""The way to upstream as an operator sets it: proxy, authorities, headers, the key's own header."""
+"""The settings of connections to upstream: proxy, authorities, headers, the key's header."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ PROXY_AUTHORIZATION = f"Basic {base64.b64encode(f'{USER}:{PASSWORD}'.encode()).d
 
 @dataclass
 class Proxy:
-    """An HTTP proxy: tunnels CONNECT, forwards whole addresses, and notes what it was asked."""
+    """An HTTP proxy: tunnels CONNECT, forwards absolute URLs, and records its requests."""
 
     authorization: str | None = None
-    """What it demands as Proxy-Authorization; None lets everybody pass."""
+    """The required Proxy-Authorization; None accepts every request."""
     port: int = 0
     heads: list[str] = field(default_factory=list)
     connections: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -111,7 +111,7 @@ async def run_proxy(**given: Any) -> AsyncIterator[Proxy]:
 
 @asynccontextmanager
 async def run_tls_upstream() -> AsyncIterator[Upstream]:
-    """A simulated upstream behind TLS, whose authority the system does not know."""
+    """A simulated upstream with TLS, whose authority the system does not trust."""
     settings = SimulatorSettings(latency_scale=0, small_images=True)
     serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     serving.load_cert_chain(TLS / "server.pem", TLS / "server-key.pem")
@@ -156,7 +156,7 @@ def assert_never_sent(reply: Reply, records: list[Record]) -> None:
 # ── ca_file ─────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_an_authority_of_ones_own_is_trusted(tmp_path: Path) -> None:
+async def test_the_authority_of_ca_file_is_trusted(tmp_path: Path) -> None:
     async with (
         run_tls_upstream() as upstream,
         asked_once(tmp_path, upstream, ca_file=AUTHORITY) as (reply, _),
@@ -174,10 +174,10 @@ async def test_without_it_nothing_is_sent_and_nothing_charged(tmp_path: Path) ->
         assert await upstream.calls() == []
 
 
-def test_a_ca_file_that_is_not_there_is_said_in_one_line_at_the_start(tmp_path: Path) -> None:
+def test_a_missing_ca_file_is_one_line_at_the_start(tmp_path: Path) -> None:
     config = tmp_path / "gateway.yaml"
     config.write_text(yaml.safe_dump({"upstream": {"api_key": "sk-x", "ca_file": "own.pem"}}))
-    told = subprocess.run(
+    started = subprocess.run(
         [sys.executable, "-m", "gateway", "serve", "--config", str(config)],
         cwd=tmp_path,
         capture_output=True,
@@ -185,8 +185,8 @@ def test_a_ca_file_that_is_not_there_is_said_in_one_line_at_the_start(tmp_path: 
         text=True,
         timeout=GENEROUS_SECONDS,
     )
-    assert told.returncode == 1
-    assert told.stderr == (
+    assert started.returncode == 1
+    assert started.stderr == (
         f"Error: {config}: upstream.ca_file: 'own.pem' is not valid; expected a file with "
         "certificates in PEM; it cannot be read: No such file or directory.\n"
     )
@@ -214,7 +214,7 @@ async def test_through_a_proxy_tls_is_tunnelled_and_only_the_proxy_gets_its_pass
     assert "sk-upstream-secret" not in proxy.heads[0]
 
 
-async def test_through_a_proxy_plain_http_is_asked_for_by_its_whole_address(
+async def test_through_a_proxy_plain_http_is_requested_by_absolute_url(
     tmp_path: Path, upstream: Upstream
 ) -> None:
     async with AsyncExitStack() as stack:
@@ -229,7 +229,7 @@ async def test_through_a_proxy_plain_http_is_asked_for_by_its_whole_address(
 
 
 @pytest.mark.parametrize("is_tls", [True, False], ids=["https", "http"])
-async def test_a_proxy_that_lets_nobody_pass_costs_nothing(
+async def test_a_proxy_that_rejects_the_connection_costs_nothing(
     tmp_path: Path, upstream: Upstream, is_tls: bool
 ) -> None:
     async with AsyncExitStack() as stack:
@@ -244,7 +244,7 @@ async def test_a_proxy_that_lets_nobody_pass_costs_nothing(
     assert not any(word in reply.body.decode() for word in ("ann", "wrong", "127.0.0.1"))
 
 
-async def test_a_proxy_that_is_not_there_costs_nothing(tmp_path: Path, upstream: Upstream) -> None:
+async def test_an_unreachable_proxy_costs_nothing(tmp_path: Path, upstream: Upstream) -> None:
     async with run_proxy() as proxy:
         pass
     url = f"http://127.0.0.1:{proxy.port}"
@@ -256,7 +256,7 @@ async def test_a_proxy_that_is_not_there_costs_nothing(tmp_path: Path, upstream:
 # ── headers, auth_header ────────────────────────────────────────────────────────────────────
 
 
-async def test_extra_headers_are_sent_as_they_stand_and_no_callers_headers_are(
+async def test_extra_headers_are_sent_unchanged_and_no_headers_of_clients_are(
     tmp_path: Path, upstream: Upstream
 ) -> None:
     extra = {"OpenAI-Organization": "org-of-the-team", "X-Entry": "a b"}
@@ -272,7 +272,7 @@ async def test_extra_headers_are_sent_as_they_stand_and_no_callers_headers_are(
     assert headers["authorization"] == "cret"
 
 
-async def test_the_key_goes_bare_in_a_header_of_another_name(
+async def test_a_header_of_another_name_carries_the_key_alone(
     tmp_path: Path, upstream: Upstream
 ) -> None:
     async with asked_once(tmp_path, upstream, auth_header="x-api-key") as (reply, _):
@@ -288,7 +288,7 @@ async def test_the_key_goes_bare_in_a_header_of_another_name(
 async def test_no_secret_of_these_settings_reaches_a_log_or_an_answer(
     tmp_path: Path, upstream: Upstream
 ) -> None:
-    """Whatever goes wrong: upstream, the connection through the proxy, the proxy itself."""
+    """If upstream, the connection through the proxy, or the proxy itself fails."""
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(run_proxy(authorization=PROXY_AUTHORIZATION))
         options = {
@@ -310,8 +310,8 @@ async def test_no_secret_of_these_settings_reaches_a_log_or_an_answer(
             assert secret not in text
 
 
-def test_the_demo_takes_nothing_of_the_real_service_along(tmp_path: Path) -> None:
-    """Its simulated upstream is on this machine: no proxy would find it."""
+def test_the_demo_uses_no_settings_of_the_real_upstream(tmp_path: Path) -> None:
+    """Its simulated upstream is on this machine, which a proxy could not reach."""
     real = make_settings(
         tmp_path,
         "https://api.example.com/v1",

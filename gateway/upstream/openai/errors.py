@@ -1,4 +1,8 @@
-"""Upstream's errors."""
+"""Turns error responses of upstream, and missing responses, into `UpstreamFailure`.
+
+A failure has the presumed charge (`docs/reference/billing.md#charges`) and the fields that are
+relayed (`docs/reference/errors.md#relayed-from-upstream`). Errors within a stream are `events`.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,18 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from gateway.errors import INVALID_REQUEST, SERVER_ERROR, Charge, UpstreamFailure
-from gateway.upstream.openai.foreign_json import _further_keys, _load_object, _text
+from gateway.errors import INVALID_REQUEST, SERVER_ERROR, Charge, ErrorCode, UpstreamFailure
+from gateway.upstream.openai.foreign_json import as_text, further_keys, load_object
 
 MAX_REQUEST_ID: Final = 128
+"""Characters of upstream's request id that are kept."""
 
 MAX_RETRY_AFTER_SECONDS: Final = 120
-"""The longest `Retry-After` that is relayed (CONTRACT §9): no SDK waits longer."""
+"""The longest `Retry-After` that is relayed: SDKs do not wait longer.
 
-_ECHOED: Final = ("size", "quality", "background", "output_format")
+See `docs/reference/images-api.md#retries-of-sdks`.
+"""
+
 _ERROR_KEYS: Final = frozenset({"message", "type", "param", "code"})
 
 _QUOTA_CODES: Final = frozenset(
@@ -27,55 +34,59 @@ _QUOTA_CODES: Final = frozenset(
         "organization_usage_limit_exceeded",
     }
 )
-"""WIRE §2 row 25; whatever starts with `billing` counts as well (row 29)."""
+"""All that start with `billing` count too: `docs/reference/images-api.md#quota-and-rate-codes`."""
 
-_AUTH_CODES: Final = frozenset({"invalid_api_key", "authentication_error"})
-"""Clones send these with other statuses than 401 too."""
+AUTH_CODES: Final = frozenset({"invalid_api_key", "authentication_error"})
+"""Clones also send these with other statuses than 401."""
 
 _EDGE_STATUSES: Final = frozenset({502, 504, *range(520, 531)})
-"""What proxies and content networks answer in the API's stead."""
+"""Statuses with which proxies and content delivery networks answer in place of the API."""
 
 _SECONDS: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
 _MILLISECONDS: Final = re.compile(r"[0-9]{1,12}")
 
 
-# ── errors back ─────────────────────────────────────────────────────────────────────────────
+# ── error responses ─────────────────────────────────────────────────────────────────────────
 
 
 def parse_error(
     status: int, headers: Mapping[str, str], body: bytes | bytearray
 ) -> UpstreamFailure:
-    """What an answer that is not 2xx means for the caller and for the bill (CONTRACT §8, §9).
+    """The failure for a response that is not 2xx.
 
-    The API's own error is relayed with its status and extra keys; a refused key becomes 502
-    `upstream_auth` without a word of the original; anything that is not JSON was written by an
-    edge and is wrapped.
+    An error of the API is relayed with its status and further keys. If upstream rejects the
+    gateway's key, the failure is `upstream_auth` and quotes nothing. A body that is not the API's
+    JSON comes from an edge and is replaced.
     """
     received = {name.lower(): value for name, value in headers.items()}
     error = _find_error(status, body)
-    charge = _charge_of(status, is_own_error=error is not None)
+    if 300 <= status < 500 or status == 503:
+        charge = Charge.FREE
+    else:
+        charge = Charge.PRESUMED if error is None else Charge.ASSUMED_FREE
     fields: dict[str, Any] = {
         "charge": charge,
-        "headers": _relayed_headers(received, is_quota=_is_quota(error)),
+        "headers": _relayed_headers(received, is_quota=is_quota_error(error)),
         "upstream_request_id": request_id(received),
     }
-    if status in (401, 403) or _names(error) & _AUTH_CODES:
-        return _refused_key(fields)
+    if status in (401, 403) or error_names(error) & AUTH_CODES:
+        return access_refused(fields)
     if error is not None:
-        return _relayed(status, error, fields)
-    return _wrapped(status, fields)
+        return relayed_error(status, error, fields)
+    return _edge_error(status, fields)
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:
-    """Upstream's own id of a request, as it can stand in a log and in a JSON record."""
+    """Upstream's id of the request, shortened, with other characters than ASCII replaced."""
     given = headers.get("x-request-id", "")[:MAX_REQUEST_ID]
     return "".join(c if "!" <= c <= "~" else "?" for c in given) or None
 
 
 def is_retryable(failure: UpstreamFailure, *, upstream_status: int | None) -> bool:
-    """Whether the same purchase may be sent again (CONTRACT §9).
+    """Whether the purchase may be sent again.
 
-    It may when it was never sent (no `upstream_status`), at 503, and at a 429 that is no quota.
+    It may if it was never sent (`upstream_status` is None), after 503, and after a 429 that is not
+    about a quota. See `docs/reference/billing.md#retries-and-the-circuit-breaker`.
     """
     if upstream_status is None:
         return failure.charge is Charge.FREE
@@ -83,7 +94,7 @@ def is_retryable(failure: UpstreamFailure, *, upstream_status: int | None) -> bo
 
 
 def retry_after_seconds(failure: UpstreamFailure) -> float | None:
-    """How long upstream asked to wait; None when it did not say."""
+    """The wait that upstream requests; None without one."""
     milliseconds = failure.headers.get("retry-after-ms")
     if milliseconds is not None:
         return int(milliseconds) / 1000
@@ -92,14 +103,14 @@ def retry_after_seconds(failure: UpstreamFailure) -> float | None:
 
 
 def _find_error(status: int, body: bytes | bytearray) -> Mapping[str, Any] | None:
-    """The error object, or what clones send for one; None if the API did not write this.
+    """The error object, or its variants of clones; None if the body is not the API's.
 
-    Proxies also write `{"message": …}`. Where a proxy is likely to have answered, only the full
-    form counts, for only the API can say that nothing was made.
+    Proxies also send `{"message": …}`. At the statuses of edges only the full form counts, because
+    it decides whether the purchase is assumed to be free.
     """
     if status < 400:
-        return None  # a redirect is not an error of the API, and is not followed
-    document = _load_object(body)
+        return None  # redirects are not followed, and are not errors of the API
+    document = load_object(body)
     error = document.get("error")
     if isinstance(error, dict):
         return error
@@ -113,105 +124,106 @@ def _find_error(status: int, body: bytes | bytearray) -> Mapping[str, Any] | Non
     return {"message": detail} if isinstance(detail, str) else None
 
 
-def _charge_of(status: int, *, is_own_error: bool) -> Charge:
-    if 300 <= status < 500 or status == 503:
-        return Charge.FREE
-    return Charge.ASSUMED_FREE if is_own_error else Charge.PRESUMED
+def access_refused(fields: dict[str, Any]) -> UpstreamFailure:
+    """The failure if upstream rejects the gateway's own key."""
+    message = "Upstream refused the gateway's access. Contact the gateway's operator."
+    headers = {**fields.pop("headers"), "x-should-retry": "false"}  # no retry can help
+    return UpstreamFailure(message, code=ErrorCode.UPSTREAM_AUTH, headers=headers, **fields)
 
 
-def _refused_key(fields: dict[str, Any]) -> UpstreamFailure:
-    message = "Upstream refused the gateway's access. The gateway's operator can mend this."
-    headers = {**fields.pop("headers"), "x-should-retry": "false"}  # no retry mends a key
-    return UpstreamFailure(message, code="upstream_auth", headers=headers, **fields)
-
-
-def _relayed(status: int, error: Mapping[str, Any], fields: dict[str, Any]) -> UpstreamFailure:
+def relayed_error(status: int, error: Mapping[str, Any], fields: dict[str, Any]) -> UpstreamFailure:
+    """The failure that repeats an error of the API."""
     return UpstreamFailure(
-        _text(error.get("message")) or f"Upstream answered {status}.",
+        as_text(error.get("message")) or f"Upstream answered {status}.",
         status=status if status < 600 else 502,
-        type=_text(error.get("type")) or (INVALID_REQUEST if status < 500 else SERVER_ERROR),
-        param=_text(error.get("param")),
-        code=_text(error.get("code")),
-        details=_further_keys(error, known=_ERROR_KEYS),
+        type=as_text(error.get("type")) or (INVALID_REQUEST if status < 500 else SERVER_ERROR),
+        param=as_text(error.get("param")),
+        code=as_text(error.get("code")),
+        details=further_keys(error, known=_ERROR_KEYS),
         **fields,
     )
 
 
-def _wrapped(status: int, fields: dict[str, Any]) -> UpstreamFailure:
+def _edge_error(status: int, fields: dict[str, Any]) -> UpstreamFailure:
     if status == 429:
         message = "Upstream's rate limit is reached."
         return UpstreamFailure(
-            message, status=429, type="requests", code="rate_limit_exceeded", **fields
+            message, type="requests", code=ErrorCode.RATE_LIMIT_EXCEEDED, **fields
         )
-    message = f"Upstream answered {status} without an error that could be read."
+    message = f"Upstream answered {status} without a readable error."
     return UpstreamFailure(message, status=504 if status in (504, 524) else 502, **fields)
 
 
-def _names(error: Mapping[str, Any] | None) -> frozenset[str]:
-    """The two words that say what kind of error it is."""
+def error_names(error: Mapping[str, Any] | None) -> frozenset[str]:
+    """The code and type of an error, as far as they are strings."""
     named = (error.get("code"), error.get("type")) if error else ()
     return frozenset(name for name in named if isinstance(name, str))
 
 
-def _is_quota(error: Mapping[str, Any] | None) -> bool:
-    names = _names(error)
+def is_quota_error(error: Mapping[str, Any] | None) -> bool:
+    """Whether the gateway's account at upstream has exhausted a quota."""
+    names = error_names(error)
     return bool(names & _QUOTA_CODES) or any(name.startswith("billing") for name in names)
 
 
 def _relayed_headers(received: Mapping[str, str], *, is_quota: bool) -> dict[str, str]:
-    """The few headers that pass: when to come back, and whether to (WIRE §8 rows 1, 16, 17)."""
+    """The headers that tell a client whether and when to retry; no others are relayed.
+
+    See `docs/reference/images-api.md#headers-of-the-service` and
+    `docs/reference/images-api.md#retries-of-sdks`.
+    """
     headers: dict[str, str] = {}
     should_retry = received.get("x-should-retry", "").strip().lower()
     if should_retry in ("true", "false"):
         headers["x-should-retry"] = should_retry
     milliseconds = received.get("retry-after-ms", "").strip()
-    if _MILLISECONDS.fullmatch(milliseconds) and _is_wait(int(milliseconds) / 1000):
+    if _MILLISECONDS.fullmatch(milliseconds) and _is_relayed_wait(int(milliseconds) / 1000):
         headers["retry-after-ms"] = milliseconds
     seconds = received.get("retry-after", "").strip()
     if _SECONDS.fullmatch(seconds) and float(seconds) > 0:
         headers["Retry-After"] = str(min(math.ceil(float(seconds)), MAX_RETRY_AFTER_SECONDS))
-        if not _is_wait(float(seconds)):
-            headers.setdefault("x-should-retry", "false")  # it will not be over by then
+        if not _is_relayed_wait(float(seconds)):
+            headers.setdefault("x-should-retry", "false")  # the client would retry too early
     if is_quota:
         headers["x-should-retry"] = "false"
     return headers
 
 
-def _is_wait(seconds: float) -> bool:
+def _is_relayed_wait(seconds: float) -> bool:
     return 0 < seconds <= MAX_RETRY_AFTER_SECONDS
 
 
-# ── no answer at all ────────────────────────────────────────────────────────────────────────
+# ── no response, or none in full ────────────────────────────────────────────────────────────
 
 
 def unreachable() -> UpstreamFailure:
-    """No connection: DNS, refused, TLS. Nothing was sent."""
+    """No connection, because of DNS, TCP or TLS. Nothing was sent."""
     return UpstreamFailure("Upstream could not be reached.", charge=Charge.FREE)
 
 
 def cut_off() -> UpstreamFailure:
-    """The connection ended after the request had left and before the answer was complete."""
+    """The connection was lost after sending, before the answer was complete."""
     return UpstreamFailure("Upstream's answer was cut off.", charge=Charge.PRESUMED)
 
 
 def oversized() -> UpstreamFailure:
-    """A 200 whose body is larger than the images that were asked for can be."""
+    """The body of a 200 exceeds the size of the requested images."""
     return UpstreamFailure("Upstream's answer is too large.", charge=Charge.UNDELIVERED)
 
 
 def timed_out(*, was_sent: bool) -> UpstreamFailure:
-    """Our own deadline passed, while a request was out or between two attempts."""
+    """The deadline passed, during an attempt or between two."""
     charge = Charge.PRESUMED if was_sent else Charge.FREE
     return UpstreamFailure("Upstream did not answer in time.", status=504, charge=charge)
 
 
-def breaker_open(*, wait_seconds: float) -> UpstreamFailure:
-    """Too many purchases in a row have failed: nothing is sent before the next try."""
-    retry_after = min(max(1, math.ceil(wait_seconds)), MAX_RETRY_AFTER_SECONDS)
+def breaker_open(*, retry_after_seconds: float) -> UpstreamFailure:
+    """The circuit breaker is open, so nothing was sent."""
+    retry_after = min(max(1, math.ceil(retry_after_seconds)), MAX_RETRY_AFTER_SECONDS)
     return UpstreamFailure(
-        "Upstream has failed several times in a row and is given a rest. Try again later.",
-        status=503,
-        code="upstream_unavailable",
+        "The circuit breaker is open because upstream failed several times in succession. "
+        f"Retry in {retry_after} {'second' if retry_after == 1 else 'seconds'}.",
+        code=ErrorCode.UPSTREAM_UNAVAILABLE,
         charge=Charge.FREE,
         headers={"Retry-After": str(retry_after)},
     )

@@ -1,4 +1,4 @@
-"""Reads JSON that others have written."""
+"""Reads JSON from upstream tolerantly, because services and their clones differ in it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any
 
 import orjson
 
-# ── reading foreign JSON ────────────────────────────────────────────────────────────────────
 
-
-def _load_object(body: bytes | bytearray) -> dict[str, Any]:
-    """The JSON object in `body`; an empty one if it is anything else."""
+def load_object(body: bytes | bytearray) -> dict[str, Any]:
+    """The JSON object in `body`; empty if it is anything else."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -21,10 +19,11 @@ def _load_object(body: bytes | bytearray) -> dict[str, Any]:
 
 
 def _load_tolerantly(body: bytes | bytearray) -> Any:
-    """Reads what orjson will not: a byte order mark, NaN, half a surrogate pair.
+    """Reads JSON that orjson rejects: a byte order mark, NaN, half a surrogate pair.
 
-    A paid image is not thrown away because its revised prompt was cut inside an emoji. What
-    cannot be written as UTF-8 becomes `?`, and NaN null, so that it can be written again.
+    An image that was paid for must not be lost because its revised prompt was cut inside an emoji.
+    Characters without a UTF-8 form become `?` and NaN becomes null, so that orjson can write the
+    result.
     """
     try:
         document = json.loads(body, parse_constant=lambda _: None)
@@ -33,15 +32,15 @@ def _load_tolerantly(body: bytes | bytearray) -> Any:
         return None
 
 
-def _text(value: Any) -> str | None:
-    """A string as it is, a number as digits (clones send numeric codes), else None."""
+def as_text(value: Any) -> str | None:
+    """A string unchanged, an integer as digits (clones send numeric codes), else None."""
     if isinstance(value, str):
         return value
     return str(value) if type(value) is int else None
 
 
-def _further_keys(document: Mapping[str, Any], *, known: frozenset[str]) -> dict[str, Any]:
-    """The keys that are not ours to know, verbatim, provided they can be written again."""
+def further_keys(document: Mapping[str, Any], *, known: frozenset[str]) -> dict[str, Any]:
+    """The keys that are not in `known`, unchanged; none of them if orjson cannot write them."""
     further = {key: value for key, value in document.items() if key not in known}
     try:
         orjson.dumps(further)

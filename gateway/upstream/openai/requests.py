@@ -1,4 +1,4 @@
-"""The request body that is sent upstream."""
+"""The request body that is sent to upstream."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ from typing import Any
 
 import orjson
 
-from gateway.images import (
-    ImageRequest,
-)
-
-# ── out ─────────────────────────────────────────────────────────────────────────────────────
+from gateway.images import ImageRequest
 
 
 def forwarded_body(request: ImageRequest, *, images: int, stream: bool = False) -> bytes:
-    """The JSON that asks upstream for `images` images of `request` (CONTRACT §5, Forwarded).
+    """The JSON body of a request for `images` images.
 
-    Whether they come as a stream is the purchase's matter and not the request's. Written anew and
-    never the caller's own bytes, so nothing else can pass (WIRE §8 rows 23, 24).
+    `stream` is an argument because the purchase decides it, not the client's request. The body is
+    built from the interpreted request and never copied from the client's bytes, so that only the
+    keys of `docs/reference/images-api.md#what-is-forwarded` can be in it.
     """
     body: dict[str, Any] = {"model": request.model, "prompt": request.prompt}
     if images != 1:
@@ -27,7 +24,7 @@ def forwarded_body(request: ImageRequest, *, images: int, stream: bool = False) 
     if request.requested_response_format is not None:
         body["response_format"] = request.requested_response_format
     if request.user is not None:
-        # Written by the standard library, which has no largest integer.
+        # By the standard library, because orjson rejects integers beyond 64 bits.
         body["user"] = orjson.Fragment(json.dumps(request.user))
     if stream:
         body["stream"] = True
