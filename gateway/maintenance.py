@@ -16,7 +16,7 @@ from gateway.access.keys import Keys
 from gateway.access.policy import PolicySource
 from gateway.assembly import Gateway, OpenLinks, open_gateway
 from gateway.billing.ledger import WRITE_EVERY_SECONDS
-from gateway.cache.takedowns import LOOK_SECONDS
+from gateway.cache.takedowns import REFRESH_SECONDS
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreUnavailable
 from gateway.metrics import MAX_KEYS, Metrics
@@ -96,7 +96,7 @@ def _loops(settings: Settings, gateway: Gateway) -> Mapping[str, Coroutine[Any, 
         "recovery": _every(heartbeat, gateway.recovery.recover_expired),
         "ledger": _every(WRITE_EVERY_SECONDS, gateway.ledger.write),
         "policy": _every(0.0, lambda: _look_at_policy(gateway)),
-        "takedowns": _every(LOOK_SECONDS, lambda: _learn_takedowns(gateway)),
+        "takedowns": _every(REFRESH_SECONDS, lambda: _learn_takedowns(gateway)),
         "blob books": _every(BOOKS_SECONDS, gateway.cache.blobs.record_uses),
         "bounds": _every(BOUNDS_SECONDS, gateway.cache.blobs.evict_to_bound),
         "orphans": _every(ORPHANS_SECONDS, lambda: _adopt_orphans(gateway)),
@@ -145,7 +145,7 @@ async def _learn_takedowns(gateway: Gateway) -> None:
     if digests := await takedowns.refresh():
         blobs.forget(digests)
         await blobs.delete(digests)
-        takedowns.were_removed(digests)
+        takedowns.mark_deleted(digests)
 
 
 async def _adopt_orphans(gateway: Gateway) -> None:

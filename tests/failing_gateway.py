@@ -12,8 +12,8 @@ from pathlib import Path
 import gateway.__main__  # before all others of the gateway: it says where metrics are counted
 from gateway import assembly as app
 from gateway.cache import flights
-from tests.failpoints import FOLDER_VARIABLE, MORTAL_CLAIM_SECONDS, Strings, with_fail_points
+from tests.failpoints import FOLDER_VARIABLE, MORTAL_LEASE_SECONDS, Strings, with_fail_points
 
-flights.CLAIM_SECONDS = MORTAL_CLAIM_SECONDS  # type: ignore[misc]
+flights.LEASE_SECONDS = MORTAL_LEASE_SECONDS  # type: ignore[misc]
 app.open_store = with_fail_points(app.open_store, Strings(Path(os.environ[FOLDER_VARIABLE])))
 gateway.__main__.main()

@@ -88,9 +88,9 @@ async def _remove(config: Path | None, remove: Callable[[Invalidation], Awaitabl
 
 async def _stats(config: Path | None) -> dict[str, Any]:
     async with _open(config) as cache:
-        lru_totals = await cache.blobs.lru_totals()
-        most = await cache.blobs.total_bytes()
-        return {"images": lru_totals.count, "bytes": lru_totals.size_bytes, "total_bytes": most}
+        totals = await cache.blobs.totals()
+        bound_bytes = await cache.blobs.bound_bytes()
+        return {"images": totals.count, "bytes": totals.size_bytes, "total_bytes": bound_bytes}
 
 
 @asynccontextmanager

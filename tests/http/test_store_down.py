@@ -21,7 +21,7 @@ import pytest
 
 from gateway.access.keys import TRUST_SECONDS
 from gateway.assembly import DATABASE
-from gateway.cache import flights
+from gateway.cache import flight_ends
 from gateway.images import Record
 from tests.gateways import (
     Client,
@@ -446,7 +446,7 @@ async def test_a_stream_that_loses_its_buyer_with_the_store_goes_on_where_it_was
     arena: Arena, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It buys for itself; what it was shown of the other purchase is not shown again."""
-    monkeypatch.setattr(flights, "RECHECK_SECONDS", 0.05)
+    monkeypatch.setattr(flight_ends, "RECHECK_SECONDS", 0.05)
     alice = await arena.here.client.with_key("alice")
     there = arena.there.client
     elsewhere = Client(there.url, there.session, alice.secret, alice.key_id)

@@ -26,9 +26,9 @@ _PURGES: Final[Mapping[str, Callable[[Invalidation, str], Awaitable[int]]]] = {
 async def cache_stats(request: web.Request) -> web.Response:
     """`GET /admin/cache`: how much is kept, and how much may be."""
     blobs = request.app[SERVICES].blobs
-    lru_totals = await blobs.lru_totals()
-    most = await blobs.total_bytes()
-    return _json({"images": lru_totals.count, "bytes": lru_totals.size_bytes, "total_bytes": most})
+    totals = await blobs.totals()
+    bound_bytes = await blobs.bound_bytes()
+    return _json({"images": totals.count, "bytes": totals.size_bytes, "total_bytes": bound_bytes})
 
 
 async def purge(request: web.Request) -> web.Response:

@@ -105,10 +105,10 @@ class LiveStream:
         is_over = False
         while not is_over:
             is_idle = not await _has_news(subscriber)
-            is_over = subscriber.is_over  # what came before that is still to be taken
+            is_over = subscriber.is_closed  # what came before that is still to be taken
             if is_idle or subscriber.is_open:
                 await self._stay_alive(context, is_idle=is_idle)
-            while (partial_image := subscriber.take()) is not None:
+            while (partial_image := subscriber.pop()) is not None:
                 await self._write_preview(context, partial_image)
 
     async def _stay_alive(self, context: RequestContext, *, is_idle: bool) -> None:
