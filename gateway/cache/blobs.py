@@ -2,8 +2,8 @@
 
 Equal bytes are stored once, however many slots have them. Whatever is read from the store is
 checked against its hash, so that damaged bytes are found here and never served. The store's LRU
-index tracks sizes and last uses, and what is least recently used is evicted first. Recently served
-bytes are also in this worker's memory (`memory`), raw or as base64.
+index tracks sizes and last uses, and the least recently used bytes are evicted first. Recently
+served bytes are also in this worker's memory (`memory`), raw or as base64.
 
 Which image the bytes belong to is `entries` and `image_index`; which may not be served is
 `takedowns`; where bytes are stored (Redis, a folder, S3) is `store/blobs/`.
@@ -52,7 +52,7 @@ UNKNOWN_TOTAL_BYTES: Final = 1 << 50
 """The bound until the blob store has told its own: nothing is evicted for an unknown one."""
 
 ROOM_FACTOR: Final = 4
-"""A full store evicts so many times what one image needs, because more images will follow."""
+"""A full store evicts so many times the size of one image, because more will follow."""
 
 MIN_ROOM_BYTES: Final = 1 << 20
 

@@ -1,4 +1,4 @@
-"""What one request got from its flights: images, errors, and the slots that are still missing."""
+"""The result of one request's flights: images, errors, and the slots that are still missing."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class FlightResult:
         self.missing -= lease.held.keys()
 
     def complete(self, end: FlightEnd, slots: Iterable[int]) -> None:
-        """Adds what this request's own purchase brought. Slots that it left empty are given up."""
+        """Adds the images of this request's own purchase. Slots that it left empty are given up."""
         self._add(end.purchased, slots, self.bought)
         self.own_error = end.failure or self.own_error
         self.missing -= set(slots)
 
     def follow(self, end: FlightEnd, slots: set[int]) -> None:
-        """Adds what another request's purchase brought.
+        """Adds the images of another request's purchase.
 
         A slot that it left empty, or whose leader died, stays missing and is tried once more. The
         second time the slot is given up.

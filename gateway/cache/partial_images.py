@@ -189,7 +189,7 @@ class PartialImages:
         )
 
     def receive(self, channel: Channel, event: Mapping[str, Any]) -> None:
-        """Publishes in this worker what another one published; other events are ignored."""
+        """Publishes an event of another worker in this one; ignores other kinds of events."""
         if "open" in event:
             channel.open()
         elif "partial" in event:
