@@ -1,7 +1,7 @@
 """Entries: the images of a fingerprint by slot, its tags, and its refusal.
 
 An entry has slots 0…63, each empty or with one image. Here an image becomes the bytes of a slot and
-back, and fresh images are told from expired ones. The negative cache holds, by fingerprint, the
+back, and fresh images are told from expired ones. The negative cache has, by fingerprint, the
 refusals of prompts that upstream would refuse again. Bytes of images are `blobs`, links to them
 `image_index`; which request fills an empty slot is `flights`.
 """

@@ -26,7 +26,7 @@ Sign = Callable[[str], Awaitable[str]]
 """Turns a path into a signed link."""
 
 LoadedImages = Mapping[int, tuple[Image, bytes]]
-"""By slot, with the bytes in the representation that was asked for."""
+"""By slot, with the bytes in the requested representation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class PendingStore:
     fingerprint: str | None
     images: Mapping[int, Image]
     evicted: Sequence[Result[Sequence[str]]]
-    """The digests that had to go to keep within the bound."""
+    """The digests that the bound has evicted, whose bytes are to be deleted."""
     refusal: Result[bytes | None] | None
 
 
@@ -99,7 +99,7 @@ class ImageCache:
         return loaded
 
     async def link(self, fingerprint: str, images: LoadedImages, sign: Sign) -> LoadedImages:
-        """A signed link in the place of each image's bytes; every worker can serve it.
+        """A signed link instead of each image's bytes; every worker can serve it.
 
         The bytes may be in this worker's memory alone, because the store has evicted them: then
         they are stored again. Raises `StoreUnavailable`.
@@ -201,7 +201,7 @@ class ImageCache:
         await self.finish(pending)
 
     def store_refusal(self, batch: Batch, fingerprint: str, failure: UpstreamFailure) -> None:
-        """Keeps a refusal of the prompt's content in the negative cache, and no other failure."""
+        """Stores a refusal of the prompt's content in the negative cache, and no other failure."""
         self._entries.store_refusal(batch, fingerprint, failure)
 
     def tag(self, batch: Batch, fingerprint: str, tags: Iterable[str]) -> None:

@@ -1,7 +1,7 @@
 """Transcoding: makes an image in another format from a cached PNG, so that it need not be bought.
 
-The new image has an entry of its own, costs nothing, keeps age and value of its source, and goes
-with it in a take-down. Whether transcoding is used at all is a setting. Which images can be
+The new image has an entry of its own, costs nothing, has the age and value of its source, and is
+taken down with it. Whether transcoding is used at all is a setting. Which images can be
 converted faithfully is decided in `imagefile.convert`.
 """
 
@@ -123,10 +123,12 @@ class Transcoding:
         always sees the other.
         """
         await self._takedowns.refresh()
-        orphaned = [i.digest for i in made if self._blobs.is_taken_down(i.transcoded_from or "")]
-        if orphaned:
+        without_source = [
+            i.digest for i in made if self._blobs.is_taken_down(i.transcoded_from or "")
+        ]
+        if without_source:
             batch = Batch(self._store)
-            self._takedowns.add(batch, orphaned)
+            self._takedowns.add(batch, without_source)
             await batch.execute()
 
 
