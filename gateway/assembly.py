@@ -26,12 +26,12 @@ from gateway.api.services import ApiSettings, Health, Services
 from gateway.billing.ledger import Ledger
 from gateway.cache.blobs import Blobs, BlobsSettings, Observer
 from gateway.cache.entries import Entries, EntriesSettings
+from gateway.cache.ephemeral_blobs import EphemeralBlobs
 from gateway.cache.flights import Flights
 from gateway.cache.idempotency_keys import IdempotencyKeys
 from gateway.cache.image_cache import ImageCache
 from gateway.cache.image_index import ImageIndex
 from gateway.cache.invalidation import Invalidation
-from gateway.cache.memory import MemoryCache
 from gateway.cache.partial_images import PartialImages
 from gateway.cache.takedowns import Takedowns
 from gateway.cache.transcoding import Transcoding
@@ -156,15 +156,12 @@ def wire_cache(
         bytes_settings,
         blob_store,
         store,
-        memory=MemoryCache(settings.cache.memory_bytes),
         takedowns=takedowns,
         observer=observer,
     )
     image_index = ImageIndex(store, blobs, ttl_seconds=bytes_settings.ttl_seconds)
     image_cache = ImageCache(store, entries=entries, image_index=image_index, blobs=blobs)
-    invalidation = Invalidation(
-        store, entries=entries, image_index=image_index, blobs=blobs, takedowns=takedowns
-    )
+    invalidation = Invalidation(store, image_cache, image_index=image_index, takedowns=takedowns)
     transcoding = Transcoding(store, image_cache, blobs=blobs, takedowns=takedowns)
     return Cache(image_cache, image_index, blobs, takedowns, invalidation, transcoding)
 
@@ -255,7 +252,8 @@ def wire_gateway(
     cache = wire_cache(settings, store, blob_store, observer=metrics.cache)
     signing = create_signing(settings, store)
     keys, ledger, tasks = Keys(store), Ledger(store), OwnedTasks(metrics.upstream.flights.set)
-    flights = Flights(store, PartialImages(store, cache.blobs), tasks)
+    ephemeral = EphemeralBlobs(blob_store, cache.takedowns)
+    flights = Flights(store, PartialImages(store, ephemeral), tasks)
     settlements = Settlements(store, cache.image_cache, metrics.money)
     delivery = Delivery(
         DeliverySettings(
@@ -437,6 +435,7 @@ def blobs_settings(settings: Settings) -> BlobsSettings:
     return BlobsSettings(
         ttl_seconds=entries_settings(settings).longest_seconds + longest_link_seconds,
         total_bytes=settings.cache.total_bytes,
+        memory_bytes=settings.cache.memory_bytes,
     )
 
 

@@ -16,7 +16,7 @@ import structlog
 from gateway.access.policy import PolicySource
 from gateway.assembly import Gateway, OpenLinks, open_gateway
 from gateway.billing.ledger import WRITE_EVERY_SECONDS
-from gateway.cache.takedowns import LOOK_SECONDS
+from gateway.cache.takedowns import REFRESH_SECONDS
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreUnavailable
 from gateway.metrics import MAX_KEYS
@@ -51,7 +51,7 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("recovery", heartbeat_seconds, gateway.recovery.recover_expired),
         Job("ledger", WRITE_EVERY_SECONDS, gateway.ledger.write),
         Job("policy", 1.0, lambda: reload_policy(gateway), gateway.reload_requested),
-        Job("takedowns", LOOK_SECONDS, lambda: apply_takedowns(gateway)),
+        Job("takedowns", REFRESH_SECONDS, lambda: apply_takedowns(gateway)),
         Job("lru_uses", 1.0, blobs.record_uses),
         Job("eviction", 5.0, blobs.evict_to_bound),
         Job("untracked_blobs", TRACK_UNTRACKED_SECONDS, lambda: track_untracked(gateway)),
@@ -149,7 +149,7 @@ async def apply_takedowns(gateway: Gateway) -> None:
     if digests := await takedowns.refresh():
         blobs.forget(digests)
         await blobs.delete(digests)
-        takedowns.were_removed(digests)
+        takedowns.mark_deleted(digests)
 
 
 async def track_untracked(gateway: Gateway) -> None:

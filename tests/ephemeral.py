@@ -1,4 +1,4 @@
-"""Flights without HTTP, and a place for the bytes of their partial images."""
+"""Flights without HTTP, and ephemeral blobs in memory."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from gateway.tasks import OwnedTasks
 
 
 @dataclass
-class Memory:
-    """Bytes in memory that several processes' flights share, and that counts who reads them."""
+class MemoryBlobs:
+    """Ephemeral blobs that the flights of several workers share, with a count of their loads."""
 
     data: dict[str, bytes] = field(default_factory=dict)
     taken_down: set[str] = field(default_factory=set)
-    reads: int = 0
-    is_away: bool = False
+    loads: int = 0
+    is_unavailable: bool = False
 
     async def are_taken_down(self, data: bytes) -> bool:
         return hashlib.sha256(data).hexdigest() in self.taken_down
 
-    async def put_ephemeral(self, data: bytes) -> str:
-        if self.is_away:
+    async def put(self, data: bytes) -> str:
+        if self.is_unavailable:
             raise StoreUnavailable
         digest = hashlib.sha256(data).hexdigest()
         self.data[digest] = data
         return digest
 
-    async def read_ephemeral(self, digest: str) -> bytes | None:
-        self.reads += 1
-        if self.is_away:
+    async def load(self, digest: str) -> bytes | None:
+        self.loads += 1
+        if self.is_unavailable:
             raise StoreUnavailable
         return self.data.get(digest)
 
 
-def make_flights(store: Store, memory: Memory | None = None) -> Flights:
-    """The flights of one process."""
-    return Flights(store, PartialImages(store, memory or Memory()), OwnedTasks())
+def make_flights(store: Store, ephemeral: MemoryBlobs | None = None) -> Flights:
+    """The flights of one worker."""
+    return Flights(store, PartialImages(store, ephemeral or MemoryBlobs()), OwnedTasks())

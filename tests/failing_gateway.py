@@ -12,9 +12,9 @@ from pathlib import Path
 import gateway.__main__  # first: it sets the folder of the metrics
 from gateway import assembly
 from gateway.cache import flights
-from tests.failpoints import FOLDER_VARIABLE, MORTAL_CLAIM_SECONDS, Strings, with_fail_points
+from tests.failpoints import FOLDER_VARIABLE, MORTAL_LEASE_SECONDS, Strings, with_fail_points
 
-flights.CLAIM_SECONDS = MORTAL_CLAIM_SECONDS  # type: ignore[misc]
+flights.LEASE_SECONDS = MORTAL_LEASE_SECONDS  # type: ignore[misc]
 assembly.open_store = with_fail_points(
     assembly.open_store, Strings(Path(os.environ[FOLDER_VARIABLE]))
 )

@@ -52,7 +52,7 @@ STEPS: Final = (
 LOOK_SECONDS: Final = 0.005
 
 FOLDER_VARIABLE: Final = "FAIL_POINTS"
-MORTAL_CLAIM_SECONDS: Final = 3.0
+MORTAL_LEASE_SECONDS: Final = 3.0
 """How long a claim lives, in a gateway with fail points, until its purchase has reserved."""
 
 When = Literal["before", "after"]

@@ -1,7 +1,7 @@
-"""What a worker leaves behind that dies in the middle of a purchase, written as it would write it.
+"""Open purchases of dead workers, written into the store as those workers would have done.
 
-Only the store is touched: claim, reservation, and for a purchase whose image had come also its
-bytes and what the journal says of it. What follows from that is the gateway's to do.
+They have a lease, a reservation and, if the image had come, its bytes and the received journal.
+The gateway under test finishes them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gateway.access.keys import Keys
 from gateway.assembly import open_store
 from gateway.billing import pricing, quota
 from gateway.billing.ledger import draft
-from gateway.cache.flights import Flight
+from gateway.cache.flight_events import Flight
 from gateway.catalog import Catalog
 from gateway.configuration.settings import Settings
 from gateway.images import Amounts, Image, ImageRequest, Usage
@@ -29,7 +29,7 @@ from gateway.store.commands import AcquireLease, Receive
 from tests.catalogs import shipped_catalog
 from tests.gateways import MODEL
 
-CLAIM_SECONDS = 600.0
+LEASE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Left:
     purchase: str
     estimate: Amounts
     data: bytes
-    """The image, where one had come."""
+    """The image, if it had come."""
     charge: Amounts
-    """What it was charged then."""
+    """Of the image, if it had come."""
 
 
 def estimate(prompt: str, *, images: int = 1, **body: Any) -> Amounts:
-    """What a purchase of this prompt reserves."""
+    """The estimate that a purchase of this prompt reserves."""
     request, catalog = _request(prompt, **body)
     return pricing.estimate(catalog.models[MODEL], request, images).amounts
 
@@ -62,7 +62,7 @@ async def leave_purchase(
     """Opens a purchase of `prompt` for a key, in state `reserved` or `received`."""
     request, catalog = _request(prompt)
     model = catalog.models[MODEL]
-    place = fingerprint(
+    key = fingerprint(
         request,
         cache_epoch=model.cache_epoch,
         upstream_name=settings.upstream.name,
@@ -72,14 +72,14 @@ async def leave_purchase(
     async with open_store(settings) as (store, blobs):
         subject = (await Keys(store).authenticate(secret)).subject
         record = draft(subject, request_id=f"req_{secrets.token_hex(16)}", time=time.time())
-        record = record.but(id=purchase, model=MODEL, n=1, fingerprint=place, outcome="bought")
-        flight = Flight(purchase, place, (0,), deaths)
-        most = pricing.estimate(model, request, 1).amounts
-        reserved = Reserved(purchase, flight, most, record)
-        await execute(store, AcquireLease(place, flight.slots, flight.id, CLAIM_SECONDS))
+        record = record.but(id=purchase, model=MODEL, n=1, fingerprint=key, outcome="bought")
+        flight = Flight(purchase, key, (0,), replacements=deaths)
+        amounts = pricing.estimate(model, request, 1).amounts
+        reserved = Reserved(purchase, flight, amounts, record)
+        await execute(store, AcquireLease(key, flight.slots, flight.id, LEASE_SECONDS))
         batch = Batch(store)
         quota.reserve(
-            batch, subject, purchase, worker=worker, estimate=most, payload=reserved.encode()
+            batch, subject, purchase, worker=worker, estimate=amounts, payload=reserved.encode()
         )
         await batch.execute()
         data = draw_image(prompt, width=64, height=64, format="png", seed=7)
@@ -90,13 +90,13 @@ async def leave_purchase(
             payload = Received(reserved, {0: image}, charge, bill).encode()
             await blobs.put(image.digest, data, 3600.0)
             await execute(store, Receive(purchase, payload))
-    return Left(purchase, most, data, charge)
+    return Left(purchase, amounts, data, charge)
 
 
 def _request(prompt: str, **body: Any) -> tuple[ImageRequest, Catalog]:
     catalog = shipped_catalog()
-    whole = {"model": MODEL, "prompt": prompt, **body}
-    return validate(whole, catalog, allowed_models=None), catalog
+    complete = {"model": MODEL, "prompt": prompt, **body}
+    return validate(complete, catalog, allowed_models=None), catalog
 
 
 def _image(data: bytes, charge: Amounts) -> Image:

@@ -1,4 +1,4 @@
-"""The bound of image bytes: what goes for it, and what does not."""
+"""The bound of image bytes: when they are evicted, and when not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cache.blobs import Blobs, BlobsSettings
-from gateway.cache.memory import MemoryCache
+from gateway.cache.ephemeral_blobs import EphemeralBlobs
 from gateway.cache.takedowns import Takedowns
 from gateway.images import Image
 from gateway.metrics import Metrics
@@ -29,19 +29,19 @@ async def store(open_store: OpenStore) -> AsyncIterator[Store]:
         yield opened
 
 
-def blobs_in(
-    folder: Path, store: Store, total_bytes: int | None, *, takedowns: Takedowns | None = None
-) -> Blobs:
+def make_blobs(folder: Path, store: Store, total_bytes: int | None) -> Blobs:
     """A worker's blobs, just constructed."""
-    settings, place = BlobsSettings(total_bytes=total_bytes), FolderBlobs(folder / "blobs")
-    takedowns = Takedowns(store) if takedowns is None else takedowns
     return Blobs(
-        settings, place, store, memory=MemoryCache(0), takedowns=takedowns, observer=Metrics().cache
+        BlobsSettings(total_bytes=total_bytes),
+        FolderBlobs(folder / "blobs"),
+        store,
+        takedowns=Takedowns(store),
+        observer=Metrics().cache,
     )
 
 
 async def track(store: Store, *sizes_bytes: int) -> None:
-    """Counts images that nobody has stored: only their sizes matter here."""
+    """Tracks images without storing them: only their sizes matter here."""
     batch = Batch(store)
     for number, size_bytes in enumerate(sizes_bytes):
         batch.add(Track(digest_of(number), size_bytes, A_DAY, 1 << 50))
@@ -52,33 +52,35 @@ def digest_of(number: int) -> str:
     return sha256(str(number).encode()).hexdigest()
 
 
-async def test_nothing_goes_before_the_bound_is_known(tmp_path: Path, store: Store) -> None:
-    """A worker that starts while the place of the bytes is away knows less than there may be."""
+async def test_nothing_is_evicted_before_the_bound_is_known(tmp_path: Path, store: Store) -> None:
+    """A worker that starts while the blob store is unavailable does not know its capacity."""
     await track(store, GIB, GIB)
-    blobs, batch = blobs_in(tmp_path, store, None), Batch(store)
+    blobs, batch = make_blobs(tmp_path, store, None), Batch(store)
     image = Image("a", digest_of(2), "png", 1, 1, 1000, 0.0)
-    (gone,) = blobs.track(batch, [image])
+    (evicted,) = blobs.track(batch, [image])
     await batch.execute()
 
-    assert gone.value == []
+    assert evicted.value == []
     assert (await execute(store, ReadLruTotals())).count == 3
 
 
-async def test_a_lowered_bound_holds_however_many_have_to_go(tmp_path: Path, store: Store) -> None:
+async def test_a_lowered_bound_is_met_however_many_are_evicted(
+    tmp_path: Path, store: Store
+) -> None:
     await track(store, *[1] * 2500)
-    await blobs_in(tmp_path, store, 10).evict_to_bound()
+    await make_blobs(tmp_path, store, 10).evict_to_bound()
     assert (await execute(store, ReadLruTotals())).size_bytes == 10
 
 
-async def test_bytes_that_nobody_has_hashed_are_known_when_they_were_taken_down(
+async def test_a_take_down_is_recognized_by_bytes_without_a_digest(
     tmp_path: Path, store: Store
 ) -> None:
-    """Hashing them is spared as long as nothing is taken down; what is stored is hashed anyway."""
+    """They are hashed only once anything is taken down."""
     takedowns = Takedowns(store)
-    blobs = blobs_in(tmp_path, store, GIB, takedowns=takedowns)
-    before = await blobs.are_taken_down(b"an otter")
-    takedowns.add(Batch(store), [await blobs.put_ephemeral(b"an otter")])
-    after = await blobs.are_taken_down(b"an otter")
+    ephemeral = EphemeralBlobs(FolderBlobs(tmp_path / "blobs"), takedowns)
+    before = await ephemeral.are_taken_down(b"an otter")
+    takedowns.add(Batch(store), [await ephemeral.put(b"an otter")])
+    after = await ephemeral.are_taken_down(b"an otter")
 
     assert (before, after) == (False, True)
-    assert not await blobs.are_taken_down(b"a pond")
+    assert not await ephemeral.are_taken_down(b"a pond")

@@ -1,4 +1,4 @@
-"""Entries: how long what they keep is fresh."""
+"""Entries: how long their images are fresh."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tests.conftest import OpenStore
 IMAGE = Image("a", "0" * 64, "png", 1, 1, 1, 0.0)
 
 
-async def test_what_has_less_than_a_second_left_is_not_kept_for_a_whole_life(
+async def test_an_image_of_less_than_a_second_does_not_get_the_default_lifetime(
     open_store: OpenStore,
 ) -> None:
-    """As an image that is derived from one in its last second."""
+    """Such as one that is transcoded from an image in its last second."""
     entries = Entries(EntriesSettings())
     async with open_store() as store:
         batch = Batch(store)
         entries.store(batch, "f", "a flight", images={0: IMAGE}, ttl_seconds=0)
-        kept = entries.look_up(batch, "f")
+        entry = entries.look_up(batch, "f")
         await batch.execute()
-    assert fresh_images(kept.value, [0]) == {}
+    assert fresh_images(entry.value, [0]) == {}

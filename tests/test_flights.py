@@ -1,6 +1,6 @@
-"""Flights: who buys, who waits, and what becomes of both, over both stores and without HTTP.
+"""Flights: which request leads, which follow, and what each of them gets, without HTTP.
 
-A purchase is a plain coroutine here that tells the store its end, as `purchase.py` does.
+A purchase is a plain coroutine here that publishes its end, as `purchasing/` does.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from gateway.cache import flights as room
+from gateway.cache import flight_ends
 from gateway.cache.entries import Entries, EntriesSettings
-from gateway.cache.flights import Flight, FlightResult, Flights, PurchasedImages
+from gateway.cache.flight_events import Flight, PurchasedImages
+from gateway.cache.flight_result import FlightResult
+from gateway.cache.flights import Flights
 from gateway.errors import Charge, LimitExceeded, StoreUnavailable, UpstreamFailure
 from gateway.images import Image
 from gateway.store.batch import Batch, execute
@@ -27,25 +29,26 @@ from tests.ephemeral import make_flights
 from tests.gates import ClaimCounter
 from tests.waiting import eventually, generous
 
-PLACE = "f" * 64
+FINGERPRINT = "f" * 64
 LEASE_SECONDS = 30.0
 
 
 @dataclass
 class Shop:
-    """Sells images for the entry of one store, and remembers what it sold."""
+    """An upstream and its purchases in one: sells images when it is open, and stores them."""
 
     store: Store
     sold: list[tuple[int, ...]] = field(default_factory=list)
+    """The slots of each purchase."""
     is_open: asyncio.Event = field(default_factory=asyncio.Event)
     entered: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def buy(self, flight: Flight) -> PurchasedImages:
-        """A purchase that ends well, once the shop is open."""
+        """A purchase that fills all slots, once the shop is open."""
         return await self.sell(flight, flight.slots)
 
     async def sell(self, flight: Flight, slots: tuple[int, ...]) -> PurchasedImages:
-        """Brings images for some of the flight's slots only."""
+        """A purchase that fills only `slots`."""
         self.entered.set()
         await self.is_open.wait()
         self.sold.append(flight.slots)
@@ -54,10 +57,10 @@ class Shop:
         Entries(EntriesSettings()).store(batch, flight.fingerprint, flight.id, images=images)
         flight.complete(batch, images)
         await batch.execute()
-        return PurchasedImages(images, {p.digest: b"bytes" for p in images.values()})
+        return PurchasedImages(images, {i.digest: b"bytes" for i in images.values()})
 
     async def fail(self, flight: Flight) -> PurchasedImages:
-        """A purchase that ends with upstream's error, once the shop is open."""
+        """A purchase that fails with upstream's error, once the shop is open."""
         self.entered.set()
         await self.is_open.wait()
         self.sold.append(())
@@ -68,7 +71,7 @@ class Shop:
         raise failure
 
 
-Rooms = tuple[Flights, Flights, Shop]
+Workers = tuple[Flights, Flights, Shop]
 
 
 def image() -> Image:
@@ -99,98 +102,99 @@ async def opened_flights(store: Store) -> AsyncIterator[Flights]:
 
 
 @pytest.fixture
-async def rooms(open_store: OpenStore) -> AsyncIterator[tuple[Flights, Flights, Shop]]:
-    """Two processes' flights over two connections to one store, and a shop that is closed."""
+async def workers(open_store: OpenStore) -> AsyncIterator[tuple[Flights, Flights, Shop]]:
+    """The flights of two workers on one store, and a shop that is closed."""
     async with AsyncExitStack() as stack:
-        stores = [Watched(await stack.enter_async_context(open_store())) for _ in range(2)]
+        stores = [ObservedStore(await stack.enter_async_context(open_store())) for _ in range(2)]
         shop = Shop(stores[0])
-        rooms = [await stack.enter_async_context(opened_flights(s)) for s in stores]
+        workers = [await stack.enter_async_context(opened_flights(s)) for s in stores]
         stack.callback(shop.is_open.set)
-        yield rooms[0], rooms[1], shop
+        yield workers[0], workers[1], shop
 
 
-class Watched(ClaimCounter):
-    """A store that says how many claims it has answered, and that can be away."""
+class ObservedStore(ClaimCounter):
+    """A store that counts the leases it was asked for, and that can be unavailable."""
 
-    is_away = False
+    is_unavailable = False
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        if self.is_away:
+        if self.is_unavailable:
             raise StoreUnavailable
         return await super().execute(commands)
 
 
-async def until_claimed(rooms: Rooms, count: int) -> None:
-    """Until so many asks know whether they buy or wait."""
-    await eventually(lambda: sum(f._store.count for f in rooms[:2]) >= count)
+async def until_leased(workers: Workers, count: int) -> None:
+    """Returns when so many requests know whether they lead or follow."""
+    await eventually(lambda: sum(f._store.count for f in workers[:2]) >= count)
 
 
 @contextmanager
 def impatient(patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Waiters that ask soon who holds a silent claim."""
+    """Followers that soon try to acquire the lease of a silent flight."""
     with patch.context() as patched:
-        patched.setattr(room, "LOOK_AGAIN_SECONDS", 0.2)
-        patched.setattr(room, "RECHECK_SECONDS", 0.1)
+        patched.setattr(flight_ends, "MAX_SILENCE_SECONDS", 0.2)
+        patched.setattr(flight_ends, "RECHECK_SECONDS", 0.1)
         yield
 
 
-async def claim(store: Store, *slots: int, flight: str, seconds: float) -> LeaseResult:
-    """What a process does that then dies."""
-    return await execute(store, AcquireLease(PLACE, slots, flight, seconds))
+async def acquire(store: Store, *slots: int, flight: str, seconds: float) -> LeaseResult:
+    """Acquires a lease, as a worker that then dies."""
+    return await execute(store, AcquireLease(FINGERPRINT, slots, flight, seconds))
 
 
 async def is_free(store: Store, *slots: int) -> bool:
-    """Whether nobody holds these slots and nothing lies in them."""
-    return (
-        await claim(store, *slots, flight=secrets.token_hex(4), seconds=0.001)
-    ).acquired == slots
+    """Whether these slots have neither a lease nor an image."""
+    lease = await acquire(store, *slots, flight=secrets.token_hex(4), seconds=0.001)
+    return lease.acquired == slots
 
 
-def ids(landing: FlightResult) -> dict[int, str]:
-    return {slot: found.id for slot, found in landing.images.items()}
+def ids(result: FlightResult) -> dict[int, str]:
+    return {slot: image.id for slot, image in result.images.items()}
 
 
-async def settled(*runs: Coroutine[Any, Any, FlightResult]) -> list[FlightResult]:
+async def run_all(*runs: Coroutine[Any, Any, FlightResult]) -> list[FlightResult]:
     async with generous():
         return list(await asyncio.gather(*runs))
 
 
-# ── one purchase for everyone ───────────────────────────────────────────────────────────────
+# ── one purchase for all requests ───────────────────────────────────────────────────────────
 
 
-async def test_two_processes_buy_once_and_all_see_the_same_images(rooms: Rooms) -> None:
-    here, there, shop = rooms
-    runs = [asyncio.create_task(f.run(PLACE, [0, 1], buy=shop.buy)) for f in [here, there] * 5]
-    await until_claimed(rooms, 10)
+async def test_two_workers_buy_once_and_all_requests_get_the_same_images(workers: Workers) -> None:
+    here, there, shop = workers
+    runs = [
+        asyncio.create_task(f.run(FINGERPRINT, [0, 1], buy=shop.buy)) for f in [here, there] * 5
+    ]
+    await until_leased(workers, 10)
     shop.is_open.set()
-    landings = await asyncio.gather(*runs)
+    results = await asyncio.gather(*runs)
 
     assert shop.sold == [(0, 1)]
-    assert len({tuple(sorted(ids(landing).items())) for landing in landings}) == 1
-    assert sum(landing.bought == {0, 1} for landing in landings) == 1
-    assert sum(landing.followed == {0, 1} for landing in landings) == 9
+    assert len({tuple(sorted(ids(result).items())) for result in results}) == 1
+    assert sum(result.bought == {0, 1} for result in results) == 1
+    assert sum(result.followed == {0, 1} for result in results) == 9
 
 
-async def test_a_larger_ask_buys_only_the_rest_at_the_same_time(rooms: Rooms) -> None:
-    here, there, shop = rooms
-    two = asyncio.create_task(here.run(PLACE, [0, 1], buy=shop.buy))
+async def test_a_larger_request_buys_only_the_rest_at_the_same_time(workers: Workers) -> None:
+    here, there, shop = workers
+    two = asyncio.create_task(here.run(FINGERPRINT, [0, 1], buy=shop.buy))
     await shop.entered.wait()
     shop.entered.clear()
-    four = asyncio.create_task(there.run(PLACE, range(4), buy=shop.buy))
+    four = asyncio.create_task(there.run(FINGERPRINT, range(4), buy=shop.buy))
     await shop.entered.wait()
     shop.is_open.set()
-    landed_two, landed_four = await two, await four
+    result_of_two, result_of_four = await two, await four
 
     assert sorted(shop.sold) == [(0, 1), (2, 3)]
-    assert (landed_four.bought, landed_four.followed) == ({2, 3}, {0, 1})
-    assert ids(landed_two).items() <= ids(landed_four).items()
+    assert (result_of_four.bought, result_of_four.followed) == ({2, 3}, {0, 1})
+    assert ids(result_of_two).items() <= ids(result_of_four).items()
 
 
-async def test_what_was_stored_before_the_claim_is_a_hit(rooms: Rooms) -> None:
-    here, there, shop = rooms
+async def test_an_image_stored_before_the_lease_is_a_hit(workers: Workers) -> None:
+    here, there, shop = workers
     shop.is_open.set()
-    first = await here.run(PLACE, [0], buy=shop.buy)
-    second = await there.run(PLACE, [0], buy=shop.buy)
+    first = await here.run(FINGERPRINT, [0], buy=shop.buy)
+    second = await there.run(FINGERPRINT, [0], buy=shop.buy)
 
     assert len(shop.sold) == 1
     assert ids(second) == ids(first)
@@ -198,12 +202,12 @@ async def test_what_was_stored_before_the_claim_is_a_hit(rooms: Rooms) -> None:
     assert not second.bought | second.followed
 
 
-async def test_bytes_bought_here_stay_in_memory_for_those_who_wait_here(rooms: Rooms) -> None:
-    here, there, shop = rooms
-    runs = [asyncio.create_task(here.run(PLACE, [0], buy=shop.buy))]
+async def test_followers_in_the_leaders_worker_get_the_bytes_from_memory(workers: Workers) -> None:
+    here, there, shop = workers
+    runs = [asyncio.create_task(here.run(FINGERPRINT, [0], buy=shop.buy))]
     await shop.entered.wait()
-    runs += [asyncio.create_task(f.run(PLACE, [0], buy=shop.buy)) for f in (here, there)]
-    await until_claimed(rooms, 3)
+    runs += [asyncio.create_task(f.run(FINGERPRINT, [0], buy=shop.buy)) for f in (here, there)]
+    await until_leased(workers, 3)
     shop.is_open.set()
     first, second, elsewhere = await asyncio.gather(*runs)
 
@@ -211,12 +215,12 @@ async def test_bytes_bought_here_stay_in_memory_for_those_who_wait_here(rooms: R
     assert elsewhere.data == {}
 
 
-# ── purchases that bring nothing ────────────────────────────────────────────────────────────
+# ── purchases without an image ──────────────────────────────────────────────────────────────
 
 
-async def test_a_refused_reservation_concerns_nobody_else(rooms: Rooms) -> None:
-    """The claim goes back, those who waited try in turn, and each gets its own refusal."""
-    here, there, shop = rooms
+async def test_a_refused_reservation_concerns_only_its_own_request(workers: Workers) -> None:
+    """The lease is released, the followers try in turn, and each gets its own refusal."""
+    here, there, shop = workers
     may_refuse = asyncio.Event()
 
     def without_money(name: str) -> Callable[[Flight], Awaitable[PurchasedImages]]:
@@ -227,29 +231,29 @@ async def test_a_refused_reservation_concerns_nobody_else(rooms: Rooms) -> None:
         return buy
 
     poor = [
-        asyncio.create_task(flights.run(PLACE, [0], buy=without_money(f"poor {i}")))
+        asyncio.create_task(flights.run(FINGERPRINT, [0], buy=without_money(f"poor {i}")))
         for i, flights in enumerate([here, there] * 2)
     ]
-    await until_claimed(rooms, 4)
-    rich = asyncio.create_task(there.run(PLACE, [0], buy=shop.buy))
-    await until_claimed(rooms, 5)
+    await until_leased(workers, 4)
+    rich = asyncio.create_task(there.run(FINGERPRINT, [0], buy=shop.buy))
+    await until_leased(workers, 5)
     shop.is_open.set()
     may_refuse.set()
-    landed = await rich
+    bought = await rich
     refused = await asyncio.gather(*poor)
 
     assert len(shop.sold) == 1
-    assert landed.bought == {0}
-    for i, landing in enumerate(refused):
-        own = landing.own_error
-        assert landing.flight_error is None
+    assert bought.bought == {0}
+    for i, result in enumerate(refused):
+        own = result.own_error
+        assert result.flight_error is None
         assert own is None or (isinstance(own, LimitExceeded) and own.reason == f"poor {i}")
-        assert (own is None) == (ids(landing) == ids(landed))
-    assert any(landing.own_error for landing in refused)
+        assert (own is None) == (ids(result) == ids(bought))
+    assert any(result.own_error for result in refused)
 
 
-async def test_everyone_refused_gets_a_refusal_of_its_own(rooms: Rooms) -> None:
-    here, there, shop = rooms
+async def test_each_refused_request_gets_a_refusal_of_its_own(workers: Workers) -> None:
+    here, there, shop = workers
     tried: list[str] = []
 
     def without_money(name: str) -> Callable[[Flight], Awaitable[PurchasedImages]]:
@@ -259,77 +263,80 @@ async def test_everyone_refused_gets_a_refusal_of_its_own(rooms: Rooms) -> None:
 
         return buy
 
-    landings = await settled(
-        *(f.run(PLACE, [0], buy=without_money(str(i))) for i, f in enumerate([here, there] * 3))
+    results = await run_all(
+        *(
+            f.run(FINGERPRINT, [0], buy=without_money(str(i)))
+            for i, f in enumerate([here, there] * 3)
+        )
     )
 
     assert sorted(tried) == [str(i) for i in range(6)]
-    errors = [landing.own_error for landing in landings]
+    errors = [result.own_error for result in results]
     assert [isinstance(e, LimitExceeded) and e.reason for e in errors] == list("012345")
     assert await is_free(shop.store, 0)
 
 
-async def test_a_failed_purchase_is_everyones_error(rooms: Rooms) -> None:
-    here, there, shop = rooms
-    runs = [asyncio.create_task(f.run(PLACE, [0], buy=shop.fail)) for f in [here, there] * 3]
-    await until_claimed(rooms, 6)
+async def test_a_failed_purchase_is_the_error_of_leader_and_followers(workers: Workers) -> None:
+    here, there, shop = workers
+    runs = [asyncio.create_task(f.run(FINGERPRINT, [0], buy=shop.fail)) for f in [here, there] * 3]
+    await until_leased(workers, 6)
     shop.is_open.set()
-    landings = await asyncio.gather(*runs)
+    results = await asyncio.gather(*runs)
 
     assert len(shop.sold) == 1
-    said = [landing.own_error or landing.flight_error for landing in landings]
-    assert {(e.message, e.status) for e in said if e is not None} == {("The oven broke.", 500)}
-    assert sum(landing.own_error is not None for landing in landings) == 1
-    assert not any(landing.images or landing.missing for landing in landings)
+    errors = [result.own_error or result.flight_error for result in results]
+    assert {(e.message, e.status) for e in errors if e is not None} == {("The oven broke.", 500)}
+    assert sum(result.own_error is not None for result in results) == 1
+    assert not any(result.images or result.missing for result in results)
     assert await is_free(shop.store, 0)
 
 
-async def test_a_slot_left_empty_is_claimed_once_by_a_follower(rooms: Rooms) -> None:
-    """It is tried by the follower itself; what that purchase leaves empty stays empty."""
-    here, there, shop = rooms
+async def test_a_slot_left_empty_is_bought_once_by_a_follower(workers: Workers) -> None:
+    """If the follower's own purchase leaves it empty too, the slot is given up."""
+    here, there, shop = workers
 
     async def buy_first_only(flight: Flight) -> PurchasedImages:
         return await shop.sell(flight, tuple(slot for slot in flight.slots if slot == 0))
 
-    buyer = asyncio.create_task(here.run(PLACE, [0, 1], buy=buy_first_only))
+    leader = asyncio.create_task(here.run(FINGERPRINT, [0, 1], buy=buy_first_only))
     await shop.entered.wait()
-    follower = asyncio.create_task(there.run(PLACE, [0, 1], buy=buy_first_only))
-    await until_claimed(rooms, 2)
+    follower = asyncio.create_task(there.run(FINGERPRINT, [0, 1], buy=buy_first_only))
+    await until_leased(workers, 2)
     shop.is_open.set()
-    bought, followed = await settled(wait_for(buyer), wait_for(follower))
+    bought, followed = await run_all(wait_for(leader), wait_for(follower))
 
     assert shop.sold == [(0, 1), (1,)]
     assert ids(bought).keys() == ids(followed).keys() == {0}
     assert bought.own_error is followed.own_error is followed.flight_error is None
 
 
-async def test_a_slot_that_others_leave_empty_twice_is_given_up(rooms: Rooms) -> None:
-    here, there, shop = rooms
+async def test_a_slot_that_others_leave_empty_twice_is_given_up(workers: Workers) -> None:
+    here, there, shop = workers
 
     async def buy_nothing(flight: Flight) -> PurchasedImages:
         return await shop.sell(flight, ())
 
     shop.is_open.set()
-    landings = await settled(
-        *(f.run(PLACE, [0], buy=buy_nothing) for f in [here, there] * 4),
+    results = await run_all(
+        *(f.run(FINGERPRINT, [0], buy=buy_nothing) for f in [here, there] * 4),
     )
 
-    assert not any(landing.images or landing.missing for landing in landings)
-    assert len(shop.sold) <= len(landings)
+    assert not any(result.images or result.missing for result in results)
+    assert len(shop.sold) <= len(results)
 
 
-async def test_a_follower_fills_the_slot_that_was_left_empty(rooms: Rooms) -> None:
-    here, there, shop = rooms
+async def test_a_follower_fills_the_slot_that_was_left_empty(workers: Workers) -> None:
+    here, there, shop = workers
 
     async def buy_first_only(flight: Flight) -> PurchasedImages:
         return await shop.sell(flight, (0,))
 
-    buyer = asyncio.create_task(here.run(PLACE, [0, 1], buy=buy_first_only))
+    leader = asyncio.create_task(here.run(FINGERPRINT, [0, 1], buy=buy_first_only))
     await shop.entered.wait()
-    follower = asyncio.create_task(there.run(PLACE, [0, 1], buy=shop.buy))
-    await until_claimed(rooms, 2)
+    follower = asyncio.create_task(there.run(FINGERPRINT, [0, 1], buy=shop.buy))
+    await until_leased(workers, 2)
     shop.is_open.set()
-    bought, followed = await settled(wait_for(buyer), wait_for(follower))
+    bought, followed = await run_all(wait_for(leader), wait_for(follower))
 
     assert shop.sold == [(0, 1), (1,)]
     assert (followed.followed, followed.bought) == ({0}, {1})
@@ -340,128 +347,132 @@ async def wait_for(task: asyncio.Task[FlightResult]) -> FlightResult:
     return await task
 
 
-# ── callers that leave, buyers that die, bugs ───────────────────────────────────────────────
+# ── clients that disconnect, leaders that die, bugs ─────────────────────────────────────────
 
 
-async def test_a_purchase_goes_on_when_its_caller_has_left(rooms: Rooms) -> None:
-    here, there, shop = rooms
-    caller = asyncio.create_task(here.run(PLACE, [0], buy=shop.buy))
+async def test_a_purchase_goes_on_when_its_client_has_disconnected(workers: Workers) -> None:
+    here, there, shop = workers
+    client = asyncio.create_task(here.run(FINGERPRINT, [0], buy=shop.buy))
     await shop.entered.wait()
-    caller.cancel()
+    client.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await caller
+        await client
     assert len(here._tasks) == 1
     shop.is_open.set()
     await here._tasks.drain()
 
     assert (len(here._tasks), len(shop.sold)) == (0, 1)
-    assert (await there.run(PLACE, [0], buy=shop.buy)).cached.keys() == {0}
+    assert (await there.run(FINGERPRINT, [0], buy=shop.buy)).cached.keys() == {0}
     assert len(shop.sold) == 1
 
 
-async def test_a_follower_that_leaves_takes_nobody_along(rooms: Rooms) -> None:
-    here, there, shop = rooms
-    buyer = asyncio.create_task(here.run(PLACE, [0], buy=shop.buy))
+async def test_a_follower_that_disconnects_does_not_end_the_wait_of_others(
+    workers: Workers,
+) -> None:
+    here, there, shop = workers
+    leader = asyncio.create_task(here.run(FINGERPRINT, [0], buy=shop.buy))
     await shop.entered.wait()
-    leaver, stayer = (asyncio.create_task(there.run(PLACE, [0], buy=shop.buy)) for _ in range(2))
-    await until_claimed(rooms, 2)
-    leaver.cancel()
+    disconnected, other = (
+        asyncio.create_task(there.run(FINGERPRINT, [0], buy=shop.buy)) for _ in range(2)
+    )
+    await until_leased(workers, 2)
+    disconnected.cancel()
     await asyncio.sleep(0)
     shop.is_open.set()
 
-    assert ids(await stayer) == ids(await buyer)
-    assert leaver.cancelled()
+    assert ids(await other) == ids(await leader)
+    assert disconnected.cancelled()
 
 
-async def test_a_claim_whose_holder_died_ends_with_its_lease(
-    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+async def test_the_lease_of_a_dead_leader_expires(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, there, shop = rooms
-    await claim(shop.store, 0, flight="dead", seconds=0.5)
+    here, there, shop = workers
+    await acquire(shop.store, 0, flight="dead", seconds=0.5)
     shop.is_open.set()
     with impatient(monkeypatch):
-        landings = await settled(
-            here.run(PLACE, [0], buy=shop.buy), there.run(PLACE, [0], buy=shop.buy)
+        results = await run_all(
+            here.run(FINGERPRINT, [0], buy=shop.buy), there.run(FINGERPRINT, [0], buy=shop.buy)
         )
 
     assert shop.sold == [(0,)]
-    assert ids(landings[0]) == ids(landings[1])
+    assert ids(results[0]) == ids(results[1])
 
 
-async def test_a_claim_that_lives_is_not_bought_over(
-    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+async def test_a_slot_with_an_active_lease_is_not_bought_again(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, _, shop = rooms
-    await claim(shop.store, 0, flight="silent", seconds=LEASE_SECONDS)
+    here, _, shop = workers
+    await acquire(shop.store, 0, flight="silent", seconds=LEASE_SECONDS)
     shop.is_open.set()
     with impatient(monkeypatch):
-        waiter = asyncio.create_task(here.run(PLACE, [0], buy=shop.buy))
-        await asyncio.wait({waiter}, timeout=0.7)
-        assert not waiter.done()
+        follower = asyncio.create_task(here.run(FINGERPRINT, [0], buy=shop.buy))
+        await asyncio.wait({follower}, timeout=0.7)
+        assert not follower.done()
         batch = Batch(shop.store)
-        Flight("silent", PLACE, (0,)).release(batch)
+        Flight("silent", FINGERPRINT, (0,)).release(batch)
         await batch.execute()
-        landing = await waiter
+        result = await follower
 
     assert shop.sold == [(0,)]
-    assert landing.bought == {0}
+    assert result.bought == {0}
 
 
-async def test_a_bug_in_a_purchase_leaves_no_claim_and_no_waiter_behind(
-    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+async def test_a_bug_in_a_purchase_leaves_no_lease_and_no_follower_behind(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, there, shop = rooms
+    here, there, shop = workers
 
     async def crash(_flight: Flight) -> PurchasedImages:
         shop.entered.set()
         await shop.is_open.wait()
         raise ZeroDivisionError
 
-    buyer = asyncio.create_task(here.run(PLACE, [0], buy=crash))
+    leader = asyncio.create_task(here.run(FINGERPRINT, [0], buy=crash))
     await shop.entered.wait()
-    waiters = [asyncio.create_task(f.run(PLACE, [0], buy=shop.buy)) for f in (here, there)]
-    await until_claimed(rooms, 3)
+    followers = [asyncio.create_task(f.run(FINGERPRINT, [0], buy=shop.buy)) for f in (here, there)]
+    await until_leased(workers, 3)
     shop.is_open.set()
-    crashed, first, second = await settled(*map(wait_for, [buyer, *waiters]))
+    crashed, first, second = await run_all(*map(wait_for, [leader, *followers]))
 
     assert crashed.own_error is not None
     assert crashed.own_error.status == 500
     assert "ZeroDivision" not in crashed.own_error.message
     assert (len(shop.sold), ids(first)) == (1, ids(second))
-    assert (here._ends, there._ends, len(here._tasks)) == ({}, {}, 0)
+    assert (len(here._ends), len(there._ends), len(here._tasks)) == (0, 0, 0)
 
 
-async def test_a_store_that_is_away_is_the_waiters_error_and_ends_the_wait(
-    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+async def test_an_unavailable_store_is_the_followers_error_and_ends_the_wait(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, there, shop = rooms
-    buyer = asyncio.create_task(here.run(PLACE, [0], buy=shop.buy))
+    here, there, shop = workers
+    leader = asyncio.create_task(here.run(FINGERPRINT, [0], buy=shop.buy))
     await shop.entered.wait()
-    follower = asyncio.create_task(there.run(PLACE, [0], buy=shop.buy))
-    await until_claimed(rooms, 2)
-    await eventually(lambda: there._ends)  # it listens
+    follower = asyncio.create_task(there.run(FINGERPRINT, [0], buy=shop.buy))
+    await until_leased(workers, 2)
+    await eventually(lambda: len(there._ends))  # it listens
     with impatient(monkeypatch):
-        there._store.is_away = True
-        landing = await follower
+        there._store.is_unavailable = True
+        result = await follower
     shop.is_open.set()
 
-    assert isinstance(landing.flight_error, StoreUnavailable)
-    assert (await buyer).bought == {0}
+    assert isinstance(result.flight_error, StoreUnavailable)
+    assert (await leader).bought == {0}
 
 
 # ── without the store ───────────────────────────────────────────────────────────────────────
 
 
-async def test_a_refusal_of_the_first_concerns_nobody_who_asked_with_it(rooms: Rooms) -> None:
-    """Whoever waited for it while the store is away buys in its place."""
-    here, _, shop = rooms
+async def test_without_the_store_a_refusal_concerns_only_its_own_request(workers: Workers) -> None:
+    """One of the followers leads in its place."""
+    here, _, shop = workers
     shop.is_open.set()
 
     async def refused(_flight: Flight) -> PurchasedImages:
         raise refuse("alice")
 
-    runs = [here.run_offline(PLACE, (0, 1), buy=buy) for buy in (refused, shop.buy, shop.buy)]
-    first, second, third = await settled(*runs)
+    runs = [here.run_offline(FINGERPRINT, (0, 1), buy=buy) for buy in (refused, shop.buy, shop.buy)]
+    first, second, third = await run_all(*runs)
 
     assert isinstance(first.own_error, LimitExceeded)
     assert shop.sold == [(0, 1)]
@@ -469,39 +480,41 @@ async def test_a_refusal_of_the_first_concerns_nobody_who_asked_with_it(rooms: R
     assert ids(second) == ids(third)
 
 
-async def test_who_comes_as_a_purchase_ends_waits_for_no_store(rooms: Rooms) -> None:
-    """It buys anew: of what has ended only the store could tell, and that is away."""
-    here, _, _ = rooms
-    here._store.is_away = True
+async def test_a_request_just_after_an_offline_purchase_does_not_wait_for_the_store(
+    workers: Workers,
+) -> None:
+    """It buys: only the unavailable store could tell how the ended flight went."""
+    here, _, _ = workers
+    here._store.is_unavailable = True
     late: list[asyncio.Task[FlightResult]] = []
 
     async def buy(_flight: Flight) -> PurchasedImages:
-        if not late:  # it takes its first step when this purchase has just ended
-            late.append(asyncio.create_task(here.run_offline(PLACE, (0,), buy=buy)))
+        if not late:  # its first step comes when this purchase has just ended
+            late.append(asyncio.create_task(here.run_offline(FINGERPRINT, (0,), buy=buy)))
         return PurchasedImages({0: image()}, {})
 
-    first = await here.run_offline(PLACE, (0,), buy=buy)
+    first = await here.run_offline(FINGERPRINT, (0,), buy=buy)
     second = await late[0]
 
     assert (first.bought, second.bought) == ({0}, {0})
-    assert (here._ends, here._offline) == ({}, {})
+    assert (len(here._ends), here._offline) == (0, {})
 
 
-async def test_who_asks_at_the_same_moment_waits_for_the_purchase_and_not_for_the_store(
-    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+async def test_concurrent_offline_requests_wait_for_the_purchase_and_not_for_the_store(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, _, _ = rooms
-    here._store.is_away = True
+    here, _, _ = workers
+    here._store.is_unavailable = True
 
     async def buy(_flight: Flight) -> PurchasedImages:
-        await asyncio.sleep(0.6)  # longer than a store that is away is asked
+        await asyncio.sleep(0.6)  # longer than a follower tries an unavailable store
         return PurchasedImages({0: image()}, {})
 
     with impatient(monkeypatch):
-        first, second = await settled(
-            *(here.run_offline(PLACE, (0,), buy=buy) for _ in range(2)),
+        first, second = await run_all(
+            *(here.run_offline(FINGERPRINT, (0,), buy=buy) for _ in range(2)),
         )
 
     assert second.flight_error is None
     assert ids(first) == ids(second)
-    assert here._listeners == set()
+    assert here._ends._listeners == set()

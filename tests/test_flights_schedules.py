@@ -1,8 +1,8 @@
 """Flights under random schedules of join, leave, finish, fail, crash and expire, over both stores.
 
-Three promises hold whatever happens in whatever order: a slot is never bought twice at a time
-unless its buyer has died or its claim has run out; everyone who waits gets an end; and afterwards
-every slot holds an image or is free.
+Three promises hold in every order of these events: a slot is never bought twice at a time unless
+its leader has died or its lease has expired; every follower gets an end; and afterwards every slot
+has an image or is free.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.cache import flights as room
+from gateway.cache import flight_ends, flights
 from gateway.cache.entries import Entries, EntriesSettings
-from gateway.cache.flights import Flight, FlightResult, Flights, PurchasedImages
+from gateway.cache.flight_events import Flight, PurchasedImages
+from gateway.cache.flight_result import FlightResult
+from gateway.cache.flights import Flights
 from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
 from gateway.images import Image
 from gateway.store.batch import Batch, execute
@@ -33,99 +35,100 @@ from tests.ephemeral import make_flights
 from tests.waiting import generous
 
 LEASE_SECONDS = 600.0
-CLAIM_SECONDS = 1.0
+FIRST_LEASE_SECONDS = 1.0
 STEP_SECONDS = 0.012
-"""Between two steps: time enough for a few round trips, so that what happens interleaves."""
+"""Between two steps: time enough for a few round trips, so that the steps interleave."""
 
 
 @dataclass
-class Process:
-    """One process: its flights, who asks in it, and what it is buying."""
+class Worker:
+    """One worker: its flights, its requests, and its open purchases."""
 
     flights: Flights
-    asks: list[asyncio.Task[FlightResult]] = field(default_factory=list)
+    requests: list[asyncio.Task[FlightResult]] = field(default_factory=list)
     buying: dict[str, tuple[Flight, asyncio.Future[bool]]] = field(default_factory=dict)
 
 
 @dataclass
 class World:
-    """Two processes on one store, and an upstream that sells when the schedule says so."""
+    """Two workers on one store, and an upstream that answers when the schedule says so."""
 
     store: Store
-    place: str
-    processes: list[Process]
-    buyers: dict[int, str] = field(default_factory=dict)
-    """Slot → the flight of the living buyer whose claim has not run out."""
-    orphans: list[Flight] = field(default_factory=list)
+    fingerprint: str
+    workers: list[Worker]
+    leaders: dict[int, str] = field(default_factory=dict)
+    """Slot → the flight of the running leader whose lease has not expired."""
+    abandoned: list[Flight] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     age: int = 0
-    """How often all claims have run out."""
+    """How often all leases have expired."""
 
     def join(self, index: int, count: int) -> None:
-        process = self.processes[index]
-        asking = process.flights.run(self.place, range(count), buy=lambda f: self.buy(process, f))
-        process.asks.append(asyncio.create_task(asking))
+        worker = self.workers[index]
+        run = worker.flights.run(self.fingerprint, range(count), buy=lambda f: self.buy(worker, f))
+        worker.requests.append(asyncio.create_task(run))
 
     def leave(self, index: int) -> None:
-        if asks := [ask for ask in self.processes[index].asks if not ask.done()]:
-            asks[0].cancel()
+        if running := [run for run in self.workers[index].requests if not run.done()]:
+            running[0].cancel()
 
     def end_one(self, index: int, *, is_good: bool) -> None:
-        for _, decision in list(self.processes[index].buying.values())[:1]:
+        for _, decision in list(self.workers[index].buying.values())[:1]:
             if not decision.done():
                 decision.set_result(is_good)
 
     def expire(self) -> None:
-        """Every claim has run out: whoever asks next may buy."""
+        """Every lease expires: the next request may buy."""
         self.age += 1
-        self.buyers.clear()
+        self.leaders.clear()
 
     async def crash(self, index: int) -> None:
-        """The process is gone, with everyone who asked in it; another takes its place."""
-        process = self.processes[index]
-        gone = [*process.asks, *process.flights._tasks._tasks, *process.flights._listeners]
-        for task in gone:
+        """A worker dies with all its requests; another one takes its place."""
+        worker = self.workers[index]
+        listeners = worker.flights._ends._listeners
+        dead = [*worker.requests, *worker.flights._tasks._tasks, *listeners]
+        for task in dead:
             task.cancel()
-        await asyncio.gather(*gone, return_exceptions=True)
-        for flight, _ in process.buying.values():
-            self.orphans.append(flight)
+        await asyncio.gather(*dead, return_exceptions=True)
+        for flight, _ in worker.buying.values():
+            self.abandoned.append(flight)
             self.forget(flight)
-        self.processes[index] = Process(make_flights(self.store))
+        self.workers[index] = Worker(make_flights(self.store))
 
     async def recover(self) -> None:
-        """What somebody else does about the purchases of the dead (`purchase.py`)."""
-        for flight in self.orphans:
+        """Abandons the flights of dead workers, as `purchasing/recovery.py` does."""
+        for flight in self.abandoned:
             batch = Batch(self.store)
-            flight.abandon(batch, UpstreamFailure("The buyer died.", charge=Charge.PRESUMED))
+            flight.abandon(batch, UpstreamFailure("The leader died.", charge=Charge.PRESUMED))
             await batch.execute()
-        self.orphans.clear()
+        self.abandoned.clear()
 
-    async def buy(self, process: Process, flight: Flight) -> PurchasedImages:
+    async def buy(self, worker: Worker, flight: Flight) -> PurchasedImages:
         """A purchase, up to the moment at which the schedule ends it."""
         batch, age = Batch(self.store), self.age
         decision = asyncio.get_running_loop().create_future()
-        process.buying[flight.id] = flight, decision  # the journal: written before the claim holds
-        is_held = flight.renew(batch, seconds=LEASE_SECONDS)
+        worker.buying[flight.id] = flight, decision  # the journal: written before the lease
+        is_renewed = flight.renew(batch, seconds=LEASE_SECONDS)
         await batch.execute()
-        if not is_held.value:
-            del process.buying[flight.id]
-            raise StoreUnavailable  # as a purchase does whose claim was lost: nothing is sent
-        if doubled := self.buyers.keys() & set(flight.slots):
+        if not is_renewed.value:
+            del worker.buying[flight.id]
+            raise StoreUnavailable  # as a purchase does that has lost its lease: nothing is sent
+        if doubled := self.leaders.keys() & set(flight.slots):
             self.faults.append(f"slots {doubled} are bought twice at a time")
-        if age == self.age:  # else the claim has run out again while its answer was on its way
-            self.buyers |= dict.fromkeys(flight.slots, flight.id)
+        if age == self.age:  # else the lease has expired again while its renewal was on its way
+            self.leaders |= dict.fromkeys(flight.slots, flight.id)
         is_good = await decision
-        bought = await self._told(flight, is_good)
+        sale = await self._finish(flight, is_good=is_good)
         self.forget(flight)
-        del process.buying[flight.id]
-        return bought()
+        del worker.buying[flight.id]
+        return sale.end()
 
-    async def _told(self, flight: Flight, is_good: bool) -> Sale:
-        batch, sale = Batch(self.store), Sale(flight, is_good)
+    async def _finish(self, flight: Flight, *, is_good: bool) -> Sale:
+        batch, sale = Batch(self.store), Sale(flight, is_good=is_good)
         if is_good:
             entries = Entries(EntriesSettings())
             entries.store(batch, flight.fingerprint, flight.id, images=sale.images)
-            self.forget(flight)  # keeping gives the claim back: from then on others may buy
+            self.forget(flight)  # storing releases the lease: from then on others may buy
             flight.complete(batch, sale.images)
         else:
             self.forget(flight)
@@ -134,19 +137,19 @@ class World:
         return sale
 
     def forget(self, flight: Flight) -> None:
-        for slot in [slot for slot, buyer in self.buyers.items() if buyer == flight.id]:
-            del self.buyers[slot]
+        for slot in [slot for slot, leader in self.leaders.items() if leader == flight.id]:
+            del self.leaders[slot]
 
 
 class Sale:
     """How a purchase ends."""
 
-    def __init__(self, flight: Flight, is_good: bool) -> None:
+    def __init__(self, flight: Flight, *, is_good: bool) -> None:
         self.is_good = is_good
         self.images = {slot: _image() for slot in flight.slots}
         self.failure = UpstreamFailure("Sold out.", charge=Charge.FREE, status=500)
 
-    def __call__(self) -> PurchasedImages:
+    def end(self) -> PurchasedImages:
         if not self.is_good:
             raise self.failure
         return PurchasedImages(self.images, {})
@@ -157,10 +160,10 @@ def _image() -> Image:
     return Image(unique[:24], unique, "png", 1, 1, size_bytes=1, created_at=0.0)
 
 
-processes = st.integers(0, 1)
-joins = st.tuples(st.just("join"), processes, st.integers(1, 3))
-others = st.tuples(st.sampled_from(["leave", "finish", "fail", "crash", "recover"]), processes)
-expires = st.tuples(st.just("expire"), processes)
+workers = st.integers(0, 1)
+joins = st.tuples(st.just("join"), workers, st.integers(1, 3))
+others = st.tuples(st.sampled_from(["leave", "finish", "fail", "crash", "recover"]), workers)
+expires = st.tuples(st.just("expire"), workers)
 schedules = st.lists(st.one_of(joins, joins, others), min_size=3, max_size=14)
 timed_schedules = st.lists(st.one_of(joins, joins, others, expires), min_size=3, max_size=14)
 
@@ -172,10 +175,10 @@ many = settings(few, max_examples=400)
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waiters that soon ask who holds a silent claim; a claimant that dies blocks for a second."""
-    monkeypatch.setattr(room, "CLAIM_SECONDS", CLAIM_SECONDS)
-    monkeypatch.setattr(room, "LOOK_AGAIN_SECONDS", 0.3)
-    monkeypatch.setattr(room, "RECHECK_SECONDS", 0.1)
+    """Followers that soon retry a silent flight; a leader that dies early blocks for a second."""
+    monkeypatch.setattr(flights, "LEASE_SECONDS", FIRST_LEASE_SECONDS)
+    monkeypatch.setattr(flight_ends, "MAX_SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(flight_ends, "RECHECK_SECONDS", 0.1)
 
 
 @dataclass
@@ -188,22 +191,22 @@ class Clock:
 
 @asynccontextmanager
 async def opened_world(store: Store) -> AsyncIterator[World]:
-    place = secrets.token_hex(32)
-    yield World(store, place, [Process(make_flights(store)), Process(make_flights(store))])
+    workers = [Worker(make_flights(store)), Worker(make_flights(store))]
+    yield World(store, secrets.token_hex(32), workers)
 
 
 async def play(world: World, schedule: list[tuple], clock: Clock | None = None) -> None:
-    """Plays a schedule to its end, and then lets everything that is open end well."""
-    for what, index, *more in schedule:
-        if what == "join":
+    """Plays a schedule to its end, and then lets every open purchase succeed."""
+    for step, index, *more in schedule:
+        if step == "join":
             world.join(index, *more)
-        elif what == "leave":
+        elif step == "leave":
             world.leave(index)
-        elif what in ("finish", "fail"):
-            world.end_one(index, is_good=what == "finish")
-        elif what == "crash":
+        elif step in ("finish", "fail"):
+            world.end_one(index, is_good=step == "finish")
+        elif step == "crash":
             await world.crash(index)
-        elif what == "recover":
+        elif step == "recover":
             await world.recover()
         elif clock is not None:
             clock.ahead += LEASE_SECONDS + 60
@@ -215,32 +218,32 @@ async def play(world: World, schedule: list[tuple], clock: Clock | None = None) 
 
 
 async def _let_all_end(world: World) -> None:
-    """Nobody is left waiting once the dead are dealt with and upstream sells."""
+    """Every request ends once dead workers are recovered and upstream answers."""
     await world.recover()
-    asks = [ask for process in world.processes for ask in process.asks]
+    requests = [request for worker in world.workers for request in worker.requests]
     async with generous():
-        while any(not ask.done() for ask in asks) or any(p.buying for p in world.processes):
+        while any(not one.done() for one in requests) or any(w.buying for w in world.workers):
             for index in (0, 1):
                 world.end_one(index, is_good=True)
             await asyncio.sleep(STEP_SECONDS)
-    for process in world.processes:
-        await process.flights._tasks.drain()
-        await process.flights.close()
-    for ask_ in asks:
-        if not ask_.cancelled():
-            landing = ask_.result()
-            assert landing.images or landing.flight_error or landing.own_error
+    for worker in world.workers:
+        await worker.flights._tasks.drain()
+        await worker.flights.close()
+    for request in requests:
+        if not request.cancelled():
+            result = request.result()
+            assert result.images or result.flight_error or result.own_error
 
 
 async def _check_slots(world: World) -> None:
-    """Claims of those who died before they reserved run out by themselves."""
-    claim = AcquireLease(world.place, tuple(range(3)), "afterwards", LEASE_SECONDS)
-    slots, claimed = claim.slots, await execute(world.store, claim)
+    """Leases of workers that died before they reserved expire by themselves."""
+    acquire = AcquireLease(world.fingerprint, tuple(range(3)), "afterwards", LEASE_SECONDS)
+    lease = await execute(world.store, acquire)
     async with generous():
-        while claimed.leased:
+        while lease.leased:
             await asyncio.sleep(0.05)
-            claimed = await execute(world.store, claim)
-    assert set(claimed.cached) | set(claimed.acquired) == set(slots)
+            lease = await execute(world.store, acquire)
+    assert set(lease.cached) | set(lease.acquired) == set(acquire.slots)
 
 
 @few
@@ -252,7 +255,7 @@ async def test_no_schedule_breaks_a_promise(open_store: OpenStore, schedule: lis
 
 @few
 @given(schedule=timed_schedules)
-async def test_no_schedule_with_claims_that_run_out_breaks_a_promise(
+async def test_no_schedule_with_leases_that_expire_breaks_a_promise(
     sqlite_path: Path, schedule: list[tuple]
 ) -> None:
     clock = Clock()

@@ -1,4 +1,4 @@
-"""The hot tier never holds more than its bound, and what goes first was used least recently."""
+"""The memory cache never exceeds its bound, and evicts the least recently used first."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from gateway.cache.memory import MemoryCache
 
-LIMIT = 100
+MAX_BYTES = 100
 digests = st.sampled_from("abcdef")
-views = st.sampled_from(["raw", "base64"])
+representations = st.sampled_from(["raw", "base64"])
 
 
-def test_both_views_of_a_image_lie_apart_and_go_together():
-    memory = MemoryCache(LIMIT)
+def test_both_representations_of_an_image_are_cached_apart_and_dropped_together():
+    memory = MemoryCache(MAX_BYTES)
     memory.put("a", "raw", b"12")
     memory.put("a", "base64", b"MTI=")
     memory.put("b", "raw", b"3")
@@ -27,8 +27,8 @@ def test_both_views_of_a_image_lie_apart_and_go_together():
     assert (len(memory), memory.size_bytes) == (1, 1)
 
 
-def test_what_was_used_least_recently_goes_first():
-    memory = MemoryCache(LIMIT)
+def test_the_least_recently_used_is_evicted_first():
+    memory = MemoryCache(MAX_BYTES)
     for digest in "abc":
         memory.put(digest, "raw", bytes(33))
     memory.get("a", "raw")
@@ -36,8 +36,8 @@ def test_what_was_used_least_recently_goes_first():
     assert [digest for digest in "abcd" if memory.get(digest, "raw")] == ["a", "c", "d"]
 
 
-def test_what_would_push_out_half_of_the_rest_is_not_kept():
-    memory = MemoryCache(LIMIT)
+def test_bytes_larger_than_half_of_the_bound_are_not_cached():
+    memory = MemoryCache(MAX_BYTES)
     memory.put("a", "raw", bytes(30))
     memory.put("b", "raw", bytes(51))
     assert memory.get("b", "raw") is None
@@ -47,47 +47,47 @@ def test_what_would_push_out_half_of_the_rest_is_not_kept():
 
 
 @given(st.binary(max_size=50))
-def test_a_bound_of_zero_keeps_nothing(data):
+def test_a_bound_of_zero_disables_the_cache(data):
     memory = MemoryCache(0)
     memory.put("a", "raw", data)
     assert (len(memory), memory.size_bytes, memory.get("a", "raw")) == (0, 0, None)
 
 
-class HotModel(RuleBasedStateMachine):
-    """Against a list of (digest, view, data), least recently used first."""
+class MemoryCacheModel(RuleBasedStateMachine):
+    """Against a list of (digest, representation, data), least recently used first."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.memory = MemoryCache(LIMIT)
-        self.kept: list[tuple[str, str, bytes]] = []
+        self.memory = MemoryCache(MAX_BYTES)
+        self.cached: list[tuple[str, str, bytes]] = []
 
-    def without(self, digest: str, *gone: str) -> list[tuple[str, str, bytes]]:
-        return [kept for kept in self.kept if kept[0] != digest or kept[1] not in gone]
+    def without(self, digest: str, *dropped: str) -> list[tuple[str, str, bytes]]:
+        return [one for one in self.cached if one[0] != digest or one[1] not in dropped]
 
-    @rule(digest=digests, view=views, data=st.binary(max_size=60))
-    def put(self, digest, view, data):
-        self.memory.put(digest, view, data)
-        self.kept = self.without(digest, view)
-        if 0 < len(data) <= LIMIT // 2:
-            self.kept.append((digest, view, data))
-        while sum(len(data) for _, _, data in self.kept) > LIMIT:
-            del self.kept[0]
+    @rule(digest=digests, representation=representations, data=st.binary(max_size=60))
+    def put(self, digest, representation, data):
+        self.memory.put(digest, representation, data)
+        self.cached = self.without(digest, representation)
+        if 0 < len(data) <= MAX_BYTES // 2:
+            self.cached.append((digest, representation, data))
+        while sum(len(data) for _, _, data in self.cached) > MAX_BYTES:
+            del self.cached[0]
 
-    @rule(digest=digests, view=views)
-    def get(self, digest, view):
-        found = [kept for kept in self.kept if kept[:2] == (digest, view)]
-        assert self.memory.get(digest, view) == (found[0][2] if found else None)
-        self.kept = self.without(digest, view) + found
+    @rule(digest=digests, representation=representations)
+    def get(self, digest, representation):
+        found = [one for one in self.cached if one[:2] == (digest, representation)]
+        assert self.memory.get(digest, representation) == (found[0][2] if found else None)
+        self.cached = self.without(digest, representation) + found
 
     @rule(digest=digests)
     def drop(self, digest):
         self.memory.drop(digest)
-        self.kept = self.without(digest, "raw", "base64")
+        self.cached = self.without(digest, "raw", "base64")
 
     @invariant()
-    def it_holds_what_it_says_and_never_more_than_its_bound(self):
-        assert len(self.memory) == len(self.kept)
-        assert self.memory.size_bytes == sum(len(data) for _, _, data in self.kept) <= LIMIT
+    def it_never_exceeds_its_bound(self):
+        assert len(self.memory) == len(self.cached)
+        assert self.memory.size_bytes == sum(len(data) for _, _, data in self.cached) <= MAX_BYTES
 
 
-TestHotModel = HotModel.TestCase
+TestMemoryCacheModel = MemoryCacheModel.TestCase

@@ -1,4 +1,4 @@
-"""Previews: who is shown which partial images, however callers and images come and go."""
+"""Partial images: which subscriber gets which, however subscribers and images arrive."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gateway.images import PartialImage
 from gateway.store.batch import execute
 from gateway.store.commands import ReadEvents
 from tests.conftest import OpenStore
-from tests.ephemeral import Memory
+from tests.ephemeral import MemoryBlobs
 from tests.waiting import generous
 
 
@@ -28,174 +28,176 @@ def partial_image(index: int) -> SharedPartialImage:
     return SharedPartialImage(index, {}, read=read)
 
 
-def taken(subscriber: Subscriber) -> list[SharedPartialImage]:
-    found = []
-    while (partial_image := subscriber.take()) is not None:
-        found.append(partial_image)
-    return found
+def drain(subscriber: Subscriber) -> list[SharedPartialImage]:
+    """Everything in a subscriber's queue."""
+    received = []
+    while (partial_image := subscriber.pop()) is not None:
+        received.append(partial_image)
+    return received
 
 
 STEPS = st.lists(
-    st.tuples(st.just("show"), st.integers(0, 1), st.integers(0, 4))
-    | st.tuples(st.just("watch"), st.integers(0, 1), st.integers(0, 3))
-    | st.tuples(st.just("take"), st.integers(0, 3), st.none()),
+    st.tuples(st.just("publish"), st.integers(0, 1), st.integers(0, 4))
+    | st.tuples(st.just("subscribe"), st.integers(0, 1), st.integers(0, 3))
+    | st.tuples(st.just("drain"), st.integers(0, 3), st.none()),
     max_size=30,
 )
 
 
 @given(STEPS)
-def test_everyone_sees_the_first_that_come_in_their_order_and_no_index_twice(steps):
-    """Two flights, the second of which replaces the first, and viewers that want 0 to 3."""
-    broadcasts = [Channel(), Channel()]
-    viewers = [Subscriber(most) for most in range(4)]
-    seen: list[list[SharedPartialImage]] = [[] for _ in viewers]
-    came: list[list[SharedPartialImage]] = [[] for _ in viewers]
-    watched: list[set[int]] = [set() for _ in viewers]
-    for what, first, second in steps:
-        if what == "show":
+def test_every_subscriber_gets_the_first_images_in_order_and_no_index_twice(steps):
+    """Two flights, the second of which replaces the first, and subscribers of 0 to 3 images."""
+    channels = [Channel(), Channel()]
+    subscribers = [Subscriber(max_images) for max_images in range(4)]
+    received: list[list[SharedPartialImage]] = [[] for _ in subscribers]
+    published: list[list[SharedPartialImage]] = [[] for _ in subscribers]
+    subscribed: list[set[int]] = [set() for _ in subscribers]
+    for step, first, second in steps:
+        if step == "publish":
             new = partial_image(second)
-            if broadcasts[first].add(new):
+            if channels[first].publish(new):
                 for number in range(4):
-                    came[number] += [new] * (first in watched[number])
-        elif what == "watch":
-            if first not in watched[second]:
-                came[second] += broadcasts[first].partial_images
-            watched[second].add(first)
-            viewers[second].watch(broadcasts[first])
+                    published[number] += [new] * (first in subscribed[number])
+        elif step == "subscribe":
+            if first not in subscribed[second]:
+                published[second] += channels[first].partial_images
+            subscribed[second].add(first)
+            subscribers[second].subscribe(channels[first])
         else:
-            seen[first] += taken(viewers[first])
+            received[first] += drain(subscribers[first])
 
-    for most, subscriber in enumerate(viewers):
+    for max_images, subscriber in enumerate(subscribers):
         subscriber.close()
-        found = seen[most] + taken(subscriber)
-        first_of_each = {shown.index: shown for shown in reversed(came[most])}
-        expected = [p for p in came[most] if first_of_each[p.index] is p][:most]
+        found = received[max_images] + drain(subscriber)
+        first_of_each = {image.index: image for image in reversed(published[max_images])}
+        expected = [p for p in published[max_images] if first_of_each[p.index] is p][:max_images]
         assert found == expected
 
 
-async def test_a_viewer_waits_for_news_and_is_told_of_each_once():
+async def test_a_subscriber_waits_and_wakes_once_for_each_change():
     channel, subscriber = Channel(), Subscriber(3)
-    subscriber.watch(channel)
+    subscriber.subscribe(channel)
     waiting = asyncio.create_task(subscriber.wait())
     await asyncio.sleep(0)
     assert not waiting.done()
-    channel.add(partial_image(0))
+    channel.publish(partial_image(0))
     async with generous():
         await waiting
-    channel.add(partial_image(0))
+    channel.publish(partial_image(0))
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(subscriber.wait(), 0.02)
     subscriber.close()
     async with generous():
         await subscriber.wait()
-    assert subscriber.is_over
+    assert subscriber.is_closed
 
 
-async def test_to_look_at_the_same_flight_again_is_no_news():
-    """Who waits elsewhere asks every few seconds who holds the claim, and begins to watch anew."""
+async def test_subscribing_to_the_same_flight_again_wakes_nothing():
+    """A follower in another worker does so every few seconds, when it acquires the lease again."""
     channel, subscriber = Channel(), Subscriber(3)
-    subscriber.watch(channel)
+    subscriber.subscribe(channel)
     channel.open()
-    channel.add(partial_image(0))
+    channel.publish(partial_image(0))
     async with generous():
         await subscriber.wait()
-    subscriber.watch(channel)
+    subscriber.subscribe(channel)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(subscriber.wait(), 0.02)
-    assert len(taken(subscriber)) == 1
+    assert len(drain(subscriber)) == 1
 
 
-async def test_who_has_left_is_shown_nothing_more():
+async def test_a_closed_subscriber_receives_nothing():
     channel, subscriber = Channel(), Subscriber(3)
-    subscriber.watch(channel)
+    subscriber.subscribe(channel)
     subscriber.close()
-    channel.add(partial_image(0))
+    channel.publish(partial_image(0))
     channel.open()
-    assert (subscriber.take(), subscriber.is_open) == (None, False)
+    assert (subscriber.pop(), subscriber.is_open) == (None, False)
 
 
-async def test_all_readers_of_a_process_share_one_reading_and_one_copy():
-    memory = Memory({"digest": b"otter"})
-    partial_images = PartialImages(store=None, ephemeral=memory)
-    channel = partial_images.of("flight")
-    partial_images.hear(channel, {"partial": 0, "digest": "digest", "shown": {"size": "64x64"}})
-    (shown,) = channel.partial_images
-    first, second = await asyncio.gather(shown.base64(), shown.base64())
+async def test_subscribers_of_a_worker_share_one_read_and_one_copy():
+    ephemeral = MemoryBlobs({"digest": b"otter"})
+    partial_images = PartialImages(store=None, ephemeral=ephemeral)
+    channel = partial_images.channel("flight")
+    event = {"partial": 0, "digest": "digest", "echoed": {"size": "64x64"}}
+    partial_images.receive(channel, event)
+    (shared,) = channel.partial_images
+    first, second = await asyncio.gather(shared.base64(), shared.base64())
 
     assert first == base64.b64encode(b"otter")
-    assert first is second is await shown.base64()
-    assert memory.reads == 1
+    assert first is second is await shared.base64()
+    assert ephemeral.loads == 1
 
 
-async def test_bytes_that_are_gone_are_none_and_a_store_that_is_away_may_come_back():
-    memory = Memory({"digest": b"otter"}, is_away=True)
-    partial_images = PartialImages(store=None, ephemeral=memory)
-    channel = partial_images.of("flight")
-    partial_images.hear(channel, {"partial": 0, "digest": "digest", "shown": {}})
-    partial_images.hear(channel, {"partial": 1, "digest": "gone", "shown": {}})
-    here, gone = channel.partial_images
-    assert await here.base64() is None
-    memory.is_away = False
-    assert await here.base64() == base64.b64encode(b"otter")
-    assert await gone.base64() is None
+async def test_lost_bytes_are_none_and_an_unavailable_store_is_tried_again():
+    ephemeral = MemoryBlobs({"digest": b"otter"}, is_unavailable=True)
+    partial_images = PartialImages(store=None, ephemeral=ephemeral)
+    channel = partial_images.channel("flight")
+    partial_images.receive(channel, {"partial": 0, "digest": "digest", "echoed": {}})
+    partial_images.receive(channel, {"partial": 1, "digest": "lost", "echoed": {}})
+    stored, lost = channel.partial_images
+    assert await stored.base64() is None
+    ephemeral.is_unavailable = False
+    assert await stored.base64() == base64.b64encode(b"otter")
+    assert await lost.base64() is None
 
 
-async def test_a_flight_is_one_broadcast_for_as_long_as_somebody_watches():
-    partial_images = PartialImages(store=None, ephemeral=Memory())
+async def test_a_flight_has_one_channel_for_as_long_as_it_has_a_subscriber():
+    partial_images = PartialImages(store=None, ephemeral=MemoryBlobs())
     subscriber = Subscriber(1)
-    subscriber.watch(partial_images.of("flight"))
+    subscriber.subscribe(partial_images.channel("flight"))
     gc.collect()
-    partial_images.of("flight").add(partial_image(0))
-    assert subscriber.take() is not None
+    partial_images.channel("flight").publish(partial_image(0))
+    assert subscriber.pop() is not None
     subscriber.close()
     gc.collect()
-    assert partial_images.of("flight").partial_images == []
+    assert partial_images.channel("flight").partial_images == []
 
 
-async def test_what_a_buyer_shows_is_heard_in_another_process(open_store: OpenStore) -> None:
-    memory = Memory()
+async def test_another_worker_receives_what_the_leader_publishes(open_store: OpenStore) -> None:
+    ephemeral = MemoryBlobs()
     async with AsyncExitStack() as stack:
         here, there = [await stack.enter_async_context(open_store()) for _ in range(2)]
-        publisher = PartialImages(here, memory).publisher("flight", max_images=2)
+        publisher = PartialImages(here, ephemeral).publisher("flight", max_images=2)
         await publisher.open()
         for index in (0, 2, 2, 1):
             await publisher.publish(PartialImage(index, b"%d" % index, {"size": "64x64"}))
-        heard = PartialImages(there, memory)
-        channel = heard.of("flight")
+        partial_images = PartialImages(there, ephemeral)
+        channel = partial_images.channel("flight")
         for event in await execute(there, ReadEvents("flight")):
-            heard.hear(channel, json.loads(event))
+            partial_images.receive(channel, json.loads(event))
 
     assert channel.is_open
-    assert [shown.index for shown in channel.partial_images] == [0, 2]
-    assert [shown.echoed for shown in channel.partial_images] == [{"size": "64x64"}] * 2
-    assert [await shown.base64() for shown in channel.partial_images] == [b"MA==", b"Mg=="]
+    assert [shared.index for shared in channel.partial_images] == [0, 2]
+    assert [shared.echoed for shared in channel.partial_images] == [{"size": "64x64"}] * 2
+    assert [await shared.base64() for shared in channel.partial_images] == [b"MA==", b"Mg=="]
 
 
-async def test_a_store_that_fails_costs_the_others_their_previews_and_the_buyer_nothing(
+async def test_without_the_store_only_other_workers_miss_partial_images(
     open_store: OpenStore,
 ) -> None:
-    memory = Memory(is_away=True)
+    ephemeral = MemoryBlobs(is_unavailable=True)
     async with open_store() as store:
-        partial_images = PartialImages(store, memory)
+        partial_images = PartialImages(store, ephemeral)
         publisher, subscriber = partial_images.publisher("flight", max_images=3), Subscriber(3)
-        subscriber.watch(partial_images.of("flight"))
+        subscriber.subscribe(partial_images.channel("flight"))
         await publisher.publish(PartialImage(0, b"0"))
-        memory.is_away = False
+        ephemeral.is_unavailable = False
         await publisher.publish(PartialImage(1, b"1"))
         events = await execute(store, ReadEvents("flight"))
 
-    assert [shown.index for shown in taken(subscriber)] == [0, 1]
-    assert (events, memory.data) == ([], {})
+    assert [shared.index for shared in drain(subscriber)] == [0, 1]
+    assert (events, ephemeral.data) == ([], {})
 
 
-async def test_what_was_taken_down_is_shown_to_nobody(open_store: OpenStore) -> None:
-    memory = Memory()
+async def test_a_partial_image_that_was_taken_down_is_not_published(open_store: OpenStore) -> None:
+    ephemeral = MemoryBlobs()
     async with open_store() as store:
-        publisher = PartialImages(store, memory).publisher("flight", max_images=3)
+        publisher = PartialImages(store, ephemeral).publisher("flight", max_images=3)
         await publisher.publish(PartialImage(0, b"otter"))
-        memory.taken_down |= memory.data.keys()
-        again = PartialImages(store, memory)
+        ephemeral.taken_down |= ephemeral.data.keys()
+        again = PartialImages(store, ephemeral)
         publisher = again.publisher("another flight", max_images=3)
         await publisher.publish(PartialImage(0, b"otter"))
 
-    assert again.of("another flight").partial_images == []
+    assert again.channel("another flight").partial_images == []

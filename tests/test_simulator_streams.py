@@ -265,12 +265,12 @@ async def test_fewer_partial_images_than_asked_for_are_billed_as_they_are(sim):
 async def test_a_stream_can_hang_after_its_first_partial_image(sim):
     received = bytearray()
     async with sim.post(TWO, **{"X-Sim-Fault": "hang"}) as response:
-        cache_policy = asyncio.create_task(read_into(received, response))
+        reading = asyncio.create_task(read_into(received, response))
         await eventually(lambda: parsed(bytes(received)))
         await asyncio.sleep(0.2)
-        assert not cache_policy.done()
-        cache_policy.cancel()
-        await asyncio.gather(cache_policy, return_exceptions=True)
+        assert not reading.done()
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
     assert names(parsed(bytes(received))) == [PARTIAL]
     assert (await sim.call())["status"] is None
 

@@ -7,7 +7,6 @@ record of the store. Which path leads to which image is `cache.image_index`.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hmac
 import math
@@ -31,6 +30,7 @@ from gateway.images import decode_fields
 from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Get, Write
 from gateway.store.protocol import Store
+from gateway.tasks import SingleFlight
 
 META: Final = "meta"
 RECORD: Final = "signing_keys"
@@ -205,7 +205,7 @@ class Signing:
         if keys is not None:
             self._keys = SigningKeys([(kid, s.get_secret_value().encode()) for kid, s in keys])
         self._read_at = -math.inf
-        self._reading: asyncio.Task[SigningKeys] | None = None
+        self._reading: SingleFlight[str, SigningKeys] = SingleFlight()
 
     async def sign(self, path: str) -> str:
         """The link to `path`. Raises `StoreUnavailable` if the keys were never read."""
@@ -260,16 +260,8 @@ class Signing:
         return not self._is_configured and not 0 <= self._clock() - self._read_at < seconds
 
     async def _read(self) -> SigningKeys:
-        """The keys as the store has them now; those who ask at the same time share one read."""
-        if self._reading is None:
-            self._reading = asyncio.create_task(self._read_store(), name="read signing keys")
-            self._reading.add_done_callback(self._end_reading)
-        return await asyncio.shield(self._reading)
-
-    def _end_reading(self, task: asyncio.Task[SigningKeys]) -> None:
-        self._reading = None
-        if not task.cancelled():
-            task.exception()  # looked at, even if whoever asked has gone
+        """The keys as the store has them now; concurrent calls share one read."""
+        return await self._reading.run(RECORD, self._read_store, name="read signing keys")
 
     async def _read_store(self) -> SigningKeys:
         return self._use(decode_keys(await self._record()))

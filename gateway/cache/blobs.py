@@ -1,12 +1,12 @@
-"""Blobs: the bytes of images, by content hash, within bounds.
+"""Blobs: the bytes of images by their SHA-256, within a bound.
 
-Bytes are stored once however many slots hold them, and are checked against their hash whenever
-they are read from the store, so that damage there is found here and never served. How much there
-may be in all is kept on the store's *shelf*: what is least recently used goes first. A part of
-them stays in memory (`hot`), as bytes or as base64. Where they lie (Redis, a folder) is `store/`;
-which image they belong to is `entries` and `gallery`; what may never be served is `takedowns`.
+Equal bytes are stored once, however many slots have them. Whatever is read from the store is
+checked against its hash, so that damaged bytes are found here and never served. The store's LRU
+index tracks sizes and last uses, and the least recently used bytes are evicted first. Recently
+served bytes are also in this worker's memory (`memory`), raw or as base64.
 
-Keeping within bounds is a conversation with the store, so this room sends verbs of its own.
+Which image the bytes belong to is `entries` and `image_index`; which may not be served is
+`takedowns`; where bytes are stored (Redis, a folder, S3) is `store/blobs/`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final, Protocol
 
 import pybase64
@@ -36,6 +37,7 @@ from gateway.store.commands import (
     Untrack,
 )
 from gateway.store.protocol import BlobStore, Store
+from gateway.tasks import SingleFlight
 
 INLINE_BYTES: Final = 512 * 1024
 """Hashing this much takes about a third of a millisecond; more goes to a thread."""
@@ -44,51 +46,52 @@ ENCODE_INLINE_BYTES: Final = 4 * 1024 * 1024
 """Base64 of this much takes about a millisecond; more goes to a thread."""
 
 DEFAULT_TOTAL_BYTES: Final = 10 << 30
-"""The bound where nobody has said one and the place has none of its own (CONTRACT §3)."""
+"""The bound if neither settings nor blob store have one (`docs/reference/cache.md#bytes`)."""
 
 UNKNOWN_TOTAL_BYTES: Final = 1 << 50
-"""The bound until the place has been asked: nothing goes for one that nobody knows."""
+"""The bound until the blob store has told its own: nothing is evicted for an unknown one."""
 
 ROOM_FACTOR: Final = 4
-"""When a store is full, so many times what was wanted is made free: the next one will come too."""
+"""A full store evicts so many times the size of one image, because more will follow."""
 
-LEAST_ROOM_BYTES: Final = 1 << 20
+MIN_ROOM_BYTES: Final = 1 << 20
 
-PASSING_SECONDS: Final = 600.0
-"""How long the bytes of a partial image can be read by those who join its flight."""
+MAX_CONCURRENT_PUTS: Final = 4
+"""Images that are sent to the store at the same time. More would queue there and time out."""
 
-STORED_AT_ONCE: Final = 4
-"""Images on their way to the store: more would only wait in line, and run into its deadline."""
+SCAN_LIMIT: Final = 500
 
 log = structlog.get_logger(__name__)
 
 
 class BlobsSettings(BaseModel):
-    """How long bytes stay, and how many."""
+    """How long bytes are stored, and how many."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ttl_seconds: float = Field(default=39 * 86_400, gt=0)
-    """Longer than any entry that names them: entry + stale_if_error + url_ttl (CONTRACT §7)."""
+    """Longer than the entries and links that need them (`docs/reference/cache.md#bytes`)."""
     total_bytes: int | None = Field(default=None, gt=0)
-    """All of them together; None: what the place itself says, else 10 GiB."""
+    """The bound; None takes the blob store's own, else 10 GiB."""
+    memory_bytes: int = Field(default=0, ge=0)
+    """The bound of this worker's memory cache; 0 disables it."""
 
 
 class Observer(Protocol):
-    """Is told what becomes of bytes; the metrics listen."""
+    """Counts evicted and damaged bytes, as the metrics do."""
 
     def evicted(self, images: int) -> None:
-        """So many had to go to keep within the bound."""
+        """So many were evicted to keep within the bound."""
 
     def damaged(self) -> None:
-        """Bytes in the store were not what their name says."""
+        """Bytes in the store did not match their hash."""
 
     def lru_measured(self, lru_totals: LruTotals) -> None:
-        """How much there is now."""
+        """The totals of the LRU index now."""
 
 
 class Blobs:
-    """Stores and reads image bytes."""
+    """Stores, loads and evicts the bytes of images."""
 
     def __init__(
         self,
@@ -96,263 +99,230 @@ class Blobs:
         blob_store: BlobStore,
         store: Store,
         *,
-        memory: MemoryCache,
         takedowns: Takedowns,
         observer: Observer,
     ) -> None:
         self._settings = settings
-        self._bytes = blob_store
-        self._passing = blob_store.ephemeral()
+        self._blob_store = blob_store
         self._store = store
-        self._memory = memory
         self._takedowns = takedowns
         self._observer = observer
+        self._memory = MemoryCache(settings.memory_bytes)
         self._total_bytes = settings.total_bytes
-        self._making: dict[tuple[str, Representation], asyncio.Task[bytes | None]] = {}
-        self._storing = asyncio.Semaphore(STORED_AT_ONCE)
-        self._touched: dict[str, None] = {}  # by when they were last used, oldest first
+        self._loading: SingleFlight[tuple[str, Representation], bytes | None] = SingleFlight()
+        self._put_permits = asyncio.Semaphore(MAX_CONCURRENT_PUTS)
+        # For `record_uses`: digests by their last use, oldest first, and those found missing.
+        self._used: dict[str, None] = {}
         self._lost: set[str] = set()
 
-    # ── in and out ──────────────────────────────────────────────────────────────────────────
+    # ── loading ─────────────────────────────────────────────────────────────────────────────
 
     def is_taken_down(self, digest: str) -> bool:
         """Whether these bytes may neither be stored nor served."""
         return digest in self._takedowns
 
-    async def put(self, digest: str, data: bytes) -> None:
-        """Stores `raw` under its hash, `digest`; repeating it only prolongs its life.
-
-        Whoever does so puts it onto the shelf next (`shelve`). Dying in between leaves bytes that
-        nobody counts; `adopt_orphans` finds them. Raises `StoreUnavailable`.
-        """
-        async with self._storing:
-            try:
-                await self._bytes.put(digest, data, self._settings.ttl_seconds)
-            except StoreFull:
-                await self.make_room(len(data))
-                await self._bytes.put(digest, data, self._settings.ttl_seconds)
-        await self.withdraw([digest])
-
-    def add_small(self, batch: Batch, data: Mapping[str, bytes]) -> dict[str, bytes]:
-        """Has a batch store bytes by their hashes; answers those that it cannot take along.
-
-        They are for `put`, before the batch is sent; after it, all of them are for `withdraw`.
-        """
-        left = {}
-        for digest, content in data.items():
-            command = self._bytes.put_command(digest, content, self._settings.ttl_seconds)
-            if command is None:
-                left[digest] = content
-            else:
-                batch.add(command)
-        return left
-
-    async def withdraw(self, digests: Iterable[str]) -> None:
-        """Removes what was taken down while it was stored. Raises `StoreUnavailable`.
-
-        Whoever removed the bytes then came too early.
-        """
-        for digest in digests:
-            if digest in self._takedowns:
-                await self._bytes.delete(digest)
-                self._lost.add(digest)
-
-    def track(self, batch: Batch, images: Iterable[Image]) -> list[Result[Sequence[str]]]:
-        """Counts stored images; what had to go for them is for `evict` to remove."""
-        most, lifetime = self._total_bytes or UNKNOWN_TOTAL_BYTES, self._settings.ttl_seconds
-        return [batch.add(Track(p.digest, p.size_bytes, lifetime, most)) for p in images]
-
-    async def evict(self, shelved: Iterable[Result[Sequence[str]]]) -> None:
-        """Removes the bytes of what is no longer on the shelf. Raises `StoreUnavailable`."""
-        await self._evict([digest for handle in shelved for digest in handle.value])
-
-    def are_tracked(self, batch: Batch, digests: Iterable[str]) -> Result[Sequence[bool]]:
-        """Asks of each whether it is on the shelf."""
-        return batch.add(AreTracked(tuple(digests)))
-
-    async def restore(self, image: Image, data: bytes) -> None:
-        """Stores bytes again that this process still has. Raises `StoreUnavailable`."""
-        await self.put(image.digest, data)
-        batch = Batch(self._store)
-        shelved = self.track(batch, [image])
-        await batch.execute()
-        await self.evict(shelved)
-
     async def load(
         self, digest: str, representation: Representation, *, data: bytes | None = None
     ) -> bytes | None:
-        """The bytes as `raw` or as `base64`; None when they are gone, damaged or taken down.
+        """The bytes in a representation; None if they are lost, damaged or taken down.
 
-        `raw` are the bytes themselves where the caller has them already.
+        `data` are the raw bytes if the caller already has them. Raises `StoreUnavailable`.
         """
         if digest in self._takedowns:
             return None
-        self._touched.pop(digest, None)
-        self._touched[digest] = None
-        kept = self._memory.get(digest, representation)
-        if kept is not None:
-            return kept
+        self._used.pop(digest, None)
+        self._used[digest] = None
+        cached = self._memory.get(digest, representation)
+        if cached is not None:
+            return cached
         if data is not None and len(data) <= ENCODE_INLINE_BYTES:
-            return await self._make(digest, representation, data)  # not worth a task
-        return await self._make_once(digest, representation, data)
+            return await self._load(digest, representation, data)  # faster than a task
+        # Concurrent requests for one representation share the read, and one copy of the bytes.
+        return await self._loading.run(
+            (digest, representation),
+            partial(self._load, digest, representation, data),
+            name=f"load blob {digest[:12]} as {representation}",
+        )
 
-    async def delete(self, digests: Iterable[str]) -> None:
-        """Removes bytes wherever this process knows of them. Raises `StoreUnavailable`."""
-        digests = tuple(digests)
-        await self._remove(digests)
-        await execute(self._store, Untrack(digests))
-
-    def forget(self, digests: Iterable[str]) -> None:
-        """Drops bytes from this process's memory."""
-        for digest in digests:
-            self._memory.drop(digest)
-
-    async def _make_once(
+    async def _load(
         self, digest: str, representation: Representation, data: bytes | None
     ) -> bytes | None:
-        """Concurrent readers of one representation share the read, and one copy."""
-        task = self._making.get((digest, representation))
-        if task is None:
-            making = self._make(digest, representation, data)
-            task = asyncio.create_task(making, name=f"representation blob {digest[:12]}")
-            self._making[digest, representation] = task
-            task.add_done_callback(lambda _: self._making.pop((digest, representation), None))
-        return await asyncio.shield(task)
-
-    async def _make(
-        self, digest: str, representation: Representation, data: bytes | None
-    ) -> bytes | None:
-        found = data or self._memory.get(digest, "raw") or await self._read(digest)
-        if found is None:
+        raw = data or self._memory.get(digest, "raw") or await self._read(digest)
+        if raw is None:
             return None
-        shown = found if representation == "raw" else await encode_bytes(found)
-        if digest in self._takedowns:  # while they were read
+        loaded = raw if representation == "raw" else await encode_bytes(raw)
+        if digest in self._takedowns:  # taken down while it was read
             return None
-        self._memory.put(digest, representation, shown)
-        return shown
+        self._memory.put(digest, representation, loaded)
+        return loaded
 
     async def _read(self, digest: str) -> bytes | None:
-        data = await self._bytes.get(digest)
+        data = await self._blob_store.get(digest)
         if data is not None and await hash_bytes(data) == digest:
             return data
         self._lost.add(digest)
         if data is not None:
-            log.error("damaged_bytes", digest=digest, size_bytes=len(data))
+            log.error("blob_damaged", digest=digest, size_bytes=len(data))
             self._observer.damaged()
-            await self._bytes.delete(digest)
+            await self._blob_store.delete(digest)
         return None
 
-    # ── partial images: outside of every bound but their own time ───────────────────────────────
+    # ── storing and deleting ────────────────────────────────────────────────────────────────
 
-    async def are_taken_down(self, data: bytes) -> bool:
-        """The same of bytes without their hash, which is made only if anything is taken down."""
-        return len(self._takedowns) > 0 and await hash_bytes(data) in self._takedowns
+    async def put(self, digest: str, data: bytes) -> None:
+        """Stores bytes under their hash; again, it only prolongs their time.
 
-    async def put_ephemeral(self, data: bytes) -> str:
-        """Stores bytes for ten minutes, off the shelf; answers their hash.
-
-        Raises `StoreUnavailable`.
+        `track` comes next. A worker that dies in between leaves bytes without a last use, which
+        `track_untracked` finds. Raises `StoreUnavailable`.
         """
-        digest = await hash_bytes(data)
-        await self._passing.put(digest, data, PASSING_SECONDS)
-        return digest
+        async with self._put_permits:
+            try:
+                await self._blob_store.put(digest, data, self._settings.ttl_seconds)
+            except StoreFull:
+                await self.make_room(len(data))
+                await self._blob_store.put(digest, data, self._settings.ttl_seconds)
+        await self.withdraw([digest])
 
-    async def read_ephemeral(self, digest: str) -> bytes | None:
-        """Such bytes; None when they are gone, damaged or taken down. Raises `StoreUnavailable`."""
-        if digest in self._takedowns:
-            return None
-        data = await self._passing.get(digest)
-        return data if data is not None and await hash_bytes(data) == digest else None
+    def add_small(self, batch: Batch, data: Mapping[str, bytes]) -> dict[str, bytes]:
+        """Adds the small ones of bytes by digest to a batch; returns the others.
 
-    # ── bounds ──────────────────────────────────────────────────────────────────────────────
+        `put` those before the batch is executed, and `withdraw` all of them after it.
+        """
+        others = {}
+        for digest, content in data.items():
+            command = self._blob_store.put_command(digest, content, self._settings.ttl_seconds)
+            if command is None:
+                others[digest] = content
+            else:
+                batch.add(command)
+        return others
+
+    async def withdraw(self, digests: Iterable[str]) -> None:
+        """Deletes stored bytes that were taken down meanwhile. Raises `StoreUnavailable`.
+
+        The take-down's own deletion may have come before they were stored.
+        """
+        for digest in digests:
+            if digest in self._takedowns:
+                await self._blob_store.delete(digest)
+                self._lost.add(digest)
+
+    async def restore(self, image: Image, data: bytes) -> None:
+        """Stores evicted bytes again. Raises `StoreUnavailable`."""
+        await self.put(image.digest, data)
+        batch = Batch(self._store)
+        evicted = self.track(batch, [image])
+        await batch.execute()
+        await self.evict(evicted)
+
+    async def delete(self, digests: Iterable[str]) -> None:
+        """Deletes bytes from the store, and untracks them. Raises `StoreUnavailable`."""
+        digests = tuple(digests)
+        await self._delete(digests)
+        await execute(self._store, Untrack(digests))
+
+    def forget(self, digests: Iterable[str]) -> None:
+        """Drops bytes from this worker's memory."""
+        for digest in digests:
+            self._memory.drop(digest)
+
+    # ── keeping within the bound ────────────────────────────────────────────────────────────
+
+    def track(self, batch: Batch, images: Iterable[Image]) -> list[Result[Sequence[str]]]:
+        """Tracks stored images. The results are digests for `evict`."""
+        max_bytes = self._total_bytes or UNKNOWN_TOTAL_BYTES
+        ttl_seconds = self._settings.ttl_seconds
+        return [batch.add(Track(i.digest, i.size_bytes, ttl_seconds, max_bytes)) for i in images]
+
+    def are_tracked(self, batch: Batch, digests: Iterable[str]) -> Result[Sequence[bool]]:
+        """Whether each of these is tracked, and so has its bytes in the store."""
+        return batch.add(AreTracked(tuple(digests)))
+
+    async def evict(self, evicted: Iterable[Result[Sequence[str]]]) -> None:
+        """Deletes the bytes that `track` has evicted. Raises `StoreUnavailable`."""
+        await self._evict([digest for result in evicted for digest in result.value])
 
     async def record_uses(self) -> None:
-        """Tells the store what was used or found missing since the last time."""
-        touched, self._touched = self._touched, {}
+        """Writes the last uses, and the lost bytes, since the last time into the LRU index."""
+        used, self._used = self._used, {}
         lost, self._lost = self._lost, set()
         try:
-            if used := tuple(digest for digest in touched if digest not in lost):
-                await execute(self._store, Touch(used))
+            if found := tuple(digest for digest in used if digest not in lost):
+                await execute(self._store, Touch(found))
             if lost:
                 await execute(self._store, Untrack(tuple(lost)))
         except BaseException:
-            self._touched = touched | self._touched
+            self._used = used | self._used
             self._lost |= lost
             raise
 
     async def evict_to_bound(self) -> None:
-        """Evicts what is too much, also after the bound was lowered, and counts what is there."""
-        most = await self.total_bytes()
-        while gone := await execute(self._store, EvictTo(most)):  # a thousand at most each time
-            await self._evict(gone)
-        self._observer.lru_measured(await self.lru_totals())
+        """Evicts until the bound is met, also after it was lowered, and reports the totals."""
+        max_bytes = await self.bound_bytes()
+        while evicted := await execute(self._store, EvictTo(max_bytes)):  # limited to 1000
+            await self._evict(evicted)
+        self._observer.lru_measured(await self.totals())
 
-    async def lru_totals(self) -> LruTotals:
-        """How much there is. Raises `StoreUnavailable`."""
+    async def totals(self) -> LruTotals:
+        """How many images are stored, and their bytes. Raises `StoreUnavailable`."""
         return await execute(self._store, ReadLruTotals())
 
-    async def total_bytes(self) -> int:
-        """How many bytes there may be; asks the place once. Raises `StoreUnavailable`."""
+    async def bound_bytes(self) -> int:
+        """The bound of all bytes; asks the blob store once. Raises `StoreUnavailable`."""
         if self._total_bytes is None:
-            self._total_bytes = await self._bytes.capacity_bytes() or DEFAULT_TOTAL_BYTES
+            self._total_bytes = await self._blob_store.capacity_bytes() or DEFAULT_TOTAL_BYTES
         return self._total_bytes
 
-    async def make_room(self, wanted_bytes: int = LEAST_ROOM_BYTES) -> None:
-        """The store is full: the least recently used go at once.
-
-        The bytes first and then the books, which a full store would not let us write.
-        """
-        oldest = await execute(
-            self._store, EvictionCandidates(ROOM_FACTOR * max(wanted_bytes, LEAST_ROOM_BYTES))
-        )
-        log.warning("store_full", evicted=len(oldest))
-        await self._evict(oldest)
-        await execute(self._store, Untrack(tuple(oldest)))
+    async def make_room(self, wanted_bytes: int = MIN_ROOM_BYTES) -> None:
+        """Evicts the least recently used bytes at once, because the store is full."""
+        size_bytes = ROOM_FACTOR * max(wanted_bytes, MIN_ROOM_BYTES)
+        candidates = await execute(self._store, EvictionCandidates(size_bytes))
+        log.warning("store_full", evicted=len(candidates))
+        # The bytes first: until they are deleted, a full store takes no other change.
+        await self._evict(candidates)
+        await execute(self._store, Untrack(tuple(candidates)))
 
     async def track_untracked(self) -> int:
-        """Puts bytes that nobody counts onto the shelf, so that they go in their turn.
+        """Tracks bytes that the LRU index does not know; returns how many.
 
-        Those that were taken down go at once: this place was away when the others removed them.
+        Deletes those that were taken down while the blob store was unavailable.
         """
-        adopted, after = 0, ""
+        tracked, after = 0, ""
         while True:
-            mark, sizes = await self._bytes.scan(after, 500)
+            mark, sizes = await self._blob_store.scan(after, SCAN_LIMIT)
             digests = tuple(sizes)
-            on_shelf = await execute(self._store, AreTracked(digests)) if digests else ()
-            for digest, is_on_shelf in zip(digests, on_shelf, strict=True):
+            known = await execute(self._store, AreTracked(digests)) if digests else ()
+            for digest, is_known in zip(digests, known, strict=True):
                 if digest in self._takedowns:
                     await self.delete([digest])
-                elif not is_on_shelf:
-                    await self._adopt(digest, sizes[digest])
-                    adopted += 1
+                elif not is_known:
+                    max_bytes, ttl_seconds = await self.bound_bytes(), self._settings.ttl_seconds
+                    track = Track(digest, sizes[digest], ttl_seconds, max_bytes)
+                    await self._evict(await execute(self._store, track))
+                    tracked += 1
             if mark is None:
-                return adopted
+                return tracked
             after = mark
 
-    async def _adopt(self, digest: str, size_bytes: int) -> None:
-        lifetime = self._settings.ttl_seconds
-        track = Track(digest, size_bytes, lifetime, await self.total_bytes())
-        await self._evict(await execute(self._store, track))
-
     async def _evict(self, digests: Sequence[str]) -> None:
-        await self._remove(digests)
+        await self._delete(digests)
         if digests:
             self._observer.evicted(len(digests))
 
-    async def _remove(self, digests: Iterable[str]) -> None:
-        """The bytes where they are stored; memory lets go of them in its own time."""
-        await asyncio.gather(*(self._bytes.delete(digest) for digest in digests))
+    async def _delete(self, digests: Iterable[str]) -> None:
+        # The memory cache is not touched: evicted bytes are still correct, and have its own bound.
+        await asyncio.gather(*(self._blob_store.delete(digest) for digest in digests))
 
 
 async def hash_bytes(data: bytes) -> str:
-    """SHA-256, hex; off the event loop when it would be felt there."""
+    """SHA-256 in hex, in a thread if it takes long."""
     if len(data) <= INLINE_BYTES:
         return hashlib.sha256(data).hexdigest()
     return (await asyncio.to_thread(hashlib.sha256, data)).hexdigest()
 
 
 async def encode_bytes(data: bytes) -> bytes:
-    """Base64; off the event loop when it would be felt there."""
+    """Base64, in a thread if it takes long."""
     if len(data) <= ENCODE_INLINE_BYTES:
         return pybase64.b64encode(data)
     return await asyncio.to_thread(pybase64.b64encode, data)

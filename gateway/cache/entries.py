@@ -1,8 +1,9 @@
-"""Entries: which images a fingerprint has, in which slots; its tags, and whether it is refused.
+"""Entries: the images of a fingerprint by slot, its tags, and its refusal.
 
-An entry has slots 0…63, each empty or holding one image. Here an image becomes the bytes of a
-slot and back, and fresh is told from expired. The images' own bytes are in `blobs`, their ids
-in `gallery`; who fills an empty slot is settled in `flights`.
+An entry has slots 0…63, each empty or with one image. Here an image becomes the bytes of a slot and
+back, and fresh images are told from expired ones. The negative cache has, by fingerprint, the
+refusals of prompts that upstream would refuse again. Bytes of images are `blobs`, links to them
+`image_index`; which request fills an empty slot is `flights`.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ from gateway.store.commands import (
     StoreImages,
 )
 
-TTL_SPREAD: Final = 0.05
-"""Lifetimes differ by up to this share, so that what was stored together expires apart."""
+TTL_JITTER: Final = 0.05
+"""Lifetimes differ by up to this share, so that images stored together do not expire together."""
 
 TAGS: Final = "tags"
-"""Lists, by tag: the fingerprints that were asked for under it."""
-
-MAX_DECODED: Final = 1024
-"""Images that are kept as read: what is asked for is asked for again, and cannot change."""
+"""The space of sets of fingerprints, by tag."""
 
 REFUSALS: Final = "refusals"
-"""The space of notes, by fingerprint, that say why a question is not asked again."""
+"""The space of the negative cache: refusals, by fingerprint."""
+
+MAX_DECODED: Final = 1024
+"""Images that stay decoded: popular ones are read often, and never change."""
 
 
 class EntriesSettings(BaseModel):
@@ -51,81 +52,81 @@ class EntriesSettings(BaseModel):
 
     ttl_seconds: float = Field(default=30 * 86_400, gt=0)
     stale_if_error_seconds: float = Field(default=7 * 86_400, gt=0)
-    """How long an entry outlives its last image's time (`stale_if_error`, CONTRACT §6)."""
+    """How long an entry outlives its last fresh image (`docs/reference/cache.md#stale-images`)."""
     refusal_seconds: float = Field(default=600, gt=0)
-    """How long it is remembered that a question was refused for its content."""
+    """How long a refusal stays in the negative cache."""
 
     @property
     def longest_seconds(self) -> float:
-        """After so long nothing of an entry is left."""
-        return self.ttl_seconds * (1 + TTL_SPREAD) + self.stale_if_error_seconds
+        """The longest lifetime of an entry."""
+        return self.ttl_seconds * (1 + TTL_JITTER) + self.stale_if_error_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class CachedImage:
+    """An image of a slot, and how long it stays fresh."""
+
+    image: Image
+    ttl_seconds: int
+    """Negative for an expired image."""
 
 
 class Entries:
-    """Reads and writes the slots of fingerprints."""
+    """Reads and writes entries."""
 
     def __init__(
-        self, settings: EntriesSettings, *, spread: Callable[[], float] = random.random
+        self, settings: EntriesSettings, *, jitter: Callable[[], float] = random.random
     ) -> None:
         self._settings = settings
-        self._spread = spread
+        self._jitter = jitter
 
     def look_up(self, batch: Batch, fingerprint: str) -> Result[Entry]:
-        """Asks for everything that the entry holds."""
+        """Reads an entry, which may be empty."""
         return batch.add(ReadEntry(fingerprint))
 
     def store(
         self,
         batch: Batch,
         fingerprint: str,
-        flight: str,
+        lease: str,
         *,
         images: Mapping[int, Image],
         ttl_seconds: float | None = None,
         displaces: bool = False,
     ) -> Result[Mapping[int, int]]:
-        """Puts images into their slots and gives the flight's claims back; repeatable.
+        """Puts images into their slots and releases the lease; may be repeated.
 
-        They are fresh for the settings' `ttl`, or for `lifetime_seconds`. If they `displace`, what
-        their slots hold moves to the first free ones; else they go there themselves.
+        They stay fresh for `ttl_seconds`, by default those of the settings. An image whose slot
+        has another one goes to the first free slot; with `displaces`, the other one goes there.
         """
         if ttl_seconds is None:
-            ttl_seconds = self._lifetime_seconds()
+            jitter = TTL_JITTER * (2 * self._jitter() - 1)
+            ttl_seconds = self._settings.ttl_seconds * (1 + jitter)
         return batch.add(
             StoreImages(
                 fingerprint,
-                flight,
-                slots={n: Slot(p.id, 0.0, encode_image(p)) for n, p in images.items()},
+                lease,
+                slots={n: Slot(i.id, 0.0, encode_image(i)) for n, i in images.items()},
                 ttl_seconds=ttl_seconds,
                 stale_if_error_seconds=self._settings.stale_if_error_seconds,
                 displaces=displaces,
             )
         )
 
-    def empty(self, batch: Batch, fingerprint: str, images: Mapping[int, str]) -> None:
-        """Empties slots, by the ids of the images that they are meant to hold."""
-        batch.add(EmptySlots(fingerprint, images))
+    def empty(self, batch: Batch, fingerprint: str, slots: Mapping[int, str]) -> None:
+        """Empties slots, each only if it still has the image with the given id."""
+        batch.add(EmptySlots(fingerprint, slots))
 
     def tag(self, batch: Batch, fingerprint: str, tags: Iterable[str]) -> None:
-        """Notes under which tags an entry is wanted; they live as long as it can."""
+        """Adds an entry to tags, for as long as the entry may exist."""
         for tag in tags:
             batch.add(AddToSet(TAGS, tag, (fingerprint,), self._settings.longest_seconds))
 
-    def refuse(self, batch: Batch, fingerprint: str, refusal: UpstreamFailure) -> None:
-        """Remembers for good that this question is refused."""
-        batch.add(SetValue(REFUSALS, fingerprint, orjson.dumps(refusal.to_dict()), None))
-
-    def store_refusal(self, batch: Batch, fingerprint: str, failure: UpstreamFailure) -> None:
-        """Remembers a refusal of the question's content; no other failure (CONTRACT §6)."""
-        if is_refusal(failure):
-            note = orjson.dumps(failure.to_dict())
-            life = self._settings.refusal_seconds
-            batch.add(SetValue(REFUSALS, fingerprint, note, life, only_if_absent=True))
-
     def stale_images(self, entry: Entry, slots: Iterable[int]) -> dict[int, CachedImage]:
-        """Those of `slots` that hold an image whose time is over, but not for too long.
+        """The expired images of `slots` that are within the stale-if-error window.
 
-        An entry lives as long as its last image: an older one may have had its time before.
+        The store removes an entry after the window of its last image; others may have left it
+        before.
         """
         earliest = entry.now - self._settings.stale_if_error_seconds
         return {
@@ -134,33 +135,37 @@ class Entries:
             if (slot := entry.slots.get(n)) is not None and earliest < slot.expires_at <= entry.now
         }
 
-    def _lifetime_seconds(self) -> float:
-        return self._settings.ttl_seconds * (1 + TTL_SPREAD * (2 * self._spread() - 1))
+    # ── the negative cache ──────────────────────────────────────────────────────────────────
+
+    def refuse(self, batch: Batch, fingerprint: str, refusal: UpstreamFailure) -> None:
+        """Refuses a fingerprint for good, because it was taken down."""
+        batch.add(SetValue(REFUSALS, fingerprint, orjson.dumps(refusal.to_dict()), None))
+
+    def store_refusal(self, batch: Batch, fingerprint: str, failure: UpstreamFailure) -> None:
+        """Stores a refusal of the prompt's content (`docs/reference/cache.md#refusals`).
+
+        Other failures are not stored.
+        """
+        if is_refusal(failure):
+            encoded = orjson.dumps(failure.to_dict())
+            ttl_seconds = self._settings.refusal_seconds
+            batch.add(SetValue(REFUSALS, fingerprint, encoded, ttl_seconds, only_if_absent=True))
 
 
-@dataclass(frozen=True, slots=True)
-class CachedImage:
-    """An image that a slot holds, and for how long yet."""
-
-    image: Image
-    ttl_seconds: int
-    """Below zero for one whose time is over."""
-
-
-def refusal_of(batch: Batch, fingerprint: str) -> Result[bytes | None]:
-    """Asks whether the question is refused; `read_refusal` reads the answer."""
+def look_up_refusal(batch: Batch, fingerprint: str) -> Result[bytes | None]:
+    """Reads the refusal of a fingerprint, for `decode_refusal`."""
     return batch.add(GetValue(REFUSALS, fingerprint))
 
 
-def read_refusal(note: bytes | None) -> UpstreamFailure | None:
-    """Why the question is not asked again; None when it may be."""
-    return None if note is None else UpstreamFailure.from_dict(orjson.loads(note))
+def decode_refusal(encoded: bytes | None) -> UpstreamFailure | None:
+    """A refusal of the negative cache; None if there is none."""
+    return None if encoded is None else UpstreamFailure.from_dict(orjson.loads(encoded))
 
 
 def is_refusal(failure: UpstreamFailure) -> bool:
-    """Whether upstream refused what was asked, and would refuse it again (WIRE §2 rows 23, 24).
+    """Whether upstream refused the prompt (`docs/reference/images-api.md#content`).
 
-    An image that was made and then withheld may come out otherwise the next time.
+    Refusals of a finished image do not count: the next image may pass.
     """
     details = failure.details.get("moderation_details")
     stage = details.get("moderation_stage") if isinstance(details, Mapping) else None
@@ -168,8 +173,11 @@ def is_refusal(failure: UpstreamFailure) -> bool:
     return is_moderated or failure.code == "content_policy_violation"
 
 
+# ── reading slots ───────────────────────────────────────────────────────────────────────────
+
+
 def fresh_images(entry: Entry, slots: Iterable[int]) -> dict[int, CachedImage]:
-    """Those of `slots` that hold an image that has not expired."""
+    """The images of `slots` that have not expired."""
     return {
         n: read_slot(slot, now=entry.now)
         for n in slots
@@ -178,7 +186,7 @@ def fresh_images(entry: Entry, slots: Iterable[int]) -> dict[int, CachedImage]:
 
 
 def read_slot(slot: Slot, *, now: float) -> CachedImage:
-    """The image in a slot at the store's time `now`."""
+    """The image of a slot at the store's time `now`."""
     return CachedImage(decode_image(slot.data), math.floor(slot.expires_at - now))
 
 

@@ -51,7 +51,7 @@ class IdempotentRequest:
 
 @dataclass(frozen=True, slots=True)
 class StoredResult:
-    """What the key was sent with before, and how it was answered."""
+    """The request that an idempotency key was first sent with, and its result."""
 
     request: str
     images: Mapping[int, Image] = field(default_factory=dict)

@@ -2,23 +2,18 @@
 
 Storing has one order: bytes, then the entry, then the index and the bound, then eviction. Each
 step may be repeated, and a worker that dies between two of them leaves nothing that cannot be
-found again. `PendingStore` says what is left to do once a batch was executed.
+found again. `PendingStore` is the work that is left once a batch was executed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from gateway.cache.blobs import Blobs
-from gateway.cache.entries import (
-    CachedImage,
-    Entries,
-    read_refusal,
-    refusal_of,
-)
+from gateway.cache.entries import CachedImage, Entries, decode_refusal, look_up_refusal
 from gateway.cache.image_index import ImageIndex, image_path
 from gateway.cache.takedowns import is_taken_down
 from gateway.errors import StoreUnavailable, UpstreamFailure
@@ -31,7 +26,7 @@ Sign = Callable[[str], Awaitable[str]]
 """Turns a path into a signed link."""
 
 LoadedImages = Mapping[int, tuple[Image, bytes]]
-"""By slot, with the bytes in the representation that was asked for."""
+"""By slot, with the bytes in the requested representation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +36,7 @@ class PendingStore:
     fingerprint: str | None
     images: Mapping[int, Image]
     evicted: Sequence[Result[Sequence[str]]]
-    """The digests that had to go to keep within the bound."""
+    """The digests that the bound has evicted, whose bytes are to be deleted."""
     refusal: Result[bytes | None] | None
 
 
@@ -70,7 +65,7 @@ class ImageCache:
         return entry.value
 
     def stale_images(self, entry: Entry, slots: Iterable[int]) -> dict[int, CachedImage]:
-        """The expired images of `slots` that may still stand in when upstream fails."""
+        """The expired images of `slots` that may be served if upstream fails."""
         return self._entries.stale_images(entry, slots)
 
     async def load(
@@ -100,13 +95,11 @@ class ImageCache:
             if found is not None
         }
         if lost := {slot: image.id for slot, image in images.items() if slot not in loaded}:
-            batch = Batch(self._store)
-            self._entries.empty(batch, fingerprint, lost)
-            await batch.execute()
+            await self.empty(fingerprint, lost)
         return loaded
 
     async def link(self, fingerprint: str, images: LoadedImages, sign: Sign) -> LoadedImages:
-        """A signed link in the place of each image's bytes; every worker can serve it.
+        """A signed link instead of each image's bytes; every worker can serve it.
 
         The bytes may be in this worker's memory alone, because the store has evicted them: then
         they are stored again. Raises `StoreUnavailable`.
@@ -152,8 +145,8 @@ class ImageCache:
         """Adds the commands that make stored bytes the images of an entry, and end the lease.
 
         None as the fingerprint stores them without an entry: only their links find them.
-        `ttl_seconds` None is the cache's own. Images that displace take their slots, and what was
-        there moves to free ones.
+        `ttl_seconds` None is the cache's own. Images that displace take their slots, and other
+        images in these slots move to free ones.
         """
         refusal = None
         if fingerprint is not None:
@@ -165,7 +158,7 @@ class ImageCache:
                 ttl_seconds=ttl_seconds,
                 displaces=displaces,
             )
-            refusal = refusal_of(batch, fingerprint)
+            refusal = look_up_refusal(batch, fingerprint)
         self._image_index.add(batch, fingerprint or "", images)
         evicted = self._blobs.track(batch, images.values())
         return PendingStore(fingerprint, images, evicted, refusal)
@@ -177,10 +170,13 @@ class ImageCache:
         and the refusal is read after them, so one of the two always sees the other.
         """
         is_refused = pending.refusal is not None and is_taken_down(
-            read_refusal(pending.refusal.value)
+            decode_refusal(pending.refusal.value)
         )
         if pending.fingerprint is not None and is_refused:
-            await self._empty(pending.fingerprint, pending.images)
+            stored = {image.id for image in pending.images.values()}
+            entry = await self.entry(pending.fingerprint)
+            slots = {n: slot.image_id for n, slot in entry.slots.items() if slot.image_id in stored}
+            await self.empty(pending.fingerprint, slots)
         # If the store is unavailable now, the bytes are found later as untracked.
         with suppress(StoreUnavailable):
             await self._blobs.evict(pending.evicted)
@@ -204,25 +200,38 @@ class ImageCache:
         await batch.execute()
         await self.finish(pending)
 
-    async def remove(self, image: Image) -> None:
-        """Removes an image that has no entry: its links answer 404. Raises `StoreUnavailable`."""
-        batch = Batch(self._store)
-        self._image_index.remove(batch, image)
-        await batch.execute()
-        await self._blobs.delete([image.digest])
-
     def store_refusal(self, batch: Batch, fingerprint: str, failure: UpstreamFailure) -> None:
-        """Keeps a refusal of the prompt's content in the negative cache, and no other failure."""
+        """Stores a refusal of the prompt's content in the negative cache, and no other failure."""
         self._entries.store_refusal(batch, fingerprint, failure)
 
     def tag(self, batch: Batch, fingerprint: str, tags: Iterable[str]) -> None:
         """Files an entry under the tags of a request, for purges."""
         self._entries.tag(batch, fingerprint, tags)
 
-    async def _empty(self, fingerprint: str, images: Mapping[int, Image]) -> None:
-        entry = await self.entry(fingerprint)
-        stored = {image.id for image in images.values()}
+    # ── removing ────────────────────────────────────────────────────────────────────────────
+
+    async def empty(self, fingerprint: str, slots: Mapping[int, str]) -> None:
+        """Empties slots, each only if it still has the image with the given id.
+
+        Raises `StoreUnavailable`.
+        """
+        if slots:
+            batch = Batch(self._store)
+            self._entries.empty(batch, fingerprint, slots)
+            await batch.execute()
+
+    def refuse(self, batch: Batch, fingerprint: str, refusal: UpstreamFailure) -> None:
+        """Refuses a fingerprint for good, because it was taken down."""
+        self._entries.refuse(batch, fingerprint, refusal)
+
+    async def delete(self, digests: Collection[str]) -> None:
+        """Deletes bytes from this worker's memory and the store. Raises `StoreUnavailable`."""
+        self._blobs.forget(digests)
+        await self._blobs.delete(digests)
+
+    async def remove(self, image: Image) -> None:
+        """Removes an image that has no entry: its links answer 404. Raises `StoreUnavailable`."""
         batch = Batch(self._store)
-        slots = {n: slot.image_id for n, slot in entry.slots.items() if slot.image_id in stored}
-        self._entries.empty(batch, fingerprint, slots)
+        self._image_index.remove(batch, image)
         await batch.execute()
+        await self._blobs.delete([image.digest])

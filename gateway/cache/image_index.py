@@ -1,54 +1,53 @@
-"""The gallery: images by their ids, as links show them.
+"""The image index: which bytes and which entry an image's id belongs to.
 
-An image's *card* says which bytes its id stands for and which entry it was bought for. It lives
-as long as the bytes: longer than the entry, because links that were given away must go on
-working. The card of an image that was taken down stays and says so. The bytes are in `blobs`.
+Links name images by their ids. A record of the index lives as long as the bytes, which is longer
+than the entry, because links go on working after it. For an image that was taken down, the record
+becomes a tombstone. The bytes are `blobs`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from http import HTTPStatus
 from typing import Final
 
 import orjson
 
 from gateway.cache.blobs import Blobs
-from gateway.errors import INVALID_REQUEST, GatewayError
+from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError
 from gateway.images import Image, decode_fields
 from gateway.store.batch import Batch, execute
 from gateway.store.commands import AddToSet, DeleteValue, GetValue, RemoveFromSet, SetValue
 from gateway.store.protocol import Store
 
-IMAGES: Final = "image"
-"""The space of cards, by image id."""
+IMAGES: Final = "images"
+"""The space of records, by image id."""
 
-HOLDERS: Final = "holders"
-"""Lists, by digest: the ids of the images that have these bytes."""
+IMAGES_BY_DIGEST: Final = "images_by_digest"
+"""The space of sets of image ids, by the digest of their bytes."""
 
-DERIVED: Final = "derived"
-"""Lists, by digest: the digests of what was made from these bytes."""
+TRANSCODED: Final = "transcoded"
+"""The space of sets of digests that were transcoded, by the digest of their source."""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexedImage:
-    """What an id stands for."""
+    """The record of an image."""
 
     digest: str
     format: str
     fingerprint: str
     is_tombstone: bool = False
-    """It was taken down."""
+    """The image was taken down."""
 
     def encode(self) -> bytes:
-        """The note's bytes."""
+        """The record's bytes."""
         return orjson.dumps(self)
 
 
 @dataclass(frozen=True, slots=True)
 class ServedImage:
-    """An image that may be shown."""
+    """An image that a link shows."""
 
     digest: str
     """SHA-256 of `data`, hex."""
@@ -58,59 +57,57 @@ class ServedImage:
 
 
 def image_path(image: Image) -> str:
-    """The path of an image's link (CONTRACT §4); clients find a name in it that ends in `.png`."""
+    """The path of an image's link, with a file name (`docs/reference/images-api.md#links`)."""
     return f"/images/img-{image.id}.{image.format}"
 
 
 class ImageIndex:
-    """Hangs images and shows them."""
+    """Adds, removes and finds images by their ids."""
 
     def __init__(self, store: Store, blobs: Blobs, *, ttl_seconds: float) -> None:
         self._store = store
         self._blobs = blobs
-        self._lifetime_seconds = ttl_seconds
+        self._ttl_seconds = ttl_seconds
 
     def add(self, batch: Batch, fingerprint: str, images: Mapping[int, Image]) -> None:
-        """Writes the cards of an entry's images; one that has its card keeps it."""
-        life = self._lifetime_seconds
+        """Adds the images of an entry. A record that exists, or a tombstone, stays as it is."""
+        ttl = self._ttl_seconds
         for image in images.values():
             indexed = IndexedImage(image.digest, image.format, fingerprint)
-            batch.add(SetValue(IMAGES, image.id, indexed.encode(), life, only_if_absent=True))
-            batch.add(AddToSet(HOLDERS, image.digest, (image.id,), life))
+            batch.add(SetValue(IMAGES, image.id, indexed.encode(), ttl, only_if_absent=True))
+            batch.add(AddToSet(IMAGES_BY_DIGEST, image.digest, (image.id,), ttl))
             if image.transcoded_from is not None:
-                batch.add(AddToSet(DERIVED, image.transcoded_from, (image.digest,), life))
+                batch.add(AddToSet(TRANSCODED, image.transcoded_from, (image.digest,), ttl))
 
     def remove(self, batch: Batch, image: Image) -> None:
-        """Removes an image's card, as if it had never hung: its links answer 404."""
+        """Removes an image without a tombstone: its links answer 404."""
         batch.add(DeleteValue(IMAGES, image.id))
-        batch.add(RemoveFromSet(HOLDERS, image.digest, (image.id,)))
+        batch.add(RemoveFromSet(IMAGES_BY_DIGEST, image.digest, (image.id,)))
 
     def tombstone(self, batch: Batch, image_id: str, indexed: IndexedImage) -> None:
-        """From now on its links answer that it was taken down."""
-        gone = replace(indexed, is_tombstone=True).encode()
-        batch.add(SetValue(IMAGES, image_id, gone, self._lifetime_seconds))
+        """Replaces a record with a tombstone: its links answer 410."""
+        encoded = replace(indexed, is_tombstone=True).encode()
+        batch.add(SetValue(IMAGES, image_id, encoded, self._ttl_seconds))
 
     async def find(self, image_id: str) -> IndexedImage | None:
-        """The card of an image, or None when there never was one, or its time is over."""
-        note = await execute(self._store, GetValue(IMAGES, image_id))
-        return None if note is None else decode_fields(IndexedImage, orjson.loads(note))
+        """The record of an image; None for an unknown id."""
+        encoded = await execute(self._store, GetValue(IMAGES, image_id))
+        return None if encoded is None else decode_fields(IndexedImage, orjson.loads(encoded))
 
     async def open(self, image_id: str) -> ServedImage:
-        """The image with its bytes. Raises 404 for an unknown id, 410 when they are gone."""
+        """An image with its bytes. Raises 404 for an unknown id, 410 if the bytes are lost."""
         indexed = await self.find(image_id)
         if indexed is None:
             raise GatewayError(
-                "There is no image of this id.",
-                status=HTTPStatus.NOT_FOUND,
+                "There is no image with this id.",
                 type=INVALID_REQUEST,
-                code="image_not_found",
+                code=ErrorCode.IMAGE_NOT_FOUND,
             )
         data = None if indexed.is_tombstone else await self._blobs.load(indexed.digest, "raw")
         if data is None:
             raise GatewayError(
-                "This image is no longer kept.",
-                status=HTTPStatus.GONE,
+                "This image was evicted or taken down.",
                 type=INVALID_REQUEST,
-                code="image_gone",
+                code=ErrorCode.IMAGE_GONE,
             )
         return ServedImage(indexed.digest, indexed.format, data)

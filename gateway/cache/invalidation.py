@@ -1,9 +1,9 @@
-"""Removal: what goes when images are purged or taken down.
+"""Invalidation: purges and take-downs.
 
-A *purge* empties slots: the next request buys anew, links that were given away go on working.
-A *take-down* removes an image for good: its bytes wherever they are held, every slot that holds
-them, what was derived from them; its links answer 410, and bytes like these are never stored
-again. Both work in small steps that may be repeated; who dies in between starts over.
+A *purge* empties slots: the next request buys a new image, and links go on working. A *take-down*
+removes an image for good: its bytes from the store and from memory, every slot with these bytes,
+and all images that were transcoded from it. Its links answer 410, and equal bytes are never stored
+again. Both are made of small steps that can be repeated, so an interrupted one is simply run again.
 """
 
 from __future__ import annotations
@@ -13,60 +13,58 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.cache.blobs import Blobs
-from gateway.cache.entries import TAGS, Entries, decode_image
-from gateway.cache.image_index import DERIVED, HOLDERS, ImageIndex
+from gateway.cache.entries import TAGS, decode_image
+from gateway.cache.image_cache import ImageCache
+from gateway.cache.image_index import IMAGES_BY_DIGEST, TRANSCODED, ImageIndex
 from gateway.cache.takedowns import Takedowns, content_taken_down
-from gateway.errors import INVALID_REQUEST, GatewayError, InvalidRequest
+from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, InvalidRequest
 from gateway.store.batch import Batch, execute
-from gateway.store.commands import GetSet, ReadEntry, ScanEntries, Slot
+from gateway.store.commands import GetSet, ScanEntries, Slot
 from gateway.store.protocol import Store
 
 _LINK: Final = re.compile(r"(?:.*/)?img-([A-Za-z0-9]+)\.(?:png|jpeg|webp)(?:\?.*)?")
-_PLACE: Final = re.compile(r"([0-9a-f]{64})/(\d{1,2})")
+_FINGERPRINT_AND_SLOT: Final = re.compile(r"([0-9a-f]{64})/(\d{1,2})")
 _ID: Final = re.compile(r"[A-Za-z0-9]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
 class TakedownTarget:
-    """An image that somebody wants taken down."""
+    """The image that a take-down names."""
 
     digest: str
     fingerprint: str
 
 
 class Invalidation:
-    """Purges and takes down."""
+    """Purges entries and takes images down. Returns numbers of images."""
 
     def __init__(
         self,
         store: Store,
+        image_cache: ImageCache,
         *,
-        entries: Entries,
         image_index: ImageIndex,
-        blobs: Blobs,
         takedowns: Takedowns,
     ) -> None:
         self._store = store
-        self._entries = entries
-        self._gallery = image_index
-        self._blobs = blobs
+        self._image_cache = image_cache
+        self._image_index = image_index
         self._takedowns = takedowns
 
     # ── purge ───────────────────────────────────────────────────────────────────────────────
 
     async def purge_fingerprint(self, fingerprint: str) -> int:
-        """Empties every slot of an entry; answers how many held an image."""
-        entry = await execute(self._store, ReadEntry(fingerprint))
+        """Empties all slots of an entry."""
+        entry = await self._image_cache.entry(fingerprint)
         return await self._empty(fingerprint, entry.slots)
 
     async def purge_tag(self, tag: str) -> int:
-        """Empties every entry that was asked for under this tag (`X-Gateway-Tags`)."""
+        """Empties every entry that was requested with this tag (`X-Gateway-Tags`)."""
         fingerprints = await execute(self._store, GetSet(TAGS, tag))
         return sum([await self.purge_fingerprint(fingerprint) for fingerprint in fingerprints])
 
     async def purge_model(self, model: str) -> int:
-        """Empties every slot whose image this model has made."""
+        """Empties every slot with an image of this model."""
         emptied = 0
         async for fingerprint, slots in self._all_entries():
             of_model = {n: s for n, s in slots.items() if decode_image(s.data).model == model}
@@ -89,86 +87,81 @@ class Invalidation:
             after = page.after
 
     async def _empty(self, fingerprint: str, slots: Mapping[int, Slot]) -> int:
-        if slots:
-            batch = Batch(self._store)
-            self._entries.empty(batch, fingerprint, {n: slot.image_id for n, slot in slots.items()})
-            await batch.execute()
+        image_ids = {number: slot.image_id for number, slot in slots.items()}
+        await self._image_cache.empty(fingerprint, image_ids)
         return len(slots)
 
     # ── take-down ───────────────────────────────────────────────────────────────────────────
 
     async def take_down(self, image: str, *, with_prompt: bool = False) -> int:
-        """Takes an image down by its link, its id, or FINGERPRINT/SLOT; answers how many went.
+        """Takes an image down that is named by its link, its id, or FINGERPRINT/SLOT.
 
-        `with_prompt` also refuses the question that it answered, for good. Raises 404.
+        `with_prompt` also refuses its fingerprint for good. Raises 404 for an unknown image.
         """
-        named = await self._find(image)
-        digests = await self._with_derived(named.digest)
+        target = await self._find(image)
+        digests = await self._with_transcoded(target.digest)
         batch = Batch(self._store)
         self._takedowns.add(batch, digests)
         if with_prompt:
-            self._entries.refuse(batch, named.fingerprint, content_taken_down())
+            self._image_cache.refuse(batch, target.fingerprint, content_taken_down())
         await batch.execute()
-        images = sum([await self._take_down_holders(digest) for digest in digests])
+        images = 0
+        for digest in digests:
+            for image_id in await execute(self._store, GetSet(IMAGES_BY_DIGEST, digest)):
+                images += await self._take_down_image(image_id)
         if with_prompt:
-            images += await self.purge_fingerprint(named.fingerprint)
-        await self._blobs.delete(digests)
-        self._blobs.forget(digests)
+            images += await self.purge_fingerprint(target.fingerprint)
+        await self._image_cache.delete(digests)
         return images
 
-    async def _with_derived(self, digest: str) -> list[str]:
-        """The bytes, and all that was made from them."""
-        found, waiting = [digest], [digest]
-        while waiting:
-            derived = await execute(self._store, GetSet(DERIVED, waiting.pop()))
-            new = [d for d in derived if d not in found]
-            found += new
-            waiting += new
-        return found
-
-    async def _take_down_holders(self, digest: str) -> int:
-        holders = await execute(self._store, GetSet(HOLDERS, digest))
-        return sum([await self._take_down_one(image_id) for image_id in holders])
-
-    async def _take_down_one(self, image_id: str) -> int:
-        """Its slot, and its card; 0 when it was taken down before."""
-        indexed = await self._gallery.find(image_id)
-        if indexed is None or indexed.is_tombstone:
-            return 0
-        entry = await execute(self._store, ReadEntry(indexed.fingerprint))
-        slots = {n: slot for n, slot in entry.slots.items() if slot.image_id == image_id}
-        await self._empty(indexed.fingerprint, slots)
-        batch = Batch(self._store)
-        self._gallery.tombstone(batch, image_id, indexed)
-        await batch.execute()
-        return 1
-
     async def _find(self, image: str) -> TakedownTarget:
-        if (place := _PLACE.fullmatch(image)) is not None:
-            entry = await execute(self._store, ReadEntry(place[1]))
-            slot = entry.slots.get(int(place[2]))
-            if slot is not None:
-                return TakedownTarget(decode_image(slot.data).digest, place[1])
-            raise _no_such_image(image)
+        if (named := _FINGERPRINT_AND_SLOT.fullmatch(image)) is not None:
+            entry = await self._image_cache.entry(named[1])
+            slot = entry.slots.get(int(named[2]))
+            if slot is None:
+                raise _no_such_image(image)
+            return TakedownTarget(decode_image(slot.data).digest, named[1])
         link = _LINK.fullmatch(image)
         image_id = link[1] if link else image
         if not _ID.fullmatch(image_id):
             raise InvalidRequest(
                 "Name the image by its link, its id (x-gateway-image-ids), or as FINGERPRINT/SLOT.",
                 param="image",
-                code="invalid_value",
+                code=ErrorCode.INVALID_VALUE,
             )
-        indexed = await self._gallery.find(image_id)
+        indexed = await self._image_index.find(image_id)
         if indexed is None:
             raise _no_such_image(image)
         return TakedownTarget(indexed.digest, indexed.fingerprint)
+
+    async def _with_transcoded(self, digest: str) -> list[str]:
+        """The digest, and those of all images that were transcoded from it."""
+        digests, pending = [digest], [digest]
+        while pending:
+            transcoded = await execute(self._store, GetSet(TRANSCODED, pending.pop()))
+            new = [found for found in transcoded if found not in digests]
+            digests += new
+            pending += new
+        return digests
+
+    async def _take_down_image(self, image_id: str) -> int:
+        """Empties the image's slot and writes its tombstone; 0 if it was taken down before."""
+        indexed = await self._image_index.find(image_id)
+        if indexed is None or indexed.is_tombstone:
+            return 0
+        entry = await self._image_cache.entry(indexed.fingerprint)
+        slots = {n: slot for n, slot in entry.slots.items() if slot.image_id == image_id}
+        await self._empty(indexed.fingerprint, slots)
+        batch = Batch(self._store)
+        self._image_index.tombstone(batch, image_id, indexed)
+        await batch.execute()
+        return 1
 
 
 def _no_such_image(image: str) -> GatewayError:
     return GatewayError(
         f"There is no image '{image[:200]}'.",
-        status=404,
         type=INVALID_REQUEST,
         param="image",
-        code="image_not_found",
+        code=ErrorCode.IMAGE_NOT_FOUND,
     )

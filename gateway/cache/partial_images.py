@@ -1,12 +1,12 @@
-"""Previews: the partial images of a flight, on their way to everyone who watches it.
+"""Partial images: from the leader of a flight to every client that streams its image.
 
-The buyer shows them on a `Screen`: at once to those who watch in its own process, from memory, and
-through the store to every other process. There the bytes are read once, when somebody needs them,
-and shared. A `Broadcast` is one flight as one process sees it, a `Viewer` one caller who watches;
-what is shared is what came, so that a slow viewer holds nothing but references, and holds up
-nobody. When a flight ends, and how, is `flights`; how an event looks is `api/streaming`.
+The leader has a `Publisher`. Each worker has one `Channel` for a flight, and each client a
+`Subscriber` of it. Subscribers in the leader's worker get a partial image from memory. For the
+other workers it goes through the store: its bytes as an ephemeral blob, and an event with their
+digest. A slow subscriber costs only references, and never delays the others.
 
-A preview is a courtesy: what keeps one from being shown ends no purchase.
+Partial images are optional: if one cannot be published, the purchase goes on. How flights end is
+`flight_events`; how a partial image looks to clients is `api/`.
 """
 
 from __future__ import annotations
@@ -15,194 +15,191 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any
 from weakref import WeakValueDictionary
 
 import orjson
 import structlog
 
 from gateway.cache.blobs import encode_bytes
+from gateway.cache.ephemeral_blobs import EphemeralBlobs
+from gateway.cache.flight_events import EVENT_SECONDS
 from gateway.errors import StoreUnavailable
 from gateway.images import PartialImage
 from gateway.store.batch import execute
 from gateway.store.commands import Publish
 from gateway.store.protocol import Store
-
-EVENT_SECONDS: Final = 600.0
-"""How long a flight's events can be read after the last one."""
+from gateway.tasks import SingleFlight
 
 log = structlog.get_logger(__name__)
 
 
-class EphemeralBlobs(Protocol):
-    """Where the bytes of partial images lie for a while; `blobs.Blobs` is one."""
-
-    async def are_taken_down(self, data: bytes) -> bool: ...
-    async def put_ephemeral(self, data: bytes) -> str: ...
-    async def read_ephemeral(self, digest: str) -> bytes | None: ...
-
-
 class SharedPartialImage:
-    """One partial image; everyone who shows it in this process shares its base64."""
+    """A partial image whose base64 all subscribers of this worker share."""
 
     def __init__(
-        self, index: int, shown: Mapping[str, str], *, read: Callable[[], Awaitable[bytes | None]]
+        self, index: int, echoed: Mapping[str, str], *, read: Callable[[], Awaitable[bytes | None]]
     ) -> None:
         self.index = index
-        self.echoed = shown
+        self.echoed = echoed
         """`size`, `quality`, `background`, `output_format` where upstream echoed them."""
         self._read: Callable[[], Awaitable[bytes | None]] | None = read
+        """None once the bytes were read, so that they are not kept beside their base64."""
         self._base64: bytes | None = None
-        self._turn = asyncio.Lock()
+        self._encoding: SingleFlight[int, bytes | None] = SingleFlight()
 
     async def base64(self) -> bytes | None:
-        """Read and encoded for the first who asks; None when the bytes are not to be had."""
-        async with self._turn:
-            if self._read is None:
-                return self._base64
-            try:
-                data = await self._read()
-            except StoreUnavailable:
-                return None  # who comes later may be luckier
-            self._base64 = None if data is None else await encode_bytes(data)
-            self._read = None
+        """The base64, made by the first call; None if the bytes cannot be read."""
+        if self._read is None:
+            return self._base64
+        encode = partial(self._encode, self._read)
+        return await self._encoding.run(self.index, encode, name="encode partial image")
+
+    async def _encode(self, read: Callable[[], Awaitable[bytes | None]]) -> bytes | None:
+        try:
+            data = await read()
+        except StoreUnavailable:
+            return None  # a later call tries again
+        self._base64 = None if data is None else await encode_bytes(data)
+        self._read = None
         return self._base64
 
 
 class Channel:
-    """One flight, as this process sees it before its end."""
+    """The partial images of one flight, in this worker."""
 
     def __init__(self) -> None:
         self.is_open = False
         """Upstream has begun to answer."""
         self.partial_images: list[SharedPartialImage] = []
-        """In the order in which they came, no index twice."""
-        self._viewers: set[Subscriber] = set()
+        """In the order of their arrival, no index twice."""
+        self._subscribers: set[Subscriber] = set()
 
     def open(self) -> None:
         """Upstream has begun to answer."""
         self.is_open = True
-        for subscriber in self._viewers:
+        for subscriber in self._subscribers:
             subscriber.open()
 
-    def add(self, partial_image: SharedPartialImage) -> bool:
-        """Shows it to everyone who watches; False for an index that was here before."""
+    def publish(self, partial_image: SharedPartialImage) -> bool:
+        """Sends a partial image to all subscribers; False if its index was published before."""
         if any(known.index == partial_image.index for known in self.partial_images):
             return False
         self.partial_images.append(partial_image)
-        for subscriber in self._viewers:
-            subscriber.offer(partial_image)
+        for subscriber in self._subscribers:
+            subscriber.receive(partial_image)
         return True
 
-    def join(self, subscriber: Subscriber) -> None:
-        """Who comes late is shown what came so far, then follows."""
-        self._viewers.add(subscriber)
+    def add(self, subscriber: Subscriber) -> None:
+        """Sends a subscriber all partial images so far, and from now on each new one."""
+        self._subscribers.add(subscriber)
         if self.is_open:
             subscriber.open()
         for partial_image in self.partial_images:
-            subscriber.offer(partial_image)
+            subscriber.receive(partial_image)
 
-    def leave(self, subscriber: Subscriber) -> None:
-        """It is shown nothing more."""
-        self._viewers.discard(subscriber)
+    def remove(self, subscriber: Subscriber) -> None:
+        """Sends it nothing more."""
+        self._subscribers.discard(subscriber)
 
 
 class Subscriber:
-    """A caller who watches: is shown at most `max_images` partial images, the first that come.
+    """A client that streams: it gets the first `max_images` partial images.
 
-    It may watch several flights, one after the other, when a buyer dies and is replaced, or when
-    the store goes away: an index that it has been shown is not shown again.
+    It may subscribe to several flights in turn, when a leader dies and is replaced, or when the
+    store becomes unavailable. It gets no index twice.
     """
 
     def __init__(self, max_images: int) -> None:
         self.is_open = False
         """Upstream has begun to answer."""
-        self.is_over = False
-        """Nothing more will come than what waits to be taken."""
+        self.is_closed = False
+        """No more partial images arrive; some may still be queued."""
         self._max_images = max_images
-        self._offered: set[int] = set()
-        self._waiting: deque[SharedPartialImage] = deque()
-        self._watched: set[Channel] = set()
-        self._news = asyncio.Event()
+        self._received: set[int] = set()
+        self._queue: deque[SharedPartialImage] = deque()
+        self._channels: set[Channel] = set()
+        self._changed = asyncio.Event()
 
-    def watch(self, channel: Channel) -> None:
-        """Is shown what came of a flight and what will come."""
-        self._watched.add(channel)
-        channel.join(self)
+    def subscribe(self, channel: Channel) -> None:
+        """Receives all partial images of a flight, those before and those to come."""
+        self._channels.add(channel)
+        channel.add(self)
 
     def open(self) -> None:
-        """Called by the broadcast; no news to who knows it already."""
+        """Called by the channel when upstream has begun to answer."""
         if not self.is_open:
             self.is_open = True
-            self._news.set()
+            self._changed.set()
 
-    def offer(self, partial_image: SharedPartialImage) -> None:
-        """Called by the broadcast."""
-        if partial_image.index in self._offered or len(self._offered) >= self._max_images:
+    def receive(self, partial_image: SharedPartialImage) -> None:
+        """Called by the channel with each partial image."""
+        if partial_image.index in self._received or len(self._received) >= self._max_images:
             return
-        self._offered.add(partial_image.index)
-        self._waiting.append(partial_image)
-        self._news.set()
+        self._received.add(partial_image.index)
+        self._queue.append(partial_image)
+        self._changed.set()
 
     def close(self) -> None:
-        """Its caller has an answer, one way or another."""
-        self.is_over = True
-        for channel in self._watched:
-            channel.leave(self)
-        self._watched.clear()
-        self._news.set()
+        """Leaves all channels: the request has its answer."""
+        self.is_closed = True
+        for channel in self._channels:
+            channel.remove(self)
+        self._channels.clear()
+        self._changed.set()
 
     async def wait(self) -> None:
-        """Returns when something has happened since it last returned."""
-        await self._news.wait()
-        self._news.clear()
+        """Returns when something has changed since it last returned."""
+        await self._changed.wait()
+        self._changed.clear()
 
-    def take(self) -> SharedPartialImage | None:
-        """The next partial image to show; None when there is none now."""
-        return self._waiting.popleft() if self._waiting else None
+    def pop(self) -> SharedPartialImage | None:
+        """The next partial image in the queue; None if it is empty."""
+        return self._queue.popleft() if self._queue else None
 
 
 class PartialImages:
-    """The broadcasts of this process."""
+    """The channels of this worker."""
 
     def __init__(self, store: Store, ephemeral: EphemeralBlobs) -> None:
         self._store = store
-        self._passing = ephemeral
-        self._broadcasts: WeakValueDictionary[str, Channel] = WeakValueDictionary()
-        """They live as long as somebody buys, listens or watches."""
+        self._ephemeral = ephemeral
+        # A channel exists for as long as a publisher, a listener or a subscriber refers to it.
+        self._channels: WeakValueDictionary[str, Channel] = WeakValueDictionary()
 
-    def of(self, flight: str) -> Channel:
-        """The one broadcast of a flight."""
-        channel = self._broadcasts.get(flight)
+    def channel(self, flight: str) -> Channel:
+        """The channel of a flight."""
+        channel = self._channels.get(flight)
         if channel is None:
-            channel = self._broadcasts[flight] = Channel()
+            channel = self._channels[flight] = Channel()
         return channel
 
     def publisher(self, flight: str, *, max_images: int, is_shared: bool = True) -> Publisher:
-        """For the buyer of a flight, who has asked for `max_images` partial images.
+        """The publisher of a flight whose leader asked upstream for `max_images` partial images.
 
-        Of a flight that is not shared nothing is told to other processes.
+        If the flight is not shared, other workers get none of them.
         """
         return Publisher(
             flight,
-            self.of(flight),
+            self.channel(flight),
             self._store,
-            ephemeral=self._passing,
+            ephemeral=self._ephemeral,
             max_images=max_images,
             is_shared=is_shared,
         )
 
-    def hear(self, channel: Channel, said: Mapping[str, Any]) -> None:
-        """Takes what another process has published of a flight; ends are not for here."""
-        if "open" in said:
+    def receive(self, channel: Channel, event: Mapping[str, Any]) -> None:
+        """Publishes an event of another worker in this one; ignores other kinds of events."""
+        if "open" in event:
             channel.open()
-        elif "partial" in said:
-            read = partial(self._passing.read_ephemeral, said["digest"])
-            channel.add(SharedPartialImage(said["partial"], said["shown"], read=read))
+        elif "partial" in event:
+            read = partial(self._ephemeral.load, event["digest"])
+            echoed = event.get("echoed", {})
+            channel.publish(SharedPartialImage(event["partial"], echoed, read=read))
 
 
 class Publisher:
-    """Where the buyer of a flight shows what comes."""
+    """Publishes the partial images of one flight."""
 
     def __init__(
         self,
@@ -215,50 +212,51 @@ class Publisher:
         is_shared: bool,
     ) -> None:
         self._flight = flight
-        self._broadcast = channel
+        self._channel = channel
         self._store = store
-        self._passing = ephemeral
+        self._ephemeral = ephemeral
         self._max_images = max_images
-        self._is_told_elsewhere = is_shared
+        self._is_shared = is_shared
 
     async def open(self) -> None:
         """Upstream has begun to answer."""
-        self._broadcast.open()
-        await self._tell_elsewhere(partial(self._publish, "open", {"open": True}))
+        self._channel.open()
+        await self._share("open", {"open": True})
 
-    async def publish(self, shown: PartialImage) -> None:
-        """Shows a partial image: here at once, elsewhere as soon as the store has it."""
-        data = shown.data
-        if len(
-            self._broadcast.partial_images
-        ) >= self._max_images or await self._passing.are_taken_down(data):
+    async def publish(self, partial_image: PartialImage) -> None:
+        """Publishes a partial image: in this worker at once, then through the store."""
+        data = partial_image.data
+        is_full = len(self._channel.partial_images) >= self._max_images
+        if is_full or await self._ephemeral.are_taken_down(data):
             return
 
         async def read() -> bytes:
             return data
 
-        if self._broadcast.add(SharedPartialImage(shown.index, shown.echoed, read=read)):
-            await asyncio.sleep(0)  # who watches here has it before a hash and the store take time
-            await self._tell_elsewhere(partial(self._store_and_publish, shown))
+        shared = SharedPartialImage(partial_image.index, partial_image.echoed, read=read)
+        if self._channel.publish(shared):
+            # Subscribers in this worker get it before it is hashed and stored.
+            await asyncio.sleep(0)
+            event = {"partial": partial_image.index, "echoed": partial_image.echoed}
+            await self._share(f"partial-{partial_image.index}", event, data=data)
 
-    async def _store_and_publish(self, shown: PartialImage) -> None:
-        digest = await self._passing.put_ephemeral(shown.data)
-        said = {"partial": shown.index, "digest": digest, "shown": shown.echoed}
-        await self._publish(f"partial-{shown.index}", said)
+    async def _share(
+        self, event_id: str, event: Mapping[str, Any], *, data: bytes | None = None
+    ) -> None:
+        """Publishes an event to the other workers, with the digest of `data`, which it stores.
 
-    async def _publish(self, event_id: str, said: Mapping[str, Any]) -> None:
-        event = orjson.dumps(said, default=dict)
-        await execute(self._store, Publish(self._flight, event_id, event, EVENT_SECONDS))
-
-    async def _tell_elsewhere(self, tell: Callable[[], Awaitable[None]]) -> None:
-        """A store that fails is told no more of this flight: it would keep upstream waiting."""
-        if not self._is_told_elsewhere:
+        After a failure it does so no more, because each attempt keeps upstream waiting.
+        """
+        if not self._is_shared:
             return
         try:
-            await tell()
+            if data is not None:
+                event = {**event, "digest": await self._ephemeral.put(data)}
+            encoded = orjson.dumps(event, default=dict)
+            await execute(self._store, Publish(self._flight, event_id, encoded, EVENT_SECONDS))
         except StoreUnavailable:
-            self._is_told_elsewhere = False
-            log.warning("previews_not_shared", flight=self._flight)
+            self._is_shared = False
+            log.warning("store_unavailable", during="partial_images", flight=self._flight)
         except Exception:
-            self._is_told_elsewhere = False
-            log.exception("previews_failed", flight=self._flight)
+            self._is_shared = False
+            log.exception("partial_images_failed", flight=self._flight)

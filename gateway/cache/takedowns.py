@@ -1,8 +1,7 @@
-"""Takedowns: which bytes may never be served again.
+"""Take-downs: which bytes may never be served again.
 
-Every worker holds the whole list in memory, so that asking costs nothing on the way of a request,
-and looks twice a second whether somebody has added to it. What goes with an image that is taken
-down is `removal`.
+Every worker has the whole list in memory, so that a check costs no request to the store, and
+refreshes it twice a second. How an image is taken down is `invalidation`.
 """
 
 from __future__ import annotations
@@ -11,63 +10,61 @@ import secrets
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from gateway.errors import INVALID_REQUEST, Charge, UpstreamFailure
+from gateway.errors import INVALID_REQUEST, Charge, ErrorCode, UpstreamFailure
 from gateway.images import Usage
 from gateway.store.batch import Batch, execute
 from gateway.store.commands import AddToSet, GetSet, GetValue, SetValue
 from gateway.store.protocol import Store
 
-LOOK_SECONDS: Final = 0.4
-"""How often a worker looks; all know within a second (CONTRACT §6, *Take-down*)."""
+REFRESH_SECONDS: Final = 0.4
+"""All workers know a take-down in a second (`docs/reference/cache.md#purge-and-take-down`)."""
 
 SPACE: Final = "takedowns"
-LIST: Final = "digests"
+DIGESTS: Final = "digests"
 VERSION: Final = "version"
-TAKEN_DOWN: Final = "content_taken_down"
-"""The error's code."""
 FOREVER_SECONDS: Final = 100 * 365 * 86_400.0
 
 
 class Takedowns:
-    """The digests that were taken down, as this worker knows them."""
+    """The digests that are taken down, as this worker knows them."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._digests: frozenset[str] = frozenset()
-        self._removed: frozenset[str] = frozenset()
+        self._deleted: frozenset[str] = frozenset()
         self._version: bytes | None = None
 
     def __len__(self) -> int:
-        """How many there are."""
         return len(self._digests)
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._digests
 
     def add(self, batch: Batch, digests: Iterable[str]) -> None:
-        """Takes bytes down; every worker learns it at its next look, this one now."""
+        """Takes bytes down: in this worker now, in every other one at its next refresh."""
         digests = tuple(digests)
-        batch.add(AddToSet(SPACE, LIST, digests, FOREVER_SECONDS))
+        batch.add(AddToSet(SPACE, DIGESTS, digests, FOREVER_SECONDS))
         batch.add(SetValue(SPACE, VERSION, secrets.token_bytes(12), None))
         self._digests |= frozenset(digests)
 
     async def refresh(self) -> Collection[str]:
-        """Reads the list if it has changed; answers what is still to be removed.
+        """Reads the list if it has changed; returns the digests whose bytes are to be deleted.
 
-        At the first look nothing is: whoever took it down has done so. Raises `StoreUnavailable`.
+        The first refresh returns none of the list: other workers have deleted those. Raises
+        `StoreUnavailable`.
         """
         version = await execute(self._store, GetValue(SPACE, VERSION)) or b""
         if version != self._version:
-            listed = await execute(self._store, GetSet(SPACE, LIST))
-            digests = frozenset(listed)
+            members = await execute(self._store, GetSet(SPACE, DIGESTS))
+            digests = frozenset(members)
             if self._version is None:
-                self._removed = digests
+                self._deleted = digests
             self._digests, self._version = digests | self._digests, version
-        return self._digests - self._removed
+        return self._digests - self._deleted
 
-    def were_removed(self, digests: Collection[str]) -> None:
-        """Their bytes are gone from memory and store; until then each look names them again."""
-        self._removed |= frozenset(digests)
+    def mark_deleted(self, digests: Collection[str]) -> None:
+        """Ends the deletion of these bytes; until then each refresh returns them again."""
+        self._deleted |= frozenset(digests)
 
 
 def content_taken_down(
@@ -76,13 +73,12 @@ def content_taken_down(
     usage: Usage | None = None,
     upstream_request_id: str | None = None,
 ) -> UpstreamFailure:
-    """The answer to a question, or to a purchase, that leads to what was taken down."""
+    """The error of a request, or of a purchase, whose image is taken down."""
     return UpstreamFailure(
         "This image was taken down by the operator of the gateway.",
         charge=charge,
-        status=403,
         type=INVALID_REQUEST,
-        code=TAKEN_DOWN,
+        code=ErrorCode.CONTENT_TAKEN_DOWN,
         source="gateway",
         usage=usage,
         upstream_request_id=upstream_request_id,
@@ -90,5 +86,5 @@ def content_taken_down(
 
 
 def is_taken_down(refusal: UpstreamFailure | None) -> bool:
-    """Whether a question is refused because it was taken down."""
-    return refusal is not None and refusal.code == TAKEN_DOWN
+    """Whether a refusal is that of a prompt that was taken down."""
+    return refusal is not None and refusal.code == ErrorCode.CONTENT_TAKEN_DOWN

@@ -1,7 +1,7 @@
 """Transcoding: makes an image in another format from a cached PNG, so that it need not be bought.
 
-The new image has an entry of its own, costs nothing, keeps age and value of its source, and goes
-with it in a take-down. Whether transcoding is used at all is a setting. Which images can be
+The new image has an entry of its own, costs nothing, has the age and value of its source, and is
+taken down with it. Whether transcoding is used at all is a setting. Which images can be
 converted faithfully is decided in `imagefile.convert`.
 """
 
@@ -15,7 +15,7 @@ from functools import partial
 from typing import Final
 
 from gateway.cache.blobs import Blobs, hash_bytes
-from gateway.cache.entries import CachedImage, fresh_images, read_refusal, refusal_of
+from gateway.cache.entries import CachedImage, decode_refusal, fresh_images, look_up_refusal
 from gateway.cache.image_cache import ImageCache
 from gateway.cache.takedowns import Takedowns, is_taken_down
 from gateway.imagefile.convert import TranscodedFormat, transcode_image
@@ -62,9 +62,9 @@ class Transcoding:
         """
         batch = Batch(self._store)
         entry = self._cache.look_up(batch, target.source)
-        refusal = refusal_of(batch, target.fingerprint)
+        refusal = look_up_refusal(batch, target.fingerprint)
         await batch.execute()
-        if is_taken_down(read_refusal(refusal.value)):
+        if is_taken_down(decode_refusal(refusal.value)):
             return {}
         made: dict[int, CachedImage] = {}
         for slot, source in fresh_images(entry.value, slots).items():
@@ -116,16 +116,19 @@ class Transcoding:
         return image
 
     async def _follow_takedowns(self, made: Iterable[Image]) -> None:
-        """Takes down what was made of a source that was taken down meanwhile.
+        """Takes down the images whose source was taken down meanwhile.
 
-        A take-down is first written and then reads the list of what was made of the source. Here
-        the list is written first and the take-downs are read after it, so one sees the other.
+        A take-down is first written, and then reads the set of images transcoded from the source.
+        Here that set is written first, and the take-downs are read after it. So one of the two
+        always sees the other.
         """
         await self._takedowns.refresh()
-        orphaned = [i.digest for i in made if self._blobs.is_taken_down(i.transcoded_from or "")]
-        if orphaned:
+        without_source = [
+            i.digest for i in made if self._blobs.is_taken_down(i.transcoded_from or "")
+        ]
+        if without_source:
             batch = Batch(self._store)
-            self._takedowns.add(batch, orphaned)
+            self._takedowns.add(batch, without_source)
             await batch.execute()
 
 

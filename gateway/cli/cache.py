@@ -83,6 +83,6 @@ async def _invalidate(config: Path | None, remove: Callable[[Invalidation], Awai
 
 async def _read_stats(config: Path | None) -> dict[str, Any]:
     async with open_command_cache(find_configuration(config)) as cache:
-        totals = await cache.blobs.lru_totals()
-        bound = await cache.blobs.total_bytes()
-        return {"images": totals.count, "bytes": totals.size_bytes, "total_bytes": bound}
+        totals = await cache.blobs.totals()
+        bound_bytes = await cache.blobs.bound_bytes()
+        return {"images": totals.count, "bytes": totals.size_bytes, "total_bytes": bound_bytes}

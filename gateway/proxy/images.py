@@ -11,7 +11,9 @@ from typing import Final
 
 from gateway.billing import pricing, quota
 from gateway.cache.entries import CachedImage, fresh_images
-from gateway.cache.flights import Buy, Flight, FlightResult, Flights, PurchasedImages
+from gateway.cache.flight_events import Flight, PurchasedImages
+from gateway.cache.flight_result import FlightResult
+from gateway.cache.flights import Buy, Flights
 from gateway.cache.image_cache import ImageCache, LoadedImages, Sign
 from gateway.cache.takedowns import content_taken_down
 from gateway.cache.transcoding import Transcoding

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from gateway.access.keys import Keys
-from gateway.cache.flights import Flight, Flights, PurchasedImages
+from gateway.cache.flight_events import Flight, PurchasedImages
+from gateway.cache.flights import Flights
 from gateway.proxy.context import RequestContext
 from gateway.proxy.images import Images
 from gateway.proxy.interpret import ImageQuery

@@ -17,7 +17,8 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.cache.blobs import INLINE_BYTES
-from gateway.cache.flights import Flight, Flights
+from gateway.cache.flight_events import Flight
+from gateway.cache.flights import Flights
 from gateway.cache.image_cache import ImageCache
 from gateway.cache.takedowns import content_taken_down
 from gateway.catalog import Model

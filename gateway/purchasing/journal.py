@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from gateway.cache.flights import Flight
+from gateway.cache.flight_events import Flight
 from gateway.images import Amounts, Image, Record, decode_fields
 
 

@@ -21,7 +21,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.billing import pricing, quota
-from gateway.cache.flights import Flight, PurchasedImages
+from gateway.cache.flight_events import Flight, PurchasedImages
 from gateway.catalog import Model
 from gateway.errors import ErrorCode, GatewayError, UpstreamFailure
 from gateway.images import Amounts, ImageRequest, LimitSubject, Record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from gateway.cache.flights import Flight
+from gateway.cache.flight_events import Flight
 from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
 from gateway.metrics import MoneyMetrics
 from gateway.purchasing.charges import charged_tokens

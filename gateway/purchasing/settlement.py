@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 import structlog
 
 from gateway.billing import quota
-from gateway.cache.flights import Flight
+from gateway.cache.flight_events import Flight
 from gateway.cache.image_cache import ImageCache
 from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
 from gateway.images import Amounts, Record

@@ -260,12 +260,12 @@ async def test_untracked_bytes_are_tracked_by_the_next_scan(
 ) -> None:
     await alice.ask("a pond")
     blobs = gateway.gateway.cache.blobs
-    before = await blobs.lru_totals()
+    before = await blobs.totals()
     stray = fat_png(1000, 1)
     digest = hashlib.sha256(stray).hexdigest()
     await gateway.gateway.blob_store.put(digest, stray, 60)
     tracked = await blobs.track_untracked()
-    after = await blobs.lru_totals()
+    after = await blobs.totals()
 
     assert tracked == 1
     assert (after.count, after.size_bytes) == (before.count + 1, before.size_bytes + len(stray))

@@ -1,4 +1,4 @@
-"""The main job: an image is bought once, and from then on it is there."""
+"""The main job: an image is bought once, and then served from the cache."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.gateways import (
 from tests.http.conftest import OpenGateway
 
 
-async def test_a_second_ask_is_a_hit_with_the_same_bytes_for_nothing(
+async def test_a_second_request_is_a_free_hit_with_the_same_bytes(
     alice: Client, gateway: InProcess, upstream: Upstream
 ) -> None:
     first, second = await alice.ask(), await alice.ask()
@@ -119,7 +119,7 @@ async def test_two_gateways_on_one_store_buy_once(
     assert outcomes.count("bought") >= 1
 
 
-async def test_paid_work_goes_on_when_every_caller_has_left(
+async def test_a_purchase_goes_on_when_every_client_has_disconnected(
     alice: Client, gateway: InProcess, upstream: Upstream
 ) -> None:
     claims = claims_at(gateway)
@@ -139,7 +139,7 @@ async def test_paid_work_goes_on_when_every_caller_has_left(
     assert [r.outcome for r in await gateway.ledger()].count("bought") == 1
 
 
-async def test_a_request_that_buys_twice_is_told_the_sum_of_both(
+async def test_a_request_that_buys_twice_reports_the_sum_of_both_costs(
     alice: Client, gateway: InProcess, upstream: Upstream
 ) -> None:
     """The slot that another key's purchase left empty is bought by its follower."""
@@ -159,12 +159,12 @@ async def test_a_request_that_buys_twice_is_told_the_sum_of_both(
     assert second.headers["x-gateway-cost-usd"] == f"{sum(costs) / 1e6:.6f}"
 
 
-async def test_an_upstream_request_id_that_is_no_text_loses_nothing(
+async def test_an_upstream_request_id_that_is_not_utf_8_does_no_harm(
     tmp_path: Path, upstream: Upstream
 ) -> None:
-    """A header byte that is not UTF-8 would not fit into the JSON of journal and ledger.
+    """A byte that is not UTF-8 would break the JSON of journal and ledger.
 
-    And further keys that upstream gives an image come with it, bought or not.
+    Further keys of upstream's image are relayed, from the purchase and from the cache.
     """
     good = upstream.base_url
 
@@ -172,9 +172,9 @@ async def test_an_upstream_request_id_that_is_no_text_loses_nothing(
         await reader.readuntil(b"\r\n\r\n")
         body = {"model": MODEL, "prompt": "an otter"}
         async with upstream.session.post(f"{good}/images/generations", json=body) as response:
-            said = await response.json()
-        said["data"][0]["seed"] = 7
-        answer = json.dumps(said).encode()
+            original = await response.json()
+        original["data"][0]["seed"] = 7
+        answer = json.dumps(original).encode()
         head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(answer)}\r\nConnection: close\r\n"
         writer.write(head.encode() + b"x-request-id: req_\xff\r\n\r\n" + answer)
         await writer.drain()

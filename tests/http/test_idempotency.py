@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: the same key and question get the same answer for a day, and pay once."""
+"""`Idempotency-Key`: a repeated request gets the stored result for a day, and pays once."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tests.http.conftest import OpenGateway
 from tests.waiting import eventually, generous
 
 KEY = {"Idempotency-Key": "order-17"}
-ANEW = {**KEY, "Cache-Control": "no-cache"}
-"""Else a repetition would be a hit in any case."""
+FRESH = {**KEY, "Cache-Control": "no-cache"}
+"""Without `no-cache`, a repeated request would be a hit in any case."""
 
 REPLAYED = "idempotent-replayed"
 FREE = "0.000000"
 
 
 def assert_replay(reply: Reply, first: Reply) -> None:
-    """The same images once more, for nothing, and it says so."""
+    """The same images, free of charge, and marked as a replay."""
     assert (reply.status, reply.images) == (200, first.images)
     assert reply.headers[REPLAYED] == "true"
     assert reply.headers["x-gateway-cost-usd"] == FREE
@@ -40,21 +40,21 @@ def fingerprint_of(reply: Reply) -> str:
 
 
 def elsewhere(gateway: InProcess, client: Client) -> Client:
-    """The same key at another gateway."""
+    """The same client at another gateway."""
     return Client(gateway.client.url, gateway.client.session, client.secret, client.key_id)
 
 
 # ── replays ─────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_repetition_gets_the_same_answer_for_nothing(
+async def test_a_repeated_request_gets_the_stored_result_for_free(
     gateway: InProcess, alice: Client, upstream: Upstream
 ) -> None:
-    """Whatever came after it, and whatever else its headers say."""
-    first = await alice.ask(n=2, headers=ANEW)
+    """Even if the entry has newer images, and whatever its other headers are."""
+    first = await alice.ask(n=2, headers=FRESH)
     newer = await alice.ask(n=2, headers={"Cache-Control": "no-cache"})
-    idempotency_keys = [
-        await alice.ask(n=2, headers=ANEW),
+    replays = [
+        await alice.ask(n=2, headers=FRESH),
         await alice.ask(n=2, headers=KEY),
         await alice.ask(n=2, headers={**KEY, "X-Gateway-Max-Cost-USD": "0"}),
     ]
@@ -62,7 +62,7 @@ async def test_a_repetition_gets_the_same_answer_for_nothing(
 
     assert first.cache_status == "fwd=request; stored"
     assert REPLAYED not in first.headers
-    for replay in idempotency_keys:
+    for replay in replays:
         assert_replay(replay, first)
     assert plain.images == newer.images
     assert REPLAYED not in plain.headers
@@ -78,7 +78,7 @@ async def test_a_repetition_gets_the_same_answer_for_nothing(
 SAME: list[dict[str, Any]] = [
     {"n": 1, "stream": False, "user": None, "size": None},
     {"size": "auto", "quality": "auto", "output_format": "png"},
-    {"user": "somebody else"},
+    {"user": "another user"},
     {"n": 1.0, "moderation": "auto", "background": "auto"},
 ]
 OTHER: list[dict[str, Any]] = [
@@ -95,8 +95,8 @@ async def test_another_spelling_is_the_same_request(
     embedded: InProcess, body: Mapping[str, Any]
 ) -> None:
     alice = await embedded.client.with_key()
-    first = await alice.ask(headers=ANEW)
-    assert_replay(await alice.ask(**body, headers=ANEW), first)
+    first = await alice.ask(headers=FRESH)
+    assert_replay(await alice.ask(**body, headers=FRESH), first)
 
 
 @pytest.mark.parametrize("body", OTHER)
@@ -132,8 +132,8 @@ async def test_another_response_format_is_another_body(
 
 
 async def test_a_stream_is_replayed_as_its_last_event(alice: Client, upstream: Upstream) -> None:
-    first = await alice.ask(stream=True, partial_images=2, headers=ANEW)
-    replay = await alice.ask(stream=True, partial_images=2, headers=ANEW)
+    first = await alice.ask(stream=True, partial_images=2, headers=FRESH)
+    replay = await alice.ask(stream=True, partial_images=2, headers=FRESH)
     last_event = first.body.rpartition(b"event: ")[2].partition(b'"b64_json":"')[2]
 
     assert first.body.count(b"event: ") == 3
@@ -143,33 +143,33 @@ async def test_a_stream_is_replayed_as_its_last_event(alice: Client, upstream: U
     assert len(await upstream.bodies()) == 1
 
 
-async def test_the_same_idempotency_key_of_another_caller_is_another(
+async def test_the_same_idempotency_key_of_another_client_is_another_one(
     gateway: InProcess, alice: Client, upstream: Upstream
 ) -> None:
     bob = await gateway.client.with_key("bob")
-    mine = await alice.ask(headers=ANEW)
-    his = await bob.ask(headers=ANEW)
+    first = await alice.ask(headers=FRESH)
+    second = await bob.ask(headers=FRESH)
     other = await bob.ask("a pond", headers={"Idempotency-Key": "order-18"})
 
-    assert (mine.status, his.status, other.status) == (200, 200, 200)
-    assert REPLAYED not in his.headers
-    assert his.images != mine.images
+    assert (first.status, second.status, other.status) == (200, 200, 200)
+    assert REPLAYED not in second.headers
+    assert second.images != first.images
     assert len(await upstream.bodies()) == 3
 
 
 # ── in flight ───────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("headers", [KEY, ANEW], ids=["plain", "no-cache"])
-async def test_who_repeats_while_it_runs_waits_for_the_one_answer(
+@pytest.mark.parametrize("headers", [KEY, FRESH], ids=["plain", "no-cache"])
+async def test_a_request_repeated_while_the_first_one_runs_waits_for_its_result(
     open_gateway: OpenGateway, upstream: Upstream, headers: Mapping[str, str]
 ) -> None:
-    """Here and at another gateway; another body is refused at once."""
+    """At the same gateway and at another one; another body is refused at once."""
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key()
-        callers = [alice, alice, elsewhere(there, alice)]
+        clients = [alice, alice, elsewhere(there, alice)]
         async with upstream.hold() as gate:
-            asking = [asyncio.create_task(c.ask(headers=headers)) for c in callers]
+            asking = [asyncio.create_task(c.ask(headers=headers)) for c in clients]
             await gate.until(1)
             other = await elsewhere(there, alice).ask("a pond", headers=headers)
             await asyncio.sleep(0.3)
@@ -184,15 +184,15 @@ async def test_who_repeats_while_it_runs_waits_for_the_one_answer(
     assert len(await upstream.bodies()) == 1
 
 
-async def test_an_answer_that_nobody_waits_for_any_more_is_replayed(
+async def test_the_result_for_a_disconnected_client_is_stored(
     gateway: InProcess, alice: Client, upstream: Upstream
 ) -> None:
     async with upstream.hold() as gate:
-        leaving = asyncio.create_task(alice.ask(headers=ANEW))
+        disconnected = asyncio.create_task(alice.ask(headers=FRESH))
         await gate.until(1)
-        leaving.cancel()
-        await asyncio.gather(leaving, return_exceptions=True)
-        asking = asyncio.create_task(alice.ask(headers=ANEW))
+        disconnected.cancel()
+        await asyncio.gather(disconnected, return_exceptions=True)
+        asking = asyncio.create_task(alice.ask(headers=FRESH))
         await asyncio.sleep(0.1)
     replay = await asking
 
@@ -201,21 +201,21 @@ async def test_an_answer_that_nobody_waits_for_any_more_is_replayed(
     assert len(await upstream.bodies()) == 1
 
 
-async def test_the_mark_of_a_worker_that_died_ends_by_itself(
+async def test_the_lock_of_a_dead_worker_expires(
     gateway: InProcess, alice: Client, upstream: Upstream
 ) -> None:
-    """15 s after it was last renewed; here it is renewed for a shorter time."""
+    """15 s after its last renewal; here sooner."""
     first = await alice.ask()
-    question = (fingerprint_of(first), 1, False, "b64_json")
-    asked = IdempotentRequest.of(alice.key_id, KEY["Idempotency-Key"], request=question)
+    request = (fingerprint_of(first), 1, False, "b64_json")
+    idempotent = IdempotentRequest.of(alice.key_id, KEY["Idempotency-Key"], request=request)
     assert idempotency_keys.LOCK_SECONDS == 15
-    assert await IdempotencyKeys(gateway.gateway.store).acquire(asked) is None
+    assert await IdempotencyKeys(gateway.gateway.store).acquire(idempotent) is None
 
-    waiting = asyncio.create_task(alice.ask(headers=ANEW))
+    waiting = asyncio.create_task(alice.ask(headers=FRESH))
     await asyncio.sleep(0.3)
     assert not waiting.done()
-    mark = await execute(gateway.gateway.store, GetValue(SPACE, asked.name))
-    await execute(gateway.gateway.store, SetValue(SPACE, asked.name, mark, 0.1))
+    lock = await execute(gateway.gateway.store, GetValue(SPACE, idempotent.name))
+    await execute(gateway.gateway.store, SetValue(SPACE, idempotent.name, lock, 0.1))
     async with generous():
         reply = await waiting
 
@@ -225,39 +225,39 @@ async def test_the_mark_of_a_worker_that_died_ends_by_itself(
 
 
 @pytest.mark.timed
-async def test_the_mark_of_a_worker_that_lives_is_renewed(
+async def test_the_lock_of_a_running_worker_is_renewed(
     gateway: InProcess, alice: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(idempotency_keys, "LOCK_SECONDS", 0.4)
     monkeypatch.setattr(idempotency_keys, "RENEW_SECONDS", 0.1)
     prompt = "[[sim:slow=1]] an otter"
-    first = asyncio.create_task(alice.ask(prompt, headers=ANEW))
+    first = asyncio.create_task(alice.ask(prompt, headers=FRESH))
     await asyncio.sleep(0.1)
-    second = await alice.ask(prompt, headers=ANEW)
+    second = await alice.ask(prompt, headers=FRESH)
     assert_replay(second, await first)
     assert len(await upstream.bodies()) == 1
 
 
-async def test_a_mark_that_is_late_does_not_undo_what_was_remembered(
+async def test_a_late_renewal_of_the_lock_does_not_overwrite_the_result(
     gateway: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its renewal may still be on its way to the store when the answer is there."""
+    """The renewal may still be on its way to the store when the result is stored."""
     monkeypatch.setattr(idempotency_keys, "RENEW_SECONDS", 0.05)
-    room = IdempotencyKeys(Slow(gateway.gateway.store))
-    asked = IdempotentRequest.of("key_1", "order-17", request=("an otter",))
-    assert await room.acquire(asked) is None
-    async with room.renewing(asked):
+    keys = IdempotencyKeys(LateRenewals(gateway.gateway.store))
+    idempotent = IdempotentRequest.of("key_1", "order-17", request=("an otter",))
+    assert await keys.acquire(idempotent) is None
+    async with keys.renewing(idempotent):
         await asyncio.sleep(0.15)  # the first renewal is sent
-    await room.store(asked, [])
+    await keys.store(idempotent, [])
     await asyncio.sleep(0.4)
-    note = await execute(gateway.gateway.store, GetValue(SPACE, asked.name))
+    value = await execute(gateway.gateway.store, GetValue(SPACE, idempotent.name))
 
-    assert note is not None
-    assert b'"images"' in note
+    assert value is not None
+    assert b'"images"' in value
 
 
-class Slow:
-    """A store whose calls for renewal arrive late, also when nobody waits for them any more."""
+class LateRenewals:
+    """A store that executes renewals late, even if they are cancelled."""
 
     def __init__(self, store: Store) -> None:
         self.name = store.name
@@ -288,7 +288,7 @@ async def test_a_failure_that_may_have_been_charged_is_replayed(
     failed = await alice.ask(prompt, headers=KEY)
     again = await alice.ask(prompt, headers=KEY)
     other = await alice.ask("a pond", headers=KEY)
-    fresh = await alice.ask(prompt, headers={"Idempotency-Key": "order-18"})
+    new_key = await alice.ask(prompt, headers={"Idempotency-Key": "order-18"})
     _, replayed = sorted(await gateway.ledger(), key=lambda r: r.time)[:2]
 
     assert failed.status == again.status == 502
@@ -300,14 +300,14 @@ async def test_a_failure_that_may_have_been_charged_is_replayed(
     assert again.headers["x-should-retry"] == "false"
     assert (replayed.outcome, replayed.cost_micros) == ("refused", 0)
     assert other.error["code"] == "idempotency_key_reused"
-    assert fresh.status == 200
+    assert new_key.status == 200
     assert len(await upstream.bodies()) == 2
 
 
 @pytest.mark.parametrize(
     "fault", ["status=500", "status=400", "status=429;code=insufficient_quota"]
 )
-async def test_a_failure_that_cost_nothing_is_tried_again(
+async def test_a_failure_free_of_charge_is_not_stored(
     alice: Client, upstream: Upstream, fault: str
 ) -> None:
     prompt = f"[[sim:{fault};times=1]] an otter"
@@ -321,10 +321,10 @@ async def test_a_failure_that_cost_nothing_is_tried_again(
     assert_replay(replay, good)
 
 
-async def test_a_failure_that_somebody_else_has_paid_for_is_tried_again(
+async def test_a_failure_that_another_client_has_paid_for_is_not_stored(
     gateway: InProcess, alice: Client, upstream: Upstream
 ) -> None:
-    """It cost this caller nothing, so buying is no repetition."""
+    """It cost this client nothing, so it may buy."""
     bob = await gateway.client.with_key("bob")
     prompt, claims = "[[sim:bad-base64;times=1]] an otter", claims_at(gateway)
     async with upstream.hold() as gate:
@@ -344,10 +344,10 @@ async def test_a_failure_that_somebody_else_has_paid_for_is_tried_again(
     assert len(await upstream.bodies()) == 2
 
 
-async def test_what_was_refused_before_it_was_sent_is_tried_again(
+async def test_a_refusal_before_anything_was_sent_is_not_stored(
     gateway: InProcess, upstream: Upstream
 ) -> None:
-    """A limit, a bound, a header: with whatever body comes next."""
+    """By a limit, a maximum cost or a header. The next request may have another body."""
     alice = await gateway.client.with_key("alice", limits={"images_per_day": 1})
     limited = await alice.ask(n=2, headers=KEY)
     bound = await alice.ask(headers={**KEY, "X-Gateway-Max-Cost-USD": "0"})
@@ -360,7 +360,7 @@ async def test_what_was_refused_before_it_was_sent_is_tried_again(
     assert len(await upstream.bodies()) == 1
 
 
-# ── when nothing is left to replay ──────────────────────────────────────────────────────────
+# ── when the images of a result are lost ────────────────────────────────────────────────────
 
 
 async def purge(client: Client, first: Reply) -> None:
@@ -373,7 +373,7 @@ async def take_down(client: Client, first: Reply) -> None:
 
 
 async def evict(client: Client, first: Reply) -> None:
-    """By an image that needs the room."""
+    """By storing other images."""
     for i in range(3):
         await client.ask(f"something else {i}")
 
@@ -383,18 +383,18 @@ async def evict(client: Client, first: Reply) -> None:
     await eventually(is_tombstone)
 
 
-@pytest.mark.parametrize("end", [purge, take_down, evict])
-async def test_when_the_images_are_gone_a_repetition_buys_anew(
-    open_gateway: OpenGateway, upstream: Upstream, end: Any
+@pytest.mark.parametrize("remove", [purge, take_down, evict])
+async def test_a_repeated_request_buys_again_when_the_images_are_lost(
+    open_gateway: OpenGateway, upstream: Upstream, remove: Any
 ) -> None:
-    bounds = {"total_bytes": 15_000, "memory_bytes": 0} if end is evict else {}
+    bounds = {"total_bytes": 15_000, "memory_bytes": 0} if remove is evict else {}
     async with open_gateway(cache=bounds) as gateway:
         alice = await gateway.client.with_key()
         first = await alice.ask(headers=KEY)
-        await end(alice, first)
+        await remove(alice, first)
         calls = len(await upstream.bodies())
         again = await alice.ask(headers=KEY)
-        replay = await alice.ask(headers=ANEW)
+        replay = await alice.ask(headers=FRESH)
 
     assert (again.status, again.cache_status) == (200, "fwd=miss; stored")
     assert REPLAYED not in again.headers
@@ -403,14 +403,14 @@ async def test_when_the_images_are_gone_a_repetition_buys_anew(
     assert len(await upstream.bodies()) == calls + 1
 
 
-async def test_after_a_day_an_answer_is_forgotten(
+async def test_a_result_expires_after_a_day(
     alice: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert idempotency_keys.RESULT_SECONDS == 86_400
     monkeypatch.setattr(idempotency_keys, "RESULT_SECONDS", 0.2)
-    await alice.ask(headers=ANEW)
+    await alice.ask(headers=FRESH)
     await asyncio.sleep(0.3)
-    again = await alice.ask("a pond", headers=ANEW)
+    again = await alice.ask("a pond", headers=FRESH)
 
     assert again.status == 200
     assert REPLAYED not in again.headers
@@ -420,7 +420,7 @@ async def test_after_a_day_an_answer_is_forgotten(
 async def test_an_expired_image_is_replayed_all_the_same(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
-    """Its time is the cache's, not that of who was answered with it."""
+    """Its lifetime limits hits, not results."""
     async with open_gateway(cache={"ttl": "0.1s"}) as gateway:
         alice = await gateway.client.with_key()
         first = await alice.ask(headers=KEY)
@@ -432,15 +432,17 @@ async def test_an_expired_image_is_replayed_all_the_same(
     assert len(await upstream.bodies()) == 1
 
 
-async def test_a_note_names_neither_caller_nor_key(gateway: InProcess, alice: Client) -> None:
-    """Only hashes of them, and images."""
+async def test_a_stored_result_names_neither_client_nor_key(
+    gateway: InProcess, alice: Client
+) -> None:
+    """It contains hashes of them, and the images."""
     reply = await alice.ask("a secret otter", headers=KEY)
-    asked: IdempotentRequest = IdempotentRequest.of(
+    idempotent = IdempotentRequest.of(
         alice.key_id,
         KEY["Idempotency-Key"],
         request=(fingerprint_of(reply), 1, False, "b64_json"),
     )
-    note = await execute(gateway.gateway.store, GetValue(SPACE, asked.name))
-    assert note is not None
+    value = await execute(gateway.gateway.store, GetValue(SPACE, idempotent.name))
+    assert value is not None
     for secret in ("order-17", "a secret otter", alice.key_id, alice.secret):
-        assert secret not in note.decode()
+        assert secret not in value.decode()

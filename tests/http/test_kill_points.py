@@ -20,12 +20,12 @@ import aiohttp
 import pytest
 from _pytest.mark import ParameterSet
 
-from gateway.cache import flights
+from gateway.cache import flight_ends, flights
 from gateway.store.batch import execute
 from gateway.store.commands import AcquireLease, Counter, OpenJournals, PeekCounters
 from tests.failpoints import (
     FOLDER_VARIABLE,
-    MORTAL_CLAIM_SECONDS,
+    MORTAL_LEASE_SECONDS,
     KillPoint,
     Strings,
     When,
@@ -241,9 +241,9 @@ async def arena(
     open_gateway: OpenGateway,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Arena]:
-    monkeypatch.setattr(flights, "CLAIM_SECONDS", MORTAL_CLAIM_SECONDS)
-    monkeypatch.setattr(flights, "LOOK_AGAIN_SECONDS", 0.6)
-    monkeypatch.setattr(flights, "RECHECK_SECONDS", 0.1)
+    monkeypatch.setattr(flights, "LEASE_SECONDS", MORTAL_LEASE_SECONDS)
+    monkeypatch.setattr(flight_ends, "MAX_SILENCE_SECONDS", 0.6)
+    monkeypatch.setattr(flight_ends, "RECHECK_SECONDS", 0.1)
     folder = tmp_path / "strings"
     folder.mkdir()
     async with AsyncExitStack() as stack:

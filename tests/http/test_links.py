@@ -1,4 +1,4 @@
-"""Links of the gateway's own: they outlive upstream's, and are the same image as its base64."""
+"""The gateway's own links: they outlive upstream's, and lead to the same bytes as the base64."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ DALLE = "dall-e-3"
 
 
 def link_of(reply: Reply) -> str:
-    """The first image's link, as the client got it."""
+    """The link of the first image of an answer."""
     return reply.json["data"][0]["url"]
 
 
 async def show(client: Client, link: str, method: str = "GET", **headers: str) -> Reply:
-    """What any client gets that follows a link, without a key."""
+    """Follows a link, without a key."""
     async with client.session.request(method, link, headers=headers) as response:
         return Reply(response.status, response.headers, await response.read())
 
@@ -51,7 +51,7 @@ async def test_a_link_outlives_upstreams(
 
 
 async def test_link_and_base64_are_the_same_bytes(alice: Client, upstream: Upstream) -> None:
-    """Whichever was asked for first."""
+    """In either order."""
     as_link = await alice.ask("a pond", model=DALLE)
     as_base64 = await alice.ask("a pond", model=DALLE, response_format="b64_json")
     other_base64 = await alice.ask("a lake", model=DALLE, response_format="b64_json")
@@ -63,7 +63,7 @@ async def test_link_and_base64_are_the_same_bytes(alice: Client, upstream: Upstr
     assert [body.get("response_format") for body in await upstream.bodies()] == [None, "b64_json"]
 
 
-async def test_the_answer_has_what_upstream_said_beside_its_link(alice: Client) -> None:
+async def test_the_answer_has_the_fields_that_upstream_sent_beside_its_link(alice: Client) -> None:
     reply = await alice.ask("a pond", model=DALLE)
     (image,) = reply.json["data"]
 
@@ -90,10 +90,10 @@ async def test_links_start_with_the_public_url(open_gateway: OpenGateway) -> Non
     assert link.startswith(f"{public}/images/img-")
 
 
-async def test_a_link_works_everywhere_although_the_store_had_evicted_its_image(
+async def test_a_link_to_an_evicted_image_works_everywhere(
     open_gateway: OpenGateway,
 ) -> None:
-    """One worker still had it in memory, and gave the link."""
+    """The worker that gives the link has the image in memory, and stores it again."""
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key()
         image = (await alice.ask(model=DALLE)).headers["x-gateway-image-ids"]
@@ -115,7 +115,7 @@ async def test_several_images_have_several_links(alice: Client, n: int) -> None:
     assert len(set(links)) == len(set(shown)) == n
 
 
-async def test_a_host_that_would_break_the_json_does_not(alice: Client) -> None:
+async def test_a_host_with_a_quote_is_escaped_in_the_json(alice: Client) -> None:
     reply = await alice.ask("a pond", model=DALLE, headers={"Host": 'a"b'})
     assert link_of(reply).startswith('http://a"b/images/')
 
@@ -148,7 +148,7 @@ async def admin(client: Client, path: str, **body: Any) -> Reply:
     return await client.admin("POST", f"/admin/cache/{path}", body)
 
 
-async def test_a_image_that_was_taken_down_is_gone(
+async def test_an_image_that_was_taken_down_is_neither_served_nor_stored_again(
     alice: Client, gateway: InProcess, upstream: Upstream
 ) -> None:
     prompt = "[[sim:same-bytes]] a pond"
@@ -170,23 +170,23 @@ async def test_a_image_that_was_taken_down_is_gone(
     assert len(await upstream.bodies()) == 2
 
 
-@pytest.mark.parametrize("naming", ["id", "link", "path", "place"])
-async def test_a_image_is_named_in_several_ways(alice: Client, naming: str) -> None:
+@pytest.mark.parametrize("naming", ["id", "link", "path", "slot"])
+async def test_an_image_is_named_in_several_ways(alice: Client, naming: str) -> None:
     reply = await alice.ask("a pond", model=DALLE)
     link, fingerprint = link_of(reply), reply.headers["Cache-Status"].partition('key="')[2][:-1]
     names = {
         "id": reply.headers["x-gateway-image-ids"],
         "link": link,
         "path": urlsplit(link).path,
-        "place": f"{fingerprint}/0",
+        "slot": f"{fingerprint}/0",
     }
     taken = await admin(alice, "takedown", image=names[naming])
     assert (taken.status, taken.json) == (200, {"images": 1})
     assert (await show(alice, link)).status == 410
 
 
-async def test_every_slot_that_holds_the_bytes_goes(alice: Client) -> None:
-    """Two questions were answered with the same bytes."""
+async def test_a_take_down_empties_every_slot_with_the_same_bytes(alice: Client) -> None:
+    """Two requests were answered with the same bytes."""
     replies = [
         await alice.ask("[[sim:same-bytes]] a pond", model=DALLE, quality=quality)
         for quality in ("standard", "hd")
@@ -244,11 +244,11 @@ async def test_purges_by_model_and_of_all(alice: Client) -> None:
         await alice.ask("a pond", model=model)
         await alice.ask("a lake", model=model)
     of_model = await admin(alice, "purge", model=DALLE)
-    kept = await alice.ask("a pond", model="gpt-image-1.5")
+    other = await alice.ask("a pond", model="gpt-image-1.5")
     everything = await admin(alice, "purge", all=True)
 
     assert of_model.json == {"images": 2}
-    assert kept.cache_status.startswith("hit")
+    assert other.cache_status.startswith("hit")
     assert everything.json == {"images": 2}
 
 
@@ -266,7 +266,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("path", "body", "code", "word"), BAD)
-async def test_a_wrong_order_is_answered_with_what_would_be_right(
+async def test_a_bad_request_names_what_is_expected(
     embedded: InProcess, path: str, body: dict[str, Any], code: str, word: str
 ) -> None:
     reply = await embedded.client.admin("POST", f"/admin/cache/{path}", body)
@@ -280,10 +280,10 @@ async def test_an_unknown_image_is_404(alice: Client) -> None:
         assert (reply.status, reply.error["code"]) == (404, "image_not_found")
 
 
-# ── derived formats ─────────────────────────────────────────────────────────────────────────
+# ── transcoded formats ──────────────────────────────────────────────────────────────────────
 
 
-async def test_formats_are_made_from_a_png_and_go_with_it(
+async def test_formats_are_transcoded_from_a_png_and_taken_down_with_it(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     async with open_gateway(cache={"derive_formats": True}) as here:
@@ -312,7 +312,7 @@ async def test_formats_are_made_from_a_png_and_go_with_it(
     assert [r.outcome for r in records if r.cost_micros] == ["bought", "bought"]
 
 
-async def test_a_transparent_image_becomes_no_jpeg(
+async def test_a_transparent_image_is_not_transcoded_to_jpeg(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     async with open_gateway(cache={"derive_formats": True}) as here:
@@ -332,16 +332,16 @@ async def test_without_the_setting_every_format_is_bought(
     assert len(await upstream.bodies()) == 2
 
 
-async def test_those_who_want_the_same_format_at_once_share_the_making_of_it(
+async def test_concurrent_requests_for_one_format_transcode_once(
     open_gateway: OpenGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[object] = []
+    calls: list[object] = []
 
-    def derive(*given: Any, **more: Any) -> bytes | None:
-        made.append(more)
-        return transcode_image(*given, **more)
+    def transcode(*args: Any, **options: Any) -> bytes | None:
+        calls.append(options)
+        return transcode_image(*args, **options)
 
-    monkeypatch.setattr("gateway.cache.transcoding.transcode_image", derive)
+    monkeypatch.setattr("gateway.cache.transcoding.transcode_image", transcode)
     async with open_gateway(cache={"derive_formats": True}) as here:
         alice = await here.client.with_key()
         await alice.ask("a pond")
@@ -349,4 +349,4 @@ async def test_those_who_want_the_same_format_at_once_share_the_making_of_it(
         replies = await asyncio.gather(*asking)
 
     assert {reply.cache_status.partition(";")[0] for reply in replies} == {"hit"}
-    assert len(made) == 1
+    assert len(calls) == 1

@@ -21,8 +21,8 @@ import pytest
 
 from gateway.access.keys import TRUST_SECONDS
 from gateway.assembly import DATABASE
-from gateway.cache import flights
-from gateway.cache.flights import FlightResult
+from gateway.cache import flight_ends
+from gateway.cache.flight_result import FlightResult
 from gateway.images import Record
 from tests.gates import hold_streams
 from tests.gateways import (
@@ -35,7 +35,7 @@ from tests.gateways import (
     read_spent,
     run_gateway,
 )
-from tests.http.test_streams import COMPLETED, PARTIAL, cache_policy, indices_of, names_of
+from tests.http.test_streams import COMPLETED, PARTIAL, indices_of, names_of, open_stream
 from tests.redis_server import run_durable_redis
 from tests.waiting import eventually, generous
 
@@ -467,7 +467,7 @@ async def test_a_stream_that_loses_its_buyer_with_the_store_goes_on_where_it_was
     arena: Arena, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It buys for itself; what it was shown of the other purchase is not shown again."""
-    monkeypatch.setattr(flights, "RECHECK_SECONDS", 0.05)
+    monkeypatch.setattr(flight_ends, "RECHECK_SECONDS", 0.05)
     alice = await arena.here.client.with_key("alice")
     there = arena.there.client
     elsewhere = Client(there.url, there.session, alice.secret, alice.key_id)
@@ -475,8 +475,8 @@ async def test_a_stream_that_loses_its_buyer_with_the_store_goes_on_where_it_was
     prompt = "an otter"
     with hold_streams(after=1) as go_on:
         async with (
-            cache_policy(alice, prompt) as buyer,
-            cache_policy(elsewhere, prompt) as follower,
+            open_stream(alice, prompt) as buyer,
+            open_stream(elsewhere, prompt) as follower,
         ):
             await follower.until(1)
             with arena.outage():
@@ -499,7 +499,7 @@ async def test_a_image_that_comes_while_its_folder_is_gone_lies_in_it_afterwards
     async with two_gateways(data, upstream, None) as (here, there):
         alice = await here.client.with_key("alice")
         with hold_streams(after=1) as go_on:
-            async with cache_policy(alice, prompt) as stream:
+            async with open_stream(alice, prompt) as stream:
                 await stream.until(1)
                 with folder_gone(data):
                     go_on.open()

@@ -1,4 +1,4 @@
-"""Streams through the front door: what is shown, to whom, how often it is bought, how it fails."""
+"""Streams through the front door: their events, their followers, and how they fail."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from openai import AsyncOpenAI, OpenAI
 from openai._streaming import SSEDecoder
 
 from gateway.api.http import streaming
-from gateway.cache import flights
+from gateway.cache import flight_ends
 from gateway.images import PartialImage, Record
 from tests.gates import hold_streams
 from tests.gateways import (
@@ -79,7 +79,7 @@ async def ask(client: Client, prompt: str, partial_images: int = 3, **body: Any)
 
 
 @dataclass
-class CachePolicy:
+class OpenStream:
     """A stream that is being read."""
 
     response: aiohttp.ClientResponse
@@ -87,15 +87,15 @@ class CachePolicy:
 
     @property
     def events(self) -> list[Event]:
-        """Those that are complete."""
+        """The complete ones so far."""
         return events_of(bytes(self.body[: self.body.rfind(b"\n\n") + 2]))
 
     async def until(self, count: int) -> None:
-        """Reads until so many events have come."""
+        """Reads until `count` events have arrived."""
         await self._read_until(lambda: len(self.events) >= count)
 
     async def until_kept_alive(self, times: int) -> None:
-        """Reads until so many comments have come since the last event."""
+        """Reads until `times` comments have arrived since the last event."""
         await self._read_until(lambda: self.body.endswith(times * KEPT_ALIVE))
 
     async def _read_until(self, holds: Callable[[], bool]) -> None:
@@ -111,10 +111,10 @@ class CachePolicy:
 
 
 @asynccontextmanager
-async def cache_policy(
+async def open_stream(
     client: Client, prompt: str, partial_images: int = 3, **more: str
-) -> AsyncIterator[CachePolicy]:
-    """A stream whose headers have come."""
+) -> AsyncIterator[OpenStream]:
+    """A stream whose headers have arrived."""
     body = {
         "model": MODEL,
         "prompt": prompt,
@@ -124,17 +124,17 @@ async def cache_policy(
     headers = {"Authorization": f"Bearer {client.secret}", **more}
     url = f"{client.url}/v1/images/generations"
     async with client.session.post(url, json=body, headers=headers) as response:
-        yield CachePolicy(response)
+        yield OpenStream(response)
 
 
 async def record_of(gateway: InProcess, reply: Reply | aiohttp.ClientResponse) -> Record:
-    """The record of the request that was answered so."""
+    """The ledger record of an answered request."""
     request_id = reply.headers["x-request-id"]
     (record,) = [r for r in await gateway.ledger() if r.request_id == request_id]
     return record
 
 
-# ── what a stream is ────────────────────────────────────────────────────────────────────────
+# ── the events of a stream ──────────────────────────────────────────────────────────────────
 
 
 async def test_a_stream_is_its_partial_images_and_the_image(
@@ -197,7 +197,7 @@ async def test_without_partial_images_a_stream_is_exactly_one_event(
     assert names_of(events_of(omitted.body)) == [COMPLETED]
 
 
-async def test_a_hit_is_exactly_one_event_whoever_bought_it(
+async def test_a_hit_is_exactly_one_event_however_it_was_bought(
     gateway: InProcess, alice: Client, upstream: Upstream
 ) -> None:
     bought = {"streamed": await ask(alice, "streamed"), "plain": await alice.ask("plain")}
@@ -224,7 +224,7 @@ async def test_a_hit_is_exactly_one_event_whoever_bought_it(
 
 
 async def test_a_client_of_http_1_0_sees_the_end_of_a_stream(alice: Client) -> None:
-    """It knows no chunks: only the end of the connection tells, also where it would be kept."""
+    """HTTP/1.0 has no chunks: only the end of the connection marks it, even with keep-alive."""
     body = json.dumps({"model": MODEL, "prompt": "an otter", "stream": True}).encode()
     head = (
         "POST /v1/images/generations HTTP/1.0\r\nConnection: keep-alive\r\n"
@@ -262,25 +262,25 @@ async def test_a_stream_of_more_than_one_image_is_refused(alice: Client) -> None
     assert (reply.status, reply.error["code"]) == (400, "unsupported_parameter")
 
 
-# ── one flight for everyone ─────────────────────────────────────────────────────────────────
+# ── one flight for all requests ─────────────────────────────────────────────────────────────
 
 
-async def test_readers_elsewhere_see_what_came_and_what_comes(
+async def test_followers_get_all_partial_images_before_and_after_they_join(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
-    """They join after the second partial image, on the buyer's worker and on another."""
+    """They join after the second partial image, on the leader's worker and on another."""
     prompt = "an otter"
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice")
         bob = Client(there.client.url, there.client.session, alice.secret)
         claims = claims_at(here, there)
         with hold_streams(after=2) as go_on:
-            async with cache_policy(alice, prompt) as buyer:
-                await buyer.until(2)
+            async with open_stream(alice, prompt) as leader:
+                await leader.until(2)
                 late = [
-                    asyncio.create_task(reader)
+                    asyncio.create_task(request)
                     for client in (bob, alice)
-                    for reader in (
+                    for request in (
                         ask(client, prompt, 3),
                         ask(client, prompt, 1),
                         ask(client, prompt, 0),
@@ -289,7 +289,7 @@ async def test_readers_elsewhere_see_what_came_and_what_comes(
                 ]
                 await claims.until(1 + len(late))
                 go_on.open()
-                bought = await buyer.to_the_end()
+                bought = await leader.to_the_end()
         replies = await asyncio.gather(*late)
         records = await here.ledger() + await there.ledger()
 
@@ -333,14 +333,14 @@ async def test_a_stream_that_joins_a_plain_purchase_is_one_event(
     assert len(await upstream.bodies()) == 1
 
 
-async def test_who_asks_for_more_than_the_buyer_gets_what_the_buyer_bought(
+async def test_a_follower_gets_no_more_partial_images_than_the_leader_bought(
     open_gateway: OpenGateway,
 ) -> None:
     async with open_gateway() as here:
         alice, claims = await here.client.with_key("alice"), claims_at(here)
         with hold_streams(after=1) as go_on:
-            async with cache_policy(alice, "an otter", 1) as buyer:
-                await buyer.until(1)
+            async with open_stream(alice, "an otter", 1) as leader:
+                await leader.until(1)
                 asking = asyncio.create_task(ask(alice, "an otter", 3))
                 await claims.until(2)
                 go_on.open()
@@ -348,12 +348,12 @@ async def test_who_asks_for_more_than_the_buyer_gets_what_the_buyer_bought(
     assert indices_of(events_of(more.body)) == [0]
 
 
-async def test_a_client_that_leaves_mid_stream_leaves_its_image_behind(
+async def test_an_image_is_stored_even_if_its_client_disconnects_mid_stream(
     gateway: InProcess, alice: Client, upstream: Upstream
 ) -> None:
     with hold_streams(after=1):
-        async with cache_policy(alice, "an otter") as buyer:
-            await buyer.until(1)
+        async with open_stream(alice, "an otter") as leader:
+            await leader.until(1)
     await gateway.gateway.tasks.drain()
     hit = await alice.ask("an otter")
     records = await gateway.ledger()
@@ -363,22 +363,22 @@ async def test_a_client_that_leaves_mid_stream_leaves_its_image_behind(
     assert [r.outcome for r in records if r.cost_micros] == ["bought"]
 
 
-async def test_a_follower_that_leaves_mid_stream_is_in_the_books_all_the_same(
+async def test_a_follower_that_disconnects_mid_stream_is_recorded_all_the_same(
     gateway: InProcess, alice: Client
 ) -> None:
     with hold_streams(after=1) as go_on:
-        async with cache_policy(alice, "an otter") as buyer:
-            await buyer.until(1)
-            async with cache_policy(alice, "an otter") as follower:
+        async with open_stream(alice, "an otter") as leader:
+            await leader.until(1)
+            async with open_stream(alice, "an otter") as follower:
                 await follower.until(1)
             go_on.open()
-            await buyer.to_the_end()
+            await leader.to_the_end()
 
-    async def look() -> bool:
+    async def are_recorded() -> bool:
         outcomes = [record.outcome for record in await gateway.ledger()]
         return sorted(outcomes) == ["bought", "collapsed"]
 
-    await eventually(look)
+    await eventually(are_recorded)
 
 
 async def test_the_time_to_the_first_event_is_measured(gateway: InProcess, alice: Client) -> None:
@@ -393,9 +393,9 @@ async def test_the_time_to_the_first_event_is_measured(gateway: InProcess, alice
 
 
 async def stream_by_sdk(
-    client: Client, kind: str, prompt: str, *, tell: Callable[[], None] = lambda: None
+    client: Client, kind: str, prompt: str, *, on_first: Callable[[], None] = lambda: None
 ) -> list[Any]:
-    """The events of `images.generate(stream=True)`; `tell` is called when the first has come."""
+    """The events of `images.generate(stream=True)`; calls `on_first` when the first arrives."""
     given = {"model": MODEL, "prompt": prompt, "stream": True, "partial_images": 3}
     options = {"base_url": f"{client.url}/v1", "api_key": client.secret}
     loop = asyncio.get_running_loop()
@@ -404,7 +404,7 @@ async def stream_by_sdk(
         with OpenAI(**options) as opened:
             events = opened.images.generate(**given)
             first = next(events)
-            loop.call_soon_threadsafe(tell)
+            loop.call_soon_threadsafe(on_first)
             return [first, *events]
 
     if kind == "sync":
@@ -412,13 +412,13 @@ async def stream_by_sdk(
     async with AsyncOpenAI(**options) as opened:
         events = await opened.images.generate(**given)
         first = await anext(events)
-        tell()
+        on_first()
         return [first, *[event async for event in events]]
 
 
 @pytest.fixture
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package obeys the proxy of its environment."""
+    """The package uses the proxy of its environment."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -427,14 +427,14 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_the_sdk_iterates_over_three_partial_images_and_the_image(
     embedded: InProcess, kind: str
 ) -> None:
-    """The first one comes while upstream makes no other."""
+    """The first one arrives while upstream makes no other."""
     alice = await embedded.client.with_key()
     with hold_streams(after=1) as go_on:
-        came = await stream_by_sdk(alice, kind, f"an otter, {kind}", tell=go_on.open)
+        arrived = await stream_by_sdk(alice, kind, f"an otter, {kind}", on_first=go_on.open)
 
-    assert [event.type for event in came] == [PARTIAL] * 3 + [COMPLETED]
-    assert [event.partial_image_index for event in came[:3]] == [0, 1, 2]
-    assert came[-1].usage.output_tokens == 4460
+    assert [event.type for event in arrived] == [PARTIAL] * 3 + [COMPLETED]
+    assert [event.partial_image_index for event in arrived[:3]] == [0, 1, 2]
+    assert arrived[-1].usage.output_tokens == 4460
 
 
 @pytest.mark.usefixtures("_no_proxy")
@@ -451,22 +451,22 @@ async def test_a_failure_in_mid_stream_raises_in_the_sdk(
     assert len(await upstream.bodies()) == 1
 
 
-# ── everything that can go wrong upstream ───────────────────────────────────────────────────
+# ── faults of upstream ──────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Case:
-    """A fault, and what becomes of it; `charge`: `estimate`, `cost` (what usage says) or 0."""
+    """A fault and its answer. `charge` is `estimate`, `cost` (by the usage) or 0."""
 
     fault: str
     partials: int = 0
     status: int = 200
     code: str | None = None
-    """Of the error, in an event where the status is 200; None: the image comes."""
+    """Of the error, in an event if the status is 200; None if the image is delivered."""
     charge: str = "cost"
     flags: tuple[str, ...] = ()
-    is_remembered: bool = False
-    """The question is not asked again: it was refused for its content."""
+    is_refusal: bool = False
+    """The prompt was refused for its content: the refusal is in the negative cache."""
 
 
 UPSTREAM_ERROR = "upstream_error"
@@ -474,7 +474,7 @@ CASES = [
     Case("status=500", status=500, code="", charge="0", flags=("assumed_free",)),
     Case("status=429;code=insufficient_quota", status=429, code="insufficient_quota", charge="0"),
     Case("status=502", status=502, code=UPSTREAM_ERROR, charge="estimate", flags=("presumed",)),
-    Case("moderation", status=400, code="moderation_blocked", charge="0", is_remembered=True),
+    Case("moderation", status=400, code="moderation_blocked", charge="0", is_refusal=True),
     Case("reset", status=502, code=UPSTREAM_ERROR, charge="estimate", flags=("presumed",)),
     Case("moderation;stage=output", 1, 200, "moderation_blocked", "estimate", ("presumed",)),
     Case("stream-error", 1, 200, "image_generation_failed", "estimate", ("presumed",)),
@@ -496,29 +496,32 @@ CASES = [
 
 
 def frames_of(body: bytes) -> list[bytes]:
-    """What stands between blank lines."""
+    """The parts between blank lines."""
     assert body.endswith(b"\n\n")
     return body[:-2].split(b"\n\n")
 
 
-def assert_no_client_stumbles(body: bytes) -> None:
-    """WIRE §4.2: only comments, and frames of exactly a name and one line of JSON."""
+def assert_decodable(body: bytes) -> None:
+    """Only comments, and frames of exactly a name and one line of JSON.
+
+    See docs/reference/images-api.md#what-decoders-accept.
+    """
     assert b"\r" not in body
     for frame in frames_of(body):
         if frame.startswith(b":"):
             assert b"\n" not in frame
             continue
         name, data = frame.split(b"\n")
-        said = json.loads(data.removeprefix(b"data: "))
-        assert name == b"event: " + said["type"].encode()
-        assert (said["type"] == "error") == ("error" in said)
-        if "error" in said:
-            assert set(said["error"]) >= {"message", "type", "param", "code"}
+        fields = json.loads(data.removeprefix(b"data: "))
+        assert name == b"event: " + fields["type"].encode()
+        assert (fields["type"] == "error") == ("error" in fields)
+        if "error" in fields:
+            assert set(fields["error"]) >= {"message", "type", "param", "code"}
 
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.fault)
-async def test_what_upstream_does_is_told_charged_and_never_kept_without_its_image(
+async def test_a_fault_of_upstream_is_reported_charged_and_never_cached(
     shared: Shared, case: Case
 ) -> None:
     prompt = f"[[sim:{case.fault};times=1]] an otter"
@@ -530,7 +533,7 @@ async def test_what_upstream_does_is_told_charged_and_never_kept_without_its_ima
     assert reply.status == case.status
     if case.status == 200:
         events = events_of(reply.body)
-        assert_no_client_stumbles(reply.body)
+        assert_decodable(reply.body)
         assert indices_of(events) == list(range(case.partials))
         assert len(events) == case.partials + 1
         last = events[-1]
@@ -540,28 +543,26 @@ async def test_what_upstream_does_is_told_charged_and_never_kept_without_its_ima
         assert reply.headers["Content-Type"].startswith("application/json")
         code = reply.error["code"]
     assert (code or "") == (case.code or "")
-    most = estimate(prompt, stream=True, partial_images=3).usd_micros
+    estimated = estimate(prompt, stream=True, partial_images=3).usd_micros
     assert record.flags == case.flags
     assert record.outcome == ("bought" if case.code is None else "failed")
     assert (record.cost_micros == 0) == (case.charge == "0")
-    assert (record.cost_micros == most) == (case.charge == "estimate")
-    is_asked_once = case.code is None or case.is_remembered
-    assert len(sent) == (1 if is_asked_once else 2)
-    if case.is_remembered:
+    assert (record.cost_micros == estimated) == (case.charge == "estimate")
+    is_sent_once = case.code is None or case.is_refusal
+    assert len(sent) == (1 if is_sent_once else 2)
+    if case.is_refusal:
         assert (again.status, again.error["code"]) == (case.status, case.code)
     else:
-        assert again.cache_status.startswith("hit" if is_asked_once else "fwd=miss; stored")
+        assert again.cache_status.startswith("hit" if is_sent_once else "fwd=miss; stored")
 
 
-async def test_a_stream_that_stands_still_is_ended_at_the_deadline(
-    tmp_path: Path, upstream: Upstream
-) -> None:
+async def test_a_stream_that_hangs_ends_at_the_deadline(tmp_path: Path, upstream: Upstream) -> None:
     settings = make_settings(
         tmp_path, upstream.base_url, upstream={"timeout": f"{DEADLINE_SECONDS}s"}
     )
     async with run_gateway(settings) as here:
         alice = await here.client.with_key()
-        async with cache_policy(alice, "[[sim:hang]] an otter") as stream:
+        async with open_stream(alice, "[[sim:hang]] an otter") as stream:
             await stream.until(1)
             pass_time(DEADLINE_SECONDS)
             events = await stream.to_the_end()
@@ -575,20 +576,20 @@ async def test_a_stream_that_stands_still_is_ended_at_the_deadline(
 async def test_an_error_of_the_flight_reaches_followers_in_their_streams(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
-    """A follower whose answer has begun; the plain one beside it gets it as a plain answer."""
+    """A follower whose stream has begun gets an event, one without a stream a plain answer."""
     prompt = "[[sim:stream-error]] an otter"
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice")
         bob = Client(there.client.url, there.client.session, alice.secret)
         claims = claims_at(here, there)
         with hold_streams(after=1) as go_on:
-            async with cache_policy(alice, prompt) as buyer:
-                await buyer.until(1)
+            async with open_stream(alice, prompt) as leader:
+                await leader.until(1)
                 followers = [asyncio.create_task(ask(client, prompt)) for client in (alice, bob)]
                 plain = asyncio.create_task(bob.ask(prompt))
                 await claims.until(4)
                 go_on.open()
-                await buyer.to_the_end()
+                await leader.to_the_end()
         replies = await asyncio.gather(*followers)
         records = await there.ledger()
 
@@ -609,38 +610,38 @@ async def test_a_refused_reservation_is_a_plain_answer(alice: Client, upstream: 
     assert await upstream.bodies() == []
 
 
-# ── while nothing comes ─────────────────────────────────────────────────────────────────────
+# ── while nothing arrives ───────────────────────────────────────────────────────────────────
 
 
-async def test_headers_go_out_after_some_waiting_and_comments_keep_the_line_alive(
+async def test_headers_are_sent_after_a_while_and_comments_keep_the_connection_alive(
     embedded: InProcess, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.1)
     alice = await embedded.client.with_key()
-    async with upstream.hold() as gate, cache_policy(alice, "an otter") as stream:
+    async with upstream.hold() as gate, open_stream(alice, "an otter") as stream:
         await stream.until_kept_alive(3)
         gate.open()
         events = await stream.to_the_end()
 
     assert names_of(events) == [PARTIAL] * 3 + [COMPLETED]
     assert stream.body.startswith(KEPT_ALIVE * 3)
-    assert_no_client_stumbles(bytes(stream.body))
+    assert_decodable(bytes(stream.body))
 
 
-async def test_the_line_is_kept_alive_for_who_waits_on_another_worker(
+async def test_the_connection_of_a_follower_on_another_worker_is_kept_alive(
     open_gateway: OpenGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also while that worker asks, again and again, who is buying; partial images are read once."""
+    """Also while it retries the lease again and again. Partial images are not sent twice."""
     monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.2)
-    monkeypatch.setattr(flights, "LOOK_AGAIN_SECONDS", 0.1)
-    monkeypatch.setattr(flights, "RECHECK_SECONDS", 0.05)
+    monkeypatch.setattr(flight_ends, "MAX_SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(flight_ends, "RECHECK_SECONDS", 0.05)
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice")
         bob = Client(there.client.url, there.client.session, alice.secret)
         with hold_streams(after=1) as go_on:
-            async with cache_policy(alice, "an otter", 2) as buyer:
-                await buyer.until(1)
-                async with cache_policy(bob, "an otter", 2) as follower:
+            async with open_stream(alice, "an otter", 2) as leader:
+                await leader.until(1)
+                async with open_stream(bob, "an otter", 2) as follower:
                     await follower.until_kept_alive(3)
                     go_on.open(after=2)
                     await follower.until(2)
@@ -648,20 +649,20 @@ async def test_the_line_is_kept_alive_for_who_waits_on_another_worker(
                     events = await follower.to_the_end()
 
     assert indices_of(events) == [0, 1]
-    assert_no_client_stumbles(bytes(follower.body))
+    assert_decodable(bytes(follower.body))
 
 
-async def test_the_line_is_kept_alive_for_who_repeats_while_the_first_one_runs(
+async def test_the_connection_of_a_repeated_request_is_kept_alive_while_the_first_one_runs(
     embedded: InProcess, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the same `Idempotency-Key`: it waits for an answer, not for a flight."""
+    """With the same `Idempotency-Key`, it waits for a stored result, not for a flight."""
     monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.1)
     alice = await embedded.client.with_key()
     once = {"Idempotency-Key": "order-17", "Cache-Control": "no-cache"}
     async with (
         upstream.hold() as gate,
-        cache_policy(alice, "an otter", 0, **once) as first,
-        cache_policy(alice, "an otter", 0, **once) as second,
+        open_stream(alice, "an otter", 0, **once) as first,
+        open_stream(alice, "an otter", 0, **once) as second,
     ):
         for stream in (first, second):
             await stream.until_kept_alive(3)
@@ -671,42 +672,42 @@ async def test_the_line_is_kept_alive_for_who_repeats_while_the_first_one_runs(
     assert replayed.image == bought.image
     assert len(await upstream.bodies()) == 1
     for stream in (first, second):
-        assert_no_client_stumbles(bytes(stream.body))
+        assert_decodable(bytes(stream.body))
 
 
-async def test_an_error_after_some_waiting_comes_in_an_event_and_before_it_as_an_answer(
+async def test_a_late_error_is_an_event_and_an_early_one_a_plain_answer(
     embedded: InProcess, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice = await embedded.client.with_key()
     prompt = "[[sim:status=500]] an otter"
     soon = await ask(alice, prompt)
     monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.1)
-    async with upstream.hold() as gate, cache_policy(alice, prompt) as late:
+    async with upstream.hold() as gate, open_stream(alice, prompt) as late:
         gate.open()
         (event,) = await late.to_the_end()
 
     assert (soon.status, soon.headers["x-gateway-error-source"]) == (500, "upstream")
     assert late.response.status == 200
     assert (event.name, event.data["error"]) == ("error", soon.error)
-    assert_no_client_stumbles(bytes(late.body))
+    assert_decodable(bytes(late.body))
     outcomes = [r.outcome for r in await embedded.ledger()]
     assert outcomes == ["failed", "failed"]
 
 
-# ── buyers that die ─────────────────────────────────────────────────────────────────────────
+# ── leaders that die ────────────────────────────────────────────────────────────────────────
 
 
-async def test_no_index_comes_twice_when_a_dead_buyer_is_replaced(
+async def test_no_index_is_sent_twice_when_a_dead_leader_is_replaced(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
-    """The dead one had shown 0 and 2; the follower that replaces it buys 0, 1 and 2 anew."""
+    """The dead leader had published 0 and 2; the follower that replaces it gets 0, 1 and 2."""
     async with open_gateway(workers={"heartbeat": "0.2s", "dead_after": "60s"}) as here:
         alice = await here.client.with_key("alice")
         left = await leave_purchase(here.settings, alice.secret, "lost", received=False)
-        shown = here.gateway.flights._partial_images.publisher(left.purchase, max_images=3)
+        publisher = here.gateway.flights._partial_images.publisher(left.purchase, max_images=3)
         for index in (0, 2):
-            await shown.publish(PartialImage(index, b"of the dead %d" % index))
-        async with cache_policy(alice, "lost") as follower:
+            await publisher.publish(PartialImage(index, b"of the dead %d" % index))
+        async with open_stream(alice, "lost") as follower:
             await follower.until(2)
             await here.recover_dead()
             events = await follower.to_the_end()
@@ -718,14 +719,14 @@ async def test_no_index_comes_twice_when_a_dead_buyer_is_replaced(
     assert len(await upstream.bodies()) == 1
 
 
-async def test_a_second_death_is_told_in_the_stream(
+async def test_a_second_death_is_an_error_in_the_stream(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     async with open_gateway(workers={"heartbeat": "0.2s", "dead_after": "60s"}) as here:
         alice = await here.client.with_key("alice")
         left = await leave_purchase(here.settings, alice.secret, "lost", received=False, deaths=1)
         await here.gateway.flights._partial_images.publisher(left.purchase, max_images=3).open()
-        async with cache_policy(alice, "lost") as follower:
+        async with open_stream(alice, "lost") as follower:
             await here.recover_dead()
             (event,) = await follower.to_the_end()
 
@@ -733,10 +734,10 @@ async def test_a_second_death_is_told_in_the_stream(
     assert await upstream.bodies() == []
 
 
-async def test_readers_on_another_worker_outlive_the_buying_worker(
+async def test_followers_on_another_worker_survive_the_leader(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:
-    """`kill -9` of the buyer in mid-stream: a reader elsewhere buys in its place."""
+    """`kill -9` of the leader in mid-stream: a follower on another worker replaces it."""
     prompt = "an otter"
     async with run_processes(tmp_path, upstream.base_url, workers=2, redis_url=store_url) as (
         processes,
@@ -744,16 +745,16 @@ async def test_readers_on_another_worker_outlive_the_buying_worker(
     ):
         alice = await client.with_key("alice")
         async with open_to_both(processes, alice) as workers:
-            (buyer_pid, buyer), (_, reader) = workers.items()
+            (leader_pid, leader), (_, reader) = workers.items()
             with hold_streams(after=1) as go_on:
-                ended = asyncio.create_task(is_cut_off(buyer, prompt))
+                ended = asyncio.create_task(is_cut_off(leader, prompt))
                 await upstream.until_sent(1)
-                async with cache_policy(reader, prompt) as follower:
+                async with open_stream(reader, prompt) as follower:
                     await follower.until(1)
-                    os.kill(buyer_pid, signal.SIGKILL)
+                    os.kill(leader_pid, signal.SIGKILL)
                     await ended
                     go_on.open()
-                    await processes.recover(buyer_pid)
+                    await processes.recover(leader_pid)
                     events = await follower.to_the_end()
         records = await processes.records(2)
 

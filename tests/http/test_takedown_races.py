@@ -1,4 +1,4 @@
-"""Take-downs against everything that is under way: reads, writes, derivations, purchases."""
+"""Take-downs during reads, writes, transcoding and purchases."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ async def take_down(client: Client, image: str, **more: bool) -> Reply:
 
 
 def image_of(reply: Reply) -> str:
-    """The id of the one image in an answer."""
+    """The id of the only image in an answer."""
     return reply.headers["x-gateway-image-ids"]
 
 
 def digest_of(reply: Reply) -> str:
-    """The content hash of the one image in an answer."""
+    """The digest of the only image in an answer."""
     return hashlib.sha256(base64.b64decode(reply.images[0])).hexdigest()
 
 
 @contextmanager
-def nobody_writes(folder: Path) -> Iterator[None]:
-    """Whoever stores bytes in this folder waits until the block is left."""
+def writes_blocked(folder: Path) -> Iterator[None]:
+    """Stores to this folder wait until the block ends."""
     with (folder / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -50,14 +50,16 @@ def nobody_writes(folder: Path) -> Iterator[None]:
 async def run_embedded(
     tmp_path: Path, upstream: Upstream, **cache: object
 ) -> AsyncIterator[InProcess]:
-    """A gateway whose images are files, which a test can hold fast."""
+    """A gateway whose images are files, so that a test can block reads and writes."""
     settings = make_settings(tmp_path / "data", upstream.base_url, cache=cache)
     async with run_gateway(settings) as here:
         yield here
 
 
-async def test_what_was_being_read_is_not_shown(tmp_path: Path, upstream: Upstream) -> None:
-    """A pipe in the place of the file gives its bytes when the test likes."""
+async def test_an_image_that_is_being_read_is_not_served(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    """A pipe instead of the file gives its bytes when the test writes them."""
     async with run_embedded(tmp_path, upstream, memory_bytes=0) as here:
         alice = await here.client.with_key()
         bought = await alice.ask("a pond", model="dall-e-3", response_format="url")
@@ -69,11 +71,11 @@ async def test_what_was_being_read_is_not_shown(tmp_path: Path, upstream: Upstre
         os.mkfifo(path)
         os.utime(path, (time.time() + 3600,) * 2)
         pipe = os.open(path, os.O_RDWR)
-        cache_policy = asyncio.create_task(show(alice, link))
+        reading = asyncio.create_task(show(alice, link))
         await asyncio.sleep(0.2)
         taken = await take_down(alice, image_of(bought))
         await asyncio.to_thread(_write_all, pipe, data)
-        shown = await cache_policy
+        shown = await reading
 
     assert taken.json == {"images": 1}
     assert shown.status == 410
@@ -84,33 +86,33 @@ def _write_all(descriptor: int, data: bytes) -> None:
         file.write(data)
 
 
-async def test_what_was_being_stored_does_not_stay(tmp_path: Path, upstream: Upstream) -> None:
-    """The same bytes, bought once more, come when they have just been removed."""
-    prompt, anew = "[[sim:same-bytes]] a pond", {"Cache-Control": "no-cache"}
+async def test_an_image_that_is_being_stored_is_deleted(tmp_path: Path, upstream: Upstream) -> None:
+    """The same bytes are bought once more, and arrive just after they were deleted."""
+    prompt, fresh = "[[sim:same-bytes]] a pond", {"Cache-Control": "no-cache"}
     async with run_embedded(tmp_path, upstream) as here:
         alice = await here.client.with_key()
         first = await alice.ask(prompt)
         digest = digest_of(first)
-        with nobody_writes(tmp_path / "data" / "blobs"):
-            buying = asyncio.create_task(alice.ask(prompt, headers=anew))
+        with writes_blocked(tmp_path / "data" / "blobs"):
+            buying = asyncio.create_task(alice.ask(prompt, headers=fresh))
             await upstream.until_sent(2)
             await asyncio.sleep(0.5)
             await take_down(alice, image_of(first))
             await asyncio.sleep(KNOWN_BY_ALL_SECONDS)
         bought = await buying
-        await eventually(lambda: has_on_shelf(here, 0))
-        kept = await here.gateway.blob_store.get(digest)
+        await eventually(lambda: has_tracked(here, 0))
+        stored = await here.gateway.blob_store.get(digest)
 
     assert bought.status >= 400
     assert bought.headers["x-should-retry"] == "false"
-    assert kept is None
+    assert stored is None
 
 
-async def has_on_shelf(gateway: InProcess, count: int) -> bool:
-    return (await gateway.gateway.cache.blobs.lru_totals()).count == count
+async def has_tracked(gateway: InProcess, count: int) -> bool:
+    return (await gateway.gateway.cache.blobs.totals()).count == count
 
 
-async def test_what_is_made_anew_of_its_source_is_not_stored_again(
+async def test_an_image_that_was_taken_down_is_not_transcoded_again(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     async with open_gateway(cache={"derive_formats": True}) as here:
@@ -119,30 +121,32 @@ async def test_what_is_made_anew_of_its_source_is_not_stored_again(
         jpeg = await alice.ask("a pond", output_format="jpeg")
         await take_down(alice, image_of(jpeg))
         again = await alice.ask("a pond", output_format="jpeg")
-        kept = await here.gateway.blob_store.get(digest_of(jpeg))
+        stored = await here.gateway.blob_store.get(digest_of(jpeg))
 
     assert "detail=derived" in jpeg.cache_status
     assert again.cache_status == "fwd=miss; stored"
-    assert kept is None
+    assert stored is None
     assert len(await upstream.bodies()) == 2
 
 
-async def test_what_was_being_made_of_it_goes_with_it(tmp_path: Path, upstream: Upstream) -> None:
+async def test_an_image_that_is_being_transcoded_is_taken_down_with_its_source(
+    tmp_path: Path, upstream: Upstream
+) -> None:
     async with run_embedded(tmp_path, upstream, derive_formats=True) as here:
         alice = await here.client.with_key()
         png = await alice.ask("a pond")
-        with nobody_writes(tmp_path / "data" / "blobs"):
-            deriving = asyncio.create_task(alice.ask("a pond", output_format="jpeg"))
+        with writes_blocked(tmp_path / "data" / "blobs"):
+            transcoding = asyncio.create_task(alice.ask("a pond", output_format="jpeg"))
             await asyncio.sleep(0.5)
             await take_down(alice, image_of(png))
-        jpeg = await deriving
-        await eventually(lambda: has_on_shelf(here, 1))
+        jpeg = await transcoding
+        await eventually(lambda: has_tracked(here, 1))
 
     assert jpeg.cache_status.startswith("fwd=miss; stored")
     assert len(await upstream.bodies()) == 2
 
 
-async def test_a_question_that_was_taken_down_while_it_was_answered_stays_refused(
+async def test_a_prompt_that_was_taken_down_during_a_purchase_stays_refused(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     prompt = "a pond"
@@ -160,7 +164,7 @@ async def test_a_question_that_was_taken_down_while_it_was_answered_stays_refuse
     assert len(await upstream.bodies()) == 2
 
 
-async def test_a_question_that_was_taken_down_is_not_answered_from_another_format(
+async def test_a_prompt_that_was_taken_down_is_not_transcoded_from_another_format(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     async with open_gateway(cache={"derive_formats": True}) as here:
@@ -176,8 +180,10 @@ async def test_a_question_that_was_taken_down_is_not_answered_from_another_forma
     assert len(await upstream.bodies()) == 1
 
 
-async def test_bytes_go_when_their_store_is_back(tmp_path: Path, upstream: Upstream) -> None:
-    """The take-down itself holds at once: it is the books that know of it."""
+async def test_bytes_are_deleted_when_their_store_is_back(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    """The take-down itself applies at once: its list is in the other store."""
     with run_durable_redis(tmp_path) as images:
         store = {"blobs_url": images.url}
         settings = make_settings(tmp_path / "data", upstream.base_url, store=store)
@@ -189,25 +195,25 @@ async def test_bytes_go_when_their_store_is_back(tmp_path: Path, upstream: Upstr
             images.start_again()
             with redis.Redis.from_url(images.url) as client:
 
-                async def is_tombstone() -> bool:
+                async def are_deleted() -> bool:
                     return await asyncio.to_thread(client.keys, "igw:blob:*") == []
 
-                await eventually(is_tombstone)
+                await eventually(are_deleted)
 
     assert taken.status == 503
 
 
-async def test_bytes_that_come_back_from_nowhere_are_not_counted_but_go(
+async def test_bytes_that_reappear_after_a_take_down_are_deleted_and_not_tracked(
     open_gateway: OpenGateway,
 ) -> None:
-    """A folder that was away, say, when the others removed them."""
+    """Such as in a folder that was unavailable during the take-down."""
     async with open_gateway() as here:
         alice = await here.client.with_key()
         first = await alice.ask("a pond")
         await take_down(alice, image_of(first))
         await here.gateway.blob_store.put(digest_of(first), base64.b64decode(first.images[0]), 60)
-        adopted = await here.gateway.cache.blobs.track_untracked()
-        kept = await here.gateway.blob_store.get(digest_of(first))
+        tracked = await here.gateway.cache.blobs.track_untracked()
+        stored = await here.gateway.blob_store.get(digest_of(first))
 
-    assert adopted == 0
-    assert kept is None
+    assert tracked == 0
+    assert stored is None

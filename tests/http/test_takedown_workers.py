@@ -1,4 +1,4 @@
-"""Take-down by one is take-down by all: every worker, every memory, within a second."""
+"""A take-down in one worker applies in all workers, also in their memory, within a second."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from gateway.images import Representation
 from tests.gateways import (
     Client,
     InProcess,
@@ -24,10 +26,10 @@ from tests.http.conftest import OpenGateway
 MODEL = "dall-e-3"
 WORKERS = 4
 VARIANTS = list(product(("standard", "hd"), ("vivid", "natural")))
-"""As many questions as there are workers; upstream answers all of them with the same bytes."""
+"""As many requests as there are workers; upstream answers all of them with the same bytes."""
 
 TakeDown = Callable[[str], Awaitable[int]]
-"""Takes down the image of a link; answers how many went."""
+"""Takes down the image of a link; returns how many images were taken down."""
 
 
 async def show(client: Client, link: str) -> Reply:
@@ -43,7 +45,7 @@ async def buy(client: Client, prompt: str, variant: tuple[str, str]) -> Reply:
 
 
 def by_admin(client: Client) -> TakeDown:
-    """Through the admin API, of whichever worker takes the call."""
+    """By the admin API of one of the workers."""
 
     async def take_down(link: str) -> int:
         reply = await client.admin("POST", "/admin/cache/takedown", {"image": link})
@@ -53,18 +55,18 @@ def by_admin(client: Client) -> TakeDown:
 
 
 def by_command(processes: Processes) -> TakeDown:
-    """By `gateway cache takedown`, a process that no worker hears of but through the store."""
+    """By `gateway cache takedown`: the workers learn of it only through the store."""
 
     async def take_down(link: str) -> int:
-        told = await processes.run("cache", "takedown", link)
-        assert told.returncode == 0, told.stderr
-        return int(told.stdout.split()[0])
+        command = await processes.run("cache", "takedown", link)
+        assert command.returncode == 0, command.stderr
+        return int(command.stdout.split()[0])
 
     return take_down
 
 
 @pytest.mark.timed
-async def test_a_image_that_was_taken_down_is_gone_from_four_workers_within_a_second(
+async def test_a_take_down_applies_in_four_workers_within_a_second(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:
     async with run_processes(tmp_path, upstream.base_url, workers=WORKERS, redis_url=store_url) as (
@@ -73,14 +75,14 @@ async def test_a_image_that_was_taken_down_is_gone_from_four_workers_within_a_se
     ):
         alice = await client.with_key()
         async with open_to_each(processes, alice, workers=WORKERS) as workers:
-            await assert_gone_everywhere(workers, processes, "a pond", by_admin(alice))
-            await assert_gone_everywhere(workers, processes, "a lake", by_command(processes))
+            await assert_taken_down_everywhere(workers, processes, "a pond", by_admin(alice))
+            await assert_taken_down_everywhere(workers, processes, "a lake", by_command(processes))
 
 
-async def assert_gone_everywhere(
+async def assert_taken_down_everywhere(
     workers: Mapping[int, Client], processes: Processes, prompt: str, take_down: TakeDown
 ) -> None:
-    """Every worker has the image in its memory, and a second later none has, nor takes it."""
+    """Every worker has the image in memory; a second later none serves or stores it."""
     bought = await buy(next(iter(workers.values())), prompt, VARIANTS[0])
     link = bought.json["data"][0]["url"]
     before = [await show(worker, link) for worker in workers.values()]
@@ -105,10 +107,10 @@ async def assert_gone_everywhere(
 
 
 @pytest.mark.timed
-async def test_it_leaves_the_memory_of_a_gateway_that_was_not_asked(
+async def test_a_take_down_clears_the_memory_of_other_gateways(
     open_gateway: OpenGateway,
 ) -> None:
-    """In both views, and without anybody asking for the image again."""
+    """In both representations, and without another request for the image."""
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key()
         also_alice = Client(there.client.url, there.client.session, alice.secret)
@@ -119,18 +121,18 @@ async def test_it_leaves_the_memory_of_a_gateway_that_was_not_asked(
         elsewhere = link.replace(here.client.url, there.client.url)
         assert (await show(also_alice, elsewhere)).body == data
         digest = hashlib.sha256(data).hexdigest()
-        held_before = [views_of(each, digest) for each in (here, there)]
+        before = [representations_of(each, digest) for each in (here, there)]
 
         await by_admin(alice)(link)
-        held_here = views_of(here, digest)
+        here_after = representations_of(here, digest)
         await asyncio.sleep(1.0)
-        held_there = views_of(there, digest)
+        there_after = representations_of(there, digest)
 
-    assert held_before == [2, 2]
-    assert held_here == held_there == 0
+    assert before == [2, 2]
+    assert here_after == there_after == 0
 
 
-def views_of(gateway: InProcess, digest: str) -> int:
-    """How many views of an image a gateway has in its memory."""
+def representations_of(gateway: InProcess, digest: str) -> int:
+    """How many representations of an image a gateway has in memory."""
     memory = gateway.gateway.cache.blobs._memory
-    return sum(memory.get(digest, view) is not None for view in ("data", "base64"))
+    return sum(memory.get(digest, kind) is not None for kind in get_args(Representation))

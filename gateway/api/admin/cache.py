@@ -23,10 +23,10 @@ _PURGES: Final[Mapping[str, Callable[[Invalidation, str], Awaitable[int]]]] = {
 async def cache_stats(request: web.Request) -> web.Response:
     """`GET /admin/cache`: the number of images, their bytes, and the bound."""
     blobs = request.app[SERVICES].cache.blobs
-    totals = await blobs.lru_totals()
-    total_bytes = await blobs.total_bytes()
+    totals = await blobs.totals()
+    bound_bytes = await blobs.bound_bytes()
     return json_response(
-        {"images": totals.count, "bytes": totals.size_bytes, "total_bytes": total_bytes}
+        {"images": totals.count, "bytes": totals.size_bytes, "total_bytes": bound_bytes}
     )
 
 

@@ -97,11 +97,11 @@ class EventStream:
         is_over = False
         while not is_over:
             is_idle = not await _wait(subscriber)
-            is_over = subscriber.is_over  # read now: images that came before the end are written
+            is_over = subscriber.is_closed  # read now: images that came before the end are written
             if is_idle or (subscriber.is_open and self._response is None):
                 await self._begin(early_headers(context))
                 await self._write([sse.COMMENT])
-            while (partial_image := subscriber.take()) is not None:
+            while (partial_image := subscriber.pop()) is not None:
                 encoded = await partial_image.base64()
                 if encoded is None:
                     continue

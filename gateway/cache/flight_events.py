@@ -1,0 +1,107 @@
+"""A flight, and the events with which it ends.
+
+A flight is one purchase of some slots of one fingerprint. Its methods only add commands to a batch,
+so that they run in one round trip with those that store or settle its purchase. Which requests
+lead a flight and which follow it is `flights`. The events before its end are `partial_images`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import orjson
+
+from gateway.errors import GatewayError, UpstreamFailure
+from gateway.images import Image, decode_fields
+from gateway.store.batch import Batch, Result
+from gateway.store.commands import Publish, ReleaseLease, RenewLease
+
+EVENT_SECONDS: Final = 600.0
+"""How long the events of a flight can be read after the last one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """One purchase of some slots of a fingerprint."""
+
+    id: str
+    """Also the id of its purchase, and of the lease of its slots."""
+    fingerprint: str
+    slots: tuple[int, ...]
+    replacements: int = 0
+    """How many leaders of these slots have died before: a dead leader is replaced once."""
+    is_unshared: bool = False
+    """It has no lease and no followers: its client gets images of its own."""
+    displaces: bool = False
+    """Its images take the slots that they were bought for, even from other images."""
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Flight:
+        """A flight from the JSON object that orjson makes of one."""
+        return decode_fields(Flight, {**data, "slots": tuple(data["slots"])})
+
+    def renew(self, batch: Batch, *, seconds: float) -> Result[bool]:
+        """Renews the lease from now on; False if it was lost meanwhile."""
+        return batch.add(RenewLease(self.fingerprint, self.id, seconds))
+
+    def complete(self, batch: Batch, images: Mapping[int, Image]) -> None:
+        """Publishes the images, by the slots that they were bought for. Storing ends the lease."""
+        by_slot = {str(slot): image for slot, image in images.items()}
+        self._publish_end(batch, {"end": "completed", "images": by_slot})
+
+    def fail(self, batch: Batch, failure: UpstreamFailure) -> None:
+        """Releases the lease and publishes upstream's final error, which followers get too."""
+        batch.add(ReleaseLease(self.fingerprint, self.id))
+        self._publish_end(batch, {"end": "failed", "failure": failure.to_dict()})
+
+    def abandon(self, batch: Batch, death: UpstreamFailure) -> None:
+        """Ends the flight of a dead leader. One follower may replace it, but only once."""
+        if self.replacements:
+            self.fail(batch, death)
+            return
+        batch.add(ReleaseLease(self.fingerprint, self.id))
+        self._publish_end(batch, {"end": "abandoned", "failure": death.to_dict()})
+
+    def release(self, batch: Batch) -> None:
+        """Releases the lease without a purchase: the followers try in turn."""
+        batch.add(ReleaseLease(self.fingerprint, self.id))
+        self._publish_end(batch, {"end": "released"})
+
+    def _publish_end(self, batch: Batch, event: Mapping[str, Any]) -> None:
+        # All ends have one event id: the store drops every end but the first.
+        batch.add(Publish(self.id, "end", orjson.dumps(event, default=dict), EVENT_SECONDS))
+
+
+@dataclass(frozen=True, slots=True)
+class PurchasedImages:
+    """The images that a purchase brought."""
+
+    images: Mapping[int, Image]
+    """By the slots that they were bought for."""
+    data: Mapping[str, bytes]
+    """Bytes by digest, still in memory, so that followers in this worker need not read them."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlightEnd:
+    """How a flight ended, as its followers learn it."""
+
+    kind: Literal["completed", "failed", "abandoned", "released", "unknown"]
+    """`unknown`: it was silent for too long, and its leader may be dead."""
+    purchased: PurchasedImages = field(default_factory=lambda: PurchasedImages({}, {}))
+    failure: GatewayError | None = None
+
+
+def decode_end(event: Mapping[str, Any]) -> FlightEnd | None:
+    """The end that an event of a flight reports; None for any other event."""
+    kind = event.get("end")
+    if kind == "completed":
+        images = {int(slot): Image.from_dict(image) for slot, image in event["images"].items()}
+        return FlightEnd("completed", PurchasedImages(images, {}))
+    if kind in ("failed", "abandoned"):
+        return FlightEnd(kind, failure=UpstreamFailure.from_dict(event["failure"]))
+    if kind == "released":
+        return FlightEnd("released")
+    return None

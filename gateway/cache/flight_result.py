@@ -1,0 +1,85 @@
+"""The result of one request's flights: images, errors, and the slots that are still missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from gateway.cache.entries import CachedImage, read_slot
+from gateway.cache.flight_events import FlightEnd, PurchasedImages
+from gateway.errors import GatewayError
+from gateway.images import Image
+from gateway.store.commands import LeaseResult
+
+
+@dataclass(slots=True)
+class FlightResult:
+    """The images of one request by slot, and how it got them."""
+
+    missing: set[int]
+    """Slots that are not settled yet: neither filled, nor failed, nor given up."""
+    images: dict[int, Image] = field(default_factory=dict)
+    cached: dict[int, CachedImage] = field(default_factory=dict)
+    """Those of `images` that were stored between the look-up and the lease."""
+    data: dict[str, bytes] = field(default_factory=dict)
+    """Bytes by digest of those images that were bought in this worker."""
+    bought: set[int] = field(default_factory=set)
+    """Slots that this request's own purchases filled."""
+    followed: set[int] = field(default_factory=set)
+    """Slots that the purchases of other requests filled."""
+    own_error: GatewayError | None = None
+    """Why this request's own purchase failed."""
+    flight_error: GatewayError | None = None
+    """Why a purchase that this request followed failed."""
+    emptied: set[int] = field(default_factory=set)
+    """Slots that a purchase of another request completed without an image, once so far."""
+    abandoned: set[int] = field(default_factory=set)
+    """Slots whose leader has died once."""
+
+    @property
+    def is_follower(self) -> bool:
+        """Whether this request followed others and neither bought nor was refused itself."""
+        has_followed = bool(self.followed) or self.flight_error is not None or bool(self.emptied)
+        return has_followed and not self.bought and self.own_error is None
+
+    def add_cached(self, lease: LeaseResult) -> None:
+        """Adds images that were stored between the look-up and the lease."""
+        for number, slot in lease.cached.items():
+            self.cached[number] = read_slot(slot, now=lease.now)
+            self.images[number] = self.cached[number].image
+        self.missing -= lease.cached.keys()
+
+    def complete(self, end: FlightEnd, slots: Iterable[int]) -> None:
+        """Adds the images of this request's own purchase. Slots that it left empty are given up."""
+        self._add(end.purchased, slots, self.bought)
+        self.own_error = end.failure or self.own_error
+        self.missing -= set(slots)
+
+    def follow(self, end: FlightEnd, slots: set[int]) -> None:
+        """Adds the images of another request's purchase.
+
+        A slot that it left empty, or whose leader died, stays missing and is tried once more. The
+        second time the slot is given up.
+        """
+        died_again = end.kind == "abandoned" and slots & self.abandoned
+        if end.kind == "failed" or died_again:
+            self.flight_error = end.failure
+            self.missing -= slots
+            return
+        if end.kind == "abandoned":
+            self.abandoned |= slots
+        self._add(end.purchased, slots, self.followed)
+        self.missing -= self.images.keys()
+        if end.kind == "completed":
+            left_empty = slots & self.missing
+            self.missing -= left_empty & self.emptied
+            self.emptied |= left_empty
+
+    def _add(self, purchased: PurchasedImages, slots: Iterable[int], filled: set[int]) -> None:
+        for slot in slots:
+            if (image := purchased.images.get(slot)) is None:
+                continue
+            self.images[slot] = image
+            filled.add(slot)
+            if image.digest in purchased.data:
+                self.data[image.digest] = purchased.data[image.digest]
