@@ -45,8 +45,8 @@ PATIENCE_SECONDS = 15.0
 CODE = Path(__file__).parent.parent.parent
 
 LOOKED_UP = ("Admit", "ReadEntry")
-OPENED = (*LOOKED_UP, "Claim", "Reserve", "Extend")
-LANDED = ("Receive", "Keep", "Settle", "Publish")
+OPENED = (*LOOKED_UP, "AcquireLease", "Reserve", "RenewLease")
+LANDED = ("Receive", "StoreImages", "Settle", "Publish")
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,12 @@ STORIES = {
         partial_images=2,
     ),
     "failing": Story(
-        (*OPENED, "Release", "Publish", "Settle"),
+        (*OPENED, "ReleaseLease", "Publish", "Settle"),
         prompt="[[sim:status=500]] [[sim:slow=0.2]] an otter",
         status=500,
     ),
     "undelivered": Story(
-        (*OPENED, "Release", "Publish", "Settle"),
+        (*OPENED, "ReleaseLease", "Publish", "Settle"),
         prompt="[[sim:tiny-png]] [[sim:slow=0.2]] an otter",
         status=502,
     ),
@@ -146,7 +146,7 @@ class Arena:
 
     async def _others_ask(self, story: Story, callers: TaskGroup) -> list[Task[Reply]]:
         """Two as soon as there is something to wait for, one more when the victim stands still."""
-        await until(lambda: self.strings.is_held() or "Claim" in self.strings.steps())
+        await until(lambda: self.strings.is_held() or "AcquireLease" in self.strings.steps())
         early = [self.bob, self.alice] if story.is_shared else []
         asks = [callers.create_task(self._ask(client, story)) for client in early]
         await until(lambda: self._is_waiting() or all(asked.done() for asked in asks))
@@ -305,7 +305,7 @@ async def assert_bought_at_most_once_more(arena: Arena, told: Told) -> None:
     """
     is_told = told.done.count("Publish") > told.story.partial_images
     is_replaced = told.story.is_shared and not told.has_received and not is_told
-    requires_fresh = told.story.is_shared and "Release" in told.done
+    requires_fresh = told.story.is_shared and "ReleaseLease" in told.done
     sent = len(await arena.upstream.bodies())
     assert told.has_sent <= sent <= told.has_sent + is_replaced + requires_fresh
 

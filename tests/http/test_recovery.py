@@ -363,7 +363,7 @@ async def test_a_image_reaches_its_callers_while_the_store_is_away(
     blinking.freeze()
     try:
         replies = await asyncio.gather(*asking)
-        assert len(gateway.gateway.flights) == 1  # what is still to be kept
+        assert len(gateway.gateway.tasks) == 1  # the image is still to be stored
     finally:
         blinking.thaw()
     async with asyncio.timeout(10):

@@ -33,7 +33,7 @@ from tests.gateways import (
     read_spent,
     run_gateway,
 )
-from tests.http.test_streams import COMPLETED, PARTIAL, cache_policy, indices_of, names_of
+from tests.http.test_streams import COMPLETED, PARTIAL, indices_of, names_of, open_stream
 from tests.redis_server import run_durable_redis
 
 CALL_SECONDS = 2.0
@@ -452,7 +452,7 @@ async def test_a_stream_that_loses_its_buyer_with_the_store_goes_on_where_it_was
     elsewhere = Client(there.url, there.session, alice.secret, alice.key_id)
     await elsewhere.ask("seen")
     prompt = "[[sim:slow-stream=1]] an otter"
-    async with cache_policy(alice, prompt) as buyer, cache_policy(elsewhere, prompt) as follower:
+    async with open_stream(alice, prompt) as buyer, open_stream(elsewhere, prompt) as follower:
         await follower.until(1)
         with arena.outage():
             events = await follower.to_the_end()
@@ -471,7 +471,7 @@ async def test_a_image_that_comes_while_its_folder_is_gone_lies_in_it_afterwards
     data, prompt = tmp_path / "data", "[[sim:slow-stream=0.2]] an otter"
     async with two_gateways(data, upstream, None) as (here, there):
         alice = await here.client.with_key("alice")
-        async with cache_policy(alice, prompt) as stream:
+        async with open_stream(alice, prompt) as stream:
             await stream.until(1)
             with folder_gone(data):
                 events = await stream.to_the_end()
