@@ -575,7 +575,7 @@ async def test_usage_can_be_left_out(sim):
     assert "usage" not in body
 
 
-async def test_a_image_can_be_the_same_again(sim):
+async def test_an_image_can_be_the_same_again(sim):
     answers = [await sim.create(GPT, **{"X-Sim-Fault": "same-bytes"}) for _ in range(2)]
     assert answers[0][1]["data"] == answers[1][1]["data"]
 

@@ -338,7 +338,7 @@ async def blinking_sqlite(folder: Path, upstream: Upstream) -> AsyncIterator[Bli
             )
 
 
-async def test_a_image_reaches_its_callers_while_the_store_is_away(
+async def test_an_image_reaches_its_callers_while_the_store_is_away(
     blinking: Blinking, upstream: Upstream
 ) -> None:
     """It comes from memory, and is stored and settled, once, when the store is back."""
@@ -351,7 +351,7 @@ async def test_a_image_reaches_its_callers_while_the_store_is_away(
         blinking.freeze()
     try:
         replies = await asyncio.gather(*asking)
-        assert len(gateway.gateway.tasks) == 1  # what is still to be kept
+        assert len(gateway.gateway.tasks) == 1  # the image is still to be stored
     finally:
         blinking.thaw()
     async with generous():

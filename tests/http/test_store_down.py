@@ -491,7 +491,7 @@ async def test_a_stream_that_loses_its_buyer_with_the_store_goes_on_where_it_was
     assert names_of(events) == names_of(bought) == [PARTIAL] * 3 + [COMPLETED]
 
 
-async def test_a_image_that_comes_while_its_folder_is_gone_lies_in_it_afterwards(
+async def test_an_image_that_arrives_while_its_folder_is_missing_is_stored_in_it_afterwards(
     tmp_path: Path, upstream: Upstream
 ) -> None:
     """And not in a new one, which is hidden, or in the way, when the volume is back."""
