@@ -34,7 +34,7 @@ class OwnedTasks:
         return len(self._tasks)
 
     def start(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
-        """Starts `work`. A failure other than a `GatewayError` is logged even if nobody awaits."""
+        """Starts `work`. Logs a failure that is not a `GatewayError`."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         self._on_change(len(self._tasks))

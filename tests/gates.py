@@ -98,8 +98,8 @@ def hold_streams(*, after: int) -> Iterator[StreamGate]:
             gate.open()
 
 
-class ClaimCounter:
-    """A store that counts the claims that it has answered."""
+class LeaseCounter:
+    """A store that counts the leases that it has answered."""
 
     def __init__(self, store: Store) -> None:
         self.name = store.name
@@ -113,10 +113,10 @@ class ClaimCounter:
         return answers
 
 
-class Claims:
-    """The claims that are answered from now on, over these counters together."""
+class Leases:
+    """The leases that are answered from now on, over these counters together."""
 
-    def __init__(self, *counters: ClaimCounter) -> None:
+    def __init__(self, *counters: LeaseCounter) -> None:
         self._counters = counters
         self._before = self._total()
 

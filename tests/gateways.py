@@ -45,7 +45,7 @@ from gateway.store.batch import execute
 from gateway.store.commands import Counter, OpenJournals, PeekCounters
 from gateway.upstream.client import Pace
 from gateway.upstream.fetch import open_link_fetcher
-from tests.gates import ClaimCounter, Claims, Gate
+from tests.gates import Gate, LeaseCounter, Leases
 from tests.processes import living_children, serving
 from tests.scripted_upstream import Clock
 from tests.waiting import GENEROUS_SECONDS, eventually
@@ -182,7 +182,7 @@ class InProcess:
     gateway: Gateway
     settings: Settings
     runner: web.AppRunner
-    claims: ClaimCounter
+    leases: LeaseCounter
 
     async def ledger(self) -> list[Record]:
         """All records, also those that are not written yet."""
@@ -191,7 +191,7 @@ class InProcess:
 
     async def until_claimed(self, count: int) -> None:
         """Until so many requests know whether they lead or follow, since it was started."""
-        await eventually(lambda: self.claims.count >= count)
+        await eventually(lambda: self.leases.count >= count)
 
     def set_pace(self, pace: Pace) -> None:
         """Time and chance as retries and the circuit breaker see them."""
@@ -211,9 +211,9 @@ class InProcess:
         return await recovery.recover_expired()
 
 
-def claims_at(*gateways: InProcess) -> Claims:
-    """The claims of these gateways from now on."""
-    return Claims(*(gateway.claims for gateway in gateways))
+def leases_at(*gateways: InProcess) -> Leases:
+    """The leases of these gateways from now on."""
+    return Leases(*(gateway.leases for gateway in gateways))
 
 
 def make_settings(
@@ -264,8 +264,8 @@ async def run_gateway(
         await site.start()
         host, port = runner.addresses[0][:2]
         client = Client(f"http://{host}:{port}", session)
-        claims = gateway.flights._store = ClaimCounter(gateway.flights._store)
-        yield InProcess(client, gateway, settings, runner, claims)
+        leases = gateway.flights._store = LeaseCounter(gateway.flights._store)
+        yield InProcess(client, gateway, settings, runner, leases)
 
 
 @asynccontextmanager

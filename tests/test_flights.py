@@ -26,7 +26,7 @@ from gateway.store.commands import AcquireLease, LeaseResult
 from gateway.store.protocol import Command, Store
 from tests.conftest import OpenStore
 from tests.ephemeral import make_flights
-from tests.gates import ClaimCounter
+from tests.gates import LeaseCounter
 from tests.waiting import eventually, generous
 
 FINGERPRINT = "f" * 64
@@ -112,7 +112,7 @@ async def workers(open_store: OpenStore) -> AsyncIterator[tuple[Flights, Flights
         yield workers[0], workers[1], shop
 
 
-class ObservedStore(ClaimCounter):
+class ObservedStore(LeaseCounter):
     """A store that counts the leases it was asked for, and that can be unavailable."""
 
     is_unavailable = False

@@ -69,8 +69,8 @@ class Stage:
 
     gateway: InProcess
 
-    async def claims(self, request: web.Request) -> web.Response:
-        """`/claims/N`: N requests have learnt, since the start, whether they lead or follow."""
+    async def leases(self, request: web.Request) -> web.Response:
+        """`/leases/N`: N requests have learnt, since the start, whether they lead or follow."""
         await self.gateway.until_claimed(int(request.match_info["count"]))
         return web.Response()
 
@@ -85,7 +85,7 @@ class Stage:
 async def run_stage(gateway: InProcess) -> AsyncIterator[int]:
     """A server for scripts; yields its port."""
     stage, app = Stage(gateway), web.Application()
-    app.router.add_get("/claims/{count}", stage.claims)
+    app.router.add_get("/leases/{count}", stage.leases)
     app.router.add_get("/purchases/{count}", stage.purchases)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()

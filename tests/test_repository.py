@@ -84,6 +84,15 @@ def test_no_file_names_a_package_registry():
     assert found == []
 
 
+def test_no_python_file_cites_a_document_outside_the_repository():
+    """Facts and their sources are in docs/reference/."""
+    outside = re.compile(r"\b(?:CONTRACT|WIRE|WIRE-2|HOUSE|BENCH|STYLE)(?:\.md| §)")
+    sources = [path for path in repository_files() if path.suffix in {".py", ".lua", ".md"}]
+    citing = [path for path in sources if outside.search(path.read_text())]
+
+    assert citing == []
+
+
 def test_every_dependency_is_locked():
     install = (ROOT / "requirements" / "install.in").read_text().splitlines()
     also = [line for line in install if line and not line.startswith("#")]

@@ -1,9 +1,9 @@
 """Entries: the images of a fingerprint by slot, its tags, and its refusal.
 
-An entry has slots 0…63, each empty or with one image. Here an image becomes the bytes of a slot and
-back, and fresh images are told from expired ones. The negative cache has, by fingerprint, the
-refusals of prompts that upstream would refuse again. Bytes of images are `blobs`, links to them
-`image_index`; which request fills an empty slot is `flights`.
+An entry has slots 0…63, each empty or with one image. This module encodes an image as the bytes of
+a slot, decodes it again, and decides whether it is fresh or expired. The negative cache has, by
+fingerprint, the refusals of prompts that upstream would refuse again. `blobs` has the bytes of
+images, `image_index` finds them for links, and `flights` decides which request fills a slot.
 """
 
 from __future__ import annotations

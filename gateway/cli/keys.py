@@ -116,7 +116,7 @@ def _state(record: KeyRecord) -> str:
     if record.revoked_at is not None:
         return "revoked"
     is_expired = record.expires_at is not None and record.expires_at <= time.time()
-    return "expired" if is_expired else "live"
+    return "expired" if is_expired else "active"
 
 
 # ── in the store ────────────────────────────────────────────────────────────────────────────

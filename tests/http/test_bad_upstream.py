@@ -35,7 +35,7 @@ from tests.gateways import (
     InProcess,
     Reply,
     Upstream,
-    claims_at,
+    leases_at,
     make_settings,
     run_gateway,
     run_upstream,
@@ -366,12 +366,12 @@ class House:
 
     async def ask_in_turn(self, *asks: Callable[[], Awaitable[Reply]]) -> list[Reply]:
         """The first leads, all others follow, at the simulated upstream."""
-        claims = claims_at(*self.simulated)
+        leases = leases_at(*self.simulated)
         async with self.upstream.hold():
             asking = []
             for ask_ in asks:
                 asking.append(asyncio.ensure_future(ask_()))
-                await claims.until(len(asking))
+                await leases.until(len(asking))
         return await asyncio.gather(*asking)
 
     async def calls(self, prompt: str) -> int:
@@ -455,11 +455,11 @@ async def test_a_bad_answer_is_reported_billed_and_not_stored(
     key_name = "".join(c if c.isalnum() else "-" for c in name)
     keys = await two_keys(*house.gateways(case), key_name)
 
-    claims = claims_at(*house.gateways(case))
+    leases = leases_at(*house.gateways(case))
     async with house.hold(case) as gate:
         asking = [asyncio.create_task(key.ask(prompt, **LOW)) for key in keys]
         await gate.until(1)
-        await claims.until(2)
+        await leases.until(2)
         if case.fault == "hang":
             pass_time(DEADLINE_SECONDS)
     replies = await asyncio.gather(*asking)
@@ -657,8 +657,8 @@ async def test_an_upstream_that_cannot_be_reached_costs_nothing(tmp_path: Path) 
         port = unused.getsockname()[1]
         async with run_gateway(make_settings(tmp_path, f"http://127.0.0.1:{port}/v1")) as gateway:
             alice, bob = await two_keys(gateway, gateway, "unreachable")
-            claims = claims_at(gateway)
-            gateway.set_pace(Pace(sleep=lambda _: claims.until(2)))
+            leases = leases_at(gateway)
+            gateway.set_pace(Pace(sleep=lambda _: leases.until(2)))
             replies = await asyncio.gather(*(key.ask("an otter", **LOW) for key in (alice, bob)))
             bought, followed = sorted(await gateway.ledger(), key=lambda r: r.outcome, reverse=True)
 

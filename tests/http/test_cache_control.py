@@ -27,7 +27,7 @@ from tests.gateways import (
     Reply,
     Spent,
     Upstream,
-    claims_at,
+    leases_at,
     make_settings,
     read_spent,
     run_gateway,
@@ -529,12 +529,12 @@ async def test_a_purchase_above_the_max_cost_is_refused(
 async def test_a_max_cost_affects_no_other_client(gateway: InProcess, upstream: Upstream) -> None:
     """A follower pays nothing, so it is not refused; a refused request blocks no other."""
     alice, bob = [await gateway.client.with_key(name) for name in ("alice", "bob")]
-    low_bound, claims = {MAX_COST: "0.000001"}, claims_at(gateway)
+    low_bound, leases = {MAX_COST: "0.000001"}, leases_at(gateway)
     async with upstream.hold():
         first = asyncio.create_task(alice.ask())
-        await claims.until(1)
+        await leases.until(1)
         second = asyncio.create_task(bob.ask(headers=low_bound))
-        await claims.until(2)
+        await leases.until(2)
     follower, leader = await second, await first
     at_once = await asyncio.gather(
         *(bob.ask("another", headers=low_bound) for _ in range(3)), alice.ask("another")
@@ -555,13 +555,13 @@ async def test_a_max_cost_holds_for_all_purchases_of_a_request(
     """A slot that the leader's purchase leaves empty is not bought if that would exceed it."""
     alice, bob = [await gateway.client.with_key(name) for name in ("alice", "bob")]
     low = {"quality": "low", "size": "1024x1024"}
-    prompt, claims = "[[sim:fewer;times=1]] an otter", claims_at(gateway)
+    prompt, leases = "[[sim:fewer;times=1]] an otter", leases_at(gateway)
     elsewhere = {"X-Gateway-Variation": "1"}
     async with upstream.hold() as gate:
         first = asyncio.create_task(alice.ask(prompt, n=2, headers=elsewhere, **low))
         await gate.until(1)
         second = asyncio.create_task(bob.ask(prompt, n=3, headers={MAX_COST: "0.015"}, **low))
-        await claims.until(2)
+        await leases.until(2)
     reply = await second
 
     assert reply.status == 200

@@ -14,7 +14,7 @@ from tests.gateways import (
     Client,
     InProcess,
     Upstream,
-    claims_at,
+    leases_at,
     make_settings,
     run_gateway,
 )
@@ -72,10 +72,10 @@ async def test_more_images_than_before_buys_only_the_rest(
 async def test_two_and_four_at_once_buy_four_in_all(
     alice: Client, gateway: InProcess, upstream: Upstream
 ) -> None:
-    claims = claims_at(gateway)
+    leases = leases_at(gateway)
     async with upstream.hold():
         asking = [asyncio.create_task(alice.ask("a pond", n=n)) for n in (2, 4)]
-        await claims.until(2)
+        await leases.until(2)
     two, four = await asyncio.gather(*asking)
 
     assert sum(body.get("n", 1) for body in await upstream.bodies()) == 4
@@ -87,10 +87,10 @@ async def test_two_and_four_at_once_buy_four_in_all(
 async def test_identical_requests_at_once_buy_once(
     alice: Client, gateway: InProcess, upstream: Upstream
 ) -> None:
-    claims = claims_at(gateway)
+    leases = leases_at(gateway)
     async with upstream.hold():
         asking = [asyncio.create_task(alice.ask("a lake")) for _ in range(20)]
-        await claims.until(20)
+        await leases.until(20)
     replies = await asyncio.gather(*asking)
 
     assert {reply.status for reply in replies} == {200}
@@ -106,10 +106,10 @@ async def test_two_gateways_on_one_store_buy_once(
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice")
         bob = Client(there.client.url, there.client.session, alice.secret)
-        claims = claims_at(here, there)
+        leases = leases_at(here, there)
         async with upstream.hold():
             asking = [asyncio.create_task(client.ask("a sea")) for client in [alice, bob] * 10]
-            await claims.until(20)
+            await leases.until(20)
         replies = await asyncio.gather(*asking)
         outcomes = [record.outcome for record in await here.ledger() + await there.ledger()]
 
@@ -122,11 +122,11 @@ async def test_two_gateways_on_one_store_buy_once(
 async def test_a_purchase_goes_on_when_every_client_has_disconnected(
     alice: Client, gateway: InProcess, upstream: Upstream
 ) -> None:
-    claims = claims_at(gateway)
+    leases = leases_at(gateway)
     async with upstream.hold() as gate:
         asks = [asyncio.create_task(alice.ask("a lonely otter")) for _ in range(3)]
         await gate.until(1)
-        await claims.until(3)
+        await leases.until(3)
         for ask in asks:
             ask.cancel()
         await asyncio.gather(*asks, return_exceptions=True)
@@ -144,12 +144,12 @@ async def test_a_request_that_buys_twice_reports_the_sum_of_both_costs(
 ) -> None:
     """The slot that another key's purchase left empty is bought by its follower."""
     bob = await gateway.client.with_key("bob")
-    prompt, claims = "[[sim:fewer;times=1]] an otter", claims_at(gateway)
+    prompt, leases = "[[sim:fewer;times=1]] an otter", leases_at(gateway)
     async with upstream.hold() as gate:
         first = asyncio.create_task(alice.ask(prompt, n=2))
         await gate.until(1)
         asking = asyncio.create_task(bob.ask(prompt, n=3))
-        await claims.until(2)
+        await leases.until(2)
     await first
     second = await asking
 

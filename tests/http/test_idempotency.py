@@ -13,7 +13,7 @@ from gateway.cache.idempotency_keys import SPACE, IdempotencyKeys, IdempotentReq
 from gateway.store.batch import execute
 from gateway.store.commands import GetValue, SetValue
 from gateway.store.protocol import Command, Store
-from tests.gateways import Client, InProcess, Reply, Upstream, claims_at
+from tests.gateways import Client, InProcess, Reply, Upstream, leases_at
 from tests.http.conftest import OpenGateway
 from tests.waiting import eventually, generous
 
@@ -326,12 +326,12 @@ async def test_a_failure_that_another_client_has_paid_for_is_not_stored(
 ) -> None:
     """It cost this client nothing, so it may buy."""
     bob = await gateway.client.with_key("bob")
-    prompt, claims = "[[sim:bad-base64;times=1]] an otter", claims_at(gateway)
+    prompt, leases = "[[sim:bad-base64;times=1]] an otter", leases_at(gateway)
     async with upstream.hold() as gate:
         paid = asyncio.create_task(bob.ask(prompt))
         await gate.until(1)
         following = asyncio.create_task(alice.ask(prompt, headers=KEY))
-        await claims.until(2)
+        await leases.until(2)
     followed = await following
     again = await alice.ask(prompt, headers=KEY)
 

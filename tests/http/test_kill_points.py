@@ -35,7 +35,7 @@ from tests.gateways import (
     InProcess,
     Reply,
     Upstream,
-    claims_at,
+    leases_at,
     read_spent,
     run_processes,
 )
@@ -146,15 +146,15 @@ class Arena:
 
     async def _others_ask(self, story: Story, callers: TaskGroup) -> list[Task[Reply]]:
         """Two as soon as there is something to wait for, one more when the victim stands still."""
-        early, claims = [self.bob, self.alice] if story.is_shared else [], claims_at(self.survivor)
+        early, leases = [self.bob, self.alice] if story.is_shared else [], leases_at(self.survivor)
         await eventually(lambda: self.strings.is_held() or "AcquireLease" in self.strings.steps())
         asks = [callers.create_task(self._ask(client, story)) for client in early]
-        await claims.until(len(early))
+        await leases.until(len(early))
         if not self.strings.is_held():
             self.upstream.gate.open()
             await eventually(self.strings.is_held)
         asks += [callers.create_task(self._ask(client, story)) for client in early[:1]]
-        await eventually(lambda: claims.count >= len(asks) or all(asked.done() for asked in asks))
+        await eventually(lambda: leases.count >= len(asks) or all(asked.done() for asked in asks))
         self.upstream.gate.open()
         return asks
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from gateway.billing.quota import go_duration, show_usd
-from tests.gateways import Client, InProcess, Upstream, claims_at
+from tests.gateways import Client, InProcess, Upstream, leases_at
 from tests.http.conftest import OpenGateway
 
 LOW = {"quality": "low", "size": "1024x1024"}
@@ -138,12 +138,12 @@ async def test_concurrent_requests_counts_open_purchases_only(
     gateway: InProcess, upstream: Upstream
 ) -> None:
     alice = await gateway.client.with_key("alice", limits={"concurrent_requests": 1})
-    claims = claims_at(gateway)
+    leases = leases_at(gateway)
     async with upstream.hold() as gate:
         slow = asyncio.create_task(alice.ask("slow"))
         await gate.until(1)
         follower = asyncio.create_task(alice.ask("slow"))
-        await claims.until(2)
+        await leases.until(2)
         second = await alice.ask("another")
     replies = [await slow, await follower, await alice.ask("another")]
 

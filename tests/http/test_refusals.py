@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from tests.gateways import Client, InProcess, Reply, Upstream, claims_at
+from tests.gateways import Client, InProcess, Reply, Upstream, leases_at
 from tests.http.conftest import OpenGateway
 from tests.waiting import DEADLINE_SECONDS, pass_time
 
@@ -154,11 +154,11 @@ async def test_an_expired_image_stands_in_when_upstream_fails(
         fresh = await alice.ask(n=2)
         await asyncio.sleep(EXPIRED_SECONDS)
         await upstream.play(*[fault] * 3)
-        claims = claims_at(gateway)
+        leases = leases_at(gateway)
         async with upstream.hold() as gate:
             asking = [asyncio.create_task(client.ask(n=2)) for client in (alice, bob)]
             await gate.until(1)
-            await claims.until(2)
+            await leases.until(2)
             if fault == "hang":
                 pass_time(DEADLINE_SECONDS)
         leader, follower = await asyncio.gather(*asking)

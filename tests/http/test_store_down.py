@@ -40,7 +40,7 @@ from tests.redis_server import run_durable_redis
 from tests.waiting import eventually, generous
 
 CALL_SECONDS = 2.0
-"""The longest that a call to the store is waited for (CONTRACT §6)."""
+"""The longest that a call to the store is waited for."""
 
 SLACK_SECONDS = 1.5
 """For all else, with everybody asking at once; less than a second call."""

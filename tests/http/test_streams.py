@@ -30,7 +30,7 @@ from tests.gateways import (
     InProcess,
     Reply,
     Upstream,
-    claims_at,
+    leases_at,
     make_settings,
     open_to_both,
     run_gateway,
@@ -273,7 +273,7 @@ async def test_followers_get_all_partial_images_before_and_after_they_join(
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice")
         bob = Client(there.client.url, there.client.session, alice.secret)
-        claims = claims_at(here, there)
+        leases = leases_at(here, there)
         with hold_streams(after=2) as go_on:
             async with open_stream(alice, prompt) as leader:
                 await leader.until(2)
@@ -287,7 +287,7 @@ async def test_followers_get_all_partial_images_before_and_after_they_join(
                         client.ask(prompt),
                     )
                 ]
-                await claims.until(1 + len(late))
+                await leases.until(1 + len(late))
                 go_on.open()
                 bought = await leader.to_the_end()
         replies = await asyncio.gather(*late)
@@ -317,12 +317,12 @@ async def test_a_stream_that_joins_a_plain_purchase_is_one_event(
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice")
         bob = Client(there.client.url, there.client.session, alice.secret)
-        claims = claims_at(here, there)
+        leases = leases_at(here, there)
         async with upstream.hold() as gate:
             plain = asyncio.create_task(alice.ask(prompt))
             await gate.until(1)
             following = [asyncio.create_task(ask(client, prompt)) for client in (alice, bob)]
-            await claims.until(3)
+            await leases.until(3)
         streams = await asyncio.gather(*following)
 
     image = (await plain).images[0]
@@ -337,12 +337,12 @@ async def test_a_follower_gets_no_more_partial_images_than_the_leader_bought(
     open_gateway: OpenGateway,
 ) -> None:
     async with open_gateway() as here:
-        alice, claims = await here.client.with_key("alice"), claims_at(here)
+        alice, leases = await here.client.with_key("alice"), leases_at(here)
         with hold_streams(after=1) as go_on:
             async with open_stream(alice, "an otter", 1) as leader:
                 await leader.until(1)
                 asking = asyncio.create_task(ask(alice, "an otter", 3))
-                await claims.until(2)
+                await leases.until(2)
                 go_on.open()
                 more = await asking
     assert indices_of(events_of(more.body)) == [0]
@@ -581,13 +581,13 @@ async def test_an_error_of_the_flight_reaches_followers_in_their_streams(
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice")
         bob = Client(there.client.url, there.client.session, alice.secret)
-        claims = claims_at(here, there)
+        leases = leases_at(here, there)
         with hold_streams(after=1) as go_on:
             async with open_stream(alice, prompt) as leader:
                 await leader.until(1)
                 followers = [asyncio.create_task(ask(client, prompt)) for client in (alice, bob)]
                 plain = asyncio.create_task(bob.ask(prompt))
-                await claims.until(4)
+                await leases.until(4)
                 go_on.open()
                 await leader.to_the_end()
         replies = await asyncio.gather(*followers)
