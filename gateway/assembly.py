@@ -1,8 +1,8 @@
-"""The composition root: opens what a process needs, wires the rooms, and closes everything.
+"""The composition root: opens resources, constructs the components, and closes everything.
 
-Nothing here decides anything. `maintenance` runs a gateway's background jobs, `process/` serves it,
-and `cli/` opens the parts that a command needs. The functions at the end hand each room its part
-of the settings.
+It contains no other logic. `maintenance` runs a gateway's background jobs, `process/` serves it,
+and `cli/` opens the parts that a command needs. The functions at the end give each component its
+part of the settings.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def wire_cache(
     observer: Observer,
     ttl_seconds: float | None = None,
 ) -> Cache:
-    """Constructs the rooms of `cache/`. No I/O."""
+    """Constructs the components of `cache/`. No I/O."""
     entries, takedowns = Entries(entries_settings(settings)), Takedowns(store)
     bytes_settings = blobs_settings(settings)
     if ttl_seconds is not None:
@@ -171,7 +171,7 @@ def wire_cache(
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """One worker's rooms, wired."""
+    """The components of one worker."""
 
     services: Services
     store: Store
@@ -244,7 +244,7 @@ def wire_gateway(
     metrics: Metrics,
     health: Health,
 ) -> Gateway:
-    """Constructs every room, in the order of their dependencies. No I/O.
+    """Constructs every component, in the order of their dependencies. No I/O.
 
     Long on purpose: one constructor after the other, and nothing else.
     """
@@ -305,7 +305,7 @@ def wire_gateway(
         images,
         flights,
         purchases,
-        ignores_limits=settings.store.limits_when_away == "ignore",
+        ignores_limits=settings.store.limits_when_unavailable == "ignore",
     )
     proxy = Proxy(
         store,

@@ -1,8 +1,8 @@
 """The front door of the cache: everything that stores, loads or links an image comes through here.
 
 Storing has one order: bytes, then the entry, then the index and the bound, then eviction. Each
-step may be repeated, and a worker that dies between two of them leaves nothing that cannot be
-found again. `PendingStore` is the work that is left once a batch was executed.
+step can be repeated. If a worker dies between two steps, maintenance tracks the bytes that it left.
+`PendingStore` is the work that is left once a batch was executed.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class ImageCache:
     async def link(self, fingerprint: str, images: LoadedImages, sign: Sign) -> LoadedImages:
         """A signed link instead of each image's bytes; every worker can serve it.
 
-        The bytes may be in this worker's memory alone, because the store has evicted them: then
-        they are stored again. Raises `StoreUnavailable`.
+        If the store has evicted the bytes and only this worker's memory has them, they are stored
+        again. Raises `StoreUnavailable`.
         """
         batch = Batch(self._store)
         by_slot = {slot: image for slot, (image, _) in images.items()}
@@ -127,7 +127,8 @@ class ImageCache:
     async def store_bytes(self, batch: Batch, data: Mapping[str, bytes]) -> None:
         """Stores bytes by their digests, or adds small ones to the batch.
 
-        The first step: whatever names the bytes comes after it. Raises `StoreUnavailable`.
+        Call this before `store_images`: an entry never refers to bytes that are not stored. Raises
+        `StoreUnavailable`.
         """
         for digest, content in self._blobs.add_small(batch, data).items():
             await self._blobs.put(digest, content)
@@ -142,11 +143,11 @@ class ImageCache:
         ttl_seconds: float | None = None,
         displaces: bool = False,
     ) -> PendingStore:
-        """Adds the commands that make stored bytes the images of an entry, and end the lease.
+        """Adds the commands that make stored bytes the images of an entry and release the lease.
 
-        None as the fingerprint stores them without an entry: only their links find them.
-        `ttl_seconds` None is the cache's own. Images that displace take their slots, and other
-        images in these slots move to free ones.
+        Without a fingerprint the images get no entry, and only their links find them.
+        `ttl_seconds` defaults to the cache's own. With `displaces` the images take their slots, and
+        those that were in them move to free slots.
         """
         refusal = None
         if fingerprint is not None:
@@ -164,10 +165,11 @@ class ImageCache:
         return PendingStore(fingerprint, images, evicted, refusal)
 
     async def finish(self, pending: PendingStore) -> None:
-        """The steps after the batch: honours take-downs that came meanwhile, and evicts.
+        """The steps after the batch: applies take-downs that came meanwhile, and evicts.
 
-        A take-down first writes its refusal and then empties slots. Here the images come first
-        and the refusal is read after them, so one of the two always sees the other.
+        A take-down writes its refusal, then empties slots. Storing writes the images, then reads
+        the refusal. In every order, either the take-down finds the images or this method finds the
+        refusal.
         """
         is_refused = pending.refusal is not None and is_taken_down(
             decode_refusal(pending.refusal.value)

@@ -125,7 +125,7 @@ class StoreSettings(Section):
     """The folder of the embedded store, of image bytes and of the admin token."""
     blobs_url: BlobsUrl | None = None
     """A separate store for image bytes: a second Redis or file:///…; empty: the main store."""
-    limits_when_away: Literal["refuse", "ignore"] = "refuse"
+    limits_when_unavailable: Literal["refuse", "ignore"] = "refuse"
     """Whether keys with limits may buy while the store, which counts them, is unavailable."""
 
 

@@ -1,6 +1,6 @@
 """One request: interpret → admit → look up → hit, follow or buy → answer.
 
-The first file to read. Here is the order of the steps; each step belongs to a room. `request/`
+The first file to read. Here is the order of the steps; each step is in a package. `request/`
 validates, `access/` knows the keys, `billing/` counts, `cache/` stores, and `purchasing/` buys.
 HTTP is `api/`, which hands in a `RequestContext` and renders the result.
 """
@@ -87,16 +87,18 @@ class Proxy:
                 return await self._images.answer(context, query, entry)
             return await self._idempotent_images.answer(context, query, entry)
         except StoreUnavailable:
-            query = await self._interpreter.interpret(context, query.body)  # by the key as known
+            # The key may have been changed since the first interpretation.
+            query = await self._interpreter.interpret(context, query.body)
             if not self._store_outage.may_answer(context, query):
                 raise
             return await self._store_outage.answer(context, query)
 
     async def _interpret(self, context: RequestContext, body: bytes) -> ImageQuery:
-        """Interprets the body. A refusal is only final for the key as the store has it now."""
+        """Interprets the body. Raises `InvalidRequest`."""
         try:
             return await self._interpreter.interpret(context, body)
         except InvalidRequest:
+            # This worker's key record may be outdated. Another record may allow the request.
             known_record = context.subject.record
             context.use_key(await self._keys.confirm(context.secret))
             if context.subject.record == known_record:

@@ -1,7 +1,7 @@
 """One purchase: reserve → deliver → receive → store → settle.
 
 A purchase is a journal in the store. `reserved` is written before anything is sent and holds the
-estimate; `received` is written after the bytes and holds the bill; settling closes the journal
+estimate; `received` is written after the bytes and holds the charge; settling closes the journal
 exactly once. When a worker dies, another one goes on from the state that it finds (`recovery`).
 
 `proxy/` decides which requests buy, and answers them. `cache.flights` makes sure that only one of
@@ -43,9 +43,9 @@ from gateway.tasks import OwnedTasks
 FIRST_LEASE: Final = 3
 """The first lease, as a multiple of the time after which a worker counts as dead.
 
-If the buyer dies, another worker finishes its journal and releases the lease after two missed
-checks, which is before the lease ends. If the buyer is refused and dies, followers wait no longer
-than this."""
+If the leader's worker dies with an open journal, another worker finishes the purchase and releases
+the lease after two missed checks, before the lease expires. If it dies without one, because the
+reservation was refused, no worker releases the lease: followers wait until it expires."""
 
 LEASE_MARGIN_SECONDS: Final = 120.0
 """How much longer than upstream's deadline a lease lasts: time to fetch links, store and settle."""
@@ -84,7 +84,7 @@ class PurchaseSummary:
 
 @dataclass(frozen=True, slots=True)
 class PurchaseOrder:
-    """A request that is to be bought, and whose limits it counts against."""
+    """What to buy, and the limits that it counts against."""
 
     request: ImageRequest
     model: Model
@@ -117,8 +117,8 @@ class Purchases:
     async def buy(self, order: PurchaseOrder, flight: Flight) -> PurchasedImages:
         """Buys the slots of a flight; runs in a task that no client owns.
 
-        Raises `LimitExceeded` and `StoreUnavailable` before anything was sent, and
-        `UpstreamFailure` after it was settled.
+        Raises `LimitExceeded` or `StoreUnavailable` before anything is sent to upstream. Raises
+        `UpstreamFailure` once the failed purchase is settled, or its settlement goes on in a task.
         """
         reserved = await self._reserve(order, flight, is_stored=True)
         async with self._settling_failures(order, reserved):
@@ -197,8 +197,8 @@ class Purchases:
             if reservation.value.denied is None and lease is not None and not lease.value:
                 raise _lease_lost()
         except GatewayError:
-            # A reservation that was not answered may still be made. Uncancelled it would count as
-            # charged, and hold its slots, for as long as this worker lives.
+            # The store may have made the reservation although its reply was lost. Until it is
+            # cancelled it counts against the limits, and recovery skips it while this worker runs.
             self._tasks.start(
                 retry_until_stored(partial(self._cancel, reserved)), name=f"cancel {flight.id}"
             )
@@ -219,7 +219,7 @@ class Purchases:
         await batch.execute()
 
     async def _open_late(self, order: PurchaseOrder, reserved: Reserved) -> None:
-        """Opens the journal of a purchase that is under way, or over, without any limit."""
+        """Opens the journal of a running or finished purchase, without checking limits."""
         batch = Batch(self._store)
         quota.reserve(
             batch,
@@ -331,7 +331,7 @@ class Purchases:
 def _receive(
     order: PurchaseOrder, reserved: Reserved, delivered: Delivered, *, slots: tuple[int, ...]
 ) -> Received:
-    """Writes the bill, and shares usage and cost among the images."""
+    """Computes the charge and the ledger record; splits usage and cost among the images."""
     answer = delivered.answer
     charge, flags = charge_answer(order.model, order.request, answer, estimate=reserved.estimate)
     images = [image for image, _ in delivered.images[: len(slots)]]
@@ -362,9 +362,12 @@ def _latency_ms(order: PurchaseOrder) -> int:
 
 
 def _lease_lost() -> GatewayError:
-    """The store is there, so another worker may be buying these images by now."""
+    """The error for a lease that expired before the reservation was made.
+
+    Another worker may be buying these images by now.
+    """
     return GatewayError(
-        "The gateway's store was too slow; nothing was bought.",
+        "The gateway's store was too slow, so nothing was bought. Retry in 2 seconds.",
         code=ErrorCode.STORE_UNAVAILABLE,
         headers={"Retry-After": "2"},
     )

@@ -158,7 +158,7 @@ async def two_gateways(
 ) -> AsyncIterator[tuple[InProcess, InProcess]]:
     usual = make_settings(data, upstream.base_url, redis_url, upstream={"breaker": {"failures": 0}})
     ignoring = make_settings(
-        data, upstream.base_url, redis_url, store={"limits_when_away": "ignore"}
+        data, upstream.base_url, redis_url, store={"limits_when_unavailable": "ignore"}
     )
     async with run_gateway(usual) as here, run_gateway(ignoring) as there:
         yield here, there

@@ -79,7 +79,7 @@ def read_cursor(cursor: bytes) -> str | None:
     return None if cursor == b"0" else cursor.decode()
 
 
-def micros(seconds: float) -> int:
+def microseconds(seconds: float) -> int:
     """Seconds as microseconds, rounded up."""
     return math.ceil(seconds * SECOND)
 

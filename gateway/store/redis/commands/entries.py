@@ -15,7 +15,7 @@ from gateway.store.redis.commands.encoding import (
     RedisCommand,
     encode,
     flatten,
-    micros,
+    microseconds,
     no_result,
     packed,
     pairs,
@@ -74,7 +74,11 @@ def _acquire_lease(command: commands.AcquireLease, keys: Keys) -> RedisCommand:
             leased={slot: flight.decode() for slot, flight in pairs(leased)},
         )
 
-    arguments: list[Argument] = [command.flight, micros(command.lease_seconds), len(command.slots)]
+    arguments: list[Argument] = [
+        command.flight,
+        microseconds(command.lease_seconds),
+        len(command.slots),
+    ]
     arguments += [*command.slots, *command.ignoring]
     return _entry_command(
         "acquire_lease", command.fingerprint, keys, arguments=arguments, read=read
@@ -83,7 +87,7 @@ def _acquire_lease(command: commands.AcquireLease, keys: Keys) -> RedisCommand:
 
 @encode.register
 def _renew_lease(command: commands.RenewLease, keys: Keys) -> RedisCommand:
-    arguments = (command.flight, micros(command.lease_seconds))
+    arguments = (command.flight, microseconds(command.lease_seconds))
     return _entry_command("renew_lease", command.fingerprint, keys, arguments=arguments, read=bool)
 
 
@@ -101,8 +105,8 @@ def _store_images(command: commands.StoreImages, keys: Keys) -> RedisCommand:
 
     arguments: list[Argument] = [
         command.flight,
-        micros(command.ttl_seconds),
-        micros(command.stale_if_error_seconds),
+        microseconds(command.ttl_seconds),
+        microseconds(command.stale_if_error_seconds),
         int(command.displaces),
     ]
     for wanted, slot in sorted(command.slots.items()):

@@ -6,7 +6,7 @@ from gateway.store import commands
 from gateway.store.redis.commands.encoding import (
     RedisCommand,
     encode,
-    micros,
+    microseconds,
     no_result,
     script_command,
     unchanged,
@@ -18,7 +18,7 @@ from gateway.store.redis.keys import Keys
 def _publish(command: commands.Publish, keys: Keys) -> RedisCommand:
     both = [keys.events(command.flight), keys.event_ids(command.flight)]
     channel = keys.channel(command.flight)
-    arguments = (command.event_id, command.event, micros(command.ttl_seconds), channel)
+    arguments = (command.event_id, command.event, microseconds(command.ttl_seconds), channel)
     return script_command("publish", both, arguments, read=no_result)
 
 

@@ -8,7 +8,7 @@ from gateway.store import commands
 from gateway.store.redis.commands.encoding import (
     RedisCommand,
     encode,
-    micros,
+    microseconds,
     no_result,
     read_texts,
     script_command,
@@ -19,7 +19,7 @@ from gateway.store.redis.keys import Keys
 
 @encode.register
 def _track(command: commands.Track, keys: Keys) -> RedisCommand:
-    ttl = micros(command.ttl_seconds)
+    ttl = microseconds(command.ttl_seconds)
     arguments = (command.digest, command.size_bytes, ttl, command.max_bytes)
     return script_command("track", [keys.lru_index], arguments, read=read_texts)
 

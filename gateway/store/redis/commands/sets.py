@@ -7,7 +7,7 @@ from gateway.store.redis.commands.encoding import (
     Argument,
     RedisCommand,
     encode,
-    micros,
+    microseconds,
     no_result,
     read_texts,
     script_command,
@@ -18,7 +18,7 @@ from gateway.store.redis.keys import Keys
 @encode.register
 def _add_to_set(command: commands.AddToSet, keys: Keys) -> RedisCommand:
     key = keys.set(command.space, command.name)
-    arguments: list[Argument] = [micros(command.ttl_seconds), *command.members]
+    arguments: list[Argument] = [microseconds(command.ttl_seconds), *command.members]
     return script_command("add_to_set", [key], arguments, read=no_result)
 
 

@@ -7,7 +7,7 @@ from gateway.store.redis.commands.encoding import (
     Argument,
     RedisCommand,
     encode,
-    micros,
+    microseconds,
     no_result,
     script_command,
     unchanged,
@@ -18,7 +18,7 @@ from gateway.store.redis.keys import Keys
 @encode.register
 def _set_value(command: commands.SetValue, keys: Keys) -> RedisCommand:
     key = keys.value(command.space, command.name)
-    ttl: Argument = "" if command.ttl_seconds is None else micros(command.ttl_seconds)
+    ttl: Argument = "" if command.ttl_seconds is None else microseconds(command.ttl_seconds)
     arguments: list[Argument] = [command.value, int(command.only_if_absent), ttl]
     return script_command("set_value", [key], arguments, read=bool)
 

@@ -6,7 +6,7 @@ from gateway.store import commands
 from gateway.store.redis.commands.encoding import (
     RedisCommand,
     encode,
-    micros,
+    microseconds,
     no_result,
     read_texts,
     script_command,
@@ -21,7 +21,7 @@ def _heartbeat(command: commands.Heartbeat, keys: Keys) -> RedisCommand:
 
 @encode.register
 def _expired_workers(command: commands.ExpiredWorkers, keys: Keys) -> RedisCommand:
-    arguments = [micros(command.after_seconds)]
+    arguments = [microseconds(command.after_seconds)]
     return script_command("expired_workers", [keys.books], arguments, read=read_texts)
 
 
