@@ -188,17 +188,17 @@ class Flights:
         """Buys, and announces the end to the followers of this worker, whatever happens."""
         end = FlightEnd("released", failure=GatewayError("The gateway failed; nothing was stored."))
         try:
-            end = FlightEnd("completed", await buy(flight))
-        except UpstreamFailure as failure:
-            end = FlightEnd("failed", failure=failure)
-        except GatewayError as refusal:
-            end = FlightEnd("released", failure=refusal)
-        except Exception:
-            log.exception("purchase_failed", flight=flight.id)
-        try:
+            try:
+                end = FlightEnd("completed", await buy(flight))
+            except UpstreamFailure as failure:
+                end = FlightEnd("failed", failure=failure)
+            except GatewayError as refusal:
+                end = FlightEnd("released", failure=refusal)
+            except Exception:
+                log.exception("purchase_failed", purchase=flight.id)
             if end.kind == "released" and not flight.is_unshared:
                 await self._release(flight)
-        finally:
+        finally:  # also if this task is cancelled
             self._ends.announce(flight.id, end)
         return end
 

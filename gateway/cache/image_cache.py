@@ -202,6 +202,10 @@ class ImageCache:
         await batch.execute()
         await self.finish(pending)
 
+    def add_to_source(self, batch: Batch, image: Image) -> None:
+        """Adds a transcoded image to the set of its source; a take-down of the source reads it."""
+        self._image_index.add_to_source(batch, image)
+
     def store_refusal(self, batch: Batch, fingerprint: str, failure: UpstreamFailure) -> None:
         """Stores a refusal of the prompt's content in the negative cache, and no other failure."""
         self._entries.store_refusal(batch, fingerprint, failure)

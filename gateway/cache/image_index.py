@@ -76,8 +76,13 @@ class ImageIndex:
             indexed = IndexedImage(image.digest, image.format, fingerprint)
             batch.add(SetValue(IMAGES, image.id, indexed.encode(), ttl, only_if_absent=True))
             batch.add(AddToSet(IMAGES_BY_DIGEST, image.digest, (image.id,), ttl))
-            if image.transcoded_from is not None:
-                batch.add(AddToSet(TRANSCODED, image.transcoded_from, (image.digest,), ttl))
+            self.add_to_source(batch, image)
+
+    def add_to_source(self, batch: Batch, image: Image) -> None:
+        """Adds a transcoded image to the set of its source; a take-down of the source reads it."""
+        if image.transcoded_from is not None:
+            digests = (image.digest,)
+            batch.add(AddToSet(TRANSCODED, image.transcoded_from, digests, self._ttl_seconds))
 
     def remove(self, batch: Batch, image: Image) -> None:
         """Removes an image without a tombstone: its links answer 404."""

@@ -73,8 +73,6 @@ class Transcoding:
             image = await self._running.run(image_id, transcode, name=f"transcode {image_id}")
             if image is not None:
                 made[slot] = replace(source, image=image)
-        if made:
-            await self._follow_takedowns([cached.image for cached in made.values()])
         return made
 
     async def _transcode(
@@ -106,6 +104,8 @@ class Transcoding:
             echoed=echoed,
             transcoded_from=source.image.digest,
         )
+        if await self._is_source_taken_down(image):
+            return None
         await self._cache.store(
             target.fingerprint,
             {slot: image},
@@ -115,21 +115,19 @@ class Transcoding:
         )
         return image
 
-    async def _follow_takedowns(self, made: Iterable[Image]) -> None:
-        """Takes down the images whose source was taken down meanwhile.
+    async def _is_source_taken_down(self, image: Image) -> bool:
+        """Whether the source of an image that is about to be stored was taken down meanwhile.
 
-        A take-down is first written, and then reads the set of images transcoded from the source.
-        Here that set is written first, and the take-downs are read after it. So one of the two
-        always sees the other.
+        A take-down is written first, and then takes down all images in the set of its source. Here
+        the image is added to that set, and then the take-downs are read. In every order, either
+        the take-down includes the image or this method finds the take-down. Nothing is stored
+        before, so it does not matter when this worker is cancelled or dies.
         """
+        batch = Batch(self._store)
+        self._cache.add_to_source(batch, image)
+        await batch.execute()
         await self._takedowns.refresh()
-        without_source = [
-            i.digest for i in made if self._blobs.is_taken_down(i.transcoded_from or "")
-        ]
-        if without_source:
-            batch = Batch(self._store)
-            self._takedowns.add(batch, without_source)
-            await batch.execute()
+        return self._blobs.is_taken_down(image.transcoded_from or "")
 
 
 def _id_of(target: TranscodingTarget, slot: int, source: Image) -> str:

@@ -98,12 +98,13 @@ class Images:
         self, query: ImageQuery, result: FlightResult
     ) -> dict[int, tuple[Image, bytes]]:
         """The images that a flight brought, with their bytes."""
-        loaded = await self._cache.load(
-            query.fingerprint, result.images, query.representation, in_memory=result.data
-        )
-        if query.cache_policy.no_store:
-            self._cache.forget(result.data)
-        return loaded
+        try:
+            return await self._cache.load(
+                query.fingerprint, result.images, query.representation, in_memory=result.data
+            )
+        finally:
+            if query.cache_policy.no_store:
+                self._cache.forget(result.data)
 
     async def serve(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import itertools
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ import pytest
 import pytest_asyncio
 import redis
 
+from gateway.errors import StoreUnavailable
 from gateway.images import Record
 from tests.gateways import (
     Client,
@@ -588,6 +590,31 @@ async def test_no_store_leaves_nothing_of_the_response_on_disk_or_in_memory(
     assert sum(revised in file for file in files) == 0
     assert data not in files
     assert embedded.gateway.cache.blobs._memory.size_bytes == 0
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_no_store_leaves_nothing_in_memory_if_the_store_fails_while_it_is_loaded(
+    embedded: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One image of two is lost, and its slot cannot be emptied."""
+    blobs, loads = embedded.gateway.cache.blobs, itertools.count()
+    load = blobs.load
+
+    async def lose_all_but_one(*args: Any, **options: Any) -> bytes | None:
+        data = await load(*args, **options)
+        return data if next(loads) == 0 else None
+
+    async def fail(*args: object) -> None:
+        raise StoreUnavailable
+
+    monkeypatch.setattr(blobs, "load", lose_all_but_one)
+    monkeypatch.setattr(embedded.gateway.cache.image_cache, "empty", fail)
+    alice = await embedded.client.with_key("alice")
+    reply = await alice.ask(n=2, headers={"Cache-Control": "no-store"})
+
+    assert reply.status == 503
+    assert next(loads) > 1
+    assert blobs._memory.size_bytes == 0
 
 
 def read_files(folder: Path) -> list[bytes]:

@@ -7,18 +7,22 @@ import base64
 import fcntl
 import hashlib
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
 import redis
 
+from gateway.imagefile.convert import transcode_image
 from tests.gateways import Client, InProcess, Reply, Upstream, make_settings, run_gateway
 from tests.http.conftest import OpenGateway
 from tests.http.test_links import show
 from tests.redis_server import run_durable_redis
-from tests.waiting import eventually
+from tests.waiting import GENEROUS_SECONDS, eventually
 
 KNOWN_BY_ALL_SECONDS = 1.0
 
@@ -144,6 +148,37 @@ async def test_an_image_that_is_being_transcoded_is_taken_down_with_its_source(
 
     assert jpeg.cache_status.startswith("fwd=miss; stored")
     assert len(await upstream.bodies()) == 2
+
+
+async def test_an_image_is_not_stored_if_its_source_is_taken_down_while_it_is_transcoded(
+    open_gateway: OpenGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another gateway, and the client has disconnected."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    def transcode(*args: Any, **options: Any) -> bytes | None:
+        begun.set()
+        may_end.wait(GENEROUS_SECONDS)
+        return transcode_image(*args, **options)
+
+    monkeypatch.setattr("gateway.cache.transcoding.transcode_image", transcode)
+    async with open_gateway(cache={"derive_formats": True}) as here, open_gateway() as there:
+        alice = await here.client.with_key()
+        png = await alice.ask("a pond")
+        asking = asyncio.create_task(alice.ask("a pond", output_format="jpeg"))
+        await asyncio.to_thread(begun.wait, GENEROUS_SECONDS)
+        (transcoding,) = here.gateway.cache.transcoding._running._running.values()
+        await take_down(there.client, image_of(png))
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        may_end.set()
+        await transcoding
+        cached = {"Cache-Control": "only-if-cached"}
+        jpeg = await alice.ask("a pond", output_format="jpeg", headers=cached)
+        totals = await here.gateway.cache.blobs.totals()
+
+    assert (jpeg.status, jpeg.error["code"]) == (504, "only_if_cached")
+    assert totals.count == 0
 
 
 async def test_a_prompt_that_was_taken_down_during_a_purchase_stays_refused(
