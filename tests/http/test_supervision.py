@@ -430,18 +430,21 @@ async def restart_twice(processes: Processes, models: Path) -> None:
 
 
 async def change_policy(processes: Processes, models: Path) -> None:
-    """With and without SIGHUP, valid policies and an invalid one."""
+    """With and without SIGHUP, valid policies and an invalid one.
+
+    A late SIGHUP can make a worker read a file that is being written, and log one event more.
+    """
     for _ in range(3):
         await asyncio.sleep(0.2)
         processes.signal_parent(signal.SIGHUP)
     raise_price(models)
-    await eventually(lambda: len(lines(processes, "policy_changed")) == 2)
+    await eventually(lambda: len(lines(processes, "policy_changed")) >= 2)
     break_policy(models)
-    await eventually(lambda: len(lines(processes, "policy_reload_failed")) == 2)
+    await eventually(lambda: len(lines(processes, "policy_reload_failed")) >= 2)
     repair_policy(models)
     remove_model(models)
     processes.signal_parent(signal.SIGHUP)
-    await eventually(lambda: len(lines(processes, "policy_changed")) == 4)
+    await eventually(lambda: len(lines(processes, "policy_changed")) >= 4)
 
 
 @pytest.fixture
