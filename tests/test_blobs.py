@@ -72,6 +72,26 @@ async def test_a_lowered_bound_is_met_however_many_are_evicted(
     assert (await execute(store, ReadLruTotals())).size_bytes == 10
 
 
+async def test_an_image_just_stored_counts_as_used_after_those_before_it(
+    tmp_path: Path, store: Store
+) -> None:
+    """Uses are written in batches: an earlier use may be written after the image was stored."""
+    blobs = make_blobs(tmp_path, store, 2)
+
+    async def track_image(number: int) -> list[str]:
+        batch = Batch(store)
+        (evicted,) = blobs.track(batch, [Image("a", digest_of(number), "png", 1, 1, 1, 0.0)])
+        await batch.execute()
+        return list(evicted.value)
+
+    await track_image(0)
+    await blobs.load(digest_of(0), "raw", data=b"0")
+    await track_image(1)
+    await blobs.record_uses()
+
+    assert await track_image(2) == [digest_of(0)]
+
+
 async def test_a_take_down_is_recognized_by_bytes_without_a_digest(
     tmp_path: Path, store: Store
 ) -> None:

@@ -130,8 +130,7 @@ class Blobs:
         """
         if digest in self._takedowns:
             return None
-        self._used.pop(digest, None)
-        self._used[digest] = None
+        self._mark_used(digest)
         cached = self._memory.get(digest, representation)
         if cached is not None:
             return cached
@@ -232,6 +231,10 @@ class Blobs:
         """Tracks stored images. The results are digests for `evict`."""
         max_bytes = self._total_bytes or UNKNOWN_TOTAL_BYTES
         ttl_seconds = self._settings.ttl_seconds
+        images = list(images)
+        for image in images:
+            # Earlier uses of others may be written after this batch and must not count as later.
+            self._mark_used(image.digest)
         return [batch.add(Track(i.digest, i.size_bytes, ttl_seconds, max_bytes)) for i in images]
 
     def are_tracked(self, batch: Batch, digests: Iterable[str]) -> Result[Sequence[bool]]:
@@ -252,9 +255,14 @@ class Blobs:
             if lost:
                 await execute(self._store, Untrack(tuple(lost)))
         except BaseException:
-            self._used = used | self._used
+            # Digests that were used again meanwhile keep their later position.
+            self._used = {d: None for d in used if d not in self._used} | self._used
             self._lost |= lost
             raise
+
+    def _mark_used(self, digest: str) -> None:
+        self._used.pop(digest, None)
+        self._used[digest] = None
 
     async def evict_to_bound(self) -> None:
         """Evicts until the bound is met, also after it was lowered, and reports the totals."""
