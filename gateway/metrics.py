@@ -230,7 +230,7 @@ class RequestMetrics:
         """A request is in flight."""
         self._pending.add(self._inflight)
 
-    def ended(self) -> None:
+    def finished(self) -> None:
         """A request is in flight no longer."""
         self._pending.add(self._inflight, -1)
 

@@ -195,12 +195,12 @@ class Keys:
     async def _name_changes(self, old: KeyRecord, new: KeyRecord) -> list[Write]:
         """The writes that keep the names those of active keys."""
         owner = await execute(self._store, Get(NAMES, old.name))
-        is_own, is_kept = owner == old.id.encode(), new.name == old.name
+        is_own, is_same = owner == old.id.encode(), new.name == old.name
         changes = []
-        if is_own and (new.revoked_at is not None or not is_kept):
+        if is_own and (new.revoked_at is not None or not is_same):
             changes.append(Write(NAMES, old.name, None, expected=owner))
         # An expired key that becomes active again needs its name, which may be another key's now.
-        if new.is_active(self._clock()) and not (is_own and is_kept):
+        if new.is_active(self._clock()) and not (is_own and is_same):
             inactive_owner = await self._inactive_owner(new.name)
             changes.append(Write(NAMES, new.name, new.id.encode(), expected=inactive_owner))
         return changes

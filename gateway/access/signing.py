@@ -162,8 +162,8 @@ def rotate_in(
     replaced_at = [new.created_at, *(key.created_at for key in keys)]
     needed = (
         key
-        for key, ended_at in zip(keys, replaced_at, strict=False)
-        if ended_at + max_lifetime > new.created_at
+        for key, replaced in zip(keys, replaced_at, strict=False)
+        if replaced + max_lifetime > new.created_at
     )
     return [new, *needed]
 
@@ -205,7 +205,7 @@ class Signing:
         if keys is not None:
             self._keys = SigningKeys([(kid, s.get_secret_value().encode()) for kid, s in keys])
         self._read_at = -math.inf
-        self._reading: SingleFlight[str, SigningKeys] = SingleFlight()
+        self._store_reads: SingleFlight[str, SigningKeys] = SingleFlight()
 
     async def sign(self, path: str) -> str:
         """The link to `path`. Raises `StoreUnavailable` if the keys were never read."""
@@ -261,7 +261,7 @@ class Signing:
 
     async def _read(self) -> SigningKeys:
         """The keys as the store has them now; concurrent calls share one read."""
-        return await self._reading.run(RECORD, self._read_store, name="read signing keys")
+        return await self._store_reads.run(RECORD, self._read_store, name="read signing keys")
 
     async def _read_store(self) -> SigningKeys:
         return self._use(decode_keys(await self._record()))

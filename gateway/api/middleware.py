@@ -50,7 +50,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         response = await handler(request)
     finally:
-        metrics.ended()
+        metrics.finished()
     seconds = time.monotonic() - exchange.started_at
     endpoint = (request.match_info.route.name or "none").partition(".")[0]
     outcome = exchange.outcome or ("ok" if response.status < BAD_REQUEST else "refused")

@@ -46,7 +46,7 @@ EVENT_FIELDS: Final = ("size", "quality", "background", "output_format")
 def context_headers(context: RequestContext) -> dict[str, str]:
     """The headers of every response to an image request, also of an error."""
     headers = {**rate_headers(context.latest_limits), **_notice_header(context)}
-    if context.is_replay:
+    if context.is_stored_result:
         headers["idempotent-replayed"] = "true"
     return headers
 
@@ -60,8 +60,8 @@ def answer_headers(answer: Answer, context: RequestContext, *, now: float) -> di
     if answer.images:
         headers[IMAGE_IDS] = ",".join(image.id for image, _ in answer.images)
     if answer.outcome == "hit":
-        oldest = min(image.created_at for image, _ in answer.images)
-        headers[hdrs.AGE] = str(max(0, int(now - oldest)))
+        created_at = min(image.created_at for image, _ in answer.images)
+        headers[hdrs.AGE] = str(max(0, int(now - created_at)))
     if answer.outcome in ("hit", "collapsed", "partial"):
         headers["x-gateway-saved-usd"] = show_usd(answer.saved_micros)
     return headers

@@ -58,14 +58,14 @@ def estimate(model: Model, request: ImageRequest, images: int) -> Estimate:
     """
     if isinstance(model.billing, TokenBilling):
         return _estimate_tokens(model.billing, request, images=images)
-    micros = cost_micros(
+    usd_micros = cost_micros(
         model,
         usage=None,
         images=images,
         size=_requested(request, "size"),
         quality=_requested(request, "quality"),
     )
-    return Estimate(Amounts(images=images, usd_micros=micros), None)
+    return Estimate(Amounts(images=images, usd_micros=usd_micros), None)
 
 
 def _estimate_tokens(billing: TokenBilling, request: ImageRequest, *, images: int) -> Estimate:
@@ -80,7 +80,7 @@ def _estimate_tokens(billing: TokenBilling, request: ImageRequest, *, images: in
         image_out=images * tokens[quality] + partial_images * billing.partial_image_tokens,
     )
     price = billing.usd_per_image.get(size, {}).get(quality, Decimal(0))
-    micros = max(_usage_micros(billing, usage), _image_micros(price, images))
+    usd_micros = max(_usage_micros(billing, usage), _image_micros(price, images))
     reasons = [
         f"{name} omitted: reserved as {reserved}"
         for name, requested, reserved in (
@@ -89,7 +89,7 @@ def _estimate_tokens(billing: TokenBilling, request: ImageRequest, *, images: in
         )
         if requested is None
     ]
-    amounts = Amounts(images=images, tokens=usage.total, usd_micros=math.ceil(micros))
+    amounts = Amounts(images=images, tokens=usage.total, usd_micros=math.ceil(usd_micros))
     return Estimate(amounts, "; ".join(reasons) or None)
 
 
@@ -130,7 +130,7 @@ def charge(
     by_tokens = is_billed_by_tokens(model)
     if by_tokens and usage is None:
         return estimated
-    micros = cost_micros(
+    usd_micros = cost_micros(
         model,
         usage=usage,
         images=images,
@@ -138,7 +138,7 @@ def charge(
         quality=_requested(request, "quality"),
     )
     tokens = usage.total if by_tokens and usage is not None else 0
-    return Amounts(images=images, tokens=tokens, usd_micros=micros)
+    return Amounts(images=images, tokens=tokens, usd_micros=usd_micros)
 
 
 def cost_micros(
@@ -176,10 +176,10 @@ def _requested(request: ImageRequest, name: str) -> str | None:
 def _usage_micros(billing: TokenBilling, usage: Usage) -> Decimal:
     prices = billing.usd_per_million_tokens
     text_out = prices.image_out if prices.text_out is None else prices.text_out
-    micros = _EXACT.multiply(usage.text_in, prices.text_in)
-    micros = _EXACT.fma(usage.image_in, prices.image_in, micros)
-    micros = _EXACT.fma(usage.image_out, prices.image_out, micros)
-    return _EXACT.fma(usage.text_out, text_out, micros)
+    usd_micros = _EXACT.multiply(usage.text_in, prices.text_in)
+    usd_micros = _EXACT.fma(usage.image_in, prices.image_in, usd_micros)
+    usd_micros = _EXACT.fma(usage.image_out, prices.image_out, usd_micros)
+    return _EXACT.fma(usage.text_out, text_out, usd_micros)
 
 
 def _image_micros(usd: Decimal, images: int) -> Decimal:

@@ -287,10 +287,10 @@ def rate_headers(states: Iterable[LimitState]) -> Mapping[str, str]:
     return headers
 
 
-def show_usd(micros: int) -> str:
+def show_usd(usd_micros: int) -> str:
     """Micro-dollars as dollars with six decimals, exactly: `0.166000`, `-0.000001`."""
-    sign, micros = ("-", -micros) if micros < 0 else ("", micros)
-    return f"{sign}{micros // 1_000_000}.{micros % 1_000_000:06d}"
+    sign, amount = ("-", -usd_micros) if usd_micros < 0 else ("", usd_micros)
+    return f"{sign}{amount // 1_000_000}.{amount % 1_000_000:06d}"
 
 
 def go_duration(seconds: float) -> str:

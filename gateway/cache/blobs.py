@@ -297,7 +297,7 @@ class Blobs:
         """
         tracked, after = 0, ""
         while True:
-            mark, sizes = await self._blob_store.scan(after, SCAN_LIMIT)
+            next_page, sizes = await self._blob_store.scan(after, SCAN_LIMIT)
             digests = tuple(sizes)
             known = await execute(self._store, AreTracked(digests)) if digests else ()
             for digest, is_known in zip(digests, known, strict=True):
@@ -308,9 +308,9 @@ class Blobs:
                     track = Track(digest, sizes[digest], ttl_seconds, max_bytes)
                     await self._evict(await execute(self._store, track))
                     tracked += 1
-            if mark is None:
+            if next_page is None:
                 return tracked
-            after = mark
+            after = next_page
 
     async def _evict(self, digests: Sequence[str]) -> None:
         await self._delete(digests)

@@ -31,7 +31,7 @@ class Flight:
     fingerprint: str
     slots: tuple[int, ...]
     replacements: int = 0
-    """How many leaders of these slots have died before: a dead leader is replaced once."""
+    """How many earlier flights of these slots were abandoned. A dead leader is replaced once."""
     is_unshared: bool = False
     """It has no lease and no followers: its client gets images of its own."""
     displaces: bool = False
@@ -56,13 +56,13 @@ class Flight:
         batch.add(ReleaseLease(self.fingerprint, self.id))
         self._publish_end(batch, {"end": "failed", "failure": failure.to_dict()})
 
-    def abandon(self, batch: Batch, death: UpstreamFailure) -> None:
+    def abandon(self, batch: Batch, failure: UpstreamFailure) -> None:
         """Ends the flight of a dead leader. One follower may replace it, but only once."""
         if self.replacements:
-            self.fail(batch, death)
+            self.fail(batch, failure)
             return
         batch.add(ReleaseLease(self.fingerprint, self.id))
-        self._publish_end(batch, {"end": "abandoned", "failure": death.to_dict()})
+        self._publish_end(batch, {"end": "abandoned", "failure": failure.to_dict()})
 
     def release(self, batch: Batch) -> None:
         """Releases the lease without a purchase: the followers try in turn."""

@@ -34,7 +34,7 @@ class FlightResult:
     emptied: set[int] = field(default_factory=set)
     """Slots that a purchase of another request completed without an image, once so far."""
     abandoned: set[int] = field(default_factory=set)
-    """Slots whose leader has died once."""
+    """Slots whose flight was abandoned once."""
 
     @property
     def is_follower(self) -> bool:
@@ -58,11 +58,11 @@ class FlightResult:
     def follow(self, end: FlightEnd, slots: set[int]) -> None:
         """Adds the images of another request's purchase.
 
-        A slot that it left empty, or whose leader died, stays missing and is tried once more. The
-        second time the slot is given up.
+        A slot that it left empty, or whose flight was abandoned, stays missing and is tried once
+        more. The second time the slot is given up.
         """
-        died_again = end.kind == "abandoned" and slots & self.abandoned
-        if end.kind == "failed" or died_again:
+        abandoned_again = end.kind == "abandoned" and slots & self.abandoned
+        if end.kind == "failed" or abandoned_again:
             self.flight_error = end.failure
             self.missing -= slots
             return

@@ -152,8 +152,8 @@ class Flights:
         batch = Batch(self._store)
         refusal = look_up_refusal(batch, fingerprint)
         await batch.execute()
-        if (refused := decode_refusal(refusal.value)) is not None:
-            raise refused
+        if (failure := decode_refusal(refusal.value)) is not None:
+            raise failure
 
     # ── leading ─────────────────────────────────────────────────────────────────────────────
 
@@ -164,11 +164,11 @@ class Flights:
         lease = batch.add(acquire)
         refusal = look_up_refusal(batch, flight.fingerprint)
         await batch.execute()
-        if (refused := decode_refusal(refusal.value)) is None:
+        if (failure := decode_refusal(refusal.value)) is None:
             return lease.value
         if lease.value.acquired:
             await self._release(flight)
-        raise refused
+        raise failure
 
     def _start(
         self,

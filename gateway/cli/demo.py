@@ -141,7 +141,7 @@ def _run_child(catalog: Catalog, pipe: int, parent: int) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     status = 1
     try:
-        asyncio.run(_simulate_until_orphaned(catalog, pipe, parent))
+        asyncio.run(_simulate_until_parent_exits(catalog, pipe, parent))
         status = 0
     except Exception:
         log.exception("simulator_failed")
@@ -149,7 +149,7 @@ def _run_child(catalog: Catalog, pipe: int, parent: int) -> NoReturn:
         os._exit(status)
 
 
-async def _simulate_until_orphaned(catalog: Catalog, pipe: int, parent: int) -> None:
+async def _simulate_until_parent_exits(catalog: Catalog, pipe: int, parent: int) -> None:
     settings = SimulatorSettings(latency_scale=LATENCY_SCALE)
     async with open_simulator("127.0.0.1", 0, catalog=catalog, settings=settings) as base_url:
         os.write(pipe, f"{base_url}\n".encode())

@@ -52,7 +52,7 @@ class RequestContext:
     cache_policy: CachePolicy = _DEFAULT_CACHE_POLICY
     is_reload: bool = False
     """It buys, or would buy, although the entry has images: its client refused those."""
-    is_replay: bool = False
+    is_stored_result: bool = False
     """It is answered with the stored result of its idempotency key."""
 
     @property

@@ -41,25 +41,25 @@ class IdempotentImages:
         while (stored := await self._keys.acquire(idempotent)) is not None:
             if stored.request != idempotent.request:
                 raise _key_reused()
-            if (answer := await self._replay(context, query, stored)) is not None:
+            if (answer := await self._load_stored(context, query, stored)) is not None:
                 return answer
             await self._keys.release(idempotent)
         # In a task of its own: the result is stored even if the client leaves.
         work = self._answer_and_store(context, query, entry, idempotent=idempotent)
         return await self._tasks.run(work, name=f"answer {context.request_id}")
 
-    async def _replay(
+    async def _load_stored(
         self, context: RequestContext, query: ImageQuery, stored: StoredResult
     ) -> Answer | None:
         """The stored result, free of charge; None if the entry has lost one of its images."""
         if stored.failure is not None:
-            context.is_replay = True
+            context.is_stored_result = True
             raise stored.failure
         cached = await self._still_cached(query.fingerprint, stored.images)
         images = await self._images.load(query, cached)
         if len(images) < len(stored.images):
             return None
-        context.is_replay = True
+        context.is_stored_result = True
         # In the order of the first answer: the images may have moved to other slots since.
         order = {image.id: position for position, image in stored.images.items()}
         return await self._images.serve(
@@ -92,7 +92,7 @@ class IdempotentImages:
             async with self._keys.renewing(idempotent):
                 answer = await self._images.answer(context, query, entry)
         except UpstreamFailure as failure:
-            # Only the buyer may have been charged; a follower tries again.
+            # Only a leader is charged. A follower was not, so a retry may buy.
             if failure.is_charged and context.purchase.is_open:
                 await self._keys.store_failure(idempotent, failure)
             else:

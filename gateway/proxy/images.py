@@ -190,7 +190,7 @@ class Images:
             raise _not_cached()
         ignored = _ignored_images(query, entry, missing)
         context.is_reload = policy.no_cache or bool(ignored)
-        buy = self._buyer(context, query, images)
+        buy = self._purchase_function(context, query, images)
         subscriber = context.subscribe(query.request)
         if policy.no_cache or policy.no_store:
             await self._flights.check_refusal(query.fingerprint)
@@ -201,7 +201,9 @@ class Images:
             query.fingerprint, missing, buy=buy, subscriber=subscriber, ignoring=ignored
         )
 
-    def _buyer(self, context: RequestContext, query: ImageQuery, images: LoadedImages) -> Buy:
+    def _purchase_function(
+        self, context: RequestContext, query: ImageQuery, images: LoadedImages
+    ) -> Buy:
         """Buys the slots of a flight for this request, which has `images` already."""
         saved_micros = sum(image.cost_micros for image, _ in images.values())
 

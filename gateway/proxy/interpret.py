@@ -41,8 +41,8 @@ MAX_USER: Final = 256
 MAX_INTERPRETATIONS: Final = 1024
 """Interpretations that a worker keeps."""
 
-MAX_KEPT_BODY: Final = 4096
-"""Bytes of a body whose interpretation is kept."""
+MAX_CACHED_BODY: Final = 4096
+"""Bytes of a body whose interpretation is cached."""
 
 _NO_HEADERS: Final = RequestHeaders()
 
@@ -90,7 +90,7 @@ class Interpreter:
         self._settings = settings
         self._ledger = ledger
         self._policy: Policy | None = None
-        self._kept: OrderedDict[tuple[bytes, str | None, bytes], _Interpretation] = OrderedDict()
+        self._cached: OrderedDict[tuple[bytes, str | None, bytes], _Interpretation] = OrderedDict()
 
     async def interpret(self, context: RequestContext, body: bytes) -> ImageQuery:
         """The query of a request; the context's record and cache policy follow it.
@@ -113,17 +113,17 @@ class Interpreter:
     async def _interpret_body(self, context: RequestContext, body: bytes) -> _Interpretation:
         if context.policy is not self._policy:
             self._policy = context.policy
-            self._kept.clear()
-        kept_as = (body, context.content_type, context.subject.record)
-        kept = self._kept.get(kept_as)
-        if kept is not None:
-            self._kept.move_to_end(kept_as)
-            return kept
+            self._cached.clear()
+        cache_key = (body, context.content_type, context.subject.record)
+        cached = self._cached.get(cache_key)
+        if cached is not None:
+            self._cached.move_to_end(cache_key)
+            return cached
         interpretation = await self._read(context, body)
-        if len(body) <= MAX_KEPT_BODY and context.policy is self._policy:
-            self._kept[kept_as] = interpretation
-            if len(self._kept) > MAX_INTERPRETATIONS:
-                self._kept.popitem(last=False)
+        if len(body) <= MAX_CACHED_BODY and context.policy is self._policy:
+            self._cached[cache_key] = interpretation
+            if len(self._cached) > MAX_INTERPRETATIONS:
+                self._cached.popitem(last=False)
         return interpretation
 
     async def _read(self, context: RequestContext, body: bytes) -> _Interpretation:
@@ -155,15 +155,15 @@ class Interpreter:
     def transcoding_target(self, key: Key, query: ImageQuery) -> TranscodingTarget | None:
         """The format that a cached PNG would be converted to; None if PNG is requested."""
         request, model = query.request, query.model
-        asked = as_transcoded_format(request.parameters.get("output_format"))
-        if asked is None or model.parameters["output_format"].default != "png":
+        requested_format = as_transcoded_format(request.parameters.get("output_format"))
+        if requested_format is None or model.parameters["output_format"].default != "png":
             return None
         of_format = ("output_format", "output_compression")
         as_png = {name: v for name, v in request.parameters.items() if name not in of_format}
         return TranscodingTarget(
             query.fingerprint,
             source=self._fingerprint(key, replace(request, parameters=as_png), model),
-            format=asked,
+            format=requested_format,
             compression=int(_resolved(model, request, "output_compression") or 100),
         )
 

@@ -45,8 +45,8 @@ class Recovery:
         missed_before, self._missed_once = self._missed_once, frozenset()
         expired = await execute(self._store, ExpiredWorkers(self._expires_after_seconds))
         self._missed_once = frozenset(expired) - {self._worker}
-        dead = missed_before & self._missed_once
-        return sum([await self.recover(worker) for worker in dead])
+        missed_twice = missed_before & self._missed_once
+        return sum([await self.recover(worker) for worker in missed_twice])
 
     async def recover(self, worker: str) -> int:
         """Finishes the open journals of a dead worker and deregisters it."""

@@ -139,14 +139,14 @@ def _parse_max_cost(value: str | None) -> int | None:
     if value is None:
         return None
     amount = value.strip()
-    micros = Decimal(amount) * 1_000_000 if _USD.fullmatch(amount) else Decimal("nan")
-    if not micros.is_finite() or micros > MAX_COST_MICROS or micros % 1:
+    usd_micros = Decimal(amount) * 1_000_000 if _USD.fullmatch(amount) else Decimal("nan")
+    if not usd_micros.is_finite() or usd_micros > MAX_COST_MICROS or usd_micros % 1:
         raise _invalid(
             MAX_COST,
             "expected an amount in US dollars such as 0.10, 0 or more, with at most six decimals, "
             f"but got '{shorten(amount)}'.",
         )
-    return int(micros)
+    return int(usd_micros)
 
 
 def _parse_idempotency_key(value: str | None) -> str | None:

@@ -120,14 +120,14 @@ def _build(
         and value != model.parameters[name].default
     }
     stream = values.get("stream") is True
-    asked = body.get("response_format")
+    requested = body.get("response_format") if "response_format" in model.parameters else None
     return ImageRequest(
         model=model.id,
         prompt=prompt,
         n=_number(values.get("n"), 1),
         parameters=MappingProxyType(off_default),
         response_format=_text(values.get("response_format")) or "b64_json",
-        requested_response_format=_text(asked) if "response_format" in model.parameters else None,
+        requested_response_format=_text(requested),
         user=_text(values.get("user")),
         stream=stream,
         # Without a stream, partial images cannot be sent. See
@@ -200,10 +200,10 @@ def _validate_leniently(
     """Sets tolerated parameters aside, validates the rest, and adds those with an effect."""
     tolerated = _tolerated(body, model, catalog=catalog)
     rest = {name: value for name, value in body.items() if name not in tolerated}
-    effective: dict[str, Any] = {
+    with_effect: dict[str, Any] = {
         name: body[name] for name, treatment in tolerated.items() if treatment != _DROPPED
     }
-    return replace(_validate_strictly(rest, model, catalog=catalog), **effective)
+    return replace(_validate_strictly(rest, model, catalog=catalog), **with_effect)
 
 
 def _hint(body: Mapping[str, object], model: Model, *, catalog: Catalog) -> Mapping[str, str]:

@@ -122,10 +122,10 @@ def _check_value(name: str, value: Any, spec: ParameterSpec) -> None:
 def _check_choice(name: str, value: Any, spec: ChoiceSpec) -> None:
     values = _accepted_values(name, spec)
     if not isinstance(value, str):
-        raise wrong_type(name, f"one of {_listed(values, 'or')}", value)
+        raise wrong_type(name, f"one of {_join_values(values, 'or')}", value)
     if value not in values:
-        listed = _listed(values, "and")
-        raise bad_value(name, f"Invalid value: '{value}'. Supported values are: {listed}.")
+        supported = _join_values(values, "and")
+        raise bad_value(name, f"Invalid value: '{value}'. Supported values are: {supported}.")
 
 
 def _accepted_values(name: str, spec: ChoiceSpec) -> tuple[str, ...]:
@@ -139,7 +139,7 @@ def _accepted_values(name: str, spec: ChoiceSpec) -> tuple[str, ...]:
     return spec.values
 
 
-def _listed(values: tuple[str, ...], joint: str) -> str:
+def _join_values(values: tuple[str, ...], joint: str) -> str:
     """`'a', 'b', and 'c'`, but `'a' and 'b'`."""
     quoted = [f"'{value}'" for value in values]
     if len(quoted) < 3:

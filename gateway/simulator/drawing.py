@@ -371,16 +371,16 @@ def _soft_edge(distance: float) -> int:
 
 def _encode(image: Image.Image, *, format: str, compression: int, seed: int) -> bytes:
     """The file. Its metadata has the seed, so that no two seeds give the same bytes."""
-    mark = f"drawn with seed {seed}"
+    comment = f"drawn with seed {seed}"
     file = io.BytesIO()
     if format == "png":
-        notes = PngImagePlugin.PngInfo()
-        notes.add_text("Comment", mark)
-        image.save(file, "PNG", compress_level=1, pnginfo=notes)
+        text_chunks = PngImagePlugin.PngInfo()
+        text_chunks.add_text("Comment", comment)
+        image.save(file, "PNG", compress_level=1, pnginfo=text_chunks)
     elif format == "jpeg":
-        image.save(file, "JPEG", quality=max(1, compression), comment=mark.encode())
+        image.save(file, "JPEG", quality=max(1, compression), comment=comment.encode())
     elif format == "webp":
-        image.save(file, "WEBP", quality=compression, method=0, xmp=mark.encode())
+        image.save(file, "WEBP", quality=compression, method=0, xmp=comment.encode())
     else:
         raise ValueError(f"cannot draw the format {format!r}")
     return file.getvalue()

@@ -94,10 +94,10 @@ def _resolve_size(size: str, model: Model) -> tuple[int, int]:
     values = spec.distinct_values if isinstance(spec, ChoiceSpec) else ()
     if isinstance(spec, SizeSpec):
         values = (*spec.values, spec.example)
-    listed = [value for value in values if SIZE.fullmatch(value)]
+    sizes = [value for value in values if SIZE.fullmatch(value)]
     is_accepted = isinstance(spec, SizeSpec) and size_fault(size, spec) is None
-    if listed and size not in listed and not is_accepted:
-        size = listed[0]
+    if sizes and size not in sizes and not is_accepted:
+        size = sizes[0]
     width, _, height = size.partition("x")
     return int(width), int(height)
 

@@ -62,13 +62,13 @@ def _signed_query(*, start: float, end: float) -> str:
     # The fixed first bytes put a plus and a slash into the base64, and so escapes into the link.
     signature = base64.b64encode(b"\xfb\xff\xbf" + secrets.token_bytes(29)).decode()
     return (
-        f"st={quote(_stamp(start), safe='')}&se={quote(_stamp(end), safe='')}&sp=r"
+        f"st={quote(_iso_time(start), safe='')}&se={quote(_iso_time(end), safe='')}&sp=r"
         "&sv=2024-08-04&sr=b&rscd=inline&rsct=image/png"
         f"&skv=2024-08-04&sig={quote(signature, safe='')}"
     )
 
 
-def _stamp(seconds: float) -> str:
+def _iso_time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -18,7 +18,7 @@ _READ_SECONDS: Final = 0.05
 """How long the client may read before a reset, which discards what it has not read yet."""
 
 
-class Gone(Exception):
+class Disconnected(Exception):
     """The client has disconnected, or a fault ends the connection without an answer."""
 
 
@@ -36,7 +36,7 @@ def hang_up(request: web.Request) -> None:
 async def send_answer(
     request: web.Request, body: bytes, faults: Iterable[Fault]
 ) -> web.StreamResponse:
-    """The 200, changed as the faults say. Raises `Gone` after a reset."""
+    """The 200, changed as the faults say. Raises `Disconnected` after a reset."""
     played = {fault.name: fault for fault in faults}
     if "reset" in played:
         await _reset(request, body, played["reset"])
@@ -66,7 +66,7 @@ async def _reset(request: web.Request, body: bytes, fault: Fault) -> NoReturn:
         await _send_half(request, body)
         await cut_off(request, by_reset=True)
     _prepare_reset(request)
-    raise Gone
+    raise Disconnected
 
 
 async def cut_off(request: web.Request, *, by_reset: bool) -> NoReturn:
@@ -74,7 +74,7 @@ async def cut_off(request: web.Request, *, by_reset: bool) -> NoReturn:
     await asyncio.sleep(_READ_SECONDS)
     if by_reset:
         _prepare_reset(request)
-    raise Gone
+    raise Disconnected
 
 
 def _prepare_reset(request: web.Request) -> None:

@@ -51,7 +51,7 @@ from gateway.simulator.refusals import (
     wrong_key,
     wrong_method,
 )
-from gateway.simulator.sending import Gone, hang_up, is_connected, send_answer
+from gateway.simulator.sending import Disconnected, hang_up, is_connected, send_answer
 from gateway.simulator.streams import Play, send_stream
 
 _MAX_BODY_BYTES: Final = 4 * 1024 * 1024
@@ -151,7 +151,7 @@ class Simulator:
             self._calls.append(call)
         try:
             response = await _answered(request, handler)
-        except Gone:
+        except Disconnected:
             hang_up(request)
             return web.Response()
         call.status = response.status
@@ -214,7 +214,7 @@ class Simulator:
         while is_connected(request) and not self._stopping.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), _POLL_SECONDS)
-        raise Gone
+        raise Disconnected
 
     def _answer_options(self, request: web.Request, faults: Collection[Fault]) -> AnswerOptions:
         given, seconds = link_of(faults), link_seconds_of(faults)
@@ -297,18 +297,18 @@ async def _answered(request: web.Request, handler: _Handler) -> web.StreamRespon
     try:
         return await handler(request)
     except Refusal as refusal:
-        return _refused(refusal)
+        return _refusal_response(refusal)
     except web.HTTPNotFound:
-        return _refused(unknown_path(request.method, request.path))
+        return _refusal_response(unknown_path(request.method, request.path))
     except web.HTTPMethodNotAllowed as error:
         not_allowed = wrong_method(request.method, request.path)
         not_allowed.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
-        return _refused(not_allowed)
+        return _refusal_response(not_allowed)
     except web.HTTPRequestEntityTooLarge:
-        return _refused(refuse("The request body is too large.", status=413))
+        return _refusal_response(refuse("The request body is too large.", status=413))
 
 
-def _refused(refusal: Refusal) -> web.Response:
+def _refusal_response(refusal: Refusal) -> web.Response:
     return web.Response(
         status=refusal.status,
         text=refusal.body,

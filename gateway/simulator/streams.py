@@ -25,7 +25,7 @@ from gateway.simulator.answers import (
 from gateway.simulator.faults import Fault
 from gateway.simulator.generation import Generation
 from gateway.simulator.refusals import Refusal
-from gateway.simulator.sending import Gone, cut_off
+from gateway.simulator.sending import Disconnected, cut_off
 
 _PARTIAL: Final = "image_generation.partial_image"
 _COMPLETED: Final = "image_generation.completed"
@@ -44,7 +44,7 @@ class Play:
     error: Refusal | None
     """Sent in an event, instead of all that would follow the first partial image."""
     add: Callable[[], Awaitable[None]]
-    """Waits until the client has disconnected, and raises `Gone`."""
+    """Waits until the client has disconnected, and raises `Disconnected`."""
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -66,7 +66,7 @@ class Play:
 async def send_stream(request: web.Request, play: Play) -> web.StreamResponse:
     """The stream, as far as the faults let it go.
 
-    Raises `Gone` when a fault cuts it off or the client disconnects.
+    Raises `Disconnected` when a fault cuts it off or the client disconnects.
     """
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
     response.enable_chunked_encoding()
@@ -76,7 +76,7 @@ async def send_stream(request: web.Request, play: Play) -> web.StreamResponse:
         await _send_end(request, response, play)
         await response.write_eof()
     except ConnectionError:
-        raise Gone from None
+        raise Disconnected from None
     return response
 
 

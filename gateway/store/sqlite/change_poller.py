@@ -32,7 +32,7 @@ class EventWatch:
 
     flight: str
     newest: int
-    """The id of the newest event that the watch was woken for."""
+    """The id of the newest event that the watch was notified of."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def wait(self, timeout_seconds: float) -> None:
@@ -41,7 +41,7 @@ class EventWatch:
                 await self._changed.wait()
         self._changed.clear()
 
-    def wake(self) -> None:
+    def notify(self) -> None:
         """Ends the wait, or the next one. Runs on the event loop."""
         self._changed.set()
 
@@ -109,12 +109,12 @@ class ChangePoller:
         for watch in behind:
             watch.newest = newest[watch.flight]
 
-        def wake_all() -> None:
+        def notify_all() -> None:
             for watch in behind:
-                watch.wake()
+                watch.notify()
 
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(wake_all)
+            self._loop.call_soon_threadsafe(notify_all)
 
 
 @asynccontextmanager

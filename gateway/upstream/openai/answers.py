@@ -84,7 +84,7 @@ def no_images(
 
 
 def extract_base64(body: bytes | bytearray) -> tuple[bytes | bytearray, dict[str, bytes]]:
-    """The JSON with a mark in place of each long base64, and the decoded bytes by mark.
+    """The JSON with a placeholder for each long base64, and the decoded bytes by placeholder.
 
     Base64 has no meaning in JSON, so the parser need not check it as UTF-8 and copy it to text and
     back. If any of it is not valid base64, nothing is extracted.
@@ -96,12 +96,14 @@ def extract_base64(body: bytes | bytearray) -> tuple[bytes | bytearray, dict[str
         end = body.find(b'"', key.end())
         if end - key.end() < _EXTRACT_FROM:
             break
-        mark = f"#{len(decoded)}"
+        placeholder = f"#{len(decoded)}"
         try:
-            decoded[mark] = pybase64.b64decode(memoryview(body)[key.end() : end], validate=True)
+            decoded[placeholder] = pybase64.b64decode(
+                memoryview(body)[key.end() : end], validate=True
+            )
         except ValueError:
             return body, {}
-        pieces += [body[start : key.end()], mark.encode()]
+        pieces += [body[start : key.end()], placeholder.encode()]
         start = end
     return b"".join([*pieces, body[start:]]) if decoded else body, decoded
 

@@ -60,7 +60,7 @@ def store_images(tx: Transaction, command: commands.StoreImages) -> Mapping[int,
     placement = _Placement.of(tx, command)
     placed = {}
     for wanted, slot in sorted(command.slots.items()):
-        target = placement.place(wanted, slot.image_id)
+        target = placement.assign_slot(wanted, slot.image_id)
         if target is not None:
             placed[target] = slot
     # Displaced images move first: their rows are where the new ones go.
@@ -121,7 +121,7 @@ class _Placement:
         slot_of = {slot.image_id: index for index, slot in slots.items()}
         return cls(slot_of, {*fresh, *leases}, displaceable)
 
-    def place(self, wanted: int, image_id: str) -> int | None:
+    def assign_slot(self, wanted: int, image_id: str) -> int | None:
         """The slot to store an image in; None if it is stored already or no slot is free."""
         if image_id in self.slot_of:
             return None
