@@ -2,7 +2,7 @@
 
 Each refusal of `docs/reference/images-api.md#refusals` has one or two examples here, and so has
 everything that goes wrong before there is a body to validate. All parameters of each model are in
-`tests/test_validation.py`.
+`tests/request/test_validation.py`.
 """
 
 from __future__ import annotations

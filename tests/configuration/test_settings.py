@@ -18,7 +18,7 @@ from gateway.values import (
     parse_size,
 )
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SHIPPED = ROOT / "config" / "gateway.yaml"
 BAD_FILES = sorted((ROOT / "tests" / "config" / "bad").glob("*.yaml"))
 

@@ -1,4 +1,4 @@
-"""Validation beyond the table of `test_upstream_openai_cases`: access, prompts, new rows."""
+"""Validation beyond the table of `tests.upstream.test_openai_cases`: access, prompts, new rows."""
 
 from pathlib import Path
 
@@ -13,7 +13,9 @@ from gateway.images import ImageRequest
 from gateway.request.validation import validate
 from tests.catalogs import shipped_catalog
 
-SHIPPED = (Path(__file__).parent.parent / "config" / "models.yaml").read_text(encoding="utf-8")
+SHIPPED = (Path(__file__).parent.parent.parent / "config" / "models.yaml").read_text(
+    encoding="utf-8"
+)
 CATALOG = shipped_catalog()
 
 
