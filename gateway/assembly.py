@@ -1,8 +1,8 @@
 """The composition root: opens resources, constructs the components, and closes everything.
 
-It contains no other logic. `maintenance` runs a gateway's background jobs, `process/` serves it,
-and `cli/` opens the parts that a command needs. The functions at the end give each component its
-part of the settings.
+Besides, it has only the observers that connect components to metrics and health. The functions at
+the end make the settings of each component from `gateway.yaml`. `maintenance` runs a gateway's
+background jobs, `process/` serves it, and `cli/` opens the parts that a command needs.
 """
 
 from __future__ import annotations
@@ -80,21 +80,24 @@ async def open_store(settings: Settings) -> AsyncIterator[tuple[Store, BlobStore
         if settings.store.redis_url is not None:
             url = settings.store.redis_url.get_secret_value()
             store = await stack.enter_async_context(open_redis_store(url))
-            blobs = await stack.enter_async_context(open_redis_blobs(url, shares_server=True))
         else:
             store = await stack.enter_async_context(open_sqlite_store(folder / DATABASE))
-            blobs = FolderBlobs(folder / BLOBS_FOLDER, data_dir=folder)
         if settings.store.blobs_url is not None:
             url = settings.store.blobs_url.get_secret_value()
             blobs = await stack.enter_async_context(open_blob_store(url))
+        elif settings.store.redis_url is not None:
+            blobs = await stack.enter_async_context(open_redis_blobs(url, shares_server=True))
+        else:
+            blobs = FolderBlobs(folder / BLOBS_FOLDER, data_dir=folder)
         yield store, blobs
 
 
 @asynccontextmanager
 async def open_existing_store(settings: Settings) -> AsyncIterator[Store]:
-    """The store of a running gateway, for commands; never creates one.
+    """The store that a gateway has created, for commands.
 
-    Raises `StoreMissing`, `SchemaMismatch`, `StoreUnavailable`.
+    Unlike `open_store`, it never makes an empty Redis a store. Raises `StoreMissing`,
+    `SchemaMismatch` and `StoreUnavailable`.
     """
     if settings.store.redis_url is None:
         async with open_store(settings) as (store, _):
@@ -111,7 +114,7 @@ async def open_existing_store(settings: Settings) -> AsyncIterator[Store]:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """The room `cache/`, wired: all that a cache command needs of a gateway."""
+    """The components of `cache/` that workers and commands share."""
 
     image_cache: ImageCache
     image_index: ImageIndex
@@ -125,18 +128,17 @@ class Cache:
 async def open_cache(
     settings: Settings, *, ttl_seconds: float | None = None
 ) -> AsyncIterator[tuple[Store, Cache]]:
-    """The cache of a running gateway, for commands.
+    """The store and the cache of a running gateway, for commands.
 
-    Bytes that the command stores live for `ttl_seconds`; None: as long as the gateway's. Raises
-    `StoreMissing`, `SchemaMismatch`, `StoreUnavailable`.
+    Bytes that the command stores live for `ttl_seconds`, by default as long as the gateway's.
+    Raises `StoreMissing`, `SchemaMismatch` and `StoreUnavailable`.
     """
+    # The first one only checks that the store exists.
     async with open_existing_store(settings), open_store(settings) as (store, blob_store):
-        yield (
-            store,
-            wire_cache(
-                settings, store, blob_store, observer=Metrics().cache, ttl_seconds=ttl_seconds
-            ),
+        cache = wire_cache(
+            settings, store, blob_store, observer=Metrics().cache, ttl_seconds=ttl_seconds
         )
+        yield store, cache
 
 
 def wire_cache(
@@ -147,7 +149,7 @@ def wire_cache(
     observer: Observer,
     ttl_seconds: float | None = None,
 ) -> Cache:
-    """Constructs the components of `cache/`. No I/O."""
+    """Constructs the components of `Cache`. No I/O."""
     entries, takedowns = Entries(entries_settings(settings)), Takedowns(store)
     bytes_settings = blobs_settings(settings)
     if ttl_seconds is not None:
@@ -212,7 +214,7 @@ async def open_gateway(
         )
         store = EvictingStore(observed_store)
         links = await stack.enter_async_context(
-            open_links(rehost_settings(settings), observer=metrics.upstream.fetched)
+            open_links(fetch_settings(settings), observer=metrics.upstream.fetched)
         )
         client = await stack.enter_async_context(
             open_client(client_settings(settings), observer=metrics.upstream)
@@ -244,9 +246,10 @@ def wire_gateway(
     metrics: Metrics,
     health: Health,
 ) -> Gateway:
-    """Constructs every component, in the order of their dependencies. No I/O.
+    """Constructs every component, in the order of their dependencies.
 
-    Long on purpose: one constructor after the other, and nothing else.
+    Long on purpose: one constructor after the other, and nothing else. Reads the admin token's file
+    if the settings have no token.
     """
     worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     cache = wire_cache(settings, store, blob_store, observer=metrics.cache)
@@ -256,20 +259,10 @@ def wire_gateway(
     flights = Flights(store, PartialImages(store, ephemeral), tasks)
     settlements = Settlements(store, cache.image_cache, metrics.money)
     delivery = Delivery(
-        DeliverySettings(
-            max_image_bytes=settings.cache.max_image_bytes, max_pixels=settings.cache.max_pixels
-        ),
-        client,
-        links,
-        flights=flights,
-        cache=cache.image_cache,
+        delivery_settings(settings), client, links, flights=flights, cache=cache.image_cache
     )
     purchases = Purchases(
-        PurchaseSettings(
-            worker=worker,
-            timeout_seconds=settings.upstream.timeout_seconds,
-            dead_after_seconds=settings.workers.dead_after_seconds,
-        ),
+        purchase_settings(settings, worker),
         store,
         delivery,
         settlements=settlements,
@@ -282,14 +275,7 @@ def wire_gateway(
         worker=worker,
         expires_after_seconds=settings.workers.dead_after_seconds,
     )
-    interpreter = Interpreter(
-        InterpreterSettings(
-            upstream_name=settings.upstream.name,
-            validation=settings.validation,
-            scope=settings.cache.scope,
-        ),
-        ledger,
-    )
+    interpreter = Interpreter(interpreter_settings(settings), ledger)
     images = Images(
         interpreter,
         cache.image_cache,
@@ -343,7 +329,7 @@ def wire_gateway(
 
 
 def create_policy(source: PolicySource, metrics: Metrics) -> CurrentPolicy:
-    """Reads the policy; each new one becomes known to the metrics, whose labels name models."""
+    """Reads the policy, and passes each version to the metrics: their labels depend on it."""
 
     def on_change(policy: Policy) -> None:
         metrics.use_policy(
@@ -362,24 +348,13 @@ def create_store_observer(health: Health, metrics: Metrics) -> Callable[[bool], 
     def observe(is_available: bool) -> None:
         if not is_available:
             metrics.cache.store_errors.inc()
-        # Not with every batch: the gauge is shared by all workers, through a file.
+        # Only when the state changes: the gauge is in a file that all workers share.
         if is_available != health.store_up or not health.store_reached:
             metrics.cache.store_up.set(is_available)
         health.store_up = is_available
         health.store_reached = health.store_reached or is_available
 
     return observe
-
-
-def api_settings(settings: Settings) -> ApiSettings:
-    """The tokens, bounds and public URL of the HTTP API."""
-    return ApiSettings(
-        admin_token=read_admin_token(settings),
-        metrics_token=settings.server.metrics_token,
-        public_url=settings.server.link_base_url,
-        max_body_bytes=settings.server.max_body_bytes,
-        body_timeout_seconds=settings.server.read_timeout_seconds,
-    )
 
 
 def create_signing(settings: Settings, store: Store) -> Signing:
@@ -399,11 +374,47 @@ def read_admin_token(settings: Settings) -> SecretStr:
     return SecretStr((settings.store.data_dir / TOKEN_FILE).read_text().strip())
 
 
-# ── settings of the rooms ───────────────────────────────────────────────────────────────────
+# ── settings of the components ──────────────────────────────────────────────────────────────
+
+
+def api_settings(settings: Settings) -> ApiSettings:
+    """The settings of `api`: tokens, bounds and public URL."""
+    return ApiSettings(
+        admin_token=read_admin_token(settings),
+        metrics_token=settings.server.metrics_token,
+        public_url=settings.server.link_base_url,
+        max_body_bytes=settings.server.max_body_bytes,
+        body_timeout_seconds=settings.server.read_timeout_seconds,
+    )
+
+
+def interpreter_settings(settings: Settings) -> InterpreterSettings:
+    """The settings of `proxy.interpret`."""
+    return InterpreterSettings(
+        upstream_name=settings.upstream.name,
+        validation=settings.validation,
+        scope=settings.cache.scope,
+    )
+
+
+def purchase_settings(settings: Settings, worker: str) -> PurchaseSettings:
+    """The settings of `purchasing.purchase`."""
+    return PurchaseSettings(
+        worker=worker,
+        timeout_seconds=settings.upstream.timeout_seconds,
+        dead_after_seconds=settings.workers.dead_after_seconds,
+    )
+
+
+def delivery_settings(settings: Settings) -> DeliverySettings:
+    """The settings of `purchasing.delivery`: the largest image that is accepted."""
+    return DeliverySettings(
+        max_image_bytes=settings.cache.max_image_bytes, max_pixels=settings.cache.max_pixels
+    )
 
 
 def client_settings(settings: Settings) -> ClientSettings:
-    """The upstream client's part of the settings."""
+    """The settings of `upstream.client`."""
     upstream = settings.upstream
     return ClientSettings(
         base_url=upstream.base_url,
@@ -420,7 +431,7 @@ def client_settings(settings: Settings) -> ClientSettings:
 
 
 def entries_settings(settings: Settings) -> EntriesSettings:
-    """The part of `cache.entries`."""
+    """The settings of `cache.entries`."""
     return EntriesSettings(
         ttl_seconds=settings.cache.ttl_seconds,
         stale_if_error_seconds=settings.cache.stale_if_error_seconds,
@@ -429,8 +440,8 @@ def entries_settings(settings: Settings) -> EntriesSettings:
 
 
 def blobs_settings(settings: Settings) -> BlobsSettings:
-    """The part of `cache.blobs`. Bytes outlive every entry and every link that names them."""
-    # The expiry of a link is rounded up to the next step.
+    """The settings of `cache.blobs`."""
+    # Bytes outlive every entry and link that names them. A link's expiry is rounded up.
     longest_link_seconds = settings.cache.url_ttl_seconds * (1 + 1 / EXPIRY_STEPS)
     return BlobsSettings(
         ttl_seconds=entries_settings(settings).longest_seconds + longest_link_seconds,
@@ -439,8 +450,8 @@ def blobs_settings(settings: Settings) -> BlobsSettings:
     )
 
 
-def rehost_settings(settings: Settings) -> FetchSettings:
-    """The part of `upstream.fetch`: which links may be fetched."""
+def fetch_settings(settings: Settings) -> FetchSettings:
+    """The settings of `upstream.fetch`: which links may be fetched."""
     return FetchSettings(
         upstream_url=settings.upstream.base_url,
         allow=settings.rehost.allow,

@@ -1,7 +1,7 @@
 """Tasks that outlive their callers, and work that several callers share.
 
-A request's task is cancelled when its client disconnects. Paid work must not end with it, so it
-runs in a task of `OwnedTasks`, which a draining worker waits for.
+A request's task ends when its client can no longer be written to, or when the server stops. Paid
+work must not end with it, so it runs in a task of `OwnedTasks`, which a draining worker waits for.
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ class Keys:
             changes += await self._name_changes(old, new)
             if await execute(self._store, CompareAndSet(tuple(changes))) is None:
                 return new
-        raise GatewayError("The key is being changed by another request; try again.", status=409)
+        raise GatewayError("Another request is changing this key. Try again.", status=409)
 
     async def _name_changes(self, old: KeyRecord, new: KeyRecord) -> list[Write]:
         """The writes that keep the names those of active keys."""

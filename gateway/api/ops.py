@@ -23,7 +23,7 @@ async def healthz(_request: web.Request) -> web.Response:
 async def readyz(request: web.Request) -> web.Response:
     """503 before the store was first reached, and while draining.
 
-    A later outage of the store is only listed as `degraded`: cached images are still served.
+    A later outage of the store is only listed as `degraded`: keys without limits can still buy.
     """
     health = request.app[SERVICES].health
     status, degraded = "ready", [] if health.store_up else ["store"]

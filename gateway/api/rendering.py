@@ -76,11 +76,11 @@ def early_headers(context: RequestContext) -> dict[str, str]:
         status = BYPASS
     else:
         forwarded = FORWARDED["collapsed"]
-        if context.purchase.is_open:
+        if context.purchase.has_begun:
             forwarded = RELOADED if context.is_reload else FORWARDED["bought"]
         status = f'image-gateway; {forwarded}; key="{context.record.fingerprint}"'
     headers = {CACHE_STATUS: status, **_notice_header(context)}
-    if context.purchase.is_open:
+    if context.purchase.has_begun:
         headers["x-gateway-reserved-usd"] = show_usd(context.purchase.reserved_micros)
     return {**headers, **rate_headers(context.latest_limits)}
 
@@ -129,7 +129,7 @@ def _error_cache_status(context: RequestContext) -> str | None:
     fingerprint = context.record.fingerprint
     if fingerprint is None or not context.was_looked_up:
         return None
-    if context.purchase.is_open:
+    if context.purchase.has_begun:
         if context.cache_policy.no_store:
             return BYPASS
         handling = "fwd=request" if context.is_reload else "fwd=miss"

@@ -1,8 +1,8 @@
-"""The front door of the cache: everything that stores, loads or links an image comes through here.
+"""The front door of the cache: stores, loads, links and removes images.
 
-Storing has one order: bytes, then the entry, then the index and the bound, then eviction. Each
-step can be repeated. If a worker dies between two steps, maintenance tracks the bytes that it left.
-`PendingStore` is the work that is left once a batch was executed.
+An image has an entry, bytes and a row in the image index. Every image of the cache is stored here,
+in one order: bytes, entry, image index, LRU index, eviction. Each step can be repeated. If a worker
+dies between two steps, maintenance tracks the bytes that it left.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from gateway.store.commands import Entry
 from gateway.store.protocol import Store
 
 Sign = Callable[[str], Awaitable[str]]
-"""Turns a path into a signed link."""
+"""Turns a path into a signed path."""
 
 LoadedImages = Mapping[int, tuple[Image, bytes]]
-"""By slot, with the bytes in the requested representation."""
+"""Images by slot, each with its bytes or, as a link, with its signed path."""
 
 
 @dataclass(frozen=True, slots=True)
-class PendingStore:
-    """Images whose commands are in a batch; `ImageCache.finish` does the rest."""
+class PendingImages:
+    """Images whose commands are in a batch. `ImageCache.finish` does the rest after it."""
 
     fingerprint: str | None
     images: Mapping[int, Image]
     evicted: Sequence[Result[Sequence[str]]]
-    """The digests that the bound has evicted, whose bytes are to be deleted."""
+    """Digests that were evicted from the LRU index; `finish` deletes their bytes."""
     refusal: Result[bytes | None] | None
+    """The negative cache, read after the images were stored; None without a fingerprint."""
 
 
 class ImageCache:
@@ -74,36 +75,34 @@ class ImageCache:
         images: Mapping[int, Image],
         representation: Representation,
         *,
-        in_memory: Mapping[str, bytes] | None = None,
+        data: Mapping[str, bytes] | None = None,
     ) -> dict[int, tuple[Image, bytes]]:
-        """Each image with its bytes; a slot whose bytes are lost or damaged is emptied.
+        """The images whose bytes could be loaded, with their bytes.
 
-        `in_memory` holds bytes by digest that the caller still has. Raises `StoreUnavailable`.
+        The slots of the others (lost, damaged or taken down) are emptied. `data` has the raw bytes,
+        by digest, that the caller has already. Raises `StoreUnavailable`.
         """
-        memory = in_memory or {}
+        known = data or {}
 
         async def read(image: Image) -> bytes | None:
             return await self._blobs.load(
-                image.digest, representation, data=memory.get(image.digest)
+                image.digest, representation, data=known.get(image.digest)
             )
 
         reads = [read(image) for image in images.values()]
-        data = await asyncio.gather(*reads) if len(reads) > 1 else [await one for one in reads]
+        # Mostly there is one, which needs no task of its own.
+        found = await asyncio.gather(*reads) if len(reads) > 1 else [await one for one in reads]
         loaded = {
-            slot: (image, found)
-            for (slot, image), found in zip(images.items(), data, strict=True)
-            if found is not None
+            slot: (image, content)
+            for (slot, image), content in zip(images.items(), found, strict=True)
+            if content is not None
         }
         if lost := {slot: image.id for slot, image in images.items() if slot not in loaded}:
             await self.empty(fingerprint, lost)
         return loaded
 
     async def link(self, fingerprint: str, images: LoadedImages, sign: Sign) -> LoadedImages:
-        """A signed link instead of each image's bytes; every worker can serve it.
-
-        If the store has evicted the bytes and only this worker's memory has them, they are stored
-        again. Raises `StoreUnavailable`.
-        """
+        """The images with signed paths in place of their bytes. Raises `StoreUnavailable`."""
         batch = Batch(self._store)
         by_slot = {slot: image for slot, (image, _) in images.items()}
         self._image_index.add(batch, fingerprint, by_slot)
@@ -111,6 +110,7 @@ class ImageCache:
         await batch.execute()
         for (image, data), is_tracked in zip(images.values(), tracked.value, strict=True):
             if not is_tracked:
+                # Evicted since: only this worker has the bytes, but any worker may serve the link.
                 await self._blobs.restore(image, data)
         return {slot: (i, (await sign(image_path(i))).encode()) for slot, i in by_slot.items()}
 
@@ -130,7 +130,8 @@ class ImageCache:
         Call this before `store_images`: an entry never refers to bytes that are not stored. Raises
         `StoreUnavailable`.
         """
-        for digest, content in self._blobs.add_small(batch, data).items():
+        large = self._blobs.add_small(batch, data)
+        for digest, content in large.items():
             await self._blobs.put(digest, content)
 
     def store_images(
@@ -142,8 +143,11 @@ class ImageCache:
         lease: str,
         ttl_seconds: float | None = None,
         displaces: bool = False,
-    ) -> PendingStore:
-        """Adds the commands that make stored bytes the images of an entry and release the lease.
+    ) -> PendingImages:
+        """Adds commands to the batch that put images into their slots and release the lease.
+
+        They also index the images and track their bytes, which must be stored before. Call `finish`
+        with the result after the batch.
 
         Without a fingerprint the images get no entry, and only their links find them.
         `ttl_seconds` defaults to the cache's own. With `displaces` the images take their slots, and
@@ -162,15 +166,15 @@ class ImageCache:
             refusal = look_up_refusal(batch, fingerprint)
         self._image_index.add(batch, fingerprint or "", images)
         evicted = self._blobs.track(batch, images.values())
-        return PendingStore(fingerprint, images, evicted, refusal)
+        return PendingImages(fingerprint, images, evicted, refusal)
 
-    async def finish(self, pending: PendingStore) -> None:
+    async def finish(self, pending: PendingImages) -> None:
         """The steps after the batch: applies take-downs that came meanwhile, and evicts.
 
-        A take-down writes its refusal, then empties slots. Storing writes the images, then reads
-        the refusal. In every order, either the take-down finds the images or this method finds the
-        refusal.
+        Raises `StoreUnavailable`; then all steps of storing must be repeated.
         """
+        # A take-down of a prompt writes its refusal, then empties slots. Storing writes the images,
+        # then reads the refusal. In every order, one of the two sees the other.
         is_refused = pending.refusal is not None and is_taken_down(
             decode_refusal(pending.refusal.value)
         )
@@ -179,9 +183,10 @@ class ImageCache:
             entry = await self.entry(pending.fingerprint)
             slots = {n: slot.image_id for n, slot in entry.slots.items() if slot.image_id in stored}
             await self.empty(pending.fingerprint, slots)
-        # If the store is unavailable now, the bytes are found later as untracked.
+        # Evicted bytes can wait: maintenance finds them as untracked.
         with suppress(StoreUnavailable):
             await self._blobs.evict(pending.evicted)
+        # Bytes that were taken down cannot wait, so a failure is raised and all steps are repeated.
         await self._blobs.withdraw([image.digest for image in pending.images.values()])
 
     async def store(
@@ -193,7 +198,10 @@ class ImageCache:
         lease: str,
         ttl_seconds: float | None = None,
     ) -> None:
-        """All steps in a row, for images that no purchase settles. Raises `StoreUnavailable`."""
+        """Stores images that were not purchased: transcoded ones, and the one of `doctor`.
+
+        Raises `StoreUnavailable`.
+        """
         batch = Batch(self._store)
         await self.store_bytes(batch, data)
         pending = self.store_images(

@@ -93,7 +93,7 @@ class IdempotentImages:
                 answer = await self._images.answer(context, query, entry)
         except UpstreamFailure as failure:
             # Only a leader is charged. A follower was not, so a retry may buy.
-            if failure.is_charged and context.purchase.is_open:
+            if failure.is_charged and context.purchase.has_begun:
                 await self._keys.store_failure(idempotent, failure)
             else:
                 await self._keys.release(idempotent)

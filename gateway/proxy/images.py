@@ -100,7 +100,7 @@ class Images:
         """The images that a flight brought, with their bytes."""
         try:
             return await self._cache.load(
-                query.fingerprint, result.images, query.representation, in_memory=result.data
+                query.fingerprint, result.images, query.representation, data=result.data
             )
         finally:
             if query.cache_policy.no_store:
@@ -209,14 +209,14 @@ class Images:
 
         async def buy(flight: Flight) -> PurchasedImages:
             is_whole = len(flight.slots) == query.request.n
-            is_first = not context.purchase.is_open  # a second purchase saves nothing more
+            is_first = not context.purchase.has_begun  # a second purchase saves nothing more
             record = context.record.but(
                 outcome="bought" if is_whole else "partial",
                 saved_micros=saved_micros if is_first else 0,
             )
             order = self.order(context, query, record, images=len(flight.slots))
             if query.cache_policy.no_store:
-                return await self._purchases.buy_unshared(order, flight)
+                return await self._purchases.buy_unstored(order, flight)
             return await self._purchases.buy(order, flight)
 
         return buy

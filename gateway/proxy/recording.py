@@ -23,7 +23,7 @@ class Recorder:
     def answered(self, context: RequestContext, answer: Answer) -> None:
         """Records a request that got images."""
         context.outcome = answer.outcome
-        if context.purchase.is_open:
+        if context.purchase.has_begun:
             return
         echoed = answer.images[0][0].echoed if answer.images else {}
         record = context.record.but(
@@ -40,7 +40,7 @@ class Recorder:
         """Records a request that got an error. A dry run leaves no record."""
         if asks_for_dry_run(context.headers.items()):
             return
-        if context.purchase.is_open:
+        if context.purchase.has_begun:
             context.outcome = "failed"
             return
         context.outcome = "collapsed" if context.is_follower else "refused"

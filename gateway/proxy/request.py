@@ -1,8 +1,10 @@
 """One request: interpret → admit → look up → hit, follow or buy → answer.
 
-The first file to read. Here is the order of the steps; each step is in a package. `request/`
-validates, `access/` knows the keys, `billing/` counts, `cache/` stores, and `purchasing/` buys.
-HTTP is `api/`, which hands in a `RequestContext` and renders the result.
+The first file to read: it has the order of the steps. Next to it, `interpret` reads the request,
+`images` decides between hit, following and buying, and `store_outage` answers while the store is
+unavailable. The work is in the packages below: `request/` validates, `access/` knows the keys,
+`billing/` counts, `cache/` stores, and `purchasing/` buys. HTTP is `api/`, which passes a
+`RequestContext` in and renders the result.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from gateway.store.commands import Entry
 from gateway.store.protocol import Store
 
 ADMISSION_ATTEMPTS: Final = 3
-"""How often a request starts over because its key was changed meanwhile."""
+"""How often a request tries to be admitted while its key keeps changing."""
 
 
 class Proxy:
@@ -56,16 +58,23 @@ class Proxy:
         self._recorder = recorder
 
     async def generate(self, context: RequestContext) -> Answer | DryRun:
-        """Answers one request and leaves one ledger record. Raises `GatewayError`."""
+        """Answers one request. Raises `GatewayError`.
+
+        A purchase writes its own ledger record. Every other answer and error is recorded here,
+        except for dry runs and incorrect keys.
+        """
         try:
             result = await self._answer(context)
         except IncorrectKey:
+            # The key was revoked or has expired meanwhile. Like any other request with an incorrect
+            # key, this one leaves no record.
             raise
         except GatewayError as error:
             self._recorder.failed(context, error)
-            # A request that has waited for the store once does not wait for it again.
+            # Error responses show the limits too. If the store is unavailable, reading them would
+            # only make the client wait again.
             if not isinstance(error, StoreUnavailable):
-                context.limits = context.limits or await self.limits_of(context.subject)
+                context.limits = context.limits or await self.read_limits(context.subject)
             raise
         except Exception:
             self._recorder.failed(context, GatewayError("The gateway had an error."))
@@ -78,7 +87,7 @@ class Proxy:
         return result
 
     async def _answer(self, context: RequestContext) -> Answer | DryRun:
-        query = await self._interpret(context, await context.read_body())
+        query = await self._interpret_or_confirm_key(context, await context.read_body())
         try:
             query, entry = await self._admit_and_look_up(context, query)
             if query.headers.dry_run:
@@ -87,18 +96,24 @@ class Proxy:
                 return await self._images.answer(context, query, entry)
             return await self._idempotent_images.answer(context, query, entry)
         except StoreUnavailable:
-            # The key may have been changed since the first interpretation.
+            # The admission may have replaced the key before the store failed. The query for that
+            # key is lost with the exception.
             query = await self._interpreter.interpret(context, query.body)
             if not self._store_outage.may_answer(context, query):
                 raise
             return await self._store_outage.answer(context, query)
 
-    async def _interpret(self, context: RequestContext, body: bytes) -> ImageQuery:
-        """Interprets the body. Raises `InvalidRequest`."""
+    async def _interpret_or_confirm_key(self, context: RequestContext, body: bytes) -> ImageQuery:
+        """Interprets the request. Raises `InvalidRequest`.
+
+        If the request is invalid, reads the key from the store and, if it has changed, tries once
+        more.
+        """
         try:
             return await self._interpreter.interpret(context, body)
         except InvalidRequest:
-            # This worker's key record may be outdated. Another record may allow the request.
+            # This worker's copy of the key may be outdated. The admission would notice, but an
+            # invalid request is never admitted.
             known_record = context.subject.record
             context.use_key(await self._keys.confirm(context.secret))
             if context.subject.record == known_record:
@@ -108,18 +123,20 @@ class Proxy:
     async def _admit_and_look_up(
         self, context: RequestContext, query: ImageQuery
     ) -> tuple[ImageQuery, Entry]:
-        """Counts the request and reads its entry, in one round trip.
+        """Counts the request, reads its entry and adds its tags, in one round trip.
 
-        The admission also compares the key's record with the store's. If the key was changed
-        meanwhile, the request starts over, and its query may be another one.
+        The admission also compares the key's record with the store's. If the key was changed, the
+        request is interpreted again with the new key, and the returned query may differ from the
+        given one. Raises `LimitExceeded`.
         """
         for _ in range(ADMISSION_ATTEMPTS):
             batch = Batch(self._store)
             admission = quota.admit(batch, context.subject, peeks=query.headers.dry_run)
             entry = self._cache.look_up(batch, query.fingerprint)
+            # Before the result of the admission is known: a denied request tags the entry too.
             self._cache.tag(batch, query.fingerprint, query.headers.tags)
             await batch.execute()
-            if admission.value.record is not None:
+            if admission.value.record is not None:  # differs from the record that was used
                 self._keys.update(context.secret, admission.value.record)
                 context.use_key(await self._keys.authenticate(context.secret))
                 query = await self._interpreter.interpret(context, query.body)
@@ -130,22 +147,27 @@ class Proxy:
                 raise quota.refuse_admission(context.subject, admission.value)
             context.was_looked_up = True
             return query, entry.value
-        raise GatewayError("The key is being changed; try again.", status=503)
+        raise GatewayError(
+            f"Key '{context.subject.key_name}' was changed {ADMISSION_ATTEMPTS} times while this "
+            "request was admitted. Try again.",
+            status=503,
+        )
 
     async def _dry_run(self, context: RequestContext, query: ImageQuery, entry: Entry) -> DryRun:
-        """Predicts the answer; only the admission is counted."""
+        """Predicts a hit or a purchase from the entry alone. It counts as one request."""
+        # Loads the bytes too, because an image whose bytes are lost would be bought.
         images = await self._images.load(query, usable_images(query, entry))
         missing = query.request.n - len(images)
         estimate = pricing.estimate(query.model, query.request, missing) if missing else None
-        budgets = [s.remaining for s in context.limits if s.limit.unit == "usd_micros"]
+        remaining_budgets = [s.remaining for s in context.limits if s.limit.unit == "usd_micros"]
         return DryRun(
             is_hit=not missing,
             estimate_micros=estimate.amounts.usd_micros if estimate else 0,
-            remaining_micros=min(budgets, default=None),
+            remaining_micros=min(remaining_budgets, default=None),
         )
 
-    async def limits_of(self, subject: LimitSubject) -> list[LimitState]:
-        """The key's limits as they are now; none while the store is unavailable."""
+    async def read_limits(self, subject: LimitSubject) -> list[LimitState]:
+        """The key's limits as they are now; an empty list while the store is unavailable."""
         if not subject.limits:
             return []
         batch = Batch(self._store)

@@ -47,7 +47,7 @@ class StoreOutage:
         )
         is_limited = bool(context.subject.limits) and not self._ignores_limits
         is_trusted = self._keys.is_trusted_without_store(context.key)
-        return is_trusted and not (is_limited or needs_store or context.purchase.is_open)
+        return is_trusted and not (is_limited or needs_store or context.purchase.has_begun)
 
     async def answer(self, context: RequestContext, query: ImageQuery) -> Answer:
         """Buys; identical requests to this worker share the purchase. Raises `GatewayError`."""

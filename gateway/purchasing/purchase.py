@@ -1,11 +1,12 @@
 """One purchase: reserve → deliver → receive → store → settle.
 
-A purchase is a journal in the store. `reserved` is written before anything is sent and holds the
-estimate; `received` is written after the bytes and holds the charge; settling closes the journal
-exactly once. When a worker dies, another one goes on from the state that it finds (`recovery`).
+A purchase has a journal in the store. `reserved` holds the estimate and is written before anything
+is sent; only while the store is unavailable it is written later. `received` holds the images and
+the charge. Settling closes the journal, exactly once. If a worker dies, another one (`recovery`)
+stores the images that were received, or charges the estimate if none were.
 
-`proxy/` decides which requests buy, and answers them. `cache.flights` makes sure that only one of
-many identical requests buys.
+`proxy/` answers requests and orders the missing images. `cache.flights` lets only one of several
+identical requests buy.
 """
 
 from __future__ import annotations
@@ -40,18 +41,18 @@ from gateway.store.commands import Settlement
 from gateway.store.protocol import Store
 from gateway.tasks import OwnedTasks
 
-FIRST_LEASE: Final = 3
-"""The first lease, as a multiple of the time after which a worker counts as dead.
+RESERVED_LEASE_FACTOR: Final = 3
+"""The lease after the reservation, in multiples of `dead_after_seconds`.
 
-If the leader's worker dies with an open journal, another worker finishes the purchase and releases
-the lease after two missed checks, before the lease expires. If it dies without one, because the
-reservation was refused, no worker releases the lease: followers wait until it expires."""
+If the worker dies with an open journal, another worker finishes the purchase and releases the lease
+before it expires. The batch renews the lease even if it denies the reservation. If the worker dies
+right then, there is no journal, and followers wait until the lease expires."""
 
 LEASE_MARGIN_SECONDS: Final = 120.0
 """How much longer than upstream's deadline a lease lasts: time to fetch links, store and settle."""
 
 COMMIT_WAIT_SECONDS: Final = 2.0
-"""How long clients wait for the store to take an image. After that they get it from memory."""
+"""How long the clients of this worker wait until a purchase is stored and settled."""
 
 T = TypeVar("T")
 
@@ -73,10 +74,10 @@ class PurchaseSettings(BaseModel):
 class PurchaseSummary:
     """The outcome of a request's purchases, for the headers of its answer."""
 
-    is_open: bool = False
-    """A journal was opened. From then on the purchase writes the request's ledger record."""
+    has_begun: bool = False
+    """A purchase was reserved, or is sent without the store. It writes the request's record."""
     reserved_micros: int = 0
-    """The estimate; 0 until a journal was opened."""
+    """The estimate; 0 until a purchase has begun."""
     cost_micros: int = 0
     limits: list[quota.LimitState] = field(default_factory=list)
     """The limits after the settlement; empty before."""
@@ -84,7 +85,10 @@ class PurchaseSummary:
 
 @dataclass(frozen=True, slots=True)
 class PurchaseOrder:
-    """What to buy, and the limits that it counts against."""
+    """The request to buy images for, and the limits that the purchase counts against.
+
+    The flight says how many images are bought.
+    """
 
     request: ImageRequest
     model: Model
@@ -94,6 +98,7 @@ class PurchaseOrder:
     clock: Callable[[], float]
     """Unix seconds."""
     summary: PurchaseSummary = field(default_factory=PurchaseSummary)
+    """Filled in by the purchase; the request's context has it too."""
 
 
 class Purchases:
@@ -117,34 +122,35 @@ class Purchases:
     async def buy(self, order: PurchaseOrder, flight: Flight) -> PurchasedImages:
         """Buys the slots of a flight; runs in a task that no client owns.
 
-        Raises `LimitExceeded` or `StoreUnavailable` before anything is sent to upstream. Raises
-        `UpstreamFailure` once the failed purchase is settled, or its settlement goes on in a task.
+        Before anything is sent to upstream, raises `LimitExceeded`, `StoreUnavailable`, or
+        `GatewayError` if the lease was lost. Raises `UpstreamFailure` once the failed purchase is
+        settled, or its settlement goes on in a task.
         """
         reserved = await self._reserve(order, flight, is_stored=True)
         async with self._settling_failures(order, reserved):
             with self._renewing_lease(flight):
                 delivered = await self._deliver(order, flight)
-            received = _receive(order, reserved, delivered, slots=flight.slots)
+            received = _charge_delivery(order, reserved, delivered, slots=flight.slots)
         data = _bytes_of(delivered, received)
         await self._commit(order, received, data)
         return PurchasedImages(received.images, data)
 
-    async def buy_unshared(self, order: PurchaseOrder, flight: Flight) -> PurchasedImages:
-        """Buys images for `no-store`: they are neither shared nor stored. Raises as `buy`."""
+    async def buy_unstored(self, order: PurchaseOrder, flight: Flight) -> PurchasedImages:
+        """Buys images for `no-store`, which are not stored. Raises as `buy`."""
         reserved = await self._reserve(order, flight, is_stored=False)
         async with self._settling_failures(order, reserved):
             delivered = await self._deliver(order, flight)
-            received = _receive(order, reserved, delivered, slots=flight.slots)
+            received = _charge_delivery(order, reserved, delivered, slots=flight.slots)
         await self._commit(order, received, {})
         return PurchasedImages(received.images, _bytes_of(delivered, received))
 
     async def buy_without_store(
         self, order: PurchaseOrder, flight: Flight, *, is_stored: bool = True
     ) -> PurchasedImages:
-        """Buys while the store is unavailable, and writes the journal as soon as it is back.
+        """Buys while the store is unavailable, without checking limits.
 
-        Only for keys without limits, because nothing can be counted. If this worker dies first,
-        these purchases are never recorded. Raises `UpstreamFailure`.
+        `proxy.store_outage` decides which keys may. Journal and counters are written when the store
+        is back; if this worker dies first, they never are. Raises `UpstreamFailure`.
         """
         estimate = pricing.estimate(order.model, order.request, len(flight.slots)).amounts
         reserved = Reserved(
@@ -153,19 +159,19 @@ class Purchases:
             estimate=estimate,
             record=order.record.but(id=flight.id),
         )
-        order.summary.is_open = True
+        order.summary.has_begun = True
         order.summary.reserved_micros = estimate.usd_micros
-        opened = self._tasks.start(
+        opening = self._tasks.start(
             retry_until_stored(partial(self._open_late, order, reserved)),
             name=f"open journal {flight.id}",
         )
-        async with self._settling_failures(order, reserved, opened=opened):
+        async with self._settling_failures(order, reserved, opening=opening):
             delivered = await self._deliver(order, flight)
-            received = _receive(order, reserved, delivered, slots=flight.slots)
+            received = _charge_delivery(order, reserved, delivered, slots=flight.slots)
         order.summary.cost_micros += received.charge.usd_micros
         data = _bytes_of(delivered, received)
         commit = self._settlements.commit(received, data if is_stored else {})
-        self._tasks.start(_after(opened, commit), name=f"commit {flight.id}")
+        self._tasks.start(_after(opening, commit), name=f"commit {flight.id}")
         return PurchasedImages(received.images, data)
 
     # ── before anything is sent ─────────────────────────────────────────────────────────────
@@ -190,15 +196,15 @@ class Purchases:
         )
         lease = None
         if is_stored and not flight.is_unshared:
-            seconds = FIRST_LEASE * self._settings.dead_after_seconds
+            seconds = RESERVED_LEASE_FACTOR * self._settings.dead_after_seconds
             lease = flight.renew(batch, seconds=seconds)
         try:
             await batch.execute()
             if reservation.value.denied is None and lease is not None and not lease.value:
                 raise _lease_lost()
         except GatewayError:
-            # The store may have made the reservation although its reply was lost. Until it is
-            # cancelled it counts against the limits, and recovery skips it while this worker runs.
+            # If the lease was lost, the reservation exists; if the reply was lost, it may exist.
+            # Until it is cancelled it counts against the limits: recovery skips live workers.
             self._tasks.start(
                 retry_until_stored(partial(self._cancel, reserved)), name=f"cancel {flight.id}"
             )
@@ -207,12 +213,14 @@ class Purchases:
             raise quota.refuse_reservation(
                 order.subject, reservation.value, estimate.amounts, why=estimate.reason
             )
-        order.summary.is_open = True
+        order.summary.has_begun = True
         order.summary.reserved_micros = estimate.amounts.usd_micros
         return reserved
 
     async def _cancel(self, reserved: Reserved) -> None:
         batch = Batch(self._store)
+        # Settling at zero leaves a closed journal, also if there was none. A reservation that runs
+        # late finds it and reserves nothing.
         quota.settle(batch, reserved.purchase, Amounts(), record=None)
         if reserved.flight is not None:
             reserved.flight.release(batch)
@@ -223,6 +231,7 @@ class Purchases:
         batch = Batch(self._store)
         quota.reserve(
             batch,
+            # `prepared` caches the commands of the limits that are removed here.
             replace(order.subject, limits={}, prepared={}),
             reserved.purchase,
             worker=self._settings.worker,
@@ -238,7 +247,7 @@ class Purchases:
 
     @contextmanager
     def _renewing_lease(self, flight: Flight) -> Iterator[None]:
-        """Renews the lease of a purchase that takes longer than a third of its first lease."""
+        """Renews the lease once, if the purchase takes longer than `dead_after_seconds`."""
         loop = asyncio.get_running_loop()
         timer = loop.call_later(self._settings.dead_after_seconds, self._renew, flight)
         try:
@@ -249,10 +258,11 @@ class Purchases:
     def _renew(self, flight: Flight) -> None:
         async def renew() -> None:
             batch = Batch(self._store)
+            # Long enough for the rest of the purchase. Without a lease it changes nothing.
             flight.renew(batch, seconds=self._settings.timeout_seconds + LEASE_MARGIN_SECONDS)
             await batch.execute()
 
-        # A lease that was lost by now changes nothing: the images are stored anyway.
+        # The result is not used: if the lease was lost, the images are stored anyway.
         self._tasks.start(retry_until_stored(renew), name=f"renew lease {flight.id}")
 
     @asynccontextmanager
@@ -261,21 +271,22 @@ class Purchases:
         order: PurchaseOrder,
         reserved: Reserved,
         *,
-        opened: asyncio.Task[None] | None = None,
+        opening: asyncio.Task[None] | None = None,
     ) -> AsyncIterator[None]:
-        """Settles the purchase if anything fails after a request may have been sent.
+        """Settles the purchase if anything fails between its reservation and its commit.
 
-        `opened` is the task that opens the journal, if that is still to come.
+        `opening` is the task that opens the journal, if it is not open yet.
         """
         try:
             yield
         except UpstreamFailure as failure:
-            await self._settle_failure(order, reserved, failure, opened=opened)
+            await self._settle_failure(order, reserved, failure, opening=opening)
             raise
         except Exception as fault:
+            # Not `BaseException`: a cancelled purchase leaves its journal open for recovery.
             log.exception("purchase_failed", purchase=reserved.purchase)
             presumed = gateway_failure()
-            await self._settle_failure(order, reserved, presumed, opened=opened)
+            await self._settle_failure(order, reserved, presumed, opening=opening)
             raise presumed from fault
 
     # ── after upstream answered ─────────────────────────────────────────────────────────────
@@ -285,7 +296,7 @@ class Purchases:
     ) -> None:
         order.summary.cost_micros += received.charge.usd_micros
         commit = self._settlements.commit(received, data)
-        settlement = await self._wait_for(commit, name=f"commit {received.reserved.purchase}")
+        settlement = await self._start_and_wait(commit, name=f"commit {received.reserved.purchase}")
         if settlement is not None:
             order.summary.limits = quota.reservation_states(order.subject, settlement.states)
 
@@ -295,7 +306,7 @@ class Purchases:
         reserved: Reserved,
         failure: UpstreamFailure,
         *,
-        opened: asyncio.Task[None] | None,
+        opening: asyncio.Task[None] | None,
     ) -> None:
         charge = charge_failure(order.model, order.request, failure, estimate=reserved.estimate)
         order.summary.cost_micros += charge.usd_micros
@@ -312,30 +323,34 @@ class Purchases:
         )
         settle = self._settlements.settle_failure(reserved, failure, charge, record=record)
         name = f"settle {reserved.purchase}"
-        if opened is not None:  # the store is unavailable, so no client waits for it
-            self._tasks.start(_after(opened, settle), name=name)
+        if opening is not None:  # the store is unavailable, so no client waits for it
+            self._tasks.start(_after(opening, settle), name=name)
             return
-        settlement = await self._wait_for(settle, name=name)
+        settlement = await self._start_and_wait(settle, name=name)
         if settlement is not None:
             order.summary.limits = quota.reservation_states(order.subject, settlement.states)
 
-    async def _wait_for(
+    async def _start_and_wait(
         self, work: Coroutine[Any, Any, Settlement], *, name: str
     ) -> Settlement | None:
-        """The result of `work`, which goes on; None if that takes longer than clients wait."""
+        """Starts `work` in a task and returns its result.
+
+        None if it takes longer than `COMMIT_WAIT_SECONDS`; the task goes on.
+        """
         task = self._tasks.start(work, name=name)
         await asyncio.wait({task}, timeout=COMMIT_WAIT_SECONDS)
         return task.result() if task.done() else None
 
 
-def _receive(
+def _charge_delivery(
     order: PurchaseOrder, reserved: Reserved, delivered: Delivered, *, slots: tuple[int, ...]
 ) -> Received:
     """Computes the charge and the ledger record; splits usage and cost among the images."""
     answer = delivered.answer
     charge, flags = charge_answer(order.model, order.request, answer, estimate=reserved.estimate)
+    # Images beyond the slots are charged, but not stored.
     images = [image for image, _ in delivered.images[: len(slots)]]
-    if slots and len(images) < len(answer.images):
+    if len(images) < len(answer.images):
         flags = (*flags, "undelivered")
     record = reserved.record.but(
         flags=(*reserved.record.flags, *flags),
@@ -348,6 +363,7 @@ def _receive(
         upstream_request_id=answer.upstream_request_id,
     )
     shared = share_cost(images, answer, charge.usd_micros)
+    # Not strict: if upstream sent fewer images, the last slots stay empty.
     return Received(reserved, dict(zip(slots, shared, strict=False)), charge, record)
 
 
@@ -364,7 +380,8 @@ def _latency_ms(order: PurchaseOrder) -> int:
 def _lease_lost() -> GatewayError:
     """The error for a lease that expired before the reservation was made.
 
-    Another worker may be buying these images by now.
+    Another worker may be buying these images by now. Not `StoreUnavailable`, for which the proxy
+    would buy without the store.
     """
     return GatewayError(
         "The gateway's store was too slow, so nothing was bought. Retry in 2 seconds.",

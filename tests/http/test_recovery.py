@@ -16,7 +16,7 @@ import pytest
 from gateway.assembly import DATABASE, open_store
 from gateway.errors import StoreFull, StoreUnavailable
 from gateway.images import Record
-from gateway.purchasing.purchase import FIRST_LEASE
+from gateway.purchasing.purchase import RESERVED_LEASE_FACTOR
 from gateway.store.batch import execute
 from gateway.store.commands import (
     ExpiredWorkers,
@@ -523,7 +523,7 @@ async def test_a_purchase_holds_its_claim_however_long_it_takes(
 ) -> None:
     """Whoever asks when the first lease would be over still waits for the same image."""
     dead_after = 0.5
-    first_lease = FIRST_LEASE * dead_after
+    first_lease = RESERVED_LEASE_FACTOR * dead_after
     async with open_gateway(
         workers={"heartbeat": "0.1s", "dead_after": f"{dead_after}s"}
     ) as gateway:
