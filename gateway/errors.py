@@ -163,6 +163,13 @@ class GatewayError(Exception):
         return {"error": error | {k: v for k, v in self.details.items() if k not in error}}
 
 
+class InternalError(GatewayError):
+    """A fault of the gateway itself. Its traceback is in the log, not in the answer."""
+
+    def __init__(self) -> None:
+        super().__init__("The gateway had an error while processing your request.")
+
+
 class InvalidRequest(GatewayError):
     """The client must change the request."""
 

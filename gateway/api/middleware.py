@@ -14,7 +14,7 @@ from aiohttp import hdrs, web
 from gateway.api.exchange import API_VERSION, EXCHANGE, SERVER, Exchange, new_request_id
 from gateway.api.http.json import error_response
 from gateway.api.services import SERVICES
-from gateway.errors import INVALID_REQUEST, MAX_ECHO, ErrorCode, GatewayError
+from gateway.errors import INVALID_REQUEST, MAX_ECHO, ErrorCode, GatewayError, InternalError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -96,7 +96,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         raise
     except Exception:
         log.exception("handler_failed", request_id=request[EXCHANGE].request_id)
-        error = GatewayError("The gateway had an error while processing your request.")
+        error = InternalError()
     if request[EXCHANGE].has_begun:
         raise error
     return error_response(error)

@@ -16,7 +16,13 @@ from gateway.access.keys import Keys
 from gateway.billing import pricing, quota
 from gateway.billing.quota import LimitState
 from gateway.cache.image_cache import ImageCache
-from gateway.errors import GatewayError, IncorrectKey, InvalidRequest, StoreUnavailable
+from gateway.errors import (
+    GatewayError,
+    IncorrectKey,
+    InternalError,
+    InvalidRequest,
+    StoreUnavailable,
+)
 from gateway.images import LimitSubject
 from gateway.proxy.context import RequestContext
 from gateway.proxy.idempotency import IdempotentImages
@@ -77,7 +83,7 @@ class Proxy:
                 context.limits = context.limits or await self.read_limits(context.subject)
             raise
         except Exception:
-            self._recorder.failed(context, GatewayError("The gateway had an error."))
+            self._recorder.failed(context, InternalError())
             raise
         finally:
             if context.subscriber is not None:

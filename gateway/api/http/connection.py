@@ -20,7 +20,7 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 from gateway.api.exchange import SERVER, new_request_id
 from gateway.api.http.body import request_timeout
 from gateway.api.http.json import error_response
-from gateway.errors import GatewayError, InvalidRequest
+from gateway.errors import GatewayError, InternalError, InvalidRequest
 
 REQUEST_TIMEOUT: Final = HTTPStatus.REQUEST_TIMEOUT
 
@@ -89,7 +89,7 @@ class Connection(RequestHandler):
             self.log_exception("Error handling request", exc_info=exc)
             if request.writer.output_size:
                 raise ConnectionError("the response has begun")
-            error = GatewayError("The gateway had an error while processing your request.")
+            error = InternalError()
         response = error_response(error)
         response.headers["x-request-id"] = new_request_id()
         response.headers[hdrs.SERVER] = SERVER

@@ -21,7 +21,7 @@ from gateway.api.http.sending import write_pieces
 from gateway.api.rendering import early_headers, partial_image_event
 from gateway.api.services import SERVICES
 from gateway.cache.partial_images import Subscriber
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, InternalError
 from gateway.net import sse
 from gateway.proxy.context import RequestContext
 
@@ -79,7 +79,7 @@ class EventStream:
         """Sends an error as the last event of a response that has begun."""
         if not isinstance(error, GatewayError):
             log.error("stream_failed", request_id=self._exchange.request_id, exc_info=error)
-            error = GatewayError("The gateway had an error while processing your request.")
+            error = InternalError()
         if self._response is None:
             raise error
         await self._write([sse.encode_error(error.body["error"])])
