@@ -44,33 +44,32 @@ class Received:
 
     def encode(self) -> bytes:
         """The payload's bytes."""
-        payload = {
-            "reserved": self.reserved,
-            "images": {str(slot): image for slot, image in self.images.items()},
-            "charge": self.charge,
-            "record": self.record,
-        }
-        return orjson.dumps(payload, default=_as_dict)
+        return orjson.dumps(self, default=_as_dict, option=orjson.OPT_NON_STR_KEYS)
 
 
 def decode_payload(payload: bytes) -> Reserved | Received:
     """The inverse of `encode`. Raises `ValueError`, `KeyError` or `TypeError` for other bytes."""
     data = orjson.loads(payload)
-    flight = data["reserved"]["flight"]
-    reserved = Reserved(
-        purchase=data["reserved"]["purchase"],
-        flight=Flight.from_dict(flight) if flight else None,
-        estimate=decode_fields(Amounts, data["reserved"]["estimate"]),
-        record=Record.from_dict(data["reserved"]["record"]),
-    )
+    reserved = _decode_reserved(data["reserved"])
     if "record" not in data:
         return reserved
-    return Received(
-        reserved,
-        images={int(slot): Image.from_dict(image) for slot, image in data["images"].items()},
-        charge=decode_fields(Amounts, data["charge"]),
-        record=Record.from_dict(data["record"]),
-    )
+    decoded = {
+        "reserved": reserved,
+        "images": {int(slot): Image.from_dict(image) for slot, image in data["images"].items()},
+        "charge": decode_fields(Amounts, data["charge"]),
+        "record": Record.from_dict(data["record"]),
+    }
+    return decode_fields(Received, {**data, **decoded})
+
+
+def _decode_reserved(data: Mapping[str, Any]) -> Reserved:
+    flight = data["flight"]
+    decoded = {
+        "flight": Flight.from_dict(flight) if flight else None,
+        "estimate": decode_fields(Amounts, data["estimate"]),
+        "record": Record.from_dict(data["record"]),
+    }
+    return decode_fields(Reserved, {**data, **decoded})
 
 
 def _as_dict(value: Record | Mapping[str, Any]) -> dict[str, Any]:

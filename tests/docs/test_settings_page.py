@@ -83,6 +83,18 @@ def test_a_setting_without_a_default_is_off(row: dict[str, str]):
     assert (row["default"] == NONE) == (default_of(name_of(row)) in (None, "", (), {}))
 
 
+def test_the_shipped_file_has_every_setting_and_nothing_else():
+    def keys(section: dict, prefix: str = "") -> set[str]:
+        found = set()
+        for key, value in section.items():
+            is_section = any(name.startswith(f"{prefix}{key}.") for name in SETTINGS)
+            found |= keys(value, f"{prefix}{key}.") if is_section else {prefix + key}
+        return found
+
+    shipped = yaml.safe_load((ROOT / "config" / "gateway.yaml").read_text(encoding="utf-8"))
+    assert keys(shipped) == set(SETTINGS)
+
+
 def test_the_variables_are_those_of_the_shipped_file():
     shipped = yaml.safe_load((ROOT / "config" / "gateway.yaml").read_text(encoding="utf-8"))
     read = {}
