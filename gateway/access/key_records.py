@@ -104,6 +104,7 @@ class KeyRecord(BaseModel):
         None removes a field, or one of the limits.
         """
         limits = changes.get("limits", {})
+        # Limits of a newer gateway cannot be checked here, and stay as they are.
         unknown = {name: value for name, value in self.limits.items() if name not in LIMITS}
         if isinstance(limits, Mapping):
             known = {name: value for name, value in self.limits.items() if name in LIMITS}
@@ -111,6 +112,7 @@ class KeyRecord(BaseModel):
         elif limits is None:
             changes, unknown = {**changes, "limits": {}}, {}
         fields = self.model_dump(include=set(KeySpec.model_fields) - {"limits"})
+        # `KeySpec` is strict: it takes the list of a JSON body, not the tuple of a record.
         fields["models"] = list(self.models) if self.models is not None else None
         spec = parse_spec({**fields, **changes})
         update = spec.record_fields()
@@ -195,6 +197,7 @@ def _parse_limit(name: str, value: object) -> Decimal:
         raise ValueError(f"Unknown limit '{name[:MAX_ECHO]}'. Did you mean '{near}'?")
     scale = _units_per_number(name)
     is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    # Through text: `Decimal(0.1)` would have all digits of the binary fraction.
     number = Decimal(str(value)) if is_number else Decimal("nan")
     maximum = (MAX_PER_MINUTE if LIMITS[name].period == "minute" else MAX_LIMIT) // scale
     if number.is_finite() and number > maximum:

@@ -91,6 +91,7 @@ class Keys:
         """
         secret_hash = hash_secret(secret)
         known = self._known.get(secret_hash)
+        # An expired key may have been given a later expiry in the store.
         if known is None or known.ends_at <= self._clock():
             known = await self._read(secret_hash)
         if known is None or known.ends_at <= self._clock():
@@ -105,6 +106,7 @@ class Keys:
         secret_hash = hash_secret(secret)
         with suppress(StoreUnavailable):
             if await self._read(secret_hash) is None:
+                # Otherwise `authenticate` would find the key in memory.
                 self._known.pop(secret_hash, None)
         return await self.authenticate(secret)
 
@@ -147,7 +149,9 @@ class Keys:
             created_at=int(self._clock()),
             **spec.record_fields(),
         )
+        # If two requests take the same name at once, the compare-and-set of one of them fails.
         for _ in range(WRITE_ATTEMPTS):
+            # Nothing runs when a key expires, so it has the name until another key takes it.
             inactive_owner = await self._inactive_owner(spec.name)
             changes = (
                 Write(NAMES, record.name, record.id.encode(), expected=inactive_owner),
@@ -176,6 +180,8 @@ class Keys:
         return await self._update(key_id, lambda r: r.model_copy(update={"revoked_at": now}))
 
     async def _update(self, key_id: str, change: Callable[[KeyRecord], KeyRecord]) -> KeyRecord:
+        # If the key is changed at the same time, the compare-and-set fails, and the change is
+        # applied to the newer record.
         for _ in range(WRITE_ATTEMPTS):
             data = await execute(self._store, Get(KEYS, key_id))
             old = KeyRecord.decode(data) if data is not None else None
@@ -218,6 +224,8 @@ class Keys:
 
 def hash_secret(secret: str) -> str:
     """The SHA-256 of a secret, hex: all that is stored of it."""
+    # A fast hash is enough, because a secret has 256 random bits. A header with bytes that are not
+    # UTF-8 arrives with lone surrogates, which only `surrogatepass` encodes.
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 

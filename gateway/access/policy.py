@@ -80,6 +80,8 @@ class CurrentPolicy:
 
     def reload(self) -> None:
         """Adopts the source's policy if all of it is valid; otherwise logs why not."""
+        # Before reading: a change during the read is then noticed at the next check. A file with a
+        # fault is tried once, not at every check.
         self._loaded_state = self._source.policy_state()
         try:
             policy = self._source.read_policy()

@@ -97,6 +97,8 @@ class SigningKeys:
         signed = self._link(found["path"], expires_at, kid=found["kid"])
         if not hmac.compare_digest(signed, link):
             raise _invalid()
+        # After the signature: the response to a forged link does not reveal whether it would have
+        # expired.
         if expires_at <= now:
             raise _expired()
         return expires_at
@@ -124,7 +126,6 @@ def _invalid() -> GatewayError:
 
 
 def _expired() -> GatewayError:
-    # Only for links with a valid signature: a forged one is not told whether it has expired.
     return GatewayError(
         "This link has expired. Ask for the image again to get a new one.",
         type=INVALID_REQUEST,
@@ -158,7 +159,9 @@ def rotate_in(
 
     A key is dropped when the last link that it signed has expired.
     """
+    # `expiry` rounds up by one step at most.
     max_lifetime = url_ttl_seconds * (1 + 1 / EXPIRY_STEPS) + MARGIN_SECONDS
+    # Each key signed until the next newer one was created.
     replaced_at = [new.created_at, *(key.created_at for key in keys)]
     needed = (
         key
@@ -234,6 +237,8 @@ class Signing:
                 "there, in front of the others.",
                 code=ErrorCode.SIGNING_KEYS_CONFIGURED,
             )
+        # If another worker rotates at the same time, the compare-and-set fails, and this one
+        # rotates the newer keys.
         for _ in range(WRITE_ATTEMPTS):
             old = await self._record()
             new = make_key(self._clock(), self._random_bytes)
@@ -277,6 +282,7 @@ class Signing:
             return found
         first = encode_keys([make_key(self._clock(), self._random_bytes)])
         await execute(self._store, CompareAndSet((Write(META, RECORD, first, expected=None),)))
+        # Another worker may have been first, so the keys are those that are stored now.
         stored = await execute(self._store, Get(META, RECORD))
         if stored is None:
             raise StoreUnavailable

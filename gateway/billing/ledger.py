@@ -68,6 +68,7 @@ class Ledger:
 
     def add(self, record: Record) -> None:
         """Adds a record without a cost; it is written within a second."""
+        # `append` then drops the oldest record silently.
         if len(self._pending) == MAX_PENDING:
             log.error("ledger_record_dropped", reason="store unavailable for too long")
         self._pending.append(record.encode())
@@ -82,6 +83,8 @@ class Ledger:
             # own id before anything new.
             append = self._unconfirmed
             await execute(self._store, append)
+            # The background job and a closing worker may write at the same time. If the other one
+            # has finished this append, a later one may be unconfirmed by now.
             if self._unconfirmed is append:
                 self._unconfirmed = None
 

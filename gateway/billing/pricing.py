@@ -28,6 +28,8 @@ PROMPT_OVERHEAD_TOKENS: Final = 16
 """Added to one token per UTF-8 byte, this bounds any prompt's tokens, see
 `docs/reference/billing.md#estimates`."""
 
+# Decimals take a fifth of the time of fractions. The trap makes them as exact: an operation that
+# would round raises.
 _EXACT: Final = Context(prec=100, traps=[Inexact])
 
 
@@ -80,6 +82,8 @@ def _estimate_tokens(billing: TokenBilling, request: ImageRequest, *, images: in
         image_out=images * tokens[quality] + partial_images * billing.partial_image_tokens,
     )
     price = billing.usd_per_image.get(size, {}).get(quality, Decimal(0))
+    # A model's price per image may exceed its tokens × price:
+    # `docs/reference/images-api.md#prices-per-image`.
     usd_micros = max(_usage_micros(billing, usage), _image_micros(price, images))
     reasons = [
         f"{name} omitted: reserved as {reserved}"

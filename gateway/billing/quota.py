@@ -128,6 +128,7 @@ def _prepared(subject: LimitSubject) -> _Prepared:
 
 def _prepare(subject: LimitSubject) -> _Prepared:
     limits = [limit for limit in LIMITS.values() if limit.name in subject.limits]
+    # Shown limits first, so that the states of `admit` are the first ones of `limits`.
     limits.sort(key=lambda limit: limit.unit not in _SHOWN)
     # An amount of 0 only peeks: an admission takes its one request from the buckets of requests.
     consumptions = tuple(
@@ -186,6 +187,7 @@ def reservation_states(subject: LimitSubject, states: Sequence[CounterState]) ->
     """The key's limits as a reservation or a settlement left them."""
     return [
         LimitState(limit, "key", counter.maximum, state)
+        # A settlement of a purchase without a journal has no states.
         for (limit, counter), state in zip(_prepared(subject).reserved, states, strict=False)
         if counter.maximum is not None
     ]
@@ -235,6 +237,7 @@ def _refusal(
     if amount:
         because = f" ({why})" if why else ""
         message += f" This request needs up to {_show(limit, amount)}{because}."
+    # SDKs retry every 429 twice unless a header forbids it. A retry before the reset cannot help.
     if not limit.is_rate:
         return LimitExceeded(
             f"{message} It resets in {go_duration(state.resets_in)}.",
