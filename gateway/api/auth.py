@@ -20,13 +20,11 @@ SECRET: Final = web.RequestKey("secret", str)
 
 
 def with_key(handler: Handler) -> Handler:
-    """Requires a gateway key that this worker knows or the store has.
-
-    The key may have been revoked since. The admission that follows checks that.
-    """
+    """Requires a gateway key that this worker knows or the store has."""
 
     async def authenticated(request: web.Request) -> web.StreamResponse:
         request[SECRET] = secret = _key_secret(request)
+        # The key may have been revoked since; the admission that follows checks that.
         _use_key(request, await request.app[SERVICES].keys.authenticate(secret))
         return await handler(request)
 
@@ -87,9 +85,11 @@ def _key_secret(request: web.Request) -> str:
 
 def _check_token(request: web.Request, *accepted: SecretStr | None) -> None:
     """Raises 401 unless the request carries one of the tokens."""
+    # aiohttp decodes bytes that are not UTF-8 to lone surrogates.
     credential = _credential(request).encode("utf-8", "surrogatepass")
     for token in accepted:
         expected = token.get_secret_value().encode() if token is not None else b""
+        # Without `expected`, a request without a credential would match a token that is not set.
         if expected and hmac.compare_digest(credential, expected):
             return
     raise GatewayError(

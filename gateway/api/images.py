@@ -49,6 +49,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
         try:
             result = await _generate(services.proxy, exchange, context)
         except Exception as error:
+            # Until the response has begun, the error can be a plain HTTP response.
             if not await stream.has_begun():
                 raise
             return await stream.fail(error)
@@ -60,6 +61,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
             event = completed_event(result, created=int(now))
             return await stream.end(event, stream_headers(result, context, now=now))
     exchange.headers.update(answer_headers(result, context, now=now))
+    # A gateway on a wildcard address does not know the address at which clients reach it.
     public_url = services.settings.public_url or f"{request.scheme}://{request.host}"
     return await _send(request, json_body(result, created=int(now), public_url=public_url))
 
@@ -85,6 +87,7 @@ async def _generate(proxy: Proxy, exchange: Exchange, context: RequestContext) -
     try:
         return await proxy.generate(context)
     except GatewayError:
+        # Not into the error itself: leader and followers share it, and only the leader was charged.
         exchange.headers.update(error_headers(context))
         raise
     finally:

@@ -35,6 +35,7 @@ async def show_image(request: web.Request) -> web.StreamResponse:
 
 async def _serve(request: web.Request) -> web.StreamResponse:
     services = request.app[SERVICES]
+    # Before the look-up: without a valid signature, no response tells whether an image exists.
     expires_at = await services.signing.verify(_target(request))
     image_id, _, extension = request.match_info["name"].partition(".")
     image = await services.cache.image_index.open(image_id)
@@ -49,6 +50,7 @@ async def _serve(request: web.Request) -> web.StreamResponse:
         hdrs.ETAG: f'"{image.digest}"',
         hdrs.CACHE_CONTROL: f"private, max-age={max_age}, immutable",
     }
+    # A 304 has the validators but not the representation (RFC 9110 §15.4.5).
     if is_not_modified(request, validators[hdrs.ETAG]):
         return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=validators)
     representation = {

@@ -97,6 +97,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except Exception:
         log.exception("handler_failed", request_id=request[EXCHANGE].request_id)
         error = InternalError()
+    # A second response would become part of the body of the first. The error closes the connection.
     if request[EXCHANGE].has_begun:
         raise error
     return error_response(error)

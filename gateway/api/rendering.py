@@ -61,6 +61,7 @@ def answer_headers(answer: Answer, context: RequestContext, *, now: float) -> di
         headers[IMAGE_IDS] = ",".join(image.id for image, _ in answer.images)
     if answer.outcome == "hit":
         created_at = min(image.created_at for image, _ in answer.images)
+        # The clock of the worker that bought the image may be ahead of this one.
         headers[hdrs.AGE] = str(max(0, int(now - created_at)))
     if answer.outcome in ("hit", "collapsed", "partial"):
         headers["x-gateway-saved-usd"] = show_usd(answer.saved_micros)
@@ -68,10 +69,7 @@ def answer_headers(answer: Answer, context: RequestContext, *, now: float) -> di
 
 
 def early_headers(context: RequestContext) -> dict[str, str]:
-    """The headers of a stream that begins before its image is there.
-
-    The leader sees its reservation. A follower pays nothing, and its savings are not known yet.
-    """
+    """The headers of a stream that begins before its image is there."""
     if context.cache_policy.no_store:
         status = BYPASS
     else:
@@ -80,6 +78,7 @@ def early_headers(context: RequestContext) -> dict[str, str]:
             forwarded = RELOADED if context.is_reload else FORWARDED["bought"]
         status = f'image-gateway; {forwarded}; key="{context.record.fingerprint}"'
     headers = {CACHE_STATUS: status, **_notice_header(context)}
+    # The cost is not known yet. A follower pays nothing, and its savings are not known either.
     if context.purchase.has_begun:
         headers["x-gateway-reserved-usd"] = show_usd(context.purchase.reserved_micros)
     return {**headers, **rate_headers(context.latest_limits)}
@@ -94,11 +93,7 @@ def stream_headers(answer: Answer, context: RequestContext, *, now: float) -> di
 
 
 def error_headers(context: RequestContext) -> dict[str, str]:
-    """The headers of an error.
-
-    They are not part of the error itself: leader and followers share it, and only the leader was
-    charged.
-    """
+    """The headers of an error, for this request alone."""
     headers = {COST: show_usd(context.purchase.cost_micros)}
     if context.purchase.cost_micros:  # a retry would be charged again
         headers["x-should-retry"] = "false"

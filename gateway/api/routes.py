@@ -1,7 +1,6 @@
 """The URL table: every route, and the credential that it needs.
 
-API paths work with and without `/v1`, with doubled and trailing slashes, and never by redirect,
-because clients lose the body of a redirected POST: `docs/reference/images-api.md#clients`.
+API paths work with and without `/v1`, and with doubled and trailing slashes.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ _patch = partial(web.patch, expect_handler=defer_continue)
 
 def create_app(services: Services) -> web.Application:
     """The application. A route's name up to the first dot is its `endpoint` in log and metrics."""
+    # `observe` is outside: it counts errors after `answer_errors` has made them responses.
     app = web.Application(middlewares=[observe, answer_errors])
     app[SERVICES] = services
     app.on_response_prepare.append(add_headers)
@@ -54,5 +54,7 @@ def create_app(services: Services) -> web.Application:
 
 def _api(path: str) -> str:
     """The pattern of an API path, however a client joins it to its base URL."""
+    # Every spelling is a route, because clients lose the body of a redirected POST:
+    # `docs/reference/images-api.md#clients`.
     joined = path.replace("/", "{_:/+}")
     return f"/{{_prefix:/*(?:v1/+)?}}{joined}{{_tail:/*}}"

@@ -25,17 +25,20 @@ async def read_body(request: web.Request) -> bytes:
     _check_head(request, max_bytes)
     if request.headers.get(hdrs.EXPECT, "").strip().lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the response itself has not begun
+        # aiohttp and `handle_error` take a size above zero for a response that has begun.
+        request.writer.output_size = 0
     try:
         if request.content.is_eof():  # small bodies come with the head and need no timer
             body = request.content.read_nowait()
         else:
             async with asyncio.timeout(seconds):
                 body = await _read_chunks(request.content, max_bytes)
+    # Before OSError, which is its base class.
     except TimeoutError:
         raise request_timeout(seconds) from None
     except (OSError, RequestPayloadError) as error:
         raise InvalidRequest("The request's body ended before it was complete.") from error
+    # Again, because a chunked request has no `Content-Length`.
     if len(body) > max_bytes:
         raise _too_large(max_bytes)
     return body

@@ -65,10 +65,12 @@ class Connection(RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Sends the response; of a late or malformed request nothing more is read."""
+        # Raised by aiohttp before the middleware, such as 417 for an unknown `Expect`.
         if isinstance(resp, web.HTTPException):
             resp = self.handle_error(request, resp.status)
         if resp.status == REQUEST_TIMEOUT or request.content.exception() is not None:
             resp.force_close()
+            # aiohttp would read the rest of the request for some seconds after the response.
             self._lingering_time = 0.0
         return await super().finish_response(request, resp, start_time)
 
@@ -81,12 +83,12 @@ class Connection(RequestHandler):
     ) -> web.StreamResponse:
         """Answers malformed HTTP, and faults outside of the middleware, with a JSON error.
 
-        Raises `ConnectionError`, which closes the connection, if the response has begun: a second
-        one would become part of its body.
+        Raises `ConnectionError`, which closes the connection, if the response has begun.
         """
         error: GatewayError = InvalidRequest("The request is not valid HTTP.", status=status)
         if status >= 500:
             self.log_exception("Error handling request", exc_info=exc)
+            # A second response would become part of the body of the first.
             if request.writer.output_size:
                 raise ConnectionError("the response has begun")
             error = InternalError()
@@ -99,13 +101,11 @@ class Connection(RequestHandler):
     def _make_error_handler(
         self, err_info: _ErrInfo
     ) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
-        """Answers malformed HTTP in HTTP/1.1, so that `Connection: close` is sent.
-
-        aiohttp takes such a request for HTTP/1.0, where a closing connection is the default.
-        """
+        """Answers malformed HTTP in HTTP/1.1, so that `Connection: close` is sent."""
         answer = super()._make_error_handler(err_info)
 
         async def answer_in_http_11(request: web.BaseRequest) -> web.StreamResponse:
+            # aiohttp takes the request for HTTP/1.0, where a closing connection is not announced.
             request._version = HttpVersion11  # noqa: SLF001 - there is no other way to set it
             return await answer(request)
 
@@ -115,6 +115,7 @@ class Connection(RequestHandler):
         self._head_timer = None
         if self._request_in_progress or self._messages:
             return  # a client sent it ahead, while its previous request is being answered
+        # Without a complete head there is no request whose response aiohttp could send.
         body = orjson.dumps(request_timeout(self._head_seconds).body)
         head = (
             "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\n"

@@ -22,6 +22,7 @@ CLOSING_STATUSES: Final = frozenset(
 )
 """Statuses after which the rest of the request is not read."""
 
+# As the images API writes its errors: `docs/reference/images-api.md#errors-of-the-service`.
 _ERROR_STYLE: Final = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
 
 

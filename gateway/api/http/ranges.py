@@ -19,7 +19,7 @@ _RANGE: Final = re.compile(r"bytes=[ \t]*([0-9]{0,4000})-([0-9]{0,4000})[ \t]*",
 
 def is_not_modified(request: web.Request, etag: str) -> bool:
     """Whether the client already has these bytes. Raises 412 if `If-Match` names others."""
-    # In the order of RFC 9110 §13.2.2.
+    # In the order of RFC 9110 §13.2.2. If-Match compares strongly, If-None-Match weakly (§13.1).
     if_match = request.headers.getall(hdrs.IF_MATCH, [])
     if if_match and not _contains(if_match, etag, weakly=False):
         raise GatewayError(
@@ -33,6 +33,7 @@ def is_not_modified(request: web.Request, etag: str) -> bool:
 def requested_range(request: web.Request, etag: str, size: int) -> range | None:
     """The requested part of `size` bytes, None for all of them. Raises 416."""
     fields = request.headers.getall(hdrs.RANGE, [])
+    # A range is defined for GET only, and the field is not a list (RFC 9110 §14.2).
     if request.method != hdrs.METH_GET or len(fields) != 1:
         return None
     if request.headers.get(hdrs.IF_RANGE, etag).strip() != etag:
@@ -58,6 +59,7 @@ def parse_range(field: str, size: int) -> range | None:
         return None
     first, last = (int(digits) if digits else None for digits in match.groups())
     if first is None:
+        # `-N` is the last N bytes; `-0` is empty and cannot be satisfied (RFC 9110 §14.1.2).
         return range(max(0, size - (last or 0)), size)
     if last is not None and last < first:
         return None

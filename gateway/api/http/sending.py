@@ -1,8 +1,7 @@
 """Sends large bodies without copying them, and gives up on clients that stop reading.
 
-The bytes go to the transport past aiohttp's own writer, which would copy them. The transport keeps
-a reference to the rest that the system does not accept at once, so a slow client holds the bytes
-of its response and nothing more.
+The transport has a reference to the rest that the system does not accept at once, so a slow client
+holds the bytes of its response and nothing more.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ async def send_body(
 ) -> web.StreamResponse:
     """Sends a whole response, whose headers contain its length; to HEAD without the body.
 
-    A client that disconnects is no error: its request counts like any other.
+    Returns normally if the client disconnects.
     """
     try:
         await response.prepare(request)
@@ -38,6 +37,7 @@ async def send_body(
             await write_pieces(request, response, pieces)
         await response.write_eof()
     except ConnectionError:
+        # A client that disconnects is no error: its request is counted and logged like any other.
         response.force_close()
     return response
 
@@ -55,7 +55,9 @@ async def write_pieces(
         raise ConnectionResetError("the client has disconnected")
     if hdrs.TRANSFER_ENCODING in response.headers:  # as a chunk, RFC 9112 §7.1
         pieces = [b"%x\r\n" % sum(map(len, pieces)), *pieces, b"\r\n"]
+    # Past aiohttp's own writer, which would copy the bytes.
     transport.writelines(pieces)
+    # If the system has accepted everything at once, no task is needed to wait for the client.
     if transport.get_write_buffer_size():
         await _drain(request)
 
@@ -72,6 +74,7 @@ async def _drain(request: web.Request) -> None:
                 unread_bytes, read_at = left_bytes, time.monotonic()
             elif time.monotonic() - read_at >= WRITE_STALL_SECONDS:
                 if request.transport is not None:
+                    # `close` would wait until the client has read the rest.
                     request.transport.abort()
                 raise ConnectionResetError("the client has stopped reading")
         draining.result()
@@ -80,13 +83,11 @@ async def _drain(request: web.Request) -> None:
 
 
 def _unread_bytes(transport: asyncio.Transport | None) -> int:
-    """Bytes that were written and have not reached the client's machine.
-
-    The transport's buffer alone does not show progress: the system buffers megabytes of its own
-    and accepts more only when a third of them is gone, which takes a slow client minutes.
-    """
+    """Bytes that were written and have not reached the client's machine."""
     if transport is None:
         return 0
+    # The transport's buffer alone does not show progress: the system buffers megabytes of its own,
+    # and accepts more only when a third of them is free again, which takes a slow client minutes.
     unacknowledged = bytearray(4)
     with suppress(OSError):  # where the system does not tell, only the buffer counts
         fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, unacknowledged)

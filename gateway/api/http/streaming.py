@@ -40,9 +40,7 @@ log = structlog.get_logger(__name__)
 class EventStream:
     """The response to one request with `stream`.
 
-    A task of its own writes partial images. The request itself therefore ends, and is counted,
-    when its image is there, however slowly its client reads. A client that disconnects is no error;
-    nothing more is written then.
+    A client that disconnects is no error; nothing more is written then.
     """
 
     def __init__(self, request: web.Request) -> None:
@@ -55,6 +53,8 @@ class EventStream:
 
     def start(self, context: RequestContext, subscriber: Subscriber) -> None:
         """Starts to write the partial images that the subscriber receives."""
+        # In a task of its own: `Proxy.generate` ends, and is recorded, when the image is there,
+        # however slowly the client reads.
         self._writer = asyncio.create_task(
             self._write_partial_images(context, subscriber),
             name=f"stream {self._exchange.request_id}",
@@ -65,6 +65,7 @@ class EventStream:
         if self._writer is not None:
             await asyncio.wait({self._writer})
             if (fault := self._writer.exception()) is not None:
+                # Partial images are optional: the response still gets its last event.
                 log.error("partial_images_failed", exc_info=fault)
         return self._response is not None
 
