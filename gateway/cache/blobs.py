@@ -163,6 +163,7 @@ class Blobs:
         if data is not None:
             log.error("blob_damaged", digest=digest, size_bytes=len(data))
             self._observer.damaged()
+            # A put leaves existing bytes as they are, so damaged ones would never be replaced.
             await self._blob_store.delete(digest)
         return None
 
@@ -254,6 +255,7 @@ class Blobs:
                 await execute(self._store, Touch(found))
             if lost:
                 await execute(self._store, Untrack(tuple(lost)))
+        # Also if this is cancelled: the next call writes them.
         except BaseException:
             # Digests that were used again meanwhile keep their later position.
             self._used = {d: None for d in used if d not in self._used} | self._used

@@ -106,6 +106,7 @@ class Entries:
             StoreImages(
                 fingerprint,
                 lease,
+                # 0.0, because the store sets the expiry by its own clock.
                 slots={n: Slot(i.id, 0.0, encode_image(i)) for n, i in images.items()},
                 ttl_seconds=ttl_seconds,
                 stale_if_error_seconds=self._settings.stale_if_error_seconds,
@@ -123,11 +124,9 @@ class Entries:
             batch.add(AddToSet(TAGS, tag, (fingerprint,), self._settings.longest_seconds))
 
     def stale_images(self, entry: Entry, slots: Iterable[int]) -> dict[int, CachedImage]:
-        """The expired images of `slots` that are within the stale-if-error window.
-
-        The store removes an entry after the window of its last image; others may have left it
-        before.
-        """
+        """The expired images of `slots` that are within the stale-if-error window."""
+        # The store removes an entry after the window of its last image; others may have left it
+        # before.
         earliest = entry.now - self._settings.stale_if_error_seconds
         return {
             n: read_slot(slot, now=entry.now)
@@ -149,6 +148,7 @@ class Entries:
         if is_refusal(failure):
             encoded = orjson.dumps(failure.to_dict())
             ttl_seconds = self._settings.refusal_seconds
+            # `only_if_absent`: the refusal of a take-down, which never expires, must stay.
             batch.add(SetValue(REFUSALS, fingerprint, encoded, ttl_seconds, only_if_absent=True))
 
 
@@ -163,12 +163,10 @@ def decode_refusal(encoded: bytes | None) -> UpstreamFailure | None:
 
 
 def is_refusal(failure: UpstreamFailure) -> bool:
-    """Whether upstream refused the prompt (`docs/reference/images-api.md#content`).
-
-    Refusals of a finished image do not count: the next image may pass.
-    """
+    """Whether upstream refused the prompt (`docs/reference/images-api.md#content`)."""
     details = failure.details.get("moderation_details")
     stage = details.get("moderation_stage") if isinstance(details, Mapping) else None
+    # The refusal of a finished image (`output`) does not count: the next image may be accepted.
     is_moderated = failure.code == "moderation_blocked" and stage != "output"
     return is_moderated or failure.code == "content_policy_violation"
 
@@ -192,6 +190,7 @@ def read_slot(slot: Slot, *, now: float) -> CachedImage:
 
 def encode_image(image: Image) -> bytes:
     """The bytes of a slot: the image as JSON."""
+    # `default` encodes the MappingProxyType of `echoed` and `extra`, which orjson does not know.
     return orjson.dumps(image, default=dict)
 
 

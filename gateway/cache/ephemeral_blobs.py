@@ -23,7 +23,9 @@ class EphemeralBlobs:
         self._takedowns = takedowns
 
     async def are_taken_down(self, data: bytes) -> bool:
-        """Whether these bytes may not be shown. Hashes them only if anything is taken down."""
+        """Whether these bytes may not be shown."""
+        # Hashed only if anything is taken down, because clients wait for the partial image
+        # meanwhile.
         return len(self._takedowns) > 0 and await hash_bytes(data) in self._takedowns
 
     async def put(self, data: bytes) -> str:

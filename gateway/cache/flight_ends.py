@@ -62,8 +62,10 @@ class FlightEnds:
         if flight not in self._pending:
             self.expect(flight)
             listener = asyncio.create_task(self._listen(flight), name=f"follow {flight}")
+            # The event loop has only a weak reference to a task.
             self._listeners.add(listener)
             listener.add_done_callback(self._listeners.discard)
+        # Shielded: a follower that is cancelled must not cancel the future of the others.
         return await asyncio.shield(self._pending[flight])
 
     async def close(self) -> None:

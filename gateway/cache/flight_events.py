@@ -61,11 +61,13 @@ class Flight:
         if self.replacements:
             self.fail(batch, failure)
             return
+        # Before the end is published: a follower acquires the lease as soon as it reads the end.
         batch.add(ReleaseLease(self.fingerprint, self.id))
         self._publish_end(batch, {"end": "abandoned", "failure": failure.to_dict()})
 
     def release(self, batch: Batch) -> None:
         """Releases the lease without a purchase: the followers try in turn."""
+        # Before the end is published, as in `abandon`.
         batch.add(ReleaseLease(self.fingerprint, self.id))
         self._publish_end(batch, {"end": "released"})
 

@@ -72,6 +72,7 @@ class FlightResult:
         self.missing -= self.images.keys()
         if end.kind == "completed":
             left_empty = slots & self.missing
+            # Given up the second time, so that `Flights.run` ends.
             self.missing -= left_empty & self.emptied
             self.emptied |= left_empty
 

@@ -92,6 +92,7 @@ class Flights:
             try:
                 lease = await self._acquire(flight, ignoring=ignoring)
             except GatewayError as refusal:
+                # Not raised: earlier flights of this request may have brought images.
                 result.own_error = result.own_error or refusal
                 break
             result.add_cached(lease)
@@ -162,6 +163,8 @@ class Flights:
         batch = Batch(self._store)
         acquire = AcquireLease(flight.fingerprint, flight.slots, flight.id, LEASE_SECONDS, ignoring)
         lease = batch.add(acquire)
+        # Read after the lease is acquired: a leader stores its refusal before it releases the
+        # lease, so the next leader finds it.
         refusal = look_up_refusal(batch, flight.fingerprint)
         await batch.execute()
         if (failure := decode_refusal(refusal.value)) is None:
@@ -186,6 +189,7 @@ class Flights:
 
     async def _buy(self, flight: Flight, buy: Buy) -> FlightEnd:
         """Buys, and announces the end to the followers of this worker, whatever happens."""
+        # The end of a flight that a fault of the gateway interrupts: followers then try in turn.
         end = FlightEnd("released", failure=GatewayError("The gateway failed; nothing was stored."))
         try:
             try:
@@ -222,6 +226,7 @@ class Flights:
     async def _lead(
         self, flight: Flight, purchase: asyncio.Task[FlightEnd], *, result: FlightResult
     ) -> None:
+        # Shielded: the purchase goes on if the client disconnects.
         result.complete(await asyncio.shield(purchase), flight.slots)
 
     # ── following ───────────────────────────────────────────────────────────────────────────

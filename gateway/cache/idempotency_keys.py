@@ -45,6 +45,7 @@ class IdempotentRequest:
     @staticmethod
     def of(key_id: str, idempotency_key: str, *, request: tuple[object, ...]) -> IdempotentRequest:
         """The same idempotency key of another gateway key is another one."""
+        # As JSON, because two different pairs could be equal once they are joined.
         name = hashlib.sha256(orjson.dumps([key_id, idempotency_key])).hexdigest()
         return IdempotentRequest(name, hashlib.sha256(orjson.dumps(request)).hexdigest())
 
@@ -76,6 +77,8 @@ class IdempotencyKeys:
         while not await execute(self._store, lock):
             value = await execute(self._store, GetValue(SPACE, idempotent.name))
             data = orjson.loads(value) if value is not None else {}
+            # Another request is refused at once. The same one waits while the value is a lock,
+            # which has no images.
             is_other = data.get("request", idempotent.request) != idempotent.request
             if is_other or "images" in data:
                 return _decode_result(data)
@@ -101,6 +104,7 @@ class IdempotencyKeys:
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             async with writing:
+                # A lock lasts for three intervals, so one failed renewal does no harm.
                 with suppress(StoreUnavailable):
                     await execute(self._store, lock)
 
@@ -115,6 +119,7 @@ class IdempotencyKeys:
 
     async def release(self, idempotent: IdempotentRequest) -> None:
         """Releases the lock without a result: a repeated request tries again."""
+        # A lock that cannot be deleted expires by itself.
         with suppress(StoreUnavailable):
             await execute(self._store, DeleteValue(SPACE, idempotent.name))
 

@@ -74,6 +74,7 @@ class ImageIndex:
         ttl = self._ttl_seconds
         for image in images.values():
             indexed = IndexedImage(image.digest, image.format, fingerprint)
+            # `only_if_absent`: a batch that is repeated late must not replace a tombstone.
             batch.add(SetValue(IMAGES, image.id, indexed.encode(), ttl, only_if_absent=True))
             batch.add(AddToSet(IMAGES_BY_DIGEST, image.digest, (image.id,), ttl))
             self.add_to_source(batch, image)

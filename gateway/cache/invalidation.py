@@ -103,6 +103,9 @@ class Invalidation:
         batch = Batch(self._store)
         self._takedowns.add(batch, digests)
         if with_prompt:
+            # Before the slots are emptied. Storing reads the refusal after it has written the
+            # images (`ImageCache.finish`), so one of the two finds an image that is stored at the
+            # same time.
             self._image_cache.refuse(batch, target.fingerprint, content_taken_down())
         await batch.execute()
         images = 0
@@ -153,6 +156,8 @@ class Invalidation:
         slots = {n: slot for n, slot in entry.slots.items() if slot.image_id == image_id}
         await self._empty(indexed.fingerprint, slots)
         batch = Batch(self._store)
+        # The tombstone is last: it says that the image is done. Until then an interrupted take-down
+        # that is run again repeats these steps.
         self._image_index.tombstone(batch, image_id, indexed)
         await batch.execute()
         return 1

@@ -245,7 +245,7 @@ class Publisher:
     ) -> None:
         """Publishes an event to the other workers, with the digest of `data`, which it stores.
 
-        After a failure it does so no more, because each attempt keeps upstream waiting.
+        After a failure it does so no more.
         """
         if not self._is_shared:
             return
@@ -255,6 +255,7 @@ class Publisher:
             encoded = orjson.dumps(event, default=dict)
             await execute(self._store, Publish(self._flight, event_id, encoded, EVENT_SECONDS))
         except StoreUnavailable:
+            # Not tried again: reading from upstream waits for each attempt.
             self._is_shared = False
             log.warning("store_unavailable", during="partial_images", flight=self._flight)
         except Exception:

@@ -44,21 +44,24 @@ class Takedowns:
         """Takes bytes down: in this worker now, in every other one at its next refresh."""
         digests = tuple(digests)
         batch.add(AddToSet(SPACE, DIGESTS, digests, FOREVER_SECONDS))
+        # The version after the list: a worker that sees the new version also reads the new list.
         batch.add(SetValue(SPACE, VERSION, secrets.token_bytes(12), None))
         self._digests |= frozenset(digests)
 
     async def refresh(self) -> Collection[str]:
         """Reads the list if it has changed; returns the digests whose bytes are to be deleted.
 
-        The first refresh returns none of the list: other workers have deleted those. Raises
-        `StoreUnavailable`.
+        The first refresh returns none of the list. Raises `StoreUnavailable`.
         """
+        # The version before the list: a change in between is read at the next refresh.
         version = await execute(self._store, GetValue(SPACE, VERSION)) or b""
         if version != self._version:
             members = await execute(self._store, GetSet(SPACE, DIGESTS))
             digests = frozenset(members)
+            # At the first refresh: other workers have deleted the bytes of these.
             if self._version is None:
                 self._deleted = digests
+            # A take-down of this worker may not have reached the store yet.
             self._digests, self._version = digests | self._digests, version
         return self._digests - self._deleted
 

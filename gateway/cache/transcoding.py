@@ -104,25 +104,25 @@ class Transcoding:
             echoed=echoed,
             transcoded_from=source.image.digest,
         )
+        # Before anything is stored, so that a worker that dies here leaves no image behind.
         if await self._is_source_taken_down(image):
             return None
         await self._cache.store(
             target.fingerprint,
             {slot: image},
             {digest: transcoded},
+            # No flight has this lease, so slots that are being bought stay leased.
             lease=f"transcoding-{image_id}",
+            # It expires with its source.
             ttl_seconds=source.ttl_seconds,
         )
         return image
 
     async def _is_source_taken_down(self, image: Image) -> bool:
-        """Whether the source of an image that is about to be stored was taken down meanwhile.
-
-        A take-down is written first, and then takes down all images in the set of its source. Here
-        the image is added to that set, and then the take-downs are read. In every order, either
-        the take-down includes the image or this method finds the take-down. Nothing is stored
-        before, so it does not matter when this worker is cancelled or dies.
-        """
+        """Whether the source of an image that is about to be stored was taken down meanwhile."""
+        # A take-down is written first, and then takes down all images in the set of its source.
+        # Here the image is added to that set first, and then the take-downs are read. In every
+        # order, either the take-down includes the image or this method finds the take-down.
         batch = Batch(self._store)
         self._cache.add_to_source(batch, image)
         await batch.execute()
