@@ -43,6 +43,7 @@ class IdempotentImages:
                 raise _key_reused()
             if (answer := await self._load_stored(context, query, stored)) is not None:
                 return answer
+            # An image of the stored result is lost, so this request is answered like a first one.
             await self._keys.release(idempotent)
         # In a task of its own: the result is stored even if the client leaves.
         work = self._answer_and_store(context, query, entry, idempotent=idempotent)

@@ -103,6 +103,7 @@ class Images:
                 query.fingerprint, result.images, query.representation, data=result.data
             )
         finally:
+            # `no-store` leaves no image in memory either, also if loading has failed.
             if query.cache_policy.no_store:
                 self._cache.forget(result.data)
 
@@ -193,6 +194,8 @@ class Images:
         buy = self._purchase_function(context, query, images)
         subscriber = context.subscribe(query.request)
         if policy.no_cache or policy.no_store:
+            # `run` reads the refusal together with the lease. Without a lease it has to be read
+            # here.
             await self._flights.check_refusal(query.fingerprint)
             return await self._flights.run_unshared(
                 query.fingerprint, missing, buy=buy, subscriber=subscriber

@@ -114,12 +114,15 @@ class Interpreter:
         if context.policy is not self._policy:
             self._policy = context.policy
             self._cached.clear()
+        # With the key's record: models, validation, scope and reuse of the key are part of the
+        # meaning.
         cache_key = (body, context.content_type, context.subject.record)
         cached = self._cached.get(cache_key)
         if cached is not None:
             self._cached.move_to_end(cache_key)
             return cached
         interpretation = await self._read(context, body)
+        # The policy may have been replaced while the body was read.
         if len(body) <= MAX_CACHED_BODY and context.policy is self._policy:
             self._cached[cache_key] = interpretation
             if len(self._cached) > MAX_INTERPRETATIONS:
@@ -156,6 +159,7 @@ class Interpreter:
         """The format that a cached PNG would be converted to; None if PNG is requested."""
         request, model = query.request, query.model
         requested_format = as_transcoded_format(request.parameters.get("output_format"))
+        # The source is the query without a format, which is PNG only if that is the default.
         if requested_format is None or model.parameters["output_format"].default != "png":
             return None
         of_format = ("output_format", "output_compression")

@@ -23,6 +23,7 @@ class Recorder:
     def answered(self, context: RequestContext, answer: Answer) -> None:
         """Records a request that got images."""
         context.outcome = answer.outcome
+        # The settlement of the purchase writes the record.
         if context.purchase.has_begun:
             return
         echoed = answer.images[0][0].echoed if answer.images else {}

@@ -39,12 +39,14 @@ class Recovery:
     async def recover_expired(self) -> int:
         """Finishes the purchases of every dead worker; returns how many it closed.
 
-        A worker is dead after two missed checks in a row. After an outage of the store all
-        workers have missed one; those that are alive send a heartbeat before the second.
+        A worker is dead after two missed checks in a row.
         """
+        # If the store does not answer now, the misses before it no longer count.
         missed_before, self._missed_once = self._missed_once, frozenset()
         expired = await execute(self._store, ExpiredWorkers(self._expires_after_seconds))
         self._missed_once = frozenset(expired) - {self._worker}
+        # After an outage of the store all workers have missed one check. Those that are alive send
+        # a heartbeat before the second.
         missed_twice = missed_before & self._missed_once
         return sum([await self.recover(worker) for worker in missed_twice])
 

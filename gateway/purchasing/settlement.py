@@ -70,10 +70,7 @@ class Settlements:
         return await self.finish(received, batch)
 
     async def finish(self, received: Received, batch: Batch) -> Settlement:
-        """Stores the images whose bytes are stored, settles, and tells the followers.
-
-        Entry before settlement: a worker that dies between them leaves an open journal.
-        """
+        """Stores the images whose bytes are stored, settles, and tells the followers."""
         reserved, flight, pending = received.reserved, received.reserved.flight, None
         if flight is not None:
             pending = self._cache.store_images(
@@ -83,14 +80,17 @@ class Settlements:
                 lease=flight.id,
                 displaces=flight.displaces,
             )
+        # After the entry: a worker that dies between them leaves an open journal.
         settled = quota.settle(
             batch, reserved.purchase, received.charge, record=received.record.encode()
         )
         if flight is not None:
+            # Last, because followers load the images as soon as they read this event.
             flight.complete(batch, received.images)
         await batch.execute()
         if pending is not None:
             await self._cache.finish(pending)
+        # Another worker has taken this one for dead and presumed the charge.
         if settled.value.status == "already" and settled.value.presumed:
             return await self._correct(
                 reserved.purchase, received.charge, settled.value, record=received.record

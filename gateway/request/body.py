@@ -77,6 +77,7 @@ def _unsupported_content_type(content_type: str) -> InvalidRequest:
 
 def _parse_json(raw: bytes) -> object:
     try:
+        # Decoded as UTF-8 only: `json.loads(raw)` would also detect UTF-16 and UTF-32.
         return _DECODER.decode(raw.decode("utf-8"))
     except ValueError:
         raise InvalidRequest(_NOT_JSON) from None
@@ -88,6 +89,7 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
+            # Gateway and upstream could read different values of such a key.
             raise _unreadable(f"the key '{_printable(key)}' appears twice")
         found[key] = value
     return found

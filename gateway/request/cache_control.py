@@ -63,6 +63,7 @@ def parse_cache_control(cache_control: str | None, pragma: str | None) -> CacheC
         directives = []
         elements = list_elements(pragma or "")
         names = {name for name, _ in map(_parse_directive, elements)} & {"no-cache"}
+    # Of several directives the strictest holds: `docs/reference/cache.md#directives`.
     ages = [_parse_seconds(argument) for name, argument in directives if name == "max-age"]
     no_cache = "no-cache" in names or 0 in ages
     return CacheControl(
@@ -94,6 +95,7 @@ def _parse_seconds(argument: str) -> int:
     if _DELTA_SECONDS.fullmatch(argument) is None:
         return 0
     digits = argument.lstrip("0")
+    # Python refuses to convert thousands of digits.
     return MAX_AGE_SECONDS if len(digits) > 10 else min(int(digits or "0"), MAX_AGE_SECONDS)
 
 

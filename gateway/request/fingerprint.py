@@ -16,14 +16,14 @@ from gateway.images import ImageRequest
 VERSION: Final = 1
 """Raised when the meaning of a fingerprint changes. Entries of older versions are not found."""
 
+# ASCII escapes also encode a lone surrogate, which UTF-8 cannot.
 _CANONICAL: Final = json.JSONEncoder(ensure_ascii=True, sort_keys=True, separators=(",", ":"))
 
 
 def fingerprint(request: ImageRequest, *, cache_epoch: int, upstream_name: str, scope: str) -> str:
     """SHA-256, hex, of the request in canonical JSON: sorted keys, ASCII only, no spaces.
 
-    The prompt goes in verbatim: no trimming, no case folding, no Unicode normalisation. ASCII
-    escapes also encode a lone surrogate, which UTF-8 cannot.
+    The prompt goes in verbatim: no trimming, no case folding, no Unicode normalisation.
     """
     parts = {
         "version": VERSION,

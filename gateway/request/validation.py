@@ -82,8 +82,11 @@ def _validate_strictly(
     _check_names(body, model, catalog=catalog)
     prompt = _check_prompt(body, model)
     given = {
+        # By class in the registry, without a dispatch for each parameter: no row type has
+        # subclasses.
         name: _check.registry[type(spec)](spec, name, value)
         for name, spec in model.parameters.items()
+        # null means omitted: `docs/reference/images-api.md#null-and-types`.
         if (value := body.get(name)) is not None
     }
     values = {name: spec.default for name, spec in model.parameters.items()} | given
