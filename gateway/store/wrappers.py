@@ -25,8 +25,7 @@ MAX_CONCURRENT_BATCHES: Final = 128
 class InstrumentedStore:
     """Calls `on_result(is_available)` after each batch, for metrics and health.
 
-    After a failure only a batch that writes shows that the store is available again: SQLite can
-    often be read although it cannot be written.
+    After a failure only a batch that writes shows that the store is available again.
     """
 
     def __init__(self, store: Store, on_result: Callable[[bool], None]) -> None:
@@ -43,6 +42,7 @@ class InstrumentedStore:
             self._has_failed = not isinstance(error, StoreFull)  # a full store is available
             self._on_result(not self._has_failed)
             raise
+        # SQLite can often be read although it cannot be written.
         if self._has_failed and not any(isinstance(c, WRITE_COMMANDS) for c in commands):
             return results
         self._has_failed = False
@@ -57,9 +57,9 @@ class InstrumentedStore:
 class LimitedStore:
     """Executes at most `MAX_CONCURRENT_BATCHES` batches at a time; the others queue.
 
-    Batches queue in order, but those that admit a new request come after all others, so requests
-    under way finish first. A store timeout starts when a batch leaves the queue. If the store is
-    unavailable for one batch, all queued batches fail at once instead of each timing out.
+    Batches queue in order, but those that admit a new request come after all others. A store
+    timeout starts when a batch leaves the queue. If the store is unavailable for one batch, all
+    queued batches fail.
     """
 
     def __init__(self, store: Store) -> None:
@@ -74,12 +74,14 @@ class LimitedStore:
         if self._running < MAX_CONCURRENT_BATCHES:
             self._running += 1
         else:
+            # Admissions come last, so that requests under way finish first.
             is_admission = any(isinstance(command, Admit) for command in commands)
             await self._wait_in(self._admission_queue if is_admission else self._queue)
         try:
             return await self._store.execute(commands)
         except StoreUnavailable as error:
             if not isinstance(error, StoreFull):
+                # Otherwise each queued batch would time out in its turn.
                 self._fail_queued()
             raise
         finally:

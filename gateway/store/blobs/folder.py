@@ -95,11 +95,14 @@ class FolderBlobs:
             with self._locked():
                 if self._extend(path, expires_at):
                     return
+            # Without the lock: writing and syncing would hold up all other processes.
             temporary = _write_temporary(path.parent, data)
             try:
                 with self._locked():
                     # Another process may have stored the same bytes meanwhile.
                     if not self._extend(path, expires_at):
+                        # Before the rename: the file appears with its expiry, so no sweep takes it
+                        # for expired.
                         os.utime(temporary, (expires_at, expires_at))
                         temporary.replace(path)
             finally:

@@ -63,6 +63,7 @@ class RedisBlobs:
 
     async def delete(self, digest: str) -> None:
         """Deletes the bytes if they are stored; also works in a full server."""
+        # UNLINK frees the memory in a thread of the server; DEL would delay other commands.
         await self._execute((b"UNLINK", self._key(digest)))
 
     async def scan(self, after: str, limit: int) -> tuple[str | None, Mapping[str, int]]:
@@ -84,6 +85,7 @@ class RedisBlobs:
 
     async def capacity_bytes(self) -> int:
         """Half of the server's `maxmemory`, or 1 GiB if it has none."""
+        # Not CONFIG GET, which many hosted servers forbid.
         (info,) = await self._execute((b"INFO", b"memory"))
         (maxmemory,) = re.findall(rb"^maxmemory:(\d+)", info, re.MULTILINE)
         return int(maxmemory) // 2 or DEFAULT_CAPACITY_BYTES

@@ -97,7 +97,10 @@ def create_pool(url: str) -> ConnectionPool:
             # cancellation. Each use of a connection has one deadline around all of it instead.
             socket_timeout=None,
             socket_connect_timeout=TIMEOUT_SECONDS,
+            # Retries inside redis-py would use up the one deadline of the batch.
             retry=Retry(NoBackoff(), 0),
+            # RESP3 would return the reply of HGETALL as a map, which `encoding.pairs` does not
+            # read.
             protocol=2,
             decode_responses=False,
         )
@@ -198,6 +201,7 @@ class RedisClient:
         pipeline = self._pipeline
         if pipeline is not None and pipeline.is_open and self._handshakes >= handshakes:
             return pipeline
+        # One request connects. The others wait for it, each until its own deadline.
         async with asyncio.timeout_at(deadline), self._connecting:
             if self._pipeline is None or not self._pipeline.is_open:
                 self._pipeline = await self._connect(deadline)
@@ -207,6 +211,7 @@ class RedisClient:
 
     async def _connect(self, deadline: float) -> PipelinedConnection:
         await self._disconnect()
+        # A task that is still running must not reconnect.
         if self._is_closed:
             raise redis_errors.ConnectionError("the store is closed")
         self._connection = self._pool.make_connection()  # type: ignore[no-untyped-call]

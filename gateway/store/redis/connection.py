@@ -50,6 +50,7 @@ class PipelinedConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         connected = cast(Any, connection)
         self._transport: asyncio.Transport = connected._writer.transport  # noqa: SLF001 - no other way
+        # From here on redis-py receives nothing from this socket.
         self._transport.set_protocol(self)
         self._reader = hiredis.Reader(
             protocolError=redis_errors.InvalidResponse,
@@ -71,6 +72,7 @@ class PipelinedConnection(asyncio.Protocol):
         """
         if not commands:
             return []
+        # Before the request is queued: for a command that cannot be encoded no reply would come.
         packed = [piece for command in commands for piece in _pack(command)]
         done: asyncio.Future[list[Any]] = self._loop.create_future()
         request = _PendingRequest(len(commands), done, self._loop.time(), deadline)
@@ -148,6 +150,7 @@ class PipelinedConnection(asyncio.Protocol):
         request.replies.append(reply)
         if len(request.replies) == request.count:
             self._pending.popleft()
+            # A cancelled or expired request is done already, and its replies are dropped.
             if not request.done.done():
                 request.done.set_result(request.replies)
 

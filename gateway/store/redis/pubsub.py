@@ -101,6 +101,7 @@ class Notifications:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TIMEOUT_SECONDS):
                     await channel.is_subscribed.wait()
+            # The confirmation itself was a notification; the events are read now in any case.
             subscription.reset()
             yield subscription
         finally:
@@ -119,6 +120,8 @@ class Notifications:
             self._subscribe_again()
             try:
                 await self._run_connection()
+            # The task group raises groups of errors. `except*` also catches a single error of
+            # `connect`.
             except* (*CONNECTION_ERRORS, redis_errors.ResponseError) as errors:
                 self._log_once(str(errors.exceptions[0]))
             # While the server is unavailable no watch waits for it: each reads the events instead.
@@ -184,4 +187,5 @@ class Notifications:
         # A channel may be left and joined again: only the reply to the last SUBSCRIBE confirms it.
         if kind == b"subscribe" and self._unconfirmed[key] <= 0:
             channel.is_subscribed.set()
+        # Also by a confirmation: events may have been published while there was no connection.
         channel.notify()

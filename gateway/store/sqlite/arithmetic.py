@@ -78,6 +78,7 @@ def window_at(period: Literal["minute", "day", "month", "concurrency"], now: flo
         return Window(f"{midnight:%Y-%m-%d}", (midnight + timedelta(days=1)).timestamp())
     if period == "month":
         first = midnight.replace(day=1)
+        # 32 days after the first of a month is always in the next one.
         next_month = (first + timedelta(days=32)).replace(day=1)
         return Window(f"{first:%Y-%m}", next_month.timestamp())
     return Window("", math.inf)

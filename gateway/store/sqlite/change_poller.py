@@ -62,6 +62,7 @@ class ChangePoller:
         self._is_stopping = False
         self._data_version: int | None = None
         self._checked_at = 0.0
+        # A daemon, because a thread that hangs on a disk must not keep the process from exiting.
         self._thread = threading.Thread(target=self._serve, name="sqlite-poller", daemon=True)
 
     def add(self, watch: EventWatch) -> None:
@@ -74,6 +75,7 @@ class ChangePoller:
     def remove(self, watch: EventWatch) -> None:
         with self._lock:
             self._watches.discard(watch)
+            # While the poller stops, the event stays set: otherwise the thread would wait for ever.
             if not self._watches and not self._is_stopping:
                 self._should_run.clear()
 

@@ -28,6 +28,7 @@ def create_sqlite_schema(path: Path) -> None:
     """
     with raising_unavailable(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # SQLite would create the file with the rights that the umask leaves.
         path.touch(mode=0o600)
         with write_lock(path), contextlib.closing(connect(path)) as db:
             if _schema_version(db) == 0:  # an empty database
@@ -61,6 +62,8 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     """A connection that any one thread at a time may use. It begins no transactions by itself."""
     db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
+        # With a write-ahead log, NORMAL survives a crash of the process. A power cut may lose the
+        # last commits, but does not damage the database.
         db.execute("PRAGMA synchronous = NORMAL")
         if read_only:
             db.execute("PRAGMA query_only = ON")

@@ -67,6 +67,7 @@ class TransactionQueue:
         self._write_lock_of = write_lock_of
         self._loop = asyncio.get_running_loop()
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        # A daemon, because a thread that hangs on a disk must not keep the process from exiting.
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
 
     async def run(self, work: Callable[[Transaction], Any]) -> Any:
@@ -104,6 +105,7 @@ class TransactionQueue:
 
     def _run_all(self, requests: list[_Request]) -> None:
         """Runs requests in one transaction, and delivers all outcomes after its commit."""
+        # Work whose request has timed out or was cancelled is not begun.
         awaited = [request for request in requests if not request.future.done()]
         if not awaited:
             return

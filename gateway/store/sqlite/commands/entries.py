@@ -56,6 +56,7 @@ def release_lease(tx: Transaction, command: commands.ReleaseLease) -> None:
 @writes(commands.StoreImages)
 def store_images(tx: Transaction, command: commands.StoreImages) -> Mapping[int, int]:
     fingerprint = command.fingerprint
+    # First, because a leased slot counts as occupied, and these are for the images.
     _delete_leases(tx, fingerprint, command.flight)
     placement = _Placement.of(tx, command)
     placed = {}

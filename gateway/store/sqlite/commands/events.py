@@ -14,6 +14,7 @@ from gateway.store.sqlite.transaction import Transaction
 @writes(commands.Publish)
 def publish(tx: Transaction, command: commands.Publish) -> None:
     remove_after = tx.now + command.ttl_seconds
+    # An expired row that was not swept yet would make a new event with its id look repeated.
     tx.execute(
         "DELETE FROM events WHERE flight = ? AND remove_after <= ?", (command.flight, tx.now)
     )

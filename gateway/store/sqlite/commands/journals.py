@@ -76,6 +76,7 @@ def reserve(tx: Transaction, command: commands.Reserve) -> commands.Reservation:
                 math.inf,
             ),
         )
+        # A worker with an open journal is always registered, so that others can find it.
         record_heartbeat(tx, command.worker)
     states = read_consumed(tx, consumptions, denied=denied)
     return commands.Reservation(denied, states, tx.now)
