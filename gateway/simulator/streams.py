@@ -82,6 +82,7 @@ async def send_stream(request: web.Request, play: Play) -> web.StreamResponse:
 
 async def _send_partials(response: web.StreamResponse, play: Play) -> None:
     for index in range(play.partials):
+        # Drawn before the event is due, so that drawing does not delay it.
         frame = await asyncio.to_thread(_partial_frame, play, index)
         await play.wait_for(index)
         await _write(response, frame, play)

@@ -64,6 +64,8 @@ class Breaker:
         if self._next_probe_at is None:
             return Permit()
         if now < self._next_probe_at:
+            # At most `open_seconds`: a probe under way may close the breaker before the next one is
+            # due.
             return Rejected(min(self._next_probe_at - now, self._open_seconds))
         self._probes += 1
         self._probe = self._probes
@@ -81,6 +83,7 @@ class Breaker:
             self._failures += 1
             if 0 < self._max_failures <= self._failures:
                 self._open(now)
+        # Purchases that were sent before it opened may still fail; they say nothing new.
         elif self._is_current_probe(permit):
             self._open(now)
 

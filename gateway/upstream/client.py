@@ -171,8 +171,7 @@ class UpstreamClient:
         """Buys `images` images of `request`; their bytes are not checked.
 
         Raises `UpstreamFailure` if no image came, with the presumed `charge`. The deadline applies
-        until the last byte has arrived. Decoding afterwards has no deadline, so that an image that
-        was paid for is not lost.
+        until the last byte has arrived; decoding afterwards has none.
         """
         body = requests.forwarded_body(request, images=images)
         receive = partial(self._receive_answer, limit_bytes=self._limit_bytes(images))
@@ -199,6 +198,7 @@ class UpstreamClient:
             if response.content_type != "text/event-stream":
                 return await self._receive_answer(response, limit_bytes=self._limit_bytes(1))
             reader = self._stream_reader(response, request, on_partial)
+            # Closed here also if reading stops before the end of the stream.
             async with contextlib.aclosing(_chunks(response.content)) as chunks:
                 return _stream_outcome(response.status, await reader.read(chunks))
 
@@ -254,6 +254,7 @@ class UpstreamClient:
             raise outcome.failure
         if isinstance(outcome, _Streamed):
             return outcome.answer
+        # Decoding has no deadline, so that an image that was paid for is not lost.
         parse = partial(_parse_chunks, outcome.chunks, upstream_request_id=outcome.request_id)
         if outcome.size_bytes <= _MAX_INLINE_BYTES:
             return parse()
@@ -328,6 +329,7 @@ class UpstreamClient:
         """Sends one request. `state.is_sent` stays set only if the answer was cut off."""
         outcome: _Outcome
         try:
+            # No redirects: they would lose the body of the POST, or send the key to another host.
             async with self._session.post(
                 self._url, data=TrackedBody(prepared.body, state), allow_redirects=False
             ) as response:
@@ -339,6 +341,8 @@ class UpstreamClient:
             if state.is_sent:
                 return _Failed("cut", errors.cut_off())
             return _Failed("unreachable", errors.unreachable())
+        # Upstream has answered. If the deadline passes before the next attempt, nothing is under
+        # way.
         state.is_sent = False
         return outcome
 
@@ -352,8 +356,9 @@ class UpstreamClient:
         return _Reply(response.status, chunks, length, errors.request_id(response.headers))
 
     async def _receive_error(self, response: aiohttp.ClientResponse) -> _Failed:
-        """Reads an error response, as far as it comes: its status alone is enough."""
+        """Reads an error response, as far as it comes."""
         chunks: list[bytes] = []
+        # The status alone is enough, so a body that is cut off is no further failure.
         with contextlib.suppress(aiohttp.ClientError, OSError):
             await _read(response, chunks, limit_bytes=_MAX_ERROR_BYTES)
         body = b"".join(chunks)

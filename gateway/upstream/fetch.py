@@ -3,8 +3,7 @@
 Which links and addresses are allowed is `net.guard`, see
 `docs/reference/cache.md#fetching-images-behind-links`. Whether the bytes are an image is checked by
 the caller. Sockets are opened in one place, which sees the very address that is connected to, for
-names, addresses and redirects alike. DNS cannot answer differently between the check and the
-connection. No proxy is used, because the proxy would choose the address.
+names, addresses and redirects alike. No proxy is used.
 """
 
 from __future__ import annotations
@@ -102,6 +101,7 @@ async def open_link_fetcher(
     tls = await asyncio.to_thread(create_tls, settings.ca_file)  # reads files
     async with AsyncExitStack() as stack:
         sessions = {}
+        # A session for each policy, because a pooled connection is reused without a check.
         for address_policy in AddressPolicy:
             session = _open_session(settings.allow_list, address_policy, tls=tls, resolver=resolver)
             sessions[address_policy] = await stack.enter_async_context(session)
@@ -175,6 +175,7 @@ class LinkFetcher:
         ):
             raise LinkBlocked("type")
         limit = self._settings.max_bytes
+        # Before the body is read; the check below is for bodies without a length.
         if (response.content_length or 0) > limit:
             raise LinkBlocked("too_large")
         body = bytearray()
@@ -211,10 +212,7 @@ def _open_session(
     tls: ssl.SSLContext | bool,
     resolver: AbstractResolver | None,
 ) -> aiohttp.ClientSession:
-    """A session that connects only to addresses that the policy allows, and sends no credentials.
-
-    Each policy has its own session, because a pooled connection is reused without a check.
-    """
+    """A session that connects only to addresses of the policy, and sends no credentials."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             limit=0,
@@ -223,10 +221,12 @@ def _open_session(
             socket_factory=_socket_factory(allow_list, address_policy),
             ssl=tls,
         ),
+        # A small compressed body could expand without end. `_receive` refuses compressed ones.
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=_HEADERS,
         timeout=aiohttp.ClientTimeout(total=None),  # `fetch` has its own
+        # No proxy of the environment: it would choose the address.
         trust_env=False,
     )
 
@@ -238,6 +238,7 @@ def _socket_factory(
 
     def open_socket(info: aiohttp.AddrInfoType) -> socket.socket:
         family, kind, protocol, _, address = info
+        # The address of the connection itself: DNS cannot answer differently after this check.
         if not allow_list.allows_numeric(str(address[0]), address_policy):
             raise _AddressBlocked("the address policy blocks this address")
         return socket.socket(family, kind, protocol)

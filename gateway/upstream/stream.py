@@ -37,6 +37,7 @@ class StreamReader:
         try:
             async for chunk in chunks:
                 total_bytes += len(chunk)
+                # Ignored events and comments count too: a stream could consist of them without end.
                 if total_bytes > self.max_total_bytes:
                     return errors.oversized()
                 result = await self._handle(splitter.feed(chunk))

@@ -94,6 +94,7 @@ def extract_base64(body: bytes | bytearray) -> tuple[bytes | bytearray, dict[str
     start = 0
     while (key := _BASE64_KEY.search(body, start)) is not None:
         end = body.find(b'"', key.end())
+        # Also if there is no closing quote: `end` is then -1.
         if end - key.end() < _EXTRACT_FROM:
             break
         placeholder = f"#{len(decoded)}"

@@ -103,17 +103,15 @@ def retry_after_seconds(failure: UpstreamFailure) -> float | None:
 
 
 def _find_error(status: int, body: bytes | bytearray) -> Mapping[str, Any] | None:
-    """The error object, or its variants of clones; None if the body is not the API's.
-
-    Proxies also send `{"message": …}`. At the statuses of edges only the full form counts, because
-    it decides whether the purchase is assumed to be free.
-    """
+    """The error object, or its variants of clones; None if the body is not the API's."""
     if status < 400:
         return None  # redirects are not followed, and are not errors of the API
     document = load_object(body)
     error = document.get("error")
     if isinstance(error, dict):
         return error
+    # Proxies also send `{"message": …}`. At the statuses of edges only the full form counts,
+    # because it decides whether the purchase is assumed to be free.
     if status in _EDGE_STATUSES:
         return None
     if isinstance(error, str) and error:
@@ -135,6 +133,7 @@ def relayed_error(status: int, error: Mapping[str, Any], fields: dict[str, Any])
     """The failure that repeats an error of the API."""
     return UpstreamFailure(
         as_text(error.get("message")) or f"Upstream answered {status}.",
+        # Statuses from 600 on are invalid (RFC 9110 §15).
         status=status if status < 600 else 502,
         type=as_text(error.get("type")) or (INVALID_REQUEST if status < 500 else SERVER_ERROR),
         param=as_text(error.get("param")),
@@ -151,6 +150,7 @@ def _edge_error(status: int, fields: dict[str, Any]) -> UpstreamFailure:
             message, type="requests", code=ErrorCode.RATE_LIMIT_EXCEEDED, **fields
         )
     message = f"Upstream answered {status} without a readable error."
+    # 524 is Cloudflare's time-out.
     return UpstreamFailure(message, status=504 if status in (504, 524) else 502, **fields)
 
 
