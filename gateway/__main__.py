@@ -1,8 +1,8 @@
 """The entry of every command.
 
 It prepares the process before any other module of the gateway is imported: closed standard streams
-are opened on /dev/null, and the folder is set in which prometheus_client, which looks for it at
-import, collects the metrics of several workers.
+are opened on /dev/null, and the folder is set in which prometheus_client collects the metrics of
+several workers.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ import tempfile
 
 
 def _open_standard_streams() -> None:
-    """Opens /dev/null on closed descriptors 0 to 2, as they are in `gateway serve 2>&-`.
-
-    Otherwise the next file or socket would get that number, and Python would have no `sys.stderr`.
-    """
+    """Opens /dev/null on closed descriptors 0 to 2, as they are in `gateway serve 2>&-`."""
+    # Otherwise the next file or socket would get the number, and printed text would go into it.
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number, so this one
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        # Python sets a stream to None if its descriptor is closed at the start.
         if getattr(sys, name) is None:
             mode = "w" if descriptor else "r"
             setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8"))
 
 
 _open_standard_streams()
+# prometheus_client reads this variable when it is imported.
 if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
     _folder = tempfile.mkdtemp(prefix="gateway-metrics-")
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = _folder
+    # Only the parent removes it: workers leave with `os._exit`, which skips exit handlers.
     atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 
 from gateway.cli.main import cli  # noqa: E402 - only now: it imports everything

@@ -45,6 +45,7 @@ class CatalogError(ValueError):
 
 
 def _price(value: object) -> Decimal:
+    # A number in YAML would be a float, and 0.1 is not exact.
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value):
         return Decimal(value)
     raise ValueError('write a price as a string of US dollars, like "0.040"')
@@ -83,6 +84,7 @@ class ChoiceSpec(_Row):
     """One of `values`. `means` maps another spelling of a value to that value."""
 
     type: Literal["choice"]
+    # Not strict: YAML has lists, which a strict tuple refuses.
     values: Annotated[tuple[Name, ...], Field(min_length=1, strict=False)]
     default: Name
     means: Mapping[Name, Name] = Field(default_factory=dict)

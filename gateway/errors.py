@@ -263,6 +263,7 @@ class UpstreamFailure(GatewayError):
         self.charge = charge
         self.usage = usage
         self.upstream_request_id = upstream_request_id
+        # A retry would be charged again.
         if self.is_charged:
             self.headers["x-should-retry"] = "false"
 

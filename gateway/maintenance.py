@@ -75,6 +75,8 @@ async def open_running_gateway(
             try:
                 yield gateway
             finally:
+                # Inside the jobs: without heartbeats, other workers would take over the purchases
+                # that drain.
                 await close_gateway(gateway, settings.drain_seconds)
 
 
@@ -91,6 +93,8 @@ async def close_gateway(gateway: Gateway, drain_seconds: float) -> None:
     await gateway.flights.close()
     try:
         await gateway.ledger.write()
+        # The store refuses this while a journal is open, so that another worker finds and finishes
+        # it.
         await execute(gateway.store, Deregister(gateway.worker))
     except StoreUnavailable:
         log.warning("store_unavailable", during="close", purchases=len(gateway.tasks))
@@ -138,6 +142,7 @@ async def send_heartbeat(gateway: Gateway) -> None:
 async def reload_policy(gateway: Gateway) -> None:
     """Reads the policy again if its file has changed, or if a reload was requested."""
     is_requested = gateway.reload_requested.is_set()
+    # Before reading: a request that comes meanwhile causes another reload.
     gateway.reload_requested.clear()
     policy = gateway.policy
     await asyncio.to_thread(policy.reload if is_requested else policy.reload_if_changed)
@@ -159,6 +164,7 @@ async def track_untracked(gateway: Gateway) -> None:
         "turns",
         "untracked_blobs",
         gateway.worker.encode(),
+        # Shorter than the interval, so that it has expired when this worker's next turn comes.
         TRACK_UNTRACKED_SECONDS * 0.9,
         only_if_absent=True,
     )

@@ -87,6 +87,8 @@ class _Histogram(Histogram):
 
     def parts(self, amount: float) -> Iterable[tuple[Series, float]]:
         """The series that `observe` would add to, and how much."""
+        # As in `observe`: prometheus_client adds to one bucket and makes them cumulative in the
+        # text form.
         bucket = self._buckets[bisect_left(self._upper_bounds, amount)]
         return (self._sum, amount), (bucket, 1)
 
@@ -354,6 +356,8 @@ class MoneyMetrics:
         """Counts a settled purchase, once."""
         account = self._account(billed)
         for kind, count in billed.tokens.items():
+            # A correction may be negative, but a counter cannot fall; the ledger has the
+            # difference.
             self._tokens[(*account, kind)].inc(max(0, count))
         self._cost[account].inc(max(0, billed.cost_micros) / 1e6)
         self._saved[account].inc(billed.saved_micros / 1e6)
@@ -367,6 +371,7 @@ class MoneyMetrics:
 
     def _account(self, billed: Billed) -> tuple[str, str, str]:
         key = self._labels.key(billed.key)
+        # Every key may have its own team, so teams are bounded by the keys.
         team = OTHER if key == OTHER else billed.team or ""
         return key, team, self._labels.model(billed.model)
 

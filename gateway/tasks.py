@@ -36,6 +36,7 @@ class OwnedTasks:
     def start(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
         """Starts `work`. Logs a failure that is not a `GatewayError`."""
         task = asyncio.create_task(work, name=name)
+        # The event loop has only a weak reference to a task.
         self._tasks.add(task)
         self._on_change(len(self._tasks))
         task.add_done_callback(self._end)

@@ -83,6 +83,7 @@ async def create_demo_key(settings: Settings) -> str:
     async with open_store(settings) as (store, _):
         keys = Keys(store)
         for record in await keys.list_keys():
+            # The secret of an earlier start cannot be read again.
             if record.name == KEY_NAME and record.revoked_at is None:
                 await keys.revoke(record.id)
         _, secret = await keys.create(KeySpec(name=KEY_NAME))
@@ -121,6 +122,7 @@ def run_simulator(catalog: Catalog) -> Iterator[str]:
     if pid == 0:
         os.close(read_end)
         _run_child(catalog, write_end, parent)
+    # Otherwise `readline` would not return if the child exits before it has written.
     os.close(write_end)
     try:
         with os.fdopen(read_end) as pipe:

@@ -30,6 +30,7 @@ class _Line:
         try:
             sys.stderr.buffer.write(data + b"\n")
             sys.stderr.buffer.flush()
+        # A closed standard error must not fail the request that logs.
         except (OSError, ValueError):
             return
 
@@ -76,9 +77,10 @@ def _console() -> structlog.dev.ConsoleRenderer:
 
 
 def _as_json(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> bytes:
-    """JSON of any event; orjson refuses half a surrogate pair and huge numbers, json does not."""
+    """The JSON of any event."""
     try:
         return orjson.dumps(event, default=repr)
+    # orjson refuses half a surrogate pair and integers beyond 64 bits; `json` does not.
     except TypeError:
         return json.dumps(event, default=repr).encode()
 

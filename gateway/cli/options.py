@@ -26,6 +26,7 @@ def find_configuration(config: Path | None) -> Configuration:
     """The configuration of this command. If it is invalid, the command ends with a message."""
     with errors_as_messages():
         configuration = Configuration(find_config(config, Path.cwd()), os.environ)
+        # Read here to report faults; the command reads them again.
         configuration.read_settings()
         configuration.read_policy()
     return configuration

@@ -54,6 +54,7 @@ def show(rows: Sequence[dict[str, Any]], output_format: str, *, columns: Sequenc
     table = Table(*columns)
     for line in cells:
         table.add_row(*map(escape, line))
+    # Without a terminal, rich assumes 80 columns and wraps longer cells.
     width = None if sys.stdout.isatty() else 200
     Console(width=width).print(table)
 

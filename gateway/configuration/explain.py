@@ -27,6 +27,7 @@ def explain(error: ErrorDetails) -> str:
     else:
         # `error` is the ValueError of one of our parsers, `expected` is pydantic's.
         expected = context.get("error") or context.get("expected") or error["msg"]
+    # A mapping may contain a secret further down.
     is_shown = not isinstance(expected, UnshownValueError) and not isinstance(error["input"], dict)
     subject = f"{error['input']!r} is" if is_shown else "the value is"
     return f"{key}: {subject} not valid; expected {expected}."

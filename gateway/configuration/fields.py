@@ -107,6 +107,7 @@ def parse_secret(value: object) -> str:
 def parse_base_url(value: object) -> str:
     """An HTTP URL without query and credentials; a trailing slash is removed."""
     expected = "an address such as https://api.example.com/v1, without user and query"
+    # A URL with a user may contain a password, which the message must not show.
     if "@" in str(value):
         raise UnshownValueError(expected)
     parts = _split_url(value)
@@ -121,6 +122,7 @@ def parse_proxy(value: object) -> str:
     parts = _split_url(text)
     if parts is None or parts.scheme != "http" or parts.path.strip("/") or parts.query:
         raise UnshownValueError("http://host:3128, or http://user:password@host:3128")
+    # Basic authentication cannot express a user with a colon (RFC 7617 §2).
     if not unquote(parts.netloc).isascii() or ":" in unquote(parts.username or ""):
         raise UnshownValueError("a user without a colon and a password, both in ASCII")
     return parts.geturl()
@@ -134,6 +136,7 @@ def parse_ca_file(value: object) -> Path:
     path = Path(value).expanduser()
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    # Before OSError, which is its base class.
     except ssl.SSLError:
         raise ValueError(expected) from None
     except OSError as fault:
@@ -222,6 +225,7 @@ def parse_hosts(value: object) -> tuple[str, ...]:
     hosts = tuple(item.strip() for item in items if item.strip())
     for host in hosts:
         try:
+            # As the worker will, so that a fault is reported when the file is read.
             parse_allow_list([host])
         except ValueError:
             raise ValueError(

@@ -80,6 +80,7 @@ class Configuration:
         try:
             found = self.files.models.stat()
         except OSError as error:
+            # A missing file is a change too, and `reload` logs it.
             return error.errno
         return found.st_mtime_ns, found.st_size, found.st_ino
 

@@ -54,6 +54,7 @@ class Section(BaseModel):
         if not isinstance(data, dict):
             return data
         known = cls.keys()
+        # An unset variable expands to an empty string. An unknown key stays, and is refused later.
         return {k: v for k, v in data.items() if k not in known or v not in (None, "")}
 
     @classmethod

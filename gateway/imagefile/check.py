@@ -215,10 +215,12 @@ def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _parse_webp_header(kind: bytes, head: bytes) -> ImageFacts:
+    # A key frame with its start code. The two highest bits of an edge are a scale (RFC 6386 §9.1).
     if kind == b"VP8 " and len(head) == 10 and not head[0] & 1 and head[3:6] == b"\x9d\x01\x2a":
         width, height = struct.unpack_from("<HH", head, 6)
         return ImageFacts("webp", width & 0x3FFF, height & 0x3FFF)
     if kind == b"VP8L" and len(head) >= 5 and head[0] == 0x2F:
+        # VP8L and VP8X store edges less one (RFC 9649).
         bits = int.from_bytes(head[1:5], "little")
         return ImageFacts("webp", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
     if kind == b"VP8X" and len(head) == 10:

@@ -70,6 +70,7 @@ def transcode_image(
 
 def _has_portable_colours(chunks: Mapping[bytes, memoryview]) -> bool:
     """Whether a PNG is a single image whose colours Pillow and the other formats can represent."""
+    # Animation, and colours that may be of high dynamic range.
     if not chunks.keys().isdisjoint({b"acTL", b"cICP"}):
         return False
     is_16_bit = chunks[b"IHDR"][8] == 16
@@ -93,6 +94,7 @@ def _encode(
     image: Image.Image, info: Mapping[Any, Any], *, format: str, compression: int
 ) -> bytes | None:
     profile = info.get("icc_profile")
+    # The header of an ICC profile names its colour space in these bytes.
     if profile and profile[16:20] != (b"GRAY" if image.mode == "L" else b"RGB "):
         return None  # the profile is for another colour space
     file = io.BytesIO()

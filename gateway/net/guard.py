@@ -205,6 +205,7 @@ def follow(link: Link, location: str) -> Link:
         text = urljoin(link.url, location)
     except ValueError:
         raise LinkBlocked("malformed") from None
+    # A redirect leads to any host, so it is checked like the first link.
     target = parse_link(text)
     if (link.scheme, target.scheme) == ("https", "http"):
         raise LinkBlocked("scheme")
@@ -290,6 +291,7 @@ def _parse_entry(entry: str) -> tuple[str, int | None] | Network:
         host = parse_host(entry, default_port=_PORTS["https"])
     except LinkBlocked:
         raise ValueError(f"'{entry}' is not a host, host:port, address or network") from None
+    # Behind a bracket only: an IPv6 address has colons of its own.
     has_port = bool(re.search(r":[0-9]+$", entry.rpartition("]")[2]))
     if host.address is not None and not has_port:
         return ip_network(host.address)

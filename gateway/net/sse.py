@@ -106,6 +106,7 @@ class Splitter:
             return self._end_frame()
         field, colon, _ = first[:_FIELD_START_BYTES].partition(b":")
         start = len(field) + len(colon)
+        # One space after the colon is no part of the value.
         start += first.startswith(b" ", start)
         if field == b"data":
             self._data.append(b"".join([memoryview(first)[start:], *rest]))
@@ -145,12 +146,13 @@ def encode_event(name: str, fields: Mapping[str, Any], *, base64: bytes) -> list
     """A frame with a JSON object: `type`, the image as `b64_json`, then `fields`.
 
     Returned in three pieces, so that the base64, which must be a single line, is never copied.
-    `type`, `b64_json` and `error` in `fields` are ignored: SDKs raise any event with an `error`.
+    `type`, `b64_json` and `error` in `fields` are ignored.
     Raises `ValueError` for a name that is not like `image_generation.completed`.
     """
     if not _EVENT_NAME.fullmatch(name):
         raise ValueError(f"not the name of an event: {name!r}")
     start = f'event: {name}\ndata: {{"type":"{name}","b64_json":"'.encode()
+    # Without `error`, because SDKs raise any event that has one.
     rest = orjson.dumps({key: fields[key] for key in fields if key not in _RESERVED_FIELDS})[1:]
     comma = b"," if rest != b"}" else b""
     return [start, base64, b'"' + comma + rest + b"\n\n"]
@@ -159,9 +161,10 @@ def encode_event(name: str, fields: Mapping[str, Any], *, base64: bytes) -> list
 def encode_error(error: Mapping[str, Any]) -> bytes:
     """The frame that ends a failed stream; `error` has `message`, `type`, `param` and `code`.
 
-    The fields are nested under `error`, because an SDK takes top-level ones for an ordinary event.
-    Raises `ValueError` without a message, because the SDK also ignores an empty error.
+    Raises `ValueError` without a message.
     """
+    # An SDK ignores an empty error.
     if not error.get("message"):
         raise ValueError("an error needs a message")
+    # Nested under `error`, because an SDK takes fields at the top level for an ordinary event.
     return b"event: error\ndata: " + orjson.dumps({"type": "error", "error": dict(error)}) + b"\n\n"

@@ -16,5 +16,6 @@ def create_tls(ca_file: Path | None) -> ssl.SSLContext | bool:
         return True
     context = ssl.create_default_context()
     context.load_verify_locations(ca_file)
+    # As aiohttp's default context does: aiohttp speaks HTTP/1.1 only.
     context.set_alpn_protocols(["http/1.1"])
     return context

@@ -26,6 +26,7 @@ def prepare(settings: Settings) -> None:
     """
     folder = settings.store.data_dir
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # `mkdir` leaves the mode of an existing folder as it is.
     folder.chmod(0o700)
     if settings.store.redis_url is None:
         create_sqlite_schema(folder / DATABASE)

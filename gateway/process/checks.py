@@ -112,6 +112,7 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
         async with open_existing_store(settings) as store:
             sent_at = time.time()
             facts = await execute(store, Inspect())
+            # The store reads its clock during the round trip, so its middle is the best estimate.
             host_now = (sent_at + time.time()) / 2
     except (SchemaMismatch, StoreMissing) as error:
         return [Finding("store", "fault", str(error))]

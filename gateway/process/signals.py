@@ -40,8 +40,10 @@ def open_signal_pipe() -> Iterator[SignalPipe]:
     """Sends the signals of `HANDLED_SIGNALS` to a pipe; restores the previous handlers at exit."""
     pipe = SignalPipe(*os.pipe())
     os.set_blocking(pipe.read_end, False)
+    # `set_wakeup_fd` refuses a descriptor that blocks.
     os.set_blocking(pipe.write_end, False)
     signal.set_wakeup_fd(pipe.write_end, warn_on_full_buffer=False)
+    # Python writes a signal to the pipe only if it has a handler in Python, even an empty one.
     former = {number: signal.signal(number, lambda *_: None) for number in HANDLED_SIGNALS}
     try:
         yield pipe

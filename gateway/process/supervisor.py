@@ -175,6 +175,7 @@ class _Supervisor:
             for number in self._signals.numbers():
                 self._handle(number)
             for worker in self._workers.copy():
+                # By process id: `gateway demo` has another child, for which it waits itself.
                 pid, status = os.waitpid(worker.pid, os.WNOHANG)
                 if pid:
                     self._on_exit(worker, os.waitstatus_to_exitcode(status))
@@ -211,10 +212,7 @@ class _Supervisor:
             replaced.drain(signal.SIGUSR1)
 
     def _on_failed_start(self, failure: StartFailure, *, pid: int | None = None) -> None:
-        """Delays the next attempt and cancels a rolling restart: the old workers stay.
-
-        Workers that fail at the same time are one attempt.
-        """
+        """Delays the next attempt and cancels a rolling restart: the old workers stay."""
         trace = "" if failure.frames in self._traced else failure.traceback
         log_failure(failure.event, pid=pid, reason=failure.reason, traceback=trace)
         self._last_reason = failure.reason
@@ -222,6 +220,7 @@ class _Supervisor:
         if self._to_replace:
             log.error("rolling_restart_cancelled", workers=len(self._to_replace))
             self._to_replace.clear()
+        # Workers that fail at the same time are one attempt.
         if time.monotonic() < self._next_start_at:
             return
         self._failed_attempts += 1
@@ -305,6 +304,7 @@ class _Supervisor:
             self._send_all(signal.SIGHUP)
         elif number == signal.SIGUSR2:
             self._to_replace = [worker for worker in self._workers if not worker.is_draining]
+            # A restart that the operator requests does not wait for the delay after a failed start.
             self._next_start_at = 0.0
 
     def _send_all(self, number: int) -> None:
@@ -328,6 +328,7 @@ class _Supervisor:
             os.close(pipe)
             raise
         finally:
+            # Only the parent comes here: `_run_worker` never returns.
             os.close(child_pipe)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return _Worker(pid, pipe, time.monotonic() + self._start_timeout_seconds)
@@ -348,6 +349,7 @@ class _Supervisor:
             summary = "".join(traceback.format_exception_only(error))
             reporter.report_failure(summary, traceback.format_exc())
         finally:
+            # `os._exit` runs no exit handlers and flushes nothing.
             logging.shutdown()
             _flush_output()
             os._exit(status)

@@ -1,9 +1,8 @@
 """One worker: serves until it gets a signal, then drains.
 
-SIGTERM ends the whole gateway. The worker is a lame duck first: `/readyz` answers 503, but it
-still takes connections, because load balancers need time to notice. SIGUSR1 means that another
-worker serves in its place, so it stops taking connections at once. Either way, it finishes open
-requests and purchases.
+SIGTERM ends the whole gateway: the worker is a lame duck first. SIGUSR1 means that another worker
+serves in its place: it stops taking connections at once. Either way, it finishes open requests and
+purchases.
 """
 
 from __future__ import annotations
@@ -57,6 +56,8 @@ async def _serve(
     settings = configuration.read_settings()
     signals: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()
+    # Before the gateway opens: a signal that arrives meanwhile is queued, and does not kill the
+    # worker.
     for number in (signal.SIGTERM, signal.SIGUSR1):
         loop.add_signal_handler(number, signals.put_nowait, number)
     async with (
@@ -71,9 +72,13 @@ async def _serve(
         received = await _wait_for_signal(signals, parent)
         gateway.services.health.closes_connections = True
         if received == signal.SIGUSR1:
+            # Another worker takes new connections. Those that this one took now would be cut within
+            # seconds.
             await site.stop()
             await _wait_for_connections(runner, IDLE_CONNECTION_SECONDS)
         else:
+            # `/readyz` answers 503 now, but load balancers need time to notice, so connections are
+            # still taken.
             gateway.services.health.is_draining = True
             await _wait_for_connections(runner, LAME_DUCK_SECONDS)
             await site.stop()
