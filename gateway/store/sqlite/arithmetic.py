@@ -81,7 +81,9 @@ def window_at(period: Literal["minute", "day", "month", "concurrency"], now: flo
         # 32 days after the first of a month is always in the next one.
         next_month = (first + timedelta(days=32)).replace(day=1)
         return Window(f"{first:%Y-%m}", next_month.timestamp())
-    return Window("", math.inf)
+    if period == "minute" or period == "concurrency":
+        return Window("", math.inf)
+    assert_never(period)
 
 
 def window_state(window: Window, spent: int, reserved: int, *, now: float) -> CounterState:
