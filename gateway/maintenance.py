@@ -21,7 +21,6 @@ from gateway.configuration.settings import Settings
 from gateway.errors import StoreUnavailable
 from gateway.metrics import MAX_KEYS
 from gateway.store.batch import execute
-from gateway.store.blobs.folder import FolderBlobs
 from gateway.store.commands import Deregister, Heartbeat, SetValue, Sweep
 from gateway.upstream.fetch import open_link_fetcher
 
@@ -177,9 +176,8 @@ async def track_untracked(gateway: Gateway) -> None:
 async def sweep(gateway: Gateway) -> None:
     """Removes expired state from stores that do not expire it themselves."""
     await execute(gateway.store, Sweep())
-    if isinstance(gateway.blob_store, FolderBlobs):
-        await gateway.blob_store.sweep(MAX_SWEPT)
-        await gateway.blob_store.ephemeral().sweep(MAX_SWEPT)
+    await gateway.blob_store.sweep(MAX_SWEPT)
+    await gateway.blob_store.ephemeral().sweep(MAX_SWEPT)
 
 
 async def label_keys(gateway: Gateway) -> None:

@@ -85,6 +85,9 @@ class BlobStore(Protocol):
         In Redis half of `maxmemory`, or 1 GiB without one (docs/reference/cache.md#bytes).
         """
 
+    async def sweep(self, limit: int) -> int:
+        """Removes up to `limit` expired blobs; 0 in a store that expires them itself."""
+
     def ephemeral(self) -> BlobStore:
         """A separate blob store in the same place for bytes that live for minutes.
 

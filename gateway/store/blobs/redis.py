@@ -90,6 +90,10 @@ class RedisBlobs:
         (maxmemory,) = re.findall(rb"^maxmemory:(\d+)", info, re.MULTILINE)
         return int(maxmemory) // 2 or DEFAULT_CAPACITY_BYTES
 
+    async def sweep(self, limit: int) -> int:
+        """0: Redis expires them itself."""
+        return 0
+
     def ephemeral(self) -> RedisBlobs:
         """The same server under other keys, for bytes that live for minutes."""
         return RedisBlobs(self._client, self._keys, kind="ephemeral")
