@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
+from gateway.limits import Period
 from gateway.store.protocol import Command
 
 WINDOW_GRACE_SECONDS: Final = 7 * 86_400
@@ -30,7 +31,7 @@ class Counter(NamedTuple):
     """`key:<id>`, later also `team:<name>` and `everyone`."""
     unit: str
     """`requests`, `images`, `tokens`, `usd_micros` or `purchases`."""
-    period: Literal["minute", "day", "month", "concurrency"]
+    period: Period
     maximum: int | None = None
 
 

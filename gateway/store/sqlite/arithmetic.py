@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final, Literal
+from typing import Final
 
+from gateway.limits import Period
 from gateway.store.commands import CounterState
 
 UNITS: Final = 60_000_000
@@ -70,20 +71,20 @@ class Window:
     ends_at: float
 
 
-def window_at(period: Literal["minute", "day", "month", "concurrency"], now: float) -> Window:
+def window_at(period: Period, now: float) -> Window:
     """The window of a period at `now` (Unix seconds). Concurrency has one that never ends."""
     moment = datetime.fromtimestamp(now, UTC)
     midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0)
-    if period == "day":
-        return Window(f"{midnight:%Y-%m-%d}", (midnight + timedelta(days=1)).timestamp())
-    if period == "month":
-        first = midnight.replace(day=1)
-        # 32 days after the first of a month is always in the next one.
-        next_month = (first + timedelta(days=32)).replace(day=1)
-        return Window(f"{first:%Y-%m}", next_month.timestamp())
-    if period == "minute" or period == "concurrency":
-        return Window("", math.inf)
-    assert_never(period)
+    match period:
+        case "day":
+            return Window(f"{midnight:%Y-%m-%d}", (midnight + timedelta(days=1)).timestamp())
+        case "month":
+            first = midnight.replace(day=1)
+            # 32 days after the first of a month is always in the next one.
+            next_month = (first + timedelta(days=32)).replace(day=1)
+            return Window(f"{first:%Y-%m}", next_month.timestamp())
+        case "minute" | "concurrency":
+            return Window("", math.inf)
 
 
 def window_state(window: Window, spent: int, reserved: int, *, now: float) -> CounterState:

@@ -10,6 +10,7 @@ from typing import Literal
 import orjson
 
 from gateway.images import decode_fields
+from gateway.limits import Period
 from gateway.store import commands
 from gateway.store.commands import (
     CLOSED_JOURNAL_SECONDS,
@@ -36,7 +37,7 @@ class _Reserved:
 
     subject: str
     unit: str
-    period: Literal["minute", "day", "month", "concurrency"]
+    period: Period
     amount: int
     maximum: int | None = None
     window: str = ""

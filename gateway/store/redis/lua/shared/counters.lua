@@ -26,12 +26,14 @@ local function read_bucket(counter)
   end
 end
 
+local CALENDAR = { day = day_of, month = month_of }
+
 -- The current windows by period, computed once per script.
 local current_windows = { concurrency = { name = 'concurrency' } }
 
 local function window_of(period)
   if not current_windows[period] then
-    local name, ends = (period == 'day' and day_of or month_of)(now)
+    local name, ends = CALENDAR[period](now) -- fails for an unknown period
     current_windows[period] = { name = period .. ':' .. name, ends = ends }
   end
   return current_windows[period]
