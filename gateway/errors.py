@@ -8,7 +8,7 @@
     │   └── StoreFull            503: the store answered that it has no room left
     └── UpstreamFailure          upstream delivered no image; with its charge (`Charge`)
 
-Foreign exceptions become these in `upstream/openai/errors` and in the store adapters. These become
+Foreign exceptions become these in `upstream/` and in the store adapters. These become
 HTTP answers in `api/middleware`, and nowhere else. The error bodies are described in
 `docs/reference/errors.md`.
 """

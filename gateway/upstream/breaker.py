@@ -6,7 +6,7 @@
       └────────────────────── any response that shows that upstream is up ───────────────┘
 
 Pure: no `async`, no I/O. Time is an argument, in seconds of a monotonic clock. The client decides
-which outcomes are failures, and `openai.errors` words the 503 of a rejected purchase. Each worker
+which outcomes are failures, and `failures` words the 503 of a rejected purchase. Each worker
 has its own breaker. See `docs/reference/billing.md#retries-and-the-circuit-breaker`.
 """
 

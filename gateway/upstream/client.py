@@ -1,9 +1,8 @@
 """The client of upstream: one purchase with its deadline, retries and circuit breaker.
 
 A purchase has one deadline and at most `MAX_RETRIES` retries, see
-`docs/reference/billing.md#retries-and-the-circuit-breaker`. Request bodies
-and answers are `openai/`, connections are `session`. `purchasing` checks the bytes
-of images.
+`docs/reference/billing.md#retries-and-the-circuit-breaker`. URLs, request bodies and the reading of
+responses are the dialect, connections are `session`. `purchasing` checks the bytes of images.
 """
 
 from __future__ import annotations
@@ -19,13 +18,15 @@ from typing import Final, Protocol, TypeAlias
 
 import aiohttp
 import structlog
+from yarl import URL
 
 from gateway.errors import Charge, UpstreamFailure
 from gateway.images import ImageRequest, PartialImage, UpstreamAnswer
 from gateway.net.sse import Event
 from gateway.net.tls import create_tls
+from gateway.upstream import failures, openai
 from gateway.upstream.breaker import Breaker, Permit, Rejected
-from gateway.upstream.openai import answers, errors, events, requests
+from gateway.upstream.dialect import Dialect, ParsedEvent
 from gateway.upstream.session import MEBIBYTE, ClientSettings, SendState, TrackedBody, open_session
 from gateway.upstream.stream import StreamReader
 
@@ -113,7 +114,7 @@ class _Failed:
     @property
     def is_retryable(self) -> bool:
         status = self.status if isinstance(self.status, int) else None
-        return errors.is_retryable(self.failure, upstream_status=status)
+        return failures.is_retryable(self.failure, upstream_status=status)
 
     @property
     def is_outage(self) -> bool:
@@ -136,13 +137,21 @@ class _PreparedRequest:
 
 @contextlib.asynccontextmanager
 async def open_client(
-    settings: ClientSettings, *, observer: Observer | None = None, pace: Pace | None = None
+    settings: ClientSettings,
+    *,
+    dialect: Dialect = openai,
+    observer: Observer | None = None,
+    pace: Pace | None = None,
 ) -> AsyncIterator[UpstreamClient]:
     """The client of a process, with its connection pool, which is closed on exit."""
     tls = await asyncio.to_thread(create_tls, settings.ca_file)  # reads files
     async with open_session(settings, tls) as session:
         yield UpstreamClient(
-            session, settings, observer=observer or Unobserved(), pace=pace or Pace()
+            session,
+            settings,
+            dialect=dialect,
+            observer=observer or Unobserved(),
+            pace=pace or Pace(),
         )
 
 
@@ -154,6 +163,7 @@ class UpstreamClient:
         session: aiohttp.ClientSession,
         settings: ClientSettings,
         *,
+        dialect: Dialect,
         observer: Observer,
         pace: Pace,
     ) -> None:
@@ -161,7 +171,8 @@ class UpstreamClient:
         self._settings = settings
         self._observer = observer
         self._pace = pace
-        self._url = settings.generations_url
+        self._dialect = dialect
+        self._base = URL(settings.base_url)
         self._decoding = asyncio.Semaphore(_MAX_DECODING)
         self._breaker = Breaker(
             failures=settings.breaker_failures, open_seconds=settings.breaker_open_seconds
@@ -173,7 +184,7 @@ class UpstreamClient:
         Raises `UpstreamFailure` if no image came, with the presumed `charge`. The deadline applies
         until the last byte has arrived; decoding afterwards has none.
         """
-        body = requests.forwarded_body(request, images=images)
+        body = self._dialect.forwarded_body(request, images=images)
         receive = partial(self._receive_answer, limit_bytes=self._limit_bytes(images))
         return await self._buy(_PreparedRequest(request.model, body, receive))
 
@@ -191,7 +202,7 @@ class UpstreamClient:
         count towards the deadline. They must not raise, because that would end the purchase.
         Some clones answer without a stream, which is accepted. Raises like `generate`.
         """
-        body = requests.forwarded_body(request, images=1, stream=True)
+        body = self._dialect.forwarded_body(request, images=1, stream=True)
 
         async def receive(response: aiohttp.ClientResponse) -> _Outcome:
             await on_open()
@@ -210,7 +221,7 @@ class UpstreamClient:
         Uses the same key and connection settings as a purchase, and costs nothing. The breaker and
         the observer are not involved.
         """
-        listing = self._session.get(self._settings.models_url, allow_redirects=False)
+        listing = self._session.get(self._dialect.models_url(self._base), allow_redirects=False)
         try:
             async with asyncio.timeout(_CHECK_TIMEOUT_SECONDS), listing as response:
                 return response.status
@@ -224,12 +235,12 @@ class UpstreamClient:
         on_partial: Callable[[PartialImage], Awaitable[None]],
     ) -> StreamReader:
         parse = partial(
-            events.parse_event,
-            upstream_request_id=errors.request_id(response.headers),
+            self._dialect.parse_event,
+            upstream_request_id=self._dialect.request_id(response.headers),
             secrets=self._settings.secrets,
         )
 
-        async def parse_in_thread_if_large(event: Event) -> events.ParsedEvent | None:
+        async def parse_in_thread_if_large(event: Event) -> ParsedEvent | None:
             if len(event.data) <= _MAX_INLINE_BYTES:
                 return parse(event)
             return await asyncio.to_thread(parse, event)
@@ -244,7 +255,7 @@ class UpstreamClient:
     async def _buy(self, prepared: _PreparedRequest) -> UpstreamAnswer:
         permit = self._breaker.acquire(self._pace.clock())
         if isinstance(permit, Rejected):
-            raise errors.breaker_open(retry_after_seconds=permit.retry_after_seconds)
+            raise failures.breaker_open(retry_after_seconds=permit.retry_after_seconds)
         outcome: _Outcome | None = None
         try:
             outcome = await self._send_before_deadline(prepared)
@@ -255,11 +266,18 @@ class UpstreamClient:
         if isinstance(outcome, _Streamed):
             return outcome.answer
         # Decoding has no deadline, so that an image that was paid for is not lost.
-        parse = partial(_parse_chunks, outcome.chunks, upstream_request_id=outcome.request_id)
+        parse = partial(self._parse_chunks, outcome.chunks, upstream_request_id=outcome.request_id)
         if outcome.size_bytes <= _MAX_INLINE_BYTES:
             return parse()
         async with self._decoding:
             return await asyncio.to_thread(parse)
+
+    def _parse_chunks(
+        self, chunks: list[bytes], *, upstream_request_id: str | None
+    ) -> UpstreamAnswer:
+        body = b"".join(chunks)
+        chunks.clear()  # otherwise the answer would be in memory twice
+        return self._dialect.parse_answer(body, upstream_request_id=upstream_request_id)
 
     def _report(self, permit: Permit, outcome: _Outcome | None) -> None:
         """Reports the outcome of a purchase, after its retries, to the breaker. None: cancelled."""
@@ -280,7 +298,7 @@ class UpstreamClient:
             async with asyncio.timeout(self._settings.timeout_seconds):
                 return await self._send(prepared, state)
         except TimeoutError:
-            return _Failed("timeout", errors.timed_out(was_sent=state.is_sent))
+            return _Failed("timeout", failures.timed_out(was_sent=state.is_sent))
 
     def _limit_bytes(self, images: int) -> int:
         """The size of the largest valid answer with `images` images in base64."""
@@ -308,7 +326,7 @@ class UpstreamClient:
         """The wait before the next attempt; None if there is no further one."""
         if retries == MAX_RETRIES or not failed.is_retryable:
             return None
-        wait = errors.retry_after_seconds(failed.failure)
+        wait = failures.retry_after_seconds(failed.failure)
         if wait is None:
             jitter = 1 - _JITTER * self._pace.random()
             wait = _FIRST_BACKOFF_SECONDS * 2**retries * jitter
@@ -331,7 +349,9 @@ class UpstreamClient:
         try:
             # No redirects: they would lose the body of the POST, or send the key to another host.
             async with self._session.post(
-                self._url, data=TrackedBody(prepared.body, state), allow_redirects=False
+                self._dialect.generations_url(self._base, prepared.model),
+                data=TrackedBody(prepared.body, state),
+                allow_redirects=False,
             ) as response:
                 if 200 <= response.status < 300:
                     outcome = await prepared.receive(response)
@@ -339,8 +359,8 @@ class UpstreamClient:
                     outcome = await self._receive_error(response)
         except (aiohttp.ClientError, OSError):
             if state.is_sent:
-                return _Failed("cut", errors.cut_off())
-            return _Failed("unreachable", errors.unreachable())
+                return _Failed("cut", failures.cut_off())
+            return _Failed("unreachable", failures.unreachable())
         # Upstream has answered. If the deadline passes before the next attempt, nothing is under
         # way.
         state.is_sent = False
@@ -352,8 +372,8 @@ class UpstreamClient:
         chunks: list[bytes] = []
         length = await _read(response, chunks, limit_bytes=limit_bytes)
         if length > limit_bytes:
-            return _Failed(response.status, errors.oversized())
-        return _Reply(response.status, chunks, length, errors.request_id(response.headers))
+            return _Failed(response.status, failures.oversized())
+        return _Reply(response.status, chunks, length, self._dialect.request_id(response.headers))
 
     async def _receive_error(self, response: aiohttp.ClientResponse) -> _Failed:
         """Reads an error response, as far as it comes."""
@@ -364,7 +384,8 @@ class UpstreamClient:
         body = b"".join(chunks)
         for secret in self._settings.secrets:
             body = body.replace(secret, b"***")
-        return _Failed(response.status, errors.parse_error(response.status, response.headers, body))
+        failure = self._dialect.parse_error(response.status, response.headers, body)
+        return _Failed(response.status, failure)
 
 
 async def _chunks(content: aiohttp.StreamReader) -> AsyncGenerator[bytes]:
@@ -402,9 +423,3 @@ def _stream_outcome(status: int, result: UpstreamAnswer | UpstreamFailure) -> _S
     if isinstance(result, UpstreamAnswer):
         return _Streamed(status, result)
     return _Failed(result.status if result.charge is Charge.PRESUMED else status, result)
-
-
-def _parse_chunks(chunks: list[bytes], *, upstream_request_id: str | None) -> UpstreamAnswer:
-    body = b"".join(chunks)
-    chunks.clear()  # otherwise the answer would be in memory twice
-    return answers.parse_answer(body, upstream_request_id=upstream_request_id)

@@ -111,21 +111,6 @@ class ClientSettings(BaseModel):
         long = [value for value in values if len(value) >= _MIN_SECRET_LENGTH]
         return [value.encode() for value in (self.api_key.get_secret_value(), *long)]
 
-    @property
-    def generations_url(self) -> URL:
-        """The URL of generations. A query of `base_url` such as `api-version` is kept."""
-        return self._url_of("/images/generations")
-
-    @property
-    def models_url(self) -> URL:
-        """The URL that lists the models, which is free of charge."""
-        return self._url_of("/models")
-
-    def _url_of(self, path: str) -> URL:
-        base = URL(self.base_url)
-        path = base.raw_path.rstrip("/") + path
-        return base.with_path(path, encoded=True, keep_query=True)
-
 
 @dataclass(slots=True)
 class SendState:

@@ -1,7 +1,7 @@
 """Reads one stream of upstream to its end: reports partial images, returns the final one.
 
 One event at a time is in memory. Splitting bytes into events is `net.sse`, the meaning of an event
-is `openai.events`, and sending, deadlines and retries are `client`.
+is the dialect, and sending, deadlines and retries are `client`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from gateway.errors import Charge, UpstreamFailure
 from gateway.images import PartialImage, UpstreamAnswer
 from gateway.net.sse import Event, FrameTooLarge, Splitter
-from gateway.upstream.openai import errors, events
+from gateway.upstream import failures
+from gateway.upstream.dialect import ParsedEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class StreamReader:
 
     max_event_bytes: int
     max_total_bytes: int
-    parse: Callable[[Event], Awaitable[events.ParsedEvent | None]]
+    parse: Callable[[Event], Awaitable[ParsedEvent | None]]
     """Asynchronous, so that the client can parse large events in a thread."""
     on_partial: Callable[[PartialImage], Awaitable[None]]
     """The next event is not read before it returns."""
@@ -39,12 +40,12 @@ class StreamReader:
                 total_bytes += len(chunk)
                 # Ignored events and comments count too: a stream could consist of them without end.
                 if total_bytes > self.max_total_bytes:
-                    return errors.oversized()
+                    return failures.oversized()
                 result = await self._handle(splitter.feed(chunk))
                 if result is not None:
                     return result
         except FrameTooLarge:
-            return errors.oversized()
+            return failures.oversized()
         # The last event may lack only its line ends. If it lacks more, it is unreadable.
         result = await self._handle(splitter.close())
         if result is None or (

@@ -259,7 +259,7 @@ def test_a_key_is_added_listed_and_revoked(type_here: Type) -> None:
         (["bob", "--limit", "images_per_day=1.5"], "whole number"),
         (["bob", "--limit", "usd_per_month=-1"], "0 or more"),
         (["bob", "--limit", "images_per_day"], "NAME=VALUE"),
-        (["bob", "--model", "gpt-image-9"], "gpt-image-1.5"),
+        (["bob", "--model", "gpt-image-1.55"], "gpt-image-1.5"),
         (["bob", "--expires", "soon"], "30d"),
         (["bob", "--validation", "lax"], "'strict', 'lenient'"),
         (["bob", "--scope", "everyone"], "'global', 'team', 'key'"),

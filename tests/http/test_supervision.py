@@ -20,6 +20,7 @@ import aiohttp
 import pytest
 import yaml
 
+from tests.catalogs import shipped_catalog
 from tests.gateways import (
     CONFIG,
     MODEL,
@@ -36,8 +37,10 @@ from tests.waiting import eventually, generous
 from tests.wrk import find_wrk, flood
 
 CHEAP = {"model": "dall-e-2", "size": "256x256", "response_format": "b64_json"}
+CHEAP_PRICE = shipped_catalog().models["dall-e-2"].billing.usd_per_image["256x256"]["standard"]
+CHEAP_USD = f"{CHEAP_PRICE:.6f}"
 DEAR_USD = "0.500000"
-"""The price of one after `raise_price`; before, it is 0.016."""
+"""The price of one after `raise_price`."""
 
 
 # ── observing ────────────────────────────────────────────────────────────────────
@@ -85,7 +88,10 @@ def change(file: Path, old: str, new: str, *, by_rename: bool = False) -> None:
 
 def raise_price(models: Path, *, by_rename: bool = False) -> None:
     change(
-        models, '256x256: {standard: "0.016"}', '256x256: {standard: "0.5"}', by_rename=by_rename
+        models,
+        f'256x256: {{standard: "{CHEAP_PRICE}"}}',
+        '256x256: {standard: "0.5"}',
+        by_rename=by_rename,
     )
 
 
@@ -386,7 +392,7 @@ async def test_an_invalid_model_table_changes_nothing_until_it_is_repaired(
         async with open_to_both(processes, alice) as by_worker:
             for worker, each in by_worker.items():
                 bought = await each.ask(f"before {worker}", **CHEAP)
-                assert bought.headers["x-gateway-cost-usd"] == "0.016000"
+                assert bought.headers["x-gateway-cost-usd"] == CHEAP_USD
         reason = lines(processes, "policy_reload_failed")[0]["reason"]
         assert str(models) in reason
         assert "'default_gtp_model'; the nearest valid one is 'default_gpt_model'" in reason
@@ -426,7 +432,7 @@ async def test_an_open_request_keeps_the_policy_it_started_with(
 
         of_old_model, at_old_price = await asyncio.gather(*asking)
         assert of_old_model.status == at_old_price.status == 200
-        assert at_old_price.headers["x-gateway-cost-usd"] == "0.016000"
+        assert at_old_price.headers["x-gateway-cost-usd"] == CHEAP_USD
 
 
 # ── under load ──────────────────────────────────────────────────────────────────────────────

@@ -7,9 +7,11 @@ import json
 
 import pytest
 from pydantic import ValidationError
+from yarl import URL
 
 from gateway import __version__
 from gateway.errors import Charge, UpstreamFailure
+from gateway.upstream import openai
 from gateway.upstream.client import Pace, UpstreamClient
 from gateway.upstream.session import ClientSettings
 from tests.scripted_upstream import (
@@ -102,7 +104,7 @@ async def test_the_environment_names_no_proxy_and_no_password(monkeypatch):
     ],
 )
 def test_the_address_is_joined_like_an_sdk_does(base, expected):
-    assert str(ClientSettings(base_url=base, api_key=KEY).generations_url) == expected
+    assert str(openai.generations_url(URL(base), "dall-e-2")) == expected
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from gateway.images import (
     Usage,
 )
 from gateway.net.sse import Event
+from gateway.upstream import failures
+from gateway.upstream.dialect import ParsedEvent
 from gateway.upstream.openai import answers, errors, events, requests
 
 PIXELS = b"\x89PNG not really, but bytes"
@@ -304,7 +306,7 @@ ECHOES = {
 }
 
 
-def parse_event(name: str | None, data: object, **options) -> events.ParsedEvent | None:
+def parse_event(name: str | None, data: object, **options) -> ParsedEvent | None:
     raw = data if isinstance(data, bytes) else json.dumps(data).encode()
     return events.parse_event(Event(name, raw), upstream_request_id="req_up", **options)
 
@@ -668,7 +670,7 @@ def test_only_the_headers_about_retries_are_relayed(received, relayed):
 )
 def test_which_failures_are_retryable(status, fields, expected):
     failure = errors.parse_error(status, {}, error(message="m", **fields))
-    assert errors.is_retryable(failure, upstream_status=status) is expected
+    assert failures.is_retryable(failure, upstream_status=status) is expected
 
 
 def test_an_exhausted_quota_tells_the_client_not_to_retry():
@@ -680,19 +682,19 @@ def test_an_exhausted_quota_tells_the_client_not_to_retry():
 
 def test_x_should_retry_false_of_upstream_is_respected():
     failure = errors.parse_error(503, {"x-should-retry": "false"}, OWN)
-    assert not errors.is_retryable(failure, upstream_status=503)
+    assert not failures.is_retryable(failure, upstream_status=503)
 
 
 def test_without_a_response_only_unsent_purchases_are_retryable():
-    assert errors.is_retryable(errors.unreachable(), upstream_status=None)
-    assert not errors.is_retryable(errors.cut_off(), upstream_status=None)
+    assert failures.is_retryable(failures.unreachable(), upstream_status=None)
+    assert not failures.is_retryable(failures.cut_off(), upstream_status=None)
 
 
 def test_retry_after_ms_takes_precedence():
     failure = errors.parse_error(429, {"retry-after": "2", "retry-after-ms": "1500"}, OWN)
-    assert errors.retry_after_seconds(failure) == 1.5
-    assert errors.retry_after_seconds(errors.parse_error(429, {"retry-after": "2"}, OWN)) == 2
-    assert errors.retry_after_seconds(errors.unreachable()) is None
+    assert failures.retry_after_seconds(failure) == 1.5
+    assert failures.retry_after_seconds(errors.parse_error(429, {"retry-after": "2"}, OWN)) == 2
+    assert failures.retry_after_seconds(failures.unreachable()) is None
 
 
 # ── whatever comes ──────────────────────────────────────────────────────────────────────────
@@ -756,5 +758,5 @@ def test_any_error_becomes_a_failure_that_can_be_serialised(status, retry_after,
     assert list(failure.body["error"])[:4] == ["message", "type", "param", "code"]
     assert isinstance(failure.message, str)
     assert isinstance(failure.type, str)
-    assert 0 < (errors.retry_after_seconds(failure) or 1) <= 120
+    assert 0 < (failures.retry_after_seconds(failure) or 1) <= 120
     assert written(failure)

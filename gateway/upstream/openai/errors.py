@@ -1,4 +1,4 @@
-"""Turns error responses of upstream, and missing responses, into `UpstreamFailure`.
+"""Turns error responses of upstream into `UpstreamFailure`.
 
 A failure has the presumed charge (`docs/reference/billing.md#charges`) and the fields that are
 relayed (`docs/reference/errors.md#relayed-from-upstream`). Errors within a stream are `events`.
@@ -12,16 +12,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.errors import INVALID_REQUEST, SERVER_ERROR, Charge, ErrorCode, UpstreamFailure
+from gateway.upstream.failures import MAX_RETRY_AFTER_SECONDS
 from gateway.upstream.openai.foreign_json import as_text, further_keys, load_object
 
 MAX_REQUEST_ID: Final = 128
 """Characters of upstream's request id that are kept."""
-
-MAX_RETRY_AFTER_SECONDS: Final = 120
-"""The longest `Retry-After` that is relayed: SDKs do not wait longer.
-
-See `docs/reference/images-api.md#retries-of-sdks`.
-"""
 
 _ERROR_KEYS: Final = frozenset({"message", "type", "param", "code"})
 
@@ -80,26 +75,6 @@ def request_id(headers: Mapping[str, str]) -> str | None:
     """Upstream's id of the request, shortened, with other characters than ASCII replaced."""
     given = headers.get("x-request-id", "")[:MAX_REQUEST_ID]
     return "".join(c if "!" <= c <= "~" else "?" for c in given) or None
-
-
-def is_retryable(failure: UpstreamFailure, *, upstream_status: int | None) -> bool:
-    """Whether the purchase may be sent again.
-
-    It may if it was never sent (`upstream_status` is None), after 503, and after a 429 that is not
-    about a quota. See `docs/reference/billing.md#retries-and-the-circuit-breaker`.
-    """
-    if upstream_status is None:
-        return failure.charge is Charge.FREE
-    return upstream_status in (429, 503) and failure.headers.get("x-should-retry") != "false"
-
-
-def retry_after_seconds(failure: UpstreamFailure) -> float | None:
-    """The wait that upstream requests; None without one."""
-    milliseconds = failure.headers.get("retry-after-ms")
-    if milliseconds is not None:
-        return int(milliseconds) / 1000
-    seconds = failure.headers.get("Retry-After")
-    return None if seconds is None else float(seconds)
 
 
 def _find_error(status: int, body: bytes | bytearray) -> Mapping[str, Any] | None:
@@ -191,39 +166,3 @@ def _relayed_headers(received: Mapping[str, str], *, is_quota: bool) -> dict[str
 
 def _is_relayed_wait(seconds: float) -> bool:
     return 0 < seconds <= MAX_RETRY_AFTER_SECONDS
-
-
-# ── no response, or none in full ────────────────────────────────────────────────────────────
-
-
-def unreachable() -> UpstreamFailure:
-    """No connection, because of DNS, TCP or TLS. Nothing was sent."""
-    return UpstreamFailure("Upstream could not be reached.", charge=Charge.FREE)
-
-
-def cut_off() -> UpstreamFailure:
-    """The connection was lost after sending, before the answer was complete."""
-    return UpstreamFailure("Upstream's answer was cut off.", charge=Charge.PRESUMED)
-
-
-def oversized() -> UpstreamFailure:
-    """The body of a 200 exceeds the size of the requested images."""
-    return UpstreamFailure("Upstream's answer is too large.", charge=Charge.UNDELIVERED)
-
-
-def timed_out(*, was_sent: bool) -> UpstreamFailure:
-    """The deadline passed, during an attempt or between two."""
-    charge = Charge.PRESUMED if was_sent else Charge.FREE
-    return UpstreamFailure("Upstream did not answer in time.", status=504, charge=charge)
-
-
-def breaker_open(*, retry_after_seconds: float) -> UpstreamFailure:
-    """The circuit breaker is open, so nothing was sent."""
-    retry_after = min(max(1, math.ceil(retry_after_seconds)), MAX_RETRY_AFTER_SECONDS)
-    return UpstreamFailure(
-        "The circuit breaker is open because upstream failed several times in succession. "
-        f"Retry in {retry_after} {'second' if retry_after == 1 else 'seconds'}.",
-        code=ErrorCode.UPSTREAM_UNAVAILABLE,
-        charge=Charge.FREE,
-        headers={"Retry-After": str(retry_after)},
-    )

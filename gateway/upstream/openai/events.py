@@ -6,11 +6,12 @@ Where an event begins and ends is `net.sse`. The parts of an answer are parsed a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from gateway.errors import INVALID_REQUEST, Charge, UpstreamFailure
 from gateway.images import PartialImage, UpstreamAnswer
 from gateway.net.sse import Event
+from gateway.upstream.dialect import ParsedEvent
 from gateway.upstream.openai.answers import (
     ECHOED_PARAMETERS,
     decode_base64,
@@ -40,10 +41,6 @@ _EVENT_KEYS: Final = frozenset(
 
 _MODERATION_CODES: Final = frozenset({"moderation_blocked", "content_policy_violation"})
 _RATE_CODES: Final = frozenset({"rate_limit_exceeded", "slow_down"})
-
-
-ParsedEvent: TypeAlias = PartialImage | UpstreamAnswer | UpstreamFailure
-"""A partial image, the final image, or the failure that ends the stream."""
 
 
 def parse_event(

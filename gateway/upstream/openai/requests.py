@@ -1,4 +1,4 @@
-"""The request body that is sent to upstream."""
+"""The URLs of upstream, and the request body that is sent to it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ import json
 from typing import Any
 
 import orjson
+from yarl import URL
 
 from gateway.images import ImageRequest
+
+
+def generations_url(base: URL, _model: str) -> URL:
+    """The URL of generations, the same for every model. A query of the base is kept."""
+    return _join(base, "/images/generations")
+
+
+def models_url(base: URL) -> URL:
+    """The URL that lists the models, which is free of charge."""
+    return _join(base, "/models")
 
 
 def forwarded_body(request: ImageRequest, *, images: int, stream: bool = False) -> bytes:
@@ -31,3 +42,7 @@ def forwarded_body(request: ImageRequest, *, images: int, stream: bool = False) 
         if request.partial_images:
             body["partial_images"] = request.partial_images
     return orjson.dumps(body)
+
+
+def _join(base: URL, path: str) -> URL:
+    return base.with_path(base.raw_path.rstrip("/") + path, encoded=True, keep_query=True)

@@ -1,0 +1,51 @@
+"""A dialect: how one kind of upstream is called, and how its responses are read.
+
+A package such as `openai/` is a dialect, because it has these functions. Another kind of upstream
+is another package, which may import most of them from `openai/`, and its choice in `assembly`.
+Dialects do no I/O; sending, deadlines, retries and the circuit breaker are `client`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeAlias
+
+from yarl import URL
+
+from gateway.errors import UpstreamFailure
+from gateway.images import ImageRequest, PartialImage, UpstreamAnswer
+from gateway.net.sse import Event
+
+ParsedEvent: TypeAlias = PartialImage | UpstreamAnswer | UpstreamFailure
+"""A partial image, the final image, or the failure that ends the stream."""
+
+
+class Dialect(Protocol):
+    """The functions of a dialect."""
+
+    def generations_url(self, base: URL, model: str, /) -> URL:
+        """Where purchases of a model are sent."""
+
+    def models_url(self, base: URL) -> URL:
+        """The list of the models, which is free of charge."""
+
+    def forwarded_body(self, request: ImageRequest, *, images: int, stream: bool = False) -> bytes:
+        """The body of a request for `images` images."""
+
+    def parse_answer(
+        self, body: bytes | bytearray, *, upstream_request_id: str | None
+    ) -> UpstreamAnswer:
+        """The images of a 2xx response. Raises `UpstreamFailure` if there are none."""
+
+    def parse_event(
+        self, event: Event, *, upstream_request_id: str | None, secrets: Sequence[bytes] = ()
+    ) -> ParsedEvent | None:
+        """One event of a stream; None if it is to be ignored. Redacts `secrets` in errors."""
+
+    def parse_error(
+        self, status: int, headers: Mapping[str, str], body: bytes | bytearray
+    ) -> UpstreamFailure:
+        """The failure that a response which is not 2xx reports."""
+
+    def request_id(self, headers: Mapping[str, str]) -> str | None:
+        """Upstream's id of a request, for the ledger."""

@@ -1,0 +1,70 @@
+"""Failures that the client notices itself, and which failures are retried.
+
+A failure that a response reports is made by the dialect, such as `openai.errors`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from gateway.errors import Charge, ErrorCode, UpstreamFailure
+
+MAX_RETRY_AFTER_SECONDS: Final = 120
+"""The longest `Retry-After` that is relayed: SDKs do not wait longer.
+
+See `docs/reference/images-api.md#retries-of-sdks`.
+"""
+
+
+def is_retryable(failure: UpstreamFailure, *, upstream_status: int | None) -> bool:
+    """Whether the purchase may be sent again.
+
+    It may if it was never sent (`upstream_status` is None), after 503, and after a 429 that is not
+    about a quota. See `docs/reference/billing.md#retries-and-the-circuit-breaker`.
+    """
+    if upstream_status is None:
+        return failure.charge is Charge.FREE
+    return upstream_status in (429, 503) and failure.headers.get("x-should-retry") != "false"
+
+
+def retry_after_seconds(failure: UpstreamFailure) -> float | None:
+    """The wait that upstream requests; None without one."""
+    milliseconds = failure.headers.get("retry-after-ms")
+    if milliseconds is not None:
+        return int(milliseconds) / 1000
+    seconds = failure.headers.get("Retry-After")
+    return None if seconds is None else float(seconds)
+
+
+def unreachable() -> UpstreamFailure:
+    """No connection, because of DNS, TCP or TLS. Nothing was sent."""
+    return UpstreamFailure("Upstream could not be reached.", charge=Charge.FREE)
+
+
+def cut_off() -> UpstreamFailure:
+    """The connection was lost after sending, before the answer was complete."""
+    return UpstreamFailure("Upstream's answer was cut off.", charge=Charge.PRESUMED)
+
+
+def oversized() -> UpstreamFailure:
+    """The body of a 200 exceeds the size of the requested images."""
+    return UpstreamFailure("Upstream's answer is too large.", charge=Charge.UNDELIVERED)
+
+
+def timed_out(*, was_sent: bool) -> UpstreamFailure:
+    """The deadline passed, during an attempt or between two."""
+    charge = Charge.PRESUMED if was_sent else Charge.FREE
+    return UpstreamFailure("Upstream did not answer in time.", status=504, charge=charge)
+
+
+def breaker_open(*, retry_after_seconds: float) -> UpstreamFailure:
+    """The circuit breaker is open, so nothing was sent."""
+    retry_after = min(max(1, math.ceil(retry_after_seconds)), MAX_RETRY_AFTER_SECONDS)
+    return UpstreamFailure(
+        "The circuit breaker is open because upstream failed several times in succession. "
+        f"Retry in {retry_after} {'second' if retry_after == 1 else 'seconds'}.",
+        code=ErrorCode.UPSTREAM_UNAVAILABLE,
+        charge=Charge.FREE,
+        headers={"Retry-After": str(retry_after)},
+    )
