@@ -30,7 +30,7 @@ class StoreFacts:
     maxmemory_bytes: int | None
     """None: no limit."""
     is_durable: bool
-    """Whether every change is written to disk."""
+    """Whether acknowledged changes survive a restart of the store. A power cut may lose the last."""
 
 
 @dataclass(frozen=True, slots=True)
