@@ -288,7 +288,7 @@ class Record(NamedTuple):
     cost_micros: int = 0
     """Micro-dollars."""
     saved_micros: int = 0
-    """What the served images had cost when they were bought."""
+    """The original cost of the served images."""
     latency_ms: int = 0
     upstream_request_id: str | None = None
     prompt_hmac: str | None = None

@@ -1,6 +1,6 @@
 """Background jobs of a worker, as one table, and a gateway that runs them.
 
-What a job does is in its room; here is how often.
+The steps are in the packages that own the state; this table has their intervals.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Server-sent events: a splitter for received streams, and an encoder for sent ones.
 
-Pure: no `async`, no I/O. What the events mean is `upstream/openai/events`, and sending them is
+Pure: no `async`, no I/O. `upstream/openai/events` interprets the events, and sending them is
 `api/http/streaming`. The format is that of the HTML standard, section 9.2. The encoder writes only
 frames that all known clients decode: `docs/reference/images-api.md#what-decoders-accept`.
 """
