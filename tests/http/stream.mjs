@@ -1,4 +1,4 @@
-// Reads one stream with the npm package `openai`, and says what came, a line of JSON each.
+// Reads one stream with the npm package `openai`, and prints each event as a line of JSON.
 // Arguments: the base URL, the key, the prompt. Run in the folder where the package is installed.
 import { createRequire } from "node:module";
 

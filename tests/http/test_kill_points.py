@@ -1,7 +1,8 @@
-"""`kill -9` at every step of a purchase: whatever state it leaves, the others go on from there.
+"""`kill -9` at every step of a purchase: other workers continue from every state it leaves.
 
-A gateway of one worker, which has fail points, shares a store with one that survives. Callers of
-both wait for a purchase of the first; it is held at a point, somebody else asks; then it is killed.
+The victim, a gateway of one worker with fail points, shares a store with a survivor. Clients of
+both follow a purchase of the victim. Once it has stopped at a point, one more client follows. Then
+the victim is killed.
 """
 
 from __future__ import annotations
@@ -46,25 +47,25 @@ CODE = Path(__file__).parent.parent.parent
 
 LOOKED_UP = ("Admit", "ReadEntry")
 OPENED = (*LOOKED_UP, "AcquireLease", "Reserve", "RenewLease")
-LANDED = ("Receive", "StoreImages", "Settle", "Publish")
+COMPLETED = ("Receive", "StoreImages", "Settle", "Publish")
 
 
 @dataclass(frozen=True)
 class Story:
-    """A purchase that is to be interrupted, and every step that it takes when it is not."""
+    """A purchase to interrupt, and all its steps if nothing interrupts it."""
 
     steps: tuple[str, ...]
     prompt: str = "an otter"
     body: dict[str, Any] = field(default_factory=dict)
-    victims_body: dict[str, Any] = field(default_factory=dict)
-    """What the one who buys asks for beside that; those who wait do not."""
+    leader_body: dict[str, Any] = field(default_factory=dict)
+    """Further parameters of the leader's request; followers do not send them."""
     partial_images: int = 0
-    """How many times something is published before the end."""
+    """The partial images that are published before the end."""
     status: int = 200
     is_shared: bool = True
-    """Whether others may wait for it, and find it afterwards."""
+    """Whether other requests can follow it, and find its images later."""
     sent_after: int = len(OPENED)
-    """How many steps are done when the request goes out to upstream."""
+    """The number of steps before the request is sent to upstream."""
 
     @property
     def images(self) -> int:
@@ -72,11 +73,11 @@ class Story:
 
 
 STORIES = {
-    "one": Story((*OPENED, "PutBlob", *LANDED)),
-    "four": Story((*OPENED, *["PutBlob"] * 4, *LANDED), body={"n": 4}),
+    "one": Story((*OPENED, "PutBlob", *COMPLETED)),
+    "four": Story((*OPENED, *["PutBlob"] * 4, *COMPLETED), body={"n": 4}),
     "streamed": Story(
-        (*OPENED, "Publish", "Publish", "PutBlob", *LANDED),
-        victims_body={"stream": True, "partial_images": 1},
+        (*OPENED, "Publish", "Publish", "PutBlob", *COMPLETED),
+        leader_body={"stream": True, "partial_images": 1},
         partial_images=2,
     ),
     "failing": Story(
@@ -90,7 +91,7 @@ STORIES = {
         status=502,
     ),
     "links": Story(
-        (*OPENED, "PutBlob", *LANDED),
+        (*OPENED, "PutBlob", *COMPLETED),
         prompt="an otter with a link",
         body={"model": "dall-e-2", "response_format": "url"},
     ),
@@ -103,9 +104,10 @@ def kill_points(*names: str, both_sides: bool) -> list[ParameterSet]:
 
 
 def kill_points_of(name: str, *, both_sides: bool) -> Iterator[ParameterSet]:
-    """Before each step; after it too if asked, or if that is not the same as before the next one:
+    """Before each step, and with `both_sides` also after it.
 
-    around the sending, and at the very end.
+    Always after the last step before upstream and after the very last one: elsewhere, after a step
+    is the same state as before the next.
     """
     story = STORIES[name]
     for number, step in enumerate(story.steps, start=1):
@@ -116,68 +118,71 @@ def kill_points_of(name: str, *, both_sides: bool) -> Iterator[ParameterSet]:
             yield pytest.param(story, point, id=f"{name}-{when}-{number}-{step}")
 
 
-# ── the place ───────────────────────────────────────────────────────────────────────────────
+# ── two gateways on one store ───────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Arena:
-    """Two gateways on one store, one of which is going to die."""
+    """Two gateways on one store: the victim and the survivor."""
 
     strings: Strings
     upstream: Upstream
     survivor: InProcess
     victim: Client
-    """Alice, at the gateway that dies."""
+    """Alice's key at the victim."""
     alice: Client
-    """Alice, at the one that survives."""
+    """Alice's key at the survivor."""
     bob: Client
 
-    async def interrupt(self, story: Story, point: KillPoint) -> Told:
-        """Has Alice buy and others wait for it, holds her at the point, has one more ask, kills."""
+    async def interrupt(self, story: Story, point: KillPoint) -> Outcome:
+        """Stops a purchase of the victim at a point, with followers, and kills the victim."""
         self.strings.arm(point)
-        async with self.upstream.hold(), asyncio.TaskGroup() as callers:
-            ended = callers.create_task(self._is_cut_off(story))
-            asks = await self._others_ask(story, callers)
+        async with self.upstream.hold(), asyncio.TaskGroup() as tasks:
+            cut_off = tasks.create_task(self._expect_cut_off(story))
+            requests = await self._start_followers(story, tasks)
             self.strings.kill()
-            await ended
+            await cut_off
             await self._recover_victim()
-        await eventually(self._is_closed)
-        return Told(story, point, self.strings.steps(), [asked.result() for asked in asks])
+        await eventually(self._has_no_open_journal)
+        return Outcome(
+            story, point, self.strings.steps(), [request.result() for request in requests]
+        )
 
-    async def _others_ask(self, story: Story, callers: TaskGroup) -> list[Task[Reply]]:
-        """Two as soon as there is something to wait for, one more when the victim stands still."""
+    async def _start_followers(self, story: Story, tasks: TaskGroup) -> list[Task[Reply]]:
+        """Two as soon as the victim has the lease, one more when it has stopped at the point."""
         early, leases = [self.bob, self.alice] if story.is_shared else [], leases_at(self.survivor)
         await eventually(lambda: self.strings.is_held() or "AcquireLease" in self.strings.steps())
-        asks = [callers.create_task(self._ask(client, story)) for client in early]
+        requests = [tasks.create_task(self._ask(client, story)) for client in early]
         await leases.until(len(early))
         if not self.strings.is_held():
             self.upstream.gate.open()
             await eventually(self.strings.is_held)
-        asks += [callers.create_task(self._ask(client, story)) for client in early[:1]]
-        await eventually(lambda: leases.count >= len(asks) or all(asked.done() for asked in asks))
+        requests += [tasks.create_task(self._ask(client, story)) for client in early[:1]]
+        await eventually(
+            lambda: leases.count >= len(requests) or all(request.done() for request in requests)
+        )
         self.upstream.gate.open()
-        return asks
+        return requests
 
-    async def _is_cut_off(self, story: Story) -> None:
+    async def _expect_cut_off(self, story: Story) -> None:
         with pytest.raises(aiohttp.ClientError):
-            await self.victim.ask(story.prompt, **story.body, **story.victims_body)
+            await self.victim.ask(story.prompt, **story.body, **story.leader_body)
 
     async def _ask(self, client: Client, story: Story) -> Reply:
         return await client.ask(story.prompt, **story.body)
 
     async def _recover_victim(self) -> None:
-        """What the survivor does once the victim has been silent for long enough."""
+        """Recovers the victim's purchases, as the survivor does once the victim has expired."""
         gateway = self.survivor.gateway
         journals = await execute(gateway.store, OpenJournals())
         for worker in {journal.worker for journal in journals} - {gateway.worker}:
             await gateway.recovery.recover(worker)
 
-    async def _is_closed(self) -> bool:
-        """Whether nobody has an open journal any more."""
+    async def _has_no_open_journal(self) -> bool:
         return not await execute(self.survivor.gateway.store, OpenJournals())
 
     async def counted(self) -> Counted:
-        """What the counters of both keys show together."""
+        """The counters of both keys together."""
         total = collections.Counter[str]()
         for client in (self.alice, self.bob):
             total.update(vars(await self._counted_for(client)))
@@ -201,12 +206,12 @@ class Counted:
     usd_micros: int
     images: int
     reserved: int = 0
-    """Of anything: money, images, open purchases."""
+    """Money, images and open purchases, summed."""
 
 
 @dataclass(frozen=True)
-class Told:
-    """How it went: what the victim had done, and what the survivor's callers were answered."""
+class Outcome:
+    """The steps that the victim has finished, and the survivor's replies."""
 
     story: Story
     point: KillPoint
@@ -223,12 +228,12 @@ class Told:
 
     @property
     def must_be_presumed(self) -> bool:
-        """It may have been bought, and nobody knows any more."""
+        """The victim may have sent the request, and no journal has its result."""
         return self.has_reserved and not self.has_received and "Settle" not in self.done
 
     @property
     def has_sent(self) -> bool:
-        """The victim asks upstream between two steps."""
+        """Whether the victim has sent its request, which happens between two steps."""
         is_just_sent = len(self.done) == self.story.sent_after and self.point.when == "before"
         return is_just_sent or len(self.done) > self.story.sent_after
 
@@ -263,90 +268,92 @@ async def arena(
         yield Arena(Strings(folder), upstream, survivor, victim, alice=alice, bob=bob)
 
 
-# ── what must hold, wherever it died ────────────────────────────────────────────────────────
+# ── invariants after each kill ──────────────────────────────────────────────────────────────
 
 
-async def assert_books_agree(arena: Arena, told: Told) -> None:
-    """One record for each request, one reservation or none, counters that show their sum."""
+async def assert_books_agree(arena: Arena, outcome: Outcome) -> None:
+    """One record for each request and for the victim's reservation; counters are their sums."""
     records = await arena.survivor.ledger()
     recorded = collections.Counter(record.request_id for record in records)
-    answered = {reply.headers["x-request-id"] for reply in told.replies}
+    answered = {reply.headers["x-request-id"] for reply in outcome.replies}
     assert recorded.keys() >= answered
-    assert len(recorded) == len(answered) + told.has_reserved
+    assert len(recorded) == len(answered) + outcome.has_reserved
     assert set(recorded.values()) <= {1}
     assert len({record.id for record in records}) == len(records)
-    assert sum("presumed" in record.flags for record in records) == told.must_be_presumed
+    assert sum("presumed" in record.flags for record in records) == outcome.must_be_presumed
     assert await arena.counted() == Counted(
         usd_micros=sum(record.cost_micros for record in records),
         images=sum(record.images for record in records),
     )
 
 
-async def assert_nothing_is_held(arena: Arena, told: Told) -> None:
-    """No claim is left, and no reservation; every slot holds an image or is free."""
+async def assert_nothing_is_leased_or_reserved(arena: Arena, outcome: Outcome) -> None:
+    """No lease and no reservation is left; every slot has an image or is free."""
     store = arena.survivor.gateway.store
     assert await execute(store, OpenJournals()) == []
     records = await arena.survivor.ledger()
-    for place in {record.fingerprint for record in records if record.fingerprint}:
-        slots = tuple(range(told.story.images))
-        probe = await execute(store, AcquireLease(place, slots, "a-probe", 0.001))
+    for fingerprint in {record.fingerprint for record in records if record.fingerprint}:
+        slots = tuple(range(outcome.story.images))
+        probe = await execute(store, AcquireLease(fingerprint, slots, "a-probe", 0.001))
         assert probe.leased == {}
-        is_filled = told.story.is_shared and told.story.status == 200
+        is_filled = outcome.story.is_shared and outcome.story.status == 200
         assert tuple(probe.cached) == (slots if is_filled else ())
 
 
-async def assert_bought_at_most_once_more(arena: Arena, told: Told) -> None:
-    """Nobody buys what was received, or failed, if the others could be told; else one does.
+async def assert_bought_at_most_once_more(arena: Arena, outcome: Outcome) -> None:
+    """One follower buys if the victim neither received an image nor published its end.
 
-    Whoever asks after a failure, when the slots are free again, asks anew.
+    After a failure has released the lease, a new request may buy too.
     """
-    is_told = told.done.count("Publish") > told.story.partial_images
-    is_replaced = told.story.is_shared and not told.has_received and not is_told
-    requires_fresh = told.story.is_shared and "ReleaseLease" in told.done
+    has_published_end = outcome.done.count("Publish") > outcome.story.partial_images
+    is_replaced = outcome.story.is_shared and not outcome.has_received and not has_published_end
+    may_buy_again = outcome.story.is_shared and "ReleaseLease" in outcome.done
     sent = len(await arena.upstream.bodies())
-    assert told.has_sent <= sent <= told.has_sent + is_replaced + requires_fresh
+    assert outcome.has_sent <= sent <= outcome.has_sent + is_replaced + may_buy_again
 
 
 def shown_by(reply: Reply) -> tuple[str, ...]:
-    """The images of an answer, or what its links say of them at any gateway."""
+    """The images of an answer, or the paths of their links, which are the same at any gateway."""
     elements = reply.json["data"]
     return tuple(e.get("b64_json") or urlsplit(e["url"]).path for e in elements)
 
 
-def assert_all_are_answered(told: Told) -> None:
-    """Everyone who did not ask the victim, and with the same images."""
-    assert {reply.status for reply in told.replies} <= {told.story.status}
-    if told.story.status == 200:
-        assert len({shown_by(reply) for reply in told.replies}) <= 1
+def assert_all_are_answered(outcome: Outcome) -> None:
+    """All requests to the survivor, with the same images."""
+    assert {reply.status for reply in outcome.replies} <= {outcome.story.status}
+    if outcome.story.status == 200:
+        assert len({shown_by(reply) for reply in outcome.replies}) <= 1
 
 
-async def assert_next_ask_is_a_hit(arena: Arena, told: Told) -> None:
-    """At the survivor, and at the worker that replaced the dead one."""
-    if not told.story.is_shared or told.story.status != 200:
+async def assert_next_request_is_a_hit(arena: Arena, outcome: Outcome) -> None:
+    """At the survivor, and at the worker that replaced the victim."""
+    if not outcome.story.is_shared or outcome.story.status != 200:
         return
     for client in (arena.bob, arena.victim):
-        hit = await client.ask(told.story.prompt, **told.story.body)
+        hit = await client.ask(outcome.story.prompt, **outcome.story.body)
         assert hit.cache_status.startswith("hit")
-        assert shown_by(hit) == shown_by(told.replies[0])
+        assert shown_by(hit) == shown_by(outcome.replies[0])
 
 
 async def assert_all_holds(arena: Arena, story: Story, point: KillPoint) -> None:
-    told = await arena.interrupt(story, point)
+    outcome = await arena.interrupt(story, point)
 
     is_after = point.when == "after"
-    assert told.done == list(story.steps[: point.step - 1 + is_after])
-    assert_all_are_answered(told)
-    await assert_bought_at_most_once_more(arena, told)
-    await assert_nothing_is_held(arena, told)
-    await assert_books_agree(arena, told)
-    await assert_next_ask_is_a_hit(arena, told)
+    assert outcome.done == list(story.steps[: point.step - 1 + is_after])
+    assert_all_are_answered(outcome)
+    await assert_bought_at_most_once_more(arena, outcome)
+    await assert_nothing_is_leased_or_reserved(arena, outcome)
+    await assert_books_agree(arena, outcome)
+    await assert_next_request_is_a_hit(arena, outcome)
 
 
 @pytest.mark.parametrize("story", STORIES.values(), ids=STORIES.keys())
-async def test_the_kill_points_are_all_steps_of_a_purchase(arena: Arena, story: Story) -> None:
-    """A point beyond the end kills nobody: the list of steps is the one that the tests go by."""
+async def test_the_steps_of_a_story_are_all_steps_of_its_purchase(
+    arena: Arena, story: Story
+) -> None:
+    """A point after the last step kills no process, so the purchase takes all its steps."""
     arena.strings.arm(KillPoint("before", len(story.steps) + 1))
-    reply = await arena.victim.ask(story.prompt, **story.body, **story.victims_body)
+    reply = await arena.victim.ask(story.prompt, **story.body, **story.leader_body)
 
     assert reply.status == story.status
     assert arena.strings.steps() == list(story.steps)
@@ -354,7 +361,7 @@ async def test_the_kill_points_are_all_steps_of_a_purchase(arena: Arena, story: 
 
 
 @pytest.mark.parametrize(("story", "point"), kill_points("one", both_sides=False))
-async def test_a_kill_at_any_step_of_a_purchase_loses_and_doubles_nothing(
+async def test_a_kill_at_any_step_of_a_purchase_loses_and_duplicates_nothing(
     arena: Arena, story: Story, point: KillPoint
 ) -> None:
     await assert_all_holds(arena, story, point)
@@ -362,7 +369,7 @@ async def test_a_kill_at_any_step_of_a_purchase_loses_and_doubles_nothing(
 
 @pytest.mark.long
 @pytest.mark.parametrize(("story", "point"), kill_points(*STORIES, both_sides=True))
-async def test_a_kill_before_or_after_any_step_of_any_purchase_loses_and_doubles_nothing(
+async def test_a_kill_before_or_after_any_step_of_any_purchase_loses_and_duplicates_nothing(
     arena: Arena, story: Story, point: KillPoint
 ) -> None:
     await assert_all_holds(arena, story, point)

@@ -1,4 +1,4 @@
-"""Lenient validation through the front door: the answers, and the requests to upstream.
+"""Lenient validation over HTTP: the answers, and the requests to upstream.
 
 The simulated upstream refuses null and every parameter that its model does not have, so a tolerated
 parameter that was forwarded would fail here. All tolerated values are in `test_validation_lenient`.
@@ -86,7 +86,7 @@ IDS = [f"{model} {json.dumps(given)}" for model, given, _, _ in CASES]
 
 @in_module
 @pytest.mark.parametrize(("model", "given", "error", "sent"), CASES, ids=IDS)
-async def test_strict_refuses_with_a_hint_and_lenient_buys_the_plain_request(
+async def test_strict_mode_refuses_with_a_hint_and_lenient_mode_buys_the_plain_request(
     shared: Shared,
     lenient: Client,
     model: str,
@@ -141,12 +141,12 @@ async def test_a_refusal_of_both_modes_has_no_hint(
 
 
 @in_module
-async def test_the_ledger_has_the_beginning_of_any_user(shared: Shared, lenient: Client) -> None:
+async def test_the_ledger_truncates_a_user_of_any_type(shared: Shared, lenient: Client) -> None:
     users = [{"name": "Zoë", "id": 1}, ["x" * 400], 0, 10**90]
     replies = [await lenient.ask("an otter of anybody", user=user) for user in users]
 
-    kept = {record.request_id: record.user for record in await shared.gateway.ledger()}
-    assert [kept[reply.headers["x-request-id"]] for reply in replies] == [
+    recorded = {record.request_id: record.user for record in await shared.gateway.ledger()}
+    assert [recorded[reply.headers["x-request-id"]] for reply in replies] == [
         '{"name": "Zoë", "id": 1}',
         '["' + "x" * 254,
         "0",
@@ -193,7 +193,7 @@ async def test_a_keys_own_validation_overrides_the_gateways(
 async def test_a_changed_validation_applies_from_the_next_request_on(
     open_gateway: OpenGateway,
 ) -> None:
-    """Also at a second gateway, which knows the key as it was."""
+    """Also at a second gateway, which has the old key in memory."""
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice")
         elsewhere = Client(there.client.url, there.client.session, alice.secret)
@@ -204,14 +204,14 @@ async def test_a_changed_validation_applies_from_the_next_request_on(
             for client in (elsewhere, alice):
                 assert is_lenient(await client.ask(style="vivid")) == (own == "lenient")
 
-        kept = await here.client.admin("PATCH", path, {"team": "art"})
-        assert "validation" not in kept.json
+        other_change = await here.client.admin("PATCH", path, {"team": "art"})
+        assert "validation" not in other_change.json
 
 
 async def test_a_request_validated_by_an_outdated_key_is_validated_again(
     open_gateway: OpenGateway,
 ) -> None:
-    """The worker still knows the key as lenient. It buys nothing, and records the refusal."""
+    """The worker has the key in memory as lenient. It buys nothing, and records the refusal."""
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice", validation="lenient")
         elsewhere = Client(there.client.url, there.client.session, alice.secret)

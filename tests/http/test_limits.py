@@ -1,4 +1,4 @@
-"""Limits of a key's requests and of its spending, on one gateway and on several."""
+"""Limits of a key's requests and spending, on one gateway and on several."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOW = {"quality": "low", "size": "1024x1024"}
 """Estimated at $0.0105 for a short prompt: 272 + 30 tokens are less than the per-image price."""
 
 
-async def test_two_gateways_share_a_rate_and_refuse_the_sixth_call(
+async def test_two_gateways_share_a_rate_and_refuse_the_sixth_request(
     open_gateway: OpenGateway,
 ) -> None:
     async with open_gateway() as here, open_gateway() as there:
@@ -76,7 +76,7 @@ async def test_concurrent_purchases_never_exceed_a_budget_together(
     assert 0 < spent <= 50_000
 
 
-async def test_images_per_day_counts_images_and_shows_in_headers(gateway: InProcess) -> None:
+async def test_images_per_day_counts_images_and_is_in_the_headers(gateway: InProcess) -> None:
     alice = await gateway.client.with_key("alice", limits={"images_per_day": 3})
     two = await alice.ask("one", n=2)
     hit = await alice.ask("one", n=2)
@@ -129,8 +129,8 @@ async def test_a_limit_of_zero_allows_nothing_and_tells_the_client_not_to_retry(
     assert reply.error["code"] == code
     assert reply.headers["x-should-retry"] == "false"
     assert "Retry-After" not in reply.headers
-    says_so = "The request exceeds the limit; retrying cannot help." in reply.error["message"]
-    assert says_so == (code == "rate_limit_exceeded")
+    has_advice = "The request exceeds the limit; retrying cannot help." in reply.error["message"]
+    assert has_advice == (code == "rate_limit_exceeded")
     assert await upstream.bodies() == []
 
 
@@ -172,7 +172,7 @@ async def test_a_refused_leader_does_not_affect_other_keys(
 async def test_a_key_over_its_budget_never_blocks_another_key(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
-    """Both send the same request at once, fifty times, to two gateways on one store."""
+    """Two keys send the same request at once, fifty times, to two gateways on one store."""
     async with open_gateway() as here, open_gateway() as there:
         poor = await here.client.with_key("poor", limits={"usd_per_month": 0})
         rich = await here.client.with_key("rich")
@@ -255,7 +255,7 @@ def test_money_is_shown_with_six_decimals(micros: int, shown: str) -> None:
 
 
 async def test_a_renamed_key_is_recorded_under_its_new_name_and_team(gateway: InProcess) -> None:
-    """From the next request on, also by a worker that knew the old ones: bought, hit, refused."""
+    """From the next request on, also by a worker with the old ones in memory."""
     alice = await gateway.client.with_key("alice", team="art")
     await alice.ask("an otter")
     requests = ({}, {"prompt": "another"}, {"quality": "ultra"})

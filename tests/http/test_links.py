@@ -1,4 +1,4 @@
-"""The gateway's own links: they outlive upstream's, and lead to the same bytes as the base64."""
+"""The gateway's own links: they outlive upstream's, and serve the same bytes as base64."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def link_of(reply: Reply) -> str:
 
 
 async def show(client: Client, link: str, method: str = "GET", **headers: str) -> Reply:
-    """Follows a link, without a key."""
+    """Requests a link, without a key."""
     async with client.session.request(method, link, headers=headers) as response:
         return Reply(response.status, response.headers, await response.read())
 
 
-async def test_a_link_outlives_upstreams(
+async def test_a_link_works_after_upstreams_link_has_expired(
     alice: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = await alice.ask(model=DALLE)
@@ -51,7 +51,7 @@ async def test_a_link_outlives_upstreams(
 
 
 async def test_link_and_base64_are_the_same_bytes(alice: Client, upstream: Upstream) -> None:
-    """In either order."""
+    """In either order of purchase."""
     as_link = await alice.ask("a pond", model=DALLE)
     as_base64 = await alice.ask("a pond", model=DALLE, response_format="b64_json")
     other_base64 = await alice.ask("a lake", model=DALLE, response_format="b64_json")
@@ -90,10 +90,10 @@ async def test_links_start_with_the_public_url(open_gateway: OpenGateway) -> Non
     assert link.startswith(f"{public}/images/img-")
 
 
-async def test_a_link_to_an_evicted_image_works_everywhere(
+async def test_a_link_to_an_evicted_image_works_at_every_gateway(
     open_gateway: OpenGateway,
 ) -> None:
-    """The worker that gives the link has the image in memory, and stores it again."""
+    """The worker that returns the link has the image in memory, and stores it again."""
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key()
         image = (await alice.ask(model=DALLE)).headers["x-gateway-image-ids"]
@@ -171,7 +171,7 @@ async def test_an_image_that_was_taken_down_is_neither_served_nor_stored_again(
 
 
 @pytest.mark.parametrize("naming", ["id", "link", "path", "slot"])
-async def test_an_image_is_named_in_several_ways(alice: Client, naming: str) -> None:
+async def test_a_take_down_accepts_every_name_of_an_image(alice: Client, naming: str) -> None:
     reply = await alice.ask("a pond", model=DALLE)
     link, fingerprint = link_of(reply), reply.headers["Cache-Status"].partition('key="')[2][:-1]
     names = {
@@ -213,7 +213,9 @@ async def test_a_prompt_that_was_taken_down_is_not_bought_again(
     assert len(await upstream.bodies()) == 1
 
 
-async def test_the_other_images_of_an_entry_stay(alice: Client, upstream: Upstream) -> None:
+async def test_a_take_down_keeps_the_other_images_of_the_entry(
+    alice: Client, upstream: Upstream
+) -> None:
     first = await alice.ask("a pond", n=2)
     image = first.headers["x-gateway-image-ids"].split(",")[0]
     await admin(alice, "takedown", image=image)
@@ -225,9 +227,7 @@ async def test_the_other_images_of_an_entry_stay(alice: Client, upstream: Upstre
     assert [body.get("n", 1) for body in await upstream.bodies()] == [2, 1]
 
 
-async def test_a_purge_empties_slots_and_leaves_links_alone(
-    alice: Client, upstream: Upstream
-) -> None:
+async def test_a_purge_empties_slots_and_keeps_links(alice: Client, upstream: Upstream) -> None:
     first = await alice.ask("a pond", model=DALLE)
     fingerprint = first.headers["Cache-Status"].partition('key="')[2][:-1]
     purged = await admin(alice, "purge", fingerprint=fingerprint)
@@ -239,7 +239,7 @@ async def test_a_purge_empties_slots_and_leaves_links_alone(
     assert len(await upstream.bodies()) == 2
 
 
-async def test_purges_by_model_and_of_all(alice: Client) -> None:
+async def test_a_purge_selects_images_by_model_or_all_images(alice: Client) -> None:
     for model in (DALLE, "gpt-image-1.5"):
         await alice.ask("a pond", model=model)
         await alice.ask("a lake", model=model)
@@ -266,7 +266,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("path", "body", "code", "word"), BAD)
-async def test_a_bad_request_names_what_is_expected(
+async def test_the_error_of_a_bad_request_names_the_expected_value(
     embedded: InProcess, path: str, body: dict[str, Any], code: str, word: str
 ) -> None:
     reply = await embedded.client.admin("POST", f"/admin/cache/{path}", body)

@@ -1,4 +1,4 @@
-"""A new model is a row of `models.yaml` and nothing else, also for the simulated upstream."""
+"""A new model needs only a row in `models.yaml`, also for the simulated upstream."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ moth-1:
     partial_image_tokens: 0
     dearest_size: 300x300
 """
-"""Models that are billed by tokens, per image, and by tokens of a formula for any size."""
+"""Models that are billed by tokens, per image, and by the tokens of a formula for any size."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Pond:
     upstream: Upstream
 
     async def call_upstream(self, **body: Any) -> Reply:
-        """A request that does not pass through the gateway."""
+        """A request that bypasses the gateway."""
         direct = Client(self.upstream.root, self.upstream.session)
         return await direct.ask(**body)
 
@@ -150,7 +150,9 @@ async def test_a_new_model_billed_by_tokens_is_bought_at_the_prices_of_its_row(p
     assert len(await pond.upstream.bodies()) == 1
 
 
-async def test_its_omitted_values_become_its_first_size_and_its_dearest_quality(pond: Pond) -> None:
+async def test_omitted_values_become_the_first_size_and_the_most_expensive_quality(
+    pond: Pond,
+) -> None:
     reply = await pond.alice.ask(model="heron-1", prompt="a heron")
 
     assert (reply.json["size"], reply.json["quality"]) == ("512x512", "fine")
@@ -158,7 +160,7 @@ async def test_its_omitted_values_become_its_first_size_and_its_dearest_quality(
     assert await pond.upstream.bodies() == [{"model": "heron-1", "prompt": "a heron"}]
 
 
-async def test_its_stream_bills_partial_images_as_its_row_says(pond: Pond) -> None:
+async def test_a_stream_bills_partial_images_at_the_tokens_of_the_row(pond: Pond) -> None:
     body = {"stream": True, "partial_images": 2, "quality": "draft"}
     reply = await pond.alice.ask(model="heron-1", prompt="a heron", **body)
 
@@ -177,13 +179,15 @@ async def test_a_new_model_billed_per_image_costs_the_price_of_its_row(pond: Pon
 
 
 async def test_a_new_model_of_any_size_bills_the_tokens_of_its_formula(pond: Pond) -> None:
-    usual = await pond.alice.ask(model="moth-1", prompt="a moth")
-    asked = await pond.alice.ask(model="moth-1", prompt="a moth", size="320x320", quality="grey")
+    default = await pond.alice.ask(model="moth-1", prompt="a moth")
+    requested = await pond.alice.ask(
+        model="moth-1", prompt="a moth", size="320x320", quality="grey"
+    )
 
-    assert (usual.json["size"], usual.json["quality"]) == ("320x160", "bright")
-    assert usual.json["usage"]["output_tokens"] == 8 * 4 * (320 * 160) // 3200
-    assert asked.json["usage"]["output_tokens"] == 4 * 4 * (320 * 320) // 3200
-    assert asked.headers["x-gateway-cost-usd"] == "0.512009"
+    assert (default.json["size"], default.json["quality"]) == ("320x160", "bright")
+    assert default.json["usage"]["output_tokens"] == 8 * 4 * (320 * 160) // 3200
+    assert requested.json["usage"]["output_tokens"] == 4 * 4 * (320 * 320) // 3200
+    assert requested.headers["x-gateway-cost-usd"] == "0.512009"
 
 
 @pytest.mark.parametrize(
@@ -200,7 +204,7 @@ async def test_a_new_model_of_any_size_bills_the_tokens_of_its_formula(pond: Pon
         ({"model": "carp-1", "quality": "auto"}, "invalid_value", "quality"),
     ],
 )
-async def test_the_simulated_upstream_refuses_what_the_row_does_not_allow(
+async def test_the_simulated_upstream_refuses_values_that_the_row_does_not_allow(
     pond: Pond, body: dict[str, Any], code: str | None, param: str
 ) -> None:
     reply = await pond.call_upstream(**body)
@@ -209,12 +213,12 @@ async def test_the_simulated_upstream_refuses_what_the_row_does_not_allow(
     assert (reply.error["code"], reply.error["param"]) == (code, param)
 
 
-# ── as an operator starts them ──────────────────────────────────────────────────────────────
+# ── commands ────────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
 def started(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """A command that serves; at the end it and its children are killed."""
+    """Runs a command that serves; on exit, kills it and its children."""
     environment = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
@@ -236,7 +240,7 @@ def started(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def read_until(process: subprocess.Popen[str], start: str) -> str:
-    """What the command prints, up to and with the line that begins so."""
+    """The output of a command, up to and including the line that starts with `start`."""
     assert process.stdout is not None
     printed = ""
     for line in process.stdout:
@@ -246,7 +250,7 @@ def read_until(process: subprocess.Popen[str], start: str) -> str:
     raise AssertionError(printed)
 
 
-async def test_gateway_demo_sells_a_new_model(config: Path, tmp_path: Path) -> None:
+async def test_gateway_demo_serves_a_new_model(config: Path, tmp_path: Path) -> None:
     with started(tmp_path, "demo", "--config", str(config / "gateway.yaml")) as demo:
         printed = await asyncio.to_thread(read_until, demo, "Listening on ")
         secret = re.search(r"Bearer ([\w-]+)", printed)

@@ -1,4 +1,4 @@
-"""The npm package `openai` with the gateway: it reads the streams, and raises their errors.
+"""The npm package `openai` with the gateway: it reads streams, and raises their errors.
 
 The package is installed once, outside the repository. Without node or a package registry these
 tests are skipped.
@@ -35,7 +35,7 @@ def _cache_folder() -> Path:
 
 @pytest.fixture(scope="module")
 def package() -> Path:
-    """The folder in which the package is installed."""
+    """The folder with the installed package."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("node is not installed: apt-get install nodejs npm")
     folder = _cache_folder()
@@ -62,9 +62,9 @@ def _install(folder: Path) -> None:
 
 
 async def stream(
-    package: Path, client: Client, prompt: str, *, tell: Callable[[], None] = lambda: None
+    package: Path, client: Client, prompt: str, *, on_first: Callable[[], None] = lambda: None
 ) -> list[dict[str, Any]]:
-    """What the package has read; `tell` is called when the first event has come."""
+    """The events that the package reads; calls `on_first` when the first arrives."""
     process = await asyncio.create_subprocess_exec(
         *("node", SCRIPT, f"{client.url}/v1", client.secret, prompt),
         cwd=package,
@@ -74,19 +74,19 @@ async def stream(
     )
     assert process.stdout is not None
     first = await process.stdout.readline()
-    tell()
-    said, complaints = await process.communicate()
-    assert process.returncode == 0, complaints.decode()
-    return [json.loads(line) for line in [first, *said.splitlines()]]
+    on_first()
+    stdout, stderr = await process.communicate()
+    assert process.returncode == 0, stderr.decode()
+    return [json.loads(line) for line in [first, *stdout.splitlines()]]
 
 
 async def test_the_package_iterates_over_three_partial_images_and_the_image(
     package: Path, embedded: InProcess
 ) -> None:
-    """The first one comes while upstream makes no other."""
+    """The first partial image arrives before upstream makes the second."""
     alice = await embedded.client.with_key()
     with hold_streams(after=1) as go_on:
-        *partials, completed = await stream(package, alice, "an otter", tell=go_on.open)
+        *partials, completed = await stream(package, alice, "an otter", on_first=go_on.open)
 
     assert [(p["type"], p["partial_image_index"]) for p in partials] == [
         (PARTIAL, 0),

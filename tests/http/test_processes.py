@@ -1,4 +1,4 @@
-"""`gateway serve` as an operator runs it: several workers, signals, `kill -9`, restarts."""
+"""`gateway serve` with several workers, as in production: signals, `kill -9`, restarts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ QUICK = {"workers": {"heartbeat": "0.2s", "dead_after": "0.8s"}}
 async def test_a_crowd_on_four_workers_buys_once(
     tmp_path: Path, upstream: Upstream, store_url: str | None, has_budget: bool
 ) -> None:
-    """Also when the money is just enough for one purchase."""
+    """Also if the budget allows only one purchase."""
     prompt = "a crowd"
     async with run_processes(tmp_path, upstream.base_url, workers=4, redis_url=store_url) as (
         processes,
@@ -113,7 +113,7 @@ def limits_for(prompt: str) -> dict[str, float]:
 async def crowd(
     gateways: Sequence[tuple[Processes, Client]], count: int
 ) -> AsyncIterator[list[Client]]:
-    """Open connections, the same number to each gateway, on at least three workers."""
+    """Open connections, as many to each gateway, on at least three workers together."""
     for _ in range(10):
         async with AsyncExitStack() as stack:
             opened = []
@@ -152,10 +152,10 @@ def answers_by_outcome(samples: dict[str, float]) -> dict[str, int]:
     return counted
 
 
-# ── clients that hang up ────────────────────────────────────────────────────────────────────
+# ── clients that disconnect ─────────────────────────────────────────────────────────────────
 
 
-async def test_a_purchase_is_stored_although_all_clients_hung_up(
+async def test_a_purchase_is_stored_after_all_clients_have_disconnected(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:
     prompt = "a lonely otter"
@@ -165,12 +165,12 @@ async def test_a_purchase_is_stored_although_all_clients_hung_up(
     ):
         alice = await client.with_key(limits={"images_per_day": 5})
         async with upstream.hold() as gate, open_connections(alice, 6) as connections:
-            asks = [asyncio.create_task(each.ask(prompt)) for each in connections]
+            requests = [asyncio.create_task(each.ask(prompt)) for each in connections]
             await gate.until(1)
             await let_pass(alice, workers=2)
-            for asking in asks:
-                asking.cancel()
-            await asyncio.gather(*asks, return_exceptions=True)
+            for request in requests:
+                request.cancel()
+            await asyncio.gather(*requests, return_exceptions=True)
         assert len(await upstream.bodies()) == 1
         await until_bought(processes)
 
@@ -199,10 +199,10 @@ async def until_bought(processes: Processes, count: int = 1) -> list[Record]:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-async def test_the_first_signal_lets_open_requests_be_answered(
+async def test_open_requests_are_answered_after_the_first_signal(
     tmp_path: Path, upstream: Upstream, workers: int
 ) -> None:
-    """Meanwhile `/readyz` answers 503, and every response closes its connection."""
+    """During the drain `/readyz` answers 503, and every response closes its connection."""
     async with (
         run_processes(tmp_path, upstream.base_url, workers=workers) as (processes, client),
         aiohttp.ClientSession() as session,
@@ -251,7 +251,7 @@ async def test_a_purchase_without_clients_is_finished_before_the_exit(
 @pytest.mark.timed
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-async def test_the_second_signal_ends_everything_at_once(
+async def test_the_second_signal_ends_the_gateway_at_once(
     tmp_path: Path, upstream: Upstream, second: signal.Signals, workers: int
 ) -> None:
     async with run_processes(tmp_path, upstream.base_url, workers=workers) as (processes, client):
@@ -276,10 +276,10 @@ async def test_the_second_signal_ends_everything_at_once(
 
 @pytest.mark.timed
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_an_idle_gateway_ends_at_once(
+async def test_an_idle_gateway_exits_at_once(
     tmp_path: Path, upstream: Upstream, number: signal.Signals
 ) -> None:
-    """Once its last connection is closed. The ledger is written first."""
+    """If it has no connections. It writes the ledger first."""
     async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
         alice = await client.with_key()
         async with open_connections(alice, 4) as connections:
@@ -290,12 +290,12 @@ async def test_an_idle_gateway_ends_at_once(
         processes.signal_group(number)
 
         assert await processes.wait() == 0
-        assert time.monotonic() - started < 3  # the listener lingers for five if it has to
+        assert time.monotonic() - started < 3  # with idle connections it takes five
         assert [record.outcome for record in await processes.ledger()] == ["refused"] * 4
 
 
 @pytest.mark.timed
-async def test_idle_connections_delay_the_end_by_five_seconds_at_most(
+async def test_idle_connections_delay_the_exit_by_five_seconds_at_most(
     tmp_path: Path, upstream: Upstream
 ) -> None:
     async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
@@ -310,7 +310,7 @@ async def test_idle_connections_delay_the_end_by_five_seconds_at_most(
 async def test_an_open_request_is_answered_after_the_listener_is_closed(
     tmp_path: Path, upstream: Upstream
 ) -> None:
-    """The listener closes after five seconds, the connection with the response."""
+    """The listener closes after five seconds, the connection after the response."""
     async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
         alice = await client.with_key()
         async with upstream.hold() as gate, aiohttp.ClientSession() as session:
@@ -326,10 +326,10 @@ async def test_an_open_request_is_answered_after_the_listener_is_closed(
 
 @pytest.mark.long
 @pytest.mark.timed
-async def test_a_connection_that_was_the_last_one_taken_is_answered(
+async def test_the_last_accepted_connection_is_answered_after_the_listener_is_closed(
     tmp_path: Path, upstream: Upstream
 ) -> None:
-    """The listener closes after five seconds; what was accepted just before may be slow to ask."""
+    """Its request arrives after the listener has closed, which takes five seconds."""
     async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
         host, port = client.url.removeprefix("http://").split(":")
         async with open_connections(client, 6):  # without one the listener closes at once
@@ -353,7 +353,7 @@ async def test_a_connection_that_was_the_last_one_taken_is_answered(
 
 @dataclass
 class LastingStore:
-    """A store for several gateways, one after the other; it can be killed too."""
+    """A store that several gateways use one after the other, and that can be killed."""
 
     folder: Path
     upstream: Upstream
@@ -361,7 +361,7 @@ class LastingStore:
 
     @asynccontextmanager
     async def serve(self, **options: object) -> AsyncIterator[tuple[Processes, Client]]:
-        """A gateway on this store."""
+        """Runs a gateway on this store."""
         async with run_processes(
             self.folder,
             self.upstream.base_url,
@@ -383,7 +383,6 @@ class LastingStore:
 def lasting_store(
     request: pytest.FixtureRequest, tmp_path: Path, upstream: Upstream
 ) -> Iterator[LastingStore]:
-    """On both stores."""
     with ExitStack() as stack:
         server = None
         if request.param == "redis-aof":
@@ -417,16 +416,16 @@ async def test_nothing_is_lost_if_an_idle_gateway_is_killed(
 
 
 @pytest.mark.timed
-async def test_purchases_cut_by_a_kill_are_presumed_and_block_no_request(
+async def test_purchases_interrupted_by_a_kill_are_presumed_and_block_no_request(
     lasting_store: LastingStore, upstream: Upstream
 ) -> None:
     prompts = [f"[[sim:slow=20;times=1]] otter {i}" for i in range(3)]
     async with lasting_store.serve() as (processes, client):
         alice = await client.with_key()
-        asks = [asyncio.create_task(alice.ask(prompt)) for prompt in prompts]
+        requests = [asyncio.create_task(alice.ask(prompt)) for prompt in prompts]
         await upstream.until_sent(3)
         lasting_store.kill_everything(processes)
-        await asyncio.gather(*asks, return_exceptions=True)
+        await asyncio.gather(*requests, return_exceptions=True)
 
     async with lasting_store.serve(**QUICK) as (processes, client):
         started = time.monotonic()
@@ -466,10 +465,10 @@ async def test_purchases_whose_image_was_received_are_stored_after_a_kill(
     assert await upstream.bodies() == []
 
 
-async def test_a_killed_worker_is_replaced_and_its_purchase_closed_by_another(
+async def test_a_killed_worker_is_replaced_and_another_closes_its_purchase(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:
-    """A follower in another worker buys in its lasting_store."""
+    """A follower on the other worker buys instead."""
     prompt = "[[sim:slow=20;times=1]] an otter"
     async with run_processes(tmp_path, upstream.base_url, workers=2, redis_url=store_url) as (
         processes,
@@ -477,15 +476,15 @@ async def test_a_killed_worker_is_replaced_and_its_purchase_closed_by_another(
     ):
         alice = await client.with_key()
         async with open_to_both(processes, alice) as by_worker:
-            (victim, buyer), (_, follower) = by_worker.items()
-            asks = [asyncio.create_task(buyer.ask(prompt))]
+            (victim, leader), (_, follower) = by_worker.items()
+            requests = [asyncio.create_task(leader.ask(prompt))]
             await upstream.until_sent()
-            asks.append(asyncio.create_task(follower.ask(prompt)))
+            requests.append(asyncio.create_task(follower.ask(prompt)))
             await let_pass(alice, workers=2)
             os.kill(victim, signal.SIGKILL)
-            await asyncio.wait(asks[:1])
+            await asyncio.wait(requests[:1])
             await processes.recover(victim)
-            cut, followed = await asyncio.gather(*asks, return_exceptions=True)
+            cut, followed = await asyncio.gather(*requests, return_exceptions=True)
 
         assert isinstance(cut, aiohttp.ClientError)
         assert isinstance(followed, Reply)
@@ -497,10 +496,10 @@ async def test_a_killed_worker_is_replaced_and_its_purchase_closed_by_another(
 
 @pytest.mark.long
 @pytest.mark.timed
-async def test_who_repeats_an_idempotency_key_outlives_the_worker_that_was_answering_it(
+async def test_repeated_requests_of_an_idempotency_key_are_answered_after_their_worker_is_killed(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:
-    """The dead worker's lock expires 15 s after it was last renewed. Then one of the repeated
+    """The dead worker's lock expires 15 s after its last renewal. Then one of the repeated
     requests buys, and the others get its stored result."""
     prompt, headers = "[[sim:slow=60;times=1]] an otter", {"Idempotency-Key": "order-17"}
     async with run_processes(
@@ -508,8 +507,8 @@ async def test_who_repeats_an_idempotency_key_outlives_the_worker_that_was_answe
     ) as (processes, client):
         alice = await client.with_key()
         async with open_to_both(processes, alice) as by_worker:
-            (victim, buyer), (_, other) = by_worker.items()
-            first = asyncio.create_task(buyer.ask(prompt, headers=headers))
+            (victim, leader), (_, other) = by_worker.items()
+            first = asyncio.create_task(leader.ask(prompt, headers=headers))
             await upstream.until_sent()
             repeating = [asyncio.create_task(other.ask(prompt, headers=headers)) for _ in range(2)]
             await asyncio.sleep(0.2)
@@ -530,11 +529,11 @@ async def test_who_repeats_an_idempotency_key_outlives_the_worker_that_was_answe
         assert len(await upstream.bodies()) == 2
 
 
-# ── what the system allows ──────────────────────────────────────────────────────────────────
+# ── limits of the system ────────────────────────────────────────────────────────────────────
 
 
-async def test_a_worker_may_open_as_many_files_as_the_hard_limit_allows(tmp_path: Path) -> None:
-    """500 open purchases would reach the usual soft limit of 1,024."""
+async def test_a_worker_raises_its_limit_of_open_files_to_the_hard_limit(tmp_path: Path) -> None:
+    """500 open purchases would exceed the usual soft limit of 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
     try:

@@ -1,4 +1,4 @@
-"""Purchases outlive workers that die and stores that blink: nothing paid for is lost or doubled."""
+"""Purchases survive dead workers and short store outages: no image is lost or charged twice."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SLOW = {"heartbeat": "60s", "dead_after": "120s"}
 
 
 def purchases_of(records: Sequence[Record]) -> list[Record]:
-    """The records that stand for money, whoever asked."""
+    """The records of purchases, of all keys."""
     return [record for record in records if record.outcome in ("bought", "partial", "failed")]
 
 
@@ -62,7 +62,7 @@ async def spent(gateway: InProcess, client: Client) -> Spent:
 
 
 async def until_purchases(gateway: InProcess, count: int) -> list[Record]:
-    """The records that stand for money once there are `count`."""
+    """The records of purchases, once there are `count`."""
 
     async def look() -> list[Record]:
         found = purchases_of(await gateway.ledger())
@@ -72,7 +72,7 @@ async def until_purchases(gateway: InProcess, count: int) -> list[Record]:
 
 
 async def until_open(gateway: InProcess, count: int = 1) -> None:
-    """Until so many purchases have reserved."""
+    """Waits until `count` purchases have reserved."""
 
     async def look() -> bool:
         return await open_journals(gateway) >= count
@@ -85,12 +85,12 @@ async def until_open(gateway: InProcess, count: int = 1) -> None:
 
 @pytest.fixture
 async def slow_gateway(open_gateway: OpenGateway) -> AsyncIterator[InProcess]:
-    """A gateway whose own loops recover nothing while a test runs."""
+    """A gateway that recovers no purchase by itself during a test."""
     async with open_gateway(workers=SLOW) as opened:
         yield opened
 
 
-async def test_what_a_dead_worker_had_received_is_stored_and_settled_normally(
+async def test_an_image_that_a_dead_worker_received_is_stored_and_settled(
     slow_gateway: InProcess, upstream: Upstream
 ) -> None:
     alice = await slow_gateway.client.with_key()
@@ -110,7 +110,7 @@ async def test_what_a_dead_worker_had_received_is_stored_and_settled_normally(
     assert await open_journals(slow_gateway) == 0
 
 
-async def test_what_a_dead_worker_had_only_reserved_is_presumed_at_the_estimate(
+async def test_a_purchase_that_a_dead_worker_only_reserved_is_presumed_at_the_estimate(
     slow_gateway: InProcess, upstream: Upstream
 ) -> None:
     alice = await slow_gateway.client.with_key()
@@ -128,7 +128,7 @@ async def test_what_a_dead_worker_had_only_reserved_is_presumed_at_the_estimate(
     assert len(await upstream.bodies()) == 1
 
 
-async def test_who_waits_for_a_dead_buyer_gets_what_had_come_or_buys_in_its_place_once(
+async def test_followers_of_a_dead_leader_get_the_image_it_received_or_one_of_them_buys(
     slow_gateway: InProcess, upstream: Upstream
 ) -> None:
     alice = await slow_gateway.client.with_key("alice")
@@ -149,7 +149,9 @@ async def test_who_waits_for_a_dead_buyer_gets_what_had_come_or_buys_in_its_plac
     assert paid == {("alice", "bought"), ("alice", "failed"), ("bob", "bought")}
 
 
-async def test_a_second_death_ends_the_flight(slow_gateway: InProcess, upstream: Upstream) -> None:
+async def test_followers_get_an_error_if_the_replacing_leader_dies_too(
+    slow_gateway: InProcess, upstream: Upstream
+) -> None:
     alice = await slow_gateway.client.with_key()
     await leave_purchase(slow_gateway.settings, alice.secret, "lost", received=False, deaths=1)
     waiting = asyncio.create_task(alice.ask("lost"))
@@ -164,7 +166,7 @@ async def test_a_second_death_ends_the_flight(slow_gateway: InProcess, upstream:
     assert await upstream.bodies() == []
 
 
-async def test_a_follower_that_may_not_buy_gets_its_own_refusal_and_the_next_one_buys(
+async def test_a_follower_over_its_limit_gets_its_own_refusal_and_the_next_follower_buys(
     slow_gateway: InProcess, upstream: Upstream
 ) -> None:
     alice = await slow_gateway.client.with_key("alice")
@@ -183,7 +185,7 @@ async def test_a_follower_that_may_not_buy_gets_its_own_refusal_and_the_next_one
 
 
 @pytest.mark.parametrize("received", [True, False], ids=["received", "reserved"])
-async def test_recoverers_that_race_close_a_purchase_once(
+async def test_concurrent_recoveries_close_a_purchase_once(
     open_gateway: OpenGateway, received: bool
 ) -> None:
     async with open_gateway(workers=SLOW) as here, open_gateway(workers=SLOW) as there:
@@ -207,7 +209,7 @@ async def test_recoverers_that_race_close_a_purchase_once(
         assert await here.recover_dead() == 0
 
 
-async def test_a_dead_worker_is_forgotten_once_its_purchases_are_closed(
+async def test_a_dead_worker_is_deregistered_once_its_purchases_are_closed(
     slow_gateway: InProcess,
 ) -> None:
     alice = await slow_gateway.client.with_key()
@@ -218,7 +220,7 @@ async def test_a_dead_worker_is_forgotten_once_its_purchases_are_closed(
         assert "a-dead-worker" not in await execute(store, ExpiredWorkers(0))
 
 
-async def test_a_journal_that_cannot_be_read_holds_up_no_other(slow_gateway: InProcess) -> None:
+async def test_an_unreadable_journal_does_not_block_the_others(slow_gateway: InProcess) -> None:
     alice = await slow_gateway.client.with_key()
     async with open_store(slow_gateway.settings) as (store, _):
         await execute(store, Reserve("of-another-time", "a-dead-worker", (), b"\x00not ours"))
@@ -241,10 +243,10 @@ async def test_a_gateway_recovers_dead_workers_by_itself(open_gateway: OpenGatew
         assert record.id == left.purchase
 
 
-# ── answers that come later than the presumption ────────────────────────────────────────────
+# ── answers that arrive after the purchase was presumed ─────────────────────────────────────
 
 
-async def test_a_late_answer_corrects_what_was_presumed(
+async def test_a_late_answer_corrects_the_presumed_charge(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     prompt = "a late otter"
@@ -276,7 +278,7 @@ async def test_a_late_answer_corrects_what_was_presumed(
         assert len(await upstream.bodies()) == 1
 
 
-async def test_a_late_refusal_gives_back_what_was_presumed(
+async def test_a_late_refusal_corrects_the_presumed_charge_to_zero(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     prompt = "[[sim:moderation]] a late refusal"
@@ -295,12 +297,12 @@ async def test_a_late_refusal_gives_back_what_was_presumed(
         assert await spent(presumed_dead, alice) == Spent(0, 0, 0, 0)
 
 
-# ── a store that blinks ─────────────────────────────────────────────────────────────────────
+# ── a store that is briefly unavailable ─────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
-class Blinking:
-    """A gateway whose store can be made to answer nothing for a while."""
+class Pausable:
+    """A gateway whose store a test can pause."""
 
     gateway: InProcess
     freeze: Callable[[], None]
@@ -308,52 +310,51 @@ class Blinking:
 
 
 @pytest.fixture(params=["sqlite", "redis"])
-async def blinking(
+async def pausable(
     request: pytest.FixtureRequest, tmp_path: Path, upstream: Upstream
-) -> AsyncIterator[Blinking]:
-    """On both stores."""
-    opened = blinking_sqlite if request.param == "sqlite" else blinking_redis
+) -> AsyncIterator[Pausable]:
+    opened = pausable_sqlite if request.param == "sqlite" else pausable_redis
     async with opened(tmp_path, upstream) as gateway:
         yield gateway
 
 
 @asynccontextmanager
-async def blinking_redis(folder: Path, upstream: Upstream) -> AsyncIterator[Blinking]:
+async def pausable_redis(folder: Path, upstream: Upstream) -> AsyncIterator[Pausable]:
     with run_durable_redis(folder) as server:
         settings = make_settings(folder / "data", upstream.base_url, server.url)
         async with run_gateway(settings) as gateway:
-            yield Blinking(gateway, server.freeze, server.thaw)
+            yield Pausable(gateway, server.freeze, server.thaw)
 
 
 @asynccontextmanager
-async def blinking_sqlite(folder: Path, upstream: Upstream) -> AsyncIterator[Blinking]:
-    """Another process that holds the writers' lock and does not let go."""
+async def pausable_sqlite(folder: Path, upstream: Upstream) -> AsyncIterator[Pausable]:
+    """Holds the writers' lock, as another process could."""
     settings = make_settings(folder / "data", upstream.base_url)
     async with run_gateway(settings) as gateway:
         with (folder / "data" / f"{DATABASE}-lock").open("w") as lock:
-            yield Blinking(
+            yield Pausable(
                 gateway,
                 lambda: fcntl.flock(lock, fcntl.LOCK_EX),
                 lambda: fcntl.flock(lock, fcntl.LOCK_UN),
             )
 
 
-async def test_an_image_reaches_its_callers_while_the_store_is_away(
-    blinking: Blinking, upstream: Upstream
+async def test_clients_get_their_image_while_the_store_is_unavailable(
+    pausable: Pausable, upstream: Upstream
 ) -> None:
-    """It comes from memory, and is stored and settled, once, when the store is back."""
-    prompt, gateway = "a blink", blinking.gateway
+    """From memory. The image is stored and settled once when the store is back."""
+    prompt, gateway = "a blink", pausable.gateway
     alice = await gateway.client.with_key()
     async with upstream.hold() as gate:
         asking = [asyncio.create_task(alice.ask(prompt)) for _ in range(3)]
         await gate.until(1)
         await gateway.until_claimed(3)
-        blinking.freeze()
+        pausable.freeze()
     try:
         replies = await asyncio.gather(*asking)
-        assert len(gateway.gateway.tasks) == 1  # the image is still to be stored
+        assert len(gateway.gateway.tasks) == 1  # stores the image
     finally:
-        blinking.thaw()
+        pausable.thaw()
     async with generous():
         await gateway.gateway.tasks.drain()
 
@@ -371,18 +372,18 @@ async def test_an_image_reaches_its_callers_while_the_store_is_away(
 
 
 async def test_a_failure_is_settled_when_the_store_is_back(
-    blinking: Blinking, upstream: Upstream
+    pausable: Pausable, upstream: Upstream
 ) -> None:
-    gateway = blinking.gateway
+    gateway = pausable.gateway
     alice = await gateway.client.with_key()
     async with upstream.hold() as gate:
         asking = asyncio.create_task(alice.ask("[[sim:tiny-png]] a blink"))
         await gate.until(1)
-        blinking.freeze()
+        pausable.freeze()
     try:
         reply = await asking
     finally:
-        blinking.thaw()
+        pausable.thaw()
     async with generous():
         await gateway.gateway.tasks.drain()
 
@@ -397,8 +398,8 @@ async def cost_usd(gateway: InProcess) -> float:
     return sum(value for name, value in metrics.items() if "cost_usd_total{" in name)
 
 
-class LosesAnswer:
-    """A store that does as it is told but does not say so, the first time that it is asked this."""
+class LosesResult:
+    """A store that executes the first `command`, but loses its result."""
 
     def __init__(
         self, store: Store, command: type[Command[Any]], *, error: type[StoreUnavailable]
@@ -406,29 +407,31 @@ class LosesAnswer:
         self.name = store.name
         self.watch = store.watch
         self._store = store
-        self._verb: type[Command[Any]] | None = command
+        self._command: type[Command[Any]] | None = command
         self._error = error
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        answers = await self._store.execute(commands)
-        if self._verb is not None and any(isinstance(command, self._verb) for command in commands):
-            self._verb = None
+        results = await self._store.execute(commands)
+        if self._command is not None and any(
+            isinstance(command, self._command) for command in commands
+        ):
+            self._command = None
             raise self._error
-        return answers
+        return results
 
 
 @pytest.fixture
 async def limited(gateway: InProcess) -> Client:
-    """A key that buys nothing unless its reservation is answered: it has a limit."""
+    """A key with a limit, which buys only if the store confirms its reservation."""
     return await gateway.client.with_key("alice", limits={"images_per_day": 10})
 
 
-async def test_a_reservation_without_an_answer_is_undone(
+async def test_a_reservation_without_a_result_is_cancelled(
     gateway: InProcess, limited: Client, upstream: Upstream
 ) -> None:
-    """Nothing was sent, so nothing stays reserved, and the slots are free for the next."""
+    """Nothing was sent, so nothing stays reserved, and the slots are free."""
     purchases = gateway.gateway.services.proxy._images._purchases
-    purchases._store = LosesAnswer(purchases._store, Reserve, error=StoreUnavailable)
+    purchases._store = LosesResult(purchases._store, Reserve, error=StoreUnavailable)
 
     refused = await limited.ask()
     await gateway.gateway.tasks.drain()
@@ -441,7 +444,7 @@ async def test_a_reservation_without_an_answer_is_undone(
 
 
 class RunsLate:
-    """A store that is too slow for the first reservation: it makes it when `catch_up` is called."""
+    """A store that executes the first reservation only when `catch_up` is called."""
 
     def __init__(self, store: Store) -> None:
         self.name = store.name
@@ -460,7 +463,7 @@ class RunsLate:
         await self._store.execute(self._late)
 
 
-async def test_a_reservation_that_comes_after_it_was_undone_reserves_nothing(
+async def test_a_reservation_that_is_executed_after_its_cancellation_reserves_nothing(
     gateway: InProcess, limited: Client, upstream: Upstream
 ) -> None:
     purchases = gateway.gateway.services.proxy._images._purchases
@@ -479,17 +482,17 @@ async def test_a_reservation_that_comes_after_it_was_undone_reserves_nothing(
 
 @pytest.mark.parametrize("error", [StoreUnavailable, StoreFull])
 @pytest.mark.parametrize("command", [Receive, Settle])
-async def test_a_step_without_an_answer_is_repeated_and_counts_once(
+async def test_a_step_without_a_result_is_repeated_and_counts_once(
     gateway: InProcess,
     alice: Client,
     upstream: Upstream,
     command: type[Command[Any]],
     error: type[StoreUnavailable],
 ) -> None:
-    """Also when a store that is full has refused what came behind it, and room was made."""
-    relieved = gateway.gateway.store
-    assert isinstance(relieved, EvictingStore)
-    relieved._store = LosesAnswer(relieved._store, command, error=error)
+    """Also if the store was full for the rest of the batch, and entries were evicted."""
+    evicting = gateway.gateway.store
+    assert isinstance(evicting, EvictingStore)
+    evicting._store = LosesResult(evicting._store, command, error=error)
 
     bought, hit = await alice.ask(), await alice.ask()
 
@@ -501,12 +504,12 @@ async def test_a_step_without_an_answer_is_repeated_and_counts_once(
     assert len(await upstream.bodies()) == 1
 
 
-async def test_a_reservation_made_after_its_claim_was_lost_buys_nothing(
+async def test_a_reservation_whose_lease_was_lost_buys_nothing(
     gateway: InProcess, limited: Client, upstream: Upstream
 ) -> None:
-    """As when the store took longer between the two than a claim lives."""
+    """As if the lease had expired between the two commands."""
     purchases = gateway.gateway.services.proxy._images._purchases
-    purchases._store = LosesClaim(purchases._store)
+    purchases._store = LosesLease(purchases._store)
 
     refused = await limited.ask()
     await gateway.gateway.tasks.drain()
@@ -518,10 +521,10 @@ async def test_a_reservation_made_after_its_claim_was_lost_buys_nothing(
 
 
 @pytest.mark.timed
-async def test_a_purchase_holds_its_claim_however_long_it_takes(
+async def test_a_purchase_renews_its_lease_for_as_long_as_it_takes(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
-    """Whoever asks when the first lease would be over still waits for the same image."""
+    """A request after the first lease would have expired still follows the purchase."""
     dead_after = 0.5
     first_lease = RESERVED_LEASE_FACTOR * dead_after
     async with open_gateway(
@@ -540,8 +543,8 @@ async def test_a_purchase_holds_its_claim_however_long_it_takes(
     assert len(await upstream.bodies()) == 1
 
 
-class LosesClaim:
-    """A store that forgets a claim just before it is asked to prolong it."""
+class LosesLease:
+    """A store that loses each lease just before it is renewed."""
 
     def __init__(self, store: Store) -> None:
         self.name = store.name

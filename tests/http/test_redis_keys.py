@@ -1,4 +1,4 @@
-"""Every key that `redis-cli` shows has the prefix and its time to live."""
+"""Every key in Redis has the prefix and its time to live, by `redis-cli`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def _redis_cli(url: str, *words: str) -> list[str]:
     return process.stdout.splitlines()
 
 
-def _seconds_to_live(url: str) -> dict[str, int]:
-    """By key; −1 without a time to live."""
+def _ttl_seconds(url: str) -> dict[str, int]:
+    """The time to live of each key; −1 if it has none."""
     return {key: int(_redis_cli(url, "TTL", key)[0]) for key in _redis_cli(url, "--scan")}
 
 
-def _of_kind(lives: dict[str, int], start: str) -> list[int]:
-    return [seconds for key, seconds in lives.items() if key.startswith(PREFIX + start)]
+def _of_kind(ttls: dict[str, int], start: str) -> list[int]:
+    return [seconds for key, seconds in ttls.items() if key.startswith(PREFIX + start)]
 
 
 async def test_every_key_has_the_prefix_and_its_time_to_live(
@@ -38,34 +38,32 @@ async def test_every_key_has_the_prefix_and_its_time_to_live(
         async with upstream.hold() as gate:
             slow = asyncio.create_task(alice.ask("one under way"))
             await gate.until(1)
-            lives = await asyncio.to_thread(_seconds_to_live, redis_url)
+            ttls = await asyncio.to_thread(_ttl_seconds, redis_url)
             journals = await asyncio.to_thread(
                 _redis_cli, redis_url, "--scan", "--pattern", f"{PREFIX}{{books}}:journal:*"
             )
             states = {
-                (await asyncio.to_thread(_redis_cli, redis_url, "HGET", key, "state"))[0]: lives[
-                    key
-                ]
+                (await asyncio.to_thread(_redis_cli, redis_url, "HGET", key, "state"))[0]: ttls[key]
                 for key in journals
             }
         await slow
 
-    assert all(key.startswith(PREFIX) for key in lives)
-    (entry,) = _of_kind(lives, "entry:")
+    assert all(key.startswith(PREFIX) for key in ttls)
+    (entry,) = _of_kind(ttls, "entry:")
     assert 30 * DAY * 0.95 + 7 * DAY <= entry + 5 <= 30 * DAY * 1.05 + 7 * DAY + 10
-    (blob,) = _of_kind(lives, "blob:")
+    (blob,) = _of_kind(ttls, "blob:")
     assert blob > entry
     assert set(states) == {"reserved", "settled"}
     assert states["reserved"] == -1
     assert 0 < states["settled"] <= 7 * DAY
-    (leases,) = _of_kind(lives, "leases:")
+    (leases,) = _of_kind(ttls, "leases:")
     assert 0 < leases <= 45
-    windows = _of_kind(lives, "{books}:window:")
+    windows = _of_kind(ttls, "{books}:window:")
     assert len(windows) == 3
     assert min(windows) == -1
     assert all(7 * DAY < seconds <= 39 * DAY for seconds in sorted(windows)[1:])
-    (bucket,) = _of_kind(lives, "{books}:bucket:")
+    (bucket,) = _of_kind(ttls, "{books}:bucket:")
     assert 0 < bucket <= 120
-    assert set(_of_kind(lives, "{books}:records:")) == {-1}
-    assert set(_of_kind(lives, "{books}:ledger:")) == {-1}
-    assert _of_kind(lives, "schema") == [-1]
+    assert set(_of_kind(ttls, "{books}:records:")) == {-1}
+    assert set(_of_kind(ttls, "{books}:ledger:")) == {-1}
+    assert _of_kind(ttls, "schema") == [-1]

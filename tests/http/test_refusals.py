@@ -1,4 +1,4 @@
-"""The negative cache, and stale images while upstream fails."""
+"""The negative cache, and stale images if upstream fails."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def ask_twice(client: Client, prompt: str, **body: object) -> list[Reply]:
 async def test_a_refusal_of_the_content_is_cached_for_all_keys(
     gateway: InProcess, upstream: Upstream, fault: str, code: str
 ) -> None:
-    """With upstream's whole error; no-cache does not bypass it, and it costs nothing."""
+    """With upstream's whole error and at no cost. `no-cache` does not bypass it."""
     alice, bob = [await gateway.client.with_key(name) for name in ("alice", "bob")]
     prompt = f"[[sim:{fault};times=1]] an otter"
     first = await alice.ask(prompt)
@@ -67,7 +67,7 @@ NOT_CACHED = [
 async def test_no_other_error_is_cached(
     embedded: InProcess, upstream: Upstream, fault: str
 ) -> None:
-    """Nor a refusal of the finished image: the next one may differ."""
+    """Nor is a refusal of the finished image, because the next image may pass."""
     alice = await embedded.client.with_key()
     failed, good = await ask_twice(alice, f"[[sim:{fault};times=1]] an otter")
     assert failed.status >= 400
@@ -111,7 +111,7 @@ async def test_cached_images_are_served_although_their_prompt_is_refused_now(
     assert hit.images == bought.images
 
 
-async def test_a_request_with_no_store_leaves_no_refusal(
+async def test_the_refusal_of_a_request_with_no_store_is_not_cached(
     gateway: InProcess, upstream: Upstream
 ) -> None:
     alice = await gateway.client.with_key()
@@ -125,7 +125,7 @@ async def test_a_request_with_no_store_leaves_no_refusal(
 
 STALE = {"ttl": "0.1s", "stale_if_error": "10m"}
 EXPIRED_SECONDS = 0.2
-"""Longer than `ttl` and its spread."""
+"""Longer than `ttl` and its jitter."""
 
 FAILURES = {
     "status=500": "an error of the API",
@@ -139,15 +139,15 @@ NO_FAILURES = ["status=400", "moderation", "status=429;retry-after=121", "status
 
 
 def detail_of(reply: Reply) -> str:
-    """Its Cache-Status with seconds as N."""
+    """Its Cache-Status, with N for every number of seconds."""
     return re.sub(r"\d+", "N", reply.cache_status)
 
 
 @pytest.mark.parametrize("fault", FAILURES)
-async def test_an_expired_image_stands_in_when_upstream_fails(
+async def test_an_expired_image_is_served_if_upstream_fails(
     open_gateway: OpenGateway, upstream: Upstream, fault: str
 ) -> None:
-    """For the buyer, who is charged as ever for what it tried, and for who waited with it."""
+    """To the leader, which pays for the failed purchase as usual, and to its followers."""
     timeout = {"timeout": f"{DEADLINE_SECONDS}s"}
     async with open_gateway(cache=STALE, upstream=timeout) as gateway:
         alice, bob = [await gateway.client.with_key(name) for name in ("alice", "bob")]
@@ -179,7 +179,7 @@ async def test_an_expired_image_stands_in_when_upstream_fails(
     assert [(hit.cost_micros, hit.saved_micros > 0) for hit in hits] == [(0, True)]
 
 
-async def test_an_expired_image_stands_in_while_the_breaker_is_open_or_upstream_unreachable(
+async def test_an_expired_image_is_served_while_the_breaker_is_open_or_upstream_unreachable(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     async with open_gateway(cache=STALE, upstream={"breaker": {"failures": 1}}) as gateway:
@@ -247,7 +247,7 @@ async def test_a_refused_purchase_or_a_request_for_fresh_images_gets_no_expired_
 async def test_after_the_stale_if_error_window_an_expired_image_is_a_miss(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
-    """Each image for itself, however long its entry lives by others."""
+    """The window counts for each image, also if other images extend the entry's lifetime."""
     brief = {"ttl": "0.1s", "stale_if_error": "0.1s"}
     async with open_gateway(cache=brief) as here, open_gateway() as there:
         alice = await here.client.with_key()

@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package uses the proxy of its environment."""
+    """The package takes proxies from its environment."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -98,7 +98,7 @@ def opened_image(data: bytes) -> Image.Image:
 
 
 def download(url: str) -> tuple[str, bytes]:
-    """The content type and the bytes behind a link, by a plain GET; raises for an error status."""
+    """The content type and bytes of a link, by a plain GET; raises for an error status."""
     with urllib.request.urlopen(url, timeout=GENEROUS_SECONDS) as response:
         return response.headers.get_content_type(), response.read()
 
@@ -191,7 +191,7 @@ async def test_a_dall_e_model_returns_a_working_link_to_the_gateway(
 
 
 def check_dalle(answer: ImagesResponse, *, model: str, prompt: str) -> None:
-    """No usage, no echoed parameters, and a revised prompt only of dall-e-3.
+    """No usage, no echoed parameters, and a revised prompt only from dall-e-3.
 
     See `docs/reference/images-api.md#responses`.
     """
@@ -505,7 +505,7 @@ async def test_a_rate_limit_is_a_rate_limit_error(shared: Shared, kind: Kind) ->
     client = await shared.gateway.client.with_key(f"hasty-{kind}", limits=limits)
     await generate(client, model="gpt-image-1", prompt="a first otter")
 
-    error = await error_of(  # without retries, for which the package would wait a minute
+    error = await error_of(  # without retries: the package would wait a minute
         client, kind, {"max_retries": 0}, model="gpt-image-1", prompt="a second otter"
     )
 
@@ -525,7 +525,7 @@ async def test_the_package_waits_for_retry_after_and_then_gets_its_image(shared:
 
     async with sdk(client) as opened:
         retries = 0
-        while not retries:  # on a busy machine the bucket may have refilled by then
+        while not retries:  # on a busy machine the bucket may already be refilled
             await use_up_the_rate(client)
             raw = await opened.images.with_raw_response.generate(
                 model="gpt-image-1", prompt="a patient otter"

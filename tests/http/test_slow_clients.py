@@ -1,4 +1,4 @@
-"""Slow clients of streams: they delay no other client, cost no memory, and may not stop reading."""
+"""Slow clients of streams delay no other client, cost no memory, and must not stop reading."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from tests.http.test_bounds import fat_png
 from tests.waiting import eventually, generous
 
 IMAGE_BYTES = 1_500_000
-"""2 MB in base64: a stream of three partial images and the image has 8 MB."""
+"""2 MB in base64; a stream of three partial images and the image is 8 MB."""
 FAST_CLIENTS = 50
 MAX_GROWTH_MB = 150
-"""8 MB are pending for each of 51 clients: copies would take 400 MB."""
+"""8 MB are pending for each of 51 clients; a copy for each would take 400 MB."""
 ENOUGH_BYTES = 400_000
-"""Takes a slow client some seconds."""
+"""A slow client takes some seconds to read them."""
 LOGGED = [("admin_keys", "ok"), ("generations", "bought"), ("generations", "hit")]
 BODY = {"model": MODEL, "prompt": "an otter", "stream": True, "partial_images": 3}
 
@@ -158,10 +158,10 @@ async def one_worker(
 
 
 @pytest.mark.timed
-async def test_a_client_at_a_kilobyte_a_second_delays_no_other_and_costs_no_memory(
+async def test_a_client_at_a_kilobyte_a_second_delays_no_other_client_and_costs_no_memory(
     tmp_path: Path, store_url: str | None
 ) -> None:
-    """Next to fifty fast ones, with a stream of 8 MB."""
+    """Fifty fast clients follow the same stream of 8 MB."""
     async with one_worker(tmp_path, store_url) as (upstream, processes, client):
         alice = await client.with_key("alice")
         (worker,) = processes.workers()
@@ -213,7 +213,7 @@ async def test_a_client_that_stops_reading_is_disconnected(tmp_path: Path) -> No
 @pytest.mark.timed
 @pytest.mark.usefixtures("_short_write_stall")
 async def test_a_client_that_reads_slowly_all_the_time_is_not_disconnected(tmp_path: Path) -> None:
-    """One write takes it much longer than a client may stop reading."""
+    """It takes longer for one write than `WRITE_STALL_SECONDS`."""
     async with open_streaming_gateway(tmp_path) as (here, alice), slow_connection(alice) as reader:
         received = 0
         async with generous():
@@ -225,7 +225,7 @@ async def test_a_client_that_reads_slowly_all_the_time_is_not_disconnected(tmp_p
     assert still_open == 2
 
 
-async def test_a_client_that_disconnects_from_a_large_response_is_counted_and_is_no_error(
+async def test_a_disconnect_from_a_large_response_is_logged_as_an_answer_and_not_as_an_error(
     tmp_path: Path, store_url: str | None
 ) -> None:
     async with one_worker(tmp_path, store_url) as (upstream, processes, client):

@@ -1,7 +1,7 @@
-"""Runs the whole gateway once on each store, and the demo as a new user starts it.
+"""The whole gateway once on each store, and the demo as a new user starts it.
 
-`make smoke` runs only these tests. They take a minute and show whether the gateway works on
-another Python or with another store server.
+`make smoke` runs only these tests. In a minute, they show whether the gateway works on another
+Python or with another store server.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.gateways import MODEL, Client, Processes, Upstream, open_to_both, run
 from tests.waiting import GENEROUS_SECONDS
 
 STRICT = {"PYTHONWARNINGS": "error::DeprecationWarning"}
-"""Turns every DeprecationWarning in a gateway process into an error, before a new Python does."""
+"""Turns every DeprecationWarning in a gateway process into an error."""
 
 
 async def test_two_workers_start_purchase_share_stream_and_drain(
@@ -35,7 +35,7 @@ async def test_two_workers_start_purchase_share_stream_and_drain(
         tmp_path, upstream.base_url, workers=2, redis_url=store_url, environ=STRICT
     ) as (processes, client):
         alice = await client.with_key()
-        await both_workers_give_one_purchase(processes, alice)
+        await both_workers_share_one_purchase(processes, alice)
         await a_stream_shows_partial_images(alice)
         await an_open_purchase_is_finished(processes, upstream, alice)
 
@@ -44,7 +44,7 @@ async def test_two_workers_start_purchase_share_stream_and_drain(
         assert outcomes == {"bought": 3, "hit": 1}
 
 
-async def both_workers_give_one_purchase(processes: Processes, alice: Client) -> None:
+async def both_workers_share_one_purchase(processes: Processes, alice: Client) -> None:
     async with open_to_both(processes, alice) as by_worker:
         one, other = by_worker.values()
         bought, hit = await one.ask("an otter"), await other.ask("an otter")
@@ -77,7 +77,7 @@ async def an_open_purchase_is_finished(
 # ── the demo ────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_demo_serves_and_the_lines_that_it_prints_work(tmp_path: Path) -> None:
+def test_the_demo_serves_and_the_commands_that_it_prints_work(tmp_path: Path) -> None:
     with run_demo(tmp_path) as commands:
         write, again = commands
         subprocess.run(["bash", "-c", write], cwd=tmp_path, check=True, timeout=GENEROUS_SECONDS)
@@ -91,7 +91,7 @@ def test_the_demo_serves_and_the_lines_that_it_prints_work(tmp_path: Path) -> No
 
 @contextmanager
 def run_demo(folder: Path) -> Iterator[list[str]]:
-    """`gateway demo` with two workers; the commands that it prints."""
+    """Runs `gateway demo` with two workers; yields the commands that it prints."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     given = {"GATEWAY_LISTEN": f"127.0.0.1:{port}", "GATEWAY_WORKERS": "2"}

@@ -1,8 +1,8 @@
-"""The store is away: what each kind of key and request is answered, how soon, and what it costs.
+"""While the store is unavailable: the answer to each kind of key and request, its time and cost.
 
-On both stores, each killed and hung. A killed Redis is `kill -9`; a hung one is stopped by a
-signal. A killed embedded store is a folder that is gone, a hung one another process that holds the
-writers' lock and does not let go.
+Both stores are killed, and hung. Redis is killed by `kill -9` and hung by a stop signal. To kill
+the embedded store its folder is moved away; to hang it the test holds the writers' lock, as another
+process could.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ from tests.redis_server import run_durable_redis
 from tests.waiting import eventually, generous
 
 CALL_SECONDS = 2.0
-"""The longest that a call to the store is waited for."""
+"""The longest wait for one command of the store."""
 
 SLACK_SECONDS = 1.5
-"""For all else, with everybody asking at once; less than a second call."""
+"""For all else, with all requests at once; less than the wait for a second command."""
 
 Outage = Callable[[], AbstractContextManager[None]]
-"""The store is away inside of it."""
+"""A context in which the store is unavailable."""
 
 
 # ── outages ─────────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
-def folder_gone(folder: Path) -> Iterator[None]:
-    """As when the volume that it lies on is lost for a while."""
+def folder_missing(folder: Path) -> Iterator[None]:
+    """As if its volume were unmounted for a while."""
     elsewhere = folder.with_name("elsewhere")
     folder.rename(elsewhere)
     try:
@@ -72,32 +72,32 @@ def held_lock(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Arena:
-    """Two gateways on a store that can go away, and what is known of them."""
+    """Two gateways on a store that a test can make unavailable."""
 
     upstream: Upstream
     here: InProcess
     there: InProcess
-    """Where limits are ignored while the store is away."""
+    """Ignores limits while the store is unavailable."""
     outage: Outage
     is_hung: bool
     can_read: bool
-    """The embedded store still says whose key it is, but not that nothing has changed."""
+    """The embedded store can still read keys, but not confirm that they are unchanged."""
 
     @property
     def longest_seconds(self) -> float:
-        """In which every request is answered that needs upstream once, or not at all."""
+        """The longest time to answer a request that needs upstream at most once."""
         return (CALL_SECONDS if self.is_hung else 0.0) + SLACK_SECONDS
 
     async def calls(self, prompt: str) -> int:
         return sum(body["prompt"] == prompt for body in await self.upstream.bodies())
 
     async def settle(self) -> None:
-        """Until all that was bought meanwhile is in the books."""
+        """Waits until all purchases of the outage are recorded and counted."""
         async with generous():
             await asyncio.gather(*(g.gateway.tasks.drain() for g in (self.here, self.there)))
 
-    async def ask_together(self, *asks: Coroutine[Any, Any, Reply]) -> list[Reply]:
-        """Upstream answers when all of them lead or follow, without the store."""
+    async def ask_together(self, *requests: Coroutine[Any, Any, Reply]) -> list[Reply]:
+        """Sends requests; upstream answers once all of them lead or follow without the store."""
         flights_here, begun = self.here.gateway.flights, Counter[str]()
         run_offline = flights_here.run_offline
 
@@ -107,8 +107,8 @@ class Arena:
 
         async with self.upstream.hold():
             flights_here.run_offline = counted
-            asking = [asyncio.create_task(ask) for ask in asks]
-            await eventually(lambda: begun.total() == len(asks))
+            asking = [asyncio.create_task(ask) for ask in requests]
+            await eventually(lambda: begun.total() == len(requests))
             del flights_here.run_offline
         return await asyncio.gather(*asking)
 
@@ -121,10 +121,10 @@ class Arena:
 async def arena(
     request: pytest.FixtureRequest, tmp_path: Path, upstream: Upstream
 ) -> AsyncIterator[Arena]:
-    """Each store, each way to be away."""
-    store, how = request.param.split()
+    """Each store, killed and hung."""
+    store, failure = request.param.split()
     opened = sqlite_arena if store == "sqlite" else redis_arena
-    async with opened(tmp_path, upstream, is_hung=how == "hung") as found:
+    async with opened(tmp_path, upstream, is_hung=failure == "hung") as found:
         yield found
 
 
@@ -132,7 +132,7 @@ async def arena(
 async def sqlite_arena(folder: Path, upstream: Upstream, *, is_hung: bool) -> AsyncIterator[Arena]:
     data = folder / "data"
     async with two_gateways(data, upstream, None) as (here, there):
-        outage = held_lock if is_hung else folder_gone
+        outage = held_lock if is_hung else folder_missing
         yield Arena(upstream, here, there, lambda: outage(data), is_hung, can_read=True)
 
 
@@ -164,32 +164,37 @@ async def two_gateways(
         yield here, there
 
 
-# ── the table ───────────────────────────────────────────────────────────────────────────────
+# ── one request of each kind ────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Row:
-    """One request while the store is away."""
+    """One request while the store is unavailable."""
 
     by: str
     status: int
     code: str | None = None
-    how: str = "fwd=miss; stored"
-    """Its Cache-Status, where it brings images."""
+    cache_status: str = "fwd=miss; stored"
+    """Of an answer with images."""
     body: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     fault: str = ""
     is_sent: bool = True
-    """Upstream is asked once; else not at all."""
+    """Upstream receives one request; otherwise none."""
     is_charged: bool = True
     outcome: str = "bought"
-    is_kept: bool = True
-    """Afterwards the same request is a hit."""
+    is_stored: bool = True
+    """After the outage, the same request is a hit."""
 
 
 def refused(by: str, **given: Any) -> Row:
-    """503, at no cost, and upstream hears nothing."""
-    given = {"outcome": "refused", "is_sent": False, "is_charged": False, "is_kept": False} | given
+    """503, at no cost and without a request to upstream."""
+    given = {
+        "outcome": "refused",
+        "is_sent": False,
+        "is_charged": False,
+        "is_stored": False,
+    } | given
     return Row(by, 503, "store_unavailable", **given)
 
 
@@ -197,11 +202,17 @@ ROWS: dict[str, Row] = {
     "a key without limits buys": Row("alice", 200),
     "with all its images": Row("alice", 200, body={"n": 2}),
     "in events": Row("alice", 200, body={"stream": True, "partial_images": 2}),
-    "although one is in the cache, of which nobody knows": Row("alice", 200),
+    "although one is in the cache, which cannot be read": Row("alice", 200),
     "max-age": Row("alice", 200, headers={"Cache-Control": "max-age=60"}),
-    "no-cache": Row("alice", 200, how="fwd=request; stored", headers={"Cache-Control": "no-cache"}),
+    "no-cache": Row(
+        "alice", 200, cache_status="fwd=request; stored", headers={"Cache-Control": "no-cache"}
+    ),
     "no-store": Row(
-        "alice", 200, how="fwd=bypass", headers={"Cache-Control": "no-store"}, is_kept=False
+        "alice",
+        200,
+        cache_status="fwd=bypass",
+        headers={"Cache-Control": "no-store"},
+        is_stored=False,
     ),
     "a bound of cost is kept": Row(
         "alice",
@@ -211,7 +222,7 @@ ROWS: dict[str, Row] = {
         is_sent=False,
         is_charged=False,
         outcome="refused",
-        is_kept=False,
+        is_stored=False,
     ),
     "an invalid request is refused as ever": Row(
         "alice",
@@ -221,13 +232,13 @@ ROWS: dict[str, Row] = {
         is_sent=False,
         is_charged=False,
         outcome="refused",
-        is_kept=False,
+        is_stored=False,
     ),
     "a failure that cost nothing": Row(
-        "alice", 500, None, fault="status=500", is_charged=False, outcome="failed", is_kept=False
+        "alice", 500, None, fault="status=500", is_charged=False, outcome="failed", is_stored=False
     ),
     "a failure that may have been charged": Row(
-        "alice", 502, "upstream_error", fault="reset", outcome="failed", is_kept=False
+        "alice", 502, "upstream_error", fault="reset", outcome="failed", is_stored=False
     ),
     "a key with a budget is refused": refused("budget"),
     "a key with a rate is refused": refused("rate"),
@@ -240,7 +251,7 @@ ROWS: dict[str, Row] = {
     "a dry run is refused": refused("alice", headers={"Prefer": "dry-run"}),
     "an Idempotency-Key is refused": refused("alice", headers={"Idempotency-Key": "order-17"}),
 }
-CACHED = "although one is in the cache, of which nobody knows"
+CACHED = "although one is in the cache, which cannot be read"
 
 
 def prompt_of(name: str) -> str:
@@ -248,12 +259,12 @@ def prompt_of(name: str) -> str:
     return f"[[sim:{fault};times=1]] {name}" if fault else name
 
 
-async def callers_of(arena: Arena) -> dict[str, Client]:
-    """Keys that their worker has seen, as far as their name does not say otherwise."""
+async def create_clients(arena: Arena) -> dict[str, Client]:
+    """Clients by name. Their worker has seen their key, except `unseen` and `alice there`."""
     here, there = arena.here.client, arena.there.client
     alice = await here.with_key("alice")
     budget = await here.with_key("budget", limits={"usd_per_day": 100})
-    callers = {
+    clients = {
         "alice": alice,
         "budget": budget,
         "rate": await here.with_key("rate", limits={"requests_per_minute": 100}),
@@ -261,36 +272,36 @@ async def callers_of(arena: Arena) -> dict[str, Client]:
         "alice there": Client(there.url, there.session, alice.secret, alice.key_id),
         "budget there": Client(there.url, there.session, budget.secret, budget.key_id),
     }
-    for name in callers.keys() - {"alice there"}:
-        assert (await callers[name].ask("seen")).status == 200
-    arena.here.gateway.services.keys._confirmed_at[callers["old"].key_id] -= TRUST_SECONDS + 1
-    return {**callers, "unseen": await here.with_key("unseen")}
+    for name in clients.keys() - {"alice there"}:
+        assert (await clients[name].ask("seen")).status == 200
+    arena.here.gateway.services.keys._confirmed_at[clients["old"].key_id] -= TRUST_SECONDS + 1
+    return {**clients, "unseen": await here.with_key("unseen")}
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a row was answered, and how soon."""
+class Answer:
+    """The answer to a row, and the time that it took."""
 
     reply: Reply
     seconds: float
 
     @property
     def cost_micros(self) -> int:
-        """Charged; on a live stream what was reserved, of which nothing else is known by then."""
+        """The charge; for a live stream the estimate, because its headers precede the charge."""
         headers = self.reply.headers
         usd = headers.get("x-gateway-cost-usd") or headers.get("x-gateway-reserved-usd", "0")
         return int(float(usd) * 1e6 + 0.5)
 
 
-async def ask(callers: Mapping[str, Client], name: str) -> Told:
+async def ask(clients: Mapping[str, Client], name: str) -> Answer:
     row, started = ROWS[name], time.monotonic()
-    reply = await callers[row.by].ask(prompt_of(name), headers=row.headers, **row.body)
-    return Told(reply, time.monotonic() - started)
+    reply = await clients[row.by].ask(prompt_of(name), headers=row.headers, **row.body)
+    return Answer(reply, time.monotonic() - started)
 
 
-def shown(told: Told) -> tuple[int, str | None]:
-    is_error = told.reply.status >= 400
-    return told.reply.status, told.reply.error["code"] if is_error else None
+def shown(answer: Answer) -> tuple[int, str | None]:
+    is_error = answer.reply.status >= 400
+    return answer.reply.status, answer.reply.error["code"] if is_error else None
 
 
 def images_of(reply: Reply) -> list[str]:
@@ -305,49 +316,49 @@ def is_stream(reply: Reply) -> bool:
 
 
 @pytest.mark.timed
-async def test_the_table(arena: Arena) -> None:
-    """All rows at once, so that each is measured while the others wait too."""
-    callers = await callers_of(arena)
-    cached = await callers["alice"].ask(CACHED)
+async def test_every_kind_of_request_is_answered_as_its_row_says(arena: Arena) -> None:
+    """All rows at once, so that each is measured while the others wait."""
+    clients = await create_clients(arena)
+    cached = await clients["alice"].ask(CACHED)
     before = len(await arena.records())
     with arena.outage():
-        asked = await asyncio.gather(*(ask(callers, name) for name in ROWS))
+        answered = await asyncio.gather(*(ask(clients, name) for name in ROWS))
         ready = await arena.here.client.send("GET", "/readyz")
         calls = {name: await arena.calls(prompt_of(name)) for name in ROWS}
-    told = dict(zip(ROWS, asked, strict=True))
+    answers = dict(zip(ROWS, answered, strict=True))
     await arena.settle()
 
-    assert {name: shown(t) for name, t in told.items()} == {
+    assert {name: shown(answer) for name, answer in answers.items()} == {
         name: (row.status, row.code) for name, row in ROWS.items()
     }
     assert calls == {name: row.is_sent + (name == CACHED) for name, row in ROWS.items()}
-    slow = {name: t.seconds for name, t in told.items() if t.seconds > arena.longest_seconds}
+    slow = {name: a.seconds for name, a in answers.items() if a.seconds > arena.longest_seconds}
     assert slow == {}
     assert (ready.status, ready.json["degraded"]) == (200, ["store"])
     for name, row in ROWS.items():
-        headers = told[name].reply.headers
-        assert row.status != 200 or told[name].reply.cache_status == row.how, name
-        assert (told[name].cost_micros > 0) == row.is_charged, (name, headers)
-    await assert_books(arena, callers, told, after=before)
-    await assert_kept(callers, told, cached)
+        headers = answers[name].reply.headers
+        assert row.status != 200 or answers[name].reply.cache_status == row.cache_status, name
+        assert (answers[name].cost_micros > 0) == row.is_charged, (name, headers)
+    await assert_books(arena, clients, answers, after=before)
+    await assert_stored(clients, answers, cached)
 
 
 async def assert_books(
-    arena: Arena, callers: Mapping[str, Client], told: Mapping[str, Told], *, after: int
+    arena: Arena, clients: Mapping[str, Client], answers: Mapping[str, Answer], *, after: int
 ) -> None:
-    """One record each, with what was charged; the counters say the same, and nothing is held."""
+    """One record with the charge for each row; counters match, and nothing stays reserved."""
     records = await arena.records()
     found = Counter((r.outcome, r.cost_micros) for r in records[after:])
     wanted = Counter(
-        (row.outcome, told[name].cost_micros)
+        (row.outcome, answers[name].cost_micros)
         for name, row in ROWS.items()
-        if leaves_record(arena, row) and not is_stream(told[name].reply)
+        if leaves_record(arena, row) and not is_stream(answers[name].reply)
     )
-    ((outcome, cost),) = found - wanted  # that of the stream, whose headers came before its cost
+    ((outcome, cost),) = found - wanted  # the stream: its headers precede its cost
     assert wanted < found
     assert (outcome, cost > 0) == ("bought", True)
     for name in ("alice", "budget"):
-        key_id = callers[name].key_id
+        key_id = clients[name].key_id
         of_key = [record for record in records if record.key_id == key_id]
         spent = await read_spent(arena.here.settings, key_id)
         assert spent == Spent(
@@ -359,38 +370,38 @@ async def assert_books(
 
 
 def leaves_record(arena: Arena, row: Row) -> bool:
-    """All that is not dry does, once it is known whose it is."""
+    """Whether the ledger has a record of it: for requests of known keys, except dry runs."""
     is_known = arena.can_read or row.by not in ("unseen", "alice there")
     return is_known and "Prefer" not in row.headers
 
 
-async def assert_kept(
-    callers: Mapping[str, Client], told: Mapping[str, Told], cached: Reply
+async def assert_stored(
+    clients: Mapping[str, Client], answers: Mapping[str, Answer], cached: Reply
 ) -> None:
-    """The next who asks finds what was bought meanwhile."""
+    """After the outage, requests find the images that were bought during it."""
     for name, row in ROWS.items():
         if name != CACHED:
-            again = await callers[row.by].ask(
+            again = await clients[row.by].ask(
                 prompt_of(name), headers={"Cache-Control": "only-if-cached"}, **row.body
             )
-            assert (again.status == 200) == row.is_kept, name
-            if row.is_kept:
-                assert images_of(again) == images_of(told[name].reply), name
-    both = await callers["alice"].ask(CACHED, n=2)
-    assert both.images == [*cached.images, *told[CACHED].reply.images]
+            assert (again.status == 200) == row.is_stored, name
+            if row.is_stored:
+                assert images_of(again) == images_of(answers[name].reply), name
+    both = await clients["alice"].ask(CACHED, n=2)
+    assert both.images == [*cached.images, *answers[CACHED].reply.images]
 
 
-# ── several who ask the same ────────────────────────────────────────────────────────────────
+# ── identical requests ──────────────────────────────────────────────────────────────────────
 
 
-async def test_who_asks_the_same_of_a_worker_at_once_shares_one_purchase(arena: Arena) -> None:
+async def test_identical_requests_to_a_worker_share_one_purchase(arena: Arena) -> None:
     alice, bob = [await arena.here.client.with_key(name) for name in ("alice", "bob")]
     for client in (alice, bob):
         await client.ask("seen")
-    prompt, anew = "shared", {"Cache-Control": "no-cache"}
+    prompt, no_cache = "shared", {"Cache-Control": "no-cache"}
     with arena.outage():
         replies = await arena.ask_together(*(c.ask(prompt) for c in (alice, bob, alice, bob)))
-        alone = await asyncio.gather(*(c.ask("alone", headers=anew) for c in (alice, bob)))
+        alone = await asyncio.gather(*(c.ask("alone", headers=no_cache) for c in (alice, bob)))
         shared_calls, alone_calls = await arena.calls(prompt), await arena.calls("alone")
     await arena.settle()
     records = [r for r in await arena.records() if r.outcome in ("bought", "collapsed")]
@@ -405,7 +416,7 @@ async def test_who_asks_the_same_of_a_worker_at_once_shares_one_purchase(arena: 
     assert (hit.cache_status[:3], hit.images) == ("hit", replies[0].images)
 
 
-async def test_a_failure_is_everybodys_who_waited(arena: Arena) -> None:
+async def test_a_failure_reaches_all_followers(arena: Arena) -> None:
     alice = await arena.here.client.with_key()
     await alice.ask("seen")
     prompt = "[[sim:tiny-png]] shared"
@@ -425,12 +436,12 @@ async def test_a_failure_is_everybodys_who_waited(arena: Arena) -> None:
     ]
 
 
-async def test_once_the_store_is_back_all_is_as_before(arena: Arena) -> None:
-    """Refused keys work again, unknown ones are unknown again, and nothing is degraded."""
+async def test_the_gateway_serves_normally_once_the_store_is_back(arena: Arena) -> None:
+    """Refused keys work again, unknown keys get 401 again, and nothing is degraded."""
     limited = await arena.here.client.with_key("limited", limits={"usd_per_day": 5})
     await limited.ask("seen")
     with arena.outage():
-        away = await limited.ask("another")
+        during = await limited.ask("another")
 
     async def is_back() -> bool:
         return (await limited.ask("another")).status == 200
@@ -439,13 +450,13 @@ async def test_once_the_store_is_back_all_is_as_before(arena: Arena) -> None:
     unknown = await Client(limited.url, limited.session, "gk-nobody-knows-this-key").ask()
     ready = await limited.send("GET", "/readyz")
 
-    assert (away.status, away.headers["Retry-After"]) == (503, "2")
+    assert (during.status, during.headers["Retry-After"]) == (503, "2")
     assert unknown.status == 401
     assert ready.json == {"status": "ready", "degraded": []}
 
 
-async def test_what_is_bought_beyond_a_limit_that_is_ignored_is_in_the_books(arena: Arena) -> None:
-    """The store is told late, and then there is nothing left to refuse."""
+async def test_purchases_beyond_an_ignored_limit_are_recorded_and_counted(arena: Arena) -> None:
+    """The store learns of the purchase too late to deny it."""
     limited = await arena.there.client.with_key("limited", limits={"images_per_day": 1})
     await limited.ask("seen")
     with arena.outage():
@@ -463,10 +474,10 @@ async def test_what_is_bought_beyond_a_limit_that_is_ignored_is_in_the_books(are
 
 
 @pytest.mark.parametrize("arena", ["redis killed"], indirect=True)
-async def test_a_stream_that_loses_its_buyer_with_the_store_goes_on_where_it_was(
+async def test_a_stream_that_loses_its_leader_with_the_store_continues(
     arena: Arena, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It buys for itself; what it was shown of the other purchase is not shown again."""
+    """It buys by itself, and sends no partial image twice."""
     monkeypatch.setattr(flight_ends, "RECHECK_SECONDS", 0.05)
     alice = await arena.here.client.with_key("alice")
     there = arena.there.client
@@ -475,15 +486,15 @@ async def test_a_stream_that_loses_its_buyer_with_the_store_goes_on_where_it_was
     prompt = "an otter"
     with hold_streams(after=1) as go_on:
         async with (
-            open_stream(alice, prompt) as buyer,
+            open_stream(alice, prompt) as leader,
             open_stream(elsewhere, prompt) as follower,
         ):
             await follower.until(1)
             with arena.outage():
-                await arena.upstream.until_sent(3)  # it has bought for itself
+                await arena.upstream.until_sent(3)  # the follower buys by itself
                 go_on.open()
                 events = await follower.to_the_end()
-            bought = await buyer.to_the_end()
+            bought = await leader.to_the_end()
     await arena.settle()
 
     assert await arena.calls(prompt) == 2
@@ -491,17 +502,17 @@ async def test_a_stream_that_loses_its_buyer_with_the_store_goes_on_where_it_was
     assert names_of(events) == names_of(bought) == [PARTIAL] * 3 + [COMPLETED]
 
 
-async def test_an_image_that_arrives_while_its_folder_is_missing_is_stored_in_it_afterwards(
+async def test_an_image_that_arrives_while_its_folder_is_missing_is_stored_there_afterwards(
     tmp_path: Path, upstream: Upstream
 ) -> None:
-    """And not in a new one, which is hidden, or in the way, when the volume is back."""
+    """The gateway creates no new folder, which would collide with the volume."""
     data, prompt = tmp_path / "data", "an otter"
     async with two_gateways(data, upstream, None) as (here, there):
         alice = await here.client.with_key("alice")
         with hold_streams(after=1) as go_on:
             async with open_stream(alice, prompt) as stream:
                 await stream.until(1)
-                with folder_gone(data):
+                with folder_missing(data):
                     go_on.open()
                     events = await stream.to_the_end()
                     assert not await asyncio.to_thread(data.exists)

@@ -1,4 +1,4 @@
-"""Streams through the front door: their events, their followers, and how they fail."""
+"""Streams over HTTP: their events, their followers, and their failures."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def indices_of(events: Sequence[Event]) -> list[int]:
 
 
 async def ask(client: Client, prompt: str, partial_images: int = 3, **body: Any) -> Reply:
-    """A stream, read to its end."""
+    """Requests a stream and reads it to its end."""
     return await client.ask(prompt, stream=True, partial_images=partial_images, **body)
 
 
@@ -87,7 +87,7 @@ class OpenStream:
 
     @property
     def events(self) -> list[Event]:
-        """The complete ones so far."""
+        """The complete events so far."""
         return events_of(bytes(self.body[: self.body.rfind(b"\n\n") + 2]))
 
     async def until(self, count: int) -> None:
@@ -197,7 +197,7 @@ async def test_without_partial_images_a_stream_is_exactly_one_event(
     assert names_of(events_of(omitted.body)) == [COMPLETED]
 
 
-async def test_a_hit_is_exactly_one_event_however_it_was_bought(
+async def test_a_hit_is_exactly_one_event_for_streamed_and_plain_purchases(
     gateway: InProcess, alice: Client, upstream: Upstream
 ) -> None:
     bought = {"streamed": await ask(alice, "streamed"), "plain": await alice.ask("plain")}
@@ -224,7 +224,7 @@ async def test_a_hit_is_exactly_one_event_however_it_was_bought(
 
 
 async def test_a_client_of_http_1_0_sees_the_end_of_a_stream(alice: Client) -> None:
-    """HTTP/1.0 has no chunks: only the end of the connection marks it, even with keep-alive."""
+    """HTTP/1.0 has no chunks, so the gateway closes the connection, even with keep-alive."""
     body = json.dumps({"model": MODEL, "prompt": "an otter", "stream": True}).encode()
     head = (
         "POST /v1/images/generations HTTP/1.0\r\nConnection: keep-alive\r\n"
@@ -363,7 +363,7 @@ async def test_an_image_is_stored_even_if_its_client_disconnects_mid_stream(
     assert [r.outcome for r in records if r.cost_micros] == ["bought"]
 
 
-async def test_a_follower_that_disconnects_mid_stream_is_recorded_all_the_same(
+async def test_a_follower_that_disconnects_mid_stream_is_recorded(
     gateway: InProcess, alice: Client
 ) -> None:
     with hold_streams(after=1) as go_on:
@@ -418,7 +418,7 @@ async def stream_by_sdk(
 
 @pytest.fixture
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package uses the proxy of its environment."""
+    """The package takes proxies from its environment."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -427,7 +427,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_the_sdk_iterates_over_three_partial_images_and_the_image(
     embedded: InProcess, kind: str
 ) -> None:
-    """The first one arrives while upstream makes no other."""
+    """The first partial image arrives before upstream makes the second."""
     alice = await embedded.client.with_key()
     with hold_streams(after=1) as go_on:
         arrived = await stream_by_sdk(alice, kind, f"an otter, {kind}", on_first=go_on.open)
@@ -462,11 +462,11 @@ class Case:
     partials: int = 0
     status: int = 200
     code: str | None = None
-    """Of the error, in an event if the status is 200; None if the image is delivered."""
+    """The code of the error, which is an event if the status is 200; None without an error."""
     charge: str = "cost"
     flags: tuple[str, ...] = ()
     is_refusal: bool = False
-    """The prompt was refused for its content: the refusal is in the negative cache."""
+    """The prompt is refused for its content, so the refusal is in the negative cache."""
 
 
 UPSTREAM_ERROR = "upstream_error"
@@ -576,7 +576,7 @@ async def test_a_stream_that_hangs_ends_at_the_deadline(tmp_path: Path, upstream
 async def test_an_error_of_the_flight_reaches_followers_in_their_streams(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
-    """A follower whose stream has begun gets an event, one without a stream a plain answer."""
+    """A follower whose stream has begun gets an event, a follower without one a plain answer."""
     prompt = "[[sim:stream-error]] an otter"
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice")
@@ -631,7 +631,7 @@ async def test_headers_are_sent_after_a_while_and_comments_keep_the_connection_a
 async def test_the_connection_of_a_follower_on_another_worker_is_kept_alive(
     open_gateway: OpenGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also while it retries the lease again and again. Partial images are not sent twice."""
+    """Also while it retries the lease. No partial image is sent twice."""
     monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.2)
     monkeypatch.setattr(flight_ends, "MAX_SILENCE_SECONDS", 0.1)
     monkeypatch.setattr(flight_ends, "RECHECK_SECONDS", 0.05)
@@ -655,7 +655,7 @@ async def test_the_connection_of_a_follower_on_another_worker_is_kept_alive(
 async def test_the_connection_of_a_repeated_request_is_kept_alive_while_the_first_one_runs(
     embedded: InProcess, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the same `Idempotency-Key`, it waits for a stored result, not for a flight."""
+    """It has the same `Idempotency-Key`, and waits for a stored result instead of a flight."""
     monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.1)
     alice = await embedded.client.with_key()
     once = {"Idempotency-Key": "order-17", "Cache-Control": "no-cache"}
@@ -667,9 +667,9 @@ async def test_the_connection_of_a_repeated_request_is_kept_alive_while_the_firs
         for stream in (first, second):
             await stream.until_kept_alive(3)
         gate.open()
-        (bought,), (replayed,) = await first.to_the_end(), await second.to_the_end()
+        (bought,), (repeated,) = await first.to_the_end(), await second.to_the_end()
 
-    assert replayed.image == bought.image
+    assert repeated.image == bought.image
     assert len(await upstream.bodies()) == 1
     for stream in (first, second):
         assert_decodable(bytes(stream.body))
@@ -694,13 +694,13 @@ async def test_a_late_error_is_an_event_and_an_early_one_a_plain_answer(
     assert outcomes == ["failed", "failed"]
 
 
-# ── leaders that die ────────────────────────────────────────────────────────────────────────
+# ── dead leaders ────────────────────────────────────────────────────────────────────────────
 
 
 async def test_no_index_is_sent_twice_when_a_dead_leader_is_replaced(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
-    """The dead leader had published 0 and 2; the follower that replaces it gets 0, 1 and 2."""
+    """The dead leader published 0 and 2; the follower that replaces it receives 0, 1 and 2."""
     async with open_gateway(workers={"heartbeat": "0.2s", "dead_after": "60s"}) as here:
         alice = await here.client.with_key("alice")
         left = await leave_purchase(here.settings, alice.secret, "lost", received=False)
@@ -712,14 +712,14 @@ async def test_no_index_is_sent_twice_when_a_dead_leader_is_replaced(
             await here.recover_dead()
             events = await follower.to_the_end()
 
-    of_the_dead = [base64.b64encode(b"of the dead %d" % index).decode() for index in (0, 2)]
-    assert [event.image for event in events[:2]] == of_the_dead
+    from_dead_leader = [base64.b64encode(b"of the dead %d" % index).decode() for index in (0, 2)]
+    assert [event.image for event in events[:2]] == from_dead_leader
     assert indices_of(events) == [0, 2, 1]
     assert names_of(events) == [PARTIAL] * 3 + [COMPLETED]
     assert len(await upstream.bodies()) == 1
 
 
-async def test_a_second_death_is_an_error_in_the_stream(
+async def test_a_stream_gets_an_error_if_the_replacing_leader_dies_too(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     async with open_gateway(workers={"heartbeat": "0.2s", "dead_after": "60s"}) as here:
@@ -745,14 +745,14 @@ async def test_followers_on_another_worker_survive_the_leader(
     ):
         alice = await client.with_key("alice")
         async with open_to_both(processes, alice) as workers:
-            (leader_pid, leader), (_, reader) = workers.items()
+            (leader_pid, leader), (_, other) = workers.items()
             with hold_streams(after=1) as go_on:
-                ended = asyncio.create_task(is_cut_off(leader, prompt))
+                cut_off = asyncio.create_task(expect_cut_off(leader, prompt))
                 await upstream.until_sent(1)
-                async with open_stream(reader, prompt) as follower:
+                async with open_stream(other, prompt) as follower:
                     await follower.until(1)
                     os.kill(leader_pid, signal.SIGKILL)
-                    await ended
+                    await cut_off
                     go_on.open()
                     await processes.recover(leader_pid)
                     events = await follower.to_the_end()
@@ -767,6 +767,6 @@ async def test_followers_on_another_worker_survive_the_leader(
     ]
 
 
-async def is_cut_off(client: Client, prompt: str) -> None:
+async def expect_cut_off(client: Client, prompt: str) -> None:
     with pytest.raises(aiohttp.ClientError):
         await ask(client, prompt)

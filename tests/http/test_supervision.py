@@ -1,4 +1,4 @@
-"""`gateway serve` over time: workers that crash and are replaced, configuration that changes.
+"""`gateway serve` over time: workers crash and are replaced, configuration changes.
 
 Tests signal the parent and read its log, as an operator does.
 """
@@ -39,8 +39,8 @@ from tests.wrk import find_wrk, flood
 CHEAP = {"model": "dall-e-2", "size": "256x256", "response_format": "b64_json"}
 CHEAP_PRICE = shipped_catalog().models["dall-e-2"].billing.usd_per_image["256x256"]["standard"]
 CHEAP_USD = f"{CHEAP_PRICE:.6f}"
-DEAR_USD = "0.500000"
-"""The price of one after `raise_price`."""
+RAISED_USD = "0.500000"
+"""The price of a cheap image after `raise_price`."""
 
 
 # ── observing ────────────────────────────────────────────────────────────────────
@@ -57,7 +57,7 @@ def total(samples: dict[str, float], start: str) -> float:
 
 
 async def restart_workers(processes: Processes) -> None:
-    """SIGUSR2, until every worker is another one."""
+    """Sends SIGUSR2, and waits until every worker is replaced."""
     old = processes.serving()[-1]
     processes.signal_parent(signal.SIGUSR2)
 
@@ -78,7 +78,7 @@ def models(tmp_path: Path) -> Path:
 
 
 def change(file: Path, old: str, new: str, *, by_rename: bool = False) -> None:
-    """Replaces a text that occurs once in the file."""
+    """Replaces a text that must occur exactly once in the file."""
     text = file.read_text(encoding="utf-8")
     assert text.count(old) == 1, old
     target = file.with_suffix(".new") if by_rename else file
@@ -119,12 +119,12 @@ def change_settings(tmp_path: Path, **sections: Any) -> None:
 
 
 def misspell(tmp_path: Path) -> None:
-    """Changes gateway.yaml so that no worker can start with it."""
+    """Breaks gateway.yaml, so that no worker can start."""
     change_settings(tmp_path, cache={"tll": "2h"})
 
 
 def spelling_message(tmp_path: Path) -> str:
-    """The message about it."""
+    """The error for `misspell`."""
     return f"{tmp_path / 'gateway.yaml'}: unknown key 'cache.tll'. Did you mean 'cache.ttl'?"
 
 
@@ -138,7 +138,7 @@ def correct_spelling(tmp_path: Path) -> None:
 async def test_a_killed_worker_is_replaced_and_the_others_keep_serving(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:
-    """Its metrics are not lost."""
+    """The counts of the killed worker stay in the metrics."""
     async with run_processes(tmp_path, upstream.base_url, workers=3, redis_url=store_url) as (
         processes,
         client,
@@ -156,10 +156,10 @@ async def test_a_killed_worker_is_replaced_and_the_others_keep_serving(
         await hit(alice, 12)
 
         (fresh,) = processes.serving()[-1] - first
-        await until_asked(alice, processes, fresh)
-        asked = sum(processes.answers_by_worker().values())
+        await until_answered(alice, processes, fresh)
+        answered = sum(processes.answers_by_worker().values())
         samples = await client.metrics()
-        assert total(samples, 'gateway_requests_total{endpoint="generations"') == asked
+        assert total(samples, 'gateway_requests_total{endpoint="generations"') == answered
         assert samples["gateway_store_up"] == 1
         assert len(processes.workers()) == 3
 
@@ -171,8 +171,8 @@ async def hit(client: Client, count: int) -> list[Reply]:
     return replies
 
 
-async def until_asked(client: Client, processes: Processes, worker: int) -> None:
-    """Until this very worker has answered a request."""
+async def until_answered(client: Client, processes: Processes, worker: int) -> None:
+    """Sends requests until this worker has answered one."""
     async with generous():
         while worker not in processes.answers_by_worker():
             await hit(client, 6)
@@ -215,7 +215,7 @@ async def test_workers_drain_after_their_parent_is_killed(
             await (gate.until(1) if is_busy else asyncio.wait([asking]))
             processes.process.kill()
             await processes.wait()
-            await asyncio.sleep(0.5)  # they notice, and have to wait
+            await asyncio.sleep(0.5)  # they notice it, and wait for the open request
 
         assert (await asking).status == (200 if is_busy else 400)
         await client.session.close()
@@ -242,10 +242,10 @@ async def test_a_starting_worker_ends_after_its_parent_is_killed(
 # ── rolling restarts ────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_rolling_restart_replaces_every_worker_and_never_has_fewer_than_wanted(
+async def test_a_rolling_restart_replaces_every_worker_and_never_runs_fewer_than_configured(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:
-    """New workers read all files again, and the gateway is always ready."""
+    """New workers read all files again, and `/readyz` never fails."""
     async with run_processes(
         tmp_path,
         upstream.base_url,
@@ -358,7 +358,7 @@ async def test_an_invalid_gateway_yaml_keeps_the_old_workers(
 async def test_every_worker_loads_a_changed_model_table(
     tmp_path: Path, upstream: Upstream, models: Path, how: str
 ) -> None:
-    """When asked to, and by itself."""
+    """On SIGHUP, and by itself."""
     async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
         alice = await client.with_key()
         removed = "chatgpt-image-latest"
@@ -375,14 +375,14 @@ async def test_every_worker_loads_a_changed_model_table(
                 bought = await each.ask(f"after {worker}", **CHEAP)
                 assert processes.worker_of(bought) == worker
                 assert (refused.status, "does not exist" in refused.error["message"]) == (400, True)
-                assert bought.headers["x-gateway-cost-usd"] == DEAR_USD
+                assert bought.headers["x-gateway-cost-usd"] == RAISED_USD
         assert processes.workers() == set(by_worker)
 
 
 async def test_an_invalid_model_table_changes_nothing_until_it_is_repaired(
     tmp_path: Path, upstream: Upstream, models: Path
 ) -> None:
-    """None of it is used, not even its valid rows; the log has the reason."""
+    """Not even its valid rows are used. The log has the reason."""
     async with run_processes(tmp_path, upstream.base_url, workers=2) as (processes, client):
         alice = await client.with_key()
         raise_price(models)
@@ -404,7 +404,7 @@ async def test_an_invalid_model_table_changes_nothing_until_it_is_repaired(
 
         repair_policy(models)
         await eventually(lambda: len(lines(processes, "policy_changed")) == 2)
-        assert (await alice.ask("after", **CHEAP)).headers["x-gateway-cost-usd"] == DEAR_USD
+        assert (await alice.ask("after", **CHEAP)).headers["x-gateway-cost-usd"] == RAISED_USD
         assert await failures(client) == 4
 
 
@@ -415,7 +415,7 @@ async def failures(client: Client) -> float:
 async def test_an_open_request_keeps_the_policy_it_started_with(
     tmp_path: Path, upstream: Upstream, models: Path
 ) -> None:
-    """Its model may be removed and its price changed meanwhile: the old ones apply."""
+    """Also if its model is removed or its price changes."""
     async with run_processes(tmp_path, upstream.base_url, workers=1) as (processes, client):
         alice = await client.with_key()
         async with upstream.hold() as gate:
@@ -439,7 +439,7 @@ async def test_an_open_request_keeps_the_policy_it_started_with(
 
 
 async def restart_twice(processes: Processes, models: Path) -> None:
-    """Early enough that the workers of the first restart have drained before the flood ends."""
+    """Restarts early enough that workers of the first restart drain before the flood ends."""
     await asyncio.sleep(0.5)
     await restart_workers(processes)
     await asyncio.sleep(1.5)
@@ -447,9 +447,9 @@ async def restart_twice(processes: Processes, models: Path) -> None:
 
 
 async def change_policy(processes: Processes, models: Path) -> None:
-    """With and without SIGHUP, valid policies and an invalid one.
+    """Loads valid policies and an invalid one, with and without SIGHUP.
 
-    A late SIGHUP can make a worker read a file that is being written, and log one event more.
+    After a late SIGHUP a worker can read a half-written file, and log one more event.
     """
     for _ in range(3):
         await asyncio.sleep(0.2)
@@ -473,7 +473,7 @@ def wrk() -> str:
 @pytest.mark.parametrize("store", ["sqlite", pytest.param("redis", marks=pytest.mark.long)])
 @pytest.mark.parametrize("keep_alive", [True, False], ids=["keep-alive", "close"])
 @pytest.mark.parametrize("happens", [restart_twice, change_policy])
-async def test_no_request_of_a_flood_fails_while_it_happens(
+async def test_no_request_of_a_flood_fails_during_a_restart_or_policy_change(
     tmp_path: Path,
     upstream: Upstream,
     models: Path,

@@ -24,7 +24,7 @@ from tests.http.test_links import show
 from tests.redis_server import run_durable_redis
 from tests.waiting import GENEROUS_SECONDS, eventually
 
-KNOWN_BY_ALL_SECONDS = 1.0
+PROPAGATION_SECONDS = 1.0
 
 
 async def take_down(client: Client, image: str, **more: bool) -> Reply:
@@ -33,18 +33,18 @@ async def take_down(client: Client, image: str, **more: bool) -> Reply:
 
 
 def image_of(reply: Reply) -> str:
-    """The id of the only image in an answer."""
+    """The id of the only image of an answer."""
     return reply.headers["x-gateway-image-ids"]
 
 
 def digest_of(reply: Reply) -> str:
-    """The digest of the only image in an answer."""
+    """The digest of the only image of an answer."""
     return hashlib.sha256(base64.b64decode(reply.images[0])).hexdigest()
 
 
 @contextmanager
 def writes_blocked(folder: Path) -> Iterator[None]:
-    """Stores to this folder wait until the block ends."""
+    """Writes to this folder wait until the block ends."""
     with (folder / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -63,7 +63,7 @@ async def run_embedded(
 async def test_an_image_that_is_being_read_is_not_served(
     tmp_path: Path, upstream: Upstream
 ) -> None:
-    """A pipe instead of the file gives its bytes when the test writes them."""
+    """A pipe replaces the file, so that the read takes until the test writes the bytes."""
     async with run_embedded(tmp_path, upstream, memory_bytes=0) as here:
         alice = await here.client.with_key()
         bought = await alice.ask("a pond", model="dall-e-3", response_format="url")
@@ -91,7 +91,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 async def test_an_image_that_is_being_stored_is_deleted(tmp_path: Path, upstream: Upstream) -> None:
-    """The same bytes are bought once more, and arrive just after they were deleted."""
+    """The same bytes are bought once more, and stored just after the take-down deleted them."""
     prompt, fresh = "[[sim:same-bytes]] a pond", {"Cache-Control": "no-cache"}
     async with run_embedded(tmp_path, upstream) as here:
         alice = await here.client.with_key()
@@ -102,7 +102,7 @@ async def test_an_image_that_is_being_stored_is_deleted(tmp_path: Path, upstream
             await upstream.until_sent(2)
             await asyncio.sleep(0.5)
             await take_down(alice, image_of(first))
-            await asyncio.sleep(KNOWN_BY_ALL_SECONDS)
+            await asyncio.sleep(PROPAGATION_SECONDS)
         bought = await buying
         await eventually(lambda: has_tracked(here, 0))
         stored = await here.gateway.blob_store.get(digest)
@@ -153,7 +153,7 @@ async def test_an_image_that_is_being_transcoded_is_taken_down_with_its_source(
 async def test_an_image_is_not_stored_if_its_source_is_taken_down_while_it_is_transcoded(
     open_gateway: OpenGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By another gateway, and the client has disconnected."""
+    """Another gateway takes it down, and the client disconnects."""
     begun, may_end = threading.Event(), threading.Event()
 
     def transcode(*args: Any, **options: Any) -> bytes | None:
@@ -215,10 +215,10 @@ async def test_a_prompt_that_was_taken_down_is_not_transcoded_from_another_forma
     assert len(await upstream.bodies()) == 1
 
 
-async def test_bytes_are_deleted_when_their_store_is_back(
+async def test_bytes_are_deleted_when_their_blob_store_is_back(
     tmp_path: Path, upstream: Upstream
 ) -> None:
-    """The take-down itself applies at once: its list is in the other store."""
+    """The take-down applies at once, because its list is in the other store."""
     with run_durable_redis(tmp_path) as images:
         store = {"blobs_url": images.url}
         settings = make_settings(tmp_path / "data", upstream.base_url, store=store)
@@ -241,7 +241,7 @@ async def test_bytes_are_deleted_when_their_store_is_back(
 async def test_bytes_that_reappear_after_a_take_down_are_deleted_and_not_tracked(
     open_gateway: OpenGateway,
 ) -> None:
-    """Such as in a folder that was unavailable during the take-down."""
+    """For example in a folder that was unavailable during the take-down."""
     async with open_gateway() as here:
         alice = await here.client.with_key()
         first = await alice.ask("a pond")

@@ -26,7 +26,7 @@ from tests.http.conftest import OpenGateway
 MODEL = "dall-e-3"
 WORKERS = 4
 VARIANTS = list(product(("standard", "hd"), ("vivid", "natural")))
-"""As many requests as there are workers; upstream answers all of them with the same bytes."""
+"""One for each worker; upstream answers all of them with the same bytes."""
 
 TakeDown = Callable[[str], Awaitable[int]]
 """Takes down the image of a link; returns how many images were taken down."""
@@ -55,7 +55,7 @@ def by_admin(client: Client) -> TakeDown:
 
 
 def by_command(processes: Processes) -> TakeDown:
-    """By `gateway cache takedown`: the workers learn of it only through the store."""
+    """By `gateway cache takedown`, which reaches the workers only through the store."""
 
     async def take_down(link: str) -> int:
         command = await processes.run("cache", "takedown", link)
@@ -110,7 +110,7 @@ async def assert_taken_down_everywhere(
 async def test_a_take_down_clears_the_memory_of_other_gateways(
     open_gateway: OpenGateway,
 ) -> None:
-    """In both representations, and without another request for the image."""
+    """In both representations, without another request for the image."""
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key()
         also_alice = Client(there.client.url, there.client.session, alice.secret)
@@ -133,6 +133,6 @@ async def test_a_take_down_clears_the_memory_of_other_gateways(
 
 
 def representations_of(gateway: InProcess, digest: str) -> int:
-    """How many representations of an image a gateway has in memory."""
+    """The number of representations of an image in a gateway's memory."""
     memory = gateway.gateway.cache.blobs._memory
     return sum(memory.get(digest, kind) is not None for kind in get_args(Representation))

@@ -1,6 +1,6 @@
-"""Two versions of the gateway on one store: the newer one writes fields that the older one ignores.
+"""Two versions of the gateway on one store: the older one ignores fields of the newer one.
 
-The newer version is this one over a store that adds a field to every JSON object that is written:
+The newer version is this one with a store that adds a field to every JSON object that it writes:
 images, ledger records, journals, keys, the image index, flight events, idempotency results.
 """
 
@@ -46,7 +46,7 @@ class NewerStore:
 
 
 def extended(value: Any) -> Any:
-    """The value with the new field in every JSON object that it holds as bytes."""
+    """The value, with the new field in every JSON object that it contains as bytes."""
     if isinstance(value, bytes):
         try:
             return orjson.dumps(_with_field(orjson.loads(value)))
@@ -57,14 +57,14 @@ def extended(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: extended(item) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        # Bytes that a command expects to find must stay as they are in the store.
+        # Bytes that a command compares with must equal those in the store.
         names = [f.name for f in fields(value) if f.name != "expected"]
         return replace(value, **{name: extended(getattr(value, name)) for name in names})
     return value
 
 
 MAPS = frozenset({"limits", "tokens", "images", "headers", "echoed", "extra"})
-"""Objects whose keys are no fields."""
+"""Objects whose keys are data, not fields."""
 
 
 def _with_field(document: Any, name: str = "") -> Any:
@@ -110,12 +110,12 @@ async def test_each_version_serves_the_images_that_the_other_one_has_bought(
     bought = [await alice.ask("new", headers=IDEMPOTENT), await there.ask("old", n=2)]
 
     hits = [await there.ask("new"), await alice.ask("old", n=2)]
-    replay = await there.ask("new", headers=IDEMPOTENT)
+    repeated = await there.ask("new", headers=IDEMPOTENT)
     larger = await there.ask("new", n=2)
 
     assert [hit.images for hit in hits] == [reply.images for reply in bought]
     assert all(hit.cache_status.startswith("hit") for hit in hits)
-    assert (replay.images, replay.headers["idempotent-replayed"]) == (bought[0].images, "true")
+    assert (repeated.images, repeated.headers["idempotent-replayed"]) == (bought[0].images, "true")
     assert larger.images[:1] == bought[0].images
     assert len(await upstream.bodies()) == 3
     for command in ("StoreImages", "Reserve", "Receive", "Settle", "SetValue", "CompareAndSet"):

@@ -1,4 +1,4 @@
-"""The settings of connections to upstream: proxy, authorities, headers, the key's header."""
+"""The settings of connections to upstream: certificate authorities, proxy, headers, key header."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CREDENTIALS = f"{USER}:p%40ss%3Aword-of-the-proxy"
 PROXY_AUTHORIZATION = f"Basic {base64.b64encode(f'{USER}:{PASSWORD}'.encode()).decode()}"
 
 
-# ── what stands on the way ──────────────────────────────────────────────────────────────────
+# ── proxies and TLS ─────────────────────────────────────────────────────────────────────────
 
 
 @dataclass
@@ -58,10 +58,10 @@ class Proxy:
         assert task is not None
         self.connections.add(task)
         with suppress(ConnectionError, asyncio.IncompleteReadError):
-            await self.pass_on(reader, writer)
+            await self.forward(reader, writer)
         writer.close()
 
-    async def pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         self.heads.append(head)
         if self.authorization and f"Proxy-Authorization: {self.authorization}\r\n" not in head:
@@ -78,8 +78,8 @@ class Proxy:
         await asyncio.gather(relay(reader, onward[1]), relay(onward[0], writer))
 
     @property
-    def asked(self) -> list[str]:
-        """The first line of each request."""
+    def request_lines(self) -> list[str]:
+        """The first lines of its requests."""
         return [head.partition("\r\n")[0] for head in self.heads]
 
 
@@ -111,7 +111,7 @@ async def run_proxy(**given: Any) -> AsyncIterator[Proxy]:
 
 @asynccontextmanager
 async def run_tls_upstream() -> AsyncIterator[Upstream]:
-    """A simulated upstream with TLS, whose authority the system does not trust."""
+    """A simulated upstream with TLS, and a certificate that the system does not trust."""
     settings = SimulatorSettings(latency_scale=0, small_images=True)
     serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     serving.load_cert_chain(TLS / "server.pem", TLS / "server-key.pem")
@@ -131,17 +131,17 @@ async def run_tls_upstream() -> AsyncIterator[Upstream]:
 
 
 @asynccontextmanager
-async def asked_once(
+async def ask_once(
     folder: Path, upstream: Upstream, prompt: str = "an otter", **settings: Any
 ) -> AsyncIterator[tuple[Reply, InProcess]]:
-    """The answer of a gateway with these `upstream:` settings, and the gateway."""
+    """The answer of a new gateway with these `upstream:` settings, and that gateway."""
     async with run_gateway(make_settings(folder, upstream.base_url, upstream=settings)) as gateway:
         alice = await gateway.client.with_key("alice")
         yield await alice.ask(prompt), gateway
 
 
 async def headers_at(upstream: Upstream) -> dict[str, str]:
-    """The headers of the one call that arrived."""
+    """The headers of the only request that upstream received."""
     (call,) = await upstream.calls()
     return call["headers"]
 
@@ -159,22 +159,22 @@ def assert_never_sent(reply: Reply, records: list[Record]) -> None:
 async def test_the_authority_of_ca_file_is_trusted(tmp_path: Path) -> None:
     async with (
         run_tls_upstream() as upstream,
-        asked_once(tmp_path, upstream, ca_file=AUTHORITY) as (reply, _),
+        ask_once(tmp_path, upstream, ca_file=AUTHORITY) as (reply, _),
     ):
         assert reply.status == 200
         assert len(await upstream.bodies()) == 1
 
 
-async def test_without_it_nothing_is_sent_and_nothing_charged(tmp_path: Path) -> None:
+async def test_without_ca_file_nothing_is_sent_and_nothing_charged(tmp_path: Path) -> None:
     async with (
         run_tls_upstream() as upstream,
-        asked_once(tmp_path, upstream) as (reply, gateway),
+        ask_once(tmp_path, upstream) as (reply, gateway),
     ):
         assert_never_sent(reply, await gateway.ledger())
         assert await upstream.calls() == []
 
 
-def test_a_missing_ca_file_is_one_line_at_the_start(tmp_path: Path) -> None:
+def test_a_missing_ca_file_is_reported_at_the_start_in_one_line(tmp_path: Path) -> None:
     config = tmp_path / "gateway.yaml"
     config.write_text(yaml.safe_dump({"upstream": {"api_key": "sk-x", "ca_file": "own.pem"}}))
     started = subprocess.run(
@@ -203,13 +203,13 @@ async def test_through_a_proxy_tls_is_tunnelled_and_only_the_proxy_gets_its_pass
         proxy = await stack.enter_async_context(run_proxy(authorization=PROXY_AUTHORIZATION))
         url = f"http://{CREDENTIALS}@127.0.0.1:{proxy.port}"
         reply, _ = await stack.enter_async_context(
-            asked_once(tmp_path, upstream, proxy=url, ca_file=AUTHORITY)
+            ask_once(tmp_path, upstream, proxy=url, ca_file=AUTHORITY)
         )
         host = urlsplit(upstream.base_url).netloc
         headers = await headers_at(upstream)
 
     assert reply.status == 200
-    assert proxy.asked == [f"CONNECT {host} HTTP/1.1"]
+    assert proxy.request_lines == [f"CONNECT {host} HTTP/1.1"]
     assert "proxy-authorization" not in headers
     assert "sk-upstream-secret" not in proxy.heads[0]
 
@@ -220,11 +220,11 @@ async def test_through_a_proxy_plain_http_is_requested_by_absolute_url(
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(run_proxy(authorization=PROXY_AUTHORIZATION))
         url = f"http://{CREDENTIALS}@127.0.0.1:{proxy.port}"
-        reply, _ = await stack.enter_async_context(asked_once(tmp_path, upstream, proxy=url))
+        reply, _ = await stack.enter_async_context(ask_once(tmp_path, upstream, proxy=url))
         headers = await headers_at(upstream)
 
     assert reply.status == 200
-    assert proxy.asked == [f"POST {upstream.base_url}/images/generations HTTP/1.1"]
+    assert proxy.request_lines == [f"POST {upstream.base_url}/images/generations HTTP/1.1"]
     assert headers["authorization"] == "cret"  # the simulated upstream shows the end of keys
 
 
@@ -237,7 +237,7 @@ async def test_a_proxy_that_rejects_the_connection_costs_nothing(
         proxy = await stack.enter_async_context(run_proxy(authorization=PROXY_AUTHORIZATION))
         url = f"http://ann:wrong@127.0.0.1:{proxy.port}"
         reply, gateway = await stack.enter_async_context(
-            asked_once(tmp_path, there, proxy=url, ca_file=AUTHORITY)
+            ask_once(tmp_path, there, proxy=url, ca_file=AUTHORITY)
         )
         assert_never_sent(reply, await gateway.ledger())
         assert await there.calls() == []
@@ -248,7 +248,7 @@ async def test_an_unreachable_proxy_costs_nothing(tmp_path: Path, upstream: Upst
     async with run_proxy() as proxy:
         pass
     url = f"http://127.0.0.1:{proxy.port}"
-    async with asked_once(tmp_path, upstream, proxy=url) as (reply, gateway):
+    async with ask_once(tmp_path, upstream, proxy=url) as (reply, gateway):
         assert_never_sent(reply, await gateway.ledger())
         assert await upstream.calls() == []
 
@@ -272,10 +272,10 @@ async def test_extra_headers_are_sent_unchanged_and_no_headers_of_clients_are(
     assert headers["authorization"] == "cret"
 
 
-async def test_a_header_of_another_name_carries_the_key_alone(
+async def test_auth_header_sends_the_key_in_another_header_without_a_scheme(
     tmp_path: Path, upstream: Upstream
 ) -> None:
-    async with asked_once(tmp_path, upstream, auth_header="x-api-key") as (reply, _):
+    async with ask_once(tmp_path, upstream, auth_header="x-api-key") as (reply, _):
         headers = await headers_at(upstream)
     assert reply.status == 200
     assert headers["x-api-key"] == "sk-upstream-secret"
@@ -288,7 +288,7 @@ async def test_a_header_of_another_name_carries_the_key_alone(
 async def test_no_secret_of_these_settings_reaches_a_log_or_an_answer(
     tmp_path: Path, upstream: Upstream
 ) -> None:
-    """If upstream, the connection through the proxy, or the proxy itself fails."""
+    """Also if upstream, the connection through the proxy, or the proxy itself fails."""
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(run_proxy(authorization=PROXY_AUTHORIZATION))
         options = {
@@ -311,7 +311,7 @@ async def test_no_secret_of_these_settings_reaches_a_log_or_an_answer(
 
 
 def test_the_demo_uses_no_settings_of_the_real_upstream(tmp_path: Path) -> None:
-    """Its simulated upstream is on this machine, which a proxy could not reach."""
+    """Its simulated upstream is on this machine, where a proxy cannot reach it."""
     real = make_settings(
         tmp_path,
         "https://api.example.com/v1",
