@@ -149,7 +149,7 @@ class Arena:
         )
 
     async def _start_followers(self, story: Story, tasks: TaskGroup) -> list[Task[Reply]]:
-        """Two as soon as the victim has the lease, one more when it has stopped at the point."""
+        """Two once the victim has the lease or has stopped, one more once it has stopped."""
         early, leases = [self.bob, self.alice] if story.is_shared else [], leases_at(self.survivor)
         await eventually(lambda: self.strings.is_held() or "AcquireLease" in self.strings.steps())
         requests = [tasks.create_task(self._ask(client, story)) for client in early]

@@ -312,7 +312,7 @@ async def test_formats_are_transcoded_from_a_png_and_taken_down_with_it(
     assert [r.outcome for r in records if r.cost_micros] == ["bought", "bought"]
 
 
-async def test_a_transparent_image_is_not_transcoded_to_jpeg(
+async def test_a_transparent_image_is_transcoded_to_webp(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
     async with open_gateway(cache={"derive_formats": True}) as here:

@@ -43,7 +43,7 @@ RAISED_USD = "0.500000"
 """The price of a cheap image after `raise_price`."""
 
 
-# ── observing ────────────────────────────────────────────────────────────────────
+# ── observing ───────────────────────────────────────────────────────────────────────────────
 
 
 def lines(processes: Processes, event: str) -> list[dict[str, Any]]:
@@ -68,7 +68,7 @@ async def restart_workers(processes: Processes) -> None:
     await eventually(is_done)
 
 
-# ── changing files ───────────────────────────────────────────────────────────────────
+# ── changing files ──────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def correct_spelling(tmp_path: Path) -> None:
     change(tmp_path / "gateway.yaml", "tll", "ttl")
 
 
-# ── workers that crash ────────────────────────────────────────────────────────────────────────
+# ── workers that crash ──────────────────────────────────────────────────────────────────────
 
 
 async def test_a_killed_worker_is_replaced_and_the_others_keep_serving(
