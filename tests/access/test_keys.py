@@ -1,4 +1,4 @@
-"""Keys over both stores: names, expiry, revocation, and the keys that a worker knows."""
+"""API keys on both stores: names, expiry, revocation, cache settings, newer records."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ async def keys(open_store: OpenStore, clock: Clock) -> AsyncIterator[Keys]:
 
 
 @pytest.fixture
-async def elsewhere(open_store: OpenStore, clock: Clock) -> AsyncIterator[Keys]:
-    """The keys as another worker sees them."""
+async def other_worker(open_store: OpenStore, clock: Clock) -> AsyncIterator[Keys]:
+    """The keys of another worker on the same store."""
     async with open_store() as store:
         yield Keys(store, clock=clock)
 
 
 async def test_a_key_expires_and_is_active_again_without_its_expiry(
-    keys: Keys, elsewhere: Keys, clock: Clock
+    keys: Keys, other_worker: Keys, clock: Clock
 ) -> None:
     record, secret = await keys.create(parse_spec({"name": "a", "expires_at": int(clock.now) + 10}))
-    assert (await elsewhere.authenticate(secret)).subject.key_name == "a"
+    assert (await other_worker.authenticate(secret)).subject.key_name == "a"
     clock.now += 11
     with pytest.raises(IncorrectKey):
-        await elsewhere.authenticate(secret)
+        await other_worker.authenticate(secret)
     await keys.change(record.id, {"expires_at": None})
-    assert (await elsewhere.authenticate(secret)).subject.key_name == "a"
+    assert (await other_worker.authenticate(secret)).subject.key_name == "a"
 
 
-async def test_the_name_of_an_expired_key_is_free_and_cannot_be_taken_back(
+async def test_an_expired_key_frees_its_name_and_needs_another_to_become_active(
     keys: Keys, clock: Clock
 ) -> None:
     old, _ = await keys.create(parse_spec({"name": "b", "expires_at": int(clock.now) + 10}))
@@ -74,14 +74,14 @@ async def test_the_name_of_an_expired_key_is_free_and_cannot_be_taken_back(
     await keys.create(parse_spec({"name": "b2"}))
 
 
-async def test_a_revoked_key_frees_its_name_and_authenticates_nothing(
-    keys: Keys, elsewhere: Keys
+async def test_a_revoked_key_frees_its_name_and_no_longer_authenticates(
+    keys: Keys, other_worker: Keys
 ) -> None:
     record, secret = await keys.create(parse_spec({"name": "c"}))
-    await elsewhere.authenticate(secret)
+    await other_worker.authenticate(secret)
     await keys.revoke(record.id)
     with pytest.raises(IncorrectKey):
-        await elsewhere.confirm(secret)
+        await other_worker.confirm(secret)
     await keys.create(parse_spec({"name": "c"}))
     with pytest.raises(GatewayError) as not_found:
         await keys.change(record.id, {"name": "d"})
@@ -120,7 +120,7 @@ def test_a_token_bucket_of_money_is_bounded_in_micro_dollars(
         parse_spec({"name": "x", "limits": {"usd_per_minute": 101}})
 
 
-# ── settings of the cache ───────────────────────────────────────────────────────────────────
+# ── cache settings ──────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_token_bucket_of_money_is_bounded_in_micro_dollars(
         ),
     ],
 )
-def test_a_wrong_setting_of_the_cache_is_refused_with_the_right_ones(
+def test_an_invalid_cache_setting_is_refused_with_the_valid_values(
     fields: dict[str, object], param: str, message: str
 ) -> None:
     with pytest.raises(InvalidRequest) as refused:
@@ -165,14 +165,14 @@ def test_an_unknown_field_is_named_with_the_nearest_one(wrong: str, near: str) -
     assert (refused.value.param, refused.value.code) == (wrong, "unknown_parameter")
 
 
-async def test_settings_of_the_cache_are_merged_and_removed(keys: Keys, elsewhere: Keys) -> None:
+async def test_cache_settings_are_merged_and_removed(keys: Keys, other_worker: Keys) -> None:
     spec = parse_spec({"name": "a", "scope": "key", "reuse": "never", "allow_no_cache": False})
     record, secret = await keys.create(spec)
-    made = await elsewhere.authenticate(secret)
+    made = await other_worker.authenticate(secret)
     await keys.change(record.id, {"reuse": "within:90s", "allow_no_cache": True})
-    changed = await elsewhere.confirm(secret)
+    changed = await other_worker.confirm(secret)
     removed = await keys.change(record.id, {"scope": None, "reuse": None, "allow_no_cache": None})
-    plain = await elsewhere.confirm(secret)
+    plain = await other_worker.confirm(secret)
 
     assert (made.scope, made.reuse, made.allow_no_cache) == ("key", Reuse(no_cache=True), False)
     assert (changed.scope, changed.reuse) == ("key", Reuse(max_age_seconds=90))
@@ -221,7 +221,7 @@ async def test_unknown_fields_of_a_record_are_kept_and_not_shown(
     assert "secrets" not in changed.public()
 
 
-def test_a_record_with_only_the_first_fields_is_read() -> None:
+def test_a_record_with_only_the_oldest_fields_can_be_read() -> None:
     record = KeyRecord.decode(
         b'{"id": "key_1", "name": "a", "prefix": "gk-abc", "secrets": [], "created_at": 1}'
     )

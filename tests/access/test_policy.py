@@ -1,4 +1,4 @@
-"""The policy: reloaded as a whole or not at all, however operators and editors change its file."""
+"""The policy: reloaded as a whole or not at all, whichever way its file changes."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_file_that_is_replaced_by_rename_is_loaded(watched: Watched):
 
 
 def test_a_changed_symlink_is_loaded(tmp_path: Path):
-    """Kubernetes changes a mounted ConfigMap like this."""
+    """Kubernetes updates a mounted ConfigMap this way."""
     watched = Watched(tmp_path / "old.yaml")
     (tmp_path / "new.yaml").write_text(LATER, encoding="utf-8")
     link = tmp_path / "models.yaml"
@@ -99,7 +99,7 @@ def test_a_changed_symlink_is_loaded(tmp_path: Path):
 
 
 def test_a_file_that_is_still_being_written_is_not_loaded(watched: Watched):
-    """Half of it may be valid: a table without its last models."""
+    """A half-written file may be valid: a table without its last models."""
     half = LATER[: LATER.index("\n  gpt-image-2:")]
     models = watched.current().catalog.models.keys()
     watched.write(half)
@@ -165,7 +165,7 @@ def test_a_broken_file_counts_again_after_a_requested_reload_and_after_a_change(
     assert len(watched.failures) == 3
 
 
-def test_a_missing_file_changes_nothing_and_may_come_back(watched: Watched):
+def test_a_missing_file_changes_nothing_and_is_loaded_when_it_returns(watched: Watched):
     watched.file.unlink()
     watched.check(3)
     assert (watched.default_model, len(watched.failures)) == ("dall-e-2", 1)
@@ -182,7 +182,7 @@ def test_a_repaired_file_is_loaded(watched: Watched):
     assert watched.default_model == "dall-e-3"
 
 
-def test_nothing_starts_with_a_broken_file(tmp_path: Path):
+def test_a_policy_cannot_be_created_from_a_broken_file(tmp_path: Path):
     (tmp_path / "models.yaml").write_text(BROKEN, encoding="utf-8")
     with pytest.raises(CatalogError, match="unknown_model"):
         CurrentPolicy(
@@ -213,7 +213,7 @@ def test_the_message_names_file_key_and_the_nearest_key(tmp_path: Path):
         configuration.read_policy()
 
 
-def test_adjust_is_applied_at_every_reading(tmp_path: Path):
+def test_adjust_is_applied_each_time_settings_are_read(tmp_path: Path):
     (tmp_path / "gateway.yaml").write_text("log_format: json\n")
     files = ConfigFiles(gateway=tmp_path / "gateway.yaml", models=tmp_path / "models.yaml")
     text = {"log_format": "text"}

@@ -144,7 +144,7 @@ def test_another_spelling_of_the_path_is_refused(path):
     assert refused(f"{path}?{QUERY}") == "link_invalid"
 
 
-def test_a_forged_link_is_not_told_whether_it_has_expired():
+def test_a_forged_link_is_invalid_even_if_it_has_expired():
     assert refused(LINK[:-1] + "~", now=NOON + DAY) == "link_invalid"
 
 
@@ -180,8 +180,8 @@ def test_a_link_is_valid_for_its_lifetime_and_hardly_longer(now, ttl):
     assert expires_at % max(1, round(ttl / 24)) == 0
 
 
-def test_answers_within_an_hour_show_the_same_link_of_a_day():
-    start = expiry(NOON, DAY) - DAY  # the last moment of one step of the grid
+def test_links_that_are_signed_within_an_hour_expire_at_the_same_time():
+    start = expiry(NOON, DAY) - DAY  # the last second of one step of the grid
     assert expiry(start - 3599, DAY) == expiry(start, DAY)
     assert expiry(start + 1, DAY) == expiry(start, DAY) + 3600
 
@@ -190,7 +190,7 @@ def test_answers_within_an_hour_show_the_same_link_of_a_day():
 
 
 class Clock:
-    """A time that the test sets."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = NOON
@@ -258,9 +258,7 @@ async def test_a_link_of_another_installation_is_refused(open_store: OpenStore, 
         )
 
 
-async def test_a_rotation_reaches_other_workers_and_breaks_no_valid_link(
-    open_store: OpenStore, clock
-):
+async def test_a_rotation_reaches_other_workers_and_keeps_links_valid(open_store: OpenStore, clock):
     async with open_store() as one, open_store() as other:
         rotating, reading = signing(one, clock), signing(other, clock)
         before = await reading.sign(PATH)
@@ -284,12 +282,12 @@ async def test_a_worker_signs_with_a_new_key_within_a_minute(open_store: OpenSto
         assert f"&kid={kid}&" in await stale.sign(PATH)
 
 
-async def test_links_outlast_rotations_until_they_expire(open_store: OpenStore, clock):
+async def test_a_link_stays_valid_across_rotations_until_it_expires(open_store: OpenStore, clock):
     async with open_store() as store:
         stale, rotating = signing(store, clock), signing(store, clock)
         await stale.sign(PATH)
         await rotating.rotate()
-        clock.now += 59  # the last moment at which a worker may not know of it
+        clock.now += 59  # the last second in which a worker may sign with the old key
         link = await stale.sign(PATH)
         assert link.partition("kid=")[2][:12] == (await kids(store))[1]
         clock.now = expiry(clock.now, DAY) - 1
@@ -311,7 +309,7 @@ async def test_a_rotation_drops_keys_whose_last_link_has_expired(open_store: Ope
         assert first[0] not in (second, third)
 
 
-async def test_rotations_at_the_same_time_all_count(open_store: OpenStore, clock):
+async def test_concurrent_rotations_all_add_a_key(open_store: OpenStore, clock):
     async with open_store() as one, open_store() as other:
         made = await asyncio.gather(signing(one, clock).rotate(), signing(other, clock).rotate())
         assert set(made) == set((await kids(one))[:2])
@@ -389,7 +387,7 @@ async def test_keys_of_the_settings_never_read_the_store(open_store: OpenStore, 
         assert store.commands == []
 
 
-async def test_a_rotation_that_always_comes_too_late_gives_up(open_store: OpenStore, clock):
+async def test_a_rotation_that_always_conflicts_gives_up(open_store: OpenStore, clock):
     class Contested(CountingStore):
         async def execute(self, commands):
             if any(isinstance(command, CompareAndSet) for command in commands):

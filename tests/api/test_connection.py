@@ -15,7 +15,7 @@ FAULTS = [RuntimeError("a fault"), TimeoutError("a fault")]
 
 
 async def receive_all(app: web.Application) -> bytes:
-    """Everything that the server sends for one request until it closes the connection."""
+    """All bytes that the server sends for one request until it closes the connection."""
     runner = Runner(app, head_seconds=60)
     await runner.setup()
     try:
@@ -48,10 +48,10 @@ async def test_a_fault_after_the_response_has_begun_cuts_it_off(
     assert received.startswith(b"HTTP/1.1 200 OK")
     assert received.endswith(
         b"\r\n\r\n4\r\nhalf\r\n"
-    )  # without the last chunk, a client sees that it is cut off
+    )  # without the last chunk, a client detects the cut
 
 
-async def test_a_fault_before_the_response_has_begun_is_answered_in_json() -> None:
+async def test_a_fault_before_the_response_has_begun_gives_a_json_error() -> None:
     async def fail(_: web.Request) -> web.StreamResponse:
         raise RuntimeError("a fault")
 

@@ -1,4 +1,4 @@
-"""`parse_range`: every `Range` field is a part of the image, an empty one, or ignored."""
+"""`parse_range`: a `Range` field is a part of the image, an empty part, or ignored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_first_and_last_are_inclusive_and_cut_at_the_end(size, first, length):
 
 
 @given(size=st.integers(1, 10**9), first=numbers)
-def test_first_alone_is_everything_from_there(size, first):
+def test_first_alone_is_the_rest_of_the_image(size, first):
     part = parse_range(f"bytes={first}-", size)
     assert part is not None
     assert (part.start, part.stop) == (first, size)
@@ -52,5 +52,5 @@ def test_any_text_is_a_part_or_ignored(field):
 @pytest.mark.parametrize(
     "field", ["bytes=١-٢", "bytes=0-1;2", "bytes 0-1", "bytes=0–1", "bytes=+0-1"]
 )
-def test_only_ascii_digits_are_read_and_nothing_beside_them(field):
+def test_only_ascii_digits_without_other_characters_are_read(field):
     assert parse_range(field, 100) is None

@@ -1,6 +1,6 @@
 """Estimates are upper bounds, and costs are exact.
 
-The numbers are worked out by hand from `docs/reference/images-api.md#output-tokens` and the
+The numbers are calculated by hand from `docs/reference/images-api.md#output-tokens` and the
 sections after it.
 """
 
@@ -183,7 +183,7 @@ def test_a_token_model_without_usage_has_no_known_cost():
 @pytest.mark.parametrize(
     ("model", "parameters", "tokens", "micros", "reason"),
     [
-        # in 24 tokens; 272 × 32 + 24 × 5 = 8,824 micros, and .009 an image is more
+        # 24 input tokens: 272 × 32 + 24 × 5 = 8,824 micros, and .009 per image is more
         ("gpt-image-1.5", {"quality": "low", "size": "1024x1024"}, 296, 9_000, None),
         # 4160 × 32 + 120 is more than .133
         ("gpt-image-1.5", {"quality": "high", "size": "1024x1024"}, 4184, 133_240, None),
@@ -208,7 +208,7 @@ def test_a_token_model_without_usage_has_no_known_cost():
             13_176,
             "size omitted: reserved as 1024x1536",
         ),
-        # mini does not reconcile: its table per image is the larger
+        # mini: the price per image is above the price of the tokens
         ("gpt-image-1-mini", {"quality": "low", "size": "1024x1024"}, 296, 5_000, None),
         ("gpt-image-1-mini", {"quality": "high", "size": "1024x1536"}, 6264, 52_000, None),
         (
@@ -220,7 +220,7 @@ def test_a_token_model_without_usage_has_no_known_cost():
         ),
         # 2880² costs more than the size that `auto` is reserved as: ⌈96 · 96 · 10,294,400 / 4 M⌉
         ("gpt-image-2", {"quality": "high", "size": "2880x2880"}, 23_743, 711_690, None),
-        # 100 tokens more for each partial image, but only in a stream
+        # each partial image adds 100 tokens, but only in a stream
         (
             "gpt-image-1.5",
             {"quality": "high", "size": "1024x1024", "stream": True, "partial_images": 3},
@@ -237,7 +237,7 @@ def test_a_token_model_without_usage_has_no_known_cost():
         ),
     ],
 )
-def test_an_estimate_covers_the_most_expensive_possible_answer(
+def test_an_estimate_covers_the_most_expensive_possible_response(
     model, parameters, tokens, micros, reason
 ):
     found = bound(model, **parameters)
@@ -284,7 +284,7 @@ def test_the_shipped_gpt_models_are_billed_by_tokens():
 
 
 @given(st.data())
-def test_no_answer_costs_more_than_its_estimate(data):
+def test_no_response_costs_more_than_its_estimate(data):
     """Upstream may choose any size and quality for `auto`."""
     model = data.draw(st.sampled_from(sorted(TOKENS)))
     size = data.draw(st.sampled_from(["auto", *TOKENS[model]]))

@@ -1,4 +1,4 @@
-"""The bound of image bytes: when they are evicted, and when not."""
+"""The bound of image bytes, evictions, and take-downs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def store(open_store: OpenStore) -> AsyncIterator[Store]:
 
 
 def make_blobs(folder: Path, store: Store, total_bytes: int | None) -> Blobs:
-    """A worker's blobs, just constructed."""
+    """The blobs of a worker that has just started."""
     return Blobs(
         BlobsSettings(total_bytes=total_bytes),
         FolderBlobs(folder / "blobs"),
@@ -64,7 +64,7 @@ async def test_nothing_is_evicted_before_the_bound_is_known(tmp_path: Path, stor
     assert (await execute(store, ReadLruTotals())).count == 3
 
 
-async def test_a_lowered_bound_is_met_however_many_are_evicted(
+async def test_a_lowered_bound_is_met_even_if_thousands_are_evicted(
     tmp_path: Path, store: Store
 ) -> None:
     await track(store, *[1] * 2500)
@@ -72,7 +72,7 @@ async def test_a_lowered_bound_is_met_however_many_are_evicted(
     assert (await execute(store, ReadLruTotals())).size_bytes == 10
 
 
-async def test_an_image_just_stored_counts_as_used_after_those_before_it(
+async def test_a_use_before_an_image_was_stored_counts_as_earlier(
     tmp_path: Path, store: Store
 ) -> None:
     """Uses are written in batches: an earlier use may be written after the image was stored."""
@@ -92,10 +92,10 @@ async def test_an_image_just_stored_counts_as_used_after_those_before_it(
     assert await track_image(2) == [digest_of(0)]
 
 
-async def test_a_take_down_is_recognized_by_bytes_without_a_digest(
+async def test_bytes_without_a_digest_are_recognized_as_taken_down(
     tmp_path: Path, store: Store
 ) -> None:
-    """They are hashed only once anything is taken down."""
+    """Bytes are hashed only if the take-down list is not empty."""
     takedowns = Takedowns(store)
     ephemeral = EphemeralBlobs(FolderBlobs(tmp_path / "blobs"), takedowns)
     before = await ephemeral.are_taken_down(b"an otter")

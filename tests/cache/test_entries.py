@@ -10,10 +10,10 @@ from tests.conftest import OpenStore
 IMAGE = Image("a", "0" * 64, "png", 1, 1, 1, 0.0)
 
 
-async def test_an_image_of_less_than_a_second_does_not_get_the_default_lifetime(
+async def test_a_lifetime_below_a_second_is_not_replaced_by_the_default(
     open_store: OpenStore,
 ) -> None:
-    """Such as one that is transcoded from an image in its last second."""
+    """As of an image that is transcoded in the last second of the original."""
     entries = Entries(EntriesSettings())
     async with open_store() as store:
         batch = Batch(store)

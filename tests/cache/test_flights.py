@@ -1,6 +1,6 @@
-"""Flights: which request leads, which follow, and what each of them gets, without HTTP.
+"""Flights without HTTP: one request leads and buys, the others follow.
 
-A purchase is a plain coroutine here that publishes its end, as `purchasing/` does.
+A purchase is a plain coroutine that publishes its end, as `purchasing/` does.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ LEASE_SECONDS = 30.0
 
 
 @dataclass
-class Shop:
-    """An upstream and its purchases in one: sells images when it is open, and stores them."""
+class FakePurchases:
+    """A fake of upstream and `purchasing/`, whose purchases wait for `may_finish`."""
 
     store: Store
-    sold: list[tuple[int, ...]] = field(default_factory=list)
+    slots_bought: list[tuple[int, ...]] = field(default_factory=list)
     """The slots of each purchase."""
-    is_open: asyncio.Event = field(default_factory=asyncio.Event)
-    entered: asyncio.Event = field(default_factory=asyncio.Event)
+    may_finish: asyncio.Event = field(default_factory=asyncio.Event)
+    started: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def buy(self, flight: Flight) -> PurchasedImages:
-        """A purchase that fills all slots, once the shop is open."""
-        return await self.sell(flight, flight.slots)
+        """Fills all slots."""
+        return await self.fill(flight, flight.slots)
 
-    async def sell(self, flight: Flight, slots: tuple[int, ...]) -> PurchasedImages:
-        """A purchase that fills only `slots`."""
-        self.entered.set()
-        await self.is_open.wait()
-        self.sold.append(flight.slots)
+    async def fill(self, flight: Flight, slots: tuple[int, ...]) -> PurchasedImages:
+        """Fills only `slots`."""
+        self.started.set()
+        await self.may_finish.wait()
+        self.slots_bought.append(flight.slots)
         images = {slot: image() for slot in slots}
         batch = Batch(self.store)
         Entries(EntriesSettings()).store(batch, flight.fingerprint, flight.id, images=images)
@@ -60,10 +60,10 @@ class Shop:
         return PurchasedImages(images, {i.digest: b"bytes" for i in images.values()})
 
     async def fail(self, flight: Flight) -> PurchasedImages:
-        """A purchase that fails with upstream's error, once the shop is open."""
-        self.entered.set()
-        await self.is_open.wait()
-        self.sold.append(())
+        """Fails with upstream's error."""
+        self.started.set()
+        await self.may_finish.wait()
+        self.slots_bought.append(())
         failure = UpstreamFailure("The oven broke.", charge=Charge.FREE, status=500)
         batch = Batch(self.store)
         flight.fail(batch, failure)
@@ -71,7 +71,7 @@ class Shop:
         raise failure
 
 
-Workers = tuple[Flights, Flights, Shop]
+Workers = tuple[Flights, Flights, FakePurchases]
 
 
 def image() -> Image:
@@ -102,18 +102,18 @@ async def opened_flights(store: Store) -> AsyncIterator[Flights]:
 
 
 @pytest.fixture
-async def workers(open_store: OpenStore) -> AsyncIterator[tuple[Flights, Flights, Shop]]:
-    """The flights of two workers on one store, and a shop that is closed."""
+async def workers(open_store: OpenStore) -> AsyncIterator[tuple[Flights, Flights, FakePurchases]]:
+    """The flights of two workers on one store, and purchases that may not finish yet."""
     async with AsyncExitStack() as stack:
         stores = [ObservedStore(await stack.enter_async_context(open_store())) for _ in range(2)]
-        shop = Shop(stores[0])
+        purchases = FakePurchases(stores[0])
         workers = [await stack.enter_async_context(opened_flights(s)) for s in stores]
-        stack.callback(shop.is_open.set)
-        yield workers[0], workers[1], shop
+        stack.callback(purchases.may_finish.set)
+        yield workers[0], workers[1], purchases
 
 
 class ObservedStore(LeaseCounter):
-    """A store that counts the leases it was asked for, and that can be unavailable."""
+    """A store that counts lease requests and can be unavailable."""
 
     is_unavailable = False
 
@@ -124,13 +124,13 @@ class ObservedStore(LeaseCounter):
 
 
 async def until_leased(workers: Workers, count: int) -> None:
-    """Returns when so many requests know whether they lead or follow."""
+    """Waits until so many requests lead or follow."""
     await eventually(lambda: sum(f._store.count for f in workers[:2]) >= count)
 
 
 @contextmanager
 def impatient(patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Followers that soon try to acquire the lease of a silent flight."""
+    """Followers try to acquire the lease of a silent flight after 0.2 s."""
     with patch.context() as patched:
         patched.setattr(flight_ends, "MAX_SILENCE_SECONDS", 0.2)
         patched.setattr(flight_ends, "RECHECK_SECONDS", 0.1)
@@ -138,7 +138,7 @@ def impatient(patch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 async def acquire(store: Store, *slots: int, flight: str, seconds: float) -> LeaseResult:
-    """Acquires a lease, as a worker that then dies."""
+    """Acquires a lease as a worker that dies afterwards."""
     return await execute(store, AcquireLease(FINGERPRINT, slots, flight, seconds))
 
 
@@ -161,54 +161,55 @@ async def run_all(*runs: Coroutine[Any, Any, FlightResult]) -> list[FlightResult
 
 
 async def test_two_workers_buy_once_and_all_requests_get_the_same_images(workers: Workers) -> None:
-    here, there, shop = workers
+    here, there, purchases = workers
     runs = [
-        asyncio.create_task(f.run(FINGERPRINT, [0, 1], buy=shop.buy)) for f in [here, there] * 5
+        asyncio.create_task(f.run(FINGERPRINT, [0, 1], buy=purchases.buy))
+        for f in [here, there] * 5
     ]
     await until_leased(workers, 10)
-    shop.is_open.set()
+    purchases.may_finish.set()
     results = await asyncio.gather(*runs)
 
-    assert shop.sold == [(0, 1)]
+    assert purchases.slots_bought == [(0, 1)]
     assert len({tuple(sorted(ids(result).items())) for result in results}) == 1
     assert sum(result.bought == {0, 1} for result in results) == 1
     assert sum(result.followed == {0, 1} for result in results) == 9
 
 
-async def test_a_larger_request_buys_only_the_rest_at_the_same_time(workers: Workers) -> None:
-    here, there, shop = workers
-    two = asyncio.create_task(here.run(FINGERPRINT, [0, 1], buy=shop.buy))
-    await shop.entered.wait()
-    shop.entered.clear()
-    four = asyncio.create_task(there.run(FINGERPRINT, range(4), buy=shop.buy))
-    await shop.entered.wait()
-    shop.is_open.set()
+async def test_a_larger_concurrent_request_buys_only_the_remaining_slots(workers: Workers) -> None:
+    here, there, purchases = workers
+    two = asyncio.create_task(here.run(FINGERPRINT, [0, 1], buy=purchases.buy))
+    await purchases.started.wait()
+    purchases.started.clear()
+    four = asyncio.create_task(there.run(FINGERPRINT, range(4), buy=purchases.buy))
+    await purchases.started.wait()
+    purchases.may_finish.set()
     result_of_two, result_of_four = await two, await four
 
-    assert sorted(shop.sold) == [(0, 1), (2, 3)]
+    assert sorted(purchases.slots_bought) == [(0, 1), (2, 3)]
     assert (result_of_four.bought, result_of_four.followed) == ({2, 3}, {0, 1})
     assert ids(result_of_two).items() <= ids(result_of_four).items()
 
 
 async def test_an_image_stored_before_the_lease_is_a_hit(workers: Workers) -> None:
-    here, there, shop = workers
-    shop.is_open.set()
-    first = await here.run(FINGERPRINT, [0], buy=shop.buy)
-    second = await there.run(FINGERPRINT, [0], buy=shop.buy)
+    here, there, purchases = workers
+    purchases.may_finish.set()
+    first = await here.run(FINGERPRINT, [0], buy=purchases.buy)
+    second = await there.run(FINGERPRINT, [0], buy=purchases.buy)
 
-    assert len(shop.sold) == 1
+    assert len(purchases.slots_bought) == 1
     assert ids(second) == ids(first)
     assert second.cached.keys() == {0}
     assert not second.bought | second.followed
 
 
 async def test_followers_in_the_leaders_worker_get_the_bytes_from_memory(workers: Workers) -> None:
-    here, there, shop = workers
-    runs = [asyncio.create_task(here.run(FINGERPRINT, [0], buy=shop.buy))]
-    await shop.entered.wait()
-    runs += [asyncio.create_task(f.run(FINGERPRINT, [0], buy=shop.buy)) for f in (here, there)]
+    here, there, purchases = workers
+    runs = [asyncio.create_task(here.run(FINGERPRINT, [0], buy=purchases.buy))]
+    await purchases.started.wait()
+    runs += [asyncio.create_task(f.run(FINGERPRINT, [0], buy=purchases.buy)) for f in (here, there)]
     await until_leased(workers, 3)
-    shop.is_open.set()
+    purchases.may_finish.set()
     first, second, elsewhere = await asyncio.gather(*runs)
 
     assert list(first.data.values()) == list(second.data.values()) == [b"bytes"]
@@ -220,7 +221,7 @@ async def test_followers_in_the_leaders_worker_get_the_bytes_from_memory(workers
 
 async def test_a_refused_reservation_concerns_only_its_own_request(workers: Workers) -> None:
     """The lease is released, the followers try in turn, and each gets its own refusal."""
-    here, there, shop = workers
+    here, there, purchases = workers
     may_refuse = asyncio.Event()
 
     def without_money(name: str) -> Callable[[Flight], Awaitable[PurchasedImages]]:
@@ -235,14 +236,14 @@ async def test_a_refused_reservation_concerns_only_its_own_request(workers: Work
         for i, flights in enumerate([here, there] * 2)
     ]
     await until_leased(workers, 4)
-    rich = asyncio.create_task(there.run(FINGERPRINT, [0], buy=shop.buy))
+    rich = asyncio.create_task(there.run(FINGERPRINT, [0], buy=purchases.buy))
     await until_leased(workers, 5)
-    shop.is_open.set()
+    purchases.may_finish.set()
     may_refuse.set()
     bought = await rich
     refused = await asyncio.gather(*poor)
 
-    assert len(shop.sold) == 1
+    assert len(purchases.slots_bought) == 1
     assert bought.bought == {0}
     for i, result in enumerate(refused):
         own = result.own_error
@@ -253,7 +254,7 @@ async def test_a_refused_reservation_concerns_only_its_own_request(workers: Work
 
 
 async def test_each_refused_request_gets_a_refusal_of_its_own(workers: Workers) -> None:
-    here, there, shop = workers
+    here, there, purchases = workers
     tried: list[str] = []
 
     def without_money(name: str) -> Callable[[Flight], Awaitable[PurchasedImages]]:
@@ -273,72 +274,74 @@ async def test_each_refused_request_gets_a_refusal_of_its_own(workers: Workers) 
     assert sorted(tried) == [str(i) for i in range(6)]
     errors = [result.own_error for result in results]
     assert [isinstance(e, LimitExceeded) and e.reason for e in errors] == list("012345")
-    assert await is_free(shop.store, 0)
+    assert await is_free(purchases.store, 0)
 
 
-async def test_a_failed_purchase_is_the_error_of_leader_and_followers(workers: Workers) -> None:
-    here, there, shop = workers
-    runs = [asyncio.create_task(f.run(FINGERPRINT, [0], buy=shop.fail)) for f in [here, there] * 3]
+async def test_leader_and_followers_get_the_error_of_a_failed_purchase(workers: Workers) -> None:
+    here, there, purchases = workers
+    runs = [
+        asyncio.create_task(f.run(FINGERPRINT, [0], buy=purchases.fail)) for f in [here, there] * 3
+    ]
     await until_leased(workers, 6)
-    shop.is_open.set()
+    purchases.may_finish.set()
     results = await asyncio.gather(*runs)
 
-    assert len(shop.sold) == 1
+    assert len(purchases.slots_bought) == 1
     errors = [result.own_error or result.flight_error for result in results]
     assert {(e.message, e.status) for e in errors if e is not None} == {("The oven broke.", 500)}
     assert sum(result.own_error is not None for result in results) == 1
     assert not any(result.images or result.missing for result in results)
-    assert await is_free(shop.store, 0)
+    assert await is_free(purchases.store, 0)
 
 
 async def test_a_slot_left_empty_is_bought_once_by_a_follower(workers: Workers) -> None:
     """If the follower's own purchase leaves it empty too, the slot is given up."""
-    here, there, shop = workers
+    here, there, purchases = workers
 
     async def buy_first_only(flight: Flight) -> PurchasedImages:
-        return await shop.sell(flight, tuple(slot for slot in flight.slots if slot == 0))
+        return await purchases.fill(flight, tuple(slot for slot in flight.slots if slot == 0))
 
     leader = asyncio.create_task(here.run(FINGERPRINT, [0, 1], buy=buy_first_only))
-    await shop.entered.wait()
+    await purchases.started.wait()
     follower = asyncio.create_task(there.run(FINGERPRINT, [0, 1], buy=buy_first_only))
     await until_leased(workers, 2)
-    shop.is_open.set()
+    purchases.may_finish.set()
     bought, followed = await run_all(wait_for(leader), wait_for(follower))
 
-    assert shop.sold == [(0, 1), (1,)]
+    assert purchases.slots_bought == [(0, 1), (1,)]
     assert ids(bought).keys() == ids(followed).keys() == {0}
     assert bought.own_error is followed.own_error is followed.flight_error is None
 
 
 async def test_a_slot_that_others_leave_empty_twice_is_given_up(workers: Workers) -> None:
-    here, there, shop = workers
+    here, there, purchases = workers
 
     async def buy_nothing(flight: Flight) -> PurchasedImages:
-        return await shop.sell(flight, ())
+        return await purchases.fill(flight, ())
 
-    shop.is_open.set()
+    purchases.may_finish.set()
     results = await run_all(
         *(f.run(FINGERPRINT, [0], buy=buy_nothing) for f in [here, there] * 4),
     )
 
     assert not any(result.images or result.missing for result in results)
-    assert len(shop.sold) <= len(results)
+    assert len(purchases.slots_bought) <= len(results)
 
 
 async def test_a_follower_fills_the_slot_that_was_left_empty(workers: Workers) -> None:
-    here, there, shop = workers
+    here, there, purchases = workers
 
     async def buy_first_only(flight: Flight) -> PurchasedImages:
-        return await shop.sell(flight, (0,))
+        return await purchases.fill(flight, (0,))
 
     leader = asyncio.create_task(here.run(FINGERPRINT, [0, 1], buy=buy_first_only))
-    await shop.entered.wait()
-    follower = asyncio.create_task(there.run(FINGERPRINT, [0, 1], buy=shop.buy))
+    await purchases.started.wait()
+    follower = asyncio.create_task(there.run(FINGERPRINT, [0, 1], buy=purchases.buy))
     await until_leased(workers, 2)
-    shop.is_open.set()
+    purchases.may_finish.set()
     bought, followed = await run_all(wait_for(leader), wait_for(follower))
 
-    assert shop.sold == [(0, 1), (1,)]
+    assert purchases.slots_bought == [(0, 1), (1,)]
     assert (followed.followed, followed.bought) == ({0}, {1})
     assert ids(bought).items() < ids(followed).items()
 
@@ -351,34 +354,34 @@ async def wait_for(task: asyncio.Task[FlightResult]) -> FlightResult:
 
 
 async def test_a_purchase_goes_on_when_its_client_has_disconnected(workers: Workers) -> None:
-    here, there, shop = workers
-    client = asyncio.create_task(here.run(FINGERPRINT, [0], buy=shop.buy))
-    await shop.entered.wait()
+    here, there, purchases = workers
+    client = asyncio.create_task(here.run(FINGERPRINT, [0], buy=purchases.buy))
+    await purchases.started.wait()
     client.cancel()
     with pytest.raises(asyncio.CancelledError):
         await client
     assert len(here._tasks) == 1
-    shop.is_open.set()
+    purchases.may_finish.set()
     await here._tasks.drain()
 
-    assert (len(here._tasks), len(shop.sold)) == (0, 1)
-    assert (await there.run(FINGERPRINT, [0], buy=shop.buy)).cached.keys() == {0}
-    assert len(shop.sold) == 1
+    assert (len(here._tasks), len(purchases.slots_bought)) == (0, 1)
+    assert (await there.run(FINGERPRINT, [0], buy=purchases.buy)).cached.keys() == {0}
+    assert len(purchases.slots_bought) == 1
 
 
 async def test_a_follower_that_disconnects_does_not_end_the_wait_of_others(
     workers: Workers,
 ) -> None:
-    here, there, shop = workers
-    leader = asyncio.create_task(here.run(FINGERPRINT, [0], buy=shop.buy))
-    await shop.entered.wait()
+    here, there, purchases = workers
+    leader = asyncio.create_task(here.run(FINGERPRINT, [0], buy=purchases.buy))
+    await purchases.started.wait()
     disconnected, other = (
-        asyncio.create_task(there.run(FINGERPRINT, [0], buy=shop.buy)) for _ in range(2)
+        asyncio.create_task(there.run(FINGERPRINT, [0], buy=purchases.buy)) for _ in range(2)
     )
     await until_leased(workers, 2)
     disconnected.cancel()
     await asyncio.sleep(0)
-    shop.is_open.set()
+    purchases.may_finish.set()
 
     assert ids(await other) == ids(await leader)
     assert disconnected.cancelled()
@@ -387,74 +390,77 @@ async def test_a_follower_that_disconnects_does_not_end_the_wait_of_others(
 async def test_the_lease_of_a_dead_leader_expires(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, there, shop = workers
-    await acquire(shop.store, 0, flight="dead", seconds=0.5)
-    shop.is_open.set()
+    here, there, purchases = workers
+    await acquire(purchases.store, 0, flight="dead", seconds=0.5)
+    purchases.may_finish.set()
     with impatient(monkeypatch):
         results = await run_all(
-            here.run(FINGERPRINT, [0], buy=shop.buy), there.run(FINGERPRINT, [0], buy=shop.buy)
+            here.run(FINGERPRINT, [0], buy=purchases.buy),
+            there.run(FINGERPRINT, [0], buy=purchases.buy),
         )
 
-    assert shop.sold == [(0,)]
+    assert purchases.slots_bought == [(0,)]
     assert ids(results[0]) == ids(results[1])
 
 
 async def test_a_slot_with_an_active_lease_is_not_bought_again(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, _, shop = workers
-    await acquire(shop.store, 0, flight="silent", seconds=LEASE_SECONDS)
-    shop.is_open.set()
+    here, _, purchases = workers
+    await acquire(purchases.store, 0, flight="silent", seconds=LEASE_SECONDS)
+    purchases.may_finish.set()
     with impatient(monkeypatch):
-        follower = asyncio.create_task(here.run(FINGERPRINT, [0], buy=shop.buy))
+        follower = asyncio.create_task(here.run(FINGERPRINT, [0], buy=purchases.buy))
         await asyncio.wait({follower}, timeout=0.7)
         assert not follower.done()
-        batch = Batch(shop.store)
+        batch = Batch(purchases.store)
         Flight("silent", FINGERPRINT, (0,)).release(batch)
         await batch.execute()
         result = await follower
 
-    assert shop.sold == [(0,)]
+    assert purchases.slots_bought == [(0,)]
     assert result.bought == {0}
 
 
-async def test_a_bug_in_a_purchase_leaves_no_lease_and_no_follower_behind(
+async def test_after_a_bug_in_a_purchase_followers_buy_and_no_lease_remains(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, there, shop = workers
+    here, there, purchases = workers
 
     async def crash(_flight: Flight) -> PurchasedImages:
-        shop.entered.set()
-        await shop.is_open.wait()
+        purchases.started.set()
+        await purchases.may_finish.wait()
         raise ZeroDivisionError
 
     leader = asyncio.create_task(here.run(FINGERPRINT, [0], buy=crash))
-    await shop.entered.wait()
-    followers = [asyncio.create_task(f.run(FINGERPRINT, [0], buy=shop.buy)) for f in (here, there)]
+    await purchases.started.wait()
+    followers = [
+        asyncio.create_task(f.run(FINGERPRINT, [0], buy=purchases.buy)) for f in (here, there)
+    ]
     await until_leased(workers, 3)
-    shop.is_open.set()
+    purchases.may_finish.set()
     crashed, first, second = await run_all(*map(wait_for, [leader, *followers]))
 
     assert crashed.own_error is not None
     assert crashed.own_error.status == 500
     assert "ZeroDivision" not in crashed.own_error.message
-    assert (len(shop.sold), ids(first)) == (1, ids(second))
+    assert (len(purchases.slots_bought), ids(first)) == (1, ids(second))
     assert (len(here._ends), len(there._ends), len(here._tasks)) == (0, 0, 0)
 
 
-async def test_an_unavailable_store_is_the_followers_error_and_ends_the_wait(
+async def test_an_unavailable_store_ends_the_wait_of_a_follower_with_an_error(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, there, shop = workers
-    leader = asyncio.create_task(here.run(FINGERPRINT, [0], buy=shop.buy))
-    await shop.entered.wait()
-    follower = asyncio.create_task(there.run(FINGERPRINT, [0], buy=shop.buy))
+    here, there, purchases = workers
+    leader = asyncio.create_task(here.run(FINGERPRINT, [0], buy=purchases.buy))
+    await purchases.started.wait()
+    follower = asyncio.create_task(there.run(FINGERPRINT, [0], buy=purchases.buy))
     await until_leased(workers, 2)
-    await eventually(lambda: len(there._ends))  # it listens
+    await eventually(lambda: len(there._ends))  # the follower listens
     with impatient(monkeypatch):
         there._store.is_unavailable = True
         result = await follower
-    shop.is_open.set()
+    purchases.may_finish.set()
 
     assert isinstance(result.flight_error, StoreUnavailable)
     assert (await leader).bought == {0}
@@ -464,18 +470,21 @@ async def test_an_unavailable_store_is_the_followers_error_and_ends_the_wait(
 
 
 async def test_without_the_store_a_refusal_concerns_only_its_own_request(workers: Workers) -> None:
-    """One of the followers leads in its place."""
-    here, _, shop = workers
-    shop.is_open.set()
+    """One of the followers leads instead."""
+    here, _, purchases = workers
+    purchases.may_finish.set()
 
     async def refused(_flight: Flight) -> PurchasedImages:
         raise refuse("alice")
 
-    runs = [here.run_offline(FINGERPRINT, (0, 1), buy=buy) for buy in (refused, shop.buy, shop.buy)]
+    runs = [
+        here.run_offline(FINGERPRINT, (0, 1), buy=buy)
+        for buy in (refused, purchases.buy, purchases.buy)
+    ]
     first, second, third = await run_all(*runs)
 
     assert isinstance(first.own_error, LimitExceeded)
-    assert shop.sold == [(0, 1)]
+    assert purchases.slots_bought == [(0, 1)]
     assert (second.bought, third.followed) == ({0, 1}, {0, 1})
     assert ids(second) == ids(third)
 
@@ -483,7 +492,7 @@ async def test_without_the_store_a_refusal_concerns_only_its_own_request(workers
 async def test_a_request_just_after_an_offline_purchase_does_not_wait_for_the_store(
     workers: Workers,
 ) -> None:
-    """It buys: only the unavailable store could tell how the ended flight went."""
+    """It buys: only the unavailable store has the result of the ended flight."""
     here, _, _ = workers
     here._store.is_unavailable = True
     late: list[asyncio.Task[FlightResult]] = []

@@ -1,8 +1,8 @@
-"""Flights under random schedules of join, leave, finish, fail, crash and expire, over both stores.
+"""Flights under random schedules of join, leave, finish, fail, crash and expire, on both stores.
 
-Three promises hold in every order of these events: a slot is never bought twice at a time unless
-its leader has died or its lease has expired; every follower gets an end; and afterwards every slot
-has an image or is free.
+Three invariants hold in every order of these events: a slot is never bought twice at a time unless
+its leader has died or its lease has expired; every follower gets a result; and afterwards every
+slot has an image or is free.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tests.waiting import generous
 LEASE_SECONDS = 600.0
 FIRST_LEASE_SECONDS = 1.0
 STEP_SECONDS = 0.012
-"""Between two steps: time enough for a few round trips, so that the steps interleave."""
+"""The pause between two steps: long enough for a few round trips, so that the steps interleave."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Worker:
 
 @dataclass
 class World:
-    """Two workers on one store, and an upstream that answers when the schedule says so."""
+    """Two workers on one store, and an upstream that responds when the schedule says so."""
 
     store: Store
     fingerprint: str
@@ -72,7 +72,7 @@ class World:
         if running := [run for run in self.workers[index].requests if not run.done()]:
             running[0].cancel()
 
-    def end_one(self, index: int, *, is_good: bool) -> None:
+    def finish_one(self, index: int, *, is_good: bool) -> None:
         for _, decision in list(self.workers[index].buying.values())[:1]:
             if not decision.done():
                 decision.set_result(is_good)
@@ -83,7 +83,7 @@ class World:
         self.leaders.clear()
 
     async def crash(self, index: int) -> None:
-        """A worker dies with all its requests; another one takes its place."""
+        """A worker dies with all its requests; a new one replaces it."""
         worker = self.workers[index]
         listeners = worker.flights._ends._listeners
         dead = [*worker.requests, *worker.flights._tasks._tasks, *listeners]
@@ -104,7 +104,7 @@ class World:
         self.abandoned.clear()
 
     async def buy(self, worker: Worker, flight: Flight) -> PurchasedImages:
-        """A purchase, up to the moment at which the schedule ends it."""
+        """A purchase that lasts until the schedule ends it."""
         batch, age = Batch(self.store), self.age
         decision = asyncio.get_running_loop().create_future()
         worker.buying[flight.id] = flight, decision  # the journal: written before the lease
@@ -112,37 +112,37 @@ class World:
         await batch.execute()
         if not is_renewed.value:
             del worker.buying[flight.id]
-            raise StoreUnavailable  # as a purchase does that has lost its lease: nothing is sent
+            raise StoreUnavailable  # as a purchase without its lease does: nothing is sent
         if doubled := self.leaders.keys() & set(flight.slots):
             self.faults.append(f"slots {doubled} are bought twice at a time")
-        if age == self.age:  # else the lease has expired again while its renewal was on its way
+        if age == self.age:  # else the lease has expired while it was renewed
             self.leaders |= dict.fromkeys(flight.slots, flight.id)
         is_good = await decision
-        sale = await self._finish(flight, is_good=is_good)
+        outcome = await self._finish(flight, is_good=is_good)
         self.forget(flight)
         del worker.buying[flight.id]
-        return sale.end()
+        return outcome.end()
 
-    async def _finish(self, flight: Flight, *, is_good: bool) -> Sale:
-        batch, sale = Batch(self.store), Sale(flight, is_good=is_good)
+    async def _finish(self, flight: Flight, *, is_good: bool) -> PurchaseOutcome:
+        batch, outcome = Batch(self.store), PurchaseOutcome(flight, is_good=is_good)
         if is_good:
             entries = Entries(EntriesSettings())
-            entries.store(batch, flight.fingerprint, flight.id, images=sale.images)
+            entries.store(batch, flight.fingerprint, flight.id, images=outcome.images)
             self.forget(flight)  # storing releases the lease: from then on others may buy
-            flight.complete(batch, sale.images)
+            flight.complete(batch, outcome.images)
         else:
             self.forget(flight)
-            flight.fail(batch, sale.failure)
+            flight.fail(batch, outcome.failure)
         await batch.execute()
-        return sale
+        return outcome
 
     def forget(self, flight: Flight) -> None:
         for slot in [slot for slot, leader in self.leaders.items() if leader == flight.id]:
             del self.leaders[slot]
 
 
-class Sale:
-    """How a purchase ends."""
+class PurchaseOutcome:
+    """The end of a purchase: images or a failure."""
 
     def __init__(self, flight: Flight, *, is_good: bool) -> None:
         self.is_good = is_good
@@ -175,7 +175,7 @@ many = settings(few, max_examples=400)
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Followers that soon retry a silent flight; a leader that dies early blocks for a second."""
+    """Followers soon retry a silent flight; a leader that dies early blocks for a second."""
     monkeypatch.setattr(flights, "LEASE_SECONDS", FIRST_LEASE_SECONDS)
     monkeypatch.setattr(flight_ends, "MAX_SILENCE_SECONDS", 0.3)
     monkeypatch.setattr(flight_ends, "RECHECK_SECONDS", 0.1)
@@ -203,7 +203,7 @@ async def play(world: World, schedule: list[tuple], clock: Clock | None = None) 
         elif step == "leave":
             world.leave(index)
         elif step in ("finish", "fail"):
-            world.end_one(index, is_good=step == "finish")
+            world.finish_one(index, is_good=step == "finish")
         elif step == "crash":
             await world.crash(index)
         elif step == "recover":
@@ -212,19 +212,19 @@ async def play(world: World, schedule: list[tuple], clock: Clock | None = None) 
             clock.ahead += LEASE_SECONDS + 60
             world.expire()
         await asyncio.sleep(STEP_SECONDS)
-    await _let_all_end(world)
+    await _finish_all(world)
     assert world.faults == []
     await _check_slots(world)
 
 
-async def _let_all_end(world: World) -> None:
-    """Every request ends once dead workers are recovered and upstream answers."""
+async def _finish_all(world: World) -> None:
+    """Every request ends once dead workers are recovered and upstream responds."""
     await world.recover()
     requests = [request for worker in world.workers for request in worker.requests]
     async with generous():
         while any(not one.done() for one in requests) or any(w.buying for w in world.workers):
             for index in (0, 1):
-                world.end_one(index, is_good=True)
+                world.finish_one(index, is_good=True)
             await asyncio.sleep(STEP_SECONDS)
     for worker in world.workers:
         await worker.flights._tasks.drain()
@@ -248,14 +248,16 @@ async def _check_slots(world: World) -> None:
 
 @few
 @given(schedule=schedules)
-async def test_no_schedule_breaks_a_promise(open_store: OpenStore, schedule: list[tuple]) -> None:
+async def test_no_schedule_breaks_an_invariant(
+    open_store: OpenStore, schedule: list[tuple]
+) -> None:
     async with open_store() as store, opened_world(store) as world:
         await play(world, schedule)
 
 
 @few
 @given(schedule=timed_schedules)
-async def test_no_schedule_with_leases_that_expire_breaks_a_promise(
+async def test_no_schedule_with_leases_that_expire_breaks_an_invariant(
     sqlite_path: Path, schedule: list[tuple]
 ) -> None:
     clock = Clock()
@@ -267,7 +269,7 @@ async def test_no_schedule_with_leases_that_expire_breaks_a_promise(
 @pytest.mark.timeout(900)
 @many
 @given(schedule=schedules)
-async def test_no_schedule_of_many_breaks_a_promise(
+async def test_no_schedule_of_many_breaks_an_invariant(
     open_store: OpenStore, schedule: list[tuple]
 ) -> None:
     async with open_store() as store, opened_world(store) as world:

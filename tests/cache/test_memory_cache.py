@@ -13,7 +13,7 @@ digests = st.sampled_from("abcdef")
 representations = st.sampled_from(["raw", "base64"])
 
 
-def test_both_representations_of_an_image_are_cached_apart_and_dropped_together():
+def test_both_representations_of_an_image_are_cached_separately_and_dropped_together():
     memory = MemoryCache(MAX_BYTES)
     memory.put("a", "raw", b"12")
     memory.put("a", "base64", b"MTI=")
@@ -54,7 +54,7 @@ def test_a_bound_of_zero_disables_the_cache(data):
 
 
 class MemoryCacheModel(RuleBasedStateMachine):
-    """Against a list of (digest, representation, data), least recently used first."""
+    """Compared with a list of (digest, representation, data), least recently used first."""
 
     def __init__(self) -> None:
         super().__init__()

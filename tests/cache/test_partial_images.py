@@ -1,4 +1,4 @@
-"""Partial images: which subscriber gets which, however subscribers and images arrive."""
+"""Partial images: the ones that each subscriber receives, in any order of events."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def partial_image(index: int) -> SharedPartialImage:
 
 
 def drain(subscriber: Subscriber) -> list[SharedPartialImage]:
-    """Everything in a subscriber's queue."""
+    """All partial images in a subscriber's queue."""
     received = []
     while (partial_image := subscriber.pop()) is not None:
         received.append(partial_image)
@@ -92,8 +92,8 @@ async def test_a_subscriber_waits_and_wakes_once_for_each_change():
     assert subscriber.is_closed
 
 
-async def test_subscribing_to_the_same_flight_again_wakes_nothing():
-    """A follower in another worker does so every few seconds, when it acquires the lease again."""
+async def test_subscribing_to_the_same_flight_again_does_not_wake_the_subscriber():
+    """A follower in another worker does so every few seconds, when it retries the lease."""
     channel, subscriber = Channel(), Subscriber(3)
     subscriber.subscribe(channel)
     channel.open()
@@ -154,7 +154,7 @@ async def test_a_flight_has_one_channel_for_as_long_as_it_has_a_subscriber():
     assert partial_images.channel("flight").partial_images == []
 
 
-async def test_another_worker_receives_what_the_leader_publishes(open_store: OpenStore) -> None:
+async def test_another_worker_receives_the_leaders_partial_images(open_store: OpenStore) -> None:
     ephemeral = MemoryBlobs()
     async with AsyncExitStack() as stack:
         here, there = [await stack.enter_async_context(open_store()) for _ in range(2)]

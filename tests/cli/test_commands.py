@@ -1,6 +1,6 @@
 """The command line: its arguments, its output and its exit status.
 
-Most tests start a process, which takes a second. Tables and longer stories run in this process.
+Most tests start a process, which takes a second. Tests with many commands run them in this process.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedPr
     )
 
 
-Type = Callable[..., Result]
+RunHere = Callable[..., Result]
 """Runs one command in this process."""
 
 
 @pytest.fixture
-def type_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Type:
-    """In a folder with a store in `data`, as a gateway has created it."""
+def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunHere:
+    """Runs commands in a folder with a store in `data`."""
     prepare(make_settings(tmp_path / "data", "http://127.0.0.1:9/v1"))
     monkeypatch.chdir(tmp_path)
     runner = CliRunner(env={"GATEWAY_DATA_DIR": str(tmp_path / "data")})
 
-    def type_words(*words: str) -> Result:
+    def run_words(*words: str) -> Result:
         result = runner.invoke(cli, words)
         assert isinstance(result.exception, SystemExit | None), result.exc_info
         return result
 
-    return type_words
+    return run_words
 
 
 def test_serve_without_a_key_names_the_variable_and_the_demo(tmp_path: Path) -> None:
@@ -226,8 +226,8 @@ def test_an_unknown_setting_is_named_with_the_nearest_one(tmp_path: Path) -> Non
     assert "workers.count" in result.stderr
 
 
-def test_a_key_is_added_listed_and_revoked(type_here: Type) -> None:
-    added = type_here(
+def test_a_key_is_added_listed_and_revoked(run_here: RunHere) -> None:
+    added = run_here(
         "keys", "add", "alice", "--team", "art", "--model", "gpt-image-1.5",
         "--limit", "requests_per_minute=60", "--limit", "usd_per_month=0.05",
         "--expires", "30d", "--validation", "lenient",
@@ -235,7 +235,7 @@ def test_a_key_is_added_listed_and_revoked(type_here: Type) -> None:
     secret = added.stdout.strip()
     assert secret.startswith("gk-")
     assert len(secret) == len("gk-") + 43
-    listed = json.loads(type_here("keys", "list", "--format", "json").stdout)
+    listed = json.loads(run_here("keys", "list", "--format", "json").stdout)
     (key,) = listed
     assert (key["name"], key["team"], key["models"]) == ("alice", "art", ["gpt-image-1.5"])
     assert key["limits"] == {"requests_per_minute": 60, "usd_per_month": 0.05}
@@ -243,11 +243,11 @@ def test_a_key_is_added_listed_and_revoked(type_here: Type) -> None:
     assert key["expires_at"] - key["created_at"] in range(30 * 86_400 - 2, 30 * 86_400 + 3)
     assert secret not in json.dumps(listed)
 
-    assert type_here("keys", "revoke", "alice").exit_code == 0
-    rows = list(csv.DictReader(io.StringIO(type_here("keys", "list", "--format", "csv").stdout)))
+    assert run_here("keys", "revoke", "alice").exit_code == 0
+    rows = list(csv.DictReader(io.StringIO(run_here("keys", "list", "--format", "csv").stdout)))
     shown = [(row["name"], row["validation"], row["state"]) for row in rows]
     assert shown == [("alice", "lenient", "revoked")]
-    table = type_here("keys", "list")
+    table = run_here("keys", "list")
     assert "alice" in table.stdout
     assert "Store: " in table.stderr
 
@@ -270,31 +270,31 @@ def test_a_key_is_added_listed_and_revoked(type_here: Type) -> None:
     ],
 )
 def test_an_invalid_key_is_refused_with_a_message(
-    type_here: Type, words: list[str], message: str
+    run_here: RunHere, words: list[str], message: str
 ) -> None:
-    assert type_here("keys", "add", "alice").exit_code == 0
-    result = type_here("keys", "add", *words)
+    assert run_here("keys", "add", "alice").exit_code == 0
+    result = run_here("keys", "add", *words)
     assert result.exit_code in (1, 2)
     assert message in result.stderr
 
 
-def test_a_key_is_added_with_its_cache_options(type_here: Type) -> None:
-    type_here("keys", "add", "plain")
-    type_here(
+def test_a_key_is_added_with_its_cache_options(run_here: RunHere) -> None:
+    run_here("keys", "add", "plain")
+    run_here(
         "keys", "add", "careful", "--team", "art", "--scope", "team",
         "--reuse", "within:12h", "--deny-no-cache",
     )  # fmt: skip
-    listed = json.loads(type_here("keys", "list", "--format", "json").stdout)
+    listed = json.loads(run_here("keys", "list", "--format", "json").stdout)
     careful, plain = sorted(listed, key=itemgetter("name"))
     assert (careful["scope"], careful["reuse"]) == ("team", "within:12h")
     assert careful["allow_no_cache"] is False
     assert plain.keys().isdisjoint({"scope", "reuse", "allow_no_cache"})
-    rows = csv.DictReader(io.StringIO(type_here("keys", "list", "--format", "csv").stdout))
+    rows = csv.DictReader(io.StringIO(run_here("keys", "list", "--format", "csv").stdout))
     (row, _) = sorted(rows, key=itemgetter("name"))
     assert (row["scope"], row["reuse"], row["allow_no_cache"]) == ("team", "within:12h", "False")
 
 
-async def test_a_key_made_by_command_opens_a_running_gateway_until_it_is_revoked(
+async def test_a_key_from_the_command_line_works_in_a_running_gateway_until_it_is_revoked(
     tmp_path: Path,
 ) -> None:
     async with run_upstream() as upstream:

@@ -1,4 +1,4 @@
-"""The gateway's log lines for programs: each line is one JSON object, whatever it contains."""
+"""The JSON log: each line is one JSON object, whatever the event contains."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def lines_of(steps: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stderr.decode().splitlines()]
 
 
-def test_each_event_is_a_line_with_its_fields_its_logger_its_level_and_the_time() -> None:
+def test_each_event_is_a_line_with_fields_logger_level_and_timestamp() -> None:
     levels = ["info", "warning", "error", "critical"]
 
     lines = lines_of("\n".join(f"log.{level}('heard', times=3)" for level in levels))

@@ -1,4 +1,4 @@
-"""`gateway.yaml`: its values, its references to the environment, and the messages of faults."""
+"""`gateway.yaml`: its values, its references to the environment, and its error messages."""
 
 import json
 from pathlib import Path
@@ -89,7 +89,7 @@ def test_every_variable_of_the_shipped_file_reaches_its_setting(tmp_path: Path):
     assert settings.log_format == "json"
 
 
-def test_the_shipped_schema_is_the_one_of_the_code():
+def test_the_shipped_schema_is_up_to_date():
     """`make schemas` writes it."""
     assert json.loads(SHIPPED.with_name("gateway.schema.json").read_text()) == json_schema()
 
@@ -228,7 +228,7 @@ def test_an_invalid_address_is_refused(written: str):
         parse_address(written)
 
 
-# ── faults ──────────────────────────────────────────────────────────────────────────────────
+# ── errors ──────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("path", BAD_FILES, ids=lambda path: path.stem)
@@ -289,7 +289,7 @@ def test_an_invalid_proxy_is_refused(written: object):
         parse_proxy(written)
 
 
-def test_a_ca_file_must_hold_certificates_when_the_gateway_starts(tmp_path: Path):
+def test_a_ca_file_must_contain_certificates_when_the_gateway_starts(tmp_path: Path):
     """Its path is relative to the working directory, like that of the data folder."""
     authority = ROOT / "tests" / "tls" / "authority.pem"
     key_alone = ROOT / "tests" / "tls" / "server-key.pem"
@@ -317,7 +317,7 @@ def test_an_invalid_count_or_zero_is_refused(written: object):
         parse_count_or_zero(written)
 
 
-# ── finding ─────────────────────────────────────────────────────────────────────────────────
+# ── finding the files ───────────────────────────────────────────────────────────────────────
 
 
 def test_the_shipped_files_are_found_from_an_empty_folder(tmp_path: Path):

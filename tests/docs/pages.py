@@ -1,4 +1,4 @@
-"""Reads the pages of `docs/reference` the way their tests need them: headings, tables, code."""
+"""Parses the pages of `docs/reference`: headings, tables, code spans."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def sources(folder: str) -> dict[Path, ast.Module]:
 
 
 def text_of(node: ast.AST) -> str | None:
-    """A string in the code, with `*` for what an f-string puts into it; None for other nodes."""
+    """A string in the code, with `*` for each value of an f-string; None for other nodes."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if not isinstance(node, ast.JoinedStr):

@@ -11,11 +11,11 @@ PAGE = read_page("billing.md")
 
 
 def test_limits():
-    told = [
+    documented = [
         (code(row["limit"]), row["counts"], row["period"], row["counted at"])
         for row in rows_with(PAGE, "limit", "counts", "period", "counted at", "refused with")
     ]
-    assert told == [
+    assert documented == [
         (
             limit.name,
             limit.unit,
@@ -33,12 +33,12 @@ def test_rates_and_budgets_are_refused_differently():
         assert is_rate == LIMITS[code(row["limit"])].is_rate
 
 
-def test_what_an_omitted_size_is_reserved_as():
-    told = {
+def test_the_reserved_size_of_an_omitted_size():
+    documented = {
         code(row["model"]): row["omitted size is reserved as"]
         for row in rows_with(PAGE, "model", "omitted size is reserved as")
     }
-    assert told == {
+    assert documented == {
         name: model["billing"]["dearest_size"]
         for name, model in read_shipped()["models"].items()
         if "dearest_size" in model["billing"]
@@ -46,12 +46,12 @@ def test_what_an_omitted_size_is_reserved_as():
 
 
 def test_the_flags_of_charges():
-    told = {name for row in rows_below(PAGE, "Charges") for name in codes(row["flag"])}
-    assert told == {charge.value for charge in Charge} - {"free"} | {"no_usage"}
+    documented = {name for row in rows_below(PAGE, "Charges") for name in codes(row["flag"])}
+    assert documented == {charge.value for charge in Charge} - {"free"} | {"no_usage"}
 
 
 def test_outcomes():
-    told = [code(row["outcome"]) for row in rows_below(PAGE, "Outcomes")]
-    assert told == ["hit", "bought", "partial", "collapsed", "refused", "failed"]
+    documented = [code(row["outcome"]) for row in rows_below(PAGE, "Outcomes")]
+    assert documented == ["hit", "bought", "partial", "collapsed", "refused", "failed"]
     texts = {text_of(node) for tree in sources("gateway").values() for node in ast.walk(tree)}
-    assert set(told) <= texts
+    assert set(documented) <= texts

@@ -48,23 +48,25 @@ def test_the_values_of_cache_status():
 
 
 def test_the_directives():
-    told = {name for row in rows_below(PAGE, "Directives") for name in codes(row["directive"])}
-    assert {name.partition("=")[0] for name in told} <= texts()
+    documented = {
+        name for row in rows_below(PAGE, "Directives") for name in codes(row["directive"])
+    }
+    assert {name.partition("=")[0] for name in documented} <= texts()
 
 
-def test_the_statuses_for_which_a_stale_image_answers():
+def test_the_statuses_that_are_answered_with_a_stale_image():
     (row,) = rows_below(PAGE, "Stale images")
-    told = {int(status) for status in row["statuses of a failure"].split(",")}
+    documented = {int(status) for status in row["statuses of a failure"].split(",")}
     sets = [
         {element.value for element in node.elts if isinstance(element, ast.Constant)}
         for node in nodes()
         if isinstance(node, ast.Set)
     ]
-    assert told in sets
+    assert documented in sets
 
 
-def test_why_an_image_was_not_fetched():
-    told = [
+def test_the_outcomes_of_a_failed_fetch():
+    documented = [
         code(row["outcome"]) for row in rows_with(PAGE, "outcome", "why an image was not fetched")
     ]
     lists = [
@@ -74,4 +76,4 @@ def test_why_an_image_was_not_fetched():
         and isinstance(node.slice, ast.Tuple)
         and ast.unparse(node.value) == "Literal"
     ]
-    assert told in lists
+    assert documented in lists

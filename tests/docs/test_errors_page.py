@@ -5,29 +5,29 @@ import yaml
 from gateway import errors
 from tests.docs.pages import ROOT, code, read_page, rows_below
 
-TOLD = {
+DOCUMENTED = {
     code(row["code"]): [int(status) for status in row["status"].split(",")]
     for row in rows_below(read_page("errors.md"), "Codes")
 }
 
 
 def test_the_page_names_exactly_the_error_codes():
-    """Those of `ErrorCode`, and those that rules of the model table answer."""
+    """Those of `ErrorCode` and of the model table's rules."""
     known = {code.value for code in errors.ErrorCode} | _codes_of_models()
-    assert sorted(TOLD) == sorted(known)
+    assert sorted(DOCUMENTED) == sorted(known)
 
 
 def test_the_page_has_the_status_of_every_error_code():
     wrong = {
         code.value: code.status
         for code in errors.ErrorCode
-        if code.status not in TOLD.get(code.value, ())
+        if code.status not in DOCUMENTED.get(code.value, ())
     }
     assert wrong == {}
 
 
 def test_the_codes_are_in_alphabetical_order():
-    assert list(TOLD) == sorted(TOLD)
+    assert list(DOCUMENTED) == sorted(DOCUMENTED)
 
 
 def _codes_of_models() -> set[str]:

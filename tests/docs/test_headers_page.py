@@ -24,13 +24,13 @@ KNOWN |= {
     *("proxy-connection", "strict-transport-security", "x-content-type-options"),
 }
 OWN = re.compile(r"(?:x|openai|retry|cf|idempoten\w*)-[a-z0-9*-]*[a-z0-9*]")
-"""Names that no list has."""
+"""Names that `KNOWN` does not list."""
 SINGLE = {"pragma", "prefer"}
 """Names of one word that the code writes in lower case; others are written as in RFC 9110."""
 
 
 def plain(name: str) -> str:
-    """A name without its case, and with `*` for what varies in it."""
+    """A name in lower case, with `*` for each placeholder."""
     return re.sub(r"\{\w+\}", "*", name).lower()
 
 
@@ -62,7 +62,7 @@ def in_simulator(path) -> bool:
     return "simulator" in path.parts
 
 
-def told(*, simulator: bool) -> set[str]:
+def documented(*, simulator: bool) -> set[str]:
     return {
         plain(name)
         for heading, rows in tables(PAGE)
@@ -75,10 +75,10 @@ def told(*, simulator: bool) -> set[str]:
 
 @pytest.mark.parametrize("simulator", [False, True])
 def test_the_page_names_exactly_the_headers_of_the_code(simulator: bool):
-    assert sorted(told(simulator=simulator)) == sorted(headers_of(simulator=simulator))
+    assert sorted(documented(simulator=simulator)) == sorted(headers_of(simulator=simulator))
 
 
 @pytest.mark.parametrize("row", rows_below(PAGE, FIXED), ids=lambda row: code(row["header"]))
-def test_upstream_headers_cannot_set_it(row):
+def test_upstream_headers_cannot_set_a_fixed_header(row):
     with pytest.raises(ValidationError, match="cannot be set here"):
         Settings.model_validate({"upstream": {"headers": {code(row["header"]): "any"}}})

@@ -1,4 +1,4 @@
-"""`docs/reference/images-api.md`: its tables are the model table's, its refusals are made."""
+"""`docs/reference/images-api.md`: its tables match the model table, its refusals the code."""
 
 import ast
 import json
@@ -50,11 +50,11 @@ def is_billed_by_tokens(model) -> bool:
 
 
 def test_models():
-    told = [
+    documented = [
         (code(row["model"]), row["prompt, characters"], row["shut down"], row["billed by"])
         for row in rows_below(PAGE, "Models")
     ]
-    assert told == [
+    assert documented == [
         (
             name,
             str(model["prompt_max_characters"]),
@@ -74,7 +74,7 @@ def models_of(cell: str) -> list[str]:
     return found
 
 
-def told_parameters(model: str):
+def documented_parameters(model: str):
     rows = rows_with(PAGE, "parameter", "models", "type", "values", "default", "source")
     return [
         (code(row["parameter"]), row["type"], codes(row["values"]), row["default"].strip("`"))
@@ -84,7 +84,7 @@ def told_parameters(model: str):
 
 
 def written(value) -> str:
-    """A value of YAML as the page has it."""
+    """A value of YAML as the page writes it."""
     if value is None:
         return NONE
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -99,19 +99,19 @@ def values_of(spec) -> list[str]:
 @pytest.mark.parametrize("model", MODELS)
 def test_parameters_in_the_order_in_which_they_are_checked(model: str):
     specs = MODELS[model]["parameters"]
-    assert told_parameters(model) == [
+    assert documented_parameters(model) == [
         (name, spec["type"], values_of(spec), written(spec.get("default")))
         for name, spec in specs.items()
     ]
 
 
 def test_other_spellings():
-    told = {
+    documented = {
         (model, code(row["parameter"]), code(row["value"])): code(row["means"])
         for row in rows_with(PAGE, "parameter", "models", "value", "means")
         for model in models_of(row["models"])
     }
-    assert told == {
+    assert documented == {
         (model, name, value): meaning
         for model, row in MODELS.items()
         for name, spec in row["parameters"].items()
@@ -120,20 +120,20 @@ def test_other_spellings():
 
 
 def test_free_sizes():
-    told = {row["bound"]: int(row["value"]) for row in rows_below(PAGE, "Free sizes")}
+    documented = {row["bound"]: int(row["value"]) for row in rows_below(PAGE, "Free sizes")}
     specs = [model["parameters"]["size"] for model in MODELS.values()]
     rules = [spec for spec in specs if spec["type"] == "size"]
     assert rules
     for rule in rules:
-        assert list(told.values()) == [
+        assert list(documented.values()) == [
             rule[key] for key in ("divisor", "max_edge", "min_pixels", "max_pixels", "max_ratio")
         ]
 
 
 def test_harmless_values():
     rows = rows_below(PAGE, "Parameters that change nothing")
-    told = {code(row["parameter"]): code(row["harmless value"]) for row in rows}
-    assert told == {name: written(value) for name, value in TABLE["harmless"].items()}
+    documented = {code(row["parameter"]): code(row["harmless value"]) for row in rows}
+    assert documented == {name: written(value) for name, value in TABLE["harmless"].items()}
 
 
 def test_default_models():
@@ -145,7 +145,7 @@ def test_default_models():
 
 
 def body_of(row):
-    """The body of an example; `"…1001 characters"` stands for so many."""
+    """The body of an example; `"…1001 characters"` becomes a text of that length."""
     text = re.sub(r"…(\d+) characters", lambda found: "a" * int(found[1]), code(row["body"]))
     return parse_body(text.encode(), None)
 
@@ -177,18 +177,18 @@ def test_every_rule_of_the_model_table_has_an_example():
         for spec in model["parameters"].values()
         if "only" in spec
     }
-    told = {code(row["message"]) for row in rows_below(PAGE, "Combinations")}
-    assert told == messages
+    documented = {code(row["message"]) for row in rows_below(PAGE, "Combinations")}
+    assert documented == messages
 
 
 def template(text: str) -> str:
-    """A message with `*` for what varies in it."""
+    """A message with `*` for each placeholder."""
     return re.sub(r"\{[^}]*\}", "*", text)
 
 
 @cache
 def templates_of_the_code() -> set[str]:
-    """Every text of the gateway, with `*` for what is put into it."""
+    """Every string of the gateway, with `*` for each value of an f-string."""
     found = set()
     for path, tree in sources("gateway").items():
         if "simulator" in path.parts:
@@ -200,12 +200,12 @@ def templates_of_the_code() -> set[str]:
 
 
 @pytest.mark.parametrize("row", WORDED, ids=lambda row: row["case"])
-def test_the_gateway_has_this_text(row):
+def test_the_gateway_has_the_documented_message(row):
     assert template(code(row["message"])) in templates_of_the_code()
 
 
-def test_what_is_not_json_is_refused_as_the_page_says():
-    told = {row["case"]: code(row["message"]) for row in rows_below(PAGE, "Bodies")}
+def test_an_invalid_body_is_refused_as_the_page_says():
+    documented = {row["case"]: code(row["message"]) for row in rows_below(PAGE, "Bodies")}
     for raw, content_type, case in [
         (b"{", None, "not JSON, NaN, not UTF-8"),
         (b'{"n":NaN}', None, "not JSON, NaN, not UTF-8"),
@@ -214,11 +214,11 @@ def test_what_is_not_json_is_refused_as_the_page_says():
     ]:
         with pytest.raises(InvalidRequest) as refusal:
             parse_body(raw, content_type)
-        assert str(refusal.value) == told[case].replace("{shown}", "text/plain")
+        assert str(refusal.value) == documented[case].replace("{shown}", "text/plain")
 
 
 @pytest.mark.parametrize("row", PLAYED, ids=lambda row: code(row["fault"]))
-def test_the_simulated_service_answers_as_the_page_says(row):
+def test_the_simulated_upstream_responds_as_the_page_says(row):
     refusal = refusal_of(parse_fault(code(row["fault"])), model="gpt-image-1", request_id="req_1")
     assert refusal is not None
     error = json.loads(refusal.body)["error"]
@@ -229,7 +229,7 @@ def test_the_simulated_service_answers_as_the_page_says(row):
 
 
 def test_the_codes_of_quotas_and_rates():
-    told = [set(codes(row["codes"])) for row in rows_below(PAGE, "Quota and rate codes")]
+    documented = [set(codes(row["codes"])) for row in rows_below(PAGE, "Quota and rate codes")]
     sets = [
         {element.value for element in node.elts if isinstance(element, ast.Constant)}
         for path, tree in sources("gateway").items()
@@ -237,14 +237,14 @@ def test_the_codes_of_quotas_and_rates():
         for node in ast.walk(tree)
         if isinstance(node, ast.Set)
     ]
-    assert all(group in sets for group in told)
+    assert all(group in sets for group in documented)
 
 
 # ── lenient validation ──────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("row", TOLERATED, ids=lambda row: code(row["body"]))
-def test_what_only_lenient_validation_accepts(row):
+def test_only_lenient_validation_accepts_the_body(row):
     body = body_of(row)
     with pytest.raises(InvalidRequest) as refusal:
         validate(body, CATALOG)
@@ -253,7 +253,7 @@ def test_what_only_lenient_validation_accepts(row):
 
 
 @pytest.mark.parametrize("row", HARMLESS, ids=lambda row: code(row["body"]))
-def test_what_strict_validation_accepts_too(row):
+def test_strict_validation_accepts_the_body_too(row):
     body = body_of(row)
     plain = {name: body[name] for name in ("model", "prompt")}
     assert validate(body, CATALOG) == validate(plain, CATALOG)
@@ -263,10 +263,10 @@ def test_what_strict_validation_accepts_too(row):
 
 
 def test_the_events_of_streams():
-    told = {code(row["event"]) for row in rows_below(PAGE, "Streams") if "event" in row}
+    documented = {code(row["event"]) for row in rows_below(PAGE, "Streams") if "event" in row}
     texts = templates_of_the_code()
     named = {text for text in texts if re.fullmatch(r"image_generation\.\w+", text)}
-    assert told == named | {"error"}
+    assert documented == named | {"error"}
 
 
 # ── tokens and prices ───────────────────────────────────────────────────────────────────────
@@ -274,7 +274,7 @@ def test_the_events_of_streams():
 
 def test_output_tokens():
     """One table for each set of models that share it."""
-    told = {
+    documented = {
         json.dumps(
             {row["size"]: {quality: int(row[quality]) for quality in QUALITIES} for row in rows}
         )
@@ -282,7 +282,7 @@ def test_output_tokens():
         if list(rows[0]) == ["size", *QUALITIES]
     }
     found = [model["billing"].get("output_tokens") for model in MODELS.values()]
-    assert {json.dumps(table) for table in found if table} == told
+    assert {json.dumps(table) for table in found if table} == documented
 
 
 def test_output_tokens_by_the_formula():
@@ -308,13 +308,13 @@ def test_tokens_of_partial_images():
 
 def test_token_prices():
     kinds = ("text in", "image in", "image out", "text out")
-    told = {
+    documented = {
         code(row["model"]): {
             kind.replace(" ", "_"): row[kind] for kind in kinds if row[kind] != NONE
         }
         for row in rows_below(PAGE, "Token prices")
     }
-    assert told == {
+    assert documented == {
         name: model["billing"]["usd_per_million_tokens"]
         for name, model in MODELS.items()
         if is_billed_by_tokens(model)
@@ -322,11 +322,11 @@ def test_token_prices():
 
 
 def test_prices_per_image():
-    told = {
+    documented = {
         (code(row["model"]), row["size"], row["quality"]): Decimal(row["price"])
         for row in rows_below(PAGE, "Prices per image")
     }
-    assert told == {
+    assert documented == {
         (name, size, quality): Decimal(price)
         for name, model in MODELS.items()
         for size, prices in model["billing"]["usd_per_image"].items()
@@ -335,7 +335,7 @@ def test_prices_per_image():
 
 
 def test_the_checks_have_the_order_of_the_page():
-    """A body with every fault, mended one by one, is refused for the next step each time."""
+    """A body with every fault is repaired step by step; each time the next fault is refused."""
     steps = [
         ({"model": "nope"}, "model"),
         ({"model": "gpt-image-1"}, "foo"),
@@ -356,5 +356,5 @@ def test_the_checks_have_the_order_of_the_page():
     assert all(after == before + 1 for before, after in pairwise(order))
 
 
-def test_every_heading_is_there_once():
+def test_every_heading_is_unique():
     assert len(set(headings(PAGE))) == len(headings(PAGE))

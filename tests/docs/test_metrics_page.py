@@ -47,12 +47,12 @@ def test_type_and_labels_of_a_metric(row):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=name_of)
-def test_what_is_shown_of_several_workers(row):
+def test_how_a_metric_is_merged_over_workers(row):
     mode = getattr(METRICS[name_of(row)], "_multiprocess_mode", "livesum")
     assert row["over workers"] == OVER_WORKERS[mode]
 
 
-def test_the_page_says_what_every_label_may_be():
-    told = {name for row in rows_below(PAGE, "Labels") for name in codes(row["label"])}
+def test_the_page_describes_every_label():
+    documented = {name for row in rows_below(PAGE, "Labels") for name in codes(row["label"])}
     used = {name for metric in METRICS.values() for name in metric._labelnames}
-    assert told == used - {"version", "python"}  # their names say it
+    assert documented == used - {"version", "python"}  # self-explanatory

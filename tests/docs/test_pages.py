@@ -1,4 +1,4 @@
-"""All pages of `docs/reference`: every link leads somewhere, and so does every citation of them."""
+"""All pages of `docs/reference`: every link and every citation has a target."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ def anchors_of(page: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_link_of_a_page_leads_somewhere(page: str):
+def test_every_link_of_a_page_has_a_target(page: str):
     for link in LINK.findall(read_page(page)):
         if link.startswith("https://"):
             continue
@@ -29,7 +29,7 @@ def test_every_link_of_a_page_leads_somewhere(page: str):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_anchor_of_a_page_is_there_once(page: str):
+def test_every_anchor_of_a_page_is_unique(page: str):
     assert len(set(anchors_of(page))) == len(anchors_of(page))
 
 

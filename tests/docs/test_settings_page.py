@@ -16,7 +16,7 @@ TEXTS = {"address", "file", "folder", "header name", "list", "secret", "text", "
 
 
 def schema_rows(section: dict[str, Any], schema: dict[str, Any], prefix: str = "") -> Iterator[Any]:
-    """Every key that can be set with its JSON Schema."""
+    """Every key that can be set, with its JSON Schema."""
     for key, rule in section["properties"].items():
         if "$ref" in rule:
             below = schema["$defs"][rule["$ref"].rpartition("/")[2]]
@@ -30,7 +30,7 @@ SETTINGS = dict(schema_rows(SCHEMA, SCHEMA))
 
 
 def type_of(rule: dict[str, Any]) -> str:
-    """The page's word for what a JSON Schema accepts; "text" for all kinds of it."""
+    """The page's word for the values of a JSON Schema; "text" for every kind of text."""
     kinds = rule.get("anyOf", [rule])
     patterns = "".join(kind.get("pattern", "") for kind in kinds)
     may_be_zero = any(kind.get("minimum") == 0 for kind in kinds)
@@ -63,8 +63,8 @@ def test_the_page_names_exactly_the_settings_in_their_order():
 
 @pytest.mark.parametrize("row", ROWS, ids=name_of)
 def test_the_type_of_a_setting(row: dict[str, str]):
-    told = "|".join(codes(row["type"])) or row["type"]
-    assert ("text" if told in TEXTS else told) == type_of(SETTINGS[name_of(row)])
+    documented = "|".join(codes(row["type"])) or row["type"]
+    assert ("text" if documented in TEXTS else documented) == type_of(SETTINGS[name_of(row)])
 
 
 def test_a_file_that_sets_every_default_changes_nothing():
@@ -104,5 +104,5 @@ def test_the_variables_are_those_of_the_shipped_file():
             value = value[part]
         if match := re.match(r"\$\{(\w+)", str(value)):
             read[key] = match[1]
-    told = {name_of(row): codes(row["variable"])[0] for row in ROWS if row["variable"]}
-    assert told == read
+    documented = {name_of(row): codes(row["variable"])[0] for row in ROWS if row["variable"]}
+    assert documented == read

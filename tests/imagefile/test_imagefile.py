@@ -116,7 +116,7 @@ def test_every_form_that_encoders_write_passes(format, mode, options):
     assert check(data) == ImageFacts(format.lower(), 41, 29)
 
 
-def test_a_c2pa_chunk_at_the_head_of_a_png_is_normal():
+def test_a_c2pa_chunk_at_the_head_of_a_png_is_accepted():
     data = SAMPLES["png"]
     signed = data[:33] + chunk(b"caBX", bytes(14_000)) + data[33:]
     assert check(signed).width == 48
@@ -205,10 +205,10 @@ def test_an_image_of_one_and_a_half_megabytes_is_checked_fast_enough_for_the_eve
     assert min(durations) < 0.025
 
 
-# ── deriving ────────────────────────────────────────────────────────────────────────────────
+# ── transcoding ─────────────────────────────────────────────────────────────────────────────
 
 OTTER = draw(width=96, height=64)
-MOST = 33_000_000
+MAX_PIXELS = 33_000_000
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 GREY = SRGB[:16] + b"GRAY" + SRGB[20:]
 
@@ -218,7 +218,7 @@ def transcode(data: bytes, format: str, *, compression: int = 100, **options: in
 
 
 def transcoded(data: bytes, format: str, **options: int) -> Image.Image:
-    """A transcoded image, checked like a bought one and decoded."""
+    """A transcoded image, checked like an image from upstream and decoded."""
     made = transcode(data, format, **options)
     assert made is not None
     facts = check(made)
@@ -363,7 +363,7 @@ def test_the_default_gamma_changes_nothing():
 def test_more_pixels_than_allowed_are_never_decoded(monkeypatch):
     bomb = raw_png(1, 0, bytes(2000), width=16_000)
     assert transcode(bomb, "webp", max_pixels=63_999) is None
-    # The process's own bound is neither asked nor changed.
+    # Pillow's global bound is neither used nor changed.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     made = transcode(bomb, "webp", max_pixels=64_000)
     assert made is not None

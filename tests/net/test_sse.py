@@ -38,11 +38,11 @@ def left_over(*chunks: bytes) -> list[Event]:
 
 
 def pieces_of(stream: bytes, cuts: Iterable[int]) -> list[bytes]:
-    places = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
-    return [stream[start:end] for start, end in itertools.pairwise(places)]
+    offsets = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
+    return [stream[start:end] for start, end in itertools.pairwise(offsets)]
 
 
-# ── in ──────────────────────────────────────────────────────────────────────────────────────
+# ── decoding ────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -195,11 +195,11 @@ def test_a_frame_in_single_bytes_takes_linear_time_too():
     assert len(event.data) == 2**19
 
 
-# ── out ─────────────────────────────────────────────────────────────────────────────────────
+# ── encoding ────────────────────────────────────────────────────────────────────────────────
 
 
 def read_by_sdk(stream: bytes) -> list[tuple[str | None, object]]:
-    """The events by the SDK's own decoder, with parsed data."""
+    """The events as the SDK decodes them, with parsed data."""
     return [(sse.event, sse.json()) for sse in SSEDecoder().iter_bytes(iter([stream]))]
 
 

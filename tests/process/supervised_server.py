@@ -1,11 +1,11 @@
-"""A tiny HTTP server under the supervisor: what `test_supervisor` runs as a process of its own.
+"""A tiny HTTP server under the supervisor, which `test_supervisor` runs as a separate process.
 
     python supervised_server.py WORKERS STATE_DIR [START_TIMEOUT_SECONDS]
 
-Every answer is the worker's process id. `/slow` makes `STATE_DIR/slow` and takes a second; after
-`/fault` the worker fails. Each worker reads `STATE_DIR/mode` as it starts: `obey` says what each
-mode does. The parent prints the port, and `exit PID` as each worker is gone; workers write
-`hup PID` to `STATE_DIR/hups`. The log is JSON, on standard error, which the test sends to
+Every response is the worker's process id. `/slow` creates `STATE_DIR/slow` and takes a second;
+after `/fault` the worker fails. Each worker reads `STATE_DIR/mode` when it starts; `obey` has the
+modes. The parent prints the port, and `exit PID` when a worker has exited; workers write `hup PID`
+to `STATE_DIR/hups`. The log is JSON on standard error, which the test redirects to
 `STATE_DIR/log`.
 """
 
@@ -54,7 +54,7 @@ def main() -> int | str:
 
 
 def leave_two_descriptors() -> None:
-    """Enough for the parent's own pipe, none for a worker's."""
+    """Leaves enough for the parent's own pipe, none for a worker's."""
     lowest = os.dup(0)
     os.close(lowest)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -75,7 +75,7 @@ def serve(listener: socket.socket, ready: Callable[[], None], state: Path) -> No
         except TimeoutError:
             continue
         with connection:
-            answer(connection, state)
+            respond(connection, state)
 
 
 def obey(mode: str, state: Path) -> None:
@@ -143,7 +143,7 @@ def write_hup(state: Path, line: str) -> None:
         log.write(line + "\n")
 
 
-def answer(connection: socket.socket, state: Path) -> None:
+def respond(connection: socket.socket, state: Path) -> None:
     connection.settimeout(HANG_SECONDS)
     request = connection.recv(4096)
     if b" /slow " in request:

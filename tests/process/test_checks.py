@@ -65,7 +65,7 @@ IN_ORDER = [
     "public URL",
     "own link",
 ]
-FRESH_ENOUGH = {"prices"}
+IGNORED = {"prices"}
 """The age of the shipped prices depends on the calendar, so these tests ignore it."""
 
 
@@ -76,7 +76,7 @@ async def findings_of(settings: Settings) -> dict[str, Finding]:
 
 
 def levels(findings: Mapping[str, Finding], level: str) -> set[str]:
-    return {name for name, f in findings.items() if f.level == level} - FRESH_ENOUGH
+    return {name for name, f in findings.items() if f.level == level} - IGNORED
 
 
 def at(here: InProcess, **server: Any) -> Settings:
@@ -86,7 +86,7 @@ def at(here: InProcess, **server: Any) -> Settings:
 
 
 @pytest.fixture(params=["sqlite", "redis"])
-def kept_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str | None]:
+def durable_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str | None]:
     """The embedded store, or a Redis that is configured as the README says."""
     if request.param == "sqlite":
         yield None
@@ -120,24 +120,24 @@ async def upstream() -> AsyncIterator[Upstream]:
 
 
 async def test_a_healthy_gateway_has_no_findings(
-    tmp_path: Path, kept_url: str | None, upstream: Upstream
+    tmp_path: Path, durable_url: str | None, upstream: Upstream
 ) -> None:
-    settings = make_settings(tmp_path / "data", upstream.base_url, kept_url)
+    settings = make_settings(tmp_path / "data", upstream.base_url, durable_url)
     async with run_gateway(settings) as here:
         found = await findings_of(at(here))
     assert list(found) == IN_ORDER
-    assert levels(found, "ok") | FRESH_ENOUGH == set(IN_ORDER)
-    where = "redis://127.0.0.1" if kept_url else f"{tmp_path}/data/gateway.sqlite"
+    assert levels(found, "ok") | IGNORED == set(IN_ORDER)
+    where = "redis://127.0.0.1" if durable_url else f"{tmp_path}/data/gateway.sqlite"
     assert where in found["store"].message
     assert here.client.url in found["own link"].message
 
 
-async def test_the_test_image_is_removed(
-    tmp_path: Path, kept_url: str | None, upstream: Upstream
+async def test_the_doctor_removes_its_test_image(
+    tmp_path: Path, durable_url: str | None, upstream: Upstream
 ) -> None:
-    settings = make_settings(tmp_path / "data", upstream.base_url, kept_url)
+    settings = make_settings(tmp_path / "data", upstream.base_url, durable_url)
     async with run_gateway(settings) as here:
-        await findings_of(at(here))  # makes the signing key, which stays
+        await findings_of(at(here))  # creates the signing key, which remains
         before = await contents(settings)
         found = await findings_of(at(here))
         after = await contents(settings)
@@ -146,7 +146,7 @@ async def test_the_test_image_is_removed(
 
 
 async def contents(settings: Settings) -> object:
-    """Everything that the doctor could have left in the store."""
+    """The LRU totals, and the keys or files that the doctor could have left in the store."""
     async with open_store(settings) as (store, _):
         lru_totals = await execute(store, ReadLruTotals())
     if settings.store.redis_url is not None:
@@ -197,9 +197,9 @@ async def facts_of(settings: Settings) -> StoreFacts:
         return await execute(store, Inspect())
 
 
-async def test_a_wrong_clock_is_a_fault(tmp_path: Path, kept_url: str | None) -> None:
+async def test_a_wrong_clock_is_a_fault(tmp_path: Path, durable_url: str | None) -> None:
     """In either direction."""
-    settings = make_settings(tmp_path / "data", "http://127.0.0.1:9/v1", kept_url)
+    settings = make_settings(tmp_path / "data", "http://127.0.0.1:9/v1", durable_url)
     prepare(settings)
     facts, now = await facts_of(settings), time.time()
     assert judge_clock(facts, host_now=now).level == "ok"
@@ -233,7 +233,7 @@ async def test_a_separate_redis_for_images_may_evict(
             found = await findings_of(at(here))
     finally:
         configure(redis_url, maxmemory_policy="noeviction")
-    assert levels(found, "ok") | FRESH_ENOUGH == set(IN_ORDER)
+    assert levels(found, "ok") | IGNORED == set(IN_ORDER)
     assert "of their own" in found["cache bound"].message
 
 
@@ -270,14 +270,14 @@ async def test_images_must_leave_room_in_redis(
 
 @pytest.mark.parametrize(("total", "words"), [(None, ""), ("20GiB", "20,480 MiB")])
 async def test_any_bound_is_ok_if_the_store_has_no_limit(
-    tmp_path: Path, kept_url: str | None, total: str | None, words: str
+    tmp_path: Path, durable_url: str | None, total: str | None, words: str
 ) -> None:
     cache = {"total_bytes": total}
-    settings = make_settings(tmp_path, "http://127.0.0.1:9/v1", kept_url, cache=cache)
+    settings = make_settings(tmp_path, "http://127.0.0.1:9/v1", durable_url, cache=cache)
     prepare(settings)
     finding = judge_bound(settings, await facts_of(settings))
     assert finding.level == "ok"
-    assert (words or ("1,024 MiB" if kept_url else "10,240 MiB")) in finding.message
+    assert (words or ("1,024 MiB" if durable_url else "10,240 MiB")) in finding.message
 
 
 # ── upstream, prices, parser ────────────────────────────────────────────────────────────────
@@ -285,7 +285,7 @@ async def test_any_bound_is_ok_if_the_store_has_no_limit(
 
 @asynccontextmanager
 async def run_answering(status: int) -> AsyncIterator[str]:
-    """A service that responds to every request with one status."""
+    """A server that responds to every request with one status."""
 
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(status=status, headers={"Location": "/elsewhere"})
@@ -390,9 +390,9 @@ async def test_the_own_link_is_a_fault_if_no_gateway_responds(
 
 
 async def test_the_own_link_is_a_fault_if_the_gateway_has_other_keys_or_another_store(
-    tmp_path: Path, kept_url: str | None, upstream: Upstream
+    tmp_path: Path, durable_url: str | None, upstream: Upstream
 ) -> None:
-    settings = make_settings(tmp_path / "data", upstream.base_url, kept_url)
+    settings = make_settings(tmp_path / "data", upstream.base_url, durable_url)
     async with (
         run_gateway(settings) as here,
         run_gateway(make_settings(tmp_path / "other", upstream.base_url)) as there,
@@ -436,7 +436,7 @@ async def test_the_command_prints_a_line_per_check_and_fails_on_a_fault(
 
     rows = json.loads(as_json.stdout)
     assert [row["check"] for row in rows] == IN_ORDER
-    assert {row["level"] for row in rows if row["check"] not in FRESH_ENOUGH} == {"ok"}
+    assert {row["level"] for row in rows if row["check"] not in IGNORED} == {"ok"}
     assert (as_json.returncode, as_table.returncode, stopped.returncode) == (0, 0, 1)
     lines = as_table.stdout.splitlines()
     assert [c for c in IN_ORDER for line in lines if line.startswith(f"│ {c} ")] == IN_ORDER

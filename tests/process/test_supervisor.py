@@ -30,8 +30,8 @@ class Parent:
     port: int
     state: Path
 
-    def ask(self, path: str = "/") -> int:
-        """The process id of the worker that answered."""
+    def request_pid(self, path: str = "/") -> int:
+        """The process id of the worker that responded."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=GENEROUS_SECONDS)
         try:
             connection.request("GET", path)
@@ -43,7 +43,7 @@ class Parent:
         return living_children(self.process.pid)
 
     def served_by(self) -> set[int]:
-        return {self.ask() for _ in range(12)}
+        return {self.request_pid() for _ in range(12)}
 
     def send(self, number: int) -> None:
         self.process.send_signal(number)
@@ -52,19 +52,19 @@ class Parent:
         os.killpg(self.process.pid, number)
 
     def events(self) -> list[dict[str, Any]]:
-        """Its log; lines that are not JSON are skipped."""
+        """The supervisor's log; lines that are not JSON are skipped."""
         lines = (self.state / "log").read_text().rpartition("\n")[0].splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def log(self, event: str) -> list[dict[str, Any]]:
-        """Its log lines of one event."""
+        """The log lines of one event."""
         return [line for line in self.events() if line["event"] == event]
 
-    def last_words(self) -> str:
+    def last_line(self) -> str:
         """The last line on standard error."""
         return (self.state / "log").read_text().splitlines()[-1]
 
-    def become(self, mode: str) -> None:
+    def set_mode(self, mode: str) -> None:
         """Changes the behaviour of workers that start from now on."""
         (self.state / "mode").write_text(mode)
 
@@ -95,7 +95,7 @@ def supervised(
 def slow_request(parent: Parent) -> Iterator[list[int]]:
     """A request that takes a second; on exit, the list has its response."""
     answers: list[int] = []
-    thread = threading.Thread(target=lambda: answers.append(parent.ask("/slow")))
+    thread = threading.Thread(target=lambda: answers.append(parent.request_pid("/slow")))
     thread.start()
     until((parent.state / "slow").exists)
     yield answers
@@ -104,7 +104,7 @@ def slow_request(parent: Parent) -> Iterator[list[int]]:
 
 def test_a_killed_worker_is_replaced(tmp_path: Path):
     with supervised(tmp_path) as parent:
-        victim = parent.ask()
+        victim = parent.request_pid()
         os.kill(victim, signal.SIGKILL)
         until(lambda: victim not in parent.workers() and len(parent.workers()) == 2)
         assert victim not in parent.served_by()
@@ -113,7 +113,7 @@ def test_a_killed_worker_is_replaced(tmp_path: Path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_lets_workers_finish(tmp_path: Path, number: int):
     with supervised(tmp_path) as parent:
-        parent.ask()
+        parent.request_pid()
         with slow_request(parent) as answers:
             parent.send(number)
         assert len(answers) == 1
@@ -121,9 +121,9 @@ def test_the_first_signal_lets_workers_finish(tmp_path: Path, number: int):
 
 
 @pytest.mark.timed
-def test_the_second_signal_ends_everything_at_once(tmp_path: Path):
+def test_the_second_signal_ends_all_workers_at_once(tmp_path: Path):
     with supervised(tmp_path, workers=1) as parent:
-        worker = parent.ask()
+        worker = parent.request_pid()
         connection = http.client.HTTPConnection("127.0.0.1", parent.port, timeout=GENEROUS_SECONDS)
         connection.request("GET", "/slow")
         until((tmp_path / "slow").exists)
@@ -141,9 +141,9 @@ def test_the_second_signal_ends_everything_at_once(tmp_path: Path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_group_counts_once(tmp_path: Path, number: int):
-    """As a terminal's Ctrl-C or a container's stop does; workers get SIGTERM twice then."""
+    """As Ctrl-C and a container's stop do: the workers get two signals."""
     with supervised(tmp_path) as parent:
-        parent.ask()
+        parent.request_pid()
         with slow_request(parent) as answers:
             parent.send_to_group(number)
         assert len(answers) == 1
@@ -167,7 +167,7 @@ def test_a_rolling_restart_replaces_every_worker_and_no_request_fails(tmp_path: 
         old = parent.workers()
         parent.send(signal.SIGUSR2)
         while parent.workers() & old:
-            parent.ask()
+            parent.request_pid()
         until(lambda: len(parent.workers()) == 2)
         assert not parent.served_by() & old
         counts = [len(workers) for workers in serving(parent.events())]
@@ -179,11 +179,11 @@ def test_a_rolling_restart_keeps_the_old_workers_if_new_ones_cannot_start(tmp_pa
     with supervised(tmp_path) as parent:
         until(lambda: len(parent.served_by()) == 2)
         old = parent.workers()
-        parent.become("exit")
+        parent.set_mode("exit")
         parent.send(signal.SIGUSR2)
         until(lambda: parent.log("rolling_restart_cancelled") != [])
         assert parent.workers() == old
-        parent.become("serve")
+        parent.set_mode("serve")
         parent.send(signal.SIGUSR2)
         until(lambda: len(parent.workers()) == 2 and not parent.workers() & old)
 
@@ -191,12 +191,12 @@ def test_a_rolling_restart_keeps_the_old_workers_if_new_ones_cannot_start(tmp_pa
 def test_a_worker_that_cannot_start_does_not_affect_the_others(tmp_path: Path):
     with supervised(tmp_path) as parent:
         until(lambda: len(parent.served_by()) == 2)
-        parent.become("crash")
+        parent.set_mode("crash")
         victim, other = parent.workers()
         os.kill(victim, signal.SIGKILL)
         until(lambda: parent.log("worker_start_failed") != [])
         assert parent.served_by() == {other}
-        parent.become("serve")
+        parent.set_mode("serve")
         until(lambda: len(parent.served_by()) == 2)
 
 
@@ -217,7 +217,7 @@ def test_a_gateway_that_has_never_served_ends_with_the_reason_and_one_traceback(
         }
         (traced,) = [line for line in attempts if "exception" in line]
         assert traced["exception"].startswith("Traceback")
-        assert parent.last_words() == f"No worker can start: {attempts[-1]['reason']}"
+        assert parent.last_line() == f"No worker can start: {attempts[-1]['reason']}"
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_a_gateway_that_can_never_fork_ends_too(tmp_path: Path):
         assert parent.process.wait(GENEROUS_SECONDS) == 1
         assert len(parent.log("worker_start_failed")) == START_ATTEMPTS
         assert (
-            parent.last_words() == "No worker can start: cannot fork a worker: Too many open files"
+            parent.last_line() == "No worker can start: cannot fork a worker: Too many open files"
         )
 
 
@@ -275,12 +275,13 @@ def test_workers_that_die_soon_after_they_served_are_not_replaced_at_once(tmp_pa
     started = time.monotonic()
     with supervised(tmp_path, workers=4, mode="serve briefly") as parent:
         until(lambda: (tmp_path / "log").read_text().count('"worker_ready"') >= 3 * 4)
-        assert time.monotonic() - started >= 2 * 0.5  # the third of each: 0.5 s lie between two
+        # each worker has started three times, 0.5 s apart
+        assert time.monotonic() - started >= 2 * 0.5
         parent.send(signal.SIGTERM)
         assert parent.process.wait(GENEROUS_SECONDS) in (0, 128 + signal.SIGTERM)
 
 
-def test_a_fault_longer_than_a_pipe_is_cut_and_logged_with_its_place(tmp_path: Path):
+def test_a_fault_longer_than_a_pipe_is_cut_and_logged_with_its_location(tmp_path: Path):
     with supervised(tmp_path, mode="long crash") as parent:
         until(lambda: len(parent.log("worker_start_failed")) > 2)
         attempts = parent.log("worker_start_failed")
@@ -308,41 +309,41 @@ def test_a_process_left_by_a_failed_worker_delays_nothing(tmp_path: Path):
         assert parent.process.wait(GENEROUS_SECONDS) == 0
 
 
-def test_a_worker_that_is_still_starting_is_waited_for(tmp_path: Path):
+def test_the_supervisor_waits_for_a_worker_that_is_still_starting(tmp_path: Path):
     """By then the other worker has failed in every attempt; the parent starts it again."""
     with supervised(tmp_path, workers=2, mode="one starts slowly") as parent:
-        assert parent.ask() in parent.workers()
+        assert parent.request_pid() in parent.workers()
         assert len(parent.log("worker_start_failed")) >= START_ATTEMPTS
-        parent.become("serve")
+        parent.set_mode("serve")
         until(lambda: len(parent.served_by()) == 2)
 
 
-def test_a_gateway_that_has_served_tries_again_for_as_long_as_it_takes(tmp_path: Path):
+def test_a_gateway_that_has_served_retries_without_limit(tmp_path: Path):
     """It keeps trying although no worker is left."""
     with supervised(tmp_path, workers=1) as parent:
-        victim = parent.ask()
-        parent.become("crash")
+        victim = parent.request_pid()
+        parent.set_mode("crash")
         os.kill(victim, signal.SIGKILL)
         until(lambda: len(parent.log("worker_start_failed")) == START_ATTEMPTS)
         assert sum("exception" in line for line in parent.log("worker_start_failed")) == 1
-        parent.become("serve")
+        parent.set_mode("serve")
         parent.send(signal.SIGUSR2)
-        assert parent.ask() != victim
+        assert parent.request_pid() != victim
         parent.send(signal.SIGTERM)
         assert parent.process.wait(GENEROUS_SECONDS) == 0
 
 
 def test_a_worker_that_fails_after_it_served_is_logged_and_replaced(tmp_path: Path):
     with supervised(tmp_path, workers=1) as parent:
-        victim = parent.ask("/fault")
-        assert parent.ask() != victim
+        victim = parent.request_pid("/fault")
+        assert parent.request_pid() != victim
         (line,) = parent.log("worker_failed")
         assert line["reason"] == "RuntimeError: told to fail"
         assert line["exception"].startswith("Traceback")
         assert parent.log("worker_start_failed") == []
 
 
-def test_workers_that_hang_at_the_start_can_be_ended(tmp_path: Path):
+def test_workers_that_hang_at_the_start_can_be_stopped(tmp_path: Path):
     with supervised(tmp_path, mode="hang") as parent:
         until(lambda: len(parent.workers()) == 2)
         parent.send(signal.SIGINT)

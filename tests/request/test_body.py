@@ -121,7 +121,7 @@ def test_a_duplicate_key_is_named(raw):
     assert refusal(raw) == unreadable("the key 'n' appears twice")
 
 
-def test_a_duplicate_key_is_seen_through_its_escapes():
+def test_a_duplicate_key_is_detected_despite_escapes():
     assert refusal(rb'{"n": 1, "\u006e": 2}') == unreadable("the key 'n' appears twice")
 
 
@@ -134,7 +134,7 @@ def test_a_duplicate_key_is_seen_through_its_escapes():
         rb'{"prompt": {"\ud83d": 1}}',
     ],
 )
-def test_a_lone_surrogate_is_refused_wherever_it_is(raw):
+def test_a_lone_surrogate_is_refused_in_any_position(raw):
     problem = "'prompt' holds a lone surrogate, half of a character"
     assert refusal(raw) == unreadable(problem)
 
@@ -157,7 +157,7 @@ def test_64_levels_are_read_and_65_are_not():
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"x":'])
-def test_absurd_nesting_is_refused_and_does_not_crash(opening):
+def test_extreme_nesting_is_refused_and_does_not_crash(opening):
     assert refusal(b'{"x": ' + opening * 100_000)["type"] == "invalid_request_error"
     closing = b"]" if opening == b"[" else b"}"
     deep = opening * 50_000 + b"1" + closing * 50_000
@@ -165,7 +165,7 @@ def test_absurd_nesting_is_refused_and_does_not_crash(opening):
     assert "it is nested deeper than 64 levels" in message
 
 
-def test_an_endless_number_is_refused():
+def test_a_very_long_number_is_refused():
     assert refusal(b'{"n": ' + b"9" * 5000 + b"}") == unreadable(
         "a number has more than 100 digits"
     )

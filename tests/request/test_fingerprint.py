@@ -39,7 +39,7 @@ IMAGE = {
     "gpt-image-1.5": _GPT,
     "gpt-image-2": {**_GPT, "size": (["auto"], ["1024x1024", "2048x2048", "1824x1024"])},
 }
-# Parameters of the answer, not of the image. Every model accepts the first three values.
+# Parameters of the response, not of the image. Every model accepts the first three values.
 DELIVERY = {"stream": [False, None], "partial_images": [0, 0.0, None], "user": ["a", "b", None]}
 DALLE_DELIVERY = {"response_format": ["url", "b64_json", None]}
 GPT_DELIVERY = {"partial_images": [1, 3, None], "stream": [True, False, None]}
@@ -91,7 +91,7 @@ def test_two_plain_bodies_share_it_only_when_they_are_equal(one, other):
 
 
 @given(st.data())
-def test_any_other_effective_parameter_changes_it(data):
+def test_any_other_parameter_of_the_image_changes_it(data):
     body = data.draw(bodies())
     changeable = sorted(name for name, (_, others) in IMAGE[body["model"]].items() if others)
     name = data.draw(st.sampled_from(changeable))
@@ -126,7 +126,7 @@ def test_the_case_of_the_prompt_changes_it(body):
 
 
 @pytest.mark.parametrize("text", ["é", "Å", "한", "ﬁ"])
-def test_unicode_forms_of_the_prompt_stay_apart(text):
+def test_unicode_forms_of_the_prompt_have_different_fingerprints(text):
     forms = {unicodedata.normalize(form, text) for form in ("NFC", "NFD", "NFKC", "NFKD")}
     assert len({fingerprint_of({"prompt": form}) for form in forms}) == len(forms) > 1
 
@@ -152,7 +152,7 @@ def test_epoch_upstream_and_scope_change_it(body, epoch, name, scope):
         assert fingerprint_of(body, **where | {"upstream_name": scope, "scope": name}) != same
 
 
-def test_an_omitted_model_shares_it_with_the_model_it_stands_for():
+def test_an_omitted_model_shares_it_with_the_default_model():
     assert fingerprint_of({"prompt": "x"}) == fingerprint_of({"prompt": "x", "model": "dall-e-2"})
     named = {"prompt": "x", "quality": "low", "model": "gpt-image-1.5"}
     assert fingerprint_of({"prompt": "x", "quality": "low"}) == fingerprint_of(named)
@@ -176,7 +176,7 @@ def test_a_lone_surrogate_has_a_fingerprint():
 
 
 def test_it_is_the_same_in_every_version_of_the_gateway():
-    """If this changes, every cache is lost: then raise VERSION."""
+    """A change here invalidates every cache; then raise VERSION."""
     body = {"model": "gpt-image-1", "prompt": "an otter 🦦", "quality": "low", "n": 3}
     assert (
         fingerprint_of(body) == "3f1034cee164ee6922e90533d70c0e9dfc7d08ad375c1cb91fb98a500abd0d23"

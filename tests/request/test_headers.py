@@ -1,4 +1,4 @@
-"""The request headers of a client, and the cache policy that they and its key come to."""
+"""A client's request headers, and the cache policy that results from them and its key."""
 
 from dataclasses import replace
 from decimal import Decimal
@@ -117,7 +117,7 @@ def test_an_age_without_argument_makes_every_stored_image_too_old():
     ],
     ids=["below", "exactly", "above", "endless"],
 )
-def test_an_age_beyond_the_longest_that_caches_count_is_that_one(digits, seconds, zeros):
+def test_an_age_above_the_maximum_is_the_maximum(digits, seconds, zeros):
     assert parse(Cache_Control=f"max-age={zeros}{digits}") == directives(max_age_seconds=seconds)
 
 
@@ -324,7 +324,7 @@ VALUES = st.text(st.sampled_from('abc-=", ;\\019.e\tmax')) | st.text(max_size=20
 
 
 @given(st.lists(st.tuples(st.sampled_from(NAMES), VALUES)))
-def test_any_headers_are_parsed_or_refused_by_the_name_of_one_of_them(headers):
+def test_any_headers_are_parsed_or_refused_with_the_name_of_one(headers):
     found, refused = parsed_or_refused(headers)
     if found is None:
         assert refused.param.lower() in {name for name, _ in headers}
@@ -428,7 +428,7 @@ def test_a_requests_own_cache_control_wins_over_the_keys_reuse(cache_control, re
     ],
 )
 def test_without_the_permission_no_cache_and_max_age_are_ignored(cache_control, reuse, policy):
-    """Then the key's own setting applies again."""
+    """The key's own setting applies instead."""
     assert (
         resolve_cache_policy(
             parse(Cache_Control=cache_control).cache_control, reuse, allow_no_cache=False

@@ -91,7 +91,7 @@ def test_a_model_that_the_key_may_use_is_accepted():
     assert request.model == "dall-e-3"
 
 
-def test_the_model_behind_an_omitted_one_must_be_allowed_too():
+def test_the_default_model_must_be_allowed_too():
     allowed = {"dall-e-2"}
     assert validate({"prompt": "x"}, CATALOG, allowed_models=allowed).model == "dall-e-2"
     error = refusal({"prompt": "x", "quality": "low"}, allowed_models=allowed)

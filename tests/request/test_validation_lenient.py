@@ -90,8 +90,8 @@ def cases(rows):
 def test_another_models_parameter_is_dropped_at_its_default(model, name, value):
     refused = refusal(model, **{name: value})
     assert fields(refused) == unknown(name)
-    fate = f"'{name}' is dropped at its default"
-    assert refused.headers == {HINT: f"lenient validation would accept this: {fate} {SETTING}"}
+    effect = f"'{name}' is dropped at its default"
+    assert refused.headers == {HINT: f"lenient validation would accept this: {effect} {SETTING}"}
     assert request(model, lenient=True, **{name: value}) == request(model)
 
 
@@ -100,8 +100,8 @@ def test_another_models_parameter_is_dropped_at_its_default(model, name, value):
 def test_a_response_format_of_gpt_models_is_not_forwarded(model, format_):
     refused = refusal(model, response_format=format_)
     assert fields(refused) == unknown("response_format")
-    fate = "'response_format' is served by the gateway itself"
-    assert refused.headers == {HINT: f"lenient validation would accept this: {fate} {SETTING}"}
+    effect = "'response_format' is served by the gateway itself"
+    assert refused.headers == {HINT: f"lenient validation would accept this: {effect} {SETTING}"}
     accepted = request(model, lenient=True, response_format=format_)
     assert accepted == replace(
         request(model), response_format=format_, requested_response_format=None
@@ -121,13 +121,13 @@ def test_user_may_be_any_json(model, user):
     assert accepted.user_text == json.dumps(user)
 
 
-def test_the_text_of_a_user_is_a_string_as_it_is_and_other_json_encoded():
+def test_the_text_of_a_user_is_the_string_itself_or_encoded_json():
     assert request("dall-e-2", user="Zoë").user_text == "Zoë"
     assert request("dall-e-2", lenient=True, user=["Zoë"]).user_text == '["Zoë"]'
     assert request("dall-e-2").user_text == ""
 
 
-def test_a_number_that_json_cannot_express_is_no_user():
+def test_user_must_be_expressible_in_json():
     body = {"prompt": "x", "user": [json.loads("1e999")]}
     for lenient in (False, True):
         with pytest.raises(InvalidRequest) as caught:
@@ -154,14 +154,14 @@ def test_the_hint_names_exactly_the_tolerated_parameters():
         *[(model, {"user": {"id": 1}}) for model in ALL],
     ],
 )
-def test_a_tolerated_request_is_the_same_request(model, given):
+def test_a_tolerated_request_has_the_same_fingerprint(model, given):
     where = {"cache_epoch": 1, "upstream_name": "default", "scope": "global"}
     assert fingerprint(request(model, lenient=True, **given), **where) == fingerprint(
         request(model), **where
     )
 
 
-def test_a_new_row_brings_its_own_tolerance():
+def test_parameters_of_a_new_model_are_tolerated_at_their_default():
     data = read_shipped()
     row = data["models"]["dall-e-2"]
     seed = {"type": "integer", "min": 0, "max": 9, "default": 3}
@@ -184,7 +184,7 @@ REFUSED = [
     (DALLE, {"moderation": "low"}, unknown("moderation")),
     (DALLE, {"stream": True}, unknown("stream")),
     (DALLE, {"partial_images": 1}, unknown("partial_images")),
-    # A value of another type is not the default, although Python finds them equal.
+    # A value of another type is not the default, although Python compares them as equal.
     (DALLE, {"output_compression": "100"}, unknown("output_compression")),
     (DALLE, {"partial_images": False}, unknown("partial_images")),
     (DALLE, {"stream": 0}, unknown("stream")),
@@ -239,7 +239,7 @@ def test_lenient_mode_names_the_first_fault_that_it_does_not_tolerate():
 
 
 @pytest.mark.parametrize("lenient", [False, True])
-def test_a_model_is_never_tolerated(lenient):
+def test_an_unknown_or_forbidden_model_is_never_tolerated(lenient):
     foo = refusal("foo", lenient=lenient, style="vivid")
     assert (foo.message, foo.headers) == ("The model 'foo' does not exist.", {})
     body = {"model": "gpt-image-2", "prompt": "x", "style": "vivid"}
@@ -309,7 +309,7 @@ BODIES = st.builds(
 @settings(max_examples=500)
 @given(BODIES)
 def test_lenient_accepts_all_that_strict_accepts_as_the_same_request(body):
-    """And a strict refusal has a hint exactly when lenient mode accepts the body."""
+    """A strict refusal has a hint exactly if lenient mode accepts the body."""
     strict, lenient = outcome(body, lenient=False), outcome(body, lenient=True)
     if isinstance(strict, ImageRequest):
         assert lenient == strict

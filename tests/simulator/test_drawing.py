@@ -1,4 +1,4 @@
-"""Drawn images: whole files of the requested size, different for every prompt and seed."""
+"""Drawn images: complete files of the requested size, different for every prompt and seed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def draw(prompt: str = "an otter", *, format: str = "png", seed: int = 1, **opti
     compression=st.integers(0, 100),
     progress=st.floats(0, 1),
 )
-def test_any_drawn_image_passes_and_has_the_asked_size(prompt, **options):
+def test_any_drawn_image_is_valid_and_has_the_requested_size(prompt, **options):
     data = draw_image(prompt, **options)
     assert check(data) == ImageFacts(options["format"], options["width"], options["height"])
     Image.open(io.BytesIO(data)).load()

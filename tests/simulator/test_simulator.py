@@ -1,4 +1,4 @@
-"""The simulated upstream, through a real socket: what it sells, refuses and breaks."""
+"""The simulated upstream over a real socket: its images, its refusals and its faults."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GPT = {"model": "gpt-image-1.5", "prompt": "an otter"}
 DALL_E_2 = {"model": "dall-e-2", "prompt": "an otter", "size": "256x256"}
 
 
-class Caller:
+class SimulatorClient:
     """A client of one simulator."""
 
     def __init__(self, session: aiohttp.ClientSession, base: str) -> None:
@@ -54,7 +54,7 @@ class Caller:
 
 
 @asynccontextmanager
-async def open_caller(**settings):
+async def open_client(**settings):
     options = {"latency_scale": 0, "small_images": True} | settings
     async with (
         open_simulator(
@@ -62,13 +62,13 @@ async def open_caller(**settings):
         ) as base,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=GENEROUS_SECONDS)) as session,
     ):
-        yield Caller(session, base)
+        yield SimulatorClient(session, base)
 
 
 @pytest.fixture
 async def sim():
-    async with open_caller() as caller:
-        yield caller
+    async with open_client() as client:
+        yield client
 
 
 def facts_of(element: dict):
@@ -83,10 +83,10 @@ def error_of(answer: tuple[int, dict]) -> tuple:
     return status, error["code"], error["param"]
 
 
-# ── what it sells ───────────────────────────────────────────────────────────────────────────
+# ── images ──────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_gpt_model_answers_images_with_resolved_values_and_usage(sim):
+async def test_a_gpt_model_returns_images_with_resolved_values_and_usage(sim):
     status, body = await sim.create(GPT | {"n": 2, "quality": "auto", "background": "auto"})
     assert status == 200
     assert len(body.pop("data")) == 2
@@ -105,8 +105,8 @@ async def test_a_gpt_model_answers_images_with_resolved_values_and_usage(sim):
     }
 
 
-async def test_images_have_the_size_and_format_that_was_asked_for():
-    async with open_caller(small_images=False) as sim:
+async def test_images_have_the_requested_size_and_format():
+    async with open_client(small_images=False) as sim:
         for kind in ("png", "jpeg", "webp"):
             body = GPT | {"size": "1536x1024", "output_format": kind}
             _, answer = await sim.create(body)
@@ -115,14 +115,14 @@ async def test_images_have_the_size_and_format_that_was_asked_for():
             assert answer["output_format"] == kind
 
 
-async def test_small_images_still_say_the_requested_size(sim):
+async def test_a_response_with_small_images_still_names_the_requested_size(sim):
     _, body = await sim.create(GPT | {"size": "1024x1536"})
     facts = facts_of(body["data"][0])
     assert (facts.width, facts.height) == (64, 96)
     assert body["size"] == "1024x1536"
 
 
-async def test_the_same_order_gives_different_images_every_time(sim):
+async def test_the_same_request_gives_different_images_every_time(sim):
     answers = [await sim.create(GPT | {"n": 3}) for _ in range(2)]
     assert len({d["b64_json"] for _, body in answers for d in body["data"]}) == 6
 
@@ -164,20 +164,20 @@ async def test_dall_e_2_gives_links_by_default_and_no_usage(sim):
 
 
 async def test_dall_e_3_revises_the_prompt(sim):
-    order = {"model": "dall-e-3", "prompt": "an otter", "response_format": "b64_json"}
-    _, body = await sim.create(order | {"style": "natural", "quality": "hd"})
+    request = {"model": "dall-e-3", "prompt": "an otter", "response_format": "b64_json"}
+    _, body = await sim.create(request | {"style": "natural", "quality": "hd"})
     assert body["data"][0].keys() == {"revised_prompt", "b64_json"}
     assert body["data"][0]["revised_prompt"].startswith("an otter, ")
 
 
 @pytest.mark.parametrize("model", list(CATALOG.models))
-async def test_every_model_on_sale_answers_its_smallest_order(sim, model):
+async def test_every_model_accepts_its_smallest_request(sim, model):
     status, body = await sim.create({"model": model, "prompt": "otter"})
     assert status == 200
     assert len(body["data"]) == 1
 
 
-async def test_a_link_gives_the_image_only_with_its_query_unchanged_and_no_key(sim):
+async def test_a_link_gives_the_image_only_with_its_query_unchanged_and_without_a_key(sim):
     _, body = await sim.create(DALL_E_2)
     link = body["data"][0]["url"]
     assert "%2B" in link
@@ -197,7 +197,7 @@ async def test_a_link_gives_the_image_only_with_its_query_unchanged_and_no_key(s
             assert "AuthenticationFailed" in await response.text()
 
 
-async def test_answers_carry_the_services_headers_and_the_noise_of_its_edge(sim):
+async def test_responses_have_the_headers_of_the_service_and_of_its_edge(sim):
     async with sim.post(GPT) as response:
         assert response.headers["x-request-id"].startswith("req_")
         assert len(response.headers["x-request-id"]) == 36
@@ -217,7 +217,7 @@ async def test_models_are_listed_and_shown(sim):
         assert response.status == 404
 
 
-async def test_it_answers_without_v1_too_and_says_that_it_lives(sim):
+async def test_paths_without_v1_and_the_health_check_respond(sim):
     async with sim.session.post(f"{sim.root}/images/generations", json=GPT) as response:
         assert response.status == 200
     async with sim.session.get(f"{sim.root}/healthz") as response:
@@ -225,7 +225,7 @@ async def test_it_answers_without_v1_too_and_says_that_it_lives(sim):
 
 
 async def test_latency_follows_the_scale_and_grows_with_n():
-    async with open_caller(latency_scale=0.01) as sim:
+    async with open_client(latency_scale=0.01) as sim:
         started = time.monotonic()
         await sim.create(GPT | {"n": 3})
         assert time.monotonic() - started >= 0.3  # 30 s on the real scale
@@ -236,8 +236,8 @@ def test_a_row_without_latency_takes_twenty_seconds():
     assert resolve({"model": "gpt-image-1", "prompt": "x"}, row).latency_seconds == 20
 
 
-async def test_drawing_does_not_keep_other_calls_waiting():
-    async with open_caller(small_images=False) as sim:
+async def test_drawing_does_not_delay_other_calls():
+    async with open_client(small_images=False) as sim:
         big = GPT | {"model": "gpt-image-2", "size": "3840x2160", "n": 3}
         async with asyncio.TaskGroup() as tasks:
             drawing = tasks.create_task(sim.create(big))
@@ -246,7 +246,7 @@ async def test_drawing_does_not_keep_other_calls_waiting():
                 assert not drawing.done()
 
 
-# ── what it refuses ─────────────────────────────────────────────────────────────────────────
+# ── refusals ────────────────────────────────────────────────────────────────────────────────
 
 REFUSED = [
     ([], None, None),
@@ -351,7 +351,7 @@ async def test_refusals_use_the_services_words(sim, change, message):
     assert body["error"]["message"] == message
 
 
-async def test_what_is_not_json_is_refused(sim):
+async def test_invalid_json_is_refused(sim):
     for raw in (b"", b"{", b'{"a": NaN}', b'{"prompt": "\\ud800"}', b"\xff", b"[" * 5000):
         response = await sim.session.post(
             f"{sim.base}/images/generations",
@@ -374,7 +374,7 @@ async def test_another_content_type_and_a_huge_body_are_refused(sim):
 
 
 async def test_another_key_or_none_is_refused_when_a_key_is_set():
-    async with open_caller(api_key="sk-simulated-secret-1234") as sim:
+    async with open_client(api_key="sk-simulated-secret-1234") as sim:
         status, body = await sim.create(GPT, Authorization="Bearer sk-abcdefghijklmnopwxyz")
         assert (status, body["error"]["code"]) == (401, "invalid_api_key")
         assert "sk-abc***wxyz" in body["error"]["message"]
@@ -386,7 +386,7 @@ async def test_another_key_or_none_is_refused_when_a_key_is_set():
             assert response.status == 401
 
 
-async def test_unknown_paths_and_methods_answer_the_apis_json(sim):
+async def test_unknown_paths_and_methods_get_the_json_of_the_api(sim):
     async with sim.session.get(f"{sim.base}/images/generations") as response:
         assert (response.status, response.headers["Allow"]) == (405, "POST")
         assert "Not allowed to GET" in (await response.json())["error"]["message"]
@@ -396,7 +396,7 @@ async def test_unknown_paths_and_methods_answer_the_apis_json(sim):
         assert message == "Invalid URL (POST /v1/images/foo)"
 
 
-# ── what it remembers ───────────────────────────────────────────────────────────────────────
+# ── recorded calls ──────────────────────────────────────────────────────────────────────────
 
 
 async def test_calls_are_listed_with_body_fault_and_status_but_never_a_whole_key(sim):
@@ -416,14 +416,14 @@ async def test_calls_are_listed_with_body_fault_and_status_but_never_a_whole_key
     ]
 
 
-async def test_calls_are_forgotten_on_delete(sim):
+async def test_delete_clears_the_recorded_calls(sim):
     await sim.create(GPT)
     async with sim.session.delete(f"{sim.root}/_sim/calls") as response:
         assert response.status == 204
     assert await sim.calls() == []
 
 
-# ── what it breaks ──────────────────────────────────────────────────────────────────────────
+# ── faults ──────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -442,7 +442,7 @@ async def test_calls_are_forgotten_on_delete(sim):
         ("stream-error", 500, "image_generation_server_error", "image_generation_failed"),
     ],
 )
-async def test_a_fault_answers_the_apis_own_error(sim, fault, status, type, code):
+async def test_a_fault_returns_the_error_of_the_api(sim, fault, status, type, code):
     answered, body = await sim.create(GPT | {"prompt": f"an otter [[sim:{fault}]]"})
     assert answered == status
     assert (body["error"]["type"], body["error"]["code"]) == (type, code)
@@ -456,7 +456,7 @@ async def test_moderation_names_its_stage_and_the_request(sim):
             assert response.headers["x-request-id"] in error["message"]
 
 
-async def test_a_status_can_say_when_to_come_back(sim):
+async def test_a_status_can_have_retry_after(sim):
     for fault in ("429;retry-after=1", "status=503;retry-after=1;retry-after-ms=900"):
         async with sim.post(GPT, **{"X-Sim-Fault": fault}) as response:
             assert response.headers["retry-after"] == "1"
@@ -475,7 +475,7 @@ async def test_html_is_a_page_with_status_200(sim):
         assert (response.status, response.content_type) == (200, "text/html")
 
 
-async def test_malformed_json_is_whole_to_http_and_broken_to_a_parser(sim):
+async def test_malformed_json_is_a_complete_response_that_cannot_be_parsed(sim):
     async with sim.post(GPT, **{"X-Sim-Fault": "malformed-json"}) as response:
         assert response.status == 200
         text = await response.text()
@@ -507,7 +507,7 @@ async def test_a_reset_ends_the_connection_with_rst(sim):
     assert (await sim.calls())[0]["status"] is None
 
 
-async def test_hang_never_answers_and_ends_with_its_caller(sim):
+async def test_hang_never_responds_and_ends_when_the_client_disconnects(sim):
     waiting = asyncio.create_task(sim.create(GPT, **{"X-Sim-Fault": "hang"}))
     await eventually(lambda: is_under_way(sim))
     await asyncio.sleep(0.3)
@@ -518,8 +518,8 @@ async def test_hang_never_answers_and_ends_with_its_caller(sim):
     assert (call["fault"], call["status"]) == ("hang", None)
 
 
-async def is_under_way(sim: Caller) -> bool:
-    """Whether the first call has come so far that its fault is known."""
+async def is_under_way(sim: SimulatorClient) -> bool:
+    """Whether the fault of the first call is already recorded."""
     return any(call["fault"] for call in await sim.calls())
 
 
@@ -531,21 +531,21 @@ async def test_a_hanging_call_does_not_keep_the_simulator_from_stopping():
             catalog=CATALOG,
             settings=SimulatorSettings(faults=("hang",), latency_scale=0),
         ) as base:
-            sim = Caller(session, base)
+            sim = SimulatorClient(session, base)
             waiting = asyncio.create_task(sim.create(GPT))
             await eventually(lambda: is_under_way(sim))
         with pytest.raises(aiohttp.ClientError):
             await waiting
 
 
-async def test_slow_adds_seconds_that_no_scale_changes(sim):
+async def test_slow_adds_seconds_that_are_not_scaled(sim):
     started = time.monotonic()
     status, _ = await sim.create(GPT, **{"X-Sim-Fault": "slow=0.4"})
     assert status == 200
     assert time.monotonic() - started >= 0.4
 
 
-async def test_damaged_images_are_damaged_as_asked(sim):
+async def test_images_are_damaged_as_requested(sim):
     _, body = await sim.create(GPT, **{"X-Sim-Fault": "bad-base64"})
     with pytest.raises(ValueError, match="base64"):
         base64.b64decode(body["data"][0]["b64_json"], validate=True)
@@ -562,7 +562,7 @@ def _is_good(element: dict) -> bool:
         return False
 
 
-async def test_fewer_images_than_asked_are_billed_as_they_are(sim):
+async def test_only_the_images_that_were_sent_are_billed(sim):
     _, body = await sim.create(GPT | {"n": 3, "quality": "low"}, **{"X-Sim-Fault": "fewer"})
     assert len(body["data"]) == 2
     assert body["usage"]["output_tokens"] == 2 * 272
@@ -575,25 +575,25 @@ async def test_usage_can_be_left_out(sim):
     assert "usage" not in body
 
 
-async def test_an_image_can_be_the_same_again(sim):
+async def test_two_responses_can_have_the_same_image(sim):
     answers = [await sim.create(GPT, **{"X-Sim-Fault": "same-bytes"}) for _ in range(2)]
     assert answers[0][1]["data"] == answers[1][1]["data"]
 
 
-async def test_an_expired_link_answers_as_the_storage_does(sim):
+async def test_an_expired_link_responds_as_the_storage_does(sim):
     _, body = await sim.create(DALL_E_2, **{"X-Sim-Fault": "expired-url"})
     async with sim.session.get(URL(body["data"][0]["url"], encoded=True)) as response:
         assert response.status == 403
         assert "AuthenticationFailed" in await response.text()
 
 
-async def status_behind(sim: Caller, body: dict) -> int:
+async def status_behind(sim: SimulatorClient, body: dict) -> int:
     async with sim.session.get(URL(body["data"][0]["url"], encoded=True)) as response:
         return response.status
 
 
-async def test_a_links_time_can_be_made_short_and_is_then_over():
-    async with open_caller(link_seconds=0.2) as sim:
+async def test_a_link_expires_after_its_configured_time():
+    async with open_client(link_seconds=0.2) as sim:
         prompt = "an otter [[sim:link-seconds=60]]"
         _, short = await sim.create(DALL_E_2)
         _, long = await sim.create(DALL_E_2 | {"prompt": prompt})
@@ -601,7 +601,7 @@ async def test_a_links_time_can_be_made_short_and_is_then_over():
         assert [await status_behind(sim, body) for body in (short, long)] == [403, 200]
 
 
-async def test_a_link_says_when_its_time_is_over(sim):
+async def test_a_link_contains_its_expiry(sim):
     _, body = await sim.create(DALL_E_2, **{"X-Sim-Fault": "link-seconds=600"})
     query = URL(body["data"][0]["url"]).query
     ends = datetime.fromisoformat(query["se"]).timestamp()
@@ -609,7 +609,7 @@ async def test_a_link_says_when_its_time_is_over(sim):
 
 
 @pytest.mark.parametrize(
-    ("asked", "link"),
+    ("requested", "link"),
     [
         ("http://169.254.169.254/latest/", "http://169.254.169.254/latest/"),
         ("https://a.example/x?sig=%2B&y=z", "https://a.example/x?sig=%2B&y=z"),
@@ -617,36 +617,36 @@ async def test_a_link_says_when_its_time_is_over(sim):
         ("file:/etc/passwd", "file:/etc/passwd"),
     ],
 )
-async def test_a_link_can_lead_anywhere(sim, asked, link):
-    prompt = f"an otter [[sim:url={asked}]]"
+async def test_a_link_can_have_any_url(sim, requested, link):
+    prompt = f"an otter [[sim:url={requested}]]"
     _, by_prompt = await sim.create(DALL_E_2 | {"prompt": prompt, "n": 2})
-    _, by_header = await sim.create(DALL_E_2, **{"X-Sim-Fault": f"url={asked}"})
+    _, by_header = await sim.create(DALL_E_2, **{"X-Sim-Fault": f"url={requested}"})
     assert by_prompt["data"] == [{"url": link}] * 2
     assert by_header["data"] == [{"url": link}]
 
 
-async def test_faults_work_together(sim):
+async def test_faults_can_be_combined(sim):
     fault = "no-usage, fewer"
     _, body = await sim.create(GPT | {"n": 2}, **{"X-Sim-Fault": fault})
     assert (len(body["data"]), "usage" in body) == (1, False)
     assert (await sim.calls())[0]["fault"] == fault
 
 
-async def test_queued_faults_are_played_one_a_call_and_then_no_more(sim):
+async def test_each_queued_fault_applies_to_one_call(sim):
     assert await sim.queue("status=500", "none", "429") == 204
     statuses = [(await sim.create(GPT))[0] for _ in range(5)]
     assert statuses == [500, 200, 429, 200, 200]
 
 
-async def test_faults_of_the_settings_are_played_by_every_call_that_asks_for_none():
-    async with open_caller(faults=("status=500",)) as sim:
+async def test_faults_of_the_settings_apply_to_calls_without_a_fault_of_their_own():
+    async with open_client(faults=("status=500",)) as sim:
         assert (await sim.create(GPT))[0] == 500
         assert (await sim.create(GPT, **{"X-Sim-Fault": "none"}))[0] == 200
         assert (await sim.create(GPT, **{"X-Sim-Fault": "429"}))[0] == 429
         assert (await sim.create(GPT))[0] == 500
 
 
-async def test_a_fault_can_stop_after_some_calls_with_its_prompt(sim):
+async def test_a_fault_can_apply_to_the_first_calls_with_a_prompt(sim):
     prompts = ["a [[sim:status=503;times=2]]"] * 3 + ["b [[sim:status=503;times=2]]"]
     statuses = [(await sim.create(GPT | {"prompt": prompt}))[0] for prompt in prompts]
     assert statuses == [503, 503, 200, 503]
@@ -683,7 +683,7 @@ async def test_an_unknown_fault_is_refused_and_the_known_ones_are_named(sim):
         *("split", "split=0", "split=x", "slow-stream", "slow-stream=x", "no-stream=1"),
     ],
 )
-def test_a_fault_that_makes_no_sense_is_refused(text):
+def test_an_invalid_fault_is_refused(text):
     with pytest.raises(BadFault):
         parse_fault(text)
 
@@ -695,8 +695,8 @@ async def test_a_list_of_faults_has_to_be_a_list_of_strings(sim):
 
 
 async def test_faults_in_a_prompt_are_not_part_of_the_image(sim):
-    order = {"model": "dall-e-3", "prompt": "an [[sim:slow=0]] otter"}
-    _, body = await sim.create(order)
+    request = {"model": "dall-e-3", "prompt": "an [[sim:slow=0]] otter"}
+    _, body = await sim.create(request)
     assert body["data"][0]["revised_prompt"].startswith("an otter, ")
 
 

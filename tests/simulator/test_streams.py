@@ -1,4 +1,4 @@
-"""The simulated upstream's streams: byte for byte, in their time, and broken on demand."""
+"""The simulated upstream's streams: their bytes, their timing, and their faults."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ PARTIAL = "image_generation.partial_image"
 COMPLETED = "image_generation.completed"
 
 
-class Caller:
-    """A client of one simulator that reads streams as they are on the wire."""
+class StreamClient:
+    """A client of one simulator that reads streams as raw bytes."""
 
     def __init__(self, session: aiohttp.ClientSession, base: str) -> None:
         self.session = session
@@ -76,7 +76,7 @@ def facts_of(event: dict):
 
 
 @asynccontextmanager
-async def open_caller(**settings):
+async def open_client(**settings):
     options = {"latency_scale": 0, "small_images": True} | settings
     async with (
         open_simulator(
@@ -84,21 +84,21 @@ async def open_caller(**settings):
         ) as base,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=GENEROUS_SECONDS)) as session,
     ):
-        yield Caller(session, base)
+        yield StreamClient(session, base)
 
 
 @pytest.fixture
 async def sim():
-    async with open_caller() as caller:
-        yield caller
+    async with open_client() as client:
+        yield client
 
 
-# ── what it sends ───────────────────────────────────────────────────────────────────────────
+# ── streams ─────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_stream_is_byte_for_byte_that_of_the_service(sim):
-    order = GPT | {"prompt": "x", "partial_images": 1, "quality": "high"}
-    stream = await sim.read(order)
+    body = GPT | {"prompt": "x", "partial_images": 1, "quality": "high"}
+    stream = await sim.read(body)
     shown = (
         rb'"created_at":\d{10},"size":"1024x1024","quality":"high","background":"opaque",'
         rb'"output_format":"png"'
@@ -127,21 +127,21 @@ async def test_the_head_is_that_of_the_service(sim):
         await response.read()
 
 
-@pytest.mark.parametrize("asked", [0, 1, 2, 3])
-async def test_as_many_partial_images_come_as_were_asked_for_and_each_is_billed(sim, asked):
-    events = await sim.events(GPT | {"partial_images": asked, "quality": "low"})
-    assert names(events) == [PARTIAL] * asked + [COMPLETED]
-    assert [data["partial_image_index"] for _, data in events[:-1]] == list(range(asked))
-    assert events[-1][1]["usage"]["output_tokens"] == 272 + 100 * asked
+@pytest.mark.parametrize("requested", [0, 1, 2, 3])
+async def test_the_requested_number_of_partial_images_is_sent_and_each_is_billed(sim, requested):
+    events = await sim.events(GPT | {"partial_images": requested, "quality": "low"})
+    assert names(events) == [PARTIAL] * requested + [COMPLETED]
+    assert [data["partial_image_index"] for _, data in events[:-1]] == list(range(requested))
+    assert events[-1][1]["usage"]["output_tokens"] == 272 + 100 * requested
 
 
-async def test_without_the_parameter_there_are_none(sim):
+async def test_partial_images_are_not_sent_by_default(sim):
     assert names(await sim.events(GPT)) == [COMPLETED]
 
 
-async def test_partial_images_are_stages_of_the_image_and_whole_files(sim):
-    order = GPT | {"partial_images": 3, "output_format": "webp", "size": "1536x1024"}
-    events = await sim.events(order)
+async def test_each_partial_image_is_a_complete_file_of_its_own(sim):
+    body = GPT | {"partial_images": 3, "output_format": "webp", "size": "1536x1024"}
+    events = await sim.events(body)
     facts = [facts_of(data) for _, data in events]
     assert {(f.format, f.width, f.height) for f in facts} == {("webp", 96, 64)}
     assert len({data["b64_json"] for _, data in events}) == 4
@@ -160,8 +160,8 @@ async def test_a_call_is_recorded_with_its_body(sim):
 
 
 @pytest.mark.timed
-async def test_events_come_at_even_distances_while_the_image_is_made():
-    async with open_caller(latency_scale=0.05) as sim:  # 1.25 s for an image
+async def test_events_are_evenly_spaced_over_the_latency():
+    async with open_client(latency_scale=0.05) as sim:  # 1.25 s for an image
         started = time.monotonic()
         async with sim.post(GPT | {"partial_images": 3, "quality": "high"}) as response:
             opened = time.monotonic() - started
@@ -174,13 +174,13 @@ async def test_events_come_at_even_distances_while_the_image_is_made():
     assert times[-1] < 5
 
 
-async def test_stream_false_is_a_plain_answer(sim):
+async def test_stream_false_is_a_plain_response(sim):
     async with sim.post(GPT | {"stream": False, "partial_images": 2}) as response:
         assert response.content_type == "application/json"
         assert (await response.json())["data"]
 
 
-# ── what it breaks ──────────────────────────────────────────────────────────────────────────
+# ── faults ──────────────────────────────────────────────────────────────────────────────────
 
 TWO = GPT | {"partial_images": 2}
 
@@ -196,11 +196,11 @@ async def test_an_error_comes_after_the_first_partial_image(sim):
     assert (await sim.call())["status"] == 200
 
 
-async def test_without_partial_images_the_error_is_all_there_is(sim):
+async def test_without_partial_images_the_error_is_the_only_event(sim):
     assert names(await sim.events(GPT, fault="stream-error")) == ["error"]
 
 
-async def test_moderation_of_what_was_made_is_told_in_the_stream(sim):
+async def test_moderation_of_the_output_is_an_error_event(sim):
     events = await sim.events(TWO, fault="moderation;stage=output")
     assert names(events) == [PARTIAL, "error"]
     error = events[-1][1]["error"]
@@ -216,7 +216,7 @@ async def test_moderation_of_what_was_made_is_told_in_the_stream(sim):
         ("429", 429, "rate_limit_exceeded"),
     ],
 )
-async def test_errors_before_the_first_event_are_plain_answers(sim, fault, status, code):
+async def test_errors_before_the_first_event_are_plain_responses(sim, fault, status, code):
     async with sim.post(TWO, **{"X-Sim-Fault": fault}) as response:
         assert (response.status, response.content_type) == (status, "application/json")
         assert (await response.json())["error"]["code"] == code
@@ -234,7 +234,7 @@ async def test_n_above_1_is_refused_as_by_the_service(sim):
 
 
 @pytest.mark.parametrize("fault", ["truncate", "reset;after=half"])
-async def test_a_stream_can_break_off_in_the_middle_of_its_end(sim, fault):
+async def test_a_stream_can_break_off_in_its_last_event(sim, fault):
     received = bytearray()
     async with sim.post(TWO, **{"X-Sim-Fault": fault}) as response:
         assert response.status == 200
@@ -245,17 +245,17 @@ async def test_a_stream_can_break_off_in_the_middle_of_its_end(sim, fault):
     assert (await sim.call())["status"] is None
 
 
-async def test_a_reset_without_more_comes_before_everything(sim):
+async def test_a_reset_comes_before_the_response_by_default(sim):
     with pytest.raises(aiohttp.ClientOSError):
         await sim.read(TWO, fault="reset")
 
 
-async def test_a_stream_can_end_well_without_its_image(sim):
+async def test_a_stream_can_end_cleanly_without_its_image(sim):
     assert names(await sim.events(TWO, fault="stream-no-completed")) == [PARTIAL, PARTIAL]
     assert await sim.read(GPT, fault="fewer") == b""
 
 
-async def test_fewer_partial_images_than_asked_for_are_billed_as_they_are(sim):
+async def test_only_the_partial_images_that_were_sent_are_billed(sim):
     events = await sim.events(TWO | {"quality": "low"}, fault="fewer-partials")
     assert names(events) == [PARTIAL, COMPLETED]
     assert events[-1][1]["usage"]["output_tokens"] == 372
@@ -275,7 +275,7 @@ async def test_a_stream_can_hang_after_its_first_partial_image(sim):
     assert (await sim.call())["status"] is None
 
 
-async def test_a_caller_who_leaves_ends_the_stream_in_silence(sim):
+async def test_a_stream_ends_without_an_error_when_the_client_disconnects(sim):
     async with sim.post(TWO, **{"X-Sim-Fault": "slow-stream=0.1"}) as response:
         await response.content.readany()
         response.close()
@@ -306,14 +306,14 @@ async def test_the_last_event_can_be_malformed(sim):
         json.loads(event.data)
 
 
-async def test_damage_and_missing_usage_work_in_streams_too(sim):
+async def test_bad_base64_and_missing_usage_work_in_streams_too(sim):
     ((_, data),) = await sim.events(GPT, fault="bad-base64, no-usage")
     assert "usage" not in data
     with pytest.raises(ValueError, match="base64"):
         base64.b64decode(data["b64_json"], validate=True)
 
 
-async def test_the_same_stream_can_come_twice(sim):
+async def test_two_streams_can_have_the_same_images(sim):
     def images(events):
         return [data["b64_json"] for _, data in events]
 
@@ -326,15 +326,15 @@ async def test_the_same_stream_can_come_twice(sim):
 @pytest.mark.parametrize(
     ("fault", "kind"), [("no-stream", "application/json"), ("html", "text/html")]
 )
-async def test_a_stream_can_be_answered_with_something_else(sim, fault, kind):
+async def test_a_streamed_request_can_get_another_content_type(sim, fault, kind):
     async with sim.post(TWO, **{"X-Sim-Fault": fault}) as response:
         assert (response.status, response.content_type) == (200, kind)
 
 
-# ── who reads it ────────────────────────────────────────────────────────────────────────────
+# ── clients ─────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_the_openai_package_iterates_over_it(sim):
+async def test_the_openai_package_iterates_over_a_stream(sim):
     async with openai.AsyncOpenAI(base_url=sim.base, api_key="any") as client:
         stream = await client.images.generate(
             model="gpt-image-1", prompt="an otter", stream=True, partial_images=2, quality="low"
@@ -347,7 +347,7 @@ async def test_the_openai_package_iterates_over_it(sim):
     assert (facts.width, facts.height) == (64, 64)
 
 
-async def test_the_openai_package_raises_an_error_in_it(sim):
+async def test_the_openai_package_raises_the_error_of_a_stream(sim):
     async with openai.AsyncOpenAI(base_url=sim.base, api_key="any") as client:
         stream = await client.images.generate(
             model="gpt-image-1", prompt="[[sim:stream-error]]", stream=True, partial_images=2
@@ -358,8 +358,8 @@ async def test_the_openai_package_raises_an_error_in_it(sim):
     assert caught.value.code == "image_generation_failed"
 
 
-async def bought(sim: Caller, fault: str) -> tuple[list[int], object]:
-    """What the gateway's own client makes of a stream: indices of previews, and the end."""
+async def buy(sim: StreamClient, fault: str) -> tuple[list[int], object]:
+    """The indices of the partial images that the gateway's client received, and the end."""
     indices = []
 
     async def on_partial(image: PartialImage) -> None:
@@ -405,5 +405,5 @@ async def bought(sim: Caller, fault: str) -> tuple[list[int], object]:
         ("hang", [0], (504, "upstream_error", Charge.PRESUMED)),
     ],
 )
-async def test_the_gateways_client_understands_every_way_it_can_go(sim, fault, indices, end):
-    assert await bought(sim, fault) == (indices, end)
+async def test_the_gateways_client_handles_every_fault(sim, fault, indices, end):
+    assert await buy(sim, fault) == (indices, end)

@@ -1,4 +1,4 @@
-"""The two stores as fixtures: every test that asks for `store` runs on both."""
+"""The two stores as fixtures: every test with `store` runs on both."""
 
 from __future__ import annotations
 

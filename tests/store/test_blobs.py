@@ -29,7 +29,7 @@ async def test_an_unknown_digest_is_none(blobs: BlobStore) -> None:
 @pytest.mark.parametrize(
     "data", [BINARY, b"", os.urandom(5_000_000)], ids=["bytes", "none", "5 MB"]
 )
-async def test_bytes_come_back_as_they_were(blobs: BlobStore, data: bytes) -> None:
+async def test_bytes_are_returned_unchanged(blobs: BlobStore, data: bytes) -> None:
     await blobs.put(digest(data), data, 60)
     assert await blobs.get(digest(data)) == data
 
@@ -60,7 +60,7 @@ async def test_a_blob_store_outside_the_store_has_no_command(blobs: BlobStore) -
     assert blobs.put_command(digest(BINARY), BINARY, 60) is None
 
 
-async def test_small_blobs_travel_in_a_batch_of_the_same_redis(redis_url: str) -> None:
+async def test_small_blobs_are_stored_in_a_batch_of_the_same_redis(redis_url: str) -> None:
     """Putting them again never shortens their time to live, as with `put`."""
     large = bytes(SMALL_BYTES + 1)
     async with (
@@ -124,20 +124,20 @@ async def test_a_scan_finds_all_unexpired_blobs_with_their_sizes(
     assert await _all_sizes(blobs, limit=limit) == sizes
 
 
-async def test_a_scan_finds_the_blobs_that_stay_while_others_come_and_go(blobs: BlobStore) -> None:
-    stays = [digest(b"stays %d" % i) for i in range(30)]
-    goes = [digest(b"goes %d" % i) for i in range(30)]
-    for name in (*stays, *goes):
+async def test_a_scan_finds_all_blobs_that_exist_throughout_it(blobs: BlobStore) -> None:
+    kept = [digest(b"stays %d" % i) for i in range(30)]
+    deleted = [digest(b"goes %d" % i) for i in range(30)]
+    for name in (*kept, *deleted):
         await blobs.put(name, b"data", 60)
     found: set[str] = set()
     after: str | None = ""
     while after is not None:
         after, page = await blobs.scan(after, 5)
         found |= page.keys()
-        if goes:
-            await blobs.delete(goes.pop())
-            await blobs.put(digest(b"comes %d" % len(goes)), b"data", 60)
-    assert found >= set(stays)
+        if deleted:
+            await blobs.delete(deleted.pop())
+            await blobs.put(digest(b"comes %d" % len(deleted)), b"data", 60)
+    assert found >= set(kept)
 
 
 async def test_the_capacity_is_a_number_or_unlimited(blobs: BlobStore) -> None:
@@ -145,9 +145,9 @@ async def test_the_capacity_is_a_number_or_unlimited(blobs: BlobStore) -> None:
 
 
 async def test_ephemeral_blobs_are_separate_and_no_scan_finds_them(blobs: BlobStore) -> None:
-    one, two, over = digest(b"one"), digest(b"two"), digest(b"over")
+    one, two, expired = digest(b"one"), digest(b"two"), digest(b"over")
     await blobs.ephemeral().put(one, b"ephemeral", 60)
-    await blobs.ephemeral().put(over, b"expired", 0.1)
+    await blobs.ephemeral().put(expired, b"expired", 0.1)
     await blobs.ephemeral().put(two, b"ephemeral too", 60)
     await blobs.put(two, b"an image", 60)
 
@@ -156,7 +156,7 @@ async def test_ephemeral_blobs_are_separate_and_no_scan_finds_them(blobs: BlobSt
     assert await blobs.ephemeral().get(two) == b"ephemeral too"
     assert await blobs.ephemeral().get(one) == b"ephemeral"
     await asyncio.sleep(0.2)
-    assert await blobs.ephemeral().get(over) is None
+    assert await blobs.ephemeral().get(expired) is None
     await blobs.ephemeral().delete(two)
     assert await blobs.get(two) == b"an image"
 

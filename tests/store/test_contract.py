@@ -148,7 +148,7 @@ class TestExecute:
         found = await asyncio.gather(*(round_trip(number) for number in range(200)))
         assert found == [str(number).encode() for number in range(200)]
 
-    async def test_a_second_opening_sees_what_the_first_wrote(
+    async def test_a_second_connection_reads_the_writes_of_the_first(
         self, store: Store, other: Store
     ) -> None:
         await execute(store, write("s", "a", BINARY))
@@ -170,7 +170,7 @@ class TestRecords:
     async def test_an_unknown_record_is_none(self, store: Store) -> None:
         assert await execute(store, commands.Get("keys", "unknown")) is None
 
-    async def test_a_value_comes_back_byte_for_byte(self, store: Store) -> None:
+    async def test_a_value_is_returned_byte_for_byte(self, store: Store) -> None:
         await execute(store, write("keys", "näme:with {odd} \x00 signs", BINARY))
         assert await execute(store, commands.Get("keys", "näme:with {odd} \x00 signs")) == BINARY
 
@@ -178,7 +178,7 @@ class TestRecords:
         await execute(store, write("keys", "k", b""))
         assert await execute(store, commands.Get("keys", "k")) == b""
 
-    async def test_a_large_value_comes_back_whole(self, store: Store) -> None:
+    async def test_a_large_value_is_returned_completely(self, store: Store) -> None:
         value = os.urandom(2 * 1024 * 1024)
         await execute(store, write("keys", "big", value))
         assert await execute(store, commands.Get("keys", "big")) == value
@@ -195,7 +195,7 @@ class TestRecords:
         await execute(store, commands.CompareAndSet(changes))
         assert await execute(store, commands.Get("keys", "h", index="hashes")) == b"v"
 
-    async def test_an_index_that_leads_nowhere_is_none(self, store: Store) -> None:
+    async def test_an_index_to_a_missing_record_is_none(self, store: Store) -> None:
         await execute(store, write("hashes", "h", b"gone"))
         assert await execute(store, commands.Get("keys", "h", index="hashes")) is None
         assert await execute(store, commands.Get("keys", "other", index="hashes")) is None
@@ -207,7 +207,7 @@ class TestRecords:
         assert await execute(store, write("keys", "k", b"2", expected=b"1")) is None
         assert await execute(store, commands.Get("keys", "k")) == b"2"
 
-    async def test_all_writes_happen_or_none_and_the_first_that_failed_is_named(
+    async def test_all_writes_happen_or_none_and_the_first_conflict_is_returned(
         self, store: Store
     ) -> None:
         await execute(store, write("keys", "taken", b"v"))
@@ -227,7 +227,9 @@ class TestRecords:
         assert await execute(store, commands.Get("keys", "k")) is None
         assert await execute(store, commands.ReadRecords("keys")) == {}
 
-    async def test_exactly_one_of_many_creates_a_record(self, store: Store, other: Store) -> None:
+    async def test_of_many_concurrent_writes_exactly_one_creates_a_record(
+        self, store: Store, other: Store
+    ) -> None:
         results = await asyncio.gather(
             *(
                 execute((store, other)[i % 2], write("names", "n", str(i).encode()))
@@ -549,7 +551,9 @@ class TestWatch:
             await watch.wait(0.2)
         assert 0.15 < time.monotonic() - started < 1
 
-    async def test_events_of_another_flight_end_no_wait(self, store: Store, other: Store) -> None:
+    async def test_events_of_another_flight_do_not_end_a_wait(
+        self, store: Store, other: Store
+    ) -> None:
         async with store.watch("a") as watch:
             waiting = asyncio.create_task(watch.wait(0.3))
             for i in range(5):
@@ -584,13 +588,15 @@ class TestWatch:
         await execute(other, publish("a", "e", b"event"))
         assert max(await asyncio.gather(*tasks)) - started < 0.3
 
-    async def test_leaving_a_watch_leaves_the_others(self, store: Store, other: Store) -> None:
-        async with store.watch("a") as stays:
+    async def test_exiting_a_watch_does_not_affect_the_others(
+        self, store: Store, other: Store
+    ) -> None:
+        async with store.watch("a") as remaining:
             async with store.watch("a"):
                 pass
             started = time.monotonic()
             await execute(other, publish("a", "e", b"event"))
-            await stays.wait(10)
+            await remaining.wait(10)
         assert time.monotonic() - started < 0.2
 
 
@@ -667,11 +673,11 @@ class TestAdmit:
             Consumption(bucket(9, unit="images"), 1),
             Consumption(bucket(9, subject="team:t"), 1),
         )
-        refused = await execute(store, self.admit(teams, Consumption(bucket(5), 3), mine))
-        assert refused.denied == 1
-        assert [state.used for state in refused.states] == [0, 4, 0]
-        assert refused.states[1].retry_in == pytest.approx(24, abs=1)
-        assert [refused.states[0].retry_in, refused.states[2].retry_in] == [0.0, 0.0]
+        over_limit = await execute(store, self.admit(teams, Consumption(bucket(5), 3), mine))
+        assert over_limit.denied == 1
+        assert [state.used for state in over_limit.states] == [0, 4, 0]
+        assert over_limit.states[1].retry_in == pytest.approx(24, abs=1)
+        assert [over_limit.states[0].retry_in, over_limit.states[2].retry_in] == [0.0, 0.0]
         assert await peek(store, teams.counter, bucket(5)) == [(0, 0), (4, 0)]
 
     async def test_another_record_is_returned_and_nothing_is_consumed(self, store: Store) -> None:
@@ -723,12 +729,12 @@ class TestAdmit:
 
     async def test_a_bucket_refills_over_time(self, store: Store) -> None:
         await execute(store, write("keys", "k", b"record"))
-        admitted, refused = await store.execute(
+        admitted, over_limit = await store.execute(
             [self.admit(Consumption(bucket(600), 600)), self.admit(Consumption(bucket(600), 2))]
         )
-        assert (admitted.denied, refused.denied) == (None, 0)
-        assert 0 < refused.states[0].retry_in <= 0.2
-        await asyncio.sleep(refused.states[0].retry_in + 0.01)
+        assert (admitted.denied, over_limit.denied) == (None, 0)
+        assert 0 < over_limit.states[0].retry_in <= 0.2
+        await asyncio.sleep(over_limit.states[0].retry_in + 0.01)
         assert (await execute(store, self.admit(Consumption(bucket(600), 2)))).denied is None
 
     async def test_a_smaller_maximum_applies_from_the_next_request_on(self, store: Store) -> None:
@@ -790,9 +796,9 @@ class TestReserve:
             Consumption(day(10), 3),
             Consumption(concurrent(9), 1),
         )
-        refused = await execute(store, reserve("two", *consumptions))
-        assert refused.denied == 2
-        assert [(s.used, s.reserved) for s in refused.states] == [(0, 0), (0, 0), (0, 8), (0, 0)]
+        over_limit = await execute(store, reserve("two", *consumptions))
+        assert over_limit.denied == 2
+        assert [(s.used, s.reserved) for s in over_limit.states] == [(0, 0), (0, 0), (0, 8), (0, 0)]
         assert [j.purchase for j in await execute(store, commands.OpenJournals())] == ["one"]
         assert await execute(store, commands.Receive("two", b"")) == "unknown"
 
@@ -933,7 +939,7 @@ class TestSettle:
         await store.execute([reserve("p", Consumption(day(10), 4)), settle("p")])
         assert await peek(store, day()) == [(0, 0)]
 
-    async def test_a_charge_above_the_maximum_is_charged_and_the_next_reservation_sees_it(
+    async def test_a_charge_above_the_maximum_is_charged_and_counts_for_the_next_reservation(
         self, store: Store
     ) -> None:
         await store.execute([reserve("p", Consumption(day(10), 4)), settle("p", images=12)])
@@ -1004,7 +1010,9 @@ class TestSettle:
         assert (settled.status, settled.presumed) == ("settled", False)
         assert await peek(store, day()) == [(2, 0)]
 
-    async def test_exactly_one_of_many_settles_a_purchase(self, store: Store, other: Store) -> None:
+    async def test_of_many_concurrent_settlements_exactly_one_settles_a_purchase(
+        self, store: Store, other: Store
+    ) -> None:
         await execute(store, reserve("p", Consumption(day(), 4)))
         results = await asyncio.gather(
             *(execute((store, other)[i % 2], settle("p", images=3, record=b"r")) for i in range(30))

@@ -206,7 +206,7 @@ class TestBuckets:
         bucket = counters.Bucket(level=5, at=1000)
         assert counters.refill(bucket, 10, now=400) == bucket
 
-    def test_after_a_minute_a_bucket_is_full_whatever_its_maximum_was(self) -> None:
+    def test_a_bucket_of_any_maximum_is_full_after_a_minute(self) -> None:
         for maximum in (1, 7, 100):
             full = counters.refill(counters.Bucket(0, 0), maximum, now=UNIT)
             assert full.level == maximum * UNIT

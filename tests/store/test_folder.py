@@ -1,4 +1,4 @@
-"""Blobs in a folder alone: their files, expiry times, and the sweep."""
+"""Tests of blobs in a folder only: their files, expiry times, and the sweep."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def files(root: Path) -> set[str]:
     return {path.name for path in root.glob("??/*")}
 
 
-async def test_a_file_lies_under_the_first_two_letters_of_its_digest(tmp_path: Path) -> None:
+async def test_a_file_is_stored_under_the_first_two_letters_of_its_digest(tmp_path: Path) -> None:
     await FolderBlobs(tmp_path).put(DIGEST, BYTES, 60)
     path = tmp_path / DIGEST[:2] / DIGEST
     assert path.read_bytes() == BYTES

@@ -1,4 +1,4 @@
-"""What every store promises when it is asked how it is set up, and what only Redis can say."""
+"""`Inspect` on every store, and the facts that only Redis has."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ async def inspect_redis(url: str) -> StoreFacts:
         return await execute(store, Inspect())
 
 
-async def test_it_tells_its_own_time(store: Store) -> None:
+async def test_it_returns_the_stores_own_time(store: Store) -> None:
     before = time.time()
     facts = await execute(store, Inspect())
     assert before - 0.1 <= facts.now <= time.time() + 0.1
 
 
-async def test_a_database_evicts_nothing_and_keeps_everything(sqlite_path: Path) -> None:
+async def test_the_embedded_store_is_durable_and_evicts_nothing(sqlite_path: Path) -> None:
     async with open_sqlite_store(sqlite_path, clock=lambda: 1234.5) as store:
         facts = await execute(store, Inspect())
     assert facts == StoreFacts("sqlite", 1234.5, None, None, is_durable=True)
 
 
 @pytest.mark.parametrize(
-    ("policy", "maxmemory", "told"),
+    ("policy", "maxmemory", "expected"),
     [("noeviction", 0, None), ("allkeys-lru", 200 << 20, 200 << 20)],
 )
-async def test_redis_tells_its_policy_and_its_memory(
-    tmp_path: Path, policy: str, maxmemory: int, told: int | None
+async def test_redis_returns_its_policy_and_its_memory(
+    tmp_path: Path, policy: str, maxmemory: int, expected: int | None
 ) -> None:
     with run_redis_server(tmp_path) as url:
         with redis.Redis.from_url(url) as client:
             client.config_set("maxmemory-policy", policy)
             client.config_set("maxmemory", maxmemory)
         facts = await inspect_redis(url)
-    assert (facts.kind, facts.eviction_policy, facts.maxmemory_bytes) == ("redis", policy, told)
+    assert (facts.kind, facts.eviction_policy, facts.maxmemory_bytes) == ("redis", policy, expected)
 
 
 async def test_redis_is_durable_with_an_append_only_file(tmp_path: Path, redis_url: str) -> None:
@@ -54,7 +54,7 @@ async def test_redis_is_durable_with_an_append_only_file(tmp_path: Path, redis_u
         assert (await inspect_redis(server.url)).is_durable
 
 
-async def test_a_full_redis_answers_too(tmp_path: Path) -> None:
+async def test_a_full_redis_can_be_inspected(tmp_path: Path) -> None:
     with run_redis_server(tmp_path) as url:
         async with open_redis_store(url) as store:
             await store.check_schema()

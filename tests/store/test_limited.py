@@ -30,7 +30,7 @@ class NamedWatch:
 
 @dataclass
 class SlowStore:
-    """A store whose batches end when the test ends them."""
+    """A store whose batches run until the test ends them."""
 
     name: str = "slow"
     started: list[Command[Any]] = field(default_factory=list)
@@ -45,7 +45,7 @@ class SlowStore:
         return nullcontext(NamedWatch(flight))
 
     async def finish(self, count: int = 1) -> None:
-        """Ends the oldest batches; then the next ones have started."""
+        """Ends the oldest batches and lets the next ones start."""
         for batch in self.running[:count]:
             batch.set_result([None])
         del self.running[:count]
@@ -130,8 +130,8 @@ async def test_a_cancelled_batch_takes_no_turn(is_its_turn: bool) -> None:
     assert B in queue.slow.started
 
 
-async def test_the_limit_is_free_again_after_a_rush(store: Store) -> None:
-    """On a real store: every batch is executed, many times as many as the limit."""
+async def test_the_limit_is_free_again_after_many_concurrent_batches(store: Store) -> None:
+    """On a real store: three times as many batches as the limit, and every one is executed."""
     limited = LimitedStore(store)
     write = Write("things", "one", b"value", None)
     assert await execute(limited, CompareAndSet((write,))) is None

@@ -1,6 +1,6 @@
-"""The rules of the Redis store alone: keys, times to live, pipelining, outages, full servers.
+"""Tests of the Redis store only: keys, times to live, pipelining, outages, full servers.
 
-A test that harms its server has one of its own, on a unix socket.
+A test that stops or reconfigures its server has a server of its own, on a unix socket.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ class Server:
         self._wait_until_available()
 
     def _wait_until_available(self) -> None:
-        until(self._answers)
+        until(self._responds)
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         with contextlib.suppress(redis.ConnectionError), self.client() as client:
             return bool(client.ping())
         return False
@@ -80,7 +80,7 @@ class Server:
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """Ends it like a power cut."""
+        """Kills the server, as a power cut would."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -99,7 +99,7 @@ def stopped() -> Iterator[Server]:
 
 @pytest.fixture
 def server(stopped: Server) -> Server:
-    """A running server that the test may harm."""
+    """A running server that the test may stop or reconfigure."""
     stopped.start()
     return stopped
 
@@ -296,7 +296,7 @@ class TestKeys:
             assert f"`igw:{start}" in documented
 
     async def test_each_script_stays_in_one_hash_slot(self, redis_url: str) -> None:
-        """Every key that a script touches has the same hash tag, so the keys work in a cluster."""
+        """All keys of a script have the same hash tag, so the scripts work in a cluster."""
         async with open_redis_store(redis_url) as store:
             with redis.Redis.from_url(redis_url) as client, client.monitor() as monitor:
                 await _make_every_kind_of_key(store, redis_url)
@@ -451,7 +451,7 @@ def _reads(client: redis.Redis) -> int:
 
 
 class TestTls:
-    async def test_commands_and_blobs_travel_over_tls_with_a_password(
+    async def test_commands_and_blobs_are_sent_over_tls_with_a_password(
         self, stopped: Server
     ) -> None:
         with socket.socket() as probe:
@@ -501,7 +501,7 @@ class TestOutages:
                 await execute(store, read("a"))
         assert [line["event"] for line in logs] == ["store_unavailable", "store_available"]
 
-    async def test_it_reconnects_by_itself_and_acknowledged_writes_are_there(
+    async def test_it_reconnects_by_itself_and_keeps_acknowledged_writes(
         self, server: Server
     ) -> None:
         async with open_redis_store(server.url) as store:
@@ -597,26 +597,26 @@ class TestOutages:
             await execute(store, commands.CompareAndSet((Write("good", "k", b"v", None),)))
             with redis.Redis.from_url(redis_url) as client:
                 client.set(f"{BOOKS}records:bad", "not a hash")
-            loud, *quiet = await asyncio.gather(
+            failed, *unaffected = await asyncio.gather(
                 store.execute([commands.Get("bad", "k"), commands.Get("good", "k")]),
                 *(execute(store, commands.Get("good", "k")) for _ in range(5)),
                 return_exceptions=True,
             )
-        assert quiet == [b"v"] * 5
-        assert isinstance(loud, RuntimeError)
-        assert "Redis refused Get: WRONGTYPE" in str(loud)
+        assert unaffected == [b"v"] * 5
+        assert isinstance(failed, RuntimeError)
+        assert "Redis refused Get: WRONGTYPE" in str(failed)
 
     async def test_text_that_cannot_be_encoded_fails_only_its_own_batch(
         self, redis_url: str
     ) -> None:
         async with open_redis_store(redis_url) as store:
-            loud, *quiet = await asyncio.gather(
+            failed, *unaffected = await asyncio.gather(
                 execute(store, read("\ud800")),
                 *(execute(store, read("a")) for _ in range(5)),
                 return_exceptions=True,
             )
-        assert isinstance(loud, UnicodeEncodeError)
-        assert quiet == [None] * 5
+        assert isinstance(failed, UnicodeEncodeError)
+        assert unaffected == [None] * 5
 
     @pytest.mark.timed
     async def test_batches_that_are_pending_at_close_fail(self, server: Server) -> None:
@@ -671,7 +671,9 @@ class TestFull:
             assert await execute(store, commands.Track("c", 10, 60, 20)) == ["b"]
             assert await execute(store, commands.ReadLruTotals()) == commands.LruTotals(2, 20)
 
-    async def test_deleting_the_oldest_blobs_makes_room_for_new_ones(self, server: Server) -> None:
+    async def test_deleting_eviction_candidates_makes_room_for_new_blobs(
+        self, server: Server
+    ) -> None:
         async with (
             open_redis_store(server.url) as store,
             open_redis_blobs(server.url, shares_server=True) as blobs,
@@ -685,11 +687,11 @@ class TestFull:
                 client.config_set("maxmemory", client.info("memory")["used_memory"])
             with pytest.raises(StoreFull):
                 await blobs.put(*last, 60)
-            oldest = await execute(store, commands.EvictionCandidates(1_500_000))
-            assert oldest == list(images)[:3]
-            for digest in oldest:
+            candidates = await execute(store, commands.EvictionCandidates(1_500_000))
+            assert candidates == list(images)[:3]
+            for digest in candidates:
                 await blobs.delete(digest)
-            await execute(store, commands.Untrack(tuple(oldest)))
+            await execute(store, commands.Untrack(tuple(candidates)))
             await blobs.put(*last, 60)
             assert await blobs.get(last[0]) == last[1]
             assert await execute(store, commands.ReadLruTotals()) == commands.LruTotals(
@@ -747,7 +749,7 @@ class TestFull:
             assert await execute(store, commands.GetSet("s", "l")) == []
 
     async def test_no_command_after_a_blob_is_executed_without_it(self, server: Server) -> None:
-        """With any amount of free memory: the bytes take memory before they are stored, too."""
+        """With any amount of free memory: the bytes also take memory before they are stored."""
         async with (
             open_redis_store(server.url) as store,
             open_redis_blobs(server.url, shares_server=True) as blobs,
@@ -763,7 +765,7 @@ class TestFull:
                     await store.execute([commands.PutBlob(digest, bytes(SMALL_BYTES), 60), after])
                 assert await blobs.get(digest) == bytes(SMALL_BYTES)
             found = [commands.GetValue("s", f"{0:064x}"), commands.GetValue("s", digest)]
-            assert await store.execute(found) == [None, b"v"]  # full at first, and not at the end
+            assert await store.execute(found) == [None, b"v"]  # full at first, no longer at the end
 
 
 class TestBlobServer:
@@ -791,7 +793,7 @@ class TestBlobServer:
                     for digest in group:
                         await blobs.put(digest, b"x" * 50_000, 600)
                     assert await blobs.get(group[-1]) in (b"x" * 50_000, None)
-                client.delete("igw:schema")  # as its eviction may
+                client.delete("igw:schema")  # as an eviction might
             assert client.info("stats")["evicted_keys"] > 50
 
     async def test_another_schema_version_is_refused(self, server: Server) -> None:
@@ -875,7 +877,7 @@ class TestNotifications:
         async with open_redis_store(redis_url) as store, open_redis_store(redis_url) as other:
             for i in range(50):
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(0):  # cancelled on its way in
+                    async with asyncio.timeout(0):  # cancelled while entering
                         async with store.watch("a"):
                             pass
                 async with store.watch("a") as watch:
@@ -955,10 +957,10 @@ def test_redacted_url_refuses_other_schemes() -> None:
         redacted_url("memcached://host")
 
 
-def test_a_stall_of_the_process_does_not_time_out_the_server(
+def test_a_stalled_event_loop_does_not_time_out_commands(
     redis_url: str,
 ) -> None:
-    """As if a thousand other tasks ran before the commands were sent; on the gateway's own loop."""
+    """As if other tasks ran for long before the commands are sent; on the gateway's event loop."""
 
     async def execute_and_stall() -> None:
         async with open_redis_store(redis_url) as store:

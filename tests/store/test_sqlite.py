@@ -1,4 +1,4 @@
-"""The embedded store alone: its file, its processes, its clock, its timeouts."""
+"""Tests of the embedded store only: its file, its processes, its clock, its timeouts."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ class TestFailures:
             )
 
     @pytest.mark.timed
-    async def test_a_call_times_out_after_two_seconds(self, sqlite_path: Path) -> None:
+    async def test_a_command_times_out_after_two_seconds(self, sqlite_path: Path) -> None:
         lock = sqlite_path.with_name(f"{sqlite_path.name}-lock")
         async with open_sqlite_store(sqlite_path) as store:
             with lock.open("w") as file:
@@ -384,18 +384,18 @@ class TestTime:
 
 
 Scenario = Callable[[Store, int], Any]
-"""The part of one process, by its number."""
+"""Runs in one process, with the number of that process."""
 
 
 async def _acquire_all(store: Store, number: int) -> list[int]:
-    """The slots that this process has the lease of, over many fingerprints."""
+    """The slots whose lease this process acquires, over many fingerprints."""
     acquire = [commands.AcquireLease(f"f{i}", (0, 1), f"flight{number}", 60) for i in range(50)]
     results = await asyncio.gather(*(execute(store, command) for command in acquire))
     return [i * 2 + slot for i, result in enumerate(results) for slot in result.acquired]
 
 
 async def _reserve_all(store: Store, number: int) -> int:
-    """How many reservations of 7 from one budget of 100 this process is granted."""
+    """How many reservations of 7 from one budget of 100 succeed in this process."""
     consumption = Consumption(Counter("key:k", "usd_micros", "month", 100), 7)
     reserve = [commands.Reserve(f"p{number}-{i}", "w", (consumption,), b"") for i in range(25)]
     results = await asyncio.gather(*(execute(store, command) for command in reserve))
@@ -425,7 +425,7 @@ def _run_in_process(path: Path, scenario: Scenario, number: int) -> Any:
 
 
 def test_several_processes_share_one_database(sqlite_path: Path) -> None:
-    """Each slot is leased once, a budget is never exceeded, every process sees a publication."""
+    """Each slot is leased once, no budget is exceeded, every process receives a publication."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(PROCESSES, mp_context=context) as pool:
 

@@ -36,7 +36,7 @@ class TestValues:
     async def test_an_unknown_value_is_none(self, store: Store) -> None:
         assert await read(store, "unknown") is None
 
-    async def test_a_value_comes_back_byte_for_byte(self, store: Store) -> None:
+    async def test_a_value_is_returned_byte_for_byte(self, store: Store) -> None:
         assert await execute(store, set_value("näme:with {odd} \x00 signs", BINARY)) is True
         assert await read(store, "näme:with {odd} \x00 signs") == BINARY
         assert await execute(store, set_value("empty", b"")) is True
@@ -89,7 +89,7 @@ class TestValues:
         )
         assert await read(store, "n") is None
 
-    async def test_exactly_one_of_many_sets_a_value_that_is_absent(
+    async def test_of_many_concurrent_commands_exactly_one_sets_an_absent_value(
         self, store: Store, other: Store
     ) -> None:
         results = await asyncio.gather(
@@ -143,7 +143,7 @@ class TestSets:
         await execute(store, commands.Sweep())
         assert await members(store) == ["b", "c"]
 
-    async def test_many_members_come_back(self, store: Store) -> None:
+    async def test_a_set_may_have_many_members(self, store: Store) -> None:
         wanted = [f"{i:064x}" for i in range(20_000)]
         await execute(store, add(*wanted))
         assert await members(store) == wanted

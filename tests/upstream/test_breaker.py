@@ -1,4 +1,4 @@
-"""The circuit breaker as a state machine: every sequence of outcomes and pauses."""
+"""The circuit breaker as a state machine: any sequence of outcomes and pauses."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_it_does_what_the_model_does(steps: list[tuple[str, int]]) -> None:
+def test_any_sequence_agrees_with_the_model(steps: list[tuple[str, int]]) -> None:
     breaker = Breaker(failures=FAILURES, open_seconds=OPEN_SECONDS)
     model, permits, now = Model(), list[Permit](), 0.0
     for step, number in steps:

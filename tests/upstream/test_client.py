@@ -1,4 +1,4 @@
-"""The upstream client against servers that answer, stall, cut and lie."""
+"""The upstream client against servers that respond, stall, cut connections and send nonsense."""
 
 import asyncio
 import contextlib
@@ -48,10 +48,10 @@ async def failure_after(*replies: Reply, **settings: object) -> UpstreamFailure:
         return await failure_of(client)
 
 
-# ── what is sent ────────────────────────────────────────────────────────────────────────────
+# ── requests ────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_the_request_on_the_wire_is_ours_to_the_last_byte():
+async def test_a_request_has_exactly_these_headers_and_this_body():
     async with upstream(GOOD) as script, client_of(script) as client:
         answered = await client.generate(REQUEST, images=2)
     host = script.url.removeprefix("http://").removesuffix("/v1")
@@ -72,7 +72,7 @@ async def test_the_request_on_the_wire_is_ours_to_the_last_byte():
     ]
 
 
-async def test_a_header_of_another_name_carries_the_key_alone():
+async def test_with_another_auth_header_only_that_header_has_the_key():
     async with upstream(GOOD) as script, client_of(script, auth_header="api-key") as client:
         await client.generate(REQUEST, images=1)
     assert f"\r\napi-key: {KEY}\r\n" in script.heads[0]
@@ -88,7 +88,7 @@ async def test_only_the_connection_is_reused_between_purchases():
     assert script.heads[0] == script.heads[1]
 
 
-async def test_the_environment_names_no_proxy_and_no_password(monkeypatch):
+async def test_no_proxy_is_taken_from_the_environment(monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     async with upstream(GOOD) as script, client_of(script) as client:
         assert await client.generate(REQUEST, images=1)
@@ -103,7 +103,7 @@ async def test_the_environment_names_no_proxy_and_no_password(monkeypatch):
         ("https://h/a%2Fb?api-version=1", "https://h/a%2Fb/images/generations?api-version=1"),
     ],
 )
-def test_the_address_is_joined_like_an_sdk_does(base, expected):
+def test_the_url_is_joined_as_sdks_do(base, expected):
     assert str(openai.generations_url(URL(base), "dall-e-2")) == expected
 
 
@@ -121,7 +121,7 @@ def test_the_address_is_joined_like_an_sdk_does(base, expected):
         {"surprise": 1},
     ],
 )
-def test_wrong_settings_are_rejected_without_quoting_them(wrong):
+def test_invalid_settings_are_rejected_without_quoting_them(wrong):
     with pytest.raises(ValidationError) as caught:
         ClientSettings.model_validate({"base_url": "https://h/v1", "api_key": KEY} | wrong)
     assert not any(word in str(caught.value) for word in (KEY, "user:word", "X-Evil"))
@@ -133,7 +133,7 @@ def test_a_key_read_from_a_file_loses_its_newline():
     assert KEY not in repr(settings)
 
 
-async def test_forty_purchases_at_once_all_have_a_connection():
+async def test_forty_concurrent_purchases_each_have_a_connection():
     together = asyncio.Barrier(40)
 
     async def together_only(writer: asyncio.StreamWriter) -> None:
@@ -145,17 +145,17 @@ async def test_forty_purchases_at_once_all_have_a_connection():
     assert script.connections == 40
 
 
-# ── answers ─────────────────────────────────────────────────────────────────────────────────
+# ── responses ───────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_stubborn_upstream_may_compress():
+async def test_upstream_may_compress_although_identity_was_requested():
     body = gzip.compress(images(PIXELS))
     reply = http(200, body, Content_Encoding="gzip")
     async with upstream(reply) as script, client_of(script) as client:
         assert (await client.generate(REQUEST, images=1)).images[0].data == PIXELS
 
 
-async def test_a_large_answer_arrives_whole():
+async def test_a_large_response_is_received_completely():
     large = bytes(range(256)) * 30_000
     reply = http(200, images(large))
     async with upstream(reply) as script, client_of(script) as client:
@@ -169,7 +169,7 @@ async def test_a_damaged_image_does_not_affect_a_good_one():
     assert [image.data for image in answered.images] == [PIXELS, None]
 
 
-async def test_a_connection_closed_while_idle_costs_nothing():
+async def test_a_purchase_reconnects_if_the_connection_was_closed_while_idle():
     async with upstream(then(GOOD, cut), GOOD) as script, client_of(script) as client:
         await client.generate(REQUEST, images=1)
         await eventually(lambda: all(task.done() for task in script.tasks))
@@ -246,7 +246,7 @@ async def test_the_key_is_redacted_in_errors():
 
 
 async def test_the_values_of_extra_headers_are_redacted_too():
-    """Only a value that is long enough to be a secret is looked for: 1 is in every other text."""
+    """Only values long enough to be secrets are redacted: `1` occurs in many texts."""
     quoted = json.dumps({"error": {"message": "no such organization: org-of-the-team, 1"}}).encode()
     headers = {"OpenAI-Organization": "org-of-the-team", "X-Version": "1"}
     failure = await failure_after(http(400, quoted), headers=headers)
@@ -272,7 +272,7 @@ async def test_a_timed_out_purchase_is_presumed_to_be_charged(reply):
     assert len(script.heads) == 1
 
 
-async def test_a_deadline_between_two_attempts_costs_nothing():
+async def test_a_deadline_between_two_attempts_is_free():
     notes, reply = Notes(), error(503, Retry_After="25")
     async with (
         upstream(reply) as script,
@@ -282,7 +282,7 @@ async def test_a_deadline_between_two_attempts_costs_nothing():
     assert (failure.status, failure.charge) == (504, Charge.FREE)
 
 
-# ── never sent ──────────────────────────────────────────────────────────────────────────────
+# ── failures before a request is sent ───────────────────────────────────────────────────────
 
 
 async def test_a_refused_connection_is_free_and_attempted_three_times():
@@ -342,7 +342,7 @@ async def test_a_name_that_does_not_resolve_is_free():
 # ── the breaker ─────────────────────────────────────────────────────────────────────────────
 
 
-async def test_the_breaker_opens_after_the_last_retry_and_closes_with_the_first_answer():
+async def test_the_breaker_opens_after_the_last_retry_and_closes_with_the_first_response():
     clock, notes = Clock(), Notes()
     async with (
         upstream(error(503), error(503), error(503), error(500), error(400)) as script,
@@ -368,7 +368,7 @@ async def test_the_breaker_opens_after_the_last_retry_and_closes_with_the_first_
     assert notes.turns == [True, False]
 
 
-async def test_retry_after_of_an_open_breaker_is_at_most_what_sdks_wait():
+async def test_retry_after_of_an_open_breaker_is_at_most_120_seconds():
     async with (
         upstream(error(500)) as script,
         client_of(script, breaker_failures=1, breaker_open_seconds=600) as client,
@@ -477,14 +477,14 @@ async def test_an_upstream_that_restarts_is_reached_by_a_retry():
     clock = Clock()
     async with contextlib.AsyncExitStack() as stack:
 
-        async def revive(seconds: float) -> None:
+        async def restart(seconds: float) -> None:
             await clock.sleep(seconds)
             port = int(script.url.removesuffix("/v1").rsplit(":", 1)[1])
             server = await asyncio.start_server(script.serve, "127.0.0.1", port)
             stack.callback(server.close)
 
         client = await stack.enter_async_context(
-            client_of(script, pace=Pace(clock=lambda: clock.now, sleep=revive))
+            client_of(script, pace=Pace(clock=lambda: clock.now, sleep=restart))
         )
         assert (await client.generate(REQUEST, images=1)).images[0].data == PIXELS
         for task in script.tasks:

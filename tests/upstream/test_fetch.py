@@ -1,6 +1,6 @@
-"""The fetcher of links, against an allowed server and one that it must never reach.
+"""The link fetcher, against an allowed server and one that it must never reach.
 
-Both are real, and so are the links that lead to them: they stand in `inner_server`.
+Both servers and the links to them are real; `inner_server` has them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ async def blocked_reason(links: LinkFetcher, link: str) -> str:
     return caught.value.reason
 
 
-# ── links that lead inside ──────────────────────────────────────────────────────────────────
+# ── links to inner addresses ────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(("link", "reason"), INSIDE, ids=[repr(row[0])[:60] for row in INSIDE])
@@ -118,7 +118,7 @@ async def test_a_name_is_checked_at_each_connection():
         assert outcomes == ["address"]
 
 
-async def test_of_a_names_addresses_only_the_allowed_ones_are_connected_to():
+async def test_only_the_allowed_addresses_of_a_name_are_connected_to():
     names = Names({"both.example": [["127.0.0.1", "127.0.0.2"]]})
     async with (
         run_inner() as inner,
@@ -129,15 +129,15 @@ async def test_of_a_names_addresses_only_the_allowed_ones_are_connected_to():
         assert inner.connections == 0
 
 
-# ── links that may be followed ──────────────────────────────────────────────────────────────
+# ── allowed links ───────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_link_of_upstream_is_fetched_byte_for_byte():
     """The simulated storage compares the signature in the query as text."""
     async with run_upstream() as upstream, fetching(upstream.base_url) as (links, outcomes):
-        order = {"model": "dall-e-2", "prompt": "an otter", "size": "256x256"}
+        body = {"model": "dall-e-2", "prompt": "an otter", "size": "256x256"}
         async with upstream.session.post(
-            f"{upstream.base_url}/images/generations", json=order
+            f"{upstream.base_url}/images/generations", json=body
         ) as response:
             link = (await response.json())["data"][0]["url"]
         assert "%2B" in link
@@ -232,7 +232,7 @@ async def test_a_fetch_sends_no_key_and_no_cookie_and_uses_no_proxy(monkeypatch,
             assert headers["Accept-Encoding"] == "identity"
 
 
-# ── answers that are no image ─────────────────────────────────────────────────────────────
+# ── responses without an image ────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -255,20 +255,20 @@ async def test_a_fetch_sends_no_key_and_no_cookie_and_uses_no_proxy(monkeypatch,
         ("silent", "timeout"),
     ],
 )
-async def test_an_answer_without_an_image_is_blocked(path, reason):
+async def test_a_response_without_an_image_is_blocked(path, reason):
     async with (
         run_outer() as outer,
         fetching(outer.url, timeout_seconds=DEADLINE_SECONDS) as (links, outcomes),
     ):
-        refusing = blocked_reason(links, f"{outer.url}/{path}")
+        blocking = blocked_reason(links, f"{outer.url}/{path}")
         if reason == "timeout":
-            refusing = run_out_of_time(refusing, once=lambda: outer.paths)
-        assert await refusing == reason
+            blocking = run_out_of_time(blocking, once=lambda: outer.paths)
+        assert await blocking == reason
         assert outcomes == [reason]
         assert outer.sent_bytes < 2**24
 
 
-async def test_an_answer_of_exactly_the_limit_is_accepted_and_one_byte_more_is_not():
+async def test_a_response_of_exactly_the_limit_is_accepted_and_one_byte_more_is_not():
     async with run_outer() as outer:
         async with fetching(outer.url, max_bytes=len(IMAGE)) as (links, _):
             assert await links.fetch(f"{outer.url}/image") == IMAGE
@@ -277,7 +277,7 @@ async def test_an_answer_of_exactly_the_limit_is_accepted_and_one_byte_more_is_n
 
 
 @pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", "binary/octet-stream"])
-async def test_types_that_may_be_an_image_are_left_to_the_check_of_the_bytes(kind):
+async def test_types_that_may_be_an_image_are_accepted(kind):
     async with run_outer() as outer, fetching(outer.url) as (links, _):
         assert await links.fetch(f"{outer.url}/typed?type={kind}") == IMAGE
 
@@ -294,15 +294,15 @@ async def test_the_deadline_covers_all_redirects_together():
         run_outer() as outer,
         fetching(outer.url, timeout_seconds=DEADLINE_SECONDS) as (links, _),
     ):
-        refusing = asyncio.create_task(blocked_reason(links, f"{outer.url}/slow-hop?left=5"))
+        blocking = asyncio.create_task(blocked_reason(links, f"{outer.url}/slow-hop?left=5"))
         for hops in (1, 2, 3):
             await eventually(lambda: len(outer.paths) == hops)  # noqa: B023 - at once
             pass_time(0.4 * DEADLINE_SECONDS)
-        assert await refusing == "timeout"
+        assert await blocking == "timeout"
         assert len(outer.paths) == 3
 
 
-async def test_a_blocked_link_is_logged_with_reason_and_host_but_never_whole():
+async def test_the_error_of_a_blocked_link_has_its_reason_and_its_host():
     async with fetching() as (links, _):
         with pytest.raises(LinkBlocked) as caught:
             await links.fetch("https://10.0.0.1/private?sig=secret")
@@ -339,13 +339,13 @@ def test_an_address_that_embeds_an_ipv4_address_is_as_public_as_it(inner: IPv4Ad
 
 
 @given(st.ip_addresses(v=6))
-def test_no_ipv6_address_is_public_that_python_calls_private_or_a_groups(address):
+def test_an_ipv6_address_that_python_calls_private_or_multicast_is_not_public(address):
     if address.is_private or address.is_multicast or address.is_link_local:
         assert not is_public(address) or embedded_ipv4(address)
 
 
 @given(st.ip_addresses(v=4))
-def test_no_ipv4_address_is_public_that_python_does_not_call_so(address):
+def test_an_ipv4_address_that_python_does_not_call_global_is_not_public(address):
     if not address.is_global or address.is_multicast or address.is_reserved:
         assert not is_public(address)
 
@@ -452,7 +452,7 @@ def test_a_plain_http_name_connects_only_to_allowed_networks():
         "bücher.example",
     ],
 )
-def test_an_invalid_entry_is_named(entry):
+def test_an_invalid_allow_list_entry_is_named(entry):
     with pytest.raises(ValidationError, match="is not a host") as caught:
         FetchSettings(upstream_url="https://a.example", allow=("b.example", entry), max_bytes=1)
     assert f"'{entry}'" in str(caught.value)

@@ -1,4 +1,4 @@
-"""The upstream dialect: what we send, and what every kind of answer means."""
+"""The OpenAI dialect: request bodies, responses, events and errors."""
 
 import base64
 import json
@@ -44,7 +44,7 @@ def error(**fields) -> bytes:
     return json.dumps({"error": fields}).encode()
 
 
-# ── out ─────────────────────────────────────────────────────────────────────────────────────
+# ── requests ────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -111,10 +111,10 @@ def test_a_streamed_request_adds_its_parameters(partial_images, expected):
     assert streaming == plain | expected
 
 
-# ── images back ───────────────────────────────────────────────────────────────────────────
+# ── responses ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_full_answer_is_read():
+def test_all_fields_of_a_response_are_parsed():
     parsed = parse(
         answer(
             background="opaque",
@@ -180,7 +180,7 @@ def test_large_base64_outside_of_images_stays_unchanged() -> None:
     assert found.extra == {"preview": partial_image}
 
 
-def test_a_link_stays_as_it_is_to_the_byte():
+def test_a_link_is_unchanged_to_the_byte():
     link = "https://h.example/img.png?st=2025-01-01T00%3A00%3A00Z&sig=a%2Bb%2F%3d&x=é"
     body = answer(data=[{"url": link, "revised_prompt": "An otter", "b64_json": None}])
     assert parse(body).images == (UpstreamImage(url=link, revised_prompt="An otter"),)
@@ -276,7 +276,7 @@ def test_a_200_without_images_is_charged_and_not_quoted(body):
     assert "sk-secret" not in json.dumps(failure.body)
 
 
-def test_the_usage_of_an_answer_without_images_is_kept():
+def test_the_usage_of_a_response_without_images_is_kept():
     failure = failed(answer(data=[], usage={"input_tokens": 9, "output_tokens": 50}))
     assert failure.usage == Usage(text_in=9, image_out=50)
 
@@ -284,17 +284,17 @@ def test_the_usage_of_an_answer_without_images_is_kept():
 @pytest.mark.parametrize(
     ("text", "revised"), [(r"an otter \ud83e", "an otter ?"), (r"\ud83e\udda6", "\U0001f9a6")]
 )
-def test_a_prompt_cut_inside_an_emoji_does_not_cost_the_image(text, revised):
+def test_a_prompt_cut_inside_an_emoji_does_not_lose_the_image(text, revised):
     body = f'{{"data": [{{"b64_json": "{ENCODED}", "revised_prompt": "{text}"}}]}}'.encode()
     assert parse(body).images == (UpstreamImage(data=PIXELS, revised_prompt=revised),)
 
 
 @pytest.mark.parametrize("body", [b"\xef\xbb\xbf" + answer(), answer(seconds=float("nan"))])
-def test_sloppy_json_does_not_cost_the_image(body):
+def test_sloppy_json_does_not_lose_the_image(body):
     assert parse(body).images[0].data == PIXELS
 
 
-# ── streams back ────────────────────────────────────────────────────────────────────────────
+# ── streams ─────────────────────────────────────────────────────────────────────────────────
 
 PARTIAL = "image_generation.partial_image"
 COMPLETED = "image_generation.completed"
@@ -316,7 +316,7 @@ def test_a_partial_image_is_parsed_with_index_and_echoes():
     assert parse_event(PARTIAL, data | ECHOES) == PartialImage(2, PIXELS, ECHOES)
 
 
-def test_the_completed_image_is_an_answer_of_one():
+def test_a_completed_event_is_a_response_with_one_image():
     usage = {
         "input_tokens": 7,
         "output_tokens": 4460,
@@ -466,7 +466,7 @@ def test_an_error_event_has_the_status_of_the_same_error_outside_a_stream(fields
         ("error", {"error": [1]}, ("Upstream answered 500.", "server_error", None)),
     ],
 )
-def test_the_errors_of_clones_are_errors_too(name, data, expected):
+def test_errors_of_compatible_upstreams_are_recognized(name, data, expected):
     failure = failure_in_stream(name, data)
     assert (failure.message, failure.type, failure.code) == expected
 
@@ -522,7 +522,7 @@ def test_no_shape_of_an_event_raises(name, document):
         )
 
 
-# ── errors back ─────────────────────────────────────────────────────────────────────────────
+# ── errors ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_apis_own_error_is_relayed_with_its_extra_keys():
@@ -558,7 +558,7 @@ def test_the_apis_own_error_is_relayed_with_its_extra_keys():
         ),
     ],
 )
-def test_errors_of_clones_get_all_four_keys(status, body, expected):
+def test_errors_of_compatible_upstreams_get_all_four_keys(status, body, expected):
     failure = errors.parse_error(status, {}, body)
     fields = (failure.message, failure.type, failure.param, failure.code)
     assert (failure.status, fields) == (status, expected)
@@ -580,7 +580,7 @@ def test_a_rejected_key_is_not_quoted(status, body):
     assert "sk-secret" not in json.dumps(failure.to_dict())
 
 
-def test_extra_keys_that_cannot_be_written_again_are_dropped():
+def test_extra_keys_that_cannot_be_encoded_are_dropped():
     body = b'{"error": {"message": "m", "code": "c", "deep": ' + b"[" * 600 + b"]" * 600 + b"}}"
     assert errors.parse_error(400, {}, body).body == {
         "error": {"message": "m", "type": "invalid_request_error", "param": None, "code": "c"}
@@ -673,7 +673,7 @@ def test_which_failures_are_retryable(status, fields, expected):
     assert failures.is_retryable(failure, upstream_status=status) is expected
 
 
-def test_an_exhausted_quota_tells_the_client_not_to_retry():
+def test_a_client_must_not_retry_after_an_exhausted_quota():
     failure = errors.parse_error(
         429, {"x-should-retry": "true"}, error(message="m", code="insufficient_quota")
     )
@@ -697,7 +697,7 @@ def test_retry_after_ms_takes_precedence():
     assert failures.retry_after_seconds(failures.unreachable()) is None
 
 
-# ── whatever comes ──────────────────────────────────────────────────────────────────────────
+# ── any bytes ───────────────────────────────────────────────────────────────────────────────
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just(ENCODED),
@@ -736,7 +736,7 @@ def outcome(body: bytes) -> UpstreamAnswer | UpstreamFailure:
 
 @settings(deadline=None)
 @given(body=bodies)
-def test_any_answer_is_images_or_an_upstream_failure(body):
+def test_any_response_is_images_or_an_upstream_failure(body):
     result = outcome(body)
     if isinstance(result, UpstreamAnswer):
         assert result.images

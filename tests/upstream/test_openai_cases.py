@@ -1,11 +1,11 @@
-"""What the images API accepts and refuses, transcribed by hand from the service.
+"""The bodies that the images API accepts and refuses, transcribed by hand.
 
 See `docs/reference/images-api.md#parameters` and `docs/reference/images-api.md#refusals`.
 
 Nothing here is read from `models.yaml`: the table below is a second, independent statement of the
 same facts. A row is (models, JSON members beside `model` and `prompt`, outcome) and is one case for
-each of its models; `ABSENT` is a body without `model`. An outcome
-is a whole error, or the request with everything that is off its default.
+each of its models; `ABSENT` is a body without `model`. An outcome is a whole error, or the request
+with everything that is off its default.
 """
 
 import json
@@ -37,7 +37,7 @@ USER_ERROR = "image_generation_user_error"
 
 
 def gets(model="", **off_default):
-    """Accepted: the model (the asked one unless given) and all that is off its default."""
+    """Accepted: the model (the requested one unless given), and everything off its default."""
     return model, off_default
 
 
@@ -584,7 +584,7 @@ def _expected(model, raw, outcome):
 
 
 @pytest.mark.parametrize(("model", "raw", "outcome"), CASES, ids=IDS)
-def test_a_body_gets_the_documented_answer(model, raw, outcome):
+def test_a_body_has_the_documented_outcome(model, raw, outcome):
     assert _outcome(raw) == _expected(model, raw, outcome)
 
 

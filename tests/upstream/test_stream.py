@@ -1,4 +1,4 @@
-"""Streams from upstream: reported as they come, cut, endless, malformed, and plain after all."""
+"""Streams from upstream: partial images as they arrive, and cut, endless or malformed streams."""
 
 import asyncio
 import base64
@@ -34,7 +34,7 @@ from tests.scripted_upstream import (
 from tests.waiting import DEADLINE_SECONDS, eventually, generous, run_out_of_time
 
 REQUEST = ImageRequest(model="painter", prompt="otter", stream=True, partial_images=2)
-PREVIEWS = [b"a blur", b"less of a blur"]
+PARTIAL_IMAGES = [b"a blur", b"less of a blur"]
 HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
     b"x-request-id: req_up\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -48,7 +48,7 @@ def frame(name: str, **fields: object) -> bytes:
 
 
 def partial(index: int, data: bytes | None = None) -> bytes:
-    encoded = base64.b64encode(data or PREVIEWS[index]).decode()
+    encoded = base64.b64encode(data or PARTIAL_IMAGES[index]).decode()
     name = "image_generation.partial_image"
     return frame(name, b64_json=encoded, partial_image_index=index, size="1024x1024")
 
@@ -68,7 +68,7 @@ def chunk(data: bytes) -> bytes:
 
 
 def sse(*frames: bytes, split: int = 0) -> bytes:
-    """A whole answer, in HTTP chunks of one frame or of `split` bytes."""
+    """A complete response, in HTTP chunks of one frame or of `split` bytes."""
     body = b"".join(frames)
     chunks = [body[i : i + split] for i in range(0, len(body), split)] if split else frames
     return HEAD + b"".join(map(chunk, chunks)) + END
@@ -79,7 +79,7 @@ WHOLE = sse(partial(0), partial(1), completed())
 
 @dataclass
 class Listener:
-    """The events of a purchase's stream, in order."""
+    """Records the events of a purchase's stream, in order."""
 
     received: list[PartialImage | str] = field(default_factory=list)
     pause: Callable[[], Awaitable[None]] | None = None
@@ -113,17 +113,17 @@ async def buying(*replies: Reply, **settings: object):
         yield Listener(), client, script
 
 
-# ── what comes ──────────────────────────────────────────────────────────────────────────────
+# ── images and events ───────────────────────────────────────────────────────────────────────
 
 
-async def test_partial_images_are_reported_and_the_last_event_is_the_answer():
+async def test_partial_images_are_reported_and_the_last_event_has_the_image():
     async with buying(WHOLE) as (listener, client, script):
         answered = await listener.buy(client)
     shown = {"size": "1024x1024"}
     assert listener.received == [
         "open",
-        PartialImage(0, PREVIEWS[0], shown),
-        PartialImage(1, PREVIEWS[1], shown),
+        PartialImage(0, PARTIAL_IMAGES[0], shown),
+        PartialImage(1, PARTIAL_IMAGES[1], shown),
     ]
     assert [image.data for image in answered.images] == [PIXELS]
     assert answered.usage == Usage(text_in=7, image_out=4360)
@@ -143,7 +143,7 @@ async def test_partial_images_are_not_requested_by_default():
 
 
 async def test_a_partial_image_is_reported_before_the_next_one_arrives():
-    """The server goes on only when the callback has been called: nothing waits for the end."""
+    """The server continues only after the callback was called."""
     steps = [asyncio.Event() for _ in range(3)]
 
     async def paint(writer: asyncio.StreamWriter) -> None:
@@ -182,11 +182,11 @@ async def test_the_head_alone_opens_the_stream():
 
 
 @pytest.mark.parametrize("split", [1, 2, 7, 64, 100_000])
-async def test_wherever_the_chunks_end_the_stream_is_the_same(split):
+async def test_chunk_boundaries_do_not_change_the_stream(split):
     stream = sse(b": hello\n\n", partial(0), b": hello\n\n", completed(), split=split)
     async with buying(stream) as (listener, client, _):
         assert (await listener.buy(client)).images[0].data == PIXELS
-    assert listener.partial_images == [(0, PREVIEWS[0])]
+    assert listener.partial_images == [(0, PARTIAL_IMAGES[0])]
 
 
 @pytest.mark.parametrize(
@@ -208,17 +208,17 @@ async def test_wherever_the_chunks_end_the_stream_is_the_same(split):
 async def test_other_spellings_of_a_stream_are_accepted(stream):
     async with buying(then(stream, cut)) as (listener, client, _):
         assert (await listener.buy(client)).images[0].data == PIXELS
-    assert listener.partial_images == [(0, PREVIEWS[0])]
+    assert listener.partial_images == [(0, PARTIAL_IMAGES[0])]
 
 
 @pytest.mark.parametrize("end", [cut, reset])
 async def test_events_before_a_lost_connection_are_received(end):
-    """Whoever listens slowly finds the connection lost, and all that came before it."""
+    """A slow listener still gets the events that arrived before the connection was lost."""
     rest = then(chunk(partial(1)) + chunk(completed()), end)
     async with buying(then(HEAD + chunk(partial(0)), rest)) as (listener, client, _):
         listener.pause = a_while
         answered = await listener.buy(client)
-    assert listener.partial_images == list(enumerate(PREVIEWS))
+    assert listener.partial_images == list(enumerate(PARTIAL_IMAGES))
     assert [image.data for image in answered.images] == [PIXELS]
 
 
@@ -226,7 +226,7 @@ async def a_while() -> None:
     await asyncio.sleep(0.1)
 
 
-async def test_a_stream_that_stays_open_after_its_image_is_left():
+async def test_the_image_ends_a_stream_that_upstream_keeps_open():
     async with buying(then(HEAD + chunk(completed()), hang)) as (listener, client, _), generous():
         assert (await listener.buy(client)).images[0].data == PIXELS
 
@@ -236,10 +236,10 @@ async def test_a_compressed_stream_is_decompressed_as_it_arrives():
     stream = HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n") + chunk(body) + END
     async with buying(stream) as (listener, client, _):
         assert (await listener.buy(client)).images[0].data == PIXELS
-    assert listener.partial_images == [(0, PREVIEWS[0])]
+    assert listener.partial_images == [(0, PARTIAL_IMAGES[0])]
 
 
-async def test_images_of_many_megabytes_arrive_whole():
+async def test_images_of_many_megabytes_are_received_completely():
     large = os.urandom(12_000_000)
     async with buying(sse(partial(0, large), completed(large))) as (listener, client, _):
         answered = await listener.buy(client)
@@ -248,7 +248,7 @@ async def test_images_of_many_megabytes_arrive_whole():
 
 
 @pytest.mark.parametrize("reply", [GOOD, http(200, images(PIXELS), Content_Type="text/json")])
-async def test_a_plain_answer_to_a_streamed_request_is_accepted(reply):
+async def test_a_plain_response_to_a_streamed_request_is_accepted(reply):
     async with buying(reply) as (listener, client, _):
         assert (await listener.buy(client)).images[0].data == PIXELS
     assert listener.received == ["open"]
@@ -261,7 +261,7 @@ async def test_a_damaged_image_is_an_empty_one_with_its_usage():
     assert answered.usage == Usage(text_in=7, image_out=4360)
 
 
-# ── what does not come ──────────────────────────────────────────────────────────────────────
+# ── failures ────────────────────────────────────────────────────────────────────────────────
 
 HTML = b"<html>sorry</html>"
 MODERATION = error_frame(code="moderation_blocked")
@@ -328,7 +328,7 @@ def error_event(status: int, code: str) -> tuple[int, str, Charge]:
     ],
 )
 async def test_the_stream_decides_error_and_charge(reply, expected, seen):
-    """And it is tried once: nothing that was received is bought a second time."""
+    """The purchase is attempted only once, so that nothing is bought a second time."""
     notes = Notes()
     async with buying(reply, notes=notes, max_image_bytes=1_000_000) as (
         listener,
@@ -372,7 +372,7 @@ async def test_a_slow_endless_stream_ends_with_the_deadline():
 
 
 async def test_reading_waits_for_a_slow_listener():
-    """Nothing is read while the callback runs: upstream soon finds the line full."""
+    """Nothing is read while the callback runs, so that upstream's writes soon block."""
     sent, is_open = 0, asyncio.Event()
 
     async def flood(writer: asyncio.StreamWriter) -> None:
@@ -400,9 +400,9 @@ async def test_reading_waits_for_a_slow_listener():
 
 
 async def test_the_key_and_extra_headers_are_redacted_in_error_events():
-    said = error_frame(message=f"no {KEY} of org-of-the-team", owner=KEY)
+    event = error_frame(message=f"no {KEY} of org-of-the-team", owner=KEY)
     headers = {"OpenAI-Organization": "org-of-the-team"}
-    async with buying(sse(said), headers=headers) as (listener, client, _):
+    async with buying(sse(event), headers=headers) as (listener, client, _):
         failure = await listener.fail(client)
     assert failure.message == "no *** of ***"
     assert failure.details == {"owner": "***"}
@@ -455,7 +455,7 @@ async def test_a_stream_that_breaks_opens_the_breaker(outage):
     [sse(MODERATION), sse(completed()[:-20] + b"\n\n"), sse(completed(LARGE)), WHOLE],
     ids=range(4),
 )
-async def test_a_stream_that_answers_in_any_way_keeps_it_closed(answer):
+async def test_any_complete_response_keeps_the_breaker_closed(answer):
     notes = Notes()
     async with buying(
         sse(FAILED),
