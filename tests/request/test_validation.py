@@ -1,4 +1,4 @@
-"""Validation beyond the table of `tests.upstream.test_openai_cases`: access, prompts, new rows."""
+"""Validation beyond the table of `tests.request.test_openai_cases`: access, prompts, new rows."""
 
 from pathlib import Path
 
