@@ -12,7 +12,7 @@ SHIPPED = CONFIG / "models.yaml"
 
 
 def read_shipped() -> dict[Any, Any]:
-    """The content of the file, unchecked; a test may change it."""
+    """The file's content before validation; a test may change it."""
     return read_config(SHIPPED, {})
 
 

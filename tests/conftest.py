@@ -1,7 +1,7 @@
-"""What every test may use: the stores; and what holds for all: nothing is skipped in CI.
+"""Fixtures for the stores, and the rule that no test is skipped in CI.
 
-At home a test whose server is missing skips itself and says what to install. With `CI=true` the
-same skip fails, so that a green run means that everything has run.
+If a server is missing, its tests are skipped with a message that names the package to install. With
+`CI=true` every skip fails, so a green run means that all tests have run.
 """
 
 import os
@@ -16,7 +16,7 @@ from gateway.store.protocol import Store
 from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite.connection import create_sqlite_schema
 from gateway.store.sqlite.store import open_sqlite_store
-from tests.redis_server import fold_missing_server, run_redis_server
+from tests.redis_server import merge_missing_server_skips, run_redis_server
 
 OpenStore = Callable[[], AbstractAsyncContextManager[Store]]
 """Opens the test's store once more, as another process would."""
@@ -24,14 +24,14 @@ OpenStore = Callable[[], AbstractAsyncContextManager[Store]]
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of this test process's own server."""
+    """The URL of the server of this test process."""
     with run_redis_server(tmp_path_factory.mktemp("redis")) as url:
         yield url
 
 
 @pytest.fixture
 def redis_url(redis_server: str) -> str:
-    """The URL of a server that is empty now."""
+    """The URL of an empty server."""
     with redis.Redis.from_url(redis_server) as client:
         client.flushall()
     return redis_server
@@ -39,7 +39,7 @@ def redis_url(redis_server: str) -> str:
 
 @pytest.fixture
 def sqlite_path(tmp_path: Path) -> Path:
-    """An embedded store's database, created and closed."""
+    """The path of an embedded store's database, which is created and closed."""
     path = tmp_path / "data" / "store.sqlite3"
     create_sqlite_schema(path)
     return path
@@ -47,7 +47,7 @@ def sqlite_path(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["sqlite", "redis"])
 def open_store(request: pytest.FixtureRequest) -> OpenStore:
-    """A fresh store of each kind, to be opened as often as the test likes."""
+    """Runs the test with a new store of each kind. Every call opens the same store."""
     if request.param == "sqlite":
         path: Path = request.getfixturevalue("sqlite_path")
         return lambda: open_sqlite_store(path)
@@ -58,7 +58,7 @@ def open_store(request: pytest.FixtureRequest) -> OpenStore:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    fold_missing_server(report)
+    merge_missing_server_skips(report)
     if report.skipped and not hasattr(report, "wasxfail"):
         _fail_in_ci(report)
     return report

@@ -1,4 +1,4 @@
-"""Reads a Dockerfile: its stages, and what each of them says. Knows no more than ours needs."""
+"""Reads a Dockerfile's stages and instructions. Supports only the syntax that ours uses."""
 
 from __future__ import annotations
 
@@ -11,34 +11,33 @@ from pathlib import Path
 
 @dataclass
 class Stage:
-    """What stands between one FROM and the next."""
+    """The lines from one FROM to the next."""
 
     base: str
     name: str | None
     lines: list[tuple[str, str]] = field(default_factory=list)
-    """Instruction and the rest of its line, in order."""
+    """Each instruction with its arguments, in order."""
 
     def all(self, instruction: str) -> list[str]:
-        """What every line with this instruction says."""
+        """The arguments of each line with this instruction."""
         return [rest for word, rest in self.lines if word == instruction]
 
     def one(self, instruction: str) -> str:
-        """What the only line with this instruction says."""
+        """The arguments of the only line with this instruction."""
         (rest,) = self.all(instruction)
         return rest
 
     def command(self, instruction: str) -> list[str]:
-        """The words of the only line, written as a JSON list: no shell will read it."""
+        """The words of the only line, a JSON list, which runs without a shell."""
         words: list[str] = json.loads(self.one(instruction))
         return words
 
     def environment(self) -> dict[str, str]:
-        """Every variable that it sets."""
+        """The variables that the stage sets."""
         pairs = (pair for rest in self.all("ENV") for pair in shlex.split(rest))
         return dict(pair.split("=", 1) for pair in pairs)
 
     def healthcheck(self) -> list[str]:
-        """The command of the health check."""
         _, found, command = self.one("HEALTHCHECK").partition("CMD ")
         assert found, "HEALTHCHECK without CMD"
         words: list[str] = json.loads(command)
@@ -46,7 +45,7 @@ class Stage:
 
 
 def read_stages(path: Path) -> list[Stage]:
-    """The stages of a Dockerfile, with its ARGs in front filled into their bases."""
+    """The stages of a Dockerfile. ARGs before the first FROM are expanded in their bases."""
     kept = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
     whole = "\n".join(kept).replace("\\\n", " ")
     arguments: dict[str, str] = {}

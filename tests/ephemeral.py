@@ -14,7 +14,7 @@ from gateway.tasks import OwnedTasks
 
 @dataclass
 class MemoryBlobs:
-    """Ephemeral blobs that the flights of several workers share, with a count of their loads."""
+    """Ephemeral blobs shared by the flights of several workers. Counts loads."""
 
     data: dict[str, bytes] = field(default_factory=dict)
     taken_down: set[str] = field(default_factory=set)

@@ -2,9 +2,9 @@
 
 A step is a store command that belongs to image requests, or the bytes of one image. Batches are
 executed command by command, so that every state between two commands can be tested. Test and
-process communicate through a folder: the test arms a point there, the process with the next step
-takes it (so its replacement has none), and stops at the point, with heartbeats, until the test
-kills it.
+process communicate through a folder: the test arms a point there, and the process with the next
+step takes it, so its replacement has none. At the point that process stops, with heartbeats, until
+the test kills it.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ STEPS: Final = (
     Settle,
     Publish,
 )
-"""The commands that are steps; heartbeats, ledger batches, sweeps and followers' are not."""
+"""The commands that are steps. Those of heartbeats, ledger writes, sweeps, followers are not."""
 
 LOOK_SECONDS: Final = 0.005
 
 FOLDER_VARIABLE: Final = "FAIL_POINTS"
 MORTAL_LEASE_SECONDS: Final = 3.0
-"""How long a claim lives, in a gateway with fail points, until its purchase has reserved."""
+"""The lease in a gateway with fail points, until its purchase has reserved."""
 
 When = Literal["before", "after"]
 OpenStore = Callable[[Settings], AbstractAsyncContextManager[tuple[Store, BlobStore]]]
@@ -62,7 +62,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class KillPoint:
-    """Where a process is killed: right before or right after a step, counted from 1."""
+    """A process is killed right before or right after this step, counted from 1."""
 
     when: When
     step: int
@@ -81,7 +81,7 @@ class Strings:
         aside.rename(self._armed)
 
     def take(self) -> KillPoint | None:
-        """The armed point, for the first process that takes it."""
+        """The armed point, for the first process that calls this."""
         taken = self.folder / f"taken-by-{os.getpid()}"
         with suppress(FileNotFoundError):
             self._armed.rename(taken)
@@ -95,7 +95,7 @@ class Strings:
             file.write(f"{step}\n")
 
     def steps(self) -> list[str]:
-        """The steps of the process that took the point, since then."""
+        """The steps of the process that took the point, from then on."""
         file = self.folder / "steps"
         return file.read_text().split() if file.exists() else []
 
@@ -104,11 +104,11 @@ class Strings:
         (self.folder / "reached").touch()
 
     def is_held(self) -> bool:
-        """Whether a process has stopped at the point."""
+        """Whether a process waits at the point."""
         return (self.folder / "reached").exists()
 
     def kill(self) -> None:
-        """Lets the process that stopped at the point be killed."""
+        """Kills the process that waits at the point."""
         (self.folder / "die").touch()
 
     def must_die(self) -> bool:
@@ -127,10 +127,10 @@ class FailPoints:
         self._strings = strings
         self._point: KillPoint | None = None
         self._count = 0
-        self._is_over = False
+        self._is_reached = False
 
     async def pass_through(self, name: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Does one step, unless this process ends before or after it."""
+        """Does one step; the process may be killed before or after it."""
         self._point = self._point or self._strings.take()
         if self._point is None:
             return await work()
@@ -143,9 +143,9 @@ class FailPoints:
         return result
 
     async def _die_at(self, here: KillPoint) -> None:
-        """Once a purchase has reached the point, all purchases of this process stop."""
-        self._is_over = self._is_over or here == self._point
-        if not self._is_over:
+        """Once a purchase has reached the point, all purchases of this process stop here."""
+        self._is_reached = self._is_reached or here == self._point
+        if not self._is_reached:
             return
         self._strings.hold()
         while not self._strings.must_die():  # noqa: ASYNC110 - it is signalled by a file
@@ -162,7 +162,7 @@ class FailingStore:
         self._points = points
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        """As the store does, but never two commands at once."""
+        """Executes one command at a time."""
         return [await self._run_one(command) for command in commands]
 
     async def _run_one(self, command: Command[Any]) -> Any:
@@ -174,7 +174,6 @@ class FailingStore:
         return await self._points.pass_through(type(command).__name__, work)
 
     def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
-        """As the store does."""
         return self._store.watch(flight)
 
 
@@ -192,8 +191,6 @@ class FailingBlobs:
         self._points = points
 
     async def put(self, digest: str, data: bytes, ttl_seconds: float) -> None:
-        """As the store does."""
-
         async def work() -> None:
             await self._blobs.put(digest, data, ttl_seconds)
 
@@ -201,7 +198,7 @@ class FailingBlobs:
 
 
 def with_fail_points(open_store: OpenStore, strings: Strings) -> OpenStore:
-    """`open_store`, with fail points in the stores that it opens."""
+    """Wraps `open_store`: the stores that it opens have fail points."""
 
     @asynccontextmanager
     async def open_failing(settings: Settings) -> AsyncIterator[tuple[Store, BlobStore]]:

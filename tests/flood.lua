@@ -1,4 +1,4 @@
--- Posts the body that stands behind `--`, again and again.
+-- Repeatedly POSTs the body given after `--`.
 
 wrk.method = 'POST'
 

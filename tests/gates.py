@@ -1,7 +1,7 @@
-"""Holds what is under way until a test has seen the state that it is about.
+"""Holds requests until a test has seen the state that it checks.
 
-A simulated upstream receives requests and answers them only when the test lets go. Meanwhile the
-store tells how many requests know whether they lead a flight or follow one.
+A simulated upstream receives requests, and answers only after the test has opened its gate. A
+wrapper of the store counts acquired leases, so a test knows how many requests lead or follow.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass
 class Gate:
-    """Where an upstream of the tests keeps image requests waiting while it is shut."""
+    """Holds the image requests of a test's upstream while it is shut."""
 
     arrived: int = 0
-    """How many image requests have come since it was shut last."""
+    """Image requests received since it was last shut."""
     _open: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -37,7 +37,7 @@ class Gate:
 
     @web.middleware
     async def admit(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        """A middleware of a simulated upstream."""
+        """A middleware for a simulated upstream."""
         if request.method == "POST":
             await self.enter()
         return await handler(request)
@@ -48,7 +48,7 @@ class Gate:
 
     @asynccontextmanager
     async def shut(self) -> AsyncIterator[Gate]:
-        """Until the block is left, or `open` is called."""
+        """Shuts the gate until the block is left or `open` is called."""
         self.arrived = 0
         self._open.clear()
         try:
@@ -60,12 +60,12 @@ class Gate:
         self._open.set()
 
     async def until(self, count: int) -> None:
-        """Until so many image requests have come."""
+        """Waits until `count` image requests have arrived."""
         await eventually(lambda: self.arrived >= count)
 
 
 class StreamGate:
-    """Where simulated streams wait once they have sent so many events."""
+    """Stops simulated streams after a number of events."""
 
     def __init__(self, *, after: int) -> None:
         self._after = float(after)
@@ -76,14 +76,14 @@ class StreamGate:
             await self._moved.wait()
 
     def open(self, *, after: float = math.inf) -> None:
-        """Lets them go on, for ever or until they have sent so many events."""
+        """Lets streams continue: to their end, or up to `after` events."""
         moved, self._moved, self._after = self._moved, asyncio.Event(), after
         moved.set()
 
 
 @contextmanager
 def hold_streams(*, after: int) -> Iterator[StreamGate]:
-    """Every simulated stream stops after so many events until the gate is opened."""
+    """Every simulated stream stops after `after` events, until the gate is opened."""
     gate, wait_for = StreamGate(after=after), Play.wait_for
 
     async def wait_at_the_gate(play: Play, position: int) -> None:
@@ -99,7 +99,7 @@ def hold_streams(*, after: int) -> Iterator[StreamGate]:
 
 
 class LeaseCounter:
-    """A store that counts the leases that it has answered."""
+    """A store that counts the lease commands it has executed."""
 
     def __init__(self, store: Store) -> None:
         self.name = store.name
@@ -108,13 +108,13 @@ class LeaseCounter:
         self._store = store
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
-        answers = await self._store.execute(commands)
+        results = await self._store.execute(commands)
         self.count += sum(isinstance(command, AcquireLease) for command in commands)
-        return answers
+        return results
 
 
 class Leases:
-    """The leases that are answered from now on, over these counters together."""
+    """The sum of these counters, from now on."""
 
     def __init__(self, *counters: LeaseCounter) -> None:
         self._counters = counters
@@ -128,5 +128,5 @@ class Leases:
         return self._total() - self._before
 
     async def until(self, count: int) -> None:
-        """Until so many requests know whether they lead or follow."""
+        """Waits until `count` requests lead or follow a flight."""
         await eventually(lambda: self.count >= count)

@@ -1,7 +1,7 @@
-"""Real gateways for tests: on real sockets and stores, in front of a simulated upstream.
+"""Real gateways for tests, with real sockets and stores, in front of a simulated upstream.
 
 `run_gateway` runs one in this process, on its event loop; `run_processes` runs `gateway serve`
-with its supervisor and workers, as an operator would.
+with its supervisor and workers, as an operator does.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Upstream:
         return self.base_url.removesuffix("/v1")
 
     async def calls(self) -> list[dict[str, Any]]:
-        """The calls received since the start or the last `forget`, oldest first."""
+        """The requests received since the start or the last `forget`, oldest first."""
         async with self.session.get(f"{self.root}/_sim/calls") as response:
             return await response.json()
 
@@ -113,18 +113,18 @@ class Upstream:
             pass
 
     def hold(self) -> AbstractAsyncContextManager[Gate]:
-        """Image requests that come are answered only when the block is left."""
+        """Holds image requests until the block is left."""
         return self.gate.shut()
 
     async def until_sent(self, count: int = 1) -> None:
-        """Until it has received so many image requests."""
+        """Waits until upstream has received `count` image requests."""
         await eventually(lambda: self.has_received(count))
 
     async def has_received(self, count: int) -> bool:
         return len(await self.bodies()) >= count
 
     async def play(self, *faults: str) -> None:
-        """Sets the faults of the next calls, one each."""
+        """Sets one fault for each of the next requests."""
         async with self.session.put(f"{self.root}/_sim/faults", json=list(faults)):
             pass
 
@@ -141,7 +141,7 @@ class Client:
     async def send(
         self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **given: Any
     ) -> Reply:
-        """Any request, with this client's key unless `headers` override it."""
+        """Sends a request, with this client's key unless `headers` override it."""
         given_headers = {"Authorization": f"Bearer {self.secret}", **(headers or {})}
         async with self.session.request(
             method, self.url + path, headers=given_headers, **given
@@ -149,26 +149,26 @@ class Client:
             return Reply(response.status, response.headers, await response.read())
 
     async def ask(self, prompt: str = "an otter", **body: Any) -> Reply:
-        """An image request. `headers` are not part of the body; `model=None` omits the model."""
+        """Sends an image request with `body`, except `headers`. `model=None` omits the model."""
         headers = body.pop("headers", None)
         whole = {"model": MODEL, "prompt": prompt, **body}
         sent = {name: value for name, value in whole.items() if (name, value) != ("model", None)}
         return await self.send("POST", "/v1/images/generations", headers=headers, json=sent)
 
     async def admin(self, method: str, path: str, body: Any = None) -> Reply:
-        """A request with the admin token."""
+        """Sends a request with the admin token."""
         headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
         given = {} if body is None else {"json": body}
         return await self.send(method, path, headers=headers, **given)
 
     async def with_key(self, name: str = "alice", **spec: Any) -> Client:
-        """A client of the same gateway with a key of its own."""
+        """A client of the same gateway, with a new key."""
         reply = await self.admin("POST", "/admin/keys", {"name": name, **spec})
         assert reply.status == 201, reply.body
         return Client(self.url, self.session, reply.json["key"], reply.json["id"])
 
     async def metrics(self) -> dict[str, float]:
-        """Every sample of `/metrics`, by its name and labels."""
+        """The samples of `/metrics`, by name and labels."""
         text = (await self.admin("GET", "/metrics")).body.decode()
         pairs = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, _, value in pairs}
@@ -185,29 +185,29 @@ class InProcess:
     leases: LeaseCounter
 
     async def ledger(self) -> list[Record]:
-        """All records, also those that are not written yet."""
+        """All records, including those that were not written yet."""
         await self.gateway.ledger.write()
         return [record for _, record in await self.gateway.ledger.read(limit=100_000)]
 
     async def until_claimed(self, count: int) -> None:
-        """Until so many requests know whether they lead or follow, since it was started."""
+        """Waits until `count` requests since the start lead or follow a flight."""
         await eventually(lambda: self.leases.count >= count)
 
     def set_pace(self, pace: Pace) -> None:
-        """Time and chance as retries and the circuit breaker see them."""
+        """Replaces the clock and the randomness of retries and of the circuit breaker."""
         self.gateway.services.proxy._images._purchases._delivery._upstream._pace = pace
 
     def stop_time(self) -> Clock:
-        """Retries and the circuit breaker see only the time that the test lets pass."""
+        """Retries and the circuit breaker get a clock that only the test moves."""
         clock = Clock()
         self.set_pace(clock.pace)
         return clock
 
     async def recover_dead(self) -> int:
-        """Finishes what every other worker has open: none of them is given any time here."""
+        """Recovers the open purchases of all other workers; each counts as expired at once."""
         recovery = self.gateway.recovery
         recovery._expires_after_seconds = 0.0
-        await recovery.recover_expired()  # the first missed check only raises a suspicion
+        await recovery.recover_expired()  # workers expire with the second missed check
         return await recovery.recover_expired()
 
 
@@ -219,7 +219,7 @@ def leases_at(*gateways: InProcess) -> Leases:
 def make_settings(
     folder: Path, upstream: str, redis_url: str | None = None, /, **given: Any
 ) -> Settings:
-    """Settings of a test gateway; `given` is merged into their sections."""
+    """Settings of a test gateway; `given` is merged into the sections."""
     sections: dict[str, dict[str, Any]] = {
         "server": {"listen": "127.0.0.1:0", "admin_token": ADMIN_TOKEN},
         "store": {"data_dir": str(folder), "redis_url": redis_url},
@@ -301,7 +301,7 @@ class Processes:
     ended: list[int] = field(default_factory=list)
 
     def log(self, about: str = "") -> list[dict[str, Any]]:
-        """The complete lines of its log that contain `about`."""
+        """The complete log lines that contain `about`."""
         lines = self.log_file.read_text().rpartition("\n")[0].splitlines()
         return [json.loads(line) for line in lines if line.startswith("{") and about in line]
 
@@ -319,15 +319,15 @@ class Processes:
         return next(line["pid"] for line in self.log() if line.get("request_id") == request_id)
 
     def serving(self) -> list[set[int]]:
-        """Which workers took connections, after each change of that, by the log."""
+        """The sets of workers that accepted connections, one after each change, from the log."""
         return serving(self.log("worker_"))
 
     def workers(self) -> set[int]:
-        """Its running workers, also draining ones."""
+        """The running workers, including draining ones."""
         return living_children(self.process.pid)
 
     def signal_parent(self, number: int) -> None:
-        """As an operator does; the parent sends signals for the workers on."""
+        """As an operator does; the parent forwards signals to the workers."""
         self.process.send_signal(number)
 
     def signal_group(self, number: int) -> None:
@@ -354,7 +354,7 @@ class Processes:
         )
 
     async def wait(self) -> int:
-        """Its exit status."""
+        """Waits for the exit status."""
         return await asyncio.to_thread(self.process.wait, GENEROUS_SECONDS)
 
     async def ledger(self) -> list[Record]:
@@ -363,14 +363,14 @@ class Processes:
             return [record for _, record in await Ledger(store).read(limit=100_000)]
 
     async def recover(self, pid: int) -> None:
-        """Closes what a killed worker had open, before it counts as dead by itself."""
+        """Recovers the open purchases of a killed worker, before its heartbeat expires."""
         async with run_gateway(self.settings) as other:
             journals = await execute(other.gateway.store, OpenJournals())
             (worker,) = {j.worker for j in journals if f"-{pid}-" in j.worker}
             await other.gateway.recovery.recover(worker)
 
     async def records(self, count: int) -> list[Record]:
-        """The ledger once it has `count` records: those without a cost are written later."""
+        """The ledger once it has `count` records; records without a cost are written later."""
 
         async def look() -> list[Record]:
             found = await self.ledger()
@@ -393,7 +393,7 @@ def start_processes(
 ) -> Iterator[Processes]:
     """Runs `gateway serve` in `folder` on a free port; on exit, kills all processes.
 
-    `module` is run instead of the command line, with `environ` added to the usual environment.
+    Runs `module` instead of `gateway`, and adds `environ` to the usual environment.
     """
     folder.mkdir(exist_ok=True)
     settings = make_settings(folder / data, upstream, redis_url, **(options or {}))
@@ -446,7 +446,7 @@ def _as_yaml(settings: Settings, options: Mapping[str, Any], workers: int) -> st
 
 @asynccontextmanager
 async def run_processes(*given: Any, **more: Any) -> AsyncIterator[tuple[Processes, Client]]:
-    """As `start_processes`, once every worker serves, with a client."""
+    """As `start_processes`, but yields once every worker serves, and with a client."""
     async with aiohttp.ClientSession() as session:
         with start_processes(*given, **more) as processes:
             client = Client(processes.url, session)
@@ -468,7 +468,7 @@ async def _until_ready(client: Client, processes: Processes) -> None:
 async def each_connection(
     client: Client, count: int, *, bodies: Sequence[Mapping[str, Any]]
 ) -> list[Reply]:
-    """Sends `count` requests at once, each on a connection of its own."""
+    """Sends `count` requests at once, each on its own connection."""
 
     async def one(body: Mapping[str, Any]) -> Reply:
         connector = aiohttp.TCPConnector(force_close=True)
@@ -480,7 +480,7 @@ async def each_connection(
 
 @asynccontextmanager
 async def open_connections(client: Client, count: int) -> AsyncIterator[list[Client]]:
-    """The same client `count` times, each with an open connection of its own."""
+    """Yields `count` copies of the client, each with its own open connection."""
     async with AsyncExitStack() as stack:
         clients = []
         for _ in range(count):
@@ -495,7 +495,7 @@ async def open_connections(client: Client, count: int) -> AsyncIterator[list[Cli
 async def open_to_each(
     processes: Processes, client: Client, *, workers: int
 ) -> AsyncIterator[dict[int, Client]]:
-    """An open connection to each of `workers` workers, by process id."""
+    """Yields an open connection to each of `workers` workers, by process id."""
     for _ in range(10):
         async with open_connections(client, 10 * workers) as connections:
             checked = await asyncio.gather(*(c.send("GET", "/healthz") for c in connections))
@@ -508,10 +508,10 @@ async def open_to_each(
 
 
 async def let_pass(client: Client, *, workers: int) -> None:
-    """Until every worker has gone as far as it can with the requests that it got before.
+    """Waits until every worker has processed its earlier requests as far as it can.
 
-    A worker takes requests up in the order in which they come. Each of the ten later ones waits
-    for the store, so an earlier request has taken its own few steps there by then.
+    A worker starts requests in the order of their arrival. Each of the ten later requests waits
+    for the store, so an earlier request has done its few store commands by then.
     """
     async with open_connections(client, 10 * workers) as connections:
         for _ in range(10):
@@ -521,13 +521,13 @@ async def let_pass(client: Client, *, workers: int) -> None:
 def open_to_both(
     processes: Processes, client: Client
 ) -> AbstractAsyncContextManager[dict[int, Client]]:
-    """An open connection to each of two workers, by process id."""
+    """Yields an open connection to each of two workers, by process id."""
     return open_to_each(processes, client, workers=2)
 
 
 @dataclass(frozen=True)
 class Spent:
-    """A key's counters: micro-dollars of the month, images of the day."""
+    """A key's counters: micro-dollars this month, images today."""
 
     usd_micros: int
     images: int

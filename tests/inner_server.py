@@ -1,7 +1,6 @@
-"""What a guard is held against: a server it must never reach, one it may, names, bad links.
+"""Test data of the SSRF guard: a blocked server, an allowed server, host names and bad links.
 
-Both servers are real. Which names lead where is decided by a resolver of the tests; nothing here
-leaves the machine.
+Both servers are real. Host names are resolved from a table, and no packet leaves the machine.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ IMAGE = b"\x89PNG and so on"
 
 @dataclass
 class Inner:
-    """What a guard protects: counts every connection on 127.0.0.1 and ::1."""
+    """A server that must not be reached. Counts all connections on 127.0.0.1 and ::1."""
 
     port: int = 0
     connections: int = 0
@@ -54,17 +53,17 @@ async def run_inner() -> AsyncIterator[Inner]:
 
 @dataclass
 class Outer:
-    """A server that a test allows; it plays what the path says, and keeps what it was asked."""
+    """A server that a test allows. The path selects the answer. Requests are recorded."""
 
     url: str = ""
     paths: list[str] = field(default_factory=list)
-    """Paths and queries, as they arrived."""
+    """Paths and queries of the requests, as received."""
     headers: list[Mapping[str, str]] = field(default_factory=list)
     sent_bytes: int = 0
     location: str = ""
-    """Where `/redirect` leads."""
+    """The target of `/redirect`."""
     body: bytes = IMAGE
-    """What `/body` answers."""
+    """The body of `/body`."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.paths.append(request.raw_path)
@@ -82,7 +81,7 @@ class Outer:
         return web.Response(status=302, headers={"Location": self.location})
 
     async def do_hop(self, request: web.Request) -> web.Response:
-        """A redirect to the next of so many, and at last to the image."""
+        """Redirects `left` times, at last to the image."""
         left = int(request.query["left"])
         location = f"hop?left={left - 1}" if left > 1 else "/image"
         return web.Response(status=307, headers={"Location": location, "Connection": "close"})
@@ -109,7 +108,7 @@ class Outer:
         return web.Response(body=packed, headers={"Content-Encoding": "deflate"})
 
     async def do_gigabyte(self, request: web.Request) -> web.StreamResponse:
-        """Announces it, or sends it in chunks until nobody listens any more."""
+        """Sends a gigabyte, with a length or in chunks, until the client closes the connection."""
         response = web.StreamResponse(headers={"Content-Type": "image/png"})
         if "declared" in request.query:
             response.content_length = 2**30
@@ -147,7 +146,7 @@ class Outer:
 async def run_outer(
     host: str = "127.0.0.1", *, name: str | None = None, port: int = 0, tls: bool = False
 ) -> AsyncIterator[Outer]:
-    """Serves on an address of this machine; its URL says `name` in the place of the address."""
+    """Serves on an address of this machine. The URL has `name` instead of the address."""
     outer = Outer()
     app = web.Application()
     app.add_routes([web.get("/{name}", outer.handle)])
@@ -167,7 +166,7 @@ async def run_outer(
 
 
 class Names(AbstractResolver):
-    """Looks names up in a table: each look-up gets the next of a name's answers, the last stays."""
+    """Resolves names from a table. Each look-up gets the next answer; the last one repeats."""
 
     def __init__(self, answers: Mapping[str, Sequence[Sequence[str]]] | None = None) -> None:
         self.answers = {name: list(given) for name, given in (answers or {}).items()}
@@ -187,7 +186,7 @@ class Names(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Has nothing to close."""
 
 
 def names_that_lead_inside() -> Names:
@@ -204,7 +203,7 @@ def names_that_lead_inside() -> Names:
 
 # ── links that lead inside ──────────────────────────────────────────────────────────────────
 
-# `{port}` is the port of the server that must not be reached, on 127.0.0.1 and ::1.
+# `{port}` is the port of `Inner`, on 127.0.0.1 and ::1.
 INSIDE = [
     ("https://127.0.0.1:{port}/", "address"),
     ("https://127.0.0.1:{port}", "address"),
@@ -258,7 +257,7 @@ INSIDE = [
     ("https://a..example/", "malformed"),
     (f"https://{'a' * 64}.example/", "malformed"),
     (f"https://good.example/{'a' * 9000}", "malformed"),
-    # IPv6, and what it can stand for
+    # IPv6, also with embedded IPv4 addresses
     ("https://[::1]:{port}/", "address"),
     ("https://[0:0:0:0:0:0:0:1]:{port}/", "address"),
     ("https://[::]:{port}/", "address"),
@@ -281,7 +280,7 @@ INSIDE = [
     ("https://[::1/", "malformed"),
     ("https://::1:{port}/", "malformed"),
     ("https://[127.0.0.1]:{port}/", "malformed"),
-    # credentials, whichever side of them is meant
+    # credentials, on either side of which the host may be
     ("https://good.example@127.0.0.1:{port}/", "credentials"),
     ("https://user:secret@127.0.0.1:{port}/", "credentials"),
     ("https://127.0.0.1:{port}@good.example/", "credentials"),
@@ -314,7 +313,7 @@ INSIDE = [
     ("https://unknown.example:{port}/", "unreachable"),
 ]
 
-# What is no absolute link is a good redirect, to the server that sent it.
+# A relative link is left out: as a redirect it is allowed, and leads to the server that sent it.
 REDIRECTED = [
     (link, reason)
     for link, reason in INSIDE

@@ -1,7 +1,7 @@
-"""Open purchases of dead workers, written into the store as those workers would have done.
+"""Open purchases of expired workers, written into the store as those workers would have done.
 
-They have a lease, a reservation and, if the image had come, its bytes and the received journal.
-The gateway under test finishes them.
+Each has a lease and a reservation. If its image was received, it also has the bytes and the
+received journal. The gateway under test recovers them.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ LEASE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
-class Left:
-    """An open purchase of a dead worker."""
+class OpenPurchase:
+    """An open purchase of an expired worker."""
 
     purchase: str
     estimate: Amounts
     data: bytes
-    """The image, if it had come."""
+    """The image, if it was received."""
     charge: Amounts
-    """Of the image, if it had come."""
+    """The charge of the image, if it was received."""
 
 
 def estimate(prompt: str, *, images: int = 1, **body: Any) -> Amounts:
-    """The estimate that a purchase of this prompt reserves."""
+    """The estimate that a purchase reserves."""
     request, catalog = _request(prompt, **body)
     return pricing.estimate(catalog.models[MODEL], request, images).amounts
 
@@ -58,8 +58,8 @@ async def leave_purchase(
     received: bool,
     worker: str = "a-dead-worker",
     deaths: int = 0,
-) -> Left:
-    """Opens a purchase of `prompt` for a key, in state `reserved` or `received`."""
+) -> OpenPurchase:
+    """Writes an open purchase of `prompt` for a key, in state `reserved` or `received`."""
     request, catalog = _request(prompt)
     model = catalog.models[MODEL]
     key = fingerprint(
@@ -90,7 +90,7 @@ async def leave_purchase(
             payload = Received(reserved, {0: image}, charge, bill).encode()
             await blobs.put(image.digest, data, 3600.0)
             await execute(store, Receive(purchase, payload))
-    return Left(purchase, amounts, data, charge)
+    return OpenPurchase(purchase, amounts, data, charge)
 
 
 def _request(prompt: str, **body: Any) -> tuple[ImageRequest, Catalog]:

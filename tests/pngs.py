@@ -1,4 +1,4 @@
-"""PNG files of any claim and any size, whole in every way that the gateway checks."""
+"""PNG files with arbitrary dimensions and data, valid by all checks of the gateway."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import zlib
 
 
 def write_png(width: int, height: int, pixels: bytes) -> bytes:
-    """A file that says it has so many pixels; what `pixels` unpack to, if at all, is not looked at.
+    """A file whose header has these dimensions, and whose data is `pixels`, which may not match.
 
-    Lengths and checksums are right.
+    Lengths and checksums are correct.
     """
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = _chunk(b"IHDR", header) + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")

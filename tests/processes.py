@@ -1,4 +1,4 @@
-"""What the operating system and the log say of processes."""
+"""The state of processes, from /proc and from the log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def is_running(pid: int) -> bool:
 
 
 def serving(log: Iterable[Mapping[str, Any]]) -> list[set[int]]:
-    """Which workers took connections, after each change of that."""
+    """The sets of workers that accepted connections, one after each change."""
     history: list[set[int]] = [set()]
     for line in log:
         if line["event"] == "worker_ready":

@@ -1,4 +1,4 @@
-"""A real `redis-server` for tests: started on a free port, empty, gone afterwards.
+"""A real `redis-server` for tests, which starts empty on a free port.
 
 The environment variable `REDIS_SERVER` names another server program, such as `valkey-server`.
 """
@@ -24,9 +24,9 @@ MISSING = "redis-server is not installed: apt-get install redis-server"
 
 @contextmanager
 def run_redis_server(folder: Path) -> Iterator[str]:
-    """Runs a server without persistence whose files lie in `folder`; yields its URL.
+    """Runs a server without persistence in `folder`; yields its URL.
 
-    Without the binary the tests that need it are skipped at home and fail where `CI` is `true`.
+    If the binary is missing, the tests that need it are skipped. With `CI=true` they fail.
     """
     process, port = _start(_binary(), folder)
     try:
@@ -38,7 +38,7 @@ def run_redis_server(folder: Path) -> Iterator[str]:
 
 @dataclass
 class DurableRedis:
-    """A server that keeps what it acknowledged, and that can die and come back where it was."""
+    """A server that loses no acknowledged write, and that a test can kill and start again."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -54,11 +54,11 @@ class DurableRedis:
         self.process.wait()
 
     def start_again(self) -> None:
-        """On the same port, with what lies in its folder."""
+        """Starts on the same port, with the data in its folder."""
         self.process, self.port = _start(_binary(), self.folder, durable=True, port=self.port)
 
     def freeze(self) -> None:
-        """It takes connections and answers nothing until it is thawed."""
+        """Until `thaw`, the server accepts connections but does not answer."""
         self.process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -67,7 +67,7 @@ class DurableRedis:
 
 @contextmanager
 def run_durable_redis(folder: Path) -> Iterator[DurableRedis]:
-    """Runs a server that writes every change to its append-only file before it answers."""
+    """Runs a server that syncs every change to its append-only file before it answers."""
     server = DurableRedis(*_start(_binary(), folder, durable=True), folder)
     try:
         yield server
@@ -83,8 +83,8 @@ def refuse_without_server() -> None:
     pytest.skip(MISSING)
 
 
-def fold_missing_server(report: pytest.TestReport) -> None:
-    """Gives all skips for want of a server one place, so that they are told in one line."""
+def merge_missing_server_skips(report: pytest.TestReport) -> None:
+    """Gives skips for a missing server one location, so that pytest reports them in one line."""
     if report.skipped and MISSING in str(report.longrepr):
         line = refuse_without_server.__code__.co_firstlineno
         report.longrepr = (__file__, line, f"Skipped: {MISSING}")
@@ -100,15 +100,15 @@ def _binary() -> str:
 def _start(
     binary: str, folder: Path, *, durable: bool = False, port: int | None = None
 ) -> tuple[subprocess.Popen[bytes], int]:
-    """A free port may be taken by somebody else before the server binds it: hence three tries."""
-    keeps = (
+    """Tries three times, because another process may take a free port before the server does."""
+    persistence = (
         ["--appendonly", "yes", "--appendfsync", "always"] if durable else ["--appendonly", "no"]
     )
     for _ in range(3):
         chosen = port or _free_port()
-        place = ["--bind", "127.0.0.1", "--port", str(chosen), "--dir", str(folder)]
+        options = ["--bind", "127.0.0.1", "--port", str(chosen), "--dir", str(folder)]
         process = subprocess.Popen(
-            [binary, *place, "--save", "", *keeps], stdout=subprocess.DEVNULL
+            [binary, *options, "--save", "", *persistence], stdout=subprocess.DEVNULL
         )
         if _answers(process, chosen):
             return process, chosen
@@ -124,7 +124,7 @@ def _free_port() -> int:
 
 
 def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
-    """Whether this very process serves the port; False when it ended."""
+    """Whether this process serves the port; False if it ended."""
     until(lambda: process.poll() is not None or _ping(port))
     return process.poll() is None
 

@@ -1,4 +1,4 @@
-"""Raw servers that send a script byte for byte, and the upstream client that meets them."""
+"""Raw servers that send scripted bytes, and an upstream client for them."""
 
 import asyncio
 import base64
@@ -21,7 +21,7 @@ Reply = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
 def http(status: int, body: bytes, **headers: str) -> bytes:
-    """One whole HTTP answer; header names are written with `_` for `-`."""
+    """A complete HTTP response; header names have `_` for `-`."""
     lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
@@ -55,7 +55,7 @@ async def reset(writer: asyncio.StreamWriter) -> None:
 
 
 def then(first: bytes, end: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> Reply:
-    """Part of an answer, and how it ends."""
+    """A reply that sends `first` and then ends with `end`."""
 
     async def play(writer: asyncio.StreamWriter) -> None:
         writer.write(first)
@@ -68,11 +68,11 @@ def then(first: bytes, end: Callable[[asyncio.StreamWriter], Awaitable[None]]) -
 
 @dataclass
 class Upstream:
-    """A raw server that plays its replies in order, the last one for ever."""
+    """A raw server that sends its replies in order, and repeats the last one."""
 
     replies: list[Reply]
     greeting: bytes = b""
-    """What it says before it was asked."""
+    """Sent when a client connects."""
     heads: list[str] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     connections: int = 0
@@ -120,7 +120,7 @@ async def upstream(*replies: Reply):
 
 @dataclass
 class Clock:
-    """Time that passes only in sleep, and chance that always throws the same."""
+    """A clock that only `sleep` moves, and randomness that is always 0."""
 
     now: float = 0.0
     slept: list[float] = field(default_factory=list)
@@ -136,7 +136,7 @@ class Clock:
 
 @dataclass
 class Notes:
-    """An observer that writes down what it is told."""
+    """An observer that records its calls."""
 
     attempts: list[tuple[str, int | str]] = field(default_factory=list)
     retries: int = 0

@@ -1,4 +1,4 @@
-"""The shipped model table loads, and every kind of fault in one is named with its place."""
+"""The shipped model table loads, and an invalid table is rejected with the path of each fault."""
 
 from datetime import date
 from decimal import Decimal
@@ -16,7 +16,7 @@ DELETE = object()
 
 
 def changed(data, path, value):
-    """A copy of nested mappings with one place changed, and no anchor shared."""
+    """A copy with the value at a path changed. Mappings that share a YAML anchor stay unchanged."""
     key, *rest = path
     copy = dict(data)
     if rest:
@@ -28,9 +28,9 @@ def changed(data, path, value):
     return copy
 
 
-def fault_of(place, value):
-    """The message for the shipped table with one place, `a/b/c`, changed."""
-    data = changed(yaml.safe_load(SHIPPED), place.split("/"), value)
+def fault_of(path, value):
+    """The error for the shipped table with the value at a path, `a/b/c`, changed."""
+    data = changed(yaml.safe_load(SHIPPED), path.split("/"), value)
     with pytest.raises(CatalogError) as caught:
         parse_catalog(data, file="models.yaml")
     return str(caught.value)
@@ -92,7 +92,7 @@ G2 = "models/gpt-image-2"
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "message"),
+    ("path", "value", "message"),
     [
         (
             "default_modle",
@@ -304,11 +304,11 @@ G2 = "models/gpt-image-2"
         ("models", {}, "models.yaml: models: Dictionary should have at least 1 item"),
     ],
 )
-def test_a_fault_is_named_with_file_and_place(place, value, message):
-    assert message in fault_of(place, value)
+def test_an_error_names_file_and_path(path, value, message):
+    assert message in fault_of(path, value)
 
 
-def test_every_fault_has_a_line_of_its_own():
+def test_each_fault_has_its_own_line():
     data = changed(yaml.safe_load(SHIPPED), ["default_model"], 1)
     data = changed(data, ["prices_as_of"], "yesterday")
     with pytest.raises(CatalogError) as caught:
@@ -320,7 +320,7 @@ def test_every_fault_has_a_line_of_its_own():
 
 
 @pytest.mark.parametrize("data", [None, "just text", ["a", "b"], 3])
-def test_anything_but_a_mapping_is_refused(data):
+def test_a_table_that_is_no_mapping_is_refused(data):
     with pytest.raises(CatalogError, match=r"^models\.yaml: must be a mapping$"):
         parse_catalog(data, file="models.yaml")
 

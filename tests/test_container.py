@@ -1,8 +1,8 @@
 """The container image: the Dockerfile, and its build step, run without a container.
 
-The step is a script. It runs here as in a build: on exactly the files that the Dockerfile copies,
-which are read-only, and with an empty environment; also as an unprivileged user, which a build
-does not need. The result is then started as the image starts it.
+The step is a script. It runs here as in a build: with only the files that the Dockerfile copies,
+which are read-only, and with an empty environment. Unlike a build it runs as an unprivileged user.
+The result is then started as the image starts it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SOURCE, PREFIX = "/source", "/opt/gateway"
 
 BUILDERS = ["pip", "setuptools", "wheel", "hatchling", "ensurepip"]
 UNCHECKED_HASH = b"\x01\x00\x00\x00"
-"""The flags of bytecode that is used without checking its source (PEP 552)."""
+"""The flags of bytecode that Python uses without checking its source (PEP 552)."""
 
 NOBODY = 65534
 NETWORK = {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"}
@@ -56,7 +56,7 @@ def test_both_stages_have_one_base_that_names_python_and_system():
     assert re.fullmatch(r"python:3\.\d+-slim-[a-z]+", FINAL.base)
 
 
-def test_only_the_script_is_run():
+def test_a_build_runs_only_the_script():
     assert BUILD.one("RUN") == f"deploy/install.sh {SOURCE} {PREFIX}"
     mount, script, *words = FINAL.one("RUN").split()
     assert mount == "--mount=type=bind,from=build,source=/source/deploy,target=/mnt"
@@ -69,7 +69,7 @@ def test_the_final_stage_copies_the_installation_and_an_empty_data_folder():
         f"--from=build --chown={FINAL.one('USER')} /data /data",
     ]
     words = [word for word, _ in FINAL.lines]
-    assert words.index("VOLUME") > words.index("COPY")  # later changes would be lost
+    assert words.index("VOLUME") > words.index("COPY")  # Docker drops later changes
     assert words.index("USER") > words.index("RUN")
 
 
@@ -80,7 +80,7 @@ def test_the_process_has_a_numeric_user_without_rights():
     assert group >= 10_000
 
 
-def test_the_image_listens_everywhere_and_keeps_its_data_in_the_volume():
+def test_the_image_listens_on_all_addresses_and_stores_its_data_in_the_volume():
     environment = FINAL.environment()
     assert environment["GATEWAY_LISTEN"] == "0.0.0.0:8080"
     assert parse_address(environment["GATEWAY_LISTEN"]) == Address("0.0.0.0", 8080)
@@ -95,14 +95,14 @@ def test_the_image_starts_stops_and_is_checked_without_a_shell():
     assert FINAL.healthcheck() == [f"{PREFIX}/bin/healthy"]
 
 
-def test_the_build_sees_what_it_copies_and_nothing_else():
+def test_the_build_context_has_only_the_copied_files():
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     patterns = [line for line in lines if line and not line.startswith("#")]
     copied = [name for rest in BUILD.all("COPY") for name in rest.split()[:-1]]
     assert patterns == ["*", *(f"!{name}" for name in copied), "**/__pycache__"]
 
 
-# ── the machine that it runs on ─────────────────────────────────────────────────────────────
+# ── the machine ─────────────────────────────────────────────────────────────────────────────
 
 
 def without_rights() -> dict[str, Any]:
@@ -113,7 +113,7 @@ def without_rights() -> dict[str, Any]:
 
 
 def find_python() -> str:
-    """An interpreter that such a process can run: the tests' own, or the system's."""
+    """An interpreter that an unprivileged process can run: the tests' own, or the system's."""
     check = "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))"
     candidates = [f"{sys.base_prefix}/bin/python3", "/usr/local/bin/python3", "/usr/bin/python3"]
     for python in candidates:
@@ -131,7 +131,7 @@ def pip_settings() -> dict[str, str]:
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, check=True, text=True
     )
     found = {name: value for name, value in os.environ.items() if name.upper() in NETWORK}
-    for line in listing.stdout.splitlines():  # the environment's come first, and win
+    for line in listing.stdout.splitlines():  # those of the environment come first and win
         name, _, value = line.partition("=")
         key = name.rpartition(".")[2].upper().replace("-", "_")
         if key != "CONFIG_FILE":
@@ -164,18 +164,18 @@ class Machine:
 
     @property
     def empty(self) -> Path:
-        """The container's working folder."""
+        """The container's working directory."""
         return self.folder / "empty"
 
-    def here(self, words: list[str]) -> list[str]:
-        """A command of the image, with this machine's folders."""
-        places = {SOURCE: str(self.tree), PREFIX: str(self.prefix)}
-        for name, place in places.items():
-            words = [re.sub(rf"{name}(?=/|$)", place, word) for word in words]
+    def localized(self, words: list[str]) -> list[str]:
+        """A command of the image, with its paths replaced by this machine's."""
+        paths = {SOURCE: str(self.tree), PREFIX: str(self.prefix)}
+        for name, path in paths.items():
+            words = [re.sub(rf"{name}(?=/|$)", path, word) for word in words]
         return words
 
     def install(self) -> None:
-        """As `docker build` does."""
+        """Runs the build step, as `docker build` does."""
         environment = {
             "PATH": "/usr/bin:/bin",
             "HOME": str(self.folder / "home"),
@@ -184,7 +184,7 @@ class Machine:
             **pip_settings(),
         }
         done = subprocess.run(
-            self.here(BUILD.one("RUN").split()),
+            self.localized(BUILD.one("RUN").split()),
             cwd=self.tree,
             env=environment,
             capture_output=True,
@@ -195,9 +195,9 @@ class Machine:
         assert done.returncode == 0, done.stderr
 
     def started(self, words: list[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
-        """As `docker run` and `docker exec` do."""
+        """Starts a command, as `docker run` and `docker exec` do."""
         return subprocess.Popen(
-            self.here(words),
+            self.localized(words),
             cwd=self.empty,
             env=environment,
             stdout=subprocess.PIPE,
@@ -222,7 +222,7 @@ class Machine:
 
 @pytest.fixture
 def machine() -> Iterator[Machine]:
-    """Outside `tmp_path`, which other users cannot enter."""
+    """A machine outside `tmp_path`, which other users cannot enter."""
     folder = Path(tempfile.mkdtemp(prefix="gateway-image-"))
     folder.chmod(0o755)
     for name in ("opt", "data", "tmp", "home", "empty"):
@@ -242,17 +242,17 @@ def machine() -> Iterator[Machine]:
 
 
 def copy_context(tree: Path) -> None:
-    """Copies the same files as the Dockerfile."""
+    """Copies the files that the Dockerfile copies."""
     for rest in BUILD.all("COPY"):
         *names, target = rest.split()
         for name in names:
-            source, place = ROOT / name, tree / target
-            place.mkdir(parents=True, exist_ok=True)
+            source, destination = ROOT / name, tree / target
+            destination.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
                 ignore = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(source, place, ignore=ignore, dirs_exist_ok=True)
+                shutil.copytree(source, destination, ignore=ignore, dirs_exist_ok=True)
             else:
-                shutil.copy(source, place)
+                shutil.copy(source, destination)
 
 
 def make_read_only(folder: Path) -> None:
@@ -262,7 +262,7 @@ def make_read_only(folder: Path) -> None:
 
 
 def state(folder: Path) -> dict[str, tuple[int, int]]:
-    """Everything below a folder, with time and size: differs after every change."""
+    """Time and size of all files below a folder, which differ after any change."""
     found = {str(path): path.lstat() for path in (folder, *folder.rglob("*"))}
     return {path: (stat.st_mtime_ns, stat.st_size) for path, stat in found.items()}
 
@@ -270,13 +270,13 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 # ── the build step ────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.timeout(300)  # it downloads and compiles what a build does
+@pytest.mark.timeout(300)  # it downloads and compiles as a build does
 def test_the_build_step_yields_a_gateway_that_runs_read_only(machine: Machine):
     before = state(machine.tree)
     machine.install()
     assert state(machine.tree) == before
     assert list(machine.temporary.iterdir()) == []
-    assert_nothing_builds(machine.prefix)
+    assert_only_dependencies_are_installed(machine.prefix)
     assert_everything_is_compiled(machine.prefix)
     make_read_only(machine.prefix)
     make_read_only(machine.empty)
@@ -287,8 +287,8 @@ def test_the_build_step_yields_a_gateway_that_runs_read_only(machine: Machine):
     assert any(machine.data.iterdir())
 
 
-def assert_nothing_builds(prefix: Path) -> None:
-    """Installed are exactly the gateway's dependencies."""
+def assert_only_dependencies_are_installed(prefix: Path) -> None:
+    """Only the gateway and its dependencies are installed."""
     python = prefix / "bin" / "python"
     tools = re.compile(r"pip.*|wheel|hatchling|easy_install.*|cc|gcc.*|make")
     assert [path.name for path in (prefix / "bin").iterdir() if tools.fullmatch(path.name)] == []
@@ -299,7 +299,7 @@ def assert_nothing_builds(prefix: Path) -> None:
         [python, "-c", "import platform; print(platform.python_version())"], text=True
     )
     needed = dependencies("image-gateway", found, version.strip())
-    assert found.keys() == needed | {"async-timeout"}  # which Python before 3.11.3 needs
+    assert found.keys() == needed | {"async-timeout"}  # for Python before 3.11.3
 
 
 def dependencies(name: str, found: Mapping[str, Distribution], version: str) -> set[str]:
@@ -319,7 +319,7 @@ def dependencies(name: str, found: Mapping[str, Distribution], version: str) -> 
 
 
 def assert_everything_is_compiled(prefix: Path) -> None:
-    """Otherwise each start would compile again, because the file system is read-only."""
+    """Otherwise each start would compile, because the file system is read-only."""
     sources = {path.with_suffix("") for path in (prefix / "lib").rglob("*.py")}
     compiled = list(prefix.rglob("*.pyc"))
     assert {path.parent.parent / path.name.split(".")[0] for path in compiled} == sources
@@ -327,7 +327,7 @@ def assert_everything_is_compiled(prefix: Path) -> None:
 
 
 def assert_it_serves(machine: Machine) -> None:
-    """As in `docker run IMAGE`: becomes healthy, serves an image, stops at the signal."""
+    """As in `docker run IMAGE`, the gateway becomes healthy, serves an image and stops."""
     with simulated_upstream(machine) as upstream:
         environment = container_environment(machine, upstream)
         assert not machine.is_healthy(environment)
@@ -335,7 +335,7 @@ def assert_it_serves(machine: Machine) -> None:
         try:
             wait_until_healthy(machine, gateway, environment)
             secret = machine.output(["gateway", "keys", "add", "alice"], environment).strip()
-            first, again = (ask(environment["GATEWAY_LISTEN"], secret) for _ in range(2))
+            first, again = (request_image(environment["GATEWAY_LISTEN"], secret) for _ in range(2))
             assert "fwd=miss; stored" in first[0]
             assert "; hit; " in again[0]
             assert first[1] == again[1]
@@ -349,7 +349,7 @@ def assert_it_serves(machine: Machine) -> None:
 
 
 def container_environment(machine: Machine, upstream: str) -> dict[str, str]:
-    """The image's variables with a free port, Docker's, and those that a user must set."""
+    """The variables of the image (with a free port), of Docker, and those that a user must set."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -368,7 +368,7 @@ def container_environment(machine: Machine, upstream: str) -> dict[str, str]:
 
 @contextmanager
 def simulated_upstream(machine: Machine) -> Iterator[str]:
-    """The simulated upstream of the image; yields its base URL."""
+    """Runs the image's simulated upstream; yields its base URL."""
     environment = {"PATH": "/usr/bin:/bin", "TMPDIR": str(machine.temporary)}
     words = ["simulate", "--listen", "127.0.0.1:0", "--latency-scale", "0"]
     simulator = machine.started([f"{PREFIX}/bin/gateway", *words], environment)
@@ -390,8 +390,8 @@ def wait_until_healthy(
     assert gateway.poll() is None, gateway.communicate()
 
 
-def ask(listen: str, secret: str) -> tuple[str, bytes]:
-    """One image: where it came from, and its bytes."""
+def request_image(listen: str, secret: str) -> tuple[str, bytes]:
+    """Requests an image; returns its Cache-Status and its bytes."""
     body = {"model": "gpt-image-1.5", "prompt": "an otter in a box", "size": "1024x1024"}
     request = urllib.request.Request(
         f"http://127.0.0.1:{parse_address(listen).port}/v1/images/generations",
@@ -407,9 +407,9 @@ def ask(listen: str, secret: str) -> tuple[str, bytes]:
 # ── the script alone ────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.timeout(180)  # venv and pip take their time on a busy machine
+@pytest.mark.timeout(180)  # venv and pip are slow on a busy machine
 def test_the_pip_of_the_base_image_can_be_removed(tmp_path: Path):
-    """A virtual environment looks like /usr/local of the base image, but for ensurepip."""
+    """A virtual environment looks like /usr/local of the base image, except for ensurepip."""
     prefix = tmp_path / "usr" / "local"
     subprocess.run([find_python(), "-m", "venv", str(prefix)], env={}, check=True)
     (packages,) = prefix.glob("lib/python3.*/site-packages")
@@ -444,7 +444,7 @@ def test_an_existing_folder_is_refused(tmp_path: Path):
 
 
 def test_the_health_check_uses_the_address_of_the_gateway(tmp_path: Path):
-    """Also the IPv6 wildcard. A port without an HTTP response is not healthy."""
+    """Also with the IPv6 wildcard. A server without an HTTP response is not healthy."""
     healthy = [sys.executable, ROOT / "deploy" / "healthy.py"]
     with socket.create_server(("127.0.0.1", 0)) as silent:
         listen = f"0.0.0.0:{silent.getsockname()[1]}"

@@ -1,7 +1,7 @@
 """The deployments in `deploy/`: compose, systemd, Kubernetes.
 
-They must agree on enough time to finish open purchases, on read-only file systems except for the
-data and /tmp, and on the Redis settings of the README.
+They must have the same grace period, long enough to finish open purchases; file systems that are
+read-only except for the data and /tmp; and the Redis settings of the README.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ def test_the_grace_period_is_longer_than_the_longest_purchase():
 
 @pytest.fixture(scope="module")
 def services() -> dict[str, Any]:
-    """The services of the compose file."""
     found: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
     return found
 
@@ -95,7 +94,7 @@ def test_the_unit_drains_and_may_write_nothing_but_its_state(tmp_path: Path):
     # The shell's own kill: /bin/kill is missing on a Debian 13 without procps.
     assert unit["ExecReload"] == "/bin/sh -c 'kill -HUP $MAINPID'"
     assert unit["KillSignal"] == "SIGTERM"
-    assert unit["KillMode"] == "mixed"  # the parent alone counts signals
+    assert unit["KillMode"] == "mixed"  # only the parent counts signals
     assert unit["TimeoutStopSec"] == str(GRACE_SECONDS)
     assert unit["DynamicUser"] == unit["NoNewPrivileges"] == unit["PrivateTmp"] == "yes"
     assert unit["ProtectSystem"] == "strict"
@@ -138,7 +137,7 @@ def test_a_pod_has_time_to_drain_and_no_rights(pod: dict[str, Any]):
     assert container["resources"].keys() == {"requests", "limits"}
 
 
-def test_a_pod_is_probed_where_the_image_listens(pod: dict[str, Any]):
+def test_a_pod_is_probed_on_the_port_of_the_image(pod: dict[str, Any]):
     (container,) = pod["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports == {"http": parse_address(IMAGE.environment()["GATEWAY_LISTEN"]).port}

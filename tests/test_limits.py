@@ -1,4 +1,4 @@
-"""The table of limits has only rows that both stores enforce."""
+"""The table of limits accepts only rows that both stores enforce."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.conftest import OpenStore
 ATTEMPTS = 8
 MAXIMUM = 4
 AMOUNTS = Amounts(images=2, tokens=2, usd_micros=2)
-"""What each purchase reserves and is charged; it also is one request and one purchase."""
+"""The reservation and charge of each purchase, which also counts as one request and purchase."""
 
 EVERY_ROW = [
     Limit("a_limit", unit, period, at_admission=at_admission)
@@ -38,13 +38,13 @@ def passes_check(*rows: Limit) -> bool:
 
 @dataclass
 class Client:
-    """Sends requests for a limited key, each with a purchase of its own."""
+    """Sends requests for a limited key, each with its own purchase."""
 
     store: Store
     subject: LimitSubject
 
     async def buy(self, purchase: str, *, settles: bool) -> bool:
-        """Whether the request was admitted and its purchase reserved."""
+        """Returns whether the request was admitted and its purchase reserved."""
         batch = Batch(self.store)
         admission = quota.admit(batch, self.subject)
         await batch.execute()
@@ -70,7 +70,7 @@ async def purchases_of(store: Store, rows: list[Limit], *, settles: bool) -> int
 
 
 async def is_enforced(store: Store, rows: list[Limit]) -> bool:
-    """Whether exactly as much passes as a limit of `MAXIMUM` allows, never more and never less."""
+    """Whether a limit of `MAXIMUM` allows exactly as many purchases as it should."""
     unit, period = rows[0].unit, rows[0].period
     allowed = MAXIMUM // (1 if unit in ("requests", "purchases") else 2)
     try:
@@ -82,7 +82,7 @@ async def is_enforced(store: Store, rows: list[Limit]) -> bool:
 
 
 @pytest.mark.timeout(120)
-async def test_every_row_that_passes_the_check_is_enforced_and_no_other(
+async def test_exactly_the_rows_that_pass_the_check_are_enforced(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enforced = {}
@@ -105,7 +105,7 @@ async def test_two_limits_of_one_counter_would_count_everything_twice(
     assert not passes_check(*rows)
 
 
-async def test_all_limits_of_the_table_hold_side_by_side(open_store: OpenStore) -> None:
+async def test_all_limits_of_the_table_are_enforced_together(open_store: OpenStore) -> None:
     async with open_store() as store:
         for limited in LIMITS.values():
             limits = dict.fromkeys(LIMITS, 10**6) | {limited.name: MAXIMUM}

@@ -1,16 +1,16 @@
-"""Races between callers, upstream and the gateway, as scripts: `races/*.vtc`, for varnishtest.
+"""Races between clients, upstream and the gateway: the scripts `races/*.vtc` for varnishtest.
 
-A script plays the callers and upstream, byte by byte where it matters, and says in which order
-things happen; its name is what it asserts. A new race is a new script and nothing here. Each is
-played before a gateway of its own, over an empty embedded store, and finds these macros:
+A script plays the clients and upstream, byte by byte where it matters, and fixes the order of the
+events. Its name is its assertion. A new race needs only a new script. Each script runs against its
+own gateway with an empty embedded store, and can use these macros:
 
-    ${gateway}, ${upstream}              where callers connect, and where upstream has to listen
-    ${alice}, ${bob}                     the secrets of two keys without limits
-    ${post_as_alice}, ${post_as_bob}     for `txreq`: an image request of theirs, but for its body
-    ${stage}                             tells of the gateway's state: see `Stage`
-    ${first}, ${second}                  files for `-bodyfrom`: answers of upstream, an image each
-    ${first_image}, ${second_image}  what `resp.body` matches that holds this image
-    ${preview}, ${completed}             for `chunked "…"`: events of upstream with the first one
+    ${gateway}, ${upstream}           the addresses to connect to, and to listen on as upstream
+    ${alice}, ${bob}                  the secrets of two keys without limits
+    ${post_as_alice}, ${post_as_bob}  for `txreq`: an image request with that key, without a body
+    ${stage}                          the server that answers in a given state: see `Stage`
+    ${first}, ${second}               for `-bodyfrom`: files with upstream's answers, an image each
+    ${first_image}, ${second_image}   for `resp.body ~`: matches a body with that image
+    ${preview}, ${completed}          for `chunked "…"`: upstream's events with the first image
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tests.waiting import eventually
 MISSING = "varnishtest is not installed: apt-get install varnish"
 RACES = sorted(Path(__file__).with_name("races").glob("*.vtc"))
 SECONDS = 55
-"""How long varnishtest lets a script take; what waits for ever is ended by this."""
+"""varnishtest's timeout for a script. It ends a script that waits for ever."""
 
 POST = (
     "-method POST -url /v1/images/generations "
@@ -56,8 +56,8 @@ async def test_race(race: Path, tmp_path: Path):
             macros = {
                 "upstream": f"127.0.0.1 {port}",
                 "stage": f"127.0.0.1 {stage_port}",
-                **await _callers_macros(gateway),
-                **_answers_macros(tmp_path),
+                **await _client_macros(gateway),
+                **_answer_macros(tmp_path),
             }
             status, log = await _play(varnishtest, race, macros)
     assert status == 0, log
@@ -65,17 +65,17 @@ async def test_race(race: Path, tmp_path: Path):
 
 @dataclass(frozen=True)
 class Stage:
-    """Answers a script when the gateway is in the state that the path names."""
+    """Answers a request of a script once the gateway is in the state named by the path."""
 
     gateway: InProcess
 
     async def leases(self, request: web.Request) -> web.Response:
-        """`/leases/N`: N requests have learnt, since the start, whether they lead or follow."""
+        """`/leases/N`: N requests since the start lead or follow a flight."""
         await self.gateway.until_claimed(int(request.match_info["count"]))
         return web.Response()
 
     async def purchases(self, request: web.Request) -> web.Response:
-        """`/purchases/N`: so many are under way."""
+        """`/purchases/N`: N purchases are in progress."""
         count = int(request.match_info["count"])
         await eventually(lambda: len(self.gateway.gateway.tasks) == count)
         return web.Response()
@@ -83,7 +83,7 @@ class Stage:
 
 @asynccontextmanager
 async def run_stage(gateway: InProcess) -> AsyncIterator[int]:
-    """A server for scripts; yields its port."""
+    """Serves the stage to scripts; yields the port."""
     stage, app = Stage(gateway), web.Application()
     app.router.add_get("/leases/{count}", stage.leases)
     app.router.add_get("/purchases/{count}", stage.purchases)
@@ -97,7 +97,7 @@ async def run_stage(gateway: InProcess) -> AsyncIterator[int]:
 
 
 def _find_varnishtest() -> str:
-    """The binary; without it the test is skipped, and fails in continuous integration."""
+    """The binary. If it is missing, the test is skipped, or fails in continuous integration."""
     binary = shutil.which("varnishtest")
     if binary is None:
         pytest.skip(MISSING)
@@ -106,22 +106,22 @@ def _find_varnishtest() -> str:
 
 @contextmanager
 def _reserved_port() -> Iterator[int]:
-    """A port that nobody else is given meanwhile, and on which a script can listen all the same."""
+    """Reserves a port: the system gives it to no other process, but a script can listen on it."""
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("127.0.0.1", 0))
         yield holder.getsockname()[1]
 
 
-async def _callers_macros(gateway: InProcess) -> dict[str, str]:
+async def _client_macros(gateway: InProcess) -> dict[str, str]:
     macros = {"gateway": gateway.client.url.removeprefix("http://").replace(":", " ")}
     for name in ("alice", "bob"):
-        caller = await gateway.client.with_key(name)
-        macros |= {name: caller.secret, f"post_as_{name}": POST.format(secret=caller.secret)}
+        client = await gateway.client.with_key(name)
+        macros |= {name: client.secret, f"post_as_{name}": POST.format(secret=client.secret)}
     return macros
 
 
-def _answers_macros(folder: Path) -> dict[str, str]:
+def _answer_macros(folder: Path) -> dict[str, str]:
     macros = {}
     for name, colour in COLOURS.items():
         image = _draw(colour)
@@ -137,7 +137,7 @@ def _answers_macros(folder: Path) -> dict[str, str]:
 
 
 def _event(kind: str, **fields: Any) -> str:
-    """A frame of a stream, as it is written inside of a script's quotes."""
+    """A frame of a stream, escaped for the quotes of a script."""
     name = f"image_generation.{kind}"
     frame = f"event: {name}\ndata: {json.dumps({'type': name, **fields})}\n\n"
     return frame.replace('"', '\\"').replace("\n", "\\n")
@@ -151,7 +151,7 @@ def _draw(colour: str) -> str:
 
 
 async def _play(varnishtest: str, race: Path, macros: Mapping[str, str]) -> tuple[int, str]:
-    """The exit status, 0 when everything was as the script expects, and what happened."""
+    """Runs a script; returns its exit status, 0 if all its expectations held, and its log."""
     process = await asyncio.create_subprocess_exec(
         *(varnishtest, "-t", str(SECONDS)),
         *(f"-D{name}={value}" for name, value in macros.items()),

@@ -1,4 +1,4 @@
-"""The repository itself: what is installed, what is shipped, what a newcomer is told."""
+"""The repository: its dependencies, the wheel, the make targets, and the tests."""
 
 import ast
 import hashlib
@@ -26,19 +26,19 @@ REGISTRIES = {
     "789e46d79514e280",
     "00a7dc5a0cc38858",
 }
-"""The hosts of package registries, as the beginning of their SHA-256: no file may name one, nor
-does this one."""
+"""The hosts of package registries, as prefixes of their SHA-256: no file may name one, including
+this file."""
 
 PYTHONS = sorted(
     re.findall(r"Python :: (3\.\d+)$", "\n".join(PROJECT["classifiers"]), re.MULTILINE), key=Version
 )
-"""The versions that are tested, oldest first."""
+"""The supported versions, oldest first."""
 
 HOST = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)+")
 
 
 def repository_files() -> list[Path]:
-    """Everything that is, or is about to be, under version control."""
+    """All files that Git tracks or does not ignore."""
     listing = subprocess.run(
         ["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard", "-z"],
         cwd=ROOT,
@@ -51,21 +51,21 @@ def repository_files() -> list[Path]:
 
 
 def digests_of(host: str) -> set[str]:
-    """Of a host and of every domain that it lies in."""
+    """The digests of a host and of its parent domains."""
     labels = host.split(".")
     domains = [".".join(labels[start:]) for start in range(len(labels) - 1)]
     return {hashlib.sha256(domain.encode()).hexdigest()[:16] for domain in domains}
 
 
 def name_of(requirement: str) -> str:
-    """A package's name in the one spelling that lock files have."""
+    """The normalised name of a package, as in lock files."""
     match = re.match(r"[A-Za-z0-9._-]+", requirement)
     assert match is not None, requirement
     return re.sub(r"[-_.]+", "-", match[0]).lower()
 
 
 def locked(name: str) -> dict[str, str]:
-    """Package → version of a lock file."""
+    """The versions in a lock file, by package."""
     text = (ROOT / "requirements" / name).read_text()
     return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE))
 
@@ -74,7 +74,7 @@ def locked(name: str) -> dict[str, str]:
 
 
 def test_no_file_names_a_package_registry():
-    """Where packages come from is the business of whoever installs them."""
+    """Users choose the registry that packages come from."""
     found = [
         f"{path.relative_to(ROOT)}: {host}"
         for path in repository_files()
@@ -118,7 +118,7 @@ def test_every_locked_package_has_hashes_and_the_file_has_no_options(name: str):
 
 @pytest.mark.parametrize("python", PYTHONS)
 def test_the_locks_are_complete_on_every_python(python: str):
-    """pip resolves nothing, so a package that only one Python needs must be locked too."""
+    """pip installs without resolving, so packages that only one Python needs are locked too."""
     versions = locked("dev.lock")
     release = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
     for name in versions:
@@ -131,29 +131,31 @@ def test_the_locks_are_complete_on_every_python(python: str):
 
 def test_the_readme_names_the_same_pythons_and_the_image_runs_on_the_newest():
     readme, dockerfile = ((ROOT / name).read_text() for name in ("README.md", "Dockerfile"))
-    told = re.findall(r"^\| (3\.\d+) \|", readme, re.MULTILINE)
-    assert sorted(told, key=Version) == PYTHONS
+    documented = re.findall(r"^\| (3\.\d+) \|", readme, re.MULTILINE)
+    assert sorted(documented, key=Version) == PYTHONS
     assert re.findall(r"^ARG BASE=python:(3\.\d+)-", dockerfile, re.MULTILINE) == PYTHONS[-1:]
 
 
 @pytest.mark.parametrize(("in_ci", "status"), [("", 0), ("true", 1)])
 def test_another_debian_is_skipped_in_one_line_without_root_or_debootstrap(in_ci: str, status: int):
-    told = subprocess.run(
+    result = subprocess.run(
         [ROOT / ".ci" / "debian", "trixie", "true"],
         env={"PATH": "/usr/bin:/bin", "CI": in_ci},  # debootstrap is in /usr/sbin
         capture_output=True,
         check=False,
         text=True,
     )
-    assert (told.returncode, told.stdout) == (status, "")
-    assert re.fullmatch(r"Debian trixie is skipped: it needs (root|debootstrap: .*)\n", told.stderr)
+    assert (result.returncode, result.stdout) == (status, "")
+    assert re.fullmatch(
+        r"Debian trixie is skipped: it needs (root|debootstrap: .*)\n", result.stderr
+    )
 
 
 # ── the wheel ───────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_wheel_has_everything_that_the_gateway_reads(tmp_path: Path):
-    """Configuration and scripts are found from an empty folder too."""
+    """The wheel also contains `config/`, and no tests."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -172,7 +174,7 @@ def test_the_wheel_has_everything_that_the_gateway_reads(tmp_path: Path):
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """As typed by a person, also when these tests were started by `make test`."""
+    """Runs make as a user does, even if `make test` started these tests."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     environ.pop("MFLAGS", None)
     return subprocess.run(
@@ -180,7 +182,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_make_alone_lists_every_target():
+def test_make_without_arguments_lists_all_targets():
     text = (ROOT / "Makefile").read_text()
     declared = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)
     assert declared is not None
@@ -194,8 +196,8 @@ def test_make_alone_lists_every_target():
     ("python", "message"),
     [("exit 1", "Python 3.11 or newer is needed"), ("[ $# -lt 2 ] || ! [[ $2 == *venv ]]", "venv")],
 )
-def test_a_python_that_will_not_do_is_said_in_one_line(tmp_path: Path, python: str, message: str):
-    """A stand-in for the interpreter fails the one check or the other."""
+def test_an_unusable_python_is_reported_in_one_line(tmp_path: Path, python: str, message: str):
+    """A stand-in for the interpreter fails one of the checks."""
     stand_in = tmp_path / "python"
     stand_in.write_text(f"#!/bin/bash\n{python}\n")
     stand_in.chmod(0o755)
@@ -213,7 +215,7 @@ CLOCKS = {"monotonic", "perf_counter", "time"}
 
 
 def is_timed(node: ast.AST) -> bool:
-    """Whether a test or a class of tests has the mark, for all its parameters or for some."""
+    """Whether a test or a test class has the mark `timed`, also for only some parameters."""
     marks = [ast.unparse(decorator) for decorator in getattr(node, "decorator_list", [])]
     return any("mark.timed" in mark for mark in marks)
 
@@ -227,14 +229,14 @@ def is_number(node: ast.AST) -> bool:
 
 
 def reads_clock(node: ast.AST) -> bool:
-    """Whether an expression is the time that has passed since something."""
+    """Whether an expression is an elapsed time."""
     is_elapsed = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub)
     calls = [call.func for call in ast.walk(node) if isinstance(call, ast.Call)]
     return is_elapsed and any(isinstance(f, ast.Attribute) and f.attr in CLOCKS for f in calls)
 
 
 def is_bound_in_seconds(node: ast.AST) -> bool:
-    """A time-out as a number, or an elapsed time that must be less than something."""
+    """Whether a node is a timeout given as a number, or an upper bound of an elapsed time."""
     match node:
         case ast.Call(func=ast.Attribute(ast.Name("asyncio"), "timeout" | "wait_for")):
             return is_number(node.args[-1])
@@ -247,7 +249,7 @@ def is_bound_in_seconds(node: ast.AST) -> bool:
 
 
 def bounds_in_seconds(node: ast.AST) -> Iterator[int]:
-    """The lines on which a number of seconds can fail a test that does not run alone."""
+    """The lines with bounds in seconds, outside of tests marked `timed`."""
     if is_timed(node) or expects_timeout(node):
         return
     if is_bound_in_seconds(node):
@@ -256,8 +258,8 @@ def bounds_in_seconds(node: ast.AST) -> Iterator[int]:
         yield from bounds_in_seconds(child)
 
 
-def test_a_number_of_seconds_decides_only_tests_that_are_timed():
-    """All others wait for a state, as `tests/waiting.py` does it: machines may be slow."""
+def test_only_timed_tests_have_bounds_in_seconds():
+    """Other tests wait for a state (`tests/waiting.py`), because a machine may be slow."""
     found = [
         f"{path.relative_to(ROOT)}:{line}"
         for path in (ROOT / "tests").rglob("test_*.py")
@@ -294,7 +296,7 @@ SKIPPING = {
 
 @pytest.mark.parametrize("is_ci", [False, True])
 def test_a_skip_fails_in_continuous_integration_and_only_there(tmp_path: Path, is_ci: bool):
-    """Also where a package that a test needs has installed a `tests` of its own (sniffpy)."""
+    """Even if a dependency of the tests has installed its own `tests` package (sniffpy)."""
     (tmp_path / "pytest.ini").touch()
     (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
     for name, text in SKIPPING.items():

@@ -1,6 +1,6 @@
 """Waits for a state instead of a duration.
 
-No number here decides a test: the bound is there to end a test that hangs.
+No number here decides a test: the bound only ends a test that hangs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 async def eventually(look: Callable[[], Any]) -> Any:
-    """The first true value that `look` returns, or that its awaitable brings."""
+    """Waits for a true value of `look`, which may be async, and returns that."""
     started = time.monotonic()
     while True:
         found = look()
@@ -36,7 +36,7 @@ async def eventually(look: Callable[[], Any]) -> Any:
 
 
 def until(look: Callable[[], Any]) -> Any:
-    """The same for a test without an event loop."""
+    """As `eventually`, for a test without an event loop."""
     started = time.monotonic()
     while not (found := look()):
         _check(started, found)
@@ -50,18 +50,18 @@ def _check(started: float, found: object) -> None:
 
 
 def generous() -> asyncio.Timeout:
-    """Ends what hangs."""
+    """Ends a block that hangs."""
     return asyncio.timeout(GENEROUS_SECONDS)
 
 
 async def turns(count: int = 20) -> None:
-    """Lets all tasks that wait for nothing outside of this loop run as far as they can."""
+    """Lets all tasks of this loop run until they wait for something outside of it."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
 def pass_time(seconds: float) -> None:
-    """Moves the clock of the running loop ahead: a timeout expires when the test wants it to.
+    """Moves the running loop's clock forward, so that a timeout expires.
 
     It stays ahead, because a loop's time never goes back. uvloop's clock cannot be moved.
     """
@@ -71,7 +71,7 @@ def pass_time(seconds: float) -> None:
 
 
 async def run_out_of_time(work: Coroutine[Any, Any, T], *, once: Callable[[], Any]) -> T:
-    """What comes of work whose deadline, of `DEADLINE_SECONDS`, passes as soon as `once` holds."""
+    """Runs `work` with a deadline of `DEADLINE_SECONDS`, which expires once `once` is true."""
     task = asyncio.create_task(work)
     try:
         await eventually(once)

@@ -1,4 +1,4 @@
-"""A flood of one request over several connections at once, by wrk, and what went wrong in it."""
+"""Floods a gateway with one request over several connections, with wrk, and reports failures."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ MISSING = "wrk is not installed: apt-get install wrk"
 SCRIPT = Path(__file__).with_name("flood.lua")
 CONNECTIONS = 8
 MAX_SECONDS = 600
-"""It is told to stop long before."""
+"""The test stops it long before."""
 FAULTS = ("Socket errors", "Non-2xx")
-"""How the lines begin that wrk prints only when it has something to complain about."""
+"""The beginnings of lines that wrk prints only after failures."""
 
 
 @dataclass(frozen=True)
 class Flood:
-    """What wrk counted."""
+    """The result of wrk."""
 
     requests: int
     seconds: float
@@ -42,7 +42,7 @@ class Flood:
 
 
 def find_wrk() -> str:
-    """The binary; without it the test is skipped, and fails in continuous integration."""
+    """The binary. If it is missing, the test is skipped, or fails in continuous integration."""
     binary = shutil.which("wrk")
     if binary is None:
         pytest.skip(MISSING)
@@ -53,7 +53,7 @@ def find_wrk() -> str:
 async def flood(
     wrk: str, client: Client, body: Mapping[str, Any], *, keep_alive: bool
 ) -> AsyncIterator[Callable[[], Awaitable[Flood]]]:
-    """Asks for the same image over and over, until what it yields is called."""
+    """Sends the same image request repeatedly; yields the function that stops it."""
     headers = [f"Authorization: Bearer {client.secret}", "Content-Type: application/json"]
     if not keep_alive:
         headers.append("Connection: close")
@@ -68,8 +68,8 @@ async def flood(
     async def stop() -> Flood:
         assert process.returncode is None, "it has ended by itself"
         process.send_signal(signal.SIGINT)
-        said, _ = await process.communicate()
-        return _read(said.decode())
+        output, _ = await process.communicate()
+        return _read(output.decode())
 
     try:
         yield stop
@@ -79,9 +79,9 @@ async def flood(
             await process.wait()
 
 
-def _read(said: str) -> Flood:
-    total = re.search(r"(\d+) requests in ([\d.]+)s", said)
-    assert total is not None, said
-    lines = [line.strip() for line in said.splitlines()]
+def _read(output: str) -> Flood:
+    total = re.search(r"(\d+) requests in ([\d.]+)s", output)
+    assert total is not None, output
+    lines = [line.strip() for line in output.splitlines()]
     faults = [line for line in lines if line.startswith(FAULTS)]
     return Flood(int(total[1]), float(total[2]), faults)

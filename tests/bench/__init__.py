@@ -1,9 +1,9 @@
-"""How fast the gateway is, beside what it could be at best: `make bench`.
+"""The gateway's speed compared with its baselines: `make bench`.
 
-Machines are noisy, so a figure counts only as a ratio inside one run, against something that ran
-beside it: the upstream asked directly, nginx in the gateway's place, and a bare aiohttp handler
-that does nothing but one trip to Redis, or to upstream. wrk asks, one thread, keep-alive.
+Machines are noisy, so a figure counts only as a ratio inside one run, against a baseline of that
+run: the upstream itself, nginx in the gateway's place, and a bare aiohttp handler that makes one
+round trip to Redis or to upstream. The client is wrk with one thread and keep-alive.
 
-`cells` says what is measured and what has to be reached, `servers` runs everybody, `load` asks,
-`table` prints. Nothing here is a test: `make test` does not run it.
+`cells` defines the measurements and their floors, `servers` runs the servers, `load` runs wrk, and
+`table` prints the results. `make test` runs nothing of this package.
 """

@@ -1,10 +1,9 @@
-"""`make bench`: runs everybody, asks everybody, prints the table.
+"""`make bench`: runs the servers, measures each of them and prints the table.
 
     python -m tests.bench [--seconds 5] [--rounds 1] [--peers litellm,portkey] [--only TEXT]
         [--entries 50000]
 
-In a cell everybody is asked in turn, right after one another; with several rounds the median
-counts.
+The targets of a cell are measured one right after another. With several rounds the median counts.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ from pathlib import Path
 
 from tests.bench.bulk import in_flight_rows, large_rows
 from tests.bench.cells import CONNECTIONS, Cell, Row, all_cells, latency_row, purchases_row, rows_of
-from tests.bench.load import Failed, Speed, Target, ask_for
+from tests.bench.load import Failed, Speed, Target, run_wrk
 from tests.bench.peers import check_peers
 from tests.bench.processes import check_tools
 from tests.bench.scale import scale_rows
-from tests.bench.servers import Ground, open_grounds, open_targets
+from tests.bench.servers import Setup, open_setups, open_targets
 from tests.bench.streams import stream_rows
 from tests.bench.table import print_table
 from tests.gateways import each_connection, run_processes, run_upstream
 
 IDENTICAL = 100
 ENTRIES = 50_000
-"""A million, which the floor is meant for, takes minutes to write."""
+"""The floor is meant for a million, but writing those takes minutes."""
 WORKERS = 4
 
 
 def main() -> int:
-    """An exit status."""
+    """Returns the exit status."""
     options = _options()
     peers = [name for name in options.peers.split(",") if name]
     try:
@@ -66,11 +65,11 @@ def _options() -> argparse.Namespace:
 
 
 def _measure(options: argparse.Namespace, peers: Sequence[str], faults: list[str]) -> Iterator[Row]:
-    """A part that fails is told of in `faults`, and the others are measured all the same."""
+    """If a part fails, its message goes to `faults` and the other parts are still measured."""
     with tempfile.TemporaryDirectory(prefix="gateway-bench-") as name:
         folder = Path(name)
-        with open_grounds(folder) as grounds:
-            for part in _parts(folder, grounds, options, peers=peers):
+        with open_setups(folder) as setups:
+            for part in _parts(folder, setups, options, peers=peers):
                 try:
                     yield from part
                 except Failed as failed:
@@ -79,25 +78,25 @@ def _measure(options: argparse.Namespace, peers: Sequence[str], faults: list[str
 
 def _parts(
     folder: Path,
-    grounds: Mapping[str, Ground],
+    setups: Mapping[str, Setup],
     options: argparse.Namespace,
     *,
     peers: Sequence[str],
 ) -> Iterator[Iterable[Row]]:
     cells = [cell for cell in all_cells() if options.only in cell.name]
-    for size, ground in grounds.items():
-        yield _size_rows(ground, [c for c in cells if c.size == size], options, peers=peers)
-    ground = next(iter(grounds.values()))
+    for size, setup in setups.items():
+        yield _size_rows(setup, [c for c in cells if c.size == size], options, peers=peers)
+    setup = next(iter(setups.values()))
     if options.only in "streams":
-        yield stream_rows(folder, ground.redis_url, seconds=options.seconds)
+        yield stream_rows(folder, setup.redis_url, seconds=options.seconds)
     if options.only in "entries":
-        yield scale_rows(folder, ground, entries=options.entries, seconds=options.seconds)
+        yield scale_rows(folder, setup, entries=options.entries, seconds=options.seconds)
     if options.only in "in flight":
-        yield in_flight_rows(folder / "in-flight", ground.redis_url)
+        yield in_flight_rows(folder / "in-flight", setup.redis_url)
     if options.only in "large":
-        yield large_rows(folder / "large", ground.redis_url)
+        yield large_rows(folder / "large", setup.redis_url)
     if options.only in "purchases":
-        yield _purchases_rows(folder, ground.redis_url)
+        yield _purchases_rows(folder, setup.redis_url)
 
 
 def _purchases_rows(folder: Path, redis_url: str) -> Iterator[Row]:
@@ -105,12 +104,12 @@ def _purchases_rows(folder: Path, redis_url: str) -> Iterator[Row]:
 
 
 def _size_rows(
-    ground: Ground, cells: Sequence[Cell], options: argparse.Namespace, *, peers: Sequence[str]
+    setup: Setup, cells: Sequence[Cell], options: argparse.Namespace, *, peers: Sequence[str]
 ) -> Iterator[Row]:
-    """The rows of one size; its servers run no longer than its cells take."""
+    """The rows of one size. Its servers run only while its cells are measured."""
     if not cells:
         return
-    with open_targets(ground, peers) as targets:
+    with open_targets(setup, peers) as targets:
         for cell in cells:
             print(f"{cell.name} …", file=sys.stderr)  # noqa: T201
             yield from _cell_rows(cell, _cell_speeds(cell, targets[cell.kind], options))
@@ -125,11 +124,11 @@ def _cell_rows(cell: Cell, speeds: Mapping[str, Speed]) -> Iterator[Row]:
 def _cell_speeds(
     cell: Cell, targets: Sequence[Target], options: argparse.Namespace
 ) -> dict[str, Speed]:
-    """Everybody's speed, after a second in which caches and pools fill."""
+    """The speed of each target, after a second in which caches and pools fill."""
     for target in targets:
-        ask_for(target, cell, seconds=1)
+        run_wrk(target, cell, seconds=1)
     rounds = [
-        {target.name: ask_for(target, cell, seconds=options.seconds) for target in targets}
+        {target.name: run_wrk(target, cell, seconds=options.seconds) for target in targets}
         for _ in range(options.rounds)
     ]
     return {name: _median([speeds[name] for speeds in rounds]) for name in rounds[0]}
@@ -143,7 +142,7 @@ def _median(speeds: Sequence[Speed]) -> Speed:
 
 
 async def _count_purchases(folder: Path, redis_url: str) -> int:
-    """How often upstream was asked by a hundred identical requests to four workers at once."""
+    """How many requests upstream received for identical ones sent to all workers at once."""
     async with (
         run_upstream() as upstream,
         run_processes(

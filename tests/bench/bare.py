@@ -1,8 +1,8 @@
-"""The least that an aiohttp handler in the gateway's place must do, and nothing else.
+"""A baseline: an aiohttp handler that does the minimum in the gateway's place.
 
 For a hit it reads the body, makes one pipelined round trip to Redis as a hit does (key record,
-admission, entry) and answers: from memory, or with what the trip has brought. For a purchase it
-passes the body on and the answer back. Run as a process of its own:
+admission, entry) and answers from memory or with the value read from Redis. For a purchase it
+forwards the body and returns the answer. Runs as its own process:
 
     python -m tests.bench.bare PORT memory|redis REDIS_URL ANSWER_FILE
     python -m tests.bench.bare PORT pass UPSTREAM_URL
@@ -46,8 +46,8 @@ def create_hits(source: str, redis_url: str, answer_file: str) -> web.Applicatio
     return app
 
 
-def create_passage(_source: str, upstream_url: str) -> web.Application:
-    """Passes every request on."""
+def create_proxy(_source: str, upstream_url: str) -> web.Application:
+    """Forwards every request."""
 
     async def connect(app: web.Application) -> AsyncIterator[None]:
         async with ClientSession() as app[SESSION]:
@@ -66,9 +66,9 @@ def create_passage(_source: str, upstream_url: str) -> web.Application:
 
 
 def main() -> None:
-    """Serves until it is terminated."""
-    port, *what = sys.argv[1:]
-    app = create_passage(*what) if what[0] == "pass" else create_hits(*what)
+    """Serves until the process is terminated."""
+    port, *arguments = sys.argv[1:]
+    app = create_proxy(*arguments) if arguments[0] == "pass" else create_hits(*arguments)
     loop = uvloop.new_event_loop()
     web.run_app(app, host="127.0.0.1", port=int(port), access_log=None, print=None, loop=loop)
 

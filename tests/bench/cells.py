@@ -1,7 +1,7 @@
-"""What is measured, what has to be reached, and whether it was. Pure.
+"""The measurements, their floors, and the verdicts. Without I/O.
 
-The floors are multiples of what ran beside the gateway in the same cell, so that they hold on any
-machine. What a cell is measured against without having a floor is shown as a ratio all the same.
+A floor is a multiple of a baseline measured in the same cell, so that it holds on any machine. A
+cell without a floor still shows the ratio to its baseline.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from typing import Literal
 Kind = Literal["hit", "bought"]
 
 SIZES = {"2 KB": 2 * 1024, "2 MB": 2 * 1024 * 1024}
-"""Of an image's base64, in bytes."""
+"""Bytes of an image's base64."""
 
 CONNECTIONS = (1, 16)
 
 GATEWAY = "gateway"
-COLD = "cold"
-"""A gateway that keeps no image in its memory, on the same Redis."""
+NO_MEMORY_CACHE = "cold"
+"""A gateway without a memory cache, on the same Redis."""
 EMBEDDED = "embedded"
-BESIDE: Mapping[Kind, str] = {"hit": "bare", "bought": "nginx"}
-"""What the gateway is compared with where nothing else is said."""
+BASELINES: Mapping[Kind, str] = {"hit": "bare", "bought": "nginx"}
+"""The baseline of a cell that has no floor."""
 
 LATENCY_FLOOR_MS = 2.0
 SCALE_FLOOR = 1.1
 IN_FLIGHT_FLOOR_KB = 60
 PEAK_FLOOR = 4.0
-"""Of the base64 bytes in flight."""
+"""A multiple of the base64 bytes in flight."""
 STANDSTILL_FLOOR_MS = 50.0
 FIRST_EVENT_FLOOR_MS = {"2 MB": 10.0}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One thing to measure, with everybody who takes part in it."""
+    """One measurement of several targets."""
 
     kind: Kind
     size: str
@@ -53,22 +53,24 @@ FLOORS: Mapping[Cell, Mapping[str, float]] = {
     Cell("bought", "2 KB", 16): {"litellm": 15, "portkey": 1.5},
     Cell("bought", "2 MB", 16): {"nginx": 0.8},
 }
-COLD_FLOORS: Mapping[Cell, Mapping[str, float]] = {Cell("hit", "2 MB", 16): {"bare": 0.8}}
+NO_MEMORY_CACHE_FLOORS: Mapping[Cell, Mapping[str, float]] = {
+    Cell("hit", "2 MB", 16): {"bare": 0.8}
+}
 EMBEDDED_FLOOR = 0.5
-"""Of the same hit with Redis."""
+"""A multiple of the rate of the same hit with Redis."""
 
 
 def all_cells() -> Iterator[Cell]:
-    """Every cell, those of one size together."""
+    """Every cell, grouped by size."""
     for size in SIZES:
-        for kind in BESIDE:
+        for kind in BASELINES:
             for connections in CONNECTIONS:
                 yield Cell(kind, size, connections)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table, as it is shown."""
+    """One line of the table."""
 
     name: str
     figures: Mapping[str, str] = field(default_factory=dict)
@@ -79,45 +81,51 @@ class Row:
 
 
 def rows_of(cell: Cell, per_second: Mapping[str, float]) -> Iterator[Row]:
-    """What a cell shows; `per_second` has an answer rate for everybody who took part."""
+    """The rows of a cell; `per_second` has the answer rate of each target."""
     shown = {name: f"{rate:,.0f}" for name, rate in per_second.items()}
     floors = FLOORS.get(cell, {})
-    name = f"{cell.name}, hot tier" if COLD in per_second else cell.name
-    beside = {each: per_second[each] for each in floors if each in per_second}
-    yield _row(name, shown, per_second[GATEWAY], beside or _usual(cell, per_second), floors=floors)
-    if COLD in per_second:
-        yield _cold_row(cell, per_second)
+    name = f"{cell.name}, hot tier" if NO_MEMORY_CACHE in per_second else cell.name
+    baselines = {each: per_second[each] for each in floors if each in per_second}
+    yield _row(
+        name,
+        shown,
+        per_second[GATEWAY],
+        baselines or _default_baseline(cell, per_second),
+        floors=floors,
+    )
+    if NO_MEMORY_CACHE in per_second:
+        yield _no_memory_cache_row(cell, per_second)
     if EMBEDDED in per_second:
         yield _embedded_row(cell, per_second)
 
 
-def _usual(cell: Cell, per_second: Mapping[str, float]) -> Mapping[str, float]:
-    return {BESIDE[cell.kind]: per_second[BESIDE[cell.kind]]}
+def _default_baseline(cell: Cell, per_second: Mapping[str, float]) -> Mapping[str, float]:
+    return {BASELINES[cell.kind]: per_second[BASELINES[cell.kind]]}
 
 
-def _cold_row(cell: Cell, per_second: Mapping[str, float]) -> Row:
-    rate = per_second[COLD]
+def _no_memory_cache_row(cell: Cell, per_second: Mapping[str, float]) -> Row:
+    rate = per_second[NO_MEMORY_CACHE]
     shown = {GATEWAY: f"{rate:,.0f}"}
-    beside, floors = _usual(cell, per_second), COLD_FLOORS.get(cell, {})
-    return _row(f"{cell.name}, hot tier off", shown, rate, beside, floors=floors)
+    baselines, floors = _default_baseline(cell, per_second), NO_MEMORY_CACHE_FLOORS.get(cell, {})
+    return _row(f"{cell.name}, hot tier off", shown, rate, baselines, floors=floors)
 
 
 def _embedded_row(cell: Cell, per_second: Mapping[str, float]) -> Row:
-    rate, beside = per_second[EMBEDDED], {"Redis": per_second[GATEWAY]}
+    rate, baselines = per_second[EMBEDDED], {"Redis": per_second[GATEWAY]}
     shown = {GATEWAY: f"{rate:,.0f}"}
-    return _row(f"{cell.name}, embedded", shown, rate, beside, floors={"Redis": EMBEDDED_FLOOR})
+    return _row(f"{cell.name}, embedded", shown, rate, baselines, floors={"Redis": EMBEDDED_FLOOR})
 
 
 def _row(
     name: str,
     shown: Mapping[str, str],
     rate: float,
-    beside: Mapping[str, float],
+    baselines: Mapping[str, float],
     *,
     floors: Mapping[str, float],
 ) -> Row:
-    """One rate beside others; whoever has a floor and did not take part makes it `n/a`."""
-    ratios = {other: rate / theirs for other, theirs in beside.items()}
+    """One rate compared with baselines. If no baseline with a floor ran, the verdict is `n/a`."""
+    ratios = {other: rate / baseline for other, baseline in baselines.items()}
     known = {other: least for other, least in floors.items() if other in ratios}
     return Row(
         name,
@@ -129,7 +137,7 @@ def _row(
 
 
 def latency_row(p50_ms: Mapping[str, float]) -> Row:
-    """What the gateway adds to a small purchase, by the medians of one connection."""
+    """The latency that the gateway adds to a small purchase: medians over one connection."""
     added = p50_ms[GATEWAY] - p50_ms["upstream"]
     return Row(
         "latency added, bought 2 KB c=1, p50",
@@ -141,7 +149,7 @@ def latency_row(p50_ms: Mapping[str, float]) -> Row:
 
 
 def first_event_row(size: str, first_ms: Mapping[str, float]) -> Row:
-    """What the gateway adds to the first partial image, by the medians of one connection."""
+    """The latency that the gateway adds to the first partial image, as in `latency_row`."""
     added = first_ms[GATEWAY] - first_ms["upstream"]
     floor = FIRST_EVENT_FLOOR_MS.get(size)
     return Row(
@@ -154,7 +162,7 @@ def first_event_row(size: str, first_ms: Mapping[str, float]) -> Row:
 
 
 def events_row(size: str, connections: int, per_second: Mapping[str, float]) -> Row:
-    """How many events of streams that are bought pass in a second."""
+    """Events a second of streams that are bought."""
     ratio = per_second[GATEWAY] / per_second["upstream"]
     return Row(
         f"events of streams {size} c={connections}",
@@ -163,18 +171,18 @@ def events_row(size: str, connections: int, per_second: Mapping[str, float]) -> 
     )
 
 
-def crowd_row(size: str, readers: int, seconds: Mapping[str, float]) -> Row:
-    """How long many readers of one stream take, alone and beside one that hardly reads."""
+def crowd_row(size: str, clients: int, seconds: Mapping[str, float]) -> Row:
+    """How long many clients take for one stream, without and with a slow client beside them."""
     ratio = seconds["beside"] / seconds["alone"]
     return Row(
-        f"{readers} readers of one stream {size}, beside one at 1 KB/s",
+        f"{clients} readers of one stream {size}, beside one at 1 KB/s",
         {GATEWAY: f"{seconds['beside']:.2f} s"},
         ratio=f"{ratio:.3g} × without it",
     )
 
 
 def purchases_row(purchases: int) -> Row:
-    """How many purchases a hundred identical requests have made."""
+    """The number of purchases for a hundred identical requests."""
     return Row(
         "purchases, 100 identical at once, 4 workers",
         {GATEWAY: str(purchases)},
@@ -184,7 +192,7 @@ def purchases_row(purchases: int) -> Row:
 
 
 def scale_row(store: str, entries: int, few: int, ratios: Sequence[float]) -> Row:
-    """How much longer a hit takes where many entries are; the median of what was measured."""
+    """How much longer a hit takes in a store with many entries: the median of `ratios`."""
     ratio = statistics.median(ratios)
     return Row(
         f"time of a hit at {entries:,} entries against {few:,}, {store}",
@@ -195,7 +203,7 @@ def scale_row(store: str, entries: int, few: int, ratios: Sequence[float]) -> Ro
 
 
 def in_flight_row(requests: int, bytes_each: float) -> Row:
-    """What one of thousands of purchases in flight takes of the worker's memory."""
+    """The worker's memory for each of thousands of purchases in flight."""
     kilobytes = bytes_each / 1024
     return Row(
         f"{requests:,} in flight upstream, none lost: memory each",
@@ -206,7 +214,7 @@ def in_flight_row(requests: int, bytes_each: float) -> Row:
 
 
 def peak_row(purchases: int, peak_bytes: int, base64_bytes: int) -> Row:
-    """The most memory that large purchases at once take, beyond what the worker has when idle."""
+    """The peak memory of large purchases at once, minus the worker's memory when idle."""
     ratio = peak_bytes / base64_bytes
     return Row(
         f"{purchases} purchases of 8 MB at once: peak memory",
@@ -218,7 +226,7 @@ def peak_row(purchases: int, peak_bytes: int, base64_bytes: int) -> Row:
 
 
 def standstill_row(purchases: int, quiet_ms: float, busy_ms: float) -> Row:
-    """How long the event loop answers nobody meanwhile: the longest answer to a cheap request."""
+    """The longest block of the event loop: the slowest answer to a cheap request."""
     added = busy_ms - quiet_ms
     return Row(
         f"{purchases} purchases of 8 MB at once: event loop stands still",

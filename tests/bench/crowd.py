@@ -1,7 +1,7 @@
-"""Many who ask within seconds, each on a connection of its own and for an image of its own.
+"""A client that sends many requests within seconds, each for another image on its own connection.
 
-Run as a process of its own: `python -m tests.bench.crowd COUNT URL [HEADER: VALUE …]`. Prints a
-line of JSON when everybody has an answer: how many came with which status, and how many bytes.
+Runs as its own process: `python -m tests.bench.crowd COUNT URL [HEADER: VALUE …]`. After the last
+answer it prints a line of JSON: the number of answers by status, and the size of the smallest.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ import uvloop
 
 from tests.bench.processes import LOW_PRIORITY, raise_descriptor_limit
 
-PATIENCE_SECONDS = 300.0
+TIMEOUT_SECONDS = 300.0
 ARRIVALS_PER_SECOND = 2000
-"""It is to be measured who waits for an image, not who waits to be connected: what does not fit
-into the system's queues comes again after seconds, and then after a minute."""
+"""Faster arrivals would overflow the system's accept queues. Those connections are retried after
+seconds, so the benchmark would measure connecting instead of waiting for an image."""
 
 LOST = "lost"
 """The status of a request whose connection ended without an answer."""
 
 
-async def ask_at_once(count: int, url: str, headers: dict[str, str]) -> dict[str, object]:
-    """How everybody's requests ended: by status, and the fewest bytes of an answer."""
+async def send_all(count: int, url: str, headers: dict[str, str]) -> dict[str, object]:
+    """Sends the requests. Returns the answers by status, and the size of the smallest."""
     statuses: Counter[str] = Counter()
     sizes: list[int] = []
     salt = time.time_ns()
 
-    async def ask(session: aiohttp.ClientSession, number: int) -> None:
+    async def send(session: aiohttp.ClientSession, number: int) -> None:
         await asyncio.sleep(number / ARRIVALS_PER_SECOND)
         body = {"model": "gpt-image-1.5", "prompt": f"Otter {number} of a crowd, {salt}"}
         try:
@@ -47,22 +47,22 @@ async def ask_at_once(count: int, url: str, headers: dict[str, str]) -> dict[str
         statuses[str(response.status)] += 1
         sizes.append(size)
 
-    timeout = aiohttp.ClientTimeout(total=PATIENCE_SECONDS)
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(
         connector=connector, headers=headers, timeout=timeout
     ) as session:
-        await asyncio.gather(*(ask(session, number) for number in range(count)))
+        await asyncio.gather(*(send(session, number) for number in range(count)))
     return {"statuses": statuses, "least_bytes": min(sizes, default=0)}
 
 
 def main() -> None:
-    """Asks once."""
+    """Sends all requests once."""
     count, url, *lines = sys.argv[1:]
     raise_descriptor_limit()
     os.nice(LOW_PRIORITY)
     headers = dict(line.split(": ", 1) for line in lines)
-    print(json.dumps(uvloop.run(ask_at_once(int(count), url, headers))))  # noqa: T201
+    print(json.dumps(uvloop.run(send_all(int(count), url, headers))))  # noqa: T201
 
 
 if __name__ == "__main__":

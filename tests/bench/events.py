@@ -1,7 +1,7 @@
-"""An upstream that streams: three partial images and the image, without delay between them.
+"""An upstream that streams three partial images and the image, without delay between them.
 
-Run as a process of its own: `python -m tests.bench.events PORT ANSWER_FILE`. The images are those
-of an answer that `nginx.answer_of` has made.
+Runs as its own process: `python -m tests.bench.events PORT ANSWER_FILE`. The file holds an answer
+of `nginx.answer_of`; every event has its image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ USAGE = {"input_tokens": 9, "output_tokens": 572, "total_tokens": 581}
 
 
 def frames_of(answer: bytes) -> list[bytes]:
-    """The events of a stream of this answer's image."""
+    """The events of a stream with this answer's image."""
     image = orjson.loads(answer)["data"][0]["b64_json"]
     partials = [("partial_image", {"partial_image_index": index}) for index in range(PARTIALS)]
     return [
@@ -48,7 +48,7 @@ def create_app(frames: list[bytes]) -> web.Application:
 
 
 def main() -> None:
-    """Serves until it is terminated."""
+    """Serves until the process is terminated."""
     port, answer_file = sys.argv[1:]
     app = create_app(frames_of(Path(answer_file).read_bytes()))
     loop = uvloop.new_event_loop()

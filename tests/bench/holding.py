@@ -1,10 +1,10 @@
-"""An upstream that lets everybody wait until it is told to answer, and then answers all at once.
+"""An upstream that holds all requests until they are released, and then answers them all at once.
 
-Every answer holds an image of its own. Run as a process of its own:
+Each answer has a different image. Runs as its own process:
 
     python -m tests.bench.holding PORT ANSWER_FILE
 
-`GET /held` says how many requests wait, `PUT /release` lets them go.
+`GET /held` returns how many requests are held, `PUT /release` releases them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tests.bench.processes import LOW_PRIORITY, raise_descriptor_limit
 BACKLOG = 4096
 _MARK = b'"b64_json":"'
 _HEAD_BYTES = 33
-"""Of a PNG: signature and IHDR. A multiple of three: it ends where a digit of base64 does."""
+"""A PNG's signature and IHDR. A multiple of three, so that its base64 can be cut there."""
 
 
-def different(answer: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """The answer with another image each time, in three parts, of which two are always the same.
+def distinct_answers(answer: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """The answer with a different image each time, in three parts; only the second part changes.
 
-    The image is a PNG; a comment of 36 bytes behind its head makes it another one.
+    The image is a PNG. A comment of 36 bytes after its head makes it different.
     """
     cut = answer.index(_MARK) + len(_MARK) + _HEAD_BYTES // 3 * 4
     head, tail = answer[:cut], answer[cut:]
@@ -46,27 +46,27 @@ def _comment(number: int) -> bytes:
 
 
 class Gate:
-    """Where requests wait."""
+    """Holds requests."""
 
     def __init__(self) -> None:
         self.held = 0
         self._opened = asyncio.Event()
 
     async def wait(self) -> None:
-        """Until the gate is opened the next time."""
+        """Waits until the gate is opened the next time."""
         self.held += 1
         await self._opened.wait()
         self.held -= 1
 
     def open(self) -> None:
-        """Lets everybody go; whoever comes from now on waits again."""
+        """Releases the requests that wait. Later ones wait for the next call."""
         self._opened.set()
         self._opened = asyncio.Event()
 
 
 def create_app(answer: bytes) -> web.Application:
-    """Answers every POST, when it is told to."""
-    gate, answers = Gate(), different(answer)
+    """Answers every POST once it is released."""
+    gate, answers = Gate(), distinct_answers(answer)
 
     async def generate(request: web.Request) -> web.StreamResponse:
         await request.read()
@@ -94,7 +94,7 @@ def create_app(answer: bytes) -> web.Application:
 
 
 def main() -> None:
-    """Serves until it is terminated."""
+    """Serves until the process is terminated."""
     port, answer_file = sys.argv[1:]
     raise_descriptor_limit()
     os.nice(LOW_PRIORITY)

@@ -1,7 +1,7 @@
 """Nginx as the upstream, and in the gateway's place: as a plain proxy and as a cache.
 
-The upstream answers every POST from a file, so it is never what slows a cell down. It always
-sells the same image; what differs is the prompt. One process each, without a master.
+The upstream answers every POST from a file, so it is never the bottleneck. It returns the same
+image for every prompt. Each nginx is one process without a master.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ _PROXIES = """
 
 
 def answer_of(base64_bytes: int) -> bytes:
-    """What OpenAI answers with one image whose base64 is about that long."""
+    """OpenAI's answer with one image of about that much base64."""
     document = {
         "created": 1_700_000_000,
         "background": "opaque",
@@ -99,7 +99,7 @@ def answer_of(base64_bytes: int) -> bytes:
 
 
 def _noise(size_bytes: int) -> bytes:
-    """A PNG of noise, which no encoder makes smaller: a byte for each pixel."""
+    """A PNG of noise, which does not compress: a byte for each pixel."""
     side = math.isqrt(size_bytes) + 1
     pixels = random.Random(size_bytes).randbytes(side * side)
     file = io.BytesIO()
@@ -109,7 +109,7 @@ def _noise(size_bytes: int) -> bytes:
 
 @contextmanager
 def run_upstream(folder: Path, answers: dict[str, bytes]) -> Iterator[int]:
-    """Serves each answer under `/<its name>/v1/images/generations`; yields the port."""
+    """Serves each answer under `/<name>/v1/images/generations`; yields the port."""
     for name, answer in answers.items():
         path = folder / "answers" / name / PATH
         path.parent.mkdir(parents=True)
@@ -121,7 +121,7 @@ def run_upstream(folder: Path, answers: dict[str, bytes]) -> Iterator[int]:
 
 @contextmanager
 def run_proxies(folder: Path, upstream_port: int) -> Iterator[tuple[int, int]]:
-    """The ports of a plain proxy and of a cache in front of that upstream."""
+    """Yields the ports of a plain proxy and of a cache in front of that upstream."""
     folder.mkdir()
     proxy_port, cache_port = free_port(), free_port()
     ports = {"proxy_port": proxy_port, "cache_port": cache_port, "upstream_port": upstream_port}

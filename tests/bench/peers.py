@@ -1,7 +1,7 @@
-"""Other gateways, measured beside ours when they are asked for: `make bench PEERS=litellm,portkey`.
+"""Other gateways to compare with: `make bench PEERS=litellm,portkey`.
 
-They are installed once, each into an environment of its own outside the repository. Neither can
-cache images, so they take part in the purchases only.
+Each is installed once, into its own environment outside the repository. Neither can cache images,
+so they are measured for purchases only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.bench.processes import free_port, run_process
 
 MODEL = "gpt-image-1.5"
 LITELLM_KEY = "sk-" + secrets.token_urlsafe(32)
-"""It starts with none but a strong one."""
+"""LiteLLM does not start with a weak key."""
 
 PORTKEY_PACKAGE = "@portkey-ai/gateway"
 
@@ -33,7 +33,7 @@ def _installed_at() -> Path:
 
 
 def check_peers(names: Sequence[str]) -> None:
-    """Installs those that are not there yet. Raises `Failed` for one that cannot be had."""
+    """Installs the missing ones. Raises `Failed` for one that is unknown or cannot be installed."""
     for name in names:
         if name not in PEERS:
             raise Failed(f"'{name}' is no peer; there are {', '.join(PEERS)}")
@@ -41,20 +41,20 @@ def check_peers(names: Sequence[str]) -> None:
 
 
 def run_peer(name: str, upstream: str, folder: Path) -> AbstractContextManager[Target]:
-    """Runs an installed peer in front of that upstream; what it writes goes into `folder`."""
+    """Runs an installed peer in front of that upstream; its files go into `folder`."""
     return PEERS[name](upstream, folder)
 
 
 def _install(name: str, home: Path, *commands: Sequence[str | Path]) -> None:
-    """Leaves nothing half-installed behind, so that the next run tries again."""
+    """If a command fails, removes the folder, so that the next run tries again."""
     print(f"installing {name} into {home}, once …", file=sys.stderr)  # noqa: T201
     home.mkdir(parents=True)
     for command in commands:
         done = subprocess.run(command, cwd=home, capture_output=True, check=False, text=True)
         if done.returncode:
             shutil.rmtree(home)
-            said = done.stderr.strip().splitlines() or ["it said nothing"]
-            raise Failed(f"{name} cannot be installed: {said[-1]}")
+            output = done.stderr.strip().splitlines() or ["it said nothing"]
+            raise Failed(f"{name} cannot be installed: {output[-1]}")
 
 
 # ── LiteLLM ─────────────────────────────────────────────────────────────────────────────────
@@ -69,7 +69,7 @@ def _install_litellm(home: Path) -> None:
 
 @contextmanager
 def _run_litellm(upstream: str, folder: Path) -> Iterator[Target]:
-    """One worker; what it would look up on the internet stays as it was shipped."""
+    """One worker. It uses its packaged price list instead of downloading one."""
     port, config = free_port(), folder / "litellm.yaml"
     params = {"model": f"openai/{MODEL}", "api_base": upstream, "api_key": "sk-upstream"}
     model = {"model_name": MODEL, "litellm_params": params}

@@ -1,8 +1,8 @@
--- One POST for wrk, and what came of it as a line of JSON.
+-- POSTs image requests with wrk, and prints the results as a line of JSON.
 --
--- The argument after `--` is a salt: with it every request has a prompt of its own, without it all
--- have the same. Every call of wrk gets another salt, and runs one thread: so a counter will do.
--- With a second argument, a number, the counter begins anew when it has come so far.
+-- The argument after `--` is a salt. With it each request has a different prompt, without it all
+-- have the same. Each run of wrk gets another salt and has one thread, so a counter is enough.
+-- A second argument, a number, limits the counter: it starts again at zero there.
 
 local BODY = '{"model":"gpt-image-1.5","prompt":"%s","size":"1024x1024","quality":"high"}'
 

@@ -1,8 +1,8 @@
-"""Asks one cheap thing every few milliseconds, to see how long an event loop stands still.
+"""Sends a cheap request every few milliseconds, to measure how long an event loop is blocked.
 
-Run as a process of its own: `python -m tests.bench.prober URL PID`, where PID is the process that
-answers; after SIGTERM it prints a line of JSON with the longest answer. Time in which one of the
-two was ready to run and the kernel ran others instead is the machine's, and does not count.
+Runs as its own process: `python -m tests.bench.prober URL PID`, where PID is the process that
+answers. After SIGTERM it prints a line of JSON with the time of the slowest answer. Time that
+either process spent in the kernel's run queue does not count.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from urllib.parse import urlsplit
 
 EVERY_SECONDS = 0.003
 URGENT = -10
-"""A priority that only root may take; without it there is a little more to subtract."""
+"""A priority that only root may set. Without it, more queue time is subtracted."""
 
 
 @dataclass
 class Longest:
-    """What is told at the end."""
+    """The result that is printed at the end."""
 
     asked: int = 0
     milliseconds: float = 0.0
 
 
 class Stopped(Exception):
-    """SIGTERM has come."""
+    """SIGTERM was received."""
 
 
 def queued_seconds(pid: int) -> float:
-    """How long the main thread of a process has waited for a processor in all."""
+    """The total time that the main thread of a process has waited for a processor."""
     stat = Path(f"/proc/{pid}/task/{pid}/schedstat").read_text()
     return int(stat.split()[1]) / 1e9
 
 
-def ask_until_stopped(connection: socket.socket, host: str, path: str, *, pid: int) -> Longest:
-    """Asks again and again on one connection."""
+def probe_until_stopped(connection: socket.socket, host: str, path: str, *, pid: int) -> Longest:
+    """Sends requests on one connection until SIGTERM."""
     request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
     longest, own = Longest(), os.getpid()
     with contextlib.suppress(Stopped):
@@ -65,14 +65,14 @@ def _stop(*_: object) -> None:
 
 
 def main() -> None:
-    """Asks until it is told to stop."""
+    """Probes until SIGTERM."""
     url, pid = sys.argv[1:]
     parts = urlsplit(url)
     with contextlib.suppress(PermissionError):
         os.nice(URGENT)
     signal.signal(signal.SIGTERM, _stop)
     with socket.create_connection((parts.hostname or "", parts.port or 80)) as connection:
-        longest = ask_until_stopped(connection, parts.netloc, parts.path, pid=int(pid))
+        longest = probe_until_stopped(connection, parts.netloc, parts.path, pid=int(pid))
     print(json.dumps(vars(longest)))  # noqa: T201
 
 

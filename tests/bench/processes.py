@@ -1,4 +1,4 @@
-"""Servers as child processes: started, waited for until they answer, ended."""
+"""Starts servers as child processes, waits until they listen, and ends them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pathlib import Path
 from tests.bench.load import Failed
 
 START_SECONDS = 120.0
-"""A peer may take most of a minute to come up."""
+"""A peer may take most of a minute to start."""
 
 STOP_SECONDS = 10.0
 
 LOW_PRIORITY = 5
-"""Of who asks and who answers upstream: what they do shall not keep the gateway waiting."""
+"""The priority of client and upstream, so that they do not slow the gateway down."""
 
 PACKAGES = {"nginx": "nginx-light", "wrk": "wrk", "redis-server": "redis-server"}
-"""What is needed, and the package of Debian and Ubuntu that has it."""
+"""The needed tools, and the Debian or Ubuntu packages that contain them."""
 
 
 def check_tools() -> None:
-    """Raises `Failed`, which says what to install."""
+    """If tools are missing, raises `Failed` with the packages to install."""
     missing = [tool for tool in PACKAGES if shutil.which(tool, path=_path()) is None]
     if missing:
         packages = " ".join(PACKAGES[tool] for tool in missing)
@@ -35,19 +35,19 @@ def check_tools() -> None:
 
 
 def _path() -> str:
-    """Debian keeps nginx where only root looks."""
+    """Debian installs nginx into /usr/sbin, which is only in root's PATH."""
     return os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin"))
 
 
 def raise_descriptor_limit() -> int:
-    """Lets this process have as many files open as it may; answers how many that is."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return most
+    """Raises this process's limit of open files to its maximum, and returns that."""
+    _, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))
+    return maximum
 
 
 def free_port() -> int:
-    """A port that nobody has right now."""
+    """A port that is free right now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -62,7 +62,7 @@ def run_process(
     folder: Path,
     environ: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
-    """Runs a server until the block is left; what it says goes to `<name>.log` in the folder."""
+    """Runs a server until the block is left; its output goes to `<name>.log` in the folder."""
     log_file = folder / f"{name}.log"
     with log_file.open("wb") as log:
         process = subprocess.Popen(
@@ -87,8 +87,8 @@ def _wait_until_it_listens(
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.05)
-    said = log_file.read_text(errors="replace").strip().splitlines()
-    raise Failed(f"{name} did not start: {said[-1] if said else 'it said nothing'}")
+    output = log_file.read_text(errors="replace").strip().splitlines()
+    raise Failed(f"{name} did not start: {output[-1] if output else 'it said nothing'}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -1,8 +1,8 @@
-"""Whether a hit takes longer where very many entries are than where a thousand are.
+"""Whether a hit takes longer in a store with very many entries than in one with a thousand.
 
-Two gateways are asked in turn for the same thousand images, which they have bought themselves;
-one of them has many more entries, as a purchase writes them, in its store. Only the bytes of those
-images are left out: no hit looks at the bytes of others.
+Two gateways buy the same thousand images, and are then measured in turn with hits on them. The
+store of one has many more entries, written as a purchase writes them. The bytes of those images
+are left out, because no hit reads the bytes of others.
 """
 
 from __future__ import annotations
@@ -26,54 +26,57 @@ from gateway.maintenance import open_running_gateway
 from gateway.process.bootstrap import prepare
 from gateway.store.batch import Batch
 from tests.bench.cells import Cell, Row, scale_row
-from tests.bench.load import AMONG, Failed, Target, ask_for, known_prompt
-from tests.bench.servers import Ground, run_gateway
+from tests.bench.load import KNOWN_IMAGES, Failed, Target, known_prompt, run_wrk
+from tests.bench.servers import Setup, run_gateway
 from tests.gateways import SHIPPED, make_settings
 
-A_BATCH = 250
-"""Entries that are written in one round trip."""
+BATCH_SIZE = 250
+"""The number of entries written in one round trip."""
 
 CELL = Cell("hit", "2 KB", 16)
 FEW, MANY = "few", "many"
 
 
-def scale_rows(folder: Path, ground: Ground, *, entries: int, seconds: int) -> Iterator[Row]:
-    """A row for each store; the Redis of `ground` holds both sets in databases of their own."""
-    redis = ground.redis_url.rpartition("/")[0]
+def scale_rows(folder: Path, setup: Setup, *, entries: int, seconds: int) -> Iterator[Row]:
+    """A row for each store. In the Redis of `setup`, each gateway has its own database."""
+    redis = setup.redis_url.rpartition("/")[0]
     urls: dict[str, Sequence[str | None]] = {
         "Redis": (f"{redis}/1", f"{redis}/2"),
         "embedded": (None, None),
     }
     for store, (few, many) in urls.items():
         print(f"{entries:,} entries, {store} …", file=sys.stderr)  # noqa: T201
-        place = folder / f"scale-{store}"
-        place.mkdir()
+        own_folder = folder / f"scale-{store}"
+        own_folder.mkdir()
         with ExitStack() as stack:
-            own = replace(ground, folder=place)
-            _fill(make_settings(place / MANY / "data", ground.upstream, many), entries)
+            own_setup = replace(setup, folder=own_folder)
+            _fill(make_settings(own_folder / MANY / "data", setup.upstream, many), entries)
             targets = [
-                stack.enter_context(run_gateway(own, name, url))
+                stack.enter_context(run_gateway(own_setup, name, url))
                 for name, url in ((FEW, few), (MANY, many))
             ]
             for target in targets:
                 asyncio.run(_buy_all(target))
-            yield scale_row(store, entries, AMONG, _ratios(targets, seconds))
+            yield scale_row(store, entries, KNOWN_IMAGES, _ratios(targets, seconds))
 
 
 def _ratios(targets: Sequence[Target], seconds: int) -> list[float]:
-    """How much longer a hit takes, a second each, one right after the other."""
+    """Ratios of hit rates, measured for a second each, one right after the other."""
     pairs = [
-        [ask_for(target, CELL, seconds=1, among=AMONG).per_second for target in targets]
+        [
+            run_wrk(target, CELL, seconds=1, known_images=KNOWN_IMAGES).per_second
+            for target in targets
+        ]
         for _ in range(2 * seconds)
     ]
     return [few / many for few, many in pairs]
 
 
-# ── what is in the stores ───────────────────────────────────────────────────────────────────
+# ── filling the stores ──────────────────────────────────────────────────────────────────────
 
 
 async def _buy_all(target: Target) -> None:
-    """The images that are asked for later, bought through the front door."""
+    """Buys the images that are requested later, over HTTP."""
     connector = aiohttp.TCPConnector(limit=CELL.connections)
     async with aiohttp.ClientSession(connector=connector, headers=target.headers) as session:
 
@@ -88,19 +91,19 @@ async def _buy_all(target: Target) -> None:
                 if response.status != HTTPStatus.OK:
                     raise Failed(f"{target.name} sold no image: {await response.text()}")
 
-        await asyncio.gather(*(buy(number) for number in range(AMONG)))
+        await asyncio.gather(*(buy(number) for number in range(KNOWN_IMAGES)))
 
 
 def _fill(settings: Settings, entries: int) -> None:
-    """Writes entries with an image each, as `purchase` does when one was bought."""
+    """Writes entries with an image each, as `purchase` stores a bought image."""
     prepare(settings)
-    asyncio.run(_write_all(settings, entries - AMONG))
+    asyncio.run(_write_all(settings, entries - KNOWN_IMAGES))
 
 
 async def _write_all(settings: Settings, entries: int) -> None:
     async with open_running_gateway(settings, SHIPPED) as gateway:
-        for start in range(0, entries, A_BATCH):
-            await _write(gateway, min(A_BATCH, entries - start))
+        for start in range(0, entries, BATCH_SIZE):
+            await _write(gateway, min(BATCH_SIZE, entries - start))
 
 
 async def _write(gateway: Gateway, entries: int) -> None:

@@ -1,4 +1,4 @@
-"""Everybody who takes part, each ready to be asked: the gateway and what runs beside it."""
+"""Runs the gateway and its baselines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench import nginx, peers
-from tests.bench.cells import COLD, EMBEDDED, GATEWAY, SIZES, Kind
+from tests.bench.cells import EMBEDDED, GATEWAY, NO_MEMORY_CACHE, SIZES, Kind
 from tests.bench.load import Target
 from tests.bench.nginx import PATH
 from tests.bench.processes import free_port, run_process
@@ -27,12 +27,12 @@ LIMITS = {
     "usd_per_day": 10**9,
     "usd_per_month": 10**9,
 }
-"""Every limit there is, each checked and counted, none ever reached."""
+"""All limits: each is checked and counted, and none is ever reached."""
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What all servers of one size stand on."""
+class Setup:
+    """The servers that all targets of one image size share."""
 
     folder: Path
     size: str
@@ -44,8 +44,8 @@ class Ground:
 
 
 @contextmanager
-def open_grounds(folder: Path) -> Iterator[dict[str, Ground]]:
-    """Runs the upstream, both nginx proxies and Redis; a ground for each size."""
+def open_setups(folder: Path) -> Iterator[dict[str, Setup]]:
+    """Runs the upstream, both nginx proxies and Redis; yields the setup of each size."""
     names = {size: size.replace(" ", "") for size in SIZES}
     answers = {names[size]: nginx.answer_of(length) for size, length in SIZES.items()}
     with ExitStack() as stack:
@@ -55,7 +55,7 @@ def open_grounds(folder: Path) -> Iterator[dict[str, Ground]]:
         redis_folder.mkdir()
         redis_url = stack.enter_context(run_redis_server(redis_folder))
         yield {
-            size: Ground(
+            size: Setup(
                 folder / name,
                 size,
                 *(f"http://127.0.0.1:{port}/{name}/v1" for port in (upstream, *ports)),
@@ -67,34 +67,36 @@ def open_grounds(folder: Path) -> Iterator[dict[str, Ground]]:
 
 @contextmanager
 def open_targets(
-    ground: Ground, chosen_peers: Sequence[str]
+    setup: Setup, chosen_peers: Sequence[str]
 ) -> Iterator[Mapping[Kind, Sequence[Target]]]:
-    """Runs everybody for images of one size; who is asked for hits, and who for purchases."""
-    ground.folder.mkdir()
+    """Runs all servers for images of one size; yields the targets for hits and for purchases."""
+    setup.folder.mkdir()
     with ExitStack() as stack:
-        upstream = Target("upstream", _generations(ground.upstream))
-        gateway = stack.enter_context(run_gateway(ground, GATEWAY, ground.redis_url))
-        embedded = stack.enter_context(run_gateway(ground, EMBEDDED, None))
-        cold = _open_cold(ground, stack)
-        bare_hit = stack.enter_context(_run_bare_hit(ground))
-        bare_pass = stack.enter_context(_run_bare(ground, "pass", _generations(ground.upstream)))
+        upstream = Target("upstream", _generations(setup.upstream))
+        gateway = stack.enter_context(run_gateway(setup, GATEWAY, setup.redis_url))
+        embedded = stack.enter_context(run_gateway(setup, EMBEDDED, None))
+        no_memory_cache = _open_no_memory_cache(setup, stack)
+        bare_hit = stack.enter_context(_run_bare_hit(setup))
+        bare_pass = stack.enter_context(_run_bare(setup, "pass", _generations(setup.upstream)))
         others = [
-            stack.enter_context(peers.run_peer(name, ground.upstream, ground.folder))
+            stack.enter_context(peers.run_peer(name, setup.upstream, setup.folder))
             for name in chosen_peers
         ]
-        cache = Target("nginx", _generations(ground.cache))
-        proxy = Target("nginx", _generations(ground.proxy))
+        cache = Target("nginx", _generations(setup.cache))
+        proxy = Target("nginx", _generations(setup.proxy))
         yield {
-            "hit": [upstream, cache, bare_hit, gateway, *cold, embedded],
+            "hit": [upstream, cache, bare_hit, gateway, *no_memory_cache, embedded],
             "bought": [upstream, proxy, bare_pass, gateway, *others],
         }
 
 
-def _open_cold(ground: Ground, stack: ExitStack) -> Sequence[Target]:
-    """A gateway without a hot tier, where images are large: else it is much the same."""
-    if ground.size != "2 MB":
+def _open_no_memory_cache(setup: Setup, stack: ExitStack) -> Sequence[Target]:
+    """A gateway without a memory cache, only for large images: small ones hardly differ."""
+    if setup.size != "2 MB":
         return []
-    return [stack.enter_context(run_gateway(ground, COLD, ground.redis_url, memory_bytes=0))]
+    return [
+        stack.enter_context(run_gateway(setup, NO_MEMORY_CACHE, setup.redis_url, memory_bytes=0))
+    ]
 
 
 def _generations(base_url: str) -> str:
@@ -103,18 +105,18 @@ def _generations(base_url: str) -> str:
 
 @contextmanager
 def run_gateway(
-    ground: Ground, name: str, redis_url: str | None, *, memory_bytes: int | None = None
+    setup: Setup, name: str, redis_url: str | None, *, memory_bytes: int | None = None
 ) -> Iterator[Target]:
-    """One worker with everything on: key, limits, ledger, metrics, and the log in a file."""
-    folder = ground.folder / name
+    """One worker with all features: key, limits, ledger, metrics, and the log in a file."""
+    folder = setup.folder / name
     options = {
-        "upstream": {"name": ground.size},  # or one size's hits would be the other's images
-        "cache": {"memory_bytes": memory_bytes},  # None: as it comes
+        "upstream": {"name": setup.size},  # otherwise all sizes would share entries
+        "cache": {"memory_bytes": memory_bytes},  # None: the default
     }
     with start_processes(
-        folder, ground.upstream, workers=1, redis_url=redis_url, options=options
+        folder, setup.upstream, workers=1, redis_url=redis_url, options=options
     ) as processes:
-        secret = _create_key(processes.url, f"{name} {ground.size}")
+        secret = _create_key(processes.url, f"{name} {setup.size}")
         (worker,) = processes.workers()
         headers = {"Authorization": f"Bearer {secret}"}
         yield Target(name, f"{processes.url}/{PATH}", headers, worker)
@@ -130,17 +132,17 @@ def _create_key(url: str, name: str) -> str:
         return str(json.load(response)["key"])
 
 
-def _run_bare_hit(ground: Ground) -> AbstractContextManager[Target]:
+def _run_bare_hit(setup: Setup) -> AbstractContextManager[Target]:
     """Small answers come from memory, large ones from Redis."""
-    answer = ground.folder / "answer.json"
-    answer.write_bytes(nginx.answer_of(SIZES[ground.size]))
-    source = "redis" if ground.size == "2 MB" else "memory"
-    return _run_bare(ground, source, ground.redis_url, str(answer))
+    answer = setup.folder / "answer.json"
+    answer.write_bytes(nginx.answer_of(SIZES[setup.size]))
+    source = "redis" if setup.size == "2 MB" else "memory"
+    return _run_bare(setup, source, setup.redis_url, str(answer))
 
 
 @contextmanager
-def _run_bare(ground: Ground, *what: str) -> Iterator[Target]:
+def _run_bare(setup: Setup, *arguments: str) -> Iterator[Target]:
     port = free_port()
-    command = [sys.executable, "-m", "tests.bench.bare", str(port), *what]
-    with run_process("bare", command, port=port, folder=ground.folder):
+    command = [sys.executable, "-m", "tests.bench.bare", str(port), *arguments]
+    with run_process("bare", command, port=port, folder=setup.folder):
         yield Target("bare", f"http://127.0.0.1:{port}/{PATH}")

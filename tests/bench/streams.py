@@ -1,8 +1,8 @@
-"""Streams: what the gateway adds to the first partial image, how many events pass in a second, and
-whether a slow reader holds anybody up.
+"""Streams: latency added to the first partial image, events a second, and the effect of a slow
+client on others.
 
-The first two are measured beside the same upstream asked directly. wrk cannot say when a part of an
-answer came, so the reader is a small one in this process.
+The baseline of the first two is the same upstream without the gateway. wrk cannot measure when a
+part of an answer arrived, so this process has its own small client.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from tests.bench.events import PARTIALS
 from tests.bench.load import Failed, Target
 from tests.bench.nginx import PATH
 from tests.bench.processes import free_port, run_process
-from tests.bench.servers import Ground, run_gateway
+from tests.bench.servers import Setup, run_gateway
 
 CONNECTIONS = 8
 CROWD = 50
 SLOW_BYTES = 1024
-"""A second, of a reader that is slow."""
+"""Bytes a second that a slow client reads."""
 MAX_BYTES = 1 << 24
 
 _prompts = count(time.time_ns())
@@ -38,7 +38,7 @@ _prompts = count(time.time_ns())
 
 @dataclass(frozen=True)
 class Stream:
-    """How one stream came."""
+    """The measurements of one stream."""
 
     first_seconds: float
     """From the request to the end of the first event."""
@@ -46,19 +46,19 @@ class Stream:
 
 
 def stream_rows(folder: Path, redis_url: str, *, seconds: int) -> Iterator[Row]:
-    """Two rows for each size of image."""
+    """The rows of each image size."""
     for size, size_bytes in SIZES.items():
         print(f"stream {size} …", file=sys.stderr)  # noqa: T201
-        place, port = folder / f"streams-{size_bytes}", free_port()
-        place.mkdir()
-        answer = place / "answer.json"
+        own_folder, port = folder / f"streams-{size_bytes}", free_port()
+        own_folder.mkdir()
+        answer = own_folder / "answer.json"
         answer.write_bytes(nginx.answer_of(size_bytes))
         base_url = f"http://127.0.0.1:{port}/v1"
-        ground = Ground(place, f"stream {size}", base_url, "", "", redis_url=redis_url)
+        setup = Setup(own_folder, f"stream {size}", base_url, "", "", redis_url=redis_url)
         command = [sys.executable, "-m", "tests.bench.events", str(port), str(answer)]
         with (
-            run_process("events", command, port=port, folder=place),
-            run_gateway(ground, GATEWAY, redis_url) as gateway,
+            run_process("events", command, port=port, folder=own_folder),
+            run_gateway(setup, GATEWAY, redis_url) as gateway,
         ):
             upstream = Target("upstream", f"http://127.0.0.1:{port}/{PATH}")
             yield from asyncio.run(_measure(size, [upstream, gateway], seconds=seconds))
@@ -66,22 +66,22 @@ def stream_rows(folder: Path, redis_url: str, *, seconds: int) -> Iterator[Row]:
 
 
 async def _measure(size: str, targets: Sequence[Target], *, seconds: int) -> list[Row]:
-    """Everybody in turn; a first second does not count."""
+    """Measures one target after another, each after a second of warm-up."""
     first_ms: dict[str, float] = {}
     per_second: dict[str, float] = {}
     for target in targets:
-        await _ask_for(target, seconds=1, connections=1)
-        alone = await _ask_for(target, seconds=seconds, connections=1)
+        await _run_streams(target, seconds=1, connections=1)
+        alone = await _run_streams(target, seconds=seconds, connections=1)
         first_ms[target.name] = statistics.median(s.first_seconds for s in alone) * 1000
         started = time.perf_counter()
-        streams = await _ask_for(target, seconds=seconds, connections=CONNECTIONS)
+        streams = await _run_streams(target, seconds=seconds, connections=CONNECTIONS)
         elapsed = time.perf_counter() - started
         per_second[target.name] = sum(stream.events for stream in streams) / elapsed
     return [first_event_row(size, first_ms), events_row(size, CONNECTIONS, per_second)]
 
 
 async def _measure_crowd(size: str, target: Target) -> Row:
-    """How long fifty readers of one stream take, alone and beside one that hardly reads."""
+    """How long fifty clients take for one stream, without and with a slow client beside them."""
     alone = await _crowd_seconds(target, _body())
     body = _body()
     slow = asyncio.create_task(_read_slowly(target, body))
@@ -111,7 +111,7 @@ async def _crowd_seconds(target: Target, body: Mapping[str, object]) -> float:
 
 
 async def _read_slowly(target: Target, body: Mapping[str, object]) -> None:
-    """Until it is cancelled, or has all."""
+    """Reads a stream slowly, to its end or until it is cancelled."""
     async with (
         aiohttp.ClientSession(headers=target.headers, read_bufsize=SLOW_BYTES) as session,
         session.post(target.url, json=body) as response,
@@ -120,15 +120,15 @@ async def _read_slowly(target: Target, body: Mapping[str, object]) -> None:
             await asyncio.sleep(1)
 
 
-async def _ask_for(target: Target, *, seconds: int, connections: int) -> list[Stream]:
+async def _run_streams(target: Target, *, seconds: int, connections: int) -> list[Stream]:
     until = time.perf_counter() + seconds
     connector = aiohttp.TCPConnector(limit=connections)
     async with aiohttp.ClientSession(connector=connector, headers=target.headers) as session:
-        askers = (_ask_again(session, target, until=until) for _ in range(connections))
-        return [stream for streams in await asyncio.gather(*askers) for stream in streams]
+        runs = (_repeat(session, target, until=until) for _ in range(connections))
+        return [stream for streams in await asyncio.gather(*runs) for stream in streams]
 
 
-async def _ask_again(session: aiohttp.ClientSession, target: Target, *, until: float):
+async def _repeat(session: aiohttp.ClientSession, target: Target, *, until: float):
     streams = []
     while time.perf_counter() < until:
         streams.append(await _read(session, target))
@@ -136,19 +136,19 @@ async def _ask_again(session: aiohttp.ClientSession, target: Target, *, until: f
 
 
 async def _read(session: aiohttp.ClientSession, target: Target) -> Stream:
-    """Reads a stream to its end. Raises `Failed` for one that has not all its events."""
+    """Reads a stream to its end. Raises `Failed` if events are missing."""
     splitter = Splitter(max_frame_bytes=MAX_BYTES)
-    asked_at, came_at = time.perf_counter(), []
+    sent_at, arrived_at = time.perf_counter(), []
     async with session.post(target.url, json=_body()) as response:
         async for chunk in response.content.iter_any():
-            came_at += [time.perf_counter()] * len(splitter.feed(chunk))
-    if len(came_at) != PARTIALS + 1:
-        raise Failed(f"{target.name} answered {response.status} with {len(came_at)} events")
-    return Stream(came_at[0] - asked_at, len(came_at))
+            arrived_at += [time.perf_counter()] * len(splitter.feed(chunk))
+    if len(arrived_at) != PARTIALS + 1:
+        raise Failed(f"{target.name} answered {response.status} with {len(arrived_at)} events")
+    return Stream(arrived_at[0] - sent_at, len(arrived_at))
 
 
 def _body() -> dict[str, object]:
-    """A stream that nobody has asked for before."""
+    """A stream request with a new prompt."""
     return {
         "model": "gpt-image-1.5",
         "prompt": f"an otter, {next(_prompts)}",

@@ -1,4 +1,4 @@
-"""The one table that a run prints."""
+"""Prints the results as a table."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tests.bench.cells import GATEWAY, Row
 
 COLUMNS = ("upstream", "nginx", "bare", GATEWAY)
 WIDTH = 165
-"""Also where the output goes into a file."""
+"""Fixed, so that output into a file is as wide."""
 
 
 def print_table(title: str, rows: Sequence[Row], *, peers: Sequence[str]) -> None:
-    """Prints the rows, one column for each server that took part."""
+    """Prints the rows, with a column for each target."""
     columns = (*COLUMNS, *peers)
     table = Table(title=title, title_justify="left", title_style="")
     table.add_column("requests a second")
