@@ -189,7 +189,7 @@ class InProcess:
         await self.gateway.ledger.write()
         return [record for _, record in await self.gateway.ledger.read(limit=100_000)]
 
-    async def until_claimed(self, count: int) -> None:
+    async def until_leased(self, count: int) -> None:
         """Waits until `count` requests since the start lead or follow a flight."""
         await eventually(lambda: self.leases.count >= count)
 
@@ -203,7 +203,7 @@ class InProcess:
         self.set_pace(clock.pace)
         return clock
 
-    async def recover_dead(self) -> int:
+    async def recover_expired(self) -> int:
         """Recovers the open purchases of all other workers; each counts as expired at once."""
         recovery = self.gateway.recovery
         recovery._expires_after_seconds = 0.0

@@ -57,7 +57,7 @@ async def leave_purchase(
     *,
     received: bool,
     worker: str = "a-dead-worker",
-    deaths: int = 0,
+    replacements: int = 0,
 ) -> OpenPurchase:
     """Writes an open purchase of `prompt` for a key, in state `reserved` or `received`."""
     request, catalog = _request(prompt)
@@ -73,7 +73,7 @@ async def leave_purchase(
         subject = (await Keys(store).authenticate(secret)).subject
         record = draft(subject, request_id=f"req_{secrets.token_hex(16)}", time=time.time())
         record = record.but(id=purchase, model=MODEL, n=1, fingerprint=key, outcome="bought")
-        flight = Flight(purchase, key, (0,), replacements=deaths)
+        flight = Flight(purchase, key, (0,), replacements=replacements)
         amounts = pricing.estimate(model, request, 1).amounts
         reserved = Reserved(purchase, flight, amounts, record)
         await execute(store, AcquireLease(key, flight.slots, flight.id, LEASE_SECONDS))

@@ -76,7 +76,7 @@ def run_durable_redis(folder: Path) -> Iterator[DurableRedis]:
         server.kill()
 
 
-def refuse_without_server() -> None:
+def skip_without_server() -> None:
     """Skips the test, or fails it in continuous integration."""
     if os.environ.get("CI") == "true":
         pytest.fail(MISSING, pytrace=False)
@@ -86,14 +86,14 @@ def refuse_without_server() -> None:
 def merge_missing_server_skips(report: pytest.TestReport) -> None:
     """Gives skips for a missing server one location, so that pytest reports them in one line."""
     if report.skipped and MISSING in str(report.longrepr):
-        line = refuse_without_server.__code__.co_firstlineno
+        line = skip_without_server.__code__.co_firstlineno
         report.longrepr = (__file__, line, f"Skipped: {MISSING}")
 
 
 def _binary() -> str:
     binary = shutil.which(os.environ.get("REDIS_SERVER", "redis-server"))
     if binary is None:
-        refuse_without_server()
+        skip_without_server()
     return str(binary)
 
 

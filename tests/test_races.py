@@ -71,7 +71,7 @@ class Stage:
 
     async def leases(self, request: web.Request) -> web.Response:
         """`/leases/N`: N requests since the start lead or follow a flight."""
-        await self.gateway.until_claimed(int(request.match_info["count"]))
+        await self.gateway.until_leased(int(request.match_info["count"]))
         return web.Response()
 
     async def purchases(self, request: web.Request) -> web.Response:

@@ -84,7 +84,7 @@ def rows_of(cell: Cell, per_second: Mapping[str, float]) -> Iterator[Row]:
     """The rows of a cell; `per_second` has the answer rate of each target."""
     shown = {name: f"{rate:,.0f}" for name, rate in per_second.items()}
     floors = FLOORS.get(cell, {})
-    name = f"{cell.name}, hot tier" if NO_MEMORY_CACHE in per_second else cell.name
+    name = f"{cell.name}, memory cache" if NO_MEMORY_CACHE in per_second else cell.name
     baselines = {each: per_second[each] for each in floors if each in per_second}
     yield _row(
         name,
@@ -107,7 +107,7 @@ def _no_memory_cache_row(cell: Cell, per_second: Mapping[str, float]) -> Row:
     rate = per_second[NO_MEMORY_CACHE]
     shown = {GATEWAY: f"{rate:,.0f}"}
     baselines, floors = _default_baseline(cell, per_second), NO_MEMORY_CACHE_FLOORS.get(cell, {})
-    return _row(f"{cell.name}, hot tier off", shown, rate, baselines, floors=floors)
+    return _row(f"{cell.name}, without memory cache", shown, rate, baselines, floors=floors)
 
 
 def _embedded_row(cell: Cell, per_second: Mapping[str, float]) -> Row:
@@ -175,7 +175,7 @@ def crowd_row(size: str, clients: int, seconds: Mapping[str, float]) -> Row:
     """How long many clients take for one stream, without and with a slow client beside them."""
     ratio = seconds["beside"] / seconds["alone"]
     return Row(
-        f"{clients} readers of one stream {size}, beside one at 1 KB/s",
+        f"{clients} followers of one stream {size}, beside one at 1 KB/s",
         {GATEWAY: f"{seconds['beside']:.2f} s"},
         ratio=f"{ratio:.3g} × without it",
     )
@@ -229,7 +229,7 @@ def standstill_row(purchases: int, quiet_ms: float, busy_ms: float) -> Row:
     """The longest block of the event loop: the slowest answer to a cheap request."""
     added = busy_ms - quiet_ms
     return Row(
-        f"{purchases} purchases of 8 MB at once: event loop stands still",
+        f"{purchases} purchases of 8 MB at once: event loop is blocked",
         {GATEWAY: f"{busy_ms:.1f} ms"},
         ratio=f"+{added:.1f} ms",
         floor=f"≤ {STANDSTILL_FLOOR_MS:g} ms",

@@ -68,10 +68,10 @@ def run_wrk(target: Target, cell: Cell, *, seconds: int, known_images: int = 1) 
     )
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
-        raise Failed(f"wrk could not ask {target.name}: {done.stderr.strip()}")
+        raise Failed(f"wrk could not measure {target.name}: {done.stderr.strip()}")
     result = json.loads(lines[-1])
     _check(target, result, least_bytes=SIZES[cell.size])
-    return Speed(result["requests"] / result["usd_micros"] * 1e6, result["p50_micros"] / 1000)
+    return Speed(result["requests"] / result["duration_micros"] * 1e6, result["p50_micros"] / 1000)
 
 
 def _check(target: Target, result: Mapping[str, int], *, least_bytes: int) -> None:

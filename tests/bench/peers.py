@@ -53,7 +53,7 @@ def _install(name: str, home: Path, *commands: Sequence[str | Path]) -> None:
         done = subprocess.run(command, cwd=home, capture_output=True, check=False, text=True)
         if done.returncode:
             shutil.rmtree(home)
-            output = done.stderr.strip().splitlines() or ["it said nothing"]
+            output = done.stderr.strip().splitlines() or ["no output"]
             raise Failed(f"{name} cannot be installed: {output[-1]}")
 
 

@@ -37,7 +37,7 @@ function done(summary, latency)
   local errors = summary.errors
   local failed = errors.connect + errors.read + errors.write + errors.status + errors.timeout
   io.write(string.format(
-    '\n{"requests": %d, "bytes": %d, "usd_micros": %d, "failed": %d, "p50_micros": %d}\n',
+    '\n{"requests": %d, "bytes": %d, "duration_micros": %d, "failed": %d, "p50_micros": %d}\n',
     summary.requests, summary.bytes, summary.duration, failed, latency:percentile(50)
   ))
 end

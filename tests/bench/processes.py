@@ -88,7 +88,7 @@ def _wait_until_it_listens(
                 return
         time.sleep(0.05)
     output = log_file.read_text(errors="replace").strip().splitlines()
-    raise Failed(f"{name} did not start: {output[-1] if output else 'it said nothing'}")
+    raise Failed(f"{name} did not start: {output[-1] if output else 'no output'}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

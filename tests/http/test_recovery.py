@@ -97,7 +97,7 @@ async def test_an_image_that_a_dead_worker_received_is_stored_and_settled(
     left = await leave_purchase(slow_gateway.settings, alice.secret, "an otter", received=True)
     assert (await spent(slow_gateway, alice)).reserved_micros == left.estimate.usd_micros
 
-    assert await slow_gateway.recover_dead() == 1
+    assert await slow_gateway.recover_expired() == 1
 
     hit = await alice.ask("an otter")
     assert hit.cache_status.startswith("hit")
@@ -116,7 +116,7 @@ async def test_a_purchase_that_a_dead_worker_only_reserved_is_presumed_at_the_es
     alice = await slow_gateway.client.with_key()
     left = await leave_purchase(slow_gateway.settings, alice.secret, "an otter", received=False)
 
-    assert await slow_gateway.recover_dead() == 1
+    assert await slow_gateway.recover_expired() == 1
 
     (record,) = purchases_of(await slow_gateway.ledger())
     assert (record.id, record.outcome, record.flags) == (left.purchase, "failed", ("presumed",))
@@ -136,9 +136,9 @@ async def test_followers_of_a_dead_leader_get_the_image_it_received_or_one_of_th
         await leave_purchase(slow_gateway.settings, alice.secret, prompt, received=received)
     bob = await slow_gateway.client.with_key("bob")
     waiting = [asyncio.create_task(bob.ask(prompt)) for prompt in ("came", *["lost"] * 5)]
-    await slow_gateway.until_claimed(6)
+    await slow_gateway.until_leased(6)
 
-    await slow_gateway.recover_dead()
+    await slow_gateway.recover_expired()
     came, *lost = await asyncio.gather(*waiting)
 
     assert (came.status, came.cache_status) == (200, "fwd=miss; collapsed")
@@ -153,11 +153,13 @@ async def test_followers_get_an_error_if_the_replacing_leader_dies_too(
     slow_gateway: InProcess, upstream: Upstream
 ) -> None:
     alice = await slow_gateway.client.with_key()
-    await leave_purchase(slow_gateway.settings, alice.secret, "lost", received=False, deaths=1)
+    await leave_purchase(
+        slow_gateway.settings, alice.secret, "lost", received=False, replacements=1
+    )
     waiting = asyncio.create_task(alice.ask("lost"))
-    await slow_gateway.until_claimed(1)
+    await slow_gateway.until_leased(1)
 
-    await slow_gateway.recover_dead()
+    await slow_gateway.recover_expired()
     lost = await waiting
 
     assert (lost.status, lost.error["code"]) == (502, "upstream_error")
@@ -174,9 +176,9 @@ async def test_a_follower_over_its_limit_gets_its_own_refusal_and_the_next_follo
     rich = await slow_gateway.client.with_key("rich")
     await leave_purchase(slow_gateway.settings, alice.secret, "lost", received=False)
     waiting = [asyncio.create_task(client.ask("lost")) for client in (poor, rich)]
-    await slow_gateway.until_claimed(2)
+    await slow_gateway.until_leased(2)
 
-    await slow_gateway.recover_dead()
+    await slow_gateway.recover_expired()
     poor_reply, rich_reply = await asyncio.gather(*waiting)
 
     assert rich_reply.status == 200
@@ -195,7 +197,7 @@ async def test_concurrent_recoveries_close_a_purchase_once(
             for i in range(5)
         ]
 
-        await asyncio.gather(*(gateway.recover_dead() for gateway in (here, there) * 3))
+        await asyncio.gather(*(gateway.recover_expired() for gateway in (here, there) * 3))
 
         charges = [one.charge if received else one.estimate for one in left]
         records = purchases_of(await here.ledger())
@@ -206,7 +208,7 @@ async def test_concurrent_recoveries_close_a_purchase_once(
         counted = [(await g.client.metrics()).items() for g in (here, there)]
         usd = sum(v for sample in counted for k, v in sample if "cost_usd_total{" in k)
         assert usd == pytest.approx(total / 1e6)
-        assert await here.recover_dead() == 0
+        assert await here.recover_expired() == 0
 
 
 async def test_a_dead_worker_is_deregistered_once_its_purchases_are_closed(
@@ -216,7 +218,7 @@ async def test_a_dead_worker_is_deregistered_once_its_purchases_are_closed(
     await leave_purchase(slow_gateway.settings, alice.secret, "an otter", received=False)
     async with open_store(slow_gateway.settings) as (store, _):
         assert "a-dead-worker" in await execute(store, ExpiredWorkers(0))
-        await slow_gateway.recover_dead()
+        await slow_gateway.recover_expired()
         assert "a-dead-worker" not in await execute(store, ExpiredWorkers(0))
 
 
@@ -229,7 +231,7 @@ async def test_an_unreadable_journal_does_not_block_the_others(slow_gateway: InP
             slow_gateway.settings, alice.secret, worker, received=False, worker=worker
         )
 
-    assert await slow_gateway.recover_dead() == 2
+    assert await slow_gateway.recover_expired() == 2
 
     assert await open_journals(slow_gateway) == 1
     assert len(purchases_of(await slow_gateway.ledger())) == 2
@@ -348,7 +350,7 @@ async def test_clients_get_their_image_while_the_store_is_unavailable(
     async with upstream.hold() as gate:
         asking = [asyncio.create_task(alice.ask(prompt)) for _ in range(3)]
         await gate.until(1)
-        await gateway.until_claimed(3)
+        await gateway.until_leased(3)
         pausable.freeze()
     try:
         replies = await asyncio.gather(*asking)
@@ -536,7 +538,7 @@ async def test_a_purchase_renews_its_lease_for_as_long_as_it_takes(
             await gate.until(1)
             await asyncio.sleep(first_lease + 0.2)
             asking = asyncio.create_task(alice.ask())
-            await gateway.until_claimed(2)
+            await gateway.until_leased(2)
         late = await asking
         assert late.images == (await early).images
 

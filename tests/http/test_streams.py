@@ -709,7 +709,7 @@ async def test_no_index_is_sent_twice_when_a_dead_leader_is_replaced(
             await publisher.publish(PartialImage(index, b"of the dead %d" % index))
         async with open_stream(alice, "lost") as follower:
             await follower.until(2)
-            await here.recover_dead()
+            await here.recover_expired()
             events = await follower.to_the_end()
 
     from_dead_leader = [base64.b64encode(b"of the dead %d" % index).decode() for index in (0, 2)]
@@ -724,10 +724,12 @@ async def test_a_stream_gets_an_error_if_the_replacing_leader_dies_too(
 ) -> None:
     async with open_gateway(workers={"heartbeat": "0.2s", "dead_after": "60s"}) as here:
         alice = await here.client.with_key("alice")
-        left = await leave_purchase(here.settings, alice.secret, "lost", received=False, deaths=1)
+        left = await leave_purchase(
+            here.settings, alice.secret, "lost", received=False, replacements=1
+        )
         await here.gateway.flights._partial_images.publisher(left.purchase, max_images=3).open()
         async with open_stream(alice, "lost") as follower:
-            await here.recover_dead()
+            await here.recover_expired()
             (event,) = await follower.to_the_end()
 
     assert (event.name, event.data["error"]["code"]) == ("error", "upstream_error")

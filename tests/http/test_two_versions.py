@@ -155,10 +155,10 @@ async def test_each_version_finishes_the_purchases_of_the_other_one(
             yield NewerStore(store), blobs
 
     await leave_purchase(newer.settings, alice.secret, "of the older", received=received)
-    assert await newer.recover_dead() == 1
+    assert await newer.recover_expired() == 1
     monkeypatch.setattr("tests.journals.open_store", open_newer)
     await leave_purchase(newer.settings, alice.secret, "of the newer", received=received)
-    assert await older.recover_dead() == 1
+    assert await older.recover_expired() == 1
 
     outcome = "bought" if received else "failed"
     assert [record.outcome for record in await older.ledger()] == [outcome] * 2
