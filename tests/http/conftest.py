@@ -26,7 +26,7 @@ OpenGateway = Callable[..., AbstractAsyncContextManager[InProcess]]
 
 @pytest.fixture(params=["sqlite", "redis"])
 def store_url(request: pytest.FixtureRequest) -> str | None:
-    """The store of the test, which runs once on each; None is the embedded store."""
+    """Each test runs on both stores; None is the embedded one."""
     return None if request.param == "sqlite" else request.getfixturevalue("redis_url")
 
 
@@ -90,7 +90,7 @@ class Shared:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shared]:
-    """For long tables; a module that uses it marks its tests `asyncio(loop_scope="module")`.
+    """For long tables. A module that uses it marks its tests `asyncio(loop_scope="module")`.
 
     It has no circuit breaker, so that failures of one row do not affect the next.
     """

@@ -1,4 +1,4 @@
-"""Signed links for tests: a gateway whose signing key the test has, and requests of its links."""
+"""Signed links for tests: a gateway with a known signing key, and requests of its links."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HOUR_SECONDS = 3600
 
 @dataclass(frozen=True)
 class Album:
-    """A gateway whose signing key the test has, and one image with its link."""
+    """A gateway with a known signing key, and one image with its link."""
 
     gateway: InProcess
     path: str
@@ -44,7 +44,7 @@ class Album:
         return SIGNER.sign(path, expires_at=int(time.time() + ttl_seconds))
 
     async def show(self, path: str | None = None, method: str = "GET", **headers: str) -> Reply:
-        """The response to a link, sent unchanged. `_` in the name of a header becomes `-`."""
+        """Requests a link, unchanged. `_` in the name of a header becomes `-`."""
         client = self.gateway.client
         async with client.session.request(
             method,
@@ -71,7 +71,7 @@ class Album:
         blobs.forget([digest])
 
     async def raw(self, *requests: str) -> bytes:
-        """The responses to these requests on one connection, which the last one closes."""
+        """Sends requests on one connection, which the last one closes; returns the responses."""
         url = URL(self.gateway.client.url)
         reader, writer = await asyncio.open_connection(url.host, url.port)
         writer.write("".join(requests).encode())

@@ -1,7 +1,7 @@
 """Bad requests over HTTP: a clear error, nothing bought, no crash.
 
-Each refusal of `docs/reference/images-api.md#refusals` has one or two examples here, and so has
-everything that goes wrong before there is a body to validate. All parameters of each model are in
+Each refusal of `docs/reference/images-api.md#refusals` has one or two examples here, as has each
+failure before a body is validated. All parameters of each model are in
 `tests/request/test_validation.py`.
 """
 
@@ -110,7 +110,7 @@ class Raw:
 async def talk(client: Client, *parts: bytes, listen_seconds: float | None = None) -> Raw:
     """Sends bytes on a connection of its own, part by part, and reads until it is closed.
 
-    One that may stay open is read so much longer after a first whole answer.
+    With `listen_seconds`, it stops reading that long after the first complete response.
     """
     host, port = client.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -122,7 +122,7 @@ async def talk(client: Client, *parts: bytes, listen_seconds: float | None = Non
                 writer.write(part)
             while chunk := await reader.read(65_536):
                 received += chunk
-                if listen_seconds is not None and _is_whole(received):
+                if listen_seconds is not None and _is_complete(received):
                     patience.reschedule(asyncio.get_running_loop().time() + listen_seconds)
                     listen_seconds = None
             was_closed = True
@@ -134,7 +134,7 @@ async def talk(client: Client, *parts: bytes, listen_seconds: float | None = Non
     return Raw(_split(bytes(received)), was_closed)
 
 
-def _is_whole(data: bytes) -> bool:
+def _is_complete(data: bytes) -> bool:
     head, end, body = data.partition(b"\r\n\r\n")
     length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
     return bool(end) and len(body) >= (int(length[1]) if length else 0)
@@ -169,7 +169,7 @@ async def disconnect_after(client: Client, data: bytes) -> None:
     _, writer = await asyncio.open_connection(host, int(port))
     writer.write(data)
     await asyncio.sleep(0.05)
-    await turns()  # the gateway has read it, however long this took
+    await turns()  # until the gateway has read it
     writer.transport.abort()
 
 
@@ -319,7 +319,7 @@ ROWS = {
 
 @in_module
 @pytest.mark.parametrize(("body", "expected"), ROWS.values(), ids=list(ROWS))
-async def test_a_refusal_has_the_apis_words(
+async def test_a_refusal_has_the_apis_own_error(
     shared: Shared, body: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     reply = await shared.alice.send("POST", GENERATIONS, json=body)
@@ -330,7 +330,7 @@ async def test_a_refusal_has_the_apis_words(
 
 @in_module
 async def test_an_omitted_model_is_the_default(shared: Shared) -> None:
-    """The API refuses it today, although its reference has a default.
+    """The API refuses such a request, although its reference has a default.
 
     See `docs/reference/images-api.md#an-omitted-model`.
     """
@@ -378,7 +378,7 @@ BODIES = {
 async def test_a_body_that_is_not_plain_json_is_refused(
     shared: Shared, body: bytes, problem: str | None
 ) -> None:
-    """JSON that is refused has a message of its own."""
+    """If it is JSON all the same, the message names the problem."""
     headers = {"Content-Type": "application/json"}
     unreadable = f"We could not read the JSON body of your request: {problem}."
     message = NOT_JSON if problem is None else unreadable
@@ -476,9 +476,7 @@ async def test_an_unknown_path_elsewhere_is_an_unknown_url(shared: Shared, path:
 
 @in_module
 @pytest.mark.parametrize("path", ["/v1/%ff%0a%00", "/%ed%a0%80"])
-async def test_a_path_with_invalid_utf8_is_answered_like_any_other(
-    shared: Shared, path: str
-) -> None:
+async def test_a_path_with_invalid_utf8_is_404(shared: Shared, path: str) -> None:
     raw = await talk(
         shared.alice, f"GET {path} HTTP/1.1{SECOND_LINE}Connection: close\r\n\r\n".encode()
     )
@@ -576,7 +574,7 @@ async def test_a_key_with_invalid_utf8_is_401(shared: Shared) -> None:
 
 
 @in_module
-async def test_a_key_may_come_as_api_key_and_bearer_wins(shared: Shared) -> None:
+async def test_a_key_may_be_sent_as_api_key_and_bearer_wins(shared: Shared) -> None:
     right, wrong = shared.alice.secret, "gk-another-key"
 
     async def status(**headers: str) -> int:
@@ -592,7 +590,7 @@ async def test_a_key_may_come_as_api_key_and_bearer_wins(shared: Shared) -> None
 async def test_a_revoked_key_is_refused_from_the_next_request_on(
     open_gateway: OpenGateway,
 ) -> None:
-    """Also by another gateway that knew it, for any request; and these are not recorded."""
+    """Another gateway that has it in memory refuses it too. Such requests are not recorded."""
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice")
         elsewhere = Client(there.client.url, there.client.session, alice.secret)
@@ -640,10 +638,10 @@ async def test_an_expired_key_is_401(gateway: InProcess, alice: Client) -> None:
         assert_error(await client.send("GET", "/v1/models"), 401, shown)
 
 
-async def test_a_change_of_a_keys_models_holds_from_the_next_request_on(
+async def test_a_change_of_a_keys_models_applies_to_the_next_request(
     open_gateway: OpenGateway,
 ) -> None:
-    """A worker that knows the key confirms it before it refuses."""
+    """Before a worker refuses a key that it has in memory, it reads it from the store."""
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key("alice", models=["dall-e-2"])
         elsewhere = Client(there.client.url, there.client.session, alice.secret)
@@ -816,20 +814,20 @@ async def test_a_client_that_disconnects_before_its_body_is_complete_buys_nothin
     await disconnect_after(carol, head(carol, line) + part)
     await disconnect_after(carol, head(carol)[:-10])
 
-    async def look() -> list[Record]:
+    async def find_records() -> list[Record]:
         return [r for r in await shared.gateway.ledger() if r.key == f"carol {framing}"]
 
-    records = await eventually(look)
+    records = await eventually(find_records)
     assert [(r.outcome, r.status) for r in records] == [("refused", 400)]
     assert len(await shared.upstream.calls()) == before
     assert (await carol.send("GET", "/v1/models")).status == 200
 
 
 @in_module
-async def test_the_rest_of_a_refused_body_is_not_taken_for_an_incomplete_head(
+async def test_the_rest_of_a_refused_body_is_not_read_as_an_incomplete_head(
     hasty: Shared,
 ) -> None:
-    """It must not start the timer of a next head."""
+    """It must not start the timer of the next head."""
     unknown_key = head(hasty.alice, "Content-Length: 5", key="gk-not-a-key-at-all")
 
     raw = await talk(hasty.alice, unknown_key + b"ab", b"cde", listen_seconds=1.0)
@@ -842,9 +840,9 @@ async def test_the_rest_of_a_refused_body_is_not_taken_for_an_incomplete_head(
 async def test_a_purchase_may_take_longer_than_the_timeout_of_a_body(
     hasty: Shared, pauses: int
 ) -> None:
-    """In whichever iteration of the event loop the body arrives, also before its handler starts.
+    """The body may arrive in any iteration of the event loop, even before its handler starts.
 
-    The test passes the bytes to the connection as the loop would, to choose the iteration.
+    To choose the iteration, the test passes the bytes to the connection itself.
     """
     server = hasty.gateway.runner.server
     host, port = hasty.gateway.client.url.removeprefix("http://").split(":")
@@ -890,7 +888,7 @@ MALFORMED = {
 
 @in_module
 @pytest.mark.parametrize("request_bytes", MALFORMED.values(), ids=list(MALFORMED))
-async def test_malformed_http_is_answered_in_json_that_quotes_nothing(
+async def test_malformed_http_gets_a_json_error_that_quotes_no_input(
     shared: Shared, request_bytes: bytes
 ) -> None:
     raw = await talk(shared.alice, request_bytes)
@@ -916,7 +914,7 @@ async def test_a_malformed_chunk_is_400_at_once(shared: Shared) -> None:
 # ── the ledger ──────────────────────────────────────────────────────────────────────────────
 
 
-async def test_every_authenticated_post_leaves_exactly_one_record(
+async def test_every_authenticated_image_request_has_exactly_one_record(
     gateway: InProcess, alice: Client, upstream: Upstream
 ) -> None:
     poor = await gateway.client.with_key("poor", limits={"usd_per_month": 0}, models=[MODEL])
@@ -1204,7 +1202,7 @@ KEY_FAULTS = {
 @in_module
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
 @pytest.mark.parametrize(("fields", "expected"), KEY_FAULTS.values(), ids=list(KEY_FAULTS))
-async def test_a_faulty_key_is_refused_and_nothing_is_changed(
+async def test_a_faulty_key_is_refused_and_changes_no_key(
     shared: Shared, method: str, fields: dict[str, Any], expected: dict[str, Any] | None
 ) -> None:
     admin, path = shared.gateway.client.admin, "/admin/keys"
@@ -1275,7 +1273,7 @@ async def test_a_name_is_unique_among_active_keys(gateway: InProcess) -> None:
     assert (await admin("POST", "/admin/keys", {"name": "erin"})).status == 201
 
 
-async def test_a_change_merges_and_null_removes(gateway: InProcess) -> None:
+async def test_a_change_is_merged_and_null_removes_a_field(gateway: InProcess) -> None:
     admin = gateway.client.admin
     limits = {"requests_per_minute": 60, "usd_per_month": 0.5}
     spec = {"name": "grace", "team": "art", "models": [MODEL], "limits": limits}
@@ -1300,7 +1298,7 @@ async def test_a_change_merges_and_null_removes(gateway: InProcess) -> None:
     assert await change(expires_at=None) == {"name": "grace", "limits": {}}
 
 
-async def test_a_limit_that_is_set_or_removed_holds_from_the_next_request_on(
+async def test_a_limit_that_is_set_or_removed_applies_to_the_next_request(
     gateway: InProcess, alice: Client
 ) -> None:
     path = f"/admin/keys/{alice.key_id}"
@@ -1330,7 +1328,7 @@ async def test_a_secret_is_shown_once_and_stored_only_as_its_hash(
         await admin("PATCH", f"/admin/keys/{made.json['id']}", {"team": "art"}),
     ]
     await gateway.gateway.ledger.write()
-    stored = _everything_stored(gateway, store_url)
+    stored = _stored_bytes(gateway, store_url)
 
     assert not any(secret[3:].encode() in reply.body for reply in later)
     assert later[0].json["data"][0]["prefix"] == secret[:6]
@@ -1338,8 +1336,7 @@ async def test_a_secret_is_shown_once_and_stored_only_as_its_hash(
     assert secret[3:].encode() not in stored
 
 
-def _everything_stored(gateway: InProcess, store_url: str | None) -> bytes:
-    """All bytes of the store."""
+def _stored_bytes(gateway: InProcess, store_url: str | None) -> bytes:
     if store_url is None:
         folder = gateway.settings.store.data_dir
         with sqlite3.connect(next(folder.glob("*.sqlite"))) as database:

@@ -1,8 +1,8 @@
-"""Bad answers of upstream: a clear error or the good images, and the right bill.
+"""Bad answers of upstream: a clear error or the good images, and the right charge.
 
 Each case is requested twice at the same time, through two gateways on one store: one leads, the
-other follows. The charges are those of `docs/reference/billing.md#charges`. The figures are worked
-out here from `docs/reference/images-api.md#output-tokens`, not by the gateway's own price table.
+other follows. The charges are those of `docs/reference/billing.md#charges`. The tests compute them
+from `docs/reference/images-api.md#output-tokens`, not with the gateway's own price table.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ NO_BREAKER = {"failures": 0}
 """The failures of one case must not affect the next."""
 
 
-# ── what is charged ─────────────────────────────────────────────────────────────────────────
+# ── charges ─────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ class Bill:
 
 
 def estimate(prompt: str, n: int = 1) -> Bill:
-    """The upper bound: bytes of the prompt + 16, and the dearer of tokens and images."""
+    """The upper bound: the prompt's bytes + 16 tokens, and the higher of the two prices."""
     text = len(prompt.encode()) + 16
     micros = max(TEXT_MICROS * text + IMAGE_MICROS * LOW_TOKENS * n, LOW_MICROS * n)
     return Bill(n, text + LOW_TOKENS * n, micros)
 
 
 def usage(prompt: str, n: int = 1) -> Bill:
-    """What the simulated upstream says it used."""
+    """The usage that the simulated upstream reports."""
     text = math.ceil(len(prompt) / 4) + 7
     return Bill(n, text + LOW_TOKENS * n, TEXT_MICROS * text + IMAGE_MICROS * LOW_TOKENS * n)
 
@@ -90,16 +90,16 @@ class Case:
 
     status: int
     error: Mapping[str, Any] | None = None
-    """Keys of the error object; the message only by its beginning. None: images came."""
+    """The error object, with only the start of its message. None if there are images."""
     fault: str = ""
-    """Played by the simulated upstream, or …"""
+    """The fault of the simulated upstream, or …"""
     raw: bytes = b""
-    """… sent by a scripted one, which then closes the connection."""
+    """… the bytes that a scripted one sends before it closes the connection."""
     charged: Literal["nothing", "estimate", "usage"] = "nothing"
     flags: tuple[str, ...] = ()
     headers: Mapping[str, str | None] = field(default_factory=dict)
     attempts: int = 1
-    """How many requests upstream sees for one purchase."""
+    """Requests to upstream for one purchase."""
 
 
 def failure(message: str, code: str | None = "upstream_error", **more: Any) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def undelivered(
 
 
 def presumed(message: str, status: int = 502, **how: Any) -> Case:
-    """It is unknown whether images were made."""
+    """It is unknown whether upstream made images."""
     return Case(
         status,
         failure(message),
@@ -133,7 +133,7 @@ def presumed(message: str, status: int = 502, **how: Any) -> Case:
 
 
 def http(status: int, body: str | bytes, *headers: str, length: int | None = None) -> bytes:
-    """An HTTP answer as it goes over the wire; `length` announces another than its own."""
+    """The bytes of an HTTP answer; `length` replaces its Content-Length."""
     content = body.encode() if isinstance(body, str) else body
     size = len(content) if length is None else length
     kind = "application/json" if content[:1] == b"{" else "text/html"
@@ -287,12 +287,12 @@ CASES = {
 }
 
 
-# ── an upstream with scripted answers ────────────────────────────────────────────────────────
+# ── an upstream with scripted answers ───────────────────────────────────────────────────────
 
 
 @dataclass
 class Scripted:
-    """An upstream that sends given bytes to the first calls with a prompt, then an image."""
+    """An upstream that answers the first requests with a prompt by script, later ones well."""
 
     base_url: str = ""
     gate: Gate = field(default_factory=Gate)
@@ -339,21 +339,21 @@ async def run_scripted() -> AsyncIterator[Scripted]:
         yield scripted
 
 
-# ── two gateways before each upstream, all on one store ─────────────────────────────────────
+# ── two gateways in front of each upstream, all on one store ────────────────────────────────
 
 
 @dataclass(frozen=True)
 class House:
     simulated: tuple[InProcess, InProcess]
     upstream: Upstream
-    played: tuple[InProcess, InProcess]
+    scripted: tuple[InProcess, InProcess]
     script: Scripted
 
     def gateways(self, case: Case) -> tuple[InProcess, InProcess]:
-        return self.played if case.raw else self.simulated
+        return self.scripted if case.raw else self.simulated
 
     def prepare(self, case: Case, name: str) -> str:
-        """A prompt with which the next purchase, and no later one, meets the case."""
+        """A prompt for which the next purchase, and no later one, gets the bad answer."""
         if case.raw:
             prompt = f"an otter with {name}"
             self.script.scripts[prompt] = [case.raw] * case.attempts
@@ -365,7 +365,7 @@ class House:
         return (self.script if case.raw else self.upstream).gate.shut()
 
     async def ask_in_turn(self, *asks: Callable[[], Awaitable[Reply]]) -> list[Reply]:
-        """The first leads, all others follow, at the simulated upstream."""
+        """Requests images of the simulated upstream: the first leads, all others follow."""
         leases = leases_at(*self.simulated)
         async with self.upstream.hold():
             asking = []
@@ -375,17 +375,17 @@ class House:
         return await asyncio.gather(*asking)
 
     async def calls(self, prompt: str) -> int:
-        """The number of requests for it at upstream."""
+        """The number of requests to upstream with this prompt."""
         bodies = await self.upstream.bodies()
         return self.script.calls[prompt] + sum(body["prompt"] == prompt for body in bodies)
 
     async def record_of(self, client: Client) -> Record:
-        """The one record that a key has left."""
+        """The only ledger record of a key."""
         (record,) = await self.records_of(client)
         return record
 
     async def records_of(self, client: Client) -> list[Record]:
-        for gateway in (*self.simulated, *self.played):
+        for gateway in (*self.simulated, *self.scripted):
             await gateway.gateway.ledger.write()
         found = await self.simulated[0].ledger()
         return [record for record in found if record.key_id == client.key_id]
@@ -426,10 +426,10 @@ async def house(
         run_scripted() as script,
         run_gateway(settings(upstream.base_url)) as here,
         run_gateway(settings(upstream.base_url)) as there,
-        run_gateway(settings(script.base_url)) as played_here,
-        run_gateway(settings(script.base_url)) as played_there,
+        run_gateway(settings(script.base_url)) as scripted_here,
+        run_gateway(settings(script.base_url)) as scripted_there,
     ):
-        yield House((here, there), upstream, (played_here, played_there), script)
+        yield House((here, there), upstream, (scripted_here, scripted_there), script)
 
 
 def at(client: Client, gateway: InProcess) -> Client:
@@ -446,10 +446,10 @@ async def two_keys(first: InProcess, second: InProcess, name: str) -> tuple[Clie
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
-async def test_a_bad_answer_is_reported_billed_and_not_stored(
+async def test_a_bad_answer_is_reported_charged_and_not_stored(
     house: House, case: Case, request: pytest.FixtureRequest
 ) -> None:
-    """The leader pays as in the table, the follower nothing; a later request buys again."""
+    """The leader pays as in the table, the follower nothing. A later request buys again."""
     name = request.node.callspec.id.replace("'", "")
     prompt = house.prepare(case, name)
     key_name = "".join(c if c.isalnum() else "-" for c in name)
@@ -465,7 +465,7 @@ async def test_a_bad_answer_is_reported_billed_and_not_stored(
     replies = await asyncio.gather(*asking)
     records = [await house.record_of(key) for key in keys]
     follows = 0 if records[0].outcome == "collapsed" else 1
-    buyer, follower = keys[1 - follows], keys[follows]
+    leader, follower = keys[1 - follows], keys[follows]
     bill = {"nothing": Bill(), "estimate": estimate(prompt), "usage": usage(prompt)}[case.charged]
 
     assert await house.calls(prompt) == case.attempts
@@ -473,12 +473,12 @@ async def test_a_bad_answer_is_reported_billed_and_not_stored(
         assert_reported(reply, case)
     assert replies[1 - follows].headers["x-gateway-cost-usd"] == bill.usd
     assert replies[follows].headers["x-gateway-cost-usd"] == "0.000000"
-    assert_booked(case, bill, bought=records[1 - follows], followed=records[follows])
-    assert (await house.counters_of(buyer))[0] == bill
+    assert_recorded(case, bill, bought=records[1 - follows], followed=records[follows])
+    assert (await house.counters_of(leader))[0] == bill
     assert (await house.counters_of(follower))[0] == Bill()
     for key in keys:
         assert {state.reserved for state in (await house.counters_of(key))[1]} == {0}
-    await assert_next_ask(house, case, prompt, key=keys[0], first=replies[0])
+    await assert_next_request(house, case, prompt, key=keys[0], first=replies[0])
 
 
 def assert_reported(reply: Reply, case: Case) -> None:
@@ -496,7 +496,7 @@ def assert_reported(reply: Reply, case: Case) -> None:
         assert reply.headers.get(header) == value, header
 
 
-def assert_booked(case: Case, bill: Bill, *, bought: Record, followed: Record) -> None:
+def assert_recorded(case: Case, bill: Bill, *, bought: Record, followed: Record) -> None:
     has_failed = case.error is not None
     assert bought.outcome == ("failed" if has_failed else "bought")
     assert bought.flags == case.flags
@@ -511,7 +511,7 @@ def assert_booked(case: Case, bill: Bill, *, bought: Record, followed: Record) -
         assert bought.error == followed.error == case.error["code"]
 
 
-async def assert_next_ask(
+async def assert_next_request(
     house: House, case: Case, prompt: str, *, key: Client, first: Reply
 ) -> None:
     """No bad image was stored, and no good one was lost."""
@@ -538,7 +538,7 @@ NEGATIVELY_CACHED = {"moderation_blocked", "content_policy_violation"}
 """Codes in the negative cache: `docs/reference/cache.md#refusals`."""
 
 
-# ── several images, of which some are good ────────────────────────────────────────────────
+# ── several images, some of them good ───────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -547,22 +547,22 @@ NEGATIVELY_CACHED = {"moderation_blocked", "content_policy_violation"}
 async def test_the_good_images_of_four_are_delivered_stored_and_settled(
     house: House, fault: str, charged: int, flags: tuple[str, ...]
 ) -> None:
-    """A follower of one receives it; a later request for four buys the missing one."""
+    """A follower receives two of them. A later request for four buys the missing one."""
     prompt = f"[[sim:{fault};times=1]] four otters"
-    buyer, follower = await two_keys(*house.simulated, f"four {fault}")
+    leader, follower = await two_keys(*house.simulated, f"four {fault}")
 
     bought, followed = await house.ask_in_turn(
-        lambda: buyer.ask(prompt, n=4, **LOW), lambda: follower.ask(prompt, n=2, **LOW)
+        lambda: leader.ask(prompt, n=4, **LOW), lambda: follower.ask(prompt, n=2, **LOW)
     )
     three, four = [await follower.ask(prompt, n=n, **LOW) for n in (3, 4)]
 
     assert (bought.status, len(bought.images)) == (200, 3)
     assert bought.headers["x-gateway-cost-usd"] == usage(prompt, charged).usd
     assert bought.cache_status == "fwd=miss; stored"
-    record = await house.record_of(buyer)
+    record = await house.record_of(leader)
     assert (record.outcome, record.flags, record.images) == ("bought", flags, charged)
     assert record.cost_micros == usage(prompt, charged).usd_micros
-    assert (await house.counters_of(buyer))[0] == usage(prompt, charged)
+    assert (await house.counters_of(leader))[0] == usage(prompt, charged)
     assert followed.images == bought.images[:2]
     assert followed.cache_status == "fwd=miss; collapsed"
     assert three.cache_status.startswith("hit")
@@ -576,19 +576,19 @@ async def test_the_good_images_of_four_are_delivered_stored_and_settled(
     assert sent == [4, 1]
 
 
-async def test_a_follower_whose_slot_was_left_empty_buys_it_itself(house: House) -> None:
+async def test_a_follower_buys_a_slot_that_the_leader_left_empty(house: House) -> None:
     prompt = "[[sim:fewer;times=1]] two otters"
-    buyer, follower = await two_keys(*house.simulated, "empty slot")
+    leader, follower = await two_keys(*house.simulated, "empty slot")
 
     bought, followed = await house.ask_in_turn(
-        lambda: buyer.ask(prompt, n=2, **LOW), lambda: follower.ask(prompt, n=2, **LOW)
+        lambda: leader.ask(prompt, n=2, **LOW), lambda: follower.ask(prompt, n=2, **LOW)
     )
 
     assert (len(bought.images), len(followed.images)) == (1, 2)
     assert followed.images[0] == bought.images[0]
     assert followed.cache_status == "fwd=partial; stored"
     assert followed.headers["x-gateway-cost-usd"] == usage(prompt, 1).usd
-    outcomes = [(await house.record_of(key)).outcome for key in (buyer, follower)]
+    outcomes = [(await house.record_of(key)).outcome for key in (leader, follower)]
     assert outcomes == ["bought", "partial"]
 
 
@@ -597,7 +597,7 @@ async def test_more_images_than_requested_are_charged_and_the_requested_ones_sto
 ) -> None:
     case = Case(200, raw=http(200, json.dumps(image_answer("x", images=2))))
     prompt = house.prepare(case, "a twin")
-    key = await house.played[0].client.with_key("twin")
+    key = await house.scripted[0].client.with_key("twin")
 
     reply = await key.ask(prompt, **LOW)
     record = await house.record_of(key)
@@ -611,11 +611,11 @@ async def test_more_images_than_requested_are_charged_and_the_requested_ones_sto
 @pytest.mark.parametrize(
     "said", [{"input_tokens": -5, "output_tokens": 272}, {"output_tokens": 0}, [], "many"]
 )
-async def test_an_invalid_usage_is_billed_like_none(house: House, said: Any) -> None:
+async def test_an_invalid_usage_is_charged_like_a_missing_one(house: House, said: Any) -> None:
     answer = image_answer("x") | {"usage": said}
     case = Case(200, raw=http(200, json.dumps(answer)))
     prompt = house.prepare(case, f"{said}")
-    key = await house.played[0].client.with_key(f"nonsense-{len(prompt)}")
+    key = await house.scripted[0].client.with_key(f"nonsense-{len(prompt)}")
 
     reply = await key.ask(prompt, **LOW)
     record = await house.record_of(key)
@@ -625,7 +625,7 @@ async def test_an_invalid_usage_is_billed_like_none(house: House, said: Any) -> 
     assert record.cost_micros == estimate(prompt).usd_micros
 
 
-# ── links, and no upstream at all ───────────────────────────────────────────────────────────
+# ── links, and an unreachable upstream ──────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -637,7 +637,7 @@ async def test_an_invalid_usage_is_billed_like_none(house: House, said: Any) -> 
         ("content-policy", 400, 0, ()),
     ],
 )
-async def test_a_failed_link_is_billed_by_the_same_table(
+async def test_a_failed_purchase_by_link_is_charged_by_the_same_table(
     house: House, fault: str, status: int, micros: int, flags: tuple[str, ...]
 ) -> None:
     key = await house.simulated[0].client.with_key(f"link {fault.partition('=')[0]}")
@@ -671,7 +671,7 @@ async def test_an_upstream_that_cannot_be_reached_costs_nothing(tmp_path: Path) 
 
 
 async def test_followers_in_the_leaders_process_do_not_receive_its_cost(house: House) -> None:
-    """Leader and followers share one error there, but only the leader was charged."""
+    """They share one error object there, but only the leader is charged."""
     prompt = "[[sim:tiny-png]] a shared otter"
     alice = await house.simulated[0].client.with_key("shared error")
 

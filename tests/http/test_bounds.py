@@ -1,4 +1,4 @@
-"""The cache's bounds: images stay within theirs, the books are not evicted, damage is found."""
+"""The cache's bounds: only images are evicted, and damaged images are never served."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fat_png(size_bytes: int, seed: int) -> bytes:
 
 @asynccontextmanager
 async def run_fat_upstream(size_bytes: int = IMAGE_BYTES) -> AsyncIterator[str]:
-    """An upstream whose images are large; the prompt's number is the image's seed."""
+    """An upstream with large images. The prompt is a number, the seed of its image."""
     usage = {"input_tokens": 7, "output_tokens": 272, "total_tokens": 279}
 
     async def generate(request: web.Request) -> web.Response:
@@ -70,7 +70,7 @@ def stored_bytes(url: str | None, folder: Path) -> int:
 
 @asynccontextmanager
 async def measuring(url: str | None, folder: Path) -> AsyncIterator[list[int]]:
-    """`stored_bytes`, measured all the time, also during purchases."""
+    """Measures `stored_bytes` all the time, also during purchases."""
     sizes: list[int] = []
 
     async def measure() -> None:
@@ -88,7 +88,7 @@ async def measuring(url: str | None, folder: Path) -> AsyncIterator[list[int]]:
 
 @pytest.fixture(params=["sqlite", "redis"])
 def bounded_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str | None]:
-    """The embedded store, or a Redis that refuses to evict."""
+    """The embedded store, or a Redis with `noeviction`."""
     if request.param == "sqlite":
         yield None
         return
@@ -108,7 +108,7 @@ def limit_memory(url: str, size_bytes: int) -> None:
 async def test_images_stay_within_their_bound(
     tmp_path: Path, bounded_url: str | None, purchases: int
 ) -> None:
-    """Also after ten times as much was bought. The latest are hits, and the books are complete."""
+    """Purchases exceed it many times. The latest are hits, and the ledger is complete."""
     folder = tmp_path / "data"
     async with run_fat_upstream() as upstream:
         settings = make_settings(
@@ -133,8 +133,10 @@ async def test_images_stay_within_their_bound(
 
 
 @pytest.mark.timeout(120)
-async def test_recently_used_images_stay(tmp_path: Path, bounded_url: str | None) -> None:
-    """Without the memory cache, which would serve images that the store has evicted."""
+async def test_recently_used_images_are_not_evicted(
+    tmp_path: Path, bounded_url: str | None
+) -> None:
+    """The memory cache is off: it would serve images that the store has evicted."""
     cache = {"total_bytes": 8 * (IMAGE_BYTES + 1024), "memory_bytes": 0}
     async with run_fat_upstream() as upstream:
         settings = make_settings(tmp_path / "data", upstream, bounded_url, cache=cache)
@@ -146,15 +148,15 @@ async def test_recently_used_images_stay(tmp_path: Path, bounded_url: str | None
             await here.gateway.cache.blobs.record_uses()
             for number in range(6, 12):
                 await alice.ask(str(number))
-            favourite, forgotten = await alice.ask("0"), await alice.ask("1")
+            used, unused = await alice.ask("0"), await alice.ask("1")
 
-    assert favourite.cache_status.startswith("hit")
-    assert forgotten.cache_status == "fwd=miss; stored"
+    assert used.cache_status.startswith("hit")
+    assert unused.cache_status == "fwd=miss; stored"
 
 
 @pytest.mark.timeout(120)
-async def test_a_full_redis_evicts_images_and_nothing_else(tmp_path: Path) -> None:
-    """The bound exceeds the memory: when the server refuses a write, images are evicted first."""
+async def test_if_redis_is_full_only_images_are_evicted(tmp_path: Path) -> None:
+    """The bound exceeds its memory: when Redis refuses a write, the gateway evicts images."""
     with run_redis_server(tmp_path) as url:
         limit_memory(url, 60 * MIB)
         async with run_fat_upstream() as upstream:
@@ -216,7 +218,7 @@ async def test_images_may_be_in_a_folder_while_the_store_is_redis(
     assert [path for path in (tmp_path / "images").glob("??/*") if path.is_file()]
 
 
-# ── damage ──────────────────────────────────────────────────────────────────────────────────
+# ── damaged and untracked images ────────────────────────────────────────────────────────────
 
 
 def damage(url: str | None, folder: Path) -> None:
@@ -272,10 +274,10 @@ async def test_untracked_bytes_are_tracked_by_the_next_scan(
     assert await blobs.track_untracked() == 0
 
 
-# ── memory ──────────────────────────────────────────────────────────────────────────────────
+# ── the memory cache ────────────────────────────────────────────────────────────────────────
 
 
-async def test_an_image_in_memory_needs_no_store_and_memory_stays_within_its_bound(
+async def test_an_image_in_memory_is_a_hit_without_the_store_and_memory_stays_bounded(
     tmp_path: Path,
 ) -> None:
     async with run_fat_upstream(MIB) as upstream:

@@ -1,4 +1,4 @@
-"""The circuit breaker over HTTP: what opens it, which requests it rejects, how it closes."""
+"""The circuit breaker over HTTP: failures that open it, requests that it rejects, its closing."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tests.http.conftest import OpenGateway
 from tests.waiting import DEADLINE_SECONDS, run_out_of_time
 
 OPEN_SECONDS = 10
-LONGEST_RETRY_SECONDS = 120
+MAX_RETRY_SECONDS = 120
 """SDKs do not wait longer."""
 BREAKER_OPEN = "gateway_upstream_breaker_open"
 
 
 async def ask_each(client: Client, fault: str, count: int) -> list[Reply]:
-    """Requests `count` different images in turn, which all end in the fault."""
+    """Requests `count` different images in turn, each with the fault."""
     return [await client.ask(f"[[sim:{fault}]] image {i}") for i in range(count)]
 
 
@@ -47,7 +47,7 @@ def assert_rejected(reply: Reply, *, seconds: int = OPEN_SECONDS) -> None:
     assert "x-should-retry" not in reply.headers
 
 
-# ── what opens it ───────────────────────────────────────────────────────────────────────────
+# ── failures that open it ───────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def assert_rejected(reply: Reply, *, seconds: int = OPEN_SECONDS) -> None:
         pytest.param("hang", 504, 1, id="time-out"),
     ],
 )
-async def test_after_five_failures_the_sixth_is_answered_without_being_sent(
+async def test_after_five_failures_the_sixth_request_is_rejected_without_being_sent(
     open_gateway: OpenGateway, upstream: Upstream, fault: str, status: int, attempts: int
 ) -> None:
     async with open_gateway(upstream={"timeout": f"{DEADLINE_SECONDS}s"}) as gateway:
@@ -84,7 +84,7 @@ async def test_after_five_failures_the_sixth_is_answered_without_being_sent(
 
 
 async def time_out(client: Client, upstream: Upstream, number: int) -> Reply:
-    """A purchase whose deadline passes as soon as upstream has received it, after `number`."""
+    """A purchase, after `number` others, that times out once upstream has received it."""
     asking = client.ask(f"[[sim:hang]] image {number}")
     return await run_out_of_time(asking, once=lambda: upstream.has_received(number + 1))
 
@@ -115,7 +115,7 @@ async def test_followers_of_a_purchase_that_is_not_sent_are_rejected_too(
     assert len(await upstream.bodies()) == 5
 
 
-# ── what does not ───────────────────────────────────────────────────────────────────────────
+# ── responses that do not open it ───────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -163,10 +163,10 @@ async def test_zero_failures_switch_it_off(open_gateway: OpenGateway) -> None:
         assert (await alice.ask("an otter")).status == 200
 
 
-# ── open, half-open and closed again ───────────────────────────────────────────────────────
+# ── open, half-open and closed again ────────────────────────────────────────────────────────
 
 
-async def test_while_it_is_open_hits_and_refusals_are_answered(
+async def test_while_it_is_open_hits_are_served_and_invalid_requests_refused(
     embedded: InProcess, upstream: Upstream
 ) -> None:
     embedded.stop_time()
@@ -246,11 +246,11 @@ async def test_each_worker_has_a_breaker_of_its_own_and_the_metric_counts_the_op
 ) -> None:
     async with two_workers(tmp_path, upstream) as (one, other):
         await ask_each(one, "status=500", 5)
-        assert_rejected(await one.ask("an otter"), seconds=LONGEST_RETRY_SECONDS)
+        assert_rejected(await one.ask("an otter"), seconds=MAX_RETRY_SECONDS)
         assert (await other.ask("an otter")).status == 200
         assert [(await c.metrics())[BREAKER_OPEN] for c in (one, other)] == [1, 1]
         await ask_each(other, "reset", 5)
-        assert_rejected(await other.ask("another otter"), seconds=LONGEST_RETRY_SECONDS)
+        assert_rejected(await other.ask("another otter"), seconds=MAX_RETRY_SECONDS)
         assert [(await c.metrics())[BREAKER_OPEN] for c in (one, other)] == [2, 2]
 
 

@@ -1,7 +1,7 @@
 """Cache-Control of requests and the cache settings of keys, as sequences of requests.
 
 Each step of a sequence has a key, the headers of its request, the expected images and the expected
-`Cache-Status`. The calls of upstream, the charge and the ledger record follow from these. Images
+`Cache-Status`. The requests to upstream, the charge and the ledger record follow from these. Images
 are letters: the same letter is the same image, and a new letter is a new image.
 """
 
@@ -90,7 +90,7 @@ class Step:
 
     @property
     def calls(self) -> int:
-        """How often upstream is called."""
+        """The number of requests to upstream."""
         return int(self.handling.startswith("fwd"))
 
     @property
@@ -195,7 +195,7 @@ SEQUENCES: dict[str, list[Step]] = {
         FIRST,
         Step("only-if-cached", "", REFUSED, n=2, status=504),
     ],
-    # ── several ──
+    # ── several directives ──
     "only-if-cached with max-age needs a younger image": [
         FIRST,
         Step("only-if-cached, max-age=60", "A", notice="max-age=60"),
@@ -305,15 +305,15 @@ SEQUENCES: dict[str, list[Step]] = {
 
 
 TIMED = {"max-age buys only what is too old"}
-"""Its second image has to be younger than a second when it is asked for again."""
+"""Its second image must be younger than a second when it is requested again."""
 
 
-# ── playing them ────────────────────────────────────────────────────────────────────────────
+# ── running the sequences ───────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Table:
-    """A gateway for all sequences, each of which uses a prompt of its own."""
+    """A gateway for all sequences; each sequence uses a prompt of its own."""
 
     gateway: InProcess
     upstream: Upstream
@@ -347,7 +347,7 @@ def handling_of(reply: Reply) -> str:
     return re.sub(r"; ttl=\d+", "", reply.cache_status)
 
 
-async def play(table: Table, prompt: str, steps: Sequence[Step]) -> None:
+async def run_steps(table: Table, prompt: str, steps: Sequence[Step]) -> None:
     known: dict[str, str] = {}
     for number, step in enumerate(steps):
         await asyncio.sleep(step.after_seconds)
@@ -391,7 +391,7 @@ def assert_headers(reply: Reply, step: Step, where: str) -> None:
     [pytest.param(n, marks=pytest.mark.timed) if n in TIMED else n for n in SEQUENCES],
 )
 async def test_sequence(table: Table, name: str) -> None:
-    await play(table, name, SEQUENCES[name])
+    await run_steps(table, name, SEQUENCES[name])
 
 
 # ── the gateway's own scope ─────────────────────────────────────────────────────────────────
@@ -419,19 +419,19 @@ SCOPES = {
 
 @pytest.mark.asyncio(loop_scope="function")
 @pytest.mark.parametrize("scope", SCOPES)
-async def test_a_key_without_a_scope_has_the_gateways(
+async def test_a_key_without_a_scope_has_the_scope_of_the_gateway(
     open_gateway: OpenGateway, upstream: Upstream, scope: str
 ) -> None:
     async with open_gateway(cache={"scope": scope}) as gateway:
         clients = {name: await gateway.client.with_key(name, **s) for name, s in KEYS.items()}
-        await play(Table(gateway, upstream, clients), "an otter", SCOPES[scope])
+        await run_steps(Table(gateway, upstream, clients), "an otter", SCOPES[scope])
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_change_of_a_keys_cache_settings_holds_from_the_next_request_on(
+async def test_a_change_of_a_keys_cache_settings_applies_to_the_next_request(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
-    """On every gateway. A wrong value is refused and changes nothing."""
+    """It applies on every gateway. An invalid value is refused and changes nothing."""
     async with open_gateway() as here, open_gateway() as there:
         alice = await there.client.with_key("alice")
         first = await alice.ask()
@@ -483,7 +483,7 @@ async def test_an_invalid_header_is_a_400_that_names_it(
 
 
 async def test_images_are_purged_by_tag(table: Table) -> None:
-    """Also by the tags of hits, and of other keys."""
+    """The tags of hits and of other keys count too."""
     alice, bob = table.clients["alice"], table.clients["bob"]
     for prompt in ("tagged 1", "tagged 2"):
         await alice.ask(prompt, headers={"X-Gateway-Tags": "spring, sale"})
@@ -554,7 +554,7 @@ async def test_a_max_cost_affects_no_other_client(gateway: InProcess, upstream: 
 async def test_a_max_cost_holds_for_all_purchases_of_a_request(
     gateway: InProcess, upstream: Upstream
 ) -> None:
-    """A slot that the leader's purchase leaves empty is not bought if that would exceed it."""
+    """A slot that the leader's purchase leaves empty is not bought if the sum would be too high."""
     alice, bob = [await gateway.client.with_key(name) for name in ("alice", "bob")]
     low = {"quality": "low", "size": "1024x1024"}
     prompt, leases = "[[sim:fewer;times=1]] an otter", leases_at(gateway)
@@ -627,7 +627,7 @@ DRY = {"Prefer": "dry-run"}
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_dry_run_shows_what_would_happen_and_leaves_no_trace(
+async def test_a_dry_run_shows_the_estimate_and_neither_buys_nor_records(
     gateway: InProcess, upstream: Upstream
 ) -> None:
     alice = await gateway.client.with_key("alice", limits={"usd_per_day": 5, "usd_per_month": 1})
@@ -682,7 +682,7 @@ async def test_a_dry_run_is_no_hit_if_the_bytes_were_evicted(
 async def test_a_dry_run_is_admitted_and_checked_like_any_request(
     gateway: InProcess, upstream: Upstream
 ) -> None:
-    """A refused one leaves no record either. Without a budget, `remaining` is null."""
+    """If it is refused, it is not recorded either. Without a budget, `remaining` is null."""
     alice = await gateway.client.with_key("alice", limits={"requests_per_minute": 2})
     wrong = await alice.ask(headers=DRY, quality="ultra")
     dry = await alice.ask(headers=DRY)
@@ -753,7 +753,7 @@ async def test_no_cache_and_a_plain_request_at_once_buy_twice_and_both_images_ar
     assert await table.calls(prompt) == 2
 
 
-async def test_who_asks_anew_lends_its_flight_to_nobody(table: Table) -> None:
+async def test_requests_with_no_cache_do_not_share_a_flight(table: Table) -> None:
     alice, bob, prompt = table.clients["alice"], table.clients["bob"], "alone"
     async with table.upstream.hold() as gate:
         asking = [asyncio.create_task(c.ask(prompt, headers=NO_CACHE)) for c in (alice, bob)]

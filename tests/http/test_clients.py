@@ -41,7 +41,7 @@ PATH = "/v1/images/generations"
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some clients use the proxy of their environment."""
+    """Some clients use the proxy of the environment."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -370,7 +370,7 @@ async def test_the_client_finds_its_images(
 
 
 async def assert_found(exchange: Exchange, reply: Reply) -> None:
-    """The client's own code finds as many images as it requested, and they open."""
+    """The client's own code finds as many images as it requested, and each can be opened."""
     assert reply.status == 200, reply.body
     assert reply.headers["Content-Type"] == "application/json"  # otherwise openai-node reads text
     assert "Content-Encoding" not in reply.headers
@@ -862,7 +862,7 @@ async def test_curl_gets_an_image(curl: Curl, options: str) -> None:
     assert (await open_found(ran.json["data"][0]["b64_json"])).format == "PNG"
 
 
-async def test_the_longest_prompt_fits_in_its_longest_spelling(
+async def test_the_longest_prompt_fits_with_every_character_escaped(
     curl: Curl, shared: Shared, tmp_path: Path
 ) -> None:
     prompt = "🦦" * 32_000

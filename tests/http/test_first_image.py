@@ -41,21 +41,21 @@ async def test_a_second_request_is_a_free_hit_with_the_same_bytes(
     assert (hit.cost_micros, hit.size, hit.quality) == (0, bought.size, bought.quality)
 
 
-async def test_an_answered_request_leaves_nothing_to_the_garbage_collector(alice: Client) -> None:
+async def test_an_answered_request_is_freed_without_the_garbage_collector(alice: Client) -> None:
     await alice.ask()
     gc.collect()
     gc.disable()
     try:
         hits = [await alice.ask() for _ in range(3)]
-        left = [thing for thing in gc.get_objects() if isinstance(thing, RequestContext)]
+        contexts = [found for found in gc.get_objects() if isinstance(found, RequestContext)]
     finally:
         gc.enable()
 
     assert all(hit.cache_status.startswith("hit") for hit in hits)
-    assert left == []
+    assert contexts == []
 
 
-async def test_more_images_than_before_buys_only_the_rest(
+async def test_a_request_for_more_images_buys_only_the_missing_ones(
     alice: Client, upstream: Upstream
 ) -> None:
     one = await alice.ask(n=1)
@@ -69,7 +69,7 @@ async def test_more_images_than_before_buys_only_the_rest(
     assert two.cache_status.startswith("hit")
 
 
-async def test_two_and_four_at_once_buy_four_in_all(
+async def test_requests_for_two_and_four_images_at_once_buy_four(
     alice: Client, gateway: InProcess, upstream: Upstream
 ) -> None:
     leases = leases_at(gateway)
@@ -142,7 +142,7 @@ async def test_a_purchase_goes_on_when_every_client_has_disconnected(
 async def test_a_request_that_buys_twice_reports_the_sum_of_both_costs(
     alice: Client, gateway: InProcess, upstream: Upstream
 ) -> None:
-    """The slot that another key's purchase left empty is bought by its follower."""
+    """The follower buys a slot that another key's purchase left empty."""
     bob = await gateway.client.with_key("bob")
     prompt, leases = "[[sim:fewer;times=1]] an otter", leases_at(gateway)
     async with upstream.hold() as gate:
@@ -159,12 +159,12 @@ async def test_a_request_that_buys_twice_reports_the_sum_of_both_costs(
     assert second.headers["x-gateway-cost-usd"] == f"{sum(costs) / 1e6:.6f}"
 
 
-async def test_an_upstream_request_id_that_is_not_utf_8_does_no_harm(
+async def test_an_upstream_request_id_that_is_not_utf_8_is_stored_with_question_marks(
     tmp_path: Path, upstream: Upstream
 ) -> None:
     """A byte that is not UTF-8 would break the JSON of journal and ledger.
 
-    Further keys of upstream's image are relayed, from the purchase and from the cache.
+    Further keys of upstream's image are passed on, from the purchase and from the cache.
     """
     good = upstream.base_url
 

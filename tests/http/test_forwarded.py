@@ -165,7 +165,7 @@ TABLE: list[Row] = [
         {"response_format": "b64_json", "user": "u"},
         {"model": "dall-e-2", "response_format": "b64_json", "user": "u"},
     ),
-    # ── … or the default GPT model, as soon as something only GPT models know is there ──
+    # ── … or the default GPT model, if a parameter or value is one of GPT models only ──
     (ABSENT, {"quality": "high"}, {"model": "gpt-image-1.5", "quality": "high"}),
     (ABSENT, {"model": None, "quality": "low"}, {"model": "gpt-image-1.5", "quality": "low"}),
     (ABSENT, {"size": "1536x1024"}, {"model": "gpt-image-1.5", "size": "1536x1024"}),
@@ -290,9 +290,9 @@ CLIENT_HEADERS = {
 }
 
 
-async def test_upstream_gets_headers_made_from_scratch(shared: Shared) -> None:
+async def test_upstream_receives_only_the_gateways_own_headers(shared: Shared) -> None:
     prompts = ["an otter with baggage", "another otter with baggage"]
-    # Twice: the second call must contain nothing of the first or of its response.
+    # The second request must contain nothing of the first or of its response.
     for number, prompt in enumerate(prompts):
         headers = {**CLIENT_HEADERS, "Idempotency-Key": f"request-{number}"}
         reply = await shared.alice.ask(prompt, headers=headers)
@@ -371,13 +371,13 @@ async def test_a_response_in_several_pieces_has_the_same_headers(shared: Shared)
     assert reply.headers["Content-Length"] == str(len(reply.body))
 
 
-async def test_links_come_without_upstreams_headers(shared: Shared) -> None:
+async def test_a_response_with_links_has_the_gateways_own_headers_only(shared: Shared) -> None:
     reply = await shared.alice.ask("a linked otter", model="dall-e-2")
 
     assert names(reply) == EVERY_IMAGE
 
 
-async def test_a_key_with_limits_sees_them(shared: Shared) -> None:
+async def test_a_response_to_a_key_with_limits_has_their_headers(shared: Shared) -> None:
     limits = {"requests_per_minute": 60, "images_per_day": 9, "usd_per_month": 5}
     client = await shared.gateway.client.with_key("limited", limits=limits)
     reply = await client.ask("a limited otter", n=2)

@@ -42,8 +42,8 @@ MODEL = "dall-e-3"
 COST_MICROS = 40_000
 """Of an image of 1024x1024 in standard quality."""
 MIB = 1 << 20
-LONGEST_LINK = 1000
-"""Characters: three times as many, percent-encoded, still are a prompt of dall-e-3."""
+MAX_LINK = 1000
+"""Characters. Percent-encoded, up to three times as many still fit in a dall-e-3 prompt."""
 
 
 def opening(names: Names) -> OpenLinks:
@@ -70,7 +70,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Trap:
-    """A gateway between a server that it must never reach and one that it may."""
+    """A gateway, an inner server that it must never reach, and an outer one that it may."""
 
     gateway: InProcess
     alice: Client
@@ -99,7 +99,7 @@ def _counted(before: dict[str, float], after: dict[str, float]) -> list[str]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def trap(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Trap]:
-    """One for all rows, without a breaker: the failures of one row must not affect the next."""
+    """One for all rows. Without a breaker, failures of one row do not affect the next."""
     async with run_upstream() as upstream, run_inner() as inner, run_outer() as outer:
         settings = make_settings(
             tmp_path_factory.mktemp("guard"),
@@ -127,7 +127,7 @@ def assert_charged_and_undelivered(result: Result, link: str, outcome: str) -> N
 
 # ── links that lead inside ──────────────────────────────────────────────────────────────────
 
-DIRECT = [row for row in INSIDE if 0 < len(row[0]) <= LONGEST_LINK]
+DIRECT = [row for row in INSIDE if 0 < len(row[0]) <= MAX_LINK]
 
 
 @pytest.mark.parametrize(("link", "outcome"), DIRECT, ids=[repr(row[0])[:60] for row in DIRECT])
@@ -146,10 +146,10 @@ async def test_a_redirect_to_an_inner_address_is_charged_and_not_followed(
     trap: Trap, link: str, outcome: str
 ) -> None:
     trap.outer.location = link.replace("{port}", str(trap.inner.port))
-    asked = len(trap.outer.paths)
+    before = len(trap.outer.paths)
     result = await trap.buy(f"{trap.outer.url}/redirect")
     assert_charged_and_undelivered(result, trap.outer.location, outcome)
-    assert len(trap.outer.paths) == asked + 1
+    assert len(trap.outer.paths) == before + 1
     assert trap.inner.connections == 0
 
 
@@ -173,7 +173,7 @@ async def test_a_name_that_resolves_differently_at_the_connection_is_blocked(
             assert inner.connections == 0
 
 
-# ── links that may be followed and bring no image ─────────────────────────────────────────
+# ── allowed links without an image ──────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ async def test_an_answer_without_an_image_is_charged(trap: Trap, path: str, outc
 
 
 @pytest.mark.parametrize("size", [(100_000, 100_000), (1, 0), (2**31 - 1, 2**31 - 1)])
-async def test_a_bomb_is_not_unpacked(trap: Trap, size: tuple[int, int]) -> None:
+async def test_a_decompression_bomb_is_not_decompressed(trap: Trap, size: tuple[int, int]) -> None:
     trap.outer.body = write_png(*size, zlib.compress(bytes(16 * MIB)))
     assert len(trap.outer.body) < MIB
     link = f"{trap.outer.url}/body"
@@ -212,14 +212,14 @@ async def test_a_bomb_is_not_unpacked(trap: Trap, size: tuple[int, int]) -> None
 
 
 @pytest.mark.parametrize("body", [b"\x89PNG\r", b"", b"GIF89a" + bytes(100)])
-async def test_a_stub_is_no_image(trap: Trap, body: bytes) -> None:
+async def test_a_body_that_is_no_image_is_charged(trap: Trap, body: bytes) -> None:
     trap.outer.body = body
     link = f"{trap.outer.url}/body"
     assert_charged_and_undelivered(await trap.buy(link), link, "fetched")
 
 
-async def test_after_all_this_a_good_image_is_delivered(trap: Trap) -> None:
-    """So the rows above were blocked for their own reasons."""
+async def test_a_good_image_behind_a_link_is_delivered(trap: Trap) -> None:
+    """This gateway delivers images, so each row above was blocked for its own reason."""
     trap.outer.body = draw_image("a pond", width=64, height=64, format="png", seed=1)
     result = await trap.buy(f"{trap.outer.url}/body")
     link = result.reply.json["data"][0]["url"]

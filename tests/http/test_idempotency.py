@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: a repeated request gets the stored result for a day, and pays once."""
+"""`Idempotency-Key`: for a day, a repeated request gets the stored result and is free."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ REPLAYED = "idempotent-replayed"
 FREE = "0.000000"
 
 
-def assert_replay(reply: Reply, first: Reply) -> None:
-    """The same images, free of charge, and marked as a replay."""
+def assert_stored_result(reply: Reply, first: Reply) -> None:
+    """The same images, free of charge, with the header of a stored result."""
     assert (reply.status, reply.images) == (200, first.images)
     assert reply.headers[REPLAYED] == "true"
     assert reply.headers["x-gateway-cost-usd"] == FREE
@@ -44,16 +44,16 @@ def elsewhere(gateway: InProcess, client: Client) -> Client:
     return Client(gateway.client.url, gateway.client.session, client.secret, client.key_id)
 
 
-# ── replays ─────────────────────────────────────────────────────────────────────────────────
+# ── stored results ──────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_repeated_request_gets_the_stored_result_for_free(
     gateway: InProcess, alice: Client, upstream: Upstream
 ) -> None:
-    """Even if the entry has newer images, and whatever its other headers are."""
+    """This holds even if the entry has newer images or its other headers differ."""
     first = await alice.ask(n=2, headers=FRESH)
     newer = await alice.ask(n=2, headers={"Cache-Control": "no-cache"})
-    replays = [
+    repeated = [
         await alice.ask(n=2, headers=FRESH),
         await alice.ask(n=2, headers=KEY),
         await alice.ask(n=2, headers={**KEY, "X-Gateway-Max-Cost-USD": "0"}),
@@ -62,8 +62,8 @@ async def test_a_repeated_request_gets_the_stored_result_for_free(
 
     assert first.cache_status == "fwd=request; stored"
     assert REPLAYED not in first.headers
-    for replay in replays:
-        assert_replay(replay, first)
+    for repeat in repeated:
+        assert_stored_result(repeat, first)
     assert plain.images == newer.images
     assert REPLAYED not in plain.headers
     assert len(await upstream.bodies()) == 2
@@ -96,7 +96,7 @@ async def test_another_spelling_is_the_same_request(
 ) -> None:
     alice = await embedded.client.with_key()
     first = await alice.ask(headers=FRESH)
-    assert_replay(await alice.ask(**body, headers=FRESH), first)
+    assert_stored_result(await alice.ask(**body, headers=FRESH), first)
 
 
 @pytest.mark.parametrize("body", OTHER)
@@ -112,7 +112,7 @@ async def test_another_body_is_refused(
     assert other.error["param"] == "Idempotency-Key"
     assert other.headers["x-gateway-cost-usd"] == FREE
     assert REPLAYED not in other.headers
-    assert_replay(again, first)
+    assert_stored_result(again, first)
     assert len(await upstream.bodies()) == 1
     *_, refused, _ = await embedded.ledger()
     assert (refused.outcome, refused.error) == ("refused", "idempotency_key_reused")
@@ -131,19 +131,21 @@ async def test_another_response_format_is_another_body(
     assert (other.status, other.error["code"]) == (400, "idempotency_key_reused")
 
 
-async def test_a_stream_is_replayed_as_its_last_event(alice: Client, upstream: Upstream) -> None:
+async def test_the_stored_result_of_a_stream_is_its_last_event(
+    alice: Client, upstream: Upstream
+) -> None:
     first = await alice.ask(stream=True, partial_images=2, headers=FRESH)
-    replay = await alice.ask(stream=True, partial_images=2, headers=FRESH)
+    repeat = await alice.ask(stream=True, partial_images=2, headers=FRESH)
     last_event = first.body.rpartition(b"event: ")[2].partition(b'"b64_json":"')[2]
 
     assert first.body.count(b"event: ") == 3
-    assert replay.headers[REPLAYED] == "true"
-    assert replay.body.count(b"event: ") == 1
-    assert last_event.partition(b'"')[0] in replay.body
+    assert repeat.headers[REPLAYED] == "true"
+    assert repeat.body.count(b"event: ") == 1
+    assert last_event.partition(b'"')[0] in repeat.body
     assert len(await upstream.bodies()) == 1
 
 
-async def test_the_same_idempotency_key_of_another_client_is_another_one(
+async def test_the_same_idempotency_key_of_two_clients_has_two_results(
     gateway: InProcess, alice: Client, upstream: Upstream
 ) -> None:
     bob = await gateway.client.with_key("bob")
@@ -164,7 +166,7 @@ async def test_the_same_idempotency_key_of_another_client_is_another_one(
 async def test_a_request_repeated_while_the_first_one_runs_waits_for_its_result(
     open_gateway: OpenGateway, upstream: Upstream, headers: Mapping[str, str]
 ) -> None:
-    """At the same gateway and at another one; another body is refused at once."""
+    """At the same gateway or at another one. Another body is refused at once."""
     async with open_gateway() as here, open_gateway() as there:
         alice = await here.client.with_key()
         clients = [alice, alice, elsewhere(there, alice)]
@@ -180,7 +182,7 @@ async def test_a_request_repeated_while_the_first_one_runs_waits_for_its_result(
     assert (other.status, other.error["code"]) == (400, "idempotency_key_reused")
     (first,) = [reply for reply in replies if REPLAYED not in reply.headers]
     for reply in replies:
-        assert reply is first or assert_replay(reply, first) is None
+        assert reply is first or assert_stored_result(reply, first) is None
     assert len(await upstream.bodies()) == 1
 
 
@@ -194,17 +196,17 @@ async def test_the_result_for_a_disconnected_client_is_stored(
         await asyncio.gather(disconnected, return_exceptions=True)
         asking = asyncio.create_task(alice.ask(headers=FRESH))
         await asyncio.sleep(0.1)
-    replay = await asking
+    repeat = await asking
 
-    assert replay.headers[REPLAYED] == "true"
-    assert replay.headers["x-gateway-cost-usd"] == FREE
+    assert repeat.headers[REPLAYED] == "true"
+    assert repeat.headers["x-gateway-cost-usd"] == FREE
     assert len(await upstream.bodies()) == 1
 
 
 async def test_the_lock_of_a_dead_worker_expires(
     gateway: InProcess, alice: Client, upstream: Upstream
 ) -> None:
-    """15 s after its last renewal; here sooner."""
+    """It expires 15 s after its last renewal; the test shortens that."""
     first = await alice.ask()
     request = (fingerprint_of(first), 1, False, "b64_json")
     idempotent = IdempotentRequest.of(alice.key_id, KEY["Idempotency-Key"], request=request)
@@ -234,7 +236,7 @@ async def test_the_lock_of_a_running_worker_is_renewed(
     first = asyncio.create_task(alice.ask(prompt, headers=FRESH))
     await asyncio.sleep(0.1)
     second = await alice.ask(prompt, headers=FRESH)
-    assert_replay(second, await first)
+    assert_stored_result(second, await first)
     assert len(await upstream.bodies()) == 1
 
 
@@ -281,7 +283,7 @@ class LateRenewals:
 
 
 @pytest.mark.parametrize("fault", ["reset", "tiny-png", "status=502"])
-async def test_a_failure_that_may_have_been_charged_is_replayed(
+async def test_a_failure_that_may_have_been_charged_is_stored(
     gateway: InProcess, alice: Client, upstream: Upstream, fault: str
 ) -> None:
     prompt = f"[[sim:{fault};times=1]] an otter"
@@ -289,7 +291,7 @@ async def test_a_failure_that_may_have_been_charged_is_replayed(
     again = await alice.ask(prompt, headers=KEY)
     other = await alice.ask("a pond", headers=KEY)
     new_key = await alice.ask(prompt, headers={"Idempotency-Key": "order-18"})
-    _, replayed = sorted(await gateway.ledger(), key=lambda r: r.time)[:2]
+    _, repeated = sorted(await gateway.ledger(), key=lambda r: r.time)[:2]
 
     assert failed.status == again.status == 502
     assert float(failed.headers["x-gateway-cost-usd"]) > 0
@@ -298,7 +300,7 @@ async def test_a_failure_that_may_have_been_charged_is_replayed(
     assert again.headers[REPLAYED] == "true"
     assert again.headers["x-gateway-cost-usd"] == FREE
     assert again.headers["x-should-retry"] == "false"
-    assert (replayed.outcome, replayed.cost_micros) == ("refused", 0)
+    assert (repeated.outcome, repeated.cost_micros) == ("refused", 0)
     assert other.error["code"] == "idempotency_key_reused"
     assert new_key.status == 200
     assert len(await upstream.bodies()) == 2
@@ -313,12 +315,12 @@ async def test_a_failure_free_of_charge_is_not_stored(
     prompt = f"[[sim:{fault};times=1]] an otter"
     failed = await alice.ask(prompt, headers=KEY)
     good = await alice.ask(prompt, headers=KEY)
-    replay = await alice.ask(prompt, headers=KEY)
+    repeat = await alice.ask(prompt, headers=KEY)
 
     assert failed.status >= 400
     assert (good.status, good.cache_status) == (200, "fwd=miss; stored")
     assert REPLAYED not in good.headers
-    assert_replay(replay, good)
+    assert_stored_result(repeat, good)
 
 
 async def test_a_failure_that_another_client_has_paid_for_is_not_stored(
@@ -344,10 +346,10 @@ async def test_a_failure_that_another_client_has_paid_for_is_not_stored(
     assert len(await upstream.bodies()) == 2
 
 
-async def test_a_refusal_before_anything_was_sent_is_not_stored(
+async def test_a_refusal_before_anything_is_sent_is_not_stored(
     gateway: InProcess, upstream: Upstream
 ) -> None:
-    """By a limit, a maximum cost or a header. The next request may have another body."""
+    """A limit, a maximum cost or a header may refuse it. The next request may have another body."""
     alice = await gateway.client.with_key("alice", limits={"images_per_day": 1})
     limited = await alice.ask(n=2, headers=KEY)
     bound = await alice.ask(headers={**KEY, "X-Gateway-Max-Cost-USD": "0"})
@@ -373,14 +375,14 @@ async def take_down(client: Client, first: Reply) -> None:
 
 
 async def evict(client: Client, first: Reply) -> None:
-    """By storing other images."""
+    """Stores other images, and waits until the first one is evicted."""
     for i in range(3):
         await client.ask(f"something else {i}")
 
-    async def is_tombstone() -> bool:
+    async def is_evicted() -> bool:
         return (await client.ask(headers={"Cache-Control": "only-if-cached"})).status != 200
 
-    await eventually(is_tombstone)
+    await eventually(is_evicted)
 
 
 @pytest.mark.parametrize("remove", [purge, take_down, evict])
@@ -394,12 +396,12 @@ async def test_a_repeated_request_buys_again_when_the_images_are_lost(
         await remove(alice, first)
         calls = len(await upstream.bodies())
         again = await alice.ask(headers=KEY)
-        replay = await alice.ask(headers=FRESH)
+        repeat = await alice.ask(headers=FRESH)
 
     assert (again.status, again.cache_status) == (200, "fwd=miss; stored")
     assert REPLAYED not in again.headers
     assert again.images != first.images
-    assert_replay(replay, again)
+    assert_stored_result(repeat, again)
     assert len(await upstream.bodies()) == calls + 1
 
 
@@ -417,18 +419,18 @@ async def test_a_result_expires_after_a_day(
     assert len(await upstream.bodies()) == 2
 
 
-async def test_an_expired_image_is_replayed_all_the_same(
+async def test_a_stored_result_includes_images_that_have_expired(
     open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
-    """Its lifetime limits hits, not results."""
+    """The lifetime of an image limits hits, not stored results."""
     async with open_gateway(cache={"ttl": "0.1s"}) as gateway:
         alice = await gateway.client.with_key()
         first = await alice.ask(headers=KEY)
         await asyncio.sleep(0.2)
-        replay = await alice.ask(headers=KEY)
-    assert replay.images == first.images
-    assert replay.headers[REPLAYED] == "true"
-    assert replay.cache_status.startswith("hit; ttl=-")
+        repeat = await alice.ask(headers=KEY)
+    assert repeat.images == first.images
+    assert repeat.headers[REPLAYED] == "true"
+    assert repeat.cache_status.startswith("hit; ttl=-")
     assert len(await upstream.bodies()) == 1
 
 

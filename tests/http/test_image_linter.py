@@ -1,7 +1,7 @@
-"""An HTTP linter, httplint, reads the responses of the image route and finds no fault in them.
+"""An HTTP linter, httplint, finds no fault in the responses of the image route.
 
-It knows RFC 9110 to 9112 and how browsers read headers. None of its notes is filtered out: there
-must be neither an error nor a warning.
+It checks RFC 9110 to 9112 and how browsers read headers. No note is filtered out: there must be
+neither an error nor a warning.
 """
 
 from __future__ import annotations
@@ -133,9 +133,7 @@ async def test_the_linter_finds_no_fault_in_a_response(
         (b"Content-Length: 97", b"Content-Length: 98"),
     ],
 )
-async def test_the_linter_finds_a_fault_that_is_there(
-    album: Album, right: bytes, wrong: bytes
-) -> None:
+async def test_the_linter_reports_a_wrong_header(album: Album, right: bytes, wrong: bytes) -> None:
     sent = request("GET", album.path, "User-Agent: test", "Range: bytes=3-99", last=True)
     received = await album.raw(sent)
     assert right in received

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ID = "abcdefghijklmnopqrstuvwx"
 LARGE = random.Random(1).randbytes(3_000_000)
-"""More than the system accepts at once."""
+"""More than a socket accepts at once."""
 HUGE_BYTES = 40_000_000
 """More than all buffers between two sockets hold."""
 
@@ -37,7 +37,7 @@ async def album(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Album
 
 
 def assert_refused(reply: Reply, status: int, code: str) -> None:
-    """It is an error of the gateway, in JSON, that must not be stored."""
+    """The response is an error of the gateway, in JSON, that no cache may store."""
     assert (reply.status, reply.error["code"]) == (status, code)
     assert set(reply.error) == {"message", "type", "param", "code"}
     assert reply.headers["Content-Type"] == "application/json"
@@ -142,7 +142,7 @@ async def test_a_client_that_has_the_image_gets_304(album: Album, method: str, f
 
 
 @pytest.mark.parametrize("form", ['"other"', 'W/"other"', "{bare}", '"*"', "", '"{bare}'])
-async def test_a_client_that_has_another_image_gets_this_one(album: Album, form: str) -> None:
+async def test_a_client_that_has_another_image_gets_200(album: Album, form: str) -> None:
     reply = await album.show(If_None_Match=form.format(bare=album.etag.strip('"')))
     assert (reply.status, reply.body) == (200, album.data)
 
@@ -248,7 +248,7 @@ async def test_an_expired_link_is_refused(album: Album) -> None:
 
 
 async def test_any_changed_character_of_a_link_is_refused(album: Album) -> None:
-    """After `/images/img-`; a change before that is another path."""
+    """From `/images/img-` on; a change before that is another path."""
     first = len("/images/img-")
     for index in range(first, len(album.path)):
         other = "A" if album.path[index] != "A" else "B"
@@ -297,13 +297,13 @@ async def test_an_unknown_image_is_not_found(album: Album) -> None:
     assert_refused(await album.show(album.sign(f"/images/img-{ID}.png")), 404, "image_not_found")
 
 
-async def test_another_extension_than_the_images_is_not_found(album: Album) -> None:
+async def test_a_link_with_another_extension_is_not_found(album: Album) -> None:
     other = album.path.partition("?")[0].replace(".png", ".webp")
     for path in (other, f"{other}.png", other.removesuffix(".webp")):
         assert_refused(await album.show(album.sign(path)), 404, "image_not_found")
 
 
-async def test_an_evicted_image_is_gone(album: Album) -> None:
+async def test_an_evicted_image_is_410(album: Album) -> None:
     link = await album.add(b"soon evicted", image_id="E" * 24)
     etag = (await album.show(link)).headers["ETag"]
     await album.evict(b"soon evicted")
@@ -320,7 +320,7 @@ async def test_other_methods_are_not_allowed(album: Album) -> None:
 # ── the connection ──────────────────────────────────────────────────────────────────────────
 
 
-async def test_responses_without_a_body_leave_the_connection_in_step(album: Album) -> None:
+async def test_after_responses_without_a_body_the_connection_is_usable(album: Album) -> None:
     received = await album.raw(
         request("HEAD", album.path),
         request("GET", album.path, f"If-None-Match: {album.etag}"),
@@ -334,7 +334,7 @@ async def test_responses_without_a_body_leave_the_connection_in_step(album: Albu
 
 
 async def count_served(album: Album) -> float:
-    """The number of images that were served, by the metrics."""
+    """The number of served images, by the metrics."""
     samples = await album.gateway.client.metrics()
     return sum(
         value
