@@ -304,8 +304,9 @@ SEQUENCES: dict[str, list[Step]] = {
 }
 
 
-TIMED = {"max-age buys only what is too old"}
+TIMED = {"max-age buys only for images that are too old"}
 """Its second image must be younger than a second when it is requested again."""
+assert SEQUENCES.keys() >= TIMED
 
 
 # ── running the sequences ───────────────────────────────────────────────────────────────────
