@@ -64,7 +64,7 @@ def resolve(body: Mapping[str, Any], model: Model) -> Generation:
         return body.get(name, spec.default if spec else default)
 
     def resolved(name: str, automatic: str) -> str:
-        """A choice; `automatic` replaces `auto`, and is the value of a parameter that the model lacks."""
+        """A choice, or `automatic` for `auto` and for a parameter that the model lacks."""
         spec, value = model.parameters.get(name), given(name, "auto")
         if isinstance(spec, ChoiceSpec):
             value = spec.means.get(value, value)

@@ -30,7 +30,7 @@ class StoreFacts:
     maxmemory_bytes: int | None
     """None: no limit."""
     is_durable: bool
-    """Whether acknowledged changes survive a restart of the store. A power cut may lose the last."""
+    """Whether acknowledged changes survive a restart; a power cut may lose the last ones."""
 
 
 @dataclass(frozen=True, slots=True)
