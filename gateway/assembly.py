@@ -1,8 +1,8 @@
 """The composition root: opens resources, constructs the components, and closes everything.
 
-Besides, it has only the observers that connect components to metrics and health. The functions at
-the end make the settings of each component from `gateway.yaml`. `maintenance` runs a gateway's
-background jobs, `process/` serves it, and `cli/` opens the parts that a command needs.
+It also has the observers that connect components to metrics and health. The functions at the end
+make the settings of each component from `gateway.yaml`. `maintenance` runs a gateway's background
+jobs, `process/` serves it, and `cli/` opens the parts that a command needs.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ async def open_store(settings: Settings) -> AsyncIterator[tuple[Store, BlobStore
 async def open_existing_store(settings: Settings) -> AsyncIterator[Store]:
     """The store that a gateway has created, for commands.
 
-    Unlike `open_store`, it never makes an empty Redis a store. Raises `StoreMissing`,
+    Unlike `open_store`, it never creates a store in an empty Redis. Raises `StoreMissing`,
     `SchemaMismatch` and `StoreUnavailable`.
     """
     if settings.store.redis_url is None:
@@ -248,8 +248,8 @@ def wire_gateway(
 ) -> Gateway:
     """Constructs every component, in the order of their dependencies.
 
-    Long on purpose: one constructor after the other, and nothing else. Reads the admin token's file
-    if the settings have no token.
+    Long on purpose: one constructor after the other. Reads the admin token's file if the settings
+    have no token.
     """
     worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     cache = wire_cache(settings, store, blob_store, observer=metrics.cache)
@@ -348,7 +348,7 @@ def create_store_observer(health: Health, metrics: Metrics) -> Callable[[bool], 
     def observe(is_available: bool) -> None:
         if not is_available:
             metrics.cache.store_errors.inc()
-        # Only when the state changes: the gauge is in a file that all workers share.
+        # Only when the state changes: setting the gauge writes to a file.
         if is_available != health.store_up or not health.store_reached:
             metrics.cache.store_up.set(is_available)
         health.store_up = is_available

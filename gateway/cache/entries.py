@@ -137,7 +137,7 @@ class Entries:
     # ── the negative cache ──────────────────────────────────────────────────────────────────
 
     def refuse(self, batch: Batch, fingerprint: str, refusal: UpstreamFailure) -> None:
-        """Refuses a fingerprint for good, because it was taken down."""
+        """Refuses a fingerprint for good: its prompt was taken down."""
         batch.add(SetValue(REFUSALS, fingerprint, orjson.dumps(refusal.to_dict()), None))
 
     def store_refusal(self, batch: Batch, fingerprint: str, failure: UpstreamFailure) -> None:

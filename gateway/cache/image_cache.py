@@ -1,8 +1,8 @@
 """The front door of the cache: stores, loads, links and removes images.
 
-An image has an entry, bytes and a row in the image index. Every image of the cache is stored here,
-in one order: bytes, entry, image index, LRU index, eviction. Each step can be repeated. If a worker
-dies between two steps, maintenance tracks the bytes that it left.
+An image has an entry, bytes and a record in the image index. Every image of the cache is stored
+here, in one order: bytes, entry, image index, LRU index, eviction. Each step can be repeated. If a
+worker dies between two steps, maintenance tracks the bytes that it left.
 """
 
 from __future__ import annotations
@@ -144,14 +144,14 @@ class ImageCache:
         ttl_seconds: float | None = None,
         displaces: bool = False,
     ) -> PendingImages:
-        """Adds commands to the batch that put images into their slots and release the lease.
+        """Adds the commands that put images into their slots and release the lease.
 
         They also index the images and track their bytes, which must be stored before. Call `finish`
         with the result after the batch.
 
         Without a fingerprint the images get no entry, and only their links find them.
-        `ttl_seconds` defaults to the cache's own. With `displaces` the images take their slots, and
-        those that were in them move to free slots.
+        `ttl_seconds` defaults to the cache's own. With `displaces`, an image that is already in
+        such a slot moves to a free one.
         """
         refusal = None
         if fingerprint is not None:
@@ -235,7 +235,7 @@ class ImageCache:
             await batch.execute()
 
     def refuse(self, batch: Batch, fingerprint: str, refusal: UpstreamFailure) -> None:
-        """Refuses a fingerprint for good, because it was taken down."""
+        """Refuses a fingerprint for good: its prompt was taken down."""
         self._entries.refuse(batch, fingerprint, refusal)
 
     async def delete(self, digests: Collection[str]) -> None:

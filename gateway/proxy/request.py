@@ -160,7 +160,7 @@ class Proxy:
         )
 
     async def _dry_run(self, context: RequestContext, query: ImageQuery, entry: Entry) -> DryRun:
-        """Predicts a hit or a purchase from the entry alone. It counts as one request."""
+        """Predicts a hit or a purchase from cached images alone. It counts as one request."""
         # Loads the bytes too, because an image whose bytes are lost would be bought.
         images = await self._images.load(query, usable_images(query, entry))
         missing = query.request.n - len(images)

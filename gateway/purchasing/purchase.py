@@ -1,9 +1,9 @@
 """One purchase: reserve → deliver → receive → store → settle.
 
 A purchase has a journal in the store. `reserved` holds the estimate and is written before anything
-is sent; only while the store is unavailable it is written later. `received` holds the images and
-the charge. Settling closes the journal, exactly once. If a worker dies, another one (`recovery`)
-stores the images that were received, or charges the estimate if none were.
+is sent, or later if the store is unavailable. `received` holds the images and the charge. Settling
+closes the journal, exactly once. If a worker dies, another one (`recovery`) stores the images that
+were received, or charges the estimate if none were.
 
 `proxy/` answers requests and orders the missing images. `cache.flights` lets only one of several
 identical requests buy.
@@ -45,14 +45,14 @@ RESERVED_LEASE_FACTOR: Final = 3
 """The lease after the reservation, in multiples of `dead_after_seconds`.
 
 If the worker dies with an open journal, another worker finishes the purchase and releases the lease
-before it expires. The batch renews the lease even if it denies the reservation. If the worker dies
-right then, there is no journal, and followers wait until the lease expires."""
+before it expires. A denied reservation renews the lease too. If the worker dies right then, there
+is no journal, and followers wait until the lease expires."""
 
 LEASE_MARGIN_SECONDS: Final = 120.0
 """How much longer than upstream's deadline a lease lasts: time to fetch links, store and settle."""
 
 COMMIT_WAIT_SECONDS: Final = 2.0
-"""How long the clients of this worker wait until a purchase is stored and settled."""
+"""How long this worker's clients wait at most for storing and settling."""
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ class PurchaseSummary:
     has_begun: bool = False
     """A purchase was reserved, or is sent without the store. It writes the request's record."""
     reserved_micros: int = 0
-    """The estimate; 0 until a purchase has begun."""
+    """The latest purchase's estimate; 0 before the first."""
     cost_micros: int = 0
     limits: list[quota.LimitState] = field(default_factory=list)
     """The limits after the settlement; empty before."""
@@ -124,7 +124,7 @@ class Purchases:
 
         Before anything is sent to upstream, raises `LimitExceeded`, `StoreUnavailable`, or
         `GatewayError` if the lease was lost. Raises `UpstreamFailure` once the failed purchase is
-        settled, or its settlement goes on in a task.
+        settled, at most `COMMIT_WAIT_SECONDS` later.
         """
         reserved = await self._reserve(order, flight, is_stored=True)
         async with self._settling_failures(order, reserved):
@@ -177,7 +177,7 @@ class Purchases:
     # ── before anything is sent ─────────────────────────────────────────────────────────────
 
     async def _reserve(self, order: PurchaseOrder, flight: Flight, *, is_stored: bool) -> Reserved:
-        """Reserves the estimate, opens the journal and makes sure that the lease is still held."""
+        """Reserves the estimate, opens the journal and renews the lease, if the flight has one."""
         estimate = pricing.estimate(order.model, order.request, len(flight.slots))
         reserved = Reserved(
             flight.id,
@@ -363,12 +363,12 @@ def _charge_delivery(
         upstream_request_id=answer.upstream_request_id,
     )
     shared = share_cost(images, answer, charge.usd_micros)
-    # Not strict: if upstream sent fewer images, the last slots stay empty.
+    # Not strict: if fewer images were delivered, the last slots stay empty.
     return Received(reserved, dict(zip(slots, shared, strict=False)), charge, record)
 
 
 def _bytes_of(delivered: Delivered, received: Received) -> dict[str, bytes]:
-    """The bytes of the received images by digest; upstream may have sent more images than that."""
+    """The bytes of the received images by digest, without images beyond the slots."""
     digests = {image.digest for image in received.images.values()}
     return {i.digest: data for i, data in delivered.images if i.digest in digests}
 
