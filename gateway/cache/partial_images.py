@@ -29,7 +29,6 @@ from gateway.images import PartialImage
 from gateway.store.batch import execute
 from gateway.store.commands import Publish
 from gateway.store.protocol import Store
-from gateway.tasks import SingleFlight
 
 log = structlog.get_logger(__name__)
 
@@ -46,23 +45,22 @@ class SharedPartialImage:
         self._read: Callable[[], Awaitable[bytes | None]] | None = read
         """None once the bytes were read, so that they are not kept beside their base64."""
         self._base64: bytes | None = None
-        self._encoding: SingleFlight[int, bytes | None] = SingleFlight()
+        self._lock = asyncio.Lock()
 
     async def base64(self) -> bytes | None:
         """The base64, made by the first call; None if the bytes cannot be read."""
-        if self._read is None:
+        # A lock and no task: `Publisher.publish` lets subscribers run once before it stores the
+        # image, and a task would begin only after that.
+        async with self._lock:
+            if self._read is None:
+                return self._base64
+            try:
+                data = await self._read()
+            except StoreUnavailable:
+                return None  # a later call tries again
+            self._base64 = None if data is None else await encode_bytes(data)
+            self._read = None
             return self._base64
-        encode = partial(self._encode, self._read)
-        return await self._encoding.run(self.index, encode, name="encode partial image")
-
-    async def _encode(self, read: Callable[[], Awaitable[bytes | None]]) -> bytes | None:
-        try:
-            data = await read()
-        except StoreUnavailable:
-            return None  # a later call tries again
-        self._base64 = None if data is None else await encode_bytes(data)
-        self._read = None
-        return self._base64
 
 
 class Channel:
