@@ -17,7 +17,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,8 @@ from tests.gateways import (
     run_upstream,
 )
 from tests.http.conftest import OpenGateway, Shared
-from tests.waiting import GENEROUS_SECONDS, eventually, generous, turns
+from tests.raw_http import split_replies, talk
+from tests.waiting import GENEROUS_SECONDS, eventually, turns
 
 in_module = pytest.mark.asyncio(loop_scope="module")
 
@@ -92,65 +93,6 @@ def assert_is_error(reply: Reply, status: int) -> None:
 
 
 # ── raw connections ─────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class Raw:
-    """The responses on one connection, and whether the gateway closed it."""
-
-    replies: Sequence[Reply]
-    was_closed: bool
-
-    @property
-    def reply(self) -> Reply:
-        assert len(self.replies) == 1, self.replies
-        return self.replies[0]
-
-
-async def talk(client: Client, *parts: bytes, listen_seconds: float | None = None) -> Raw:
-    """Sends bytes on a connection of its own, part by part, and reads until it is closed.
-
-    With `listen_seconds`, it stops reading that long after the first complete response.
-    """
-    host, port = client.url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    received, was_closed = bytearray(), False
-    try:
-        async with generous() as patience:
-            for number, part in enumerate(parts):
-                await asyncio.sleep(0.05 if number else 0)
-                writer.write(part)
-            while chunk := await reader.read(65_536):
-                received += chunk
-                if listen_seconds is not None and _is_complete(received):
-                    patience.reschedule(asyncio.get_running_loop().time() + listen_seconds)
-                    listen_seconds = None
-            was_closed = True
-    except TimeoutError:
-        pass
-    except ConnectionError:
-        was_closed = True
-    writer.transport.abort()
-    return Raw(_split(bytes(received)), was_closed)
-
-
-def _is_complete(data: bytes) -> bool:
-    head, end, body = data.partition(b"\r\n\r\n")
-    length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
-    return bool(end) and len(body) >= (int(length[1]) if length else 0)
-
-
-def _split(data: bytes) -> list[Reply]:
-    replies = []
-    while data:
-        head, _, rest = data.partition(b"\r\n\r\n")
-        first, *lines = head.decode("latin-1").split("\r\n")
-        fields = {n.lower(): v.strip() for n, _, v in (line.partition(":") for line in lines)}
-        length = int(fields.get("content-length", 0))
-        headers = {**fields, **{n.title(): v for n, v in fields.items()}}
-        replies.append(Reply(int(first.split()[1]), headers, rest[:length]))
-        data = rest[length:]
-    return replies
 
 
 def head(client: Client, *lines: str, key: str | None = None) -> bytes:
@@ -858,7 +800,7 @@ async def test_a_purchase_may_take_longer_than_the_timeout_of_a_body(
     received = await reader.read()
     writer.close()
 
-    assert [reply.status for reply in _split(received)] == [200]
+    assert [reply.status for reply in split_replies(received)] == [200]
 
 
 # ── malformed HTTP ──────────────────────────────────────────────────────────────────────────
@@ -1009,7 +951,7 @@ async def _send_large_body(client: Client, *, is_chunked: bool) -> Reply:
     await asyncio.wait({reading}, timeout=GENEROUS_SECONDS)
     writer.transport.abort()
     await asyncio.gather(reading, return_exceptions=True)
-    return _split(bytes(received))[0]
+    return split_replies(bytes(received))[0]
 
 
 @in_module
