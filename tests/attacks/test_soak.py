@@ -1,0 +1,239 @@
+"""All attacks at once beside honest traffic: hits stay fast, memory stays bounded, books agree."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from gateway.assembly import open_store
+from gateway.billing.ledger import Ledger
+from gateway.configuration.settings import Settings
+from gateway.images import Record
+from tests.attacks.attackers import ATTACKS
+from tests.bench.processes import free_port, run_process
+from tests.gateways import Client, Processes, Spent, read_spent, run_processes
+from tests.processes import living_children
+from tests.waiting import eventually
+
+MIB = 1 << 20
+MAX_MEMORY_BYTES = 512 * MIB
+MAX_HIT_SECONDS = 0.050
+MAX_SLOWDOWN = 10
+HIT = "an honest image"
+PURCHASE_EVERY_SECONDS = 0.5
+PAGE = 10_000
+
+
+@dataclass
+class Honest:
+    """What honest clients saw."""
+
+    hit_seconds: list[float] = field(default_factory=list)
+    statuses: list[int] = field(default_factory=list)
+    purchases: int = 0
+
+    def percentile(self, share: float) -> float:
+        """Of the times of hits, in seconds."""
+        return sorted(self.hit_seconds)[int(len(self.hit_seconds) * share)]
+
+
+@dataclass
+class Arena:
+    """A gateway with one worker, a hostile upstream behind it, and honest keys."""
+
+    processes: Processes
+    client: Client
+    alice: Client
+    keys: dict[str, str]
+    """The secrets of the attackers' keys, by name."""
+    key_ids: dict[str, str]
+    worker: int
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+async def arena(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Arena]:
+    url = None if request.param == "sqlite" else request.getfixturevalue("redis_url")
+    port = free_port()
+    command = [sys.executable, "-m", "tests.attacks.hostile_upstream", str(port)]
+    base_url = f"http://127.0.0.1:{port}/v1"
+    options = {"cache": {"derive_formats": True}, "upstream": {"breaker": {"failures": 0}}}
+    with run_process("upstream", command, port=port, folder=tmp_path):
+        async with run_processes(
+            tmp_path / "gateway", base_url, workers=1, redis_url=url, options=options
+        ) as (processes, client):
+            alice = await client.with_key("alice")
+            attackers = {
+                "mallory": await client.with_key("mallory"),
+                "muted": await client.with_key("muted", limits={"requests_per_minute": 0}),
+                "poor": await client.with_key("poor", limits={"usd_per_day": 0.000001}),
+            }
+            (worker,) = living_children(processes.process.pid)
+            yield Arena(
+                processes,
+                client,
+                alice,
+                {name: key.secret for name, key in attackers.items()},
+                {name: key.key_id for name, key in {"alice": alice, **attackers}.items()},
+                worker,
+            )
+
+
+# ── honest traffic ──────────────────────────────────────────────────────────────────────────
+
+
+async def serve_honestly(arena: Arena, seconds: float, *, start: int = 0) -> Honest:
+    """Two clients that hit and one that buys, for so long."""
+    honest = Honest()
+    until = time.monotonic() + seconds
+
+    async def hit() -> None:
+        while time.monotonic() < until:
+            started = time.perf_counter()
+            reply = await arena.alice.ask(HIT, quality="low")
+            honest.hit_seconds.append(time.perf_counter() - started)
+            honest.statuses.append(reply.status)
+            await asyncio.sleep(0.005)
+
+    async def buy() -> None:
+        while time.monotonic() < until:
+            honest.purchases += 1
+            prompt = f"honest image {start + honest.purchases}"
+            reply = await arena.alice.ask(prompt, quality="low")
+            honest.statuses.append(reply.status)
+            await asyncio.sleep(PURCHASE_EVERY_SECONDS)
+
+    assert (await arena.alice.ask(HIT, quality="low")).status == 200
+    await asyncio.gather(hit(), hit(), buy())
+    return honest
+
+
+@contextmanager
+def under_attack(arena: Arena) -> Iterator[dict[str, dict[str, int]]]:
+    """Makes all attacks meanwhile; afterwards the dictionary has what each of them got."""
+    got: dict[str, dict[str, int]] = {}
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "tests.attacks.attackers",
+            arena.client.url,
+            json.dumps(arena.keys),
+        ],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        yield got
+        process.send_signal(signal.SIGTERM)
+        printed, _ = process.communicate(timeout=60)
+        got.update(json.loads(printed))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def resident_bytes(pid: int) -> int:
+    """The memory of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@asynccontextmanager
+async def watching_memory(pid: int) -> AsyncIterator[list[int]]:
+    """Samples the memory of a process, in bytes."""
+    samples: list[int] = []
+
+    async def watch() -> None:
+        while True:
+            samples.append(resident_bytes(pid))
+            await asyncio.sleep(0.1)
+
+    task = asyncio.create_task(watch())
+    try:
+        yield samples
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+# ── afterwards ──────────────────────────────────────────────────────────────────────────────
+
+
+async def read_records(settings: Settings) -> list[Record]:
+    """All records of the ledger."""
+    records: list[Record] = []
+    async with open_store(settings) as (store, _):
+        ledger, after = Ledger(store), ""
+        while page := await ledger.read(after=after, limit=PAGE):
+            records += [record for _, record in page]
+            after = page[-1][0]
+    return records
+
+
+async def assert_books_agree(arena: Arena) -> None:
+    """The counters of each key are the sums of its records, and nothing stays reserved."""
+    settings = arena.processes.settings
+
+    async def are_settled() -> bool:
+        spent = [await read_spent(settings, key_id) for key_id in arena.key_ids.values()]
+        return not any(each.reserved_micros or each.reserved_images for each in spent)
+
+    await eventually(are_settled)
+    records = await read_records(settings)
+    for name, key_id in arena.key_ids.items():
+        of_key = [record for record in records if record.key_id == key_id]
+        assert await read_spent(settings, key_id) == Spent(
+            sum(record.cost_micros for record in of_key),
+            sum(record.images for record in of_key),
+            reserved_micros=0,
+            reserved_images=0,
+        ), name
+
+
+def report(line: str) -> None:
+    """Shows a figure; pytest prints it with `-s`, or if the test fails."""
+    sys.stdout.write(line + "\n")
+
+
+async def attack(arena: Arena, seconds: float) -> tuple[Honest, int]:
+    """What honest clients saw under attack, and the most memory that the worker had."""
+    async with watching_memory(arena.worker) as samples:
+        with under_attack(arena) as got:
+            honest = await serve_honestly(arena, seconds, start=1_000_000)
+    report(json.dumps(got, indent=1))
+    report(f"memory {max(samples) / MIB:.0f} MiB, p99 {honest.percentile(0.99):.4f} s")
+    assert set(got) == set(ATTACKS), "an attack was never completed"
+    assert all(got.values())
+    assert set(honest.statuses) == {200}
+    assert living_children(arena.processes.process.pid) == {arena.worker}
+    await assert_books_agree(arena)
+    return honest, max(samples)
+
+
+@pytest.mark.timed
+@pytest.mark.timeout(180)
+async def test_hits_under_attack_are_at_most_ten_times_as_slow(arena: Arena) -> None:
+    quiet = await serve_honestly(arena, 5)
+    honest, memory_bytes = await attack(arena, 20)
+
+    report(f"p99 without an attack {quiet.percentile(0.99):.4f} s")
+    assert memory_bytes < MAX_MEMORY_BYTES
+    assert honest.percentile(0.99) <= MAX_SLOWDOWN * quiet.percentile(0.99)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+async def test_the_gateway_withstands_ten_minutes_of_all_attacks(arena: Arena) -> None:
+    honest, memory_bytes = await attack(arena, 600)
+
+    assert memory_bytes < MAX_MEMORY_BYTES
+    assert honest.percentile(0.99) < MAX_HIT_SECONDS
