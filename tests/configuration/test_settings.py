@@ -70,8 +70,8 @@ def test_every_variable_of_the_shipped_file_reaches_its_setting(tmp_path: Path):
             "GATEWAY_LISTEN": "[::1]:9090",
             "GATEWAY_REDIS_URL": "rediss://user:word@cache.example.com:6380/2",
             "GATEWAY_DATA_DIR": str(tmp_path),
-            "GATEWAY_ADMIN_TOKEN": "admin",
-            "GATEWAY_METRICS_TOKEN": "metrics",
+            "GATEWAY_ADMIN_TOKEN": "an-admin-token-of-tests",
+            "GATEWAY_METRICS_TOKEN": "a-metrics-token-of-tests",
             "GATEWAY_MAX_BODY": "2MiB",
             "GATEWAY_WORKERS": "4",
             "GATEWAY_LOG_FORMAT": "json",
@@ -82,8 +82,8 @@ def test_every_variable_of_the_shipped_file_reaches_its_setting(tmp_path: Path):
     assert settings.server.listen == Address("::1", 9090)
     assert settings.store.redis_url == SecretStr("rediss://user:word@cache.example.com:6380/2")
     assert settings.store.data_dir == tmp_path
-    assert settings.server.admin_token == SecretStr("admin")
-    assert settings.server.metrics_token == SecretStr("metrics")
+    assert settings.server.admin_token == SecretStr("an-admin-token-of-tests")
+    assert settings.server.metrics_token == SecretStr("a-metrics-token-of-tests")
     assert settings.server.max_body_bytes == 2_097_152
     assert settings.workers.count == 4
     assert settings.log_format == "json"
