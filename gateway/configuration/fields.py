@@ -271,13 +271,13 @@ def parse_networks(value: object) -> tuple[Network, ...]:
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, list | tuple):
         raise ValueError("addresses or networks, such as 10.0.0.0/8, fd00::/8")
-    return tuple(_parse_network(item) for item in items if str(item).strip())
+    # As text: `ip_network` would take a number for an address.
+    return tuple(_parse_network(str(item).strip()) for item in items if str(item).strip())
 
 
-def _parse_network(item: object) -> Network:
+def _parse_network(item: str) -> Network:
     try:
-        # As text: `ip_network` would take a number for an address.
-        network = ip_network(str(item).strip())
+        network = ip_network(item)
     except ValueError:
         raise ValueError(
             f"addresses or networks such as 10.0.0.0/8, fd00::/8; {item!r} is none"
