@@ -123,12 +123,6 @@ class Capacity:
     def taken(self) -> Iterator[None]:
         """Opens one until the block is left. Raises 503 beyond the bound."""
         self.check()
-        with self.reserved():
-            yield
-
-    @contextmanager
-    def reserved(self) -> Iterator[None]:
-        """Counts one until the block is left, also beyond the bound."""
         self.used += 1
         try:
             yield

@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Final
 
@@ -65,7 +65,7 @@ class Flights:
         self._purchases_open = purchases_open or Capacity()
         self._waiting = waiting or Capacity()
         self._led: Counter[str] = Counter()
-        """This worker's open purchases by fingerprint."""
+        """This worker's purchases and requests for leases, by fingerprint."""
         self._ends = FlightEnds(store, partial_images)
         self._offline: dict[tuple[str, tuple[int, ...]], str] = {}
         """Flights of `run_offline` by fingerprint and slots."""
@@ -188,8 +188,10 @@ class Flights:
 
         Raises as `check_refusal`, and 503 if this worker may not open another purchase.
         """
-        # A request that would follow a purchase of this worker opens none, and may ask.
-        if not self._led[flight.fingerprint]:
+        # A request beside an identical one would follow it. Any other may open a purchase, and has
+        # its place meanwhile, so that many at once cannot exceed the bound.
+        is_first = not self._led[flight.fingerprint]
+        if is_first:
             self._purchases_open.check()
         batch = Batch(self._store)
         acquire = AcquireLease(flight.fingerprint, flight.slots, flight.id, LEASE_SECONDS, ignoring)
@@ -197,8 +199,7 @@ class Flights:
         # Read after the lease is acquired: a leader stores its refusal before it releases the
         # lease, so the next leader finds it.
         refusal = look_up_refusal(batch, flight.fingerprint)
-        # One of the open purchases meanwhile: others that come now may not overtake this one.
-        with self._purchases_open.reserved():
+        with self._leading(flight.fingerprint, places=int(is_first)):
             await batch.execute()
         failure: GatewayError | None = decode_refusal(refusal.value)
         if failure is None and lease.value.acquired and self._purchases_open.is_full:
@@ -221,18 +222,25 @@ class Flights:
         self._ends.expect(flight.id)
         if subscriber is not None:
             subscriber.subscribe(self._partial_images.channel(flight.id))
-        self._purchases_open.used += 1
-        self._led[flight.fingerprint] += 1
         task = self._tasks.start(purchase, name=f"purchase {flight.id}")
-        task.add_done_callback(lambda _: self._close(flight.fingerprint))
+        # With the task, and not with the request, whose client may leave.
+        leading = ExitStack()
+        leading.enter_context(self._leading(flight.fingerprint, places=1))
+        task.add_done_callback(lambda _: leading.close())
         return task
 
-    def _close(self, fingerprint: str) -> None:
-        """A purchase has ended, with or without its client."""
-        self._purchases_open.used -= 1
-        self._led[fingerprint] -= 1
-        if not self._led[fingerprint]:
-            del self._led[fingerprint]
+    @contextmanager
+    def _leading(self, fingerprint: str, *, places: int) -> Iterator[None]:
+        """Counts an open purchase, or a request that may open one, until the block is left."""
+        self._purchases_open.used += places
+        self._led[fingerprint] += 1
+        try:
+            yield
+        finally:
+            self._purchases_open.used -= places
+            self._led[fingerprint] -= 1
+            if not self._led[fingerprint]:
+                del self._led[fingerprint]
 
     async def _buy(self, flight: Flight, buy: Buy) -> FlightEnd:
         """Buys, and announces the end to the followers of this worker, whatever happens."""

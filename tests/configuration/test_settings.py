@@ -153,7 +153,7 @@ def test_settings_cannot_be_changed():
 
 def test_no_secret_is_in_the_printed_settings(tmp_path: Path):
     text = (
-        "server: {admin_token: a-hunter2-of-16-characters, metrics_token: hunter2-of-16-characters}\n"
+        "server: {admin_token: hunter2-hunter2-hunter2, metrics_token: hunter2-hunter2-metrics}\n"
         "store: {redis_url: 'redis://:hunter2@cache.example.com'}\n"
         "upstream: {api_key: hunter2, proxy: 'http://ann:hunter2@proxy:3128',\n"
         "  headers: {X-Entry: hunter2}}\n"

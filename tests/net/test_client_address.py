@@ -131,9 +131,7 @@ def test_at_most_32_elements_are_read():
         (["https, ftp"], None),
     ],
 )
-def test_the_scheme_is_the_rightmost_value_of_a_trusted_proxy(
-    lines: list[str], scheme: str | None
-):
+def test_the_scheme_is_the_rightmost_value_of_a_trusted_proxy(lines: list[str], scheme: str | None):
     assert PROXIES.client_scheme(PEER, headers(*lines, name="X-Forwarded-Proto")) == scheme
 
 
