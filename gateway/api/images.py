@@ -31,7 +31,6 @@ from gateway.api.services import SERVICES, Services
 from gateway.billing.ledger import draft
 from gateway.billing.quota import show_usd
 from gateway.errors import GatewayError
-from gateway.net.client_address import network_of
 from gateway.proxy.context import RequestContext
 from gateway.proxy.request import Proxy
 from gateway.proxy.result import Answer, DryRun
@@ -91,7 +90,7 @@ def _create_context(request: web.Request, services: Services, place: Place) -> R
 
     async def enter_and_read() -> bytes:
         # Here, because an error of the body is recorded, and nothing was stored or bought yet.
-        place.enter(request, key=key.subject, address=network_of(exchange.client_address))
+        place.enter(request, key=key.subject, address=exchange.client_address)
         return await read_body(request)
 
     return RequestContext(

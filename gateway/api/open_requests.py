@@ -14,6 +14,7 @@ from aiohttp import web
 
 from gateway.errors import ErrorCode, LimitExceeded
 from gateway.images import LimitSubject
+from gateway.net.client_address import network_of
 
 _Owner = tuple[Literal["key", "address"], str]
 
@@ -63,8 +64,9 @@ class OpenRequests:
             self._check(("key", key.key_id), name, self._max_per_key)
             owners.append(("key", key.key_id))
         if self._max_per_address:
-            self._check(("address", address), "Your address", self._max_per_address)
-            owners.append(("address", address))
+            network = network_of(address)
+            self._check(("address", network), "Your address", self._max_per_address)
+            owners.append(("address", network))
         for owner in owners:
             self._open.setdefault(owner, {})[place] = request
         return owners

@@ -21,7 +21,8 @@ FORWARDED_PROTO: Final = "X-Forwarded-Proto"
 MAX_PROXIES: Final = 32
 """Entries of one request that are read, from the right."""
 
-_KEPT_PEERS: Final = 1024
+_KEPT_ADDRESSES: Final = 1024
+_MAX_ENTRY_CHARACTERS: Final = 64
 _SITE_BITS: Final = 64
 """One client has a whole IPv6 network of this prefix, and can use any address of it."""
 
@@ -40,8 +41,9 @@ class TrustedProxies:
 
     def __init__(self, networks: Sequence[Network] = ()) -> None:
         self._networks = tuple(networks)
-        # Peers are few, or none of them is a proxy, and parsing an address takes microseconds.
-        self._read_peer = lru_cache(_KEPT_PEERS)(self._parse_peer)
+        # Clients and proxies come again, and parsing an address takes microseconds.
+        self._read_peer = lru_cache(_KEPT_ADDRESSES)(self._parse_peer)
+        self._read_entry = lru_cache(_KEPT_ADDRESSES)(self._parse_entry)
 
     def client_address(self, peer: str, headers: Headers) -> str:
         """The rightmost untrusted address of a request that `peer` sent, in canonical form.
@@ -53,11 +55,12 @@ class TrustedProxies:
         if not is_trusted:
             return client
         for entry in _entries_from_the_right(headers.getall(FORWARDED_FOR, ())):
-            address = _parse_entry(entry)
-            if address is None:
+            # Of longer ones, not even the text is kept.
+            found = self._read_entry(entry) if len(entry) <= _MAX_ENTRY_CHARACTERS else None
+            if found is None:
                 break
-            client = str(address)
-            if not self._trusts(address):
+            client, is_trusted = found
+            if not is_trusted:
                 break
         return client
 
@@ -74,10 +77,19 @@ class TrustedProxies:
         address = _parse(peer.partition("%")[0])  # without the interface of a link-local address
         return (peer, False) if address is None else (str(address), self._trusts(address))
 
+    def _parse_entry(self, entry: str) -> tuple[str, bool] | None:
+        """The address in an element of the header, also with a port or in brackets, as a peer's."""
+        decorated = _BRACKETED.fullmatch(entry) or _WITH_PORT.fullmatch(entry)
+        if decorated is not None and decorated[2] and not 0 < int(decorated[2]) < 2**16:
+            return None
+        address = _parse(decorated[1] if decorated else entry)
+        return None if address is None else (str(address), self._trusts(address))
+
     def _trusts(self, address: Address) -> bool:
         return any(address in network for network in self._networks)
 
 
+@lru_cache(_KEPT_ADDRESSES)
 def network_of(address: str) -> str:
     """What one client can send requests from: an IPv4 address, or an IPv6 network of 64 bits."""
     parsed = _parse(address)
@@ -90,15 +102,6 @@ def _entries_from_the_right(lines: Sequence[str]) -> list[str]:
     """The last elements of a list in one or more header lines, last first, without empty ones."""
     entries = ",".join(lines).rsplit(",", MAX_PROXIES)[-MAX_PROXIES:]
     return [entry.strip() for entry in reversed(entries) if entry.strip()]
-
-
-def _parse_entry(entry: str) -> Address | None:
-    """An address, also with a port or in brackets, as some proxies write it."""
-    decorated = _BRACKETED.fullmatch(entry) or _WITH_PORT.fullmatch(entry)
-    if decorated is None:
-        return _parse(entry)
-    is_port = decorated[2] is None or 0 < int(decorated[2]) < 2**16
-    return _parse(decorated[1]) if is_port else None
 
 
 def _parse(text: str) -> Address | None:
