@@ -19,9 +19,11 @@ from typing import Final, Protocol
 
 from pydantic import SecretStr
 
+from gateway.access.attempts import Attempts
 from gateway.access.keys import Keys
 from gateway.access.policy import CurrentPolicy, Policy, PolicySource
 from gateway.access.signing import EXPIRY_STEPS, Signing
+from gateway.api.open_requests import OpenRequests
 from gateway.api.services import ApiSettings, Health, Services
 from gateway.billing.ledger import Ledger
 from gateway.cache.blobs import Blobs, BlobsSettings, Observer
@@ -35,8 +37,11 @@ from gateway.cache.invalidation import Invalidation
 from gateway.cache.partial_images import PartialImages
 from gateway.cache.takedowns import Takedowns
 from gateway.cache.transcoding import Transcoding
+from gateway.configuration.expand import ConfigError
+from gateway.configuration.fields import token_weakness
 from gateway.configuration.settings import Settings
 from gateway.metrics import Metrics
+from gateway.net.client_address import TrustedProxies
 from gateway.proxy.idempotency import IdempotentImages
 from gateway.proxy.images import Images
 from gateway.proxy.interpret import Interpreter, InterpreterSettings
@@ -54,7 +59,7 @@ from gateway.store.protocol import BlobStore, Store
 from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite.store import open_sqlite_store
 from gateway.store.wrappers import EvictingStore, InstrumentedStore, LimitedStore
-from gateway.tasks import OwnedTasks
+from gateway.tasks import Capacity, OwnedTasks
 from gateway.upstream.client import UpstreamClient, open_client
 from gateway.upstream.fetch import FetchSettings, LinkFetcher, open_link_fetcher
 from gateway.upstream.session import ClientSettings
@@ -256,7 +261,14 @@ def wire_gateway(
     signing = create_signing(settings, store)
     keys, ledger, tasks = Keys(store), Ledger(store), OwnedTasks(metrics.upstream.flights.set)
     ephemeral = EphemeralBlobs(blob_store, cache.takedowns)
-    flights = Flights(store, PartialImages(store, ephemeral), tasks)
+    purchases_open, waiting = capacities(settings)
+    flights = Flights(
+        store,
+        PartialImages(store, ephemeral),
+        tasks,
+        purchases_open=purchases_open,
+        waiting=waiting,
+    )
     settlements = Settlements(store, cache.image_cache, metrics.money)
     delivery = Delivery(
         delivery_settings(settings), client, links, flights=flights, cache=cache.image_cache
@@ -285,7 +297,9 @@ def wire_gateway(
         sign=signing.sign,
         clock=time.time,
     )
-    idempotent_images = IdempotentImages(IdempotencyKeys(store), images, cache.image_cache, tasks)
+    idempotent_images = IdempotentImages(
+        IdempotencyKeys(store), images, cache.image_cache, tasks, waiting=waiting
+    )
     store_outage = StoreOutage(
         keys,
         images,
@@ -307,6 +321,12 @@ def wire_gateway(
         api_settings(settings),
         proxy=proxy,
         keys=keys,
+        attempts=Attempts(),
+        trusted_proxies=TrustedProxies(settings.server.trusted_proxies),
+        open_requests=OpenRequests(
+            max_per_key=settings.server.max_open_per_key,
+            max_per_address=settings.server.max_open_per_address,
+        ),
         signing=signing,
         cache=cache,
         policy=policy,
@@ -368,10 +388,24 @@ def create_signing(settings: Settings, store: Store) -> Signing:
 
 
 def read_admin_token(settings: Settings) -> SecretStr:
-    """The token of the admin API: from the settings, else from the data folder."""
+    """The token of the admin API: from the settings, else from the data folder.
+
+    Raises `ConfigError` for a token in the folder that the settings would not accept.
+    """
     if settings.server.admin_token is not None:
         return settings.server.admin_token
-    return SecretStr((settings.store.data_dir / TOKEN_FILE).read_text().strip())
+    path = settings.store.data_dir / TOKEN_FILE
+    token = SecretStr(path.read_text().strip())
+    if (problem := token_weakness(token.get_secret_value())) is not None:
+        raise ConfigError(
+            f"{path}: the admin token is not valid: {problem}. Delete the file to have a new one "
+            "made, or set GATEWAY_ADMIN_TOKEN."
+        )
+    if token == settings.server.metrics_token:
+        raise ConfigError(
+            f"{path}: the admin token is also the metrics token. Set another GATEWAY_METRICS_TOKEN."
+        )
+    return token
 
 
 # ── settings of the components ──────────────────────────────────────────────────────────────
@@ -383,8 +417,18 @@ def api_settings(settings: Settings) -> ApiSettings:
         admin_token=read_admin_token(settings),
         metrics_token=settings.server.metrics_token,
         public_url=settings.server.link_base_url,
+        is_public_url_set=settings.server.public_url is not None,
         max_body_bytes=settings.server.max_body_bytes,
         body_timeout_seconds=settings.server.read_timeout_seconds,
+    )
+
+
+def capacities(settings: Settings) -> tuple[Capacity, Capacity]:
+    """How many purchases, and how many requests that wait for others, a worker has open."""
+    maximum, setting = settings.server.max_open_purchases, "server.max_open_purchases"
+    return (
+        Capacity(maximum, of="open purchases", setting=setting),
+        Capacity(maximum, of="requests that wait for a purchase", setting=setting),
     )
 
 

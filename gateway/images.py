@@ -295,6 +295,8 @@ class Record(NamedTuple):
     fingerprint: str | None = None
     corrects: str | None = None
     """The id of the record whose presumed charge this one corrects by the difference."""
+    client_address: str | None = None
+    """Where the request came from, behind trusted proxies; None in records of older gateways."""
 
     def encode(self) -> bytes:
         """The record's bytes in the store: JSON."""

@@ -1,4 +1,4 @@
-"""Tasks that outlive their callers, and work that several callers share.
+"""Tasks that outlive their callers, work that several callers share, and how much may be open.
 
 A request's task ends when its client can no longer be written to, or when the server stops. Paid
 work must not end with it, so it runs in a task of `OwnedTasks`, which a draining worker waits for.
@@ -7,15 +7,20 @@ work must not end with it, so it runs in a task of `OwnedTasks`, which a drainin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable
-from typing import Any, Generic, TypeVar
+import sys
+from collections.abc import Callable, Coroutine, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Generic, TypeVar
 
 import structlog
 
-from gateway.errors import GatewayError
+from gateway.errors import ErrorCode, GatewayError
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
+
+RETRY_SECONDS: Final = 2
+"""When a client that was refused for want of capacity may try again."""
 
 log = structlog.get_logger(__name__)
 
@@ -80,3 +85,46 @@ class SingleFlight(Generic[K, T]):
         del self._running[key]
         if not task.cancelled():
             task.exception()  # retrieved, or asyncio logs it when every caller has gone
+
+
+class Capacity:
+    """How many of one kind of work this worker has open at most.
+
+    `of` and `setting` name the work and its bound in the refusal.
+    """
+
+    def __init__(self, maximum: int = sys.maxsize, *, of: str = "", setting: str = "") -> None:
+        self._maximum = maximum
+        self._of = of
+        self._setting = setting
+        self.used = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more may be opened."""
+        return self.used >= self._maximum
+
+    def check(self) -> None:
+        """Raises 503 if no more may be opened."""
+        if self.is_full:
+            raise self.refusal()
+
+    def refusal(self) -> GatewayError:
+        """The error of a request beyond the bound."""
+        return GatewayError(
+            f"This worker has {self._maximum:,} {self._of}, as many as {self._setting} allows. "
+            f"Please try again in {RETRY_SECONDS}s.",
+            status=503,
+            code=ErrorCode.TOO_MANY_OPEN,
+            headers={"Retry-After": str(RETRY_SECONDS)},
+        )
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Opens one until the block is left. Raises 503 beyond the bound."""
+        self.check()
+        self.used += 1
+        try:
+            yield
+        finally:
+            self.used -= 1

@@ -56,7 +56,7 @@ needs_asyncio_that_pauses = pytest.mark.skipif(
 )
 """For tests that fill a connection of an in-process gateway; `gateway serve` runs on uvloop."""
 
-ADMIN_TOKEN = "an-admin-token"
+ADMIN_TOKEN = "an-admin-token-of-tests"
 CONFIG = Path(__file__).parent.parent / "config"
 MODEL = "gpt-image-1.5"
 

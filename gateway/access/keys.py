@@ -84,6 +84,11 @@ class Keys:
 
     # ── authentication ──────────────────────────────────────────────────────────────────────
 
+    def find_known(self, secret: str) -> Key | None:
+        """The key of a secret that this worker has in memory and that is active."""
+        known = self._known.get(hash_secret(secret))
+        return known.key if known is not None and known.ends_at > self._clock() else None
+
     async def authenticate(self, secret: str) -> Key:
         """The key of a secret, from memory if this worker has seen it before.
 

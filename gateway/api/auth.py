@@ -1,8 +1,13 @@
-"""Authentication: each route is wrapped with the credential that it needs."""
+"""Authentication: each route is wrapped with the credential that it needs.
+
+Failed attempts are limited per client (`access.attempts`). A key that this worker knows, and the
+right token, pass at any time.
+"""
 
 from __future__ import annotations
 
 import hmac
+from functools import partial
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -13,6 +18,7 @@ from gateway.api.exchange import EXCHANGE
 from gateway.api.middleware import Handler
 from gateway.api.services import SERVICES
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError
+from gateway.net.client_address import network_of
 
 KEY: Final = web.RequestKey("key", Key)
 SECRET: Final = web.RequestKey("secret", str)
@@ -24,8 +30,13 @@ def with_key(handler: Handler) -> Handler:
 
     async def authenticated(request: web.Request) -> web.StreamResponse:
         request[SECRET] = secret = _key_secret(request)
+        services = request.app[SERVICES]
         # The key may have been revoked since; the admission that follows checks that.
-        _use_key(request, await request.app[SERVICES].keys.authenticate(secret))
+        key = services.keys.find_known(secret)
+        if key is None:
+            look_up = partial(services.keys.authenticate, secret)
+            key = await services.attempts.look_up(_client(request), look_up)
+        _use_key(request, key)
         return await handler(request)
 
     return authenticated
@@ -35,7 +46,13 @@ def with_confirmed_key(handler: Handler) -> Handler:
     """Requires a gateway key that the store confirms, for handlers without an admission."""
 
     async def authenticated(request: web.Request) -> web.StreamResponse:
-        _use_key(request, await request.app[SERVICES].keys.confirm(_key_secret(request)))
+        secret, services = _key_secret(request), request.app[SERVICES]
+        if services.keys.find_known(secret) is None:
+            look_up = partial(services.keys.confirm, secret)
+            key = await services.attempts.look_up(_client(request), look_up)
+        else:
+            key = await services.keys.confirm(secret)
+        _use_key(request, key)
         return await handler(request)
 
     return authenticated
@@ -71,6 +88,7 @@ def _key_secret(request: web.Request) -> str:
     secret = _credential(request)
     if secret:
         return secret
+    request.app[SERVICES].attempts.fail(_client(request))
     raise GatewayError(
         "You didn't provide an API key. You need to provide your API key in an Authorization "
         "header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY), or as the password field "
@@ -92,12 +110,18 @@ def _check_token(request: web.Request, *accepted: SecretStr | None) -> None:
         # Without `expected`, a request without a credential would match a token that is not set.
         if expected and hmac.compare_digest(credential, expected):
             return
+    request.app[SERVICES].attempts.fail(_client(request))
     raise GatewayError(
         "This path needs the gateway's admin token: Authorization: Bearer GATEWAY_ADMIN_TOKEN.",
         type=INVALID_REQUEST,
         code=ErrorCode.INVALID_ADMIN_TOKEN,
         headers={hdrs.WWW_AUTHENTICATE: "Bearer"},
     )
+
+
+def _client(request: web.Request) -> str:
+    """Whose attempts are counted together."""
+    return network_of(request[EXCHANGE].client_address)
 
 
 def _credential(request: web.Request) -> str:

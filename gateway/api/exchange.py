@@ -26,6 +26,10 @@ class Exchange:
     request_id: str
     started_at: float
     """On the monotonic clock, when the head had been read."""
+    client_address: str
+    """Behind trusted proxies that of their client; empty if there is no address."""
+    client_scheme: str | None = None
+    """`http` or `https`, if a trusted proxy says which one the client used."""
     headers: dict[str, str] = field(default_factory=dict)
     """Headers for the response, also if it is an error."""
     key_name: str | None = None

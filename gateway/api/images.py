@@ -16,6 +16,7 @@ from gateway.api.http.body import read_body
 from gateway.api.http.json import JSON, json_response
 from gateway.api.http.sending import send_body
 from gateway.api.http.streaming import EventStream
+from gateway.api.open_requests import Place
 from gateway.api.rendering import (
     COST,
     answer_headers,
@@ -43,7 +44,14 @@ DRY_RUN_HEADERS: Final = {"Preference-Applied": "dry-run", COST: show_usd(0)}
 async def generate(request: web.Request) -> web.StreamResponse:
     """Answers an image request, with JSON or in events. The query string is ignored."""
     services, exchange = request.app[SERVICES], request[EXCHANGE]
-    context = _create_context(request, services)
+    with services.open_requests.place() as place:
+        return await _answer(request, services, exchange, place=place)
+
+
+async def _answer(
+    request: web.Request, services: Services, exchange: Exchange, *, place: Place
+) -> web.StreamResponse:
+    context = _create_context(request, services, place)
     with EventStream(request) as stream:
         context.on_stream = stream.start
         try:
@@ -61,14 +69,30 @@ async def generate(request: web.Request) -> web.StreamResponse:
             event = completed_event(result, created=int(now))
             return await stream.end(event, stream_headers(result, context, now=now))
     exchange.headers.update(answer_headers(result, context, now=now))
-    # A gateway on a wildcard address does not know the address at which clients reach it.
-    public_url = services.settings.public_url or f"{request.scheme}://{request.host}"
+    public_url = _public_url(request, services)
     return await _send(request, json_body(result, created=int(now), public_url=public_url))
 
 
-def _create_context(request: web.Request, services: Services) -> RequestContext:
-    key, request_id = request[KEY], request[EXCHANGE].request_id
-    now = services.clock()
+def _public_url(request: web.Request, services: Services) -> str:
+    """The start of the links in an answer."""
+    settings, proxy_scheme = services.settings, request[EXCHANGE].client_scheme
+    # Behind a proxy that says how the client came, the address that this gateway listens on is not
+    # the one at which clients reach it.
+    if proxy_scheme is not None and not settings.is_public_url_set:
+        return f"{proxy_scheme}://{request.host}"
+    # A gateway on a wildcard address does not know the address at which clients reach it.
+    return settings.public_url or f"{request.scheme}://{request.host}"
+
+
+def _create_context(request: web.Request, services: Services, place: Place) -> RequestContext:
+    key, exchange = request[KEY], request[EXCHANGE]
+    request_id, now = exchange.request_id, services.clock()
+
+    async def enter_and_read() -> bytes:
+        # Here, because an error of the body is recorded, and nothing was stored or bought yet.
+        place.enter(request, key=key.subject, address=exchange.client_address)
+        return await read_body(request)
+
     return RequestContext(
         request_id=request_id,
         time=now,
@@ -77,8 +101,13 @@ def _create_context(request: web.Request, services: Services) -> RequestContext:
         policy=services.policy(),
         content_type=request.headers.get(hdrs.CONTENT_TYPE),
         headers=request.headers,
-        read_body=lambda: read_body(request),
-        record=draft(key.subject, request_id=request_id, time=now),
+        read_body=enter_and_read,
+        record=draft(
+            key.subject,
+            request_id=request_id,
+            time=now,
+            client_address=exchange.client_address,
+        ),
     )
 
 

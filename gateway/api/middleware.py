@@ -24,7 +24,11 @@ log = structlog.get_logger("gateway.access_log")
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Adds the headers of every response and those of the exchange, just before it begins."""
+    """Adds the headers of every response and those of the exchange, just before it begins.
+
+    A response that does not say how it may be cached contains a key, a link, or a part of one, or
+    is for one client alone: no cache stores it.
+    """
     exchange = request.get(EXCHANGE)
     if exchange is None:
         return  # malformed HTTP never came to `observe`; `http/connection` adds its headers
@@ -36,6 +40,7 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     headers["openai-version"] = API_VERSION
     headers[hdrs.SERVER] = SERVER
     headers.update(exchange.headers)
+    headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
     if request.app[SERVICES].health.closes_connections:
         response.force_close()
         headers[hdrs.CONNECTION] = "close"  # aiohttp has set its own headers by now
@@ -44,7 +49,13 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
 @web.middleware
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Gives the request its id, counts it, and writes one line of the access log."""
-    exchange = request[EXCHANGE] = Exchange(new_request_id(), time.monotonic())
+    proxies, peer = request.app[SERVICES].trusted_proxies, request.remote or ""
+    exchange = request[EXCHANGE] = Exchange(
+        new_request_id(),
+        time.monotonic(),
+        proxies.client_address(peer, request.headers),
+        client_scheme=proxies.client_scheme(peer, request.headers),
+    )
     metrics = request.app[SERVICES].metrics.requests
     metrics.started()
     try:
@@ -64,6 +75,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     log.info(
         "request_answered",
         request_id=exchange.request_id,
+        client_address=exchange.client_address,
         method=request.method,
         endpoint=endpoint,
         status=response.status,

@@ -12,13 +12,16 @@ from typing import Final, Protocol
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from gateway.access.attempts import Attempts
 from gateway.access.keys import Keys
 from gateway.access.policy import Policy
 from gateway.access.signing import Signing
+from gateway.api.open_requests import OpenRequests
 from gateway.cache.blobs import Blobs
 from gateway.cache.image_index import ImageIndex
 from gateway.cache.invalidation import Invalidation
 from gateway.metrics import Metrics
+from gateway.net.client_address import TrustedProxies
 from gateway.proxy.request import Proxy
 
 
@@ -31,6 +34,8 @@ class ApiSettings(BaseModel):
     metrics_token: SecretStr | None = None
     public_url: str | None = None
     """The start of every link; None: the scheme and host of the request."""
+    is_public_url_set: bool = False
+    """The operator chose it: then the scheme that a proxy reports does not change it."""
     max_body_bytes: int = Field(gt=0)
     body_timeout_seconds: float = Field(gt=0)
 
@@ -66,6 +71,9 @@ class Services:
     settings: ApiSettings
     proxy: Proxy
     keys: Keys
+    attempts: Attempts
+    trusted_proxies: TrustedProxies
+    open_requests: OpenRequests
     signing: Signing
     cache: Cache
     policy: Callable[[], Policy]

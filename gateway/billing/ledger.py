@@ -32,8 +32,10 @@ HMAC_KEY: Final = "prompt_hmac_key"
 log = structlog.get_logger(__name__)
 
 
-def draft(subject: LimitSubject, *, request_id: str, time: float) -> Record:
-    """A record with the fields that follow from the key."""
+def draft(
+    subject: LimitSubject, *, request_id: str, time: float, client_address: str | None = None
+) -> Record:
+    """A record with the fields that follow from the key and from where the request came."""
     return Record(
         id=request_id,
         request_id=request_id,
@@ -41,6 +43,7 @@ def draft(subject: LimitSubject, *, request_id: str, time: float) -> Record:
         key=subject.key_name,
         key_id=subject.key_id,
         team=subject.team,
+        client_address=client_address,
     )
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Final
 
@@ -28,7 +29,7 @@ from gateway.errors import GatewayError, StoreUnavailable, UpstreamFailure
 from gateway.store.batch import Batch
 from gateway.store.commands import AcquireLease, LeaseResult
 from gateway.store.protocol import Store
-from gateway.tasks import OwnedTasks
+from gateway.tasks import Capacity, OwnedTasks
 
 LEASE_SECONDS: Final = 15.0
 """The lease until the purchase has reserved: a leader that dies before blocks no longer."""
@@ -44,12 +45,27 @@ log = structlog.get_logger(__name__)
 
 
 class Flights:
-    """The flights that requests of this worker lead or follow."""
+    """The flights that requests of this worker lead or follow.
 
-    def __init__(self, store: Store, partial_images: PartialImages, tasks: OwnedTasks) -> None:
+    `purchases_open` and `waiting` (for the purchases of others) are bounded; None: not.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        partial_images: PartialImages,
+        tasks: OwnedTasks,
+        *,
+        purchases_open: Capacity | None = None,
+        waiting: Capacity | None = None,
+    ) -> None:
         self._store = store
         self._partial_images = partial_images
         self._tasks = tasks
+        self._purchases_open = purchases_open or Capacity()
+        self._waiting = waiting or Capacity()
+        self._led: Counter[str] = Counter()
+        """This worker's purchases and requests for leases, by fingerprint."""
         self._ends = FlightEnds(store, partial_images)
         self._offline: dict[tuple[str, tuple[int, ...]], str] = {}
         """Flights of `run_offline` by fingerprint and slots."""
@@ -96,6 +112,11 @@ class Flights:
                 result.own_error = result.own_error or refusal
                 break
             result.add_cached(lease)
+            if lease.leased and self._waiting.is_full:
+                result.own_error = result.own_error or self._waiting.refusal()
+                if lease.acquired:
+                    await self._release(flight)
+                break
             waits = [
                 self._follow(leader, followed, result=result, subscriber=subscriber)
                 for leader, followed in _by_flight(lease.leased)
@@ -105,7 +126,8 @@ class Flights:
                 flight = replace(flight, slots=lease.acquired, replacements=int(is_replacement))
                 purchase = self._start(flight, self._buy(flight, buy), subscriber=subscriber)
                 waits.append(self._lead(flight, purchase, result=result))
-            await _wait_for_all(waits)
+            with self._waiting.taken() if lease.leased else nullcontext():
+                await _wait_for_all(waits)
         return result
 
     async def run_unshared(
@@ -117,6 +139,7 @@ class Flights:
         subscriber: Subscriber | None = None,
     ) -> FlightResult:
         """Buys images for slots even if the entry has some, without a lease or followers."""
+        self._purchases_open.check()
         result = FlightResult(missing=set(slots))
         flight = Flight(secrets.token_hex(12), fingerprint, slots, is_unshared=True, displaces=True)
         purchase = self._start(flight, self._buy(flight, buy), subscriber=subscriber)
@@ -140,8 +163,10 @@ class Flights:
             wanted = (fingerprint, tuple(sorted(result.missing)))
             if (leader := self._offline.get(wanted)) is not None:
                 missing = set(result.missing)
-                await self._follow(leader, missing, result=result, subscriber=subscriber)
+                with self._waiting.taken():
+                    await self._follow(leader, missing, result=result, subscriber=subscriber)
                 continue
+            self._purchases_open.check()
             flight = Flight(secrets.token_hex(12), *wanted, is_unshared=True)
             self._offline[wanted] = flight.id
             purchase = self._start(flight, self._buy_offline(flight, buy), subscriber=subscriber)
@@ -159,15 +184,27 @@ class Flights:
     # ── leading ─────────────────────────────────────────────────────────────────────────────
 
     async def _acquire(self, flight: Flight, *, ignoring: tuple[str, ...]) -> LeaseResult:
-        """Acquires the lease of the flight's free slots. Raises as `check_refusal`."""
+        """Acquires the lease of the flight's free slots.
+
+        Raises as `check_refusal`, and 503 if this worker may not open another purchase.
+        """
+        # A request beside an identical one would follow it. Any other may open a purchase, and has
+        # its place meanwhile, so that many at once cannot exceed the bound.
+        is_first = not self._led[flight.fingerprint]
+        if is_first:
+            self._purchases_open.check()
         batch = Batch(self._store)
         acquire = AcquireLease(flight.fingerprint, flight.slots, flight.id, LEASE_SECONDS, ignoring)
         lease = batch.add(acquire)
         # Read after the lease is acquired: a leader stores its refusal before it releases the
         # lease, so the next leader finds it.
         refusal = look_up_refusal(batch, flight.fingerprint)
-        await batch.execute()
-        if (failure := decode_refusal(refusal.value)) is None:
+        with self._leading(flight.fingerprint, places=int(is_first)):
+            await batch.execute()
+        failure: GatewayError | None = decode_refusal(refusal.value)
+        if failure is None and lease.value.acquired and self._purchases_open.is_full:
+            failure = self._purchases_open.refusal()
+        if failure is None:
             return lease.value
         if lease.value.acquired:
             await self._release(flight)
@@ -185,7 +222,25 @@ class Flights:
         self._ends.expect(flight.id)
         if subscriber is not None:
             subscriber.subscribe(self._partial_images.channel(flight.id))
-        return self._tasks.start(purchase, name=f"purchase {flight.id}")
+        task = self._tasks.start(purchase, name=f"purchase {flight.id}")
+        # With the task, and not with the request, whose client may leave.
+        leading = ExitStack()
+        leading.enter_context(self._leading(flight.fingerprint, places=1))
+        task.add_done_callback(lambda _: leading.close())
+        return task
+
+    @contextmanager
+    def _leading(self, fingerprint: str, *, places: int) -> Iterator[None]:
+        """Counts an open purchase, or a request that may open one, until the block is left."""
+        self._purchases_open.used += places
+        self._led[fingerprint] += 1
+        try:
+            yield
+        finally:
+            self._purchases_open.used -= places
+            self._led[fingerprint] -= 1
+            if not self._led[fingerprint]:
+                del self._led[fingerprint]
 
     async def _buy(self, flight: Flight, buy: Buy) -> FlightEnd:
         """Buys, and announces the end to the followers of this worker, whatever happens."""

@@ -10,6 +10,8 @@ import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -21,7 +23,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from gateway.net.guard import parse_allow_list
+from gateway.net.guard import Network, parse_allow_list
 from gateway.values import (
     DURATION,
     SIZE,
@@ -37,6 +39,11 @@ _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
 _SIGNING_KEY: Final = re.compile(r"([A-Za-z0-9_-]{1,32}):([!-~]{16,})")
 
+MIN_TOKEN_CHARACTERS: Final = 16
+_MIN_DIFFERENT_CHARACTERS: Final = 4
+_PLACEHOLDERS: Final = ("changeme", "changethis", "replaceme", "replacethis", "placeholder")
+"""What examples write where a token belongs, without separators; any token with one is weak."""
+
 AUTHORIZATION: Final = "Authorization"
 
 # What the gateway sets itself, or the HTTP client for the message and the connection. And
@@ -49,6 +56,8 @@ _OWN_HEADERS: Final = frozenset(
         *("upgrade", "idempotency-key"),
     }
 )
+_MAPPED_PREFIX: Final = 96
+"""Bits in front of an IPv4 address that IPv6 maps (`::ffff:10.0.0.1`)."""
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -102,6 +111,29 @@ def parse_secret(value: object) -> str:
             "visible ASCII characters without spaces, in quotes if all are digits"
         )
     return text.strip()
+
+
+def parse_token(value: object, *, variable: str) -> str:
+    """A secret that opens the gateway itself: too long to guess, and no placeholder."""
+    token = parse_secret(value)
+    if (problem := token_weakness(token)) is not None:
+        raise UnshownValueError(
+            f"another token: {problem}. `openssl rand -hex 32` makes one ({variable})"
+        )
+    return token
+
+
+def token_weakness(token: str) -> str | None:
+    """Why a token is easy to guess, without quoting it; None if it is not."""
+    if len(token) < MIN_TOKEN_CHARACTERS:
+        return f"it has {len(token)} characters and needs at least {MIN_TOKEN_CHARACTERS}"
+    if len(set(token)) < _MIN_DIFFERENT_CHARACTERS:
+        return f"it has fewer than {_MIN_DIFFERENT_CHARACTERS} different characters"
+    letters = re.sub(r"[^a-z]", "", token.lower())
+    for placeholder in _PLACEHOLDERS:
+        if placeholder in letters:
+            return f"it contains the placeholder '{placeholder}'"
+    return None
 
 
 def parse_base_url(value: object) -> str:
@@ -234,6 +266,29 @@ def parse_hosts(value: object) -> tuple[str, ...]:
     return hosts
 
 
+def parse_networks(value: object) -> tuple[Network, ...]:
+    """Addresses or networks, as a list or separated by commas."""
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list | tuple):
+        raise ValueError("addresses or networks, such as 10.0.0.0/8, fd00::/8")
+    # As text: `ip_network` would take a number for an address.
+    return tuple(_parse_network(str(item).strip()) for item in items if str(item).strip())
+
+
+def _parse_network(item: str) -> Network:
+    try:
+        network = ip_network(item)
+    except ValueError:
+        raise ValueError(
+            f"addresses or networks such as 10.0.0.0/8, fd00::/8; {item!r} is none"
+        ) from None
+    # An address that IPv6 maps is compared as the IPv4 address that it is.
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped is not None and network.prefixlen >= _MAPPED_PREFIX:
+        return ip_network(f"{mapped}/{network.prefixlen - _MAPPED_PREFIX}")
+    return network
+
+
 def parse_folder(value: object) -> Path:
     """A folder, relative to the working directory; `~` is the home folder."""
     if isinstance(value, Path):
@@ -296,6 +351,12 @@ BytesOrZero = Annotated[
 Switch = Annotated[bool, BeforeValidator(parse_switch), WithJsonSchema({"type": "boolean"})]
 Text = Annotated[str, BeforeValidator(parse_text), _as_text()]
 Secret = Annotated[SecretStr, BeforeValidator(parse_secret), _as_text()]
+AdminToken = Annotated[
+    SecretStr, BeforeValidator(partial(parse_token, variable="GATEWAY_ADMIN_TOKEN")), _as_text()
+]
+MetricsToken = Annotated[
+    SecretStr, BeforeValidator(partial(parse_token, variable="GATEWAY_METRICS_TOKEN")), _as_text()
+]
 BaseUrl = Annotated[str, BeforeValidator(parse_base_url), _as_text("^https?://")]
 RedisUrl = Annotated[SecretStr, BeforeValidator(parse_redis_url), _as_text("^rediss?://")]
 BlobsUrl = Annotated[
@@ -305,6 +366,12 @@ SigningKeys = Annotated[
     tuple[tuple[str, SecretStr], ...], BeforeValidator(parse_signing_keys), _as_text(":")
 ]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(parse_hosts), _as_text()]
+Networks = Annotated[
+    tuple[Network, ...],
+    BeforeValidator(parse_networks),
+    PlainSerializer(lambda networks: tuple(map(str, networks)), return_type=tuple[str, ...]),
+    _as_text(),
+]
 ProxyUrl = Annotated[SecretStr, BeforeValidator(parse_proxy), _as_text("^http://")]
 Folder = Annotated[Path, BeforeValidator(parse_folder), _as_text()]
 CaFile = Annotated[Path, BeforeValidator(parse_ca_file), _as_text()]

@@ -19,6 +19,7 @@ from pydantic import (
 from gateway.configuration.fields import (
     AUTHORIZATION,
     Address,
+    AdminToken,
     AuthHeader,
     BaseUrl,
     BlobsUrl,
@@ -31,6 +32,8 @@ from gateway.configuration.fields import (
     Headers,
     Hosts,
     ListenAddress,
+    MetricsToken,
+    Networks,
     ProxyUrl,
     RedisUrl,
     Seconds,
@@ -38,6 +41,7 @@ from gateway.configuration.fields import (
     SigningKeys,
     Switch,
     Text,
+    UnshownValueError,
 )
 
 
@@ -79,14 +83,32 @@ class ServerSettings(Section):
     """How long an idle client connection stays open; use more than any load balancer does."""
     read_timeout_seconds: Seconds = Field(default=30.0, alias="read_timeout")
     """How long a client may take to send a whole head or body before it gets a 408."""
-    admin_token: Secret | None = None
+    max_open_purchases: Count = 10_000
+    """How many purchases, and how many requests that wait for others' purchases, a worker has open
+    at once; more are refused with 503."""
+    max_open_per_key: CountOrZero = 0
+    """How many image requests of one key a worker has open at once; 0: any number."""
+    max_open_per_address: CountOrZero = 0
+    """How many image requests of one client address a worker has open at once; 0: any number."""
+    trusted_proxies: Networks = ()
+    """Networks whose X-Forwarded-For and X-Forwarded-Proto are believed; empty: none."""
+    admin_token: AdminToken | None = None
     """Opens the admin API and /metrics; empty: created once, in the data folder."""
-    metrics_token: Secret | None = None
+    metrics_token: MetricsToken | None = None
     """A second token that opens only /metrics; empty: none."""
     public_url: BaseUrl | None = None
     """The base URL of links to images; empty: http:// and the address above."""
     signing_keys: SigningKeys | None = None
     """Keys for links to images, kid:secret,…: the first signs, all verify; empty: in the store."""
+
+    @model_validator(mode="after")
+    def _tokens_differ(self) -> ServerSettings:
+        if self.admin_token is not None and self.admin_token == self.metrics_token:
+            raise UnshownValueError(
+                "a metrics_token (GATEWAY_METRICS_TOKEN) other than the admin_token "
+                "(GATEWAY_ADMIN_TOKEN), which the monitoring system must not know"
+            )
+        return self
 
     @property
     def link_base_url(self) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from gateway.assembly import DATABASE, TOKEN_FILE
+from gateway.assembly import DATABASE, TOKEN_FILE, read_admin_token
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreUnavailable
 from gateway.store.redis.store import open_redis_store
@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 def prepare(settings: Settings) -> None:
     """Creates the data folder, the schema of an embedded store, and the admin token.
 
-    Raises `SchemaMismatch`, `OSError`.
+    Raises `ConfigError` for a weak token in the folder, `SchemaMismatch`, `OSError`.
     """
     folder = settings.store.data_dir
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -32,6 +32,7 @@ def prepare(settings: Settings) -> None:
         create_sqlite_schema(folder / DATABASE)
     if settings.server.admin_token is None:
         _create_admin_token(folder / TOKEN_FILE)
+    read_admin_token(settings)
 
 
 def _create_admin_token(path: Path) -> None:

@@ -15,19 +15,26 @@ from gateway.proxy.interpret import ImageQuery
 from gateway.proxy.result import Answer
 from gateway.request.headers import IDEMPOTENCY_KEY
 from gateway.store.commands import Entry
-from gateway.tasks import OwnedTasks
+from gateway.tasks import Capacity, OwnedTasks
 
 
 class IdempotentImages:
     """Answers each idempotency key of a gateway key once."""
 
     def __init__(
-        self, keys: IdempotencyKeys, images: Images, cache: ImageCache, tasks: OwnedTasks
+        self,
+        keys: IdempotencyKeys,
+        images: Images,
+        cache: ImageCache,
+        tasks: OwnedTasks,
+        *,
+        waiting: Capacity,
     ) -> None:
         self._keys = keys
         self._images = images
         self._cache = cache
         self._tasks = tasks
+        self._waiting = waiting
 
     async def answer(self, context: RequestContext, query: ImageQuery, entry: Entry) -> Answer:
         """The stored result, or a new answer, which is stored. Raises `GatewayError`."""
@@ -38,7 +45,7 @@ class IdempotentImages:
             request=(query.fingerprint, request.n, request.stream, request.response_format),
         )
         context.subscribe(request)  # it may wait for another answer as long as for a purchase
-        while (stored := await self._keys.acquire(idempotent)) is not None:
+        while (stored := await self._acquire(idempotent)) is not None:
             if stored.request != idempotent.request:
                 raise _key_reused()
             if (answer := await self._load_stored(context, query, stored)) is not None:
@@ -48,6 +55,10 @@ class IdempotentImages:
         # In a task of its own: the result is stored even if the client leaves.
         work = self._answer_and_store(context, query, entry, idempotent=idempotent)
         return await self._tasks.run(work, name=f"answer {context.request_id}")
+
+    async def _acquire(self, idempotent: IdempotentRequest) -> StoredResult | None:
+        with self._waiting.taken():  # for another request with this key, if there is one
+            return await self._keys.acquire(idempotent)
 
     async def _load_stored(
         self, context: RequestContext, query: ImageQuery, stored: StoredResult

@@ -70,8 +70,8 @@ def test_every_variable_of_the_shipped_file_reaches_its_setting(tmp_path: Path):
             "GATEWAY_LISTEN": "[::1]:9090",
             "GATEWAY_REDIS_URL": "rediss://user:word@cache.example.com:6380/2",
             "GATEWAY_DATA_DIR": str(tmp_path),
-            "GATEWAY_ADMIN_TOKEN": "admin",
-            "GATEWAY_METRICS_TOKEN": "metrics",
+            "GATEWAY_ADMIN_TOKEN": "an-admin-token-of-tests",
+            "GATEWAY_METRICS_TOKEN": "a-metrics-token-of-tests",
             "GATEWAY_MAX_BODY": "2MiB",
             "GATEWAY_WORKERS": "4",
             "GATEWAY_LOG_FORMAT": "json",
@@ -82,8 +82,8 @@ def test_every_variable_of_the_shipped_file_reaches_its_setting(tmp_path: Path):
     assert settings.server.listen == Address("::1", 9090)
     assert settings.store.redis_url == SecretStr("rediss://user:word@cache.example.com:6380/2")
     assert settings.store.data_dir == tmp_path
-    assert settings.server.admin_token == SecretStr("admin")
-    assert settings.server.metrics_token == SecretStr("metrics")
+    assert settings.server.admin_token == SecretStr("an-admin-token-of-tests")
+    assert settings.server.metrics_token == SecretStr("a-metrics-token-of-tests")
     assert settings.server.max_body_bytes == 2_097_152
     assert settings.workers.count == 4
     assert settings.log_format == "json"
@@ -153,7 +153,7 @@ def test_settings_cannot_be_changed():
 
 def test_no_secret_is_in_the_printed_settings(tmp_path: Path):
     text = (
-        "server: {admin_token: hunter2, metrics_token: hunter2}\n"
+        "server: {admin_token: hunter2-hunter2-hunter2, metrics_token: hunter2-hunter2-metrics}\n"
         "store: {redis_url: 'redis://:hunter2@cache.example.com'}\n"
         "upstream: {api_key: hunter2, proxy: 'http://ann:hunter2@proxy:3128',\n"
         "  headers: {X-Entry: hunter2}}\n"

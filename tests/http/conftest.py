@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -98,4 +99,6 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shar
         folder = tmp_path_factory.mktemp("shared")
         settings = make_settings(folder, upstream.base_url, upstream={"breaker": {"failures": 0}})
         async with run_gateway(settings) as opened:
+            # A long table of wrong keys is not refused for its length.
+            opened.gateway.services.attempts._clock = lambda: 1000 * time.monotonic()
             yield Shared(opened, upstream, await opened.client.with_key("alice"))

@@ -613,7 +613,7 @@ ADMIN_CALLS = [
 async def test_admin_paths_need_the_admin_token(
     shared: Shared, method: str, path: str, credential: str
 ) -> None:
-    secrets = {"none": "", "wrong": "an-admin-toke", "invalid UTF-8": "\xff\xfe"}
+    secrets = {"none": "", "wrong": ADMIN_TOKEN[:-1], "invalid UTF-8": "\xff\xfe"}
     secret = secrets.get(credential, shared.alice.secret)
     line = f"Authorization: Bearer {secret}\r\n" if secret else ""
     request = f"{method} {path} HTTP/1.1{SECOND_LINE}{line}Connection: close\r\n\r\n"

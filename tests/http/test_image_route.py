@@ -16,7 +16,14 @@ import pytest_asyncio
 from yarl import URL
 
 from gateway.api.http import sending
-from tests.gateways import Client, InProcess, Reply, needs_asyncio_that_pauses, run_upstream
+from tests.gateways import (
+    ADMIN_TOKEN,
+    Client,
+    InProcess,
+    Reply,
+    needs_asyncio_that_pauses,
+    run_upstream,
+)
 from tests.http.image_links import Album, open_album, request
 from tests.waiting import GENEROUS_SECONDS, eventually
 
@@ -92,7 +99,7 @@ async def test_head_has_the_same_headers_without_the_image(album: Album) -> None
 
 
 @pytest.mark.parametrize(
-    "authorization", ["Bearer gk-wrong", "Bearer an-admin-token", "Basic eDp5", "nonsense"]
+    "authorization", ["Bearer gk-wrong", f"Bearer {ADMIN_TOKEN}", "Basic eDp5", "nonsense"]
 )
 async def test_a_key_beside_the_link_is_ignored(album: Album, authorization: str) -> None:
     """Open WebUI sends its key with every fetch."""

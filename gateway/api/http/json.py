@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import orjson
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from gateway.errors import GatewayError
 
@@ -39,7 +39,12 @@ def error_response(error: GatewayError) -> web.Response:
         body=_encode_error(error.body),
         status=error.status,
         content_type=JSON,
-        headers={**error.headers, "x-gateway-error-source": error.source},
+        # Also where the middleware does not come by. A 401 shows a part of the key.
+        headers={
+            hdrs.CACHE_CONTROL: "no-store",
+            **error.headers,
+            "x-gateway-error-source": error.source,
+        },
     )
     if error.status in CLOSING_STATUSES:
         response.force_close()
