@@ -58,7 +58,7 @@ _addresses = count(1)
 async def guarded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Guarded]:
     """Failed attempts are slowed per address, so each request has its own: the proxy is trusted."""
     folder = tmp_path_factory.mktemp("authentication")
-    server = {"metrics_token": METRICS_TOKEN}
+    server = {"metrics_token": METRICS_TOKEN, "trusted_proxies": "127.0.0.1"}
     async with run_upstream() as upstream:
         settings = make_settings(folder, upstream.base_url, server=server)
         async with run_gateway(settings) as opened:
@@ -201,8 +201,8 @@ DISGUISED = [
     "/admin/keys.json",
     "/admin\\keys",
     "/v1/admin/keys",
-    "/admin/keys?token=an-admin-token",
-    "/admin/keys?Authorization=Bearer%20an-admin-token",
+    "/admin/keys?token=an-admin-token-of-tests",
+    "/admin/keys?Authorization=Bearer%20an-admin-token-of-tests",
     "/admin/keys#fragment",
     "http://x/admin/keys",
     "/metrics/",
