@@ -33,8 +33,8 @@ REFUSAL_CODES: Final = frozenset({"moderation_blocked", "content_policy_violatio
 MODERATION_KEYS: Final = frozenset({"moderation_stage", "categories"})
 """The keys of `moderation_details` in the images API."""
 
-MAX_MESSAGE: Final = 4_000
-"""Characters of an error message of upstream that are relayed."""
+CUT: Final = "…"
+"""The end of a text that is not complete."""
 
 MAX_ECHO: Final = 200
 """Characters of a client's own text that a message repeats."""
@@ -42,7 +42,7 @@ MAX_ECHO: Final = 200
 
 def shorten(text: str) -> str:
     """A client's text as a message repeats it: at most `MAX_ECHO` characters."""
-    return text if len(text) <= MAX_ECHO else f"{text[:MAX_ECHO]}…"
+    return text if len(text) <= MAX_ECHO else f"{text[:MAX_ECHO]}{CUT}"
 
 
 class ErrorCode(StrEnum):
@@ -298,7 +298,7 @@ class UpstreamFailure(GatewayError):
         buyer = Identity(self.buyer)
         message = buyer.redact(self.message)
         # The end of a message that was cut may be a part of a name.
-        if message is None or len(message) >= MAX_MESSAGE:
+        if message is None or (self.buyer and message.endswith(CUT)):
             message = f"Upstream answered another request for this image with {self.status}."
 
         def word(text: str | None) -> str | None:

@@ -166,9 +166,8 @@ def _without_buyer(sent: UpstreamImage, request: ImageRequest) -> UpstreamImage:
     if not request.user_names or not (extra or sent.revised_prompt):
         return replace(sent, extra=MappingProxyType(extra))
     # A name that the prompt has too is no secret: other keys have sent the same prompt.
-    buyer = Identity(
-        name for name in request.user_names if name.lower() not in request.prompt.lower()
-    )
+    names = [n for n in request.user_names if not Identity((n,)).is_in(request.prompt)]
+    buyer = Identity(names)
     return replace(
         sent,
         revised_prompt=sent.revised_prompt and buyer.redact_words(sent.revised_prompt),

@@ -14,12 +14,15 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.errors import MAX_MESSAGE, UpstreamFailure
+from gateway.errors import CUT, UpstreamFailure
 from gateway.images import PartialImage, UpstreamAnswer, UpstreamImage
 from gateway.redaction import Redactor
 
 MAX_REVISED_PROMPT: Final = 32_000
 """Characters, as many as the longest prompt has."""
+
+MAX_MESSAGE: Final = 4_000
+"""Characters of an error's message."""
 
 MAX_WORD: Final = 128
 """Characters of everything that is one word: codes, request ids, echoed parameters."""
@@ -89,9 +92,12 @@ class Relay:
     def _text(self, text: str, limit: int) -> str:
         searched = text[: limit + self._margin]
         redacted = self._redactor.text(searched)
-        if len(searched) < len(text):  # its end may be a part of a secret
+        is_cut = len(searched) < len(text)
+        if is_cut:  # its end may be a part of a secret
             redacted = redacted[: -self._margin]
-        return redacted if len(redacted) <= limit else f"{redacted[: limit - 1]}…"
+        elif len(redacted) <= limit:
+            return redacted
+        return redacted[: limit - len(CUT)] + CUT
 
     def _further(self, further: Mapping[str, Any]) -> dict[str, Any]:
         """The keys whose JSON fits into `MAX_FURTHER_BYTES`, in their order, if not too deep."""

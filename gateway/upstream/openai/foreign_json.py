@@ -8,6 +8,7 @@ loop.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -37,17 +38,28 @@ def _most_values(body: bytes | bytearray) -> int:
 
 
 def _load_tolerantly(body: bytes | bytearray) -> Any:
-    """Reads JSON that orjson rejects: a byte order mark, NaN, half a surrogate pair.
+    """Reads JSON that orjson rejects: a byte order mark, NaN, 1e999, half a surrogate pair.
 
     An image that was paid for must not be lost because its revised prompt was cut inside an emoji.
-    Characters without a UTF-8 form become `?` and NaN becomes null, so that orjson can write the
-    result.
+    Characters without a UTF-8 form become `?`, and numbers beyond a double null, so that orjson can
+    write the result.
     """
     try:
-        document = json.loads(body, parse_constant=lambda _: None)
+        document = json.loads(
+            body, parse_constant=lambda _: None, parse_int=_number, parse_float=_number
+        )
         return orjson.loads(json.dumps(document, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
+
+
+def _number(text: str) -> int | float | None:
+    """A number as orjson reads it: an integer of up to 64 bits, or else a finite double."""
+    number = float(text)
+    if not math.isfinite(number):
+        return None
+    is_integer = len(text) < 20 and text.lstrip("-").isdigit()
+    return int(text) if is_integer else number
 
 
 def as_text(value: Any) -> str | None:
