@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
@@ -18,6 +19,7 @@ from gateway.errors import Charge, UpstreamFailure
 from gateway.images import UpstreamAnswer, UpstreamImage, Usage
 from gateway.upstream.openai.foreign_json import (
     MAX_DOCUMENT_BYTES,
+    MAX_VALUES,
     as_text,
     further_keys,
     load_object,
@@ -33,6 +35,9 @@ _LONG_BASE64: Final = re.compile(rb'"b64_json"\s*:\s*"(?=[^"]{%d})' % _EXTRACT_F
 
 _PLACEHOLDER: Final = f"base64 {secrets.token_hex(8)} "
 """Random, so that no answer can have it."""
+
+_DATA: Final = re.compile(rb'\s*\{[^][{}]{0,4096}?"data"\s*:\s*\[')
+_TOKENS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[][{},]', re.DOTALL)
 
 _MAX_LEVELS: Final = 64
 """Far below Python's bound of recursion."""
@@ -62,7 +67,8 @@ def parse_answer(
     `docs/reference/images-api.md#responses`.
     """
     shortened, extracted = extract_base64(body)
-    document = load_object(shortened)
+    # If it is too large to be read as a whole, the images that were asked for are still kept.
+    document = load_object(shortened) or load_object(_first_images(shortened, images))
     parsed, surplus = _parse_images(document, extracted, images=images)
     usage = parse_usage(document.get("usage"))
     if not parsed:
@@ -105,8 +111,8 @@ def extract_base64(body: bytes | bytearray) -> tuple[bytes | bytearray, Base64]:
     """The JSON with a placeholder for each long base64, and those by placeholder.
 
     Base64 has no meaning in JSON, so the parser need not check it as UTF-8 and copy it to text and
-    back. Only that of images that were asked for is decoded. If the rest is larger than any
-    document, so that there is no use in parsing it, no JSON is returned.
+    back. Only that of images that were asked for is decoded. Of the rest at most
+    `MAX_DOCUMENT_BYTES` are returned, so that larger JSON is not complete.
     """
     pieces: list[bytes | bytearray] = []
     extracted: dict[str, memoryview] = {}
@@ -121,9 +127,30 @@ def extract_base64(body: bytes | bytearray) -> tuple[bytes | bytearray, Base64]:
         pieces += [body[start : key.end()], placeholder.encode()]
         room -= key.end() - start + len(placeholder)
         start = end
-    if len(body) - start > room:
-        return b"", {}
-    return b"".join([*pieces, body[start:]]) if extracted else body, extracted
+    if not extracted and len(body) <= room:
+        return body, extracted
+    return b"".join([*pieces, body[start : start + room]]), extracted
+
+
+def _first_images(body: bytes | bytearray, images: int) -> bytes | bytearray:
+    """The JSON of an answer up to one element more than `images`; empty if that cannot be found."""
+    data = _DATA.match(body)
+    if data is None:
+        return b""
+    depth, commas = 0, 0
+    for token in islice(_TOKENS.finditer(body, data.end()), MAX_VALUES):
+        sign = body[token.start() : token.end()]
+        if sign in (b"[", b"{"):
+            depth += 1
+        elif sign in (b"]", b"}"):
+            depth -= 1
+        elif sign == b"," and not depth:
+            commas += 1
+        if depth < 0:
+            break
+        if commas == images:
+            return body[: token.start()] + b",null]}"
+    return b""
 
 
 def _parse_images(
