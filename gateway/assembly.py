@@ -501,4 +501,5 @@ def fetch_settings(settings: Settings) -> FetchSettings:
         allow=settings.rehost.allow,
         max_bytes=settings.cache.max_image_bytes,
         ca_file=settings.upstream.ca_file,
+        secrets=tuple(client_settings(settings).secrets),
     )

@@ -20,11 +20,21 @@ from enum import StrEnum
 from typing import Any, Final, Self
 
 from gateway.images import Usage
+from gateway.redaction import Identity
 
 INVALID_REQUEST: Final = "invalid_request_error"
 SERVER_ERROR: Final = "server_error"
 IMAGE_USER_ERROR: Final = "image_generation_user_error"
 """The type of a refusal that only the images endpoint makes."""
+
+REFUSAL_CODES: Final = frozenset({"moderation_blocked", "content_policy_violation"})
+"""The codes with which upstream refuses the content of a prompt or an image."""
+
+MODERATION_KEYS: Final = frozenset({"moderation_stage", "categories"})
+"""The keys of `moderation_details` in the images API."""
+
+CUT: Final = "…"
+"""The end of a text that is not complete."""
 
 MAX_ECHO: Final = 200
 """Characters of a client's own text that a message repeats."""
@@ -32,7 +42,7 @@ MAX_ECHO: Final = 200
 
 def shorten(text: str) -> str:
     """A client's text as a message repeats it: at most `MAX_ECHO` characters."""
-    return text if len(text) <= MAX_ECHO else f"{text[:MAX_ECHO]}…"
+    return text if len(text) <= MAX_ECHO else f"{text[:MAX_ECHO]}{CUT}"
 
 
 class ErrorCode(StrEnum):
@@ -114,6 +124,9 @@ class ErrorCode(StrEnum):
     UPSTREAM_ERROR = "upstream_error", 502, "Upstream failed, or did not answer in time (504)."
     UPSTREAM_UNAVAILABLE = "upstream_unavailable", 503, "The circuit breaker is open."
     STORE_UNAVAILABLE = "store_unavailable", 503, "The gateway's store did not answer."
+
+
+_KNOWN_CODES: Final = frozenset(code.value for code in ErrorCode)
 
 
 class GatewayError(Exception):
@@ -244,7 +257,9 @@ class UpstreamFailure(GatewayError):
     """Upstream answered with an error, without a usable image, or not at all.
 
     `usage` is upstream's report of tokens although no image came. It and `upstream_request_id` are
-    for the leader's ledger record; followers do not receive them.
+    for the leader's ledger record; followers do not receive them. `buyer` are the strings that name
+    the buyer to upstream, which may quote them: only the buyer receives the failure as it is, and
+    all others, through the store or not, as `shared`.
     """
 
     status = 502
@@ -258,9 +273,11 @@ class UpstreamFailure(GatewayError):
         source: str = "upstream",
         usage: Usage | None = None,
         upstream_request_id: str | None = None,
+        buyer: tuple[str, ...] = (),
         **fields: Any,
     ) -> None:
         super().__init__(message, code=code, source=source, **fields)
+        self.buyer = buyer
         self.charge = charge
         self.usage = usage
         self.upstream_request_id = upstream_request_id
@@ -273,14 +290,49 @@ class UpstreamFailure(GatewayError):
         """Whether upstream charged for it, or may have."""
         return self.charge in (Charge.UNDELIVERED, Charge.PRESUMED)
 
+    def shared(self) -> UpstreamFailure:
+        """The failure without what names the buyer, for other requests.
+
+        Of the further keys only those of moderation are left: the buyer may be in others in a form
+        that is not recognized, such as a hash.
+        """
+        buyer = Identity(self.buyer)
+        message = buyer.redact(self.message)
+        # The end of a message that was cut may be a part of a name.
+        if message is None or (self.buyer and message.endswith(CUT)):
+            message = f"Upstream answered another request for this image with {self.status}."
+
+        def word(text: str | None) -> str | None:
+            is_known = text in REFUSAL_CODES or text in _KNOWN_CODES
+            return text if is_known or not buyer.is_in(text) else None
+
+        moderation = self.details.get("moderation_details")
+        details = {
+            key: value
+            for key, value in (moderation.items() if isinstance(moderation, Mapping) else ())
+            if key in MODERATION_KEYS and not buyer.is_in(value)
+        }
+        return UpstreamFailure(
+            message,
+            charge=self.charge,
+            status=self.status,
+            type=word(self.type) or (INVALID_REQUEST if self.status < 500 else SERVER_ERROR),
+            param=word(self.param),
+            code=word(self.code),
+            headers=self.headers,
+            details={"moderation_details": details} if details else {},
+            source=self.source,
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object in which followers and the negative cache receive the error."""
+        """The JSON object in which followers and the negative cache receive it: as `shared`."""
+        shared = self.shared()
         return {
-            "status": self.status,
-            "charge": self.charge.value,
-            "headers": self.headers,
-            "source": self.source,
-            "error": self.body["error"],
+            "status": shared.status,
+            "charge": shared.charge.value,
+            "headers": shared.headers,
+            "source": shared.source,
+            "error": shared.body["error"],
         }
 
     @classmethod

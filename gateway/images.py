@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
@@ -64,11 +64,30 @@ class ImageRequest:
         return range(self.variation, self.variation + self.n)
 
     @property
+    def user_names(self) -> tuple[str, ...]:
+        """The strings and numbers in `user`, which upstream receives and may quote."""
+        return tuple(_leaves(self.user))
+
+    @property
     def user_text(self) -> str:
         """`user` for reports: a string as it is, other JSON encoded; "" if absent."""
         if self.user is None or isinstance(self.user, str):
             return self.user or ""
         return json.dumps(self.user, ensure_ascii=False)
+
+
+def _leaves(value: object) -> Iterator[str]:
+    """The strings and numbers of a JSON value, as text."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _leaves(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield str(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +197,13 @@ class UpstreamAnswer:
     """Upstream's answer to one purchase, parsed. Its images are not checked yet."""
 
     images: tuple[UpstreamImage, ...]
+    """At most as many as were asked for."""
     usage: Usage | None
     echoed: Mapping[str, str]
     """`size`, `quality`, `background`, `output_format` where upstream echoed them."""
     upstream_request_id: str | None = None
+    surplus: int = 0
+    """How many more images it has than were asked for. They are neither read nor charged."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ lead a flight and which follow it is `flights`. The events before its end are `p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import orjson
@@ -94,6 +94,11 @@ class FlightEnd:
     """`unknown`: it was silent for too long, and its leader may be dead."""
     purchased: PurchasedImages = field(default_factory=lambda: PurchasedImages({}, {}))
     failure: GatewayError | None = None
+
+    def shared(self) -> FlightEnd:
+        """The end as followers learn it, without what concerns the leader alone."""
+        failure = self.failure.shared() if isinstance(self.failure, UpstreamFailure) else None
+        return replace(self, failure=failure)
 
 
 def decode_end(event: Mapping[str, Any]) -> FlightEnd | None:

@@ -258,7 +258,7 @@ class Flights:
             if end.kind == "released" and not flight.is_unshared:
                 await self._release(flight)
         finally:  # also if this task is cancelled
-            self._ends.announce(flight.id, end)
+            self._ends.announce(flight.id, end.shared())
         return end
 
     async def _buy_offline(self, flight: Flight, buy: Buy) -> FlightEnd:

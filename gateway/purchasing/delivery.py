@@ -11,7 +11,8 @@ import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from types import MappingProxyType
+from typing import Final, Protocol
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,6 +27,10 @@ from gateway.errors import Charge, UpstreamFailure
 from gateway.imagefile.check import BadImage, ImageFacts, check_image
 from gateway.images import Image, ImageRequest, PartialImage, UpstreamAnswer, UpstreamImage
 from gateway.net.guard import LinkBlocked
+from gateway.redaction import Identity
+
+_BUYER_KEYS: Final = frozenset({"user", "safety_identifier"})
+"""Parameters that name a client of the buyer, which some services repeat in their answers."""
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +39,7 @@ class Upstream(Protocol):
     """The service that makes the images."""
 
     async def generate(self, request: ImageRequest, *, images: int) -> UpstreamAnswer:
-        """Buys `images` images. Raises `UpstreamFailure`."""
+        """Buys `images` images, and returns no more. Raises `UpstreamFailure`."""
 
     async def stream(
         self,
@@ -92,6 +97,15 @@ class Delivery:
         self, request: ImageRequest, model: Model, flight: Flight, *, clock: Callable[[], float]
     ) -> Delivered:
         """Buys the slots of a flight. Raises `UpstreamFailure` if no image may be stored."""
+        try:
+            return await self._deliver(request, model, flight, clock=clock)
+        except UpstreamFailure as failure:
+            failure.buyer = request.user_names
+            raise
+
+    async def _deliver(
+        self, request: ImageRequest, model: Model, flight: Flight, *, clock: Callable[[], float]
+    ) -> Delivered:
         if request.stream:
             publisher = self._flights.publisher(flight, max_images=request.partial_images)
             answer = await self._upstream.stream(
@@ -99,12 +113,14 @@ class Delivery:
             )
         else:
             answer = await self._upstream.generate(request, images=len(flight.slots))
+        if answer.surplus:
+            log.warning("surplus_images", purchase=flight.id, images=answer.surplus)
         # Upstream's links expire within the hour, so they are fetched now.
         if any(image.is_link for image in answer.images):
             fetched = await asyncio.gather(*(self._fetch(image) for image in answer.images))
             answer = replace(answer, images=tuple(fetched))
         complete = [
-            (_image(sent, *found, model=model, now=clock()), sent.data)
+            (_image(_without_buyer(sent, request), *found, model=model, now=clock()), sent.data)
             for sent in answer.images
             if sent.data is not None and (found := await self._check(sent.data)) is not None
         ]
@@ -142,6 +158,21 @@ def _facts_and_digest(data: bytes, *, max_bytes: int, max_pixels: int) -> tuple[
     """Takes two milliseconds a megabyte. Raises `BadImage`."""
     facts = check_image(data, max_bytes=max_bytes, max_pixels=max_pixels)
     return facts, hashlib.sha256(data).hexdigest()
+
+
+def _without_buyer(sent: UpstreamImage, request: ImageRequest) -> UpstreamImage:
+    """The image without what upstream repeats of the buyer's `user`: other keys get it too."""
+    extra = {key: value for key, value in sent.extra.items() if key not in _BUYER_KEYS}
+    if not request.user_names or not (extra or sent.revised_prompt):
+        return replace(sent, extra=MappingProxyType(extra))
+    # A name that the prompt has too is no secret: other keys have sent the same prompt.
+    names = [n for n in request.user_names if not Identity((n,)).is_in(request.prompt)]
+    buyer = Identity(names)
+    return replace(
+        sent,
+        revised_prompt=sent.revised_prompt and buyer.redact_words(sent.revised_prompt),
+        extra=MappingProxyType({k: v for k, v in extra.items() if not buyer.is_in({k: v})}),
+    )
 
 
 def _image(

@@ -131,7 +131,7 @@ class Purchases:
             with self._renewing_lease(flight):
                 delivered = await self._deliver(order, flight)
             received = _charge_delivery(order, reserved, delivered, slots=flight.slots)
-        data = _bytes_of(delivered, received)
+        data = _bytes_of(delivered)
         await self._commit(order, received, data)
         return PurchasedImages(received.images, data)
 
@@ -142,7 +142,7 @@ class Purchases:
             delivered = await self._deliver(order, flight)
             received = _charge_delivery(order, reserved, delivered, slots=flight.slots)
         await self._commit(order, received, {})
-        return PurchasedImages(received.images, _bytes_of(delivered, received))
+        return PurchasedImages(received.images, _bytes_of(delivered))
 
     async def buy_without_store(
         self, order: PurchaseOrder, flight: Flight, *, is_stored: bool = True
@@ -169,7 +169,7 @@ class Purchases:
             delivered = await self._deliver(order, flight)
             received = _charge_delivery(order, reserved, delivered, slots=flight.slots)
         order.summary.cost_micros += received.charge.usd_micros
-        data = _bytes_of(delivered, received)
+        data = _bytes_of(delivered)
         commit = self._settlements.commit(received, data if is_stored else {})
         self._tasks.start(_after(opening, commit), name=f"commit {flight.id}")
         return PurchasedImages(received.images, data)
@@ -348,9 +348,8 @@ def _charge_delivery(
     """Computes the charge and the ledger record; splits usage and cost among the images."""
     answer = delivered.answer
     charge, flags = charge_answer(order.model, order.request, answer, estimate=reserved.estimate)
-    # Images beyond the slots are charged, but not stored.
-    images = [image for image, _ in delivered.images[: len(slots)]]
-    if len(images) < len(answer.images):
+    images = [image for image, _ in delivered.images]
+    if len(images) < len(answer.images) or answer.surplus:
         flags = (*flags, "undelivered")
     record = reserved.record.but(
         flags=(*reserved.record.flags, *flags),
@@ -367,10 +366,9 @@ def _charge_delivery(
     return Received(reserved, dict(zip(slots, shared, strict=False)), charge, record)
 
 
-def _bytes_of(delivered: Delivered, received: Received) -> dict[str, bytes]:
-    """The bytes of the received images by digest, without images beyond the slots."""
-    digests = {image.digest for image in received.images.values()}
-    return {i.digest: data for i, data in delivered.images if i.digest in digests}
+def _bytes_of(delivered: Delivered) -> dict[str, bytes]:
+    """The bytes of the received images by digest."""
+    return {image.digest: data for image, data in delivered.images}
 
 
 def _latency_ms(order: PurchaseOrder) -> int:

@@ -27,6 +27,7 @@ from gateway.net.tls import create_tls
 from gateway.upstream import failures, openai
 from gateway.upstream.breaker import Breaker, Permit, Rejected
 from gateway.upstream.dialect import Dialect, ParsedEvent
+from gateway.upstream.relaying import Relay
 from gateway.upstream.session import MEBIBYTE, ClientSettings, SendState, TrackedBody, open_session
 from gateway.upstream.stream import StreamReader
 
@@ -133,6 +134,8 @@ class _PreparedRequest:
     body: bytes
     receive: Callable[[aiohttp.ClientResponse], Awaitable[_Outcome]]
     """Reads a 2xx answer. Raises `aiohttp.ClientError` or `OSError` if it was cut off."""
+    images: int
+    """How many it asks for."""
 
 
 @contextlib.asynccontextmanager
@@ -172,6 +175,7 @@ class UpstreamClient:
         self._observer = observer
         self._pace = pace
         self._dialect = dialect
+        self._relay = Relay(settings.secrets)
         self._base = URL(settings.base_url)
         self._decoding = asyncio.Semaphore(_MAX_DECODING)
         self._breaker = Breaker(
@@ -186,7 +190,7 @@ class UpstreamClient:
         """
         body = self._dialect.forwarded_body(request, images=images)
         receive = partial(self._receive_answer, limit_bytes=self._limit_bytes(images))
-        return await self._buy(_PreparedRequest(request.model, body, receive))
+        return await self._buy(_PreparedRequest(request.model, body, receive, images))
 
     async def stream(
         self,
@@ -213,7 +217,7 @@ class UpstreamClient:
             async with contextlib.aclosing(_chunks(response.content)) as chunks:
                 return _stream_outcome(response.status, await reader.read(chunks))
 
-        return await self._buy(_PreparedRequest(request.model, body, receive))
+        return await self._buy(_PreparedRequest(request.model, body, receive, 1))
 
     async def check(self) -> int | None:
         """Lists the models, for `doctor`: the status of the response, or None without one in time.
@@ -237,7 +241,6 @@ class UpstreamClient:
         parse = partial(
             self._dialect.parse_event,
             upstream_request_id=self._dialect.request_id(response.headers),
-            secrets=self._settings.secrets,
         )
 
         async def parse_in_thread_if_large(event: Event) -> ParsedEvent | None:
@@ -249,10 +252,21 @@ class UpstreamClient:
             max_event_bytes=self._limit_bytes(1),
             max_total_bytes=self._limit_bytes(1 + request.partial_images),
             parse=parse_in_thread_if_large,
-            on_partial=on_partial,
+            on_partial=lambda image: on_partial(self._relay.partial_image(image)),
         )
 
     async def _buy(self, prepared: _PreparedRequest) -> UpstreamAnswer:
+        """The answer, or raises the failure, as it may be relayed: the only way out of this client.
+
+        Partial images, which come out before, are relayed by the reader of the stream.
+        """
+        try:
+            answer = await self._send_and_parse(prepared)
+        except UpstreamFailure as failure:
+            raise self._relay.failure(failure) from None
+        return self._relay.answer(answer)
+
+    async def _send_and_parse(self, prepared: _PreparedRequest) -> UpstreamAnswer:
         permit = self._breaker.acquire(self._pace.clock())
         if isinstance(permit, Rejected):
             raise failures.breaker_open(retry_after_seconds=permit.retry_after_seconds)
@@ -266,18 +280,25 @@ class UpstreamClient:
         if isinstance(outcome, _Streamed):
             return outcome.answer
         # Decoding has no deadline, so that an image that was paid for is not lost.
-        parse = partial(self._parse_chunks, outcome.chunks, upstream_request_id=outcome.request_id)
+        parse = partial(
+            self._parse_chunks,
+            outcome.chunks,
+            images=prepared.images,
+            upstream_request_id=outcome.request_id,
+        )
         if outcome.size_bytes <= _MAX_INLINE_BYTES:
             return parse()
         async with self._decoding:
             return await asyncio.to_thread(parse)
 
     def _parse_chunks(
-        self, chunks: list[bytes], *, upstream_request_id: str | None
+        self, chunks: list[bytes], *, images: int, upstream_request_id: str | None
     ) -> UpstreamAnswer:
         body = b"".join(chunks)
         chunks.clear()  # otherwise the answer would be in memory twice
-        return self._dialect.parse_answer(body, upstream_request_id=upstream_request_id)
+        return self._dialect.parse_answer(
+            body, images=images, upstream_request_id=upstream_request_id
+        )
 
     def _report(self, permit: Permit, outcome: _Outcome | None) -> None:
         """Reports the outcome of a purchase, after its retries, to the breaker. None: cancelled."""
@@ -381,10 +402,7 @@ class UpstreamClient:
         # The status alone is enough, so a body that is cut off is no further failure.
         with contextlib.suppress(aiohttp.ClientError, OSError):
             await _read(response, chunks, limit_bytes=_MAX_ERROR_BYTES)
-        body = b"".join(chunks)
-        for secret in self._settings.secrets:
-            body = body.replace(secret, b"***")
-        failure = self._dialect.parse_error(response.status, response.headers, body)
+        failure = self._dialect.parse_error(response.status, response.headers, b"".join(chunks))
         return _Failed(response.status, failure)
 
 

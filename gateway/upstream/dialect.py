@@ -2,12 +2,13 @@
 
 A package such as `openai/` is a dialect, because it has these functions. Another kind of upstream
 is another package, which may import most of them from `openai/`, and its choice in `assembly`.
-Dialects do no I/O; sending, deadlines, retries and the circuit breaker are `client`.
+Dialects do no I/O; sending, deadlines, retries and the circuit breaker are `client`. They neither
+redact nor shorten what they read, which `relaying` does for all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol, TypeAlias
 
 from yarl import URL
@@ -33,14 +34,12 @@ class Dialect(Protocol):
         """The body of a request for `images` images."""
 
     def parse_answer(
-        self, body: bytes | bytearray, *, upstream_request_id: str | None
+        self, body: bytes | bytearray, *, images: int, upstream_request_id: str | None
     ) -> UpstreamAnswer:
-        """The images of a 2xx response. Raises `UpstreamFailure` if there are none."""
+        """At most `images` images of a 2xx response. Raises `UpstreamFailure` if it has none."""
 
-    def parse_event(
-        self, event: Event, *, upstream_request_id: str | None, secrets: Sequence[bytes] = ()
-    ) -> ParsedEvent | None:
-        """One event of a stream; None if it is to be ignored. Redacts `secrets` in errors."""
+    def parse_event(self, event: Event, *, upstream_request_id: str | None) -> ParsedEvent | None:
+        """One event of a stream; None if it is to be ignored."""
 
     def parse_error(
         self, status: int, headers: Mapping[str, str], body: bytes | bytearray

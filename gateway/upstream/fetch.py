@@ -34,6 +34,7 @@ from gateway.net.guard import (
     parse_link,
 )
 from gateway.net.tls import create_tls
+from gateway.redaction import Redactor
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
@@ -61,6 +62,9 @@ class FetchSettings(BaseModel):
     max_redirects: int = Field(default=5, ge=0)
     ca_file: Path | None = None
     """Certificate authorities in PEM that are trusted in addition to the system's."""
+
+    secrets: tuple[str, ...] = Field(default=(), repr=False)
+    """Redacted in the log, where a link's host is shown."""
 
     @field_validator("upstream_url")
     @classmethod
@@ -121,6 +125,7 @@ class LinkFetcher:
         self._sessions = sessions
         self._settings = settings
         self._allow_list = settings.allow_list
+        self._redactor = Redactor(settings.secrets)
         self._observer = observer
 
     async def fetch(self, url: str) -> bytes:
@@ -133,7 +138,8 @@ class LinkFetcher:
             except TimeoutError:
                 raise LinkBlocked("timeout", host=link.host.name) from None
         except LinkBlocked as blocked:
-            log.warning("image_link_blocked", reason=blocked.reason, host=blocked.host)
+            host = self._redactor.text(blocked.host or "") or None
+            log.warning("image_link_blocked", reason=blocked.reason, host=host)
             self._observer(blocked.reason)
             raise
         self._observer("fetched")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import aiohttp
+import pybase64
 from aiohttp.abc import AbstractStreamWriter
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from yarl import URL
@@ -105,11 +106,29 @@ class ClientSettings(BaseModel):
         }
 
     @property
-    def secrets(self) -> list[bytes]:
-        """Values that are redacted in relayed errors: some services quote the key they reject."""
+    def secrets(self) -> list[str]:
+        """What upstream or the proxy receives and nobody else may see: `relaying` redacts it.
+
+        Some services quote the key that they reject, and some proxies all headers.
+        """
         values = [value.get_secret_value() for value in self.headers.values()]
+        # Without its scheme too, which a service quotes separately.
+        values += [value.partition(" ")[2] for value in values]
+        values += [user_and_password for value in values for user_and_password in _basic(value)]
+        proxy = URL(self.proxy.get_secret_value()) if self.proxy is not None else URL()
+        if proxy.password is not None:
+            values += [proxy.password, f"{proxy.user}:{proxy.password}"]
         long = [value for value in values if len(value) >= _MIN_SECRET_LENGTH]
-        return [value.encode() for value in (self.api_key.get_secret_value(), *long)]
+        return [self.api_key.get_secret_value(), *long]
+
+
+def _basic(value: str) -> list[str]:
+    """User and password, and the password, of the credentials of `Authorization: Basic`."""
+    try:
+        text = pybase64.b64decode(value, validate=True).decode()
+    except ValueError:
+        return []
+    return [text, text.partition(":")[2]] if ":" in text else []
 
 
 @dataclass(slots=True)

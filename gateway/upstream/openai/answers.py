@@ -6,22 +6,44 @@ Streams are `events`, which shares the parts. `purchasing` checks the bytes of i
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Mapping
+from itertools import islice
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
+import orjson
 import pybase64
 
 from gateway.errors import Charge, UpstreamFailure
 from gateway.images import UpstreamAnswer, UpstreamImage, Usage
-from gateway.upstream.openai.foreign_json import as_text, further_keys, load_object
+from gateway.upstream.openai.foreign_json import (
+    MAX_DOCUMENT_BYTES,
+    MAX_VALUES,
+    as_text,
+    further_keys,
+    load_object,
+)
 
 ECHOED_PARAMETERS: Final = ("size", "quality", "background", "output_format")
 """Parameters of the request that upstream repeats with their effective values."""
 
-_BASE64_KEY: Final = re.compile(rb'"b64_json"\s*:\s*"')
-_EXTRACT_FROM: Final = 64 * 1024
+_EXTRACT_FROM: Final = 4 * 1024
 """Characters. Longer base64 is extracted before the JSON around it is parsed."""
+
+_LONG_BASE64: Final = re.compile(rb'"b64_json"\s*:\s*"(?=[^"]{%d})' % _EXTRACT_FROM)
+
+_PLACEHOLDER: Final = f"base64 {secrets.token_hex(8)} "
+"""Random, so that no answer can have it."""
+
+_DATA: Final = re.compile(rb'\s*\{[^][{}]{0,4096}?"data"\s*:\s*\[')
+_TOKENS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[][{},]', re.DOTALL)
+
+_MAX_LEVELS: Final = 64
+"""Far below Python's bound of recursion."""
+
+Base64: TypeAlias = Mapping[str, memoryview]
+"""Extracted base64 by its placeholder, as it was in the JSON."""
 
 _MAX_TOKENS: Final = 10**9
 """A larger number is no token count, and would exhaust every budget and distort every total."""
@@ -33,25 +55,27 @@ _USAGE_SPELLINGS: Final = (
 )
 
 
-def parse_answer(body: bytes | bytearray, *, upstream_request_id: str | None) -> UpstreamAnswer:
+def parse_answer(
+    body: bytes | bytearray, *, images: int, upstream_request_id: str | None
+) -> UpstreamAnswer:
     """Parses the body of a 2xx answer; the images are decoded but not checked.
 
-    A damaged element of `data` becomes an empty `UpstreamImage`, so that the others keep their
-    positions. Raises `UpstreamFailure` with `Charge.UNDELIVERED`, and with the usage if there is
-    one, if there is no element: upstream answered 200, so the purchase was charged. The format is
+    At most `images` elements of `data` are read, and the others are only counted. A damaged one
+    becomes an empty `UpstreamImage`, so that the others keep their positions. Raises
+    `UpstreamFailure` with `Charge.UNDELIVERED`, and with the usage if there is one, if there is no
+    element: upstream answered 200, so the purchase was charged. The format is
     `docs/reference/images-api.md#responses`.
     """
-    shortened, decoded = extract_base64(body)
-    document = load_object(shortened)
-    images = _parse_images(document, decoded)
-    if decoded:  # some of the extracted base64 belongs to no image: parse it all as received
-        document = load_object(body)
-        images = _parse_images(document, {})
+    shortened, extracted = extract_base64(body)
+    # If it is too large to be read as a whole, the images that were asked for are still kept.
+    document = load_object(shortened) or load_object(_first_images(shortened, images))
+    parsed, surplus = _parse_images(document, extracted, images=images)
     usage = parse_usage(document.get("usage"))
-    if not images:
+    if not parsed:
         raise no_images(document, usage, upstream_request_id=upstream_request_id)
     return UpstreamAnswer(
-        images=images,
+        images=parsed,
+        surplus=surplus,
         usage=usage,
         echoed=echoed_parameters(document),
         upstream_request_id=upstream_request_id,
@@ -83,66 +107,113 @@ def no_images(
     )
 
 
-def extract_base64(body: bytes | bytearray) -> tuple[bytes | bytearray, dict[str, bytes]]:
-    """The JSON with a placeholder for each long base64, and the decoded bytes by placeholder.
+def extract_base64(body: bytes | bytearray) -> tuple[bytes | bytearray, Base64]:
+    """The JSON with a placeholder for each long base64, and those by placeholder.
 
     Base64 has no meaning in JSON, so the parser need not check it as UTF-8 and copy it to text and
-    back. If any of it is not valid base64, nothing is extracted.
+    back. Only that of images that were asked for is decoded. Of the rest at most
+    `MAX_DOCUMENT_BYTES` are returned, so that larger JSON is not complete.
     """
     pieces: list[bytes | bytearray] = []
-    decoded: dict[str, bytes] = {}
-    start = 0
-    while (key := _BASE64_KEY.search(body, start)) is not None:
-        end = body.find(b'"', key.end())
-        # Also if there is no closing quote: `end` is then -1.
-        if end - key.end() < _EXTRACT_FROM:
+    extracted: dict[str, memoryview] = {}
+    start, room = 0, MAX_DOCUMENT_BYTES
+    # Bounded, because a search holds the interpreter's lock.
+    while key := _LONG_BASE64.search(body, start, start + room + _EXTRACT_FROM):
+        end = body.find(b'"', key.end() + _EXTRACT_FROM)
+        if end < 0:
             break
-        placeholder = f"#{len(decoded)}"
-        try:
-            decoded[placeholder] = pybase64.b64decode(
-                memoryview(body)[key.end() : end], validate=True
-            )
-        except ValueError:
-            return body, {}
+        placeholder = f"{_PLACEHOLDER}{len(extracted)}"
+        extracted[placeholder] = memoryview(body)[key.end() : end]
         pieces += [body[start : key.end()], placeholder.encode()]
+        room -= key.end() - start + len(placeholder)
         start = end
-    return b"".join([*pieces, body[start:]]) if decoded else body, decoded
+    if not extracted and len(body) <= room:
+        return body, extracted
+    return b"".join([*pieces, body[start : start + room]]), extracted
+
+
+def _first_images(body: bytes | bytearray, images: int) -> bytes | bytearray:
+    """The JSON of an answer up to one element more than `images`; empty if that cannot be found."""
+    data = _DATA.match(body)
+    if data is None:
+        return b""
+    depth, commas = 0, 0
+    for token in islice(_TOKENS.finditer(body, data.end()), MAX_VALUES):
+        sign = body[token.start() : token.end()]
+        if sign in (b"[", b"{"):
+            depth += 1
+        elif sign in (b"]", b"}"):
+            depth -= 1
+        elif sign == b"," and not depth:
+            commas += 1
+        if depth < 0:
+            break
+        if commas == images:
+            return body[: token.start()] + b",null]}"
+    return b""
 
 
 def _parse_images(
-    document: Mapping[str, Any], decoded: dict[str, bytes]
-) -> tuple[UpstreamImage, ...]:
-    """The elements of `data`, if it is a list. Removes the bytes that it uses from `decoded`."""
+    document: Mapping[str, Any], extracted: Base64, *, images: int
+) -> tuple[tuple[UpstreamImage, ...], int]:
+    """At most `images` elements of `data`, if it is a list, and the number of the others."""
     data = document.get("data")
     if not isinstance(data, list):
-        return ()
-    return tuple(parse_image(element, decoded) for element in data)
+        return (), 0
+    parsed = tuple(parse_image(element, extracted) for element in data[:images])
+    return parsed, len(data) - len(parsed)
 
 
-def parse_image(element: Any, decoded: dict[str, bytes]) -> UpstreamImage:
-    """One element of `data`; empty if it is damaged. Removes its bytes from `decoded`."""
+def parse_image(element: Any, extracted: Base64) -> UpstreamImage:
+    """One element of `data`; empty if it is damaged."""
     if not isinstance(element, dict):
         return UpstreamImage()
     # Removed, so that the text of one image is freed before the next is decoded.
     encoded = element.pop("b64_json", None)
+    further = further_keys(element, known=_IMAGE_KEYS)
     return UpstreamImage(
-        data=decode_base64(encoded, decoded),
+        data=decode_base64(encoded, extracted),
         url=as_text(element.get("url")) or None,
         revised_prompt=as_text(element.get("revised_prompt")),
-        extra=MappingProxyType(further_keys(element, known=_IMAGE_KEYS)),
+        extra=MappingProxyType(restore_base64(further, extracted)),
     )
 
 
-def decode_base64(encoded: Any, decoded: dict[str, bytes]) -> bytes | None:
+def decode_base64(encoded: Any, extracted: Base64) -> bytes | None:
     """The bytes of extracted or of strict base64; None for anything else."""
     if not isinstance(encoded, str) or not encoded:
         return None
-    if decoded and encoded in decoded:
-        return decoded.pop(encoded)
+    raw = extracted.get(encoded)
     try:
-        return pybase64.b64decode(encoded, validate=True)
+        return pybase64.b64decode(encoded if raw is None else raw, validate=True)
     except ValueError:
+        pass
+    # Some encoders of JSON write a slash as `\/`.
+    is_escaped = raw is not None and b"\\" in bytes(raw)
+    return decode_base64(restore_base64(encoded, extracted), {}) if is_escaped else None
+
+
+def restore_base64(value: Any, extracted: Base64, *, levels: int = _MAX_LEVELS) -> Any:
+    """A JSON value with the text of each placeholder: that base64 belongs to no image.
+
+    What is nested deeper than `levels` becomes null.
+    """
+    if not extracted:
+        return value
+    if not levels:
         return None
+    if isinstance(value, str) and value in extracted:
+        try:
+            return orjson.loads(b'"' + bytes(extracted[value]) + b'"')
+        except orjson.JSONDecodeError:
+            return None
+    if isinstance(value, list):
+        return [restore_base64(item, extracted, levels=levels - 1) for item in value]
+    if isinstance(value, dict):
+        return {
+            key: restore_base64(item, extracted, levels=levels - 1) for key, item in value.items()
+        }
+    return value
 
 
 def parse_usage(usage: Any) -> Usage | None:

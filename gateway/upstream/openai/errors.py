@@ -15,9 +15,6 @@ from gateway.errors import INVALID_REQUEST, SERVER_ERROR, Charge, ErrorCode, Ups
 from gateway.upstream.failures import MAX_RETRY_AFTER_SECONDS
 from gateway.upstream.openai.foreign_json import as_text, further_keys, load_object
 
-MAX_REQUEST_ID: Final = 128
-"""Characters of upstream's request id that are kept."""
-
 _ERROR_KEYS: Final = frozenset({"message", "type", "param", "code"})
 
 _QUOTA_CODES: Final = frozenset(
@@ -72,8 +69,8 @@ def parse_error(
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:
-    """Upstream's id of the request, shortened, with other characters than ASCII replaced."""
-    given = headers.get("x-request-id", "")[:MAX_REQUEST_ID]
+    """Upstream's id of the request, with other characters than ASCII replaced."""
+    given = headers.get("x-request-id", "")
     return "".join(c if "!" <= c <= "~" else "?" for c in given) or None
 
 

@@ -1,16 +1,30 @@
-"""Reads JSON from upstream tolerantly, because services and their clones differ in it."""
+"""Reads JSON from upstream: tolerantly, because services and clones differ in it, and bounded.
+
+A few bytes of JSON can be a hundred times as large in memory: `{}` is 2 bytes and an object of 64.
+So the number of values is bounded before any is read, also to read them all at once in the event
+loop.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
+MAX_DOCUMENT_BYTES: Final = 4 * 1024 * 1024
+"""Of JSON without the base64 of its images. Answers have a few kilobytes."""
+
+MAX_VALUES: Final = 50_000
+"""In one document. The answer with the most images, 64, has a few hundred."""
+
 
 def load_object(body: bytes | bytearray) -> dict[str, Any]:
-    """The JSON object in `body`; empty if it is anything else."""
+    """The JSON object in `body`; empty if it is anything else, or larger than any answer is."""
+    if len(body) > MAX_DOCUMENT_BYTES or _most_values(body) > MAX_VALUES:
+        return {}
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -18,18 +32,34 @@ def load_object(body: bytes | bytearray) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
+def _most_values(body: bytes | bytearray) -> int:
+    """No less than the number of values in a document: it also counts the signs within strings."""
+    return body.count(b",") + body.count(b"[") + body.count(b"{") + 1
+
+
 def _load_tolerantly(body: bytes | bytearray) -> Any:
-    """Reads JSON that orjson rejects: a byte order mark, NaN, half a surrogate pair.
+    """Reads JSON that orjson rejects: a byte order mark, NaN, 1e999, half a surrogate pair.
 
     An image that was paid for must not be lost because its revised prompt was cut inside an emoji.
-    Characters without a UTF-8 form become `?` and NaN becomes null, so that orjson can write the
-    result.
+    Characters without a UTF-8 form become `?`, and numbers beyond a double null, so that orjson can
+    write the result.
     """
     try:
-        document = json.loads(body, parse_constant=lambda _: None)
+        document = json.loads(
+            body, parse_constant=lambda _: None, parse_int=_number, parse_float=_number
+        )
         return orjson.loads(json.dumps(document, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
+
+
+def _number(text: str) -> int | float | None:
+    """A number as orjson reads it: an integer of up to 64 bits, or else a finite double."""
+    number = float(text)
+    if not math.isfinite(number):
+        return None
+    is_integer = len(text) < 20 and text.lstrip("-").isdigit()
+    return int(text) if is_integer else number
 
 
 def as_text(value: Any) -> str | None:
@@ -40,10 +70,5 @@ def as_text(value: Any) -> str | None:
 
 
 def further_keys(document: Mapping[str, Any], *, known: frozenset[str]) -> dict[str, Any]:
-    """The keys that are not in `known`, unchanged; none of them if orjson cannot write them."""
-    further = {key: value for key, value in document.items() if key not in known}
-    try:
-        orjson.dumps(further)
-    except orjson.JSONEncodeError:  # nested deeper than orjson writes
-        return {}
-    return further
+    """The keys that are not in `known`, unchanged. `relaying` bounds them."""
+    return {key: value for key, value in document.items() if key not in known}

@@ -1,0 +1,202 @@
+"""Redacts secrets in text that somebody else wrote, in the encodings in which services quote them.
+
+Pure. Which secrets, and in which texts, is for the callers: `upstream.relaying` for the gateway's
+own, `errors` and `purchasing.delivery` for what names the buyer of an image.
+
+Found are a secret as it is, in any case, and behind up to three layers of escapes of JSON, URLs and
+HTML; in base64, also within a longer text such as `user:secret`; in hex; and, of a long secret, its
+first or its last half. Not found are a secret that is split over two strings, a hash of it, and one
+in the bytes of an image.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import unquote
+
+import pybase64
+
+REDACTED: Final = "***"
+
+_MIN_LENGTH: Final = 4
+"""Characters. A shorter secret is in most texts by chance, and is not redacted."""
+
+_MIN_ANYWHERE: Final = 8
+"""Characters. A shorter secret is redacted as a word of its own only, and in no encoding."""
+
+_MIN_HALVED: Final = 32
+"""Characters. A half of a shorter secret is too little to be recognized."""
+
+_MAX_NAME: Final = 256
+"""Characters of a name that are searched."""
+
+_MAX_LAYERS: Final = 3
+
+_BACKSLASHES: Final = re.compile(
+    r"\\+(?:u([0-9a-f]{4})|u\{0*([0-9a-f]{2,4})\}|x([0-9a-f]{2})|([/\"'&]))", re.IGNORECASE
+)
+
+
+class Redactor:
+    """Redacts secrets."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        secrets = tuple(secrets)
+        # Halves last: of a secret with a few escapes they would leave the rest.
+        steps = (_Step.of(map(_whole_patterns, secrets)), _Step.of(map(_half_patterns, secrets)))
+        self._steps = tuple(step for step in steps if step.needles)
+
+    def text(self, text: str) -> str:
+        """The text with `***` for each secret; the same object if there is none.
+
+        If a secret is behind escapes, the text comes back without these escapes.
+        """
+        for step in self._steps:
+            for layer in _layers(text := step.replace(text)):
+                if (replaced := step.replace(layer)) != layer:
+                    text = replaced
+        return text
+
+    def value(self, value: Any) -> Any:
+        """A JSON value whose strings, keys and numbers are redacted."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, list):
+            return [self.value(item) for item in value]
+        if isinstance(value, dict):
+            return {self.text(key): self.value(item) for key, item in value.items()}
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return REDACTED if self.text(digits := str(value)) != digits else value
+        return value
+
+
+class Identity:
+    """Finds and redacts the names of one client, such as the `user` of its request.
+
+    Unlike secrets they may be short, or ordinary words.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        names = tuple(name for name in names if name)
+        self._redactor = Redactor(name for name in names if len(name) <= _MAX_NAME)
+        # Enough of a long one: a text with its beginning is not redacted but dropped.
+        self._names = tuple(name[:_MAX_NAME].lower() for name in names)
+        words = "|".join(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])" for name in self._names)
+        self._words = re.compile(words or "(?!)", re.IGNORECASE)
+
+    def redact(self, text: str) -> str | None:
+        """The text without the names; None if it has a name that is too short to be redacted.
+
+        A name of one letter is in almost every text.
+        """
+        redacted = self._redactor.text(text)
+        layers = [layer.lower() for layer in (redacted, *_layers(redacted))]
+        return None if any(name in layer for layer in layers for name in self._names) else redacted
+
+    def redact_words(self, text: str) -> str:
+        """The text without the names that are words of their own in it."""
+        return self._words.sub(REDACTED, self._redactor.text(text))
+
+    def is_in(self, value: Any) -> bool:
+        """Whether a string of a JSON value has a name as a word of its own."""
+        if isinstance(value, dict):
+            return any(self.is_in(key) or self.is_in(item) for key, item in value.items())
+        if isinstance(value, list):
+            return any(map(self.is_in, value))
+        if isinstance(value, bool) or value is None:
+            return False
+        text = str(value)
+        if self._redactor.text(text) != text:
+            return True
+        return any(self._words.search(layer) for layer in (text, *_layers(text)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One pass over a text."""
+
+    needles: tuple[str, ...]
+    """In lower case. Without one of them in a text, the pattern cannot match."""
+    pattern: re.Pattern[str]
+
+    @staticmethod
+    def of(patterns: Iterable[Mapping[str, str]]) -> _Step:
+        by_needle = {needle: pattern for one in patterns for needle, pattern in one.items()}
+        # The longest first, if a secret is a part of another one.
+        longest_first = sorted(by_needle, key=len, reverse=True)
+        pattern = "|".join(by_needle[needle] for needle in longest_first)
+        return _Step(
+            tuple(needle.lower() for needle in longest_first), re.compile(pattern, re.IGNORECASE)
+        )
+
+    def replace(self, text: str) -> str:
+        # Ten times as fast as the pattern, and almost no text has a secret.
+        lower = text.lower()
+        if not any(needle in lower for needle in self.needles):
+            return text
+        return self.pattern.sub(REDACTED, text)
+
+
+def _whole_patterns(secret: str) -> dict[str, str]:
+    """Patterns for a secret and its encodings, by the text that each of them contains."""
+    if len(secret) < _MIN_LENGTH:
+        return {}
+    if len(secret) < _MIN_ANYWHERE:
+        return {secret: rf"(?<![^\W_]){re.escape(secret)}(?![^\W_])"}
+    encoded = secret.encode("utf-8", "surrogatepass")
+    cores = {core: re.escape(core) + r"[\w+/-]{0,4}={0,2}" for core in _base64_cores(encoded)}
+    return {secret: re.escape(secret), encoded.hex(): encoded.hex(), **cores}
+
+
+def _half_patterns(secret: str) -> dict[str, str]:
+    """Patterns for each half of a long secret, with the rest of its word: it may be more of it."""
+    if len(secret) < _MIN_HALVED:
+        return {}
+    first, last = secret[: len(secret) // 2], secret[len(secret) // 2 :]
+    return {
+        first: re.escape(first) + r"[\w.~+/=-]*",
+        last: rf"[\w.~+/=-]{{0,{len(first)}}}{re.escape(last)}",
+    }
+
+
+def _base64_cores(secret: bytes) -> Iterator[str]:
+    """The base64 of a secret within a longer text: it depends on the position modulo three.
+
+    Without the characters at both ends, which also depend on the text before and after.
+    """
+    for offset in range(3):
+        padded = bytes(offset) + secret
+        whole = len(padded) // 3 * 3
+        core = pybase64.b64encode(padded[:whole]).decode()[-(-offset * 4 // 3) :]
+        yield core
+        yield core.translate(_URL_SAFE)
+
+
+_URL_SAFE: Final = str.maketrans("+/", "-_")
+
+
+def _layers(text: str) -> Iterator[str]:
+    """The text without one layer of escapes after the other, as far as it has any."""
+    for _ in range(_MAX_LAYERS):
+        if not ("\\" in text or "%" in text or "&" in text):
+            return
+        text = _unescape(text)
+        yield text
+
+
+def _unescape(text: str) -> str:
+    """The text without one layer of the escapes of JSON, JavaScript, URLs and HTML."""
+    return html.unescape(unquote(_BACKSLASHES.sub(_unescaped, text)))
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    digits = match[1] or match[2] or match[3]
+    if digits is None:
+        return match[4]
+    character = chr(int(digits, 16))
+    # Half a surrogate pair cannot be encoded again.
+    return match[0] if "\ud800" <= character <= "\udfff" else character

@@ -1,0 +1,78 @@
+"""An upstream for tests that answers with given bytes, and serves images behind links."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.simulator.drawing import draw_image
+from tests.scripted_upstream import http
+
+PNG = draw_image("an otter", width=16, height=16, format="png", seed=1)
+
+
+@dataclass
+class Hostile:
+    """An upstream whose next answers the test chooses; the last one is repeated."""
+
+    root: str = ""
+    answers: list[bytes] = field(default_factory=list)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    """Of the purchases."""
+    fetches: list[str] = field(default_factory=list)
+    """The paths of the links that were fetched."""
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    """Cleared, it holds purchases."""
+
+    @property
+    def base_url(self) -> str:
+        return f"{self.root}/v1"
+
+    def will_answer(self, document: Any, status: int = 200, **headers: str) -> None:
+        body = document if isinstance(document, bytes) else json.dumps(document).encode()
+        self.answers = [http(status, body, **{"Content_Type": "application/json"} | headers)]
+
+    def will_stream(self, *events: tuple[str, Mapping[str, Any]]) -> None:
+        frames = [
+            f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n"
+            for name, data in events
+        ]
+        body = "".join(frames).encode()
+        self.answers = [http(200, body, Content_Type="text/event-stream", Connection="close")]
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                method, path, _ = head.split(" ", 2)
+                if method == "GET":
+                    self.fetches.append(path)
+                    writer.write(http(200, PNG, Content_Type="image/png"))
+                    continue
+                length = int(head.lower().partition("content-length: ")[2].split("\r\n")[0])
+                self.bodies.append(json.loads(await reader.readexactly(length)))
+                await self.gate.wait()
+                answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+                writer.write(answer)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def run_hostile() -> AsyncIterator[Hostile]:
+    hostile = Hostile()
+    hostile.gate.set()
+    server = await asyncio.start_server(hostile.serve, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    hostile.root = f"http://{host}:{port}"
+    try:
+        yield hostile
+    finally:
+        server.close()
