@@ -35,8 +35,10 @@ from gateway.cache.invalidation import Invalidation
 from gateway.cache.partial_images import PartialImages
 from gateway.cache.takedowns import Takedowns
 from gateway.cache.transcoding import Transcoding
+from gateway.configuration.expand import ConfigError
 from gateway.configuration.settings import Settings
 from gateway.metrics import Metrics
+from gateway.net.server_tls import BadPair, ServerTls, TlsFiles
 from gateway.proxy.idempotency import IdempotentImages
 from gateway.proxy.images import Images
 from gateway.proxy.interpret import Interpreter, InterpreterSettings
@@ -187,8 +189,10 @@ class Gateway:
     policy: CurrentPolicy
     worker: str
     """This worker's name in the store, never used twice."""
+    tls: ServerTls | None = None
+    """The certificate of the listening sockets; None: plain HTTP."""
     reload_requested: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set to have the policy read again at once."""
+    """Set to have the policy and the certificate read again at once."""
 
 
 class OpenLinks(Protocol):
@@ -207,6 +211,7 @@ async def open_gateway(
     """Everything that one worker needs, wired, without its background jobs."""
     metrics, health = Metrics(), Health()
     policy = create_policy(source, metrics)
+    tls = create_server_tls(settings, on_failure=metrics.config_reload_failures.inc)
     async with AsyncExitStack() as stack:
         opened_store, blob_store = await stack.enter_async_context(open_store(settings))
         observed_store = InstrumentedStore(
@@ -228,6 +233,7 @@ async def open_gateway(
             links=links,
             metrics=metrics,
             health=health,
+            tls=tls,
         )
         # If the bytes are in another store, evicting them frees nothing in this one.
         if settings.store.blobs_url is None:
@@ -245,6 +251,7 @@ def wire_gateway(
     links: LinkFetcher,
     metrics: Metrics,
     health: Health,
+    tls: ServerTls | None = None,
 ) -> Gateway:
     """Constructs every component, in the order of their dependencies.
 
@@ -325,6 +332,7 @@ def wire_gateway(
         ledger=ledger,
         policy=policy,
         worker=worker,
+        tls=tls,
     )
 
 
@@ -340,6 +348,17 @@ def create_policy(source: PolicySource, metrics: Metrics) -> CurrentPolicy:
         )
 
     return CurrentPolicy(source, on_change=on_change, on_failure=metrics.config_reload_failures.inc)
+
+
+def create_server_tls(
+    settings: Settings, *, on_failure: Callable[[], None] = lambda: None
+) -> ServerTls | None:
+    """Reads the certificate of the listening sockets; None without one. Raises `ConfigError`."""
+    files = tls_files(settings)
+    try:
+        return ServerTls(files, on_failure=on_failure) if files is not None else None
+    except BadPair as fault:
+        raise ConfigError(f"server.tls: {fault}") from None
 
 
 def create_store_observer(health: Health, metrics: Metrics) -> Callable[[bool], None]:
@@ -386,6 +405,12 @@ def api_settings(settings: Settings) -> ApiSettings:
         max_body_bytes=settings.server.max_body_bytes,
         body_timeout_seconds=settings.server.read_timeout_seconds,
     )
+
+
+def tls_files(settings: Settings) -> TlsFiles | None:
+    """The files of the server's certificate; None without one."""
+    tls = settings.server.tls
+    return TlsFiles(tls.cert, tls.key) if tls.cert is not None and tls.key is not None else None
 
 
 def interpreter_settings(settings: Settings) -> InterpreterSettings:

@@ -49,7 +49,7 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("heartbeat", heartbeat_seconds, lambda: send_heartbeat(gateway)),
         Job("recovery", heartbeat_seconds, gateway.recovery.recover_expired),
         Job("ledger", WRITE_EVERY_SECONDS, gateway.ledger.write),
-        Job("policy", 1.0, lambda: reload_policy(gateway), gateway.reload_requested),
+        Job("reload", 1.0, lambda: reload_files(gateway), gateway.reload_requested),
         Job("takedowns", REFRESH_SECONDS, lambda: apply_takedowns(gateway)),
         Job("lru_uses", 1.0, blobs.record_uses),
         Job("eviction", 5.0, blobs.evict_to_bound),
@@ -138,13 +138,15 @@ async def send_heartbeat(gateway: Gateway) -> None:
     await execute(gateway.store, Heartbeat(gateway.worker))
 
 
-async def reload_policy(gateway: Gateway) -> None:
-    """Reads the policy again if its file has changed, or if a reload was requested."""
+async def reload_files(gateway: Gateway) -> None:
+    """Reads policy and certificate again if their files have changed, or on request."""
     is_requested = gateway.reload_requested.is_set()
     # Before reading: a request that comes meanwhile causes another reload.
     gateway.reload_requested.clear()
-    policy = gateway.policy
-    await asyncio.to_thread(policy.reload if is_requested else policy.reload_if_changed)
+    for current in (gateway.policy, gateway.tls):
+        if current is not None:
+            reload = current.reload if is_requested else current.reload_if_changed
+            await asyncio.to_thread(reload)
 
 
 async def apply_takedowns(gateway: Gateway) -> None:
