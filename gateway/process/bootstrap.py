@@ -18,7 +18,7 @@ from gateway.assembly import DATABASE, TOKEN_FILE
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreUnavailable
 from gateway.store.blobs import folder_of
-from gateway.store.blobs.folder import find_shared_blobs
+from gateway.store.blobs.folder import find_shared_blobs, is_full_of_blobs
 from gateway.store.private_files import (
     OTHERS,
     PRIVATE_FOLDER,
@@ -53,7 +53,7 @@ def find_shared_files(settings: Settings) -> Iterator[Path]:
     folder = settings.store.data_dir
     if folder.is_dir() and folder.stat().st_mode & OTHERS:
         yield folder
-    yield from find_shared(folder)
+    yield from find_shared(folder, is_large=is_full_of_blobs)
     url = settings.store.blobs_url.get_secret_value() if settings.store.blobs_url else ""
     if url.startswith("file:") and not folder_of(url).is_relative_to(folder.absolute()):
         yield from find_shared_blobs(folder_of(url))

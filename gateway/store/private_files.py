@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -54,13 +53,17 @@ def make_private(path: Path) -> bool:
 
 
 def find_shared(
-    folder: Path, *, is_own: Callable[[os.DirEntry[str]], bool] = lambda entry: True
+    folder: Path,
+    *,
+    is_own: Callable[[os.DirEntry[str]], bool] = lambda entry: True,
+    is_large: Callable[[os.DirEntry[str]], bool] = lambda entry: False,
 ) -> Iterator[Path]:
     """Files and folders below the folder that group or others have rights on, folders first.
 
-    Only entries for which `is_own` is true, and what is below them. Entries that disappear
-    meanwhile, such as temporary files, are left out, and so are folders of other users that the
-    gateway cannot list, such as `lost+found`.
+    Only entries for which `is_own` is true, and what is below them. Folders for which `is_large` is
+    true are listed only if they are shared, because others cannot reach into a private one. Entries
+    that disappear meanwhile, such as temporary files, are left out, and so are folders of other
+    users that the gateway cannot list, such as `lost+found`.
     """
     try:
         entries = os.scandir(folder)
@@ -70,8 +73,11 @@ def find_shared(
         for entry in entries:
             if entry.is_symlink() or not is_own(entry):
                 continue
-            with suppress(FileNotFoundError):
-                if entry.stat(follow_symlinks=False).st_mode & OTHERS:
-                    yield Path(entry.path)
-            if entry.is_dir(follow_symlinks=False):
-                yield from find_shared(Path(entry.path))
+            try:
+                is_shared = bool(entry.stat(follow_symlinks=False).st_mode & OTHERS)
+            except FileNotFoundError:
+                continue
+            if is_shared:
+                yield Path(entry.path)
+            if entry.is_dir(follow_symlinks=False) and (is_shared or not is_large(entry)):
+                yield from find_shared(Path(entry.path), is_large=is_large)

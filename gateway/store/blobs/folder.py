@@ -217,12 +217,17 @@ def find_shared_blobs(root: Path) -> Iterator[Path]:
         is_shared_with_others = any(not _is_own(entry) for entry in entries)
     if not is_shared_with_others and root.stat().st_mode & OTHERS:
         yield root
-    yield from find_shared(root, is_own=_is_own)
+    yield from find_shared(root, is_own=_is_own, is_large=is_full_of_blobs)
+
+
+def is_full_of_blobs(entry: os.DirEntry[str]) -> bool:
+    """Whether a folder may have so many files that listing them takes long."""
+    return _SUBFOLDER.fullmatch(entry.name) is not None
 
 
 def _is_own(entry: os.DirEntry[str]) -> bool:
     if entry.is_dir(follow_symlinks=False):
-        return entry.name == _EPHEMERAL or _SUBFOLDER.fullmatch(entry.name) is not None
+        return entry.name == _EPHEMERAL or is_full_of_blobs(entry)
     return entry.name == _LOCK
 
 
