@@ -111,8 +111,8 @@ class ServerSettings(Section):
     def _listens_on_two_addresses(self) -> ServerSettings:
         if self.admin_listen is not None and self.admin_listen.overlaps(self.listen):
             raise ValueError(
-                f"an admin_listen other than {self.admin_listen}, which listen has; leave it empty "
-                "to serve everything on one address"
+                f"an admin_listen that listen does not use too, but they are {self.admin_listen} "
+                f"and {self.listen}; leave admin_listen empty to serve everything on one address"
             )
         return self
 

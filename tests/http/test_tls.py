@@ -20,10 +20,11 @@ from typing import Any
 
 import pytest
 
+from gateway.configuration.fields import parse_address
 from gateway.configuration.settings import Settings
 from gateway.net.server_tls import BadPair, ServerTls, TlsFiles, expiry_of, load_context
 from gateway.process import worker
-from gateway.process.checks import judge_certificate
+from gateway.process.checks import check_own_link, judge_certificate
 from tests.gateways import (
     TLS,
     TLS_SETTINGS,
@@ -311,6 +312,26 @@ def test_the_expiry_is_that_of_the_first_certificate(pair: Path) -> None:
 
 def test_without_a_certificate_nothing_is_found() -> None:
     assert judge_certificate(Settings(), now=EXPIRES) == []
+
+
+@pytest.mark.parametrize(
+    ("ca_file", "level", "words"),
+    [
+        (TLS / "authority.pem", "ok", "fetched from https://127.0.0.1:"),
+        (None, "fault", "with a certificate that this machine trusts"),
+    ],
+)
+async def test_the_doctor_fetches_its_link_over_tls(
+    tmp_path: Path, upstream: Upstream, ca_file: Path | None, level: str, words: str
+) -> None:
+    given = {"server": {"tls": TLS_SETTINGS}, "upstream": {"ca_file": ca_file}}
+    settings = make_settings(tmp_path / "data", upstream.base_url, **given)
+    async with run_gateway(settings) as here:
+        listen = parse_address(here.client.url.removeprefix("https://"))
+        server = settings.server.model_copy(update={"listen": listen})
+        finding = await check_own_link(settings.model_copy(update={"server": server}))
+    assert finding.level == level
+    assert words in finding.message
 
 
 # ── processes ───────────────────────────────────────────────────────────────────────────────
