@@ -9,7 +9,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -112,6 +112,7 @@ class ServerTls:
         # that a pair is never half replaced.
         self.context: Final = load_context(files)
         self._current = self.context
+        self._expires_at = expiry_of(files.cert)
         self.context.sni_callback = self._choose
 
     def _choose(
@@ -131,13 +132,22 @@ class ServerTls:
         """Adopts the pair in the files if it is valid; otherwise logs why not."""
         self._loaded_state = self._files.state()
         try:
-            current = load_context(self._files)
+            current, expires_at = load_context(self._files), expiry_of(self._files.cert)
         except BadPair as fault:
             log.error("certificate_reload_failed", reason=str(fault))
             self._on_failure()
             return
-        self._current = current
-        log.info("certificate_loaded", expires_at=expiry_of(self._files.cert).isoformat())
+        self._current, self._expires_at = current, expires_at
+        log.info("certificate_loaded", expires_at=expires_at.isoformat())
+
+    def log_expiry(self, now: datetime) -> None:
+        """Logs a warning if the current certificate expires soon, or has expired."""
+        if self._expires_at - now < timedelta(days=EXPIRES_SOON_DAYS):
+            log.warning(
+                "certificate_expires_soon",
+                file=str(self._files.cert),
+                expires_at=self._expires_at.isoformat(),
+            )
 
 
 # ── expiry ──────────────────────────────────────────────────────────────────────────────────

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from gateway.configuration.fields import parse_address
 from gateway.configuration.settings import Settings
@@ -299,6 +300,18 @@ def test_a_certificate_that_expires_soon_is_told(
     assert finding.level == level
     assert words in finding.message
     assert str(pair / "cert.pem") in finding.message
+
+
+@pytest.mark.parametrize(("days", "count"), [(-15, 0), (-13, 1), (1, 1)])
+def test_a_running_gateway_logs_that_its_certificate_expires_soon(
+    pair: Path, days: int, count: int
+) -> None:
+    """That of the current one, also if the files are broken meanwhile."""
+    tls = ServerTls(files_in(pair), on_failure=lambda: None)
+    (pair / "cert.pem").unlink()
+    with structlog.testing.capture_logs() as logged:
+        tls.log_expiry(EXPIRES + timedelta(days=days))
+    assert [line["event"] for line in logged] == ["certificate_expires_soon"] * count
 
 
 def test_the_expiry_is_that_of_the_first_certificate(pair: Path) -> None:
