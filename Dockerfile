@@ -2,8 +2,10 @@
 #
 # docs/guides/container.md says how to run it: read-only, without capabilities, one volume.
 
-# One base for both stages, because the virtual environment of the first links to its Python.
-ARG BASE=python:3.14-slim-trixie
+# One base for both stages, because the virtual environment of the first links to its Python. The
+# digest, that of 3.14.7, is what is built on. To take a newer one:
+# docker buildx imagetools inspect python:3.14-slim-trixie
+ARG BASE=python:3.14-slim-trixie@sha256:e11c17f46f87983eb946b121694dedba6290ee2b0dd5294d137d82943502d179
 
 FROM ${BASE} AS build
 WORKDIR /source

@@ -1,8 +1,8 @@
 """The entry of every command.
 
 It prepares the process before any other module of the gateway is imported: closed standard streams
-are opened on /dev/null, and the folder is set in which prometheus_client collects the metrics of
-several workers.
+are opened on /dev/null, new files are private, and the folder is set in which prometheus_client
+collects the metrics of several workers.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ def _open_standard_streams() -> None:
 
 
 _open_standard_streams()
+# Files that a library creates, such as SQLite's temporary ones, are private too.
+os.umask(0o077)
 # prometheus_client reads this variable when it is imported.
 if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
     _folder = tempfile.mkdtemp(prefix="gateway-metrics-")

@@ -42,6 +42,7 @@ from gateway.configuration.fields import token_weakness
 from gateway.configuration.settings import Settings
 from gateway.metrics import Metrics
 from gateway.net.client_address import TrustedProxies
+from gateway.net.server_tls import BadPair, ServerTls, TlsFiles
 from gateway.proxy.idempotency import IdempotentImages
 from gateway.proxy.images import Images
 from gateway.proxy.interpret import Interpreter, InterpreterSettings
@@ -192,8 +193,10 @@ class Gateway:
     policy: CurrentPolicy
     worker: str
     """This worker's name in the store, never used twice."""
+    tls: ServerTls | None = None
+    """The certificate of the listening sockets; None: plain HTTP."""
     reload_requested: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set to have the policy read again at once."""
+    """Set to have the policy and the certificate read again at once."""
 
 
 class OpenLinks(Protocol):
@@ -212,6 +215,7 @@ async def open_gateway(
     """Everything that one worker needs, wired, without its background jobs."""
     metrics, health = Metrics(), Health()
     policy = create_policy(source, metrics)
+    tls = create_server_tls(settings, on_failure=metrics.config_reload_failures.inc)
     async with AsyncExitStack() as stack:
         opened_store, blob_store = await stack.enter_async_context(open_store(settings))
         observed_store = InstrumentedStore(
@@ -233,6 +237,7 @@ async def open_gateway(
             links=links,
             metrics=metrics,
             health=health,
+            tls=tls,
         )
         # If the bytes are in another store, evicting them frees nothing in this one.
         if settings.store.blobs_url is None:
@@ -250,6 +255,7 @@ def wire_gateway(
     links: LinkFetcher,
     metrics: Metrics,
     health: Health,
+    tls: ServerTls | None = None,
 ) -> Gateway:
     """Constructs every component, in the order of their dependencies.
 
@@ -345,6 +351,7 @@ def wire_gateway(
         ledger=ledger,
         policy=policy,
         worker=worker,
+        tls=tls,
     )
 
 
@@ -360,6 +367,17 @@ def create_policy(source: PolicySource, metrics: Metrics) -> CurrentPolicy:
         )
 
     return CurrentPolicy(source, on_change=on_change, on_failure=metrics.config_reload_failures.inc)
+
+
+def create_server_tls(
+    settings: Settings, *, on_failure: Callable[[], None] = lambda: None
+) -> ServerTls | None:
+    """Reads the certificate of the listening sockets; None without one. Raises `ConfigError`."""
+    files = tls_files(settings)
+    try:
+        return ServerTls(files, on_failure=on_failure) if files is not None else None
+    except BadPair as fault:
+        raise ConfigError(f"server.tls: {fault}") from None
 
 
 def create_store_observer(health: Health, metrics: Metrics) -> Callable[[bool], None]:
@@ -430,6 +448,12 @@ def capacities(settings: Settings) -> tuple[Capacity, Capacity]:
         Capacity(maximum, of="open purchases", setting=setting),
         Capacity(maximum, of="requests that wait for a purchase", setting=setting),
     )
+
+
+def tls_files(settings: Settings) -> TlsFiles | None:
+    """The files of the server's certificate; None without one."""
+    tls = settings.server.tls
+    return TlsFiles(tls.cert, tls.key) if tls.cert is not None and tls.key is not None else None
 
 
 def interpreter_settings(settings: Settings) -> InterpreterSettings:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 import structlog
@@ -27,6 +28,7 @@ from gateway.upstream.fetch import open_link_fetcher
 log = structlog.get_logger(__name__)
 
 TRACK_UNTRACKED_SECONDS: Final = 3600.0
+CERTIFICATE_SECONDS: Final = 86_400.0
 MAX_SWEPT: Final = 1000
 
 
@@ -49,7 +51,8 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("heartbeat", heartbeat_seconds, lambda: send_heartbeat(gateway)),
         Job("recovery", heartbeat_seconds, gateway.recovery.recover_expired),
         Job("ledger", WRITE_EVERY_SECONDS, gateway.ledger.write),
-        Job("policy", 1.0, lambda: reload_policy(gateway), gateway.reload_requested),
+        Job("reload", 1.0, lambda: reload_files(gateway), gateway.reload_requested),
+        Job("certificate_expiry", CERTIFICATE_SECONDS, lambda: check_certificate(gateway)),
         Job("takedowns", REFRESH_SECONDS, lambda: apply_takedowns(gateway)),
         Job("lru_uses", 1.0, blobs.record_uses),
         Job("eviction", 5.0, blobs.evict_to_bound),
@@ -138,13 +141,21 @@ async def send_heartbeat(gateway: Gateway) -> None:
     await execute(gateway.store, Heartbeat(gateway.worker))
 
 
-async def reload_policy(gateway: Gateway) -> None:
-    """Reads the policy again if its file has changed, or if a reload was requested."""
+async def reload_files(gateway: Gateway) -> None:
+    """Reads policy and certificate again if their files have changed, or on request."""
     is_requested = gateway.reload_requested.is_set()
     # Before reading: a request that comes meanwhile causes another reload.
     gateway.reload_requested.clear()
-    policy = gateway.policy
-    await asyncio.to_thread(policy.reload if is_requested else policy.reload_if_changed)
+    for current in (gateway.policy, gateway.tls):
+        if current is not None:
+            reload = current.reload if is_requested else current.reload_if_changed
+            await asyncio.to_thread(reload)
+
+
+async def check_certificate(gateway: Gateway) -> None:
+    """Logs a warning once a day while the certificate is about to expire."""
+    if gateway.tls is not None:
+        gateway.tls.log_expiry(datetime.now(UTC))
 
 
 async def apply_takedowns(gateway: Gateway) -> None:

@@ -393,7 +393,8 @@ class Metrics:
         self.cache = CacheMetrics(create)
         self.money = MoneyMetrics(create, self._labels, pending)
         self.config_reload_failures = create.counter(
-            "config_reload_failures_total", "Policies that were not adopted because of a fault"
+            "config_reload_failures_total",
+            "Policies and certificates not adopted because of a fault",
         )
         self._price_age = create.gauge(
             "price_table_age_seconds",

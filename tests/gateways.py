@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from contextlib import (
     contextmanager,
     suppress,
 )
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,14 @@ from gateway.access.policy import Policy, parse_policy
 from gateway.assembly import Gateway, OpenLinks, open_store
 from gateway.billing.ledger import Ledger
 from gateway.catalog import Catalog
+from gateway.configuration.fields import parse_address
 from gateway.configuration.files import read_config
 from gateway.configuration.settings import Settings
 from gateway.images import Record
 from gateway.maintenance import open_running_gateway
 from gateway.process.bootstrap import prepare
-from gateway.process.worker import open_runner
+from gateway.process.listener import bind_listeners
+from gateway.process.worker import open_sites
 from gateway.simulator import SimulatorSettings, create_simulator
 from gateway.store.batch import execute
 from gateway.store.commands import Counter, OpenJournals, PeekCounters
@@ -58,6 +61,8 @@ needs_asyncio_that_pauses = pytest.mark.skipif(
 
 ADMIN_TOKEN = "an-admin-token-of-tests"
 CONFIG = Path(__file__).parent.parent / "config"
+TLS = Path(__file__).parent / "tls"
+TLS_SETTINGS = {"cert": str(TLS / "server.pem"), "key": str(TLS / "server-key.pem")}
 MODEL = "gpt-image-1.5"
 
 
@@ -137,6 +142,8 @@ class Client:
     session: aiohttp.ClientSession
     secret: str = ""
     key_id: str = ""
+    admin_url: str = ""
+    """The admin API, if it has an address of its own."""
 
     async def send(
         self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **given: Any
@@ -159,13 +166,14 @@ class Client:
         """Sends a request with the admin token."""
         headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
         given = {} if body is None else {"json": body}
-        return await self.send(method, path, headers=headers, **given)
+        there = replace(self, url=self.admin_url or self.url)
+        return await there.send(method, path, headers=headers, **given)
 
     async def with_key(self, name: str = "alice", **spec: Any) -> Client:
         """A client of the same gateway, with a new key."""
         reply = await self.admin("POST", "/admin/keys", {"name": name, **spec})
         assert reply.status == 201, reply.body
-        return Client(self.url, self.session, reply.json["key"], reply.json["id"])
+        return replace(self, secret=reply.json["key"], key_id=reply.json["id"])
 
     async def metrics(self) -> dict[str, float]:
         """The samples of `/metrics`, by name and labels."""
@@ -253,19 +261,31 @@ SHIPPED = PolicyFile(CONFIG / "models.yaml")
 async def run_gateway(
     settings: Settings, *, policy: PolicyFile = SHIPPED, open_links: OpenLinks = open_link_fetcher
 ) -> AsyncIterator[InProcess]:
-    """Runs a gateway in this process on a free port."""
+    """Runs a gateway in this process, on a free port for each of its addresses."""
     prepare(settings)
-    async with (
-        aiohttp.ClientSession() as session,
-        open_running_gateway(settings, policy, open_links=open_links) as gateway,
-        open_runner(settings, gateway) as runner,
-    ):
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        host, port = runner.addresses[0][:2]
-        client = Client(f"http://{host}:{port}", session)
-        leases = gateway.flights._store = LeaseCounter(gateway.flights._store)
-        yield InProcess(client, gateway, settings, runner, leases)
+    free = parse_address("127.0.0.1:0")
+    with bind_listeners(free, settings.server.admin_listen and free) as listeners:
+        async with (
+            aiohttp.ClientSession(connector=_trusting_connector()) as session,
+            open_running_gateway(settings, policy, open_links=open_links) as gateway,
+            open_sites(settings, gateway, listeners) as sites,
+        ):
+            for site in sites:
+                await site.start()
+            urls = [site.name for site in sites]
+            client = Client(urls[0], session, admin_url="" if len(urls) == 1 else urls[1])
+            leases = gateway.flights._store = LeaseCounter(gateway.flights._store)
+            yield InProcess(client, gateway, settings, sites[0]._runner, leases)
+
+
+def _trusting_connector() -> aiohttp.TCPConnector:
+    """Trusts the certificate of `tests/tls`, which is valid for 127.0.0.1."""
+    return aiohttp.TCPConnector(ssl=trusting_context())
+
+
+def trusting_context() -> ssl.SSLContext:
+    """Of a client that trusts the authority of `tests/tls`."""
+    return ssl.create_default_context(cafile=TLS / "authority.pem")
 
 
 @asynccontextmanager
@@ -299,6 +319,8 @@ class Processes:
     environ: Mapping[str, str]
     """The environment of the processes, and of `run`."""
     ended: list[int] = field(default_factory=list)
+    admin_url: str = ""
+    """The admin API, if it has an address of its own."""
 
     def log(self, about: str = "") -> list[dict[str, Any]]:
         """The complete log lines that contain `about`."""
@@ -422,8 +444,12 @@ def start_processes(
     try:
         line = process.stdout.readline().decode().strip()
         assert line.startswith("Listening on "), (line, log_file.read_text())
-        url = line.removeprefix("Listening on ")
-        yield Processes(process, url, log_file, settings, environment)
+        url, admin_url = line.removeprefix("Listening on "), ""
+        if settings.server.admin_listen is not None:
+            line = process.stdout.readline().decode().strip()
+            assert line.startswith("Admin API on "), line
+            admin_url = line.removeprefix("Admin API on ")
+        yield Processes(process, url, log_file, settings, environment, admin_url=admin_url)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -447,9 +473,9 @@ def _as_yaml(settings: Settings, options: Mapping[str, Any], workers: int) -> st
 @asynccontextmanager
 async def run_processes(*given: Any, **more: Any) -> AsyncIterator[tuple[Processes, Client]]:
     """As `start_processes`, but yields once every worker serves, and with a client."""
-    async with aiohttp.ClientSession() as session:
+    async with aiohttp.ClientSession(connector=_trusting_connector()) as session:
         with start_processes(*given, **more) as processes:
-            client = Client(processes.url, session)
+            client = Client(processes.url, session, admin_url=processes.admin_url)
             await _until_ready(client, processes)
             yield processes, client
 

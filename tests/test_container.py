@@ -8,6 +8,7 @@ The result is then started as the image starts it.
 from __future__ import annotations
 
 import ast
+import asyncio
 import base64
 import json
 import os
@@ -32,6 +33,7 @@ from packaging.utils import canonicalize_name
 
 from gateway.configuration.fields import Address, parse_address
 from tests.dockerfile import read_stages
+from tests.gateways import TLS_SETTINGS, run_processes, run_upstream
 from tests.waiting import GENEROUS_SECONDS, until
 
 ROOT = Path(__file__).parent.parent
@@ -51,9 +53,10 @@ NETWORK = {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_C
 
 
 def test_both_stages_have_one_base_that_names_python_and_system():
+    """With a digest: a tag may lead to another image tomorrow."""
     assert BUILD.name == "build"
     assert BUILD.base == FINAL.base
-    assert re.fullmatch(r"python:3\.\d+-slim-[a-z]+", FINAL.base)
+    assert re.fullmatch(r"python:3\.\d+-slim-[a-z]+@sha256:[0-9a-f]{64}", FINAL.base)
 
 
 def test_a_build_runs_only_the_script():
@@ -462,3 +465,17 @@ def test_the_health_check_uses_the_address_of_the_gateway(tmp_path: Path):
                 connection.recv(65536)
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
     assert check.returncode == 0
+
+
+async def test_the_health_check_works_with_tls(tmp_path: Path):
+    async with (
+        run_upstream() as upstream,
+        run_processes(
+            tmp_path, upstream.base_url, workers=1, options={"server": {"tls": TLS_SETTINGS}}
+        ) as (_, client),
+    ):
+        environment = {"GATEWAY_LISTEN": f"0.0.0.0:{client.url.rpartition(':')[2]}"}
+        check = await asyncio.create_subprocess_exec(
+            sys.executable, ROOT / "deploy" / "healthy.py", env=environment
+        )
+        assert await check.wait() == 0

@@ -1,24 +1,30 @@
 """The deployments in `deploy/`: compose, systemd, Kubernetes.
 
 They must have the same grace period, long enough to finish open purchases; file systems that are
-read-only except for the data and /tmp; and the Redis settings of the README.
+read-only except for the data and /tmp; limits of memory; the admin API on a port of its own; the
+Redis settings of the README, and a password.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import yaml
 
 from gateway.configuration.fields import parse_address
 from gateway.configuration.files import load_settings
 from tests.dockerfile import read_stages
+from tests.redis_server import skip_without_server
+from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -48,6 +54,8 @@ def test_a_container_may_write_only_to_its_volume_and_tmp(services: dict[str, An
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["volumes"] == [f"{name}-data:/data"]
+    assert service["mem_limit"].endswith("g")
+    assert service["pids_limit"] <= 512
     declared = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["volumes"]
     assert f"{name}-data" in declared
 
@@ -64,17 +72,87 @@ def test_compose_stops_and_checks_the_gateway_as_the_image_does(services: dict[s
     assert (DEPLOY / gateway["build"] / "Dockerfile").is_file()
 
 
+def test_compose_publishes_one_port_and_redis_none(services: dict[str, Any]):
+    published = {name: service.get("ports", []) for name, service in services.items()}
+    assert published == {"gateway": ["8080:8080"], "redis": []}
+    networks = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["networks"]
+    assert services["redis"]["networks"] == ["store"]
+    assert networks["store"] == {"internal": True}
+    admin = parse_address(services["gateway"]["environment"]["GATEWAY_ADMIN_LISTEN"])
+    assert admin.port != parse_address(IMAGE.environment()["GATEWAY_LISTEN"]).port
+
+
+def test_foreign_images_are_pinned_by_version_and_digest(services: dict[str, Any]):
+    """The gateway's own is built here."""
+    foreign = [service["image"] for service in services.values() if "build" not in service]
+    assert len(foreign) == 1
+    for image in foreign:
+        assert re.fullmatch(r"[a-z]+:\d+\.\d+\.\d+-[a-z]+@sha256:[0-9a-f]{64}", image)
+
+
+def redis_command(services: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The words that start Redis, as the container gets them, and its options."""
+    words = [word.replace("$$", "$") for word in services["redis"]["command"]]
+    assert words[:2] == ["sh", "-c"]
+    assert words[3] == "redis-server"
+    return words, words[4:]
+
+
 def test_compose_runs_redis_with_the_settings_of_the_readme(services: dict[str, Any]):
     readme = (ROOT / "README.md").read_text()
-    settings = r"(?m)^(appendonly|appendfsync|maxmemory-policy) (\S+)"
+    settings = r"(?m)^(appendonly|appendfsync|maxmemory|maxmemory-policy) (\S+)"
     wanted = dict(re.findall(settings, readme))
-    server, *options = services["redis"]["command"]
-    assert server == "redis-server"
+    _, options = redis_command(services)
     names = [name.removeprefix("--") for name in options[::2]]
-    assert len(wanted) == 3
+    assert len(wanted) == 4
     assert dict(zip(names, options[1::2], strict=True)) == wanted
-    assert services["gateway"]["environment"] == {"GATEWAY_REDIS_URL": "redis://redis:6379/0"}
     assert services["gateway"]["depends_on"] == {"redis": {"condition": "service_healthy"}}
+
+
+def test_compose_does_not_start_without_a_password_for_redis(services: dict[str, Any]):
+    """`:?` makes compose refuse an unset and an empty variable."""
+    password = "${REDIS_PASSWORD:?set it in deploy/.env}"
+    url = services["gateway"]["environment"]["GATEWAY_REDIS_URL"]
+    assert url == f"redis://:{password}@redis:6379/0"
+    assert services["redis"]["environment"] == {"REDISCLI_AUTH": password}
+    # Not on the command line, which every process of the machine can read.
+    assert "REDIS_PASSWORD" not in str(services["redis"]["command"])
+
+
+def test_the_redis_of_compose_needs_the_password(services: dict[str, Any], tmp_path: Path):
+    if not (shutil.which("redis-server") and shutil.which("redis-cli")):
+        skip_without_server()
+    words, _ = redis_command(services)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "REDISCLI_AUTH": "5ecret"}
+    server = subprocess.Popen(
+        [*words, "--port", port, "--bind", "127.0.0.1", "--dir", str(tmp_path)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
+    kind, check = services["redis"]["healthcheck"]["test"]
+    assert kind == "CMD-SHELL"
+    check = check.replace("redis-cli", f"redis-cli -p {port}")
+
+    def is_healthy(**given: str) -> bool:
+        found = subprocess.run(["sh", "-c", check], env={**environment, **given}, check=False)
+        return found.returncode == 0
+
+    try:
+        until(is_healthy)
+        assert not is_healthy(REDISCLI_AUTH="wrong")
+        with redis.Redis(port=int(port)) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+        with redis.Redis(port=int(port), password="5ecret") as client:
+            found = client.config_get("maxmemory*")
+            assert found["maxmemory-policy"] == "noeviction"
+            assert int(found["maxmemory"]) == 1 << 30
+        assert b"5ecret" not in Path(f"/proc/{server.pid}/cmdline").read_bytes()
+    finally:
+        server.terminate()
+        assert server.wait() == 0
 
 
 def test_the_file_with_the_secrets_is_named_and_never_committed(services: dict[str, Any]):
@@ -100,6 +178,8 @@ def test_the_unit_drains_and_may_write_nothing_but_its_state(tmp_path: Path):
     assert unit["ProtectSystem"] == "strict"
     assert unit["CapabilityBoundingSet"] == ""
     assert unit["Environment"] == f"GATEWAY_DATA_DIR=/var/lib/{unit['StateDirectory']}"
+    assert unit["ProtectProc"] == "invisible"
+    assert unit.keys() >= {"MemoryMax", "TasksMax", "UMask"}
     if shutil.which("systemd-analyze"):
         here = tmp_path / "image-gateway.service"
         here.write_text(text.replace("/opt/gateway/bin/gateway", sys.executable))
@@ -118,6 +198,7 @@ def pod() -> dict[str, Any]:
     assert (deployment["kind"], service["kind"]) == ("Deployment", "Service")
     template: dict[str, Any] = deployment["spec"]["template"]
     labels = template["metadata"]["labels"]
+    assert [port["targetPort"] for port in service["spec"]["ports"]] == ["http"]  # not `admin`
     assert deployment["spec"]["selector"]["matchLabels"] == labels == service["spec"]["selector"]
     spec: dict[str, Any] = template["spec"]
     return spec
@@ -135,12 +216,16 @@ def test_a_pod_has_time_to_drain_and_no_rights(pod: dict[str, Any]):
         "capabilities": {"drop": ["ALL"]},
     }
     assert container["resources"].keys() == {"requests", "limits"}
+    assert pod["automountServiceAccountToken"] is False
+    assert all("sizeLimit" in volume["emptyDir"] for volume in pod["volumes"])
 
 
 def test_a_pod_is_probed_on_the_port_of_the_image(pod: dict[str, Any]):
     (container,) = pod["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports == {"http": parse_address(IMAGE.environment()["GATEWAY_LISTEN"]).port}
+    assert ports["http"] == parse_address(IMAGE.environment()["GATEWAY_LISTEN"]).port
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert ports["admin"] == parse_address(variables["GATEWAY_ADMIN_LISTEN"]).port
     assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "http"}
     assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
 

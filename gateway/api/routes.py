@@ -1,11 +1,14 @@
-"""The URL table: every route, and the credential that it needs.
+"""The URL tables: every route, and the credential that it needs.
 
-API paths work with and without `/v1`, and with doubled and trailing slashes.
+There is a table for clients and one for operators, which may have an address of its own. API paths
+work with and without `/v1`, and with doubled and trailing slashes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Final
 
 from aiohttp import web
 
@@ -19,37 +22,62 @@ from gateway.api.services import SERVICES, Services
 _post = partial(web.post, expect_handler=defer_continue)
 _patch = partial(web.patch, expect_handler=defer_continue)
 
+Table = Callable[[], list[web.RouteDef]]
 
-def create_app(services: Services) -> web.Application:
-    """The application. A route's name up to the first dot is its `endpoint` in log and metrics."""
+
+def create_app(services: Services, *, tables: Sequence[Table]) -> web.Application:
+    """The application of one address, with these tables and the paths of health checks.
+
+    A route's name up to the first dot is its `endpoint` in log and metrics.
+    """
     # `observe` is outside: it counts errors after `answer_errors` has made them responses.
     app = web.Application(middlewares=[observe, answer_errors])
     app[SERVICES] = services
     app.on_response_prepare.append(add_headers)
-    generate = with_key(images.generate)
-    rotate = with_admin(signing.rotate_signing_key)
-    app.add_routes(
-        [
-            # The usual path first: aiohttp finds a path without a pattern by its text.
-            _post("/v1/images/generations", generate, name="generations.usual"),
-            _post(_api("images/generations"), generate, name="generations"),
-            web.get(_api("models"), with_confirmed_key(models.list_models), name="models"),
-            web.get(_api("models/{model}"), with_confirmed_key(models.show_model), name="model"),
-            web.get("/images/img-{name:.+}", links.show_image, name="image"),
-            _post("/admin/keys", with_admin(keys.create_key), name="admin_keys"),
-            web.get("/admin/keys", with_admin(keys.list_keys)),
-            _patch("/admin/keys/{id}", with_admin(keys.change_key), name="admin_key"),
-            web.delete("/admin/keys/{id}", with_admin(keys.revoke_key)),
-            web.get("/admin/cache", with_admin(cache.cache_stats), name="admin_cache"),
-            _post("/admin/cache/purge", with_admin(cache.purge), name="admin_purge"),
-            _post("/admin/cache/takedown", with_admin(cache.take_down), name="admin_takedown"),
-            _post("/admin/signing-keys/rotate", rotate, name="admin_signing"),
-            web.get("/metrics", with_metrics_token(ops.metrics), name="metrics"),
-            web.get("/healthz", ops.healthz, name="healthz"),
-            web.get("/readyz", ops.readyz, name="readyz"),
-        ]
-    )
+    for table in (*tables, health_routes):
+        app.add_routes(table())
     return app
+
+
+def client_routes() -> list[web.RouteDef]:
+    """Paths of clients: the API, and images behind links."""
+    generate = with_key(images.generate)
+    return [
+        # The usual path first: aiohttp finds a path without a pattern by its text.
+        _post("/v1/images/generations", generate, name="generations.usual"),
+        _post(_api("images/generations"), generate, name="generations"),
+        web.get(_api("models"), with_confirmed_key(models.list_models), name="models"),
+        web.get(_api("models/{model}"), with_confirmed_key(models.show_model), name="model"),
+        web.get("/images/img-{name:.+}", links.show_image, name="image"),
+    ]
+
+
+def admin_routes() -> list[web.RouteDef]:
+    """Paths that a token of the operator opens. With `server.admin_listen`, only there."""
+    rotate = with_admin(signing.rotate_signing_key)
+    return [
+        _post("/admin/keys", with_admin(keys.create_key), name="admin_keys"),
+        web.get("/admin/keys", with_admin(keys.list_keys)),
+        _patch("/admin/keys/{id}", with_admin(keys.change_key), name="admin_key"),
+        web.delete("/admin/keys/{id}", with_admin(keys.revoke_key)),
+        web.get("/admin/cache", with_admin(cache.cache_stats), name="admin_cache"),
+        _post("/admin/cache/purge", with_admin(cache.purge), name="admin_purge"),
+        _post("/admin/cache/takedown", with_admin(cache.take_down), name="admin_takedown"),
+        _post("/admin/signing-keys/rotate", rotate, name="admin_signing"),
+        web.get("/metrics", with_metrics_token(ops.metrics), name="metrics"),
+    ]
+
+
+def health_routes() -> list[web.RouteDef]:
+    """Paths of orchestrators, on every address."""
+    return [
+        web.get("/healthz", ops.healthz, name="healthz"),
+        web.get("/readyz", ops.readyz, name="readyz"),
+    ]
+
+
+ALL_TABLES: Final[Sequence[Table]] = (client_routes, admin_routes)
+"""Of a gateway with one address."""
 
 
 def _api(path: str) -> str:

@@ -23,7 +23,7 @@ from pydantic import SecretStr
 
 from gateway.access.key_records import KeySpec
 from gateway.access.keys import Keys
-from gateway.assembly import open_store
+from gateway.assembly import create_server_tls, open_store
 from gateway.catalog import Catalog
 from gateway.cli.logs import configure_logs
 from gateway.cli.options import config_option, find_configuration
@@ -31,7 +31,7 @@ from gateway.cli.output import errors_as_messages
 from gateway.cli.serve import run_gateway
 from gateway.configuration.settings import Settings, UpstreamSettings
 from gateway.process.bootstrap import prepare
-from gateway.process.listener import bind_socket
+from gateway.process.listener import bind_listeners
 from gateway.simulator import SimulatorSettings, open_simulator
 
 log = structlog.get_logger(__name__)
@@ -48,10 +48,9 @@ def demo(config: Path | None) -> None:
     configuration = find_configuration(config)
     settings = configuration.read_settings()
     configure_logs(settings.log_format)
-    address = settings.server.listen
-    with errors_as_messages():
-        # A port in use is reported before anything else starts.
-        bind_socket(address.host, address.port).close()
+    # A port in use is reported before anything else starts.
+    with errors_as_messages(), bind_listeners(settings.server.listen, settings.server.admin_listen):
+        create_server_tls(settings)
     catalog = configuration.read_policy().catalog
     with run_simulator(catalog) as base_url:
         configuration = replace(configuration, adjust=partial(demo_settings, base_url))
@@ -92,7 +91,8 @@ async def create_demo_key(settings: Settings) -> str:
 
 def print_instructions(settings: Settings, secret: str, *, model: str) -> None:
     """Prints two commands to paste: an image, and the same image from the cache."""
-    url = f"http://{settings.server.listen.on_this_machine}/v1/images/generations"
+    server = settings.server
+    url = f"{server.scheme}://{server.listen.on_this_machine}/v1/images/generations"
     body = json.dumps({"model": model, "prompt": PROMPT})
     request = (
         f"curl -sS {url} -H {shlex.quote(f'Authorization: Bearer {secret}')} "

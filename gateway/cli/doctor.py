@@ -15,7 +15,8 @@ from gateway.cli.options import config_option, format_option
 from gateway.cli.output import show
 from gateway.configuration.expand import ConfigError
 from gateway.configuration.files import Configuration, find_config
-from gateway.process.checks import Finding, examine
+from gateway.process.checks import examine
+from gateway.process.findings import Finding
 
 COLUMNS: Final = ("check", "level", "finding")
 

@@ -9,23 +9,23 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from socket import socket
 from typing import NoReturn
 
 import click
 import structlog
 
+from gateway.assembly import create_server_tls
 from gateway.catalog import CatalogError
 from gateway.cli.logs import configure_logs
 from gateway.cli.options import config_option, find_configuration
 from gateway.cli.output import errors_as_messages
 from gateway.configuration.expand import ConfigError
-from gateway.configuration.fields import Address
 from gateway.configuration.files import Configuration
+from gateway.configuration.settings import ServerSettings
 from gateway.metrics import forget_worker
 from gateway.process.bootstrap import check_store, prepare
 from gateway.process.checks import check_before_serving
-from gateway.process.listener import bind_socket
+from gateway.process.listener import Listeners, bind_listeners, bound_address
 from gateway.process.supervisor import supervise
 from gateway.process.worker import serve as serve_worker
 
@@ -50,23 +50,32 @@ def serve(config: Path | None) -> None:
 def run_gateway(configuration: Configuration) -> NoReturn:
     """Serves until a signal ends the gateway, and exits with its status."""
     settings = configuration.read_settings()
-    address = settings.server.listen
+    server = settings.server
     _raise_descriptor_limit()
-    with errors_as_messages(), bind_socket(address.host, address.port) as listener:
+    with errors_as_messages(), bind_listeners(server.listen, server.admin_listen) as listeners:
+        # Each worker reads it again. Here a fault is reported before any of them starts.
+        create_server_tls(settings)
         prepare(settings)
         asyncio.run(check_store(settings))
         for finding in asyncio.run(check_before_serving(settings)):
-            if finding.level != "ok":
-                write = log.error if finding.level == "fault" else log.warning
-                write("self_check", check=finding.name, finding=finding.message)
-        click.echo(f"Listening on http://{Address(address.host, listener.getsockname()[1])}")
+            write = log.error if finding.level == "fault" else log.warning
+            write("self_check", check=finding.name, finding=finding.message)
+        _print_addresses(server, listeners)
         status = supervise(
-            socket=listener,
+            listeners=listeners,
             workers=settings.workers.count,
             serve=partial(_run_worker, configuration),
             on_worker_exit=forget_worker,
         )
     sys.exit(status)
+
+
+def _print_addresses(server: ServerSettings, listeners: Listeners) -> None:
+    clients = bound_address(server.listen, listeners.clients)
+    click.echo(f"Listening on {server.scheme}://{clients}")
+    if listeners.admin is not None and server.admin_listen is not None:
+        admin = bound_address(server.admin_listen, listeners.admin)
+        click.echo(f"Admin API on {server.scheme}://{admin}")
 
 
 def _raise_descriptor_limit() -> None:
@@ -76,9 +85,11 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
 
 
-def _run_worker(configuration: Configuration, listener: socket, ready: Callable[[], None]) -> None:
+def _run_worker(
+    configuration: Configuration, listeners: Listeners, ready: Callable[[], None]
+) -> None:
     """Runs in a worker, which reads all files again: they may have changed since the start."""
     try:
-        serve_worker(configuration, listener, ready)
+        serve_worker(configuration, listeners, ready)
     except (ConfigError, CatalogError) as error:
         sys.exit(str(error))

@@ -82,6 +82,13 @@ class Address:
         """The same address as a client on this machine can use it."""
         return Address(_WILDCARDS.get(self.host, self.host), self.port)
 
+    def overlaps(self, other: Address) -> bool:
+        """Whether a process cannot listen on both. Port 0 is a free one each time."""
+        if self.port != other.port or self.port == 0:
+            return False
+        is_same = self.host.lower() == other.host.lower()
+        return is_same or self.is_wildcard or other.is_wildcard
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
@@ -174,6 +181,13 @@ def parse_ca_file(value: object) -> Path:
     except OSError as fault:
         raise ValueError(f"{expected}; it cannot be read: {fault.strerror}") from None
     return path
+
+
+def parse_tls_file(value: object) -> Path:
+    """The name of a PEM file, relative to the working directory. `net.server_tls` reads it."""
+    if not isinstance(value, str | Path):
+        raise ValueError("a PEM file")
+    return Path(value).expanduser()
 
 
 def parse_auth_header(value: object) -> str:
@@ -375,6 +389,7 @@ Networks = Annotated[
 ProxyUrl = Annotated[SecretStr, BeforeValidator(parse_proxy), _as_text("^http://")]
 Folder = Annotated[Path, BeforeValidator(parse_folder), _as_text()]
 CaFile = Annotated[Path, BeforeValidator(parse_ca_file), _as_text()]
+TlsFile = Annotated[Path, BeforeValidator(parse_tls_file), _as_text()]
 AuthHeader = Annotated[str, BeforeValidator(parse_auth_header), _as_text()]
 Headers = Annotated[
     Mapping[str, SecretStr],

@@ -41,6 +41,7 @@ from gateway.configuration.fields import (
     SigningKeys,
     Switch,
     Text,
+    TlsFile,
     UnshownValueError,
 )
 
@@ -70,6 +71,21 @@ class Section(BaseModel):
 _LISTEN_DEFAULT: Final = Address("127.0.0.1", 8080)
 
 
+class TlsSettings(Section):
+    """The certificate with which the server speaks TLS; without one it speaks plain HTTP."""
+
+    cert: TlsFile | None = None
+    """A PEM file with the certificate and its intermediates; read again when it changes."""
+    key: TlsFile | None = None
+    """A PEM file with the certificate's private key, without a passphrase."""
+
+    @model_validator(mode="after")
+    def _has_both_files(self) -> TlsSettings:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("both cert and key, or neither")
+        return self
+
+
 class ServerSettings(Section):
     """The HTTP server."""
 
@@ -77,6 +93,9 @@ class ServerSettings(Section):
         default=_LISTEN_DEFAULT, json_schema_extra={"default": str(_LISTEN_DEFAULT)}
     )
     """The address to listen on, host:port; 0.0.0.0:8080 is every address of the machine."""
+    admin_listen: ListenAddress | None = None
+    """An address of its own for the admin API and /metrics; empty: the address above."""
+    tls: TlsSettings = Field(default_factory=TlsSettings)
     max_body_bytes: Bytes = Field(default=1 << 20, alias="max_body")
     """The largest request body; a larger one is refused with 413."""
     keep_alive_seconds: Seconds = Field(default=620.0, alias="keep_alive")
@@ -97,7 +116,7 @@ class ServerSettings(Section):
     metrics_token: MetricsToken | None = None
     """A second token that opens only /metrics; empty: none."""
     public_url: BaseUrl | None = None
-    """The base URL of links to images; empty: http:// and the address above."""
+    """The base URL of links to images; empty: http:// or, with tls, https://, and listen."""
     signing_keys: SigningKeys | None = None
     """Keys for links to images, kid:secret,…: the first signs, all verify; empty: in the store."""
 
@@ -110,6 +129,20 @@ class ServerSettings(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _listens_on_two_addresses(self) -> ServerSettings:
+        if self.admin_listen is not None and self.admin_listen.overlaps(self.listen):
+            raise ValueError(
+                f"an admin_listen that listen does not use too, but they are {self.admin_listen} "
+                f"and {self.listen}; leave admin_listen empty to serve everything on one address"
+            )
+        return self
+
+    @property
+    def scheme(self) -> str:
+        """Of the URLs at which clients reach the server itself."""
+        return "http" if self.tls.cert is None else "https"
+
     @property
     def link_base_url(self) -> str | None:
         """The base URL of links; None if only clients know the gateway's address."""
@@ -117,7 +150,7 @@ class ServerSettings(Section):
             return self.public_url
         if self.listen.is_wildcard or self.listen.port == 0:
             return None
-        return f"http://{self.listen}"
+        return f"{self.scheme}://{self.listen}"
 
 
 class WorkerSettings(Section):

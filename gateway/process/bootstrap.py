@@ -1,10 +1,14 @@
-"""Before the parent forks: creates the data folder and the embedded store, checks the Redis."""
+"""Before the parent forks: creates the data folder and the embedded store, checks the Redis.
+
+The data folder is private: nothing in it may be read by other users of the machine.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +17,15 @@ import structlog
 from gateway.assembly import DATABASE, TOKEN_FILE, read_admin_token
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreUnavailable
+from gateway.store.blobs import folder_of
+from gateway.store.blobs.folder import find_shared_blobs, is_full_of_blobs
+from gateway.store.private_files import (
+    OTHERS,
+    PRIVATE_FOLDER,
+    create_private_folder,
+    find_shared,
+    make_private,
+)
 from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite.connection import create_sqlite_schema
 
@@ -25,14 +38,41 @@ def prepare(settings: Settings) -> None:
     Raises `ConfigError` for a weak token in the folder, `SchemaMismatch`, `OSError`.
     """
     folder = settings.store.data_dir
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # `mkdir` leaves the mode of an existing folder as it is.
-    folder.chmod(0o700)
+    create_private_folder(folder)
+    # An older installation, or a copy of it, may be open to other users.
+    folder.chmod(PRIVATE_FOLDER)
     if settings.store.redis_url is None:
         create_sqlite_schema(folder / DATABASE)
     if settings.server.admin_token is None:
         _create_admin_token(folder / TOKEN_FILE)
     read_admin_token(settings)
+    _make_private(find_shared_files(settings))
+
+
+def find_shared_files(settings: Settings) -> Iterator[Path]:
+    """Files and folders of the gateway that other users of this machine have rights on."""
+    folder = settings.store.data_dir
+    if folder.is_dir() and folder.stat().st_mode & OTHERS:
+        yield folder
+    yield from find_shared(folder, is_large=is_full_of_blobs)
+    url = settings.store.blobs_url.get_secret_value() if settings.store.blobs_url else ""
+    if url.startswith("file:") and not folder_of(url).is_relative_to(folder.absolute()):
+        yield from find_shared_blobs(folder_of(url))
+
+
+def _make_private(paths: Iterator[Path]) -> None:
+    changed, refused = 0, []
+    for path in paths:
+        try:
+            changed += make_private(path)
+        except FileNotFoundError:
+            continue  # another gateway on the same folder has removed it
+        except OSError as error:
+            refused.append(f"{path}: {error.strerror}")
+    if changed:
+        log.info("files_made_private", files=changed)
+    if refused:
+        log.warning("files_not_private", files=len(refused), example=refused[0])
 
 
 def _create_admin_token(path: Path) -> None:

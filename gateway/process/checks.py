@@ -10,10 +10,9 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from hashlib import sha256
-from typing import Final, Literal
+from typing import Final
 from zlib import crc32
 
 from gateway.api.http.connection import has_compiled_parser
@@ -24,6 +23,7 @@ from gateway.assembly import (
     open_cache,
     open_existing_store,
     open_store,
+    tls_files,
 )
 from gateway.cache.blobs import DEFAULT_TOTAL_BYTES
 from gateway.cache.image_index import image_path
@@ -32,6 +32,10 @@ from gateway.configuration.settings import Settings
 from gateway.errors import GatewayError, StoreUnavailable
 from gateway.images import Image
 from gateway.net.guard import LinkBlocked
+from gateway.net.server_tls import EXPIRES_SOON_DAYS, BadPair, expiry_of, load_context
+from gateway.process.bootstrap import find_shared_files
+from gateway.process.findings import Finding
+from gateway.process.plaintext import judge_plaintext
 from gateway.store.batch import execute
 from gateway.store.blobs.redis import DEFAULT_CAPACITY_BYTES
 from gateway.store.commands import Inspect, StoreFacts
@@ -58,17 +62,6 @@ TEST_IMAGE_TAIL: Final = bytes.fromhex(
 )
 """A grey pixel as PNG. A comment is inserted between the two parts."""
 
-Level = Literal["ok", "warning", "fault"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of a check."""
-
-    name: str
-    level: Level
-    message: str
-
 
 async def examine(configuration: Configuration) -> Sequence[Finding]:
     """Every check, in order. Raises `ConfigError`, `CatalogError`.
@@ -85,6 +78,9 @@ async def examine(configuration: Configuration) -> Sequence[Finding]:
         judge_prices(policy.catalog.prices_as_of, today=datetime.now(UTC).date()),
         judge_parser(is_compiled=has_compiled_parser()),
         judge_public_url(settings),
+        *judge_plaintext(settings),
+        *judge_certificate(settings, now=datetime.now(UTC)),
+        judge_files(settings),
     ]
     if on_store[0].level == "ok":
         findings.append(await check_own_link(settings))
@@ -92,15 +88,18 @@ async def examine(configuration: Configuration) -> Sequence[Finding]:
 
 
 async def check_before_serving(settings: Settings) -> Sequence[Finding]:
-    """The checks whose faults do not keep a gateway from serving."""
-    findings = [judge_public_url(settings)]
-    if settings.store.redis_url is None:  # only Redis can be misconfigured
-        return findings
-    with suppress(StoreUnavailable):
-        async with open_store(settings) as (store, _):
-            facts = await execute(store, Inspect())
-        findings += _judge_configuration(settings, facts)
-    return findings
+    """Faults and warnings that do not keep a gateway from serving."""
+    findings = [
+        judge_public_url(settings),
+        *judge_plaintext(settings),
+        *judge_certificate(settings, now=datetime.now(UTC)),
+    ]
+    if settings.store.redis_url is not None:  # only Redis can be misconfigured
+        with suppress(StoreUnavailable):
+            async with open_store(settings) as (store, _):
+                facts = await execute(store, Inspect())
+            findings += _judge_configuration(settings, facts)
+    return [finding for finding in findings if finding.level != "ok"]
 
 
 # ── the store ───────────────────────────────────────────────────────────────────────────────
@@ -236,6 +235,50 @@ def judge_parser(*, is_compiled: bool) -> Finding:
     return Finding("parser", "warning", message)
 
 
+# ── the certificate and the data folder ─────────────────────────────────────────────────────
+
+
+def judge_certificate(settings: Settings, *, now: datetime) -> Sequence[Finding]:
+    """Whether the server's certificate can be used, and until when; nothing without one."""
+    files = tls_files(settings)
+    if files is None:
+        return []
+    try:
+        load_context(files)
+        expires_at = expiry_of(files.cert)
+    except BadPair as fault:
+        return [Finding("certificate", "fault", str(fault))]
+    days = (expires_at - now).days
+    if days < 0:
+        message = f"{files.cert} expired at {expires_at:%Y-%m-%d %H:%M} UTC: renew it."
+        return [Finding("certificate", "fault", message)]
+    if days < EXPIRES_SOON_DAYS:
+        message = (
+            f"{files.cert} expires at {expires_at:%Y-%m-%d %H:%M} UTC: renew it; the gateway reads "
+            "it again by itself."
+        )
+        return [Finding("certificate", "warning", message)]
+    return [Finding("certificate", "ok", f"{files.cert}, until {expires_at:%Y-%m-%d}")]
+
+
+def judge_files(settings: Settings) -> Finding:
+    """Whether other users of this machine have rights on files of the gateway."""
+    folder = settings.store.data_dir
+    try:
+        count, example = 0, folder
+        for path in find_shared_files(settings):
+            count, example = count + 1, path
+    except OSError as error:
+        return Finding("private files", "warning", f"{error.filename}: {error.strerror}.")
+    if count:
+        message = (
+            f"Other users have rights on {count} of the gateway's files and folders, such as "
+            f"{example}. A start of the gateway makes its own files private."
+        )
+        return Finding("private files", "warning", message)
+    return Finding("private files", "ok", f"no other user has rights in {folder}")
+
+
 # ── links ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -254,7 +297,7 @@ def judge_public_url(settings: Settings) -> Finding:
 async def check_own_link(settings: Settings) -> Finding:
     """Whether the running gateway serves an image of this store by its link."""
     listen = settings.server.listen
-    url = settings.server.link_base_url or f"http://{listen.on_this_machine}"
+    url = settings.server.link_base_url or f"{settings.server.scheme}://{listen.on_this_machine}"
     if settings.server.public_url is None and listen.port == 0:
         message = "The port is chosen at the start: set GATEWAY_PUBLIC_URL to have links tested."
         return Finding("own link", "warning", message)
@@ -305,6 +348,12 @@ async def _fetch_own_link(settings: Settings, url: str, path: str, *, data: byte
 
 
 def _explain_blocked(url: str, blocked: LinkBlocked) -> str:
+    if blocked.reason == "unreachable" and url.startswith("https:"):
+        return (
+            f"No gateway responds at {url} with a certificate that this machine trusts for that "
+            "name: start it, set GATEWAY_PUBLIC_URL to the address at which clients reach it, or "
+            "name its authority in upstream.ca_file."
+        )
     if blocked.reason in ("unreachable", "timeout"):
         return (
             f"No gateway responds at {url}: start it, or set GATEWAY_PUBLIC_URL to the address at "

@@ -25,7 +25,6 @@ import logging
 import os
 import select
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -36,6 +35,7 @@ from typing import Final, NoReturn
 
 import structlog
 
+from gateway.process.listener import Listeners
 from gateway.process.signals import (
     HANDLED_SIGNALS,
     STOP_SIGNALS,
@@ -50,8 +50,8 @@ from gateway.process.start_reports import (
     read_failure,
 )
 
-Serve = Callable[[socket.socket, Callable[[], None]], None]
-"""`serve(socket, ready)`: runs one worker until it has drained; calls `ready` once it serves.
+Serve = Callable[[Listeners, Callable[[], None]], None]
+"""`serve(listeners, ready)`: runs one worker until it has drained; calls `ready` once it serves.
 
 A failure that needs no traceback is raised as `SystemExit(reason)`.
 """
@@ -79,13 +79,13 @@ class CannotStart(Exception):
 
 def supervise(
     *,
-    socket: socket.socket,
+    listeners: Listeners,
     workers: int,
     serve: Serve,
     on_worker_exit: Callable[[int], None] | None = None,
     start_timeout_seconds: float = START_TIMEOUT_SECONDS,
 ) -> int:
-    """Keeps `workers` processes serving on `socket` until a signal stops it; returns a status.
+    """Keeps `workers` processes serving on `listeners` until a signal stops it; returns a status.
 
     0 after all have drained, 128 + signal after a second signal cut that short. Raises
     `CannotStart` if no worker has ever served and all attempts failed. `on_worker_exit` gets the
@@ -94,7 +94,7 @@ def supervise(
     """
     with open_signal_pipe() as signals:
         return _Supervisor(
-            socket,
+            listeners,
             workers,
             serve,
             on_worker_exit=on_worker_exit or (lambda pid: None),
@@ -139,7 +139,7 @@ class _Worker:
 class _Supervisor:
     def __init__(
         self,
-        listener: socket.socket,
+        listeners: Listeners,
         wanted: int,
         serve: Serve,
         *,
@@ -147,7 +147,7 @@ class _Supervisor:
         start_timeout_seconds: float,
         signals: SignalPipe,
     ) -> None:
-        self._listener = listener
+        self._listeners = listeners
         self._wanted = wanted
         self._serve = serve
         self._on_worker_exit = on_worker_exit
@@ -297,7 +297,7 @@ class _Supervisor:
             self._send_all(signal.SIGKILL)
         elif number in STOP_SIGNALS:
             self._is_stopping = True
-            self._listener.close()  # the port closes when the workers have closed it too
+            self._listeners.close()  # a port closes when the workers have closed it too
             for worker in self._workers:
                 worker.drain(signal.SIGTERM)
         elif number == signal.SIGHUP:
@@ -339,7 +339,7 @@ class _Supervisor:
         status = 1
         try:
             self._detach_from_parent(mask)
-            self._serve(self._listener, reporter.report_ready)
+            self._serve(self._listeners, reporter.report_ready)
             status = 0
         except SystemExit as exit_:
             status = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -20,11 +20,13 @@ import uvloop
 from aiohttp import web
 
 from gateway.api.http.connection import Runner
-from gateway.api.routes import create_app
+from gateway.api.routes import ALL_TABLES, Table, admin_routes, client_routes, create_app
 from gateway.assembly import Gateway
 from gateway.configuration.files import Configuration
 from gateway.configuration.settings import Settings
 from gateway.maintenance import open_running_gateway
+from gateway.net.server_tls import ServerTls
+from gateway.process.listener import Listeners
 from gateway.tuning import tune_process
 
 LAME_DUCK_SECONDS: Final = 5.0
@@ -36,21 +38,27 @@ IDLE_CONNECTION_SECONDS: Final = 5.0
 LAST_REQUEST_SECONDS: Final = 1.0
 """How long the request may take to arrive on the last connection that a lame duck took."""
 
+TLS_HANDSHAKE_SECONDS: Final = 10.0
+"""A client that has not finished the handshake by then is disconnected."""
+
+TLS_SHUTDOWN_SECONDS: Final = 2.0
+"""How long a closing connection waits for the client's half of TLS' own ending."""
+
 BACKLOG: Final = 4096
 """How many connections may queue, within `net.core.somaxconn`. A client of one more connection
 retries after 1, 2, 4 and 8 seconds."""
 
 
-def serve(configuration: Configuration, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Reads the configuration, serves on `listener` until a signal, drains, and returns.
+def serve(configuration: Configuration, listeners: Listeners, ready: Callable[[], None]) -> None:
+    """Reads the configuration, serves on `listeners` until a signal, drains, and returns.
 
     Raises `ConfigError` and `CatalogError` before it serves.
     """
-    uvloop.run(_serve(configuration, listener, ready))
+    uvloop.run(_serve(configuration, listeners, ready))
 
 
 async def _serve(
-    configuration: Configuration, listener: socket.socket, ready: Callable[[], None]
+    configuration: Configuration, listeners: Listeners, ready: Callable[[], None]
 ) -> None:
     parent = os.getppid()
     settings = configuration.read_settings()
@@ -62,34 +70,88 @@ async def _serve(
         loop.add_signal_handler(number, signals.put_nowait, number)
     async with (
         open_running_gateway(settings, configuration) as gateway,
-        open_runner(settings, gateway) as runner,
+        open_sites(settings, gateway, listeners) as sites,
     ):
         loop.add_signal_handler(signal.SIGHUP, gateway.reload_requested.set)
-        site = web.SockSite(runner, listener, backlog=BACKLOG)
         tune_process()
-        await site.start()
+        for site in sites:
+            await site.start()
         ready()
         received = await _wait_for_signal(signals, parent)
         gateway.services.health.closes_connections = True
         if received == signal.SIGUSR1:
             # Another worker takes new connections. Those that this one took now would be cut within
             # seconds.
-            await site.stop()
-            await _wait_for_connections(runner, IDLE_CONNECTION_SECONDS)
+            await _stop(sites)
+            await _wait_for_connections(sites, IDLE_CONNECTION_SECONDS)
         else:
             # `/readyz` answers 503 now, but load balancers need time to notice, so connections are
             # still taken.
             gateway.services.health.is_draining = True
-            await _wait_for_connections(runner, LAME_DUCK_SECONDS)
-            await site.stop()
-            await _wait_for_connections(runner, LAST_REQUEST_SECONDS)
+            await _wait_for_connections(sites, LAME_DUCK_SECONDS)
+            await _stop(sites)
+            await _wait_for_connections(sites, LAST_REQUEST_SECONDS)
+
+
+class Site(web.SockSite):
+    """Serves a listening socket, with TLS if there is a certificate."""
+
+    def __init__(
+        self, runner: web.AppRunner, listener: socket.socket, tls: ServerTls | None
+    ) -> None:
+        context = None if tls is None else tls.context
+        super().__init__(runner, listener, ssl_context=context, backlog=BACKLOG)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has no open connection."""
+        return self._runner.server is None or not self._runner.server.connections
+
+    async def start(self) -> None:
+        """As aiohttp's, which does not pass the bounds of TLS on."""
+        if self._ssl_context is None:
+            await super().start()
+            return
+        await web.BaseSite.start(self)
+        assert self._runner.server is not None  # noqa: S101 - since `setup`
+        self._server = await asyncio.get_running_loop().create_server(
+            self._runner.server,
+            sock=self._sock,
+            ssl=self._ssl_context,
+            backlog=self._backlog,
+            ssl_handshake_timeout=TLS_HANDSHAKE_SECONDS,
+            ssl_shutdown_timeout=TLS_SHUTDOWN_SECONDS,
+        )
 
 
 @asynccontextmanager
-async def open_runner(settings: Settings, gateway: Gateway) -> AsyncIterator[web.AppRunner]:
-    """The HTTP server, not yet listening. On exit, open requests are finished."""
+async def open_sites(
+    settings: Settings, gateway: Gateway, listeners: Listeners
+) -> AsyncIterator[Sequence[Site]]:
+    """A site for each listener, not yet listening. On exit, open requests are finished."""
+    # The parent's sockets decide, not the settings, which may have changed since they were bound:
+    # admin paths must never move to the address of clients.
+    if listeners.admin is None:
+        async with open_runner(settings, gateway) as runner:
+            yield (Site(runner, listeners.clients, gateway.tls),)
+        return
+    async with (
+        open_runner(settings, gateway, tables=(admin_routes,)) as admin,
+        open_runner(settings, gateway, tables=(client_routes,)) as clients,
+    ):
+        yield (
+            Site(clients, listeners.clients, gateway.tls),
+            Site(admin, listeners.admin, gateway.tls),
+        )
+
+
+@asynccontextmanager
+async def open_runner(
+    settings: Settings, gateway: Gateway, *, tables: Sequence[Table] = ALL_TABLES
+) -> AsyncIterator[web.AppRunner]:
+    """An HTTP server, not yet listening. On exit, open requests are finished."""
     runner = Runner(
-        create_app(gateway.services),
+        create_app(gateway.services, tables=tables),
         head_seconds=settings.server.read_timeout_seconds,
         keepalive_timeout=settings.server.keep_alive_seconds,
         shutdown_timeout=settings.drain_seconds,
@@ -111,10 +173,15 @@ async def _wait_for_signal(signals: asyncio.Queue[int], parent: int) -> int:
     return signal.SIGTERM
 
 
-async def _wait_for_connections(runner: web.AppRunner, seconds: float) -> None:
+async def _stop(sites: Sequence[Site]) -> None:
+    for site in sites:
+        await site.stop()
+
+
+async def _wait_for_connections(sites: Sequence[Site], seconds: float) -> None:
     """Returns when all connections are closed, or after so many seconds."""
     deadline = time.monotonic() + seconds
-    while runner.server is not None and runner.server.connections:
+    while not all(site.is_idle for site in sites):
         if time.monotonic() > deadline:
             return
         await asyncio.sleep(0.05)

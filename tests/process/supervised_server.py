@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gateway.cli.logs import configure_logs
-from gateway.process.listener import bind_socket
+from gateway.process.listener import Listeners, bind_socket
 from gateway.process.supervisor import (
     START_ATTEMPTS,
     START_TIMEOUT_SECONDS,
@@ -43,9 +43,9 @@ def main() -> int | str:
             leave_two_descriptors()
         try:
             return supervise(
-                socket=listener,
+                listeners=Listeners(listener),
                 workers=workers,
-                serve=lambda listener, ready: serve(listener, ready, state),
+                serve=lambda listeners, ready: serve(listeners.clients, ready, state),
                 on_worker_exit=lambda pid: print("exit", pid, flush=True),  # noqa: T201
                 start_timeout_seconds=start_timeout_seconds,
             )

@@ -63,6 +63,8 @@ IN_ORDER = [
     "prices",
     "parser",
     "public URL",
+    "plain text",
+    "private files",
     "own link",
 ]
 IGNORED = {"prices"}
@@ -413,7 +415,7 @@ async def test_the_own_link_of_a_wildcard_address_is_fetched_from_this_machine(
         listen = replace(here.settings.server.listen, host="0.0.0.0", port=port)
         found = await findings_of(at(here, public_url=None, listen=listen))
         unknown = await findings_of(at(here, public_url=None))
-    assert levels(found, "warning") == {"public URL"}
+    assert levels(found, "warning") == {"public URL", "server.listen"}
     assert found["own link"].level == "ok"
     assert levels(unknown, "warning") == {"public URL", "own link"}
 
@@ -498,11 +500,12 @@ async def test_serve_logs_findings_once_and_serves_nevertheless(
     assert status == 200
     assert {line["check"]: line["level"] for line in logged} == {
         "public URL": "warning",
+        "server.listen": "warning",
         "eviction policy": "error",
         "persistence": "warning",
         "cache bound": "error",
     }
-    assert len(logged) == 4
+    assert len(logged) == 5
 
 
 async def test_before_serving_an_unavailable_redis_is_skipped(tmp_path: Path) -> None:

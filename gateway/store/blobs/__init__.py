@@ -16,9 +16,14 @@ from gateway.store.blobs.redis import open_redis_blobs
 from gateway.store.protocol import BlobStore
 
 
+def folder_of(url: str) -> Path:
+    """The folder of a `file://` URL."""
+    return Path(unquote(url.removeprefix("file://")))
+
+
 @asynccontextmanager
 async def _open_folder(url: str) -> AsyncIterator[BlobStore]:
-    yield FolderBlobs(Path(unquote(url.removeprefix("file://"))))
+    yield FolderBlobs(folder_of(url))
 
 
 OPENERS: Final[Mapping[str, Callable[[str], AbstractAsyncContextManager[BlobStore]]]] = {

@@ -21,12 +21,21 @@ from pathlib import Path
 from typing import Final
 
 from gateway.errors import StoreFull, StoreUnavailable
+from gateway.store.private_files import (
+    OTHERS,
+    PRIVATE_FILE,
+    create_private_folder,
+    create_private_level,
+    find_shared,
+)
 
 ABANDONED_SECONDS: Final = 3600.0
 """A temporary file this old was left by a process that died."""
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_SUBFOLDER: Final = re.compile(r"[0-9a-f]{2}")
 _TEMPORARY: Final = "tmp-"
+_LOCK: Final = "lock"
 _EPHEMERAL: Final = "ephemeral"
 """A folder inside the root. Scans and sweeps of the root pass over it: they read `??/` only."""
 
@@ -34,9 +43,9 @@ _EPHEMERAL: Final = "ephemeral"
 class FolderBlobs:
     """A `BlobStore` in a folder of this machine.
 
-    `clock` returns Unix seconds. Folders are created when they are needed (0700). Methods raise
-    `StoreUnavailable` if the disk fails, `StoreFull` if it has no room left, and `ValueError` for
-    a digest that is no SHA-256 in lower-case hex.
+    `clock` returns Unix seconds. Folders are created when they are needed (0700), and files are
+    0600, whatever the umask. Methods raise `StoreUnavailable` if the disk fails, `StoreFull` if it
+    has no room left, and `ValueError` for a digest that is no SHA-256 in lower-case hex.
 
     `data_dir`, a parent of `root`, is never created: while it is missing, the disk has failed. An
     unmounted volume would otherwise be written to below its mount point.
@@ -111,14 +120,14 @@ class FolderBlobs:
 
     def _create_folder(self, folder: Path) -> None:
         if self._data_dir is None:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            create_private_folder(folder)
             return
         # One level at a time: `parents=True` would create the data folder if it is unmounted
         # meanwhile.
         level = self._data_dir
         for name in folder.relative_to(self._data_dir).parts:
             level /= name
-            level.mkdir(mode=0o700, exist_ok=True)
+            create_private_level(level)
 
     def _extend(self, path: Path, expires_at: float) -> bool:
         """Lets an existing file live until `expires_at`. False if it is missing or expired."""
@@ -187,12 +196,39 @@ class FolderBlobs:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Keeps a sweep from removing a file that another process extends at the same time."""
-        descriptor = os.open(self._root / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
+        descriptor = os.open(self._root / _LOCK, flags, PRIVATE_FILE)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)
+
+
+def find_shared_blobs(root: Path) -> Iterator[Path]:
+    """What a `FolderBlobs` has created in `root`, and others than its user have rights on.
+
+    Includes `root` itself unless other files are in it: an operator may have named a folder that
+    has other uses, and the gateway must not lock their users out.
+    """
+    if not root.is_dir():
+        return
+    with os.scandir(root) as entries:
+        is_shared_with_others = any(not _is_own(entry) for entry in entries)
+    if not is_shared_with_others and root.stat().st_mode & OTHERS:
+        yield root
+    yield from find_shared(root, is_own=_is_own, is_large=is_full_of_blobs)
+
+
+def is_full_of_blobs(entry: os.DirEntry[str]) -> bool:
+    """Whether a folder may have so many files that listing them takes long."""
+    return _SUBFOLDER.fullmatch(entry.name) is not None
+
+
+def _is_own(entry: os.DirEntry[str]) -> bool:
+    if entry.is_dir(follow_symlinks=False):
+        return entry.name == _EPHEMERAL or is_full_of_blobs(entry)
+    return entry.name == _LOCK
 
 
 def _write_temporary(folder: Path, data: bytes) -> Path:

@@ -13,6 +13,7 @@ from typing import Final
 
 from gateway.errors import StoreUnavailable
 from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
+from gateway.store.private_files import PRIVATE_FILE, create_private_folder, make_private
 from gateway.store.sqlite.schema import SCHEMA
 
 BUSY_SECONDS: Final = 1.0
@@ -20,16 +21,21 @@ BUSY_SECONDS: Final = 1.0
 
 
 def create_sqlite_schema(path: Path) -> None:
-    """Creates the database at `path`, and its folder (0700), if they do not exist yet.
+    """Creates the database at `path` (0600), and its folder (0700), if they do not exist yet.
 
     The parent process calls this before it forks; no connection stays open. Raises
     `SchemaMismatch` if the database has another schema version, `StoreUnavailable` if it cannot
     be written or is no database.
     """
     with raising_unavailable(path):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # SQLite would create the file with the rights that the umask leaves.
-        path.touch(mode=0o600)
+        create_private_folder(path.parent)
+        # SQLite would create the file with the rights that the umask leaves. It gives the files
+        # beside it (-wal, -shm) the same rights, but does not change those of existing ones.
+        path.touch(PRIVATE_FILE)
+        for file in (path, *path.parent.glob(f"{path.name}-*")):
+            # Another process may have closed the database, or another user may own the file.
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                make_private(file)
         with write_lock(path), contextlib.closing(connect(path)) as db:
             if _schema_version(db) == 0:  # an empty database
                 db.execute("PRAGMA journal_mode = WAL")
@@ -88,7 +94,7 @@ def write_lock(path: Path) -> Iterator[None]:
     # The kernel wakes the next process at once. SQLite's own busy handler sleeps between its
     # attempts, longer each time.
     lock_file = path.with_name(f"{path.name}-lock")
-    descriptor = os.open(lock_file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(lock_file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, PRIVATE_FILE)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -1,0 +1,476 @@
+"""`server.tls`: the listening sockets speak TLS, and follow their files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from gateway.configuration.fields import parse_address
+from gateway.configuration.settings import Settings
+from gateway.net.server_tls import BadPair, ServerTls, TlsFiles, expiry_of, load_context
+from gateway.process import worker
+from gateway.process.checks import check_own_link, judge_certificate
+from tests.gateways import (
+    TLS,
+    TLS_SETTINGS,
+    InProcess,
+    Processes,
+    Upstream,
+    make_settings,
+    run_gateway,
+    run_processes,
+    trusting_context,
+)
+from tests.waiting import GENEROUS_SECONDS, eventually, generous, pass_time, until
+
+SERVER, RENEWED = "server", "renewed"
+EXPIRES = datetime(2120, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Path:
+    """A folder with the files `cert.pem` and `key.pem`, which a test may replace."""
+    folder = tmp_path / "tls"
+    folder.mkdir()
+    put_pair(folder, SERVER)
+    return folder
+
+
+def put_pair(folder: Path, name: str, *, key: str | None = None) -> None:
+    """Replaces both files, each by a rename, as ACME clients do."""
+    for source, target in ((f"{name}.pem", "cert.pem"), (f"{key or name}-key.pem", "key.pem")):
+        shutil.copy(TLS / source, folder / "new")
+        (folder / "new").replace(folder / target)
+
+
+def files_in(folder: Path) -> TlsFiles:
+    return TlsFiles(folder / "cert.pem", folder / "key.pem")
+
+
+def tls_of(folder: Path) -> dict[str, Any]:
+    files = files_in(folder)
+    return {"server": {"tls": {"cert": str(files.cert), "key": str(files.key)}}}
+
+
+def shown_certificate(url: str) -> bytes:
+    """The certificate that a server shows to a new connection."""
+    host, _, port = url.partition("//")[2].rpartition(":")
+    return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate((host, int(port))))
+
+
+def certificate(name: str) -> bytes:
+    return ssl.PEM_cert_to_DER_cert((TLS / f"{name}.pem").read_text())
+
+
+async def shows(url: str, name: str) -> bool:
+    return await asyncio.to_thread(shown_certificate, url) == certificate(name)
+
+
+# ── serving ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+async def secure(tmp_path: Path, upstream: Upstream) -> AsyncIterator[InProcess]:
+    """A gateway with TLS on two addresses."""
+    server = {"tls": TLS_SETTINGS, "admin_listen": "127.0.0.1:0"}
+    settings = make_settings(tmp_path / "data", upstream.base_url, server=server)
+    async with run_gateway(settings) as here:
+        yield here
+
+
+async def test_purchases_hits_streams_and_links_work_over_tls(secure: InProcess) -> None:
+    assert secure.client.url.startswith("https://")
+    assert secure.client.admin_url.startswith("https://")
+    alice = await secure.client.with_key()
+    bought, hit = await alice.ask(), await alice.ask()
+    stream = await alice.ask("a lake", stream=True, partial_images=2)
+    assert (bought.status, hit.status, stream.status) == (200, 200, 200)
+    assert hit.cache_status.startswith("hit")
+    assert b"image_generation.completed" in stream.body
+    linked = await alice.ask("a link", model="dall-e-3")
+    link = linked.json["data"][0]["url"]
+    assert link.startswith(f"{secure.client.url}/images/img-")  # the Host of the request
+    async with alice.session.get(link) as shown:
+        assert shown.status == 200
+        assert await shown.read()
+
+
+@pytest.mark.parametrize(
+    ("listen", "tls", "url"),
+    [
+        ("127.0.0.1:8443", TLS_SETTINGS, "https://127.0.0.1:8443"),
+        ("127.0.0.1:8443", {}, "http://127.0.0.1:8443"),
+        ("0.0.0.0:8443", TLS_SETTINGS, None),
+    ],
+)
+def test_links_start_with_the_scheme_of_the_server(
+    listen: str, tls: dict[str, str], url: str | None
+) -> None:
+    settings = Settings.model_validate({"server": {"listen": listen, "tls": tls}})
+    assert settings.server.link_base_url == url
+
+
+@pytest.mark.parametrize(
+    ("version", "is_accepted"),
+    [
+        (ssl.TLSVersion.TLSv1, False),
+        (ssl.TLSVersion.TLSv1_1, False),
+        (ssl.TLSVersion.TLSv1_2, True),
+        (ssl.TLSVersion.TLSv1_3, True),
+    ],
+)
+async def test_tls_1_2_is_the_oldest_version(
+    secure: InProcess, version: ssl.TLSVersion, is_accepted: bool
+) -> None:
+    context = trusting_context()
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    with warnings.catch_warnings(action="ignore"):  # Python deprecates the old ones
+        context.minimum_version = context.maximum_version = version
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    if not is_accepted:
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await connect(secure.client.url, context)
+        return
+    _, writer = await connect(secure.client.url, context)
+    connection = writer.get_extra_info("ssl_object")
+    assert connection.version() == version.name.replace("v1_", "v1.")
+    assert connection.selected_alpn_protocol() == "http/1.1"
+    writer.close()
+
+
+async def connect(
+    url: str, context: ssl.SSLContext | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, _, port = url.partition("//")[2].rpartition(":")
+    return await asyncio.open_connection(host, int(port), ssl=context)
+
+
+@pytest.mark.parametrize(
+    "cipher", ["NULL-SHA256", "RC4-SHA", "DES-CBC3-SHA", "ADH-AES128-SHA256", "AES128-SHA"]
+)
+async def test_weak_ciphers_are_refused(secure: InProcess, cipher: str) -> None:
+    context = trusting_context()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.set_ciphers(f"{cipher}:@SECLEVEL=0")
+    except ssl.SSLError:
+        return  # this OpenSSL does not even have it
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        await connect(secure.client.url, context)
+
+
+# ── hostile handshakes ──────────────────────────────────────────────────────────────────────
+
+HANDSHAKES = {
+    "nothing": b"",
+    "half a record": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "plain HTTP": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+    "garbage": bytes(range(256)) * 64,
+    "an alert": b"\x15\x03\x03\x00\x02\x02\x28",
+    "a long record": b"\x16\x03\x01\xff\xff" + bytes(70_000),
+}
+
+
+@pytest.mark.parametrize("sent", HANDSHAKES)
+async def test_a_handshake_that_is_not_finished_in_time_is_cut_and_holds_nobody_up(
+    secure: InProcess, sent: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    connections = [await connect(secure.client.url, None) for _ in range(50)]
+    for _, writer in connections:
+        writer.write(HANDSHAKES[sent])
+    alice = await secure.client.with_key()  # meanwhile
+    assert (await alice.ask()).status == 200
+    pass_time(worker.TLS_HANDSHAKE_SECONDS + 1)
+    async with generous():
+        for reader, writer in connections:
+            with suppress(ConnectionError):
+                assert b"HTTP" not in await reader.read()
+            writer.close()
+    assert caplog.records == []
+
+
+# ── the files ───────────────────────────────────────────────────────────────────────────────
+
+
+def cut(path: Path) -> None:
+    path.write_text(path.read_text()[:200])
+
+
+BROKEN: dict[str, tuple[Callable[[TlsFiles], object], str]] = {
+    "no certificate": (lambda f: f.cert.unlink(), "cert.pem cannot be read: No such file"),
+    "no key": (lambda f: f.key.unlink(), "key.pem cannot be read: No such file"),
+    "another key": (
+        lambda f: shutil.copy(TLS / "renewed-key.pem", f.key),
+        "key.pem is not the key of",
+    ),
+    "a cut certificate": (lambda f: cut(f.cert), "cert.pem"),
+    "a cut key": (lambda f: cut(f.key), "key.pem"),
+    "an empty certificate": (lambda f: f.cert.write_text(""), "contains no certificate"),
+    "exchanged": (
+        lambda f: shutil.copy(TLS / "server-key.pem", f.cert),
+        "contains no certificate in PEM",
+    ),
+    "not PEM": (lambda f: f.cert.write_bytes(certificate(SERVER)), "contains no certificate"),
+    "a folder": (lambda f: (f.key.unlink(), f.key.mkdir()), "key.pem cannot be read: Is a dir"),
+    "a passphrase": (lambda f: shutil.copy(TLS / "encrypted-key.pem", f.key), "has a passphrase"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_pair_that_cannot_be_used_is_explained(pair: Path, name: str) -> None:
+    break_pair, words = BROKEN[name]
+    break_pair(files_in(pair))
+    with pytest.raises(BadPair) as raised:
+        load_context(files_in(pair))
+    message = str(raised.value)
+    assert words in message
+    assert str(pair) in message
+    assert "PRIVATE KEY-----\n" not in message
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_pair_keeps_the_old_one_until_it_is_whole(pair: Path, name: str) -> None:
+    failures: list[None] = []
+    tls = ServerTls(files_in(pair), on_failure=lambda: failures.append(None))
+    before = tls._current
+    BROKEN[name][0](files_in(pair))
+    for _ in range(4):
+        tls.reload_if_changed()
+    assert tls._current is before
+    assert len(failures) == 1  # once for each change, not at every check
+    if (pair / "key.pem").is_dir():
+        (pair / "key.pem").rmdir()
+    put_pair(pair, RENEWED)
+    for _ in range(4):
+        tls.reload_if_changed()
+    assert tls._current is not before
+    assert len(failures) == 1
+
+
+def test_a_pair_that_is_half_replaced_is_not_tried(pair: Path) -> None:
+    """The state must be the same twice in a row; `reload` tries at once."""
+    failures: list[None] = []
+    tls = ServerTls(files_in(pair), on_failure=lambda: failures.append(None))
+    before = tls._current
+    shutil.copy(TLS / "renewed.pem", pair / "cert.pem")
+    tls.reload_if_changed()
+    shutil.copy(TLS / "renewed-key.pem", pair / "key.pem")
+    tls.reload_if_changed()
+    assert (tls._current is before, failures) == (True, [])
+    tls.reload_if_changed()
+    assert (tls._current is before, failures) == (False, [])
+
+
+def test_only_one_of_the_files_is_refused() -> None:
+    for tls in ({"cert": "a.pem"}, {"key": "a.pem"}):
+        with pytest.raises(ValueError, match="both cert and key, or neither"):
+            Settings.model_validate({"server": {"tls": tls}})
+
+
+@pytest.mark.parametrize(
+    ("days", "level", "words"),
+    [
+        (-100, "ok", "until 2120-01-01"),
+        (-15, "ok", ""),
+        (-13, "warning", "expires at 2120-01-01 00:00 UTC"),
+        (0.5, "fault", "expired at 2120-01-01 00:00 UTC"),
+    ],
+)
+def test_a_certificate_that_expires_soon_is_told(
+    pair: Path, days: float, level: str, words: str
+) -> None:
+    settings = Settings.model_validate(tls_of(pair))
+    (finding,) = judge_certificate(settings, now=EXPIRES + timedelta(days=days))
+    assert finding.level == level
+    assert words in finding.message
+    assert str(pair / "cert.pem") in finding.message
+
+
+@pytest.mark.parametrize(("days", "count"), [(-15, 0), (-13, 1), (1, 1)])
+def test_a_running_gateway_logs_that_its_certificate_expires_soon(
+    pair: Path, days: int, count: int
+) -> None:
+    """That of the current one, also if the files are broken meanwhile."""
+    tls = ServerTls(files_in(pair), on_failure=lambda: None)
+    (pair / "cert.pem").unlink()
+    with structlog.testing.capture_logs() as logged:
+        tls.log_expiry(EXPIRES + timedelta(days=days))
+    assert [line["event"] for line in logged] == ["certificate_expires_soon"] * count
+
+
+def test_the_expiry_is_that_of_the_first_certificate(pair: Path) -> None:
+    """Behind text, as `openssl x509 -text` writes it, and before the intermediates."""
+    chain = "Certificate:\n  Data:\n" + (TLS / "server.pem").read_text()
+    (pair / "cert.pem").write_text(chain + (TLS / "authority.pem").read_text())
+    load_context(files_in(pair))
+    assert expiry_of(pair / "cert.pem") == EXPIRES
+    assert expiry_of(TLS / "renewed.pem").year == 2126
+
+
+def test_without_a_certificate_nothing_is_found() -> None:
+    assert judge_certificate(Settings(), now=EXPIRES) == []
+
+
+@pytest.mark.parametrize(
+    ("ca_file", "level", "words"),
+    [
+        (TLS / "authority.pem", "ok", "fetched from https://127.0.0.1:"),
+        (None, "fault", "with a certificate that this machine trusts"),
+    ],
+)
+async def test_the_doctor_fetches_its_link_over_tls(
+    tmp_path: Path, upstream: Upstream, ca_file: Path | None, level: str, words: str
+) -> None:
+    given = {"server": {"tls": TLS_SETTINGS}, "upstream": {"ca_file": ca_file}}
+    settings = make_settings(tmp_path / "data", upstream.base_url, **given)
+    async with run_gateway(settings) as here:
+        listen = parse_address(here.client.url.removeprefix("https://"))
+        server = settings.server.model_copy(update={"listen": listen})
+        finding = await check_own_link(settings.model_copy(update={"server": server}))
+    assert finding.level == level
+    assert words in finding.message
+
+
+# ── processes ───────────────────────────────────────────────────────────────────────────────
+
+
+async def test_workers_show_a_renewed_certificate_and_keep_it_when_the_files_break(
+    tmp_path: Path, upstream: Upstream, pair: Path
+) -> None:
+    """Open connections go on. SIGHUP reads at once what is there."""
+    async with run_processes(tmp_path, upstream.base_url, workers=2, options=tls_of(pair)) as (
+        processes,
+        client,
+    ):
+        alice = await client.with_key()
+        assert (await alice.ask()).status == 200
+        assert await shows(client.url, SERVER)
+
+        put_pair(pair, RENEWED)
+        await eventually(lambda: len(processes.log("certificate_loaded")) == 2)
+        for _ in range(8):
+            assert await shows(client.url, RENEWED)
+
+        put_pair(pair, SERVER, key=RENEWED)
+        await eventually(lambda: len(processes.log("certificate_reload_failed")) == 2)
+        assert await shows(client.url, RENEWED)
+        assert (await alice.ask()).cache_status.startswith("hit")
+        samples = await client.metrics()
+        assert samples["gateway_config_reload_failures_total"] == 2
+        reason = processes.log("certificate_reload_failed")[0]["reason"]
+        assert "is not the key of" in reason
+
+        processes.signal_parent(signal.SIGHUP)
+        await eventually(lambda: len(processes.log("certificate_reload_failed")) == 4)
+        put_pair(pair, SERVER)
+        await until_shown(processes, client.url)
+
+
+async def until_shown(processes: Processes, url: str) -> None:
+    await eventually(lambda: len(processes.log("certificate_loaded")) == 4)
+    assert await shows(url, SERVER)
+
+
+async def test_a_rolling_restart_and_a_drain_work_over_tls(
+    tmp_path: Path, upstream: Upstream, pair: Path
+) -> None:
+    options = {"server": {**tls_of(pair)["server"], "admin_listen": "127.0.0.1:0"}}
+    async with run_processes(tmp_path, upstream.base_url, workers=2, options=options) as (
+        processes,
+        client,
+    ):
+        alice = await client.with_key()
+        processes.signal_parent(signal.SIGUSR2)
+        statuses = set()
+        while len(processes.log("worker_replaced")) < 2:
+            statuses.add((await alice.ask()).status)
+            statuses.add((await client.admin("GET", "/healthz")).status)
+        assert statuses == {200}
+        silent = [await connect(client.url, None) for _ in range(5)]  # in their handshake
+        async with upstream.hold():
+            buying = asyncio.create_task(alice.ask("a lake"))
+            await upstream.until_sent(2)
+            processes.signal_parent(signal.SIGTERM)
+        assert (await buying).status == 200
+        assert await processes.wait() == 0
+        for _, writer in silent:
+            writer.close()
+
+
+@pytest.mark.parametrize("name", ["no certificate", "another key", "a passphrase"])
+def test_a_gateway_does_not_start_with_a_broken_pair(pair: Path, name: str) -> None:
+    break_pair, words = BROKEN[name]
+    break_pair(files_in(pair))
+    files = files_in(pair)
+    environ = {
+        **os.environ,
+        "UPSTREAM_API_KEY": "sk-x",
+        "GATEWAY_LISTEN": "127.0.0.1:0",
+        "GATEWAY_TLS_CERT": str(files.cert),
+        "GATEWAY_TLS_KEY": str(files.key),
+        "GATEWAY_DATA_DIR": str(pair / "data"),
+    }
+    for command in ("serve", "demo"):
+        result = subprocess.run(
+            [sys.executable, "-m", "gateway", command],
+            env=environ,
+            cwd=pair,
+            capture_output=True,
+            text=True,
+            timeout=GENEROUS_SECONDS,
+            check=False,
+        )
+        assert result.returncode == 1
+        assert result.stderr.startswith("Error: server.tls: ")
+        assert words in result.stderr
+        assert result.stderr.count("\n") == 1
+    assert not (pair / "data").exists()
+
+
+@pytest.mark.timed
+async def test_stalled_handshakes_cost_a_bounded_time_and_block_no_client(
+    tmp_path: Path, upstream: Upstream, pair: Path
+) -> None:
+    async with run_processes(tmp_path, upstream.base_url, workers=1, options=tls_of(pair)) as (
+        _,
+        client,
+    ):
+        alice = await client.with_key()
+        await alice.ask()
+        host, _, port = client.url.partition("//")[2].rpartition(":")
+        started = time.monotonic()
+        stalled = [socket.create_connection((host, int(port))) for _ in range(300)]
+        for connection in stalled:
+            connection.sendall(b"\x16\x03\x01\x02\x00\x01")
+        hits = []
+        for _ in range(20):
+            sent = time.monotonic()
+            assert (await alice.ask()).status == 200
+            hits.append(time.monotonic() - sent)
+        assert sorted(hits)[10] < 0.25
+        await asyncio.to_thread(until_closed, stalled)
+        assert time.monotonic() - started < worker.TLS_HANDSHAKE_SECONDS + 5
+
+
+def until_closed(connections: list[socket.socket]) -> None:
+    for connection in connections:
+        connection.settimeout(GENEROUS_SECONDS)
+        with suppress(ConnectionError):
+            until(lambda connection=connection: connection.recv(4096) == b"")
+        connection.close()
