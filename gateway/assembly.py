@@ -54,7 +54,7 @@ from gateway.store.protocol import BlobStore, Store
 from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite.store import open_sqlite_store
 from gateway.store.wrappers import EvictingStore, InstrumentedStore, LimitedStore
-from gateway.tasks import OwnedTasks
+from gateway.tasks import OwnedTasks, SerialThread
 from gateway.upstream.client import UpstreamClient, open_client
 from gateway.upstream.fetch import FetchSettings, LinkFetcher, open_link_fetcher
 from gateway.upstream.session import ClientSettings
@@ -275,7 +275,8 @@ def wire_gateway(
         worker=worker,
         expires_after_seconds=settings.workers.dead_after_seconds,
     )
-    interpreter = Interpreter(interpreter_settings(settings), ledger)
+    body_thread = SerialThread("bodies")
+    interpreter = Interpreter(interpreter_settings(settings), ledger, body_thread=body_thread)
     images = Images(
         interpreter,
         cache.image_cache,
@@ -312,6 +313,7 @@ def wire_gateway(
         policy=policy,
         metrics=metrics,
         health=health,
+        body_thread=body_thread,
         clock=time.time,
     )
     return Gateway(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -57,6 +58,22 @@ class OwnedTasks:
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, GatewayError):
             log.error("owned_task_failed", task=task.get_name(), exc_info=error)
+
+
+class SerialThread:
+    """A thread that runs functions one after the other, off the event loop.
+
+    Several threads that hold the GIL would take turns with each other, and the event loop would
+    wait for all of them. The pool's own thread also keeps the default executor free, which reads
+    and writes images.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """The result of `function`. If the caller is cancelled before its turn, it never runs."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function)
 
 
 class SingleFlight(Generic[K, T]):

@@ -20,6 +20,7 @@ from gateway.cache.image_index import ImageIndex
 from gateway.cache.invalidation import Invalidation
 from gateway.metrics import Metrics
 from gateway.proxy.request import Proxy
+from gateway.tasks import SerialThread
 
 
 class ApiSettings(BaseModel):
@@ -72,6 +73,8 @@ class Services:
     """The current policy; a request takes one snapshot."""
     metrics: Metrics
     health: Health
+    body_thread: SerialThread
+    """Reads large request bodies."""
     clock: Callable[[], float]
     """Unix seconds."""
 

@@ -21,6 +21,9 @@ TAGS: Final = "X-Gateway-Tags"
 MAX_COST: Final = "X-Gateway-Max-Cost-USD"
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 
+MAX_VALUE_CHARACTERS: Final = 4096
+"""Of a header with all its repetitions: more than any needs. Thousands of list elements would take
+the event loop's time."""
 MAX_TAGS: Final = 16
 MAX_TAG_CHARACTERS: Final = 64
 MAX_COST_MICROS: Final = 2**52
@@ -28,12 +31,10 @@ MAX_COST_MICROS: Final = 2**52
 
 _NO_CACHE_CONTROL: Final = CacheControl()
 
-_NAMES: Final = frozenset(
-    {
-        *("cache-control", "pragma", "prefer", IDEMPOTENCY_KEY.lower()),
-        *(VARIATION.lower(), TAGS.lower(), MAX_COST.lower()),
-    }
-)
+_NAMES: Final = {
+    name.lower(): name
+    for name in ("Cache-Control", "Pragma", "Prefer", IDEMPOTENCY_KEY, VARIATION, TAGS, MAX_COST)
+}
 _VARIATION: Final = re.compile(r"[0-9]{1,4}")
 _TAG: Final = re.compile(rf"[A-Za-z0-9._:/@+-]{{1,{MAX_TAG_CHARACTERS}}}")
 _USD: Final = re.compile(r"(?:[0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})(?:[eE]-?[0-9]{1,2})?")
@@ -64,6 +65,12 @@ def parse_request_headers(headers: Iterable[tuple[str, str]]) -> RequestHeaders:
     Raises `InvalidRequest`, whose `param` is the header's name.
     """
     values = _known_values(headers)
+    for name, value in values.items():
+        if len(value) > MAX_VALUE_CHARACTERS:
+            raise _invalid(
+                _NAMES[name],
+                f"expected at most {MAX_VALUE_CHARACTERS} characters, but got {len(value)}.",
+            )
     return RequestHeaders(
         cache_control=parse_cache_control(values.get("cache-control"), values.get("pragma")),
         variation=_parse_variation(values.get(VARIATION.lower())),
@@ -76,7 +83,7 @@ def parse_request_headers(headers: Iterable[tuple[str, str]]) -> RequestHeaders:
 
 def asks_for_dry_run(headers: Iterable[tuple[str, str]]) -> bool:
     """Whether a request asks for a dry run, also if its other headers are invalid."""
-    return _is_dry_run(_known_values(headers).get("prefer", ""))
+    return _is_dry_run(_known_values(headers).get("prefer", "")[:MAX_VALUE_CHARACTERS])
 
 
 def at_variation(request: ImageRequest, variation: int) -> ImageRequest:
@@ -95,12 +102,12 @@ def at_variation(request: ImageRequest, variation: int) -> ImageRequest:
 
 def _known_values(headers: Iterable[tuple[str, str]]) -> Mapping[str, str]:
     """The values by lower-case name; those of a repeated header are joined (RFC 9110 §5.3)."""
-    values: dict[str, str] = {}
+    values: dict[str, list[str]] = {}
     for given, value in headers:
         name = given.lower()
         if name in _NAMES:
-            values[name] = f"{values[name]}, {value}" if name in values else value
-    return values
+            values.setdefault(name, []).append(value)
+    return {name: ", ".join(repeated) for name, repeated in values.items()}
 
 
 def _is_dry_run(prefer: str) -> bool:
