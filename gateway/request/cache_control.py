@@ -76,7 +76,7 @@ def parse_cache_control(cache_control: str | None, pragma: str | None) -> CacheC
 
 def list_elements(value: str) -> Iterator[str]:
     """The elements of a comma-separated header; a comma in quotes separates nothing."""
-    for element in _LIST_ELEMENT.findall(value):
+    for element in _LIST_ELEMENT.findall(value) if '"' in value else value.split(","):
         if stripped := element.strip():
             yield stripped
 
