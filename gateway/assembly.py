@@ -282,6 +282,7 @@ def wire_gateway(
         cache.image_cache,
         flights,
         purchases,
+        store=store,
         transcoding=cache.transcoding if settings.cache.derive_formats else None,
         sign=signing.sign,
         clock=time.time,

@@ -85,6 +85,9 @@ class SingleFlight(Generic[K, T]):
     def __init__(self) -> None:
         self._running: dict[K, asyncio.Task[T]] = {}
 
+    def __contains__(self, key: K) -> bool:
+        return key in self._running
+
     async def run(self, key: K, work: Callable[[], Coroutine[Any, Any, T]], *, name: str) -> T:
         """The result of `work`, which is called only if none of the same `key` is running."""
         task = self._running.get(key)

@@ -17,9 +17,9 @@ from gateway.imagefile.check import PNG_SIGNATURE, check_png, png_chunks
 TranscodedFormat: TypeAlias = Literal["jpeg", "webp"]
 
 MAX_TRANSCODED_PIXELS: Final = 33_000_000
-"""Transcoding an image of 33 megapixels takes up to 500 MB of memory."""
-MAX_SMALL_PIXELS: Final = 8_294_400
-"""3840x2160, the largest size that a shipped model makes. Larger images need care with memory."""
+"""Transcoding an image of 33 megapixels takes up to 600 MB of memory."""
+MAX_SMALL_PIXELS: Final = 4_194_304
+"""2048x2048. Transcoding an image of so many pixels takes up to 100 MB of memory."""
 _DEFAULT_METHOD: Final = 4
 _FRUGAL_METHOD: Final = 2
 """The effort of the WebP encoder. From 3 on, it collects statistics of all pixels in memory."""
@@ -34,6 +34,12 @@ _FULL_COLOUR_QUALITY: Final = 90
 def as_transcoded_format(value: object) -> TranscodedFormat | None:
     """The format if a PNG can be transcoded to it, else None."""
     return "jpeg" if value == "jpeg" else "webp" if value == "webp" else None
+
+
+def is_large(png: bytes) -> bool:
+    """Whether a complete PNG has more than `MAX_SMALL_PIXELS`."""
+    width, height = struct.unpack_from(">II", png, len(PNG_SIGNATURE) + 8)
+    return bool(width * height > MAX_SMALL_PIXELS)
 
 
 def transcode_image(
@@ -117,8 +123,8 @@ def _encode(
     file = io.BytesIO()
     metadata = {"icc_profile": profile, "exif": info.get("exif", b"")}
     if format == "webp":
-        is_large = image.width * image.height > MAX_SMALL_PIXELS
-        method = _FRUGAL_METHOD if is_large else _DEFAULT_METHOD
+        is_small = image.width * image.height <= MAX_SMALL_PIXELS
+        method = _DEFAULT_METHOD if is_small else _FRUGAL_METHOD
         image.save(file, "WEBP", quality=compression, method=method, **metadata)
     elif image.mode == "RGBA":
         return None

@@ -133,7 +133,7 @@ class Interpreter:
             return cached
         interpretation = await self._read(context, body)
         # The policy may have been replaced while the body was read.
-        if context.policy is self._policy:
+        if len(body) <= MAX_CACHED_BODY and context.policy is self._policy:
             self._cached[cache_key] = interpretation
             if len(self._cached) > MAX_INTERPRETATIONS:
                 self._cached.popitem(last=False)

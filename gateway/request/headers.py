@@ -111,9 +111,7 @@ def _known_values(headers: Iterable[tuple[str, str]]) -> Mapping[str, str]:
 
 def _is_dry_run(prefer: str) -> bool:
     # Values and parameters of the preference are ignored: it must not cost anything by mistake.
-    names = (
-        element.partition(";")[0].partition("=")[0] for element in list_elements(prefer)
-    )
+    names = (element.partition(";")[0].partition("=")[0] for element in list_elements(prefer))
     return any(name.strip().lower() == "dry-run" for name in names)
 
 
