@@ -72,6 +72,7 @@ class Transcoding:
         self._impossible: OrderedDict[str, None] = OrderedDict()
         """Ids of images that cannot be made faithfully. To find out takes as long as to make one,
         and costs a client nothing."""
+        self._admissions: SingleFlight[tuple[str, str], None] = SingleFlight()
         self._running: SingleFlight[str, Image | None] = SingleFlight()
 
     async def fill(
@@ -80,7 +81,7 @@ class Transcoding:
         slots: Iterable[int],
         *,
         key_id: str,
-        admit: Callable[[], Awaitable[None]],
+        admit: Callable[[], Coroutine[Any, Any, None]],
     ) -> Mapping[int, CachedImage]:
         """Those of `slots` that could be made; they are stored.
 
@@ -100,7 +101,9 @@ class Transcoding:
             if image_id in self._impossible:
                 continue
             if image_id not in self._running:
-                await admit()
+                # Shared, so that the same image counts once for all of a key's requests.
+                admission = image_id, key_id
+                await self._admissions.run(admission, admit, name=f"admit {image_id}")
             transcode = partial(self._transcode, target, slot, source, image_id=image_id)
             begin = partial(self._begin, transcode, key_id=key_id)
             image = await self._running.run(image_id, begin, name=f"transcode {image_id}")

@@ -14,7 +14,7 @@ from aiohttp import hdrs, web
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError
 
 MAX_TAGS: Final = 256
-"""Entity tags that are read of `If-Match` or `If-None-Match`. No client keeps as many versions of an
+"""Entity tags that are read of `If-Match` or `If-None-Match`. No client has as many versions of one
 image, and tens of thousands take milliseconds of the event loop."""
 
 _TAG: Final = re.compile(r'(?:W/)?"[^"]*+"')
