@@ -214,7 +214,7 @@ def elements(count, element=b"0"):
 
 @pytest.mark.parametrize(
     "of",
-    [members, elements, lambda n: elements(n, b"[]"), lambda n: elements(n, b'{ }')],
+    [members, elements, lambda n: elements(n, b"[]"), lambda n: elements(n, b"{ }")],
     ids=["members", "elements", "empty arrays", "empty objects"],
 )
 def test_1000_values_are_read_and_1001_are_not(of):
