@@ -502,10 +502,15 @@ def test_a_list_with_too_many_commas_is_refused(name):
 @pytest.mark.parametrize("name", LISTS)
 @pytest.mark.parametrize(
     "value",
-    ["a" * 64_000, "," * 64_000, '"' * 64_000, '"' + "a" * 64_000, '"' + r"\"" * 32_000, "\\" * 64_000]
-    + ["max-age=" + "9" * 64_000, "a," * 255 + '"' + "a" * 64_000, "=" * 64_000, ";" * 64_000],
+    [
+        *(character * 64_000 for character in 'a,"\\=;'),
+        '"' + "a" * 64_000,
+        '"' + r"\"" * 32_000,
+        "max-age=" + "9" * 64_000,
+        "a," * 255 + '"' + "a" * 64_000,
+    ],
     ids=lambda value: value[:4],
-)  # fmt: skip
+)
 def test_64_kib_of_a_header_take_at_most_some_milliseconds(name, value):
     def seconds():
         started = time.thread_time()
