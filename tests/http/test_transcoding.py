@@ -30,7 +30,7 @@ EDGE = 5736
 
 @dataclass
 class Conversions:
-    """The conversions that the gateway has begun, by `output_compression`; each waits for a gate."""
+    """The conversions that were begun, by `output_compression`; each waits for the gate."""
 
     begun: list[int] = field(default_factory=list)
     running: int = 0
