@@ -24,7 +24,7 @@ MAX_INLINE_BYTES: Final = 8192
 """A larger body can take the event loop's time: it is to be read in a thread."""
 
 MAX_DIGITS: Final = 100
-"""Digits of one integer: more than any limit needs, and still fast to convert."""
+"""Digits of one number: more than any limit needs, and still fast to convert."""
 
 _NOT_JSON: Final = (
     "We could not parse the JSON body of your request. (HINT: This likely means you aren't using "
@@ -144,13 +144,25 @@ def _refuse_constant(_name: str) -> NoReturn:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise _unreadable(f"a number has more than {MAX_DIGITS} digits")
+    _check_digits(digits)
     return int(digits)
 
 
+def _decimal(digits: str) -> float:
+    _check_digits(digits)
+    return float(digits)
+
+
+def _check_digits(digits: str) -> None:
+    if len(digits) > MAX_DIGITS:
+        raise _unreadable(f"a number has more than {MAX_DIGITS} digits")
+
+
 _DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_object, parse_constant=_refuse_constant, parse_int=_integer
+    object_pairs_hook=_object,
+    parse_constant=_refuse_constant,
+    parse_int=_integer,
+    parse_float=_decimal,
 )
 
 

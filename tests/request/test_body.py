@@ -167,10 +167,11 @@ def test_extreme_nesting_is_refused_and_does_not_crash(opening):
     assert "it is nested deeper than 64 levels" in message
 
 
-def test_a_very_long_number_is_refused():
-    assert refusal(b'{"n": ' + b"9" * 5000 + b"}") == unreadable(
-        "a number has more than 100 digits"
-    )
+@pytest.mark.parametrize(
+    "number", [b"9" * 5000, b"0." + b"1" * 5000, b"9" * 5000 + b".5", b"1e" + b"1" * 5000]
+)
+def test_a_very_long_number_is_refused(number):
+    assert refusal(b'{"n": ' + number + b"}") == unreadable("a number has more than 100 digits")
 
 
 def test_a_long_name_is_shortened_in_the_message():
@@ -303,6 +304,9 @@ HOSTILE = {
     "surrogates": filled(b'{"prompt":"', rb"\ud83e\udda6", b'"}'),
     "a number without an end": filled(b'{"n":', b"9", b"}"),
     "a decimal without an end": filled(b'{"n":0.', b"9", b"}"),
+    "an exponent without an end": filled(b'{"n":1e', b"9", b"}"),
+    "digits before a point": filled(b'{"n":', b"9", b".5}"),
+    "long decimals": b'{"a":[' + b",".join([b"0." + b"1" * 1040] * 900) + b"]}",
     "an open string": filled(b'{"prompt":"' + b"," * 2000, b"a", b""),
 }
 
