@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-
 MAX_SMALL_PARTS: Final = 1000
 MIN_PART_BYTES: Final = 256
 """A file has at most so many chunks or segments, and one more for each `MIN_PART_BYTES`. Encoders

@@ -205,14 +205,6 @@ def test_an_image_of_one_and_a_half_megabytes_is_checked_fast_enough_for_the_eve
     assert min(durations) < 0.025
 
 
-# ── transcoding ─────────────────────────────────────────────────────────────────────────────
-
-OTTER = draw(width=96, height=64)
-MAX_PIXELS = 33_000_000
-SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-GREY = SRGB[:16] + b"GRAY" + SRGB[20:]
-
-
 # ── files of very many parts ────────────────────────────────────────────────────────────────
 
 IHDR = chunk(b"IHDR", struct.pack(">IIBBBBB", 10, 10, 8, 2, 0, 0, 0))
@@ -261,6 +253,14 @@ def test_eight_megabytes_of_small_parts_take_a_fraction_of_a_second(data):
         check(data)
     # 2 to 16 s before.
     assert time.thread_time() - started < 0.5
+
+
+# ── transcoding ─────────────────────────────────────────────────────────────────────────────
+
+OTTER = draw(width=96, height=64)
+MAX_PIXELS = 33_000_000
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+GREY = SRGB[:16] + b"GRAY" + SRGB[20:]
 
 
 def transcode(data: bytes, format: str, *, compression: int = 100, **options: int) -> bytes | None:
