@@ -60,7 +60,7 @@ from gateway.store.protocol import BlobStore, Store
 from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite.store import open_sqlite_store
 from gateway.store.wrappers import EvictingStore, InstrumentedStore, LimitedStore
-from gateway.tasks import Capacity, OwnedTasks
+from gateway.tasks import Capacity, OwnedTasks, SerialThread
 from gateway.upstream.client import UpstreamClient, open_client
 from gateway.upstream.fetch import FetchSettings, LinkFetcher, open_link_fetcher
 from gateway.upstream.session import ClientSettings
@@ -293,12 +293,14 @@ def wire_gateway(
         worker=worker,
         expires_after_seconds=settings.workers.dead_after_seconds,
     )
-    interpreter = Interpreter(interpreter_settings(settings), ledger)
+    body_thread = SerialThread("bodies")
+    interpreter = Interpreter(interpreter_settings(settings), ledger, body_thread=body_thread)
     images = Images(
         interpreter,
         cache.image_cache,
         flights,
         purchases,
+        store=store,
         transcoding=cache.transcoding if settings.cache.derive_formats else None,
         sign=signing.sign,
         clock=time.time,
@@ -338,6 +340,7 @@ def wire_gateway(
         policy=policy,
         metrics=metrics,
         health=health,
+        body_thread=body_thread,
         clock=time.time,
     )
     return Gateway(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine, Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Final, Generic, TypeVar
 
@@ -64,6 +65,22 @@ class OwnedTasks:
             log.error("owned_task_failed", task=task.get_name(), exc_info=error)
 
 
+class SerialThread:
+    """A thread that runs functions one after the other, off the event loop.
+
+    Several threads that hold the GIL would take turns with each other, and the event loop would
+    wait for all of them. The pool's own thread also keeps the default executor free, which reads
+    and writes images.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """The result of `function`. If the caller is cancelled before its turn, it never runs."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+
+
 class SingleFlight(Generic[K, T]):
     """Callers that want the same thing at the same time share the work and its result.
 
@@ -72,6 +89,9 @@ class SingleFlight(Generic[K, T]):
 
     def __init__(self) -> None:
         self._running: dict[K, asyncio.Task[T]] = {}
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._running
 
     async def run(self, key: K, work: Callable[[], Coroutine[Any, Any, T]], *, name: str) -> T:
         """The result of `work`, which is called only if none of the same `key` is running."""

@@ -68,9 +68,14 @@ def parse_switch(value: object) -> bool:
     return switch
 
 
+MAX_COMPARED: Final = 64
+"""Characters of a name that are compared with known names. The time grows with their product."""
+
+
 def nearest(name: str, known: Iterable[str], *, min_similarity: float = 0.0) -> str | None:
     """The most similar of the known names, for "Did you mean …?"; None if there is none."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=min_similarity)
+    compared = name[:MAX_COMPARED]
+    matches = difflib.get_close_matches(compared, list(known), n=1, cutoff=min_similarity)
     return matches[0] if matches else None
 
 

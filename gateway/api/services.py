@@ -23,6 +23,7 @@ from gateway.cache.invalidation import Invalidation
 from gateway.metrics import Metrics
 from gateway.net.client_address import TrustedProxies
 from gateway.proxy.request import Proxy
+from gateway.tasks import SerialThread
 
 
 class ApiSettings(BaseModel):
@@ -80,6 +81,8 @@ class Services:
     """The current policy; a request takes one snapshot."""
     metrics: Metrics
     health: Health
+    body_thread: SerialThread
+    """Reads large request bodies."""
     clock: Callable[[], float]
     """Unix seconds."""
 

@@ -40,6 +40,11 @@ _SHOWN: Final = frozenset({"requests", "images", "tokens"})
 """The units whose limits show in headers."""
 
 
+_IMAGE_RATES: Final = [
+    limit for limit in LIMITS.values() if limit.unit == "images" and limit.period == "minute"
+]
+
+
 class LimitState(NamedTuple):
     """One limit of one scope, as its counter was last seen."""
 
@@ -77,6 +82,17 @@ def admit(batch: Batch, subject: LimitSubject, *, peeks: bool = False) -> Result
     """
     prepared = _prepared(subject)
     return batch.add(prepared.admit_and_peek if peeks else prepared.admit)
+
+
+def image_rate(subject: LimitSubject) -> Limit | None:
+    """The limit that counts an image made without a purchase; None if the key does not have it."""
+    return next((limit for limit in _IMAGE_RATES if limit.name in subject.limits), None)
+
+
+def admit_image(batch: Batch, subject: LimitSubject, limit: Limit) -> Result[Admission]:
+    """Counts one image that is made without a purchase, if the key's record is still the same."""
+    consumption = Consumption(_counter(subject, limit), 1)
+    return batch.add(Admit(SPACE, subject.key_id, subject.record, (consumption,)))
 
 
 def peek(batch: Batch, subject: LimitSubject) -> Result[Sequence[CounterState]]:
@@ -209,6 +225,12 @@ def refuse_admission(subject: LimitSubject, admission: Admission) -> LimitExceed
     limit, _ = prepared.limits[index]
     consumption = prepared.admit_and_peek.consumptions[index]
     return _refusal(subject, limit, consumption, state=admission.states[index])
+
+
+def refuse_image(subject: LimitSubject, limit: Limit, admission: Admission) -> LimitExceeded:
+    """The error of an image that was not admitted."""
+    consumption = Consumption(_counter(subject, limit), 1)
+    return _refusal(subject, limit, consumption, state=admission.states[0])
 
 
 def refuse_reservation(

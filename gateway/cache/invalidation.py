@@ -22,6 +22,8 @@ from gateway.store.batch import Batch, execute
 from gateway.store.commands import GetSet, ScanEntries, Slot
 from gateway.store.protocol import Store
 
+MAX_LINK: Final = 2048
+"""Characters of a link that is searched for its image id."""
 _LINK: Final = re.compile(r"(?:.*/)?img-([A-Za-z0-9]+)\.(?:png|jpeg|webp)(?:\?.*)?")
 _FINGERPRINT_AND_SLOT: Final = re.compile(r"([0-9a-f]{64})/(\d{1,2})")
 _ID: Final = re.compile(r"[A-Za-z0-9]{1,64}")
@@ -124,7 +126,7 @@ class Invalidation:
             if slot is None:
                 raise _no_such_image(image)
             return TakedownTarget(decode_image(slot.data).digest, named[1])
-        link = _LINK.fullmatch(image)
+        link = _LINK.fullmatch(image) if len(image) <= MAX_LINK else None
         image_id = link[1] if link else image
         if not _ID.fullmatch(image_id):
             raise InvalidRequest(

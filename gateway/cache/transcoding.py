@@ -2,30 +2,43 @@
 
 The new image has an entry of its own, costs nothing, has the age and value of its source, and is
 taken down with it. Whether transcoding is used at all is a setting. Which images can be
-converted faithfully is decided in `imagefile.convert`.
+converted faithfully is decided in `imagefile.convert`. How memory and the keys' turns are bounded
+is `docs/reference/cache.md#transcoding`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from gateway.cache.blobs import Blobs, hash_bytes
 from gateway.cache.entries import CachedImage, decode_refusal, fresh_images, look_up_refusal
 from gateway.cache.image_cache import ImageCache
 from gateway.cache.takedowns import Takedowns, is_taken_down
-from gateway.imagefile.convert import TranscodedFormat, transcode_image
+from gateway.errors import ErrorCode, LimitExceeded
+from gateway.imagefile.convert import TranscodedFormat, is_large, transcode_image
 from gateway.images import Image
 from gateway.store.batch import Batch
 from gateway.store.protocol import Store
 from gateway.tasks import SingleFlight
 
-MAX_CONCURRENT: Final = 2
-"""Images that are decoded at the same time: each takes four bytes a pixel."""
+MAX_SMALL: Final = 2
+"""Small images that are transcoded at the same time. Of large ones it is one."""
+
+MAX_OPEN: Final = 16
+"""Images of one key that a worker transcodes, or that wait for their turn."""
+
+RETRY_SECONDS: Final = 5
+"""When a key with `MAX_OPEN` images should try again. A large image takes up to 10 seconds."""
+
+MAX_IMPOSSIBLE: Final = 1024
+"""Images that a worker remembers as impossible to transcode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +63,31 @@ class Transcoding:
         self._cache = cache
         self._blobs = blobs
         self._takedowns = takedowns
-        self._permits = asyncio.Semaphore(MAX_CONCURRENT)
+        self._small = asyncio.Semaphore(MAX_SMALL)
+        self._large = asyncio.Lock()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By key id, while the key has open images."""
+        self._open: Counter[str] = Counter()
+        """Images that are transcoded or wait, by key id."""
+        self._impossible: OrderedDict[str, None] = OrderedDict()
+        """Ids of images that cannot be made faithfully. To find out takes as long as to make one,
+        and costs a client nothing."""
+        self._admissions: SingleFlight[tuple[str, str], None] = SingleFlight()
         self._running: SingleFlight[str, Image | None] = SingleFlight()
 
     async def fill(
-        self, target: TranscodingTarget, slots: Iterable[int]
+        self,
+        target: TranscodingTarget,
+        slots: Iterable[int],
+        *,
+        key_id: str,
+        admit: Callable[[], Coroutine[Any, Any, None]],
     ) -> Mapping[int, CachedImage]:
-        """Those of `slots` that could be made; they are stored. Raises `StoreUnavailable`.
+        """Those of `slots` that could be made; they are stored.
 
-        Empty for a prompt that was taken down, even if its source was not.
+        Empty for a prompt that was taken down, even if its source was not. `admit` counts each
+        image against the key, unless another request is already making it. Raises what `admit`
+        raises, `LimitExceeded` if the key has too many open images, or `StoreUnavailable`.
         """
         batch = Batch(self._store)
         entry = self._cache.look_up(batch, target.source)
@@ -69,24 +98,55 @@ class Transcoding:
         made: dict[int, CachedImage] = {}
         for slot, source in fresh_images(entry.value, slots).items():
             image_id = _id_of(target, slot, source.image)
+            if image_id in self._impossible:
+                continue
+            if image_id not in self._running:
+                # Shared, so that the same image counts once for all of a key's requests.
+                admission = image_id, key_id
+                await self._admissions.run(admission, admit, name=f"admit {image_id}")
             transcode = partial(self._transcode, target, slot, source, image_id=image_id)
-            image = await self._running.run(image_id, transcode, name=f"transcode {image_id}")
+            begin = partial(self._begin, transcode, key_id=key_id)
+            image = await self._running.run(image_id, begin, name=f"transcode {image_id}")
             if image is not None:
                 made[slot] = replace(source, image=image)
         return made
+
+    def _begin(
+        self, transcode: Callable[[], Awaitable[Image | None]], *, key_id: str
+    ) -> Coroutine[Any, Any, Image | None]:
+        """Transcodes in the key's turn. Raises `LimitExceeded` for the caller alone."""
+        if self._open[key_id] >= MAX_OPEN:
+            raise LimitExceeded(
+                f"The key has {MAX_OPEN} images that are being converted to another format, the "
+                f"most at a time. Please try again in {RETRY_SECONDS}s.",
+                reason="transcoding",
+                type="requests",
+                code=ErrorCode.RATE_LIMIT_EXCEEDED,
+                headers={"Retry-After": str(RETRY_SECONDS)},
+            )
+        self._open[key_id] += 1
+        return self._take_turn(transcode, key_id=key_id)
+
+    async def _take_turn(
+        self, transcode: Callable[[], Awaitable[Image | None]], *, key_id: str
+    ) -> Image | None:
+        try:
+            # One image of a key at a time. A key with many waits for itself, and the others wait
+            # for one image of it at most.
+            async with self._turns.setdefault(key_id, asyncio.Lock()):
+                return await transcode()
+        finally:
+            self._open[key_id] -= 1
+            if not self._open[key_id]:
+                del self._open[key_id]
 
     async def _transcode(
         self, target: TranscodingTarget, slot: int, source: CachedImage, *, image_id: str
     ) -> Image | None:
         """Makes and stores one image; None if it cannot be made faithfully."""
-        data = await self._blobs.load(source.image.digest, "raw")
-        if data is None or source.image.format != "png":
+        if source.image.format != "png":
             return None
-        convert = partial(
-            transcode_image, data, format=target.format, compression=target.compression
-        )
-        async with self._permits:
-            transcoded = await asyncio.to_thread(convert)
+        transcoded = await self._convert(target, source.image.digest, image_id=image_id)
         if transcoded is None:
             return None
         digest = await hash_bytes(transcoded)
@@ -117,6 +177,36 @@ class Transcoding:
             ttl_seconds=source.ttl_seconds,
         )
         return image
+
+    async def _convert(
+        self, target: TranscodingTarget, digest: str, *, image_id: str
+    ) -> bytes | None:
+        async with self._small:
+            png = await self._blobs.load(digest, "raw")
+            if png is None:
+                return None
+            if not is_large(png):
+                return await self._convert_now(target, png, image_id=image_id)
+            del png
+        async with self._large:
+            # Again, because an image that waits takes no memory.
+            png = await self._blobs.load(digest, "raw")
+            if png is None:
+                return None
+            return await self._convert_now(target, png, image_id=image_id)
+
+    async def _convert_now(
+        self, target: TranscodingTarget, png: bytes, *, image_id: str
+    ) -> bytes | None:
+        convert = partial(
+            transcode_image, png, format=target.format, compression=target.compression
+        )
+        transcoded = await asyncio.to_thread(convert)
+        if transcoded is None:
+            self._impossible[image_id] = None
+            if len(self._impossible) > MAX_IMPOSSIBLE:
+                self._impossible.popitem(last=False)
+        return transcoded
 
     async def _is_source_taken_down(self, image: Image) -> bool:
         """Whether the source of an image that is about to be stored was taken down meanwhile."""

@@ -12,6 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+MAX_SMALL_PARTS: Final = 1000
+MIN_PART_BYTES: Final = 256
+"""A file has at most so many chunks or segments, and one more for each `MIN_PART_BYTES`. Encoders
+write far larger ones, and a file of empty ones takes seconds for each megabyte."""
+
 
 class BadImage(ValueError):
     """The bytes are not a complete image; the message says why."""
@@ -53,6 +58,14 @@ def _check_format(data: bytes) -> ImageFacts:
     raise BadImage("neither PNG, JPEG nor WebP")
 
 
+def _max_parts(data: bytes) -> int:
+    return MAX_SMALL_PARTS + len(data) // MIN_PART_BYTES
+
+
+def _too_many_parts(kind: str) -> BadImage:
+    return BadImage(f"{kind} of too many small parts")
+
+
 # ── PNG: chunks with length and checksum (PNG specification, sections 5 and 11) ──────────────
 
 PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
@@ -78,7 +91,11 @@ def check_png(data: bytes) -> ImageFacts:
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """Type and content of each chunk, with checksums verified. IEND must end the data."""
     view, offset, kind = memoryview(data), len(PNG_SIGNATURE), b""
+    parts_left = _max_parts(data)
     while kind != b"IEND":
+        parts_left -= 1
+        if parts_left < 0:
+            raise _too_many_parts("PNG")
         if offset + 12 > len(data):
             raise BadImage("PNG is cut short")
         (length,) = struct.unpack_from(">I", data, offset)
@@ -114,6 +131,7 @@ _JPEG_STANDALONE: Final = frozenset({0x01, *range(0xD0, 0xD8)})
 """Markers without a length and a segment."""
 _JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """SOFn: frame headers, which contain the size."""
+_JPEG_FILL: Final = re.compile(rb"\xff++")
 _JPEG_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """Ends entropy-coded data. A stuffed FF, a restart marker and a fill byte do not."""
 
@@ -136,7 +154,11 @@ def _check_jpeg(data: bytes) -> ImageFacts:
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Marker and content of each segment from SOI to the first EOI."""
     offset, marker = 2, _SOI
+    parts_left = _max_parts(data)
     while marker != _EOI:
+        parts_left -= 1
+        if parts_left < 0:
+            raise _too_many_parts("JPEG")
         offset, marker = _jpeg_marker(data, offset)
         if marker in _JPEG_STANDALONE or marker == _EOI:
             continue
@@ -147,15 +169,14 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _jpeg_marker(data: bytes, offset: int) -> tuple[int, int]:
     """The offset after the marker at `offset`, and the marker. FF may be repeated as fill."""
-    start = offset
-    while data[offset : offset + 1] == b"\xff":
-        offset += 1
-    if offset >= len(data):
+    fill = _JPEG_FILL.match(data, offset)
+    end = offset if fill is None else fill.end()
+    if end >= len(data):
         raise BadImage("JPEG is cut short")
-    marker = data[offset]
-    if offset == start or marker in (0x00, _SOI):
+    marker = data[end]
+    if fill is None or marker in (0x00, _SOI):
         raise BadImage("JPEG with a damaged segment")
-    return offset + 1, marker
+    return end + 1, marker
 
 
 def _jpeg_segment_end(data: bytes, offset: int) -> int:
@@ -203,7 +224,11 @@ def _check_webp(data: bytes) -> ImageFacts:
 def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Type and first ten bytes of each chunk. The last one must end where the data ends."""
     offset = 12
+    parts_left = _max_parts(data)
     while offset < len(data):
+        parts_left -= 1
+        if parts_left < 0:
+            raise _too_many_parts("WebP")
         if offset + 8 > len(data):
             raise BadImage("WebP with a damaged chunk")
         (length,) = struct.unpack_from("<I", data, offset + 4)

@@ -17,7 +17,12 @@ from gateway.imagefile.check import PNG_SIGNATURE, check_png, png_chunks
 TranscodedFormat: TypeAlias = Literal["jpeg", "webp"]
 
 MAX_TRANSCODED_PIXELS: Final = 33_000_000
-"""Transcoding an image of 33 megapixels takes up to 700 MB of memory."""
+"""Transcoding an image of 33 megapixels takes up to 600 MB of memory."""
+MAX_SMALL_PIXELS: Final = 4_194_304
+"""2048x2048. Transcoding an image of so many pixels takes up to 100 MB of memory."""
+_DEFAULT_METHOD: Final = 4
+_FRUGAL_METHOD: Final = 2
+"""The effort of the WebP encoder. From 3 on, it collects statistics of all pixels in memory."""
 _MAX_EDGE: Final = {"jpeg": 65_500, "webp": 16_383}
 """The longest edge in pixels that a format, or its encoder, supports."""
 _DEFAULT_GAMMA: Final = struct.pack(">I", 45_455)
@@ -29,6 +34,12 @@ _FULL_COLOUR_QUALITY: Final = 90
 def as_transcoded_format(value: object) -> TranscodedFormat | None:
     """The format if a PNG can be transcoded to it, else None."""
     return "jpeg" if value == "jpeg" else "webp" if value == "webp" else None
+
+
+def is_large(png: bytes) -> bool:
+    """Whether a complete PNG has more than `MAX_SMALL_PIXELS`."""
+    width, height = struct.unpack_from(">II", png, len(PNG_SIGNATURE) + 8)
+    return bool(width * height > MAX_SMALL_PIXELS)
 
 
 def transcode_image(
@@ -60,10 +71,10 @@ def transcode_image(
             return None
         if not _has_portable_colours(dict(png_chunks(data))):
             return None
-        # Not `Image.open`, whose pixel limit is a global of the process.
-        with PngImagePlugin.PngImageFile(io.BytesIO(data)) as png:
-            image = _to_encodable_mode(png, grey="L" if format == "jpeg" else "RGB")
-            return _encode(image, png.info, format=format, compression=compression)
+        # In another function, so that pixels that were converted are freed before the encoder needs
+        # memory.
+        image, info = _decode(data, grey="L" if format == "jpeg" else "RGB")
+        return _encode(image, info, format=format, compression=compression)
     except (OSError, SyntaxError, ValueError):  # Pillow's errors for images that it cannot decode
         return None
 
@@ -80,14 +91,26 @@ def _has_portable_colours(chunks: Mapping[bytes, memoryview]) -> bool:
     return has_colour_space or chunks.get(b"gAMA", _DEFAULT_GAMMA) == _DEFAULT_GAMMA
 
 
+def _decode(data: bytes, *, grey: str) -> tuple[Image.Image, Mapping[Any, Any]]:
+    # Not `Image.open`, whose pixel limit is a global of the process.
+    with PngImagePlugin.PngImageFile(io.BytesIO(data)) as png:
+        png.load()
+        return _to_encodable_mode(png, grey=grey), png.info
+
+
 def _to_encodable_mode(png: Image.Image, *, grey: str) -> Image.Image:
     """RGBA if any pixel is transparent, `grey` if the image is greyscale, else RGB."""
     if png.mode == "I;16":  # Pillow would clip it: take the high bytes, as it does for colours
         return Image.frombytes("L", png.size, png.tobytes()[1::2]).convert(grey)
     if not png.has_transparency_data:
-        return png.convert(grey if png.mode in ("1", "L") else "RGB")
-    rgba = png.convert("RGBA")
+        return _converted(png, grey if png.mode in ("1", "L") else "RGB")
+    rgba = _converted(png, "RGBA")
     return rgba.convert("RGB") if rgba.getchannel("A").getextrema() == (255, 255) else rgba
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    # Pillow copies an image even if it has the mode: four bytes a pixel more.
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _encode(
@@ -100,7 +123,9 @@ def _encode(
     file = io.BytesIO()
     metadata = {"icc_profile": profile, "exif": info.get("exif", b"")}
     if format == "webp":
-        image.save(file, "WEBP", quality=compression, **metadata)
+        is_small = image.width * image.height <= MAX_SMALL_PIXELS
+        method = _DEFAULT_METHOD if is_small else _FRUGAL_METHOD
+        image.save(file, "WEBP", quality=compression, method=method, **metadata)
     elif image.mode == "RGBA":
         return None
     else:

@@ -7,6 +7,7 @@ there is none.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Final
 
 from gateway.billing import pricing, quota
@@ -25,13 +26,15 @@ from gateway.errors import (
     InvalidRequest,
     UpstreamFailure,
 )
-from gateway.images import Image, Outcome, Record
+from gateway.images import Image, LimitSubject, Outcome, Record
 from gateway.proxy.context import RequestContext
 from gateway.proxy.interpret import ImageQuery, Interpreter
 from gateway.proxy.result import Answer
 from gateway.purchasing.purchase import PurchaseOrder, Purchases
 from gateway.request.headers import MAX_COST
+from gateway.store.batch import Batch
 from gateway.store.commands import Entry
+from gateway.store.protocol import Store
 
 OUTAGE_STATUSES: Final = frozenset({500, 502, 503, 504})
 """Statuses of an upstream failure for which a stale image is served."""
@@ -47,6 +50,7 @@ class Images:
         flights: Flights,
         purchases: Purchases,
         *,
+        store: Store,
         transcoding: Transcoding | None,
         sign: Sign,
         clock: Callable[[], float],
@@ -55,6 +59,7 @@ class Images:
         self._cache = cache
         self._flights = flights
         self._purchases = purchases
+        self._store = store
         self._transcoding = transcoding
         self._sign = sign
         self._clock = clock
@@ -163,7 +168,23 @@ class Images:
         if not missing:
             return {}
         target = self._interpreter.transcoding_target(context.key, query)
-        return {} if target is None else await self._transcoding.fill(target, missing)
+        if target is None:
+            return {}
+        subject = context.subject
+        return await self._transcoding.fill(
+            target, missing, key_id=subject.key_id, admit=partial(self._count_image, subject)
+        )
+
+    async def _count_image(self, subject: LimitSubject) -> None:
+        """Counts an image that is transcoded. Raises `LimitExceeded`."""
+        if (limit := quota.image_rate(subject)) is None:
+            return
+        batch = Batch(self._store)
+        admission = quota.admit_image(batch, subject, limit)
+        await batch.execute()
+        # If the key has changed meanwhile, nothing was counted. Its next request is.
+        if admission.value.denied is not None:
+            raise quota.refuse_image(subject, limit, admission.value)
 
     def _stale_images(
         self, query: ImageQuery, entry: Entry, result: FlightResult, *, found: LoadedImages

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -18,12 +19,12 @@ from gateway.access.keys import Key
 from gateway.access.policy import Policy
 from gateway.billing.ledger import Ledger
 from gateway.cache.transcoding import TranscodingTarget
-from gateway.catalog import Model
+from gateway.catalog import Catalog, Model
 from gateway.errors import ErrorCode, InvalidRequest
 from gateway.imagefile.convert import as_transcoded_format
 from gateway.images import ImageRequest, LimitSubject, Representation
 from gateway.proxy.context import RequestContext
-from gateway.request.body import parse_body
+from gateway.request.body import MAX_INLINE_BYTES, parse_body
 from gateway.request.cache_control import CachePolicy, resolve_cache_policy
 from gateway.request.fingerprint import fingerprint
 from gateway.request.headers import (
@@ -34,6 +35,7 @@ from gateway.request.headers import (
     parse_request_headers,
 )
 from gateway.request.validation import validate
+from gateway.tasks import SerialThread
 
 MAX_USER: Final = 256
 """Characters of `user` in the ledger; upstream gets all of it."""
@@ -42,7 +44,7 @@ MAX_INTERPRETATIONS: Final = 1024
 """Interpretations that a worker keeps."""
 
 MAX_CACHED_BODY: Final = 4096
-"""Bytes of a body whose interpretation is cached."""
+"""Bytes of a body whose interpretation is cached, and of its content type."""
 
 _NO_HEADERS: Final = RequestHeaders()
 
@@ -77,7 +79,10 @@ class InterpreterSettings(BaseModel):
 
 
 class _Interpretation(NamedTuple):
-    """A body's query, for a request without gateway headers, and its part of the ledger record."""
+    """A body's query, for a request without gateway headers, and its part of the ledger record.
+
+    `_read_body` leaves out the prompt's HMAC, whose key is in the store.
+    """
 
     query: ImageQuery
     recorded: Mapping[str, object]
@@ -86,9 +91,12 @@ class _Interpretation(NamedTuple):
 class Interpreter:
     """Turns requests into image queries."""
 
-    def __init__(self, settings: InterpreterSettings, ledger: Ledger) -> None:
+    def __init__(
+        self, settings: InterpreterSettings, ledger: Ledger, *, body_thread: SerialThread
+    ) -> None:
         self._settings = settings
         self._ledger = ledger
+        self._body_thread = body_thread
         self._policy: Policy | None = None
         self._cached: OrderedDict[tuple[bytes, str | None, bytes], _Interpretation] = OrderedDict()
 
@@ -114,6 +122,8 @@ class Interpreter:
         if context.policy is not self._policy:
             self._policy = context.policy
             self._cached.clear()
+        if len(body) + len(context.content_type or "") > MAX_CACHED_BODY:
+            return await self._read(context, body)
         # With the key's record: models, validation, scope and reuse of the key are part of the
         # meaning.
         cache_key = (body, context.content_type, context.subject.record)
@@ -130,9 +140,23 @@ class Interpreter:
         return interpretation
 
     async def _read(self, context: RequestContext, body: bytes) -> _Interpretation:
-        catalog, key = context.policy.catalog, context.key
+        read = partial(
+            self._read_body,
+            body,
+            context.content_type,
+            catalog=context.policy.catalog,
+            key=context.key,
+        )
+        is_small = len(body) <= MAX_INLINE_BYTES
+        query, recorded = read() if is_small else await self._body_thread.run(read)
+        prompt_hmac = await self._ledger.prompt_hmac(query.request.prompt)
+        return _Interpretation(query, {**recorded, "prompt_hmac": prompt_hmac})
+
+    def _read_body(
+        self, body: bytes, content_type: str | None, *, catalog: Catalog, key: Key
+    ) -> _Interpretation:
         request = validate(
-            parse_body(body, context.content_type),
+            parse_body(body, content_type),
             catalog,
             allowed_models=key.models,
             is_lenient=(key.validation or self._settings.validation) == "lenient",
@@ -146,7 +170,6 @@ class Interpreter:
             "quality": _resolved(model, request, "quality"),
             "n": request.n,
             "fingerprint": found,
-            "prompt_hmac": await self._ledger.prompt_hmac(request.prompt),
         }
         if request.stream:
             # A stream has no links: its events contain the image, whatever the format says.

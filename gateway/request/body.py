@@ -7,7 +7,9 @@ faster readers silently repair. The meaning of the keys is `request.validation`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Final, NoReturn
 
 from gateway.errors import ErrorCode, InvalidRequest, shorten
@@ -15,8 +17,14 @@ from gateway.errors import ErrorCode, InvalidRequest, shorten
 MAX_LEVELS: Final = 64
 """Objects and arrays inside one another, the body itself included."""
 
+MAX_VALUES: Final = 1000
+"""Members and elements of all objects and arrays: more than any request needs."""
+
+MAX_INLINE_BYTES: Final = 8192
+"""A larger body can take the event loop's time: it is to be read in a thread."""
+
 MAX_DIGITS: Final = 100
-"""Digits of one integer: more than any limit needs, and still fast to convert."""
+"""Digits of one number: more than any limit needs, and still fast to convert."""
 
 _NOT_JSON: Final = (
     "We could not parse the JSON body of your request. (HINT: This likely means you aren't using "
@@ -41,7 +49,8 @@ def parse_body(raw: bytes, content_type: str | None) -> dict[str, object]:
     Raises `InvalidRequest`. Another content type and invalid JSON (including NaN and bytes that
     are not UTF-8) are refused in the service's words, see
     `docs/reference/images-api.md#bodies`. JSON without a safe meaning has messages of its own:
-    duplicate keys, lone surrogates, more than 64 levels, endless numbers, or no object at all.
+    duplicate keys, lone surrogates, more than 64 levels or 1000 values, endless numbers, or no
+    object at all.
     """
     media_type = (content_type or "").partition(";")[0].strip().lower()
     if media_type not in ("", "application/json"):
@@ -72,10 +81,45 @@ def _unsupported_content_type(content_type: str) -> InvalidRequest:
     )
 
 
+# ── the bounds of the structure, before anything is built ───────────────────────────────────
+
+_TOKEN: Final = re.compile(
+    rb'"[^"]*+"?|(?P<comma>,)|(?P<empty>[\[{]\s*+[\]}])|(?P<open>[\[{])|(?P<close>[\]}])'
+)
+_MAX_TOKENS: Final = 5 * MAX_VALUES + 1
+"""For each value of valid JSON: a name and a string, a comma or the opening of its container, the
+closing of one, and an empty container. One more for the body."""
+
+
+def _check_structure(raw: bytes) -> None:
+    """Refuses more than `MAX_VALUES` values, and of so many commas and brackets also deep nesting.
+
+    Reads `raw` once from the start and stops at the first excess, or where it cannot be JSON.
+    """
+    # There are as many values as commas and openings together, empty containers aside. Those in
+    # strings are counted here too, and are told apart only if they may matter.
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") <= MAX_VALUES:
+        return
+    without_escapes = raw.replace(rb"\\", b"").replace(rb"\"", b"")
+    values = level = 0
+    for token in islice(_TOKEN.finditer(without_escapes), _MAX_TOKENS):
+        kind = token.lastgroup
+        if kind == "close":
+            level -= 1
+        elif kind == "open":
+            level += 1
+        if level + (kind == "empty") > MAX_LEVELS:
+            raise _too_deep()
+        values += kind in ("comma", "open")
+        if values > MAX_VALUES:
+            raise _unreadable(f"it has more than {MAX_VALUES} values")
+
+
 # ── the JSON reader ─────────────────────────────────────────────────────────────────────────
 
 
 def _parse_json(raw: bytes) -> object:
+    _check_structure(raw)
     try:
         # Decoded as UTF-8 only: `json.loads(raw)` would also detect UTF-16 and UTF-32.
         return _DECODER.decode(raw.decode("utf-8"))
@@ -100,13 +144,25 @@ def _refuse_constant(_name: str) -> NoReturn:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise _unreadable(f"a number has more than {MAX_DIGITS} digits")
+    _check_digits(digits)
     return int(digits)
 
 
+def _decimal(digits: str) -> float:
+    _check_digits(digits)
+    return float(digits)
+
+
+def _check_digits(digits: str) -> None:
+    if len(digits) > MAX_DIGITS:
+        raise _unreadable(f"a number has more than {MAX_DIGITS} digits")
+
+
 _DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_object, parse_constant=_refuse_constant, parse_int=_integer
+    object_pairs_hook=_object,
+    parse_constant=_refuse_constant,
+    parse_int=_integer,
+    parse_float=_decimal,
 )
 
 

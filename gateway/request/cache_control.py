@@ -13,7 +13,7 @@ from typing import Final
 
 from gateway.images import MAX_AGE_SECONDS, Reuse
 
-_LIST_ELEMENT: Final = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+', re.DOTALL)
+_LIST_ELEMENT: Final = re.compile(r'(?:[^,"]++|"(?:[^"\\]++|\\.)*+"?)+', re.DOTALL)
 _QUOTED_PAIR: Final = re.compile(r"\\(.)", re.DOTALL)
 _DELTA_SECONDS: Final = re.compile(r"[0-9]+")
 
@@ -76,7 +76,7 @@ def parse_cache_control(cache_control: str | None, pragma: str | None) -> CacheC
 
 def list_elements(value: str) -> Iterator[str]:
     """The elements of a comma-separated header; a comma in quotes separates nothing."""
-    for element in _LIST_ELEMENT.findall(value):
+    for element in _LIST_ELEMENT.findall(value) if '"' in value else value.split(","):
         if stripped := element.strip():
             yield stripped
 

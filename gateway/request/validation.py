@@ -222,8 +222,12 @@ def _hint(body: Mapping[str, object], model: Model, *, catalog: Catalog) -> Mapp
 
 def _tolerated(body: Mapping[str, object], model: Model, *, catalog: Catalog) -> Mapping[str, str]:
     """The parameters that strict mode refuses and lenient mode does not, with their treatment."""
+    # A name that no model knows is never tolerated, and a body may have hundreds of those.
+    known = {name for any_model in catalog.models.values() for name in any_model.parameters}
     treatments = {
-        name: _treatment(name, value, model, catalog=catalog) for name, value in body.items()
+        name: _treatment(name, value, model, catalog=catalog)
+        for name, value in body.items()
+        if name in known
     }
     return {name: treatment for name, treatment in treatments.items() if treatment is not None}
 

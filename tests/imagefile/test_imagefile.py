@@ -205,6 +205,56 @@ def test_an_image_of_one_and_a_half_megabytes_is_checked_fast_enough_for_the_eve
     assert min(durations) < 0.025
 
 
+# ── files of very many parts ────────────────────────────────────────────────────────────────
+
+IHDR = chunk(b"IHDR", struct.pack(">IIBBBBB", 10, 10, 8, 2, 0, 0, 0))
+SOF = b"\xff\xc0" + struct.pack(">HBHHB", 11, 8, 10, 10, 1) + b"\1\x11\0"
+SOS = b"\xff\xda\0\2"
+
+
+def png_of_parts(count: int) -> bytes:
+    parts = chunk(b"IDAT", b"") * (count - 2)
+    return b"\x89PNG\r\n\x1a\n" + IHDR + parts + chunk(b"IEND", b"")
+
+
+def jpeg_of_parts(count: int, part: bytes = b"\xff\xe0\0\2") -> bytes:
+    return b"\xff\xd8" + part * (count - 3) + SOF + SOS + b"\xff\xd9"
+
+
+def webp_of_parts(count: int) -> bytes:
+    first = b"VP8L" + struct.pack("<I", 6) + b"\x2f\0\0\0\0\0"
+    content = b"WEBP" + first + b"ABCD\0\0\0\0" * (count - 1)
+    return b"RIFF" + struct.pack("<I", len(content)) + content
+
+
+@pytest.mark.parametrize("write", [png_of_parts, jpeg_of_parts, webp_of_parts])
+def test_a_file_of_a_thousand_small_parts_is_accepted_and_one_of_many_more_is_not(write):
+    assert check(write(1000)).width
+    with pytest.raises(BadImage, match="too many small parts"):
+        check(write(1200))
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize(
+    "data",
+    [
+        png_of_parts(700_000),
+        jpeg_of_parts(2_000_000),
+        jpeg_of_parts(2_000_000, SOS),
+        jpeg_of_parts(4_000_000, b"\xff\x01"),
+        jpeg_of_parts(8_000_000, b"\xff"),
+        webp_of_parts(1_000_000),
+    ],
+    ids=["png", "jpeg", "scans", "markers", "fill", "webp"],
+)
+def test_eight_megabytes_of_small_parts_take_a_fraction_of_a_second(data):
+    started = time.thread_time()
+    with suppress(BadImage):
+        check(data)
+    # 2 to 16 s before.
+    assert time.thread_time() - started < 0.5
+
+
 # ── transcoding ─────────────────────────────────────────────────────────────────────────────
 
 OTTER = draw(width=96, height=64)

@@ -1,5 +1,7 @@
 """A client's request headers, and the cache policy that results from them and its key."""
 
+import contextlib
+import time
 from dataclasses import replace
 from decimal import Decimal
 
@@ -11,7 +13,12 @@ from multidict import CIMultiDict
 from gateway.errors import InvalidRequest
 from gateway.images import MAX_AGE_SECONDS, ImageRequest, Reuse
 from gateway.request.cache_control import CacheControl, CachePolicy, resolve_cache_policy
-from gateway.request.headers import RequestHeaders, at_variation, parse_request_headers
+from gateway.request.headers import (
+    MAX_COMMAS,
+    RequestHeaders,
+    at_variation,
+    parse_request_headers,
+)
 
 
 def parse(**headers):
@@ -473,3 +480,42 @@ def test_without_the_permission_only_the_keys_own_setting_refuses_cached_images(
         (False, None),
         (reuse.no_cache, reuse.max_age_seconds),
     ]
+
+
+# ── long lists ──────────────────────────────────────────────────────────────────────────────
+
+LISTS = ["Cache-Control", "Pragma", "Prefer", "X-Gateway-Tags"]
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_with_too_many_commas_is_refused(name):
+    problem = f"expected at most {MAX_COMMAS} commas, but got {MAX_COMMAS + 1}."
+    key = name.replace("-", "_")
+    assert refusal(name, **{key: "a" + "," * (MAX_COMMAS + 1)}) == problem
+    assert parse(**{key: "a" + "," * MAX_COMMAS})
+    repeated = [(name, "a,a")] * MAX_COMMAS  # joined by commas
+    with pytest.raises(InvalidRequest):
+        parse_request_headers(repeated)
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(character * 64_000 for character in 'a,"\\=;'),
+        '"' + "a" * 64_000,
+        '"' + r"\"" * 32_000,
+        "max-age=" + "9" * 64_000,
+        "a," * 255 + '"' + "a" * 64_000,
+    ],
+    ids=lambda value: value[:4],
+)
+def test_64_kib_of_a_header_take_at_most_some_milliseconds(name, value):
+    def seconds():
+        started = time.thread_time()
+        with contextlib.suppress(InvalidRequest):
+            parse_request_headers([(name, value)])
+        return time.thread_time() - started
+
+    assert min(seconds() for _ in range(5)) < 0.004

@@ -1,5 +1,6 @@
 """Validation beyond the table of `tests.request.test_openai_cases`: access, prompts, new rows."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,19 @@ def test_a_list_of_one_value_is_worded_as_one():
     catalog = parse_catalog(data, file="models.yaml")
     error = refusal({"model": "brush-9", "prompt": "x", "style": "natural"}, catalog)
     assert error.message == "Invalid value: 'natural'. Supported values are: 'vivid'."
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize("value", [None, 0, "x", {}], ids=repr)
+def test_hundreds_of_unknown_keys_are_refused_at_once_and_without_a_hint(value):
+    body = {"prompt": "x", "seed": value} | {f"k{i}": value for i in range(998)}
+
+    def seconds():
+        started = time.thread_time()
+        with pytest.raises(InvalidRequest) as caught:
+            validate(body, CATALOG)
+        assert caught.value.headers == {}
+        assert len(caught.value.message) < 100
+        return time.thread_time() - started
+
+    assert min(seconds() for _ in range(5)) < 0.002

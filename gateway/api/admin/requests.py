@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 
 from aiohttp import hdrs, web
 
 from gateway.api.http.body import read_body
+from gateway.api.services import SERVICES
 from gateway.errors import MAX_ECHO, ErrorCode, InvalidRequest
-from gateway.request.body import parse_body
+from gateway.request.body import MAX_INLINE_BYTES, parse_body
 from gateway.values import nearest
 
 
 async def read_object(request: web.Request) -> dict[str, object]:
     """The JSON object in the body. Raises 400, 408 or 413."""
-    return parse_body(await read_body(request), request.headers.get(hdrs.CONTENT_TYPE))
+    body = await read_body(request)
+    parse = partial(parse_body, body, request.headers.get(hdrs.CONTENT_TYPE))
+    if len(body) <= MAX_INLINE_BYTES:
+        return parse()
+    return await request.app[SERVICES].body_thread.run(parse)
 
 
 async def read_parameters(request: web.Request, known: Collection[str]) -> dict[str, object]:

@@ -1,0 +1,245 @@
+"""Transcoding costs memory, processor time and a client nothing: what one key can take of them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import threading
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.cache import transcoding
+from gateway.imagefile.convert import MAX_SMALL_PIXELS, transcode_image
+from tests import scripted_upstream
+from tests.gateways import Client, InProcess, Upstream, run_processes
+from tests.http.conftest import OpenGateway
+from tests.pngs import write_png
+from tests.waiting import eventually
+
+MIB = 1024 * 1024
+EDGE = 5736
+"""32.9 megapixels, just below `cache.max_pixels`."""
+
+
+@dataclass
+class Conversions:
+    """The conversions that were begun, by `output_compression`; each waits for the gate."""
+
+    begun: list[int] = field(default_factory=list)
+    running: int = 0
+    most_running: int = 0
+    gate: threading.Event = field(default_factory=threading.Event)
+
+    def convert(self, png: bytes, **options: Any) -> bytes | None:
+        self.begun.append(options["compression"])
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        self.gate.wait()
+        self.running -= 1
+        return transcode_image(png, **options)
+
+    async def until_begun(self, count: int) -> None:
+        await eventually(lambda: len(self.begun) >= count)
+
+
+@pytest.fixture
+def conversions(monkeypatch: pytest.MonkeyPatch) -> Iterator[Conversions]:
+    """Holds every conversion until its gate is opened."""
+    held = Conversions()
+    monkeypatch.setattr(transcoding, "transcode_image", held.convert)
+    yield held
+    held.gate.set()
+
+
+@asynccontextmanager
+async def transcoding_gateway(open_gateway: OpenGateway) -> AsyncIterator[InProcess]:
+    async with open_gateway(cache={"derive_formats": True}) as here:
+        await (await here.client.with_key("owner")).ask("a pond")
+        yield here
+
+
+def jpeg(client: Client, compression: int, **headers: str) -> asyncio.Task[Any]:
+    """Asks for the image in a format that has to be made."""
+    asking = client.ask(
+        "a pond", output_format="jpeg", output_compression=compression, headers=headers
+    )
+    return asyncio.create_task(asking)
+
+
+@contextmanager
+def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setattr(transcoding, "is_large", lambda png: True)
+        yield
+
+
+async def test_large_images_are_transcoded_one_at_a_time(
+    open_gateway: OpenGateway, conversions: Conversions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with transcoding_gateway(open_gateway) as here:
+        keys = [await here.client.with_key(f"key{i}") for i in range(4)]
+        with everything_is_large(monkeypatch):
+            asking = [jpeg(key, i) for i, key in enumerate(keys)]
+            await conversions.until_begun(1)
+            conversions.gate.set()
+            replies = await asyncio.gather(*asking)
+
+    assert {reply.status for reply in replies} == {200}
+    assert all("detail=derived" in reply.cache_status for reply in replies)
+    assert sorted(conversions.begun) == [0, 1, 2, 3]
+    assert conversions.most_running == 1
+
+
+async def test_small_images_do_not_wait_for_large_ones(
+    open_gateway: OpenGateway, conversions: Conversions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with transcoding_gateway(open_gateway) as here:
+        alice, bob = await here.client.with_key("alice"), await here.client.with_key("bob")
+        with everything_is_large(monkeypatch):
+            large = jpeg(alice, 1)
+            await conversions.until_begun(1)
+        small = jpeg(bob, 2)
+        await conversions.until_begun(2)
+        assert not large.done()
+        conversions.gate.set()
+        assert {(await large).status, (await small).status} == {200}
+
+
+async def test_a_key_with_many_images_delays_another_key_by_one_of_them(
+    open_gateway: OpenGateway, conversions: Conversions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with transcoding_gateway(open_gateway) as here:
+        eve, bob = await here.client.with_key("eve"), await here.client.with_key("bob")
+        with everything_is_large(monkeypatch):
+            flood = [jpeg(eve, compression) for compression in range(10)]
+            await eventually(lambda: here.gateway.cache.transcoding._open[eve.key_id] == 10)
+            honest = jpeg(bob, 99)
+            await eventually(lambda: here.gateway.cache.transcoding._open[bob.key_id] == 1)
+            conversions.gate.set()
+            await asyncio.gather(honest, *flood)
+
+    # The first of the flood was running, and the second was in line before Bob came.
+    assert 99 in conversions.begun[:3]
+
+
+async def test_a_key_with_too_many_open_images_is_refused_and_others_are_not(
+    open_gateway: OpenGateway, upstream: Upstream, conversions: Conversions
+) -> None:
+    async with transcoding_gateway(open_gateway) as here:
+        eve, bob = await here.client.with_key("eve"), await here.client.with_key("bob")
+        waiting = [jpeg(eve, compression) for compression in range(transcoding.MAX_OPEN)]
+        await eventually(
+            lambda: here.gateway.cache.transcoding._open[eve.key_id] == transcoding.MAX_OPEN
+        )
+        refused = await jpeg(eve, 99)
+        shared = jpeg(eve, 0)  # it is being made
+        honest = jpeg(bob, 98)
+        conversions.gate.set()
+        replies = await asyncio.gather(shared, honest, *waiting)
+        later = await jpeg(eve, 99)
+        metrics = await here.client.metrics()
+        assert not here.gateway.cache.transcoding._open
+
+    assert (refused.status, refused.error["code"]) == (429, "rate_limit_exceeded")
+    assert refused.headers["Retry-After"] == "5"
+    assert {reply.status for reply in [*replies, later]} == {200}
+    assert metrics['gateway_refusals_total{key="eve",reason="transcoding"}'] == 1
+    assert len(await upstream.bodies()) == 1
+
+
+async def test_a_transcoded_image_counts_in_the_images_of_the_minute(
+    open_gateway: OpenGateway, upstream: Upstream
+) -> None:
+    async with transcoding_gateway(open_gateway) as here:
+        alice = await here.client.with_key("alice", limits={"images_per_minute": 2})
+        # The same image is made once, and a hit is no image that is made.
+        same = await asyncio.gather(*(jpeg(alice, 50) for _ in range(5)))
+        hit = await jpeg(alice, 50)
+        second = await jpeg(alice, 51)
+        third = await jpeg(alice, 52)
+
+    assert {reply.status for reply in [*same, hit, second]} == {200}
+    assert (third.status, third.error["code"]) == (429, "rate_limit_exceeded")
+    assert "Limit images_per_minute of key 'alice' reached" in third.error["message"]
+    assert int(third.headers["Retry-After"]) in range(1, 61)
+    assert len(await upstream.bodies()) == 1
+
+
+async def test_an_image_that_cannot_be_transcoded_is_tried_once(
+    open_gateway: OpenGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[bytes] = []
+
+    def fail(png: bytes, **options: Any) -> None:
+        tried.append(png)
+
+    monkeypatch.setattr(transcoding, "transcode_image", fail)
+    async with transcoding_gateway(open_gateway) as here:
+        alice = await here.client.with_key("alice", limits={"images_per_minute": 3})
+        free = {"Cache-Control": "only-if-cached"}
+        replies = [await jpeg(alice, 50, **free) for _ in range(5)]
+        bought = await jpeg(alice, 50)
+
+    assert {reply.error["code"] for reply in replies} == {"only_if_cached"}
+    assert len(tried) == 1
+    assert bought.cache_status == "fwd=miss; stored"
+
+
+# ── memory ──────────────────────────────────────────────────────────────────────────────────
+
+
+def write_large_png() -> bytes:
+    row = b"\0" + bytes(range(256)) * (3 * EDGE // 256) + bytes(3 * EDGE % 256)
+    deflate = zlib.compressobj(1)
+    data = b"".join(deflate.compress(row) for _ in range(EDGE)) + deflate.flush()
+    return write_png(EDGE, EDGE, data)
+
+
+def peak_of(pid: int) -> int:
+    """The peak memory of a process in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+@pytest.mark.timed
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory in use from /proc")
+async def test_six_requests_for_the_largest_image_take_the_memory_of_one(tmp_path: Path) -> None:
+    assert EDGE * EDGE > MAX_SMALL_PIXELS
+    reply = scripted_upstream.http(
+        200, scripted_upstream.images(write_large_png()), content_type="application/json"
+    )
+    async with (
+        scripted_upstream.upstream(reply) as upstream,
+        run_processes(
+            tmp_path / "it", upstream.url, workers=1, options={"cache": {"derive_formats": True}}
+        ) as (processes, client),
+    ):
+        keys = [await client.with_key(name) for name in ("alice", "bob")]
+        first = await keys[0].ask("a pond")
+        asking = [
+            key.ask("a pond", output_format=output_format, output_compression=compression)
+            for key, output_format, compression in zip(
+                keys * 3,
+                ["jpeg", "jpeg", "webp", "webp", "webp", "webp"],
+                range(50, 80, 5),
+                strict=True,
+            )
+        ]
+        replies = await asyncio.gather(*asking)
+        peak_bytes = peak_of(*processes.answers_by_worker())
+
+    assert [reply.status for reply in [first, *replies]] == [200] * 7
+    assert all("detail=derived" in reply.cache_status for reply in replies)
+    assert len(upstream.bodies) == 1
+    # Six at once took 1.4 GB, and one took 700 MB.
+    assert peak_bytes < 512 * MIB
