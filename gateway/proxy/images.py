@@ -15,6 +15,7 @@ from gateway.cache.flight_events import Flight, PurchasedImages
 from gateway.cache.flight_result import FlightResult
 from gateway.cache.flights import Buy, Flights
 from gateway.cache.image_cache import ImageCache, LoadedImages, Sign
+from gateway.cache.tags import MAX_ENTRY_TAGS, MAX_KEY_TAGS
 from gateway.cache.takedowns import content_taken_down
 from gateway.cache.transcoding import Transcoding
 from gateway.errors import (
@@ -23,6 +24,7 @@ from gateway.errors import (
     ErrorCode,
     GatewayError,
     InvalidRequest,
+    StoreUnavailable,
     UpstreamFailure,
 )
 from gateway.images import Image, Outcome, Record
@@ -30,7 +32,7 @@ from gateway.proxy.context import RequestContext
 from gateway.proxy.interpret import ImageQuery, Interpreter
 from gateway.proxy.result import Answer
 from gateway.purchasing.purchase import PurchaseOrder, Purchases
-from gateway.request.headers import MAX_COST
+from gateway.request.headers import MAX_COST, TAGS
 from gateway.store.commands import Entry
 
 OUTAGE_STATUSES: Final = frozenset({500, 502, 503, 504})
@@ -67,7 +69,7 @@ class Images:
         images = await self.load(query, cached)
         detail = "derived" if transcoded.keys() & images.keys() else None
         if len(images) == query.request.n:
-            return await self.serve(query, images, cached=cached, detail=detail)
+            return await self.serve(context, query, images, cached=cached, detail=detail)
 
         result = await self._get_missing(context, query, images, entry=entry)
         context.is_follower = result.is_follower
@@ -85,7 +87,7 @@ class Images:
         ):
             charge = Charge.UNDELIVERED if result.bought else Charge.FREE
             raise content_taken_down(charge=charge)
-        return await self.serve(query, images, cached=cached, result=result, detail=detail)
+        return await self.serve(context, query, images, cached=cached, result=result, detail=detail)
 
     async def load(
         self, query: ImageQuery, cached: Mapping[int, CachedImage]
@@ -109,6 +111,7 @@ class Images:
 
     async def serve(
         self,
+        context: RequestContext,
         query: ImageQuery,
         images: LoadedImages,
         *,
@@ -122,6 +125,8 @@ class Images:
             raise result.own_error or result.flight_error or _no_image()
         if query.request.response_format == "url":
             images = await self._cache.link(query.fingerprint, images, self._sign)
+        if query.headers.tags and not query.cache_policy.no_store:
+            await self._tag(context, query)
         return Answer(
             query.request,
             outcome=_outcome(result, count=len(images)),
@@ -150,7 +155,25 @@ class Images:
             record=record,
             clock=self._clock,
             summary=context.purchase,
+            tags=query.headers.tags,
         )
+
+    async def _tag(self, context: RequestContext, query: ImageQuery) -> None:
+        """Files the entry under the request's tags, which only a request with images has.
+
+        A purchase has done so already, for a client that leaves; this one sees what was stored.
+        """
+        tags = query.headers.tags
+        try:
+            stored = await self._cache.tag(context.key.subject.key_id, query.fingerprint, tags)
+        except StoreUnavailable:
+            context.notices.append(f"{TAGS} not stored: the gateway's store is not available.")
+            return
+        if refused := [tag for tag in tags if tag not in stored]:
+            context.notices.append(
+                f"{TAGS} not stored, because this key has {MAX_ENTRY_TAGS} tags for this image or "
+                f"{MAX_KEY_TAGS} in all: {', '.join(refused)}"
+            )
 
     # ── images that need not be bought ──────────────────────────────────────────────────────
 

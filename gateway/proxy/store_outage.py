@@ -71,4 +71,4 @@ class StoreOutage:
         )
         context.is_follower = result.is_follower
         images = await self._images.load_result(query, result)
-        return await self._images.serve(query, images, cached={}, result=result)
+        return await self._images.serve(context, query, images, cached={}, result=result)
