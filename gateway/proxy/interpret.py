@@ -114,6 +114,7 @@ class Interpreter:
         if context.policy is not self._policy:
             self._policy = context.policy
             self._cached.clear()
+        context.interpretation = None
         # With the key's record: models, validation, scope and reuse of the key are part of the
         # meaning.
         cache_key = (body, context.content_type, context.subject.record)
@@ -122,12 +123,19 @@ class Interpreter:
             self._cached.move_to_end(cache_key)
             return cached
         interpretation = await self._read(context, body)
-        # The policy may have been replaced while the body was read.
-        if len(body) <= MAX_CACHED_BODY and context.policy is self._policy:
-            self._cached[cache_key] = interpretation
-            if len(self._cached) > MAX_INTERPRETATIONS:
-                self._cached.popitem(last=False)
+        if len(body) <= MAX_CACHED_BODY:
+            context.interpretation = (cache_key, interpretation)
         return interpretation
+
+    def remember(self, context: RequestContext) -> None:
+        """Keeps what the body of an admitted request means; a refused one displaces nothing."""
+        # The policy may have been replaced while the request was interpreted or admitted.
+        if context.interpretation is None or context.policy is not self._policy:
+            return
+        cache_key, interpretation = context.interpretation
+        self._cached[cache_key] = interpretation
+        if len(self._cached) > MAX_INTERPRETATIONS:
+            self._cached.popitem(last=False)
 
     async def _read(self, context: RequestContext, body: bytes) -> _Interpretation:
         catalog, key = context.policy.catalog, context.key
