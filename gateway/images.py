@@ -295,6 +295,8 @@ class Record(NamedTuple):
     fingerprint: str | None = None
     corrects: str | None = None
     """The id of the record whose presumed charge this one corrects by the difference."""
+    count: int | None = None  # type: ignore[assignment]  # `tuple.count` is of no use here
+    """Of a record of several refusals: how many. The ids are those of the first."""
 
     def encode(self) -> bytes:
         """The record's bytes in the store: JSON."""
