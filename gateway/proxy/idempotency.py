@@ -69,12 +69,13 @@ class IdempotentImages:
         context.is_stored_result = True
         # In the order of the first answer: the images may have moved to other slots since.
         order = {image.id: position for position, image in stored.images.items()}
-        return await self._images.serve(
-            context,
+        answer = await self._images.serve(
             query,
             {order[image.id]: (image, data) for image, data in images.values()},
             cached={order[found.image.id]: found for found in cached.values()},
         )
+        await self._images.tag(context, query)
+        return answer
 
     async def _still_cached(
         self, fingerprint: str, images: Mapping[int, Image]

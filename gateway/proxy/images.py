@@ -38,6 +38,9 @@ from gateway.store.commands import Entry
 OUTAGE_STATUSES: Final = frozenset({500, 502, 503, 504})
 """Statuses of an upstream failure for which a stale image is served."""
 
+TAGS_LOST: Final = f"{TAGS} not stored, because the gateway's store is not available"
+"""The notice of a request with images."""
+
 
 class Images:
     """Answers queries with images."""
@@ -69,7 +72,9 @@ class Images:
         images = await self.load(query, cached)
         detail = "derived" if transcoded.keys() & images.keys() else None
         if len(images) == query.request.n:
-            return await self.serve(context, query, images, cached=cached, detail=detail)
+            answer = await self.serve(query, images, cached=cached, detail=detail)
+            await self.tag(context, query)
+            return answer
 
         result = await self._get_missing(context, query, images, entry=entry)
         context.is_follower = result.is_follower
@@ -87,7 +92,9 @@ class Images:
         ):
             charge = Charge.UNDELIVERED if result.bought else Charge.FREE
             raise content_taken_down(charge=charge)
-        return await self.serve(context, query, images, cached=cached, result=result, detail=detail)
+        answer = await self.serve(query, images, cached=cached, result=result, detail=detail)
+        await self.tag(context, query)
+        return answer
 
     async def load(
         self, query: ImageQuery, cached: Mapping[int, CachedImage]
@@ -111,7 +118,6 @@ class Images:
 
     async def serve(
         self,
-        context: RequestContext,
         query: ImageQuery,
         images: LoadedImages,
         *,
@@ -125,8 +131,6 @@ class Images:
             raise result.own_error or result.flight_error or _no_image()
         if query.request.response_format == "url":
             images = await self._cache.link(query.fingerprint, images, self._sign)
-        if query.headers.tags and not query.cache_policy.no_store:
-            await self._tag(context, query)
         return Answer(
             query.request,
             outcome=_outcome(result, count=len(images)),
@@ -158,16 +162,18 @@ class Images:
             tags=query.headers.tags,
         )
 
-    async def _tag(self, context: RequestContext, query: ImageQuery) -> None:
-        """Files the entry under the request's tags, which only a request with images has.
+    async def tag(self, context: RequestContext, query: ImageQuery) -> None:
+        """Files the entry under the tags of a request that is about to be answered with its images.
 
-        A purchase has done so already, for a client that leaves; this one sees what was stored.
+        A purchase has done so already, for a client that leaves; here the request learns of it.
         """
         tags = query.headers.tags
+        if not tags or query.cache_policy.no_store:
+            return
         try:
-            stored = await self._cache.tag(context.key.subject.key_id, query.fingerprint, tags)
+            stored = await self._cache.tag(context.subject.key_id, query.fingerprint, tags)
         except StoreUnavailable:
-            context.notices.append(f"{TAGS} not stored: the gateway's store is not available.")
+            context.notices.append(TAGS_LOST)
             return
         if refused := [tag for tag in tags if tag not in stored]:
             context.notices.append(
