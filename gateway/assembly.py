@@ -35,6 +35,7 @@ from gateway.cache.image_cache import ImageCache
 from gateway.cache.image_index import ImageIndex
 from gateway.cache.invalidation import Invalidation
 from gateway.cache.partial_images import PartialImages
+from gateway.cache.tags import Tags
 from gateway.cache.takedowns import Takedowns
 from gateway.cache.transcoding import Transcoding
 from gateway.configuration.expand import ConfigError
@@ -168,7 +169,10 @@ def wire_cache(
         observer=observer,
     )
     image_index = ImageIndex(store, blobs, ttl_seconds=bytes_settings.ttl_seconds)
-    image_cache = ImageCache(store, entries=entries, image_index=image_index, blobs=blobs)
+    tags = Tags(store, ttl_seconds=entries_settings(settings).longest_seconds)
+    image_cache = ImageCache(
+        store, entries=entries, image_index=image_index, blobs=blobs, tags=tags
+    )
     invalidation = Invalidation(store, image_cache, image_index=image_index, takedowns=takedowns)
     transcoding = Transcoding(store, image_cache, blobs=blobs, takedowns=takedowns)
     return Cache(image_cache, image_index, blobs, takedowns, invalidation, transcoding)

@@ -72,6 +72,7 @@ class ErrorCode(StrEnum):
     MISSING_REQUIRED_PARAMETER = "missing_required_parameter", 400, "A parameter is missing."
     STRING_ABOVE_MAX_LENGTH = "string_above_max_length", 400, "The prompt is too long."
     UNKNOWN_PARAMETER = "unknown_parameter", 400, "The model has no such parameter."
+    UNKNOWN_HEADER = "unknown_header", 400, "No header of the gateway has this name."
     UNSUPPORTED_CONTENT_ENCODING = (
         "unsupported_content_encoding",
         400,

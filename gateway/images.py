@@ -319,6 +319,8 @@ class Record(NamedTuple):
     """The id of the record whose presumed charge this one corrects by the difference."""
     client_address: str | None = None
     """Where the request came from, behind trusted proxies; None in records of older gateways."""
+    count: int | None = None  # type: ignore[assignment]  # `tuple.count` is of no use here
+    """Of a record of several refusals: how many. The ids are those of the first."""
 
     def encode(self) -> bytes:
         """The record's bytes in the store: JSON."""

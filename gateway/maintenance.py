@@ -93,6 +93,7 @@ async def close_gateway(gateway: Gateway, drain_seconds: float) -> None:
     except TimeoutError:
         log.error("drain_timeout", purchases=len(gateway.tasks))
     await gateway.flights.close()
+    gateway.ledger.add_counted_refusals(all_of_them=True)
     try:
         await gateway.ledger.write()
         # The store refuses this while a journal is open, so that another worker finds and finishes
@@ -186,7 +187,9 @@ async def track_untracked(gateway: Gateway) -> None:
 
 async def sweep(gateway: Gateway) -> None:
     """Removes expired state from stores that do not expire it themselves."""
-    await execute(gateway.store, Sweep())
+    # Some short steps: other commands of the embedded store run in between.
+    while await execute(gateway.store, Sweep(MAX_SWEPT)) == MAX_SWEPT:
+        continue
     await gateway.blob_store.sweep(MAX_SWEPT)
     await gateway.blob_store.ephemeral().sweep(MAX_SWEPT)
 

@@ -194,6 +194,7 @@ class InProcess:
 
     async def ledger(self) -> list[Record]:
         """All records, including those that were not written yet."""
+        self.gateway.ledger.add_counted_refusals(all_of_them=True)
         await self.gateway.ledger.write()
         return [record for _, record in await self.gateway.ledger.read(limit=100_000)]
 

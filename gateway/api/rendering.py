@@ -103,8 +103,8 @@ def error_headers(context: RequestContext) -> dict[str, str]:
 
 
 def _notice_header(context: RequestContext) -> dict[str, str]:
-    notice = context.cache_policy.notice
-    return {} if notice is None else {"x-gateway-notice": notice}
+    notices = [notice for notice in (context.cache_policy.notice, *context.notices) if notice]
+    return {"x-gateway-notice": "; ".join(notices)} if notices else {}
 
 
 def _cache_status(answer: Answer, context: RequestContext) -> str:

@@ -1,17 +1,22 @@
-"""The ledger: one record for every authenticated request, and for every purchase exactly one.
+"""The ledger: one record for every purchase, hit and follower, and one for repeated refusals.
 
 A record is a JSON object (`images.Record`). The record of a purchase is part of its settlement, so
 counters and ledger never disagree. Records without a cost wait here and are written in batches; if
-the process is killed, only those of the last half second are lost.
+the process is killed, only those of the last half second are lost, and the refusals of a minute.
+
+Nothing frees a record, so a client must not be able to make as many as it likes for nothing. Of the
+refusals of one key for one reason, the first of a minute has a record at once, and all others of
+that minute share one. They keep nothing that the client chose.
 """
 
 from __future__ import annotations
 
 import hmac
 import secrets
+import time
 from collections import deque
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -25,6 +30,8 @@ WRITE_EVERY_SECONDS: Final = 0.5
 MAX_PENDING: Final = 100_000
 """Records kept while the store is unavailable. Beyond it the oldest are dropped and logged."""
 BATCH_RECORDS: Final = 500
+REFUSALS_SECONDS: Final = 60.0
+"""How long refusals share a record."""
 
 META: Final = "meta"
 HMAC_KEY: Final = "prompt_hmac_key"
@@ -60,11 +67,20 @@ def tokens_by_kind(usage: Usage | None) -> Mapping[str, int]:
     return {kind: count for kind, count in kinds.items() if count}
 
 
+class _Refusals(NamedTuple):
+    """The refusals of one key for one reason within a minute, without the first."""
+
+    ends_at: float
+    record: Record | None = None
+
+
 class Ledger:
     """Writes records that have no cost, and reads all of them."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
+        self._clock = clock
+        self._refusals: dict[tuple[object, ...], _Refusals] = {}
         self._pending: deque[bytes] = deque(maxlen=MAX_PENDING)
         self._unconfirmed: Append | None = None
         self._hmac_key = b""
@@ -76,8 +92,36 @@ class Ledger:
             log.error("ledger_record_dropped", reason="store unavailable for too long")
         self._pending.append(record.encode())
 
+    def add_refusal(self, record: Record) -> None:
+        """Adds the record of a refused request, or counts it if there was one a moment ago."""
+        reason = (record.key_id, record.key, record.team, record.model, record.error, record.status)
+        record = record.but(
+            user=None, size=None, quality=None, n=None, prompt_hmac=None, fingerprint=None
+        )
+        known = self._refusals.get(reason)
+        if known is None:
+            self._refusals[reason] = _Refusals(self._clock() + REFUSALS_SECONDS)
+            self.add(record)
+        elif known.record is None:
+            self._refusals[reason] = known._replace(record=record.but(count=1))
+        else:
+            counted = known.record.but(count=(known.record.count or 0) + 1)
+            self._refusals[reason] = known._replace(record=counted)
+
+    def add_counted_refusals(self, *, all_of_them: bool = False) -> None:
+        """Adds the records of refusals whose minute is over, or of all, before closing."""
+        now = self._clock()
+        while self._refusals:
+            reason, refusals = next(iter(self._refusals.items()))  # the oldest
+            if refusals.ends_at > now and not all_of_them:
+                return
+            del self._refusals[reason]
+            if refusals.record is not None:
+                self.add(refusals.record)
+
     async def write(self) -> None:
         """Writes the pending records. Raises `StoreUnavailable`; then they stay pending."""
+        self.add_counted_refusals()
         while self._unconfirmed is not None or self._pending:
             if self._unconfirmed is None:
                 count = min(BATCH_RECORDS, len(self._pending))

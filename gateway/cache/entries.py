@@ -1,9 +1,10 @@
-"""Entries: the images of a fingerprint by slot, its tags, and its refusal.
+"""Entries: the images of a fingerprint by slot, and its refusal.
 
 An entry has slots 0…63, each empty or with one image. This module encodes an image as the bytes of
 a slot, decodes it again, and decides whether it is fresh or expired. The negative cache has, by
 fingerprint, the refusals of prompts that upstream would refuse again. `blobs` has the bytes of
-images, `image_index` finds them for links, and `flights` decides which request fills a slot.
+images, `image_index` finds them for links, `tags` for purges, and `flights` decides which
+request fills a slot.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from gateway.errors import UpstreamFailure
 from gateway.images import Image
 from gateway.store.batch import Batch, Result
 from gateway.store.commands import (
-    AddToSet,
     EmptySlots,
     Entry,
     GetValue,
@@ -34,9 +34,6 @@ from gateway.store.commands import (
 
 TTL_JITTER: Final = 0.05
 """Lifetimes differ by up to this share, so that images stored together do not expire together."""
-
-TAGS: Final = "tags"
-"""The space of sets of fingerprints, by tag."""
 
 REFUSALS: Final = "refusals"
 """The space of the negative cache: refusals, by fingerprint."""
@@ -117,11 +114,6 @@ class Entries:
     def empty(self, batch: Batch, fingerprint: str, slots: Mapping[int, str]) -> None:
         """Empties slots, each only if it still has the image with the given id."""
         batch.add(EmptySlots(fingerprint, slots))
-
-    def tag(self, batch: Batch, fingerprint: str, tags: Iterable[str]) -> None:
-        """Adds an entry to tags, for as long as the entry may exist."""
-        for tag in tags:
-            batch.add(AddToSet(TAGS, tag, (fingerprint,), self._settings.longest_seconds))
 
     def stale_images(self, entry: Entry, slots: Iterable[int]) -> dict[int, CachedImage]:
         """The expired images of `slots` that are within the stale-if-error window."""

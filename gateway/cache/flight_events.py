@@ -21,6 +21,10 @@ from gateway.store.commands import Publish, ReleaseLease, RenewLease
 EVENT_SECONDS: Final = 600.0
 """How long the events of a flight can be read after the last one."""
 
+RELEASED_SECONDS: Final = 5.0
+"""The same, if nothing was bought: a refused request leaves nothing behind. A follower reads
+sooner, or acquires the lease itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class Flight:
@@ -69,11 +73,13 @@ class Flight:
         """Releases the lease without a purchase: the followers try in turn."""
         # Before the end is published, as in `abandon`.
         batch.add(ReleaseLease(self.fingerprint, self.id))
-        self._publish_end(batch, {"end": "released"})
+        self._publish_end(batch, {"end": "released"}, ttl_seconds=RELEASED_SECONDS)
 
-    def _publish_end(self, batch: Batch, event: Mapping[str, Any]) -> None:
+    def _publish_end(
+        self, batch: Batch, event: Mapping[str, Any], *, ttl_seconds: float = EVENT_SECONDS
+    ) -> None:
         # All ends have one event id: the store drops every end but the first.
-        batch.add(Publish(self.id, "end", orjson.dumps(event, default=dict), EVENT_SECONDS))
+        batch.add(Publish(self.id, "end", orjson.dumps(event, default=dict), ttl_seconds))
 
 
 @dataclass(frozen=True, slots=True)

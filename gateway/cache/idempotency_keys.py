@@ -2,14 +2,19 @@
 
 A key of a client names one request for a day. While the request is answered, a lock says so and
 is renewed. If the worker that renews it dies, the lock expires and the next request starts over.
+
+However many requests of a worker wait for a lock, the worker watches it once, and passes what it
+learns to all of them. A purchase's result is always stored. One that cost nothing is stored while
+its gateway key has few of those: such a request can be answered again for nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,9 +22,16 @@ import orjson
 
 from gateway.errors import StoreUnavailable, UpstreamFailure
 from gateway.images import Image
-from gateway.store.batch import execute
-from gateway.store.commands import DeleteValue, GetValue, SetValue
-from gateway.store.protocol import Store
+from gateway.store.batch import Batch, execute
+from gateway.store.commands import (
+    AddToBoundedSets,
+    BoundedSet,
+    DeleteValue,
+    GetValue,
+    Publish,
+    SetValue,
+)
+from gateway.store.protocol import Store, Watch
 
 SPACE: Final = "idempotency"
 
@@ -30,8 +42,15 @@ LOCK_SECONDS: Final = 15.0
 """How long a lock lasts that is not renewed."""
 
 RENEW_SECONDS: Final = 5.0
-POLL_SECONDS: Final = 0.2
-"""How often a repeated request checks whether the first one has its result."""
+
+RECHECK_SECONDS: Final = 2.0
+"""How often a worker checks a lock of another worker without a notification."""
+
+NOTIFICATION_SECONDS: Final = 5.0
+"""How long the store keeps a notification; watches have seen it by then."""
+
+MAX_FREE_RESULTS: Final = 1000
+"""Stored results of one gateway key that cost nothing: in Redis about 1.4 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +60,14 @@ class IdempotentRequest:
     name: str
     request: str
     """A hash of the request: equal for equal requests, however they are spelled."""
+    key_id: str
 
     @staticmethod
     def of(key_id: str, idempotency_key: str, *, request: tuple[object, ...]) -> IdempotentRequest:
         """The same idempotency key of another gateway key is another one."""
         # As JSON, because two different pairs could be equal once they are joined.
         name = hashlib.sha256(orjson.dumps([key_id, idempotency_key])).hexdigest()
-        return IdempotentRequest(name, hashlib.sha256(orjson.dumps(request)).hexdigest())
+        return IdempotentRequest(name, hashlib.sha256(orjson.dumps(request)).hexdigest(), key_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +78,31 @@ class StoredResult:
     images: Mapping[int, Image] = field(default_factory=dict)
     """In the order of the answer."""
     failure: UpstreamFailure | None = None
+    encoded: bytes | None = None
+    """As the store has it."""
+
+
+class _Wait:
+    """The requests of this worker that wait for one idempotency key.
+
+    One of them either holds the lock, or waits for another worker's lock on behalf of all.
+    """
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.request: asyncio.Future[str | None] = loop.create_future()
+        """Which request is being answered, as soon as that is known."""
+        self.result: asyncio.Future[StoredResult | StoreUnavailable | None] = loop.create_future()
+        """None: the lock was released, and the next request tries."""
+
+    def know(self, request: str | None) -> None:
+        if not self.request.done():
+            self.request.set_result(request)
+
+    def end(self, result: StoredResult | StoreUnavailable | None) -> None:
+        self.know(result.request if isinstance(result, StoredResult) else None)
+        if not self.result.done():
+            self.result.set_result(result)
 
 
 class IdempotencyKeys:
@@ -65,24 +110,63 @@ class IdempotencyKeys:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._waits: dict[str, _Wait] = {}
+        """By idempotency key, while a request of this worker holds its lock or waits for it."""
 
     async def acquire(self, idempotent: IdempotentRequest) -> StoredResult | None:
         """The stored result, or None: then the caller holds the lock and has to answer.
 
+        Until it calls `store`, `store_failure` or `release`, other requests with this key wait.
         Waits while another request with this key is answered. Raises `StoreUnavailable`.
         """
+        while (wait := self._waits.get(idempotent.name)) is not None:
+            # Shielded: a request that is cancelled must not cancel the future of the others.
+            request = await asyncio.shield(wait.request)
+            # Another request is refused at once.
+            if request is not None and request != idempotent.request:
+                return StoredResult(request)
+            result = await asyncio.shield(wait.result)
+            if isinstance(result, StoreUnavailable):
+                raise StoreUnavailable
+            if result is not None:
+                return result
+        wait = self._waits[idempotent.name] = _Wait()
+        try:
+            result = await self._acquire_in_store(idempotent, wait)
+        except StoreUnavailable as failure:
+            # The others would only wait as long for the same failure, one after the other.
+            self._end(idempotent, failure)
+            raise
+        except BaseException:
+            self._end(idempotent, None)
+            raise
+        if result is not None:
+            self._end(idempotent, result)
+        return result
+
+    async def _acquire_in_store(
+        self, idempotent: IdempotentRequest, wait: _Wait
+    ) -> StoredResult | None:
         lock = SetValue(
             SPACE, idempotent.name, _encode_lock(idempotent), LOCK_SECONDS, only_if_absent=True
         )
-        while not await execute(self._store, lock):
-            value = await execute(self._store, GetValue(SPACE, idempotent.name))
-            data = orjson.loads(value) if value is not None else {}
-            # Another request is refused at once. The same one waits while the value is a lock,
-            # which has no images.
-            is_other = data.get("request", idempotent.request) != idempotent.request
-            if is_other or "images" in data:
-                return _decode_result(data)
-            await asyncio.sleep(POLL_SECONDS)
+        watch: Watch | None = None
+        async with AsyncExitStack() as stack:
+            while not await execute(self._store, lock):
+                value = await execute(self._store, GetValue(SPACE, idempotent.name))
+                if value is not None:
+                    found = _decode_result(value)
+                    # The same request waits while the value is a lock.
+                    if found.request != idempotent.request or found.encoded is not None:
+                        return found
+                    wait.know(found.request)
+                if watch is None:
+                    # Watch before the next look, or a result between the two wakes nothing.
+                    watching = self._store.watch(_channel(idempotent))
+                    watch = await stack.enter_async_context(watching)
+                else:
+                    await watch.wait(RECHECK_SECONDS)
+        wait.know(idempotent.request)
         return None
 
     @asynccontextmanager
@@ -108,36 +192,100 @@ class IdempotencyKeys:
                 with suppress(StoreUnavailable):
                     await execute(self._store, lock)
 
-    async def store(self, idempotent: IdempotentRequest, images: Sequence[Image]) -> None:
-        """Stores images as the result of a repeated request."""
+    async def store(
+        self, idempotent: IdempotentRequest, images: Sequence[Image], *, is_free: bool = False
+    ) -> bool:
+        """Stores images as the result of a repeated request.
+
+        False, and the lock is released, if the result is free and the gateway key has too many of
+        those. The requests that wait in this worker get it all the same.
+        """
         by_position = {str(position): image for position, image in enumerate(images)}
-        await self._store_result(idempotent, {"images": by_position})
+        try:
+            return await self._store_result(idempotent, {"images": by_position}, is_free=is_free)
+        finally:
+            result = StoredResult(idempotent.request, images=dict(enumerate(images)))
+            self._end(idempotent, result)
 
     async def store_failure(self, idempotent: IdempotentRequest, failure: UpstreamFailure) -> None:
         """Stores a failure that was, or may have been, charged as the result."""
-        await self._store_result(idempotent, {"images": {}, "failure": failure.to_dict()})
+        try:
+            await self._store_result(idempotent, {"images": {}, "failure": failure.to_dict()})
+        finally:
+            self._end(idempotent, StoredResult(idempotent.request, failure=failure))
 
     async def release(self, idempotent: IdempotentRequest) -> None:
         """Releases the lock without a result: a repeated request tries again."""
+        try:
+            await self._release(idempotent, _encode_lock(idempotent))
+        finally:
+            self._end(idempotent, None)
+
+    async def forget(self, idempotent: IdempotentRequest, result: StoredResult) -> None:
+        """Deletes a stored result whose images are lost, unless another request has done so."""
+        if result.encoded is not None:
+            await self._release(idempotent, result.encoded)
+
+    async def _release(self, idempotent: IdempotentRequest, expected: bytes) -> None:
+        batch = Batch(self._store)
+        batch.add(DeleteValue(SPACE, idempotent.name, expected))
+        _notify(batch, idempotent)
         # A lock that cannot be deleted expires by itself.
         with suppress(StoreUnavailable):
-            await execute(self._store, DeleteValue(SPACE, idempotent.name))
+            await batch.execute()
 
-    async def _store_result(self, idempotent: IdempotentRequest, result: Mapping[str, Any]) -> None:
+    async def _store_result(
+        self, idempotent: IdempotentRequest, result: Mapping[str, Any], *, is_free: bool = False
+    ) -> bool:
         value = orjson.dumps({"request": idempotent.request, **result}, default=dict)
+        batch = Batch(self._store)
+        batch.add(SetValue(SPACE, idempotent.name, value, RESULT_SECONDS))
+        _notify(batch, idempotent)
+        bounds = (BoundedSet(SPACE, idempotent.key_id, MAX_FREE_RESULTS),)
+        counted = AddToBoundedSets(bounds, (idempotent.name,), RESULT_SECONDS)
+        has_room = batch.add(counted) if is_free else None
         # Without a result the images are still in their entry, and a repeated request finds them.
         with suppress(StoreUnavailable):
-            await execute(self._store, SetValue(SPACE, idempotent.name, value, RESULT_SECONDS))
+            await batch.execute()
+            if has_room is not None and not has_room.value:
+                # Deleted again rather than asked for first: most keys have room.
+                await self._release(idempotent, value)
+                return False
+        return True
+
+    def _end(
+        self, idempotent: IdempotentRequest, result: StoredResult | StoreUnavailable | None
+    ) -> None:
+        """Tells the requests of this worker that wait for the key."""
+        wait = self._waits.pop(idempotent.name, None)
+        if wait is not None:
+            wait.end(result)
+
+
+def _channel(idempotent: IdempotentRequest) -> str:
+    """The name under which the store notifies the watches of an idempotency key."""
+    return f"{SPACE}:{idempotent.name}"
+
+
+def _notify(batch: Batch, idempotent: IdempotentRequest) -> None:
+    # Each notification needs an id of its own: the store drops a second event with the same one.
+    event_id = secrets.token_hex(4)
+    batch.add(Publish(_channel(idempotent), event_id, b"", NOTIFICATION_SECONDS))
 
 
 def _encode_lock(idempotent: IdempotentRequest) -> bytes:
     return orjson.dumps({"request": idempotent.request})
 
 
-def _decode_result(data: Mapping[str, Any]) -> StoredResult:
+def _decode_result(value: bytes) -> StoredResult:
+    """A stored result; a lock has no `encoded`."""
+    data = orjson.loads(value)
+    if "images" not in data:
+        return StoredResult(data["request"])
     failure = data.get("failure")
     return StoredResult(
         data["request"],
-        images={int(n): Image.from_dict(image) for n, image in data.get("images", {}).items()},
+        images={int(n): Image.from_dict(image) for n, image in data["images"].items()},
         failure=UpstreamFailure.from_dict(failure) if failure else None,
+        encoded=value,
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from gateway.cache.blobs import Blobs
 from gateway.cache.entries import CachedImage, Entries, decode_refusal, look_up_refusal
 from gateway.cache.image_index import ImageIndex, image_path
+from gateway.cache.tags import Tags
 from gateway.cache.takedowns import is_taken_down
 from gateway.errors import StoreUnavailable, UpstreamFailure
 from gateway.images import Image, Representation
@@ -45,10 +46,11 @@ class ImageCache:
     """Stores and loads the images of fingerprints."""
 
     def __init__(
-        self, store: Store, *, entries: Entries, image_index: ImageIndex, blobs: Blobs
+        self, store: Store, *, entries: Entries, image_index: ImageIndex, blobs: Blobs, tags: Tags
     ) -> None:
         self._store = store
         self._entries = entries
+        self._tags = tags
         self._image_index = image_index
         self._blobs = blobs
 
@@ -218,9 +220,29 @@ class ImageCache:
         """Stores a refusal of the prompt's content in the negative cache, and no other failure."""
         self._entries.store_refusal(batch, fingerprint, failure)
 
-    def tag(self, batch: Batch, fingerprint: str, tags: Iterable[str]) -> None:
-        """Files an entry under the tags of a request, for purges."""
-        self._entries.tag(batch, fingerprint, tags)
+    # ── tags ────────────────────────────────────────────────────────────────────────────────
+
+    async def reserve_tags(
+        self, key_id: str, fingerprint: str, tags: Sequence[str]
+    ) -> Sequence[str]:
+        """Those of a request's tags that its gateway key has room for; for `add_tags`."""
+        return await self._tags.reserve(key_id, fingerprint, tags)
+
+    def add_tags(self, batch: Batch, fingerprint: str, tags: Iterable[str]) -> None:
+        """Files an entry that has images under these tags, for purges."""
+        self._tags.add(batch, fingerprint, tags)
+
+    async def tag(self, key_id: str, fingerprint: str, tags: Sequence[str]) -> Sequence[str]:
+        """Does both, and returns the tags that it stored. Raises `StoreUnavailable`."""
+        stored = await self.reserve_tags(key_id, fingerprint, tags)
+        batch = Batch(self._store)
+        self.add_tags(batch, fingerprint, stored)
+        await batch.execute()
+        return stored
+
+    async def tagged(self, tag: str) -> Sequence[str]:
+        """The fingerprints of a tag. Raises `StoreUnavailable`."""
+        return await self._tags.fingerprints(tag)
 
     # ── removing ────────────────────────────────────────────────────────────────────────────
 

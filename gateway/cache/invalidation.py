@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.cache.entries import TAGS, decode_image
+from gateway.cache.entries import decode_image
 from gateway.cache.image_cache import ImageCache
 from gateway.cache.image_index import IMAGES_BY_DIGEST, TRANSCODED, ImageIndex
 from gateway.cache.takedowns import Takedowns, content_taken_down
@@ -62,8 +62,8 @@ class Invalidation:
 
     async def purge_tag(self, tag: str) -> int:
         """Empties every entry that was requested with this tag (`X-Gateway-Tags`)."""
-        fingerprints = await execute(self._store, GetSet(TAGS, tag))
-        return sum([await self.purge_fingerprint(fingerprint) for fingerprint in fingerprints])
+        found = await self._image_cache.tagged(tag)
+        return sum([await self.purge_fingerprint(fingerprint) for fingerprint in found])
 
     async def purge_model(self, model: str) -> int:
         """Empties every slot with an image of this model."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from gateway.access.keys import Key
 from gateway.access.policy import Policy
@@ -47,11 +47,17 @@ class RequestContext:
     is_follower: bool = False
     """It followed another request's purchase and bought nothing itself."""
     outcome: Outcome = "refused"
+    is_admitted: bool = False
+    """It was counted against the key's requests."""
     was_looked_up: bool = False
     """It was admitted, and its entry was read."""
+    interpretation: tuple[Any, Any] | None = None
+    """Of a body that this worker did not know, for `Interpreter.remember`."""
     cache_policy: CachePolicy = _DEFAULT_CACHE_POLICY
     is_reload: bool = False
     """It buys, or would buy, although the entry has images: its client refused those."""
+    notices: list[str] = field(default_factory=list)
+    """What the gateway did not do for this request although a header asked for it."""
     is_stored_result: bool = False
     """It is answered with the stored result of its idempotency key."""
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway.cache.entries import CachedImage, read_slot
-from gateway.cache.idempotency_keys import IdempotencyKeys, IdempotentRequest, StoredResult
+from gateway.cache.idempotency_keys import (
+    MAX_FREE_RESULTS,
+    IdempotencyKeys,
+    IdempotentRequest,
+    StoredResult,
+)
 from gateway.cache.image_cache import ImageCache
 from gateway.errors import ErrorCode, InvalidRequest, UpstreamFailure
 from gateway.images import Image
@@ -51,7 +56,7 @@ class IdempotentImages:
             if (answer := await self._load_stored(context, query, stored)) is not None:
                 return answer
             # An image of the stored result is lost, so this request is answered like a first one.
-            await self._keys.release(idempotent)
+            await self._keys.forget(idempotent, stored)
         # In a task of its own: the result is stored even if the client leaves.
         work = self._answer_and_store(context, query, entry, idempotent=idempotent)
         return await self._tasks.run(work, name=f"answer {context.request_id}")
@@ -66,7 +71,8 @@ class IdempotentImages:
         """The stored result, free of charge; None if the entry has lost one of its images."""
         if stored.failure is not None:
             context.is_stored_result = True
-            raise stored.failure
+            # A copy, because all requests that waited have the same one.
+            raise UpstreamFailure.from_dict(stored.failure.to_dict())
         cached = await self._still_cached(query.fingerprint, stored.images)
         images = await self._images.load(query, cached)
         if len(images) < len(stored.images):
@@ -74,11 +80,13 @@ class IdempotentImages:
         context.is_stored_result = True
         # In the order of the first answer: the images may have moved to other slots since.
         order = {image.id: position for position, image in stored.images.items()}
-        return await self._images.serve(
+        answer = await self._images.serve(
             query,
             {order[image.id]: (image, data) for image, data in images.values()},
             cached={order[found.image.id]: found for found in cached.values()},
         )
+        await self._images.tag(context, query)
+        return answer
 
     async def _still_cached(
         self, fingerprint: str, images: Mapping[int, Image]
@@ -113,7 +121,14 @@ class IdempotentImages:
         except BaseException:
             await self._keys.release(idempotent)
             raise
-        await self._keys.store(idempotent, [image for image, _ in answer.images])
+        images = [image for image, _ in answer.images]
+        # A purchase must not be repeated. Anything else can be, at the price of nothing.
+        is_free = not context.purchase.has_begun
+        if not await self._keys.store(idempotent, images, is_free=is_free):
+            context.notices.append(
+                f"{IDEMPOTENCY_KEY} not stored: this request cost nothing, and the key has "
+                f"{MAX_FREE_RESULTS} stored results of such requests"
+            )
         return answer
 
 

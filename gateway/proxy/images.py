@@ -16,6 +16,7 @@ from gateway.cache.flight_events import Flight, PurchasedImages
 from gateway.cache.flight_result import FlightResult
 from gateway.cache.flights import Buy, Flights
 from gateway.cache.image_cache import ImageCache, LoadedImages, Sign
+from gateway.cache.tags import MAX_ENTRY_TAGS, MAX_KEY_TAGS
 from gateway.cache.takedowns import content_taken_down
 from gateway.cache.transcoding import Transcoding
 from gateway.errors import (
@@ -24,6 +25,7 @@ from gateway.errors import (
     ErrorCode,
     GatewayError,
     InvalidRequest,
+    StoreUnavailable,
     UpstreamFailure,
 )
 from gateway.images import Image, LimitSubject, Outcome, Record
@@ -31,13 +33,16 @@ from gateway.proxy.context import RequestContext
 from gateway.proxy.interpret import ImageQuery, Interpreter
 from gateway.proxy.result import Answer
 from gateway.purchasing.purchase import PurchaseOrder, Purchases
-from gateway.request.headers import MAX_COST
+from gateway.request.headers import MAX_COST, TAGS
 from gateway.store.batch import Batch
 from gateway.store.commands import Entry
 from gateway.store.protocol import Store
 
 OUTAGE_STATUSES: Final = frozenset({500, 502, 503, 504})
 """Statuses of an upstream failure for which a stale image is served."""
+
+TAGS_LOST: Final = f"{TAGS} not stored, because the gateway's store is not available"
+"""The notice of a request with images."""
 
 
 class Images:
@@ -72,7 +77,9 @@ class Images:
         images = await self.load(query, cached)
         detail = "derived" if transcoded.keys() & images.keys() else None
         if len(images) == query.request.n:
-            return await self.serve(query, images, cached=cached, detail=detail)
+            answer = await self.serve(query, images, cached=cached, detail=detail)
+            await self.tag(context, query)
+            return answer
 
         result = await self._get_missing(context, query, images, entry=entry)
         context.is_follower = result.is_follower
@@ -90,7 +97,9 @@ class Images:
         ):
             charge = Charge.UNDELIVERED if result.bought else Charge.FREE
             raise content_taken_down(charge=charge)
-        return await self.serve(query, images, cached=cached, result=result, detail=detail)
+        answer = await self.serve(query, images, cached=cached, result=result, detail=detail)
+        await self.tag(context, query)
+        return answer
 
     async def load(
         self, query: ImageQuery, cached: Mapping[int, CachedImage]
@@ -155,7 +164,27 @@ class Images:
             record=record,
             clock=self._clock,
             summary=context.purchase,
+            tags=query.headers.tags,
         )
+
+    async def tag(self, context: RequestContext, query: ImageQuery) -> None:
+        """Files the entry under the tags of a request that is about to be answered with its images.
+
+        A purchase has done so already, for a client that leaves; here the request learns of it.
+        """
+        tags = query.headers.tags
+        if not tags or query.cache_policy.no_store:
+            return
+        try:
+            stored = await self._cache.tag(context.subject.key_id, query.fingerprint, tags)
+        except StoreUnavailable:
+            context.notices.append(TAGS_LOST)
+            return
+        if refused := [tag for tag in tags if tag not in stored]:
+            context.notices.append(
+                f"{TAGS} not stored, because this key has {MAX_ENTRY_TAGS} tags for this image or "
+                f"{MAX_KEY_TAGS} in all: {', '.join(refused)}"
+            )
 
     # ── images that need not be bought ──────────────────────────────────────────────────────
 

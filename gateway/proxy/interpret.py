@@ -122,6 +122,7 @@ class Interpreter:
         if context.policy is not self._policy:
             self._policy = context.policy
             self._cached.clear()
+        context.interpretation = None
         if len(body) + len(context.content_type or "") > MAX_CACHED_BODY:
             return await self._read(context, body)
         # With the key's record: models, validation, scope and reuse of the key are part of the
@@ -132,12 +133,18 @@ class Interpreter:
             self._cached.move_to_end(cache_key)
             return cached
         interpretation = await self._read(context, body)
-        # The policy may have been replaced while the body was read.
-        if len(body) <= MAX_CACHED_BODY and context.policy is self._policy:
-            self._cached[cache_key] = interpretation
-            if len(self._cached) > MAX_INTERPRETATIONS:
-                self._cached.popitem(last=False)
+        context.interpretation = (cache_key, interpretation)
         return interpretation
+
+    def remember(self, context: RequestContext) -> None:
+        """Keeps what the body of an admitted request means; a refused one displaces nothing."""
+        # The policy may have been replaced while the request was interpreted or admitted.
+        if context.interpretation is None or context.policy is not self._policy:
+            return
+        cache_key, interpretation = context.interpretation
+        self._cached[cache_key] = interpretation
+        if len(self._cached) > MAX_INTERPRETATIONS:
+            self._cached.popitem(last=False)
 
     async def _read(self, context: RequestContext, body: bytes) -> _Interpretation:
         read = partial(

@@ -52,8 +52,10 @@ class Recorder:
             status=error.status,
             latency_ms=self._latency_ms(context),
         )
-        self._ledger.add(record)
-        if not context.is_follower:
+        if context.is_follower:
+            self._ledger.add(record)
+        else:
+            self._ledger.add_refusal(record)
             self._metrics.requests.refused(context.subject.key_name, _reason(error))
 
     def _latency_ms(self, context: RequestContext) -> int:

@@ -20,7 +20,6 @@ from gateway.errors import (
     GatewayError,
     IncorrectKey,
     InternalError,
-    InvalidRequest,
     StoreUnavailable,
 )
 from gateway.images import LimitSubject
@@ -32,11 +31,14 @@ from gateway.proxy.recording import Recorder
 from gateway.proxy.result import Answer, DryRun
 from gateway.proxy.store_outage import StoreOutage
 from gateway.store.batch import Batch
-from gateway.store.commands import Entry
+from gateway.store.commands import Admission, Entry
 from gateway.store.protocol import Store
 
 ADMISSION_ATTEMPTS: Final = 3
 """How often a request tries to be admitted while its key keeps changing."""
+
+MAX_BODY_BEFORE_ADMISSION: Final = 64 * 1024
+"""Bytes of a body that is parsed before its request is admitted."""
 
 
 class Proxy:
@@ -77,10 +79,6 @@ class Proxy:
             raise
         except GatewayError as error:
             self._recorder.failed(context, error)
-            # Error responses show the limits too. If the store is unavailable, reading them would
-            # only make the client wait again.
-            if not isinstance(error, StoreUnavailable):
-                context.limits = context.limits or await self.read_limits(context.subject)
             raise
         except Exception:
             self._recorder.failed(context, InternalError())
@@ -93,11 +91,13 @@ class Proxy:
         return result
 
     async def _answer(self, context: RequestContext) -> Answer | DryRun:
-        query = await self._interpret_or_confirm_key(context, await context.read_body())
+        body = await self._read_body(context)
+        query = await self._interpret(context, body)
         try:
             query, entry = await self._admit_and_look_up(context, query)
             if query.headers.dry_run:
                 return await self._dry_run(context, query, entry)
+            self._interpreter.remember(context)
             if query.headers.idempotency_key is None:
                 return await self._images.answer(context, query, entry)
             return await self._idempotent_images.answer(context, query, entry)
@@ -109,27 +109,75 @@ class Proxy:
                 raise
             return await self._store_outage.answer(context, query)
 
-    async def _interpret_or_confirm_key(self, context: RequestContext, body: bytes) -> ImageQuery:
-        """Interprets the request. Raises `InvalidRequest`.
+    # ── admission ───────────────────────────────────────────────────────────────────────────
 
-        If the request is invalid, reads the key from the store and, if it has changed, tries once
-        more.
-        """
+    async def _read_body(self, context: RequestContext) -> bytes:
+        """The body. A large one is admitted before it is parsed, a refused one too."""
+        try:
+            body = await context.read_body()
+        except GatewayError:
+            await self._admit_refused(context)
+            raise
+        if len(body) > MAX_BODY_BEFORE_ADMISSION:
+            # Parsing takes longer than the additional round trip, and a key over its rate must not
+            # make this worker parse. While the store is unavailable, `_answer` decides.
+            with suppress(StoreUnavailable):
+                await self._admit(context)
+        return body
+
+    async def _interpret(self, context: RequestContext, body: bytes) -> ImageQuery:
+        """Interprets the request. An invalid one is admitted too, and its error raised."""
         try:
             return await self._interpreter.interpret(context, body)
-        except InvalidRequest:
-            # This worker's copy of the key may be outdated. The admission would notice, but an
-            # invalid request is never admitted.
-            known_record = context.subject.record
-            context.use_key(await self._keys.confirm(context.secret))
-            if context.subject.record == known_record:
+        except StoreUnavailable:
+            raise
+        except GatewayError:
+            # This worker's copy of the key may have been outdated.
+            if not await self._admit_refused(context):
                 raise
-            return await self._interpreter.interpret(context, body)
+        return await self._interpreter.interpret(context, body)
+
+    async def _admit_refused(self, context: RequestContext) -> bool:
+        """Counts a request that is refused; returns whether its key has changed.
+
+        Raises `LimitExceeded`. While the store is unavailable, nothing is counted.
+        """
+        record = context.subject.record
+        if not context.is_admitted:
+            with suppress(StoreUnavailable):
+                await self._admit(context)
+        return context.subject.record != record
+
+    async def _admit(self, context: RequestContext) -> None:
+        """Counts a request in a round trip of its own. Raises `LimitExceeded`."""
+        for _ in range(ADMISSION_ATTEMPTS):
+            batch = Batch(self._store)
+            admission = quota.admit(batch, context.subject, peeks=True)
+            await batch.execute()
+            if await self._use_admission(context, admission.value):
+                return
+        raise self._changed_too_often(context)
+
+    async def _use_admission(self, context: RequestContext, admission: Admission) -> bool:
+        """Whether the request is admitted. False: its key was changed, and is used from now on.
+
+        Raises `LimitExceeded`.
+        """
+        if admission.record is not None:  # differs from the record that was used
+            self._keys.update(context.secret, admission.record)
+            context.use_key(await self._keys.authenticate(context.secret))
+            return False
+        self._keys.mark_confirmed(context.key)
+        context.limits = quota.admission_states(context.subject, admission)
+        if admission.denied is not None:
+            raise quota.refuse_admission(context.subject, admission)
+        context.is_admitted = True
+        return True
 
     async def _admit_and_look_up(
         self, context: RequestContext, query: ImageQuery
     ) -> tuple[ImageQuery, Entry]:
-        """Counts the request, reads its entry and adds its tags, in one round trip.
+        """Counts the request and reads its entry, in one round trip.
 
         The admission also compares the key's record with the store's. If the key was changed, the
         request is interpreted again with the new key, and the returned query may differ from the
@@ -137,23 +185,19 @@ class Proxy:
         """
         for _ in range(ADMISSION_ATTEMPTS):
             batch = Batch(self._store)
-            admission = quota.admit(batch, context.subject, peeks=query.headers.dry_run)
+            admission = None
+            if not context.is_admitted:
+                admission = quota.admit(batch, context.subject, peeks=query.headers.dry_run)
             entry = self._cache.look_up(batch, query.fingerprint)
-            # Before the result of the admission is known: a denied request tags the entry too.
-            self._cache.tag(batch, query.fingerprint, query.headers.tags)
             await batch.execute()
-            if admission.value.record is not None:  # differs from the record that was used
-                self._keys.update(context.secret, admission.value.record)
-                context.use_key(await self._keys.authenticate(context.secret))
-                query = await self._interpreter.interpret(context, query.body)
-                continue
-            self._keys.mark_confirmed(context.key)
-            context.limits = quota.admission_states(context.subject, admission.value)
-            if admission.value.denied is not None:
-                raise quota.refuse_admission(context.subject, admission.value)
-            context.was_looked_up = True
-            return query, entry.value
-        raise GatewayError(
+            if admission is None or await self._use_admission(context, admission.value):
+                context.was_looked_up = True
+                return query, entry.value
+            query = await self._interpret(context, query.body)
+        raise self._changed_too_often(context)
+
+    def _changed_too_often(self, context: RequestContext) -> GatewayError:
+        return GatewayError(
             f"Key '{context.subject.key_name}' was changed {ADMISSION_ATTEMPTS} times while this "
             "request was admitted. Try again.",
             status=503,

@@ -6,7 +6,7 @@ from gateway.access.keys import Keys
 from gateway.cache.flight_events import Flight, PurchasedImages
 from gateway.cache.flights import Flights
 from gateway.proxy.context import RequestContext
-from gateway.proxy.images import Images
+from gateway.proxy.images import TAGS_LOST, Images
 from gateway.proxy.interpret import ImageQuery
 from gateway.proxy.result import Answer
 from gateway.purchasing.purchase import Purchases
@@ -71,4 +71,6 @@ class StoreOutage:
         )
         context.is_follower = result.is_follower
         images = await self._images.load_result(query, result)
+        if query.headers.tags and result.is_follower:  # those of the leader are stored later
+            context.notices.append(TAGS_LOST)
         return await self._images.serve(query, images, cached={}, result=result)

@@ -26,6 +26,8 @@ class Reserved:
     """None for a purchase that is neither shared nor stored."""
     estimate: Amounts
     record: Record
+    tags: tuple[str, ...] = ()
+    """Of the request, for the entry once it has the images."""
 
     def encode(self) -> bytes:
         """The payload's bytes."""
@@ -68,6 +70,7 @@ def _decode_reserved(data: Mapping[str, Any]) -> Reserved:
         "flight": Flight.from_dict(flight) if flight else None,
         "estimate": decode_fields(Amounts, data["estimate"]),
         "record": Record.from_dict(data["record"]),
+        "tags": tuple(data.get("tags", ())),
     }
     return decode_fields(Reserved, {**data, **decoded})
 

@@ -99,6 +99,8 @@ class PurchaseOrder:
     """Unix seconds."""
     summary: PurchaseSummary = field(default_factory=PurchaseSummary)
     """Filled in by the purchase; the request's context has it too."""
+    tags: tuple[str, ...] = ()
+    """The request's, for the entry that gets the images."""
 
 
 class Purchases:
@@ -158,6 +160,7 @@ class Purchases:
             flight if is_stored else None,
             estimate=estimate,
             record=order.record.but(id=flight.id),
+            tags=order.tags,
         )
         order.summary.has_begun = True
         order.summary.reserved_micros = estimate.usd_micros
@@ -184,6 +187,7 @@ class Purchases:
             flight if is_stored else None,
             estimate=estimate.amounts,
             record=order.record.but(id=flight.id),
+            tags=order.tags,
         )
         batch = Batch(self._store)
         reservation = quota.reserve(

@@ -73,6 +73,9 @@ class Settlements:
         """Stores the images whose bytes are stored, settles, and tells the followers."""
         reserved, flight, pending = received.reserved, received.reserved.flight, None
         if flight is not None:
+            tags = await self._cache.reserve_tags(
+                reserved.record.key_id, flight.fingerprint, reserved.tags
+            )
             pending = self._cache.store_images(
                 batch,
                 flight.fingerprint,
@@ -80,6 +83,7 @@ class Settlements:
                 lease=flight.id,
                 displaces=flight.displaces,
             )
+            self._cache.add_tags(batch, flight.fingerprint, tags)
         # After the entry: a worker that dies between them leaves an open journal.
         settled = quota.settle(
             batch, reserved.purchase, received.charge, record=received.record.encode()

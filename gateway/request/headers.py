@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final
@@ -15,6 +15,7 @@ from typing import Final
 from gateway.errors import ErrorCode, InvalidRequest, shorten
 from gateway.images import MAX_SLOTS, ImageRequest
 from gateway.request.cache_control import CacheControl, list_elements, parse_cache_control
+from gateway.values import nearest
 
 VARIATION: Final = "X-Gateway-Variation"
 TAGS: Final = "X-Gateway-Tags"
@@ -28,6 +29,10 @@ MAX_TAGS: Final = 16
 MAX_TAG_CHARACTERS: Final = 64
 MAX_COST_MICROS: Final = 2**52
 """The largest amount: like a key's limits, exact in every store."""
+
+_OWN: Final = {name.lower(): name for name in (VARIATION, TAGS, MAX_COST)}
+"""All headers of clients that begin with `_PREFIX`, by their lower-case names."""
+_PREFIX: Final = VARIATION.lower().removesuffix("-variation")
 
 _NO_CACHE_CONTROL: Final = CacheControl()
 
@@ -54,9 +59,12 @@ class RequestHeaders:
     idempotency_key: str | None = None
 
 
-def has_request_headers(headers: Container[str]) -> bool:
-    """Whether a request has any of these headers. `headers` must ignore case."""
-    return any(map(headers.__contains__, _NAMES))
+def has_request_headers(headers: Mapping[str, str]) -> bool:
+    """Whether a request has any of these headers, also misspelt. `headers` must ignore case."""
+    if any(map(headers.__contains__, _NAMES)):
+        return True
+    # All names at once, because every request is checked; an underscore is an error for a hyphen.
+    return _PREFIX in "\n".join(headers).lower().replace("_", "-")
 
 
 def parse_request_headers(headers: Iterable[tuple[str, str]]) -> RequestHeaders:
@@ -64,6 +72,8 @@ def parse_request_headers(headers: Iterable[tuple[str, str]]) -> RequestHeaders:
 
     Raises `InvalidRequest`, whose `param` is the header's name.
     """
+    headers = list(headers)
+    _check_names(name for name, _ in headers)
     values = _known_values(headers)
     for name, value in values.items():
         if (commas := value.count(",")) > MAX_COMMAS:
@@ -107,6 +117,24 @@ def _known_values(headers: Iterable[tuple[str, str]]) -> Mapping[str, str]:
         if name in _NAMES:
             values.setdefault(name, []).append(value)
     return {name: ", ".join(repeated) for name, repeated in values.items()}
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Refuses a header that seems to be meant for the gateway, and that it does not know.
+
+    Ignored, a misspelt `X-Gateway-Max-Cost-USD` would be an unlimited purchase.
+    """
+    for given in names:
+        name = given.lower().replace("_", "-")
+        if not name.startswith(_PREFIX) or given.lower() in _OWN:
+            continue
+        meant = _OWN[nearest(name[:MAX_TAG_CHARACTERS], _OWN) or MAX_COST.lower()]
+        raise InvalidRequest(
+            f"Unknown header '{shorten(given)}'. Did you mean '{meant}'? The headers for this "
+            f"gateway are {', '.join(_OWN.values())}.",
+            param=shorten(given),
+            code=ErrorCode.UNKNOWN_HEADER,
+        )
 
 
 def _is_dry_run(prefer: str) -> bool:

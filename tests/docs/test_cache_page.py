@@ -3,6 +3,8 @@
 import ast
 import re
 
+from gateway.cache.idempotency_keys import LOCK_SECONDS, MAX_FREE_RESULTS, RECHECK_SECONDS
+from gateway.cache.tags import MAX_ENTRY_TAGS, MAX_KEY_TAGS
 from gateway.images import MAX_SLOTS
 from tests.docs.pages import code, codes, read_page, rows_below, rows_with, sources, text_of
 
@@ -38,6 +40,16 @@ def test_the_parts_of_a_fingerprint():
 
 def test_the_number_of_slots():
     assert f"{MAX_SLOTS} numbered slots, 0 to {MAX_SLOTS - 1}" in PAGE.replace("\n", " ")
+
+
+def test_the_bounds_of_tags():
+    rows = rows_with(PAGE, "bound, for each gateway key", "most")
+    assert [row["most"] for row in rows] == [f"{MAX_ENTRY_TAGS:,}", f"{MAX_KEY_TAGS:,}"]
+
+
+def test_the_numbers_of_idempotency_keys():
+    assert f"fewer than {MAX_FREE_RESULTS:,} of those" in PAGE
+    assert (RECHECK_SECONDS, LOCK_SECONDS) == (2, 15)
 
 
 def test_the_values_of_cache_status():

@@ -684,7 +684,7 @@ async def test_a_dry_run_is_admitted_and_checked_like_any_request(
     gateway: InProcess, upstream: Upstream
 ) -> None:
     """If it is refused, it is not recorded either. Without a budget, `remaining` is null."""
-    alice = await gateway.client.with_key("alice", limits={"requests_per_minute": 2})
+    alice = await gateway.client.with_key("alice", limits={"requests_per_minute": 3})
     wrong = await alice.ask(headers=DRY, quality="ultra")
     dry = await alice.ask(headers=DRY)
     replies = [await alice.ask(headers=DRY), await alice.ask(headers=DRY), await alice.ask()]

@@ -9,13 +9,18 @@ from typing import Any
 import pytest
 
 from gateway.cache import idempotency_keys
-from gateway.cache.idempotency_keys import SPACE, IdempotencyKeys, IdempotentRequest
+from gateway.cache.idempotency_keys import (
+    SPACE,
+    IdempotencyKeys,
+    IdempotentRequest,
+    StoredResult,
+)
 from gateway.store.batch import execute
 from gateway.store.commands import GetValue, SetValue
 from gateway.store.protocol import Command, Store
 from tests.gateways import Client, InProcess, Reply, Upstream, leases_at
 from tests.http.conftest import OpenGateway
-from tests.waiting import eventually, generous
+from tests.waiting import eventually, generous, turns
 
 KEY = {"Idempotency-Key": "order-17"}
 FRESH = {**KEY, "Cache-Control": "no-cache"}
@@ -184,6 +189,121 @@ async def test_a_request_repeated_while_the_first_one_runs_waits_for_its_result(
     for reply in replies:
         assert reply is first or assert_stored_result(reply, first) is None
     assert len(await upstream.bodies()) == 1
+
+
+class CountedKeys:
+    """Counts the requests that a gateway's idempotency keys get, and their store commands."""
+
+    def __init__(self, gateway: InProcess, patch: pytest.MonkeyPatch) -> None:
+        keys = gateway.gateway.services.proxy._idempotent_images._keys
+        store, acquire = keys._store, keys.acquire
+        self.requests = self.commands = 0
+        self.name, self.watch, self._execute = store.name, store.watch, store.execute
+
+        async def counted(idempotent: IdempotentRequest) -> StoredResult | None:
+            self.requests += 1
+            return await acquire(idempotent)
+
+        patch.setattr(keys, "acquire", counted)
+        patch.setattr(keys, "_store", self)
+
+    async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
+        self.commands += len(commands)
+        return await self._execute(commands)
+
+    async def until(self, requests: int) -> None:
+        """Waits until so many requests have come, and each waits for the first one's result."""
+        await eventually(lambda: self.requests >= requests)
+        await turns()
+
+
+WAITING = 50
+
+
+async def test_a_notification_answers_all_that_wait_and_waiting_costs_the_store_nothing(
+    open_gateway: OpenGateway, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many wait, a worker looks into the store a few times when the first one comes."""
+    monkeypatch.setattr(idempotency_keys, "RECHECK_SECONDS", 3600)
+    async with open_gateway() as here, open_gateway() as there:
+        alice = await here.client.with_key()
+        counted = CountedKeys(here, monkeypatch), CountedKeys(there, monkeypatch)
+        async with upstream.hold() as gate:
+            first = asyncio.create_task(alice.ask(headers=FRESH))
+            await gate.until(1)
+            clients = [alice, elsewhere(there, alice)] * WAITING
+            waiting = [asyncio.create_task(client.ask(headers=FRESH)) for client in clients]
+            await counted[0].until(WAITING + 1)
+            await counted[1].until(WAITING)
+            commands = [keys.commands for keys in counted]
+        async with generous():
+            replies = await asyncio.gather(*waiting)
+
+    assert commands[0] == 1  # the lock
+    assert commands[1] <= 4  # twice: it is locked, and by which request
+    for reply in replies:
+        assert_stored_result(reply, await first)
+    assert len(await upstream.bodies()) == 1
+
+
+async def test_when_the_request_that_watches_for_all_leaves_another_one_does(
+    open_gateway: OpenGateway, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_gateway() as here, open_gateway() as there:
+        alice = await here.client.with_key()
+        counted = CountedKeys(there, monkeypatch)
+        async with upstream.hold() as gate:
+            first = asyncio.create_task(alice.ask(headers=FRESH))
+            await gate.until(1)
+            watching = asyncio.create_task(elsewhere(there, alice).ask(headers=FRESH))
+            await counted.until(1)
+            waiting = [
+                asyncio.create_task(elsewhere(there, alice).ask(headers=FRESH)) for _ in range(3)
+            ]
+            await counted.until(4)
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+        replies = await asyncio.gather(*waiting)
+
+    for reply in replies:
+        assert_stored_result(reply, await first)
+    assert len(await upstream.bodies()) == 1
+
+
+async def test_when_the_first_request_fails_for_free_one_of_those_that_wait_buys(
+    open_gateway: OpenGateway, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idempotency_keys, "RECHECK_SECONDS", 3600)
+    prompt = "[[sim:status=500;times=1]] an otter"
+    async with open_gateway() as here, open_gateway() as there:
+        alice = await here.client.with_key()
+        counted = CountedKeys(here, monkeypatch), CountedKeys(there, monkeypatch)
+        async with upstream.hold() as gate:
+            first = asyncio.create_task(alice.ask(prompt, headers=FRESH))
+            await gate.until(1)
+            clients = [alice, elsewhere(there, alice)] * 5
+            waiting = [asyncio.create_task(c.ask(prompt, headers=FRESH)) for c in clients]
+            await counted[0].until(6)
+            await counted[1].until(5)
+        async with generous():
+            replies = await asyncio.gather(*waiting)
+
+    assert (await first).status == 500
+    assert [reply.status for reply in replies] == [200] * 10
+    assert sum(REPLAYED in reply.headers for reply in replies) == 9
+    assert len(await upstream.bodies()) == 2
+
+
+async def test_many_that_find_the_images_of_a_result_lost_buy_once(
+    gateway: InProcess, alice: Client, upstream: Upstream
+) -> None:
+    first = await alice.ask(headers=FRESH)
+    await purge(alice, first)
+    replies = await asyncio.gather(*(alice.ask(headers=FRESH) for _ in range(20)))
+
+    assert [reply.status for reply in replies] == [200] * 20
+    assert len({reply.images[0] for reply in replies}) == 1
+    assert len(await upstream.bodies()) == 2
 
 
 async def test_the_result_for_a_disconnected_client_is_stored(
@@ -448,3 +568,33 @@ async def test_a_stored_result_names_neither_client_nor_key(
     assert value is not None
     for secret in ("order-17", "a secret otter", alice.key_id, alice.secret):
         assert secret not in value.decode()
+
+
+# ── results that cost nothing ───────────────────────────────────────────────────────────────
+
+
+async def test_a_key_has_a_bound_of_stored_results_that_cost_nothing(
+    gateway: InProcess, alice: Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond it a hit is answered, and a notice says so. Purchases are always stored."""
+    monkeypatch.setattr(idempotency_keys, "MAX_FREE_RESULTS", 2)
+    bob = await gateway.client.with_key("bob")
+    await alice.ask()
+    headers = [{"Idempotency-Key": f"order-{i}"} for i in range(5)]
+    hits = [await alice.ask(headers=headers[i]) for i in range(3)]
+    again = [await alice.ask(headers=headers[i]) for i in range(3)]
+    others = [await alice.ask("a pond", headers=headers[i]) for i in range(3)]
+    bought = await alice.ask("a lake", headers=headers[3])
+    repeated = await alice.ask("a lake", headers=headers[3])
+    of_bob = [await bob.ask(headers=headers[4]) for _ in range(2)]
+
+    notices = [reply.headers.get("x-gateway-notice", "") for reply in hits]
+    assert [bool(notice) for notice in notices] == [False, False, True]
+    assert notices[2].startswith("Idempotency-Key not stored")
+    assert [REPLAYED in reply.headers for reply in again] == [True, True, False]
+    assert [reply.status for reply in hits + again] == [200] * 6
+    assert [reply.status for reply in others] == [400, 400, 200]
+    assert "x-gateway-notice" not in bought.headers
+    assert_stored_result(repeated, bought)
+    assert REPLAYED in of_bob[1].headers
+    assert len(await upstream.bodies()) == 3

@@ -18,6 +18,7 @@ RESERVED = Reserved("p", Flight("p", "f", (0, 2)), Amounts(1, 2, 3), RECORD)
 IMAGE = Image("a", "0" * 64, "png", 1, 1, 1, 0.0)
 RECEIVED = Received(RESERVED, {0: IMAGE, 2: IMAGE}, Amounts(1, 2, 3), RECORD)
 UNSTORED = Reserved("p", None, Amounts(1, 2, 3), RECORD)
+TAGGED = Reserved("p", Flight("p", "f", (0, 2)), Amounts(1, 2, 3), RECORD, ("spring", "sale"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def newer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "Received", NewerReceived)
 
 
-@pytest.mark.parametrize("payload", [RESERVED, UNSTORED, RECEIVED])
+@pytest.mark.parametrize("payload", [RESERVED, UNSTORED, RECEIVED, TAGGED])
 def test_a_payload_is_read_as_it_was_written(payload: Reserved | Received) -> None:
     assert decode_payload(payload.encode()) == payload
 

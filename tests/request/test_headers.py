@@ -17,6 +17,7 @@ from gateway.request.headers import (
     MAX_COMMAS,
     RequestHeaders,
     at_variation,
+    has_request_headers,
     parse_request_headers,
 )
 
@@ -323,6 +324,41 @@ def test_another_idempotency_key_is_refused_and_not_repeated(key):
     assert refusal("Idempotency-Key", idempotency_key=key) == (
         "expected 1 to 255 visible ASCII characters without spaces."
     )
+
+
+# ── names ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("X-Gateway-Max-Cost", "X-Gateway-Max-Cost-USD"),
+        ("X-GATEWAY-MAX-COST-USDS", "X-Gateway-Max-Cost-USD"),
+        ("x-gateway-max_cost_usd", "X-Gateway-Max-Cost-USD"),
+        ("X_Gateway_Tags", "X-Gateway-Tags"),
+        ("x-gateway-tag", "X-Gateway-Tags"),
+        ("x-gatewayvariation", "X-Gateway-Variation"),
+        ("x-gateway-" + "z" * 10_000, "X-Gateway-"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(name, nearest):
+    headers = CIMultiDict({"Accept": "*/*", name: ""})
+    assert has_request_headers(headers)
+    with pytest.raises(InvalidRequest, match=f"Did you mean '{nearest}") as caught:
+        parse_request_headers(headers.items())
+    assert (caught.value.status, caught.value.code) == (400, "unknown_header")
+    assert caught.value.param[:200] == name[:200]
+    assert len(caught.value.message) < 500
+
+
+@pytest.mark.parametrize("name", ["X-Gate", "Gateway-Tags", "My-X-Gateway-Tags", "X-Stainless-OS"])
+def test_names_that_begin_otherwise_are_ignored(name):
+    assert parse_request_headers([(name, "1")]) == RequestHeaders()
+
+
+def test_a_request_without_these_headers_has_none():
+    sent = CIMultiDict({"Host": "a", "Authorization": "Bearer b", "X-Stainless-Lang": "python"})
+    assert not has_request_headers(sent)
 
 
 NAMES = ["cache-control", "pragma", "prefer", "idempotency-key", "x-gateway-variation"]

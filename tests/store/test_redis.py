@@ -271,6 +271,8 @@ class TestKeys:
             "igw:value:s:n": 80,
             "igw:value:s:ever": None,
             "igw:set:s:l": 700,
+            "igw:{bounded}:s:b": 300,
+            "igw:{bounded}:s:c": 300,
             "igw:{lru}:used": None,
             "igw:{lru}:expires": None,
             "igw:{lru}:sizes": None,
@@ -290,7 +292,8 @@ class TestKeys:
         for start in ("schema", "{books}:records:", "{books}:bucket:", "{books}:window:",
                       "{books}:journal:", "{books}:open:", "{books}:workers",
                       "{books}:ledger:", "{books}:ledger-days", "{books}:appended:",
-                      "value:", "set:", "{lru}:used", "{lru}:expires", "{lru}:sizes", "{lru}:total",
+                      "value:", "set:", "{bounded}:",
+                      "{lru}:used", "{lru}:expires", "{lru}:sizes", "{lru}:total",
                       "entry:{", "leases:{",
                       "flight:{", "flight-ids:{", "blob:", "ephemeral:", "events:"):  # fmt: skip
             assert f"`igw:{start}" in documented
@@ -361,6 +364,9 @@ async def _make_every_kind_of_key(store: RedisStore, redis_url: str) -> None:
             commands.AddToSet("s", "l", ("a", "b"), 700),
             commands.AddToSet("s", "l", ("c",), 7),
             commands.RemoveFromSet("s", "l", ("b",)),
+            commands.AddToBoundedSets(
+                (commands.BoundedSet("s", "b", 2), commands.BoundedSet("s", "c", 2)), ("m",), 300
+            ),
             *(commands.Track(digest, 10, 60, 25) for digest in "abc"),
             commands.EvictTo(25),
             commands.Touch(("b",)),

@@ -89,6 +89,14 @@ class TestValues:
         )
         assert await read(store, "n") is None
 
+    async def test_a_value_is_deleted_only_if_it_is_the_expected_one(self, store: Store) -> None:
+        await execute(store, set_value("n", BINARY))
+        await execute(store, commands.DeleteValue("s", "n", b"other"))
+        assert await read(store, "n") == BINARY
+        await execute(store, commands.DeleteValue("s", "n", BINARY))
+        assert await read(store, "n") is None
+        await execute(store, commands.DeleteValue("s", "n", BINARY))
+
     async def test_of_many_concurrent_commands_exactly_one_sets_an_absent_value(
         self, store: Store, other: Store
     ) -> None:
@@ -153,3 +161,47 @@ class TestSets:
     async def test_concurrent_additions_lose_nothing(self, store: Store, other: Store) -> None:
         await asyncio.gather(*(execute((store, other)[i % 2], add(f"m{i:02}")) for i in range(50)))
         assert await members(store) == [f"m{i:02}" for i in range(50)]
+
+
+def add_bounded(*members: str, ttl: float = LONG, **bounds: int) -> commands.AddToBoundedSets:
+    """Adds to sets whose names and bounds are given."""
+    sets = tuple(commands.BoundedSet("s", name, bound) for name, bound in bounds.items())
+    return commands.AddToBoundedSets(sets, members, ttl)
+
+
+class TestBoundedSets:
+    async def test_members_are_added_up_to_the_bound(self, store: Store) -> None:
+        assert await execute(store, add_bounded("a", "b", "c", x=2)) == ["a", "b"]
+        assert await execute(store, add_bounded("c", "b", x=2)) == ["b"]
+        assert await execute(store, add_bounded("c", x=3)) == ["c"]
+        assert await execute(store, add_bounded("a", "d", x=0)) == ["a"]
+
+    async def test_a_member_is_added_to_all_sets_or_to_none(self, store: Store) -> None:
+        assert await execute(store, add_bounded("a", x=1, y=5)) == ["a"]
+        assert await execute(store, add_bounded("b", "c", x=1, y=5)) == []
+        assert await execute(store, add_bounded("b", "c", y=2)) == ["b"]
+
+    async def test_an_expired_member_makes_room(self, store: Store) -> None:
+        await store.execute([add_bounded("a", x=2, ttl=SHORT), add_bounded("b", x=2)])
+        assert await execute(store, add_bounded("c", x=2)) == []
+        await asyncio.sleep(PAST_SHORT)
+        assert await execute(store, add_bounded("c", "d", x=2)) == ["c"]
+
+    async def test_adding_a_member_again_extends_its_time_to_live(self, store: Store) -> None:
+        await store.execute([add_bounded("a", x=1, ttl=SHORT), add_bounded("a", x=1)])
+        await asyncio.sleep(PAST_SHORT)
+        assert await execute(store, add_bounded("b", x=1)) == []
+
+    async def test_the_bound_holds_for_concurrent_commands(
+        self, store: Store, other: Store
+    ) -> None:
+        results = await asyncio.gather(
+            *(execute((store, other)[i % 2], add_bounded(str(i), x=7)) for i in range(40))
+        )
+        assert sum(map(len, results)) == 7
+
+    async def test_sets_do_not_share_members(self, store: Store) -> None:
+        assert await execute(store, add_bounded("a", x=1)) == ["a"]
+        assert await execute(store, add_bounded("b", y=1)) == ["b"]
+        assert await members(store, "x") == []
+        assert await read(store, "a") is None

@@ -54,7 +54,13 @@ from gateway.store.commands.lru_index import (
 )
 from gateway.store.commands.records import CompareAndSet, Get, ReadRecords, Write
 from gateway.store.commands.server import Inspect, StoreFacts, Sweep
-from gateway.store.commands.sets import AddToSet, GetSet, RemoveFromSet
+from gateway.store.commands.sets import (
+    AddToBoundedSets,
+    AddToSet,
+    BoundedSet,
+    GetSet,
+    RemoveFromSet,
+)
 from gateway.store.commands.values import DeleteValue, GetValue, SetValue
 from gateway.store.commands.workers import Deregister, ExpiredWorkers, Heartbeat
 
@@ -64,11 +70,13 @@ __all__ = [
     "MAX_EVICTIONS",
     "WINDOW_GRACE_SECONDS",
     "AcquireLease",
+    "AddToBoundedSets",
     "AddToSet",
     "Admission",
     "Admit",
     "Append",
     "AreTracked",
+    "BoundedSet",
     "CompareAndSet",
     "Consumption",
     "Counter",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gateway.store.protocol import Command
 
@@ -33,3 +34,24 @@ class RemoveFromSet(Command[None]):
     space: str
     name: str
     members: tuple[str, ...]
+
+
+class BoundedSet(NamedTuple):
+    """A set of at most `max_members`, each with its own time to live."""
+
+    space: str
+    name: str
+    max_members: int
+
+
+@dataclass(frozen=True, slots=True)
+class AddToBoundedSets(Command[Sequence[str]]):
+    """Adds each member to all of `sets`, or to none if it is new to one that is full.
+
+    Returns the members that all sets have now. A member lives for `ttl_seconds` after it was last
+    added, so a full set has room again by itself.
+    """
+
+    sets: tuple[BoundedSet, ...]
+    members: tuple[str, ...]
+    ttl_seconds: float

@@ -31,7 +31,11 @@ class GetValue(Command[bytes | None]):
 
 @dataclass(frozen=True, slots=True)
 class DeleteValue(Command[None]):
-    """Deletes the value if there is one. Also works in a full store."""
+    """Deletes the value if there is one, with `expected` only if it is that one.
+
+    Also works in a full store.
+    """
 
     space: str
     name: str
+    expected: bytes | None = None

@@ -19,6 +19,8 @@ when empty |
 | `igw:{books}:appended:<batch>` | string | ids of appends | an hour |
 | `igw:value:<space>:<name>` | string | a value | as set |
 | `igw:set:<space>:<name>` | set | the members of a set | the longest requested |
+| `igw:{bounded}:<space>:<name>` | sorted set | the members of a bounded set by expiry | that of \
+the last member |
 | `igw:{lru}:used`, `igw:{lru}:expires` | sorted sets | digests by last use, and by expiry | none; \
 deleted when empty |
 | `igw:{lru}:sizes` | hash | bytes by digest | none; deleted when empty |
@@ -32,7 +34,8 @@ deleted when empty |
 | `igw:events:<flight>` | channel | a notification for each event | – |
 
 Every script stays in one hash slot, so the keys work in a cluster: the books are one slot, the LRU
-index is one, everything else is spread. (`scan_entries` scans the node that it runs on.)
+index is one, the bounded sets are one, everything else is spread. (`scan_entries` scans the node
+that it runs on.)
 """
 
 from __future__ import annotations
@@ -71,6 +74,9 @@ class Keys:
 
     def set(self, space: str, name: str) -> str:
         return f"{self.prefix}set:{space}:{name}"
+
+    def bounded_set(self, space: str, name: str) -> str:
+        return f"{self.prefix}{{bounded}}:{space}:{name}"
 
     def records(self, space: str) -> str:
         return f"{self.books}records:{space}"

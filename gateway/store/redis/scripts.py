@@ -56,7 +56,7 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     },
     "records": {"get_by_index": (), "compare_and_set": ()},
     "server": {"handshake": (), "inspect": ()},
-    "sets": {"add_to_set": (), "remove_from_set": ()},
+    "sets": {"add_to_set": (), "remove_from_set": (), "add_to_bounded_sets": ()},
     "values": {"set_value": (), "delete_value": ()},
     "workers": {
         "heartbeat": ("books",),

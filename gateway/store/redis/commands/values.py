@@ -31,4 +31,5 @@ def _get_value(command: commands.GetValue, keys: Keys) -> RedisCommand:
 @encode.register
 def _delete_value(command: commands.DeleteValue, keys: Keys) -> RedisCommand:
     key = keys.value(command.space, command.name)
-    return script_command("delete_value", [key], (), read=no_result)
+    expected = () if command.expected is None else (command.expected,)
+    return script_command("delete_value", [key], expected, read=no_result)

@@ -44,6 +44,45 @@ def remove_from_set(tx: Transaction, command: commands.RemoveFromSet) -> None:
     )
 
 
+@writes(commands.AddToBoundedSets)
+def add_to_bounded_sets(tx: Transaction, command: commands.AddToBoundedSets) -> Sequence[str]:
+    sets = [(f"bounded {space} {name}", most) for space, name, most in command.sets]
+    for space, _ in sets:
+        # The plus sign keeps SQLite from reading the whole set: few rows have expired.
+        tx.execute(
+            "DELETE FROM expiring_values WHERE remove_after <= ? AND +space = ?", (tx.now, space)
+        )
+    room: dict[str, int] = {}  # of the sets that were counted
+    added = []
+    for member in command.members:
+        new_to = [(space, most) for space, most in sets if not _has_member(tx, space, member)]
+        for space, most in new_to:
+            # At most once a command, because counting reads the whole set.
+            if space not in room:
+                room[space] = most - _count_members(tx, space)
+        if any(room[space] <= 0 for space, _ in new_to):
+            continue
+        for space, _ in new_to:
+            room[space] -= 1
+        tx.execute_many(
+            "INSERT OR REPLACE INTO expiring_values (space, name, value, remove_after)"
+            " VALUES (?, ?, x'', ?)",
+            [(space, member, tx.now + command.ttl_seconds) for space, _ in sets],
+        )
+        added.append(member)
+    return added
+
+
+def _has_member(tx: Transaction, space: str, member: str) -> bool:
+    query = "SELECT 1 FROM expiring_values WHERE space = ? AND name = ?"
+    return tx.fetch_one(query, (space, member)) is not None
+
+
+def _count_members(tx: Transaction, space: str) -> int:
+    (count,) = tx.fetch_one("SELECT count(*) FROM expiring_values WHERE space = ?", (space,))
+    return int(count)
+
+
 def _find_set(tx: Transaction, space: str, name: str) -> int | None:
     row = tx.fetch_one(
         "SELECT id FROM sets WHERE space = ? AND name = ? AND remove_after > ?",

@@ -31,7 +31,8 @@ def get_value(tx: Transaction, command: commands.GetValue) -> bytes | None:
 @writes(commands.DeleteValue)
 def delete_value(tx: Transaction, command: commands.DeleteValue) -> None:
     tx.execute(
-        "DELETE FROM expiring_values WHERE space = ? AND name = ?", (command.space, command.name)
+        "DELETE FROM expiring_values WHERE space = ? AND name = ? AND value = coalesce(?, value)",
+        (command.space, command.name, command.expected),
     )
 
 

@@ -1,0 +1,33 @@
+-- KEYS: bounded sets. ARGV: time to live, the bound of each set, the members.
+-- Returns the members that all sets have now.
+local expires = now + tonumber(ARGV[1])
+local FIRST = 2 + #KEYS
+
+local function has_room(member)
+  for i, set in ipairs(KEYS) do
+    local is_full = redis.call('ZCARD', set) >= tonumber(ARGV[1 + i])
+    if is_full and not redis.call('ZSCORE', set, member) then
+      return false
+    end
+  end
+  return true
+end
+
+for _, set in ipairs(KEYS) do
+  redis.call('ZREMRANGEBYSCORE', set, '-inf', digits(now))
+end
+local added = {}
+for i = FIRST, #ARGV do
+  if has_room(ARGV[i]) then
+    for _, set in ipairs(KEYS) do
+      redis.call('ZADD', set, digits(expires), ARGV[i])
+    end
+    table.insert(added, ARGV[i])
+  end
+end
+if #added > 0 then
+  for _, set in ipairs(KEYS) do
+    expire_at_least(set, expires)
+  end
+end
+return added
