@@ -71,7 +71,7 @@ class Connection(ResponseHandler):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
-        self._phase = _Phase.IDLE
+        self._phase = _Phase.ACQUIRED  # aiohttp connects when it has a request
         self._was_used = False
         self._reset()
 
@@ -102,8 +102,10 @@ class Connection(ResponseHandler):
         )
 
     def set_response_params(self, **given: Any) -> None:
-        self._reset()
-        self._phase = _Phase.ACQUIRED
+        # aiohttp calls it before it writes a request, but after it has written a CONNECT.
+        if self._phase is _Phase.IDLE:
+            self._reset()
+            self._phase = _Phase.ACQUIRED
         super().set_response_params(**given)
 
     def expect_answer(self) -> None:
@@ -271,7 +273,8 @@ class Connection(ResponseHandler):
 
     def _shut(self) -> bytes:
         """Closes the connection, and drops what was received. Returns no bytes."""
-        self._phase = _Phase.IDLE
+        if self._phase is _Phase.AWAITING:
+            self._phase = _Phase.IDLE
         self._held = b""
         self.force_close()
         if self._answer is not None and not self._answer.is_eof():
