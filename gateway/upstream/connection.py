@@ -25,6 +25,8 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import RawResponseMessage
 from aiohttp.streams import StreamReader
 
+from gateway.net.sse import has_lines
+
 MAX_HEAD_BYTES: Final = 64 * 1024
 """Of the head of an answer together with all interim responses (1xx) before it."""
 
@@ -38,7 +40,10 @@ _FRAMING_SHARE: Final = 1 / 16
 """Servers send chunks of kilobytes: framing is less than a hundredth of their bytes."""
 
 _PIECE_BYTES: Final = 16 * 1024
-"""Of chunks that are parsed before their framing is counted: a few milliseconds at most."""
+"""Of many small chunks that are parsed before their framing is counted: a few milliseconds."""
+
+_MANY_LINES: Final = 256
+"""In one segment; each chunk has two besides its own."""
 
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
 _HEAD_END_OVERLAP_BYTES: Final = 2
@@ -84,7 +89,7 @@ class Connection(ResponseHandler):
         """Of the heads so far."""
         self._head_end = b""
         """The last bytes of an unfinished head."""
-        self._interim_responses = 0
+        self._heads = 0
         self._body_bytes = 0
         """Parsed so far, including chunk framing."""
         self._held = b""
@@ -154,9 +159,7 @@ class Connection(ResponseHandler):
         if self._answer is not None:
             return  # it answers no request; `_receive_body` closes the connection
         if 100 <= message.code < 200 and message.code != _SWITCHING_PROTOCOLS:
-            # aiohttp would skip it too, but in a turn of the event loop for each.
-            self._interim_responses += 1
-            return
+            return  # aiohttp would skip it too, but in a turn of the event loop for each
         self._answer = payload
         self._is_chunked = message.chunked
         length = message.headers.get("Content-Length", "")
@@ -192,14 +195,15 @@ class Connection(ResponseHandler):
             self._parse(window[start:end], has_more=end < len(window))
             if self._has_failed:
                 return self._shut()
-            if self._interim_responses > MAX_INTERIM_RESPONSES:
+            self._heads += bool(found)  # or blank lines before one
+            if self._heads > MAX_INTERIM_RESPONSES and self._answer is None:
                 return self._reject("too_many_interim_responses")
             self._head_end = b"" if found else window[-_HEAD_END_OVERLAP_BYTES:]
             start = search_from = end
         return data[start - overlap :]
 
     def _receive_body(self, data: bytes) -> None:
-        for start, end in pairwise(self._cuts(len(data))):
+        for start, end in pairwise(self._cuts(data)):
             if self._is_complete:
                 self._close_unsolicited()
                 return
@@ -215,14 +219,16 @@ class Connection(ResponseHandler):
                 self._reject("chunk_framing_too_large")
                 return
 
-    def _cuts(self, length: int) -> list[int]:
+    def _cuts(self, data: bytes) -> list[int]:
         """Offsets between which received bytes are parsed, so that none lies beyond the body.
 
         Where a chunked body ends is known only to the parser. If it ends before the last byte that
         was received, more bytes follow it.
         """
+        length = len(data)
         if self._is_chunked:
-            return [*range(0, length - 1, _PIECE_BYTES), length - 1, length]
+            step = _PIECE_BYTES if has_lines(data, _MANY_LINES) else length
+            return [*range(0, length - 1, step), length - 1, length]
         if self._content_length is None:  # the body ends with the connection
             return [0, length]
         left = max(0, self._content_length - self._body_bytes)

@@ -17,7 +17,7 @@ import structlog
 
 from gateway.errors import Charge, UpstreamFailure
 from gateway.images import PartialImage, UpstreamAnswer
-from gateway.net.sse import Event, FrameTooLarge, Splitter, count_lines
+from gateway.net.sse import Event, FrameTooLarge, Splitter, has_lines
 from gateway.upstream import failures
 from gateway.upstream.dialect import ParsedEvent
 
@@ -110,7 +110,7 @@ class _Counts:
 
 def _pieces(chunk: bytes) -> Iterator[bytes]:
     """The chunk, or parts of it if it has many lines."""
-    if count_lines(chunk) <= _LINES_PER_TURN:
+    if not has_lines(chunk, _LINES_PER_TURN):
         yield chunk
         return
     for start in range(0, len(chunk), _PIECE_BYTES):
