@@ -21,6 +21,12 @@ _BOM: Final = b"\xef\xbb\xbf"
 _FIELD_START_BYTES: Final = len(_BOM + b"event: ")
 """Enough bytes of a line to tell its field."""
 
+MAX_LINES: Final = 16 * 1024
+"""Of one stream. Comments that keep it alive, one a second for an hour, have half as many."""
+
+MAX_IGNORED_BYTES: Final = 1024 * 1024
+"""Of comments, unknown fields and blank lines of one stream."""
+
 _EVENT_NAME: Final = re.compile(r"[a-z_]+(\.[a-z_]+)+")
 """The names of OpenAI's events. `error` has its own encoder, `encode_error`."""
 
@@ -28,7 +34,7 @@ _RESERVED_FIELDS: Final = frozenset({"type", "b64_json", "error"})
 
 
 class FrameTooLarge(ValueError):
-    """A frame exceeds the bound of its splitter."""
+    """A frame, or what a stream has beside its data, exceeds the bound of its splitter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +54,16 @@ class Splitter:
     """Splits the chunks of a stream into events, independently of the chunks' boundaries.
 
     Accepts LF, CRLF and CR as line ends, and a byte order mark. Ignores comments, `id:`, `retry:`
-    and frames without data. Each byte is scanned once and copied at most twice, even if a frame of
-    many megabytes arrives in chunks of one byte.
+    and frames without data. Each byte is split once and copied at most twice, even if a frame of
+    many megabytes arrives in chunks of one byte. A stream has at most `MAX_LINES` lines, and
+    `MAX_IGNORED_BYTES` outside of its data.
     """
 
     def __init__(self, *, max_frame_bytes: int) -> None:
         self._max_frame_bytes = max_frame_bytes
         self._frame_bytes = 0
+        self._lines = 0
+        self._ignored_bytes = 0
         self._pieces: list[bytes] = []  # of the current line; empty between two lines
         self._name = ""
         self._data: list[bytes] = []
@@ -64,8 +73,9 @@ class Splitter:
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that end in this chunk.
 
-        Raises `FrameTooLarge` for a frame, including comments, of more than `max_frame_bytes`.
-        After that the splitter cannot be used again.
+        Raises `FrameTooLarge` for a frame, including comments, of more than `max_frame_bytes`, and
+        for more lines or ignored bytes than a stream may have. After that the splitter cannot be
+        used again.
         """
         events = []
         for piece, end in _lines(chunk):
@@ -95,7 +105,22 @@ class Splitter:
             self._pieces = [self._pieces[0] + piece]  # enough to tell the field
         else:
             self._pieces.append(piece)
-        return self._end_line() if end else None
+        if not self._is_data_line():
+            self._ignored_bytes += len(piece) + len(end)
+            if self._ignored_bytes > MAX_IGNORED_BYTES:
+                raise FrameTooLarge(f"more than {MAX_IGNORED_BYTES} bytes without data")
+        if not end:
+            return None
+        self._lines += 1
+        if self._lines > MAX_LINES:
+            raise FrameTooLarge(f"a stream of more than {MAX_LINES} lines")
+        return self._end_line()
+
+    def _is_data_line(self) -> bool:
+        start = self._pieces[0][:_FIELD_START_BYTES]
+        if self._is_first_line:
+            start = start.removeprefix(_BOM)
+        return start.startswith(b"data") and start[4:5] in (b":", b"")
 
     def _end_line(self) -> Event | None:
         (first, *rest), self._pieces = self._pieces, []
@@ -118,6 +143,21 @@ class Splitter:
         name, data = self._name, self._data
         self._name, self._data, self._frame_bytes = "", [], 0
         return Event(name or None, b"\n".join(data)) if data else None
+
+
+def has_lines(chunk: bytes, count: int) -> bool:
+    """Whether a chunk has at least `count` line feeds, or as many carriage returns."""
+    # `bytes.count` would take ten times as long for an image without any.
+    return _has(chunk, b"\n", count) or _has(chunk, b"\r", count)
+
+
+def _has(chunk: bytes, end: bytes, count: int) -> bool:
+    found = -1
+    for _ in range(count):
+        found = chunk.find(end, found + 1)
+        if found < 0:
+            return False
+    return True
 
 
 def _lines(chunk: bytes) -> Iterator[tuple[bytes, bytes]]:

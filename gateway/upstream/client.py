@@ -26,6 +26,7 @@ from gateway.net.sse import Event
 from gateway.net.tls import create_tls
 from gateway.upstream import failures, openai
 from gateway.upstream.breaker import Breaker, Permit, Rejected
+from gateway.upstream.connection import AnswerRejected
 from gateway.upstream.dialect import Dialect, ParsedEvent
 from gateway.upstream.relaying import Relay
 from gateway.upstream.session import MEBIBYTE, ClientSettings, SendState, TrackedBody, open_session
@@ -55,7 +56,7 @@ class Observer(Protocol):
     """Receives the outcome of every attempt; the metrics implement it."""
 
     def attempted(self, model: str, *, status: int | str, seconds: float) -> None:
-        """An attempt ended with a status, or with `unreachable`, `cut` or `timeout`."""
+        """An attempt ended with a status, or with `unreachable`, `cut`, `rejected` or `timeout`."""
 
     def retried(self) -> None:
         """Another attempt will follow."""
@@ -107,9 +108,10 @@ class _Streamed:
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """An attempt that failed: `status` is upstream's, or `unreachable`, `cut` or `timeout`."""
+    """An attempt that failed."""
 
     status: int | str
+    """Upstream's, or `unreachable`, `cut`, `rejected` or `timeout`."""
     failure: UpstreamFailure
 
     @property
@@ -251,6 +253,7 @@ class UpstreamClient:
         return StreamReader(
             max_event_bytes=self._limit_bytes(1),
             max_total_bytes=self._limit_bytes(1 + request.partial_images),
+            max_partial_images=request.partial_images,
             parse=parse_in_thread_if_large,
             on_partial=lambda image: on_partial(self._relay.partial_image(image)),
         )
@@ -378,6 +381,8 @@ class UpstreamClient:
                     outcome = await prepared.receive(response)
                 else:
                     outcome = await self._receive_error(response)
+        except AnswerRejected:
+            return _Failed("rejected", failures.rejected())
         except (aiohttp.ClientError, OSError):
             if state.is_sent:
                 return _Failed("cut", failures.cut_off())

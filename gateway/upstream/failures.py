@@ -47,6 +47,11 @@ def cut_off() -> UpstreamFailure:
     return UpstreamFailure("Upstream's answer was cut off.", charge=Charge.PRESUMED)
 
 
+def rejected() -> UpstreamFailure:
+    """The heads or the chunk framing of the answer exceed a bound of `connection`."""
+    return UpstreamFailure("Upstream's answer is too large.", charge=Charge.PRESUMED)
+
+
 def oversized() -> UpstreamFailure:
     """The body of a 200 exceeds the size of the requested images."""
     return UpstreamFailure("Upstream's answer is too large.", charge=Charge.UNDELIVERED)

@@ -35,6 +35,7 @@ from gateway.net.guard import (
 )
 from gateway.net.tls import create_tls
 from gateway.redaction import Redactor
+from gateway.upstream.connection import Connector
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
@@ -220,7 +221,7 @@ def _open_session(
 ) -> aiohttp.ClientSession:
     """A session that connects only to addresses of the policy, and sends no credentials."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
+        connector=Connector(
             limit=0,
             resolver=resolver,
             use_dns_cache=False,

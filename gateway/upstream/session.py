@@ -10,15 +10,17 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import aiohttp
 import pybase64
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import StreamWriter
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from yarl import URL
 
 from gateway import __version__
+from gateway.upstream.connection import Connection, Connector
 
 _IDLE_CONNECTION_SECONDS: Final = 15.0
 """How long an idle connection stays open: shorter than at most servers and load balancers.
@@ -152,6 +154,7 @@ class TrackedBody(aiohttp.BytesPayload):
     async def write_with_length(
         self, writer: AbstractStreamWriter, content_length: int | None
     ) -> None:
+        cast(Connection, cast(StreamWriter, writer).protocol).expect_answer()
         self._state.is_sent = True
         await super().write_with_length(writer, content_length)
 
@@ -160,7 +163,7 @@ def open_session(settings: ClientSettings, tls: ssl.SSLContext | bool) -> aiohtt
     """A session that sends only the headers of `settings` and stores no cookies."""
     proxy = settings.proxy.get_secret_value() if settings.proxy else None
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
+        connector=Connector(
             limit=0,  # concurrency is a limit of keys, not of sockets
             keepalive_timeout=_IDLE_CONNECTION_SECONDS,
             socket_factory=_open_socket,

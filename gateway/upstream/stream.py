@@ -1,19 +1,37 @@
 """Reads one stream of upstream to its end: reports partial images, returns the final one.
 
-One event at a time is in memory. Splitting bytes into events is `net.sse`, the meaning of an event
-is the dialect, and sending, deadlines and retries are `client`.
+One event at a time is in memory. A stream has a bounded number of events, lines and bytes, and the
+event loop gets a turn after a few of them, so that a hostile one delays no other request. Splitting
+bytes into events is `net.sse`, the meaning of an event is the dialect, and sending, deadlines and
+retries are `client`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+import asyncio
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
+
+import structlog
 
 from gateway.errors import Charge, UpstreamFailure
 from gateway.images import PartialImage, UpstreamAnswer
-from gateway.net.sse import Event, FrameTooLarge, Splitter
+from gateway.net.sse import Event, FrameTooLarge, Splitter, has_lines
 from gateway.upstream import failures
 from gateway.upstream.dialect import ParsedEvent
+
+MAX_EVENTS: Final = 4096
+"""Of one stream. Upstream sends at most four; some services add one a second for the progress."""
+
+_EVENTS_PER_TURN: Final = 64
+_LINES_PER_TURN: Final = 512
+"""Read before the event loop gets a turn: about a millisecond's work."""
+
+_PIECE_BYTES: Final = 4 * 1024
+"""Of a chunk of many lines, read in one turn."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +40,8 @@ class StreamReader:
 
     max_event_bytes: int
     max_total_bytes: int
+    max_partial_images: int
+    """Further ones are ignored."""
     parse: Callable[[Event], Awaitable[ParsedEvent | None]]
     """Asynchronous, so that the client can parse large events in a thread."""
     on_partial: Callable[[PartialImage], Awaitable[None]]
@@ -34,32 +54,64 @@ class StreamReader:
         like a connection that was cut off.
         """
         splitter = Splitter(max_frame_bytes=self.max_event_bytes)
-        total_bytes = 0
+        counts = _Counts()
         try:
             async for chunk in chunks:
-                total_bytes += len(chunk)
+                counts.bytes += len(chunk)
                 # Ignored events and comments count too: a stream could consist of them without end.
-                if total_bytes > self.max_total_bytes:
+                if counts.bytes > self.max_total_bytes:
                     return failures.oversized()
-                result = await self._handle(splitter.feed(chunk))
-                if result is not None:
-                    return result
-        except FrameTooLarge:
+                for piece in _pieces(chunk):
+                    result = await self._handle(splitter.feed(piece), counts)
+                    if result is not None:
+                        return result
+                    if piece is not chunk:
+                        await asyncio.sleep(0)
+        except FrameTooLarge as error:
+            log.warning("upstream_stream_rejected", reason=str(error))
             return failures.oversized()
         # The last event may lack only its line ends. If it lacks more, it is unreadable.
-        result = await self._handle(splitter.close())
+        result = await self._handle(splitter.close(), counts)
         if result is None or (
             isinstance(result, UpstreamFailure) and result.charge is Charge.UNDELIVERED
         ):
             raise ConnectionAbortedError("the stream ended before its image")
         return result
 
-    async def _handle(self, frames: Iterable[Event]) -> UpstreamAnswer | UpstreamFailure | None:
+    async def _handle(
+        self, frames: Iterable[Event], counts: _Counts
+    ) -> UpstreamAnswer | UpstreamFailure | None:
         """Reports partial images, and returns the event that ends the stream."""
         for frame in frames:
+            counts.events += 1
+            if counts.events > MAX_EVENTS:
+                log.warning("upstream_stream_rejected", reason=f"more than {MAX_EVENTS} events")
+                return failures.oversized()
+            if counts.events % _EVENTS_PER_TURN == 0:
+                await asyncio.sleep(0)
             parsed = await self.parse(frame)
             if isinstance(parsed, PartialImage):
-                await self.on_partial(parsed)
+                counts.partial_images += 1
+                if counts.partial_images <= self.max_partial_images:
+                    await self.on_partial(parsed)
             elif parsed is not None:
                 return parsed
         return None
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What a stream has had so far."""
+
+    bytes: int = 0
+    events: int = 0
+    partial_images: int = 0
+
+
+def _pieces(chunk: bytes) -> Iterator[bytes]:
+    """The chunk, or parts of it if it has many lines."""
+    if not has_lines(chunk, _LINES_PER_TURN):
+        yield chunk
+        return
+    for start in range(0, len(chunk), _PIECE_BYTES):
+        yield chunk[start : start + _PIECE_BYTES]

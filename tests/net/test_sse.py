@@ -14,6 +14,8 @@ from openai._streaming import SSEDecoder
 
 from gateway.net.sse import (
     COMMENT,
+    MAX_IGNORED_BYTES,
+    MAX_LINES,
     Event,
     FrameTooLarge,
     Splitter,
@@ -124,6 +126,32 @@ def test_a_line_without_end_is_bounded():
         assert splitter.feed(b"x") == []
     with pytest.raises(FrameTooLarge):
         splitter.feed(b"x")
+
+
+@pytest.mark.parametrize("line", [b"\n", b"\r", b"\r\n", b": c\n", b"id: 7\n", b"data:\n"])
+def test_a_stream_may_have_as_many_lines_as_its_bound_and_not_more(line):
+    splitter = Splitter(max_frame_bytes=2**30)
+    splitter.feed(line * (MAX_LINES - 1))
+    splitter.feed(line)
+    with pytest.raises(FrameTooLarge, match="lines"):
+        splitter.feed(line)
+
+
+@pytest.mark.parametrize("start", [b":", b"id: ", b"datas: ", b"event: ", b"\xef\xbb\xbf: ", b"x"])
+def test_bytes_outside_of_data_are_bounded(start):
+    splitter = Splitter(max_frame_bytes=2**30)
+    splitter.feed(start + b"x" * (MAX_IGNORED_BYTES - len(start) - 10))
+    with pytest.raises(FrameTooLarge, match="without data"):
+        splitter.feed(b"x" * 20)
+
+
+@pytest.mark.parametrize("start", [b"data: ", b"data:", b"\xef\xbb\xbfdata: ", b"event: a\ndata:"])
+def test_bytes_of_data_are_bounded_only_by_their_frame(start):
+    stream = start + b"x" * (2 * MAX_IGNORED_BYTES) + b"\n\n"
+    chunks = [stream[i : i + 1000] for i in range(0, len(stream), 1000)]
+    for pieces in ([stream], chunks, [stream[:1], stream[1:2], stream[2:]]):
+        (event,) = split(*pieces)
+        assert len(event.data) == 2 * MAX_IGNORED_BYTES
 
 
 WORDS = (

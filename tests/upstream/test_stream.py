@@ -14,6 +14,7 @@ import pytest
 from gateway.errors import Charge, UpstreamFailure
 from gateway.images import ImageRequest, PartialImage, UpstreamAnswer, Usage
 from gateway.upstream.client import UpstreamClient
+from gateway.upstream.stream import MAX_EVENTS
 from tests.scripted_upstream import (
     GOOD,
     KEY,
@@ -406,6 +407,24 @@ async def test_the_key_and_extra_headers_are_redacted_in_error_events():
         failure = await listener.fail(client)
     assert failure.message == "no *** of ***"
     assert failure.details == {"owner": "***"}
+
+
+async def test_more_partial_images_than_requested_are_not_reported():
+    """Not even if their indices are new."""
+    stream = b"".join(partial(index, b"blur") for index in range(50)) + completed()
+    async with buying(sse(stream)) as (listener, client, _):
+        assert (await listener.buy(client)).images[0].data == PIXELS
+    assert listener.partial_images == [(0, b"blur"), (1, b"blur")]
+
+
+@pytest.mark.parametrize("event", [b"data:x\n\n", frame("ping"), partial(0)], ids=range(3))
+async def test_a_stream_may_have_as_many_events_as_its_bound_and_not_more(event):
+    async with buying(
+        sse(event * (MAX_EVENTS - 1) + completed()), sse(event * MAX_EVENTS + completed())
+    ) as (listener, client, _):
+        assert (await listener.buy(client)).images[0].data == PIXELS
+        failure = await listener.fail(client)
+    assert (failure.status, failure.charge) == (502, Charge.UNDELIVERED)
 
 
 # ── retries and breaker: as for a plain purchase ────────────────────────────────────────────
