@@ -13,6 +13,7 @@ from aiohttp import hdrs, web
 from gateway.api.auth import KEY, SECRET
 from gateway.api.exchange import EXCHANGE, Exchange
 from gateway.api.http.body import read_body
+from gateway.api.http.host import base_url
 from gateway.api.http.json import JSON, json_response
 from gateway.api.http.sending import send_body
 from gateway.api.http.streaming import EventStream
@@ -44,6 +45,9 @@ async def generate(request: web.Request) -> web.StreamResponse:
     """Answers an image request, with JSON or in events. The query string is ignored."""
     services, exchange = request.app[SERVICES], request[EXCHANGE]
     context = _create_context(request, services)
+    # A gateway on a wildcard address does not know the address at which clients reach it. Before
+    # anything is bought: a request that is charged can also be answered.
+    public_url = services.settings.public_url or base_url(request)
     with EventStream(request) as stream:
         context.on_stream = stream.start
         try:
@@ -61,8 +65,6 @@ async def generate(request: web.Request) -> web.StreamResponse:
             event = completed_event(result, created=int(now))
             return await stream.end(event, stream_headers(result, context, now=now))
     exchange.headers.update(answer_headers(result, context, now=now))
-    # A gateway on a wildcard address does not know the address at which clients reach it.
-    public_url = services.settings.public_url or f"{request.scheme}://{request.host}"
     return await _send(request, json_body(result, created=int(now), public_url=public_url))
 
 

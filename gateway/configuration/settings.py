@@ -75,6 +75,14 @@ class ServerSettings(Section):
     """The address to listen on, host:port; 0.0.0.0:8080 is every address of the machine."""
     max_body_bytes: Bytes = Field(default=1 << 20, alias="max_body")
     """The largest request body; a larger one is refused with 413."""
+    max_head_bytes: Bytes = Field(default=64 << 10, alias="max_head")
+    """The largest head of a request, its first line and all headers; a larger one gets a 431."""
+    max_body_memory_bytes: Bytes = Field(default=256 << 20, alias="max_body_memory")
+    """The bytes of request bodies that a worker holds at once; beyond them a 503."""
+    max_connections: Count = 16_384
+    """The open connections of a worker; a further one gets a 503."""
+    max_connections_per_address: CountOrZero = 0
+    """The open connections of one address at a worker; a further one gets a 429. 0: no bound."""
     keep_alive_seconds: Seconds = Field(default=620.0, alias="keep_alive")
     """How long an idle client connection stays open; use more than any load balancer does."""
     read_timeout_seconds: Seconds = Field(default=30.0, alias="read_timeout")
@@ -87,6 +95,12 @@ class ServerSettings(Section):
     """The base URL of links to images; empty: http:// and the address above."""
     signing_keys: SigningKeys | None = None
     """Keys for links to images, kid:secret,…: the first signs, all verify; empty: in the store."""
+
+    @model_validator(mode="after")
+    def _has_memory_for_a_body(self) -> ServerSettings:
+        if self.max_body_memory_bytes < self.max_body_bytes:
+            raise ValueError("max_body_memory at least as large as max_body")
+        return self
 
     @property
     def link_base_url(self) -> str | None:

@@ -12,13 +12,14 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import uvloop
 from aiohttp import web
 
+from gateway.api.http.admission import ConnectionLimits, Network
 from gateway.api.http.connection import Runner
 from gateway.api.routes import create_app
 from gateway.assembly import Gateway
@@ -91,6 +92,8 @@ async def open_runner(settings: Settings, gateway: Gateway) -> AsyncIterator[web
     runner = Runner(
         create_app(gateway.services),
         head_seconds=settings.server.read_timeout_seconds,
+        limits=connection_limits(settings),
+        on_refused=gateway.services.metrics.requests.refused_connection,
         keepalive_timeout=settings.server.keep_alive_seconds,
         shutdown_timeout=settings.drain_seconds,
         access_log=None,
@@ -101,6 +104,18 @@ async def open_runner(settings: Settings, gateway: Gateway) -> AsyncIterator[web
         yield runner
     finally:
         await runner.cleanup()
+
+
+def connection_limits(settings: Settings, *, exempt: Sequence[Network] = ()) -> ConnectionLimits:
+    """The bounds of a worker's connections. Those from the networks in `exempt` count together."""
+    server = settings.server
+    return ConnectionLimits(
+        max_head_bytes=server.max_head_bytes,
+        max_body_memory_bytes=server.max_body_memory_bytes,
+        max_connections=server.max_connections,
+        max_per_address=server.max_connections_per_address,
+        exempt=exempt,
+    )
 
 
 async def _wait_for_signal(signals: asyncio.Queue[int], parent: int) -> int:

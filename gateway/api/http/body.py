@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from aiohttp import StreamReader, hdrs, web
 from aiohttp.web_protocol import RequestPayloadError
 
 from gateway.api.services import SERVICES
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, InvalidRequest
+
+
+class BodyRefused(RequestPayloadError):
+    """The connection takes no more of a body; `answer` makes the error for its client."""
+
+    def __init__(self, answer: Callable[[], GatewayError]) -> None:
+        super().__init__()
+        # Not the error itself: its traceback would keep this request alive.
+        self.answer = answer
+
+
+class BodyMemory:
+    """Counts the bytes of all request bodies that a worker holds."""
+
+    __slots__ = ("_held_bytes", "max_bytes")
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._held_bytes = 0
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether a body of this size fits at this moment."""
+        return self._held_bytes + size_bytes <= self.max_bytes
+
+    def hold(self, size_bytes: int) -> None:
+        """Counts bytes that have arrived."""
+        self._held_bytes += size_bytes
+
+    def release(self, size_bytes: int) -> None:
+        """The request that they belong to is answered."""
+        self._held_bytes -= size_bytes
 
 
 async def defer_continue(_request: web.Request) -> None:
@@ -23,6 +55,8 @@ async def read_body(request: web.Request) -> bytes:
     settings = request.app[SERVICES].settings
     max_bytes, seconds = settings.max_body_bytes, settings.body_timeout_seconds
     _check_head(request, max_bytes)
+    if isinstance(fault := request.content.exception(), BodyRefused):
+        raise fault.answer()
     if request.headers.get(hdrs.EXPECT, "").strip().lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         # aiohttp and `handle_error` take a size above zero for a response that has begun.
@@ -36,6 +70,8 @@ async def read_body(request: web.Request) -> bytes:
     # Before OSError, which is its base class.
     except TimeoutError:
         raise request_timeout(seconds) from None
+    except BodyRefused as fault:
+        raise fault.answer() from None
     except (OSError, RequestPayloadError) as error:
         raise InvalidRequest("The request's body ended before it was complete.") from error
     # Again, because a chunked request has no `Content-Length`.
