@@ -21,25 +21,28 @@ class BodyRefused(RequestPayloadError):
         self.answer = answer
 
 
-class BodyMemory:
-    """Counts the bytes of all request bodies that a worker holds."""
+class HeldBytes:
+    """Counts bytes that a worker holds for all of its connections, up to a bound."""
 
-    __slots__ = ("_held_bytes", "max_bytes")
+    __slots__ = ("_held_bytes", "_max_bytes")
 
     def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
+        self._max_bytes = max_bytes
         self._held_bytes = 0
 
     def has_room(self, size_bytes: int) -> bool:
-        """Whether a body of this size fits at this moment."""
-        return self._held_bytes + size_bytes <= self.max_bytes
+        """Whether so many more fit at this moment."""
+        return self._held_bytes + size_bytes <= self._max_bytes
 
-    def hold(self, size_bytes: int) -> None:
-        """Counts bytes that have arrived."""
+    def hold(self, size_bytes: int) -> bool:
+        """Counts bytes that have arrived; False if there is no room for them."""
+        if not self.has_room(size_bytes):
+            return False
         self._held_bytes += size_bytes
+        return True
 
     def release(self, size_bytes: int) -> None:
-        """The request that they belong to is answered."""
+        """They are needed no longer."""
         self._held_bytes -= size_bytes
 
 

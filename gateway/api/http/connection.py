@@ -6,8 +6,9 @@ after the other, the head of a request, then its body, then, when it is answered
 So every byte belongs to a part that has a bound and a clock, and a fault belongs to one request.
 
     head        up to `max_head_bytes`, else 431; within `head_seconds`, else 408; one valid host
-    body        its bytes count against the worker's `BodyMemory` until the request is answered
+    body        its bytes count against the worker's `HeldBytes` until the request is answered
     next head   is not read before the answer: its first bytes wait, and the client with them
+    all heads   `MAX_EARLY_BYTES` of those that are incomplete or wait, else 503
     answer      a client that reads nothing for `WRITE_STALL_SECONDS` is disconnected
 """
 
@@ -36,7 +37,7 @@ from gateway.api.http.admission import (
     overloaded,
     render_error,
 )
-from gateway.api.http.body import BodyMemory, BodyRefused, request_timeout
+from gateway.api.http.body import BodyRefused, HeldBytes, request_timeout
 from gateway.api.http.framing import ChunkedEnd, ChunksTooLong, HeadEnd
 from gateway.api.http.host import check_host
 from gateway.api.http.json import error_response
@@ -47,6 +48,10 @@ REQUEST_TIMEOUT: Final = HTTPStatus.REQUEST_TIMEOUT
 FAULT_SECONDS: Final = 0.25
 """How long the rest of a malformed head may take to arrive. Until then it is not known whether the
 head is malformed (400) or too large (431)."""
+
+MAX_EARLY_BYTES: Final = 64 << 20
+"""Bytes that a worker holds of incomplete heads, and of requests sent ahead. They need no key, so
+they are counted apart from bodies, whose memory they must not fill."""
 
 
 def has_compiled_parser() -> bool:
@@ -64,8 +69,8 @@ def head_too_large(max_bytes: int) -> GatewayError:
     )
 
 
-def _body_memory_full() -> GatewayError:
-    return overloaded("This worker has no memory left for request bodies. Please try again.")
+def _memory_full() -> GatewayError:
+    return overloaded("This worker has no memory left for requests. Please try again.")
 
 
 class Connection(RequestHandler):
@@ -76,6 +81,7 @@ class Connection(RequestHandler):
         "_body_bytes",
         "_chunks",
         "_drops_input",
+        "_early_bytes",
         "_fault",
         "_head",
         "_held",
@@ -109,9 +115,11 @@ class Connection(RequestHandler):
         self._chunks: ChunkedEnd | None = None
         """The body that is arriving, if it comes in chunks."""
         self._body_bytes = 0
-        """Counted in the worker's `BodyMemory`."""
+        """Counted in the worker's `HeldBytes`."""
         self._held = b""
         """Received behind a request that is not answered yet."""
+        self._early_bytes = 0
+        """So many bytes are held of a head that is incomplete, or wait for an answer."""
         self._is_answering = False
         self._drops_input = False
         """Nothing more of this connection is read: its client broke a rule or a bound."""
@@ -135,6 +143,7 @@ class Connection(RequestHandler):
             self._server.admission.release(self._address)
             self._address = None
         self._stream, self._held = None, b""
+        self._release_early()
         self._stop_timer()
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(None)
@@ -158,11 +167,17 @@ class Connection(RequestHandler):
             elif self._is_answering or not self._is_body_parsed():
                 # Not read before the answer: otherwise a client could have any number of requests
                 # parsed, and the clock of a head would run while it cannot be answered.
-                self._held = data
-                self._pause_transport_reading()
+                self._wait_for_answer(data)
                 return
             else:
                 data = self._receive_head(data)
+
+    def _wait_for_answer(self, data: bytes) -> None:
+        """Keeps what came behind a request, and reads no more until that is answered."""
+        self._release_early()
+        self._held = data if self._hold_early(len(data)) else b""
+        self._drops_input = not self._held  # the answer closes the connection
+        self._pause_transport_reading()
 
     def _receive_head(self, data: bytes) -> bytes:
         """Reads up to the end of the head; returns the bytes behind it."""
@@ -185,7 +200,9 @@ class Connection(RequestHandler):
             self._expect_head(FAULT_SECONDS)
             return
         if not messages:
-            if self._head.is_awaited and self._timer is None:
+            if not self._hold_early(len(part)):
+                self._refuse(_memory_full())
+            elif self._head.is_awaited and self._timer is None:
                 self._expect_head(self._server.head_seconds)
             return
         # Never seen: that would be another end of the head than ours.
@@ -200,6 +217,7 @@ class Connection(RequestHandler):
             self._refuse(refusal)
             return
         self._stop_timer()
+        self._release_early()
         self._head = HeadEnd()
         self._payload = None if payload is EMPTY_PAYLOAD else payload
         self._enqueue(message, payload)
@@ -210,7 +228,7 @@ class Connection(RequestHandler):
         elif self._payload is not None:
             self._rest_bytes = int(message.headers[hdrs.CONTENT_LENGTH])
             if not self._server.body_memory.has_room(self._rest_bytes):
-                self._refuse_body(BodyRefused(_body_memory_full))
+                self._refuse_body(BodyRefused(_memory_full))
 
     def _receive_body(self, data: bytes) -> bytes:
         """Reads up to the end of the body; returns the bytes behind it."""
@@ -228,7 +246,7 @@ class Connection(RequestHandler):
                 self._chunks = None
         part = data if end is None else data[:end]
         if not self._hold_body(len(part)):
-            self._refuse_body(BodyRefused(_body_memory_full))
+            self._refuse_body(BodyRefused(_memory_full))
             return b""
         self._parse_body(part)
         return b"" if end is None else data[end:]
@@ -246,12 +264,19 @@ class Connection(RequestHandler):
         # After the answer, the rest of a body is dropped as it arrives.
         if not self._is_answering:
             return True
-        memory = self._server.body_memory
-        if not memory.has_room(size_bytes):
-            return False
-        memory.hold(size_bytes)
-        self._body_bytes += size_bytes
-        return True
+        is_held = self._server.body_memory.hold(size_bytes)
+        self._body_bytes += size_bytes if is_held else 0
+        return is_held
+
+    def _hold_early(self, size_bytes: int) -> bool:
+        is_held = self._server.early_memory.hold(size_bytes)
+        self._early_bytes += size_bytes if is_held else 0
+        return is_held
+
+    def _release_early(self) -> None:
+        if self._early_bytes:
+            self._server.early_memory.release(self._early_bytes)
+            self._early_bytes = 0
 
     def _refuse_body(self, fault: RequestPayloadError) -> None:
         """Takes no more of a body. Its reader, if there is one, gets `fault`."""
@@ -269,6 +294,7 @@ class Connection(RequestHandler):
     def _refuse(self, fault: BaseException) -> None:
         """Answers instead of a request that cannot be read, and reads nothing more."""
         self._stop_timer()
+        self._release_early()
         self._drops_input = True
         self._fault = None
         status = fault.status if isinstance(fault, GatewayError) else HTTPStatus.BAD_REQUEST
@@ -320,6 +346,7 @@ class Connection(RequestHandler):
 
     def _read_on(self) -> None:
         """Reads the bytes that came ahead."""
+        self._release_early()
         data, self._held = self._held, b""
         self.data_received(data)
         if not self._reading_paused:
@@ -349,6 +376,7 @@ class Connection(RequestHandler):
     async def _linger(self) -> None:
         """Drops what still arrives, until the client closes: a reset could overtake the answer."""
         self._drops_input, self._held = True, b""
+        self._release_early()
         transport = self.transport
         if transport is None or transport.is_closing():
             return
@@ -489,7 +517,8 @@ class _Server(web.Server):
         self.limits = limits
         self.head_seconds = head_seconds
         self.admission = Admission(limits, on_refused=on_refused)
-        self.body_memory = BodyMemory(limits.max_body_memory_bytes)
+        self.body_memory = HeldBytes(limits.max_body_memory_bytes)
+        self.early_memory = HeldBytes(MAX_EARLY_BYTES)
         self._check: asyncio.TimerHandle | None = None
         self._check_later()
 
