@@ -400,14 +400,14 @@ class Connection(RequestHandler):
         Raises `ConnectionError`, which closes the connection, if the response has begun.
         """
         error: GatewayError = InvalidRequest("The request is not valid HTTP.", status=status)
-        if status >= 500:
+        if isinstance(exc, GatewayError):
+            error = exc
+        elif status >= 500:
             self.log_exception("Error handling request", exc_info=exc)
             # A second response would become part of the body of the first.
             if request.writer.output_size:
                 raise ConnectionError("the response has begun")
             error = InternalError()
-        elif isinstance(exc, GatewayError):
-            error = exc
         response = error_response(error)
         response.headers["x-request-id"] = new_request_id()
         response.headers[hdrs.SERVER] = SERVER

@@ -60,7 +60,7 @@ class ChunksTooLong(Exception):
 class ChunkedEnd:
     """Finds the end of a body in chunks (RFC 9112 §7.1), and bounds what is not content.
 
-    Chunk sizes, chunk extensions and trailers together may exceed the content by `max_bytes`.
+    Chunk sizes, chunk extensions and trailers may exceed the content between them by `max_bytes`.
     """
 
     __slots__ = ("_excess_bytes", "_is_in_trailers", "_line", "_max_bytes", "_skipped_bytes")
@@ -83,7 +83,7 @@ class ChunkedEnd:
             if self._skipped_bytes:
                 step = min(self._skipped_bytes, len(data) - position)
                 self._skipped_bytes -= step
-                self._excess_bytes -= step
+                self._excess_bytes = max(0, self._excess_bytes - step)
                 position += step
                 continue
             end = data.find(b"\n", position)
@@ -106,6 +106,7 @@ class ChunkedEnd:
         except ValueError:
             return False  # the parser refuses it
         if size > 0:
-            self._skipped_bytes = size + 2
+            self._skipped_bytes = size + len(b"\r\n")
+            self._excess_bytes += 2 * len(b"\r\n")  # its line break is skipped like content
         self._is_in_trailers = size == 0
         return False
