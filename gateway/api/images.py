@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 from gateway.api.auth import KEY, SECRET
 from gateway.api.exchange import EXCHANGE, Exchange
 from gateway.api.http.body import read_body
-from gateway.api.http.host import base_url
+from gateway.api.http.host import requested_host
 from gateway.api.http.json import JSON, json_response
 from gateway.api.http.sending import send_body
 from gateway.api.http.streaming import EventStream
@@ -45,9 +45,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     """Answers an image request, with JSON or in events. The query string is ignored."""
     services, exchange = request.app[SERVICES], request[EXCHANGE]
     context = _create_context(request, services)
-    # A gateway on a wildcard address does not know the address at which clients reach it. Before
-    # anything is bought: a request that is charged can also be answered.
-    public_url = services.settings.public_url or base_url(request)
+    public_url = _public_url(request, services)  # now: nothing of the request may fail when charged
     with EventStream(request) as stream:
         context.on_stream = stream.start
         try:
@@ -66,6 +64,12 @@ async def generate(request: web.Request) -> web.StreamResponse:
             return await stream.end(event, stream_headers(result, context, now=now))
     exchange.headers.update(answer_headers(result, context, now=now))
     return await _send(request, json_body(result, created=int(now), public_url=public_url))
+
+
+def _public_url(request: web.Request, services: Services) -> str:
+    """The start of the links in an answer."""
+    # A gateway on a wildcard address does not know the address at which clients reach it.
+    return services.settings.public_url or f"{request.scheme}://{requested_host(request)}"
 
 
 def _create_context(request: web.Request, services: Services) -> RequestContext:

@@ -85,12 +85,21 @@ async def echo(request: web.Request) -> web.Response:
 
 @asynccontextmanager
 async def run_server(
-    handler: Callable[[web.Request], Any] = echo, *, head_seconds: float = 30, **limits: Any
+    handler: Callable[[web.Request], Any] = echo,
+    *,
+    head_seconds: float = 30,
+    keepalive_timeout: float = 620,
+    **limits: Any,
 ) -> AsyncIterator[tuple[Runner, Client]]:
     """A server of `handler` alone; `limits` are those of its connections."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
-    runner = Runner(app, head_seconds=head_seconds, limits=ConnectionLimits(**limits))
+    runner = Runner(
+        app,
+        head_seconds=head_seconds,
+        keepalive_timeout=keepalive_timeout,
+        limits=ConnectionLimits(**limits),
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -289,6 +298,58 @@ async def test_an_empty_line_behind_a_body_starts_no_clock() -> None:
 
     assert (statuses(idle), idle.was_closed) == ([200], False)
     assert statuses(again) == [200, 200]
+
+
+@both_parsers
+async def test_a_connection_without_a_request_is_closed_after_the_time_of_a_head() -> None:
+    """After a request it stays open for longer: clients keep connections for the next one."""
+    async with run_server(head_seconds=0.3, keepalive_timeout=30) as (_, client):
+        fresh = await talk(client)
+        used = await talk(client, GET + b"\r\n", listen_seconds=0.8)
+
+    assert (fresh.replies, fresh.was_closed) == ([], True)
+    assert (statuses(used), used.was_closed) == ([200], False)
+
+
+@both_parsers
+async def test_a_head_that_begins_when_the_idle_time_ends_still_has_its_own_time() -> None:
+    async with run_server(head_seconds=1.0, keepalive_timeout=0.4) as (_, client):
+        parts = GET + b"\r\n", *(b"" for _ in range(6)), GET, *(b"" for _ in range(6)), b"\r\n"
+        raw = await talk(client, *parts, listen_seconds=1.0)
+
+    assert statuses(raw)[:2] == [200, 200]
+
+
+@both_parsers
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),
+        b"SSH-2.0-OpenSSH_9.2p1\r\n",
+    ],
+    ids=["a tunnel", "HTTP/2", "TLS", "SSH"],
+)
+async def test_another_protocol_ends_the_connection(start: bytes) -> None:
+    async with run_server(head_seconds=0.5) as (_, client):
+        raw = await talk(client, start, GET + b"\r\n")
+
+    assert raw.was_closed
+    assert len(raw.replies) == 1
+
+
+@both_parsers
+async def test_an_upgrade_is_ignored_and_the_connection_stays_http() -> None:
+    upgrade = GET + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    body = b"Content-Length: 2\r\n\r\nab"
+    last = GET + b"Connection: close\r\n\r\n"
+    async with run_server() as (_, client):
+        raw = await talk(client, upgrade + upgrade[:-2] + body + last)
+
+    assert [(reply.status, reply.body) for reply in raw.replies] == [
+        *((200, b"0"), (200, b"2"), (200, b"0"))
+    ]
 
 
 # ── pipelines ───────────────────────────────────────────────────────────────────────────────

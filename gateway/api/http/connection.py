@@ -59,6 +59,10 @@ def has_compiled_parser() -> bool:
     return HttpRequestParser is not HttpRequestParserPy
 
 
+def _not_http(status: int = 400) -> GatewayError:
+    return InvalidRequest("The request is not valid HTTP.", status=status)
+
+
 def head_too_large(max_bytes: int) -> GatewayError:
     """The 431 for a head, or for the trailers and chunk extensions of a body."""
     return GatewayError(
@@ -106,7 +110,7 @@ class Connection(RequestHandler):
         self._timer: asyncio.TimerHandle | None = None
         """Of the head that is arriving."""
         self._head = HeadEnd()
-        self._fault: BaseException | None = None
+        self._fault: GatewayError | None = None
         """Why the head that is arriving is malformed."""
         self._payload: StreamReader | None = None
         """The body of the latest request."""
@@ -136,13 +140,16 @@ class Connection(RequestHandler):
         if self._address is not None:
             self._stream = stream
             super().connection_made(transport)
+            # The idle time of a connection that has had a request would be a long one to wait for
+            # the first.
+            self._close_when_idle_for(self._server.head_seconds)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Stops the timer with the connection."""
         if self._address is not None:
             self._server.admission.release(self._address)
             self._address = None
-        self._stream, self._held = None, b""
+        self._stream, self._payload, self._held = None, None, b""
         self._release_early()
         self._stop_timer()
         if self._lost is not None and not self._lost.done():
@@ -195,8 +202,8 @@ class Connection(RequestHandler):
     def _parse_head(self, part: bytes, *, is_complete: bool) -> None:
         try:
             messages = self._parse(part)
-        except HttpProcessingError as fault:
-            self._fault = fault
+        except HttpProcessingError:  # not kept: its traceback would keep this connection
+            self._fault = _not_http()
             self._expect_head(FAULT_SECONDS)
             return
         if not messages:
@@ -207,7 +214,7 @@ class Connection(RequestHandler):
             return
         # Never seen: that would be another end of the head than ours.
         if not is_complete or len(messages) > 1:
-            self._refuse(InvalidRequest("The request is not valid HTTP."))
+            self._refuse(_not_http())
             return
         self._begin_request(*messages[0])
 
@@ -291,14 +298,13 @@ class Connection(RequestHandler):
         self.close()
         self._payload.feed_eof()
 
-    def _refuse(self, fault: BaseException) -> None:
+    def _refuse(self, fault: GatewayError) -> None:
         """Answers instead of a request that cannot be read, and reads nothing more."""
         self._stop_timer()
         self._release_early()
         self._drops_input = True
         self._fault = None
-        status = fault.status if isinstance(fault, GatewayError) else HTTPStatus.BAD_REQUEST
-        self._enqueue(_ErrInfo(status=status, exc=fault, message=""), EMPTY_PAYLOAD)
+        self._enqueue(_ErrInfo(status=fault.status, exc=fault, message=""), EMPTY_PAYLOAD)
 
     def _parse(self, part: bytes) -> Any:
         """The requests whose head ends in this part: one at most. Raises `HttpProcessingError`."""
@@ -399,7 +405,7 @@ class Connection(RequestHandler):
 
         Raises `ConnectionError`, which closes the connection, if the response has begun.
         """
-        error: GatewayError = InvalidRequest("The request is not valid HTTP.", status=status)
+        error: GatewayError = _not_http(status)
         if isinstance(exc, GatewayError):
             error = exc
         elif status >= 500:
@@ -443,6 +449,18 @@ class Connection(RequestHandler):
         if self.transport is not None:
             self.transport.write(render_error(request_timeout(self._server.head_seconds)))
         self.force_close()
+
+    def _close_when_idle_for(self, seconds: float) -> None:
+        if self._keepalive_handle is not None:
+            self._keepalive_handle.cancel()
+        self._next_keepalive_close_time = self._loop.time() + seconds
+        self._keepalive_handle = self._loop.call_later(seconds, self._process_keepalive)
+
+    def _process_keepalive(self) -> None:
+        if self._timer is not None:  # a head is arriving, which has a clock of its own
+            self._close_when_idle_for(self._server.head_seconds)
+            return
+        super()._process_keepalive()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -65,12 +65,12 @@ def check_host(message: RawRequestMessage) -> InvalidRequest | None:
     )
 
 
-def base_url(request: web.Request) -> str:
-    """The scheme and host that the client sent the request to."""
+def requested_host(request: web.Request) -> str:
+    """The host that the client sent the request to, with the port if it has one."""
     # In the absolute form the target has the host, and `Host` is ignored (RFC 9112 §3.2.2).
     absolute = _ABSOLUTE.match(request.raw_path)
     host = absolute[1] if absolute is not None else request.headers.get(hdrs.HOST)
-    return f"{request.scheme}://{host or _own_address(request)}"
+    return host or _own_address(request)
 
 
 def _own_address(request: web.Request) -> str:
