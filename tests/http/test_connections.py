@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import structlog
 from aiohttp import web, web_protocol
+from aiohttp.http import HttpProcessingError
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 
 from gateway.api.http import connection, sending
@@ -79,7 +80,7 @@ async def echo(request: web.Request) -> web.Response:
     """Answers with the length of the body, or 400 if it cannot be read."""
     try:
         return web.Response(text=str(len(await request.read())))
-    except web_protocol.RequestPayloadError:
+    except (web_protocol.RequestPayloadError, HttpProcessingError):
         return web.Response(status=400)
 
 
@@ -525,6 +526,98 @@ async def test_a_valid_request_is_answered_although_garbage_follows(
     assert (valid.status, valid.body) == (200, b"4")
     assert garbage.status == 400
     assert raw.was_closed
+
+
+FRAMINGS = {
+    "no coding": b"Transfer-Encoding:",
+    "two codings": b"Transfer-Encoding: gzip, chunked",
+    "chunked twice": b"Transfer-Encoding: chunked, chunked",
+    "an unknown coding": b"Transfer-Encoding: xchunked",
+    "identity": b"Transfer-Encoding: identity",
+    "a parameter": b"Transfer-Encoding: chunked;a=b",
+    "with a length": b"Transfer-Encoding: chunked\r\nContent-Length: 12",
+}
+
+
+@both_parsers
+@pytest.mark.parametrize("line", FRAMINGS.values(), ids=list(FRAMINGS))
+async def test_a_body_whose_end_is_open_is_400(line: bytes) -> None:
+    start = b"POST / HTTP/1.1\r\nHost: a\r\n" + line
+    async with run_server() as (_, client):
+        raw = await talk(client, start + b"\r\n\r\n2\r\nab\r\n0\r\n\r\n" + GET + b"\r\n")
+
+    assert statuses(raw) == [400]
+    assert raw.was_closed
+
+
+@both_parsers
+@pytest.mark.parametrize("version", [b"", b" HTTP/0.9", b" HTTP/1.2", b" HTTP/2.0", b" HTTP/3"])
+async def test_another_version_than_10_and_11_is_400(version: bytes) -> None:
+    async with run_server() as (_, client):
+        raw = await talk(client, b"GET /" + version + b"\r\nHost: a\r\n\r\n")
+
+    assert statuses(raw) == [400]
+    assert raw.was_closed
+
+
+@both_parsers
+async def test_chunks_in_http_10_are_400() -> None:
+    start = b"POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with run_server() as (_, client):
+        raw = await talk(client, start + b"2\r\nab\r\n0\r\n\r\n")
+
+    assert statuses(raw) == [400]
+
+
+@both_parsers
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        b"2\r\nab\r\n0\r\nX: y\n\r\n",
+        b"2\r\nab\r\n0\r\n\r\r\n",
+        b"2\r\nab\r\n0\n\n",
+        b"2\nab\r\n0\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("is_split", [False, True], ids=["whole", "split"])
+async def test_a_chunked_body_with_a_bare_line_break_is_400_at_once(
+    chunks: bytes, is_split: bool
+) -> None:
+    start = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    data = start + chunks + GET + b"\r\n"
+    parts = (data[: len(start) + 5], data[len(start) + 5 :]) if is_split else (data,)
+    async with run_server() as (_, client):
+        raw = await talk(client, *parts)
+
+    assert statuses(raw) == [400]
+    assert raw.was_closed
+
+
+@both_parsers
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+async def test_a_body_that_is_read_slowly_is_read_to_its_end(framing: str) -> None:
+    """The parser keeps bytes while the reader is full, also those at the end."""
+
+    async def read_slowly(request: web.Request) -> web.Response:
+        size = 0
+        while part := await request.content.read(50_000):
+            size += len(part)
+            await asyncio.sleep(0)
+        return web.Response(text=str(size))
+
+    head_lines = b"POST / HTTP/1.1\r\nHost: a\r\n"
+    plain = head_lines + b"Content-Length: 3000000\r\n\r\n" + b"x" * 3_000_000
+    chunked = (
+        head_lines
+        + b"Transfer-Encoding: chunked\r\n\r\n"
+        + (b"493e0\r\n" + b"x" * 300_000 + b"\r\n") * 10
+        + b"0\r\n\r\n"
+    )
+    data = plain if framing == "length" else chunked
+    async with run_server(read_slowly) as (_, client):
+        raw = await talk(client, data + data + GET + b"Connection: close\r\n\r\n")
+
+    assert [reply.body for reply in raw.replies] == [b"3000000", b"3000000", b"0"]
 
 
 CHUNKS = {

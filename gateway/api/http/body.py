@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from aiohttp import StreamReader, hdrs, web
+from aiohttp.http import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
 
 from gateway.api.services import SERVICES
@@ -75,7 +76,7 @@ async def read_body(request: web.Request) -> bytes:
         raise request_timeout(seconds) from None
     except BodyRefused as fault:
         raise fault.answer() from None
-    except (OSError, RequestPayloadError) as error:
+    except (OSError, RequestPayloadError, HttpProcessingError) as error:
         raise InvalidRequest("The request's body ended before it was complete.") from error
     # Again, because a chunked request has no `Content-Length`.
     if len(body) > max_bytes:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final
 
-from aiohttp import HttpVersion11, StreamReader, hdrs, web
+from aiohttp import HttpVersion10, HttpVersion11, StreamReader, hdrs, web
 from aiohttp.http import HttpProcessingError, RawRequestMessage
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.streams import EMPTY_PAYLOAD
@@ -61,6 +61,19 @@ def has_compiled_parser() -> bool:
 
 def _not_http(status: int = 400) -> GatewayError:
     return InvalidRequest("The request is not valid HTTP.", status=status)
+
+
+def _check_head(message: RawRequestMessage) -> GatewayError | None:
+    """The refusal of a head that the parser accepts although it should not."""
+    if message.version not in (HttpVersion10, HttpVersion11):
+        return _not_http()
+    # Any other coding, and any in HTTP/1.0, leaves open where the body ends (RFC 9112 §6.1).
+    coding = message.headers.get(hdrs.TRANSFER_ENCODING)
+    if coding is not None and (
+        coding.lower() != "chunked" or message.version != HttpVersion11 or not message.chunked
+    ):
+        return _not_http()
+    return check_host(message)
 
 
 def head_too_large(max_bytes: int) -> GatewayError:
@@ -220,7 +233,7 @@ class Connection(RequestHandler):
 
     def _begin_request(self, message: RawRequestMessage, payload: StreamReader) -> None:
         """A head is complete, and a body may follow."""
-        if (refusal := check_host(message)) is not None:
+        if (refusal := _check_head(message)) is not None:
             self._refuse(refusal)
             return
         self._stop_timer()
@@ -260,12 +273,21 @@ class Connection(RequestHandler):
 
     def _parse_body(self, part: bytes) -> None:
         try:
-            self._parse(part)
+            messages = self._parse(part)
         except HttpProcessingError:
             self._refuse_body(RequestPayloadError("malformed body"))
-        # The parser in Python raises only some faults.
-        if self._payload is not None and self._payload.exception() is not None:
-            self._drops_input = True
+            return
+        if self._payload is None:
+            return
+        has_ended = not self._rest_bytes and self._chunks is None
+        if self._payload.is_eof():
+            is_good = has_ended and not messages
+        else:
+            # The parser keeps bytes of the body while its reader is full, but finds the same end.
+            # The one in Python raises only some faults; the others are in the payload.
+            is_good = (not has_ended or self._reading_paused) and not self._payload.exception()
+        if not is_good:
+            self._refuse_body(RequestPayloadError("malformed body"))
 
     def _hold_body(self, size_bytes: int) -> bool:
         # After the answer, the rest of a body is dropped as it arrives.
@@ -293,6 +315,8 @@ class Connection(RequestHandler):
             return
         if self._is_answering:
             self._payload.set_exception(fault)
+            # Again, when a reader that is being woken has gone back to wait, which aiohttp lets it.
+            self._loop.call_soon(self._payload.set_exception, fault)
             return
         # aiohttp waits for the rest of a request that is already answered.
         self.close()
@@ -363,10 +387,12 @@ class Connection(RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         """Sends the response; of a late or malformed request nothing more is read."""
         # Raised by aiohttp before the middleware, such as 417 for an unknown `Expect`.
-        if isinstance(resp, web.HTTPException):
+        is_raised = isinstance(resp, web.HTTPException)
+        if is_raised:
             resp = self.handle_error(request, resp.status)
         is_cut = (
-            self._drops_input
+            is_raised
+            or self._drops_input
             or resp.status == REQUEST_TIMEOUT
             or request.content.exception() is not None
         )

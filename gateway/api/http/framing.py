@@ -98,7 +98,7 @@ class ChunkedEnd:
         return None
 
     def _ends_with_line(self) -> bool:
-        line, self._line = self._line.rstrip(b"\r\n"), b""
+        line, self._line = self._line.removesuffix(b"\n").removesuffix(b"\r"), b""
         if self._is_in_trailers:
             return not line
         try:
