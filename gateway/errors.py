@@ -89,6 +89,7 @@ class ErrorCode(StrEnum):
         400,
         "The request may cost more than X-Gateway-Max-Cost-USD allows.",
     )
+    HEAD_TOO_LARGE = "head_too_large", 431, "The request's head exceeds server.max_head."
     REQUEST_TIMEOUT = "request_timeout", 408, "The request did not arrive in time."
     REQUEST_TOO_LARGE = "request_too_large", 413, "The request body exceeds GATEWAY_MAX_BODY."
     UNKNOWN_URL = "unknown_url", 404, "There is no such path."
@@ -98,8 +99,8 @@ class ErrorCode(StrEnum):
     INVALID_ADMIN_TOKEN = "invalid_admin_token", 401, "The path needs the admin token."
     MODEL_NOT_FOUND = "model_not_found", 403, "The key may not use this model, or it is unknown."
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded", 429, "A rate limit is reached."
-    TOO_MANY_OPEN = "too_many_open", 429, "Too many requests or purchases are open."
     INSUFFICIENT_QUOTA = "insufficient_quota", 429, "A budget is used up."
+    TOO_MANY_OPEN = "too_many_open", 429, "Too many requests or connections are open."
 
     # ── images and the cache ──
     CONTENT_TAKEN_DOWN = "content_taken_down", 403, "The image was taken down by the operator."
@@ -120,7 +121,8 @@ class ErrorCode(StrEnum):
         "The signing keys are in the configuration and cannot be rotated by the API.",
     )
 
-    # ── upstream and the store ──
+    # ── upstream, the store and the worker ──
+    OVERLOADED = "overloaded", 503, "This worker has reached a bound of its own."
     UPSTREAM_AUTH = "upstream_auth", 502, "Upstream refused the gateway's own key."
     UPSTREAM_ERROR = "upstream_error", 502, "Upstream failed, or did not answer in time (504)."
     UPSTREAM_UNAVAILABLE = "upstream_unavailable", 503, "The circuit breaker is open."

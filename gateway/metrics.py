@@ -227,6 +227,9 @@ class RequestMetrics:
             "stream_first_event_seconds", "Time from the head of a request to its first event"
         )
         self._refusals = create.counters("refusals_total", "Requests refused", ("key", "reason"))
+        self._refused_connections = create.counters(
+            "connections_refused_total", "Connections refused, by the bound", ("reason",)
+        )
 
     def started(self) -> None:
         """A request is in flight."""
@@ -245,6 +248,10 @@ class RequestMetrics:
         self._pending.observe(self._duration[(outcome,)], seconds)
         if outcome == "hit":
             self._pending.observe(self._overhead, seconds)
+
+    def refused_connection(self, reason: str) -> None:
+        """Counts a connection beyond a bound: of this worker, or of the client's address."""
+        self._pending.add(self._refused_connections[(reason,)])
 
     def streamed(self, seconds: float) -> None:
         """Records the time to the first event of a stream."""

@@ -134,8 +134,7 @@ class Capacity:
         return GatewayError(
             f"This worker has {self._maximum:,} {self._of}, as many as {self._setting} allows. "
             f"Please try again in {RETRY_SECONDS}s.",
-            status=503,
-            code=ErrorCode.TOO_MANY_OPEN,
+            code=ErrorCode.OVERLOADED,
             headers={"Retry-After": str(RETRY_SECONDS)},
         )
 

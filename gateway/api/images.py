@@ -13,6 +13,7 @@ from aiohttp import hdrs, web
 from gateway.api.auth import KEY, SECRET
 from gateway.api.exchange import EXCHANGE, Exchange
 from gateway.api.http.body import read_body
+from gateway.api.http.host import requested_host
 from gateway.api.http.json import JSON, json_response
 from gateway.api.http.sending import send_body
 from gateway.api.http.streaming import EventStream
@@ -52,6 +53,7 @@ async def _answer(
     request: web.Request, services: Services, exchange: Exchange, *, place: Place
 ) -> web.StreamResponse:
     context = _create_context(request, services, place)
+    public_url = _public_url(request, services)  # now: nothing of the request may fail when charged
     with EventStream(request) as stream:
         context.on_stream = stream.start
         try:
@@ -69,7 +71,6 @@ async def _answer(
             event = completed_event(result, created=int(now))
             return await stream.end(event, stream_headers(result, context, now=now))
     exchange.headers.update(answer_headers(result, context, now=now))
-    public_url = _public_url(request, services)
     return await _send(request, json_body(result, created=int(now), public_url=public_url))
 
 
@@ -79,9 +80,9 @@ def _public_url(request: web.Request, services: Services) -> str:
     # Behind a proxy that says how the client came, the address that this gateway listens on is not
     # the one at which clients reach it.
     if proxy_scheme is not None and not settings.is_public_url_set:
-        return f"{proxy_scheme}://{request.host}"
+        return f"{proxy_scheme}://{requested_host(request)}"
     # A gateway on a wildcard address does not know the address at which clients reach it.
-    return settings.public_url or f"{request.scheme}://{request.host}"
+    return settings.public_url or f"{request.scheme}://{requested_host(request)}"
 
 
 def _create_context(request: web.Request, services: Services, place: Place) -> RequestContext:

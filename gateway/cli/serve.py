@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import click
 import structlog
@@ -28,6 +28,9 @@ from gateway.process.checks import check_before_serving
 from gateway.process.listener import Listeners, bind_listeners, bound_address
 from gateway.process.supervisor import supervise
 from gateway.process.worker import serve as serve_worker
+
+OWN_DESCRIPTORS: Final = 1024
+"""For each worker beside the connections of clients: the store, files, connections to upstream."""
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +54,7 @@ def run_gateway(configuration: Configuration) -> NoReturn:
     """Serves until a signal ends the gateway, and exits with its status."""
     settings = configuration.read_settings()
     server = settings.server
-    _raise_descriptor_limit()
+    _raise_descriptor_limit(server.max_connections)
     with errors_as_messages(), bind_listeners(server.listen, server.admin_listen) as listeners:
         # Each worker reads it again. Here a fault is reported before any of them starts.
         create_server_tls(settings)
@@ -78,11 +81,20 @@ def _print_addresses(server: ServerSettings, listeners: Listeners) -> None:
         click.echo(f"Admin API on {server.scheme}://{admin}")
 
 
-def _raise_descriptor_limit() -> None:
+def _raise_descriptor_limit(max_connections: int) -> None:
     """To the hard limit: a purchase takes two connections, and the usual 1,024 are too few."""
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # some systems report more than they allow
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < max_connections + OWN_DESCRIPTORS:
+        log.warning(
+            "descriptor_limit_low",
+            limit=limit,
+            max_connections=max_connections,
+            fix=f"raise RLIMIT_NOFILE to {max_connections + OWN_DESCRIPTORS}, or lower "
+            "server.max_connections",
+        )
 
 
 def _run_worker(

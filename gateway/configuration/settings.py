@@ -98,6 +98,14 @@ class ServerSettings(Section):
     tls: TlsSettings = Field(default_factory=TlsSettings)
     max_body_bytes: Bytes = Field(default=1 << 20, alias="max_body")
     """The largest request body; a larger one is refused with 413."""
+    max_head_bytes: Bytes = Field(default=64 << 10, alias="max_head")
+    """The largest head of a request, its first line and all headers; a larger one gets a 431."""
+    max_body_memory_bytes: Bytes = Field(default=256 << 20, alias="max_body_memory")
+    """The bytes of request bodies that a worker holds at once; beyond them a 503."""
+    max_connections: Count = 16_384
+    """The open connections of a worker; a further one gets a 503."""
+    max_connections_per_address: CountOrZero = 0
+    """The open connections of one address at a worker; a further one gets a 429. 0: no bound."""
     keep_alive_seconds: Seconds = Field(default=620.0, alias="keep_alive")
     """How long an idle client connection stays open; use more than any load balancer does."""
     read_timeout_seconds: Seconds = Field(default=30.0, alias="read_timeout")
@@ -136,6 +144,12 @@ class ServerSettings(Section):
                 f"an admin_listen that listen does not use too, but they are {self.admin_listen} "
                 f"and {self.listen}; leave admin_listen empty to serve everything on one address"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_memory_for_a_body(self) -> ServerSettings:
+        if self.max_body_memory_bytes < self.max_body_bytes:
+            raise ValueError("max_body_memory at least as large as max_body")
         return self
 
     @property

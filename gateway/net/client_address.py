@@ -42,8 +42,12 @@ class TrustedProxies:
     def __init__(self, networks: Sequence[Network] = ()) -> None:
         self._networks = tuple(networks)
         # Clients and proxies come again, and parsing an address takes microseconds.
-        self._read_peer = lru_cache(_KEPT_ADDRESSES)(self._parse_peer)
+        self._parse_peer_once = lru_cache(_KEPT_ADDRESSES)(self._parse_peer)
         self._read_entry = lru_cache(_KEPT_ADDRESSES)(self._parse_entry)
+
+    def read_peer(self, peer: str) -> tuple[str, bool]:
+        """The address of a connection's other end in canonical form, and whether it is trusted."""
+        return self._parse_peer_once(peer)
 
     def client_address(self, peer: str, headers: Headers) -> str:
         """The rightmost untrusted address of a request that `peer` sent, in canonical form.
@@ -51,7 +55,7 @@ class TrustedProxies:
         An entry that is no address ends the search: the client is then the last proxy that could
         be read.
         """
-        client, is_trusted = self._read_peer(peer)
+        client, is_trusted = self.read_peer(peer)
         if not is_trusted:
             return client
         for entry in _entries_from_the_right(headers.getall(FORWARDED_FOR, ())):
@@ -66,14 +70,13 @@ class TrustedProxies:
 
     def client_scheme(self, peer: str, headers: Headers) -> str | None:
         """`http` or `https`, as the last trusted proxy wrote it; None if there is none."""
-        if not self._networks or not self._read_peer(peer)[1]:
+        if not self._networks or not self.read_peer(peer)[1]:
             return None
         entries = _entries_from_the_right(headers.getall(FORWARDED_PROTO, ()))
         scheme = entries[0].lower() if entries else ""
         return scheme if scheme in ("http", "https") else None
 
     def _parse_peer(self, peer: str) -> tuple[str, bool]:
-        """The peer's address in canonical form, and whether it is trusted."""
         address = _parse(peer.partition("%")[0])  # without the interface of a link-local address
         return (peer, False) if address is None else (str(address), self._trusts(address))
 

@@ -19,12 +19,14 @@ from typing import Final
 import uvloop
 from aiohttp import web
 
+from gateway.api.http.admission import ConnectionLimits
 from gateway.api.http.connection import Runner
 from gateway.api.routes import ALL_TABLES, Table, admin_routes, client_routes, create_app
 from gateway.assembly import Gateway
 from gateway.configuration.files import Configuration
 from gateway.configuration.settings import Settings
 from gateway.maintenance import open_running_gateway
+from gateway.net.client_address import TrustedProxies
 from gateway.net.server_tls import ServerTls
 from gateway.process.listener import Listeners
 from gateway.tuning import tune_process
@@ -158,6 +160,8 @@ async def open_runner(
         create_app(gateway.services, tables=tables),
         head_seconds=settings.server.read_timeout_seconds,
         max_line_size=MAX_REQUEST_LINE_BYTES,
+        limits=connection_limits(settings),
+        on_refused=gateway.services.metrics.requests.refused_connection,
         keepalive_timeout=settings.server.keep_alive_seconds,
         shutdown_timeout=settings.drain_seconds,
         access_log=None,
@@ -168,6 +172,18 @@ async def open_runner(
         yield runner
     finally:
         await runner.cleanup()
+
+
+def connection_limits(settings: Settings) -> ConnectionLimits:
+    """The bounds of a worker's connections."""
+    server = settings.server
+    return ConnectionLimits(
+        max_head_bytes=server.max_head_bytes,
+        max_body_memory_bytes=server.max_body_memory_bytes,
+        max_connections=server.max_connections,
+        max_per_address=server.max_connections_per_address,
+        proxies=TrustedProxies(server.trusted_proxies),
+    )
 
 
 async def _wait_for_signal(signals: asyncio.Queue[int], parent: int) -> int:

@@ -358,7 +358,7 @@ async def test_a_worker_refuses_purchases_beyond_its_bound_and_serves_hits(
         records = await gateway.ledger()
 
     for reply in (refused, unshared):
-        assert (reply.status, reply.error["code"]) == (503, "too_many_open")
+        assert (reply.status, reply.error["code"]) == (503, "overloaded")
         assert "server.max_open_purchases" in reply.error["message"]
         assert int(reply.headers["Retry-After"]) >= 1
         assert reply.headers["x-gateway-cost-usd"] == "0.000000"
@@ -368,7 +368,7 @@ async def test_a_worker_refuses_purchases_beyond_its_bound_and_serves_hits(
     assert [reply.status for reply in bought] == [200, 200]
     assert flights_of(gateway)._purchases_open.used == 0
     assert not flights_of(gateway)._led
-    assert sum(record.error == "too_many_open" for record in records) == 3
+    assert sum(record.error == "overloaded" for record in records) == 3
     assert len(await upstream.bodies()) == 4
 
 
@@ -401,7 +401,7 @@ async def test_a_purchase_whose_client_left_counts_until_it_has_ended(
             gate.open()
             await eventually(lambda: not flights_of(gateway)._purchases_open.used)
         later = await alice.ask("two")
-    assert (refused.status, refused.error["code"]) == (503, "too_many_open")
+    assert (refused.status, refused.error["code"]) == (503, "overloaded")
     assert later.status == 200
 
 

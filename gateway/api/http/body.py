@@ -3,12 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from aiohttp import StreamReader, hdrs, web
+from aiohttp.http import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
 
 from gateway.api.services import SERVICES
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, InvalidRequest
+
+
+class BodyRefused(RequestPayloadError):
+    """The connection takes no more of a body; `answer` makes the error for its client."""
+
+    def __init__(self, answer: Callable[[], GatewayError]) -> None:
+        super().__init__()
+        # Not the error itself: its traceback would keep this request alive.
+        self.answer = answer
+
+
+class HeldBytes:
+    """Counts bytes that a worker holds for all of its connections, up to a bound."""
+
+    __slots__ = ("_held_bytes", "_max_bytes")
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._held_bytes = 0
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether so many more fit at this moment."""
+        return self._held_bytes + size_bytes <= self._max_bytes
+
+    def hold(self, size_bytes: int) -> bool:
+        """Counts bytes that have arrived; False if there is no room for them."""
+        if not self.has_room(size_bytes):
+            return False
+        self._held_bytes += size_bytes
+        return True
+
+    def release(self, size_bytes: int) -> None:
+        """They are needed no longer."""
+        self._held_bytes -= size_bytes
 
 
 async def defer_continue(_request: web.Request) -> None:
@@ -23,6 +59,8 @@ async def read_body(request: web.Request) -> bytes:
     settings = request.app[SERVICES].settings
     max_bytes, seconds = settings.max_body_bytes, settings.body_timeout_seconds
     _check_head(request, max_bytes)
+    if isinstance(fault := request.content.exception(), BodyRefused):
+        raise fault.answer()
     if request.headers.get(hdrs.EXPECT, "").strip().lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         # aiohttp and `handle_error` take a size above zero for a response that has begun.
@@ -36,7 +74,9 @@ async def read_body(request: web.Request) -> bytes:
     # Before OSError, which is its base class.
     except TimeoutError:
         raise request_timeout(seconds) from None
-    except (OSError, RequestPayloadError) as error:
+    except BodyRefused as fault:
+        raise fault.answer() from None
+    except (OSError, RequestPayloadError, HttpProcessingError) as error:
         raise InvalidRequest("The request's body ended before it was complete.") from error
     # Again, because a chunked request has no `Content-Length`.
     if len(body) > max_bytes:

@@ -1,28 +1,57 @@
-"""The HTTP connection: malformed HTTP, and heads that do not arrive in time.
+"""The HTTP connection: bounds of heads, bodies and pipelining, and malformed HTTP.
 
-aiohttp answers malformed HTTP in plain text, and waits for the rest of a head as long as for the
-next request. Here malformed HTTP is answered with a JSON error that quotes nothing of it, and an
-incomplete head with 408.
+aiohttp answers malformed HTTP in plain text, waits for the rest of a head as long as for the next
+request, and bounds a head only line by line. Here a `Connection` gives aiohttp's parser one part
+after the other, the head of a request, then its body, then, when it is answered, the next head.
+So every byte belongs to a part that has a bound and a clock, and a fault belongs to one request.
+
+    head        up to `max_head_bytes`, else 431; within `head_seconds`, else 408; one valid host
+    body        its bytes count against the worker's `HeldBytes` until the request is answered
+    next head   is not read before the answer: its first bytes wait, and the client with them
+    all heads   `MAX_EARLY_BYTES` of those that are incomplete or wait, else 503
+    answer      a client that reads nothing for `WRITE_STALL_SECONDS` is disconnected
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final
 
-import orjson
-from aiohttp import HttpVersion11, StreamReader, hdrs, web
+from aiohttp import HttpVersion10, HttpVersion11, StreamReader, hdrs, web
+from aiohttp.http import HttpProcessingError, RawRequestMessage
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
+from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from gateway.api.exchange import SERVER, new_request_id
-from gateway.api.http.body import request_timeout
+from gateway.api.http import sending
+from gateway.api.http.admission import (
+    LINGER_SECONDS,
+    Admission,
+    ConnectionLimits,
+    Reason,
+    overloaded,
+    render_error,
+)
+from gateway.api.http.body import BodyRefused, HeldBytes, request_timeout
+from gateway.api.http.framing import ChunkedEnd, ChunksTooLong, HeadEnd
+from gateway.api.http.host import check_host
 from gateway.api.http.json import error_response
-from gateway.errors import GatewayError, InternalError, InvalidRequest
+from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, InternalError, InvalidRequest
 
 REQUEST_TIMEOUT: Final = HTTPStatus.REQUEST_TIMEOUT
+
+FAULT_SECONDS: Final = 0.25
+"""How long the rest of a malformed head may take to arrive. Until then it is not known whether the
+head is malformed (400) or too large (431)."""
+
+MAX_EARLY_BYTES: Final = 64 << 20
+"""Bytes that a worker holds of incomplete heads, and of requests sent ahead. They need no key, so
+they are counted apart from bodies, whose memory they must not fill."""
 
 
 def has_compiled_parser() -> bool:
@@ -30,49 +59,366 @@ def has_compiled_parser() -> bool:
     return HttpRequestParser is not HttpRequestParserPy
 
 
+def _not_http(status: int = 400) -> GatewayError:
+    return InvalidRequest("The request is not valid HTTP.", status=status)
+
+
+def _check_head(message: RawRequestMessage) -> GatewayError | None:
+    """The refusal of a head that the parser accepts although it should not."""
+    if message.version not in (HttpVersion10, HttpVersion11):
+        return _not_http()
+    # Any other coding, and any in HTTP/1.0, leaves open where the body ends (RFC 9112 §6.1).
+    coding = message.headers.get(hdrs.TRANSFER_ENCODING)
+    if coding is not None and (
+        coding.lower() != "chunked" or message.version != HttpVersion11 or not message.chunked
+    ):
+        return _not_http()
+    return check_host(message)
+
+
+def head_too_large(max_bytes: int) -> GatewayError:
+    """The 431 for a head, or for the trailers and chunk extensions of a body."""
+    return GatewayError(
+        f"The head of the request is too large: this gateway accepts up to {max_bytes} bytes "
+        "(server.max_head).",
+        type=INVALID_REQUEST,
+        code=ErrorCode.HEAD_TOO_LARGE,
+    )
+
+
+def _memory_full() -> GatewayError:
+    return overloaded("This worker has no memory left for requests. Please try again.")
+
+
 class Connection(RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_body", "_head_seconds", "_head_timer")
+    __slots__ = (
+        "_address",
+        "_body_bytes",
+        "_chunks",
+        "_drops_input",
+        "_early_bytes",
+        "_fault",
+        "_head",
+        "_held",
+        "_is_answering",
+        "_lost",
+        "_payload",
+        "_progress_at",
+        "_rest_bytes",
+        "_server",
+        "_stream",
+        "_timer",
+        "_unread_bytes",
+    )
 
-    def __init__(self, manager: web.Server, *, head_seconds: float, **kwargs: Any) -> None:
-        super().__init__(manager, **kwargs)
-        self._head_seconds = head_seconds
-        self._head_timer: asyncio.TimerHandle | None = None
-        self._body: StreamReader | None = None
-        """Of the latest request with a complete head. Some of it may be still to come."""
+    def __init__(self, server: _Server, **kwargs: Any) -> None:
+        super().__init__(server, **kwargs)
+        self._server = server
+        self._address: str | None = None
+        """The address that this connection is counted under; None before and after."""
+        self._stream: asyncio.Transport | None = None
+        """The transport, also while it closes."""
+        self._timer: asyncio.TimerHandle | None = None
+        """Of the head that is arriving."""
+        self._head = HeadEnd()
+        self._fault: GatewayError | None = None
+        """Why the head that is arriving is malformed."""
+        self._payload: StreamReader | None = None
+        """The body of the latest request."""
+        self._rest_bytes = 0
+        """So many bytes of a body with a length are still to come."""
+        self._chunks: ChunkedEnd | None = None
+        """The body that is arriving, if it comes in chunks."""
+        self._body_bytes = 0
+        """Counted in the worker's `HeldBytes`."""
+        self._held = b""
+        """Received behind a request that is not answered yet."""
+        self._early_bytes = 0
+        """So many bytes are held of a head that is incomplete, or wait for an answer."""
+        self._is_answering = False
+        self._drops_input = False
+        """Nothing more of this connection is read: its client broke a rule or a bound."""
+        self._lost: asyncio.Future[None] | None = None
+        self._unread_bytes = 0
+        self._progress_at = 0.0
 
-    def data_received(self, data: bytes) -> None:
-        """Starts the head's timer when it begins and stops it when it is complete."""
-        body = self._body if self._body is not None and not self._body.is_eof() else None
-        super().data_received(data)
-        if self._messages:
-            newest, self._body = self._messages[-1]
-            self._stop_head_timer()
-            if body is not None and isinstance(newest, _ErrInfo):
-                # aiohttp takes a malformed body for a next request, and the handler of this one
-                # would wait for the rest of its body.
-                body.set_exception(RequestPayloadError("malformed body"))
-        elif data and body is None and self._head_timer is None:
-            self._head_timer = self._loop.call_later(self._head_seconds, self._time_out_head)
+    # ── connecting ──────────────────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Serves the connection if there is room for it."""
+        stream: Any = transport
+        self._address = self._server.admission.admit(stream)
+        if self._address is not None:
+            self._stream = stream
+            super().connection_made(transport)
+            # The idle time of a connection that has had a request would be a long one to wait for
+            # the first.
+            self._close_when_idle_for(self._server.head_seconds)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Stops the timer with the connection."""
-        self._stop_head_timer()
+        if self._address is not None:
+            self._server.admission.release(self._address)
+            self._address = None
+        self._stream, self._payload, self._held = None, None, b""
+        self._release_early()
+        self._stop_timer()
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(None)
         super().connection_lost(exc)
+
+    # ── receiving ───────────────────────────────────────────────────────────────────────────
+
+    def data_received(self, data: bytes) -> None:
+        """Gives the parser one part of a request after the other.
+
+        Without data, it lets the parser go on with bytes that it kept while the body's reader was
+        full.
+        """
+        if not data:
+            self._parse_body(b"")
+        if self._held:
+            data, self._held = self._held + data, b""
+        while data and not (self._drops_input or self._force_close or self._close):
+            if self._rest_bytes or self._chunks is not None:
+                data = self._receive_body(data)
+            elif self._is_answering or not self._is_body_parsed():
+                # Not read before the answer: otherwise a client could have any number of requests
+                # parsed, and the clock of a head would run while it cannot be answered.
+                self._wait_for_answer(data)
+                return
+            else:
+                data = self._receive_head(data)
+
+    def _wait_for_answer(self, data: bytes) -> None:
+        """Keeps what came behind a request, and reads no more until that is answered."""
+        self._release_early()
+        self._held = data if self._hold_early(len(data)) else b""
+        self._drops_input = not self._held  # the answer closes the connection
+        self._pause_transport_reading()
+
+    def _receive_head(self, data: bytes) -> bytes:
+        """Reads up to the end of the head; returns the bytes behind it."""
+        end = self._head.find(data)
+        max_bytes = self._server.limits.max_head_bytes
+        if self._head.size_bytes > max_bytes:
+            self._refuse(head_too_large(max_bytes))
+            return b""
+        if self._fault is None:
+            self._parse_head(data if end is None else data[:end], is_complete=end is not None)
+        if end is not None and self._fault is not None:
+            self._refuse(self._fault)
+        return b"" if end is None else data[end:]
+
+    def _parse_head(self, part: bytes, *, is_complete: bool) -> None:
+        try:
+            messages = self._parse(part)
+        except HttpProcessingError:  # not kept: its traceback would keep this connection
+            self._fault = _not_http()
+            self._expect_head(FAULT_SECONDS)
+            return
+        if not messages:
+            if not self._hold_early(len(part)):
+                self._refuse(_memory_full())
+            elif self._head.is_awaited and self._timer is None:
+                self._expect_head(self._server.head_seconds)
+            return
+        # Never seen: that would be another end of the head than ours.
+        if not is_complete or len(messages) > 1:
+            self._refuse(_not_http())
+            return
+        self._begin_request(*messages[0])
+
+    def _begin_request(self, message: RawRequestMessage, payload: StreamReader) -> None:
+        """A head is complete, and a body may follow."""
+        if (refusal := _check_head(message)) is not None:
+            self._refuse(refusal)
+            return
+        self._stop_timer()
+        self._release_early()
+        self._head = HeadEnd()
+        self._payload = None if payload is EMPTY_PAYLOAD else payload
+        self._enqueue(message, payload)
+        if message.method == hdrs.METH_CONNECT:
+            self._drops_input = True  # there are no tunnels here
+        elif message.chunked:
+            self._chunks = ChunkedEnd(self._server.limits.max_head_bytes)
+        elif self._payload is not None:
+            self._rest_bytes = int(message.headers[hdrs.CONTENT_LENGTH])
+            if not self._server.body_memory.has_room(self._rest_bytes):
+                self._refuse_body(BodyRefused(_memory_full))
+
+    def _receive_body(self, data: bytes) -> bytes:
+        """Reads up to the end of the body; returns the bytes behind it."""
+        if self._chunks is None:
+            end = self._rest_bytes if self._rest_bytes <= len(data) else None
+            self._rest_bytes -= len(data) if end is None else end
+        else:
+            try:
+                end = self._chunks.find(data)
+            except ChunksTooLong:
+                max_bytes = self._server.limits.max_head_bytes
+                self._refuse_body(BodyRefused(lambda: head_too_large(max_bytes)))
+                return b""
+            if end is not None:
+                self._chunks = None
+        part = data if end is None else data[:end]
+        if not self._hold_body(len(part)):
+            self._refuse_body(BodyRefused(_memory_full))
+            return b""
+        self._parse_body(part)
+        return b"" if end is None else data[end:]
+
+    def _parse_body(self, part: bytes) -> None:
+        try:
+            messages = self._parse(part)
+        except HttpProcessingError:
+            self._refuse_body(RequestPayloadError("malformed body"))
+            return
+        if self._payload is None:
+            return
+        has_ended = not self._rest_bytes and self._chunks is None
+        if self._payload.is_eof():
+            is_good = has_ended and not messages
+        else:
+            # The parser keeps bytes of the body while its reader is full, but finds the same end.
+            # The one in Python raises only some faults; the others are in the payload.
+            is_good = (not has_ended or self._reading_paused) and not self._payload.exception()
+        if not is_good:
+            self._refuse_body(RequestPayloadError("malformed body"))
+
+    def _hold_body(self, size_bytes: int) -> bool:
+        # After the answer, the rest of a body is dropped as it arrives.
+        if not self._is_answering:
+            return True
+        is_held = self._server.body_memory.hold(size_bytes)
+        self._body_bytes += size_bytes if is_held else 0
+        return is_held
+
+    def _hold_early(self, size_bytes: int) -> bool:
+        is_held = self._server.early_memory.hold(size_bytes)
+        self._early_bytes += size_bytes if is_held else 0
+        return is_held
+
+    def _release_early(self) -> None:
+        if self._early_bytes:
+            self._server.early_memory.release(self._early_bytes)
+            self._early_bytes = 0
+
+    def _refuse_body(self, fault: RequestPayloadError) -> None:
+        """Takes no more of a body. Its reader, if there is one, gets `fault`."""
+        self._drops_input = True
+        self._rest_bytes, self._chunks = 0, None
+        if self._payload is None:
+            return
+        if self._is_answering:
+            self._payload.set_exception(fault)
+            # Again, when a reader that is being woken has gone back to wait, which aiohttp lets it.
+            self._loop.call_soon(self._payload.set_exception, fault)
+            return
+        # aiohttp waits for the rest of a request that is already answered.
+        self.close()
+        self._payload.feed_eof()
+
+    def _refuse(self, fault: GatewayError) -> None:
+        """Answers instead of a request that cannot be read, and reads nothing more."""
+        self._stop_timer()
+        self._release_early()
+        self._drops_input = True
+        self._fault = None
+        self._enqueue(_ErrInfo(status=fault.status, exc=fault, message=""), EMPTY_PAYLOAD)
+
+    def _parse(self, part: bytes) -> Any:
+        """The requests whose head ends in this part: one at most. Raises `HttpProcessingError`."""
+        if self._parser is None:
+            return ()
+        messages, is_upgraded, _ = self._parser.feed_data(part)
+        if is_upgraded:
+            self._parser.set_upgraded(False)  # any upgrade is declined, RFC 9110 §7.8
+        return messages
+
+    def _enqueue(self, message: RawRequestMessage | _ErrInfo, payload: StreamReader) -> None:
+        """Has aiohttp's task answer a request."""
+        self._is_answering = True
+        self._request_count += 1
+        self._messages.append((message, payload))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _is_body_parsed(self) -> bool:
+        """False while the parser keeps bytes of a body whose reader is full."""
+        return self._payload is None or self._payload.is_eof()
+
+    def _resume_transport_reading(self) -> None:
+        if not self._held:
+            super()._resume_transport_reading()
+
+    # ── answering ───────────────────────────────────────────────────────────────────────────
+
+    async def _handle_request(
+        self,
+        request: web.BaseRequest,
+        start_time: float | None,
+        request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+    ) -> tuple[web.StreamResponse, bool]:
+        """Answers one request; then the next one is read."""
+        try:
+            return await super()._handle_request(request, start_time, request_handler)
+        finally:
+            if self._body_bytes:
+                self._server.body_memory.release(self._body_bytes)
+                self._body_bytes = 0
+            self._is_answering = False
+            if self._held:
+                self._read_on()
+
+    def _read_on(self) -> None:
+        """Reads the bytes that came ahead."""
+        self._release_early()
+        data, self._held = self._held, b""
+        self.data_received(data)
+        if not self._reading_paused:
+            self._resume_transport_reading()
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Sends the response; of a late or malformed request nothing more is read."""
         # Raised by aiohttp before the middleware, such as 417 for an unknown `Expect`.
-        if isinstance(resp, web.HTTPException):
+        is_raised = isinstance(resp, web.HTTPException)
+        if is_raised:
             resp = self.handle_error(request, resp.status)
-        if resp.status == REQUEST_TIMEOUT or request.content.exception() is not None:
+        is_cut = (
+            is_raised
+            or self._drops_input
+            or resp.status == REQUEST_TIMEOUT
+            or request.content.exception() is not None
+        )
+        if is_cut:
             resp.force_close()
             # aiohttp would read the rest of the request for some seconds after the response.
             self._lingering_time = 0.0
-        return await super().finish_response(request, resp, start_time)
+        sent = await super().finish_response(request, resp, start_time)
+        if is_cut or (self._held and not resp.keep_alive):
+            await self._linger()
+        return sent
+
+    async def _linger(self) -> None:
+        """Drops what still arrives, until the client closes: a reset could overtake the answer."""
+        self._drops_input, self._held = True, b""
+        self._release_early()
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        if transport.can_write_eof():
+            transport.write_eof()
+        self._resume_transport_reading()
+        self._lost = self._loop.create_future()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                await self._lost
 
     def handle_error(
         self,
@@ -85,8 +431,10 @@ class Connection(RequestHandler):
 
         Raises `ConnectionError`, which closes the connection, if the response has begun.
         """
-        error: GatewayError = InvalidRequest("The request is not valid HTTP.", status=status)
-        if status >= 500:
+        error: GatewayError = _not_http(status)
+        if isinstance(exc, GatewayError):
+            error = exc
+        elif status >= 500:
             self.log_exception("Error handling request", exc_info=exc)
             # A second response would become part of the body of the first.
             if request.writer.output_size:
@@ -111,34 +459,78 @@ class Connection(RequestHandler):
 
         return answer_in_http_11
 
+    # ── clocks ──────────────────────────────────────────────────────────────────────────────
+
+    def _expect_head(self, seconds: float) -> None:
+        """Starts the clock of the head that is arriving, or the shorter one of a malformed one."""
+        self._stop_timer()
+        self._timer = self._loop.call_later(seconds, self._time_out_head)
+
     def _time_out_head(self) -> None:
-        self._head_timer = None
-        if self._request_in_progress or self._messages:
-            return  # a client sent it ahead, while its previous request is being answered
+        self._timer = None
+        if self._fault is not None:
+            self._refuse(self._fault)
+            return
         # Without a complete head there is no request whose response aiohttp could send.
-        body = orjson.dumps(request_timeout(self._head_seconds).body)
-        head = (
-            "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\nx-request-id: {new_request_id()}\r\n"
-            "x-gateway-error-source: gateway\r\nConnection: close\r\n\r\n"
-        )
         if self.transport is not None:
-            self.transport.write(head.encode() + body)
+            self.transport.write(render_error(request_timeout(self._server.head_seconds)))
         self.force_close()
 
-    def _stop_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def _close_when_idle_for(self, seconds: float) -> None:
+        if self._keepalive_handle is not None:
+            self._keepalive_handle.cancel()
+        self._next_keepalive_close_time = self._loop.time() + seconds
+        self._keepalive_handle = self._loop.call_later(seconds, self._process_keepalive)
+
+    def _process_keepalive(self) -> None:
+        if self._timer is not None:  # a head is arriving, which has a clock of its own
+            self._close_when_idle_for(self._server.head_seconds)
+            return
+        super()._process_keepalive()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def resume_writing(self) -> None:
+        """The client has read most of what was written."""
+        self._unread_bytes = 0
+        super().resume_writing()
+
+    def check_progress(self, now: float) -> None:
+        """Disconnects the client if it has read nothing for `WRITE_STALL_SECONDS`."""
+        if self._stream is None or not self._stream.get_write_buffer_size():
+            self._unread_bytes = 0
+            return
+        # While a handler writes on, a slow client does not reduce what is unread.
+        is_writing = self._request_in_progress and not self.writing_paused
+        unread_bytes = sending.unread_bytes(self._stream)
+        if is_writing or not self._unread_bytes or unread_bytes < self._unread_bytes:
+            self._progress_at = now
+        elif now - self._progress_at >= sending.WRITE_STALL_SECONDS:
+            # `close` would wait until the client has read the rest.
+            self._stream.abort()
+        self._unread_bytes = unread_bytes
 
 
 class Runner(web.AppRunner):
     """Runs an application on `Connection`s."""
 
-    def __init__(self, app: web.Application, *, head_seconds: float, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        app: web.Application,
+        *,
+        head_seconds: float,
+        limits: ConnectionLimits | None = None,
+        on_refused: Callable[[Reason], None] = lambda reason: None,
+        **kwargs: Any,
+    ) -> None:
         # A small compressed body could expand without end. `read_body` refuses compressed ones.
         super().__init__(app, auto_decompress=False, **kwargs)
         self._head_seconds = head_seconds
+        self._limits = limits or ConnectionLimits()
+        self._on_refused = on_refused
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
@@ -147,10 +539,54 @@ class Runner(web.AppRunner):
             request_factory=server.request_factory,
             loop=asyncio.get_running_loop(),
             head_seconds=self._head_seconds,
+            limits=self._limits,
+            on_refused=self._on_refused,
             **server._kwargs,  # noqa: SLF001 - aiohttp has no other way to name a connection class
         )
 
 
 class _Server(web.Server):
+    """The connections of one worker, and what they share."""
+
+    def __init__(
+        self,
+        handler: Any,
+        *,
+        head_seconds: float,
+        limits: ConnectionLimits,
+        on_refused: Callable[[Reason], None],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(handler, **kwargs)
+        self.limits = limits
+        self.head_seconds = head_seconds
+        self.admission = Admission(limits, on_refused=on_refused)
+        self.body_memory = HeldBytes(limits.max_body_memory_bytes)
+        self.early_memory = HeldBytes(MAX_EARLY_BYTES)
+        self._check: asyncio.TimerHandle | None = None
+        self._check_later()
+
     def __call__(self) -> Connection:
         return Connection(self, loop=self._loop, **self._kwargs)
+
+    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's
+        """Closes all connections."""
+        self.admission.close()
+        try:
+            await super().shutdown(timeout)
+        finally:
+            if self._check is not None:
+                self._check.cancel()
+
+    def _check_later(self) -> None:
+        seconds = sending.WRITE_STALL_SECONDS / sending.PROGRESS_CHECKS
+        self._check = self._loop.call_later(seconds, self._check_progress)
+
+    def _check_progress(self) -> None:
+        # All of them, also those that are idle or closing: whatever an answer waits for, a client
+        # that does not read holds a descriptor and the answer's bytes.
+        now = time.monotonic()
+        for connection in list(self._connections):
+            if isinstance(connection, Connection):
+                connection.check_progress(now)
+        self._check_later()
