@@ -42,14 +42,13 @@ from tests.gateways import (
 from tests.http.conftest import OpenGateway
 from tests.http.test_bad_input import (
     GENERATIONS,
-    Raw,
     assert_error,
     assert_is_error,
     body_of,
     error,
     head,
-    talk,
 )
+from tests.raw_http import Raw, talk
 from tests.waiting import eventually, generous, turns
 
 KIB = 1024
