@@ -20,7 +20,7 @@ import aiohttp
 import structlog
 from yarl import URL
 
-from gateway.errors import Charge, UpstreamFailure
+from gateway.errors import Charge, UpstreamFailure, detach
 from gateway.images import ImageRequest, PartialImage, UpstreamAnswer
 from gateway.net.sse import Event
 from gateway.net.tls import create_tls
@@ -357,7 +357,8 @@ class UpstreamClient:
                     outcome = await prepared.receive(response)
                 else:
                     outcome = await self._receive_error(response)
-        except (aiohttp.ClientError, OSError):
+        except (aiohttp.ClientError, OSError) as error:
+            detach(error)  # the reader of the body keeps it
             if state.is_sent:
                 return _Failed("cut", failures.cut_off())
             return _Failed("unreachable", failures.unreachable())

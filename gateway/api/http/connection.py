@@ -8,6 +8,7 @@ incomplete head with 408.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any, Final
@@ -20,7 +21,7 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 from gateway.api.exchange import SERVER, new_request_id
 from gateway.api.http.body import request_timeout
 from gateway.api.http.json import error_response
-from gateway.errors import GatewayError, InternalError, InvalidRequest
+from gateway.errors import GatewayError, InternalError, InvalidRequest, detach
 
 REQUEST_TIMEOUT: Final = HTTPStatus.REQUEST_TIMEOUT
 
@@ -49,6 +50,8 @@ class Connection(RequestHandler):
         if self._messages:
             newest, self._body = self._messages[-1]
             self._stop_head_timer()
+            if isinstance(newest, _ErrInfo):
+                detach(newest.exc)
             if body is not None and isinstance(newest, _ErrInfo):
                 # aiohttp takes a malformed body for a next request, and the handler of this one
                 # would wait for the rest of its body.
@@ -59,7 +62,22 @@ class Connection(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Stops the timer with the connection."""
         self._stop_head_timer()
+        self._body = None  # it refers to this connection
         super().connection_lost(exc)
+
+    async def _handle_request(
+        self,
+        request: web.BaseRequest,
+        start_time: float | None,
+        request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+    ) -> tuple[web.StreamResponse, bool]:
+        """Ends the connection if the client is gone, or if its response cannot be finished."""
+        try:
+            return await super()._handle_request(request, start_time, request_handler)
+        except ConnectionError as error:
+            # Not raised: aiohttp would hold the task that failed in a frame of the traceback.
+            detach(error)
+            return web.Response(), True
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
@@ -88,6 +106,8 @@ class Connection(RequestHandler):
         error: GatewayError = InvalidRequest("The request is not valid HTTP.", status=status)
         if status >= 500:
             self.log_exception("Error handling request", exc_info=exc)
+            if (caught := sys.exception()) is not None:  # `exc`, or a timeout
+                detach(caught)
             # A second response would become part of the body of the first.
             if request.writer.output_size:
                 raise ConnectionError("the response has begun")

@@ -1,0 +1,57 @@
+"""The command line, with workers that never collect: `python -m tests.uncollected_gateway serve …`.
+
+`GET /garbage` says what the collector would have had to free since it was last called.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+import orjson
+from aiohttp import web
+
+import gateway.__main__  # first: it sets the folder of the metrics
+from gateway.process import worker
+from gateway.proxy.context import RequestContext
+
+PAGE_BYTES: Final = resource.getpagesize()
+
+tune_process, create_app = worker.tune_process, worker.create_app
+
+
+def tune_without_collector() -> None:
+    tune_process()
+    gc.disable()
+
+
+async def report_garbage(_request: web.Request) -> web.Response:
+    resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    gc.collect()
+    gc.set_debug(0)
+    counted = Counter(f"{type(found).__module__}.{type(found).__name__}" for found in gc.garbage)
+    requests = sum(isinstance(found, web.BaseRequest | RequestContext) for found in gc.garbage)
+    gc.garbage.clear()
+    gc.collect()
+    found = {
+        "resident_bytes": resident_pages * PAGE_BYTES,
+        "objects": sum(counted.values()),
+        "requests": requests,
+        "types": dict(counted.most_common(25)),
+    }
+    return web.Response(body=orjson.dumps(found), content_type="application/json")
+
+
+def create_app_with_report(*given: object) -> web.Application:
+    app = create_app(*given)  # type: ignore[arg-type]
+    app.router.add_get("/garbage", report_garbage)
+    return app
+
+
+worker.tune_process = tune_without_collector
+worker.create_app = create_app_with_report
+gateway.__main__.main()
