@@ -1,6 +1,7 @@
 """The command line, with workers that never collect: `python -m tests.uncollected_gateway serve …`.
 
-`GET /garbage` says what the collector would have had to free since it was last called.
+`GET /garbage` says what the collector would have had to free since the last time. Other paths have
+faults that no request should reach in the gateway itself.
 """
 
 from __future__ import annotations
@@ -29,27 +30,44 @@ def tune_without_collector() -> None:
 
 
 async def report_garbage(_request: web.Request) -> web.Response:
-    resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    resident_bytes = _resident_bytes()
     gc.set_debug(gc.DEBUG_SAVEALL)
     gc.collect()
     gc.set_debug(0)
-    counted = Counter(f"{type(found).__module__}.{type(found).__name__}" for found in gc.garbage)
+    types = Counter(f"{type(found).__module__}.{type(found).__name__}" for found in gc.garbage)
     requests = sum(isinstance(found, web.BaseRequest | RequestContext) for found in gc.garbage)
+    found = {
+        "resident_bytes": resident_bytes,
+        "objects": len(gc.garbage),
+        "requests": requests,
+        "types": dict(types.most_common(30)),
+    }
     gc.garbage.clear()
     gc.collect()
-    found = {
-        "resident_bytes": resident_pages * PAGE_BYTES,
-        "objects": sum(counted.values()),
-        "requests": requests,
-        "types": dict(counted.most_common(25)),
-    }
     return web.Response(body=orjson.dumps(found), content_type="application/json")
+
+
+async def fail(request: web.Request) -> web.StreamResponse:
+    """Fails with an error in a variable of this frame, so that it refers to itself."""
+    error = {"fault": RuntimeError("a fault"), "timeout": TimeoutError()}[
+        request.match_info["error"]
+    ]
+    if "begun" in request.query:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"the first bytes")
+    raise error
 
 
 def create_app_with_report(*given: object) -> web.Application:
     app = create_app(*given)  # type: ignore[arg-type]
     app.router.add_get("/garbage", report_garbage)
+    app.router.add_get("/{error:fault|timeout}", fail)
     return app
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
 
 
 worker.tune_process = tune_without_collector

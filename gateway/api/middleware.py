@@ -93,8 +93,9 @@ def _retry_count(request: web.Request) -> int | None:
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turns every error into a JSON response: `docs/reference/errors.md`."""
-    if request.match_info.http_exception is not None:  # no route
-        return error_response(_answer_router(request, request.match_info.http_exception))
+    # Not raised by aiohttp's handler: the request refers to this error, which would refer to it.
+    if (no_route := request.match_info.http_exception) is not None:
+        return error_response(_translate(request, no_route))
     try:
         return await handler(request)
     except GatewayError as raised:
@@ -111,13 +112,6 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     if request[EXCHANGE].has_begun:
         raise error
     return error_response(detach(error))
-
-
-def _answer_router(request: web.Request, error: web.HTTPException) -> GatewayError:
-    """The error of a request without a route. aiohttp's handler, which raises it, is not called."""
-    # The route is made for this request alone. Its handler is its own method: a cycle.
-    request.match_info.route._handler = None  # type: ignore[assignment]  # noqa: SLF001
-    return _translate(request, error)
 
 
 def _translate(request: web.Request, error: web.HTTPException) -> GatewayError:
