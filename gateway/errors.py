@@ -179,7 +179,7 @@ class GatewayError(Exception):
         The traceback of an error that they share would grow by the frames of all of them.
         """
         copied = type(self).__new__(type(self), *self.args)
-        vars(copied).update(vars(self))
+        vars(copied).update(vars(self), headers=dict(self.headers))
         return copied
 
     @property
