@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from gateway.images import Usage
 from gateway.redaction import Identity
@@ -39,10 +39,32 @@ CUT: Final = "…"
 MAX_ECHO: Final = 200
 """Characters of a client's own text that a message repeats."""
 
+E = TypeVar("E", bound=BaseException)
+
 
 def shorten(text: str) -> str:
     """A client's text as a message repeats it: at most `MAX_ECHO` characters."""
     return text if len(text) <= MAX_ECHO else f"{text[:MAX_ECHO]}{CUT}"
+
+
+def detach(error: E) -> E:
+    """The same error without its traceback, and without the errors that it came from.
+
+    A traceback has the frames of the whole call, with the request and its body. An error in a
+    variable of one of these frames makes a cycle, which stays in memory until the collector finds
+    it. So an error is detached wherever it is caught to be kept or answered rather than raised.
+    """
+    attached: list[BaseException | None] = [error]
+    while attached:
+        origin = attached.pop()
+        if origin is None:
+            continue
+        attached += origin.__cause__, origin.__context__
+        if isinstance(origin, BaseExceptionGroup):
+            attached += origin.exceptions
+        # Cut before its origins are visited, so that a circle of them ends.
+        origin.__traceback__ = origin.__cause__ = origin.__context__ = None
+    return error
 
 
 class ErrorCode(StrEnum):
@@ -167,6 +189,15 @@ class GatewayError(Exception):
         self.headers = dict(headers or {})
         self.details = dict(details or {})
         self.source = source
+
+    def copy(self) -> Self:
+        """An equal error, detached: each of several requests raises its own.
+
+        The traceback of an error that they share would grow by the frames of all of them.
+        """
+        copied = type(self).__new__(type(self), *self.args)
+        vars(copied).update(vars(self), headers=dict(self.headers))
+        return copied
 
     @property
     def body(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import structlog
 
-from gateway.errors import ErrorCode, GatewayError
+from gateway.errors import ErrorCode, GatewayError, detach
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -63,6 +63,8 @@ class OwnedTasks:
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, GatewayError):
             log.error("owned_task_failed", task=task.get_name(), exc_info=error)
+        if error is not None:
+            detach(error)
 
 
 class SerialThread:
@@ -103,8 +105,10 @@ class SingleFlight(Generic[K, T]):
 
     def _end(self, key: K, task: asyncio.Task[T]) -> None:
         del self._running[key]
-        if not task.cancelled():
-            task.exception()  # retrieved, or asyncio logs it when every caller has gone
+        # Retrieved, or asyncio logs it when every caller has gone.
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, GatewayError):
+            detach(error)  # any other is a fault, which a caller logs with its traceback
 
 
 class Capacity:

@@ -14,7 +14,14 @@ from aiohttp import hdrs, web
 from gateway.api.exchange import API_VERSION, EXCHANGE, SERVER, Exchange, new_request_id
 from gateway.api.http.json import error_response
 from gateway.api.services import SERVICES
-from gateway.errors import INVALID_REQUEST, MAX_ECHO, ErrorCode, GatewayError, InternalError
+from gateway.errors import (
+    INVALID_REQUEST,
+    MAX_ECHO,
+    ErrorCode,
+    GatewayError,
+    InternalError,
+    detach,
+)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -98,21 +105,25 @@ def _retry_count(request: web.Request) -> int | None:
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turns every error into a JSON response: `docs/reference/errors.md`."""
+    # Not raised by aiohttp's handler: the request refers to this error, which would refer to it.
+    if (no_route := request.match_info.http_exception) is not None:
+        return error_response(_translate(request, no_route))
     try:
         return await handler(request)
     except GatewayError as raised:
         error = raised
     except web.HTTPException as raised:
-        error = _translate(request, raised)
+        error = _translate(request, detach(raised))
     except (ConnectionError, TimeoutError):
         raise
-    except Exception:
+    except Exception as raised:
         log.exception("handler_failed", request_id=request[EXCHANGE].request_id)
+        detach(raised)
         error = InternalError()
     # A second response would become part of the body of the first. The error closes the connection.
     if request[EXCHANGE].has_begun:
         raise error
-    return error_response(error)
+    return error_response(detach(error))
 
 
 def _translate(request: web.Request, error: web.HTTPException) -> GatewayError:

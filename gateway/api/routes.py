@@ -18,6 +18,7 @@ from gateway.api.auth import with_admin, with_confirmed_key, with_key, with_metr
 from gateway.api.http.body import defer_continue
 from gateway.api.middleware import add_headers, answer_errors, observe
 from gateway.api.services import SERVICES, Services
+from gateway.errors import InternalError
 
 _post = partial(web.post, expect_handler=defer_continue)
 _patch = partial(web.patch, expect_handler=defer_continue)
@@ -32,6 +33,7 @@ def create_app(services: Services, *, tables: Sequence[Table]) -> web.Applicatio
     """
     # `observe` is outside: it counts errors after `answer_errors` has made them responses.
     app = web.Application(middlewares=[observe, answer_errors])
+    app._router = _Router()  # noqa: SLF001 - the argument `router` is deprecated
     app[SERVICES] = services
     app.on_response_prepare.append(add_headers)
     for table in (*tables, health_routes):
@@ -78,6 +80,19 @@ def health_routes() -> list[web.RouteDef]:
 
 ALL_TABLES: Final[Sequence[Table]] = (client_routes, admin_routes)
 """Of a gateway with one address."""
+
+
+class _Router(web.UrlDispatcher):
+    async def resolve(self, request: web.Request) -> web.UrlMappingMatchInfo:
+        found = await super().resolve(request)
+        if found.http_exception is not None:
+            # A route for this request alone, whose handler is its own method: a cycle.
+            found.route._handler = _answer_no_route  # noqa: SLF001 - there is no other way
+        return found
+
+
+async def _answer_no_route(_request: web.Request) -> web.StreamResponse:
+    raise InternalError  # not called, because `answer_errors` has the router's error
 
 
 def _api(path: str) -> str:

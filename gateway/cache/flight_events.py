@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from gateway.errors import GatewayError, UpstreamFailure
+from gateway.errors import GatewayError, UpstreamFailure, detach
 from gateway.images import Image, decode_fields
 from gateway.store.batch import Batch, Result
 from gateway.store.commands import Publish, ReleaseLease, RenewLease
@@ -100,6 +100,10 @@ class FlightEnd:
     """`unknown`: it was silent for too long, and its leader may be dead."""
     purchased: PurchasedImages = field(default_factory=lambda: PurchasedImages({}, {}))
     failure: GatewayError | None = None
+
+    def __post_init__(self) -> None:
+        if self.failure is not None:
+            detach(self.failure)
 
     def shared(self) -> FlightEnd:
         """The end as followers learn it, without what concerns the leader alone."""

@@ -25,7 +25,7 @@ from gateway.cache.flight_ends import FlightEnds
 from gateway.cache.flight_events import Flight, FlightEnd, PurchasedImages
 from gateway.cache.flight_result import FlightResult
 from gateway.cache.partial_images import PartialImages, Publisher, Subscriber
-from gateway.errors import GatewayError, StoreUnavailable, UpstreamFailure
+from gateway.errors import GatewayError, StoreUnavailable, UpstreamFailure, detach
 from gateway.store.batch import Batch
 from gateway.store.commands import AcquireLease, LeaseResult
 from gateway.store.protocol import Store
@@ -109,7 +109,7 @@ class Flights:
                 lease = await self._acquire(flight, ignoring=ignoring)
             except GatewayError as refusal:
                 # Not raised: earlier flights of this request may have brought images.
-                result.own_error = result.own_error or refusal
+                result.own_error = result.own_error or detach(refusal)
                 break
             result.add_cached(lease)
             if lease.leased and self._waiting.is_full:
@@ -253,8 +253,9 @@ class Flights:
                 end = FlightEnd("failed", failure=failure)
             except GatewayError as refusal:
                 end = FlightEnd("released", failure=refusal)
-            except Exception:
+            except Exception as fault:
                 log.exception("purchase_failed", purchase=flight.id)
+                detach(fault)
             if end.kind == "released" and not flight.is_unshared:
                 await self._release(flight)
         finally:  # also if this task is cancelled

@@ -133,7 +133,8 @@ class Images:
         """The answer with these images. Raises the flight's error if there are none."""
         result = result or FlightResult(missing=set())
         if not images:
-            raise result.own_error or result.flight_error or _no_image()
+            # A copy, because all requests of a flight have the same error.
+            raise (result.own_error or result.flight_error or _no_image()).copy()
         if query.request.response_format == "url":
             images = await self._cache.link(query.fingerprint, images, self._sign)
         return Answer(

@@ -65,8 +65,9 @@ class LimitedStore:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._running = 0
-        self._queue: deque[asyncio.Future[None]] = deque()
-        self._admission_queue: deque[asyncio.Future[None]] = deque()
+        self._queue: deque[asyncio.Future[bool]] = deque()
+        self._admission_queue: deque[asyncio.Future[bool]] = deque()
+        """Futures of the queued batches: whether it is their turn, or the store is unavailable."""
         self.name = store.name
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
@@ -91,21 +92,23 @@ class LimitedStore:
         """As `Store.watch`."""
         return self._store.watch(flight)
 
-    async def _wait_in(self, queue: deque[asyncio.Future[None]]) -> None:
+    async def _wait_in(self, queue: deque[asyncio.Future[bool]]) -> None:
         turn = asyncio.get_running_loop().create_future()
         queue.append(turn)
         try:
-            await turn
+            is_turn = await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
+            if turn.done() and not turn.cancelled() and turn.result():
                 self._start_next()  # cancelled in the moment of its turn, which goes to the next
             raise
+        if not is_turn:
+            raise StoreUnavailable
 
     def _start_next(self) -> None:
         while queue := self._queue or self._admission_queue:
             turn = queue.popleft()
             if not turn.done():
-                turn.set_result(None)  # it takes the turn of the batch that has ended
+                turn.set_result(True)  # it takes the turn of the batch that has ended
                 return
         self._running -= 1
 
@@ -114,7 +117,7 @@ class LimitedStore:
             while queue:
                 turn = queue.popleft()
                 if not turn.done():
-                    turn.set_exception(StoreUnavailable())
+                    turn.set_result(False)
 
 
 class EvictingStore:

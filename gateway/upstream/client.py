@@ -20,7 +20,7 @@ import aiohttp
 import structlog
 from yarl import URL
 
-from gateway.errors import Charge, UpstreamFailure
+from gateway.errors import Charge, UpstreamFailure, detach
 from gateway.images import ImageRequest, PartialImage, UpstreamAnswer
 from gateway.net.sse import Event
 from gateway.net.tls import create_tls
@@ -381,9 +381,11 @@ class UpstreamClient:
                     outcome = await prepared.receive(response)
                 else:
                     outcome = await self._receive_error(response)
-        except AnswerRejected:
+        except AnswerRejected as error:
+            detach(error)  # the reader of the body keeps it
             return _Failed("rejected", failures.rejected())
-        except (aiohttp.ClientError, OSError):
+        except (aiohttp.ClientError, OSError) as error:
+            detach(error)
             if state.is_sent:
                 return _Failed("cut", failures.cut_off())
             return _Failed("unreachable", failures.unreachable())

@@ -15,6 +15,7 @@ So every byte belongs to a part that has a bound and a clock, and a fault belong
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -41,7 +42,14 @@ from gateway.api.http.body import BodyRefused, HeldBytes, request_timeout
 from gateway.api.http.framing import ChunkedEnd, ChunksTooLong, HeadEnd
 from gateway.api.http.host import check_host
 from gateway.api.http.json import error_response
-from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, InternalError, InvalidRequest
+from gateway.errors import (
+    INVALID_REQUEST,
+    ErrorCode,
+    GatewayError,
+    InternalError,
+    InvalidRequest,
+    detach,
+)
 
 REQUEST_TIMEOUT: Final = HTTPStatus.REQUEST_TIMEOUT
 
@@ -363,9 +371,16 @@ class Connection(RequestHandler):
         start_time: float | None,
         request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
     ) -> tuple[web.StreamResponse, bool]:
-        """Answers one request; then the next one is read."""
+        """Answers one request; then the next one is read.
+
+        Ends the connection if the client is gone, or if its response cannot be finished.
+        """
         try:
             return await super()._handle_request(request, start_time, request_handler)
+        except ConnectionError as error:
+            # Not raised: aiohttp would hold the task that failed in a frame of the traceback.
+            detach(error)
+            return web.Response(), True
         finally:
             if self._body_bytes:
                 self._server.body_memory.release(self._body_bytes)
@@ -436,6 +451,8 @@ class Connection(RequestHandler):
             error = exc
         elif status >= 500:
             self.log_exception("Error handling request", exc_info=exc)
+            if (caught := sys.exception()) is not None:  # `exc`, or a timeout
+                detach(caught)
             # A second response would become part of the body of the first.
             if request.writer.output_size:
                 raise ConnectionError("the response has begun")

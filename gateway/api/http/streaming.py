@@ -21,7 +21,7 @@ from gateway.api.http.sending import write_pieces
 from gateway.api.rendering import early_headers, partial_image_event
 from gateway.api.services import SERVICES
 from gateway.cache.partial_images import Subscriber
-from gateway.errors import GatewayError, InternalError
+from gateway.errors import GatewayError, InternalError, detach
 from gateway.net import sse
 from gateway.proxy.context import RequestContext
 
@@ -67,6 +67,7 @@ class EventStream:
             if (fault := self._writer.exception()) is not None:
                 # Partial images are optional: the response still gets its last event.
                 log.error("partial_images_failed", exc_info=fault)
+                detach(fault)
         return self._response is not None
 
     async def end(self, event: Sequence[bytes], headers: Mapping[str, str]) -> web.StreamResponse:
@@ -80,10 +81,11 @@ class EventStream:
         """Sends an error as the last event of a response that has begun."""
         if not isinstance(error, GatewayError):
             log.error("stream_failed", request_id=self._exchange.request_id, exc_info=error)
+            detach(error)
             error = InternalError()
         if self._response is None:
             raise error
-        await self._write([sse.encode_error(error.body["error"])])
+        await self._write([sse.encode_error(detach(error).body["error"])])
         return self._response
 
     def __enter__(self) -> Self:

@@ -19,6 +19,7 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.driver_info import DriverInfo
 
 from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
@@ -56,6 +57,9 @@ _INVALID_URL: Final = (
     "The Redis URL cannot be read; it looks like redis://user:password@host:6379/0 or"
     " unix:///path?db=0, with signs like / in a password written as %2F."
 )
+
+_DRIVER_INFO: Final = DriverInfo()
+"""What Redis' `CLIENT LIST` shows."""
 
 _DATABASE_PATH: Final = re.compile(r"(/\d*)?")
 
@@ -102,6 +106,9 @@ def create_pool(url: str) -> ConnectionPool:
             # RESP3 would return the reply of HGETALL as a map, which `encoding.pairs` does not
             # read.
             protocol=2,
+            # Otherwise each attempt to connect reads redis-py's version from the files of its
+            # package, and leaves the collector 30 objects.
+            driver_info=_DRIVER_INFO,
             decode_responses=False,
         )
     except ValueError:

@@ -9,6 +9,7 @@ Reconnecting is `client`.
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -70,8 +71,12 @@ class PipelinedConnection(asyncio.Protocol):
         Raises one of `client.CONNECTION_ERRORS` if the connection is lost, or at the deadline, and
         `UnicodeEncodeError` for text that cannot be encoded; then nothing is sent.
         """
-        if not commands:
-            return []
+        # The future is in no variable here: its error has this frame in the traceback.
+        return await self._send(commands, deadline=deadline) if commands else []
+
+    def _send(
+        self, commands: Sequence[RawCommand], *, deadline: float
+    ) -> asyncio.Future[list[Any]]:
         # Before the request is queued: for a command that cannot be encoded no reply would come.
         packed = [piece for command in commands for piece in _pack(command)]
         done: asyncio.Future[list[Any]] = self._loop.create_future()
@@ -82,7 +87,7 @@ class PipelinedConnection(asyncio.Protocol):
         if not self._outgoing:
             self._loop.call_soon(self._flush)
         self._outgoing += packed
-        return await done
+        return done
 
     def abort(self, reason: Exception) -> None:
         """Closes the connection; pending requests fail with `reason`."""
@@ -161,7 +166,8 @@ class PipelinedConnection(asyncio.Protocol):
         pending, self._pending = self._pending, deque()
         for request in pending:
             if not request.done.done():
-                request.done.set_exception(reason)
+                # A copy for each, because the traceback of one that is raised would grow.
+                request.done.set_exception(copy.copy(reason))
 
 
 def _pack(command: RawCommand) -> list[bytes]:

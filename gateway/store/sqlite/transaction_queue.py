@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.errors import StoreFull, StoreUnavailable
+from gateway.errors import StoreFull, StoreUnavailable, detach
 from gateway.store.sqlite.connection import connect, raising_unavailable, write_lock
 from gateway.store.sqlite.transaction import Transaction
 
@@ -76,13 +76,17 @@ class TransactionQueue:
         Raises `StoreUnavailable` after two seconds. Work that the thread has begun by then may
         still be committed.
         """
-        future = self._loop.create_future()
-        self._requests.put(_Request(work, future))
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
-                return await future
+                # The future is in no variable here: its error has this frame in the traceback.
+                return await self._queue(work)
         except TimeoutError as error:
             raise StoreUnavailable from error
+
+    def _queue(self, work: Callable[[Transaction], Any]) -> asyncio.Future[Any]:
+        future = self._loop.create_future()
+        self._requests.put(_Request(work, future))
+        return future
 
     def start(self) -> None:
         self._thread.start()
@@ -160,7 +164,7 @@ def _as_ours(error: Exception) -> Exception:
     else:
         return error
     unavailable = StoreFull() if is_full else StoreUnavailable()
-    unavailable.__cause__ = error
+    unavailable.__cause__ = detach(error)
     return unavailable
 
 
