@@ -115,9 +115,14 @@ async def test_several_images_have_several_links(alice: Client, n: int) -> None:
     assert len(set(links)) == len(set(shown)) == n
 
 
-async def test_a_host_with_a_quote_is_escaped_in_the_json(alice: Client) -> None:
-    reply = await alice.ask("a pond", model=DALLE, headers={"Host": 'a"b'})
-    assert link_of(reply).startswith('http://a"b/images/')
+async def test_a_host_with_a_quote_is_refused_and_one_with_an_apostrophe_is_valid(
+    alice: Client,
+) -> None:
+    refused = await alice.ask("a pond", model=DALLE, headers={"Host": 'a"b'})
+    reply = await alice.ask("a pond", model=DALLE, headers={"Host": "a'b"})
+
+    assert (refused.status, reply.cache_status) == (400, "fwd=miss; stored")
+    assert link_of(reply).startswith("http://a'b/images/")
 
 
 # ── links that cannot be fetched ────────────────────────────────────────────────────────────
