@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 
 from gateway.api.http.connection import Runner
+from gateway.errors import InternalError
 from tests.waiting import generous
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -30,7 +31,7 @@ async def receive_all(app: web.Application) -> bytes:
     return received
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=repr)
+@pytest.mark.parametrize("fault", [*FAULTS, InternalError()], ids=repr)
 async def test_a_fault_after_the_response_has_begun_cuts_it_off(
     fault: Exception,
 ) -> None:

@@ -447,14 +447,15 @@ class Connection(RequestHandler):
         Raises `ConnectionError`, which closes the connection, if the response has begun.
         """
         error: GatewayError = _not_http(status)
-        if isinstance(exc, GatewayError):
+        has_begun = request.writer.output_size > 0
+        if isinstance(exc, GatewayError) and not has_begun:
             error = exc
         elif status >= 500:
             self.log_exception("Error handling request", exc_info=exc)
             if (caught := sys.exception()) is not None:  # `exc`, or a timeout
                 detach(caught)
             # A second response would become part of the body of the first.
-            if request.writer.output_size:
+            if has_begun:
                 raise ConnectionError("the response has begun")
             error = InternalError()
         response = error_response(error)
