@@ -10,7 +10,7 @@ import gc
 import resource
 from collections import Counter
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 from aiohttp import web
@@ -59,8 +59,8 @@ async def fail(request: web.Request) -> web.StreamResponse:
     raise error
 
 
-def create_app_with_report(*given: object) -> web.Application:
-    app = create_app(*given)  # type: ignore[arg-type]
+def create_app_with_report(*given: Any, **more: Any) -> web.Application:
+    app = create_app(*given, **more)
     app.router.add_get("/garbage", report_garbage)
     app.router.add_get("/{error:fault|timeout}", fail)
     return app

@@ -140,6 +140,10 @@ class Connection(ResponseHandler):
         # aiohttp asks this at the end of a body, while its last segment is still being parsed.
         return self._has_more or bool(self._held) or super().should_close
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._answer = None  # it refers to this connection
+
     # ── its answer ──
 
     def data_received(self, data: bytes) -> None:
