@@ -70,7 +70,7 @@ class Attackers:
 
     def ask(self, key: str, prompt: str, *lines: str, **fields: object) -> bytes:
         """An image request for a prompt."""
-        body = {"model": "gpt-image-1.5", "prompt": prompt, "quality": "low", **fields}
+        body = {"model": "gpt-image-1.5", "prompt": prompt, **fields}
         return self.post(key, json.dumps(body).encode(), *lines)
 
 
@@ -109,7 +109,7 @@ async def slow_head(at: Attackers) -> int:
     """A head that never ends, in small pieces."""
     async with at.connect() as (reader, writer):
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
-        for _ in range(40):
+        for _ in range(12):
             await asyncio.sleep(0.5)
             writer.write(b"X-More: " + b"x" * 1_000 + b"\r\n")
         return await read_answer(reader)
@@ -217,7 +217,7 @@ def hostile_answer(name: str) -> Attack:
 
     async def play(at: Attackers) -> int:
         stream = {"stream": True} if name.startswith("endless") else {}
-        fields = {"response_format": "url"} if name == "many-links" else {}
+        fields = {"response_format": "url", "model": "dall-e-3"} if name == "many-links" else {}
         prompt = f"hostile {name} {next(at.numbers)}"
         status = await at.exchange(at.ask("mallory", prompt, **stream, **fields))
         await asyncio.sleep(0.5)

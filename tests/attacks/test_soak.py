@@ -100,7 +100,7 @@ async def serve_honestly(arena: Arena, seconds: float, *, start: int = 0) -> Hon
     async def hit() -> None:
         while time.monotonic() < until:
             started = time.perf_counter()
-            reply = await arena.alice.ask(HIT, quality="low")
+            reply = await arena.alice.ask(HIT)
             honest.hit_seconds.append(time.perf_counter() - started)
             honest.statuses.append(reply.status)
             await asyncio.sleep(0.005)
@@ -109,11 +109,11 @@ async def serve_honestly(arena: Arena, seconds: float, *, start: int = 0) -> Hon
         while time.monotonic() < until:
             honest.purchases += 1
             prompt = f"honest image {start + honest.purchases}"
-            reply = await arena.alice.ask(prompt, quality="low")
+            reply = await arena.alice.ask(prompt)
             honest.statuses.append(reply.status)
             await asyncio.sleep(PURCHASE_EVERY_SECONDS)
 
-    assert (await arena.alice.ask(HIT, quality="low")).status == 200
+    assert (await arena.alice.ask(HIT)).status == 200
     await asyncio.gather(hit(), hit(), buy())
     return honest
 

@@ -23,6 +23,7 @@ import uvloop
 from gateway.errors import Charge, UpstreamFailure
 from gateway.images import ImageRequest
 from gateway.net.guard import LinkBlocked
+from gateway.upstream import connection
 from gateway.upstream.client import Pace, UpstreamClient, open_client
 from gateway.upstream.connection import (
     MAX_FRAMING_BYTES,
@@ -277,6 +278,29 @@ def test_bytes_that_the_event_loop_has_not_read_yet_are_no_answer_either(
                 server.writer.write(stray)
                 assert await buyer.buy() == b"image %d" % server.requests
                 assert server.connections == connections + 1
+
+    run(story())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_connection_rests_until_late_bytes_have_arrived(
+    run: Run, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second request comes at once, and the stray answer to the first one after it."""
+
+    async def story() -> None:
+        server = Server(kind)
+        async with buying(server) as buyer:
+            monkeypatch.setattr(connection, "REST_SECONDS", 60.0)
+            await buyer.buy()
+            first = server.writer
+            assert first is not None
+            assert await buyer.buy() == b"image 2"
+            first.write(server.answer(b"a stray image"))
+            await eventually(lambda: server.open == 1)
+            monkeypatch.setattr(connection, "REST_SECONDS", 0.0)
+            assert await buyer.buy() == b"image 3"
+            assert server.connections == 2
 
     run(story())
 
