@@ -30,6 +30,9 @@ LOW_PRIORITY = 19
 ANSWER_SECONDS = 20.0
 """How long an attacker waits for an answer before it starts over."""
 
+UNREAD_SECONDS = 5.0
+"""How long an attacker that reads nothing keeps its connection."""
+
 GENERATIONS = "/v1/images/generations"
 
 
@@ -119,7 +122,7 @@ async def never_reads(at: Attackers) -> int:
     """Thousands of requests on one connection, whose answers are never read."""
     async with at.connect() as (_, writer):
         with suppress(ConnectionError, TimeoutError):
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(UNREAD_SECONDS):
                 while True:
                     writer.write(b"GET /nope HTTP/1.1\r\nHost: x\r\n\r\n" * 1_000)
                     await writer.drain()

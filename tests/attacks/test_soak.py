@@ -67,7 +67,11 @@ async def arena(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     port = free_port()
     command = [sys.executable, "-m", "tests.attacks.hostile_upstream", str(port)]
     base_url = f"http://127.0.0.1:{port}/v1"
-    options = {"cache": {"derive_formats": True}, "upstream": {"breaker": {"failures": 0}}}
+    options = {
+        "server": {"admin_token": "${GATEWAY_ADMIN_TOKEN}", "read_timeout": "5s"},
+        "cache": {"derive_formats": True},
+        "upstream": {"breaker": {"failures": 0}},
+    }
     with run_process("upstream", command, port=port, folder=tmp_path):
         async with run_processes(
             tmp_path / "gateway", base_url, workers=1, redis_url=url, options=options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from gateway.store.blobs.folder import FolderBlobs
 from gateway.store.sqlite.connection import create_sqlite_schema
 from tests.gateways import CONFIG, Client, Upstream, make_settings, run_gateway, run_processes
 from tests.http.test_smoke import run_demo
+from tests.waiting import GENEROUS_SECONDS
 
 DIGEST = "ab" * 32
 
@@ -99,7 +101,10 @@ async def test_the_processes_create_private_files_only(
 
 
 def test_the_demo_and_its_parent_folder_are_private(tmp_path: Path) -> None:
-    with umask(0), run_demo(tmp_path):
+    with umask(0), run_demo(tmp_path) as commands:
+        # A purchase, so that there are images too.
+        command = ["bash", "-c", commands[0]]
+        subprocess.run(command, cwd=tmp_path, check=True, timeout=GENEROUS_SECONDS)
         found = modes(tmp_path / "data")
         assert (tmp_path / "data" / "demo" / "admin-token").is_file()
     assert found == {}
