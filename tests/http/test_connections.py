@@ -11,6 +11,7 @@ import re
 import resource
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import ip_network
@@ -461,6 +462,22 @@ async def _send_for_ever(opened: socket.socket, data: bytes) -> None:
 
 @needs_asyncio_that_pauses
 @pytest.mark.timed
+@pytest.mark.timed
+async def test_a_client_that_leaves_behind_a_refused_body_is_forgotten_at_once() -> None:
+    """aiohttp would wait ten seconds for the rest of the body, also without a connection."""
+
+    async def refuse(_: web.Request) -> web.Response:
+        return web.Response(status=413)
+
+    async with run_server(refuse) as (runner, client):
+        start = head(client, "Content-Length: 5000000", key="gk-x") + b"x" * 1000
+        async with open_after(client, start) as reader:
+            assert (await reader.readline()).startswith(b"HTTP/1.1 413")
+        left_at = time.monotonic()
+        await eventually(lambda: not runner.server.connections)
+    assert time.monotonic() - left_at < 5
+
+
 async def test_a_pipelining_client_that_reads_slowly_is_not_disconnected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -166,16 +166,20 @@ class Connection(RequestHandler):
             self._close_when_idle_for(self._server.head_seconds)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Stops the timer with the connection."""
+        """Frees what the connection holds."""
         if self._address is not None:
             self._server.admission.release(self._address)
             self._address = None
-        self._stream, self._payload, self._held = None, None, b""
         self._release_early()
         self._stop_timer()
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(None)
         super().connection_lost(exc)
+        # A handler that reads the body got an exception from aiohttp. But aiohttp itself would wait
+        # for the rest of a refused body as long as for a client that is there.
+        if self._payload is not None and self._payload.exception() is None:
+            self._payload.feed_eof()
+        self._stream, self._payload, self._held = None, None, b""
 
     # ── receiving ───────────────────────────────────────────────────────────────────────────
 
