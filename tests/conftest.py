@@ -10,13 +10,12 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
-import redis
 
 from gateway.store.protocol import Store
 from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite.connection import create_sqlite_schema
 from gateway.store.sqlite.store import open_sqlite_store
-from tests.redis_server import merge_missing_server_skips, run_redis_server
+from tests.redis_server import emptied, merge_missing_server_skips, run_redis_server
 
 OpenStore = Callable[[], AbstractAsyncContextManager[Store]]
 """Opens the test's store once more, as another process would."""
@@ -32,9 +31,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def redis_url(redis_server: str) -> str:
     """The URL of an empty server."""
-    with redis.Redis.from_url(redis_server) as client:
-        client.flushall()
-    return redis_server
+    return emptied(redis_server)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import redis
 
 from tests.waiting import GENEROUS_SECONDS, until
 
@@ -34,6 +35,13 @@ def run_redis_server(folder: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+
+
+def emptied(url: str) -> str:
+    """The URL of a server, which has no data from now on."""
+    with redis.Redis.from_url(url) as client:
+        client.flushall()
+    return url
 
 
 @dataclass

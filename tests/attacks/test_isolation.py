@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-import redis
 
 from tests.gateways import Client, Reply, make_settings, run_gateway, run_upstream
 from tests.http.conftest import Shared
+from tests.redis_server import emptied
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -44,9 +44,7 @@ async def tenants(
 ) -> AsyncIterator[Tenants]:
     url = None
     if request.param == "redis":
-        url = request.getfixturevalue("redis_server")
-        with redis.Redis.from_url(url) as client:
-            client.flushall()
+        url = emptied(request.getfixturevalue("redis_server"))
     async with run_upstream() as upstream:
         settings = make_settings(tmp_path_factory.mktemp("tenants"), upstream.base_url, url)
         async with run_gateway(settings) as opened:

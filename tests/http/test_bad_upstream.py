@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import pytest
 import pytest_asyncio
-import redis
 
 from gateway.images import Record
 from gateway.simulator.drawing import draw_image
@@ -412,9 +411,7 @@ async def house(
 ) -> AsyncIterator[House]:
     redis_url = None
     if request.param == "redis":
-        redis_url = request.getfixturevalue("redis_server")
-        with redis.Redis.from_url(redis_url) as client:
-            client.flushall()
+        redis_url = emptied(request.getfixturevalue("redis_server"))
     folder = tmp_path_factory.mktemp("house")
 
     def settings(base_url: str) -> Any:

@@ -31,7 +31,7 @@ from tests.gateways import (
 )
 from tests.http.test_kill_points import CODE
 from tests.http.test_store_down import Outage, folder_missing, held_lock
-from tests.redis_server import run_durable_redis
+from tests.redis_server import emptied, run_durable_redis
 from tests.waiting import eventually, generous
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -369,7 +369,9 @@ async def arena(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Arena]:
     folder = tmp_path_factory.mktemp("memory")
-    redis_url = request.getfixturevalue("redis_server") if request.param == "redis" else None
+    redis_url = None
+    if request.param == "redis":
+        redis_url = emptied(request.getfixturevalue("redis_server"))
     async with (
         run_upstream() as upstream,
         run_uncollected(
