@@ -141,7 +141,10 @@ class IdempotencyKeys:
             self._end(idempotent, None)
             raise
         if result is not None:
-            self._end(idempotent, result)
+            wait.know(result.request)
+            # Another request's lock refuses this one. Those that wait with the locked request wait
+            # for its result.
+            self._end(idempotent, None if result.encoded is None else result)
         return result
 
     async def _acquire_in_store(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -199,6 +200,8 @@ class CountedKeys:
         store, acquire = keys._store, keys.acquire
         self.requests = self.commands = 0
         self.name, self.watch, self._execute = store.name, store.watch, store.execute
+        self._open = asyncio.Event()
+        self._open.set()
 
         async def counted(idempotent: IdempotentRequest) -> StoredResult | None:
             self.requests += 1
@@ -209,7 +212,17 @@ class CountedKeys:
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         self.commands += len(commands)
+        await self._open.wait()
         return await self._execute(commands)
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """The store commands of this gateway's idempotency keys wait until the block is left."""
+        self._open.clear()
+        try:
+            yield
+        finally:
+            self._open.set()
 
     async def until(self, requests: int) -> None:
         """Waits until so many requests have come, and each waits for the first one's result."""
@@ -267,6 +280,32 @@ async def test_when_the_request_that_watches_for_all_leaves_another_one_does(
 
     for reply in replies:
         assert_stored_result(reply, await first)
+    assert len(await upstream.bodies()) == 1
+
+
+async def test_another_body_beside_the_same_one_at_another_gateway_ends_no_wait(
+    open_gateway: OpenGateway, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other body finds the lock first, and is refused; the same one waits for the result."""
+    async with open_gateway() as here, open_gateway() as there:
+        alice = await here.client.with_key()
+        counted = CountedKeys(there, monkeypatch)
+        async with upstream.hold() as gate:
+            first = asyncio.create_task(alice.ask(headers=FRESH))
+            await gate.until(1)
+            async with counted.held():
+                other = asyncio.create_task(elsewhere(there, alice).ask("a pond", headers=FRESH))
+                await counted.until(1)
+                same = asyncio.create_task(elsewhere(there, alice).ask(headers=FRESH))
+                await counted.until(2)
+            refused = await other
+            await turns()
+            was_waiting = not same.done()
+        reply = await same
+
+    assert (refused.status, refused.error["code"]) == (400, "idempotency_key_reused")
+    assert was_waiting
+    assert_stored_result(reply, await first)
     assert len(await upstream.bodies()) == 1
 
 
