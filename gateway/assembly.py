@@ -310,7 +310,7 @@ def wire_gateway(
         clock=time.time,
     )
     idempotent_images = IdempotentImages(
-        IdempotencyKeys(store), images, cache.image_cache, tasks, waiting=waiting
+        IdempotencyKeys(store, tasks), images, cache.image_cache, tasks, waiting=waiting
     )
     store_outage = StoreOutage(
         keys,

@@ -32,6 +32,7 @@ from gateway.store.commands import (
     SetValue,
 )
 from gateway.store.protocol import Store, Watch
+from gateway.tasks import OwnedTasks
 
 SPACE: Final = "idempotency"
 
@@ -42,6 +43,9 @@ LOCK_SECONDS: Final = 15.0
 """How long a lock lasts that is not renewed."""
 
 RENEW_SECONDS: Final = 5.0
+
+RETRY_SECONDS: Final = 1.0
+"""When a renewal, or the result of a purchase, is repeated that the store did not take."""
 
 RECHECK_SECONDS: Final = 2.0
 """How often a worker checks a lock of another worker without a notification."""
@@ -108,8 +112,9 @@ class _Wait:
 class IdempotencyKeys:
     """Locks idempotency keys and stores their results."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, tasks: OwnedTasks) -> None:
         self._store = store
+        self._tasks = tasks
         self._waits: dict[str, _Wait] = {}
         """By idempotency key, while a request of this worker holds its lock or waits for it."""
 
@@ -141,7 +146,10 @@ class IdempotencyKeys:
             self._end(idempotent, None)
             raise
         if result is not None:
-            self._end(idempotent, result)
+            wait.know(result.request)
+            # Another request's lock refuses this one. Those that wait with the locked request wait
+            # for its result.
+            self._end(idempotent, None if result.encoded is None else result)
         return result
 
     async def _acquire_in_store(
@@ -185,12 +193,16 @@ class IdempotencyKeys:
 
     async def _renew(self, idempotent: IdempotentRequest, writing: asyncio.Lock) -> None:
         lock = SetValue(SPACE, idempotent.name, _encode_lock(idempotent), LOCK_SECONDS)
+        pause = RENEW_SECONDS
         while True:
-            await asyncio.sleep(RENEW_SECONDS)
+            await asyncio.sleep(pause)
             async with writing:
-                # A lock lasts for three intervals, so one failed renewal does no harm.
-                with suppress(StoreUnavailable):
+                try:
                     await execute(self._store, lock)
+                    pause = RENEW_SECONDS
+                except StoreUnavailable:
+                    # A lock that expired meanwhile is free until it is renewed.
+                    pause = RETRY_SECONDS
 
     async def store(
         self, idempotent: IdempotentRequest, images: Sequence[Image], *, is_free: bool = False
@@ -238,20 +250,41 @@ class IdempotencyKeys:
         self, idempotent: IdempotentRequest, result: Mapping[str, Any], *, is_free: bool = False
     ) -> bool:
         value = orjson.dumps({"request": idempotent.request, **result}, default=dict)
-        batch = Batch(self._store)
-        batch.add(SetValue(SPACE, idempotent.name, value, RESULT_SECONDS))
-        _notify(batch, idempotent)
+        if not is_free:
+            await self._store_purchase(idempotent, value)
+            return True
+        batch = self._set_result(idempotent, value)
         bounds = (BoundedSet(SPACE, idempotent.key_id, MAX_FREE_RESULTS),)
-        counted = AddToBoundedSets(bounds, (idempotent.name,), RESULT_SECONDS)
-        has_room = batch.add(counted) if is_free else None
+        has_room = batch.add(AddToBoundedSets(bounds, (idempotent.name,), RESULT_SECONDS))
         # Without a result the images are still in their entry, and a repeated request finds them.
         with suppress(StoreUnavailable):
             await batch.execute()
-            if has_room is not None and not has_room.value:
+            if not has_room.value:
                 # Deleted again rather than asked for first: most keys have room.
                 await self._release(idempotent, value)
                 return False
         return True
+
+    async def _store_purchase(self, idempotent: IdempotentRequest, value: bytes) -> None:
+        try:
+            await self._set_result(idempotent, value).execute()
+        except StoreUnavailable:
+            # The client does not wait. A repeated request that refuses stored images would buy
+            # again without this result.
+            self._tasks.start(self._store_later(idempotent, value), name="store idempotent result")
+
+    async def _store_later(self, idempotent: IdempotentRequest, value: bytes) -> None:
+        while True:
+            await asyncio.sleep(RETRY_SECONDS)
+            with suppress(StoreUnavailable):
+                await self._set_result(idempotent, value).execute()
+                return
+
+    def _set_result(self, idempotent: IdempotentRequest, value: bytes) -> Batch:
+        batch = Batch(self._store)
+        batch.add(SetValue(SPACE, idempotent.name, value, RESULT_SECONDS))
+        _notify(batch, idempotent)
+        return batch
 
     def _end(
         self, idempotent: IdempotentRequest, result: StoredResult | StoreUnavailable | None

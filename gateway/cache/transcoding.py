@@ -73,7 +73,11 @@ class Transcoding:
         """Ids of images that cannot be made faithfully. To find out takes as long as to make one,
         and costs a client nothing."""
         self._admissions: SingleFlight[tuple[str, str], None] = SingleFlight()
-        self._running: SingleFlight[str, Image | None] = SingleFlight()
+        self._requested: SingleFlight[tuple[str, str], Image | None] = SingleFlight()
+        """By image and key id. Two keys have the same image in two turns: one with many images
+        must not delay another key by all of them."""
+        self._making: SingleFlight[str, Image | None] = SingleFlight()
+        """By image id, from the turn of the first key on."""
 
     async def fill(
         self,
@@ -86,8 +90,8 @@ class Transcoding:
         """Those of `slots` that could be made; they are stored.
 
         Empty for a prompt that was taken down, even if its source was not. `admit` counts each
-        image against the key, unless another request is already making it. Raises what `admit`
-        raises, `LimitExceeded` if the key has too many open images, or `StoreUnavailable`.
+        image against the key, unless it is already being made. Raises what `admit` raises,
+        `LimitExceeded` if the key has too many open images, or `StoreUnavailable`.
         """
         batch = Batch(self._store)
         entry = self._cache.look_up(batch, target.source)
@@ -100,41 +104,59 @@ class Transcoding:
             image_id = _id_of(target, slot, source.image)
             if image_id in self._impossible:
                 continue
-            if image_id not in self._running:
-                # Shared, so that the same image counts once for all of a key's requests.
-                admission = image_id, key_id
-                await self._admissions.run(admission, admit, name=f"admit {image_id}")
             transcode = partial(self._transcode, target, slot, source, image_id=image_id)
-            begin = partial(self._begin, transcode, key_id=key_id)
-            image = await self._running.run(image_id, begin, name=f"transcode {image_id}")
+            make = partial(self._making.run, image_id, transcode, name=f"transcode {image_id}")
+            if image_id in self._making:
+                image = await make()
+            else:
+                image = await self._request(make, admit, request=(image_id, key_id))
             if image is not None:
                 made[slot] = replace(source, image=image)
         return made
 
+    async def _request(
+        self,
+        make: Callable[[], Awaitable[Image | None]],
+        admit: Callable[[], Coroutine[Any, Any, None]],
+        *,
+        request: tuple[str, str],
+    ) -> Image | None:
+        """Makes an image in the key's turn, once for all of the key's requests."""
+        image_id, key_id = request
+        if request not in self._requested:
+            self._check_open(key_id)  # first, because an image that is refused does not count
+            await self._admissions.run(request, admit, name=f"admit {image_id}")
+        begin = partial(self._begin, make, key_id=key_id)
+        return await self._requested.run(request, begin, name=f"turn for {image_id}")
+
     def _begin(
-        self, transcode: Callable[[], Awaitable[Image | None]], *, key_id: str
+        self, make: Callable[[], Awaitable[Image | None]], *, key_id: str
     ) -> Coroutine[Any, Any, Image | None]:
-        """Transcodes in the key's turn. Raises `LimitExceeded` for the caller alone."""
-        if self._open[key_id] >= MAX_OPEN:
-            raise LimitExceeded(
-                f"The key has {MAX_OPEN} images that are being converted to another format, the "
-                f"most at a time. Please try again in {RETRY_SECONDS}s.",
-                reason="transcoding",
-                type="requests",
-                code=ErrorCode.RATE_LIMIT_EXCEEDED,
-                headers={"Retry-After": str(RETRY_SECONDS)},
-            )
+        """Raises `LimitExceeded` for the caller alone."""
+        self._check_open(key_id)
         self._open[key_id] += 1
-        return self._take_turn(transcode, key_id=key_id)
+        return self._take_turn(make, key_id=key_id)
+
+    def _check_open(self, key_id: str) -> None:
+        if self._open[key_id] < MAX_OPEN:
+            return
+        raise LimitExceeded(
+            f"The key has {MAX_OPEN} images that are being converted to another format, the "
+            f"most at a time. Please try again in {RETRY_SECONDS}s.",
+            reason="transcoding",
+            type="requests",
+            code=ErrorCode.RATE_LIMIT_EXCEEDED,
+            headers={"Retry-After": str(RETRY_SECONDS)},
+        )
 
     async def _take_turn(
-        self, transcode: Callable[[], Awaitable[Image | None]], *, key_id: str
+        self, make: Callable[[], Awaitable[Image | None]], *, key_id: str
     ) -> Image | None:
         try:
             # One image of a key at a time. A key with many waits for itself, and the others wait
             # for one image of it at most.
             async with self._turns.setdefault(key_id, asyncio.Lock()):
-                return await transcode()
+                return await make()
         finally:
             self._open[key_id] -= 1
             if not self._open[key_id]:
@@ -146,6 +168,11 @@ class Transcoding:
         """Makes and stores one image; None if it cannot be made faithfully."""
         if source.image.format != "png":
             return None
+        # Another key may have had an earlier turn for it.
+        entry = await self._cache.entry(target.fingerprint)
+        found = fresh_images(entry, [slot]).get(slot)
+        if found is not None and found.image.id == image_id:
+            return found.image
         transcoded = await self._convert(target, source.image.digest, image_id=image_id)
         if transcoded is None:
             return None

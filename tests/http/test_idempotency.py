@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from gateway.cache.idempotency_keys import (
     IdempotentRequest,
     StoredResult,
 )
+from gateway.errors import StoreUnavailable
 from gateway.store.batch import execute
 from gateway.store.commands import GetValue, SetValue
 from gateway.store.protocol import Command, Store
@@ -199,6 +201,8 @@ class CountedKeys:
         store, acquire = keys._store, keys.acquire
         self.requests = self.commands = 0
         self.name, self.watch, self._execute = store.name, store.watch, store.execute
+        self._open = asyncio.Event()
+        self._open.set()
 
         async def counted(idempotent: IdempotentRequest) -> StoredResult | None:
             self.requests += 1
@@ -209,7 +213,17 @@ class CountedKeys:
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         self.commands += len(commands)
+        await self._open.wait()
         return await self._execute(commands)
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """The store commands of this gateway's idempotency keys wait until the block is left."""
+        self._open.clear()
+        try:
+            yield
+        finally:
+            self._open.set()
 
     async def until(self, requests: int) -> None:
         """Waits until so many requests have come, and each waits for the first one's result."""
@@ -267,6 +281,32 @@ async def test_when_the_request_that_watches_for_all_leaves_another_one_does(
 
     for reply in replies:
         assert_stored_result(reply, await first)
+    assert len(await upstream.bodies()) == 1
+
+
+async def test_another_body_beside_the_same_one_at_another_gateway_ends_no_wait(
+    open_gateway: OpenGateway, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other body finds the lock first, and is refused; the same one waits for the result."""
+    async with open_gateway() as here, open_gateway() as there:
+        alice = await here.client.with_key()
+        counted = CountedKeys(there, monkeypatch)
+        async with upstream.hold() as gate:
+            first = asyncio.create_task(alice.ask(headers=FRESH))
+            await gate.until(1)
+            async with counted.held():
+                other = asyncio.create_task(elsewhere(there, alice).ask("a pond", headers=FRESH))
+                await counted.until(1)
+                same = asyncio.create_task(elsewhere(there, alice).ask(headers=FRESH))
+                await counted.until(2)
+            refused = await other
+            await turns()
+            was_waiting = not same.done()
+        reply = await same
+
+    assert (refused.status, refused.error["code"]) == (400, "idempotency_key_reused")
+    assert was_waiting
+    assert_stored_result(reply, await first)
     assert len(await upstream.bodies()) == 1
 
 
@@ -331,7 +371,8 @@ async def test_the_lock_of_a_dead_worker_expires(
     request = (fingerprint_of(first), 1, False, "b64_json")
     idempotent = IdempotentRequest.of(alice.key_id, KEY["Idempotency-Key"], request=request)
     assert idempotency_keys.LOCK_SECONDS == 15
-    assert await IdempotencyKeys(gateway.gateway.store).acquire(idempotent) is None
+    keys = IdempotencyKeys(gateway.gateway.store, gateway.gateway.tasks)
+    assert await keys.acquire(idempotent) is None
 
     waiting = asyncio.create_task(alice.ask(headers=FRESH))
     await asyncio.sleep(0.3)
@@ -365,7 +406,7 @@ async def test_a_late_renewal_of_the_lock_does_not_overwrite_the_result(
 ) -> None:
     """The renewal may still be on its way to the store when the result is stored."""
     monkeypatch.setattr(idempotency_keys, "RENEW_SECONDS", 0.05)
-    keys = IdempotencyKeys(LateRenewals(gateway.gateway.store))
+    keys = IdempotencyKeys(LateRenewals(gateway.gateway.store), gateway.gateway.tasks)
     idempotent = IdempotentRequest.of("key_1", "order-17", request=("an otter",))
     assert await keys.acquire(idempotent) is None
     async with keys.renewing(idempotent):
@@ -397,6 +438,48 @@ class LateRenewals:
     async def _call(self, commands: Sequence[Command[Any]], *, delay_seconds: float) -> list[Any]:
         await asyncio.sleep(delay_seconds)
         return await self._store.execute(commands)
+
+
+class FailingResults:
+    """A store that is unavailable to the first `failures` batches with a result."""
+
+    def __init__(self, store: Store, failures: int) -> None:
+        self.name = store.name
+        self.watch = store.watch
+        self.failures = failures
+        self._store = store
+
+    async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
+        is_result = any(
+            isinstance(command, SetValue) and command.ttl_seconds == idempotency_keys.RESULT_SECONDS
+            for command in commands
+        )
+        if is_result and self.failures:
+            self.failures -= 1
+            raise StoreUnavailable
+        return await self._store.execute(commands)
+
+
+@pytest.mark.parametrize("prompt", ["an otter", "[[sim:status=502;times=1]] an otter"])
+async def test_the_result_of_a_purchase_is_stored_once_the_store_is_back(
+    gateway: InProcess,
+    alice: Client,
+    upstream: Upstream,
+    monkeypatch: pytest.MonkeyPatch,
+    prompt: str,
+) -> None:
+    """A failure that may have been charged is such a result too."""
+    monkeypatch.setattr(idempotency_keys, "RETRY_SECONDS", 0.05)
+    keys = gateway.gateway.services.proxy._idempotent_images._keys
+    failing = FailingResults(keys._store, failures=3)
+    monkeypatch.setattr(keys, "_store", failing)
+    first = await alice.ask(prompt, headers=FRESH)
+    await eventually(lambda: not failing.failures and not len(gateway.gateway.tasks))
+    again = await alice.ask(prompt, headers=FRESH)
+
+    assert first.status == again.status
+    assert again.headers[REPLAYED] == "true"
+    assert len(await upstream.bodies()) == 1
 
 
 # ── after a failure ─────────────────────────────────────────────────────────────────────────

@@ -129,6 +129,44 @@ async def test_a_key_with_many_images_delays_another_key_by_one_of_them(
     assert 99 in conversions.begun[:3]
 
 
+async def test_a_key_that_waits_for_an_image_delays_no_other_key_that_asks_for_it(
+    open_gateway: OpenGateway, conversions: Conversions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other key has it in a turn of its own, and it is made once."""
+    async with transcoding_gateway(open_gateway) as here:
+        eve, bob = await here.client.with_key("eve"), await here.client.with_key("bob")
+        with everything_is_large(monkeypatch):
+            flood = [jpeg(eve, compression) for compression in range(10)]
+            await eventually(lambda: here.gateway.cache.transcoding._open[eve.key_id] == 10)
+            honest = jpeg(bob, 9)
+            await eventually(lambda: here.gateway.cache.transcoding._open[bob.key_id] == 1)
+            conversions.gate.set()
+            replies = await asyncio.gather(honest, *flood)
+
+    assert 9 in conversions.begun[:3]
+    assert sorted(conversions.begun) == list(range(10))
+    assert len({reply.images[0] for reply in (replies[0], replies[10])}) == 1
+
+
+async def test_an_image_that_is_refused_because_too_many_are_open_does_not_count(
+    open_gateway: OpenGateway, conversions: Conversions
+) -> None:
+    limit = transcoding.MAX_OPEN + 1
+    async with transcoding_gateway(open_gateway) as here:
+        eve = await here.client.with_key("eve", limits={"images_per_minute": limit})
+        waiting = [jpeg(eve, compression) for compression in range(transcoding.MAX_OPEN)]
+        await eventually(
+            lambda: here.gateway.cache.transcoding._open[eve.key_id] == transcoding.MAX_OPEN
+        )
+        refused = [await jpeg(eve, 99) for _ in range(3)]
+        conversions.gate.set()
+        await asyncio.gather(*waiting)
+        later = await jpeg(eve, 99)
+
+    assert {reply.status for reply in refused} == {429}
+    assert later.status == 200
+
+
 async def test_a_key_with_too_many_open_images_is_refused_and_others_are_not(
     open_gateway: OpenGateway, upstream: Upstream, conversions: Conversions
 ) -> None:
