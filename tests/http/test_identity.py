@@ -581,13 +581,23 @@ def test_a_weak_token_ends_the_start_with_one_line(
     assert not any(value in message for value in environ.values() if value != "metrics")
 
 
-@pytest.mark.parametrize("token", ["", "short", "changeme-changeme", "a-metrics-token-of-tests"])
+@pytest.mark.parametrize(
+    "token",
+    [
+        b"",
+        b"short",
+        b"changeme-changeme",
+        b"a-metrics-token-of-tests",
+        bytes(range(128, 160)),
+        b"first-line-of-two\nsecond-line-of-two",
+    ],
+)
 def test_a_weak_token_in_the_data_folder_ends_the_start_with_one_line(
-    tmp_path: Path, token: str
+    tmp_path: Path, token: bytes
 ) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    (data / "admin-token").write_text(token)
+    (data / "admin-token").write_bytes(token)
     message = start_failure(tmp_path, {"GATEWAY_METRICS_TOKEN": METRICS_TOKEN})
     assert str(data / "admin-token") in message
     assert message.count("\n") == 1
