@@ -23,10 +23,12 @@ from gateway.assembly import (
     open_cache,
     open_existing_store,
     open_store,
+    read_admin_token,
     tls_files,
 )
 from gateway.cache.blobs import DEFAULT_TOTAL_BYTES
 from gateway.cache.image_index import image_path
+from gateway.configuration.expand import ConfigError
 from gateway.configuration.files import Configuration
 from gateway.configuration.settings import Settings
 from gateway.errors import GatewayError, StoreUnavailable
@@ -80,6 +82,7 @@ async def examine(configuration: Configuration) -> Sequence[Finding]:
         judge_public_url(settings),
         *judge_plaintext(settings),
         *judge_certificate(settings, now=datetime.now(UTC)),
+        *judge_admin_token(settings),
         judge_files(settings),
     ]
     if on_store[0].level == "ok":
@@ -259,6 +262,19 @@ def judge_certificate(settings: Settings, *, now: datetime) -> Sequence[Finding]
         )
         return [Finding("certificate", "warning", message)]
     return [Finding("certificate", "ok", f"{files.cert}, until {expires_at:%Y-%m-%d}")]
+
+
+def judge_admin_token(settings: Settings) -> Sequence[Finding]:
+    """Whether a gateway starts with the token in the data folder; nothing if it does."""
+    try:
+        read_admin_token(settings)
+    except FileNotFoundError:
+        return []  # a start makes one
+    except OSError as error:
+        return [Finding("admin token", "warning", f"{error.filename}: {error.strerror}.")]
+    except ConfigError as error:
+        return [Finding("admin token", "fault", str(error))]
+    return []
 
 
 def judge_files(settings: Settings) -> Finding:

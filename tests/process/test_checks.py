@@ -473,6 +473,16 @@ def test_in_an_empty_folder_it_reports_faults_and_creates_nothing(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_token_file_with_which_no_gateway_starts_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "admin-token").write_text("hunter2")
+    result = run_doctor(tmp_path, UPSTREAM_BASE_URL=f"http://127.0.0.1:{free_port()}/v1")
+    (row,) = [row for row in json.loads(result.stdout) if row["check"] == "admin token"]
+    assert row["level"] == "fault"
+    assert "admin-token" in row["finding"]
+    assert "hunter2" not in result.stdout + result.stderr
+
+
 def test_an_invalid_configuration_is_the_only_finding(tmp_path: Path) -> None:
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "gateway.yaml").write_text("workers:\n  cuont: 2\n")
