@@ -51,6 +51,9 @@ MAX_CLOCK_DIFFERENCE_SECONDS: Final = 2.0
 
 MAX_PRICE_AGE_DAYS: Final = 90
 
+MIN_PROXY_PREFIX: Final = 7
+"""Of a network of proxies: no private one is larger than fc00::/7."""
+
 TEST_IMAGE_SECONDS: Final = 60.0
 """How long the store keeps the image of `check_own_link` if it cannot be removed."""
 
@@ -80,6 +83,7 @@ async def examine(configuration: Configuration) -> Sequence[Finding]:
         judge_prices(policy.catalog.prices_as_of, today=datetime.now(UTC).date()),
         judge_parser(is_compiled=has_compiled_parser()),
         judge_public_url(settings),
+        *judge_trusted_proxies(settings),
         *judge_plaintext(settings),
         *judge_certificate(settings, now=datetime.now(UTC)),
         *judge_admin_token(settings),
@@ -94,6 +98,7 @@ async def check_before_serving(settings: Settings) -> Sequence[Finding]:
     """Faults and warnings that do not keep a gateway from serving."""
     findings = [
         judge_public_url(settings),
+        *judge_trusted_proxies(settings),
         *judge_plaintext(settings),
         *judge_certificate(settings, now=datetime.now(UTC)),
     ]
@@ -308,6 +313,20 @@ def judge_public_url(settings: Settings) -> Finding:
         "each request: set GATEWAY_PUBLIC_URL."
     )
     return Finding("public URL", "warning", message)
+
+
+def judge_trusted_proxies(settings: Settings) -> Sequence[Finding]:
+    """Whether clients can pass for proxies, and so choose their address; nothing if not."""
+    networks = settings.server.trusted_proxies
+    too_large = [str(network) for network in networks if network.prefixlen < MIN_PROXY_PREFIX]
+    if not too_large:
+        return []
+    message = (
+        f"{', '.join(too_large)} contains clients too: each can choose the address by which log, "
+        "ledger and bounds know it. Name only the networks of your proxies in "
+        "GATEWAY_TRUSTED_PROXIES."
+    )
+    return [Finding("trusted proxies", "warning", message)]
 
 
 async def check_own_link(settings: Settings) -> Finding:
