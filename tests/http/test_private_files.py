@@ -87,7 +87,7 @@ async def test_the_processes_create_private_files_only(
     metrics = tmp_path / "metrics"
     metrics.mkdir(0o700)
     environ = {"GATEWAY_ADMIN_TOKEN": "", "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
-    config = {"server": {"admin_token": "${GATEWAY_ADMIN_TOKEN:-an-admin-token}"}}
+    config = {"server": {"admin_token": "${GATEWAY_ADMIN_TOKEN:-an-admin-token-of-tests}"}}
     with umask(mask):
         async with run_processes(
             tmp_path, upstream.base_url, workers=2, options=config, environ=environ
