@@ -420,7 +420,7 @@ def read_admin_token(settings: Settings) -> SecretStr:
     if settings.server.admin_token is not None:
         return settings.server.admin_token
     path = settings.store.data_dir / TOKEN_FILE
-    token = SecretStr(path.read_text().strip())
+    token = SecretStr(path.read_text("ascii", "replace").strip())
     if (problem := token_weakness(token.get_secret_value())) is not None:
         raise ConfigError(
             f"{path}: the admin token is not valid: {problem}. Delete the file to have a new one "

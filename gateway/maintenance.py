@@ -195,7 +195,11 @@ async def sweep(gateway: Gateway) -> None:
 
 
 async def label_keys(gateway: Gateway) -> None:
-    """Tells the metrics which keys may have labels of their own: the oldest active ones."""
+    """Tells the metrics which keys may have labels of their own: the oldest active ones.
+
+    Listing the keys also makes them known to this worker. One that knew none, as after a restart,
+    would refuse them all while their clients' address is over its failed attempts.
+    """
     services = gateway.services
     records = await services.keys.list_keys()
     active = [record.name for record in records if record.revoked_at is None]

@@ -135,6 +135,11 @@ class Keys:
         data = await execute(self._store, Get(KEYS, secret_hash, index=SECRETS))
         return None if data is None else self._remember(secret_hash, data)
 
+    def _remember_unknown(self, record: KeyRecord, data: bytes) -> None:
+        for secret in record.secrets:
+            if secret.sha256 not in self._known and len(self._known) < MAX_KNOWN:
+                self._remember(secret.sha256, data)
+
     def _remember(self, secret_hash: str, data: bytes) -> _KnownKey:
         known = self._known[secret_hash] = _known_key(data, secret_hash)
         if len(self._known) > MAX_KNOWN:
@@ -168,9 +173,18 @@ class Keys:
         raise _name_taken(spec.name)
 
     async def list_keys(self) -> Sequence[KeyRecord]:
-        """All keys, including revoked and expired ones, oldest first."""
+        """All keys, including revoked and expired ones, oldest first.
+
+        This worker knows the active ones from now on, as far as it has room.
+        """
         found = await execute(self._store, ReadRecords(KEYS))
-        return sorted(map(KeyRecord.decode, found.values()), key=lambda r: (r.created_at, r.name))
+        records = sorted(
+            map(KeyRecord.decode, found.values()), key=lambda r: (r.created_at, r.name)
+        )
+        for record in records:
+            if record.is_active(self._clock()):
+                self._remember_unknown(record, found[record.id])
+        return records
 
     async def change(self, key_id: str, changes: Mapping[str, Any]) -> KeyRecord:
         """Merges `changes` into a key that is not revoked; None removes a field or one limit.

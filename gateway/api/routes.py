@@ -59,9 +59,9 @@ def admin_routes() -> list[web.RouteDef]:
     rotate = with_admin(signing.rotate_signing_key)
     return [
         _post("/admin/keys", with_admin(keys.create_key), name="admin_keys"),
-        web.get("/admin/keys", with_admin(keys.list_keys)),
+        web.get("/admin/keys", with_admin(keys.list_keys), name="admin_keys.list"),
         _patch("/admin/keys/{id}", with_admin(keys.change_key), name="admin_key"),
-        web.delete("/admin/keys/{id}", with_admin(keys.revoke_key)),
+        web.delete("/admin/keys/{id}", with_admin(keys.revoke_key), name="admin_key.revoke"),
         web.get("/admin/cache", with_admin(cache.cache_stats), name="admin_cache"),
         _post("/admin/cache/purge", with_admin(cache.purge), name="admin_purge"),
         _post("/admin/cache/takedown", with_admin(cache.take_down), name="admin_takedown"),

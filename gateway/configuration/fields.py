@@ -131,7 +131,9 @@ def parse_token(value: object, *, variable: str) -> str:
 
 
 def token_weakness(token: str) -> str | None:
-    """Why a token is easy to guess, without quoting it; None if it is not."""
+    """Why a token is no good, without quoting it; None if it is good."""
+    if not re.fullmatch(r"[!-~]*", token):
+        return "it has other characters than visible ASCII"
     if len(token) < MIN_TOKEN_CHARACTERS:
         return f"it has {len(token)} characters and needs at least {MIN_TOKEN_CHARACTERS}"
     if len(set(token)) < _MIN_DIFFERENT_CHARACTERS:

@@ -23,10 +23,12 @@ from gateway.assembly import (
     open_cache,
     open_existing_store,
     open_store,
+    read_admin_token,
     tls_files,
 )
 from gateway.cache.blobs import DEFAULT_TOTAL_BYTES
 from gateway.cache.image_index import image_path
+from gateway.configuration.expand import ConfigError
 from gateway.configuration.files import Configuration
 from gateway.configuration.settings import Settings
 from gateway.errors import GatewayError, StoreUnavailable
@@ -48,6 +50,9 @@ MAX_CLOCK_DIFFERENCE_SECONDS: Final = 2.0
 """Between the store and this machine. With more, links and calendar days would disagree."""
 
 MAX_PRICE_AGE_DAYS: Final = 90
+
+MIN_PROXY_PREFIX: Final = 7
+"""Of a network of proxies: no private one is larger than fc00::/7."""
 
 TEST_IMAGE_SECONDS: Final = 60.0
 """How long the store keeps the image of `check_own_link` if it cannot be removed."""
@@ -78,8 +83,10 @@ async def examine(configuration: Configuration) -> Sequence[Finding]:
         judge_prices(policy.catalog.prices_as_of, today=datetime.now(UTC).date()),
         judge_parser(is_compiled=has_compiled_parser()),
         judge_public_url(settings),
+        *judge_trusted_proxies(settings),
         *judge_plaintext(settings),
         *judge_certificate(settings, now=datetime.now(UTC)),
+        *judge_admin_token(settings),
         judge_files(settings),
     ]
     if on_store[0].level == "ok":
@@ -91,6 +98,7 @@ async def check_before_serving(settings: Settings) -> Sequence[Finding]:
     """Faults and warnings that do not keep a gateway from serving."""
     findings = [
         judge_public_url(settings),
+        *judge_trusted_proxies(settings),
         *judge_plaintext(settings),
         *judge_certificate(settings, now=datetime.now(UTC)),
     ]
@@ -261,6 +269,19 @@ def judge_certificate(settings: Settings, *, now: datetime) -> Sequence[Finding]
     return [Finding("certificate", "ok", f"{files.cert}, until {expires_at:%Y-%m-%d}")]
 
 
+def judge_admin_token(settings: Settings) -> Sequence[Finding]:
+    """Whether a gateway starts with the token in the data folder; nothing if it does."""
+    try:
+        read_admin_token(settings)
+    except FileNotFoundError:
+        return []  # a start makes one
+    except OSError as error:
+        return [Finding("admin token", "warning", f"{error.filename}: {error.strerror}.")]
+    except ConfigError as error:
+        return [Finding("admin token", "fault", str(error))]
+    return []
+
+
 def judge_files(settings: Settings) -> Finding:
     """Whether other users of this machine have rights on files of the gateway."""
     folder = settings.store.data_dir
@@ -292,6 +313,20 @@ def judge_public_url(settings: Settings) -> Finding:
         "each request: set GATEWAY_PUBLIC_URL."
     )
     return Finding("public URL", "warning", message)
+
+
+def judge_trusted_proxies(settings: Settings) -> Sequence[Finding]:
+    """Whether clients can pass for proxies, and so choose their address; nothing if not."""
+    networks = settings.server.trusted_proxies
+    too_large = [str(network) for network in networks if network.prefixlen < MIN_PROXY_PREFIX]
+    if not too_large:
+        return []
+    message = (
+        f"{', '.join(too_large)} contains clients too: each can choose the address by which log, "
+        "ledger and bounds know it. Name only the networks of your proxies in "
+        "GATEWAY_TRUSTED_PROXIES."
+    )
+    return [Finding("trusted proxies", "warning", message)]
 
 
 async def check_own_link(settings: Settings) -> Finding:

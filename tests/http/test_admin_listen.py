@@ -147,6 +147,12 @@ def test_every_route_is_in_one_table() -> None:
     assert all(path.startswith("/admin/") or path == "/metrics" for path in tables[1])
 
 
+def test_every_route_has_an_endpoint_in_log_and_metrics() -> None:
+    """Without a name of its own, `GET /admin/keys` would be logged like an unknown path."""
+    routes = [*client_routes(), *admin_routes(), *health_routes()]
+    assert [route.path for route in routes if not route.kwargs.get("name")] == []
+
+
 async def test_without_the_setting_everything_is_on_one_address(embedded: InProcess) -> None:
     assert embedded.client.admin_url == ""
     assert (await embedded.client.admin("GET", "/admin/keys")).status == 200

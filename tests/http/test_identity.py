@@ -275,6 +275,28 @@ async def test_an_unseen_valid_key_is_looked_up_once_attempts_are_left(
     assert (await alice.ask(headers=headers)).status == 200  # a key that is right costs no attempt
 
 
+async def test_a_new_worker_knows_the_keys_of_the_store(tmp_path: Path, upstream: Upstream) -> None:
+    """Otherwise one bad script locks its whole network out after a restart."""
+    settings = make_settings(tmp_path, upstream.base_url, server=PROXY)
+    async with run_gateway(settings) as first:
+        alice = await first.client.with_key("alice")
+        revoked = await first.client.with_key("bob")
+        await revoked.admin("DELETE", f"/admin/keys/{revoked.key_id}")
+    async with run_gateway(settings) as second:
+        keys, client = second.gateway.services.keys, second.client
+        await eventually(lambda: keys.find_known(alice.secret) is not None)
+        await fail(client, "203.0.113.9", 61)
+        statuses = [
+            (
+                await client.send("GET", "/v1/models", headers=credential(secret, "203.0.113.9"))
+            ).status
+            for secret in (alice.secret, revoked.secret)
+        ]
+        bought = await client.ask(headers=credential(alice.secret, "203.0.113.9"))
+    assert statuses == [200, 429]
+    assert bought.status == 200
+
+
 async def test_more_new_keys_than_attempts_are_all_answered_at_once(guarded: InProcess) -> None:
     """As after a restart behind a load balancer that is not trusted."""
     clients = [await guarded.client.with_key(f"key-{n}") for n in range(100)]
@@ -368,7 +390,7 @@ async def test_a_worker_refuses_purchases_beyond_its_bound_and_serves_hits(
     assert [reply.status for reply in bought] == [200, 200]
     assert flights_of(gateway)._purchases_open.used == 0
     assert not flights_of(gateway)._led
-    assert sum(r.count or 1 for r in records if r.error == "overloaded") == 3
+    assert sum(record.count or 1 for record in records if record.error == "overloaded") == 3
     assert len(await upstream.bodies()) == 4
 
 
@@ -582,13 +604,23 @@ def test_a_weak_token_ends_the_start_with_one_line(
     assert not any(value in message for value in environ.values() if value != "metrics")
 
 
-@pytest.mark.parametrize("token", ["", "short", "changeme-changeme", "a-metrics-token-of-tests"])
+@pytest.mark.parametrize(
+    "token",
+    [
+        b"",
+        b"short",
+        b"changeme-changeme",
+        b"a-metrics-token-of-tests",
+        bytes(range(128, 160)),
+        b"first-line-of-two\nsecond-line-of-two",
+    ],
+)
 def test_a_weak_token_in_the_data_folder_ends_the_start_with_one_line(
-    tmp_path: Path, token: str
+    tmp_path: Path, token: bytes
 ) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    (data / "admin-token").write_text(token)
+    (data / "admin-token").write_bytes(token)
     message = start_failure(tmp_path, {"GATEWAY_METRICS_TOKEN": METRICS_TOKEN})
     assert str(data / "admin-token") in message
     assert message.count("\n") == 1

@@ -35,6 +35,7 @@ from gateway.process.checks import (
     judge_parser,
     judge_prices,
     judge_public_url,
+    judge_trusted_proxies,
 )
 from gateway.store.batch import execute
 from gateway.store.commands import Inspect, ReadLruTotals, StoreFacts
@@ -471,6 +472,35 @@ def test_in_an_empty_folder_it_reports_faults_and_creates_nothing(tmp_path: Path
     assert found["store"] == found["upstream"] == "fault"
     assert found["parser"] == "warning"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("networks", "named"),
+    [
+        ("0.0.0.0/0", ["0.0.0.0/0"]),
+        ("10.0.0.0/8, ::/0", ["::/0"]),
+        ("0.0.0.0/1, 128.0.0.0/1", ["0.0.0.0/1, 128.0.0.0/1"]),
+        ("10.0.0.0/8, fc00::/7, 173.245.48.0/20, 192.0.2.1", []),
+        ("", []),
+    ],
+)
+def test_a_network_of_proxies_that_contains_all_clients_is_a_warning(
+    tmp_path: Path, networks: str, named: list[str]
+) -> None:
+    settings = make_settings(tmp_path, "https://a.test/v1", server={"trusted_proxies": networks})
+    found = judge_trusted_proxies(settings)
+    assert [finding.message.partition(" contains ")[0] for finding in found] == named
+    assert {finding.level for finding in found} <= {"warning"}
+
+
+def test_a_token_file_with_which_no_gateway_starts_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "admin-token").write_text("hunter2")
+    result = run_doctor(tmp_path, UPSTREAM_BASE_URL=f"http://127.0.0.1:{free_port()}/v1")
+    (row,) = [row for row in json.loads(result.stdout) if row["check"] == "admin token"]
+    assert row["level"] == "fault"
+    assert "admin-token" in row["finding"]
+    assert "hunter2" not in result.stdout + result.stderr
 
 
 def test_an_invalid_configuration_is_the_only_finding(tmp_path: Path) -> None:
