@@ -20,7 +20,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import HttpVersion10, HttpVersion11, StreamReader, hdrs, web
 from aiohttp.http import HttpProcessingError, RawRequestMessage
@@ -121,11 +121,11 @@ class Connection(RequestHandler):
         "_unread_bytes",
     )
 
-    def __init__(self, server: _Server, **kwargs: Any) -> None:
+    def __init__(self, server: _Server, address: str, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
         self._server = server
-        self._address: str | None = None
-        """The address that this connection is counted under; None before and after."""
+        self._address: str | None = address
+        """The address that this connection is counted under; None when it is lost."""
         self._stream: asyncio.Transport | None = None
         """The transport, also while it closes."""
         self._timer: asyncio.TimerHandle | None = None
@@ -155,15 +155,13 @@ class Connection(RequestHandler):
     # ── connecting ──────────────────────────────────────────────────────────────────────────
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Serves the connection if there is room for it."""
+        """Waits for the first request."""
         stream: Any = transport
-        self._address = self._server.admission.admit(stream)
-        if self._address is not None:
-            self._stream = stream
-            super().connection_made(transport)
-            # The idle time of a connection that has had a request would be a long one to wait for
-            # the first.
-            self._close_when_idle_for(self._server.head_seconds)
+        self._stream = stream
+        super().connection_made(transport)
+        # The idle time of a connection that has had a request would be a long one to wait for the
+        # first.
+        self._close_when_idle_for(self._server.head_seconds)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Stops the timer with the connection."""
@@ -532,6 +530,21 @@ class Connection(RequestHandler):
         self._unread_bytes = unread_bytes
 
 
+class Arrival(asyncio.Protocol):
+    """A client until it is admitted; with TLS, that is when its handshake is finished.
+
+    A `Connection` and its parser refer to each other until the connection is lost. One that was
+    never made would be left to the collector, and needs no key: a failed handshake is enough.
+    """
+
+    def __init__(self, server: _Server) -> None:
+        self._server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Serves the connection if there is room for it."""
+        self._server.admit(cast(asyncio.Transport, transport))
+
+
 class Runner(web.AppRunner):
     """Runs an application on `Connection`s."""
 
@@ -584,8 +597,16 @@ class _Server(web.Server):
         self._check: asyncio.TimerHandle | None = None
         self._check_later()
 
-    def __call__(self) -> Connection:
-        return Connection(self, loop=self._loop, **self._kwargs)
+    def __call__(self) -> Arrival:  # type: ignore[override]  # it becomes a `Connection`
+        return Arrival(self)
+
+    def admit(self, transport: asyncio.Transport) -> None:
+        """Makes a `Connection` of a client, unless there is no room for it."""
+        address = self.admission.admit(transport)
+        if address is not None:
+            connection = Connection(self, address, loop=self._loop, **self._kwargs)
+            transport.set_protocol(connection)
+            connection.connection_made(transport)
 
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's
         """Closes all connections."""
