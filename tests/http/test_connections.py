@@ -63,6 +63,7 @@ NOT_HTTP = error("The request is not valid HTTP.")
 BAD_HOST = error(
     "The request needs exactly one valid host: Host: name, or name:port (RFC 9112 §3.2)."
 )
+CHUNKED = b"Transfer-Encoding: chunked"
 GET = b"GET /v1/nowhere HTTP/1.1\r\nHost: here\r\n"
 
 
@@ -618,6 +619,39 @@ async def test_a_body_that_is_read_slowly_is_read_to_its_end(framing: str) -> No
         raw = await talk(client, data + data + GET + b"Connection: close\r\n\r\n")
 
     assert [reply.body for reply in raw.replies] == [b"3000000", b"3000000", b"0"]
+
+
+@both_parsers
+@pytest.mark.parametrize(
+    ("framing", "rest"),
+    [(b"Content-Length: 4", [b"ab", b"cd"]), (CHUNKED, [b"2\r\nab\r\n2", b"\r\ncd\r\n0\r\n\r\n"])],
+)
+async def test_a_body_that_arrives_while_the_worker_ends_is_read_to_its_end(
+    framing: bytes, rest: list[bytes]
+) -> None:
+    """The worker waits for the answers to open requests, so their clients must be heard."""
+    started = asyncio.Event()
+
+    async def slow(request: web.Request) -> web.Response:
+        started.set()
+        return await echo(request)
+
+    async with run_server(slow) as (runner, client):
+        host, port = client.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST / HTTP/1.1\r\nHost: a\r\n" + framing + b"\r\n\r\n")
+        await started.wait()
+        ending = asyncio.create_task(runner.cleanup())
+        for part in rest:
+            await turns(10)
+            writer.write(part)
+        async with generous():
+            received = await reader.read()
+            await ending
+        writer.close()
+
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert received.endswith(b"\r\n\r\n4")
 
 
 CHUNKS = {

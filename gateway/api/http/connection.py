@@ -198,6 +198,11 @@ class Connection(RequestHandler):
             else:
                 data = self._receive_head(data)
 
+    def _is_ending(self) -> bool:
+        """Whether nothing more is read. The body of an open request still is: it is answered."""
+        is_body_missing = self._is_answering and (self._rest_bytes or self._chunks is not None)
+        return (self._close or self._force_close) and not is_body_missing
+
     def _wait_for_answer(self, data: bytes) -> None:
         """Keeps what came behind a request, and reads no more until that is answered."""
         self._release_early()
@@ -537,12 +542,12 @@ class Arrival(asyncio.Protocol):
     never made would be left to the collector, and needs no key: a failed handshake is enough.
     """
 
-    def __init__(self, server: _Server) -> None:
+    def __init__(self, server: ConnectionServer) -> None:
         self._server = server
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Serves the connection if there is room for it."""
-        self._server.admit(cast(asyncio.Transport, transport))
+        self._server.admit(self, cast(asyncio.Transport, transport))
 
 
 class Runner(web.AppRunner):
