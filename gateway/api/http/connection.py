@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final, cast
+from weakref import WeakSet
 
 from aiohttp import HttpVersion10, HttpVersion11, StreamReader, hdrs, web
 from aiohttp.http import HttpProcessingError, RawRequestMessage
@@ -121,7 +122,7 @@ class Connection(RequestHandler):
         "_unread_bytes",
     )
 
-    def __init__(self, server: _Server, address: str, **kwargs: Any) -> None:
+    def __init__(self, server: ConnectionServer, address: str, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
         self._server = server
         self._address: str | None = address
@@ -187,7 +188,7 @@ class Connection(RequestHandler):
             self._parse_body(b"")
         if self._held:
             data, self._held = self._held + data, b""
-        while data and not (self._drops_input or self._force_close or self._close):
+        while data and not (self._drops_input or self._is_ending()):
             if self._rest_bytes or self._chunks is not None:
                 data = self._receive_body(data)
             elif self._is_answering or not self._is_body_parsed():
@@ -570,7 +571,7 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
-        return _Server(
+        return ConnectionServer(
             server.request_handler,
             request_factory=server.request_factory,
             loop=asyncio.get_running_loop(),
@@ -581,7 +582,7 @@ class Runner(web.AppRunner):
         )
 
 
-class _Server(web.Server):
+class ConnectionServer(web.Server):
     """The connections of one worker, and what they share."""
 
     def __init__(
@@ -599,14 +600,24 @@ class _Server(web.Server):
         self.admission = Admission(limits, on_refused=on_refused)
         self.body_memory = HeldBytes(limits.max_body_memory_bytes)
         self.early_memory = HeldBytes(MAX_EARLY_BYTES)
+        # Weak, because a failed handshake is not reported: it only drops its protocol.
+        self._arrivals: WeakSet[Arrival] = WeakSet()
         self._check: asyncio.TimerHandle | None = None
         self._check_later()
 
     def __call__(self) -> Arrival:  # type: ignore[override]  # it becomes a `Connection`
-        return Arrival(self)
+        arrival = Arrival(self)
+        self._arrivals.add(arrival)
+        return arrival
 
-    def admit(self, transport: asyncio.Transport) -> None:
+    @property
+    def is_idle(self) -> bool:
+        """Whether no client is connected, or in its handshake."""
+        return not self._connections and not self._arrivals
+
+    def admit(self, arrival: Arrival, transport: asyncio.Transport) -> None:
         """Makes a `Connection` of a client, unless there is no room for it."""
+        self._arrivals.discard(arrival)
         address = self.admission.admit(transport)
         if address is not None:
             connection = Connection(self, address, loop=self._loop, **self._kwargs)
