@@ -10,6 +10,7 @@ import json
 import re
 import resource
 import socket
+import struct
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -652,6 +653,34 @@ async def test_a_body_that_arrives_while_the_worker_ends_is_read_to_its_end(
 
     assert received.startswith(b"HTTP/1.1 200 ")
     assert received.endswith(b"\r\n\r\n4")
+
+
+async def test_the_memory_of_a_body_sent_ahead_is_free_again_when_its_client_is_gone() -> None:
+    """The gateway notices with the answer in front, and the request behind is never answered."""
+    release = asyncio.Event()
+
+    async def wait(request: web.Request) -> web.Response:
+        await release.wait()
+        return web.Response()
+
+    async with run_server(wait) as (runner, client):
+        host, port = client.url.removeprefix("http://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        behind = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 90000\r\n\r\n" + b"x" * 50_000
+        writer.write(GET + b"\r\n" + behind)
+        await eventually(
+            lambda: not runner.server.early_memory.has_room(connection.MAX_EARLY_BYTES)
+        )
+        writer.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
+        writer.transport.abort()
+        await turns(10)
+        release.set()
+        await eventually(lambda: not runner.server.connections)
+        memory = runner.server.body_memory
+
+    assert memory.has_room(ConnectionLimits().max_body_memory_bytes)
 
 
 CHUNKS = {

@@ -171,6 +171,8 @@ class Connection(RequestHandler):
             self._address = None
         self._stream, self._payload, self._held = None, None, b""
         self._release_early()
+        if not self._request_in_progress:  # nor will it be: aiohttp's task ends
+            self._release_body()
         self._stop_timer()
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(None)
@@ -309,6 +311,11 @@ class Connection(RequestHandler):
         self._body_bytes += size_bytes if is_held else 0
         return is_held
 
+    def _release_body(self) -> None:
+        if self._body_bytes:
+            self._server.body_memory.release(self._body_bytes)
+            self._body_bytes = 0
+
     def _hold_early(self, size_bytes: int) -> bool:
         is_held = self._server.early_memory.hold(size_bytes)
         self._early_bytes += size_bytes if is_held else 0
@@ -386,9 +393,7 @@ class Connection(RequestHandler):
             detach(error)
             return web.Response(), True
         finally:
-            if self._body_bytes:
-                self._server.body_memory.release(self._body_bytes)
-                self._body_bytes = 0
+            self._release_body()
             self._is_answering = False
             if self._held:
                 self._read_on()
