@@ -20,7 +20,7 @@ import uvloop
 from aiohttp import web
 
 from gateway.api.http.admission import ConnectionLimits
-from gateway.api.http.connection import Runner
+from gateway.api.http.connection import ConnectionServer, Runner
 from gateway.api.routes import ALL_TABLES, Table, admin_routes, client_routes, create_app
 from gateway.assembly import Gateway
 from gateway.configuration.files import Configuration
@@ -110,8 +110,9 @@ class Site(web.SockSite):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it has no open connection."""
-        return self._runner.server is None or not self._runner.server.connections
+        """Whether no client is connected, or in its handshake."""
+        server = self._runner.server
+        return not isinstance(server, ConnectionServer) or server.is_idle
 
     async def start(self) -> None:
         """As aiohttp's, which does not pass the bounds of TLS on."""

@@ -10,6 +10,7 @@ import json
 import re
 import resource
 import socket
+import struct
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -64,6 +65,7 @@ NOT_HTTP = error("The request is not valid HTTP.")
 BAD_HOST = error(
     "The request needs exactly one valid host: Host: name, or name:port (RFC 9112 §3.2)."
 )
+CHUNKED = b"Transfer-Encoding: chunked"
 GET = b"GET /v1/nowhere HTTP/1.1\r\nHost: here\r\n"
 
 
@@ -635,6 +637,67 @@ async def test_a_body_that_is_read_slowly_is_read_to_its_end(framing: str) -> No
         raw = await talk(client, data + data + GET + b"Connection: close\r\n\r\n")
 
     assert [reply.body for reply in raw.replies] == [b"3000000", b"3000000", b"0"]
+
+
+@both_parsers
+@pytest.mark.parametrize(
+    ("framing", "rest"),
+    [(b"Content-Length: 4", [b"ab", b"cd"]), (CHUNKED, [b"2\r\nab\r\n2", b"\r\ncd\r\n0\r\n\r\n"])],
+)
+async def test_a_body_that_arrives_while_the_worker_ends_is_read_to_its_end(
+    framing: bytes, rest: list[bytes]
+) -> None:
+    """The worker waits for the answers to open requests, so their clients must be heard."""
+    started = asyncio.Event()
+
+    async def slow(request: web.Request) -> web.Response:
+        started.set()
+        return await echo(request)
+
+    async with run_server(slow) as (runner, client):
+        host, port = client.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST / HTTP/1.1\r\nHost: a\r\n" + framing + b"\r\n\r\n")
+        await started.wait()
+        ending = asyncio.create_task(runner.cleanup())
+        for part in rest:
+            await turns(10)
+            writer.write(part)
+        async with generous():
+            received = await reader.read()
+            await ending
+        writer.close()
+
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert received.endswith(b"\r\n\r\n4")
+
+
+async def test_the_memory_of_a_body_sent_ahead_is_free_again_when_its_client_is_gone() -> None:
+    """The gateway notices with the answer in front, and the request behind is never answered."""
+    release = asyncio.Event()
+
+    async def wait(request: web.Request) -> web.Response:
+        await release.wait()
+        return web.Response()
+
+    async with run_server(wait) as (runner, client):
+        host, port = client.url.removeprefix("http://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        behind = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 90000\r\n\r\n" + b"x" * 50_000
+        writer.write(GET + b"\r\n" + behind)
+        await eventually(
+            lambda: not runner.server.early_memory.has_room(connection.MAX_EARLY_BYTES)
+        )
+        writer.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
+        writer.transport.abort()
+        await turns(10)
+        release.set()
+        await eventually(lambda: not runner.server.connections)
+        memory = runner.server.body_memory
+
+    assert memory.has_room(ConnectionLimits().max_body_memory_bytes)
 
 
 CHUNKS = {

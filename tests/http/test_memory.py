@@ -23,6 +23,7 @@ from yarl import URL
 from tests.gateways import (
     ADMIN_TOKEN,
     MODEL,
+    TLS_SETTINGS,
     Client,
     Processes,
     Upstream,
@@ -422,6 +423,35 @@ async def test_an_answer_leaves_nothing_for_the_collector(arena: Arena, kind: st
     await repeat(arena, KINDS[kind], REPEATS)
     found = await arena.garbage()
     assert (found["requests"], found["objects"] < REPEATS) == (0, True), found
+
+
+HANDSHAKES: Final[Mapping[str, bytes]] = {
+    "nothing": b"",
+    "half a hello": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "plain HTTP": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+}
+
+
+async def test_a_failed_handshake_leaves_nothing_for_the_collector(tmp_path: Path) -> None:
+    """It needs no key and is never counted as a connection."""
+    server = {"tls": TLS_SETTINGS, "listen": "127.0.0.1:0"}
+    async with run_uncollected(tmp_path, "http://127.0.0.1:9", server=server) as (_, client):
+        arena = Arena(Upstream("", client.session), client, client, client, client)
+        await arena.garbage()
+        for sent in HANDSHAKES.values():
+            await asyncio.gather(*(arena.leave(sent) for _ in range(REPEATS)))
+        found = await arena.garbage()
+    assert found["objects"] < REPEATS, found
+
+
+async def test_a_refused_connection_leaves_nothing_for_the_collector(tmp_path: Path) -> None:
+    server = {"max_connections": 1, "listen": "127.0.0.1:0"}
+    async with run_uncollected(tmp_path, "http://127.0.0.1:9", server=server) as (_, client):
+        arena = Arena(Upstream("", client.session), client, client, client, client)
+        await arena.garbage()  # this connection stays open
+        await repeat(arena, (503, lambda a: a.raw(b"GET / HTTP/1.1\r\n\r\n")), REPEATS)
+        found = await arena.garbage()
+    assert found["objects"] < REPEATS, found
 
 
 WITHOUT_STORE: Final[Mapping[str, Callable[[Arena], Awaitable[int]]]] = {

@@ -413,6 +413,27 @@ async def test_a_rolling_restart_and_a_drain_work_over_tls(
             writer.close()
 
 
+async def test_a_rolling_restart_waits_for_handshakes_in_progress(
+    tmp_path: Path, upstream: Upstream, pair: Path
+) -> None:
+    """As it waits for the first request of a connection without TLS."""
+    async with run_processes(tmp_path, upstream.base_url, workers=1, options=tls_of(pair)) as (
+        processes,
+        client,
+    ):
+        reader, writer = await connect(client.url, None)
+        old = processes.workers()
+        processes.signal_parent(signal.SIGUSR2)
+        await eventually(lambda: processes.log("worker_replaced"))
+        await asyncio.sleep(0.3)  # a worker without a connection has ended by then
+        async with generous():
+            await writer.start_tls(trusting_context(), server_hostname="127.0.0.1")
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+            received = await reader.read()
+        assert received.startswith(b"HTTP/1.1 200 ")
+        await eventually(lambda: not old & processes.workers())
+
+
 @pytest.mark.parametrize("name", ["no certificate", "another key", "a passphrase"])
 def test_a_gateway_does_not_start_with_a_broken_pair(pair: Path, name: str) -> None:
     break_pair, words = BROKEN[name]

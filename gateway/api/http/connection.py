@@ -20,7 +20,8 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
+from weakref import WeakSet
 
 from aiohttp import HttpVersion10, HttpVersion11, StreamReader, hdrs, web
 from aiohttp.http import HttpProcessingError, RawRequestMessage
@@ -121,11 +122,11 @@ class Connection(RequestHandler):
         "_unread_bytes",
     )
 
-    def __init__(self, server: _Server, **kwargs: Any) -> None:
+    def __init__(self, server: ConnectionServer, address: str, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
         self._server = server
-        self._address: str | None = None
-        """The address that this connection is counted under; None before and after."""
+        self._address: str | None = address
+        """The address that this connection is counted under; None when it is lost."""
         self._stream: asyncio.Transport | None = None
         """The transport, also while it closes."""
         self._timer: asyncio.TimerHandle | None = None
@@ -155,15 +156,13 @@ class Connection(RequestHandler):
     # ── connecting ──────────────────────────────────────────────────────────────────────────
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Serves the connection if there is room for it."""
+        """Waits for the first request."""
         stream: Any = transport
-        self._address = self._server.admission.admit(stream)
-        if self._address is not None:
-            self._stream = stream
-            super().connection_made(transport)
-            # The idle time of a connection that has had a request would be a long one to wait for
-            # the first.
-            self._close_when_idle_for(self._server.head_seconds)
+        self._stream = stream
+        super().connection_made(transport)
+        # The idle time of a connection that has had a request would be a long one to wait for the
+        # first.
+        self._close_when_idle_for(self._server.head_seconds)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Frees what the connection holds."""
@@ -171,6 +170,8 @@ class Connection(RequestHandler):
             self._server.admission.release(self._address)
             self._address = None
         self._release_early()
+        if not self._request_in_progress:  # nor will it be: aiohttp's task ends
+            self._release_body()
         self._stop_timer()
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(None)
@@ -193,7 +194,7 @@ class Connection(RequestHandler):
             self._parse_body(b"")
         if self._held:
             data, self._held = self._held + data, b""
-        while data and not (self._drops_input or self._force_close or self._close):
+        while data and not (self._drops_input or self._is_ending()):
             if self._rest_bytes or self._chunks is not None:
                 data = self._receive_body(data)
             elif self._is_answering or not self._is_body_parsed():
@@ -203,6 +204,11 @@ class Connection(RequestHandler):
                 return
             else:
                 data = self._receive_head(data)
+
+    def _is_ending(self) -> bool:
+        """Whether nothing more is read. The body of an open request still is: it is answered."""
+        is_body_missing = self._is_answering and (self._rest_bytes or self._chunks is not None)
+        return (self._close or self._force_close) and not is_body_missing
 
     def _wait_for_answer(self, data: bytes) -> None:
         """Keeps what came behind a request, and reads no more until that is answered."""
@@ -309,6 +315,11 @@ class Connection(RequestHandler):
         self._body_bytes += size_bytes if is_held else 0
         return is_held
 
+    def _release_body(self) -> None:
+        if self._body_bytes:
+            self._server.body_memory.release(self._body_bytes)
+            self._body_bytes = 0
+
     def _hold_early(self, size_bytes: int) -> bool:
         is_held = self._server.early_memory.hold(size_bytes)
         self._early_bytes += size_bytes if is_held else 0
@@ -386,9 +397,7 @@ class Connection(RequestHandler):
             detach(error)
             return web.Response(), True
         finally:
-            if self._body_bytes:
-                self._server.body_memory.release(self._body_bytes)
-                self._body_bytes = 0
+            self._release_body()
             self._is_answering = False
             if self._held:
                 self._read_on()
@@ -536,6 +545,21 @@ class Connection(RequestHandler):
         self._unread_bytes = unread_bytes
 
 
+class Arrival(asyncio.Protocol):
+    """A client until it is admitted; with TLS, that is when its handshake is finished.
+
+    A `Connection` and its parser refer to each other until the connection is lost. One that was
+    never made would be left to the collector, and needs no key: a failed handshake is enough.
+    """
+
+    def __init__(self, server: ConnectionServer) -> None:
+        self._server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Serves the connection if there is room for it."""
+        self._server.admit(self, cast(asyncio.Transport, transport))
+
+
 class Runner(web.AppRunner):
     """Runs an application on `Connection`s."""
 
@@ -556,7 +580,7 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
-        return _Server(
+        return ConnectionServer(
             server.request_handler,
             request_factory=server.request_factory,
             loop=asyncio.get_running_loop(),
@@ -567,7 +591,7 @@ class Runner(web.AppRunner):
         )
 
 
-class _Server(web.Server):
+class ConnectionServer(web.Server):
     """The connections of one worker, and what they share."""
 
     def __init__(
@@ -585,11 +609,29 @@ class _Server(web.Server):
         self.admission = Admission(limits, on_refused=on_refused)
         self.body_memory = HeldBytes(limits.max_body_memory_bytes)
         self.early_memory = HeldBytes(MAX_EARLY_BYTES)
+        # Weak, because a failed handshake is not reported: it only drops its protocol.
+        self._arrivals: WeakSet[Arrival] = WeakSet()
         self._check: asyncio.TimerHandle | None = None
         self._check_later()
 
-    def __call__(self) -> Connection:
-        return Connection(self, loop=self._loop, **self._kwargs)
+    def __call__(self) -> Arrival:  # type: ignore[override]  # it becomes a `Connection`
+        arrival = Arrival(self)
+        self._arrivals.add(arrival)
+        return arrival
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no client is connected, or in its handshake."""
+        return not self._connections and not self._arrivals
+
+    def admit(self, arrival: Arrival, transport: asyncio.Transport) -> None:
+        """Makes a `Connection` of a client, unless there is no room for it."""
+        self._arrivals.discard(arrival)
+        address = self.admission.admit(transport)
+        if address is not None:
+            connection = Connection(self, address, loop=self._loop, **self._kwargs)
+            transport.set_protocol(connection)
+            connection.connection_made(transport)
 
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's
         """Closes all connections."""
