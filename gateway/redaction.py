@@ -34,10 +34,15 @@ _MIN_HALVED: Final = 32
 _MAX_NAME: Final = 256
 """Characters of a name that are searched."""
 
+MAX_NAMES: Final = 16
+"""Of one client. To search texts for hundreds of names would take seconds."""
+
 _MAX_LAYERS: Final = 3
 
 _BACKSLASHES: Final = re.compile(
-    r"\\+(?:u([0-9a-f]{4})|u\{0*([0-9a-f]{2,4})\}|x([0-9a-f]{2})|([/\"'&]))", re.IGNORECASE
+    # From the start of a run, which is not given up again: thousands of backslashes take no longer.
+    r"(?<!\\)\\++(?:u([0-9a-f]{4})|u\{0*([0-9a-f]{2,4})\}|x([0-9a-f]{2})|([/\"'&]))",
+    re.IGNORECASE,
 )
 
 
@@ -77,11 +82,14 @@ class Redactor:
 class Identity:
     """Finds and redacts the names of one client, such as the `user` of its request.
 
-    Unlike secrets they may be short, or ordinary words.
+    Unlike secrets they may be short, or ordinary words. Every text counts as one with a name if
+    there are more than `MAX_NAMES`.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        names = tuple(name for name in names if name)
+        names = tuple({name for name in names if name})
+        self._has_too_many = len(names) > MAX_NAMES
+        names = names[:MAX_NAMES]
         self._redactor = Redactor(name for name in names if len(name) <= _MAX_NAME)
         # Enough of a long one: a text with its beginning is not redacted but dropped.
         self._names = tuple(name[:_MAX_NAME].lower() for name in names)
@@ -93,12 +101,18 @@ class Identity:
 
         A name of one letter is in almost every text.
         """
+        if self._has_too_many:
+            return None
         redacted = self._redactor.text(text)
         layers = [layer.lower() for layer in (redacted, *_layers(redacted))]
         return None if any(name in layer for layer in layers for name in self._names) else redacted
 
-    def redact_words(self, text: str) -> str:
-        """The text without the names that are words of their own in it."""
+    def redact_words(self, text: str) -> str | None:
+        """The text without the names that are words of their own in it; None if there are too many
+        names.
+        """
+        if self._has_too_many:
+            return None
         return self._words.sub(REDACTED, self._redactor.text(text))
 
     def is_in(self, value: Any) -> bool:
@@ -109,6 +123,8 @@ class Identity:
             return any(map(self.is_in, value))
         if isinstance(value, bool) or value is None:
             return False
+        if self._has_too_many:
+            return True
         text = str(value)
         if self._redactor.text(text) != text:
             return True

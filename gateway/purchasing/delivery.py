@@ -27,7 +27,7 @@ from gateway.errors import Charge, UpstreamFailure
 from gateway.imagefile.check import BadImage, ImageFacts, check_image
 from gateway.images import Image, ImageRequest, PartialImage, UpstreamAnswer, UpstreamImage
 from gateway.net.guard import LinkBlocked
-from gateway.redaction import Identity
+from gateway.redaction import MAX_NAMES, Identity
 
 _BUYER_KEYS: Final = frozenset({"user", "safety_identifier"})
 """Parameters that name a client of the buyer, which some services repeat in their answers."""
@@ -119,8 +119,9 @@ class Delivery:
         if any(image.is_link for image in answer.images):
             fetched = await asyncio.gather(*(self._fetch(image) for image in answer.images))
             answer = replace(answer, images=tuple(fetched))
+        buyer = _buyer_beside_prompt(request)
         complete = [
-            (_image(_without_buyer(sent, request), *found, model=model, now=clock()), sent.data)
+            (_image(_without_buyer(sent, buyer), *found, model=model, now=clock()), sent.data)
             for sent in answer.images
             if sent.data is not None and (found := await self._check(sent.data)) is not None
         ]
@@ -160,14 +161,20 @@ def _facts_and_digest(data: bytes, *, max_bytes: int, max_pixels: int) -> tuple[
     return facts, hashlib.sha256(data).hexdigest()
 
 
-def _without_buyer(sent: UpstreamImage, request: ImageRequest) -> UpstreamImage:
+def _buyer_beside_prompt(request: ImageRequest) -> Identity:
+    """The names of the buyer that the prompt does not have.
+
+    A name that the prompt has too is no secret: other keys have sent the same prompt.
+    """
+    names = set(request.user_names)
+    if len(names) <= MAX_NAMES:
+        names = {name for name in names if not Identity((name,)).is_in(request.prompt)}
+    return Identity(names)
+
+
+def _without_buyer(sent: UpstreamImage, buyer: Identity) -> UpstreamImage:
     """The image without what upstream repeats of the buyer's `user`: other keys get it too."""
     extra = {key: value for key, value in sent.extra.items() if key not in _BUYER_KEYS}
-    if not request.user_names or not (extra or sent.revised_prompt):
-        return replace(sent, extra=MappingProxyType(extra))
-    # A name that the prompt has too is no secret: other keys have sent the same prompt.
-    names = [n for n in request.user_names if not Identity((n,)).is_in(request.prompt)]
-    buyer = Identity(names)
     return replace(
         sent,
         revised_prompt=sent.revised_prompt and buyer.redact_words(sent.revised_prompt),

@@ -10,6 +10,7 @@ import base64
 import html
 import json
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -342,6 +343,44 @@ async def test_a_user_of_other_json_is_not_named_either(hostile: Hostile, tmp_pa
         own, other = await alice.ask(user=user, **ASK), await bob.ask(**ASK)
     assert own.error["message"] == message
     assert other.error["message"] == "Refused *** of ***. True."
+
+
+@pytest.mark.timed
+async def test_a_user_of_very_many_names_is_not_named_and_delays_no_request(
+    hostile: Hostile, tmp_path: Path
+) -> None:
+    user = [f"member-{number:03}-{'x' * 200}" for number in range(900)]
+    settings = make_settings(tmp_path, hostile.base_url, upstream={"api_key": KEY})
+    async with run_gateway(settings) as gateway:
+        alice, bob = [
+            await gateway.client.with_key(name, validation="lenient") for name in ("alice", "bob")
+        ]
+        started = time.monotonic()
+        error = refusal(user[7], "plain")
+        hostile.will_answer({"error": error}, 400)
+        own, other = await alice.ask(user=user, **ASK), await bob.ask(**ASK)
+        hostile.will_answer({"data": [{**GOOD, "revised_prompt": f"For {user[7]}", "seed": "7"}]})
+        prompt = "%41" * 300
+        bought = await alice.ask(prompt, user=user, **ASK)
+        assert time.monotonic() - started < 1
+    assert own.error["message"] == error["message"]
+    assert other.error["code"] == "moderation_blocked"
+    assert "member" not in other.body.decode()
+    assert bought.json["data"] == [GOOD]
+
+
+@pytest.mark.timed
+async def test_a_text_of_backslashes_delays_no_request(
+    gateway: InProcess, alice: Client, bob: Client, hostile: Hostile
+) -> None:
+    """The time once grew with the square of their number: 16,000 took 20 s."""
+    prompt = "\\" * 16_000
+    hostile.will_answer({"data": [{**GOOD, "revised_prompt": prompt}]})
+    started = time.monotonic()
+    bought = await alice.ask(prompt, user="ann", model="gpt-image-1.5")
+    hit = await bob.ask(prompt, model="gpt-image-1.5")
+    assert time.monotonic() - started < 1
+    assert [reply.json["data"][0]["revised_prompt"] for reply in (bought, hit)] == [prompt] * 2
 
 
 async def test_a_replayed_failure_does_not_name_the_first_user(
