@@ -52,7 +52,8 @@ class Redactor:
     def __init__(self, secrets: Iterable[str]) -> None:
         secrets = tuple(secrets)
         # Halves last: of a secret with a few escapes they would leave the rest.
-        steps = (_Step.of(map(_whole_patterns, secrets)), _Step.of(map(_half_patterns, secrets)))
+        spelled = [form for secret in secrets for form in _spellings(secret)]
+        steps = (_Step.of(map(_whole_patterns, spelled)), _Step.of(map(_half_patterns, secrets)))
         self._steps = tuple(step for step in steps if step.needles)
 
     def text(self, text: str) -> str:
@@ -89,7 +90,7 @@ class Identity:
     def __init__(self, names: Iterable[str]) -> None:
         names = tuple({name for name in names if name})
         self._has_too_many = len(names) > MAX_NAMES
-        names = names[:MAX_NAMES]
+        names = tuple(form for name in names[:MAX_NAMES] for form in _spellings(name))
         self._redactor = Redactor(name for name in names if len(name) <= _MAX_NAME)
         # Enough of a long one: a text with its beginning is not redacted but dropped.
         self._names = tuple(name[:_MAX_NAME].lower() for name in names)
@@ -157,6 +158,11 @@ class _Step:
         return self.pattern.sub(REDACTED, text)
 
 
+def _spellings(secret: str) -> set[str]:
+    """The secret, and as in the queries of URLs and in forms, where a space is a plus sign."""
+    return {secret, secret.replace(" ", "+")}
+
+
 def _whole_patterns(secret: str) -> dict[str, str]:
     """Patterns for a secret and its encodings, by the text that each of them contains."""
     if len(secret) < _MIN_LENGTH:
@@ -206,7 +212,8 @@ def _layers(text: str) -> Iterator[str]:
 
 def _unescape(text: str) -> str:
     """The text without one layer of the escapes of JSON, JavaScript, URLs and HTML."""
-    return html.unescape(unquote(_BACKSLASHES.sub(_unescaped, text)))
+    # HTML's other space, `&nbsp;`, is one in a name.
+    return html.unescape(unquote(_BACKSLASHES.sub(_unescaped, text))).replace("\xa0", " ")
 
 
 def _unescaped(match: re.Match[str]) -> str:

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 import pytest
 import redis
@@ -248,6 +248,8 @@ def refusal(user: str, form: str) -> dict[str, Any]:
         "JSON": json.dumps(json.dumps(user)),
         "escaped": escaped(user, "\\u{:04x}"),
         "percent": quote(user),
+        "form": quote_plus(user),
+        "HTML": html.escape(user).replace(" ", "&nbsp;"),
     }[form]
     return {
         "message": f"User {quoted} was refused.",
@@ -267,12 +269,19 @@ def refusal(user: str, form: str) -> dict[str, Any]:
 
 def names(user: str, text: str) -> bool:
     """Whether a text has the user, in any of the forms above."""
-    forms = (user, json.dumps(user)[1:-1], escaped(user, "\\u{:04x}"), quote(user))
+    forms = (
+        user,
+        json.dumps(user)[1:-1],
+        escaped(user, "\\u{:04x}"),
+        quote(user),
+        quote_plus(user),
+    )
+    text = text.replace("&nbsp;", " ")
     words = text.replace('"', " ").split() if len(user) < 4 else [text]
     return any(form in words if len(user) < 4 else form in text for form in forms)
 
 
-@pytest.mark.parametrize("form", ["plain", "JSON", "escaped", "percent"])
+@pytest.mark.parametrize("form", ["plain", "JSON", "escaped", "percent", "form", "HTML"])
 @pytest.mark.parametrize("user", USERS.values(), ids=list(USERS))
 async def test_a_remembered_refusal_does_not_name_its_buyer_to_other_keys(
     gateway: InProcess, alice: Client, bob: Client, hostile: Hostile, user: str, form: str
