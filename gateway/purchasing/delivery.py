@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -22,7 +22,7 @@ from gateway.cache.flight_events import Flight
 from gateway.cache.flights import Flights
 from gateway.cache.image_cache import ImageCache
 from gateway.cache.takedowns import content_taken_down
-from gateway.catalog import Model
+from gateway.catalog import SIZE, Model
 from gateway.errors import Charge, UpstreamFailure
 from gateway.imagefile.check import BadImage, ImageFacts, check_image
 from gateway.images import Image, ImageRequest, PartialImage, UpstreamAnswer, UpstreamImage
@@ -106,20 +106,26 @@ class Delivery:
     async def _deliver(
         self, request: ImageRequest, model: Model, flight: Flight, *, clock: Callable[[], float]
     ) -> Delivered:
+        buyer = _buyer_beside_prompt(request)
         if request.stream:
             publisher = self._flights.publisher(flight, max_images=request.partial_images)
+
+            async def publish(image: PartialImage) -> None:
+                echoed = _echoes_without_buyer(image.echoed, buyer, model)
+                await publisher.publish(replace(image, echoed=echoed))
+
             answer = await self._upstream.stream(
-                request, on_partial=publisher.publish, on_open=publisher.open
+                request, on_partial=publish, on_open=publisher.open
             )
         else:
             answer = await self._upstream.generate(request, images=len(flight.slots))
+        answer = replace(answer, echoed=_echoes_without_buyer(answer.echoed, buyer, model))
         if answer.surplus:
             log.warning("surplus_images", purchase=flight.id, images=answer.surplus)
         # Upstream's links expire within the hour, so they are fetched now.
         if any(image.is_link for image in answer.images):
             fetched = await asyncio.gather(*(self._fetch(image) for image in answer.images))
             answer = replace(answer, images=tuple(fetched))
-        buyer = _buyer_beside_prompt(request)
         complete = [
             (_image(_without_buyer(sent, buyer), *found, model=model, now=clock()), sent.data)
             for sent in answer.images
@@ -180,6 +186,25 @@ def _without_buyer(sent: UpstreamImage, buyer: Identity) -> UpstreamImage:
         revised_prompt=sent.revised_prompt and buyer.redact_words(sent.revised_prompt),
         extra=MappingProxyType({k: v for k, v in extra.items() if not buyer.is_in({k: v})}),
     )
+
+
+def _echoes_without_buyer(
+    echoed: Mapping[str, str], buyer: Identity, model: Model
+) -> Mapping[str, str]:
+    """The echoed parameters, except those that repeat the buyer's `user` in place of a value."""
+    return MappingProxyType(
+        {
+            name: value
+            for name, value in echoed.items()
+            if _is_value(model, name, value) or not buyer.is_in(value)
+        }
+    )
+
+
+def _is_value(model: Model, name: str, value: str) -> bool:
+    """Whether a value of a parameter is an ordinary one, which may be somebody's name as well."""
+    values = getattr(model.parameters.get(name), "values", ())
+    return value in values or SIZE.fullmatch(value) is not None
 
 
 def _image(

@@ -431,3 +431,25 @@ async def test_a_completed_event_does_not_name_its_buyer_to_other_keys(
     hit = await bob.ask(**model)
     (found,) = hit.json["data"]
     assert found == {**GOOD, "revised_prompt": "An otter for ***, cannot stay"}
+
+
+async def test_an_echoed_parameter_does_not_name_the_buyer_to_other_keys(
+    gateway: InProcess, alice: Client, bob: Client, hostile: Hostile
+) -> None:
+    """Neither in an image nor in a partial one. Ordinary values stay, whatever the user's name."""
+    echo = {"quality": "ann", "background": "for ann", "size": "1024x1024", "output_format": "png"}
+    partial_image = {**GOOD, **echo, "partial_image_index": 0}
+    hostile.will_stream(
+        ("image_generation.partial_image", partial_image), (COMPLETED, {**GOOD, **echo})
+    )
+    model = {"model": "gpt-image-1.5"}
+    shown = await alice.ask(user="ann", stream=True, partial_images=1, **model)
+    hit = await bob.ask(**model)
+    assert "ann" not in shown.body.decode() + hit.body.decode()
+
+    for user in ("1024x1024", "png", "high"):
+        echo = {"quality": "high", "size": "1024x1024", "output_format": "png"}
+        hostile.will_answer({"data": [GOOD], **echo})
+        await alice.ask(f"For {len(user)}", user=user, **model)
+        hit = await bob.ask(f"For {len(user)}", **model)
+        assert {name: hit.json[name] for name in echo} == echo
