@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -41,7 +41,7 @@ class StreamReader:
     max_event_bytes: int
     max_total_bytes: int
     max_partial_images: int
-    """Further ones are ignored."""
+    """Further ones are ignored, and repeated ones."""
     parse: Callable[[Event], Awaitable[ParsedEvent | None]]
     """Asynchronous, so that the client can parse large events in a thread."""
     on_partial: Callable[[PartialImage], Awaitable[None]]
@@ -91,8 +91,9 @@ class StreamReader:
                 await asyncio.sleep(0)
             parsed = await self.parse(frame)
             if isinstance(parsed, PartialImage):
-                counts.partial_images += 1
-                if counts.partial_images <= self.max_partial_images:
+                is_full = len(counts.partial_images) >= self.max_partial_images
+                if not is_full and parsed.index not in counts.partial_images:
+                    counts.partial_images.add(parsed.index)
                     await self.on_partial(parsed)
             elif parsed is not None:
                 return parsed
@@ -105,7 +106,8 @@ class _Counts:
 
     bytes: int = 0
     events: int = 0
-    partial_images: int = 0
+    partial_images: set[int] = field(default_factory=set)
+    """The indices of those that were reported."""
 
 
 def _pieces(chunk: bytes) -> Iterator[bytes]:
