@@ -66,6 +66,7 @@ FORMS = {
     "the proxy's credentials": base64.b64encode(f"user:{PASSWORD}".encode()).decode(),
     "credentials in a header": BASIC,
     "the password in a header": "basic-Pass_word",
+    "a cookie in a header": "cookie-Pass_word",
 }
 
 
@@ -91,7 +92,11 @@ async def embedded(hostile: Hostile, tmp_path: Path) -> AsyncIterator[InProcess]
     """Sends purchases through a proxy: `hostile` answers those as well."""
     upstream = {
         "api_key": KEY,
-        "headers": {"OpenAI-Organization": ORGANIZATION, "X-Auth": f"Basic {BASIC}"},
+        "headers": {
+            "OpenAI-Organization": ORGANIZATION,
+            "X-Auth": f"Basic {BASIC}",
+            "Cookie": "a=b; session=cookie-Pass_word",
+        },
         "proxy": f"http://user:{PASSWORD}@{hostile.root.removeprefix('http://')}",
         "base_url": "http://images.example/v1",
     }
