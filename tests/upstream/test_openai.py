@@ -507,7 +507,10 @@ EVENT_NAMES = st.sampled_from([PARTIAL, COMPLETED, "error", "ping", None])
 @given(EVENT_NAMES, st.binary(max_size=60))
 def test_no_content_of_an_event_raises(name, data):
     parsed = parse_event(name, data)
-    assert parsed is None or isinstance(parsed, UpstreamFailure)
+    if isinstance(parsed, UpstreamAnswer):  # of a small object, such as `{"": ""}`
+        assert [image.data for image in parsed.images] == [None]
+    else:
+        assert parsed is None or isinstance(parsed, UpstreamFailure)
 
 
 @settings(max_examples=500, deadline=None)
