@@ -34,10 +34,15 @@ _MIN_HALVED: Final = 32
 _MAX_NAME: Final = 256
 """Characters of a name that are searched."""
 
+MAX_NAMES: Final = 16
+"""Of one client. To search texts for hundreds of names would take seconds."""
+
 _MAX_LAYERS: Final = 3
 
 _BACKSLASHES: Final = re.compile(
-    r"\\+(?:u([0-9a-f]{4})|u\{0*([0-9a-f]{2,4})\}|x([0-9a-f]{2})|([/\"'&]))", re.IGNORECASE
+    # From the start of a run, which is not given up again: thousands of backslashes take no longer.
+    r"(?<!\\)\\++(?:u([0-9a-f]{4})|u\{0*([0-9a-f]{2,4})\}|x([0-9a-f]{2})|([/\"'&]))",
+    re.IGNORECASE,
 )
 
 
@@ -47,7 +52,8 @@ class Redactor:
     def __init__(self, secrets: Iterable[str]) -> None:
         secrets = tuple(secrets)
         # Halves last: of a secret with a few escapes they would leave the rest.
-        steps = (_Step.of(map(_whole_patterns, secrets)), _Step.of(map(_half_patterns, secrets)))
+        spelled = [form for secret in secrets for form in _spellings(secret)]
+        steps = (_Step.of(map(_whole_patterns, spelled)), _Step.of(map(_half_patterns, secrets)))
         self._steps = tuple(step for step in steps if step.needles)
 
     def text(self, text: str) -> str:
@@ -77,11 +83,14 @@ class Redactor:
 class Identity:
     """Finds and redacts the names of one client, such as the `user` of its request.
 
-    Unlike secrets they may be short, or ordinary words.
+    Unlike secrets they may be short, or ordinary words. Every text counts as one with a name if
+    there are more than `MAX_NAMES`.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        names = tuple(name for name in names if name)
+        names = tuple({name for name in names if name})
+        self._has_too_many = len(names) > MAX_NAMES
+        names = tuple(form for name in names[:MAX_NAMES] for form in _spellings(name))
         self._redactor = Redactor(name for name in names if len(name) <= _MAX_NAME)
         # Enough of a long one: a text with its beginning is not redacted but dropped.
         self._names = tuple(name[:_MAX_NAME].lower() for name in names)
@@ -93,12 +102,18 @@ class Identity:
 
         A name of one letter is in almost every text.
         """
+        if self._has_too_many:
+            return None
         redacted = self._redactor.text(text)
         layers = [layer.lower() for layer in (redacted, *_layers(redacted))]
         return None if any(name in layer for layer in layers for name in self._names) else redacted
 
-    def redact_words(self, text: str) -> str:
-        """The text without the names that are words of their own in it."""
+    def redact_words(self, text: str) -> str | None:
+        """The text without the names that are words of their own in it; None if there are too many
+        names.
+        """
+        if self._has_too_many:
+            return None
         return self._words.sub(REDACTED, self._redactor.text(text))
 
     def is_in(self, value: Any) -> bool:
@@ -109,6 +124,8 @@ class Identity:
             return any(map(self.is_in, value))
         if isinstance(value, bool) or value is None:
             return False
+        if self._has_too_many:
+            return True
         text = str(value)
         if self._redactor.text(text) != text:
             return True
@@ -139,6 +156,11 @@ class _Step:
         if not any(needle in lower for needle in self.needles):
             return text
         return self.pattern.sub(REDACTED, text)
+
+
+def _spellings(secret: str) -> set[str]:
+    """The secret, and as in the queries of URLs and in forms, where a space is a plus sign."""
+    return {secret, secret.replace(" ", "+")}
 
 
 def _whole_patterns(secret: str) -> dict[str, str]:
@@ -190,7 +212,8 @@ def _layers(text: str) -> Iterator[str]:
 
 def _unescape(text: str) -> str:
     """The text without one layer of the escapes of JSON, JavaScript, URLs and HTML."""
-    return html.unescape(unquote(_BACKSLASHES.sub(_unescaped, text)))
+    # HTML's other space, `&nbsp;`, is one in a name.
+    return html.unescape(unquote(_BACKSLASHES.sub(_unescaped, text))).replace("\xa0", " ")
 
 
 def _unescaped(match: re.Match[str]) -> str:

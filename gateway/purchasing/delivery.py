@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -22,12 +22,12 @@ from gateway.cache.flight_events import Flight
 from gateway.cache.flights import Flights
 from gateway.cache.image_cache import ImageCache
 from gateway.cache.takedowns import content_taken_down
-from gateway.catalog import Model
+from gateway.catalog import SIZE, Model
 from gateway.errors import Charge, UpstreamFailure
 from gateway.imagefile.check import BadImage, ImageFacts, check_image
 from gateway.images import Image, ImageRequest, PartialImage, UpstreamAnswer, UpstreamImage
 from gateway.net.guard import LinkBlocked
-from gateway.redaction import Identity
+from gateway.redaction import MAX_NAMES, Identity
 
 _BUYER_KEYS: Final = frozenset({"user", "safety_identifier"})
 """Parameters that name a client of the buyer, which some services repeat in their answers."""
@@ -106,13 +106,20 @@ class Delivery:
     async def _deliver(
         self, request: ImageRequest, model: Model, flight: Flight, *, clock: Callable[[], float]
     ) -> Delivered:
+        buyer = _buyer_beside_prompt(request)
         if request.stream:
             publisher = self._flights.publisher(flight, max_images=request.partial_images)
+
+            async def publish(image: PartialImage) -> None:
+                echoed = _echoes_without_buyer(image.echoed, buyer, model)
+                await publisher.publish(replace(image, echoed=echoed))
+
             answer = await self._upstream.stream(
-                request, on_partial=publisher.publish, on_open=publisher.open
+                request, on_partial=publish, on_open=publisher.open
             )
         else:
             answer = await self._upstream.generate(request, images=len(flight.slots))
+        answer = replace(answer, echoed=_echoes_without_buyer(answer.echoed, buyer, model))
         if answer.surplus:
             log.warning("surplus_images", purchase=flight.id, images=answer.surplus)
         # Upstream's links expire within the hour, so they are fetched now.
@@ -120,7 +127,7 @@ class Delivery:
             fetched = await asyncio.gather(*(self._fetch(image) for image in answer.images))
             answer = replace(answer, images=tuple(fetched))
         complete = [
-            (_image(_without_buyer(sent, request), *found, model=model, now=clock()), sent.data)
+            (_image(_without_buyer(sent, buyer), *found, model=model, now=clock()), sent.data)
             for sent in answer.images
             if sent.data is not None and (found := await self._check(sent.data)) is not None
         ]
@@ -160,19 +167,44 @@ def _facts_and_digest(data: bytes, *, max_bytes: int, max_pixels: int) -> tuple[
     return facts, hashlib.sha256(data).hexdigest()
 
 
-def _without_buyer(sent: UpstreamImage, request: ImageRequest) -> UpstreamImage:
+def _buyer_beside_prompt(request: ImageRequest) -> Identity:
+    """The names of the buyer that the prompt does not have.
+
+    A name that the prompt has too is no secret: other keys have sent the same prompt.
+    """
+    names = set(request.user_names)
+    if len(names) <= MAX_NAMES:
+        names = {name for name in names if not Identity((name,)).is_in(request.prompt)}
+    return Identity(names)
+
+
+def _without_buyer(sent: UpstreamImage, buyer: Identity) -> UpstreamImage:
     """The image without what upstream repeats of the buyer's `user`: other keys get it too."""
     extra = {key: value for key, value in sent.extra.items() if key not in _BUYER_KEYS}
-    if not request.user_names or not (extra or sent.revised_prompt):
-        return replace(sent, extra=MappingProxyType(extra))
-    # A name that the prompt has too is no secret: other keys have sent the same prompt.
-    names = [n for n in request.user_names if not Identity((n,)).is_in(request.prompt)]
-    buyer = Identity(names)
     return replace(
         sent,
         revised_prompt=sent.revised_prompt and buyer.redact_words(sent.revised_prompt),
         extra=MappingProxyType({k: v for k, v in extra.items() if not buyer.is_in({k: v})}),
     )
+
+
+def _echoes_without_buyer(
+    echoed: Mapping[str, str], buyer: Identity, model: Model
+) -> Mapping[str, str]:
+    """The echoed parameters, except those that repeat the buyer's `user` in place of a value."""
+    return MappingProxyType(
+        {
+            name: value
+            for name, value in echoed.items()
+            if _is_value(model, name, value) or not buyer.is_in(value)
+        }
+    )
+
+
+def _is_value(model: Model, name: str, value: str) -> bool:
+    """Whether a value of a parameter is an ordinary one, which may be somebody's name as well."""
+    values = getattr(model.parameters.get(name), "values", ())
+    return value in values or SIZE.fullmatch(value) is not None
 
 
 def _image(

@@ -37,8 +37,9 @@ MAX_INTERIM_RESPONSES: Final = 256
 MAX_FRAMING_BYTES: Final = 32 * 1024
 """Of chunk sizes, extensions and trailers, beside `_FRAMING_SHARE` of the body."""
 
-_FRAMING_SHARE: Final = 1 / 16
-"""Servers send chunks of kilobytes: framing is less than a hundredth of their bytes."""
+_FRAMING_SHARE: Final = 1 / 8
+"""Servers send chunks of kilobytes: framing is less than a hundredth of their bytes. Some write
+each piece of an encoder as a chunk: a line of base64 has 64 or 76 bytes, and 6 of framing."""
 
 _PIECE_BYTES: Final = 16 * 1024
 """Of many small chunks that are parsed before their framing is counted: a few milliseconds."""

@@ -5,6 +5,7 @@ Purchases, retries and deadlines are `client`.
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from collections.abc import Mapping
@@ -45,6 +46,9 @@ _PROXY_CONNECT_STEPS: Final = 3
 
 _MIN_SECRET_LENGTH: Final = 8
 """Characters. A shorter header value would match ordinary text by chance."""
+
+
+_PARAMETER: Final = re.compile(r'=\s*"?([^";,\s]+)')
 
 
 class ClientSettings(BaseModel):
@@ -116,6 +120,8 @@ class ClientSettings(BaseModel):
         values = [value.get_secret_value() for value in self.headers.values()]
         # Without its scheme too, which a service quotes separately.
         values += [value.partition(" ")[2] for value in values]
+        # Those of cookies and of `Token token=…`.
+        values += [parameter for value in values for parameter in _PARAMETER.findall(value)]
         values += [user_and_password for value in values for user_and_password in _basic(value)]
         proxy = URL(self.proxy.get_secret_value()) if self.proxy is not None else URL()
         if proxy.password is not None:

@@ -41,7 +41,7 @@ class StreamReader:
     max_event_bytes: int
     max_total_bytes: int
     max_partial_images: int
-    """Further ones are ignored, and those whose index has come before."""
+    """Further ones are ignored, and repeated ones."""
     parse: Callable[[Event], Awaitable[ParsedEvent | None]]
     """Asynchronous, so that the client can parse large events in a thread."""
     on_partial: Callable[[PartialImage], Awaitable[None]]
@@ -91,8 +91,8 @@ class StreamReader:
                 await asyncio.sleep(0)
             parsed = await self.parse(frame)
             if isinstance(parsed, PartialImage):
-                is_new = parsed.index not in counts.partial_images
-                if is_new and len(counts.partial_images) < self.max_partial_images:
+                is_full = len(counts.partial_images) >= self.max_partial_images
+                if not is_full and parsed.index not in counts.partial_images:
                     counts.partial_images.add(parsed.index)
                     await self.on_partial(parsed)
             elif parsed is not None:

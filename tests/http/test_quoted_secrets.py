@@ -10,10 +10,11 @@ import base64
 import html
 import json
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 import pytest
 import redis
@@ -65,6 +66,7 @@ FORMS = {
     "the proxy's credentials": base64.b64encode(f"user:{PASSWORD}".encode()).decode(),
     "credentials in a header": BASIC,
     "the password in a header": "basic-Pass_word",
+    "a cookie in a header": "cookie-Pass_word",
 }
 
 
@@ -90,7 +92,11 @@ async def embedded(hostile: Hostile, tmp_path: Path) -> AsyncIterator[InProcess]
     """Sends purchases through a proxy: `hostile` answers those as well."""
     upstream = {
         "api_key": KEY,
-        "headers": {"OpenAI-Organization": ORGANIZATION, "X-Auth": f"Basic {BASIC}"},
+        "headers": {
+            "OpenAI-Organization": ORGANIZATION,
+            "X-Auth": f"Basic {BASIC}",
+            "Cookie": "a=b; session=cookie-Pass_word",
+        },
         "proxy": f"http://user:{PASSWORD}@{hostile.root.removeprefix('http://')}",
         "base_url": "http://images.example/v1",
     }
@@ -247,6 +253,8 @@ def refusal(user: str, form: str) -> dict[str, Any]:
         "JSON": json.dumps(json.dumps(user)),
         "escaped": escaped(user, "\\u{:04x}"),
         "percent": quote(user),
+        "form": quote_plus(user),
+        "HTML": html.escape(user).replace(" ", "&nbsp;"),
     }[form]
     return {
         "message": f"User {quoted} was refused.",
@@ -266,12 +274,19 @@ def refusal(user: str, form: str) -> dict[str, Any]:
 
 def names(user: str, text: str) -> bool:
     """Whether a text has the user, in any of the forms above."""
-    forms = (user, json.dumps(user)[1:-1], escaped(user, "\\u{:04x}"), quote(user))
+    forms = (
+        user,
+        json.dumps(user)[1:-1],
+        escaped(user, "\\u{:04x}"),
+        quote(user),
+        quote_plus(user),
+    )
+    text = text.replace("&nbsp;", " ")
     words = text.replace('"', " ").split() if len(user) < 4 else [text]
     return any(form in words if len(user) < 4 else form in text for form in forms)
 
 
-@pytest.mark.parametrize("form", ["plain", "JSON", "escaped", "percent"])
+@pytest.mark.parametrize("form", ["plain", "JSON", "escaped", "percent", "form", "HTML"])
 @pytest.mark.parametrize("user", USERS.values(), ids=list(USERS))
 async def test_a_remembered_refusal_does_not_name_its_buyer_to_other_keys(
     gateway: InProcess, alice: Client, bob: Client, hostile: Hostile, user: str, form: str
@@ -344,6 +359,44 @@ async def test_a_user_of_other_json_is_not_named_either(hostile: Hostile, tmp_pa
     assert other.error["message"] == "Refused *** of ***. True."
 
 
+@pytest.mark.timed
+async def test_a_user_of_very_many_names_is_not_named_and_delays_no_request(
+    hostile: Hostile, tmp_path: Path
+) -> None:
+    user = [f"member-{number:03}-{'x' * 200}" for number in range(900)]
+    settings = make_settings(tmp_path, hostile.base_url, upstream={"api_key": KEY})
+    async with run_gateway(settings) as gateway:
+        alice, bob = [
+            await gateway.client.with_key(name, validation="lenient") for name in ("alice", "bob")
+        ]
+        started = time.monotonic()
+        error = refusal(user[7], "plain")
+        hostile.will_answer({"error": error}, 400)
+        own, other = await alice.ask(user=user, **ASK), await bob.ask(**ASK)
+        hostile.will_answer({"data": [{**GOOD, "revised_prompt": f"For {user[7]}", "seed": "7"}]})
+        prompt = "%41" * 300
+        bought = await alice.ask(prompt, user=user, **ASK)
+        assert time.monotonic() - started < 1
+    assert own.error["message"] == error["message"]
+    assert other.error["code"] == "moderation_blocked"
+    assert "member" not in other.body.decode()
+    assert bought.json["data"] == [GOOD]
+
+
+@pytest.mark.timed
+async def test_a_text_of_backslashes_delays_no_request(
+    gateway: InProcess, alice: Client, bob: Client, hostile: Hostile
+) -> None:
+    """The time once grew with the square of their number: 16,000 took 20 s."""
+    prompt = "\\" * 16_000
+    hostile.will_answer({"data": [{**GOOD, "revised_prompt": prompt}]})
+    started = time.monotonic()
+    bought = await alice.ask(prompt, user="ann", model="gpt-image-1.5")
+    hit = await bob.ask(prompt, model="gpt-image-1.5")
+    assert time.monotonic() - started < 1
+    assert [reply.json["data"][0]["revised_prompt"] for reply in (bought, hit)] == [prompt] * 2
+
+
 async def test_a_replayed_failure_does_not_name_the_first_user(
     gateway: InProcess, alice: Client, hostile: Hostile
 ) -> None:
@@ -383,3 +436,25 @@ async def test_a_completed_event_does_not_name_its_buyer_to_other_keys(
     hit = await bob.ask(**model)
     (found,) = hit.json["data"]
     assert found == {**GOOD, "revised_prompt": "An otter for ***, cannot stay"}
+
+
+async def test_an_echoed_parameter_does_not_name_the_buyer_to_other_keys(
+    gateway: InProcess, alice: Client, bob: Client, hostile: Hostile
+) -> None:
+    """Neither in an image nor in a partial one. Ordinary values stay, whatever the user's name."""
+    echo = {"quality": "ann", "background": "for ann", "size": "1024x1024", "output_format": "png"}
+    partial_image = {**GOOD, **echo, "partial_image_index": 0}
+    hostile.will_stream(
+        ("image_generation.partial_image", partial_image), (COMPLETED, {**GOOD, **echo})
+    )
+    model = {"model": "gpt-image-1.5"}
+    shown = await alice.ask(user="ann", stream=True, partial_images=1, **model)
+    hit = await bob.ask(**model)
+    assert "ann" not in shown.body.decode() + hit.body.decode()
+
+    for user in ("1024x1024", "png", "high"):
+        echo = {"quality": "high", "size": "1024x1024", "output_format": "png"}
+        hostile.will_answer({"data": [GOOD], **echo})
+        await alice.ask(f"For {len(user)}", user=user, **model)
+        hit = await bob.ask(f"For {len(user)}", **model)
+        assert {name: hit.json[name] for name in echo} == echo

@@ -520,6 +520,18 @@ def test_heads_and_framing_may_be_as_large_as_their_bounds(run: Run, kind: str) 
     run(story())
 
 
+@pytest.mark.parametrize("size", [64, 76])
+def test_a_large_answer_in_chunks_of_a_line_of_base64_is_complete(run: Run, size: int) -> None:
+    async def story() -> None:
+        server, image = Server("purchase"), bytes(2_000_000)
+        async with buying(server) as buyer:
+            head = CHUNKED + CONTENT_TYPES["purchase"] + b"\r\n\r\n"
+            server.raw = [head + in_chunks(images(image), size)]
+            assert await buyer.buy() == image
+
+    run(story())
+
+
 BEYOND = {
     "interim responses": lambda _: interim(MAX_INTERIM_RESPONSES + 1),
     "interim responses of many bytes": lambda _: interim(100).replace(b"/x", b"x" * 1000),

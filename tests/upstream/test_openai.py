@@ -1,7 +1,9 @@
 """The OpenAI dialect: request bodies, responses, events and errors."""
 
 import base64
+import contextlib
 import json
+import time
 from types import MappingProxyType
 
 import pytest
@@ -19,7 +21,7 @@ from gateway.images import (
 from gateway.net.sse import Event
 from gateway.upstream import failures
 from gateway.upstream.dialect import ParsedEvent
-from gateway.upstream.openai import answers, errors, events, requests
+from gateway.upstream.openai import answers, errors, events, foreign_json, requests
 
 PIXELS = b"\x89PNG not really, but bytes"
 ENCODED = base64.b64encode(PIXELS).decode()
@@ -294,6 +296,27 @@ def test_sloppy_json_does_not_lose_the_image(body):
     assert parse(body).images[0].data == PIXELS
 
 
+def test_signs_in_revised_prompts_are_no_values_of_the_answer():
+    """Ten repetitions of a prompt that lists coordinates once lost ten images."""
+    prompt = ("Otters at " + ", ".join(f"[{i}, {i + 1}]" for i in range(2600)))[:32_000]
+    assert 10 * (prompt.count(",") + prompt.count("[")) > foreign_json.MAX_VALUES
+    element = {"b64_json": ENCODED, "revised_prompt": prompt}
+    parsed = parse(answer(data=[element] * 10))
+    assert parsed.images == (UpstreamImage(data=PIXELS, revised_prompt=prompt),) * 10
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize("start", [b'{"data":["', b'{"data":[{"b64_json":"', b'{"a":"'])
+@pytest.mark.parametrize("repeated", [b'\\"', b'\\",', b'\\"[', b'"', b'",', b'":', b"{},", b",[{"])
+def test_json_that_never_ends_is_rejected_in_one_pass(start, repeated):
+    """The time once grew with the square of the escaped quotes: 40 KB of them took 12 s."""
+    body = start + repeated * (4_000_000 // len(repeated))
+    started = time.monotonic()
+    with contextlib.suppress(UpstreamFailure):
+        parse(body)
+    assert time.monotonic() - started < 2
+
+
 # ── streams ─────────────────────────────────────────────────────────────────────────────────
 
 PARTIAL = "image_generation.partial_image"
@@ -484,7 +507,10 @@ EVENT_NAMES = st.sampled_from([PARTIAL, COMPLETED, "error", "ping", None])
 @given(EVENT_NAMES, st.binary(max_size=60))
 def test_no_content_of_an_event_raises(name, data):
     parsed = parse_event(name, data)
-    assert parsed is None or isinstance(parsed, UpstreamFailure)
+    if isinstance(parsed, UpstreamAnswer):  # of a small object, such as `{"": ""}`
+        assert [image.data for image in parsed.images] == [None]
+    else:
+        assert parsed is None or isinstance(parsed, UpstreamFailure)
 
 
 @settings(max_examples=500, deadline=None)

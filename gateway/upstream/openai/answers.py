@@ -20,6 +20,7 @@ from gateway.images import UpstreamAnswer, UpstreamImage, Usage
 from gateway.upstream.openai.foreign_json import (
     MAX_DOCUMENT_BYTES,
     MAX_VALUES,
+    TOKENS,
     as_text,
     further_keys,
     load_object,
@@ -37,7 +38,6 @@ _PLACEHOLDER: Final = f"base64 {secrets.token_hex(8)} "
 """Random, so that no answer can have it."""
 
 _DATA: Final = re.compile(rb'\s*\{[^][{}]{0,4096}?"data"\s*:\s*\[')
-_TOKENS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[][{},]', re.DOTALL)
 
 _MAX_LEVELS: Final = 64
 """Far below Python's bound of recursion."""
@@ -138,7 +138,7 @@ def _first_images(body: bytes | bytearray, images: int) -> bytes | bytearray:
     if data is None:
         return b""
     depth, commas = 0, 0
-    for token in islice(_TOKENS.finditer(body, data.end()), MAX_VALUES):
+    for token in islice(TOKENS.finditer(body, data.end()), MAX_VALUES):
         sign = body[token.start() : token.end()]
         if sign in (b"[", b"{"):
             depth += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -20,10 +21,17 @@ MAX_DOCUMENT_BYTES: Final = 4 * 1024 * 1024
 MAX_VALUES: Final = 50_000
 """In one document. The answer with the most images, 64, has a few hundred."""
 
+TOKENS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[][{},]', re.DOTALL)
+"""Strings, and the signs outside of them. A string without an end is one token to the last byte:
+otherwise each escaped quote in it would be tried as a start, and read to the end too."""
+
+_MAX_TOKENS: Final = 3 * MAX_VALUES
+"""A value with a key is two strings and a comma."""
+
 
 def load_object(body: bytes | bytearray) -> dict[str, Any]:
     """The JSON object in `body`; empty if it is anything else, or larger than any answer is."""
-    if len(body) > MAX_DOCUMENT_BYTES or _most_values(body) > MAX_VALUES:
+    if len(body) > MAX_DOCUMENT_BYTES or _has_too_many_values(body):
         return {}
     try:
         document = orjson.loads(body)
@@ -32,9 +40,21 @@ def load_object(body: bytes | bytearray) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _most_values(body: bytes | bytearray) -> int:
-    """No less than the number of values in a document: it also counts the signs within strings."""
-    return body.count(b",") + body.count(b"[") + body.count(b"{") + 1
+def _has_too_many_values(body: bytes | bytearray) -> bool:
+    """Whether a document has more than `MAX_VALUES`: by its signs, so it may have a few less."""
+    if _count_signs(body) < MAX_VALUES:
+        return False
+    # Signs within strings are no values: revised prompts may be lists of coordinates.
+    values = 1
+    for number, token in enumerate(TOKENS.finditer(body)):
+        values += body[token.start()] in b",[{"
+        if values > MAX_VALUES or number > _MAX_TOKENS:
+            return True
+    return False
+
+
+def _count_signs(body: bytes | bytearray) -> int:
+    return body.count(b",") + body.count(b"[") + body.count(b"{")
 
 
 def _load_tolerantly(body: bytes | bytearray) -> Any:
