@@ -29,9 +29,6 @@ from gateway.images import Image, ImageRequest, PartialImage, UpstreamAnswer, Up
 from gateway.net.guard import LinkBlocked
 from gateway.redaction import MAX_NAMES, Identity
 
-MIN_NAME: Final = 3
-"""Characters of a name that is redacted in an image's own texts."""
-
 _BUYER_KEYS: Final = frozenset({"user", "safety_identifier"})
 """Parameters that name a client of the buyer, which some services repeat in their answers."""
 
@@ -173,10 +170,9 @@ def _facts_and_digest(data: bytes, *, max_bytes: int, max_pixels: int) -> tuple[
 def _buyer_beside_prompt(request: ImageRequest) -> Identity:
     """The names of the buyer that the prompt does not have.
 
-    A name that the prompt has too is no secret: other keys have sent the same prompt. One of two
-    letters is in most texts, and identifies no one.
+    A name that the prompt has too is no secret: other keys have sent the same prompt.
     """
-    names = {name for name in request.user_names if len(name) >= MIN_NAME}
+    names = set(request.user_names)
     if len(names) <= MAX_NAMES:
         names = {name for name in names if not Identity((name,)).is_in(request.prompt)}
     return Identity(names)
