@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Final
 
 import uvloop
@@ -39,12 +40,6 @@ IDLE_CONNECTION_SECONDS: Final = 5.0
 
 LAST_REQUEST_SECONDS: Final = 1.0
 """How long the request may take to arrive on the last connection that a lame duck took."""
-
-TLS_HANDSHAKE_SECONDS: Final = 10.0
-"""A client that has not finished the handshake by then is disconnected."""
-
-TLS_SHUTDOWN_SECONDS: Final = 2.0
-"""How long a closing connection waits for the client's half of TLS' own ending."""
 
 MAX_REQUEST_LINE_BYTES: Final = 2048
 """No path of the gateway is as long. aiohttp's router looks a path up once for each of its slashes,
@@ -115,19 +110,15 @@ class Site(web.SockSite):
         return not isinstance(server, ConnectionServer) or server.is_idle
 
     async def start(self) -> None:
-        """As aiohttp's, which does not pass the bounds of TLS on."""
+        """As aiohttp's, but connections with TLS are counted before their handshake."""
         if self._ssl_context is None:
             await super().start()
             return
         await web.BaseSite.start(self)
-        assert self._runner.server is not None  # noqa: S101 - since `setup`
+        server = self._runner.server
+        assert isinstance(server, ConnectionServer)  # noqa: S101 - that of `Runner`, since `setup`
         self._server = await asyncio.get_running_loop().create_server(
-            self._runner.server,
-            sock=self._sock,
-            ssl=self._ssl_context,
-            backlog=self._backlog,
-            ssl_handshake_timeout=TLS_HANDSHAKE_SECONDS,
-            ssl_shutdown_timeout=TLS_SHUTDOWN_SECONDS,
+            partial(server.over_tls, self._ssl_context), sock=self._sock, backlog=self._backlog
         )
 
 

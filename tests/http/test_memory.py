@@ -433,7 +433,7 @@ HANDSHAKES: Final[Mapping[str, bytes]] = {
 
 
 async def test_a_failed_handshake_leaves_nothing_for_the_collector(tmp_path: Path) -> None:
-    """It needs no key and is never counted as a connection."""
+    """It needs no key and never becomes an HTTP connection."""
     server = {"tls": TLS_SETTINGS, "listen": "127.0.0.1:0"}
     async with run_uncollected(tmp_path, "http://127.0.0.1:9", server=server) as (_, client):
         arena = Arena(Upstream("", client.session), client, client, client, client)

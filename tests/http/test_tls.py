@@ -13,22 +13,26 @@ import sys
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import structlog
 
+from gateway.api.http.connection import ConnectionServer
+from gateway.api.http.handshake import HANDSHAKE_SECONDS
 from gateway.configuration.fields import parse_address
 from gateway.configuration.settings import Settings
 from gateway.net.server_tls import BadPair, ServerTls, TlsFiles, expiry_of, load_context
-from gateway.process import worker
 from gateway.process.checks import check_own_link, judge_certificate
 from tests.gateways import (
     TLS,
     TLS_SETTINGS,
+    Client,
     InProcess,
     Processes,
     Upstream,
@@ -196,13 +200,219 @@ async def test_a_handshake_that_is_not_finished_in_time_is_cut_and_holds_nobody_
         writer.write(HANDSHAKES[sent])
     alice = await secure.client.with_key()  # meanwhile
     assert (await alice.ask()).status == 200
-    pass_time(worker.TLS_HANDSHAKE_SECONDS + 1)
+    pass_time(HANDSHAKE_SECONDS + 1)
     async with generous():
         for reader, writer in connections:
             with suppress(ConnectionError):
                 assert b"HTTP" not in await reader.read()
             writer.close()
     assert caplog.records == []
+
+
+# ── handshakes are connections ──────────────────────────────────────────────────────────────
+
+both_loops = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+
+
+@asynccontextmanager
+async def bounded(
+    loop: str, folder: Path, upstream: Upstream, /, **server: Any
+) -> AsyncIterator[Client]:
+    """A gateway with bounds: in this process on asyncio, as a process of its own on uvloop."""
+    options = {"server": {"tls": TLS_SETTINGS, "listen": "127.0.0.1:0", **server}}
+    if loop == "uvloop":
+        folder = folder / "processes"
+        async with run_processes(folder, upstream.base_url, workers=1, options=options) as (
+            _,
+            client,
+        ):
+            yield client
+        return
+    async with run_gateway(make_settings(folder / "data", upstream.base_url, **options)) as here:
+        yield here.client
+
+
+@dataclass(frozen=True)
+class Silent:
+    """A TCP connection that does not begin its handshake."""
+
+    writer: asyncio.StreamWriter
+    end: asyncio.Task[bytes]
+
+    @property
+    def is_closed(self) -> bool:
+        return self.end.done()
+
+
+@asynccontextmanager
+async def silent_connections(
+    client: Client, count: int, sent: bytes = b""
+) -> AsyncIterator[list[Silent]]:
+    async with AsyncExitStack() as stack:
+        opened = []
+        for _ in range(count):
+            reader, writer = await connect(client.url, None)
+            stack.callback(writer.transport.abort)
+            writer.write(sent)
+            opened.append(Silent(writer, asyncio.create_task(reader.read())))
+        yield opened
+    await asyncio.gather(*(one.end for one in opened), return_exceptions=True)
+
+
+async def open_tls(url: str) -> asyncio.StreamWriter | None:
+    """A connection after its handshake; None if it was refused."""
+    try:
+        _, writer = await connect(url, trusting_context())
+    except OSError:
+        return None
+    return writer
+
+
+async def places(client: Client) -> int:
+    """How many connections the gateway takes at the moment."""
+    opened = []
+    while (writer := await open_tls(client.url)) is not None:
+        opened.append(writer)
+    for writer in opened:
+        writer.transport.abort()
+    return len(opened)
+
+
+async def has_places(client: Client, count: int) -> bool:
+    return await places(client) == count
+
+
+def count_closed(connections: list[Silent]) -> int:
+    return sum(one.is_closed for one in connections)
+
+
+@both_loops
+async def test_silent_connections_are_bounded_and_make_room_when_they_leave(
+    tmp_path: Path, upstream: Upstream, loop: str
+) -> None:
+    async with bounded(loop, tmp_path, upstream, max_connections=20) as client:
+        async with silent_connections(client, 60) as silent:
+            await eventually(lambda: count_closed(silent) == 40)
+            assert await open_tls(client.url) is None
+            assert count_closed(silent) == 40
+            next(one for one in silent if not one.is_closed).writer.transport.abort()
+            alice = await eventually(lambda: key_if_there_is_room(client))
+            assert (await alice.ask()).status == 200
+            metrics = await client.metrics()
+            assert metrics['gateway_connections_refused_total{reason="connections"}'] >= 41
+        await eventually(lambda: has_places(client, 19))  # and that of the session
+
+
+async def key_if_there_is_room(client: Client) -> Client | None:
+    try:
+        return await client.with_key()
+    except aiohttp.ClientConnectionError:
+        return None
+
+
+@both_loops
+async def test_silent_connections_of_an_address_are_bounded(
+    tmp_path: Path, upstream: Upstream, loop: str
+) -> None:
+    async with bounded(loop, tmp_path, upstream, max_connections_per_address=3) as client:
+        host, _, port = client.url.partition("//")[2].rpartition(":")
+        async with silent_connections(client, 8) as silent:
+            await eventually(lambda: count_closed(silent) == 5)
+            _, other = await asyncio.open_connection(
+                host, int(port), ssl=trusting_context(), local_addr=("127.0.0.2", 0)
+            )
+            other.transport.abort()
+            assert count_closed(silent) == 5
+        await eventually(lambda: has_places(client, 3))
+        metrics = await eventually(lambda: metrics_if_there_is_room(client))
+        assert metrics['gateway_connections_refused_total{reason="address"}'] >= 6
+        assert 'gateway_connections_refused_total{reason="connections"}' not in metrics
+
+
+async def metrics_if_there_is_room(client: Client) -> dict[str, float] | None:
+    try:
+        return await client.metrics()
+    except aiohttp.ClientConnectionError:
+        return None
+
+
+@both_loops
+@pytest.mark.parametrize("sent", HANDSHAKES)
+async def test_a_handshake_that_fails_or_is_left_gives_its_place_back(
+    tmp_path: Path, upstream: Upstream, loop: str, sent: str
+) -> None:
+    async with bounded(loop, tmp_path, upstream, max_connections=5) as client:
+        for _ in range(4):
+            async with silent_connections(client, 5, HANDSHAKES[sent]):
+                await places(client)  # handshakes succeed and are refused meanwhile
+            await eventually(lambda: has_places(client, 5))
+
+
+async def test_a_handshake_that_times_out_gives_its_place_back(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    async with (
+        bounded("asyncio", tmp_path, upstream, max_connections=5) as client,
+        silent_connections(client, 5) as silent,
+    ):
+        await eventually(lambda: has_places(client, 0))
+        pass_time(HANDSHAKE_SECONDS + 1)
+        await eventually(lambda: count_closed(silent) == 5)
+        await eventually(lambda: has_places(client, 5))
+
+
+async def test_a_gateway_that_ends_closes_its_handshakes(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    server = {"tls": TLS_SETTINGS, "max_connections_per_address": 9}
+    settings = make_settings(tmp_path / "data", upstream.base_url, server=server)
+    async with AsyncExitStack() as stack:
+        async with run_gateway(settings) as here:
+            server, client = here.runner.server, here.client
+            assert isinstance(server, ConnectionServer)
+            silent = await stack.enter_async_context(silent_connections(client, 5))
+            await eventually(lambda: server.admission._open == 5)
+            assert not server.is_idle
+        await eventually(lambda: count_closed(silent) == 5)
+        assert (server.admission._open, server.admission._by_address) == (0, {})
+        assert server.is_idle
+
+
+@both_loops
+async def test_no_byte_is_lost_around_a_handshake(
+    tmp_path: Path, upstream: Upstream, loop: str
+) -> None:
+    """The first ones come with the connection, and the request with the end of the handshake."""
+    async with bounded(loop, tmp_path, upstream, max_connections=50) as client:
+        for _ in range(5):
+            async with generous():
+                answers = await asyncio.gather(
+                    *(asyncio.to_thread(ask_with_handshake, client.url) for _ in range(30))
+                )
+            assert {answer[:13] for answer in answers} == {b"HTTP/1.1 200 "}
+        await eventually(lambda: has_places(client, 50))
+
+
+def ask_with_handshake(url: str) -> bytes:
+    """Sends the request in the segment that ends the handshake; returns the answer."""
+    host, _, port = url.partition("//")[2].rpartition(":")
+    received, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = trusting_context().wrap_bio(received, to_send, server_hostname=host)
+    with suppress(ssl.SSLWantReadError):
+        tls.do_handshake()
+    with socket.create_connection((host, int(port)), timeout=GENEROUS_SECONDS) as connection:
+        while True:
+            connection.sendall(to_send.read())
+            received.write(connection.recv(65536))
+            with suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+                break
+        tls.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        connection.sendall(to_send.read())
+        while True:
+            with suppress(ssl.SSLWantReadError):
+                return tls.read()
+            received.write(connection.recv(65536))
 
 
 # ── the files ───────────────────────────────────────────────────────────────────────────────
@@ -486,7 +696,7 @@ async def test_stalled_handshakes_cost_a_bounded_time_and_block_no_client(
             hits.append(time.monotonic() - sent)
         assert sorted(hits)[10] < 0.25
         await asyncio.to_thread(until_closed, stalled)
-        assert time.monotonic() - started < worker.TLS_HANDSHAKE_SECONDS + 5
+        assert time.monotonic() - started < HANDSHAKE_SECONDS + 5
 
 
 def until_closed(connections: list[socket.socket]) -> None:

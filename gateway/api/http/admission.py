@@ -1,6 +1,7 @@
 """Which connections a worker takes, and the answer that the others get.
 
 A refused connection costs no parser and no task: its first bytes are answered, whatever they are.
+With TLS it is closed without an answer, before its handshake.
 """
 
 from __future__ import annotations
@@ -82,14 +83,17 @@ class Admission:
         self._by_address: Counter[str] = Counter()
         self._refused: set[RefusedConnection] = set()
 
-    def admit(self, transport: asyncio.Transport) -> str | None:
-        """Counts a new connection, by the returned address; None if it was refused."""
+    def admit(self, transport: asyncio.Transport, *, speaks_tls: bool = False) -> str | None:
+        """Counts a new connection, by the returned address; None if it was refused.
+
+        With TLS it is closed without an answer, which would need a handshake.
+        """
         address = self._counted_address(transport)
         if self._open >= self._limits.max_connections:
-            self._refuse(transport, "connections")
+            self._refuse(transport, "connections", is_answered=not speaks_tls)
             return None
         if address and self._by_address[address] >= self._limits.max_per_address:
-            self._refuse(transport, "address")
+            self._refuse(transport, "address", is_answered=not speaks_tls)
             return None
         self._open += 1
         if address:
@@ -117,9 +121,11 @@ class Admission:
         address, is_proxy = self._limits.proxies.read_peer(peer[0])
         return "" if is_proxy else network_of(address)
 
-    def _refuse(self, transport: asyncio.Transport, reason: Reason) -> None:
+    def _refuse(
+        self, transport: asyncio.Transport, reason: Reason, *, is_answered: bool
+    ) -> None:
         self._on_refused(reason)
-        if len(self._refused) >= MAX_REFUSED:
+        if not is_answered or len(self._refused) >= MAX_REFUSED:
             transport.abort()
             return
         error = _too_many_connections() if reason == "connections" else _too_many_of_address()

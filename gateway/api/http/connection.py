@@ -15,10 +15,12 @@ So every byte belongs to a part that has a bound and a clock, and a fault belong
 from __future__ import annotations
 
 import asyncio
+import ssl
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, cast
 from weakref import WeakSet
@@ -41,6 +43,7 @@ from gateway.api.http.admission import (
 )
 from gateway.api.http.body import BodyRefused, HeldBytes, request_timeout
 from gateway.api.http.framing import ChunkedEnd, ChunksTooLong, HeadEnd
+from gateway.api.http.handshake import Handshake
 from gateway.api.http.host import check_host
 from gateway.api.http.json import error_response
 from gateway.errors import (
@@ -546,10 +549,10 @@ class Connection(RequestHandler):
 
 
 class Arrival(asyncio.Protocol):
-    """A client until it is admitted; with TLS, that is when its handshake is finished.
+    """A client until it is admitted.
 
     A `Connection` and its parser refer to each other until the connection is lost. One that was
-    never made would be left to the collector, and needs no key: a failed handshake is enough.
+    never made would be left to the collector, and needs no key.
     """
 
     def __init__(self, server: ConnectionServer) -> None:
@@ -558,6 +561,21 @@ class Arrival(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Serves the connection if there is room for it."""
         self._server.admit(self, cast(asyncio.Transport, transport))
+
+
+class TlsArrival(Handshake):
+    """A client until its TLS handshake is finished."""
+
+    def __init__(self, server: ConnectionServer, context: ssl.SSLContext) -> None:
+        super().__init__()
+        self._server = server
+        self._context = context
+        self.address: str | None = None
+        """What it is counted under, until the `Connection` is."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Starts the handshake if there is room for the connection."""
+        self._server.admit_to_tls(self, cast(asyncio.Transport, transport), self._context)
 
 
 class Runner(web.AppRunner):
@@ -609,8 +627,9 @@ class ConnectionServer(web.Server):
         self.admission = Admission(limits, on_refused=on_refused)
         self.body_memory = HeldBytes(limits.max_body_memory_bytes)
         self.early_memory = HeldBytes(MAX_EARLY_BYTES)
-        # Weak, because a failed handshake is not reported: it only drops its protocol.
-        self._arrivals: WeakSet[Arrival] = WeakSet()
+        # Weak, because a client that leaves at once is not reported: its protocol is dropped.
+        self._arrivals: WeakSet[Arrival | TlsArrival] = WeakSet()
+        self._handshakes: set[asyncio.Task[None]] = set()
         self._check: asyncio.TimerHandle | None = None
         self._check_later()
 
@@ -619,28 +638,77 @@ class ConnectionServer(web.Server):
         self._arrivals.add(arrival)
         return arrival
 
+    def over_tls(self, context: ssl.SSLContext) -> TlsArrival:
+        """As a call, for a connection with TLS."""
+        arrival = TlsArrival(self, context)
+        self._arrivals.add(arrival)
+        return arrival
+
     @property
     def is_idle(self) -> bool:
         """Whether no client is connected, or in its handshake."""
-        return not self._connections and not self._arrivals
+        return not (self._connections or self._arrivals or self._handshakes)
 
     def admit(self, arrival: Arrival, transport: asyncio.Transport) -> None:
         """Makes a `Connection` of a client, unless there is no room for it."""
         self._arrivals.discard(arrival)
         address = self.admission.admit(transport)
         if address is not None:
-            connection = Connection(self, address, loop=self._loop, **self._kwargs)
-            transport.set_protocol(connection)
-            connection.connection_made(transport)
+            self._connect(transport, address)
+
+    def admit_to_tls(
+        self, arrival: TlsArrival, transport: asyncio.Transport, context: ssl.SSLContext
+    ) -> None:
+        """Makes a `Connection` of a client after its handshake, unless there is no room for it."""
+        self._arrivals.discard(arrival)
+        arrival.address = self.admission.admit(transport, speaks_tls=True)
+        if arrival.address is not None:
+            task = self._loop.create_task(self._shake_hands(arrival, transport, context))
+            self._handshakes.add(task)
+            # Not in the task, which may be cancelled before it begins.
+            task.add_done_callback(partial(self._end_handshake, arrival, transport))
+
+    async def _shake_hands(
+        self, arrival: TlsArrival, transport: asyncio.Transport, context: ssl.SSLContext
+    ) -> None:
+        stream = await arrival.finish(transport, context)
+        if stream is None or arrival.address is None:
+            return
+        connection = self._connect(stream, arrival.address)
+        arrival.address = None
+        if early := arrival.take_early():
+            connection.data_received(early)
+
+    def _end_handshake(
+        self, arrival: TlsArrival, transport: asyncio.Transport, task: asyncio.Task[None]
+    ) -> None:
+        self._handshakes.discard(task)
+        if arrival.address is not None:
+            self.admission.release(arrival.address)
+            transport.abort()
+
+    def _connect(self, transport: asyncio.Transport, address: str) -> Connection:
+        """Serves a client that is counted by `address`."""
+        connection = Connection(self, address, loop=self._loop, **self._kwargs)
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+        return connection
 
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's
         """Closes all connections."""
         self.admission.close()
         try:
+            await self._end_handshakes()
             await super().shutdown(timeout)
         finally:
             if self._check is not None:
                 self._check.cancel()
+
+    async def _end_handshakes(self) -> None:
+        handshakes = list(self._handshakes)
+        for task in handshakes:
+            task.cancel()
+        await asyncio.gather(*handshakes, return_exceptions=True)
 
     def _check_later(self) -> None:
         seconds = sending.WRITE_STALL_SECONDS / sending.PROGRESS_CHECKS
