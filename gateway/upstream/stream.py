@@ -24,11 +24,11 @@ from gateway.upstream.dialect import ParsedEvent
 MAX_EVENTS: Final = 4096
 """Of one stream. Upstream sends at most four; some services add one a second for the progress."""
 
-_EVENTS_PER_TURN: Final = 64
+_EVENTS_PER_TURN: Final = 16
 _LINES_PER_TURN: Final = 512
 """Read before the event loop gets a turn: about a millisecond's work."""
 
-_PIECE_BYTES: Final = 4 * 1024
+_PIECE_BYTES: Final = 1024
 """Of a chunk of many lines, read in one turn."""
 
 log = structlog.get_logger(__name__)

@@ -405,10 +405,14 @@ class Connection(RequestHandler):
             self._release_body()
             self._is_answering = False
             if self._held:
-                self._read_on()
+                # Not now: aiohttp's task would answer what was sent ahead without a pause, until
+                # the client's buffers are full, and no other client would have a turn.
+                self._loop.call_soon(self._read_on)
 
     def _read_on(self) -> None:
         """Reads the bytes that came ahead."""
+        if not self._held:  # the connection was lost, or more came, with which they were read
+            return
         self._release_early()
         data, self._held = self._held, b""
         self.data_received(data)
