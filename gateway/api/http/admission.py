@@ -121,9 +121,7 @@ class Admission:
         address, is_proxy = self._limits.proxies.read_peer(peer[0])
         return "" if is_proxy else network_of(address)
 
-    def _refuse(
-        self, transport: asyncio.Transport, reason: Reason, *, is_answered: bool
-    ) -> None:
+    def _refuse(self, transport: asyncio.Transport, reason: Reason, *, is_answered: bool) -> None:
         self._on_refused(reason)
         if not is_answered or len(self._refused) >= MAX_REFUSED:
             transport.abort()
