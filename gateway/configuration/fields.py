@@ -41,8 +41,11 @@ _SIGNING_KEY: Final = re.compile(r"([A-Za-z0-9_-]{1,32}):([!-~]{16,})")
 
 MIN_TOKEN_CHARACTERS: Final = 16
 _MIN_DIFFERENT_CHARACTERS: Final = 4
-_PLACEHOLDERS: Final = ("changeme", "changethis", "replaceme", "replacethis", "placeholder")
-"""What examples write where a token belongs, without separators; any token with one is weak."""
+_GUESSABLE: Final = (
+    *("changeme", "changethis", "replaceme", "replacethis", "placeholder"),
+    *("password", "letmein", "qwerty", "12345678"),
+)
+"""What examples write where a token belongs, and what comes to mind first, without separators."""
 
 AUTHORIZATION: Final = "Authorization"
 
@@ -138,10 +141,10 @@ def token_weakness(token: str) -> str | None:
         return f"it has {len(token)} characters and needs at least {MIN_TOKEN_CHARACTERS}"
     if len(set(token)) < _MIN_DIFFERENT_CHARACTERS:
         return f"it has fewer than {_MIN_DIFFERENT_CHARACTERS} different characters"
-    letters = re.sub(r"[^a-z]", "", token.lower())
-    for placeholder in _PLACEHOLDERS:
-        if placeholder in letters:
-            return f"it contains the placeholder '{placeholder}'"
+    characters = re.sub(r"[^a-z0-9]", "", token.lower())
+    for guessable in _GUESSABLE:
+        if guessable in characters:
+            return f"it contains '{guessable}'"
     return None
 
 

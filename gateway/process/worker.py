@@ -21,7 +21,7 @@ import uvloop
 from aiohttp import web
 
 from gateway.api.http.admission import ConnectionLimits
-from gateway.api.http.connection import ConnectionServer, Runner
+from gateway.api.http.server import ConnectionServer, Runner
 from gateway.api.routes import ALL_TABLES, Table, admin_routes, client_routes, create_app
 from gateway.assembly import Gateway
 from gateway.configuration.files import Configuration

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from aiohttp import web
 
-from gateway.api.http.connection import Runner
+from gateway.api.http.server import Runner
 from gateway.errors import InternalError
 from tests.waiting import generous
 

@@ -39,6 +39,7 @@ from tests.gateways import (
     run_gateway,
     run_upstream,
 )
+from tests.redis_server import emptied
 from tests.waiting import DEADLINE_SECONDS, pass_time
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -25,9 +25,10 @@ from aiohttp import web, web_protocol
 from aiohttp.http import HttpProcessingError
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 
-from gateway.api.http import connection, sending
-from gateway.api.http.admission import ConnectionLimits
-from gateway.api.http.connection import Runner
+from gateway.api.http import sending
+from gateway.api.http import server as http_server
+from gateway.api.http.admission import Admission, ConnectionLimits
+from gateway.api.http.server import Runner
 from gateway.cli import serve
 from gateway.net.client_address import TrustedProxies
 from tests.gateways import (
@@ -208,12 +209,14 @@ async def test_incomplete_heads_of_all_connections_are_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They need no key, so they take nothing from the memory of bodies."""
-    monkeypatch.setattr(connection, "MAX_EARLY_BYTES", 20_000)
+    monkeypatch.setattr(http_server, "MAX_EARLY_BYTES", 20_000)
     start = GET + b"X: " + b"x" * 7_000
     async with run_server() as (runner, client), AsyncExitStack() as stack:
         for _ in range(2):
             await stack.enter_async_context(open_after(client, start))
-        await eventually(lambda: runner.server.early_memory.hold(0) and _held(runner) > 14_000)
+        await eventually(
+            lambda: runner.server.shared.early_memory.hold(0) and _held(runner) > 14_000
+        )
         refused = await talk(client, start)
         served = await talk(client, GET + b"Connection: close\r\n\r\n")
         await stack.aclose()
@@ -225,7 +228,7 @@ async def test_incomplete_heads_of_all_connections_are_bounded(
 
 
 def _held(runner: Runner) -> int:
-    return runner.server.early_memory._held_bytes
+    return runner.server.shared.early_memory._held_bytes
 
 
 @asynccontextmanager
@@ -686,7 +689,7 @@ async def test_the_memory_of_a_body_sent_ahead_is_free_again_when_its_client_is_
         behind = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 90000\r\n\r\n" + b"x" * 50_000
         writer.write(GET + b"\r\n" + behind)
         await eventually(
-            lambda: not runner.server.early_memory.has_room(connection.MAX_EARLY_BYTES)
+            lambda: not runner.server.shared.early_memory.has_room(http_server.MAX_EARLY_BYTES)
         )
         writer.get_extra_info("socket").setsockopt(
             socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
@@ -695,7 +698,7 @@ async def test_the_memory_of_a_body_sent_ahead_is_free_again_when_its_client_is_
         await turns(10)
         release.set()
         await eventually(lambda: not runner.server.connections)
-        memory = runner.server.body_memory
+        memory = runner.server.shared.body_memory
 
     assert memory.has_room(ConnectionLimits().max_body_memory_bytes)
 
@@ -767,7 +770,7 @@ async def test_the_memory_of_a_body_is_free_again_however_its_request_ends(
     embedded: InProcess, end: str
 ) -> None:
     alice = await embedded.client.with_key()
-    memory = embedded.runner.server.body_memory
+    memory = embedded.runner.server.shared.body_memory
     whole, part = b"x" * 100_000, b"x" * 50_000
     line = "Content-Length: 100000"
     match end:
@@ -1009,7 +1012,7 @@ async def test_connections_of_one_address_are_limited_and_proxies_are_exempt() -
 def test_an_ipv6_network_of_64_bits_counts_as_one_address(
     first: str, second: str, count_together: bool
 ) -> None:
-    admission = connection.Admission(ConnectionLimits(max_per_address=1))
+    admission = Admission(ConnectionLimits(max_per_address=1))
 
     counted = [admission._counted_address(_Peer(address)) for address in (first, second)]  # type: ignore[arg-type]
 

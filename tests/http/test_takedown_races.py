@@ -167,7 +167,7 @@ async def test_an_image_is_not_stored_if_its_source_is_taken_down_while_it_is_tr
         png = await alice.ask("a pond")
         asking = asyncio.create_task(alice.ask("a pond", output_format="jpeg"))
         await asyncio.to_thread(begun.wait, GENEROUS_SECONDS)
-        (transcoding,) = here.gateway.cache.transcoding._running._running.values()
+        (transcoding,) = here.gateway.cache.transcoding._requested._running.values()
         await take_down(there.client, image_of(png))
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)

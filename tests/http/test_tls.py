@@ -23,8 +23,8 @@ import aiohttp
 import pytest
 import structlog
 
-from gateway.api.http.connection import ConnectionServer
 from gateway.api.http.handshake import HANDSHAKE_SECONDS
+from gateway.api.http.server import ConnectionServer
 from gateway.configuration.fields import parse_address
 from gateway.configuration.settings import Settings
 from gateway.net.server_tls import BadPair, ServerTls, TlsFiles, expiry_of, load_context
@@ -371,10 +371,10 @@ async def test_a_gateway_that_ends_closes_its_handshakes(
             server, client = here.runner.server, here.client
             assert isinstance(server, ConnectionServer)
             silent = await stack.enter_async_context(silent_connections(client, 5))
-            await eventually(lambda: server.admission._open == 5)
+            await eventually(lambda: server.shared.admission._open == 5)
             assert not server.is_idle
         await eventually(lambda: count_closed(silent) == 5)
-        assert (server.admission._open, server.admission._by_address) == (0, {})
+        assert (server.shared.admission._open, server.shared.admission._by_address) == (0, {})
         assert server.is_idle
 
 

@@ -8,22 +8,19 @@ So every byte belongs to a part that has a bound and a clock, and a fault belong
     head        up to `max_head_bytes`, else 431; within `head_seconds`, else 408; one valid host
     body        its bytes count against the worker's `HeldBytes` until the request is answered
     next head   is not read before the answer: its first bytes wait, and the client with them
-    all heads   `MAX_EARLY_BYTES` of those that are incomplete or wait, else 503
+    all heads   `server.MAX_EARLY_BYTES` of those that are incomplete or wait, else 503
     answer      a client that reads nothing for `WRITE_STALL_SECONDS` is disconnected
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final, cast
-from weakref import WeakSet
+from typing import Any, Final
 
 from aiohttp import HttpVersion10, HttpVersion11, StreamReader, hdrs, web
 from aiohttp.http import HttpProcessingError, RawRequestMessage
@@ -37,13 +34,11 @@ from gateway.api.http.admission import (
     LINGER_SECONDS,
     Admission,
     ConnectionLimits,
-    Reason,
     overloaded,
     render_error,
 )
 from gateway.api.http.body import BodyRefused, HeldBytes, request_timeout
 from gateway.api.http.framing import ChunkedEnd, ChunksTooLong, HeadEnd
-from gateway.api.http.handshake import Handshake
 from gateway.api.http.host import check_host
 from gateway.api.http.json import error_response
 from gateway.errors import (
@@ -60,10 +55,6 @@ REQUEST_TIMEOUT: Final = HTTPStatus.REQUEST_TIMEOUT
 FAULT_SECONDS: Final = 0.25
 """How long the rest of a malformed head may take to arrive. Until then it is not known whether the
 head is malformed (400) or too large (431)."""
-
-MAX_EARLY_BYTES: Final = 64 << 20
-"""Bytes that a worker holds of incomplete heads, and of requests sent ahead. They need no key, so
-they are counted apart from bodies, whose memory they must not fill."""
 
 
 def has_compiled_parser() -> bool:
@@ -102,6 +93,17 @@ def _memory_full() -> GatewayError:
     return overloaded("This worker has no memory left for requests. Please try again.")
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all connections of a server share."""
+
+    head_seconds: float
+    limits: ConnectionLimits
+    admission: Admission
+    body_memory: HeldBytes
+    early_memory: HeldBytes
+
+
 class Connection(RequestHandler):
     """One client's connection."""
 
@@ -119,15 +121,15 @@ class Connection(RequestHandler):
         "_payload",
         "_progress_at",
         "_rest_bytes",
-        "_server",
+        "_shared",
         "_stream",
         "_timer",
         "_unread_bytes",
     )
 
-    def __init__(self, server: ConnectionServer, address: str, **kwargs: Any) -> None:
+    def __init__(self, server: web.Server, shared: Shared, address: str, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
-        self._server = server
+        self._shared = shared
         self._address: str | None = address
         """The address that this connection is counted under; None when it is lost."""
         self._stream: asyncio.Transport | None = None
@@ -165,12 +167,12 @@ class Connection(RequestHandler):
         super().connection_made(transport)
         # The idle time of a connection that has had a request would be a long one to wait for the
         # first.
-        self._close_when_idle_for(self._server.head_seconds)
+        self._close_when_idle_for(self._shared.head_seconds)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Frees what the connection holds."""
         if self._address is not None:
-            self._server.admission.release(self._address)
+            self._shared.admission.release(self._address)
             self._address = None
         self._release_early()
         if not self._request_in_progress:  # nor will it be: aiohttp's task ends
@@ -223,7 +225,7 @@ class Connection(RequestHandler):
     def _receive_head(self, data: bytes) -> bytes:
         """Reads up to the end of the head; returns the bytes behind it."""
         end = self._head.find(data)
-        max_bytes = self._server.limits.max_head_bytes
+        max_bytes = self._shared.limits.max_head_bytes
         if self._head.size_bytes > max_bytes:
             self._refuse(head_too_large(max_bytes))
             return b""
@@ -244,7 +246,7 @@ class Connection(RequestHandler):
             if not self._hold_early(len(part)):
                 self._refuse(_memory_full())
             elif self._head.is_awaited and self._timer is None:
-                self._expect_head(self._server.head_seconds)
+                self._expect_head(self._shared.head_seconds)
             return
         # Never seen: that would be another end of the head than ours.
         if not is_complete or len(messages) > 1:
@@ -265,10 +267,10 @@ class Connection(RequestHandler):
         if message.method == hdrs.METH_CONNECT:
             self._drops_input = True  # there are no tunnels here
         elif message.chunked:
-            self._chunks = ChunkedEnd(self._server.limits.max_head_bytes)
+            self._chunks = ChunkedEnd(self._shared.limits.max_head_bytes)
         elif self._payload is not None:
             self._rest_bytes = int(message.headers[hdrs.CONTENT_LENGTH])
-            if not self._server.body_memory.has_room(self._rest_bytes):
+            if not self._shared.body_memory.has_room(self._rest_bytes):
                 self._refuse_body(BodyRefused(_memory_full))
 
     def _receive_body(self, data: bytes) -> bytes:
@@ -280,7 +282,7 @@ class Connection(RequestHandler):
             try:
                 end = self._chunks.find(data)
             except ChunksTooLong:
-                max_bytes = self._server.limits.max_head_bytes
+                max_bytes = self._shared.limits.max_head_bytes
                 self._refuse_body(BodyRefused(lambda: head_too_large(max_bytes)))
                 return b""
             if end is not None:
@@ -314,23 +316,23 @@ class Connection(RequestHandler):
         # After the answer, the rest of a body is dropped as it arrives.
         if not self._is_answering:
             return True
-        is_held = self._server.body_memory.hold(size_bytes)
+        is_held = self._shared.body_memory.hold(size_bytes)
         self._body_bytes += size_bytes if is_held else 0
         return is_held
 
     def _release_body(self) -> None:
         if self._body_bytes:
-            self._server.body_memory.release(self._body_bytes)
+            self._shared.body_memory.release(self._body_bytes)
             self._body_bytes = 0
 
     def _hold_early(self, size_bytes: int) -> bool:
-        is_held = self._server.early_memory.hold(size_bytes)
+        is_held = self._shared.early_memory.hold(size_bytes)
         self._early_bytes += size_bytes if is_held else 0
         return is_held
 
     def _release_early(self) -> None:
         if self._early_bytes:
-            self._server.early_memory.release(self._early_bytes)
+            self._shared.early_memory.release(self._early_bytes)
             self._early_bytes = 0
 
     def _refuse_body(self, fault: RequestPayloadError) -> None:
@@ -507,7 +509,7 @@ class Connection(RequestHandler):
             return
         # Without a complete head there is no request whose response aiohttp could send.
         if self.transport is not None:
-            self.transport.write(render_error(request_timeout(self._server.head_seconds)))
+            self.transport.write(render_error(request_timeout(self._shared.head_seconds)))
         self.force_close()
 
     def _close_when_idle_for(self, seconds: float) -> None:
@@ -518,7 +520,7 @@ class Connection(RequestHandler):
 
     def _process_keepalive(self) -> None:
         if self._timer is not None:  # a head is arriving, which has a clock of its own
-            self._close_when_idle_for(self._server.head_seconds)
+            self._close_when_idle_for(self._shared.head_seconds)
             return
         super()._process_keepalive()
 
@@ -546,179 +548,3 @@ class Connection(RequestHandler):
             # `close` would wait until the client has read the rest.
             self._stream.abort()
         self._unread_bytes = unread_bytes
-
-
-class Arrival(asyncio.Protocol):
-    """A client until it is admitted.
-
-    A `Connection` and its parser refer to each other until the connection is lost. One that was
-    never made would be left to the collector, and needs no key.
-    """
-
-    def __init__(self, server: ConnectionServer) -> None:
-        self._server = server
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Serves the connection if there is room for it."""
-        self._server.admit(self, cast(asyncio.Transport, transport))
-
-
-class TlsArrival(Handshake):
-    """A client until its TLS handshake is finished."""
-
-    def __init__(self, server: ConnectionServer, context: ssl.SSLContext) -> None:
-        super().__init__()
-        self._server = server
-        self._context = context
-        self.address: str | None = None
-        """What it is counted under, until the `Connection` is."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Starts the handshake if there is room for the connection."""
-        self._server.admit_to_tls(self, cast(asyncio.Transport, transport), self._context)
-
-
-class Runner(web.AppRunner):
-    """Runs an application on `Connection`s."""
-
-    def __init__(
-        self,
-        app: web.Application,
-        *,
-        head_seconds: float,
-        limits: ConnectionLimits | None = None,
-        on_refused: Callable[[Reason], None] = lambda reason: None,
-        **kwargs: Any,
-    ) -> None:
-        # A small compressed body could expand without end. `read_body` refuses compressed ones.
-        super().__init__(app, auto_decompress=False, **kwargs)
-        self._head_seconds = head_seconds
-        self._limits = limits or ConnectionLimits()
-        self._on_refused = on_refused
-
-    async def _make_server(self) -> web.Server:
-        server = await super()._make_server()
-        return ConnectionServer(
-            server.request_handler,
-            request_factory=server.request_factory,
-            loop=asyncio.get_running_loop(),
-            head_seconds=self._head_seconds,
-            limits=self._limits,
-            on_refused=self._on_refused,
-            **server._kwargs,  # noqa: SLF001 - aiohttp has no other way to name a connection class
-        )
-
-
-class ConnectionServer(web.Server):
-    """The connections of one worker, and what they share."""
-
-    def __init__(
-        self,
-        handler: Any,
-        *,
-        head_seconds: float,
-        limits: ConnectionLimits,
-        on_refused: Callable[[Reason], None],
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(handler, **kwargs)
-        self.limits = limits
-        self.head_seconds = head_seconds
-        self.admission = Admission(limits, on_refused=on_refused)
-        self.body_memory = HeldBytes(limits.max_body_memory_bytes)
-        self.early_memory = HeldBytes(MAX_EARLY_BYTES)
-        # Weak, because a client that leaves at once is not reported: its protocol is dropped.
-        self._arrivals: WeakSet[Arrival | TlsArrival] = WeakSet()
-        self._handshakes: set[asyncio.Task[None]] = set()
-        self._check: asyncio.TimerHandle | None = None
-        self._check_later()
-
-    def __call__(self) -> Arrival:  # type: ignore[override]  # it becomes a `Connection`
-        arrival = Arrival(self)
-        self._arrivals.add(arrival)
-        return arrival
-
-    def over_tls(self, context: ssl.SSLContext) -> TlsArrival:
-        """As a call, for a connection with TLS."""
-        arrival = TlsArrival(self, context)
-        self._arrivals.add(arrival)
-        return arrival
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether no client is connected, or in its handshake."""
-        return not (self._connections or self._arrivals or self._handshakes)
-
-    def admit(self, arrival: Arrival, transport: asyncio.Transport) -> None:
-        """Makes a `Connection` of a client, unless there is no room for it."""
-        self._arrivals.discard(arrival)
-        address = self.admission.admit(transport)
-        if address is not None:
-            self._connect(transport, address)
-
-    def admit_to_tls(
-        self, arrival: TlsArrival, transport: asyncio.Transport, context: ssl.SSLContext
-    ) -> None:
-        """Makes a `Connection` of a client after its handshake, unless there is no room for it."""
-        self._arrivals.discard(arrival)
-        arrival.address = self.admission.admit(transport, speaks_tls=True)
-        if arrival.address is not None:
-            task = self._loop.create_task(self._shake_hands(arrival, transport, context))
-            self._handshakes.add(task)
-            # Not in the task, which may be cancelled before it begins.
-            task.add_done_callback(partial(self._end_handshake, arrival, transport))
-
-    async def _shake_hands(
-        self, arrival: TlsArrival, transport: asyncio.Transport, context: ssl.SSLContext
-    ) -> None:
-        stream = await arrival.finish(transport, context)
-        if stream is None or arrival.address is None:
-            return
-        connection = self._connect(stream, arrival.address)
-        arrival.address = None
-        if early := arrival.take_early():
-            connection.data_received(early)
-
-    def _end_handshake(
-        self, arrival: TlsArrival, transport: asyncio.Transport, task: asyncio.Task[None]
-    ) -> None:
-        self._handshakes.discard(task)
-        if arrival.address is not None:
-            self.admission.release(arrival.address)
-            transport.abort()
-
-    def _connect(self, transport: asyncio.Transport, address: str) -> Connection:
-        """Serves a client that is counted by `address`."""
-        connection = Connection(self, address, loop=self._loop, **self._kwargs)
-        transport.set_protocol(connection)
-        connection.connection_made(transport)
-        return connection
-
-    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's
-        """Closes all connections."""
-        self.admission.close()
-        try:
-            await self._end_handshakes()
-            await super().shutdown(timeout)
-        finally:
-            if self._check is not None:
-                self._check.cancel()
-
-    async def _end_handshakes(self) -> None:
-        handshakes = list(self._handshakes)
-        for task in handshakes:
-            task.cancel()
-        await asyncio.gather(*handshakes, return_exceptions=True)
-
-    def _check_later(self) -> None:
-        seconds = sending.WRITE_STALL_SECONDS / sending.PROGRESS_CHECKS
-        self._check = self._loop.call_later(seconds, self._check_progress)
-
-    def _check_progress(self) -> None:
-        # All of them, also those that are idle or closing: whatever an answer waits for, a client
-        # that does not read holds a descriptor and the answer's bytes.
-        now = time.monotonic()
-        for connection in list(self._connections):
-            if isinstance(connection, Connection):
-                connection.check_progress(now)
-        self._check_later()
