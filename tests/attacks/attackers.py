@@ -111,11 +111,12 @@ async def too_long_head(at: Attackers) -> int:
 async def slow_head(at: Attackers) -> int:
     """A head that never ends, in small pieces."""
     async with at.connect() as (reader, writer):
+        answer = asyncio.create_task(read_answer(reader))
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
-        for _ in range(12):
-            await asyncio.sleep(0.5)
+        while not answer.done():
+            await asyncio.wait({answer}, timeout=0.5)
             writer.write(b"X-More: " + b"x" * 1_000 + b"\r\n")
-        return await read_answer(reader)
+        return answer.result()
 
 
 async def never_reads(at: Attackers) -> int:

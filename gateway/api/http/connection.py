@@ -57,6 +57,13 @@ FAULT_SECONDS: Final = 0.25
 head is malformed (400) or too large (431)."""
 
 
+MAX_UNREAD_BYTES: Final = 64 << 10
+"""Of earlier answers, beyond which a request that was sent ahead waits. The buffers of a client that
+never reads hold thousands of small answers, which nobody would get."""
+
+UNREAD_CHECK_SECONDS: Final = 0.05
+
+
 def has_compiled_parser() -> bool:
     """Whether aiohttp parses requests with compiled code; without it, it is much slower."""
     return HttpRequestParser is not HttpRequestParserPy
@@ -410,8 +417,11 @@ class Connection(RequestHandler):
                 self._loop.call_soon(self._read_on)
 
     def _read_on(self) -> None:
-        """Reads the bytes that came ahead."""
-        if not self._held:  # the connection was lost, or more came, with which they were read
+        """Reads the bytes that came ahead, unless the client has yet to read its answers."""
+        if not self._held or self._stream is None:  # lost, or more came, with which they were read
+            return
+        if sending.unread_bytes(self._stream) > MAX_UNREAD_BYTES:
+            self._loop.call_later(UNREAD_CHECK_SECONDS, self._read_on)
             return
         self._release_early()
         data, self._held = self._held, b""
@@ -540,7 +550,7 @@ class Connection(RequestHandler):
 
     def check_progress(self, now: float) -> None:
         """Disconnects the client if it has read nothing for `WRITE_STALL_SECONDS`."""
-        if self._stream is None or not self._stream.get_write_buffer_size():
+        if self._stream is None or not (self._stream.get_write_buffer_size() or self._held):
             self._unread_bytes = 0
             return
         # While a handler writes on, a slow client does not reduce what is unread.
