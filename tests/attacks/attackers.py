@@ -23,9 +23,7 @@ from dataclasses import dataclass, field
 import uvloop
 
 from tests.attacks.hostile_upstream import ATTACKS as HOSTILE_ANSWERS
-
-LOW_PRIORITY = 19
-"""The attackers share the machine with the gateway, and must not win by taking its processor."""
+from tests.attacks.hostile_upstream import LOW_PRIORITY
 
 ANSWER_SECONDS = 20.0
 """How long an attacker waits for an answer before it starts over."""
@@ -253,7 +251,7 @@ ATTACKS: dict[str, tuple[Attack, int]] = {
 }
 """Each attack, and how many attackers make it at once."""
 
-PAUSE_SECONDS = 0.02
+PAUSE_SECONDS = 0.1
 """Between two attempts of one attacker."""
 
 

@@ -12,6 +12,7 @@ import base64
 import functools
 import io
 import json
+import os
 import random
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -32,6 +33,9 @@ LARGE_EDGE = 4096
 """Pixels of an edge of the image for `hostile large`: 16.8 megapixels, to be transcoded."""
 
 CHUNK = 64 * 1024
+
+LOW_PRIORITY = 19
+"""It floods the gateway from the same machine, and must not win by taking its processor."""
 
 Attack = Callable[[asyncio.StreamWriter, bytes], Awaitable[None]]
 
@@ -171,4 +175,5 @@ async def _run(port: int) -> None:
 
 
 if __name__ == "__main__":
+    os.nice(LOW_PRIORITY)
     uvloop.run(_run(int(sys.argv[1])))

@@ -58,8 +58,8 @@ head is malformed (400) or too large (431)."""
 
 
 MAX_UNREAD_BYTES: Final = 64 << 10
-"""Of earlier answers, beyond which a request that was sent ahead waits. The buffers of a client that
-never reads hold thousands of small answers, which nobody would get."""
+"""Of earlier answers, beyond which a request that was sent ahead waits. The buffers of a client
+that never reads have room for thousands of small answers."""
 
 UNREAD_CHECK_SECONDS: Final = 0.05
 
