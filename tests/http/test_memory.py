@@ -566,4 +566,6 @@ async def test_memory_stays_flat_while_large_bodies_are_refused(arena: Arena, ki
 @pytest.mark.parametrize("kind", ERRORS)
 @pytest.mark.parametrize("arena", ["sqlite"], indirect=True)
 async def test_memory_stays_flat_over_10_000_errors_of_each_kind(arena: Arena, kind: str) -> None:
-    assert await growth_of(arena, kind, 10_000, at_once=AT_ONCE) < MAX_GROWTH_BYTES
+    # A request that is never complete takes a second, and its connection two more.
+    at_once = 20 * AT_ONCE if ERRORS[kind][0] == 408 else AT_ONCE
+    assert await growth_of(arena, kind, 10_000, at_once=at_once) < MAX_GROWTH_BYTES
