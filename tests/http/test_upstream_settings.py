@@ -31,7 +31,7 @@ from tests.gateways import (
     run_gateway,
     run_processes,
 )
-from tests.waiting import GENEROUS_SECONDS
+from tests.waiting import GENEROUS_SECONDS, turns
 
 TLS = Path(__file__).parent.parent / "tls"
 AUTHORITY = str(TLS / "authority.pem")
@@ -57,9 +57,13 @@ class Proxy:
         task = asyncio.current_task()
         assert task is not None
         self.connections.add(task)
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
-            await self.forward(reader, writer)
-        writer.close()
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                await self.forward(reader, writer)
+            writer.close()
+        finally:
+            if task.cancelling():  # the test ends, and what was written is of no use
+                writer.transport.abort()
 
     async def forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -75,7 +79,10 @@ class Proxy:
             writer.write(b"HTTP/1.1 200 Go ahead\r\n\r\n")
         else:
             onward[1].write(without_proxy_headers(head).replace(target, there.path, 1).encode())
-        await asyncio.gather(relay(reader, onward[1]), relay(onward[0], writer))
+        try:
+            await asyncio.gather(relay(reader, onward[1]), relay(onward[0], writer))
+        finally:
+            onward[1].transport.abort()
 
     @property
     def request_lines(self) -> list[str]:
@@ -107,6 +114,7 @@ async def run_proxy(**given: Any) -> AsyncIterator[Proxy]:
         for connection in proxy.connections:
             connection.cancel()
         await asyncio.gather(*proxy.connections, return_exceptions=True)
+        await turns()  # until their sockets are closed
 
 
 @asynccontextmanager
