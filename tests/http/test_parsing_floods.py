@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from gateway.api.http.ranges import is_not_modified
-from gateway.api.routes import create_app
+from gateway.api.routes import ALL_TABLES, create_app
 from gateway.process.worker import MAX_REQUEST_LINE_BYTES
 from gateway.request.body import MAX_INLINE_BYTES, MAX_VALUES
 from tests.gateways import MODEL, Client, InProcess, Upstream, run_processes
@@ -160,7 +160,7 @@ PATHS = {
 @pytest.mark.timed
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
 async def test_the_longest_path_is_looked_up_within_2_ms(path: str) -> None:
-    app: web.Application = create_app(SimpleNamespace())
+    app: web.Application = create_app(SimpleNamespace(), tables=ALL_TABLES)
     request = make_mocked_request("POST", path[:MAX_REQUEST_LINE_BYTES])
 
     async def seconds() -> float:

@@ -321,4 +321,4 @@ def test_a_mebibyte_takes_at_most_some_milliseconds(raw):
         return time.thread_time() - started
 
     # 130,000 unknown keys took 60 ms, and 500,000 numbers 230 ms.
-    assert min(seconds() for _ in range(5)) < 0.015
+    assert min(seconds() for _ in range(5)) < 0.05
