@@ -1,12 +1,12 @@
-"""Redacts secrets in text that somebody else wrote, in the encodings in which services quote them.
+"""Redacts secrets in text from other services, in the encodings in which services quote them.
 
-Pure. Which secrets, and in which texts, is for the callers: `upstream.relaying` for the gateway's
+Pure. The callers choose secrets and texts: `upstream.relaying` for the gateway's
 own, `errors` and `purchasing.delivery` for what names the buyer of an image.
 
-Found are a secret as it is, in any case, and behind up to three layers of escapes of JSON, URLs and
-HTML; in base64, also within a longer text such as `user:secret`; in hex; and, of a long secret, its
-first or its last half. Not found are a secret that is split over two strings, a hash of it, and one
-in the bytes of an image.
+It finds a secret in any case, behind up to three layers of escapes of JSON, URLs and HTML, in hex, and
+in base64, also within a longer text such as `user:secret`. Of a long secret it finds the first or the
+last half. It does not find a secret that is split over two strings, its hash, or a secret in the bytes
+of an image.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class TokenBucket:
         self.level = min(self.capacity, self.level + 1)
 
     def seconds_until_next(self, now: float) -> float:
-        """When `take` will succeed, if nobody else takes a token before."""
+        """The time until `take` succeeds, unless another caller takes a token first."""
         self._refill(now)
         return max(0.0, (1 - self.level) / self.per_second)
 

@@ -202,7 +202,7 @@ def _echoes_without_buyer(
 
 
 def _is_value(model: Model, name: str, value: str) -> bool:
-    """Whether a value of a parameter is an ordinary one, which may be somebody's name as well."""
+    """Whether the model has this value of the parameter, even if it is also a name of the buyer."""
     values = getattr(model.parameters.get(name), "values", ())
     return value in values or SIZE.fullmatch(value) is not None
 

@@ -113,7 +113,7 @@ class ClientSettings(BaseModel):
 
     @property
     def secrets(self) -> list[str]:
-        """What upstream or the proxy receives and nobody else may see: `relaying` redacts it.
+        """Values that only upstream or the proxy may see: `relaying` redacts them.
 
         Some services quote the key that they reject, and some proxies all headers.
         """

@@ -49,7 +49,7 @@ class ConnectionLimits:
 
 
 def overloaded(message: str) -> GatewayError:
-    """The 503 for a bound of the worker, whoever has reached it."""
+    """The 503 of a request beyond a bound of the worker."""
     return GatewayError(
         message, code=ErrorCode.OVERLOADED, headers={"Retry-After": str(RETRY_SECONDS)}
     )
