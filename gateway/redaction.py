@@ -3,10 +3,10 @@
 Pure. The callers choose secrets and texts: `upstream.relaying` for the gateway's
 own, `errors` and `purchasing.delivery` for what names the buyer of an image.
 
-It finds a secret in any case, behind up to three layers of escapes of JSON, URLs and HTML, in hex, and
-in base64, also within a longer text such as `user:secret`. Of a long secret it finds the first or the
-last half. It does not find a secret that is split over two strings, its hash, or a secret in the bytes
-of an image.
+It finds a secret in any case, behind up to three layers of escapes of JSON, URLs and HTML, in hex,
+and in base64, also within a longer text such as `user:secret`. Of a long secret it finds the first
+or the last half. It does not find a secret that is split over two strings, its hash, or a secret in
+the bytes of an image.
 """
 
 from __future__ import annotations
