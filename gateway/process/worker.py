@@ -20,7 +20,7 @@ from typing import Final
 import uvloop
 from aiohttp import web
 
-from gateway.api.http.admission import ConnectionLimits
+from gateway.api.http.connection_limits import ConnectionLimits
 from gateway.api.http.server import ConnectionServer, Runner
 from gateway.api.routes import ALL_TABLES, Table, admin_routes, client_routes, create_app
 from gateway.assembly import Gateway

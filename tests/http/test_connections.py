@@ -27,7 +27,7 @@ from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 
 from gateway.api.http import sending
 from gateway.api.http import server as http_server
-from gateway.api.http.admission import Admission, ConnectionLimits
+from gateway.api.http.connection_limits import ConnectionLimits, OpenConnections
 from gateway.api.http.server import Runner
 from gateway.cli import serve
 from gateway.net.client_address import TrustedProxies
@@ -1013,9 +1013,9 @@ async def test_connections_of_one_address_are_limited_and_proxies_are_exempt() -
 def test_an_ipv6_network_of_64_bits_counts_as_one_address(
     first: str, second: str, count_together: bool
 ) -> None:
-    admission = Admission(ConnectionLimits(max_per_address=1))
+    connections = OpenConnections(ConnectionLimits(max_per_address=1))
 
-    counted = [admission._counted_address(_Peer(address)) for address in (first, second)]  # type: ignore[arg-type]
+    counted = [connections._counted_address(_Peer(address)) for address in (first, second)]  # type: ignore[arg-type]
 
     assert (len(set(counted)) == 1) == count_together
 

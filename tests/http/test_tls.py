@@ -371,10 +371,13 @@ async def test_a_gateway_that_ends_closes_its_handshakes(
             server, client = here.runner.server, here.client
             assert isinstance(server, ConnectionServer)
             silent = await stack.enter_async_context(silent_connections(client, 5))
-            await eventually(lambda: server.shared.admission._open == 5)
+            await eventually(lambda: server.shared.open_connections._open == 5)
             assert not server.is_idle
         await eventually(lambda: count_closed(silent) == 5)
-        assert (server.shared.admission._open, server.shared.admission._by_address) == (0, {})
+        assert (
+            server.shared.open_connections._open,
+            server.shared.open_connections._by_address,
+        ) == (0, {})
         assert server.is_idle
 
 

@@ -30,14 +30,14 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from gateway.api.exchange import SERVER, new_request_id
 from gateway.api.http import sending
-from gateway.api.http.admission import (
+from gateway.api.http.body import BodyRefused, HeldBytes, request_timeout
+from gateway.api.http.connection_limits import (
     LINGER_SECONDS,
-    Admission,
     ConnectionLimits,
+    OpenConnections,
     overloaded,
     render_error,
 )
-from gateway.api.http.body import BodyRefused, HeldBytes, request_timeout
 from gateway.api.http.framing import ChunkedEnd, ChunksTooLong, HeadEnd
 from gateway.api.http.host import check_host
 from gateway.api.http.json import error_response
@@ -106,7 +106,7 @@ class Shared:
 
     head_seconds: float
     limits: ConnectionLimits
-    admission: Admission
+    open_connections: OpenConnections
     body_memory: HeldBytes
     early_memory: HeldBytes
 
@@ -179,7 +179,7 @@ class Connection(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Frees what the connection holds."""
         if self._address is not None:
-            self._shared.admission.release(self._address)
+            self._shared.open_connections.release(self._address)
             self._address = None
         self._release_early()
         if not self._request_in_progress:  # nor will it be: aiohttp's task ends

@@ -1,7 +1,7 @@
 """The HTTP server of one address: takes clients, makes a `Connection` of each, and ends them.
 
 A client is counted when it connects, with TLS before its handshake. Those beyond a bound are
-refused by `admission`. How a `Connection` reads and answers is `connection`.
+refused by `connection_limits`. How a `Connection` reads and answers is `connection`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from weakref import WeakSet
 from aiohttp import web
 
 from gateway.api.http import sending
-from gateway.api.http.admission import Admission, ConnectionLimits, Reason
 from gateway.api.http.body import HeldBytes
 from gateway.api.http.connection import Connection, Shared
+from gateway.api.http.connection_limits import ConnectionLimits, OpenConnections, Reason
 from gateway.api.http.handshake import Handshake
 
 MAX_EARLY_BYTES: Final = 64 << 20
@@ -28,7 +28,7 @@ they are counted apart from bodies, whose memory they must not fill."""
 
 
 class Arrival(asyncio.Protocol):
-    """A client until it is admitted.
+    """A client until it is accepted.
 
     A `Connection` and its parser refer to each other until the connection is lost. One that was
     never made would be left to the collector, and needs no key.
@@ -39,7 +39,7 @@ class Arrival(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Serves the connection if there is room for it."""
-        self._server.admit(self, cast(asyncio.Transport, transport))
+        self._server.accept(self, cast(asyncio.Transport, transport))
 
 
 class TlsArrival(Handshake):
@@ -54,7 +54,7 @@ class TlsArrival(Handshake):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Starts the handshake if there is room for the connection."""
-        self._server.admit_to_tls(self, cast(asyncio.Transport, transport), self._context)
+        self._server.accept_tls(self, cast(asyncio.Transport, transport), self._context)
 
 
 class Runner(web.AppRunner):
@@ -104,7 +104,7 @@ class ConnectionServer(web.Server):
         self.shared = Shared(
             head_seconds,
             limits,
-            admission=Admission(limits, on_refused=on_refused),
+            open_connections=OpenConnections(limits, on_refused=on_refused),
             body_memory=HeldBytes(limits.max_body_memory_bytes),
             early_memory=HeldBytes(MAX_EARLY_BYTES),
         )
@@ -130,19 +130,19 @@ class ConnectionServer(web.Server):
         """Whether no client is connected, or in its handshake."""
         return not (self._connections or self._arrivals or self._handshakes)
 
-    def admit(self, arrival: Arrival, transport: asyncio.Transport) -> None:
+    def accept(self, arrival: Arrival, transport: asyncio.Transport) -> None:
         """Makes a `Connection` of a client, unless there is no room for it."""
         self._arrivals.discard(arrival)
-        address = self.shared.admission.admit(transport)
+        address = self.shared.open_connections.accept(transport)
         if address is not None:
             self._connect(transport, address)
 
-    def admit_to_tls(
+    def accept_tls(
         self, arrival: TlsArrival, transport: asyncio.Transport, context: ssl.SSLContext
     ) -> None:
         """Makes a `Connection` of a client after its handshake, unless there is no room for it."""
         self._arrivals.discard(arrival)
-        arrival.address = self.shared.admission.admit(transport, speaks_tls=True)
+        arrival.address = self.shared.open_connections.accept(transport, speaks_tls=True)
         if arrival.address is not None:
             task = self._loop.create_task(self._shake_hands(arrival, transport, context))
             self._handshakes.add(task)
@@ -165,7 +165,7 @@ class ConnectionServer(web.Server):
     ) -> None:
         self._handshakes.discard(task)
         if arrival.address is not None:
-            self.shared.admission.release(arrival.address)
+            self.shared.open_connections.release(arrival.address)
             transport.abort()
 
     def _connect(self, transport: asyncio.Transport, address: str) -> Connection:
@@ -177,7 +177,7 @@ class ConnectionServer(web.Server):
 
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's
         """Closes all connections."""
-        self.shared.admission.close()
+        self.shared.open_connections.close()
         try:
             await self._end_handshakes()
             await super().shutdown(timeout)

@@ -68,7 +68,7 @@ def _too_many_of_address() -> GatewayError:
     )
 
 
-class Admission:
+class OpenConnections:
     """Counts the open connections of a worker, in all and of each address."""
 
     def __init__(
@@ -83,7 +83,7 @@ class Admission:
         self._by_address: Counter[str] = Counter()
         self._refused: set[RefusedConnection] = set()
 
-    def admit(self, transport: asyncio.Transport, *, speaks_tls: bool = False) -> str | None:
+    def accept(self, transport: asyncio.Transport, *, speaks_tls: bool = False) -> str | None:
         """Counts a new connection, by the returned address; None if it was refused.
 
         With TLS it is closed without an answer, which would need a handshake.
@@ -101,7 +101,7 @@ class Admission:
         return address
 
     def release(self, address: str) -> None:
-        """The end of an admitted connection."""
+        """The end of a connection that was accepted."""
         self._open -= 1
         if address:
             self._by_address[address] -= 1
