@@ -17,16 +17,21 @@ from functools import partial
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
+import structlog
+
 from gateway.cache.blobs import Blobs, hash_bytes
 from gateway.cache.entries import CachedImage, decode_refusal, fresh_images, look_up_refusal
 from gateway.cache.image_cache import ImageCache
 from gateway.cache.takedowns import Takedowns, is_taken_down
 from gateway.errors import ErrorCode, LimitExceeded
-from gateway.imagefile.convert import TranscodedFormat, is_large, transcode_image
+from gateway.imagefile.convert import TranscodedFormat, is_large
+from gateway.imagefile.convert_process import ConversionFailed, transcode_in_process
 from gateway.images import Image
 from gateway.store.batch import Batch
 from gateway.store.protocol import Store
 from gateway.tasks import SingleFlight
+
+log = structlog.get_logger(__name__)
 
 MAX_SMALL: Final = 2
 """Small images that are transcoded at the same time. Of large ones it is one."""
@@ -226,9 +231,13 @@ class Transcoding:
         self, target: TranscodingTarget, png: bytes, *, image_id: str
     ) -> bytes | None:
         convert = partial(
-            transcode_image, png, format=target.format, compression=target.compression
+            transcode_in_process, png, format=target.format, compression=target.compression
         )
-        transcoded = await asyncio.to_thread(convert)
+        try:
+            transcoded = await asyncio.to_thread(convert)
+        except ConversionFailed as exc:
+            log.warning("transcoding_failed", image_id=image_id, error=str(exc))
+            return None
         if transcoded is None:
             self._impossible[image_id] = None
             if len(self._impossible) > MAX_IMPOSSIBLE:

@@ -60,7 +60,7 @@ def transcode_image(
     high dynamic range, more than `max_pixels`, an edge beyond the format's, and undecodable bytes.
 
     The result is deterministic. It takes 0.1 to 0.25 seconds of processor time per megapixel, so
-    call it in a thread.
+    call it in a thread or a process.
     """
     if not data.startswith(PNG_SIGNATURE):
         return None

@@ -346,7 +346,7 @@ async def test_concurrent_requests_for_one_format_transcode_once(
         calls.append(options)
         return transcode_image(*args, **options)
 
-    monkeypatch.setattr("gateway.cache.transcoding.transcode_image", transcode)
+    monkeypatch.setattr("gateway.cache.transcoding.transcode_in_process", transcode)
     async with open_gateway(cache={"derive_formats": True}) as here:
         alice = await here.client.with_key()
         await alice.ask("a pond")

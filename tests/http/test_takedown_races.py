@@ -161,7 +161,7 @@ async def test_an_image_is_not_stored_if_its_source_is_taken_down_while_it_is_tr
         may_end.wait(GENEROUS_SECONDS)
         return transcode_image(*args, **options)
 
-    monkeypatch.setattr("gateway.cache.transcoding.transcode_image", transcode)
+    monkeypatch.setattr("gateway.cache.transcoding.transcode_in_process", transcode)
     async with open_gateway(cache={"derive_formats": True}) as here, open_gateway() as there:
         alice = await here.client.with_key()
         png = await alice.ask("a pond")
