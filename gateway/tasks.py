@@ -1,4 +1,4 @@
-"""Tasks that outlive their callers, work that several callers share, and how much may be open.
+"""Tasks that outlive their callers, work that several share or take turns at, and how much is open.
 
 A request's task ends when its client can no longer be written to, or when the server stops. Paid
 work must not end with it, so it runs in a task of `OwnedTasks`, which a draining worker waits for.
@@ -81,6 +81,22 @@ class SerialThread:
     async def run(self, function: Callable[[], T]) -> T:
         """The result of `function`. If the caller is cancelled before its turn, it never runs."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+
+
+class Turns:
+    """Divides long work on the event loop: in one turn of the loop, one caller does a part of it.
+
+    If each caller only yielded, every turn would have a part of each, and all other requests would
+    wait for all of them in each of their steps.
+    """
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    async def next(self) -> None:
+        """Returns in a later turn of the loop, in which no other caller returns."""
+        async with self._lock:
+            await asyncio.sleep(0)
 
 
 class SingleFlight(Generic[K, T]):

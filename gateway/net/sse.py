@@ -21,9 +21,6 @@ _BOM: Final = b"\xef\xbb\xbf"
 _FIELD_START_BYTES: Final = len(_BOM + b"event: ")
 """Enough bytes of a line to tell its field."""
 
-MAX_LINES: Final = 16 * 1024
-"""Of one stream. Comments that keep it alive, one a second for an hour, have half as many."""
-
 MAX_IGNORED_BYTES: Final = 1024 * 1024
 """Of comments, unknown fields and blank lines of one stream."""
 
@@ -55,14 +52,15 @@ class Splitter:
 
     Accepts LF, CRLF and CR as line ends, and a byte order mark. Ignores comments, `id:`, `retry:`
     and frames without data. Each byte is split once and copied at most twice, even if a frame of
-    many megabytes arrives in chunks of one byte. A stream has at most `MAX_LINES` lines, and
-    `MAX_IGNORED_BYTES` outside of its data.
+    many megabytes arrives in chunks of one byte. A stream has at most `MAX_IGNORED_BYTES` outside
+    of its data. How many lines it may have is for the caller to decide.
     """
 
     def __init__(self, *, max_frame_bytes: int) -> None:
         self._max_frame_bytes = max_frame_bytes
         self._frame_bytes = 0
-        self._lines = 0
+        self.lines = 0
+        """The line ends so far."""
         self._ignored_bytes = 0
         self._pieces: list[bytes] = []  # of the current line; empty between two lines
         self._name = ""
@@ -74,8 +72,7 @@ class Splitter:
         """The events that end in this chunk.
 
         Raises `FrameTooLarge` for a frame, including comments, of more than `max_frame_bytes`, and
-        for more lines or ignored bytes than a stream may have. After that the splitter cannot be
-        used again.
+        for more ignored bytes than a stream may have. After that the splitter cannot be used again.
         """
         events = []
         for piece, end in _lines(chunk):
@@ -111,9 +108,7 @@ class Splitter:
                 raise FrameTooLarge(f"more than {MAX_IGNORED_BYTES} bytes without data")
         if not end:
             return None
-        self._lines += 1
-        if self._lines > MAX_LINES:
-            raise FrameTooLarge(f"a stream of more than {MAX_LINES} lines")
+        self.lines += 1
         return self._end_line()
 
     def _is_data_line(self) -> bool:

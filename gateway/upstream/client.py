@@ -24,6 +24,7 @@ from gateway.errors import Charge, UpstreamFailure, detach
 from gateway.images import ImageRequest, PartialImage, UpstreamAnswer
 from gateway.net.sse import Event
 from gateway.net.tls import create_tls
+from gateway.tasks import Turns
 from gateway.upstream import failures, openai
 from gateway.upstream.breaker import Breaker, Permit, Rejected
 from gateway.upstream.connection import AnswerRejected
@@ -180,6 +181,7 @@ class UpstreamClient:
         self._relay = Relay(settings.secrets)
         self._base = URL(settings.base_url)
         self._decoding = asyncio.Semaphore(_MAX_DECODING)
+        self._turns = Turns()
         self._breaker = Breaker(
             failures=settings.breaker_failures, open_seconds=settings.breaker_open_seconds
         )
@@ -254,6 +256,8 @@ class UpstreamClient:
             max_event_bytes=self._limit_bytes(1),
             max_total_bytes=self._limit_bytes(1 + request.partial_images),
             max_partial_images=request.partial_images,
+            clock=self._pace.clock,
+            turns=self._turns,
             parse=parse_in_thread_if_large,
             on_partial=lambda image: on_partial(self._relay.partial_image(image)),
         )

@@ -1,14 +1,13 @@
 """Reads one stream of upstream to its end: reports partial images, returns the final one.
 
-One event at a time is in memory. A stream has a bounded number of events, lines and bytes, and the
-event loop gets a turn after a few of them, so that a hostile one delays no other request. Splitting
-bytes into events is `net.sse`, the meaning of an event is the dialect, and sending, deadlines and
-retries are `client`.
+One event at a time is in memory. A stream has a bounded number of lines and bytes, and the event
+loop gets a turn after a few of them, so that a hostile one delays no other request. Splitting bytes
+into events is `net.sse`, the meaning of an event is the dialect, and sending, deadlines and retries
+are `client`.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -18,17 +17,20 @@ import structlog
 from gateway.errors import Charge, UpstreamFailure
 from gateway.images import PartialImage, UpstreamAnswer
 from gateway.net.sse import Event, FrameTooLarge, Splitter, has_lines
+from gateway.tasks import Turns
 from gateway.upstream import failures
 from gateway.upstream.dialect import ParsedEvent
 
-MAX_EVENTS: Final = 4096
-"""Of one stream. Upstream sends at most four; some services add one a second for the progress."""
+MAX_LINES_AT_ONCE: Final = 1024
+MAX_LINES_PER_SECOND: Final = 16
+"""Of one stream, since it began. Upstream's events have three lines each, and there are at most
+four. Some services add an event or a comment each second, which a proxy may hold back."""
 
 _EVENTS_PER_TURN: Final = 16
-_LINES_PER_TURN: Final = 512
+_LINES_PER_TURN: Final = 128
 """Read before the event loop gets a turn: about a millisecond's work."""
 
-_PIECE_BYTES: Final = 1024
+_PIECE_BYTES: Final = 512
 """Of a chunk of many lines, read in one turn."""
 
 log = structlog.get_logger(__name__)
@@ -42,6 +44,10 @@ class StreamReader:
     max_total_bytes: int
     max_partial_images: int
     """Further ones are ignored, and repeated ones."""
+    clock: Callable[[], float]
+    """In seconds."""
+    turns: Turns
+    """Of all streams: many hostile ones take as much of a turn as one."""
     parse: Callable[[Event], Awaitable[ParsedEvent | None]]
     """Asynchronous, so that the client can parse large events in a thread."""
     on_partial: Callable[[PartialImage], Awaitable[None]]
@@ -55,6 +61,7 @@ class StreamReader:
         """
         splitter = Splitter(max_frame_bytes=self.max_event_bytes)
         counts = _Counts()
+        started = self.clock()
         try:
             async for chunk in chunks:
                 counts.bytes += len(chunk)
@@ -62,11 +69,13 @@ class StreamReader:
                 if counts.bytes > self.max_total_bytes:
                     return failures.oversized()
                 for piece in _pieces(chunk):
-                    result = await self._handle(splitter.feed(piece), counts)
+                    events = splitter.feed(piece)
+                    _check_lines(splitter.lines, seconds=self.clock() - started)
+                    result = await self._handle(events, counts)
                     if result is not None:
                         return result
                     if piece is not chunk:
-                        await asyncio.sleep(0)
+                        await self.turns.next()
         except FrameTooLarge as error:
             log.warning("upstream_stream_rejected", reason=str(error))
             return failures.oversized()
@@ -84,11 +93,8 @@ class StreamReader:
         """Reports partial images, and returns the event that ends the stream."""
         for frame in frames:
             counts.events += 1
-            if counts.events > MAX_EVENTS:
-                log.warning("upstream_stream_rejected", reason=f"more than {MAX_EVENTS} events")
-                return failures.oversized()
             if counts.events % _EVENTS_PER_TURN == 0:
-                await asyncio.sleep(0)
+                await self.turns.next()
             parsed = await self.parse(frame)
             if isinstance(parsed, PartialImage):
                 is_full = len(counts.partial_images) >= self.max_partial_images
@@ -108,6 +114,11 @@ class _Counts:
     events: int = 0
     partial_images: set[int] = field(default_factory=set)
     """The indices of those that were reported."""
+
+
+def _check_lines(lines: int, *, seconds: float) -> None:
+    if lines > MAX_LINES_AT_ONCE + MAX_LINES_PER_SECOND * seconds:
+        raise FrameTooLarge(f"{lines} lines in {seconds:.1f} s")
 
 
 def _pieces(chunk: bytes) -> Iterator[bytes]:

@@ -260,10 +260,10 @@ async def test_hits_are_served_during_endless_answers_which_cost_little(
 
 
 async def test_a_stream_that_upstream_keeps_alive_for_long_is_delivered(tmp_path: Path) -> None:
-    """As many comments and progress events as an hour has at one in two seconds."""
+    """As many comments and progress events as three minutes have, which a proxy has held back."""
 
     def stream() -> Iterator[bytes]:
-        for n in range(900):
+        for n in range(180):
             yield b": keep-alive\n\n"
             yield f'event: progress\ndata: {{"type":"progress","n":{n}}}\n\n'.encode()
         encoded = base64.b64encode(image("patient")).decode()

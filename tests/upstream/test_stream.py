@@ -14,7 +14,7 @@ import pytest
 from gateway.errors import Charge, UpstreamFailure
 from gateway.images import ImageRequest, PartialImage, UpstreamAnswer, Usage
 from gateway.upstream.client import UpstreamClient
-from gateway.upstream.stream import MAX_EVENTS
+from gateway.upstream.stream import MAX_LINES_AT_ONCE
 from tests.scripted_upstream import (
     GOOD,
     KEY,
@@ -417,14 +417,34 @@ async def test_more_partial_images_than_requested_are_not_reported():
     assert listener.partial_images == [(0, b"blur"), (1, b"blur")]
 
 
-@pytest.mark.parametrize("event", [b"data:x\n\n", frame("ping"), partial(0)], ids=range(3))
-async def test_a_stream_may_have_as_many_events_as_its_bound_and_not_more(event):
+LINES = [b"data:x\n\n", frame("ping"), partial(0), b": keep-alive\n\n", b"\n", b"\r"]
+
+
+@pytest.mark.parametrize("lines", LINES, ids=range(len(LINES)))
+async def test_a_stream_may_have_as_many_lines_at_once_as_its_bound_and_not_more(lines):
+    count = lines.count(b"\n") + lines.count(b"\r")
+    at_most = lines * ((MAX_LINES_AT_ONCE - 3) // count)  # `completed` has three
     async with buying(
-        sse(event * (MAX_EVENTS - 1) + completed()), sse(event * MAX_EVENTS + completed())
+        sse(at_most + completed()), sse(at_most + lines, completed()), pace=Clock().pace
     ) as (listener, client, _):
         assert (await listener.buy(client)).images[0].data == PIXELS
         failure = await listener.fail(client)
     assert (failure.status, failure.charge) == (502, Charge.UNDELIVERED)
+
+
+async def test_a_stream_that_lasts_may_have_more_lines():
+    clock, listener = Clock(), Listener()
+
+    async def last_an_hour():
+        clock.now += 3600
+
+    listener.pause = last_an_hour
+    hour = (b": keep-alive\n\n" + frame("progress")) * 3600
+    late = [sse(partial(0), hour, completed()), sse(hour, partial(0), completed())]
+    async with buying(*late, pace=clock.pace) as (_, client, _):
+        assert (await listener.buy(client)).images[0].data == PIXELS
+        failure = await listener.fail(client)
+    assert failure.charge is Charge.UNDELIVERED
 
 
 # ── retries and breaker: as for a plain purchase ────────────────────────────────────────────

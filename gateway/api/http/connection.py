@@ -49,6 +49,7 @@ from gateway.errors import (
     InvalidRequest,
     detach,
 )
+from gateway.tasks import Turns
 
 REQUEST_TIMEOUT: Final = HTTPStatus.REQUEST_TIMEOUT
 
@@ -109,6 +110,8 @@ class Shared:
     open_connections: OpenConnections
     body_memory: HeldBytes
     early_memory: HeldBytes
+    turns: Turns
+    """Of the connections that are new."""
 
 
 class Connection(RequestHandler):
@@ -402,6 +405,10 @@ class Connection(RequestHandler):
 
         Ends the connection if the client is gone, or if its response cannot be finished.
         """
+        if self._request_count == 1:
+            # A flood of new connections makes a long turn of the loop, unless each has its own.
+            # Clients that keep their connection are answered in between.
+            await self._shared.turns.next()
         try:
             return await super()._handle_request(request, start_time, request_handler)
         except ConnectionError as error:

@@ -21,6 +21,7 @@ from gateway.api.http.body import HeldBytes
 from gateway.api.http.connection import Connection, Shared
 from gateway.api.http.connection_limits import ConnectionLimits, OpenConnections, Reason
 from gateway.api.http.handshake import Handshake
+from gateway.tasks import Turns
 
 MAX_EARLY_BYTES: Final = 64 << 20
 """Bytes that a worker holds of incomplete heads, and of requests sent ahead. They need no key, so
@@ -107,6 +108,7 @@ class ConnectionServer(web.Server):
             open_connections=OpenConnections(limits, on_refused=on_refused),
             body_memory=HeldBytes(limits.max_body_memory_bytes),
             early_memory=HeldBytes(MAX_EARLY_BYTES),
+            turns=Turns(),
         )
         # Weak, because a client that leaves at once is not reported: its protocol is dropped.
         self._arrivals: WeakSet[Arrival | TlsArrival] = WeakSet()

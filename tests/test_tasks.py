@@ -1,0 +1,43 @@
+"""Turns of the event loop, one for each part of long work."""
+
+from __future__ import annotations
+
+import asyncio
+
+from gateway.tasks import Turns
+
+
+async def count_turns(count: list[int]) -> None:
+    while True:
+        count[0] += 1
+        await asyncio.sleep(0)
+
+
+async def test_in_one_turn_of_the_loop_one_caller_goes_on() -> None:
+    turns, turn = Turns(), [0]
+    found: dict[str, list[int]] = {name: [] for name in "abcde"}
+
+    async def work(name: str) -> None:
+        for _ in range(20):
+            await turns.next()
+            found[name].append(turn[0])
+
+    counting = asyncio.create_task(count_turns(turn))
+    await asyncio.gather(*map(work, found))
+    counting.cancel()
+
+    every = [number for numbers in found.values() for number in numbers]
+    assert len(set(every)) == len(every) == 100
+    # First come, first served: nobody is ahead of another by more than one part.
+    for parts in zip(*found.values(), strict=True):
+        assert max(parts) - min(parts) <= 3 * len(found)
+
+
+async def test_a_caller_that_gives_up_holds_nobody_up() -> None:
+    turns = Turns()
+    leaving = [asyncio.create_task(turns.next()) for _ in range(10)]
+    await asyncio.sleep(0)
+    for task in leaving:
+        task.cancel()
+    async with asyncio.timeout(5):
+        await turns.next()
