@@ -91,15 +91,26 @@ _MAX_TOKENS: Final = 5 * MAX_VALUES + 1
 closing of one, and an empty container. One more for the body."""
 
 
+_START_BYTES: Final = 64 * 1024
+"""Of a body, in which most excesses are found: the rest is then not read."""
+
+
 def _check_structure(raw: bytes) -> None:
     """Refuses more than `MAX_VALUES` values, and of so many commas and brackets also deep nesting.
 
-    Reads `raw` once from the start and stops at the first excess, or where it cannot be JSON.
+    Reads `raw` at most twice, and stops at the first excess, or where it cannot be JSON.
     """
     # There are as many values as commas and openings together, empty containers aside. This count
     # includes those in strings. Only if it exceeds the bound are strings told from structure.
     if raw.count(b",") + raw.count(b"[") + raw.count(b"{") <= MAX_VALUES:
         return
+    _check_tokens(raw[:_START_BYTES])
+    if len(raw) > _START_BYTES:
+        _check_tokens(raw)
+
+
+def _check_tokens(raw: bytes) -> None:
+    """Refuses an excess in `raw`, which may end within the body."""
     without_escapes = raw.replace(rb"\\", b"").replace(rb"\"", b"")
     values = level = 0
     for token in islice(_TOKEN.finditer(without_escapes), _MAX_TOKENS):
