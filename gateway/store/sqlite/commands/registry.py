@@ -12,7 +12,8 @@ C = TypeVar("C")
 R = TypeVar("R")
 
 _executors: dict[type[Command[Any]], Callable[[Transaction, Any], Any]] = {}
-_read_only: set[type[Command[Any]]] = set()
+_reads: dict[type[Command[Any]], Callable[[Any], bool]] = {}
+"""Whether a command of this type only reads. Any other type writes."""
 
 
 def reads(
@@ -22,14 +23,18 @@ def reads(
 
     Such commands run beside the writer, on a connection that refuses to write.
     """
-    _read_only.add(command)
-    return writes(command)
+    return writes(command, unless=lambda _: True)
 
 
 def writes(
-    command: type[Command[R]],
+    command: type[Command[R]], *, unless: Callable[[C], bool] | None = None
 ) -> Callable[[Callable[[Transaction, C], R]], Callable[[Transaction, C], R]]:
-    """Registers the function that executes a command which may write."""
+    """Registers the function that executes a command which may write.
+
+    `unless` tells which commands of this type only read.
+    """
+    if unless is not None:
+        _reads[command] = unless
 
     def register(executor: Callable[[Transaction, C], R]) -> Callable[[Transaction, C], R]:
         _executors[command] = executor
@@ -45,4 +50,4 @@ def execute(tx: Transaction, command: Command[Any]) -> Any:
 
 def is_read_only(commands: Sequence[Command[Any]]) -> bool:
     """Whether none of these commands writes."""
-    return all(type(command) in _read_only for command in commands)
+    return all(type(command) in _reads and _reads[type(command)](command) for command in commands)
