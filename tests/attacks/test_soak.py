@@ -29,9 +29,10 @@ from tests.waiting import eventually
 MIB = 1 << 20
 MAX_MEMORY_BYTES = 512 * MIB
 MAX_HIT_SECONDS = 0.050
-MAX_SLOWDOWN = 30
-"""Measured are 12 times on Redis and 15 on the embedded store, of which large transcodings make a
-third: their thread shares the interpreter's lock with the event loop."""
+MAX_SLOWDOWN = 10
+"""Measured are 5 to 7 times on Redis, and 7 to 10 on the embedded store."""
+ATTEMPTS = 3
+"""The best of so many counts: other work of the machine can make any of them slower."""
 HIT = "an honest image"
 PURCHASE_EVERY_SECONDS = 0.5
 PAGE = 10_000
@@ -210,11 +211,11 @@ def report(line: str) -> None:
     sys.stdout.write(line + "\n")
 
 
-async def attack(arena: Arena, seconds: float) -> tuple[Honest, int]:
+async def attack(arena: Arena, seconds: float, *, start: int = 1_000_000) -> tuple[Honest, int]:
     """What honest clients saw under attack, and the most memory that the worker had."""
     async with watching_memory(arena.worker) as samples:
         with under_attack(arena) as got:
-            honest = await serve_honestly(arena, seconds, start=1_000_000)
+            honest = await serve_honestly(arena, seconds, start=start)
     report(json.dumps(got, indent=1))
     report(f"memory {max(samples) / MIB:.0f} MiB, p99 {honest.percentile(0.99):.4f} s")
     assert set(got) == set(ATTACKS), "an attack was never completed"
@@ -226,14 +227,19 @@ async def attack(arena: Arena, seconds: float) -> tuple[Honest, int]:
 
 
 @pytest.mark.timed
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_hits_under_attack_stay_fast_and_memory_bounded(arena: Arena) -> None:
-    quiet = await serve_honestly(arena, 5)
-    honest, memory_bytes = await attack(arena, 20)
+    quiet = (await serve_honestly(arena, 10)).percentile(0.99)
+    report(f"p99 without an attack {quiet:.4f} s")
+    slowdowns: list[float] = []
+    for attempt in range(ATTEMPTS):
+        honest, memory_bytes = await attack(arena, 20, start=1_000_000 * (attempt + 1))
+        assert memory_bytes < MAX_MEMORY_BYTES
+        slowdowns.append(honest.percentile(0.99) / quiet)
+        if slowdowns[-1] <= MAX_SLOWDOWN:
+            break
 
-    report(f"p99 without an attack {quiet.percentile(0.99):.4f} s")
-    assert memory_bytes < MAX_MEMORY_BYTES
-    assert honest.percentile(0.99) <= MAX_SLOWDOWN * quiet.percentile(0.99)
+    assert min(slowdowns) <= MAX_SLOWDOWN, slowdowns
 
 
 @pytest.mark.long
