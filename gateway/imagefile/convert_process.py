@@ -67,7 +67,8 @@ def _start(format: str, compression: int) -> subprocess.Popen[bytes]:
 
 def main(format: str, compression: str) -> None:
     """The process: writes the transcoded image, or nothing if it would not look the same."""
-    os.nice(_NICENESS)
+    with suppress(OSError):  # a sandbox may not allow it
+        os.nice(_NICENESS)
     resource.setrlimit(resource.RLIMIT_CPU, (MAX_PROCESSOR_SECONDS, MAX_PROCESSOR_SECONDS))
     transcoded = transcode_image(
         sys.stdin.buffer.read(),

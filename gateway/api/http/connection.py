@@ -405,11 +405,11 @@ class Connection(RequestHandler):
 
         Ends the connection if the client is gone, or if its response cannot be finished.
         """
-        if self._request_count == 1:
-            # A flood of new connections makes a long turn of the loop, unless each has its own.
-            # Clients that keep their connection are answered in between.
-            await self._shared.turns.next()
         try:
+            if self._request_count == 1:
+                # A flood of new connections makes a long turn of the loop, unless each has its
+                # own. Clients that keep their connection are answered in between.
+                await self._shared.turns.next()
             return await super()._handle_request(request, start_time, request_handler)
         except ConnectionError as error:
             # Not raised: aiohttp would hold the task that failed in a frame of the traceback.
