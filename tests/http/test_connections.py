@@ -704,6 +704,37 @@ async def test_the_memory_of_a_body_sent_ahead_is_free_again_when_its_client_is_
     assert memory.has_room(ConnectionLimits().max_body_memory_bytes)
 
 
+@pytest.mark.parametrize(
+    "body", [b"Content-Length: 9\r\n\r\nwhole", CHUNKED + b"\r\n\r\n5\r\nwhole\r\n"], ids=repr
+)
+async def test_a_request_whose_client_leaves_before_its_turn_is_not_begun(body: bytes) -> None:
+    """Otherwise an incomplete body would be read as if it were complete."""
+    begun: list[bytes] = []
+
+    async def read(request: web.Request) -> web.Response:
+        begun.append(await request.read())
+        return web.Response()
+
+    async with run_server(read) as (runner, client):
+        shared = runner.server.shared
+        host, port = client.url.removeprefix("http://").split(":")
+
+        def is_held() -> bool:
+            return not shared.body_memory.has_room(ConnectionLimits().max_body_memory_bytes)
+
+        async with shared.turns._lock:
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\n" + body)
+            await eventually(is_held)
+            writer.transport.abort()
+            await eventually(lambda: not is_held())
+        later = await talk(client, GET + b"Connection: close\r\n\r\n")
+
+    assert later.reply.status == 200
+    assert begun == [b""]
+    assert not is_held()
+
+
 CHUNKS = {
     "an endless extension": b"5;" + b"x" * 2 * MAX_HEAD,
     "extensions": (b"1;" + b"x" * 1000 + b"\r\nx\r\n") * 100,

@@ -410,6 +410,10 @@ class Connection(RequestHandler):
                 # A flood of new connections makes a long turn of the loop, unless each has its
                 # own. Clients that keep their connection are answered in between.
                 await self._shared.turns.next()
+            if self._stream is None:
+                # The client left before its turn. `connection_lost` has ended the body as if it
+                # were complete, so it must not be read.
+                return web.Response(), True
             return await super()._handle_request(request, start_time, request_handler)
         except ConnectionError as error:
             # Not raised: aiohttp would hold the task that failed in a frame of the traceback.
