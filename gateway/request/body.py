@@ -104,9 +104,10 @@ def _check_structure(raw: bytes) -> None:
     # includes those in strings. Only if it exceeds the bound are strings told from structure.
     if raw.count(b",") + raw.count(b"[") + raw.count(b"{") <= MAX_VALUES:
         return
-    _check_tokens(raw[:_START_BYTES])
     if len(raw) > _START_BYTES:
-        _check_tokens(raw)
+        # Without the openings at its end: a container that is cut there may be empty.
+        _check_tokens(raw[:_START_BYTES].rstrip(b" \t\n\r[{"))
+    _check_tokens(raw)
 
 
 def _check_tokens(raw: bytes) -> None:

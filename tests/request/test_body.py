@@ -253,6 +253,18 @@ def test_the_number_of_values_is_refused_before_what_follows_is_read(end):
     assert refusal(b'{"a": [' + b"0," * (MAX_VALUES + 1) + end) == TOO_MANY
 
 
+@pytest.mark.parametrize("empty", [b"[]", b"{}", b"{ }", b"[\n]"], ids=repr)
+def test_an_empty_container_counts_alike_wherever_it_stands(empty):
+    """The start of a large body, which is read first, may end in the middle of it."""
+    for shift in range(-1, 5):
+        values = elements(MAX_VALUES - 2)[:-1]
+        text_bytes = body._START_BYTES - len(values) - len(b', "p": "", "e": ') - shift
+        padded = values + b', "p": "' + b"x" * text_bytes + b'", "e": '
+        assert len(padded) == body._START_BYTES - shift
+        assert parse_body(padded + empty + b"}", None)
+        assert refusal(padded + empty + b', "f": 0}') == TOO_MANY
+
+
 def values_in(value):
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return len(inner) + sum(map(values_in, inner))
@@ -266,12 +278,20 @@ punctuated_values = st.recursive(
 )
 
 
-@given(st.dictionaries(text_with_punctuation, punctuated_values), st.integers(0, 12), st.booleans())
-def test_a_body_is_refused_exactly_if_it_has_more_values_than_the_bound(given_body, bound, spaced):
+@given(
+    st.dictionaries(text_with_punctuation, punctuated_values),
+    st.integers(0, 12),
+    st.booleans(),
+    st.integers(0, 100),
+)
+def test_a_body_is_refused_exactly_if_it_has_more_values_than_the_bound(
+    given_body, bound, spaced, start_bytes
+):
     raw = json.dumps(given_body, separators=None if spaced else (",", ":")).encode()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(body, "MAX_VALUES", bound)
         patch.setattr(body, "_MAX_TOKENS", 5 * bound + 1)
+        patch.setattr(body, "_START_BYTES", start_bytes)
         if values_in(given_body) > bound:
             assert "values" in refusal(raw)["message"]
         else:
