@@ -211,12 +211,13 @@ class UpstreamClient:
         Some clones answer without a stream, which is accepted. Raises like `generate`.
         """
         body = self._dialect.forwarded_body(request, images=1, stream=True)
+        started = self._pace.clock()
 
         async def receive(response: aiohttp.ClientResponse) -> _Outcome:
             await on_open()
             if response.content_type != "text/event-stream":
                 return await self._receive_answer(response, limit_bytes=self._limit_bytes(1))
-            reader = self._stream_reader(response, request, on_partial)
+            reader = self._stream_reader(response, request, on_partial, started=started)
             # Closed here also if reading stops before the end of the stream.
             async with contextlib.aclosing(_chunks(response.content)) as chunks:
                 return _stream_outcome(response.status, await reader.read(chunks))
@@ -241,6 +242,8 @@ class UpstreamClient:
         response: aiohttp.ClientResponse,
         request: ImageRequest,
         on_partial: Callable[[PartialImage], Awaitable[None]],
+        *,
+        started: float,
     ) -> StreamReader:
         parse = partial(
             self._dialect.parse_event,
@@ -257,6 +260,7 @@ class UpstreamClient:
             max_total_bytes=self._limit_bytes(1 + request.partial_images),
             max_partial_images=request.partial_images,
             clock=self._pace.clock,
+            started=started,
             turns=self._turns,
             parse=parse_in_thread_if_large,
             on_partial=lambda image: on_partial(self._relay.partial_image(image)),

@@ -23,8 +23,9 @@ from gateway.upstream.dialect import ParsedEvent
 
 MAX_LINES_AT_ONCE: Final = 1024
 MAX_LINES_PER_SECOND: Final = 16
-"""Of one stream, since it began. Upstream's events have three lines each, and there are at most
-four. Some services add an event or a comment each second, which a proxy may hold back."""
+"""Of one stream, since its purchase began. Upstream's events have three lines each, and there are
+at most four. Some services add an event or a comment each second. A proxy may hold them back, even
+the whole response until its end."""
 
 _EVENTS_PER_TURN: Final = 16
 _LINES_PER_TURN: Final = 128
@@ -46,6 +47,8 @@ class StreamReader:
     """Further ones are ignored, and repeated ones."""
     clock: Callable[[], float]
     """In seconds."""
+    started: float
+    """When the purchase began, by this clock."""
     turns: Turns
     """Of all streams: many hostile ones take as much of a turn as one."""
     parse: Callable[[Event], Awaitable[ParsedEvent | None]]
@@ -61,7 +64,6 @@ class StreamReader:
         """
         splitter = Splitter(max_frame_bytes=self.max_event_bytes)
         counts = _Counts()
-        started = self.clock()
         try:
             async for chunk in chunks:
                 counts.bytes += len(chunk)
@@ -70,7 +72,7 @@ class StreamReader:
                     return failures.oversized()
                 for piece in _pieces(chunk):
                     events = splitter.feed(piece)
-                    _check_lines(splitter.lines, seconds=self.clock() - started)
+                    _check_lines(splitter.lines, seconds=self.clock() - self.started)
                     result = await self._handle(events, counts)
                     if result is not None:
                         return result

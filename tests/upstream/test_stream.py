@@ -447,6 +447,20 @@ async def test_a_stream_that_lasts_may_have_more_lines():
     assert failure.charge is Charge.UNDELIVERED
 
 
+async def test_a_stream_that_a_proxy_holds_back_until_its_end_is_delivered():
+    """Its head comes as late as its lines, of which ten minutes have more than come at once."""
+    clock, listener = Clock(), Listener()
+    minutes = sse((b": keep-alive\n\n" + frame("progress")) * 600, partial(0), completed())
+
+    async def after_ten_minutes(writer):
+        clock.now += 600
+        writer.write(minutes)
+        await writer.drain()
+
+    async with buying(after_ten_minutes, pace=clock.pace) as (_, client, _):
+        assert (await listener.buy(client)).images[0].data == PIXELS
+
+
 # ── retries and breaker: as for a plain purchase ────────────────────────────────────────────
 
 
