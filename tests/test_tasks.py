@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from gateway.tasks import Turns
+from tests.waiting import generous
 
 
 async def count_turns(count: list[int]) -> None:
@@ -39,5 +40,5 @@ async def test_a_caller_that_gives_up_holds_nobody_up() -> None:
     await asyncio.sleep(0)
     for task in leaving:
         task.cancel()
-    async with asyncio.timeout(5):
+    async with generous():
         await turns.next()
