@@ -1,4 +1,4 @@
-"""Tasks that outlive their callers, work that several share or take turns at, and how much is open.
+"""Tasks that outlive their callers, shared work, turns on the event loop, and capacity.
 
 A request's task ends when its client can no longer be written to, or when the server stops. Paid
 work must not end with it, so it runs in a task of `OwnedTasks`, which a draining worker waits for.
@@ -84,17 +84,17 @@ class SerialThread:
 
 
 class Turns:
-    """Divides long work on the event loop: in one turn of the loop, one caller does a part of it.
+    """Lets one caller at a time go on, each in its own iteration of the event loop.
 
-    If each caller only yielded, every turn would have a part of each, and all other requests would
-    wait for all of them in each of their steps.
+    With `sleep(0)` alone, all callers would run in the same iteration, and every other request
+    would wait for all of them.
     """
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
 
     async def next(self) -> None:
-        """Returns in a later turn of the loop, in which no other caller returns."""
+        """Returns in a later iteration of the loop, in which no other caller returns."""
         async with self._lock:
             await asyncio.sleep(0)
 

@@ -34,7 +34,7 @@ async def test_in_one_turn_of_the_loop_one_caller_goes_on() -> None:
         assert max(parts) - min(parts) <= 3 * len(found)
 
 
-async def test_a_caller_that_gives_up_holds_nobody_up() -> None:
+async def test_a_cancelled_caller_delays_no_other() -> None:
     turns = Turns()
     leaving = [asyncio.create_task(turns.next()) for _ in range(10)]
     await asyncio.sleep(0)

@@ -2,8 +2,8 @@
 
 In a thread, the codec would share the interpreter's lock with the event loop, the pixels would stay
 in the worker's memory, and a codec that crashes on an image would end the worker. The process knows
-no secret: its environment has nothing but what starts Python. It reads a PNG from its standard
-input and writes the result to its standard output.
+no secret: its environment has only the variables that Python needs to start. It reads a PNG from
+its standard input and writes the result to its standard output.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gateway.imagefile.convert import TranscodedFormat, transcode_image
 MAX_PROCESSOR_SECONDS: Final = 60
 """Of one image. One of 33 megapixels takes up to 10 seconds."""
 _NICENESS: Final = 10
-"""Below the workers, which answer requests that cannot wait."""
+"""Lower priority than the workers, which answer clients."""
 _INHERITED: Final = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 """The environment variables without which some installations of Python do not start."""
 

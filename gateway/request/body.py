@@ -92,7 +92,7 @@ closing of one, and an empty container. One more for the body."""
 
 
 _START_BYTES: Final = 64 * 1024
-"""Of a body, in which most excesses are found: the rest is then not read."""
+"""Checked first, because a body that exceeds a bound usually does so here."""
 
 
 def _check_structure(raw: bytes) -> None:

@@ -50,7 +50,7 @@ class StreamReader:
     started: float
     """When the purchase began, by this clock."""
     turns: Turns
-    """Of all streams: many hostile ones take as much of a turn as one."""
+    """Shared by all streams, so that many hostile ones delay other requests no more than one."""
     parse: Callable[[Event], Awaitable[ParsedEvent | None]]
     """Asynchronous, so that the client can parse large events in a thread."""
     on_partial: Callable[[PartialImage], Awaitable[None]]

@@ -32,7 +32,7 @@ MAX_HIT_SECONDS = 0.050
 MAX_SLOWDOWN = 10
 """Measured are 5 to 7 times on Redis, and 7 to 10 on the embedded store."""
 ATTEMPTS = 3
-"""The best of so many counts: other work of the machine can make any of them slower."""
+"""The fastest attempt counts, because other load on the machine can slow any of them."""
 HIT = "an honest image"
 PURCHASE_EVERY_SECONDS = 0.5
 PAGE = 10_000
@@ -244,7 +244,6 @@ async def test_hits_under_attack_stay_fast_and_memory_bounded(arena: Arena) -> N
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("arena", ["redis"], indirect=True)
 async def test_the_gateway_withstands_ten_minutes_of_all_attacks(arena: Arena) -> None:
     honest, memory_bytes = await attack(arena, 600)
 

@@ -111,7 +111,7 @@ class Shared:
     body_memory: HeldBytes
     early_memory: HeldBytes
     turns: Turns
-    """Of the connections that are new."""
+    """Taken by the first request of each connection."""
 
 
 class Connection(RequestHandler):
@@ -407,8 +407,8 @@ class Connection(RequestHandler):
         """
         try:
             if self._request_count == 1:
-                # A flood of new connections makes a long turn of the loop, unless each has its
-                # own. Clients that keep their connection are answered in between.
+                # A flood of new connections would fill an iteration of the loop, and each request
+                # on an open connection would wait for all of them.
                 await self._shared.turns.next()
             if self._stream is None:
                 # The client left before its turn. `connection_lost` has ended the body as if it

@@ -60,7 +60,7 @@ def find_denied(tx: Transaction, consumptions: Sequence[Consumption]) -> int | N
 
 
 def _of_buckets(consumptions: Sequence[Consumption]) -> Iterator[tuple[Counter, int, int]]:
-    """Those that take from a token bucket: the counter, its maximum, and the amount."""
+    """The consumptions that take from a token bucket: counter, its maximum, and amount."""
     for counter, amount in consumptions:
         if counter.period == "minute" and counter.maximum is not None and amount != 0:
             yield counter, counter.maximum, amount
