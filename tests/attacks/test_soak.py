@@ -30,7 +30,7 @@ MIB = 1 << 20
 MAX_MEMORY_BYTES = 512 * MIB
 MAX_HIT_SECONDS = 0.050
 MAX_SLOWDOWN = 10
-"""Measured are 5 to 7 times on Redis, and 7 to 10 on the embedded store."""
+"""Measured are 5 to 7 times on Redis, and 8 to 11 on the embedded store."""
 ATTEMPTS = 3
 """The fastest attempt counts, because other load on the machine can slow any of them."""
 HIT = "an honest image"
@@ -229,10 +229,10 @@ async def attack(arena: Arena, seconds: float, *, start: int = 1_000_000) -> tup
 @pytest.mark.timed
 @pytest.mark.timeout(300)
 async def test_hits_under_attack_stay_fast_and_memory_bounded(arena: Arena) -> None:
-    quiet = (await serve_honestly(arena, 10)).percentile(0.99)
-    report(f"p99 without an attack {quiet:.4f} s")
     slowdowns: list[float] = []
     for attempt in range(ATTEMPTS):
+        quiet = (await serve_honestly(arena, 10, start=1_000 * attempt)).percentile(0.99)
+        report(f"p99 without an attack {quiet:.4f} s")
         honest, memory_bytes = await attack(arena, 20, start=1_000_000 * (attempt + 1))
         assert memory_bytes < MAX_MEMORY_BYTES
         slowdowns.append(honest.percentile(0.99) / quiet)
@@ -244,6 +244,7 @@ async def test_hits_under_attack_stay_fast_and_memory_bounded(arena: Arena) -> N
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
+@pytest.mark.parametrize("arena", ["redis"], indirect=True)
 async def test_the_gateway_withstands_ten_minutes_of_all_attacks(arena: Arena) -> None:
     honest, memory_bytes = await attack(arena, 600)
 

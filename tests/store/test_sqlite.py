@@ -142,24 +142,6 @@ class TestCommands:
                 await store._reader.run(lambda tx: tx.execute("DELETE FROM records"))  # type: ignore[attr-defined]
         assert "readonly" in str(caught.value.__cause__)
 
-    async def test_an_admission_that_takes_nothing_does_not_wait_for_a_writer(
-        self, sqlite_path: Path
-    ) -> None:
-        """It is all that a hit of a key without limits per minute needs."""
-        lock = sqlite_path.with_name(f"{sqlite_path.name}-lock")
-        free = Consumption(Counter("key:k", "usd_micros", "month", 100), 7)
-        taking = Consumption(Counter("key:k", "requests", "minute", 3), 1)
-        async with open_sqlite_store(sqlite_path) as store:
-            with lock.open("w") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                admission = await execute(store, commands.Admit("keys", "k", b"", (free,)))
-                assert admission.denied is None
-                both = commands.Admit("keys", "k", b"", (free, taking))
-                waiting = asyncio.create_task(execute(store, both))
-                await asyncio.wait({waiting}, timeout=0.1)
-                assert not waiting.done()
-            assert (await waiting).denied is None
-
     def test_no_statement_numbers_its_parameters(self) -> None:
         """Python 3.12.0 to 3.12.3 warn of `?1` as if it were a name (CPython issue 117995)."""
         modules = Path(sqlite.__file__).parent.rglob("*.py")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from gateway.store import commands
 from gateway.store.commands import Consumption, Counter, CounterState
@@ -26,11 +26,7 @@ def peek_counters(tx: Transaction, command: commands.PeekCounters) -> Sequence[C
     return tuple(read_counter(tx, counter) for counter in command.counters)
 
 
-def _takes_nothing(command: commands.Admit) -> bool:
-    return not list(_of_buckets(command.consumptions))
-
-
-@writes(commands.Admit, unless=_takes_nothing)
+@writes(commands.Admit)
 def admit(tx: Transaction, command: commands.Admit) -> commands.Admission:
     record = read_record(tx, command.space, command.name) or b""
     if record != command.expected:
@@ -59,17 +55,12 @@ def find_denied(tx: Transaction, consumptions: Sequence[Consumption]) -> int | N
     return None
 
 
-def _of_buckets(consumptions: Sequence[Consumption]) -> Iterator[tuple[Counter, int, int]]:
-    """The consumptions that take from a token bucket: counter, its maximum, and amount."""
-    for counter, amount in consumptions:
-        if counter.period == "minute" and counter.maximum is not None and amount != 0:
-            yield counter, counter.maximum, amount
-
-
 def consume_from_buckets(tx: Transaction, consumptions: Sequence[Consumption]) -> None:
     """Takes from the token buckets; windows are reserved in instead, with a purchase."""
-    for counter, maximum, amount in _of_buckets(consumptions):
-        bucket = _read_bucket(tx, counter, maximum)
+    for counter, amount in consumptions:
+        if counter.period != "minute" or counter.maximum is None or amount == 0:
+            continue
+        bucket = _read_bucket(tx, counter, counter.maximum)
         tx.execute(
             "INSERT OR REPLACE INTO buckets (subject, unit, level, updated_at, remove_after)"
             " VALUES (?, ?, ?, ?, ?)",

@@ -12,8 +12,7 @@ C = TypeVar("C")
 R = TypeVar("R")
 
 _executors: dict[type[Command[Any]], Callable[[Transaction, Any], Any]] = {}
-_reads: dict[type[Command[Any]], Callable[[Any], bool]] = {}
-"""Whether a command of this type only reads. Any other type writes."""
+_read_only: set[type[Command[Any]]] = set()
 
 
 def reads(
@@ -23,18 +22,14 @@ def reads(
 
     Such commands run beside the writer, on a connection that refuses to write.
     """
-    return writes(command, unless=lambda _: True)
+    _read_only.add(command)
+    return writes(command)
 
 
 def writes(
-    command: type[Command[R]], *, unless: Callable[[C], bool] | None = None
+    command: type[Command[R]],
 ) -> Callable[[Callable[[Transaction, C], R]], Callable[[Transaction, C], R]]:
-    """Registers the function that executes a command which may write.
-
-    `unless` tells which commands of this type only read.
-    """
-    if unless is not None:
-        _reads[command] = unless
+    """Registers the function that executes a command which may write."""
 
     def register(executor: Callable[[Transaction, C], R]) -> Callable[[Transaction, C], R]:
         _executors[command] = executor
@@ -50,4 +45,4 @@ def execute(tx: Transaction, command: Command[Any]) -> Any:
 
 def is_read_only(commands: Sequence[Command[Any]]) -> bool:
     """Whether none of these commands writes."""
-    return all(type(command) in _reads and _reads[type(command)](command) for command in commands)
+    return all(type(command) in _read_only for command in commands)
