@@ -1,7 +1,8 @@
-"""The state of processes, from /proc and from the log."""
+"""The state and the memory of processes, from /proc and from the log."""
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,21 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def children_of_threads(pid: int) -> set[int]:
+    """The processes that any thread of a process has started, zombies included."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return {int(child) for each in threads for child in (each / "children").read_text().split()}
+
+
+def resident_bytes(pid: int) -> int:
+    """The memory of a process; 0 if it has ended."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return pages * resource.getpagesize()
 
 
 def serving(log: Iterable[Mapping[str, Any]]) -> list[set[int]]:

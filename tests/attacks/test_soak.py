@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,14 +22,15 @@ from gateway.images import Record
 from tests.attacks.attackers import ATTACKS
 from tests.bench.processes import free_port, run_process
 from tests.gateways import Client, Processes, Spent, read_spent, run_processes
-from tests.processes import living_children
+from tests.processes import living_children, resident_bytes
 from tests.waiting import eventually
 
 MIB = 1 << 20
 MAX_MEMORY_BYTES = 512 * MIB
 MAX_HIT_SECONDS = 0.050
-MAX_SLOWDOWN = 10
-"""Measured are 5 to 7 times on Redis, and 8 to 11 on the embedded store."""
+MAX_SLOWDOWN = {"redis": 10, "sqlite": 15}
+"""Measured are 5 to 8 times on Redis, and 8 to 12 on the embedded store, whose thread shares the
+interpreter's lock with the event loop."""
 ATTEMPTS = 3
 """The fastest attempt counts, because other load on the machine can slow any of them."""
 HIT = "an honest image"
@@ -55,6 +55,8 @@ class Honest:
 class Arena:
     """A gateway with one worker, a hostile upstream behind it, and honest keys."""
 
+    store: str
+    """`redis` or `sqlite`."""
     processes: Processes
     client: Client
     alice: Client
@@ -87,6 +89,7 @@ async def arena(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             }
             (worker,) = living_children(processes.process.pid)
             yield Arena(
+                request.param,
                 processes,
                 client,
                 alice,
@@ -147,11 +150,6 @@ def under_attack(arena: Arena) -> Iterator[dict[str, dict[str, int]]]:
     finally:
         process.kill()
         process.wait()
-
-
-def resident_bytes(pid: int) -> int:
-    """The memory of a process."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @asynccontextmanager
@@ -236,10 +234,10 @@ async def test_hits_under_attack_stay_fast_and_memory_bounded(arena: Arena) -> N
         honest, memory_bytes = await attack(arena, 20, start=1_000_000 * (attempt + 1))
         assert memory_bytes < MAX_MEMORY_BYTES
         slowdowns.append(honest.percentile(0.99) / quiet)
-        if slowdowns[-1] <= MAX_SLOWDOWN:
+        if slowdowns[-1] <= MAX_SLOWDOWN[arena.store]:
             break
 
-    assert min(slowdowns) <= MAX_SLOWDOWN, slowdowns
+    assert min(slowdowns) <= MAX_SLOWDOWN[arena.store], slowdowns
 
 
 @pytest.mark.long

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import sys
 import threading
 import zlib
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from structlog.testing import capture_logs
 from gateway.cache import transcoding
 from gateway.imagefile.convert import MAX_SMALL_PIXELS, transcode_image
 from tests import scripted_upstream
-from tests.gateways import Client, InProcess, Upstream, run_processes
+from tests.gateways import Client, InProcess, Reply, Upstream, run_processes
 from tests.http.conftest import OpenGateway
 from tests.pngs import write_png
+from tests.processes import children_of_threads, resident_bytes
 from tests.waiting import eventually
 
 MIB = 1024 * 1024
@@ -113,36 +113,40 @@ async def test_small_images_do_not_wait_for_large_ones(
         assert {(await large).status, (await small).status} == {200}
 
 
-async def test_a_key_with_many_images_delays_another_key_by_one_of_them(
+@pytest.fixture
+def ask_behind_a_flood(
     open_gateway: OpenGateway, conversions: Conversions, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int], Awaitable[list[Reply]]]:
+    """Has Bob ask for an image while Eve waits for ten, 0 to 9; his reply, then hers."""
+
+    async def ask(compression: int) -> list[Reply]:
+        async with transcoding_gateway(open_gateway) as here:
+            eve, bob = await here.client.with_key("eve"), await here.client.with_key("bob")
+            with everything_is_large(monkeypatch):
+                flood = [jpeg(eve, each) for each in range(10)]
+                await eventually(lambda: here.gateway.cache.transcoding._open[eve.key_id] == 10)
+                honest = jpeg(bob, compression)
+                await eventually(lambda: here.gateway.cache.transcoding._open[bob.key_id] == 1)
+                conversions.gate.set()
+                return await asyncio.gather(honest, *flood)
+
+    return ask
+
+
+async def test_a_key_with_many_images_delays_another_key_by_one_of_them(
+    conversions: Conversions, ask_behind_a_flood: Callable[[int], Awaitable[list[Reply]]]
 ) -> None:
-    async with transcoding_gateway(open_gateway) as here:
-        eve, bob = await here.client.with_key("eve"), await here.client.with_key("bob")
-        with everything_is_large(monkeypatch):
-            flood = [jpeg(eve, compression) for compression in range(10)]
-            await eventually(lambda: here.gateway.cache.transcoding._open[eve.key_id] == 10)
-            honest = jpeg(bob, 99)
-            await eventually(lambda: here.gateway.cache.transcoding._open[bob.key_id] == 1)
-            conversions.gate.set()
-            await asyncio.gather(honest, *flood)
+    await ask_behind_a_flood(99)
 
     # The first of the flood was running, and the second was in line before Bob came.
     assert 99 in conversions.begun[:3]
 
 
 async def test_a_key_that_waits_for_an_image_delays_no_other_key_that_asks_for_it(
-    open_gateway: OpenGateway, conversions: Conversions, monkeypatch: pytest.MonkeyPatch
+    conversions: Conversions, ask_behind_a_flood: Callable[[int], Awaitable[list[Reply]]]
 ) -> None:
     """The other key has it in a turn of its own, and it is made once."""
-    async with transcoding_gateway(open_gateway) as here:
-        eve, bob = await here.client.with_key("eve"), await here.client.with_key("bob")
-        with everything_is_large(monkeypatch):
-            flood = [jpeg(eve, compression) for compression in range(10)]
-            await eventually(lambda: here.gateway.cache.transcoding._open[eve.key_id] == 10)
-            honest = jpeg(bob, 9)
-            await eventually(lambda: here.gateway.cache.transcoding._open[bob.key_id] == 1)
-            conversions.gate.set()
-            replies = await asyncio.gather(honest, *flood)
+    replies = await ask_behind_a_flood(9)
 
     assert 9 in conversions.begun[:3]
     assert sorted(conversions.begun) == list(range(10))
@@ -266,26 +270,13 @@ class Peak:
     others_bytes: int = 0
 
 
-def resident_bytes(pid: int) -> int:
-    """The memory of a process; 0 if it has ended."""
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
-    return 0
-
-
-def children_of(pid: int) -> set[int]:
-    """The processes that any thread of a process has started."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return {int(child) for each in threads for child in (each / "children").read_text().split()}
-
-
 @asynccontextmanager
 async def watching_memory(worker: int) -> AsyncIterator[Peak]:
     peak = Peak()
 
     async def watch() -> None:
         while True:
-            others_bytes = sum(map(resident_bytes, children_of(worker)))
+            others_bytes = sum(map(resident_bytes, children_of_threads(worker)))
             peak.others_bytes = max(peak.others_bytes, others_bytes)
             peak.worker_bytes = max(peak.worker_bytes, resident_bytes(worker))
             await asyncio.sleep(0.01)
