@@ -329,17 +329,29 @@ class Processes:
         return [json.loads(line) for line in lines if line.startswith("{") and about in line]
 
     def answers_by_worker(self) -> dict[int, int]:
-        """The number of image requests that each worker answered, by process id."""
+        """The number of image requests that each worker logged, by process id.
+
+        A worker logs an answer after sending it, so the newest ones may not be logged yet.
+        """
         counted: dict[int, int] = {}
         for line in self.log():
             if line["event"] == "request_answered" and line["endpoint"] == "generations":
                 counted[line["pid"]] = counted.get(line["pid"], 0) + 1
         return counted
 
-    def worker_of(self, reply: Reply) -> int:
-        """The process id of the worker that answered."""
+    async def logged(self, reply: Reply) -> dict[str, Any]:
+        """The log line of an answer, which a worker writes after sending it."""
         request_id = reply.headers["x-request-id"]
-        return next(line["pid"] for line in self.log() if line.get("request_id") == request_id)
+
+        def look() -> list[dict[str, Any]]:
+            return [line for line in self.log(request_id) if line["event"] == "request_answered"]
+
+        (line,) = await eventually(look)
+        return line
+
+    async def worker_of(self, reply: Reply) -> int:
+        """The process id of the worker that answered."""
+        return (await self.logged(reply))["pid"]
 
     def serving(self) -> list[set[int]]:
         """The sets of workers that accepted connections, one after each change, from the log."""
@@ -526,7 +538,7 @@ async def open_to_each(
     for _ in range(10):
         async with open_connections(client, 10 * workers) as connections:
             checked = await asyncio.gather(*(c.send("GET", "/healthz") for c in connections))
-            found = map(processes.worker_of, checked)
+            found = [await processes.worker_of(reply) for reply in checked]
             by_worker = dict(zip(found, connections, strict=True))
             if len(by_worker) == workers:
                 yield by_worker

@@ -908,7 +908,7 @@ class Served:
 
     def peak_bytes(self) -> int:
         """The peak memory of the worker."""
-        (pid,) = self.processes.answers_by_worker()
+        (pid,) = self.processes.workers()
         status = Path(f"/proc/{pid}/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 

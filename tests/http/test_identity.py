@@ -77,15 +77,14 @@ async def test_the_access_log_and_the_ledger_have_the_address_behind_trusted_pro
         refused = await alice.ask("", headers=forwarded("[2001:db8::1]:4711"))
         await alice.ask("two", headers=forwarded("203.0.113.9, unknown"))
         records = await processes.records(4)
-        logged = {line.get("request_id"): line for line in processes.log("request_answered")}
+        logged = [await processes.logged(reply) for reply in (bought, hit, refused)]
 
     addresses = ["203.0.113.9", "203.0.113.10", "2001:db8::1", "127.0.0.1"]
     assert {r.client_address for r in records} == set(addresses)
     by_id = {record.request_id: record.client_address for record in records}
-    for reply, address in zip((bought, hit, refused), addresses, strict=False):
-        request_id = reply.headers["x-request-id"]
-        assert by_id[request_id] == address
-        assert logged[request_id]["client_address"] == address
+    for line, address in zip(logged, addresses, strict=False):
+        assert by_id[line["request_id"]] == address
+        assert line["client_address"] == address
 
 
 async def test_an_untrusted_client_cannot_choose_its_address(embedded: InProcess) -> None:

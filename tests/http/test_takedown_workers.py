@@ -103,7 +103,7 @@ async def assert_taken_down_everywhere(
     ] * WORKERS
     assert {reply.headers["x-gateway-cost-usd"] for reply in again} <= {"0.040000", "0.080000"}
     for replies in (before, after, again):
-        assert [processes.worker_of(reply) for reply in replies] == list(workers)
+        assert [await processes.worker_of(reply) for reply in replies] == list(workers)
 
 
 @pytest.mark.timed

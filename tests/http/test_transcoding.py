@@ -312,7 +312,7 @@ async def test_six_requests_for_the_largest_image_take_the_memory_of_one(tmp_pat
                 strict=True,
             )
         ]
-        async with watching_memory(*processes.answers_by_worker()) as peak:
+        async with watching_memory(*processes.workers()) as peak:
             replies = await asyncio.gather(*asking)
 
     assert [reply.status for reply in [first, *replies]] == [200] * 7
