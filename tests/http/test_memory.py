@@ -511,9 +511,11 @@ async def test_an_answer_without_the_store_leaves_nothing_for_the_collector(
                     found = await arena.garbage()
     assert 503 in statuses
     assert found["requests"] == 0, found
-    # redis-py's parser refers to itself; there is one for each attempt to connect.
+    # redis-py's parser refers to itself; there is one for each attempt to connect. An attempt that
+    # times out leaves its transport too, in about eight objects.
     ours = {name: n for name, n in found["types"].items() if not name.startswith(REDIS_PARSER)}
-    assert sum(ours.values()) < len(statuses), found
+    timed_out = ours.get("uvloop.loop.TCPTransport", 0)
+    assert sum(ours.values()) < len(statuses) + 8 * timed_out, found
 
 
 async def test_an_answer_while_upstream_fails_leaves_nothing_for_the_collector(
