@@ -1,4 +1,4 @@
-"""The types of settings beyond plain numbers: addresses, URLs, headers, hosts, files.
+"""The types of settings beyond plain numbers: addresses, URLs, headers, hosts, files, time zones.
 
 A type is an `Annotated` alias of a parser and its JSON Schema. Each parser raises `ValueError` with
 what it expected. Durations, sizes and counts are parsed in `gateway.values`.
@@ -15,6 +15,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import SplitResult, unquote, urlsplit
+from zoneinfo import available_timezones
 
 from pydantic import (
     BeforeValidator,
@@ -27,6 +28,7 @@ from gateway.net.guard import Network, parse_allow_list
 from gateway.values import (
     DURATION,
     SIZE,
+    nearest,
     parse_count,
     parse_count_or_zero,
     parse_duration,
@@ -317,6 +319,17 @@ def parse_folder(value: object) -> Path:
     return Path(value).expanduser()
 
 
+def parse_time_zone(value: object) -> str:
+    """The name of a time zone in the IANA database."""
+    names = available_timezones()
+    name = str(value).strip()
+    if name not in names:
+        raise ValueError(
+            f"an IANA time zone such as UTC or Europe/Berlin; the nearest is {nearest(name, names)}"
+        )
+    return name
+
+
 def _split_url(value: object) -> SplitResult | None:
     """The parts of a URL; None without a host or with an impossible port."""
     if not isinstance(value, str) or re.search(r"\s", value.strip()):
@@ -392,6 +405,7 @@ Networks = Annotated[
     _as_text(),
 ]
 ProxyUrl = Annotated[SecretStr, BeforeValidator(parse_proxy), _as_text("^http://")]
+TimeZone = Annotated[str, BeforeValidator(parse_time_zone), _as_text()]
 Folder = Annotated[Path, BeforeValidator(parse_folder), _as_text()]
 CaFile = Annotated[Path, BeforeValidator(parse_ca_file), _as_text()]
 TlsFile = Annotated[Path, BeforeValidator(parse_tls_file), _as_text()]

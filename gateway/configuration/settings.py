@@ -41,6 +41,7 @@ from gateway.configuration.fields import (
     SigningKeys,
     Switch,
     Text,
+    TimeZone,
     TlsFile,
     UnshownValueError,
 )
@@ -197,6 +198,8 @@ class StoreSettings(Section):
     """A separate store for image bytes: a second Redis or file:///…; empty: the main store."""
     limits_when_unavailable: Literal["refuse", "ignore"] = "refuse"
     """Whether keys with limits may buy while the store, which counts them, is unavailable."""
+    allow_eviction: Switch = False
+    """Whether the main Redis may have an eviction policy, although it then loses counted money."""
 
 
 class BreakerSettings(Section):
@@ -262,6 +265,22 @@ class CacheSettings(Section):
     """Whether jpeg and webp are transcoded from a cached png instead of bought."""
 
 
+class BillingSettings(Section):
+    """The books: calendar windows, and how long records and totals are kept."""
+
+    time_zone: TimeZone = "UTC"
+    """The IANA time zone in which the days, weeks and months of budgets and reports begin."""
+    keep_records_seconds: Seconds = Field(default=400 * 86_400.0, alias="keep_records")
+    """How long ledger records with a charge are kept."""
+    keep_free_records_seconds: Seconds = Field(default=30 * 86_400.0, alias="keep_free_records")
+    """How long ledger records without a charge are kept."""
+    free_records_bytes: Bytes | None = None
+    """The bound of all records without a charge together; the oldest are removed first. Empty:
+    an eighth of Redis' maxmemory, or 256MiB without one and in the embedded store."""
+    keep_totals_seconds: Seconds = Field(default=800 * 86_400.0, alias="keep_totals")
+    """How long totals by day are kept."""
+
+
 class RehostSettings(Section):
     """Fetching images from the links in upstream's responses."""
 
@@ -277,6 +296,7 @@ class Settings(Section):
     store: StoreSettings = Field(default_factory=StoreSettings)
     upstream: UpstreamSettings = Field(default_factory=UpstreamSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
+    billing: BillingSettings = Field(default_factory=BillingSettings)
     rehost: RehostSettings = Field(default_factory=RehostSettings)
     validation: Literal["strict", "lenient"] = "strict"
     """Whether parameters outside the API reference are refused, or tolerated if they have no

@@ -23,6 +23,7 @@ from click.testing import CliRunner, Result
 
 from gateway.cli.main import cli
 from gateway.process.bootstrap import prepare
+from gateway.store.handshake import SCHEMA_VERSION
 from tests.gateways import Upstream, make_settings, run_gateway, run_upstream
 from tests.waiting import GENEROUS_SECONDS
 
@@ -198,7 +199,7 @@ def test_serve_refuses_a_redis_with_another_schema_version(tmp_path: Path, redis
         client.set("igw:schema", "999")
     result = run(tmp_path, "serve", **SERVE, GATEWAY_REDIS_URL=redis_url)
     assert result.returncode == 1
-    assert "schema version 999; this gateway reads version 1" in result.stderr
+    assert f"schema version 999; this gateway reads version {SCHEMA_VERSION}" in result.stderr
 
 
 @pytest.mark.parametrize(("command", "inside"), [("serve", ""), ("demo", "demo/")])

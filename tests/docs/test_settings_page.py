@@ -12,7 +12,7 @@ from tests.docs.pages import ROOT, codes, read_page, rows_with
 
 ROWS = rows_with(read_page("settings.md"), "setting", "type", "default", "variable", "meaning")
 NONE = "–"
-TEXTS = {"address", "file", "folder", "header name", "list", "secret", "text", "URL"}
+TEXTS = {"address", "file", "folder", "header name", "list", "secret", "text", "time zone", "URL"}
 
 
 def schema_rows(section: dict[str, Any], schema: dict[str, Any], prefix: str = "") -> Iterator[Any]:
