@@ -25,7 +25,7 @@ from gateway.access.policy import CurrentPolicy, Policy, PolicySource
 from gateway.access.signing import EXPIRY_STEPS, Signing
 from gateway.api.open_requests import OpenRequests
 from gateway.api.services import ApiSettings, Health, Services
-from gateway.billing.ledger import Ledger
+from gateway.billing.ledger import Ledger, LedgerSettings
 from gateway.cache.blobs import Blobs, BlobsSettings, Observer
 from gateway.cache.entries import Entries, EntriesSettings
 from gateway.cache.ephemeral_blobs import EphemeralBlobs
@@ -269,7 +269,8 @@ def wire_gateway(
     worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     cache = wire_cache(settings, store, blob_store, observer=metrics.cache)
     signing = create_signing(settings, store)
-    keys, ledger, tasks = Keys(store), Ledger(store), OwnedTasks(metrics.upstream.flights.set)
+    keys, tasks = Keys(store), OwnedTasks(metrics.upstream.flights.set)
+    ledger = Ledger(store, ledger_settings(settings))
     ephemeral = EphemeralBlobs(blob_store, cache.takedowns)
     purchases_open, waiting = capacities(settings)
     flights = Flights(
@@ -502,6 +503,15 @@ def client_settings(settings: Settings) -> ClientSettings:
         ca_file=upstream.ca_file,
         breaker_failures=upstream.breaker.failures,
         breaker_open_seconds=upstream.breaker.open_seconds,
+    )
+
+
+def ledger_settings(settings: Settings) -> LedgerSettings:
+    """The settings of `billing.ledger`: its retention."""
+    return LedgerSettings(
+        keep_records_seconds=settings.billing.keep_records_seconds,
+        keep_free_records_seconds=settings.billing.keep_free_records_seconds,
+        free_records_bytes=settings.billing.free_records_bytes,
     )
 
 

@@ -19,16 +19,17 @@ from gateway.assembly import Gateway, OpenLinks, open_gateway
 from gateway.billing.ledger import WRITE_EVERY_SECONDS
 from gateway.cache.takedowns import REFRESH_SECONDS
 from gateway.configuration.settings import Settings
-from gateway.errors import StoreUnavailable
+from gateway.errors import StoreFull, StoreUnavailable
 from gateway.metrics import MAX_KEYS
 from gateway.store.batch import execute
-from gateway.store.commands import Deregister, Heartbeat, SetValue, Sweep
+from gateway.store.commands import LEDGER_END, Deregister, Heartbeat, SetValue, Sweep
 from gateway.upstream.fetch import open_link_fetcher
 
 log = structlog.get_logger(__name__)
 
 TRACK_UNTRACKED_SECONDS: Final = 3600.0
 CERTIFICATE_SECONDS: Final = 86_400.0
+TEND_LEDGER_SECONDS: Final = 2.0
 MAX_SWEPT: Final = 1000
 
 
@@ -45,12 +46,17 @@ class Job:
 
 def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
     """Every background job of a worker; a new job is a new row."""
+
+    async def folded_to() -> str:
+        return LEDGER_END  # nothing is folded yet, and no report reads the ledger
+
     heartbeat_seconds = settings.workers.heartbeat_seconds
     blobs = gateway.cache.blobs
     return (
         Job("heartbeat", heartbeat_seconds, lambda: send_heartbeat(gateway)),
         Job("recovery", heartbeat_seconds, gateway.recovery.recover_expired),
         Job("ledger", WRITE_EVERY_SECONDS, gateway.ledger.write),
+        Job("ledger_retention", TEND_LEDGER_SECONDS, lambda: tend_ledger(gateway, folded_to)),
         Job("reload", 1.0, lambda: reload_files(gateway), gateway.reload_requested),
         Job("certificate_expiry", CERTIFICATE_SECONDS, lambda: check_certificate(gateway)),
         Job("takedowns", REFRESH_SECONDS, lambda: apply_takedowns(gateway)),
@@ -93,14 +99,18 @@ async def close_gateway(gateway: Gateway, drain_seconds: float) -> None:
     except TimeoutError:
         log.error("drain_timeout", purchases=len(gateway.tasks))
     await gateway.flights.close()
-    gateway.ledger.add_counted_refusals(all_of_them=True)
     try:
         await gateway.ledger.write()
         # The store refuses this while a journal is open, so that another worker finds and finishes
         # it.
         await execute(gateway.store, Deregister(gateway.worker))
     except StoreUnavailable:
-        log.warning("store_unavailable", during="close", purchases=len(gateway.tasks))
+        log.warning(
+            "store_unavailable",
+            during="close",
+            purchases=len(gateway.tasks),
+            lost_records=gateway.ledger.waiting,
+        )
 
 
 # ── running ─────────────────────────────────────────────────────────────────────────────────
@@ -183,6 +193,28 @@ async def track_untracked(gateway: Gateway) -> None:
         count := await gateway.cache.blobs.track_untracked()
     ):
         log.info("untracked_blobs_tracked", images=count)
+
+
+async def tend_ledger(gateway: Gateway, folded_to: Callable[[], Awaitable[str]]) -> None:
+    """Removes old records of the ledger, and appends the refusals of the minute that is over.
+
+    `folded_to` returns the position up to which the totals have the records.
+    """
+    # One worker does it for all. Two at a time would only do the same work twice.
+    turn = SetValue(
+        "turns",
+        "ledger_retention",
+        gateway.worker.encode(),
+        TEND_LEDGER_SECONDS * 0.9,
+        only_if_absent=True,
+    )
+    try:
+        if not await execute(gateway.store, turn):
+            return
+    except StoreFull:
+        pass  # every worker may trim: that makes room, and works in a full store
+    await gateway.ledger.trim(await folded_to())
+    await gateway.ledger.append_refusals()
 
 
 async def sweep(gateway: Gateway) -> None:

@@ -194,8 +194,8 @@ class InProcess:
 
     async def ledger(self) -> list[Record]:
         """All records, including those that were not written yet."""
-        self.gateway.ledger.add_counted_refusals(all_of_them=True)
         await self.gateway.ledger.write()
+        await self.gateway.ledger.append_refusals(ends_minute=True)
         return [record for _, record in await self.gateway.ledger.read(limit=100_000)]
 
     async def until_leased(self, count: int) -> None:
@@ -395,7 +395,9 @@ class Processes:
     async def ledger(self) -> list[Record]:
         """The ledger, read from its store."""
         async with open_store(self.settings) as (store, _):
-            return [record for _, record in await Ledger(store).read(limit=100_000)]
+            ledger = Ledger(store)
+            await ledger.append_refusals(ends_minute=True)
+            return [record for _, record in await ledger.read(limit=100_000)]
 
     async def recover(self, pid: int) -> None:
         """Recovers the open purchases of a killed worker, before its heartbeat expires."""

@@ -1,12 +1,12 @@
-"""The ledger: one record for every purchase, hit and follower, and one for repeated refusals.
+"""The ledger: one record for every purchase, hit and follower, and one a minute for refusals.
 
 A record is a JSON object (`images.Record`). The record of a purchase is part of its settlement, so
-counters and ledger never disagree. Records without a cost wait here and are written in batches; if
-the process is killed, only those of the last half second are lost, and the refusals of a minute.
+counters and ledger never disagree. Records without a cost and the counts of refusals wait here and
+are written in batches; a kill loses those of the last half second.
 
-Nothing frees a record, so a client must not be able to make as many as it likes for nothing. Of the
-refusals of one key for one reason, the first of a minute has a record at once, and all others of
-that minute share one. They keep nothing that the client chose.
+A client must not be able to fill the store for nothing. The refusals of one key for one reason
+share a record a minute, which keeps nothing that the client chose; a key has a bounded number of
+reasons; and records without a charge have a bound in time and bytes (`Ledger.trim`).
 """
 
 from __future__ import annotations
@@ -16,27 +16,59 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Final
 
 import structlog
+from pydantic import BaseModel, ConfigDict
 
 from gateway.errors import StoreUnavailable
 from gateway.images import LimitSubject, Record, Usage
 from gateway.store.batch import execute
-from gateway.store.commands import Append, CompareAndSet, Get, ReadLedger, Write
+from gateway.store.commands import (
+    Append,
+    AppendRefusals,
+    CompareAndSet,
+    Get,
+    Inspect,
+    ReadLedger,
+    Refusals,
+    TrimLedger,
+    Write,
+)
 from gateway.store.protocol import Store
 
 WRITE_EVERY_SECONDS: Final = 0.5
 MAX_PENDING: Final = 100_000
-"""Records kept while the store is unavailable. Beyond it the oldest are dropped and logged."""
+"""Records kept while the store is unavailable. Beyond it the oldest are dropped."""
+MAX_PENDING_REFUSALS: Final = 10_000
+"""Keys and reasons whose refusals are counted between two writes. Others are dropped."""
 BATCH_RECORDS: Final = 500
-REFUSALS_SECONDS: Final = 60.0
-"""How long refusals share a record."""
+BATCH_REFUSALS: Final = 100
+
+DEFAULT_FREE_BYTES: Final = 256 << 20
+FREE_SHARE: Final = 8
+"""The part of Redis' maxmemory that free records may have: an eighth."""
+MIN_UNFOLDED_BYTES: Final = 8 << 20
+"""The least that free records may have beyond their bound until the totals have them."""
+TRIM_RECORDS: Final = 1000
+LOG_EVERY_SECONDS: Final = 60.0
 
 META: Final = "meta"
 HMAC_KEY: Final = "prompt_hmac_key"
 
 log = structlog.get_logger(__name__)
+
+
+class LedgerSettings(BaseModel):
+    """How long records are kept, and the bound of those without a charge."""
+
+    model_config = ConfigDict(frozen=True)
+
+    keep_records_seconds: float = 400 * 86_400.0
+    keep_free_records_seconds: float = 30 * 86_400.0
+    free_records_bytes: int | None = None
+    """None: an eighth of Redis' maxmemory, or 256 MiB without one and in SQLite."""
 
 
 def draft(
@@ -67,73 +99,152 @@ def tokens_by_kind(usage: Usage | None) -> Mapping[str, int]:
     return {kind: count for kind, count in kinds.items() if count}
 
 
-class _Refusals(NamedTuple):
-    """The refusals of one key for one reason within a minute, without the first."""
+@dataclass(slots=True)
+class _Refused:
+    """The refusals of one key for one reason since the last write."""
 
-    ends_at: float
-    record: Record | None = None
+    first: Record
+    count: int = 0
 
 
 class Ledger:
-    """Writes records that have no cost, and reads all of them."""
+    """Writes records that have no cost, reads all records, and removes old ones."""
 
-    def __init__(self, store: Store, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: LedgerSettings | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
+        self._settings = settings or LedgerSettings()
         self._clock = clock
-        self._refusals: dict[tuple[object, ...], _Refusals] = {}
         self._pending: deque[bytes] = deque(maxlen=MAX_PENDING)
+        self._refused: dict[tuple[object, ...], _Refused] = {}
+        self._dropped = 0
         self._unconfirmed: Append | None = None
+        self._is_known = False
+        self._begin_series()
+        self._unfolded = 0
+        self._unfolded_logged_at = -LOG_EVERY_SECONDS
         self._hmac_key = b""
+
+    @property
+    def waiting(self) -> int:
+        """How many records and refusals are lost unless they can still be written."""
+        refused = sum(refused.count for refused in self._refused.values())
+        unconfirmed = _count_of(self._unconfirmed) if self._unconfirmed is not None else 0
+        return len(self._pending) + refused + unconfirmed + self._dropped
+
+    # ── writing ─────────────────────────────────────────────────────────────────────────────
 
     def add(self, record: Record) -> None:
         """Adds a record without a cost; it is written within a second."""
-        # `append` then drops the oldest record silently.
         if len(self._pending) == MAX_PENDING:
-            log.error("ledger_record_dropped", reason="store unavailable for too long")
+            self._dropped += 1  # `append` drops the oldest one
         self._pending.append(record.encode())
 
     def add_refusal(self, record: Record) -> None:
-        """Adds the record of a refused request, or counts it if there was one a moment ago."""
-        reason = (record.key_id, record.key, record.team, record.model, record.error, record.status)
-        record = record.but(
-            user=None, size=None, quality=None, n=None, prompt_hmac=None, fingerprint=None
-        )
-        known = self._refusals.get(reason)
-        if known is None:
-            self._refusals[reason] = _Refusals(self._clock() + REFUSALS_SECONDS)
-            self.add(record)
-        elif known.record is None:
-            self._refusals[reason] = known._replace(record=record.but(count=1))
-        else:
-            counted = known.record.but(count=(known.record.count or 0) + 1)
-            self._refusals[reason] = known._replace(record=counted)
-
-    def add_counted_refusals(self, *, all_of_them: bool = False) -> None:
-        """Adds the records of refusals whose minute is over, or of all, before closing."""
-        now = self._clock()
-        while self._refusals:
-            reason, refusals = next(iter(self._refusals.items()))  # the oldest
-            if refusals.ends_at > now and not all_of_them:
+        """Counts a refused request. Its minute's record is that of the first one."""
+        reason = (record.key_id, record.model, record.error, record.status)
+        refused = self._refused.get(reason)
+        if refused is None:
+            if len(self._refused) == MAX_PENDING_REFUSALS:
+                self._dropped += 1
                 return
-            del self._refusals[reason]
-            if refusals.record is not None:
-                self.add(refusals.record)
+            refused = self._refused[reason] = _Refused(record)
+        refused.count += 1
 
     async def write(self) -> None:
-        """Writes the pending records. Raises `StoreUnavailable`; then they stay pending."""
-        self.add_counted_refusals()
-        while self._unconfirmed is not None or self._pending:
+        """Writes what is pending. Raises `StoreUnavailable`; then it stays pending."""
+        while self._unconfirmed is not None or self._pending or self._refused:
+            if not self._is_known:
+                # Without records: should the store forget a writer whose first append is still
+                # repeated, nothing is written twice.
+                await execute(self._store, Append((), writer=self._writer))
+                self._is_known = True
+                continue
             if self._unconfirmed is None:
-                count = min(BATCH_RECORDS, len(self._pending))
-                self._unconfirmed = Append(tuple(self._pending.popleft() for _ in range(count)))
+                self._unconfirmed, self._was_sent = self._next_append(), False
             # An append that timed out may have run, or may still run. So it is repeated under its
-            # own id before anything new.
-            append = self._unconfirmed
-            await execute(self._store, append)
+            # own number before anything new.
+            append, was_sent, self._was_sent = self._unconfirmed, self._was_sent, True
+            is_written = await execute(self._store, append)
             # The background job and a closing worker may write at the same time. If the other one
             # has finished this append, a later one may be unconfirmed by now.
-            if self._unconfirmed is append:
-                self._unconfirmed = None
+            if self._unconfirmed is not append:
+                continue
+            if is_written:
+                self._unconfirmed, self._number = None, append.number
+                continue
+            # The store has forgotten this writer, which has not written for a day.
+            self._begin_series()
+            if was_sent:
+                # Whether it ran is not known. Records may be lost, but not be there twice.
+                self._dropped += _count_of(append)
+            else:
+                self._unconfirmed = replace(append, writer=self._writer, number=self._number + 1)
+                self._was_sent = False
+        if self._dropped:
+            log.error("ledger_records_dropped", records=self._dropped)
+            self._dropped = 0
+
+    def _begin_series(self) -> None:
+        """Numbers the following appends from 1, under a name that was never used."""
+        self._writer = secrets.token_hex(12)
+        self._number = 1
+        self._is_known = False
+        self._unconfirmed = None
+        self._was_sent = False
+
+    def _next_append(self) -> Append:
+        count = min(BATCH_RECORDS, len(self._pending))
+        records = tuple(self._pending.popleft() for _ in range(count))
+        reasons = list(self._refused)[:BATCH_REFUSALS]
+        refusals = tuple(_count(self._refused.pop(reason)) for reason in reasons)
+        return Append(records, refusals, writer=self._writer, number=self._number + 1)
+
+    async def append_refusals(self, *, ends_minute: bool = False) -> None:
+        """Appends the records of refusals whose minute is over. Raises `StoreUnavailable`."""
+        command = AppendRefusals(BATCH_REFUSALS, ends_minute=ends_minute)
+        while await execute(self._store, command) == BATCH_REFUSALS:
+            continue
+
+    # ── retention ───────────────────────────────────────────────────────────────────────────
+
+    async def trim(self, folded_to: str) -> int:
+        """Removes the records that are past their retention, and returns how many there were.
+
+        Reports read records after the position `folded_to`, so those stay. If totals are not
+        folded any more, the free ones among them grow to twice their bound, or to 8 MiB above it,
+        and then the oldest go: a store that is full stops every purchase.
+        """
+        max_bytes = self._settings.free_records_bytes or await self._default_free_bytes()
+        trim = TrimLedger(
+            self._settings.keep_records_seconds,
+            self._settings.keep_free_records_seconds,
+            max_free_bytes=max_bytes,
+            max_unfolded_bytes=max_bytes + max(max_bytes, MIN_UNFOLDED_BYTES),
+            folded_to=folded_to,
+            limit=TRIM_RECORDS,
+        )
+        removed, has_more = 0, True
+        while has_more:
+            trimmed = await execute(self._store, trim)
+            removed += trimmed.records
+            self._unfolded += trimmed.unfolded
+            has_more = trimmed.has_more
+        if self._unfolded and self._clock() - self._unfolded_logged_at >= LOG_EVERY_SECONDS:
+            log.error("ledger_unfolded_records_removed", records=self._unfolded)
+            self._unfolded, self._unfolded_logged_at = 0, self._clock()
+        return removed
+
+    async def _default_free_bytes(self) -> int:
+        facts = await execute(self._store, Inspect())
+        return (facts.maxmemory_bytes or 0) // FREE_SHARE or DEFAULT_FREE_BYTES
+
+    # ── reading ─────────────────────────────────────────────────────────────────────────────
 
     async def read(self, *, after: str = "", limit: int = 1000) -> list[tuple[str, Record]]:
         """Up to `limit` records after the position `after`, oldest first, with positions."""
@@ -145,6 +256,30 @@ class Ledger:
         if not self._hmac_key:
             self._hmac_key = await _shared_secret(self._store)
         return hmac.digest(self._hmac_key, prompt.encode(), "sha256").hex()[:32]
+
+
+def _count_of(append: Append) -> int:
+    """How many records and refusals an append has."""
+    return len(append.records) + sum(refusals.count for refusals in append.refusals)
+
+
+def _count(refused: _Refused) -> Refusals:
+    """The refusals as the store counts them."""
+    record = refused.first.but(
+        user=None, size=None, quality=None, n=None, prompt_hmac=None, fingerprint=None, count=None
+    )
+    return Refusals(
+        record.key_id,
+        f"{record.model or '-'} {record.error or '-'} {record.status}",
+        refused.count,
+        record=_up_to_count(record),
+        other=_up_to_count(record.but(model=None, error="other")),
+    )
+
+
+def _up_to_count(record: Record) -> bytes:
+    """A record's JSON up to the value of `count`, which the store adds."""
+    return record.encode()[:-1] + b',"count":'
 
 
 async def _shared_secret(store: Store) -> bytes:

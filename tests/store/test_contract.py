@@ -1060,7 +1060,7 @@ class TestLedger:
         append = commands.Append((b"1", b"2"))
         await execute(store, append)
         await execute(store, append)
-        await execute(store, commands.Append((b"3",), batch_id="another"))
+        await execute(store, commands.Append((b"3",)))
         assert await ledger(store) == [b"1", b"2", b"3"]
 
     async def test_ids_begin_with_the_day_and_grow_as_strings(self, store: Store) -> None:

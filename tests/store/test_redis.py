@@ -268,9 +268,15 @@ class TestKeys:
             f"{BOOKS}journal:closed": 7 * DAY,
             f"{BOOKS}open:w": None,
             f"{BOOKS}workers": None,
-            f"{BOOKS}ledger:{now:%Y-%m-%d}": None,
-            f"{BOOKS}ledger-days": None,
-            f"{BOOKS}appended:batch": 3600,
+            f"{BOOKS}ledger:charged:{now:%Y-%m-%d}": None,
+            f"{BOOKS}ledger:free:{now:%Y-%m-%d}": None,
+            f"{BOOKS}ledger-days:charged": None,
+            f"{BOOKS}ledger-days:free": None,
+            f"{BOOKS}ledger": None,
+            f"{BOOKS}writers": None,
+            f"{BOOKS}writer-numbers": None,
+            f"{BOOKS}refusals": None,
+            f"{BOOKS}refusal-rows": None,
             "igw:value:s:n": 80,
             "igw:value:s:ever": None,
             "igw:set:s:l": 700,
@@ -294,7 +300,9 @@ class TestKeys:
         documented = resources.files("gateway.store.redis").joinpath("keys.py").read_text("utf-8")
         for start in ("schema", "{books}:records:", "{books}:bucket:", "{books}:window:",
                       "{books}:journal:", "{books}:open:", "{books}:workers",
-                      "{books}:ledger:", "{books}:ledger-days", "{books}:appended:",
+                      "{books}:ledger:charged:", "{books}:ledger-days:charged", "{books}:ledger`",
+                      "{books}:writers", "{books}:writer-numbers",
+                      "{books}:refusals", "{books}:refusal-rows",
                       "value:", "set:", "{bounded}:",
                       "{lru}:used", "{lru}:expires", "{lru}:sizes", "{lru}:total",
                       "entry:{", "leases:{",
@@ -385,8 +393,10 @@ async def _make_every_kind_of_key(store: RedisStore, redis_url: str) -> None:
             commands.Receive("closed", b"payload"),
             commands.Settle("closed", {"images": 1, "usd_micros": 5}, b"record"),
             commands.OpenJournals(),
-            commands.Append((b"record",), batch_id="batch"),
+            commands.Append((b"record",), (commands.Refusals("k", "r", 1, b"{", b"{"),)),
+            commands.AppendRefusals(10),
             commands.ReadLedger(),
+            commands.TrimLedger(60, 60, 1000, 1000, commands.LEDGER_END),
         ]
     )
     async with open_redis_blobs(redis_url, shares_server=True) as blobs:
@@ -443,7 +453,7 @@ class TestRoundTrips:
                     commands.ReadLedger(),
                 ]
             )
-        assert results[:-1] == [None, None, b"1", None, None, b"2"]
+        assert results[:-1] == [None, None, b"1", None, True, b"2"]
         assert [record for _, record in results[-1]] == [b"0", b"1"]
 
     async def test_concurrent_batches_survive_lost_scripts(self, server: Server) -> None:

@@ -40,7 +40,19 @@ from gateway.store.commands.journals import (
     Settle,
     Settlement,
 )
-from gateway.store.commands.ledger import APPENDED_SECONDS, Append, ReadLedger
+from gateway.store.commands.ledger import (
+    LEDGER_END,
+    MAX_REFUSAL_REASONS,
+    MINUTE_SECONDS,
+    RECORD_OVERHEAD_BYTES,
+    WRITER_SECONDS,
+    Append,
+    AppendRefusals,
+    ReadLedger,
+    Refusals,
+    TrimLedger,
+    Trimmed,
+)
 from gateway.store.commands.lru_index import (
     MAX_EVICTIONS,
     AreTracked,
@@ -65,16 +77,21 @@ from gateway.store.commands.values import DeleteValue, GetValue, SetValue
 from gateway.store.commands.workers import Deregister, ExpiredWorkers, Heartbeat
 
 __all__ = [
-    "APPENDED_SECONDS",
     "CLOSED_JOURNAL_SECONDS",
+    "LEDGER_END",
     "MAX_EVICTIONS",
+    "MAX_REFUSAL_REASONS",
+    "MINUTE_SECONDS",
+    "RECORD_OVERHEAD_BYTES",
     "WINDOW_GRACE_SECONDS",
+    "WRITER_SECONDS",
     "AcquireLease",
     "AddToBoundedSets",
     "AddToSet",
     "Admission",
     "Admit",
     "Append",
+    "AppendRefusals",
     "AreTracked",
     "BoundedSet",
     "CompareAndSet",
@@ -107,6 +124,7 @@ __all__ = [
     "ReadLruTotals",
     "ReadRecords",
     "Receive",
+    "Refusals",
     "ReleaseLease",
     "RemoveFromSet",
     "RenewLease",
@@ -122,6 +140,8 @@ __all__ = [
     "Sweep",
     "Touch",
     "Track",
+    "TrimLedger",
+    "Trimmed",
     "Untrack",
     "Write",
 ]

@@ -14,9 +14,16 @@ Every key starts with one prefix, `igw:` by default:
 | `igw:{books}:open:<worker>` | sorted set | the worker's open purchases by time | none; deleted \
 when empty |
 | `igw:{books}:workers` | sorted set | workers by their last heartbeat | none |
-| `igw:{books}:ledger:<yyyy-mm-dd>` | stream | the records of a day | none |
-| `igw:{books}:ledger-days` | sorted set | the days that have a stream | none |
-| `igw:{books}:appended:<batch>` | string | ids of appends | an hour |
+| `igw:{books}:ledger:charged:<yyyy-mm-dd>`, `…:free:<yyyy-mm-dd>` | stream | the records of a \
+day | none; trimmed |
+| `igw:{books}:ledger-days:charged`, `…:free` | sorted set | the days that have a stream | none |
+| `igw:{books}:ledger` | hash | the id of the last record, the bytes of free records | none |
+| `igw:{books}:writers` | sorted set | writers of the ledger by their last append | none; each is \
+removed after a day |
+| `igw:{books}:writer-numbers` | hash | the number of each writer's last append | the same |
+| `igw:{books}:refusals` | hash | counts and records of the refusals of this minute | none; \
+deleted when empty |
+| `igw:{books}:refusal-rows` | list | the same in order | none; deleted when empty |
 | `igw:value:<space>:<name>` | string | a value | as set |
 | `igw:set:<space>:<name>` | set | the members of a set | the longest requested |
 | `igw:{bounded}:<space>:<name>` | sorted set | the members of a bounded set by expiry | that of \

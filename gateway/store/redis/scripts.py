@@ -40,10 +40,15 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "journals": {
         "reserve": _JOURNALS,
         "receive": ("books",),
-        "settle": _JOURNALS,
+        "settle": (*_JOURNALS, "ledger"),
         "open_journals": ("books",),
     },
-    "ledger": {"append": ("books",), "read_ledger": ("books",)},
+    "ledger": {
+        "append": ("books", "ledger", "refusals"),
+        "append_refusals": ("books", "ledger", "refusals"),
+        "read_ledger": ("books", "ledger"),
+        "trim_ledger": ("books", "ledger"),
+    },
     "lru_index": {
         "track": ("lru_index",),
         "evict_to": ("lru_index",),

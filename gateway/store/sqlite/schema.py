@@ -96,10 +96,17 @@ CREATE TABLE journals (
 CREATE INDEX journals_open ON journals (worker) WHERE state != 'settled';
 CREATE INDEX journals_by_removal ON journals (remove_after);
 
-CREATE TABLE ledger (
-    position INTEGER PRIMARY KEY AUTOINCREMENT, day TEXT NOT NULL, record BLOB NOT NULL
+-- A position is a time in microseconds that grows even if the clock is set back. A record's day is
+-- that of its position, and both tables are read as one ledger.
+CREATE TABLE ledger_charged (position INTEGER PRIMARY KEY, record BLOB NOT NULL);
+CREATE TABLE ledger_free (position INTEGER PRIMARY KEY, record BLOB NOT NULL);
+CREATE TABLE ledger_end (position INTEGER NOT NULL, free_bytes INTEGER NOT NULL);
+INSERT INTO ledger_end VALUES (0, 0);
+CREATE TABLE writers (writer TEXT PRIMARY KEY, number INTEGER NOT NULL, remove_after REAL NOT NULL);
+CREATE INDEX writers_by_removal ON writers (remove_after);
+CREATE TABLE refusals (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, minute INTEGER NOT NULL,
+    key TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL, record BLOB NOT NULL,
+    UNIQUE (minute, key, reason)
 );
-CREATE INDEX ledger_by_day ON ledger (day);
-CREATE TABLE appends (batch_id TEXT PRIMARY KEY, remove_after REAL NOT NULL);
-CREATE INDEX appends_by_removal ON appends (remove_after);
 """

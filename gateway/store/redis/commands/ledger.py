@@ -1,28 +1,39 @@
 """Encoders of `commands.ledger`.
 
 An id of the ledger is `<yyyy-mm-dd>/<milliseconds>-<count>`: the day, and the id in the day's
-stream, padded so that ids sort as text.
+streams, padded so that ids sort as text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from gateway.store import commands
 from gateway.store.redis.commands.encoding import (
     Argument,
     RedisCommand,
     encode,
-    no_result,
+    microseconds,
     script_command,
+    unchanged,
 )
 from gateway.store.redis.keys import Keys
 
 
 @encode.register
 def _append(command: commands.Append, keys: Keys) -> RedisCommand:
-    arguments: list[Argument] = [command.batch_id, *command.records]
-    return script_command("append", [keys.books], arguments, read=no_result)
+    arguments: list[Argument] = [command.writer, command.number, len(command.records)]
+    arguments += command.records
+    for one in command.refusals:
+        arguments += (one.key, one.reason, one.count, one.record, one.other)
+    return script_command("append", [keys.books], arguments, read=bool)
+
+
+@encode.register
+def _append_refusals(command: commands.AppendRefusals, keys: Keys) -> RedisCommand:
+    arguments = (command.limit, int(command.ends_minute))
+    return script_command("append_refusals", [keys.books], arguments, read=unchanged)
 
 
 @encode.register
@@ -37,6 +48,23 @@ def _read_ledger(command: commands.ReadLedger, keys: Keys) -> RedisCommand:
     return script_command("read_ledger", [keys.books], arguments, read=read)
 
 
+@encode.register
+def _trim_ledger(command: commands.TrimLedger, keys: Keys) -> RedisCommand:
+    def read(reply: Sequence[int]) -> commands.Trimmed:
+        records, unfolded, has_more, free_bytes = reply
+        return commands.Trimmed(records, unfolded, bool(has_more), free_bytes)
+
+    arguments = (
+        microseconds(command.keep_charged_seconds),
+        microseconds(command.keep_free_seconds),
+        command.max_free_bytes,
+        command.max_unfolded_bytes,
+        *_stream_id(command.folded_to),
+        command.limit,
+    )
+    return script_command("trim_ledger", [keys.books], arguments, read=read)
+
+
 def _ledger_id(day: bytes, stream_id: bytes) -> str:
     milliseconds, count = stream_id.split(b"-")
     return f"{day.decode()}/{int(milliseconds):015}-{int(count):06}"
@@ -48,3 +76,14 @@ def _range_start(position: str) -> str:
         return "-"
     milliseconds, _, count = position.partition("-")
     return f"({int(milliseconds)}-{int(count or 0)}"
+
+
+def _stream_id(ledger_id: str) -> tuple[int, int]:
+    """Milliseconds and count of an id of the ledger; a whole day's are those of its start."""
+    day, _, position = ledger_id.partition("/")
+    if position:
+        milliseconds, _, count = position.partition("-")
+        return int(milliseconds), int(count or 0)
+    if not day:
+        return 0, 0
+    return int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()) * 1000, 0

@@ -144,7 +144,7 @@ def settle(tx: Transaction, command: commands.Settle) -> commands.Settlement:
         return _settlement(tx, journal, status="already")
     _move_windows(tx, journal, command.charge)
     if command.record is not None:
-        append_record(tx, command.record)
+        append_record(tx, command.record, is_charged=_moves(journal.charge, command.charge))
     presumed = command.presumed and not journal.is_settled
     tx.execute(
         "UPDATE journals SET state = 'settled', payload = x'', charge = ?, presumed = ?,"
@@ -153,6 +153,11 @@ def settle(tx: Transaction, command: commands.Settle) -> commands.Settlement:
     )
     settled = replace(journal, charge=command.charge, presumed=presumed)
     return _settlement(tx, settled, status="corrected" if journal.is_settled else "settled")
+
+
+def _moves(before: Mapping[str, int], after: Mapping[str, int]) -> bool:
+    """Whether two charges differ in any unit: a record of such a settlement is charged."""
+    return any(before.get(unit, 0) != after.get(unit, 0) for unit in (*before, *after))
 
 
 def _move_windows(tx: Transaction, journal: _Journal, charge: Mapping[str, int]) -> None:

@@ -11,7 +11,7 @@ from gateway.store.sqlite.transaction import Transaction
 _EXPIRED_ROWS: Final = {
     table: f"SELECT rowid FROM {table} WHERE remove_after <= ?"  # noqa: S608 - a name from below
     for table in (
-        *("slots", "leases", "events", "buckets", "windows", "journals", "appends"),
+        *("slots", "leases", "events", "buckets", "windows", "journals", "writers"),
         *("expiring_values", "lru"),
     )
 } | {

@@ -16,6 +16,21 @@ local function result(status, journal)
   return { status, tonumber(journal.presumed), charged, states(counters) }
 end
 
+-- Whether the charge differs from `before` in any unit: a record of such a settlement is charged.
+local function moves(before)
+  for unit, amount in pairs(charge) do
+    if amount ~= (before[unit] or 0) then
+      return true
+    end
+  end
+  for unit, amount in pairs(before) do
+    if amount ~= (charge[unit] or 0) then
+      return true
+    end
+  end
+  return false
+end
+
 -- The writes that closing and correcting share; `before` is the charge so far.
 local function write_charge(journal, windows, before)
   for _, window in ipairs(windows) do
@@ -26,7 +41,7 @@ local function write_charge(journal, windows, before)
   end
   expire_windows()
   if record then
-    append_record(ledger_day(), record)
+    append_record(record, moves(before))
   end
   redis.call('HSET', key, 'state', 'settled', 'charged', journal.charged,
     'presumed', journal.presumed)

@@ -1,11 +1,33 @@
--- KEYS: books. ARGV: the id of the append, then the records.
-local APPENDED_SECONDS = 3600 -- commands.APPENDED_SECONDS
-local is_new = redis.call('SET', BOOKS .. 'appended:' .. ARGV[1], '1', 'NX', 'EX', APPENDED_SECONDS)
-if not is_new then
+-- KEYS: books. ARGV: writer, the number of its append, how many records, the records, then the
+-- refusals as key, reason, count, record, other record, ….
+-- Returns 1; 0 for a number above 1 of a writer that is not known.
+local WRITERS = BOOKS .. 'writers' -- sorted set: writer → the time of its last append
+local NUMBERS = BOOKS .. 'writer-numbers' -- hash: writer → the number of its last append
+local WRITER_SECONDS = 86400 -- commands.WRITER_SECONDS
+local MAX_FORGOTTEN = 10
+
+local writer, number, records_count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local last = redis.call('HGET', NUMBERS, writer)
+if last and number <= tonumber(last) then
+  return 1
+end
+if not last and number > 1 then
   return 0
 end
-local day = ledger_day()
-for i = 2, #ARGV do
-  append_record(day, ARGV[i])
+
+append_records({ unpack(ARGV, 4, 3 + records_count) }, false)
+for i = 4 + records_count, #ARGV, 5 do
+  count_refusals(unpack(ARGV, i, i + 4))
 end
-return #ARGV - 1
+redis.call('HSET', NUMBERS, writer, digits(number))
+redis.call('ZADD', WRITERS, digits(now), writer)
+if number == 1 then
+  -- Each new writer forgets more than one old one, so they do not accumulate.
+  local before = digits(now - WRITER_SECONDS * SECOND)
+  local old = redis.call('ZRANGEBYSCORE', WRITERS, '-inf', before, 'LIMIT', 0, MAX_FORGOTTEN)
+  if #old > 0 then
+    redis.call('ZREM', WRITERS, unpack(old))
+    redis.call('HDEL', NUMBERS, unpack(old))
+  end
+end
+return 1

@@ -3,17 +3,44 @@
 local first_day, after, limit = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local found, count = {}, 0
 
-for _, day in ipairs(redis.call('ZRANGEBYLEX', LEDGER_DAYS, '[' .. first_day, '+')) do
-  local from = day == first_day and after or '-'
-  local left = digits(limit - count)
-  for _, item in ipairs(redis.call('XRANGE', ledger_key(day), from, '+', 'COUNT', left)) do
+-- The first day at or after a bound of ZRANGEBYLEX that has a stream; nil if there is none.
+local function next_day(from)
+  local earliest
+  for _, class in ipairs(CLASSES) do
+    local day = redis.call('ZRANGEBYLEX', days_key(class), from, '+', 'LIMIT', 0, 1)[1]
+    if day and (not earliest or day < earliest) then
+      earliest = day
+    end
+  end
+  return earliest
+end
+
+local function is_before(item, other)
+  if not item or not other then
+    return item
+  end
+  local ms, n = parse_id(other[1])
+  return is_later(ms, n, parse_id(item[1]))
+end
+
+local day = next_day('[' .. first_day)
+while day and count < limit do
+  local from, left = day == first_day and after or '-', digits(limit - count)
+  local charged = redis.call('XRANGE', ledger_key('charged', day), from, '+', 'COUNT', left)
+  local free = redis.call('XRANGE', ledger_key('free', day), from, '+', 'COUNT', left)
+  local c, f = 1, 1
+  while count < limit and (charged[c] or free[f]) do
+    local item
+    if is_before(charged[c], free[f]) then
+      item, c = charged[c], c + 1
+    else
+      item, f = free[f], f + 1
+    end
     table.insert(found, day)
     table.insert(found, item[1])
     table.insert(found, item[2][2])
     count = count + 1
   end
-  if count >= limit then
-    break
-  end
+  day = next_day('(' .. day)
 end
 return found

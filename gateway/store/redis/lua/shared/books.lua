@@ -3,7 +3,6 @@
 
 local BOOKS = KEYS[1]
 local WORKERS = BOOKS .. 'workers' -- sorted set: worker → its last heartbeat
-local LEDGER_DAYS = BOOKS .. 'ledger-days' -- sorted set of yyyy-mm-dd, all scores 0
 
 local function journal_key(purchase)
   return BOOKS .. 'journal:' .. purchase
@@ -11,10 +10,6 @@ end
 
 local function open_key(worker)
   return BOOKS .. 'open:' .. worker
-end
-
-local function ledger_key(day)
-  return BOOKS .. 'ledger:' .. day
 end
 
 -- All fields of a hash as a table; nil if there is no such hash.
@@ -28,17 +23,4 @@ local function read_hash(key)
     found[fields[i]] = fields[i + 1]
   end
   return found
-end
-
--- The day to append to. If the clock steps back over midnight, records continue under the later
--- day, because a client that reads the ledger never returns to an earlier one.
-local function ledger_day()
-  local last = redis.call('ZREVRANGE', LEDGER_DAYS, 0, 0)[1]
-  local today = day_of(now)
-  return last and last > today and last or today
-end
-
-local function append_record(day, record)
-  redis.call('XADD', ledger_key(day), '*', 'record', record)
-  redis.call('ZADD', LEDGER_DAYS, 'NX', 0, day)
 end

@@ -1,0 +1,107 @@
+-- KEYS: books. ARGV: how long charged and free records are kept; the bytes of free records, and
+-- those from which on also unfolded ones are removed; the last folded position as milliseconds and
+-- count; the limit. Returns how many records were removed, how many of them were not folded, 1 if
+-- the limit was reached, and the bytes of the free records.
+--
+-- A full server lets this script remove, as it never begins with a write that needs memory.
+local max_free, max_unfolded = tonumber(ARGV[3]), tonumber(ARGV[4])
+local folded_ms, folded_count = tonumber(ARGV[5]), tonumber(ARGV[6])
+local left = tonumber(ARGV[7])
+local PAGE = 100
+
+local folded_day = day_of_ms(folded_ms)
+local today = day_of_ms((read_ledger_end()))
+local free_bytes = tonumber(redis.call('HGET', LEDGER, 'free') or 0)
+local removed, unfolded = 0, 0
+
+local function count_bytes(class, day, bytes)
+  if class == 'free' then
+    free_bytes = free_bytes - bytes
+    redis.call('HINCRBY', LEDGER, 'free', -bytes)
+    redis.call('HINCRBY', LEDGER, 'free:' .. day, -bytes)
+  end
+end
+
+local function bytes_of_day(class, day)
+  return class == 'free' and tonumber(redis.call('HGET', LEDGER, 'free:' .. day) or 0) or 0
+end
+
+local function remove_day(class, day)
+  local bytes = bytes_of_day(class, day)
+  redis.call('UNLINK', ledger_key(class, day))
+  redis.call('ZREM', days_key(class), day)
+  count_bytes(class, day, bytes)
+  redis.call('HDEL', LEDGER, 'free:' .. day)
+end
+
+local function is_due(class, ms, count, cutoff_ms)
+  if is_later(ms, count, folded_ms, folded_count) then
+    return class == 'free' and free_bytes > max_unfolded
+  end
+  return ms <= cutoff_ms or (class == 'free' and free_bytes > max_free)
+end
+
+-- Removes due records of a page from a day's start. Returns whether the whole page was due.
+local function remove_page(class, day, cutoff_ms)
+  local key, bytes, count, last_id = ledger_key(class, day), 0, 0, nil
+  local page = redis.call('XRANGE', key, '-', '+', 'COUNT', math.min(PAGE, left))
+  local before = free_bytes
+  for _, item in ipairs(page) do
+    local ms, n = parse_id(item[1])
+    if not is_due(class, ms, n, cutoff_ms) then
+      break
+    end
+    local size = #item[2][2] + RECORD_OVERHEAD
+    bytes, count, last_id = bytes + size, count + 1, { ms, n }
+    if class == 'free' then
+      free_bytes = free_bytes - size
+    end
+    if is_later(ms, n, folded_ms, folded_count) then
+      unfolded = unfolded + 1
+    end
+  end
+  free_bytes = before
+  if count > 0 then
+    redis.call('XTRIM', key, 'MINID', '=', digits(last_id[1]) .. '-' .. digits(last_id[2] + 1))
+    count_bytes(class, day, bytes)
+    removed, left = removed + count, left - count
+  end
+  return count == #page, #page
+end
+
+local function is_day_due(class, day, cutoff_day)
+  if day >= folded_day or day >= today then
+    return false
+  end
+  local keeps = free_bytes - bytes_of_day(class, day)
+  return day < cutoff_day or (class == 'free' and keeps > max_free)
+end
+
+local function trim(class, keep)
+  local cutoff = math.max(0, now - keep)
+  local cutoff_ms, cutoff_day = math.floor(cutoff / 1000), day_of_ms(math.floor(cutoff / 1000))
+  local day = redis.call('ZRANGE', days_key(class), 0, 0)[1]
+  while day and left > 0 do
+    if is_day_due(class, day, cutoff_day) then
+      removed, left = removed + redis.call('XLEN', ledger_key(class, day)), left - 1
+      remove_day(class, day)
+    else
+      local is_whole, size = remove_page(class, day, cutoff_ms)
+      if not is_whole then
+        return
+      end
+      if size == 0 then
+        -- The stream of the last day stays, because the next record belongs to it.
+        if day >= today then
+          return
+        end
+        remove_day(class, day)
+      end
+    end
+    day = redis.call('ZRANGE', days_key(class), 0, 0)[1]
+  end
+end
+
+trim('charged', tonumber(ARGV[1]))
+trim('free', tonumber(ARGV[2]))
+return { removed, unfolded, left > 0 and 0 or 1, free_bytes }

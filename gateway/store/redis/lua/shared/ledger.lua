@@ -1,0 +1,85 @@
+-- The ledger: for each day a stream of charged and one of free records. The ids of both come from
+-- one sequence that grows even if the clock steps back, so they are read as one ledger. A record's
+-- day is that of its id.
+
+-- hash: the last id as `ms` and `count`; `free`, the bytes of all free records; `free:<day>`
+local LEDGER = BOOKS .. 'ledger'
+local MAX_COUNT = 999999 -- a position has six digits for it
+local RECORD_OVERHEAD = 64 -- commands.RECORD_OVERHEAD_BYTES
+local CLASSES = { 'charged', 'free' }
+
+local function ledger_key(class, day)
+  return BOOKS .. 'ledger:' .. class .. ':' .. day
+end
+
+-- Sorted set of the days that have a stream, all scores 0.
+local function days_key(class)
+  return BOOKS .. 'ledger-days:' .. class
+end
+
+local function day_of_ms(ms)
+  return (day_of(ms * 1000))
+end
+
+-- A stream's id as two numbers.
+local function parse_id(id)
+  local ms, count = id:match('^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(count)
+end
+
+local function is_later(ms, count, other_ms, other_count)
+  return ms > other_ms or (ms == other_ms and count > other_count)
+end
+
+local function read_ledger_end()
+  local found = redis.call('HMGET', LEDGER, 'ms', 'count')
+  if found[1] then
+    return tonumber(found[1]), tonumber(found[2])
+  end
+  -- The first append, or the hash was evicted: a stream refuses an id that does not grow.
+  local ms, count = 0, 0
+  for _, class in ipairs(CLASSES) do
+    local day = redis.call('ZREVRANGE', days_key(class), 0, 0)[1]
+    local last = day and redis.call('XREVRANGE', ledger_key(class, day), '+', '-', 'COUNT', 1)[1]
+    if last then
+      local last_ms, last_count = parse_id(last[1])
+      if is_later(last_ms, last_count, ms, count) then
+        ms, count = last_ms, last_count
+      end
+    end
+  end
+  return ms, count
+end
+
+-- Appends records of one class. The first write needs memory, so a full server refuses it all.
+local function append_records(records, is_charged)
+  if #records == 0 then
+    return
+  end
+  local class = is_charged and 'charged' or 'free'
+  local ms, count = read_ledger_end()
+  local now_ms, bytes = math.floor(now / 1000), {}
+  for _, record in ipairs(records) do
+    count = count + 1
+    if now_ms > ms then
+      ms, count = now_ms, 0
+    elseif count > MAX_COUNT then
+      ms, count = ms + 1, 0
+    end
+    local day = day_of_ms(ms)
+    redis.call('XADD', ledger_key(class, day), digits(ms) .. '-' .. digits(count), 'record', record)
+    bytes[day] = (bytes[day] or 0) + #record + RECORD_OVERHEAD
+  end
+  redis.call('HSET', LEDGER, 'ms', digits(ms), 'count', digits(count))
+  for day, added in pairs(bytes) do
+    redis.call('ZADD', days_key(class), 'NX', 0, day)
+    if not is_charged then
+      redis.call('HINCRBY', LEDGER, 'free', added)
+      redis.call('HINCRBY', LEDGER, 'free:' .. day, added)
+    end
+  end
+end
+
+local function append_record(record, is_charged)
+  append_records({ record }, is_charged)
+end
