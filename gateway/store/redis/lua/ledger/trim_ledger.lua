@@ -7,7 +7,7 @@
 local max_free, max_unfolded = tonumber(ARGV[3]), tonumber(ARGV[4])
 local folded_ms, folded_count = tonumber(ARGV[5]), tonumber(ARGV[6])
 local left = tonumber(ARGV[7])
-local PAGE = 100
+local FIRST_PAGE, PAGE = 1, 100
 
 local folded_day = day_of_ms(folded_ms)
 local today = day_of_ms((read_ledger_end()))
@@ -15,7 +15,7 @@ local free_bytes = tonumber(redis.call('HGET', LEDGER, 'free') or 0)
 local removed, unfolded = 0, 0
 
 local function count_bytes(class, day, bytes)
-  if class == 'free' then
+  if class == 'free' and bytes > 0 then
     free_bytes = free_bytes - bytes
     redis.call('HINCRBY', LEDGER, 'free', -bytes)
     redis.call('HINCRBY', LEDGER, 'free:' .. day, -bytes)
@@ -31,7 +31,9 @@ local function remove_day(class, day)
   redis.call('UNLINK', ledger_key(class, day))
   redis.call('ZREM', days_key(class), day)
   count_bytes(class, day, bytes)
-  redis.call('HDEL', LEDGER, 'free:' .. day)
+  if class == 'free' then
+    redis.call('HDEL', LEDGER, 'free:' .. day)
+  end
 end
 
 local function is_due(class, ms, count, cutoff_ms)
@@ -41,10 +43,11 @@ local function is_due(class, ms, count, cutoff_ms)
   return ms <= cutoff_ms or (class == 'free' and free_bytes > max_free)
 end
 
--- Removes due records of a page from a day's start. Returns whether the whole page was due.
-local function remove_page(class, day, cutoff_ms)
+-- Removes due records of a page from a day's start. Returns whether the whole page was due, and its
+-- size.
+local function remove_page(class, day, cutoff_ms, page_size)
   local key, bytes, count, last_id = ledger_key(class, day), 0, 0, nil
-  local page = redis.call('XRANGE', key, '-', '+', 'COUNT', math.min(PAGE, left))
+  local page = redis.call('XRANGE', key, '-', '+', 'COUNT', math.min(page_size, left))
   local before = free_bytes
   for _, item in ipairs(page) do
     local ms, n = parse_id(item[1])
@@ -81,12 +84,14 @@ local function trim(class, keep)
   local cutoff = math.max(0, now - keep)
   local cutoff_ms, cutoff_day = math.floor(cutoff / 1000), day_of_ms(math.floor(cutoff / 1000))
   local day = redis.call('ZRANGE', days_key(class), 0, 0)[1]
+  local page_size = FIRST_PAGE -- mostly not even the oldest record is due
   while day and left > 0 do
     if is_day_due(class, day, cutoff_day) then
       removed, left = removed + redis.call('XLEN', ledger_key(class, day)), left - 1
       remove_day(class, day)
     else
-      local is_whole, size = remove_page(class, day, cutoff_ms)
+      local is_whole, size = remove_page(class, day, cutoff_ms, page_size)
+      page_size = PAGE
       if not is_whole then
         return
       end
