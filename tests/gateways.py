@@ -235,6 +235,7 @@ def make_settings(
         "upstream": {"base_url": upstream, "api_key": "sk-upstream-secret"},
         "workers": {},
         "cache": {},
+        "billing": {},
         "rehost": {},
     }
     for name, section in given.items():

@@ -51,7 +51,7 @@ FREE_SHARE: Final = 8
 """The part of Redis' maxmemory that free records may have: an eighth."""
 MIN_UNFOLDED_BYTES: Final = 8 << 20
 """The least that free records may have beyond their bound until the totals have them."""
-TRIM_RECORDS: Final = 1000
+TRIM_RECORDS: Final = 500
 LOG_EVERY_SECONDS: Final = 60.0
 
 META: Final = "meta"
