@@ -182,6 +182,19 @@ class Client:
         return {name: float(value) for name, _, value in pairs}
 
 
+def without_minutes(found: Sequence[tuple[str, Record]]) -> list[Record]:
+    """The records of a ledger; those of refusals that a minute's end has split are one."""
+    merged: dict[object, Record] = {}
+    for position, record in found:
+        reason: object = position
+        if record.count is not None:
+            reason = (record.key_id, record.model, record.error, record.status)
+        first = merged.setdefault(reason, record)
+        if first is not record:
+            merged[reason] = first.but(count=(first.count or 0) + (record.count or 0))
+    return list(merged.values())
+
+
 @dataclass
 class InProcess:
     """A gateway on this process's event loop."""
@@ -193,10 +206,10 @@ class InProcess:
     leases: LeaseCounter
 
     async def ledger(self) -> list[Record]:
-        """All records, including those that were not written yet."""
+        """All records, including those that were not written yet. No minute splits refusals."""
         await self.gateway.ledger.write()
         await self.gateway.ledger.append_refusals(ends_minute=True)
-        return [record for _, record in await self.gateway.ledger.read(limit=100_000)]
+        return without_minutes(await self.gateway.ledger.read(limit=100_000))
 
     async def until_leased(self, count: int) -> None:
         """Waits until `count` requests since the start lead or follow a flight."""
@@ -398,7 +411,7 @@ class Processes:
         async with open_store(self.settings) as (store, _):
             ledger = Ledger(store)
             await ledger.append_refusals(ends_minute=True)
-            return [record for _, record in await ledger.read(limit=100_000)]
+            return without_minutes(await ledger.read(limit=100_000))
 
     async def recover(self, pid: int) -> None:
         """Recovers the open purchases of a killed worker, before its heartbeat expires."""

@@ -59,6 +59,7 @@ local function append_records(records, is_charged)
   local class = is_charged and 'charged' or 'free'
   local ms, count = read_ledger_end()
   local now_ms, bytes = math.floor(now / 1000), {}
+  local day, day_ms
   for _, record in ipairs(records) do
     count = count + 1
     if now_ms > ms then
@@ -66,7 +67,9 @@ local function append_records(records, is_charged)
     elseif count > MAX_COUNT then
       ms, count = ms + 1, 0
     end
-    local day = day_of_ms(ms)
+    if ms ~= day_ms then
+      day, day_ms = day_of_ms(ms), ms
+    end
     redis.call('XADD', ledger_key(class, day), digits(ms) .. '-' .. digits(count), 'record', record)
     bytes[day] = (bytes[day] or 0) + #record + RECORD_OVERHEAD
   end
