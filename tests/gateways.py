@@ -207,9 +207,13 @@ class InProcess:
 
     async def ledger(self) -> list[Record]:
         """All records, including those that were not written yet. No minute splits refusals."""
+        return without_minutes(await self.ledger_lines())
+
+    async def ledger_lines(self) -> list[tuple[str, Record]]:
+        """The same as they are stored, with positions. Each call ends the minute of refusals."""
         await self.gateway.ledger.write()
         await self.gateway.ledger.append_refusals(ends_minute=True)
-        return without_minutes(await self.gateway.ledger.read(limit=100_000))
+        return await self.gateway.ledger.read(limit=100_000)
 
     async def until_leased(self, count: int) -> None:
         """Waits until `count` requests since the start lead or follow a flight."""

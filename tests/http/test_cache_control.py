@@ -324,7 +324,7 @@ class Table:
         return sum(body["prompt"] == prompt for body in await self.upstream.bodies())
 
     async def records_after(self, count: int) -> list[Record]:
-        return (await self.gateway.ledger())[count:]
+        return [record for _, record in await self.gateway.ledger_lines()][count:]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["sqlite", "redis"])
@@ -352,7 +352,7 @@ async def run_steps(table: Table, prompt: str, steps: Sequence[Step]) -> None:
     known: dict[str, str] = {}
     for number, step in enumerate(steps):
         await asyncio.sleep(step.after_seconds)
-        before, records = await table.calls(prompt), len(await table.gateway.ledger())
+        before, records = await table.calls(prompt), len(await table.gateway.ledger_lines())
         reply = await table.clients[step.key].ask(prompt, n=step.n, headers=step.sent)
         where = f"step {number + 1}: {step}\n{reply.status} {dict(reply.headers)}"
 
