@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import redis
 
 from gateway.assembly import DATABASE
+from gateway.errors import StoreFull
 from gateway.images import Record
-from gateway.store.commands import MAX_REFUSAL_REASONS
-from tests.gateways import InProcess
+from gateway.store.batch import execute
+from gateway.store.commands import MAX_REFUSAL_REASONS, Append
+from tests.gateways import InProcess, Upstream, make_settings, run_gateway
 from tests.http.conftest import OpenGateway
 from tests.waiting import eventually
 
@@ -167,6 +170,37 @@ async def test_a_failed_purchase_without_a_charge_is_a_free_record(
         await alice.ask("[[sim:no-usage]] an otter")
         assert failed.status == 400
         await eventually(lambda: _has(gateway, ["bought"]))
+
+
+async def test_the_background_job_trims_a_full_redis(
+    tmp_path: Path, upstream: Upstream, redis_url: str
+) -> None:
+    """Although it cannot take its turn there. What waited meanwhile is written once."""
+    billing = {"free_records_bytes": "1KiB"}
+    settings = make_settings(tmp_path, upstream.base_url, redis_url, billing=billing)
+    async with run_gateway(settings) as gateway:
+        alice = await gateway.client.with_key("alice")
+        first = await alice.ask()
+        with redis.Redis.from_url(redis_url) as client:
+            await execute(gateway.gateway.store, Append((_hit("old").encode(),) * 3000))
+            client.config_set("maxmemory", 1)
+            try:
+                await eventually(lambda: int(client.hget(f"{BOOKS}ledger", "free")) <= 1024)
+                for i in range(3):
+                    gateway.gateway.ledger.add(_hit(f"req_{i}"))
+                with pytest.raises(StoreFull):
+                    await gateway.gateway.ledger.write()
+            finally:
+                client.config_set("maxmemory", 0)
+        await gateway.gateway.ledger.write()
+        found = [record.id for record in await in_store(gateway)]
+    assert first.status == 200
+    (_bought, *free) = [name for name in found if name != "old"]
+    assert free == ["req_0", "req_1", "req_2"]
+
+
+def _hit(name: str) -> Record:
+    return Record(id=name, request_id=name, time=1e9, key="alice", key_id="k", outcome="hit")
 
 
 @pytest.mark.timed
