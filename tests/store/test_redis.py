@@ -270,6 +270,7 @@ class TestKeys:
             f"{BOOKS}workers": None,
             f"{BOOKS}ledger:{now:%Y-%m-%d}": None,
             f"{BOOKS}ledger-days": None,
+            f"{BOOKS}running-totals": None,
             f"{BOOKS}appended:batch": 3600,
             "igw:value:s:n": 80,
             "igw:value:s:ever": None,
@@ -294,6 +295,7 @@ class TestKeys:
         documented = resources.files("gateway.store.redis").joinpath("keys.py").read_text("utf-8")
         for start in ("schema", "{books}:records:", "{books}:bucket:", "{books}:window:",
                       "{books}:journal:", "{books}:open:", "{books}:workers",
+                      "{books}:running-totals",
                       "{books}:ledger:", "{books}:ledger-days", "{books}:appended:",
                       "value:", "set:", "{bounded}:",
                       "{lru}:used", "{lru}:expires", "{lru}:sizes", "{lru}:total",
@@ -383,7 +385,10 @@ async def _make_every_kind_of_key(store: RedisStore, redis_url: str) -> None:
             commands.Reserve("open", "w", consumptions, b"payload"),
             commands.Reserve("closed", "w", consumptions, b"payload"),
             commands.Receive("closed", b"payload"),
-            commands.Settle("closed", {"images": 1, "usd_micros": 5}, b"record"),
+            commands.Settle(
+                "closed", {"images": 1, "usd_micros": 5}, b"record", totals=("everyone",)
+            ),
+            commands.ReadRunningTotals(("everyone",)),
             commands.OpenJournals(),
             commands.Append((b"record",), batch_id="batch"),
             commands.ReadLedger(),
@@ -929,18 +934,14 @@ class TestScripts:
         assert len(kinds) > 20
         assert kinds <= set(encode.registry)
 
-    def test_the_scripts_compute_the_calendar_as_python_does(self, redis_url: str) -> None:
+    def test_the_scripts_compute_the_day_as_python_does(self, redis_url: str) -> None:
         clock = (LUA / "shared" / "clock.lua").read_text()
         script = (
             clock
             + """
             local found = {}
             for _, time in ipairs(ARGV) do
-              local day, day_ends = day_of(tonumber(time))
-              local month, month_ends = month_of(tonumber(time))
-              for _, item in ipairs({ day, digits(day_ends), month, digits(month_ends) }) do
-                table.insert(found, item)
-              end
+              table.insert(found, (day_of(tonumber(time))))
             end
             return found
         """
@@ -950,15 +951,8 @@ class TestScripts:
         with redis.Redis.from_url(redis_url) as client:
             found = client.eval(script, 0, *(moment * 1_000_000 for moment in moments))
         assert [item.decode() for item in found] == [
-            item for moment in moments for item in _calendar(moment)
+            f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d}" for moment in moments
         ]
-
-
-def _calendar(moment: int) -> tuple[str, str, str, str]:
-    day = datetime.fromtimestamp(moment, UTC).replace(hour=0, minute=0, second=0)
-    next_month = (day.replace(day=1) + timedelta(days=32)).replace(day=1)
-    ends = [int(end.timestamp()) * 1_000_000 for end in (day + timedelta(days=1), next_month)]
-    return f"{day:%Y-%m-%d}", str(ends[0]), f"{day:%Y-%m}", str(ends[1])
 
 
 def test_redacted_url_refuses_other_schemes() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,6 +22,8 @@ class Append(Command[None]):
 
     records: tuple[bytes, ...]
     batch_id: str = field(default_factory=lambda: secrets.token_hex(12))
+    saved: Mapping[str, int] = field(default_factory=dict)
+    """Running total → micro-dollars that the records' images had cost, added in the same step."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,9 @@ CREATE TABLE journals (
     state TEXT NOT NULL CHECK (state IN ('reserved', 'received', 'settled')),
     payload BLOB NOT NULL, consumptions TEXT NOT NULL,
     charge TEXT NOT NULL, presumed INTEGER NOT NULL,
-    remove_after REAL NOT NULL
+    remove_after REAL NOT NULL,
+    windows TEXT NOT NULL DEFAULT '{}', reserved_at REAL, settled_by TEXT NOT NULL DEFAULT '',
+    corrected_from TEXT, unreserved INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX journals_open ON journals (worker) WHERE state != 'settled';
 CREATE INDEX journals_by_removal ON journals (remove_after);
@@ -100,6 +102,10 @@ CREATE TABLE ledger (
     position INTEGER PRIMARY KEY AUTOINCREMENT, day TEXT NOT NULL, record BLOB NOT NULL
 );
 CREATE INDEX ledger_by_day ON ledger (day);
+CREATE TABLE running_totals (
+    name TEXT PRIMARY KEY,
+    charged INTEGER NOT NULL, corrected INTEGER NOT NULL, saved INTEGER NOT NULL
+);
 CREATE TABLE appends (batch_id TEXT PRIMARY KEY, remove_after REAL NOT NULL);
 CREATE INDEX appends_by_removal ON appends (remove_after);
 """

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import orjson
+
 from gateway.store import commands
 from gateway.store.redis.commands.encoding import (
     Argument,
@@ -21,7 +23,11 @@ from gateway.store.redis.keys import Keys
 
 @encode.register
 def _append(command: commands.Append, keys: Keys) -> RedisCommand:
-    arguments: list[Argument] = [command.batch_id, *command.records]
+    arguments: list[Argument] = [
+        command.batch_id,
+        orjson.dumps(dict(command.saved)),
+        *command.records,
+    ]
     return script_command("append", [keys.books], arguments, read=no_result)
 
 

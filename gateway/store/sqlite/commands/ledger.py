@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from gateway.store import commands
 from gateway.store.sqlite.arithmetic import window_at
 from gateway.store.sqlite.commands.registry import reads, writes
+from gateway.store.sqlite.commands.running_totals import add_to_total
 from gateway.store.sqlite.transaction import Transaction
 
 
@@ -17,6 +18,8 @@ def append(tx: Transaction, command: commands.Append) -> None:
         (command.batch_id, tx.now + commands.APPENDED_SECONDS),
     )
     if is_new:
+        for name, usd_micros in command.saved.items():
+            add_to_total(tx, name, saved=usd_micros)
         for record in command.records:
             append_record(tx, record)
 
