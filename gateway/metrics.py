@@ -25,6 +25,8 @@ from prometheus_client import (
     generate_latest,
     multiprocess,
 )
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from gateway import __version__
 
@@ -60,8 +62,17 @@ class Billed(Protocol):
     def tokens(self) -> Mapping[str, int]: ...
     @property
     def cost_micros(self) -> int: ...
+
+
+class BookTotal(Protocol):
+    """A running total of the books, in micro-dollars."""
+
     @property
-    def saved_micros(self) -> int: ...
+    def charged(self) -> int: ...
+    @property
+    def corrected(self) -> int: ...
+    @property
+    def saved(self) -> int: ...
 
 
 class CacheTotals(Protocol):
@@ -355,26 +366,30 @@ class MoneyMetrics:
             "images_total", "Images bought or served", (*account, "size", "quality", "outcome")
         )
         self._cost = create.counters("cost_usd_total", "US dollars charged", account)
-        self._saved = create.counters(
-            "saved_usd_total", "US dollars that served images had cost when bought", account
-        )
 
     def purchased(self, billed: Billed) -> None:
         """Counts a settled purchase, once."""
         account = self._account(billed)
         for kind, count in billed.tokens.items():
-            # A correction may be negative, but a counter cannot fall; the ledger has the
-            # difference.
-            self._tokens[(*account, kind)].inc(max(0, count))
-        self._cost[account].inc(max(0, billed.cost_micros) / 1e6)
-        self._saved[account].inc(billed.saved_micros / 1e6)
-        self._images_of(billed, account).inc(max(0, billed.images))
+            self._tokens[(*account, kind)].inc(count)
+        self._cost[account].inc(billed.cost_micros / 1e6)
+        self._images_of(billed, account).inc(billed.images)
+
+    def corrected(self, difference: Billed) -> None:
+        """Counts a correction of a presumed charge upwards; a counter cannot fall.
+
+        The presumed charge was counted when it was settled. Its tokens were `estimated`, and so is
+        what is added to them here.
+        """
+        account = self._account(difference)
+        self._cost[account].inc(max(0, difference.cost_micros) / 1e6)
+        self._images_of(difference, account).inc(max(0, difference.images))
+        if (tokens := sum(difference.tokens.values())) > 0:
+            self._tokens[(*account, "estimated")].inc(tokens)
 
     def served(self, billed: Billed, images: int) -> None:
-        """Counts images that were served without a purchase, and the saved money."""
-        account = self._account(billed)
-        self._pending.add(self._saved[account], billed.saved_micros / 1e6)
-        self._pending.add(self._images_of(billed, account), images)
+        """Counts images that were served without a purchase."""
+        self._pending.add(self._images_of(billed, self._account(billed)), images)
 
     def _account(self, billed: Billed) -> tuple[str, str, str]:
         key = self._labels.key(billed.key)
@@ -385,6 +400,46 @@ class MoneyMetrics:
     def _images_of(self, billed: Billed, account: tuple[str, str, str]) -> Counter:
         size, quality = self._labels.size(billed.size), self._labels.quality(billed.quality)
         return self._images[(*account, size, quality, billed.outcome)]
+
+
+class _BookCounter(Collector):
+    """A counter that no process counts: its values are read from the books for each scrape."""
+
+    _type = "counter"
+    _labelnames = ("scope", "name")
+    _multiprocess_mode = "livemax"  # every worker, and every gateway, shows the same
+
+    def __init__(self, name: str, text: str) -> None:
+        self._name = f"gateway_{name}"
+        self._text = text
+        self.usd_micros: Mapping[tuple[str, str], int] = {}
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        family = CounterMetricFamily(self._name, self._text, labels=self._labelnames)
+        for labels, usd_micros in self.usd_micros.items():
+            family.add_metric(labels, usd_micros / 1e6)
+        yield family
+
+
+class RunningTotalMetrics:
+    """Money by key, team, everyone and model, as the books have it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._charged = _BookCounter("charged_usd", "US dollars charged")
+        self._corrected = _BookCounter("corrected_usd", "US dollars taken back by corrections")
+        self._saved = _BookCounter("saved_usd", "US dollars that served images had cost")
+        self.register(registry)
+
+    def register(self, registry: CollectorRegistry) -> None:
+        """Shows the counters in a registry."""
+        for counter in (self._charged, self._corrected, self._saved):
+            registry.register(counter)
+
+    def show(self, totals: Mapping[tuple[str, str], BookTotal]) -> None:
+        """Shows these totals, by scope and name, until the next call."""
+        self._charged.usd_micros = {labels: total.charged for labels, total in totals.items()}
+        self._corrected.usd_micros = {labels: total.corrected for labels, total in totals.items()}
+        self._saved.usd_micros = {labels: total.saved for labels, total in totals.items()}
 
 
 class Metrics:
@@ -399,6 +454,7 @@ class Metrics:
         self.upstream = UpstreamMetrics(create, self._labels)
         self.cache = CacheMetrics(create)
         self.money = MoneyMetrics(create, self._labels, pending)
+        self.running_totals = RunningTotalMetrics(self._registry)
         self.config_reload_failures = create.counter(
             "config_reload_failures_total",
             "Policies and certificates not adopted because of a fault",
@@ -443,6 +499,7 @@ class Metrics:
             return generate_latest(self._registry)
         all_workers = CollectorRegistry()
         multiprocess.MultiProcessCollector(all_workers)  # type: ignore[no-untyped-call]
+        self.running_totals.register(all_workers)
         return generate_latest(all_workers)
 
 

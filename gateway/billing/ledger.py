@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
+from gateway.billing.scopes import running_totals
 from gateway.errors import StoreUnavailable
 from gateway.images import LimitSubject, Record, Usage
 from gateway.store.batch import execute
@@ -83,6 +84,7 @@ class Ledger:
         self._refusals: dict[tuple[object, ...], _Refusals] = {}
         self._pending: deque[bytes] = deque(maxlen=MAX_PENDING)
         self._unconfirmed: Append | None = None
+        self._saved: dict[str, int] = {}
         self._hmac_key = b""
 
     def add(self, record: Record) -> None:
@@ -91,6 +93,9 @@ class Ledger:
         if len(self._pending) == MAX_PENDING:
             log.error("ledger_record_dropped", reason="store unavailable for too long")
         self._pending.append(record.encode())
+        if record.saved_micros:
+            for total in running_totals(record):
+                self._saved[total] = self._saved.get(total, 0) + record.saved_micros
 
     def add_refusal(self, record: Record) -> None:
         """Adds the record of a refused request, or counts it if there was one a moment ago."""
@@ -125,7 +130,8 @@ class Ledger:
         while self._unconfirmed is not None or self._pending:
             if self._unconfirmed is None:
                 count = min(BATCH_RECORDS, len(self._pending))
-                self._unconfirmed = Append(tuple(self._pending.popleft() for _ in range(count)))
+                records = tuple(self._pending.popleft() for _ in range(count))
+                self._unconfirmed, self._saved = Append(records, saved=self._saved), {}
             # An append that timed out may have run, or may still run. So it is repeated under its
             # own id before anything new.
             append = self._unconfirmed

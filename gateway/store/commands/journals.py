@@ -20,7 +20,9 @@ class Reservation:
     denied: int | None
     states: tuple[CounterState, ...]
     now: float
-    """The store's time of the reservation in Unix seconds, also if it is repeated."""
+    """The store's time in Unix seconds."""
+    reserved_at: float = 0.0
+    """The same at the first of repeated reservations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,9 @@ class Settlement:
     """The counters of the reservation as they are now; empty for `unknown`."""
     now: float = 0.0
     """The store's time in Unix seconds."""
-    settled_by: str = ""
-    """The worker whose command made the latest charge: after a lost reply `already` may be its own
-    work."""
+    attempt: str = ""
+    """That of the command that made the latest charge. If an earlier reply was lost, `already` may
+    be the work of the same attempt."""
     corrected_from: Mapping[str, int] | None = None
     """The presumed charge that was corrected to `charged`; None if there was no correction."""
     is_unreserved: bool = False
@@ -115,7 +117,8 @@ class Settle(Command[Settlement]):
     record: bytes | None
     presumed: bool = False
     correct: bool = False
-    worker: str = ""
+    attempt: str = ""
+    """The same for all repetitions of a command."""
     lost: LostReservation | None = None
     totals: tuple[str, ...] = ()
     saved_micros: int = 0

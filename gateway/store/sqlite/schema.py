@@ -92,7 +92,7 @@ CREATE TABLE journals (
     payload BLOB NOT NULL, consumptions TEXT NOT NULL,
     charge TEXT NOT NULL, presumed INTEGER NOT NULL,
     remove_after REAL NOT NULL,
-    windows TEXT NOT NULL DEFAULT '{}', reserved_at REAL, settled_by TEXT NOT NULL DEFAULT '',
+    windows TEXT NOT NULL DEFAULT '{}', reserved_at REAL, attempt TEXT NOT NULL DEFAULT '',
     corrected_from TEXT, unreserved INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX journals_open ON journals (worker) WHERE state != 'settled';

@@ -26,8 +26,10 @@ from gateway.store.redis.windows import window_name
 @encode.register
 def _reserve(command: commands.Reserve, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[Any]) -> commands.Reservation:
-        denied, states, now = reply
-        return commands.Reservation(read_index(denied), read_states(states), now / SECOND)
+        denied, states, now, reserved_at = reply
+        return commands.Reservation(
+            read_index(denied), read_states(states), now / SECOND, reserved_at / SECOND
+        )
 
     arguments: list[Argument] = [
         command.purchase,
@@ -49,14 +51,14 @@ def _receive(command: commands.Receive, keys: Keys) -> RedisCommand:
 @encode.register
 def _settle(command: commands.Settle, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[Any]) -> commands.Settlement:
-        status, presumed, charged, states, now, settled_by, before, is_unreserved = reply
+        status, presumed, charged, states, now, attempt, before, is_unreserved = reply
         return commands.Settlement(
             status=status.decode(),
             charged=_read_charge(charged),
             presumed=bool(presumed),
             states=read_states(states),
             now=now / SECOND,
-            settled_by=settled_by.decode(),
+            attempt=attempt.decode(),
             corrected_from=_read_charge(before) if before else None,
             is_unreserved=bool(is_unreserved),
         )
@@ -68,7 +70,7 @@ def _settle(command: commands.Settle, keys: Keys) -> RedisCommand:
         int(command.correct),
         *optional(command.record),
         keys.calendar,
-        command.worker,
+        command.attempt,
         b"" if lost is None else _scopes_of_lost(lost, command.charge, keys),
         b"" if lost is None else lost.record,
         orjson.dumps(command.totals),

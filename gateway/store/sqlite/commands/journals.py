@@ -79,7 +79,7 @@ class _Journal:
     charge: Mapping[str, int]
     presumed: bool
     reserved_at: float | None = None
-    settled_by: str = ""
+    attempt: str = ""
     corrected_from: Mapping[str, int] | None = None
     is_unreserved: bool = False
 
@@ -89,7 +89,7 @@ def reserve(tx: Transaction, command: commands.Reserve) -> commands.Reservation:
     consumptions = command.consumptions
     if (journal := _read_journal(tx, command.purchase)) is not None:
         reserved_at = tx.now if journal.reserved_at is None else journal.reserved_at
-        return commands.Reservation(None, read_consumed(tx, consumptions), reserved_at)
+        return commands.Reservation(None, read_consumed(tx, consumptions), tx.now, reserved_at)
     denied = find_denied(tx, consumptions)
     if denied is None:
         consume_from_buckets(tx, consumptions)
@@ -114,7 +114,7 @@ def reserve(tx: Transaction, command: commands.Reserve) -> commands.Reservation:
         # A worker with an open journal is always registered, so that others can find it.
         record_heartbeat(tx, command.worker)
     states = read_consumed(tx, consumptions, denied=denied)
-    return commands.Reservation(denied, states, tx.now)
+    return commands.Reservation(denied, states, tx.now, tx.now)
 
 
 def _in_window(tx: Transaction, consumption: Consumption) -> _Reserved:
@@ -138,7 +138,10 @@ def _scopes_at(
     """The calendar windows of the subjects at a time."""
     if not subjects:
         return _Scopes()
-    windows = {period: window_at(period, at, tx.calendar) for period in CALENDAR_PERIODS}
+    windows: dict[CalendarPeriod, tuple[str, float]] = {}
+    for period in CALENDAR_PERIODS:
+        label, ends_at = window_at(period, at, tx.calendar)
+        windows[period] = label, ends_at  # a plain tuple, which orjson can write
     return _Scopes(subjects, amounts, windows)
 
 
@@ -217,7 +220,7 @@ def settle(tx: Transaction, command: commands.Settle) -> commands.Settlement:
         journal,
         charge=command.charge,
         presumed=command.presumed and not journal.is_settled,
-        settled_by=command.worker,
+        attempt=command.attempt,
         corrected_from=journal.charge if journal.is_settled else None,
     )
     _write_settled(tx, command.purchase, settled)
@@ -252,13 +255,13 @@ def _write_settled(tx: Transaction, purchase: str, journal: _Journal) -> None:
     before = journal.corrected_from
     tx.execute(
         "UPDATE journals SET state = 'settled', payload = x'', windows = ?, charge = ?,"
-        " presumed = ?, settled_by = ?, corrected_from = ?, unreserved = ?, remove_after = ?"
+        " presumed = ?, attempt = ?, corrected_from = ?, unreserved = ?, remove_after = ?"
         " WHERE purchase = ?",
         (
             orjson.dumps(journal.scopes).decode(),
             orjson.dumps(dict(journal.charge)).decode(),
             journal.presumed,
-            journal.settled_by,
+            journal.attempt,
             None if before is None else orjson.dumps(dict(before)).decode(),
             journal.is_unreserved,
             tx.now + CLOSED_JOURNAL_SECONDS,
@@ -276,7 +279,7 @@ def _settlement(
         journal.presumed,
         tuple(read_counter(tx, reserved.counter) for reserved in journal.consumptions),
         now=tx.now,
-        settled_by=journal.settled_by,
+        attempt=journal.attempt,
         corrected_from=journal.corrected_from,
         is_unreserved=journal.is_unreserved,
     )
@@ -284,13 +287,13 @@ def _settlement(
 
 def _read_journal(tx: Transaction, purchase: str) -> _Journal | None:
     row = tx.fetch_one(
-        "SELECT state, consumptions, windows, charge, presumed, reserved_at, settled_by,"
+        "SELECT state, consumptions, windows, charge, presumed, reserved_at, attempt,"
         " corrected_from, unreserved FROM journals WHERE purchase = ? AND remove_after > ?",
         (purchase, tx.now),
     )
     if row is None:
         return None
-    state, consumptions, windows, charge, presumed, reserved_at, settled_by, before, lost = row
+    state, consumptions, windows, charge, presumed, reserved_at, attempt, before, lost = row
     return _Journal(
         state == "settled",
         tuple(decode_fields(_Reserved, one) for one in orjson.loads(consumptions)),
@@ -298,7 +301,7 @@ def _read_journal(tx: Transaction, purchase: str) -> _Journal | None:
         charge=orjson.loads(charge),
         presumed=bool(presumed),
         reserved_at=reserved_at,
-        settled_by=settled_by,
+        attempt=attempt,
         corrected_from=None if before is None else orjson.loads(before),
         is_unreserved=bool(lost),
     )

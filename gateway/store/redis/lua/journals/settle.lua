@@ -1,13 +1,13 @@
 -- KEYS: books. ARGV: purchase, presumed, correct, has a record (each '1' or '0'), the record, the
--- calendar, the worker, subjects, amounts and windows as JSON for a purchase without a journal
+-- calendar, the attempt, subjects, amounts and windows as JSON for a purchase without a journal
 -- ('' = it is charged nothing), its record, the names of running totals as JSON, the saved
 -- micro-dollars, then the charge as unit, amount, ….
--- Returns status, presumed (1 or 0), the charge as unit, amount, …, the states, now, the worker that
+-- Returns status, presumed (1 or 0), the charge as unit, amount, …, the states, now, the attempt that
 -- made the charge, the charge before a correction as unit, amount, … ('' = none), and whether there
 -- was no reservation (1 or 0).
 local purchase, is_presumed, corrects = ARGV[1], ARGV[2] == '1', ARGV[3] == '1'
 local record = ARGV[4] == '1' and ARGV[5]
-local worker, scopes_if_lost, record_if_lost = ARGV[7], ARGV[8], ARGV[9]
+local attempt, scopes_if_lost, record_if_lost = ARGV[7], ARGV[8], ARGV[9]
 local totals, saved = cjson.decode(ARGV[10]), tonumber(ARGV[11])
 local charge = read_charge(ARGV, 12)
 local key = journal_key(purchase)
@@ -29,7 +29,7 @@ local function result(status, journal)
   return {
     status, tonumber(journal.presumed), flatten_charge(unpack_charge(journal.charged)),
     states(reread_consumptions(cjson.decode(journal.consumptions))), now,
-    journal.settled_by or '', before and flatten_charge(unpack_charge(before)) or '',
+    journal.attempt or '', before and flatten_charge(unpack_charge(before)) or '',
     tonumber(journal.unreserved or 0),
   }
 end
@@ -53,9 +53,9 @@ local function write_charge(journal, counters, before)
   if record then
     append_record(ledger_day(), record)
   end
-  journal.settled_by = worker
+  journal.attempt = attempt
   redis.call('HSET', key, 'state', 'settled', 'charged', journal.charged,
-    'presumed', journal.presumed, 'settled_by', worker)
+    'presumed', journal.presumed, 'attempt', attempt)
   redis.call('EXPIRE', key, CLOSED_SECONDS)
 end
 

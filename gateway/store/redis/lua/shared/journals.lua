@@ -1,5 +1,5 @@
 -- Journals: one hash per purchase with state, worker, payload, at (its time), consumptions and
--- windows; once closed with charged, presumed and settled_by instead of the payload. Numbers in JSON
+-- windows; once closed with charged, presumed and attempt instead of the payload. Numbers in JSON
 -- are text, so none loses digits.
 
 local CLOSED_SECONDS = 7 * 86400 -- commands.CLOSED_JOURNAL_SECONDS
