@@ -236,6 +236,7 @@ def make_settings(
         "workers": {},
         "cache": {},
         "rehost": {},
+        "billing": {},
     }
     for name, section in given.items():
         sections[name] |= section
