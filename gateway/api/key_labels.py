@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from gateway.api.services import Services
 from gateway.billing.scopes import KeyNames
 from gateway.metrics import MAX_KEYS
+
+FEW_KEYS: Final = 500
+"""Keys, revoked ones included, that are listed for each scrape; more only in the background."""
 
 
 async def label_keys(services: Services) -> None:
@@ -17,13 +22,13 @@ async def label_keys(services: Services) -> None:
     active = [record for record in records if record.revoked_at is None][:MAX_KEYS]
     services.metrics.use_keys(record.name for record in active)
     services.running_totals.keys = [KeyNames(r.id, r.name, r.team) for r in active]
+    services.running_totals.are_keys_few = len(records) <= FEW_KEYS
 
 
 async def show_running_totals(services: Services) -> None:
     """Reads the running totals of money for the metrics. Raises `StoreUnavailable`."""
-    # While there are few keys, a new one is there from its first second. Many are listed in the
-    # background only.
-    if len(services.running_totals.keys) < MAX_KEYS:
+    # So a new key is there from its first second. Listing many would stop the event loop.
+    if services.running_totals.are_keys_few:
         await label_keys(services)
     models = services.policy().catalog.models
     services.metrics.running_totals.show(await services.running_totals.read(models))

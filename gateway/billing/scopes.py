@@ -41,6 +41,8 @@ class RunningTotals:
         self._store = store
         self.keys: Sequence[KeyNames] = ()
         """Those that are shown; the caller bounds them."""
+        self.are_keys_few = True
+        """Whether the caller can list the keys for each read."""
 
     async def read(self, models: Iterable[str]) -> Mapping[tuple[str, str], RunningTotal]:
         """By scope and name, each there from the start. Raises `StoreUnavailable`."""

@@ -69,7 +69,8 @@ local function open_window(subject, name, ends)
   local window = opened_windows[key]
   if not window then
     local stored = redis.call('HGETALL', key)
-    window = { key = key, ends = ends, is_new = #stored == 0, fields = {}, changed = {} }
+    window =
+      { key = key, ends = ends, is_new = #stored == 0, fields = {}, changed = {}, counters = {} }
     for i = 1, #stored, 2 do
       window.fields[stored[i]] = tonumber(stored[i + 1])
     end

@@ -35,32 +35,31 @@ end
 -- is_charged}: those of its consumptions, and of every subject in `scopes` (subjects, amounts and
 -- windows) all others. The concurrency window is not charged; it only counts reserved amounts.
 local function reserved_counters(consumptions, scopes)
-  local counters, by_name = {}, {}
-  local function add(subject, unit, amount, name, ends)
-    local window = open_window(subject, name, ends)
-    local counter = { window = window, unit = unit, amount = amount, is_charged = ends ~= nil }
+  local counters = {}
+  local function add(window, unit, amount)
+    local counter =
+      { window = window, unit = unit, amount = amount, is_charged = window.ends ~= nil }
     counters[#counters + 1] = counter
-    by_name[unit .. ' ' .. window.key] = counter
-  end
-  local function find(subject, unit, name)
-    return by_name[unit .. ' ' .. BOOKS .. 'window:' .. subject .. ':' .. name]
+    window.counters[unit] = counter
   end
   for _, item in ipairs(consumptions) do
-    local subject, unit, period, amount, name = item[1], item[2], item[3], item[5], item[6]
-    if period ~= 'minute' then
-      local counter = find(subject, unit, name)
+    local unit, amount = item[2], tonumber(item[5])
+    if item[3] ~= 'minute' then
+      local window = open_window(item[1], item[6], tonumber(item[7]))
+      local counter = window.counters[unit]
       if counter then
-        counter.amount = counter.amount + tonumber(amount)
+        counter.amount = counter.amount + amount
       else
-        add(subject, unit, tonumber(amount), name, tonumber(item[7]))
+        add(window, unit, amount)
       end
     end
   end
   for _, subject in ipairs(scopes.subjects) do
-    for _, window in ipairs(scopes.windows) do
+    for _, packed in ipairs(scopes.windows) do
+      local window = open_window(subject, packed[1], tonumber(packed[2]))
       for unit, amount in pairs(scopes.amounts) do
-        if not find(subject, unit, window[1]) then
-          add(subject, unit, tonumber(amount), window[1], tonumber(window[2]))
+        if not window.counters[unit] then
+          add(window, unit, tonumber(amount))
         end
       end
     end
