@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,12 +16,21 @@ from gateway import assembly
 from gateway.assembly import DATABASE, open_store
 from gateway.calendar import Calendar
 from gateway.errors import StoreUnavailable
-from gateway.images import Record
+from gateway.images import Amounts, Record
 from gateway.limits import CALENDAR_PERIODS
 from gateway.store.batch import execute
 from gateway.store.commands import Counter, OpenJournals, PeekCounters, Settle
+from gateway.store.protocol import Store
 from gateway.store.sqlite.connection import connect
-from tests.gateways import Client, InProcess, Spent, Upstream, read_spent
+from tests.gateways import (
+    Client,
+    InProcess,
+    Spent,
+    Upstream,
+    open_to_both,
+    read_spent,
+    run_processes,
+)
 from tests.http.conftest import OpenGateway
 from tests.http.test_recovery import QUICK, SLOW, LosesResult, until_purchases
 from tests.journals import estimate, leave_purchase
@@ -323,6 +333,76 @@ async def test_a_late_correction_is_counted_once_in_every_metric(
         assert usd == pytest.approx([0, presumed.cost_micros / 1e6])
         assert tokens == [0, sum(presumed.tokens.values())]
         assert images == [0, presumed.images]
+
+
+class LosesCorrection:
+    """A store that executes the first correction, but loses its result."""
+
+    def __init__(self, store: Store) -> None:
+        self.name = store.name
+        self.watch = store.watch
+        self._store = store
+        self.has_lost = False
+
+    async def execute(self, commands: Sequence[Any]) -> list[Any]:
+        results = await self._store.execute(commands)
+        corrects = any(isinstance(command, Settle) and command.correct for command in commands)
+        if corrects and not self.has_lost:
+            self.has_lost = True
+            raise StoreUnavailable
+        return results
+
+
+async def test_a_correction_upwards_whose_reply_was_lost_is_counted_once(
+    open_gateway: OpenGateway, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "gateway.purchasing.purchase.charge_answer",
+        lambda *given, **more: (Amounts(1, 9000, 500_000), ("over_estimate",)),
+    )
+    async with open_gateway(workers=SLOW) as late, open_gateway(workers=QUICK) as recoverer:
+        settlements = late.gateway.recovery._settlements
+        settlements._store = losing = LosesCorrection(settlements._store)
+        alice = await late.client.with_key()
+        async with upstream.hold():
+            asking = asyncio.create_task(alice.ask("a late otter"))
+            (presumed,) = await until_purchases(recoverer, 1)
+        await asking
+        async with generous():
+            await late.gateway.tasks.drain()
+        _, correction = await until_purchases(recoverer, 2)
+
+        assert losing.has_lost
+        assert presumed.cost_micros + correction.cost_micros == 500_000 > presumed.cost_micros
+        usd = [await counted(gateway, "cost_usd_total") for gateway in (late, recoverer)]
+        assert usd == pytest.approx([correction.cost_micros / 1e6, presumed.cost_micros / 1e6])
+        tokens = [await counted(gateway, "tokens_total") for gateway in (late, recoverer)]
+        assert sum(tokens) == sum(presumed.tokens.values())  # more than those that came
+        shown = await running(late)
+        assert shown["charged", "everyone", ""] == 500_000
+        assert shown["corrected", "everyone", ""] == 0
+        assert await usd_micros(late, "everyone") == (500_000,) * 3
+
+
+async def test_every_worker_shows_the_same_running_totals_once(
+    tmp_path: Path, upstream: Upstream, store_url: str | None
+) -> None:
+    async with run_processes(
+        tmp_path / "two", upstream.base_url, workers=2, redis_url=store_url
+    ) as (processes, client):
+        alice = await client.with_key("alice")
+        for number in range(4):
+            await alice.ask(f"otter {number % 3}")
+        spent = cost(await processes.records(4))
+        async with open_to_both(processes, client) as connections:
+            for connection in connections.values():
+                samples = await connection.metrics()
+                found = [
+                    value
+                    for name, value in samples.items()
+                    if name.startswith("gateway_charged_usd_total{") and "alice" in name
+                ]
+                assert found == [pytest.approx(spent / 1e6)]
 
 
 async def test_a_recovery_whose_reply_was_lost_is_counted_once(open_gateway: OpenGateway) -> None:
