@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
+from zoneinfo import ZoneInfo
 
 from pydantic import SecretStr
 
@@ -26,6 +27,7 @@ from gateway.access.signing import EXPIRY_STEPS, Signing
 from gateway.api.open_requests import OpenRequests
 from gateway.api.services import ApiSettings, Health, Services
 from gateway.billing.ledger import Ledger, LedgerSettings
+from gateway.billing.scopes import RunningTotals
 from gateway.cache.blobs import Blobs, BlobsSettings, Observer
 from gateway.cache.entries import Entries, EntriesSettings
 from gateway.cache.ephemeral_blobs import EphemeralBlobs
@@ -38,6 +40,7 @@ from gateway.cache.partial_images import PartialImages
 from gateway.cache.tags import Tags
 from gateway.cache.takedowns import Takedowns
 from gateway.cache.transcoding import Transcoding
+from gateway.calendar import Calendar
 from gateway.configuration.expand import ConfigError
 from gateway.configuration.fields import token_weakness
 from gateway.configuration.settings import Settings
@@ -81,14 +84,17 @@ async def open_store(settings: Settings) -> AsyncIterator[tuple[Store, BlobStore
     An embedded store must exist. A Redis may be empty, and may be unavailable for now.
     """
     folder = settings.store.data_dir
+    calendar = Calendar(ZoneInfo(settings.billing.time_zone))
     store: Store
     blobs: BlobStore
     async with AsyncExitStack() as stack:
         if settings.store.redis_url is not None:
             url = settings.store.redis_url.get_secret_value()
-            store = await stack.enter_async_context(open_redis_store(url))
+            store = await stack.enter_async_context(open_redis_store(url, calendar=calendar))
         else:
-            store = await stack.enter_async_context(open_sqlite_store(folder / DATABASE))
+            store = await stack.enter_async_context(
+                open_sqlite_store(folder / DATABASE, calendar=calendar)
+            )
         if settings.store.blobs_url is not None:
             url = settings.store.blobs_url.get_secret_value()
             blobs = await stack.enter_async_context(open_blob_store(url))
@@ -111,7 +117,8 @@ async def open_existing_store(settings: Settings) -> AsyncIterator[Store]:
             yield store
         return
     url = settings.store.redis_url.get_secret_value()
-    async with open_redis_store(url, may_create=False) as store:
+    calendar = Calendar(ZoneInfo(settings.billing.time_zone))
+    async with open_redis_store(url, may_create=False, calendar=calendar) as store:
         await store.check_schema()
         yield store
 
@@ -294,7 +301,6 @@ def wire_gateway(
     recovery = Recovery(
         store,
         settlements,
-        metrics.money,
         worker=worker,
         expires_after_seconds=settings.workers.dead_after_seconds,
     )
@@ -344,6 +350,7 @@ def wire_gateway(
         cache=cache,
         policy=policy,
         metrics=metrics,
+        running_totals=RunningTotals(store),
         health=health,
         body_thread=body_thread,
         clock=time.time,

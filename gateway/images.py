@@ -292,7 +292,8 @@ class Record(NamedTuple):
     """The purchase's, or the request's if it bought nothing."""
     request_id: str
     time: float
-    """Unix seconds."""
+    """Unix seconds: of the store at the purchase's reservation, else at the request's admission; of
+    the gateway if the store was not asked."""
     key: str
     key_id: str
     team: str | None = None
@@ -317,6 +318,9 @@ class Record(NamedTuple):
     fingerprint: str | None = None
     corrects: str | None = None
     """The id of the record whose presumed charge this one corrects by the difference."""
+    corrected_at: float | None = None
+    """Of a correction: the store's time in Unix seconds. Its `time` is that of the record that it
+    corrects."""
     client_address: str | None = None
     """Where the request came from, behind trusted proxies; None in records of older gateways."""
     count: int | None = None  # type: ignore[assignment]  # `tuple.count` is of no use here

@@ -19,9 +19,14 @@ Unit: TypeAlias = Literal["requests", "images", "tokens", "usd_micros", "purchas
 """An admission counts one of `requests`. A purchase reserves one of `purchases`, and it reserves
 and is charged the others (`images.Amounts`)."""
 
-Period: TypeAlias = Literal["minute", "day", "month", "concurrency"]
-"""`minute` is a token bucket, `day` and `month` are UTC calendar windows, and `concurrency` counts
-the reservations of open purchases."""
+CalendarPeriod: TypeAlias = Literal["day", "week", "month"]
+"""The windows of `calendar.Calendar`."""
+
+Period: TypeAlias = Literal["minute", "day", "week", "month", "concurrency"]
+"""`minute` is a token bucket, `day`, `week` and `month` are calendar windows, and `concurrency`
+counts the reservations of open purchases."""
+
+CALENDAR_PERIODS: Final[tuple[CalendarPeriod, ...]] = get_args(CalendarPeriod)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ def _problem(row: Limit) -> str | None:
         return (
             f"an admission takes from token buckets only; use period 'minute', not '{row.period}'"
         )
-    if row.unit == "purchases" and row.period in ("day", "month"):
+    if row.unit == "purchases" and row.period in CALENDAR_PERIODS:
         return (
             "a settled purchase is charged images, tokens and money, so purchases are counted "
             "only while they are open; use period 'minute' or 'concurrency'"
@@ -91,6 +96,7 @@ _ROWS: Final = (
     Limit("images_per_day", "images", "day"),
     Limit("tokens_per_day", "tokens", "day"),
     Limit("usd_per_day", "usd_micros", "day"),
+    Limit("usd_per_week", "usd_micros", "week"),
     Limit("usd_per_month", "usd_micros", "month"),
 )
 

@@ -15,12 +15,12 @@ from typing import Final
 import structlog
 
 from gateway.access.policy import PolicySource
+from gateway.api.key_labels import label_keys
 from gateway.assembly import Gateway, OpenLinks, open_gateway
 from gateway.billing.ledger import WRITE_EVERY_SECONDS
 from gateway.cache.takedowns import REFRESH_SECONDS
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreFull, StoreUnavailable
-from gateway.metrics import MAX_KEYS
 from gateway.store.batch import execute
 from gateway.store.commands import LEDGER_END, Deregister, Heartbeat, SetValue, Sweep
 from gateway.upstream.fetch import open_link_fetcher
@@ -64,7 +64,7 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("eviction", 5.0, blobs.evict_to_bound),
         Job("untracked_blobs", TRACK_UNTRACKED_SECONDS, lambda: track_untracked(gateway)),
         Job("sweep", 60.0, lambda: sweep(gateway)),
-        Job("key_labels", 60.0, lambda: label_keys(gateway)),
+        Job("key_labels", 60.0, lambda: label_keys(gateway.services)),
     )
 
 
@@ -224,15 +224,3 @@ async def sweep(gateway: Gateway) -> None:
         continue
     await gateway.blob_store.sweep(MAX_SWEPT)
     await gateway.blob_store.ephemeral().sweep(MAX_SWEPT)
-
-
-async def label_keys(gateway: Gateway) -> None:
-    """Tells the metrics which keys may have labels of their own: the oldest active ones.
-
-    Listing the keys also makes them known to this worker. One that knew none, as after a restart,
-    would refuse them all while their clients' address is over its failed attempts.
-    """
-    services = gateway.services
-    records = await services.keys.list_keys()
-    active = [record.name for record in records if record.revoked_at is None]
-    services.metrics.use_keys(active[:MAX_KEYS])

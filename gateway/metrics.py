@@ -27,6 +27,7 @@ from prometheus_client import (
 )
 
 from gateway import __version__
+from gateway.book_metrics import RunningTotalMetrics
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -60,8 +61,6 @@ class Billed(Protocol):
     def tokens(self) -> Mapping[str, int]: ...
     @property
     def cost_micros(self) -> int: ...
-    @property
-    def saved_micros(self) -> int: ...
 
 
 class CacheTotals(Protocol):
@@ -355,26 +354,30 @@ class MoneyMetrics:
             "images_total", "Images bought or served", (*account, "size", "quality", "outcome")
         )
         self._cost = create.counters("cost_usd_total", "US dollars charged", account)
-        self._saved = create.counters(
-            "saved_usd_total", "US dollars that served images had cost when bought", account
-        )
 
     def purchased(self, billed: Billed) -> None:
         """Counts a settled purchase, once."""
         account = self._account(billed)
         for kind, count in billed.tokens.items():
-            # A correction may be negative, but a counter cannot fall; the ledger has the
-            # difference.
-            self._tokens[(*account, kind)].inc(max(0, count))
-        self._cost[account].inc(max(0, billed.cost_micros) / 1e6)
-        self._saved[account].inc(billed.saved_micros / 1e6)
-        self._images_of(billed, account).inc(max(0, billed.images))
+            self._tokens[(*account, kind)].inc(count)
+        self._cost[account].inc(billed.cost_micros / 1e6)
+        self._images_of(billed, account).inc(billed.images)
+
+    def corrected(self, difference: Billed) -> None:
+        """Counts a correction of a presumed charge upwards; a counter cannot fall.
+
+        The presumed charge was counted when it was settled. Its tokens were `estimated`, and so is
+        what is added to them here.
+        """
+        account = self._account(difference)
+        self._cost[account].inc(max(0, difference.cost_micros) / 1e6)
+        self._images_of(difference, account).inc(max(0, difference.images))
+        if (tokens := sum(difference.tokens.values())) > 0:
+            self._tokens[(*account, "estimated")].inc(tokens)
 
     def served(self, billed: Billed, images: int) -> None:
-        """Counts images that were served without a purchase, and the saved money."""
-        account = self._account(billed)
-        self._pending.add(self._saved[account], billed.saved_micros / 1e6)
-        self._pending.add(self._images_of(billed, account), images)
+        """Counts images that were served without a purchase."""
+        self._pending.add(self._images_of(billed, self._account(billed)), images)
 
     def _account(self, billed: Billed) -> tuple[str, str, str]:
         key = self._labels.key(billed.key)
@@ -399,6 +402,7 @@ class Metrics:
         self.upstream = UpstreamMetrics(create, self._labels)
         self.cache = CacheMetrics(create)
         self.money = MoneyMetrics(create, self._labels, pending)
+        self.running_totals = RunningTotalMetrics(self._registry)
         self.config_reload_failures = create.counter(
             "config_reload_failures_total",
             "Policies and certificates not adopted because of a fault",
@@ -443,6 +447,7 @@ class Metrics:
             return generate_latest(self._registry)
         all_workers = CollectorRegistry()
         multiprocess.MultiProcessCollector(all_workers)  # type: ignore[no-untyped-call]
+        self.running_totals.register(all_workers)
         return generate_latest(all_workers)
 
 

@@ -128,7 +128,7 @@ async def test_all_limits_of_the_table_are_enforced_together(open_store: OpenSto
         ),
         (
             [Limit("x", "images", "hour")],  # type: ignore[arg-type]
-            "limit 'x': unknown period 'hour'; use one of minute, day, month, concurrency",
+            "limit 'x': unknown period 'hour'; use one of minute, day, week, month, concurrency",
         ),
         (
             [Limit("x", "images", "minute", at_admission=True)],

@@ -9,7 +9,9 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from gateway.api.http.json import json_response
+from gateway.api.key_labels import show_running_totals
 from gateway.api.services import SERVICES
+from gateway.errors import StoreUnavailable
 from gateway.metrics import CONTENT_TYPE
 
 NO_STORE: Final[Mapping[str, str]] = {hdrs.CACHE_CONTROL: "no-store"}
@@ -40,6 +42,11 @@ async def readyz(request: web.Request) -> web.Response:
 
 async def metrics(request: web.Request) -> web.Response:
     """The metrics of all workers in Prometheus' text form."""
+    services = request.app[SERVICES]
+    try:
+        await show_running_totals(services)
+    except StoreUnavailable:
+        services.metrics.running_totals.show({})  # not what they were at some earlier time
     # In a thread: a thousand series take milliseconds.
-    body = await asyncio.to_thread(request.app[SERVICES].metrics.render)
+    body = await asyncio.to_thread(services.metrics.render)
     return web.Response(body=body, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})

@@ -17,6 +17,7 @@ from gateway.access.keys import Keys
 from gateway.access.policy import Policy
 from gateway.access.signing import Signing
 from gateway.api.open_requests import OpenRequests
+from gateway.billing.scopes import RunningTotals
 from gateway.cache.blobs import Blobs
 from gateway.cache.image_index import ImageIndex
 from gateway.cache.invalidation import Invalidation
@@ -80,6 +81,7 @@ class Services:
     policy: Callable[[], Policy]
     """The current policy; a request takes one snapshot."""
     metrics: Metrics
+    running_totals: RunningTotals
     health: Health
     body_thread: SerialThread
     """Reads large request bodies."""

@@ -22,6 +22,7 @@ from typing import Final
 import structlog
 from pydantic import BaseModel, ConfigDict
 
+from gateway.billing.scopes import running_totals
 from gateway.errors import StoreUnavailable
 from gateway.images import LimitSubject, Record, Usage
 from gateway.store.batch import execute
@@ -128,6 +129,7 @@ class Ledger:
         self._begin_series()
         self._unfolded = 0
         self._unfolded_logged_at = -LOG_EVERY_SECONDS
+        self._saved: dict[str, int] = {}
         self._hmac_key = b""
 
     @property
@@ -144,6 +146,9 @@ class Ledger:
         if len(self._pending) == MAX_PENDING:
             self._dropped += 1  # `append` drops the oldest one
         self._pending.append(record.encode())
+        if record.saved_micros:
+            for total in running_totals(record):
+                self._saved[total] = self._saved.get(total, 0) + record.saved_micros
 
     def add_refusal(self, record: Record) -> None:
         """Counts a refused request. Its minute's record is that of the first one."""
@@ -201,9 +206,10 @@ class Ledger:
     def _next_append(self) -> Append:
         count = min(BATCH_RECORDS, len(self._pending))
         records = tuple(self._pending.popleft() for _ in range(count))
+        saved, self._saved = self._saved, {}
         reasons = list(self._refused)[:BATCH_REFUSALS]
         refusals = tuple(_count(self._refused.pop(reason)) for reason in reasons)
-        return Append(records, refusals, writer=self._writer, number=self._number + 1)
+        return Append(records, refusals, writer=self._writer, number=self._number + 1, saved=saved)
 
     async def append_refusals(self, *, ends_minute: bool = False) -> None:
         """Appends the records of refusals whose minute is over. Raises `StoreUnavailable`."""

@@ -4,9 +4,9 @@ Two steps, each all or nothing on the store's clock: *admission* of every valid 
 *reservation* before a purchase, which also opens the purchase's journal. A reservation is settled
 exactly once. The journal's payload is opaque here; it is `purchasing.journal`.
 
-Counters of days and months are kept for every key, limited or not: a limit that is set tomorrow
-also counts today's spending. The table of limits is `limits`; estimates and charges are
-`billing.pricing`.
+The windows of day, week and month are kept for every key, its team and everyone, limited or not: a
+limit that is set tomorrow also counts today's spending. The table of limits is `limits`; estimates
+and charges are `billing.pricing`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
+from gateway.billing.scopes import limit_subjects, running_totals
 from gateway.errors import ErrorCode, LimitExceeded
-from gateway.images import Amounts, LimitSubject
+from gateway.images import Amounts, LimitSubject, Record
 from gateway.limits import LIMITS, Limit
 from gateway.store.batch import Batch, Result
 from gateway.store.commands import (
@@ -25,6 +26,7 @@ from gateway.store.commands import (
     Consumption,
     Counter,
     CounterState,
+    LostReservation,
     PeekCounters,
     Receive,
     Reservation,
@@ -35,6 +37,9 @@ from gateway.store.commands import (
 
 SPACE: Final = "keys"
 """The store's space of key records, which an admission compares."""
+
+UNRESERVED: Final = "unreserved"
+"""The flag of a record whose reservation the store had lost."""
 
 _SHOWN: Final = frozenset({"requests", "images", "tokens"})
 """The units whose limits show in headers."""
@@ -69,7 +74,9 @@ class _Prepared(NamedTuple):
     limits: tuple[tuple[Limit, int], ...]
     """With their maxima, in the order of the consumptions of `admit_and_peek`."""
     reserved: tuple[tuple[Limit, Counter], ...]
-    """The counters that a purchase reserves from, including windows without a limit."""
+    """The counters that may deny a purchase, and the number of open ones."""
+    subjects: tuple[str, ...]
+    """Those in whose windows a purchase counts, with or without a limit."""
 
 
 # ── commands ────────────────────────────────────────────────────────────────────────────────
@@ -111,7 +118,16 @@ def reserve(
     payload: bytes,
 ) -> Result[Reservation]:
     """Reserves a purchase's estimate and opens its journal, or refuses."""
-    return batch.add(Reserve(purchase, worker, _reserved_amounts(subject, estimate), payload))
+    return batch.add(
+        Reserve(
+            purchase,
+            worker,
+            _reserved_amounts(subject, estimate),
+            payload,
+            subjects=_prepared(subject).subjects,
+            amounts=_by_unit(estimate),
+        )
+    )
 
 
 def receive(
@@ -126,13 +142,37 @@ def settle(
     purchase: str,
     charge: Amounts,
     *,
-    record: bytes | None,
+    record: Record | None,
+    attempt: str = "",
     presumed: bool = False,
     correct: bool = False,
 ) -> Result[Settlement]:
-    """Closes a journal: counters, ledger record and state in one step, exactly once."""
-    amounts = {"images": charge.images, "tokens": charge.tokens, "usd_micros": charge.usd_micros}
-    return batch.add(Settle(purchase, amounts, record, presumed=presumed, correct=correct))
+    """Closes a journal: counters, ledger record and state in one step, exactly once.
+
+    A record is charged even if the store has lost the journal; it then has the flag `unreserved`.
+    Without a record, nothing but an existing journal is settled.
+    """
+    if record is None:
+        return batch.add(Settle(purchase, _by_unit(charge), None, presumed, correct, attempt))
+    unreserved = record.but(flags=(*record.flags, UNRESERVED))
+    subjects = limit_subjects(record.key_id, record.team)
+    return batch.add(
+        Settle(
+            purchase,
+            _by_unit(charge),
+            record.encode(),
+            presumed=presumed,
+            correct=correct,
+            attempt=attempt,
+            lost=LostReservation(subjects, record.time, unreserved.encode()),
+            totals=running_totals(record),
+            saved_micros=record.saved_micros,
+        )
+    )
+
+
+def _by_unit(amounts: Amounts) -> dict[str, int]:
+    return {"images": amounts.images, "tokens": amounts.tokens, "usd_micros": amounts.usd_micros}
 
 
 def _prepared(subject: LimitSubject) -> _Prepared:
@@ -148,20 +188,22 @@ def _prepare(subject: LimitSubject) -> _Prepared:
     limits.sort(key=lambda limit: limit.unit not in _SHOWN)
     # An amount of 0 only peeks: an admission takes its one request from the buckets of requests.
     consumptions = tuple(
-        Consumption(_counter(subject, limit), int(limit.at_admission)) for limit in limits
+        Consumption(_counter(subject, limit), int(limit.at_admission and limit.period == "minute"))
+        for limit in limits
     )
     shown = tuple(c for c in consumptions if c.counter.unit in _SHOWN)
-    # Windows count without a limit too. A bucket without a limit has no capacity to take from.
+    # Calendar windows count without a limit too, by subject. A bucket without one is not stored.
     reserved = [
         limit
         for limit in LIMITS.values()
-        if not limit.at_admission and (limit.period != "minute" or limit in limits)
+        if not limit.at_admission and (limit.period == "concurrency" or limit in limits)
     ]
     return _Prepared(
         Admit(SPACE, subject.key_id, subject.record, shown),
         Admit(SPACE, subject.key_id, subject.record, consumptions),
         limits=tuple((limit, subject.limits[limit.name]) for limit in limits),
         reserved=tuple((limit, _counter(subject, limit)) for limit in reserved),
+        subjects=limit_subjects(subject.key_id, subject.team),
     )
 
 
@@ -171,12 +213,7 @@ def _counter(subject: LimitSubject, limit: Limit) -> Counter:
 
 
 def _reserved_amounts(subject: LimitSubject, estimate: Amounts) -> tuple[Consumption, ...]:
-    amounts = {
-        "images": estimate.images,
-        "tokens": estimate.tokens,
-        "usd_micros": estimate.usd_micros,
-        "purchases": 1,
-    }
+    amounts = {**_by_unit(estimate), "purchases": 1}
     return tuple(
         Consumption(counter, amounts[counter.unit]) for _, counter in _prepared(subject).reserved
     )
@@ -211,9 +248,12 @@ def reservation_states(subject: LimitSubject, states: Sequence[CounterState]) ->
 
 def charged(settlement: Settlement) -> Amounts:
     """The charge of a closed journal."""
-    return Amounts(
-        **{unit: settlement.charged.get(unit, 0) for unit in ("images", "tokens", "usd_micros")}
-    )
+    return as_amounts(settlement.charged)
+
+
+def as_amounts(by_unit: Mapping[str, int]) -> Amounts:
+    """Amounts as the store's commands have them."""
+    return Amounts(**{unit: by_unit.get(unit, 0) for unit in ("images", "tokens", "usd_micros")})
 
 
 # ── refusals ────────────────────────────────────────────────────────────────────────────────

@@ -164,6 +164,7 @@ class Images:
             context.subject,
             record=record,
             clock=self._clock,
+            started_at=context.time,
             summary=context.purchase,
             tags=query.headers.tags,
         )

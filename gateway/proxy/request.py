@@ -168,6 +168,7 @@ class Proxy:
             context.use_key(await self._keys.authenticate(context.secret))
             return False
         self._keys.mark_confirmed(context.key)
+        context.record = context.record.but(time=admission.now)
         context.limits = quota.admission_states(context.subject, admission)
         if admission.denied is not None:
             raise quota.refuse_admission(context.subject, admission)

@@ -97,6 +97,8 @@ class PurchaseOrder:
     """The request's ledger record as far as it is known."""
     clock: Callable[[], float]
     """Unix seconds."""
+    started_at: float
+    """When the request arrived, by that clock. The record's time is the store's."""
     summary: PurchaseSummary = field(default_factory=PurchaseSummary)
     """Filled in by the purchase; the request's context has it too."""
     tags: tuple[str, ...] = ()
@@ -173,8 +175,12 @@ class Purchases:
             received = _charge_delivery(order, reserved, delivered, slots=flight.slots)
         order.summary.cost_micros += received.charge.usd_micros
         data = _bytes_of(delivered)
-        commit = self._settlements.commit(received, data if is_stored else {})
-        self._tasks.start(_after(opening, commit), name=f"commit {flight.id}")
+
+        async def commit() -> None:
+            dated = replace(received, record=await _dated(received.record, opening))
+            await self._settlements.commit(dated, data if is_stored else {})
+
+        self._tasks.start(commit(), name=f"commit {flight.id}")
         return PurchasedImages(received.images, data)
 
     # ── before anything is sent ─────────────────────────────────────────────────────────────
@@ -219,7 +225,7 @@ class Purchases:
             )
         order.summary.has_begun = True
         order.summary.reserved_micros = estimate.amounts.usd_micros
-        return reserved
+        return replace(reserved, record=reserved.record.but(time=reservation.value.reserved_at))
 
     async def _cancel(self, reserved: Reserved) -> None:
         batch = Batch(self._store)
@@ -230,10 +236,13 @@ class Purchases:
             reserved.flight.release(batch)
         await batch.execute()
 
-    async def _open_late(self, order: PurchaseOrder, reserved: Reserved) -> None:
-        """Opens the journal of a running or finished purchase, without checking limits."""
+    async def _open_late(self, order: PurchaseOrder, reserved: Reserved) -> float:
+        """Opens the journal of a running or finished purchase, without checking limits.
+
+        Returns the store's time of the reservation: the purchase belongs to its windows.
+        """
         batch = Batch(self._store)
-        quota.reserve(
+        reservation = quota.reserve(
             batch,
             # `prepared` caches the commands of the limits that are removed here.
             replace(order.subject, limits={}, prepared={}),
@@ -243,6 +252,7 @@ class Purchases:
             payload=reserved.encode(),
         )
         await batch.execute()
+        return reservation.value.reserved_at
 
     # ── while upstream works ────────────────────────────────────────────────────────────────
 
@@ -275,7 +285,7 @@ class Purchases:
         order: PurchaseOrder,
         reserved: Reserved,
         *,
-        opening: asyncio.Task[None] | None = None,
+        opening: asyncio.Task[float] | None = None,
     ) -> AsyncIterator[None]:
         """Settles the purchase if anything fails between its reservation and its commit.
 
@@ -310,7 +320,7 @@ class Purchases:
         reserved: Reserved,
         failure: UpstreamFailure,
         *,
-        opening: asyncio.Task[None] | None,
+        opening: asyncio.Task[float] | None,
     ) -> None:
         charge = charge_failure(order.model, order.request, failure, estimate=reserved.estimate)
         order.summary.cost_micros += charge.usd_micros
@@ -325,12 +335,16 @@ class Purchases:
             latency_ms=_latency_ms(order),
             upstream_request_id=failure.upstream_request_id,
         )
-        settle = self._settlements.settle_failure(reserved, failure, charge, record=record)
         name = f"settle {reserved.purchase}"
+
+        async def settle() -> Settlement:
+            dated = record if opening is None else await _dated(record, opening)
+            return await self._settlements.settle_failure(reserved, failure, charge, record=dated)
+
         if opening is not None:  # the store is unavailable, so no client waits for it
-            self._tasks.start(_after(opening, settle), name=name)
+            self._tasks.start(settle(), name=name)
             return
-        settlement = await self._start_and_wait(settle, name=name)
+        settlement = await self._start_and_wait(settle(), name=name)
         if settlement is not None:
             order.summary.limits = quota.reservation_states(order.subject, settlement.states)
 
@@ -376,7 +390,7 @@ def _bytes_of(delivered: Delivered) -> dict[str, bytes]:
 
 
 def _latency_ms(order: PurchaseOrder) -> int:
-    return int((order.clock() - order.record.time) * 1000)
+    return int((order.clock() - order.started_at) * 1000)
 
 
 def _lease_lost() -> GatewayError:
@@ -392,7 +406,11 @@ def _lease_lost() -> GatewayError:
     )
 
 
-async def _after(first: asyncio.Task[None], then: Coroutine[Any, Any, T]) -> T:
-    """Runs `then` after `first` has ended, even if that failed."""
-    await asyncio.wait({first})
-    return await then
+async def _dated(record: Record, opening: asyncio.Task[float]) -> Record:
+    """The record with the time of the late reservation, once `opening` has ended.
+
+    If that failed, the settlement finds no reservation and goes by the record's own time.
+    """
+    await asyncio.wait({opening})
+    is_open = not opening.cancelled() and opening.exception() is None
+    return record.but(time=opening.result()) if is_open else record

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import structlog
 
 from gateway.cache.flight_events import Flight
 from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
-from gateway.metrics import MoneyMetrics
 from gateway.purchasing.charges import charged_tokens
 from gateway.purchasing.journal import Received, decode_payload
-from gateway.purchasing.settlement import Settlements
+from gateway.purchasing.settlement import Settlements, new_attempt
 from gateway.store.batch import Batch, execute
 from gateway.store.commands import Deregister, ExpiredWorkers, Journal, OpenJournals
 from gateway.store.protocol import Store
@@ -24,23 +25,26 @@ class Recovery:
         self,
         store: Store,
         settlements: Settlements,
-        metrics: MoneyMetrics,
         *,
         worker: str,
         expires_after_seconds: float,
     ) -> None:
         self._store = store
         self._settlements = settlements
-        self._metrics = metrics
         self._worker = worker
         self._expires_after_seconds = expires_after_seconds
         self._missed_once: frozenset[str] = frozenset()
+        self._unanswered: dict[str, Journal] = {}
+        """By attempt, journals whose settlement had no reply: it may have been executed."""
 
     async def recover_expired(self) -> int:
         """Finishes the purchases of every dead worker; returns how many it closed.
 
         A worker is dead after two missed checks in a row.
         """
+        for attempt, journal in list(self._unanswered.items()):
+            await self._finish(journal, attempt=attempt)
+            del self._unanswered[attempt]
         # If the store does not answer now, the misses before it no longer count.
         missed_before, self._missed_once = self._missed_once, frozenset()
         expired = await execute(self._store, ExpiredWorkers(self._expires_after_seconds))
@@ -55,9 +59,11 @@ class Recovery:
         journals = await execute(self._store, OpenJournals(worker))
         closed = 0
         for journal in journals:
+            attempt = new_attempt()
             try:
-                await self._finish(journal)
+                await self._finish(journal, attempt=attempt)
             except StoreUnavailable:
+                self._unanswered[attempt] = journal
                 raise
             except Exception:
                 # A journal that cannot be read stays open, and does not block the others.
@@ -68,19 +74,22 @@ class Recovery:
         await execute(self._store, Deregister(worker))
         return closed
 
-    async def _finish(self, journal: Journal) -> None:
+    async def _finish(self, journal: Journal, *, attempt: str) -> None:
         """Stores and settles received images; presumes the charge of a purchase without any."""
         payload = decode_payload(journal.payload)
+        # The payload was encoded before its reservation, of which only the journal has the time.
+        record = payload.record.but(time=journal.reserved_at or payload.record.time)
         if isinstance(payload, Received):
-            settlement = await self._settlements.finish(payload, Batch(self._store))
-            if settlement.status == "settled":
-                self._metrics.purchased(payload.record)
+            received = replace(payload, record=record)
+            batch = Batch(self._store)
+            settlement = await self._settlements.finish(received, batch, attempt=attempt)
+            self._settlements.count(settlement, record, attempt=attempt)
             return
         death = UpstreamFailure(
             "The gateway's worker died while it was waiting for this image.",
             charge=Charge.PRESUMED,
         )
-        record = payload.record.but(
+        record = record.but(
             outcome="failed",
             flags=(*payload.record.flags, "presumed"),
             error=death.code,
@@ -89,6 +98,12 @@ class Recovery:
             tokens=charged_tokens(None, payload.estimate),
             cost_micros=payload.estimate.usd_micros,
         )
-        await self._settlements.try_settle_failure(
-            payload, death, payload.estimate, record=record, tell_followers=Flight.abandon
+        settlement = await self._settlements.try_settle_failure(
+            payload,
+            death,
+            payload.estimate,
+            record=record,
+            attempt=attempt,
+            tell_followers=Flight.abandon,
         )
+        self._settlements.count(settlement, record, attempt=attempt)

@@ -8,7 +8,9 @@ that was paid for is never given up. The same steps finish the journals of dead 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Final, TypeVar
 
@@ -47,29 +49,50 @@ class Settlements:
 
         `data` holds the images' bytes by digest; it is empty for images that are not stored.
         """
+        attempt = new_attempt()
         try:
-            settlement = await retry_until_stored(partial(self._commit, received, data))
+            settlement = await retry_until_stored(
+                partial(self._commit, received, data, attempt=attempt)
+            )
         except Exception:
             # A fault of our own keeps the images from being stored. The charge is settled anyway.
             log.exception("image_store_failed", purchase=received.reserved.purchase)
             record = received.record.but(outcome="failed", flags=("not_stored",))
             return await self.settle_failure(
-                received.reserved, gateway_failure(), received.charge, record=record
+                received.reserved,
+                gateway_failure(),
+                received.charge,
+                record=record,
+                attempt=attempt,
             )
-        # `already` is an earlier attempt that was not answered. A charge that another worker had
-        # presumed was corrected, and that was counted there.
-        if settlement.status in ("settled", "already"):
-            self._metrics.purchased(received.record)
+        self.count(settlement, received.record, attempt=attempt)
         return settlement
 
-    async def _commit(self, received: Received, data: Mapping[str, bytes]) -> Settlement:
+    def count(self, settlement: Settlement, record: Record, *, attempt: str) -> None:
+        """Counts the charge of a purchase in the metrics, if this attempt made it.
+
+        To be called once, with the reply that came. It may be `already`: an earlier reply was lost,
+        or another worker was faster.
+        """
+        if settlement.attempt != attempt:
+            return
+        if settlement.corrected_from is not None:
+            self._metrics.corrected(_correction(record, settlement))
+            return
+        if settlement.is_unreserved:
+            log.warning("reservation_lost", purchase=record.id)
+        self._metrics.purchased(record)
+
+    async def _commit(
+        self, received: Received, data: Mapping[str, bytes], *, attempt: str
+    ) -> Settlement:
         batch = Batch(self._store)
         # A batch runs in order. Wherever it is interrupted, another worker can do the rest.
         await self._cache.store_bytes(batch, data)
         quota.receive(batch, received.reserved.purchase, received.encode())
-        return await self.finish(received, batch)
+        return await self.finish(received, batch, attempt=attempt)
 
-    async def finish(self, received: Received, batch: Batch) -> Settlement:
+    async def finish(self, received: Received, batch: Batch, *, attempt: str) -> Settlement:
         """Stores the images whose bytes are stored, settles, and tells the followers."""
         reserved, flight, pending = received.reserved, received.reserved.flight, None
         if flight is not None:
@@ -86,7 +109,11 @@ class Settlements:
             self._cache.add_tags(batch, flight.fingerprint, tags)
         # After the entry: a worker that dies between them leaves an open journal.
         settled = quota.settle(
-            batch, reserved.purchase, received.charge, record=received.record.encode()
+            batch,
+            reserved.purchase,
+            received.charge,
+            record=received.record,
+            attempt=attempt,
         )
         if flight is not None:
             # Last, because followers load the images as soon as they read this event.
@@ -97,7 +124,11 @@ class Settlements:
         # Another worker has taken this one for dead and presumed the charge.
         if settled.value.status == "already" and settled.value.presumed:
             return await self._correct(
-                reserved.purchase, received.charge, settled.value, record=received.record
+                reserved.purchase,
+                received.charge,
+                settled.value,
+                record=received.record,
+                attempt=attempt,
             )
         return settled.value
 
@@ -108,19 +139,24 @@ class Settlements:
         charge: Amounts,
         *,
         record: Record,
+        attempt: str | None = None,
         tell_followers: Callable[[Flight, Batch, UpstreamFailure], None] = Flight.fail,
     ) -> Settlement:
         """Settles a purchase that brought no image, however often the store has to be asked."""
-        return await retry_until_stored(
+        attempt = attempt or new_attempt()
+        settlement = await retry_until_stored(
             partial(
                 self.try_settle_failure,
                 reserved,
                 failure,
                 charge,
                 record=record,
+                attempt=attempt,
                 tell_followers=tell_followers,
             )
         )
+        self.count(settlement, record, attempt=attempt)
+        return settlement
 
     async def try_settle_failure(
         self,
@@ -129,9 +165,10 @@ class Settlements:
         charge: Amounts,
         *,
         record: Record,
+        attempt: str,
         tell_followers: Callable[[Flight, Batch, UpstreamFailure], None] = Flight.fail,
     ) -> Settlement:
-        """As `settle_failure`, once. Raises `StoreUnavailable`."""
+        """As `settle_failure`, once and without `count`. Raises `StoreUnavailable`."""
         batch = Batch(self._store)
         # Followers first: a worker that dies in between leaves a journal that others find.
         if reserved.flight is not None:
@@ -139,36 +176,65 @@ class Settlements:
             tell_followers(reserved.flight, batch, failure)
         is_presumed = failure.charge is Charge.PRESUMED
         settled = quota.settle(
-            batch, reserved.purchase, charge, record=record.encode(), presumed=is_presumed
+            batch,
+            reserved.purchase,
+            charge,
+            record=record,
+            attempt=attempt,
+            presumed=is_presumed,
         )
         await batch.execute()
         if settled.value.status == "already" and settled.value.presumed and not is_presumed:
-            return await self._correct(reserved.purchase, charge, settled.value, record=record)
-        if settled.value.status == "settled":
-            self._metrics.purchased(record)
+            return await self._correct(
+                reserved.purchase, charge, settled.value, record=record, attempt=attempt
+            )
         return settled.value
 
     async def _correct(
-        self, purchase: str, charge: Amounts, presumed: Settlement, *, record: Record
+        self,
+        purchase: str,
+        charge: Amounts,
+        presumed: Settlement,
+        *,
+        record: Record,
+        attempt: str,
     ) -> Settlement:
         """Adds a second record with the difference between the real and the presumed charge."""
-        presumed_charge = quota.charged(presumed)
-        difference = charge - presumed_charge
-        record = record.but(
-            id=f"{record.id}-late",
-            corrects=record.id,
-            images=difference.images,
-            tokens=corrected_tokens(record.tokens, presumed_charge.tokens),
-            cost_micros=difference.usd_micros,
-            saved_micros=0,
-            flags=(*record.flags, "late"),
+        correction = _correction(
+            record,
+            replace(
+                presumed,
+                charged=asdict(charge),
+                corrected_from=presumed.charged,
+            ),
         )
         batch = Batch(self._store)
-        corrected = quota.settle(batch, purchase, charge, record=record.encode(), correct=True)
+        corrected = quota.settle(
+            batch, purchase, charge, record=correction, attempt=attempt, correct=True
+        )
         await batch.execute()
-        if corrected.value.status == "corrected":
-            self._metrics.purchased(record)
         return corrected.value
+
+
+def new_attempt() -> str:
+    """The name of an attempt to settle; repetitions after a lost reply have the same."""
+    return secrets.token_hex(6)
+
+
+def _correction(record: Record, settlement: Settlement) -> Record:
+    """The record of a correction from the presumed charge of a settlement to its charge."""
+    before = quota.as_amounts(settlement.corrected_from or {})
+    difference = quota.charged(settlement) - before
+    return record.but(
+        id=f"{record.id}-late",
+        corrects=record.id,
+        corrected_at=settlement.now,
+        images=difference.images,
+        tokens=corrected_tokens(record.tokens, before.tokens),
+        cost_micros=difference.usd_micros,
+        saved_micros=0,
+        flags=(*record.flags, "late"),
+    )
 
 
 def gateway_failure() -> UpstreamFailure:

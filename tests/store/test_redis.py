@@ -277,6 +277,7 @@ class TestKeys:
             f"{BOOKS}writer-numbers": None,
             f"{BOOKS}refusals": None,
             f"{BOOKS}refusal-rows": None,
+            f"{BOOKS}running-totals": None,
             "igw:value:s:n": 80,
             "igw:value:s:ever": None,
             "igw:set:s:l": 700,
@@ -303,6 +304,7 @@ class TestKeys:
                       "{books}:ledger:charged:", "{books}:ledger-days:charged", "{books}:ledger`",
                       "{books}:writers", "{books}:writer-numbers",
                       "{books}:refusals", "{books}:refusal-rows",
+                      "{books}:running-totals",
                       "value:", "set:", "{bounded}:",
                       "{lru}:used", "{lru}:expires", "{lru}:sizes", "{lru}:total",
                       "entry:{", "leases:{",
@@ -391,7 +393,10 @@ async def _make_every_kind_of_key(store: RedisStore, redis_url: str) -> None:
             commands.Reserve("open", "w", consumptions, b"payload"),
             commands.Reserve("closed", "w", consumptions, b"payload"),
             commands.Receive("closed", b"payload"),
-            commands.Settle("closed", {"images": 1, "usd_micros": 5}, b"record"),
+            commands.Settle(
+                "closed", {"images": 1, "usd_micros": 5}, b"record", totals=("everyone",)
+            ),
+            commands.ReadRunningTotals(("everyone",)),
             commands.OpenJournals(),
             commands.Append((b"record",), (commands.Refusals("k", "r", 1, b"{", b"{"),)),
             commands.AppendRefusals(10),
@@ -939,18 +944,14 @@ class TestScripts:
         assert len(kinds) > 20
         assert kinds <= set(encode.registry)
 
-    def test_the_scripts_compute_the_calendar_as_python_does(self, redis_url: str) -> None:
+    def test_the_scripts_compute_the_day_as_python_does(self, redis_url: str) -> None:
         clock = (LUA / "shared" / "clock.lua").read_text()
         script = (
             clock
             + """
             local found = {}
             for _, time in ipairs(ARGV) do
-              local day, day_ends = day_of(tonumber(time))
-              local month, month_ends = month_of(tonumber(time))
-              for _, item in ipairs({ day, digits(day_ends), month, digits(month_ends) }) do
-                table.insert(found, item)
-              end
+              table.insert(found, (day_of(tonumber(time))))
             end
             return found
         """
@@ -960,15 +961,8 @@ class TestScripts:
         with redis.Redis.from_url(redis_url) as client:
             found = client.eval(script, 0, *(moment * 1_000_000 for moment in moments))
         assert [item.decode() for item in found] == [
-            item for moment in moments for item in _calendar(moment)
+            f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d}" for moment in moments
         ]
-
-
-def _calendar(moment: int) -> tuple[str, str, str, str]:
-    day = datetime.fromtimestamp(moment, UTC).replace(hour=0, minute=0, second=0)
-    next_month = (day.replace(day=1) + timedelta(days=32)).replace(day=1)
-    ends = [int(end.timestamp()) * 1_000_000 for end in (day + timedelta(days=1), next_month)]
-    return f"{day:%Y-%m-%d}", str(ends[0]), f"{day:%Y-%m}", str(ends[1])
 
 
 def test_redacted_url_refuses_other_schemes() -> None:

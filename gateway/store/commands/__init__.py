@@ -33,6 +33,7 @@ from gateway.store.commands.events import Publish, ReadEvents
 from gateway.store.commands.journals import (
     CLOSED_JOURNAL_SECONDS,
     Journal,
+    LostReservation,
     OpenJournals,
     Receive,
     Reservation,
@@ -65,6 +66,7 @@ from gateway.store.commands.lru_index import (
     Untrack,
 )
 from gateway.store.commands.records import CompareAndSet, Get, ReadRecords, Write
+from gateway.store.commands.running_totals import ReadRunningTotals, RunningTotal
 from gateway.store.commands.server import Inspect, StoreFacts, Sweep
 from gateway.store.commands.sets import (
     AddToBoundedSets,
@@ -113,6 +115,7 @@ __all__ = [
     "Inspect",
     "Journal",
     "LeaseResult",
+    "LostReservation",
     "LruTotals",
     "OpenJournals",
     "PeekCounters",
@@ -123,6 +126,7 @@ __all__ = [
     "ReadLedger",
     "ReadLruTotals",
     "ReadRecords",
+    "ReadRunningTotals",
     "Receive",
     "Refusals",
     "ReleaseLease",
@@ -130,6 +134,7 @@ __all__ = [
     "RenewLease",
     "Reservation",
     "Reserve",
+    "RunningTotal",
     "ScanEntries",
     "SetValue",
     "Settle",

@@ -22,13 +22,14 @@ class Counter(NamedTuple):
 
     `period`:
     `minute` is a token bucket that holds `maximum` and refills at `maximum` a minute;
-    `day` and `month` are UTC calendar windows with two counters, spent and reserved;
+    `day`, `week` and `month` are windows of the store's calendar with two counters, spent and
+    reserved;
     `concurrency` is a window without end that only counts reserved amounts.
     `maximum` None counts without a limit (a bucket without a limit is not stored).
     """
 
     subject: str
-    """`key:<id>`, later also `team:<name>` and `everyone`."""
+    """`key:<id>`, `team:<name>` or `everyone`."""
     unit: str
     """`requests`, `images`, `tokens`, `usd_micros` or `purchases`."""
     period: Period
@@ -65,6 +66,8 @@ class Admission:
     denied: int | None
     record: bytes | None
     states: tuple[CounterState, ...]
+    now: float = 0.0
+    """The store's time in Unix seconds; 0 if the record differs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from gateway.store.commands.counters import Consumption, CounterState
@@ -21,6 +21,8 @@ class Reservation:
     states: tuple[CounterState, ...]
     now: float
     """The store's time in Unix seconds."""
+    reserved_at: float = 0.0
+    """The same at the first of repeated reservations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +33,17 @@ class Reserve(Command[Reservation]):
     journal records them. If the journal exists already, nothing changes and the result is as if
     the amounts were reserved. With `payload` another worker can finish the purchase. The command
     also counts as a heartbeat of the worker.
+
+    `amounts` (unit → amount) are reserved in all calendar windows of the `subjects`, whether or not
+    a consumption limits them. A counter that both name is reserved in once.
     """
 
     purchase: str
     worker: str
     consumptions: tuple[Consumption, ...]
     payload: bytes
+    subjects: tuple[str, ...] = ()
+    amounts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,28 @@ class Settlement:
     """The charge is an estimate that a late response may still correct."""
     states: tuple[CounterState, ...]
     """The counters of the reservation as they are now; empty for `unknown`."""
+    now: float = 0.0
+    """The store's time in Unix seconds."""
+    attempt: str = ""
+    """That of the command that made the latest charge. If an earlier reply was lost, `already` may
+    be the work of the same attempt."""
+    corrected_from: Mapping[str, int] | None = None
+    """The presumed charge that was corrected to `charged`; None if there was no correction."""
+    is_unreserved: bool = False
+    """The purchase had no journal, and was charged all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class LostReservation:
+    """How to charge a purchase whose journal the store has lost.
+
+    The charge goes to the windows of the `subjects` at `reserved_at` (the store's Unix seconds).
+    """
+
+    subjects: tuple[str, ...]
+    reserved_at: float
+    record: bytes
+    """Appended to the ledger instead of the usual record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +104,12 @@ class Settle(Command[Settlement]):
     A closed journal is left alone, unless it was closed as `presumed` and `correct` is set: then
     the windows change by the difference, `record` is appended, and the charge is final.
 
-    A purchase without a journal is closed too (`unknown`), so that a reservation that timed out
-    and runs later reserves nothing.
+    A purchase without a journal is closed too, so that a reservation that timed out and runs later
+    reserves nothing. With `lost` it is settled in the same step. Without, it is charged nothing
+    (`unknown`).
+
+    Each of the running `totals` moves in the same step: charged or corrected by the change of
+    `usd_micros`, and, when the journal is closed, saved by `saved_micros`.
     """
 
     purchase: str
@@ -84,6 +117,11 @@ class Settle(Command[Settlement]):
     record: bytes | None
     presumed: bool = False
     correct: bool = False
+    attempt: str = ""
+    """The same for all repetitions of a command."""
+    lost: LostReservation | None = None
+    totals: tuple[str, ...] = ()
+    saved_micros: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +132,8 @@ class Journal:
     worker: str
     state: Literal["reserved", "received"]
     payload: bytes
+    reserved_at: float = field(default=0.0, compare=False)
+    """The store's time of the reservation in Unix seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ retention.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -60,6 +60,8 @@ class Append(Command[bool]):
     refusals: tuple[Refusals, ...] = ()
     writer: str = field(default_factory=lambda: secrets.token_hex(12))
     number: int = 1
+    saved: Mapping[str, int] = field(default_factory=dict)
+    """Running total → micro-dollars that the records' images had cost, added in the same step."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,11 @@ Every key starts with one prefix, `igw:` by default:
 | `igw:schema` | string | the schema version | none |
 | `igw:{books}:records:<space>` | hash | records by name | none |
 | `igw:{books}:bucket:<subject>:<unit>` | hash | `level` and `at` of a token bucket | 2 minutes |
-| `igw:{books}:window:<subject>:day:<yyyy-mm-dd>`, `…:month:<yyyy-mm>` | hash | `<unit>:spent`, \
-`<unit>:reserved` | 7 days after the window |
+| `igw:{books}:window:<subject>:day:<yyyy-mm-dd>`, `…:week:<yyyy>-W<ww>`, `…:month:<yyyy-mm>` \
+| hash | `<unit>:spent`, `<unit>:reserved` | 7 days after the window |
 | `igw:{books}:window:<subject>:concurrency` | hash | `<unit>:reserved` | none; deleted at zero |
 | `igw:{books}:journal:<purchase>` | hash | a purchase | none while open, then 7 days |
+| `igw:{books}:running-totals` | hash | micro-dollars by `<name>:<kind>` | none |
 | `igw:{books}:open:<worker>` | sorted set | the worker's open purchases by time | none; deleted \
 when empty |
 | `igw:{books}:workers` | sorted set | workers by their last heartbeat | none |
@@ -48,8 +49,11 @@ that it runs on.)
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final
+
+from gateway.calendar import UTC_CALENDAR, Day
 
 DEFAULT_PREFIX: Final = "igw:"
 
@@ -61,6 +65,11 @@ class Keys:
     """The names of all keys under one prefix."""
 
     prefix: str
+    calendar: str = ""
+    """The calendar windows of two days as the scripts read them, see `windows`. Here, because an
+    encoder that caches its commands has to make them again for another day."""
+    day_at: Callable[[float], Day] = field(default=UTC_CALENDAR.day_at, compare=False, repr=False)
+    """The calendar day of a time in Unix seconds."""
 
     @property
     def schema(self) -> str:

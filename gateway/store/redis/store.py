@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
+from gateway.calendar import UTC_CALENDAR, Calendar
+from gateway.errors import StoreUnavailable
 from gateway.store.protocol import Command, Watch
 from gateway.store.redis.client import RedisClient, create_pool, redacted_url, translate_reply
-from gateway.store.redis.commands import encode
+from gateway.store.redis.commands import RedisCommand, encode
 from gateway.store.redis.keys import DEFAULT_PREFIX, Keys
 from gateway.store.redis.pubsub import Notifications
 from gateway.store.redis.scripts import SCRIPTS
+from gateway.store.redis.windows import CurrentWindows, is_wrong_calendar
+
+CALENDAR_ATTEMPTS: Final = 3
+"""How often a command is sent whose calendar the server's clock has left."""
 
 
 class RedisStore:
     """A `protocol.Store` in one Redis server, opened by `open_redis_store`."""
 
     def __init__(
-        self, name: str, *, keys: Keys, client: RedisClient, notifications: Notifications
+        self,
+        name: str,
+        *,
+        keys: Keys,
+        client: RedisClient,
+        notifications: Notifications,
+        windows: CurrentWindows,
     ) -> None:
         self.name = name
         self._keys = keys
         self._client = client
         self._notifications = notifications
+        self._windows = windows
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """Executes commands in order; returns their results in that order.
@@ -36,15 +51,31 @@ class RedisStore:
         """
         if not commands:
             return []
-        # By class in the registry: as `encode(command, keys)`, without a dispatch for each.
-        encoded = [encode.registry[type(command)](command, self._keys) for command in commands]
+        encoded = self._encode(commands)
         replies = await self._client.run(encoded)
+        for _ in range(1, CALENDAR_ATTEMPTS):
+            wrong = [i for i, reply in enumerate(replies) if is_wrong_calendar(reply)]
+            if not wrong:
+                break
+            self._windows.use_server_time(replies[wrong[-1]])
+            # Only those: the others were executed, and none of them depends on a wrong one.
+            repeated = await self._client.run(self._encode([commands[i] for i in wrong]))
+            for i, reply in zip(wrong, repeated, strict=True):
+                replies[i] = reply
         results = []
         for command, redis_command, reply in zip(commands, encoded, replies, strict=True):
             if isinstance(reply, ResponseError):
+                if is_wrong_calendar(reply):  # its clock jumps back and forth
+                    raise StoreUnavailable
                 raise translate_reply(reply, type(command).__name__) from reply
             results.append(redis_command.read(reply))
         return results
+
+    def _encode(self, commands: Sequence[Command[Any]]) -> list[RedisCommand]:
+        if (calendar := self._windows.read()) is not self._keys.calendar:
+            self._keys = replace(self._keys, calendar=calendar)
+        # By class in the registry: as `encode(command, keys)`, without a dispatch for each.
+        return [encode.registry[type(command)](command, self._keys) for command in commands]
 
     def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
         """Watches a flight. Enter it *before* reading the state that decides whether to wait."""
@@ -61,7 +92,12 @@ class RedisStore:
 
 @asynccontextmanager
 async def open_redis_store(
-    url: str, *, prefix: str = DEFAULT_PREFIX, may_create: bool = True
+    url: str,
+    *,
+    prefix: str = DEFAULT_PREFIX,
+    may_create: bool = True,
+    calendar: Calendar = UTC_CALENDAR,
+    clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[RedisStore]:
     """The store at a `redis://`, `rediss://` or `unix://` URL.
 
@@ -69,9 +105,12 @@ async def open_redis_store(
     reconnects, by itself. At the first contact an empty server becomes a store. With `may_create`
     False it does not; call `check_schema`, which then raises `StoreMissing`.
 
+    `calendar` has the windows of limits. `clock` returns this machine's Unix seconds; which window
+    is the current one follows from the server's clock.
+
     Raises `ValueError` for a URL that cannot be used; its message never quotes the URL.
     """
-    name, keys, pool = redacted_url(url), Keys(prefix), create_pool(url)
+    name, keys, pool = redacted_url(url), Keys(prefix, day_at=calendar.day_at), create_pool(url)
     client = RedisClient(
         pool,
         name,
@@ -81,4 +120,10 @@ async def open_redis_store(
     )
     notifications = Notifications(pool)
     async with client.open(), notifications.open():
-        yield RedisStore(name, keys=keys, client=client, notifications=notifications)
+        yield RedisStore(
+            name,
+            keys=keys,
+            client=client,
+            notifications=notifications,
+            windows=CurrentWindows(calendar, clock),
+        )

@@ -1,4 +1,4 @@
-"""The arithmetic of counters: token buckets and UTC calendar windows, exact and without I/O.
+"""The arithmetic of counters: token buckets and windows, exact and without I/O.
 
 The Redis store does the same arithmetic in Lua. Everything is an integer: a bucket's level is
 counted in units of which one request is 60 million, so that a bucket of `maximum` refills exactly
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from gateway.calendar import UTC_CALENDAR, Calendar, Window
 from gateway.limits import Period
 from gateway.store.commands import CounterState
 
@@ -63,26 +63,11 @@ def _ceil_divide(dividend: int, divisor: int) -> int:
     return -(-dividend // divisor)
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A stretch of the UTC calendar: its name, and its end in Unix seconds."""
-
-    label: str
-    ends_at: float
-
-
-def window_at(period: Period, now: float) -> Window:
+def window_at(period: Period, now: float, calendar: Calendar = UTC_CALENDAR) -> Window:
     """The window of a period at `now` (Unix seconds). Concurrency has one that never ends."""
-    moment = datetime.fromtimestamp(now, UTC)
-    midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0)
     match period:
-        case "day":
-            return Window(f"{midnight:%Y-%m-%d}", (midnight + timedelta(days=1)).timestamp())
-        case "month":
-            first = midnight.replace(day=1)
-            # 32 days after the first of a month is always in the next one.
-            next_month = (first + timedelta(days=32)).replace(day=1)
-            return Window(f"{first:%Y-%m}", next_month.timestamp())
+        case "day" | "week" | "month":
+            return calendar.day_at(now).windows[period]
         case "minute" | "concurrency":
             return Window("", math.inf)
 

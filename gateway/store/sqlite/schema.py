@@ -91,7 +91,9 @@ CREATE TABLE journals (
     state TEXT NOT NULL CHECK (state IN ('reserved', 'received', 'settled')),
     payload BLOB NOT NULL, consumptions TEXT NOT NULL,
     charge TEXT NOT NULL, presumed INTEGER NOT NULL,
-    remove_after REAL NOT NULL
+    remove_after REAL NOT NULL,
+    windows TEXT NOT NULL DEFAULT '{}', reserved_at REAL, attempt TEXT NOT NULL DEFAULT '',
+    corrected_from TEXT, unreserved INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX journals_open ON journals (worker) WHERE state != 'settled';
 CREATE INDEX journals_by_removal ON journals (remove_after);
@@ -108,5 +110,9 @@ CREATE TABLE refusals (
     id INTEGER PRIMARY KEY AUTOINCREMENT, minute INTEGER NOT NULL,
     key TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL, record BLOB NOT NULL,
     UNIQUE (minute, key, reason)
+);
+CREATE TABLE running_totals (
+    name TEXT PRIMARY KEY,
+    charged INTEGER NOT NULL, corrected INTEGER NOT NULL, saved INTEGER NOT NULL
 );
 """

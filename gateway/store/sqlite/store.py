@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from gateway.calendar import UTC_CALENDAR, Calendar
 from gateway.store.protocol import Command, Store, Watch
 from gateway.store.sqlite.change_poller import ChangePoller, EventWatch, open_change_poller
 from gateway.store.sqlite.commands import execute, is_read_only
@@ -25,17 +26,21 @@ from gateway.store.sqlite.transaction_queue import TransactionQueue, open_transa
 
 @asynccontextmanager
 async def open_sqlite_store(
-    path: Path, *, clock: Callable[[], float] = time.time
+    path: Path,
+    *,
+    clock: Callable[[], float] = time.time,
+    calendar: Calendar = UTC_CALENDAR,
 ) -> AsyncIterator[Store]:
     """Opens the database at `path`, which `create_sqlite_schema` has made.
 
-    `clock` returns Unix seconds. Raises `StoreMissing`, `SchemaMismatch`, or `StoreUnavailable`
-    if the file cannot be read. On leaving, the queued commands are finished.
+    `clock` returns Unix seconds; `calendar` has the windows of limits. Raises `StoreMissing`,
+    `SchemaMismatch`, or `StoreUnavailable` if the file cannot be read. On leaving, the queued
+    commands are finished.
     """
     await asyncio.to_thread(check_sqlite_schema, path)
     async with (
-        open_transaction_queue(path, clock, read_only=False) as writer,
-        open_transaction_queue(path, clock, read_only=True) as reader,
+        open_transaction_queue(path, clock, read_only=False, calendar=calendar) as writer,
+        open_transaction_queue(path, clock, read_only=True, calendar=calendar) as reader,
         open_change_poller(path) as poller,
     ):
         yield _SqliteStore(path, writer, reader=reader, poller=poller)

@@ -6,6 +6,8 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from gateway.calendar import UTC_CALENDAR, Calendar
+
 
 class Transaction(NamedTuple):
     """An open transaction and its time, which is the same for all of a batch's commands."""
@@ -13,6 +15,8 @@ class Transaction(NamedTuple):
     db: sqlite3.Connection
     now: float
     """Unix seconds."""
+    calendar: Calendar = UTC_CALENDAR
+    """Of the windows of limits."""
 
     @property
     def now_micros(self) -> int:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from gateway.calendar import UTC_CALENDAR, Calendar
 from gateway.errors import StoreFull, StoreUnavailable, detach
 from gateway.store.sqlite.connection import connect, raising_unavailable, write_lock
 from gateway.store.sqlite.transaction import Transaction
@@ -59,11 +60,13 @@ class TransactionQueue:
         db: sqlite3.Connection,
         clock: Callable[[], float],
         *,
+        calendar: Calendar,
         name: str,
         write_lock_of: Path | None,
     ) -> None:
         self._db = db
         self._clock = clock
+        self._calendar = calendar
         self._write_lock_of = write_lock_of
         self._loop = asyncio.get_running_loop()
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
@@ -143,7 +146,7 @@ class TransactionQueue:
         """Runs a request in a savepoint, so that its failure undoes nothing of the others."""
         self._db.execute("SAVEPOINT request")
         try:
-            result = request.work(Transaction(self._db, self._clock()))
+            result = request.work(Transaction(self._db, self._clock(), self._calendar))
             outcome = _Outcome(request.future, result)
         except Exception as error:
             if not self._db.in_transaction:
@@ -170,7 +173,11 @@ def _as_ours(error: Exception) -> Exception:
 
 @asynccontextmanager
 async def open_transaction_queue(
-    path: Path, clock: Callable[[], float], *, read_only: bool
+    path: Path,
+    clock: Callable[[], float],
+    *,
+    read_only: bool,
+    calendar: Calendar = UTC_CALENDAR,
 ) -> AsyncIterator[TransactionQueue]:
     """A queue with its thread and its connection. On leaving, the queued work is finished."""
     with raising_unavailable(path):
@@ -178,6 +185,7 @@ async def open_transaction_queue(
     transactions = TransactionQueue(
         db,
         clock,
+        calendar=calendar,
         name="sqlite-reader" if read_only else "sqlite-writer",
         write_lock_of=None if read_only else path,
     )

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
+from gateway.limits import CALENDAR_PERIODS
 from gateway.store import commands
-from gateway.store.commands import Consumption, CounterState
+from gateway.store.commands import Consumption, Counter, CounterState
 from gateway.store.redis.commands.encoding import (
     MAX_PACKED,
     SECOND,
@@ -26,6 +27,11 @@ def consumption_arguments(consumptions: Iterable[Consumption]) -> list[Argument]
     for (subject, unit, period, maximum), amount in consumptions:
         arguments += (subject, unit, period, "" if maximum is None else maximum, amount)
     return arguments
+
+
+def calendar_argument(counters: Iterable[Counter], keys: Keys) -> str:
+    """The calendar windows, if a counter needs them."""
+    return keys.calendar if any(c.period in CALENDAR_PERIODS for c in counters) else ""
 
 
 def read_states(flat: Sequence[int]) -> tuple[CounterState, ...]:
@@ -48,15 +54,20 @@ def _admit(command: commands.Admit, keys: Keys) -> RedisCommand:
         is_expected, *rest = reply
         if not is_expected:
             return commands.Admission(denied=None, record=rest[0], states=())
-        denied, states = rest
-        return commands.Admission(read_index(denied), None, read_states(states))
+        denied, states, now = rest
+        return commands.Admission(read_index(denied), None, read_states(states), now / SECOND)
 
     both = [keys.books, keys.records(command.space)]
-    arguments = [command.name, command.expected, *consumption_arguments(command.consumptions)]
+    calendar = calendar_argument((c.counter for c in command.consumptions), keys)
+    consumptions = consumption_arguments(command.consumptions)
+    arguments = [command.name, command.expected, calendar, *consumptions]
     return packed(script_command("admit", both, arguments, read=read))
 
 
 @encode.register
 def _peek_counters(command: commands.PeekCounters, keys: Keys) -> RedisCommand:
-    arguments = consumption_arguments(Consumption(counter) for counter in command.counters)
+    arguments = [
+        calendar_argument(command.counters, keys),
+        *consumption_arguments(Consumption(counter) for counter in command.counters),
+    ]
     return script_command("peek_counters", [keys.books], arguments, read=read_states)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import orjson
 
 from gateway.store import commands
 from gateway.store.redis.commands.counters import consumption_arguments, read_index, read_states
@@ -18,18 +20,23 @@ from gateway.store.redis.commands.encoding import (
     script_command,
 )
 from gateway.store.redis.keys import Keys
+from gateway.store.redis.windows import window_name
 
 
 @encode.register
 def _reserve(command: commands.Reserve, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[Any]) -> commands.Reservation:
-        denied, states, now = reply
-        return commands.Reservation(read_index(denied), read_states(states), now / SECOND)
+        denied, states, now, reserved_at = reply
+        return commands.Reservation(
+            read_index(denied), read_states(states), now / SECOND, reserved_at / SECOND
+        )
 
     arguments: list[Argument] = [
         command.purchase,
         command.worker,
         command.payload,
+        keys.calendar,
+        _scopes(command.subjects, command.amounts),
         *consumption_arguments(command.consumptions),
     ]
     return script_command("reserve", [keys.books], arguments, read=read)
@@ -44,17 +51,52 @@ def _receive(command: commands.Receive, keys: Keys) -> RedisCommand:
 @encode.register
 def _settle(command: commands.Settle, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[Any]) -> commands.Settlement:
-        status, presumed, charged, states = reply
+        status, presumed, charged, states, now, attempt, before, is_unreserved = reply
         return commands.Settlement(
             status=status.decode(),
-            charged={unit.decode(): amount for unit, amount in pairs(charged)},
+            charged=_read_charge(charged),
             presumed=bool(presumed),
             states=read_states(states),
+            now=now / SECOND,
+            attempt=attempt.decode(),
+            corrected_from=_read_charge(before) if before else None,
+            is_unreserved=bool(is_unreserved),
         )
 
-    flags = (int(command.presumed), int(command.correct), *optional(command.record))
-    arguments = (command.purchase, *flags, *flatten(command.charge.items()))
+    lost = command.lost
+    arguments = (
+        command.purchase,
+        int(command.presumed),
+        int(command.correct),
+        *optional(command.record),
+        keys.calendar,
+        command.attempt,
+        b"" if lost is None else _scopes_of_lost(lost, command.charge, keys),
+        b"" if lost is None else lost.record,
+        orjson.dumps(command.totals),
+        command.saved_micros,
+        *flatten(command.charge.items()),
+    )
     return script_command("settle", [keys.books], arguments, read=read)
+
+
+def _read_charge(flat: Sequence[Any]) -> dict[str, int]:
+    return {unit.decode(): amount for unit, amount in pairs(flat)}
+
+
+def _scopes(subjects: Sequence[str], amounts: Mapping[str, int], **more: object) -> bytes:
+    """Subjects and amounts as `shared/journals.lua` reads them: numbers are text."""
+    as_text = {unit: str(amount) for unit, amount in amounts.items()}
+    return orjson.dumps({"subjects": subjects, "amounts": as_text, **more})
+
+
+def _scopes_of_lost(lost: commands.LostReservation, charge: Mapping[str, int], keys: Keys) -> bytes:
+    """The same for a lost reservation, which reserves nothing any more, with its windows."""
+    windows = [
+        (window_name(period, window.label), f"{window.ends_at:.0f}000000")
+        for period, window in keys.day_at(lost.reserved_at).windows.items()
+    ]
+    return _scopes(lost.subjects, dict.fromkeys(charge, 0), windows=windows)
 
 
 @encode.register
@@ -62,8 +104,10 @@ def _open_journals(command: commands.OpenJournals, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[Any]) -> Sequence[commands.Journal]:
         fields = iter(reply)
         return [
-            commands.Journal(purchase.decode(), worker.decode(), state.decode(), payload)
-            for purchase, worker, state, payload in zip(*[fields] * 4, strict=True)
+            commands.Journal(
+                purchase.decode(), worker.decode(), state.decode(), payload, int(at or 0) / SECOND
+            )
+            for purchase, worker, state, payload, at in zip(*[fields] * 5, strict=True)
         ]
 
     workers = () if command.worker is None else (command.worker,)

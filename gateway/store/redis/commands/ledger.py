@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+import orjson
+
 from gateway.store import commands
 from gateway.store.redis.commands.encoding import (
     Argument,
@@ -23,8 +25,13 @@ from gateway.store.redis.keys import Keys
 
 @encode.register
 def _append(command: commands.Append, keys: Keys) -> RedisCommand:
-    arguments: list[Argument] = [command.writer, command.number, len(command.records)]
-    arguments += command.records
+    arguments: list[Argument] = [
+        command.writer,
+        command.number,
+        orjson.dumps(dict(command.saved)),
+        len(command.records),
+        *command.records,
+    ]
     for one in command.refusals:
         arguments += (one.key, one.reason, one.count, one.record, one.other)
     return script_command("append", [keys.books], arguments, read=bool)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gateway.calendar import Window
 from gateway.store import commands
 from gateway.store.commands import Consumption, Counter, CounterState
 from gateway.store.sqlite.arithmetic import (
     BUCKET_SECONDS,
     UNITS,
     Bucket,
-    Window,
     bucket_state,
     refill,
     window_at,
@@ -35,7 +35,7 @@ def admit(tx: Transaction, command: commands.Admit) -> commands.Admission:
     if denied is None:
         consume_from_buckets(tx, command.consumptions)
     states = read_consumed(tx, command.consumptions, denied=denied)
-    return commands.Admission(denied, None, states)
+    return commands.Admission(denied, None, states, tx.now)
 
 
 def find_denied(tx: Transaction, consumptions: Sequence[Consumption]) -> int | None:
@@ -47,7 +47,9 @@ def find_denied(tx: Transaction, consumptions: Sequence[Consumption]) -> int | N
             room = _read_bucket(tx, counter, counter.maximum).level
             needed = amount * UNITS
         else:
-            spent, reserved = _read_window(tx, counter, window_at(counter.period, tx.now))
+            spent, reserved = _read_window(
+                tx, counter, window_at(counter.period, tx.now, tx.calendar)
+            )
             room = counter.maximum - spent - reserved
             needed = amount
         if needed > room:
@@ -87,7 +89,7 @@ def read_consumed(
 def read_counter(tx: Transaction, counter: Counter, *, denied: int = 0) -> CounterState:
     """The state of a counter; `denied` is the amount that its bucket could not give, if any."""
     if counter.period != "minute":
-        window = window_at(counter.period, tx.now)
+        window = window_at(counter.period, tx.now, tx.calendar)
         spent, reserved = _read_window(tx, counter, window)
         return window_state(window, spent, reserved, now=tx.now)
     if counter.maximum is None:

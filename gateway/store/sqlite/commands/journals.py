@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import orjson
 
 from gateway.images import decode_fields
-from gateway.limits import Period
+from gateway.limits import CALENDAR_PERIODS, CalendarPeriod, Period
 from gateway.store import commands
 from gateway.store.commands import (
     CLOSED_JOURNAL_SECONDS,
@@ -27,6 +27,7 @@ from gateway.store.sqlite.commands.counters import (
 )
 from gateway.store.sqlite.commands.ledger import append_record
 from gateway.store.sqlite.commands.registry import reads, writes
+from gateway.store.sqlite.commands.running_totals import add_to_total
 from gateway.store.sqlite.commands.workers import record_heartbeat
 from gateway.store.sqlite.transaction import Transaction
 
@@ -41,10 +42,31 @@ class _Reserved:
     amount: int
     maximum: int | None = None
     window: str = ""
+    ends_at: float | None = None
+    """None for a window that never ends."""
 
     @property
     def counter(self) -> Counter:
         return Counter(self.subject, self.unit, self.period, self.maximum)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scopes:
+    """The subjects in all of whose calendar windows a reservation counts."""
+
+    subjects: tuple[str, ...] = ()
+    amounts: Mapping[str, int] = field(default_factory=dict)
+    windows: Mapping[CalendarPeriod, tuple[str, float]] = field(default_factory=dict)
+    """Label and end by period."""
+
+    def reserved(self) -> Iterator[_Reserved]:
+        """The counters."""
+        for subject in self.subjects:
+            for period, (label, ends_at) in self.windows.items():
+                for unit, amount in self.amounts.items():
+                    yield _Reserved(
+                        subject, unit, period, amount=amount, window=label, ends_at=ends_at
+                    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,54 +75,52 @@ class _Journal:
 
     is_settled: bool
     consumptions: tuple[_Reserved, ...]
+    scopes: _Scopes
     charge: Mapping[str, int]
     presumed: bool
+    reserved_at: float | None = None
+    attempt: str = ""
+    corrected_from: Mapping[str, int] | None = None
+    is_unreserved: bool = False
 
 
 @writes(commands.Reserve)
 def reserve(tx: Transaction, command: commands.Reserve) -> commands.Reservation:
     consumptions = command.consumptions
-    if _read_journal(tx, command.purchase) is not None:
-        return commands.Reservation(None, read_consumed(tx, consumptions), tx.now)
+    if (journal := _read_journal(tx, command.purchase)) is not None:
+        reserved_at = tx.now if journal.reserved_at is None else journal.reserved_at
+        return commands.Reservation(None, read_consumed(tx, consumptions), tx.now, reserved_at)
     denied = find_denied(tx, consumptions)
     if denied is None:
         consume_from_buckets(tx, consumptions)
+        reserved = tuple(_in_window(tx, one) for one in consumptions)
+        scopes = _scopes_at(tx, command.subjects, command.amounts, tx.now)
+        _add_to_windows(tx, [(one, 0, one.amount) for one in _counters(reserved, scopes)])
         tx.execute(
             "INSERT OR REPLACE INTO journals"
-            " (purchase, worker, state, payload, consumptions, charge, presumed, remove_after)"
-            " VALUES (?, ?, 'reserved', ?, ?, '{}', 0, ?)",
+            " (purchase, worker, state, payload, consumptions, windows, charge, presumed,"
+            " remove_after, reserved_at)"
+            " VALUES (?, ?, 'reserved', ?, ?, ?, '{}', 0, ?, ?)",
             (
                 command.purchase,
                 command.worker,
                 command.payload,
-                orjson.dumps([_reserve(tx, one) for one in consumptions]).decode(),
+                orjson.dumps(reserved).decode(),
+                orjson.dumps(scopes).decode(),
                 math.inf,
+                tx.now,
             ),
         )
         # A worker with an open journal is always registered, so that others can find it.
         record_heartbeat(tx, command.worker)
     states = read_consumed(tx, consumptions, denied=denied)
-    return commands.Reservation(denied, states, tx.now)
+    return commands.Reservation(denied, states, tx.now, tx.now)
 
 
-def _reserve(tx: Transaction, consumption: Consumption) -> _Reserved:
-    """Reserves an amount in the window of now, unless it was taken from a bucket."""
+def _in_window(tx: Transaction, consumption: Consumption) -> _Reserved:
+    """A consumption with the window of now that it counts in."""
     counter, amount = consumption
-    window = window_at(counter.period, tx.now)
-    if counter.period != "minute":
-        tx.execute(
-            "INSERT INTO windows (subject, unit, period, label, spent, reserved, remove_after)"
-            " VALUES (?, ?, ?, ?, 0, ?, ?) ON CONFLICT DO UPDATE"
-            " SET reserved = reserved + excluded.reserved",
-            (
-                counter.subject,
-                counter.unit,
-                counter.period,
-                window.label,
-                amount,
-                window.ends_at + WINDOW_GRACE_SECONDS,
-            ),
-        )
+    window = window_at(counter.period, tx.now, tx.calendar)
     return _Reserved(
         counter.subject,
         counter.unit,
@@ -108,6 +128,53 @@ def _reserve(tx: Transaction, consumption: Consumption) -> _Reserved:
         amount=amount,
         maximum=counter.maximum,
         window=window.label,
+        ends_at=None if math.isinf(window.ends_at) else window.ends_at,
+    )
+
+
+def _scopes_at(
+    tx: Transaction, subjects: tuple[str, ...], amounts: Mapping[str, int], at: float
+) -> _Scopes:
+    """The calendar windows of the subjects at a time."""
+    if not subjects:
+        return _Scopes()
+    windows: dict[CalendarPeriod, tuple[str, float]] = {}
+    for period in CALENDAR_PERIODS:
+        label, ends_at = window_at(period, at, tx.calendar)
+        windows[period] = label, ends_at  # a plain tuple, which orjson can write
+    return _Scopes(subjects, amounts, windows)
+
+
+def _counters(consumptions: Iterable[_Reserved], scopes: _Scopes) -> list[_Reserved]:
+    """Every counter of a window that a reservation counts in, once."""
+    found: dict[tuple[str, str, Period, str], _Reserved] = {}
+    for one in consumptions:
+        if one.period != "minute":
+            name = (one.subject, one.unit, one.period, one.window)
+            before = found[name].amount if name in found else 0
+            found[name] = replace(one, amount=before + one.amount)
+    for one in scopes.reserved():
+        found.setdefault((one.subject, one.unit, one.period, one.window), one)
+    return list(found.values())
+
+
+def _add_to_windows(tx: Transaction, changes: Iterable[tuple[_Reserved, int, int]]) -> None:
+    """Adds to the spent and reserved amounts of counters.
+
+    If the store has lost a window, it is made again, and less may be left of it than a settlement
+    releases: an amount is never below 0. A window that has expired is not made again.
+    """
+    rows = []
+    for one, spent, reserved in changes:
+        remove_after = math.inf if one.ends_at is None else one.ends_at + WINDOW_GRACE_SECONDS
+        if remove_after > tx.now and (spent or reserved):
+            counter = (one.subject, one.unit, one.period, one.window)
+            rows.append((*counter, spent, reserved, remove_after, spent, reserved))
+    tx.execute_many(
+        "INSERT INTO windows (subject, unit, period, label, spent, reserved, remove_after)"
+        " VALUES (?, ?, ?, ?, max(0, ?), max(0, ?), ?) ON CONFLICT DO UPDATE"
+        " SET spent = max(0, spent + ?), reserved = max(0, reserved + ?)",
+        rows,
     )
 
 
@@ -129,29 +196,34 @@ def receive(
 
 @writes(commands.Settle)
 def settle(tx: Transaction, command: commands.Settle) -> commands.Settlement:
-    remove_after = tx.now + CLOSED_JOURNAL_SECONDS
     journal = _read_journal(tx, command.purchase)
+    record = command.record
     if journal is None:
         # A reservation of this purchase that runs late finds a settled journal.
         tx.execute(
             "INSERT OR REPLACE INTO journals"
             " (purchase, worker, state, payload, consumptions, charge, presumed, remove_after)"
             " VALUES (?, '', 'settled', x'', '[]', '{}', 0, ?)",
-            (command.purchase, remove_after),
+            (command.purchase, tx.now + CLOSED_JOURNAL_SECONDS),
         )
-        return commands.Settlement("unknown", {}, presumed=False, states=())
+        if (lost := command.lost) is None:
+            return commands.Settlement("unknown", {}, presumed=False, states=(), now=tx.now)
+        scopes = _scopes_at(tx, lost.subjects, dict.fromkeys(command.charge, 0), lost.reserved_at)
+        journal = _Journal(False, (), scopes, charge={}, presumed=False, is_unreserved=True)
+        record = lost.record
     if journal.is_settled and not (command.correct and journal.presumed):
         return _settlement(tx, journal, status="already")
-    _move_windows(tx, journal, command.charge)
-    if command.record is not None:
-        append_record(tx, command.record, is_charged=_moves(journal.charge, command.charge))
-    presumed = command.presumed and not journal.is_settled
-    tx.execute(
-        "UPDATE journals SET state = 'settled', payload = x'', charge = ?, presumed = ?,"
-        " remove_after = ? WHERE purchase = ?",
-        (orjson.dumps(dict(command.charge)).decode(), presumed, remove_after, command.purchase),
+    _charge(tx, journal, command)
+    if record is not None:
+        append_record(tx, record, is_charged=_moves(journal.charge, command.charge))
+    settled = replace(
+        journal,
+        charge=command.charge,
+        presumed=command.presumed and not journal.is_settled,
+        attempt=command.attempt,
+        corrected_from=journal.charge if journal.is_settled else None,
     )
-    settled = replace(journal, charge=command.charge, presumed=presumed)
+    _write_settled(tx, command.purchase, settled)
     return _settlement(tx, settled, status="corrected" if journal.is_settled else "settled")
 
 
@@ -160,51 +232,90 @@ def _moves(before: Mapping[str, int], after: Mapping[str, int]) -> bool:
     return any(before.get(unit, 0) != after.get(unit, 0) for unit in (*before, *after))
 
 
-def _move_windows(tx: Transaction, journal: _Journal, charge: Mapping[str, int]) -> None:
-    """Releases the reserved amounts, and moves the spent ones to a new charge."""
-    for reserved in journal.consumptions:
-        if reserved.period == "minute":
-            continue
-        spent = charge.get(reserved.unit, 0) - journal.charge.get(reserved.unit, 0)
-        # A window that has been swept is not made again.
-        tx.execute(
-            "UPDATE windows SET spent = spent + ?, reserved = reserved - ?"
-            " WHERE subject = ? AND unit = ? AND period = ? AND label = ?",
+def _charge(tx: Transaction, journal: _Journal, command: commands.Settle) -> None:
+    """Releases the reserved amounts, and moves windows and running totals to a new charge."""
+    changes = []
+    for one in _counters(journal.consumptions, journal.scopes):
+        spent = command.charge.get(one.unit, 0) - journal.charge.get(one.unit, 0)
+        changes.append(
             (
-                0 if reserved.period == "concurrency" else spent,
-                0 if journal.is_settled else reserved.amount,
-                reserved.subject,
-                reserved.unit,
-                reserved.period,
-                reserved.window,
-            ),
+                one,
+                0 if one.period == "concurrency" else spent,
+                0 if journal.is_settled else -one.amount,
+            )
         )
+    _add_to_windows(tx, changes)
+    usd_micros = command.charge.get("usd_micros", 0) - journal.charge.get("usd_micros", 0)
+    for name in command.totals:
+        add_to_total(
+            tx,
+            name,
+            charged=max(0, usd_micros),
+            corrected=max(0, -usd_micros),
+            saved=0 if journal.is_settled else command.saved_micros,
+        )
+
+
+def _write_settled(tx: Transaction, purchase: str, journal: _Journal) -> None:
+    before = journal.corrected_from
+    tx.execute(
+        "UPDATE journals SET state = 'settled', payload = x'', windows = ?, charge = ?,"
+        " presumed = ?, attempt = ?, corrected_from = ?, unreserved = ?, remove_after = ?"
+        " WHERE purchase = ?",
+        (
+            orjson.dumps(journal.scopes).decode(),
+            orjson.dumps(dict(journal.charge)).decode(),
+            journal.presumed,
+            journal.attempt,
+            None if before is None else orjson.dumps(dict(before)).decode(),
+            journal.is_unreserved,
+            tx.now + CLOSED_JOURNAL_SECONDS,
+            purchase,
+        ),
+    )
 
 
 def _settlement(
     tx: Transaction, journal: _Journal, *, status: Literal["settled", "already", "corrected"]
 ) -> commands.Settlement:
-    states = tuple(read_counter(tx, reserved.counter) for reserved in journal.consumptions)
-    return commands.Settlement(status, dict(journal.charge), journal.presumed, states)
+    return commands.Settlement(
+        status,
+        dict(journal.charge),
+        journal.presumed,
+        tuple(read_counter(tx, reserved.counter) for reserved in journal.consumptions),
+        now=tx.now,
+        attempt=journal.attempt,
+        corrected_from=journal.corrected_from,
+        is_unreserved=journal.is_unreserved,
+    )
 
 
 def _read_journal(tx: Transaction, purchase: str) -> _Journal | None:
     row = tx.fetch_one(
-        "SELECT state, consumptions, charge, presumed FROM journals"
-        " WHERE purchase = ? AND remove_after > ?",
+        "SELECT state, consumptions, windows, charge, presumed, reserved_at, attempt,"
+        " corrected_from, unreserved FROM journals WHERE purchase = ? AND remove_after > ?",
         (purchase, tx.now),
     )
     if row is None:
         return None
-    state, consumptions, charge, presumed = row
-    reserved = tuple(decode_fields(_Reserved, one) for one in orjson.loads(consumptions))
-    return _Journal(state == "settled", reserved, orjson.loads(charge), bool(presumed))
+    state, consumptions, windows, charge, presumed, reserved_at, attempt, before, lost = row
+    return _Journal(
+        state == "settled",
+        tuple(decode_fields(_Reserved, one) for one in orjson.loads(consumptions)),
+        decode_fields(_Scopes, orjson.loads(windows)),
+        charge=orjson.loads(charge),
+        presumed=bool(presumed),
+        reserved_at=reserved_at,
+        attempt=attempt,
+        corrected_from=None if before is None else orjson.loads(before),
+        is_unreserved=bool(lost),
+    )
 
 
 @reads(commands.OpenJournals)
 def open_journals(tx: Transaction, command: commands.OpenJournals) -> Sequence[commands.Journal]:
     rows = tx.fetch_all(
-        "SELECT purchase, worker, state, payload FROM journals"
+        "SELECT purchase, worker, state, payload, coalesce(reserved_at, 0) FROM journals"
         " WHERE state != 'settled' AND worker = coalesce(?, worker) ORDER BY rowid",
         (command.worker,),
     )

@@ -12,6 +12,7 @@ from typing import Final
 
 from gateway.store import commands
 from gateway.store.sqlite.commands.registry import reads, writes
+from gateway.store.sqlite.commands.running_totals import add_to_total
 from gateway.store.sqlite.transaction import Transaction
 
 _SECOND: Final = 1_000_000
@@ -35,6 +36,8 @@ def append(tx: Transaction, command: commands.Append) -> bool:
     if known is not None and command.number <= known[0]:
         return True
     _append_records(tx, command.records, is_charged=False)
+    for name, usd_micros in command.saved.items():
+        add_to_total(tx, name, saved=usd_micros)
     for refusals in command.refusals:
         _count(tx, refusals)
     tx.execute(

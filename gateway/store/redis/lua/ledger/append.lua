@@ -1,12 +1,13 @@
--- KEYS: books. ARGV: writer, the number of its append, how many records, the records, then the
--- refusals as key, reason, count, record, other record, ….
+-- KEYS: books. ARGV: writer, the number of its append, what its images had cost as JSON (running
+-- total → micro-dollars), how many records, the records, then the refusals as key, reason, count,
+-- record, other record, ….
 -- Returns 1; 0 for a number above 1 of a writer that is not known.
 local WRITERS = BOOKS .. 'writers' -- sorted set: writer → the time of its last append
 local NUMBERS = BOOKS .. 'writer-numbers' -- hash: writer → the number of its last append
 local WRITER_SECONDS = 86400 -- commands.WRITER_SECONDS
 local MAX_FORGOTTEN = 10
 
-local writer, number, records_count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local writer, number, records_count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4])
 local last = redis.call('HGET', NUMBERS, writer)
 if last and number <= tonumber(last) then
   return 1
@@ -15,8 +16,11 @@ if not last and number > 1 then
   return 0
 end
 
-append_records({ unpack(ARGV, 4, 3 + records_count) }, false)
-for i = 4 + records_count, #ARGV, 5 do
+append_records({ unpack(ARGV, 5, 4 + records_count) }, false)
+for name, usd_micros in pairs(cjson.decode(ARGV[3])) do
+  add_to_total(name, 'saved', usd_micros)
+end
+for i = 5 + records_count, #ARGV, 5 do
   count_refusals(unpack(ARGV, i, i + 4))
 end
 redis.call('HSET', NUMBERS, writer, digits(number))

@@ -3,6 +3,7 @@
 
 local BOOKS = KEYS[1]
 local WORKERS = BOOKS .. 'workers' -- sorted set: worker → its last heartbeat
+local RUNNING_TOTALS = BOOKS .. 'running-totals' -- hash: <name>:<kind> → micro-dollars
 
 local function journal_key(purchase)
   return BOOKS .. 'journal:' .. purchase
@@ -23,4 +24,10 @@ local function read_hash(key)
     found[fields[i]] = fields[i + 1]
   end
   return found
+end
+
+local function add_to_total(name, kind, usd_micros)
+  if usd_micros ~= 0 then
+    redis.call('HINCRBY', RUNNING_TOTALS, name .. ':' .. kind, digits(usd_micros))
+  end
 end

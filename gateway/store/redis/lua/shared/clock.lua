@@ -44,28 +44,8 @@ local function civil_from_days(days)
   return year, month, day
 end
 
--- Days since 1970-01-01 of the first of a month; the inverse of the above.
-local function days_from_month(year, month)
-  local march_year = month <= 2 and year - 1 or year
-  local era = math.floor(march_year / 400)
-  local year_of_era = march_year - era * 400
-  local march_month = month > 2 and month - 3 or month + 9
-  local day_of_year = math.floor((153 * march_month + 2) / 5)
-  local day_of_era = year_of_era * 365 + math.floor(year_of_era / 4)
-    - math.floor(year_of_era / 100) + day_of_year
-  return era * 146097 + day_of_era - 719468
-end
-
--- The calendar day of a time: yyyy-mm-dd, and when it ends.
+-- The UTC day of a time: yyyy-mm-dd.
 local function day_of(time)
   local days = math.floor(time / DAY)
-  return string.format('%04d-%02d-%02d', civil_from_days(days)), (days + 1) * DAY
-end
-
--- The calendar month of a time: yyyy-mm, and when it ends.
-local function month_of(time)
-  local year, month = civil_from_days(math.floor(time / DAY))
-  local next_year = month == 12 and year + 1 or year
-  local next_month = month == 12 and 1 or month + 1
-  return string.format('%04d-%02d', year, month), days_from_month(next_year, next_month) * DAY
+  return string.format('%04d-%02d-%02d', civil_from_days(days))
 end

@@ -26,27 +26,68 @@ local function read_bucket(counter)
   end
 end
 
-local CALENDAR = { day = day_of, month = month_of }
-
--- The current windows by period, computed once per script.
+-- The windows of now by period. `choose_windows` adds those of the calendar.
 local current_windows = { concurrency = { name = 'concurrency' } }
 
-local function window_of(period)
-  if not current_windows[period] then
-    local name, ends = CALENDAR[period](now) -- fails for an unknown period
-    current_windows[period] = { name = period .. ':' .. name, ends = ends }
+-- Reads the calendar that the gateway has sent: of two days in a row, when the first one begins and,
+-- for each, the name and the end (in seconds) of its day, week and month. The server's clock chooses
+-- between them. '' if the command needs no calendar. False if now is in neither day.
+local function choose_windows(calendar)
+  if calendar == '' then
+    return true
   end
-  return current_windows[period]
+  local words = {}
+  for word in string.gmatch(calendar, '%S+') do
+    words[#words + 1] = word
+  end
+  local begins = tonumber(words[1]) * SECOND
+  for first = 2, 8, 6 do
+    local ends = tonumber(words[first + 1]) * SECOND
+    if now >= begins and now < ends then
+      for i = first, first + 4, 2 do
+        current_windows[string.match(words[i], '^%a+')] =
+          { name = words[i], ends = tonumber(words[i + 1]) * SECOND }
+      end
+      return true
+    end
+    begins = ends
+  end
+  return false
+end
+
+-- What a script returns, before it writes anything, if `choose_windows` fails: the gateway then
+-- sends the command again, with the days of this time.
+local function wrong_calendar()
+  return redis.error_reply('CALENDAR ' .. digits(now))
+end
+
+local opened_windows = {} -- by key
+
+-- A window of a subject, read once per script.
+local function open_window(subject, name, ends)
+  local key = BOOKS .. 'window:' .. subject .. ':' .. name
+  local window = opened_windows[key]
+  if not window then
+    local stored = redis.call('HGETALL', key)
+    window =
+      { key = key, ends = ends, is_new = #stored == 0, fields = {}, changed = {}, counters = {} }
+    for i = 1, #stored, 2 do
+      window.fields[stored[i]] = tonumber(stored[i + 1])
+    end
+    opened_windows[key] = window
+  end
+  return window
 end
 
 local function read_window(counter)
-  local window = window_of(counter.period)
-  counter.window, counter.ends = window.name, window.ends
-  counter.key = BOOKS .. 'window:' .. counter.subject .. ':' .. counter.window
-  local stored = redis.call('HMGET', counter.key, counter.unit .. ':spent',
-    counter.unit .. ':reserved')
-  counter.spent = tonumber(stored[1] or 0)
-  counter.reserved = tonumber(stored[2] or 0)
+  local current = current_windows[counter.period] -- nil for an unknown period
+  counter.name, counter.ends = current.name, current.ends
+  counter.window = open_window(counter.subject, current.name, current.ends)
+  counter.pending = 0 -- of earlier consumptions of this command
+end
+
+local function amount_in(window, unit, kind)
+  return window.fields[unit .. ':' .. kind] or 0
 end
 
 local function read_counter(subject, unit, period, maximum)
@@ -80,10 +121,12 @@ local function fits(counter, amount)
   if counter.period == 'minute' then
     return amount * UNIT <= counter.level
   end
-  return counter.spent + counter.reserved + amount <= counter.maximum
+  local window, unit = counter.window, counter.unit
+  return amount_in(window, unit, 'spent') + amount_in(window, unit, 'reserved') + counter.pending
+    + amount <= counter.maximum
 end
 
--- Consumes from the buckets, and reserves in the windows if `reserves`; in the tables only.
+-- Consumes from the buckets, and counts towards the windows if `reserves`; in the tables only.
 -- Returns the number of the first consumption that does not fit.
 local function consume(consumptions, reserves)
   for number, consumption in ipairs(consumptions) do
@@ -94,7 +137,7 @@ local function consume(consumptions, reserves)
     if counter.period == 'minute' then
       counter.level = counter.maximum and counter.level - consumption.amount * UNIT
     elseif reserves then
-      counter.reserved = counter.reserved + consumption.amount
+      counter.pending = counter.pending + consumption.amount
     end
   end
 end
@@ -109,36 +152,46 @@ local function write_buckets(consumptions)
   end
 end
 
-local written_windows = {} -- key → when the window ends
-
--- Adds to one field of a window. Fields at zero are deleted: the concurrency window never expires
--- and would collect them.
-local function add_to_window(key, field, amount, ends)
-  if amount == 0 then
-    return
-  end
-  if redis.call('HINCRBY', key, field, digits(amount)) == 0 then
-    redis.call('HDEL', key, field)
-  end
-  written_windows[key] = ends
-end
-
--- Sets the expiry of the windows that were written to. Called once, after the last addition, since
--- several counters share a key.
-local function expire_windows()
-  for key, ends in pairs(written_windows) do
-    redis.call('PEXPIREAT', key, milliseconds(ends + WINDOW_GRACE))
+-- Adds to an amount of a window; `write_windows` writes it. If the store has lost the window, less
+-- may be left of it than a settlement releases: an amount is never below 0.
+local function add_to_window(window, unit, kind, amount)
+  if amount ~= 0 then
+    local field = unit .. ':' .. kind
+    window.fields[field] = math.max(0, (window.fields[field] or 0) + amount)
+    window.changed[field] = true
   end
 end
 
-local function write_windows(consumptions)
-  for _, consumption in ipairs(consumptions) do
-    local counter = consumption.counter
-    if counter.period ~= 'minute' then
-      add_to_window(counter.key, counter.unit .. ':reserved', consumption.amount, counter.ends)
+local function write_window(window)
+  local written, zero = {}, {}
+  for field in pairs(window.changed) do
+    local amount = window.fields[field]
+    -- The concurrency window never expires and would collect fields at zero.
+    if amount == 0 and not window.ends then
+      zero[#zero + 1] = field
+    else
+      written[#written + 1] = field
+      written[#written + 1] = digits(amount)
     end
   end
-  expire_windows()
+  if #zero > 0 then
+    redis.call('HDEL', window.key, unpack(zero))
+  end
+  if #written > 0 then
+    redis.call('HSET', window.key, unpack(written))
+    if window.ends and window.is_new then
+      redis.call('PEXPIREAT', window.key, milliseconds(window.ends + WINDOW_GRACE))
+    end
+  end
+end
+
+local function write_windows()
+  for _, window in pairs(opened_windows) do
+    -- A window that has expired is not made again.
+    if not window.ends or window.ends + WINDOW_GRACE > now then
+      write_window(window)
+    end
+  end
 end
 
 local function bucket_state(counter, denied_amount)
@@ -155,7 +208,9 @@ local function bucket_state(counter, denied_amount)
 end
 
 local function window_state(counter)
-  return counter.spent, counter.reserved, counter.ends and counter.ends - now or 0, 0
+  local window, unit = counter.window, counter.unit
+  return amount_in(window, unit, 'spent'), amount_in(window, unit, 'reserved'),
+    counter.ends and counter.ends - now or 0, 0
 end
 
 -- Four numbers per consumption in one list: used, reserved, microseconds until the counter resets,

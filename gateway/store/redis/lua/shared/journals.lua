@@ -1,41 +1,70 @@
--- Journals: one hash per purchase with state, worker, payload and consumptions; once closed with
--- charged and presumed instead of the payload. Numbers in JSON are text, so none loses digits.
+-- Journals: one hash per purchase with state, worker, payload, at (its time), consumptions and
+-- windows; once closed with charged, presumed and attempt instead of the payload. Numbers in JSON
+-- are text, so none loses digits.
 
 local CLOSED_SECONDS = 7 * 86400 -- commands.CLOSED_JOURNAL_SECONDS
+local NO_WINDOWS = '{"subjects":[],"amounts":{},"windows":[]}'
 
 -- The consumptions of a reservation, each with the name and end of its window: a purchase is
 -- charged to the windows of its reservation, whenever it is settled.
-local function pack_reserved(consumptions)
+local function pack_consumptions(consumptions)
   local packed = {}
   for _, consumption in ipairs(consumptions) do
     local counter = consumption.counter
     table.insert(packed, {
       counter.subject, counter.unit, counter.period,
       counter.maximum and digits(counter.maximum) or '', digits(consumption.amount),
-      counter.window or '', counter.ends and digits(counter.ends) or '',
+      counter.name or '', counter.ends and digits(counter.ends) or '',
     })
   end
-  return cjson.encode(packed)
+  return packed
 end
 
--- The windows of packed consumptions as {key, unit, amount, ends, is_charged}. `is_charged` is true
--- for one of each counter, to which a charge is added; the concurrency window only counts
--- reserved amounts.
-local function unpack_windows(packed)
-  local windows, seen = {}, {}
-  for _, item in ipairs(packed) do
-    local subject, unit, period, amount, window = item[1], item[2], item[3], item[5], item[6]
-    local key = BOOKS .. 'window:' .. subject .. ':' .. window
-    if period ~= 'minute' then
-      local counter = unit .. ' ' .. key
-      table.insert(windows, {
-        key = key, unit = unit, amount = tonumber(amount), ends = tonumber(item[7]),
-        is_charged = period ~= 'concurrency' and not seen[counter],
-      })
-      seen[counter] = true
+-- The calendar windows of now, as the field `windows` of a journal has them: name and end of each.
+local function pack_current_windows()
+  local packed = {}
+  for period, window in pairs(current_windows) do
+    if period ~= 'concurrency' then
+      table.insert(packed, { window.name, digits(window.ends) })
     end
   end
-  return windows
+  return packed
+end
+
+-- The counters of windows that a reservation counts in, each once, as {window, unit, amount,
+-- is_charged}: those of its consumptions, and of every subject in `scopes` (subjects, amounts and
+-- windows) all others. The concurrency window is not charged; it only counts reserved amounts.
+local function reserved_counters(consumptions, scopes)
+  local counters = {}
+  local function add(window, unit, amount)
+    local counter =
+      { window = window, unit = unit, amount = amount, is_charged = window.ends ~= nil }
+    counters[#counters + 1] = counter
+    window.counters[unit] = counter
+  end
+  for _, item in ipairs(consumptions) do
+    local unit, amount = item[2], tonumber(item[5])
+    if item[3] ~= 'minute' then
+      local window = open_window(item[1], item[6], tonumber(item[7]))
+      local counter = window.counters[unit]
+      if counter then
+        counter.amount = counter.amount + amount
+      else
+        add(window, unit, amount)
+      end
+    end
+  end
+  for _, subject in ipairs(scopes.subjects) do
+    for _, packed in ipairs(scopes.windows) do
+      local window = open_window(subject, packed[1], tonumber(packed[2]))
+      for unit, amount in pairs(scopes.amounts) do
+        if not window.counters[unit] then
+          add(window, unit, tonumber(amount))
+        end
+      end
+    end
+  end
+  return counters
 end
 
 -- Packed consumptions with their counters as they are now, for `states`.
@@ -67,6 +96,6 @@ local function pack_charge(charge)
   return cjson.encode(packed)
 end
 
-local function unpack_charge(journal)
-  return read_charge(cjson.decode(journal.charged), 1)
+local function unpack_charge(packed)
+  return read_charge(cjson.decode(packed), 1)
 end

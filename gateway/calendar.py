@@ -1,0 +1,87 @@
+"""Calendar windows: the days, weeks and months of a time zone. Pure.
+
+Both stores count in these windows (`docs/reference/billing.md#limits`). Every edge of a window is
+the start of a day, so everything follows from the days.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+_DAY: Final = timedelta(days=1)
+
+
+class Window(NamedTuple):
+    """A stretch of the calendar. Its label names it, whenever it begins and ends."""
+
+    label: str
+    ends_at: float
+    """Unix seconds."""
+
+
+class Day(NamedTuple):
+    """A calendar day, and the windows that contain it."""
+
+    starts_at: int
+    """Unix seconds."""
+    ends_at: int
+    windows: Mapping[str, Window]
+    """By period: `day`, `week` from Monday, `month`."""
+
+
+class Calendar:
+    """The calendar of a time zone. It keeps the latest day, so that most calls compute nothing."""
+
+    def __init__(self, zone: tzinfo = UTC) -> None:
+        self._zone = zone
+        self._latest: Day | None = None
+
+    def day_at(self, now: float) -> Day:
+        """The day that contains `now` (Unix seconds)."""
+        day = self._latest
+        # Threads may compute the same day at once; the last assignment wins.
+        if day is None or not day.starts_at <= now < day.ends_at:
+            day = self._latest = self._compute(now)
+        return day
+
+    def _compute(self, now: float) -> Day:
+        today = datetime.fromtimestamp(now, self._zone).date()
+        # After midnight a clock may be set back to the day before. That day does not come back: its
+        # windows have ended, and a limit must not reset twice.
+        while self._start_of(today + _DAY) <= now:
+            today += _DAY
+        monday = today - timedelta(days=today.weekday())
+        first = today.replace(day=1)
+        # 32 days after the first of a month is always in the next one.
+        next_month = (first + timedelta(days=32)).replace(day=1)
+        tomorrow = self._start_of(today + _DAY)
+        windows = {
+            "day": Window(f"{today:%Y-%m-%d}", tomorrow),
+            # ISO 8601: the week belongs to the year that most of its days are in.
+            "week": Window(f"{monday:%G-W%V}", self._start_of(monday + 7 * _DAY)),
+            "month": Window(f"{first:%Y-%m}", self._start_of(next_month)),
+        }
+        return Day(self._start_of(today), tomorrow, MappingProxyType(windows))
+
+    def _start_of(self, day: date) -> int:
+        """The first instant whose local date is `day` or a later one."""
+        midnight = datetime(day.year, day.month, day.day, tzinfo=self._zone)
+        # Of a midnight that a clock shows twice, `fold` 0 is the first one. A midnight that it
+        # skips lies between the two readings (PEP 495), and so does the skip.
+        latest, earliest = midnight.timestamp(), midnight.replace(fold=1).timestamp()
+        if earliest >= latest:
+            return int(latest)
+        before, after = int(earliest), int(latest)
+        while after - before > 1:
+            middle = (before + after) // 2
+            if datetime.fromtimestamp(middle, self._zone).date() < day:
+                before = middle
+            else:
+                after = middle
+        return after
+
+
+UTC_CALENDAR: Final = Calendar()

@@ -1,0 +1,26 @@
+"""Encoders of `commands.running_totals`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.store import commands
+from gateway.store.commands import RunningTotal
+from gateway.store.redis.commands.encoding import RedisCommand, encode
+from gateway.store.redis.keys import Keys
+
+
+@encode.register
+def _read_running_totals(command: commands.ReadRunningTotals, keys: Keys) -> RedisCommand:
+    def read(reply: Sequence[bytes | None]) -> Sequence[RunningTotal]:
+        amounts = iter([int(amount or 0) for amount in reply])
+        return [RunningTotal(*three) for three in zip(*[amounts] * 3, strict=True)]
+
+    # Redis refuses an HMGET without fields.
+    fields = [f"{name}:{kind}" for name in command.names or ("",) for kind in RunningTotal._fields]
+    read_all = read if command.names else _read_nothing
+    return RedisCommand(("HMGET", f"{keys.books}running-totals", *fields), read=read_all)
+
+
+def _read_nothing(_reply: Sequence[bytes | None]) -> Sequence[RunningTotal]:
+    return []
