@@ -26,6 +26,7 @@ from gateway.access.signing import EXPIRY_STEPS, Signing
 from gateway.api.open_requests import OpenRequests
 from gateway.api.services import ApiSettings, Health, Services
 from gateway.billing.ledger import Ledger
+from gateway.billing.totals import Totals, TotalsSettings
 from gateway.cache.blobs import Blobs, BlobsSettings, Observer
 from gateway.cache.entries import Entries, EntriesSettings
 from gateway.cache.ephemeral_blobs import EphemeralBlobs
@@ -194,6 +195,7 @@ class Gateway:
     flights: Flights
     recovery: Recovery
     ledger: Ledger
+    totals: Totals
     policy: CurrentPolicy
     worker: str
     """This worker's name in the store, never used twice."""
@@ -270,6 +272,7 @@ def wire_gateway(
     cache = wire_cache(settings, store, blob_store, observer=metrics.cache)
     signing = create_signing(settings, store)
     keys, ledger, tasks = Keys(store), Ledger(store), OwnedTasks(metrics.upstream.flights.set)
+    totals = Totals(store, totals_settings(settings), worker=worker, observer=metrics.money)
     ephemeral = EphemeralBlobs(blob_store, cache.takedowns)
     purchases_open, waiting = capacities(settings)
     flights = Flights(
@@ -356,6 +359,7 @@ def wire_gateway(
         flights=flights,
         recovery=recovery,
         ledger=ledger,
+        totals=totals,
         policy=policy,
         worker=worker,
         tls=tls,
@@ -502,6 +506,16 @@ def client_settings(settings: Settings) -> ClientSettings:
         ca_file=upstream.ca_file,
         breaker_failures=upstream.breaker.failures,
         breaker_open_seconds=upstream.breaker.open_seconds,
+    )
+
+
+def totals_settings(settings: Settings) -> TotalsSettings:
+    """The settings of `billing.totals`."""
+    return TotalsSettings(
+        time_zone=settings.billing.time_zone,
+        keep_days_seconds=settings.billing.keep_totals_seconds,
+        # Users come and go with the records that name them.
+        keep_users_seconds=settings.billing.keep_records_seconds,
     )
 
 

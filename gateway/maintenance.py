@@ -17,6 +17,7 @@ import structlog
 from gateway.access.policy import PolicySource
 from gateway.assembly import Gateway, OpenLinks, open_gateway
 from gateway.billing.ledger import WRITE_EVERY_SECONDS
+from gateway.billing.totals import FOLD_EVERY_SECONDS, REMOVE_EVERY_SECONDS
 from gateway.cache.takedowns import REFRESH_SECONDS
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreUnavailable
@@ -51,6 +52,8 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("heartbeat", heartbeat_seconds, lambda: send_heartbeat(gateway)),
         Job("recovery", heartbeat_seconds, gateway.recovery.recover_expired),
         Job("ledger", WRITE_EVERY_SECONDS, gateway.ledger.write),
+        Job("totals", FOLD_EVERY_SECONDS, gateway.totals.fold),
+        Job("totals_retention", REMOVE_EVERY_SECONDS, gateway.totals.remove_expired),
         Job("reload", 1.0, lambda: reload_files(gateway), gateway.reload_requested),
         Job("certificate_expiry", CERTIFICATE_SECONDS, lambda: check_certificate(gateway)),
         Job("takedowns", REFRESH_SECONDS, lambda: apply_takedowns(gateway)),

@@ -358,6 +358,9 @@ class MoneyMetrics:
         self._saved = create.counters(
             "saved_usd_total", "US dollars that served images had cost when bought", account
         )
+        self._unreadable = create.counter(
+            "ledger_unreadable_total", "Ledger records left out of the totals"
+        )
 
     def purchased(self, billed: Billed) -> None:
         """Counts a settled purchase, once."""
@@ -369,6 +372,10 @@ class MoneyMetrics:
         self._cost[account].inc(max(0, billed.cost_micros) / 1e6)
         self._saved[account].inc(billed.saved_micros / 1e6)
         self._images_of(billed, account).inc(max(0, billed.images))
+
+    def unreadable(self, records: int) -> None:
+        """Counts ledger records that are left out of the totals."""
+        self._unreadable.inc(records)
 
     def served(self, billed: Billed, images: int) -> None:
         """Counts images that were served without a purchase, and the saved money."""

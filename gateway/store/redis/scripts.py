@@ -57,6 +57,12 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "records": {"get_by_index": (), "compare_and_set": ()},
     "server": {"handshake": (), "inspect": ()},
     "sets": {"add_to_set": (), "remove_from_set": (), "add_to_bounded_sets": ()},
+    "totals": {
+        "fold_totals": ("books", "totals"),
+        "read_totals": ("books", "totals"),
+        "read_totals_state": ("books", "totals"),
+        "remove_totals": ("books", "totals"),
+    },
     "values": {"set_value": (), "delete_value": ()},
     "workers": {
         "heartbeat": ("books",),

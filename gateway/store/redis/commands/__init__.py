@@ -14,6 +14,7 @@ from gateway.store.redis.commands import (
     records,
     server,
     sets,
+    totals,
     values,
     workers,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "records",
     "server",
     "sets",
+    "totals",
     "values",
     "workers",
 ]

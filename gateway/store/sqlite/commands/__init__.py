@@ -14,6 +14,7 @@ from gateway.store.sqlite.commands import (
     records,
     server,
     sets,
+    totals,
     values,
     workers,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "records",
     "server",
     "sets",
+    "totals",
     "values",
     "workers",
 ]
