@@ -14,7 +14,7 @@ from typing import Final, Literal, NamedTuple
 
 from gateway.store.protocol import Command
 
-MAX_INCREMENTS: Final = 500
+MAX_INCREMENTS: Final = 250
 """The most increments of one `FoldTotals`, so that it takes a few milliseconds."""
 
 MAX_GROUP_ROWS: Final = 1000
