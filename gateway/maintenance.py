@@ -58,7 +58,7 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("certificate_expiry", CERTIFICATE_SECONDS, lambda: check_certificate(gateway)),
         Job("takedowns", REFRESH_SECONDS, lambda: apply_takedowns(gateway)),
         Job("lru_uses", 1.0, blobs.record_uses),
-        Job("eviction", 5.0, blobs.evict_to_bound),
+        Job("eviction", 5.0, lambda: evict(gateway)),
         Job("untracked_blobs", TRACK_UNTRACKED_SECONDS, lambda: track_untracked(gateway)),
         Job("sweep", 60.0, lambda: sweep(gateway)),
         Job("key_labels", 60.0, lambda: label_keys(gateway)),
@@ -169,6 +169,12 @@ async def apply_takedowns(gateway: Gateway) -> None:
         blobs.forget(digests)
         await blobs.delete(digests)
         takedowns.mark_deleted(digests)
+
+
+async def evict(gateway: Gateway) -> None:
+    """Measures the books, and evicts the images that exceed their bound or the books' need."""
+    await gateway.books_memory.measure()
+    await gateway.cache.blobs.evict_to_bound()
 
 
 async def track_untracked(gateway: Gateway) -> None:

@@ -322,6 +322,17 @@ class CacheMetrics:
         self._bytes = create.gauge(
             "cache_bytes", "Bytes of all images in the cache", workers="livemostrecent"
         )
+        # Several gateways may measure one store, so the latest is right.
+        self._books = create.gauge(
+            "books_bytes",
+            "Memory or disk that keys, counters, journals, ledger and totals use",
+            workers="livemostrecent",
+        )
+        self._books_limit = create.gauge(
+            "books_limit_bytes",
+            "Memory or disk that images never take from the books",
+            workers="livemostrecent",
+        )
         self.store_up = create.gauge(
             "store_up", "1 if the store answered its latest batch of commands", workers="livemin"
         )
@@ -336,6 +347,11 @@ class CacheMetrics:
     def damaged(self) -> None:
         """Counts an image whose bytes were damaged in the store."""
         self._damaged.inc()
+
+    def books_measured(self, used_bytes: int, limit_bytes: int) -> None:
+        """Shows how much of their share the books use."""
+        self._books.set(used_bytes)
+        self._books_limit.set(limit_bytes)
 
     def lru_measured(self, lru_totals: CacheTotals) -> None:
         """Shows how much the cache holds."""

@@ -53,7 +53,13 @@ from gateway.store.commands.lru_index import (
     Untrack,
 )
 from gateway.store.commands.records import CompareAndSet, Get, ReadRecords, Write
-from gateway.store.commands.server import Inspect, StoreFacts, Sweep
+from gateway.store.commands.server import (
+    Inspect,
+    MeasureStore,
+    StoreFacts,
+    StoreUse,
+    Sweep,
+)
 from gateway.store.commands.sets import (
     AddToBoundedSets,
     AddToSet,
@@ -114,6 +120,7 @@ __all__ = [
     "Journal",
     "LeaseResult",
     "LruTotals",
+    "MeasureStore",
     "OpenJournals",
     "PeekCounters",
     "Period",
@@ -140,6 +147,7 @@ __all__ = [
     "Slot",
     "StoreFacts",
     "StoreImages",
+    "StoreUse",
     "Sweep",
     "TotalsKind",
     "TotalsPage",

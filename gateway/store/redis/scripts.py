@@ -55,7 +55,7 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "sweep": ("lru_index",),
     },
     "records": {"get_by_index": (), "compare_and_set": ()},
-    "server": {"handshake": (), "inspect": ()},
+    "server": {"handshake": (), "inspect": (), "measure": ()},
     "sets": {"add_to_set": (), "remove_from_set": (), "add_to_bounded_sets": ()},
     "totals": {
         "fold_totals": ("books", "totals"),
