@@ -3,7 +3,8 @@
 The books are keys, counters, journals, ledger and totals. They share Redis' memory, or the disk of
 the data folder, with images: their bytes, and what entries and indexes take for each of them. The
 store says how much is used in all, the LRU index how many images there are; the rest counts as
-books. So a measurement is two commands, however much is stored, and never too low.
+books. So a measurement is two commands, however much is stored. Redis rounds the sizes of images
+up, so the books seem larger rather than smaller than they are.
 
 Images have a share. They also yield: while the books need more than theirs, the bound of images
 falls, and the least recently used ones are evicted before a write is refused.
