@@ -115,14 +115,14 @@ class Totals:
         return (await execute(self._store, ReadTotalsState())).checkpoint
 
     async def fold(self) -> int:
-        """Folds new records, unless another worker is about it; returns how many.
+        """Folds new records, unless it is another worker's turn; returns how many.
 
         Raises `StoreUnavailable`; the next call goes on where this one stopped.
         """
         folded_to = await self.folded_to()
         if not await execute(self._store, ReadLedger(folded_to, 1)):
             return 0
-        # Two folding workers would be correct, and one of them would work in vain.
+        # Two folding workers would be correct too, but the work of one would be wasted.
         turn = SetValue("turns", "totals", self._worker.encode(), TURN_SECONDS, only_if_absent=True)
         if not await execute(self._store, turn):
             return 0
@@ -177,7 +177,8 @@ class Totals:
         """The rows of all buckets that begin from `since` to before `until`, oldest first.
 
         With `by_user` there is a row for each user of a key, without model, size, quality and
-        outcome; then the bucket is a day. Raises `StoreUnavailable`.
+        outcome; then the bucket is a day. The caller bounds the days: each takes time. Raises
+        `StoreUnavailable`.
         """
         if bucket == "quarter":
             if by_user:
