@@ -321,9 +321,9 @@ class Record(NamedTuple):
     """Where the request came from, behind trusted proxies; None in records of older gateways."""
     count: int | None = None  # type: ignore[assignment]  # `tuple.count` is of no use here
     """Of a record of several refusals: how many. The ids are those of the first."""
-    images_served: int = 0
-    """Images that were delivered without being bought; `images` are those that were."""
-    presumed_micros: int = 0
+    images_served: int | None = None
+    """Images that were delivered without being bought, if any; `images` are those that were."""
+    presumed_micros: int | None = None
     """Of a correction: the presumed charge that it replaces, below zero."""
 
     def encode(self) -> bytes:

@@ -161,7 +161,7 @@ class Settlements:
             tokens=corrected_tokens(record.tokens, presumed_charge.tokens),
             cost_micros=difference.usd_micros,
             saved_micros=0,
-            images_served=0,
+            images_served=None,
             presumed_micros=-presumed_charge.usd_micros,
             flags=(*record.flags, "late"),
         )

@@ -252,7 +252,7 @@ class Oracle:
             found[*row, "requests"] += requests
             found[*row, "hits"] += requests if r.outcome == "hit" else 0
             found[*row, "images_bought"] += r.images
-            found[*row, "images_served"] += r.images_served
+            found[*row, "images_served"] += r.images_served or 0
             found[*row, "cost_micros"] += r.cost_micros
             found[*row, "saved_micros"] += r.saved_micros
             for kind, count in r.tokens.items():
