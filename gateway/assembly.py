@@ -28,7 +28,9 @@ from gateway.api.open_requests import OpenRequests
 from gateway.api.services import ApiSettings, Health, Services
 from gateway.billing.ledger import Ledger, LedgerSettings
 from gateway.billing.scopes import RunningTotals
+from gateway.billing.totals import Totals, TotalsSettings
 from gateway.cache.blobs import Blobs, BlobsSettings, Observer
+from gateway.cache.books_memory import BooksMemory
 from gateway.cache.entries import Entries, EntriesSettings
 from gateway.cache.ephemeral_blobs import EphemeralBlobs
 from gateway.cache.flights import Flights
@@ -175,11 +177,17 @@ def wire_cache(
         takedowns=takedowns,
         observer=observer,
     )
-    image_index = ImageIndex(store, blobs, ttl_seconds=bytes_settings.ttl_seconds)
+    image_index = ImageIndex(
+        store,
+        blobs,
+        ttl_seconds=bytes_settings.ttl_seconds,
+        link_seconds=longest_link_seconds(settings),
+    )
     tags = Tags(store, ttl_seconds=entries_settings(settings).longest_seconds)
     image_cache = ImageCache(
         store, entries=entries, image_index=image_index, blobs=blobs, tags=tags
     )
+    blobs.on_evicted = image_cache.remove_evicted
     invalidation = Invalidation(store, image_cache, image_index=image_index, takedowns=takedowns)
     transcoding = Transcoding(store, image_cache, blobs=blobs, takedowns=takedowns)
     return Cache(image_cache, image_index, blobs, takedowns, invalidation, transcoding)
@@ -196,11 +204,13 @@ class Gateway:
     store: Store
     blob_store: BlobStore
     cache: Cache
+    books_memory: BooksMemory
     tasks: OwnedTasks
     """Purchases, and other work that must not end with a request."""
     flights: Flights
     recovery: Recovery
     ledger: Ledger
+    totals: Totals
     policy: CurrentPolicy
     worker: str
     """This worker's name in the store, never used twice."""
@@ -250,8 +260,9 @@ async def open_gateway(
             health=health,
             tls=tls,
         )
-        # If the bytes are in another store, evicting them frees nothing in this one.
-        if settings.store.blobs_url is None:
+        # If the bytes are not in this store, evicting images still frees entries in Redis, but
+        # nothing on a disk.
+        if settings.store.blobs_url is None or settings.store.redis_url is not None:
             store.make_room = gateway.cache.blobs.make_room
         yield gateway
 
@@ -275,9 +286,17 @@ def wire_gateway(
     """
     worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     cache = wire_cache(settings, store, blob_store, observer=metrics.cache)
+    books_memory = BooksMemory(
+        store,
+        cache.blobs,
+        metrics.cache,
+        shares_bytes=settings.store.blobs_url is None,
+        on_change=create_books_observer(health),
+    )
     signing = create_signing(settings, store)
     keys, tasks = Keys(store), OwnedTasks(metrics.upstream.flights.set)
     ledger = Ledger(store, ledger_settings(settings))
+    totals = Totals(store, totals_settings(settings), worker=worker, observer=metrics.money)
     ephemeral = EphemeralBlobs(blob_store, cache.takedowns)
     purchases_open, waiting = capacities(settings)
     flights = Flights(
@@ -360,10 +379,12 @@ def wire_gateway(
         store,
         blob_store,
         cache=cache,
+        books_memory=books_memory,
         tasks=tasks,
         flights=flights,
         recovery=recovery,
         ledger=ledger,
+        totals=totals,
         policy=policy,
         worker=worker,
         tls=tls,
@@ -406,6 +427,15 @@ def create_store_observer(health: Health, metrics: Metrics) -> Callable[[bool], 
             metrics.cache.store_up.set(is_available)
         health.store_up = is_available
         health.store_reached = health.store_reached or is_available
+
+    return observe
+
+
+def create_books_observer(health: Health) -> Callable[[bool], None]:
+    """Records whether the books use most of their memory."""
+
+    def observe(is_low: bool) -> None:
+        health.is_books_memory_low = is_low
 
     return observe
 
@@ -522,6 +552,16 @@ def ledger_settings(settings: Settings) -> LedgerSettings:
     )
 
 
+def totals_settings(settings: Settings) -> TotalsSettings:
+    """The settings of `billing.totals`."""
+    return TotalsSettings(
+        time_zone=settings.billing.time_zone,
+        keep_days_seconds=settings.billing.keep_totals_seconds,
+        # Users come and go with the records that name them.
+        keep_users_seconds=settings.billing.keep_records_seconds,
+    )
+
+
 def entries_settings(settings: Settings) -> EntriesSettings:
     """The settings of `cache.entries`."""
     return EntriesSettings(
@@ -531,12 +571,17 @@ def entries_settings(settings: Settings) -> EntriesSettings:
     )
 
 
+def longest_link_seconds(settings: Settings) -> float:
+    """How long a link can live: its expiry is rounded up."""
+    return settings.cache.url_ttl_seconds * (1 + 1 / EXPIRY_STEPS)
+
+
 def blobs_settings(settings: Settings) -> BlobsSettings:
     """The settings of `cache.blobs`."""
-    # Bytes outlive every entry and link that names them. A link's expiry is rounded up.
-    longest_link_seconds = settings.cache.url_ttl_seconds * (1 + 1 / EXPIRY_STEPS)
+    # Bytes outlive every entry and link that names them.
+    longest_entry_seconds = entries_settings(settings).longest_seconds
     return BlobsSettings(
-        ttl_seconds=entries_settings(settings).longest_seconds + longest_link_seconds,
+        ttl_seconds=longest_entry_seconds + longest_link_seconds(settings),
         total_bytes=settings.cache.total_bytes,
         memory_bytes=settings.cache.memory_bytes,
     )

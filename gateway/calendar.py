@@ -1,6 +1,7 @@
 """Calendar windows: the days, weeks and months of a time zone. Pure.
 
-Both stores count in these windows (`docs/reference/billing.md#limits`). Every edge of a window is
+Both stores count in these windows (`docs/reference/billing.md#limits`), and totals have rows of
+their days. Every edge of a window is
 the start of a day, so everything follows from the days.
 """
 
@@ -47,26 +48,31 @@ class Calendar:
             day = self._latest = self._compute(now)
         return day
 
-    def _compute(self, now: float) -> Day:
+    def date_at(self, now: float) -> date:
+        """The date of `now` (Unix seconds)."""
         today = datetime.fromtimestamp(now, self._zone).date()
         # After midnight a clock may be set back to the day before. That day does not come back: its
         # windows have ended, and a limit must not reset twice.
-        while self._start_of(today + _DAY) <= now:
+        while self.start_of(today + _DAY) <= now:
             today += _DAY
+        return today
+
+    def _compute(self, now: float) -> Day:
+        today = self.date_at(now)
         monday = today - timedelta(days=today.weekday())
         first = today.replace(day=1)
         # 32 days after the first of a month is always in the next one.
         next_month = (first + timedelta(days=32)).replace(day=1)
-        tomorrow = self._start_of(today + _DAY)
+        tomorrow = self.start_of(today + _DAY)
         windows = {
             "day": Window(f"{today:%Y-%m-%d}", tomorrow),
             # ISO 8601: the week belongs to the year that most of its days are in.
-            "week": Window(f"{monday:%G-W%V}", self._start_of(monday + 7 * _DAY)),
-            "month": Window(f"{first:%Y-%m}", self._start_of(next_month)),
+            "week": Window(f"{monday:%G-W%V}", self.start_of(monday + 7 * _DAY)),
+            "month": Window(f"{first:%Y-%m}", self.start_of(next_month)),
         }
-        return Day(self._start_of(today), tomorrow, MappingProxyType(windows))
+        return Day(self.start_of(today), tomorrow, MappingProxyType(windows))
 
-    def _start_of(self, day: date) -> int:
+    def start_of(self, day: date) -> int:
         """The first instant whose local date is `day` or a later one."""
         midnight = datetime(day.year, day.month, day.day, tzinfo=self._zone)
         # Of a midnight that a clock shows twice, `fold` 0 is the first one. A midnight that it

@@ -325,13 +325,16 @@ class Record(NamedTuple):
     """Where the request came from, behind trusted proxies; None in records of older gateways."""
     count: int | None = None  # type: ignore[assignment]  # `tuple.count` is of no use here
     """Of a record of several refusals: how many. The ids are those of the first."""
+    images_served: int | None = None
+    """Images that were delivered without being bought, if any; `images` are those that were."""
+    presumed_micros: int | None = None
+    """Of a correction: the presumed charge that it replaces, below zero."""
 
     def encode(self) -> bytes:
         """The record's bytes in the ledger: JSON without what `decode` adds."""
-        # Of a hit a third: millions of records are kept. Milliseconds are enough for the time.
+        # Of a hit a third: millions of records are kept.
         fields = zip(self._fields, self, _DEFAULTS, strict=True)
         stored = {name: value for name, value, default in fields if value != default}
-        stored["time"] = round(self.time, 3)
         if self.request_id == self.id:
             del stored["request_id"]
         return orjson.dumps(stored)

@@ -18,11 +18,12 @@ from gateway.access.policy import PolicySource
 from gateway.api.key_labels import label_keys
 from gateway.assembly import Gateway, OpenLinks, open_gateway
 from gateway.billing.ledger import WRITE_EVERY_SECONDS
+from gateway.billing.totals import FOLD_EVERY_SECONDS, REMOVE_EVERY_SECONDS
 from gateway.cache.takedowns import REFRESH_SECONDS
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store.batch import execute
-from gateway.store.commands import LEDGER_END, Deregister, Heartbeat, SetValue, Sweep
+from gateway.store.commands import Deregister, Heartbeat, SetValue, Sweep
 from gateway.upstream.fetch import open_link_fetcher
 
 log = structlog.get_logger(__name__)
@@ -46,22 +47,20 @@ class Job:
 
 def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
     """Every background job of a worker; a new job is a new row."""
-
-    async def folded_to() -> str:
-        return LEDGER_END  # nothing is folded yet, and no report reads the ledger
-
     heartbeat_seconds = settings.workers.heartbeat_seconds
     blobs = gateway.cache.blobs
     return (
         Job("heartbeat", heartbeat_seconds, lambda: send_heartbeat(gateway)),
         Job("recovery", heartbeat_seconds, gateway.recovery.recover_expired),
         Job("ledger", WRITE_EVERY_SECONDS, gateway.ledger.write),
-        Job("ledger_retention", TEND_LEDGER_SECONDS, lambda: tend_ledger(gateway, folded_to)),
+        Job("ledger_retention", TEND_LEDGER_SECONDS, lambda: tend_ledger(gateway)),
+        Job("totals", FOLD_EVERY_SECONDS, gateway.totals.fold),
+        Job("totals_retention", REMOVE_EVERY_SECONDS, gateway.totals.remove_expired),
         Job("reload", 1.0, lambda: reload_files(gateway), gateway.reload_requested),
         Job("certificate_expiry", CERTIFICATE_SECONDS, lambda: check_certificate(gateway)),
         Job("takedowns", REFRESH_SECONDS, lambda: apply_takedowns(gateway)),
         Job("lru_uses", 1.0, blobs.record_uses),
-        Job("eviction", 5.0, blobs.evict_to_bound),
+        Job("eviction", 5.0, lambda: evict(gateway)),
         Job("untracked_blobs", TRACK_UNTRACKED_SECONDS, lambda: track_untracked(gateway)),
         Job("sweep", 60.0, lambda: sweep(gateway)),
         Job("key_labels", 60.0, lambda: label_keys(gateway.services)),
@@ -178,6 +177,12 @@ async def apply_takedowns(gateway: Gateway) -> None:
         takedowns.mark_deleted(digests)
 
 
+async def evict(gateway: Gateway) -> None:
+    """Measures the books, and evicts the images that exceed their bound or the books' need."""
+    await gateway.books_memory.measure()
+    await gateway.cache.blobs.evict_to_bound()
+
+
 async def track_untracked(gateway: Gateway) -> None:
     """Adds stored bytes that are missing in the LRU index to it, so that they can be evicted."""
     # The scan is expensive, so one worker does it for all: the first to set this value.
@@ -195,11 +200,8 @@ async def track_untracked(gateway: Gateway) -> None:
         log.info("untracked_blobs_tracked", images=count)
 
 
-async def tend_ledger(gateway: Gateway, folded_to: Callable[[], Awaitable[str]]) -> None:
-    """Removes old records of the ledger, and appends the refusals of the minute that is over.
-
-    `folded_to` returns the position up to which the totals have the records.
-    """
+async def tend_ledger(gateway: Gateway) -> None:
+    """Removes old records of the ledger, and appends the refusals of the minute that is over."""
     # One worker does it for all. Two at a time would only do the same work twice.
     turn = SetValue(
         "turns",
@@ -213,7 +215,7 @@ async def tend_ledger(gateway: Gateway, folded_to: Callable[[], Awaitable[str]])
             return
     except StoreFull:
         pass  # every worker may trim: that makes room, and works in a full store
-    await gateway.ledger.trim(await folded_to())
+    await gateway.ledger.trim(await gateway.totals.folded_to())
     await gateway.ledger.append_refusals()
 
 

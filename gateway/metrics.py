@@ -321,6 +321,17 @@ class CacheMetrics:
         self._bytes = create.gauge(
             "cache_bytes", "Bytes of all images in the cache", workers="livemostrecent"
         )
+        # Several gateways may measure one store, so the latest is right.
+        self._books = create.gauge(
+            "books_bytes",
+            "Memory or disk that keys, counters, journals, ledger and totals use",
+            workers="livemostrecent",
+        )
+        self._books_limit = create.gauge(
+            "books_limit_bytes",
+            "Memory or disk that images never take from the books",
+            workers="livemostrecent",
+        )
         self.store_up = create.gauge(
             "store_up", "1 if the store answered its latest batch of commands", workers="livemin"
         )
@@ -335,6 +346,11 @@ class CacheMetrics:
     def damaged(self) -> None:
         """Counts an image whose bytes were damaged in the store."""
         self._damaged.inc()
+
+    def books_measured(self, used_bytes: int, limit_bytes: int) -> None:
+        """Shows how much of their share the books use."""
+        self._books.set(used_bytes)
+        self._books_limit.set(limit_bytes)
 
     def lru_measured(self, lru_totals: CacheTotals) -> None:
         """Shows how much the cache holds."""
@@ -354,6 +370,9 @@ class MoneyMetrics:
             "images_total", "Images bought or served", (*account, "size", "quality", "outcome")
         )
         self._cost = create.counters("cost_usd_total", "US dollars charged", account)
+        self._unreadable = create.counter(
+            "ledger_unreadable_total", "Ledger records left out of the totals"
+        )
 
     def purchased(self, billed: Billed) -> None:
         """Counts a settled purchase, once."""
@@ -374,6 +393,10 @@ class MoneyMetrics:
         self._images_of(difference, account).inc(max(0, difference.images))
         if (tokens := sum(difference.tokens.values())) > 0:
             self._tokens[(*account, "estimated")].inc(tokens)
+
+    def unreadable(self, records: int) -> None:
+        """Counts ledger records that are left out of the totals."""
+        self._unreadable.inc(records)
 
     def served(self, billed: Billed, images: int) -> None:
         """Counts images that were served without a purchase."""

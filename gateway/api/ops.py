@@ -28,7 +28,8 @@ async def readyz(request: web.Request) -> web.Response:
     A later outage of the store is only listed as `degraded`: keys without limits can still buy.
     """
     health = request.app[SERVICES].health
-    status, degraded = "ready", [] if health.store_up else ["store"]
+    parts = {"store": not health.store_up, "books_memory": health.is_books_memory_low}
+    status, degraded = "ready", [part for part, is_degraded in parts.items() if is_degraded]
     if health.is_draining:
         status, degraded = "draining", []
     elif not health.store_reached:

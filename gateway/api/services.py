@@ -49,6 +49,8 @@ class Health:
     store_reached: bool = False
     """The store has answered at least once."""
     store_up: bool = False
+    is_books_memory_low: bool = False
+    """The books use most of the memory or disk that they have."""
     is_draining: bool = False
     """The whole gateway ends: `/readyz` answers 503."""
     closes_connections: bool = False

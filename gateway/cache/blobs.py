@@ -90,6 +90,13 @@ class Observer(Protocol):
         """The totals of the LRU index now."""
 
 
+class OnEvicted(Protocol):
+    """Removes what else is stored for evicted bytes."""
+
+    async def __call__(self, digests: Sequence[str], *, is_full: bool) -> None:
+        """With `is_full`, only commands that need no memory."""
+
+
 class Blobs:
     """Stores, loads and evicts the bytes of images."""
 
@@ -109,11 +116,14 @@ class Blobs:
         self._observer = observer
         self._memory = MemoryCache(settings.memory_bytes)
         self._total_bytes = settings.total_bytes
+        self._left_by_books: int | None = None
         self._loading: SingleFlight[tuple[str, Representation], bytes | None] = SingleFlight()
         self._put_permits = asyncio.Semaphore(MAX_CONCURRENT_PUTS)
         # For `record_uses`: digests by their last use, oldest first, and those found missing.
         self._used: dict[str, None] = {}
         self._lost: set[str] = set()
+        self.on_evicted: OnEvicted | None = None
+        """Set by `assembly`."""
 
     # ── loading ─────────────────────────────────────────────────────────────────────────────
 
@@ -230,7 +240,7 @@ class Blobs:
 
     def track(self, batch: Batch, images: Iterable[Image]) -> list[Result[Sequence[str]]]:
         """Tracks stored images. The results are digests for `evict`."""
-        max_bytes = self._total_bytes or UNKNOWN_TOTAL_BYTES
+        max_bytes = self._below_books(self._total_bytes or UNKNOWN_TOTAL_BYTES)
         ttl_seconds = self._settings.ttl_seconds
         images = list(images)
         for image in images:
@@ -244,7 +254,9 @@ class Blobs:
 
     async def evict(self, evicted: Iterable[Result[Sequence[str]]]) -> None:
         """Deletes the bytes that `track` has evicted. Raises `StoreUnavailable`."""
-        await self._evict([digest for result in evicted for digest in result.value])
+        digests = [digest for result in evicted for digest in result.value]
+        await self._evict(digests)
+        await self._remove_rest(digests)
 
     async def record_uses(self) -> None:
         """Writes the last uses, and the lost bytes, since the last time into the LRU index."""
@@ -268,9 +280,10 @@ class Blobs:
 
     async def evict_to_bound(self) -> None:
         """Evicts until the bound is met, also after it was lowered, and reports the totals."""
-        max_bytes = await self.bound_bytes()
+        max_bytes = self._below_books(await self.bound_bytes())
         while evicted := await execute(self._store, EvictTo(max_bytes)):  # limited to 1000
             await self._evict(evicted)
+            await self._remove_rest(evicted)
         self._observer.lru_measured(await self.totals())
 
     async def totals(self) -> LruTotals:
@@ -283,6 +296,14 @@ class Blobs:
             self._total_bytes = await self._blob_store.capacity_bytes() or DEFAULT_TOTAL_BYTES
         return self._total_bytes
 
+    def yield_to_books(self, max_bytes: int | None) -> None:
+        """Bounds all bytes by what the books leave, until the next call; None: no bound."""
+        self._left_by_books = max_bytes
+
+    def _below_books(self, max_bytes: int) -> int:
+        left = self._left_by_books
+        return max_bytes if left is None else min(max_bytes, left)
+
     async def make_room(self, wanted_bytes: int = MIN_ROOM_BYTES) -> None:
         """Evicts the least recently used bytes at once, because the store is full."""
         size_bytes = ROOM_FACTOR * max(wanted_bytes, MIN_ROOM_BYTES)
@@ -291,6 +312,7 @@ class Blobs:
         # The bytes first: until they are deleted, a full store takes no other change.
         await self._evict(candidates)
         await execute(self._store, Untrack(tuple(candidates)))
+        await self._remove_rest(candidates, is_full=True)
 
     async def track_untracked(self) -> int:
         """Tracks bytes that the LRU index does not know; returns how many.
@@ -318,6 +340,10 @@ class Blobs:
         await self._delete(digests)
         if digests:
             self._observer.evicted(len(digests))
+
+    async def _remove_rest(self, digests: Sequence[str], *, is_full: bool = False) -> None:
+        if digests and self.on_evicted is not None:
+            await self.on_evicted(digests, is_full=is_full)
 
     async def _delete(self, digests: Iterable[str]) -> None:
         # The memory cache is not touched: evicted bytes are still correct, and have its own bound.

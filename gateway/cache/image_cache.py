@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final
 
 from gateway.cache.blobs import Blobs
 from gateway.cache.entries import CachedImage, Entries, decode_refusal, look_up_refusal
@@ -22,6 +23,9 @@ from gateway.images import Image, Representation
 from gateway.store.batch import Batch, Result
 from gateway.store.commands import Entry
 from gateway.store.protocol import Store
+
+EVICTED_AT_ONCE: Final = 100
+"""Evicted digests whose slots are emptied in one batch of commands."""
 
 Sign = Callable[[str], Awaitable[str]]
 """Turns a path into a signed path."""
@@ -255,6 +259,33 @@ class ImageCache:
             batch = Batch(self._store)
             self._entries.empty(batch, fingerprint, slots)
             await batch.execute()
+
+    async def remove_evicted(self, digests: Sequence[str], *, is_full: bool) -> None:
+        """Removes the slots of images whose bytes were evicted, so that they take no memory.
+
+        If the store is full, only deletes. What it leaves behind, because the store is unavailable,
+        is found by the next request for it.
+        """
+        for first in range(0, len(digests), EVICTED_AT_ONCE):
+            with suppress(StoreUnavailable):
+                some = digests[first : first + EVICTED_AT_ONCE]
+                await self._remove_evicted(some, is_full=is_full)
+
+    async def _remove_evicted(self, digests: Sequence[str], *, is_full: bool) -> None:
+        images = await self._image_index.find_evicted(digests)
+        batch = Batch(self._store)
+        fingerprints = {image.fingerprint for image in images.values() if image.fingerprint}
+        entries = {name: self.look_up(batch, name) for name in sorted(fingerprints)}
+        await batch.execute()
+        for fingerprint, entry in entries.items():
+            slots = {n: s.image_id for n, s in entry.value.slots.items() if s.image_id in images}
+            if slots:
+                self._entries.empty(batch, fingerprint, slots)
+        for image_id, indexed in images.items():
+            self._image_index.remove_evicted(batch, image_id, indexed)
+            if not is_full:
+                self._image_index.shorten_evicted(batch, image_id, indexed)
+        await batch.execute()
 
     def refuse(self, batch: Batch, fingerprint: str, refusal: UpstreamFailure) -> None:
         """Refuses a fingerprint for good: its prompt was taken down."""

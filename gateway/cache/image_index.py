@@ -7,7 +7,7 @@ becomes a tombstone. The bytes are `blobs`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -17,7 +17,14 @@ from gateway.cache.blobs import Blobs
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError
 from gateway.images import Image, decode_fields
 from gateway.store.batch import Batch, execute
-from gateway.store.commands import AddToSet, DeleteValue, GetValue, RemoveFromSet, SetValue
+from gateway.store.commands import (
+    AddToSet,
+    DeleteValue,
+    GetSet,
+    GetValue,
+    RemoveFromSet,
+    SetValue,
+)
 from gateway.store.protocol import Store
 
 IMAGES: Final = "images"
@@ -64,10 +71,13 @@ def image_path(image: Image) -> str:
 class ImageIndex:
     """Adds, removes and finds images by their ids."""
 
-    def __init__(self, store: Store, blobs: Blobs, *, ttl_seconds: float) -> None:
+    def __init__(
+        self, store: Store, blobs: Blobs, *, ttl_seconds: float, link_seconds: float
+    ) -> None:
         self._store = store
         self._blobs = blobs
         self._ttl_seconds = ttl_seconds
+        self._link_seconds = link_seconds
 
     def add(self, batch: Batch, fingerprint: str, images: Mapping[int, Image]) -> None:
         """Adds the images of an entry. A record that exists, or a tombstone, stays as it is."""
@@ -94,6 +104,37 @@ class ImageIndex:
         """Replaces a record with a tombstone: its links answer 410."""
         encoded = replace(indexed, is_tombstone=True).encode()
         batch.add(SetValue(IMAGES, image_id, encoded, self._ttl_seconds))
+
+    async def find_evicted(self, digests: Sequence[str]) -> Mapping[str, IndexedImage]:
+        """The images with these bytes by id, without bytes that are stored again by now.
+
+        Raises `StoreUnavailable`.
+        """
+        batch = Batch(self._store)
+        tracked = self._blobs.are_tracked(batch, digests)
+        sets = [batch.add(GetSet(IMAGES_BY_DIGEST, digest)) for digest in digests]
+        await batch.execute()
+        image_ids = [
+            image_id
+            for found, is_tracked in zip(sets, tracked.value, strict=True)
+            for image_id in found.value
+            if not is_tracked
+        ]
+        records = [batch.add(GetValue(IMAGES, image_id)) for image_id in image_ids]
+        await batch.execute()
+        return {
+            image_id: decode_fields(IndexedImage, orjson.loads(record.value))
+            for image_id, record in zip(image_ids, records, strict=True)
+            if record.value is not None
+        }
+
+    def remove_evicted(self, batch: Batch, image_id: str, indexed: IndexedImage) -> None:
+        """Removes an image from the set of its bytes. Also works in a full store."""
+        batch.add(RemoveFromSet(IMAGES_BY_DIGEST, indexed.digest, (image_id,)))
+
+    def shorten_evicted(self, batch: Batch, image_id: str, indexed: IndexedImage) -> None:
+        """Keeps the record only as long as a link that was given: until then it answers 410."""
+        batch.add(SetValue(IMAGES, image_id, indexed.encode(), self._link_seconds))
 
     async def find(self, image_id: str) -> IndexedImage | None:
         """The record of an image; None for an unknown id."""

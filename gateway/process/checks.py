@@ -27,6 +27,7 @@ from gateway.assembly import (
     tls_files,
 )
 from gateway.cache.blobs import DEFAULT_TOTAL_BYTES
+from gateway.cache.books_memory import BooksUse, measure_books
 from gateway.cache.image_index import image_path
 from gateway.configuration.expand import ConfigError
 from gateway.configuration.files import Configuration
@@ -40,7 +41,7 @@ from gateway.process.findings import Finding
 from gateway.process.plaintext import judge_plaintext
 from gateway.store.batch import execute
 from gateway.store.blobs.redis import DEFAULT_CAPACITY_BYTES
-from gateway.store.commands import Inspect, StoreFacts
+from gateway.store.commands import Inspect, MeasureStore, ReadLruTotals, StoreFacts
 from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
 from gateway.store.redis.client import redacted_url
 from gateway.upstream.client import open_client
@@ -121,6 +122,12 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
             facts = await execute(store, Inspect())
             # The store reads its clock during the round trip, so its middle is the best estimate.
             host_now = (sent_at + time.time()) / 2
+            books = measure_books(
+                await execute(store, MeasureStore()),
+                await execute(store, ReadLruTotals()),
+                bound_bytes=_bound_bytes(settings, facts),
+                shares_bytes=settings.store.blobs_url is None,
+            )
     except (SchemaMismatch, StoreMissing) as error:
         return [Finding("store", "fault", str(error))]
     except GatewayError as error:
@@ -132,6 +139,7 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
         Finding("store", "ok", f"{store.name}, schema version {SCHEMA_VERSION}"),
         judge_clock(facts, host_now=host_now),
         *_judge_configuration(settings, facts),
+        *judge_books(books),
     ]
 
 
@@ -190,6 +198,27 @@ def judge_bound(settings: Settings, facts: StoreFacts) -> Finding:
         message = f"{message}: more than half leaves little room for keys, journals and ledger."
         return Finding("cache bound", "warning", message)
     return Finding("cache bound", "ok", message)
+
+
+def _bound_bytes(settings: Settings, facts: StoreFacts) -> int:
+    """The bound of images, as the gateway has it."""
+    if settings.cache.total_bytes is not None:
+        return settings.cache.total_bytes
+    if facts.kind == "sqlite":
+        return DEFAULT_TOTAL_BYTES
+    return facts.maxmemory_bytes // 2 if facts.maxmemory_bytes else DEFAULT_CAPACITY_BYTES
+
+
+def judge_books(use: BooksUse) -> Sequence[Finding]:
+    """Whether the books use most of their memory or disk; nothing if not."""
+    if not use.is_low:
+        return []
+    message = (
+        f"Keys, counters, journals, ledger and totals use {_mebibytes(use.books_bytes)} of their "
+        f"{_mebibytes(use.limit_bytes)}. When they have used all, keys with limits are refused: "
+        "raise Redis' maxmemory or free disk space, or shorten billing.keep_records."
+    )
+    return [Finding("books memory", "warning", message)]
 
 
 def _mebibytes(size_bytes: int) -> str:

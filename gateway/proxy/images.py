@@ -268,6 +268,7 @@ class Images:
             record = context.record.but(
                 outcome="bought" if is_whole else "partial",
                 saved_micros=saved_micros if is_first else 0,
+                images_served=(len(images) or None) if is_first else None,
             )
             order = self.order(context, query, record, images=len(flight.slots))
             if query.cache_policy.no_store:

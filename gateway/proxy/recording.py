@@ -32,6 +32,7 @@ class Recorder:
             quality=echoed.get("quality", context.record.quality),
             outcome=answer.outcome,
             saved_micros=answer.saved_micros,
+            images_served=len(answer.images),
             latency_ms=self._latency_ms(context),
         )
         self._ledger.add(record)

@@ -233,6 +233,8 @@ def _correction(record: Record, settlement: Settlement) -> Record:
         tokens=corrected_tokens(record.tokens, before.tokens),
         cost_micros=difference.usd_micros,
         saved_micros=0,
+        images_served=None,
+        presumed_micros=-before.usd_micros,
         flags=(*record.flags, "late"),
     )
 

@@ -1,9 +1,13 @@
 """`docs/reference/billing.md`: limits, estimates and charges are those of the code."""
 
 import ast
+from dataclasses import fields
 
+from gateway.billing.record_amounts import MAX_NAME, MAX_VALUE, Sums
+from gateway.billing.totals import KEEP_QUARTERS_SECONDS
 from gateway.errors import Charge
 from gateway.limits import LIMITS
+from gateway.store.commands import MAX_GROUP_ROWS
 from tests.catalogs import read_shipped
 from tests.docs.pages import code, codes, read_page, rows_below, rows_with, sources, text_of
 
@@ -55,3 +59,15 @@ def test_outcomes():
     assert documented == ["hit", "bought", "partial", "collapsed", "refused", "failed"]
     texts = {text_of(node) for tree in sources("gateway").values() for node in ast.walk(tree)}
     assert set(documented) <= texts
+
+
+def test_the_sums_of_totals():
+    documented = [code(row["sum"]) for row in rows_with(PAGE, "sum", "counts")]
+    assert sorted(documented) == sorted(field.name for field in fields(Sums))
+
+
+def test_the_bounds_of_totals():
+    rows = rows_with(PAGE, "bound, for each key", "most", "beyond it")
+    bounds = [MAX_GROUP_ROWS] * 3 + [MAX_VALUE, MAX_NAME]
+    assert [row["most"] for row in rows] == [f"{bound:,}" for bound in bounds]
+    assert f"| {KEEP_QUARTERS_SECONDS / 86_400:.0f} days |" in PAGE

@@ -3,6 +3,16 @@
 import ast
 import re
 
+from gateway.cache.books_memory import (
+    DISK_RESERVE_BYTES,
+    HEADROOM,
+    IMAGE_OVERHEAD_BYTES,
+    LOW_FROM,
+    LOW_UNTIL,
+    MAX_HEADROOM_BYTES,
+    MAX_IMAGES_SHARE,
+    MIN_IMAGES_SHARE,
+)
 from gateway.cache.idempotency_keys import LOCK_SECONDS, MAX_FREE_RESULTS, RECHECK_SECONDS
 from gateway.cache.tags import MAX_ENTRY_TAGS, MAX_KEY_TAGS
 from gateway.images import MAX_SLOTS
@@ -89,3 +99,15 @@ def test_the_outcomes_of_a_failed_fetch():
         and ast.unparse(node.value) == "Literal"
     ]
     assert documented in lists
+
+
+def test_the_shares_of_images_and_books():
+    assert (MIN_IMAGES_SHARE, MAX_IMAGES_SHARE, HEADROOM) == (1 / 2, 3 / 4, 1 / 8)
+    (images, books, free, _) = rows_with(PAGE, "bound", "Redis", "embedded store")
+    assert "at least 1/2 and at most 3/4 of `maxmemory`" in images["Redis"]
+    assert f"except {DISK_RESERVE_BYTES >> 20} MiB" in books["embedded store"]
+    assert f"1/8 of `maxmemory`, at most {MAX_HEADROOM_BYTES >> 30} GiB" in free["Redis"]
+    text = PAGE.replace("\n", " ")
+    assert f"use {LOW_FROM:.0%} of".replace("%", " %") in text
+    assert f"less than {LOW_UNTIL:.0%}".replace("%", " %") in text
+    assert f"its bytes and {IMAGE_OVERHEAD_BYTES} bytes of entry" in text

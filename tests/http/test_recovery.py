@@ -276,6 +276,7 @@ async def test_a_late_answer_corrects_the_presumed_charge(
         assert 0 < real < first.cost_micros
         assert first.cost_micros + late.cost_micros == real
         assert first.images + late.images == 1
+        assert late.presumed_micros == -presumed.cost_micros
         assert await spent(presumed_dead, alice) == Spent(real, 1, 0, 0)
         assert len(await upstream.bodies()) == 1
 

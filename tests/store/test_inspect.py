@@ -1,4 +1,4 @@
-"""`Inspect` on every store, and the facts that only Redis has."""
+"""`Inspect` and `MeasureStore` on every store, and the facts that only Redis has."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from gateway.store.batch import execute
-from gateway.store.commands import Inspect, StoreFacts
+from gateway.store.commands import Append, Inspect, MeasureStore, StoreFacts
 from gateway.store.protocol import Store
 from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite.store import open_sqlite_store
@@ -61,3 +61,22 @@ async def test_a_full_redis_can_be_inspected(tmp_path: Path) -> None:
             with redis.Redis.from_url(url) as client:
                 client.config_set("maxmemory", 1)
             assert (await execute(store, Inspect())).maxmemory_bytes == 1
+
+
+async def test_a_store_says_how_much_it_uses_and_has(store: Store) -> None:
+    before = await execute(store, MeasureStore())
+    await execute(store, Append((b"x" * 1000,) * 2000))
+    after = await execute(store, MeasureStore())
+    assert 1_500_000 < after.used_bytes - before.used_bytes < 4_000_000
+    assert after.used_bytes < after.capacity_bytes
+
+
+async def test_the_capacity_of_redis_is_its_maxmemory_also_when_it_is_full(tmp_path: Path) -> None:
+    with run_redis_server(tmp_path) as url:
+        async with open_redis_store(url) as store:
+            machine = await execute(store, MeasureStore())
+            with redis.Redis.from_url(url) as client:
+                client.config_set("maxmemory", 1)
+            full = await execute(store, MeasureStore())
+    assert machine.capacity_bytes > 100_000_000
+    assert (full.kind, full.capacity_bytes) == ("memory", 1)

@@ -34,5 +34,21 @@ class StoreFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreUse:
+    """How much of its memory or disk a store uses."""
+
+    kind: Literal["memory", "disk"]
+    used_bytes: int
+    """Of Redis all of its data, of an embedded store its file."""
+    capacity_bytes: int
+    """Redis' `maxmemory`, without one the memory of its machine; of a disk, used and free."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureStore(Command[StoreUse]):
+    """Measures the store, in a time that does not depend on its size. Works in a full store."""
+
+
+@dataclass(frozen=True, slots=True)
 class Inspect(Command[StoreFacts]):
     """Reads the configuration. Writes nothing, so it also works in a full store."""

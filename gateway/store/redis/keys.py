@@ -25,6 +25,12 @@ removed after a day |
 | `igw:{books}:refusals` | hash | counts and records of the refusals of this minute | none; \
 deleted when empty |
 | `igw:{books}:refusal-rows` | list | the same in order | none; deleted when empty |
+| `igw:{books}:totals:<period>` | hash | the slots of a row by its dimensions; `#<group>` | none; \
+removed as a whole |
+| `igw:{books}:totals-full:<period>` | set | groups that may have no more rows | none; removed \
+with it |
+| `igw:{books}:totals-periods:<kind>` | sorted set | the periods of a kind by their end | none |
+| `igw:{books}:totals-checkpoint` | string | how far the ledger is folded into totals | none |
 | `igw:value:<space>:<name>` | string | a value | as set |
 | `igw:set:<space>:<name>` | set | the members of a set | the longest requested |
 | `igw:{bounded}:<space>:<name>` | sorted set | the members of a bounded set by expiry | that of \

@@ -60,8 +60,14 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "sweep": ("lru_index",),
     },
     "records": {"get_by_index": (), "compare_and_set": ()},
-    "server": {"handshake": (), "inspect": ()},
+    "server": {"handshake": (), "inspect": (), "measure": ()},
     "sets": {"add_to_set": (), "remove_from_set": (), "add_to_bounded_sets": ()},
+    "totals": {
+        "fold_totals": ("books", "totals"),
+        "read_totals": ("books", "totals"),
+        "read_totals_state": ("books", "totals"),
+        "remove_totals": ("books", "totals"),
+    },
     "values": {"set_value": (), "delete_value": ()},
     "workers": {
         "heartbeat": ("books",),

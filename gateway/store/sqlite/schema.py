@@ -115,4 +115,26 @@ CREATE TABLE running_totals (
     name TEXT PRIMARY KEY,
     charged INTEGER NOT NULL, corrected INTEGER NOT NULL, saved INTEGER NOT NULL
 );
+
+-- `store.commands.totals` has the terms. A row's dimensions are stored once for all its slots.
+CREATE TABLE totals_checkpoint (position TEXT NOT NULL);
+INSERT INTO totals_checkpoint VALUES ('');
+CREATE TABLE totals_periods (
+    id INTEGER PRIMARY KEY, kind TEXT NOT NULL, name TEXT NOT NULL UNIQUE, ends_at REAL NOT NULL
+);
+CREATE INDEX totals_periods_by_end ON totals_periods (kind, ends_at);
+-- Ids are never used again: a page of rows continues after the last id.
+CREATE TABLE totals_rows (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, period_id INTEGER NOT NULL, dimensions TEXT NOT NULL,
+    UNIQUE (period_id, dimensions)
+);
+CREATE INDEX totals_rows_by_period ON totals_rows (period_id);
+CREATE TABLE totals (
+    row_id INTEGER NOT NULL, slot INTEGER NOT NULL, sums TEXT NOT NULL,
+    PRIMARY KEY (row_id, slot)
+) WITHOUT ROWID;
+CREATE TABLE totals_groups (
+    period_id INTEGER NOT NULL, group_name TEXT NOT NULL, row_count INTEGER NOT NULL,
+    PRIMARY KEY (period_id, group_name)
+);
 """

@@ -15,6 +15,7 @@ from gateway.store.redis.commands import (
     running_totals,
     server,
     sets,
+    totals,
     values,
     workers,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "running_totals",
     "server",
     "sets",
+    "totals",
     "values",
     "workers",
 ]

@@ -1,20 +1,22 @@
-"""Encoder of `commands.server.Inspect`; that of `Sweep` is in `lru_index`."""
+"""Encoders of `commands.server`; that of `Sweep` is in `lru_index`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from gateway.store import commands
 from gateway.store.redis.commands.encoding import SECOND, RedisCommand, encode, script_command
 from gateway.store.redis.keys import Keys
+
+MAX_BYTES: Final = 1 << 60
 
 
 @encode.register
 def _inspect(_command: commands.Inspect, _keys: Keys) -> RedisCommand:
     def read(reply: Sequence[Any]) -> commands.StoreFacts:
         now, info = reply
-        facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+        facts = _read_info(info)
         return commands.StoreFacts(
             "redis",
             now / SECOND,
@@ -24,3 +26,19 @@ def _inspect(_command: commands.Inspect, _keys: Keys) -> RedisCommand:
         )
 
     return script_command("inspect", (), (), read=read)
+
+
+@encode.register
+def _measure_store(_command: commands.MeasureStore, _keys: Keys) -> RedisCommand:
+    def read(reply: bytes) -> commands.StoreUse:
+        facts = _read_info(reply)
+        capacity = int(facts["maxmemory"]) or int(facts.get("total_system_memory", 0))
+        used = int(facts["used_memory"])
+        # A hosted server may hide its machine's memory; then it has no limit that could be low.
+        return commands.StoreUse("memory", used, capacity or MAX_BYTES)
+
+    return script_command("measure", (), (), read=read)
+
+
+def _read_info(info: bytes) -> Mapping[str, str]:
+    return dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)

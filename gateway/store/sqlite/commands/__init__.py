@@ -15,6 +15,7 @@ from gateway.store.sqlite.commands import (
     running_totals,
     server,
     sets,
+    totals,
     values,
     workers,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "running_totals",
     "server",
     "sets",
+    "totals",
     "values",
     "workers",
 ]

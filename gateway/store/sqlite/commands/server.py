@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 from gateway.store import commands
@@ -40,3 +41,12 @@ def inspect(tx: Transaction, command: commands.Inspect) -> commands.StoreFacts:
     return commands.StoreFacts(
         "sqlite", tx.now, eviction_policy=None, maxmemory_bytes=None, is_durable=True
     )
+
+
+@reads(commands.MeasureStore)
+def measure_store(tx: Transaction, command: commands.MeasureStore) -> commands.StoreUse:
+    pages, page_bytes = (tx.fetch_one(f"PRAGMA {name}")[0] for name in ("page_count", "page_size"))
+    file = tx.fetch_one("PRAGMA database_list")[2]
+    disk = os.statvfs(file)
+    used = int(pages) * int(page_bytes)
+    return commands.StoreUse("disk", used, used + disk.f_bavail * disk.f_frsize)

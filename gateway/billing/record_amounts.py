@@ -1,0 +1,234 @@
+"""What a ledger record adds to the totals: its rows and its amounts. Pure.
+
+A row is a JSON object of dimensions, an amount has a short name in the store. Decoders ignore names
+that they do not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from gateway.billing.totals_periods import MAX_TIME, Series
+
+OTHER: Final = "other"
+MAX_VALUE: Final = 64
+"""Characters of a model, size or quality; a longer one is `other`."""
+MAX_NAME: Final = 256
+"""Characters of a key, team or user; the rest is cut off."""
+MAX_LABELS_BYTES: Final = 1024
+MAX_AMOUNT: Final = 2**53
+"""Redis counts exactly below it."""
+MAX_KINDS: Final = 32
+"""Kinds of tokens in one record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What the records of a row add up to. Corrections are in it, so a sum may be negative."""
+
+    requests: int = 0
+    hits: int = 0
+    images_bought: int = 0
+    images_served: int = 0
+    """Without a purchase: from the cache or another request's flight."""
+    cost_micros: int = 0
+    saved_micros: int = 0
+    presumed_micros: int = 0
+    """The part of the cost that was presumed and not corrected since."""
+    tokens: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """By kind."""
+
+
+# Names in the store. A letter, because there is one for each sum of each row.
+_CODES: Final = {
+    "requests": "r",
+    "hits": "h",
+    "images_bought": "b",
+    "images_served": "v",
+    "cost_micros": "c",
+    "saved_micros": "s",
+    "presumed_micros": "p",
+}
+_TOKEN_CODES: Final = {
+    "text_in": "ti",
+    "image_in": "ii",
+    "text_out": "to",
+    "image_out": "io",
+    "estimated": "e",
+}
+_NAMES: Final = {code: name for name, code in _CODES.items()}
+_KINDS: Final = {code: kind for kind, code in _TOKEN_CODES.items()}
+_KIND_PREFIX: Final = "t_"
+"""Of kinds that this version does not know."""
+
+
+class RecordRows(NamedTuple):
+    """The rows that a record belongs to, as text."""
+
+    row: str
+    other: str
+    user_row: str
+    other_user: str
+
+
+class RecordAmounts(NamedTuple):
+    """What of a record the totals need."""
+
+    time: float
+    key_id: str
+    has_user: bool
+    rows: RecordRows
+    amounts: Mapping[str, int]
+
+
+def decode_record(data: bytes) -> RecordAmounts | None:
+    """What the totals need of a record; None for one that cannot be read.
+
+    The JSON object itself, not `images.Record`: fields that this version does not know, such as
+    kinds of tokens, are counted too.
+    """
+    try:
+        return _decode_record(orjson.loads(data))
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return None
+
+
+def _decode_record(record: dict[str, Any]) -> RecordAmounts:
+    moment = record["time"]
+    if isinstance(moment, bool) or not 0 <= moment < MAX_TIME:
+        raise ValueError("no time")
+    user = _cut(record.get("user"))
+    key_id, labels = _cut(record["key_id"]) or "", record.get("labels")
+    rows = _rows(
+        key_id,
+        _cut(record["key"]),
+        _cut(record.get("team")),
+        _value(record.get("model")),
+        _value(record.get("size")),
+        _value(record.get("quality")),
+        _value(record["outcome"]),
+        _labels(labels) if labels else None,
+        user,
+    )
+    return RecordAmounts(float(moment), key_id, user is not None, rows, _amounts(record))
+
+
+def _amounts(record: Mapping[str, Any]) -> dict[str, int]:
+    """The amounts that a record adds, by their names in the store, without zeros."""
+    is_correction = record.get("corrects") is not None
+    cost_micros = _whole(record.get("cost_micros"))
+    requests = 0 if is_correction else _whole(record.get("count")) or 1
+    is_presumed = not is_correction and "presumed" in record.get("flags", ())
+    amounts = {
+        "r": requests,
+        "h": requests if record["outcome"] == "hit" else 0,
+        "b": _whole(record.get("images")),
+        "v": _whole(record.get("images_served")),
+        "c": cost_micros,
+        "s": _whole(record.get("saved_micros")),
+        "p": _whole(record.get("presumed_micros")) + (cost_micros if is_presumed else 0),
+    }
+    tokens = record.get("tokens") or {}
+    if len(tokens) > MAX_KINDS:
+        raise ValueError("too many kinds of tokens")
+    for kind, count in tokens.items():
+        code = _TOKEN_CODES.get(kind) or _KIND_PREFIX + _plain(kind)
+        amounts[code] = amounts.get(code, 0) + _whole(count)
+    return {code: amount for code, amount in amounts.items() if amount}
+
+
+def _whole(value: object) -> int:
+    if value is None:
+        return 0
+    if type(value) is not int or abs(value) > MAX_AMOUNT:
+        raise ValueError("no amount")
+    return value
+
+
+def _plain(kind: str) -> str:
+    """A kind of tokens as the store's names are: small letters and `_`."""
+    is_plain = len(kind) <= MAX_VALUE and all("a" <= c <= "z" or c == "_" for c in kind)
+    return kind if kind and is_plain else OTHER
+
+
+def _cut(value: str | None) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise TypeError("no text")
+    return value[:MAX_NAME]
+
+
+def _value(value: str | None) -> str | None:
+    return OTHER if value is not None and len(value) > MAX_VALUE else _cut(value)
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    """A label set as text: the same set is the same text."""
+    encoded = orjson.dumps(labels, option=orjson.OPT_SORT_KEYS)
+    return encoded.decode() if len(encoded) <= MAX_LABELS_BYTES else f'"{OTHER}"'
+
+
+@lru_cache(maxsize=8192)
+def _rows(
+    key_id: str,
+    key: str | None,
+    team: str | None,
+    model: str | None,
+    size: str | None,
+    quality: str | None,
+    outcome: str | None,
+    labels: str | None,
+    user: str | None,
+) -> RecordRows:
+    account = {"key": key, "key_id": key_id, "team": team}
+    asked = {"model": model, "size": size, "quality": quality}
+    label_set = None if labels is None else orjson.loads(labels)
+    others = {name: value and OTHER for name, value in asked.items()}
+    return RecordRows(
+        _encode({**account, **asked, "labels": label_set, "outcome": outcome}),
+        _encode({**account, **others, "labels": label_set and OTHER, "outcome": outcome}),
+        _encode({**account, "user": user}),
+        _encode({**account, "user": user and OTHER}),
+    )
+
+
+def _encode(dimensions: Mapping[str, object]) -> str:
+    known = {name: value for name, value in dimensions.items() if value is not None}
+    return orjson.dumps(known, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def row_of(series: Series, record: RecordAmounts) -> tuple[str, str, str]:
+    """The group, the row and the other row of a record in a series."""
+    rows = record.rows
+    if series.kind != "user":
+        return record.key_id, rows.row, rows.other
+    # Requests without a user take no place from users.
+    group = record.key_id if record.has_user else f"{record.key_id} -"
+    return group, rows.user_row, rows.other_user
+
+
+def add_amounts(sums: dict[str, int], amounts: Mapping[str, int]) -> None:
+    for code, amount in amounts.items():
+        sums[code] = sums.get(code, 0) + amount
+
+
+def decode_sums(sums: Mapping[str, int]) -> Sums:
+    """The inverse of the names in the store. Names that this version does not know are ignored."""
+    named = {_NAMES[code]: amount for code, amount in sums.items() if code in _NAMES}
+    tokens = {
+        kind: amount
+        for code, amount in sums.items()
+        if amount and (kind := _KINDS.get(code) or _unknown_kind(code))
+    }
+    return Sums(**named, tokens=tokens)
+
+
+def _unknown_kind(code: str) -> str:
+    return code.removeprefix(_KIND_PREFIX) if code.startswith(_KIND_PREFIX) else ""

@@ -1,0 +1,304 @@
+"""Totals: the ledger's records summed up, so that reports outlive the records.
+
+One worker at a time folds the records after a checkpoint into rows of quarter hours, of days and of
+users by day. All of these are written when a record is folded, and none is made of another later:
+so no conversion can be interrupted, and each is complete while its records are gone. A report adds
+the records after the checkpoint, the *tail*, so it has every settled purchase.
+
+The rows and the checkpoint are `store.commands.totals`, the calendar is `calendar`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
+
+import orjson
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.billing.totals_periods import MAX_TIME, Series
+from gateway.billing.record_amounts import Sums, add_amounts, decode_record, decode_sums, row_of
+from gateway.store.batch import execute
+from gateway.store.commands import (
+    MAX_INCREMENTS,
+    FoldTotals,
+    Increment,
+    Period,
+    ReadLedger,
+    ReadTotals,
+    ReadTotalsState,
+    RemoveTotals,
+    SetValue,
+    TotalsKind,
+)
+from gateway.store.protocol import Store
+
+FOLD_EVERY_SECONDS: Final = 2.0
+REMOVE_EVERY_SECONDS: Final = 600.0
+KEEP_QUARTERS_SECONDS: Final = 62 * 86_400.0
+
+PAGE_RECORDS: Final = 1000
+TURN_SECONDS: Final = 10.0
+"""How long the other workers leave folding to one that does not return."""
+FOLD_SECONDS: Final = 5.0
+"""How long one call of `fold` goes on, so that it ends within its turn."""
+SLICE_RECORDS: Final = 50
+"""Records that are read at once. It takes about a millisecond of the event loop."""
+
+Bucket = Literal["quarter", "day_in_zone", "day_in_utc"]
+
+log = structlog.get_logger(__name__)
+
+
+class TotalsSettings(BaseModel):
+    """The time zone of days, and how long they are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    time_zone: str = "UTC"
+    keep_days_seconds: float = Field(default=800 * 86_400.0, gt=0)
+    keep_users_seconds: float = Field(default=400 * 86_400.0, gt=0)
+
+
+class Observer(Protocol):
+    """Counts records that cannot be read, as the metrics do."""
+
+    def unreadable(self, records: int) -> None:
+        """So many were left out of the totals."""
+
+
+@dataclass(frozen=True, slots=True)
+class TotalsRow:
+    """The sums of one set of dimensions in one quarter hour or day."""
+
+    starts_at: float
+    """Unix seconds."""
+    dimensions: Mapping[str, Any]
+    """`team`, `key`, `key_id`, `labels`, and `model`, `size`, `quality`, `outcome` or `user`; those
+    that the records do not have are absent."""
+    sums: Sums
+
+
+class Totals:
+    """Folds the ledger into totals, and reads both."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: TotalsSettings,
+        *,
+        worker: str,
+        observer: Observer,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._worker = worker
+        self._observer = observer
+        self._clock = clock
+        # A record of a zone that is UTC is counted once.
+        zones = dict.fromkeys(("UTC", settings.time_zone))
+        self._series = (
+            Series("quarter", "UTC"),
+            *(Series("day", zone) for zone in zones),
+            *(Series("user", zone) for zone in zones),
+        )
+
+    # ── folding ─────────────────────────────────────────────────────────────────────────────
+
+    async def folded_to(self) -> str:
+        """The position of the last record that is in the totals; "" if none is."""
+        return (await execute(self._store, ReadTotalsState())).checkpoint
+
+    async def fold(self) -> int:
+        """Folds new records, unless it is another worker's turn; returns how many.
+
+        Raises `StoreUnavailable`; the next call goes on where this one stopped.
+        """
+        folded_to = await self.folded_to()
+        if not await execute(self._store, ReadLedger(folded_to, 1)):
+            return 0
+        # Two folding workers would be correct too, but the work of one would be wasted.
+        turn = SetValue("turns", "totals", self._worker.encode(), TURN_SECONDS, only_if_absent=True)
+        if not await execute(self._store, turn):
+            return 0
+        folded, stops_at = 0, self._clock() + FOLD_SECONDS
+        while self._clock() < stops_at and (count := await self.fold_page()):
+            folded += count
+        pause = SetValue("turns", "totals", self._worker.encode(), FOLD_EVERY_SECONDS * 0.9)
+        await execute(self._store, pause)
+        return folded
+
+    async def fold_page(self, limit: int = PAGE_RECORDS) -> int:
+        """Folds up to `limit` records; returns how many, 0 also if another worker was first."""
+        folded_to = await self.folded_to()
+        found = await execute(self._store, ReadLedger(folded_to, limit))
+        done = 0
+        while done < len(found):
+            steps = _Step(self._series)
+            begin = done
+            while done < len(found) and steps.add(found[done][1], found[done][0]):
+                done += 1
+                if done % SLICE_RECORDS == 0:
+                    await asyncio.sleep(0)
+            position = found[done - 1][0]
+            fold = FoldTotals(folded_to, position, steps.increments())
+            if not await execute(self._store, fold):
+                return begin
+            folded_to = position
+            self._report(steps.unreadable)
+        return done
+
+    def _report(self, unreadable: Sequence[str]) -> None:
+        if unreadable:
+            log.error("ledger_record_unreadable", records=len(unreadable), position=unreadable[0])
+            self._observer.unreadable(len(unreadable))
+
+    async def remove_expired(self) -> None:
+        """Removes rows that are past their time, in small steps. Raises `StoreUnavailable`."""
+        kept: Mapping[TotalsKind, float] = {
+            "quarter": KEEP_QUARTERS_SECONDS,
+            "day": self._settings.keep_days_seconds,
+            "user": self._settings.keep_users_seconds,
+        }
+        for kind, keep_seconds in kept.items():
+            while await execute(self._store, RemoveTotals(kind, keep_seconds)):
+                continue
+
+    # ── reading ─────────────────────────────────────────────────────────────────────────────
+
+    async def read(
+        self, since: float, until: float, *, bucket: Bucket, by_user: bool = False
+    ) -> list[TotalsRow]:
+        """The rows of all buckets that begin from `since` to before `until`, oldest first.
+
+        With `by_user` there is a row for each user of a key, without model, size, quality and
+        outcome; then the bucket is a day. The caller bounds the days: each takes time. Raises
+        `StoreUnavailable`.
+        """
+        if bucket == "quarter":
+            if by_user:
+                raise ValueError("totals by user are by day")
+            series = Series("quarter", "UTC")
+        else:
+            zone = "UTC" if bucket == "day_in_utc" else self._settings.time_zone
+            series = Series("user" if by_user else "day", zone)
+        # A group becomes full once in a period, so this ends.
+        while (reading := await self._read(series, since, until)) is None:
+            continue
+        return reading.rows(since, until)
+
+    async def _read(self, series: Series, since: float, until: float) -> _Reading | None:
+        """Totals and tail; None if they cannot be told apart and must be read again.
+
+        Folding goes on meanwhile. Each page of rows says up to which record it is, so a record of
+        the tail is added to a row only if it is not in it yet.
+        """
+        periods = tuple(series.periods(max(0.0, since), min(until, MAX_TIME)))
+        before = await execute(self._store, ReadTotalsState(periods))
+        reading = _Reading(series, before.full_groups)
+        for period in periods:
+            after: str | None = ""
+            while after is not None:
+                page = await execute(self._store, ReadTotals(period, after))
+                for row, slots in page.rows:
+                    reading.add_row(period, row, slots, checkpoint=page.checkpoint)
+                after = page.after
+        position, is_last = before.checkpoint, False
+        while not is_last:
+            found = await execute(self._store, ReadLedger(position, PAGE_RECORDS))
+            for index, (position, data) in enumerate(found):
+                reading.add_record(position, data)
+                if index % SLICE_RECORDS == 0:
+                    await asyncio.sleep(0)
+            is_last = len(found) < PAGE_RECORDS
+        now = await execute(self._store, ReadTotalsState(periods))
+        return reading if reading.is_clear(now.full_groups) else None
+
+
+class _Step:
+    """The increments of one `FoldTotals`."""
+
+    def __init__(self, series: Sequence[Series]) -> None:
+        self._series = series
+        self._sums: dict[tuple[Period, int, str], tuple[str, str, dict[str, int]]] = {}
+        self.unreadable: list[str] = []
+        """Positions of the records that were left out."""
+
+    def add(self, data: bytes, position: str) -> bool:
+        """Adds a record; False if there may be no room for it."""
+        if len(self._sums) + len(self._series) > MAX_INCREMENTS:
+            return False
+        record = decode_record(data)
+        if record is None:
+            self.unreadable.append(position)
+            return True
+        for series in self._series:
+            period, slot = series.place(record.time)
+            group, row, other = row_of(series, record)
+            added = self._sums.setdefault((period, slot, row), (group, other, {}))
+            add_amounts(added[2], record.amounts)
+        return True
+
+    def increments(self) -> tuple[Increment, ...]:
+        """All increments so far."""
+        return tuple(
+            Increment(period, slot, group, row, other, sums)
+            for (period, slot, row), (group, other, sums) in self._sums.items()
+        )
+
+
+class _Reading:
+    """Rows of the store, and the records that they do not have yet."""
+
+    def __init__(self, series: Series, full_groups: Mapping[str, frozenset[str]]) -> None:
+        self._series = series
+        self._full_groups = full_groups
+        self._rows: dict[tuple[str, str], tuple[str, dict[int, dict[str, int]]]] = {}
+        """Period and row → up to which record it is, and its slots."""
+        self._new: set[tuple[str, str]] = set()
+        """Period and group of the rows that only the tail has."""
+
+    def add_row(
+        self, period: str, row: str, slots: Mapping[int, Mapping[str, int]], *, checkpoint: str
+    ) -> None:
+        """Adds a row of the store. Of one that is there twice, either would be right."""
+        copied = {slot: dict(sums) for slot, sums in slots.items()}
+        self._rows[period, row] = (checkpoint, copied)
+
+    def add_record(self, position: str, data: bytes) -> None:
+        """Adds a record of the tail to its row, unless the row has it."""
+        record = decode_record(data)
+        if record is None:
+            return
+        period, slot = self._series.place(record.time)
+        if period.name not in self._full_groups:  # not asked for
+            return
+        group, row, other = row_of(self._series, record)
+        if (period.name, row) not in self._rows:
+            if group in self._full_groups[period.name]:
+                row = other
+            else:
+                self._new.add((period.name, group))
+        # A row that no page had did not exist at the first page: it has none of the tail.
+        checkpoint, slots = self._rows.setdefault((period.name, row), ("", {}))
+        if position > checkpoint:
+            add_amounts(slots.setdefault(slot, {}), record.amounts)
+
+    def is_clear(self, full_groups: Mapping[str, frozenset[str]]) -> bool:
+        """Whether each new row is one: none of its group's records went to `other` meanwhile."""
+        return all(group not in full_groups[period] for period, group in self._new)
+
+    def rows(self, since: float, until: float) -> list[TotalsRow]:
+        """The rows whose bucket begins from `since` to before `until`, oldest first."""
+        found = [
+            TotalsRow(starts_at, orjson.loads(row), decode_sums(sums))
+            for (period, row), (_, slots) in self._rows.items()
+            for slot, sums in slots.items()
+            if since <= (starts_at := self._series.starts_at(period, slot)) < until
+        ]
+        return sorted(found, key=lambda row: row.starts_at)
