@@ -8,7 +8,7 @@ amounts count against is `billing.quota`; the prices are rows of `models.yaml`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from decimal import Context, Decimal, Inexact
 from typing import Final
@@ -54,9 +54,9 @@ def estimate(model: Model, request: ImageRequest, images: int) -> Estimate:
     """An upper bound of the cost of `images` images of this request.
 
     Input tokens are the prompt's UTF-8 bytes + 16. Output tokens are those of the largest size
-    and quality that upstream may choose. Money is the larger of tokens × price and the per-image
-    price where both exist. Models billed per image have no tokens. See
-    `docs/reference/billing.md#estimates`.
+    and quality that upstream may choose. An image costs the larger of its tokens × price and its
+    own price where both exist; the prompt and partial images cost their tokens besides. Models
+    billed per image have no tokens. See `docs/reference/billing.md#estimates`.
     """
     if isinstance(model.billing, TokenBilling):
         return _estimate_tokens(model.billing, request, images=images)
@@ -73,18 +73,21 @@ def estimate(model: Model, request: ImageRequest, images: int) -> Estimate:
 def _estimate_tokens(billing: TokenBilling, request: ImageRequest, *, images: int) -> Estimate:
     requested_size = _requested(request, "size")
     requested_quality = _requested(request, "quality")
-    size = requested_size or billing.dearest_size
-    tokens = _output_tokens(billing, size)
-    quality = requested_quality or max(tokens, key=tokens.__getitem__)
+    # The tokens and the money of an image may be largest at different sizes and qualities.
+    tokens, usd_micros, size, quality = Decimal(0), Decimal(0), "", ""
+    for a_size in _sizes(billing, requested_size):
+        for a_quality, count in _output_tokens(billing, a_size).items():
+            if requested_quality not in (None, a_quality):
+                continue
+            tokens = max(tokens, Decimal(count))
+            micros = _image_estimate_micros(billing, count, size=a_size, quality=a_quality)
+            if micros > usd_micros:
+                usd_micros, size, quality = micros, a_size, a_quality
     partial_images = request.partial_images if request.stream else 0
     usage = Usage(
         text_in=len(request.prompt.encode("utf-8", "surrogatepass")) + PROMPT_OVERHEAD_TOKENS,
-        image_out=images * tokens[quality] + partial_images * billing.partial_image_tokens,
+        image_out=partial_images * billing.partial_image_tokens,
     )
-    price = billing.usd_per_image.get(size, {}).get(quality, Decimal(0))
-    # A model's price per image may exceed its tokens × price:
-    # `docs/reference/images-api.md#prices-per-image`.
-    usd_micros = max(_usage_micros(billing, usage), _image_micros(price, images))
     reasons = [
         f"{name} omitted: reserved as {reserved}"
         for name, requested, reserved in (
@@ -93,8 +96,34 @@ def _estimate_tokens(billing: TokenBilling, request: ImageRequest, *, images: in
         )
         if requested is None
     ]
-    amounts = Amounts(images=images, tokens=usage.total, usd_micros=math.ceil(usd_micros))
+    amounts = Amounts(
+        images=images,
+        tokens=usage.total + images * int(tokens),
+        usd_micros=math.ceil(_EXACT.fma(usd_micros, images, _usage_micros(billing, usage))),
+    )
     return Estimate(amounts, "; ".join(reasons) or None)
+
+
+def _sizes(billing: TokenBilling, requested: str | None) -> Collection[str]:
+    """The sizes that upstream may choose, as far as one of them may be the dearest."""
+    if requested is not None:
+        return (requested,)
+    return dict.fromkeys(
+        (billing.dearest_size, *(billing.output_tokens or ()), *billing.usd_per_image)
+    )
+
+
+def _image_estimate_micros(
+    billing: TokenBilling, tokens: int, *, size: str, quality: str
+) -> Decimal:
+    """The most that one image costs: its tokens, or its own price where that is higher.
+
+    See `docs/reference/images-api.md#prices-per-image`.
+    """
+    prices = billing.usd_per_million_tokens
+    price = billing.usd_per_image.get(size, {}).get(quality, Decimal(0))
+    dearest_token = max(prices.image_out, prices.text_out or prices.image_out)
+    return max(_EXACT.multiply(dearest_token, tokens), _image_micros(price, 1))
 
 
 def _output_tokens(billing: TokenBilling, size: str) -> Mapping[str, int]:
@@ -180,8 +209,14 @@ def _requested(request: ImageRequest, name: str) -> str | None:
 def _usage_micros(billing: TokenBilling, usage: Usage) -> Decimal:
     prices = billing.usd_per_million_tokens
     text_out = prices.image_out if prices.text_out is None else prices.text_out
-    usd_micros = _EXACT.multiply(usage.text_in, prices.text_in)
-    usd_micros = _EXACT.fma(usage.image_in, prices.image_in, usd_micros)
+    usd_micros = _EXACT.multiply(usage.text_in - usage.cached_text_in, prices.text_in)
+    usd_micros = _EXACT.fma(usage.image_in - usage.cached_image_in, prices.image_in, usd_micros)
+    if usage.cached_text_in or usage.cached_image_in:
+        text_in, image_in = prices.cached_text_in, prices.cached_image_in
+        text_in = prices.text_in if text_in is None else text_in
+        image_in = prices.image_in if image_in is None else image_in
+        usd_micros = _EXACT.fma(usage.cached_text_in, text_in, usd_micros)
+        usd_micros = _EXACT.fma(usage.cached_image_in, image_in, usd_micros)
     usd_micros = _EXACT.fma(usage.image_out, prices.image_out, usd_micros)
     return _EXACT.fma(usage.text_out, text_out, usd_micros)
 
