@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final, Self, TypeVar
 
-from gateway.images import Usage
+from gateway.images import LimitRefusal, Usage
 from gateway.redaction import Identity
 
 INVALID_REQUEST: Final = "invalid_request_error"
@@ -252,10 +252,14 @@ class LimitExceeded(GatewayError):
 
     status = 429
 
-    def __init__(self, message: str, *, reason: str, **fields: Any) -> None:
+    def __init__(
+        self, message: str, *, reason: str, refusal: LimitRefusal | None = None, **fields: Any
+    ) -> None:
         super().__init__(message, **fields)
         self.reason = reason
         """The limit's name, for the metrics."""
+        self.refusal = refusal
+        """Of a reservation: what it concerns besides this purchase."""
 
 
 class StoreUnavailable(GatewayError):

@@ -296,6 +296,21 @@ class LimitSubject:
     requests, so they are made only once."""
 
 
+@dataclass(frozen=True, slots=True)
+class LimitRefusal:
+    """A limit that refused a purchase, as its counter was then: enough to refuse others alike."""
+
+    key_id: str
+    limit: str
+    maximum: int
+    amount: int
+    """What the purchase needed."""
+    used: int
+    reserved: int
+    resets_in: float
+    retry_in: float
+
+
 Representation: TypeAlias = Literal["raw", "base64"]
 """An image's bytes as they are, or as a JSON answer contains them. A link is made of a path."""
 

@@ -69,9 +69,9 @@ class Bill:
 
 
 def estimate(prompt: str, n: int = 1) -> Bill:
-    """The upper bound: the prompt's bytes + 16 tokens, and the higher of the two prices."""
+    """The upper bound: the prompt's bytes + 16 tokens, and the higher of an image's two prices."""
     text = len(prompt.encode()) + 16
-    micros = max(TEXT_MICROS * text + IMAGE_MICROS * LOW_TOKENS * n, LOW_MICROS * n)
+    micros = TEXT_MICROS * text + max(IMAGE_MICROS * LOW_TOKENS, LOW_MICROS) * n
     return Bill(n, text + LOW_TOKENS * n, micros)
 
 
@@ -163,9 +163,8 @@ CASES = {
     "a 5-byte PNG": undelivered(INCOMPLETE, charged="usage", fault="tiny-png"),
     "its only image damaged": undelivered(INCOMPLETE, charged="usage", fault="one-bad"),
     "no image of one": undelivered("Upstream's answer contains no images.", fault="fewer"),
-    "an error with 200": undelivered(
-        "Upstream answered 200 with an error in place of images.",
-        raw=http(200, OWN_ERROR),
+    "an error with 200": Case(
+        500, failure("Broken.", "e_1"), raw=http(200, OWN_ERROR), flags=("assumed_free",)
     ),
     "images that are no objects": undelivered(
         INCOMPLETE, raw=http(200, '{"data": [null, 5, "x", {}, {"b64_json": 5}]}')
