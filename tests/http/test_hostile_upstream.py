@@ -34,7 +34,7 @@ from tests.waiting import eventually
 KINDS = ["purchase", "stream", "link"]
 LOW = {"model": MODEL, "quality": "low", "size": "1024x1024"}
 COST_USD = "0.009000"
-"""Of one low image without a usage: the estimate, rounded up."""
+"""Of one low image without a usage, beside the prompt's 5 micro-dollars a byte."""
 
 
 def image(text: str) -> bytes:

@@ -390,8 +390,8 @@ def test_the_type_of_an_event_is_in_its_data_or_else_its_name(name, data):
         (PARTIAL, {"b64_json": ENCODED, "partial_image_index": -1}),
         (PARTIAL, {"b64_json": ENCODED, "partial_image_index": "0"}),
         (PARTIAL, {"b64_json": ENCODED, "partial_image_index": True}),
-        (PARTIAL, {"b64_json": ENCODED[:-1], "partial_image_index": 0}),
-        (PARTIAL, {"b64_json": ENCODED + "\n", "partial_image_index": 0}),
+        (PARTIAL, {"b64_json": ENCODED[:-3], "partial_image_index": 0}),
+        (PARTIAL, {"b64_json": ENCODED + "!", "partial_image_index": 0}),
         (PARTIAL, {"partial_image_index": 0}),
     ],
 )
