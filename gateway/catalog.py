@@ -20,6 +20,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     StringConstraints,
     ValidationError,
     model_validator,
@@ -242,6 +243,12 @@ class TokenBilling(_Row):
     dearest_size: Size
     """The size that `auto` is reserved as."""
     usd_per_image: PriceTable = Field(default_factory=dict)
+    _prepared: dict[Any, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def prepared(self) -> dict[Any, Any]:
+        """What `billing` has computed of this row. It never changes, so that is done only once."""
+        return self._prepared
 
     @model_validator(mode="after")
     def _has_one_source_of_tokens(self) -> Self:

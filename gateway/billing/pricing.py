@@ -8,10 +8,10 @@ amounts count against is `billing.quota`; the prices are rows of `models.yaml`.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Context, Decimal, Inexact
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway.catalog import (
     SIZE,
@@ -73,16 +73,7 @@ def estimate(model: Model, request: ImageRequest, images: int) -> Estimate:
 def _estimate_tokens(billing: TokenBilling, request: ImageRequest, *, images: int) -> Estimate:
     requested_size = _requested(request, "size")
     requested_quality = _requested(request, "quality")
-    # The tokens and the money of an image may be largest at different sizes and qualities.
-    tokens, usd_micros, size, quality = Decimal(0), Decimal(0), "", ""
-    for a_size in _sizes(billing, requested_size):
-        for a_quality, count in _output_tokens(billing, a_size).items():
-            if requested_quality not in (None, a_quality):
-                continue
-            tokens = max(tokens, Decimal(count))
-            micros = _image_estimate_micros(billing, count, size=a_size, quality=a_quality)
-            if micros > usd_micros:
-                usd_micros, size, quality = micros, a_size, a_quality
+    image = _most_expensive_image(billing, requested_size, requested_quality)
     partial_images = request.partial_images if request.stream else 0
     usage = Usage(
         text_in=len(request.prompt.encode("utf-8", "surrogatepass")) + PROMPT_OVERHEAD_TOKENS,
@@ -91,39 +82,62 @@ def _estimate_tokens(billing: TokenBilling, request: ImageRequest, *, images: in
     reasons = [
         f"{name} omitted: reserved as {reserved}"
         for name, requested, reserved in (
-            ("quality", requested_quality, quality),
-            ("size", requested_size, size),
+            ("quality", requested_quality, image.quality),
+            ("size", requested_size, image.size),
         )
         if requested is None
     ]
     amounts = Amounts(
         images=images,
-        tokens=usage.total + images * int(tokens),
-        usd_micros=math.ceil(_EXACT.fma(usd_micros, images, _usage_micros(billing, usage))),
+        tokens=usage.total + images * image.tokens,
+        usd_micros=math.ceil(_EXACT.fma(image.usd_micros, images, _usage_micros(billing, usage))),
     )
     return Estimate(amounts, "; ".join(reasons) or None)
 
 
-def _sizes(billing: TokenBilling, requested: str | None) -> Collection[str]:
-    """The sizes that upstream may choose, as far as one of them may be the dearest."""
-    if requested is not None:
-        return (requested,)
-    return dict.fromkeys(
-        (billing.dearest_size, *(billing.output_tokens or ()), *billing.usd_per_image)
-    )
+class _ImageEstimate(NamedTuple):
+    """The most that one image may cost, and the size and quality at which it costs so much."""
+
+    tokens: int
+    usd_micros: Decimal
+    size: str
+    quality: str
 
 
-def _image_estimate_micros(
-    billing: TokenBilling, tokens: int, *, size: str, quality: str
-) -> Decimal:
-    """The most that one image costs: its tokens, or its own price where that is higher.
+def _most_expensive_image(
+    billing: TokenBilling, size: str | None, quality: str | None
+) -> _ImageEstimate:
+    """The bound of one image; None is what upstream chooses."""
+    if size is not None:
+        return _highest(billing, (size,), quality)
+    known: _ImageEstimate | None = billing.prepared.get(quality)
+    if known is None:
+        sizes = (billing.dearest_size, *(billing.output_tokens or ()), *billing.usd_per_image)
+        known = billing.prepared[quality] = _highest(billing, dict.fromkeys(sizes), quality)
+    return known
+
+
+def _highest(billing: TokenBilling, sizes: Iterable[str], quality: str | None) -> _ImageEstimate:
+    images = [
+        _ImageEstimate(tokens, _image_bound(billing, tokens, size=size, quality=name), size, name)
+        for size in sizes
+        for name, tokens in _output_tokens(billing, size).items()
+        if quality in (None, name)
+    ]
+    highest = max(images, key=lambda image: image.usd_micros)
+    # Another size or quality may have more tokens, as its price per image is lower.
+    return highest._replace(tokens=max(image.tokens for image in images))
+
+
+def _image_bound(billing: TokenBilling, tokens: int, *, size: str, quality: str) -> Decimal:
+    """The most that an image costs: its tokens, or its own price where that is higher.
 
     See `docs/reference/images-api.md#prices-per-image`.
     """
     prices = billing.usd_per_million_tokens
+    per_token = max(prices.image_out, prices.text_out or prices.image_out)
     price = billing.usd_per_image.get(size, {}).get(quality, Decimal(0))
-    dearest_token = max(prices.image_out, prices.text_out or prices.image_out)
-    return max(_EXACT.multiply(dearest_token, tokens), _image_micros(price, 1))
+    return max(_EXACT.multiply(per_token, tokens), _image_micros(price, 1))
 
 
 def _output_tokens(billing: TokenBilling, size: str) -> Mapping[str, int]:

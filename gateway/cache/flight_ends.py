@@ -16,7 +16,7 @@ import orjson
 import structlog
 
 from gateway.cache.flight_events import FlightEnd, decode_end
-from gateway.cache.flight_queues import FlightQueue, Follower, Payer, Turn
+from gateway.cache.flight_queues import FlightQueue, Follower, FollowerLimits, Turn
 from gateway.cache.partial_images import Channel, PartialImages, Subscriber
 from gateway.errors import StoreUnavailable
 from gateway.store.batch import execute
@@ -88,7 +88,7 @@ class FlightEnds:
         flight: str,
         slots: set[int],
         *,
-        payer: Payer | None = None,
+        limits: FollowerLimits | None = None,
         subscriber: Subscriber | None = None,
         in_turn: bool = False,
     ) -> tuple[FlightEnd, Turn | None]:
@@ -97,7 +97,7 @@ class FlightEnds:
         With a turn, this follower has to try next, and decides what those behind it wait for.
         Without `in_turn`, for a follower that also waits for other flights, there is never one.
         """
-        follower = Follower(frozenset(slots), payer, subscriber)
+        follower = Follower(frozenset(slots), limits, subscriber)
         followers = self._followers_of(flight)
         if in_turn:
             followers.queue(follower.slots).add(follower)

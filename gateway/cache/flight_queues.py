@@ -19,7 +19,7 @@ from gateway.errors import GatewayError
 from gateway.images import LimitRefusal
 
 
-class Payer(NamedTuple):
+class FollowerLimits(NamedTuple):
     """Whose limits the purchases of a request count against."""
 
     key_id: str
@@ -33,7 +33,7 @@ class Follower:
     """A request that waits for the end of a flight."""
 
     slots: frozenset[int]
-    payer: Payer | None
+    limits: FollowerLimits | None
     subscriber: Subscriber | None
     woken: asyncio.Future[tuple[FlightEnd, Turn | None]] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
@@ -46,9 +46,9 @@ class Follower:
 
     def refuse(self, end: FlightEnd) -> bool:
         """Whether the follower is refused for the same reason as the leader; then it is woken."""
-        if self.payer is None or end.refusal is None or self.woken.done():
+        if self.limits is None or end.refusal is None or self.woken.done():
             return False
-        own = self.payer.refuse(end.refusal, len(self.slots))
+        own = self.limits.refuse(end.refusal, len(self.slots))
         if own is not None:
             self.wake(FlightEnd("refused", failure=own))
         return own is not None
@@ -67,7 +67,7 @@ class FlightQueue:
 
     def add(self, follower: Follower) -> None:
         """Adds a follower behind the others of its key."""
-        key_id = follower.payer.key_id if follower.payer is not None else ""
+        key_id = follower.limits.key_id if follower.limits is not None else ""
         self._by_key.setdefault(key_id, deque()).append(follower)
 
     def add_all(self, other: FlightQueue) -> None:

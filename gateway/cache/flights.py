@@ -24,7 +24,7 @@ import structlog
 from gateway.cache.entries import decode_refusal, look_up_refusal
 from gateway.cache.flight_ends import FlightEnds
 from gateway.cache.flight_events import Flight, FlightEnd, PurchasedImages
-from gateway.cache.flight_queues import Payer, Turn
+from gateway.cache.flight_queues import FollowerLimits, Turn
 from gateway.cache.flight_result import FlightResult
 from gateway.cache.partial_images import PartialImages, Publisher, Subscriber
 from gateway.errors import (
@@ -96,13 +96,13 @@ class Flights:
         slots: Iterable[int],
         *,
         buy: Buy,
-        payer: Payer | None = None,
+        limits: FollowerLimits | None = None,
         subscriber: Subscriber | None = None,
         ignoring: tuple[str, ...] = (),
     ) -> FlightResult:
         """Gets images for slots: buys those without a lease, and follows the flights of the others.
 
-        `payer` is whose limits `buy` counts against: if another request of the same key is refused,
+        `limits` are those that `buy` counts against: if another request of the same key is refused,
         this one need not try. `subscriber` receives the partial images of all these flights. Images
         with an id in `ignoring` count as missing, and the bought images take their slots.
 
@@ -143,7 +143,7 @@ class Flights:
                 follow = partial(
                     self._follow,
                     result=result,
-                    payer=payer,
+                    limits=limits,
                     subscriber=subscriber,
                     in_turn=len(found) == 1,
                 )
@@ -192,7 +192,7 @@ class Flights:
                 missing = set(result.missing)
                 with self._waiting.taken():
                     await self._follow(
-                        leader, missing, result=result, payer=None, subscriber=subscriber
+                        leader, missing, result=result, limits=None, subscriber=subscriber
                     )
                 continue
             self._purchases_open.check()
@@ -328,14 +328,14 @@ class Flights:
         slots: set[int],
         *,
         result: FlightResult,
-        payer: Payer | None,
+        limits: FollowerLimits | None,
         subscriber: Subscriber | None,
         in_turn: bool = False,
     ) -> Turn | None:
         if subscriber is not None:
             subscriber.subscribe(self._partial_images.channel(flight))
         end, turn = await self._ends.wait(
-            flight, slots, payer=payer, subscriber=subscriber, in_turn=in_turn
+            flight, slots, limits=limits, subscriber=subscriber, in_turn=in_turn
         )
         result.follow(end, slots)
         return turn

@@ -13,7 +13,7 @@ from typing import Final
 from gateway.billing import pricing, quota
 from gateway.cache.entries import CachedImage, fresh_images
 from gateway.cache.flight_events import Flight, PurchasedImages
-from gateway.cache.flight_queues import Payer
+from gateway.cache.flight_queues import FollowerLimits
 from gateway.cache.flight_result import FlightResult
 from gateway.cache.flights import Buy, Flights
 from gateway.cache.image_cache import ImageCache, LoadedImages, Sign
@@ -256,7 +256,7 @@ class Images:
             query.fingerprint,
             missing,
             buy=buy,
-            payer=_payer(context, query),
+            limits=_limits_of(context, query),
             subscriber=subscriber,
             ignoring=ignored,
         )
@@ -282,7 +282,7 @@ class Images:
         return buy
 
 
-def _payer(context: RequestContext, query: ImageQuery) -> Payer:
+def _limits_of(context: RequestContext, query: ImageQuery) -> FollowerLimits:
     """Refuses this request when another one of its key was refused, with its own amounts."""
 
     def refuse(refusal: LimitRefusal, images: int) -> GatewayError | None:
@@ -293,7 +293,7 @@ def _payer(context: RequestContext, query: ImageQuery) -> Payer:
         estimate = pricing.estimate(query.model, query.request, images)
         return quota.refuse_alike(context.subject, refusal, estimate.amounts, why=estimate.reason)
 
-    return Payer(context.subject.key_id, refuse)
+    return FollowerLimits(context.subject.key_id, refuse)
 
 
 def usable_images(query: ImageQuery, entry: Entry) -> dict[int, CachedImage]:

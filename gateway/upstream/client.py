@@ -350,7 +350,9 @@ class UpstreamClient:
 
     def _limit_bytes(self, images: int) -> int:
         """The size of the largest valid answer with `images` images in base64."""
-        return images * (self._settings.max_image_bytes * 4 // 3 + 4) + _ENVELOPE_BYTES
+        base64_bytes = self._settings.max_image_bytes * 4 // 3 + 4
+        # An eighth for line breaks and escapes in it.
+        return images * (base64_bytes + base64_bytes // 8) + _ENVELOPE_BYTES
 
     async def _send(self, prepared: _PreparedRequest, state: SendState) -> _Outcome:
         """Sends and retries until there is an answer or a failure that is not retried."""
