@@ -78,6 +78,9 @@ class Crowd:
         async with generous():
             return await asyncio.gather(*asked)
 
+    def let_reserve(self) -> None:
+        self._may_reserve.set()
+
     def ask_soon(self, clients: Iterable[Client], **body: Any) -> list[asyncio.Task[Reply]]:
         asked = []
         for i, client in enumerate(clients):
@@ -249,6 +252,66 @@ async def test_a_disconnected_follower_passes_its_turn_on(
 
     assert stayed.status == 200
     assert len(await upstream.bodies()) == 1
+
+
+@pytest.mark.parametrize("gateways", [1, 2])
+async def test_followers_that_stream_get_the_partial_images_of_the_next_leader(
+    open_gateway: OpenGateway, gateways: int
+) -> None:
+    async with crowd_at(open_gateway, gateways) as crowd:
+        client = crowd.gateways[0].client
+        poor = await client.with_key("poor", limits={"usd_per_day": 0.001})
+        rich = await client.with_key("rich")
+        replies = await crowd.ask([poor, *[rich] * 6], stream=True, partial_images=2)
+
+    assert replies[0].status == 429
+    assert {reply.status for reply in replies[1:]} == {200}
+    events = [reply.body.count(b"event: image_generation.partial_image") for reply in replies[1:]]
+    assert events == [2] * 6
+    assert all(b"event: image_generation.completed" in reply.body for reply in replies[1:])
+
+
+@pytest.mark.parametrize("gateways", [1, 2])
+async def test_requests_for_different_numbers_of_images_are_refused_in_proportion_too(
+    open_gateway: OpenGateway, upstream: Upstream, gateways: int
+) -> None:
+    """Those for two follow one flight for the first image, and another for the second."""
+    async with crowd_at(open_gateway, gateways) as crowd:
+        alice = await crowd.gateways[0].client.with_key("alice", limits={"usd_per_day": 0.001})
+        one = crowd.ask_soon([alice] * 20)
+        await eventually(lambda: crowd.count(AcquireLease) == 20)
+        two = await crowd.ask([alice] * 20, n=2)
+        replies = [*two, *await asyncio.gather(*one)]
+
+    assert {reply.status for reply in replies} == {429}
+    assert await upstream.bodies() == []
+    assert crowd.count(AcquireLease) <= 40 + 8
+    assert crowd.count(Reserve) <= 6
+
+
+@pytest.mark.parametrize("gateways", [1, 2])
+async def test_many_keys_and_numbers_of_images_bring_everybody_an_answer(
+    open_gateway: OpenGateway, upstream: Upstream, gateways: int
+) -> None:
+    async with crowd_at(open_gateway, gateways) as crowd:
+        client = crowd.gateways[0].client
+        keys = [await client.with_key(f"k{i}", limits={"images_per_day": i % 4}) for i in range(24)]
+        first = crowd.ask_soon(keys[:1], n=3)
+        await eventually(lambda: crowd.count(Reserve) == 1)
+        asked = [
+            task for i, key in enumerate(keys[1:]) for task in crowd.ask_soon([key], n=1 + i % 3)
+        ]
+        await eventually(lambda: crowd.count(AcquireLease) >= 24)
+        crowd.let_reserve()
+        async with generous():
+            replies = await asyncio.gather(*first, *asked)
+
+    assert {reply.status for reply in replies} <= {200, 429}
+    # A key that may buy all that it asks for is never refused.
+    for i, reply in enumerate(replies[1:]):
+        if (i + 1) % 4 >= 1 + i % 3:
+            assert reply.status == 200, i
+    assert sum(body.get("n", 1) for body in await upstream.bodies()) == 3
 
 
 @pytest.mark.timed
