@@ -20,6 +20,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     StringConstraints,
     ValidationError,
     model_validator,
@@ -209,6 +210,18 @@ class TokenPrices(_Row):
     image_out: Price
     text_out: Price | None = None
     """None for a model without such tokens. If upstream reports some, they cost `image_out`."""
+    cached_text_in: Price | None = None
+    """Of input tokens that upstream had in its own cache. None: they cost `text_in`."""
+    cached_image_in: Price | None = None
+    """The same for `image_in`."""
+
+    @model_validator(mode="after")
+    def _cached_is_not_dearer(self) -> Self:
+        # An estimate takes all input at the full price, and must be an upper bound.
+        for kind in ("text_in", "image_in"):
+            cached, full = getattr(self, f"cached_{kind}"), getattr(self, kind)
+            _require(cached is None or cached <= full, f"cached_{kind} is dearer than {kind}")
+        return self
 
 
 class TokenFormula(_Row):
@@ -230,6 +243,12 @@ class TokenBilling(_Row):
     dearest_size: Size
     """The size that `auto` is reserved as."""
     usd_per_image: PriceTable = Field(default_factory=dict)
+    _prepared: dict[Any, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def prepared(self) -> dict[Any, Any]:
+        """What `billing` has computed of this row. It never changes, so that is done only once."""
+        return self._prepared
 
     @model_validator(mode="after")
     def _has_one_source_of_tokens(self) -> Self:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final, Self, TypeVar
 
-from gateway.images import Usage
+from gateway.images import LimitRefusal, Usage
 from gateway.redaction import Identity
 
 INVALID_REQUEST: Final = "invalid_request_error"
@@ -252,10 +252,14 @@ class LimitExceeded(GatewayError):
 
     status = 429
 
-    def __init__(self, message: str, *, reason: str, **fields: Any) -> None:
+    def __init__(
+        self, message: str, *, reason: str, refusal: LimitRefusal | None = None, **fields: Any
+    ) -> None:
         super().__init__(message, **fields)
         self.reason = reason
         """The limit's name, for the metrics."""
+        self.refusal = refusal
+        """Of a reservation: what it concerns besides this purchase."""
 
 
 class StoreUnavailable(GatewayError):
@@ -280,7 +284,7 @@ class Charge(StrEnum):
     FREE = "free"
     """Not sent, or answered with 4xx or 503: nothing."""
     ASSUMED_FREE = "assumed_free"
-    """Answered with 5xx and the API's own JSON error: nothing."""
+    """Answered with the API's own JSON error and 5xx or 200: nothing."""
     UNDELIVERED = "undelivered"
     """Answered with 200 but without a usable image: its usage if known, else the estimate."""
     PRESUMED = "presumed"
@@ -290,8 +294,9 @@ class Charge(StrEnum):
 class UpstreamFailure(GatewayError):
     """Upstream answered with an error, without a usable image, or not at all.
 
-    `usage` is upstream's report of tokens although no image came. It and `upstream_request_id` are
-    for the leader's ledger record; followers do not receive them. `buyer` are the strings that name
+    `usage` is upstream's report of tokens although no image came, and `images` how many it sent
+    with them; None: as many as were requested. These and `upstream_request_id` are for the leader's
+    ledger record; followers do not receive them. `buyer` are the strings that name
     the buyer to upstream, which may quote them: only the buyer receives the failure as it is, and
     all others, through the store or not, as `shared`.
     """
@@ -306,6 +311,7 @@ class UpstreamFailure(GatewayError):
         code: str | None = ErrorCode.UPSTREAM_ERROR,
         source: str = "upstream",
         usage: Usage | None = None,
+        images: int | None = None,
         upstream_request_id: str | None = None,
         buyer: tuple[str, ...] = (),
         **fields: Any,
@@ -314,6 +320,7 @@ class UpstreamFailure(GatewayError):
         self.buyer = buyer
         self.charge = charge
         self.usage = usage
+        self.images = images
         self.upstream_request_id = upstream_request_id
         # A retry would be charged again.
         if self.is_charged:

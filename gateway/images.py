@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
@@ -98,8 +98,16 @@ class Usage:
     image_in: int = 0
     image_out: int = 0
     text_out: int = 0
+    cached_text_in: int = 0
+    """How many of `text_in` upstream had in its own cache, which it charges less for."""
+    cached_image_in: int = 0
+    """How many of `image_in`."""
     has_output_details: bool = False
     """Upstream split its output tokens. Only then does an answer show the split."""
+    has_cached: bool = False
+    """Upstream counted cached input tokens. Only then does an answer show them."""
+    has_cached_details: bool = False
+    """Upstream split its cached tokens. Only then does an answer show the split."""
 
     @property
     def total(self) -> int:
@@ -110,15 +118,18 @@ class Usage:
         """`count` integer shares, as even as possible, whose sum is this usage."""
 
         def split(tokens: int, index: int) -> int:
+            # The first shares get the remainder, so no share has more cached tokens than tokens.
             return tokens // count + (index < tokens % count)
 
         return [
-            Usage(
+            replace(
+                self,
                 text_in=split(self.text_in, i),
                 image_in=split(self.image_in, i),
                 image_out=split(self.image_out, i),
                 text_out=split(self.text_out, i),
-                has_output_details=self.has_output_details,
+                cached_text_in=split(self.cached_text_in, i),
+                cached_image_in=split(self.cached_image_in, i),
             )
             for i in range(count)
         ]
@@ -134,7 +145,11 @@ class Usage:
             image_in=sum(u.image_in for u in usages),
             image_out=sum(u.image_out for u in usages),
             text_out=sum(u.text_out for u in usages),
+            cached_text_in=sum(u.cached_text_in for u in usages),
+            cached_image_in=sum(u.cached_image_in for u in usages),
             has_output_details=any(u.has_output_details for u in usages),
+            has_cached=any(u.has_cached for u in usages),
+            has_cached_details=any(u.has_cached_details for u in usages),
         )
 
 
@@ -189,6 +204,14 @@ class Amounts:
             self.images - other.images,
             self.tokens - other.tokens,
             self.usd_micros - other.usd_micros,
+        )
+
+    def exceeds(self, other: Amounts) -> bool:
+        """Whether any of the amounts is larger."""
+        return (
+            self.images > other.images
+            or self.tokens > other.tokens
+            or self.usd_micros > other.usd_micros
         )
 
 
@@ -271,6 +294,21 @@ class LimitSubject:
     prepared: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """Commands that a room has made of the limits, by the room's name. A subject is used for many
     requests, so they are made only once."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitRefusal:
+    """A limit that refused a purchase, as its counter was then: enough to refuse others alike."""
+
+    key_id: str
+    limit: str
+    maximum: int
+    amount: int
+    """What the purchase needed."""
+    used: int
+    reserved: int
+    resets_in: float
+    retry_in: float
 
 
 Representation: TypeAlias = Literal["raw", "base64"]

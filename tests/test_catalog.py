@@ -202,6 +202,14 @@ G2 = "models/gpt-image-2"
             ),
         ),
         (
+            f"{G1}/billing/usd_per_million_tokens/cached_text_in",
+            "5.01",
+            (
+                "models.yaml: models.gpt-image-1.billing.usd_per_million_tokens: cached_text_in is "
+                "dearer than text_in"
+            ),
+        ),
+        (
             f"{G1}/billing/dearest_size",
             "64x64",
             "models.yaml: models.gpt-image-1.billing: dearest_size has no row in output_tokens",

@@ -187,9 +187,17 @@ def _usage(images: Sequence[Image]) -> dict[str, Any]:
     if not shares:
         return {}
     usage = Usage.sum(shares)
+    details: dict[str, Any] = {"image_tokens": usage.image_in, "text_tokens": usage.text_in}
+    if usage.has_cached:
+        details["cached_tokens"] = usage.cached_text_in + usage.cached_image_in
+    if usage.has_cached_details:
+        details["cached_tokens_details"] = {
+            "image_tokens": usage.cached_image_in,
+            "text_tokens": usage.cached_text_in,
+        }
     fields: dict[str, Any] = {
         "input_tokens": usage.text_in + usage.image_in,
-        "input_tokens_details": {"image_tokens": usage.image_in, "text_tokens": usage.text_in},
+        "input_tokens_details": details,
         "output_tokens": usage.image_out + usage.text_out,
     }
     if usage.has_output_details:

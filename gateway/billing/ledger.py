@@ -88,12 +88,17 @@ def draft(
 
 
 def tokens_by_kind(usage: Usage | None) -> Mapping[str, int]:
-    """Tokens as the ledger and the metrics name them, without kinds that are 0."""
+    """Tokens as the ledger and the metrics name them, without kinds that are 0.
+
+    Each token is of one kind: `text_in` and `image_in` are those that were not cached.
+    """
     if usage is None:
         return {}
     kinds = {
-        "text_in": usage.text_in,
-        "image_in": usage.image_in,
+        "text_in": usage.text_in - usage.cached_text_in,
+        "cached_text_in": usage.cached_text_in,
+        "image_in": usage.image_in - usage.cached_image_in,
+        "cached_image_in": usage.cached_image_in,
         "image_out": usage.image_out,
         "text_out": usage.text_out,
     }

@@ -8,10 +8,10 @@ amounts count against is `billing.quota`; the prices are rows of `models.yaml`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Context, Decimal, Inexact
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway.catalog import (
     SIZE,
@@ -54,9 +54,9 @@ def estimate(model: Model, request: ImageRequest, images: int) -> Estimate:
     """An upper bound of the cost of `images` images of this request.
 
     Input tokens are the prompt's UTF-8 bytes + 16. Output tokens are those of the largest size
-    and quality that upstream may choose. Money is the larger of tokens × price and the per-image
-    price where both exist. Models billed per image have no tokens. See
-    `docs/reference/billing.md#estimates`.
+    and quality that upstream may choose. An image costs the larger of its tokens × price and its
+    own price where both exist; the prompt and partial images cost their tokens besides. Models
+    billed per image have no tokens. See `docs/reference/billing.md#estimates`.
     """
     if isinstance(model.billing, TokenBilling):
         return _estimate_tokens(model.billing, request, images=images)
@@ -73,28 +73,71 @@ def estimate(model: Model, request: ImageRequest, images: int) -> Estimate:
 def _estimate_tokens(billing: TokenBilling, request: ImageRequest, *, images: int) -> Estimate:
     requested_size = _requested(request, "size")
     requested_quality = _requested(request, "quality")
-    size = requested_size or billing.dearest_size
-    tokens = _output_tokens(billing, size)
-    quality = requested_quality or max(tokens, key=tokens.__getitem__)
+    image = _most_expensive_image(billing, requested_size, requested_quality)
     partial_images = request.partial_images if request.stream else 0
     usage = Usage(
         text_in=len(request.prompt.encode("utf-8", "surrogatepass")) + PROMPT_OVERHEAD_TOKENS,
-        image_out=images * tokens[quality] + partial_images * billing.partial_image_tokens,
+        image_out=partial_images * billing.partial_image_tokens,
     )
-    price = billing.usd_per_image.get(size, {}).get(quality, Decimal(0))
-    # A model's price per image may exceed its tokens × price:
-    # `docs/reference/images-api.md#prices-per-image`.
-    usd_micros = max(_usage_micros(billing, usage), _image_micros(price, images))
     reasons = [
         f"{name} omitted: reserved as {reserved}"
         for name, requested, reserved in (
-            ("quality", requested_quality, quality),
-            ("size", requested_size, size),
+            ("quality", requested_quality, image.quality),
+            ("size", requested_size, image.size),
         )
         if requested is None
     ]
-    amounts = Amounts(images=images, tokens=usage.total, usd_micros=math.ceil(usd_micros))
+    amounts = Amounts(
+        images=images,
+        tokens=usage.total + images * image.tokens,
+        usd_micros=math.ceil(_EXACT.fma(image.usd_micros, images, _usage_micros(billing, usage))),
+    )
     return Estimate(amounts, "; ".join(reasons) or None)
+
+
+class _ImageEstimate(NamedTuple):
+    """The most that one image may cost, and the size and quality at which it costs so much."""
+
+    tokens: int
+    usd_micros: Decimal
+    size: str
+    quality: str
+
+
+def _most_expensive_image(
+    billing: TokenBilling, size: str | None, quality: str | None
+) -> _ImageEstimate:
+    """The bound of one image; None is what upstream chooses."""
+    if size is not None:
+        return _highest(billing, (size,), quality)
+    known: _ImageEstimate | None = billing.prepared.get(quality)
+    if known is None:
+        sizes = (billing.dearest_size, *(billing.output_tokens or ()), *billing.usd_per_image)
+        known = billing.prepared[quality] = _highest(billing, dict.fromkeys(sizes), quality)
+    return known
+
+
+def _highest(billing: TokenBilling, sizes: Iterable[str], quality: str | None) -> _ImageEstimate:
+    images = [
+        _ImageEstimate(tokens, _image_bound(billing, tokens, size=size, quality=name), size, name)
+        for size in sizes
+        for name, tokens in _output_tokens(billing, size).items()
+        if quality in (None, name)
+    ]
+    highest = max(images, key=lambda image: image.usd_micros)
+    # Another size or quality may have more tokens, as its price per image is lower.
+    return highest._replace(tokens=max(image.tokens for image in images))
+
+
+def _image_bound(billing: TokenBilling, tokens: int, *, size: str, quality: str) -> Decimal:
+    """The most that an image costs: its tokens, or its own price where that is higher.
+
+    See `docs/reference/images-api.md#prices-per-image`.
+    """
+    prices = billing.usd_per_million_tokens
+    per_token = max(prices.image_out, prices.text_out or prices.image_out)
+    price = billing.usd_per_image.get(size, {}).get(quality, Decimal(0))
+    return max(_EXACT.multiply(per_token, tokens), _image_micros(price, 1))
 
 
 def _output_tokens(billing: TokenBilling, size: str) -> Mapping[str, int]:
@@ -180,8 +223,14 @@ def _requested(request: ImageRequest, name: str) -> str | None:
 def _usage_micros(billing: TokenBilling, usage: Usage) -> Decimal:
     prices = billing.usd_per_million_tokens
     text_out = prices.image_out if prices.text_out is None else prices.text_out
-    usd_micros = _EXACT.multiply(usage.text_in, prices.text_in)
-    usd_micros = _EXACT.fma(usage.image_in, prices.image_in, usd_micros)
+    usd_micros = _EXACT.multiply(usage.text_in - usage.cached_text_in, prices.text_in)
+    usd_micros = _EXACT.fma(usage.image_in - usage.cached_image_in, prices.image_in, usd_micros)
+    if usage.cached_text_in or usage.cached_image_in:
+        text_in, image_in = prices.cached_text_in, prices.cached_image_in
+        text_in = prices.text_in if text_in is None else text_in
+        image_in = prices.image_in if image_in is None else image_in
+        usd_micros = _EXACT.fma(usage.cached_text_in, text_in, usd_micros)
+        usd_micros = _EXACT.fma(usage.cached_image_in, image_in, usd_micros)
     usd_micros = _EXACT.fma(usage.image_out, prices.image_out, usd_micros)
     return _EXACT.fma(usage.text_out, text_out, usd_micros)
 

@@ -17,7 +17,7 @@ from typing import Final, Literal, NamedTuple
 
 from gateway.billing.scopes import limit_subjects, running_totals
 from gateway.errors import ErrorCode, LimitExceeded
-from gateway.images import Amounts, LimitSubject, Record
+from gateway.images import Amounts, LimitRefusal, LimitSubject, Record
 from gateway.limits import LIMITS, Limit
 from gateway.store.batch import Batch, Result
 from gateway.store.commands import (
@@ -278,9 +278,49 @@ def refuse_reservation(
 ) -> LimitExceeded:
     """The error of a purchase that was not reserved; `why` explains a high estimate."""
     index = reservation.denied or 0
-    limit, _ = _prepared(subject).reserved[index]
+    limit, counter = _prepared(subject).reserved[index]
     consumption = _reserved_amounts(subject, estimate)[index]
-    return _refusal(subject, limit, consumption, state=reservation.states[index], why=why)
+    state = reservation.states[index]
+    refused = _refusal(subject, limit, consumption, state=state, why=why)
+    refused.refusal = LimitRefusal(
+        subject.key_id,
+        limit.name,
+        counter.maximum or 0,
+        amount=consumption.amount,
+        used=state.used,
+        reserved=state.reserved,
+        resets_in=state.resets_in,
+        retry_in=state.retry_in,
+    )
+    return refused
+
+
+def refuse_alike(
+    subject: LimitSubject, refusal: LimitRefusal, estimate: Amounts, *, why: str | None
+) -> LimitExceeded | None:
+    """The error of a purchase that waited for another, which was refused; None if it may fit.
+
+    It does not fit either if the same limit of the same key would have to hold as much.
+    """
+    limit = LIMITS.get(refusal.limit)
+    is_current = subject.limits.get(refusal.limit) == refusal.maximum
+    if limit is None or not is_current or subject.key_id != refusal.key_id:
+        return None
+    consumption = next(
+        c
+        for c, (row, _) in zip(
+            _reserved_amounts(subject, estimate), _prepared(subject).reserved, strict=True
+        )
+        if row == limit
+    )
+    # When to come back depends on the amount, so a rate is the same for the same amount only.
+    is_covered = consumption.amount == refusal.amount or (
+        not limit.is_rate and consumption.amount > refusal.amount
+    )
+    if not is_covered:
+        return None
+    state = CounterState(refusal.used, refusal.reserved, refusal.resets_in, refusal.retry_in)
+    return _refusal(subject, limit, consumption, state=state, why=why)
 
 
 def _refusal(

@@ -20,8 +20,8 @@ import orjson
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.billing.totals_periods import MAX_TIME, Series
 from gateway.billing.record_amounts import Sums, add_amounts, decode_record, decode_sums, row_of
+from gateway.billing.totals_periods import MAX_TIME, Series
 from gateway.store.batch import execute
 from gateway.store.commands import (
     MAX_INCREMENTS,

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from typing import Final
 
 import orjson
 import structlog
 
 from gateway.cache.flight_events import FlightEnd, decode_end
-from gateway.cache.partial_images import Channel, PartialImages
+from gateway.cache.flight_queues import FlightQueue, Follower, FollowerLimits, Turn
+from gateway.cache.partial_images import Channel, PartialImages, Subscriber
 from gateway.errors import StoreUnavailable
 from gateway.store.batch import execute
 from gateway.store.commands import ReadEvents
@@ -33,13 +35,28 @@ MAX_STORE_FAILURES: Final = 3
 log = structlog.get_logger(__name__)
 
 
+@dataclass(slots=True)
+class _Followers:
+    """The followers of one flight in this worker."""
+
+    apart: list[Follower] = field(default_factory=list)
+    """Those that wait for other flights too."""
+    queues: dict[frozenset[int], FlightQueue] = field(default_factory=dict)
+
+    def queue(self, slots: frozenset[int]) -> FlightQueue:
+        """The queue of these slots."""
+        if slots not in self.queues:
+            self.queues[slots] = FlightQueue(slots)
+        return self.queues[slots]
+
+
 class FlightEnds:
     """The ends that this worker waits for, by flight."""
 
     def __init__(self, store: Store, partial_images: PartialImages) -> None:
         self._store = store
         self._partial_images = partial_images
-        self._pending: dict[str, asyncio.Future[FlightEnd]] = {}
+        self._pending: dict[str, _Followers] = {}
         self._listeners: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -48,25 +65,69 @@ class FlightEnds:
 
     def expect(self, flight: str) -> None:
         """Registers a flight of this worker, whose followers here need no store."""
-        if flight not in self._pending:
-            self._pending[flight] = asyncio.get_running_loop().create_future()
+        self._pending.setdefault(flight, _Followers())
 
     def announce(self, flight: str, end: FlightEnd) -> None:
-        """Tells all followers in this worker how the flight ended."""
-        future = self._pending.pop(flight, None)
-        if future is not None and not future.done():
-            future.set_result(end)
+        """Tells the followers in this worker how the flight ended."""
+        followers = self._pending.pop(flight, None)
+        if followers is None:
+            return
+        for follower in followers.apart:
+            if not follower.refuse(end):
+                follower.wake(end)
+        tries_one = end.in_turn or end.kind == "unknown"
+        for queue in followers.queues.values():
+            queue.refuse(end)
+            if tries_one:
+                queue.wake_next(end, self._attach)
+            else:
+                queue.wake_all(end)
 
-    async def wait(self, flight: str) -> FlightEnd:
-        """Returns when the flight has ended, or has been silent for too long."""
+    async def wait(
+        self,
+        flight: str,
+        slots: set[int],
+        *,
+        limits: FollowerLimits | None = None,
+        subscriber: Subscriber | None = None,
+        in_turn: bool = False,
+    ) -> tuple[FlightEnd, Turn | None]:
+        """Returns when the flight has ended, or has been silent for too long.
+
+        With a turn, this follower has to try next, and decides what those behind it wait for.
+        Without `in_turn`, for a follower that also waits for other flights, there is never one.
+        """
+        follower = Follower(frozenset(slots), limits, subscriber)
+        followers = self._followers_of(flight)
+        if in_turn:
+            followers.queue(follower.slots).add(follower)
+        else:
+            followers.apart.append(follower)
+        try:
+            return await follower.woken
+        except asyncio.CancelledError:
+            if follower.woken.done() and not follower.woken.cancelled():
+                _, turn = follower.woken.result()
+                if turn is not None:
+                    turn.pass_on()
+            raise
+
+    def _followers_of(self, flight: str) -> _Followers:
         if flight not in self._pending:
             self.expect(flight)
             listener = asyncio.create_task(self._listen(flight), name=f"follow {flight}")
             # The event loop has only a weak reference to a task.
             self._listeners.add(listener)
             listener.add_done_callback(self._listeners.discard)
-        # Shielded: a follower that is cancelled must not cancel the future of the others.
-        return await asyncio.shield(self._pending[flight])
+        return self._pending[flight]
+
+    def _attach(self, flight: str, queue: FlightQueue) -> None:
+        """Lets the followers of an earlier flight wait for this one."""
+        queue.subscribe(self._partial_images.channel(flight))
+        followers = self._followers_of(flight)
+        # Not many: those that came since the flight began.
+        queue.add_all(followers.queue(queue.slots))
+        followers.queues[queue.slots] = queue
 
     async def close(self) -> None:
         """Stops listening to the flights of other workers."""

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import orjson
 
 from gateway.errors import GatewayError, UpstreamFailure, detach
-from gateway.images import Image, decode_fields
+from gateway.images import Image, LimitRefusal, decode_fields
 from gateway.store.batch import Batch, Result
 from gateway.store.commands import Publish, ReleaseLease, RenewLease
 
@@ -69,11 +69,14 @@ class Flight:
         batch.add(ReleaseLease(self.fingerprint, self.id))
         self._publish_end(batch, {"end": "abandoned", "failure": failure.to_dict()})
 
-    def release(self, batch: Batch) -> None:
-        """Releases the lease without a purchase: the followers try in turn."""
+    def release(
+        self, batch: Batch, *, in_turn: bool = False, refusal: LimitRefusal | None = None
+    ) -> None:
+        """Releases the lease without a purchase: the followers try, see `FlightEnd`."""
         # Before the end is published, as in `abandon`.
         batch.add(ReleaseLease(self.fingerprint, self.id))
-        self._publish_end(batch, {"end": "released"}, ttl_seconds=RELEASED_SECONDS)
+        event = {"end": "released", "in_turn": in_turn, "refusal": refusal}
+        self._publish_end(batch, event, ttl_seconds=RELEASED_SECONDS)
 
     def _publish_end(
         self, batch: Batch, event: Mapping[str, Any], *, ttl_seconds: float = EVENT_SECONDS
@@ -96,10 +99,15 @@ class PurchasedImages:
 class FlightEnd:
     """How a flight ended, as its followers learn it."""
 
-    kind: Literal["completed", "failed", "abandoned", "released", "unknown"]
-    """`unknown`: it was silent for too long, and its leader may be dead."""
+    kind: Literal["completed", "failed", "abandoned", "released", "unknown", "refused"]
+    """`unknown`: it was silent for too long, and its leader may be dead. `refused`: the follower is
+    refused as the leader was; `failure` is its own error."""
     purchased: PurchasedImages = field(default_factory=lambda: PurchasedImages({}, {}))
     failure: GatewayError | None = None
+    in_turn: bool = False
+    """Of a released flight: its leader alone was refused, so the followers try one by one."""
+    refusal: LimitRefusal | None = None
+    """The limit that refused the leader, which may concern followers of the same key."""
 
     def __post_init__(self) -> None:
         if self.failure is not None:
@@ -120,5 +128,10 @@ def decode_end(event: Mapping[str, Any]) -> FlightEnd | None:
     if kind in ("failed", "abandoned"):
         return FlightEnd(kind, failure=UpstreamFailure.from_dict(event["failure"]))
     if kind == "released":
-        return FlightEnd("released")
+        refusal = event.get("refusal")
+        return FlightEnd(
+            "released",
+            in_turn=event.get("in_turn", False),
+            refusal=decode_fields(LimitRefusal, refusal) if refusal else None,
+        )
     return None

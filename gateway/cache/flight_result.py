@@ -61,6 +61,10 @@ class FlightResult:
         A slot that it left empty, or whose flight was abandoned, stays missing and is tried once
         more. The second time the slot is given up.
         """
+        if end.kind == "refused":
+            self.own_error = self.own_error or end.failure
+            self.missing -= slots
+            return
         abandoned_again = end.kind == "abandoned" and slots & self.abandoned
         if end.kind == "failed" or abandoned_again:
             self.flight_error = end.failure

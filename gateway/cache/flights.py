@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -23,9 +24,16 @@ import structlog
 from gateway.cache.entries import decode_refusal, look_up_refusal
 from gateway.cache.flight_ends import FlightEnds
 from gateway.cache.flight_events import Flight, FlightEnd, PurchasedImages
+from gateway.cache.flight_queues import FollowerLimits, Turn
 from gateway.cache.flight_result import FlightResult
 from gateway.cache.partial_images import PartialImages, Publisher, Subscriber
-from gateway.errors import GatewayError, StoreUnavailable, UpstreamFailure, detach
+from gateway.errors import (
+    GatewayError,
+    LimitExceeded,
+    StoreUnavailable,
+    UpstreamFailure,
+    detach,
+)
 from gateway.store.batch import Batch
 from gateway.store.commands import AcquireLease, LeaseResult
 from gateway.store.protocol import Store
@@ -33,6 +41,8 @@ from gateway.tasks import Capacity, OwnedTasks
 
 LEASE_SECONDS: Final = 15.0
 """The lease until the purchase has reserved: a leader that dies before blocks no longer."""
+
+RELEASED: Final = FlightEnd("released")
 
 Buy = Callable[[Flight], Awaitable[PurchasedImages]]
 """Buys the slots of a flight.
@@ -86,48 +96,65 @@ class Flights:
         slots: Iterable[int],
         *,
         buy: Buy,
+        limits: FollowerLimits | None = None,
         subscriber: Subscriber | None = None,
         ignoring: tuple[str, ...] = (),
     ) -> FlightResult:
         """Gets images for slots: buys those without a lease, and follows the flights of the others.
 
-        `subscriber` receives the partial images of all these flights. Images with an id in
-        `ignoring` count as missing, and the bought images take their slots.
+        `limits` are those that `buy` counts against: if another request of the same key is refused,
+        this one need not try. `subscriber` receives the partial images of all these flights. Images
+        with an id in `ignoring` count as missing, and the bought images take their slots.
 
         Returns when every slot has an image or an error, or was left empty by this request's own
         purchase or by two others. The errors are in the result, beside the images.
         """
         result = FlightResult(missing=set(slots))
-        while result.missing:
-            flight = Flight(
-                secrets.token_hex(12),
-                fingerprint,
-                tuple(sorted(result.missing)),
-                displaces=bool(ignoring),
-            )
-            try:
-                lease = await self._acquire(flight, ignoring=ignoring)
-            except GatewayError as refusal:
-                # Not raised: earlier flights of this request may have brought images.
-                result.own_error = result.own_error or detach(refusal)
-                break
-            result.add_cached(lease)
-            if lease.leased and self._waiting.is_full:
-                result.own_error = result.own_error or self._waiting.refusal()
+        turn: Turn | None = None
+        try:
+            while result.missing:
+                flight = Flight(
+                    secrets.token_hex(12),
+                    fingerprint,
+                    tuple(sorted(result.missing)),
+                    displaces=bool(ignoring),
+                )
+                try:
+                    lease = await self._acquire(flight, ignoring=ignoring)
+                except GatewayError as refusal:
+                    # Not raised: earlier flights of this request may have brought images.
+                    result.own_error = result.own_error or detach(refusal)
+                    _hand_over(turn, ())
+                    break
+                result.add_cached(lease)
+                if lease.leased and self._waiting.is_full:
+                    result.own_error = result.own_error or self._waiting.refusal()
+                    if lease.acquired:
+                        await self._release(flight)
+                    break
+                leaders = _by_flight(lease.leased)
+                purchase = None
                 if lease.acquired:
-                    await self._release(flight)
-                break
-            waits = [
-                self._follow(leader, followed, result=result, subscriber=subscriber)
-                for leader, followed in _by_flight(lease.leased)
-            ]
-            if lease.acquired:
-                is_replacement = not result.abandoned.isdisjoint(lease.acquired)
-                flight = replace(flight, slots=lease.acquired, replacements=int(is_replacement))
-                purchase = self._start(flight, self._buy(flight, buy), subscriber=subscriber)
-                waits.append(self._lead(flight, purchase, result=result))
-            with self._waiting.taken() if lease.leased else nullcontext():
-                await _wait_for_all(waits)
+                    is_replacement = not result.abandoned.isdisjoint(lease.acquired)
+                    flight = replace(flight, slots=lease.acquired, replacements=int(is_replacement))
+                    purchase = self._start(flight, self._buy(flight, buy), subscriber=subscriber)
+                found = [*leaders, *([flight.id] if purchase is not None else [])]
+                _hand_over(turn, () if lease.cached else found)
+                follow = partial(
+                    self._follow,
+                    result=result,
+                    limits=limits,
+                    subscriber=subscriber,
+                    in_turn=len(found) == 1,
+                )
+                waits = [follow(leader, followed) for leader, followed in leaders.items()]
+                if purchase is not None:
+                    waits.append(self._lead(flight, purchase, result=result))
+                with self._waiting.taken() if lease.leased else nullcontext():
+                    turn = await _wait_for_all(waits)
+        finally:
+            if turn is not None:
+                turn.pass_on()
         return result
 
     async def run_unshared(
@@ -164,7 +191,9 @@ class Flights:
             if (leader := self._offline.get(wanted)) is not None:
                 missing = set(result.missing)
                 with self._waiting.taken():
-                    await self._follow(leader, missing, result=result, subscriber=subscriber)
+                    await self._follow(
+                        leader, missing, result=result, limits=None, subscriber=subscriber
+                    )
                 continue
             self._purchases_open.check()
             flight = Flight(secrets.token_hex(12), *wanted, is_unshared=True)
@@ -252,12 +281,18 @@ class Flights:
             except UpstreamFailure as failure:
                 end = FlightEnd("failed", failure=failure)
             except GatewayError as refusal:
-                end = FlightEnd("released", failure=refusal)
+                end = FlightEnd(
+                    "released",
+                    failure=refusal,
+                    # A fault of ours or of the store concerns the followers too.
+                    in_turn=refusal.status < 500,
+                    refusal=refusal.refusal if isinstance(refusal, LimitExceeded) else None,
+                )
             except Exception as fault:
                 log.exception("purchase_failed", purchase=flight.id)
                 detach(fault)
             if end.kind == "released" and not flight.is_unshared:
-                await self._release(flight)
+                await self._release(flight, end)
         finally:  # also if this task is cancelled
             self._ends.announce(flight.id, end.shared())
         return end
@@ -270,9 +305,9 @@ class Flights:
             # have to ask the store how it ended.
             del self._offline[flight.fingerprint, flight.slots]
 
-    async def _release(self, flight: Flight) -> None:
+    async def _release(self, flight: Flight, end: FlightEnd = RELEASED) -> None:
         batch = Batch(self._store)
-        flight.release(batch)
+        flight.release(batch, in_turn=end.in_turn, refusal=end.refusal)
         try:
             await batch.execute()
         except StoreUnavailable:
@@ -293,23 +328,39 @@ class Flights:
         slots: set[int],
         *,
         result: FlightResult,
+        limits: FollowerLimits | None,
         subscriber: Subscriber | None,
-    ) -> None:
+        in_turn: bool = False,
+    ) -> Turn | None:
         if subscriber is not None:
             subscriber.subscribe(self._partial_images.channel(flight))
-        result.follow(await self._ends.wait(flight), slots)
+        end, turn = await self._ends.wait(
+            flight, slots, limits=limits, subscriber=subscriber, in_turn=in_turn
+        )
+        result.follow(end, slots)
+        return turn
 
 
-def _by_flight(others: Mapping[int, str]) -> Iterable[tuple[str, set[int]]]:
+def _hand_over(turn: Turn | None, flights: Sequence[str]) -> None:
+    """Those behind a follower need the same slots, so they follow the flight that has them all."""
+    if turn is None:
+        return
+    if len(flights) == 1:
+        turn.follow(flights[0])
+    else:
+        turn.wake_all()
+
+
+def _by_flight(others: Mapping[int, str]) -> Mapping[str, set[int]]:
     slots: defaultdict[str, set[int]] = defaultdict(set)
     for slot, flight in others.items():
         slots[flight].add(slot)
-    return slots.items()
+    return slots
 
 
-async def _wait_for_all(waits: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Waits for each. There is mostly one, which needs no task of its own."""
+async def _wait_for_all(waits: Sequence[Coroutine[Any, Any, Turn | None]]) -> Turn | None:
+    """Waits for each. There is mostly one, which needs no task of its own, and may get a turn."""
     if len(waits) == 1:
-        await waits[0]
-    else:
-        await asyncio.gather(*waits)
+        return await waits[0]
+    await asyncio.gather(*waits)
+    return None

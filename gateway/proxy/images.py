@@ -13,6 +13,7 @@ from typing import Final
 from gateway.billing import pricing, quota
 from gateway.cache.entries import CachedImage, fresh_images
 from gateway.cache.flight_events import Flight, PurchasedImages
+from gateway.cache.flight_queues import FollowerLimits
 from gateway.cache.flight_result import FlightResult
 from gateway.cache.flights import Buy, Flights
 from gateway.cache.image_cache import ImageCache, LoadedImages, Sign
@@ -28,7 +29,7 @@ from gateway.errors import (
     StoreUnavailable,
     UpstreamFailure,
 )
-from gateway.images import Image, LimitSubject, Outcome, Record
+from gateway.images import Image, LimitRefusal, LimitSubject, Outcome, Record
 from gateway.proxy.context import RequestContext
 from gateway.proxy.interpret import ImageQuery, Interpreter
 from gateway.proxy.result import Answer
@@ -253,7 +254,12 @@ class Images:
                 query.fingerprint, missing, buy=buy, subscriber=subscriber
             )
         return await self._flights.run(
-            query.fingerprint, missing, buy=buy, subscriber=subscriber, ignoring=ignored
+            query.fingerprint,
+            missing,
+            buy=buy,
+            limits=_limits_of(context, query),
+            subscriber=subscriber,
+            ignoring=ignored,
         )
 
     def _purchase_function(
@@ -276,6 +282,20 @@ class Images:
             return await self._purchases.buy(order, flight)
 
         return buy
+
+
+def _limits_of(context: RequestContext, query: ImageQuery) -> FollowerLimits:
+    """Refuses this request when another one of its key was refused, with its own amounts."""
+
+    def refuse(refusal: LimitRefusal, images: int) -> GatewayError | None:
+        try:
+            _check_max_cost(context, query, images)
+        except InvalidRequest as too_expensive:
+            return too_expensive
+        estimate = pricing.estimate(query.model, query.request, images)
+        return quota.refuse_alike(context.subject, refusal, estimate.amounts, why=estimate.reason)
+
+    return FollowerLimits(context.subject.key_id, refuse)
 
 
 def usable_images(query: ImageQuery, entry: Entry) -> dict[int, CachedImage]:

@@ -6,7 +6,7 @@ The table of charges is in `docs/reference/billing.md`. Prices are `billing.pric
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from gateway.billing import pricing
@@ -19,41 +19,48 @@ ESTIMATED: Final = "estimated"
 """The kind of tokens in the ledger that were charged although their number is not known."""
 
 
+@dataclass(frozen=True, slots=True)
+class Charged:
+    """The charge of a purchase, as counters and ledger receive it."""
+
+    amounts: Amounts
+    tokens: Mapping[str, int]
+    """Those of `amounts` by kind."""
+    flags: tuple[str, ...]
+
+
 def charge_answer(
     model: Model, request: ImageRequest, answer: UpstreamAnswer, *, estimate: Amounts
-) -> tuple[Amounts, tuple[str, ...]]:
-    """The charge for images that came, and the flags of its ledger record."""
-    charge = pricing.charge(
+) -> Charged:
+    """The charge for images that came."""
+    amounts = pricing.charge(
         model, request, usage=answer.usage, images=len(answer.images), estimated=estimate
     )
-    flags = []
-    if pricing.is_billed_by_tokens(model) and answer.usage is None:
-        flags.append("no_usage")
-    if (
-        charge.images > estimate.images
-        or charge.tokens > estimate.tokens
-        or charge.usd_micros > estimate.usd_micros
-    ):
-        flags.append("over_estimate")
-    return charge, tuple(flags)
+    has_no_usage = pricing.is_billed_by_tokens(model) and answer.usage is None
+    flags = ("no_usage",) if has_no_usage else ()
+    return _charged(amounts, answer.usage, flags, estimate=estimate)
 
 
 def charge_failure(
     model: Model, request: ImageRequest, failure: UpstreamFailure, *, estimate: Amounts
-) -> Amounts:
+) -> Charged:
     """The charge for a purchase that brought no image: nothing, its usage, or the estimate."""
-    if failure.charge in (Charge.FREE, Charge.ASSUMED_FREE):
-        return Amounts()
+    flags = () if failure.charge is Charge.FREE else (failure.charge.value,)
+    if not failure.is_charged:
+        return _charged(Amounts(), None, flags, estimate=estimate)
     if failure.usage is None or not pricing.is_billed_by_tokens(model):
-        return estimate
-    return pricing.charge(
-        model, request, usage=failure.usage, images=estimate.images, estimated=estimate
-    )
+        return _charged(estimate, None, flags, estimate=estimate)
+    images = estimate.images if failure.images is None else failure.images
+    amounts = pricing.charge(model, request, usage=failure.usage, images=images, estimated=estimate)
+    return _charged(amounts, failure.usage, flags, estimate=estimate)
 
 
-def failure_flags(failure: UpstreamFailure) -> tuple[str, ...]:
-    """The flags of a failed purchase's ledger record."""
-    return () if failure.charge is Charge.FREE else (failure.charge.value,)
+def _charged(
+    amounts: Amounts, usage: Usage | None, flags: tuple[str, ...], *, estimate: Amounts
+) -> Charged:
+    if amounts.exceeds(estimate):
+        flags = (*flags, "over_estimate")
+    return Charged(amounts, charged_tokens(usage, amounts), flags)
 
 
 def charged_tokens(usage: Usage | None, charge: Amounts) -> Mapping[str, int]:

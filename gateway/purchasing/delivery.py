@@ -240,5 +240,6 @@ def _nothing_to_store(answer: UpstreamAnswer, *, is_taken_down: bool) -> Upstrea
         f"Upstream charged for this request, but {problem}.",
         charge=Charge.UNDELIVERED,
         usage=answer.usage,
+        images=len(answer.images),
         upstream_request_id=answer.upstream_request_id,
     )

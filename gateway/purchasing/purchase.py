@@ -26,13 +26,7 @@ from gateway.cache.flight_events import Flight, PurchasedImages
 from gateway.catalog import Model
 from gateway.errors import ErrorCode, GatewayError, UpstreamFailure
 from gateway.images import Amounts, ImageRequest, LimitSubject, Record
-from gateway.purchasing.charges import (
-    charge_answer,
-    charge_failure,
-    charged_tokens,
-    failure_flags,
-    share_cost,
-)
+from gateway.purchasing.charges import charge_answer, charge_failure, share_cost
 from gateway.purchasing.delivery import Delivered, Delivery
 from gateway.purchasing.journal import Received, Reserved
 from gateway.purchasing.settlement import Settlements, gateway_failure, retry_until_stored
@@ -322,15 +316,16 @@ class Purchases:
         *,
         opening: asyncio.Task[float] | None,
     ) -> None:
-        charge = charge_failure(order.model, order.request, failure, estimate=reserved.estimate)
+        charged = charge_failure(order.model, order.request, failure, estimate=reserved.estimate)
+        charge = charged.amounts
         order.summary.cost_micros += charge.usd_micros
         record = reserved.record.but(
             outcome="failed",
-            flags=(*reserved.record.flags, *failure_flags(failure)),
+            flags=(*reserved.record.flags, *charged.flags),
             error=failure.code,
             status=failure.status,
             images=charge.images,
-            tokens=charged_tokens(failure.usage, charge),
+            tokens=charged.tokens,
             cost_micros=charge.usd_micros,
             latency_ms=_latency_ms(order),
             upstream_request_id=failure.upstream_request_id,
@@ -365,7 +360,8 @@ def _charge_delivery(
 ) -> Received:
     """Computes the charge and the ledger record; splits usage and cost among the images."""
     answer = delivered.answer
-    charge, flags = charge_answer(order.model, order.request, answer, estimate=reserved.estimate)
+    charged = charge_answer(order.model, order.request, answer, estimate=reserved.estimate)
+    charge, flags = charged.amounts, charged.flags
     images = [image for image, _ in delivered.images]
     if len(images) < len(answer.images) or answer.surplus:
         flags = (*flags, "undelivered")
@@ -374,7 +370,7 @@ def _charge_delivery(
         size=answer.echoed.get("size", reserved.record.size),
         quality=answer.echoed.get("quality", reserved.record.quality),
         images=charge.images,
-        tokens=charged_tokens(answer.usage, charge),
+        tokens=charged.tokens,
         cost_micros=charge.usd_micros,
         latency_ms=_latency_ms(order),
         upstream_request_id=answer.upstream_request_id,

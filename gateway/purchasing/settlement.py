@@ -57,7 +57,8 @@ class Settlements:
         except Exception:
             # A fault of our own keeps the images from being stored. The charge is settled anyway.
             log.exception("image_store_failed", purchase=received.reserved.purchase)
-            record = received.record.but(outcome="failed", flags=("not_stored",))
+            flags = (*received.record.flags, "not_stored")
+            record = received.record.but(outcome="failed", flags=flags)
             return await self.settle_failure(
                 received.reserved,
                 gateway_failure(),

@@ -30,7 +30,14 @@ from gateway.upstream.breaker import Breaker, Permit, Rejected
 from gateway.upstream.connection import AnswerRejected
 from gateway.upstream.dialect import Dialect, ParsedEvent
 from gateway.upstream.relaying import Relay
-from gateway.upstream.session import MEBIBYTE, ClientSettings, SendState, TrackedBody, open_session
+from gateway.upstream.session import (
+    MEBIBYTE,
+    ClientSettings,
+    ErrorResponse,
+    SendState,
+    TrackedBody,
+    open_session,
+)
 from gateway.upstream.stream import StreamReader
 
 MAX_RETRIES: Final = 2
@@ -42,6 +49,8 @@ _JITTER: Final = 0.25
 _ENVELOPE_BYTES: Final = MEBIBYTE
 """Allowance for everything in an answer that is not base64."""
 _MAX_ERROR_BYTES: Final = MEBIBYTE
+_ERROR_BODY_SECONDS: Final = 10.0
+"""How long the body of an error is waited for. Its status alone is enough."""
 _MAX_INLINE_BYTES: Final = 4 * MEBIBYTE
 """Larger answers are decoded in a thread, because they would block the event loop."""
 
@@ -100,8 +109,8 @@ class _Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class _Streamed:
-    """A stream that ended with its image."""
+class _Answered:
+    """A 2xx answer or a stream that brought an image."""
 
     status: int
     answer: UpstreamAnswer
@@ -114,9 +123,13 @@ class _Failed:
     status: int | str
     """Upstream's, or `unreachable`, `cut`, `rejected` or `timeout`."""
     failure: UpstreamFailure
+    came_with_200: bool = False
+    """Its status is not the response's. It is not retried: upstream had begun to work."""
 
     @property
     def is_retryable(self) -> bool:
+        if self.came_with_200:
+            return False
         status = self.status if isinstance(self.status, int) else None
         return failures.is_retryable(self.failure, upstream_status=status)
 
@@ -126,7 +139,7 @@ class _Failed:
         return not isinstance(self.status, int) or self.status >= 500
 
 
-_Outcome: TypeAlias = _Reply | _Streamed | _Failed
+_Outcome: TypeAlias = _Reply | _Answered | _Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +233,7 @@ class UpstreamClient:
             reader = self._stream_reader(response, request, on_partial, started=started)
             # Closed here also if reading stops before the end of the stream.
             async with contextlib.aclosing(_chunks(response.content)) as chunks:
-                return _stream_outcome(response.status, await reader.read(chunks))
+                return _outcome_of_200(response.status, await reader.read(chunks))
 
         return await self._buy(_PreparedRequest(request.model, body, receive, 1))
 
@@ -249,11 +262,14 @@ class UpstreamClient:
             self._dialect.parse_event,
             upstream_request_id=self._dialect.request_id(response.headers),
         )
+        is_first = True
 
         async def parse_in_thread_if_large(event: Event) -> ParsedEvent | None:
+            nonlocal is_first
+            was_first, is_first = is_first, False
             if len(event.data) <= _MAX_INLINE_BYTES:
-                return parse(event)
-            return await asyncio.to_thread(parse, event)
+                return parse(event, is_first=was_first)
+            return await asyncio.to_thread(parse, event, is_first=was_first)
 
         return StreamReader(
             max_event_bytes=self._limit_bytes(1),
@@ -284,32 +300,30 @@ class UpstreamClient:
         outcome: _Outcome | None = None
         try:
             outcome = await self._send_before_deadline(prepared)
+            if isinstance(outcome, _Reply):
+                # Decoding has no deadline, so that an image that was paid for is not lost.
+                outcome = await self._parse_reply(outcome, images=prepared.images)
         finally:
             self._report(permit, outcome)
         if isinstance(outcome, _Failed):
             raise outcome.failure
-        if isinstance(outcome, _Streamed):
-            return outcome.answer
-        # Decoding has no deadline, so that an image that was paid for is not lost.
-        parse = partial(
-            self._parse_chunks,
-            outcome.chunks,
-            images=prepared.images,
-            upstream_request_id=outcome.request_id,
-        )
-        if outcome.size_bytes <= _MAX_INLINE_BYTES:
-            return parse()
-        async with self._decoding:
-            return await asyncio.to_thread(parse)
+        return outcome.answer
 
-    def _parse_chunks(
-        self, chunks: list[bytes], *, images: int, upstream_request_id: str | None
-    ) -> UpstreamAnswer:
-        body = b"".join(chunks)
-        chunks.clear()  # otherwise the answer would be in memory twice
-        return self._dialect.parse_answer(
-            body, images=images, upstream_request_id=upstream_request_id
-        )
+    async def _parse_reply(self, reply: _Reply, *, images: int) -> _Answered | _Failed:
+        def parse() -> UpstreamAnswer | UpstreamFailure:
+            body = b"".join(reply.chunks)
+            reply.chunks.clear()  # otherwise the answer would be in memory twice
+            try:
+                return self._dialect.parse_answer(
+                    body, images=images, upstream_request_id=reply.request_id
+                )
+            except UpstreamFailure as failure:
+                return detach(failure)  # its traceback keeps the body
+
+        if reply.size_bytes <= _MAX_INLINE_BYTES:
+            return _outcome_of_200(reply.status, parse())
+        async with self._decoding:
+            return _outcome_of_200(reply.status, await asyncio.to_thread(parse))
 
     def _report(self, permit: Permit, outcome: _Outcome | None) -> None:
         """Reports the outcome of a purchase, after its retries, to the breaker. None: cancelled."""
@@ -330,11 +344,15 @@ class UpstreamClient:
             async with asyncio.timeout(self._settings.timeout_seconds):
                 return await self._send(prepared, state)
         except TimeoutError:
+            if state.error is not None:
+                return self._failed(state.error, is_complete=False)
             return _Failed("timeout", failures.timed_out(was_sent=state.is_sent))
 
     def _limit_bytes(self, images: int) -> int:
         """The size of the largest valid answer with `images` images in base64."""
-        return images * (self._settings.max_image_bytes * 4 // 3 + 4) + _ENVELOPE_BYTES
+        base64_bytes = self._settings.max_image_bytes * 4 // 3 + 4
+        # An eighth for line breaks and escapes in it.
+        return images * (base64_bytes + base64_bytes // 8) + _ENVELOPE_BYTES
 
     async def _send(self, prepared: _PreparedRequest, state: SendState) -> _Outcome:
         """Sends and retries until there is an answer or a failure that is not retried."""
@@ -378,6 +396,7 @@ class UpstreamClient:
     async def _send_once(self, prepared: _PreparedRequest, state: SendState) -> _Outcome:
         """Sends one request. `state.is_sent` stays set only if the answer was cut off."""
         outcome: _Outcome
+        state.error = None
         try:
             # No redirects: they would lose the body of the POST, or send the key to another host.
             async with self._session.post(
@@ -388,7 +407,8 @@ class UpstreamClient:
                 if 200 <= response.status < 300:
                     outcome = await prepared.receive(response)
                 else:
-                    outcome = await self._receive_error(response)
+                    state.error = ErrorResponse(response.status, response.headers)
+                    outcome = await self._receive_error(response, state.error)
         except AnswerRejected as error:
             detach(error)  # the reader of the body keeps it
             return _Failed("rejected", failures.rejected())
@@ -400,6 +420,7 @@ class UpstreamClient:
         # Upstream has answered. If the deadline passes before the next attempt, nothing is under
         # way.
         state.is_sent = False
+        state.error = None
         return outcome
 
     async def _receive_answer(
@@ -411,14 +432,23 @@ class UpstreamClient:
             return _Failed(response.status, failures.oversized())
         return _Reply(response.status, chunks, length, self._dialect.request_id(response.headers))
 
-    async def _receive_error(self, response: aiohttp.ClientResponse) -> _Failed:
+    async def _receive_error(
+        self, response: aiohttp.ClientResponse, error: ErrorResponse
+    ) -> _Failed:
         """Reads an error response, as far as it comes."""
-        chunks: list[bytes] = []
-        # The status alone is enough, so a body that is cut off is no further failure.
+        is_complete = False
+        # The status alone is enough, so a body that is cut off or stalls is no further failure.
         with contextlib.suppress(aiohttp.ClientError, OSError):
-            await _read(response, chunks, limit_bytes=_MAX_ERROR_BYTES)
-        failure = self._dialect.parse_error(response.status, response.headers, b"".join(chunks))
-        return _Failed(response.status, failure)
+            async with asyncio.timeout(_ERROR_BODY_SECONDS):
+                await _read(response, error.chunks, limit_bytes=_MAX_ERROR_BYTES)
+                is_complete = True
+        return self._failed(error, is_complete=is_complete)
+
+    def _failed(self, error: ErrorResponse, *, is_complete: bool) -> _Failed:
+        failure = self._dialect.parse_error(
+            error.status, error.headers, b"".join(error.chunks), is_complete=is_complete
+        )
+        return _Failed(error.status, failure)
 
 
 async def _chunks(content: aiohttp.StreamReader) -> AsyncGenerator[bytes]:
@@ -447,12 +477,14 @@ async def _read(response: aiohttp.ClientResponse, chunks: list[bytes], *, limit_
     return length
 
 
-def _stream_outcome(status: int, result: UpstreamAnswer | UpstreamFailure) -> _Streamed | _Failed:
-    """The outcome of a stream that began with `status`.
+def _outcome_of_200(status: int, result: UpstreamAnswer | UpstreamFailure) -> _Answered | _Failed:
+    """The outcome of an answer or a stream that began with `status`.
 
-    For metrics and breaker an error event counts as the status that it would have had outside a
-    stream. An unreadable stream is no outage.
+    For metrics and breaker an error in it counts as the status that it usually has. An answer that
+    cannot be read is no outage.
     """
     if isinstance(result, UpstreamAnswer):
-        return _Streamed(status, result)
-    return _Failed(result.status if result.charge is Charge.PRESUMED else status, result)
+        return _Answered(status, result)
+    if result.charge is not Charge.UNDELIVERED:
+        status = result.status
+    return _Failed(status, result, came_with_200=True)

@@ -38,13 +38,20 @@ class Dialect(Protocol):
     ) -> UpstreamAnswer:
         """At most `images` images of a 2xx response. Raises `UpstreamFailure` if it has none."""
 
-    def parse_event(self, event: Event, *, upstream_request_id: str | None) -> ParsedEvent | None:
-        """One event of a stream; None if it is to be ignored."""
+    def parse_event(
+        self, event: Event, *, upstream_request_id: str | None, is_first: bool = False
+    ) -> ParsedEvent | None:
+        """One event of a stream, or its first; None if it is to be ignored."""
 
     def parse_error(
-        self, status: int, headers: Mapping[str, str], body: bytes | bytearray
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        body: bytes | bytearray,
+        *,
+        is_complete: bool = True,
     ) -> UpstreamFailure:
-        """The failure that a response which is not 2xx reports."""
+        """The failure that a response which is not 2xx reports, as far as its body has come."""
 
     def request_id(self, headers: Mapping[str, str]) -> str | None:
         """Upstream's id of a request, for the ledger."""

@@ -73,6 +73,7 @@ class Relay:
             details=self._further(failure.details),
             source=failure.source,
             usage=failure.usage,
+            images=failure.images,
             upstream_request_id=self._optional(failure.upstream_request_id, MAX_WORD),
         )
 

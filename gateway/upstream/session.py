@@ -9,7 +9,7 @@ import re
 import socket
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, cast
 
@@ -144,6 +144,18 @@ class SendState:
     """Whether upstream may be working on an attempt of this purchase right now."""
 
     is_sent: bool = False
+    error: ErrorResponse | None = None
+    """The error that upstream is answering with. Its status decides the charge, however much of its
+    body comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorResponse:
+    """A response that is not 2xx, with the chunks of its body so far."""
+
+    status: int
+    headers: Mapping[str, str]
+    chunks: list[bytes] = field(default_factory=list)
 
 
 class TrackedBody(aiohttp.BytesPayload):

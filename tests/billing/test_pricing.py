@@ -183,8 +183,8 @@ def test_a_token_model_without_usage_has_no_known_cost():
 @pytest.mark.parametrize(
     ("model", "parameters", "tokens", "micros", "reason"),
     [
-        # 24 input tokens: 272 × 32 + 24 × 5 = 8,824 micros, and .009 per image is more
-        ("gpt-image-1.5", {"quality": "low", "size": "1024x1024"}, 296, 9_000, None),
+        # 24 input tokens: 272 × 32 = 8,704 micros, and .009 per image is more; 24 × 5 besides
+        ("gpt-image-1.5", {"quality": "low", "size": "1024x1024"}, 296, 9_120, None),
         # 4160 × 32 + 120 is more than .133
         ("gpt-image-1.5", {"quality": "high", "size": "1024x1024"}, 4184, 133_240, None),
         (
@@ -198,7 +198,7 @@ def test_a_token_model_without_usage_has_no_known_cost():
             "gpt-image-1.5",
             {},
             6264,
-            200_000,
+            200_120,
             "quality omitted: reserved as high; size omitted: reserved as 1024x1536",
         ),
         (
@@ -209,16 +209,16 @@ def test_a_token_model_without_usage_has_no_known_cost():
             "size omitted: reserved as 1024x1536",
         ),
         # mini: the price per image is above the price of the tokens
-        ("gpt-image-1-mini", {"quality": "low", "size": "1024x1024"}, 296, 5_000, None),
-        ("gpt-image-1-mini", {"quality": "high", "size": "1024x1536"}, 6264, 52_000, None),
+        ("gpt-image-1-mini", {"quality": "low", "size": "1024x1024"}, 296, 5_048, None),
+        ("gpt-image-1-mini", {"quality": "high", "size": "1024x1536"}, 6264, 52_048, None),
         (
             "gpt-image-2",
             {},
-            14_296,
-            428_280,
-            "quality omitted: reserved as high; size omitted: reserved as 2048x2048",
+            23_743,
+            711_690,
+            "quality omitted: reserved as high; size omitted: reserved as 2880x2880",
         ),
-        # 2880² costs more than the size that `auto` is reserved as: ⌈96 · 96 · 10,294,400 / 4 M⌉
+        # ⌈96 · 96 · 10,294,400 / 4 M⌉
         ("gpt-image-2", {"quality": "high", "size": "2880x2880"}, 23_743, 711_690, None),
         # each partial image adds 100 tokens, but only in a stream
         (

@@ -17,8 +17,8 @@ from zoneinfo import ZoneInfo
 import pytest
 import structlog.testing
 
-from gateway.billing.totals_periods import Series
 from gateway.billing.totals import Bucket, Totals, TotalsRow, TotalsSettings
+from gateway.billing.totals_periods import Series
 from gateway.errors import StoreUnavailable
 from gateway.images import Record
 from gateway.store.batch import execute

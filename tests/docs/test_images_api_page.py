@@ -307,7 +307,7 @@ def test_tokens_of_partial_images():
 
 
 def test_token_prices():
-    kinds = ("text in", "image in", "image out", "text out")
+    kinds = ("text in", "cached text in", "image in", "cached image in", "image out", "text out")
     documented = {
         code(row["model"]): {
             kind.replace(" ", "_"): row[kind] for kind in kinds if row[kind] != NONE

@@ -69,9 +69,9 @@ class Bill:
 
 
 def estimate(prompt: str, n: int = 1) -> Bill:
-    """The upper bound: the prompt's bytes + 16 tokens, and the higher of the two prices."""
+    """The upper bound: the prompt's bytes + 16 tokens, and the higher of an image's two prices."""
     text = len(prompt.encode()) + 16
-    micros = max(TEXT_MICROS * text + IMAGE_MICROS * LOW_TOKENS * n, LOW_MICROS * n)
+    micros = TEXT_MICROS * text + max(IMAGE_MICROS * LOW_TOKENS, LOW_MICROS) * n
     return Bill(n, text + LOW_TOKENS * n, micros)
 
 
@@ -95,7 +95,7 @@ class Case:
     """The fault of the simulated upstream, or …"""
     raw: bytes = b""
     """… the bytes that a scripted one sends before it closes the connection."""
-    charged: Literal["nothing", "estimate", "usage"] = "nothing"
+    charged: Literal["nothing", "estimate", "usage", "input"] = "nothing"
     flags: tuple[str, ...] = ()
     headers: Mapping[str, str | None] = field(default_factory=dict)
     attempts: int = 1
@@ -107,7 +107,7 @@ def failure(message: str, code: str | None = "upstream_error", **more: Any) -> d
 
 
 def undelivered(
-    message: str, *, charged: Literal["estimate", "usage"] = "estimate", **how: Any
+    message: str, *, charged: Literal["estimate", "usage", "input"] = "estimate", **how: Any
 ) -> Case:
     """Upstream answered 200 without a usable image."""
     return Case(
@@ -162,10 +162,11 @@ CASES = {
     "wrong base64": undelivered(INCOMPLETE, charged="usage", fault="bad-base64"),
     "a 5-byte PNG": undelivered(INCOMPLETE, charged="usage", fault="tiny-png"),
     "its only image damaged": undelivered(INCOMPLETE, charged="usage", fault="one-bad"),
-    "no image of one": undelivered("Upstream's answer contains no images.", fault="fewer"),
-    "an error with 200": undelivered(
-        "Upstream answered 200 with an error in place of images.",
-        raw=http(200, OWN_ERROR),
+    "no image of one": undelivered(
+        "Upstream's answer contains no images.", charged="input", fault="fewer"
+    ),
+    "an error with 200": Case(
+        500, failure("Broken.", "e_1"), raw=http(200, OWN_ERROR), flags=("assumed_free",)
     ),
     "images that are no objects": undelivered(
         INCOMPLETE, raw=http(200, '{"data": [null, 5, "x", {}, {"b64_json": 5}]}')
@@ -464,7 +465,12 @@ async def test_a_bad_answer_is_reported_charged_and_not_stored(
     records = [await house.record_of(key) for key in keys]
     follows = 0 if records[0].outcome == "collapsed" else 1
     leader, follower = keys[1 - follows], keys[follows]
-    bill = {"nothing": Bill(), "estimate": estimate(prompt), "usage": usage(prompt)}[case.charged]
+    bill = {
+        "nothing": Bill(),
+        "estimate": estimate(prompt),
+        "usage": usage(prompt),
+        "input": usage(prompt, 0),
+    }[case.charged]
 
     assert await house.calls(prompt) == case.attempts
     for reply in replies:

@@ -323,7 +323,7 @@ async def test_a_usage_that_is_no_number_of_tokens_is_charged_like_none(
     reply = await alice.ask(**BY_TOKEN)
     (record,) = await embedded.ledger()
     assert reply.status == 200
-    assert (record.flags, record.cost_micros) == (("no_usage",), 9_000)
+    assert (record.flags, record.cost_micros) == (("no_usage",), 9_000 + 5 * (8 + 16))
 
 
 async def test_the_largest_usage_is_charged_exactly_in_both_stores(

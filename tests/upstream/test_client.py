@@ -227,7 +227,7 @@ OVERSIZED = http(200, images(b"x" * 3_000_000))
         pytest.param(
             then(b"NONSENSE\r\n\r\n", cut), 502, "upstream_error", Charge.PRESUMED, id="x"
         ),
-        pytest.param(then(error(400)[:-9], cut), 502, "upstream_error", Charge.FREE, id="cut 400"),
+        pytest.param(then(error(400)[:-9], cut), 400, "upstream_error", Charge.FREE, id="cut 400"),
         pytest.param(
             then(error(500)[:-9], cut), 502, "upstream_error", Charge.PRESUMED, id="cut 500"
         ),

@@ -196,9 +196,11 @@ def test_null_and_empty_links_are_no_links():
 @pytest.mark.parametrize(
     "element",
     [
-        {"b64_json": ENCODED[:-1]},
-        {"b64_json": ENCODED + "\n"},
-        {"b64_json": "data:image/png;base64," + ENCODED},
+        {"b64_json": ENCODED[:-3]},
+        {"b64_json": ENCODED + "!"},
+        {"b64_json": ENCODED + ENCODED},
+        {"b64_json": "data:image/png;base64"},
+        {"url": "data:image/png;base64,###"},
         {"b64_json": "é"},
         {"b64_json": ""},
         {"b64_json": 5},
@@ -265,7 +267,6 @@ def test_a_usage_that_is_unusable_for_billing_is_ignored(usage, expected):
         answer(data=[]),
         answer(data=None),
         answer(data={"b64_json": ENCODED}),
-        error(message="Incorrect API key provided: sk-secret", code="invalid_api_key"),
     ],
 )
 def test_a_200_without_images_is_charged_and_not_quoted(body):
@@ -389,8 +390,8 @@ def test_the_type_of_an_event_is_in_its_data_or_else_its_name(name, data):
         (PARTIAL, {"b64_json": ENCODED, "partial_image_index": -1}),
         (PARTIAL, {"b64_json": ENCODED, "partial_image_index": "0"}),
         (PARTIAL, {"b64_json": ENCODED, "partial_image_index": True}),
-        (PARTIAL, {"b64_json": ENCODED[:-1], "partial_image_index": 0}),
-        (PARTIAL, {"b64_json": ENCODED + "\n", "partial_image_index": 0}),
+        (PARTIAL, {"b64_json": ENCODED[:-3], "partial_image_index": 0}),
+        (PARTIAL, {"b64_json": ENCODED + "!", "partial_image_index": 0}),
         (PARTIAL, {"partial_image_index": 0}),
     ],
 )
@@ -744,7 +745,7 @@ def test_any_response_is_images_or_an_upstream_failure(body):
     if isinstance(result, UpstreamAnswer):
         assert result.images
         return
-    assert result.charge is Charge.UNDELIVERED
+    assert result.charge in (Charge.UNDELIVERED, Charge.ASSUMED_FREE)
     assert written(result)
 
 

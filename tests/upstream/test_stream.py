@@ -276,8 +276,13 @@ UNDELIVERED = (502, "upstream_error", Charge.UNDELIVERED)
 
 
 def error_event(status: int, code: str) -> tuple[int, str, Charge]:
-    """An error of upstream's own within a stream."""
+    """An error of upstream's own after other events of a stream."""
     return status, code, Charge.PRESUMED
+
+
+def only_an_error(status: int, code: str) -> tuple[int, str, Charge]:
+    """A stream that has an error and nothing else."""
+    return status, code, Charge.ASSUMED_FREE
 
 
 @pytest.mark.parametrize(
@@ -301,11 +306,11 @@ def error_event(status: int, code: str) -> tuple[int, str, Charge]:
             sse(partial(0), FAILED), error_event(500, "image_generation_failed"), 500, id="e"
         ),
         pytest.param(
-            sse(FAILED[:-1]), error_event(500, "image_generation_failed"), 500, id="e, no end"
+            sse(FAILED[:-1]), only_an_error(500, "image_generation_failed"), 500, id="e, no end"
         ),
         pytest.param(
             then(HEAD + chunk(FAILED), hang),
-            error_event(500, "image_generation_failed"),
+            only_an_error(500, "image_generation_failed"),
             500,
             id="e, open",
         ),
@@ -313,11 +318,11 @@ def error_event(status: int, code: str) -> tuple[int, str, Charge]:
             sse(partial(0), MODERATION), error_event(400, "moderation_blocked"), 400, id="refused"
         ),
         pytest.param(
-            sse(error_frame(code="slow_down")), error_event(429, "slow_down"), 429, id="rate"
+            sse(error_frame(code="slow_down")), only_an_error(429, "slow_down"), 429, id="rate"
         ),
         pytest.param(
             sse(error_frame(code="invalid_api_key")),
-            error_event(502, "upstream_auth"),
+            only_an_error(502, "upstream_auth"),
             502,
             id="key",
         ),

@@ -8,15 +8,17 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 import orjson
-import pybase64
 
 from gateway.errors import Charge, UpstreamFailure
 from gateway.images import UpstreamAnswer, UpstreamImage, Usage
+from gateway.upstream.openai.encoded_images import decode_image, is_data_url
+from gateway.upstream.openai.errors import error_with_200
 from gateway.upstream.openai.foreign_json import (
     MAX_DOCUMENT_BYTES,
     MAX_VALUES,
@@ -32,7 +34,11 @@ ECHOED_PARAMETERS: Final = ("size", "quality", "background", "output_format")
 _EXTRACT_FROM: Final = 4 * 1024
 """Characters. Longer base64 is extracted before the JSON around it is parsed."""
 
-_LONG_BASE64: Final = re.compile(rb'"b64_json"\s*:\s*"(?=[^"]{%d})' % _EXTRACT_FROM)
+_LONG_BASE64: Final = re.compile(
+    rb'"(?:b64_json"\s*:\s*"|url"\s*:\s*"(?=(?:\s|\\[nrtf])*[Dd][Aa][Tt][Aa]:))(?=[^"]{%d})'
+    % _EXTRACT_FROM
+)
+"""The start of base64, also in a `data:` URL."""
 
 _PLACEHOLDER: Final = f"base64 {secrets.token_hex(8)} "
 """Random, so that no answer can have it."""
@@ -62,21 +68,21 @@ def parse_answer(
 
     At most `images` elements of `data` are read, and the others are only counted. A damaged one
     becomes an empty `UpstreamImage`, so that the others keep their positions. Raises
-    `UpstreamFailure` with `Charge.UNDELIVERED`, and with the usage if there is one, if there is no
-    element: upstream answered 200, so the purchase was charged. The format is
+    `UpstreamFailure` as `no_images` if there is no element. The format is
     `docs/reference/images-api.md#responses`.
     """
     shortened, extracted = extract_base64(body)
     # If it is too large to be read as a whole, the images that were asked for are still kept.
     document = load_object(shortened) or load_object(_first_images(shortened, images))
     parsed, surplus = _parse_images(document, extracted, images=images)
-    usage = parse_usage(document.get("usage"))
-    if not parsed:
-        raise no_images(document, usage, upstream_request_id=upstream_request_id)
+    has_image = any(image.data or image.url for image in parsed)
+    if not parsed or (not has_image and document.get("error")):
+        document = restore_base64(document, extracted)
+        raise no_images(document, upstream_request_id=upstream_request_id)
     return UpstreamAnswer(
         images=parsed,
         surplus=surplus,
-        usage=usage,
+        usage=usage_of_images(document),
         echoed=echoed_parameters(document),
         upstream_request_id=upstream_request_id,
     )
@@ -89,13 +95,21 @@ def echoed_parameters(document: Mapping[str, Any]) -> Mapping[str, str]:
     )
 
 
-def no_images(
-    document: Mapping[str, Any], usage: Usage | None, *, upstream_request_id: str | None
-) -> UpstreamFailure:
-    """The failure of a 200 without an image."""
+def no_images(document: Mapping[str, Any], *, upstream_request_id: str | None) -> UpstreamFailure:
+    """The failure of a 200 without an image.
+
+    An error in place of images is relayed and assumed to be free. Anything else was charged: its
+    usage, or else the estimate.
+    """
+    usage = parse_usage(document.get("usage"))
     if document.get("error"):
-        message = "Upstream answered 200 with an error in place of images."
-    elif "data" in document:
+        return error_with_200(
+            document,
+            usage=usage,
+            charge=Charge.ASSUMED_FREE,
+            upstream_request_id=upstream_request_id,
+        )
+    if "data" in document:
         message = "Upstream's answer contains no images."
     else:
         message = "Upstream's answer could not be read."
@@ -103,6 +117,7 @@ def no_images(
         message,
         charge=Charge.UNDELIVERED,
         usage=usage,
+        images=0,
         upstream_request_id=upstream_request_id,
     )
 
@@ -169,28 +184,25 @@ def parse_image(element: Any, extracted: Base64) -> UpstreamImage:
     if not isinstance(element, dict):
         return UpstreamImage()
     # Removed, so that the text of one image is freed before the next is decoded.
-    encoded = element.pop("b64_json", None)
+    data = decode_base64(element.pop("b64_json", None), extracted)
+    url = as_text(element.pop("url", None)) or None
+    if url is not None and (url in extracted or is_data_url(url)):
+        # Nothing to fetch: the URL is the image itself.
+        data, url = data or decode_image(extracted.get(url, url)), None
     further = further_keys(element, known=_IMAGE_KEYS)
     return UpstreamImage(
-        data=decode_base64(encoded, extracted),
-        url=as_text(element.get("url")) or None,
+        data=data,
+        url=url,
         revised_prompt=as_text(element.get("revised_prompt")),
         extra=MappingProxyType(restore_base64(further, extracted)),
     )
 
 
 def decode_base64(encoded: Any, extracted: Base64) -> bytes | None:
-    """The bytes of extracted or of strict base64; None for anything else."""
-    if not isinstance(encoded, str) or not encoded:
+    """The bytes of extracted or other base64; None for anything else."""
+    if not isinstance(encoded, str):
         return None
-    raw = extracted.get(encoded)
-    try:
-        return pybase64.b64decode(encoded if raw is None else raw, validate=True)
-    except ValueError:
-        pass
-    # Some encoders of JSON write a slash as `\/`.
-    is_escaped = raw is not None and b"\\" in bytes(raw)
-    return decode_base64(restore_base64(encoded, extracted), {}) if is_escaped else None
+    return decode_image(extracted.get(encoded, encoded))
 
 
 def restore_base64(value: Any, extracted: Base64, *, levels: int = _MAX_LEVELS) -> Any:
@@ -233,20 +245,52 @@ def parse_usage(usage: Any) -> Usage | None:
     return None
 
 
+def usage_of_images(document: Mapping[str, Any]) -> Usage | None:
+    """The usage of an answer with images; None if it cannot be true."""
+    usage = parse_usage(document.get("usage"))
+    # Some clones send zeros, but an image always costs tokens.
+    return usage if usage is not None and usage.image_out + usage.text_out else None
+
+
 def _split_usage(
     tokens_in: int, tokens_out: int, *, input_details: Any, output_details: Any
-) -> Usage | None:
-    if not tokens_out:
-        return None  # some clones send zeros, but an image always costs tokens
+) -> Usage:
     text_in, image_in = _tokens_by_kind(input_details, total=tokens_in) or (tokens_in, 0)
     output = _tokens_by_kind(output_details, total=tokens_out)
     text_out, image_out = output or (0, tokens_out)
-    return Usage(
+    usage = Usage(
         text_in=text_in,
         image_in=image_in,
         image_out=image_out,
         text_out=text_out,
         has_output_details=output is not None,
+    )
+    return _with_cached(usage, input_details)
+
+
+def _with_cached(usage: Usage, input_details: Any) -> Usage:
+    """The usage with its cached input tokens, if they are counted and not more than the input."""
+    if not isinstance(input_details, dict):
+        return usage
+    split = input_details.get("cached_tokens_details")
+    cached = token_count(input_details.get("cached_tokens"))
+    if cached is None and isinstance(split, dict):
+        counts = [token_count(split.get(f"{kind}_tokens", 0)) for kind in ("text", "image")]
+        cached = None if None in counts else sum(filter(None, counts))
+    if cached is None or cached > usage.text_in + usage.image_in:
+        return usage
+    kinds = _tokens_by_kind(split, total=cached)
+    has_details = kinds is not None and kinds[0] <= usage.text_in and kinds[1] <= usage.image_in
+    if kinds is None or not has_details:
+        # As text first: image tokens are discounted more, so this charges at least the bill.
+        text = min(cached, usage.text_in)
+        kinds = text, cached - text
+    return replace(
+        usage,
+        cached_text_in=kinds[0],
+        cached_image_in=kinds[1],
+        has_cached=True,
+        has_cached_details=has_details,
     )
 
 

@@ -1,7 +1,8 @@
 """Turns error responses of upstream into `UpstreamFailure`.
 
 A failure has the presumed charge (`docs/reference/billing.md#charges`) and the fields that are
-relayed (`docs/reference/errors.md#relayed-from-upstream`). Errors within a stream are `events`.
+relayed (`docs/reference/errors.md#relayed-from-upstream`). An error may also come with status 200,
+in place of images or as an event.
 """
 
 from __future__ import annotations
@@ -11,7 +12,15 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from gateway.errors import INVALID_REQUEST, SERVER_ERROR, Charge, ErrorCode, UpstreamFailure
+from gateway.errors import (
+    INVALID_REQUEST,
+    REFUSAL_CODES,
+    SERVER_ERROR,
+    Charge,
+    ErrorCode,
+    UpstreamFailure,
+)
+from gateway.images import Usage
 from gateway.upstream.failures import MAX_RETRY_AFTER_SECONDS
 from gateway.upstream.openai.foreign_json import as_text, further_keys, load_object
 
@@ -34,6 +43,9 @@ AUTH_CODES: Final = frozenset({"invalid_api_key", "authentication_error"})
 _EDGE_STATUSES: Final = frozenset({502, 504, *range(520, 531)})
 """Statuses with which proxies and content delivery networks answer in place of the API."""
 
+_RATE_CODES: Final = frozenset({"rate_limit_exceeded", "slow_down"})
+_OVERLOAD_CODES: Final = frozenset({"server_is_overloaded", "service_unavailable_error"})
+
 _SECONDS: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
 _MILLISECONDS: Final = re.compile(r"[0-9]{1,12}")
 
@@ -42,9 +54,9 @@ _MILLISECONDS: Final = re.compile(r"[0-9]{1,12}")
 
 
 def parse_error(
-    status: int, headers: Mapping[str, str], body: bytes | bytearray
+    status: int, headers: Mapping[str, str], body: bytes | bytearray, *, is_complete: bool = True
 ) -> UpstreamFailure:
-    """The failure for a response that is not 2xx.
+    """The failure for a response that is not 2xx; its body may not have come to its end.
 
     An error of the API is relayed with its status and further keys. If upstream rejects the
     gateway's key, the failure is `upstream_auth` and quotes nothing. A body that is not the API's
@@ -65,7 +77,59 @@ def parse_error(
         return access_refused(fields)
     if error is not None:
         return relayed_error(status, error, fields)
+    if not is_complete and charge is Charge.FREE and _may_be_json(received):
+        return _unread_error(status, fields)
     return _edge_error(status, fields)
+
+
+def error_with_200(
+    document: Mapping[str, Any],
+    *,
+    usage: Usage | None,
+    charge: Charge,
+    upstream_request_id: str | None,
+) -> UpstreamFailure:
+    """The failure of an error that came with status 200: in place of images, or as an event.
+
+    It is relayed with the status that the same error usually has. If it reports tokens, these are
+    charged, else `charge` applies. See `docs/reference/billing.md#charges`.
+    """
+    error = _error_in(document)
+    is_billed = usage is not None and usage.total > 0
+    fields: dict[str, Any] = {
+        "charge": Charge.UNDELIVERED if is_billed else charge,
+        "usage": usage if is_billed else None,
+        "images": 0,
+        "headers": _relayed_headers({}, is_quota=is_quota_error(error)),
+        "upstream_request_id": upstream_request_id,
+    }
+    if error_names(error) & AUTH_CODES:
+        return access_refused(fields)
+    return relayed_error(_usual_status(error), error, fields)
+
+
+def _error_in(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The error object; clones also send only its message, or its keys at the top level."""
+    error = document.get("error")
+    if isinstance(error, dict):
+        return error
+    if isinstance(error, str):
+        return {"message": error}
+    return {key: value for key, value in document.items() if key not in ("type", "error", "usage")}
+
+
+def _usual_status(error: Mapping[str, Any]) -> int:
+    names = error_names(error)
+    is_about_the_request = any(name.endswith("user_error") for name in names)
+    if is_about_the_request or INVALID_REQUEST in names or names & REFUSAL_CODES:
+        return 400
+    if is_quota_error(error) or names & _RATE_CODES or "rate_limit_error" in names:
+        return 429
+    if names & _OVERLOAD_CODES:
+        return 503
+    # Clones send the status as the code.
+    code = as_text(error.get("code")) or ""
+    return int(code) if re.fullmatch("[45][0-9]{2}", code) else 500
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:
@@ -111,6 +175,23 @@ def relayed_error(status: int, error: Mapping[str, Any], fields: dict[str, Any])
         param=as_text(error.get("param")),
         code=as_text(error.get("code")),
         details=further_keys(error, known=_ERROR_KEYS),
+        **fields,
+    )
+
+
+def _may_be_json(headers: Mapping[str, str]) -> bool:
+    kind = headers.get("content-type", "")
+    return not kind or "json" in kind.lower()
+
+
+def _unread_error(status: int, fields: dict[str, Any]) -> UpstreamFailure:
+    """An error of the API of which only the status is known: its body did not come to its end."""
+    if status == 429:
+        return _edge_error(status, fields)
+    return UpstreamFailure(
+        f"Upstream answered {status}, but its error was cut off.",
+        status=status,
+        type=INVALID_REQUEST if status < 500 else SERVER_ERROR,
         **fields,
     )
 

@@ -58,7 +58,8 @@ def _count_signs(body: bytes | bytearray) -> int:
 
 
 def _load_tolerantly(body: bytes | bytearray) -> Any:
-    """Reads JSON that orjson rejects: a byte order mark, NaN, 1e999, half a surrogate pair.
+    """Reads JSON that orjson rejects: a byte order mark, NaN, 1e999, half a surrogate pair, a line
+    break in a string.
 
     An image that was paid for must not be lost because its revised prompt was cut inside an emoji.
     Characters without a UTF-8 form become `?`, and numbers beyond a double null, so that orjson can
@@ -66,7 +67,11 @@ def _load_tolerantly(body: bytes | bytearray) -> Any:
     """
     try:
         document = json.loads(
-            body, parse_constant=lambda _: None, parse_int=_number, parse_float=_number
+            body,
+            strict=False,
+            parse_constant=lambda _: None,
+            parse_int=_number,
+            parse_float=_number,
         )
         return orjson.loads(json.dumps(document, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError):
