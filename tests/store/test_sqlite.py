@@ -38,6 +38,7 @@ from gateway.store.sqlite import change_poller, transaction_queue
 from gateway.store.sqlite.commands import registry
 from gateway.store.sqlite.connection import connect, create_sqlite_schema
 from gateway.store.sqlite.store import open_sqlite_store
+from tests.store.pages import read_set, read_space
 from tests.waiting import GENEROUS_SECONDS
 
 PROCESSES = 4
@@ -156,7 +157,7 @@ class TestFailures:
             results = await asyncio.gather(*map(store.execute, batches), return_exceptions=True)
             assert [r for i, r in enumerate(results) if i != 4] == [[None]] * 9
             assert isinstance(results[4], Exception)
-            assert sorted(await execute(store, commands.ReadRecords("s"))) == sorted(
+            assert sorted(await read_space(store, "s")) == sorted(
                 f"n{i}" for i in range(10) if i != 4
             )
 
@@ -207,7 +208,7 @@ class TestFailures:
             await asyncio.sleep(0)
         await asyncio.gather(*writes)
         async with open_sqlite_store(sqlite_path) as store:
-            assert len(await execute(store, commands.ReadRecords("s"))) == 50
+            assert len(await read_space(store, "s")) == 50
 
     async def test_closing_the_store_ends_its_threads(self, sqlite_path: Path) -> None:
         async with open_sqlite_store(sqlite_path) as store, store.watch("a"):
@@ -367,8 +368,8 @@ class TestTime:
             sweeps = [await execute(store, commands.Sweep(limit=2)) for _ in range(4)]
             assert sweeps == [2, 2, 2, 0]  # a value, a digest; three members and their set
             assert await execute(store, commands.GetValue("s", "new")) == b"v"
-            assert sorted(await execute(store, commands.GetSet("s", "old"))) == ["c", "d"]
-            assert sorted(await execute(store, commands.GetSet("s", "new"))) == ["a", "b"]
+            assert sorted(await read_set(store, "s", "old")) == ["c", "d"]
+            assert sorted(await read_set(store, "s", "new")) == ["a", "b"]
             assert await execute(store, commands.ReadLruTotals()) == commands.LruTotals(1, 7)
             clock.now += 100
             assert await execute(store, commands.Sweep()) == 7

@@ -29,7 +29,7 @@ from gateway.store.commands.entries import (
     Slot,
     StoreImages,
 )
-from gateway.store.commands.events import Publish, ReadEvents
+from gateway.store.commands.events import Notify, Publish, ReadEvents
 from gateway.store.commands.journals import (
     CLOSED_JOURNAL_SECONDS,
     Journal,
@@ -46,20 +46,23 @@ from gateway.store.commands.lru_index import (
     AreTracked,
     EvictionCandidates,
     EvictTo,
+    LruIndex,
     LruTotals,
     ReadLruTotals,
     Touch,
     Track,
     Untrack,
 )
-from gateway.store.commands.records import CompareAndSet, Get, ReadRecords, Write
+from gateway.store.commands.records import CompareAndSet, Get, RecordsPage, ScanRecords, Write
 from gateway.store.commands.server import Inspect, StoreFacts, Sweep
 from gateway.store.commands.sets import (
     AddToBoundedSets,
     AddToSet,
     BoundedSet,
-    GetSet,
+    HasMember,
+    MembersPage,
     RemoveFromSet,
+    ScanSet,
 )
 from gateway.store.commands.values import DeleteValue, GetValue, SetValue
 from gateway.store.commands.workers import Deregister, ExpiredWorkers, Heartbeat
@@ -90,13 +93,16 @@ __all__ = [
     "EvictionCandidates",
     "ExpiredWorkers",
     "Get",
-    "GetSet",
     "GetValue",
+    "HasMember",
     "Heartbeat",
     "Inspect",
     "Journal",
     "LeaseResult",
+    "LruIndex",
     "LruTotals",
+    "MembersPage",
+    "Notify",
     "OpenJournals",
     "PeekCounters",
     "Publish",
@@ -105,14 +111,16 @@ __all__ = [
     "ReadEvents",
     "ReadLedger",
     "ReadLruTotals",
-    "ReadRecords",
     "Receive",
+    "RecordsPage",
     "ReleaseLease",
     "RemoveFromSet",
     "RenewLease",
     "Reservation",
     "Reserve",
     "ScanEntries",
+    "ScanRecords",
+    "ScanSet",
     "SetValue",
     "Settle",
     "Settlement",

@@ -25,6 +25,8 @@ the last member |
 deleted when empty |
 | `igw:{lru}:sizes` | hash | bytes by digest | none; deleted when empty |
 | `igw:{lru}:total` | string | the sum of the sizes | none; deleted at zero |
+| `igw:{lru}:partials:used`, `…:expires`, `…:sizes`, `…:total` | as above | the same for the \
+ephemeral blobs | the same |
 | `igw:entry:{<fingerprint>}` | hash | images by slot | TTL and stale-if-error window |
 | `igw:leases:{<fingerprint>}` | hash | flights by slot | the longest lease |
 | `igw:flight:{<flight>}` | list | the events of a flight | as published |
@@ -43,6 +45,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Final
+
+from gateway.store.commands.lru_index import LruIndex
 
 DEFAULT_PREFIX: Final = "igw:"
 
@@ -66,8 +70,12 @@ class Keys:
 
     @property
     def lru_index(self) -> str:
-        """The same for the LRU index."""
+        """The same for the LRU index of images."""
         return f"{self.prefix}{{lru}}:"
+
+    def lru_index_of(self, index: LruIndex) -> str:
+        """The same for either LRU index."""
+        return self.lru_index if index == "images" else f"{self.lru_index}{index}:"
 
     def value(self, space: str, name: str) -> str:
         return f"{self.prefix}value:{space}:{name}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from gateway.store import commands
 from gateway.store.redis.commands.encoding import (
@@ -11,6 +12,7 @@ from gateway.store.redis.commands.encoding import (
     encode,
     optional,
     pairs,
+    read_cursor,
     script_command,
     unchanged,
 )
@@ -36,8 +38,11 @@ def _compare_and_set(command: commands.CompareAndSet, keys: Keys) -> RedisComman
 
 
 @encode.register
-def _read_records(command: commands.ReadRecords, keys: Keys) -> RedisCommand:
-    def read(reply: Sequence[bytes]) -> Mapping[str, bytes]:
-        return {name.decode(): value for name, value in pairs(reply)}
+def _scan_records(command: commands.ScanRecords, keys: Keys) -> RedisCommand:
+    def read(reply: Sequence[Any]) -> commands.RecordsPage:
+        cursor, found = reply
+        records = {name.decode(): value for name, value in pairs(found)}
+        return commands.RecordsPage(records, read_cursor(cursor))
 
-    return RedisCommand(("HGETALL", keys.records(command.space)), read)
+    key, cursor = keys.records(command.space), command.after or "0"
+    return RedisCommand(("HSCAN", key, cursor, "COUNT", command.limit), read)

@@ -198,9 +198,11 @@ def _read_journal(tx: Transaction, purchase: str) -> _Journal | None:
 
 @reads(commands.OpenJournals)
 def open_journals(tx: Transaction, command: commands.OpenJournals) -> Sequence[commands.Journal]:
-    rows = tx.fetch_all(
-        "SELECT purchase, worker, state, payload FROM journals"
-        " WHERE state != 'settled' AND worker = coalesce(?, worker) ORDER BY rowid",
-        (command.worker,),
-    )
+    columns = "SELECT purchase, worker, state, payload FROM journals WHERE state != 'settled'"
+    if command.worker is None:
+        rows = tx.fetch_all(f"{columns} ORDER BY worker, rowid LIMIT ?", (command.limit,))
+    else:
+        rows = tx.fetch_all(
+            f"{columns} AND worker = ? ORDER BY rowid LIMIT ?", (command.worker, command.limit)
+        )
     return [commands.Journal(*row) for row in rows]
