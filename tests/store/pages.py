@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from gateway.store.batch import execute
-from gateway.store.commands import ScanRecords, ScanSet
+from gateway.store.pages import scan_records, scan_set
 from gateway.store.protocol import Store
 
 
 async def read_set(store: Store, space: str, name: str) -> list[str]:
     """All members of a set."""
-    members: set[str] = set()
-    after: str | None = ""
-    while after is not None:
-        page = await execute(store, ScanSet(space, name, after))
-        members.update(page.members)
-        after = page.after
-    return list(members)
+    return list({member async for member in scan_set(store, space, name)})
 
 
 async def read_space(store: Store, space: str) -> dict[str, bytes]:
     """All records of a space."""
     records: dict[str, bytes] = {}
-    after: str | None = ""
-    while after is not None:
-        page = await execute(store, ScanRecords(space, after))
-        records |= page.records
-        after = page.after
+    async for page in scan_records(store, space):
+        records |= page
     return records

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Final
 
+import orjson
 from aiohttp import web
 
-from gateway.access.key_records import parse_spec
-from gateway.api.admin.requests import read_object
-from gateway.api.http.json import json_response
+from gateway.access.key_records import KeyRecord, parse_spec
+from gateway.api.admin.requests import invalid_value, read_object
+from gateway.api.http.json import JSON, json_response
 from gateway.api.services import SERVICES
 from gateway.errors import MAX_ECHO, ErrorCode, InvalidRequest
+
+MAX_LISTED: Final = 1000
+"""The largest `limit` of a list."""
 
 
 async def create_key(request: web.Request) -> web.Response:
@@ -22,9 +28,35 @@ async def create_key(request: web.Request) -> web.Response:
 
 
 async def list_keys(request: web.Request) -> web.Response:
-    """`GET /admin/keys`: all keys, oldest first, with the revoked ones."""
-    records = await request.app[SERVICES].keys.list_keys()
-    return json_response({"data": [record.public() for record in records]})
+    """`GET /admin/keys`: all keys, oldest first, with those revoked in the last 90 days.
+
+    `limit` and `after` (a key's id) ask for a part of the list.
+    """
+    limit, after = _read_limit(request), request.query.get("after")
+    records = list(await request.app[SERVICES].keys.list_keys())
+    if after is not None:
+        position = next((i for i, record in enumerate(records) if record.id == after), None)
+        if position is None:
+            raise invalid_value("after", "the id of a key in the list")
+        records = records[position + 1 :]
+    shown = records[:limit]
+    body = await asyncio.to_thread(_encode_list, shown, has_more=len(shown) < len(records))
+    return web.Response(body=body, content_type=JSON)
+
+
+def _read_limit(request: web.Request) -> int | None:
+    limit = request.query.get("limit")
+    if limit is None:
+        return None
+    if not (limit.isascii() and limit.isdecimal() and 0 < int(limit[:9]) <= MAX_LISTED):
+        raise invalid_value("limit", f"a whole number from 1 to {MAX_LISTED}")
+    return int(limit)
+
+
+def _encode_list(records: Sequence[KeyRecord], *, has_more: bool) -> bytes:
+    # One by one: orjson keeps the event loop from running while it encodes.
+    data = b",".join(orjson.dumps(record.public()) for record in records)
+    return b'{"data":[%b],"has_more":%b}' % (data, b"true" if has_more else b"false")
 
 
 async def change_key(request: web.Request) -> web.Response:

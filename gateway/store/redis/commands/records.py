@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from gateway.store import commands
 from gateway.store.redis.commands.encoding import (
+    MAX_PACKED,
     Argument,
     RedisCommand,
     encode,
     optional,
+    packed,
     pairs,
     read_cursor,
     script_command,
@@ -19,11 +22,13 @@ from gateway.store.redis.commands.encoding import (
 from gateway.store.redis.keys import Keys
 
 
+# Cached: every look-up reads the same record.
 @encode.register
+@lru_cache(maxsize=MAX_PACKED)
 def _get(command: commands.Get, keys: Keys) -> RedisCommand:
     space = keys.records(command.space)
     if command.index is None:
-        return RedisCommand(("HGET", space, command.name), unchanged)
+        return packed(RedisCommand(("HGET", space, command.name), unchanged))
     both = [keys.records(command.index), space]
     return script_command("get_by_index", both, [command.name], read=unchanged)
 
