@@ -19,8 +19,9 @@ from gateway.store.protocol import BlobStore, Store
 EPHEMERAL_SECONDS: Final = 600.0
 """How long followers that join a flight can read its partial images."""
 
-FLIGHT_SHARE: Final = 4
-"""One flight may have the bound on all partial images divided by this."""
+MAX_SHARE: Final = 8
+"""Bytes larger than the bound divided by this are not stored. A flight has three partial images at
+most, so it never displaces those of all others."""
 
 
 class EphemeralBlobs:
@@ -46,14 +47,12 @@ class EphemeralBlobs:
         # meanwhile.
         return len(self._takedowns) > 0 and await hash_bytes(data) in self._takedowns
 
-    async def put(self, data: bytes, *, flight_bytes: int) -> str | None:
-        """Stores bytes and returns their digest. Raises `StoreUnavailable`.
-
-        None, and nothing is stored, if they and the `flight_bytes` that their flight has stored
-        exceed a flight's share of the bound.
+    async def put(self, data: bytes) -> str | None:
+        """Stores bytes and returns their digest; None if they are too large. Raises
+        `StoreUnavailable`.
         """
         max_bytes = partials_bound(await self._bound_bytes())
-        if flight_bytes + len(data) > max_bytes // FLIGHT_SHARE:
+        if len(data) > max_bytes // MAX_SHARE:
             return None
         digest = await hash_bytes(data)
         track = Track(digest, len(data), EPHEMERAL_SECONDS, max_bytes, index="partials")

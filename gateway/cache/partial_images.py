@@ -215,7 +215,6 @@ class Publisher:
         self._ephemeral = ephemeral
         self._max_images = max_images
         self._is_shared = is_shared
-        self._shared_bytes = 0
 
     async def open(self) -> None:
         """Upstream has begun to answer."""
@@ -250,10 +249,9 @@ class Publisher:
             return
         try:
             if data is not None:
-                digest = await self._ephemeral.put(data, flight_bytes=self._shared_bytes)
+                digest = await self._ephemeral.put(data)
                 if digest is None:
                     return  # too large: followers in other workers get the image without it
-                self._shared_bytes += len(data)
                 event = {**event, "digest": digest}
             encoded = orjson.dumps(event, default=dict)
             await execute(self._store, Publish(self._flight, event_id, encoded, EVENT_SECONDS))
