@@ -20,10 +20,11 @@ import math
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from operator import itemgetter
+from typing import Any, Final, TypeVar
 
 import orjson
 
@@ -41,6 +42,8 @@ from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Get, Write
 from gateway.store.pages import scan_records
 from gateway.store.protocol import Store
+
+T = TypeVar("T")
 
 KEYS: Final = "keys"
 SECRETS: Final = "secrets"
@@ -230,13 +233,23 @@ class Keys:
 
     async def list_keys(self) -> Sequence[KeyRecord]:
         """All keys, also expired ones and those revoked in the last 90 days, oldest first."""
-        records: dict[str, KeyRecord] = {}
+        return await self.map_keys(lambda record: record)
+
+    async def map_keys(self, convert: Callable[[KeyRecord], T]) -> list[T]:
+        """As `list_keys`, each converted in a thread, where thousands delay no request."""
+        rows: dict[str, tuple[int, str, T]] = {}
+
+        def read(page: Mapping[str, bytes]) -> None:
+            for record in map(KeyRecord.decode, page.values()):
+                rows[record.id] = (record.created_at, record.name, convert(record))
+
         # The revoked ones last: one that is revoked meanwhile is then on a page of either space.
         for space in (KEYS, REVOKED):
             async for page in scan_records(self._store, space):
-                decoded = await asyncio.to_thread(_decode, page.values())
-                records |= {record.id: record for record in decoded}
-        return sorted(records.values(), key=lambda r: (r.created_at, r.name))
+                await asyncio.to_thread(read, page)
+        by_age = itemgetter(0, 1)
+        ordered = await asyncio.to_thread(lambda: sorted(rows.values(), key=by_age))
+        return [converted for _, _, converted in ordered]
 
     async def forget_revoked(self) -> int:
         """Deletes the keys that were revoked long ago; returns how many."""
@@ -319,10 +332,6 @@ def hash_secret(secret: str) -> str:
     # A fast hash is enough, because a secret has 256 random bits. A header with bytes that are not
     # UTF-8 arrives with lone surrogates, which only `surrogatepass` encodes.
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _decode(records: Collection[bytes]) -> list[KeyRecord]:
-    return [KeyRecord.decode(data) for data in records]
 
 
 def _revoked_name(at: float, key_id: str) -> str:

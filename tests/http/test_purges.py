@@ -153,8 +153,8 @@ async def test_an_unknown_purge_is_not_found(alice: Client) -> None:
 async def test_purges_under_way_are_bounded(gateway: InProcess, alice: Client) -> None:
     """They are read by every look-up. Those beyond are refused, and leave nothing."""
     markers = gateway.gateway.cache.purges._markers
-    with pytest.raises(GatewayError) as refused:
-        for n in range(20):
-            await markers.add(f"purge_{n}", "tag", "none")
-            assert len(await markers.running()) <= 8
-    assert refused.value.status == 503
+    outcomes = await asyncio.gather(
+        *(markers.add(f"purge_{n}", "tag", "none") for n in range(12)), return_exceptions=True
+    )
+    refused = [outcome.status for outcome in outcomes if isinstance(outcome, GatewayError)]
+    assert refused == [503] * 4
