@@ -31,7 +31,7 @@ PURGE_SECONDS: Final = 1.0
 TRACK_UNTRACKED_SECONDS: Final = 3600.0
 REVOKED_KEYS_SECONDS: Final = 3600.0
 CERTIFICATE_SECONDS: Final = 86_400.0
-MAX_SWEPT: Final = 1000
+MAX_SWEPT: Final = 500
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ NAMES: Final = "names"
 REVOKED: Final = "revoked_keys"
 """Records by the time of their revocation and the key's id."""
 REVOKED_SECONDS: Final = 90 * 86_400
-"""How long a revoked key is listed (`docs/reference/billing.md`)."""
+"""How long a revoked key is listed. Records of the ledger have its name for longer."""
 
 SECRET_PREFIX: Final = "gk-"  # noqa: S105 - what every secret starts with
 MAX_KNOWN: Final = 10_000

@@ -440,3 +440,66 @@ def test_several_processes_share_one_database(sqlite_path: Path) -> None:
         assert sorted(slot for slots in acquired for slot in slots) == list(range(100))
         assert sum(run_in_all(_reserve_all)) == 14
         assert run_in_all(_follow) == [True] * PROCESSES
+
+
+def expiring_tables(path: Path) -> list[str]:
+    with sqlite3.connect(path) as db:
+        rows = db.execute(
+            "SELECT m.name FROM sqlite_schema m JOIN pragma_table_info(m.name) c"
+            " WHERE m.type = 'table' AND c.name = 'remove_after'"
+        )
+        found = [name for (name,) in rows]
+    db.close()
+    return found
+
+
+def count_rows(path: Path) -> dict[str, int]:
+    with sqlite3.connect(path) as db:
+        tables = [*expiring_tables(path), "set_members"]
+        counts = {t: db.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in tables}  # noqa: S608
+    db.close()
+    return counts
+
+
+def test_every_table_whose_rows_expire_has_an_index_for_the_sweep(sqlite_path: Path) -> None:
+    with sqlite3.connect(sqlite_path) as db:
+        for table in expiring_tables(sqlite_path):
+            (_, _, _, plan) = db.execute(
+                f"EXPLAIN QUERY PLAN SELECT rowid FROM {table} WHERE remove_after <= 1"  # noqa: S608
+            ).fetchone()
+            assert f"SEARCH {table} USING COVERING INDEX" in plan
+    db.close()
+
+
+async def test_sweeps_keep_up_with_rows_of_every_kind(sqlite_path: Path) -> None:
+    """Many expire between two sweeps: the rows return to none each time, and no step is long."""
+    clock = Clock()
+    counter = Counter("", "images", "minute", 10)
+    async with open_sqlite_store(sqlite_path, clock=clock) as store:
+        for step in range(3):
+            for n in range(step * 600, step * 600 + 600):
+                subject = counter._replace(subject=f"key:{n}")
+                day = Counter(f"key:{n}", "images", "day")
+                await store.execute(
+                    [
+                        commands.StoreImages(f"f{n}", "a", {0: Slot("p", 0, b"d")}, 10, 10),
+                        commands.AcquireLease(f"f{n}", (1,), "a", 10),
+                        commands.Publish(f"flight{n}", "e", b"event", 10),
+                        commands.SetValue("s", f"v{n}", b"v", 10),
+                        commands.AddToSet("s", f"s{n}", ("a", "b"), 10),
+                        commands.AddToBoundedSets(
+                            (commands.BoundedSet("s", f"b{n}", 9),), ("a",), 10
+                        ),
+                        commands.Track(f"d{n}", 5, 10, 1 << 40),
+                        commands.Reserve(
+                            f"p{n}", "w", (Consumption(subject, 1), Consumption(day, 1)), b""
+                        ),
+                        commands.Settle(f"p{n}", {"images": 1}, b"r"),
+                        commands.Append((b"r",), batch_id=f"b{n}"),
+                    ]
+                )
+            assert min(count_rows(sqlite_path).values()) >= 500
+            clock.now += 40 * 86_400
+            while await execute(store, commands.Sweep(500)) == 500:
+                continue
+            assert set(count_rows(sqlite_path).values()) == {0}

@@ -5,7 +5,8 @@ Every key starts with one prefix, `igw:` by default:
 | key | type | content | time to live |
 |---|---|---|---|
 | `igw:schema` | string | the schema version | none |
-| `igw:{books}:records:<space>` | hash | records by name | none |
+| `igw:{books}:records:<space>` | hash | records by name: `keys`, `secrets`, `names`, \
+`revoked_keys`, `purges` (markers), … | none |
 | `igw:{books}:bucket:<subject>:<unit>` | hash | `level` and `at` of a token bucket | 2 minutes |
 | `igw:{books}:window:<subject>:day:<yyyy-mm-dd>`, `…:month:<yyyy-mm>` | hash | `<unit>:spent`, \
 `<unit>:reserved` | 7 days after the window |
