@@ -39,6 +39,8 @@ from gateway.cache.image_cache import ImageCache
 from gateway.cache.image_index import ImageIndex
 from gateway.cache.invalidation import Invalidation
 from gateway.cache.partial_images import PartialImages
+from gateway.cache.purge_markers import PurgeMarkers
+from gateway.cache.purges import Purges
 from gateway.cache.tags import Tags
 from gateway.cache.takedowns import Takedowns
 from gateway.cache.transcoding import Transcoding
@@ -136,6 +138,7 @@ class Cache:
     image_index: ImageIndex
     blobs: Blobs
     takedowns: Takedowns
+    purges: Purges
     invalidation: Invalidation
     transcoding: Transcoding
 
@@ -184,13 +187,22 @@ def wire_cache(
         link_seconds=longest_link_seconds(settings),
     )
     tags = Tags(store, ttl_seconds=entries_settings(settings).longest_seconds)
+    purge_markers = PurgeMarkers(store)
     image_cache = ImageCache(
-        store, entries=entries, image_index=image_index, blobs=blobs, tags=tags
+        store,
+        entries=entries,
+        image_index=image_index,
+        blobs=blobs,
+        tags=tags,
+        purge_markers=purge_markers,
+    )
+    purges = Purges(store, image_cache, purge_markers)
+    invalidation = Invalidation(
+        store, image_cache, image_index=image_index, takedowns=takedowns, purges=purges
     )
     blobs.on_evicted = image_cache.remove_evicted
-    invalidation = Invalidation(store, image_cache, image_index=image_index, takedowns=takedowns)
     transcoding = Transcoding(store, image_cache, blobs=blobs, takedowns=takedowns)
-    return Cache(image_cache, image_index, blobs, takedowns, invalidation, transcoding)
+    return Cache(image_cache, image_index, blobs, takedowns, purges, invalidation, transcoding)
 
 
 # ── the gateway ─────────────────────────────────────────────────────────────────────────────
@@ -297,7 +309,9 @@ def wire_gateway(
     keys, tasks = Keys(store), OwnedTasks(metrics.upstream.flights.set)
     ledger = Ledger(store, ledger_settings(settings))
     totals = Totals(store, totals_settings(settings), worker=worker, observer=metrics.money)
-    ephemeral = EphemeralBlobs(blob_store, cache.takedowns)
+    ephemeral = EphemeralBlobs(
+        store, blob_store, cache.takedowns, bound_bytes=cache.blobs.bound_bytes
+    )
     purchases_open, waiting = capacities(settings)
     flights = Flights(
         store,

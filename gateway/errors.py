@@ -136,6 +136,7 @@ class ErrorCode(StrEnum):
 
     # ── administration ──
     KEY_NOT_FOUND = "key_not_found", 404, "There is no active key with this id."
+    PURGE_NOT_FOUND = "purge_not_found", 404, "There is no purge with this id."
     NAME_TAKEN = "name_taken", 409, "An active key has this name."
     SIGNING_KEYS_CONFIGURED = (
         "signing_keys_configured",

@@ -28,10 +28,12 @@ from gateway.upstream.fetch import open_link_fetcher
 
 log = structlog.get_logger(__name__)
 
+PURGE_SECONDS: Final = 1.0
 TRACK_UNTRACKED_SECONDS: Final = 3600.0
+REVOKED_KEYS_SECONDS: Final = 3600.0
 CERTIFICATE_SECONDS: Final = 86_400.0
 TEND_LEDGER_SECONDS: Final = 2.0
-MAX_SWEPT: Final = 1000
+MAX_SWEPT: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +61,13 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("reload", 1.0, lambda: reload_files(gateway), gateway.reload_requested),
         Job("certificate_expiry", CERTIFICATE_SECONDS, lambda: check_certificate(gateway)),
         Job("takedowns", REFRESH_SECONDS, lambda: apply_takedowns(gateway)),
+        Job("purges", PURGE_SECONDS, gateway.cache.purges.run),
         Job("lru_uses", 1.0, blobs.record_uses),
         Job("eviction", 5.0, lambda: evict(gateway)),
         Job("untracked_blobs", TRACK_UNTRACKED_SECONDS, lambda: track_untracked(gateway)),
         Job("sweep", 60.0, lambda: sweep(gateway)),
         Job("key_labels", 60.0, lambda: label_keys(gateway.services)),
+        Job("revoked_keys", REVOKED_KEYS_SECONDS, lambda: forget_revoked_keys(gateway)),
     )
 
 
@@ -185,16 +189,8 @@ async def evict(gateway: Gateway) -> None:
 
 async def track_untracked(gateway: Gateway) -> None:
     """Adds stored bytes that are missing in the LRU index to it, so that they can be evicted."""
-    # The scan is expensive, so one worker does it for all: the first to set this value.
-    turn = SetValue(
-        "turns",
-        "untracked_blobs",
-        gateway.worker.encode(),
-        # Shorter than the interval, so that it has expired when this worker's next turn comes.
-        TRACK_UNTRACKED_SECONDS * 0.9,
-        only_if_absent=True,
-    )
-    if await execute(gateway.store, turn) and (
+    # The scan is expensive, so one worker does it for all.
+    if await has_turn(gateway, "untracked_blobs", TRACK_UNTRACKED_SECONDS) and (
         count := await gateway.cache.blobs.track_untracked()
     ):
         log.info("untracked_blobs_tracked", images=count)
@@ -203,15 +199,8 @@ async def track_untracked(gateway: Gateway) -> None:
 async def tend_ledger(gateway: Gateway) -> None:
     """Removes old records of the ledger, and appends the refusals of the minute that is over."""
     # One worker does it for all. Two at a time would only do the same work twice.
-    turn = SetValue(
-        "turns",
-        "ledger_retention",
-        gateway.worker.encode(),
-        TEND_LEDGER_SECONDS * 0.9,
-        only_if_absent=True,
-    )
     try:
-        if not await execute(gateway.store, turn):
+        if not await has_turn(gateway, "ledger_retention", TEND_LEDGER_SECONDS):
             return
     except StoreFull:
         pass  # every worker may trim: that makes room, and works in a full store
@@ -219,10 +208,32 @@ async def tend_ledger(gateway: Gateway) -> None:
     await gateway.ledger.append_refusals()
 
 
+async def forget_revoked_keys(gateway: Gateway) -> None:
+    """Deletes the keys that were revoked long ago."""
+    if await has_turn(gateway, "revoked_keys", REVOKED_KEYS_SECONDS) and (
+        count := await gateway.services.keys.forget_revoked()
+    ):
+        log.info("revoked_keys_deleted", keys=count)
+
+
+async def has_turn(gateway: Gateway, job: str, interval_seconds: float) -> bool:
+    """Whether this worker does a job that one does for all: the first to set this value."""
+    turn = SetValue(
+        "turns",
+        job,
+        gateway.worker.encode(),
+        # Shorter than the interval, so that it has expired when this worker's next turn comes.
+        interval_seconds * 0.9,
+        only_if_absent=True,
+    )
+    return await execute(gateway.store, turn)
+
+
 async def sweep(gateway: Gateway) -> None:
-    """Removes expired state from stores that do not expire it themselves."""
-    # Some short steps: other commands of the embedded store run in between.
+    """Removes expired state from stores that do not expire it themselves, until none is left."""
+    # Short steps: other commands of the embedded store run in between.
     while await execute(gateway.store, Sweep(MAX_SWEPT)) == MAX_SWEPT:
         continue
-    await gateway.blob_store.sweep(MAX_SWEPT)
-    await gateway.blob_store.ephemeral().sweep(MAX_SWEPT)
+    for blobs in (gateway.blob_store, gateway.blob_store.ephemeral()):
+        while await blobs.sweep(MAX_SWEPT) == MAX_SWEPT:
+            continue

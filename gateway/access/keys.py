@@ -5,11 +5,16 @@ document (`access.key_records`) in the space `keys` under the key's id. The spac
 id by the secret's hash, `names` the id by the name of an active key. A worker keeps the records
 that it has seen. Every admission compares them with the store's, so a change or a revocation
 takes effect from the next request on.
+
+A revoked key moves to the space `revoked_keys`, where it is listed for some time. There may be
+thousands of keys: they are read in pages, and decoded in a thread.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import heapq
 import hmac
 import math
 import secrets
@@ -18,7 +23,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from operator import itemgetter
+from typing import Any, Final, NamedTuple, TypeVar
+
+import orjson
 
 from gateway.access.key_records import (
     PREFIX_CHARACTERS,
@@ -31,12 +39,19 @@ from gateway.access.key_records import (
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, IncorrectKey, StoreUnavailable
 from gateway.images import LimitSubject, Reuse
 from gateway.store.batch import execute
-from gateway.store.commands import CompareAndSet, Get, ReadRecords, Write
+from gateway.store.commands import CompareAndSet, Get, Write
+from gateway.store.pages import scan_records
 from gateway.store.protocol import Store
+
+T = TypeVar("T")
 
 KEYS: Final = "keys"
 SECRETS: Final = "secrets"
 NAMES: Final = "names"
+REVOKED: Final = "revoked_keys"
+"""Records by the time of their revocation and the key's id."""
+REVOKED_SECONDS: Final = 90 * 86_400
+"""How long a revoked key is listed. Records of the ledger have its name for longer."""
 
 SECRET_PREFIX: Final = "gk-"  # noqa: S105 - what every secret starts with
 MAX_KNOWN: Final = 10_000
@@ -64,6 +79,15 @@ class Key:
     expires_at: float | None
 
 
+class KeyName(NamedTuple):
+    """A key as metrics show it."""
+
+    created_at: int
+    name: str
+    key_id: str
+    team: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class _KnownKey:
     """A secret's key as this worker has last read it."""
@@ -86,7 +110,7 @@ class Keys:
 
     def find_known(self, secret: str) -> Key | None:
         """The key of a secret that this worker has in memory and that is active."""
-        known = self._known.get(hash_secret(secret))
+        known = self._use(hash_secret(secret))
         return known.key if known is not None and known.ends_at > self._clock() else None
 
     async def authenticate(self, secret: str) -> Key:
@@ -95,7 +119,7 @@ class Keys:
         Raises `IncorrectKey` if it is unknown, revoked or expired.
         """
         secret_hash = hash_secret(secret)
-        known = self._known.get(secret_hash)
+        known = self._use(secret_hash)
         # An expired key may have been given a later expiry in the store.
         if known is None or known.ends_at <= self._clock():
             known = await self._read(secret_hash)
@@ -112,7 +136,7 @@ class Keys:
         with suppress(StoreUnavailable):
             if await self._read(secret_hash) is None:
                 # Otherwise `authenticate` would find the key in memory.
-                self._known.pop(secret_hash, None)
+                self._forget(secret_hash)
         return await self.authenticate(secret)
 
     def mark_confirmed(self, key: Key) -> None:
@@ -127,25 +151,70 @@ class Keys:
     def update(self, secret: str, record: bytes) -> None:
         """Replaces a key by the newer record that an admission found; b"" if there is none."""
         secret_hash = hash_secret(secret)
-        self._known.pop(secret_hash, None)
         if record:
             self._remember(secret_hash, record)
+        else:
+            self._forget(secret_hash)
 
     async def _read(self, secret_hash: str) -> _KnownKey | None:
         data = await execute(self._store, Get(KEYS, secret_hash, index=SECRETS))
         return None if data is None else self._remember(secret_hash, data)
 
-    def _remember_unknown(self, record: KeyRecord, data: bytes) -> None:
-        for secret in record.secrets:
-            if secret.sha256 not in self._known and len(self._known) < MAX_KNOWN:
-                self._remember(secret.sha256, data)
+    def _use(self, secret_hash: str) -> _KnownKey | None:
+        """The key in memory, which counts as used last: the least recently used is dropped."""
+        known = self._known.get(secret_hash)
+        if known is not None:
+            self._known.move_to_end(secret_hash)
+        return known
 
     def _remember(self, secret_hash: str, data: bytes) -> _KnownKey:
         known = self._known[secret_hash] = _known_key(data, secret_hash)
+        self._known.move_to_end(secret_hash)
         if len(self._known) > MAX_KNOWN:
-            _, oldest = self._known.popitem(last=False)
-            self._confirmed_at.pop(oldest.key.subject.key_id, None)
+            self._forget(next(iter(self._known)))
         return known
+
+    def _forget(self, secret_hash: str) -> None:
+        known = self._known.pop(secret_hash, None)
+        if known is not None:
+            self._confirmed_at.pop(known.key.subject.key_id, None)
+
+    async def learn(self, most: int) -> list[KeyName]:
+        """The oldest keys that are not revoked, at most `most`, oldest first.
+
+        This worker knows the active ones from now on, as far as it has room. Raises
+        `StoreUnavailable`.
+        """
+        oldest: list[KeyName] = []
+        async for page in scan_records(self._store, KEYS):
+            found, unknown = await asyncio.to_thread(self._read_page, page)
+            oldest = heapq.nsmallest(most, oldest + found, key=itemgetter(0, 1))
+            for secret_hash, known in unknown:
+                if secret_hash not in self._known and len(self._known) < MAX_KNOWN:
+                    self._known[secret_hash] = known
+        # A key that changed while the pages were read may be on two of them.
+        return list({key.key_id: key for key in oldest}.values())
+
+    def _read_page(
+        self, page: Mapping[str, bytes]
+    ) -> tuple[list[KeyName], list[tuple[str, _KnownKey]]]:
+        """Each key that is not revoked, and the active ones not known yet."""
+        names: list[KeyName] = []
+        unknown: list[tuple[str, _KnownKey]] = []
+        now = self._clock()
+        for data in page.values():
+            # Not as a `KeyRecord`, which takes ten times as long: mostly all keys are known.
+            fields = orjson.loads(data)
+            if fields.get("revoked_at") is not None:
+                continue
+            created_at, name = fields["created_at"], fields["name"]
+            names.append(KeyName(created_at, name, fields["id"], fields.get("team")))
+            has_ended = (fields.get("expires_at") or math.inf) <= now
+            for secret_hash in (secret["sha256"] for secret in fields["secrets"]):
+                has_room = len(self._known) + len(unknown) < MAX_KNOWN
+                if has_room and not has_ended and secret_hash not in self._known:
+                    unknown.append((secret_hash, _known_key(data, secret_hash)))
+        return names, unknown
 
     # ── administration ──────────────────────────────────────────────────────────────────────
 
@@ -173,18 +242,34 @@ class Keys:
         raise _name_taken(spec.name)
 
     async def list_keys(self) -> Sequence[KeyRecord]:
-        """All keys, including revoked and expired ones, oldest first.
+        """All keys, also expired ones and those revoked in the last 90 days, oldest first."""
+        return await self.map_keys(lambda record: record)
 
-        This worker knows the active ones from now on, as far as it has room.
-        """
-        found = await execute(self._store, ReadRecords(KEYS))
-        records = sorted(
-            map(KeyRecord.decode, found.values()), key=lambda r: (r.created_at, r.name)
-        )
-        for record in records:
-            if record.is_active(self._clock()):
-                self._remember_unknown(record, found[record.id])
-        return records
+    async def map_keys(self, convert: Callable[[KeyRecord], T]) -> list[T]:
+        """As `list_keys`, each converted in a thread, where thousands delay no request."""
+        rows: dict[str, tuple[int, str, T]] = {}
+
+        def read(page: Mapping[str, bytes]) -> None:
+            for record in map(KeyRecord.decode, page.values()):
+                rows[record.id] = (record.created_at, record.name, convert(record))
+
+        # The revoked ones last: one that is revoked meanwhile is then on a page of either space.
+        for space in (KEYS, REVOKED):
+            async for page in scan_records(self._store, space):
+                await asyncio.to_thread(read, page)
+        by_age = itemgetter(0, 1)
+        ordered = await asyncio.to_thread(lambda: sorted(rows.values(), key=by_age))
+        return [converted for _, _, converted in ordered]
+
+    async def forget_revoked(self) -> int:
+        """Deletes the keys that were revoked long ago; returns how many."""
+        before, deleted = _revoked_name(self._clock() - REVOKED_SECONDS, ""), 0
+        async for page in scan_records(self._store, REVOKED):
+            ended = {name: data for name, data in page.items() if name < before}
+            for name, data in ended.items():
+                write = Write(REVOKED, name, None, expected=data)
+                deleted += await execute(self._store, CompareAndSet((write,))) is None
+        return deleted
 
     async def change(self, key_id: str, changes: Mapping[str, Any]) -> KeyRecord:
         """Merges `changes` into a key that is not revoked; None removes a field or one limit.
@@ -194,7 +279,10 @@ class Keys:
         return await self._update(key_id, lambda record: record.merge(changes))
 
     async def revoke(self, key_id: str) -> KeyRecord:
-        """Revokes a key and frees its name. Raises `GatewayError` 404 or 409."""
+        """Revokes a key and frees its name. Raises `GatewayError` 404 or 409.
+
+        Its secrets are unknown from now on; its record is listed for `REVOKED_SECONDS`.
+        """
         now = int(self._clock())
         return await self._update(key_id, lambda r: r.model_copy(update={"revoked_at": now}))
 
@@ -211,7 +299,15 @@ class Keys:
                     code=ErrorCode.KEY_NOT_FOUND,
                 )
             new = change(old)
-            changes = [Write(KEYS, key_id, new.encode(), expected=data)]
+            if new.revoked_at is None:
+                changes = [Write(KEYS, key_id, new.encode(), expected=data)]
+            else:
+                name, own_id = _revoked_name(new.revoked_at, key_id), key_id.encode()
+                changes = [
+                    Write(KEYS, key_id, None, expected=data),
+                    Write(REVOKED, name, new.encode(), expected=None),
+                    *(Write(SECRETS, s.sha256, None, expected=own_id) for s in old.secrets),
+                ]
             changes += await self._name_changes(old, new)
             if await execute(self._store, CompareAndSet(tuple(changes))) is None:
                 return new
@@ -246,6 +342,11 @@ def hash_secret(secret: str) -> str:
     # A fast hash is enough, because a secret has 256 random bits. A header with bytes that are not
     # UTF-8 arrives with lone surrogates, which only `surrogatepass` encodes.
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _revoked_name(at: float, key_id: str) -> str:
+    """The name of a revoked key's record: names are in the order of revocation."""
+    return f"{int(at):012}-{key_id}"
 
 
 def _known_key(data: bytes, secret_hash: str) -> _KnownKey:

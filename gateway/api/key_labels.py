@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from gateway.api.services import Services
 from gateway.billing.scopes import KeyNames
 from gateway.metrics import MAX_KEYS
 
-FEW_KEYS: Final = 500
-"""Keys, revoked ones included, that are listed for each scrape; more only in the background."""
-
 
 async def label_keys(services: Services) -> None:
-    """Tells the metrics which keys may have labels of their own: the oldest active ones.
+    """Tells the metrics which keys may have labels of their own: the oldest ones.
 
     Listing the keys also makes them known to this worker. One that knew none, as after a restart,
     would refuse them all while their clients' address is over its failed attempts.
     """
-    records = await services.keys.list_keys()
-    active = [record for record in records if record.revoked_at is None][:MAX_KEYS]
-    services.metrics.use_keys(record.name for record in active)
-    services.running_totals.keys = [KeyNames(r.id, r.name, r.team) for r in active]
-    services.running_totals.are_keys_few = len(records) <= FEW_KEYS
+    keys = await services.keys.learn(MAX_KEYS)
+    services.metrics.use_keys(key.name for key in keys)
+    services.running_totals.keys = [KeyNames(key.key_id, key.name, key.team) for key in keys]
+    services.running_totals.are_keys_few = len(keys) < MAX_KEYS
 
 
 async def show_running_totals(services: Services) -> None:

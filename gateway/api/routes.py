@@ -64,6 +64,7 @@ def admin_routes() -> list[web.RouteDef]:
         web.delete("/admin/keys/{id}", with_admin(keys.revoke_key), name="admin_key.revoke"),
         web.get("/admin/cache", with_admin(cache.cache_stats), name="admin_cache"),
         _post("/admin/cache/purge", with_admin(cache.purge), name="admin_purge"),
+        web.get("/admin/cache/purges/{id}", with_admin(cache.purge_progress), name="admin_purges"),
         _post("/admin/cache/takedown", with_admin(cache.take_down), name="admin_takedown"),
         _post("/admin/signing-keys/rotate", rotate, name="admin_signing"),
         web.get("/metrics", with_metrics_token(ops.metrics), name="metrics"),

@@ -21,6 +21,7 @@ from gateway.billing.scopes import RunningTotals
 from gateway.cache.blobs import Blobs
 from gateway.cache.image_index import ImageIndex
 from gateway.cache.invalidation import Invalidation
+from gateway.cache.purges import Purges
 from gateway.metrics import Metrics
 from gateway.net.client_address import TrustedProxies
 from gateway.proxy.request import Proxy
@@ -64,6 +65,8 @@ class Cache(Protocol):
     def image_index(self) -> ImageIndex: ...
     @property
     def blobs(self) -> Blobs: ...
+    @property
+    def purges(self) -> Purges: ...
     @property
     def invalidation(self) -> Invalidation: ...
 

@@ -32,6 +32,7 @@ from gateway.store.commands import (
     EvictTo,
     LruTotals,
     ReadLruTotals,
+    Sweep,
     Touch,
     Track,
     Untrack,
@@ -60,6 +61,11 @@ MAX_CONCURRENT_PUTS: Final = 4
 """Images that are sent to the store at the same time. More would queue there and time out."""
 
 SCAN_LIMIT: Final = 500
+SWEEP_LIMIT: Final = 500
+TOUCH_LIMIT: Final = 500
+
+PARTIALS_SHARE: Final = 16
+"""Partial images may have the bound on images divided by this, beside it."""
 
 log = structlog.get_logger(__name__)
 
@@ -263,10 +269,13 @@ class Blobs:
         used, self._used = self._used, {}
         lost, self._lost = self._lost, set()
         try:
-            if found := tuple(digest for digest in used if digest not in lost):
-                await execute(self._store, Touch(found))
-            if lost:
-                await execute(self._store, Untrack(tuple(lost)))
+            found = [digest for digest in used if digest not in lost]
+            # In parts: after an outage of the store there may be very many.
+            for first in range(0, len(found), TOUCH_LIMIT):
+                await execute(self._store, Touch(tuple(found[first : first + TOUCH_LIMIT])))
+            gone = list(lost)
+            for first in range(0, len(gone), TOUCH_LIMIT):
+                await execute(self._store, Untrack(tuple(gone[first : first + TOUCH_LIMIT])))
         # Also if this is cancelled: the next call writes them.
         except BaseException:
             # Digests that were used again meanwhile keep their later position.
@@ -281,9 +290,15 @@ class Blobs:
     async def evict_to_bound(self) -> None:
         """Evicts until the bound is met, also after it was lowered, and reports the totals."""
         max_bytes = self._below_books(await self.bound_bytes())
+        # First what has expired, so that nothing else is evicted for it.
+        while await execute(self._store, Sweep(SWEEP_LIMIT)) == SWEEP_LIMIT:
+            continue
         while evicted := await execute(self._store, EvictTo(max_bytes)):  # limited to 1000
             await self._evict(evicted)
             await self._remove_rest(evicted)
+        partials = EvictTo(partials_bound(max_bytes), index="partials")
+        while evicted := await execute(self._store, partials):
+            await asyncio.gather(*map(self._blob_store.ephemeral().delete, evicted))
         self._observer.lru_measured(await self.totals())
 
     async def totals(self) -> LruTotals:
@@ -348,6 +363,11 @@ class Blobs:
     async def _delete(self, digests: Iterable[str]) -> None:
         # The memory cache is not touched: evicted bytes are still correct, and have its own bound.
         await asyncio.gather(*(self._blob_store.delete(digest) for digest in digests))
+
+
+def partials_bound(max_bytes: int) -> int:
+    """The bound on partial images beside a bound on images."""
+    return max_bytes // PARTIALS_SHARE
 
 
 async def hash_bytes(data: bytes) -> str:

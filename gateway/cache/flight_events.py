@@ -19,7 +19,11 @@ from gateway.store.batch import Batch, Result
 from gateway.store.commands import Publish, ReleaseLease, RenewLease
 
 EVENT_SECONDS: Final = 600.0
-"""How long the events of a flight can be read after the last one."""
+"""How long the events of a flight can be read after the last one, while it goes on."""
+
+END_SECONDS: Final = 120.0
+"""The same once it has ended. A follower reads the end within seconds, or after an outage of the
+store; without one it tries to acquire the lease, and finds the images in their entry."""
 
 RELEASED_SECONDS: Final = 5.0
 """The same, if nothing was bought: a refused request leaves nothing behind. A follower reads
@@ -79,7 +83,7 @@ class Flight:
         self._publish_end(batch, event, ttl_seconds=RELEASED_SECONDS)
 
     def _publish_end(
-        self, batch: Batch, event: Mapping[str, Any], *, ttl_seconds: float = EVENT_SECONDS
+        self, batch: Batch, event: Mapping[str, Any], *, ttl_seconds: float = END_SECONDS
     ) -> None:
         # All ends have one event id: the store drops every end but the first.
         batch.add(Publish(self.id, "end", orjson.dumps(event, default=dict), ttl_seconds))

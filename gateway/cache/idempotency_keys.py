@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from gateway.store.commands import (
     BoundedSet,
     DeleteValue,
     GetValue,
-    Publish,
+    Notify,
     SetValue,
 )
 from gateway.store.protocol import Store, Watch
@@ -49,9 +48,6 @@ RETRY_SECONDS: Final = 1.0
 
 RECHECK_SECONDS: Final = 2.0
 """How often a worker checks a lock of another worker without a notification."""
-
-NOTIFICATION_SECONDS: Final = 5.0
-"""How long the store keeps a notification; watches have seen it by then."""
 
 MAX_FREE_RESULTS: Final = 1000
 """Stored results of one gateway key that cost nothing: in Redis about 1.4 MB."""
@@ -301,9 +297,7 @@ def _channel(idempotent: IdempotentRequest) -> str:
 
 
 def _notify(batch: Batch, idempotent: IdempotentRequest) -> None:
-    # Each notification needs an id of its own: the store drops a second event with the same one.
-    event_id = secrets.token_hex(4)
-    batch.add(Publish(_channel(idempotent), event_id, b"", NOTIFICATION_SECONDS))
+    batch.add(Notify(_channel(idempotent)))
 
 
 def _encode_lock(idempotent: IdempotentRequest) -> bytes:

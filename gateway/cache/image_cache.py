@@ -16,6 +16,7 @@ from typing import Final
 from gateway.cache.blobs import Blobs
 from gateway.cache.entries import CachedImage, Entries, decode_refusal, look_up_refusal
 from gateway.cache.image_index import ImageIndex, image_path
+from gateway.cache.purge_markers import PurgeMarkers
 from gateway.cache.tags import Tags
 from gateway.cache.takedowns import is_taken_down
 from gateway.errors import StoreUnavailable, UpstreamFailure
@@ -46,30 +47,62 @@ class PendingImages:
     """The negative cache, read after the images were stored; None without a fingerprint."""
 
 
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """An entry whose commands are in a batch. `ImageCache.looked_up` returns it after that."""
+
+    fingerprint: str
+    entry: Result[Entry]
+    purges: Result[bytes | None]
+
+
 class ImageCache:
     """Stores and loads the images of fingerprints."""
 
     def __init__(
-        self, store: Store, *, entries: Entries, image_index: ImageIndex, blobs: Blobs, tags: Tags
+        self,
+        store: Store,
+        *,
+        entries: Entries,
+        image_index: ImageIndex,
+        blobs: Blobs,
+        tags: Tags,
+        purge_markers: PurgeMarkers,
     ) -> None:
         self._store = store
         self._entries = entries
         self._tags = tags
+        self._purge_markers = purge_markers
         self._image_index = image_index
         self._blobs = blobs
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────
 
-    def look_up(self, batch: Batch, fingerprint: str) -> Result[Entry]:
-        """Reads the entry of a fingerprint, which may be empty."""
-        return self._entries.look_up(batch, fingerprint)
+    def look_up(self, batch: Batch, fingerprint: str) -> LookUp:
+        """Reads the entry of a fingerprint, for `looked_up`."""
+        entry = self._entries.look_up(batch, fingerprint)
+        return LookUp(fingerprint, entry, self._purge_markers.look_up(batch))
+
+    async def looked_up(self, look_up: LookUp) -> Entry:
+        """The entry, which may be empty, without what a purge under way has removed.
+
+        That is removed here too, so that nothing else finds it. Raises `StoreUnavailable`.
+        """
+        entry, markers = look_up.entry.value, look_up.purges.value
+        if not markers or not entry.slots:
+            return entry
+        fingerprint = look_up.fingerprint
+        purged = await self._purge_markers.purged_slots(fingerprint, entry, markers)
+        await self.empty(fingerprint, {n: slot.image_id for n, slot in purged.items()})
+        left = {n: slot for n, slot in entry.slots.items() if n not in purged}
+        return Entry(entry.now, left)
 
     async def entry(self, fingerprint: str) -> Entry:
-        """As `look_up`, in a round trip of its own."""
+        """As `look_up` and `looked_up`, in a round trip of its own."""
         batch = Batch(self._store)
-        entry = self.look_up(batch, fingerprint)
+        look_up = self.look_up(batch, fingerprint)
         await batch.execute()
-        return entry.value
+        return await self.looked_up(look_up)
 
     def stale_images(self, entry: Entry, slots: Iterable[int]) -> dict[int, CachedImage]:
         """The expired images of `slots` that may be served if upstream fails."""
@@ -244,10 +277,6 @@ class ImageCache:
         await batch.execute()
         return stored
 
-    async def tagged(self, tag: str) -> Sequence[str]:
-        """The fingerprints of a tag. Raises `StoreUnavailable`."""
-        return await self._tags.fingerprints(tag)
-
     # ── removing ────────────────────────────────────────────────────────────────────────────
 
     async def empty(self, fingerprint: str, slots: Mapping[int, str]) -> None:
@@ -259,6 +288,14 @@ class ImageCache:
             batch = Batch(self._store)
             self._entries.empty(batch, fingerprint, slots)
             await batch.execute()
+
+    async def empty_all(self, entries: Mapping[str, Mapping[int, str]]) -> None:
+        """As `empty`, of several fingerprints in one round trip."""
+        batch = Batch(self._store)
+        for fingerprint, slots in entries.items():
+            if slots:
+                self._entries.empty(batch, fingerprint, slots)
+        await batch.execute()
 
     async def remove_evicted(self, digests: Sequence[str], *, is_full: bool) -> None:
         """Removes the slots of images whose bytes were evicted, so that they take no memory.
@@ -275,7 +312,7 @@ class ImageCache:
         images = await self._image_index.find_evicted(digests)
         batch = Batch(self._store)
         fingerprints = {image.fingerprint for image in images.values() if image.fingerprint}
-        entries = {name: self.look_up(batch, name) for name in sorted(fingerprints)}
+        entries = {name: self._entries.look_up(batch, name) for name in sorted(fingerprints)}
         await batch.execute()
         for fingerprint, entry in entries.items():
             slots = {n: s.image_id for n, s in entry.value.slots.items() if s.image_id in images}

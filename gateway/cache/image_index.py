@@ -20,9 +20,9 @@ from gateway.store.batch import Batch, execute
 from gateway.store.commands import (
     AddToSet,
     DeleteValue,
-    GetSet,
     GetValue,
     RemoveFromSet,
+    ScanSet,
     SetValue,
 )
 from gateway.store.protocol import Store
@@ -112,12 +112,12 @@ class ImageIndex:
         """
         batch = Batch(self._store)
         tracked = self._blobs.are_tracked(batch, digests)
-        sets = [batch.add(GetSet(IMAGES_BY_DIGEST, digest)) for digest in digests]
+        sets = [batch.add(ScanSet(IMAGES_BY_DIGEST, digest)) for digest in digests]
         await batch.execute()
         image_ids = [
             image_id
             for found, is_tracked in zip(sets, tracked.value, strict=True)
-            for image_id in found.value
+            for image_id in found.value.members
             if not is_tracked
         ]
         records = [batch.add(GetValue(IMAGES, image_id)) for image_id in image_ids]

@@ -1,6 +1,7 @@
 """Invalidation: purges and take-downs.
 
-A *purge* empties slots: the next request buys a new image, and links go on working. A *take-down*
+A *purge* empties slots: the next request buys a new image, and links go on working. How many slots
+are emptied in bounded steps is `purges`. A *take-down*
 removes an image for good: its bytes from the store and from memory, every slot with these bytes,
 and all images that were transcoded from it. Its links answer 410, and equal bytes are never stored
 again. Both are made of small steps that can be repeated, so an interrupted one is simply run again.
@@ -9,17 +10,19 @@ again. Both are made of small steps that can be repeated, so an interrupted one 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from gateway.cache.entries import decode_image
 from gateway.cache.image_cache import ImageCache
 from gateway.cache.image_index import IMAGES_BY_DIGEST, TRANSCODED, ImageIndex
+from gateway.cache.purges import Purge, Purges
 from gateway.cache.takedowns import Takedowns, content_taken_down
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, InvalidRequest
-from gateway.store.batch import Batch, execute
-from gateway.store.commands import GetSet, ScanEntries, Slot
+from gateway.store.batch import Batch
+from gateway.store.commands import Slot
+from gateway.store.pages import scan_set
 from gateway.store.protocol import Store
 
 MAX_LINK: Final = 2048
@@ -38,7 +41,7 @@ class TakedownTarget:
 
 
 class Invalidation:
-    """Purges entries and takes images down. Returns numbers of images."""
+    """Purges entries and takes images down."""
 
     def __init__(
         self,
@@ -47,46 +50,35 @@ class Invalidation:
         *,
         image_index: ImageIndex,
         takedowns: Takedowns,
+        purges: Purges,
     ) -> None:
         self._store = store
         self._image_cache = image_cache
         self._image_index = image_index
         self._takedowns = takedowns
+        self._purges = purges
 
     # ── purge ───────────────────────────────────────────────────────────────────────────────
 
-    async def purge_fingerprint(self, fingerprint: str) -> int:
+    async def purge_fingerprint(self, fingerprint: str) -> Purge:
         """Empties all slots of an entry."""
+        return await self._purges.finished(await self._empty_entry(fingerprint))
+
+    async def purge_tag(self, tag: str) -> Purge:
+        """Empties every entry that was requested with this tag (`X-Gateway-Tags`)."""
+        return await self._purges.start("tag", tag)
+
+    async def purge_model(self, model: str) -> Purge:
+        """Empties every slot with an image of this model."""
+        return await self._purges.start("model", model)
+
+    async def purge_all(self) -> Purge:
+        """Empties every entry."""
+        return await self._purges.start("all", "")
+
+    async def _empty_entry(self, fingerprint: str) -> int:
         entry = await self._image_cache.entry(fingerprint)
         return await self._empty(fingerprint, entry.slots)
-
-    async def purge_tag(self, tag: str) -> int:
-        """Empties every entry that was requested with this tag (`X-Gateway-Tags`)."""
-        found = await self._image_cache.tagged(tag)
-        return sum([await self.purge_fingerprint(fingerprint) for fingerprint in found])
-
-    async def purge_model(self, model: str) -> int:
-        """Empties every slot with an image of this model."""
-        emptied = 0
-        async for fingerprint, slots in self._all_entries():
-            of_model = {n: s for n, s in slots.items() if decode_image(s.data).model == model}
-            emptied += await self._empty(fingerprint, of_model)
-        return emptied
-
-    async def purge_all(self) -> int:
-        """Empties every entry."""
-        emptied = 0
-        async for fingerprint, slots in self._all_entries():
-            emptied += await self._empty(fingerprint, slots)
-        return emptied
-
-    async def _all_entries(self) -> AsyncIterator[tuple[str, Mapping[int, Slot]]]:
-        after: str | None = ""
-        while after is not None:
-            page = await execute(self._store, ScanEntries(after))
-            for fingerprint, slots in page.entries.items():
-                yield fingerprint, slots
-            after = page.after
 
     async def _empty(self, fingerprint: str, slots: Mapping[int, Slot]) -> int:
         image_ids = {number: slot.image_id for number, slot in slots.items()}
@@ -95,7 +87,7 @@ class Invalidation:
 
     # ── take-down ───────────────────────────────────────────────────────────────────────────
 
-    async def take_down(self, image: str, *, with_prompt: bool = False) -> int:
+    async def take_down(self, image: str, *, with_prompt: bool = False) -> Purge:
         """Takes an image down that is named by its link, its id, or FINGERPRINT/SLOT.
 
         `with_prompt` also refuses its fingerprint for good. Raises 404 for an unknown image.
@@ -112,12 +104,12 @@ class Invalidation:
         await batch.execute()
         images = 0
         for digest in digests:
-            for image_id in await execute(self._store, GetSet(IMAGES_BY_DIGEST, digest)):
+            async for image_id in scan_set(self._store, IMAGES_BY_DIGEST, digest):
                 images += await self._take_down_image(image_id)
         if with_prompt:
-            images += await self.purge_fingerprint(target.fingerprint)
+            images += await self._empty_entry(target.fingerprint)
         await self._image_cache.delete(digests)
-        return images
+        return await self._purges.finished(images)
 
     async def _find(self, image: str) -> TakedownTarget:
         if (named := _FINGERPRINT_AND_SLOT.fullmatch(image)) is not None:
@@ -143,8 +135,8 @@ class Invalidation:
         """The digest, and those of all images that were transcoded from it."""
         digests, pending = [digest], [digest]
         while pending:
-            transcoded = await execute(self._store, GetSet(TRANSCODED, pending.pop()))
-            new = [found for found in transcoded if found not in digests]
+            transcoded = scan_set(self._store, TRANSCODED, pending.pop())
+            new = [found async for found in transcoded if found not in digests]
             digests += new
             pending += new
         return digests

@@ -249,7 +249,10 @@ class Publisher:
             return
         try:
             if data is not None:
-                event = {**event, "digest": await self._ephemeral.put(data)}
+                digest = await self._ephemeral.put(data)
+                if digest is None:
+                    return  # too large: followers in other workers get the image without it
+                event = {**event, "digest": digest}
             encoded = orjson.dumps(event, default=dict)
             await execute(self._store, Publish(self._flight, event_id, encoded, EVENT_SECONDS))
         except StoreUnavailable:

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from gateway.store.batch import Batch, execute
-from gateway.store.commands import AddToBoundedSets, AddToSet, BoundedSet, GetSet
+from gateway.store.commands import AddToBoundedSets, AddToSet, BoundedSet
 from gateway.store.protocol import Store
 
 SPACE: Final = "tags"
-"""The space of sets of fingerprints, by tag; and of the bounded sets."""
+"""The space of sets of fingerprints, by tag, which `purges` reads; and of the bounded sets."""
 
 MAX_ENTRY_TAGS: Final = 64
 """Tags of one entry, by one gateway key."""
@@ -48,10 +48,6 @@ class Tags:
         """Adds an entry to tags that were reserved, for as long as the entry may exist."""
         for tag in tags:
             batch.add(AddToSet(SPACE, tag, (fingerprint,), self._ttl_seconds))
-
-    async def fingerprints(self, tag: str) -> Sequence[str]:
-        """The entries of a tag. Raises `StoreUnavailable`."""
-        return await execute(self._store, GetSet(SPACE, tag))
 
 
 def _member(fingerprint: str, tag: str) -> str:

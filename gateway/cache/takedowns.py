@@ -13,7 +13,8 @@ from typing import Final
 from gateway.errors import INVALID_REQUEST, Charge, ErrorCode, UpstreamFailure
 from gateway.images import Usage
 from gateway.store.batch import Batch, execute
-from gateway.store.commands import AddToSet, GetSet, GetValue, SetValue
+from gateway.store.commands import AddToSet, GetValue, SetValue
+from gateway.store.pages import scan_set
 from gateway.store.protocol import Store
 
 REFRESH_SECONDS: Final = 0.4
@@ -56,8 +57,7 @@ class Takedowns:
         # The version before the list: a change in between is read at the next refresh.
         version = await execute(self._store, GetValue(SPACE, VERSION)) or b""
         if version != self._version:
-            members = await execute(self._store, GetSet(SPACE, DIGESTS))
-            digests = frozenset(members)
+            digests = frozenset([digest async for digest in scan_set(self._store, SPACE, DIGESTS)])
             # At the first refresh: other workers have deleted the bytes of these.
             if self._version is None:
                 self._deleted = digests

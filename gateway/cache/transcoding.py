@@ -99,13 +99,14 @@ class Transcoding:
         `LimitExceeded` if the key has too many open images, or `StoreUnavailable`.
         """
         batch = Batch(self._store)
-        entry = self._cache.look_up(batch, target.source)
+        look_up = self._cache.look_up(batch, target.source)
         refusal = look_up_refusal(batch, target.fingerprint)
         await batch.execute()
         if is_taken_down(decode_refusal(refusal.value)):
             return {}
         made: dict[int, CachedImage] = {}
-        for slot, source in fresh_images(entry.value, slots).items():
+        entry = await self._cache.looked_up(look_up)
+        for slot, source in fresh_images(entry, slots).items():
             image_id = _id_of(target, slot, source.image)
             if image_id in self._impossible:
                 continue

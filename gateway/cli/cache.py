@@ -10,9 +10,14 @@ from typing import Any, Final
 import click
 
 from gateway.cache.invalidation import Invalidation
+from gateway.cache.purges import Purge
 from gateway.cli.options import config_option, find_configuration, format_option
 from gateway.cli.output import show
 from gateway.cli.store import open_command_cache
+
+PROGRESS_PAGES: Final = 50
+PROGRESS_SECONDS: Final = 1.0
+"""How often a purge that takes long says how far it is."""
 
 COLUMNS: Final = ("images", "bytes", "total_bytes")
 
@@ -49,7 +54,7 @@ def purge(
     if len(named) + is_all != 1:
         raise click.UsageError("Name exactly one of --fingerprint, --tag, --model, --all.")
 
-    def remove(invalidation: Invalidation) -> Awaitable[int]:
+    def remove(invalidation: Invalidation) -> Awaitable[Purge]:
         if fingerprint is not None:
             return invalidation.purge_fingerprint(fingerprint)
         if tag is not None:
@@ -69,16 +74,25 @@ def purge(
 def take_down(image: str, prompt: bool, config: Path | None) -> None:
     """Removes an image everywhere and permanently; its links answer 410."""
 
-    def remove(invalidation: Invalidation) -> Awaitable[int]:
+    def remove(invalidation: Invalidation) -> Awaitable[Purge]:
         return invalidation.take_down(image, with_prompt=prompt)
 
     count = asyncio.run(_invalidate(config, remove))
     click.echo(f"{count} images are taken down.")
 
 
-async def _invalidate(config: Path | None, remove: Callable[[Invalidation], Awaitable[int]]) -> int:
+async def _invalidate(
+    config: Path | None, remove: Callable[[Invalidation], Awaitable[Purge]]
+) -> int:
+    """How many images were removed. A long purge is finished here or by a running gateway."""
     async with open_command_cache(find_configuration(config)) as cache:
-        return await remove(cache.invalidation)
+        purge = await remove(cache.invalidation)
+        while not purge.done:
+            click.echo(f"{purge.images:,} images so far …", err=True)
+            if not await cache.purges.run(max_pages=PROGRESS_PAGES):
+                await asyncio.sleep(PROGRESS_SECONDS)  # a gateway has the turn
+            purge = await cache.purges.find(purge.id)
+        return purge.images
 
 
 async def _read_stats(config: Path | None) -> dict[str, Any]:

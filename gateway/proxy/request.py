@@ -189,11 +189,11 @@ class Proxy:
             admission = None
             if not context.is_admitted:
                 admission = quota.admit(batch, context.subject, peeks=query.headers.dry_run)
-            entry = self._cache.look_up(batch, query.fingerprint)
+            look_up = self._cache.look_up(batch, query.fingerprint)
             await batch.execute()
             if admission is None or await self._use_admission(context, admission.value):
                 context.was_looked_up = True
-                return query, entry.value
+                return query, await self._cache.looked_up(look_up)
             query = await self._interpret(context, query.body)
         raise self._changed_too_often(context)
 

@@ -91,6 +91,6 @@ class BlobStore(Protocol):
     def ephemeral(self) -> BlobStore:
         """A separate blob store in the same place for bytes that live for minutes.
 
-        `scan` does not find these blobs and the LRU index does not count them; only their time to
-        live bounds them.
+        `scan` does not find these blobs, and the LRU index of images does not count them: they have
+        one of their own.
         """

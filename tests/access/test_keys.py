@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from decimal import Decimal
 
 import pytest
 
 from gateway.access import key_records
-from gateway.access.key_records import KeyRecord, parse_spec
-from gateway.access.keys import KEYS, Keys
+from gateway.access.key_records import KeyRecord, SecretHash, parse_spec
+from gateway.access.keys import KEYS, SECRETS, Keys, hash_secret
 from gateway.errors import GatewayError, IncorrectKey, InvalidRequest
 from gateway.images import Reuse
 from gateway.limits import Limit, check_limits
@@ -241,3 +242,107 @@ def test_limits_of_a_newer_gateway_are_removed_with_all_others_and_cannot_be_set
     assert record.merge({"limits": None}).limits == {}
     with pytest.raises(InvalidRequest, match="Unknown limit 'videos_per_day'"):
         record.merge({"limits": {"videos_per_day": 5}})
+
+
+async def test_the_least_recently_used_key_is_dropped_from_memory(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The busiest key keeps its hour of trust, however many others come."""
+    monkeypatch.setattr("gateway.access.keys.MAX_KNOWN", 3)
+    _, busy = await keys.create(parse_spec({"name": "busy"}))
+    key = await keys.authenticate(busy)
+    keys.mark_confirmed(key)
+    others = [(await keys.create(parse_spec({"name": f"k{n}"})))[1] for n in range(6)]
+    for secret in others:
+        await keys.authenticate(secret)
+        await keys.authenticate(busy)
+
+    assert keys.find_known(busy) is not None
+    assert keys.is_trusted_without_store(key)
+    known = [secret for secret in others if keys.find_known(secret) is not None]
+    assert known == others[-2:]
+
+
+async def test_a_revoked_key_is_listed_for_ninety_days(
+    keys: Keys, other_worker: Keys, clock: Clock
+) -> None:
+    revoked, secret = await keys.create(parse_spec({"name": "a"}))
+    await keys.authenticate(secret)
+    await keys.revoke(revoked.id)
+    kept, _ = await keys.create(parse_spec({"name": "a"}))
+    clock.now += 90 * 86_400 - 1
+    assert await other_worker.forget_revoked() == 0
+    assert {record.id for record in await keys.list_keys()} == {revoked.id, kept.id}
+    clock.now += 2
+    assert await other_worker.forget_revoked() == 1
+    assert await keys.forget_revoked() == 0
+    assert [record.id for record in await keys.list_keys()] == [kept.id]
+    with pytest.raises(IncorrectKey):
+        await other_worker.authenticate(secret)
+    with pytest.raises(GatewayError) as refused:
+        await keys.change(revoked.id, {"name": "b"})
+    assert refused.value.code == "key_not_found"
+
+
+async def test_an_expired_key_is_never_forgotten_because_it_can_be_extended(
+    keys: Keys, clock: Clock
+) -> None:
+    record, secret = await keys.create(parse_spec({"name": "a", "expires_at": int(clock.now) + 10}))
+    clock.now += 365 * 86_400
+    await keys.forget_revoked()
+    await keys.change(record.id, {"expires_at": None})
+    assert (await keys.authenticate(secret)).subject.key_name == "a"
+
+
+async def test_the_oldest_keys_that_are_not_revoked_are_learnt(
+    keys: Keys, other_worker: Keys, clock: Clock
+) -> None:
+    secrets = {}
+    for name in ("a", "b", "revoked", "c"):
+        record, secrets[name] = await keys.create(parse_spec({"name": name}))
+        clock.now += 1
+        if name == "revoked":
+            await keys.revoke(record.id)
+
+    assert await other_worker.learn(2) == ["a", "b"]
+    known = [name for name, secret in secrets.items() if other_worker.find_known(secret)]
+    assert known == ["a", "b", "c"]
+
+
+@pytest.mark.timed
+async def test_ten_thousand_keys_never_hold_the_event_loop(open_store: OpenStore) -> None:
+    async with open_store() as store:
+        keys = Keys(store)
+        records = [_record(n) for n in range(10_000)]
+        for first in range(0, len(records), 500):
+            await store.execute(
+                [CompareAndSet(_writes(record)) for record in records[first : first + 500]]
+            )
+        assert len(await keys.map_keys(lambda record: record.id)) == 10_000
+        idle = await longest_pause(lambda: asyncio.sleep(0.3))  # of a loaded machine
+        for work in (lambda: keys.map_keys(lambda r: r.id), lambda: keys.learn(500)):
+            pauses = [await longest_pause(work) for _ in range(3)]
+            assert min(pauses) < 0.01 + idle
+
+
+def _record(n: int) -> KeyRecord:
+    secret = SecretHash(sha256=hash_secret(f"gk-{n}"))
+    return KeyRecord(id=f"key_{n}", name=f"k{n}", prefix="gk-", secrets=(secret,), created_at=n)
+
+
+def _writes(record: KeyRecord) -> tuple[Write, ...]:
+    return (
+        Write(KEYS, record.id, record.encode(), expected=None),
+        Write(SECRETS, record.secrets[0].sha256, record.id.encode(), expected=None),
+    )
+
+
+async def longest_pause(work: Callable[[], Awaitable[object]]) -> float:
+    """The longest time that the event loop ran nothing else while `work` ran, in seconds."""
+    longest, clock, task = 0.0, asyncio.get_running_loop().time, asyncio.ensure_future(work())
+    before = clock()
+    while not task.done():
+        await asyncio.sleep(0.001)
+        longest, before = max(longest, clock() - before), clock()
+    await task
+    return longest

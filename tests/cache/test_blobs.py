@@ -15,7 +15,7 @@ from gateway.images import Image
 from gateway.metrics import Metrics
 from gateway.store.batch import Batch, execute
 from gateway.store.blobs.folder import FolderBlobs
-from gateway.store.commands import ReadLruTotals, Track
+from gateway.store.commands import AreTracked, ReadLruTotals, Track
 from gateway.store.protocol import Store
 from tests.conftest import OpenStore
 
@@ -97,10 +97,45 @@ async def test_bytes_without_a_digest_are_recognized_as_taken_down(
 ) -> None:
     """Bytes are hashed only if the take-down list is not empty."""
     takedowns = Takedowns(store)
-    ephemeral = EphemeralBlobs(FolderBlobs(tmp_path / "blobs"), takedowns)
+    ephemeral = make_ephemeral(tmp_path, store, takedowns, bound_bytes=1 << 20)
     before = await ephemeral.are_taken_down(b"an otter")
-    takedowns.add(Batch(store), [await ephemeral.put(b"an otter")])
+    digest = await ephemeral.put(b"an otter")
+    takedowns.add(Batch(store), [digest or ""])
     after = await ephemeral.are_taken_down(b"an otter")
 
     assert (before, after) == (False, True)
     assert not await ephemeral.are_taken_down(b"a pond")
+
+
+def make_ephemeral(
+    tmp_path: Path, store: Store, takedowns: Takedowns, *, bound_bytes: int
+) -> EphemeralBlobs:
+    """Ephemeral blobs beside images that may have `bound_bytes`."""
+
+    async def read_bound() -> int:
+        return bound_bytes
+
+    blob_store = FolderBlobs(tmp_path / "blobs")
+    return EphemeralBlobs(store, blob_store, takedowns, bound_bytes=read_bound)
+
+
+async def test_partial_images_have_a_bound_beside_that_of_images(
+    tmp_path: Path, store: Store
+) -> None:
+    """The oldest go first, and no image goes for them."""
+    ephemeral = make_ephemeral(tmp_path, store, Takedowns(store), bound_bytes=1600)
+    await execute(store, Track("an image", 1600, 60.0, 1600))
+    stored = [await ephemeral.put(bytes([n]) * 12) for n in range(10)]
+
+    found = [await ephemeral.load(digest or "") is not None for digest in stored]
+    assert found == [False, False] + [True] * 8
+    assert await execute(store, AreTracked(("an image",))) == [True]
+
+
+async def test_a_partial_image_that_is_too_large_is_not_stored(
+    tmp_path: Path, store: Store
+) -> None:
+    ephemeral = make_ephemeral(tmp_path, store, Takedowns(store), bound_bytes=1600)
+
+    assert await ephemeral.put(bytes(13)) is None
+    assert await ephemeral.put(bytes(12)) is not None

@@ -163,7 +163,7 @@ async def test_an_image_that_was_taken_down_is_neither_served_nor_stored_again(
     again = await alice.ask(prompt, model=DALLE)
     *_, record = await gateway.ledger()
 
-    assert (taken.status, taken.json) == (200, {"images": 1})
+    assert (taken.status, taken.json["images"]) == (200, 1)
     assert (shown.status, shown.error["code"]) == (410, "image_gone")
     assert (again.status, again.error["code"]) == (403, "content_taken_down")
     assert again.headers["x-should-retry"] == "false"
@@ -186,7 +186,7 @@ async def test_a_take_down_accepts_every_name_of_an_image(alice: Client, naming:
         "slot": f"{fingerprint}/0",
     }
     taken = await admin(alice, "takedown", image=names[naming])
-    assert (taken.status, taken.json) == (200, {"images": 1})
+    assert (taken.status, taken.json["images"]) == (200, 1)
     assert (await show(alice, link)).status == 410
 
 
@@ -198,7 +198,7 @@ async def test_a_take_down_empties_every_slot_with_the_same_bytes(alice: Client)
     ]
     taken = await admin(alice, "takedown", image=link_of(replies[1]))
     shown = [await show(alice, link_of(reply)) for reply in replies]
-    assert taken.json == {"images": 2}
+    assert taken.json["images"] == 2
     assert [reply.status for reply in shown] == [410, 410]
 
 
@@ -211,7 +211,7 @@ async def test_a_prompt_that_was_taken_down_is_not_bought_again(
     again = await alice.ask("a pond")
     *_, record = await gateway.ledger()
 
-    assert taken.json == {"images": 2}
+    assert taken.json["images"] == 2
     assert (again.status, again.error["code"]) == (403, "content_taken_down")
     assert again.headers["x-gateway-cost-usd"] == "0.000000"
     assert (record.outcome, record.cost_micros) == ("refused", 0)
@@ -238,7 +238,7 @@ async def test_a_purge_empties_slots_and_keeps_links(alice: Client, upstream: Up
     purged = await admin(alice, "purge", fingerprint=fingerprint)
     again = await alice.ask("a pond", model=DALLE)
 
-    assert purged.json == {"images": 1}
+    assert purged.json.items() >= {"images": 1, "done": True}.items()
     assert (await show(alice, link_of(first))).status == 200
     assert again.cache_status == "fwd=miss; stored"
     assert len(await upstream.bodies()) == 2
@@ -252,9 +252,9 @@ async def test_a_purge_selects_images_by_model_or_all_images(alice: Client) -> N
     other = await alice.ask("a pond", model="gpt-image-1.5")
     everything = await admin(alice, "purge", all=True)
 
-    assert of_model.json == {"images": 2}
+    assert of_model.json["images"] == 2
     assert other.cache_status.startswith("hit")
-    assert everything.json == {"images": 2}
+    assert everything.json["images"] == 2
 
 
 BAD = [
@@ -311,7 +311,7 @@ async def test_formats_are_transcoded_from_a_png_and_taken_down_with_it(
     assert base64.b64decode(webp.images[0])[8:12] == b"WEBP"
     assert jpeg.json["output_format"] == "jpeg"
     assert jpeg.headers["x-gateway-cost-usd"] == "0.000000"
-    assert taken.json == {"images": 3}
+    assert taken.json["images"] == 3
     assert after.cache_status == "fwd=miss; stored"
     assert len(await upstream.bodies()) == 2
     assert [r.outcome for r in records if r.cost_micros] == ["bought", "bought"]

@@ -381,7 +381,13 @@ async def test_every_request_is_admitted_exactly_once(
         alice, json.dumps({"prompt": prompt, "model": "gpt-image-1.5", "user": "é" * 20_000})
     )
 
-    assert batches == [["Admit", "ReadEntry"], ["Admit"], ["Admit"], ["Admit"], ["ReadEntry"]]
+    assert batches == [
+        ["Admit", "ReadEntry", "Get"],
+        ["Admit"],
+        ["Admit"],
+        ["Admit"],
+        ["ReadEntry", "Get"],
+    ]
 
 
 class Batches:

@@ -19,6 +19,7 @@ from gateway.store import commands
 from gateway.store.batch import Batch, execute
 from gateway.store.commands import Consumption, Counter, Slot, Write
 from gateway.store.protocol import Store
+from tests.store.pages import read_space
 from tests.waiting import GENEROUS_SECONDS
 
 SHORT = 0.15
@@ -225,7 +226,7 @@ class TestRecords:
         await execute(store, write("keys", "k", b"1"))
         assert await execute(store, write("keys", "k", None, expected=b"1")) is None
         assert await execute(store, commands.Get("keys", "k")) is None
-        assert await execute(store, commands.ReadRecords("keys")) == {}
+        assert await read_space(store, "keys") == {}
 
     async def test_of_many_concurrent_writes_exactly_one_creates_a_record(
         self, store: Store, other: Store
@@ -244,8 +245,8 @@ class TestRecords:
         records = {f"k{i}": str(i).encode() for i in range(300)} | {"binary": BINARY}
         changes = [Write("keys", name, value, None) for name, value in records.items()]
         await execute(store, commands.CompareAndSet((*changes, Write("names", "n", b"v", None))))
-        assert await execute(store, commands.ReadRecords("keys")) == records
-        assert await execute(store, commands.ReadRecords("empty")) == {}
+        assert await read_space(store, "keys") == records
+        assert await read_space(store, "empty") == {}
 
 
 class TestLeases:

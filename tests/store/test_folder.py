@@ -168,3 +168,30 @@ async def test_a_name_that_is_no_digest_raises_value_error(tmp_path: Path, name:
     with pytest.raises(ValueError, match="SHA-256"):
         await blobs.delete(name)
     assert os.listdir(tmp_path) == []  # noqa: PTH208
+
+
+async def test_many_sweeps_together_look_at_each_file_about_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    is_expired = FolderBlobs._is_expired
+
+    def count(self: FolderBlobs, path: Path) -> bool:
+        nonlocal looks
+        looks += 1
+        return is_expired(self, path)
+
+    blobs = FolderBlobs(tmp_path, lambda: NOW)
+    for i in range(100):
+        expires_in = 10 if i % 2 else 100
+        await blobs.put(hashlib.sha256(bytes([i])).hexdigest(), BYTES, expires_in)
+    monkeypatch.setattr(FolderBlobs, "_is_expired", count)
+    later = FolderBlobs(tmp_path, lambda: NOW + 50)
+    sweeps = 0
+    while await later.sweep(5) == 5:
+        sweeps += 1
+
+    assert sweeps == 10
+    assert len(files(tmp_path)) == 50
+    # Each removed file twice: without the lock and with it. Of one folder some again in each sweep.
+    assert looks <= 50 + 2 * 50 + 10 * 5

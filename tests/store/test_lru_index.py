@@ -146,8 +146,16 @@ class TestExpiry:
         await store.execute([track("a", ttl=SHORT), track("b")])
         await asyncio.sleep(PAST_SHORT)
         assert await execute(store, commands.AreTracked(("a", "b"))) == [False, True]
+        await execute(store, commands.Sweep())
         assert await lru_totals(store) == (1, 10)
         assert await by_last_use(store) == ["b"]
+
+    async def test_an_expired_digest_counts_until_it_is_removed(self, store: Store) -> None:
+        await store.execute([track("a", ttl=SHORT), track("b")])
+        await asyncio.sleep(PAST_SHORT)
+        assert await lru_totals(store) == (2, 20)
+        assert await execute(store, commands.EvictTo(PLENTY)) == []
+        assert await lru_totals(store) == (1, 10)
 
     async def test_expired_digests_make_room_before_others_are_evicted(self, store: Store) -> None:
         expired = [track(f"e{i}", ttl=SHORT) for i in range(150)]

@@ -38,6 +38,7 @@ from gateway.store.redis.scripts import SCRIPTS
 from gateway.store.redis.store import RedisStore, open_redis_store
 from gateway.store.wrappers import InstrumentedStore
 from tests.redis_server import skip_without_server
+from tests.store.pages import read_set
 from tests.waiting import GENEROUS_SECONDS, generous, until
 
 TLS = Path(__file__).parent.parent / "tls"
@@ -770,7 +771,7 @@ class TestFull:
                 [commands.DeleteValue("s", "n"), commands.RemoveFromSet("s", "l", ("a",))]
             )
             assert await execute(store, commands.GetValue("s", "n")) is None
-            assert await execute(store, commands.GetSet("s", "l")) == []
+            assert await read_set(store, "s", "l") == []
 
     async def test_no_command_after_a_blob_is_executed_without_it(self, server: Server) -> None:
         """With any amount of free memory: the bytes also take memory before they are stored."""

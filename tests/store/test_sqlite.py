@@ -38,6 +38,7 @@ from gateway.store.sqlite import change_poller, transaction_queue
 from gateway.store.sqlite.commands import registry
 from gateway.store.sqlite.connection import connect, create_sqlite_schema
 from gateway.store.sqlite.store import open_sqlite_store
+from tests.store.pages import read_set, read_space
 from tests.waiting import GENEROUS_SECONDS
 
 PROCESSES = 4
@@ -156,7 +157,7 @@ class TestFailures:
             results = await asyncio.gather(*map(store.execute, batches), return_exceptions=True)
             assert [r for i, r in enumerate(results) if i != 4] == [[None]] * 9
             assert isinstance(results[4], Exception)
-            assert sorted(await execute(store, commands.ReadRecords("s"))) == sorted(
+            assert sorted(await read_space(store, "s")) == sorted(
                 f"n{i}" for i in range(10) if i != 4
             )
 
@@ -207,7 +208,7 @@ class TestFailures:
             await asyncio.sleep(0)
         await asyncio.gather(*writes)
         async with open_sqlite_store(sqlite_path) as store:
-            assert len(await execute(store, commands.ReadRecords("s"))) == 50
+            assert len(await read_space(store, "s")) == 50
 
     async def test_closing_the_store_ends_its_threads(self, sqlite_path: Path) -> None:
         async with open_sqlite_store(sqlite_path) as store, store.watch("a"):
@@ -367,8 +368,8 @@ class TestTime:
             sweeps = [await execute(store, commands.Sweep(limit=2)) for _ in range(4)]
             assert sweeps == [2, 2, 2, 0]  # a value, a digest; three members and their set
             assert await execute(store, commands.GetValue("s", "new")) == b"v"
-            assert sorted(await execute(store, commands.GetSet("s", "old"))) == ["c", "d"]
-            assert sorted(await execute(store, commands.GetSet("s", "new"))) == ["a", "b"]
+            assert sorted(await read_set(store, "s", "old")) == ["c", "d"]
+            assert sorted(await read_set(store, "s", "new")) == ["a", "b"]
             assert await execute(store, commands.ReadLruTotals()) == commands.LruTotals(1, 7)
             clock.now += 100
             assert await execute(store, commands.Sweep()) == 7
@@ -439,3 +440,66 @@ def test_several_processes_share_one_database(sqlite_path: Path) -> None:
         assert sorted(slot for slots in acquired for slot in slots) == list(range(100))
         assert sum(run_in_all(_reserve_all)) == 14
         assert run_in_all(_follow) == [True] * PROCESSES
+
+
+def expiring_tables(path: Path) -> list[str]:
+    with sqlite3.connect(path) as db:
+        rows = db.execute(
+            "SELECT m.name FROM sqlite_schema m JOIN pragma_table_info(m.name) c"
+            " WHERE m.type = 'table' AND c.name = 'remove_after'"
+        )
+        found = [name for (name,) in rows]
+    db.close()
+    return found
+
+
+def count_rows(path: Path) -> dict[str, int]:
+    with sqlite3.connect(path) as db:
+        tables = [*expiring_tables(path), "set_members"]
+        counts = {t: db.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in tables}  # noqa: S608
+    db.close()
+    return counts
+
+
+def test_every_table_whose_rows_expire_has_an_index_for_the_sweep(sqlite_path: Path) -> None:
+    with sqlite3.connect(sqlite_path) as db:
+        for table in expiring_tables(sqlite_path):
+            (_, _, _, plan) = db.execute(
+                f"EXPLAIN QUERY PLAN SELECT rowid FROM {table} WHERE remove_after <= 1"  # noqa: S608
+            ).fetchone()
+            assert f"SEARCH {table} USING COVERING INDEX" in plan
+    db.close()
+
+
+async def test_sweeps_keep_up_with_rows_of_every_kind(sqlite_path: Path) -> None:
+    """Many expire between two sweeps: the rows return to none each time, and no step is long."""
+    clock = Clock()
+    counter = Counter("", "images", "minute", 10)
+    async with open_sqlite_store(sqlite_path, clock=clock) as store:
+        for step in range(3):
+            for n in range(step * 600, step * 600 + 600):
+                subject = counter._replace(subject=f"key:{n}")
+                day = Counter(f"key:{n}", "images", "day")
+                await store.execute(
+                    [
+                        commands.StoreImages(f"f{n}", "a", {0: Slot("p", 0, b"d")}, 10, 10),
+                        commands.AcquireLease(f"f{n}", (1,), "a", 10),
+                        commands.Publish(f"flight{n}", "e", b"event", 10),
+                        commands.SetValue("s", f"v{n}", b"v", 10),
+                        commands.AddToSet("s", f"s{n}", ("a", "b"), 10),
+                        commands.AddToBoundedSets(
+                            (commands.BoundedSet("s", f"b{n}", 9),), ("a",), 10
+                        ),
+                        commands.Track(f"d{n}", 5, 10, 1 << 40),
+                        commands.Reserve(
+                            f"p{n}", "w", (Consumption(subject, 1), Consumption(day, 1)), b""
+                        ),
+                        commands.Settle(f"p{n}", {"images": 1}, b"r"),
+                        commands.Append((b"r",), batch_id=f"b{n}"),
+                    ]
+                )
+            assert min(count_rows(sqlite_path).values()) >= 500
+            clock.now += 40 * 86_400
+            while await execute(store, commands.Sweep(500)) == 500:
+                continue
+            assert set(count_rows(sqlite_path).values()) == {0}

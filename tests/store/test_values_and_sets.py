@@ -7,6 +7,7 @@ import asyncio
 from gateway.store import commands
 from gateway.store.batch import execute
 from gateway.store.protocol import Store
+from tests.store.pages import read_set
 
 SHORT = 0.15
 PAST_SHORT = 0.25
@@ -29,7 +30,7 @@ async def read(store: Store, name: str) -> bytes | None:
 
 
 async def members(store: Store, name: str = "l") -> list[str]:
-    return sorted(await execute(store, commands.GetSet("s", name)))
+    return sorted(await read_set(store, "s", name))
 
 
 class TestValues:
@@ -126,7 +127,7 @@ class TestSets:
         )
         assert await members(store) == ["a"]
         assert await members(store, "other") == ["b"]
-        assert await execute(store, commands.GetSet("x", "l")) == []
+        assert await read_set(store, "x", "l") == []
 
     async def test_removed_members_are_not_in_the_set(self, store: Store) -> None:
         await store.execute([add("a", "b", "c"), commands.RemoveFromSet("s", "l", ("a", "x", "c"))])

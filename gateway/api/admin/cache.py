@@ -11,9 +11,10 @@ from gateway.api.admin.requests import invalid_value, read_parameters
 from gateway.api.http.json import json_response
 from gateway.api.services import SERVICES
 from gateway.cache.invalidation import Invalidation
+from gateway.cache.purges import Purge
 from gateway.errors import ErrorCode, InvalidRequest
 
-_PURGES: Final[Mapping[str, Callable[[Invalidation, str], Awaitable[int]]]] = {
+_PURGES: Final[Mapping[str, Callable[[Invalidation, str], Awaitable[Purge]]]] = {
     "fingerprint": Invalidation.purge_fingerprint,
     "tag": Invalidation.purge_tag,
     "model": Invalidation.purge_model,
@@ -43,10 +44,10 @@ async def purge(request: web.Request) -> web.Response:
     if name == "all":
         if value is not True:
             raise invalid_value("all", 'true: {"all": true}')
-        return json_response({"images": await invalidation.purge_all()})
+        return _progress(await invalidation.purge_all())
     if not isinstance(value, str) or not value:
         raise invalid_value(name, "a string")
-    return json_response({"images": await _PURGES[name](invalidation, value)})
+    return _progress(await _PURGES[name](invalidation, value))
 
 
 async def take_down(request: web.Request) -> web.Response:
@@ -58,4 +59,15 @@ async def take_down(request: web.Request) -> web.Response:
     if not isinstance(prompt, bool | None):
         raise invalid_value("prompt", "true or false")
     invalidation = request.app[SERVICES].cache.invalidation
-    return json_response({"images": await invalidation.take_down(image, with_prompt=bool(prompt))})
+    return _progress(await invalidation.take_down(image, with_prompt=bool(prompt)))
+
+
+async def purge_progress(request: web.Request) -> web.Response:
+    """`GET /admin/cache/purges/{id}`: how far a purge of the last days is."""
+    purge = await request.app[SERVICES].cache.purges.find(request.match_info["id"])
+    return json_response(purge.public())
+
+
+def _progress(purge: Purge) -> web.Response:
+    """200, or 202 while slots are still being emptied. It holds already."""
+    return json_response(purge.public(), status=200 if purge.done else 202)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
+import orjson
 from aiohttp import web
 
 from gateway.access.key_records import parse_spec
-from gateway.api.admin.requests import read_object
-from gateway.api.http.json import json_response
+from gateway.api.admin.requests import invalid_value, read_object
+from gateway.api.http.json import JSON, json_response
 from gateway.api.services import SERVICES
 from gateway.errors import MAX_ECHO, ErrorCode, InvalidRequest
+
+MAX_LISTED: Final = 1000
+"""The largest `limit` of a list."""
 
 
 async def create_key(request: web.Request) -> web.Response:
@@ -22,9 +27,30 @@ async def create_key(request: web.Request) -> web.Response:
 
 
 async def list_keys(request: web.Request) -> web.Response:
-    """`GET /admin/keys`: all keys, oldest first, with the revoked ones."""
-    records = await request.app[SERVICES].keys.list_keys()
-    return json_response({"data": [record.public() for record in records]})
+    """`GET /admin/keys`: all keys, oldest first, with those revoked in the last 90 days.
+
+    `limit` and `after` (a key's id) ask for a part of the list.
+    """
+    limit, after = _read_limit(request), request.query.get("after")
+    # One by one: orjson keeps the event loop from running while it encodes.
+    listed = await request.app[SERVICES].keys.map_keys(lambda r: (r.id, orjson.dumps(r.public())))
+    if after is not None:
+        position = next((i for i, (key_id, _) in enumerate(listed) if key_id == after), None)
+        if position is None:
+            raise invalid_value("after", "the id of a key in the list")
+        listed = listed[position + 1 :]
+    data = b",".join(encoded for _, encoded in listed[:limit])
+    has_more = b"true" if limit is not None and len(listed) > limit else b"false"
+    return web.Response(body=b'{"data":[%b],"has_more":%b}' % (data, has_more), content_type=JSON)
+
+
+def _read_limit(request: web.Request) -> int | None:
+    limit = request.query.get("limit")
+    if limit is None:
+        return None
+    if not (limit.isascii() and limit.isdecimal() and 0 < int(limit[:9]) <= MAX_LISTED):
+        raise invalid_value("limit", f"a whole number from 1 to {MAX_LISTED}")
+    return int(limit)
 
 
 async def change_key(request: web.Request) -> web.Response:

@@ -57,6 +57,8 @@ class FolderBlobs:
         self._root = root
         self._clock = clock
         self._data_dir = data_dir
+        self._swept_before = ""
+        """The subfolder in which the last sweep has stopped; empty if it has reached the end."""
 
     async def put(self, digest: str, data: bytes, ttl_seconds: float) -> None:
         """Stores bytes for at least `ttl_seconds` from now. Repeating it never shortens that."""
@@ -89,8 +91,19 @@ class FolderBlobs:
         return FolderBlobs(self._root / _EPHEMERAL, self._clock, data_dir=self._data_dir)
 
     async def sweep(self, limit: int) -> int:
-        """Removes up to `limit` expired or abandoned files. Returns how many."""
-        return await asyncio.to_thread(self._sweep, limit)
+        """Removes up to `limit` expired or abandoned files. Returns how many.
+
+        Goes on where the last call has stopped, so that many calls look at each file once. The
+        thread takes one subfolder at a time: other work of the process has its turn in between.
+        """
+        removed = 0
+        for folder in await asyncio.to_thread(self._subfolders, self._swept_before):
+            self._swept_before = folder.name
+            removed += await asyncio.to_thread(self._sweep, folder, limit - removed)
+            if removed == limit:
+                return removed
+        self._swept_before = ""
+        return removed
 
     def _path(self, digest: str) -> Path:
         # Digests come from requests and from the store: nothing else may become a path.
@@ -171,9 +184,14 @@ class FolderBlobs:
                 return found.st_size
         return None
 
-    def _sweep(self, limit: int) -> int:
+    def _subfolders(self, first: str) -> list[Path]:
+        """The folders of files from the name `first` on, in order."""
         with _raising_store_errors():
-            removed = (path for path in self._root.glob("??/*") if self._remove_expired(path))
+            return sorted(path for path in self._root.glob("??") if path.name >= first)
+
+    def _sweep(self, folder: Path, limit: int) -> int:
+        with _raising_store_errors(), os.scandir(folder) as entries:
+            removed = (entry for entry in entries if self._remove_expired(folder / entry.name))
             return sum(1 for _ in itertools.islice(removed, limit))
 
     def _remove_expired(self, path: Path) -> bool:

@@ -29,7 +29,7 @@ from gateway.store.commands.entries import (
     Slot,
     StoreImages,
 )
-from gateway.store.commands.events import Publish, ReadEvents
+from gateway.store.commands.events import Notify, Publish, ReadEvents
 from gateway.store.commands.journals import (
     CLOSED_JOURNAL_SECONDS,
     Journal,
@@ -59,13 +59,14 @@ from gateway.store.commands.lru_index import (
     AreTracked,
     EvictionCandidates,
     EvictTo,
+    LruIndex,
     LruTotals,
     ReadLruTotals,
     Touch,
     Track,
     Untrack,
 )
-from gateway.store.commands.records import CompareAndSet, Get, ReadRecords, Write
+from gateway.store.commands.records import CompareAndSet, Get, RecordsPage, ScanRecords, Write
 from gateway.store.commands.running_totals import ReadRunningTotals, RunningTotal
 from gateway.store.commands.server import (
     Inspect,
@@ -78,8 +79,10 @@ from gateway.store.commands.sets import (
     AddToBoundedSets,
     AddToSet,
     BoundedSet,
-    GetSet,
+    HasMember,
+    MembersPage,
     RemoveFromSet,
+    ScanSet,
 )
 from gateway.store.commands.totals import (
     MAX_GROUP_ROWS,
@@ -131,16 +134,19 @@ __all__ = [
     "ExpiredWorkers",
     "FoldTotals",
     "Get",
-    "GetSet",
     "GetValue",
+    "HasMember",
     "Heartbeat",
     "Increment",
     "Inspect",
     "Journal",
     "LeaseResult",
     "LostReservation",
+    "LruIndex",
     "LruTotals",
     "MeasureStore",
+    "MembersPage",
+    "Notify",
     "OpenJournals",
     "PeekCounters",
     "Period",
@@ -150,11 +156,11 @@ __all__ = [
     "ReadEvents",
     "ReadLedger",
     "ReadLruTotals",
-    "ReadRecords",
     "ReadRunningTotals",
     "ReadTotals",
     "ReadTotalsState",
     "Receive",
+    "RecordsPage",
     "Refusals",
     "ReleaseLease",
     "RemoveFromSet",
@@ -164,6 +170,8 @@ __all__ = [
     "Reserve",
     "RunningTotal",
     "ScanEntries",
+    "ScanRecords",
+    "ScanSet",
     "SetValue",
     "Settle",
     "Settlement",

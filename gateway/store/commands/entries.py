@@ -7,7 +7,7 @@ none. Slots are numbered 0 to 63. Times are Unix seconds on the store's clock.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.store.protocol import Command
 
@@ -21,6 +21,8 @@ class Slot:
     expires_at: float
     data: bytes
     """The cache's own encoding, opaque to the store."""
+    stored_at: float = field(default=0.0, compare=False)
+    """When `StoreImages` stored it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,8 @@ class StoreImages(Command[Mapping[int, int]]):
     another image or is leased to another flight, the image goes to the lowest empty slot; if there
     is none, it is dropped.
 
-    Each image expires after `ttl_seconds`; `Slot.expires_at` is ignored. The entry is deleted
+    Each image expires after `ttl_seconds`; `Slot.expires_at` and `stored_at` are
+    ignored. The entry is deleted
     `stale_if_error_seconds` after its last image has expired, or later.
 
     With `displaces` an image takes its wanted slot even if that contains another image, unless
@@ -135,7 +138,7 @@ class EntriesPage:
 
 @dataclass(frozen=True, slots=True)
 class ScanEntries(Command[EntriesPage]):
-    """About `limit` entries from the cursor `after` ("": the start), in any order.
+    """About `limit` entries, or fewer, from the cursor `after` ("": the start), in any order.
 
     Entries that exist from the first page to the last are on at least one page.
     """

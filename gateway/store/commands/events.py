@@ -23,6 +23,13 @@ class Publish(Command[None]):
 
 
 @dataclass(frozen=True, slots=True)
+class Notify(Command[None]):
+    """Notifies every watch of `flight`, without an event. Stores at most one notification."""
+
+    flight: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReadEvents(Command[Sequence[bytes]]):
     """The events of a flight in order, from index `after` on (0: all)."""
 

@@ -138,6 +138,7 @@ class Journal:
 
 @dataclass(frozen=True, slots=True)
 class OpenJournals(Command[Sequence[Journal]]):
-    """The open journals of a worker, or of all workers (None)."""
+    """The oldest open journals, up to `limit`, of a worker, or of all workers (None)."""
 
     worker: str | None = None
+    limit: int = 1000

@@ -1,34 +1,40 @@
 """The LRU index: size, last use and expiry of every blob.
 
-It holds no bytes, those are in a `BlobStore`. An expired digest counts as untracked.
+It holds no bytes, those are in a `BlobStore`. An expired digest stays in the index until a command
+that evicts, or a `Sweep`, removes it: each removes only some, so that no command takes longer the
+more have expired. Until then its bytes count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from gateway.store.protocol import Command
 
 MAX_EVICTIONS: Final = 1000
 """The most digests that one command evicts or returns, so that none takes long."""
 
+LruIndex: TypeAlias = Literal["images", "partials"]
+"""There are two, which share nothing: of images, and of partial images (ephemeral blobs)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Track(Command[Sequence[str]]):
     """Adds a digest as used just now, or extends its time to live.
 
-    Then evicts the least recently used digests, up to `MAX_EVICTIONS`, until the index holds at
-    most `max_bytes` or only this digest. Returns the evicted digests, oldest first; if there are
-    `MAX_EVICTIONS` of them, `EvictTo` evicts the rest. Delete their bytes *before* storing new
-    ones, so that the bound holds for the blobs too.
+    Removes up to `MAX_EVICTIONS` expired digests. Then evicts the least recently used ones, up to
+    `MAX_EVICTIONS`, until the index holds at most `max_bytes` or only this digest. Returns the
+    evicted digests, oldest first; if there are `MAX_EVICTIONS` of them, `EvictTo` evicts the rest.
+    Delete their bytes *before* storing new ones, so that the bound holds for the blobs too.
     """
 
     digest: str
     size_bytes: int
     ttl_seconds: float
     max_bytes: int
+    index: LruIndex = "images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,7 @@ class EvictTo(Command[Sequence[str]]):
     """Evicts as `Track` does, without adding a digest."""
 
     max_bytes: int
+    index: LruIndex = "images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +74,7 @@ class EvictionCandidates(Command[Sequence[str]]):
 
 @dataclass(frozen=True, slots=True)
 class LruTotals:
-    """The number of tracked digests and their bytes."""
+    """The number of digests in the index and their bytes, with expired ones not yet removed."""
 
     count: int
     size_bytes: int
@@ -75,11 +82,11 @@ class LruTotals:
 
 @dataclass(frozen=True, slots=True)
 class ReadLruTotals(Command[LruTotals]):
-    """Reads the totals of the index."""
+    """Reads the totals of the index of images."""
 
 
 @dataclass(frozen=True, slots=True)
 class AreTracked(Command[Sequence[bool]]):
-    """Whether each digest is tracked, in their order."""
+    """Whether each digest is tracked and has not expired, in their order."""
 
     digests: tuple[str, ...]

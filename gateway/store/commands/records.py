@@ -42,7 +42,21 @@ class CompareAndSet(Command[int | None]):
 
 
 @dataclass(frozen=True, slots=True)
-class ReadRecords(Command[Mapping[str, bytes]]):
-    """All records of a space, by name."""
+class RecordsPage:
+    """Some records of a space, by name."""
+
+    records: Mapping[str, bytes]
+    after: str | None
+    """The cursor for the next `ScanRecords`; None on the last page."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanRecords(Command[RecordsPage]):
+    """About `limit` records of a space from the cursor `after` ("": the start), in any order.
+
+    Records that exist from the first page to the last are on at least one page.
+    """
 
     space: str
+    after: str = ""
+    limit: int = 200

@@ -20,11 +20,34 @@ class AddToSet(Command[None]):
 
 
 @dataclass(frozen=True, slots=True)
-class GetSet(Command[Sequence[str]]):
-    """The members of a set, in any order; none if there is no such set."""
+class MembersPage:
+    """Some members of a set."""
+
+    members: Sequence[str]
+    after: str | None
+    """The cursor for the next `ScanSet`; None on the last page."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanSet(Command[MembersPage]):
+    """About `limit` members of a set from the cursor `after` ("": the start), in any order.
+
+    Members that are in the set from the first page to the last are on at least one page.
+    """
 
     space: str
     name: str
+    after: str = ""
+    limit: int = 500
+
+
+@dataclass(frozen=True, slots=True)
+class HasMember(Command[bool]):
+    """Whether a set has this member."""
+
+    space: str
+    name: str
+    member: str
 
 
 @dataclass(frozen=True, slots=True)

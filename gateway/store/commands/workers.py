@@ -17,9 +17,10 @@ class Heartbeat(Command[None]):
 
 @dataclass(frozen=True, slots=True)
 class ExpiredWorkers(Command[Sequence[str]]):
-    """Workers without a heartbeat or a reservation for `after_seconds`."""
+    """Up to `limit` workers without a heartbeat or a reservation for `after_seconds`."""
 
     after_seconds: float
+    limit: int = 100
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ Every key starts with one prefix, `igw:` by default:
 | key | type | content | time to live |
 |---|---|---|---|
 | `igw:schema` | string | the schema version | none |
-| `igw:{books}:records:<space>` | hash | records by name | none |
+| `igw:{books}:records:<space>` | hash | records by name: `keys`, `secrets`, `names`, \
+`revoked_keys`, `purges` (markers), … | none |
 | `igw:{books}:bucket:<subject>:<unit>` | hash | `level` and `at` of a token bucket | 2 minutes |
 | `igw:{books}:window:<subject>:day:<yyyy-mm-dd>`, `…:week:<yyyy>-W<ww>`, `…:month:<yyyy-mm>` \
 | hash | `<unit>:spent`, `<unit>:reserved` | 7 days after the window |
@@ -39,6 +40,8 @@ the last member |
 deleted when empty |
 | `igw:{lru}:sizes` | hash | bytes by digest | none; deleted when empty |
 | `igw:{lru}:total` | string | the sum of the sizes | none; deleted at zero |
+| `igw:{lru}:partials:used`, `…:expires`, `…:sizes`, `…:total` | as above | the same for the \
+ephemeral blobs | the same |
 | `igw:entry:{<fingerprint>}` | hash | images by slot | TTL and stale-if-error window |
 | `igw:leases:{<fingerprint>}` | hash | flights by slot | the longest lease |
 | `igw:flight:{<flight>}` | list | the events of a flight | as published |
@@ -60,6 +63,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from gateway.calendar import UTC_CALENDAR, Day
+from gateway.store.commands.lru_index import LruIndex
 
 DEFAULT_PREFIX: Final = "igw:"
 
@@ -88,8 +92,12 @@ class Keys:
 
     @property
     def lru_index(self) -> str:
-        """The same for the LRU index."""
+        """The same for the LRU index of images."""
         return f"{self.prefix}{{lru}}:"
+
+    def lru_index_of(self, index: LruIndex) -> str:
+        """The same for either LRU index."""
+        return self.lru_index if index == "images" else f"{self.lru_index}{index}:"
 
     def value(self, space: str, name: str) -> str:
         return f"{self.prefix}value:{space}:{name}"

@@ -35,10 +35,19 @@ CREATE TABLE set_members (
     PRIMARY KEY (set_id, member)
 );
 
+-- The members of bounded sets. `name` has the space too.
+CREATE TABLE bounded_members (
+    name TEXT NOT NULL, member TEXT NOT NULL, remove_after REAL NOT NULL,
+    PRIMARY KEY (name, member)
+);
+-- A count of the members that have not expired passes over none of the others.
+CREATE INDEX bounded_members_in_order ON bounded_members (name, remove_after);
+CREATE INDEX bounded_members_by_removal ON bounded_members (remove_after);
+
 CREATE TABLE slots (
     fingerprint TEXT NOT NULL, slot INTEGER NOT NULL,
     image_id TEXT NOT NULL, expires_at REAL NOT NULL, data BLOB NOT NULL,
-    remove_after REAL NOT NULL,
+    stored_at REAL NOT NULL, remove_after REAL NOT NULL,
     PRIMARY KEY (fingerprint, slot)
 );
 CREATE INDEX slots_by_removal ON slots (remove_after);
@@ -57,34 +66,43 @@ CREATE TABLE events (
 CREATE INDEX events_in_order ON events (flight, id);
 CREATE INDEX events_by_removal ON events (remove_after);
 
+-- `kind` names the index: of images, or of partial images.
 CREATE TABLE lru (
-    digest TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL,
-    used_at INTEGER NOT NULL, remove_after REAL NOT NULL
+    kind TEXT NOT NULL, digest TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+    used_at INTEGER NOT NULL, remove_after REAL NOT NULL,
+    PRIMARY KEY (kind, digest)
 );
-CREATE UNIQUE INDEX lru_by_use ON lru (used_at);
+CREATE UNIQUE INDEX lru_by_use ON lru (kind, used_at);
 CREATE INDEX lru_by_removal ON lru (remove_after);
 -- Triggers keep the totals right whichever statement deletes. No statement updates size_bytes.
-CREATE TABLE lru_totals (count INTEGER NOT NULL, size_bytes INTEGER NOT NULL);
-INSERT INTO lru_totals VALUES (0, 0);
+CREATE TABLE lru_totals (
+    kind TEXT PRIMARY KEY, count INTEGER NOT NULL, size_bytes INTEGER NOT NULL
+);
+INSERT INTO lru_totals VALUES ('images', 0, 0), ('partials', 0, 0);
 CREATE TRIGGER lru_row_added AFTER INSERT ON lru BEGIN
-    UPDATE lru_totals SET count = count + 1, size_bytes = size_bytes + new.size_bytes;
+    UPDATE lru_totals SET count = count + 1, size_bytes = size_bytes + new.size_bytes
+        WHERE kind = new.kind;
 END;
 CREATE TRIGGER lru_row_deleted AFTER DELETE ON lru BEGIN
-    UPDATE lru_totals SET count = count - 1, size_bytes = size_bytes - old.size_bytes;
+    UPDATE lru_totals SET count = count - 1, size_bytes = size_bytes - old.size_bytes
+        WHERE kind = old.kind;
 END;
 
 CREATE TABLE workers (worker TEXT PRIMARY KEY, heartbeat_at REAL NOT NULL);
+CREATE INDEX workers_by_heartbeat ON workers (heartbeat_at);
 
 CREATE TABLE buckets (
     subject TEXT NOT NULL, unit TEXT NOT NULL,
     level INTEGER NOT NULL, updated_at INTEGER NOT NULL, remove_after REAL NOT NULL,
     PRIMARY KEY (subject, unit)
 );
+CREATE INDEX buckets_by_removal ON buckets (remove_after);
 CREATE TABLE windows (
     subject TEXT NOT NULL, unit TEXT NOT NULL, period TEXT NOT NULL, label TEXT NOT NULL,
     spent INTEGER NOT NULL, reserved INTEGER NOT NULL, remove_after REAL NOT NULL,
     PRIMARY KEY (subject, unit, period, label)
 );
+CREATE INDEX windows_by_removal ON windows (remove_after);
 
 CREATE TABLE journals (
     purchase TEXT PRIMARY KEY, worker TEXT NOT NULL,

@@ -34,10 +34,10 @@ def _read_slots(flat: Sequence[Any]) -> dict[int, Slot]:
 
 @lru_cache(maxsize=MAX_DECODED)
 def _read_slot(value: bytes) -> Slot:
-    """Reads `<expires> <length of id> <id><data>`, as `shared/slots.lua` writes it."""
-    expires, length, rest = value.split(b" ", 2)
+    """Reads `<expires> <stored> <length of id> <id><data>`, as `shared/slots.lua` writes it."""
+    expires, stored, length, rest = value.split(b" ", 3)
     end = int(length)
-    return Slot(rest[:end].decode(), int(expires) / SECOND, rest[end:])
+    return Slot(rest[:end].decode(), int(expires) / SECOND, rest[end:], int(stored) / SECOND)
 
 
 def _entry_command(

@@ -23,5 +23,10 @@ def _publish(command: commands.Publish, keys: Keys) -> RedisCommand:
 
 
 @encode.register
+def _notify(command: commands.Notify, keys: Keys) -> RedisCommand:
+    return RedisCommand(("PUBLISH", keys.channel(command.flight), ""), no_result)
+
+
+@encode.register
 def _read_events(command: commands.ReadEvents, keys: Keys) -> RedisCommand:
     return RedisCommand(("LRANGE", keys.events(command.flight), command.after, -1), unchanged)

@@ -111,4 +111,4 @@ def _open_journals(command: commands.OpenJournals, keys: Keys) -> RedisCommand:
         ]
 
     workers = () if command.worker is None else (command.worker,)
-    return script_command("open_journals", [keys.books], workers, read=read)
+    return script_command("open_journals", [keys.books], (command.limit, *workers), read=read)

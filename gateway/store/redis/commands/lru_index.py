@@ -21,12 +21,14 @@ from gateway.store.redis.keys import Keys
 def _track(command: commands.Track, keys: Keys) -> RedisCommand:
     ttl = microseconds(command.ttl_seconds)
     arguments = (command.digest, command.size_bytes, ttl, command.max_bytes)
-    return script_command("track", [keys.lru_index], arguments, read=read_texts)
+    index = keys.lru_index_of(command.index)
+    return script_command("track", [index], arguments, read=read_texts)
 
 
 @encode.register
 def _evict_to(command: commands.EvictTo, keys: Keys) -> RedisCommand:
-    return script_command("evict_to", [keys.lru_index], [command.max_bytes], read=read_texts)
+    index = keys.lru_index_of(command.index)
+    return script_command("evict_to", [index], [command.max_bytes], read=read_texts)
 
 
 @encode.register

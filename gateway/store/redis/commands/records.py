@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 from gateway.store import commands
 from gateway.store.redis.commands.encoding import (
+    MAX_PACKED,
     Argument,
     RedisCommand,
     encode,
     optional,
+    packed,
     pairs,
+    read_cursor,
     script_command,
     unchanged,
 )
 from gateway.store.redis.keys import Keys
 
 
+# Cached: every look-up reads the same record.
 @encode.register
+@lru_cache(maxsize=MAX_PACKED)
 def _get(command: commands.Get, keys: Keys) -> RedisCommand:
     space = keys.records(command.space)
     if command.index is None:
-        return RedisCommand(("HGET", space, command.name), unchanged)
+        return packed(RedisCommand(("HGET", space, command.name), unchanged))
     both = [keys.records(command.index), space]
     return script_command("get_by_index", both, [command.name], read=unchanged)
 
@@ -36,8 +43,11 @@ def _compare_and_set(command: commands.CompareAndSet, keys: Keys) -> RedisComman
 
 
 @encode.register
-def _read_records(command: commands.ReadRecords, keys: Keys) -> RedisCommand:
-    def read(reply: Sequence[bytes]) -> Mapping[str, bytes]:
-        return {name.decode(): value for name, value in pairs(reply)}
+def _scan_records(command: commands.ScanRecords, keys: Keys) -> RedisCommand:
+    def read(reply: Sequence[Any]) -> commands.RecordsPage:
+        cursor, found = reply
+        records = {name.decode(): value for name, value in pairs(found)}
+        return commands.RecordsPage(records, read_cursor(cursor))
 
-    return RedisCommand(("HGETALL", keys.records(command.space)), read)
+    key, cursor = keys.records(command.space), command.after or "0"
+    return RedisCommand(("HSCAN", key, cursor, "COUNT", command.limit), read)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from gateway.store import commands
 from gateway.store.redis.commands.encoding import (
     Argument,
@@ -9,6 +12,7 @@ from gateway.store.redis.commands.encoding import (
     encode,
     microseconds,
     no_result,
+    read_cursor,
     read_texts,
     script_command,
 )
@@ -23,8 +27,19 @@ def _add_to_set(command: commands.AddToSet, keys: Keys) -> RedisCommand:
 
 
 @encode.register
-def _get_set(command: commands.GetSet, keys: Keys) -> RedisCommand:
-    return RedisCommand(("SMEMBERS", keys.set(command.space, command.name)), read_texts)
+def _scan_set(command: commands.ScanSet, keys: Keys) -> RedisCommand:
+    def read(reply: Sequence[Any]) -> commands.MembersPage:
+        cursor, members = reply
+        return commands.MembersPage(read_texts(members), read_cursor(cursor))
+
+    key, cursor = keys.set(command.space, command.name), command.after or "0"
+    return RedisCommand(("SSCAN", key, cursor, "COUNT", command.limit), read)
+
+
+@encode.register
+def _has_member(command: commands.HasMember, keys: Keys) -> RedisCommand:
+    key = keys.set(command.space, command.name)
+    return RedisCommand(("SISMEMBER", key, command.member), bool)
 
 
 @encode.register

@@ -21,7 +21,7 @@ def _heartbeat(command: commands.Heartbeat, keys: Keys) -> RedisCommand:
 
 @encode.register
 def _expired_workers(command: commands.ExpiredWorkers, keys: Keys) -> RedisCommand:
-    arguments = [microseconds(command.after_seconds)]
+    arguments = [microseconds(command.after_seconds), command.limit]
     return script_command("expired_workers", [keys.books], arguments, read=read_texts)
 
 

@@ -74,9 +74,10 @@ def store_images(tx: Transaction, command: commands.StoreImages) -> Mapping[int,
     remove_after = expires_at + command.stale_if_error_seconds
     tx.execute_many(
         "INSERT OR REPLACE INTO slots"
-        " (fingerprint, slot, image_id, expires_at, data, remove_after) VALUES (?, ?, ?, ?, ?, ?)",
+        " (fingerprint, slot, image_id, expires_at, data, stored_at, remove_after)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
         [
-            (fingerprint, index, slot.image_id, expires_at, slot.data, remove_after)
+            (fingerprint, index, slot.image_id, expires_at, slot.data, tx.now, remove_after)
             for index, slot in placed.items()
         ],
     )
@@ -160,27 +161,24 @@ def empty_slots(tx: Transaction, command: commands.EmptySlots) -> None:
 
 @reads(commands.ScanEntries)
 def scan_entries(tx: Transaction, command: commands.ScanEntries) -> commands.EntriesPage:
-    # The plus signs keep SQLite from the index on remove_after: the primary key sorts.
-    rows = tx.fetch_all(
-        "SELECT fingerprint, slot, image_id, expires_at, data FROM slots WHERE fingerprint IN"
-        " (SELECT DISTINCT fingerprint FROM slots WHERE fingerprint > ? AND +remove_after > ?"
-        " ORDER BY fingerprint LIMIT ?) AND +remove_after > ? ORDER BY fingerprint, slot",
-        (command.after, tx.now, command.limit, tx.now),
+    # A page of removable and other entries: passing over the removable ones would take as long as
+    # there are many.
+    found = tx.fetch_all(
+        "SELECT DISTINCT fingerprint FROM slots WHERE fingerprint > ? ORDER BY fingerprint LIMIT ?",
+        (command.after, command.limit),
     )
-    entries: dict[str, dict[int, Slot]] = {}
-    for fingerprint, index, image_id, expires_at, data in rows:
-        entries.setdefault(fingerprint, {})[index] = Slot(image_id, expires_at, data)
-    return commands.EntriesPage(entries, max(entries) if len(entries) == command.limit else None)
+    entries = {name: slots for (name,) in found if (slots := _read_slots(tx, name))}
+    return commands.EntriesPage(entries, found[-1][0] if len(found) == command.limit else None)
 
 
 def _read_slots(tx: Transaction, fingerprint: str) -> dict[int, Slot]:
     """The slots of an entry that have an image, fresh or stale."""
     rows = tx.fetch_all(
-        "SELECT slot, image_id, expires_at, data FROM slots"
+        "SELECT slot, image_id, expires_at, data, stored_at FROM slots"
         " WHERE fingerprint = ? AND remove_after > ? ORDER BY slot",
         (fingerprint, tx.now),
     )
-    return {index: Slot(image_id, expires_at, data) for index, image_id, expires_at, data in rows}
+    return {index: Slot(*columns) for index, *columns in rows}
 
 
 def _read_leases(tx: Transaction, fingerprint: str) -> dict[int, str]:

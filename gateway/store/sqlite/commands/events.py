@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from gateway.store import commands
 from gateway.store.sqlite.commands.registry import reads, writes
 from gateway.store.sqlite.transaction import Transaction
+
+NOTIFIED_SECONDS: Final = 5.0
+"""How long a notification is stored; watches have seen it by then."""
 
 
 @writes(commands.Publish)
@@ -26,6 +30,16 @@ def publish(tx: Transaction, command: commands.Publish) -> None:
         tx.execute(
             "UPDATE events SET remove_after = ? WHERE flight = ?", (remove_after, command.flight)
         )
+
+
+@writes(commands.Notify)
+def notify(tx: Transaction, command: commands.Notify) -> None:
+    # A watch sees the new id of the row. It never reads the row, so one is enough.
+    tx.execute("DELETE FROM events WHERE flight = ?", (command.flight,))
+    tx.execute(
+        "INSERT INTO events (flight, event_id, event, remove_after) VALUES (?, '', x'', ?)",
+        (command.flight, tx.now + NOTIFIED_SECONDS),
+    )
 
 
 @reads(commands.ReadEvents)

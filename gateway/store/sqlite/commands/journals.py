@@ -314,9 +314,14 @@ def _read_journal(tx: Transaction, purchase: str) -> _Journal | None:
 
 @reads(commands.OpenJournals)
 def open_journals(tx: Transaction, command: commands.OpenJournals) -> Sequence[commands.Journal]:
-    rows = tx.fetch_all(
+    columns = (
         "SELECT purchase, worker, state, payload, coalesce(reserved_at, 0) FROM journals"
-        " WHERE state != 'settled' AND worker = coalesce(?, worker) ORDER BY rowid",
-        (command.worker,),
+        " WHERE state != 'settled'"
     )
+    if command.worker is None:
+        rows = tx.fetch_all(f"{columns} ORDER BY worker, rowid LIMIT ?", (command.limit,))
+    else:
+        rows = tx.fetch_all(
+            f"{columns} AND worker = ? ORDER BY rowid LIMIT ?", (command.worker, command.limit)
+        )
     return [commands.Journal(*row) for row in rows]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import cast
 
 from gateway.store import commands
@@ -42,6 +41,12 @@ def compare_and_set(tx: Transaction, command: commands.CompareAndSet) -> int | N
     return None
 
 
-@reads(commands.ReadRecords)
-def read_records(tx: Transaction, command: commands.ReadRecords) -> Mapping[str, bytes]:
-    return dict(tx.fetch_all("SELECT name, value FROM records WHERE space = ?", (command.space,)))
+@reads(commands.ScanRecords)
+def scan_records(tx: Transaction, command: commands.ScanRecords) -> commands.RecordsPage:
+    records = dict(
+        tx.fetch_all(
+            "SELECT name, value FROM records WHERE space = ? AND name > ? ORDER BY name LIMIT ?",
+            (command.space, command.after, command.limit),
+        )
+    )
+    return commands.RecordsPage(records, max(records) if len(records) == command.limit else None)

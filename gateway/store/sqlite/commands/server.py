@@ -9,30 +9,41 @@ from gateway.store import commands
 from gateway.store.sqlite.commands.registry import reads, writes
 from gateway.store.sqlite.transaction import Transaction
 
-_EXPIRED_ROWS: Final = {
-    table: f"SELECT rowid FROM {table} WHERE remove_after <= ?"  # noqa: S608 - a name from below
-    for table in (
-        *("slots", "leases", "events", "buckets", "windows", "journals", "writers"),
-        *("expiring_values", "lru"),
-    )
-} | {
-    "set_members": "SELECT set_members.rowid FROM sets JOIN set_members ON set_id = sets.id"
-    " WHERE sets.remove_after <= ?",
-    # A set goes after its members: its row says that they are expired.
-    "sets": "SELECT rowid FROM sets WHERE remove_after <= ?"
-    " AND NOT EXISTS (SELECT 1 FROM set_members WHERE set_id = sets.id)",
-}
-"""Table → the query that finds its expired rows."""
+_TABLES: Final = (
+    *("slots", "leases", "events", "buckets", "windows", "journals", "writers"),
+    *("expiring_values", "bounded_members", "lru"),
+)
+"""The tables whose rows expire one by one. Each has an index on `remove_after`."""
 
 
 @writes(commands.Sweep)
 def sweep(tx: Transaction, command: commands.Sweep) -> int:
-    deleted = 0
-    for table, expired_rows in _EXPIRED_ROWS.items():
+    deleted = _sweep_sets(tx, command.limit)
+    for table in _TABLES:
         deleted += tx.execute(
-            f"DELETE FROM {table} WHERE rowid IN ({expired_rows} LIMIT ?)",  # noqa: S608 - from above
+            f"DELETE FROM {table} WHERE rowid IN"  # noqa: S608 - a name from above
+            f" (SELECT rowid FROM {table} WHERE remove_after <= ? LIMIT ?)",
             (tx.now, command.limit - deleted),
         )
+    return deleted
+
+
+def _sweep_sets(tx: Transaction, limit: int) -> int:
+    """Deletes expired sets, and their members before them. Returns how many rows."""
+    deleted = 0
+    while deleted < limit:
+        expired = tx.fetch_one(
+            "SELECT id FROM sets WHERE remove_after <= ? ORDER BY remove_after LIMIT 1", (tx.now,)
+        )
+        if expired is None:
+            break
+        deleted += tx.execute(
+            "DELETE FROM set_members WHERE rowid IN"
+            " (SELECT rowid FROM set_members WHERE set_id = ? LIMIT ?)",
+            (*expired, limit - deleted),
+        )
+        if deleted < limit:  # else the next sweep finds the set again, by its row
+            deleted += tx.execute("DELETE FROM sets WHERE id = ?", expired)
     return deleted
 
 

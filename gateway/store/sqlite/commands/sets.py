@@ -28,11 +28,22 @@ def add_to_set(tx: Transaction, command: commands.AddToSet) -> None:
     )
 
 
-@reads(commands.GetSet)
-def get_set(tx: Transaction, command: commands.GetSet) -> Sequence[str]:
+@reads(commands.ScanSet)
+def scan_set(tx: Transaction, command: commands.ScanSet) -> commands.MembersPage:
     set_id = _find_set(tx, command.space, command.name)
-    rows = tx.fetch_all("SELECT member FROM set_members WHERE set_id = ?", (set_id,))
-    return [member for (member,) in rows]
+    rows = tx.fetch_all(
+        "SELECT member FROM set_members WHERE set_id = ? AND member > ? ORDER BY member LIMIT ?",
+        (set_id, command.after, command.limit),
+    )
+    members = [member for (member,) in rows]
+    return commands.MembersPage(members, members[-1] if len(members) == command.limit else None)
+
+
+@reads(commands.HasMember)
+def has_member(tx: Transaction, command: commands.HasMember) -> bool:
+    set_id = _find_set(tx, command.space, command.name)
+    query = "SELECT 1 FROM set_members WHERE set_id = ? AND member = ?"
+    return tx.fetch_one(query, (set_id, command.member)) is not None
 
 
 @writes(commands.RemoveFromSet)
@@ -46,40 +57,39 @@ def remove_from_set(tx: Transaction, command: commands.RemoveFromSet) -> None:
 
 @writes(commands.AddToBoundedSets)
 def add_to_bounded_sets(tx: Transaction, command: commands.AddToBoundedSets) -> Sequence[str]:
-    sets = [(f"bounded {space} {name}", most) for space, name, most in command.sets]
-    for space, _ in sets:
-        # The plus sign keeps SQLite from reading the whole set: few rows have expired.
-        tx.execute(
-            "DELETE FROM expiring_values WHERE remove_after <= ? AND +space = ?", (tx.now, space)
-        )
+    sets = [(f"{space} {name}", most) for space, name, most in command.sets]
     room: dict[str, int] = {}  # of the sets that were counted
     added = []
     for member in command.members:
-        new_to = [(space, most) for space, most in sets if not _has_member(tx, space, member)]
-        for space, most in new_to:
+        new_to = [(name, most) for name, most in sets if not _is_bounded_member(tx, name, member)]
+        for name, most in new_to:
             # At most once a command, because counting reads the whole set.
-            if space not in room:
-                room[space] = most - _count_members(tx, space)
-        if any(room[space] <= 0 for space, _ in new_to):
+            if name not in room:
+                room[name] = most - _count_members(tx, name, most=most)
+        if any(room[name] <= 0 for name, _ in new_to):
             continue
-        for space, _ in new_to:
-            room[space] -= 1
+        for name, _ in new_to:
+            room[name] -= 1
         tx.execute_many(
-            "INSERT OR REPLACE INTO expiring_values (space, name, value, remove_after)"
-            " VALUES (?, ?, x'', ?)",
-            [(space, member, tx.now + command.ttl_seconds) for space, _ in sets],
+            "INSERT OR REPLACE INTO bounded_members (name, member, remove_after) VALUES (?, ?, ?)",
+            [(name, member, tx.now + command.ttl_seconds) for name, _ in sets],
         )
         added.append(member)
     return added
 
 
-def _has_member(tx: Transaction, space: str, member: str) -> bool:
-    query = "SELECT 1 FROM expiring_values WHERE space = ? AND name = ?"
-    return tx.fetch_one(query, (space, member)) is not None
+def _is_bounded_member(tx: Transaction, name: str, member: str) -> bool:
+    query = "SELECT 1 FROM bounded_members WHERE name = ? AND member = ? AND remove_after > ?"
+    return tx.fetch_one(query, (name, member, tx.now)) is not None
 
 
-def _count_members(tx: Transaction, space: str) -> int:
-    (count,) = tx.fetch_one("SELECT count(*) FROM expiring_values WHERE space = ?", (space,))
+def _count_members(tx: Transaction, name: str, *, most: int) -> int:
+    """How many there are, as far as `most`."""
+    (count,) = tx.fetch_one(
+        "SELECT count(*) FROM"
+        " (SELECT 1 FROM bounded_members WHERE name = ? AND remove_after > ? LIMIT ?)",
+        (name, tx.now, most),
+    )
     return int(count)
 
 

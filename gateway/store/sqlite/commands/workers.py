@@ -24,8 +24,8 @@ def record_heartbeat(tx: Transaction, worker: str) -> None:
 @reads(commands.ExpiredWorkers)
 def expired_workers(tx: Transaction, command: commands.ExpiredWorkers) -> Sequence[str]:
     rows = tx.fetch_all(
-        "SELECT worker FROM workers WHERE heartbeat_at <= ? ORDER BY worker",
-        (tx.now - command.after_seconds,),
+        "SELECT worker FROM workers WHERE heartbeat_at <= ? ORDER BY heartbeat_at LIMIT ?",
+        (tx.now - command.after_seconds, command.limit),
     )
     return [worker for (worker,) in rows]
 

@@ -2,11 +2,12 @@
 -- Returns the members that all sets have now.
 local expires = now + tonumber(ARGV[1])
 local FIRST = 2 + #KEYS
+local MAX_EXPIRED = 100 -- more than one command adds, so expired members never pile up
 
 local function has_room(member)
   for i, set in ipairs(KEYS) do
-    local is_full = redis.call('ZCARD', set) >= tonumber(ARGV[1 + i])
-    if is_full and not redis.call('ZSCORE', set, member) then
+    local is_full = redis.call('ZCOUNT', set, '(' .. digits(now), '+inf') >= tonumber(ARGV[1 + i])
+    if is_full and tonumber(redis.call('ZSCORE', set, member) or 0) <= now then
       return false
     end
   end
@@ -14,7 +15,10 @@ local function has_room(member)
 end
 
 for _, set in ipairs(KEYS) do
-  redis.call('ZREMRANGEBYSCORE', set, '-inf', digits(now))
+  local expired = redis.call('ZRANGEBYSCORE', set, '-inf', digits(now), 'LIMIT', 0, MAX_EXPIRED)
+  if #expired > 0 then
+    redis.call('ZREM', set, unpack(expired))
+  end
 end
 local added = {}
 for i = FIRST, #ARGV do

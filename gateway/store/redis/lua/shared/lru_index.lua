@@ -10,7 +10,7 @@ local SIZES = KEYS[1] .. 'sizes' -- hash: digest → its bytes
 local TOTAL = KEYS[1] .. 'total' -- the sum of all sizes
 
 local MAX_EVICTIONS = 1000 -- commands.MAX_EVICTIONS
-local MAX_EXPIRED = 100
+local EXPIRED_STEP = 100
 local PAGE = 10
 
 local function read_total()
@@ -49,31 +49,34 @@ local function untrack_expired(limit)
   return #expired
 end
 
--- The least recently used digests that together have at least `bytes`, without expired ones.
+-- The least recently used digests that together have at least `bytes`. Expired ones are among them:
+-- they have bytes too, and passing over them would take as long as there are many.
 local function eviction_candidates(bytes)
-  local found, first = {}, 0
+  local found = {}
   while bytes > 0 and #found < MAX_EVICTIONS do
-    local digests = redis.call('ZRANGE', USED, first, first + PAGE - 1)
+    local digests = redis.call('ZRANGE', USED, #found, #found + PAGE - 1)
     if #digests == 0 then
       break
     end
     local sizes = redis.call('HMGET', SIZES, unpack(digests))
     for i, digest in ipairs(digests) do
-      if bytes > 0 and #found < MAX_EVICTIONS and expiry_of(digest) > now then
+      if bytes > 0 then
         table.insert(found, digest)
         bytes = bytes - tonumber(sizes[i])
       end
     end
-    first = first + PAGE
   end
   return found
 end
 
--- Removes expired digests, then evicts the least recently used ones. Returns the evicted digests.
+-- Removes expired digests, more of them if the bound is exceeded, then evicts the least recently used
+-- ones. Returns the evicted digests.
 local function evict_to(max_bytes)
-  untrack_expired(MAX_EXPIRED)
-  while read_total() > max_bytes and untrack_expired(MAX_EXPIRED) > 0 do
-  end
+  local removed, expired = 0, nil
+  repeat
+    expired = untrack_expired(EXPIRED_STEP)
+    removed = removed + expired
+  until expired < EXPIRED_STEP or removed >= MAX_EVICTIONS or read_total() <= max_bytes
   local evicted = eviction_candidates(read_total() - max_bytes)
   for _, digest in ipairs(evicted) do
     untrack(digest)

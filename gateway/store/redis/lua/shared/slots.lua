@@ -1,16 +1,16 @@
 -- The slots of a fingerprint: KEYS[1] is its entry, KEYS[2] its leases (both hashes by slot).
 --
--- An image's value is "<expires> <length of the image id> <id><data>", a lease's value is
+-- An image's value is "<expires> <stored> <length of the image id> <id><data>", a lease's value is
 -- "<expires> <flight>", with times in microseconds. The scripts compare them with the clock.
 
 local MAX_SLOTS = 64
 
 local function pack_slot(expires, image, data)
-  return digits(expires) .. ' ' .. #image .. ' ' .. image .. data
+  return digits(expires) .. ' ' .. digits(now) .. ' ' .. #image .. ' ' .. image .. data
 end
 
 local function unpack_slot(value)
-  local expires, length, starts = string.match(value, '^(%d+) (%d+) ()')
+  local expires, length, starts = string.match(value, '^(%d+) %d+ (%d+) ()')
   return {
     expires = tonumber(expires),
     image = string.sub(value, starts, starts + tonumber(length) - 1),

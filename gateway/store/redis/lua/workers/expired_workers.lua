@@ -1,2 +1,3 @@
--- KEYS: books. ARGV: the time without a heartbeat.
-return redis.call('ZRANGEBYSCORE', WORKERS, '-inf', digits(now - tonumber(ARGV[1])))
+-- KEYS: books. ARGV: the time without a heartbeat, the limit.
+local before = digits(now - tonumber(ARGV[1]))
+return redis.call('ZRANGEBYSCORE', WORKERS, '-inf', before, 'LIMIT', 0, ARGV[2])
