@@ -48,6 +48,8 @@ class Health:
     store_reached: bool = False
     """The store has answered at least once."""
     store_up: bool = False
+    store_reason: Callable[[], str | None] = lambda: None
+    """Why the store is not up, if that is known."""
     is_draining: bool = False
     """The whole gateway ends: `/readyz` answers 503."""
     closes_connections: bool = False

@@ -13,7 +13,11 @@ from gateway.store.redis.keys import Keys
 @encode.register
 def _inspect(_command: commands.Inspect, _keys: Keys) -> RedisCommand:
     def read(reply: Sequence[Any]) -> commands.StoreFacts:
-        now, info = reply
+        now, info, refusal = reply
+        if refusal:
+            return commands.StoreFacts(
+                "redis", now / SECOND, None, None, is_durable=False, is_known=False
+            )
         facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
         return commands.StoreFacts(
             "redis",
