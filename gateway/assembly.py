@@ -254,6 +254,7 @@ async def open_gateway(
         observed_store = InstrumentedStore(
             LimitedStore(opened_store), create_store_observer(health, metrics)
         )
+        health.store_reason = lambda: observed_store.reason
         store = EvictingStore(observed_store)
         links = await stack.enter_async_context(
             open_links(fetch_settings(settings), observer=metrics.upstream.fetched)

@@ -268,8 +268,12 @@ class StoreUnavailable(GatewayError):
 
     status = 503
 
-    def __init__(self, message: str = "The gateway's store is not available.") -> None:
+    def __init__(
+        self, message: str = "The gateway's store is not available.", *, reason: str | None = None
+    ) -> None:
         super().__init__(message, code=ErrorCode.STORE_UNAVAILABLE, headers={"Retry-After": "2"})
+        self.reason = reason
+        """For logs, `/readyz` and the command line; clients do not see it."""
 
 
 class StoreFull(StoreUnavailable):

@@ -15,7 +15,7 @@ from gateway.store.protocol import Store
 from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite.connection import create_sqlite_schema
 from gateway.store.sqlite.store import open_sqlite_store
-from tests.redis_server import emptied, merge_missing_server_skips, run_redis_server
+from tests.redis_server import emptied, merge_missing_server_skips, restricted, run_redis_server
 
 OpenStore = Callable[[], AbstractAsyncContextManager[Store]]
 """Opens the test's store once more, as another process would."""
@@ -48,7 +48,8 @@ def open_store(request: pytest.FixtureRequest) -> OpenStore:
     if request.param == "sqlite":
         path: Path = request.getfixturevalue("sqlite_path")
         return lambda: open_sqlite_store(path)
-    url: str = request.getfixturevalue("redis_url")
+    # With the rights that the documentation says are enough.
+    url = restricted(request.getfixturevalue("redis_url"))
     return lambda: open_redis_store(url)
 
 

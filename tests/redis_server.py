@@ -18,18 +18,19 @@ from pathlib import Path
 import pytest
 import redis
 
+from gateway.store.redis.rights import acl_rule
 from tests.waiting import GENEROUS_SECONDS, until
 
 MISSING = "redis-server is not installed: apt-get install redis-server"
 
 
 @contextmanager
-def run_redis_server(folder: Path) -> Iterator[str]:
-    """Runs a server without persistence in `folder`; yields its URL.
+def run_redis_server(folder: Path, *options: str) -> Iterator[str]:
+    """Runs a server without persistence in `folder`, with further options; yields its URL.
 
     If the binary is missing, the tests that need it are skipped. With `CI=true` they fail.
     """
-    process, port = _start(_binary(), folder)
+    process, port = _start(binary(), folder, *options)
     try:
         yield f"redis://127.0.0.1:{port}/0"
     finally:
@@ -42,6 +43,13 @@ def emptied(url: str) -> str:
     with redis.Redis.from_url(url) as client:
         client.flushall()
     return url
+
+
+def restricted(url: str) -> str:
+    """The URL for a user who may do exactly what the documented ACL rule allows."""
+    with redis.Redis.from_url(url) as client:
+        client.execute_command(*acl_rule("gateway", "right").split())
+    return url.replace("redis://", "redis://gateway:right@")
 
 
 @dataclass
@@ -63,7 +71,7 @@ class DurableRedis:
 
     def start_again(self) -> None:
         """Starts on the same port, with the data in its folder."""
-        self.process, self.port = _start(_binary(), self.folder, durable=True, port=self.port)
+        self.process, self.port = _start(binary(), self.folder, durable=True, port=self.port)
 
     def freeze(self) -> None:
         """Until `thaw`, the server accepts connections but does not answer."""
@@ -76,7 +84,7 @@ class DurableRedis:
 @contextmanager
 def run_durable_redis(folder: Path) -> Iterator[DurableRedis]:
     """Runs a server that syncs every change to its append-only file before it answers."""
-    server = DurableRedis(*_start(_binary(), folder, durable=True), folder)
+    server = DurableRedis(*_start(binary(), folder, durable=True), folder)
     try:
         yield server
     finally:
@@ -98,7 +106,7 @@ def merge_missing_server_skips(report: pytest.TestReport) -> None:
         report.longrepr = (__file__, line, f"Skipped: {MISSING}")
 
 
-def _binary() -> str:
+def binary() -> str:
     binary = shutil.which(os.environ.get("REDIS_SERVER", "redis-server"))
     if binary is None:
         skip_without_server()
@@ -106,7 +114,7 @@ def _binary() -> str:
 
 
 def _start(
-    binary: str, folder: Path, *, durable: bool = False, port: int | None = None
+    binary: str, folder: Path, *more: str, durable: bool = False, port: int | None = None
 ) -> tuple[subprocess.Popen[bytes], int]:
     """Tries three times, because another process may take a free port before the server does."""
     persistence = (
@@ -114,7 +122,7 @@ def _start(
     )
     for _ in range(3):
         chosen = port or _free_port()
-        options = ["--bind", "127.0.0.1", "--port", str(chosen), "--dir", str(folder)]
+        options = ["--bind", "127.0.0.1", "--port", str(chosen), "--dir", str(folder), *more]
         process = subprocess.Popen(
             [binary, *options, "--save", "", *persistence], stdout=subprocess.DEVNULL
         )

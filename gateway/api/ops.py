@@ -25,7 +25,8 @@ async def healthz(_request: web.Request) -> web.Response:
 async def readyz(request: web.Request) -> web.Response:
     """503 before the store was first reached, and while draining.
 
-    A later outage of the store is only listed as `degraded`: keys without limits can still buy.
+    A later outage of the store is only listed as `degraded`, with its reason: keys without limits
+    can still buy.
     """
     health = request.app[SERVICES].health
     parts = {"store": not health.store_up, "books_memory": health.is_books_memory_low}
@@ -34,8 +35,11 @@ async def readyz(request: web.Request) -> web.Response:
         status, degraded = "draining", []
     elif not health.store_reached:
         status = "starting"
+    body: dict[str, object] = {"status": status, "degraded": degraded}
+    if degraded:
+        body["reasons"] = {"store": health.store_reason() or "The store did not answer."}
     return json_response(
-        {"status": status, "degraded": degraded},
+        body,
         status=200 if status == "ready" else 503,
         headers=NO_STORE,
     )

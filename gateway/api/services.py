@@ -52,6 +52,8 @@ class Health:
     store_up: bool = False
     is_books_memory_low: bool = False
     """The books use most of the memory or disk that they have."""
+    store_reason: Callable[[], str | None] = lambda: None
+    """Why the store is not up, if that is known."""
     is_draining: bool = False
     """The whole gateway ends: `/readyz` answers 503."""
     closes_connections: bool = False

@@ -18,10 +18,10 @@ from rich.table import Table
 
 from gateway.catalog import CatalogError
 from gateway.configuration.expand import ConfigError
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, StoreUnavailable
 from gateway.process.listener import CannotListen
 from gateway.process.supervisor import CannotStart
-from gateway.store.handshake import SchemaMismatch, StoreMissing
+from gateway.store.handshake import SchemaMismatch, StoreMisconfigured, StoreMissing
 
 
 @contextmanager
@@ -31,8 +31,10 @@ def errors_as_messages() -> Iterator[None]:
         yield
     except (CannotListen, CannotStart, CatalogError, ConfigError) as error:
         raise click.ClickException(str(error)) from None
-    except (SchemaMismatch, StoreMissing) as error:
+    except (SchemaMismatch, StoreMisconfigured, StoreMissing) as error:
         raise click.ClickException(str(error)) from None
+    except StoreUnavailable as error:
+        raise click.ClickException(error.reason or error.message) from None
     except GatewayError as error:
         raise click.ClickException(error.message) from None
     except OSError as error:

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from gateway.net.guard import Network, parse_allow_list
+from gateway.store.redis.urls import REDIS_SCHEMES, check_redis_url
 from gateway.values import (
     DURATION,
     SIZE,
@@ -235,12 +236,15 @@ def _check_header_name(name: object) -> None:
 
 
 def parse_redis_url(value: object) -> str:
-    """`redis://`, or `rediss://` for TLS, also with user, password and database."""
+    """`redis://`, `rediss://` for TLS or `unix://`, also with user, password and database."""
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
-    parts = _split_url(text)
-    if parts is None or parts.scheme not in ("redis", "rediss"):
+    if not isinstance(text, str) or text.strip().partition("://")[0] not in REDIS_SCHEMES:
         raise UnshownValueError("redis://host:6379/0, or rediss://… for TLS")
-    return parts.geturl()
+    try:
+        check_redis_url(text.strip())
+    except ValueError as fault:
+        raise UnshownValueError(str(fault)) from None
+    return text.strip()
 
 
 def parse_blobs_url(value: object) -> str:
@@ -248,12 +252,9 @@ def parse_blobs_url(value: object) -> str:
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
     if isinstance(text, str) and re.fullmatch(r"file:///[^?#\s]+", text.strip()):
         return text.strip()
-    try:
-        return parse_redis_url(value)
-    except ValueError:
-        raise UnshownValueError(
-            "redis://host:6379/0, rediss://… for TLS, or file:///a/folder"
-        ) from None
+    if not isinstance(text, str) or text.strip().partition("://")[0] not in REDIS_SCHEMES:
+        raise UnshownValueError("redis://host:6379/0, rediss://… for TLS, or file:///a/folder")
+    return parse_redis_url(value)
 
 
 def parse_signing_keys(value: object) -> tuple[tuple[str, SecretStr], ...]:
@@ -390,9 +391,9 @@ MetricsToken = Annotated[
     SecretStr, BeforeValidator(partial(parse_token, variable="GATEWAY_METRICS_TOKEN")), _as_text()
 ]
 BaseUrl = Annotated[str, BeforeValidator(parse_base_url), _as_text("^https?://")]
-RedisUrl = Annotated[SecretStr, BeforeValidator(parse_redis_url), _as_text("^rediss?://")]
+RedisUrl = Annotated[SecretStr, BeforeValidator(parse_redis_url), _as_text("^(?:rediss?|unix)://")]
 BlobsUrl = Annotated[
-    SecretStr, BeforeValidator(parse_blobs_url), _as_text("^(?:rediss?://|file:///)")
+    SecretStr, BeforeValidator(parse_blobs_url), _as_text("^(?:(?:rediss?|unix)://|file:///)")
 ]
 SigningKeys = Annotated[
     tuple[tuple[str, SecretStr], ...], BeforeValidator(parse_signing_keys), _as_text(":")

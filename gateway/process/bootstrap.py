@@ -5,20 +5,27 @@ The data folder is private: nothing in it may be read by other users of the mach
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import structlog
 
 from gateway.assembly import DATABASE, TOKEN_FILE, read_admin_token
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreUnavailable
+from gateway.store.batch import execute
 from gateway.store.blobs import folder_of
 from gateway.store.blobs.folder import find_shared_blobs, is_full_of_blobs
+from gateway.store.blobs.redis import RedisBlobs, open_redis_blobs
+from gateway.store.commands import Inspect, StoreFacts
+from gateway.store.handshake import StoreMisconfigured, StoreReadOnly
 from gateway.store.private_files import (
     OTHERS,
     PRIVATE_FOLDER,
@@ -26,10 +33,15 @@ from gateway.store.private_files import (
     find_shared,
     make_private,
 )
-from gateway.store.redis.store import open_redis_store
+from gateway.store.redis.store import RedisStore, open_redis_store
 from gateway.store.sqlite.connection import create_sqlite_schema
 
 log = structlog.get_logger(__name__)
+
+READ_ONLY_SECONDS: Final = 5.0
+"""How long a start waits for a replica to be promoted, or for the address to leave it."""
+
+READ_ONLY_RETRY_SECONDS: Final = 0.25
 
 
 def prepare(settings: Settings) -> None:
@@ -90,14 +102,46 @@ def _create_admin_token(path: Path) -> None:
 
 
 async def check_store(settings: Settings) -> None:
-    """Refuses a Redis with another schema version. An unavailable Redis may still come up.
+    """Refuses a Redis that no gateway can use. An unavailable Redis may still come up.
 
-    Raises `SchemaMismatch`.
+    Raises `SchemaMismatch` and `StoreMisconfigured`.
     """
-    if settings.store.redis_url is None:
-        return
-    async with open_redis_store(settings.store.redis_url.get_secret_value()) as store:
+    if settings.store.redis_url is not None:
+        async with open_redis_store(settings.store.redis_url.get_secret_value()) as store:
+            if await _is_usable(store):
+                with suppress(StoreUnavailable):
+                    refuse_eviction(settings, await execute(store, Inspect()), store=store.name)
+    blobs_url = settings.store.blobs_url.get_secret_value() if settings.store.blobs_url else ""
+    if blobs_url and not blobs_url.startswith("file:"):
+        async with open_redis_blobs(blobs_url) as blobs:
+            await _is_usable(blobs)
+
+
+async def _is_usable(store: RedisStore | RedisBlobs) -> bool:
+    """False if it may become usable by itself; then the reason is logged."""
+    started = time.monotonic()
+    while True:
         try:
             await store.check_schema()
-        except StoreUnavailable:
-            log.warning("store_unavailable", during="start", store=store.name)
+        except StoreReadOnly:
+            # During a failover the address may lead to a replica for some seconds.
+            if time.monotonic() - started > READ_ONLY_SECONDS:
+                raise
+            await asyncio.sleep(READ_ONLY_RETRY_SECONDS)
+        except StoreUnavailable as error:
+            reason = error.reason or error.message
+            log.warning("store_unavailable", during="start", store=store.name, reason=reason)
+            return False
+        else:
+            return True
+
+
+def refuse_eviction(settings: Settings, facts: StoreFacts, *, store: str) -> None:
+    """Raises `StoreMisconfigured` for a Redis that may evict what was spent."""
+    policy = facts.eviction_policy
+    if policy not in (None, "noeviction") and not settings.store.allow_eviction:
+        raise StoreMisconfigured(
+            f"The Redis at {store} has maxmemory-policy {policy}, so it may forget keys, budgets"
+            " and the ledger: set noeviction (images may have a Redis of their own with any policy,"
+            " GATEWAY_BLOBS_URL), or store.allow_eviction: true if that is meant."
+        )

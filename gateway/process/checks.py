@@ -40,10 +40,14 @@ from gateway.process.bootstrap import find_shared_files
 from gateway.process.findings import Finding
 from gateway.process.plaintext import judge_plaintext
 from gateway.store.batch import execute
-from gateway.store.blobs.redis import DEFAULT_CAPACITY_BYTES
+from gateway.store.blobs.redis import DEFAULT_CAPACITY_BYTES, open_redis_blobs
 from gateway.store.commands import Inspect, MeasureStore, ReadLruTotals, StoreFacts
-from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
-from gateway.store.redis.client import redacted_url
+from gateway.store.handshake import (
+    SCHEMA_VERSION,
+    SchemaMismatch,
+    StoreMisconfigured,
+    StoreMissing,
+)
 from gateway.upstream.client import open_client
 from gateway.upstream.fetch import FetchSettings, open_link_fetcher
 
@@ -80,6 +84,7 @@ async def examine(configuration: Configuration) -> Sequence[Finding]:
     findings = [
         Finding("configuration", "ok", f"{files.gateway}, {files.models}"),
         *on_store,
+        *await _examine_images(settings),
         await check_upstream(settings),
         judge_prices(policy.catalog.prices_as_of, today=datetime.now(UTC).date()),
         judge_parser(is_compiled=has_compiled_parser()),
@@ -128,13 +133,12 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
                 bound_bytes=_bound_bytes(settings, facts),
                 shares_bytes=settings.store.blobs_url is None,
             )
-    except (SchemaMismatch, StoreMissing) as error:
+    except (SchemaMismatch, StoreMisconfigured, StoreMissing) as error:
         return [Finding("store", "fault", str(error))]
-    except GatewayError as error:
-        # The message of an embedded store names it. A Redis URL may contain a password.
-        url = settings.store.redis_url
-        prefix = f"{redacted_url(url.get_secret_value())}: " if url is not None else ""
-        return [Finding("store", "fault", prefix + error.message)]
+    except StoreUnavailable as error:
+        # The reason names a Redis without its password. The message names an embedded store.
+        is_redis = settings.store.redis_url is not None
+        return [Finding("store", "fault", (is_redis and error.reason) or error.message)]
     return [
         Finding("store", "ok", f"{store.name}, schema version {SCHEMA_VERSION}"),
         judge_clock(facts, host_now=host_now),
@@ -143,8 +147,35 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
     ]
 
 
+async def _examine_images(settings: Settings) -> Sequence[Finding]:
+    """Whether a Redis of the images' own can be used; nothing if it can."""
+    url = settings.store.blobs_url.get_secret_value() if settings.store.blobs_url else "file:"
+    if url.startswith("file:"):
+        return []
+    try:
+        async with open_redis_blobs(url, may_create=False) as blobs:
+            await blobs.check_schema()
+    except (SchemaMismatch, StoreMisconfigured) as error:
+        return [Finding("images", "fault", str(error))]
+    except StoreMissing:
+        return []  # the first image creates it
+    except StoreUnavailable as error:
+        return [Finding("images", "fault", error.reason or error.message)]
+    return []
+
+
 def _judge_configuration(settings: Settings, facts: StoreFacts) -> Sequence[Finding]:
-    return [judge_eviction(facts), judge_persistence(facts), judge_bound(settings, facts)]
+    if not facts.is_known:
+        message = (
+            "Redis' ACL forbids INFO, so eviction policy, persistence and maxmemory cannot be "
+            "checked: allow it (+info), or make sure of noeviction and appendonly yes."
+        )
+        return [Finding("eviction policy", "warning", message)]
+    return [
+        judge_eviction(settings, facts),
+        judge_persistence(facts),
+        judge_bound(settings, facts),
+    ]
 
 
 def judge_clock(facts: StoreFacts, *, host_now: float) -> Finding:
@@ -159,23 +190,38 @@ def judge_clock(facts: StoreFacts, *, host_now: float) -> Finding:
     return Finding("clock", "ok", f"{difference:.1f} s from the store's")
 
 
-def judge_eviction(facts: StoreFacts) -> Finding:
+def judge_eviction(settings: Settings, facts: StoreFacts) -> Finding:
     """Whether the store may evict keys, budgets or the ledger."""
     policy = facts.eviction_policy
     if policy in (None, "noeviction"):
         return Finding("eviction policy", "ok", policy or "only images are evicted")
-    return Finding(
-        "eviction policy",
-        "fault",
-        f"Redis has maxmemory-policy {policy} and may evict keys, budgets and the ledger: set "
-        "noeviction, or use a separate Redis for images (GATEWAY_BLOBS_URL).",
+    message = f"Redis has maxmemory-policy {policy} and may evict keys, budgets and the ledger"
+    if facts.maxmemory_bytes is None:
+        message = f"{message} once maxmemory is set"
+    if settings.store.allow_eviction:
+        message = f"{message}; store.allow_eviction accepts that."
+        return Finding("eviction policy", "warning", message)
+    message = (
+        f"{message}, so no gateway starts: set noeviction. Only a separate Redis for images "
+        "(GATEWAY_BLOBS_URL) may evict."
     )
+    return Finding("eviction policy", "fault", message)
 
 
 def judge_persistence(facts: StoreFacts) -> Finding:
     """Whether acknowledged writes survive a restart of the store."""
+    if facts.kind == "sqlite":
+        message = (
+            "acknowledged writes survive a crash; a power cut loses no reservation and no change "
+            "of keys, but may lose the last other writes"
+        )
+        return Finding("persistence", "ok", message)
     if facts.is_durable:
-        return Finding("persistence", "ok", "acknowledged writes survive a restart")
+        message = (
+            "acknowledged writes survive a restart; a power cut loses up to a second of them, or "
+            "none with appendfsync always"
+        )
+        return Finding("persistence", "ok", message)
     message = "A restart of Redis loses keys, open purchases and the ledger: set appendonly yes."
     return Finding("persistence", "warning", message)
 

@@ -32,3 +32,14 @@ class SchemaMismatch(Exception):
         self.location = location
         self.found = found
         self.supported = supported
+
+
+class StoreMisconfigured(Exception):
+    """A server answers, but the gateway cannot use it until an operator changes a setting.
+
+    Its message is one line, which names the fault and the fix.
+    """
+
+
+class StoreReadOnly(StoreMisconfigured):
+    """The server is a replica. During a failover the address may lead to one for seconds."""

@@ -25,13 +25,15 @@ MAX_CONCURRENT_BATCHES: Final = 128
 class InstrumentedStore:
     """Calls `on_result(is_available)` after each batch, for metrics and health.
 
-    After a failure only a batch that writes shows that the store is available again.
+    `reason` says why the last batch failed, if that is known. After a failure only a batch that
+    writes shows that the store is available again.
     """
 
     def __init__(self, store: Store, on_result: Callable[[bool], None]) -> None:
         self._store = store
         self._on_result = on_result
         self._has_failed = False
+        self.reason: str | None = None
         self.name = store.name
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
@@ -40,12 +42,14 @@ class InstrumentedStore:
             results = await self._store.execute(commands)
         except StoreUnavailable as error:
             self._has_failed = not isinstance(error, StoreFull)  # a full store is available
+            # A queued batch that fails with another has no reason of its own.
+            self.reason = error.reason or self.reason
             self._on_result(not self._has_failed)
             raise
         # SQLite can often be read although it cannot be written.
         if self._has_failed and not any(isinstance(c, WRITE_COMMANDS) for c in commands):
             return results
-        self._has_failed = False
+        self._has_failed, self.reason = False, None
         self._on_result(True)
         return results
 

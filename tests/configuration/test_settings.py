@@ -1,6 +1,7 @@
 """`gateway.yaml`: its values, its references to the environment, and its error messages."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,64 @@ def test_no_secret_is_in_the_printed_settings(tmp_path: Path):
     )
     settings = load(tmp_path, text)
     assert "hunter2" not in f"{settings!r}{settings}{settings.model_dump_json()}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "unix:///run/redis/redis.sock",
+        "unix:///run/redis/redis.sock?db=2&password=word",
+        "unix://user:word@/run/redis/redis.sock",
+        "redis://:p%2Fw%23%3F@cache.example.com:6379/3",
+        "redis://[::1]:6379/0",
+        "rediss://cache.example.com/0?ssl_ca_certs=tests/tls/authority.pem",
+        "rediss://cache.example.com?ssl_certfile=tests/tls/server.pem&ssl_keyfile=tests/tls/server-key.pem",
+    ],
+)
+def test_every_kind_of_redis_is_accepted_for_books_and_images(tmp_path: Path, url: str):
+    store = load(tmp_path, f"store: {{redis_url: '{url}', blobs_url: '{url}'}}\n").store
+    assert store.redis_url == store.blobs_url == SecretStr(url)
+    patterns = [
+        option["pattern"]
+        for field in ("redis_url", "blobs_url")
+        for option in json_schema()["$defs"]["StoreSettings"]["properties"][field]["anyOf"]
+        if "pattern" in option
+    ]
+    assert [bool(re.search(pattern, url)) for pattern in patterns] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("redis://:hunter/2@host:6379/0", "written as %2F"),
+        ("redis://:hunter#2@host:6379/0", "written as %2F %23"),
+        ("redis://u:12?hunter2@host:6379/0", "%3F"),
+        ("redis://:12/hunter2@host:6379/0", "written as %2F"),
+        ("redis://:hunter 2@host:6379/0", "written as"),
+        ("redis://host/0/hunter2", "written as"),
+        ("unix://hunter2/redis.sock", "unix:///path"),
+        ("redis://host/0?ssl_ca_cert=hunter2", "ssl_ca_certs"),
+        ("redis://host/0?hunter2=1", "only options that redis-py knows"),
+        ("rediss://host/0?ssl_ca_certs=/hunter2", "No such file"),
+        ("rediss://host/0?ssl_cert_reqs=hunter2", "only options"),
+        (
+            "rediss://host/0?ssl_certfile=tests/tls/server.pem&ssl_keyfile=tests/tls/renewed-key.pem",
+            "ssl_keyfile",
+        ),
+    ],
+)
+@pytest.mark.parametrize("field", ["redis_url", "blobs_url"])
+def test_a_redis_url_that_cannot_be_used_is_refused_in_one_line(
+    tmp_path: Path, field: str, url: str, words: str
+):
+    """Without quoting it, because it may have a password."""
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, f"store: {{{field}: '{url}'}}\n")
+    message = str(caught.value)
+    assert words in message
+    assert f"store.{field}" in message
+    assert "hunter" not in message
+    assert "\n" not in message
 
 
 # ── values ──────────────────────────────────────────────────────────────────────────────────

@@ -33,6 +33,7 @@ from gateway.process.checks import (
     judge_bound,
     judge_clock,
     judge_parser,
+    judge_persistence,
     judge_prices,
     judge_public_url,
     judge_trusted_proxies,
@@ -223,6 +224,28 @@ async def test_a_redis_that_evicts_is_a_fault(
     assert levels(found, "fault") == {"eviction policy"}
     assert policy in found["eviction policy"].message
     assert "noeviction" in found["eviction policy"].message
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lfu", "volatile-lru"])
+async def test_eviction_that_is_allowed_is_a_warning(
+    tmp_path: Path, durable: DurableRedis, upstream: Upstream, policy: str
+) -> None:
+    configure(durable.url, maxmemory_policy=policy, maxmemory=100 * MIB)
+    store = {"allow_eviction": True}
+    settings = make_settings(tmp_path / "data", upstream.base_url, durable.url, store=store)
+    async with run_gateway(settings) as here:
+        found = await findings_of(at(here))
+    assert levels(found, "warning") == {"eviction policy"}
+    assert policy in found["eviction policy"].message
+
+
+async def test_what_a_power_cut_may_lose_is_said(tmp_path: Path, durable_url: str | None) -> None:
+    settings = make_settings(tmp_path / "data", "http://127.0.0.1:9/v1", durable_url)
+    prepare(settings)
+    finding = judge_persistence(await facts_of(settings))
+    assert finding.level == "ok"
+    assert "a power cut loses" in finding.message
+    assert ("appendfsync always" if durable_url else "no reservation") in finding.message
 
 
 async def test_a_separate_redis_for_images_may_evict(
@@ -517,7 +540,11 @@ async def test_serve_logs_findings_once_and_serves_nevertheless(
     tmp_path: Path, redis_url: str, upstream: Upstream
 ) -> None:
     configure(redis_url, maxmemory_policy="allkeys-lru", maxmemory=100 * MIB)
-    options = {"server": {"listen": "0.0.0.0:0"}, "cache": {"total_bytes": "200MiB"}}
+    options = {
+        "server": {"listen": "0.0.0.0:0"},
+        "cache": {"total_bytes": "200MiB"},
+        "store": {"allow_eviction": True},
+    }
     try:
         async with run_processes(
             tmp_path, upstream.base_url, workers=2, redis_url=redis_url, options=options
@@ -531,7 +558,7 @@ async def test_serve_logs_findings_once_and_serves_nevertheless(
     assert {line["check"]: line["level"] for line in logged} == {
         "public URL": "warning",
         "server.listen": "warning",
-        "eviction policy": "error",
+        "eviction policy": "warning",
         "persistence": "warning",
         "cache bound": "error",
     }

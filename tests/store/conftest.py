@@ -11,6 +11,7 @@ from gateway.store.blobs.folder import FolderBlobs
 from gateway.store.blobs.redis import open_redis_blobs
 from gateway.store.protocol import BlobStore, Store
 from tests.conftest import OpenStore
+from tests.redis_server import restricted
 
 
 @pytest.fixture
@@ -33,5 +34,5 @@ async def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     if request.param == "folder":
         yield FolderBlobs(tmp_path / "blobs")
         return
-    async with open_redis_blobs(request.getfixturevalue("redis_url")) as opened:
+    async with open_redis_blobs(restricted(request.getfixturevalue("redis_url"))) as opened:
         yield opened

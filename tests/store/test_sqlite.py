@@ -425,6 +425,26 @@ def _run_in_process(path: Path, scenario: Scenario, number: int) -> Any:
     return asyncio.run(run())
 
 
+async def test_only_reservations_and_keys_wait_for_the_disk(sqlite_path: Path) -> None:
+    """A power cut loses neither them nor anything that was committed before."""
+    async with open_sqlite_store(sqlite_path) as store:
+        statements: list[str] = []
+        store._writer._db.set_trace_callback(statements.append)
+
+        async def levels(*commands_: Command[Any]) -> list[str]:
+            statements.clear()
+            await store.execute(commands_)
+            return [found.split()[-1] for found in statements if "synchronous" in found]
+
+        beat = commands.Heartbeat("w")
+        assert await levels(beat) == []
+        assert await levels(beat, commands.Reserve("p", "w", (), b"payload")) == ["FULL"]
+        assert await levels(commands.Reserve("q", "w", (), b"payload")) == []
+        assert await levels(beat) == ["NORMAL"]
+        revoked = commands.CompareAndSet((commands.Write("keys", "k", b"record", None),))
+        assert await levels(revoked) == ["FULL"]
+
+
 def test_several_processes_share_one_database(sqlite_path: Path) -> None:
     """Each slot is leased once, no budget is exceeded, every process receives a publication."""
     context = multiprocessing.get_context("spawn")

@@ -36,8 +36,13 @@ OPENERS: Final[Mapping[str, Callable[[str], AbstractAsyncContextManager[BlobStor
 
 def open_blob_store(url: str) -> AbstractAsyncContextManager[BlobStore]:
     """The blob store at a URL. Raises `ValueError` for a scheme without an opener."""
-    opener = OPENERS.get(url.partition("://")[0])
+    scheme = url.partition("://")[0]
+    if scheme == "unix":  # a Redis too, on this machine
+        return open_redis_blobs(url)
+    opener = OPENERS.get(scheme)
     if opener is None:
         schemes = ", ".join(f"{scheme}://" for scheme in OPENERS)
-        raise ValueError(f"The URL of a blob store begins with one of {schemes}.")
+        raise ValueError(
+            f"The URL of a blob store, unless it is unix:///path, begins with one of {schemes}."
+        )
     return opener(url)

@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError
 
 from gateway.store.commands import PutBlob
-from gateway.store.redis.client import RedisClient, create_pool, redacted_url, translate_reply
+from gateway.store.redis.client import RedisClient
 from gateway.store.redis.commands import read_cursor
 from gateway.store.redis.keys import DEFAULT_PREFIX, Keys, match_pattern
+from gateway.store.redis.rights import BLOB_COMMANDS
 
 DEFAULT_CAPACITY_BYTES: Final = 1 << 30
 """The bound on all blobs in a server without `maxmemory`."""
@@ -34,6 +35,7 @@ class RedisBlobs:
     def __init__(
         self, client: RedisClient, keys: Keys, *, kind: str = "blob", shares_server: bool = False
     ) -> None:
+        self.name = client.location
         self._client = client
         self._keys = keys
         self._kind = kind
@@ -85,10 +87,12 @@ class RedisBlobs:
 
     async def capacity_bytes(self) -> int:
         """Half of the server's `maxmemory`, or 1 GiB if it has none."""
-        # Not CONFIG GET, which many hosted servers forbid.
-        (info,) = await self._execute((b"INFO", b"memory"))
-        (maxmemory,) = re.findall(rb"^maxmemory:(\d+)", info, re.MULTILINE)
-        return int(maxmemory) // 2 or DEFAULT_CAPACITY_BYTES
+        # Not CONFIG GET, which many hosted servers forbid. An ACL may forbid this too.
+        (info,) = await self._client.execute([(b"INFO", b"memory")])
+        found = (
+            re.search(rb"^maxmemory:(\d+)", info, re.MULTILINE) if isinstance(info, bytes) else None
+        )
+        return (int(found[1]) // 2 if found is not None else 0) or DEFAULT_CAPACITY_BYTES
 
     async def sweep(self, limit: int) -> int:
         """0: Redis expires them itself."""
@@ -100,7 +104,7 @@ class RedisBlobs:
 
     async def check_schema(self) -> None:
         """As `RedisStore.check_schema`, for a server that has only blobs."""
-        await self._client.check_schema()
+        await self._client.check(BLOB_COMMANDS)
 
     def _key(self, digest: str) -> bytes:
         _check_digest(digest)
@@ -109,8 +113,8 @@ class RedisBlobs:
     async def _execute(self, *commands: tuple[bytes, ...]) -> list[Any]:
         replies = await self._client.execute(commands)
         for command, reply in zip(commands, replies, strict=True):
-            if isinstance(reply, ResponseError):
-                raise translate_reply(reply, command[0].decode()) from reply
+            if isinstance(reply, RedisError):
+                raise self._client.translate(reply, command[0].decode()) from reply
         return replies
 
 
@@ -134,8 +138,6 @@ async def open_redis_blobs(
     that evicts may evict the schema version; the next connection sets it again.
     """
     keys = Keys(prefix)
-    client = RedisClient(
-        create_pool(url), redacted_url(url), schema_key=keys.schema, may_create=may_create
-    )
+    client = RedisClient(url, keys=keys, may_create=may_create)
     async with client.open():
         yield RedisBlobs(client, keys, shares_server=shares_server)

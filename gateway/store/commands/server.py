@@ -31,6 +31,8 @@ class StoreFacts:
     """None: no limit."""
     is_durable: bool
     """Whether acknowledged changes survive a restart; a power cut may lose the last ones."""
+    is_known: bool = True
+    """False: Redis' ACL forbids INFO, so the three before are not known."""
 
 
 @dataclass(frozen=True, slots=True)

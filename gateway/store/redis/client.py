@@ -1,128 +1,69 @@
 """One Redis server: connecting, the handshake, scripts, and errors.
 
-This is the one place where redis-py's errors become `StoreUnavailable` and `StoreFull`. Pipelining
-is `connection`, notifications are `pubsub`, and the commands of the store are `commands`.
+This is the one place where redis-py's errors become `StoreUnavailable` and `StoreFull`. What an
+error means is in `faults`. Pipelining is `connection`, notifications are `pubsub`, and the commands
+of the store are `commands`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import SplitResult, urlsplit
 
 import structlog
 from redis import exceptions as redis_errors
-from redis.asyncio import ConnectionPool
-from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.driver_info import DriverInfo
 
-from gateway.errors import StoreFull, StoreUnavailable
-from gateway.store.handshake import SCHEMA_VERSION, SchemaMismatch, StoreMissing
+from gateway.errors import StoreFull, StoreUnavailable, detach
+from gateway.store.handshake import (
+    SCHEMA_VERSION,
+    SchemaMismatch,
+    StoreMisconfigured,
+    StoreMissing,
+    StoreReadOnly,
+)
+from gateway.store.redis.addresses import Addresses
 from gateway.store.redis.commands.encoding import RedisCommand
 from gateway.store.redis.connection import PipelinedConnection, RawCommand
+from gateway.store.redis.faults import (
+    CONNECTION_ERRORS,
+    Fault,
+    code_of,
+    find_fault,
+    is_reply,
+    refuses_in_script,
+    retires,
+)
+from gateway.store.redis.keys import Keys
+from gateway.store.redis.rights import find_missing_rights
 from gateway.store.redis.scripts import SCRIPTS, Script
+from gateway.store.redis.urls import TIMEOUT_SECONDS, create_pool, redacted_url
 
 log = structlog.get_logger(__name__)
 
-TIMEOUT_SECONDS: Final = 2.0
-"""For a batch of commands, connecting included (docs/reference/cache.md#store-unavailable)."""
+PROBE_SECONDS: Final = 1.0
+"""A connection that was not shown for so long to take writes is asked again, before a read."""
 
-SCHEMES: Final = ("redis", "rediss", "unix")
+RETRY_SECONDS: Final = 0.25
+"""The pause before another attempt to connect to a server that answers but cannot be used."""
 
-CONNECTION_ERRORS: Final = (
-    redis_errors.ConnectionError,
-    redis_errors.TimeoutError,
-    redis_errors.InvalidResponse,
-    OSError,  # includes asyncio's TimeoutError
-)
-"""The server is unavailable, silent, or does not speak Redis' protocol."""
+NO_EVICTION: Final = b"noeviction"
 
-_EXECUTE_ERRORS: Final = (*CONNECTION_ERRORS, redis_errors.ResponseError, SchemaMismatch)
+_CANNOT_CONNECT: Final = (*CONNECTION_ERRORS, redis_errors.ResponseError)
 
-_UNAVAILABLE_ERRORS: Final = (
-    redis_errors.ReadOnlyError,
-    redis_errors.ClusterDownError,
-    redis_errors.TryAgainError,
-)
+_EXECUTE_ERRORS: Final = (*_CANNOT_CONNECT, SchemaMismatch)
 
-_UNAVAILABLE_CODES: Final = ("MISCONF", "NOREPLICAS", "BUSY", "READONLY")
-"""Codes without a class in redis-py, or that lose it when a script receives them."""
-
-_INVALID_URL: Final = (
-    "The Redis URL cannot be read; it looks like redis://user:password@host:6379/0 or"
-    " unix:///path?db=0, with signs like / in a password written as %2F."
-)
-
-_DRIVER_INFO: Final = DriverInfo()
-"""What Redis' `CLIENT LIST` shows."""
-
-_DATABASE_PATH: Final = re.compile(r"(/\d*)?")
+_POLICY: Final = re.compile(rb"^maxmemory_policy:([\w-]+)", re.MULTILINE)
 
 
-def redacted_url(url: str) -> str:
-    """A Redis URL without user, password and options.
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """An attempt to connect that failed, for all requests that waited for it."""
 
-    Raises `ValueError` for a URL that is invalid or not supported; its message never quotes the
-    URL.
-    """
-    scheme = url.partition("://")[0]
-    if scheme in ("redis+sentinel", "redis+cluster"):
-        raise ValueError(f"{scheme}:// is not supported yet; use redis://, rediss:// or unix://.")
-    if scheme not in SCHEMES:
-        raise ValueError("A Redis URL begins with redis://, rediss:// or unix://.")
-    parts = urlsplit(url)
-    if not _is_complete(parts):
-        raise ValueError(_INVALID_URL)
-    return f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def _is_complete(parts: SplitResult) -> bool:
-    if parts.scheme == "unix":
-        return bool(parts.path)
-    try:
-        has_valid_port = parts.port is None or parts.port > 0
-    except ValueError:
-        return False
-    # A password with a bare `/`, `?` or `#` ends the host early, so the rest is no database.
-    return bool(parts.hostname) and has_valid_port and bool(_DATABASE_PATH.fullmatch(parts.path))
-
-
-def create_pool(url: str) -> ConnectionPool:
-    """A factory of connections; it keeps none. Raises `ValueError` for an invalid option."""
-    try:
-        return ConnectionPool.from_url(
-            url,
-            # redis-py would put `wait_for` around every write, which on Python 3.11 can swallow a
-            # cancellation. Each use of a connection has one deadline around all of it instead.
-            socket_timeout=None,
-            socket_connect_timeout=TIMEOUT_SECONDS,
-            # Retries inside redis-py would use up the one deadline of the batch.
-            retry=Retry(NoBackoff(), 0),
-            # RESP3 would return the reply of HGETALL as a map, which `encoding.pairs` does not
-            # read.
-            protocol=2,
-            # Otherwise each attempt to connect reads redis-py's version from the files of its
-            # package, and leaves the collector 30 objects.
-            driver_info=_DRIVER_INFO,
-            decode_responses=False,
-        )
-    except ValueError:
-        raise ValueError(_INVALID_URL) from None
-
-
-def translate_reply(error: redis_errors.ResponseError, command: str) -> Exception:
-    """An error reply as `StoreFull`, `StoreUnavailable`, or `RuntimeError` for a bug of ours."""
-    code = str(error).split(" ", 1)[0]
-    if isinstance(error, redis_errors.OutOfMemoryError) or code == "OOM":
-        return StoreFull()
-    if isinstance(error, _UNAVAILABLE_ERRORS) or code in _UNAVAILABLE_CODES:
-        return StoreUnavailable()
-    return RuntimeError(f"Redis refused {command}: {error}")
+    error: Exception
 
 
 class RedisClient:
@@ -130,29 +71,41 @@ class RedisClient:
 
     After every connect it checks or sets the server's schema version and loads `scripts`, because
     the server may have been replaced meanwhile. Nothing else is sent to a server of another schema
-    version. `location` is for messages.
+    version, or to one that takes no writes. A client that `holds_books` logs a server that may
+    evict them. `on_connected` is called after every connect, and `location` is for messages.
+
+    Raises `ValueError` for a URL that cannot be used; its message never quotes the URL.
     """
 
     def __init__(
         self,
-        pool: ConnectionPool,
-        location: str,
+        url: str,
         *,
-        schema_key: str,
+        keys: Keys,
         scripts: Sequence[Script] = (),
         may_create: bool = True,
+        holds_books: bool = False,
     ) -> None:
-        self._pool = pool
-        self._location = location
-        self._schema_key = schema_key.encode()
+        self.location = redacted_url(url)
+        pool = create_pool(url)
+        self.addresses = Addresses(pool)
+        self._user = str(pool.connection_kwargs.get("username") or "default")
+        self._keys = keys
         self._scripts = scripts
         self._may_create = may_create
-        self._connection: AbstractConnection | None = None
+        self._holds_books = holds_books
+        self.on_connected: Callable[[], None] = lambda: None
+        # A write that changes nothing: a replica refuses it, and a full server does not.
+        self._probe: RawCommand = (b"DEL", keys.probe.encode())
+        self._next_probe_at = 0.0
         self._pipeline: PipelinedConnection | None = None
-        self._connecting = asyncio.Lock()
+        self._attempt: asyncio.Task[PipelinedConnection | _Failure] | None = None
+        self._next_attempt_at = 0.0
+        self._shaking_hands = asyncio.Lock()
         self._handshakes = 0
         self._is_closed = False
         self._logged_reasons: set[str] = set()  # since the last handshake
+        self._logged_policy = NO_EVICTION
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -161,44 +114,122 @@ class RedisClient:
             yield
         finally:
             self._is_closed = True
-            await self._disconnect()
+            if self._attempt is not None:
+                self._attempt.cancel()
+                await asyncio.wait([self._attempt])
+            if self._pipeline is not None:
+                self._pipeline.abort(redis_errors.ConnectionError("the store is closed"))
 
     async def execute(self, commands: Sequence[RawCommand]) -> list[Any]:
-        """The replies in order; a command that Redis refuses has a `ResponseError` as its reply.
+        """The replies in order; a command that Redis refuses has a `RedisError` as its reply.
 
-        Raises `StoreUnavailable` if the server is unavailable, too slow, or of another schema
-        version.
+        Raises `StoreUnavailable` if the server is unavailable, too slow, read-only, or of another
+        schema version.
         """
-        deadline = _deadline()
-        try:
-            pipeline = await self._ready_pipeline(deadline)
-            return await pipeline.execute(commands, deadline=deadline)
-        except _EXECUTE_ERRORS as error:
-            raise self._translate(error) from error
+        return await self._execute(commands, _find_unexecuted)
 
     async def run(self, commands: Sequence[RedisCommand]) -> list[Any]:
         """As `execute`; loads the scripts again if a restarted server has lost them."""
+        return await self._execute(
+            [each.command for each in commands], lambda replies: _find_repeats(commands, replies)
+        )
+
+    async def _execute(
+        self,
+        commands: Sequence[RawCommand],
+        find_repeats: Callable[[Sequence[Any]], Sequence[int]],
+    ) -> list[Any]:
         deadline, handshakes = _deadline(), self._handshakes
         try:
             pipeline = await self._ready_pipeline(deadline)
-            replies = await pipeline.execute([c.command for c in commands], deadline=deadline)
-            if repeats := _find_repeats(commands, replies):
+            if deadline < self._next_probe_at:
+                replies = await pipeline.execute(commands, deadline=deadline)
+                repeats = find_repeats(replies)
+            else:
+                # A master that was demoted meanwhile still answers reads, with what it had then.
+                # So the probe comes first.
+                self._next_probe_at = deadline + PROBE_SECONDS
+                probing = [self._probe, *commands]
+                probed, *replies = await pipeline.execute(probing, deadline=deadline)
+                is_retired = isinstance(probed, redis_errors.RedisError) and retires(probed)
+                repeats = range(len(replies)) if is_retired else find_repeats(replies)
+            if repeats:
+                # A server that takes no writes has executed none of these, and a new connection
+                # may lead to one that does.
                 pipeline = await self._ready_pipeline(deadline, handshakes=handshakes + 1)
-                repeated = await pipeline.execute(
-                    [commands[i].command for i in repeats], deadline=deadline
-                )
+                repeated = await pipeline.execute([commands[i] for i in repeats], deadline=deadline)
                 for i, reply in zip(repeats, repeated, strict=True):
                     replies[i] = reply
         except _EXECUTE_ERRORS as error:
             raise self._translate(error) from error
         return replies
 
-    async def check_schema(self) -> None:
-        """Raises `SchemaMismatch`, `StoreMissing` or `StoreUnavailable` if it cannot be used."""
+    async def check(
+        self, names: Sequence[str], *, subscribe: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """Checks the server, and that its user may use the commands `names` and `subscribe`.
+
+        Raises `SchemaMismatch`, `StoreMissing`, `StoreMisconfigured`, `StoreReadOnly`, `StoreFull`,
+        or `StoreUnavailable` with its reason.
+        """
+        deadline = _deadline()
         try:
-            await self._ready_pipeline(_deadline())
-        except CONNECTION_ERRORS as error:
-            raise StoreUnavailable from error
+            pipeline = await self._ready_pipeline(deadline)
+            fault = await self._find_missing_rights(pipeline, names, deadline=deadline)
+            if fault is None and subscribe is not None:
+                await subscribe()
+        except _CANNOT_CONNECT as error:
+            fault = await self._diagnose(error, names)
+            if fault is None:
+                raise self.translate(error, "the handshake") from error
+            raise self._refusal(fault, code_of(error)) from error
+        except StoreMissing:
+            if (fault := await self._find_missing_rights_anew(names)) is None:
+                raise
+        if fault is not None:
+            raise self._refusal(fault)
+
+    async def _find_missing_rights(
+        self, pipeline: PipelinedConnection, names: Sequence[str], *, deadline: float
+    ) -> Fault | None:
+        missing = await find_missing_rights(pipeline, names, keys=self._keys, deadline=deadline)
+        return missing.as_fault(self._user, self._keys.prefix) if missing is not None else None
+
+    async def _diagnose(self, error: Exception, names: Sequence[str]) -> Fault | None:
+        """As `find_fault`; also looks at the server, if the error does not say enough."""
+        fault = self._find_fault(error)
+        if fault is None:
+            return None
+        if not is_reply(error):
+            return fault if fault.lasts else await self.addresses.diagnose() or fault
+        if code_of(error) != "NOPERM" and not refuses_in_script(error):
+            return fault
+        # One error names one right at most, and an operator wants all of them.
+        return await self._find_missing_rights_anew(names) or fault
+
+    async def _find_missing_rights_anew(self, names: Sequence[str]) -> Fault | None:
+        """Over a connection of its own, because there was no handshake."""
+        try:
+            address = (await self.addresses.resolve())[0]
+            pipeline = PipelinedConnection(await self.addresses.connect(address))
+        except _CANNOT_CONNECT:
+            return None
+        try:
+            return await self._find_missing_rights(pipeline, names, deadline=_deadline())
+        finally:
+            pipeline.abort(redis_errors.ConnectionError("the check has ended"))
+
+    def translate(self, reply: Exception, command: str) -> Exception:
+        """A reply as `StoreFull`, `StoreUnavailable`, or `RuntimeError` for a bug of ours."""
+        if code_of(reply) == "OOM":
+            return StoreFull()
+        if (fault := self._find_fault(reply)) is None:
+            return RuntimeError(f"Redis refused {command}: {reply}")
+        reason = f"The Redis {fault.text}"
+        self._log_once(reason)
+        return StoreUnavailable(reason=reason)
+
+    # ── connecting ──────────────────────────────────────────────────────────────────────────
 
     async def _ready_pipeline(self, deadline: float, *, handshakes: int = 1) -> PipelinedConnection:
         """The open connection; `handshakes` is the least number of them that this client has done.
@@ -206,83 +237,167 @@ class RedisClient:
         Requests that find the scripts lost at the same time share one further handshake.
         """
         pipeline = self._pipeline
-        if pipeline is not None and pipeline.is_open and self._handshakes >= handshakes:
+        is_open = pipeline is not None and pipeline.is_open
+        if pipeline is not None and is_open and self._handshakes >= handshakes:
             return pipeline
-        # One request connects. The others wait for it, each until its own deadline.
-        async with asyncio.timeout_at(deadline), self._connecting:
-            if self._pipeline is None or not self._pipeline.is_open:
-                self._pipeline = await self._connect(deadline)
-            elif self._handshakes < handshakes:
-                await self._shake_hands(self._pipeline, deadline)
-            return self._pipeline
+        async with asyncio.timeout_at(deadline):
+            if pipeline is None or not is_open:
+                return await self._share_attempt()
+            async with self._shaking_hands:
+                if self._handshakes < handshakes:
+                    await self._shake_hands(pipeline, deadline)
+            return pipeline
+
+    async def _share_attempt(self) -> PipelinedConnection:
+        """Requests that need a connection at the same time share the attempt, and its failure."""
+        # A task that is still running must not reconnect.
+        if not self._is_closed and (self._attempt is None or self._attempt.done()):
+            self._attempt = asyncio.create_task(self._attempt_to_connect(), name="redis-connect")
+        attempt = self._attempt
+        if attempt is not None:
+            # The attempt goes on if this request is cancelled or times out.
+            await asyncio.wait([attempt])
+        if attempt is None or self._is_closed:
+            raise redis_errors.ConnectionError("the store is closed")
+        outcome = attempt.result()
+        if isinstance(outcome, _Failure):
+            raise _copy(outcome.error)
+        return outcome
+
+    async def _attempt_to_connect(self) -> PipelinedConnection | _Failure:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._next_attempt_at - loop.time())
+        try:
+            self._pipeline = await self._connect(_deadline())
+        except (*_EXECUTE_ERRORS, StoreMissing) as error:
+            if is_reply(error):
+                self._next_attempt_at = loop.time() + RETRY_SECONDS
+            return _Failure(detach(error))
+        self.on_connected()
+        return self._pipeline
 
     async def _connect(self, deadline: float) -> PipelinedConnection:
-        await self._disconnect()
-        # A task that is still running must not reconnect.
-        if self._is_closed:
-            raise redis_errors.ConnectionError("the store is closed")
-        self._connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
-        await self._connection.connect()
-        pipeline = PipelinedConnection(self._connection)
-        await self._shake_hands(pipeline, deadline)
-        return pipeline
-
-    async def _disconnect(self) -> None:
-        if self._pipeline is not None:
-            self._pipeline.abort(redis_errors.ConnectionError("the connection is closed"))
-        if self._connection is not None:
-            await self._connection.disconnect(nowait=True)
+        """Connects to the first of the host's addresses whose server takes writes."""
+        addresses = await self.addresses.resolve()
+        for i, address in enumerate(addresses):
+            now = asyncio.get_running_loop().time()
+            until = now + (deadline - now) / (len(addresses) - i)
+            try:
+                async with asyncio.timeout_at(until):
+                    pipeline = PipelinedConnection(await self.addresses.connect(address))
+                try:
+                    await self._shake_hands(pipeline, until)
+                except BaseException:
+                    pipeline.abort(redis_errors.ConnectionError("the handshake failed"))
+                    raise
+            except _CANNOT_CONNECT as error:
+                may_be_another = retires(error) or not is_reply(error)
+                if i + 1 == len(addresses) or not may_be_another:
+                    raise
+            else:
+                self.addresses.current = address
+                return pipeline
+        raise redis_errors.ConnectionError("the host has no address")
 
     async def _shake_hands(self, pipeline: PipelinedConnection, deadline: float) -> None:
         source, version = SCRIPTS["handshake"].source, str(SCHEMA_VERSION).encode()
-        handshake = (b"EVAL", source, b"1", self._schema_key, version, b"%d" % self._may_create)
-        (found,) = await pipeline.execute([handshake], deadline=deadline)
-        if isinstance(found, redis_errors.ResponseError):
-            raise translate_reply(found, "the handshake") from found
+        schema_key = self._keys.schema.encode()
+        handshake = (b"EVAL", source, b"1", schema_key, version, b"%d" % self._may_create)
+        found, probed = await pipeline.execute([handshake, self._probe], deadline=deadline)
+        # With MISCONF, what is stored can still be read.
+        if isinstance(probed, redis_errors.RedisError) and code_of(probed) != "MISCONF":
+            raise probed
+        if isinstance(found, redis_errors.RedisError):
+            raise found
         if found is None:
-            raise StoreMissing(self._location)
+            raise StoreMissing(self.location)
         if found != version:
-            raise SchemaMismatch(self._location, str(found, errors="replace"))
+            raise SchemaMismatch(self.location, str(found, errors="replace"))
         loads = [(b"SCRIPT", b"LOAD", script.source) for script in self._scripts]
-        await pipeline.execute(loads, deadline=deadline)
+        inspect = [(b"INFO", b"memory")] if self._holds_books else []
+        replies = await pipeline.execute([*loads, *inspect], deadline=deadline)
+        for reply in replies[: len(loads)]:
+            if isinstance(reply, redis_errors.RedisError):
+                raise reply
+        if self._holds_books:
+            self._warn_of_eviction(replies[-1])
         self._handshakes += 1
+        self._next_probe_at = deadline + PROBE_SECONDS
         if self._logged_reasons:
-            log.info("store_available", store=self._location)
+            log.info("store_available", store=self.location)
             self._logged_reasons.clear()
+
+    def _warn_of_eviction(self, info: Any) -> None:
+        """Logs a policy other than `noeviction`, once after each change."""
+        found = _POLICY.search(info) if isinstance(info, bytes) else None
+        policy = found[1] if found is not None else NO_EVICTION
+        # At the first connect the start has reported it, unless the server was not there yet.
+        is_news = self._handshakes > 0 or bool(self._logged_reasons)
+        if is_news and policy not in (NO_EVICTION, self._logged_policy):
+            log.warning("store_may_evict", store=self.location, policy=policy.decode())
+        self._logged_policy = policy
+
+    # ── errors ──────────────────────────────────────────────────────────────────────────────
+
+    def _find_fault(self, error: BaseException) -> Fault | None:
+        return find_fault(
+            error, user=self._user, prefix=self._keys.prefix, is_tls=self.addresses.is_tls
+        )
+
+    def _refusal(self, fault: Fault, code: str = "") -> Exception:
+        text = f"The Redis at {self.location} {fault.text}"
+        if code == "READONLY":
+            return StoreReadOnly(text)
+        return StoreMisconfigured(text) if fault.lasts else StoreUnavailable(reason=text)
 
     def _translate(self, error: Exception) -> Exception:
         if isinstance(error, SchemaMismatch):
             self._log_once(str(error))
             # Clients see this message; it does not name the store's location.
-            return StoreUnavailable(
+            text = (
                 f"The gateway's store has schema version {error.found};"
                 f" this gateway reads version {error.supported}."
             )
-        if isinstance(error, redis_errors.ResponseError):
-            return translate_reply(error, "the connection")
-        self._log_once(f"{type(error).__name__}: {error}")
-        return StoreUnavailable()
+            return StoreUnavailable(text, reason=text)
+        return self.translate(error, "the connection")
 
     def _log_once(self, reason: str) -> None:
         """Logs each reason once per outage."""
         if reason not in self._logged_reasons:
             self._logged_reasons.add(reason)
-            log.warning("store_unavailable", store=self._location, reason=reason)
+            log.warning("store_unavailable", store=self.location, reason=reason)
+
+
+def _copy(error: Exception) -> Exception:
+    """An equal error: the traceback of one that many requests raise would grow."""
+    copied = type(error).__new__(type(error), *error.args)
+    vars(copied).update(vars(error))
+    return copied
 
 
 def _deadline() -> float:
     return asyncio.get_running_loop().time() + TIMEOUT_SECONDS
 
 
-def _find_repeats(commands: Sequence[RedisCommand], replies: Sequence[Any]) -> list[int]:
-    """The indexes of commands to send again because the server has lost the scripts.
+def _find_repeats(commands: Sequence[RedisCommand], replies: Sequence[Any]) -> Sequence[int]:
+    """The indexes of commands to send again, because none of them was executed as it should be.
 
-    These are the scripts that failed for it, and the plain reads after the first of them: they
-    were executed before the commands that precede them.
+    If the server has lost the scripts, these are the scripts that failed for it, and the plain
+    reads after the first of them: they were executed before the commands that precede them.
     """
     repeats: list[int] = []
     for i, (command, reply) in enumerate(zip(commands, replies, strict=True)):
+        if isinstance(reply, redis_errors.RedisError) and retires(reply):
+            return [*repeats, *range(i, len(replies))]
         is_lost = isinstance(reply, redis_errors.NoScriptError)
         if is_lost or (repeats and command.script is None):
             repeats.append(i)
     return repeats
+
+
+def _find_unexecuted(replies: Sequence[Any]) -> Sequence[int]:
+    """The first command that a server without writes refused, and all that follow it."""
+    for i, reply in enumerate(replies):
+        if isinstance(reply, redis_errors.RedisError) and retires(reply):
+            return range(i, len(replies))
+    return ()

@@ -20,6 +20,8 @@ import hiredis
 from redis import exceptions as redis_errors
 from redis.asyncio.connection import AbstractConnection
 
+from gateway.store.redis import faults
+
 RawCommand = tuple[Any, ...] | bytes
 """Arguments (bytes, integers, and text that is sent as UTF-8), or a packed command."""
 
@@ -42,15 +44,18 @@ class _PendingRequest:
 
 
 class PipelinedConnection(asyncio.Protocol):
-    """A connection that is open until it is lost; it never reconnects.
+    """A connection that is open until it is lost or retired; it never reconnects.
 
-    Times are those of the event loop's clock.
+    It retires when the server says that it takes no writes now, as a demoted master does: requests
+    that were sent still get their replies, and then it closes. Times are those of the event loop's
+    clock.
     """
 
     def __init__(self, connection: AbstractConnection) -> None:
         self._loop = asyncio.get_running_loop()
         connected = cast(Any, connection)
-        self._transport: asyncio.Transport = connected._writer.transport  # noqa: SLF001 - no other way
+        self._writer = connected._writer  # noqa: SLF001 - no other way
+        self._transport: asyncio.Transport = self._writer.transport
         # From here on redis-py receives nothing from this socket.
         self._transport.set_protocol(self)
         self._reader = hiredis.Reader(
@@ -58,12 +63,16 @@ class PipelinedConnection(asyncio.Protocol):
             replyError=connected._parser.parse_error,  # noqa: SLF001 - for its classes of errors
             notEnoughData=_INCOMPLETE,
         )
+        # Nor does it close the socket.
+        connected._reader = connected._writer = None  # noqa: SLF001 - as above
         self._outgoing: list[bytes] = []
         self._pending: deque[_PendingRequest] = deque()
         self._last_received = self._loop.time()
         self._next_check = math.inf
         self._timer: asyncio.TimerHandle | None = None
+        self._is_lost = False
         self.is_open = True
+        """Whether it takes requests."""
 
     async def execute(self, commands: Sequence[RawCommand], *, deadline: float) -> list[Any]:
         """The replies in order; a command that Redis refuses has a `ResponseError` as its reply.
@@ -94,9 +103,15 @@ class PipelinedConnection(asyncio.Protocol):
         self._fail(reason)
         self._transport.abort()
 
+    def retire(self) -> None:
+        """Takes no more requests, and closes after the replies to those that were sent."""
+        self.is_open = False
+        if all(request.done.done() for request in self._pending):
+            self.abort(redis_errors.ConnectionError("the connection is retired"))
+
     def _flush(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
-        if self.is_open:
+        if not self._is_lost:
             self._transport.writelines(outgoing)
 
     # ── deadlines: one timer for all pending requests ───────────────────────────────────────
@@ -128,6 +143,8 @@ class PipelinedConnection(asyncio.Protocol):
                     # The server sent nothing in all that time: no other request should wait for it.
                     self.abort(TimeoutError())
                     return
+        if not (self.is_open or self._is_lost):
+            self.retire()
 
     # ── asyncio.Protocol ────────────────────────────────────────────────────────────────────
 
@@ -147,10 +164,10 @@ class PipelinedConnection(asyncio.Protocol):
         self._fail(redis_errors.ConnectionError(message))
 
     def _receive(self, reply: Any) -> None:
-        if isinstance(reply, redis_errors.ConnectionError):  # "loading", for example
-            raise reply
         if not self._pending:
-            raise redis_errors.InvalidResponse("a reply without a request")
+            # A server that refuses the connection says so before the first request.
+            is_refusal = isinstance(reply, redis_errors.RedisError)
+            raise reply if is_refusal else redis_errors.InvalidResponse("a reply without a request")
         request = self._pending[0]
         request.replies.append(reply)
         if len(request.replies) == request.count:
@@ -158,9 +175,13 @@ class PipelinedConnection(asyncio.Protocol):
             # A cancelled or expired request is done already, and its replies are dropped.
             if not request.done.done():
                 request.done.set_result(request.replies)
+        if isinstance(reply, redis_errors.RedisError) and faults.retires(reply):
+            self.is_open = False
+        if not (self.is_open or self._is_lost):
+            self.retire()
 
     def _fail(self, reason: Exception) -> None:
-        self.is_open = False
+        self.is_open, self._is_lost = False, True
         if self._timer is not None:
             self._timer.cancel()
         pending, self._pending = self._pending, deque()

@@ -48,6 +48,7 @@ ephemeral blobs | the same |
 | `igw:flight-ids:{<flight>}` | set | the ids of the events | the same |
 | `igw:blob:<sha256>` | string | the bytes of an image | the longest requested |
 | `igw:ephemeral:<sha256>` | string | the bytes of a partial image | minutes, as requested |
+| `igw:probe` | – | never there: deleted to see whether the server takes writes | – |
 | `igw:events:<flight>` | channel | a notification for each event | – |
 
 Every script stays in one hash slot, so the keys work in a cluster: the books are one slot, the LRU
@@ -84,6 +85,11 @@ class Keys:
     @property
     def schema(self) -> str:
         return f"{self.prefix}schema"
+
+    @property
+    def probe(self) -> str:
+        """A key that never exists for longer than a script runs."""
+        return f"{self.prefix}probe"
 
     @property
     def books(self) -> str:

@@ -17,10 +17,11 @@ from typing import Any, Final
 
 import structlog
 from redis import exceptions as redis_errors
-from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 
-from gateway.store.redis.client import CONNECTION_ERRORS, TIMEOUT_SECONDS
+from gateway.store.redis.addresses import Addresses
+from gateway.store.redis.faults import CONNECTION_ERRORS
+from gateway.store.redis.urls import TIMEOUT_SECONDS
 
 log = structlog.get_logger(__name__)
 
@@ -67,14 +68,19 @@ class _Channel:
 
 
 class Notifications:
-    """Subscribes to channels over one connection, which reconnects by itself."""
+    """Subscribes to channels over one connection, which reconnects by itself.
 
-    def __init__(self, pool: ConnectionPool) -> None:
-        self._pool = pool
+    It leads to the server that takes the commands: a demoted master would still answer pings, but
+    never notify again.
+    """
+
+    def __init__(self, addresses: Addresses) -> None:
+        self._addresses = addresses
         self._channels: dict[bytes, _Channel] = {}
         self._outgoing: asyncio.Queue[tuple[bytes, ...]] = asyncio.Queue()
         self._unconfirmed: Counter[bytes] = Counter()  # subscriptions sent without a reply
         self._is_needed = asyncio.Event()
+        self._is_replaced = asyncio.Event()
         self._logged_reason: str | None = None
 
     @asynccontextmanager
@@ -86,6 +92,19 @@ class Notifications:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    def reconnect(self) -> None:
+        """The commands have a new connection, which may lead to another server."""
+        self._is_replaced.set()
+
+    async def check(self, channel: str) -> None:
+        """Subscribes once, over a connection of its own. Raises redis-py's errors."""
+        connection = await self._connect()
+        try:
+            await connection.send_packed_command(connection.pack_command(b"SUBSCRIBE", channel))
+            await connection.read_response(timeout=TIMEOUT_SECONDS)
+        finally:
+            await connection.disconnect(nowait=True)
 
     @asynccontextmanager
     async def subscribe(self, name: str) -> AsyncIterator[Subscription]:
@@ -146,15 +165,24 @@ class Notifications:
 
     async def _run_connection(self) -> None:
         """Connects, sends and receives until the connection is lost."""
-        connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        self._is_replaced.clear()
+        connection = await self._connect()
         try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
-                await connection.connect()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._send(connection))
                 tasks.create_task(self._receive(connection))
+                tasks.create_task(self._until_replaced())
         finally:
             await connection.disconnect(nowait=True)
+
+    async def _connect(self) -> AbstractConnection:
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            address = self._addresses.current or (await self._addresses.resolve())[0]
+            return await self._addresses.connect(address)
+
+    async def _until_replaced(self) -> None:
+        await self._is_replaced.wait()
+        raise redis_errors.ConnectionError("the commands have a new connection")
 
     async def _send(self, connection: AbstractConnection) -> None:
         # Only this task writes, so a subscriber that is cancelled never cuts a command in two.

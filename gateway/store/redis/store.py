@@ -8,15 +8,16 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final
 
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError
 
 from gateway.calendar import UTC_CALENDAR, Calendar
 from gateway.errors import StoreUnavailable
 from gateway.store.protocol import Command, Watch
-from gateway.store.redis.client import RedisClient, create_pool, redacted_url, translate_reply
+from gateway.store.redis.client import RedisClient
 from gateway.store.redis.commands import RedisCommand, encode
 from gateway.store.redis.keys import DEFAULT_PREFIX, Keys
 from gateway.store.redis.pubsub import Notifications
+from gateway.store.redis.rights import SCRIPT_COMMANDS, STORE_COMMANDS
 from gateway.store.redis.scripts import SCRIPTS
 from gateway.store.redis.windows import CurrentWindows, is_wrong_calendar
 
@@ -64,10 +65,10 @@ class RedisStore:
                 replies[i] = reply
         results = []
         for command, redis_command, reply in zip(commands, encoded, replies, strict=True):
-            if isinstance(reply, ResponseError):
+            if isinstance(reply, RedisError):
                 if is_wrong_calendar(reply):  # its clock jumps back and forth
                     raise StoreUnavailable
-                raise translate_reply(reply, type(command).__name__) from reply
+                raise self._client.translate(reply, type(command).__name__) from reply
             results.append(redis_command.read(reply))
         return results
 
@@ -82,12 +83,17 @@ class RedisStore:
         return self._notifications.subscribe(self._keys.channel(flight))
 
     async def check_schema(self) -> None:
-        """Turns an empty server into a store, if it may.
+        """Turns an empty server into a store, if it may, and checks the rights of its user.
 
-        Raises `SchemaMismatch`, `StoreMissing` or `StoreUnavailable`. A worker need not call this:
-        every connection begins with the same check.
+        Raises `SchemaMismatch`, `StoreMissing`, `StoreMisconfigured`, or `StoreUnavailable` with
+        its reason. A worker need not call this: every connection begins with the check of schema
+        and writes.
         """
-        await self._client.check_schema()
+        channel = self._keys.channel("probe")
+        await self._client.check(
+            (*SCRIPT_COMMANDS, *STORE_COMMANDS),
+            subscribe=lambda: self._notifications.check(channel),
+        )
 
 
 @asynccontextmanager
@@ -110,18 +116,20 @@ async def open_redis_store(
 
     Raises `ValueError` for a URL that cannot be used; its message never quotes the URL.
     """
-    name, keys, pool = redacted_url(url), Keys(prefix, day_at=calendar.day_at), create_pool(url)
+    keys = Keys(prefix, day_at=calendar.day_at)
     client = RedisClient(
-        pool,
-        name,
-        schema_key=keys.schema,
+        url,
+        keys=keys,
         scripts=tuple(SCRIPTS.values()),
         may_create=may_create,
+        holds_books=True,
     )
-    notifications = Notifications(pool)
+    # Notifications come from the server that takes the commands.
+    notifications = Notifications(client.addresses)
+    client.on_connected = notifications.reconnect
     async with client.open(), notifications.open():
         yield RedisStore(
-            name,
+            client.location,
             keys=keys,
             client=client,
             notifications=notifications,

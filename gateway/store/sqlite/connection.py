@@ -69,7 +69,8 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         # With a write-ahead log, NORMAL survives a crash of the process. A power cut may lose the
-        # last commits, but does not damage the database.
+        # last commits, but does not damage the database. `TransactionQueue` raises it to FULL for
+        # commits that must survive one too.
         db.execute("PRAGMA synchronous = NORMAL")
         if read_only:
             db.execute("PRAGMA query_only = ON")

@@ -12,9 +12,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from gateway.calendar import UTC_CALENDAR, Calendar
+from gateway.store.commands import CompareAndSet, Reserve
 from gateway.store.protocol import Command, Store, Watch
 from gateway.store.sqlite.change_poller import ChangePoller, EventWatch, open_change_poller
 from gateway.store.sqlite.commands import execute, is_read_only
@@ -22,6 +23,13 @@ from gateway.store.sqlite.commands.events import newest_events
 from gateway.store.sqlite.connection import check_sqlite_schema
 from gateway.store.sqlite.transaction import Transaction
 from gateway.store.sqlite.transaction_queue import TransactionQueue, open_transaction_queue
+
+DURABLE_COMMANDS: Final = (CompareAndSet, Reserve)
+"""Commands that survive a power cut, with all that was committed before them.
+
+A reservation, because then a purchase that the power cut interrupts is charged; what is lost after
+it, recovery settles at the estimate. And every change of a key: a revoked one must stay revoked.
+"""
 
 
 @asynccontextmanager
@@ -67,7 +75,8 @@ class _SqliteStore:
             return [execute(tx, command) for command in commands]
 
         transactions = self._reader if is_read_only(commands) else self._writer
-        results: list[Any] = await transactions.run(work)
+        is_durable = any(isinstance(command, DURABLE_COMMANDS) for command in commands)
+        results: list[Any] = await transactions.run(work, is_durable=is_durable)
         return results
 
     @asynccontextmanager

@@ -32,6 +32,8 @@ class _Request:
 
     work: Callable[[Transaction], Any]
     future: asyncio.Future[Any]
+    is_durable: bool
+    """Its commit must survive a power cut."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,13 +70,16 @@ class TransactionQueue:
         self._clock = clock
         self._calendar = calendar
         self._write_lock_of = write_lock_of
+        self._is_synced = False  # as `connect` leaves it
         self._loop = asyncio.get_running_loop()
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         # A daemon, because a thread that hangs on a disk must not keep the process from exiting.
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
 
-    async def run(self, work: Callable[[Transaction], Any]) -> Any:
+    async def run(self, work: Callable[[Transaction], Any], *, is_durable: bool = False) -> Any:
         """Runs `work` in a transaction, and returns its result or raises its exception.
+
+        With `is_durable` it returns once the commit would survive a power cut.
 
         Raises `StoreUnavailable` after two seconds. Work that the thread has begun by then may
         still be committed.
@@ -82,13 +87,14 @@ class TransactionQueue:
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 # The future is in no variable here: its error has this frame in the traceback.
-                return await self._queue(work)
+                return await self._queue(work, is_durable)
         except TimeoutError as error:
-            raise StoreUnavailable from error
+            reason = f"The embedded store did not answer within {TIMEOUT_SECONDS:.0f} s."
+            raise StoreUnavailable(reason=reason) from error
 
-    def _queue(self, work: Callable[[Transaction], Any]) -> asyncio.Future[Any]:
+    def _queue(self, work: Callable[[Transaction], Any], is_durable: bool) -> asyncio.Future[Any]:
         future = self._loop.create_future()
-        self._requests.put(_Request(work, future))
+        self._requests.put(_Request(work, future, is_durable))
         return future
 
     def start(self) -> None:
@@ -133,6 +139,7 @@ class TransactionQueue:
             self._loop.call_soon_threadsafe(deliver)
 
     def _commit(self, requests: list[_Request], *, begin: str) -> list[_Outcome]:
+        self._sync(is_full=any(request.is_durable for request in requests))
         self._db.execute(begin)
         try:
             outcomes = [self._run_one(request) for request in requests]
@@ -141,6 +148,12 @@ class TransactionQueue:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
         return outcomes
+
+    def _sync(self, *, is_full: bool) -> None:
+        """Whether the next commit waits for the disk; it cannot change within a transaction."""
+        if is_full != self._is_synced:
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if is_full else 'NORMAL'}")
+            self._is_synced = is_full
 
     def _run_one(self, request: _Request) -> _Outcome:
         """Runs a request in a savepoint, so that its failure undoes nothing of the others."""
@@ -166,7 +179,10 @@ def _as_ours(error: Exception) -> Exception:
         is_full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
     else:
         return error
-    unavailable = StoreFull() if is_full else StoreUnavailable()
+    # Not all of an `OSError`, which has a path.
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    reason = f"The embedded store cannot be used: {reason}."
+    unavailable = StoreFull() if is_full else StoreUnavailable(reason=reason)
     unavailable.__cause__ = detach(error)
     return unavailable
 

@@ -15,7 +15,11 @@ MAX_BYTES: Final = 1 << 60
 @encode.register
 def _inspect(_command: commands.Inspect, _keys: Keys) -> RedisCommand:
     def read(reply: Sequence[Any]) -> commands.StoreFacts:
-        now, info = reply
+        now, info, refusal = reply
+        if refusal:
+            return commands.StoreFacts(
+                "redis", now / SECOND, None, None, is_durable=False, is_known=False
+            )
         facts = _read_info(info)
         return commands.StoreFacts(
             "redis",
@@ -31,9 +35,10 @@ def _inspect(_command: commands.Inspect, _keys: Keys) -> RedisCommand:
 @encode.register
 def _measure_store(_command: commands.MeasureStore, _keys: Keys) -> RedisCommand:
     def read(reply: bytes) -> commands.StoreUse:
+        # Without the right to INFO nothing is known; `Inspect` says so.
         facts = _read_info(reply)
-        capacity = int(facts["maxmemory"]) or int(facts.get("total_system_memory", 0))
-        used = int(facts["used_memory"])
+        capacity = int(facts.get("maxmemory", 0)) or int(facts.get("total_system_memory", 0))
+        used = int(facts.get("used_memory", 0))
         # A hosted server may hide its machine's memory; then it has no limit that could be low.
         return commands.StoreUse("memory", used, capacity or MAX_BYTES)
 

@@ -1,0 +1,140 @@
+"""The addresses of one Redis URL: resolved at every connect, none of them remembered for the next.
+
+After a failover the name leads to another server while sockets to the old one stay open. A name may
+also have several addresses, of a master and its replicas: `client` takes the first that takes
+writes, and pub/sub follows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import AbstractConnection, SSLConnection
+
+from gateway.store.redis.faults import NOT_REDIS, OTHER_CODES, Fault, find_connection_fault
+
+_GREETING_SECONDS: Final = 0.1
+
+_LOOK_SECONDS: Final = 2.0
+"""For each look of `diagnose`."""
+
+
+class NamedSslConnection(SSLConnection):
+    """Connects to one address of a host, whose name the certificate must have."""
+
+    server_name: str | None = None
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        arguments = super()._connection_arguments()
+        return {**arguments, "server_hostname": self.server_name or self.host}
+
+
+class Addresses:
+    """Resolves the host of a pool's URL, and connects to one of its addresses."""
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool = pool
+        if pool.connection_class is SSLConnection:
+            pool.connection_class = NamedSslConnection
+        self.is_tls = pool.connection_class is NamedSslConnection
+        options = pool.connection_kwargs
+        self._path: str | None = options.get("path")
+        self._host = str(options.get("host") or "localhost")
+        self._port = int(options.get("port") or 6379)
+        self.current: str | None = None
+        """The address of the server that takes the commands."""
+
+    async def resolve(self) -> Sequence[str | None]:
+        """The addresses now, in the resolver's order; `[None]` for a unix socket."""
+        if self._path is not None:
+            return [None]
+        found = await asyncio.get_running_loop().getaddrinfo(
+            self._host, self._port, type=socket.SOCK_STREAM
+        )
+        return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+    async def connect(self, address: str | None) -> AbstractConnection:
+        """A connection with password and database. Raises redis-py's errors."""
+        connection: Any = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        if address is not None:
+            connection.host, connection.server_name = address, self._host
+        try:
+            await connection.connect()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection  # type: ignore[no-any-return]
+
+    async def diagnose(self) -> Fault | None:
+        """Looks at a server that a connection could not use, for a fault that it does not say.
+
+        A server that refuses a client closes the connection, so that its reason may be lost. One
+        that expects TLS, or does not, closes it or waits.
+        """
+        with contextlib.suppress(OSError):
+            async with asyncio.timeout(_LOOK_SECONDS):
+                greeting = await self._ask_in_plain_text()
+            if greeting.startswith(b"-DENIED"):
+                return Fault(OTHER_CODES["DENIED"], lasts=True)
+            if greeting.startswith(b"-ERR max number of clients"):
+                return Fault("has reached maxclients: raise it, or close other clients.")
+            if self.is_tls and greeting.startswith((b"+PONG", b"-NOAUTH", b"-LOADING", b"-ERR")):
+                return Fault("does not speak TLS: the URL should begin with redis://.", lasts=True)
+            if not self.is_tls and greeting and greeting[:1] not in b"+-":
+                return Fault(NOT_REDIS, lasts=True)
+        if self._path is not None:
+            return None
+        if self.is_tls:
+            return await self._read_alert()
+        with contextlib.suppress(OSError):
+            async with asyncio.timeout(_LOOK_SECONDS):
+                await self._shake_hands_over_tls()
+            return Fault("speaks TLS: the URL should begin with rediss://.", lasts=True)
+        return None
+
+    async def _ask_in_plain_text(self) -> bytes:
+        if self._path is not None:
+            reader, writer = await asyncio.open_unix_connection(self._path)
+        else:
+            reader, writer = await asyncio.open_connection(self._host, self._port)
+        try:
+            # A server that refuses every client speaks first. A write could lose that.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GREETING_SECONDS):
+                    return await reader.read(256)
+            writer.write(b"PING\r\n")
+            return await reader.read(256)
+        finally:
+            writer.close()
+
+    async def _read_alert(self) -> Fault | None:
+        """Why a server ends a connection after its handshake, as TLS 1.3 says it."""
+        connection: Any = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        try:
+            async with asyncio.timeout(_LOOK_SECONDS):
+                reader, writer = await asyncio.open_connection(
+                    self._host, self._port, ssl=connection.ssl_context.get()
+                )
+                try:
+                    # Nothing is written: otherwise the connection may be reset before the alert.
+                    await reader.read(1)
+                finally:
+                    writer.close()
+        except ssl.SSLError as error:
+            return find_connection_fault(error, is_tls=True)
+        except OSError:
+            pass
+        return None
+
+    async def _shake_hands_over_tls(self) -> None:
+        context = ssl.create_default_context()
+        # Nothing is sent: this only finds out whether the server speaks TLS.
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        _, writer = await asyncio.open_connection(self._host, self._port, ssl=context)
+        writer.close()

@@ -1,0 +1,132 @@
+"""The commands, keys and channels that the gateway's Redis user needs.
+
+An ACL that refuses one of them is noticed at the start, not at the first purchase.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Final
+
+from redis import exceptions as redis_errors
+
+from gateway.store.redis.connection import PipelinedConnection, RawCommand
+from gateway.store.redis.faults import (
+    Fault,
+    is_about_command,
+    missing_rights,
+    unknown_commands,
+)
+from gateway.store.redis.keys import Keys
+from gateway.store.redis.scripts import SCRIPTS
+
+CONNECTION_COMMANDS: Final = ("EVAL", "PING", "SUBSCRIBE", "UNSUBSCRIBE")
+"""Of every connection. `SELECT` too, if the URL names another database than 0."""
+
+OPTIONAL_COMMANDS: Final = ("INFO",)
+"""Without it, `maxmemory`, the eviction policy and persistence cannot be checked."""
+
+BLOB_COMMANDS: Final = ("DEL", "EXISTS", "GET", "PEXPIRE", "SCAN", "SET", "STRLEN", "UNLINK")
+"""Of a server that has only images; with `EVAL`, for the handshake."""
+
+_READS: Final = ("GET", "HGET", "HGETALL", "LRANGE", "SMEMBERS")
+"""Plain commands of the store. All that write are scripts."""
+
+_CALL: Final = re.compile(r"redis\.p?call\(\s*['\"](\w+)['\"]")
+
+SCRIPT_COMMANDS: Final = ("EVALSHA", "SCRIPT|LOAD")
+"""Of a store, for its scripts."""
+
+STORE_COMMANDS: Final = tuple(
+    sorted(
+        {
+            *BLOB_COMMANDS,
+            *_READS,
+            *(name for script in SCRIPTS.values() for name in _CALL.findall(script.source)),
+        }
+        - {*OPTIONAL_COMMANDS}
+    )
+)
+"""Of a store, whose server usually has the images too."""
+
+_VERSION: Final = re.compile(rb"^(?:redis|valkey)_version:([\w.]+)", re.MULTILINE)
+
+_SCRIPT: Final = (
+    resources.files("gateway.store.redis").joinpath("find_missing_rights.lua").read_text("utf-8")
+)
+
+
+def acl_rule(user: str = "gateway", password: str = "PASSWORD") -> str:  # noqa: S107 - a placeholder
+    """The smallest rule with which every part of the gateway works."""
+    names = sorted({*CONNECTION_COMMANDS, *SCRIPT_COMMANDS, *STORE_COMMANDS, *OPTIONAL_COMMANDS})
+    commands = " ".join(f"+{name.lower()}" for name in names)
+    return f"ACL SETUSER {user} reset on >{password} ~igw:* &igw:events:* {commands}"
+
+
+@dataclass(frozen=True, slots=True)
+class MissingRights:
+    """Commands that cannot be used, each with Redis' error."""
+
+    errors: Mapping[str, redis_errors.RedisError]
+    version: str
+    """Of the server; empty if it does not say."""
+
+    def as_fault(self, user: str, prefix: str) -> Fault:
+        """All that is missing in one sentence, so that one change of the ACL is enough."""
+        texts = {name: str(error) for name, error in self.errors.items()}
+        if unknown := [name for name, text in texts.items() if "unknown" in text.lower()]:
+            return Fault(unknown_commands(unknown, version=self.version), lasts=True)
+        commands = [name for name, text in texts.items() if is_about_command(text)]
+        others = [text for name, text in texts.items() if name not in commands]
+        text = missing_rights(
+            commands,
+            needs_keys=any("channel" not in text for text in others),
+            needs_channels=any("channel" in text for text in others),
+            user=user,
+            prefix=prefix,
+        )
+        return Fault(text, lasts=True)
+
+
+async def find_missing_rights(
+    pipeline: PipelinedConnection, names: Sequence[str], *, keys: Keys, deadline: float
+) -> MissingRights | None:
+    """Tries the commands `names`, the keys and the channels. Nothing that it does lasts."""
+    channel, key = keys.channel("probe"), keys.probe
+    areas = (keys.books, keys.lru_index, keys.entry(""), keys.leases(""), keys.events(""))
+    values = (keys.value("", ""), keys.set("", ""), keys.bounded_set("", ""), keys.blob(""))
+    plain: list[tuple[str, RawCommand]] = [
+        ("EVALSHA", (b"EVALSHA", b"0" * 40, b"0")),
+        ("SCRIPT|LOAD", (b"SCRIPT", b"LOAD", b"return 1")),
+        ("DEL", (b"DEL", key)),
+        *(("UNLINK", (b"UNLINK", f"{area}probe")) for area in (*areas, *values)),
+    ]
+    plain_names = {name for name, _ in plain} - {"UNLINK"}
+    script = (
+        b"EVAL",
+        _SCRIPT,
+        b"1",
+        key,
+        channel,
+        "DEL",
+        *(n for n in names if n not in plain_names),
+    )
+    tried, info, *replies = await pipeline.execute(
+        [script, (b"INFO", b"server"), *(command for _, command in plain)], deadline=deadline
+    )
+    found: dict[str, redis_errors.RedisError] = {}
+    if isinstance(tried, redis_errors.NoPermissionError):
+        found["EVAL"] = tried
+    elif isinstance(tried, redis_errors.RedisError):
+        raise tried
+    else:
+        for name, text in tried:
+            found[name.decode()] = redis_errors.ResponseError(text.decode())
+    for (name, _), reply in zip(plain, replies, strict=True):
+        if isinstance(reply, redis_errors.NoPermissionError) and name in names:
+            found.setdefault(name, reply)
+    version = _VERSION.search(info) if isinstance(info, bytes) else None
+    return MissingRights(found, version[1].decode() if version else "") if found else None
