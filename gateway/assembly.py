@@ -38,6 +38,7 @@ from gateway.cache.partial_images import PartialImages
 from gateway.cache.tags import Tags
 from gateway.cache.takedowns import Takedowns
 from gateway.cache.transcoding import Transcoding
+from gateway.cache.unstored_images import UnstoredImages
 from gateway.configuration.expand import ConfigError
 from gateway.configuration.fields import token_weakness
 from gateway.configuration.settings import Settings
@@ -272,12 +273,18 @@ def wire_gateway(
     keys, ledger, tasks = Keys(store), Ledger(store), OwnedTasks(metrics.upstream.flights.set)
     ephemeral = EphemeralBlobs(blob_store, cache.takedowns)
     purchases_open, waiting = capacities(settings)
+    unstored = UnstoredImages(
+        settings.cache.memory_bytes,
+        ttl_seconds=settings.cache.ttl_seconds,
+        is_taken_down=cache.image_cache.is_taken_down,
+    )
     flights = Flights(
         store,
         PartialImages(store, ephemeral),
         tasks,
         purchases_open=purchases_open,
         waiting=waiting,
+        unstored=unstored,
     )
     settlements = Settlements(store, cache.image_cache, metrics.money)
     delivery = Delivery(
@@ -288,6 +295,7 @@ def wire_gateway(
         store,
         delivery,
         settlements=settlements,
+        unstored=unstored,
         tasks=tasks,
     )
     recovery = Recovery(
@@ -305,6 +313,7 @@ def wire_gateway(
         flights,
         purchases,
         store=store,
+        unstored=unstored,
         transcoding=cache.transcoding if settings.cache.derive_formats else None,
         sign=signing.sign,
         clock=time.time,

@@ -14,7 +14,7 @@ import asyncio
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -25,14 +25,24 @@ from gateway.cache.flight_ends import FlightEnds
 from gateway.cache.flight_events import Flight, FlightEnd, PurchasedImages
 from gateway.cache.flight_result import FlightResult
 from gateway.cache.partial_images import PartialImages, Publisher, Subscriber
+from gateway.cache.unstored_images import UnstoredImages
 from gateway.errors import GatewayError, StoreUnavailable, UpstreamFailure, detach
 from gateway.store.batch import Batch
-from gateway.store.commands import AcquireLease, LeaseResult
+from gateway.store.commands import LeaseResult
 from gateway.store.protocol import Store
 from gateway.tasks import Capacity, OwnedTasks
 
 LEASE_SECONDS: Final = 15.0
 """The lease until the purchase has reserved: a leader that dies before blocks no longer."""
+
+HANDED_OVER_SECONDS: Final = 45.0
+"""The lease that a running purchase gets from another flight, until it renews it itself."""
+
+RELEASE_PAUSES: Final = (0.1, *([1.0] * 60))
+"""Pauses before attempts to release a lease without the store. It has expired after the last.
+
+The first one also leaves the request time to begin a purchase without the store, which then gets
+the lease: followers elsewhere that are released before would buy as well."""
 
 Buy = Callable[[Flight], Awaitable[PurchasedImages]]
 """Buys the slots of a flight.
@@ -58,6 +68,7 @@ class Flights:
         *,
         purchases_open: Capacity | None = None,
         waiting: Capacity | None = None,
+        unstored: UnstoredImages | None = None,
     ) -> None:
         self._store = store
         self._partial_images = partial_images
@@ -67,8 +78,10 @@ class Flights:
         self._led: Counter[str] = Counter()
         """This worker's purchases and requests for leases, by fingerprint."""
         self._ends = FlightEnds(store, partial_images)
-        self._offline: dict[tuple[str, tuple[int, ...]], str] = {}
-        """Flights of `run_offline` by fingerprint and slots."""
+        self._unstored = unstored or UnstoredImages()
+        # The running flights that others may follow, by fingerprint and id.
+        self._online: dict[str, dict[str, Flight]] = {}
+        self._offline: dict[str, dict[str, Flight]] = {}
 
     async def close(self) -> None:
         """Stops following the flights of other workers."""
@@ -77,7 +90,9 @@ class Flights:
     def publisher(self, flight: Flight, *, max_images: int) -> Publisher:
         """Publishes the partial images of a flight, at most `max_images`."""
         return self._partial_images.publisher(
-            flight.id, max_images=max_images, is_shared=not flight.is_unshared
+            flight.id,
+            max_images=max_images,
+            is_shared=not (flight.is_unshared or flight.is_offline),
         )
 
     async def run(
@@ -88,45 +103,59 @@ class Flights:
         buy: Buy,
         subscriber: Subscriber | None = None,
         ignoring: tuple[str, ...] = (),
+        max_age_seconds: float | None = None,
     ) -> FlightResult:
         """Gets images for slots: buys those without a lease, and follows the flights of the others.
 
         `subscriber` receives the partial images of all these flights. Images with an id in
-        `ignoring` count as missing, and the bought images take their slots.
+        `ignoring`, and unstored ones older than `max_age_seconds`, count as missing, and the bought
+        images take their slots.
 
         Returns when every slot has an image or an error, or was left empty by this request's own
         purchase or by two others. The errors are in the result, beside the images.
         """
         result = FlightResult(missing=set(slots))
-        while result.missing:
+        while self._add_unstored(result, fingerprint, max_age_seconds=max_age_seconds):
+            # Of a flight without the store, the store may not know yet.
+            leased = _slots_of(self._offline.get(fingerprint, {}), result.missing)
+            acquired: tuple[int, ...] = ()
             flight = Flight(
                 secrets.token_hex(12),
                 fingerprint,
-                tuple(sorted(result.missing)),
+                tuple(sorted(result.missing - leased.keys())),
                 displaces=bool(ignoring),
+                ignoring=ignoring,
             )
-            try:
-                lease = await self._acquire(flight, ignoring=ignoring)
-            except GatewayError as refusal:
-                # Not raised: earlier flights of this request may have brought images.
-                result.own_error = result.own_error or detach(refusal)
-                break
-            result.add_cached(lease)
-            if lease.leased and self._waiting.is_full:
+            if flight.slots:
+                try:
+                    lease = await self._acquire(flight)
+                except GatewayError as refusal:
+                    # Not raised: earlier flights of this request may have brought images.
+                    result.own_error = result.own_error or detach(refusal)
+                    break
+                result.add_cached(lease)
+                acquired = lease.acquired
+                leased |= lease.leased
+            # A purchase of this worker that has lost its lease, as by a clock that was set.
+            unleased = _slots_of(self._online.get(fingerprint, {}), acquired)
+            if unleased:
+                await self._release(flight)  # to that purchase
+                acquired, leased = (), leased | unleased
+            if leased and self._waiting.is_full:
                 result.own_error = result.own_error or self._waiting.refusal()
-                if lease.acquired:
+                if acquired:
                     await self._release(flight)
                 break
             waits = [
                 self._follow(leader, followed, result=result, subscriber=subscriber)
-                for leader, followed in _by_flight(lease.leased)
+                for leader, followed in _by_flight(leased)
             ]
-            if lease.acquired:
-                is_replacement = not result.abandoned.isdisjoint(lease.acquired)
-                flight = replace(flight, slots=lease.acquired, replacements=int(is_replacement))
+            if acquired:
+                is_replacement = not result.abandoned.isdisjoint(acquired)
+                flight = replace(flight, slots=acquired, replacements=int(is_replacement))
                 purchase = self._start(flight, self._buy(flight, buy), subscriber=subscriber)
                 waits.append(self._lead(flight, purchase, result=result))
-            with self._waiting.taken() if lease.leased else nullcontext():
+            with self._waiting.taken() if leased else nullcontext():
                 await _wait_for_all(waits)
         return result
 
@@ -153,24 +182,36 @@ class Flights:
         *,
         buy: Buy,
         subscriber: Subscriber | None = None,
+        max_age_seconds: float | None = None,
     ) -> FlightResult:
         """Buys while the store is unavailable. Identical requests to this worker share a flight.
 
         As in `run`, the followers of a leader that was refused try in turn.
         """
         result = FlightResult(missing=set(slots))
-        while result.missing:
-            wanted = (fingerprint, tuple(sorted(result.missing)))
-            if (leader := self._offline.get(wanted)) is not None:
-                missing = set(result.missing)
-                with self._waiting.taken():
-                    await self._follow(leader, missing, result=result, subscriber=subscriber)
-                continue
-            self._purchases_open.check()
-            flight = Flight(secrets.token_hex(12), *wanted, is_unshared=True)
-            self._offline[wanted] = flight.id
-            purchase = self._start(flight, self._buy_offline(flight, buy), subscriber=subscriber)
-            await self._lead(flight, purchase, result=result)
+        while self._add_unstored(result, fingerprint, max_age_seconds=max_age_seconds):
+            running = self._online.get(fingerprint, {}) | self._offline.get(fingerprint, {})
+            led_here = _slots_of(running, result.missing)
+            missing = tuple(sorted(result.missing - led_here.keys()))
+            if missing:
+                self._purchases_open.check()
+            if led_here:
+                self._waiting.check()
+            waits = [
+                self._follow(leader, followed, result=result, subscriber=subscriber)
+                for leader, followed in _by_flight(led_here)
+            ]
+            if missing:
+                flight = Flight(
+                    secrets.token_hex(12),
+                    fingerprint,
+                    missing,
+                    is_offline=True,
+                )
+                purchase = self._start(flight, self._buy(flight, buy), subscriber=subscriber)
+                waits.append(self._lead(flight, purchase, result=result))
+            with self._waiting.taken() if led_here else nullcontext():
+                await _wait_for_all(waits)
         return result
 
     async def check_refusal(self, fingerprint: str) -> None:
@@ -183,7 +224,16 @@ class Flights:
 
     # ── leading ─────────────────────────────────────────────────────────────────────────────
 
-    async def _acquire(self, flight: Flight, *, ignoring: tuple[str, ...]) -> LeaseResult:
+    def _add_unstored(
+        self, result: FlightResult, fingerprint: str, *, max_age_seconds: float | None
+    ) -> bool:
+        """Adds images that wait for the store in this worker; whether slots are missing still."""
+        result.add_unstored(
+            self._unstored.find(fingerprint, result.missing, max_age_seconds=max_age_seconds)
+        )
+        return bool(result.missing)
+
+    async def _acquire(self, flight: Flight) -> LeaseResult:
         """Acquires the lease of the flight's free slots.
 
         Raises as `check_refusal`, and 503 if this worker may not open another purchase.
@@ -194,13 +244,16 @@ class Flights:
         if is_first:
             self._purchases_open.check()
         batch = Batch(self._store)
-        acquire = AcquireLease(flight.fingerprint, flight.slots, flight.id, LEASE_SECONDS, ignoring)
-        lease = batch.add(acquire)
+        lease = flight.acquire(batch, seconds=LEASE_SECONDS)
         # Read after the lease is acquired: a leader stores its refusal before it releases the
         # lease, so the next leader finds it.
         refusal = look_up_refusal(batch, flight.fingerprint)
         with self._leading(flight.fingerprint, places=int(is_first)):
-            await batch.execute()
+            try:
+                await batch.execute()
+            except StoreUnavailable:
+                self._release_later(flight)  # it may have been leased all the same
+                raise
         failure: GatewayError | None = decode_refusal(refusal.value)
         if failure is None and lease.value.acquired and self._purchases_open.is_full:
             failure = self._purchases_open.refusal()
@@ -226,6 +279,9 @@ class Flights:
         # With the task, and not with the request, whose client may leave.
         leading = ExitStack()
         leading.enter_context(self._leading(flight.fingerprint, places=1))
+        if not flight.is_unshared:
+            running = self._offline if flight.is_offline else self._online
+            running.setdefault(flight.fingerprint, {})[flight.id] = flight
         task.add_done_callback(lambda _: leading.close())
         return task
 
@@ -256,28 +312,44 @@ class Flights:
             except Exception as fault:
                 log.exception("purchase_failed", purchase=flight.id)
                 detach(fault)
-            if end.kind == "released" and not flight.is_unshared:
-                await self._release(flight)
+            if end.kind == "released" and not (flight.is_unshared or flight.is_offline):
+                if isinstance(end.failure, StoreUnavailable):
+                    self._release_later(flight)
+                else:
+                    await self._release(flight)
         finally:  # also if this task is cancelled
+            # In one step: a request that found the flight after its end would have to ask the
+            # store how it ended.
+            _forget(self._offline if flight.is_offline else self._online, flight)
             self._ends.announce(flight.id, end.shared())
         return end
 
-    async def _buy_offline(self, flight: Flight, buy: Buy) -> FlightEnd:
-        try:
-            return await self._buy(flight, buy)
-        finally:
-            # In the same step as the announcement: a request that found the flight later would
-            # have to ask the store how it ended.
-            del self._offline[flight.fingerprint, flight.slots]
-
     async def _release(self, flight: Flight) -> None:
-        batch = Batch(self._store)
-        flight.release(batch)
         try:
-            await batch.execute()
+            await self._try_release(flight)
         except StoreUnavailable:
-            # The lease expires by itself.
+            self._release_later(flight)
+
+    async def _try_release(self, flight: Flight) -> None:
+        """Releases a lease, to the other running flights of this worker that want it."""
+        fingerprint, batch = flight.fingerprint, Batch(self._store)
+        running = self._online.get(fingerprint, {}) | self._offline.get(fingerprint, {})
+        running.pop(flight.id, None)
+        flight.release(batch, to=running.values(), lease_seconds=HANDED_OVER_SECONDS)
+        await batch.execute()
+
+    def _release_later(self, flight: Flight) -> None:
+        """Releases a lease once the store is back, or leaves it to expire."""
+
+        async def release() -> None:
             log.warning("store_unavailable", during="lease_release", flight=flight.id)
+            for pause in RELEASE_PAUSES:
+                await asyncio.sleep(pause)
+                with suppress(StoreUnavailable):
+                    await self._try_release(flight)
+                    return
+
+        self._tasks.start(release(), name=f"release lease {flight.id}")
 
     async def _lead(
         self, flight: Flight, purchase: asyncio.Task[FlightEnd], *, result: FlightResult
@@ -295,9 +367,28 @@ class Flights:
         result: FlightResult,
         subscriber: Subscriber | None,
     ) -> None:
+        # It has ended here, and the store does not know yet.
+        if (purchased := self._unstored.of_flight(flight)) is not None:
+            result.follow(FlightEnd("completed", purchased), slots)
+            return
         if subscriber is not None:
             subscriber.subscribe(self._partial_images.channel(flight))
         result.follow(await self._ends.wait(flight), slots)
+
+
+def _slots_of(flights: Mapping[str, Flight], slots: Iterable[int]) -> dict[int, str]:
+    """Those of `slots` that one of these flights buys, with its id."""
+    if not flights:
+        return {}
+    bought = {slot: flight.id for flight in flights.values() for slot in flight.slots}
+    return {slot: bought[slot] for slot in slots if slot in bought}
+
+
+def _forget(running: dict[str, dict[str, Flight]], flight: Flight) -> None:
+    of_fingerprint = running.get(flight.fingerprint, {})
+    of_fingerprint.pop(flight.id, None)
+    if not of_fingerprint:
+        running.pop(flight.fingerprint, None)
 
 
 def _by_flight(others: Mapping[int, str]) -> Iterable[tuple[str, set[int]]]:

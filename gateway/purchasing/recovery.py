@@ -72,7 +72,7 @@ class Recovery:
         """Stores and settles received images; presumes the charge of a purchase without any."""
         payload = decode_payload(journal.payload)
         if isinstance(payload, Received):
-            settlement = await self._settlements.finish(payload, Batch(self._store))
+            settlement, _ = await self._settlements.finish(payload, Batch(self._store))
             if settlement.status == "settled":
                 self._metrics.purchased(payload.record)
             return

@@ -42,13 +42,20 @@ class Settlements:
         self._cache = cache
         self._metrics = metrics
 
-    async def commit(self, received: Received, data: Mapping[str, bytes]) -> Settlement:
+    async def commit(
+        self,
+        received: Received,
+        data: Mapping[str, bytes],
+        *,
+        on_stored: Callable[[], None] = lambda: None,
+    ) -> Settlement:
         """Stores the images and settles their charge, however often the store has to be asked.
 
         `data` holds the images' bytes by digest; it is empty for images that are not stored.
+        `on_stored` is called if the store has confirmed that the entry has all of the images.
         """
         try:
-            settlement = await retry_until_stored(partial(self._commit, received, data))
+            settlement, is_stored = await retry_until_stored(partial(self._commit, received, data))
         except Exception:
             # A fault of our own keeps the images from being stored. The charge is settled anyway.
             log.exception("image_store_failed", purchase=received.reserved.purchase)
@@ -56,21 +63,28 @@ class Settlements:
             return await self.settle_failure(
                 received.reserved, gateway_failure(), received.charge, record=record
             )
+        if is_stored:
+            on_stored()
         # `already` is an earlier attempt that was not answered. A charge that another worker had
         # presumed was corrected, and that was counted there.
         if settlement.status in ("settled", "already"):
             self._metrics.purchased(received.record)
         return settlement
 
-    async def _commit(self, received: Received, data: Mapping[str, bytes]) -> Settlement:
+    async def _commit(
+        self, received: Received, data: Mapping[str, bytes]
+    ) -> tuple[Settlement, bool]:
         batch = Batch(self._store)
         # A batch runs in order. Wherever it is interrupted, another worker can do the rest.
         await self._cache.store_bytes(batch, data)
         quota.receive(batch, received.reserved.purchase, received.encode())
         return await self.finish(received, batch)
 
-    async def finish(self, received: Received, batch: Batch) -> Settlement:
-        """Stores the images whose bytes are stored, settles, and tells the followers."""
+    async def finish(self, received: Received, batch: Batch) -> tuple[Settlement, bool]:
+        """Stores the images whose bytes are stored, settles, and tells the followers.
+
+        Returns the settlement, and whether the entry has all of the images.
+        """
         reserved, flight, pending = received.reserved, received.reserved.flight, None
         if flight is not None:
             tags = await self._cache.reserve_tags(
@@ -92,14 +106,14 @@ class Settlements:
             # Last, because followers load the images as soon as they read this event.
             flight.complete(batch, received.images)
         await batch.execute()
-        if pending is not None:
-            await self._cache.finish(pending)
+        is_stored = pending is not None and await self._cache.finish(pending)
         # Another worker has taken this one for dead and presumed the charge.
         if settled.value.status == "already" and settled.value.presumed:
-            return await self._correct(
+            corrected = await self._correct(
                 reserved.purchase, received.charge, settled.value, record=received.record
             )
-        return settled.value
+            return corrected, is_stored
+        return settled.value, is_stored
 
     async def settle_failure(
         self,
