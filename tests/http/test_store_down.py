@@ -174,7 +174,7 @@ class Row:
     by: str
     status: int
     code: str | None = None
-    cache_status: str = "fwd=miss; stored"
+    cache_status: str = "fwd=miss"
     """Of an answer with images."""
     body: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -205,7 +205,7 @@ ROWS: dict[str, Row] = {
     "although one is in the cache, which cannot be read": Row("alice", 200),
     "max-age": Row("alice", 200, headers={"Cache-Control": "max-age=60"}),
     "no-cache": Row(
-        "alice", 200, cache_status="fwd=request; stored", headers={"Cache-Control": "no-cache"}
+        "alice", 200, cache_status="fwd=request", headers={"Cache-Control": "no-cache"}
     ),
     "no-store": Row(
         "alice",

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from gateway.errors import StoreFull, StoreUnavailable, detach
 from gateway.store.sqlite.connection import connect, raising_unavailable, write_lock
+from gateway.store.sqlite.steady_clock import ReadClocks
 from gateway.store.sqlite.transaction import Transaction
 
 TIMEOUT_SECONDS: Final = 2.0
@@ -57,13 +58,13 @@ class TransactionQueue:
     def __init__(
         self,
         db: sqlite3.Connection,
-        clock: Callable[[], float],
+        clocks: ReadClocks,
         *,
         name: str,
         write_lock_of: Path | None,
     ) -> None:
         self._db = db
-        self._clock = clock
+        self._clocks = clocks
         self._write_lock_of = write_lock_of
         self._loop = asyncio.get_running_loop()
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
@@ -143,7 +144,7 @@ class TransactionQueue:
         """Runs a request in a savepoint, so that its failure undoes nothing of the others."""
         self._db.execute("SAVEPOINT request")
         try:
-            result = request.work(Transaction(self._db, self._clock()))
+            result = request.work(Transaction(self._db, *self._clocks()))
             outcome = _Outcome(request.future, result)
         except Exception as error:
             if not self._db.in_transaction:
@@ -170,14 +171,14 @@ def _as_ours(error: Exception) -> Exception:
 
 @asynccontextmanager
 async def open_transaction_queue(
-    path: Path, clock: Callable[[], float], *, read_only: bool
+    path: Path, clocks: ReadClocks, *, read_only: bool
 ) -> AsyncIterator[TransactionQueue]:
     """A queue with its thread and its connection. On leaving, the queued work is finished."""
     with raising_unavailable(path):
         db = await asyncio.to_thread(connect, path, read_only=read_only)
     transactions = TransactionQueue(
         db,
-        clock,
+        clocks,
         name="sqlite-reader" if read_only else "sqlite-writer",
         write_lock_of=None if read_only else path,
     )

@@ -23,6 +23,9 @@ _EXPIRED_ROWS: Final = {
 }
 """Table → the query that finds its expired rows."""
 
+_STEADY_TABLES: Final = frozenset({"leases", "events", "buckets", "expiring_values"})
+"""Those whose times are on the steady clock."""
+
 
 @writes(commands.Sweep)
 def sweep(tx: Transaction, command: commands.Sweep) -> int:
@@ -30,7 +33,7 @@ def sweep(tx: Transaction, command: commands.Sweep) -> int:
     for table, expired_rows in _EXPIRED_ROWS.items():
         deleted += tx.execute(
             f"DELETE FROM {table} WHERE rowid IN ({expired_rows} LIMIT ?)",  # noqa: S608 - from above
-            (tx.now, command.limit - deleted),
+            (tx.steady if table in _STEADY_TABLES else tx.now, command.limit - deleted),
         )
     return deleted
 

@@ -50,7 +50,7 @@ def add_to_bounded_sets(tx: Transaction, command: commands.AddToBoundedSets) -> 
     for space, _ in sets:
         # The plus sign keeps SQLite from reading the whole set: few rows have expired.
         tx.execute(
-            "DELETE FROM expiring_values WHERE remove_after <= ? AND +space = ?", (tx.now, space)
+            "DELETE FROM expiring_values WHERE remove_after <= ? AND +space = ?", (tx.steady, space)
         )
     room: dict[str, int] = {}  # of the sets that were counted
     added = []
@@ -67,7 +67,7 @@ def add_to_bounded_sets(tx: Transaction, command: commands.AddToBoundedSets) -> 
         tx.execute_many(
             "INSERT OR REPLACE INTO expiring_values (space, name, value, remove_after)"
             " VALUES (?, ?, x'', ?)",
-            [(space, member, tx.now + command.ttl_seconds) for space, _ in sets],
+            [(space, member, tx.steady + command.ttl_seconds) for space, _ in sets],
         )
         added.append(member)
     return added
