@@ -36,6 +36,29 @@ would buy it a second time."""
 log = structlog.get_logger(__name__)
 
 
+class Patience:
+    """Whether a follower goes on waiting for a store that is unavailable."""
+
+    def __init__(self) -> None:
+        self._clock = asyncio.get_running_loop().time
+        self._lost_at: float | None = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the store was unavailable when last asked."""
+        return self._lost_at is not None
+
+    def restore(self) -> bool:
+        """The store has answered. Whether it was unavailable before."""
+        was_lost, self._lost_at = self.is_lost, None
+        return was_lost
+
+    def is_left(self) -> bool:
+        """The store is unavailable. False: it has been for too long."""
+        self._lost_at = self._clock() if self._lost_at is None else self._lost_at
+        return self._clock() - self._lost_at <= OUTAGE_RECHECKS * RECHECK_SECONDS
+
+
 class FlightEnds:
     """The ends that this worker waits for, by flight."""
 
@@ -98,26 +121,25 @@ class FlightEnds:
         """
         clock = asyncio.get_running_loop().time
         give_up_at = clock() + MAX_SILENCE_SECONDS
-        unavailable_since: float | None = None
+        patience = Patience()
         channel = self._partial_images.channel(flight)  # exists for as long as this listens
         position = 0
         watch: Watch | None = None
         async with AsyncExitStack() as stack:
-            while unavailable_since is not None or clock() < give_up_at:
+            while patience.is_lost or clock() < give_up_at:
                 try:
                     # Watch before the first read, or an event between the two wakes nothing.
                     watch = watch or await stack.enter_async_context(self._store.watch(flight))
                     events = await execute(self._store, ReadEvents(flight, after=position))
                 except StoreUnavailable:
                     events = ()
-                    unavailable_since = unavailable_since or clock()
-                    if clock() - unavailable_since > OUTAGE_RECHECKS * RECHECK_SECONDS:
+                    if not patience.is_left():
                         raise
                 else:
                     position += len(events)
-                    if unavailable_since is not None:
+                    if patience.restore():
                         # The leader has as long as ever to publish, or to take its lease again.
-                        unavailable_since, give_up_at = None, clock() + MAX_SILENCE_SECONDS
+                        give_up_at = clock() + MAX_SILENCE_SECONDS
                 if (end := self._receive(events, channel)) is not None:
                     return end
                 await (watch.wait(RECHECK_SECONDS) if watch else asyncio.sleep(RECHECK_SECONDS))

@@ -21,7 +21,7 @@ from typing import Any, Final
 import structlog
 
 from gateway.cache.entries import decode_refusal, look_up_refusal
-from gateway.cache.flight_ends import FlightEnds
+from gateway.cache.flight_ends import FlightEnds, Patience
 from gateway.cache.flight_events import Flight, FlightEnd, PurchasedImages
 from gateway.cache.flight_result import FlightResult
 from gateway.cache.partial_images import PartialImages, Publisher, Subscriber
@@ -114,8 +114,10 @@ class Flights:
         Returns when every slot has an image or an error, or was left empty by this request's own
         purchase or by two others. The errors are in the result, beside the images.
         """
-        result = FlightResult(missing=set(slots))
+        result, patience = FlightResult(missing=set(slots)), Patience()
+        leased: dict[int, str] = {}
         while self._add_unstored(result, fingerprint, max_age_seconds=max_age_seconds):
+            followed = leased
             # Of a flight without the store, the store may not know yet.
             leased = _slots_of(self._offline.get(fingerprint, {}), result.missing)
             acquired: tuple[int, ...] = ()
@@ -127,15 +129,26 @@ class Flights:
                 ignoring=ignoring,
             )
             if flight.slots:
+                # After an outage it only looks: the flight that it follows may have lost its lease,
+                # and has the usual time to take it again.
+                seconds = 0.0 if patience.is_lost else LEASE_SECONDS
                 try:
-                    lease = await self._acquire(flight)
+                    lease = await self._acquire(flight, seconds=seconds)
                 except GatewayError as refusal:
-                    # Not raised: earlier flights of this request may have brought images.
-                    result.own_error = result.own_error or detach(refusal)
-                    break
-                result.add_cached(lease)
-                acquired = lease.acquired
-                leased |= lease.leased
+                    # The flight that it followed has ended, or goes on without the store.
+                    leased |= {n: followed[n] for n in flight.slots if n in followed}
+                    is_outage = isinstance(refusal, StoreUnavailable)
+                    if not (is_outage and leased and patience.is_left()):
+                        # Not raised: earlier flights of this request may have brought images.
+                        result.own_error = result.own_error or detach(refusal)
+                        break
+                else:
+                    result.add_cached(lease)
+                    leased |= lease.leased
+                    if patience.restore():
+                        leased |= {n: followed[n] for n in lease.acquired if n in followed}
+                    else:
+                        acquired = lease.acquired
             # A purchase of this worker that has lost its lease, as by a clock that was set.
             unleased = _slots_of(self._online.get(fingerprint, {}), acquired)
             if unleased:
@@ -233,8 +246,8 @@ class Flights:
         )
         return bool(result.missing)
 
-    async def _acquire(self, flight: Flight) -> LeaseResult:
-        """Acquires the lease of the flight's free slots.
+    async def _acquire(self, flight: Flight, *, seconds: float) -> LeaseResult:
+        """Acquires the lease of the flight's free slots, for so long.
 
         Raises as `check_refusal`, and 503 if this worker may not open another purchase.
         """
@@ -244,7 +257,7 @@ class Flights:
         if is_first:
             self._purchases_open.check()
         batch = Batch(self._store)
-        lease = flight.acquire(batch, seconds=LEASE_SECONDS)
+        lease = flight.acquire(batch, seconds=seconds)
         # Read after the lease is acquired: a leader stores its refusal before it releases the
         # lease, so the next leader finds it.
         refusal = look_up_refusal(batch, flight.fingerprint)
@@ -252,7 +265,8 @@ class Flights:
             try:
                 await batch.execute()
             except StoreUnavailable:
-                self._release_later(flight)  # it may have been leased all the same
+                if seconds:
+                    self._release_later(flight)  # it may have been leased all the same
                 raise
         failure: GatewayError | None = decode_refusal(refusal.value)
         if failure is None and lease.value.acquired and self._purchases_open.is_full:

@@ -6,12 +6,14 @@ there is none.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Container, Iterable, Mapping
 from functools import partial
 from typing import Final
 
 from gateway.billing import pricing, quota
 from gateway.cache.entries import CachedImage, fresh_images
+from gateway.cache.flight_ends import RECHECK_SECONDS, Patience
 from gateway.cache.flight_events import Flight, PurchasedImages
 from gateway.cache.flight_result import FlightResult
 from gateway.cache.flights import Buy, Flights
@@ -132,10 +134,18 @@ class Images:
         self, query: ImageQuery, result: FlightResult
     ) -> dict[int, tuple[Image, bytes]]:
         """The images that a flight brought, with their bytes."""
+        patience = Patience()
         try:
-            return await self._cache.load(
-                query.fingerprint, result.images, query.representation, data=result.data
-            )
+            while True:
+                try:
+                    return await self._cache.load(
+                        query.fingerprint, result.images, query.representation, data=result.data
+                    )
+                except StoreUnavailable:
+                    # The images of others are there, only not now.
+                    if not (result.followed and patience.is_left()):
+                        raise
+                await asyncio.sleep(RECHECK_SECONDS)
         finally:
             # `no-store` leaves no image in memory either, also if loading has failed.
             if query.cache_policy.no_store:

@@ -110,8 +110,7 @@ class TransactionQueue:
 
     def _run_all(self, requests: list[_Request]) -> None:
         """Runs requests in one transaction, and delivers all outcomes after its commit."""
-        # Work whose request has timed out or was cancelled is not begun.
-        awaited = [request for request in requests if not request.future.done()]
+        awaited = _awaited(requests)
         if not awaited:
             return
         try:
@@ -119,7 +118,9 @@ class TransactionQueue:
                 outcomes = self._commit(awaited, begin="BEGIN")
             else:
                 with write_lock(self._write_lock_of):
-                    outcomes = self._commit(awaited, begin="BEGIN IMMEDIATE")
+                    # Again: another process may have had the lock for longer than a caller waits.
+                    awaited = _awaited(awaited)
+                    outcomes = self._commit(awaited, begin="BEGIN IMMEDIATE") if awaited else []
         except (sqlite3.Error, OSError) as error:
             outcomes = [_Outcome(request.future, error=_as_ours(error)) for request in awaited]
 
@@ -154,6 +155,11 @@ class TransactionQueue:
             outcome = _Outcome(request.future, error=_as_ours(error))
         self._db.execute("RELEASE request")
         return outcome
+
+
+def _awaited(requests: list[_Request]) -> list[_Request]:
+    """Work whose request has timed out or was cancelled is not begun."""
+    return [request for request in requests if not request.future.done()]
 
 
 def _as_ours(error: Exception) -> Exception:
