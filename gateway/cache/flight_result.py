@@ -34,6 +34,8 @@ class FlightResult:
     """Why a purchase that this request followed failed."""
     emptied: set[int] = field(default_factory=set)
     """Slots that a purchase of another request completed without an image, once so far."""
+    silent: dict[int, str] = field(default_factory=dict)
+    """Slots whose flight was silent for too long, with its id."""
     abandoned: set[int] = field(default_factory=set)
     """Slots whose flight was abandoned once."""
 

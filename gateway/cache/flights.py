@@ -25,6 +25,7 @@ from gateway.cache.flight_ends import FlightEnds, Patience
 from gateway.cache.flight_events import Flight, FlightEnd, PurchasedImages
 from gateway.cache.flight_result import FlightResult
 from gateway.cache.partial_images import PartialImages, Publisher, Subscriber
+from gateway.cache.running_flights import RunningFlights
 from gateway.cache.unstored_images import UnstoredImages
 from gateway.errors import GatewayError, StoreUnavailable, UpstreamFailure, detach
 from gateway.store.batch import Batch
@@ -79,9 +80,7 @@ class Flights:
         """This worker's purchases and requests for leases, by fingerprint."""
         self._ends = FlightEnds(store, partial_images)
         self._unstored = unstored or UnstoredImages()
-        # The running flights that others may follow, by fingerprint and id.
-        self._online: dict[str, dict[str, Flight]] = {}
-        self._offline: dict[str, dict[str, Flight]] = {}
+        self._online, self._offline = RunningFlights(), RunningFlights()
 
     async def close(self) -> None:
         """Stops following the flights of other workers."""
@@ -115,45 +114,23 @@ class Flights:
         purchase or by two others. The errors are in the result, beside the images.
         """
         result, patience = FlightResult(missing=set(slots)), Patience()
-        leased: dict[int, str] = {}
         while self._add_unstored(result, fingerprint, max_age_seconds=max_age_seconds):
-            followed = leased
             # Of a flight without the store, the store may not know yet.
-            leased = _slots_of(self._offline.get(fingerprint, {}), result.missing)
-            acquired: tuple[int, ...] = ()
+            offline = self._offline.leaders(fingerprint, result.missing)
             flight = Flight(
                 secrets.token_hex(12),
                 fingerprint,
-                tuple(sorted(result.missing - leased.keys())),
+                tuple(sorted(result.missing - offline.keys())),
                 displaces=bool(ignoring),
                 ignoring=ignoring,
             )
-            if flight.slots:
-                # After an outage it only looks: the flight that it follows may have lost its lease,
-                # and has the usual time to take it again.
-                seconds = 0.0 if patience.is_lost else LEASE_SECONDS
-                try:
-                    lease = await self._acquire(flight, seconds=seconds)
-                except GatewayError as refusal:
-                    # The flight that it followed has ended, or goes on without the store.
-                    leased |= {n: followed[n] for n in flight.slots if n in followed}
-                    is_outage = isinstance(refusal, StoreUnavailable)
-                    if not (is_outage and leased and patience.is_left()):
-                        # Not raised: earlier flights of this request may have brought images.
-                        result.own_error = result.own_error or detach(refusal)
-                        break
-                else:
-                    result.add_cached(lease)
-                    leased |= lease.leased
-                    if patience.restore():
-                        leased |= {n: followed[n] for n in lease.acquired if n in followed}
-                    else:
-                        acquired = lease.acquired
-            # A purchase of this worker that has lost its lease, as by a clock that was set.
-            unleased = _slots_of(self._online.get(fingerprint, {}), acquired)
-            if unleased:
-                await self._release(flight)  # to that purchase
-                acquired, leased = (), leased | unleased
+            try:
+                acquired, leased = await self._lease(flight, result=result, patience=patience)
+            except GatewayError as refusal:
+                # Not raised: earlier flights of this request may have brought images.
+                result.own_error = result.own_error or detach(refusal)
+                break
+            leased |= offline
             if leased and self._waiting.is_full:
                 result.own_error = result.own_error or self._waiting.refusal()
                 if acquired:
@@ -203,8 +180,8 @@ class Flights:
         """
         result = FlightResult(missing=set(slots))
         while self._add_unstored(result, fingerprint, max_age_seconds=max_age_seconds):
-            running = self._online.get(fingerprint, {}) | self._offline.get(fingerprint, {})
-            led_here = _slots_of(running, result.missing)
+            led_here = self._online.leaders(fingerprint, result.missing)
+            led_here |= self._offline.leaders(fingerprint, result.missing)
             missing = tuple(sorted(result.missing - led_here.keys()))
             if missing:
                 self._purchases_open.check()
@@ -245,6 +222,37 @@ class Flights:
             self._unstored.find(fingerprint, result.missing, max_age_seconds=max_age_seconds)
         )
         return bool(result.missing)
+
+    async def _lease(
+        self, flight: Flight, *, result: FlightResult, patience: Patience
+    ) -> tuple[tuple[int, ...], dict[int, str]]:
+        """The slots that the flight leases now, and those of other flights, with their ids.
+
+        Adds the cached images to the result. Raises as `_acquire`. While the store is unavailable,
+        a flight that this request has followed, and that was silent, goes on.
+        """
+        silent, result.silent = result.silent, {}
+        if not flight.slots:
+            return (), {}
+        # After an outage it only looks: the flight that it follows may have lost its lease, and has
+        # the usual time to take it again.
+        seconds = 0.0 if patience.is_lost else LEASE_SECONDS
+        try:
+            lease = await self._acquire(flight, seconds=seconds)
+        except StoreUnavailable:
+            followed = {slot: silent[slot] for slot in flight.slots if slot in silent}
+            if not (followed and patience.is_left()):
+                raise
+            return (), followed
+        result.add_cached(lease)
+        if patience.restore():
+            free = {slot: silent[slot] for slot in lease.acquired if slot in silent}
+            return (), free | dict(lease.leased)
+        # A purchase of this worker that has lost its lease, as by a clock that was set.
+        if unleased := self._online.leaders(flight.fingerprint, lease.acquired):
+            await self._release(flight)  # to that purchase
+            return (), unleased | dict(lease.leased)
+        return lease.acquired, dict(lease.leased)
 
     async def _acquire(self, flight: Flight, *, seconds: float) -> LeaseResult:
         """Acquires the lease of the flight's free slots, for so long.
@@ -294,8 +302,7 @@ class Flights:
         leading = ExitStack()
         leading.enter_context(self._leading(flight.fingerprint, places=1))
         if not flight.is_unshared:
-            running = self._offline if flight.is_offline else self._online
-            running.setdefault(flight.fingerprint, {})[flight.id] = flight
+            (self._offline if flight.is_offline else self._online).add(flight)
         task.add_done_callback(lambda _: leading.close())
         return task
 
@@ -334,7 +341,7 @@ class Flights:
         finally:  # also if this task is cancelled
             # In one step: a request that found the flight after its end would have to ask the
             # store how it ended.
-            _forget(self._offline if flight.is_offline else self._online, flight)
+            (self._offline if flight.is_offline else self._online).forget(flight)
             self._ends.announce(flight.id, end.shared())
         return end
 
@@ -347,9 +354,9 @@ class Flights:
     async def _try_release(self, flight: Flight) -> None:
         """Releases a lease, to the other running flights of this worker that want it."""
         fingerprint, batch = flight.fingerprint, Batch(self._store)
-        running = self._online.get(fingerprint, {}) | self._offline.get(fingerprint, {})
-        running.pop(flight.id, None)
-        flight.release(batch, to=running.values(), lease_seconds=HANDED_OVER_SECONDS)
+        running = [*self._online.of(fingerprint), *self._offline.of(fingerprint)]
+        others = [one for one in running if one.id != flight.id]
+        flight.release(batch, to=others, lease_seconds=HANDED_OVER_SECONDS)
         await batch.execute()
 
     def _release_later(self, flight: Flight) -> None:
@@ -387,22 +394,10 @@ class Flights:
             return
         if subscriber is not None:
             subscriber.subscribe(self._partial_images.channel(flight))
-        result.follow(await self._ends.wait(flight), slots)
-
-
-def _slots_of(flights: Mapping[str, Flight], slots: Iterable[int]) -> dict[int, str]:
-    """Those of `slots` that one of these flights buys, with its id."""
-    if not flights:
-        return {}
-    bought = {slot: flight.id for flight in flights.values() for slot in flight.slots}
-    return {slot: bought[slot] for slot in slots if slot in bought}
-
-
-def _forget(running: dict[str, dict[str, Flight]], flight: Flight) -> None:
-    of_fingerprint = running.get(flight.fingerprint, {})
-    of_fingerprint.pop(flight.id, None)
-    if not of_fingerprint:
-        running.pop(flight.fingerprint, None)
+        end = await self._ends.wait(flight)
+        if end.kind == "unknown":
+            result.silent |= dict.fromkeys(slots, flight)
+        result.follow(end, slots)
 
 
 def _by_flight(others: Mapping[int, str]) -> Iterable[tuple[str, set[int]]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from gateway.store.sqlite import transaction_queue
 from gateway.store.wrappers import EvictingStore
 from tests.gateways import Client, InProcess, Reply, Upstream, make_settings, run_gateway
 from tests.redis_server import run_durable_redis, run_redis_server
-from tests.waiting import eventually, generous
+from tests.waiting import generous
 
 SCALE = 10
 PAUSES = (1, 3, 9, 20, 40)
@@ -132,11 +132,13 @@ class Stop:
 
 
 @contextmanager
-def stopping(gateway: InProcess, command: type[Command[Any]], **how: bool) -> Any:
+def stopping(
+    gateway: InProcess, command: type[Command[Any]], *, after: bool = False, loses: bool = False
+) -> Iterator[Stop]:
     evicting = gateway.gateway.store
     assert isinstance(evicting, EvictingStore)
     before = evicting._store
-    evicting._store = stop = Stop(before, command, **how)
+    evicting._store = stop = Stop(before, command, after=after, loses=loses)
     try:
         yield stop
     finally:
@@ -171,8 +173,7 @@ async def test_a_pause_of_the_store_between_two_steps_of_a_purchase(
                 else:
                     await stop.reached.wait()
                 asking += [asyncio.create_task(c.ask(prompt)) for c in (alice, elsewhere)]
-                leased = pair.there.leases.count + 1
-                await eventually(lambda n=leased: pair.there.leases.count >= n)
+                await pair.there.until_leased(pair.there.leases.count + 1)
                 if command is Receive:
                     gate.open()
                     await stop.reached.wait()
@@ -202,8 +203,7 @@ async def test_a_pause_of_the_store_while_upstream_works(pair: Pair, upstream: U
             asking = [asyncio.create_task(alice.ask(prompt))]
             await gate.until(1)
             asking += [asyncio.create_task(c.ask(prompt)) for c in (alice, elsewhere)]
-            leased = pair.there.leases.count + 1
-            await eventually(lambda n=leased: pair.there.leases.count >= n)
+            await pair.there.until_leased(pair.there.leases.count + 1)
             await asyncio.sleep(10 / SCALE)
             pair.pause()
             await asyncio.sleep(seconds / SCALE)
@@ -237,7 +237,7 @@ async def test_a_purchase_that_began_without_the_store_is_followed_once_it_is_ba
             asyncio.create_task(alice.ask(prompt, n=2)),
         ]
         await gate.until(2)  # the second image
-        await eventually(lambda: pair.there.leases.count >= 2)
+        await pair.there.until_leased(2)
     first, follower, both = await asyncio.gather(*asking)
     await pair.drain()
 
@@ -278,7 +278,7 @@ async def test_images_that_cannot_be_stored_are_served_from_memory(
         bought = await limited.ask(prompt)
         again = [await alice.ask(prompt) for _ in range(3)]
         waiting = asyncio.create_task(elsewhere.ask(prompt))
-        await eventually(lambda: there.leases.count >= 2)
+        await there.until_leased(2)
         images.thaw()
         followed = await waiting
         await pair.drain()
