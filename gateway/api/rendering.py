@@ -33,8 +33,12 @@ FORWARDED: Final = {
 }
 """By outcome: why the cache could not answer alone (RFC 9211)."""
 RELOADED: Final = "fwd=request"
-STORED: Final = "; stored"
-"""Of an answer with images that were bought, once the store has confirmed all of them."""
+STORED: Final = {
+    "fwd=miss": "fwd=miss; stored",
+    "fwd=partial": "fwd=partial; stored",
+    "fwd=request": "fwd=request; stored",
+}
+"""The same once the store has confirmed all images that were bought."""
 
 PARTIAL_IMAGE: Final = "image_generation.partial_image"
 COMPLETED: Final = "image_generation.completed"
@@ -79,7 +83,7 @@ def early_headers(context: RequestContext) -> dict[str, str]:
         if context.purchase.has_begun:
             forwarded = RELOADED if context.is_reload else FORWARDED["bought"]
             # Mostly the purchase is still running, and nothing is stored.
-            forwarded += STORED if context.purchase.is_stored else ""
+            forwarded = STORED[forwarded] if context.purchase.is_stored else forwarded
         status = f'image-gateway; {forwarded}; key="{context.record.fingerprint}"'
     headers = {CACHE_STATUS: status, **_notice_header(context)}
     # The cost is not known yet. A follower pays nothing, and its savings are not known either.
@@ -118,7 +122,7 @@ def _cache_status(answer: Answer, context: RequestContext) -> str:
     if context.is_reload and answer.outcome == "bought":
         handling = RELOADED
     if answer.outcome in ("bought", "partial") and context.purchase.is_stored:
-        handling += STORED
+        handling = STORED[handling]
     if answer.detail == "stale-if-error":
         handling = f"hit; ttl={answer.ttl_seconds}"
     detail = f"; detail={answer.detail}" if answer.detail else ""

@@ -79,7 +79,7 @@ class Flights:
         self._led: Counter[str] = Counter()
         """This worker's purchases and requests for leases, by fingerprint."""
         self._ends = FlightEnds(store, partial_images)
-        self._unstored = unstored or UnstoredImages()
+        self._unstored = UnstoredImages() if unstored is None else unstored
         self._online, self._offline = RunningFlights(), RunningFlights()
 
     async def close(self) -> None:

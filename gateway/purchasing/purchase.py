@@ -405,7 +405,7 @@ def _bytes_of(delivered: Delivered) -> dict[str, bytes]:
 
 
 def _latency_ms(order: PurchaseOrder) -> int:
-    return int((order.clock() - order.record.time) * 1000)
+    return max(0, int((order.clock() - order.record.time) * 1000))  # the clock may be set back
 
 
 def _lease_lost() -> GatewayError:

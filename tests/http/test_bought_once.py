@@ -142,6 +142,7 @@ def stopping(
     try:
         yield stop
     finally:
+        stop.may_go_on.set()
         evicting._store = before
 
 
