@@ -44,6 +44,7 @@ from gateway.cache.purges import Purges
 from gateway.cache.tags import Tags
 from gateway.cache.takedowns import Takedowns
 from gateway.cache.transcoding import Transcoding
+from gateway.cache.unstored_images import UnstoredImages
 from gateway.calendar import Calendar
 from gateway.configuration.expand import ConfigError
 from gateway.configuration.fields import token_weakness
@@ -314,12 +315,18 @@ def wire_gateway(
         store, blob_store, cache.takedowns, bound_bytes=cache.blobs.bound_bytes
     )
     purchases_open, waiting = capacities(settings)
+    unstored = UnstoredImages(
+        settings.cache.memory_bytes,
+        ttl_seconds=settings.cache.ttl_seconds,
+        is_taken_down=cache.image_cache.is_taken_down,
+    )
     flights = Flights(
         store,
         PartialImages(store, ephemeral),
         tasks,
         purchases_open=purchases_open,
         waiting=waiting,
+        unstored=unstored,
     )
     settlements = Settlements(store, cache.image_cache, metrics.money)
     delivery = Delivery(
@@ -330,6 +337,7 @@ def wire_gateway(
         store,
         delivery,
         settlements=settlements,
+        unstored=unstored,
         tasks=tasks,
     )
     recovery = Recovery(
@@ -346,6 +354,7 @@ def wire_gateway(
         flights,
         purchases,
         store=store,
+        unstored=unstored,
         transcoding=cache.transcoding if settings.cache.derive_formats else None,
         sign=signing.sign,
         clock=time.time,

@@ -6,6 +6,7 @@ The steps are in the packages that own the state; this table has their intervals
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ REVOKED_KEYS_SECONDS: Final = 3600.0
 CERTIFICATE_SECONDS: Final = 86_400.0
 TEND_LEDGER_SECONDS: Final = 2.0
 MAX_SWEPT: Final = 500
+HEARTBEAT_RETRY_SECONDS: Final = 1.0
+"""After an outage of the store, workers must look alive before one of them judges the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ class Job:
     step: Callable[[], Awaitable[object]]
     start_early: asyncio.Event | None = None
     """If set, the next step starts at once. The step clears it."""
+    retry_seconds: float = math.inf
+    """The pause instead, if that is shorter, after a step that found the store unavailable."""
 
 
 def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
@@ -52,7 +57,12 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
     heartbeat_seconds = settings.workers.heartbeat_seconds
     blobs = gateway.cache.blobs
     return (
-        Job("heartbeat", heartbeat_seconds, lambda: send_heartbeat(gateway)),
+        Job(
+            "heartbeat",
+            heartbeat_seconds,
+            lambda: send_heartbeat(gateway),
+            retry_seconds=HEARTBEAT_RETRY_SECONDS,
+        ),
         Job("recovery", heartbeat_seconds, gateway.recovery.recover_expired),
         Job("ledger", WRITE_EVERY_SECONDS, gateway.ledger.write),
         Job("ledger_retention", TEND_LEDGER_SECONDS, lambda: tend_ledger(gateway)),
@@ -134,17 +144,19 @@ async def run_jobs(jobs: tuple[Job, ...]) -> AsyncIterator[None]:
 async def repeat(job: Job) -> None:
     """Repeats a job's step. A failure is logged, and the job continues."""
     while True:
+        pause = job.interval_seconds
         try:
             await job.step()
         except StoreUnavailable:
+            pause = min(pause, job.retry_seconds)
             log.warning("store_unavailable", during=job.name)
         except Exception:
             log.exception("job_failed", job=job.name)
         if job.start_early is None:
-            await asyncio.sleep(job.interval_seconds)
+            await asyncio.sleep(pause)
         else:
             with suppress(TimeoutError):
-                await asyncio.wait_for(job.start_early.wait(), job.interval_seconds)
+                await asyncio.wait_for(job.start_early.wait(), pause)
 
 
 # ── steps that no room owns ─────────────────────────────────────────────────────────────────

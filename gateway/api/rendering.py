@@ -27,12 +27,18 @@ IMAGE_IDS: Final = "x-gateway-image-ids"
 
 BYPASS: Final = "image-gateway; fwd=bypass"
 FORWARDED: Final = {
-    "bought": "fwd=miss; stored",
+    "bought": "fwd=miss",
     "collapsed": "fwd=miss; collapsed",
-    "partial": "fwd=partial; stored",
+    "partial": "fwd=partial",
 }
-"""By outcome: why the cache could not answer alone, and where the images went (RFC 9211)."""
-RELOADED: Final = "fwd=request; stored"
+"""By outcome: why the cache could not answer alone (RFC 9211)."""
+RELOADED: Final = "fwd=request"
+STORED: Final = {
+    "fwd=miss": "fwd=miss; stored",
+    "fwd=partial": "fwd=partial; stored",
+    "fwd=request": "fwd=request; stored",
+}
+"""The same once the store has confirmed all images that were bought."""
 
 PARTIAL_IMAGE: Final = "image_generation.partial_image"
 COMPLETED: Final = "image_generation.completed"
@@ -76,6 +82,8 @@ def early_headers(context: RequestContext) -> dict[str, str]:
         forwarded = FORWARDED["collapsed"]
         if context.purchase.has_begun:
             forwarded = RELOADED if context.is_reload else FORWARDED["bought"]
+            # Mostly the purchase is still running, and nothing is stored.
+            forwarded = STORED[forwarded] if context.purchase.is_stored else forwarded
         status = f'image-gateway; {forwarded}; key="{context.record.fingerprint}"'
     headers = {CACHE_STATUS: status, **_notice_header(context)}
     # The cost is not known yet. A follower pays nothing, and its savings are not known either.
@@ -113,6 +121,8 @@ def _cache_status(answer: Answer, context: RequestContext) -> str:
     handling = FORWARDED.get(answer.outcome, f"hit; ttl={answer.ttl_seconds}")
     if context.is_reload and answer.outcome == "bought":
         handling = RELOADED
+    if answer.outcome in ("bought", "partial") and context.purchase.is_stored:
+        handling = STORED[handling]
     if answer.detail == "stale-if-error":
         handling = f"hit; ttl={answer.ttl_seconds}"
     detail = f"; detail={answer.detail}" if answer.detail else ""
@@ -127,7 +137,7 @@ def _error_cache_status(context: RequestContext) -> str | None:
     if context.purchase.has_begun:
         if context.cache_policy.no_store:
             return BYPASS
-        handling = "fwd=request" if context.is_reload else "fwd=miss"
+        handling = RELOADED if context.is_reload else FORWARDED["bought"]
     else:
         handling = FORWARDED["collapsed"] if context.is_follower else "detail=not-served"
     return f'image-gateway; {handling}; key="{fingerprint}"'

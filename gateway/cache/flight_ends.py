@@ -29,8 +29,11 @@ RECHECK_SECONDS: Final = 1.0
 MAX_SILENCE_SECONDS: Final = 5.0
 """How long a follower waits for a flight's end before it tries to acquire the lease again."""
 
-MAX_STORE_FAILURES: Final = 3
-"""Failed reads in a row after which a follower gives up."""
+OUTAGE_RECHECKS: Final = 90
+"""How long a follower waits for a store that is unavailable, in multiples of `RECHECK_SECONDS`.
+
+Its leader is alive as a rule, and stores the image once the store is back. A follower that bought
+would buy it a second time."""
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +51,29 @@ class _Followers:
         if slots not in self.queues:
             self.queues[slots] = FlightQueue(slots)
         return self.queues[slots]
+
+
+class Patience:
+    """Whether a follower goes on waiting for a store that is unavailable."""
+
+    def __init__(self) -> None:
+        self._clock = asyncio.get_running_loop().time
+        self._lost_at: float | None = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the store was unavailable when last asked."""
+        return self._lost_at is not None
+
+    def restore(self) -> bool:
+        """The store has answered. Whether it was unavailable before."""
+        was_lost, self._lost_at = self.is_lost, None
+        return was_lost
+
+    def is_left(self) -> bool:
+        """The store is unavailable. False: it has been for too long."""
+        self._lost_at = self._clock() if self._lost_at is None else self._lost_at
+        return self._clock() - self._lost_at <= OUTAGE_RECHECKS * RECHECK_SECONDS
 
 
 class FlightEnds:
@@ -150,24 +176,31 @@ class FlightEnds:
             self.announce(flight, end)
 
     async def _read_end(self, flight: str) -> FlightEnd:
-        """Reads events until one reports the end; `unknown` if none has after some seconds."""
+        """Reads events until one reports the end; `unknown` if none has after some seconds.
+
+        Seconds without the store do not count: the leader could not publish anything either.
+        """
         clock = asyncio.get_running_loop().time
         give_up_at = clock() + MAX_SILENCE_SECONDS
+        patience = Patience()
         channel = self._partial_images.channel(flight)  # exists for as long as this listens
-        position, failures = 0, 0
+        position = 0
         watch: Watch | None = None
         async with AsyncExitStack() as stack:
-            while clock() < give_up_at:
+            while patience.is_lost or clock() < give_up_at:
                 try:
                     # Watch before the first read, or an event between the two wakes nothing.
                     watch = watch or await stack.enter_async_context(self._store.watch(flight))
                     events = await execute(self._store, ReadEvents(flight, after=position))
                 except StoreUnavailable:
-                    events, failures = (), failures + 1
-                    if failures >= MAX_STORE_FAILURES:
+                    events = ()
+                    if not patience.is_left():
                         raise
                 else:
-                    failures, position = 0, position + len(events)
+                    position += len(events)
+                    if patience.restore():
+                        # The leader has as long as ever to publish, or to take its lease again.
+                        give_up_at = clock() + MAX_SILENCE_SECONDS
                 if (end := self._receive(events, channel)) is not None:
                     return end
                 await (watch.wait(RECHECK_SECONDS) if watch else asyncio.sleep(RECHECK_SECONDS))

@@ -7,7 +7,7 @@ lead a flight and which follow it is `flights`. The events before its end are `p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -16,7 +16,7 @@ import orjson
 from gateway.errors import GatewayError, UpstreamFailure, detach
 from gateway.images import Image, LimitRefusal, decode_fields
 from gateway.store.batch import Batch, Result
-from gateway.store.commands import Publish, ReleaseLease, RenewLease
+from gateway.store.commands import AcquireLease, LeaseResult, Publish, ReleaseLease, RenewLease
 
 EVENT_SECONDS: Final = 600.0
 """How long the events of a flight can be read after the last one, while it goes on."""
@@ -44,11 +44,22 @@ class Flight:
     """It has no lease and no followers: its client gets images of its own."""
     displaces: bool = False
     """Its images take the slots that they were bought for, even from other images."""
+    ignoring: tuple[str, ...] = ()
+    """Ids of images that do not fill a slot for this flight."""
+    is_offline: bool = False
+    """It began while the store was unavailable, and takes its lease once the store is back."""
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Flight:
         """A flight from the JSON object that orjson makes of one."""
-        return decode_fields(Flight, {**data, "slots": tuple(data["slots"])})
+        tuples = {name: tuple(data.get(name, ())) for name in ("slots", "ignoring")}
+        return decode_fields(Flight, {**data, **tuples})
+
+    def acquire(self, batch: Batch, *, seconds: float) -> Result[LeaseResult]:
+        """Leases those of the slots that are free; a lease that the flight has is not shortened."""
+        return batch.add(
+            AcquireLease(self.fingerprint, self.slots, self.id, seconds, self.ignoring)
+        )
 
     def renew(self, batch: Batch, *, seconds: float) -> Result[bool]:
         """Renews the lease from now on; False if it was lost meanwhile."""
@@ -74,11 +85,22 @@ class Flight:
         self._publish_end(batch, {"end": "abandoned", "failure": failure.to_dict()})
 
     def release(
-        self, batch: Batch, *, in_turn: bool = False, refusal: LimitRefusal | None = None
+        self,
+        batch: Batch,
+        *,
+        in_turn: bool = False,
+        refusal: LimitRefusal | None = None,
+        to: Iterable[Flight] = (),
+        lease_seconds: float = 0.0,
     ) -> None:
-        """Releases the lease without a purchase: the followers try, see `FlightEnd`."""
+        """Releases the lease without a purchase: the followers try, see `FlightEnd`.
+
+        The flights of `to`, which are buying, get the lease of their slots first.
+        """
         # Before the end is published, as in `abandon`.
         batch.add(ReleaseLease(self.fingerprint, self.id))
+        for successor in to:
+            successor.acquire(batch, seconds=lease_seconds)
         event = {"end": "released", "in_turn": in_turn, "refusal": refusal}
         self._publish_end(batch, event, ttl_seconds=RELEASED_SECONDS)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gateway.cache.entries import CachedImage, read_slot
 from gateway.cache.flight_events import FlightEnd, PurchasedImages
+from gateway.cache.unstored_images import UnstoredImage
 from gateway.errors import GatewayError
 from gateway.images import Image
 from gateway.store.commands import LeaseResult
@@ -20,7 +21,7 @@ class FlightResult:
     """Slots that are not settled yet: neither filled, nor failed, nor given up."""
     images: dict[int, Image] = field(default_factory=dict)
     cached: dict[int, CachedImage] = field(default_factory=dict)
-    """Those of `images` that were stored between the look-up and the lease."""
+    """Those of `images` that were stored, or bought in this worker, since the look-up."""
     data: dict[str, bytes] = field(default_factory=dict)
     """Bytes by digest of those images that were bought in this worker."""
     bought: set[int] = field(default_factory=set)
@@ -33,6 +34,8 @@ class FlightResult:
     """Why a purchase that this request followed failed."""
     emptied: set[int] = field(default_factory=set)
     """Slots that a purchase of another request completed without an image, once so far."""
+    silent: dict[int, str] = field(default_factory=dict)
+    """Slots whose flight was silent for too long, with its id."""
     abandoned: set[int] = field(default_factory=set)
     """Slots whose flight was abandoned once."""
 
@@ -48,6 +51,14 @@ class FlightResult:
             self.cached[number] = read_slot(slot, now=lease.now)
             self.images[number] = self.cached[number].image
         self.missing -= lease.cached.keys()
+
+    def add_unstored(self, found: Mapping[int, UnstoredImage]) -> None:
+        """Adds images that this worker bought and the store has not confirmed yet."""
+        for slot, unstored in found.items():
+            self.cached[slot] = unstored.cached
+            self.images[slot] = unstored.cached.image
+            self.data[unstored.cached.image.digest] = unstored.data
+        self.missing -= found.keys()
 
     def complete(self, end: FlightEnd, slots: Iterable[int]) -> None:
         """Adds the images of this request's own purchase. Slots that it left empty are given up."""

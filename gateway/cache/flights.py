@@ -14,7 +14,7 @@ import asyncio
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -22,11 +22,13 @@ from typing import Any, Final
 import structlog
 
 from gateway.cache.entries import decode_refusal, look_up_refusal
-from gateway.cache.flight_ends import FlightEnds
+from gateway.cache.flight_ends import FlightEnds, Patience
 from gateway.cache.flight_events import Flight, FlightEnd, PurchasedImages
 from gateway.cache.flight_queues import FollowerLimits, Turn
 from gateway.cache.flight_result import FlightResult
 from gateway.cache.partial_images import PartialImages, Publisher, Subscriber
+from gateway.cache.running_flights import RunningFlights
+from gateway.cache.unstored_images import UnstoredImages
 from gateway.errors import (
     GatewayError,
     LimitExceeded,
@@ -35,7 +37,7 @@ from gateway.errors import (
     detach,
 )
 from gateway.store.batch import Batch
-from gateway.store.commands import AcquireLease, LeaseResult
+from gateway.store.commands import LeaseResult
 from gateway.store.protocol import Store
 from gateway.tasks import Capacity, OwnedTasks
 
@@ -43,6 +45,15 @@ LEASE_SECONDS: Final = 15.0
 """The lease until the purchase has reserved: a leader that dies before blocks no longer."""
 
 RELEASED: Final = FlightEnd("released")
+
+HANDED_OVER_SECONDS: Final = 45.0
+"""The lease that a running purchase gets from another flight, until it renews it itself."""
+
+RELEASE_PAUSES: Final = (0.1, *([1.0] * 60))
+"""Pauses before attempts to release a lease without the store. It has expired after the last.
+
+The first one also leaves the request time to begin a purchase without the store, which then gets
+the lease: followers elsewhere that are released before would buy as well."""
 
 Buy = Callable[[Flight], Awaitable[PurchasedImages]]
 """Buys the slots of a flight.
@@ -68,6 +79,7 @@ class Flights:
         *,
         purchases_open: Capacity | None = None,
         waiting: Capacity | None = None,
+        unstored: UnstoredImages | None = None,
     ) -> None:
         self._store = store
         self._partial_images = partial_images
@@ -77,8 +89,8 @@ class Flights:
         self._led: Counter[str] = Counter()
         """This worker's purchases and requests for leases, by fingerprint."""
         self._ends = FlightEnds(store, partial_images)
-        self._offline: dict[tuple[str, tuple[int, ...]], str] = {}
-        """Flights of `run_offline` by fingerprint and slots."""
+        self._unstored = UnstoredImages() if unstored is None else unstored
+        self._online, self._offline = RunningFlights(), RunningFlights()
 
     async def close(self) -> None:
         """Stops following the flights of other workers."""
@@ -87,7 +99,9 @@ class Flights:
     def publisher(self, flight: Flight, *, max_images: int) -> Publisher:
         """Publishes the partial images of a flight, at most `max_images`."""
         return self._partial_images.publisher(
-            flight.id, max_images=max_images, is_shared=not flight.is_unshared
+            flight.id,
+            max_images=max_images,
+            is_shared=not (flight.is_unshared or flight.is_offline),
         )
 
     async def run(
@@ -99,47 +113,53 @@ class Flights:
         limits: FollowerLimits | None = None,
         subscriber: Subscriber | None = None,
         ignoring: tuple[str, ...] = (),
+        max_age_seconds: float | None = None,
     ) -> FlightResult:
         """Gets images for slots: buys those without a lease, and follows the flights of the others.
 
         `limits` are those that `buy` counts against: if another request of the same key is refused,
         this one need not try. `subscriber` receives the partial images of all these flights. Images
-        with an id in `ignoring` count as missing, and the bought images take their slots.
+        with an id in `ignoring`, and unstored ones older than `max_age_seconds`, count as missing,
+        and the bought images take their slots.
 
         Returns when every slot has an image or an error, or was left empty by this request's own
         purchase or by two others. The errors are in the result, beside the images.
         """
-        result = FlightResult(missing=set(slots))
+        result, patience = FlightResult(missing=set(slots)), Patience()
         turn: Turn | None = None
         try:
-            while result.missing:
+            while self._add_unstored(result, fingerprint, max_age_seconds=max_age_seconds):
+                # Of a flight without the store, the store may not know yet.
+                offline = self._offline.leaders(fingerprint, result.missing)
                 flight = Flight(
                     secrets.token_hex(12),
                     fingerprint,
-                    tuple(sorted(result.missing)),
+                    tuple(sorted(result.missing - offline.keys())),
                     displaces=bool(ignoring),
+                    ignoring=ignoring,
                 )
+                cached_before = len(result.cached)
                 try:
-                    lease = await self._acquire(flight, ignoring=ignoring)
+                    acquired, leased = await self._lease(flight, result=result, patience=patience)
                 except GatewayError as refusal:
                     # Not raised: earlier flights of this request may have brought images.
                     result.own_error = result.own_error or detach(refusal)
                     _hand_over(turn, ())
                     break
-                result.add_cached(lease)
-                if lease.leased and self._waiting.is_full:
+                leased |= offline
+                if leased and self._waiting.is_full:
                     result.own_error = result.own_error or self._waiting.refusal()
-                    if lease.acquired:
+                    if acquired:
                         await self._release(flight)
                     break
-                leaders = _by_flight(lease.leased)
+                leaders = _by_flight(leased)
                 purchase = None
-                if lease.acquired:
-                    is_replacement = not result.abandoned.isdisjoint(lease.acquired)
-                    flight = replace(flight, slots=lease.acquired, replacements=int(is_replacement))
+                if acquired:
+                    is_replacement = not result.abandoned.isdisjoint(acquired)
+                    flight = replace(flight, slots=acquired, replacements=int(is_replacement))
                     purchase = self._start(flight, self._buy(flight, buy), subscriber=subscriber)
                 found = [*leaders, *([flight.id] if purchase is not None else [])]
-                _hand_over(turn, () if lease.cached else found)
+                _hand_over(turn, () if len(result.cached) > cached_before else found)
                 follow = partial(
                     self._follow,
                     result=result,
@@ -150,7 +170,7 @@ class Flights:
                 waits = [follow(leader, followed) for leader, followed in leaders.items()]
                 if purchase is not None:
                     waits.append(self._lead(flight, purchase, result=result))
-                with self._waiting.taken() if lease.leased else nullcontext():
+                with self._waiting.taken() if leased else nullcontext():
                     turn = await _wait_for_all(waits)
         finally:
             if turn is not None:
@@ -180,26 +200,36 @@ class Flights:
         *,
         buy: Buy,
         subscriber: Subscriber | None = None,
+        max_age_seconds: float | None = None,
     ) -> FlightResult:
         """Buys while the store is unavailable. Identical requests to this worker share a flight.
 
         As in `run`, the followers of a leader that was refused try in turn.
         """
         result = FlightResult(missing=set(slots))
-        while result.missing:
-            wanted = (fingerprint, tuple(sorted(result.missing)))
-            if (leader := self._offline.get(wanted)) is not None:
-                missing = set(result.missing)
-                with self._waiting.taken():
-                    await self._follow(
-                        leader, missing, result=result, limits=None, subscriber=subscriber
-                    )
-                continue
-            self._purchases_open.check()
-            flight = Flight(secrets.token_hex(12), *wanted, is_unshared=True)
-            self._offline[wanted] = flight.id
-            purchase = self._start(flight, self._buy_offline(flight, buy), subscriber=subscriber)
-            await self._lead(flight, purchase, result=result)
+        while self._add_unstored(result, fingerprint, max_age_seconds=max_age_seconds):
+            led_here = self._online.leaders(fingerprint, result.missing)
+            led_here |= self._offline.leaders(fingerprint, result.missing)
+            missing = tuple(sorted(result.missing - led_here.keys()))
+            if missing:
+                self._purchases_open.check()
+            if led_here:
+                self._waiting.check()
+            waits = [
+                self._follow(leader, followed, result=result, limits=None, subscriber=subscriber)
+                for leader, followed in _by_flight(led_here).items()
+            ]
+            if missing:
+                flight = Flight(
+                    secrets.token_hex(12),
+                    fingerprint,
+                    missing,
+                    is_offline=True,
+                )
+                purchase = self._start(flight, self._buy(flight, buy), subscriber=subscriber)
+                waits.append(self._lead(flight, purchase, result=result))
+            with self._waiting.taken() if led_here else nullcontext():
+                await _wait_for_all(waits)
         return result
 
     async def check_refusal(self, fingerprint: str) -> None:
@@ -212,8 +242,48 @@ class Flights:
 
     # ── leading ─────────────────────────────────────────────────────────────────────────────
 
-    async def _acquire(self, flight: Flight, *, ignoring: tuple[str, ...]) -> LeaseResult:
-        """Acquires the lease of the flight's free slots.
+    def _add_unstored(
+        self, result: FlightResult, fingerprint: str, *, max_age_seconds: float | None
+    ) -> bool:
+        """Adds images that wait for the store in this worker; whether slots are missing still."""
+        result.add_unstored(
+            self._unstored.find(fingerprint, result.missing, max_age_seconds=max_age_seconds)
+        )
+        return bool(result.missing)
+
+    async def _lease(
+        self, flight: Flight, *, result: FlightResult, patience: Patience
+    ) -> tuple[tuple[int, ...], dict[int, str]]:
+        """The slots that the flight leases now, and those of other flights, with their ids.
+
+        Adds the cached images to the result. Raises as `_acquire`. While the store is unavailable,
+        a flight that this request has followed, and that was silent, goes on.
+        """
+        silent, result.silent = result.silent, {}
+        if not flight.slots:
+            return (), {}
+        # After an outage it only looks: the flight that it follows may have lost its lease, and has
+        # the usual time to take it again.
+        seconds = 0.0 if patience.is_lost else LEASE_SECONDS
+        try:
+            lease = await self._acquire(flight, seconds=seconds)
+        except StoreUnavailable:
+            followed = {slot: silent[slot] for slot in flight.slots if slot in silent}
+            if not (followed and patience.is_left()):
+                raise
+            return (), followed
+        result.add_cached(lease)
+        if patience.restore():
+            free = {slot: silent[slot] for slot in lease.acquired if slot in silent}
+            return (), free | dict(lease.leased)
+        # A purchase of this worker that has lost its lease, as by a clock that was set.
+        if unleased := self._online.leaders(flight.fingerprint, lease.acquired):
+            await self._release(flight)  # to that purchase
+            return (), unleased | dict(lease.leased)
+        return lease.acquired, dict(lease.leased)
+
+    async def _acquire(self, flight: Flight, *, seconds: float) -> LeaseResult:
+        """Acquires the lease of the flight's free slots, for so long.
 
         Raises as `check_refusal`, and 503 if this worker may not open another purchase.
         """
@@ -223,13 +293,17 @@ class Flights:
         if is_first:
             self._purchases_open.check()
         batch = Batch(self._store)
-        acquire = AcquireLease(flight.fingerprint, flight.slots, flight.id, LEASE_SECONDS, ignoring)
-        lease = batch.add(acquire)
+        lease = flight.acquire(batch, seconds=seconds)
         # Read after the lease is acquired: a leader stores its refusal before it releases the
         # lease, so the next leader finds it.
         refusal = look_up_refusal(batch, flight.fingerprint)
         with self._leading(flight.fingerprint, places=int(is_first)):
-            await batch.execute()
+            try:
+                await batch.execute()
+            except StoreUnavailable:
+                if seconds:
+                    self._release_later(flight)  # it may have been leased all the same
+                raise
         failure: GatewayError | None = decode_refusal(refusal.value)
         if failure is None and lease.value.acquired and self._purchases_open.is_full:
             failure = self._purchases_open.refusal()
@@ -255,6 +329,8 @@ class Flights:
         # With the task, and not with the request, whose client may leave.
         leading = ExitStack()
         leading.enter_context(self._leading(flight.fingerprint, places=1))
+        if not flight.is_unshared:
+            (self._offline if flight.is_offline else self._online).add(flight)
         task.add_done_callback(lambda _: leading.close())
         return task
 
@@ -291,28 +367,50 @@ class Flights:
             except Exception as fault:
                 log.exception("purchase_failed", purchase=flight.id)
                 detach(fault)
-            if end.kind == "released" and not flight.is_unshared:
-                await self._release(flight, end)
+            if end.kind == "released" and not (flight.is_unshared or flight.is_offline):
+                if isinstance(end.failure, StoreUnavailable):
+                    self._release_later(flight)
+                else:
+                    await self._release(flight, end)
         finally:  # also if this task is cancelled
+            # In one step: a request that found the flight after its end would have to ask the
+            # store how it ended.
+            (self._offline if flight.is_offline else self._online).forget(flight)
             self._ends.announce(flight.id, end.shared())
         return end
 
-    async def _buy_offline(self, flight: Flight, buy: Buy) -> FlightEnd:
-        try:
-            return await self._buy(flight, buy)
-        finally:
-            # In the same step as the announcement: a request that found the flight later would
-            # have to ask the store how it ended.
-            del self._offline[flight.fingerprint, flight.slots]
-
     async def _release(self, flight: Flight, end: FlightEnd = RELEASED) -> None:
-        batch = Batch(self._store)
-        flight.release(batch, in_turn=end.in_turn, refusal=end.refusal)
         try:
-            await batch.execute()
+            await self._try_release(flight, end)
         except StoreUnavailable:
-            # The lease expires by itself.
+            self._release_later(flight, end)
+
+    async def _try_release(self, flight: Flight, end: FlightEnd) -> None:
+        """Releases a lease, to the other running flights of this worker that want it."""
+        fingerprint, batch = flight.fingerprint, Batch(self._store)
+        running = [*self._online.of(fingerprint), *self._offline.of(fingerprint)]
+        others = [one for one in running if one.id != flight.id]
+        flight.release(
+            batch,
+            in_turn=end.in_turn,
+            refusal=end.refusal,
+            to=others,
+            lease_seconds=HANDED_OVER_SECONDS,
+        )
+        await batch.execute()
+
+    def _release_later(self, flight: Flight, end: FlightEnd = RELEASED) -> None:
+        """Releases a lease once the store is back, or leaves it to expire."""
+
+        async def release() -> None:
             log.warning("store_unavailable", during="lease_release", flight=flight.id)
+            for pause in RELEASE_PAUSES:
+                await asyncio.sleep(pause)
+                with suppress(StoreUnavailable):
+                    await self._try_release(flight, end)
+                    return
+
+        self._tasks.start(release(), name=f"release lease {flight.id}")
 
     async def _lead(
         self, flight: Flight, purchase: asyncio.Task[FlightEnd], *, result: FlightResult
@@ -332,11 +430,17 @@ class Flights:
         subscriber: Subscriber | None,
         in_turn: bool = False,
     ) -> Turn | None:
+        # It has ended here, and the store does not know yet.
+        if (purchased := self._unstored.of_flight(flight)) is not None:
+            result.follow(FlightEnd("completed", purchased), slots)
+            return None
         if subscriber is not None:
             subscriber.subscribe(self._partial_images.channel(flight))
         end, turn = await self._ends.wait(
             flight, slots, limits=limits, subscriber=subscriber, in_turn=in_turn
         )
+        if end.kind == "unknown":
+            result.silent |= dict.fromkeys(slots, flight)
         result.follow(end, slots)
         return turn
 

@@ -41,6 +41,8 @@ class PendingImages:
 
     fingerprint: str | None
     images: Mapping[int, Image]
+    placed: Result[Mapping[int, int]] | None
+    """The slots that the images got; None without a fingerprint."""
     evicted: Sequence[Result[Sequence[str]]]
     """Digests that were evicted from the LRU index; `finish` deletes their bytes."""
     refusal: Result[bytes | None] | None
@@ -192,9 +194,9 @@ class ImageCache:
         `ttl_seconds` defaults to the cache's own. With `displaces`, an image that is already in
         such a slot moves to a free one.
         """
-        refusal = None
+        refusal = placed = None
         if fingerprint is not None:
-            self._entries.store(
+            placed = self._entries.store(
                 batch,
                 fingerprint,
                 lease,
@@ -205,12 +207,13 @@ class ImageCache:
             refusal = look_up_refusal(batch, fingerprint)
         self._image_index.add(batch, fingerprint or "", images)
         evicted = self._blobs.track(batch, images.values())
-        return PendingImages(fingerprint, images, evicted, refusal)
+        return PendingImages(fingerprint, images, placed, evicted, refusal)
 
-    async def finish(self, pending: PendingImages) -> None:
+    async def finish(self, pending: PendingImages) -> bool:
         """The steps after the batch: applies take-downs that came meanwhile, and evicts.
 
-        Raises `StoreUnavailable`; then all steps of storing must be repeated.
+        Returns whether the entry has all of the images: there may have been no free slot. Raises
+        `StoreUnavailable`; then all steps of storing must be repeated.
         """
         # A take-down of a prompt writes its refusal, then empties slots. Storing writes the images,
         # then reads the refusal. In every order, one of the two sees the other.
@@ -226,7 +229,12 @@ class ImageCache:
         with suppress(StoreUnavailable):
             await self._blobs.evict(pending.evicted)
         # Bytes that were taken down cannot wait, so a failure is raised and all steps are repeated.
-        await self._blobs.withdraw([image.digest for image in pending.images.values()])
+        digests = [image.digest for image in pending.images.values()]
+        await self._blobs.withdraw(digests)
+        has_slots = (
+            pending.placed is not None and pending.images.keys() <= pending.placed.value.keys()
+        )
+        return has_slots and not is_refused and not any(map(self.is_taken_down, digests))
 
     async def store(
         self,

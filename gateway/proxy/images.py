@@ -6,12 +6,14 @@ there is none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+from collections.abc import Callable, Container, Iterable, Mapping
 from functools import partial
 from typing import Final
 
 from gateway.billing import pricing, quota
 from gateway.cache.entries import CachedImage, fresh_images
+from gateway.cache.flight_ends import RECHECK_SECONDS, Patience
 from gateway.cache.flight_events import Flight, PurchasedImages
 from gateway.cache.flight_queues import FollowerLimits
 from gateway.cache.flight_result import FlightResult
@@ -20,6 +22,7 @@ from gateway.cache.image_cache import ImageCache, LoadedImages, Sign
 from gateway.cache.tags import MAX_ENTRY_TAGS, MAX_KEY_TAGS
 from gateway.cache.takedowns import content_taken_down
 from gateway.cache.transcoding import Transcoding
+from gateway.cache.unstored_images import UnstoredImage, UnstoredImages
 from gateway.errors import (
     INVALID_REQUEST,
     Charge,
@@ -57,6 +60,7 @@ class Images:
         purchases: Purchases,
         *,
         store: Store,
+        unstored: UnstoredImages,
         transcoding: Transcoding | None,
         sign: Sign,
         clock: Callable[[], float],
@@ -66,6 +70,7 @@ class Images:
         self._flights = flights
         self._purchases = purchases
         self._store = store
+        self._unstored = unstored
         self._transcoding = transcoding
         self._sign = sign
         self._clock = clock
@@ -73,9 +78,11 @@ class Images:
     async def answer(self, context: RequestContext, query: ImageQuery, entry: Entry) -> Answer:
         """The images of a query whose entry was read. Raises `GatewayError`."""
         cached = usable_images(query, entry)
+        unstored = self.usable_unstored(query, missing_from(query, cached))
+        cached |= {slot: found.cached for slot, found in unstored.items()}
         transcoded = await self._transcode(context, query, cached)
         cached |= transcoded
-        images = await self.load(query, cached)
+        images = await self.load(query, cached, unstored=unstored)
         detail = "derived" if transcoded.keys() & images.keys() else None
         if len(images) == query.request.n:
             answer = await self.serve(query, images, cached=cached, detail=detail)
@@ -102,21 +109,44 @@ class Images:
         await self.tag(context, query)
         return answer
 
+    def usable_unstored(self, query: ImageQuery, slots: Iterable[int]) -> dict[int, UnstoredImage]:
+        """The images that this worker has not stored yet, if the query's cache policy accepts them.
+
+        They need no store.
+        """
+        policy = query.cache_policy
+        if policy.no_cache or policy.no_store:
+            return {}
+        return self._unstored.find(query.fingerprint, slots, max_age_seconds=policy.max_age_seconds)
+
     async def load(
-        self, query: ImageQuery, cached: Mapping[int, CachedImage]
+        self,
+        query: ImageQuery,
+        cached: Mapping[int, CachedImage],
+        *,
+        unstored: Mapping[int, UnstoredImage] | None = None,
     ) -> dict[int, tuple[Image, bytes]]:
         """Cached images with their bytes, without those whose bytes are lost."""
         images = {slot: found.image for slot, found in cached.items()}
-        return await self._cache.load(query.fingerprint, images, query.representation)
+        data = {found.cached.image.digest: found.data for found in (unstored or {}).values()}
+        return await self._cache.load(query.fingerprint, images, query.representation, data=data)
 
     async def load_result(
         self, query: ImageQuery, result: FlightResult
     ) -> dict[int, tuple[Image, bytes]]:
         """The images that a flight brought, with their bytes."""
+        patience = Patience()
         try:
-            return await self._cache.load(
-                query.fingerprint, result.images, query.representation, data=result.data
-            )
+            while True:
+                try:
+                    return await self._cache.load(
+                        query.fingerprint, result.images, query.representation, data=result.data
+                    )
+                except StoreUnavailable:
+                    # The images of others are there, only not now.
+                    if not (result.followed and patience.is_left()):
+                        raise
+                await asyncio.sleep(RECHECK_SECONDS)
         finally:
             # `no-store` leaves no image in memory either, also if loading has failed.
             if query.cache_policy.no_store:
@@ -196,7 +226,7 @@ class Images:
     ) -> Mapping[int, CachedImage]:
         if self._transcoding is None or query.cache_policy.requires_fresh:
             return {}
-        missing = [slot for slot in query.request.slots if slot not in cached]
+        missing = missing_from(query, cached)
         if not missing:
             return {}
         target = self._interpreter.transcoding_target(context.key, query)
@@ -225,7 +255,7 @@ class Images:
         failure = result.own_error or result.flight_error
         if query.cache_policy.requires_fresh or not _is_outage(failure):
             return {}
-        missing = [slot for slot in query.request.slots if slot not in found]
+        missing = missing_from(query, found)
         return self._cache.stale_images(entry, missing)
 
     # ── images that are bought, here or by another request ──────────────────────────────────
@@ -238,7 +268,7 @@ class Images:
         *,
         entry: Entry,
     ) -> FlightResult:
-        missing = tuple(slot for slot in query.request.slots if slot not in images)
+        missing = missing_from(query, images)
         policy = query.cache_policy
         if policy.only_if_cached:
             raise _not_cached()
@@ -260,6 +290,7 @@ class Images:
             limits=_limits_of(context, query),
             subscriber=subscriber,
             ignoring=ignored,
+            max_age_seconds=policy.max_age_seconds,
         )
 
     def _purchase_function(
@@ -308,6 +339,11 @@ def usable_images(query: ImageQuery, entry: Entry) -> dict[int, CachedImage]:
         return cached
     oldest = entry.now - policy.max_age_seconds
     return {slot: found for slot, found in cached.items() if found.image.created_at >= oldest}
+
+
+def missing_from(query: ImageQuery, found: Container[int]) -> tuple[int, ...]:
+    """The requested slots that are not in `found`."""
+    return tuple(slot for slot in query.request.slots if slot not in found)
 
 
 def _ignored_images(query: ImageQuery, entry: Entry, missing: Iterable[int]) -> tuple[str, ...]:

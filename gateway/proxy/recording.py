@@ -60,7 +60,7 @@ class Recorder:
             self._metrics.requests.refused(context.subject.key_name, _reason(error))
 
     def _latency_ms(self, context: RequestContext) -> int:
-        return int((self._clock() - context.time) * 1000)
+        return max(0, int((self._clock() - context.time) * 1000))  # the clock may be set back
 
 
 def _reason(error: GatewayError) -> str:

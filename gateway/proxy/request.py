@@ -25,7 +25,7 @@ from gateway.errors import (
 from gateway.images import LimitSubject
 from gateway.proxy.context import RequestContext
 from gateway.proxy.idempotency import IdempotentImages
-from gateway.proxy.images import Images, usable_images
+from gateway.proxy.images import Images, missing_from, usable_images
 from gateway.proxy.interpret import ImageQuery, Interpreter
 from gateway.proxy.recording import Recorder
 from gateway.proxy.result import Answer, DryRun
@@ -207,7 +207,10 @@ class Proxy:
     async def _dry_run(self, context: RequestContext, query: ImageQuery, entry: Entry) -> DryRun:
         """Predicts a hit or a purchase from cached images alone. It counts as one request."""
         # Loads the bytes too, because an image whose bytes are lost would be bought.
-        images = await self._images.load(query, usable_images(query, entry))
+        cached = usable_images(query, entry)
+        unstored = self._images.usable_unstored(query, missing_from(query, cached))
+        cached |= {slot: found.cached for slot, found in unstored.items()}
+        images = await self._images.load(query, cached, unstored=unstored)
         missing = query.request.n - len(images)
         estimate = pricing.estimate(query.model, query.request, missing) if missing else None
         remaining_budgets = [s.remaining for s in context.limits if s.limit.unit == "usd_micros"]

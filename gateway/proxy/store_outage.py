@@ -1,12 +1,17 @@
-"""Buys while the store is unavailable: the cache is open, quotas are closed."""
+"""Answers while the store is unavailable: the cache is open, quotas are closed.
+
+A worker buys one image once: those that it has bought meanwhile are in its memory.
+"""
 
 from __future__ import annotations
 
 from gateway.access.keys import Keys
 from gateway.cache.flight_events import Flight, PurchasedImages
-from gateway.cache.flights import Flights
+from gateway.cache.flight_result import FlightResult
+from gateway.cache.flights import Buy, Flights
+from gateway.cache.image_cache import LoadedImages
 from gateway.proxy.context import RequestContext
-from gateway.proxy.images import TAGS_LOST, Images
+from gateway.proxy.images import TAGS_LOST, Images, missing_from
 from gateway.proxy.interpret import ImageQuery
 from gateway.proxy.result import Answer
 from gateway.purchasing.purchase import Purchases
@@ -41,7 +46,7 @@ class StoreOutage:
         """
         needs_store = (
             query.request.response_format == "url"
-            or query.cache_policy.only_if_cached
+            or (query.cache_policy.only_if_cached and not self._has_all(query))
             or query.headers.dry_run
             or query.headers.idempotency_key is not None
         )
@@ -49,28 +54,64 @@ class StoreOutage:
         is_trusted = self._keys.is_trusted_without_store(context.key)
         return is_trusted and not (is_limited or needs_store or context.purchase.has_begun)
 
+    def _has_all(self, query: ImageQuery) -> bool:
+        slots = query.request.slots
+        return len(self._images.usable_unstored(query, slots)) == len(slots)
+
     async def answer(self, context: RequestContext, query: ImageQuery) -> Answer:
-        """Buys; identical requests to this worker share the purchase. Raises `GatewayError`."""
+        """Answers from memory, and buys the rest; identical requests to this worker share it.
+
+        Raises `GatewayError`.
+        """
         policy = query.cache_policy
         context.is_reload = policy.no_cache
+        unstored = self._images.usable_unstored(query, query.request.slots)
+        cached = {slot: found.cached for slot, found in unstored.items()}
+        images = await self._images.load(query, cached, unstored=unstored)
+        missing = missing_from(query, images)
+        result = FlightResult(missing=set())
+        if missing:
+            buy = self._purchase_function(context, query, images)
+            result = await self._run(context, query, missing, buy=buy)
+            context.is_follower = result.is_follower
+            images |= await self._images.load_result(query, result)
+            cached |= result.cached
+        if query.headers.tags and not context.purchase.has_begun:
+            context.notices.append(TAGS_LOST)  # those of a purchase are stored later
+        return await self._images.serve(query, images, cached=cached, result=result)
+
+    async def _run(
+        self, context: RequestContext, query: ImageQuery, slots: tuple[int, ...], *, buy: Buy
+    ) -> FlightResult:
+        policy, subscriber = query.cache_policy, context.subscribe(query.request)
+        if policy.no_cache or policy.no_store:
+            return await self._flights.run_unshared(
+                query.fingerprint, slots, buy=buy, subscriber=subscriber
+            )
+        return await self._flights.run_offline(
+            query.fingerprint,
+            slots,
+            buy=buy,
+            subscriber=subscriber,
+            max_age_seconds=policy.max_age_seconds,
+        )
+
+    def _purchase_function(
+        self, context: RequestContext, query: ImageQuery, images: LoadedImages
+    ) -> Buy:
+        """Buys the slots of a flight for this request, which has `images` already."""
+        saved_micros = sum(image.cost_micros for image, _ in images.values())
 
         async def buy(flight: Flight) -> PurchasedImages:
-            record = context.record.but(outcome="bought")
+            is_whole = len(flight.slots) == query.request.n
+            is_first = not context.purchase.has_begun  # a second purchase saves nothing more
+            record = context.record.but(
+                outcome="bought" if is_whole else "partial",
+                saved_micros=saved_micros if is_first else 0,
+            )
             order = self._images.order(context, query, record, images=len(flight.slots))
             return await self._purchases.buy_without_store(
-                order, flight, is_stored=not policy.no_store
+                order, flight, is_stored=not query.cache_policy.no_store
             )
 
-        is_unshared = policy.no_cache or policy.no_store
-        run = self._flights.run_unshared if is_unshared else self._flights.run_offline
-        result = await run(
-            query.fingerprint,
-            tuple(query.request.slots),
-            buy=buy,
-            subscriber=context.subscribe(query.request),
-        )
-        context.is_follower = result.is_follower
-        images = await self._images.load_result(query, result)
-        if query.headers.tags and result.is_follower:  # those of the leader are stored later
-            context.notices.append(TAGS_LOST)
-        return await self._images.serve(query, images, cached={}, result=result)
+        return buy

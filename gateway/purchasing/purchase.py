@@ -12,23 +12,25 @@ identical requests buy.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.billing import pricing, quota
 from gateway.cache.flight_events import Flight, PurchasedImages
+from gateway.cache.unstored_images import UnstoredImages
 from gateway.catalog import Model
 from gateway.errors import ErrorCode, GatewayError, UpstreamFailure
 from gateway.images import Amounts, ImageRequest, LimitSubject, Record
 from gateway.purchasing.charges import charge_answer, charge_failure, share_cost
 from gateway.purchasing.delivery import Delivered, Delivery
 from gateway.purchasing.journal import Received, Reserved
+from gateway.purchasing.lease import LeaseKeeper, LeaseTimes
 from gateway.purchasing.settlement import Settlements, gateway_failure, retry_until_stored
 from gateway.store.batch import Batch
 from gateway.store.commands import Settlement
@@ -75,6 +77,15 @@ class PurchaseSummary:
     cost_micros: int = 0
     limits: list[quota.LimitState] = field(default_factory=list)
     """The limits after the settlement; empty before."""
+    stored: int = 0
+    """Purchases whose images the store has confirmed."""
+    unstored: int = 0
+    """Purchases whose images it has not confirmed, yet or for good."""
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the store has confirmed all images that were bought."""
+        return self.stored > 0 and not self.unstored
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +120,20 @@ class Purchases:
         delivery: Delivery,
         *,
         settlements: Settlements,
+        unstored: UnstoredImages,
         tasks: OwnedTasks,
     ) -> None:
         self._settings = settings
         self._store = store
         self._delivery = delivery
         self._settlements = settlements
+        self._unstored = unstored
         self._tasks = tasks
+        self._lease_times = LeaseTimes(
+            reserved=RESERVED_LEASE_FACTOR * settings.dead_after_seconds,
+            whole=settings.timeout_seconds + LEASE_MARGIN_SECONDS,
+            check=settings.dead_after_seconds,
+        )
 
     async def buy(self, order: PurchaseOrder, flight: Flight) -> PurchasedImages:
         """Buys the slots of a flight; runs in a task that no client owns.
@@ -125,13 +143,15 @@ class Purchases:
         settled, at most `COMMIT_WAIT_SECONDS` later.
         """
         reserved = await self._reserve(order, flight, is_stored=True)
+        keeper = self._keep_lease(flight)
         async with self._settling_failures(order, reserved):
-            with self._renewing_lease(flight):
+            with keeper.delivering():
                 delivered = await self._deliver(order, flight)
-            received = _charge_delivery(order, reserved, delivered, slots=flight.slots)
-        data = _bytes_of(delivered)
-        await self._commit(order, received, data)
-        return PurchasedImages(received.images, data)
+                received = _charge_delivery(order, reserved, delivered, slots=flight.slots)
+        purchased = PurchasedImages(received.images, _bytes_of(delivered))
+        commit = self._commit_images(order, received, purchased, keeper=keeper)
+        await self._wait_for_limits(order, commit)
+        return purchased
 
     async def buy_unstored(self, order: PurchaseOrder, flight: Flight) -> PurchasedImages:
         """Buys images for `no-store`, which are not stored. Raises as `buy`."""
@@ -139,7 +159,11 @@ class Purchases:
         async with self._settling_failures(order, reserved):
             delivered = await self._deliver(order, flight)
             received = _charge_delivery(order, reserved, delivered, slots=flight.slots)
-        await self._commit(order, received, {})
+        order.summary.cost_micros += received.charge.usd_micros
+        commit = self._tasks.start(
+            self._settlements.commit(received, {}), name=f"commit {flight.id}"
+        )
+        await self._wait_for_limits(order, commit)
         return PurchasedImages(received.images, _bytes_of(delivered))
 
     async def buy_without_store(
@@ -164,18 +188,19 @@ class Purchases:
             retry_until_stored(partial(self._open_late, order, reserved)),
             name=f"open journal {flight.id}",
         )
+        keeper = self._keep_lease(flight, opening=opening if is_stored else None)
         async with self._settling_failures(order, reserved, opening=opening):
-            delivered = await self._deliver(order, flight)
-            received = _charge_delivery(order, reserved, delivered, slots=flight.slots)
-        order.summary.cost_micros += received.charge.usd_micros
-        data = _bytes_of(delivered)
-
-        async def commit() -> None:
-            dated = replace(received, record=await _dated(received.record, opening))
-            await self._settlements.commit(dated, data if is_stored else {})
-
-        self._tasks.start(commit(), name=f"commit {flight.id}")
-        return PurchasedImages(received.images, data)
+            with keeper.delivering():
+                delivered = await self._deliver(order, flight)
+                received = _charge_delivery(order, reserved, delivered, slots=flight.slots)
+        purchased = PurchasedImages(received.images, _bytes_of(delivered))
+        if is_stored:
+            self._commit_images(order, received, purchased, keeper=keeper, opening=opening)
+        else:
+            order.summary.cost_micros += received.charge.usd_micros
+            commit = self._commit_dated(received, {}, opening=opening)
+            self._tasks.start(commit, name=f"commit {flight.id}")
+        return purchased
 
     # ── before anything is sent ─────────────────────────────────────────────────────────────
 
@@ -226,9 +251,7 @@ class Purchases:
         # Settling at zero leaves a closed journal, also if there was none. A reservation that runs
         # late finds it and reserves nothing.
         quota.settle(batch, reserved.purchase, Amounts(), record=None)
-        if reserved.flight is not None:
-            reserved.flight.release(batch)
-        await batch.execute()
+        await batch.execute()  # `cache.flights` releases the lease
 
     async def _open_late(self, order: PurchaseOrder, reserved: Reserved) -> float:
         """Opens the journal of a running or finished purchase, without checking limits.
@@ -253,25 +276,14 @@ class Purchases:
     async def _deliver(self, order: PurchaseOrder, flight: Flight) -> Delivered:
         return await self._delivery.deliver(order.request, order.model, flight, clock=order.clock)
 
-    @contextmanager
-    def _renewing_lease(self, flight: Flight) -> Iterator[None]:
-        """Renews the lease once, if the purchase takes longer than `dead_after_seconds`."""
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(self._settings.dead_after_seconds, self._renew, flight)
-        try:
-            yield
-        finally:
-            timer.cancel()
-
-    def _renew(self, flight: Flight) -> None:
-        async def renew() -> None:
-            batch = Batch(self._store)
-            # Long enough for the rest of the purchase. Without a lease it changes nothing.
-            flight.renew(batch, seconds=self._settings.timeout_seconds + LEASE_MARGIN_SECONDS)
-            await batch.execute()
-
-        # The result is not used: if the lease was lost, the images are stored anyway.
-        self._tasks.start(retry_until_stored(renew), name=f"renew lease {flight.id}")
+    def _keep_lease(
+        self, flight: Flight, *, opening: asyncio.Task[float] | None = None
+    ) -> LeaseKeeper:
+        """Keeps the flight's lease, if it has one or is to get one."""
+        keeper = LeaseKeeper(self._store, flight, self._lease_times, opening=opening)
+        if not flight.is_unshared:
+            keeper.start()
+        return keeper
 
     @asynccontextmanager
     async def _settling_failures(
@@ -299,14 +311,49 @@ class Purchases:
 
     # ── after upstream answered ─────────────────────────────────────────────────────────────
 
-    async def _commit(
-        self, order: PurchaseOrder, received: Received, data: Mapping[str, bytes]
-    ) -> None:
-        order.summary.cost_micros += received.charge.usd_micros
-        commit = self._settlements.commit(received, data)
-        settlement = await self._start_and_wait(commit, name=f"commit {received.reserved.purchase}")
-        if settlement is not None:
-            order.summary.limits = quota.reservation_states(order.subject, settlement.states)
+    def _commit_images(
+        self,
+        order: PurchaseOrder,
+        received: Received,
+        purchased: PurchasedImages,
+        *,
+        keeper: LeaseKeeper,
+        opening: asyncio.Task[float] | None = None,
+    ) -> asyncio.Task[Settlement]:
+        """Starts to store the images. Until then this worker serves them from memory."""
+        summary, flight = order.summary, received.reserved.flight
+        summary.cost_micros += received.charge.usd_micros
+        summary.unstored += 1
+
+        def on_stored() -> None:
+            summary.unstored -= 1
+            summary.stored += 1
+
+        commit = self._commit_dated(received, purchased.data, opening=opening, on_stored=on_stored)
+        task = self._tasks.start(commit, name=f"commit {received.reserved.purchase}")
+        if flight is not None:
+            self._unstored.add(flight, purchased)
+            task.add_done_callback(lambda _: self._unstored.remove(flight.id))
+        task.add_done_callback(lambda _: keeper.stop())
+        return task
+
+    async def _commit_dated(
+        self,
+        received: Received,
+        data: Mapping[str, bytes],
+        *,
+        opening: asyncio.Task[float] | None,
+        on_stored: Callable[[], None] = lambda: None,
+    ) -> Settlement:
+        if opening is not None:
+            received = replace(received, record=await _dated(received.record, opening))
+        return await self._settlements.commit(received, data, on_stored=on_stored)
+
+    async def _wait_for_limits(self, order: PurchaseOrder, task: asyncio.Task[Settlement]) -> None:
+        """Waits for a settlement, at most `COMMIT_WAIT_SECONDS`; the task goes on."""
+        await asyncio.wait({task}, timeout=COMMIT_WAIT_SECONDS)
+        if task.done():
+            order.summary.limits = quota.reservation_states(order.subject, task.result().states)
 
     async def _settle_failure(
         self,
@@ -339,20 +386,7 @@ class Purchases:
         if opening is not None:  # the store is unavailable, so no client waits for it
             self._tasks.start(settle(), name=name)
             return
-        settlement = await self._start_and_wait(settle(), name=name)
-        if settlement is not None:
-            order.summary.limits = quota.reservation_states(order.subject, settlement.states)
-
-    async def _start_and_wait(
-        self, work: Coroutine[Any, Any, Settlement], *, name: str
-    ) -> Settlement | None:
-        """Starts `work` in a task and returns its result.
-
-        None if it takes longer than `COMMIT_WAIT_SECONDS`; the task goes on.
-        """
-        task = self._tasks.start(work, name=name)
-        await asyncio.wait({task}, timeout=COMMIT_WAIT_SECONDS)
-        return task.result() if task.done() else None
+        await self._wait_for_limits(order, self._tasks.start(settle(), name=name))
 
 
 def _charge_delivery(
@@ -386,7 +420,8 @@ def _bytes_of(delivered: Delivered) -> dict[str, bytes]:
 
 
 def _latency_ms(order: PurchaseOrder) -> int:
-    return int((order.clock() - order.started_at) * 1000)
+    # The clock may be set back.
+    return max(0, int((order.clock() - order.started_at) * 1000))
 
 
 def _lease_lost() -> GatewayError:

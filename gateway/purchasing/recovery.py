@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import structlog
@@ -28,29 +31,43 @@ class Recovery:
         *,
         worker: str,
         expires_after_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._settlements = settlements
         self._worker = worker
         self._expires_after_seconds = expires_after_seconds
         self._missed_once: frozenset[str] = frozenset()
+        self._clock = clock
+        self._away_at = -math.inf
+        """When the store, or this worker itself, was last seen to be away."""
         self._unanswered: dict[str, Journal] = {}
         """By attempt, journals whose settlement had no reply: it may have been executed."""
 
     async def recover_expired(self) -> int:
         """Finishes the purchases of every dead worker; returns how many it closed.
 
-        A worker is dead after two missed checks in a row.
+        A worker is dead after two missed checks in a row, while the store was there for everybody.
         """
         for attempt, journal in list(self._unanswered.items()):
             await self._finish(journal, attempt=attempt)
             del self._unanswered[attempt]
         # If the store does not answer now, the misses before it no longer count.
         missed_before, self._missed_once = self._missed_once, frozenset()
-        expired = await execute(self._store, ExpiredWorkers(self._expires_after_seconds))
+        try:
+            expired = await execute(self._store, ExpiredWorkers(self._expires_after_seconds))
+        except StoreUnavailable:
+            self._away_at = self._clock()
+            raise
+        # Its own heartbeat is late too: a pause of the machine or the store, or a clock that was
+        # set forward.
+        if self._worker in expired:
+            self._away_at = self._clock()
+        # What kept this worker away kept the others away too. They get as long as ever to send a
+        # heartbeat.
+        if self._clock() - self._away_at < self._expires_after_seconds:
+            return 0
         self._missed_once = frozenset(expired) - {self._worker}
-        # After an outage of the store all workers have missed one check. Those that are alive send
-        # a heartbeat before the second.
         missed_twice = missed_before & self._missed_once
         return sum([await self.recover(worker) for worker in missed_twice])
 
@@ -82,7 +99,7 @@ class Recovery:
         if isinstance(payload, Received):
             received = replace(payload, record=record)
             batch = Batch(self._store)
-            settlement = await self._settlements.finish(received, batch, attempt=attempt)
+            settlement, _ = await self._settlements.finish(received, batch, attempt=attempt)
             self._settlements.count(settlement, record, attempt=attempt)
             return
         death = UpstreamFailure(

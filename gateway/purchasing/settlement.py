@@ -44,14 +44,21 @@ class Settlements:
         self._cache = cache
         self._metrics = metrics
 
-    async def commit(self, received: Received, data: Mapping[str, bytes]) -> Settlement:
+    async def commit(
+        self,
+        received: Received,
+        data: Mapping[str, bytes],
+        *,
+        on_stored: Callable[[], None] = lambda: None,
+    ) -> Settlement:
         """Stores the images and settles their charge, however often the store has to be asked.
 
         `data` holds the images' bytes by digest; it is empty for images that are not stored.
+        `on_stored` is called if the store has confirmed that the entry has all of the images.
         """
         attempt = new_attempt()
         try:
-            settlement = await retry_until_stored(
+            settlement, is_stored = await retry_until_stored(
                 partial(self._commit, received, data, attempt=attempt)
             )
         except Exception:
@@ -66,6 +73,8 @@ class Settlements:
                 record=record,
                 attempt=attempt,
             )
+        if is_stored:
+            on_stored()
         self.count(settlement, received.record, attempt=attempt)
         return settlement
 
@@ -86,15 +95,20 @@ class Settlements:
 
     async def _commit(
         self, received: Received, data: Mapping[str, bytes], *, attempt: str
-    ) -> Settlement:
+    ) -> tuple[Settlement, bool]:
         batch = Batch(self._store)
         # A batch runs in order. Wherever it is interrupted, another worker can do the rest.
         await self._cache.store_bytes(batch, data)
         quota.receive(batch, received.reserved.purchase, received.encode())
         return await self.finish(received, batch, attempt=attempt)
 
-    async def finish(self, received: Received, batch: Batch, *, attempt: str) -> Settlement:
-        """Stores the images whose bytes are stored, settles, and tells the followers."""
+    async def finish(
+        self, received: Received, batch: Batch, *, attempt: str
+    ) -> tuple[Settlement, bool]:
+        """Stores the images whose bytes are stored, settles, and tells the followers.
+
+        Returns the settlement, and whether the entry has all of the images.
+        """
         reserved, flight, pending = received.reserved, received.reserved.flight, None
         if flight is not None:
             tags = await self._cache.reserve_tags(
@@ -120,18 +134,18 @@ class Settlements:
             # Last, because followers load the images as soon as they read this event.
             flight.complete(batch, received.images)
         await batch.execute()
-        if pending is not None:
-            await self._cache.finish(pending)
+        is_stored = pending is not None and await self._cache.finish(pending)
         # Another worker has taken this one for dead and presumed the charge.
         if settled.value.status == "already" and settled.value.presumed:
-            return await self._correct(
+            corrected = await self._correct(
                 reserved.purchase,
                 received.charge,
                 settled.value,
                 record=received.record,
                 attempt=attempt,
             )
-        return settled.value
+            return corrected, is_stored
+        return settled.value, is_stored
 
     async def settle_failure(
         self,

@@ -174,7 +174,7 @@ class Row:
     by: str
     status: int
     code: str | None = None
-    cache_status: str = "fwd=miss; stored"
+    cache_status: str = "fwd=miss"
     """Of an answer with images."""
     body: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -205,7 +205,7 @@ ROWS: dict[str, Row] = {
     "although one is in the cache, which cannot be read": Row("alice", 200),
     "max-age": Row("alice", 200, headers={"Cache-Control": "max-age=60"}),
     "no-cache": Row(
-        "alice", 200, cache_status="fwd=request; stored", headers={"Cache-Control": "no-cache"}
+        "alice", 200, cache_status="fwd=request", headers={"Cache-Control": "no-cache"}
     ),
     "no-store": Row(
         "alice",
@@ -414,6 +414,110 @@ async def test_identical_requests_to_a_worker_share_one_purchase(arena: Arena) -
     assert sum(record.outcome == "collapsed" for record in records) == 3
     hit = await alice.ask(prompt)
     assert (hit.cache_status[:3], hit.images) == ("hit", replies[0].images)
+
+
+async def test_a_worker_buys_an_image_once_however_often_it_is_asked_for(arena: Arena) -> None:
+    """It serves what it bought from memory, as hits, which are recorded later."""
+    alice, bob = [await arena.here.client.with_key(name) for name in ("alice", "bob")]
+    for client in (alice, bob):
+        await client.ask("seen")
+    before = len(await arena.records())
+    with arena.outage():
+        bought = await alice.ask("an otter")
+        again = await bob.ask("an otter")
+        four = await alice.ask("an otter", n=2)
+        both = await alice.ask("an otter", n=2, headers={"Cache-Control": "max-age=600"})
+        variation = await bob.ask("an otter", headers={"X-Gateway-Variation": "1"})
+        only = await bob.ask("an otter", headers={"Cache-Control": "only-if-cached"})
+        streamed = await bob.ask("an otter", stream=True)
+        link = await alice.ask("an otter", model="dall-e-2")
+        calls = await arena.calls("an otter")
+    await arena.settle()
+    records = (await arena.records())[before:]
+    hit = await alice.ask("an otter", n=2)
+
+    assert (bought.cache_status, four.cache_status) == ("fwd=miss", "fwd=partial")
+    hits = [again, both, variation, only]
+    assert [reply.cache_status.partition(";")[0] for reply in (*hits, streamed)] == ["hit"] * 5
+    assert calls == 2
+    assert [four.images[0], again.images[0], only.images[0]] == [bought.images[0]] * 3
+    assert [both.images, hit.images] == [four.images] * 2
+    assert variation.images == four.images[1:]
+    assert images_of(streamed) == bought.images
+    assert link.status == 503
+    assert again.headers["x-gateway-saved-usd"] == bought.headers["x-gateway-cost-usd"]
+    assert again.headers["x-gateway-cost-usd"] == "0.000000"
+    outcomes = Counter(record.outcome for record in records)
+    assert (outcomes["bought"], outcomes["partial"], outcomes["hit"]) == (1, 1, 5)
+    saved = [record.saved_micros for record in records if record.outcome == "hit"]
+    assert min(saved) > 0
+    assert hit.cache_status.startswith("hit")
+
+
+async def test_requests_that_refuse_cached_images_buy_although_one_is_in_memory(
+    arena: Arena,
+) -> None:
+    alice = await arena.here.client.with_key("alice")
+    await alice.ask("seen")
+    with arena.outage():
+        first = await alice.ask("an otter")
+        stored_nowhere = await alice.ask("an otter", headers={"Cache-Control": "no-store"})
+        newer = await alice.ask("an otter", headers={"Cache-Control": "no-cache"})
+        after = await alice.ask("an otter")
+        calls = await arena.calls("an otter")
+    await arena.settle()
+
+    assert len({reply.images[0] for reply in (first, stored_nowhere, newer)}) == calls == 3
+    assert after.images == newer.images
+
+
+async def test_overlapping_requests_buy_each_slot_once(arena: Arena) -> None:
+    """One for two images and one for the first of them, while the store is unavailable."""
+    alice = await arena.here.client.with_key("alice")
+    await alice.ask("seen")
+    with arena.outage():
+        one, two = await arena.ask_together(alice.ask("an otter"), alice.ask("an otter", n=2))
+    await arena.settle()
+
+    assert (one.status, two.status) == (200, 200)
+    assert one.images[0] in two.images
+    bodies = [body for body in await arena.upstream.bodies() if body["prompt"] == "an otter"]
+    assert sum(body.get("n", 1) for body in bodies) == 2
+
+
+async def test_a_running_purchase_is_followed_when_the_store_goes_away(arena: Arena) -> None:
+    """By requests to the same worker, which cannot read its lease any more."""
+    alice = await arena.here.client.with_key("alice")
+    await alice.ask("seen")
+    async with arena.upstream.hold() as gate:
+        leader = asyncio.create_task(alice.ask("an otter"))
+        await gate.until(1)
+        with arena.outage():
+            follower = await arena_follower(arena, alice)
+            gate.open()
+            replies = await asyncio.gather(leader, follower)
+            calls = await arena.calls("an otter")
+    await arena.settle()
+
+    assert [reply.cache_status for reply in replies] == ["fwd=miss", "fwd=miss; collapsed"]
+    assert replies[0].images == replies[1].images
+    assert calls == 1
+
+
+async def arena_follower(arena: Arena, client: Client) -> asyncio.Task[Reply]:
+    """A request that follows a purchase of `here`, without the store."""
+    flights_here, begun = arena.here.gateway.flights, asyncio.Event()
+    run_offline = flights_here.run_offline
+
+    def noted(*given: Any, **more: Any) -> Awaitable[FlightResult]:
+        begun.set()
+        return run_offline(*given, **more)
+
+    flights_here.run_offline = noted
+    asking = asyncio.create_task(client.ask("an otter"))
+    await begun.wait()
+    del flights_here.run_offline
+    return asking
 
 
 async def test_a_failure_reaches_all_followers(arena: Arena) -> None:

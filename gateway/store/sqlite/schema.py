@@ -2,8 +2,9 @@
 
 `remove_after` is the moment from which every command treats a row as absent; from then on `Sweep`
 may delete it. `slots.expires_at` is different: an expired image is stale but still there.
-Times are Unix seconds, except for `buckets.updated_at` and `lru.used_at`, which count
-microseconds.
+Times of leases, events, buckets, workers and expiring values are on the steady clock
+(`steady_clock`), all others on the machine's. They are Unix seconds, except for
+`buckets.updated_at` and `lru.used_at`, which count microseconds.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ CREATE TABLE slots (
 CREATE INDEX slots_by_removal ON slots (remove_after);
 CREATE TABLE leases (
     fingerprint TEXT NOT NULL, slot INTEGER NOT NULL,
-    flight TEXT NOT NULL, remove_after REAL NOT NULL,
+    flight TEXT NOT NULL, granted_at REAL NOT NULL, remove_after REAL NOT NULL,
     PRIMARY KEY (fingerprint, slot)
 );
 CREATE INDEX leases_by_removal ON leases (remove_after);
@@ -88,6 +89,8 @@ CREATE TRIGGER lru_row_deleted AFTER DELETE ON lru BEGIN
         WHERE kind = old.kind;
 END;
 
+-- `latest` is the last heartbeat: the clock never goes back behind it.
+CREATE TABLE steady_clock (boot TEXT NOT NULL, offset_seconds REAL NOT NULL, latest REAL NOT NULL);
 CREATE TABLE workers (worker TEXT PRIMARY KEY, heartbeat_at REAL NOT NULL);
 CREATE INDEX workers_by_heartbeat ON workers (heartbeat_at);
 

@@ -8,7 +8,6 @@ again, and each worker opens the store for itself. Each command in SQL is in `co
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +19,8 @@ from gateway.store.protocol import Command, Store, Watch
 from gateway.store.sqlite.change_poller import ChangePoller, EventWatch, open_change_poller
 from gateway.store.sqlite.commands import execute, is_read_only
 from gateway.store.sqlite.commands.events import newest_events
-from gateway.store.sqlite.connection import check_sqlite_schema
+from gateway.store.sqlite.connection import check_sqlite_schema, raising_unavailable
+from gateway.store.sqlite.steady_clock import open_clocks, single
 from gateway.store.sqlite.transaction import Transaction
 from gateway.store.sqlite.transaction_queue import TransactionQueue, open_transaction_queue
 
@@ -36,19 +36,21 @@ it, recovery settles at the estimate. And every change of a key: a revoked one m
 async def open_sqlite_store(
     path: Path,
     *,
-    clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] | None = None,
     calendar: Calendar = UTC_CALENDAR,
 ) -> AsyncIterator[Store]:
     """Opens the database at `path`, which `create_sqlite_schema` has made.
 
-    `clock` returns Unix seconds; `calendar` has the windows of limits. Raises `StoreMissing`,
-    `SchemaMismatch`, or `StoreUnavailable` if the file cannot be read. On leaving, the queued
-    commands are finished.
+    `clock` returns Unix seconds, in place of the machine's clock and of the steady one; `calendar`
+    has the windows of limits. Raises `StoreMissing`, `SchemaMismatch`, or `StoreUnavailable` if the
+    file cannot be read. On leaving, the queued commands are finished.
     """
     await asyncio.to_thread(check_sqlite_schema, path)
+    with raising_unavailable(path):
+        clocks = single(clock) if clock else await asyncio.to_thread(open_clocks, path)
     async with (
-        open_transaction_queue(path, clock, read_only=False, calendar=calendar) as writer,
-        open_transaction_queue(path, clock, read_only=True, calendar=calendar) as reader,
+        open_transaction_queue(path, clocks, read_only=False, calendar=calendar) as writer,
+        open_transaction_queue(path, clocks, read_only=True, calendar=calendar) as reader,
         open_change_poller(path) as poller,
     ):
         yield _SqliteStore(path, writer, reader=reader, poller=poller)

@@ -10,17 +10,23 @@ from gateway.calendar import UTC_CALENDAR, Calendar
 
 
 class Transaction(NamedTuple):
-    """An open transaction and its time, which is the same for all of a batch's commands."""
+    """An open transaction and its times, which are the same for all of a batch's commands."""
 
     db: sqlite3.Connection
     now: float
-    """Unix seconds."""
+    """Unix seconds on the machine's clock, which can be set: for the calendar."""
+    steady: float
+    """Unix seconds on the steady clock (`steady_clock`): for leases, buckets and the like."""
     calendar: Calendar = UTC_CALENDAR
     """Of the windows of limits."""
 
     @property
     def now_micros(self) -> int:
         return round(self.now * 1e6)
+
+    @property
+    def steady_micros(self) -> int:
+        return round(self.steady * 1e6)
 
     def fetch_one(self, sql: str, parameters: Sequence[object] = ()) -> Any:
         """The first row of a query, or None."""

@@ -20,6 +20,7 @@ from typing import Any, Final
 from gateway.calendar import UTC_CALENDAR, Calendar
 from gateway.errors import StoreFull, StoreUnavailable, detach
 from gateway.store.sqlite.connection import connect, raising_unavailable, write_lock
+from gateway.store.sqlite.steady_clock import ReadClocks
 from gateway.store.sqlite.transaction import Transaction
 
 TIMEOUT_SECONDS: Final = 2.0
@@ -60,14 +61,14 @@ class TransactionQueue:
     def __init__(
         self,
         db: sqlite3.Connection,
-        clock: Callable[[], float],
+        clocks: ReadClocks,
         *,
         calendar: Calendar,
         name: str,
         write_lock_of: Path | None,
     ) -> None:
         self._db = db
-        self._clock = clock
+        self._clocks = clocks
         self._calendar = calendar
         self._write_lock_of = write_lock_of
         self._is_synced = False  # as `connect` leaves it
@@ -118,8 +119,7 @@ class TransactionQueue:
 
     def _run_all(self, requests: list[_Request]) -> None:
         """Runs requests in one transaction, and delivers all outcomes after its commit."""
-        # Work whose request has timed out or was cancelled is not begun.
-        awaited = [request for request in requests if not request.future.done()]
+        awaited = _awaited(requests)
         if not awaited:
             return
         try:
@@ -127,7 +127,9 @@ class TransactionQueue:
                 outcomes = self._commit(awaited, begin="BEGIN")
             else:
                 with write_lock(self._write_lock_of):
-                    outcomes = self._commit(awaited, begin="BEGIN IMMEDIATE")
+                    # Again: another process may have had the lock for longer than a caller waits.
+                    awaited = _awaited(awaited)
+                    outcomes = self._commit(awaited, begin="BEGIN IMMEDIATE") if awaited else []
         except (sqlite3.Error, OSError) as error:
             outcomes = [_Outcome(request.future, error=_as_ours(error)) for request in awaited]
 
@@ -159,7 +161,7 @@ class TransactionQueue:
         """Runs a request in a savepoint, so that its failure undoes nothing of the others."""
         self._db.execute("SAVEPOINT request")
         try:
-            result = request.work(Transaction(self._db, self._clock(), self._calendar))
+            result = request.work(Transaction(self._db, *self._clocks(), self._calendar))
             outcome = _Outcome(request.future, result)
         except Exception as error:
             if not self._db.in_transaction:
@@ -169,6 +171,11 @@ class TransactionQueue:
             outcome = _Outcome(request.future, error=_as_ours(error))
         self._db.execute("RELEASE request")
         return outcome
+
+
+def _awaited(requests: list[_Request]) -> list[_Request]:
+    """Work whose request has timed out or was cancelled is not begun."""
+    return [request for request in requests if not request.future.done()]
 
 
 def _as_ours(error: Exception) -> Exception:
@@ -189,18 +196,14 @@ def _as_ours(error: Exception) -> Exception:
 
 @asynccontextmanager
 async def open_transaction_queue(
-    path: Path,
-    clock: Callable[[], float],
-    *,
-    read_only: bool,
-    calendar: Calendar = UTC_CALENDAR,
+    path: Path, clocks: ReadClocks, *, read_only: bool, calendar: Calendar = UTC_CALENDAR
 ) -> AsyncIterator[TransactionQueue]:
     """A queue with its thread and its connection. On leaving, the queued work is finished."""
     with raising_unavailable(path):
         db = await asyncio.to_thread(connect, path, read_only=read_only)
     transactions = TransactionQueue(
         db,
-        clock,
+        clocks,
         calendar=calendar,
         name="sqlite-reader" if read_only else "sqlite-writer",
         write_lock_of=None if read_only else path,

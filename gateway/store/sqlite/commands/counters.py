@@ -34,6 +34,8 @@ def admit(tx: Transaction, command: commands.Admit) -> commands.Admission:
     denied = find_denied(tx, command.consumptions)
     if denied is None:
         consume_from_buckets(tx, command.consumptions)
+    else:
+        end_future_buckets(tx, command.consumptions)
     states = read_consumed(tx, command.consumptions, denied=denied)
     return commands.Admission(denied, None, states, tx.now)
 
@@ -76,6 +78,20 @@ def consume_from_buckets(tx: Transaction, consumptions: Sequence[Consumption]) -
         )
 
 
+def end_future_buckets(tx: Transaction, consumptions: Sequence[Consumption]) -> None:
+    """Buckets from the future, of a clock that went back, refill from now on.
+
+    Called for a denied request too: it takes nothing, and the bucket would stay as it is.
+    """
+    for counter, _ in consumptions:
+        if counter.period == "minute":
+            tx.execute(
+                "UPDATE buckets SET updated_at = ? WHERE subject = ? AND unit = ?"
+                " AND updated_at > ?",
+                (tx.steady_micros, counter.subject, counter.unit, tx.steady_micros),
+            )
+
+
 def read_consumed(
     tx: Transaction, consumptions: Sequence[Consumption], *, denied: int | None = None
 ) -> tuple[CounterState, ...]:
@@ -103,8 +119,10 @@ def _read_bucket(tx: Transaction, counter: Counter, maximum: int) -> Bucket:
         "SELECT level, updated_at FROM buckets WHERE subject = ? AND unit = ?",
         (counter.subject, counter.unit),
     )
-    bucket = None if row is None else Bucket(*row)
-    return refill(bucket, maximum, now=tx.now_micros)
+    now = tx.steady_micros
+    # A bucket from the future has the level that it had, and refills from now on.
+    bucket = None if row is None else Bucket(row[0], min(row[1], now))
+    return refill(bucket, maximum, now=now)
 
 
 def _read_window(tx: Transaction, counter: Counter, window: Window) -> tuple[int, int]:

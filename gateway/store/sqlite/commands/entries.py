@@ -26,14 +26,19 @@ def acquire_lease(tx: Transaction, command: commands.AcquireLease) -> commands.L
     }
     filled = {index: fresh[index] for index in command.slots if index in fresh}
     empty = [index for index in command.slots if index not in fresh]
+    _end_future_leases(tx, command.fingerprint)
     leases = _read_leases(tx, command.fingerprint)
     others = {i: leases[i] for i in empty if leases.get(i, command.flight) != command.flight}
     acquired = tuple(index for index in empty if index not in others)
-    remove_after = tx.now + command.lease_seconds
+    granted = (tx.steady, tx.steady + command.lease_seconds)
     tx.execute_many(
-        "INSERT OR REPLACE INTO leases (fingerprint, slot, flight, remove_after)"
-        " VALUES (?, ?, ?, ?)",
-        [(command.fingerprint, index, command.flight, remove_after) for index in acquired],
+        "INSERT OR REPLACE INTO leases (fingerprint, slot, flight, granted_at, remove_after)"
+        " VALUES (?, ?, ?, ?, ?)",
+        [
+            (command.fingerprint, index, command.flight, *granted)
+            for index in acquired
+            if index not in leases  # a lease of this flight is not shortened
+        ],
     )
     return commands.LeaseResult(tx.now, filled, acquired, others)
 
@@ -41,9 +46,15 @@ def acquire_lease(tx: Transaction, command: commands.AcquireLease) -> commands.L
 @writes(commands.RenewLease)
 def renew_lease(tx: Transaction, command: commands.RenewLease) -> bool:
     renewed = tx.execute(
-        "UPDATE leases SET remove_after = ?"
+        "UPDATE leases SET granted_at = ?, remove_after = ?"
         " WHERE fingerprint = ? AND flight = ? AND remove_after > ?",
-        (tx.now + command.lease_seconds, command.fingerprint, command.flight, tx.now),
+        (
+            tx.steady,
+            tx.steady + command.lease_seconds,
+            command.fingerprint,
+            command.flight,
+            tx.steady,
+        ),
     )
     return renewed > 0
 
@@ -185,9 +196,18 @@ def _read_leases(tx: Transaction, fingerprint: str) -> dict[int, str]:
     """Slot → the flight that has the lease."""
     rows = tx.fetch_all(
         "SELECT slot, flight FROM leases WHERE fingerprint = ? AND remove_after > ?",
-        (fingerprint, tx.now),
+        (fingerprint, tx.steady),
     )
     return dict(rows)
+
+
+def _end_future_leases(tx: Transaction, fingerprint: str) -> None:
+    """A lease from the future, of a clock that went back, lasts for its own length from now on."""
+    tx.execute(
+        "UPDATE leases SET granted_at = ?, remove_after = ? + remove_after - granted_at"
+        " WHERE fingerprint = ? AND granted_at > ?",
+        (tx.steady, tx.steady, fingerprint, tx.steady),
+    )
 
 
 def _delete_leases(tx: Transaction, fingerprint: str, flight: str) -> None:

@@ -17,10 +17,10 @@ NOTIFIED_SECONDS: Final = 5.0
 
 @writes(commands.Publish)
 def publish(tx: Transaction, command: commands.Publish) -> None:
-    remove_after = tx.now + command.ttl_seconds
+    remove_after = tx.steady + command.ttl_seconds
     # An expired row that was not swept yet would make a new event with its id look repeated.
     tx.execute(
-        "DELETE FROM events WHERE flight = ? AND remove_after <= ?", (command.flight, tx.now)
+        "DELETE FROM events WHERE flight = ? AND remove_after <= ?", (command.flight, tx.steady)
     )
     is_new = tx.execute(
         "INSERT OR IGNORE INTO events (flight, event_id, event, remove_after) VALUES (?, ?, ?, ?)",
@@ -38,7 +38,7 @@ def notify(tx: Transaction, command: commands.Notify) -> None:
     tx.execute("DELETE FROM events WHERE flight = ?", (command.flight,))
     tx.execute(
         "INSERT INTO events (flight, event_id, event, remove_after) VALUES (?, '', x'', ?)",
-        (command.flight, tx.now + NOTIFIED_SECONDS),
+        (command.flight, tx.steady + NOTIFIED_SECONDS),
     )
 
 
@@ -47,7 +47,7 @@ def read_events(tx: Transaction, command: commands.ReadEvents) -> Sequence[bytes
     rows = tx.fetch_all(
         "SELECT event FROM events WHERE flight = ? AND remove_after > ?"
         " ORDER BY id LIMIT -1 OFFSET ?",
-        (command.flight, tx.now, command.after),
+        (command.flight, tx.steady, command.after),
     )
     return [event for (event,) in rows]
 

@@ -21,6 +21,7 @@ from gateway.store.commands import (
 from gateway.store.sqlite.arithmetic import window_at
 from gateway.store.sqlite.commands.counters import (
     consume_from_buckets,
+    end_future_buckets,
     find_denied,
     read_consumed,
     read_counter,
@@ -113,6 +114,8 @@ def reserve(tx: Transaction, command: commands.Reserve) -> commands.Reservation:
         )
         # A worker with an open journal is always registered, so that others can find it.
         record_heartbeat(tx, command.worker)
+    else:
+        end_future_buckets(tx, consumptions)
     states = read_consumed(tx, consumptions, denied=denied)
     return commands.Reservation(denied, states, tx.now, tx.now)
 

@@ -15,6 +15,9 @@ _TABLES: Final = (
 )
 """The tables whose rows expire one by one. Each has an index on `remove_after`."""
 
+_STEADY_TABLES: Final = frozenset({"leases", "events", "buckets", "expiring_values"})
+"""Those whose times are on the steady clock."""
+
 
 @writes(commands.Sweep)
 def sweep(tx: Transaction, command: commands.Sweep) -> int:
@@ -23,7 +26,7 @@ def sweep(tx: Transaction, command: commands.Sweep) -> int:
         deleted += tx.execute(
             f"DELETE FROM {table} WHERE rowid IN"  # noqa: S608 - a name from above
             f" (SELECT rowid FROM {table} WHERE remove_after <= ? LIMIT ?)",
-            (tx.now, command.limit - deleted),
+            (tx.steady if table in _STEADY_TABLES else tx.now, command.limit - deleted),
         )
     return deleted
 

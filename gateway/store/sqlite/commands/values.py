@@ -18,7 +18,7 @@ def set_value(tx: Transaction, command: commands.SetValue) -> bool:
     tx.execute(
         "INSERT OR REPLACE INTO expiring_values (space, name, value, remove_after)"
         " VALUES (?, ?, ?, ?)",
-        (command.space, command.name, command.value, tx.now + ttl_seconds),
+        (command.space, command.name, command.value, tx.steady + ttl_seconds),
     )
     return True
 
@@ -39,6 +39,6 @@ def delete_value(tx: Transaction, command: commands.DeleteValue) -> None:
 def _read_value(tx: Transaction, space: str, name: str) -> bytes | None:
     row = tx.fetch_one(
         "SELECT value FROM expiring_values WHERE space = ? AND name = ? AND remove_after > ?",
-        (space, name, tx.now),
+        (space, name, tx.steady),
     )
     return None if row is None else cast(bytes, row[0])

@@ -11,13 +11,16 @@ from gateway.store.sqlite.transaction import Transaction
 
 @writes(commands.Heartbeat)
 def heartbeat(tx: Transaction, command: commands.Heartbeat) -> None:
+    # A heartbeat from the future, of a clock that went back, counts as one of now.
+    tx.execute("UPDATE workers SET heartbeat_at = ? WHERE heartbeat_at > ?", (tx.steady, tx.steady))
+    tx.execute("UPDATE steady_clock SET latest = max(latest, ?)", (tx.steady,))
     record_heartbeat(tx, command.worker)
 
 
 def record_heartbeat(tx: Transaction, worker: str) -> None:
     """Keeps a worker from expiring."""
     tx.execute(
-        "INSERT OR REPLACE INTO workers (worker, heartbeat_at) VALUES (?, ?)", (worker, tx.now)
+        "INSERT OR REPLACE INTO workers (worker, heartbeat_at) VALUES (?, ?)", (worker, tx.steady)
     )
 
 
@@ -25,7 +28,7 @@ def record_heartbeat(tx: Transaction, worker: str) -> None:
 def expired_workers(tx: Transaction, command: commands.ExpiredWorkers) -> Sequence[str]:
     rows = tx.fetch_all(
         "SELECT worker FROM workers WHERE heartbeat_at <= ? ORDER BY heartbeat_at LIMIT ?",
-        (tx.now - command.after_seconds, command.limit),
+        (tx.steady - command.after_seconds, command.limit),
     )
     return [worker for (worker,) in rows]
 

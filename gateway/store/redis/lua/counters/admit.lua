@@ -13,6 +13,7 @@ end
 local consumptions = read_consumptions(ARGV, FIRST)
 local denied = consume(consumptions, false)
 if denied then
+  end_future_buckets(consumptions)
   return { 1, denied - 1, states(read_consumptions(ARGV, FIRST), denied), now }
 end
 write_buckets(consumptions)

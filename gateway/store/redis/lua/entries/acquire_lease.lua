@@ -29,5 +29,6 @@ for i = FIRST_SLOT, last_slot do
   end
 end
 
+end_future_leases(leases)
 lease_slots(free, flight, lease_time)
 return { now, cached, acquired, leased }

@@ -16,6 +16,7 @@ end
 
 local denied = consume(consumptions, true)
 if denied then
+  end_future_buckets(consumptions)
   return { denied - 1, states(read_consumptions(ARGV, FIRST), denied), now, now }
 end
 

@@ -19,8 +19,9 @@ local function read_bucket(counter)
   if not stored[1] then
     return
   end
-  counter.at = math.max(now, tonumber(stored[2])) -- a clock that steps back refills nothing
-  local elapsed = counter.at - tonumber(stored[2])
+  -- A bucket from the future, of a clock that was set back, refills from now on.
+  counter.is_from_future = tonumber(stored[2]) > now
+  local elapsed = math.max(0, now - tonumber(stored[2]))
   if elapsed < MINUTE then
     counter.level = math.min(counter.capacity, tonumber(stored[1]) + elapsed * counter.maximum)
   end
@@ -147,6 +148,17 @@ local function write_buckets(consumptions)
     local counter = consumption.counter
     if counter.period == 'minute' and counter.maximum and consumption.amount > 0 then
       redis.call('HSET', counter.key, 'level', digits(counter.level), 'at', digits(counter.at))
+      redis.call('EXPIRE', counter.key, BUCKET_SECONDS)
+    end
+  end
+end
+
+-- For a denied request, which takes nothing: the bucket would stay in the future.
+local function end_future_buckets(consumptions)
+  for _, consumption in ipairs(consumptions) do
+    local counter = consumption.counter
+    if counter.is_from_future then
+      redis.call('HSET', counter.key, 'at', digits(now))
       redis.call('EXPIRE', counter.key, BUCKET_SECONDS)
     end
   end

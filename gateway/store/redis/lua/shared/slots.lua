@@ -1,7 +1,8 @@
 -- The slots of a fingerprint: KEYS[1] is its entry, KEYS[2] its leases (both hashes by slot).
 --
 -- An image's value is "<expires> <stored> <length of the image id> <id><data>", a lease's value is
--- "<expires> <flight>", with times in microseconds. The scripts compare them with the clock.
+-- "<expires> <granted> <flight>", with times in microseconds. The scripts compare them with the
+-- clock. A lease from the future, of a clock that was set back, lasts for its own length from now on.
 
 local MAX_SLOTS = 64
 
@@ -19,8 +20,9 @@ local function unpack_slot(value)
 end
 
 local function unpack_lease(value)
-  local expires, flight = string.match(value, '^(%d+) (.*)$')
-  return { expires = tonumber(expires), flight = flight }
+  local expires, granted, flight = string.match(value, '^(%d+) (%d+) (.*)$')
+  local ahead = math.max(0, tonumber(granted) - now)
+  return { expires = tonumber(expires) - ahead, flight = flight, is_from_future = ahead > 0 }
 end
 
 local function read_by_slot(key, unpack_value)
@@ -51,10 +53,20 @@ end
 
 local function lease_slots(slots, flight, lease)
   for _, slot in ipairs(slots) do
-    redis.call('HSET', KEYS[2], slot, digits(now + lease) .. ' ' .. flight)
+    redis.call('HSET', KEYS[2], slot, digits(now + lease) .. ' ' .. digits(now) .. ' ' .. flight)
   end
   if #slots > 0 then
     expire_at_least(KEYS[2], now + lease)
+  end
+end
+
+-- Makes what `unpack_lease` does to leases from the future last.
+local function end_future_leases(leases)
+  for slot, lease in pairs(leases) do
+    if lease.is_from_future then
+      redis.call('HSET', KEYS[2], slot,
+        digits(lease.expires) .. ' ' .. digits(now) .. ' ' .. lease.flight)
+    end
   end
 end
 

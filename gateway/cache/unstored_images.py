@@ -1,0 +1,132 @@
+"""Images that this worker bought and that the store has not confirmed yet.
+
+A purchase is here from upstream's answer until its commit: for a moment as a rule, and longer while
+the store is unavailable. Requests to this worker get its images from here, so that none of them is
+bought twice. The bytes are those that the commit keeps anyway; beyond a bound the oldest purchases
+are forgotten here, but still committed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.cache.entries import CachedImage
+from gateway.cache.flight_events import Flight, PurchasedImages
+from gateway.images import MAX_SLOTS
+
+MAX_PURCHASES: Final = 10_000
+"""Purchases that are remembered, however small their images are."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnstoredImage:
+    """An image, its freshness as of a hit, and its bytes."""
+
+    cached: CachedImage
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Purchase:
+    flight: Flight
+    purchased: PurchasedImages
+    size_bytes: int
+    added_at: float
+
+
+class UnstoredImages:
+    """The unstored images of this worker, of at most `max_bytes` together; 0 keeps none.
+
+    Images stay fresh for `ttl_seconds`. Those that `is_taken_down` by their digest are not found.
+    """
+
+    def __init__(
+        self,
+        max_bytes: int = 0,
+        *,
+        ttl_seconds: float = math.inf,
+        is_taken_down: Callable[[str], bool] = lambda digest: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._max_bytes = max_bytes
+        self._ttl_seconds = ttl_seconds
+        self._is_taken_down = is_taken_down
+        self._clock = clock
+        self._size_bytes = 0
+        self._purchases: OrderedDict[str, _Purchase] = OrderedDict()  # by flight, oldest first
+        self._flights: dict[str, dict[str, None]] = {}  # by fingerprint, oldest first
+
+    def __len__(self) -> int:
+        """How many purchases are not committed, as far as they are remembered."""
+        return len(self._purchases)
+
+    def add(self, flight: Flight, purchased: PurchasedImages) -> None:
+        """Adds the images of a purchase, until `remove`."""
+        size_bytes = sum(map(len, purchased.data.values()))
+        if not 0 < size_bytes <= self._max_bytes:
+            return
+        self.remove(flight.id)
+        self._purchases[flight.id] = _Purchase(flight, purchased, size_bytes, self._clock())
+        self._flights.setdefault(flight.fingerprint, {})[flight.id] = None
+        self._size_bytes += size_bytes
+        while self._size_bytes > self._max_bytes or len(self._purchases) > MAX_PURCHASES:
+            self.remove(next(iter(self._purchases)))
+
+    def remove(self, flight: str) -> None:
+        """Forgets a purchase: the store has its images, or never will."""
+        removed = self._purchases.pop(flight, None)
+        if removed is None:
+            return
+        self._size_bytes -= removed.size_bytes
+        of_fingerprint = self._flights[removed.flight.fingerprint]
+        del of_fingerprint[flight]
+        if not of_fingerprint:
+            del self._flights[removed.flight.fingerprint]
+
+    def of_flight(self, flight: str) -> PurchasedImages | None:
+        """The images of a flight that has ended here, for a follower; None if it is not known."""
+        found = self._purchases.get(flight)
+        return None if found is None else found.purchased
+
+    def find(
+        self, fingerprint: str, slots: Iterable[int], *, max_age_seconds: float | None = None
+    ) -> dict[int, UnstoredImage]:
+        """The fresh images of a fingerprint in `slots`, none of them older than `max_age_seconds`.
+
+        Slots are as in the entry that the commits are about to make.
+        """
+        flights = self._flights.get(fingerprint)
+        if flights is None:
+            return {}
+        now = self._clock()
+        max_age_seconds = math.inf if max_age_seconds is None else max_age_seconds
+        placed: dict[int, UnstoredImage] = {}
+        for flight in flights:
+            purchase = self._purchases[flight]
+            age_seconds = now - purchase.added_at
+            if age_seconds >= self._ttl_seconds or age_seconds > max_age_seconds:
+                continue
+            ttl_seconds = math.floor(min(self._ttl_seconds - age_seconds, 2**53))
+            for slot, image in purchase.purchased.images.items():
+                data = purchase.purchased.data.get(image.digest)
+                if data is not None and not self._is_taken_down(image.digest):
+                    found = UnstoredImage(CachedImage(image, ttl_seconds), data)
+                    _place(placed, slot, found, displaces=purchase.flight.displaces)
+        return {slot: placed[slot] for slot in slots if slot in placed}
+
+
+def _place(
+    placed: dict[int, UnstoredImage], slot: int, image: UnstoredImage, *, displaces: bool
+) -> None:
+    """Puts an image into its slot or the first free one, as the store does."""
+    if slot in placed and displaces:
+        placed[slot], image = image, placed[slot]
+    if slot in placed:
+        free = (number for number in range(MAX_SLOTS) if number not in placed)
+        slot = next(free, MAX_SLOTS)  # beyond the last slot nothing finds it
+    placed[slot] = image

@@ -1,0 +1,112 @@
+"""Holds a flight's lease for as long as its purchase runs.
+
+A lease that ended too early would let another worker buy the same images: the store was unavailable
+when it had to be renewed, its clock was set forward, or it has lost writes. So the lease is renewed
+early, for the whole purchase, and a lease that is lost is taken again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from gateway.cache.flight_events import Flight
+from gateway.errors import StoreUnavailable
+from gateway.store.batch import Batch
+from gateway.store.protocol import Store
+
+RETRY_SECONDS: Final = 1.0
+"""How soon a lease that may be lost is tried again: before a follower, which waits five seconds."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTimes:
+    """The lengths of a lease, in seconds."""
+
+    reserved: float
+    """From the reservation on, and whenever the lease is taken again."""
+    whole: float
+    """As long as a purchase may take."""
+    check: float
+    """How often it is renewed."""
+
+
+class LeaseKeeper:
+    """Keeps the lease of one flight, in a task that `stop` ends."""
+
+    def __init__(
+        self,
+        store: Store,
+        flight: Flight,
+        times: LeaseTimes,
+        *,
+        opening: asyncio.Task[float] | None = None,
+    ) -> None:
+        """`opening` opens the journal of the purchase, if it is not open yet."""
+        self._store = store
+        self._flight = flight
+        self._times = times
+        self._opening = opening
+        self._is_delivered = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Starts to renew, soon: an outage may begin at any time."""
+        # Not one of `OwnedTasks`, because a draining worker need not wait for it.
+        self._task = asyncio.create_task(self._keep(), name=f"renew lease {self._flight.id}")
+
+    @contextmanager
+    def delivering(self) -> Iterator[None]:
+        """While upstream works. Afterwards the lease is only renewed: storing the images ends it.
+
+        If the block fails, the lease is not kept any more.
+        """
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            raise
+        self._is_delivered = True
+
+    def stop(self) -> None:
+        """Ends the task: the flight has ended."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _keep(self) -> None:
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + self._times.whole
+        pause = min(RETRY_SECONDS, self._times.check / 3)
+        while (left := ends_at - loop.time() - pause) > 0:
+            await asyncio.sleep(pause)
+            try:
+                pause = self._times.check if await self._renew(left) else RETRY_SECONDS
+            except StoreUnavailable:
+                log.warning("store_unavailable", during="lease_renewal", flight=self._flight.id)
+                pause = min(RETRY_SECONDS, self._times.check)
+            except Exception:
+                log.exception("lease_renewal_failed", flight=self._flight.id)
+                pause = self._times.check
+
+    async def _renew(self, left: float) -> bool:
+        """Whether the lease is held for as long as it is needed."""
+        # Without a journal nobody would release the lease of a worker that dies.
+        has_journal = self._opening is None or self._opening.done()
+        seconds = max(left, self._times.reserved) if has_journal else self._times.reserved
+        batch = Batch(self._store)
+        renewed = self._flight.renew(batch, seconds=seconds)
+        await batch.execute()
+        if renewed.value or self._is_delivered:
+            return has_journal
+        # In two steps, and briefly at first: a call that timed out may still run once the flight
+        # has ended, and would take the lease for nothing.
+        lease = self._flight.acquire(batch, seconds=self._times.reserved)
+        await batch.execute()
+        return not lease.value.acquired and not lease.value.leased

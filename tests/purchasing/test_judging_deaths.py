@@ -1,0 +1,108 @@
+"""A worker judges others only while the store was there for everybody."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from gateway.errors import StoreUnavailable
+from gateway.metrics import Metrics
+from gateway.purchasing.recovery import Recovery
+from gateway.store.commands import Deregister, ExpiredWorkers, OpenJournals
+from gateway.store.protocol import Command, Watch
+
+DEAD_AFTER = 15.0
+
+
+@dataclass
+class Workers:
+    """A store that knows which heartbeats are late, or is away (None), and a clock."""
+
+    late: frozenset[str] | None = frozenset()
+    now: float = 1000.0
+    recovered: list[str] = field(default_factory=list)
+    name = "a store of heartbeats"
+
+    async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
+        if self.late is None:
+            raise StoreUnavailable
+        return [self._execute(command) for command in commands]
+
+    def _execute(self, command: Command[Any]) -> Any:
+        match command:
+            case ExpiredWorkers():
+                return sorted(self.late or ())
+            case OpenJournals():
+                return []
+            case Deregister():
+                self.recovered.append(command.worker)
+                return True
+        raise AssertionError(command)
+
+    def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
+        raise AssertionError(flight)
+
+
+@pytest.fixture
+def workers() -> Workers:
+    return Workers()
+
+
+def judge(workers: Workers) -> Recovery:
+    return Recovery(
+        workers,
+        None,  # type: ignore[arg-type] - nobody has an open journal
+        Metrics().money,
+        worker="me",
+        expires_after_seconds=DEAD_AFTER,
+        clock=lambda: workers.now,
+    )
+
+
+async def check(recovery: Recovery, workers: Workers, *late: str, after: float = 5.0) -> None:
+    workers.now += after
+    workers.late = frozenset(late)
+    await recovery.recover_expired()
+
+
+async def test_a_worker_is_dead_after_two_late_heartbeats(workers: Workers) -> None:
+    recovery = judge(workers)
+    await check(recovery, workers, "other")
+    assert workers.recovered == []
+    await check(recovery, workers, "other")
+    assert workers.recovered == ["other"]
+
+
+async def test_after_an_outage_nobody_is_dead_until_all_have_had_time_for_a_heartbeat(
+    workers: Workers,
+) -> None:
+    recovery = judge(workers)
+    workers.late = None
+    with pytest.raises(StoreUnavailable):
+        await recovery.recover_expired()
+    for _ in range(2):
+        await check(recovery, workers, "other")
+    assert workers.recovered == []
+    for _ in range(2):
+        await check(recovery, workers, "other")
+    assert workers.recovered == ["other"]
+
+
+@pytest.mark.parametrize("checks_late", [1, 4])
+async def test_a_worker_whose_own_heartbeat_is_late_judges_nobody(
+    workers: Workers, checks_late: int
+) -> None:
+    """As after a pause of the whole machine, or when the store's clock was set forward."""
+    recovery = judge(workers)
+    for _ in range(checks_late):
+        await check(recovery, workers, "me", "other")
+    for _ in range(2):
+        await check(recovery, workers, "other")
+    assert workers.recovered == []
+    for _ in range(2):
+        await check(recovery, workers, "other")
+    assert workers.recovered == ["other"]
