@@ -171,9 +171,10 @@ async def test_a_refused_key_does_not_delay_the_purchase_of_another(
     assert of_poor == [429] * 32
     assert len(await upstream.bodies()) == 1
     outcomes = Counter(outcome for key, outcome, _ in records if key == "rich")
-    assert outcomes == {"bought": 1, "collapsed": 29}
+    # One that tries once the image is stored is a hit.
+    assert (outcomes["bought"], outcomes["collapsed"] + outcomes["hit"]) == (1, 29)
     assert crowd.count(Reserve) <= 3
-    assert crowd.count(AcquireLease) <= 62 + 6
+    assert crowd.count(AcquireLease) <= 62 + 6 + outcomes["hit"]
 
 
 @pytest.mark.parametrize("gateways", [1, 2])
