@@ -8,12 +8,13 @@ of two versions can share a store.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from gateway.cache.flight_events import Flight
+from gateway.cache.idempotency_results import IdempotentRequest
 from gateway.images import Amounts, Image, Record, decode_fields
 
 
@@ -28,10 +29,14 @@ class Reserved:
     record: Record
     tags: tuple[str, ...] = ()
     """Of the request, for the entry once it has the images."""
+    idempotent: IdempotentRequest | None = None
+    """The idempotency key of the request, which gets the purchase's result."""
+    cached: Mapping[int, Image] = field(default_factory=dict)
+    """The images that such a request had already, by slot: they are in its result too."""
 
     def encode(self) -> bytes:
         """The payload's bytes."""
-        return orjson.dumps({"reserved": self}, default=_as_dict)
+        return orjson.dumps({"reserved": self}, default=_as_dict, option=orjson.OPT_NON_STR_KEYS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ def decode_payload(payload: bytes) -> Reserved | Received:
         return reserved
     decoded = {
         "reserved": reserved,
-        "images": {int(slot): Image.from_dict(image) for slot, image in data["images"].items()},
+        "images": _decode_images(data["images"]),
         "charge": decode_fields(Amounts, data["charge"]),
         "record": Record.from_dict(data["record"]),
     }
@@ -65,14 +70,20 @@ def decode_payload(payload: bytes) -> Reserved | Received:
 
 
 def _decode_reserved(data: Mapping[str, Any]) -> Reserved:
-    flight = data["flight"]
+    flight, idempotent = data["flight"], data.get("idempotent")
     decoded = {
         "flight": Flight.from_dict(flight) if flight else None,
         "estimate": decode_fields(Amounts, data["estimate"]),
         "record": Record.from_dict(data["record"]),
         "tags": tuple(data.get("tags", ())),
+        "idempotent": IdempotentRequest.from_dict(idempotent) if idempotent else None,
+        "cached": _decode_images(data.get("cached", {})),
     }
     return decode_fields(Reserved, {**data, **decoded})
+
+
+def _decode_images(data: Mapping[str, Any]) -> dict[int, Image]:
+    return {int(slot): Image.from_dict(image) for slot, image in data.items()}
 
 
 def _as_dict(value: Record | Mapping[str, Any]) -> dict[str, Any]:

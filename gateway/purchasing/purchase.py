@@ -23,9 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.billing import pricing, quota
 from gateway.cache.flight_events import Flight, PurchasedImages
+from gateway.cache.idempotency_results import IdempotentRequest
+from gateway.cache.idempotent_purchases import keep_for_purchase, release_cancelled
 from gateway.catalog import Model
 from gateway.errors import ErrorCode, GatewayError, UpstreamFailure
-from gateway.images import Amounts, ImageRequest, LimitSubject, Record
+from gateway.images import Amounts, Image, ImageRequest, LimitSubject, Record
 from gateway.purchasing.charges import (
     charge_answer,
     charge_failure,
@@ -81,6 +83,8 @@ class PurchaseSummary:
     cost_micros: int = 0
     limits: list[quota.LimitState] = field(default_factory=list)
     """The limits after the settlement; empty before."""
+    settling: list[asyncio.Task[Any]] = field(default_factory=list)
+    """The tasks that settle or cancel its purchases; they may end after the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,10 @@ class PurchaseOrder:
     """Filled in by the purchase; the request's context has it too."""
     tags: tuple[str, ...] = ()
     """The request's, for the entry that gets the images."""
+    idempotent: IdempotentRequest | None = None
+    """The idempotency key that the request has locked."""
+    cached: Mapping[int, Image] = field(default_factory=dict)
+    """The images that the request has already, by slot."""
 
 
 class Purchases:
@@ -188,6 +196,8 @@ class Purchases:
             estimate=estimate.amounts,
             record=order.record.but(id=flight.id),
             tags=order.tags,
+            idempotent=order.idempotent,
+            cached=order.cached if order.idempotent is not None else {},
         )
         batch = Batch(self._store)
         reservation = quota.reserve(
@@ -204,14 +214,21 @@ class Purchases:
             lease = flight.renew(batch, seconds=seconds)
         try:
             await batch.execute()
-            if reservation.value.denied is None and lease is not None and not lease.value:
-                raise _lease_lost()
+            if reservation.value.denied is None:
+                if lease is not None and not lease.value:
+                    raise _lease_lost()
+                # After the reservation: from now on the key depends on the journal alone.
+                if order.idempotent is not None and not await keep_for_purchase(
+                    self._store, order.idempotent, flight.id
+                ):
+                    raise _lease_lost()
         except GatewayError:
             # If the lease was lost, the reservation exists; if the reply was lost, it may exist.
             # Until it is cancelled it counts against the limits: recovery skips live workers.
-            self._tasks.start(
+            cancelling = self._tasks.start(
                 retry_until_stored(partial(self._cancel, reserved)), name=f"cancel {flight.id}"
             )
+            order.summary.settling.append(cancelling)
             raise
         if reservation.value.denied is not None:
             raise quota.refuse_reservation(
@@ -223,6 +240,8 @@ class Purchases:
 
     async def _cancel(self, reserved: Reserved) -> None:
         batch = Batch(self._store)
+        if reserved.idempotent is not None:
+            release_cancelled(batch, reserved.idempotent, reserved.purchase)
         # Settling at zero leaves a closed journal, also if there was none. A reservation that runs
         # late finds it and reserves nothing.
         quota.settle(batch, reserved.purchase, Amounts(), record=None)
@@ -300,7 +319,8 @@ class Purchases:
     ) -> None:
         order.summary.cost_micros += received.charge.usd_micros
         commit = self._settlements.commit(received, data)
-        settlement = await self._start_and_wait(commit, name=f"commit {received.reserved.purchase}")
+        name = f"commit {received.reserved.purchase}"
+        settlement = await self._start_and_wait(order, commit, name=name)
         if settlement is not None:
             order.summary.limits = quota.reservation_states(order.subject, settlement.states)
 
@@ -330,18 +350,19 @@ class Purchases:
         if opening is not None:  # the store is unavailable, so no client waits for it
             self._tasks.start(_after(opening, settle), name=name)
             return
-        settlement = await self._start_and_wait(settle, name=name)
+        settlement = await self._start_and_wait(order, settle, name=name)
         if settlement is not None:
             order.summary.limits = quota.reservation_states(order.subject, settlement.states)
 
     async def _start_and_wait(
-        self, work: Coroutine[Any, Any, Settlement], *, name: str
+        self, order: PurchaseOrder, work: Coroutine[Any, Any, Settlement], *, name: str
     ) -> Settlement | None:
         """Starts `work` in a task and returns its result.
 
         None if it takes longer than `COMMIT_WAIT_SECONDS`; the task goes on.
         """
         task = self._tasks.start(work, name=name)
+        order.summary.settling.append(task)
         await asyncio.wait({task}, timeout=COMMIT_WAIT_SECONDS)
         return task.result() if task.done() else None
 
@@ -380,7 +401,7 @@ def _latency_ms(order: PurchaseOrder) -> int:
 
 
 def _lease_lost() -> GatewayError:
-    """The error for a lease that expired before the reservation was made.
+    """The error for a lease or an idempotency key that was lost before anything was sent.
 
     Another worker may be buying these images by now. Not `StoreUnavailable`, for which the proxy
     would buy without the store.

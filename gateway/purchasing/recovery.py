@@ -5,7 +5,8 @@ from __future__ import annotations
 import structlog
 
 from gateway.cache.flight_events import Flight
-from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
+from gateway.cache.idempotency_results import worker_died
+from gateway.errors import StoreUnavailable
 from gateway.metrics import MoneyMetrics
 from gateway.purchasing.charges import charged_tokens
 from gateway.purchasing.journal import Received, decode_payload
@@ -76,10 +77,7 @@ class Recovery:
             if settlement.status == "settled":
                 self._metrics.purchased(payload.record)
             return
-        death = UpstreamFailure(
-            "The gateway's worker died while it was waiting for this image.",
-            charge=Charge.PRESUMED,
-        )
+        death = worker_died()
         record = payload.record.but(
             outcome="failed",
             flags=(*payload.record.flags, "presumed"),

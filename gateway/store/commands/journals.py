@@ -101,3 +101,10 @@ class OpenJournals(Command[Sequence[Journal]]):
     """The open journals of a worker, or of all workers (None)."""
 
     worker: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadJournalState(Command[Literal["reserved", "received", "settled", "unknown"]]):
+    """The state of a purchase's journal; `unknown` if there is none."""
+
+    purchase: str

@@ -68,3 +68,11 @@ def _open_journals(command: commands.OpenJournals, keys: Keys) -> RedisCommand:
 
     workers = () if command.worker is None else (command.worker,)
     return script_command("open_journals", [keys.books], workers, read=read)
+
+
+@encode.register
+def _read_journal_state(command: commands.ReadJournalState, keys: Keys) -> RedisCommand:
+    def read(reply: bytes | None) -> str:
+        return "unknown" if reply is None else reply.decode()
+
+    return RedisCommand(("HGET", keys.journal(command.purchase), "state"), read)

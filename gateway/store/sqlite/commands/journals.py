@@ -204,3 +204,14 @@ def open_journals(tx: Transaction, command: commands.OpenJournals) -> Sequence[c
         (command.worker,),
     )
     return [commands.Journal(*row) for row in rows]
+
+
+@reads(commands.ReadJournalState)
+def read_journal_state(
+    tx: Transaction, command: commands.ReadJournalState
+) -> Literal["reserved", "received", "settled", "unknown"]:
+    row = tx.fetch_one(
+        "SELECT state FROM journals WHERE purchase = ? AND remove_after > ?",
+        (command.purchase, tx.now),
+    )
+    return "unknown" if row is None else row[0]
