@@ -1,7 +1,7 @@
 """The command line, with fail points in its workers: `python -m tests.failing_gateway serve …`.
 
-The environment variable `FAIL_POINTS` is the folder through which a test controls it. Leases and locks are
-shorter than usual, so that a test does not wait long until the lease of a killed worker expires.
+The environment variable `FAIL_POINTS` is the folder through which a test controls it. Leases and
+locks are shorter than usual, so that a test does not wait long for those of a killed worker.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from gateway.images import LimitSubject, Reuse
 from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Get, ReadRecords, Write
 from gateway.store.protocol import Store
+from gateway.stored import read_stored
 
 KEYS: Final = "keys"
 SECRETS: Final = "secrets"
@@ -140,8 +141,13 @@ class Keys:
             if secret.sha256 not in self._known and len(self._known) < MAX_KNOWN:
                 self._remember(secret.sha256, data)
 
-    def _remember(self, secret_hash: str, data: bytes) -> _KnownKey:
-        known = self._known[secret_hash] = _known_key(data, secret_hash)
+    def _remember(self, secret_hash: str, data: bytes) -> _KnownKey | None:
+        """The key of a record; None if the record is unreadable, and the key therefore unknown."""
+        known = read_stored("key", data, lambda data: _known_key(data, secret_hash))
+        if known is None:
+            self._known.pop(secret_hash, None)
+            return None
+        self._known[secret_hash] = known
         if len(self._known) > MAX_KNOWN:
             _, oldest = self._known.popitem(last=False)
             self._confirmed_at.pop(oldest.key.subject.key_id, None)
@@ -178,11 +184,13 @@ class Keys:
         This worker knows the active ones from now on, as far as it has room.
         """
         found = await execute(self._store, ReadRecords(KEYS))
+        readable = (_decode(data) for data in found.values())
         records = sorted(
-            map(KeyRecord.decode, found.values()), key=lambda r: (r.created_at, r.name)
+            (record for record in readable if record is not None),
+            key=lambda r: (r.created_at, r.name),
         )
         for record in records:
-            if record.is_active(self._clock()):
+            if record.id in found and record.is_active(self._clock()):
                 self._remember_unknown(record, found[record.id])
         return records
 
@@ -203,7 +211,7 @@ class Keys:
         # applied to the newer record.
         for _ in range(WRITE_ATTEMPTS):
             data = await execute(self._store, Get(KEYS, key_id))
-            old = KeyRecord.decode(data) if data is not None else None
+            old = _decode(data)
             if old is None or old.revoked_at is not None:
                 raise GatewayError(
                     f"No active key has the id '{key_id}'.",
@@ -236,7 +244,8 @@ class Keys:
         if owner is None:
             return None
         data = await execute(self._store, Get(KEYS, owner.decode()))
-        if data is not None and KeyRecord.decode(data).is_active(self._clock()):
+        record = _decode(data)
+        if record is not None and record.is_active(self._clock()):
             raise _name_taken(name)
         return owner
 
@@ -246,6 +255,11 @@ def hash_secret(secret: str) -> str:
     # A fast hash is enough, because a secret has 256 random bits. A header with bytes that are not
     # UTF-8 arrives with lone surrogates, which only `surrogatepass` encodes.
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _decode(data: bytes | None) -> KeyRecord | None:
+    """The record; None if there is none, or if it is unreadable."""
+    return None if data is None else read_stored("key", data, KeyRecord.decode)
 
 
 def _known_key(data: bytes, secret_hash: str) -> _KnownKey:

@@ -159,6 +159,10 @@ class IdempotencyKeys:
             while not await execute(self._store, lock):
                 value = await execute(self._store, GetValue(SPACE, idempotent.name))
                 found = None if value is None else decode_result(value)
+                if value is not None and found is None:
+                    # An unreadable value is a lost result: the request is answered like a first.
+                    await self._release(idempotent, value)
+                    continue
                 if value is not None and found is not None:
                     # The same request waits while the value is a lock.
                     if found.request != idempotent.request or found.encoded is not None:
@@ -375,7 +379,8 @@ def set_result(
 
 def is_of(value: bytes, idempotent: IdempotentRequest) -> bool:
     """Whether the value is a lock or a result of this very request."""
-    return decode_result(value).lock == idempotent.lock
+    found = decode_result(value)
+    return found is not None and found.lock == idempotent.lock
 
 
 def _channel(idempotent: IdempotentRequest) -> str:

@@ -17,6 +17,7 @@ import orjson
 
 from gateway.errors import Charge, UpstreamFailure
 from gateway.images import Image, decode_fields
+from gateway.stored import read_stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,12 @@ def _encode_result(idempotent: IdempotentRequest, result: Mapping[str, Any]) -> 
     return orjson.dumps(whole, default=dict)
 
 
-def decode_result(value: bytes) -> StoredResult:
-    """A lock or a result."""
+def decode_result(value: bytes) -> StoredResult | None:
+    """A lock or a result; None for other bytes."""
+    return read_stored("idempotency_result", value, _decode_result)
+
+
+def _decode_result(value: bytes) -> StoredResult:
     data = orjson.loads(value)
     lock = data.get("lock")
     if "images" not in data:

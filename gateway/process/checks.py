@@ -37,6 +37,7 @@ from gateway.net.guard import LinkBlocked
 from gateway.net.server_tls import EXPIRES_SOON_DAYS, BadPair, expiry_of, load_context
 from gateway.process.bootstrap import find_shared_files
 from gateway.process.findings import Finding
+from gateway.process.open_purchases import check_open_purchases
 from gateway.process.plaintext import judge_plaintext
 from gateway.store.batch import execute
 from gateway.store.blobs.redis import DEFAULT_CAPACITY_BYTES
@@ -121,6 +122,7 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
             facts = await execute(store, Inspect())
             # The store reads its clock during the round trip, so its middle is the best estimate.
             host_now = (sent_at + time.time()) / 2
+            open_purchases = await check_open_purchases(settings, store)
     except (SchemaMismatch, StoreMissing) as error:
         return [Finding("store", "fault", str(error))]
     except GatewayError as error:
@@ -132,6 +134,7 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
         Finding("store", "ok", f"{store.name}, schema version {SCHEMA_VERSION}"),
         judge_clock(facts, host_now=host_now),
         *_judge_configuration(settings, facts),
+        open_purchases,
     ]
 
 

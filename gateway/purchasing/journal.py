@@ -8,14 +8,24 @@ of two versions can share a store.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import orjson
 
 from gateway.cache.flight_events import Flight
 from gateway.cache.idempotency_results import IdempotentRequest
 from gateway.images import Amounts, Image, Record, decode_fields
+from gateway.stored import UNREADABLE
+
+RECORD_TEXTS: Final = (
+    *("request_id", "key", "key_id", "team", "user", "model", "size", "quality"),
+    *("prompt_hmac", "fingerprint", "client_address"),
+)
+"""The fields of a record that are text."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +64,56 @@ class Received:
         return orjson.dumps(self, default=_as_dict, option=orjson.OPT_NON_STR_KEYS)
 
 
+class UnreadableJournal(Exception):
+    """The payload is no JSON, or not of this shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What can be read of a payload that cannot be read as a whole."""
+
+    flight: Flight | None = None
+    idempotent: IdempotentRequest | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the ledger record that have the right type."""
+
+
 def decode_payload(payload: bytes) -> Reserved | Received:
-    """The inverse of `encode`. Raises `ValueError`, `KeyError` or `TypeError` for other bytes."""
+    """The inverse of `encode`. Raises `UnreadableJournal` for other bytes."""
+    try:
+        return _decode_payload(payload)
+    except UNREADABLE as fault:
+        raise UnreadableJournal(type(fault).__name__) from None
+
+
+def decode_remains(payload: bytes) -> Remains:
+    """Whatever the bytes still have; never raises."""
+    with suppress(*UNREADABLE):
+        data = orjson.loads(payload)["reserved"]
+        flight = idempotent = None
+        with suppress(*UNREADABLE):
+            flight = _checked(Flight.from_dict(data["flight"]), "id", "fingerprint")
+        with suppress(*UNREADABLE):
+            idempotent = _checked(IdempotentRequest.from_dict(data["idempotent"]), "name", "lock")
+        return Remains(flight, idempotent, _decode_record_fields(data.get("record")))
+    return Remains()
+
+
+def _checked(found: T, *texts: str) -> T:
+    if not all(isinstance(getattr(found, name), str) for name in texts):
+        raise TypeError
+    return found
+
+
+def _decode_record_fields(data: object) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        return {}
+    texts = {n: data[n] for n in RECORD_TEXTS if isinstance(data.get(n), str)}
+    time = data.get("time")
+    return texts | ({"time": time} if isinstance(time, float) else {})
+
+
+def _decode_payload(payload: bytes) -> Reserved | Received:
     data = orjson.loads(payload)
     reserved = _decode_reserved(data["reserved"])
     if "record" not in data:

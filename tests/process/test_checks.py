@@ -60,6 +60,7 @@ IN_ORDER = [
     "eviction policy",
     "persistence",
     "cache bound",
+    "open purchases",
     "upstream",
     "prices",
     "parser",

@@ -40,6 +40,7 @@ from gateway.store.commands.journals import (
     Reserve,
     Settle,
     Settlement,
+    reserved_by_unit,
 )
 from gateway.store.commands.ledger import APPENDED_SECONDS, Append, ReadLedger
 from gateway.store.commands.lru_index import (
@@ -126,4 +127,5 @@ __all__ = [
     "Track",
     "Untrack",
     "Write",
+    "reserved_by_unit",
 ]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
+
+import orjson
 
 from gateway.store import commands
 from gateway.store.redis.commands.counters import consumption_arguments, read_index, read_states
@@ -62,12 +65,22 @@ def _open_journals(command: commands.OpenJournals, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[Any]) -> Sequence[commands.Journal]:
         fields = iter(reply)
         return [
-            commands.Journal(purchase.decode(), worker.decode(), state.decode(), payload)
-            for purchase, worker, state, payload in zip(*[fields] * 4, strict=True)
+            commands.Journal(
+                purchase.decode(), worker.decode(), state.decode(), payload, **_reserved(packed)
+            )
+            for purchase, worker, state, payload, packed in zip(*[fields] * 5, strict=True)
         ]
 
     workers = () if command.worker is None else (command.worker,)
     return script_command("open_journals", [keys.books], workers, read=read)
+
+
+def _reserved(packed: bytes) -> dict[str, Any]:
+    """The reserved amounts and their subjects, from packed consumptions."""
+    with suppress(ValueError, TypeError, IndexError):
+        consumptions = [(one[0], one[1], int(one[4])) for one in orjson.loads(packed)]
+        return commands.reserved_by_unit(consumptions)
+    return {}
 
 
 @encode.register

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 
@@ -199,11 +200,21 @@ def _read_journal(tx: Transaction, purchase: str) -> _Journal | None:
 @reads(commands.OpenJournals)
 def open_journals(tx: Transaction, command: commands.OpenJournals) -> Sequence[commands.Journal]:
     rows = tx.fetch_all(
-        "SELECT purchase, worker, state, payload FROM journals"
+        "SELECT purchase, worker, state, payload, consumptions FROM journals"
         " WHERE state != 'settled' AND worker = coalesce(?, worker) ORDER BY rowid",
         (command.worker,),
     )
-    return [commands.Journal(*row) for row in rows]
+    return [commands.Journal(*row, **_reserved(packed)) for *row, packed in rows]
+
+
+def _reserved(packed: str) -> dict[str, Any]:
+    """The reserved amounts and their subjects, from packed consumptions."""
+    with suppress(ValueError, TypeError, KeyError):
+        consumptions = [
+            (one["subject"], one["unit"], one["amount"]) for one in orjson.loads(packed)
+        ]
+        return commands.reserved_by_unit(consumptions)
+    return {}
 
 
 @reads(commands.ReadJournalState)
