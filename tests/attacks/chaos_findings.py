@@ -63,14 +63,22 @@ class Sent:
     """None: no complete answer."""
     images: tuple[str, ...] = ()
     fingerprint: str = ""
-    is_replay: bool = False
+    cache_status: str = ""
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the gateway has said that all its images are in the cache."""
+        is_whole = self.status == 200 and len(self.images) == self.ask.n
+        return is_whole and any(
+            word in self.cache_status for word in ("hit", "stored", "collapsed")
+        )
 
     def received(self, reply: Reply) -> None:
         self.status = reply.status
         ids = reply.headers.get("x-gateway-image-ids", "")
         self.images = tuple(part.strip() for part in ids.split(",") if part.strip())
-        self.fingerprint = reply.headers.get("Cache-Status", "").partition('key="')[2][:-1]
-        self.is_replay = "idempotent-replayed" in reply.headers
+        status = reply.headers.get("Cache-Status", "")
+        self.fingerprint, self.cache_status = status.partition('key="')[2][:-1], status[:60]
 
 
 class Chaos:
@@ -133,18 +141,16 @@ class Chaos:
         )
 
     async def probe_hits(self, probe: Callable[[Sent], Awaitable[int]]) -> list[str]:
-        """Requests that were answered with all their images, and are no hits now."""
+        """Requests that were answered with images from the cache, which are no hits now."""
         findings, seen = [], set()
         for sent in self.sent:
             name = (sent.ask.body["prompt"], sent.ask.variation)
-            is_whole = sent.status == 200 and len(sent.images) == sent.ask.n
-            if sent.ask.kind not in SHARED or not is_whole or name in seen:
-                continue
-            if self.is_loss_told(sent):
+            if sent.ask.kind not in SHARED or not sent.is_stored or name in seen:
                 continue
             seen.add(name)
             if (status := await probe(sent)) != 200:
-                findings.append(f"acknowledged, but no hit ({status}): {sent}")
+                at = sent.started_at - self._began_at
+                findings.append(f"acknowledged, but no hit ({status}): at {at:.1f} s {sent}")
         return findings
 
 
