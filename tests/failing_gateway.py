@@ -1,7 +1,7 @@
 """The command line, with fail points in its workers: `python -m tests.failing_gateway serve …`.
 
-The environment variable `FAIL_POINTS` is the folder through which a test controls it. Leases are
-shorter than usual, so that a test does not wait long until the lease of a killed worker expires.
+The environment variable `FAIL_POINTS` is the folder through which a test controls it. Leases and
+locks are shorter than usual, so that a test does not wait long for those of a killed worker.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from pathlib import Path
 
 import gateway.__main__  # first: it sets the folder of the metrics
 from gateway import assembly
-from gateway.cache import flights
+from gateway.cache import flights, idempotency_keys
 from tests.failpoints import FOLDER_VARIABLE, MORTAL_LEASE_SECONDS, Strings, with_fail_points
 
 flights.LEASE_SECONDS = MORTAL_LEASE_SECONDS  # type: ignore[misc]
+idempotency_keys.LOCK_SECONDS = MORTAL_LEASE_SECONDS  # type: ignore[misc]
 assembly.open_store = with_fail_points(
     assembly.open_store, Strings(Path(os.environ[FOLDER_VARIABLE]))
 )

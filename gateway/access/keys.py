@@ -42,6 +42,7 @@ from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Get, Write
 from gateway.store.pages import scan_records
 from gateway.store.protocol import Store
+from gateway.stored import read_stored
 
 T = TypeVar("T")
 
@@ -167,8 +168,13 @@ class Keys:
             self._known.move_to_end(secret_hash)
         return known
 
-    def _remember(self, secret_hash: str, data: bytes) -> _KnownKey:
-        known = self._known[secret_hash] = _known_key(data, secret_hash)
+    def _remember(self, secret_hash: str, data: bytes) -> _KnownKey | None:
+        """The key of a record; None if the record is unreadable, and the key therefore unknown."""
+        known = read_stored("key", data, lambda data: _known_key(data, secret_hash))
+        if known is None:
+            self._forget(secret_hash)
+            return None
+        self._known[secret_hash] = known
         self._known.move_to_end(secret_hash)
         if len(self._known) > MAX_KNOWN:
             self._forget(next(iter(self._known)))
@@ -204,16 +210,17 @@ class Keys:
         now = self._clock()
         for data in page.values():
             # Not as a `KeyRecord`, which takes ten times as long: mostly all keys are known.
-            fields = orjson.loads(data)
-            if fields.get("revoked_at") is not None:
+            named = read_stored("key", data, _read_name)
+            if named is None or named.revoked_at is not None:
                 continue
-            created_at, name = fields["created_at"], fields["name"]
-            names.append(KeyName(created_at, name, fields["id"], fields.get("team")))
-            has_ended = (fields.get("expires_at") or math.inf) <= now
-            for secret_hash in (secret["sha256"] for secret in fields["secrets"]):
+            names.append(named.key)
+            has_ended = (named.expires_at or math.inf) <= now
+            for secret_hash in named.secret_hashes:
                 has_room = len(self._known) + len(unknown) < MAX_KNOWN
                 if has_room and not has_ended and secret_hash not in self._known:
-                    unknown.append((secret_hash, _known_key(data, secret_hash)))
+                    known = read_stored("key", data, partial(_known_key, secret_hash=secret_hash))
+                    if known is not None:
+                        unknown.append((secret_hash, known))
         return names, unknown
 
     # ── administration ──────────────────────────────────────────────────────────────────────
@@ -250,7 +257,7 @@ class Keys:
         rows: dict[str, tuple[int, str, T]] = {}
 
         def read(page: Mapping[str, bytes]) -> None:
-            for record in map(KeyRecord.decode, page.values()):
+            for record in filter(None, map(_decode, page.values())):
                 rows[record.id] = (record.created_at, record.name, convert(record))
 
         # The revoked ones last: one that is revoked meanwhile is then on a page of either space.
@@ -291,7 +298,7 @@ class Keys:
         # applied to the newer record.
         for _ in range(WRITE_ATTEMPTS):
             data = await execute(self._store, Get(KEYS, key_id))
-            old = KeyRecord.decode(data) if data is not None else None
+            old = _decode(data)
             if old is None or old.revoked_at is not None:
                 raise GatewayError(
                     f"No active key has the id '{key_id}'.",
@@ -332,7 +339,8 @@ class Keys:
         if owner is None:
             return None
         data = await execute(self._store, Get(KEYS, owner.decode()))
-        if data is not None and KeyRecord.decode(data).is_active(self._clock()):
+        record = _decode(data)
+        if record is not None and record.is_active(self._clock()):
             raise _name_taken(name)
         return owner
 
@@ -347,6 +355,28 @@ def hash_secret(secret: str) -> str:
 def _revoked_name(at: float, key_id: str) -> str:
     """The name of a revoked key's record: names are in the order of revocation."""
     return f"{int(at):012}-{key_id}"
+
+
+class _NamedKey(NamedTuple):
+    key: KeyName
+    revoked_at: float | None
+    expires_at: float | None
+    secret_hashes: list[str]
+
+
+def _read_name(data: bytes) -> _NamedKey:
+    fields = orjson.loads(data)
+    return _NamedKey(
+        KeyName(fields["created_at"], fields["name"], fields["id"], fields.get("team")),
+        fields.get("revoked_at"),
+        fields.get("expires_at"),
+        [secret["sha256"] for secret in fields["secrets"]],
+    )
+
+
+def _decode(data: bytes | None) -> KeyRecord | None:
+    """The record; None if there is none, or if it is unreadable."""
+    return None if data is None else read_stored("key", data, KeyRecord.decode)
 
 
 def _known_key(data: bytes, secret_hash: str) -> _KnownKey:

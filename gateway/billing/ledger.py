@@ -38,6 +38,7 @@ from gateway.store.commands import (
     Write,
 )
 from gateway.store.protocol import Store
+from gateway.stored import read_stored
 
 WRITE_EVERY_SECONDS: Final = 0.5
 MAX_PENDING: Final = 100_000
@@ -258,9 +259,21 @@ class Ledger:
     # ── reading ─────────────────────────────────────────────────────────────────────────────
 
     async def read(self, *, after: str = "", limit: int = 1000) -> list[tuple[str, Record]]:
-        """Up to `limit` records after the position `after`, oldest first, with positions."""
-        found = await execute(self._store, ReadLedger(after, limit))
-        return [(position, Record.decode(data)) for position, data in found]
+        """Up to `limit` records after the position `after`, oldest first, with positions.
+
+        Unreadable ones are left out.
+        """
+        while True:
+            found = await execute(self._store, ReadLedger(after, limit))
+            records = [
+                (position, record)
+                for position, data in found
+                if (record := read_stored("record", data, Record.decode, name=position)) is not None
+            ]
+            # A page without a readable record is not the end.
+            if records or len(found) < limit:
+                return records
+            after = found[-1][0]
 
     async def prompt_hmac(self, prompt: str) -> str:
         """A prompt's HMAC: equal prompts can be counted without storing their words."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
@@ -31,6 +31,7 @@ from gateway.store.commands import (
     Slot,
     StoreImages,
 )
+from gateway.stored import read_stored
 
 TTL_JITTER: Final = 0.05
 """Lifetimes differ by up to this share, so that images stored together do not expire together."""
@@ -40,6 +41,11 @@ REFUSALS: Final = "refusals"
 
 MAX_DECODED: Final = 1024
 """Images that stay decoded: popular ones are read often, and never change."""
+
+LOST: Final = Image(
+    id="", digest="0" * 64, format="png", width=0, height=0, size_bytes=0, created_at=0.0
+)
+"""The image of a slot that cannot be read: like any image without bytes, it is bought again."""
 
 
 class EntriesSettings(BaseModel):
@@ -151,7 +157,11 @@ def look_up_refusal(batch: Batch, fingerprint: str) -> Result[bytes | None]:
 
 def decode_refusal(encoded: bytes | None) -> UpstreamFailure | None:
     """A refusal of the negative cache; None if there is none."""
-    return None if encoded is None else UpstreamFailure.from_dict(orjson.loads(encoded))
+    return None if encoded is None else read_stored("refusal", encoded, _decode_refusal)
+
+
+def _decode_refusal(encoded: bytes) -> UpstreamFailure:
+    return UpstreamFailure.from_dict(orjson.loads(encoded))
 
 
 def is_refusal(failure: UpstreamFailure) -> bool:
@@ -177,7 +187,10 @@ def fresh_images(entry: Entry, slots: Iterable[int]) -> dict[int, CachedImage]:
 
 def read_slot(slot: Slot, *, now: float) -> CachedImage:
     """The image of a slot at the store's time `now`."""
-    return CachedImage(decode_image(slot.data), math.floor(slot.expires_at - now))
+    image = decode_image(slot.data)
+    if image is LOST:
+        image = replace(LOST, id=slot.image_id)  # by which its slot is emptied
+    return CachedImage(image, math.floor(slot.expires_at - now))
 
 
 def encode_image(image: Image) -> bytes:
@@ -188,5 +201,14 @@ def encode_image(image: Image) -> bytes:
 
 @lru_cache(maxsize=MAX_DECODED)
 def decode_image(data: bytes) -> Image:
-    """The inverse of `encode_image`."""
-    return Image.from_dict(orjson.loads(data))
+    """The inverse of `encode_image`; `LOST` for other bytes."""
+    image = read_stored("slot", data, _decode_image)
+    return LOST if image is None else image
+
+
+def _decode_image(data: bytes) -> Image:
+    image = Image.from_dict(orjson.loads(data))
+    texts: list[object] = [image.id, image.digest]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError
+    return image

@@ -22,6 +22,7 @@ from gateway.errors import StoreUnavailable
 from gateway.store.batch import execute
 from gateway.store.commands import ReadEvents
 from gateway.store.protocol import Store, Watch
+from gateway.stored import read_stored
 
 RECHECK_SECONDS: Final = 1.0
 """How often a follower reads the events of a flight without a notification."""
@@ -207,9 +208,13 @@ class FlightEnds:
         return FlightEnd("unknown")
 
     def _receive(self, events: Sequence[bytes], channel: Channel) -> FlightEnd | None:
-        for encoded in events:
+        def receive(encoded: bytes) -> FlightEnd | None:
             event = orjson.loads(encoded)
-            if (end := decode_end(event)) is not None:
+            if (end := decode_end(event)) is None:
+                self._partial_images.receive(channel, event)
+            return end
+
+        for encoded in events:
+            if (end := read_stored("flight_event", encoded, receive)) is not None:
                 return end
-            self._partial_images.receive(channel, event)
         return None

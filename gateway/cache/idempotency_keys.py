@@ -2,23 +2,33 @@
 
 A key of a client names one request for a day. While the request is answered, a lock says so and
 is renewed. If the worker that renews it dies, the lock expires and the next request starts over.
+A purchase takes the lock over before anything is sent, and its settlement ends it: with the result
+if the purchase was charged, in the same batch. So the key is as durable as the journal.
 
 However many requests of a worker wait for a lock, the worker watches it once, and passes what it
-learns to all of them. A purchase's result is always stored. One that cost nothing is stored while
-its gateway key has few of those: such a request can be answered again for nothing.
+learns to all of them. A result that cost nothing is stored while its gateway key has few of those:
+such a request can be answered again for nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any, Final
 
-import orjson
+import structlog
 
+from gateway.cache.idempotency_results import (
+    IdempotentRequest,
+    StoredResult,
+    decode_result,
+    encode_failure,
+    encode_images,
+    encode_lock,
+    worker_died,
+)
 from gateway.errors import StoreUnavailable, UpstreamFailure
 from gateway.images import Image
 from gateway.store.batch import Batch, execute
@@ -28,6 +38,7 @@ from gateway.store.commands import (
     DeleteValue,
     GetValue,
     Notify,
+    ReadJournalState,
     SetValue,
 )
 from gateway.store.protocol import Store, Watch
@@ -46,6 +57,9 @@ RENEW_SECONDS: Final = 5.0
 RETRY_SECONDS: Final = 1.0
 """When a renewal, or the result of a purchase, is repeated that the store did not take."""
 
+STORE_WAIT_SECONDS: Final = 2.0
+"""How long a client waits at most for its result to be stored."""
+
 RECHECK_SECONDS: Final = 2.0
 """How often a worker checks a lock of another worker without a notification."""
 
@@ -53,33 +67,10 @@ MAX_FREE_RESULTS: Final = 1000
 """Stored results of one gateway key that cost nothing: in Redis about 1.4 MB."""
 
 
-@dataclass(frozen=True, slots=True)
-class IdempotentRequest:
-    """An idempotency key of one client, and the request that it was sent with."""
+Settling = Collection[asyncio.Task[Any]]
+"""The tasks that settle or cancel a request's purchases, and with them store its result."""
 
-    name: str
-    request: str
-    """A hash of the request: equal for equal requests, however they are spelled."""
-    key_id: str
-
-    @staticmethod
-    def of(key_id: str, idempotency_key: str, *, request: tuple[object, ...]) -> IdempotentRequest:
-        """The same idempotency key of another gateway key is another one."""
-        # As JSON, because two different pairs could be equal once they are joined.
-        name = hashlib.sha256(orjson.dumps([key_id, idempotency_key])).hexdigest()
-        return IdempotentRequest(name, hashlib.sha256(orjson.dumps(request)).hexdigest(), key_id)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredResult:
-    """The request that an idempotency key was first sent with, and its result."""
-
-    request: str
-    images: Mapping[int, Image] = field(default_factory=dict)
-    """In the order of the answer."""
-    failure: UpstreamFailure | None = None
-    encoded: bytes | None = None
-    """As the store has it."""
+log = structlog.get_logger(__name__)
 
 
 class _Wait:
@@ -113,6 +104,8 @@ class IdempotencyKeys:
         self._tasks = tasks
         self._waits: dict[str, _Wait] = {}
         """By idempotency key, while a request of this worker holds its lock or waits for it."""
+        self._storing: dict[str, tuple[StoredResult, asyncio.Task[None]]] = {}
+        """Results of purchases by idempotency key, until the store has them."""
 
     async def acquire(self, idempotent: IdempotentRequest) -> StoredResult | None:
         """The stored result, or None: then the caller holds the lock and has to answer.
@@ -131,6 +124,8 @@ class IdempotencyKeys:
                 raise StoreUnavailable
             if result is not None:
                 return result
+        if (storing := self._storing.get(idempotent.name)) is not None:
+            return storing[0]
         wait = self._waits[idempotent.name] = _Wait()
         try:
             result = await self._acquire_in_store(idempotent, wait)
@@ -152,26 +147,55 @@ class IdempotencyKeys:
         self, idempotent: IdempotentRequest, wait: _Wait
     ) -> StoredResult | None:
         lock = SetValue(
-            SPACE, idempotent.name, _encode_lock(idempotent), LOCK_SECONDS, only_if_absent=True
+            SPACE, idempotent.name, encode_lock(idempotent), LOCK_SECONDS, only_if_absent=True
         )
         watch: Watch | None = None
+        has_waited = False
         async with AsyncExitStack() as stack:
             while not await execute(self._store, lock):
                 value = await execute(self._store, GetValue(SPACE, idempotent.name))
-                if value is not None:
-                    found = _decode_result(value)
+                found = None if value is None else decode_result(value)
+                if value is not None and found is None:
+                    # An unreadable value is a lost result: the request is answered like a first.
+                    await self._release(idempotent, value)
+                    continue
+                if value is not None and found is not None:
                     # The same request waits while the value is a lock.
                     if found.request != idempotent.request or found.encoded is not None:
                         return found
                     wait.know(found.request)
+                    if has_waited:
+                        await self._end_closed_purchase(idempotent, found, value)
                 if watch is None:
                     # Watch before the next look, or a result between the two wakes nothing.
                     watching = self._store.watch(_channel(idempotent))
                     watch = await stack.enter_async_context(watching)
                 else:
                     await watch.wait(RECHECK_SECONDS)
+                    has_waited = True
         wait.know(idempotent.request)
         return None
+
+    async def _end_closed_purchase(
+        self, idempotent: IdempotentRequest, found: StoredResult, value: bytes
+    ) -> None:
+        """Ends the lock of a purchase whose journal is closed.
+
+        A settlement stores the result before it closes the journal. There is a lock without a
+        journal only if the journal could not be read, or if the store has lost it.
+        """
+        if found.purchase is None or found.lock is None:
+            return
+        state = await execute(self._store, ReadJournalState(found.purchase))
+        if state in ("reserved", "received"):
+            return
+        log.warning("idempotency_lock_orphaned", purchase=found.purchase, journal=state)
+        holder = replace(idempotent, lock=found.lock)
+        batch = Batch(self._store)
+        result = encode_failure(holder, worker_died())
+        batch.add(SetValue(SPACE, holder.name, result, RESULT_SECONDS, expected=(value,)))
+        notify(batch, holder)
+        await batch.execute()
 
     @asynccontextmanager
     async def renewing(self, idempotent: IdempotentRequest) -> AsyncIterator[None]:
@@ -188,68 +212,110 @@ class IdempotencyKeys:
             await asyncio.gather(renewal, return_exceptions=True)
 
     async def _renew(self, idempotent: IdempotentRequest, writing: asyncio.Lock) -> None:
-        lock = SetValue(SPACE, idempotent.name, _encode_lock(idempotent), LOCK_SECONDS)
+        lock = encode_lock(idempotent)
+        # A lock that expired while the store was unavailable is taken again if it is still free.
+        renew = SetValue(
+            SPACE, idempotent.name, lock, LOCK_SECONDS, only_if_absent=True, expected=(lock,)
+        )
         pause = RENEW_SECONDS
         while True:
             await asyncio.sleep(pause)
             async with writing:
                 try:
-                    await execute(self._store, lock)
+                    await execute(self._store, renew)
                     pause = RENEW_SECONDS
                 except StoreUnavailable:
-                    # A lock that expired meanwhile is free until it is renewed.
                     pause = RETRY_SECONDS
 
     async def store(
-        self, idempotent: IdempotentRequest, images: Sequence[Image], *, is_free: bool = False
+        self,
+        idempotent: IdempotentRequest,
+        images: Sequence[Image],
+        *,
+        is_free: bool = False,
+        settling: Settling = (),
     ) -> bool:
         """Stores images as the result of a repeated request.
 
         False, and the lock is released, if the result is free and the gateway key has too many of
-        those. The requests that wait in this worker get it all the same.
+        those. The requests that wait in this worker get it all the same. The settlement of a
+        purchase has stored its own images; here those of the whole answer follow.
         """
-        by_position = {str(position): image for position, image in enumerate(images)}
+        value = encode_images(idempotent, images)
+        result = StoredResult(idempotent.request, images=dict(enumerate(images)))
         try:
-            return await self._store_result(idempotent, {"images": by_position}, is_free=is_free)
+            if is_free:
+                return await self._store_free(idempotent, value)
+            await self._start(self._complete(idempotent, value), settling, idempotent, result)
+            return True
         finally:
-            result = StoredResult(idempotent.request, images=dict(enumerate(images)))
             self._end(idempotent, result)
 
-    async def store_failure(self, idempotent: IdempotentRequest, failure: UpstreamFailure) -> None:
-        """Stores a failure that was, or may have been, charged as the result."""
+    async def store_failure(
+        self, idempotent: IdempotentRequest, failure: UpstreamFailure, *, settling: Settling
+    ) -> None:
+        """Stores a failure that was, or may have been, charged as the result, as `store`."""
+        value = encode_failure(idempotent, failure)
+        result = StoredResult(idempotent.request, failure=failure)
         try:
-            await self._store_result(idempotent, {"images": {}, "failure": failure.to_dict()})
+            await self._start(self._complete(idempotent, value), settling, idempotent, result)
         finally:
-            self._end(idempotent, StoredResult(idempotent.request, failure=failure))
+            self._end(idempotent, result)
 
-    async def release(self, idempotent: IdempotentRequest) -> None:
+    async def release(self, idempotent: IdempotentRequest, *, settling: Settling = ()) -> None:
         """Releases the lock without a result: a repeated request tries again."""
         try:
-            await self._release(idempotent, _encode_lock(idempotent))
+            await self._start(self._release(idempotent, encode_lock(idempotent)), settling)
         finally:
             self._end(idempotent, None)
 
     async def forget(self, idempotent: IdempotentRequest, result: StoredResult) -> None:
-        """Deletes a stored result whose images are lost, unless another request has done so."""
+        """Deletes a stored result whose images are lost, unless another request has done so.
+
+        A result that is not stored yet has lost nothing; this returns once it is.
+        """
         if result.encoded is not None:
             await self._release(idempotent, result.encoded)
+        elif (storing := self._storing.get(idempotent.name)) is not None:
+            await asyncio.wait({storing[1]})
+
+    async def _start(
+        self,
+        work: Coroutine[Any, Any, None],
+        settling: Settling,
+        idempotent: IdempotentRequest | None = None,
+        result: StoredResult | None = None,
+    ) -> None:
+        """Does `work` once the purchases are settled; waits for it only if they are.
+
+        Meanwhile this worker answers the idempotency key with `result`.
+        """
+
+        async def after() -> None:
+            if settling:
+                await asyncio.wait(settling)
+            await work
+
+        task = self._tasks.start(after(), name="store idempotent result")
+        if idempotent is not None and result is not None:
+            name = idempotent.name
+            self._storing[name] = result, task
+            task.add_done_callback(lambda _: self._storing.pop(name, None))
+        if all(settled.done() for settled in settling):
+            await asyncio.wait({task}, timeout=STORE_WAIT_SECONDS)
 
     async def _release(self, idempotent: IdempotentRequest, expected: bytes) -> None:
         batch = Batch(self._store)
         batch.add(DeleteValue(SPACE, idempotent.name, expected))
-        _notify(batch, idempotent)
+        notify(batch, idempotent)
         # A lock that cannot be deleted expires by itself.
         with suppress(StoreUnavailable):
             await batch.execute()
 
-    async def _store_result(
-        self, idempotent: IdempotentRequest, result: Mapping[str, Any], *, is_free: bool = False
-    ) -> bool:
-        value = orjson.dumps({"request": idempotent.request, **result}, default=dict)
-        if not is_free:
-            await self._store_purchase(idempotent, value)
-            return True
-        batch = self._set_result(idempotent, value)
+    async def _store_free(self, idempotent: IdempotentRequest, value: bytes) -> bool:
+        batch = Batch(self._store)
+        lock = encode_lock(idempotent)
+        set_result(batch, idempotent, value, instead_of=(lock,))
         bounds = (BoundedSet(SPACE, idempotent.key_id, MAX_FREE_RESULTS),)
         has_room = batch.add(AddToBoundedSets(bounds, (idempotent.name,), RESULT_SECONDS))
         # Without a result the images are still in their entry, and a repeated request finds them.
@@ -261,26 +327,22 @@ class IdempotencyKeys:
                 return False
         return True
 
-    async def _store_purchase(self, idempotent: IdempotentRequest, value: bytes) -> None:
-        try:
-            await self._set_result(idempotent, value).execute()
-        except StoreUnavailable:
-            # The client does not wait. A repeated request that refuses stored images would buy
-            # again without this result.
-            self._tasks.start(self._store_later(idempotent, value), name="store idempotent result")
-
-    async def _store_later(self, idempotent: IdempotentRequest, value: bytes) -> None:
+    async def _complete(self, idempotent: IdempotentRequest, value: bytes) -> None:
+        """Stores the result of the whole answer, unless another request has the key by now."""
+        # Mostly the settlement has stored the same result.
+        is_stored = SetValue(SPACE, idempotent.name, value, RESULT_SECONDS, expected=(value,))
         while True:
-            await asyncio.sleep(RETRY_SECONDS)
             with suppress(StoreUnavailable):
-                await self._set_result(idempotent, value).execute()
-                return
-
-    def _set_result(self, idempotent: IdempotentRequest, value: bytes) -> Batch:
-        batch = Batch(self._store)
-        batch.add(SetValue(SPACE, idempotent.name, value, RESULT_SECONDS))
-        _notify(batch, idempotent)
-        return batch
+                if await execute(self._store, is_stored):
+                    return
+                found = await execute(self._store, GetValue(SPACE, idempotent.name))
+                if found is None or not is_of(found, idempotent):
+                    return
+                batch = Batch(self._store)
+                set_result(batch, idempotent, value, instead_of=(found,))
+                await batch.execute()
+                continue
+            await asyncio.sleep(RETRY_SECONDS)
 
     def _end(
         self, idempotent: IdempotentRequest, result: StoredResult | StoreUnavailable | None
@@ -291,28 +353,37 @@ class IdempotencyKeys:
             wait.end(result)
 
 
+# ── values of a key ─────────────────────────────────────────────────────────────────────────
+
+
+def set_result(
+    batch: Batch, idempotent: IdempotentRequest, value: bytes, *, instead_of: tuple[bytes, ...]
+) -> None:
+    """Stores a result in place of one of these values, or of none."""
+    batch.add(
+        SetValue(
+            SPACE,
+            idempotent.name,
+            value,
+            RESULT_SECONDS,
+            only_if_absent=True,
+            expected=instead_of,
+        )
+    )
+    notify(batch, idempotent)
+
+
+def is_of(value: bytes, idempotent: IdempotentRequest) -> bool:
+    """Whether the value is a lock or a result of this very request."""
+    found = decode_result(value)
+    return found is not None and found.lock == idempotent.lock
+
+
 def _channel(idempotent: IdempotentRequest) -> str:
     """The name under which the store notifies the watches of an idempotency key."""
     return f"{SPACE}:{idempotent.name}"
 
 
-def _notify(batch: Batch, idempotent: IdempotentRequest) -> None:
+def notify(batch: Batch, idempotent: IdempotentRequest) -> None:
+    """Wakes the requests that wait for the key."""
     batch.add(Notify(_channel(idempotent)))
-
-
-def _encode_lock(idempotent: IdempotentRequest) -> bytes:
-    return orjson.dumps({"request": idempotent.request})
-
-
-def _decode_result(value: bytes) -> StoredResult:
-    """A stored result; a lock has no `encoded`."""
-    data = orjson.loads(value)
-    if "images" not in data:
-        return StoredResult(data["request"])
-    failure = data.get("failure")
-    return StoredResult(
-        data["request"],
-        images={int(n): Image.from_dict(image) for n, image in data["images"].items()},
-        failure=UpstreamFailure.from_dict(failure) if failure else None,
-        encoded=value,
-    )

@@ -26,6 +26,7 @@ from gateway.store.commands import (
     SetValue,
 )
 from gateway.store.protocol import Store
+from gateway.stored import read_stored
 
 IMAGES: Final = "images"
 """The space of records, by image id."""
@@ -61,6 +62,10 @@ class ServedImage:
     format: str
     """`png`, `jpeg` or `webp`."""
     data: bytes
+
+
+def _decode_indexed(encoded: bytes) -> IndexedImage:
+    return decode_fields(IndexedImage, orjson.loads(encoded))
 
 
 def image_path(image: Image) -> str:
@@ -139,7 +144,9 @@ class ImageIndex:
     async def find(self, image_id: str) -> IndexedImage | None:
         """The record of an image; None for an unknown id."""
         encoded = await execute(self._store, GetValue(IMAGES, image_id))
-        return None if encoded is None else decode_fields(IndexedImage, orjson.loads(encoded))
+        if encoded is None:
+            return None
+        return read_stored("image", encoded, _decode_indexed, name=image_id)
 
     async def open(self, image_id: str) -> ServedImage:
         """An image with its bytes. Raises 404 for an unknown id, 410 if the bytes are lost."""

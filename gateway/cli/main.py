@@ -9,6 +9,7 @@ from gateway.cli.cache import cache
 from gateway.cli.demo import demo
 from gateway.cli.doctor import doctor
 from gateway.cli.keys import keys
+from gateway.cli.ledger import ledger
 from gateway.cli.serve import serve
 from gateway.cli.simulate import simulate
 
@@ -19,5 +20,5 @@ def cli() -> None:
     """Image Gateway: a caching reverse proxy for OpenAI-compatible image generation."""
 
 
-for command in (serve, demo, simulate, cache, doctor, keys):
+for command in (serve, demo, simulate, cache, doctor, keys, ledger):
     cli.add_command(command)

@@ -38,6 +38,7 @@ from gateway.net.guard import LinkBlocked
 from gateway.net.server_tls import EXPIRES_SOON_DAYS, BadPair, expiry_of, load_context
 from gateway.process.bootstrap import find_shared_files
 from gateway.process.findings import Finding
+from gateway.process.open_purchases import check_open_purchases
 from gateway.process.plaintext import judge_plaintext
 from gateway.store.batch import execute
 from gateway.store.blobs.redis import DEFAULT_CAPACITY_BYTES, open_redis_blobs
@@ -133,6 +134,7 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
                 bound_bytes=_bound_bytes(settings, facts),
                 shares_bytes=settings.store.blobs_url is None,
             )
+            open_purchases = await check_open_purchases(settings, store)
     except (SchemaMismatch, StoreMisconfigured, StoreMissing) as error:
         return [Finding("store", "fault", str(error))]
     except StoreUnavailable as error:
@@ -144,6 +146,7 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
         judge_clock(facts, host_now=host_now),
         *_judge_configuration(settings, facts),
         *judge_books(books),
+        open_purchases,
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from gateway.access.keys import Key
 from gateway.access.policy import Policy
 from gateway.billing.quota import LimitState
+from gateway.cache.idempotency_results import IdempotentRequest
 from gateway.cache.partial_images import Subscriber
 from gateway.images import ImageRequest, LimitSubject, Outcome, Record
 from gateway.purchasing.purchase import PurchaseSummary
@@ -58,6 +59,8 @@ class RequestContext:
     """It buys, or would buy, although the entry has images: its client refused those."""
     notices: list[str] = field(default_factory=list)
     """What the gateway did not do for this request although a header asked for it."""
+    idempotent: IdempotentRequest | None = None
+    """The idempotency key that it has locked."""
     is_stored_result: bool = False
     """It is answered with the stored result of its idempotency key."""
 

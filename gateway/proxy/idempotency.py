@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway.cache.entries import CachedImage, read_slot
-from gateway.cache.idempotency_keys import (
-    MAX_FREE_RESULTS,
-    IdempotencyKeys,
-    IdempotentRequest,
-    StoredResult,
-)
+from gateway.cache.idempotency_keys import MAX_FREE_RESULTS, IdempotencyKeys
+from gateway.cache.idempotency_results import IdempotentRequest, StoredResult
 from gateway.cache.image_cache import ImageCache
 from gateway.errors import ErrorCode, InvalidRequest, UpstreamFailure
 from gateway.images import Image
@@ -74,6 +70,9 @@ class IdempotentImages:
             # A copy, because all requests that waited have the same one.
             raise UpstreamFailure.from_dict(stored.failure.to_dict())
         cached = await self._still_cached(query.fingerprint, stored.images)
+        if stored.encoded is None and len(cached) < len(stored.images):
+            # The images are not stored yet either, but this worker may have their bytes.
+            cached = {n: CachedImage(image, ttl_seconds=0) for n, image in stored.images.items()}
         images = await self._images.load(query, cached)
         if len(images) < len(stored.images):
             return None
@@ -108,23 +107,25 @@ class IdempotentImages:
         *,
         idempotent: IdempotentRequest,
     ) -> Answer:
+        context.idempotent, settling = idempotent, context.purchase.settling
         try:
             async with self._keys.renewing(idempotent):
                 answer = await self._images.answer(context, query, entry)
         except UpstreamFailure as failure:
             # Only a leader is charged. A follower was not, so a retry may buy.
             if failure.is_charged and context.purchase.has_begun:
-                await self._keys.store_failure(idempotent, failure)
+                await self._keys.store_failure(idempotent, failure, settling=settling)
             else:
-                await self._keys.release(idempotent)
+                await self._keys.release(idempotent, settling=settling)
             raise
         except BaseException:
-            await self._keys.release(idempotent)
+            await self._keys.release(idempotent, settling=settling)
             raise
         images = [image for image, _ in answer.images]
         # A purchase must not be repeated. Anything else can be, at the price of nothing.
         is_free = not context.purchase.has_begun
-        if not await self._keys.store(idempotent, images, is_free=is_free):
+        stored = self._keys.store(idempotent, images, is_free=is_free, settling=settling)
+        if not await stored:
             context.notices.append(
                 f"{IDEMPOTENCY_KEY} not stored: this request cost nothing, and the key has "
                 f"{MAX_FREE_RESULTS} stored results of such requests"

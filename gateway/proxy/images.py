@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Container, Iterable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Final
 
 from gateway.billing import pricing, quota
@@ -185,9 +186,18 @@ class Images:
         )
 
     def order(
-        self, context: RequestContext, query: ImageQuery, record: Record, *, images: int
+        self,
+        context: RequestContext,
+        query: ImageQuery,
+        record: Record,
+        *,
+        images: int,
+        cached: LoadedImages = MappingProxyType({}),
     ) -> PurchaseOrder:
-        """The order for `images` images. Raises `InvalidRequest` above the client's max cost."""
+        """The order for `images` images, of a request that has some already.
+
+        Raises `InvalidRequest` above the client's max cost.
+        """
         _check_max_cost(context, query, images)
         return PurchaseOrder(
             query.request,
@@ -198,6 +208,8 @@ class Images:
             started_at=context.time,
             summary=context.purchase,
             tags=query.headers.tags,
+            idempotent=context.idempotent,
+            cached={slot: image for slot, (image, _) in cached.items()},
         )
 
     async def tag(self, context: RequestContext, query: ImageQuery) -> None:
@@ -307,7 +319,7 @@ class Images:
                 saved_micros=saved_micros if is_first else 0,
                 images_served=(len(images) or None) if is_first else None,
             )
-            order = self.order(context, query, record, images=len(flight.slots))
+            order = self.order(context, query, record, images=len(flight.slots), cached=images)
             if query.cache_policy.no_store:
                 return await self._purchases.buy_unstored(order, flight)
             return await self._purchases.buy(order, flight)

@@ -8,13 +8,24 @@ of two versions can share a store.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
 
 import orjson
 
 from gateway.cache.flight_events import Flight
+from gateway.cache.idempotency_results import IdempotentRequest
 from gateway.images import Amounts, Image, Record, decode_fields
+from gateway.stored import UNREADABLE
+
+RECORD_TEXTS: Final = (
+    *("request_id", "key", "key_id", "team", "user", "model", "size", "quality"),
+    *("prompt_hmac", "fingerprint", "client_address"),
+)
+"""The fields of a record that are text."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +39,14 @@ class Reserved:
     record: Record
     tags: tuple[str, ...] = ()
     """Of the request, for the entry once it has the images."""
+    idempotent: IdempotentRequest | None = None
+    """The idempotency key of the request, which gets the purchase's result."""
+    cached: Mapping[int, Image] = field(default_factory=dict)
+    """The images that such a request had already, by slot: they are in its result too."""
 
     def encode(self) -> bytes:
         """The payload's bytes."""
-        return orjson.dumps({"reserved": self}, default=_as_dict)
+        return orjson.dumps({"reserved": self}, default=_as_dict, option=orjson.OPT_NON_STR_KEYS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +64,63 @@ class Received:
         return orjson.dumps(self, default=_as_dict, option=orjson.OPT_NON_STR_KEYS)
 
 
+class UnreadableJournal(Exception):
+    """The payload is no JSON, or not of this shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What can be read of a payload that cannot be read as a whole."""
+
+    flight: Flight | None = None
+    idempotent: IdempotentRequest | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the ledger record that have the right type."""
+
+
 def decode_payload(payload: bytes) -> Reserved | Received:
-    """The inverse of `encode`. Raises `ValueError`, `KeyError` or `TypeError` for other bytes."""
+    """The inverse of `encode`. Raises `UnreadableJournal` for other bytes."""
+    try:
+        return _decode_payload(payload)
+    except UNREADABLE as fault:
+        raise UnreadableJournal(type(fault).__name__) from None
+
+
+def decode_remains(payload: bytes) -> Remains:
+    """Whatever the bytes still have; never raises."""
+    with suppress(*UNREADABLE):
+        data = orjson.loads(payload)["reserved"]
+        flight = idempotent = None
+        with suppress(*UNREADABLE):
+            flight = _checked(Flight.from_dict(data["flight"]), "id", "fingerprint")
+        with suppress(*UNREADABLE):
+            idempotent = _checked(IdempotentRequest.from_dict(data["idempotent"]), "name", "lock")
+        return Remains(flight, idempotent, _decode_record_fields(data.get("record")))
+    return Remains()
+
+
+def _checked(found: T, *texts: str) -> T:
+    if not all(isinstance(getattr(found, name), str) for name in texts):
+        raise TypeError
+    return found
+
+
+def _decode_record_fields(data: object) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        return {}
+    texts = {n: data[n] for n in RECORD_TEXTS if isinstance(data.get(n), str)}
+    time = data.get("time")
+    return texts | ({"time": time} if isinstance(time, float) else {})
+
+
+def _decode_payload(payload: bytes) -> Reserved | Received:
     data = orjson.loads(payload)
     reserved = _decode_reserved(data["reserved"])
     if "record" not in data:
         return reserved
     decoded = {
         "reserved": reserved,
-        "images": {int(slot): Image.from_dict(image) for slot, image in data["images"].items()},
+        "images": _decode_images(data["images"]),
         "charge": decode_fields(Amounts, data["charge"]),
         "record": Record.from_dict(data["record"]),
     }
@@ -65,14 +128,20 @@ def decode_payload(payload: bytes) -> Reserved | Received:
 
 
 def _decode_reserved(data: Mapping[str, Any]) -> Reserved:
-    flight = data["flight"]
+    flight, idempotent = data["flight"], data.get("idempotent")
     decoded = {
         "flight": Flight.from_dict(flight) if flight else None,
         "estimate": decode_fields(Amounts, data["estimate"]),
         "record": Record.from_dict(data["record"]),
         "tags": tuple(data.get("tags", ())),
+        "idempotent": IdempotentRequest.from_dict(idempotent) if idempotent else None,
+        "cached": _decode_images(data.get("cached", {})),
     }
     return decode_fields(Reserved, {**data, **decoded})
+
+
+def _decode_images(data: Mapping[str, Any]) -> dict[int, Image]:
+    return {int(slot): Image.from_dict(image) for slot, image in data.items()}
 
 
 def _as_dict(value: Record | Mapping[str, Any]) -> dict[str, Any]:

@@ -23,10 +23,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.billing import pricing, quota
 from gateway.cache.flight_events import Flight, PurchasedImages
+from gateway.cache.idempotency_results import IdempotentRequest
+from gateway.cache.idempotent_purchases import keep_for_purchase, release_cancelled
 from gateway.cache.unstored_images import UnstoredImages
 from gateway.catalog import Model
 from gateway.errors import ErrorCode, GatewayError, UpstreamFailure
-from gateway.images import Amounts, ImageRequest, LimitSubject, Record
+from gateway.images import Amounts, Image, ImageRequest, LimitSubject, Record
 from gateway.purchasing.charges import charge_answer, charge_failure, share_cost
 from gateway.purchasing.delivery import Delivered, Delivery
 from gateway.purchasing.journal import Received, Reserved
@@ -77,6 +79,8 @@ class PurchaseSummary:
     cost_micros: int = 0
     limits: list[quota.LimitState] = field(default_factory=list)
     """The limits after the settlement; empty before."""
+    settling: list[asyncio.Task[Any]] = field(default_factory=list)
+    """The tasks that settle or cancel its purchases; they may end after the answer."""
     stored: int = 0
     """Purchases whose images the store has confirmed."""
     unstored: int = 0
@@ -108,6 +112,10 @@ class PurchaseOrder:
     """Filled in by the purchase; the request's context has it too."""
     tags: tuple[str, ...] = ()
     """The request's, for the entry that gets the images."""
+    idempotent: IdempotentRequest | None = None
+    """The idempotency key that the request has locked."""
+    cached: Mapping[int, Image] = field(default_factory=dict)
+    """The images that the request has already, by slot."""
 
 
 class Purchases:
@@ -213,6 +221,8 @@ class Purchases:
             estimate=estimate.amounts,
             record=order.record.but(id=flight.id),
             tags=order.tags,
+            idempotent=order.idempotent,
+            cached=order.cached if order.idempotent is not None else {},
         )
         batch = Batch(self._store)
         reservation = quota.reserve(
@@ -229,14 +239,21 @@ class Purchases:
             lease = flight.renew(batch, seconds=seconds)
         try:
             await batch.execute()
-            if reservation.value.denied is None and lease is not None and not lease.value:
-                raise _lease_lost()
+            if reservation.value.denied is None:
+                if lease is not None and not lease.value:
+                    raise _lease_lost()
+                # After the reservation: from now on the key depends on the journal alone.
+                if order.idempotent is not None and not await keep_for_purchase(
+                    self._store, order.idempotent, flight.id
+                ):
+                    raise _lease_lost()
         except GatewayError:
             # If the lease was lost, the reservation exists; if the reply was lost, it may exist.
             # Until it is cancelled it counts against the limits: recovery skips live workers.
-            self._tasks.start(
+            cancelling = self._tasks.start(
                 retry_until_stored(partial(self._cancel, reserved)), name=f"cancel {flight.id}"
             )
+            order.summary.settling.append(cancelling)
             raise
         if reservation.value.denied is not None:
             raise quota.refuse_reservation(
@@ -248,6 +265,8 @@ class Purchases:
 
     async def _cancel(self, reserved: Reserved) -> None:
         batch = Batch(self._store)
+        if reserved.idempotent is not None:
+            release_cancelled(batch, reserved.idempotent, reserved.purchase)
         # Settling at zero leaves a closed journal, also if there was none. A reservation that runs
         # late finds it and reserves nothing.
         quota.settle(batch, reserved.purchase, Amounts(), record=None)
@@ -351,6 +370,7 @@ class Purchases:
 
     async def _wait_for_limits(self, order: PurchaseOrder, task: asyncio.Task[Settlement]) -> None:
         """Waits for a settlement, at most `COMMIT_WAIT_SECONDS`; the task goes on."""
+        order.summary.settling.append(task)
         await asyncio.wait({task}, timeout=COMMIT_WAIT_SECONDS)
         if task.done():
             order.summary.limits = quota.reservation_states(order.subject, task.result().states)
@@ -425,7 +445,7 @@ def _latency_ms(order: PurchaseOrder) -> int:
 
 
 def _lease_lost() -> GatewayError:
-    """The error for a lease that expired before the reservation was made.
+    """The error for a lease or an idempotency key that was lost before anything was sent.
 
     Another worker may be buying these images by now. Not `StoreUnavailable`, for which the proxy
     would buy without the store.

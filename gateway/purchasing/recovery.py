@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from typing import Final
 
 import structlog
 
 from gateway.cache.flight_events import Flight
-from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
+from gateway.cache.idempotency_results import worker_died
+from gateway.errors import StoreFull, StoreUnavailable
 from gateway.purchasing.charges import charged_tokens
-from gateway.purchasing.journal import Received, decode_payload
+from gateway.purchasing.journal import Received, UnreadableJournal, decode_payload
 from gateway.purchasing.settlement import Settlements, new_attempt
+from gateway.purchasing.unreadable import UNFINISHED, UNREADABLE, close_at_reserved
 from gateway.store.batch import Batch, execute
 from gateway.store.commands import Deregister, ExpiredWorkers, Journal, OpenJournals
 from gateway.store.protocol import Store
+
+MAX_ATTEMPTS: Final = 3
+"""How often a worker tries to finish a journal before it settles it at its reserved amounts."""
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +51,8 @@ class Recovery:
         """When the store, or this worker itself, was last seen to be away."""
         self._unanswered: dict[str, Journal] = {}
         """By attempt, journals whose settlement had no reply: it may have been executed."""
+        self._attempts: Counter[str] = Counter()
+        """Failed attempts by purchase; those that stay open are few."""
 
     async def recover_expired(self) -> int:
         """Finishes the purchases of every dead worker; returns how many it closed.
@@ -50,8 +60,9 @@ class Recovery:
         A worker is dead after two missed checks in a row, while the store was there for everybody.
         """
         for attempt, journal in list(self._unanswered.items()):
-            await self._finish(journal, attempt=attempt)
-            del self._unanswered[attempt]
+            with suppress(StoreFull):
+                await self._close(journal, attempt=attempt)
+                del self._unanswered[attempt]
         # If the store does not answer now, the misses before it no longer count.
         missed_before, self._missed_once = self._missed_once, frozenset()
         try:
@@ -78,18 +89,52 @@ class Recovery:
         for journal in journals:
             attempt = new_attempt()
             try:
-                await self._finish(journal, attempt=attempt)
-            except StoreUnavailable:
-                self._unanswered[attempt] = journal
-                raise
-            except Exception:
-                # A journal that cannot be read stays open, and does not block the others.
-                log.exception("recovery_failed", purchase=journal.purchase, worker=journal.worker)
-                continue
-            log.info("purchase_recovered", purchase=journal.purchase, state=journal.state)
-            closed += 1
+                closed += await self._close(journal, attempt=attempt)
+            except StoreFull:
+                continue  # the others may need less room
         await execute(self._store, Deregister(worker))
         return closed
+
+    async def _close(self, journal: Journal, *, attempt: str) -> bool:
+        """Finishes a journal; one that cannot be read or finished is settled as it was reserved."""
+        purchase = journal.purchase
+        try:
+            await self._finish(journal, attempt=attempt)
+        except StoreFull:
+            raise
+        except StoreUnavailable:
+            self._unanswered[attempt] = journal
+            raise
+        except UnreadableJournal:
+            return await self._close_at_reserved(journal, attempt=attempt, flag=UNREADABLE)
+        except Exception:
+            # The fault may pass. Logged once, because the next attempt is seconds away.
+            if purchase not in self._attempts:
+                log.exception("recovery_failed", purchase=purchase, worker=journal.worker)
+            self._attempts[purchase] += 1
+            if self._attempts[purchase] < MAX_ATTEMPTS:
+                return False
+            return await self._close_at_reserved(journal, attempt=attempt, flag=UNFINISHED)
+        self._attempts.pop(purchase, None)
+        log.info("purchase_recovered", purchase=purchase, state=journal.state)
+        return True
+
+    async def _close_at_reserved(self, journal: Journal, *, attempt: str, flag: str) -> bool:
+        try:
+            settlement, record = await close_at_reserved(
+                self._store, journal, attempt=attempt, flag=flag
+            )
+        except StoreUnavailable:
+            raise
+        except Exception:
+            # The journal stays open, for `gateway ledger repair` and `gateway doctor` to show.
+            if self._attempts[journal.purchase] <= MAX_ATTEMPTS:
+                self._attempts[journal.purchase] = MAX_ATTEMPTS + 1
+                log.exception("settlement_failed", purchase=journal.purchase, worker=journal.worker)
+            return False
+        self._attempts.pop(journal.purchase, None)
+        self._settlements.count(settlement, record, attempt=attempt)
+        return True
 
     async def _finish(self, journal: Journal, *, attempt: str) -> None:
         """Stores and settles received images; presumes the charge of a purchase without any."""
@@ -102,10 +147,7 @@ class Recovery:
             settlement, _ = await self._settlements.finish(received, batch, attempt=attempt)
             self._settlements.count(settlement, record, attempt=attempt)
             return
-        death = UpstreamFailure(
-            "The gateway's worker died while it was waiting for this image.",
-            charge=Charge.PRESUMED,
-        )
+        death = worker_died()
         record = record.but(
             outcome="failed",
             flags=(*payload.record.flags, "presumed"),

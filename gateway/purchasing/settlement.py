@@ -18,6 +18,7 @@ import structlog
 
 from gateway.billing import quota
 from gateway.cache.flight_events import Flight
+from gateway.cache.idempotent_purchases import store_failed, store_purchased
 from gateway.cache.image_cache import ImageCache
 from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
 from gateway.images import Amounts, Record
@@ -122,6 +123,11 @@ class Settlements:
                 displaces=flight.displaces,
             )
             self._cache.add_tags(batch, flight.fingerprint, tags)
+        if reserved.idempotent is not None:
+            # After the entry, which a stored result needs.
+            by_slot = {**reserved.cached, **received.images}
+            images = [by_slot[slot] for slot in sorted(by_slot)]
+            store_purchased(batch, reserved.idempotent, reserved.purchase, images)
         # After the entry: a worker that dies between them leaves an open journal.
         settled = quota.settle(
             batch,
@@ -189,6 +195,8 @@ class Settlements:
         if reserved.flight is not None:
             self._cache.store_refusal(batch, reserved.flight.fingerprint, failure)
             tell_followers(reserved.flight, batch, failure)
+        if reserved.idempotent is not None:
+            store_failed(batch, reserved.idempotent, reserved.purchase, failure)
         is_presumed = failure.charge is Charge.PRESUMED
         settled = quota.settle(
             batch,

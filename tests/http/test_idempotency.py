@@ -10,12 +10,8 @@ from typing import Any
 import pytest
 
 from gateway.cache import idempotency_keys
-from gateway.cache.idempotency_keys import (
-    SPACE,
-    IdempotencyKeys,
-    IdempotentRequest,
-    StoredResult,
-)
+from gateway.cache.idempotency_keys import SPACE, IdempotencyKeys
+from gateway.cache.idempotency_results import IdempotentRequest, StoredResult
 from gateway.errors import StoreUnavailable
 from gateway.store.batch import execute
 from gateway.store.commands import GetValue, SetValue

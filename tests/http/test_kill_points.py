@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import collections
 from asyncio import Task, TaskGroup
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,13 +103,15 @@ def kill_points(*names: str, both_sides: bool) -> list[ParameterSet]:
     return [point for name in names for point in kill_points_of(name, both_sides=both_sides)]
 
 
-def kill_points_of(name: str, *, both_sides: bool) -> Iterator[ParameterSet]:
+def kill_points_of(
+    name: str, *, both_sides: bool, of: Mapping[str, Story] = STORIES
+) -> Iterator[ParameterSet]:
     """Before each step, and with `both_sides` also after it.
 
     Always after the last step before upstream and after the very last one: elsewhere, after a step
     is the same state as before the next.
     """
-    story = STORIES[name]
+    story = of[name]
     for number, step in enumerate(story.steps, start=1):
         is_another = number in (story.sent_after, len(story.steps))
         sides: list[When] = ["before", "after"] if both_sides or is_another else ["before"]

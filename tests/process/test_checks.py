@@ -61,6 +61,7 @@ IN_ORDER = [
     "eviction policy",
     "persistence",
     "cache bound",
+    "open purchases",
     "upstream",
     "prices",
     "parser",

@@ -903,6 +903,33 @@ class TestJournals:
         await store.execute([reserve("p"), commands.Receive("p", payload)])
         assert (await execute(store, commands.OpenJournals("w")))[0].payload == payload
 
+    async def test_an_open_journal_tells_what_it_has_reserved_and_from_whom(
+        self, store: Store
+    ) -> None:
+        amounts = (
+            Consumption(day(), 3),
+            Consumption(month(), 2**52),
+            Consumption(day(unit="usd_micros"), 2**52),
+            Consumption(bucket(9, unit="images"), 3),
+            Consumption(concurrent(), 1),
+        )
+        await store.execute([reserve("one", *amounts), reserve("two")])
+        one, two = await execute(store, commands.OpenJournals("w"))
+
+        assert one.reserved == {"images": 3, "usd_micros": 2**52, "purchases": 1}
+        assert one.subjects == ("key:k",)
+        assert (two.reserved, two.subjects) == ({}, ())
+
+    async def test_the_state_of_a_journal(self, store: Store) -> None:
+        async def state() -> str:
+            return await execute(store, commands.ReadJournalState("one"))
+
+        states = [await state()]
+        for command in (reserve("one"), commands.Receive("one", b"images"), settle("one")):
+            await store.execute([command])
+            states.append(await state())
+        assert states == ["unknown", "reserved", "received", "settled"]
+
 
 class TestSettle:
     async def test_settling_releases_the_reserved_and_charges_the_actual_amount(

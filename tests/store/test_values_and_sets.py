@@ -56,6 +56,26 @@ class TestValues:
         assert await execute(store, set_value("n", b"2", only_if_absent=True)) is False
         assert await read(store, "n") == b"1"
 
+    async def test_a_value_is_set_only_in_place_of_an_expected_one(self, store: Store) -> None:
+        def replace(value: bytes, *expected: bytes, if_absent: bool = False) -> commands.SetValue:
+            return commands.SetValue("s", "n", value, LONG, if_absent, expected)
+
+        assert await execute(store, replace(b"1", b"", b"0")) is False
+        assert await read(store, "n") is None
+        assert await execute(store, replace(b"1", b"0", if_absent=True)) is True
+        assert await execute(store, replace(b"2", b"0", if_absent=True)) is False
+        assert await execute(store, replace(BINARY, b"0", b"1")) is True
+        assert await execute(store, replace(BINARY, BINARY)) is True
+        assert await execute(store, replace(b"3", BINARY[:-1])) is False
+        assert await read(store, "n") == BINARY
+
+    async def test_an_expired_value_is_in_nobodys_place(self, store: Store) -> None:
+        await execute(store, set_value("n", b"1", ttl=SHORT))
+        await asyncio.sleep(PAST_SHORT)
+        expected = commands.SetValue("s", "n", b"2", LONG, expected=(b"1",))
+        assert await execute(store, expected) is False
+        assert await read(store, "n") is None
+
     async def test_a_value_that_was_not_set_does_not_extend_the_time_to_live(
         self, store: Store
     ) -> None:

@@ -35,11 +35,13 @@ from gateway.store.commands.journals import (
     Journal,
     LostReservation,
     OpenJournals,
+    ReadJournalState,
     Receive,
     Reservation,
     Reserve,
     Settle,
     Settlement,
+    reserved_by_unit,
 )
 from gateway.store.commands.ledger import (
     LEDGER_END,
@@ -154,6 +156,7 @@ __all__ = [
     "PutBlob",
     "ReadEntry",
     "ReadEvents",
+    "ReadJournalState",
     "ReadLedger",
     "ReadLruTotals",
     "ReadRunningTotals",
@@ -189,4 +192,5 @@ __all__ = [
     "Trimmed",
     "Untrack",
     "Write",
+    "reserved_by_unit",
 ]

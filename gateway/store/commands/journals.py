@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from gateway.store.commands.counters import Consumption, CounterState
 from gateway.store.protocol import Command
@@ -134,6 +134,21 @@ class Journal:
     payload: bytes
     reserved_at: float = field(default=0.0, compare=False)
     """The store's time of the reservation in Unix seconds."""
+    reserved: Mapping[str, int] = field(default_factory=dict, compare=False)
+    """Unit → reserved amount; without those that cannot be read."""
+    subjects: tuple[str, ...] = field(default=(), compare=False)
+    """Whose counters the amounts are reserved in."""
+
+
+def reserved_by_unit(consumptions: Iterable[tuple[str, str, int]]) -> dict[str, Any]:
+    """`reserved` and `subjects` of a journal, from its subjects, units and amounts."""
+    reserved: dict[str, int] = {}
+    subjects: dict[str, None] = {}
+    for subject, unit, amount in consumptions:
+        # The same amount is reserved in several windows.
+        reserved[unit] = max(amount, reserved.get(unit, 0))
+        subjects[subject] = None
+    return {"reserved": reserved, "subjects": tuple(subjects)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,3 +157,10 @@ class OpenJournals(Command[Sequence[Journal]]):
 
     worker: str | None = None
     limit: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ReadJournalState(Command[Literal["reserved", "received", "settled", "unknown"]]):
+    """The state of a purchase's journal; `unknown` if there is none."""
+
+    purchase: str

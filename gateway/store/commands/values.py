@@ -9,9 +9,10 @@ from gateway.store.protocol import Command
 
 @dataclass(frozen=True, slots=True)
 class SetValue(Command[bool]):
-    """Sets a small value. False, and no change, if `only_if_absent` and there is one.
+    """Sets a small value. False, and no change, if a condition is not met.
 
-    It expires after `ttl_seconds`; None: never.
+    With `only_if_absent` there must be none, with `expected` it must be one of those; with both,
+    either. The value expires after `ttl_seconds`; None: never.
     """
 
     space: str
@@ -19,6 +20,7 @@ class SetValue(Command[bool]):
     value: bytes
     ttl_seconds: float | None
     only_if_absent: bool = False
+    expected: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

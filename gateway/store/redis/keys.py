@@ -117,6 +117,9 @@ class Keys:
     def records(self, space: str) -> str:
         return f"{self.books}records:{space}"
 
+    def journal(self, purchase: str) -> str:
+        return f"{self.books}journal:{purchase}"
+
     def entry(self, fingerprint: str) -> str:
         return f"{self.prefix}entry:{{{fingerprint}}}"
 

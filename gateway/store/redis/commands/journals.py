@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -105,10 +106,39 @@ def _open_journals(command: commands.OpenJournals, keys: Keys) -> RedisCommand:
         fields = iter(reply)
         return [
             commands.Journal(
-                purchase.decode(), worker.decode(), state.decode(), payload, int(at or 0) / SECOND
+                purchase.decode(),
+                worker.decode(),
+                state.decode(),
+                payload,
+                int(at or 0) / SECOND,
+                **_reserved(packed, scopes),
             )
-            for purchase, worker, state, payload, at in zip(*[fields] * 5, strict=True)
+            for purchase, worker, state, payload, at, packed, scopes in zip(
+                *[fields] * 7, strict=True
+            )
         ]
 
     workers = () if command.worker is None else (command.worker,)
     return script_command("open_journals", [keys.books], (command.limit, *workers), read=read)
+
+
+def _reserved(packed: bytes, packed_scopes: bytes) -> dict[str, Any]:
+    """The reserved amounts and their subjects, from packed consumptions and scopes."""
+    with suppress(ValueError, TypeError, LookupError, AttributeError):
+        consumptions = [(one[0], one[1], int(one[4])) for one in orjson.loads(packed)]
+        scopes = orjson.loads(packed_scopes)
+        in_scopes = [
+            (subject, unit, int(amount))
+            for subject in scopes["subjects"]
+            for unit, amount in scopes["amounts"].items()
+        ]
+        return commands.reserved_by_unit([*in_scopes, *consumptions])
+    return {}
+
+
+@encode.register
+def _read_journal_state(command: commands.ReadJournalState, keys: Keys) -> RedisCommand:
+    def read(reply: bytes | None) -> str:
+        return "unknown" if reply is None else reply.decode()
+
+    return RedisCommand(("HGET", keys.journal(command.purchase), "state"), read)

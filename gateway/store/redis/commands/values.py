@@ -19,7 +19,12 @@ from gateway.store.redis.keys import Keys
 def _set_value(command: commands.SetValue, keys: Keys) -> RedisCommand:
     key = keys.value(command.space, command.name)
     ttl: Argument = "" if command.ttl_seconds is None else microseconds(command.ttl_seconds)
-    arguments: list[Argument] = [command.value, int(command.only_if_absent), ttl]
+    arguments: list[Argument] = [
+        command.value,
+        int(command.only_if_absent),
+        ttl,
+        *command.expected,
+    ]
     return script_command("set_value", [key], arguments, read=bool)
 
 

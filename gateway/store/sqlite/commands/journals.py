@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 
@@ -318,8 +319,8 @@ def _read_journal(tx: Transaction, purchase: str) -> _Journal | None:
 @reads(commands.OpenJournals)
 def open_journals(tx: Transaction, command: commands.OpenJournals) -> Sequence[commands.Journal]:
     columns = (
-        "SELECT purchase, worker, state, payload, coalesce(reserved_at, 0) FROM journals"
-        " WHERE state != 'settled'"
+        "SELECT purchase, worker, state, payload, coalesce(reserved_at, 0), consumptions, windows"
+        " FROM journals WHERE state != 'settled'"
     )
     if command.worker is None:
         rows = tx.fetch_all(f"{columns} ORDER BY worker, rowid LIMIT ?", (command.limit,))
@@ -327,4 +328,31 @@ def open_journals(tx: Transaction, command: commands.OpenJournals) -> Sequence[c
         rows = tx.fetch_all(
             f"{columns} AND worker = ? ORDER BY rowid LIMIT ?", (command.worker, command.limit)
         )
-    return [commands.Journal(*row) for row in rows]
+    return [commands.Journal(*row, **_reserved(packed, scopes)) for *row, packed, scopes in rows]
+
+
+def _reserved(packed: str, packed_scopes: str) -> dict[str, Any]:
+    """The reserved amounts and their subjects, from packed consumptions and scopes."""
+    with suppress(ValueError, TypeError, LookupError, AttributeError):
+        consumptions = [
+            (one["subject"], one["unit"], one["amount"]) for one in orjson.loads(packed)
+        ]
+        scopes = orjson.loads(packed_scopes)
+        in_scopes = [
+            (subject, unit, amount)
+            for subject in scopes["subjects"]
+            for unit, amount in scopes["amounts"].items()
+        ]
+        return commands.reserved_by_unit([*in_scopes, *consumptions])
+    return {}
+
+
+@reads(commands.ReadJournalState)
+def read_journal_state(
+    tx: Transaction, command: commands.ReadJournalState
+) -> Literal["reserved", "received", "settled", "unknown"]:
+    row = tx.fetch_one(
+        "SELECT state FROM journals WHERE purchase = ? AND remove_after > ?",
+        (command.purchase, tx.now),
+    )
+    return "unknown" if row is None else row[0]

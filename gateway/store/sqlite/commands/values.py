@@ -12,8 +12,11 @@ from gateway.store.sqlite.transaction import Transaction
 
 @writes(commands.SetValue)
 def set_value(tx: Transaction, command: commands.SetValue) -> bool:
-    if command.only_if_absent and _read_value(tx, command.space, command.name) is not None:
-        return False
+    if command.only_if_absent or command.expected:
+        value = _read_value(tx, command.space, command.name)
+        is_met = command.only_if_absent if value is None else value in command.expected
+        if not is_met:
+            return False
     ttl_seconds = math.inf if command.ttl_seconds is None else command.ttl_seconds
     tx.execute(
         "INSERT OR REPLACE INTO expiring_values (space, name, value, remove_after)"
