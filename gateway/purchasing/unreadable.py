@@ -29,9 +29,6 @@ UNREADABLE: Final = "unreadable"
 UNFINISHED: Final = "unfinished"
 """The flag of a record whose journal could be read, but not be finished."""
 
-_KEY: Final = "key:"
-"""The start of a limit subject that is a gateway key."""
-
 log = structlog.get_logger(__name__)
 
 
@@ -62,7 +59,11 @@ def reserved_amounts(journal: Journal) -> Amounts:
 
 def key_id_of(journal: Journal) -> str:
     """The id of the key that the journal has reserved from; empty if that cannot be read."""
-    return next((s.removeprefix(_KEY) for s in journal.subjects if s.startswith(_KEY)), "")
+    return _name_of(journal, "key:") or ""
+
+
+def _name_of(journal: Journal, start: str) -> str | None:
+    return next((s.removeprefix(start) for s in journal.subjects if s.startswith(start)), None)
 
 
 async def read_open_journals(store: Store, *, dead_after_seconds: float) -> OpenPurchases:
@@ -111,6 +112,8 @@ def _record(journal: Journal, remains: Remains, charge: Amounts, *, flag: str) -
     known = {"request_id": journal.purchase, "time": time.time(), "key": key_id, **remains.record}
     if key_id:
         known["key_id"] = key_id
+    if (team := _name_of(journal, "team:")) is not None:
+        known["team"] = team
     if journal.reserved_at:
         known["time"] = journal.reserved_at
     death = worker_died()

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from gateway.errors import StoreUnavailable
-from gateway.metrics import Metrics
 from gateway.purchasing.recovery import Recovery
 from gateway.store.commands import Deregister, ExpiredWorkers, OpenJournals
 from gateway.store.protocol import Command, Watch
@@ -56,7 +55,6 @@ def judge(workers: Workers) -> Recovery:
     return Recovery(
         workers,
         None,  # type: ignore[arg-type] - nobody has an open journal
-        Metrics().money,
         worker="me",
         expires_after_seconds=DEAD_AFTER,
         clock=lambda: workers.now,
