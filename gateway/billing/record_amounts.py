@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from gateway.billing.totals_periods import MAX_TIME, Series
+from gateway.images import Record
 
 OTHER: Final = "other"
 MAX_VALUE: Final = 64
@@ -26,6 +27,8 @@ MAX_AMOUNT: Final = 2**53
 """Redis counts exactly below it."""
 MAX_KINDS: Final = 32
 """Kinds of tokens in one record."""
+DEFAULT_OUTCOME: Final = Record._field_defaults["outcome"]
+"""Of a record that does not say it: `Record.encode` leaves out what has its default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ _TOKEN_CODES: Final = {
     "image_in": "ii",
     "text_out": "to",
     "image_out": "io",
+    "cached_text_in": "cti",
+    "cached_image_in": "cii",
     "estimated": "e",
 }
 _NAMES: Final = {code: name for name, code in _CODES.items()}
@@ -112,7 +117,7 @@ def _decode_record(record: dict[str, Any]) -> RecordAmounts:
         _value(record.get("model")),
         _value(record.get("size")),
         _value(record.get("quality")),
-        _value(record["outcome"]),
+        _value(record.get("outcome", DEFAULT_OUTCOME)),
         _labels(labels) if labels else None,
         user,
     )
@@ -127,7 +132,7 @@ def _amounts(record: Mapping[str, Any]) -> dict[str, int]:
     is_presumed = not is_correction and "presumed" in record.get("flags", ())
     amounts = {
         "r": requests,
-        "h": requests if record["outcome"] == "hit" else 0,
+        "h": requests if record.get("outcome") == "hit" else 0,
         "b": _whole(record.get("images")),
         "v": _whole(record.get("images_served")),
         "c": cost_micros,
