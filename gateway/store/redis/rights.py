@@ -32,8 +32,8 @@ OPTIONAL_COMMANDS: Final = ("INFO",)
 BLOB_COMMANDS: Final = ("DEL", "EXISTS", "GET", "PEXPIRE", "SCAN", "SET", "STRLEN", "UNLINK")
 """Of a server that has only images; with `EVAL`, for the handshake."""
 
-_READS: Final = ("GET", "HGET", "HGETALL", "LRANGE", "SMEMBERS")
-"""Plain commands of the store. All that write are scripts."""
+_PLAIN: Final = ("GET", "HGET", "HMGET", "HSCAN", "LRANGE", "PUBLISH", "SISMEMBER", "SSCAN")
+"""Commands of the store that are no scripts. None of them writes."""
 
 _CALL: Final = re.compile(r"redis\.p?call\(\s*['\"](\w+)['\"]")
 
@@ -44,7 +44,7 @@ STORE_COMMANDS: Final = tuple(
     sorted(
         {
             *BLOB_COMMANDS,
-            *_READS,
+            *_PLAIN,
             *(name for script in SCRIPTS.values() for name in _CALL.findall(script.source)),
         }
         - {*OPTIONAL_COMMANDS}
