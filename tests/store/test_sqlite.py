@@ -515,7 +515,7 @@ async def test_sweeps_keep_up_with_rows_of_every_kind(sqlite_path: Path) -> None
                             f"p{n}", "w", (Consumption(subject, 1), Consumption(day, 1)), b""
                         ),
                         commands.Settle(f"p{n}", {"images": 1}, b"r"),
-                        commands.Append((b"r",), batch_id=f"b{n}"),
+                        commands.Append((b"r",)),
                     ]
                 )
             assert min(count_rows(sqlite_path).values()) >= 500
