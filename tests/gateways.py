@@ -256,7 +256,7 @@ def make_settings(
         "rehost": {},
     }
     for name, section in given.items():
-        sections[name] |= section
+        sections[name] = sections.get(name, {}) | section
     return Settings.model_validate(sections)
 
 
