@@ -262,12 +262,14 @@ def _charge(tx: Transaction, journal: _Journal, command: commands.Settle) -> Non
 
 def _write_settled(tx: Transaction, purchase: str, journal: _Journal) -> None:
     before = journal.corrected_from
+    # Nothing corrects a final charge.
+    scopes = journal.scopes if journal.presumed else _Scopes()
     tx.execute(
         "UPDATE journals SET state = 'settled', payload = x'', windows = ?, charge = ?,"
         " presumed = ?, attempt = ?, corrected_from = ?, unreserved = ?, remove_after = ?"
         " WHERE purchase = ?",
         (
-            orjson.dumps(journal.scopes).decode(),
+            orjson.dumps(scopes).decode(),
             orjson.dumps(dict(journal.charge)).decode(),
             journal.presumed,
             journal.attempt,

@@ -71,6 +71,9 @@ local function write_charge(journal, counters, before)
   journal.attempt = attempt
   redis.call('HSET', key, 'state', 'settled', 'charged', journal.charged,
     'presumed', journal.presumed, 'attempt', attempt)
+  if journal.presumed == '0' then
+    redis.call('HSET', key, 'windows', NO_WINDOWS) -- nothing corrects a final charge
+  end
   redis.call('EXPIRE', key, CLOSED_SECONDS)
 end
 
