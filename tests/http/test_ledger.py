@@ -11,10 +11,11 @@ import pytest
 import redis
 
 from gateway.assembly import DATABASE
+from gateway.billing.totals import Totals
 from gateway.errors import StoreFull
 from gateway.images import Record
 from gateway.store.batch import execute
-from gateway.store.commands import MAX_REFUSAL_REASONS, Append
+from gateway.store.commands import MAX_REFUSAL_REASONS, Append, SetValue
 from tests.gateways import InProcess, Upstream, make_settings, run_gateway
 from tests.http.conftest import OpenGateway
 from tests.waiting import eventually
@@ -179,11 +180,18 @@ async def test_the_background_job_trims_a_full_redis(
     billing = {"free_records_bytes": "1KiB"}
     settings = make_settings(tmp_path, upstream.base_url, redis_url, billing=billing)
     async with run_gateway(settings) as gateway:
+        store, totals = gateway.gateway.store, gateway.gateway.totals
+        # Nothing is trimmed while another worker has the turn.
+        await execute(store, SetValue("turns", "ledger_retention", b"another", 600.0))
         alice = await gateway.client.with_key("alice")
         first = await alice.ask()
         with redis.Redis.from_url(redis_url) as client:
-            await execute(gateway.gateway.store, Append((_hit("old").encode(),) * 3000))
+            await execute(store, Append((_hit("old").encode(),) * 3000))
+            (*_, (last, _)) = await gateway.gateway.ledger.read(limit=100_000)
+            await eventually(lambda: _is_folded(totals, last))
+            assert int(client.hget(f"{BOOKS}ledger", "free")) > 100_000
             client.config_set("maxmemory", 1)
+            client.delete("igw:value:turns:ledger_retention")
             try:
                 await eventually(lambda: int(client.hget(f"{BOOKS}ledger", "free")) <= 1024)
                 for i in range(3):
@@ -197,6 +205,10 @@ async def test_the_background_job_trims_a_full_redis(
     assert first.status == 200
     (_bought, *free) = [name for name in found if name != "old"]
     assert free == ["req_0", "req_1", "req_2"]
+
+
+async def _is_folded(totals: Totals, position: str) -> bool:
+    return await totals.folded_to() >= position
 
 
 def _hit(name: str) -> Record:

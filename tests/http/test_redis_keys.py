@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from tests.gateways import Upstream, make_settings, run_gateway
@@ -25,7 +26,8 @@ def _ttl_seconds(url: str) -> dict[str, int]:
 
 
 def _of_kind(ttls: dict[str, int], start: str) -> list[int]:
-    return [seconds for key, seconds in ttls.items() if key.startswith(PREFIX + start)]
+    """Those of the keys that start so; `*` stands for anything."""
+    return [seconds for key, seconds in ttls.items() if fnmatchcase(key, f"{PREFIX}{start}*")]
 
 
 async def test_every_key_has_the_prefix_and_its_time_to_live(
@@ -58,10 +60,12 @@ async def test_every_key_has_the_prefix_and_its_time_to_live(
     assert 0 < states["settled"] <= 7 * DAY
     (leases,) = _of_kind(ttls, "leases:")
     assert 0 < leases <= 45
-    windows = _of_kind(ttls, "{books}:window:")
-    assert len(windows) == 3
-    assert min(windows) == -1
-    assert all(7 * DAY < seconds <= 39 * DAY for seconds in sorted(windows)[1:])
+    (running,) = _of_kind(ttls, "{books}:window:*:concurrency")
+    assert running == -1
+    for subject in ("key:*", "everyone"):
+        for window, days in (("day", 1), ("week", 7), ("month", 31)):
+            (seconds,) = _of_kind(ttls, f"{{books}}:window:{subject}:{window}:*")
+            assert 7 * DAY < seconds <= (7 + days + 1) * DAY
     (bucket,) = _of_kind(ttls, "{books}:bucket:")
     assert 0 < bucket <= 120
     assert set(_of_kind(ttls, "{books}:records:")) == {-1}
