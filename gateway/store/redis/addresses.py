@@ -49,6 +49,8 @@ class Addresses:
         self._port = int(options.get("port") or 6379)
         self.current: str | None = None
         """The address of the server that takes the commands."""
+        self._spare: AbstractConnection | None = None
+        """A connection that failed; it can connect anew, to any address."""
 
     async def resolve(self) -> Sequence[str | None]:
         """The addresses now, in the resolver's order; `[None]` for a unix socket."""
@@ -61,13 +63,17 @@ class Addresses:
 
     async def connect(self, address: str | None) -> AbstractConnection:
         """A connection with password and database. Raises redis-py's errors."""
-        connection: Any = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        spare, self._spare = self._spare, None
+        connection: Any = spare or self._pool.make_connection()  # type: ignore[no-untyped-call]
         if address is not None:
             connection.host, connection.server_name = address, self._host
         try:
             await connection.connect()
         except BaseException:
             await connection.disconnect(nowait=True)
+            # Its 30 objects refer to each other: a new one for each attempt would leave them all
+            # to the garbage collector.
+            self._spare = connection
             raise
         return connection  # type: ignore[no-any-return]
 
