@@ -113,7 +113,7 @@ async def trap(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Trap]:
             yield Trap(here, await here.client.with_key(), inner, outer)
 
 
-def assert_charged_and_undelivered(result: Result, link: str, outcome: str) -> None:
+def assert_charged_and_undelivered(result: Result, link: str, outcome: str | None) -> None:
     reply, record = result.reply, result.record
     assert (reply.status, reply.error["code"]) == (502, "upstream_error")
     assert link not in reply.body.decode()
@@ -122,17 +122,22 @@ def assert_charged_and_undelivered(result: Result, link: str, outcome: str) -> N
     assert record.outcome == "failed"
     assert record.flags == ("undelivered",)
     assert record.cost_micros == COST_MICROS
-    assert result.outcomes == [outcome]
+    assert result.outcomes == ([outcome] if outcome is not None else [])
 
 
 # ── links that lead inside ──────────────────────────────────────────────────────────────────
 
-DIRECT = [row for row in INSIDE if 0 < len(row[0]) <= MAX_LINK]
+# A `data:` URL holds its bytes: nothing is fetched, so no outcome of a fetch is counted.
+DIRECT = [
+    (link, None if link.startswith("data:") else outcome)
+    for link, outcome in INSIDE
+    if 0 < len(link) <= MAX_LINK
+]
 
 
 @pytest.mark.parametrize(("link", "outcome"), DIRECT, ids=[repr(row[0])[:60] for row in DIRECT])
 async def test_a_link_to_an_inner_address_is_charged_and_not_followed(
-    trap: Trap, link: str, outcome: str
+    trap: Trap, link: str, outcome: str | None
 ) -> None:
     link = link.replace("{port}", str(trap.inner.port))
     assert_charged_and_undelivered(await trap.buy(link), link, outcome)
