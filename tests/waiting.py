@@ -22,7 +22,7 @@ _LOOK_SECONDS: Final = 0.02
 T = TypeVar("T")
 
 
-async def eventually(look: Callable[[], Any]) -> Any:
+async def eventually(look: Callable[[], Any], *, seconds: float = GENEROUS_SECONDS) -> Any:
     """Waits for a true value of `look`, which may be async, and returns that."""
     started = time.monotonic()
     while True:
@@ -31,7 +31,7 @@ async def eventually(look: Callable[[], Any]) -> Any:
             found = await found
         if found:
             return found
-        _check(started, found)
+        _check(started, found, seconds=seconds)
         await asyncio.sleep(_LOOK_SECONDS)
 
 
@@ -44,9 +44,9 @@ def until(look: Callable[[], Any]) -> Any:
     return found
 
 
-def _check(started: float, found: object) -> None:
-    is_late = time.monotonic() - started > GENEROUS_SECONDS
-    assert not is_late, f"nothing within {GENEROUS_SECONDS:g} s, but {found!r}"
+def _check(started: float, found: object, *, seconds: float = GENEROUS_SECONDS) -> None:
+    is_late = time.monotonic() - started > seconds
+    assert not is_late, f"nothing within {seconds:g} s, but {found!r}"
 
 
 def generous() -> asyncio.Timeout:

@@ -334,9 +334,11 @@ async def assert_every_request_is_counted(day: Day) -> None:
         return counted
 
     # The refusals of a minute are appended when it is over.
-    async with asyncio.timeout(120):
-        while (counted := await look()).total() != POPULAR + REQUESTS:
-            await asyncio.sleep(1)
+    async def are_all_counted() -> Counter[str] | None:
+        counted = await look()
+        return counted if counted.total() == POPULAR + REQUESTS else None
+
+    counted = await eventually(are_all_counted, seconds=120)
     report(f"totals {dict(counted)}")
     assert {name: counted[name] for name in expected} == expected
     assert counted["refused"] + counted["failed"] == rest
