@@ -31,7 +31,7 @@ from gateway.cache.idempotency_results import (
 )
 from gateway.errors import StoreUnavailable, UpstreamFailure
 from gateway.images import Image
-from gateway.store.batch import Batch, execute
+from gateway.store.batch import Batch, Result, execute
 from gateway.store.commands import (
     AddToBoundedSets,
     BoundedSet,
@@ -314,8 +314,17 @@ class IdempotencyKeys:
 
     async def _store_free(self, idempotent: IdempotentRequest, value: bytes) -> bool:
         batch = Batch(self._store)
-        lock = encode_lock(idempotent)
-        set_result(batch, idempotent, value, instead_of=(lock,))
+        # Also if the lock has expired, but not in place of another request's.
+        stored = SetValue(
+            SPACE,
+            idempotent.name,
+            value,
+            RESULT_SECONDS,
+            only_if_absent=True,
+            expected=(encode_lock(idempotent),),
+        )
+        batch.add(stored)
+        notify(batch, idempotent)
         bounds = (BoundedSet(SPACE, idempotent.key_id, MAX_FREE_RESULTS),)
         has_room = batch.add(AddToBoundedSets(bounds, (idempotent.name,), RESULT_SECONDS))
         # Without a result the images are still in their entry, and a repeated request finds them.
@@ -339,9 +348,10 @@ class IdempotencyKeys:
                 if found is None or not is_of(found, idempotent):
                     return
                 batch = Batch(self._store)
-                set_result(batch, idempotent, value, instead_of=(found,))
+                is_set = set_result(batch, idempotent, value, found=found)
                 await batch.execute()
-                continue
+                if is_set.value:
+                    return
             await asyncio.sleep(RETRY_SECONDS)
 
     def _end(
@@ -357,20 +367,21 @@ class IdempotencyKeys:
 
 
 def set_result(
-    batch: Batch, idempotent: IdempotentRequest, value: bytes, *, instead_of: tuple[bytes, ...]
-) -> None:
-    """Stores a result in place of one of these values, or of none."""
-    batch.add(
+    batch: Batch, idempotent: IdempotentRequest, value: bytes, *, found: bytes | None
+) -> Result[bool]:
+    """Stores a result in place of the value that was found, if it is still the same."""
+    is_set = batch.add(
         SetValue(
             SPACE,
             idempotent.name,
             value,
             RESULT_SECONDS,
-            only_if_absent=True,
-            expected=instead_of,
+            only_if_absent=found is None,
+            expected=() if found is None else (found,),
         )
     )
     notify(batch, idempotent)
+    return is_set
 
 
 def is_of(value: bytes, idempotent: IdempotentRequest) -> bool:

@@ -12,10 +12,10 @@ from dataclasses import replace
 from gateway.cache import idempotency_keys as keys
 from gateway.cache.idempotency_results import (
     IdempotentRequest,
+    decode_result,
     encode_failure,
     encode_images,
     encode_lock,
-    worker_died,
 )
 from gateway.errors import UpstreamFailure
 from gateway.images import Image
@@ -43,40 +43,56 @@ async def keep_for_purchase(store: Store, idempotent: IdempotentRequest, purchas
     return await execute(store, replace(keep, expected=(found,)))
 
 
+async def find_key(store: Store, idempotent: IdempotentRequest) -> bytes | None:
+    """The value of the key before a settlement, which may replace it. Raises `StoreUnavailable`.
+
+    Read and compared by what it means: another version of the gateway may have written it.
+    """
+    return await execute(store, GetValue(keys.SPACE, idempotent.name))
+
+
 def store_purchased(
-    batch: Batch, idempotent: IdempotentRequest, purchase: str, images: Sequence[Image]
+    batch: Batch, idempotent: IdempotentRequest, images: Sequence[Image], *, found: bytes | None
 ) -> None:
     """Stores the images of a purchase as the result; belongs before its settlement."""
-    # Also in place of the failure with which another worker has ended a purchase whose worker it
-    # took for dead.
-    dead = encode_failure(idempotent, worker_died())
-    locks = _locks(idempotent, purchase)
-    keys.set_result(batch, idempotent, encode_images(idempotent, images), instead_of=(*locks, dead))
+    # Also in place of a failure: another worker has taken this one for dead.
+    if _may_replace(found, idempotent, failures=True):
+        keys.set_result(batch, idempotent, encode_images(idempotent, images), found=found)
 
 
 def store_failed(
-    batch: Batch, idempotent: IdempotentRequest, purchase: str, failure: UpstreamFailure
+    batch: Batch, idempotent: IdempotentRequest, failure: UpstreamFailure, *, found: bytes | None
 ) -> None:
     """Ends the key's lock by the failure of a purchase; belongs before its settlement.
 
     A failure that was, or may have been, charged is the result. After any other one the request has
     the key for some seconds, in which it releases it.
     """
-    if failure.is_charged:
-        locks = _locks(idempotent, purchase)
-        keys.set_result(batch, idempotent, encode_failure(idempotent, failure), instead_of=locks)
+    if not _may_replace(found, idempotent, failures=False):
         return
-    lock, kept = _locks(idempotent, purchase)
-    batch.add(SetValue(keys.SPACE, idempotent.name, lock, keys.LOCK_SECONDS, expected=(kept,)))
+    if failure.is_charged:
+        keys.set_result(batch, idempotent, encode_failure(idempotent, failure), found=found)
+    elif found is not None:
+        lock = encode_lock(idempotent)
+        batch.add(SetValue(keys.SPACE, idempotent.name, lock, keys.LOCK_SECONDS, expected=(found,)))
+
+
+def _may_replace(found: bytes | None, idempotent: IdempotentRequest, *, failures: bool) -> bool:
+    """Whether the key has no value, a lock of this very request or, with `failures`, its failure.
+
+    A settlement that is repeated finds its own result.
+    """
+    if found is None:
+        return True
+    result = decode_result(found)
+    if result is None or result.lock != idempotent.lock:
+        return False
+    return result.encoded is None or (failures and result.failure is not None)
 
 
 def release_cancelled(batch: Batch, idempotent: IdempotentRequest, purchase: str) -> None:
     """Releases the key of a purchase that was cancelled before anything was sent."""
     # First the request's lock: without it, a lock of the purchase that is on its way is not set.
-    for lock in _locks(idempotent, purchase):
+    for lock in (encode_lock(idempotent), encode_lock(idempotent, purchase=purchase)):
         batch.add(DeleteValue(keys.SPACE, idempotent.name, lock))
     keys.notify(batch, idempotent)
-
-
-def _locks(idempotent: IdempotentRequest, purchase: str) -> tuple[bytes, bytes]:
-    return encode_lock(idempotent), encode_lock(idempotent, purchase=purchase)

@@ -72,7 +72,8 @@ def charged_tokens(usage: Usage | None, charge: Amounts) -> Mapping[str, int]:
 
 def corrected_tokens(tokens: Mapping[str, int], presumed: int) -> Mapping[str, int]:
     """The tokens of a correction: those that came, less the estimate that was charged."""
-    corrected = {**tokens, ESTIMATED: -presumed}
+    # Those that came are estimated too if there is no usage.
+    corrected = {**tokens, ESTIMATED: tokens.get(ESTIMATED, 0) - presumed}
     return {kind: count for kind, count in corrected.items() if count}
 
 

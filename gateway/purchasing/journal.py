@@ -41,12 +41,12 @@ class Reserved:
     """Of the request, for the entry once it has the images."""
     idempotent: IdempotentRequest | None = None
     """The idempotency key of the request, which gets the purchase's result."""
-    cached: Mapping[int, Image] = field(default_factory=dict)
-    """The images that such a request had already, by slot: they are in its result too."""
+    cached: tuple[tuple[int, Image], ...] = ()
+    """The images that such a request had already, with their slots: they are in its result too."""
 
     def encode(self) -> bytes:
         """The payload's bytes."""
-        return orjson.dumps({"reserved": self}, default=_as_dict, option=orjson.OPT_NON_STR_KEYS)
+        return orjson.dumps({"reserved": self}, default=_as_dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def _decode_reserved(data: Mapping[str, Any]) -> Reserved:
         "record": Record.from_dict(data["record"]),
         "tags": tuple(data.get("tags", ())),
         "idempotent": IdempotentRequest.from_dict(idempotent) if idempotent else None,
-        "cached": _decode_images(data.get("cached", {})),
+        "cached": tuple((slot, Image.from_dict(image)) for slot, image in data.get("cached", ())),
     }
     return decode_fields(Reserved, {**data, **decoded})
 

@@ -222,7 +222,7 @@ class Purchases:
             record=order.record.but(id=flight.id),
             tags=order.tags,
             idempotent=order.idempotent,
-            cached=order.cached if order.idempotent is not None else {},
+            cached=tuple(order.cached.items()) if order.idempotent is not None else (),
         )
         batch = Batch(self._store)
         reservation = quota.reserve(

@@ -18,7 +18,7 @@ import structlog
 
 from gateway.billing import quota
 from gateway.cache.flight_events import Flight
-from gateway.cache.idempotent_purchases import store_failed, store_purchased
+from gateway.cache.idempotent_purchases import find_key, store_failed, store_purchased
 from gateway.cache.image_cache import ImageCache
 from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
 from gateway.images import Amounts, Record
@@ -125,9 +125,10 @@ class Settlements:
             self._cache.add_tags(batch, flight.fingerprint, tags)
         if reserved.idempotent is not None:
             # After the entry, which a stored result needs.
-            by_slot = {**reserved.cached, **received.images}
+            by_slot = {**dict(reserved.cached), **received.images}
             images = [by_slot[slot] for slot in sorted(by_slot)]
-            store_purchased(batch, reserved.idempotent, reserved.purchase, images)
+            found = await find_key(self._store, reserved.idempotent)
+            store_purchased(batch, reserved.idempotent, images, found=found)
         # After the entry: a worker that dies between them leaves an open journal.
         settled = quota.settle(
             batch,
@@ -196,7 +197,8 @@ class Settlements:
             self._cache.store_refusal(batch, reserved.flight.fingerprint, failure)
             tell_followers(reserved.flight, batch, failure)
         if reserved.idempotent is not None:
-            store_failed(batch, reserved.idempotent, reserved.purchase, failure)
+            found = await find_key(self._store, reserved.idempotent)
+            store_failed(batch, reserved.idempotent, failure, found=found)
         is_presumed = failure.charge is Charge.PRESUMED
         settled = quota.settle(
             batch,

@@ -15,7 +15,7 @@ import structlog
 
 from gateway.billing import quota
 from gateway.cache.idempotency_results import worker_died
-from gateway.cache.idempotent_purchases import store_failed
+from gateway.cache.idempotent_purchases import find_key, store_failed
 from gateway.images import Amounts, Record
 from gateway.purchasing.charges import charged_tokens
 from gateway.purchasing.journal import Remains, UnreadableJournal, decode_payload, decode_remains
@@ -92,7 +92,8 @@ async def close_at_reserved(
     if remains.flight is not None:
         remains.flight.abandon(batch, death)
     if remains.idempotent is not None:
-        store_failed(batch, remains.idempotent, journal.purchase, death)
+        found = await find_key(store, remains.idempotent)
+        store_failed(batch, remains.idempotent, death, found=found)
     settled = quota.settle(
         batch, journal.purchase, charge, record=record, attempt=attempt, presumed=True
     )
