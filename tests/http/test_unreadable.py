@@ -164,10 +164,10 @@ async def test_a_purchase_whose_fault_repeats_is_settled_as_it_was_reserved(
     recovery = slow_gateway.gateway.recovery
     finish = recovery._finish
 
-    async def fail(journal: Any) -> None:
+    async def fail(journal: Any, *, attempt: str) -> None:
         if journal.purchase == left.purchase:
             raise RuntimeError("of another kind")
-        await finish(journal)
+        await finish(journal, attempt=attempt)
 
     monkeypatch.setattr(recovery, "_finish", fail)
     with capture_logs() as log:
@@ -234,7 +234,7 @@ async def test_repair_lists_and_closes_the_unreadable_journals_of_dead_workers(
         alive = await leave_purchase(
             settings, alice.secret, "a pond", received=False, worker="a-living-worker"
         )
-        await leave_purchase(settings, alice.secret, "a lake", received=False)
+        readable = await leave_purchase(settings, alice.secret, "a lake", received=False)
         async with open_store(settings) as (store, _):
             for purchase in (left.purchase, alive.purchase):
                 await execute(store, Receive(purchase, SECRET.encode()))
@@ -263,7 +263,7 @@ async def test_repair_lists_and_closes_the_unreadable_journals_of_dead_workers(
         "result": "closed",
     }
     assert rows[alive.purchase]["result"] == "worker is alive"
-    assert reserved == 3 * left.estimate.usd_micros
+    assert reserved == sum(each.estimate.usd_micros for each in (left, alive, readable))
     for result in (dry, closed, nothing):
         assert result.returncode == 0
         assert result.stderr.startswith("Store: ")

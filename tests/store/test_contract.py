@@ -409,11 +409,21 @@ class TestStoreImages:
             1: 2,
         }
 
-    async def test_the_lease_of_another_flight_is_respected(self, store: Store) -> None:
+    async def test_an_empty_wanted_slot_is_filled_although_another_flight_leases_it(
+        self, store: Store
+    ) -> None:
+        """Or a request that asks for the slot would buy the image again."""
         await execute(store, acquire("owner", (0, 1)))
-        assert await execute(store, store_images("late", {0: slot("a")})) == {0: 2}
+        assert await execute(store, store_images("late", {0: slot("a")})) == {0: 0}
         result = await execute(store, acquire("third", (0, 1)))
-        assert dict(result.leased) == {0: "owner", 1: "owner"}
+        assert (set(result.cached), dict(result.leased)) == ({0}, {1: "owner"})
+        stored = await execute(store, store_images("owner", {0: slot("b"), 1: slot("c")}))
+        assert set(stored.values()) == {1, 2}
+
+    async def test_no_other_slot_that_another_flight_leases_is_filled(self, store: Store) -> None:
+        await execute(store, store_images("zero", {0: slot("x")}))
+        await execute(store, acquire("owner", (1, 2)))
+        assert await execute(store, store_images("late", {0: slot("a")})) == {0: 3}
 
     async def test_the_flights_own_leases_are_free_for_its_images(self, store: Store) -> None:
         await execute(store, store_images("zero", {0: slot("x")}))

@@ -238,7 +238,10 @@ class Model:
             is_taken = command.displaces and wanted not in self.leases
             if is_taken and self.cached.get(wanted, slot.image_id) not in own:
                 displaced.append(self.cached.pop(wanted))
-            self.put(wanted, slot.image_id)
+            if wanted in self.leases and wanted not in self.cached:
+                self.cached[wanted] = slot.image_id
+            else:
+                self.put(wanted, slot.image_id)
         for image in displaced:
             self.put(0, image)
         slot_of = {image: index for index, image in self.cached.items()}

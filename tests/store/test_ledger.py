@@ -474,7 +474,7 @@ async def test_redis_works_as_much_for_many_records_as_for_few(redis_url: str, c
 @pytest.mark.parametrize("count", [1000, 50_000])
 def test_sqlite_works_as_much_for_many_records_as_for_few(sqlite_path: Path, count: int) -> None:
     db = connect(sqlite_path)
-    tx = Transaction(db, time.time())
+    tx = Transaction(db, time.time(), time.time())
     for _ in range(count // 500):
         execute_in(tx, Append((RECORD,) * 500))
     half = db.execute("SELECT position FROM ledger_free LIMIT 1 OFFSET ?", (count // 2,))

@@ -115,6 +115,9 @@ class _Placement:
     """Image id → slot, for images that have one; stale images are among them."""
     occupied: set[int]
     """Slots with a fresh image or a lease."""
+    leased: set[int]
+    """Slots without a fresh image that another flight has leased. One that was wanted is filled all
+    the same: that flight finds another slot for its image."""
     displaceable: dict[int, str]
     """Slots whose fresh image has to make way: slot → image id."""
     displaced: dict[int, str] = field(default_factory=dict)
@@ -132,7 +135,8 @@ class _Placement:
             if command.displaces and index not in leases and image_id not in own
         }
         slot_of = {slot.image_id: index for index, slot in slots.items()}
-        return cls(slot_of, {*fresh, *leases}, displaceable)
+        leased = leases.keys() - fresh.keys()
+        return cls(slot_of, {*fresh, *leases}, leased, displaceable)
 
     def assign_slot(self, wanted: int, image_id: str) -> int | None:
         """The slot to store an image in; None if it is stored already or no slot is free."""
@@ -140,6 +144,9 @@ class _Placement:
             return None
         if wanted in self.displaceable:
             self.displaced[wanted] = self.displaceable.pop(wanted)
+            self.occupied.discard(wanted)
+        elif wanted in self.leased:
+            self.leased.discard(wanted)
             self.occupied.discard(wanted)
         return self._occupy(wanted, image_id)
 

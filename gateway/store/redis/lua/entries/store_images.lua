@@ -49,7 +49,9 @@ local function choose_slot(wanted)
     table.insert(displaced, stored)
     return wanted
   end
-  return is_free(wanted) and wanted or lowest_free()
+  -- An empty slot that was wanted is filled, also if another flight has leased it by now: that one
+  -- finds another slot for its image, and a request that asks for this slot need not buy it again.
+  return not is_valid(stored) and wanted or lowest_free()
 end
 
 for _, image in ipairs(images) do
