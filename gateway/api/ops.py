@@ -36,7 +36,7 @@ async def readyz(request: web.Request) -> web.Response:
     elif not health.store_reached:
         status = "starting"
     body: dict[str, object] = {"status": status, "degraded": degraded}
-    if degraded:
+    if "store" in degraded:
         body["reasons"] = {"store": health.store_reason() or "The store did not answer."}
     return json_response(
         body,

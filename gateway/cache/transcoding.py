@@ -209,6 +209,11 @@ class Transcoding:
             # It expires with its source.
             ttl_seconds=source.ttl_seconds,
         )
+        # A purge of the source before this read is seen here; a later one also names this image,
+        # which was stored before it.
+        entry = await self._cache.entry(target.source)
+        if source.image.id not in {one.image_id for one in entry.slots.values()}:
+            await self._cache.empty(target.fingerprint, {slot: image_id})
         return image
 
     async def _convert(

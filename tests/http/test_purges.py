@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from gateway.cache import transcoding
 from gateway.cache.entries import encode_image
 from gateway.cache.purges import MAX_FIRST_ENTRIES, TURNS, Purges
 from gateway.errors import GatewayError
+from gateway.imagefile.convert import transcode_image
 from gateway.images import Image
 from gateway.store.batch import execute
 from gateway.store.commands import AddToSet, DeleteValue, ReadEntry, Slot, StoreImages
@@ -158,3 +162,31 @@ async def test_purges_under_way_are_bounded(gateway: InProcess, alice: Client) -
     )
     refused = [outcome.status for outcome in outcomes if isinstance(outcome, GatewayError)]
     assert refused == [503] * 4
+
+
+@pytest.mark.parametrize("named", [{"model": "gpt-image-1.5"}, {"all": True}])
+async def test_an_image_that_is_transcoded_meanwhile_is_purged_with_its_source(
+    named: dict[str, object], open_gateway: OpenGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody pays for it while the purge runs: it is the old image in another format."""
+    begun, gate = threading.Event(), threading.Event()
+
+    def convert(png: bytes, **options: Any) -> bytes | None:
+        begun.set()
+        gate.wait()
+        return transcode_image(png, **options)
+
+    monkeypatch.setattr(transcoding, "transcode_in_process", convert)
+    async with open_gateway(cache={"derive_formats": True}) as gateway:
+        alice = await gateway.client.with_key("alice")
+        await alice.ask("a pond")
+        asking = asyncio.create_task(alice.ask("a pond", output_format="jpeg"))
+        await eventually(begun.is_set)
+        purge = await alice.admin("POST", "/admin/cache/purge", named)
+        gate.set()
+        transcoded = await asking
+        again = await alice.ask("a pond", output_format="jpeg")
+
+    assert purge.json["done"]
+    assert transcoded.status == 200
+    assert again.cache_status == "fwd=miss; stored"

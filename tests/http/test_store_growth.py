@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import redis
 
+from gateway.store.commands import CLOSED_JOURNAL_SECONDS, FREE_JOURNAL_SECONDS
 from tests.gateways import Client, InProcess, Upstream
 from tests.http.conftest import OpenGateway
 
@@ -59,6 +60,36 @@ async def test_what_a_failed_purchase_leaves_of_its_flight_lives_two_minutes(
     left = flights_left(gateway)
     assert left
     assert max(left.values()) <= END_SECONDS + 1
+
+
+def closed_journals(gateway: InProcess) -> list[float]:
+    """The time to live of every closed journal."""
+    settings = gateway.settings.store
+    if settings.redis_url is not None:
+        with redis.Redis.from_url(settings.redis_url.get_secret_value()) as raw:
+            return [raw.pttl(key) / 1000 for key in raw.keys("igw:{books}:journal:*")]
+    with sqlite3.connect(settings.data_dir / "gateway.sqlite") as db:
+        found = db.execute("SELECT remove_after - unixepoch() FROM journals").fetchall()
+    db.close()
+    return [seconds for (seconds,) in found]
+
+
+@pytest.mark.parametrize("fault", ["status=400", "moderation", "status=429"])
+async def test_the_journal_of_a_purchase_that_cost_nothing_lives_minutes(
+    fault: str, gateway: InProcess, alice: Client
+) -> None:
+    """A client can make any number of them for nothing."""
+    assert (await alice.ask(f"[[sim:{fault}]] a pond")).status >= 400
+    assert [ttl <= FREE_JOURNAL_SECONDS + 1 for ttl in closed_journals(gateway)] == [True]
+
+
+@pytest.mark.parametrize("prompt", ["a pond", "[[sim:reset]] a pond"])
+async def test_the_journal_of_a_charged_purchase_lives_a_week(
+    prompt: str, gateway: InProcess, alice: Client
+) -> None:
+    await alice.ask(prompt)
+    (seconds,) = closed_journals(gateway)
+    assert seconds == pytest.approx(CLOSED_JOURNAL_SECONDS, abs=60)
 
 
 async def test_repeating_an_idempotency_key_leaves_one_notification(

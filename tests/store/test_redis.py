@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from importlib import resources
 from pathlib import Path
@@ -985,3 +985,39 @@ def test_a_stalled_event_loop_does_not_time_out_commands(
             await pending
 
     uvloop.run(execute_and_stall())
+
+
+async def test_a_scan_begins_anew_after_the_server_was_replaced(server: Server) -> None:
+    """Its cursor means nothing to another process, which has its hash tables in another order."""
+    names = [f"{n:064x}" for n in range(3000)]
+    slots = {0: commands.Slot("i", 0.0, b"image")}
+    async with open_redis_store(server.url) as store:
+        for first in range(0, len(names), 500):
+            page = names[first : first + 500]
+            stored = [commands.StoreImages(name, "f", slots, 3600, 3600) for name in page]
+            await store.execute([*stored, commands.AddToSet("tags", "sale", tuple(page), 3600)])
+
+        async def scan_entries(after: str) -> tuple[Iterable[str], str | None]:
+            page = await execute(store, commands.ScanEntries(after))
+            return page.entries, page.after
+
+        async def scan_set(after: str) -> tuple[Iterable[str], str | None]:
+            page = await execute(store, commands.ScanSet("tags", "sale", after))
+            return page.members, page.after
+
+        found: dict[str, set[str]] = {}
+        cursors: dict[str, str | None] = {}
+        scans = {"entries": scan_entries, "members": scan_set}
+        for name, scan in scans.items():
+            cursors[name] = ""
+            for _ in range(2):
+                seen, cursors[name] = await scan(cursors[name] or "")
+                found.setdefault(name, set()).update(seen)
+        server.kill()
+        server.start()
+        await until_available(store, read("any"))
+        for name, scan in scans.items():
+            while (after := cursors[name]) is not None:
+                seen, cursors[name] = await scan(after)
+                found[name].update(seen)
+    assert {name: len(seen) for name, seen in found.items()} == {"entries": 3000, "members": 3000}

@@ -278,13 +278,12 @@ class TestTime:
     async def test_a_settled_journal_is_kept_for_a_week(self, sqlite_path: Path) -> None:
         clock = Clock()
         async with open_sqlite_store(sqlite_path, clock=clock) as store:
-            await store.execute(
-                [commands.Reserve("p", "w", (), b""), commands.Settle("p", {}, None)]
-            )
+            settle = commands.Settle("p", {"images": 1}, None)
+            await store.execute([commands.Reserve("p", "w", (), b""), settle])
             clock.now += CLOSED_JOURNAL_SECONDS - 1
-            assert (await execute(store, commands.Settle("p", {}, None))).status == "already"
+            assert (await execute(store, settle)).status == "already"
             clock.now += 1
-            assert (await execute(store, commands.Settle("p", {}, None))).status == "unknown"
+            assert (await execute(store, settle)).status == "unknown"
 
     async def test_a_bucket_refills_exactly(self, sqlite_path: Path) -> None:
         clock = Clock()

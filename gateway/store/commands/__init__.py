@@ -32,6 +32,7 @@ from gateway.store.commands.entries import (
 from gateway.store.commands.events import Notify, Publish, ReadEvents
 from gateway.store.commands.journals import (
     CLOSED_JOURNAL_SECONDS,
+    FREE_JOURNAL_SECONDS,
     Journal,
     LostReservation,
     OpenJournals,
@@ -104,6 +105,7 @@ from gateway.store.commands.workers import Deregister, ExpiredWorkers, Heartbeat
 
 __all__ = [
     "CLOSED_JOURNAL_SECONDS",
+    "FREE_JOURNAL_SECONDS",
     "LEDGER_END",
     "MAX_EVICTIONS",
     "MAX_GROUP_ROWS",

@@ -12,6 +12,10 @@ from gateway.store.protocol import Command
 CLOSED_JOURNAL_SECONDS: Final = 7 * 86_400
 """How long a settled journal is kept, so that a repeated settlement finds it."""
 
+FREE_JOURNAL_SECONDS: Final = 300
+"""The same for one that is charged nothing and will not be corrected: clients can make any number
+of these for nothing, and a repetition after this time moves no money."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
@@ -68,7 +72,8 @@ class Settlement:
     presumed: bool
     """The charge is an estimate that a late response may still correct."""
     states: tuple[CounterState, ...]
-    """The counters of the reservation as they are now; empty for `unknown`."""
+    """The counters of the reservation as they are now; empty for `unknown`, and they may be empty
+    for `already` if nothing was charged."""
     now: float = 0.0
     """The store's time in Unix seconds."""
     attempt: str = ""

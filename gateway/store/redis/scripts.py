@@ -29,7 +29,7 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "counters": {"admit": _COUNTERS, "peek_counters": _COUNTERS},
     "entries": {
         "read_entry": (),
-        "scan_entries": (),
+        "scan_entries": ("scan",),
         "acquire_lease": ("slots",),
         "renew_lease": ("slots",),
         "release_lease": ("slots",),
@@ -61,7 +61,12 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     },
     "records": {"get_by_index": (), "compare_and_set": ()},
     "server": {"handshake": (), "inspect": (), "measure": ()},
-    "sets": {"add_to_set": (), "remove_from_set": (), "add_to_bounded_sets": ()},
+    "sets": {
+        "add_to_set": (),
+        "remove_from_set": (),
+        "add_to_bounded_sets": (),
+        "scan_set": ("scan",),
+    },
     "totals": {
         "fold_totals": ("books", "totals"),
         "read_totals": ("books", "totals"),

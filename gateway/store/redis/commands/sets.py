@@ -32,8 +32,8 @@ def _scan_set(command: commands.ScanSet, keys: Keys) -> RedisCommand:
         cursor, members = reply
         return commands.MembersPage(read_texts(members), read_cursor(cursor))
 
-    key, cursor = keys.set(command.space, command.name), command.after or "0"
-    return RedisCommand(("SSCAN", key, cursor, "COUNT", command.limit), read)
+    arguments = (command.after or "0", command.limit)
+    return script_command("scan_set", [keys.set(command.space, command.name)], arguments, read=read)
 
 
 @encode.register

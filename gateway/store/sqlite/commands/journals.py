@@ -15,6 +15,7 @@ from gateway.limits import CALENDAR_PERIODS, CalendarPeriod, Period
 from gateway.store import commands
 from gateway.store.commands import (
     CLOSED_JOURNAL_SECONDS,
+    FREE_JOURNAL_SECONDS,
     WINDOW_GRACE_SECONDS,
     Consumption,
     Counter,
@@ -208,7 +209,7 @@ def settle(tx: Transaction, command: commands.Settle) -> commands.Settlement:
             "INSERT OR REPLACE INTO journals"
             " (purchase, worker, state, payload, consumptions, charge, presumed, remove_after)"
             " VALUES (?, '', 'settled', x'', '[]', '{}', 0, ?)",
-            (command.purchase, tx.now + CLOSED_JOURNAL_SECONDS),
+            (command.purchase, tx.now + FREE_JOURNAL_SECONDS),
         )
         if (lost := command.lost) is None:
             return commands.Settlement("unknown", {}, presumed=False, states=(), now=tx.now)
@@ -264,6 +265,8 @@ def _write_settled(tx: Transaction, purchase: str, journal: _Journal) -> None:
     before = journal.corrected_from
     # Nothing corrects a final charge.
     scopes = journal.scopes if journal.presumed else _Scopes()
+    # A correction from a charge to nothing is kept long too: its purchase is not free to make.
+    is_free = not journal.presumed and not any((*journal.charge.values(), *(before or {}).values()))
     tx.execute(
         "UPDATE journals SET state = 'settled', payload = x'', windows = ?, charge = ?,"
         " presumed = ?, attempt = ?, corrected_from = ?, unreserved = ?, remove_after = ?"
@@ -275,7 +278,7 @@ def _write_settled(tx: Transaction, purchase: str, journal: _Journal) -> None:
             journal.attempt,
             None if before is None else orjson.dumps(dict(before)).decode(),
             journal.is_unreserved,
-            tx.now + CLOSED_JOURNAL_SECONDS,
+            tx.now + (FREE_JOURNAL_SECONDS if is_free else CLOSED_JOURNAL_SECONDS),
             purchase,
         ),
     )

@@ -71,10 +71,16 @@ local function write_charge(journal, counters, before)
   journal.attempt = attempt
   redis.call('HSET', key, 'state', 'settled', 'charged', journal.charged,
     'presumed', journal.presumed, 'attempt', attempt)
-  if journal.presumed == '0' then
+  -- A correction from a charge to nothing is kept long too: its purchase is not free to make.
+  local is_free = not is_presumed and not moves({}) and not moves(before)
+  redis.call('EXPIRE', key, is_free and FREE_SECONDS or CLOSED_SECONDS)
+  if is_free then
+    -- Small, because a client can make many of them: only a correction needs the rest.
+    redis.call('HDEL', key, 'windows', 'worker', 'at')
+    redis.call('HSET', key, 'charged', '[]', 'consumptions', '[]')
+  elseif journal.presumed == '0' then
     redis.call('HSET', key, 'windows', NO_WINDOWS) -- nothing corrects a final charge
   end
-  redis.call('EXPIRE', key, CLOSED_SECONDS)
 end
 
 local function counters_of(journal)
@@ -118,7 +124,7 @@ if not journal then
     return close(journal)
   end
   redis.call('HSET', key, 'state', 'settled', 'charged', '[]', 'presumed', '0')
-  redis.call('EXPIRE', key, CLOSED_SECONDS)
+  redis.call('EXPIRE', key, FREE_SECONDS)
   return { 'unknown', 0, {}, {}, now, '', '', 0 }
 end
 if journal.state ~= 'settled' then

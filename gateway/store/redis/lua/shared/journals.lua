@@ -3,6 +3,7 @@
 -- are text, so none loses digits.
 
 local CLOSED_SECONDS = 7 * 86400 -- commands.CLOSED_JOURNAL_SECONDS
+local FREE_SECONDS = 300 -- commands.FREE_JOURNAL_SECONDS
 local NO_WINDOWS = '{"subjects":[],"amounts":{},"windows":[]}'
 
 -- The consumptions of a reservation, each with the name and end of its window: a purchase is
