@@ -28,6 +28,7 @@ from gateway.cache.flight_queues import FollowerLimits, Turn
 from gateway.cache.flight_result import FlightResult
 from gateway.cache.partial_images import PartialImages, Publisher, Subscriber
 from gateway.cache.running_flights import RunningFlights
+from gateway.cache.takedowns import is_taken_down
 from gateway.cache.unstored_images import UnstoredImages
 from gateway.errors import (
     GatewayError,
@@ -211,10 +212,12 @@ class Flights:
             led_here = self._online.leaders(fingerprint, result.missing)
             led_here |= self._offline.leaders(fingerprint, result.missing)
             missing = tuple(sorted(result.missing - led_here.keys()))
-            if missing:
-                self._purchases_open.check()
-            if led_here:
-                self._waiting.check()
+            full = [self._purchases_open] if missing and self._purchases_open.is_full else []
+            full += [self._waiting] if led_here and self._waiting.is_full else []
+            if full:
+                # Not raised: earlier flights of this request may have brought images.
+                result.own_error = result.own_error or full[0].refusal()
+                break
             waits = [
                 self._follow(leader, followed, result=result, limits=None, subscriber=subscriber)
                 for leader, followed in _by_flight(led_here).items()
@@ -234,11 +237,23 @@ class Flights:
 
     async def check_refusal(self, fingerprint: str) -> None:
         """Raises the refusal of a fingerprint in the negative cache, if there is one."""
+        if (failure := await self._look_up_refusal(fingerprint)) is not None:
+            raise failure
+
+    async def check_takedown(self, fingerprint: str) -> None:
+        """Raises the refusal of a prompt that was taken down.
+
+        For images that the store does not have yet: a take-down cannot empty their slots.
+        """
+        failure = await self._look_up_refusal(fingerprint)
+        if failure is not None and is_taken_down(failure):
+            raise failure
+
+    async def _look_up_refusal(self, fingerprint: str) -> UpstreamFailure | None:
         batch = Batch(self._store)
         refusal = look_up_refusal(batch, fingerprint)
         await batch.execute()
-        if (failure := decode_refusal(refusal.value)) is not None:
-            raise failure
+        return decode_refusal(refusal.value)
 
     # ── leading ─────────────────────────────────────────────────────────────────────────────
 

@@ -489,6 +489,34 @@ async def test_without_the_store_a_refusal_concerns_only_its_own_request(workers
     assert ids(second) == ids(third)
 
 
+async def test_without_the_store_what_was_bought_is_kept_if_the_rest_finds_no_place(
+    workers: Workers,
+) -> None:
+    """The purchase that had the other slot is refused when no more may be opened."""
+    here, _, _ = workers
+    may_refuse = asyncio.Event()
+
+    async def refused(_flight: Flight) -> PurchasedImages:
+        await may_refuse.wait()
+        raise refuse("poor")
+
+    async def buy(flight: Flight) -> PurchasedImages:
+        return PurchasedImages({slot: image() for slot in flight.slots}, {})
+
+    leader = asyncio.create_task(here.run_offline(FINGERPRINT, (0,), buy=refused))
+    await asyncio.sleep(0)
+    both = asyncio.create_task(here.run_offline(FINGERPRINT, (0, 1), buy=buy))
+    await asyncio.sleep(0.1)
+    here._purchases_open._maximum = 0
+    may_refuse.set()
+    result = await both
+    await leader
+
+    assert result.bought == {1}
+    assert result.own_error is not None
+    assert result.own_error.status == 503
+
+
 async def test_a_request_just_after_an_offline_purchase_does_not_wait_for_the_store(
     workers: Workers,
 ) -> None:
