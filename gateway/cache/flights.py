@@ -92,6 +92,10 @@ class Flights:
         self._ends = FlightEnds(store, partial_images)
         self._unstored = UnstoredImages() if unstored is None else unstored
         self._online, self._offline = RunningFlights(), RunningFlights()
+        self._handed_over: Counter[str] = Counter()
+        """Flights that are being given the lease of another one, by id."""
+        self._ended_meanwhile: set[str] = set()
+        """Those of them that have ended without images, and may be given it after their end."""
 
     async def close(self) -> None:
         """Stops following the flights of other workers."""
@@ -391,6 +395,8 @@ class Flights:
             # In one step: a request that found the flight after its end would have to ask the
             # store how it ended.
             (self._offline if flight.is_offline else self._online).forget(flight)
+            if end.kind != "completed" and self._handed_over[flight.id]:
+                self._ended_meanwhile.add(flight.id)
             self._ends.announce(flight.id, end.shared())
         return end
 
@@ -412,13 +418,31 @@ class Flights:
             to=others,
             lease_seconds=HANDED_OVER_SECONDS,
         )
-        await batch.execute()
+        self._handed_over.update(other.id for other in others)
+        try:
+            await batch.execute()
+        finally:
+            for other in others:
+                self._end_hand_over(other)
 
-    def _release_later(self, flight: Flight, end: FlightEnd = RELEASED) -> None:
-        """Releases a lease once the store is back, or leaves it to expire."""
+    def _end_hand_over(self, flight: Flight) -> None:
+        """Releases the lease that a flight was given too late: nobody else would."""
+        self._handed_over[flight.id] -= 1
+        if self._handed_over[flight.id] > 0:
+            return
+        del self._handed_over[flight.id]
+        if flight.id in self._ended_meanwhile:
+            self._ended_meanwhile.discard(flight.id)
+            self._release_later(flight, is_away=False)
+
+    def _release_later(
+        self, flight: Flight, end: FlightEnd = RELEASED, *, is_away: bool = True
+    ) -> None:
+        """Releases a lease once the store, which `is_away`, is back, or leaves it to expire."""
 
         async def release() -> None:
-            log.warning("store_unavailable", during="lease_release", flight=flight.id)
+            if is_away:
+                log.warning("store_unavailable", during="lease_release", flight=flight.id)
             for pause in RELEASE_PAUSES:
                 await asyncio.sleep(pause)
                 with suppress(StoreUnavailable):
