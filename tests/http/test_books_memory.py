@@ -103,6 +103,7 @@ async def test_readyz_log_metric_and_doctor_warn_before_the_books_are_full(
 
     assert before == after == {"status": "ready", "degraded": []}
     assert (during.status, during.json["degraded"]) == (200, ["books_memory"])
+    assert list(during.json["reasons"]) == ["books_memory"], "the store answers"
     warnings = [line for line in logs if line["event"] == "books_memory_low"]
     assert len(warnings) == 1
     assert metrics["gateway_books_limit_bytes"] == 16 * MIB
