@@ -16,6 +16,8 @@ from gateway.metrics import CONTENT_TYPE
 
 NO_STORE: Final[Mapping[str, str]] = {hdrs.CACHE_CONTROL: "no-store"}
 
+BOOKS_MEMORY_LOW: Final = "The books have used most of their memory: see `gateway doctor`."
+
 
 async def healthz(_request: web.Request) -> web.Response:
     """200 as long as the event loop runs."""
@@ -29,15 +31,18 @@ async def readyz(request: web.Request) -> web.Response:
     can still buy.
     """
     health = request.app[SERVICES].health
-    parts = {"store": not health.store_up, "books_memory": health.is_books_memory_low}
-    status, degraded = "ready", [part for part, is_degraded in parts.items() if is_degraded]
+    status, reasons = "ready", {}
+    if not health.store_up:
+        reasons["store"] = health.store_reason() or "The store did not answer."
+    if health.is_books_memory_low:
+        reasons["books_memory"] = BOOKS_MEMORY_LOW
     if health.is_draining:
-        status, degraded = "draining", []
+        status, reasons = "draining", {}
     elif not health.store_reached:
         status = "starting"
-    body: dict[str, object] = {"status": status, "degraded": degraded}
-    if "store" in degraded:
-        body["reasons"] = {"store": health.store_reason() or "The store did not answer."}
+    body: dict[str, object] = {"status": status, "degraded": list(reasons)}
+    if reasons:
+        body["reasons"] = reasons
     return json_response(
         body,
         status=200 if status == "ready" else 503,

@@ -28,6 +28,7 @@ from gateway.cache.flight_queues import FollowerLimits, Turn
 from gateway.cache.flight_result import FlightResult
 from gateway.cache.partial_images import PartialImages, Publisher, Subscriber
 from gateway.cache.running_flights import RunningFlights
+from gateway.cache.takedowns import is_taken_down
 from gateway.cache.unstored_images import UnstoredImages
 from gateway.errors import (
     GatewayError,
@@ -91,6 +92,10 @@ class Flights:
         self._ends = FlightEnds(store, partial_images)
         self._unstored = UnstoredImages() if unstored is None else unstored
         self._online, self._offline = RunningFlights(), RunningFlights()
+        self._handed_over: Counter[str] = Counter()
+        """Flights that are being given the lease of another one, by id."""
+        self._ended_meanwhile: set[str] = set()
+        """Those of them that have ended without images, and may be given it after their end."""
 
     async def close(self) -> None:
         """Stops following the flights of other workers."""
@@ -211,10 +216,12 @@ class Flights:
             led_here = self._online.leaders(fingerprint, result.missing)
             led_here |= self._offline.leaders(fingerprint, result.missing)
             missing = tuple(sorted(result.missing - led_here.keys()))
-            if missing:
-                self._purchases_open.check()
-            if led_here:
-                self._waiting.check()
+            full = [self._purchases_open] if missing and self._purchases_open.is_full else []
+            full += [self._waiting] if led_here and self._waiting.is_full else []
+            if full:
+                # Not raised: earlier flights of this request may have brought images.
+                result.own_error = result.own_error or full[0].refusal()
+                break
             waits = [
                 self._follow(leader, followed, result=result, limits=None, subscriber=subscriber)
                 for leader, followed in _by_flight(led_here).items()
@@ -234,11 +241,23 @@ class Flights:
 
     async def check_refusal(self, fingerprint: str) -> None:
         """Raises the refusal of a fingerprint in the negative cache, if there is one."""
+        if (failure := await self._look_up_refusal(fingerprint)) is not None:
+            raise failure
+
+    async def check_takedown(self, fingerprint: str) -> None:
+        """Raises the refusal of a prompt that was taken down.
+
+        For images that the store does not have yet: a take-down cannot empty their slots.
+        """
+        failure = await self._look_up_refusal(fingerprint)
+        if failure is not None and is_taken_down(failure):
+            raise failure
+
+    async def _look_up_refusal(self, fingerprint: str) -> UpstreamFailure | None:
         batch = Batch(self._store)
         refusal = look_up_refusal(batch, fingerprint)
         await batch.execute()
-        if (failure := decode_refusal(refusal.value)) is not None:
-            raise failure
+        return decode_refusal(refusal.value)
 
     # ── leading ─────────────────────────────────────────────────────────────────────────────
 
@@ -376,6 +395,8 @@ class Flights:
             # In one step: a request that found the flight after its end would have to ask the
             # store how it ended.
             (self._offline if flight.is_offline else self._online).forget(flight)
+            if end.kind != "completed" and self._handed_over[flight.id]:
+                self._ended_meanwhile.add(flight.id)
             self._ends.announce(flight.id, end.shared())
         return end
 
@@ -397,13 +418,31 @@ class Flights:
             to=others,
             lease_seconds=HANDED_OVER_SECONDS,
         )
-        await batch.execute()
+        self._handed_over.update(other.id for other in others)
+        try:
+            await batch.execute()
+        finally:
+            for other in others:
+                self._end_hand_over(other)
 
-    def _release_later(self, flight: Flight, end: FlightEnd = RELEASED) -> None:
-        """Releases a lease once the store is back, or leaves it to expire."""
+    def _end_hand_over(self, flight: Flight) -> None:
+        """Releases the lease that a flight was given too late: nobody else would."""
+        self._handed_over[flight.id] -= 1
+        if self._handed_over[flight.id] > 0:
+            return
+        del self._handed_over[flight.id]
+        if flight.id in self._ended_meanwhile:
+            self._ended_meanwhile.discard(flight.id)
+            self._release_later(flight, is_away=False)
+
+    def _release_later(
+        self, flight: Flight, end: FlightEnd = RELEASED, *, is_away: bool = True
+    ) -> None:
+        """Releases a lease once the store, which `is_away`, is back, or leaves it to expire."""
 
         async def release() -> None:
-            log.warning("store_unavailable", during="lease_release", flight=flight.id)
+            if is_away:
+                log.warning("store_unavailable", during="lease_release", flight=flight.id)
             for pause in RELEASE_PAUSES:
                 await asyncio.sleep(pause)
                 with suppress(StoreUnavailable):

@@ -79,7 +79,7 @@ class Images:
     async def answer(self, context: RequestContext, query: ImageQuery, entry: Entry) -> Answer:
         """The images of a query whose entry was read. Raises `GatewayError`."""
         cached = usable_images(query, entry)
-        unstored = self.usable_unstored(query, missing_from(query, cached))
+        unstored = await self.checked_unstored(query, missing_from(query, cached))
         cached |= {slot: found.cached for slot, found in unstored.items()}
         transcoded = await self._transcode(context, query, cached)
         cached |= transcoded
@@ -119,6 +119,14 @@ class Images:
         if policy.no_cache or policy.no_store:
             return {}
         return self._unstored.find(query.fingerprint, slots, max_age_seconds=policy.max_age_seconds)
+
+    async def checked_unstored(
+        self, query: ImageQuery, slots: Iterable[int]
+    ) -> dict[int, UnstoredImage]:
+        """The same while the store is there. Raises the refusal of a prompt that was taken down."""
+        if found := self.usable_unstored(query, slots):
+            await self._flights.check_takedown(query.fingerprint)
+        return found
 
     async def load(
         self,

@@ -9,6 +9,7 @@ unavailable. The work is in the packages below: `request/` validates, `access/` 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -16,11 +17,13 @@ from gateway.access.keys import Keys
 from gateway.billing import pricing, quota
 from gateway.billing.quota import LimitState
 from gateway.cache.image_cache import ImageCache
+from gateway.cache.unstored_images import UnstoredImage
 from gateway.errors import (
     GatewayError,
     IncorrectKey,
     InternalError,
     StoreUnavailable,
+    UpstreamFailure,
 )
 from gateway.images import LimitSubject
 from gateway.proxy.context import RequestContext
@@ -208,7 +211,9 @@ class Proxy:
         """Predicts a hit or a purchase from cached images alone. It counts as one request."""
         # Loads the bytes too, because an image whose bytes are lost would be bought.
         cached = usable_images(query, entry)
-        unstored = self._images.usable_unstored(query, missing_from(query, cached))
+        unstored: Mapping[int, UnstoredImage] = {}
+        with suppress(UpstreamFailure):  # the prompt was taken down
+            unstored = await self._images.checked_unstored(query, missing_from(query, cached))
         cached |= {slot: found.cached for slot, found in unstored.items()}
         images = await self._images.load(query, cached, unstored=unstored)
         missing = query.request.n - len(images)

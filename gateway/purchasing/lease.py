@@ -23,6 +23,11 @@ from gateway.store.protocol import Store
 RETRY_SECONDS: Final = 1.0
 """How soon a lease that may be lost is tried again: before a follower, which waits five seconds."""
 
+CHECK_SECONDS: Final = 3.0
+"""How often a lease is renewed at least: a store that lost writes has lost it, and says nothing.
+
+Sooner than a follower tries, which waits five seconds once such a store is back."""
+
 log = structlog.get_logger(__name__)
 
 

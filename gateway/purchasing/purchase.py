@@ -29,6 +29,7 @@ from gateway.cache.unstored_images import UnstoredImages
 from gateway.catalog import Model
 from gateway.errors import ErrorCode, GatewayError, UpstreamFailure
 from gateway.images import Amounts, Image, ImageRequest, LimitSubject, Record
+from gateway.purchasing import lease as leases
 from gateway.purchasing.charges import charge_answer, charge_failure, share_cost
 from gateway.purchasing.delivery import Delivered, Delivery
 from gateway.purchasing.journal import Received, Reserved
@@ -140,7 +141,7 @@ class Purchases:
         self._lease_times = LeaseTimes(
             reserved=RESERVED_LEASE_FACTOR * settings.dead_after_seconds,
             whole=settings.timeout_seconds + LEASE_MARGIN_SECONDS,
-            check=settings.dead_after_seconds,
+            check=min(leases.CHECK_SECONDS, settings.dead_after_seconds),
         )
 
     async def buy(self, order: PurchaseOrder, flight: Flight) -> PurchasedImages:

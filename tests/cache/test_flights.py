@@ -22,7 +22,7 @@ from gateway.cache.flights import Flights
 from gateway.errors import Charge, LimitExceeded, StoreUnavailable, UpstreamFailure
 from gateway.images import Image
 from gateway.store.batch import Batch, execute
-from gateway.store.commands import AcquireLease, LeaseResult
+from gateway.store.commands import AcquireLease, LeaseResult, ReleaseLease
 from gateway.store.protocol import Command, Store
 from tests.conftest import OpenStore
 from tests.ephemeral import make_flights
@@ -251,6 +251,48 @@ async def test_a_refused_reservation_concerns_only_its_own_request(workers: Work
         assert own is None or (isinstance(own, LimitExceeded) and own.reason == f"poor {i}")
         assert (own is None) == (ids(result) == ids(bought))
     assert any(result.own_error for result in refused)
+
+
+async def test_a_refused_flight_keeps_no_lease_that_another_gives_it_too_late(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two flights are refused at once; the one gives its lease to the other, which has ended."""
+    here, _, purchases = workers
+    store, may_release = purchases.store, asyncio.Event()
+    execute_now, releases = store.execute, 0
+
+    async def execute_first_release_last(commands: Sequence[Command[Any]]) -> list[Any]:
+        nonlocal releases
+        is_release = isinstance(commands[0], ReleaseLease)
+        releases += is_release
+        if is_release and releases == 1:
+            await may_release.wait()
+        return await execute_now(commands)
+
+    monkeypatch.setattr(store, "execute", execute_first_release_last)
+    may_refuse = [asyncio.Event(), asyncio.Event()]
+    started = []
+
+    async def buy(flight: Flight) -> PurchasedImages:
+        started.append(flight)
+        (slot,) = flight.slots
+        await may_refuse[slot].wait()
+        raise refuse("poor")
+
+    asking = []
+    for slot in (0, 1):
+        asking.append(asyncio.create_task(here.run(FINGERPRINT, [slot], buy=buy)))
+        await eventually(lambda slot=slot: len(started) == slot + 1)
+    may_refuse[1].set()
+    await eventually(lambda: releases == 1)
+    may_refuse[0].set()
+    await asking[0]
+    may_release.set()
+    await asyncio.gather(*asking)
+    await here._tasks.drain()
+
+    lease = await execute(store, AcquireLease(FINGERPRINT, (0, 1), "afterwards", LEASE_SECONDS))
+    assert lease.acquired == (0, 1)
 
 
 async def test_each_refused_request_gets_a_refusal_of_its_own(workers: Workers) -> None:
@@ -487,6 +529,34 @@ async def test_without_the_store_a_refusal_concerns_only_its_own_request(workers
     assert purchases.slots_bought == [(0, 1)]
     assert (second.bought, third.followed) == ({0, 1}, {0, 1})
     assert ids(second) == ids(third)
+
+
+async def test_without_the_store_what_was_bought_is_kept_if_the_rest_finds_no_place(
+    workers: Workers,
+) -> None:
+    """The purchase that had the other slot is refused when no more may be opened."""
+    here, _, _ = workers
+    may_refuse = asyncio.Event()
+
+    async def refused(_flight: Flight) -> PurchasedImages:
+        await may_refuse.wait()
+        raise refuse("poor")
+
+    async def buy(flight: Flight) -> PurchasedImages:
+        return PurchasedImages({slot: image() for slot in flight.slots}, {})
+
+    leader = asyncio.create_task(here.run_offline(FINGERPRINT, (0,), buy=refused))
+    await asyncio.sleep(0)
+    both = asyncio.create_task(here.run_offline(FINGERPRINT, (0, 1), buy=buy))
+    await asyncio.sleep(0.1)
+    here._purchases_open._maximum = 0
+    may_refuse.set()
+    result = await both
+    await leader
+
+    assert result.bought == {1}
+    assert result.own_error is not None
+    assert result.own_error.status == 503
 
 
 async def test_a_request_just_after_an_offline_purchase_does_not_wait_for_the_store(

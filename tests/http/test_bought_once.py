@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from gateway.store.redis import client as redis_client
 from gateway.store.sqlite import transaction_queue
 from gateway.store.wrappers import EvictingStore
 from tests.gateways import Client, InProcess, Reply, Upstream, make_settings, run_gateway
-from tests.redis_server import run_durable_redis, run_redis_server
+from tests.redis_server import DurableRedis, run_durable_redis, run_redis_server
 from tests.waiting import generous
 
 SCALE = 10
@@ -41,6 +42,7 @@ SCALED = [
     (flights, "HANDED_OVER_SECONDS"),
     (flights, "RELEASE_PAUSES"),
     (lease, "RETRY_SECONDS"),
+    (lease, "CHECK_SECONDS"),
     (purchase, "COMMIT_WAIT_SECONDS"),
     (settlement, "RETRY_SECONDS"),
     (redis_client, "TIMEOUT_SECONDS"),
@@ -244,6 +246,47 @@ async def test_a_purchase_that_began_without_the_store_is_followed_once_it_is_ba
 
     assert first.images == follower.images == both.images[:1]
     assert [body.get("n", 1) for body in await upstream.bodies()][1:] == [1, 1]
+
+
+def start_empty(server: DurableRedis) -> None:
+    """Starts a server that was killed, without its data."""
+    for folder in server.folder.glob("appendonly*"):
+        shutil.rmtree(folder)
+    server.start_again()
+
+
+@pytest.mark.timed
+async def test_a_redis_that_comes_back_empty_does_not_make_a_follower_buy(
+    quick: None, tmp_path: Path, upstream: Upstream
+) -> None:
+    """The lease is lost, and nothing says so. The leader takes it again before a follower tries."""
+    async with AsyncExitStack() as stack:
+        server = stack.enter_context(run_durable_redis(tmp_path))
+        here, there = [
+            await stack.enter_async_context(
+                run_gateway(
+                    make_settings(tmp_path / "data", upstream.base_url, server.url, workers=QUICK)
+                )
+            )
+            for _ in range(2)
+        ]
+        pair = Pair(here, there, server.freeze, server.thaw)
+        alice, elsewhere = await pair.clients()
+        async with upstream.hold() as gate:
+            asking = [asyncio.create_task(alice.ask("an otter"))]
+            await gate.until(1)
+            asking.append(asyncio.create_task(elsewhere.ask("an otter")))
+            await there.until_leased(there.leases.count + 1)
+            await asyncio.sleep(3 / SCALE)  # the lease was renewed meanwhile
+            server.kill()
+            await asyncio.sleep(2 / SCALE)
+            await asyncio.to_thread(start_empty, server)
+            await asyncio.sleep(15 / SCALE)
+        replies = await asyncio.gather(*asking)
+        await pair.drain()
+
+    assert len({reply.images[0] for reply in replies}) == 1
+    assert await sent(upstream, "an otter") == 1
 
 
 # ── the images' Redis alone ─────────────────────────────────────────────────────────────────

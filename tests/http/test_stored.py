@@ -123,6 +123,26 @@ async def test_a_prompt_that_is_taken_down_meanwhile_is_not_called_stored(
     assert reply.status != 200 or reply.cache_status == "fwd=request"
 
 
+async def test_images_of_a_prompt_that_is_taken_down_are_not_served_from_memory(
+    gateway: InProcess, alice: Client, impatient: None
+) -> None:
+    """The take-down cannot empty their slots, because the store does not have them yet."""
+    first = await alice.ask("an otter")
+    second = {"X-Gateway-Variation": "1"}
+    with stopping(gateway, Receive) as stop:
+        bought = await alice.ask("an otter", headers=second)
+        taken = {"image": first.headers["x-gateway-image-ids"], "prompt": True}
+        assert (await alice.admin("POST", "/admin/cache/takedown", taken)).status == 200
+        again = await alice.ask("an otter", headers=second)
+        dry_run = await alice.ask("an otter", headers={**second, "Prefer": "dry-run"})
+        stop.may_go_on.set()
+    await drain(gateway)
+
+    assert bought.cache_status == "fwd=miss"
+    assert (again.status, again.error["code"]) == (403, "content_taken_down")
+    assert (dry_run.status, dry_run.json["hit"]) == (200, False)
+
+
 async def test_a_stream_that_begins_with_its_last_event_is_called_stored(alice: Client) -> None:
     reply = await alice.ask("an otter", stream=True)
     assert reply.cache_status in ("fwd=miss; stored", "fwd=miss")  # upstream's head came first
