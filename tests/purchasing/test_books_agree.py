@@ -320,7 +320,8 @@ class Play:
     # ── the books ───────────────────────────────────────────────────────────────────────────
 
     async def records(self) -> list[Record]:
-        found = [Record.decode(data) for _, data in await execute(self.store, ReadLedger())]
+        page = ReadLedger("", limit=100_000)
+        found = [Record.decode(data) for _, data in await execute(self.store, page)]
         return [record for record in found if record.team == self.name]
 
     async def windows(self, subject: str, kind: str = "used") -> Amounts | set[Any]:
