@@ -317,16 +317,9 @@ class Images:
         self, context: RequestContext, query: ImageQuery, images: LoadedImages
     ) -> Buy:
         """Buys the slots of a flight for this request, which has `images` already."""
-        saved_micros = sum(image.cost_micros for image, _ in images.values())
 
         async def buy(flight: Flight) -> PurchasedImages:
-            is_whole = len(flight.slots) == query.request.n
-            is_first = not context.purchase.has_begun  # a second purchase saves nothing more
-            record = context.record.but(
-                outcome="bought" if is_whole else "partial",
-                saved_micros=saved_micros if is_first else 0,
-                images_served=(len(images) or None) if is_first else None,
-            )
+            record = purchase_record(context, query, flight, images)
             order = self.order(context, query, record, images=len(flight.slots), cached=images)
             if query.cache_policy.no_store:
                 return await self._purchases.buy_unstored(order, flight)
@@ -347,6 +340,18 @@ def _limits_of(context: RequestContext, query: ImageQuery) -> FollowerLimits:
         return quota.refuse_alike(context.subject, refusal, estimate.amounts, why=estimate.reason)
 
     return FollowerLimits(context.subject.key_id, refuse)
+
+
+def purchase_record(
+    context: RequestContext, query: ImageQuery, flight: Flight, images: LoadedImages
+) -> Record:
+    """The record of a purchase for a request, which has `images` already."""
+    is_first = not context.purchase.has_begun  # a second purchase saves nothing more
+    return context.record.but(
+        outcome="bought" if len(flight.slots) == query.request.n else "partial",
+        saved_micros=sum(image.cost_micros for image, _ in images.values()) if is_first else 0,
+        images_served=(len(images) or None) if is_first else None,
+    )
 
 
 def usable_images(query: ImageQuery, entry: Entry) -> dict[int, CachedImage]:

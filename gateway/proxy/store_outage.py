@@ -11,7 +11,7 @@ from gateway.cache.flight_result import FlightResult
 from gateway.cache.flights import Buy, Flights
 from gateway.cache.image_cache import LoadedImages
 from gateway.proxy.context import RequestContext
-from gateway.proxy.images import TAGS_LOST, Images, missing_from
+from gateway.proxy.images import TAGS_LOST, Images, missing_from, purchase_record
 from gateway.proxy.interpret import ImageQuery
 from gateway.proxy.result import Answer
 from gateway.purchasing.purchase import Purchases
@@ -100,15 +100,9 @@ class StoreOutage:
         self, context: RequestContext, query: ImageQuery, images: LoadedImages
     ) -> Buy:
         """Buys the slots of a flight for this request, which has `images` already."""
-        saved_micros = sum(image.cost_micros for image, _ in images.values())
 
         async def buy(flight: Flight) -> PurchasedImages:
-            is_whole = len(flight.slots) == query.request.n
-            is_first = not context.purchase.has_begun  # a second purchase saves nothing more
-            record = context.record.but(
-                outcome="bought" if is_whole else "partial",
-                saved_micros=saved_micros if is_first else 0,
-            )
+            record = purchase_record(context, query, flight, images)
             order = self._images.order(context, query, record, images=len(flight.slots))
             return await self._purchases.buy_without_store(
                 order, flight, is_stored=not query.cache_policy.no_store

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import structlog
@@ -49,8 +50,8 @@ class Recovery:
         self._clock = clock
         self._away_at = -math.inf
         """When the store, or this worker itself, was last seen to be away."""
-        self._unanswered: dict[str, Journal] = {}
-        """By attempt, journals whose settlement had no reply: it may have been executed."""
+        self._unanswered: dict[str, Callable[[], Awaitable[bool]]] = {}
+        """By attempt, how to repeat settlements without a reply: they may have been executed."""
         self._attempts: Counter[str] = Counter()
         """Failed attempts by purchase; those that stay open are few."""
 
@@ -59,9 +60,9 @@ class Recovery:
 
         A worker is dead after two missed checks in a row, while the store was there for everybody.
         """
-        for attempt, journal in list(self._unanswered.items()):
+        for attempt, repeat in list(self._unanswered.items()):
             with suppress(StoreFull):
-                await self._close(journal, attempt=attempt)
+                await repeat()
                 del self._unanswered[attempt]
         # If the store does not answer now, the misses before it no longer count.
         missed_before, self._missed_once = self._missed_once, frozenset()
@@ -103,7 +104,7 @@ class Recovery:
         except StoreFull:
             raise
         except StoreUnavailable:
-            self._unanswered[attempt] = journal
+            self._unanswered[attempt] = partial(self._close, journal, attempt=attempt)
             raise
         except UnreadableJournal:
             return await self._close_at_reserved(journal, attempt=attempt, flag=UNREADABLE)
@@ -124,7 +125,12 @@ class Recovery:
             settlement, record = await close_at_reserved(
                 self._store, journal, attempt=attempt, flag=flag
             )
+        except StoreFull:
+            raise
         except StoreUnavailable:
+            self._unanswered[attempt] = partial(
+                self._close_at_reserved, journal, attempt=attempt, flag=flag
+            )
             raise
         except Exception:
             # The journal stays open, for `gateway ledger repair` and `gateway doctor` to show.

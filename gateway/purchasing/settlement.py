@@ -69,7 +69,8 @@ class Settlements:
             record = received.record.but(outcome="failed", flags=flags)
             return await self.settle_failure(
                 received.reserved,
-                gateway_failure(),
+                # The charge is known, so it is final, and corrects a presumed one.
+                gateway_failure(charge=Charge.UNDELIVERED),
                 received.charge,
                 record=record,
                 attempt=attempt,
@@ -264,11 +265,9 @@ def _correction(record: Record, settlement: Settlement) -> Record:
     )
 
 
-def gateway_failure() -> UpstreamFailure:
-    """A fault of the gateway's own after a request may have been sent: the charge is presumed."""
-    return UpstreamFailure(
-        "The gateway failed while it was waiting for this image.", charge=Charge.PRESUMED
-    )
+def gateway_failure(*, charge: Charge = Charge.PRESUMED) -> UpstreamFailure:
+    """A fault of the gateway's own after a request may have been sent."""
+    return UpstreamFailure("The gateway failed while it was waiting for this image.", charge=charge)
 
 
 async def retry_until_stored(step: Callable[[], Awaitable[T]]) -> T:

@@ -20,7 +20,7 @@ from gateway.images import Amounts, Record
 from gateway.limits import CALENDAR_PERIODS
 from gateway.purchasing.charges import Charged
 from gateway.store.batch import execute
-from gateway.store.commands import Counter, OpenJournals, PeekCounters, Settle
+from gateway.store.commands import Counter, OpenJournals, PeekCounters, Receive, Settle
 from gateway.store.protocol import Store
 from gateway.store.sqlite.connection import connect
 from tests.gateways import (
@@ -423,6 +423,31 @@ async def test_a_recovery_whose_reply_was_lost_is_counted_once(open_gateway: Ope
         assert await counted(gateway, "cost_usd_total") == pytest.approx(spent / 1e6)
         assert (await running(gateway))["charged", "everyone", ""] == spent
         assert await read_spent(gateway.settings, alice.key_id) == Spent(spent, 2, 0, 0)
+
+
+@pytest.mark.parametrize("is_readable", [False, True], ids=["unreadable", "unfinished"])
+async def test_a_journal_closed_as_reserved_whose_reply_was_lost_is_counted_once(
+    open_gateway: OpenGateway, monkeypatch: pytest.MonkeyPatch, is_readable: bool
+) -> None:
+    async with open_gateway(workers=SLOW) as gateway:
+        alice = await gateway.client.with_key()
+        left = await leave_purchase(gateway.settings, alice.secret, "an otter", received=False)
+        recovery: Any = gateway.gateway.recovery
+        if is_readable:
+            monkeypatch.setattr("gateway.purchasing.recovery.MAX_ATTEMPTS", 1)
+            failing: Any = lambda *given, **more: 1 / 0  # noqa: E731
+            monkeypatch.setattr(recovery._settlements, "try_settle_failure", failing)
+        else:
+            await execute(gateway.gateway.store, Receive(left.purchase, b"unreadable"))
+        recovery._store = LosesResult(recovery._store, Settle, error=StoreUnavailable)
+        with pytest.raises(StoreUnavailable):
+            await gateway.recover_expired()
+        for _ in range(2):
+            await gateway.recover_expired()
+
+        (record,) = await gateway.ledger()
+        assert record.cost_micros == left.estimate.usd_micros
+        assert await counted(gateway, "cost_usd_total") == pytest.approx(record.cost_micros / 1e6)
 
 
 # ── a store that lost writes ────────────────────────────────────────────────────────────────

@@ -266,6 +266,12 @@ CASES: dict[str, Case] = {
         charged=9 * TEXT + 50 * IMAGE,
         body=STREAM,
     ),
+    "a stream whose image comes beside an error": case(
+        events(completed(b64_json=PNG, usage=USAGE, error=SERVER_ERROR)),
+        status=200,
+        charged=9 * TEXT + 50 * IMAGE,
+        body=PLAIN_STREAM,
+    ),
     "a stream that stalls after its image": case(
         events(completed(b64_json=PNG, usage=USAGE), end=STALL),
         status=200,

@@ -451,6 +451,8 @@ async def test_a_worker_buys_an_image_once_however_often_it_is_asked_for(arena: 
     assert (outcomes["bought"], outcomes["partial"], outcomes["hit"]) == (1, 1, 5)
     saved = [record.saved_micros for record in records if record.outcome == "hit"]
     assert min(saved) > 0
+    (partial,) = [record for record in records if record.outcome == "partial"]
+    assert (partial.images, partial.images_served) == (1, 1)
     assert hit.cache_status.startswith("hit")
 
 

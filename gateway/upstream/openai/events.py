@@ -51,6 +51,14 @@ def parse_event(
     kind = document.get("type")
     if kind not in (_PARTIAL, _COMPLETED, _ERROR):
         kind = event.name
+    if kind == _COMPLETED:
+        # An image that came beside an error is kept, as in an answer.
+        completed = _parse_completed(document, extracted, upstream_request_id=upstream_request_id)
+        has_image = isinstance(completed, UpstreamAnswer) and any(
+            image.data or image.url for image in completed.images
+        )
+        if has_image or not document.get("error"):
+            return completed
     if kind == _ERROR or document.get("error"):
         document = restore_base64(document, extracted)
         return error_with_200(
@@ -61,8 +69,6 @@ def parse_event(
         )
     if kind == _PARTIAL:
         return _parse_partial(document, extracted)
-    if kind == _COMPLETED:
-        return _parse_completed(document, extracted, upstream_request_id=upstream_request_id)
     return None
 
 
