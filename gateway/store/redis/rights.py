@@ -32,7 +32,7 @@ OPTIONAL_COMMANDS: Final = ("INFO",)
 BLOB_COMMANDS: Final = ("DEL", "EXISTS", "GET", "PEXPIRE", "SCAN", "SET", "STRLEN", "UNLINK")
 """Of a server that has only images; with `EVAL`, for the handshake."""
 
-_PLAIN: Final = ("GET", "HGET", "HMGET", "HSCAN", "LRANGE", "PUBLISH", "SISMEMBER", "SSCAN")
+_PLAIN: Final = ("GET", "HGET", "HMGET", "HSCAN", "LRANGE", "PUBLISH", "SISMEMBER")
 """Commands of the store that are no scripts. None of them writes."""
 
 _CALL: Final = re.compile(r"redis\.p?call\(\s*['\"](\w+)['\"]")
