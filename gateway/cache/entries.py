@@ -23,6 +23,8 @@ from gateway.errors import UpstreamFailure
 from gateway.images import Image
 from gateway.store.batch import Batch, Result
 from gateway.store.commands import (
+    AddToBoundedSets,
+    BoundedSet,
     EmptySlots,
     Entry,
     GetValue,
@@ -38,6 +40,9 @@ TTL_JITTER: Final = 0.05
 
 REFUSALS: Final = "refusals"
 """The space of the negative cache: refusals, by fingerprint."""
+
+MAX_KEY_REFUSALS: Final = 2000
+"""Refusals that one gateway key has in the negative cache. They cost it nothing."""
 
 MAX_DECODED: Final = 1024
 """Images that stay decoded: popular ones are read often, and never change."""
@@ -138,16 +143,17 @@ class Entries:
         """Refuses a fingerprint for good: its prompt was taken down."""
         batch.add(SetValue(REFUSALS, fingerprint, orjson.dumps(refusal.to_dict()), None))
 
-    def store_refusal(self, batch: Batch, fingerprint: str, failure: UpstreamFailure) -> None:
-        """Stores a refusal of the prompt's content (`docs/reference/cache.md#refusals`).
+    def reserve_refusal(self, key_id: str, fingerprint: str) -> AddToBoundedSets:
+        """The command that returns the fingerprint if the key has room for its refusal."""
+        bounds = (BoundedSet(REFUSALS, key_id, MAX_KEY_REFUSALS),)
+        return AddToBoundedSets(bounds, (fingerprint,), self._settings.refusal_seconds)
 
-        Other failures are not stored.
-        """
-        if is_refusal(failure):
-            encoded = orjson.dumps(failure.to_dict())
-            ttl_seconds = self._settings.refusal_seconds
-            # `only_if_absent`: the refusal of a take-down, which never expires, must stay.
-            batch.add(SetValue(REFUSALS, fingerprint, encoded, ttl_seconds, only_if_absent=True))
+    def store_refusal(self, batch: Batch, fingerprint: str, failure: UpstreamFailure) -> None:
+        """Stores a refusal of the prompt's content (`docs/reference/cache.md#refusals`)."""
+        encoded = orjson.dumps(failure.to_dict())
+        ttl_seconds = self._settings.refusal_seconds
+        # `only_if_absent`: the refusal of a take-down, which never expires, must stay.
+        batch.add(SetValue(REFUSALS, fingerprint, encoded, ttl_seconds, only_if_absent=True))
 
 
 def look_up_refusal(batch: Batch, fingerprint: str) -> Result[bytes | None]:

@@ -14,14 +14,20 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateway.cache.blobs import Blobs
-from gateway.cache.entries import CachedImage, Entries, decode_refusal, look_up_refusal
+from gateway.cache.entries import (
+    CachedImage,
+    Entries,
+    decode_refusal,
+    is_refusal,
+    look_up_refusal,
+)
 from gateway.cache.image_index import ImageIndex, image_path
 from gateway.cache.purge_markers import PurgeMarkers
 from gateway.cache.tags import Tags
 from gateway.cache.takedowns import is_taken_down
 from gateway.errors import StoreUnavailable, UpstreamFailure
 from gateway.images import Image, Representation
-from gateway.store.batch import Batch, Result
+from gateway.store.batch import Batch, Result, execute
 from gateway.store.commands import Entry
 from gateway.store.protocol import Store
 
@@ -261,9 +267,18 @@ class ImageCache:
         """Adds a transcoded image to the set of its source; a take-down of the source reads it."""
         self._image_index.add_to_source(batch, image)
 
-    def store_refusal(self, batch: Batch, fingerprint: str, failure: UpstreamFailure) -> None:
-        """Stores a refusal of the prompt's content in the negative cache, and no other failure."""
-        self._entries.store_refusal(batch, fingerprint, failure)
+    async def store_refusal(
+        self, batch: Batch, key_id: str, fingerprint: str, failure: UpstreamFailure
+    ) -> None:
+        """Stores a refusal of the prompt's content in the negative cache, and no other failure.
+
+        Nor one of a key that has made `MAX_KEY_REFUSALS` of late. Raises `StoreUnavailable`.
+        """
+        if not is_refusal(failure):
+            return
+        refused = self._entries.reserve_refusal(key_id, fingerprint)
+        if await execute(self._store, refused):
+            self._entries.store_refusal(batch, fingerprint, failure)
 
     # ── tags ────────────────────────────────────────────────────────────────────────────────
 

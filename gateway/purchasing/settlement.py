@@ -195,7 +195,8 @@ class Settlements:
         batch = Batch(self._store)
         # Followers first: a worker that dies in between leaves a journal that others find.
         if reserved.flight is not None:
-            self._cache.store_refusal(batch, reserved.flight.fingerprint, failure)
+            fingerprint = reserved.flight.fingerprint
+            await self._cache.store_refusal(batch, reserved.record.key_id, fingerprint, failure)
             tell_followers(reserved.flight, batch, failure)
         if reserved.idempotent is not None:
             found = await find_key(self._store, reserved.idempotent)

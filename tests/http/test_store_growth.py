@@ -151,3 +151,24 @@ async def test_a_part_that_makes_no_sense_is_refused(query: str, gateway: InProc
     reply = await gateway.client.admin("GET", f"/admin/keys?{query}")
     assert (reply.status, reply.error["code"]) == (400, "invalid_value")
     assert reply.error["param"] == query.partition("=")[0]
+
+
+async def test_a_key_has_a_bounded_number_of_remembered_refusals(
+    gateway: InProcess, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cost nothing, so one key could fill the store. Those beyond are asked for again."""
+    monkeypatch.setattr("gateway.cache.entries.MAX_KEY_REFUSALS", 2)
+    alice = await gateway.client.with_key()
+    bob = await gateway.client.with_key("bob")
+    for _ in range(2):
+        for n in range(3):
+            assert (await alice.ask(f"{n} [[sim:moderation]]")).status == 400
+        assert (await bob.ask("bob's [[sim:moderation]]")).status == 400
+
+    prompts = [body["prompt"] for body in await upstream.bodies()]
+    assert sorted(prompts) == [
+        "0 [[sim:moderation]]",
+        "1 [[sim:moderation]]",
+        *["2 [[sim:moderation]]"] * 2,
+        "bob's [[sim:moderation]]",
+    ]
