@@ -17,9 +17,10 @@ from typing import Final
 
 import structlog
 
-from gateway.assembly import DATABASE, TOKEN_FILE, read_admin_token
+from gateway.assembly import DATABASE
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreUnavailable
+from gateway.room_settings import TOKEN_FILE, read_admin_token
 from gateway.store.batch import execute
 from gateway.store.blobs import folder_of
 from gateway.store.blobs.folder import find_shared_blobs, is_full_of_blobs

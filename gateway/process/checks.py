@@ -16,16 +16,7 @@ from typing import Final
 from zlib import crc32
 
 from gateway.api.http.connection import has_compiled_parser
-from gateway.assembly import (
-    Cache,
-    client_settings,
-    create_signing,
-    open_cache,
-    open_existing_store,
-    open_store,
-    read_admin_token,
-    tls_files,
-)
+from gateway.assembly import Cache, create_signing, open_cache, open_existing_store, open_store
 from gateway.cache.blobs import DEFAULT_TOTAL_BYTES
 from gateway.cache.books_memory import BooksUse, measure_books
 from gateway.cache.image_index import image_path
@@ -40,6 +31,7 @@ from gateway.process.bootstrap import find_shared_files
 from gateway.process.findings import Finding
 from gateway.process.open_purchases import check_open_purchases
 from gateway.process.plaintext import judge_plaintext
+from gateway.room_settings import client_settings, read_admin_token, tls_files
 from gateway.store.batch import execute
 from gateway.store.blobs.redis import DEFAULT_CAPACITY_BYTES, open_redis_blobs
 from gateway.store.commands import Inspect, MeasureStore, ReadLruTotals, StoreFacts

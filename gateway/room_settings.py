@@ -1,0 +1,171 @@
+"""The settings of each room, from those of `gateway.yaml`. `assembly` hands them over."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import SecretStr
+
+from gateway.access.signing import EXPIRY_STEPS
+from gateway.api.services import ApiSettings
+from gateway.billing.ledger import LedgerSettings
+from gateway.billing.totals import TotalsSettings
+from gateway.cache.blobs import BlobsSettings
+from gateway.cache.entries import EntriesSettings
+from gateway.configuration.expand import ConfigError
+from gateway.configuration.fields import token_weakness
+from gateway.configuration.settings import Settings
+from gateway.net.server_tls import TlsFiles
+from gateway.proxy.interpret import InterpreterSettings
+from gateway.purchasing.delivery import DeliverySettings
+from gateway.purchasing.purchase import PurchaseSettings
+from gateway.tasks import Capacity
+from gateway.upstream.fetch import FetchSettings
+from gateway.upstream.session import ClientSettings
+
+TOKEN_FILE: Final = "admin-token"  # noqa: S105 - a file's name
+
+
+def read_admin_token(settings: Settings) -> SecretStr:
+    """The token of the admin API: from the settings, else from the data folder.
+
+    Raises `ConfigError` for a token in the folder that the settings would not accept.
+    """
+    if settings.server.admin_token is not None:
+        return settings.server.admin_token
+    path = settings.store.data_dir / TOKEN_FILE
+    token = SecretStr(path.read_text("ascii", "replace").strip())
+    if (problem := token_weakness(token.get_secret_value())) is not None:
+        raise ConfigError(
+            f"{path}: the admin token is not valid: {problem}. Delete the file to have a new one "
+            "made, or set GATEWAY_ADMIN_TOKEN."
+        )
+    if token == settings.server.metrics_token:
+        raise ConfigError(
+            f"{path}: the admin token is also the metrics token. Set another GATEWAY_METRICS_TOKEN."
+        )
+    return token
+
+
+def api_settings(settings: Settings) -> ApiSettings:
+    """The settings of `api`: tokens, bounds and public URL."""
+    return ApiSettings(
+        admin_token=read_admin_token(settings),
+        metrics_token=settings.server.metrics_token,
+        public_url=settings.server.link_base_url,
+        is_public_url_set=settings.server.public_url is not None,
+        max_body_bytes=settings.server.max_body_bytes,
+        body_timeout_seconds=settings.server.read_timeout_seconds,
+    )
+
+
+def capacities(settings: Settings) -> tuple[Capacity, Capacity]:
+    """How many purchases, and how many requests that wait for others, a worker has open."""
+    maximum, setting = settings.server.max_open_purchases, "server.max_open_purchases"
+    return (
+        Capacity(maximum, of="open purchases", setting=setting),
+        Capacity(maximum, of="requests that wait for a purchase", setting=setting),
+    )
+
+
+def tls_files(settings: Settings) -> TlsFiles | None:
+    """The files of the server's certificate; None without one."""
+    tls = settings.server.tls
+    return TlsFiles(tls.cert, tls.key) if tls.cert is not None and tls.key is not None else None
+
+
+def interpreter_settings(settings: Settings) -> InterpreterSettings:
+    """The settings of `proxy.interpret`."""
+    return InterpreterSettings(
+        upstream_name=settings.upstream.name,
+        validation=settings.validation,
+        scope=settings.cache.scope,
+    )
+
+
+def purchase_settings(settings: Settings, worker: str) -> PurchaseSettings:
+    """The settings of `purchasing.purchase`."""
+    return PurchaseSettings(
+        worker=worker,
+        timeout_seconds=settings.upstream.timeout_seconds,
+        dead_after_seconds=settings.workers.dead_after_seconds,
+    )
+
+
+def delivery_settings(settings: Settings) -> DeliverySettings:
+    """The settings of `purchasing.delivery`: the largest image that is accepted."""
+    return DeliverySettings(
+        max_image_bytes=settings.cache.max_image_bytes, max_pixels=settings.cache.max_pixels
+    )
+
+
+def client_settings(settings: Settings) -> ClientSettings:
+    """The settings of `upstream.client`."""
+    upstream = settings.upstream
+    return ClientSettings(
+        base_url=upstream.base_url,
+        api_key=upstream.api_key or SecretStr(""),
+        timeout_seconds=upstream.timeout_seconds,
+        max_image_bytes=settings.cache.max_image_bytes,
+        auth_header=upstream.auth_header,
+        headers=upstream.headers,
+        proxy=upstream.proxy,
+        ca_file=upstream.ca_file,
+        breaker_failures=upstream.breaker.failures,
+        breaker_open_seconds=upstream.breaker.open_seconds,
+    )
+
+
+def ledger_settings(settings: Settings) -> LedgerSettings:
+    """The settings of `billing.ledger`: its retention."""
+    return LedgerSettings(
+        keep_records_seconds=settings.billing.keep_records_seconds,
+        keep_free_records_seconds=settings.billing.keep_free_records_seconds,
+        free_records_bytes=settings.billing.free_records_bytes,
+    )
+
+
+def totals_settings(settings: Settings) -> TotalsSettings:
+    """The settings of `billing.totals`."""
+    return TotalsSettings(
+        time_zone=settings.billing.time_zone,
+        keep_days_seconds=settings.billing.keep_totals_seconds,
+        # Users come and go with the records that name them.
+        keep_users_seconds=settings.billing.keep_records_seconds,
+    )
+
+
+def entries_settings(settings: Settings) -> EntriesSettings:
+    """The settings of `cache.entries`."""
+    return EntriesSettings(
+        ttl_seconds=settings.cache.ttl_seconds,
+        stale_if_error_seconds=settings.cache.stale_if_error_seconds,
+        refusal_seconds=settings.cache.refusal_ttl_seconds,
+    )
+
+
+def longest_link_seconds(settings: Settings) -> float:
+    """How long a link can live: its expiry is rounded up."""
+    return settings.cache.url_ttl_seconds * (1 + 1 / EXPIRY_STEPS)
+
+
+def blobs_settings(settings: Settings) -> BlobsSettings:
+    """The settings of `cache.blobs`."""
+    # Bytes outlive every entry and link that names them.
+    longest_entry_seconds = entries_settings(settings).longest_seconds
+    return BlobsSettings(
+        ttl_seconds=longest_entry_seconds + longest_link_seconds(settings),
+        total_bytes=settings.cache.total_bytes,
+        memory_bytes=settings.cache.memory_bytes,
+    )
+
+
+def fetch_settings(settings: Settings) -> FetchSettings:
+    """The settings of `upstream.fetch`: which links may be fetched."""
+    return FetchSettings(
+        upstream_url=settings.upstream.base_url,
+        allow=settings.rehost.allow,
+        max_bytes=settings.cache.max_image_bytes,
+        ca_file=settings.upstream.ca_file,
+        secrets=tuple(client_settings(settings).secrets),
+    )
