@@ -82,8 +82,10 @@ class LeaseKeeper:
 
     def stop(self) -> None:
         """Ends the task: the flight has ended."""
-        if self._task is not None:
-            self._task.cancel()
+        # A cancelled task keeps its error, whose traceback has this keeper: no cycle may be left.
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
 
     async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
