@@ -77,7 +77,7 @@ local function write_charge(journal, counters, before)
   if is_free then
     -- Small, because a client can make many of them: only a correction needs the rest.
     redis.call('HDEL', key, 'windows', 'worker', 'at')
-    redis.call('HSET', key, 'charged', '[]', 'consumptions', '[]')
+    redis.call('HSET', key, 'consumptions', '[]')
   elseif journal.presumed == '0' then
     redis.call('HSET', key, 'windows', NO_WINDOWS) -- nothing corrects a final charge
   end
