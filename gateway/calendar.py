@@ -1,8 +1,7 @@
 """Calendar windows: the days, weeks and months of a time zone. Pure.
 
-Both stores count in these windows (`docs/reference/billing.md#limits`), and totals have rows of
-their days. Every edge of a window is
-the start of a day, so everything follows from the days.
+Both stores count in these windows (`docs/reference/billing.md#calendar`), and totals have rows of
+their days. A window begins and ends at the start of a day, so days determine all windows.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ _DAY: Final = timedelta(days=1)
 
 
 class Window(NamedTuple):
-    """A stretch of the calendar. Its label names it, whenever it begins and ends."""
+    """A day, week or month. Its label identifies it, even if another time zone moves its end."""
 
     label: str
     ends_at: float
@@ -76,7 +75,7 @@ class Calendar:
         """The first instant whose local date is `day` or a later one."""
         midnight = datetime(day.year, day.month, day.day, tzinfo=self._zone)
         # Of a midnight that a clock shows twice, `fold` 0 is the first one. A midnight that it
-        # skips lies between the two readings (PEP 495), and so does the skip.
+        # skips is between the two readings (PEP 495), and so is the skip.
         latest, earliest = midnight.timestamp(), midnight.replace(fold=1).timestamp()
         if earliest >= latest:
             return int(latest)

@@ -36,7 +36,7 @@ CERTIFICATE_SECONDS: Final = 86_400.0
 TEND_LEDGER_SECONDS: Final = 2.0
 MAX_SWEPT: Final = 500
 HEARTBEAT_RETRY_SECONDS: Final = 1.0
-"""After an outage of the store, workers must look alive before one of them judges the others."""
+"""After an outage of the store, workers send heartbeats before one of them judges the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ async def open_running_gateway(
 async def close_gateway(gateway: Gateway, drain_seconds: float) -> None:
     """Waits until every purchase is settled, then writes the ledger and deregisters the worker.
 
-    Whatever cannot be finished in time, or without the store, is left to other workers' recovery.
+    Purchases that cannot be settled in time, or without the store, are left to recovery.
     """
     try:
         async with asyncio.timeout(drain_seconds):
@@ -215,7 +215,7 @@ async def tend_ledger(gateway: Gateway) -> None:
         if not await has_turn(gateway, "ledger_retention", TEND_LEDGER_SECONDS):
             return
     except StoreFull:
-        pass  # every worker may trim: that makes room, and works in a full store
+        pass  # the turn cannot be stored; trimming works in a full store, and makes room
     await gateway.ledger.trim(await gateway.totals.folded_to())
     await gateway.ledger.append_refusals()
 

@@ -1,11 +1,11 @@
 """Totals: the ledger's records summed up, so that reports outlive the records.
 
 One worker at a time folds the records after a checkpoint into rows of quarter hours, of days and of
-users by day. All of these are written when a record is folded, and none is made of another later:
-so no conversion can be interrupted, and each is complete while its records are gone. A report adds
-the records after the checkpoint, the *tail*, so it has every settled purchase.
+users by day. All rows of a record are written when it is folded, and none is computed from others
+later: so no conversion can be interrupted, and rows stay complete when the records are removed.
+Reading adds the records after the checkpoint, the *tail*, so it includes every settled purchase.
 
-The rows and the checkpoint are `store.commands.totals`, the calendar is `calendar`.
+The rows and the checkpoint are `store.commands.totals`, periods and slots are `totals_periods`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ KEEP_QUARTERS_SECONDS: Final = 62 * 86_400.0
 
 PAGE_RECORDS: Final = 1000
 TURN_SECONDS: Final = 10.0
-"""How long the other workers leave folding to one that does not return."""
+"""How long the other workers wait for one that took the turn and does not finish."""
 FOLD_SECONDS: Final = 5.0
 """How long one call of `fold` goes on, so that it ends within its turn."""
 SLICE_RECORDS: Final = 50

@@ -1,5 +1,5 @@
 -- KEYS: a key that does not exist. ARGV: a channel, then the names of commands.
--- Calls each command in a way that changes nothing which lasts. Returns the name and the error of
+-- Calls each command in a way that leaves no change. Returns the name and the error of
 -- each that the user may not use, or that the server does not have. Calls no other command, so that
 -- it can run whatever the user may do.
 local function is_refused(reply)
