@@ -60,14 +60,12 @@ class Calendar:
         today = self.date_at(now)
         monday = today - timedelta(days=today.weekday())
         first = today.replace(day=1)
-        # 32 days after the first of a month is always in the next one.
-        next_month = (first + timedelta(days=32)).replace(day=1)
         tomorrow = self.start_of(today + _DAY)
         windows = {
             "day": Window(f"{today:%Y-%m-%d}", tomorrow),
             # ISO 8601: the week belongs to the year that most of its days are in.
             "week": Window(f"{monday:%G-W%V}", self.start_of(monday + 7 * _DAY)),
-            "month": Window(f"{first:%Y-%m}", self.start_of(next_month)),
+            "month": Window(f"{first:%Y-%m}", self.start_of(next_month(today))),
         }
         return Day(self.start_of(today), tomorrow, MappingProxyType(windows))
 
@@ -87,6 +85,12 @@ class Calendar:
             else:
                 after = middle
         return after
+
+
+def next_month(day: date) -> date:
+    """The first day of the month after that of `day`."""
+    # 32 days after the first of a month is always in the next one.
+    return (day.replace(day=1) + timedelta(days=32)).replace(day=1)
 
 
 UTC_CALENDAR: Final = Calendar()
