@@ -24,7 +24,8 @@ from gateway.cache.takedowns import REFRESH_SECONDS
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store.batch import execute
-from gateway.store.commands import Deregister, Heartbeat, SetValue, Sweep
+from gateway.store.commands import Deregister, Heartbeat, Sweep
+from gateway.store.turns import PART_OF_INTERVAL, take_turn
 from gateway.upstream.fetch import open_link_fetcher
 
 log = structlog.get_logger(__name__)
@@ -229,16 +230,9 @@ async def forget_revoked_keys(gateway: Gateway) -> None:
 
 
 async def has_turn(gateway: Gateway, job: str, interval_seconds: float) -> bool:
-    """Whether this worker does a job that one does for all: the first to set this value."""
-    turn = SetValue(
-        "turns",
-        job,
-        gateway.worker.encode(),
-        # Shorter than the interval, so that it has expired when this worker's next turn comes.
-        interval_seconds * 0.9,
-        only_if_absent=True,
-    )
-    return await execute(gateway.store, turn)
+    """Whether this worker does a job that one does for all: the first to take the turn."""
+    seconds = interval_seconds * PART_OF_INTERVAL
+    return await take_turn(gateway.store, job, gateway.worker, seconds=seconds)
 
 
 async def sweep(gateway: Gateway) -> None:

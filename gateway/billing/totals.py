@@ -32,10 +32,10 @@ from gateway.store.commands import (
     ReadTotals,
     ReadTotalsState,
     RemoveTotals,
-    SetValue,
     TotalsKind,
 )
 from gateway.store.protocol import Store
+from gateway.store.turns import PART_OF_INTERVAL, end_turn, take_turn
 
 FOLD_EVERY_SECONDS: Final = 2.0
 REMOVE_EVERY_SECONDS: Final = 600.0
@@ -123,14 +123,13 @@ class Totals:
         if not await execute(self._store, ReadLedger(folded_to, 1)):
             return 0
         # Two folding workers would be correct too, but the work of one would be wasted.
-        turn = SetValue("turns", "totals", self._worker.encode(), TURN_SECONDS, only_if_absent=True)
-        if not await execute(self._store, turn):
+        if not await take_turn(self._store, "totals", self._worker, seconds=TURN_SECONDS):
             return 0
         folded, stops_at = 0, self._clock() + FOLD_SECONDS
         while self._clock() < stops_at and (count := await self.fold_page()):
             folded += count
-        pause = SetValue("turns", "totals", self._worker.encode(), FOLD_EVERY_SECONDS * 0.9)
-        await execute(self._store, pause)
+        pause = FOLD_EVERY_SECONDS * PART_OF_INTERVAL
+        await end_turn(self._store, "totals", self._worker, after_seconds=pause)
         return folded
 
     async def fold_page(self, limit: int = PAGE_RECORDS) -> int:
@@ -155,7 +154,7 @@ class Totals:
 
     def _report(self, unreadable: Sequence[str]) -> None:
         if unreadable:
-            log.error("ledger_record_unreadable", records=len(unreadable), position=unreadable[0])
+            log.error("record_unreadable", records=len(unreadable), name=unreadable[0])
             self._observer.unreadable(len(unreadable))
 
     async def remove_expired(self) -> None:
