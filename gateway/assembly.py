@@ -1,8 +1,8 @@
 """The composition root: opens resources, constructs the components, and closes everything.
 
-It also has the observers that connect components to metrics and health. The functions at the end
-make the settings of each component from `gateway.yaml`. `maintenance` runs a gateway's background
-jobs, `process/` serves it, and `cli/` opens the parts that a command needs.
+It also has the observers that connect components to metrics and health. `room_settings` makes the
+settings of each component from `gateway.yaml`, `maintenance` runs a gateway's background jobs,
+`process/` serves it, and `cli/` opens the parts that a command needs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Calendar windows: the days, weeks and months of a time zone. Pure.
 
-Both stores count in these windows (`docs/reference/billing.md#limits`), and totals have rows of
-their days. Every edge of a window is
-the start of a day, so everything follows from the days.
+Both stores count in these windows (`docs/reference/billing.md#calendar`), and totals have rows of
+their days. A window begins and ends at the start of a day, so days determine all windows.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ _DAY: Final = timedelta(days=1)
 
 
 class Window(NamedTuple):
-    """A stretch of the calendar. Its label names it, whenever it begins and ends."""
+    """A day, week or month. Its label identifies it, even if another time zone moves its end."""
 
     label: str
     ends_at: float
@@ -61,14 +60,12 @@ class Calendar:
         today = self.date_at(now)
         monday = today - timedelta(days=today.weekday())
         first = today.replace(day=1)
-        # 32 days after the first of a month is always in the next one.
-        next_month = (first + timedelta(days=32)).replace(day=1)
         tomorrow = self.start_of(today + _DAY)
         windows = {
             "day": Window(f"{today:%Y-%m-%d}", tomorrow),
             # ISO 8601: the week belongs to the year that most of its days are in.
             "week": Window(f"{monday:%G-W%V}", self.start_of(monday + 7 * _DAY)),
-            "month": Window(f"{first:%Y-%m}", self.start_of(next_month)),
+            "month": Window(f"{first:%Y-%m}", self.start_of(next_month(today))),
         }
         return Day(self.start_of(today), tomorrow, MappingProxyType(windows))
 
@@ -76,7 +73,7 @@ class Calendar:
         """The first instant whose local date is `day` or a later one."""
         midnight = datetime(day.year, day.month, day.day, tzinfo=self._zone)
         # Of a midnight that a clock shows twice, `fold` 0 is the first one. A midnight that it
-        # skips lies between the two readings (PEP 495), and so does the skip.
+        # skips is between the two readings (PEP 495), and so is the skip.
         latest, earliest = midnight.timestamp(), midnight.replace(fold=1).timestamp()
         if earliest >= latest:
             return int(latest)
@@ -88,6 +85,12 @@ class Calendar:
             else:
                 after = middle
         return after
+
+
+def next_month(day: date) -> date:
+    """The first day of the month after that of `day`."""
+    # 32 days after the first of a month is always in the next one.
+    return (day.replace(day=1) + timedelta(days=32)).replace(day=1)
 
 
 UTC_CALENDAR: Final = Calendar()

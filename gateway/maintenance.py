@@ -24,7 +24,8 @@ from gateway.cache.takedowns import REFRESH_SECONDS
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store.batch import execute
-from gateway.store.commands import Deregister, Heartbeat, SetValue, Sweep
+from gateway.store.commands import Deregister, Heartbeat, Sweep
+from gateway.store.turns import PART_OF_INTERVAL, take_turn
 from gateway.upstream.fetch import open_link_fetcher
 
 log = structlog.get_logger(__name__)
@@ -36,7 +37,7 @@ CERTIFICATE_SECONDS: Final = 86_400.0
 TEND_LEDGER_SECONDS: Final = 2.0
 MAX_SWEPT: Final = 500
 HEARTBEAT_RETRY_SECONDS: Final = 1.0
-"""After an outage of the store, workers must look alive before one of them judges the others."""
+"""After an outage of the store, workers send heartbeats before one of them judges the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ async def open_running_gateway(
 async def close_gateway(gateway: Gateway, drain_seconds: float) -> None:
     """Waits until every purchase is settled, then writes the ledger and deregisters the worker.
 
-    Whatever cannot be finished in time, or without the store, is left to other workers' recovery.
+    Purchases that cannot be settled in time, or without the store, are left to recovery.
     """
     try:
         async with asyncio.timeout(drain_seconds):
@@ -215,7 +216,7 @@ async def tend_ledger(gateway: Gateway) -> None:
         if not await has_turn(gateway, "ledger_retention", TEND_LEDGER_SECONDS):
             return
     except StoreFull:
-        pass  # every worker may trim: that makes room, and works in a full store
+        pass  # the turn cannot be stored; trimming works in a full store, and makes room
     await gateway.ledger.trim(await gateway.totals.folded_to())
     await gateway.ledger.append_refusals()
 
@@ -229,16 +230,9 @@ async def forget_revoked_keys(gateway: Gateway) -> None:
 
 
 async def has_turn(gateway: Gateway, job: str, interval_seconds: float) -> bool:
-    """Whether this worker does a job that one does for all: the first to set this value."""
-    turn = SetValue(
-        "turns",
-        job,
-        gateway.worker.encode(),
-        # Shorter than the interval, so that it has expired when this worker's next turn comes.
-        interval_seconds * 0.9,
-        only_if_absent=True,
-    )
-    return await execute(gateway.store, turn)
+    """Whether this worker does a job that one does for all: the first to take the turn."""
+    seconds = interval_seconds * PART_OF_INTERVAL
+    return await take_turn(gateway.store, job, gateway.worker, seconds=seconds)
 
 
 async def sweep(gateway: Gateway) -> None:

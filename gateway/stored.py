@@ -1,8 +1,7 @@
-"""Reads what the store has kept, and stops at nothing that it cannot read.
+"""Decodes values of the store. An unreadable one is logged once, and affects no other value.
 
-Bytes in the store may be damaged, or written by another program. The caller decides what an
-unreadable value means: a missing image, an unknown key, a record that is left out. No other value
-is affected, and each is logged once.
+Bytes in the store may be damaged, or written by another program. The module that reads a value
+decides what an unreadable one means: a missing image, an unknown key, a record that is left out.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ class Ledger:
     # ── writing ─────────────────────────────────────────────────────────────────────────────
 
     def add(self, record: Record) -> None:
-        """Adds a record without a cost; it is written within a second."""
+        """Adds a record without a cost; `write` writes it."""
         if len(self._pending) == MAX_PENDING:
             self._dropped += 1  # `append` drops the oldest one
         self._pending.append(record.encode())
@@ -157,7 +157,7 @@ class Ledger:
                 self._saved[total] = self._saved.get(total, 0) + record.saved_micros
 
     def add_refusal(self, record: Record) -> None:
-        """Counts a refused request. Its minute's record is that of the first one."""
+        """Counts a refused request. The first of a minute makes the record of all of them."""
         reason = (record.key_id, record.model, record.error, record.status)
         refused = self._refused.get(reason)
         if refused is None:
@@ -192,7 +192,7 @@ class Ledger:
             # The store has forgotten this writer, which has not written for a day.
             self._begin_series()
             if was_sent:
-                # Whether it ran is not known. Records may be lost, but not be there twice.
+                # Whether it ran is not known. Records may be lost, but are never written twice.
                 self._dropped += _count_of(append)
             else:
                 self._unconfirmed = replace(append, writer=self._writer, number=self._number + 1)

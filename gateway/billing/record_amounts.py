@@ -192,15 +192,15 @@ def _rows(
     labels: str | None,
     user: str | None,
 ) -> RecordRows:
-    account = {"key": key, "key_id": key_id, "team": team}
-    asked = {"model": model, "size": size, "quality": quality}
+    subject = {"key": key, "key_id": key_id, "team": team}
+    query = {"model": model, "size": size, "quality": quality}
     label_set = None if labels is None else orjson.loads(labels)
-    others = {name: value and OTHER for name, value in asked.items()}
+    others = {name: value and OTHER for name, value in query.items()}
     return RecordRows(
-        _encode({**account, **asked, "labels": label_set, "outcome": outcome}),
-        _encode({**account, **others, "labels": label_set and OTHER, "outcome": outcome}),
-        _encode({**account, "user": user}),
-        _encode({**account, "user": user and OTHER}),
+        _encode({**subject, **query, "labels": label_set, "outcome": outcome}),
+        _encode({**subject, **others, "labels": label_set and OTHER, "outcome": outcome}),
+        _encode({**subject, "user": user}),
+        _encode({**subject, "user": user and OTHER}),
     )
 
 
@@ -214,7 +214,7 @@ def row_of(series: Series, record: RecordAmounts) -> tuple[str, str, str]:
     rows = record.rows
     if series.kind != "user":
         return record.key_id, rows.row, rows.other
-    # Requests without a user take no place from users.
+    # Requests without a user do not count towards the bound on users.
     group = record.key_id if record.has_user else f"{record.key_id} -"
     return group, rows.user_row, rows.other_user
 

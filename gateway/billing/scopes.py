@@ -40,12 +40,12 @@ class RunningTotals:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.keys: Sequence[KeyNames] = ()
-        """Those that are shown; the caller bounds them."""
+        """The keys that `read` shows. `api.key_labels` sets and bounds them."""
         self.are_keys_few = True
-        """Whether the caller can list the keys for each read."""
+        """Whether there are so few keys that they can be listed for each read."""
 
     async def read(self, models: Iterable[str]) -> Mapping[tuple[str, str], RunningTotal]:
-        """By scope and name, each there from the start. Raises `StoreUnavailable`."""
+        """By scope and name, 0 for those that nothing has moved yet. Raises `StoreUnavailable`."""
         keys = self.keys
         shown = [
             *((f"key:{key.key_id}", "key", key.name) for key in keys),

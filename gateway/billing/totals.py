@@ -1,11 +1,11 @@
 """Totals: the ledger's records summed up, so that reports outlive the records.
 
 One worker at a time folds the records after a checkpoint into rows of quarter hours, of days and of
-users by day. All of these are written when a record is folded, and none is made of another later:
-so no conversion can be interrupted, and each is complete while its records are gone. A report adds
-the records after the checkpoint, the *tail*, so it has every settled purchase.
+users by day. All rows of a record are written when it is folded, and none is computed from others
+later: so no conversion can be interrupted, and rows stay complete when the records are removed.
+Reading adds the records after the checkpoint, the *tail*, so it includes every settled purchase.
 
-The rows and the checkpoint are `store.commands.totals`, the calendar is `calendar`.
+The rows and the checkpoint are `store.commands.totals`, periods and slots are `totals_periods`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from gateway.store.commands import (
     ReadTotals,
     ReadTotalsState,
     RemoveTotals,
-    SetValue,
     TotalsKind,
 )
 from gateway.store.protocol import Store
+from gateway.store.turns import PART_OF_INTERVAL, end_turn, take_turn
 
 FOLD_EVERY_SECONDS: Final = 2.0
 REMOVE_EVERY_SECONDS: Final = 600.0
@@ -43,7 +43,7 @@ KEEP_QUARTERS_SECONDS: Final = 62 * 86_400.0
 
 PAGE_RECORDS: Final = 1000
 TURN_SECONDS: Final = 10.0
-"""How long the other workers leave folding to one that does not return."""
+"""How long the other workers wait for one that took the turn and does not finish."""
 FOLD_SECONDS: Final = 5.0
 """How long one call of `fold` goes on, so that it ends within its turn."""
 SLICE_RECORDS: Final = 50
@@ -123,14 +123,13 @@ class Totals:
         if not await execute(self._store, ReadLedger(folded_to, 1)):
             return 0
         # Two folding workers would be correct too, but the work of one would be wasted.
-        turn = SetValue("turns", "totals", self._worker.encode(), TURN_SECONDS, only_if_absent=True)
-        if not await execute(self._store, turn):
+        if not await take_turn(self._store, "totals", self._worker, seconds=TURN_SECONDS):
             return 0
         folded, stops_at = 0, self._clock() + FOLD_SECONDS
         while self._clock() < stops_at and (count := await self.fold_page()):
             folded += count
-        pause = SetValue("turns", "totals", self._worker.encode(), FOLD_EVERY_SECONDS * 0.9)
-        await execute(self._store, pause)
+        pause = FOLD_EVERY_SECONDS * PART_OF_INTERVAL
+        await end_turn(self._store, "totals", self._worker, after_seconds=pause)
         return folded
 
     async def fold_page(self, limit: int = PAGE_RECORDS) -> int:
@@ -155,7 +154,7 @@ class Totals:
 
     def _report(self, unreadable: Sequence[str]) -> None:
         if unreadable:
-            log.error("ledger_record_unreadable", records=len(unreadable), position=unreadable[0])
+            log.error("record_unreadable", records=len(unreadable), name=unreadable[0])
             self._observer.unreadable(len(unreadable))
 
     async def remove_expired(self) -> None:

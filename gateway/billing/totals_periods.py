@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Final
 from zoneinfo import ZoneInfo
 
-from gateway.calendar import Calendar
+from gateway.calendar import Calendar, next_month
 from gateway.store.commands import Period, TotalsKind
 
 QUARTER_SECONDS: Final = 900
@@ -75,10 +75,8 @@ def _calendar(zone: str) -> Calendar:
 def _place(series: Series, quarter: int) -> tuple[Period, int]:
     time = quarter * QUARTER_SECONDS
     day = series._date(time)  # noqa: SLF001 - of this module
-    next_day = day + timedelta(days=1)
-    if series.has_months:
-        next_day = (day.replace(day=1) + timedelta(days=32)).replace(day=1)
-    period = Period(series.kind, series.period_of(day), series._midnight(next_day))  # noqa: SLF001
+    end = next_month(day) if series.has_months else day + timedelta(days=1)
+    period = Period(series.kind, series.period_of(day), series._midnight(end))  # noqa: SLF001
     if series.kind == "quarter":
         return period, time % DAY_SECONDS // QUARTER_SECONDS
     return period, day.day if series.has_months else 0

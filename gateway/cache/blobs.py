@@ -65,7 +65,7 @@ SWEEP_LIMIT: Final = 500
 TOUCH_LIMIT: Final = 500
 
 PARTIALS_SHARE: Final = 16
-"""Partial images may have the bound on images divided by this, beside it."""
+"""The bound on partial images is the bound on images divided by this, and comes on top of it."""
 
 log = structlog.get_logger(__name__)
 

@@ -1,4 +1,4 @@
-"""The memory of the books: what images never take, and a warning before it is used up.
+"""The memory of the books: a share that images never take, and a warning before it is used up.
 
 The books are keys, counters, journals, ledger and totals. They share Redis' memory, or the disk of
 the data folder, with images: their bytes, and what entries and indexes take for each of them. The
@@ -32,14 +32,14 @@ MAX_IMAGES_SHARE: Final = 3 / 4
 
 HEADROOM: Final = 1 / 8
 MAX_HEADROOM_BYTES: Final = 1 << 30
-"""What images leave free, so that the books have it at once: a part of all, and the most of it."""
+"""The part of all memory that images leave free for the books, and its maximum."""
 
 DISK_RESERVE_BYTES: Final = 64 << 20
-"""Of the disk under an embedded store: its log and temporary files need it."""
+"""Disk space that counts as used: SQLite's log and temporary files need it."""
 
 LOW_FROM: Final = 0.8
 LOW_UNTIL: Final = 0.75
-"""Parts of their share from which the books are low, and below which no longer."""
+"""The warning begins when the books use this part of their share, and ends below the other."""
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +52,7 @@ class BooksUse:
     limit_bytes: int
     """The share that images never take."""
     images_bytes: int | None
-    """The most that the bytes of images may be now; None: any number."""
+    """The bound on the bytes of images now; None: no bound."""
 
     @property
     def ratio(self) -> float:

@@ -33,8 +33,8 @@ MAX_SILENCE_SECONDS: Final = 5.0
 OUTAGE_RECHECKS: Final = 90
 """How long a follower waits for a store that is unavailable, in multiples of `RECHECK_SECONDS`.
 
-Its leader is alive as a rule, and stores the image once the store is back. A follower that bought
-would buy it a second time."""
+Usually the leader is alive, and stores the image once the store is back. If the follower bought,
+the image would be bought twice."""
 
 log = structlog.get_logger(__name__)
 
@@ -67,12 +67,12 @@ class Patience:
         return self._lost_at is not None
 
     def restore(self) -> bool:
-        """The store has answered. Whether it was unavailable before."""
+        """Call when the store has answered. Returns whether it was unavailable before."""
         was_lost, self._lost_at = self.is_lost, None
         return was_lost
 
     def is_left(self) -> bool:
-        """The store is unavailable. False: it has been for too long."""
+        """Call when the store is unavailable. False if it has been for too long."""
         self._lost_at = self._clock() if self._lost_at is None else self._lost_at
         return self._clock() - self._lost_at <= OUTAGE_RECHECKS * RECHECK_SECONDS
 
@@ -163,7 +163,7 @@ class FlightEnds:
         await asyncio.gather(*self._listeners, return_exceptions=True)
 
     async def _listen(self, flight: str) -> None:
-        """Announces the end of another worker's flight, whatever happens."""
+        """Announces the end of another worker's flight, even after an error."""
         end = FlightEnd("unknown")
         try:
             end = await self._read_end(flight)
@@ -200,7 +200,7 @@ class FlightEnds:
                 else:
                     position += len(events)
                     if patience.restore():
-                        # The leader has as long as ever to publish, or to take its lease again.
+                        # The leader has the usual time to publish, or to acquire its lease again.
                         give_up_at = clock() + MAX_SILENCE_SECONDS
                 if (end := self._receive(events, channel)) is not None:
                     return end

@@ -76,7 +76,7 @@ class FlightQueue:
             self.add(follower)
 
     def subscribe(self, channel: Channel) -> None:
-        """Those that stream receive the partial images of the flight that they wait for now."""
+        """Followers that stream receive the partial images of the flight that they now wait for."""
         for follower in self:
             if follower.subscriber is not None:
                 follower.subscriber.subscribe(channel)

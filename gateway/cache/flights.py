@@ -134,7 +134,7 @@ class Flights:
         turn: Turn | None = None
         try:
             while self._add_unstored(result, fingerprint, max_age_seconds=max_age_seconds):
-                # Of a flight without the store, the store may not know yet.
+                # The store may not know yet of a flight that began without it.
                 offline = self._offline.leaders(fingerprint, result.missing)
                 flight = Flight(
                     secrets.token_hex(12),
@@ -264,7 +264,7 @@ class Flights:
     def _add_unstored(
         self, result: FlightResult, fingerprint: str, *, max_age_seconds: float | None
     ) -> bool:
-        """Adds images that wait for the store in this worker; whether slots are missing still."""
+        """Adds images that this worker has not stored yet. Returns whether slots are missing."""
         result.add_unstored(
             self._unstored.find(fingerprint, result.missing, max_age_seconds=max_age_seconds)
         )
@@ -281,8 +281,8 @@ class Flights:
         silent, result.silent = result.silent, {}
         if not flight.slots:
             return (), {}
-        # After an outage it only looks: the flight that it follows may have lost its lease, and has
-        # the usual time to take it again.
+        # After an outage this acquires nothing: the flight that it follows may have lost its lease,
+        # and has the usual time to acquire it again.
         seconds = 0.0 if patience.is_lost else LEASE_SECONDS
         try:
             lease = await self._acquire(flight, seconds=seconds)
@@ -295,7 +295,7 @@ class Flights:
         if patience.restore():
             free = {slot: silent[slot] for slot in lease.acquired if slot in silent}
             return (), free | dict(lease.leased)
-        # A purchase of this worker that has lost its lease, as by a clock that was set.
+        # A purchase of this worker has lost its lease, for example because a clock was set.
         if unleased := self._online.leaders(flight.fingerprint, lease.acquired):
             await self._release(flight)  # to that purchase
             return (), unleased | dict(lease.leased)
@@ -426,22 +426,22 @@ class Flights:
                 self._end_hand_over(other)
 
     def _end_hand_over(self, flight: Flight) -> None:
-        """Releases the lease that a flight was given too late: nobody else would."""
+        """Releases the lease that a flight was given after its end, because no purchase will."""
         self._handed_over[flight.id] -= 1
         if self._handed_over[flight.id] > 0:
             return
         del self._handed_over[flight.id]
         if flight.id in self._ended_meanwhile:
             self._ended_meanwhile.discard(flight.id)
-            self._release_later(flight, is_away=False)
+            self._release_later(flight, is_unavailable=False)
 
     def _release_later(
-        self, flight: Flight, end: FlightEnd = RELEASED, *, is_away: bool = True
+        self, flight: Flight, end: FlightEnd = RELEASED, *, is_unavailable: bool = True
     ) -> None:
-        """Releases a lease once the store, which `is_away`, is back, or leaves it to expire."""
+        """Releases a lease as soon as the store is available; after a minute it has expired."""
 
         async def release() -> None:
-            if is_away:
+            if is_unavailable:
                 log.warning("store_unavailable", during="lease_release", flight=flight.id)
             for pause in RELEASE_PAUSES:
                 await asyncio.sleep(pause)
@@ -469,7 +469,7 @@ class Flights:
         subscriber: Subscriber | None,
         in_turn: bool = False,
     ) -> Turn | None:
-        # It has ended here, and the store does not know yet.
+        # The flight has ended in this worker, and its images are not stored yet.
         if (purchased := self._unstored.of_flight(flight)) is not None:
             result.follow(FlightEnd("completed", purchased), slots)
             return None

@@ -55,7 +55,7 @@ LOCK_SECONDS: Final = 15.0
 RENEW_SECONDS: Final = 5.0
 
 RETRY_SECONDS: Final = 1.0
-"""When a renewal, or the result of a purchase, is repeated that the store did not take."""
+"""The pause before a renewal, or the storing of a result, is repeated after it failed."""
 
 STORE_WAIT_SECONDS: Final = 2.0
 """How long a client waits at most for its result to be stored."""
@@ -65,7 +65,6 @@ RECHECK_SECONDS: Final = 2.0
 
 MAX_FREE_RESULTS: Final = 1000
 """Stored results of one gateway key that cost nothing: in Redis about 1.4 MB."""
-
 
 Settling = Collection[asyncio.Task[Any]]
 """The tasks that settle or cancel a request's purchases, and with them store its result."""
@@ -156,7 +155,7 @@ class IdempotencyKeys:
                 value = await execute(self._store, GetValue(SPACE, idempotent.name))
                 found = None if value is None else decode_result(value)
                 if value is not None and found is None:
-                    # An unreadable value is a lost result: the request is answered like a first.
+                    # An unreadable value counts as none: the request is answered like a first one.
                     await self._release(idempotent, value)
                     continue
                 if value is not None and found is not None:
@@ -189,7 +188,7 @@ class IdempotencyKeys:
         state = await execute(self._store, ReadJournalState(found.purchase))
         if state in ("reserved", "received"):
             return
-        log.warning("idempotency_lock_orphaned", purchase=found.purchase, journal=state)
+        log.warning("idempotency_lock_abandoned", purchase=found.purchase, journal=state)
         holder = replace(idempotent, lock=found.lock)
         batch = Batch(self._store)
         result = encode_failure(holder, worker_died())

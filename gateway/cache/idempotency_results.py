@@ -2,7 +2,7 @@
 
 A request that acquires the key has a lock, which lasts for seconds and is renewed. From its
 reservation to its settlement the key belongs to its purchase: that lock lasts as long as a result,
-because the purchase's journal outlives the worker, and whoever closes the journal ends the lock.
+because the purchase's journal outlives the worker. Closing the journal ends the lock.
 """
 
 from __future__ import annotations

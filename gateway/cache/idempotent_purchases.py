@@ -25,12 +25,12 @@ from gateway.store.protocol import Store
 
 
 async def keep_for_purchase(store: Store, idempotent: IdempotentRequest, purchase: str) -> bool:
-    """Keeps the key for a purchase until it is settled, whatever becomes of its worker.
+    """Keeps the key for a purchase until it is settled, even if its worker dies.
 
     To be called once the purchase is reserved, and before anything is sent. False if the request
     has lost the key: its lock has expired. Raises `StoreUnavailable`.
     """
-    # Never in place of nothing: a call that timed out may run after the purchase was cancelled.
+    # Only if there is a value: a call that timed out may run after the purchase was cancelled.
     kept = encode_lock(idempotent, purchase=purchase)
     expected = (encode_lock(idempotent), kept)
     keep = SetValue(keys.SPACE, idempotent.name, kept, keys.RESULT_SECONDS, expected=expected)

@@ -1,9 +1,9 @@
-"""Purge markers: what the purges under way have removed, before their slots are empty.
+"""Purge markers: they make a purge hold at once, while its slots are still being emptied.
 
-A purge of many entries takes a while, and holds at once: it writes a marker, then empties slots
-page by page (`purges`). Every look-up reads the markers in the round trip that reads the entry. An
-image that was stored before a marker that names it counts as gone, and its slot is emptied then and
-there; one that a purchase under way stores afterwards stays. Mostly there is no marker.
+A purge of many entries takes a while. It first writes a marker, then empties slots page by page
+(`purges`). Every look-up reads the markers in the round trip that reads the entry. An image that
+was stored before a marker that names it counts as purged, and the look-up empties its slot. An
+image that a purchase under way stores afterwards stays. Usually there is no marker.
 """
 
 from __future__ import annotations

@@ -35,10 +35,10 @@ from gateway.store.commands import (
 from gateway.store.protocol import Store
 
 TURNS: Final = "purge_turns"
-"""The space of values that name the worker which walks, by purge."""
+"""The space of values that name, for each purge, the worker that walks over its entries."""
 
 TURN_SECONDS: Final = 10.0
-"""How long a turn lasts that is not renewed. Each page renews it."""
+"""A worker's turn expires after this time. Each page renews it."""
 
 TAGGED_PAGE: Final = 50
 """Entries that one step of a purge by tag reads and empties, in a few milliseconds of the loop."""
@@ -148,7 +148,7 @@ class Purges:
                 raise
             await self._save(purge, renews_turn=True)
         if purge.done:
-            # Last: a worker that dies before leaves a purge that another ends here.
+            # Last: if this worker dies before, another one repeats this step.
             await self._markers.remove(marker.id)
             await self._end_turn(marker.id)
         return purge

@@ -62,7 +62,7 @@ class UnstoredImages:
         self._flights: dict[str, dict[str, None]] = {}  # by fingerprint, oldest first
 
     def __len__(self) -> int:
-        """How many purchases are not committed, as far as they are remembered."""
+        """How many purchases are remembered."""
         return len(self._purchases)
 
     def add(self, flight: Flight, purchased: PurchasedImages) -> None:
@@ -128,5 +128,5 @@ def _place(
         placed[slot], image = image, placed[slot]
     if slot in placed:
         free = (number for number in range(MAX_SLOTS) if number not in placed)
-        slot = next(free, MAX_SLOTS)  # beyond the last slot nothing finds it
+        slot = next(free, MAX_SLOTS)  # no request looks beyond the last slot
     placed[slot] = image

@@ -9,17 +9,12 @@ from typing import Any, Final
 
 import click
 
-from gateway.billing.quota import show_usd
+from gateway.billing.quota import as_amounts, show_usd
 from gateway.cli.logs import configure_logs
 from gateway.cli.options import config_option, find_configuration, format_option
 from gateway.cli.output import show
 from gateway.cli.store import open_command_store
-from gateway.purchasing.unreadable import (
-    close_at_reserved,
-    key_id_of,
-    read_open_journals,
-    reserved_amounts,
-)
+from gateway.purchasing.unreadable import close_at_reserved, key_id_of, read_open_journals
 from gateway.store.commands import Journal
 
 COLUMNS: Final = (
@@ -70,7 +65,7 @@ async def _repair(config: Path | None, *, is_dry_run: bool) -> list[dict[str, An
 
 
 def _row(journal: Journal, result: str) -> dict[str, Any]:
-    reserved = reserved_amounts(journal)
+    reserved = as_amounts(journal.reserved)
     age_seconds = int(time.time() - journal.reserved_at) if journal.reserved_at else None
     return {
         "purchase": journal.purchase,

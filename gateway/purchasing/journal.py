@@ -87,7 +87,7 @@ def decode_payload(payload: bytes) -> Reserved | Received:
 
 
 def decode_remains(payload: bytes) -> Remains:
-    """Whatever the bytes still have; never raises."""
+    """The parts of a payload that can still be read; never raises."""
     with suppress(*UNREADABLE):
         data = orjson.loads(payload)["reserved"]
         flight = idempotent = None

@@ -2,7 +2,7 @@
 
 A lease that ended too early would let another worker buy the same images: the store was unavailable
 when it had to be renewed, its clock was set forward, or it has lost writes. So the lease is renewed
-early, for the whole purchase, and a lease that is lost is taken again.
+early, for the whole purchase, and a lease that is lost is acquired again.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from gateway.store.batch import Batch
 from gateway.store.protocol import Store
 
 RETRY_SECONDS: Final = 1.0
-"""How soon a lease that may be lost is tried again: before a follower, which waits five seconds."""
+"""The pause before another attempt for a lease that may be lost. A follower waits five seconds."""
 
 CHECK_SECONDS: Final = 3.0
-"""How often a lease is renewed at least: a store that lost writes has lost it, and says nothing.
+"""How often a lease is renewed at least: a store that lost writes has silently lost it.
 
-Sooner than a follower tries, which waits five seconds once such a store is back."""
+A follower waits five seconds once such a store is back, so the leader is first."""
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +36,7 @@ class LeaseTimes:
     """The lengths of a lease, in seconds."""
 
     reserved: float
-    """From the reservation on, and whenever the lease is taken again."""
+    """From the reservation on, and whenever the lease is acquired again."""
     whole: float
     """As long as a purchase may take."""
     check: float
@@ -69,9 +69,9 @@ class LeaseKeeper:
 
     @contextmanager
     def delivering(self) -> Iterator[None]:
-        """While upstream works. Afterwards the lease is only renewed: storing the images ends it.
+        """While upstream works. Afterwards the lease is renewed, but not acquired again if lost.
 
-        If the block fails, the lease is not kept any more.
+        Storing the images ends the lease. If the block fails, the lease is not kept any more.
         """
         try:
             yield
@@ -104,7 +104,7 @@ class LeaseKeeper:
 
     async def _renew(self, left: float) -> bool:
         """Whether the lease is held for as long as it is needed."""
-        # Without a journal nobody would release the lease of a worker that dies.
+        # Recovery releases the lease of a dead worker only if there is a journal.
         has_journal = self._opening is None or self._opening.done()
         seconds = max(left, self._times.reserved) if has_journal else self._times.reserved
         batch = Batch(self._store)

@@ -236,8 +236,7 @@ class Purchases:
         )
         lease = None
         if is_stored and not flight.is_unshared:
-            seconds = RESERVED_LEASE_FACTOR * self._settings.dead_after_seconds
-            lease = flight.renew(batch, seconds=seconds)
+            lease = flight.renew(batch, seconds=self._lease_times.reserved)
         try:
             await batch.execute()
             if reservation.value.denied is None:

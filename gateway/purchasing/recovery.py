@@ -48,8 +48,8 @@ class Recovery:
         self._expires_after_seconds = expires_after_seconds
         self._missed_once: frozenset[str] = frozenset()
         self._clock = clock
-        self._away_at = -math.inf
-        """When the store, or this worker itself, was last seen to be away."""
+        self._unavailable_at = -math.inf
+        """When the store was last unavailable, or this worker's own heartbeat late."""
         self._unanswered: dict[str, Callable[[], Awaitable[bool]]] = {}
         """By attempt, how to repeat settlements without a reply: they may have been executed."""
         self._attempts: Counter[str] = Counter()
@@ -58,7 +58,7 @@ class Recovery:
     async def recover_expired(self) -> int:
         """Finishes the purchases of every dead worker; returns how many it closed.
 
-        A worker is dead after two missed checks in a row, while the store was there for everybody.
+        A worker is dead after two missed checks in a row, during which the store was available.
         """
         for attempt, repeat in list(self._unanswered.items()):
             with suppress(StoreFull):
@@ -69,15 +69,14 @@ class Recovery:
         try:
             expired = await execute(self._store, ExpiredWorkers(self._expires_after_seconds))
         except StoreUnavailable:
-            self._away_at = self._clock()
+            self._unavailable_at = self._clock()
             raise
         # Its own heartbeat is late too: a pause of the machine or the store, or a clock that was
         # set forward.
         if self._worker in expired:
-            self._away_at = self._clock()
-        # What kept this worker away kept the others away too. They get as long as ever to send a
-        # heartbeat.
-        if self._clock() - self._away_at < self._expires_after_seconds:
+            self._unavailable_at = self._clock()
+        # The others could not send heartbeats either. They get the usual time to do so.
+        if self._clock() - self._unavailable_at < self._expires_after_seconds:
             return 0
         self._missed_once = frozenset(expired) - {self._worker}
         missed_twice = missed_before & self._missed_once

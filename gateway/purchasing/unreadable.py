@@ -1,4 +1,4 @@
-"""Closes the journals of dead workers that cannot be finished: their payload cannot be read.
+"""Closes the journals of dead workers that cannot be finished, mostly because they are unreadable.
 
 The store knows what such a purchase has reserved. That is its charge, as of any other purchase
 whose outcome is not known; a late answer still corrects it.
@@ -51,12 +51,6 @@ def is_readable(journal: Journal) -> bool:
     return False
 
 
-def reserved_amounts(journal: Journal) -> Amounts:
-    """What the journal has reserved."""
-    units = ("images", "tokens", "usd_micros")
-    return Amounts(**{unit: journal.reserved.get(unit, 0) for unit in units})
-
-
 def key_id_of(journal: Journal) -> str:
     """The id of the key that the journal has reserved from; empty if that cannot be read."""
     return _name_of(journal, "key:") or ""
@@ -84,7 +78,7 @@ async def close_at_reserved(
     store: Store, journal: Journal, *, attempt: str = "", flag: str = UNREADABLE
 ) -> tuple[Settlement, Record]:
     """Settles a journal at its reserved amounts. Raises `StoreUnavailable`."""
-    charge, death = reserved_amounts(journal), worker_died()
+    charge, death = quota.as_amounts(journal.reserved), worker_died()
     remains = decode_remains(journal.payload)
     record = _record(journal, remains, charge, flag=flag)
     batch = Batch(store)

@@ -204,7 +204,7 @@ async def test_an_unreadable_record_is_counted_and_logged_and_stops_nothing(
         assert await totals.fold_page() == 0
         assert whole(await read(totals))["requests"] == 2
     assert counted.records == 1
-    assert [line["event"] for line in logs] == ["ledger_record_unreadable"]
+    assert [line["event"] for line in logs] == ["record_unreadable"]
 
 
 # ── folding ─────────────────────────────────────────────────────────────────────────────────

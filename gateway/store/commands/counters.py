@@ -20,11 +20,10 @@ WINDOW_GRACE_SECONDS: Final = 7 * 86_400
 class Counter(NamedTuple):
     """A counter of a limit subject, with its limit.
 
-    `period`:
-    `minute` is a token bucket that holds `maximum` and refills at `maximum` a minute;
+    `period`: `minute` is a token bucket that holds `maximum` and refills at `maximum` a minute;
     `day`, `week` and `month` are windows of the store's calendar with two counters, spent and
-    reserved;
-    `concurrency` is a window without end that only counts reserved amounts.
+    reserved; `concurrency` is a window without end that only counts reserved amounts.
+
     `maximum` None counts without a limit (a bucket without a limit is not stored).
     """
 

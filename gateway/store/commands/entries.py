@@ -98,9 +98,8 @@ class StoreImages(Command[Mapping[int, int]]):
     another image or is leased to another flight, the image goes to the lowest empty slot; if there
     is none, it is dropped.
 
-    Each image expires after `ttl_seconds`; `Slot.expires_at` and `stored_at` are
-    ignored. The entry is deleted
-    `stale_if_error_seconds` after its last image has expired, or later.
+    Each image expires after `ttl_seconds`; `Slot.expires_at` and `stored_at` are ignored. The entry
+    is deleted `stale_if_error_seconds` after its last image has expired, or later.
 
     With `displaces` an image takes its wanted slot even if that contains another image, unless
     that is one of `slots` too. The displaced image goes to the lowest slot that is empty after all

@@ -1,4 +1,4 @@
-"""The addresses of one Redis URL: resolved at every connect, none of them remembered for the next.
+"""The addresses of one Redis URL: resolved again at every connect.
 
 After a failover the name leads to another server while sockets to the old one stay open. A name may
 also have several addresses, of a master and its replicas: `client` takes the first that takes
@@ -22,7 +22,7 @@ from gateway.store.redis.faults import NOT_REDIS, OTHER_CODES, Fault, find_conne
 _GREETING_SECONDS: Final = 0.1
 
 _LOOK_SECONDS: Final = 2.0
-"""For each look of `diagnose`."""
+"""The timeout of each connection of `diagnose`."""
 
 
 class NamedSslConnection(SSLConnection):
@@ -50,7 +50,7 @@ class Addresses:
         self.current: str | None = None
         """The address of the server that takes the commands."""
         self._spare: AbstractConnection | None = None
-        """A connection that failed; it can connect anew, to any address."""
+        """A connection that failed; it can connect again, to any address."""
 
     async def resolve(self) -> Sequence[str | None]:
         """The addresses now, in the resolver's order; `[None]` for a unix socket."""

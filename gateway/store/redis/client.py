@@ -45,7 +45,7 @@ from gateway.store.redis.urls import TIMEOUT_SECONDS, create_pool, redacted_url
 log = structlog.get_logger(__name__)
 
 PROBE_SECONDS: Final = 1.0
-"""A connection that was not shown for so long to take writes is asked again, before a read."""
+"""How long a server counts as one that takes writes. After that, a probe precedes the next read."""
 
 RETRY_SECONDS: Final = 0.25
 """The pause before another attempt to connect to a server that answers but cannot be used."""
@@ -184,7 +184,7 @@ class RedisClient:
                 raise self.translate(error, "the handshake") from error
             raise self._refusal(fault, code_of(error)) from error
         except StoreMissing:
-            if (fault := await self._find_missing_rights_anew(names)) is None:
+            if (fault := await self._find_missing_rights_apart(names)) is None:
                 raise
         if fault is not None:
             raise self._refusal(fault)
@@ -205,9 +205,9 @@ class RedisClient:
         if code_of(error) != "NOPERM" and not refuses_in_script(error):
             return fault
         # One error names one right at most, and an operator wants all of them.
-        return await self._find_missing_rights_anew(names) or fault
+        return await self._find_missing_rights_apart(names) or fault
 
-    async def _find_missing_rights_anew(self, names: Sequence[str]) -> Fault | None:
+    async def _find_missing_rights_apart(self, names: Sequence[str]) -> Fault | None:
         """Over a connection of its own, because there was no handshake."""
         try:
             address = (await self.addresses.resolve())[0]

@@ -94,7 +94,7 @@ class MissingRights:
 async def find_missing_rights(
     pipeline: PipelinedConnection, names: Sequence[str], *, keys: Keys, deadline: float
 ) -> MissingRights | None:
-    """Tries the commands `names`, the keys and the channels. Nothing that it does lasts."""
+    """Tries the commands `names`, the keys and the channels, and leaves no change."""
     channel, key = keys.channel("probe"), keys.probe
     areas = (keys.books, keys.lru_index, keys.entry(""), keys.leases(""), keys.events(""))
     values = (keys.value("", ""), keys.set("", ""), keys.bounded_set("", ""), keys.blob(""))

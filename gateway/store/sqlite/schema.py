@@ -41,7 +41,7 @@ CREATE TABLE bounded_members (
     name TEXT NOT NULL, member TEXT NOT NULL, remove_after REAL NOT NULL,
     PRIMARY KEY (name, member)
 );
--- A count of the members that have not expired passes over none of the others.
+-- Counts members that have not expired without reading the others.
 CREATE INDEX bounded_members_in_order ON bounded_members (name, remove_after);
 CREATE INDEX bounded_members_by_removal ON bounded_members (remove_after);
 
@@ -89,7 +89,7 @@ CREATE TRIGGER lru_row_deleted AFTER DELETE ON lru BEGIN
         WHERE kind = old.kind;
 END;
 
--- `latest` is the last heartbeat: the clock never goes back behind it.
+-- `latest` is the time of the last heartbeat: after a reboot the clock starts no earlier.
 CREATE TABLE steady_clock (boot TEXT NOT NULL, offset_seconds REAL NOT NULL, latest REAL NOT NULL);
 CREATE TABLE workers (worker TEXT PRIMARY KEY, heartbeat_at REAL NOT NULL);
 CREATE INDEX workers_by_heartbeat ON workers (heartbeat_at);

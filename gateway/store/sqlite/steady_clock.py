@@ -1,4 +1,4 @@
-"""The embedded store's steady clock: Unix seconds that nobody can set.
+"""The embedded store's steady clock: Unix seconds that setting the machine's clock does not change.
 
 All processes of a machine share the time since its boot, which is never set. The database has the
 difference to Unix time, from when it was first opened after the boot. So what lives for seconds or
@@ -20,7 +20,6 @@ from typing import Final
 from gateway.store.sqlite.connection import connect, write_lock
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-
 
 SAME_SECONDS: Final = 0.005
 """Below this, the two clocks have not drifted apart; they were not read at the same instant."""

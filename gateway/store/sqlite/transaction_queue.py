@@ -24,7 +24,7 @@ from gateway.store.sqlite.steady_clock import ReadClocks
 from gateway.store.sqlite.transaction import Transaction
 
 TIMEOUT_SECONDS: Final = 2.0
-"""How long a caller waits for its result before the store counts as unavailable."""
+"""How long a request waits for its result before the store counts as unavailable."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,7 +127,7 @@ class TransactionQueue:
                 outcomes = self._commit(awaited, begin="BEGIN")
             else:
                 with write_lock(self._write_lock_of):
-                    # Again: another process may have had the lock for longer than a caller waits.
+                    # Again: another process may have held the lock for longer than a request waits.
                     awaited = _awaited(awaited)
                     outcomes = self._commit(awaited, begin="BEGIN IMMEDIATE") if awaited else []
         except (sqlite3.Error, OSError) as error:

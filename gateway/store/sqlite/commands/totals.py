@@ -74,7 +74,7 @@ def remove_totals(tx: Transaction, command: commands.RemoveTotals) -> bool:
     )
     if period is None:
         return False
-    # Slots, then rows, then groups, then the period: nothing is left that names something gone.
+    # Slots, then rows, then groups, then the period: no row is left that refers to a deleted one.
     for deletion in _DELETIONS:
         if tx.execute(deletion, (*period, command.limit)):
             return True

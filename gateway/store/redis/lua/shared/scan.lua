@@ -1,5 +1,5 @@
 -- Cursors that are kept: `<cursor> <run id>`. Another process has its hash tables in another order,
--- so with a cursor of one that was restarted or replaced, a scan begins anew.
+-- so with a cursor of one that was restarted or replaced, a scan starts over.
 
 local function read_run_id()
   local info = redis.pcall('INFO', 'server') -- an ACL may forbid it

@@ -60,7 +60,7 @@ local function lease_slots(slots, flight, lease)
   end
 end
 
--- Makes what `unpack_lease` does to leases from the future last.
+-- Stores leases from the future with the end that `unpack_lease` gives them.
 local function end_future_leases(leases)
   for slot, lease in pairs(leases) do
     if lease.is_from_future then
