@@ -1,7 +1,7 @@
 """Ephemeral blobs: the bytes of partial images, for the followers of a flight in other workers.
 
-They expire after minutes. Beside the images they have a bound of their own, beyond which the oldest
-go: a partial image is a courtesy, and no reason to evict an image. Stored images are `blobs`.
+They expire after minutes, and have a bound of their own, beyond which the oldest are evicted: a
+partial image is optional, so no image is evicted for it. Stored images are `blobs`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Invalidation: purges and take-downs.
 
-A *purge* empties slots: the next request buys a new image, and links go on working. How many slots
-are emptied in bounded steps is `purges`. A *take-down*
-removes an image for good: its bytes from the store and from memory, every slot with these bytes,
-and all images that were transcoded from it. Its links answer 410, and equal bytes are never stored
-again. Both are made of small steps that can be repeated, so an interrupted one is simply run again.
+A *purge* empties slots: the next request buys a new image, and links keep working; `purges` does it
+in bounded steps. A *take-down* removes an image for good: its bytes from the store and from memory,
+every slot with these bytes, and all images that were transcoded from it. Its links answer 410, and
+equal bytes are never stored again. Both consist of small steps that can be repeated, so an
+interrupted one is simply run again.
 """
 
 from __future__ import annotations
