@@ -45,8 +45,9 @@ CONNECTIONS: Final = 16
 SAMPLES: Final = 20
 REDIS_BYTES: Final = 64 * MIB
 FREE_RECORDS_BYTES: Final = 4 * MIB
-MAX_BYTES: Final = 56 * MIB
-PURCHASE_BYTES: Final = 12 << 10
+MAX_BYTES: Final = REDIS_BYTES * 15 // 16
+"""Images yield to the books so that an eighth of Redis' memory is free, and take it for seconds."""
+PURCHASE_BYTES: Final = 6 << 10
 """What a purchase may add for days: an image of some KB, its entry, record and closed journal."""
 SLACK_BYTES: Final = MIB
 POPULAR: Final = 50
