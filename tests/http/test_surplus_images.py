@@ -16,6 +16,7 @@ import pytest
 
 from tests.gateways import Client, InProcess, make_settings, run_gateway
 from tests.http.hostile import PNG, Hostile, run_hostile
+from tests.waiting import eventually
 
 B64 = base64.b64encode(PNG).decode()
 GOOD = {"b64_json": B64}
@@ -330,9 +331,11 @@ async def test_the_largest_usage_is_charged_exactly_in_both_stores(
     gateway: InProcess, alice: Client, hostile: Hostile
 ) -> None:
     hostile.will_answer({"data": [GOOD], "usage": dict.fromkeys(USAGE, 10**9)})
-    replies = await asyncio.gather(
-        *(alice.ask(f"otter {i}", **BY_TOKEN) for i in range(3))  # all reserved before the first
-    )
+    hostile.gate.clear()
+    asked = [asyncio.create_task(alice.ask(f"otter {i}", **BY_TOKEN)) for i in range(3)]
+    await eventually(lambda: len(hostile.bodies) == 3)  # all reserved before the first is charged
+    hostile.gate.set()
+    replies = await asyncio.gather(*asked)
     records = await gateway.ledger()
     states = await alice.send("GET", "/v1/usage")
     micros = 10**9 * (5 + 32)
