@@ -37,6 +37,10 @@ Scope: TypeAlias = Literal["global", "team", "key"]
 """Which keys share a key's cached images, see `docs/reference/cache.md#scope`."""
 
 
+Parallel: TypeAlias = Literal["share", "vary"]
+"""What identical requests of one key at once get: the same images, or the next ones."""
+
+
 class SecretHash(BaseModel):
     """A secret that authenticates a key; `expires_at` is set on one that is being rotated out."""
 
@@ -61,6 +65,8 @@ class KeyRecord(BaseModel):
     validation: Validation | None = None
     scope: Scope | None = None
     reuse: str | None = None
+    parallel: Parallel | None = None
+    hits_report_usage: bool | None = None
     allow_no_cache: bool | None = None
     created_at: int
     expires_at: int | None = None
@@ -131,6 +137,8 @@ class KeySpec(BaseModel):
     validation: Validation | None = None
     scope: Scope | None = None
     reuse: str | None = None
+    parallel: Parallel | None = None
+    hits_report_usage: bool | None = None
     allow_no_cache: bool | None = None
     expires_at: Annotated[int, Field(gt=0, le=MAX_SECONDS)] | None = None
 
@@ -162,6 +170,8 @@ class KeySpec(BaseModel):
             "validation": self.validation,
             "scope": self.scope,
             "reuse": self.reuse,
+            "parallel": self.parallel,
+            "hits_report_usage": self.hits_report_usage,
             "allow_no_cache": self.allow_no_cache,
             "expires_at": self.expires_at,
         }
