@@ -66,7 +66,7 @@ class Arena:
     worker: int
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.long)])
 async def arena(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Arena]:
     url = None if request.param == "sqlite" else request.getfixturevalue("redis_url")
     port = free_port()

@@ -476,8 +476,15 @@ def wrk() -> str:
 
 
 @pytest.mark.parametrize("store", ["sqlite", pytest.param("redis", marks=pytest.mark.long)])
-@pytest.mark.parametrize("keep_alive", [True, False], ids=["keep-alive", "close"])
-@pytest.mark.parametrize("happens", [restart_twice, change_policy])
+@pytest.mark.parametrize(
+    ("happens", "keep_alive"),
+    [
+        pytest.param(restart_twice, False, id="restart_twice-close"),
+        pytest.param(change_policy, True, id="change_policy-keep-alive"),
+        pytest.param(restart_twice, True, id="restart_twice-keep-alive", marks=pytest.mark.long),
+        pytest.param(change_policy, False, id="change_policy-close", marks=pytest.mark.long),
+    ],
+)
 async def test_no_request_of_a_flood_fails_during_a_restart_or_policy_change(
     tmp_path: Path,
     upstream: Upstream,

@@ -24,8 +24,8 @@ from gateway.store.protocol import Command, Store
 from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite.store import open_sqlite_store
 
-FEW, MANY = 5_000, 15_000
-BATCH = 500
+FEW, MANY = 5_000, 10_000
+BATCH = 250
 LONG = 3600.0
 
 
@@ -209,7 +209,7 @@ async def test_no_command_works_longer_the_more_there_is(
 ) -> None:
     few = await work_with(measured, rows, range(FEW), expired=expired)
     many = await work_with(measured, rows, range(FEW, MANY), expired=expired)
-    # A tree of three times the rows may be a little deeper.
+    # A tree of twice the rows may be a little deeper.
     longer = {c: (few[c], many[c]) for c in few if many[c] > 1.3 * few[c] + 200}
     assert not longer
 
