@@ -116,7 +116,7 @@ async def _generate(proxy: Proxy, exchange: Exchange, context: RequestContext) -
     """Runs the request and records it in the exchange, also if it fails."""
     try:
         return await proxy.generate(context)
-    except GatewayError:
+    except Exception:  # also a fault of the gateway's own, after a charge
         # Not into the error itself: leader and followers share it, and only the leader was charged.
         exchange.headers.update(error_headers(context))
         raise

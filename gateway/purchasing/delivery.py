@@ -59,12 +59,14 @@ class Links(Protocol):
 
 
 class DeliverySettings(BaseModel):
-    """The bounds of an image that is accepted."""
+    """How images are bought, and the bounds of an image that is accepted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_image_bytes: int = Field(gt=0)
     max_pixels: int = Field(gt=0)
+    streams: bool = True
+    """Whether a purchase for a client that asked for a stream is a stream too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +99,29 @@ class Delivery:
         self, request: ImageRequest, model: Model, flight: Flight, *, clock: Callable[[], float]
     ) -> Delivered:
         """Buys the slots of a flight. Raises `UpstreamFailure` if no image may be stored."""
+        is_streamed = request.stream and self._settings.streams
         try:
-            return await self._deliver(request, model, flight, clock=clock)
+            return await self._deliver(
+                request, model, flight, is_streamed=is_streamed, clock=clock
+            )
         except UpstreamFailure as failure:
             failure.buyer = request.user_names
+            if is_streamed:
+                # Some services have bought the image although they answer a stream with an error.
+                failure.forbid_retry()
             raise
 
     async def _deliver(
-        self, request: ImageRequest, model: Model, flight: Flight, *, clock: Callable[[], float]
+        self,
+        request: ImageRequest,
+        model: Model,
+        flight: Flight,
+        *,
+        is_streamed: bool,
+        clock: Callable[[], float],
     ) -> Delivered:
         buyer = _buyer_beside_prompt(request)
-        if request.stream:
+        if is_streamed:
             publisher = self._flights.publisher(flight, max_images=request.partial_images)
 
             async def publish(image: PartialImage) -> None:

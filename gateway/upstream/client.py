@@ -96,6 +96,8 @@ class Pace:
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     random: Callable[[], float] = random.random
     """Uniform in [0, 1)."""
+    wall_clock: Callable[[], float] = time.time
+    """Unix seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,7 +409,9 @@ class UpstreamClient:
                 if 200 <= response.status < 300:
                     outcome = await prepared.receive(response)
                 else:
-                    state.error = ErrorResponse(response.status, response.headers)
+                    state.error = ErrorResponse(
+                        response.status, response.headers, self._pace.wall_clock()
+                    )
                     outcome = await self._receive_error(response, state.error)
         except AnswerRejected as error:
             detach(error)  # the reader of the body keeps it
@@ -446,7 +450,11 @@ class UpstreamClient:
 
     def _failed(self, error: ErrorResponse, *, is_complete: bool) -> _Failed:
         failure = self._dialect.parse_error(
-            error.status, error.headers, b"".join(error.chunks), is_complete=is_complete
+            error.status,
+            error.headers,
+            b"".join(error.chunks),
+            is_complete=is_complete,
+            received_at=error.received_at,
         )
         return _Failed(error.status, failure)
 
