@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import orjson
 
+from gateway.trace_context import NO_TRACE_CONTEXT, TraceContext
 from gateway.values import UNIT_SECONDS
 
 MAX_SLOTS: Final = 64
@@ -57,6 +58,8 @@ class ImageRequest:
     partial_images: int = 0
     variation: int = 0
     """The first requested slot; the last is `variation + n − 1`."""
+    trace: TraceContext = NO_TRACE_CONTEXT
+    """Of the client's request that is bought for. Forwarded, but no part of the fingerprint."""
 
     @property
     def slots(self) -> range:

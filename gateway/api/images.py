@@ -109,6 +109,7 @@ def _create_context(request: web.Request, services: Services, place: Place) -> R
             time=now,
             client_address=exchange.client_address,
         ),
+        trace=exchange.trace,
     )
 
 

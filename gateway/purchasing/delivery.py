@@ -101,9 +101,7 @@ class Delivery:
         """Buys the slots of a flight. Raises `UpstreamFailure` if no image may be stored."""
         is_streamed = request.stream and self._settings.streams
         try:
-            return await self._deliver(
-                request, model, flight, is_streamed=is_streamed, clock=clock
-            )
+            return await self._deliver(request, model, flight, is_streamed=is_streamed, clock=clock)
         except UpstreamFailure as failure:
             failure.buyer = request.user_names
             if is_streamed:
@@ -134,33 +132,42 @@ class Delivery:
         else:
             answer = await self._upstream.generate(request, images=len(flight.slots))
         answer = replace(answer, echoed=_echoes_without_buyer(answer.echoed, buyer, model))
+        purchase = {"purchase": flight.id, **request.trace.fields}
         if answer.surplus:
-            log.warning("surplus_images", purchase=flight.id, images=answer.surplus)
+            log.warning("surplus_images", **purchase, images=answer.surplus)
         # Upstream's links expire within the hour, so they are fetched now.
         if any(image.is_link for image in answer.images):
-            fetched = await asyncio.gather(*(self._fetch(image) for image in answer.images))
+            fetched = await asyncio.gather(
+                *(self._fetch(image, purchase) for image in answer.images)
+            )
             answer = replace(answer, images=tuple(fetched))
         complete = [
             (_image(_without_buyer(sent, buyer), *found, model=model, now=clock()), sent.data)
             for sent in answer.images
-            if sent.data is not None and (found := await self._check(sent.data)) is not None
+            if sent.data is not None
+            and (found := await self._check(sent.data, purchase)) is not None
         ]
         images = [(i, data) for i, data in complete if not self._cache.is_taken_down(i.digest)]
         if not images:
             raise _nothing_to_store(answer, is_taken_down=bool(complete))
         return Delivered(answer, images)
 
-    async def _fetch(self, image: UpstreamImage) -> UpstreamImage:
-        """The image with its bytes; unchanged if its link cannot be fetched."""
+    async def _fetch(self, image: UpstreamImage, purchase: Mapping[str, str]) -> UpstreamImage:
+        """The image with its bytes; unchanged if its link cannot be fetched.
+
+        `purchase` are the fields of a log line that name the purchase.
+        """
         if not image.is_link:
             return image
         try:
             return replace(image, data=await self._links.fetch(image.url or ""))
         except LinkBlocked as blocked:
-            log.warning("link_fetch_failed", reason=blocked.reason)
+            log.warning("link_fetch_failed", reason=blocked.reason, **purchase)
             return image
 
-    async def _check(self, data: bytes) -> tuple[ImageFacts, str] | None:
+    async def _check(
+        self, data: bytes, purchase: Mapping[str, str]
+    ) -> tuple[ImageFacts, str] | None:
         """The facts of a complete image, and its digest; None for any other bytes."""
         check = partial(
             _facts_and_digest,
@@ -171,7 +178,7 @@ class Delivery:
         try:
             return check() if len(data) <= INLINE_BYTES else await asyncio.to_thread(check)
         except BadImage as bad:
-            log.warning("image_rejected", reason=str(bad))
+            log.warning("image_rejected", reason=str(bad), **purchase)
             return None
 
 

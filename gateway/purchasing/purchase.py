@@ -323,7 +323,9 @@ class Purchases:
             raise
         except Exception as fault:
             # Not `BaseException`: a cancelled purchase leaves its journal open for recovery.
-            log.exception("purchase_failed", purchase=reserved.purchase)
+            log.exception(
+                "purchase_failed", purchase=reserved.purchase, **order.request.trace.fields
+            )
             presumed = gateway_failure()
             await self._settle_failure(order, reserved, presumed, opening=opening)
             raise presumed from fault
