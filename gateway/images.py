@@ -68,8 +68,11 @@ class ImageRequest:
 
     @property
     def user_names(self) -> tuple[str, ...]:
-        """The strings and numbers in `user`, which upstream receives and may quote."""
-        return tuple(_leaves(self.user))
+        """The strings and numbers in `user`, and the ids of the request.
+
+        Upstream receives them and may quote them.
+        """
+        return (*_leaves(self.user), *self.trace.fields.values())
 
     @property
     def user_text(self) -> str:

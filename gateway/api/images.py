@@ -31,7 +31,6 @@ from gateway.api.rendering import (
 from gateway.api.services import SERVICES, Services
 from gateway.billing.ledger import draft
 from gateway.billing.quota import show_usd
-from gateway.errors import GatewayError
 from gateway.proxy.context import RequestContext
 from gateway.proxy.request import Proxy
 from gateway.proxy.result import Answer, DryRun

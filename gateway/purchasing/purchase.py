@@ -349,6 +349,8 @@ class Purchases:
         def on_stored() -> None:
             summary.unstored -= 1
             summary.stored += 1
+            if flight is not None:
+                self._unstored.confirm(flight.id)
 
         commit = self._commit_dated(received, purchased.data, opening=opening, on_stored=on_stored)
         task = self._tasks.start(commit, name=f"commit {received.reserved.purchase}")

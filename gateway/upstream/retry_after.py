@@ -13,7 +13,10 @@ from typing import Final
 _SECONDS: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
 _MILLISECONDS: Final = re.compile(r"[0-9]{1,12}")
 
-_MONTHS: Final = "jan feb mar apr may jun jul aug sep oct nov dec".split()
+_MONTHS: Final = (
+    *("jan", "feb", "mar", "apr", "may", "jun"),
+    *("jul", "aug", "sep", "oct", "nov", "dec"),
+)
 _DAY: Final = r"(?:mon|tue|wed|thu|fri|sat|sun)"
 _LONG_DAY: Final = r"(?:mon|tues|wednes|thurs|fri|satur|sun)day"
 _MONTH: Final = rf"(?P<month>{'|'.join(_MONTHS)})"

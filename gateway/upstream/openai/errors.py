@@ -229,7 +229,8 @@ def _relayed_headers(
 ) -> dict[str, str]:
     """The headers that tell a client whether and when to retry; no others are relayed.
 
-    `Retry-After` is relayed in seconds, also if it came as a date: few clients read dates. See `docs/reference/images-api.md#headers-of-the-service` and
+    `Retry-After` is relayed in seconds, also if it came as a date: few clients read dates. See
+    `docs/reference/images-api.md#headers-of-the-service` and
     `docs/reference/images-api.md#retries-of-sdks`.
     """
     headers: dict[str, str] = {}
