@@ -49,7 +49,8 @@ class _Purchase:
 class UnstoredImages:
     """The unstored images of this worker, of at most `max_bytes` together; 0 keeps none.
 
-    The bound includes confirmed ones, which are forgotten first. Images stay fresh for `ttl_seconds`. Those that `is_taken_down` by their digest are not found.
+    The bound includes confirmed ones, which are forgotten first. Images stay fresh for
+    `ttl_seconds`. Those that `is_taken_down` by their digest are not found.
     """
 
     def __init__(
