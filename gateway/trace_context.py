@@ -31,12 +31,18 @@ _TRACEPARENT: Final = re.compile(
 )
 _PRINTABLE: Final = re.compile(r"[ -~]+")
 
+_MIN_SECRET: Final = 8
+"""Characters. A shorter word, such as `Bearer`, is no credential."""
+
 
 class Headers(Protocol):
     """Request headers, of which a name may occur several times."""
 
     def getall(self, name: str, default: Sequence[str], /) -> Sequence[str]:
         """All values of a name."""
+
+    def get(self, name: str, default: str, /) -> str:
+        """The first value of a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +82,21 @@ def read_trace_context(headers: Headers) -> TraceContext:
     ids = headers.getall(CLIENT_REQUEST_ID, ())
     if not parents and not ids:
         return NO_TRACE_CONTEXT
+    credentials = [*headers.get("Authorization", "").split(), headers.get("api-key", "")]
+    secrets = [word for word in credentials if len(word) >= _MIN_SECRET]
+
+    def printable(value: str, max_length: int) -> str | None:
+        value = value.strip()
+        is_valid = len(value) <= max_length and _PRINTABLE.fullmatch(value)
+        # Neither the log nor upstream may see a key.
+        return value if is_valid and not any(secret in value for secret in secrets) else None
+
     # Of a repeated header, which one counts is not known.
     traceparent = _valid_traceparent(parents[0].strip()) if len(parents) == 1 else None
-    client_request_id = _printable(ids[0], MAX_CLIENT_REQUEST_ID) if len(ids) == 1 else None
+    client_request_id = printable(ids[0], MAX_CLIENT_REQUEST_ID) if len(ids) == 1 else None
     if traceparent is None:
         return TraceContext(client_request_id=client_request_id)
-    tracestate = _printable(",".join(headers.getall(TRACESTATE, ())), MAX_TRACESTATE)
+    tracestate = printable(",".join(headers.getall(TRACESTATE, ())), MAX_TRACESTATE)
     return TraceContext(traceparent, tracestate, client_request_id)
 
 
@@ -90,9 +105,3 @@ def _valid_traceparent(value: str) -> str | None:
     if match is None or (match["version"] == "00" and match["further"]):
         return None
     return value
-
-
-def _printable(value: str, max_length: int) -> str | None:
-    value = value.strip()
-    is_valid = len(value) <= max_length and _PRINTABLE.fullmatch(value)
-    return value if is_valid else None

@@ -102,3 +102,12 @@ def test_a_client_request_id_is_printable_and_bounded(value: str, kept: str | No
 def test_a_repeated_client_request_id_is_ignored() -> None:
     both = [("X-Client-Request-Id", "a"), ("X-Client-Request-Id", "b")]
     assert read(("traceparent", PARENT), *both) == TraceContext(PARENT)
+
+
+@pytest.mark.parametrize(
+    "credential", [("Authorization", "Bearer gk-secret"), ("api-key", "gk-secret")]
+)
+def test_a_credential_of_the_request_is_no_id_and_no_state(credential: tuple[str, str]) -> None:
+    ids = [("x-client-request-id", "of gk-secret"), ("tracestate", "key=gk-secret")]
+    assert read(credential, ("traceparent", PARENT), *ids) == TraceContext(PARENT)
+    assert read(credential, ("x-client-request-id", "bearer")).client_request_id == "bearer"
