@@ -330,6 +330,7 @@ def wire_gateway(
         ttl_seconds=settings.cache.ttl_seconds,
         is_taken_down=cache.image_cache.is_taken_down,
     )
+    cache.invalidation.on_purge = unstored.forget_confirmed
     flights = Flights(
         store,
         PartialImages(store, ephemeral),

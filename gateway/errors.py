@@ -327,14 +327,20 @@ class UpstreamFailure(GatewayError):
         self.usage = usage
         self.images = images
         self.upstream_request_id = upstream_request_id
-        # A retry would be charged again.
         if self.is_charged:
-            self.headers["x-should-retry"] = "false"
+            self.forbid_retry()
 
     @property
     def is_charged(self) -> bool:
         """Whether upstream charged for it, or may have."""
         return self.charge in (Charge.UNDELIVERED, Charge.PRESUMED)
+
+    def forbid_retry(self) -> None:
+        """Tells clients not to retry, because a retry would be charged again, or might be.
+
+        `headers` has it, so it also reaches followers and repeated requests.
+        """
+        self.headers["x-should-retry"] = "false"
 
     def shared(self) -> UpstreamFailure:
         """The failure without what names the buyer, for other requests.

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import orjson
 
+from gateway.trace_context import NO_TRACE_CONTEXT, TraceContext
 from gateway.values import UNIT_SECONDS
 
 MAX_SLOTS: Final = 64
@@ -57,6 +58,8 @@ class ImageRequest:
     partial_images: int = 0
     variation: int = 0
     """The first requested slot; the last is `variation + n − 1`."""
+    trace: TraceContext = NO_TRACE_CONTEXT
+    """Of the client's request that is bought for. Forwarded, but no part of the fingerprint."""
 
     @property
     def slots(self) -> range:
@@ -65,8 +68,11 @@ class ImageRequest:
 
     @property
     def user_names(self) -> tuple[str, ...]:
-        """The strings and numbers in `user`, which upstream receives and may quote."""
-        return tuple(_leaves(self.user))
+        """The strings and numbers in `user`, and the ids of the request.
+
+        Upstream receives them and may quote them.
+        """
+        return (*_leaves(self.user), *self.trace.fields.values())
 
     @property
     def user_text(self) -> str:

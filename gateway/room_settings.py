@@ -80,6 +80,7 @@ def interpreter_settings(settings: Settings) -> InterpreterSettings:
         upstream_name=settings.upstream.name,
         validation=settings.validation,
         scope=settings.cache.scope,
+        streams=settings.upstream.streams,
     )
 
 
@@ -93,9 +94,11 @@ def purchase_settings(settings: Settings, worker: str) -> PurchaseSettings:
 
 
 def delivery_settings(settings: Settings) -> DeliverySettings:
-    """The settings of `purchasing.delivery`: the largest image that is accepted."""
+    """The settings of `purchasing.delivery`: streams, and the largest image that is accepted."""
     return DeliverySettings(
-        max_image_bytes=settings.cache.max_image_bytes, max_pixels=settings.cache.max_pixels
+        max_image_bytes=settings.cache.max_image_bytes,
+        max_pixels=settings.cache.max_pixels,
+        streams=settings.upstream.streams,
     )
 
 

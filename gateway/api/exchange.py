@@ -12,6 +12,8 @@ from typing import Final
 
 from aiohttp import web
 
+from gateway.trace_context import NO_TRACE_CONTEXT, TraceContext
+
 API_VERSION: Final = "2020-10-01"
 """`openai-version`, as the images API sends it."""
 
@@ -30,6 +32,7 @@ class Exchange:
     """Behind trusted proxies that of their client; empty if there is no address."""
     client_scheme: str | None = None
     """`http` or `https`, if a trusted proxy says which one the client used."""
+    trace: TraceContext = NO_TRACE_CONTEXT
     headers: dict[str, str] = field(default_factory=dict)
     """Headers for the response, also if it is an error."""
     key_name: str | None = None

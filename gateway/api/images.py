@@ -31,7 +31,6 @@ from gateway.api.rendering import (
 from gateway.api.services import SERVICES, Services
 from gateway.billing.ledger import draft
 from gateway.billing.quota import show_usd
-from gateway.errors import GatewayError
 from gateway.proxy.context import RequestContext
 from gateway.proxy.request import Proxy
 from gateway.proxy.result import Answer, DryRun
@@ -109,6 +108,7 @@ def _create_context(request: web.Request, services: Services, place: Place) -> R
             time=now,
             client_address=exchange.client_address,
         ),
+        trace=exchange.trace,
     )
 
 
@@ -116,7 +116,7 @@ async def _generate(proxy: Proxy, exchange: Exchange, context: RequestContext) -
     """Runs the request and records it in the exchange, also if it fails."""
     try:
         return await proxy.generate(context)
-    except GatewayError:
+    except Exception:  # also a fault of the gateway's own, after a charge
         # Not into the error itself: leader and followers share it, and only the leader was charged.
         exchange.headers.update(error_headers(context))
         raise

@@ -22,6 +22,7 @@ from gateway.errors import (
     InternalError,
     detach,
 )
+from gateway.trace_context import read_trace_context
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -62,6 +63,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         time.monotonic(),
         proxies.client_address(peer, request.headers),
         client_scheme=proxies.client_scheme(peer, request.headers),
+        trace=read_trace_context(request.headers),
     )
     metrics = request.app[SERVICES].metrics.requests
     metrics.started()
@@ -91,6 +93,8 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         model=exchange.model,
         seconds=round(seconds, 4),
         retry_count=_retry_count(request),
+        traceparent=exchange.trace.traceparent,
+        client_request_id=exchange.trace.client_request_id,
         pid=os.getpid(),
     )
     return response

@@ -212,7 +212,11 @@ class Flights:
         As in `run`, the followers of a leader that was refused try in turn.
         """
         result = FlightResult(missing=set(slots))
-        while self._add_unstored(result, fingerprint, max_age_seconds=max_age_seconds):
+        # With confirmed images: this request may have lost the store just when the purchase that it
+        # would have followed was committed.
+        while self._add_unstored(
+            result, fingerprint, max_age_seconds=max_age_seconds, with_confirmed=True
+        ):
             led_here = self._online.leaders(fingerprint, result.missing)
             led_here |= self._offline.leaders(fingerprint, result.missing)
             missing = tuple(sorted(result.missing - led_here.keys()))
@@ -262,12 +266,21 @@ class Flights:
     # ── leading ─────────────────────────────────────────────────────────────────────────────
 
     def _add_unstored(
-        self, result: FlightResult, fingerprint: str, *, max_age_seconds: float | None
+        self,
+        result: FlightResult,
+        fingerprint: str,
+        *,
+        max_age_seconds: float | None,
+        with_confirmed: bool = False,
     ) -> bool:
         """Adds images that this worker has not stored yet. Returns whether slots are missing."""
-        result.add_unstored(
-            self._unstored.find(fingerprint, result.missing, max_age_seconds=max_age_seconds)
+        found = self._unstored.find(
+            fingerprint,
+            result.missing,
+            max_age_seconds=max_age_seconds,
+            with_confirmed=with_confirmed,
         )
+        result.add_unstored(found)
         return bool(result.missing)
 
     async def _lease(

@@ -10,7 +10,8 @@ interrupted one is simply run again.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -57,24 +58,37 @@ class Invalidation:
         self._image_index = image_index
         self._takedowns = takedowns
         self._purges = purges
+        self.on_purge: Callable[[], None] = lambda: None
+        """Called after each purge, so that nothing purged is served from memory."""
 
     # ── purge ───────────────────────────────────────────────────────────────────────────────
 
     async def purge_fingerprint(self, fingerprint: str) -> Purge:
         """Empties all slots of an entry."""
-        return await self._purges.finished(await self._empty_entry(fingerprint))
+        with self._purging():
+            return await self._purges.finished(await self._empty_entry(fingerprint))
 
     async def purge_tag(self, tag: str) -> Purge:
         """Empties every entry that was requested with this tag (`X-Gateway-Tags`)."""
-        return await self._purges.start("tag", tag)
+        with self._purging():
+            return await self._purges.start("tag", tag)
 
     async def purge_model(self, model: str) -> Purge:
         """Empties every slot with an image of this model."""
-        return await self._purges.start("model", model)
+        with self._purging():
+            return await self._purges.start("model", model)
 
     async def purge_all(self) -> Purge:
         """Empties every entry."""
-        return await self._purges.start("all", "")
+        with self._purging():
+            return await self._purges.start("all", "")
+
+    @contextmanager
+    def _purging(self) -> Iterator[None]:
+        try:
+            yield
+        finally:  # also if only a part was purged
+            self.on_purge()
 
     async def _empty_entry(self, fingerprint: str) -> int:
         entry = await self._image_cache.entry(fingerprint)
@@ -107,7 +121,8 @@ class Invalidation:
             async for image_id in scan_set(self._store, IMAGES_BY_DIGEST, digest):
                 images += await self._take_down_image(image_id)
         if with_prompt:
-            images += await self._empty_entry(target.fingerprint)
+            with self._purging():
+                images += await self._empty_entry(target.fingerprint)
         await self._image_cache.delete(digests)
         return await self._purges.finished(images)
 

@@ -4,10 +4,14 @@ A purchase is here from upstream's answer until its commit: for a moment as a ru
 the store is unavailable. Requests to this worker get its images from here, so that none of them is
 bought twice. The bytes are those that the commit keeps anyway; beyond a bound the oldest purchases
 are forgotten here, but still committed.
+
+Confirmed images stay for some seconds more, for requests that lose the store just then: they asked
+it before the commit, got no reply, and would buy.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections import OrderedDict
@@ -21,6 +25,9 @@ from gateway.images import MAX_SLOTS
 
 MAX_PURCHASES: Final = 10_000
 """Purchases that are remembered, however small their images are."""
+
+CONFIRMED_SECONDS: Final = 4.0
+"""How long confirmed images stay: twice as long as a store call may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,8 @@ class _Purchase:
 class UnstoredImages:
     """The unstored images of this worker, of at most `max_bytes` together; 0 keeps none.
 
-    Images stay fresh for `ttl_seconds`. Those that `is_taken_down` by their digest are not found.
+    The bound includes confirmed ones, which are forgotten first. Images stay fresh for
+    `ttl_seconds`. Those that `is_taken_down` by their digest are not found.
     """
 
     def __init__(
@@ -59,14 +67,15 @@ class UnstoredImages:
         self._clock = clock
         self._size_bytes = 0
         self._purchases: OrderedDict[str, _Purchase] = OrderedDict()  # by flight, oldest first
+        self._confirmed: OrderedDict[str, _Purchase] = OrderedDict()  # the same
         self._flights: dict[str, dict[str, None]] = {}  # by fingerprint, oldest first
 
     def __len__(self) -> int:
-        """How many purchases are remembered."""
+        """How many unstored purchases are remembered."""
         return len(self._purchases)
 
     def add(self, flight: Flight, purchased: PurchasedImages) -> None:
-        """Adds the images of a purchase, until `remove`."""
+        """Adds the images of a purchase, until `confirm` or `remove`."""
         size_bytes = sum(map(len, purchased.data.values()))
         if not 0 < size_bytes <= self._max_bytes:
             return
@@ -74,12 +83,31 @@ class UnstoredImages:
         self._purchases[flight.id] = _Purchase(flight, purchased, size_bytes, self._clock())
         self._flights.setdefault(flight.fingerprint, {})[flight.id] = None
         self._size_bytes += size_bytes
-        while self._size_bytes > self._max_bytes or len(self._purchases) > MAX_PURCHASES:
-            self.remove(next(iter(self._purchases)))
+        while self._size_bytes > self._max_bytes or self._count() > MAX_PURCHASES:
+            oldest = self._confirmed or self._purchases
+            self._forget(oldest, next(iter(oldest)))
+
+    def confirm(self, flight: str) -> None:
+        """The store has the images of a purchase; they stay for `CONFIRMED_SECONDS`."""
+        if (purchase := self._purchases.pop(flight, None)) is not None:
+            self._confirmed[flight] = purchase
+            loop = asyncio.get_running_loop()
+            loop.call_later(CONFIRMED_SECONDS, self._forget, self._confirmed, flight)
 
     def remove(self, flight: str) -> None:
-        """Forgets a purchase: the store has its images, or never will."""
-        removed = self._purchases.pop(flight, None)
+        """Forgets a purchase that is not confirmed: the store will never have its images."""
+        self._forget(self._purchases, flight)
+
+    def forget_confirmed(self) -> None:
+        """Forgets what the store has, because some of it was purged."""
+        for flight in list(self._confirmed):
+            self._forget(self._confirmed, flight)
+
+    def _count(self) -> int:
+        return len(self._purchases) + len(self._confirmed)
+
+    def _forget(self, purchases: OrderedDict[str, _Purchase], flight: str) -> None:
+        removed = purchases.pop(flight, None)
         if removed is None:
             return
         self._size_bytes -= removed.size_bytes
@@ -94,11 +122,17 @@ class UnstoredImages:
         return None if found is None else found.purchased
 
     def find(
-        self, fingerprint: str, slots: Iterable[int], *, max_age_seconds: float | None = None
+        self,
+        fingerprint: str,
+        slots: Iterable[int],
+        *,
+        max_age_seconds: float | None = None,
+        with_confirmed: bool = False,
     ) -> dict[int, UnstoredImage]:
         """The fresh images of a fingerprint in `slots`, none of them older than `max_age_seconds`.
 
-        Slots are as in the entry that the commits are about to make.
+        Slots are as in the entry that the commits are about to make. `with_confirmed` is for
+        requests that cannot read it.
         """
         flights = self._flights.get(fingerprint)
         if flights is None:
@@ -107,7 +141,11 @@ class UnstoredImages:
         max_age_seconds = math.inf if max_age_seconds is None else max_age_seconds
         placed: dict[int, UnstoredImage] = {}
         for flight in flights:
-            purchase = self._purchases[flight]
+            purchase = self._purchases.get(flight)
+            if purchase is None and with_confirmed:
+                purchase = self._confirmed[flight]
+            if purchase is None:
+                continue
             age_seconds = now - purchase.added_at
             if age_seconds >= self._ttl_seconds or age_seconds > max_age_seconds:
                 continue

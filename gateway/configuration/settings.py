@@ -222,6 +222,9 @@ class UpstreamSettings(Section):
     """Part of every fingerprint: change it when base_url leads to another service."""
     timeout_seconds: Seconds = Field(default=600.0, alias="timeout")
     """How long one purchase may take."""
+    streams: Switch = True
+    """Whether an image for a client that asked for a stream is bought as a stream. False: it is
+    bought plain, and the client gets one completed event."""
     auth_header: AuthHeader = AUTHORIZATION
     """The header that carries the key: Authorization as 'Bearer …', any other (api-key) bare."""
     headers: Headers = Field(default_factory=dict)

@@ -17,6 +17,7 @@ from gateway.cache.partial_images import Subscriber
 from gateway.images import ImageRequest, LimitSubject, Outcome, Record
 from gateway.purchasing.purchase import PurchaseSummary
 from gateway.request.cache_control import CachePolicy
+from gateway.trace_context import NO_TRACE_CONTEXT, TraceContext
 
 _DEFAULT_CACHE_POLICY: Final = CachePolicy()
 
@@ -39,6 +40,7 @@ class RequestContext:
     """Raises 408 or 413 for a body that is too slow or too large."""
     record: Record
     """The ledger record as far as it is known."""
+    trace: TraceContext = NO_TRACE_CONTEXT
     on_stream: Callable[[RequestContext, Subscriber], None] = lambda context, subscriber: None
     """Starts to answer a client that asked for a stream."""
     subscriber: Subscriber | None = None

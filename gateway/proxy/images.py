@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Final
@@ -42,6 +43,7 @@ from gateway.request.headers import MAX_COST, TAGS
 from gateway.store.batch import Batch
 from gateway.store.commands import Entry
 from gateway.store.protocol import Store
+from gateway.trace_context import NO_TRACE_CONTEXT
 
 OUTAGE_STATUSES: Final = frozenset({500, 502, 503, 504})
 """Statuses of an upstream failure for which a stale image is served."""
@@ -207,8 +209,11 @@ class Images:
         Raises `InvalidRequest` above the client's max cost.
         """
         _check_max_cost(context, query, images)
+        request = query.request
+        if context.trace is not NO_TRACE_CONTEXT:
+            request = replace(request, trace=context.trace)
         return PurchaseOrder(
-            query.request,
+            request,
             query.model,
             context.subject,
             record=record,

@@ -76,6 +76,8 @@ class InterpreterSettings(BaseModel):
     """Part of every fingerprint."""
     validation: Validation = "strict"
     scope: Scope = "global"
+    streams: bool = True
+    """Whether upstream streams. Otherwise there are no partial images to ask for."""
 
 
 class _Interpretation(NamedTuple):
@@ -181,6 +183,8 @@ class Interpreter:
         if request.stream:
             # A stream has no links: its events contain the image, whatever the format says.
             request = replace(request, response_format="b64_json")
+        if not self._settings.streams:
+            request = replace(request, partial_images=0)
         policy = _cache_policy(_NO_HEADERS, key)
         query = ImageQuery(request, model, found, body, _NO_HEADERS, policy)
         return _Interpretation(query, recorded)

@@ -59,12 +59,14 @@ class Links(Protocol):
 
 
 class DeliverySettings(BaseModel):
-    """The bounds of an image that is accepted."""
+    """How images are bought, and the bounds of an image that is accepted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_image_bytes: int = Field(gt=0)
     max_pixels: int = Field(gt=0)
+    streams: bool = True
+    """Whether a purchase for a client that asked for a stream is a stream too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +99,27 @@ class Delivery:
         self, request: ImageRequest, model: Model, flight: Flight, *, clock: Callable[[], float]
     ) -> Delivered:
         """Buys the slots of a flight. Raises `UpstreamFailure` if no image may be stored."""
+        is_streamed = request.stream and self._settings.streams
         try:
-            return await self._deliver(request, model, flight, clock=clock)
+            return await self._deliver(request, model, flight, is_streamed=is_streamed, clock=clock)
         except UpstreamFailure as failure:
             failure.buyer = request.user_names
+            if is_streamed:
+                # Some services have bought the image although they answer a stream with an error.
+                failure.forbid_retry()
             raise
 
     async def _deliver(
-        self, request: ImageRequest, model: Model, flight: Flight, *, clock: Callable[[], float]
+        self,
+        request: ImageRequest,
+        model: Model,
+        flight: Flight,
+        *,
+        is_streamed: bool,
+        clock: Callable[[], float],
     ) -> Delivered:
         buyer = _buyer_beside_prompt(request)
-        if request.stream:
+        if is_streamed:
             publisher = self._flights.publisher(flight, max_images=request.partial_images)
 
             async def publish(image: PartialImage) -> None:
@@ -120,33 +132,42 @@ class Delivery:
         else:
             answer = await self._upstream.generate(request, images=len(flight.slots))
         answer = replace(answer, echoed=_echoes_without_buyer(answer.echoed, buyer, model))
+        purchase = {"purchase": flight.id, **request.trace.fields}
         if answer.surplus:
-            log.warning("surplus_images", purchase=flight.id, images=answer.surplus)
+            log.warning("surplus_images", **purchase, images=answer.surplus)
         # Upstream's links expire within the hour, so they are fetched now.
         if any(image.is_link for image in answer.images):
-            fetched = await asyncio.gather(*(self._fetch(image) for image in answer.images))
+            fetched = await asyncio.gather(
+                *(self._fetch(image, purchase) for image in answer.images)
+            )
             answer = replace(answer, images=tuple(fetched))
         complete = [
             (_image(_without_buyer(sent, buyer), *found, model=model, now=clock()), sent.data)
             for sent in answer.images
-            if sent.data is not None and (found := await self._check(sent.data)) is not None
+            if sent.data is not None
+            and (found := await self._check(sent.data, purchase)) is not None
         ]
         images = [(i, data) for i, data in complete if not self._cache.is_taken_down(i.digest)]
         if not images:
             raise _nothing_to_store(answer, is_taken_down=bool(complete))
         return Delivered(answer, images)
 
-    async def _fetch(self, image: UpstreamImage) -> UpstreamImage:
-        """The image with its bytes; unchanged if its link cannot be fetched."""
+    async def _fetch(self, image: UpstreamImage, purchase: Mapping[str, str]) -> UpstreamImage:
+        """The image with its bytes; unchanged if its link cannot be fetched.
+
+        `purchase` are the fields of a log line that name the purchase.
+        """
         if not image.is_link:
             return image
         try:
             return replace(image, data=await self._links.fetch(image.url or ""))
         except LinkBlocked as blocked:
-            log.warning("link_fetch_failed", reason=blocked.reason)
+            log.warning("link_fetch_failed", reason=blocked.reason, **purchase)
             return image
 
-    async def _check(self, data: bytes) -> tuple[ImageFacts, str] | None:
+    async def _check(
+        self, data: bytes, purchase: Mapping[str, str]
+    ) -> tuple[ImageFacts, str] | None:
         """The facts of a complete image, and its digest; None for any other bytes."""
         check = partial(
             _facts_and_digest,
@@ -157,7 +178,7 @@ class Delivery:
         try:
             return check() if len(data) <= INLINE_BYTES else await asyncio.to_thread(check)
         except BadImage as bad:
-            log.warning("image_rejected", reason=str(bad))
+            log.warning("image_rejected", reason=str(bad), **purchase)
             return None
 
 

@@ -323,7 +323,9 @@ class Purchases:
             raise
         except Exception as fault:
             # Not `BaseException`: a cancelled purchase leaves its journal open for recovery.
-            log.exception("purchase_failed", purchase=reserved.purchase)
+            log.exception(
+                "purchase_failed", purchase=reserved.purchase, **order.request.trace.fields
+            )
             presumed = gateway_failure()
             await self._settle_failure(order, reserved, presumed, opening=opening)
             raise presumed from fault
@@ -347,6 +349,8 @@ class Purchases:
         def on_stored() -> None:
             summary.unstored -= 1
             summary.stored += 1
+            if flight is not None:
+                self._unstored.confirm(flight.id)
 
         commit = self._commit_dated(received, purchased.data, opening=opening, on_stored=on_stored)
         task = self._tasks.start(commit, name=f"commit {received.reserved.purchase}")

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol, TypeAlias
@@ -96,6 +96,8 @@ class Pace:
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     random: Callable[[], float] = random.random
     """Uniform in [0, 1)."""
+    wall_clock: Callable[[], float] = time.time
+    """Unix seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,8 @@ class _PreparedRequest:
     """Reads a 2xx answer. Raises `aiohttp.ClientError` or `OSError` if it was cut off."""
     images: int
     """How many it asks for."""
+    headers: Mapping[str, str]
+    """Beside those of the session."""
 
 
 @contextlib.asynccontextmanager
@@ -207,7 +211,7 @@ class UpstreamClient:
         """
         body = self._dialect.forwarded_body(request, images=images)
         receive = partial(self._receive_answer, limit_bytes=self._limit_bytes(images))
-        return await self._buy(_PreparedRequest(request.model, body, receive, images))
+        return await self._buy(self._prepare(request, body, receive, images=images))
 
     async def stream(
         self,
@@ -235,7 +239,7 @@ class UpstreamClient:
             async with contextlib.aclosing(_chunks(response.content)) as chunks:
                 return _outcome_of_200(response.status, await reader.read(chunks))
 
-        return await self._buy(_PreparedRequest(request.model, body, receive, 1))
+        return await self._buy(self._prepare(request, body, receive, images=1))
 
     async def check(self) -> int | None:
         """Lists the models, for `doctor`: the status of the response, or None without one in time.
@@ -249,6 +253,22 @@ class UpstreamClient:
                 return response.status
         except (aiohttp.ClientError, OSError):
             return None
+
+    def _prepare(
+        self,
+        request: ImageRequest,
+        body: bytes,
+        receive: Callable[[aiohttp.ClientResponse], Awaitable[_Outcome]],
+        *,
+        images: int,
+    ) -> _PreparedRequest:
+        # A header that the operator has set, perhaps the one with the key, is not the client's.
+        trace = {
+            name: value
+            for name, value in request.trace.headers.items()
+            if name not in self._session.headers
+        }
+        return _PreparedRequest(request.model, body, receive, images, trace)
 
     def _stream_reader(
         self,
@@ -402,12 +422,15 @@ class UpstreamClient:
             async with self._session.post(
                 self._dialect.generations_url(self._base, prepared.model),
                 data=TrackedBody(prepared.body, state),
+                headers=prepared.headers,
                 allow_redirects=False,
             ) as response:
                 if 200 <= response.status < 300:
                     outcome = await prepared.receive(response)
                 else:
-                    state.error = ErrorResponse(response.status, response.headers)
+                    state.error = ErrorResponse(
+                        response.status, response.headers, self._pace.wall_clock()
+                    )
                     outcome = await self._receive_error(response, state.error)
         except AnswerRejected as error:
             detach(error)  # the reader of the body keeps it
@@ -446,7 +469,11 @@ class UpstreamClient:
 
     def _failed(self, error: ErrorResponse, *, is_complete: bool) -> _Failed:
         failure = self._dialect.parse_error(
-            error.status, error.headers, b"".join(error.chunks), is_complete=is_complete
+            error.status,
+            error.headers,
+            b"".join(error.chunks),
+            is_complete=is_complete,
+            received_at=error.received_at,
         )
         return _Failed(error.status, failure)
 

@@ -50,8 +50,12 @@ class Dialect(Protocol):
         body: bytes | bytearray,
         *,
         is_complete: bool = True,
+        received_at: float | None = None,
     ) -> UpstreamFailure:
-        """The failure that a response which is not 2xx reports, as far as its body has come."""
+        """The failure that a response which is not 2xx reports, as far as its body has come.
+
+        `received_at` is when its head came, in Unix seconds.
+        """
 
     def request_id(self, headers: Mapping[str, str]) -> str | None:
         """Upstream's id of a request, for the ledger."""

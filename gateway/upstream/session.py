@@ -155,6 +155,8 @@ class ErrorResponse:
 
     status: int
     headers: Mapping[str, str]
+    received_at: float
+    """Unix seconds."""
     chunks: list[bytes] = field(default_factory=list)
 
 

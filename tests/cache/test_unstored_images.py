@@ -12,6 +12,7 @@ from gateway.cache import unstored_images
 from gateway.cache.flight_events import Flight, PurchasedImages
 from gateway.cache.unstored_images import UnstoredImages
 from gateway.images import Image
+from tests.waiting import eventually
 
 FINGERPRINT = "f" * 64
 
@@ -41,8 +42,15 @@ class Bench:
         self.unstored.add(flight, PurchasedImages(images, data))
         return flight.id
 
-    def found(self, *slots: int, max_age: float | None = None) -> dict[int, str]:
-        found = self.unstored.find(FINGERPRINT, slots or range(64), max_age_seconds=max_age)
+    def found(
+        self, *slots: int, max_age: float | None = None, confirmed: bool = False
+    ) -> dict[int, str]:
+        found = self.unstored.find(
+            FINGERPRINT,
+            slots or range(64),
+            max_age_seconds=max_age,
+            with_confirmed=confirmed,
+        )
         return {slot: one.cached.image.digest for slot, one in found.items()}
 
 
@@ -119,3 +127,40 @@ def test_without_a_memory_cache_nothing_is_kept() -> None:
     unstored = UnstoredImages()
     unstored.add(Flight("a", FINGERPRINT, (0,)), PurchasedImages({0: _image("a")}, {"a": b"a"}))
     assert len(unstored) == 0
+
+
+async def test_confirmed_images_are_found_for_some_seconds_by_requests_without_the_store(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unstored_images, "CONFIRMED_SECONDS", 0.05)
+    flight = bench.buy({0: "a"})
+    bench.buy({1: "b"})
+    bench.unstored.confirm(flight)
+    bench.unstored.confirm(flight)
+    bench.unstored.remove(flight)
+    assert (bench.found(), bench.found(confirmed=True)) == ({1: "b"}, {0: "a", 1: "b"})
+    assert bench.unstored.of_flight(flight) is None
+    assert len(bench.unstored) == 1
+    bench.taken_down.add("a")
+    assert bench.found(confirmed=True) == {1: "b"}
+    bench.taken_down.clear()
+    await eventually(lambda: bench.found(confirmed=True) == {1: "b"})
+
+
+async def test_confirmed_images_make_room_first(bench: Bench) -> None:
+    bench.buy({0: "a"}, size=40)
+    bench.unstored.confirm(bench.buy({1: "b"}, size=40))
+    bench.buy({2: "c"}, size=60)
+    assert bench.found(confirmed=True) == {0: "a", 2: "c"}
+    bench.buy({3: "d"}, size=40)
+    assert bench.found(confirmed=True) == {2: "c", 3: "d"}
+
+
+async def test_confirmed_images_are_forgotten_when_something_is_purged(bench: Bench) -> None:
+    bench.unstored.confirm(bench.buy({0: "a"}))
+    bench.unstored.confirm(bench.buy({1: "b"}))
+    bench.buy({2: "c"})
+    bench.unstored.forget_confirmed()
+    assert bench.found(confirmed=True) == {2: "c"}
+    bench.buy({3: "d"}, size=90)
+    assert bench.found(confirmed=True) == {2: "c", 3: "d"}

@@ -21,11 +21,12 @@ KNOWN = {str(name).lower() for name in vars(hdrs).values() if isinstance(name, h
 KNOWN |= {
     *("alt-svc", "api-key", "cache-status", "content-security-policy", "preference-applied"),
     *("cross-origin-resource-policy", "idempotency-key", "prefer"),
+    *("traceparent", "tracestate"),
     *("proxy-connection", "strict-transport-security", "x-content-type-options"),
 }
 OWN = re.compile(r"(?:x|openai|retry|cf|idempoten\w*)-[a-z0-9*-]*[a-z0-9*]")
 """Names that `KNOWN` does not list."""
-SINGLE = {"pragma", "prefer"}
+SINGLE = {"date", "pragma", "prefer", "traceparent", "tracestate"}
 """Names of one word that the code writes in lower case; others are written as in RFC 9110."""
 
 

@@ -230,6 +230,17 @@ CASES = {
         fault="status=429;retry-after=90",
         headers={"x-should-retry": None, "Retry-After": "90"},
     ),
+    "429 until a date by upstream's clock": Case(
+        429,
+        failure("Upstream's rate limit is reached.", "rate_limit_exceeded", type="requests"),
+        raw=http(
+            429,
+            "slow down",
+            "Date: Sun, 06 Nov 1994 08:49:37 GMT",
+            "Retry-After: Sunday, 06-Nov-94 08:51:07 GMT",
+        ),
+        headers={"x-should-retry": None, "Retry-After": "90"},
+    ),
     "429 insufficient_quota": Case(
         429,
         failure("You exceeded your current quota", "insufficient_quota", type="insufficient_quota"),

@@ -21,7 +21,7 @@ from gateway.assembly import DATABASE
 from gateway.cache import flight_ends, flights
 from gateway.errors import StoreUnavailable
 from gateway.purchasing import lease, purchase, settlement
-from gateway.store.commands import AcquireLease, Receive, Reserve
+from gateway.store.commands import AcquireLease, ReadEntry, Receive, Reserve
 from gateway.store.protocol import Command, Store
 from gateway.store.redis import client as redis_client
 from gateway.store.sqlite import transaction_queue
@@ -31,7 +31,6 @@ from tests.redis_server import DurableRedis, run_durable_redis, run_redis_server
 from tests.waiting import generous
 
 SCALE = 10
-ATTEMPTS = 3
 PAUSES = [(9,), pytest.param((1, 3, 20, 40), marks=pytest.mark.long)]
 """Seconds, before they are scaled."""
 QUICK = {"heartbeat": f"{5 / SCALE}s", "dead_after": f"{15 / SCALE}s"}
@@ -223,23 +222,94 @@ async def calls_by_pause(
     buy: Callable[[str, float], Awaitable[list[Reply]]],
     pauses: tuple[int, ...],
 ) -> dict[int, int]:
-    """How often upstream was called for one prompt, by the length of the store's pause.
-
-    The fewest calls of some attempts: on a loaded machine the store pauses for longer than the
-    test wants, because the scaled time-out of a call is a fifth of a second.
-    """
+    """How often upstream was called for one prompt, by the length of the store's pause."""
     calls = dict.fromkeys(pauses, 0)
     for seconds in pauses:
-        for attempt in range(ATTEMPTS):
-            prompt = f"{seconds} s, attempt {attempt}"
-            replies = await buy(prompt, seconds)
-            await pair.drain()
-            assert {reply.status for reply in replies} == {200}
-            calls[seconds] = await sent(upstream, prompt)
-            if calls[seconds] == 1:
-                assert len({reply.images[0] for reply in replies}) == 1
-                break
+        prompt = f"{seconds} s"
+        replies = await buy(prompt, seconds)
+        await pair.drain()
+        assert {reply.status for reply in replies} == {200}
+        assert len({reply.images[0] for reply in replies}) == 1
+        calls[seconds] = await sent(upstream, prompt)
     return calls
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A request that lost the store just when the purchase that it would follow was stored."""
+
+    bought: Reply
+    reply: Reply
+    calls: int
+
+
+async def lose_store(
+    gateway: InProcess,
+    upstream: Upstream,
+    command: type[Command[Any]],
+    *,
+    meanwhile: Callable[[], Awaitable[object]] | None = None,
+    **body: Any,
+) -> Lost:
+    """A second request gets no reply to `command`, and the first one's images are stored then."""
+    alice = await gateway.client.with_key("alice")
+    await alice.ask("seen")
+    async with upstream.hold() as gate:
+        buying = asyncio.create_task(alice.ask("an otter"))
+        await gate.until(1)
+        with stopping(gateway, command, after=True, loses=True) as stop:
+            asking = asyncio.create_task(alice.ask("an otter", **body))
+            await stop.reached.wait()
+            gate.open()
+            bought = await buying
+            await gateway.gateway.tasks.drain()
+            if meanwhile is not None:
+                await meanwhile()
+            stop.may_go_on.set()
+            reply = await asking
+    await gateway.gateway.tasks.drain()
+    return Lost(bought, reply, await sent(upstream, "an otter"))
+
+
+@pytest.mark.parametrize("command", [ReadEntry, AcquireLease])
+async def test_a_follower_that_loses_the_store_when_its_images_are_stored_gets_them(
+    gateway: InProcess, upstream: Upstream, command: type[Command[Any]]
+) -> None:
+    """The flight has ended and its images are stored, but this request cannot read the store."""
+    lost = await lose_store(gateway, upstream, command)
+    assert lost.reply.images == lost.bought.images
+    assert lost.reply.cache_status.startswith("hit")
+    assert lost.calls == 1
+
+
+async def test_more_images_are_bought_beside_the_one_that_was_just_stored(
+    embedded: InProcess, upstream: Upstream
+) -> None:
+    lost = await lose_store(embedded, upstream, AcquireLease, n=2)
+    assert lost.reply.images[:1] == lost.bought.images
+    bodies = [body for body in await upstream.bodies() if body["prompt"] == "an otter"]
+    assert [body.get("n", 1) for body in bodies] == [1, 1]
+
+
+@pytest.mark.parametrize("purge", ["fingerprint", "all", "takedown"])
+async def test_a_purge_or_take_down_removes_the_images_that_were_just_stored(
+    embedded: InProcess, upstream: Upstream, purge: str
+) -> None:
+    invalidation = embedded.gateway.cache.invalidation
+
+    async def remove() -> None:
+        (record,) = [r for r in await embedded.ledger() if r.images and r.outcome == "bought"][1:]
+        fingerprint = record.fingerprint or ""
+        if purge == "all":
+            await invalidation.purge_all()
+        elif purge == "fingerprint":
+            await invalidation.purge_fingerprint(fingerprint)
+        else:
+            await invalidation.take_down(f"{fingerprint}/0")
+
+    lost = await lose_store(embedded, upstream, ReadEntry, meanwhile=remove)
+    assert lost.reply.images != lost.bought.images
+    assert lost.calls == 2
 
 
 @pytest.mark.timed

@@ -290,7 +290,9 @@ CLIENT_HEADERS = {
 }
 
 
-async def test_upstream_receives_only_the_gateways_own_headers(shared: Shared) -> None:
+async def test_upstream_receives_only_the_gateways_own_headers_and_the_trace(
+    shared: Shared,
+) -> None:
     prompts = ["an otter with baggage", "another otter with baggage"]
     # The second request must contain nothing of the first or of its response.
     for number, prompt in enumerate(prompts):
@@ -311,6 +313,7 @@ async def test_upstream_receives_only_the_gateways_own_headers(shared: Shared) -
             "accept": "application/json",
             "accept-encoding": "identity",
             "user-agent": f"image-gateway/{__version__}",
+            "traceparent": CLIENT_HEADERS["traceparent"],
         }
 
 

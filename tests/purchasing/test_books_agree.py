@@ -223,6 +223,7 @@ class Play:
         purchase = opened.reserved.purchase
         if name == "receive" and opened.received is None:
             opened.received = self.bill(opened, amounts)
+            opened.is_readable = True  # this payload replaces a damaged one
             payload = opened.received.encode()
             await execute(self.store, Receive(purchase, payload))
         elif name == "damage" and opened.charge is None:
@@ -372,13 +373,14 @@ def added(amounts: Sequence[Amounts]) -> Amounts:
 def story(*names: str, fate: str = "lost") -> list[tuple[tuple[str, str, Any], str]]:
     """Steps of one purchase; the last one has a fate."""
     amounts = {"reserve": Amounts(1, 40, 500), "deliver": Amounts(2, 50, 900)}
-    amounts["deliver in vain"] = amounts["deliver"]
+    amounts["deliver in vain"] = amounts["receive"] = amounts["deliver"]
     amounts["buy while the store is away"] = amounts["reserve"]
     steps = [((name, "a", amounts.get(name)), "") for name in names]
     return [*steps[:-1], (steps[-1][0], fate)]
 
 
 @example(steps=story("reserve", "damage", "recover"))
+@example(steps=story("reserve", "damage", "receive"))
 @example(steps=story("reserve", "recover", "deliver"))
 @example(steps=story("reserve", "recover", "fold", "deliver", fate="half"))
 @example(steps=story("reserve", "recover", "fold", "fail for free"))

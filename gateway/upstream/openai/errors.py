@@ -23,6 +23,7 @@ from gateway.errors import (
 from gateway.images import Usage
 from gateway.upstream.failures import MAX_RETRY_AFTER_SECONDS
 from gateway.upstream.openai.foreign_json import as_text, further_keys, load_object
+from gateway.upstream.retry_after import retry_after_milliseconds, retry_after_seconds
 
 _ERROR_KEYS: Final = frozenset({"message", "type", "param", "code"})
 
@@ -46,15 +47,17 @@ _EDGE_STATUSES: Final = frozenset({502, 504, *range(520, 531)})
 _RATE_CODES: Final = frozenset({"rate_limit_exceeded", "slow_down"})
 _OVERLOAD_CODES: Final = frozenset({"server_is_overloaded", "service_unavailable_error"})
 
-_SECONDS: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
-_MILLISECONDS: Final = re.compile(r"[0-9]{1,12}")
-
 
 # ── error responses ─────────────────────────────────────────────────────────────────────────
 
 
 def parse_error(
-    status: int, headers: Mapping[str, str], body: bytes | bytearray, *, is_complete: bool = True
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes | bytearray,
+    *,
+    is_complete: bool = True,
+    received_at: float | None = None,
 ) -> UpstreamFailure:
     """The failure for a response that is not 2xx; its body may not have come to its end.
 
@@ -70,7 +73,9 @@ def parse_error(
         charge = Charge.PRESUMED if error is None else Charge.ASSUMED_FREE
     fields: dict[str, Any] = {
         "charge": charge,
-        "headers": _relayed_headers(received, is_quota=is_quota_error(error)),
+        "headers": _relayed_headers(
+            received, is_quota=is_quota_error(error), received_at=received_at
+        ),
         "upstream_request_id": request_id(received),
     }
     if status in (401, 403) or error_names(error) & AUTH_CODES:
@@ -219,28 +224,27 @@ def is_quota_error(error: Mapping[str, Any] | None) -> bool:
     return bool(names & _QUOTA_CODES) or any(name.startswith("billing") for name in names)
 
 
-def _relayed_headers(received: Mapping[str, str], *, is_quota: bool) -> dict[str, str]:
+def _relayed_headers(
+    received: Mapping[str, str], *, is_quota: bool, received_at: float | None = None
+) -> dict[str, str]:
     """The headers that tell a client whether and when to retry; no others are relayed.
 
-    See `docs/reference/images-api.md#headers-of-the-service` and
+    `Retry-After` is relayed in seconds, also if it came as a date: few clients read dates. See
+    `docs/reference/images-api.md#headers-of-the-service` and
     `docs/reference/images-api.md#retries-of-sdks`.
     """
     headers: dict[str, str] = {}
     should_retry = received.get("x-should-retry", "").strip().lower()
     if should_retry in ("true", "false"):
         headers["x-should-retry"] = should_retry
-    milliseconds = received.get("retry-after-ms", "").strip()
-    if _MILLISECONDS.fullmatch(milliseconds) and _is_relayed_wait(int(milliseconds) / 1000):
-        headers["retry-after-ms"] = milliseconds
-    seconds = received.get("retry-after", "").strip()
-    if _SECONDS.fullmatch(seconds) and float(seconds) > 0:
-        headers["Retry-After"] = str(min(math.ceil(float(seconds)), MAX_RETRY_AFTER_SECONDS))
-        if not _is_relayed_wait(float(seconds)):
+    milliseconds = retry_after_milliseconds(received)
+    if milliseconds is not None and milliseconds <= 1000 * MAX_RETRY_AFTER_SECONDS:
+        headers["retry-after-ms"] = str(milliseconds)
+    seconds = retry_after_seconds(received, received_at=received_at)
+    if seconds is not None:
+        headers["Retry-After"] = str(min(math.ceil(seconds), MAX_RETRY_AFTER_SECONDS))
+        if seconds > MAX_RETRY_AFTER_SECONDS:
             headers.setdefault("x-should-retry", "false")  # the client would retry too early
     if is_quota:
         headers["x-should-retry"] = "false"
     return headers
-
-
-def _is_relayed_wait(seconds: float) -> bool:
-    return 0 < seconds <= MAX_RETRY_AFTER_SECONDS

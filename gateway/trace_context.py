@@ -1,0 +1,107 @@
+"""The headers with which a client follows its request: read, checked, logged and forwarded.
+
+They are `traceparent` and `tracestate` (W3C Trace Context) and `X-Client-Request-Id`, see
+`docs/reference/headers.md#trace-context`. A header that is not valid counts as absent. None of them
+changes what a request means, and none is stored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+TRACEPARENT: Final = "traceparent"
+TRACESTATE: Final = "tracestate"
+CLIENT_REQUEST_ID: Final = "X-Client-Request-Id"
+
+MAX_TRACEPARENT: Final = 256
+"""Characters. Version 00 has 55; a later one may have more."""
+
+MAX_TRACESTATE: Final = 512
+"""Characters of all lines together: as many as W3C asks every participant to pass on."""
+
+MAX_CLIENT_REQUEST_ID: Final = 512
+"""Characters, as the service accepts them."""
+
+_TRACEPARENT: Final = re.compile(
+    r"(?!ff)(?P<version>[0-9a-f]{2})-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+    r"(?P<further>-[!-~]*)?"
+)
+_PRINTABLE: Final = re.compile(r"[ -~]+")
+
+_MIN_SECRET: Final = 8
+"""Characters. A shorter word, such as `Bearer`, is no credential."""
+
+
+class Headers(Protocol):
+    """Request headers, of which a name may occur several times."""
+
+    def getall(self, name: str, default: Sequence[str], /) -> Sequence[str]:
+        """All values of a name."""
+
+    def get(self, name: str, default: str, /) -> str:
+        """The first value of a name."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceContext:
+    """The valid ones of a request's headers."""
+
+    traceparent: str | None = None
+    tracestate: str | None = None
+    client_request_id: str | None = None
+
+    @property
+    def fields(self) -> Mapping[str, str]:
+        """The fields of a log line, without those that are absent."""
+        named = (
+            ("traceparent", self.traceparent),
+            ("client_request_id", self.client_request_id),
+        )
+        return {name: value for name, value in named if value is not None}
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers of a request to upstream."""
+        named = (
+            (TRACEPARENT, self.traceparent),
+            (TRACESTATE, self.tracestate),
+            (CLIENT_REQUEST_ID, self.client_request_id),
+        )
+        return {name: value for name, value in named if value is not None}
+
+
+NO_TRACE_CONTEXT: Final = TraceContext()
+
+
+def read_trace_context(headers: Headers) -> TraceContext:
+    """The trace context of a request."""
+    parents = headers.getall(TRACEPARENT, ())
+    ids = headers.getall(CLIENT_REQUEST_ID, ())
+    if not parents and not ids:
+        return NO_TRACE_CONTEXT
+    credentials = [*headers.get("Authorization", "").split(), headers.get("api-key", "")]
+    secrets = [word for word in credentials if len(word) >= _MIN_SECRET]
+
+    def printable(value: str, max_length: int) -> str | None:
+        value = value.strip()
+        is_valid = len(value) <= max_length and _PRINTABLE.fullmatch(value)
+        # Neither the log nor upstream may see a key.
+        return value if is_valid and not any(secret in value for secret in secrets) else None
+
+    # Of a repeated header, which one counts is not known.
+    traceparent = _valid_traceparent(parents[0].strip()) if len(parents) == 1 else None
+    client_request_id = printable(ids[0], MAX_CLIENT_REQUEST_ID) if len(ids) == 1 else None
+    if traceparent is None:
+        return TraceContext(client_request_id=client_request_id)
+    tracestate = printable(",".join(headers.getall(TRACESTATE, ())), MAX_TRACESTATE)
+    return TraceContext(traceparent, tracestate, client_request_id)
+
+
+def _valid_traceparent(value: str) -> str | None:
+    match = _TRACEPARENT.fullmatch(value) if len(value) <= MAX_TRACEPARENT else None
+    if match is None or (match["version"] == "00" and match["further"]):
+        return None
+    return value
