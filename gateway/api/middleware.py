@@ -22,6 +22,7 @@ from gateway.errors import (
     InternalError,
     detach,
 )
+from gateway.request.headers import retry_count
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -90,16 +91,10 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         key=exchange.key_name,
         model=exchange.model,
         seconds=round(seconds, 4),
-        retry_count=_retry_count(request),
+        retry_count=retry_count(request.headers),
         pid=os.getpid(),
     )
     return response
-
-
-def _retry_count(request: web.Request) -> int | None:
-    """How often an SDK has retried: `docs/reference/images-api.md#retries-of-sdks`."""
-    count = request.headers.get("x-stainless-retry-count", "")[:3]
-    return int(count) if count.isascii() and count.isdecimal() else None
 
 
 @web.middleware
