@@ -147,6 +147,7 @@ class _PreparedRequest:
     """The request of a purchase, which every attempt sends, and the reader of its answer."""
 
     model: str
+    prompt: str
     body: bytes
     receive: Callable[[aiohttp.ClientResponse], Awaitable[_Outcome]]
     """Reads a 2xx answer. Raises `aiohttp.ClientError` or `OSError` if it was cut off."""
@@ -207,7 +208,9 @@ class UpstreamClient:
         """
         body = self._dialect.forwarded_body(request, images=images)
         receive = partial(self._receive_answer, limit_bytes=self._limit_bytes(images))
-        return await self._buy(_PreparedRequest(request.model, body, receive, images))
+        return await self._buy(
+            _PreparedRequest(request.model, request.prompt, body, receive, images)
+        )
 
     async def stream(
         self,
@@ -235,7 +238,7 @@ class UpstreamClient:
             async with contextlib.aclosing(_chunks(response.content)) as chunks:
                 return _outcome_of_200(response.status, await reader.read(chunks))
 
-        return await self._buy(_PreparedRequest(request.model, body, receive, 1))
+        return await self._buy(_PreparedRequest(request.model, request.prompt, body, receive, 1))
 
     async def check(self) -> int | None:
         """Lists the models, for `doctor`: the status of the response, or None without one in time.
@@ -290,8 +293,13 @@ class UpstreamClient:
         try:
             answer = await self._send_and_parse(prepared)
         except UpstreamFailure as failure:
-            raise self._relay.failure(failure) from None
+            raise self._relayed(failure, prepared) from None
         return self._relay.answer(answer)
+
+    def _relayed(self, failure: UpstreamFailure, prepared: _PreparedRequest) -> UpstreamFailure:
+        relayed = self._relay.failure(failure)
+        relayed.refuses_prompt = self._dialect.refuses_prompt(relayed, prepared.prompt)
+        return relayed
 
     async def _send_and_parse(self, prepared: _PreparedRequest) -> UpstreamAnswer:
         permit = self._breaker.acquire(self._pace.clock())

@@ -53,5 +53,8 @@ class Dialect(Protocol):
     ) -> UpstreamFailure:
         """The failure that a response which is not 2xx reports, as far as its body has come."""
 
+    def refuses_prompt(self, failure: UpstreamFailure, prompt: str) -> bool:
+        """Whether the failure, as it is relayed, is a refusal of the prompt's content."""
+
     def request_id(self, headers: Mapping[str, str]) -> str | None:
         """Upstream's id of a request, for the ledger."""
