@@ -81,7 +81,7 @@ class Document:
             assert faults == [], (method, path, reply.body)
         for event in reply.body.decode().split("\n\n") if media_type.endswith("stream") else ():
             data = event.partition("data: ")[2]
-            anyof = {"anyOf": content["x-event-schemas"]}
+            anyof = {"anyOf": content["x-event_schemas"]}
             assert not data or self.faults(anyof, json.loads(data)) == [], event
 
     def _resolve(self, response: Mapping[str, Any]) -> Mapping[str, Any]:

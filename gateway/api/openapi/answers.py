@@ -178,7 +178,7 @@ HEADERS: Final[Mapping[str, str]] = {
 COMMON_HEADERS: Final = ("x-request-id", "openai-processing-ms", "openai-version")
 LIMIT_HEADERS: Final = (
     "x-gateway-cost-usd",
-    *(name for name in HEADERS if name.startswith("x-ratelimit")),
+    *(name for name in HEADERS if name.startswith("x-ratelimit-")),
 )
 _REQUEST_HEADERS: Final = (
     *("Cache-Status", "x-gateway-notice", "idempotent-replayed"),

@@ -204,7 +204,7 @@ def _content(content: Content) -> Schema:
     elif content.media_type == "text/event-stream":
         # OpenAPI 3.1 has no place for the schema of one event.
         described["schema"] = {"type": "string"}
-        described["x-event-schemas"] = [*map(reference, _EVENT_SCHEMAS)]
+        described["x-event_schemas"] = [*map(reference, _EVENT_SCHEMAS)]
     if content.examples:
         described["examples"] = dict(content.examples)
     return described
