@@ -153,3 +153,8 @@ def test_an_unknown_message_is_no_refusal(message: str, type_: str | None, code:
 def test_a_hostile_message_is_read_in_linear_time(part: str) -> None:
     """Of the length that is relayed."""
     assert not is_refusal(message=part * (4000 // len(part)), code="400")
+
+
+def test_a_prompt_that_is_quoted_with_other_white_space_is_no_refusal() -> None:
+    prompt = GPT.replace(" ", "\n ")
+    assert not is_refusal(prompt, message=f"{GPT} is not a prompt", code="400")

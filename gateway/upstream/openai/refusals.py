@@ -67,8 +67,8 @@ def refuses_prompt(failure: UpstreamFailure, prompt: str) -> bool:
         and _word(failure.code) in _CODES
         and _word(failure.type) in _TYPES
         and _REFUSAL.match(failure.message) is not None
-        # Otherwise the message may repeat the prompt.
-        and _SENTENCE_ANYWHERE.search(prompt) is None
+        # Otherwise the message may repeat the prompt, perhaps with other white space.
+        and _SENTENCE_ANYWHERE.search(" ".join(prompt.split())) is None
     )
 
 
