@@ -97,7 +97,7 @@ async def test_requests_one_after_the_other_vary_too_within_the_window(
 async def test_a_request_takes_as_many_slots_as_it_asks_for(
     gateway: InProcess, vera: Client
 ) -> None:
-    """Whatever its `n`: two, one and three requests take six slots, in the order of the store."""
+    """Requests with n = 2, 1 and 3 take six slots, one after the other."""
     replies = [await vera.ask(n=n) for n in (2, 1, 3)]
     assert len(set(images_of(*replies))) == 6
     named = await vera.ask(n=6, headers={VARIATION: "0"})

@@ -139,7 +139,7 @@ QUOTES = [
 def test_a_message_that_quotes_the_prompt_is_no_refusal(
     quote: str, sentence: str, before: str, after: str, **names: Any
 ) -> None:
-    """Whatever the prompt is, and wherever the message has it."""
+    """Also at the start of the message, where the safety system has its own sentence."""
     prompt = f"{before}{sentence}{after}"
     assert not is_refusal(prompt, message=quote.format(prompt), **names)
 

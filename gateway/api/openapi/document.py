@@ -1,7 +1,7 @@
 """`GET /openapi.json`: the gateway's own description in OpenAPI 3.1.
 
 The paths are those of the URL tables (`api/routes`), what they do is `operations`, the bodies are
-`requests` and `answers`. The document depends on the model table, and is made anew with it.
+`requests` and `answers`. The document depends on the model table, and is replaced with it.
 """
 
 from __future__ import annotations
