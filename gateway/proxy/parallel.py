@@ -1,7 +1,7 @@
 """Keys with `parallel: vary`: their identical requests at once get different images.
 
 The store counts, for each key and fingerprint, the slots that requests have taken since the first
-one. After `WINDOW_SECONDS` the count starts at 0 again, so a later repetition of all the requests is
+one. After `WINDOW_SECONDS` the count starts at 0 again, so all of the requests, repeated later, are
 answered from the cache. Described in `docs/reference/cache.md#identical-requests-at-once`.
 """
 
