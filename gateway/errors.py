@@ -323,6 +323,8 @@ class UpstreamFailure(GatewayError):
     ) -> None:
         super().__init__(message, code=code, source=source, **fields)
         self.buyer = buyer
+        self.refuses_prompt = False
+        """Upstream refused the content of the prompt, and would refuse it again."""
         self.charge = charge
         self.usage = usage
         self.images = images

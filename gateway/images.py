@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
@@ -57,14 +57,15 @@ class ImageRequest:
     stream: bool = False
     partial_images: int = 0
     variation: int = 0
-    """The first requested slot; the last is `variation + n − 1`."""
+    """The first requested slot."""
     trace: TraceContext = NO_TRACE_CONTEXT
     """Of the client's request that is bought for. Forwarded, but no part of the fingerprint."""
 
     @property
-    def slots(self) -> range:
-        """The requested slots of the entry."""
-        return range(self.variation, self.variation + self.n)
+    def slots(self) -> Sequence[int]:
+        """The requested slots of the entry. Behind the last one comes slot 0."""
+        slots = range(self.variation, self.variation + self.n)
+        return slots if slots.stop <= MAX_SLOTS else tuple(slot % MAX_SLOTS for slot in slots)
 
     @property
     def user_names(self) -> tuple[str, ...]:

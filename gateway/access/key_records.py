@@ -36,9 +36,9 @@ Validation: TypeAlias = Literal["strict", "lenient"]
 Scope: TypeAlias = Literal["global", "team", "key"]
 """Which keys share a key's cached images, see `docs/reference/cache.md#scope`."""
 
-
 Parallel: TypeAlias = Literal["share", "vary"]
-"""What identical requests of one key at once get: the same images, or the next ones."""
+"""What identical requests of one key at once get: the same images, or the next ones. See
+`docs/reference/cache.md#identical-requests-at-once`."""
 
 
 class SecretHash(BaseModel):

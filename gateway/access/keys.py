@@ -33,6 +33,7 @@ from gateway.access.key_records import (
     PREFIX_CHARACTERS,
     KeyRecord,
     KeySpec,
+    Parallel,
     Scope,
     SecretHash,
     Validation,
@@ -78,6 +79,7 @@ class Key:
     reuse: Reuse
     allow_no_cache: bool
     """Whether its requests may refuse cached images with `no-cache` or `max-age`."""
+    parallel: Parallel
     expires_at: float | None
 
 
@@ -399,6 +401,7 @@ def _known_key(data: bytes, secret_hash: str) -> _KnownKey:
             scope=record.scope,
             reuse=Reuse.parse(record.reuse or "always"),
             allow_no_cache=record.allow_no_cache is not False,
+            parallel=record.parallel or "share",
             expires_at=record.expires_at,
         ),
         ends_at=ends_at if matching and record.revoked_at is None else 0.0,

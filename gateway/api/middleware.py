@@ -22,6 +22,7 @@ from gateway.errors import (
     InternalError,
     detach,
 )
+from gateway.request.headers import retry_count
 from gateway.trace_context import read_trace_context
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -92,18 +93,12 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         key=exchange.key_name,
         model=exchange.model,
         seconds=round(seconds, 4),
-        retry_count=_retry_count(request),
+        retry_count=retry_count(request.headers),
         traceparent=exchange.trace.traceparent,
         client_request_id=exchange.trace.client_request_id,
         pid=os.getpid(),
     )
     return response
-
-
-def _retry_count(request: web.Request) -> int | None:
-    """How often an SDK has retried: `docs/reference/images-api.md#retries-of-sdks`."""
-    count = request.headers.get("x-stainless-retry-count", "")[:3]
-    return int(count) if count.isascii() and count.isdecimal() else None
 
 
 @web.middleware

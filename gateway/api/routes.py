@@ -17,6 +17,7 @@ from gateway.api.admin import cache, keys, signing
 from gateway.api.auth import with_admin, with_confirmed_key, with_key, with_metrics_token
 from gateway.api.http.body import defer_continue
 from gateway.api.middleware import add_headers, answer_errors, observe
+from gateway.api.openapi.document import DOCUMENTS, Documents, show_document
 from gateway.api.services import SERVICES, Services
 from gateway.errors import InternalError
 
@@ -35,6 +36,8 @@ def create_app(services: Services, *, tables: Sequence[Table]) -> web.Applicatio
     app = web.Application(middlewares=[observe, answer_errors])
     app._router = _Router()  # noqa: SLF001 - the argument `router` is deprecated
     app[SERVICES] = services
+    # Of all tables, whichever of them this address has.
+    app[DOCUMENTS] = Documents(route for table in (*ALL_TABLES, health_routes) for route in table())
     app.on_response_prepare.append(add_headers)
     for table in (*tables, health_routes):
         app.add_routes(table())
@@ -51,6 +54,7 @@ def client_routes() -> list[web.RouteDef]:
         web.get(_api("models"), with_confirmed_key(models.list_models), name="models"),
         web.get(_api("models/{model}"), with_confirmed_key(models.show_model), name="model"),
         web.get("/images/img-{name:.+}", links.show_image, name="image"),
+        web.get("/openapi.json", show_document, name="openapi"),
     ]
 
 

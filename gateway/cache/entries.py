@@ -170,15 +170,6 @@ def _decode_refusal(encoded: bytes) -> UpstreamFailure:
     return UpstreamFailure.from_dict(orjson.loads(encoded))
 
 
-def is_refusal(failure: UpstreamFailure) -> bool:
-    """Whether upstream refused the prompt (`docs/reference/images-api.md#content`)."""
-    details = failure.details.get("moderation_details")
-    stage = details.get("moderation_stage") if isinstance(details, Mapping) else None
-    # The refusal of a finished image (`output`) does not count: the next image may be accepted.
-    is_moderated = failure.code == "moderation_blocked" and stage != "output"
-    return is_moderated or failure.code == "content_policy_violation"
-
-
 # ── reading slots ───────────────────────────────────────────────────────────────────────────
 
 

@@ -18,7 +18,6 @@ from gateway.cache.entries import (
     CachedImage,
     Entries,
     decode_refusal,
-    is_refusal,
     look_up_refusal,
 )
 from gateway.cache.image_index import ImageIndex, image_path
@@ -274,7 +273,7 @@ class ImageCache:
 
         Nor one of a key that has made `MAX_KEY_REFUSALS` of late. Raises `StoreUnavailable`.
         """
-        if not is_refusal(failure):
+        if not failure.refuses_prompt:
             return
         refused = self._entries.reserve_refusal(key_id, fingerprint)
         if await execute(self._store, refused):

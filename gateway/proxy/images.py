@@ -37,6 +37,7 @@ from gateway.errors import (
 from gateway.images import Image, LimitRefusal, LimitSubject, Outcome, Record
 from gateway.proxy.context import RequestContext
 from gateway.proxy.interpret import ImageQuery, Interpreter
+from gateway.proxy.parallel import take_slots
 from gateway.proxy.result import Answer
 from gateway.purchasing.purchase import PurchaseOrder, Purchases
 from gateway.request.headers import MAX_COST, TAGS
@@ -80,6 +81,8 @@ class Images:
 
     async def answer(self, context: RequestContext, query: ImageQuery, entry: Entry) -> Answer:
         """The images of a query whose entry was read. Raises `GatewayError`."""
+        if context.key.parallel == "vary":
+            query = await take_slots(self._store, context, query)
         cached = usable_images(query, entry)
         unstored = await self.checked_unstored(query, missing_from(query, cached))
         cached |= {slot: found.cached for slot, found in unstored.items()}

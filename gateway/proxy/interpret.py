@@ -112,7 +112,7 @@ class Interpreter:
         if has_request_headers(context.headers):
             headers = parse_request_headers(context.headers.items())
         context.record = context.record.but(**recorded)
-        request = at_variation(query.request, headers.variation)
+        request = at_variation(query.request, headers.variation or 0)
         _check_combination(request, headers)
         if headers is _NO_HEADERS:
             context.cache_policy = query.cache_policy

@@ -21,10 +21,13 @@ VARIATION: Final = "X-Gateway-Variation"
 TAGS: Final = "X-Gateway-Tags"
 MAX_COST: Final = "X-Gateway-Max-Cost-USD"
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
+RETRY_COUNT: Final = "x-stainless-retry-count"
 
 MAX_COMMAS: Final = 256
 """In a header with all its repetitions: more than any needs. To read thousands of list elements
 takes milliseconds of the event loop."""
+MAX_RETRY_COUNT: Final = 999
+"""A larger number of retries counts as this."""
 MAX_TAGS: Final = 16
 MAX_TAG_CHARACTERS: Final = 64
 MAX_COST_MICROS: Final = 2**52
@@ -51,8 +54,8 @@ class RequestHeaders:
     """The headers of one request; the defaults are those of a request without any."""
 
     cache_control: CacheControl = _NO_CACHE_CONTROL
-    variation: int = 0
-    """The first requested slot, 0 … 63."""
+    variation: int | None = None
+    """The first requested slot, 0 … 63; None if the header was not sent."""
     tags: tuple[str, ...] = ()
     max_cost_micros: int | None = None
     dry_run: bool = False
@@ -93,6 +96,15 @@ def asks_for_dry_run(headers: Iterable[tuple[str, str]]) -> bool:
     """Whether a request asks for a dry run, also if its other headers are invalid."""
     prefer = _known_values(headers).get("prefer", "")
     return prefer.count(",") <= MAX_COMMAS and _is_dry_run(prefer)
+
+
+def retry_count(headers: Mapping[str, str]) -> int | None:
+    """How often an SDK has retried: `docs/reference/images-api.md#retries-of-sdks`."""
+    count = headers.get(RETRY_COUNT, "").strip()
+    if not (count.isascii() and count.isdecimal()):
+        return None
+    # Python refuses to convert thousands of digits.
+    return MAX_RETRY_COUNT if len(count.lstrip("0")) > 3 else int(count[-3:])
 
 
 def at_variation(request: ImageRequest, variation: int) -> ImageRequest:
@@ -143,9 +155,9 @@ def _is_dry_run(prefer: str) -> bool:
     return any(name.strip().lower() == "dry-run" for name in names)
 
 
-def _parse_variation(value: str | None) -> int:
+def _parse_variation(value: str | None) -> int | None:
     if value is None:
-        return 0
+        return None
     digits = value.strip()
     if _VARIATION.fullmatch(digits) is None or int(digits) >= MAX_SLOTS:
         last, shown = MAX_SLOTS - 1, shorten(digits)

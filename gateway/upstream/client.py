@@ -149,6 +149,7 @@ class _PreparedRequest:
     """The request of a purchase, which every attempt sends, and the reader of its answer."""
 
     model: str
+    prompt: str
     body: bytes
     receive: Callable[[aiohttp.ClientResponse], Awaitable[_Outcome]]
     """Reads a 2xx answer. Raises `aiohttp.ClientError` or `OSError` if it was cut off."""
@@ -268,7 +269,7 @@ class UpstreamClient:
             for name, value in request.trace.headers.items()
             if name not in self._session.headers
         }
-        return _PreparedRequest(request.model, body, receive, images, trace)
+        return _PreparedRequest(request.model, request.prompt, body, receive, images, trace)
 
     def _stream_reader(
         self,
@@ -310,8 +311,13 @@ class UpstreamClient:
         try:
             answer = await self._send_and_parse(prepared)
         except UpstreamFailure as failure:
-            raise self._relay.failure(failure) from None
+            raise self._relayed(failure, prepared) from None
         return self._relay.answer(answer)
+
+    def _relayed(self, failure: UpstreamFailure, prepared: _PreparedRequest) -> UpstreamFailure:
+        relayed = self._relay.failure(failure)
+        relayed.refuses_prompt = self._dialect.refuses_prompt(relayed, prepared.prompt)
+        return relayed
 
     async def _send_and_parse(self, prepared: _PreparedRequest) -> UpstreamAnswer:
         permit = self._breaker.acquire(self._pace.clock())

@@ -57,5 +57,8 @@ class Dialect(Protocol):
         `received_at` is when its head came, in Unix seconds.
         """
 
+    def refuses_prompt(self, failure: UpstreamFailure, prompt: str) -> bool:
+        """Whether the failure, as it is relayed, is a refusal of the prompt's content."""
+
     def request_id(self, headers: Mapping[str, str]) -> str | None:
         """Upstream's id of a request, for the ledger."""

@@ -15,6 +15,7 @@ from gateway.request.body import parse_body
 from gateway.request.validation import validate
 from gateway.simulator.faults import parse_fault, refusal_of
 from gateway.simulator.generation import formula_tokens
+from gateway.upstream.openai.refusals import SENTENCES
 from tests.catalogs import read_shipped, shipped_catalog
 from tests.docs.pages import (
     code,
@@ -226,6 +227,11 @@ def test_the_simulated_upstream_responds_as_the_page_says(row):
     assert re.fullmatch(pattern, error["message"])
     assert str(refusal.status) == row["status"]
     assert (error["type"], error["code"]) == (code(row["type"]), or_none(row["code"]))
+
+
+def test_the_sentences_of_the_safety_system():
+    rows = rows_with(PAGE, "sentence of the safety system")
+    assert [code(row["sentence of the safety system"]) for row in rows] == list(SENTENCES)
 
 
 def test_the_codes_of_quotas_and_rates():

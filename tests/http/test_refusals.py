@@ -5,11 +5,21 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+from pathlib import Path
 
 import pytest
 
-from tests.gateways import Client, InProcess, Reply, Upstream, leases_at
+from tests.gateways import (
+    Client,
+    InProcess,
+    Reply,
+    Upstream,
+    leases_at,
+    make_settings,
+    run_gateway,
+)
 from tests.http.conftest import OpenGateway
+from tests.http.hostile import run_hostile
 from tests.waiting import DEADLINE_SECONDS, pass_time
 
 NO_CACHE = {"Cache-Control": "no-cache"}
@@ -76,6 +86,33 @@ async def test_no_other_error_is_cached(
     failed, good = await ask_twice(alice, f"[[sim:{fault};times=1]] an otter")
     assert failed.status >= 400
     assert (good.status, good.cache_status) == (200, "fwd=miss; stored")
+
+
+REFUSED = "Your request was rejected by the safety system. safety_violations=[sexual]."
+WRAPPED = f"litellm.BadRequestError: OpenAIException - {REFUSED}"
+RELAYED: list[tuple[str, str | None, str | None, int]] = [
+    (REFUSED, "image_generation_user_error", "400", 1),
+    (REFUSED, "invalid_request_error", None, 1),
+    (WRAPPED, None, "400", 1),
+    (REFUSED, "billing_limit_user_error", "400", 2),
+    (f"Invalid prompt: '{REFUSED}'", "invalid_request_error", None, 2),
+    ("You exceeded your current quota.", "invalid_request_error", "400", 2),
+]
+
+
+@pytest.mark.parametrize(("message", "type_", "code", "calls"), RELAYED)
+async def test_a_refusal_that_another_gateway_relays_is_remembered_as_it_came(
+    tmp_path: Path, message: str, type_: str | None, code: str | None, calls: int
+) -> None:
+    """And nothing else is."""
+    error = {"message": message, "type": type_, "param": None, "code": code}
+    async with run_hostile() as hostile:
+        hostile.will_answer({"error": error}, 400)
+        async with run_gateway(make_settings(tmp_path, hostile.base_url)) as gateway:
+            first, again = await ask_twice(await gateway.client.with_key(), "an otter")
+    assert (first.status, again.status) == (400, 400)
+    assert first.error == again.error == error | {"type": type_ or "invalid_request_error"}
+    assert len(hostile.bodies) == calls
 
 
 async def test_a_refusal_expires(open_gateway: OpenGateway, upstream: Upstream) -> None:

@@ -8,6 +8,7 @@ from gateway.store import commands
 from gateway.store.batch import execute
 from gateway.store.protocol import Store
 from tests.store.pages import read_set
+from tests.waiting import eventually
 
 SHORT = 0.15
 PAST_SHORT = 0.25
@@ -23,6 +24,14 @@ def set_value(
 
 def add(*members: str, name: str = "l", ttl: float = LONG) -> commands.AddToSet:
     return commands.AddToSet("s", name, members, ttl)
+
+
+def advance(amount: int, *, name: str = "n", ttl: float = LONG) -> commands.AdvanceCounter:
+    return commands.AdvanceCounter("s", name, amount, 64, ttl)
+
+
+async def starts_anew(store: Store) -> bool:
+    return await read(store, "n") is None
 
 
 async def read(store: Store, name: str) -> bytes | None:
@@ -42,6 +51,21 @@ class TestValues:
         assert await read(store, "näme:with {odd} \x00 signs") == BINARY
         assert await execute(store, set_value("empty", b"")) is True
         assert await read(store, "empty") == b""
+
+    async def test_a_counter_counts_from_zero_modulo_its_modulus(self, store: Store) -> None:
+        found = await store.execute([advance(2), advance(61), advance(4), advance(1, name="other")])
+        assert [*found, await execute(store, advance(1))] == [0, 2, 63, 0, 3]
+        assert await read(store, "n") == b"4"
+
+    async def test_a_counter_expires_after_its_first_addition(self, store: Store) -> None:
+        """A later addition does not prolong it."""
+        # In one batch, which the embedded store executes at one moment.
+        assert await store.execute([advance(1, ttl=SHORT), advance(1, ttl=LONG)]) == [0, 1]
+        await eventually(lambda: starts_anew(store))
+
+    async def test_additions_at_once_each_count(self, store: Store) -> None:
+        found = await asyncio.gather(*(execute(store, advance(3)) for _ in range(20)))
+        assert sorted(found) == sorted(3 * n % 64 for n in range(20))
 
     async def test_spaces_do_not_share_names(self, store: Store) -> None:
         await execute(store, set_value("n", b"v"))

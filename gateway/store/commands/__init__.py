@@ -100,7 +100,7 @@ from gateway.store.commands.totals import (
     TotalsPage,
     TotalsState,
 )
-from gateway.store.commands.values import DeleteValue, GetValue, SetValue
+from gateway.store.commands.values import AdvanceCounter, DeleteValue, GetValue, SetValue
 from gateway.store.commands.workers import Deregister, ExpiredWorkers, Heartbeat
 
 __all__ = [
@@ -120,6 +120,7 @@ __all__ = [
     "AddToSet",
     "Admission",
     "Admit",
+    "AdvanceCounter",
     "Append",
     "AppendRefusals",
     "AreTracked",

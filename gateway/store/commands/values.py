@@ -32,6 +32,21 @@ class GetValue(Command[bytes | None]):
 
 
 @dataclass(frozen=True, slots=True)
+class AdvanceCounter(Command[int]):
+    """Adds `amount` to a value that counts from 0 modulo `modulus`; returns it as it was before.
+
+    It is the decimal digits of the count, and expires `ttl_seconds` after the first addition,
+    however many follow.
+    """
+
+    space: str
+    name: str
+    amount: int
+    modulus: int
+    ttl_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteValue(Command[None]):
     """Deletes the value if there is one, with `expected` only if it is that one.
 

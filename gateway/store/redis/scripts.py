@@ -73,7 +73,7 @@ _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "read_totals_state": ("books", "totals"),
         "remove_totals": ("books", "totals"),
     },
-    "values": {"set_value": (), "delete_value": ()},
+    "values": {"set_value": (), "advance_counter": (), "delete_value": ()},
     "workers": {
         "heartbeat": ("books",),
         "expired_workers": ("books",),

@@ -3,6 +3,7 @@
 from gateway.upstream.openai.answers import parse_answer
 from gateway.upstream.openai.errors import parse_error, request_id
 from gateway.upstream.openai.events import parse_event
+from gateway.upstream.openai.refusals import refuses_prompt
 from gateway.upstream.openai.requests import forwarded_body, generations_url, models_url
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "parse_answer",
     "parse_error",
     "parse_event",
+    "refuses_prompt",
     "request_id",
 ]

@@ -34,6 +34,13 @@ def _get_value(command: commands.GetValue, keys: Keys) -> RedisCommand:
 
 
 @encode.register
+def _advance_counter(command: commands.AdvanceCounter, keys: Keys) -> RedisCommand:
+    key = keys.value(command.space, command.name)
+    arguments = [command.amount, command.modulus, microseconds(command.ttl_seconds)]
+    return script_command("advance_counter", [key], arguments, read=int)
+
+
+@encode.register
 def _delete_value(command: commands.DeleteValue, keys: Keys) -> RedisCommand:
     key = keys.value(command.space, command.name)
     expected = () if command.expected is None else (command.expected,)

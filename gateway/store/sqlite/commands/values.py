@@ -31,6 +31,25 @@ def get_value(tx: Transaction, command: commands.GetValue) -> bytes | None:
     return _read_value(tx, command.space, command.name)
 
 
+@writes(commands.AdvanceCounter)
+def advance_counter(tx: Transaction, command: commands.AdvanceCounter) -> int:
+    stored = _read_value(tx, command.space, command.name)
+    count = int(stored or 0)
+    advanced = b"%d" % ((count + command.amount) % command.modulus)
+    if stored is None:
+        tx.execute(
+            "INSERT OR REPLACE INTO expiring_values (space, name, value, remove_after)"
+            " VALUES (?, ?, ?, ?)",
+            (command.space, command.name, advanced, tx.steady + command.ttl_seconds),
+        )
+    else:
+        tx.execute(
+            "UPDATE expiring_values SET value = ? WHERE space = ? AND name = ?",
+            (advanced, command.space, command.name),
+        )
+    return count
+
+
 @writes(commands.DeleteValue)
 def delete_value(tx: Transaction, command: commands.DeleteValue) -> None:
     tx.execute(

@@ -1,0 +1,315 @@
+"""What the document says of each route, by the route's name.
+
+A route whose name is not here is described like the one of the same endpoint, which is the name up
+to the first dot. So another path of an endpoint needs no row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeAlias
+
+from gateway.api.openapi.answers import (
+    COMMON_HEADERS,
+    IMAGE_HEADERS,
+    LIMIT_HEADERS,
+    LINK_HEADERS,
+)
+from gateway.api.openapi.requests import Schema
+from gateway.images import MAX_SLOTS
+from gateway.request.headers import (
+    IDEMPOTENCY_KEY,
+    MAX_COST,
+    MAX_TAGS,
+    RETRY_COUNT,
+    TAGS,
+    VARIATION,
+)
+
+Credential: TypeAlias = Literal["key", "admin", "metrics"]
+
+TAG_NAMES: Final[Mapping[str, str]] = {
+    "images": "The images API, also under paths without `/v1`.",
+    "links": "Images behind signed links.",
+    "admin": "For operators. With `server.admin_listen`, only at that address.",
+    "operations": "Health, metrics, and this document.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A body of one media type."""
+
+    media_type: str = "application/json"
+    schema: str | None = None
+    """The name of its schema; None for any text or bytes."""
+    more: tuple[str, ...] = ()
+    """Schemas of which it may be one instead."""
+    examples: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Success:
+    """A response that is no error."""
+
+    description: str
+    content: tuple[Content, ...] = ()
+    headers: tuple[str, ...] = COMMON_HEADERS
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A method of a path."""
+
+    summary: str
+    tag: str
+    responses: Mapping[int, Success]
+    credential: Credential | None = None
+    body: Content | None = None
+    parameters: tuple[Schema, ...] = ()
+    errors: tuple[int, ...] = ()
+    """Statuses of `ErrorCode`. Every operation may have any other error as well."""
+
+
+def _header(name: str, description: str, schema: Schema, *, example: object = None) -> Schema:
+    shown = {} if example is None else {"example": example}
+    return {"name": name, "in": "header", "description": description, "schema": schema, **shown}
+
+
+def _query(name: str, description: str, schema: Schema) -> Schema:
+    return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
+_TEXT: Final[Schema] = {"type": "string"}
+
+_IMAGE_REQUEST_HEADERS: Final = (
+    _header("Cache-Control", "`no-cache`, `no-store`, `max-age=N`, `only-if-cached`.", _TEXT),
+    _header("Prefer", "`dry-run`: validate, look up and estimate; buy nothing.", _TEXT),
+    _header(
+        IDEMPOTENCY_KEY,
+        "For 24 hours the same key and request get the stored result.",
+        {"type": "string", "pattern": "^[!-~]{1,255}$"},
+    ),
+    _header(
+        VARIATION,
+        "The first slot that is asked for.",
+        {"type": "integer", "minimum": 0, "maximum": MAX_SLOTS - 1},
+    ),
+    _header(TAGS, f"Up to {MAX_TAGS} tags, comma-separated, for purges.", _TEXT),
+    _header(
+        MAX_COST,
+        "US dollars; a request that could be charged more is refused.",
+        _TEXT,
+        example="0.10",
+    ),
+    _header(RETRY_COUNT, "How often an SDK has tried before.", {"type": "integer"}),
+)
+
+_RANGE_HEADERS: Final = (
+    _header("Range", "One byte range.", _TEXT),
+    _header("If-None-Match", "ETags of copies that the client has.", _TEXT),
+)
+
+_EXAMPLES: Final = {
+    "plain": {"summary": "An image", "value": {"prompt": "an otter with a pearl"}},
+    "two": {
+        "summary": "Two links",
+        "value": {"model": "dall-e-2", "prompt": "an otter", "n": 2, "response_format": "url"},
+    },
+    "stream": {
+        "summary": "A stream with two partial images",
+        "value": {
+            "model": "gpt-image-1.5",
+            "prompt": "an otter",
+            "quality": "low",
+            "stream": True,
+            "partial_images": 2,
+        },
+    },
+}
+
+_STREAM_EXAMPLE: Final = {
+    "stream": {
+        "value": "event: image_generation.completed\n"
+        'data: {"type":"image_generation.completed","b64_json":"…","created_at":1790000000}\n\n'
+    }
+}
+
+
+def _json(name: str, *more: str) -> tuple[Content, ...]:
+    return (Content(schema=name, more=more),)
+
+
+def _ok(name: str, description: str = "Done.", *, status: int = 200) -> Mapping[int, Success]:
+    return {status: Success(description, _json(name))}
+
+
+_IMAGES: Final = Success(
+    "The images; or, with `Prefer: dry-run`, an estimate; or, with `stream: true`, events: partial "
+    "images, then one `completed` event or an `error` event with an error body. Between events "
+    "there may be comments.",
+    (
+        *_json("Images", "DryRun"),
+        Content("text/event-stream", examples=_STREAM_EXAMPLE),
+    ),
+    (*COMMON_HEADERS, *IMAGE_HEADERS),
+)
+
+_PURGE_RESPONSES: Final = {
+    200: Success("Done.", _json("Purge")),
+    202: Success("It holds; bytes are still being freed.", _json("Purge")),
+}
+
+_READ_ERRORS: Final = (401, 429, 503)
+_ADMIN_ERRORS: Final = (400, 401, 408, 413, 429, 503)
+
+OPERATIONS: Final[Mapping[str, Operation]] = {
+    "generations": Operation(
+        "Make images, or get them from the cache",
+        "images",
+        {200: _IMAGES},
+        credential="key",
+        body=Content(schema="GenerationRequest", examples=_EXAMPLES),
+        parameters=_IMAGE_REQUEST_HEADERS,
+        errors=(400, 401, 403, 408, 413, 429, 500, 502, 503, 504),
+    ),
+    "models": Operation(
+        "List the models that the key may use",
+        "images",
+        {200: Success("The models.", _json("ModelList"), (*COMMON_HEADERS, *LIMIT_HEADERS))},
+        credential="key",
+        errors=_READ_ERRORS,
+    ),
+    "model": Operation(
+        "Show a model",
+        "images",
+        {200: Success("The model.", _json("Model"), (*COMMON_HEADERS, *LIMIT_HEADERS))},
+        credential="key",
+        errors=(*_READ_ERRORS, 404),
+    ),
+    "image": Operation(
+        "Get the image of a link, exactly as an answer has it. The signature is the credential",
+        "links",
+        {
+            200: Success("The image.", (Content("image/*"),), (*COMMON_HEADERS, *LINK_HEADERS)),
+            206: Success("A part.", (Content("image/*"),), (*COMMON_HEADERS, *LINK_HEADERS)),
+            304: Success("The client has it.", (), ("ETag", "Cache-Control")),
+        },
+        parameters=_RANGE_HEADERS,
+        errors=(403, 404, 410, 412, 416, 503),
+    ),
+    "openapi": Operation(
+        "Get this document",
+        "operations",
+        {
+            200: Success("The document.", (Content(),), (*COMMON_HEADERS, "ETag", "Cache-Control")),
+            304: Success("The client has it.", (), ("ETag", "Cache-Control")),
+        },
+        parameters=_RANGE_HEADERS[1:],
+    ),
+    "healthz": Operation("Is the process alive?", "operations", _ok("Health", "It is.")),
+    "readyz": Operation(
+        "Is the gateway ready, and what is degraded?",
+        "operations",
+        {
+            200: Success("Ready.", _json("Readiness")),
+            503: Success("Starting or draining.", _json("Readiness")),
+        },
+    ),
+    "metrics": Operation(
+        "Metrics for Prometheus",
+        "operations",
+        {200: Success("Metrics in text form.", (Content("text/plain"),))},
+        credential="metrics",
+        errors=(401, 429),
+    ),
+    "admin_keys": Operation(
+        "Create a key",
+        "admin",
+        _ok("CreatedKey", "The key, with its secret.", status=201),
+        credential="admin",
+        body=Content(
+            schema="NewKey",
+            examples={"bob": {"value": {"name": "bob", "limits": {"images_per_day": 100}}}},
+        ),
+        errors=(*_ADMIN_ERRORS, 409),
+    ),
+    "admin_keys.list": Operation(
+        "List keys, oldest first",
+        "admin",
+        _ok("KeyList", "The keys."),
+        credential="admin",
+        parameters=(
+            _query("limit", "At most so many.", {"type": "integer", "minimum": 1, "maximum": 1000}),
+            _query("after", "The id of the last key of the previous page.", _TEXT),
+        ),
+        errors=(400, *_READ_ERRORS),
+    ),
+    "admin_key": Operation(
+        "Change a key",
+        "admin",
+        _ok("Key", "The changed key."),
+        credential="admin",
+        body=Content(schema="KeyChanges", examples={"vary": {"value": {"parallel": "vary"}}}),
+        errors=(*_ADMIN_ERRORS, 404, 409),
+    ),
+    "admin_key.revoke": Operation(
+        "Revoke a key",
+        "admin",
+        {204: Success("The key is revoked.")},
+        credential="admin",
+        errors=(*_READ_ERRORS, 404, 409),
+    ),
+    "admin_cache": Operation(
+        "Show the size of the cache",
+        "admin",
+        _ok("CacheStatistics", "Number of images, their bytes, and the bound."),
+        credential="admin",
+        errors=_READ_ERRORS,
+    ),
+    "admin_purge": Operation(
+        "Empty slots of the cache; links keep working",
+        "admin",
+        _PURGE_RESPONSES,
+        credential="admin",
+        body=Content(schema="PurgeRequest", examples={"tag": {"value": {"tag": "spring"}}}),
+        errors=_ADMIN_ERRORS,
+    ),
+    "admin_purges": Operation(
+        "Show how far a purge is",
+        "admin",
+        _ok("Purge", "The purge."),
+        credential="admin",
+        errors=(*_READ_ERRORS, 404),
+    ),
+    "admin_takedown": Operation(
+        "Remove an image everywhere, and refuse its bytes from now on",
+        "admin",
+        _PURGE_RESPONSES,
+        credential="admin",
+        body=Content(schema="TakedownRequest"),
+        errors=(*_ADMIN_ERRORS, 404),
+    ),
+    "admin_signing": Operation(
+        "Make a new key that signs links",
+        "admin",
+        _ok("SigningKey", "The id of the new key.", status=201),
+        credential="admin",
+        errors=(*_READ_ERRORS, 409),
+    ),
+}
+
+PREFLIGHT: Final = Operation(
+    "Ask whether a page of another origin may call",
+    "images",
+    {204: Success("The methods and headers that it may use are in `Access-Control-Allow-…`.")},
+)
+"""Of every OPTIONS route."""
+
+
+def describe(name: str, method: str) -> Operation:
+    """The operation of a route. Raises `KeyError` for a route without a row."""
+    if method == "OPTIONS":
+        return OPERATIONS.get(name, PREFLIGHT)
+    return OPERATIONS[name] if name in OPERATIONS else OPERATIONS[name.partition(".")[0]]

@@ -1,0 +1,242 @@
+"""JSON Schemas of request bodies: image requests by the model table, keys by their fields.
+
+Those of image requests describe strict validation. What a schema cannot say, such as the rule for
+free sizes, only the validation of the request decides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from gateway.access.key_records import KeyRecord, KeySpec
+from gateway.catalog import (
+    SIZE,
+    BooleanSpec,
+    Catalog,
+    ChoiceSpec,
+    Condition,
+    IntegerSpec,
+    Model,
+    ParameterSpec,
+    Rule,
+    SizeSpec,
+    TextSpec,
+)
+from gateway.limits import LIMITS, Limit
+
+Schema = dict[str, Any]
+
+NULL: Final[Schema] = {"type": "null"}
+
+
+def reference(name: str) -> Schema:
+    """A reference to a schema of the document."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+# ── image requests ──────────────────────────────────────────────────────────────────────────
+
+
+def generation_schemas(catalog: Catalog) -> dict[str, Schema]:
+    """`GenerationRequest`, and one schema for each model of the table."""
+    names = {model_id: _schema_name(model_id) for model_id in catalog.models}
+    request = {
+        "description": "A request for images. Each model has its own parameters; null means that a "
+        f"parameter is omitted. Without `model` it is for `{catalog.default_model}`, or for "
+        f"`{catalog.default_gpt_model}` if it has something that only GPT models know. Lenient "
+        "validation accepts more.",
+        "type": "object",
+        "anyOf": [
+            *(
+                {**reference(name), "required": ["model"], "not": _is_null("model")}
+                for name in names.values()
+            ),
+            _without_model(catalog),
+        ],
+    }
+    models = {names[model.id]: _model_schema(model, catalog) for model in catalog.models.values()}
+    return {"GenerationRequest": request, **models}
+
+
+def _without_model(catalog: Catalog) -> Schema:
+    """A request for one of the default models, chosen as `request.validation` does."""
+    plain = catalog.models[catalog.default_model]
+    gpt = catalog.models[catalog.default_gpt_model]
+    signs: list[Schema] = []
+    for name, spec in gpt.parameters.items():
+        known = plain.parameters.get(name)
+        if known is None:
+            harmless = [catalog.harmless[name]] if name in catalog.harmless else []
+            signs.append({"required": [name], "properties": {name: _not_in([*harmless, None])}})
+        elif values := [value for value in _choices(spec) if value not in _choices(known)]:
+            signs.append({"required": [name], "properties": {name: {"enum": values}}})
+    return {
+        **_is_null("model"),
+        "if": {"anyOf": signs} if signs else False,
+        "then": reference(_schema_name(gpt.id)),
+        "else": reference(_schema_name(plain.id)),
+    }
+
+
+def _is_null(name: str) -> Schema:
+    return {"properties": {name: NULL}}
+
+
+def _not_in(values: list[Any]) -> Schema:
+    return {"not": {"enum": values}}
+
+
+def _choices(spec: ParameterSpec) -> tuple[str, ...]:
+    return spec.values if isinstance(spec, ChoiceSpec | SizeSpec) else ()
+
+
+def _schema_name(model_id: str) -> str:
+    # A component's name may have these characters only.
+    return "Generation-" + re.sub(
+        r"[^\w.-]", lambda c: f"_{ord(c[0]):x}_", model_id, flags=re.ASCII
+    )
+
+
+def _model_schema(model: Model, catalog: Catalog) -> Schema:
+    # A default model's schema is also that of a request without `model`.
+    is_default = model.id in (catalog.default_model, catalog.default_gpt_model)
+    properties: dict[str, Schema] = {
+        "model": {"enum": [model.id, None]} if is_default else {"const": model.id},
+        "prompt": {"type": "string", "minLength": 1, "maxLength": model.prompt_max_characters},
+        **{name: _parameter(spec) for name, spec in model.parameters.items()},
+    }
+    for other in catalog.models.values():
+        for name in other.parameters:
+            # A parameter of other models may be omitted by null, or have a value without effect.
+            harmless = [catalog.harmless[name]] if name in catalog.harmless else []
+            properties.setdefault(name, {"enum": [*harmless, None]})
+    schema: Schema = {
+        "type": "object",
+        "required": ["prompt"] if is_default else ["model", "prompt"],
+        "properties": properties,
+        "additionalProperties": False,
+    }
+    if model.rules:
+        schema["allOf"] = [_rule(rule, model) for rule in model.rules]
+    return schema
+
+
+def _parameter(spec: ParameterSpec) -> Schema:
+    """The values of a parameter. Null is among them, and means the default."""
+    match spec:
+        case ChoiceSpec():
+            return {"enum": [*spec.values, None], "default": spec.default}
+        case SizeSpec():
+            rule = (
+                f"WIDTHxHEIGHT: both divisible by {spec.divisor}, at most {spec.max_edge}, "
+                f"{spec.min_pixels} to {spec.max_pixels} pixels, at most {spec.max_ratio} to 1"
+            )
+            free = {"type": "string", "pattern": f"^{SIZE.pattern}$", "description": rule}
+            return {"anyOf": [{"enum": [*spec.values, None]}, free], "default": spec.default}
+        case IntegerSpec(only=only) if only is not None:
+            return {"enum": [only.value, None], "default": spec.default}
+        case IntegerSpec():
+            bounds = {"minimum": spec.min, "maximum": spec.max}
+            return {"type": ["integer", "null"], **bounds, "default": spec.default}
+        case BooleanSpec():
+            return {"type": ["boolean", "null"], "default": spec.default}
+        case TextSpec():
+            return {"type": ["string", "null"]}
+
+
+def _rule(rule: Rule, model: Model) -> Schema:
+    """A combination that is refused. An omitted parameter has its default."""
+    conditions = []
+    for name, condition in rule.when.items():
+        default = model.parameters[name].default
+        required = {} if _holds(condition, default) else {"required": [name]}
+        values = _values_of(condition)
+        if not required:
+            values = {"anyOf": [values, NULL]}
+        conditions.append({"properties": {name: values}, **required})
+    return {"not": {"allOf": conditions}, "description": f"Else: {rule.error.message}"}
+
+
+def _values_of(condition: Condition) -> Schema:
+    if condition.equals is not None:
+        return {"const": condition.equals}
+    if condition.above is not None:
+        return {"type": "number", "exclusiveMinimum": condition.above}
+    return {"type": "number", "exclusiveMaximum": condition.below}
+
+
+def _holds(condition: Condition, value: object) -> bool:
+    if condition.equals is not None:
+        return value == condition.equals
+    if not isinstance(value, int):
+        return False
+    if condition.above is not None:
+        return value > condition.above
+    return condition.below is not None and value < condition.below
+
+
+# ── keys ────────────────────────────────────────────────────────────────────────────────────
+
+
+def key_schemas() -> dict[str, Schema]:
+    """The bodies of a new key and of a change, and a key in an answer."""
+    fields = _pydantic_properties(KeySpec)
+    fields["limits"] = {
+        "type": ["object", "null"],
+        "properties": {name: _limit(limit) for name, limit in LIMITS.items()},
+        "additionalProperties": False,
+    }
+    shown = _pydantic_properties(KeyRecord, without=("secrets",))
+    shown["limits"] = {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}}
+    new: Schema = {
+        "type": "object",
+        "required": ["name"],
+        "properties": fields,
+        "additionalProperties": False,
+    }
+    return {
+        "NewKey": new,
+        "KeyChanges": {
+            "description": "The given fields are merged. Null removes a field, or one limit.",
+            "type": "object",
+            "properties": fields,
+            "additionalProperties": False,
+        },
+        "Key": {
+            "type": "object",
+            "required": ["id", "name", "prefix", "limits", "created_at"],
+            "properties": shown,
+        },
+        "CreatedKey": {
+            "allOf": [reference("Key")],
+            "type": "object",
+            "required": ["key"],
+            "properties": {"key": {"type": "string", "description": "The secret, shown once."}},
+        },
+        "KeyList": {
+            "type": "object",
+            "required": ["data", "has_more"],
+            "properties": {
+                "data": {"type": "array", "items": reference("Key")},
+                "has_more": {"type": "boolean"},
+            },
+        },
+    }
+
+
+def _pydantic_properties(
+    kind: type[KeySpec | KeyRecord], *, without: tuple[str, ...] = ()
+) -> dict[str, Schema]:
+    properties: Mapping[str, Schema] = kind.model_json_schema()["properties"]
+    return {
+        name: {key: value for key, value in schema.items() if key != "title"}
+        for name, schema in properties.items()
+        if name not in without
+    }
+
+
+def _limit(limit: Limit) -> Schema:
+    kind = "number" if limit.unit == "usd_micros" else "integer"
+    return {"type": [kind, "null"], "minimum": 0}
