@@ -21,6 +21,8 @@ KNOWN = {str(name).lower() for name in vars(hdrs).values() if isinstance(name, h
 KNOWN |= {
     *("alt-svc", "api-key", "cache-status", "content-security-policy", "preference-applied"),
     *("cross-origin-resource-policy", "idempotency-key", "prefer"),
+    *("access-control-allow-private-network", "access-control-request-private-network"),
+    *("ocp-apim-subscription-key", "sec-fetch-site"),
     *("proxy-connection", "strict-transport-security", "x-content-type-options"),
 }
 OWN = re.compile(r"(?:x|openai|retry|cf|idempoten\w*)-[a-z0-9*-]*[a-z0-9*]")
