@@ -69,6 +69,11 @@ class Cors:
     def __init__(self, origins: Collection[str] = ()) -> None:
         self._origins = frozenset(origins)
 
+    @property
+    def is_on(self) -> bool:
+        """Whether any origin is allowed."""
+        return bool(self._origins)
+
     def add_headers(
         self, target: str, origin: str | None, headers: MutableMapping[str, str]
     ) -> None:

@@ -51,7 +51,8 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     headers.update(exchange.headers)
     headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
     # Last: it lists the others.
-    request.app[CORS].add_headers(request.path, request.headers.get(hdrs.ORIGIN), headers)
+    if (cors := request.app[CORS]).is_on:
+        cors.add_headers(request.path, request.headers.get(hdrs.ORIGIN), headers)
     if request.app[SERVICES].health.closes_connections:
         response.force_close()
         headers[hdrs.CONNECTION] = "close"  # aiohttp has set its own headers by now

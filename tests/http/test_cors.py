@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 from yarl import URL
 
-from gateway.api.cors import EXPOSED, METHODS, is_covered
+from gateway.api.cors import EXPOSED, METHODS, Cors, is_covered
 from gateway.api.routes import admin_routes, client_routes, health_routes
 from tests.docs.pages import codes, read_page, rows_below
 from tests.gateways import (
@@ -344,6 +344,15 @@ def test_exactly_the_paths_of_clients_are_covered() -> None:
 
     assert all(map(is_covered, covered)), covered
     assert not any(map(is_covered, others)), others
+
+
+def test_a_header_that_is_in_no_list_is_exposed_all_the_same() -> None:
+    headers = {"x-gateway-new": "1", "Content-Type": "text/plain", "Vary": "Accept"}
+
+    Cors([APP]).add_headers("/v1/models", APP, headers)
+
+    assert headers["Access-Control-Expose-Headers"] == ", ".join([*EXPOSED, "x-gateway-new"])
+    assert headers["Vary"] == "Accept, Origin"
 
 
 def test_the_exposed_headers_are_those_of_the_documented_answers() -> None:
