@@ -138,24 +138,27 @@ async def serve(app: web.Application) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-@asynccontextmanager
-async def browse(url: str, folder: Path) -> AsyncIterator[None]:
-    """Opens a page in Chromium, and ends it on exit."""
-    environment = {**os.environ, "HOME": str(folder), "DBUS_SESSION_BUS_ADDRESS": "disabled:"}
-    with (folder / "chromium.log").open("wb") as log:
+async def browse(url: str, folder: Path, *, until: asyncio.Event) -> None:
+    """Opens a page in Chromium, and ends it after the event."""
+    log = folder / "chromium.log"
+    with log.open("wb") as written:
         process = await asyncio.create_subprocess_exec(
             *("chromium", *FLAGS, f"--user-data-dir={folder / 'profile'}", url),
-            env=environment,
-            stdout=log,
-            stderr=log,
+            env={**os.environ, "HOME": str(folder), "DBUS_SESSION_BUS_ADDRESS": "disabled:"},
+            stdout=written,
+            stderr=written,
             start_new_session=True,
         )
+    ended = asyncio.create_task(process.wait())
+    ended.add_done_callback(lambda _: until.set())
     try:
-        yield
+        async with generous():
+            await until.wait()
+        assert not ended.done(), log.read_text()
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        await ended
 
 
 async def go_through_pages(folder: Path, package: Path) -> Seen:  # noqa: F811 - a value
@@ -173,8 +176,7 @@ async def go_through_pages(folder: Path, package: Path) -> Seen:  # noqa: F811 -
         fronted.router.add_route("*", "/{path:.*}", front.answer)
         at_front = await stack.enter_async_context(serve(fronted))
         start = await first_page(alice, ours=ours, foreign=foreign, front=at_front)
-        async with generous(), browse(start, folder):
-            await pages.is_done.wait()
+        await browse(start, folder, until=pages.is_done)
         return Seen(pages.found, front.forwarded, [b["prompt"] for b in await upstream.bodies()])
 
 
