@@ -118,6 +118,11 @@ class ErrorCode(StrEnum):
 
     # ── the key and its limits ──
     INVALID_API_KEY = "invalid_api_key", 401, "The key is unknown, expired or revoked."
+    CROSS_ORIGIN_BASIC = (
+        "cross_origin_basic",
+        403,
+        "Basic authentication, in a request of a page of another origin.",
+    )
     INVALID_ADMIN_TOKEN = "invalid_admin_token", 401, "The path needs the admin token."
     MODEL_NOT_FOUND = "model_not_found", 403, "The key may not use this model, or it is unknown."
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded", 429, "A rate limit is reached."
@@ -231,8 +236,8 @@ class InvalidRequest(GatewayError):
 class IncorrectKey(GatewayError):
     """The key is unknown, expired or revoked. Such a request leaves no ledger record.
 
-    Worded as the service words it, see `docs/reference/images-api.md#keys`. The message shows the
-    first 6 and the last 4 characters of a key that is long enough to hide the others.
+    Worded as in `docs/reference/images-api.md#keys`. The message shows the first 6 and the last 4
+    characters of a key that is long enough to hide the others.
     """
 
     status = 401
@@ -240,8 +245,8 @@ class IncorrectKey(GatewayError):
     def __init__(self, secret: str) -> None:
         shown = f"{secret[:6]}***{secret[-4:]}" if len(secret) >= 16 else "***"
         super().__init__(
-            f"Incorrect API key provided: {shown}. You can find your API key at "
-            "https://platform.openai.com/account/api-keys.",
+            f"Incorrect API key provided: {shown}. It is not an active key of this gateway. You "
+            "can obtain an API key from the operator of this gateway.",
             type=INVALID_REQUEST,
             code=ErrorCode.INVALID_API_KEY,
             headers={"WWW-Authenticate": "Bearer"},

@@ -48,12 +48,13 @@ def read_admin_token(settings: Settings) -> SecretStr:
 
 
 def api_settings(settings: Settings) -> ApiSettings:
-    """The settings of `api`: tokens, bounds and public URL."""
+    """The settings of `api`: tokens, bounds, public URL and origins."""
     return ApiSettings(
         admin_token=read_admin_token(settings),
         metrics_token=settings.server.metrics_token,
         public_url=settings.server.link_base_url,
         is_public_url_set=settings.server.public_url is not None,
+        cors_origins=settings.server.cors_origins,
         max_body_bytes=settings.server.max_body_bytes,
         body_timeout_seconds=settings.server.read_timeout_seconds,
     )

@@ -14,6 +14,7 @@ from aiohttp import hdrs, web
 from pydantic import SecretStr
 
 from gateway.access.keys import Key
+from gateway.api.credentials import hint, read_basic, read_credential
 from gateway.api.exchange import EXCHANGE
 from gateway.api.middleware import Handler
 from gateway.api.services import SERVICES
@@ -85,16 +86,15 @@ def _use_key(request: web.Request, key: Key) -> None:
 
 
 def _key_secret(request: web.Request) -> str:
-    secret = _credential(request)
+    secret = read_credential(request.headers) or read_basic(request)
     if secret:
         return secret
     request.app[SERVICES].attempts.fail(_client(request))
     raise GatewayError(
-        "You didn't provide an API key. You need to provide your API key in an Authorization "
-        "header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY), or as the password field "
-        "(with blank username) if you're accessing the API from your browser and are prompted for "
-        "a username and password. You can obtain an API key from "
-        "https://platform.openai.com/account/api-keys.",
+        "You didn't provide an API key. You need to provide your API key of this gateway in an "
+        "Authorization header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY), in an "
+        "api-key header, or as the password of Basic auth with any username. You can obtain an API "
+        f"key from the operator of this gateway.{hint(request)}",
         status=401,
         type=INVALID_REQUEST,
         headers={hdrs.WWW_AUTHENTICATE: "Bearer"},
@@ -104,7 +104,7 @@ def _key_secret(request: web.Request) -> str:
 def _check_token(request: web.Request, *accepted: SecretStr | None) -> None:
     """Raises 401 unless the request carries one of the tokens."""
     # aiohttp decodes bytes that are not UTF-8 to lone surrogates.
-    credential = _credential(request).encode("utf-8", "surrogatepass")
+    credential = read_credential(request.headers).encode("utf-8", "surrogatepass")
     for token in accepted:
         expected = token.get_secret_value().encode() if token is not None else b""
         # Without `expected`, a request without a credential would match a token that is not set.
@@ -122,14 +122,3 @@ def _check_token(request: web.Request, *accepted: SecretStr | None) -> None:
 def _client(request: web.Request) -> str:
     """Whose attempts are counted together."""
     return network_of(request[EXCHANGE].client_address)
-
-
-def _credential(request: web.Request) -> str:
-    """The secret of `Authorization: Bearer …`, else of `api-key`; empty if there is none.
-
-    See `docs/reference/headers.md#requests-of-clients`.
-    """
-    scheme, _, secret = request.headers.get(hdrs.AUTHORIZATION, "").strip().partition(" ")
-    if scheme.lower() == "bearer" and secret.strip():
-        return secret.strip()
-    return request.headers.get("api-key", "").strip()

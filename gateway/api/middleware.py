@@ -11,9 +11,11 @@ from typing import Final
 import structlog
 from aiohttp import hdrs, web
 
+from gateway.api.cors import CORS
 from gateway.api.exchange import API_VERSION, EXCHANGE, SERVER, Exchange, new_request_id
 from gateway.api.http.json import error_response
 from gateway.api.services import SERVICES
+from gateway.api.unknown_path import KNOWN_PATHS
 from gateway.errors import (
     INVALID_REQUEST,
     MAX_ECHO,
@@ -50,6 +52,9 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     headers[hdrs.SERVER] = SERVER
     headers.update(exchange.headers)
     headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
+    # Last: it lists the others.
+    if (cors := request.app[CORS]).is_on:
+        cors.add_headers(request.path, request.headers.get(hdrs.ORIGIN), headers)
     if request.app[SERVICES].health.closes_connections:
         response.force_close()
         headers[hdrs.CONNECTION] = "close"  # aiohttp has set its own headers by now
@@ -106,6 +111,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     """Turns every error into a JSON response: `docs/reference/errors.md`."""
     # Not raised by aiohttp's handler: the request refers to this error, which would refer to it.
     if (no_route := request.match_info.http_exception) is not None:
+        # Before authentication: a preflight carries no key. No route has the method OPTIONS.
+        if (allowed := request.app[CORS].preflight_headers(request)) is not None:
+            return web.Response(status=HTTPStatus.NO_CONTENT, headers=allowed)
         return error_response(_translate(request, no_route))
     try:
         return await handler(request)
@@ -142,8 +150,7 @@ def _translate(request: web.Request, error: web.HTTPException) -> GatewayError:
         )
     if isinstance(error, web.HTTPNotFound):
         return GatewayError(
-            f"Unknown request URL: {request.method} {path}. Please check the URL for typos, or "
-            "see the docs at https://platform.openai.com/docs/api-reference/.",
+            request.app[KNOWN_PATHS].explain(request.method, path),
             type=INVALID_REQUEST,
             code=ErrorCode.UNKNOWN_URL,
         )

@@ -15,10 +15,12 @@ from aiohttp import web
 from gateway.api import images, links, models, ops
 from gateway.api.admin import cache, keys, signing
 from gateway.api.auth import with_admin, with_confirmed_key, with_key, with_metrics_token
+from gateway.api.cors import CORS, Cors
 from gateway.api.http.body import defer_continue
 from gateway.api.middleware import add_headers, answer_errors, observe
 from gateway.api.openapi.document import DOCUMENTS, Documents, show_document
 from gateway.api.services import SERVICES, Services
+from gateway.api.unknown_path import KNOWN_PATHS, KnownPaths
 from gateway.errors import InternalError
 
 _post = partial(web.post, expect_handler=defer_continue)
@@ -38,9 +40,12 @@ def create_app(services: Services, *, tables: Sequence[Table]) -> web.Applicatio
     app[SERVICES] = services
     # Of all tables, whichever of them this address has.
     app[DOCUMENTS] = Documents(route for table in (*ALL_TABLES, health_routes) for route in table())
+    # Not on an address of operators: no page may call them.
+    app[CORS] = Cors(services.settings.cors_origins if client_routes in tables else ())
     app.on_response_prepare.append(add_headers)
     for table in (*tables, health_routes):
         app.add_routes(table())
+    app[KNOWN_PATHS] = KnownPaths(resource.canonical for resource in app.router.resources())
     return app
 
 

@@ -29,7 +29,7 @@ from gateway.tasks import SerialThread
 
 
 class ApiSettings(BaseModel):
-    """The tokens of operators, the address in links, and the bounds of request bodies."""
+    """The tokens of operators, the address in links, origins, and the bounds of request bodies."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,6 +39,8 @@ class ApiSettings(BaseModel):
     """The start of every link; None: the scheme and host of the request."""
     is_public_url_set: bool = False
     """The operator chose it: then the scheme that a proxy reports does not change it."""
+    cors_origins: tuple[str, ...] = ()
+    """As browsers send them; empty: CORS is off."""
     max_body_bytes: int = Field(gt=0)
     body_timeout_seconds: float = Field(gt=0)
 

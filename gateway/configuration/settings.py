@@ -45,6 +45,7 @@ from gateway.configuration.fields import (
     TlsFile,
     UnshownValueError,
 )
+from gateway.configuration.origins import Origins
 
 
 class Section(BaseModel):
@@ -118,6 +119,8 @@ class ServerSettings(Section):
     """How many image requests of one key a worker has open at once; 0: any number."""
     max_open_per_address: CountOrZero = 0
     """How many image requests of one client address a worker has open at once; 0: any number."""
+    cors_origins: Origins = ()
+    """Origins whose pages may call the API from a browser, https://app.example.com; empty: none."""
     trusted_proxies: Networks = ()
     """Networks whose X-Forwarded-For and X-Forwarded-Proto are believed; empty: none."""
     admin_token: AdminToken | None = None

@@ -131,6 +131,14 @@ CREDENTIALS: dict[str, Lines] = {
     "the admin token and more": bearer(lambda _: ADMIN_TOKEN + "x"),
     "the admin token in upper case": bearer(lambda _: ADMIN_TOKEN.upper()),
     "the admin token in Basic": lambda _: (f"Authorization: {basic('admin', ADMIN_TOKEN)}",),
+    "the key in Basic": lambda g: (f"Authorization: {basic('', key(g))}",),
+    "the key in Basic with a user": lambda g: (f"Authorization: {basic('alice', key(g))}",),
+    "the key as user in Basic": lambda g: (f"Authorization: {basic(key(g), '')}",),
+    "the key and more in Basic": lambda g: (f"Authorization: {basic('', key(g) + 'x')}",),
+    "the key behind a colon in Basic": lambda g: (f"Authorization: {basic('', ':' + key(g))}",),
+    "a revoked key in Basic": lambda g: (f"Authorization: {basic('', g.revoked.secret)}",),
+    "an expired key in Basic": lambda g: (f"Authorization: {basic('', g.expired.secret)}",),
+    "the metrics token in Basic": lambda _: (f"Authorization: {basic('', METRICS_TOKEN)}",),
     "the metrics token": bearer(lambda _: METRICS_TOKEN),
     "the metrics token without its end": bearer(lambda _: METRICS_TOKEN[:-1]),
 }
@@ -147,6 +155,8 @@ KEYS = {
     "the key as api-key",
     "the key in lower-case bearer",
     "the key behind two spaces",
+    "the key in Basic",
+    "the key in Basic with a user",
 }
 ADMIN = {"the admin token", "the admin token as api-key"}
 ACCEPTED = {

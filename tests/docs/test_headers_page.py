@@ -22,6 +22,8 @@ KNOWN |= {
     *("alt-svc", "api-key", "cache-status", "content-security-policy", "preference-applied"),
     *("cross-origin-resource-policy", "idempotency-key", "prefer"),
     *("traceparent", "tracestate"),
+    *("access-control-allow-private-network", "access-control-request-private-network"),
+    *("ocp-apim-subscription-key", "sec-fetch-site"),
     *("proxy-connection", "strict-transport-security", "x-content-type-options"),
 }
 OWN = re.compile(r"(?:x|openai|retry|cf|idempoten\w*)-[a-z0-9*-]*[a-z0-9*]")

@@ -53,10 +53,10 @@ USER_ERROR = "image_generation_user_error"
 REQUEST_ID = re.compile(r"req_[0-9a-f]{32}")
 
 NO_KEY = (
-    "You didn't provide an API key. You need to provide your API key in an Authorization header "
-    "using Bearer auth (i.e. Authorization: Bearer YOUR_KEY), or as the password field (with blank "
-    "username) if you're accessing the API from your browser and are prompted for a username and "
-    "password. You can obtain an API key from https://platform.openai.com/account/api-keys."
+    "You didn't provide an API key. You need to provide your API key of this gateway in an "
+    "Authorization header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY), in an api-key "
+    "header, or as the password of Basic auth with any username. You can obtain an API key from "
+    "the operator of this gateway."
 )
 NOT_JSON = (
     "We could not parse the JSON body of your request. (HINT: This likely means you aren't using "
@@ -405,8 +405,8 @@ async def test_an_unknown_path_under_v1_is_an_invalid_url(shared: Shared, path: 
 
 
 @in_module
-@pytest.mark.parametrize("path", ["/images/foo", "/", "/v1", "/v2/images/generations", "/admin"])
-async def test_an_unknown_path_elsewhere_is_an_unknown_url(shared: Shared, path: str) -> None:
+@pytest.mark.parametrize("path", ["/images/foo", "/v1", "/v2/images/generations", "/models/x/y"])
+async def test_an_unknown_path_of_the_api_is_an_unknown_url(shared: Shared, path: str) -> None:
     reply = await shared.alice.send("GET", path)
 
     message = (
@@ -414,6 +414,35 @@ async def test_an_unknown_path_elsewhere_is_an_unknown_url(shared: Shared, path:
         "https://platform.openai.com/docs/api-reference/."
     )
     assert_error(reply, 404, error(message, None, "unknown_url"))
+
+
+@in_module
+@pytest.mark.parametrize(
+    ("path", "nearest"),
+    [
+        ("/admin", "/admin/keys"),
+        ("/admin/key", "/admin/keys"),
+        ("/ADMIN//keys/", "/admin/keys"),
+        ("/admin/kyes", "/admin/keys"),
+        ("/metric", "/metrics"),
+        ("/health", "/healthz"),
+        ("/ready", "/readyz"),
+        ("/image/generations", "/v1/images/generations"),
+        ("/", None),
+        ("/dashbord", None),
+        ("/" + "a" * 300, None),
+    ],
+)
+async def test_an_unknown_path_elsewhere_names_paths_of_this_gateway(
+    shared: Shared, path: str, nearest: str | None
+) -> None:
+    reply = await shared.alice.send("GET", path)
+
+    hint = f"Did you mean {nearest}?" if nearest else "The paths of this gateway begin with /v1/, "
+    assert reply.status == 404
+    assert reply.error["code"] == "unknown_url"
+    assert f"Unknown request URL: GET {path[:200]}. {hint}" in reply.error["message"]
+    assert "openai.com" not in reply.error["message"]
 
 
 @in_module
@@ -459,8 +488,8 @@ async def test_the_query_string_of_an_image_request_is_ignored(shared: Shared) -
 
 def incorrect(shown: str) -> dict[str, Any]:
     message = (
-        f"Incorrect API key provided: {shown}. You can find your API key at "
-        "https://platform.openai.com/account/api-keys."
+        f"Incorrect API key provided: {shown}. It is not an active key of this gateway. You can "
+        "obtain an API key from the operator of this gateway."
     )
     return error(message, None, "invalid_api_key")
 
@@ -471,11 +500,10 @@ def incorrect(shown: str) -> dict[str, Any]:
     [
         {},
         {"Authorization": ""},
-        {"Authorization": "Bearer "},
-        {"Authorization": "Basic Om9wZW4="},
         {"api-key": " "},
+        {"Referer": "https://a.example/?key=x"},
     ],
-    ids=["nothing", "empty", "only Bearer", "Basic", "empty api-key"],
+    ids=["nothing", "empty", "empty api-key", "other headers"],
 )
 async def test_a_request_without_a_key_is_401(shared: Shared, headers: dict[str, str]) -> None:
     url = shared.gateway.client.url + GENERATIONS

@@ -159,7 +159,7 @@ async def test_each_path_asks_for_the_credential_that_the_document_names(
 ) -> None:
     """Any one of the named schemes opens it; without one it is 401."""
     client = shared.gateway.client
-    secrets = {"key": shared.alice.secret, "apiKey": shared.alice.secret}
+    secrets = dict.fromkeys(("key", "apiKey", "basic"), shared.alice.secret)
     for (method, path), operation in document.operations.items():
         target = re.sub(r"\{\w+\}", "x", path)
         reply = await client.send(method, target, headers=NO_CREDENTIAL)
@@ -171,8 +171,15 @@ async def test_each_path_asks_for_the_credential_that_the_document_names(
                 continue  # not set in this gateway
             kind = document.content["components"]["securitySchemes"][scheme]
             secret = secrets.get(scheme, ADMIN_TOKEN)
-            bearer = {"Authorization": f"Bearer {secret}"}
-            given_header = bearer if kind["type"] == "http" else {kind["name"]: secret}
+            authorization = {
+                "bearer": f"Bearer {secret}",
+                "basic": BasicAuth("", secret).encode(),
+            }
+            given_header = (
+                {"Authorization": authorization[kind["scheme"]]}
+                if kind["type"] == "http"
+                else {kind["name"]: secret}
+            )
             # With a body that is refused, so that no request changes anything.
             headers = {**NO_CREDENTIAL, "Content-Type": "text/plain", **given_header}
             if path == "/admin/signing-keys/rotate":

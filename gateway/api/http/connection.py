@@ -28,6 +28,7 @@ from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
+from gateway.api.cors import Cors
 from gateway.api.exchange import SERVER, new_request_id
 from gateway.api.http import sending
 from gateway.api.http.body import BodyRefused, HeldBytes, request_timeout
@@ -112,6 +113,7 @@ class Shared:
     early_memory: HeldBytes
     turns: Turns
     """Taken by the first request of each connection."""
+    cors: Cors
 
 
 class Connection(RequestHandler):
@@ -237,12 +239,12 @@ class Connection(RequestHandler):
         end = self._head.find(data)
         max_bytes = self._shared.limits.max_head_bytes
         if self._head.size_bytes > max_bytes:
-            self._refuse(head_too_large(max_bytes))
+            self._refuse(head_too_large(max_bytes), data)
             return b""
         if self._fault is None:
             self._parse_head(data if end is None else data[:end], is_complete=end is not None)
         if end is not None and self._fault is not None:
-            self._refuse(self._fault)
+            self._refuse(self._fault, data)
         return b"" if end is None else data[end:]
 
     def _parse_head(self, part: bytes, *, is_complete: bool) -> None:
@@ -254,19 +256,21 @@ class Connection(RequestHandler):
             return
         if not messages:
             if not self._hold_early(len(part)):
-                self._refuse(_memory_full())
+                self._refuse(_memory_full(), part)
             elif self._head.is_awaited and self._timer is None:
                 self._expect_head(self._shared.head_seconds)
             return
         # Never seen: that would be another end of the head than ours.
         if not is_complete or len(messages) > 1:
-            self._refuse(_not_http())
+            self._refuse(_not_http(), part)
             return
         self._begin_request(*messages[0])
 
     def _begin_request(self, message: RawRequestMessage, payload: StreamReader) -> None:
         """A head is complete, and a body may follow."""
         if (refusal := _check_head(message)) is not None:
+            origin = message.headers.get(hdrs.ORIGIN)
+            self._shared.cors.add_headers(message.path, origin, refusal.headers)
             self._refuse(refusal)
             return
         self._stop_timer()
@@ -360,8 +364,12 @@ class Connection(RequestHandler):
         self.close()
         self._payload.feed_eof()
 
-    def _refuse(self, fault: GatewayError) -> None:
-        """Answers instead of a request that cannot be read, and reads nothing more."""
+    def _refuse(self, fault: GatewayError, head: bytes = b"") -> None:
+        """Answers instead of a request that cannot be read, and reads nothing more.
+
+        `head` is the latest part of its head, which names the page that sent it.
+        """
+        self._shared.cors.add_to_unread(head, fault.headers)
         self._stop_timer()
         self._release_early()
         self._drops_input = True
@@ -504,6 +512,10 @@ class Connection(RequestHandler):
         response = error_response(error)
         response.headers["x-request-id"] = new_request_id()
         response.headers[hdrs.SERVER] = SERVER
+        # Without effect on the answer to an unreadable head: `_refuse` has added them.
+        self._shared.cors.add_headers(
+            request.path, request.headers.get(hdrs.ORIGIN), response.headers
+        )
         response.force_close()
         return response
 

@@ -15,6 +15,7 @@ from typing import Final, Literal, cast
 
 import orjson
 
+from gateway.api.cors import Cors
 from gateway.api.exchange import SERVER, new_request_id
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError
 from gateway.net.client_address import TrustedProxies, network_of
@@ -76,8 +77,10 @@ class OpenConnections:
         limits: ConnectionLimits,
         *,
         on_refused: Callable[[Reason], None] = lambda reason: None,
+        cors: Cors | None = None,
     ) -> None:
         self._limits = limits
+        self._cors = cors or Cors()
         self._on_refused = on_refused
         self._open = 0
         self._by_address: Counter[str] = Counter()
@@ -127,7 +130,7 @@ class OpenConnections:
             transport.abort()
             return
         error = _too_many_connections() if reason == "connections" else _too_many_of_address()
-        refused = RefusedConnection(error, self._refused)
+        refused = RefusedConnection(error, self._refused, self._cors)
         transport.set_protocol(refused)
         refused.connection_made(transport)
 
@@ -139,9 +142,10 @@ class RefusedConnection(asyncio.Protocol):
     busier.
     """
 
-    def __init__(self, error: GatewayError, refused: set[RefusedConnection]) -> None:
+    def __init__(self, error: GatewayError, refused: set[RefusedConnection], cors: Cors) -> None:
         self._error = error
         self._refused = refused
+        self._cors = cors
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_answered = False
@@ -158,7 +162,11 @@ class RefusedConnection(asyncio.Protocol):
             return
         self._is_answered = True
         is_health = data.startswith((b"GET /healthz ", b"HEAD /healthz "))
-        answer = _healthy() if is_health else render_error(self._error)
+        if is_health:
+            answer = _healthy()
+        else:
+            self._cors.add_to_unread(data, self._error.headers)
+            answer = render_error(self._error)
         if data.startswith(b"HEAD "):
             answer = answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
         self._transport.write(answer)

@@ -16,6 +16,7 @@ from weakref import WeakSet
 
 from aiohttp import web
 
+from gateway.api.cors import CORS, Cors
 from gateway.api.http import sending
 from gateway.api.http.body import HeldBytes
 from gateway.api.http.connection import Connection, Shared
@@ -75,6 +76,7 @@ class Runner(web.AppRunner):
         self._head_seconds = head_seconds
         self._limits = limits or ConnectionLimits()
         self._on_refused = on_refused
+        self._cors = app.get(CORS) or Cors()
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
@@ -85,6 +87,7 @@ class Runner(web.AppRunner):
             head_seconds=self._head_seconds,
             limits=self._limits,
             on_refused=self._on_refused,
+            cors=self._cors,
             **server._kwargs,  # noqa: SLF001 - aiohttp has no other way to name a connection class
         )
 
@@ -99,16 +102,18 @@ class ConnectionServer(web.Server):
         head_seconds: float,
         limits: ConnectionLimits,
         on_refused: Callable[[Reason], None],
+        cors: Cors,
         **kwargs: Any,
     ) -> None:
         super().__init__(handler, **kwargs)
         self.shared = Shared(
             head_seconds,
             limits,
-            open_connections=OpenConnections(limits, on_refused=on_refused),
+            open_connections=OpenConnections(limits, on_refused=on_refused, cors=cors),
             body_memory=HeldBytes(limits.max_body_memory_bytes),
             early_memory=HeldBytes(MAX_EARLY_BYTES),
             turns=Turns(),
+            cors=cors,
         )
         # Weak, because a client that leaves at once is not reported: its protocol is dropped.
         self._arrivals: WeakSet[Arrival | TlsArrival] = WeakSet()

@@ -47,7 +47,7 @@ _PATH_VARIABLES: Final = {
 _EVENT_SCHEMAS: Final = ("PartialImageEvent", "CompletedEvent", "Error")
 
 _SECURITY: Final[Mapping[Credential, list[dict[str, list[str]]]]] = {
-    "key": [{"key": []}, {"apiKey": []}],
+    "key": [{"key": []}, {"apiKey": []}, {"basic": []}],
     "admin": [{"adminToken": []}, {"adminApiKey": []}],
     "metrics": [{"metricsToken": []}, {"adminToken": []}],
 }
@@ -60,6 +60,11 @@ _SECURITY_SCHEMES: Final = {
         "in": "header",
         "name": "api-key",
         "description": "The same key, as Azure's clients send it.",
+    },
+    "basic": {
+        "type": "http",
+        "scheme": "basic",
+        "description": "The same key as the password, with any user name.",
     },
     "adminToken": {"type": "http", "scheme": "bearer", "description": "`GATEWAY_ADMIN_TOKEN`."},
     "adminApiKey": {
