@@ -339,7 +339,7 @@ def test_exactly_the_paths_of_clients_are_covered() -> None:
     def sample(path: str) -> str:
         return re.sub(r"\{\w+(?::[^{}]*)?\}", "/", path.replace("{_prefix:", "{_p:"))
 
-    covered = {sample(route.path) for route in client_routes()}
+    covered = {sample(route.path) for route in client_routes()} - {"/openapi.json"}
     others = {sample(route.path) for table in (admin_routes, health_routes) for route in table()}
 
     assert all(map(is_covered, covered)), covered

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from aiohttp import web
+from aiohttp import encode_basic_auth, web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -173,7 +173,7 @@ async def test_each_path_asks_for_the_credential_that_the_document_names(
             secret = secrets.get(scheme, ADMIN_TOKEN)
             authorization = {
                 "bearer": f"Bearer {secret}",
-                "basic": BasicAuth("", secret).encode(),
+                "basic": encode_basic_auth("", secret),
             }
             given_header = (
                 {"Authorization": authorization[kind["scheme"]]}
