@@ -23,6 +23,10 @@ from gateway.errors import InternalError
 _post = partial(web.post, expect_handler=defer_continue)
 _patch = partial(web.patch, expect_handler=defer_continue)
 
+_LINK: Final = r"/*(?:[^/]*\.|(?:[^/]+/+)?img-).*"
+"""What may be meant as a link, so that a damaged one is 403 and any other path 404: it has a dot in
+its first segment, as a signature has, or a segment that begins like an image's name."""
+
 Table = Callable[[], list[web.RouteDef]]
 
 
@@ -50,7 +54,7 @@ def client_routes() -> list[web.RouteDef]:
         _post(_api("images/generations"), generate, name="generations"),
         web.get(_api("models"), with_confirmed_key(models.list_models), name="models"),
         web.get(_api("models/{model}"), with_confirmed_key(models.show_model), name="model"),
-        web.get("/images/img-{name:.+}", links.show_image, name="image"),
+        web.get(f"/images/{{link:{_LINK}}}", links.show_image, name="image"),
     ]
 
 

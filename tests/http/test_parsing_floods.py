@@ -153,6 +153,10 @@ PATHS = {
     "versions": "/v1" * 25_000,
     "a model": "/v1/models/" + "a/" * 35_000,
     "a link": "/images/img-" + "/a" * 35_000,
+    "no link": "/images" + "/a" * 35_000,
+    "slashes of a link": "/images" + "/" * 70_000,
+    "dots of a link": "/images/" + "." * 70_000,
+    "a signature": "/images/k.1." + "A" * 70_000,
     "dots": "/.." * 25_000,
 }
 
