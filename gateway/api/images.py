@@ -1,4 +1,4 @@
-"""`POST /v1/images/generations`: reads HTTP, calls `Proxy.generate`, and sends the result.
+"""`POST /v1/images/generations`, and Azure's paths: reads HTTP, calls `Proxy.generate`, and sends the result.
 
 The order of an image request's steps is `proxy/request`; `rendering` turns the result into headers
 and bytes.
@@ -100,6 +100,7 @@ def _create_context(request: web.Request, services: Services, place: Place) -> R
         key=key,
         secret=request[SECRET],
         policy=services.policy(),
+        deployment=request.match_info.get("deployment"),
         content_type=request.headers.get(hdrs.CONTENT_TYPE),
         headers=request.headers,
         read_body=enter_and_read,

@@ -28,6 +28,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST
 
+_API: Final = ("v1/", "openai/")
+"""The starts of paths at which the images API answers an unknown one."""
+
 _SECRET: Final = re.compile(r"[A-Za-z0-9_-]{40,}")
 """The signature of a link, or a key, in a path."""
 
@@ -142,7 +145,7 @@ def _translate(request: web.Request, error: web.HTTPException) -> GatewayError:
             type=INVALID_REQUEST,
             headers={hdrs.ALLOW: ", ".join(sorted(error.allowed_methods))},
         )
-    if isinstance(error, web.HTTPNotFound) and request.path.lstrip("/").startswith("v1/"):
+    if isinstance(error, web.HTTPNotFound) and request.path.lstrip("/").startswith(_API):
         return GatewayError(
             f"Invalid URL ({request.method} {path})", status=404, type=INVALID_REQUEST
         )

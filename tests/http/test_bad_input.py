@@ -426,7 +426,7 @@ async def test_a_path_with_invalid_utf8_is_404(shared: Shared, path: str) -> Non
     assert_is_error(raw.reply, 404)
 
 
-SPELLINGS = ["/v1/{}", "/{}", "//v1/{}", "/v1//{}", "/v1/{}/", "///{}//"]
+SPELLINGS = ["/v1/{}", "/{}", "//v1/{}", "/v1//{}", "/v1/{}/", "///{}//", "/openai//v1/{}"]
 
 
 @in_module
