@@ -331,6 +331,22 @@ async def test_a_link_survives_what_clients_do_with_it(
     assert (await album.show(cut(album.path))).body == album.data
 
 
+async def test_no_line_of_the_log_has_a_links_signature(
+    album: Album, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (album.path, album.path + "?x", album.path + "x", f"/v1{album.path}"):
+        await album.show(path)
+    await album.show(method="POST")
+    client = album.gateway.client
+    await client.admin(
+        "POST", "/admin/cache/takedown", {"image": album.path.replace("img-", "img-0")}
+    )
+    logged = "".join(capsys.readouterr())
+
+    assert logged.count("request_answered") >= 6
+    assert album.signature not in logged
+
+
 async def test_an_error_never_repeats_a_links_signature(album: Album) -> None:
     """Of a path that is no link either, or of a method that a link does not have."""
     for method, target, status in [
