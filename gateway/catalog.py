@@ -89,6 +89,8 @@ class ChoiceSpec(_Row):
     values: Annotated[tuple[Name, ...], Field(min_length=1, strict=False)]
     default: Name
     means: Mapping[Name, Name] = Field(default_factory=dict)
+    lenient: Annotated[tuple[Name, ...], Field(strict=False)] = ()
+    """Other models' values that clients send unasked: lenient mode reads them as `default`."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -97,6 +99,8 @@ class ChoiceSpec(_Row):
             _require(value in self.values, f"'{value}' is not among the values")
         for value in (self.default, *self.means.values()):
             _require(value not in self.means, f"'{value}' itself means something else")
+        for value in self.lenient:
+            _require(value not in self.values, f"lenient: '{value}' is among the values")
         return self
 
     @property

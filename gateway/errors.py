@@ -205,6 +205,17 @@ class GatewayError(Exception):
         vars(copied).update(vars(self), headers=dict(self.headers))
         return copied
 
+    def with_sentence(self, sentence: str) -> Self:
+        """A copy whose message ends with a further sentence.
+
+        What was there stays at the front: clients recognize errors by how a message begins.
+        """
+        copied = self.copy()
+        end = "" if self.message.endswith((".", "!", "?", ")")) else "."
+        copied.message = f"{self.message}{end} {sentence}"
+        copied.args = (copied.message,)
+        return copied
+
     @property
     def body(self) -> dict[str, Any]:
         """The JSON body: `{"error": {"message", "type", "param", "code", …}}`."""

@@ -256,6 +256,11 @@ G2 = "models/gpt-image-2"
             "models.yaml: models.dall-e-3.parameters.n: the only value must be the default",
         ),
         (
+            f"{D2}/parameters/quality/lenient",
+            ["hd", "auto"],
+            "models.yaml: models.dall-e-2.parameters.quality: lenient: 'auto' is among the values",
+        ),
+        (
             f"{D2}/parameters/size/default",
             "1x1",
             "models.yaml: models.dall-e-2.parameters.size: '1x1' is not among the values",

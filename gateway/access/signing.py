@@ -50,11 +50,15 @@ KID_BYTES: Final = 6
 SECRET_BYTES: Final = 32
 WRITE_ATTEMPTS: Final = 5
 
-_PATH: Final = re.compile(r"/[!-\"$->@-~]*")
-"""Visible ASCII without `?` and `#`."""
+_FOLDER: Final = r"(?P<folder>(?:/[!-\"$->@-~]*)?)"
+"""Empty, or visible ASCII without `?` and `#`."""
+_NAME: Final = r"(?P<name>[!-\"$-.0->@-~]+)"
+"""The same without `/`."""
+_PATH: Final = re.compile(f"{_FOLDER}/{_NAME}")
+# A key id has no `.` and a name no `/`, so a link can be taken apart in one way only.
 _LINK: Final = re.compile(
-    rf"(?P<path>{_PATH.pattern})\?exp=(?P<exp>[0-9]{{1,12}})"
-    r"&kid=(?P<kid>[A-Za-z0-9_-]{1,32})&sig=[A-Za-z0-9_-]{43}"
+    rf"{_FOLDER}/(?P<kid>[A-Za-z0-9_-]{{1,32}})\.(?P<expiry>[0-9]{{1,12}})"
+    rf"\.[A-Za-z0-9_-]{{43}}/{_NAME}"
 )
 
 
@@ -81,20 +85,25 @@ class SigningKeys:
         return kid in self._secrets
 
     def sign(self, path: str, *, expires_at: int) -> str:
-        """The link to `path` (visible ASCII, no query) that expires at a Unix second."""
-        if _PATH.fullmatch(path) is None:
+        """The link to `path` (visible ASCII, no query) that expires at a Unix second.
+
+        Key id, expiry and signature are a folder before the name: clients cut queries, and take a
+        name from the end of a link.
+        """
+        found = _PATH.fullmatch(path)
+        if found is None:
             raise ValueError(f"cannot sign {path!r}")
-        return self._link(path, expires_at, kid=self._first_kid)
+        return self._link(found, expires_at, kid=self._first_kid)
 
     def verify(self, link: str, *, now: float) -> int:
         """When a link expires, in Unix seconds. Raises `GatewayError` 403 if it is not valid."""
         found = _parse(link)
         if found["kid"] not in self._secrets:
             raise _invalid()
-        expires_at = int(found["exp"])
+        expires_at = int(found["expiry"])
         # The whole link is compared, not only its signature: each link has one spelling, and
         # nothing can be added to it.
-        signed = self._link(found["path"], expires_at, kid=found["kid"])
+        signed = self._link(found, expires_at, kid=found["kid"])
         if not hmac.compare_digest(signed, link):
             raise _invalid()
         # After the signature: the response to a forged link does not reveal whether it would have
@@ -103,10 +112,10 @@ class SigningKeys:
             raise _expired()
         return expires_at
 
-    def _link(self, path: str, expires_at: int, *, kid: str) -> str:
-        unsigned = f"{path}?exp={expires_at}&kid={kid}"
-        mac = hmac.digest(self._secrets[kid], unsigned.encode(), "sha256")
-        return f"{unsigned}&sig={base64.urlsafe_b64encode(mac).rstrip(b'=').decode()}"
+    def _link(self, path: re.Match[str], expires_at: int, *, kid: str) -> str:
+        start, name = f"{path['folder']}/{kid}.{expires_at}", path["name"]
+        mac = hmac.digest(self._secrets[kid], f"{start}/{name}".encode(), "sha256")
+        return f"{start}.{base64.urlsafe_b64encode(mac).rstrip(b'=').decode()}/{name}"
 
 
 def _parse(link: str) -> re.Match[str]:
@@ -216,7 +225,7 @@ class Signing:
         return keys.sign(path, expires_at=expiry(self._clock(), self._url_ttl_seconds))
 
     async def verify(self, link: str) -> int:
-        """When a link, path and query as received, expires, in Unix seconds.
+        """When a link, its path as received, expires, in Unix seconds.
 
         Raises `GatewayError` 403 if it is not valid, `StoreUnavailable` if that cannot be decided.
         """

@@ -1,4 +1,4 @@
-"""`POST /v1/images/generations`: reads HTTP, calls `Proxy.generate`, and sends the result.
+"""Image requests: reads HTTP, calls `Proxy.generate`, and sends the result.
 
 The order of an image request's steps is `proxy/request`; `rendering` turns the result into headers
 and bytes.
@@ -26,6 +26,7 @@ from gateway.api.rendering import (
     dry_run_body,
     error_headers,
     json_body,
+    notice_of,
     stream_headers,
 )
 from gateway.api.services import SERVICES, Services
@@ -99,6 +100,7 @@ def _create_context(request: web.Request, services: Services, place: Place) -> R
         key=key,
         secret=request[SECRET],
         policy=services.policy(),
+        deployment=request.match_info.get("deployment"),
         content_type=request.headers.get(hdrs.CONTENT_TYPE),
         headers=request.headers,
         read_body=enter_and_read,
@@ -116,9 +118,13 @@ async def _generate(proxy: Proxy, exchange: Exchange, context: RequestContext) -
     """Runs the request and records it in the exchange, also if it fails."""
     try:
         return await proxy.generate(context)
-    except Exception:  # also a fault of the gateway's own, after a charge
+    except Exception as error:  # also a fault of the gateway's own, after a charge
         # Not into the error itself: leader and followers share it, and only the leader was charged.
         exchange.headers.update(error_headers(context))
+        is_own = isinstance(error, GatewayError) and error.source == "gateway"
+        if is_own and (notice := notice_of(context)):
+            # Few clients show headers. What upstream said is relayed as it is.
+            raise error.with_sentence(f"Note: {notice}") from None
         raise
     finally:
         exchange.model, exchange.outcome = context.record.model, context.outcome

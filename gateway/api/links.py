@@ -12,15 +12,18 @@ from gateway.api.exchange import EXCHANGE
 from gateway.api.http.ranges import is_not_modified, requested_range
 from gateway.api.http.sending import send_body
 from gateway.api.services import SERVICES
-from gateway.cache.image_index import ServedImage
+from gateway.cache.image_index import IMAGE_NAME, ServedImage
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError
+from gateway.imagefile.check import MEDIA_TYPES
 
 SECURITY_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; sandbox",
     "Cross-Origin-Resource-Policy": "cross-origin",
+    "Referrer-Policy": "no-referrer",
 }
-"""Any page may show an image. Opened by itself it can do nothing, whatever its bytes are."""
+"""Any page may show an image. Opened by itself it can do nothing, whatever its bytes are, and its
+link, which is a credential, is sent to no other server."""
 
 
 async def show_image(request: web.Request) -> web.StreamResponse:
@@ -36,15 +39,14 @@ async def show_image(request: web.Request) -> web.StreamResponse:
 async def _serve(request: web.Request) -> web.StreamResponse:
     services = request.app[SERVICES]
     # Before the look-up: without a valid signature, no response tells whether an image exists.
-    expires_at = await services.signing.verify(_target(request))
-    image_id, _, extension = request.match_info["name"].partition(".")
-    image = await services.cache.image_index.open(image_id)
-    if image.format != extension:
-        raise GatewayError(
-            "There is no image of this id and format.",
-            type=INVALID_REQUEST,
-            code=ErrorCode.IMAGE_NOT_FOUND,
-        )
+    path = _path(request)
+    expires_at = await services.signing.verify(path)
+    name = path.rpartition("/")[2]
+    if (named := IMAGE_NAME.fullmatch(name)) is None:
+        raise _no_such_image()
+    image = await services.cache.image_index.open(named["id"])
+    if image.format != named["format"]:
+        raise _no_such_image()
     max_age = max(0, int(expires_at - services.clock()))
     validators = {
         hdrs.ETAG: f'"{image.digest}"',
@@ -54,16 +56,24 @@ async def _serve(request: web.Request) -> web.StreamResponse:
     if is_not_modified(request, validators[hdrs.ETAG]):
         return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=validators)
     representation = {
-        hdrs.CONTENT_TYPE: f"image/{extension}",
-        hdrs.CONTENT_DISPOSITION: f'inline; filename="img-{image_id}.{extension}"',
+        hdrs.CONTENT_TYPE: MEDIA_TYPES[image.format],
+        hdrs.CONTENT_DISPOSITION: f'inline; filename="{name}"',
         hdrs.ACCEPT_RANGES: "bytes",
     }
     return await _send(request, image, validators | representation | SECURITY_HEADERS)
 
 
-def _target(request: web.Request) -> str:
-    """The signed part of the link: path and query, byte for byte."""
-    target = request.raw_path
+def _no_such_image() -> GatewayError:
+    return GatewayError(
+        "There is no image of this id and format.",
+        type=INVALID_REQUEST,
+        code=ErrorCode.IMAGE_NOT_FOUND,
+    )
+
+
+def _path(request: web.Request) -> str:
+    """The path of the link, byte for byte. A query, which some clients append, is ignored."""
+    target = request.raw_path.partition("?")[0]
     if target.startswith("/"):
         return target
     # A proxy may send the absolute form, with scheme and host (RFC 9112 §3.2.2).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -30,6 +31,12 @@ from gateway.trace_context import read_trace_context
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST
+
+_API: Final = ("v1/", "openai/")
+"""The starts of paths at which the images API answers an unknown one."""
+
+_SECRET: Final = re.compile(r"[A-Za-z0-9_-]{40,}")
+"""The signature of a link, or a key, in a path."""
 
 log = structlog.get_logger("gateway.access_log")
 
@@ -135,7 +142,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 def _translate(request: web.Request, error: web.HTTPException) -> GatewayError:
     """An error of aiohttp's router, worded as `docs/reference/images-api.md#paths-and-methods`."""
-    path = request.path[:MAX_ECHO]
+    # The client may log the message, and so may everything between.
+    path = _SECRET.sub("***", request.path)[:MAX_ECHO]
     if isinstance(error, web.HTTPMethodNotAllowed):
         return GatewayError(
             f"Not allowed to {request.method} on {path}. "
@@ -144,7 +152,7 @@ def _translate(request: web.Request, error: web.HTTPException) -> GatewayError:
             type=INVALID_REQUEST,
             headers={hdrs.ALLOW: ", ".join(sorted(error.allowed_methods))},
         )
-    if isinstance(error, web.HTTPNotFound) and request.path.lstrip("/").startswith("v1/"):
+    if isinstance(error, web.HTTPNotFound) and request.path.lstrip("/").startswith(_API):
         return GatewayError(
             f"Invalid URL ({request.method} {path})", status=404, type=INVALID_REQUEST
         )

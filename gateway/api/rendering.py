@@ -110,9 +110,14 @@ def error_headers(context: RequestContext) -> dict[str, str]:
     return headers
 
 
+def notice_of(context: RequestContext) -> str:
+    """What the gateway did otherwise than a header of the request, or its key, says; or nothing."""
+    return "; ".join(n for n in (context.cache_policy.notice, *context.notices) if n)
+
+
 def _notice_header(context: RequestContext) -> dict[str, str]:
-    notices = [notice for notice in (context.cache_policy.notice, *context.notices) if notice]
-    return {"x-gateway-notice": "; ".join(notices)} if notices else {}
+    notice = notice_of(context)
+    return {"x-gateway-notice": notice} if notice else {}
 
 
 def _cache_status(answer: Answer, context: RequestContext) -> str:

@@ -1,7 +1,8 @@
 """The URL tables: every route, and the credential that it needs.
 
 There is a table for clients and one for operators, which may have an address of its own. API paths
-work with and without `/v1`, and with doubled and trailing slashes.
+work with and without `/v1`, below `/openai` as Azure's clients write them, and with doubled and
+trailing slashes: `docs/reference/images-api.md#paths`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ from gateway.errors import InternalError
 
 _post = partial(web.post, expect_handler=defer_continue)
 _patch = partial(web.patch, expect_handler=defer_continue)
+
+_DEPLOYMENT: Final = ("deployments", "{deployment:[^/]+(?:/[^/]+)?}", "images", "generations")
+"""With the name of a model, which may have a slash: some of Azure's clients do not escape it."""
+
+_LINK: Final = r"/*(?!\.\./)(?:[^/]*\.|(?:[^/]+/+)?img-).*"
+"""What may be meant as a link, so that a damaged one is 403 and any other path 404: it has a dot in
+its first segment, as a signature has, or a segment that begins like an image's name."""
 
 Table = Callable[[], list[web.RouteDef]]
 
@@ -55,10 +63,11 @@ def client_routes() -> list[web.RouteDef]:
     return [
         # The usual path first: aiohttp finds a path without a pattern by its text.
         _post("/v1/images/generations", generate, name="generations.usual"),
-        _post(_api("images/generations"), generate, name="generations"),
+        _post(_api("images", "generations"), generate, name="generations"),
+        _post(_api(*_DEPLOYMENT), generate, name="generations.deployment"),
         web.get(_api("models"), with_confirmed_key(models.list_models), name="models"),
-        web.get(_api("models/{model}"), with_confirmed_key(models.show_model), name="model"),
-        web.get("/images/img-{name:.+}", links.show_image, name="image"),
+        web.get(_api("models", "{model}"), with_confirmed_key(models.show_model), name="model"),
+        web.get(f"/images/{{link:{_LINK}}}", links.show_image, name="image"),
         web.get("/openapi.json", show_document, name="openapi"),
     ]
 
@@ -105,9 +114,9 @@ async def _answer_no_route(_request: web.Request) -> web.StreamResponse:
     raise InternalError  # not called, because `answer_errors` has the router's error
 
 
-def _api(path: str) -> str:
+def _api(first: str, *others: str) -> str:
     """The pattern of an API path, however a client joins it to its base URL."""
     # Every spelling is a route, because clients lose the body of a redirected POST:
-    # `docs/reference/images-api.md#clients`.
-    joined = path.replace("/", "{_:/+}")
-    return f"/{{_prefix:/*(?:v1/+)?}}{joined}{{_tail:/*}}"
+    # `docs/reference/images-api.md#paths`.
+    joined = "".join(f"{{_{number}:/+}}{other}" for number, other in enumerate(others))
+    return f"/{{_prefix:/*(?:v1/+)?(?:openai/+(?:v1/+)?)?}}{first}{joined}{{_tail:/*}}"

@@ -18,6 +18,7 @@ from gateway.values import nearest
 MIN_SIMILARITY: Final = 0.6
 
 _VERSION: Final = re.compile(r"v\d+")
+_SLASHES: Final = re.compile(r"\{_\d*\}")
 
 
 class KnownPaths:
@@ -51,7 +52,8 @@ KNOWN_PATHS: Final = web.AppKey("known_paths", KnownPaths)
 
 def _readable(canonical: str) -> str:
     """A path of the router without what stands for other spellings of it."""
-    return canonical.replace("/{_prefix}", "/v1/").replace("{_}", "/").replace("{_tail}", "")
+    usual = canonical.replace("/{_prefix}", "/v1/").replace("{_tail}", "")
+    return _SLASHES.sub("/", usual)
 
 
 def _folder(path: str) -> str:

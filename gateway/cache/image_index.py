@@ -7,6 +7,7 @@ becomes a tombstone. The bytes are `blobs`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -15,6 +16,7 @@ import orjson
 
 from gateway.cache.blobs import Blobs
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError
+from gateway.imagefile.check import MEDIA_TYPES
 from gateway.images import Image, decode_fields
 from gateway.store.batch import Batch, execute
 from gateway.store.commands import (
@@ -36,6 +38,9 @@ IMAGES_BY_DIGEST: Final = "images_by_digest"
 
 TRANSCODED: Final = "transcoded"
 """The space of sets of digests that were transcoded, by the digest of their source."""
+
+IMAGE_NAME: Final = re.compile(rf"img-(?P<id>[A-Za-z0-9]+)\.(?P<format>{'|'.join(MEDIA_TYPES)})")
+"""The file name at the end of a link (`docs/reference/images-api.md#links`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,7 @@ class ServedImage:
     digest: str
     """SHA-256 of `data`, hex."""
     format: str
-    """`png`, `jpeg` or `webp`."""
+    """One of `MEDIA_TYPES`."""
     data: bytes
 
 
@@ -69,7 +74,7 @@ def _decode_indexed(encoded: bytes) -> IndexedImage:
 
 
 def image_path(image: Image) -> str:
-    """The path of an image's link, with a file name (`docs/reference/images-api.md#links`)."""
+    """The path of an image before it is signed; it ends in `IMAGE_NAME`."""
     return f"/images/img-{image.id}.{image.format}"
 
 

@@ -17,7 +17,7 @@ from typing import Final
 
 from gateway.cache.entries import decode_image
 from gateway.cache.image_cache import ImageCache
-from gateway.cache.image_index import IMAGES_BY_DIGEST, TRANSCODED, ImageIndex
+from gateway.cache.image_index import IMAGE_NAME, IMAGES_BY_DIGEST, TRANSCODED, ImageIndex
 from gateway.cache.purges import Purge, Purges
 from gateway.cache.takedowns import Takedowns, content_taken_down
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, InvalidRequest
@@ -28,7 +28,7 @@ from gateway.store.protocol import Store
 
 MAX_LINK: Final = 2048
 """Characters of a link that is searched for its image id."""
-_LINK: Final = re.compile(r"(?:.*/)?img-([A-Za-z0-9]+)\.(?:png|jpeg|webp)(?:\?.*)?")
+_LINK: Final = re.compile(rf"(?:.*/)?{IMAGE_NAME.pattern}(?:[?#].*)?")
 _FINGERPRINT_AND_SLOT: Final = re.compile(r"([0-9a-f]{64})/(\d{1,2})")
 _ID: Final = re.compile(r"[A-Za-z0-9]{1,64}")
 
@@ -134,7 +134,7 @@ class Invalidation:
                 raise _no_such_image(image)
             return TakedownTarget(decode_image(slot.data).digest, named[1])
         link = _LINK.fullmatch(image) if len(image) <= MAX_LINK else None
-        image_id = link[1] if link else image
+        image_id = link["id"] if link else image
         if not _ID.fullmatch(image_id):
             raise InvalidRequest(
                 "Name the image by its link, its id (x-gateway-image-ids), or as FINGERPRINT/SLOT.",
@@ -143,7 +143,7 @@ class Invalidation:
             )
         indexed = await self._image_index.find(image_id)
         if indexed is None:
-            raise _no_such_image(image)
+            raise _no_such_image(image_id)  # not the link: an error may be logged
         return TakedownTarget(indexed.digest, indexed.fingerprint)
 
     async def _with_transcoded(self, digest: str) -> list[str]:

@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+MEDIA_TYPES: Final = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+"""The formats that `check_image` knows. Only images of these are stored and have links."""
+
 MAX_SMALL_PARTS: Final = 1000
 MIN_PART_BYTES: Final = 256
 """A file has at most so many chunks or segments, and one more for each `MIN_PART_BYTES`. Encoders
@@ -27,7 +30,7 @@ class ImageFacts:
     """The format and size in an image's header."""
 
     format: str
-    """`png`, `jpeg` or `webp`."""
+    """One of `MEDIA_TYPES`."""
     width: int
     height: int
 

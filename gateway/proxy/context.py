@@ -33,6 +33,8 @@ class RequestContext:
     secret: str
     policy: Policy
     """The snapshot that holds to the end of this request."""
+    deployment: str | None
+    """The model that the path names, as Azure's clients do; None for other paths."""
     content_type: str | None
     headers: Mapping[str, str]
     """As the client sent them; `request.headers` reads those that are the gateway's."""

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -44,7 +44,7 @@ MAX_INTERPRETATIONS: Final = 1024
 """Interpretations that a worker keeps."""
 
 MAX_CACHED_BODY: Final = 4096
-"""Bytes of a body whose interpretation is cached, and of its content type."""
+"""Bytes of a body whose interpretation is cached, its content type and its deployment."""
 
 _NO_HEADERS: Final = RequestHeaders()
 
@@ -80,6 +80,10 @@ class InterpreterSettings(BaseModel):
     """Whether upstream streams. Otherwise there are no partial images to ask for."""
 
 
+_CacheKey: TypeAlias = tuple[bytes, str | None, str | None, bytes]
+"""All that an interpretation depends on, besides the policy."""
+
+
 class _Interpretation(NamedTuple):
     """A body's query, for a request without gateway headers, and its part of the ledger record.
 
@@ -100,7 +104,7 @@ class Interpreter:
         self._ledger = ledger
         self._body_thread = body_thread
         self._policy: Policy | None = None
-        self._cached: OrderedDict[tuple[bytes, str | None, bytes], _Interpretation] = OrderedDict()
+        self._cached: OrderedDict[_CacheKey, _Interpretation] = OrderedDict()
 
     async def interpret(self, context: RequestContext, body: bytes) -> ImageQuery:
         """The query of a request; the context's record and cache policy follow it.
@@ -125,11 +129,12 @@ class Interpreter:
             self._policy = context.policy
             self._cached.clear()
         context.interpretation = None
-        if len(body) + len(context.content_type or "") > MAX_CACHED_BODY:
+        deployment, content_type = context.deployment, context.content_type
+        if len(body) + len(content_type or "") + len(deployment or "") > MAX_CACHED_BODY:
             return await self._read(context, body)
         # With the key's record: models, validation, scope and reuse of the key are part of the
         # meaning.
-        cache_key = (body, context.content_type, context.subject.record)
+        cache_key = (body, deployment, content_type, context.subject.record)
         cached = self._cached.get(cache_key)
         if cached is not None:
             self._cached.move_to_end(cache_key)
@@ -153,6 +158,7 @@ class Interpreter:
             self._read_body,
             body,
             context.content_type,
+            deployment=context.deployment,
             catalog=context.policy.catalog,
             key=context.key,
         )
@@ -162,10 +168,21 @@ class Interpreter:
         return _Interpretation(query, {**recorded, "prompt_hmac": prompt_hmac})
 
     def _read_body(
-        self, body: bytes, content_type: str | None, *, catalog: Catalog, key: Key
+        self,
+        body: bytes,
+        content_type: str | None,
+        *,
+        deployment: str | None,
+        catalog: Catalog,
+        key: Key,
     ) -> _Interpretation:
+        parsed = parse_body(body, content_type)
+        if deployment is not None:
+            # Whatever model the body names: Azure's classes send both, and the service goes by the
+            # path. See `docs/reference/images-api.md#paths`.
+            parsed = {**parsed, "model": deployment}
         request = validate(
-            parse_body(body, content_type),
+            parsed,
             catalog,
             allowed_models=key.models,
             is_lenient=(key.validation or self._settings.validation) == "lenient",

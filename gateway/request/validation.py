@@ -43,6 +43,11 @@ _NOT_IN_THE_IMAGE: Final = frozenset({"n", "partial_images", "response_format", 
 """Parameters with a field of their own in `ImageRequest`; all others change the image."""
 
 _SETTING: Final = 'GATEWAY_VALIDATION=lenient, or "validation": "lenient" of the key'
+_HINT: Final = (
+    "With lenient validation this gateway would accept the request ({}): ask its operator to set "
+    "validation to lenient for your key, or GATEWAY_VALIDATION=lenient for all keys."
+)
+"""The last sentence of a refusal that lenient mode would not make."""
 
 # How lenient mode treats a parameter, as the hint says it.
 _DROPPED: Final = "is dropped at its default"
@@ -60,8 +65,8 @@ def validate(
     """The request of a body: model resolved, defaults filled in, other spellings folded.
 
     `allowed_models` None allows all. Raises `InvalidRequest`: 400, or 403 `model_not_found` for a
-    model that exists and is not allowed. A refusal that lenient mode would not make has the header
-    `x-gateway-hint`.
+    model that exists and is not allowed. A refusal that lenient mode would not make says so in its
+    last sentence and in the header `x-gateway-hint`.
     """
     model = _resolve_model(body, catalog)
     if allowed_models is not None and model.id not in allowed_models:
@@ -72,8 +77,7 @@ def validate(
     try:
         return _validate_strictly(body, model, catalog=catalog)
     except InvalidRequest as refusal:
-        refusal.headers |= _hint(body, model, catalog=catalog)
-        raise
+        raise _with_hint(refusal, body, model, catalog=catalog) from None
 
 
 def _validate_strictly(
@@ -204,20 +208,27 @@ def _validate_leniently(
     tolerated = _tolerated(body, model, catalog=catalog)
     rest = {name: value for name, value in body.items() if name not in tolerated}
     with_effect: dict[str, Any] = {
-        name: body[name] for name, treatment in tolerated.items() if treatment != _DROPPED
+        name: body[name]
+        for name, treatment in tolerated.items()
+        if treatment in (_FORWARDED, _SERVED)
     }
     return replace(_validate_strictly(rest, model, catalog=catalog), **with_effect)
 
 
-def _hint(body: Mapping[str, object], model: Model, *, catalog: Catalog) -> Mapping[str, str]:
-    """The header of a refusal that lenient mode would not make; empty for any other."""
+def _with_hint(
+    refusal: InvalidRequest, body: Mapping[str, object], model: Model, *, catalog: Catalog
+) -> InvalidRequest:
+    """A refusal with its hint, if lenient mode would not make it. Many clients show no headers."""
     try:
         _validate_leniently(body, model, catalog=catalog)
     except InvalidRequest:
-        return {}
+        return refusal
     tolerated = _tolerated(body, model, catalog=catalog)
     shown = ", ".join(f"'{name}' {treatment}" for name, treatment in tolerated.items())
-    return {"x-gateway-hint": f"lenient validation would accept this: {shown} ({_SETTING})"}
+    hinted = refusal.with_sentence(_HINT.format(shown))
+    hint = f"lenient validation would accept this: {shown} ({_SETTING})"
+    hinted.headers["x-gateway-hint"] = hint
+    return hinted
 
 
 def _tolerated(body: Mapping[str, object], model: Model, *, catalog: Catalog) -> Mapping[str, str]:
@@ -236,7 +247,9 @@ def _treatment(name: str, value: object, model: Model, *, catalog: Catalog) -> s
     """How lenient mode treats a parameter; None if strict mode takes it or lenient refuses it."""
     if value is None or _is_harmless(name, value, catalog=catalog):
         return None
-    if name in model.parameters:
+    if (own := model.parameters.get(name)) is not None:
+        if isinstance(own, ChoiceSpec) and isinstance(value, str) and value in own.lenient:
+            return f"is read as '{own.default}'"
         is_any_json = name == "user" and not isinstance(value, str) and _can_be_written(value)
         return _FORWARDED if is_any_json else None
     specs = [m.parameters[name] for m in catalog.models.values() if name in m.parameters]

@@ -48,12 +48,14 @@ def refused(link: str, *, by: SigningKeys = KEYS, now: float = NOON) -> str:
     return error.value.code or ""
 
 
-def test_a_link_has_its_path_its_expiry_and_its_key_and_is_safe_in_any_url():
-    path, _, query = LINK.partition("?")
-    assert path == PATH
-    names = [part.partition("=")[0] for part in query.split("&")]
-    assert names == ["exp", "kid", "sig"]
-    assert set(LINK) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./?&=")
+def test_a_link_ends_in_the_images_name_and_is_safe_in_any_url():
+    folder, _, name = LINK.rpartition("/")
+    assert f"/images/{name}" == PATH
+    images, _, signed = folder.rpartition("/")
+    assert images == "/images"
+    assert signed.split(".")[:2] == ["new", str(int(NOON) + 3600)]
+    # Nothing that a client escapes, unescapes, or cuts off.
+    assert set(LINK) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./")
 
 
 def test_a_link_is_valid_until_the_second_at_which_it_expires():
@@ -91,61 +93,81 @@ def test_any_other_text_is_refused(text):
     assert refused(text) == "link_invalid"
 
 
-_, _, QUERY = LINK.partition("?")
-EXP, KID, SIG = QUERY.split("&")
+FOLDER, _, NAME = LINK.removeprefix("/images/").partition("/")
+KID, EXPIRY, SIGNATURE = FOLDER.split(".")
 
 
 @pytest.mark.parametrize(
-    "query",
+    "folder",
     [
-        *("&".join(order) for order in itertools.permutations((EXP, KID, SIG))),
-        f"{QUERY}&{SIG}",
-        f"{EXP}&{QUERY}",
-        f"{EXP}&{KID}&{KID}&{SIG}",
-        f"{QUERY}&x=1",
-        f"x=1&{QUERY}",
-        f"{QUERY}&",
-        f"&{QUERY}",
-        f"{EXP};{KID};{SIG}",
-        QUERY.replace("exp=", "exp=0"),
-        QUERY.replace("exp=", "exp=+"),
-        QUERY.replace("exp=", "EXP="),
-        QUERY.replace("exp=1", "exp=%31"),
-        QUERY.replace("kid=", "kid=%6e"),
-        QUERY.replace("sig=", "sig=%20"),
-        QUERY.replace("kid=new", "kid=old"),
-        QUERY.replace("kid=new", "kid=unknown"),
-        QUERY + "=",
-        f"{EXP}&{KID}",
-        f"{EXP}&{KID}&sig=",
+        *(".".join(order) for order in itertools.permutations((KID, EXPIRY, SIGNATURE))),
+        f"{FOLDER}.{SIGNATURE}",
+        f"{EXPIRY}.{FOLDER}",
+        f"{FOLDER}.x",
+        f"x.{FOLDER}",
+        f"{FOLDER}.",
+        f".{FOLDER}",
+        f"{FOLDER}/",
+        f"{FOLDER}/{FOLDER}",
+        f"{KID}/{EXPIRY}/{SIGNATURE}",
+        f"{KID}..{EXPIRY}.{SIGNATURE}",
+        f"{KID}.0{EXPIRY}.{SIGNATURE}",
+        f"{KID}.+{EXPIRY}.{SIGNATURE}",
+        f"{KID}.%31{EXPIRY[1:]}.{SIGNATURE}",
+        f"{KID}%2E{EXPIRY}.{SIGNATURE}",
+        f"%6eew.{EXPIRY}.{SIGNATURE}",
+        f"old.{EXPIRY}.{SIGNATURE}",
+        f"unknown.{EXPIRY}.{SIGNATURE}",
+        f"{KID.upper()}.{EXPIRY}.{SIGNATURE}",
+        f"{KID}.{EXPIRY}.{SIGNATURE.lower()}",
+        f"{FOLDER}=",
+        f"{KID}.{EXPIRY}",
+        f"{KID}.{EXPIRY}.",
+        SIGNATURE,
         "",
     ],
 )
-def test_another_spelling_of_the_query_is_refused(query):
-    if query == QUERY:
-        assert KEYS.verify(f"{PATH}?{query}", now=NOON)
+def test_another_spelling_of_the_signature_is_refused(folder):
+    if folder == FOLDER:
+        assert KEYS.verify(f"/images/{folder}/{NAME}", now=NOON)
     else:
-        assert refused(f"{PATH}?{query}") == "link_invalid"
+        assert refused(f"/images/{folder}/{NAME}") == "link_invalid"
 
 
 @pytest.mark.parametrize(
-    "path",
+    "link",
     [
-        PATH.replace("img-", "%69mg-"),
-        PATH.replace("/images", "//images"),
-        PATH.replace("/images", "/./images"),
-        PATH.replace(".png", ".webp"),
-        PATH.upper(),
-        "http://127.0.0.1" + PATH,
-        PATH + "/",
+        LINK.replace("img-", "%69mg-"),
+        LINK.replace("/images", "//images"),
+        LINK.replace("/images", "/./images"),
+        LINK.replace("/img-", "//img-"),
+        LINK.replace("/img-", "/x/img-"),
+        LINK.replace(".png", ".webp"),
+        LINK.upper(),
+        "http://127.0.0.1" + LINK,
+        LINK + "/",
+        f"/{FOLDER}/images/{NAME}",
+        f"/images/{NAME}/{FOLDER}",
+        f"{PATH}?exp={EXPIRY}&kid={KID}&sig={SIGNATURE}",  # the form of earlier versions
+        PATH,
     ],
 )
-def test_another_spelling_of_the_path_is_refused(path):
-    assert refused(f"{path}?{QUERY}") == "link_invalid"
+def test_another_spelling_of_the_path_is_refused(link):
+    assert refused(link) == "link_invalid"
+
+
+def test_a_signature_belongs_to_one_place_of_its_path():
+    """No part of a path can pass for a part of another one."""
+    deep = KEYS.sign("/a/new.1/b", expires_at=1_900_000_000)
+    assert KEYS.verify(deep, now=NOON)
+    signature = deep.split("/")[-2]
+    for link in (f"/a/{signature}/new.1/b", f"/{signature}/a/new.1/b", f"/a/{signature}/b"):
+        assert refused(link) == "link_invalid"
 
 
 def test_a_forged_link_is_invalid_even_if_it_has_expired():
     assert refused(LINK[:-1] + "~", now=NOON + DAY) == "link_invalid"
+    assert refused(LINK.replace(SIGNATURE, "A" * 43), now=NOON + DAY) == "link_invalid"
 
 
 def test_a_refusal_does_not_repeat_the_link():
@@ -153,11 +175,22 @@ def test_a_refusal_does_not_repeat_the_link():
         with pytest.raises(GatewayError) as error:
             KEYS.verify(link, now=now)
         assert error.value.headers == {}
-        assert not [part for part in (*QUERY.split("&"), "img-") if part in str(error.value.body)]
+        shown = str(error.value.body)
+        assert not [part for part in (SIGNATURE, EXPIRY, "img-") if part in shown]
 
 
 def test_an_ambiguous_path_is_not_signed():
-    for path in ("images/img.png", "/images?x", "/images#x", "/ima ges", "/imäges", "", "/a\n"):
+    for path in (
+        "images/img.png",
+        "/images?x",
+        "/images#x",
+        "/ima ges",
+        "/imäges",
+        "",
+        "/a\n",
+        "/a/",
+        "/",
+    ):
         with pytest.raises(ValueError, match="cannot sign"):
             KEYS.sign(path, expires_at=1)
 
@@ -166,7 +199,7 @@ def test_all_keys_verify_and_the_first_signs():
     old = SigningKeys([("old", b"another secret, an older one")])
     assert KEYS.verify(old.sign(PATH, expires_at=int(NOON) + 1), now=NOON)
     assert refused(LINK, by=old) == "link_invalid"
-    assert "&kid=new&" in LINK
+    assert "/new." in LINK
 
 
 @given(
@@ -231,6 +264,11 @@ async def refusal(link: str, by: Signing) -> tuple[int, str | None]:
     return error.value.status, error.value.code
 
 
+def kid_of(link: str) -> str:
+    """The id of the key that signed a link."""
+    return link.removeprefix("/images/").partition(".")[0]
+
+
 async def kids(store: Store) -> list[str]:
     record = await execute(store, Get(META, RECORD))
     assert record is not None
@@ -251,11 +289,8 @@ async def test_a_link_of_another_installation_is_refused(open_store: OpenStore, 
         worker = signing(store, clock)
         own, foreign = await worker.sign(PATH), KEYS.sign(PATH, expires_at=int(NOON) + 60)
         assert await refusal(foreign, worker) == (403, "link_invalid")
-        kid = own.partition("kid=")[2].partition("&")[0]
-        assert await refusal(foreign.replace("kid=new", f"kid={kid}"), worker) == (
-            403,
-            "link_invalid",
-        )
+        under_own_kid = foreign.replace("/new.", f"/{kid_of(own)}.")
+        assert await refusal(under_own_kid, worker) == (403, "link_invalid")
 
 
 async def test_a_rotation_reaches_other_workers_and_keeps_links_valid(open_store: OpenStore, clock):
@@ -265,8 +300,8 @@ async def test_a_rotation_reaches_other_workers_and_keeps_links_valid(open_store
         kid = await rotating.rotate()
         clock.now += 1
         after = await rotating.sign(PATH)
-        assert f"&kid={kid}&" in after
-        assert f"&kid={kid}&" not in before
+        assert kid_of(after) == kid
+        assert kid_of(before) != kid
         for worker in (rotating, reading):
             assert await worker.verify(before)
             assert await worker.verify(after)
@@ -279,7 +314,7 @@ async def test_a_worker_signs_with_a_new_key_within_a_minute(open_store: OpenSto
         await stale.sign(PATH)
         kid = await rotating.rotate()
         clock.now += 61
-        assert f"&kid={kid}&" in await stale.sign(PATH)
+        assert kid_of(await stale.sign(PATH)) == kid
 
 
 async def test_a_link_stays_valid_across_rotations_until_it_expires(open_store: OpenStore, clock):
@@ -289,7 +324,7 @@ async def test_a_link_stays_valid_across_rotations_until_it_expires(open_store: 
         await rotating.rotate()
         clock.now += 59  # the last second in which a worker may sign with the old key
         link = await stale.sign(PATH)
-        assert link.partition("kid=")[2][:12] == (await kids(store))[1]
+        assert kid_of(link) == (await kids(store))[1]
         clock.now = expiry(clock.now, DAY) - 1
         await rotating.rotate()
         assert await signing(store, clock).verify(link)
@@ -373,7 +408,7 @@ async def test_keys_of_the_settings_never_read_the_store(open_store: OpenStore, 
         store = CountingStore(opened)
         worker = signing(store, clock, keys=configured)
         link = await worker.sign(PATH)
-        assert "&kid=b&" in link
+        assert kid_of(link) == "b"
         clock.now += 3600
         assert await worker.verify(link)
         assert await signing(store, clock, keys=configured[:1]).verify(link)

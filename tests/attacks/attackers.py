@@ -153,7 +153,7 @@ async def wrong_token(at: Attackers) -> int:
 
 async def forged_link(at: Attackers) -> int:
     """A link with a signature that is wrong."""
-    path = f"/images/img-{next(at.numbers):024}.png?exp=9999999999&kid=k&sig={'A' * 43}"
+    path = f"/images/k.9999999999.{'A' * 43}/img-{next(at.numbers):024}.png"
     return await at.exchange(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
 

@@ -28,6 +28,7 @@ from tests.docs.pages import (
     tables,
     text_of,
 )
+from tests.hints import split_hint, without_hint
 
 PAGE = read_page("images-api.md")
 TABLE = read_shipped()
@@ -161,7 +162,8 @@ def test_a_body_is_refused_as_the_page_says(row):
         validate(body_of(row), CATALOG)
     error = refusal.value
     assert error.status == 400
-    assert error.body["error"] == {
+    assert ("x-gateway-hint" in error.headers) == (split_hint(error.message)[1] is not None)
+    assert without_hint(error.body["error"]) == {
         "message": code(row["message"]),
         "type": code(row["type"]),
         "param": or_none(row["param"]),
@@ -255,6 +257,7 @@ def test_only_lenient_validation_accepts_the_body(row):
     with pytest.raises(InvalidRequest) as refusal:
         validate(body, CATALOG)
     assert row["lenient validation"] in refusal.value.headers["x-gateway-hint"]
+    assert row["lenient validation"] in refusal.value.message
     assert validate(body, CATALOG, is_lenient=True).model == body["model"]
 
 

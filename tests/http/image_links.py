@@ -35,12 +35,31 @@ class Album:
     """Its bytes, as a client received them in base64."""
 
     @property
+    def unsigned_path(self) -> str:
+        """The image's path before it was signed."""
+        return f"/images/{self.name}"
+
+    @property
+    def name(self) -> str:
+        """The file name at the end of the link."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def signature(self) -> str:
+        """The part of the link without which it is not valid."""
+        return self.path.split("/")[2].split(".")[2]
+
+    @property
+    def expires_at(self) -> int:
+        return int(self.path.split("/")[2].split(".")[1])
+
+    @property
     def etag(self) -> str:
         return f'"{hashlib.sha256(self.data).hexdigest()}"'
 
     def sign(self, path: str | None = None, *, ttl_seconds: float = HOUR_SECONDS) -> str:
         """A link to any path; without one, another link to the image."""
-        path = path or self.path.partition("?")[0]
+        path = path or self.unsigned_path
         return SIGNER.sign(path, expires_at=int(time.time() + ttl_seconds))
 
     async def show(self, path: str | None = None, method: str = "GET", **headers: str) -> Reply:

@@ -29,6 +29,7 @@ from gateway.cli.demo import print_instructions
 from gateway.configuration.fields import Address
 from tests.catalogs import shipped_catalog
 from tests.gateways import ADMIN_TOKEN, Client, Reply
+from tests.hints import split_hint, without_hint
 from tests.http.conftest import Shared
 from tests.waiting import GENEROUS_SECONDS
 
@@ -471,6 +472,11 @@ REFUSED = [
         unknown("response_format"),
     ),
     (
+        "LangChain py with a GPT model",
+        '{"prompt":"refused","model":"gpt-image-1","n":1,"quality":"standard","size":"1024x1024"}',
+        invalid("quality", "standard", "'low', 'medium', 'high', and 'auto'"),
+    ),
+    (
         "LlamaIndex, style also for dall-e-2",
         (
             '{"prompt":"refused","model":"dall-e-2","n":1,"quality":"standard",'
@@ -502,9 +508,9 @@ REFUSED_ALWAYS = [
         },
     ),
     (
-        "LangChain py with a GPT model",
-        '{"prompt":"refused","model":"gpt-image-1","n":1,"quality":"standard","size":"1024x1024"}',
-        invalid("quality", "standard", "'low', 'medium', 'high', and 'auto'"),
+        "LibreChat DALLE3 in hd, with a GPT model",
+        '{"model":"gpt-image-1","quality":"hd","size":"1024x1024","prompt":"refused","n":1}',
+        invalid("quality", "hd", "'low', 'medium', 'high', and 'auto'"),
     ),
     (
         "Open WebUI's default size with dall-e-3",
@@ -542,7 +548,8 @@ async def test_the_client_is_refused_with_the_apis_own_error(
 
     assert reply.status == 400
     assert reply.headers["Content-Type"] == "application/json"
-    assert reply.json == {"error": error}
+    assert set(reply.json) == {"error"}
+    assert without_hint(reply.error) == error
     assert list(reply.error) == ["message", "type", "param", "code"]
     assert await shared.sent("refused") == []
 
@@ -611,6 +618,27 @@ TOLERATED = [
         first_base64,
         headers=OPENAI_JS,
     ),
+    Exchange(
+        "LangChain JS DallEAPIWrapper with a GPT model, its defaults",
+        '{"model":"gpt-image-1.5","prompt":"tolerated langchain","n":1,"size":"1024x1024",'
+        '"response_format":"url","style":"vivid","quality":"standard"}',
+        langchain_js_url,
+        headers=OPENAI_JS,
+    ),
+    Exchange(
+        "LangChain py DallEAPIWrapper with a GPT model",
+        '{"prompt": "tolerated langchain", "model": "chatgpt-image-latest", "n": 1,'
+        ' "quality": "standard", "size": "1024x1024"}',
+        first_base64,
+        headers=OPENAI_PY,
+    ),
+    Exchange(
+        "LlamaIndex with a GPT model",
+        '{"prompt":"tolerated llama","model":"gpt-image-2","n":1,"quality":"standard",'
+        '"response_format":"b64_json","size":"1024x1024","style":"vivid"}',
+        first_base64,
+        headers=OPENAI_PY,
+    ),
 ]
 
 
@@ -623,6 +651,7 @@ async def test_a_lenient_key_is_served_where_strict_mode_refuses_with_a_hint(
 
     assert refused.status == 400
     assert "lenient" in refused.headers["x-gateway-hint"]
+    assert split_hint(refused.error["message"])[1] is not None
     await assert_found(exchange, served)
 
 

@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from tests.gateways import Client, InProcess, Reply, Upstream, make_settings, run_gateway
+from tests.hints import split_hint, without_hint
 from tests.http.conftest import OpenGateway, Shared
 
 in_module = pytest.mark.asyncio(loop_scope="module")
@@ -55,6 +56,17 @@ def not_a_string(name: str, kind: str) -> dict[str, Any]:
     }
 
 
+def not_listed(name: str, value: str) -> dict[str, Any]:
+    return {
+        "message": (
+            f"Invalid value: '{value}'. Supported values are: 'low', 'medium', 'high', and 'auto'."
+        ),
+        "type": "invalid_request_error",
+        "param": name,
+        "code": "invalid_value",
+    }
+
+
 Row = tuple[tuple[str, ...], dict[str, Any], dict[str, Any], dict[str, Any]]
 """Models · further parameters · strict mode's error · forwarded parameters."""
 
@@ -65,6 +77,7 @@ TABLE: list[Row] = [
     (DALLE, {"output_format": "png"}, unknown("output_format"), {}),
     (DALLE, {"output_compression": 100}, unknown("output_compression"), {}),
     (DALLE, {"moderation": "auto"}, unknown("moderation"), {}),
+    (GPT, {"quality": "standard"}, not_listed("quality", "standard"), {}),
     (ALL, {"user": 123}, not_a_string("user", "an integer"), {"user": 123}),
     (ALL, {"user": {"id": [1]}}, not_a_string("user", "an object"), {"user": {"id": [1]}}),
     (
@@ -103,7 +116,8 @@ async def test_strict_mode_refuses_with_a_hint_and_lenient_mode_buys_the_plain_r
     bought = await lenient.ask(prompt, **given)
     hits = [await client.ask(prompt, **plain) for client in (lenient, shared.alice)]
 
-    assert (refused.status, refused.error) == (400, error)
+    assert (refused.status, without_hint(refused.error)) == (400, error)
+    assert split_hint(refused.error["message"])[1] in refused.headers[HINT]
     assert refused.headers[HINT].startswith("lenient validation would accept this: '")
     assert bought.status == 200, bought.body
     assert HINT not in bought.headers
@@ -117,6 +131,11 @@ async def test_strict_mode_refuses_with_a_hint_and_lenient_mode_buys_the_plain_r
 async def test_the_hint_names_the_treatment_and_the_setting(shared: Shared) -> None:
     refused = await shared.alice.ask(model="dall-e-2", style="vivid")
 
+    assert refused.error["message"] == (
+        "Unknown parameter: 'style'. With lenient validation this gateway would accept the request "
+        "('style' is dropped at its default): ask its operator to set validation to lenient for "
+        "your key, or GATEWAY_VALIDATION=lenient for all keys."
+    )
     assert refused.headers[HINT] == (
         "lenient validation would accept this: 'style' is dropped at its default "
         '(GATEWAY_VALIDATION=lenient, or "validation": "lenient" of the key)'
@@ -126,7 +145,7 @@ async def test_the_hint_names_the_treatment_and_the_setting(shared: Shared) -> N
 @in_module
 @pytest.mark.parametrize(
     "given",
-    [{"style": "natural"}, {"seed": 7}, {"n": 11, "style": "vivid"}, {"quality": "standard"}],
+    [{"style": "natural"}, {"seed": 7}, {"n": 11, "style": "vivid"}, {"quality": "hd"}],
     ids=json.dumps,
 )
 async def test_a_refusal_of_both_modes_has_no_hint(
@@ -136,6 +155,7 @@ async def test_a_refusal_of_both_modes_has_no_hint(
         refused = await client.ask("in vain", **given)
         assert refused.status == 400
         assert HINT not in refused.headers
+        assert "lenient" not in refused.error["message"]
 
     assert await shared.sent("in vain") == []
 
@@ -221,7 +241,7 @@ async def test_a_request_validated_by_an_outdated_key_is_validated_again(
 
         records = await there.ledger()
 
-    assert refused.error == unknown("style")
+    assert without_hint(refused.error) == unknown("style")
     assert [(r.outcome, r.status, r.error) for r in records] == [
         ("bought", 200, None),
         ("refused", 400, "unknown_parameter"),
@@ -250,7 +270,7 @@ async def test_lenient_mode_serves_links_to_the_images_of_gpt_models(
     linked = await lenient.ask(prompt, model=model, response_format="url")
     plain = await lenient.ask(prompt, model=model)
 
-    assert refused.error == unknown("response_format")
+    assert without_hint(refused.error) == unknown("response_format")
     assert "'response_format' is served by the gateway itself" in refused.headers[HINT]
     assert linked.status == 200, linked.body
     assert linked.json["data"][0]["url"].startswith("http")

@@ -183,7 +183,7 @@ async def test_a_dall_e_model_returns_a_working_link_to_the_gateway(
     [element] = answer.data
     assert element.b64_json is None
     assert element.url is not None
-    assert element.url.startswith(f"{shared.alice.url}/images/img-")
+    assert element.url.startswith(f"{shared.alice.url}/images/")
     content_type, data = await asyncio.to_thread(download, element.url)
     assert content_type == "image/png"
     assert opened_image(data).size == (64, 64)

@@ -16,6 +16,7 @@ from gateway.errors import InvalidRequest
 from gateway.request.body import parse_body
 from gateway.request.validation import validate
 from tests.catalogs import shipped_catalog
+from tests.hints import without_hint
 
 CATALOG = shipped_catalog()
 
@@ -555,7 +556,7 @@ def _outcome(raw):
     try:
         request = validate(parse_body(raw.encode(), "application/json"), CATALOG)
     except InvalidRequest as error:
-        return {**error.body["error"], "status": error.status}
+        return {**without_hint(error.body["error"]), "status": error.status}
     fields = {
         "n": request.n,
         "response_format": request.response_format,

@@ -19,6 +19,7 @@ from gateway.request.fingerprint import fingerprint
 from gateway.request.validation import validate
 from gateway.upstream.openai.requests import forwarded_body
 from tests.catalogs import read_shipped, shipped_catalog
+from tests.hints import split_hint
 
 CATALOG = shipped_catalog()
 HINT = "x-gateway-hint"
@@ -36,6 +37,9 @@ GPT = (
 )
 ALL = DALLE + GPT
 
+READ_AS_DEFAULT = [
+    (GPT, "quality", "standard"),
+]
 DROPPED = [
     (D2 + GPT, "style", "vivid"),
     (DALLE, "background", "auto"),
@@ -76,7 +80,13 @@ def not_listed(name, value, known):
 
 
 def fields(error):
-    return error.message, error.param, error.code
+    """With the images API's own message, which stays at the front of a longer one."""
+    own, hint = split_hint(error.message)
+    assert (HINT in error.headers) == (hint is not None)
+    assert hint is None or error.headers == {
+        HINT: f"lenient validation would accept this: {hint} {SETTING}"
+    }
+    return own, error.param, error.code
 
 
 def cases(rows):
@@ -90,9 +100,45 @@ def cases(rows):
 def test_another_models_parameter_is_dropped_at_its_default(model, name, value):
     refused = refusal(model, **{name: value})
     assert fields(refused) == unknown(name)
-    effect = f"'{name}' is dropped at its default"
-    assert refused.headers == {HINT: f"lenient validation would accept this: {effect} {SETTING}"}
+    assert split_hint(refused.message)[1] == f"'{name}' is dropped at its default"
     assert request(model, lenient=True, **{name: value}) == request(model)
+
+
+@pytest.mark.parametrize(("model", "name", "value"), cases(READ_AS_DEFAULT))
+def test_another_models_value_that_clients_send_unasked_means_the_default(model, name, value):
+    refused = refusal(model, **{name: value})
+    known = "'low', 'medium', 'high', and 'auto'"
+    assert fields(refused) == not_listed(name, value, known)
+    assert split_hint(refused.message)[1] == f"'{name}' is read as 'auto'"
+    accepted = request(model, lenient=True, **{name: value})
+    assert accepted == request(model) == request(model, **{name: "auto"})
+    assert forwarded_body(accepted, images=1) == forwarded_body(request(model), images=1)
+
+
+def test_every_row_lists_its_own_lenient_values():
+    """No model and no value is named in code."""
+    data = read_shipped()
+    row = data["models"]["gpt-image-2"]
+    quality = row["parameters"]["quality"] | {"lenient": ["draft"]}
+    data["models"]["brush-9"] = row | {"parameters": row["parameters"] | {"quality": quality}}
+    catalog = parse_catalog(data, file="models.yaml")
+
+    accepted = request("brush-9", lenient=True, catalog=catalog, quality="draft")
+    assert accepted == request("brush-9", catalog=catalog)
+    for model, value in (("brush-9", "standard"), ("gpt-image-2", "draft")):
+        refused = refusal(model, lenient=True, catalog=catalog, quality=value)
+        assert refused.code == "invalid_value"
+
+
+def test_the_body_of_langchain_and_of_llamaindex_is_accepted_whole():
+    given = {"n": 1, "size": "1024x1024", "style": "vivid", "quality": "standard"}
+    accepted = request("gpt-image-1", lenient=True, response_format="url", **given)
+    assert accepted.parameters == {"size": "1024x1024"}
+    refused = refusal("gpt-image-1", response_format="url", **given)
+    assert split_hint(refused.message)[1] == (
+        "'response_format' is served by the gateway itself, 'style' is dropped at its default, "
+        "'quality' is read as 'auto'"
+    )
 
 
 @pytest.mark.parametrize("model", GPT)
@@ -100,8 +146,7 @@ def test_another_models_parameter_is_dropped_at_its_default(model, name, value):
 def test_a_response_format_of_gpt_models_is_not_forwarded(model, format_):
     refused = refusal(model, response_format=format_)
     assert fields(refused) == unknown("response_format")
-    effect = "'response_format' is served by the gateway itself"
-    assert refused.headers == {HINT: f"lenient validation would accept this: {effect} {SETTING}"}
+    assert split_hint(refused.message)[1] == "'response_format' is served by the gateway itself"
     accepted = request(model, lenient=True, response_format=format_)
     assert accepted == replace(
         request(model), response_format=format_, requested_response_format=None
@@ -149,7 +194,7 @@ def test_the_hint_names_exactly_the_tolerated_parameters():
 @pytest.mark.parametrize(
     ("model", "given"),
     [
-        *[(model, {name: value}) for model, name, value in cases(DROPPED)],
+        *[(model, {name: value}) for model, name, value in cases(DROPPED + READ_AS_DEFAULT)],
         *[(model, {"response_format": format_}) for model in GPT for format_ in FORMATS],
         *[(model, {"user": {"id": 1}}) for model in ALL],
     ],
@@ -197,11 +242,16 @@ REFUSED = [
     (ALL, {"responseFormat": "b64_json"}, unknown("responseFormat")),
     (ALL, {"Style": "vivid"}, unknown("Style")),
     # The model has the parameter, and not this value.
-    (
-        GPT,
-        {"quality": "standard"},
-        not_listed("quality", "standard", "'low', 'medium', 'high', and 'auto'"),
+    *(
+        (
+            GPT,
+            {"quality": quality},
+            not_listed("quality", quality, "'low', 'medium', 'high', and 'auto'"),
+        )
+        for quality in ("hd", "Standard", "standard ", "")
     ),
+    (D2, {"quality": "hd"}, not_listed("quality", "hd", "'standard' and 'auto'")),
+    (D3, {"quality": "high"}, not_listed("quality", "high", "'standard', 'hd', and 'auto'")),
     (
         D3,
         {"size": "512x512"},

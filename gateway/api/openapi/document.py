@@ -35,13 +35,16 @@ from gateway.catalog import Catalog
 _VARIABLE: Final = re.compile(r"\{(\w+)[^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
 """A variable part of an aiohttp path, whose pattern may have braces itself."""
 
-_USUAL_SPELLING: Final = {"_prefix": "v1/", "_": "/", "_tail": ""}
+_USUAL_SPELLING: Final = {"_prefix": "v1/", "_tail": ""}
 """What clients usually send for the parts of a path that have several spellings."""
+_SLASHES: Final = re.compile(r"_\d*")
+"""The name of a part that stands for one slash, or more."""
 
 _PATH_VARIABLES: Final = {
     "id": "An id, as answers have it.",
     "model": "The id of a model.",
-    "name": "The id of the image and its format, such as `4f….png`.",
+    "deployment": "The id of a model, as Azure's clients name a deployment.",
+    "link": "The rest of a link: `KID.EXPIRY.SIGNATURE/img-ID.png`.",
 }
 
 _EVENT_SCHEMAS: Final = ("PartialImageEvent", "CompletedEvent", "Error")
@@ -152,6 +155,8 @@ def path_template(pattern: str) -> tuple[str, tuple[str, ...]]:
         name = found[1]
         if name in _USUAL_SPELLING:
             return _USUAL_SPELLING[name]
+        if _SLASHES.fullmatch(name):
+            return "/"
         names.append(name)
         return f"{{{name}}}"
 
