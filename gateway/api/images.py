@@ -32,6 +32,7 @@ from gateway.api.rendering import (
 from gateway.api.services import SERVICES, Services
 from gateway.billing.ledger import draft
 from gateway.billing.quota import show_usd
+from gateway.errors import GatewayError
 from gateway.proxy.context import RequestContext
 from gateway.proxy.request import Proxy
 from gateway.proxy.result import Answer, DryRun
@@ -121,9 +122,9 @@ async def _generate(proxy: Proxy, exchange: Exchange, context: RequestContext) -
     except Exception as error:  # also a fault of the gateway's own, after a charge
         # Not into the error itself: leader and followers share it, and only the leader was charged.
         exchange.headers.update(error_headers(context))
-        is_own = isinstance(error, GatewayError) and error.source == "gateway"
-        if is_own and (notice := notice_of(context)):
-            # Few clients show headers. What upstream said is relayed as it is.
+        notice = notice_of(context)
+        # Few clients show headers. What upstream said is relayed as it is.
+        if notice and isinstance(error, GatewayError) and error.source == "gateway":
             raise error.with_sentence(f"Note: {notice}") from None
         raise
     finally:
