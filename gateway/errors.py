@@ -15,6 +15,7 @@ HTTP answers in `api/middleware`, and nowhere else. The error bodies are describ
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final, Self, TypeVar
@@ -30,8 +31,10 @@ IMAGE_USER_ERROR: Final = "image_generation_user_error"
 REFUSAL_CODES: Final = frozenset({"moderation_blocked", "content_policy_violation"})
 """The codes with which upstream refuses the content of a prompt or an image."""
 
-MODERATION_KEYS: Final = frozenset({"moderation_stage", "categories"})
-"""The keys of `moderation_details` in the images API."""
+_MODERATION_WORD: Final = re.compile(r"[a-z]+([ _/-][a-z]+)*")
+"""A stage or a category of `moderation_details`, such as `sexual` or `self-harm/intent`."""
+
+_MAX_MODERATION_WORD: Final = 64
 
 CUT: Final = "…"
 """The end of a text that is not complete."""
@@ -296,6 +299,22 @@ class Charge(StrEnum):
     """Timed out, cut off after sending, or answered with an edge's 5xx: the estimate."""
 
 
+def _moderation_details(sent: object, buyer: Identity) -> dict[str, Any]:
+    """The stage and the categories of a refusal; nothing else, and no word that names the buyer."""
+    if not isinstance(sent, Mapping):
+        return {}
+
+    def is_word(value: object) -> bool:
+        is_short = isinstance(value, str) and len(value) <= _MAX_MODERATION_WORD
+        return is_short and bool(_MODERATION_WORD.fullmatch(str(value))) and not buyer.is_in(value)
+
+    stage, categories = sent.get("moderation_stage"), sent.get("categories")
+    details: dict[str, Any] = {"moderation_stage": stage} if is_word(stage) else {}
+    if isinstance(categories, list) and all(map(is_word, categories)):
+        details["categories"] = categories
+    return details
+
+
 class UpstreamFailure(GatewayError):
     """Upstream answered with an error, without a usable image, or not at all.
 
@@ -352,12 +371,7 @@ class UpstreamFailure(GatewayError):
             is_known = text in REFUSAL_CODES or text in _KNOWN_CODES
             return text if is_known or not buyer.is_in(text) else None
 
-        moderation = self.details.get("moderation_details")
-        details = {
-            key: value
-            for key, value in (moderation.items() if isinstance(moderation, Mapping) else ())
-            if key in MODERATION_KEYS and not buyer.is_in(value)
-        }
+        details = _moderation_details(self.details.get("moderation_details"), buyer)
         return UpstreamFailure(
             message,
             charge=self.charge,

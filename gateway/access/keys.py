@@ -79,6 +79,8 @@ class Key:
     allow_no_cache: bool
     """Whether its requests may refuse cached images with `no-cache` or `max-age`."""
     expires_at: float | None
+    hits_report_usage: bool = True
+    """Whether answers show the usage of images that cost this key nothing; else zeros."""
 
 
 class KeyName(NamedTuple):
@@ -400,6 +402,7 @@ def _known_key(data: bytes, secret_hash: str) -> _KnownKey:
             reuse=Reuse.parse(record.reuse or "always"),
             allow_no_cache=record.allow_no_cache is not False,
             expires_at=record.expires_at,
+            hits_report_usage=record.hits_report_usage is not False,
         ),
         ends_at=ends_at if matching and record.revoked_at is None else 0.0,
     )
