@@ -31,10 +31,11 @@ IMAGE_USER_ERROR: Final = "image_generation_user_error"
 REFUSAL_CODES: Final = frozenset({"moderation_blocked", "content_policy_violation"})
 """The codes with which upstream refuses the content of a prompt or an image."""
 
-_MODERATION_WORD: Final = re.compile(r"[a-z]+([ _/-][a-z]+)*")
-"""A stage or a category of `moderation_details`, such as `sexual` or `self-harm/intent`."""
+_WORD: Final = re.compile(r"[A-Za-z]+(?:[ _./-][A-Za-z]+)*|[0-9]{3}|")
+"""A code, type or parameter, or a category of moderation, such as `self-harm/intent`: letters, or a
+status. An id or a hash, which may be the buyer's, has other digits."""
 
-_MAX_MODERATION_WORD: Final = 64
+_MAX_WORD: Final = 64
 
 CUT: Final = "…"
 """The end of a text that is not complete."""
@@ -299,18 +300,20 @@ class Charge(StrEnum):
     """Timed out, cut off after sending, or answered with an edge's 5xx: the estimate."""
 
 
+def _is_plain(value: object, buyer: Identity) -> bool:
+    """Whether a value is a word that can name no buyer."""
+    is_word = isinstance(value, str) and len(value) <= _MAX_WORD and _WORD.fullmatch(value)
+    return bool(is_word) and not buyer.is_in(value)
+
+
 def _moderation_details(sent: object, buyer: Identity) -> dict[str, Any]:
     """The stage and the categories of a refusal; nothing else, and no word that names the buyer."""
     if not isinstance(sent, Mapping):
         return {}
 
-    def is_word(value: object) -> bool:
-        is_short = isinstance(value, str) and len(value) <= _MAX_MODERATION_WORD
-        return is_short and bool(_MODERATION_WORD.fullmatch(str(value))) and not buyer.is_in(value)
-
     stage, categories = sent.get("moderation_stage"), sent.get("categories")
-    details: dict[str, Any] = {"moderation_stage": stage} if is_word(stage) else {}
-    if isinstance(categories, list) and all(map(is_word, categories)):
+    details: dict[str, Any] = {"moderation_stage": stage} if _is_plain(stage, buyer) else {}
+    if isinstance(categories, list) and all(_is_plain(word, buyer) for word in categories):
         details["categories"] = categories
     return details
 
@@ -369,7 +372,7 @@ class UpstreamFailure(GatewayError):
 
         def word(text: str | None) -> str | None:
             is_known = text in REFUSAL_CODES or text in _KNOWN_CODES
-            return text if is_known or not buyer.is_in(text) else None
+            return text if is_known or _is_plain(text, buyer) else None
 
         details = _moderation_details(self.details.get("moderation_details"), buyer)
         return UpstreamFailure(

@@ -248,9 +248,7 @@ def partial_image_event(image: SharedPartialImage, base64: bytes, *, created: in
     return sse.encode_event(PARTIAL_IMAGE, fields, base64=base64)
 
 
-def completed_event(
-    answer: Answer, *, created: int, reports_all_usage: bool = True
-) -> list[bytes]:
+def completed_event(answer: Answer, *, created: int, reports_all_usage: bool = True) -> list[bytes]:
     """The event of the image, in pieces; `reports_all_usage` is as in `json_body`."""
     ((image, base64),) = answer.images
     usage = _usage(answer, reports_all_usage=reports_all_usage)

@@ -406,7 +406,6 @@ async def test_a_bad_request_names_code_and_param(shared: Shared, model: str, ki
         ({"style": "vivid"}, "unknown_parameter", "style", "invalid_request_error"),
         ({"response_format": "b64_json"}, "unknown_parameter", "response_format", None),
         ({"extra_body": {"seed": 7}}, "unknown_parameter", "seed", "invalid_request_error"),
-        ({"safety_identifier": "x"}, "unknown_parameter", "safety_identifier", None),
         ({"model": "gpt-5"}, "invalid_value", "model", "image_generation_user_error"),
         ({"model": "dall-e-3", "n": 2}, None, None, "invalid_request_error"),
         ({"prompt": ""}, "empty_string", "prompt", "invalid_request_error"),
