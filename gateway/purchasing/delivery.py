@@ -214,8 +214,9 @@ def _kept_fields(
     kept: dict[str, str | int | float] = {}
     for name in model.answer_fields:
         value = sent.extra.get(name)
-        is_text = isinstance(value, str) and len(value) <= MAX_ANSWER_FIELD
-        if (is_text or isinstance(value, int | float)) and not buyer.is_in(value):
+        if not isinstance(value, str | int | float) or buyer.is_in(value):
+            continue
+        if len(str(value)) <= MAX_ANSWER_FIELD:
             kept[name] = value
     return MappingProxyType(kept)
 
