@@ -323,6 +323,13 @@ async def test_an_omitted_model_is_chosen_by_the_other_parameters(shared: Shared
     assert [body["model"] for body in sent] == ["dall-e-2", "gpt-image-1.5"]
 
 
+async def test_a_safety_identifier_of_the_package_is_forwarded(shared: Shared) -> None:
+    ask = {"model": "gpt-image-1.5", "prompt": "an identified otter"}
+    await generate(shared.alice, **ask, safety_identifier="hash-of-ann", user="ann")
+    (sent,) = await shared.sent("an identified otter")
+    assert sent == {**ask, "safety_identifier": "hash-of-ann", "user": "ann"}
+
+
 async def test_the_headers_of_a_response_are_available(shared: Shared) -> None:
     async with sdk(shared.alice) as opened:
         raw = await opened.images.with_raw_response.generate(model="gpt-image-1", prompt="raw")
