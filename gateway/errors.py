@@ -31,9 +31,11 @@ IMAGE_USER_ERROR: Final = "image_generation_user_error"
 REFUSAL_CODES: Final = frozenset({"moderation_blocked", "content_policy_violation"})
 """The codes with which upstream refuses the content of a prompt or an image."""
 
-_WORD: Final = re.compile(r"[A-Za-z]+(?:[ _./-][A-Za-z]+)*|[0-9]{3}|")
-"""A code, type or parameter, or a category of moderation, such as `self-harm/intent`: letters, or a
-status. An id or a hash, which may be the buyer's, has other digits."""
+_WORD: Final = re.compile(
+    r"[A-Za-z]+[0-9]{0,4}(?:[ _./-](?:[A-Za-z]+[0-9]{0,4}|[0-9]{1,4}))*|[0-9]{3}|"
+)
+"""A code, type or parameter, or a category of moderation, such as `self-harm/intent` and `E1001`:
+letters before a few digits, or a status. A hash or a number, which may be the buyer's, is neither."""
 
 _MAX_WORD: Final = 64
 
