@@ -35,7 +35,7 @@ _WORD: Final = re.compile(
     r"[A-Za-z]+[0-9]{0,4}(?:[ _./-](?:[A-Za-z]+[0-9]{0,4}|[0-9]{1,4}))*|[0-9]{3}|"
 )
 """A code, type or parameter, or a category of moderation, such as `self-harm/intent` and `E1001`:
-letters before a few digits, or a status. A hash or a number, which may be the buyer's, is neither."""
+letters before a few digits, or a status. A hash or a long number may be the buyer's."""
 
 _MAX_WORD: Final = 64
 
