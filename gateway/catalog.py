@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.images import IDENTITIES
 from gateway.values import nearest
 
 SIZE: Final = re.compile(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})")
@@ -36,9 +37,20 @@ _FIELD_TYPES: Final = {
     "partial_images": "integer",
     "response_format": "choice",
     "stream": "boolean",
-    "user": "string",
+    **dict.fromkeys(IDENTITIES, "string"),
 }
 """The parameters that are fields of `images.ImageRequest`, and the types of their rows."""
+
+ECHOED_PARAMETERS: Final = ("size", "quality", "background", "output_format")
+"""Parameters of the request that upstream repeats with their effective values."""
+
+_OTHER_ANSWER_FIELDS: Final = frozenset(
+    {
+        *("b64_json", "created", "created_at", "data", "error", "partial_image_index"),
+        *("revised_prompt", "type", "url", "usage", *ECHOED_PARAMETERS),
+    }
+)
+"""The fields of the images API itself, which `answer_fields` cannot replace."""
 
 
 class CatalogError(ValueError):
@@ -301,6 +313,8 @@ class Model(_Row):
     parameters: Mapping[Name, ParameterSpec]
     """By name, in the order in which they are checked."""
     rules: Annotated[tuple[Rule, ...], Field(strict=False)] = ()
+    answer_fields: Annotated[tuple[Name, ...], Field(strict=False)] = ()
+    """Further fields of an image in upstream's answer that are kept, and shown to every key."""
     billing: Billing
     simulator: SimulatorSpec = Field(default_factory=SimulatorSpec)
 
@@ -313,6 +327,10 @@ class Model(_Row):
             _require(spec is None or spec.type == expected, f"'{name}' must be of type {expected}")
         for name in (name for rule in self.rules for name in rule.when):
             _require(name in self.parameters, f"a rule names '{name}', which is no parameter")
+        for name in self.answer_fields:
+            _require(name not in IDENTITIES, f"answer_fields: '{name}' names the buyer of an image")
+            is_free = name not in _OTHER_ANSWER_FIELDS
+            _require(is_free, f"answer_fields: '{name}' is a field of the images API already")
         _check_billing(self)
         quality = self.parameters["quality"]
         values = quality.distinct_values if isinstance(quality, ChoiceSpec) else ()

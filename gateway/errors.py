@@ -15,6 +15,7 @@ HTTP answers in `api/middleware`, and nowhere else. The error bodies are describ
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final, Self, TypeVar
@@ -30,8 +31,13 @@ IMAGE_USER_ERROR: Final = "image_generation_user_error"
 REFUSAL_CODES: Final = frozenset({"moderation_blocked", "content_policy_violation"})
 """The codes with which upstream refuses the content of a prompt or an image."""
 
-MODERATION_KEYS: Final = frozenset({"moderation_stage", "categories"})
-"""The keys of `moderation_details` in the images API."""
+_WORD: Final = re.compile(
+    r"[A-Za-z]+[0-9]{0,4}(?:[ _./-](?:[A-Za-z]+[0-9]{0,4}|[0-9]{1,4}))*|[0-9]{3}|"
+)
+"""A code, type or parameter, or a category of moderation, such as `self-harm/intent` and `E1001`:
+letters before a few digits, or a status. A hash or a long number may be the buyer's."""
+
+_MAX_WORD: Final = 64
 
 CUT: Final = "…"
 """The end of a text that is not complete."""
@@ -312,6 +318,24 @@ class Charge(StrEnum):
     """Timed out, cut off after sending, or answered with an edge's 5xx: the estimate."""
 
 
+def _is_plain(value: object, buyer: Identity) -> bool:
+    """Whether a value is a word that can name no buyer."""
+    is_word = isinstance(value, str) and len(value) <= _MAX_WORD and _WORD.fullmatch(value)
+    return bool(is_word) and not buyer.is_in(value)
+
+
+def _moderation_details(sent: object, buyer: Identity) -> dict[str, Any]:
+    """The stage and the categories of a refusal; nothing else, and no word that names the buyer."""
+    if not isinstance(sent, Mapping):
+        return {}
+
+    stage, categories = sent.get("moderation_stage"), sent.get("categories")
+    details: dict[str, Any] = {"moderation_stage": stage} if _is_plain(stage, buyer) else {}
+    if isinstance(categories, list) and all(_is_plain(word, buyer) for word in categories):
+        details["categories"] = categories
+    return details
+
+
 class UpstreamFailure(GatewayError):
     """Upstream answered with an error, without a usable image, or not at all.
 
@@ -374,14 +398,9 @@ class UpstreamFailure(GatewayError):
 
         def word(text: str | None) -> str | None:
             is_known = text in REFUSAL_CODES or text in _KNOWN_CODES
-            return text if is_known or not buyer.is_in(text) else None
+            return text if is_known or _is_plain(text, buyer) else None
 
-        moderation = self.details.get("moderation_details")
-        details = {
-            key: value
-            for key, value in (moderation.items() if isinstance(moderation, Mapping) else ())
-            if key in MODERATION_KEYS and not buyer.is_in(value)
-        }
+        details = _moderation_details(self.details.get("moderation_details"), buyer)
         return UpstreamFailure(
             message,
             charge=self.charge,

@@ -24,6 +24,10 @@ MAX_SLOTS: Final = 64
 MAX_AGE_SECONDS: Final = 2**31
 """The longest time that a cache counts: RFC 9111 §1.2.2 reads any longer one as this."""
 
+IDENTITIES: Final = ("user", "safety_identifier")
+"""The parameters that name a client to upstream. They are forwarded, and are no part of the image:
+neither its fingerprint nor what is kept of an answer has them."""
+
 _WITHIN: Final = re.compile(r"within:([0-9]{1,9})(s|m|h|d)")
 
 T = TypeVar("T")
@@ -54,6 +58,8 @@ class ImageRequest:
     """`response_format` as the client wrote it; None if it was omitted or null."""
     user: object = None
     """As the client sent it: a string or, in lenient mode, any JSON; None if absent."""
+    safety_identifier: object = None
+    """Like `user`, whose newer name it is."""
     stream: bool = False
     partial_images: int = 0
     variation: int = 0
@@ -69,11 +75,12 @@ class ImageRequest:
 
     @property
     def user_names(self) -> tuple[str, ...]:
-        """The strings and numbers in `user`, and the ids of the request.
+        """The strings and numbers that name the client or its request.
 
         Upstream receives them and may quote them.
         """
-        return (*_leaves(self.user), *self.trace.fields.values())
+        named = (text for name in IDENTITIES for text in _leaves(getattr(self, name)))
+        return (*named, *self.trace.fields.values())
 
     @property
     def user_text(self) -> str:
@@ -141,6 +148,14 @@ class Usage:
             for i in range(count)
         ]
 
+    def zeroed(self) -> Usage:
+        """A usage of no tokens that is shown in the same shape."""
+        return Usage(
+            has_output_details=self.has_output_details,
+            has_cached=self.has_cached,
+            has_cached_details=self.has_cached_details,
+        )
+
     @staticmethod
     def sum(usages: Iterable[Usage]) -> Usage:
         """The sum of several usages."""
@@ -181,10 +196,13 @@ class Image:
     cost_micros: int = 0
     """Its share of the purchase's cost, in micro-dollars."""
     echoed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """`size`, `quality`, `background`, `output_format` as upstream echoed them."""
-    extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    """Further keys of upstream's answer for this image; relayed unchanged, see
-    `docs/reference/images-api.md#responses`."""
+    """`size`, `quality`, `background`, `output_format` where answers have them. The format that is
+    shown is `format`."""
+    answer_fields: Mapping[str, str | int | float] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    """Those of the model's `answer_fields` that upstream's answer had. Not named `extra`: under
+    that name older gateways stored all further keys, also those that name the buyer."""
     model: str = ""
     transcoded_from: str | None = None
     """The digest of the image that it was transcoded from; None if it was bought."""
@@ -244,6 +262,7 @@ class UpstreamImage:
     url: str | None = None
     revised_prompt: str | None = None
     extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """All further keys. `purchasing.delivery` chooses what is kept of them."""
 
     @property
     def is_link(self) -> bool:

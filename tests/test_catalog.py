@@ -314,6 +314,26 @@ G2 = "models/gpt-image-2"
                 "output_tokens_formula cannot be applied to the size 'large'"
             ),
         ),
+        (
+            f"{G2}/answer_fields",
+            ["seed", "user"],
+            "models.yaml: models.gpt-image-2: answer_fields: 'user' names the buyer of an image",
+        ),
+        (
+            f"{G2}/answer_fields",
+            ["safety_identifier"],
+            "answer_fields: 'safety_identifier' names the buyer of an image",
+        ),
+        (
+            f"{G2}/answer_fields",
+            ["usage"],
+            "answer_fields: 'usage' is a field of the images API already",
+        ),
+        (
+            f"{D2}/parameters/safety_identifier",
+            {"type": "integer", "min": 0, "max": 1, "default": 0},
+            "models.yaml: models.dall-e-2: 'safety_identifier' must be of type string",
+        ),
         ("models", {}, "models.yaml: models: Dictionary should have at least 1 item"),
     ],
 )

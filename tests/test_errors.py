@@ -2,6 +2,8 @@
 
 import gc
 
+import pytest
+
 from gateway.errors import Charge, InternalError, UpstreamFailure, detach
 
 
@@ -77,3 +79,21 @@ def test_a_detached_error_is_no_cycle() -> None:
     finally:
         gc.enable()
     assert kept.__traceback__ is None
+
+
+@pytest.mark.parametrize(
+    "word", ["", "400", "E1001", "e_1", "input-images", "gpt-image-1.5", "a b"]
+)
+def test_a_plain_word_of_a_failure_is_shared(word: str) -> None:
+    failure = UpstreamFailure("m", charge=Charge.FREE, code=word, type=word, param=word)
+    shared = failure.shared()
+    assert (shared.code, shared.param, shared.type) == (word, word, word or "server_error")
+
+
+@pytest.mark.parametrize(
+    "word", ["9be2d0", "user-9be2d0a7", "471108150", "u_123456", "a" * 65, "a:b", "Ann\n", "Ä", "-"]
+)
+def test_a_word_that_may_be_a_hash_or_a_number_is_not_shared(word: str) -> None:
+    failure = UpstreamFailure("m", charge=Charge.FREE, code=word, type=word, param=word)
+    shared = failure.shared()
+    assert (shared.code, shared.param, shared.type) == (None, None, "server_error")

@@ -81,6 +81,8 @@ class Key:
     """Whether its requests may refuse cached images with `no-cache` or `max-age`."""
     parallel: Parallel
     expires_at: float | None
+    hits_report_usage: bool = True
+    """Whether answers show the usage of images that cost this key nothing; else zeros."""
 
 
 class KeyName(NamedTuple):
@@ -403,6 +405,7 @@ def _known_key(data: bytes, secret_hash: str) -> _KnownKey:
             allow_no_cache=record.allow_no_cache is not False,
             parallel=record.parallel or "share",
             expires_at=record.expires_at,
+            hits_report_usage=record.hits_report_usage is not False,
         ),
         ends_at=ends_at if matching and record.revoked_at is None else 0.0,
     )

@@ -67,12 +67,13 @@ async def _answer(
         if isinstance(result, DryRun):
             exchange.outcome = "ok"
             return json_response(dry_run_body(result), headers=DRY_RUN_HEADERS)
-        now = services.clock()
+        now, shows = services.clock(), context.key.hits_report_usage
         if result.request.stream:
-            event = completed_event(result, created=int(now))
+            event = completed_event(result, created=int(now), reports_all_usage=shows)
             return await stream.end(event, stream_headers(result, context, now=now))
     exchange.headers.update(answer_headers(result, context, now=now))
-    return await _send(request, json_body(result, created=int(now), public_url=public_url))
+    body = json_body(result, created=int(now), public_url=public_url, reports_all_usage=shows)
+    return await _send(request, body)
 
 
 def _public_url(request: web.Request, services: Services) -> str:

@@ -7,7 +7,7 @@ These functions are pure. `images` is the handler, `http/` sends. Described in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
@@ -151,9 +151,14 @@ def _error_cache_status(context: RequestContext) -> str | None:
 # ── JSON ────────────────────────────────────────────────────────────────────────────────────
 
 
-def json_body(answer: Answer, *, created: int, public_url: str) -> list[bytes]:
-    """The JSON body in pieces, so that base64 is never copied. Keys are in the API's order."""
-    echoed = answer.images[0][0].echoed
+def json_body(
+    answer: Answer, *, created: int, public_url: str, reports_all_usage: bool = True
+) -> list[bytes]:
+    """The JSON body in pieces, so that base64 is never copied. Keys are in the API's order.
+
+    Without `reports_all_usage`, images that the request did not buy count as no tokens in `usage`.
+    """
+    echoed = _echoed_fields(answer.images[0][0])
     start: dict[str, Any] = {"created": created}
     if "background" in echoed:
         start["background"] = echoed["background"]
@@ -166,7 +171,7 @@ def json_body(answer: Answer, *, created: int, public_url: str) -> list[bytes]:
         else:
             pieces += [b'{"b64_json":"', data, b'"', _rest(_image_fields(image))]
     end = {key: echoed[key] for key in ("output_format", "quality", "size") if key in echoed}
-    usage = _usage([image for image, _ in answer.images])
+    usage = _usage(answer, reports_all_usage=reports_all_usage)
     pieces += [b"]", _rest(end | usage)]
     return pieces
 
@@ -182,10 +187,17 @@ def dry_run_body(result: DryRun) -> dict[str, Any]:
     }
 
 
+def _echoed_fields(image: Image) -> dict[str, str]:
+    """The echoed parameters of an image, with the format that its bytes are in."""
+    echoed = _in_order(image.echoed)
+    # Upstream's word may be wrong, and an older gateway stored it.
+    return echoed | {"output_format": image.format} if "output_format" in echoed else echoed
+
+
 def _image_fields(image: Image) -> dict[str, Any]:
     """The fields of an image beside its bytes."""
     revised = {"revised_prompt": image.revised_prompt} if image.revised_prompt else {}
-    return {**revised, **image.extra}
+    return {**revised, **image.answer_fields}
 
 
 def _rest(fields: Mapping[str, Any]) -> bytes:
@@ -193,12 +205,16 @@ def _rest(fields: Mapping[str, Any]) -> bytes:
     return b"," + orjson.dumps(fields)[1:] if fields else b"}"
 
 
-def _usage(images: Sequence[Image]) -> dict[str, Any]:
+def _usage(answer: Answer, *, reports_all_usage: bool) -> dict[str, Any]:
     """`usage` with the sum over the images; empty if none of them has any.
 
     See `docs/reference/images-api.md#usage`.
     """
-    shares = [image.usage for image in images if image.usage is not None]
+    shares = [
+        image.usage if reports_all_usage or image.id in answer.bought else image.usage.zeroed()
+        for image, _ in answer.images
+        if image.usage is not None
+    ]
     if not shares:
         return {}
     usage = Usage.sum(shares)
@@ -232,18 +248,19 @@ def partial_image_event(image: SharedPartialImage, base64: bytes, *, created: in
     fields = {
         "partial_image_index": image.index,
         "created_at": created,
-        **_echoed_fields(image.echoed),
+        **_in_order(image.echoed),
     }
     return sse.encode_event(PARTIAL_IMAGE, fields, base64=base64)
 
 
-def completed_event(answer: Answer, *, created: int) -> list[bytes]:
-    """The event of the image, in pieces."""
+def completed_event(answer: Answer, *, created: int, reports_all_usage: bool = True) -> list[bytes]:
+    """The event of the image, in pieces; `reports_all_usage` is as in `json_body`."""
     ((image, base64),) = answer.images
-    fields = {"created_at": created, **_echoed_fields(image.echoed), **_usage([image])}
+    usage = _usage(answer, reports_all_usage=reports_all_usage)
+    fields = {"created_at": created, **_echoed_fields(image), **usage}
     further = {key: value for key, value in _image_fields(image).items() if key not in fields}
     return sse.encode_event(COMPLETED, fields | further, base64=base64)
 
 
-def _echoed_fields(echoed: Mapping[str, str]) -> dict[str, str]:
+def _in_order(echoed: Mapping[str, str]) -> dict[str, str]:
     return {key: echoed[key] for key in EVENT_FIELDS if key in echoed}

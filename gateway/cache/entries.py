@@ -192,7 +192,7 @@ def read_slot(slot: Slot, *, now: float) -> CachedImage:
 
 def encode_image(image: Image) -> bytes:
     """The bytes of a slot: the image as JSON."""
-    # `default` encodes the MappingProxyType of `echoed` and `extra`, which orjson does not know.
+    # `default` encodes each MappingProxyType, which orjson does not know.
     return orjson.dumps(image, default=dict)
 
 

@@ -51,13 +51,23 @@ def check_image(data: bytes, *, max_bytes: int, max_pixels: int) -> ImageFacts:
     return facts
 
 
-def _check_format(data: bytes) -> ImageFacts:
+def detect_format(data: bytes) -> str | None:
+    """`png`, `jpeg` or `webp` by the first bytes alone; None for anything else."""
     if data.startswith(PNG_SIGNATURE):
-        return check_png(data)
+        return "png"
     if data.startswith(b"\xff\xd8\xff"):
-        return _check_jpeg(data)
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return _check_webp(data)
+        return "jpeg"
+    return "webp" if data.startswith(b"RIFF") and data[8:12] == b"WEBP" else None
+
+
+def _check_format(data: bytes) -> ImageFacts:
+    match detect_format(data):
+        case "png":
+            return check_png(data)
+        case "jpeg":
+            return _check_jpeg(data)
+        case "webp":
+            return _check_webp(data)
     raise BadImage("neither PNG, JPEG nor WebP")
 
 

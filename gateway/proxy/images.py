@@ -195,6 +195,7 @@ class Images:
                 for slot, (image, _) in images.items()
                 if slot not in result.bought
             ),
+            bought=frozenset(images[slot][0].id for slot in result.bought if slot in images),
             detail=detail,
         )
 

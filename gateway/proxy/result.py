@@ -20,6 +20,8 @@ class Answer:
     ttl_seconds: int = 0
     """Of a hit: until its first image expires."""
     saved_micros: int = 0
+    bought: frozenset[str] = frozenset()
+    """The ids of the images that this request itself bought. The others cost its client nothing."""
     detail: str | None = None
     """Of a hit: `derived` from another format, or `stale-if-error`."""
 

@@ -24,13 +24,13 @@ from gateway.cache.image_cache import ImageCache
 from gateway.cache.takedowns import content_taken_down
 from gateway.catalog import SIZE, Model
 from gateway.errors import Charge, UpstreamFailure
-from gateway.imagefile.check import BadImage, ImageFacts, check_image
+from gateway.imagefile.check import BadImage, ImageFacts, check_image, detect_format
 from gateway.images import Image, ImageRequest, PartialImage, UpstreamAnswer, UpstreamImage
 from gateway.net.guard import LinkBlocked
 from gateway.redaction import MAX_NAMES, Identity
 
-_BUYER_KEYS: Final = frozenset({"user", "safety_identifier"})
-"""Parameters that name a client of the buyer, which some services repeat in their answers."""
+MAX_ANSWER_FIELD: Final = 128
+"""Characters of a text among the model's `answer_fields`. A longer one is not kept."""
 
 log = structlog.get_logger(__name__)
 
@@ -123,7 +123,8 @@ class Delivery:
             publisher = self._flights.publisher(flight, max_images=request.partial_images)
 
             async def publish(image: PartialImage) -> None:
-                echoed = _echoes_without_buyer(image.echoed, buyer, model)
+                found = detect_format(image.data)
+                echoed = _kept_echoes(image.echoed, model, image_format=found)
                 await publisher.publish(replace(image, echoed=echoed))
 
             answer = await self._upstream.stream(
@@ -131,7 +132,6 @@ class Delivery:
             )
         else:
             answer = await self._upstream.generate(request, images=len(flight.slots))
-        answer = replace(answer, echoed=_echoes_without_buyer(answer.echoed, buyer, model))
         purchase = {"purchase": flight.id, **request.trace.fields}
         if answer.surplus:
             log.warning("surplus_images", **purchase, images=answer.surplus)
@@ -142,7 +142,7 @@ class Delivery:
             )
             answer = replace(answer, images=tuple(fetched))
         complete = [
-            (_image(_without_buyer(sent, buyer), *found, model=model, now=clock()), sent.data)
+            (_image(sent, *found, buyer=buyer, model=model, now=clock()), sent.data)
             for sent in answer.images
             if sent.data is not None
             and (found := await self._check(sent.data, purchase)) is not None
@@ -150,7 +150,11 @@ class Delivery:
         images = [(i, data) for i, data in complete if not self._cache.is_taken_down(i.digest)]
         if not images:
             raise _nothing_to_store(answer, is_taken_down=bool(complete))
-        return Delivered(answer, images)
+        first, _ = images[0]
+        echoed = _kept_echoes(answer.echoed, model, image_format=first.format)
+        if "size" in echoed and SIZE.fullmatch(echoed["size"]) is None:  # such as `auto`
+            echoed = {**echoed, "size": f"{first.width}x{first.height}"}
+        return Delivered(replace(answer, echoed=MappingProxyType(echoed)), images)
 
     async def _fetch(self, image: UpstreamImage, purchase: Mapping[str, str]) -> UpstreamImage:
         """The image with its bytes; unchanged if its link cannot be fetched.
@@ -199,37 +203,53 @@ def _buyer_beside_prompt(request: ImageRequest) -> Identity:
     return Identity(names)
 
 
-def _without_buyer(sent: UpstreamImage, buyer: Identity) -> UpstreamImage:
-    """The image without what upstream repeats of the buyer's `user`: other keys get it too."""
-    extra = {key: value for key, value in sent.extra.items() if key not in _BUYER_KEYS}
-    return replace(
-        sent,
-        revised_prompt=sent.revised_prompt and buyer.redact_words(sent.revised_prompt),
-        extra=MappingProxyType({k: v for k, v in extra.items() if not buyer.is_in({k: v})}),
-    )
+# ── what is kept of an answer ───────────────────────────────────────────────────────────────
+#
+# Other keys get it too, so it is an allow-list: what is not chosen here reaches neither the store
+# nor any client. See `docs/reference/cache.md#what-is-kept-of-an-answer`.
 
 
-def _echoes_without_buyer(
-    echoed: Mapping[str, str], buyer: Identity, model: Model
-) -> Mapping[str, str]:
-    """The echoed parameters, except those that repeat the buyer's `user` in place of a value."""
-    return MappingProxyType(
-        {
-            name: value
-            for name, value in echoed.items()
-            if _is_value(model, name, value) or not buyer.is_in(value)
-        }
-    )
+def _kept_echoes(
+    echoed: Mapping[str, str], model: Model, *, image_format: str | None
+) -> dict[str, str]:
+    """The echoed parameters whose values the model has, and the format that the bytes are in."""
+    kept = {name: v for name, v in echoed.items() if _is_value(model, name, v)}
+    has_format = "output_format" in model.parameters or "output_format" in echoed
+    return kept | {"output_format": image_format} if has_format and image_format else kept
 
 
 def _is_value(model: Model, name: str, value: str) -> bool:
-    """Whether the model has this value of the parameter, even if it is also a name of the buyer."""
-    values = getattr(model.parameters.get(name), "values", ())
-    return value in values or SIZE.fullmatch(value) is not None
+    """Whether the model has this value of the parameter."""
+    if name == "size" and SIZE.fullmatch(value) is not None:
+        return True
+    return value in getattr(model.parameters.get(name), "values", ())
+
+
+def _kept_fields(
+    sent: UpstreamImage, buyer: Identity, model: Model
+) -> Mapping[str, str | int | float]:
+    """Those of the model's `answer_fields` that are a number, a boolean or a short text.
+
+    Without those in which the buyer is named.
+    """
+    kept: dict[str, str | int | float] = {}
+    for name in model.answer_fields:
+        value = sent.extra.get(name)
+        if not isinstance(value, str | int | float) or buyer.is_in(value):
+            continue
+        if len(str(value)) <= MAX_ANSWER_FIELD:
+            kept[name] = value
+    return MappingProxyType(kept)
 
 
 def _image(
-    sent: UpstreamImage, facts: ImageFacts, digest: str, *, model: Model, now: float
+    sent: UpstreamImage,
+    facts: ImageFacts,
+    digest: str,
+    *,
+    buyer: Identity,
+    model: Model,
+    now: float,
 ) -> Image:
     return Image(
         id=secrets.token_hex(12),
@@ -240,8 +260,8 @@ def _image(
         size_bytes=len(sent.data or b""),
         created_at=now,
         model=model.id,
-        revised_prompt=sent.revised_prompt,
-        extra=sent.extra,
+        revised_prompt=sent.revised_prompt and buyer.redact_words(sent.revised_prompt),
+        answer_fields=_kept_fields(sent, buyer, model),
     )
 
 

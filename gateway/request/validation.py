@@ -33,13 +33,15 @@ from gateway.catalog import (
     TextSpec,
 )
 from gateway.errors import IMAGE_USER_ERROR, ErrorCode, InvalidRequest, shorten
-from gateway.images import ImageRequest
+from gateway.images import IDENTITIES, ImageRequest
 from gateway.request.body import describe_kind
 
 Value: TypeAlias = str | int | None
 """A checked parameter; a boolean is an `int` here."""
 
-_NOT_IN_THE_IMAGE: Final = frozenset({"n", "partial_images", "response_format", "stream", "user"})
+_NOT_IN_THE_IMAGE: Final = frozenset(
+    {"n", "partial_images", "response_format", "stream", *IDENTITIES}
+)
 """Parameters with a field of their own in `ImageRequest`; all others change the image."""
 
 _SETTING: Final = 'GATEWAY_VALIDATION=lenient, or "validation": "lenient" of the key'
@@ -136,6 +138,7 @@ def _build(
         response_format=_text(values.get("response_format")) or "b64_json",
         requested_response_format=_text(requested),
         user=_text(values.get("user")),
+        safety_identifier=_text(values.get("safety_identifier")),
         stream=stream,
         # Without a stream, partial images cannot be sent. See
         # `docs/reference/images-api.md#parameters-that-change-nothing`.
@@ -250,7 +253,7 @@ def _treatment(name: str, value: object, model: Model, *, catalog: Catalog) -> s
     if (own := model.parameters.get(name)) is not None:
         if isinstance(own, ChoiceSpec) and isinstance(value, str) and value in own.lenient:
             return f"is read as '{own.default}'"
-        is_any_json = name == "user" and not isinstance(value, str) and _can_be_written(value)
+        is_any_json = name in IDENTITIES and not isinstance(value, str) and _can_be_written(value)
         return _FORWARDED if is_any_json else None
     specs = [m.parameters[name] for m in catalog.models.values() if name in m.parameters]
     if name == "response_format":  # the gateway can make base64 and links of any image

@@ -34,6 +34,8 @@ from gateway.simulator.refusals import (
     wrong_type,
 )
 
+_ANY_JSON: Final = ("user", "safety_identifier")
+
 _DIMENSIONS: Final = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 
 
@@ -115,7 +117,7 @@ def _check_value(name: str, value: Any, spec: ParameterSpec) -> None:
         if not isinstance(value, bool):
             raise wrong_type(name, "a boolean", value)
     # The real API accepts any JSON but null as `user`.
-    elif value is None if name == "user" else not isinstance(value, str):
+    elif value is None if name in _ANY_JSON else not isinstance(value, str):
         raise wrong_type(name, "a string", value)
 
 

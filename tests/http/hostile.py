@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from typing import Any
 
+import redis
+
 from gateway.simulator.drawing import draw_image
+from tests.gateways import InProcess
 from tests.scripted_upstream import http
 
 PNG = draw_image("an otter", width=16, height=16, format="png", seed=1)
@@ -27,6 +31,9 @@ class Hostile:
     """The paths of the links that were fetched."""
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     """Cleared, it holds purchases."""
+    pauses: bool = False
+    """A stream stops after its first event until `resume` is set."""
+    resume: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def base_url(self) -> str:
@@ -57,12 +64,45 @@ class Hostile:
                 self.bodies.append(json.loads(await reader.readexactly(length)))
                 await self.gate.wait()
                 answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-                writer.write(answer)
+                first, end, rest = answer.partition(b"\n\n") if self.pauses else (answer, b"", b"")
+                writer.write(first + end)
+                await writer.drain()
+                if rest:
+                    await self.resume.wait()
+                writer.write(rest)
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
             writer.close()
+
+
+async def stored(gateway: InProcess) -> str:
+    """Everything in the store: each value by itself, because dumps and pages divide them."""
+    await gateway.gateway.ledger.write()
+    url = gateway.settings.store.redis_url
+    if url is not None:
+        with redis.Redis.from_url(url.get_secret_value()) as client:
+            return "".join(f"{key} {_redis_value(client, key)}" for key in client.scan_iter())
+    folder = gateway.settings.store.data_dir
+    with closing(sqlite3.connect(next(folder.glob("*.sqlite")))) as database:
+        tables = database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+        rows = [row for (t,) in tables for row in database.execute(f'SELECT * FROM "{t}"')]  # noqa: S608
+    files = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+    return f"{rows}{files}"
+
+
+def _redis_value(client: redis.Redis, key: bytes) -> Any:
+    readers = {
+        b"string": client.get,
+        b"hash": client.hgetall,
+        b"set": client.smembers,
+        b"zset": lambda key: client.zrange(key, 0, -1),
+        b"list": lambda key: client.lrange(key, 0, -1),
+        b"stream": client.xrange,
+    }
+    kind = client.type(key)
+    return "" if kind == b"none" else readers[kind](key)  # it has just expired
 
 
 @asynccontextmanager

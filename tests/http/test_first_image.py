@@ -162,10 +162,7 @@ async def test_a_request_that_buys_twice_reports_the_sum_of_both_costs(
 async def test_an_upstream_request_id_that_is_not_utf_8_is_stored_with_question_marks(
     tmp_path: Path, upstream: Upstream
 ) -> None:
-    """A byte that is not UTF-8 would break the JSON of journal and ledger.
-
-    Further keys of upstream's image are passed on, from the purchase and from the cache.
-    """
+    """A byte that is not UTF-8 would break the JSON of journal and ledger."""
     good = upstream.base_url
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -173,7 +170,6 @@ async def test_an_upstream_request_id_that_is_not_utf_8_is_stored_with_question_
         body = {"model": MODEL, "prompt": "an otter"}
         async with upstream.session.post(f"{good}/images/generations", json=body) as response:
             original = await response.json()
-        original["data"][0]["seed"] = 7
         answer = json.dumps(original).encode()
         head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(answer)}\r\nConnection: close\r\n"
         writer.write(head.encode() + b"x-request-id: req_\xff\r\n\r\n" + answer)
@@ -189,5 +185,4 @@ async def test_an_upstream_request_id_that_is_not_utf_8_is_stored_with_question_
         bought, _ = await here.ledger()
 
     assert (first.status, second.cache_status[:3]) == (200, "hit")
-    assert [reply.json["data"][0]["seed"] for reply in (first, second)] == [7, 7]
     assert (bought.outcome, bought.upstream_request_id) == ("bought", "req_?")

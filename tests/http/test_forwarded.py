@@ -26,7 +26,9 @@ FIXED = ("gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "chatgpt-image-late
 GPT = FIXED + GPT2
 ALL = DALLE + GPT
 
-D2_NULLS = dict.fromkeys(["n", "quality", "size", "response_format", "user", "stream"])
+D2_NULLS = dict.fromkeys(
+    ["n", "quality", "size", "response_format", "user", "safety_identifier", "stream"]
+)
 GPT_NULLS = dict.fromkeys(
     (
         "n",
@@ -39,6 +41,7 @@ GPT_NULLS = dict.fromkeys(
         "partial_images",
         "stream",
         "user",
+        "safety_identifier",
     )
 )
 GPT_DEFAULTS = {
@@ -75,6 +78,16 @@ TABLE: list[Row] = [
     (ALL, {"user": " Zoë 🦦 "}, {"user": " Zoë 🦦 "}),
     (ALL, {"user": ""}, {"user": ""}),
     (ALL, {"user": None}, {}),
+    (ALL, {"safety_identifier": "h-1"}, {"safety_identifier": "h-1"}),
+    (ALL, {"safety_identifier": ""}, {"safety_identifier": ""}),
+    (ALL, {"safety_identifier": "h" * 300}, {"safety_identifier": "h" * 300}),
+    (ALL, {"safety_identifier": None}, {}),
+    (ABSENT, {"safety_identifier": "h"}, {"model": "dall-e-2", "safety_identifier": "h"}),
+    (
+        ALL,
+        {"safety_identifier": "h", "user": "ann"},
+        {"user": "ann", "safety_identifier": "h"},
+    ),
     # ── more than one image ──
     (D2 + GPT, {"n": 2}, {"n": 2}),
     (D2 + GPT, {"n": 2.0}, {"n": 2}),

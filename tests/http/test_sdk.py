@@ -323,6 +323,13 @@ async def test_an_omitted_model_is_chosen_by_the_other_parameters(shared: Shared
     assert [body["model"] for body in sent] == ["dall-e-2", "gpt-image-1.5"]
 
 
+async def test_a_safety_identifier_of_the_package_is_forwarded(shared: Shared) -> None:
+    ask = {"model": "gpt-image-1.5", "prompt": "an identified otter"}
+    await generate(shared.alice, **ask, safety_identifier="hash-of-ann", user="ann")
+    (sent,) = await shared.sent("an identified otter")
+    assert sent == {**ask, "safety_identifier": "hash-of-ann", "user": "ann"}
+
+
 async def test_the_headers_of_a_response_are_available(shared: Shared) -> None:
     async with sdk(shared.alice) as opened:
         raw = await opened.images.with_raw_response.generate(model="gpt-image-1", prompt="raw")
@@ -406,7 +413,6 @@ async def test_a_bad_request_names_code_and_param(shared: Shared, model: str, ki
         ({"style": "vivid"}, "unknown_parameter", "style", "invalid_request_error"),
         ({"response_format": "b64_json"}, "unknown_parameter", "response_format", None),
         ({"extra_body": {"seed": 7}}, "unknown_parameter", "seed", "invalid_request_error"),
-        ({"safety_identifier": "x"}, "unknown_parameter", "safety_identifier", None),
         ({"model": "gpt-5"}, "invalid_value", "model", "image_generation_user_error"),
         ({"model": "dall-e-3", "n": 2}, None, None, "invalid_request_error"),
         ({"prompt": ""}, "empty_string", "prompt", "invalid_request_error"),

@@ -63,7 +63,7 @@ def extended(value: Any) -> Any:
     return value
 
 
-MAPS = frozenset({"limits", "tokens", "images", "headers", "echoed", "extra"})
+MAPS = frozenset({"limits", "tokens", "images", "headers", "echoed", "answer_fields"})
 """Objects whose keys are data, not fields."""
 
 

@@ -39,8 +39,13 @@ IMAGE = {
     "gpt-image-1.5": _GPT,
     "gpt-image-2": {**_GPT, "size": (["auto"], ["1024x1024", "2048x2048", "1824x1024"])},
 }
-# Parameters of the response, not of the image. Every model accepts the first three values.
-DELIVERY = {"stream": [False, None], "partial_images": [0, 0.0, None], "user": ["a", "b", None]}
+# Parameters of the response, not of the image. Every model accepts these values.
+DELIVERY = {
+    "stream": [False, None],
+    "partial_images": [0, 0.0, None],
+    "user": ["a", "b", None],
+    "safety_identifier": ["a", "b", None],
+}
 DALLE_DELIVERY = {"response_format": ["url", "b64_json", None]}
 GPT_DELIVERY = {"partial_images": [1, 3, None], "stream": [True, False, None]}
 

@@ -40,6 +40,7 @@ def test_every_parameter_reaches_the_request():
         "stream": True,
         "partial_images": 2,
         "user": "u-1",
+        "safety_identifier": "s-1",
     }
     assert validate(body, CATALOG) == ImageRequest(
         model="gpt-image-1",
@@ -53,6 +54,7 @@ def test_every_parameter_reaches_the_request():
             "moderation": "low",
         },
         user="u-1",
+        safety_identifier="s-1",
         stream=True,
         partial_images=2,
     )

@@ -154,16 +154,17 @@ def test_a_response_format_of_gpt_models_is_not_forwarded(model, format_):
 
 
 @pytest.mark.parametrize("model", ALL)
+@pytest.mark.parametrize("name", ["user", "safety_identifier"])
 @pytest.mark.parametrize("user", USERS, ids=map(str, USERS))
-def test_user_may_be_any_json(model, user):
-    refused = refusal(model, user=user)
-    assert (refused.param, refused.code) == ("user", "invalid_type")
-    assert "'user' is forwarded as given" in refused.headers[HINT]
-    accepted = request(model, lenient=True, user=user)
-    assert accepted == replace(request(model), user=user)
+def test_user_may_be_any_json(model, name, user):
+    refused = refusal(model, **{name: user})
+    assert (refused.param, refused.code) == (name, "invalid_type")
+    assert f"'{name}' is forwarded as given" in refused.headers[HINT]
+    accepted = request(model, lenient=True, **{name: user})
+    assert accepted == replace(request(model), **{name: user})
     sent = json.loads(forwarded_body(accepted, images=1))
-    assert json.dumps(sent["user"]) == json.dumps(user)  # as text: in Python 1 == True
-    assert accepted.user_text == json.dumps(user)
+    assert json.dumps(sent[name]) == json.dumps(user)  # as text: in Python 1 == True
+    assert accepted.user_text == (json.dumps(user) if name == "user" else "")
 
 
 def test_the_text_of_a_user_is_the_string_itself_or_encoded_json():

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 
 import orjson
 
+from gateway.catalog import ECHOED_PARAMETERS
 from gateway.errors import Charge, UpstreamFailure
 from gateway.images import UpstreamAnswer, UpstreamImage, Usage
 from gateway.upstream.openai.encoded_images import decode_image, is_data_url
@@ -27,9 +28,6 @@ from gateway.upstream.openai.foreign_json import (
     further_keys,
     load_object,
 )
-
-ECHOED_PARAMETERS: Final = ("size", "quality", "background", "output_format")
-"""Parameters of the request that upstream repeats with their effective values."""
 
 _EXTRACT_FROM: Final = 4 * 1024
 """Characters. Longer base64 is extracted before the JSON around it is parsed."""

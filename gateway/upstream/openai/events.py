@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from gateway.catalog import ECHOED_PARAMETERS
 from gateway.errors import Charge
 from gateway.images import PartialImage, UpstreamAnswer
 from gateway.net.sse import Event
 from gateway.upstream.dialect import ParsedEvent
 from gateway.upstream.openai.answers import (
-    ECHOED_PARAMETERS,
     Base64,
     echoed_parameters,
     extract_base64,

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from yarl import URL
 
-from gateway.images import ImageRequest
+from gateway.images import IDENTITIES, ImageRequest
 
 
 def generations_url(base: URL, _model: str) -> URL:
@@ -34,9 +34,10 @@ def forwarded_body(request: ImageRequest, *, images: int, stream: bool = False) 
     body |= request.parameters
     if request.requested_response_format is not None:
         body["response_format"] = request.requested_response_format
-    if request.user is not None:
-        # By the standard library, because orjson rejects integers beyond 64 bits.
-        body["user"] = orjson.Fragment(json.dumps(request.user))
+    for name in IDENTITIES:
+        if (value := getattr(request, name)) is not None:
+            # By the standard library, because orjson rejects integers beyond 64 bits.
+            body[name] = orjson.Fragment(json.dumps(value))
     if stream:
         body["stream"] = True
         if request.partial_images:
