@@ -23,6 +23,7 @@ from gateway.billing.totals import FOLD_EVERY_SECONDS, REMOVE_EVERY_SECONDS
 from gateway.cache.takedowns import REFRESH_SECONDS
 from gateway.configuration.settings import Settings
 from gateway.errors import StoreFull, StoreUnavailable
+from gateway.purchasing.upstream_health import WRITE_SECONDS
 from gateway.store.batch import execute
 from gateway.store.commands import Deregister, Heartbeat, Sweep
 from gateway.store.turns import PART_OF_INTERVAL, take_turn
@@ -56,7 +57,7 @@ class Job:
 def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
     """Every background job of a worker; a new job is a new row."""
     heartbeat_seconds = settings.workers.heartbeat_seconds
-    blobs = gateway.cache.blobs
+    blobs, upstream_health = gateway.cache.blobs, gateway.services.upstream_health
     return (
         Job(
             "heartbeat",
@@ -74,6 +75,7 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("takedowns", REFRESH_SECONDS, lambda: apply_takedowns(gateway)),
         Job("purges", PURGE_SECONDS, gateway.cache.purges.run),
         Job("lru_uses", 1.0, blobs.record_uses),
+        Job("upstream_health", WRITE_SECONDS, upstream_health.refresh, upstream_health.changed),
         Job("eviction", 5.0, lambda: evict(gateway)),
         Job("untracked_blobs", TRACK_UNTRACKED_SECONDS, lambda: track_untracked(gateway)),
         Job("sweep", 60.0, lambda: sweep(gateway)),

@@ -107,7 +107,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     """Turns every error into a JSON response: `docs/reference/errors.md`."""
     # Not raised by aiohttp's handler: the request refers to this error, which would refer to it.
     if (no_route := request.match_info.http_exception) is not None:
-        return error_response(_translate(request, no_route))
+        return error_response(_translate(request, no_route), request[EXCHANGE].request_id)
     try:
         return await handler(request)
     except GatewayError as raised:
@@ -123,7 +123,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     # A second response would become part of the body of the first. The error closes the connection.
     if request[EXCHANGE].has_begun:
         raise error
-    return error_response(detach(error))
+    return error_response(detach(error), request[EXCHANGE].request_id)
 
 
 def _translate(request: web.Request, error: web.HTTPException) -> GatewayError:

@@ -501,8 +501,9 @@ class Connection(RequestHandler):
             if has_begun:
                 raise ConnectionError("the response has begun")
             error = InternalError()
-        response = error_response(error)
-        response.headers["x-request-id"] = new_request_id()
+        request_id = new_request_id()
+        response = error_response(error, request_id)
+        response.headers["x-request-id"] = request_id
         response.headers[hdrs.SERVER] = SERVER
         response.force_close()
         return response
