@@ -214,8 +214,8 @@ class FailureReport:
         return replace(
             self,
             message=redact(self.message),
-            type=self.type and redact(self.type),
-            code=self.code and redact(self.code),
+            type=self.type and known.redact_words(self.type),
+            code=self.code and known.redact_words(self.code),
         )
 
 

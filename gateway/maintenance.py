@@ -21,8 +21,9 @@ from gateway.assembly import Gateway, OpenLinks, open_gateway
 from gateway.billing.ledger import WRITE_EVERY_SECONDS
 from gateway.billing.totals import FOLD_EVERY_SECONDS, REMOVE_EVERY_SECONDS
 from gateway.cache.takedowns import REFRESH_SECONDS
+from gateway.conditions import Condition
 from gateway.configuration.settings import Settings
-from gateway.errors import StoreFull, StoreUnavailable
+from gateway.errors import StoreFull, StoreUnavailable, detach
 from gateway.purchasing.upstream_health import WRITE_SECONDS
 from gateway.store.batch import execute
 from gateway.store.commands import Deregister, Heartbeat, Sweep
@@ -146,15 +147,18 @@ async def run_jobs(jobs: tuple[Job, ...]) -> AsyncIterator[None]:
 
 async def repeat(job: Job) -> None:
     """Repeats a job's step. A failure is logged, and the job continues."""
+    fault = Condition(log, "job_failed", "job_works", fields={"job": job.name}, level="error")
     while True:
         pause = job.interval_seconds
         try:
             await job.step()
         except StoreUnavailable:
-            pause = min(pause, job.retry_seconds)
-            log.warning("store_unavailable", during=job.name)
-        except Exception:
-            log.exception("job_failed", job=job.name)
+            pause = min(pause, job.retry_seconds)  # the store logs its outages itself
+        except Exception as error:  # noqa: BLE001 - the job continues, whatever fails
+            fault.occurs(type(error).__name__, exc_info=error)
+            detach(error)
+        else:
+            fault.ends()
         if job.start_early is None:
             await asyncio.sleep(pause)
         else:

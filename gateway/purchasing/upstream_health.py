@@ -212,7 +212,7 @@ class UpstreamHealth:
             **shown,
             purchase=record.id,
             answered_status=failure.status,
-            answered_code=failure.code,
+            answered_code=failure.code and str(failure.code),
             charge=failure.charge.value,
         )
         if is_refusal:  # upstream does its work
