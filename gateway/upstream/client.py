@@ -31,6 +31,7 @@ from gateway.upstream import failures, openai
 from gateway.upstream.breaker import Breaker, Permit, Rejected
 from gateway.upstream.connection import AnswerRejected
 from gateway.upstream.dialect import Dialect, ParsedEvent
+from gateway.upstream.probe import ProbeResult, send_probe
 from gateway.upstream.relaying import Relay
 from gateway.upstream.session import (
     MEBIBYTE,
@@ -58,8 +59,6 @@ _MAX_INLINE_BYTES: Final = 4 * MEBIBYTE
 
 _MAX_DECODING: Final = 2
 """Large answers decoded at the same time. More threads would only compete for the GIL."""
-
-_CHECK_TIMEOUT_SECONDS: Final = 10.0
 
 log = structlog.get_logger(__name__)
 
@@ -256,18 +255,15 @@ class UpstreamClient:
 
         return await self._buy(_PreparedRequest(request.model, body, receive, 1))
 
-    async def check(self) -> int | None:
-        """Lists the models, for `doctor`: the status of the response, or None without one in time.
+    async def probe(self, base_url: str) -> ProbeResult:
+        """For `doctor`: what a purchase from this base URL would meet; it buys nothing.
 
-        Uses the same key and connection settings as a purchase, and costs nothing. The breaker and
-        the observer are not involved.
+        It has the headers, the proxy and the certificates of a purchase. The breaker and the
+        observer are not involved.
         """
-        listing = self._session.get(self._dialect.models_url(self._base), allow_redirects=False)
-        try:
-            async with asyncio.timeout(_CHECK_TIMEOUT_SECONDS), listing as response:
-                return response.status
-        except (aiohttp.ClientError, OSError):
-            return None
+        return await send_probe(
+            self._session, URL(base_url), dialect=self._dialect, relay=self._relay
+        )
 
     def _stream_reader(
         self,

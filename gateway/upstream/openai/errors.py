@@ -50,6 +50,12 @@ _OVERLOAD_CODES: Final = frozenset({"server_is_overloaded", "service_unavailable
 _MODEL_CODES: Final = frozenset({"model_not_found"})
 _PATH_CODES: Final = frozenset({"unknown_url", "method_not_supported"})
 
+_NO_PATH: Final = re.compile(
+    # Of the service, and of frameworks, which say nothing else.
+    r"Invalid URL \(|Unknown request URL|Not allowed to "
+    r"|(?i:(404 )?((page|path|route|resource|endpoint|url) )?not found|method not allowed)\.?\s*$"
+)
+
 _EXCERPT_BYTES: Final = 8 * 1024
 """Of a body without an error of the API, of which the operator sees the text."""
 
@@ -102,6 +108,8 @@ def _reason(status: int, error: Mapping[str, Any]) -> Reason:
     names = error_names(error)
     if names & REFUSAL_CODES:
         return Reason.CONTENT_REFUSED
+    if status == 407:
+        return Reason.PROXY_FAILED
     if is_quota_error(error):
         return Reason.QUOTA_EXHAUSTED
     if status == 401 or names & AUTH_CODES:
@@ -121,10 +129,7 @@ def _reason(status: int, error: Mapping[str, Any]) -> Reason:
 def _quotes_url(error: Mapping[str, Any]) -> bool:
     """Whether an error is that of an unknown path or method, which the API gives no code."""
     message = as_text(error.get("message")) or ""
-    return message.startswith(("Invalid URL (", "Unknown request URL", "Not allowed to ")) or (
-        # What frameworks answer, with nothing else in it.
-        message.strip(" .").lower() in ("not found", "method not allowed")
-    )
+    return _NO_PATH.match(message) is not None
 
 
 def _report_error(reason: Reason, error: Mapping[str, Any], *, status: int) -> FailureReport:
@@ -148,6 +153,7 @@ def _report_edge(status: int, headers: Mapping[str, str], body: bytes | bytearra
         403: Reason.ACCESS_REFUSED,
         404: Reason.PATH_UNKNOWN,
         405: Reason.PATH_UNKNOWN,
+        407: Reason.PROXY_FAILED,
         429: Reason.RATE_LIMITED,
     }.get(status, Reason.EDGE_ERROR)
     return FailureReport(reason, excerpt(body, headers), status=status)
@@ -157,8 +163,8 @@ def excerpt(body: bytes | bytearray, headers: Mapping[str, str]) -> str:
     """The first words of a body that is not the API's JSON, and its content type."""
     text = bytes(body[:_EXCERPT_BYTES]).decode("utf-8", "replace")
     words = " ".join(_MARKUP.sub(" ", text).split())[:MAX_MESSAGE]
-    kind = headers.get("content-type", "no content type")[:MAX_WORD]
-    return f"{words} ({kind})" if words else f"({kind})"
+    kind = headers.get("content-type", "")[:MAX_WORD]
+    return f"{words} ({kind})" if words and kind else words or kind
 
 
 def error_with_200(
