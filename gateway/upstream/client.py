@@ -339,8 +339,11 @@ class UpstreamClient:
                 )
             except UpstreamFailure as failure:
                 if failure.report.reason is Reason.UNREADABLE:
-                    text = self._dialect.excerpt(body, reply.headers)
-                    failure.report = replace(failure.report, message=text)
+                    # Without what may be half of an answer: it repeats the prompt in other words.
+                    shown = b"" if body[:256].lstrip()[:1] == b"{" else body
+                    text = self._dialect.excerpt(shown, reply.headers)
+                    message = f"{text} ({reply.size_bytes} bytes)"
+                    failure.report = replace(failure.report, message=message)
                 return detach(failure)  # its traceback keeps the body
 
         if reply.size_bytes <= _MAX_INLINE_BYTES:

@@ -164,7 +164,7 @@ def excerpt(body: bytes | bytearray, headers: Mapping[str, str]) -> str:
     text = bytes(body[:_EXCERPT_BYTES]).decode("utf-8", "replace")
     words = " ".join(_MARKUP.sub(" ", text).split())[:MAX_MESSAGE]
     kind = headers.get("content-type", "")[:MAX_WORD]
-    return f"{words} ({kind})" if words and kind else words or kind
+    return f"{kind}: {words}" if words and kind else words or kind
 
 
 def error_with_200(
