@@ -7,6 +7,7 @@ lasts, and the last with its duration and the number of occurrences.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -74,7 +75,8 @@ class Condition:
             fields[self._counted] = self._count
             fields["lasted_seconds"] = round(now - self._began_at, 1)
         self._logged_at = now
-        getattr(self._log, self._write)(self._began, **self._fields, **fields)
+        write = getattr(self._log, self._write)
+        write(self._began, **self._fields, **fields, pid=os.getpid())
 
     def ends(self, **fields: Any) -> None:
         """The state is over, if it lasted."""
@@ -86,7 +88,7 @@ class Condition:
             fields["lasted_seconds"] = round(now - self._began_at, 1)
             self._quiet_until = now + FLAP_SECONDS
             self._count = 0  # that of a state without a line is added to the next one
-            self._log.info(self._ended, **self._fields, **fields)
+            self._log.info(self._ended, **self._fields, **fields, pid=os.getpid())
         self._began_at = self._logged_at = None
         self._details.clear()
 

@@ -70,7 +70,7 @@ class FolderBlobs:
             "store_unavailable",
             "store_available",
             counted="failed_calls",
-            fields={"store": f"folder {root}"},
+            fields={"store": f"folder {root}", "holds": "bytes"},
         )
         self._swept_before = ""
         """The subfolder in which the last sweep has stopped; empty if it has reached the end."""

@@ -113,7 +113,7 @@ class RedisClient:
             "store_unavailable",
             "store_available",
             counted="failed_calls",
-            fields={"store": self.location},
+            fields={"store": self.location, "holds": "books" if holds_books else "bytes"},
         )
         self._logged_policy = NO_EVICTION
 

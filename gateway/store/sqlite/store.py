@@ -82,7 +82,7 @@ class _SqliteStore:
             "store_unavailable",
             "store_available",
             counted="failed_calls",
-            fields={"store": self.name},
+            fields={"store": self.name, "holds": "books"},
         )
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
