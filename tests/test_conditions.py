@@ -8,6 +8,9 @@ from structlog import get_logger
 from structlog.testing import capture_logs
 
 from gateway.conditions import FLAP_SECONDS, MAX_DETAILS, REMIND_SECONDS, Condition
+from gateway.errors import StoreUnavailable
+from gateway.maintenance import Job, run_jobs
+from tests.waiting import eventually
 
 
 class At:
@@ -111,3 +114,35 @@ def test_it_ends_by_itself_if_it_has_not_shown_for_a_while() -> None:
     clock.now += 1
     condition.ends_if_quiet(10)
     assert not condition.lasts
+
+
+async def test_a_job_that_fails_again_and_again_is_logged_once_with_its_traceback() -> None:
+    steps = 0
+
+    async def step() -> None:
+        nonlocal steps
+        steps += 1
+        if steps < 20:
+            raise ZeroDivisionError("of this job")
+
+    with capture_logs() as logs:
+        async with run_jobs((Job("sums", 0.0, step),)):
+            await eventually(lambda: steps > 20)
+    failed, works = logs
+    assert (failed["event"], failed["job"], failed["log_level"]) == ("job_failed", "sums", "error")
+    assert isinstance(failed["exc_info"], ZeroDivisionError)
+    assert (works["event"], works["occurrences"]) == ("job_works", 19)
+
+
+async def test_a_job_without_its_store_leaves_the_log_to_the_store() -> None:
+    steps = 0
+
+    async def step() -> None:
+        nonlocal steps
+        steps += 1
+        raise StoreUnavailable
+
+    with capture_logs() as logs:
+        async with run_jobs((Job("heartbeat", 0.0, step),)):
+            await eventually(lambda: steps > 20)
+    assert logs == []
