@@ -43,7 +43,8 @@ class Advice(StrEnum):
     """The last sentences of an error's message: whose fault it is, and whom to ask."""
 
     NONE = ""
-    IF_IT_LASTS = "If this continues, ask the operator of this gateway; request id {request_id}."
+    IF_IT_LASTS = "If this continues, ask the operator of this gateway."
+    """Without the id, so that the replay of an idempotency key repeats the error as it was."""
     OPERATOR = "Ask the operator of this gateway; request id {request_id}."
     ACCOUNT = (
         "This concerns the gateway's account at the upstream service, not your key. "

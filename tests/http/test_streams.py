@@ -688,9 +688,7 @@ async def test_a_late_error_is_an_event_and_an_early_one_a_plain_answer(
 
     assert (soon.status, soon.headers["x-gateway-error-source"]) == (500, "upstream")
     assert late.response.status == 200
-    own, other = late.response.headers["x-request-id"], soon.headers["x-request-id"]
-    message = event.data["error"]["message"].replace(own, other)
-    assert (event.name, event.data["error"] | {"message": message}) == ("error", soon.error)
+    assert (event.name, event.data["error"]) == ("error", soon.error)
     assert_decodable(bytes(late.body))
     outcomes = [r.outcome for r in await embedded.ledger()]
     assert outcomes == ["failed", "failed"]
