@@ -223,7 +223,7 @@ def _judge_state(state: UpstreamState, *, now: float) -> Finding:
     breakers = len(state.open_breakers)
     is_open = f" The circuit breaker of {breakers} worker(s) is open." if breakers else ""
     message = (
-        f"{state.name}: {state.failures_since_success} purchases failed since the last success "
+        f"{state.name}: {state.failures_since_success} purchase(s) failed since the last success "
         f"({success}), the last one at {_time(last.time)}. {last.explanation}{is_open} "
         f"It was {about}"
     )

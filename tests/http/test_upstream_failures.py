@@ -18,6 +18,7 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
+from gateway.process.checks import _examine_store
 from gateway.process.upstream_check import judge_failures
 from gateway.purchasing.upstream_health import MAX_FAILURES, read_states
 from tests.bench.processes import free_port
@@ -581,3 +582,20 @@ async def test_a_message_of_upstream_is_scrubbed_and_cut(tmp_path: Path, message
     for secret in (*secrets, "sig=", "0123456789"):
         assert secret not in shown
         assert secret not in reply.body.decode() or secret == "0123456789"
+
+
+async def test_the_doctor_reads_the_last_failure_from_the_store(tmp_path: Path) -> None:
+    async with run_upstream() as upstream, failing(tmp_path / "data", upstream.base_url) as gateway:
+        alice = await gateway.client.with_key()
+        reply = await alice.ask("[[sim:org-unverified]]")
+        store = gateway.gateway.store
+
+        async def found() -> list[str]:
+            is_written = bool(await read_states(store, time.time()))
+            findings = await _examine_store(gateway.settings) if is_written else []
+            return [f"{f.level}: {f.message}" for f in findings if f.name == "last failure"]
+
+        (line,) = await eventually(found)
+    assert line.startswith("warning: default: 1 purchase(s) failed since the last success (never)")
+    assert "Your organization must be verified" in line
+    assert reply.headers["x-request-id"] in line

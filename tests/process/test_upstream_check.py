@@ -252,7 +252,14 @@ def test_upstreams_that_fail_are_a_warning_with_what_upstream_said() -> None:
     state = UpstreamState("default", now - 7200, 3, (failure,), {"worker": now})
     (finding,) = judge_failures([state], now=now)
     assert finding.level == "warning"
-    for word in ("3 purchases", "2 h ago", "401", "invalid_api_key", "Incorrect API key.", "req_1"):
+    for word in (
+        "3 purchase(s)",
+        "2 h ago",
+        "401",
+        "invalid_api_key",
+        "Incorrect API key.",
+        "req_1",
+    ):
         assert word in finding.message
     for word in ("up_1", "gpt-image-2", "check UPSTREAM_API_KEY", "breaker of 1"):
         assert word in finding.message
