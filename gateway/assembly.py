@@ -59,6 +59,7 @@ from gateway.purchasing.delivery import Delivery
 from gateway.purchasing.purchase import Purchases
 from gateway.purchasing.recovery import Recovery
 from gateway.purchasing.settlement import Settlements
+from gateway.purchasing.upstream_health import UpstreamHealth
 from gateway.room_settings import (
     api_settings,
     blobs_settings,
@@ -343,11 +344,18 @@ def wire_gateway(
     delivery = Delivery(
         delivery_settings(settings), client, links, flights=flights, cache=cache.image_cache
     )
+    upstream_health = UpstreamHealth(
+        store,
+        name=settings.upstream.name,
+        worker=worker,
+        is_breaker_open=lambda: client.is_breaker_open,
+    )
     purchases = Purchases(
         purchase_settings(settings, worker),
         store,
         delivery,
         settlements=settlements,
+        health=upstream_health,
         unstored=unstored,
         tasks=tasks,
     )
@@ -406,6 +414,7 @@ def wire_gateway(
         metrics=metrics,
         running_totals=RunningTotals(store),
         health=health,
+        upstream_health=upstream_health,
         body_thread=body_thread,
         clock=time.time,
     )

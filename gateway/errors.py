@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final, Self, TypeVar
 
+from gateway.failure_report import Advice, FailureReport, Reason
 from gateway.images import LimitRefusal, Usage
 from gateway.redaction import Identity
 
@@ -176,6 +177,7 @@ class GatewayError(Exception):
     """
 
     status = 500
+    advice = Advice.NONE
 
     def __init__(
         self,
@@ -232,6 +234,14 @@ class GatewayError(Exception):
             "code": self.code,
         }
         return {"error": error | {k: v for k, v in self.details.items() if k not in error}}
+
+    def body_for(self, request_id: str) -> dict[str, Any]:
+        """The body with the advice for the client, which can quote the id of its request."""
+        body = self.body
+        if self.advice:
+            advice = self.advice.format(request_id=request_id)
+            body["error"]["message"] = f"{self.message} {advice}"
+        return body
 
 
 class InternalError(GatewayError):
@@ -343,7 +353,7 @@ class UpstreamFailure(GatewayError):
     with them; None: as many as were requested. These and `upstream_request_id` are for the leader's
     ledger record; followers do not receive them. `buyer` are the strings that name
     the buyer to upstream, which may quote them: only the buyer receives the failure as it is, and
-    all others, through the store or not, as `shared`.
+    all others, through the store or not, as `shared`. `report` is for the operator alone.
     """
 
     status = 502
@@ -359,12 +369,19 @@ class UpstreamFailure(GatewayError):
         images: int | None = None,
         upstream_request_id: str | None = None,
         buyer: tuple[str, ...] = (),
+        report: FailureReport | None = None,
+        advice: Advice | None = None,
         **fields: Any,
     ) -> None:
         super().__init__(message, code=code, source=source, **fields)
         self.buyer = buyer
         self.refuses_prompt = False
         """Upstream refused the content of the prompt, and would refuse it again."""
+        self.report = report or FailureReport(Reason.GATEWAY_FAULT, message)
+        if advice is None:
+            is_outage = self.status >= 500 and source == "upstream"
+            advice = self.report.reason.advice or (Advice.IF_IT_LASTS if is_outage else Advice.NONE)
+        self.advice = advice
         self.charge = charge
         self.usage = usage
         self.images = images
@@ -411,6 +428,7 @@ class UpstreamFailure(GatewayError):
             headers=self.headers,
             details={"moderation_details": details} if details else {},
             source=self.source,
+            advice=self.advice,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -421,6 +439,7 @@ class UpstreamFailure(GatewayError):
             "charge": shared.charge.value,
             "headers": shared.headers,
             "source": shared.source,
+            "advice": shared.advice.name,
             "error": shared.body["error"],
         }
 
@@ -438,4 +457,5 @@ class UpstreamFailure(GatewayError):
             headers=data.get("headers"),
             details=error,
             source=data.get("source", "upstream"),
+            advice=Advice.__members__.get(data.get("advice", "")),
         )

@@ -21,8 +21,10 @@ from gateway.assembly import Gateway, OpenLinks, open_gateway
 from gateway.billing.ledger import WRITE_EVERY_SECONDS
 from gateway.billing.totals import FOLD_EVERY_SECONDS, REMOVE_EVERY_SECONDS
 from gateway.cache.takedowns import REFRESH_SECONDS
+from gateway.conditions import Condition
 from gateway.configuration.settings import Settings
-from gateway.errors import StoreFull, StoreUnavailable
+from gateway.errors import StoreFull, StoreUnavailable, detach
+from gateway.purchasing.upstream_health import WRITE_SECONDS
 from gateway.store.batch import execute
 from gateway.store.commands import Deregister, Heartbeat, Sweep
 from gateway.store.turns import PART_OF_INTERVAL, take_turn
@@ -56,7 +58,7 @@ class Job:
 def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
     """Every background job of a worker; a new job is a new row."""
     heartbeat_seconds = settings.workers.heartbeat_seconds
-    blobs = gateway.cache.blobs
+    blobs, upstream_health = gateway.cache.blobs, gateway.services.upstream_health
     return (
         Job(
             "heartbeat",
@@ -74,6 +76,7 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("takedowns", REFRESH_SECONDS, lambda: apply_takedowns(gateway)),
         Job("purges", PURGE_SECONDS, gateway.cache.purges.run),
         Job("lru_uses", 1.0, blobs.record_uses),
+        Job("upstream_health", WRITE_SECONDS, upstream_health.refresh, upstream_health.changed),
         Job("eviction", 5.0, lambda: evict(gateway)),
         Job("untracked_blobs", TRACK_UNTRACKED_SECONDS, lambda: track_untracked(gateway)),
         Job("sweep", 60.0, lambda: sweep(gateway)),
@@ -144,15 +147,18 @@ async def run_jobs(jobs: tuple[Job, ...]) -> AsyncIterator[None]:
 
 async def repeat(job: Job) -> None:
     """Repeats a job's step. A failure is logged, and the job continues."""
+    fault = Condition(log, "job_failed", "job_works", fields={"job": job.name}, level="error")
     while True:
         pause = job.interval_seconds
         try:
             await job.step()
         except StoreUnavailable:
-            pause = min(pause, job.retry_seconds)
-            log.warning("store_unavailable", during=job.name)
-        except Exception:
-            log.exception("job_failed", job=job.name)
+            pause = min(pause, job.retry_seconds)  # the store logs its outages itself
+        except Exception as error:  # noqa: BLE001 - the job continues, whatever fails
+            fault.occurs(type(error).__name__, exc_info=error)
+            detach(error)
+        else:
+            fault.ends()
         if job.start_early is None:
             await asyncio.sleep(pause)
         else:

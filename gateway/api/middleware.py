@@ -121,7 +121,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         # Before authentication: a preflight carries no key. No route has the method OPTIONS.
         if (allowed := request.app[CORS].preflight_headers(request)) is not None:
             return web.Response(status=HTTPStatus.NO_CONTENT, headers=allowed)
-        return error_response(_translate(request, no_route))
+        return error_response(_translate(request, no_route), request[EXCHANGE].request_id)
     try:
         return await handler(request)
     except GatewayError as raised:
@@ -137,7 +137,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     # A second response would become part of the body of the first. The error closes the connection.
     if request[EXCHANGE].has_begun:
         raise error
-    return error_response(detach(error))
+    return error_response(detach(error), request[EXCHANGE].request_id)
 
 
 def _translate(request: web.Request, error: web.HTTPException) -> GatewayError:

@@ -14,7 +14,7 @@ from typing import Final
 from aiohttp import web
 
 from gateway.api import images, links, models, ops
-from gateway.api.admin import cache, keys, signing
+from gateway.api.admin import cache, keys, signing, upstream
 from gateway.api.auth import with_admin, with_confirmed_key, with_key, with_metrics_token
 from gateway.api.cors import CORS, Cors
 from gateway.api.http.body import defer_continue
@@ -85,6 +85,7 @@ def admin_routes() -> list[web.RouteDef]:
         web.get("/admin/cache/purges/{id}", with_admin(cache.purge_progress), name="admin_purges"),
         _post("/admin/cache/takedown", with_admin(cache.take_down), name="admin_takedown"),
         _post("/admin/signing-keys/rotate", rotate, name="admin_signing"),
+        web.get("/admin/upstream", with_admin(upstream.show_upstreams), name="admin_upstream"),
         web.get("/metrics", with_metrics_token(ops.metrics), name="metrics"),
     ]
 

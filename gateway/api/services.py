@@ -25,6 +25,7 @@ from gateway.cache.purges import Purges
 from gateway.metrics import Metrics
 from gateway.net.client_address import TrustedProxies
 from gateway.proxy.request import Proxy
+from gateway.purchasing.upstream_health import UpstreamHealth
 from gateway.tasks import SerialThread
 
 
@@ -92,6 +93,7 @@ class Services:
     metrics: Metrics
     running_totals: RunningTotals
     health: Health
+    upstream_health: UpstreamHealth
     body_thread: SerialThread
     """Reads large request bodies."""
     clock: Callable[[], float]

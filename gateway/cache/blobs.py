@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.cache.memory import MemoryCache
 from gateway.cache.takedowns import Takedowns
+from gateway.conditions import Condition
 from gateway.errors import StoreFull
 from gateway.images import Image, Representation
 from gateway.store.batch import Batch, Result, execute
@@ -66,6 +67,9 @@ TOUCH_LIMIT: Final = 500
 
 PARTIALS_SHARE: Final = 16
 """The bound on partial images is the bound on images divided by this, and comes on top of it."""
+
+FULL_SECONDS: Final = 10.0
+"""Without an eviction for want of room, after which the store counts as having room again."""
 
 log = structlog.get_logger(__name__)
 
@@ -124,6 +128,7 @@ class Blobs:
         self._total_bytes = settings.total_bytes
         self._left_by_books: int | None = None
         self._loading: SingleFlight[tuple[str, Representation], bytes | None] = SingleFlight()
+        self._full = Condition(log, "store_full", "store_has_room", counted="evictions")
         self._put_permits = asyncio.Semaphore(MAX_CONCURRENT_PUTS)
         # For `record_uses`: digests by their last use, oldest first, and those found missing.
         self._used: dict[str, None] = {}
@@ -289,6 +294,7 @@ class Blobs:
 
     async def evict_to_bound(self) -> None:
         """Evicts until the bound is met, also after it was lowered, and reports the totals."""
+        self._full.ends_if_quiet(FULL_SECONDS)
         max_bytes = self._below_books(await self.bound_bytes())
         # First what has expired, so that nothing else is evicted for it.
         while await execute(self._store, Sweep(SWEEP_LIMIT)) == SWEEP_LIMIT:
@@ -323,7 +329,7 @@ class Blobs:
         """Evicts the least recently used bytes at once, because the store is full."""
         size_bytes = ROOM_FACTOR * max(wanted_bytes, MIN_ROOM_BYTES)
         candidates = await execute(self._store, EvictionCandidates(size_bytes))
-        log.warning("store_full", evicted=len(candidates))
+        self._full.occurs(evicted=len(candidates))
         # The bytes first: until they are deleted, a full store takes no other change.
         await self._evict(candidates)
         await execute(self._store, Untrack(tuple(candidates)))

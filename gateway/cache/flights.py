@@ -446,16 +446,12 @@ class Flights:
         del self._handed_over[flight.id]
         if flight.id in self._ended_meanwhile:
             self._ended_meanwhile.discard(flight.id)
-            self._release_later(flight, is_unavailable=False)
+            self._release_later(flight)
 
-    def _release_later(
-        self, flight: Flight, end: FlightEnd = RELEASED, *, is_unavailable: bool = True
-    ) -> None:
+    def _release_later(self, flight: Flight, end: FlightEnd = RELEASED) -> None:
         """Releases a lease as soon as the store is available; after a minute it has expired."""
 
         async def release() -> None:
-            if is_unavailable:
-                log.warning("store_unavailable", during="lease_release", flight=flight.id)
             for pause in RELEASE_PAUSES:
                 await asyncio.sleep(pause)
                 with suppress(StoreUnavailable):

@@ -258,7 +258,6 @@ class Publisher:
         except StoreUnavailable:
             # Not tried again: reading from upstream waits for each attempt.
             self._is_shared = False
-            log.warning("store_unavailable", during="partial_images", flight=self._flight)
         except Exception:
             self._is_shared = False
             log.exception("partial_images_failed", flight=self._flight)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 from gateway.errors import INVALID_REQUEST, Charge, ErrorCode, UpstreamFailure
+from gateway.failure_report import FailureReport, Reason
 from gateway.images import Usage
 from gateway.store.batch import Batch, execute
 from gateway.store.commands import AddToSet, GetValue, SetValue
@@ -85,6 +86,7 @@ def content_taken_down(
         source="gateway",
         usage=usage,
         upstream_request_id=upstream_request_id,
+        report=FailureReport(Reason.TAKEN_DOWN),
     )
 
 

@@ -27,6 +27,7 @@ from gateway.process.bootstrap import check_store, prepare
 from gateway.process.checks import check_before_serving
 from gateway.process.listener import Listeners, bind_listeners, bound_address
 from gateway.process.supervisor import supervise
+from gateway.process.upstream_check import judge_base_url
 from gateway.process.worker import serve as serve_worker
 
 OWN_DESCRIPTORS: Final = 1024
@@ -46,6 +47,8 @@ def serve(config: Path | None) -> None:
             "UPSTREAM_API_KEY is not set: set it to the team's key, or try `gateway demo`, "
             "which needs none."
         )
+    if (fault := judge_base_url(settings.upstream.base_url)) is not None:
+        raise click.ClickException(fault)
     configure_logs(settings.log_format)
     run_gateway(configuration)
 

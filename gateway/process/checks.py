@@ -31,7 +31,9 @@ from gateway.process.bootstrap import find_shared_files
 from gateway.process.findings import Finding
 from gateway.process.open_purchases import check_open_purchases
 from gateway.process.plaintext import judge_plaintext
-from gateway.room_settings import client_settings, read_admin_token, tls_files
+from gateway.process.upstream_check import check_upstream, judge_failures
+from gateway.purchasing.upstream_health import read_states
+from gateway.room_settings import read_admin_token, tls_files
 from gateway.store.batch import execute
 from gateway.store.blobs.redis import DEFAULT_CAPACITY_BYTES, open_redis_blobs
 from gateway.store.commands import Inspect, MeasureStore, ReadLruTotals, StoreFacts
@@ -41,7 +43,6 @@ from gateway.store.handshake import (
     StoreMisconfigured,
     StoreMissing,
 )
-from gateway.upstream.client import open_client
 from gateway.upstream.fetch import FetchSettings, open_link_fetcher
 
 MAX_CLOCK_DIFFERENCE_SECONDS: Final = 2.0
@@ -127,6 +128,7 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
                 shares_bytes=settings.store.blobs_url is None,
             )
             open_purchases = await check_open_purchases(settings, store)
+            upstreams = await read_states(store, time.time())
     except (SchemaMismatch, StoreMisconfigured, StoreMissing) as error:
         return [Finding("store", "fault", str(error))]
     except StoreUnavailable as error:
@@ -139,6 +141,7 @@ async def _examine_store(settings: Settings) -> Sequence[Finding]:
         *_judge_configuration(settings, facts),
         *judge_books(books),
         open_purchases,
+        *judge_failures(upstreams, now=time.time()),
     ]
 
 
@@ -266,29 +269,7 @@ def _mebibytes(size_bytes: int) -> str:
     return f"{size_bytes / (1 << 20):,.0f} MiB"
 
 
-# ── upstream, prices, parser ────────────────────────────────────────────────────────────────
-
-
-async def check_upstream(settings: Settings) -> Finding:
-    """Whether upstream responds, and accepts the key."""
-    if settings.upstream.api_key is None:
-        message = "UPSTREAM_API_KEY is not set; without it `gateway serve` does not start."
-        return Finding("upstream", "fault", message)
-    async with open_client(client_settings(settings)) as client:
-        return judge_upstream(await client.check(), base_url=settings.upstream.base_url)
-
-
-def judge_upstream(status: int | None, *, base_url: str) -> Finding:
-    """Judges the response to a request for the list of models, which some services lack."""
-    if status is None:
-        return Finding("upstream", "fault", f"{base_url} does not respond.")
-    if status in (401, 403):
-        message = f"{base_url} refuses the key with {status}: check UPSTREAM_API_KEY."
-        return Finding("upstream", "fault", message)
-    if 300 <= status < 400 or status >= 500:
-        message = f"{base_url} responds with {status}: check UPSTREAM_BASE_URL."
-        return Finding("upstream", "warning", message)
-    return Finding("upstream", "ok", f"{base_url} responds")
+# ── prices, parser ──────────────────────────────────────────────────────────────────────────
 
 
 def judge_prices(as_of: date, *, today: date) -> Finding:

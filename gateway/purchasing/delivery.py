@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -24,6 +24,7 @@ from gateway.cache.image_cache import ImageCache
 from gateway.cache.takedowns import content_taken_down
 from gateway.catalog import SIZE, Model
 from gateway.errors import Charge, UpstreamFailure
+from gateway.failure_report import MAX_MESSAGE, FailureReport, Reason
 from gateway.imagefile.check import BadImage, ImageFacts, check_image, detect_format
 from gateway.images import Image, ImageRequest, PartialImage, UpstreamAnswer, UpstreamImage
 from gateway.net.guard import LinkBlocked
@@ -136,42 +137,37 @@ class Delivery:
         if answer.surplus:
             log.warning("surplus_images", **purchase, images=answer.surplus)
         # Upstream's links expire within the hour, so they are fetched now.
+        faults: list[str] = []
         if any(image.is_link for image in answer.images):
-            fetched = await asyncio.gather(
-                *(self._fetch(image, purchase) for image in answer.images)
-            )
-            answer = replace(answer, images=tuple(fetched))
+            fetching = (self._fetch(image, faults) for image in answer.images)
+            answer = replace(answer, images=tuple(await asyncio.gather(*fetching)))
         complete = [
             (_image(sent, *found, buyer=buyer, model=model, now=clock()), sent.data)
             for sent in answer.images
-            if sent.data is not None
-            and (found := await self._check(sent.data, purchase)) is not None
+            if sent.data is not None and (found := await self._check(sent.data, faults)) is not None
         ]
         images = [(i, data) for i, data in complete if not self._cache.is_taken_down(i.digest)]
         if not images:
-            raise _nothing_to_store(answer, is_taken_down=bool(complete))
+            raise _nothing_to_store(answer, faults, is_taken_down=bool(complete))
+        if faults:
+            log.warning("images_undelivered", **purchase, reasons=sorted(set(faults)))
         first, _ = images[0]
         echoed = _kept_echoes(answer.echoed, model, image_format=first.format)
         if "size" in echoed and SIZE.fullmatch(echoed["size"]) is None:  # such as `auto`
             echoed = {**echoed, "size": f"{first.width}x{first.height}"}
         return Delivered(replace(answer, echoed=MappingProxyType(echoed)), images)
 
-    async def _fetch(self, image: UpstreamImage, purchase: Mapping[str, str]) -> UpstreamImage:
-        """The image with its bytes; unchanged if its link cannot be fetched.
-
-        `purchase` are the fields of a log line that name the purchase.
-        """
+    async def _fetch(self, image: UpstreamImage, faults: list[str]) -> UpstreamImage:
+        """The image with its bytes; unchanged if its link cannot be fetched, with the reason."""
         if not image.is_link:
             return image
         try:
             return replace(image, data=await self._links.fetch(image.url or ""))
         except LinkBlocked as blocked:
-            log.warning("link_fetch_failed", reason=blocked.reason, **purchase)
+            faults.append(f"link {blocked.reason}, host {blocked.host or 'unknown'}")
             return image
 
-    async def _check(
-        self, data: bytes, purchase: Mapping[str, str]
-    ) -> tuple[ImageFacts, str] | None:
+    async def _check(self, data: bytes, faults: list[str]) -> tuple[ImageFacts, str] | None:
         """The facts of a complete image, and its digest; None for any other bytes."""
         check = partial(
             _facts_and_digest,
@@ -182,7 +178,7 @@ class Delivery:
         try:
             return check() if len(data) <= INLINE_BYTES else await asyncio.to_thread(check)
         except BadImage as bad:
-            log.warning("image_rejected", reason=str(bad), **purchase)
+            faults.append(str(bad))
             return None
 
 
@@ -265,22 +261,25 @@ def _image(
     )
 
 
-def _nothing_to_store(answer: UpstreamAnswer, *, is_taken_down: bool) -> UpstreamFailure:
+def _nothing_to_store(
+    answer: UpstreamAnswer, faults: Sequence[str], *, is_taken_down: bool
+) -> UpstreamFailure:
     if is_taken_down:
         return content_taken_down(
             charge=Charge.UNDELIVERED,
             usage=answer.usage,
             upstream_request_id=answer.upstream_request_id,
         )
-    problem = (
-        "its links could not be fetched"
-        if any(image.is_link for image in answer.images)
-        else "its answer contains no complete image"
-    )
+    if any(image.is_link for image in answer.images):
+        problem, reason = "its links could not be fetched", Reason.LINK_FAILED
+    else:
+        problem, reason = "its answer contains no complete image", Reason.IMAGE_REJECTED
+    why = "; ".join(sorted(set(faults))) or "the base64 of its images is damaged or missing"
     return UpstreamFailure(
         f"Upstream charged for this request, but {problem}.",
         charge=Charge.UNDELIVERED,
         usage=answer.usage,
         images=len(answer.images),
         upstream_request_id=answer.upstream_request_id,
+        report=FailureReport(reason, why[:MAX_MESSAGE], status=200),
     )

@@ -96,7 +96,6 @@ class LeaseKeeper:
             try:
                 pause = self._times.check if await self._renew(left) else RETRY_SECONDS
             except StoreUnavailable:
-                log.warning("store_unavailable", during="lease_renewal", flight=self._flight.id)
                 pause = min(RETRY_SECONDS, self._times.check)
             except Exception:
                 log.exception("lease_renewal_failed", flight=self._flight.id)

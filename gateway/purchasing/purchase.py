@@ -35,6 +35,7 @@ from gateway.purchasing.delivery import Delivered, Delivery
 from gateway.purchasing.journal import Received, Reserved
 from gateway.purchasing.lease import LeaseKeeper, LeaseTimes
 from gateway.purchasing.settlement import Settlements, gateway_failure, retry_until_stored
+from gateway.purchasing.upstream_health import UpstreamHealth
 from gateway.store.batch import Batch
 from gateway.store.commands import Settlement
 from gateway.store.protocol import Store
@@ -129,10 +130,12 @@ class Purchases:
         delivery: Delivery,
         *,
         settlements: Settlements,
+        health: UpstreamHealth,
         unstored: UnstoredImages,
         tasks: OwnedTasks,
     ) -> None:
         self._settings = settings
+        self._health = health
         self._store = store
         self._delivery = delivery
         self._settlements = settlements
@@ -293,7 +296,11 @@ class Purchases:
     # ── while upstream works ────────────────────────────────────────────────────────────────
 
     async def _deliver(self, order: PurchaseOrder, flight: Flight) -> Delivered:
-        return await self._delivery.deliver(order.request, order.model, flight, clock=order.clock)
+        delivered = await self._delivery.deliver(
+            order.request, order.model, flight, clock=order.clock
+        )
+        self._health.succeeded()
+        return delivered
 
     def _keep_lease(
         self, flight: Flight, *, opening: asyncio.Task[float] | None = None
@@ -319,6 +326,7 @@ class Purchases:
         try:
             yield
         except UpstreamFailure as failure:
+            self._health.failed(failure, order.request, reserved.record)
             await self._settle_failure(order, reserved, failure, opening=opening)
             raise
         except Exception as fault:

@@ -279,6 +279,5 @@ async def retry_until_stored(step: Callable[[], Awaitable[T]]) -> T:
             return await step()
         except StoreUnavailable:
             pause = RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)]
-            log.warning("store_unavailable", during="purchase", attempt=attempt, retry_in=pause)
             attempt += 1
             await asyncio.sleep(pause)

@@ -60,7 +60,7 @@ def create_answer(generation: Generation, options: AnswerOptions) -> bytes:
 
 def create_images(generation: Generation, options: AnswerOptions) -> list[dict[str, str]]:
     """The elements of `data`."""
-    count = generation.n - ("fewer" in options.faults)
+    count = 0 if "no-image" in options.faults else generation.n - ("fewer" in options.faults)
     files = [_draw(generation, options, index=index) for index in range(count)]
     if "tiny-png" in options.faults:
         files = [b"\x89PNG\r"] * count

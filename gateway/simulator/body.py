@@ -30,6 +30,7 @@ from gateway.simulator.refusals import (
     missing,
     not_json,
     refuse,
+    unknown_model,
     wrong_content_type,
     wrong_type,
 )
@@ -78,8 +79,7 @@ def _check_model(body: Mapping[str, Any], catalog: Catalog) -> Model:
     if not isinstance(name, str):
         raise wrong_type("model", "a string", name)
     if name not in catalog.models:
-        message = f"The model '{name}' does not exist."
-        raise bad_value("model", message, type=IMAGE_USER_ERROR)
+        raise unknown_model(name)
     return catalog.models[name]
 
 

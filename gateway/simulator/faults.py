@@ -21,12 +21,16 @@ from urllib.parse import unquote
 
 from gateway.simulator.refusals import (
     Refusal,
+    billing_limit,
     by_status,
     content_policy,
+    error_in_200,
     generation_failed,
     moderation_blocked,
     quota_used_up,
+    redirect,
     refuse,
+    unknown_model,
 )
 
 
@@ -53,6 +57,19 @@ FAULTS: Final[Mapping[str, FaultRule]] = {
         value=r"[45][0-9]{2}",
         needs_value=True,
     ),
+    "org-unverified": FaultRule("403: the organization must be verified to use the model"),
+    "billing-limit": FaultRule("400 billing_hard_limit_reached"),
+    "model-unknown": FaultRule("400: the model does not exist"),
+    "error-in-200": FaultRule(
+        "200 with the API's error in place of images, also for a stream; code is the error's code",
+        frozenset({"code"}),
+    ),
+    "redirect": FaultRule(
+        "a redirect of this status, 308 unless given, to=… is where it leads",
+        frozenset({"to"}),
+        value=r"30[12378]",
+    ),
+    "no-image": FaultRule("200 with an empty list of images"),
     "moderation": FaultRule(
         "400 moderation_blocked; stage is input; a stream sends stage=output in an event",
         frozenset({"stage"}),
@@ -217,6 +234,17 @@ def refusal_of(fault: Fault, *, model: str, request_id: str) -> Refusal | None:
         return moderation_blocked(request_id, stage=fault.options.get("stage", "input"))
     if fault.name == "content-policy":
         return content_policy()
+    if fault.name == "org-unverified":
+        return by_status(403, model=model)
+    if fault.name == "billing-limit":
+        return billing_limit()
+    if fault.name == "model-unknown":
+        return unknown_model(model)
+    if fault.name == "error-in-200":
+        return error_in_200(fault.options.get("code", "server_error"))
+    if fault.name == "redirect":
+        target = fault.options.get("to", "https://images.example/v1/images/generations")
+        return redirect(int(fault.value or 308), target)
     return generation_failed() if fault.name == "stream-error" else None
 
 

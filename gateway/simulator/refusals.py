@@ -167,6 +167,34 @@ def quota_used_up(code: str) -> Refusal:
     return refuse(message, status=429, type="insufficient_quota", code=code)
 
 
+def billing_limit() -> Refusal:
+    """The account's hard limit, which is a 400."""
+    return refuse(
+        "Billing hard limit has been reached.",
+        type="billing_limit_user_error",
+        code="billing_hard_limit_reached",
+    )
+
+
+def unknown_model(model: str) -> Refusal:
+    """A model that the service does not have, or has no more."""
+    return bad_value("model", f"The model '{model}' does not exist.", type=IMAGE_USER_ERROR)
+
+
+def error_in_200(code: str) -> Refusal:
+    """An error in place of images with the status of success, as some services send it."""
+    message = (
+        "An error occurred while processing your request. You can retry your request, or contact "
+        "us through our help center at help.openai.com if the error persists."
+    )
+    return refuse(message, status=200, type="server_error", code=code)
+
+
+def redirect(status: int, target: str) -> Refusal:
+    """A redirect, as of a load balancer or of a base URL that has moved."""
+    return Refusal(status, "", content_type="text/plain", headers={"Location": target})
+
+
 def _too_fast(model: str) -> Refusal:
     message = (
         f"Rate limit reached for {model} (for limit gpt-image) in organization org-simulated on "

@@ -11,12 +11,20 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
+import structlog
+
+from gateway.conditions import Condition
 from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store.commands import Admit, Append, Heartbeat, Reserve, Settle
 from gateway.store.protocol import Command, Store, Watch
 
+log = structlog.get_logger(__name__)
+
 WRITE_COMMANDS: Final = (Append, Heartbeat, Reserve, Settle)
 """Commands that always write."""
+
+ROOM_SECONDS: Final = 10.0
+"""Without a call that found the store full, after which it counts as having room again."""
 
 MAX_CONCURRENT_BATCHES: Final = 128
 """The requests of so many results continue within some 20 ms of the event loop."""
@@ -135,16 +143,31 @@ class EvictingStore:
         self._store = store
         self.name = store.name
         self.make_room: Callable[[], Awaitable[None]] | None = None
+        self._full = Condition(
+            log,
+            "store_full",
+            "store_has_room",
+            counted="failed_calls",
+            fields={"store": store.name},
+        )
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """As `Store.execute`."""
         try:
-            return await self._store.execute(commands)
+            try:
+                results = await self._store.execute(commands)
+            except StoreFull:
+                if self.make_room is None:
+                    raise
+                await self.make_room()
+                results = await self._store.execute(commands)
         except StoreFull:
-            if self.make_room is None:
-                raise
-        await self.make_room()
-        return await self._store.execute(commands)
+            self._full.occurs()
+            raise
+        # A call that needs no room says nothing, so no call may have failed for a while.
+        if self._full.lasts:
+            self._full.ends_if_quiet(ROOM_SECONDS)
+        return results
 
     def watch(self, flight: str) -> AbstractAsyncContextManager[Watch]:
         """As `Store.watch`."""

@@ -12,7 +12,7 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol, TypeAlias
 
@@ -20,7 +20,9 @@ import aiohttp
 import structlog
 from yarl import URL
 
+from gateway.conditions import Condition
 from gateway.errors import Charge, UpstreamFailure, detach
+from gateway.failure_report import FailureReport, Reason
 from gateway.images import ImageRequest, PartialImage, UpstreamAnswer
 from gateway.net.sse import Event
 from gateway.net.tls import create_tls
@@ -29,6 +31,7 @@ from gateway.upstream import failures, openai
 from gateway.upstream.breaker import Breaker, Permit, Rejected
 from gateway.upstream.connection import AnswerRejected
 from gateway.upstream.dialect import Dialect, ParsedEvent
+from gateway.upstream.probe import ProbeResult, send_probe
 from gateway.upstream.relaying import Relay
 from gateway.upstream.session import (
     MEBIBYTE,
@@ -56,8 +59,6 @@ _MAX_INLINE_BYTES: Final = 4 * MEBIBYTE
 
 _MAX_DECODING: Final = 2
 """Large answers decoded at the same time. More threads would only compete for the GIL."""
-
-_CHECK_TIMEOUT_SECONDS: Final = 10.0
 
 log = structlog.get_logger(__name__)
 
@@ -107,7 +108,7 @@ class _Reply:
     status: int
     chunks: list[bytes]
     size_bytes: int
-    request_id: str | None
+    headers: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,15 @@ class UpstreamClient:
         self._breaker = Breaker(
             failures=settings.breaker_failures, open_seconds=settings.breaker_open_seconds
         )
+        self._outage = Condition(
+            log, "upstream_breaker_opened", "upstream_breaker_closed", counted="failed_purchases"
+        )
+        self._last_outage = ""
+
+    @property
+    def is_breaker_open(self) -> bool:
+        """Whether purchases are rejected at the moment, or one of them is probing."""
+        return self._breaker.is_open
 
     async def generate(self, request: ImageRequest, *, images: int) -> UpstreamAnswer:
         """Buys `images` images of `request`; their bytes are not checked.
@@ -238,22 +248,27 @@ class UpstreamClient:
             reader = self._stream_reader(response, request, on_partial, started=started)
             # Closed here also if reading stops before the end of the stream.
             async with contextlib.aclosing(_chunks(response.content)) as chunks:
-                return _outcome_of_200(response.status, await reader.read(chunks))
+                outcome = _outcome_of_200(response.status, await reader.read(chunks))
+            if isinstance(outcome, _Failed):
+                report = replace(outcome.failure.report, phase="stream")
+                outcome.failure.report = report
+                outcome.failure.upstream_request_id = (
+                    outcome.failure.upstream_request_id
+                    or self._dialect.request_id(response.headers)
+                )
+            return outcome
 
         return await self._buy(self._prepare(request, body, receive, images=1))
 
-    async def check(self) -> int | None:
-        """Lists the models, for `doctor`: the status of the response, or None without one in time.
+    async def probe(self, base_url: str) -> ProbeResult:
+        """For `doctor`: what a purchase from this base URL would meet; it buys nothing.
 
-        Uses the same key and connection settings as a purchase, and costs nothing. The breaker and
-        the observer are not involved.
+        It has the headers, the proxy and the certificates of a purchase. The breaker and the
+        observer are not involved.
         """
-        listing = self._session.get(self._dialect.models_url(self._base), allow_redirects=False)
-        try:
-            async with asyncio.timeout(_CHECK_TIMEOUT_SECONDS), listing as response:
-                return response.status
-        except (aiohttp.ClientError, OSError):
-            return None
+        return await send_probe(
+            self._session, URL(base_url), dialect=self._dialect, relay=self._relay
+        )
 
     def _prepare(
         self,
@@ -322,7 +337,10 @@ class UpstreamClient:
     async def _send_and_parse(self, prepared: _PreparedRequest) -> UpstreamAnswer:
         permit = self._breaker.acquire(self._pace.clock())
         if isinstance(permit, Rejected):
-            raise failures.breaker_open(retry_after_seconds=permit.retry_after_seconds)
+            self._outage.occurs(reason=self._last_outage)
+            raise failures.breaker_open(
+                retry_after_seconds=permit.retry_after_seconds, because=self._last_outage
+            )
         outcome: _Outcome | None = None
         try:
             outcome = await self._send_before_deadline(prepared)
@@ -336,14 +354,22 @@ class UpstreamClient:
         return outcome.answer
 
     async def _parse_reply(self, reply: _Reply, *, images: int) -> _Answered | _Failed:
+        request_id = self._dialect.request_id(reply.headers)
+
         def parse() -> UpstreamAnswer | UpstreamFailure:
             body = b"".join(reply.chunks)
             reply.chunks.clear()  # otherwise the answer would be in memory twice
             try:
                 return self._dialect.parse_answer(
-                    body, images=images, upstream_request_id=reply.request_id
+                    body, images=images, upstream_request_id=request_id
                 )
             except UpstreamFailure as failure:
+                if failure.report.reason is Reason.UNREADABLE:
+                    # Without what may be half of an answer: it repeats the prompt in other words.
+                    shown = b"" if body[:256].lstrip()[:1] == b"{" else body
+                    text = self._dialect.excerpt(shown, reply.headers)
+                    message = f"{text} ({reply.size_bytes} bytes)"
+                    failure.report = replace(failure.report, message=message)
                 return detach(failure)  # its traceback keeps the body
 
         if reply.size_bytes <= _MAX_INLINE_BYTES:
@@ -358,10 +384,14 @@ class UpstreamClient:
             self._breaker.abandon(permit, self._pace.clock())
         elif isinstance(outcome, _Failed) and outcome.is_outage:
             self._breaker.fail(permit, self._pace.clock())
+            self._last_outage = _summary(outcome.failure.report)
         else:
             self._breaker.succeed()
+        if self._breaker.is_open:
+            self._outage.occurs(reason=self._last_outage)
+        else:
+            self._outage.ends()
         if self._breaker.is_open != was_open:
-            log.warning("upstream_breaker_closed" if was_open else "upstream_breaker_opened")
             self._observer.breaker_turned(is_open=not was_open)
 
     async def _send_before_deadline(self, prepared: _PreparedRequest) -> _Outcome:
@@ -440,12 +470,12 @@ class UpstreamClient:
                     outcome = await self._receive_error(response, state.error)
         except AnswerRejected as error:
             detach(error)  # the reader of the body keeps it
-            return _Failed("rejected", failures.rejected())
+            return _Failed("rejected", failures.rejected(str(error)))
         except (aiohttp.ClientError, OSError) as error:
             detach(error)
             if state.is_sent:
-                return _Failed("cut", failures.cut_off())
-            return _Failed("unreachable", failures.unreachable())
+                return _Failed("cut", failures.cut_off(error))
+            return _Failed("unreachable", failures.unreachable(error))
         # Upstream has answered. If the deadline passes before the next attempt, nothing is under
         # way.
         state.is_sent = False
@@ -459,7 +489,7 @@ class UpstreamClient:
         length = await _read(response, chunks, limit_bytes=limit_bytes)
         if length > limit_bytes:
             return _Failed(response.status, failures.oversized())
-        return _Reply(response.status, chunks, length, self._dialect.request_id(response.headers))
+        return _Reply(response.status, chunks, length, response.headers)
 
     async def _receive_error(
         self, response: aiohttp.ClientResponse, error: ErrorResponse
@@ -482,6 +512,11 @@ class UpstreamClient:
             received_at=error.received_at,
         )
         return _Failed(error.status, failure)
+
+
+def _summary(report: FailureReport) -> str:
+    """A report in two words, which tell nothing of the purchase that failed."""
+    return f"{report.reason} {report.status or ''}".rstrip()
 
 
 async def _chunks(content: aiohttp.StreamReader) -> AsyncGenerator[bytes]:
@@ -518,6 +553,7 @@ def _outcome_of_200(status: int, result: UpstreamAnswer | UpstreamFailure) -> _A
     """
     if isinstance(result, UpstreamAnswer):
         return _Answered(status, result)
+    result.report = replace(result.report, status=status)
     if result.charge is not Charge.UNDELIVERED:
         status = result.status
     return _Failed(status, result, came_with_200=True)

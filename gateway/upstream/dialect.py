@@ -62,3 +62,6 @@ class Dialect(Protocol):
 
     def request_id(self, headers: Mapping[str, str]) -> str | None:
         """Upstream's id of a request, for the ledger."""
+
+    def excerpt(self, body: bytes | bytearray, headers: Mapping[str, str]) -> str:
+        """The first words of a body that is not the API's, for the operator."""

@@ -6,9 +6,13 @@ A failure that a response reports is made by the dialect, such as `openai.errors
 from __future__ import annotations
 
 import math
+import ssl
 from typing import Final
 
+import aiohttp
+
 from gateway.errors import Charge, ErrorCode, UpstreamFailure
+from gateway.failure_report import FailureReport, Reason
 
 MAX_RETRY_AFTER_SECONDS: Final = 120
 """The longest `Retry-After` that is relayed: SDKs do not wait longer.
@@ -37,34 +41,69 @@ def retry_after_seconds(failure: UpstreamFailure) -> float | None:
     return None if seconds is None else float(seconds)
 
 
-def unreachable() -> UpstreamFailure:
+def unreachable(error: BaseException | None = None) -> UpstreamFailure:
     """No connection, because of DNS, TCP or TLS. Nothing was sent."""
-    return UpstreamFailure("Upstream could not be reached.", charge=Charge.FREE)
+    return UpstreamFailure(
+        "Upstream could not be reached.",
+        charge=Charge.FREE,
+        report=FailureReport(_why_unreachable(error), _explain(error)),
+    )
 
 
-def cut_off() -> UpstreamFailure:
+def _why_unreachable(error: BaseException | None) -> Reason:
+    if isinstance(error, aiohttp.ClientHttpProxyError | aiohttp.ClientProxyConnectionError):
+        return Reason.PROXY_FAILED
+    if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
+        return Reason.TLS_FAILED
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return Reason.HOST_UNKNOWN
+    return Reason.UNREACHABLE
+
+
+def _explain(error: BaseException | None) -> str:
+    """An exception in words; of a proxy's answer without the request, which has a credential."""
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"{error.status} {error.message}"
+    return (str(error) or type(error).__name__) if error is not None else ""
+
+
+def cut_off(error: BaseException | None = None) -> UpstreamFailure:
     """The connection was lost after sending, before the answer was complete."""
-    return UpstreamFailure("Upstream's answer was cut off.", charge=Charge.PRESUMED)
+    return UpstreamFailure(
+        "Upstream's answer was cut off.",
+        charge=Charge.PRESUMED,
+        report=FailureReport(Reason.CUT_OFF, _explain(error)),
+    )
 
 
-def rejected() -> UpstreamFailure:
+def rejected(why: str = "") -> UpstreamFailure:
     """The heads or the chunk framing of the answer exceed a bound of `connection`."""
-    return UpstreamFailure("Upstream's answer is too large.", charge=Charge.PRESUMED)
+    return UpstreamFailure(
+        "Upstream's answer is too large.",
+        charge=Charge.PRESUMED,
+        report=FailureReport(Reason.TOO_LARGE, why),
+    )
 
 
 def oversized() -> UpstreamFailure:
     """The body of a 200 exceeds the size of the requested images."""
-    return UpstreamFailure("Upstream's answer is too large.", charge=Charge.UNDELIVERED)
+    message = "Upstream's answer is too large."
+    return UpstreamFailure(
+        message, charge=Charge.UNDELIVERED, report=FailureReport(Reason.TOO_LARGE, message)
+    )
 
 
 def timed_out(*, was_sent: bool) -> UpstreamFailure:
     """The deadline passed, during an attempt or between two."""
     charge = Charge.PRESUMED if was_sent else Charge.FREE
-    return UpstreamFailure("Upstream did not answer in time.", status=504, charge=charge)
+    message = "Upstream did not answer in time."
+    phase = Reason.TIMEOUT.phase if was_sent else Reason.UNREACHABLE.phase
+    report = FailureReport(Reason.TIMEOUT, message, phase=phase)
+    return UpstreamFailure(message, status=504, charge=charge, report=report)
 
 
-def breaker_open(*, retry_after_seconds: float) -> UpstreamFailure:
-    """The circuit breaker is open, so nothing was sent."""
+def breaker_open(*, retry_after_seconds: float, because: str = "") -> UpstreamFailure:
+    """The circuit breaker is open, so nothing was sent. `because` is the failure before."""
     retry_after = min(max(1, math.ceil(retry_after_seconds)), MAX_RETRY_AFTER_SECONDS)
     return UpstreamFailure(
         "The circuit breaker is open because upstream failed several times in succession. "
@@ -72,4 +111,5 @@ def breaker_open(*, retry_after_seconds: float) -> UpstreamFailure:
         code=ErrorCode.UPSTREAM_UNAVAILABLE,
         charge=Charge.FREE,
         headers={"Retry-After": str(retry_after)},
+        report=FailureReport(Reason.BREAKER_OPEN, because),
     )

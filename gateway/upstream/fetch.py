@@ -142,7 +142,7 @@ class LinkFetcher:
             host = self._redactor.text(blocked.host or "") or None
             log.warning("image_link_blocked", reason=blocked.reason, host=host)
             self._observer(blocked.reason)
-            raise
+            raise LinkBlocked(blocked.reason, host=host) from None
         self._observer("fetched")
         return body
 

@@ -75,6 +75,8 @@ class Relay:
             usage=failure.usage,
             images=failure.images,
             upstream_request_id=self._optional(failure.upstream_request_id, MAX_WORD),
+            report=failure.report.redacted(self._text),
+            advice=failure.advice,
         )
 
     def _image(self, image: UpstreamImage) -> UpstreamImage:

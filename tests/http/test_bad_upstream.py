@@ -147,7 +147,7 @@ USER_ERROR = "image_generation_user_error"
 CUT = "Upstream's answer was cut off."
 UNREADABLE = "Upstream's answer could not be read."
 INCOMPLETE = "Upstream charged for this request, but its answer contains no complete image."
-REFUSED_KEY = "Upstream refused the gateway's access. Contact the gateway's operator."
+REFUSED_KEY = "The upstream service refused the gateway's own credential or account"
 NO_RETRY_HEADER = {"x-should-retry": None, "Retry-After": None}
 
 OWN_ERROR = json.dumps({"error": {"message": "Broken.", "type": "server_error", "code": "e_1"}})
@@ -263,7 +263,9 @@ CASES = {
     ),
     "404": Case(404, NO_ACCESS, raw=http(404, json.dumps({"error": NO_ACCESS}))),
     "a redirect": Case(
-        502, failure("Upstream answered 302 without"), raw=http(302, "", "Location: /elsewhere")
+        502,
+        failure("Upstream answered with a redirect (302)"),
+        raw=http(302, "", "Location: /elsewhere"),
     ),
     "moderation": Case(
         400,

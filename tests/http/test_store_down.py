@@ -11,13 +11,22 @@ import asyncio
 import fcntl
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.access.keys import TRUST_SECONDS
 from gateway.assembly import DATABASE
@@ -631,3 +640,31 @@ async def test_an_image_that_arrives_while_its_folder_is_missing_is_stored_there
 
     assert names_of(events) == [PARTIAL] * 3 + [COMPLETED]
     assert (cached.status, cached.images) == (200, [events[-1].image])
+
+
+async def test_an_outage_is_logged_when_it_begins_and_when_it_ends(arena: Arena) -> None:
+    """By each of the two gateways and for each of its stores, however many calls fail."""
+    alice = await arena.here.client.with_key("alice")
+    await alice.ask("before")
+    with capture_logs() as logs:
+        with arena.outage():
+            await asyncio.gather(*(alice.ask(f"during {number}") for number in range(5)))
+            await asyncio.gather(*(alice.ask(f"during {number}") for number in range(5)))
+        await arena.settle()
+
+        def ended() -> bool:
+            return len(named(logs, "store_available")) >= len({*named(logs, "store_unavailable")})
+
+        await eventually(ended)
+    for begun_by in Counter(named(logs, "store_unavailable")).values():
+        assert begun_by <= 4  # two gateways, each with a second reason at most
+    for line in logs:
+        if line["event"] == "store_available":
+            assert line["failed_calls"] >= 1
+            assert line["lasted_seconds"] >= 0
+        assert line["event"] != "store_unavailable" or line["reason"], line
+
+
+def named(logs: Iterable[Any], event: str) -> list[str]:
+    """The stores of the lines of an event."""
+    return [line["store"] for line in logs if line["event"] == event]

@@ -125,7 +125,7 @@ async def test_the_log_lines_of_a_purchase_name_its_trace(
         with capture_logs() as log:
             reply = await alice.ask("an otter [[sim:tiny-png]]", headers=TRACE)
             plain = await alice.ask("another otter [[sim:tiny-png]]")
-    lines = [line for line in log if line["event"] == "image_rejected"]
+    lines = [line for line in log if line["event"] == "upstream_failed"]
     assert (reply.status, plain.status) == (502, 502)
     assert [
         (line.get("traceparent"), line.get("client_request_id"), "purchase" in line)

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 
 import pytest
 import redis
-from aiohttp import web
 
 from gateway.assembly import open_store
 from gateway.configuration.files import ConfigFiles, Configuration
@@ -310,56 +308,8 @@ async def test_any_bound_is_ok_if_the_store_has_no_limit(
 # ── upstream, prices, parser ────────────────────────────────────────────────────────────────
 
 
-@asynccontextmanager
-async def run_answering(status: int) -> AsyncIterator[str]:
-    """A server that responds to every request with one status."""
-
-    async def answer(_request: web.Request) -> web.Response:
-        return web.Response(status=status, headers={"Location": "/elsewhere"})
-
-    app = web.Application()
-    app.router.add_route("*", "/{any:.*}", answer)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    finally:
-        await runner.cleanup()
-
-
 async def upstream_finding(folder: Path, base_url: str, **upstream: Any) -> Finding:
     return (await findings_of(make_settings(folder, base_url, upstream=upstream)))["upstream"]
-
-
-@pytest.mark.parametrize(
-    ("status", "level"),
-    [
-        (200, "ok"),
-        (404, "ok"),
-        (429, "ok"),
-        (401, "fault"),
-        (403, "fault"),
-        (302, "warning"),
-        (503, "warning"),
-    ],
-)
-async def test_the_status_of_upstream_is_judged(tmp_path: Path, status: int, level: str) -> None:
-    async with run_answering(status) as base_url:
-        finding = await upstream_finding(tmp_path, base_url)
-    assert finding.level == level
-    assert base_url in finding.message
-    assert level == "ok" or str(status) in finding.message
-
-
-async def test_the_probe_of_upstream_lists_models_with_the_key(
-    tmp_path: Path, upstream: Upstream
-) -> None:
-    good = await upstream_finding(tmp_path, upstream.base_url)
-    wrong = await upstream_finding(tmp_path, upstream.base_url, api_key="sk-wrong-one")
-    assert (good.level, wrong.level) == ("ok", "fault")
-    assert "sk-wrong-one" not in wrong.message
-    assert [(c["method"], c["path"]) for c in await upstream.calls()] == [("GET", "/v1/models")] * 2
 
 
 async def test_an_unreachable_upstream_or_a_missing_key_is_a_fault(tmp_path: Path) -> None:

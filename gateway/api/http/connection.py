@@ -509,8 +509,9 @@ class Connection(RequestHandler):
             if has_begun:
                 raise ConnectionError("the response has begun")
             error = InternalError()
-        response = error_response(error)
-        response.headers["x-request-id"] = new_request_id()
+        request_id = new_request_id()
+        response = error_response(error, request_id)
+        response.headers["x-request-id"] = request_id
         response.headers[hdrs.SERVER] = SERVER
         # Without effect on the answer to an unreadable head: `_refuse` has added them.
         self._shared.cors.add_headers(

@@ -33,10 +33,10 @@ def json_response(
     return web.Response(body=orjson.dumps(data), status=status, content_type=JSON, headers=headers)
 
 
-def error_response(error: GatewayError) -> web.Response:
+def error_response(error: GatewayError, request_id: str) -> web.Response:
     """An error in the envelope of the images API: `docs/reference/errors.md`."""
     response = web.Response(
-        body=_encode_error(error.body),
+        body=_encode_error(error.body_for(request_id)),
         status=error.status,
         content_type=JSON,
         # Also where the middleware does not come by. A 401 shows a part of the key.

@@ -85,7 +85,8 @@ class EventStream:
             error = InternalError()
         if self._response is None:
             raise error
-        await self._write([sse.encode_error(detach(error).body["error"])])
+        body = detach(error).body_for(self._exchange.request_id)
+        await self._write([sse.encode_error(body["error"])])
         return self._response
 
     def __enter__(self) -> Self:

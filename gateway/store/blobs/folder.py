@@ -20,6 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import structlog
+
+from gateway.conditions import Condition
 from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store.private_files import (
     OTHERS,
@@ -28,6 +31,11 @@ from gateway.store.private_files import (
     create_private_level,
     find_shared,
 )
+
+log = structlog.get_logger(__name__)
+
+QUIET_SECONDS: Final = 2.0
+"""Without a failed call, after which an outage is over: other folders may still be readable."""
 
 ABANDONED_SECONDS: Final = 3600.0
 """A temporary file this old was left by a process that died."""
@@ -57,6 +65,13 @@ class FolderBlobs:
         self._root = root
         self._clock = clock
         self._data_dir = data_dir
+        self._outage = Condition(
+            log,
+            "store_unavailable",
+            "store_available",
+            counted="failed_calls",
+            fields={"store": f"folder {root}", "holds": "bytes"},
+        )
         self._swept_before = ""
         """The subfolder in which the last sweep has stopped; empty if it has reached the end."""
 
@@ -112,7 +127,7 @@ class FolderBlobs:
         return self._root / digest[:2] / digest
 
     def _put(self, path: Path, data: bytes, *, expires_at: float) -> None:
-        with _raising_store_errors():
+        with _raising_store_errors(self._outage):
             self._create_folder(path.parent)
             with self._locked():
                 if self._extend(path, expires_at):
@@ -153,17 +168,21 @@ class FolderBlobs:
         return False
 
     def _get(self, path: Path) -> bytes | None:
-        with _raising_store_errors(), contextlib.suppress(FileNotFoundError), path.open("rb") as f:
+        with (
+            _raising_store_errors(self._outage),
+            contextlib.suppress(FileNotFoundError),
+            path.open("rb") as f,
+        ):
             if os.fstat(f.fileno()).st_mtime > self._clock():
                 return f.read()
         return None
 
     def _delete(self, path: Path) -> None:
-        with _raising_store_errors():
+        with _raising_store_errors(self._outage):
             path.unlink(missing_ok=True)
 
     def _scan(self, after: str, limit: int) -> tuple[str | None, Mapping[str, int]]:
-        with _raising_store_errors():
+        with _raising_store_errors(self._outage):
             page = dict(itertools.islice(self._sizes_after(after), limit))
         return (max(page) if len(page) == limit else None), page
 
@@ -186,11 +205,11 @@ class FolderBlobs:
 
     def _subfolders(self, first: str) -> list[Path]:
         """The folders of files from the name `first` on, in order."""
-        with _raising_store_errors():
+        with _raising_store_errors(self._outage):
             return sorted(path for path in self._root.glob("??") if path.name >= first)
 
     def _sweep(self, folder: Path, limit: int) -> int:
-        with _raising_store_errors(), os.scandir(folder) as entries:
+        with _raising_store_errors(self._outage), os.scandir(folder) as entries:
             removed = (entry for entry in entries if self._remove_expired(folder / entry.name))
             return sum(1 for _ in itertools.islice(removed, limit))
 
@@ -279,10 +298,14 @@ def _modified_at(path: Path) -> float | None:
 
 
 @contextmanager
-def _raising_store_errors() -> Iterator[None]:
+def _raising_store_errors(outage: Condition) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull from error
+        reason = f"{type(error).__name__}: {error.strerror}"
+        outage.occurs(reason, reason=reason)
         raise StoreUnavailable from error
+    if outage.lasts:
+        outage.ends_if_quiet(QUIET_SECONDS)

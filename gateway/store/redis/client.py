@@ -17,6 +17,7 @@ from typing import Any, Final
 import structlog
 from redis import exceptions as redis_errors
 
+from gateway.conditions import Condition
 from gateway.errors import StoreFull, StoreUnavailable, detach
 from gateway.store.handshake import (
     SCHEMA_VERSION,
@@ -46,6 +47,9 @@ log = structlog.get_logger(__name__)
 
 PROBE_SECONDS: Final = 1.0
 """How long a server counts as one that takes writes. After that, a probe precedes the next read."""
+
+QUIET_SECONDS: Final = 2.0
+"""Without a failed call, after which an outage is over that broke no connection."""
 
 RETRY_SECONDS: Final = 0.25
 """The pause before another attempt to connect to a server that answers but cannot be used."""
@@ -104,7 +108,13 @@ class RedisClient:
         self._shaking_hands = asyncio.Lock()
         self._handshakes = 0
         self._is_closed = False
-        self._logged_reasons: set[str] = set()  # since the last handshake
+        self._outage = Condition(
+            log,
+            "store_unavailable",
+            "store_available",
+            counted="failed_calls",
+            fields={"store": self.location, "holds": "books" if holds_books else "bytes"},
+        )
         self._logged_policy = NO_EVICTION
 
     @asynccontextmanager
@@ -162,6 +172,8 @@ class RedisClient:
                     replies[i] = reply
         except _EXECUTE_ERRORS as error:
             raise self._translate(error) from error
+        if self._outage.lasts:  # of calls that failed without a new connection
+            self._outage.ends_if_quiet(QUIET_SECONDS)
         return replies
 
     async def check(
@@ -226,7 +238,7 @@ class RedisClient:
         if (fault := self._find_fault(reply)) is None:
             return RuntimeError(f"Redis refused {command}: {reply}")
         reason = f"The Redis {fault.text}"
-        self._log_once(reason)
+        self._outage.occurs(reason, reason=reason)
         return StoreUnavailable(reason=reason)
 
     # ── connecting ──────────────────────────────────────────────────────────────────────────
@@ -323,16 +335,15 @@ class RedisClient:
             self._warn_of_eviction(replies[-1])
         self._handshakes += 1
         self._next_probe_at = deadline + PROBE_SECONDS
-        if self._logged_reasons:
-            log.info("store_available", store=self.location)
-            self._logged_reasons.clear()
+        if not isinstance(probed, redis_errors.RedisError):
+            self._outage.ends()
 
     def _warn_of_eviction(self, info: Any) -> None:
         """Logs a policy other than `noeviction`, once after each change."""
         found = _POLICY.search(info) if isinstance(info, bytes) else None
         policy = found[1] if found is not None else NO_EVICTION
         # At the first connect the start has reported it, unless the server was not there yet.
-        is_news = self._handshakes > 0 or bool(self._logged_reasons)
+        is_news = self._handshakes > 0 or self._outage.lasts
         if is_news and policy not in (NO_EVICTION, self._logged_policy):
             log.warning("store_may_evict", store=self.location, policy=policy.decode())
         self._logged_policy = policy
@@ -352,7 +363,7 @@ class RedisClient:
 
     def _translate(self, error: Exception) -> Exception:
         if isinstance(error, SchemaMismatch):
-            self._log_once(str(error))
+            self._outage.occurs(str(error), reason=str(error))
             # Clients see this message; it does not name the store's location.
             text = (
                 f"The gateway's store has schema version {error.found};"
@@ -360,12 +371,6 @@ class RedisClient:
             )
             return StoreUnavailable(text, reason=text)
         return self.translate(error, "the connection")
-
-    def _log_once(self, reason: str) -> None:
-        """Logs each reason once per outage."""
-        if reason not in self._logged_reasons:
-            self._logged_reasons.add(reason)
-            log.warning("store_unavailable", store=self.location, reason=reason)
 
 
 def _copy(error: Exception) -> Exception:

@@ -19,6 +19,7 @@ import structlog
 from redis import exceptions as redis_errors
 from redis.asyncio.connection import AbstractConnection
 
+from gateway.conditions import Condition
 from gateway.store.redis.addresses import Addresses
 from gateway.store.redis.faults import CONNECTION_ERRORS
 from gateway.store.redis.urls import TIMEOUT_SECONDS
@@ -81,7 +82,7 @@ class Notifications:
         self._unconfirmed: Counter[bytes] = Counter()  # subscriptions sent without a reply
         self._is_needed = asyncio.Event()
         self._is_replaced = asyncio.Event()
-        self._logged_reason: str | None = None
+        self._outage = Condition(log, "pubsub_disconnected", "pubsub_connected")
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -142,7 +143,8 @@ class Notifications:
             # The task group raises groups of errors. `except*` also catches a single error of
             # `connect`.
             except* (*CONNECTION_ERRORS, redis_errors.ResponseError) as errors:
-                self._log_once(str(errors.exceptions[0]))
+                reason = str(errors.exceptions[0])
+                self._outage.occurs(reason, reason=reason)
             # While the server is unavailable no watch waits for it: each reads the events instead.
             for channel in self._channels.values():
                 channel.is_subscribed.set()
@@ -156,12 +158,6 @@ class Notifications:
         for key, channel in self._channels.items():
             channel.is_subscribed.clear()
             self._send_subscribe(key)
-
-    def _log_once(self, reason: str) -> None:
-        """Logs a reason once, until the server confirms a subscription again."""
-        if reason != self._logged_reason:
-            self._logged_reason = reason
-            log.warning("pubsub_disconnected", reason=reason)
 
     async def _run_connection(self) -> None:
         """Connects, sends and receives until the connection is lost."""
@@ -208,7 +204,7 @@ class Notifications:
         kind, key = message[0], message[1]
         if kind == b"subscribe":
             self._unconfirmed[key] -= 1
-            self._logged_reason = None
+            self._outage.ends()
         channel = self._channels.get(key)
         if channel is None:
             return

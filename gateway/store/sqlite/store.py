@@ -13,7 +13,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
+
 from gateway.calendar import UTC_CALENDAR, Calendar
+from gateway.conditions import Condition
+from gateway.errors import StoreFull, StoreUnavailable
 from gateway.store.commands import CompareAndSet, Reserve
 from gateway.store.protocol import Command, Store, Watch
 from gateway.store.sqlite.change_poller import ChangePoller, EventWatch, open_change_poller
@@ -23,6 +27,8 @@ from gateway.store.sqlite.connection import check_sqlite_schema, raising_unavail
 from gateway.store.sqlite.steady_clock import open_clocks, single
 from gateway.store.sqlite.transaction import Transaction
 from gateway.store.sqlite.transaction_queue import TransactionQueue, open_transaction_queue
+
+log = structlog.get_logger(__name__)
 
 DURABLE_COMMANDS: Final = (CompareAndSet, Reserve)
 """Commands that survive a power cut, with all that was committed before them.
@@ -71,14 +77,31 @@ class _SqliteStore:
         self._writer = writer
         self._reader = reader
         self._poller = poller
+        self._outage = Condition(
+            log,
+            "store_unavailable",
+            "store_available",
+            counted="failed_calls",
+            fields={"store": self.name, "holds": "books"},
+        )
 
     async def execute(self, commands: Sequence[Command[Any]]) -> list[Any]:
         def work(tx: Transaction) -> list[Any]:
             return [execute(tx, command) for command in commands]
 
-        transactions = self._reader if is_read_only(commands) else self._writer
+        is_read = is_read_only(commands)
+        transactions = self._reader if is_read else self._writer
         is_durable = any(isinstance(command, DURABLE_COMMANDS) for command in commands)
-        results: list[Any] = await transactions.run(work, is_durable=is_durable)
+        try:
+            results: list[Any] = await transactions.run(work, is_durable=is_durable)
+        except StoreFull:
+            raise
+        except StoreUnavailable as error:
+            self._outage.occurs(error.message, reason=error.reason or error.message)
+            raise
+        # A database on a broken disk can often be read although it cannot be written.
+        if self._outage.lasts and not is_read:
+            self._outage.ends()
         return results
 
     @asynccontextmanager

@@ -17,6 +17,7 @@ import orjson
 
 from gateway.catalog import ECHOED_PARAMETERS
 from gateway.errors import Charge, UpstreamFailure
+from gateway.failure_report import FailureReport, Reason
 from gateway.images import UpstreamAnswer, UpstreamImage, Usage
 from gateway.upstream.openai.encoded_images import decode_image, is_data_url
 from gateway.upstream.openai.errors import error_with_200
@@ -108,12 +109,13 @@ def no_images(document: Mapping[str, Any], *, upstream_request_id: str | None) -
             upstream_request_id=upstream_request_id,
         )
     if "data" in document:
-        message = "Upstream's answer contains no images."
+        message, reason = "Upstream's answer contains no images.", Reason.NO_IMAGE
     else:
-        message = "Upstream's answer could not be read."
+        message, reason = "Upstream's answer could not be read.", Reason.UNREADABLE
     return UpstreamFailure(
         message,
         charge=Charge.UNDELIVERED,
+        report=FailureReport(reason, message, status=200),
         usage=usage,
         images=0,
         upstream_request_id=upstream_request_id,

@@ -20,6 +20,7 @@ from gateway.errors import (
     ErrorCode,
     UpstreamFailure,
 )
+from gateway.failure_report import MAX_MESSAGE, MAX_WORD, FailureReport, Reason
 from gateway.images import Usage
 from gateway.upstream.failures import MAX_RETRY_AFTER_SECONDS
 from gateway.upstream.openai.foreign_json import as_text, further_keys, load_object
@@ -46,6 +47,20 @@ _EDGE_STATUSES: Final = frozenset({502, 504, *range(520, 531)})
 
 _RATE_CODES: Final = frozenset({"rate_limit_exceeded", "slow_down"})
 _OVERLOAD_CODES: Final = frozenset({"server_is_overloaded", "service_unavailable_error"})
+
+_MODEL_CODES: Final = frozenset({"model_not_found"})
+_PATH_CODES: Final = frozenset({"unknown_url", "method_not_supported"})
+
+_NO_PATH: Final = re.compile(
+    # Of the service, and of frameworks, which say nothing else.
+    r"Invalid URL \(|Unknown request URL|Not allowed to "
+    r"|(?i:(404 )?((page|path|route|resource|endpoint|url) )?not found|method not allowed)\.?\s*$"
+)
+
+_EXCERPT_BYTES: Final = 8 * 1024
+"""Of a body without an error of the API, of which the operator sees the text."""
+
+_MARKUP: Final = re.compile(r"(?is)<(style|script)\b.*?(</\1\s*>|\Z)|<[^<>]*(>|\Z)")
 
 
 # ── error responses ─────────────────────────────────────────────────────────────────────────
@@ -78,13 +93,83 @@ def parse_error(
         ),
         "upstream_request_id": request_id(received),
     }
-    if status in (401, 403) or error_names(error) & AUTH_CODES:
+    is_auth = status in (401, 403) or bool(error_names(error) & AUTH_CODES)
+    fields["report"] = (
+        _report_error(_reason(status, error), error, status=status)
+        if error is not None
+        else _report_edge(status, received, body)
+    )
+    if is_auth:
         return access_refused(fields)
     if error is not None:
         return relayed_error(status, error, fields)
     if not is_complete and charge is Charge.FREE and _may_be_json(received):
         return _unread_error(status, fields)
     return _edge_error(status, fields)
+
+
+def _reason(status: int, error: Mapping[str, Any]) -> Reason:
+    """Why upstream answered with an error of the API."""
+    names = error_names(error)
+    if names & REFUSAL_CODES:
+        return Reason.CONTENT_REFUSED
+    if status == 407:
+        return Reason.PROXY_FAILED
+    if is_quota_error(error):
+        return Reason.QUOTA_EXHAUSTED
+    if status == 401 or names & AUTH_CODES:
+        return Reason.CREDENTIAL_REFUSED
+    if status == 403:
+        return Reason.ACCESS_REFUSED
+    if names & _MODEL_CODES or (error.get("param") == "model" and status in (400, 404)):
+        return Reason.MODEL_UNKNOWN
+    is_path = bool(names & _PATH_CODES) or _quotes_url(error)
+    if status in (404, 405) and is_path:
+        return Reason.PATH_UNKNOWN
+    if status == 429:
+        return Reason.RATE_LIMITED
+    return Reason.REQUEST_REFUSED if status < 500 else Reason.SERVER_ERROR
+
+
+def _quotes_url(error: Mapping[str, Any]) -> bool:
+    """Whether an error is that of an unknown path or method, which the API gives no code."""
+    message = as_text(error.get("message")) or ""
+    return _NO_PATH.match(message) is not None
+
+
+def _report_error(reason: Reason, error: Mapping[str, Any], *, status: int) -> FailureReport:
+    return FailureReport(
+        reason,
+        as_text(error.get("message")) or "",
+        status=status,
+        type=as_text(error.get("type")),
+        code=as_text(error.get("code")),
+    )
+
+
+def _report_edge(status: int, headers: Mapping[str, str], body: bytes | bytearray) -> FailureReport:
+    """The report of a response that is not the API's own error."""
+    if 300 <= status < 400:
+        return FailureReport(
+            Reason.REDIRECTED, f"to {headers.get('location', 'nowhere')}", status=status
+        )
+    reason = {
+        401: Reason.CREDENTIAL_REFUSED,
+        403: Reason.ACCESS_REFUSED,
+        404: Reason.PATH_UNKNOWN,
+        405: Reason.PATH_UNKNOWN,
+        407: Reason.PROXY_FAILED,
+        429: Reason.RATE_LIMITED,
+    }.get(status, Reason.EDGE_ERROR)
+    return FailureReport(reason, excerpt(body, headers), status=status)
+
+
+def excerpt(body: bytes | bytearray, headers: Mapping[str, str]) -> str:
+    """The first words of a body that is not the API's JSON, and its content type."""
+    text = bytes(body[:_EXCERPT_BYTES]).decode("utf-8", "replace")
+    words = " ".join(_MARKUP.sub(" ", text).split())[:MAX_MESSAGE]
+    kind = headers.get("content-type", "")[:MAX_WORD]
+    return f"{kind}: {words}" if words and kind else words or kind
 
 
 def error_with_200(
@@ -108,9 +193,14 @@ def error_with_200(
         "headers": _relayed_headers({}, is_quota=is_quota_error(error)),
         "upstream_request_id": upstream_request_id,
     }
-    if error_names(error) & AUTH_CODES:
+    status = _usual_status(error)
+    reason = _reason(status, error)
+    if reason in (Reason.SERVER_ERROR, Reason.REQUEST_REFUSED):
+        reason = Reason.ERROR_IN_200
+    fields["report"] = _report_error(reason, error, status=200)
+    if error_names(error) & AUTH_CODES or status in (401, 403):
         return access_refused(fields)
-    return relayed_error(_usual_status(error), error, fields)
+    return relayed_error(status, error, fields)
 
 
 def _error_in(document: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -165,7 +255,7 @@ def _find_error(status: int, body: bytes | bytearray) -> Mapping[str, Any] | Non
 
 def access_refused(fields: dict[str, Any]) -> UpstreamFailure:
     """The failure if upstream rejects the gateway's own key."""
-    message = "Upstream refused the gateway's access. Contact the gateway's operator."
+    message = "The upstream service refused the gateway's own credential or account, not your key."
     headers = {**fields.pop("headers"), "x-should-retry": "false"}  # no retry can help
     return UpstreamFailure(message, code=ErrorCode.UPSTREAM_AUTH, headers=headers, **fields)
 
@@ -208,6 +298,8 @@ def _edge_error(status: int, fields: dict[str, Any]) -> UpstreamFailure:
             message, type="requests", code=ErrorCode.RATE_LIMIT_EXCEEDED, **fields
         )
     message = f"Upstream answered {status} without a readable error."
+    if 300 <= status < 400:
+        message = f"Upstream answered with a redirect ({status}), which the gateway never follows."
     # 524 is Cloudflare's time-out.
     return UpstreamFailure(message, status=504 if status in (504, 524) else 502, **fields)
 

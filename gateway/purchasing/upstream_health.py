@@ -1,0 +1,324 @@
+"""How purchases from upstream end: the log event of a failed one, and the last failures, shared.
+
+Every worker of every gateway adds to one record for each upstream in the store, at most once a
+second, so an operator sees the same whichever worker answers. The record is bounded, and has
+nothing that names a buyer: see `failure_report`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Final
+
+import orjson
+import structlog
+
+from gateway.errors import UpstreamFailure
+from gateway.failure_report import Reason
+from gateway.images import ImageRequest, Record
+from gateway.store.batch import execute
+from gateway.store.commands import CompareAndSet, Get, ScanRecords, Write
+from gateway.store.protocol import Store
+from gateway.stored import read_stored
+
+SPACE: Final = "upstreams"
+MAX_FAILURES: Final = 10
+MAX_OPEN_BREAKERS: Final = 64
+WRITE_SECONDS: Final = 1.0
+"""The shortest time between two writes of a worker."""
+SUCCESS_SECONDS: Final = 10.0
+"""How old the time of the last success may be while purchases succeed."""
+BREAKER_SECONDS: Final = 30.0
+"""How often a worker repeats that its breaker is open. After twice that it counts as gone."""
+_ATTEMPTS: Final = 3
+"""To write, if other workers write at the same moment. The next second tries again."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedPurchase:
+    """A failure of upstream, as operators see it."""
+
+    time: float
+    """Unix seconds."""
+    phase: str
+    reason: str
+    status: int | None = None
+    type: str | None = None
+    code: str | None = None
+    message: str = ""
+    upstream_request_id: str | None = None
+    request_id: str = ""
+    key: str = ""
+    model: str = ""
+
+    @property
+    def explanation(self) -> str:
+        """What happened and where to look."""
+        known = Reason.__members__.get(self.reason.upper())
+        return known.explanation if known is not None else f"Upstream failed: {self.reason}."
+
+    @property
+    def concerns_one_request(self) -> bool:
+        known = Reason.__members__.get(self.reason.upper())
+        return known is not None and known.concerns_one_request
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamState:
+    """How the purchases from one upstream have ended, in all workers."""
+
+    name: str
+    last_success_at: float | None = None
+    """Unix seconds."""
+    failures_since_success: int = 0
+    failures: tuple[FailedPurchase, ...] = ()
+    """The last ones, newest first."""
+    open_breakers: Mapping[str, float] = field(default_factory=dict)
+    """Workers whose breaker is open, with the time at which they last said so."""
+
+    @property
+    def last_failure(self) -> FailedPurchase | None:
+        return self.failures[0] if self.failures else None
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last purchase failed for a reason that concerns others too."""
+        last = self.last_failure
+        return bool(self.open_breakers) or (
+            last is not None and self.failures_since_success > 0 and not last.concerns_one_request
+        )
+
+    def encode(self) -> bytes:
+        return orjson.dumps(asdict(self))
+
+    @staticmethod
+    def decode(data: bytes) -> UpstreamState:
+        """The inverse of `encode`; unknown fields are ignored."""
+        found = orjson.loads(data)
+        known = {f.name for f in fields(FailedPurchase)}
+        return UpstreamState(
+            str(found["name"]),
+            last_success_at=found.get("last_success_at"),
+            failures_since_success=int(found.get("failures_since_success", 0)),
+            failures=tuple(
+                FailedPurchase(**{name: value for name, value in one.items() if name in known})
+                for one in found.get("failures", ())
+            )[:MAX_FAILURES],
+            open_breakers=dict(found.get("open_breakers", {})),
+        )
+
+    def public(self) -> dict[str, Any]:
+        """As the admin API shows it."""
+        return {
+            "name": self.name,
+            "failing": self.is_failing,
+            "breaker": "open" if self.open_breakers else "closed",
+            "open_breakers": len(self.open_breakers),
+            "last_success_at": self.last_success_at,
+            "failures_since_success": self.failures_since_success,
+            "last_failure": asdict(self.last_failure) if self.last_failure else None,
+            "failures": [asdict(failure) for failure in self.failures],
+        }
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What a worker has not written yet."""
+
+    succeeded_at: float | None = None
+    failures: list[FailedPurchase] = field(default_factory=list)
+    """Newest first."""
+    since_success: int = 0
+
+    def added_to(self, state: UpstreamState) -> UpstreamState:
+        failures = sorted((*self.failures, *state.failures), key=lambda f: f.time, reverse=True)
+        # A success of this worker ends the failures of others, unless these are newer.
+        newest = state.last_failure
+        is_reset = self.succeeded_at is not None and (
+            newest is None or newest.time <= self.succeeded_at
+        )
+        successes = [at for at in (state.last_success_at, self.succeeded_at) if at is not None]
+        return replace(
+            state,
+            last_success_at=max(successes, default=None),
+            failures_since_success=(0 if is_reset else state.failures_since_success)
+            + self.since_success,
+            failures=tuple(failures[:MAX_FAILURES]),
+        )
+
+    def before(self, later: _Pending) -> _Pending:
+        """This and what came after it."""
+        return _Pending(
+            succeeded_at=later.succeeded_at or self.succeeded_at,
+            failures=[*later.failures, *self.failures][:MAX_FAILURES],
+            since_success=later.since_success
+            + (0 if later.succeeded_at is not None else self.since_success),
+        )
+
+
+class UpstreamHealth:
+    """Logs and remembers how the purchases of this worker end."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        name: str,
+        worker: str,
+        is_breaker_open: Callable[[], bool],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._name = name
+        self._worker = worker
+        self._is_breaker_open = is_breaker_open
+        self._clock = clock
+        self._pending = _Pending()
+        self._writing = _Pending()
+        self._seen = UpstreamState(name)
+        self._written_at = -WRITE_SECONDS
+        self._lock = asyncio.Lock()
+        self.changed = asyncio.Event()
+        """Set to have a failure written at once, if the last write is a second ago."""
+
+    def failed(self, failure: UpstreamFailure, request: ImageRequest, record: Record) -> None:
+        """A purchase failed. Writes the one log event that says why."""
+        report = failure.report.without_buyer(names=request.user_names, prompt=request.prompt)
+        failed = FailedPurchase(
+            time=self._clock(),
+            phase=report.phase,
+            reason=report.reason.value,
+            status=report.status,
+            type=report.type,
+            code=report.code,
+            message=report.message,
+            upstream_request_id=failure.upstream_request_id,
+            request_id=record.request_id,
+            key=record.key,
+            model=request.model,
+        )
+        is_refusal = report.reason in (Reason.CONTENT_REFUSED, Reason.TAKEN_DOWN)
+        write = log.info if is_refusal else log.warning
+        shown = asdict(failed)
+        del shown["time"]
+        write(
+            "upstream_failed",
+            upstream=self._name,
+            **shown,
+            purchase=record.id,
+            answered_status=failure.status,
+            answered_code=failure.code and str(failure.code),
+            charge=failure.charge.value,
+            **request.trace.fields,
+        )
+        if is_refusal:  # upstream does its work
+            self.succeeded()
+            return
+        if report.reason is Reason.BREAKER_OPEN:  # nothing was sent; what opened it is known
+            return
+        self._pending.failures = [failed, *self._pending.failures][:MAX_FAILURES]
+        self._pending.since_success += 1
+        if time.monotonic() - self._written_at >= WRITE_SECONDS:
+            self.changed.set()
+
+    def succeeded(self) -> None:
+        """Upstream did what it was asked."""
+        self._pending.succeeded_at = self._clock()
+        self._pending.since_success = 0
+
+    def current(self) -> UpstreamState:
+        """The state as this worker knows it, without asking the store."""
+        return self._with_own(self._seen)
+
+    async def refresh(self) -> None:
+        """Writes what is new, at most once a second; else reads. Raises `StoreUnavailable`."""
+        self.changed.clear()
+        async with self._lock:
+            if self._must_write() and time.monotonic() - self._written_at >= WRITE_SECONDS:
+                await self._write_pending()
+            else:
+                await self._read()
+
+    async def read_all(self) -> Sequence[UpstreamState]:
+        """The states of all upstreams, with what is new here. Raises `StoreUnavailable`."""
+        states = {state.name: state for state in await read_states(self._store, self._clock())}
+        states.setdefault(self._name, UpstreamState(self._name))
+        states[self._name] = self._with_own(states[self._name])
+        return [states[name] for name in sorted(states)]
+
+    def _with_own(self, state: UpstreamState) -> UpstreamState:
+        state = self._pending.added_to(self._writing.added_to(state))
+        breakers = {name: at for name, at in state.open_breakers.items() if name != self._worker}
+        if self._is_breaker_open():
+            breakers[self._worker] = self._clock()
+        return replace(state, open_breakers=breakers)
+
+    def _must_write(self) -> bool:
+        now, pending = self._clock(), self._pending
+        said_at = self._seen.open_breakers.get(self._worker)
+        if self._is_breaker_open() != (said_at is not None):
+            return True
+        if pending.failures or (said_at is not None and now - said_at >= BREAKER_SECONDS):
+            return True
+        if pending.succeeded_at is None:
+            return False
+        last = self._seen.last_success_at
+        is_old = last is None or abs(pending.succeeded_at - last) >= SUCCESS_SECONDS
+        return is_old or self._seen.failures_since_success > 0
+
+    async def _write_pending(self) -> None:
+        self._written_at = time.monotonic()
+        self._writing, self._pending = self._pending, _Pending()
+        is_written = False
+        try:
+            for _ in range(_ATTEMPTS):
+                found = await self._read()
+                now = self._clock()
+                state = self._with_own(self._seen)
+                newest = sorted(state.open_breakers.items(), key=lambda item: -item[1])
+                state = replace(state, open_breakers=dict(newest[:MAX_OPEN_BREAKERS]))
+                if self._pending.failures or self._pending.succeeded_at is not None:
+                    # Came meanwhile: written now, or it would count twice.
+                    self._writing = self._writing.before(self._pending)
+                    self._pending = _Pending()
+                change = Write(SPACE, self._name, state.encode(), expected=found)
+                if await execute(self._store, CompareAndSet((change,))) is None:
+                    self._seen, is_written = _of_living(state, now), True
+                    return
+        finally:
+            written, self._writing = self._writing, _Pending()
+            if not is_written:
+                self._pending = written.before(self._pending)
+
+    async def _read(self) -> bytes | None:
+        found = await execute(self._store, Get(SPACE, self._name))
+        state = found and read_stored("upstream", found, UpstreamState.decode, name=self._name)
+        self._seen = _of_living(state or UpstreamState(self._name), self._clock())
+        return found
+
+
+async def read_states(store: Store, now: float) -> Sequence[UpstreamState]:
+    """The states of all upstreams that gateways on this store have had, by name."""
+    states, after = [], ""
+    while True:
+        page = await execute(store, ScanRecords(SPACE, after))
+        for name, data in page.records.items():
+            state = read_stored("upstream", data, UpstreamState.decode, name=name)
+            if state is not None:
+                states.append(_of_living(state, now))
+        if page.after is None:
+            return sorted(states, key=lambda state: state.name)
+        after = page.after
+
+
+def _of_living(state: UpstreamState, now: float) -> UpstreamState:
+    """The state without the breakers of workers that have not been heard of."""
+    living = {
+        name: at for name, at in state.open_breakers.items() if now - at < 2 * BREAKER_SECONDS
+    }
+    return replace(state, open_breakers=living)
