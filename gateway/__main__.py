@@ -39,8 +39,8 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
     except OSError as _error:
         # As in a container with a read-only root and nothing mounted at /tmp.
         sys.exit(
-            f"Error: there is no folder for temporary files: {_error.strerror}. Mount a tmpfs at "
-            "/tmp, or set TMPDIR to a folder that this user can write."
+            f"Error: there is no folder for temporary files: {_error.strerror}. Mount a tmpfs "
+            "where TMPDIR or the system expects one, or set TMPDIR to a folder that can be written."
         )
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = _folder
     # Only the parent removes it: workers leave with `os._exit`, which skips exit handlers.

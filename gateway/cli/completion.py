@@ -14,17 +14,19 @@ VARIABLE: Final = "_GATEWAY_COMPLETE"
 SHELLS: Final = ("bash", "zsh", "fish")
 
 
-@click.command()
+_HELP: Final = """Prints a script with which a shell completes commands and options.
+
+\b
+bash: eval "$(gateway completion bash)"      in ~/.bashrc
+zsh:  eval "$(gateway completion zsh)"       in ~/.zshrc, after compinit
+fish: gateway completion fish | source       in ~/.config/fish/config.fish
+"""
+
+
+@click.command(help=_HELP)
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Prints a script for the shell, which completes commands and options.
-
-    \b
-    bash: eval "$(gateway completion bash)"        in ~/.bashrc
-    zsh:  eval "$(gateway completion zsh)"         in ~/.zshrc
-    fish: gateway completion fish | source         in ~/.config/fish/config.fish
-    """
     kind = get_completion_class(shell)
     if kind is None:
         raise click.ClickException(f"click has no completion for {shell}.")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import click
 from rich.console import Console
@@ -23,6 +23,9 @@ from gateway.process.bootstrap import DataFolderUnusable
 from gateway.process.listener import CannotListen
 from gateway.process.supervisor import CannotStart
 from gateway.store.handshake import SchemaMismatch, StoreMisconfigured, StoreMissing
+
+TIMES: Final = ("created_at", "expires_at", "revoked_at")
+"""Columns of Unix seconds, which a table and CSV show as a date in UTC."""
 
 
 @contextmanager
@@ -62,10 +65,19 @@ def show(rows: Sequence[dict[str, Any]], output_format: str, *, columns: Sequenc
     Console(width=width).print(table)
 
 
+def show_one(row: dict[str, Any], output_format: str, *, columns: Sequence[str]) -> None:
+    """As `show`, one thing; as a table it has a line for each field that is set."""
+    if output_format == "table":
+        fields = [{"field": n, "value": _cell(n, row[n])} for n in columns if n in row]
+        show(fields, output_format, columns=("field", "value"))
+    else:
+        show([row], output_format, columns=columns)
+
+
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return ""
-    if name == "expires_at":
+    if name in TIMES:
         return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M")
     if isinstance(value, dict):
         return " ".join(f"{key}={item}" for key, item in value.items())

@@ -52,9 +52,7 @@ def _of_section(
             yield _setting(here, MASKED if _is_secret(value) else shown[key], values, file)
 
 
-def _setting(
-    path: tuple[str, ...], value: Any, values: Expanded, file: Path
-) -> EffectiveSetting:
+def _setting(path: tuple[str, ...], value: Any, values: Expanded, file: Path) -> EffectiveSetting:
     key = ".".join(path)
     if not _is_set(values.values, path):
         return EffectiveSetting(key, value, "default", None)

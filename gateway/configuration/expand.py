@@ -71,9 +71,7 @@ def expand(values: Any, environ: Mapping[str, str]) -> Expanded:
     """Replaces every reference in the strings of `values`."""
     expansion = _Expansion(environ)
     expanded = expansion.value(values, ())
-    return Expanded(
-        expanded, expansion.origins, frozenset(expansion.file_texts), expansion.faults
-    )
+    return Expanded(expanded, expansion.origins, frozenset(expansion.file_texts), expansion.faults)
 
 
 class _Fault(Exception):
