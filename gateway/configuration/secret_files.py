@@ -23,17 +23,19 @@ def read_secret_file(path: str) -> str:
         raise UnreadableFile(f"cannot be read: {error.strerror}") from None
     except ValueError:  # a path with a NUL or half a surrogate pair
         raise UnreadableFile("cannot be read: No such file or directory") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(mode):
             raise UnreadableFile("is a folder; expected a file")
         if not stat.S_ISREG(mode):
             raise UnreadableFile("is not a regular file")
-        try:
+        with open(descriptor, "rb", closefd=False) as file:
             # One byte more than allowed, because files of /proc do not tell their size.
             data = file.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise UnreadableFile(f"cannot be read: {error.strerror}") from None
+    except OSError as error:
+        raise UnreadableFile(f"cannot be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
     return _as_text(data)
 
 
