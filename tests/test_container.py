@@ -348,6 +348,8 @@ def assert_it_serves(machine: Machine) -> None:
         try:
             wait_until_healthy(machine, gateway, environment)
             secret = machine.output(["gateway", "keys", "add", "alice"], environment).strip()
+            assert machine.output(["gateway", "config", "check"], environment).startswith("ok: ")
+            assert "gateway" in machine.output(["gateway", "completion", "bash"], environment)
             first, again = (request_image(environment["GATEWAY_LISTEN"], secret) for _ in range(2))
             assert "fwd=miss; stored" in first[0]
             assert "; hit; " in again[0]

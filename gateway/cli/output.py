@@ -19,7 +19,7 @@ from rich.table import Table
 from gateway.catalog import CatalogError
 from gateway.configuration.expand import ConfigError
 from gateway.errors import GatewayError, StoreUnavailable
-from gateway.process.bootstrap import DataFolderUnusable
+from gateway.process.bootstrap import FolderUnusable
 from gateway.process.listener import CannotListen
 from gateway.process.supervisor import CannotStart
 from gateway.store.handshake import SchemaMismatch, StoreMisconfigured, StoreMissing
@@ -35,7 +35,7 @@ def errors_as_messages() -> Iterator[None]:
         yield
     except (CannotListen, CannotStart, CatalogError, ConfigError) as error:
         raise click.ClickException(str(error)) from None
-    except (DataFolderUnusable, SchemaMismatch, StoreMisconfigured, StoreMissing) as error:
+    except (FolderUnusable, SchemaMismatch, StoreMisconfigured, StoreMissing) as error:
         raise click.ClickException(str(error)) from None
     except StoreUnavailable as error:
         raise click.ClickException(error.reason or error.message) from None

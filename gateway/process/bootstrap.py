@@ -6,6 +6,7 @@ The data folder is private: nothing in it may be read by other users of the mach
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
 import stat
@@ -51,7 +52,7 @@ READ_ONLY_RETRY_SECONDS: Final = 0.25
 def prepare(settings: Settings) -> None:
     """Creates the data folder, the schema of an embedded store, and the admin token.
 
-    Raises `ConfigError` for a weak token in the folder, `SchemaMismatch`, `DataFolderUnusable`.
+    Raises `ConfigError` for a weak token in the folder, `SchemaMismatch`, `FolderUnusable`.
     """
     folder = settings.store.data_dir
     try:
@@ -66,20 +67,45 @@ def prepare(settings: Settings) -> None:
         # Another folder helps against missing rights, not against a damaged database.
         if not isinstance(error.__cause__, OSError):
             raise
-        raise DataFolderUnusable(folder, _describe(error.__cause__)) from None
+        raise FolderUnusable(folder, _describe(error.__cause__)) from None
     except OSError as error:
-        raise DataFolderUnusable(folder, _describe(error)) from None
+        raise FolderUnusable(folder, _describe(error)) from None
+    _prepare_blobs_folder(settings)
     _make_private(find_shared_files(settings))
 
 
-class DataFolderUnusable(Exception):
-    """The data folder, or a file in it, cannot be used. The message has one line."""
+class FolderUnusable(Exception):
+    """The data folder, or that of the images, cannot be used. The message has one line."""
 
-    def __init__(self, folder: Path, problem: str, *, better: str = "a folder") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        problem: str,
+        *,
+        better: str = "a folder",
+        variable: str = "GATEWAY_DATA_DIR",
+    ) -> None:
         super().__init__(
-            f"The data folder {folder} cannot be used: {problem} Set GATEWAY_DATA_DIR to {better} "
-            f"that this user (uid {os.geteuid()}, gid {os.getegid()}) can write."
+            f"The folder {folder} cannot be used: {problem} Set {variable} to {better} that this "
+            f"user (uid {os.geteuid()}, gid {os.getegid()}) can write."
         )
+
+
+def _prepare_blobs_folder(settings: Settings) -> None:
+    """Creates the folder of a `file:` URL. Otherwise the first image would find it unusable."""
+    url = settings.store.blobs_url.get_secret_value() if settings.store.blobs_url else ""
+    if not url.startswith("file:"):
+        return
+    folder = folder_of(url)
+    try:
+        create_private_folder(folder)
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    except OSError as error:
+        problem, variable = _describe(error), "GATEWAY_BLOBS_URL"
+        raise FolderUnusable(
+            folder, problem, better="file:// and a folder", variable=variable
+        ) from None
 
 
 def _describe(error: OSError) -> str:
@@ -96,14 +122,14 @@ def _make_folder_private(folder: Path) -> None:
         return
     # As in OpenShift, where a container has any user, and writes as a member of a group.
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        raise DataFolderUnusable(
+        raise FolderUnusable(
             folder,
             f"it belongs to another user (uid {found.st_uid}, gid {found.st_gid}, mode "
             f"{stat.S_IMODE(found.st_mode):04o}).",
         )
     # Any user could replace the gateway's files.
     if found.st_mode & stat.S_IWOTH:
-        raise DataFolderUnusable(
+        raise FolderUnusable(
             folder,
             f"it belongs to another user (uid {found.st_uid}), and every user can write to it.",
             better=f"a folder in it, such as {folder / 'gateway'}, or to another folder",
@@ -111,7 +137,7 @@ def _make_folder_private(folder: Path) -> None:
     # Group members could have put them there, with a token that they know.
     for path in (folder / TOKEN_FILE, folder / DATABASE):
         if path.exists() and path.stat().st_uid not in (os.geteuid(), ROOT):
-            raise DataFolderUnusable(folder, f"{path} belongs to another user.")
+            raise FolderUnusable(folder, f"{path} belongs to another user.")
 
 
 def find_shared_files(settings: Settings) -> Iterator[Path]:

@@ -12,7 +12,8 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -28,13 +29,13 @@ from pathlib import Path
 from gateway.configuration.settings import Settings, StoreSettings
 from gateway.process.bootstrap import prepare
 
-def become_and_prepare(uid, gid, umask, folder):
+def become_and_prepare(uid, gid, umask, folder, blobs=None):
     os.setgroups([])
     os.setgid(gid)
     os.setuid(uid)
     os.umask(int(umask, 8))
     try:
-        prepare(Settings(store=StoreSettings(data_dir=Path(folder))))
+        prepare(Settings(store=StoreSettings(data_dir=Path(folder), blobs_url=blobs)))
         return "prepared"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
@@ -52,12 +53,19 @@ for line in sys.stdin:
 """
 
 
-def prepare_as(user: User, *folders: Path, umask: int = 0o022) -> list[str]:
+def prepare_as(
+    user: User, *folders: Path, umask: int = 0o022, blobs: Sequence[Path] = ()
+) -> list[str]:
     """What each start does in its folder: "prepared", or the error."""
     common = {"uid": user.uid, "gid": user.gid, "umask": f"{umask:o}"}
+    urls = [f"file://{folder}" for folder in blobs]
+    cases = [
+        {**common, "folder": str(folder), "blobs": url}
+        for folder, url in zip_longest(folders, urls)
+    ]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
-        input="".join(json.dumps({**common, "folder": str(f)}) + "\n" for f in folders),
+        input="".join(json.dumps(case) + "\n" for case in cases),
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -87,7 +95,7 @@ def modes(folder: Path) -> set[int]:
 
 
 @needs_root
-@pytest.mark.parametrize("umask", [0o000, 0o022, 0o177])
+@pytest.mark.parametrize("umask", [0o000, 0o177])
 def test_a_random_user_works_in_a_folder_of_its_group_and_keeps_its_files_private(
     root: Path, umask: int
 ) -> None:
@@ -140,16 +148,41 @@ def test_an_unusable_folder_is_refused_in_a_line_that_names_the_variable(root: P
 
 
 @needs_root
-def test_serve_and_keys_of_a_random_user_end_with_one_line(root: Path) -> None:
+def test_an_unusable_folder_of_images_is_refused_in_a_line_too(root: Path) -> None:
+    own = make(root / "own", owner=RANDOM.uid, group=0, mode=0o700)
+    closed = make(root / "closed", owner=0, group=10_001, mode=0o755)
+    blobs = [closed, closed / "below", own / "a" / "b"]
+    *refused, prepared = prepare_as(RANDOM, own, own, own, blobs=blobs)
+    for folder, message in zip(blobs, refused, strict=False):
+        assert message.startswith(f"FolderUnusable: The folder {folder} cannot be used: {closed}")
+        assert "Set GATEWAY_BLOBS_URL to file:// and a folder that this user" in message
+    assert prepared == "prepared"
+
+
+@needs_root
+def test_commands_on_the_store_of_another_user_end_with_one_line(root: Path) -> None:
+    folder = make(root / "of-root", owner=0, group=0, mode=0o700)
+    result = run_as(RANDOM, root, "keys", "list", GATEWAY_DATA_DIR=str(folder))
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"Error: The store at {folder}/gateway.sqlite cannot be used")
+    assert "GATEWAY_DATA_DIR" in result.stderr
+    assert result.stderr.count("\n") == 1
+    examined = run_as(RANDOM, root, "doctor", "--format", "json", GATEWAY_DATA_DIR=str(folder))
+    assert examined.returncode == 1
+    assert "Permission denied" in examined.stdout
+    assert "Traceback" not in examined.stderr
+
+
+@needs_root
+def test_serve_as_a_random_user_ends_with_one_line(root: Path) -> None:
     environment = {"UPSTREAM_API_KEY": "sk-x", "GATEWAY_LISTEN": "127.0.0.1:0"}
-    served = run_as(RANDOM, root, "serve", **environment)
-    listed = run_as(RANDOM, root, "keys", "list", **environment)
-    for result in (served, listed):
-        assert result.returncode == 1
-        assert result.stderr.startswith("Error: ")
-        assert result.stderr.count("\n") == 1
-        assert "data" in result.stderr
-    assert "GATEWAY_DATA_DIR" in served.stderr
+    result = run_as(RANDOM, root, "serve", **environment)
+    assert result.returncode == 1
+    assert result.stderr.startswith(
+        "Error: The folder data cannot be used: data: Permission denied"
+    )
+    assert "GATEWAY_DATA_DIR" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_machine_without_a_folder_for_temporary_files_is_told_so_in_one_line() -> None:
