@@ -14,7 +14,7 @@ VARIABLE: Final = "_GATEWAY_COMPLETE"
 SHELLS: Final = ("bash", "zsh", "fish")
 
 
-_HELP: Final = """Prints a script with which a shell completes commands and options.
+_HELP: Final = """Prints the script of a shell's completion.
 
 \b
 bash: eval "$(gateway completion bash)"      in ~/.bashrc

@@ -20,7 +20,7 @@ SHOW_COLUMNS: Final = ("setting", "value", "source", "from")
 
 @click.group()
 def config() -> None:
-    """The configuration files: their faults, and the settings that hold."""
+    """The configuration: its faults, and the settings that hold."""
 
 
 @config.command("check")

@@ -37,10 +37,10 @@ def check_configuration(configuration: Configuration) -> Sequence[Finding]:
         findings.append(judge_prices(catalog.prices_as_of, today=datetime.now(UTC).date()))
     except (CatalogError, ConfigError) as error:
         findings += _faults(error)
-    if not any(finding.level == "fault" for finding in findings):
-        files = configuration.files
-        findings.insert(0, Finding(NAME, "ok", f"{files.gateway}, {files.models}"))
-    return [finding for finding in findings if finding.name == NAME or finding.level != "ok"]
+    faults = [finding for finding in findings if finding.level == "fault"]
+    warnings = [finding for finding in findings if finding.level == "warning"]
+    files = configuration.files
+    return [*(faults or [Finding(NAME, "ok", f"{files.gateway}, {files.models}")]), *warnings]
 
 
 def _faults(error: Exception) -> Sequence[Finding]:
