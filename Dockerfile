@@ -15,13 +15,13 @@ COPY deploy/install.sh deploy/healthy.py deploy/
 COPY config config/
 COPY gateway gateway/
 RUN deploy/install.sh /source /opt/gateway
-WORKDIR /data
 
 FROM ${BASE}
-# Nothing is installed from here on, so the pip of the base is removed too.
-RUN --mount=type=bind,from=build,source=/source/deploy,target=/mnt /mnt/install.sh --strip /usr/local
+# Nothing is installed from here on, so the pip of the base is removed too. The data folder is that of
+# the user below, and of group 0: OpenShift runs a container as any user of that group.
+RUN --mount=type=bind,from=build,source=/source/deploy,target=/mnt /mnt/install.sh --strip /usr/local \
+    && install -d -o 10001 -g 0 -m 0770 /data
 COPY --from=build /opt/gateway /opt/gateway
-COPY --from=build --chown=10001:10001 /data /data
 
 ENV PATH=/opt/gateway/bin:/usr/local/bin:/usr/bin:/bin \
     GATEWAY_LISTEN=0.0.0.0:8080 \

@@ -34,7 +34,14 @@ _open_standard_streams()
 os.umask(0o077)
 # prometheus_client reads this variable when it is imported.
 if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-    _folder = tempfile.mkdtemp(prefix="gateway-metrics-")
+    try:
+        _folder = tempfile.mkdtemp(prefix="gateway-metrics-")
+    except OSError as _error:
+        # As in a container with a read-only root and nothing mounted at /tmp.
+        sys.exit(
+            f"Error: there is no folder for temporary files: {_error.strerror}. Mount a tmpfs "
+            "where TMPDIR or the system expects one, or set TMPDIR to a folder that can be written."
+        )
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = _folder
     # Only the parent removes it: workers leave with `os._exit`, which skips exit handlers.
     atexit.register(shutil.rmtree, _folder, ignore_errors=True)

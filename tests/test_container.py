@@ -34,6 +34,7 @@ from packaging.utils import canonicalize_name
 from gateway.configuration.fields import Address, parse_address
 from tests.dockerfile import read_stages
 from tests.gateways import TLS_SETTINGS, run_processes, run_upstream
+from tests.other_users import RANDOM, User
 from tests.waiting import GENEROUS_SECONDS, until
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +45,9 @@ SOURCE, PREFIX = "/source", "/opt/gateway"
 BUILDERS = ["pip", "setuptools", "wheel", "hatchling", "ensurepip"]
 UNCHECKED_HASH = b"\x01\x00\x00\x00"
 """The flags of bytecode that Python uses without checking its source (PEP 552)."""
+
+DATA_RIGHTS = ["-d", "-o", "10001", "-g", "0", "-m", "0770"]
+"""With which `install` makes the data folder."""
 
 NOBODY = 65534
 NETWORK = {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"}
@@ -61,18 +65,19 @@ def test_both_stages_have_one_base_that_names_python_and_system():
 
 def test_a_build_runs_only_the_script():
     assert BUILD.one("RUN") == f"deploy/install.sh {SOURCE} {PREFIX}"
-    mount, script, *words = FINAL.one("RUN").split()
+    strip, folder = FINAL.one("RUN").split("&&")
+    mount, *words = strip.split()
     assert mount == "--mount=type=bind,from=build,source=/source/deploy,target=/mnt"
-    assert [script, *words] == ["/mnt/install.sh", "--strip", "/usr/local"]
+    assert words == ["/mnt/install.sh", "--strip", "/usr/local"]
+    assert folder.split() == ["install", *DATA_RIGHTS, FINAL.one("VOLUME")]
 
 
-def test_the_final_stage_copies_the_installation_and_an_empty_data_folder():
-    assert FINAL.all("COPY") == [
-        f"--from=build {PREFIX} {PREFIX}",
-        f"--from=build --chown={FINAL.one('USER')} /data /data",
-    ]
+def test_the_final_stage_copies_the_installation_and_makes_a_data_folder():
+    """Of the user, and of group 0, of which OpenShift's random users are members."""
+    assert FINAL.all("COPY") == [f"--from=build {PREFIX} {PREFIX}"]
+    assert FINAL.one("USER").startswith(f"{DATA_RIGHTS[2]}:")
     words = [word for word, _ in FINAL.lines]
-    assert words.index("VOLUME") > words.index("COPY")  # Docker drops later changes
+    assert words.index("VOLUME") > words.index("RUN")  # Docker drops later changes
     assert words.index("USER") > words.index("RUN")
 
 
@@ -108,11 +113,11 @@ def test_the_build_context_has_only_the_copied_files():
 # ── the machine ─────────────────────────────────────────────────────────────────────────────
 
 
-def without_rights() -> dict[str, Any]:
+def without_rights(user: User = User(NOBODY, NOBODY)) -> dict[str, Any]:  # noqa: B008 - frozen
     """Arguments of Popen for an unprivileged process; only root can change the user."""
     if os.geteuid() != 0:
         return {}
-    return {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+    return {"user": user.uid, "group": user.gid, "extra_groups": []}
 
 
 def find_python() -> str:
@@ -198,7 +203,7 @@ class Machine:
         assert done.returncode == 0, done.stderr
 
     def started(self, words: list[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
-        """Starts a command, as `docker run` and `docker exec` do."""
+        """Starts a command, as `docker run --user 1000670000:0` and `docker exec` do."""
         return subprocess.Popen(
             self.localized(words),
             cwd=self.empty,
@@ -206,7 +211,7 @@ class Machine:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            **without_rights(),
+            **without_rights(RANDOM),
         )
 
     def output(self, words: list[str], environment: Mapping[str, str]) -> str:
@@ -232,7 +237,12 @@ def machine() -> Iterator[Machine]:
         (folder / name).mkdir()
         if os.geteuid() == 0:
             os.chown(folder / name, NOBODY, NOBODY)
+    (folder / "tmp").chmod(0o1777)
     machine = Machine(folder)
+    machine.data.rmdir()
+    # Only root can give it to another user.
+    rights = DATA_RIGHTS if os.geteuid() == 0 else ["-d"]
+    subprocess.run(["install", *rights, machine.data], check=True)
     copy_context(machine.tree)
     make_read_only(machine.tree)
     try:
@@ -338,6 +348,8 @@ def assert_it_serves(machine: Machine) -> None:
         try:
             wait_until_healthy(machine, gateway, environment)
             secret = machine.output(["gateway", "keys", "add", "alice"], environment).strip()
+            assert machine.output(["gateway", "config", "check"], environment).startswith("ok: ")
+            assert "gateway" in machine.output(["gateway", "completion", "bash"], environment)
             first, again = (request_image(environment["GATEWAY_LISTEN"], secret) for _ in range(2))
             assert "fwd=miss; stored" in first[0]
             assert "; hit; " in again[0]

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import redis
 import yaml
+from pydantic import SecretStr
 
 from gateway.configuration.fields import parse_address
 from gateway.configuration.files import load_settings
@@ -160,6 +161,56 @@ def test_the_file_with_the_secrets_is_named_and_never_committed(services: dict[s
     assert services["gateway"]["environment"].keys().isdisjoint({"UPSTREAM_API_KEY"})
     git = ["git", "-c", "safe.directory=*", "check-ignore", "--quiet", "deploy/.env"]
     assert subprocess.run(git, cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def with_files() -> dict[str, Any]:
+    """The compose file with secrets from files."""
+    found: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.secrets.yaml").read_text())
+    return found
+
+
+def test_compose_with_secret_files_differs_in_the_secrets_alone(
+    services: dict[str, Any], with_files: dict[str, Any]
+):
+    plain = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    assert with_files["networks"] == plain["networks"]
+    assert with_files["volumes"] == plain["volumes"]
+    secret = {"env_file", "environment", "secrets", "volumes", "command", "healthcheck"}
+    for name, service in services.items():
+        other = with_files["services"][name]
+        assert other.keys() ^ service.keys() <= secret
+        assert {k: v for k, v in other.items() if k not in secret} == {
+            k: v for k, v in service.items() if k not in secret
+        }
+    gateway, redis = (with_files["services"][name] for name in ("gateway", "redis"))
+    settings = "./gateway.secrets.yaml:/etc/image-gateway/config/gateway.yaml:ro"
+    assert gateway["volumes"] == [*services["gateway"]["volumes"], settings]
+    assert gateway["healthcheck"] == services["gateway"]["healthcheck"]
+    assert redis["volumes"] == services["redis"]["volumes"]
+    assert "PASSWORD" not in str(with_files)
+    assert "env_file" not in gateway
+
+
+def test_every_secret_file_is_read_and_ignored_by_git(with_files: dict[str, Any], tmp_path: Path):
+    """Any password for Redis works, also with characters that a URL cannot have."""
+    text = (DEPLOY / "gateway.secrets.yaml").read_text()
+    secrets = with_files["secrets"]
+    used = re.findall(r"\$\{file:/run/secrets/(\w+)\}", text)
+    assert sorted(used) == sorted(secrets) == sorted(with_files["services"]["gateway"]["secrets"])
+    for name, secret in secrets.items():
+        (tmp_path / name).write_text(f"a/secret@of#{name}\n")
+        git = ["git", "-c", "safe.directory=*", "check-ignore", "--quiet", secret["file"]]
+        assert subprocess.run(git, cwd=DEPLOY, check=False).returncode == 0
+    (tmp_path / "gateway.yaml").write_text(text.replace("/run/secrets", str(tmp_path)))
+    settings = load_settings(tmp_path / "gateway.yaml", {})
+    url = "redis://:a%2Fsecret%40of%23redis_password@redis:6379/0"
+    assert settings.store.redis_url == SecretStr(url)
+    assert settings.upstream.api_key == SecretStr("a/secret@of#upstream_api_key")
+    assert settings.server.admin_token == SecretStr("a/secret@of#admin_token")
+    assert str(settings.server.listen) == IMAGE.environment()["GATEWAY_LISTEN"]
+    variables = {n: str(tmp_path) for n in ("GATEWAY_DATA_DIR",)}
+    assert load_settings(tmp_path / "gateway.yaml", variables).store.data_dir == tmp_path
 
 
 # ── systemd ─────────────────────────────────────────────────────────────────────────────────

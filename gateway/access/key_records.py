@@ -6,16 +6,26 @@ changing and authenticating keys is `access.keys`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from gateway.errors import MAX_ECHO, ErrorCode, InvalidRequest
 from gateway.images import Reuse
 from gateway.limits import LIMITS, MICROS_PER_USD
-from gateway.values import nearest
+from gateway.values import DURATION, nearest, parse_duration
 
 PREFIX_CHARACTERS: Final = 6
 """How much of a secret its record shows."""
@@ -26,6 +36,10 @@ MAX_PER_MINUTE: Final = 10**8
 """The largest token bucket, whose level in 1/60,000,000 of a unit must be exact too."""
 MAX_SECONDS: Final = 253_402_300_799
 """The last Unix second of the year 9999, the last that calendars can show."""
+
+MIN_WRITTEN_SECONDS: Final = 10**9
+"""The first Unix second that may be written as text, in 2001: a smaller number is a duration whose
+unit is missing."""
 
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.@+:/ -]+$")]
 """Of a key or a team. No character that would break a log line, a label or a table."""
@@ -39,6 +53,27 @@ Scope: TypeAlias = Literal["global", "team", "key"]
 Parallel: TypeAlias = Literal["share", "vary"]
 """What identical requests of one key at once get: the same images, or the next ones. See
 `docs/reference/cache.md#identical-requests-at-once`."""
+
+
+def parse_expiry(value: object, *, now: float) -> object:
+    """The Unix second of an expiry that is written as a text; another value as it is.
+
+    Raises `ValueError` with what was expected.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    duration = DURATION.fullmatch(text)
+    if duration is not None and duration[2]:
+        with suppress(ValueError):  # for none, as in 0d
+            # Rounded up, so that the shortest one is not over at once.
+            return math.ceil(now + parse_duration(text))
+    elif re.fullmatch(r"[0-9]{1,12}", text) and int(text) >= MIN_WRITTEN_SECONDS:
+        return int(text)
+    raise ValueError(
+        "expected Unix seconds such as 1798761600, or a duration with its unit such as 12h or 30d, "
+        f"but got {value[:MAX_ECHO]!r}"
+    )
 
 
 class SecretHash(BaseModel):
@@ -104,7 +139,9 @@ class KeyRecord(BaseModel):
         }
         return shown
 
-    def merge(self, changes: Mapping[str, Any]) -> KeyRecord:
+    def merge(
+        self, changes: Mapping[str, Any], *, clock: Callable[[], float] = time.time
+    ) -> KeyRecord:
         """The record with `changes`, checked as a whole like a new one. Raises `InvalidRequest`.
 
         None removes a field, or one of the limits.
@@ -120,7 +157,7 @@ class KeyRecord(BaseModel):
         fields = self.model_dump(include=set(KeySpec.model_fields) - {"limits"})
         # `KeySpec` is strict: it takes the list of a JSON body, not the tuple of a record.
         fields["models"] = list(self.models) if self.models is not None else None
-        spec = parse_spec({**fields, **changes})
+        spec = parse_spec({**fields, **changes}, clock=clock)
         update = spec.record_fields()
         return self.model_copy(update={**update, "limits": {**unknown, **update["limits"]}})
 
@@ -177,8 +214,11 @@ class KeySpec(BaseModel):
         }
 
 
-def parse_spec(data: Mapping[str, Any]) -> KeySpec:
-    """Checks the fields of a new key. Raises `InvalidRequest`, which names the field."""
+def parse_spec(data: Mapping[str, Any], *, clock: Callable[[], float] = time.time) -> KeySpec:
+    """Checks the fields of a new key. Raises `InvalidRequest`, which names the field.
+
+    `expires_at` may be a text too: a duration counts from now.
+    """
     for name in data:
         if name not in KeySpec.model_fields:
             shown = name[:MAX_ECHO]
@@ -188,6 +228,15 @@ def parse_spec(data: Mapping[str, Any]) -> KeySpec:
                 param=shown,
                 code=ErrorCode.UNKNOWN_PARAMETER,
             )
+    if "expires_at" in data:
+        try:
+            data = {**data, "expires_at": parse_expiry(data["expires_at"], now=clock())}
+        except ValueError as error:
+            raise InvalidRequest(
+                f"Invalid 'expires_at': {error}.",
+                param="expires_at",
+                code=ErrorCode.INVALID_VALUE,
+            ) from None
     try:
         return KeySpec.model_validate(data)
     except ValidationError as invalid:

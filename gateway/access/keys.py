@@ -288,7 +288,7 @@ class Keys:
 
         Raises `InvalidRequest`, or `GatewayError` 404 or 409.
         """
-        return await self._update(key_id, lambda record: record.merge(changes))
+        return await self._update(key_id, lambda r: r.merge(changes, clock=self._clock))
 
     async def revoke(self, key_id: str) -> KeyRecord:
         """Revokes a key and frees its name. Raises `GatewayError` 404 or 409.

@@ -1,11 +1,10 @@
-"""`gateway keys`: creates, lists and revokes virtual keys in the store of a running gateway."""
+"""`gateway keys`: virtual keys in the store of a running gateway."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from decimal import Decimal, InvalidOperation
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,15 +12,20 @@ import click
 
 from gateway.access.key_records import KeyRecord, KeySpec, parse_spec
 from gateway.access.keys import Keys
+from gateway.cli.key_options import CLEARABLE, cleared_fields, key_fields, key_options
 from gateway.cli.options import config_option, find_configuration, format_option
-from gateway.cli.output import show
+from gateway.cli.output import show, show_one
 from gateway.cli.store import open_command_store
-from gateway.values import parse_duration
+from gateway.configuration.files import Configuration
+from gateway.limits import LIMITS
+from gateway.values import nearest
 
 COLUMNS: Final = (
-    *("id", "name", "prefix", "team", "models", "limits", "validation", "scope", "reuse"),
-    *("allow_no_cache", "expires_at", "state"),
-)  # fmt: skip
+    *("id", "name", "prefix"),
+    *(name for name in KeySpec.model_fields if name != "name"),
+    "state",
+)
+ALL_COLUMNS: Final = (*COLUMNS, "created_at", "revoked_at")
 
 
 @click.group()
@@ -31,63 +35,69 @@ def keys() -> None:
 
 @keys.command("add")
 @click.argument("name")
-@click.option("--team", help="The key's team.")
-@click.option("--model", "models", multiple=True, help="An allowed model; all if not given.")
-@click.option("--limit", "limits", multiple=True, metavar="NAME=VALUE", help="For example "
-              "requests_per_minute=60, images_per_day=100, usd_per_month=50.")  # fmt: skip
-@click.option("--validation", type=click.Choice(["strict", "lenient"]), help="How its requests "
-              "are validated; the gateway's setting if not given.")  # fmt: skip
-@click.option("--scope", type=click.Choice(["global", "team", "key"]), help="Which keys it "
-              "shares images with; the gateway's setting if not given.")  # fmt: skip
-@click.option("--reuse", metavar="REUSE", help="For clients that send no Cache-Control: always, "
-              "never, or within:D such as within:12h.")  # fmt: skip
-@click.option("--deny-no-cache", is_flag=True, help="Ignore no-cache and max-age in its "
-              "requests: they are answered from the cache.")  # fmt: skip
-@click.option("--expires", help="The time until it expires: 30d, 12h.")
+@key_options
 @config_option
 @format_option
-def add_key(
-    name: str,
-    team: str | None,
-    models: tuple[str, ...],
-    limits: tuple[str, ...],
-    validation: str | None,
-    scope: str | None,
-    reuse: str | None,
-    deny_no_cache: bool,
-    expires: str | None,
-    config: Path | None,
-    output_format: str,
-) -> None:
+def add_key(name: str, config: Path | None, output_format: str, **options: Any) -> None:
     """Creates a key and shows its secret, once."""
-    fields: dict[str, Any] = {"name": name, "limits": _parse_limits(limits)}
-    options = {"team": team, "validation": validation, "scope": scope, "reuse": reuse}
-    fields |= {option: value for option, value in options.items() if value is not None}
-    if models:
-        fields["models"] = list(models)
-    if deny_no_cache:
-        fields["allow_no_cache"] = False
-    if expires is not None:
-        try:
-            fields["expires_at"] = int(time.time() + parse_duration(expires))
-        except ValueError as error:
-            raise click.BadParameter(f"expected {error}", param_hint="--expires") from None
+    fields = {"name": name, **key_fields(options)}
     record, secret = asyncio.run(_add(config, fields))
     if output_format == "table":
         click.echo(secret)
         click.echo(f"Key '{record.name}' ({record.id}). It is not shown again.", err=True)
         return
-    show([record.public() | {"key": secret}], output_format, columns=(*COLUMNS, "key"))
+    show([_row(record) | {"key": secret}], output_format, columns=(*COLUMNS, "key"))
 
 
 @keys.command("list")
 @config_option
 @format_option
 def list_keys(config: Path | None, output_format: str) -> None:
-    """Lists all keys, also revoked ones."""
-    records = asyncio.run(_list(config))
-    rows = [record.public() | {"state": _state(record)} for record in records]
-    show(rows, output_format, columns=COLUMNS)
+    """Lists all keys, also those revoked in the last 90 days."""
+    rows = [_row(record) for record in asyncio.run(_list(config))]
+    columns = COLUMNS
+    if output_format == "table":
+        # Most keys have few of the fields.
+        columns = tuple(n for n in COLUMNS if n in ("id", "name") or any(r.get(n) for r in rows))
+    show(rows, output_format, columns=columns)
+
+
+@keys.command("show")
+@click.argument("name_or_id")
+@config_option
+@format_option
+def show_key(name_or_id: str, config: Path | None, output_format: str) -> None:
+    """Shows all fields of a key, also of one that is expired or revoked."""
+    record = find_key(asyncio.run(_list(config)), name_or_id, also_revoked=True)
+    show_one(_row(record), output_format, columns=ALL_COLUMNS)
+
+
+@keys.command("set")
+@click.argument("name_or_id")
+@click.option("--name", help="A new name.")
+@key_options
+@click.option("--clear", multiple=True, metavar="FIELD", help="Removes a field or one limit, so "
+              "that the default holds; may be repeated. One of: "
+              f"{', '.join(CLEARABLE)}.")  # fmt: skip
+@config_option
+@format_option
+def set_key(
+    name_or_id: str, clear: tuple[str, ...], config: Path | None, output_format: str, **options: Any
+) -> None:
+    """Changes a key, in every worker from the next request on.
+
+    Other fields stay as they are. --model replaces all models of the key, --limit adds or changes
+    one limit. An expired key can be changed too: --expires or --clear expires_at renews it.
+    """
+    fields = key_fields(options)
+    cleared, cleared_limits = cleared_fields(clear, fields)
+    if not fields and not clear:
+        raise click.UsageError("Name at least one field to change, such as --limit or --clear.")
+    if "limits" not in cleared and cleared_limits:
+        fields["limits"] = fields.get("limits", {}) | dict.fromkeys(cleared_limits)
+    record = asyncio.run(_set(config, name_or_id, fields, cleared))
+    click.echo(f"Key '{record.name}' ({record.id}) is changed.", err=True)
+    show_one(_row(record), output_format, columns=ALL_COLUMNS)
 
 
 @keys.command("revoke")
@@ -99,24 +109,34 @@ def revoke_key(name_or_id: str, config: Path | None) -> None:
     click.echo(f"Key '{record.name}' ({record.id}) is revoked.")
 
 
-def _parse_limits(limits: Sequence[str]) -> dict[str, Any]:
-    parsed: dict[str, Any] = {}
-    for limit in limits:
-        name, separator, value = limit.partition("=")
-        if not separator:
-            raise click.BadParameter(f"'{limit}' is not NAME=VALUE", param_hint="--limit")
-        try:
-            parsed[name] = Decimal(value)
-        except InvalidOperation:
-            parsed[name] = value  # is refused later, with the limit's own message
-    return parsed
+def find_key(
+    records: Iterable[KeyRecord], name_or_id: str, *, also_revoked: bool = False
+) -> KeyRecord:
+    """The key with this id, else the active one with this name, else the expired one.
+
+    A revoked one comes last, if it is asked for at all.
+    """
+    now = time.time()
+    found = [r for r in records if name_or_id in (r.id, r.name)]
+    usable = [r for r in found if also_revoked or r.revoked_at is None]
+    if not usable:
+        problem = f"Key '{name_or_id}' is revoked" if found else f"There is no key '{name_or_id}'"
+        raise click.ClickException(f"{problem}.")
+    # Of several revoked ones with the name, the last.
+    return max(
+        usable,
+        key=lambda r: (r.id == name_or_id, r.is_active(now), r.revoked_at is None, r.created_at),
+    )
+
+
+def _row(record: KeyRecord) -> dict[str, Any]:
+    return record.public() | {"state": _state(record)}
 
 
 def _state(record: KeyRecord) -> str:
     if record.revoked_at is not None:
         return "revoked"
-    is_expired = record.expires_at is not None and record.expires_at <= time.time()
-    return "expired" if is_expired else "active"
+    return "active" if record.is_active(time.time()) else "expired"
 
 
 # ── in the store ────────────────────────────────────────────────────────────────────────────
@@ -124,14 +144,9 @@ def _state(record: KeyRecord) -> str:
 
 async def _add(config: Path | None, fields: dict[str, Any]) -> tuple[KeyRecord, str]:
     configuration = find_configuration(config)
-    known = configuration.read_policy().catalog.models
     async with open_command_store(configuration) as store:
-        spec: KeySpec = parse_spec(fields)
-        unknown = next((model for model in spec.models or () if model not in known), None)
-        if unknown is not None:
-            raise click.ClickException(
-                f"Unknown model '{unknown}'. Known models: {', '.join(sorted(known))}."
-            )
+        spec = parse_spec(fields)
+        _check_models(configuration, spec.models or ())
         return await Keys(store).create(spec)
 
 
@@ -140,11 +155,32 @@ async def _list(config: Path | None) -> Sequence[KeyRecord]:
         return await Keys(store).list_keys()
 
 
+async def _set(
+    config: Path | None, name_or_id: str, fields: Mapping[str, Any], cleared: set[str]
+) -> KeyRecord:
+    configuration = find_configuration(config)
+    async with open_command_store(configuration) as store:
+        _check_models(configuration, fields.get("models", ()))
+        keys = Keys(store)
+        record = find_key(await keys.list_keys(), name_or_id)
+        changes = {**dict.fromkeys(cleared), **fields}
+        if "limits" in cleared and "limits" in fields:
+            former = dict.fromkeys(name for name in record.limits if name in LIMITS)
+            changes["limits"] = {**former, **fields["limits"]}
+        return await keys.change(record.id, changes)
+
+
 async def _revoke(config: Path | None, name_or_id: str) -> KeyRecord:
     async with open_command_store(find_configuration(config)) as store:
         keys = Keys(store)
-        active = [record for record in await keys.list_keys() if record.revoked_at is None]
-        record = next((r for r in active if name_or_id in (r.id, r.name)), None)
-        if record is None:
-            raise click.ClickException(f"There is no active key '{name_or_id}'.")
-        return await keys.revoke(record.id)
+        return await keys.revoke(find_key(await keys.list_keys(), name_or_id).id)
+
+
+def _check_models(configuration: Configuration, models: Iterable[str]) -> None:
+    known = configuration.read_policy().catalog.models
+    for model in models:
+        if model not in known:
+            raise click.ClickException(
+                f"Unknown model '{model}'. Did you mean '{nearest(model, known)}'? Known models: "
+                f"{', '.join(sorted(known))}."
+            )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import MutableMapping
 from datetime import UTC, datetime
@@ -72,7 +73,8 @@ class _JsonLogger(structlog.BoundLoggerBase):
 def _console() -> structlog.dev.ConsoleRenderer:
     # Tracebacks stay plain: the fancy ones show local variables, keys and prompts among them.
     return structlog.dev.ConsoleRenderer(
-        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"),
+        exception_formatter=structlog.dev.plain_traceback,
     )
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import click
 
 from gateway import __version__
 from gateway.cli.cache import cache
+from gateway.cli.completion import completion
+from gateway.cli.config import config
 from gateway.cli.demo import demo
 from gateway.cli.doctor import doctor
 from gateway.cli.keys import keys
@@ -13,12 +17,24 @@ from gateway.cli.ledger import ledger
 from gateway.cli.serve import serve
 from gateway.cli.simulate import simulate
 
+INTERRUPTED: Final = 130
+"""The exit status after Ctrl-C, as of every program that a shell runs: 128 + SIGINT."""
 
-@click.group()
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from None
+
+
+@click.group(cls=_Commands)
 @click.version_option(__version__, message="Image Gateway %(version)s")
 def cli() -> None:
     """Image Gateway: a caching reverse proxy for OpenAI-compatible image generation."""
 
 
-for command in (serve, demo, simulate, cache, doctor, keys, ledger):
+for command in (serve, demo, simulate, cache, completion, config, doctor, keys, ledger):
     cli.add_command(command)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import click
 from rich.console import Console
@@ -19,9 +19,13 @@ from rich.table import Table
 from gateway.catalog import CatalogError
 from gateway.configuration.expand import ConfigError
 from gateway.errors import GatewayError, StoreUnavailable
+from gateway.process.bootstrap import FolderUnusable
 from gateway.process.listener import CannotListen
 from gateway.process.supervisor import CannotStart
 from gateway.store.handshake import SchemaMismatch, StoreMisconfigured, StoreMissing
+
+TIMES: Final = ("created_at", "expires_at", "revoked_at")
+"""Columns of Unix seconds, which a table and CSV show as a date in UTC."""
 
 
 @contextmanager
@@ -31,7 +35,7 @@ def errors_as_messages() -> Iterator[None]:
         yield
     except (CannotListen, CannotStart, CatalogError, ConfigError) as error:
         raise click.ClickException(str(error)) from None
-    except (SchemaMismatch, StoreMisconfigured, StoreMissing) as error:
+    except (FolderUnusable, SchemaMismatch, StoreMisconfigured, StoreMissing) as error:
         raise click.ClickException(str(error)) from None
     except StoreUnavailable as error:
         raise click.ClickException(error.reason or error.message) from None
@@ -61,10 +65,19 @@ def show(rows: Sequence[dict[str, Any]], output_format: str, *, columns: Sequenc
     Console(width=width).print(table)
 
 
+def show_one(row: dict[str, Any], output_format: str, *, columns: Sequence[str]) -> None:
+    """As `show`, one thing; as a table it has a line for each field that is set."""
+    if output_format == "table":
+        fields = [{"field": n, "value": _cell(n, row[n])} for n in columns if n in row]
+        show(fields, output_format, columns=("field", "value"))
+    else:
+        show([row], output_format, columns=columns)
+
+
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return ""
-    if name == "expires_at":
+    if name in TIMES:
         return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M")
     if isinstance(value, dict):
         return " ".join(f"{key}={item}" for key, item in value.items())

@@ -12,7 +12,7 @@ from gateway.configuration.settings import Section, Settings
 from gateway.values import nearest
 
 
-def explain(error: ErrorDetails) -> str:
+def explain(error: ErrorDetails, *, is_secret: bool = False) -> str:
     """One line about one error: the key, its value, and what was expected.
 
     The value is left out if it may be, or may contain, a secret.
@@ -28,7 +28,8 @@ def explain(error: ErrorDetails) -> str:
         # `error` is the ValueError of one of our parsers, `expected` is pydantic's.
         expected = context.get("error") or context.get("expected") or error["msg"]
     # A mapping may contain a secret further down.
-    is_shown = not isinstance(expected, UnshownValueError) and not isinstance(error["input"], dict)
+    is_mapping = isinstance(error["input"], dict)
+    is_shown = not (is_secret or is_mapping or isinstance(expected, UnshownValueError))
     subject = f"{error['input']!r} is" if is_shown else "the value is"
     return f"{key}: {subject} not valid; expected {expected}."
 

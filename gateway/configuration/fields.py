@@ -180,7 +180,7 @@ def parse_ca_file(value: object) -> Path:
     expected = "a file with certificates in PEM"
     if not isinstance(value, str | Path):
         raise ValueError(expected)
-    path = Path(value).expanduser()
+    path = _expand_home(value)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     # Before OSError, which is its base class.
@@ -195,7 +195,7 @@ def parse_tls_file(value: object) -> Path:
     """The name of a PEM file, relative to the working directory. `net.server_tls` reads it."""
     if not isinstance(value, str | Path):
         raise ValueError("a PEM file")
-    return Path(value).expanduser()
+    return _expand_home(value)
 
 
 def parse_auth_header(value: object) -> str:
@@ -317,7 +317,15 @@ def parse_folder(value: object) -> Path:
         return value
     if not isinstance(value, str):
         raise ValueError("a folder such as ./data")
-    return Path(value).expanduser()
+    return _expand_home(value)
+
+
+def _expand_home(value: str | Path) -> Path:
+    """The path, in which `~` is the home folder. A user of a container may have none."""
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError("a path without ~, because this user has no home folder") from None
 
 
 def parse_time_zone(value: object) -> str:

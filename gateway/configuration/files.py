@@ -15,9 +15,11 @@ import yaml
 from pydantic import ValidationError
 
 from gateway.access.policy import Policy, parse_policy
-from gateway.configuration.expand import ConfigError, expand
+from gateway.catalog import CatalogError
+from gateway.configuration.expand import ConfigError, Expanded, expand
 from gateway.configuration.explain import explain
 from gateway.configuration.settings import Settings
+from gateway.redaction import Redactor
 
 GATEWAY_FILE: Final = "gateway.yaml"
 MODELS_FILE: Final = "models.yaml"
@@ -70,10 +72,19 @@ class Configuration:
         """Reads the settings from their file. Raises `ConfigError`."""
         return self.adjust(load_settings(self.files.gateway, self.environ))
 
+    def read_values(self) -> Expanded:
+        """The values in the file of the settings, and their origins. Raises `ConfigError`."""
+        return _read_expanded(self.files.gateway, self.environ)
+
     def read_policy(self) -> Policy:
         """Reads the policy from its file. Raises `ConfigError`, `CatalogError`."""
         models = self.files.models
-        return parse_policy(read_config(models, self.environ), file=str(models))
+        expanded = _read_expanded(models, self.environ)
+        _refuse_faults(models, expanded)
+        try:
+            return parse_policy(expanded.values, file=str(models))
+        except CatalogError as error:
+            raise CatalogError(_redact(str(error), expanded)) from None
 
     def policy_state(self) -> object:
         """Modification time, size and inode of the policy's file: differs after every change."""
@@ -86,16 +97,24 @@ class Configuration:
 
 
 def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
-    """Reads `path`, with `${NAME}` taken from `environ`.
+    """Reads `path`, with references taken from `environ` and from secret files.
 
     Raises `ConfigError`, which names every invalid key and never shows a secret.
     """
-    values = read_config(path, environ)
+    expanded = _read_expanded(path, environ)
+    lines = [f"{path}: {fault}" for fault in expanded.faults.values()]
+    settings = None
     try:
-        return Settings.model_validate(values)
+        settings = Settings.model_validate(expanded.values)
     except ValidationError as invalid:
-        lines = [f"{path}: {explain(error)}" for error in invalid.errors(include_url=False)]
-        raise ConfigError("\n".join(lines)) from None
+        for error in invalid.errors(include_url=False):
+            # A value that has no reference yet makes further faults, also of its section.
+            if not any(key[: len(error["loc"])] == error["loc"] for key in expanded.faults):
+                is_secret = bool(expanded.origin_of(error["loc"]).files)
+                lines.append(f"{path}: {_redact(explain(error, is_secret=is_secret), expanded)}")
+    if lines or settings is None:
+        raise ConfigError("\n".join(lines))
+    return settings
 
 
 def read_config(path: Path, environ: Mapping[str, str]) -> dict[Any, Any]:
@@ -103,6 +122,18 @@ def read_config(path: Path, environ: Mapping[str, str]) -> dict[Any, Any]:
 
     An empty file is an empty mapping. Raises `ConfigError`.
     """
+    expanded = _read_expanded(path, environ)
+    _refuse_faults(path, expanded)
+    values: dict[Any, Any] = expanded.values
+    return values
+
+
+def _refuse_faults(path: Path, expanded: Expanded) -> None:
+    if expanded.faults:
+        raise ConfigError("\n".join(f"{path}: {fault}" for fault in expanded.faults.values()))
+
+
+def _read_expanded(path: Path, environ: Mapping[str, str]) -> Expanded:
     try:
         values = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except (OSError, UnicodeDecodeError) as error:
@@ -115,7 +146,11 @@ def read_config(path: Path, environ: Mapping[str, str]) -> dict[Any, Any]:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict | None):
         raise ConfigError(f"{path}: expected keys and values, such as 'workers:'.")
-    return {k: expand(v, environ, where=f"{path}: {k}") for k, v in (values or {}).items()}
+    return expand(values or {}, environ)
+
+
+def _redact(message: str, expanded: Expanded) -> str:
+    return Redactor(expanded.file_texts).text(message) if expanded.file_texts else message
 
 
 class _Loader(yaml.SafeLoader):

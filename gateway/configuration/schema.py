@@ -15,7 +15,8 @@ def json_schema() -> dict[str, Any]:
         for key, rule in section["properties"].items():
             section["properties"][key] = _empty_or_reference_or(rule)
     schema["$defs"]["FromEnvironment"] = {
-        "description": "Read from the environment: ${NAME} or ${NAME:-default}.",
+        "description": "Read from the environment, ${NAME} or ${NAME:-default}, or from a "
+        "file, ${file:/path}.",
         "type": "string",
         "pattern": r"\$\{",
     }

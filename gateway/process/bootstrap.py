@@ -6,8 +6,10 @@ The data folder is private: nothing in it may be read by other users of the mach
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -39,6 +41,8 @@ from gateway.store.sqlite.connection import create_sqlite_schema
 
 log = structlog.get_logger(__name__)
 
+ROOT: Final = 0
+
 READ_ONLY_SECONDS: Final = 5.0
 """How long a start waits for a replica to be promoted, or for the address to leave it."""
 
@@ -48,18 +52,92 @@ READ_ONLY_RETRY_SECONDS: Final = 0.25
 def prepare(settings: Settings) -> None:
     """Creates the data folder, the schema of an embedded store, and the admin token.
 
-    Raises `ConfigError` for a weak token in the folder, `SchemaMismatch`, `OSError`.
+    Raises `ConfigError` for a weak token in the folder, `SchemaMismatch`, `FolderUnusable`.
     """
     folder = settings.store.data_dir
-    create_private_folder(folder)
-    # An older installation, or a copy of it, may be open to other users.
-    folder.chmod(PRIVATE_FOLDER)
-    if settings.store.redis_url is None:
-        create_sqlite_schema(folder / DATABASE)
-    if settings.server.admin_token is None:
-        _create_admin_token(folder / TOKEN_FILE)
-    read_admin_token(settings)
+    try:
+        create_private_folder(folder)
+        _make_folder_private(folder)
+        if settings.store.redis_url is None:
+            create_sqlite_schema(folder / DATABASE)
+        if settings.server.admin_token is None:
+            _create_admin_token(folder / TOKEN_FILE)
+        read_admin_token(settings)
+    except StoreUnavailable as error:
+        # Another folder helps against missing rights, not against a damaged database.
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise FolderUnusable(folder, _describe(error.__cause__)) from None
+    except OSError as error:
+        raise FolderUnusable(folder, _describe(error)) from None
+    _prepare_blobs_folder(settings)
     _make_private(find_shared_files(settings))
+
+
+class FolderUnusable(Exception):
+    """The data folder, or that of the images, cannot be used. The message has one line."""
+
+    def __init__(
+        self,
+        folder: Path,
+        problem: str,
+        *,
+        better: str = "a folder",
+        variable: str = "GATEWAY_DATA_DIR",
+    ) -> None:
+        super().__init__(
+            f"The folder {folder} cannot be used: {problem} Set {variable} to {better} that this "
+            f"user (uid {os.geteuid()}, gid {os.getegid()}) can write."
+        )
+
+
+def _prepare_blobs_folder(settings: Settings) -> None:
+    """Creates the folder of a `file:` URL. Otherwise the first image would find it unusable."""
+    url = settings.store.blobs_url.get_secret_value() if settings.store.blobs_url else ""
+    if not url.startswith("file:"):
+        return
+    folder = folder_of(url)
+    try:
+        create_private_folder(folder)
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    except OSError as error:
+        problem, variable = _describe(error), "GATEWAY_BLOBS_URL"
+        raise FolderUnusable(
+            folder, problem, better="file:// and a folder", variable=variable
+        ) from None
+
+
+def _describe(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}." if error.filename else f"{error}."
+
+
+def _make_folder_private(folder: Path) -> None:
+    """Removes the rights of others. A folder of another user stays as it is, and may be used."""
+    found = folder.stat()
+    is_own = os.geteuid() in (found.st_uid, ROOT)
+    if is_own:
+        # An older installation, or a copy of it, may be open to other users.
+        folder.chmod(PRIVATE_FOLDER)
+        return
+    # As in OpenShift, where a container has any user, and writes as a member of a group.
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise FolderUnusable(
+            folder,
+            f"it belongs to another user (uid {found.st_uid}, gid {found.st_gid}, mode "
+            f"{stat.S_IMODE(found.st_mode):04o}).",
+        )
+    # Any user could replace the gateway's files.
+    if found.st_mode & stat.S_IWOTH:
+        raise FolderUnusable(
+            folder,
+            f"it belongs to another user (uid {found.st_uid}), and every user can write to it.",
+            better=f"a folder in it, such as {folder / 'gateway'}, or to another folder",
+        )
+    # Group members could have put them there, with a token that they know.
+    for path in (folder / TOKEN_FILE, folder / DATABASE):
+        if path.exists() and path.stat().st_uid not in (os.geteuid(), ROOT):
+            raise FolderUnusable(folder, f"{path} belongs to another user.")
 
 
 def find_shared_files(settings: Settings) -> Iterator[Path]:

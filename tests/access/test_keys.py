@@ -166,6 +166,31 @@ def test_an_unknown_field_is_named_with_the_nearest_one(wrong: str, near: str) -
     assert (refused.value.param, refused.value.code) == (wrong, "unknown_parameter")
 
 
+@pytest.mark.parametrize(
+    ("written", "at"),
+    [
+        (5, 5),
+        (1_798_761_600, 1_798_761_600),
+        ("1798761600", 1_798_761_600),
+        ("30d", 1000 + 30 * 86_400),
+        ("1ms", 1001),
+        ("1.5h", 1000 + 5400),
+        (None, None),
+    ],
+)
+def test_an_expiry_is_unix_seconds_or_a_duration_from_now(written: object, at: int | None) -> None:
+    spec = parse_spec({"name": "x", "expires_at": written}, clock=lambda: 1000.0)
+    assert spec.expires_at == at
+
+
+@pytest.mark.parametrize("written", ["30", "999999999", "soon", "", "0d", "-1d", "1e12", "12 12d"])
+def test_an_expiry_without_a_unit_or_meaning_is_refused_with_both_forms(written: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        parse_spec({"name": "x", "expires_at": written}, clock=lambda: 1000.0)
+    assert refused.value.param == "expires_at"
+    assert "Unix seconds such as 1798761600, or a duration with its unit" in refused.value.message
+
+
 async def test_cache_settings_are_merged_and_removed(keys: Keys, other_worker: Keys) -> None:
     spec = parse_spec({"name": "a", "scope": "key", "reuse": "never", "allow_no_cache": False})
     record, secret = await keys.create(spec)

@@ -48,10 +48,12 @@ def create_sqlite_schema(path: Path) -> None:
 
 def check_sqlite_schema(path: Path) -> None:
     """Raises `StoreMissing`, `SchemaMismatch` or `StoreUnavailable` unless `path` can be opened."""
-    if not path.exists():
-        raise StoreMissing(str(path))
-    with raising_unavailable(path), contextlib.closing(connect(path)) as db:
-        _check_schema(db, path)
+    with raising_unavailable(path):
+        # Another user's folder may forbid even that.
+        if not path.exists():
+            raise StoreMissing(str(path))
+        with contextlib.closing(connect(path)) as db:
+            _check_schema(db, path)
 
 
 def _check_schema(db: sqlite3.Connection, path: Path) -> None:
@@ -85,6 +87,11 @@ def raising_unavailable(path: Path) -> Iterator[None]:
     """Turns errors of the disk and of SQLite into `StoreUnavailable`, which names the path."""
     try:
         yield
+    except PermissionError as error:
+        raise StoreUnavailable(
+            f"The store at {path} cannot be used: {error.strerror}. Run this as the user of the "
+            "gateway, or set GATEWAY_DATA_DIR to a folder of this user's."
+        ) from error
     except (sqlite3.Error, OSError) as error:
         raise StoreUnavailable(f"The store at {path} cannot be used: {error}.") from error
 

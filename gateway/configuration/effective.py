@@ -1,0 +1,77 @@
+"""The settings that hold, and where each comes from. Secrets are masked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import SecretStr
+
+from gateway.configuration.expand import Expanded
+from gateway.configuration.settings import Section, Settings
+
+MASKED: Final = "***"
+
+Source = Literal["default", "file", "environment", "secret file"]
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveSetting:
+    """One setting."""
+
+    key: str
+    value: Any
+    """As in JSON; `***` for a secret, and for everything that a secret file is a part of."""
+    source: Source
+    origin: str | None
+    """The files or variables that the value is from; None for a default."""
+
+
+def effective_settings(
+    settings: Settings, values: Expanded, *, file: Path
+) -> Iterator[EffectiveSetting]:
+    """Every setting in the order of the file; `values` are those that `file` has."""
+    yield from _of_section(settings, values, file, ())
+
+
+def _of_section(
+    section: Section, values: Expanded, file: Path, path: tuple[str, ...]
+) -> Iterator[EffectiveSetting]:
+    shown = section.model_dump(mode="json")
+    for key, name in zip(section.keys(), type(section).model_fields, strict=True):
+        value, here = getattr(section, name), (*path, key)
+        if isinstance(value, Section):
+            yield from _of_section(value, values, file, here)
+        # A row for each header: they may come from different places.
+        elif isinstance(value, Mapping) and value:
+            for header in value:
+                yield _setting((*here, header), MASKED, values, file)
+        else:
+            yield _setting(here, MASKED if _is_secret(value) else shown[key], values, file)
+
+
+def _setting(path: tuple[str, ...], value: Any, values: Expanded, file: Path) -> EffectiveSetting:
+    key = ".".join(path)
+    if not _is_set(values.values, path):
+        return EffectiveSetting(key, value, "default", None)
+    origin = values.origin_of(path)
+    if origin.files:
+        return EffectiveSetting(key, MASKED, "secret file", ", ".join(origin.files))
+    if origin.variables:
+        return EffectiveSetting(key, value, "environment", ", ".join(origin.variables))
+    return EffectiveSetting(key, value, "file", str(file))
+
+
+def _is_set(values: Any, path: tuple[str, ...]) -> bool:
+    for key in path:
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values not in (None, "")
+
+
+def _is_secret(value: Any) -> bool:
+    """A secret, or the keys of links."""
+    if isinstance(value, tuple):
+        return any(_is_secret(item) for item in value)
+    return isinstance(value, SecretStr)

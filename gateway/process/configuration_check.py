@@ -1,0 +1,64 @@
+"""The check of the configuration files alone: neither store nor upstream is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from gateway.assembly import create_server_tls
+from gateway.catalog import CatalogError
+from gateway.configuration.expand import ConfigError
+from gateway.configuration.files import Configuration
+from gateway.configuration.settings import Settings
+from gateway.process.checks import (
+    judge_admin_token,
+    judge_certificate,
+    judge_prices,
+    judge_public_url,
+    judge_trusted_proxies,
+)
+from gateway.process.findings import Finding
+from gateway.process.plaintext import judge_plaintext
+
+NAME = "configuration"
+
+
+def check_configuration(configuration: Configuration) -> Sequence[Finding]:
+    """Every fault for which `gateway serve` would not start, then what it would warn of."""
+    findings: list[Finding] = []
+    try:
+        settings = configuration.read_settings()
+        create_server_tls(settings)
+        findings += _judge(settings)
+    except ConfigError as error:
+        findings += _faults(error)
+    try:
+        catalog = configuration.read_policy().catalog
+        findings.append(judge_prices(catalog.prices_as_of, today=datetime.now(UTC).date()))
+    except (CatalogError, ConfigError) as error:
+        findings += _faults(error)
+    faults = [finding for finding in findings if finding.level == "fault"]
+    warnings = [finding for finding in findings if finding.level == "warning"]
+    files = configuration.files
+    return [*(faults or [Finding(NAME, "ok", f"{files.gateway}, {files.models}")]), *warnings]
+
+
+def _faults(error: Exception) -> Sequence[Finding]:
+    return [Finding(NAME, "fault", line) for line in str(error).splitlines()]
+
+
+def _judge(settings: Settings) -> Sequence[Finding]:
+    findings = [
+        judge_public_url(settings),
+        *judge_trusted_proxies(settings),
+        *judge_plaintext(settings),
+        *judge_certificate(settings, now=datetime.now(UTC)),
+        *judge_admin_token(settings),
+    ]
+    if settings.upstream.api_key is None:
+        message = (
+            "upstream.api_key is empty: `gateway serve` does not start without UPSTREAM_API_KEY, "
+            "only `gateway demo` does."
+        )
+        findings.append(Finding(NAME, "warning", message))
+    return findings
