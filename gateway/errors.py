@@ -15,7 +15,6 @@ HTTP answers in `api/middleware`, and nowhere else. The error bodies are describ
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final, Self, TypeVar
@@ -31,14 +30,6 @@ IMAGE_USER_ERROR: Final = "image_generation_user_error"
 
 REFUSAL_CODES: Final = frozenset({"moderation_blocked", "content_policy_violation"})
 """The codes with which upstream refuses the content of a prompt or an image."""
-
-_WORD: Final = re.compile(
-    r"[A-Za-z]+[0-9]{0,4}(?:[ _./-](?:[A-Za-z]+[0-9]{0,4}|[0-9]{1,4}))*|[0-9]{3}|"
-)
-"""A code, type or parameter, or a category of moderation, such as `self-harm/intent` and `E1001`:
-letters before a few digits, or a status. A hash or a long number may be the buyer's."""
-
-_MAX_WORD: Final = 64
 
 CUT: Final = "…"
 """The end of a text that is not complete."""
@@ -328,20 +319,14 @@ class Charge(StrEnum):
     """Timed out, cut off after sending, or answered with an edge's 5xx: the estimate."""
 
 
-def _is_plain(value: object, buyer: Identity) -> bool:
-    """Whether a value is a word that can name no buyer."""
-    is_word = isinstance(value, str) and len(value) <= _MAX_WORD and _WORD.fullmatch(value)
-    return bool(is_word) and not buyer.is_in(value)
-
-
 def _moderation_details(sent: object, buyer: Identity) -> dict[str, Any]:
     """The stage and the categories of a refusal; nothing else, and no word that names the buyer."""
     if not isinstance(sent, Mapping):
         return {}
 
     stage, categories = sent.get("moderation_stage"), sent.get("categories")
-    details: dict[str, Any] = {"moderation_stage": stage} if _is_plain(stage, buyer) else {}
-    if isinstance(categories, list) and all(_is_plain(word, buyer) for word in categories):
+    details: dict[str, Any] = {"moderation_stage": stage} if buyer.is_plain_word(stage) else {}
+    if isinstance(categories, list) and all(buyer.is_plain_word(word) for word in categories):
         details["categories"] = categories
     return details
 
@@ -415,7 +400,7 @@ class UpstreamFailure(GatewayError):
 
         def word(text: str | None) -> str | None:
             is_known = text in REFUSAL_CODES or text in _KNOWN_CODES
-            return text if is_known or _is_plain(text, buyer) else None
+            return text if is_known or buyer.is_plain_word(text) else None
 
         details = _moderation_details(self.details.get("moderation_details"), buyer)
         return UpstreamFailure(

@@ -215,8 +215,8 @@ class FailureReport:
         return replace(
             self,
             message=redact(self.message),
-            type=self.type and known.redact_words(self.type),
-            code=self.code and known.redact_words(self.code),
+            type=self.type if known.is_plain_word(self.type) else None,
+            code=self.code if known.is_plain_word(self.code) else None,
         )
 
 

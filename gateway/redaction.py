@@ -46,6 +46,15 @@ _BACKSLASHES: Final = re.compile(
 )
 
 
+_WORD: Final = re.compile(
+    r"[A-Za-z]+[0-9]{0,4}(?:[ _./-](?:[A-Za-z]+[0-9]{0,4}|[0-9]{1,4}))*|[0-9]{3}|"
+)
+"""A code, type or parameter, or a category of moderation, such as `self-harm/intent` and `E1001`:
+letters before a few digits, or a status. A hash or a long number may be the buyer's."""
+
+_MAX_WORD: Final = 64
+
+
 class Redactor:
     """Redacts secrets."""
 
@@ -130,6 +139,11 @@ class Identity:
         if self._redactor.text(text) != text:
             return True
         return any(self._words.search(layer) for layer in (text, *_layers(text)))
+
+    def is_plain_word(self, value: object) -> bool:
+        """Whether a value is a word that can name nobody, neither by a name nor by a hash of it."""
+        is_word = isinstance(value, str) and len(value) <= _MAX_WORD and _WORD.fullmatch(value)
+        return bool(is_word) and not self.is_in(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,8 @@ _UNEXPOSED: Final = frozenset(
         *("connection", "transfer-encoding", "vary", "x-accel-buffering"),
         *("access-control-allow-origin", "access-control-allow-methods", "access-control-max-age"),
         *("access-control-allow-headers", "access-control-allow-private-network"),
-        *("content-security-policy", "cross-origin-resource-policy", "x-content-type-options"),
+        "x-content-type-options",
+        *("content-security-policy", "cross-origin-resource-policy", "referrer-policy"),
     }
 )
 _KNOWN: Final = _UNEXPOSED | {name.lower() for name in EXPOSED}

@@ -50,7 +50,7 @@ SAFE = {"content-type", "content-length", "cache-control"}
 
 HIDDEN = {
     *("connection", "transfer-encoding", "vary", "x-accel-buffering", "x-content-type-options"),
-    *("content-security-policy", "cross-origin-resource-policy"),
+    *("content-security-policy", "cross-origin-resource-policy", "referrer-policy"),
 }
 """Of no use to a script."""
 

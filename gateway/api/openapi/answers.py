@@ -21,6 +21,20 @@ def _object(required: Mapping[str, Any], optional: Mapping[str, Any] | None = No
     return {"type": "object", "required": list(required), "properties": properties}
 
 
+_TEXT_OR_NULL: Final = {"type": ["string", "null"]}
+_TIME_OR_NULL: Final = {"type": ["number", "null"], "description": "Unix seconds."}
+_PURCHASES: Final = {
+    "breaker": {"enum": ["open", "closed"]},
+    "last_success_at": _TIME_OR_NULL,
+    "failures_since_success": _COUNT,
+}
+_FAILURE: Final = {
+    "time": {"type": "number", "description": "Unix seconds."},
+    "phase": _TEXT,
+    "reason": _TEXT,
+    "status": {"type": ["integer", "null"]},
+    "code": _TEXT_OR_NULL,
+}
 _TOKENS: Final = _object({"image_tokens": _COUNT, "text_tokens": _COUNT})
 _IMAGE_FIELDS: Final = {"revised_prompt": _TEXT}
 
@@ -109,7 +123,36 @@ ANSWERS: Final[Mapping[str, Schema]] = {
             "status": {"enum": ["ready", "starting", "draining"]},
             "degraded": {"type": "array", "items": _TEXT},
         },
-        {"reasons": {"type": "object", "additionalProperties": _TEXT}},
+        {
+            "reasons": {"type": "object", "additionalProperties": _TEXT},
+            "upstream": _object({**_PURCHASES, "last_failure": _object(_FAILURE)}),
+        },
+    ),
+    "Upstreams": _object({"data": {"type": "array", "items": reference("Upstream")}}),
+    "Upstream": _object(
+        {
+            "name": _TEXT,
+            "failing": {"type": "boolean"},
+            "open_breakers": {**_COUNT, "description": "Workers whose circuit breaker is open."},
+            **_PURCHASES,
+            "last_failure": {"oneOf": [reference("FailedPurchase"), {"type": "null"}]},
+            "failures": {
+                "description": "The last ones, newest first.",
+                "type": "array",
+                "items": reference("FailedPurchase"),
+            },
+        }
+    ),
+    "FailedPurchase": _object(
+        {
+            **_FAILURE,
+            "type": _TEXT_OR_NULL,
+            "message": _TEXT,
+            "upstream_request_id": _TEXT_OR_NULL,
+            "request_id": _TEXT,
+            "key": _TEXT,
+            "model": _TEXT,
+        }
     ),
     "CacheStatistics": _object(
         {"images": _COUNT, "bytes": _COUNT, "total_bytes": {"type": ["integer", "null"]}}

@@ -291,6 +291,13 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         body=Content(schema="TakedownRequest"),
         errors=(*_ADMIN_ERRORS, 404),
     ),
+    "admin_upstream": Operation(
+        "Show how purchases end, and why the last ones failed",
+        "admin",
+        _ok("Upstreams", "Every upstream, of all workers and gateways together."),
+        credential="admin",
+        errors=_READ_ERRORS,
+    ),
     "admin_signing": Operation(
         "Make a new key that signs links",
         "admin",

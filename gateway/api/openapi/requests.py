@@ -188,6 +188,10 @@ def key_schemas() -> dict[str, Schema]:
         "properties": {name: _limit(limit) for name, limit in LIMITS.items()},
         "additionalProperties": False,
     }
+    fields["expires_at"] = {
+        "description": "Unix seconds, or the time from now, such as `30d`.",
+        "anyOf": [fields["expires_at"], {"type": "string"}],
+    }
     shown = _pydantic_properties(KeyRecord, without=("secrets",))
     shown["limits"] = {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}}
     new: Schema = {
