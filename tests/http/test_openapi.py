@@ -287,6 +287,14 @@ async def test_refusals_of_a_key_are_as_described(shared: Shared, document: Docu
         document.check("POST", GENERATIONS, reply)
 
 
+async def test_failures_of_upstream_are_as_described(shared: Shared, document: Document) -> None:
+    await shared.alice.ask("[[sim:status=500]] o")
+    reply = await shared.gateway.client.admin("GET", "/admin/upstream")
+    document.check("GET", "/admin/upstream", reply)
+    assert reply.json["data"][0]["last_failure"]["status"] == 500
+    document.check("GET", "/readyz", await shared.gateway.client.send("GET", "/readyz"))
+
+
 async def test_other_answers_to_clients_are_as_described(
     shared: Shared, document: Document
 ) -> None:
