@@ -12,6 +12,8 @@ from PIL import Image
 
 GPT: Final = "gpt-image-1.5"
 DALL_E: Final = "dall-e-3"
+MODERATION: Final = "[[sim:moderation]] "
+REFUSED: Final = "400 moderation_blocked"
 NOT_OFFERED: Final = "–"
 """The package has no way to make such a call, so its runner says so."""
 
@@ -39,6 +41,7 @@ class Call:
         return self.usual if isinstance(self.usual, str) else self.usual[validation]
 
 
+# A call and the one that it repeats are not neighbours, so that requests can be told apart.
 CALLS: Final = (
     Call("its default", "a link"),
     Call(GPT, "an image", model=GPT),
@@ -55,12 +58,13 @@ CALLS: Final = (
         response_format="url",
     ),
     Call("hit", "the same, usage", model=GPT, repeats=GPT),
-    Call("hit without usage", "the same, usage 0", model=GPT, key="no usage", repeats=GPT),
     Call("stream", "2 partial images, an image", model=GPT, stream=True),
+    Call("hit without usage", "the same, usage 0", model=GPT, key="no usage", repeats=GPT),
+    Call("moderation", REFUSED, model=GPT, fault=MODERATION),
     Call("unknown size", "400 invalid_value", model=GPT, size="1000x1000"),
-    Call("moderation", "400 moderation_blocked", model=GPT, fault="[[sim:moderation]] "),
     Call("budget spent", "429 insufficient_quota", model=GPT, key="poor"),
     Call("wrong key", "401 invalid_api_key", model=GPT, key="wrong"),
+    Call("moderation again", REFUSED, model=GPT, fault=MODERATION, repeats="moderation"),
 )
 
 
@@ -70,10 +74,11 @@ class Outcome:
 
     summary: str
     """As in `Call.usual`."""
-    error_class: str = ""
-    message: str = ""
-    attempts: int = 0
+    prompt: str
+    attempts: int
     """The requests that it sent."""
+    error_class: str
+    message: str
 
     @property
     def cell(self) -> str:
@@ -81,8 +86,9 @@ class Outcome:
         if not self.error_class:
             return self.summary
         times = f", {self.attempts} requests" if self.attempts > 1 else ""
-        status, _, code = self.summary.partition(" ")
-        return f"`{self.error_class}` {status}" + (f" `{code}`" if code else "") + times
+        status, _, code = self.summary.removeprefix(self.error_class).partition(" ")
+        words = [f"`{self.error_class}`", status, f"`{code}`" if code else ""]
+        return " ".join(word for word in words if word) + times
 
 
 def summarize(call: Call, got: Mapping[str, Any], opened: list[bytes], first: list[bytes]) -> str:
@@ -90,7 +96,8 @@ def summarize(call: Call, got: Mapping[str, Any], opened: list[bytes], first: li
     if got.get("not_offered"):
         return NOT_OFFERED
     if error := got.get("error"):
-        return " ".join(str(word) for word in (error["status"], error["code"]) if word)
+        words = [error["status"] or error["class"], error["code"]]
+        return " ".join(str(word) for word in words if word)
     for image in opened:
         with Image.open(io.BytesIO(image)) as decoded:
             decoded.load()

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.clients.calls import Call
+
 HERE = Path(__file__).parent
 RUNNERS = HERE / "runners"
 INSTALL_SECONDS = 600
@@ -33,8 +35,22 @@ class Entry:
     """What follows the gateway's address in its base URL."""
     route: str = "direct"
     needs: str = ""
+    reports_usage: bool = True
+    """Whether its callers see the usage."""
     gets: dict[str, str] = field(default_factory=dict)
     """What differs from the usual outcome, by call, or by validation and call."""
+
+    def expected(self, validation: str, call: Call) -> str:
+        """The outcome of a call; "any gpt-image-1.5" is about all calls for that model."""
+        names = [f"{validation}: {call.name}", call.name]
+        if call.key != "wrong":
+            names += [f"{validation}: any {call.model}", f"any {call.model}"]
+        usual = next((self.gets[name] for name in names if name in self.gets), None)
+        if usual is None:
+            usual = call.expected(validation)
+        if call.repeats and not self.reports_usage:
+            usual = usual.removesuffix(", usage").removesuffix(", usage 0")
+        return usual
 
     @property
     def is_node(self) -> bool:

@@ -42,7 +42,9 @@ def read_requests(stream: bytes) -> list[Sent]:
     while b"\r\n\r\n" in stream:
         head, _, rest = stream.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
-        headers = {name.lower(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+        headers = {
+            name.lower(): value.strip() for name, _, value in (x.partition(":") for x in lines)
+        }
         assert "transfer-encoding" not in headers, first
         length = int(headers.get("content-length", 0))
         body, stream = rest[:length], rest[length:]

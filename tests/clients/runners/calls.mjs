@@ -5,7 +5,6 @@ const [baseURL, calls, flavour] = process.argv.slice(2);
 
 export async function run(make) {
   for (const call of JSON.parse(calls)) {
-    process.env.OPENAI_API_KEY = call.key;
     let got;
     try {
       got = await make(baseURL, flavour, call);

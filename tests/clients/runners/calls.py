@@ -1,13 +1,12 @@
 """What the runners of Python packages share: reading the calls, and reporting what each got.
 
-Arguments of a runner: the base URL, the calls as JSON, and the client's flavour. It prints one line of
-JSON for each call: `images` (each base64 or a link), `partials`, `usage`, or `error`.
+Arguments of a runner: the base URL, the calls as JSON, and the client's flavour. It prints one
+line of JSON for each call: `images` (each base64 or a link), `partials`, `usage`, or `error`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -22,7 +21,6 @@ def run(make: Callable[[str, str, SimpleNamespace], dict[str, Any]]) -> None:
     """Makes every call with `make(base URL, flavour, call)`."""
     base_url, calls, flavour = sys.argv[1:]
     for call in json.loads(calls):
-        os.environ["OPENAI_API_KEY"] = call["key"]
         try:
             got = make(base_url, flavour, SimpleNamespace(**call))
         except NotOffered:
@@ -39,10 +37,11 @@ def describe(error: Exception) -> dict[str, Any]:
     status = next(
         (s for name in ("status_code", "http_status") if (s := getattr(error, name, None))), None
     )
+    code = getattr(error, "code", None) or body.get("code")
     return {
         "class": type(error).__name__,
         "status": status,
-        "code": getattr(error, "code", None) or body.get("code"),
+        "code": None if code == str(status) else code,
         "message": str(error)[:1000],
     }
 

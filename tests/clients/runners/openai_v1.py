@@ -9,7 +9,10 @@ from typing import Any
 import openai
 from calls import NotOffered, as_report, run, wanted
 
-HAS_STREAMS = tuple(map(int, openai.__version__.split(".")[:2])) >= (1, 88)
+VERSION = tuple(map(int, openai.__version__.split(".")[:2]))
+HAS_STREAMS = VERSION >= (1, 88)
+KNOWS_MODELS = VERSION >= (1, 2)
+"""Before, `model` is one of the parameters that only `extra_body` takes."""
 
 
 def make(base_url: str, flavour: str, call: SimpleNamespace) -> dict[str, Any]:
@@ -17,10 +20,13 @@ def make(base_url: str, flavour: str, call: SimpleNamespace) -> dict[str, Any]:
         raise NotOffered
     client: Any = getattr(openai, flavour)
     if "Azure" in flavour:
-        opened = client(azure_endpoint=base_url, api_version="2025-04-01-preview")
+        where = {"azure_endpoint": base_url, "api_version": "2025-04-01-preview"}
     else:
-        opened = client(base_url=base_url)
+        where = {"base_url": base_url}
+    opened = client(api_key=call.key, **where)
     body = {"prompt": call.prompt} | wanted(call, "model", "n", "size", "response_format")
+    if not KNOWS_MODELS and "model" in body:
+        body["extra_body"] = {"model": body.pop("model")}
     if call.stream:
         body |= {"stream": True, "partial_images": 2}
     if flavour.startswith("Async"):

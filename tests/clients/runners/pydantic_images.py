@@ -24,7 +24,7 @@ def make(base_url: str, flavour: str, call: SimpleNamespace) -> dict[str, Any]:
     if call.n is not None:
         settings["openai_n"] = call.n
     if call.size is not None:
-        settings["size"] = call.size
+        settings["openai_size"] = call.size
     result = asyncio.run(ImageGenerator(model).generate(call.prompt, settings=settings))
     images = [base64.b64encode(image.content.data).decode() for image in result.images]
     return {"images": images, "usage": result.usage.total_tokens}
