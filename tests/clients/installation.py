@@ -11,6 +11,7 @@ import tomllib
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -19,6 +20,8 @@ from tests.clients.calls import Call
 HERE = Path(__file__).parent
 RUNNERS = HERE / "runners"
 INSTALL_SECONDS = 600
+_failed: set[Path] = set()
+"""Folders of packages that could not be installed in this run; nothing is tried twice."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ def install(entry: Entry) -> Path:
     kind = "npm" if entry.is_node else "pip"
     folder = cache / "image-gateway-tests" / "clients" / f"{kind}-{entry.version}-{digest}"
     done = folder / "installed"
+    if folder in _failed:
+        _skip(entry)
     if not done.exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -93,11 +98,11 @@ def _install_into(folder: Path, entry: Entry) -> None:
     if entry.is_node:
         if shutil.which("npm") is None or shutil.which("node") is None:
             pytest.skip(f"{entry.name} is not installable: apt-get install nodejs npm")
-        options = ("--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error")
+        options = ("--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=1")
         commands = [["npm", "install", *options, "--prefix", str(folder), *entry.packages]]
     else:
         pip = (str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet")
-        quiet = ("--disable-pip-version-check", "--no-input", "--no-compile")
+        quiet = ("--disable-pip-version-check", "--no-input", "--retries=1")
         commands = [
             [sys.executable, "-m", "venv", str(folder)],
             [*pip, *quiet, *entry.packages],
@@ -110,4 +115,9 @@ def _install_into(folder: Path, entry: Entry) -> None:
             )
         if finished is None or finished.returncode:
             shutil.rmtree(folder, ignore_errors=True)
-            pytest.skip(f"{entry.name} {entry.version} is not installable here")
+            _failed.add(folder)
+            _skip(entry)
+
+
+def _skip(entry: Entry) -> NoReturn:
+    pytest.skip(f"{entry.name} {entry.version} is not installable here")

@@ -54,7 +54,6 @@ def wanted(call: SimpleNamespace, *names: str) -> dict[str, Any]:
 def as_report(response: Any) -> dict[str, Any]:
     """A response of the package openai, or one that looks like it."""
     usage = getattr(response, "usage", None)
-    return {
-        "images": [item.url or item.b64_json for item in response.data],
-        "usage": usage and usage.total_tokens,
-    }
+    if usage is not None:  # the first versions of openai have no type for it
+        usage = usage["total_tokens"] if isinstance(usage, dict) else usage.total_tokens
+    return {"images": [item.url or item.b64_json for item in response.data], "usage": usage}
