@@ -41,7 +41,6 @@ class Call:
         return self.usual if isinstance(self.usual, str) else self.usual[validation]
 
 
-# A call and the one that it repeats are not neighbours, so that requests can be told apart.
 CALLS: Final = (
     Call("its default", "a link"),
     Call(GPT, "an image", model=GPT),
@@ -74,9 +73,8 @@ class Outcome:
 
     summary: str
     """As in `Call.usual`."""
-    prompt: str
     attempts: int
-    """The requests that it sent."""
+    """The requests that it sent; 1 if other calls have the same prompt."""
     error_class: str
     message: str
 

@@ -46,6 +46,8 @@ pytestmark = [
 
 VALIDATIONS = ("strict", "lenient")
 ENTRIES = read_entries()
+SHARED_PROMPTS = {name for call in CALLS if call.repeats for name in (call.name, call.repeats)}
+"""Calls whose requests the tap cannot tell apart."""
 KEYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "vary": {"parallel": "vary"},
@@ -164,13 +166,11 @@ async def run_calls(entry: Entry, bench: Bench, validation: str) -> dict[str, Ou
     async for report in run_client(entry, bench.url + entry.base_url, calls):
         call = next(each for each in CALLS if each.name == report["call"])
         prompt = prompt_of(entry, validation, call)
-        earlier = sum(o.attempts for o in outcomes.values() if o.prompt == prompt)
-        attempts = len(bench.tap.requests(prompt)) - earlier
+        attempts = 1 if call.name in SHARED_PROMPTS else len(bench.tap.requests(prompt))
         opened = images[call.name] = await open_images(report.get("images") or [])
         error = report.get("error") or {"class": "", "message": ""}
         outcomes[call.name] = Outcome(
             summarize(call, report, opened, images.get(call.repeats, [])),
-            prompt=prompt,
             attempts=attempts,
             error_class=error["class"],
             message=error["message"],
