@@ -19,10 +19,10 @@ LOCKED := pyproject.toml requirements/install.in
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test smoke test-long coverage bench check schemas lock clean
+.PHONY: help run test smoke test-clients test-long coverage bench check schemas lock clean
 
 help: ## list what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 run: $(VENV)/run.stamp ## serve: `gateway serve` when UPSTREAM_API_KEY is set, else `gateway demo`
 	@if [ -n "$$UPSTREAM_API_KEY" ]; then exec $(BIN)/gateway serve; else exec $(BIN)/gateway demo; fi
@@ -34,8 +34,12 @@ test: $(VENV)/dev.stamp ## run the tests
 smoke: $(VENV)/dev.stamp ## run a few tests of the main functions: start, buy, hit, stream, drain
 	@$(BIN)/pytest tests/http/test_smoke.py
 
+test-clients: $(VENV)/dev.stamp ## run real packages of clients; WRITE=1 writes docs/clients.md anew
+	@WRITE=$(WRITE) $(BIN)/pytest -q --tb=short --show-capture=no -m clients tests/clients
+
 test-long: $(VENV)/dev.stamp ## run the long tests, all tests on Debian 13, the smoke test on Debian testing
-	@$(BIN)/pytest -m long
+	@$(BIN)/pytest -m "long and not clients"
+	@$(MAKE) --no-print-directory test-clients
 	@.ci/debian trixie sh -c '.ci/run && REDIS_SERVER=valkey-server make test'
 	@.ci/debian testing make smoke
 
