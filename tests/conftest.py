@@ -5,6 +5,7 @@ If a server is missing, its tests are skipped with a message that names the pack
 """
 
 import os
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -51,6 +52,15 @@ def open_store(request: pytest.FixtureRequest) -> OpenStore:
     # With the rights that the documentation says are enough.
     url = restricted(request.getfixturevalue("redis_url"))
     return lambda: open_redis_store(url)
+
+
+def pytest_collection_finish() -> None:
+    """Fails if a test module imports the program's entry point.
+
+    It sets the metrics and the umask of the whole process, and so those of all other tests.
+    """
+    if "gateway.__main__" in sys.modules:
+        raise pytest.UsageError("A test imports gateway.__main__: import gateway.cli.main instead.")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -272,8 +272,8 @@ ERRORS: Final[Mapping[str, Kind]] = {
     ),
     "a stream that is cut": (200, lambda a: a.ask(a.new("truncate"), stream=True)),
     # ── links ──
-    "a malformed link": (404, lambda a: a.get(a.link.replace("/img-", "x/img-"))),
-    "an invalid link": (403, lambda a: a.get(f"{a.link}?x", **HEADER)),
+    "a malformed link": (403, lambda a: a.get(a.link.replace("/img-", "/x/img-"))),
+    "an invalid link": (403, lambda a: a.get(a.link.replace("/img-", "x/img-"), **HEADER)),
     "a range beyond the end": (416, lambda a: a.get(a.link, Range="bytes=99999999-")),
     "another image": (412, lambda a: a.get(a.link, If_Match='"another"')),
     # ── administration ──

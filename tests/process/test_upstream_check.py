@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from click.testing import CliRunner
 
-from gateway.__main__ import cli
+from gateway.cli.main import cli
 from gateway.process.findings import Finding
 from gateway.process.upstream_check import check_upstream, judge_base_url, judge_failures
 from gateway.purchasing.upstream_health import FailedPurchase, UpstreamState
