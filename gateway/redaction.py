@@ -71,7 +71,7 @@ class Redactor:
         If a secret is behind escapes, the text comes back without these escapes.
         """
         for step in self._steps:
-            for layer in _layers(text := step.replace(text)):
+            for layer in layers(text := step.replace(text)):
                 if (replaced := step.replace(layer)) != layer:
                     text = replaced
         return text
@@ -114,8 +114,9 @@ class Identity:
         if self._has_too_many:
             return None
         redacted = self._redactor.text(text)
-        layers = [layer.lower() for layer in (redacted, *_layers(redacted))]
-        return None if any(name in layer for layer in layers for name in self._names) else redacted
+        searched = [layer.lower() for layer in (redacted, *layers(redacted))]
+        has_name = any(name in layer for layer in searched for name in self._names)
+        return None if has_name else redacted
 
     def redact_words(self, text: str) -> str | None:
         """The text without the names that are words of their own in it; None if there are too many
@@ -138,7 +139,7 @@ class Identity:
         text = str(value)
         if self._redactor.text(text) != text:
             return True
-        return any(self._words.search(layer) for layer in (text, *_layers(text)))
+        return any(self._words.search(layer) for layer in (text, *layers(text)))
 
     def is_plain_word(self, value: object) -> bool:
         """Whether a value is a word that can name nobody, neither by a name nor by a hash of it."""
@@ -215,7 +216,7 @@ def _base64_cores(secret: bytes) -> Iterator[str]:
 _URL_SAFE: Final = str.maketrans("+/", "-_")
 
 
-def _layers(text: str) -> Iterator[str]:
+def layers(text: str) -> Iterator[str]:
     """The text without one layer of escapes after the other, as far as it has any."""
     for _ in range(_MAX_LAYERS):
         if not ("\\" in text or "%" in text or "&" in text):
