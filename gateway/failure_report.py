@@ -211,7 +211,7 @@ class FailureReport:
         def redact(text: str) -> str:
             # Without escapes: a prompt has none, so it would not be found in a body in ASCII.
             *_, text = (text, *layers(text))
-            unnamed = known.redact_words(without_quotations(text, prompt))
+            unnamed = known.redact_words(known.redact_cut(without_quotations(text, prompt)))
             unquoted = (unnamed and short_prompt.redact_words(unnamed)) or ""
             return scrub(unquoted, MAX_MESSAGE)  # there may be more to find behind escapes
 

@@ -37,6 +37,15 @@ _MAX_NAME: Final = 256
 MAX_NAMES: Final = 16
 """Of one client. To search texts for hundreds of names would take seconds."""
 
+_MIN_CUT: Final = 6
+"""Characters of the beginning of a name that are redacted where a text is cut."""
+
+_CUTS: Final = re.compile(r"…|\.\.\.|[^\w…]{0,8}\Z")
+"""Where services cut what they quote."""
+
+_MAX_CUTS: Final = 16
+"""In one text."""
+
 _MAX_LAYERS: Final = 3
 
 _BACKSLASHES: Final = re.compile(
@@ -113,10 +122,28 @@ class Identity:
         """
         if self._has_too_many:
             return None
-        redacted = self._redactor.text(text)
+        redacted = self.redact_cut(self._redactor.text(text))
         searched = [layer.lower() for layer in (redacted, *layers(redacted))]
         has_name = any(name in layer for layer in searched for name in self._names)
         return None if has_name else redacted
+
+    def redact_cut(self, text: str) -> str:
+        """The text without the beginning of a name before an ellipsis, or at its end."""
+        lower = text.lower()
+        if len(lower) != len(text):  # a few letters are longer in lower case
+            return text
+        ends = [match.start() for match in _CUTS.finditer(text)]
+        ends = sorted({*ends[:_MAX_CUTS], *ends[-2:]}, reverse=True)
+        start = len(text)  # of what is left as it was
+        for end in ends:
+            for name in self._names if end <= start else ():
+                lengths = range(min(len(name), end), _MIN_CUT - 1, -1)
+                cut = next((n for n in lengths if lower.endswith(name[:n], 0, end)), 0)
+                if cut:
+                    start = end - cut
+                    text = f"{text[:start]}{REDACTED}{text[end:]}"
+                    break
+        return text
 
     def redact_words(self, text: str) -> str | None:
         """The text without the names that are words of their own in it; None if there are too many
