@@ -75,6 +75,7 @@ async def lead_and_follow(
         {},
         {"param": "safety_identifier"},
         {"param": None},
+        {"param": "user", "code": "content_policy_violation"},
         {"param": None, "message": "This safety identifier is blocked.", "code": None},
     ],
     ids=str,

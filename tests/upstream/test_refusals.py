@@ -165,3 +165,11 @@ def test_a_message_that_quotes_the_user_is_no_refusal() -> None:
     error: dict[str, Any] = {"message": f"BadRequestError: {GPT} is no user", "code": "400"}
     assert is_refusal("an otter", "ann", **error)
     assert not is_refusal("an otter", "ann", GPT.replace(" ", "\n"), **error)
+
+
+@pytest.mark.parametrize("param", ["user", "safety_identifier"])
+@pytest.mark.parametrize("code", [*OWN_CODES, "400", None])
+def test_a_refusal_of_the_user_is_none_of_the_prompt(param: str, code: str | None) -> None:
+    """A client that upstream has blocked must not have prompts refused to all keys."""
+    assert is_refusal(message=GPT, code=code, param="prompt")
+    assert not is_refusal(message=GPT, code=code, param=param)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from gateway.errors import IMAGE_USER_ERROR, INVALID_REQUEST, REFUSAL_CODES, UpstreamFailure
+from gateway.images import IDENTITIES
 
 _NO_WORD: Final = frozenset({"", "none", "null"})
 """How gateways write a type or a code that is absent."""
@@ -62,6 +63,9 @@ def refuses_prompt(failure: UpstreamFailure, texts: Iterable[str]) -> bool:
     """
     # The next image of a prompt may be accepted although a finished one was refused.
     if _is_of_output(failure):
+        return False
+    # A blocked `user` is that of one client. The prompt may be good.
+    if failure.param in IDENTITIES:
         return False
     if failure.code in REFUSAL_CODES:
         return True
