@@ -15,12 +15,13 @@ HTTP answers in `api/middleware`, and nowhere else. The error bodies are describ
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final, Self, TypeVar
 
 from gateway.failure_report import Advice, FailureReport, Reason
-from gateway.images import LimitRefusal, Usage
+from gateway.images import IDENTITIES, LimitRefusal, Usage
 from gateway.redaction import Identity
 
 INVALID_REQUEST: Final = "invalid_request_error"
@@ -30,6 +31,11 @@ IMAGE_USER_ERROR: Final = "image_generation_user_error"
 
 REFUSAL_CODES: Final = frozenset({"moderation_blocked", "content_policy_violation"})
 """The codes with which upstream refuses the content of a prompt or an image."""
+
+_QUOTED_IDENTITY: Final = re.compile(
+    rf"""['"`](?:{"|".join(IDENTITIES)})['"`]|\bsafety[ _]identifier\b""", re.IGNORECASE
+)
+"""The name of a parameter in a message. `user` without quotation marks is mostly a person."""
 
 CUT: Final = "…"
 """The end of a text that is not complete."""
@@ -378,6 +384,19 @@ class UpstreamFailure(GatewayError):
     def is_charged(self) -> bool:
         """Whether upstream charged for it, or may have."""
         return self.charge in (Charge.UNDELIVERED, Charge.PRESUMED)
+
+    @property
+    def concerns_buyer(self) -> bool:
+        """Whether upstream refused the buyer's own `user` or `safety_identifier`, free of charge.
+
+        It then says nothing about other requests for the same image.
+        """
+        if self.is_charged or self.refuses_prompt or not 400 <= self.status < 500:
+            return False
+        if self.param is not None:
+            return self.param in IDENTITIES
+        # Gateways and clones drop the parameter.
+        return _QUOTED_IDENTITY.search(self.message) is not None
 
     def forbid_retry(self) -> None:
         """Tells clients not to retry, because a retry would be charged again, or might be.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, Self
 
-from gateway.redaction import REDACTED, Identity
+from gateway.redaction import REDACTED, Identity, layers
 
 MAX_MESSAGE: Final = 500
 """Characters of a report's message."""
@@ -209,8 +209,11 @@ class FailureReport:
         known, short_prompt = Identity(names), Identity((prompt,))
 
         def redact(text: str) -> str:
-            unnamed = known.redact_words(without_quotations(text, prompt))
-            return (unnamed and short_prompt.redact_words(unnamed)) or ""
+            # Without escapes: a prompt has none, so it would not be found in a body in ASCII.
+            *_, text = (text, *layers(text))
+            unnamed = known.redact_words(known.redact_cut(without_quotations(text, prompt)))
+            unquoted = (unnamed and short_prompt.redact_words(unnamed)) or ""
+            return scrub(unquoted, MAX_MESSAGE)  # there may be more to find behind escapes
 
         return replace(
             self,

@@ -37,6 +37,15 @@ _MAX_NAME: Final = 256
 MAX_NAMES: Final = 16
 """Of one client. To search texts for hundreds of names would take seconds."""
 
+_MIN_CUT: Final = 6
+"""Characters of the beginning of a name that are redacted where a text is cut."""
+
+_CUTS: Final = re.compile(r"…|\.\.\.|[^\w…]{0,8}\Z")
+"""Where services cut what they quote."""
+
+_MAX_CUTS: Final = 16
+"""In one text."""
+
 _MAX_LAYERS: Final = 3
 
 _BACKSLASHES: Final = re.compile(
@@ -71,7 +80,7 @@ class Redactor:
         If a secret is behind escapes, the text comes back without these escapes.
         """
         for step in self._steps:
-            for layer in _layers(text := step.replace(text)):
+            for layer in layers(text := step.replace(text)):
                 if (replaced := step.replace(layer)) != layer:
                     text = replaced
         return text
@@ -113,9 +122,28 @@ class Identity:
         """
         if self._has_too_many:
             return None
-        redacted = self._redactor.text(text)
-        layers = [layer.lower() for layer in (redacted, *_layers(redacted))]
-        return None if any(name in layer for layer in layers for name in self._names) else redacted
+        redacted = self.redact_cut(self._redactor.text(text))
+        searched = [layer.lower() for layer in (redacted, *layers(redacted))]
+        has_name = any(name in layer for layer in searched for name in self._names)
+        return None if has_name else redacted
+
+    def redact_cut(self, text: str) -> str:
+        """The text without the beginning of a name before an ellipsis, or at its end."""
+        lower = text.lower()
+        if len(lower) != len(text):  # a few letters are longer in lower case
+            return text
+        ends = [match.start() for match in _CUTS.finditer(text)]
+        ends = sorted({*ends[:_MAX_CUTS], *ends[-2:]}, reverse=True)
+        start = len(text)  # of what is left as it was
+        for end in ends:
+            for name in self._names if end <= start else ():
+                lengths = range(min(len(name), end), _MIN_CUT - 1, -1)
+                cut = next((n for n in lengths if lower.endswith(name[:n], 0, end)), 0)
+                if cut:
+                    start = end - cut
+                    text = f"{text[:start]}{REDACTED}{text[end:]}"
+                    break
+        return text
 
     def redact_words(self, text: str) -> str | None:
         """The text without the names that are words of their own in it; None if there are too many
@@ -138,7 +166,7 @@ class Identity:
         text = str(value)
         if self._redactor.text(text) != text:
             return True
-        return any(self._words.search(layer) for layer in (text, *_layers(text)))
+        return any(self._words.search(layer) for layer in (text, *layers(text)))
 
     def is_plain_word(self, value: object) -> bool:
         """Whether a value is a word that can name nobody, neither by a name nor by a hash of it."""
@@ -215,7 +243,7 @@ def _base64_cores(secret: bytes) -> Iterator[str]:
 _URL_SAFE: Final = str.maketrans("+/", "-_")
 
 
-def _layers(text: str) -> Iterator[str]:
+def layers(text: str) -> Iterator[str]:
     """The text without one layer of escapes after the other, as far as it has any."""
     for _ in range(_MAX_LAYERS):
         if not ("\\" in text or "%" in text or "&" in text):

@@ -71,7 +71,13 @@ class Flight:
         self._publish_end(batch, {"end": "completed", "images": by_slot})
 
     def fail(self, batch: Batch, failure: UpstreamFailure) -> None:
-        """Releases the lease and publishes upstream's final error, which followers get too."""
+        """Releases the lease and publishes upstream's final error, which followers get too.
+
+        Except for an error that concerns the leader alone: after it, the followers try in turn.
+        """
+        if failure.concerns_buyer:
+            self.release(batch, in_turn=True)
+            return
         batch.add(ReleaseLease(self.fingerprint, self.id))
         self._publish_end(batch, {"end": "failed", "failure": failure.to_dict()})
 

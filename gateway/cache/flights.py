@@ -387,7 +387,13 @@ class Flights:
             try:
                 end = FlightEnd("completed", await buy(flight))
             except UpstreamFailure as failure:
-                end = FlightEnd("failed", failure=failure)
+                # A refused `user` is that of the leader alone: the followers have others.
+                concerns_leader = failure.concerns_buyer
+                end = FlightEnd(
+                    "released" if concerns_leader else "failed",
+                    failure=failure,
+                    in_turn=concerns_leader,
+                )
             except GatewayError as refusal:
                 end = FlightEnd(
                     "released",

@@ -212,7 +212,7 @@ class UpstreamHealth:
             **shown,
             purchase=record.id,
             answered_status=failure.status,
-            answered_code=failure.code and str(failure.code),
+            answered_code=(code := failure.shared().code) and str(code),
             charge=failure.charge.value,
             **request.trace.fields,
         )

@@ -150,7 +150,8 @@ class _PreparedRequest:
     """The request of a purchase, which every attempt sends, and the reader of its answer."""
 
     model: str
-    prompt: str
+    texts: tuple[str, ...]
+    """The prompt and the names of the client, which upstream may quote."""
     body: bytes
     receive: Callable[[aiohttp.ClientResponse], Awaitable[_Outcome]]
     """Reads a 2xx answer. Raises `aiohttp.ClientError` or `OSError` if it was cut off."""
@@ -284,7 +285,8 @@ class UpstreamClient:
             for name, value in request.trace.headers.items()
             if name not in self._session.headers
         }
-        return _PreparedRequest(request.model, request.prompt, body, receive, images, trace)
+        texts = (request.prompt, *request.user_names)
+        return _PreparedRequest(request.model, texts, body, receive, images, trace)
 
     def _stream_reader(
         self,
@@ -331,7 +333,7 @@ class UpstreamClient:
 
     def _relayed(self, failure: UpstreamFailure, prepared: _PreparedRequest) -> UpstreamFailure:
         relayed = self._relay.failure(failure)
-        relayed.refuses_prompt = self._dialect.refuses_prompt(relayed, prepared.prompt)
+        relayed.refuses_prompt = self._dialect.refuses_prompt(relayed, prepared.texts)
         return relayed
 
     async def _send_and_parse(self, prepared: _PreparedRequest) -> UpstreamAnswer:

@@ -8,7 +8,7 @@ redact nor shorten what they read, which `relaying` does for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol, TypeAlias
 
 from yarl import URL
@@ -57,8 +57,11 @@ class Dialect(Protocol):
         `received_at` is when its head came, in Unix seconds.
         """
 
-    def refuses_prompt(self, failure: UpstreamFailure, prompt: str) -> bool:
-        """Whether the failure, as it is relayed, is a refusal of the prompt's content."""
+    def refuses_prompt(self, failure: UpstreamFailure, texts: Iterable[str]) -> bool:
+        """Whether the failure, as it is relayed, is a refusal of the prompt's content.
+
+        `texts` are the client's own, which the failure may quote.
+        """
 
     def request_id(self, headers: Mapping[str, str]) -> str | None:
         """Upstream's id of a request, for the ledger."""

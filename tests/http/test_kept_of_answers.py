@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.access.policy import Policy, parse_policy
 from gateway.cache.entries import decode_image, encode_image
@@ -429,6 +430,42 @@ async def test_a_safety_identifier_is_forwarded_and_is_no_part_of_the_image(
     assert dry.json["hit"] is True
     assert {record.user for record in records} == {None}
     assert not names_buyer(await stored(gateway))
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        (f"User '{SENT[:14]}...' is blocked.", "User '***...' is blocked."),
+        (f"No images for {SENT[:9]}… and {SENT}", "No images for ***… and ***"),
+        (f"No images for {SENT[:20]}", "No images for ***"),
+        (f"No images for '{SENT[:20].upper()}').", "No images for '***')."),
+        ("No images for id-of-a.", "No images for id-of-a."),
+    ],
+)
+async def test_a_part_of_a_name_before_a_cut_is_redacted_for_others(
+    gateway: InProcess, alice: Client, bob: Client, hostile: Hostile, message: str, shown: str
+) -> None:
+    """And for the operator. A service may quote no more than so many characters."""
+    error = {"message": message, "code": "moderation_blocked"}
+    hostile.will_answer({"error": error}, 400)
+    with capture_logs() as logs:
+        own = await alice.ask(safety_identifier=SENT)
+    other = await bob.ask()
+    (line,) = [line for line in logs if line["event"] == "upstream_failed"]
+    assert (own.error["message"], other.error["message"], line["message"]) == (
+        message,
+        shown,
+        shown,
+    )
+
+
+async def test_a_code_that_names_the_buyer_is_not_logged(
+    gateway: InProcess, alice: Client, hostile: Hostile
+) -> None:
+    hostile.will_answer({"error": {"message": "No.", "code": SENT}}, 400)
+    with capture_logs() as logs:
+        await alice.ask(safety_identifier=SENT)
+    assert not names_buyer(str(logs))
 
 
 async def test_a_safety_identifier_is_redacted_in_errors_and_revised_prompts_of_others(

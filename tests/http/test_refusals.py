@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
 import socket
 from pathlib import Path
@@ -19,7 +20,7 @@ from tests.gateways import (
     run_gateway,
 )
 from tests.http.conftest import OpenGateway
-from tests.http.hostile import run_hostile
+from tests.http.hostile import PNG, run_hostile
 from tests.waiting import DEADLINE_SECONDS, pass_time
 
 NO_CACHE = {"Cache-Control": "no-cache"}
@@ -112,10 +113,26 @@ async def test_a_refusal_that_another_gateway_relays_is_remembered_as_it_came(
             first, again = await ask_twice(await gateway.client.with_key(), "an otter")
     assert (first.status, again.status) == (400, 400)
     for reply in (first, again):
-        assert reply.error["message"].startswith(message)  # perhaps with whom to ask
+        assert reply.error["message"].startswith(message)  # behind it may be whom to ask
         expected = error | {"type": type_ or "invalid_request_error"}
-        assert reply.error == expected | {"message": reply.error["message"]}
+        assert reply.error | {"message": message} == expected
     assert len(hostile.bodies) == calls
+
+
+@pytest.mark.parametrize("name", ["user", "safety_identifier", "X-Client-Request-Id"])
+async def test_a_message_that_quotes_a_name_of_the_client_is_not_remembered(
+    tmp_path: Path, name: str
+) -> None:
+    """It would have a good prompt refused to all keys."""
+    error = {"message": f"BadRequestError: {REFUSED} is no user", "code": "400"}
+    body = {"headers": {name: REFUSED}} if name.startswith("X-") else {name: REFUSED}
+    async with run_hostile() as hostile:
+        hostile.will_answer({"error": error}, 400)
+        async with run_gateway(make_settings(tmp_path, hostile.base_url)) as gateway:
+            refused = await (await gateway.client.with_key()).ask(**body)
+            hostile.will_answer({"data": [{"b64_json": base64.b64encode(PNG).decode()}]})
+            other = await (await gateway.client.with_key("bob")).ask()
+    assert (refused.status, other.status) == (400, 200)
 
 
 async def test_a_refusal_expires(open_gateway: OpenGateway, upstream: Upstream) -> None:

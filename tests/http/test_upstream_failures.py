@@ -6,12 +6,14 @@ One gateway plays all of them. `docs/reference/errors.md#why-upstream-failed` de
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 import pytest
@@ -31,6 +33,7 @@ from tests.gateways import (
     run_gateway,
     run_upstream,
 )
+from tests.http.hostile import run_hostile
 from tests.waiting import eventually
 
 KEY = "sk-upstream-secret"
@@ -599,3 +602,35 @@ async def test_the_doctor_reads_the_last_failure_from_the_store(tmp_path: Path) 
     assert line.startswith("warning: default: 1 purchase(s) failed since the last success (never)")
     assert "Your organization must be verified" in line
     assert reply.headers["x-request-id"] in line
+
+
+RUSSIAN = "ёжик в тумане и выдра на реке, ночью, при луне"
+NAME = "алиса-7f3a9c1e5b"
+
+
+@pytest.mark.parametrize("status", [422, 500])
+@pytest.mark.parametrize(
+    "body",
+    [
+        json.dumps({"detail": [{"prompt": RUSSIAN[:30], "user": NAME}]}, ensure_ascii=False),
+        json.dumps({"detail": [{"prompt": RUSSIAN[:30], "user": NAME}]}),
+        json.dumps({"error": {"message": json.dumps(f"{RUSSIAN[:30]} by {NAME}")}}),
+        json.dumps({"error": {"message": json.dumps(f"{RUSSIAN[8:24]}\x1b[2J {NAME}\n")}}),
+        f"<p>{quote(RUSSIAN[:25])} of {quote(NAME)}</p>",
+    ],
+)
+async def test_a_part_of_the_prompt_is_not_logged_in_any_spelling(
+    tmp_path: Path, body: str, status: int
+) -> None:
+    """Services write letters as escapes, and cut what they quote."""
+    async with run_hostile() as hostile, failing(tmp_path / "data", hostile.base_url) as gateway:
+        hostile.will_answer(body.encode(), status)
+        alice = await gateway.client.with_key()
+        with capture_logs() as logs:
+            await alice.ask(RUSSIAN, user=NAME)
+    (line,) = failures_in(logs)
+    shown = line["message"].lower()
+    assert "***" in shown
+    assert not any(letter in shown for letter in "ёжикалиса")
+    assert not any(escape in shown for escape in ("%d0", "u04"))
+    assert shown.isprintable()

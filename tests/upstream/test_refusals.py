@@ -50,8 +50,8 @@ def failure(status: int = 400, **error: Any) -> UpstreamFailure:
     return parse_error(status, {}, json.dumps({"error": error}).encode())
 
 
-def is_refusal(prompt: str = "an otter", status: int = 400, **error: Any) -> bool:
-    return refuses_prompt(failure(status, **error), prompt)
+def is_refusal(prompt: str = "an otter", *names: str, status: int = 400, **error: Any) -> bool:
+    return refuses_prompt(failure(status, **error), (prompt, *names))
 
 
 @given(
@@ -158,3 +158,18 @@ def test_a_hostile_message_is_read_in_linear_time(part: str) -> None:
 def test_a_prompt_that_is_quoted_with_other_white_space_is_no_refusal() -> None:
     prompt = GPT.replace(" ", "\n ")
     assert not is_refusal(prompt, message=f"{GPT} is not a prompt", code="400")
+
+
+def test_a_message_that_quotes_the_user_is_no_refusal() -> None:
+    """With such a `user`, a client could have any prompt refused to all keys."""
+    error: dict[str, Any] = {"message": f"BadRequestError: {GPT} is no user", "code": "400"}
+    assert is_refusal("an otter", "ann", **error)
+    assert not is_refusal("an otter", "ann", GPT.replace(" ", "\n"), **error)
+
+
+@pytest.mark.parametrize("param", ["user", "safety_identifier"])
+@pytest.mark.parametrize("code", [*OWN_CODES, "400", None])
+def test_a_refusal_of_the_user_is_none_of_the_prompt(param: str, code: str | None) -> None:
+    """A client that upstream has blocked must not have prompts refused to all keys."""
+    assert is_refusal(message=GPT, code=code, param="prompt")
+    assert not is_refusal(message=GPT, code=code, param=param)

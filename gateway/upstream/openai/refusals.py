@@ -9,10 +9,11 @@ a refusal, and the message must begin with a sentence of the safety system. The 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from gateway.errors import IMAGE_USER_ERROR, INVALID_REQUEST, REFUSAL_CODES, UpstreamFailure
+from gateway.images import IDENTITIES
 
 _NO_WORD: Final = frozenset({"", "none", "null"})
 """How gateways write a type or a code that is absent."""
@@ -55,10 +56,16 @@ _SENTENCE_ANYWHERE: Final = re.compile(_SENTENCE, re.IGNORECASE)
 _OUTPUT_STAGE: Final = re.compile(r"moderation_stage\W{1,8}output", re.IGNORECASE)
 
 
-def refuses_prompt(failure: UpstreamFailure, prompt: str) -> bool:
-    """Whether the failure is a refusal of the prompt, and not of an image or for another reason."""
+def refuses_prompt(failure: UpstreamFailure, texts: Iterable[str]) -> bool:
+    """Whether the failure is a refusal of the prompt, and not of an image or for another reason.
+
+    `texts` are the prompt and all else that a client can write into its request.
+    """
     # The next image of a prompt may be accepted although a finished one was refused.
     if _is_of_output(failure):
+        return False
+    # A blocked `user` is that of one client. The prompt may be good.
+    if failure.param in IDENTITIES:
         return False
     if failure.code in REFUSAL_CODES:
         return True
@@ -67,8 +74,9 @@ def refuses_prompt(failure: UpstreamFailure, prompt: str) -> bool:
         and _word(failure.code) in _CODES
         and _word(failure.type) in _TYPES
         and _REFUSAL.match(failure.message) is not None
-        # Otherwise the message may repeat the prompt, perhaps with other white space.
-        and _SENTENCE_ANYWHERE.search(" ".join(prompt.split())) is None
+        # Otherwise the message may repeat a text, perhaps with other white space. With a `user` of
+        # this sentence, a client could have a good prompt refused to all others.
+        and not any(_SENTENCE_ANYWHERE.search(" ".join(text.split())) for text in texts)
     )
 
 
