@@ -251,6 +251,38 @@ async def test_a_key_in_the_query_is_not_read_and_the_401_says_so(
     assert shared.alice.secret.encode() not in reply.body
 
 
+@in_module
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/models/{}"),
+        ("POST", "/openai/deployments/{}/images/generations"),
+        ("POST", "/openai/deployments/vendor%2F{}/images/generations"),
+        ("DELETE", "/v1/models/{}"),
+        ("GET", "/v1/{}"),
+        ("GET", "/openai/{}/models"),
+        ("DELETE", "/admin/keys/{}"),
+        ("PATCH", "/admin/keys/{}"),
+    ],
+)
+async def test_no_error_repeats_a_key_that_is_in_the_path(
+    shared: Shared, method: str, path: str
+) -> None:
+    """A client may log the message, and a person may paste the key where a name belongs."""
+    token = ADMIN_TOKEN if path.startswith("/admin") else shared.alice.secret
+    reply = await shared.alice.send(
+        method,
+        path.format(shared.alice.secret),
+        headers={"Authorization": f"Bearer {token}"},
+        **({"json": {"prompt": "an otter"}} if method == "POST" else {}),
+        **({"json": {"team": "art"}} if method == "PATCH" else {}),
+    )
+
+    assert reply.status in (400, 404, 405)
+    assert "***" in reply.error["message"]
+    assert shared.alice.secret[3:] not in reply.body.decode()
+
+
 async def test_every_way_to_fail_counts_as_a_failed_attempt_but_other_pages_do_not(
     embedded: InProcess,
 ) -> None:
