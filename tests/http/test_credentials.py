@@ -329,3 +329,31 @@ async def test_a_trusted_proxy_tells_the_scheme_of_the_gateways_own_origin(
 
         assert await status("https://gw.example") == 200
         assert await status("http://gw.example") == 403
+
+
+@pytest.mark.parametrize(
+    ("public_url", "own", "others"),
+    [
+        ("http://gw.example:9000", ["http://gw.example:9000"], ["http://gw.example"]),
+        ("https://gw.example/images", ["https://gw.example"], ["http://gw.example"]),
+        (
+            "http://GW.example:80/",
+            ["http://gw.example"],
+            ["https://gw.example", "http://a.example"],
+        ),
+    ],
+)
+async def test_behind_a_proxy_that_cuts_the_port_the_public_url_is_the_own_origin(
+    tmp_path: Path, embedded: InProcess, public_url: str, own: list[str], others: list[str]
+) -> None:
+    upstream = str(embedded.settings.upstream.base_url)
+    settings = make_settings(tmp_path / "behind", upstream, server={"public_url": public_url})
+    async with run_gateway(settings) as behind:
+        alice = await behind.client.with_key("alice")
+
+        async def status(origin: str) -> int:
+            headers = basic(alice.secret) | {"Host": "gw.example", "Origin": origin}
+            return (await alice.send("GET", MODELS, headers=headers)).status
+
+        assert [await status(origin) for origin in own] == [200]
+        assert {await status(origin) for origin in others} == {403}
