@@ -43,12 +43,22 @@ CUT: Final = "…"
 MAX_ECHO: Final = 200
 """Characters of a client's own text that a message repeats."""
 
+_API_KEY: Final = re.compile(r"\b(gk|sk)-[A-Za-z0-9_-]{16,}")
+
 E = TypeVar("E", bound=BaseException)
 
 
 def shorten(text: str) -> str:
     """A client's text as a message repeats it: at most `MAX_ECHO` characters."""
     return text if len(text) <= MAX_ECHO else f"{text[:MAX_ECHO]}{CUT}"
+
+
+def shorten_name(name: str) -> str:
+    """A model, or an id, that a client named, as a message repeats it: keys of services are hidden.
+
+    The key may be there by mistake, and clients log messages.
+    """
+    return shorten(_API_KEY.sub(r"\1-***", name))
 
 
 def detach(error: E) -> E:

@@ -38,7 +38,14 @@ from gateway.access.key_records import (
     SecretHash,
     Validation,
 )
-from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, IncorrectKey, StoreUnavailable
+from gateway.errors import (
+    INVALID_REQUEST,
+    ErrorCode,
+    GatewayError,
+    IncorrectKey,
+    StoreUnavailable,
+    shorten_name,
+)
 from gateway.images import LimitSubject, Reuse
 from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Get, Write
@@ -306,7 +313,7 @@ class Keys:
             old = _decode(data)
             if old is None or old.revoked_at is not None:
                 raise GatewayError(
-                    f"No active key has the id '{key_id}'.",
+                    f"No active key has the id '{shorten_name(key_id)}'.",
                     type=INVALID_REQUEST,
                     code=ErrorCode.KEY_NOT_FOUND,
                 )

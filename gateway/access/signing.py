@@ -42,6 +42,9 @@ FRESH_SECONDS: Final = 60.0
 """How long a worker signs with keys that it has read. Another worker may have replaced them."""
 RETRY_SECONDS: Final = 1.0
 """Links with unknown key ids make a worker read the store no more often than this."""
+NEW_KEY_SECONDS: Final = 5.0
+"""How long a new key of the store only verifies: workers that read the store less than
+`RETRY_SECONDS` ago would refuse its first links. The rest is for clocks that differ."""
 MARGIN_SECONDS: Final = 2 * FRESH_SECONDS
 """How long a replaced key outlasts its last link: for workers that have not read the new one yet,
 and for clocks that differ."""
@@ -75,7 +78,7 @@ def expiry(now: float, url_ttl_seconds: float) -> int:
 
 
 class SigningKeys:
-    """Secrets with their key ids (`kid`): the first signs, all verify."""
+    """Secrets with their key ids (`kid`): the first signs unless another is named, all verify."""
 
     def __init__(self, keys: Sequence[tuple[str, bytes]]) -> None:
         self._first_kid = keys[0][0]
@@ -84,7 +87,7 @@ class SigningKeys:
     def __contains__(self, kid: str) -> bool:
         return kid in self._secrets
 
-    def sign(self, path: str, *, expires_at: int) -> str:
+    def sign(self, path: str, *, expires_at: int, kid: str | None = None) -> str:
         """The link to `path` (visible ASCII, no query) that expires at a Unix second.
 
         Key id, expiry and signature are a folder before the name: clients cut queries, and take a
@@ -93,7 +96,7 @@ class SigningKeys:
         found = _PATH.fullmatch(path)
         if found is None:
             raise ValueError(f"cannot sign {path!r}")
-        return self._link(found, expires_at, kid=self._first_kid)
+        return self._link(found, expires_at, kid=kid or self._first_kid)
 
     def verify(self, link: str, *, now: float) -> int:
         """When a link expires, in Unix seconds. Raises `GatewayError` 403 if it is not valid."""
@@ -147,7 +150,7 @@ def _expired() -> GatewayError:
 
 @dataclass(frozen=True, slots=True)
 class StoredKey:
-    """One key of the record. It signs from its creation until that of the next key."""
+    """One key of the record. It signs until the next key is created, and a moment longer."""
 
     kid: str
     secret: str
@@ -159,6 +162,12 @@ class StoredKey:
 def make_key(now: float, random_bytes: Callable[[int], bytes]) -> StoredKey:
     """A new key."""
     return StoredKey(random_bytes(KID_BYTES).hex(), random_bytes(SECRET_BYTES).hex(), now)
+
+
+def signing_kid(keys: Sequence[StoredKey], *, now: float) -> str:
+    """The key that signs at `now`: the newest that is not brand-new, by clocks that may differ."""
+    known = (key.kid for key in keys if abs(now - key.created_at) >= NEW_KEY_SECONDS)
+    return next(known, keys[-1].kid)
 
 
 def rotate_in(
@@ -214,6 +223,7 @@ class Signing:
         self._random_bytes = random_bytes
         self._is_configured = keys is not None
         self._keys: SigningKeys | None = None
+        self._stored: Sequence[StoredKey] = ()
         if keys is not None:
             self._keys = SigningKeys([(kid, s.get_secret_value().encode()) for kid, s in keys])
         self._read_at = -math.inf
@@ -222,7 +232,9 @@ class Signing:
     async def sign(self, path: str) -> str:
         """The link to `path`. Raises `StoreUnavailable` if the keys were never read."""
         keys = await self._keys_to_sign()
-        return keys.sign(path, expires_at=expiry(self._clock(), self._url_ttl_seconds))
+        now = self._clock()
+        kid = signing_kid(self._stored, now=now) if self._stored else None
+        return keys.sign(path, expires_at=expiry(now, self._url_ttl_seconds), kid=kid)
 
     async def verify(self, link: str) -> int:
         """When a link, its path as received, expires, in Unix seconds.
@@ -236,7 +248,7 @@ class Signing:
         return keys.verify(link, now=self._clock())
 
     async def rotate(self) -> str:
-        """Makes a new key, which signs from now on; its id. Older links stay valid.
+        """Makes a new key, which signs in a moment; its id. Older links stay valid.
 
         Raises `InvalidRequest` (409) for keys of the settings, or `StoreUnavailable`.
         """
@@ -282,6 +294,7 @@ class Signing:
 
     def _use(self, keys: Sequence[StoredKey]) -> SigningKeys:
         self._keys = SigningKeys([(key.kid, bytes.fromhex(key.secret)) for key in keys])
+        self._stored = keys
         self._read_at = self._clock()
         return self._keys
 

@@ -16,6 +16,7 @@ from aiohttp import hdrs, web
 
 from gateway.api.exchange import EXCHANGE
 from gateway.api.http.host import requested_host
+from gateway.api.services import SERVICES
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError
 
 BASIC: Final = "basic"
@@ -109,6 +110,14 @@ def _is_own_origin(request: web.Request, origin: str) -> bool:
     """Whether this is the origin at which the client reaches the gateway."""
     scheme, _, authority = origin.partition("://")
     port = _DEFAULT_PORTS.get(scheme, "")
+    settings = request.app[SERVICES].settings
+    if settings.is_public_url_set and settings.public_url is not None:
+        # A proxy may have cut the port from the host, and with it what tells two servers apart.
+        public_scheme, _, public = settings.public_url.lower().partition("://")
+        return (scheme, authority.removesuffix(port)) == (
+            public_scheme,
+            public.partition("/")[0].removesuffix(port),
+        )
     is_same_host = authority.removesuffix(port) == requested_host(request).lower().removesuffix(
         port
     )

@@ -14,7 +14,7 @@ from gateway.api.http.json import json_response
 from gateway.api.services import SERVICES
 from gateway.billing.quota import rate_headers, show_usd
 from gateway.catalog import Model
-from gateway.errors import INVALID_REQUEST, MAX_ECHO, ErrorCode, GatewayError
+from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, shorten_name
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -33,7 +33,7 @@ async def show_model(request: web.Request) -> web.Response:
         if model.id == model_id:
             return json_response(_model_object(model))
     raise GatewayError(
-        f"The model '{model_id[:MAX_ECHO]}' does not exist",
+        f"The model '{shorten_name(model_id)}' does not exist",
         status=404,
         type=INVALID_REQUEST,
         param="model",

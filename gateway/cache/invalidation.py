@@ -28,7 +28,8 @@ from gateway.store.protocol import Store
 
 MAX_LINK: Final = 2048
 """Characters of a link that is searched for its image id."""
-_LINK: Final = re.compile(rf"(?:.*/)?{IMAGE_NAME.pattern}(?:[?#].*)?")
+# The first image that it names: a query, which anyone can append, may name another one.
+_LINK: Final = re.compile(rf"(?:.*?/)?{IMAGE_NAME.pattern}(?:[?#].*)?")
 _FINGERPRINT_AND_SLOT: Final = re.compile(r"([0-9a-f]{64})/(\d{1,2})")
 _ID: Final = re.compile(r"[A-Za-z0-9]{1,64}")
 

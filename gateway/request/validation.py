@@ -32,7 +32,7 @@ from gateway.catalog import (
     SizeSpec,
     TextSpec,
 )
-from gateway.errors import IMAGE_USER_ERROR, ErrorCode, InvalidRequest, shorten
+from gateway.errors import IMAGE_USER_ERROR, ErrorCode, InvalidRequest, shorten, shorten_name
 from gateway.images import IDENTITIES, ImageRequest
 from gateway.request.body import describe_kind
 
@@ -166,7 +166,7 @@ def _resolve_model(body: Mapping[str, object], catalog: Catalog) -> Model:
     model = catalog.models.get(name)
     if model is None:
         raise InvalidRequest(
-            f"The model '{shorten(name)}' does not exist.",
+            f"The model '{shorten_name(name)}' does not exist.",
             type=IMAGE_USER_ERROR,
             param="model",
             code=ErrorCode.INVALID_VALUE,

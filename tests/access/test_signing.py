@@ -298,7 +298,7 @@ async def test_a_rotation_reaches_other_workers_and_keeps_links_valid(open_store
         rotating, reading = signing(one, clock), signing(other, clock)
         before = await reading.sign(PATH)
         kid = await rotating.rotate()
-        clock.now += 1
+        clock.now += 5
         after = await rotating.sign(PATH)
         assert kid_of(after) == kid
         assert kid_of(before) != kid
@@ -306,6 +306,25 @@ async def test_a_rotation_reaches_other_workers_and_keeps_links_valid(open_store
             assert await worker.verify(before)
             assert await worker.verify(after)
         assert await signing(one, clock).verify(before)
+
+
+@pytest.mark.parametrize("skew", [-1.5, 0.0, 1.5])
+async def test_the_first_links_after_a_rotation_work_at_workers_that_just_read_the_store(
+    open_store: OpenStore, clock, skew: float
+):
+    async with open_store() as one, open_store() as other, open_store() as third:
+        rotating, reading = signing(one, clock), signing(other, clock)
+        late = signing(third, lambda: clock.now + skew)
+        foreign = KEYS.sign(PATH, expires_at=int(NOON) + 600)
+        await rotating.sign(PATH)
+        await refusal(foreign, reading)  # reads the store, as anyone can make it do
+        kid = await rotating.rotate()
+        for _ in range(24):
+            for worker in (rotating, late):
+                assert await reading.verify(await worker.sign(PATH))
+            clock.now += 0.25
+            await refusal(foreign, reading)
+        assert kid_of(await rotating.sign(PATH)) == kid
 
 
 async def test_a_worker_signs_with_a_new_key_within_a_minute(open_store: OpenStore, clock):

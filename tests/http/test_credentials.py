@@ -251,6 +251,38 @@ async def test_a_key_in_the_query_is_not_read_and_the_401_says_so(
     assert shared.alice.secret.encode() not in reply.body
 
 
+@in_module
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/models/{}"),
+        ("POST", "/openai/deployments/{}/images/generations"),
+        ("POST", "/openai/deployments/vendor%2F{}/images/generations"),
+        ("DELETE", "/v1/models/{}"),
+        ("GET", "/v1/{}"),
+        ("GET", "/openai/{}/models"),
+        ("DELETE", "/admin/keys/{}"),
+        ("PATCH", "/admin/keys/{}"),
+    ],
+)
+async def test_no_error_repeats_a_key_that_is_in_the_path(
+    shared: Shared, method: str, path: str
+) -> None:
+    """A client may log the message, and a person may paste the key where a name belongs."""
+    token = ADMIN_TOKEN if path.startswith("/admin") else shared.alice.secret
+    reply = await shared.alice.send(
+        method,
+        path.format(shared.alice.secret),
+        headers={"Authorization": f"Bearer {token}"},
+        **({"json": {"prompt": "an otter"}} if method == "POST" else {}),
+        **({"json": {"team": "art"}} if method == "PATCH" else {}),
+    )
+
+    assert reply.status in (400, 404, 405)
+    assert "***" in reply.error["message"]
+    assert shared.alice.secret[3:] not in reply.body.decode()
+
+
 async def test_every_way_to_fail_counts_as_a_failed_attempt_but_other_pages_do_not(
     embedded: InProcess,
 ) -> None:
@@ -297,3 +329,31 @@ async def test_a_trusted_proxy_tells_the_scheme_of_the_gateways_own_origin(
 
         assert await status("https://gw.example") == 200
         assert await status("http://gw.example") == 403
+
+
+@pytest.mark.parametrize(
+    ("public_url", "own", "others"),
+    [
+        ("http://gw.example:9000", ["http://gw.example:9000"], ["http://gw.example"]),
+        ("https://gw.example/images", ["https://gw.example"], ["http://gw.example"]),
+        (
+            "http://GW.example:80/",
+            ["http://gw.example"],
+            ["https://gw.example", "http://a.example"],
+        ),
+    ],
+)
+async def test_behind_a_proxy_that_cuts_the_port_the_public_url_is_the_own_origin(
+    tmp_path: Path, embedded: InProcess, public_url: str, own: list[str], others: list[str]
+) -> None:
+    upstream = str(embedded.settings.upstream.base_url)
+    settings = make_settings(tmp_path / "behind", upstream, server={"public_url": public_url})
+    async with run_gateway(settings) as behind:
+        alice = await behind.client.with_key("alice")
+
+        async def status(origin: str) -> int:
+            headers = basic(alice.secret) | {"Host": "gw.example", "Origin": origin}
+            return (await alice.send("GET", MODELS, headers=headers)).status
+
+        assert [await status(origin) for origin in own] == [200]
+        assert {await status(origin) for origin in others} == {403}

@@ -194,6 +194,20 @@ async def test_a_take_down_accepts_every_name_of_an_image(alice: Client, naming:
     assert (await show(alice, link)).status == 410
 
 
+@pytest.mark.parametrize("form", ["{link}?from=/{other}", "{link}#/{other}", "http://x/?u={link}"])
+async def test_a_take_down_is_of_the_image_that_the_link_shows(alice: Client, form: str) -> None:
+    """Whatever image a query behind the link names."""
+    shown, other = [
+        link_of(await alice.ask(prompt, model=DALLE))
+        for prompt in ("the reported image", "an image of another client")
+    ]
+    given = form.format(link=shown, other=other.rpartition("/")[2])
+
+    assert (await admin(alice, "takedown", image=given)).status == 200
+
+    assert [(await show(alice, link)).status for link in (shown, other)] == [410, 200]
+
+
 async def test_a_take_down_empties_every_slot_with_the_same_bytes(alice: Client) -> None:
     """Two requests were answered with the same bytes."""
     replies = [

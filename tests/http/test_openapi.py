@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import pytest_asyncio
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from yarl import URL
 
 from gateway.access.key_records import parse_spec
 from gateway.api.openapi.document import create_document, path_template
@@ -323,6 +325,35 @@ async def test_other_answers_to_clients_are_as_described(
         document.check("GET", path, reply)
 
 
+async def test_a_refusal_of_basic_is_described_wherever_a_key_is_asked_for(
+    shared: Shared, document: Document
+) -> None:
+    page = {"Authorization": "Basic OmdrLXdyb25n", "Sec-Fetch-Site": "cross-site"}
+    for (method, path), operation in document.operations.items():
+        if {"basic": []} not in operation["security"]:
+            continue
+        reply = await shared.alice.send(method, re.sub(r"\{\w+\}", "x", path), headers=page)
+        assert (reply.status, reply.error["code"]) == (403, "cross_origin_basic")
+        assert "403" in operation["responses"]
+        document.check(method, path, reply)
+
+
+async def test_a_link_is_its_described_path_with_escaped_variables(
+    shared: Shared, document: Document
+) -> None:
+    """As generated clients fill in a path: they escape slashes in variables."""
+    asked = await shared.alice.ask("openapi escaped", model="dall-e-2")
+    parts = asked.json["data"][0]["url"].removeprefix(f"{shared.alice.url}/").split("/")
+    path = next(path for _, path in document.operations if path.startswith("/images/"))
+    names = re.findall(r"\{(\w+)\}", path)
+    values = ["/".join(parts[1:])] if len(names) == 1 else parts[1:]
+    for name, value in zip(names, values, strict=True):
+        path = path.replace(f"{{{name}}}", quote(value, safe=""))
+    filled = URL(f"{shared.alice.url}{path}", encoded=True)
+    async with shared.alice.session.get(filled) as response:
+        assert response.status == 200
+
+
 async def test_answers_to_operators_are_as_described(shared: Shared, document: Document) -> None:
     client, key, purges = shared.gateway.client, "/admin/keys/{id}", "/admin/cache/purges/{id}"
     everything = {
@@ -416,6 +447,16 @@ async def test_the_schema_accepts_the_bodies_that_the_gateway_accepts(body: dict
         assert faults == []
     elif not is_free_size(body):
         assert faults != []
+
+
+@pytest.mark.parametrize("named", [None, 7, "", "gpt-4o", "dall-e-2"])
+async def test_a_deployments_body_needs_no_model_and_may_name_any(named: object) -> None:
+    path = "/v1/deployments/{deployment}/images/generations"
+    of_dall_e_3 = {"prompt": "an otter", "style": "vivid"}
+    for body in (of_dall_e_3, of_dall_e_3 | {"model": named}):
+        assert is_accepted(body | {"model": "dall-e-3"})
+        assert DOCUMENT.body_faults("POST", path, body) == [], body
+    assert DOCUMENT.body_faults("POST", path, of_dall_e_3 | {"qualitty": "low"}) != []
 
 
 @pytest.mark.parametrize("model", CATALOG.models.values(), ids=CATALOG.models)

@@ -37,6 +37,9 @@ _VARIABLE: Final = re.compile(r"\{(\w+)[^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
 
 _USUAL_SPELLING: Final = {"_prefix": "v1/", "_tail": ""}
 """What clients usually send for the parts of a path that have several spellings."""
+_SEGMENTS: Final = {"link": ("signature", "image")}
+"""The parts of a path that have slashes. A variable of OpenAPI is one segment: clients escape the
+slashes in it, and an escaped link is another one."""
 _SLASHES: Final = re.compile(r"_\d*")
 """The name of a part that stands for one slash, or more."""
 
@@ -44,7 +47,8 @@ _PATH_VARIABLES: Final = {
     "id": "An id, as answers have it.",
     "model": "The id of a model.",
     "deployment": "The id of a model, as Azure's clients name a deployment.",
-    "link": "The rest of a link: `KID.EXPIRY.SIGNATURE/img-ID.png`.",
+    "signature": "Key id, expiry and signature of a link: `KID.EXPIRY.SIGNATURE`.",
+    "image": "The name of the image: `img-ID.png`.",
 }
 
 _EVENT_SCHEMAS: Final = ("PartialImageEvent", "CompletedEvent", "Error")
@@ -67,7 +71,8 @@ _SECURITY_SCHEMES: Final = {
     "basic": {
         "type": "http",
         "scheme": "basic",
-        "description": "The same key as the password, with any user name.",
+        "description": "The same key as the password, with any user name. Requests of pages of "
+        "other origins are refused.",
     },
     "adminToken": {"type": "http", "scheme": "bearer", "description": "`GATEWAY_ADMIN_TOKEN`."},
     "adminApiKey": {
@@ -129,7 +134,8 @@ def create_document(routes: Iterable[web.RouteDef], catalog: Catalog) -> Schema:
             "version": __version__,
             "summary": "A caching reverse proxy for OpenAI-compatible image generation.",
             "description": "Errors are JSON everywhere. Paths of the images API work with and "
-            "without `/v1`, and with doubled and trailing slashes.",
+            "without `/v1`, below `/openai` as Azure's clients write them, and with doubled and "
+            "trailing slashes.",
             "license": {"name": "Apache License 2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
@@ -157,8 +163,9 @@ def path_template(pattern: str) -> tuple[str, tuple[str, ...]]:
             return _USUAL_SPELLING[name]
         if _SLASHES.fullmatch(name):
             return "/"
-        names.append(name)
-        return f"{{{name}}}"
+        segments = _SEGMENTS.get(name, (name,))
+        names.extend(segments)
+        return "/".join(f"{{{segment}}}" for segment in segments)
 
     return _VARIABLE.sub(show, pattern), tuple(names)
 

@@ -7,7 +7,7 @@ to the first dot. So another path of an endpoint needs no row.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
 from gateway.api.openapi.answers import (
@@ -30,7 +30,7 @@ from gateway.request.headers import (
 Credential: TypeAlias = Literal["key", "admin", "metrics"]
 
 TAG_NAMES: Final[Mapping[str, str]] = {
-    "images": "The images API, also under paths without `/v1`.",
+    "images": "The images API, also under paths without `/v1`, and below `/openai`.",
     "links": "Images behind signed links.",
     "admin": "For operators. With `server.admin_listen`, only at that address.",
     "operations": "Health, metrics, and this document.",
@@ -162,31 +162,39 @@ _PURGE_RESPONSES: Final = {
 }
 
 _READ_ERRORS: Final = (401, 429, 503)
+_KEY_ERRORS: Final = (*_READ_ERRORS, 403)
 _ADMIN_ERRORS: Final = (400, 401, 408, 413, 429, 503)
 
+_GENERATIONS: Final = Operation(
+    "Make images, or get them from the cache",
+    "images",
+    {200: _IMAGES},
+    credential="key",
+    body=Content(schema="GenerationRequest", examples=_EXAMPLES),
+    parameters=_IMAGE_REQUEST_HEADERS,
+    errors=(400, 401, 403, 408, 413, 429, 500, 502, 503, 504),
+)
+
 OPERATIONS: Final[Mapping[str, Operation]] = {
-    "generations": Operation(
-        "Make images, or get them from the cache",
-        "images",
-        {200: _IMAGES},
-        credential="key",
-        body=Content(schema="GenerationRequest", examples=_EXAMPLES),
-        parameters=_IMAGE_REQUEST_HEADERS,
-        errors=(400, 401, 403, 408, 413, 429, 500, 502, 503, 504),
+    "generations": _GENERATIONS,
+    "generations.deployment": replace(
+        _GENERATIONS,
+        summary="The same for Azure's clients, whose path names the model",
+        body=Content(schema="DeploymentRequest", examples={"plain": _EXAMPLES["plain"]}),
     ),
     "models": Operation(
         "List the models that the key may use",
         "images",
         {200: Success("The models.", _json("ModelList"), (*COMMON_HEADERS, *LIMIT_HEADERS))},
         credential="key",
-        errors=_READ_ERRORS,
+        errors=_KEY_ERRORS,
     ),
     "model": Operation(
         "Show a model",
         "images",
         {200: Success("The model.", _json("Model"), (*COMMON_HEADERS, *LIMIT_HEADERS))},
         credential="key",
-        errors=(*_READ_ERRORS, 404),
+        errors=(*_KEY_ERRORS, 404),
     ),
     "image": Operation(
         "Get the image of a link, exactly as an answer has it. The signature is the credential",

@@ -40,7 +40,7 @@ def reference(name: str) -> Schema:
 
 
 def generation_schemas(catalog: Catalog) -> dict[str, Schema]:
-    """`GenerationRequest`, and one schema for each model of the table."""
+    """`GenerationRequest`, `DeploymentRequest`, and one schema for each model of the table."""
     names = {model_id: _schema_name(model_id) for model_id in catalog.models}
     request = {
         "description": "A request for images. Each model has its own parameters; null means that a "
@@ -50,14 +50,19 @@ def generation_schemas(catalog: Catalog) -> dict[str, Schema]:
         "type": "object",
         "anyOf": [
             *(
-                {**reference(name), "required": ["model"], "not": _is_null("model")}
-                for name in names.values()
+                {**reference(name), "required": ["model"], "properties": {"model": {"const": id_}}}
+                for id_, name in names.items()
             ),
             _without_model(catalog),
         ],
     }
+    deployment = {
+        "description": "A request for images of the deployment's model, whatever `model` says.",
+        "type": "object",
+        "anyOf": [*map(reference, names.values())],
+    }
     models = {names[model.id]: _model_schema(model, catalog) for model in catalog.models.values()}
-    return {"GenerationRequest": request, **models}
+    return {"GenerationRequest": request, "DeploymentRequest": deployment, **models}
 
 
 def _without_model(catalog: Catalog) -> Schema:
@@ -100,10 +105,8 @@ def _schema_name(model_id: str) -> str:
 
 
 def _model_schema(model: Model, catalog: Catalog) -> Schema:
-    # A default model's schema is also that of a request without `model`.
-    is_default = model.id in (catalog.default_model, catalog.default_gpt_model)
     properties: dict[str, Schema] = {
-        "model": {"enum": [model.id, None]} if is_default else {"const": model.id},
+        "model": {},  # which one it names is up to the schema that refers to this one
         "prompt": {"type": "string", "minLength": 1, "maxLength": model.prompt_max_characters},
         **{name: _parameter(spec) for name, spec in model.parameters.items()},
     }
@@ -114,7 +117,7 @@ def _model_schema(model: Model, catalog: Catalog) -> Schema:
             properties.setdefault(name, {"enum": [*harmless, None]})
     schema: Schema = {
         "type": "object",
-        "required": ["prompt"] if is_default else ["model", "prompt"],
+        "required": ["prompt"],
         "properties": properties,
         "additionalProperties": False,
     }
