@@ -186,11 +186,11 @@ def test_an_interrupted_command_ends_with_130(is_async: bool):
     assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("words", ["config check", "config show", "completion bash"])
 def test_an_output_that_cannot_be_written_ends_with_one_line(tmp_path: Path, words: str):
     command = [sys.executable, "-m", "gateway", *words.split()]
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
