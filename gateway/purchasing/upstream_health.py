@@ -208,9 +208,7 @@ class UpstreamHealth:
             purchase=record.id,
             answered_status=failure.status,
             # A code of upstream's own may name the buyer.
-            answered_code=failure.code.value
-            if isinstance(failure.code, ErrorCode)
-            else failed.code,
+            answered_code=failure.code if failure.code in _OWN_CODES else failed.code,
             charge=failure.charge.value,
             **request.trace.fields,
         )
