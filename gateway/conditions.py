@@ -83,7 +83,9 @@ class Condition:
         if self._began_at is None:
             return
         now = self._clock()
-        if self._logged_at is not None:
+        # One that began again soon may have shown only once, and yet have lasted.
+        has_lasted = now - self._began_at >= FLAP_SECONDS
+        if self._logged_at is not None or has_lasted:
             fields[self._counted] = self._count
             fields["lasted_seconds"] = round(now - self._began_at, 1)
             self._quiet_until = now + FLAP_SECONDS

@@ -215,11 +215,16 @@ class FailureReport:
             unquoted = (unnamed and short_prompt.redact_words(unnamed)) or ""
             return scrub(unquoted, MAX_MESSAGE)  # there may be more to find behind escapes
 
+        def word(text: str | None) -> str | None:
+            # A word of several words may be a prompt.
+            is_quoted = text is not None and without_quotations(text, prompt) != text
+            return text if known.is_plain_word(text) and not is_quoted else None
+
         return replace(
             self,
             message=redact(self.message),
-            type=self.type if known.is_plain_word(self.type) else None,
-            code=self.code if known.is_plain_word(self.code) else None,
+            type=word(self.type),
+            code=word(self.code),
         )
 
 

@@ -8,7 +8,9 @@ changes what a request means, and none is stored.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from base64 import b64decode
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -82,8 +84,7 @@ def read_trace_context(headers: Headers) -> TraceContext:
     ids = headers.getall(CLIENT_REQUEST_ID, ())
     if not parents and not ids:
         return NO_TRACE_CONTEXT
-    credentials = [*headers.get("Authorization", "").split(), headers.get("api-key", "")]
-    secrets = [word for word in credentials if len(word) >= _MIN_SECRET]
+    secrets = [word for word in _credentials(headers) if len(word) >= _MIN_SECRET]
 
     def printable(value: str, max_length: int) -> str | None:
         value = value.strip()
@@ -98,6 +99,16 @@ def read_trace_context(headers: Headers) -> TraceContext:
         return TraceContext(client_request_id=client_request_id)
     tracestate = printable(",".join(headers.getall(TRACESTATE, ())), MAX_TRACESTATE)
     return TraceContext(traceparent, tracestate, client_request_id)
+
+
+def _credentials(headers: Headers) -> Iterator[str]:
+    """The words of a request's credentials, of Basic as they are and decoded."""
+    yield headers.get("api-key", "").strip()
+    for word in headers.get("Authorization", "").split():
+        yield word
+        with suppress(ValueError):  # no base64, or not ASCII
+            # What is not UTF-8 cannot be in a header that is kept.
+            yield from b64decode(word, validate=True).decode("utf-8", "replace").split(":")
 
 
 def _valid_traceparent(value: str) -> str | None:

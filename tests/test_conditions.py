@@ -104,6 +104,21 @@ def test_one_that_begins_again_soon_is_logged_if_it_stays() -> None:
     assert [line["event"] for line in logs] == ["store_unavailable"]
 
 
+def test_one_that_began_again_soon_and_lasted_is_logged_at_its_end() -> None:
+    """Such as a circuit breaker that opens again and meets no further purchase for an hour."""
+    clock = At()
+    condition = outage(clock)
+    condition.occurs()
+    condition.ends()
+    clock.now += 1
+    condition.occurs()
+    clock.now += 3600
+    with capture_logs() as logs:
+        condition.ends()
+    (line,) = without_level(logs)
+    assert (line["event"], line["lasted_seconds"]) == ("store_available", 3600.0)
+
+
 def test_it_ends_by_itself_if_it_has_not_shown_for_a_while() -> None:
     clock = At()
     condition = outage(clock)

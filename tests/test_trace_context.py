@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+
 import pytest
 from multidict import CIMultiDict
 
@@ -105,7 +107,15 @@ def test_a_repeated_client_request_id_is_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    "credential", [("Authorization", "Bearer gk-secret"), ("api-key", "gk-secret")]
+    "credential",
+    [
+        ("Authorization", "Bearer gk-secret"),
+        ("Authorization", f"Basic {b64encode(b'ann:gk-secret').decode()}"),
+        ("Authorization", f"Basic {b64encode(b':gk-secret').decode()}"),
+        ("Authorization", f"basic  {b64encode(b'gk-secret:').decode()}"),
+        ("api-key", "gk-secret"),
+        ("api-key", " gk-secret "),
+    ],
 )
 def test_a_credential_of_the_request_is_no_id_and_no_state(credential: tuple[str, str]) -> None:
     ids = [("x-client-request-id", "of gk-secret"), ("tracestate", "key=gk-secret")]

@@ -259,11 +259,12 @@ def _parse_limit(name: str, value: object) -> Decimal:
     # Through text: `Decimal(0.1)` would have all digits of the binary fraction.
     number = Decimal(str(value)) if is_number else Decimal("nan")
     maximum = (MAX_PER_MINUTE if LIMITS[name].period == "minute" else MAX_LIMIT) // scale
+    # The command line's numbers are decimals.
+    shown = (str(value) if isinstance(value, Decimal) else repr(value))[:MAX_ECHO]
     if number.is_finite() and number > maximum:
-        raise ValueError(f"Limit '{name}' is too large: {value!r}.")
+        raise ValueError(f"Limit '{name}' is too large: {shown}.")
     if not number.is_finite() or number < 0 or number * scale % 1:
         kind = "an amount in US dollars" if scale > 1 else "a whole number"
-        shown = repr(value)[:MAX_ECHO]
         raise ValueError(f"Limit '{name}' must be {kind}, 0 or more, not {shown}.")
     return number
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any, Final
 
 import click
@@ -20,6 +21,8 @@ from gateway.cli.simulate import simulate
 INTERRUPTED: Final = 130
 """The exit status after Ctrl-C, as of every program that a shell runs: 128 + SIGINT."""
 
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
@@ -28,6 +31,12 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             raise click.exceptions.Exit(INTERRUPTED) from None
+        except OSError as error:
+            # Other errors of files are messages already. click itself knows a closed pipe.
+            if error.errno not in _FULL:
+                raise
+            place = error.filename or "the output"
+            raise click.ClickException(f"{place} cannot be written: {error.strerror}.") from None
 
 
 @click.group(cls=_Commands)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from typing import TypeGuard
+from typing import Final, TypeGuard
 
 from pydantic_core import ErrorDetails
 
 from gateway.configuration.fields import UnshownValueError
 from gateway.configuration.settings import Section, Settings
 from gateway.values import nearest
+
+_QUOTATION: Final = re.compile(r"""; (?:'.*'|".*") is none""", re.DOTALL)
+"""The part of a value that a parser refused. It may be the whole value, but for white space."""
 
 
 def explain(error: ErrorDetails, *, is_secret: bool = False) -> str:
@@ -27,6 +31,8 @@ def explain(error: ErrorDetails, *, is_secret: bool = False) -> str:
     else:
         # `error` is the ValueError of one of our parsers, `expected` is pydantic's.
         expected = context.get("error") or context.get("expected") or error["msg"]
+    if is_secret and not isinstance(expected, UnshownValueError):
+        expected = _QUOTATION.sub("", str(expected))
     # A mapping may contain a secret further down.
     is_mapping = isinstance(error["input"], dict)
     is_shown = not (is_secret or is_mapping or isinstance(expected, UnshownValueError))

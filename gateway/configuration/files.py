@@ -150,7 +150,11 @@ def _read_expanded(path: Path, environ: Mapping[str, str]) -> Expanded:
 
 
 def _redact(message: str, expanded: Expanded) -> str:
-    return Redactor(expanded.file_texts).text(message) if expanded.file_texts else message
+    # Messages quote texts as literals, and parsers strip them.
+    shown = {
+        form for text in expanded.file_texts for form in (text, text.strip(), repr(text)[1:-1])
+    }
+    return Redactor(shown).text(message) if shown else message
 
 
 class _Loader(yaml.SafeLoader):

@@ -49,11 +49,11 @@ async def _find_base_url(client: UpstreamClient, base_url: str, result: ProbeRes
 
 
 def _likely_base_urls(base_url: str, result: ProbeResult) -> Iterator[str]:
-    """What operators mean, the likeliest first. The key is sent to the same host only."""
+    """What operators mean, the likeliest first. The key is sent to the same service only."""
     given = URL(base_url)
     found = [given]
     target = _redirect_target(given, result)
-    if target is not None and target.host == given.host:
+    if target is not None and _is_same_service(given, target):
         found.insert(0, target.with_query(given.query))
     if given.scheme == "http" and result.status == HTTPStatus.BAD_REQUEST:
         found.insert(0, given.with_scheme("https"))  # nginx: plain HTTP on a port of HTTPS
@@ -84,9 +84,27 @@ def _redirect_target(base: URL, result: ProbeResult) -> URL | None:
     if result.report.reason is not Reason.REDIRECTED:
         return None
     try:
-        return base.join(URL(result.headers.get("Location", "")))
+        target = base.join(URL(result.headers.get("Location", ""))).with_user(None)
     except ValueError:
         return None
+    return target if target.scheme in ("http", "https") else None
+
+
+def _is_same_service(given: URL, target: URL) -> bool:
+    """Whether the key may be sent to the target of a redirect: to the same origin, or from plain
+    HTTP to TLS on the default ports.
+
+    Another port is another service, and from TLS to plain HTTP anybody on the way would read it.
+    """
+    is_upgrade = given.scheme == "http" and target.scheme == "https"
+    is_default = given.is_default_port() and target.is_default_port()
+    is_moved = is_upgrade and is_default and given.host == target.host
+    return is_moved or _origin(given) == _origin(target)
+
+
+def _origin(url: URL) -> tuple[str, str | None, int | None]:
+    """Unlike `URL.origin`, equal with and without a default port."""
+    return url.scheme, url.host, url.port
 
 
 def judge_address(result: ProbeResult, *, base_url: str, better: str | None) -> Finding:
@@ -98,8 +116,8 @@ def judge_address(result: ProbeResult, *, base_url: str, better: str | None) -> 
     target = _redirect_target(URL(base_url), result)
     if target is not None and target.host is not None:
         there = str(target.with_path(_without_operation(target.path)).with_query(None))
-        is_same_host = target.host == URL(base_url).host
-        trust = "which was tried and did not answer" if is_same_host else "if you trust it"
+        is_same = _is_same_service(URL(base_url), target)
+        trust = "which was tried and did not answer" if is_same else "if you trust it"
         message = (
             f"{found}, which is never followed: set UPSTREAM_BASE_URL to {there}, {trust}, or to "
             "the service's own base URL."

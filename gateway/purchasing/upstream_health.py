@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 import orjson
 import structlog
+from pydantic import TypeAdapter
 
-from gateway.errors import UpstreamFailure
+from gateway.errors import ErrorCode, UpstreamFailure
 from gateway.failure_report import Reason
 from gateway.images import ImageRequest, Record
 from gateway.store.batch import execute
@@ -33,6 +34,7 @@ SUCCESS_SECONDS: Final = 10.0
 """How old the time of the last success may be while purchases succeed."""
 BREAKER_SECONDS: Final = 30.0
 """How often a worker repeats that its breaker is open. After twice that it counts as gone."""
+_OWN_CODES: Final = frozenset(ErrorCode)
 _ATTEMPTS: Final = 3
 """To write, if other workers write at the same moment. The next second tries again."""
 
@@ -98,19 +100,9 @@ class UpstreamState:
 
     @staticmethod
     def decode(data: bytes) -> UpstreamState:
-        """The inverse of `encode`; unknown fields are ignored."""
-        found = orjson.loads(data)
-        known = {f.name for f in fields(FailedPurchase)}
-        return UpstreamState(
-            str(found["name"]),
-            last_success_at=found.get("last_success_at"),
-            failures_since_success=int(found.get("failures_since_success", 0)),
-            failures=tuple(
-                FailedPurchase(**{name: value for name, value in one.items() if name in known})
-                for one in found.get("failures", ())
-            )[:MAX_FAILURES],
-            open_breakers=dict(found.get("open_breakers", {})),
-        )
+        """The inverse of `encode`; unknown fields are ignored. Raises `ValueError`."""
+        state = _STATE.validate_json(data)
+        return replace(state, failures=state.failures[:MAX_FAILURES])
 
     def public(self) -> dict[str, Any]:
         """As the admin API shows it."""
@@ -124,6 +116,9 @@ class UpstreamState:
             "last_failure": asdict(self.last_failure) if self.last_failure else None,
             "failures": [asdict(failure) for failure in self.failures],
         }
+
+
+_STATE: Final = TypeAdapter(UpstreamState)
 
 
 @dataclass(slots=True)
@@ -212,7 +207,8 @@ class UpstreamHealth:
             **shown,
             purchase=record.id,
             answered_status=failure.status,
-            answered_code=(code := failure.shared().code) and str(code),
+            # A code of upstream's own may name the buyer.
+            answered_code=failure.code if failure.code in _OWN_CODES else failed.code,
             charge=failure.charge.value,
             **request.trace.fields,
         )

@@ -41,7 +41,7 @@ from gateway.upstream.session import (
     TrackedBody,
     open_session,
 )
-from gateway.upstream.stream import StreamReader
+from gateway.upstream.stream import StreamReader, read_body
 
 MAX_RETRIES: Final = 2
 RETRY_WINDOW_SECONDS: Final = 30.0
@@ -219,7 +219,8 @@ class UpstreamClient:
         """Buys `images` images of `request`; their bytes are not checked.
 
         Raises `UpstreamFailure` if no image came, with the presumed `charge`. The deadline applies
-        until the last byte has arrived; decoding afterwards has none.
+        until the last byte has arrived; decoding afterwards has none. Some services answer with
+        the events of a stream, which is accepted.
         """
         body = self._dialect.forwarded_body(request, images=images)
         receive = partial(self._receive_answer, limit_bytes=self._limit_bytes(images))
@@ -367,6 +368,14 @@ class UpstreamClient:
                 )
             except UpstreamFailure as failure:
                 if failure.report.reason is Reason.UNREADABLE:
+                    found = read_body(
+                        body,
+                        images=images,
+                        max_event_bytes=self._limit_bytes(1),
+                        parse=partial(self._dialect.parse_event, upstream_request_id=request_id),
+                    )
+                    if found is not None:
+                        return found
                     # Without what may be half of an answer: it repeats the prompt in other words.
                     shown = b"" if body[:256].lstrip()[:1] == b"{" else body
                     text = self._dialect.excerpt(shown, reply.headers)

@@ -3,14 +3,15 @@
 One event at a time is in memory. A stream has a bounded number of lines and bytes, and the event
 loop gets a turn after a few of them, so that a hostile one delays no other request. Splitting bytes
 into events is `net.sse`, the meaning of an event is the dialect, and sending, deadlines and retries
-are `client`.
+are `client`. `read_body` reads a complete answer that has events.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
 
 import structlog
 
@@ -34,7 +35,53 @@ _LINES_PER_TURN: Final = 128
 _PIECE_BYTES: Final = 512
 """Of a chunk of many lines, read in one turn."""
 
+_START_OF_EVENTS: Final = re.compile(
+    rb"(?:\xef\xbb\xbf)?(?:\s|(?:id|retry)?:[^\r\n]*[\r\n]){0,64}(?:event|data):"
+)
+"""In the first bytes of a body. JSON and web pages begin in other ways."""
+
 log = structlog.get_logger(__name__)
+
+
+class ParseEvent(Protocol):
+    """How a dialect reads an event."""
+
+    def __call__(self, event: Event, *, is_first: bool) -> ParsedEvent | None:
+        """As `Dialect.parse_event`."""
+
+
+def read_body(
+    body: bytes, *, images: int, max_event_bytes: int, parse: ParseEvent
+) -> UpstreamAnswer | UpstreamFailure | None:
+    """What the events of a complete answer bring; None if it has none that bring anything.
+
+    Some services answer with events although no stream was asked for, or give a stream the content
+    type of JSON. Their images are paid for. Partial images are ignored.
+    """
+    if not _START_OF_EVENTS.match(body[:1024]) or has_lines(body, MAX_LINES_AT_ONCE):
+        return None
+    splitter = Splitter(max_frame_bytes=max_event_bytes)
+    try:
+        events = [*splitter.feed(body), *splitter.close()]
+    except FrameTooLarge as error:
+        log.warning("upstream_stream_rejected", reason=str(error))
+        return None
+    completed: list[UpstreamAnswer] = []
+    for i, event in enumerate(events):
+        parsed = parse(event, is_first=i == 0)
+        if isinstance(parsed, UpstreamFailure) and not completed:
+            return parsed
+        if isinstance(parsed, UpstreamAnswer):
+            completed.append(parsed)
+    if not completed:
+        return None
+    first = completed[0]
+    if len(completed) == 1:
+        return first
+    # Whether the usage of one is that of all is not known, so the estimate is charged.
+    found = [image for answer in completed for image in answer.images]
+    surplus = max(0, len(found) - images)
+    return replace(first, images=tuple(found[:images]), usage=None, surplus=surplus)
 
 
 @dataclass(frozen=True, slots=True)

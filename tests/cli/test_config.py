@@ -186,6 +186,22 @@ def test_an_interrupted_command_ends_with_130(is_async: bool):
     assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("words", ["config check", "config show", "completion bash"])
+def test_an_output_that_cannot_be_written_ends_with_one_line(tmp_path: Path, words: str):
+    command = [sys.executable, "-m", "gateway", *words.split()]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    last = done.stderr.splitlines()[-1]
+    assert (done.returncode, last) == (
+        1,
+        "Error: the output cannot be written: No space left on device.",
+    )
+    assert "Traceback" not in done.stderr
+
+
 def test_a_log_on_a_terminal_is_coloured_unless_no_color_is_set():
     program = """
 import os, pty, sys

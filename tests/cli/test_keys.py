@@ -153,6 +153,9 @@ INVALID = [
     (["--expires", "0d"], 1, "but got '0d'"),
     (["--expires", "-1"], 1, "but got '-1'"),
     (["--expires", "2026-12-31"], 1, "Unix seconds such as 1798761600"),
+    (["--limit", "usd_per_month=-1"], 1, "in US dollars, 0 or more, not -1."),
+    (["--limit", "requests_per_minute=nan"], 1, "a whole number, 0 or more, not NaN."),
+    (["--limit", "requests_per_minute=1e309"], 1, "is too large: 1E+309."),
     (["--expires", "1e12"], 1, "but got '1e12'"),
     (["--expires", "99999999d"], 1, "less than or equal"),
 ]

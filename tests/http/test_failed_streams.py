@@ -7,6 +7,7 @@ LiteLLM answers a stream of images with 500 after its own call has succeeded. Wi
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -385,11 +386,63 @@ async def test_an_error_of_a_stream_that_is_bought_plain_is_that_of_a_plain_purc
     assert len(await upstream.bodies()) == 1
 
 
-async def test_events_from_an_upstream_that_was_asked_for_none_are_charged_once(
+def completed(pixels: bytes = PNG, **fields: object) -> str:
+    data = {"type": COMPLETED, "b64_json": base64.b64encode(pixels).decode(), **fields}
+    return f"event: {COMPLETED}\ndata: {json.dumps(data)}\n\n"
+
+
+USAGE = {"input_tokens": 10, "output_tokens": 1000, "total_tokens": 1010}
+PARTIAL_EVENT = completed(partial_image_index=0).replace("completed", "partial_image")
+EVENTS_ASKED_FOR_NONE = {
+    "one image": events(completed(usage=USAGE)),
+    "after partial images and comments": events(
+        ": ping\n\n", PARTIAL_EVENT, completed(usage=USAGE), "data: [DONE]\n\n"
+    ),
+    "without a name": events(completed(usage=USAGE).partition("\n")[2]),
+    "without its last line ends": events(completed(usage=USAGE).rstrip()),
+    "as JSON": http(200, completed(usage=USAGE).encode(), Content_Type=JSON),
+    "then an error": events(completed(usage=USAGE), FAILED),
+}
+
+
+@pytest.mark.parametrize("name", EVENTS_ASKED_FOR_NONE)
+async def test_an_image_in_events_answers_a_purchase_that_asked_for_none(
+    litellm: LiteLlm, name: str
+) -> None:
+    """It was paid for. A client that asked for a stream gets it too, whatever its type is."""
+    litellm.play(EVENTS_ASKED_FOR_NONE[name])
+    reply = await litellm.alice.ask(f"asked for none: {name}")
+    (image,) = reply.images
+    record = await record_of(litellm.gateway, reply.headers["x-request-id"])
+    assert (base64.b64decode(image), record.flags) == (PNG, ())
+    assert record.tokens["image_out"] == USAGE["output_tokens"]
+    streamed = await ask(litellm.alice, f"a stream: {name}")
+    assert [event.name for event in events_of(streamed.body)][-1] == COMPLETED
+    assert await litellm.calls() == 2
+
+
+async def test_several_images_in_events_are_kept_and_charged_as_the_estimate(
     litellm: LiteLlm,
 ) -> None:
-    """They cannot be read, so the retry is forbidden."""
+    litellm.play(events(completed(usage=USAGE), completed(write_png(8, 8, b"b"), usage=USAGE)))
+    reply = await litellm.alice.ask("two in events", n=2)
+    record = await record_of(litellm.gateway, reply.headers["x-request-id"])
+    assert (len({*reply.images}), record.flags) == (2, ("no_usage",))
+
+
+async def test_an_error_in_events_is_that_of_a_plain_purchase(litellm: LiteLlm) -> None:
     litellm.play(events(FAILED))
     reply = await litellm.alice.ask("asked for none")
+    record = await record_of(litellm.gateway, reply.headers["x-request-id"])
+    assert (reply.status, reply.error["code"], record.flags) == (500, "e", ("assumed_free",))
+    assert await litellm.calls() == 1
+
+
+@pytest.mark.parametrize(
+    "body", [": ping\n\n" * 4, PARTIAL_EVENT, "data: x\n" * 2000, completed()[:40]]
+)
+async def test_events_without_an_image_are_charged_once(litellm: LiteLlm, body: str) -> None:
+    litellm.play(events(body))
+    reply = await litellm.alice.ask(f"none: {len(body)}")
     assert (reply.status, reply.headers["x-should-retry"]) == (502, "false")
     assert await litellm.calls() == 1

@@ -22,7 +22,9 @@ from structlog.testing import capture_logs
 
 from gateway.process.checks import _examine_store
 from gateway.process.upstream_check import judge_failures
-from gateway.purchasing.upstream_health import MAX_FAILURES, read_states
+from gateway.purchasing.upstream_health import MAX_FAILURES, SPACE, read_states
+from gateway.store.batch import execute
+from gateway.store.commands import CompareAndSet, Write
 from tests.bench.processes import free_port
 from tests.gateways import (
     Client,
@@ -34,6 +36,8 @@ from tests.gateways import (
     run_upstream,
 )
 from tests.http.hostile import run_hostile
+from tests.scripted_upstream import http
+from tests.scripted_upstream import upstream as run_script
 from tests.waiting import eventually
 
 KEY = "sk-upstream-secret"
@@ -528,6 +532,41 @@ async def test_a_storm_of_failures_is_written_at_most_once_a_second(
         assert state.failures_since_success == 20
 
 
+DAMAGED = [
+    b"",
+    b"[]",
+    b'{"name": "default", "failures": [{"time": "x", "phase": "a", "reason": "r"}]}',
+    b'{"name": "default", "failures": [{"time": 1, "phase": "a", "reason": 5}]}',
+    b'{"name": "default", "failures": [{"time": 1, "phase": "a", "reason": "r", "code": 5}]}',
+    b'{"name": "default", "open_breakers": {"worker": "x"}}',
+    b'{"name": "default", "last_success_at": "x"}',
+]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+async def test_a_damaged_record_of_failures_is_replaced(
+    tmp_path: Path, upstream: Upstream, damaged: bytes
+) -> None:
+    async with failing(tmp_path / "data", upstream.base_url) as gateway:
+        alice = await gateway.client.with_key()
+        store, health = gateway.gateway.store, gateway.gateway.services.upstream_health
+        await execute(store, CompareAndSet((Write(SPACE, "default", damaged, expected=None),)))
+        with capture_logs() as logs:
+            await health.refresh()
+            assert (await alice.send("GET", "/readyz")).json["degraded"] == []
+            (state,) = (await alice.admin("GET", "/admin/upstream")).json["data"]
+            assert state["failures"] == []
+            await alice.ask("[[sim:status=401]] otter")
+
+            async def is_written() -> bool:
+                return bool(await read_states(store, time.time()))
+
+            await eventually(is_written)
+        (state,) = await read_states(store, time.time())
+        assert [failure.reason for failure in state.failures] == ["credential_refused"]
+        assert "job_failed" not in {line["event"] for line in logs}
+
+
 async def test_the_admin_path_needs_the_admin_token(tmp_path: Path, upstream: Upstream) -> None:
     async with failing(tmp_path / "data", upstream.base_url) as gateway:
         alice = await gateway.client.with_key()
@@ -585,6 +624,21 @@ async def test_a_message_of_upstream_is_scrubbed_and_cut(tmp_path: Path, message
     for secret in (*secrets, "sig=", "0123456789"):
         assert secret not in shown
         assert secret not in reply.body.decode() or secret == "0123456789"
+
+
+@pytest.mark.parametrize("text", [f"of {USER}", USER, PROMPT, PROMPT.upper(), f"a {PROMPT}"])
+async def test_a_type_and_a_code_name_neither_buyer_nor_prompt(tmp_path: Path, text: str) -> None:
+    error = {"message": text, "type": text, "code": text, "param": None}
+    reply = http(400, orjson.dumps({"error": error}), Content_Type="application/json")
+    async with run_script(reply) as script, failing(tmp_path / "data", script.url) as gateway:
+        alice = await gateway.client.with_key()
+        with capture_logs() as logs:
+            await alice.ask(PROMPT, user=USER)
+        (line,) = failures_in(logs)
+        states = (await alice.admin("GET", "/admin/upstream")).body.decode()
+    told = f"{line} {states}".lower()
+    assert USER.lower() not in told
+    assert PROMPT.lower() not in told
 
 
 async def test_the_doctor_reads_the_last_failure_from_the_store(tmp_path: Path) -> None:

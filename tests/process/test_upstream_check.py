@@ -11,12 +11,19 @@ from typing import Any
 import pytest
 from aiohttp import web
 from click.testing import CliRunner
+from yarl import URL
 
 from gateway.cli.main import cli
+from gateway.failure_report import FailureReport, Reason
 from gateway.process.findings import Finding
-from gateway.process.upstream_check import check_upstream, judge_base_url, judge_failures
+from gateway.process.upstream_check import (
+    _likely_base_urls,
+    check_upstream,
+    judge_base_url,
+    judge_failures,
+)
 from gateway.purchasing.upstream_health import FailedPurchase, UpstreamState
-from gateway.upstream.probe import BODY
+from gateway.upstream.probe import BODY, ProbeResult
 from tests.gateways import make_settings, run_upstream
 
 KEY = "sk-upstream-secret"
@@ -183,25 +190,56 @@ async def test_a_wrong_base_url_is_answered_with_one_that_works(tmp_path: Path, 
     assert f"set UPSTREAM_BASE_URL to {root}/v1," in finding.message, finding.message
 
 
-async def test_a_redirect_on_the_same_host_is_tried_and_one_to_another_host_is_not(
+async def test_a_redirect_of_the_same_service_is_tried_and_one_to_another_is_not(
     tmp_path: Path,
 ) -> None:
-    hosts: list[str] = []
+    """Another host, another port and another user are others; all of them would get the key."""
+    called: list[str] = []
 
     async def there(request: web.Request) -> web.Response:
-        hosts.append(request.host)
+        called.append(request.host)
         return web.json_response({"error": {"message": "no prompt"}}, status=400)
 
+    async def moved(request: web.Request) -> web.Response:
+        if request.path == "/v2/images/generations":
+            return await there(request)
+        return web.Response(status=301, headers={"Location": "/v2/images/generations"})
+
     async with run_server(there) as target:
-        moved = answering(301, headers={"Location": f"{target}/v1/images/generations"})
         named = target.replace("127.0.0.1", "localhost")
         away = answering(301, headers={"Location": f"{named}/v1/images/generations"})
-        async with run_server(moved) as root, run_server(away) as other:
+        user = target.replace("http://", "http://ann:pw@")
+        port = answering(301, headers={"Location": f"{user}/v1/images/generations"})
+        async with run_server(moved) as root, run_server(away) as a, run_server(port) as b:
             tried = await check(tmp_path, f"{root}/v1")
-            untried = await check(tmp_path, f"{other}/v1")
-    assert f"set UPSTREAM_BASE_URL to {target}/v1, where the images API answers" in tried.message
-    assert f"set UPSTREAM_BASE_URL to {named}/v1, if you trust it" in untried.message
-    assert [host.partition(":")[0] for host in hosts] == ["127.0.0.1"]
+            untried = [await check(tmp_path, f"{other}/v1") for other in (a, b)]
+    assert f"set UPSTREAM_BASE_URL to {root}/v2, where the images API answers" in tried.message
+    assert f"set UPSTREAM_BASE_URL to {named}/v1, if you trust it" in untried[0].message
+    assert f"set UPSTREAM_BASE_URL to {target}/v1, if you trust it" in untried[1].message
+    assert called == [root.removeprefix("http://")]
+
+
+@pytest.mark.parametrize(
+    ("given", "location", "is_same"),
+    [
+        ("https://a.example/v1", "/v2", True),
+        ("https://a.example/v1", "https://A.example:443/v2", True),
+        ("http://a.example/v1", "https://a.example/v1", True),
+        ("http://a.example:8080/v1", "http://a.example:8080/", True),
+        ("https://a.example/v1", "http://a.example/v1", False),
+        ("https://a.example/v1", "//a.example:8443/v1", False),
+        ("http://a.example:8080/v1", "https://a.example/v1", False),
+        ("https://a.example/v1", "https://b.example/v1", False),
+    ],
+)
+def test_the_key_follows_a_redirect_within_its_service_only(
+    given: str, location: str, is_same: bool
+) -> None:
+    report = FailureReport(Reason.REDIRECTED, status=301)
+    result = ProbeResult(301, report, headers={"Location": location})
+    target = URL(given).join(URL(location))
+    tried = {(u.scheme, u.host, u.port) for u in map(URL, _likely_base_urls(given, result))}
+    assert ((target.scheme, target.host, target.port) in tried) == is_same
 
 
 @pytest.mark.parametrize(
