@@ -44,7 +44,7 @@ class Advice(StrEnum):
 
     NONE = ""
     IF_IT_LASTS = "If this continues, ask the operator of this gateway."
-    """Without the id, so that the replay of an idempotency key repeats the error as it was."""
+    """Without the id, so that the stored result of an idempotency key is repeated as it was."""
     OPERATOR = "Ask the operator of this gateway; request id {request_id}."
     ACCOUNT = (
         "This concerns the gateway's account at the upstream service, not your key. "

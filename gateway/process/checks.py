@@ -103,7 +103,7 @@ async def check_before_serving(settings: Settings) -> Sequence[Finding]:
 
 
 def judge_settings(settings: Settings) -> Sequence[Finding]:
-    """What the settings alone show: neither store, upstream nor data folder is opened."""
+    """What the settings and the certificate show, without the store and upstream."""
     return [
         judge_public_url(settings),
         *judge_trusted_proxies(settings),

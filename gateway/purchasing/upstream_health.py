@@ -32,7 +32,7 @@ WRITE_SECONDS: Final = 1.0
 SUCCESS_SECONDS: Final = 10.0
 """How old the time of the last success may be while purchases succeed."""
 BREAKER_SECONDS: Final = 30.0
-"""How often a worker repeats that its breaker is open. After twice that it counts as gone."""
+"""How often a worker repeats that its breaker is open. After twice that the entry expires."""
 _ATTEMPTS: Final = 3
 """To write, if other workers write at the same moment. The next second tries again."""
 
@@ -288,7 +288,7 @@ class UpstreamHealth:
                     self._pending = _Pending()
                 change = Write(SPACE, self._name, state.encode(), expected=found)
                 if await execute(self._store, CompareAndSet((change,))) is None:
-                    self._seen, is_written = _of_living(state, now), True
+                    self._seen, is_written = _without_expired(state, now), True
                     return
         finally:
             written, self._writing = self._writing, _Pending()
@@ -298,7 +298,7 @@ class UpstreamHealth:
     async def _read(self) -> bytes | None:
         found = await execute(self._store, Get(SPACE, self._name))
         state = found and read_stored("upstream", found, UpstreamState.decode, name=self._name)
-        self._seen = _of_living(state or UpstreamState(self._name), self._clock())
+        self._seen = _without_expired(state or UpstreamState(self._name), self._clock())
         return found
 
 
@@ -310,15 +310,15 @@ async def read_states(store: Store, now: float) -> Sequence[UpstreamState]:
         for name, data in page.records.items():
             state = read_stored("upstream", data, UpstreamState.decode, name=name)
             if state is not None:
-                states.append(_of_living(state, now))
+                states.append(_without_expired(state, now))
         if page.after is None:
             return sorted(states, key=lambda state: state.name)
         after = page.after
 
 
-def _of_living(state: UpstreamState, now: float) -> UpstreamState:
-    """The state without the breakers of workers that have not been heard of."""
-    living = {
+def _without_expired(state: UpstreamState, now: float) -> UpstreamState:
+    """The state without the breakers of workers that no longer repeat that theirs is open."""
+    current = {
         name: at for name, at in state.open_breakers.items() if now - at < 2 * BREAKER_SECONDS
     }
-    return replace(state, open_breakers=living)
+    return replace(state, open_breakers=current)

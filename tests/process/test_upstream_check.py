@@ -1,4 +1,4 @@
-"""What `gateway doctor` says of upstream: the probe, wrong base URLs, the last failures."""
+"""What `gateway doctor` says of upstream: the check request, wrong base URLs, the last failures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gateway.cli.main import cli
 from gateway.process.findings import Finding
 from gateway.process.upstream_check import check_upstream, judge_base_url, judge_failures
 from gateway.purchasing.upstream_health import FailedPurchase, UpstreamState
-from gateway.upstream.probe import BODY
+from gateway.upstream.check_request import BODY
 from tests.gateways import make_settings, run_upstream
 
 KEY = "sk-upstream-secret"
@@ -55,10 +55,10 @@ async def check(folder: Path, base_url: str, **upstream: Any) -> Finding:
     return await check_upstream(make_settings(folder, base_url, upstream=upstream))
 
 
-# ── the probe ───────────────────────────────────────────────────────────────────────────────
+# ── the check request ───────────────────────────────────────────────────────────────────────
 
 
-async def test_the_probe_is_sent_as_purchases_are_and_buys_nothing(tmp_path: Path) -> None:
+async def test_the_check_request_is_sent_as_purchases_are_and_buys_nothing(tmp_path: Path) -> None:
     seen: list[web.Request] = []
     bodies: list[bytes] = []
 
@@ -80,7 +80,7 @@ async def test_the_probe_is_sent_as_purchases_are_and_buys_nothing(tmp_path: Pat
     assert bodies == [BODY]
 
 
-async def test_the_simulated_upstream_refuses_the_probe(tmp_path: Path) -> None:
+async def test_the_simulated_upstream_refuses_the_check_request(tmp_path: Path) -> None:
     async with run_upstream(api_key=KEY) as upstream:
         findings = [await check(tmp_path, upstream.base_url + slash) for slash in ("", "/")]
         wrong = await check(tmp_path, upstream.base_url, api_key="sk-wrong-one-of-mine")
@@ -142,7 +142,7 @@ async def test_the_simulated_upstream_refuses_the_probe(tmp_path: Path) -> None:
         ),
     ],
 )
-async def test_each_answer_to_the_probe_is_judged_in_one_line(
+async def test_each_answer_to_the_check_request_is_judged_in_one_line(
     tmp_path: Path, answer: Answer, level: str, words: list[str]
 ) -> None:
     async with run_server(answer) as root:
