@@ -1,7 +1,7 @@
 """Whether upstream would sell images to this gateway, and what to change if not.
 
-The request is `upstream.check_request`. If the base URL is wrong, it is sent to the likely ones too,
-so that the finding can name one that works.
+The request is `upstream.check_request`. If the base URL is wrong, the likely ones get
+it too, so that the finding can name one that works.
 """
 
 from __future__ import annotations
