@@ -16,10 +16,10 @@ from typing import Final, Self
 
 from gateway.redaction import REDACTED, Identity, layers
 
-MAX_MESSAGE: Final = 500
+MAX_REPORT_MESSAGE: Final = 500
 """Characters of a report's message."""
 
-MAX_WORD: Final = 128
+MAX_REPORT_WORD: Final = 128
 """Characters of a report's type and code."""
 
 _QUOTE: Final = 12
@@ -199,9 +199,9 @@ class FailureReport:
         """The report with every text passed through `redact(text, max_characters)`."""
         return replace(
             self,
-            message=scrub(redact(self.message, MAX_MESSAGE), MAX_MESSAGE),
-            type=self.type and scrub(redact(self.type, MAX_WORD), MAX_WORD),
-            code=self.code and scrub(redact(self.code, MAX_WORD), MAX_WORD),
+            message=scrub(redact(self.message, MAX_REPORT_MESSAGE), MAX_REPORT_MESSAGE),
+            type=self.type and scrub(redact(self.type, MAX_REPORT_WORD), MAX_REPORT_WORD),
+            code=self.code and scrub(redact(self.code, MAX_REPORT_WORD), MAX_REPORT_WORD),
         )
 
     def without_buyer(self, *, names: tuple[str, ...], prompt: str) -> FailureReport:

@@ -111,7 +111,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _read_success(body: bytes, headers: Mapping[str, str], *, dialect: Dialect) -> UpstreamFailure:
-    """A 2xx as the failure that it should be. An image is one too: none was asked for."""
+    """The failure that a 2xx stands for; also with an image, because none was requested."""
     try:
         dialect.parse_answer(body, images=1, upstream_request_id=None)
     except UpstreamFailure as failure:

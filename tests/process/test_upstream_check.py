@@ -18,6 +18,7 @@ from gateway.process.upstream_check import check_upstream, judge_base_url, judge
 from gateway.purchasing.upstream_health import FailedPurchase, UpstreamState
 from gateway.upstream.check_request import BODY
 from tests.gateways import make_settings, run_upstream
+from tests.local_server import serve
 
 KEY = "sk-upstream-secret"
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -28,13 +29,8 @@ async def run_server(answer: Answer) -> AsyncIterator[str]:
     """A server that gives every request to `answer`."""
     app = web.Application()
     app.router.add_route("*", "/{any:.*}", answer)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    async with serve(app) as url:
+        yield url
 
 
 def answering(status: int, *, headers: Mapping[str, str] | None = None, **given: Any) -> Answer:
