@@ -246,7 +246,10 @@ class UpstreamHealth:
 
     async def read_all(self) -> Sequence[UpstreamState]:
         """The states of all upstreams, with what is new here. Raises `StoreUnavailable`."""
-        states = {state.name: state for state in await read_states(self._store, self._clock())}
+        # A write that ends during the read would be neither in what was read nor still pending.
+        async with self._lock:
+            found = await read_states(self._store, self._clock())
+        states = {state.name: state for state in found}
         states.setdefault(self._name, UpstreamState(self._name))
         states[self._name] = self._with_own(states[self._name])
         return [states[name] for name in sorted(states)]
