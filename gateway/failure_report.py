@@ -213,7 +213,7 @@ class FailureReport:
             *_, text = (text, *layers(text))
             unnamed = known.redact_words(known.redact_cut(without_quotations(text, prompt)))
             unquoted = (unnamed and short_prompt.redact_words(unnamed)) or ""
-            return scrub(unquoted, MAX_MESSAGE)  # there may be more to find behind escapes
+            return scrub(unquoted, MAX_REPORT_MESSAGE)  # there may be more to find behind escapes
 
         return replace(
             self,
