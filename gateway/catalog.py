@@ -186,7 +186,7 @@ ParameterSpec: TypeAlias = Annotated[
 ]
 
 
-class Condition(_Row):
+class RuleCondition(_Row):
     """A condition on a parameter's value: exactly one of the three."""
 
     equals: str | int | bool | None = None
@@ -197,6 +197,16 @@ class Condition(_Row):
     def _is_one(self) -> Self:
         _require(len(self.model_fields_set) == 1, "needs one of equals, above, below")
         return self
+
+    def holds(self, value: object) -> bool:
+        """Whether the condition holds for a value, which may be the parameter's default."""
+        if self.equals is not None:
+            return value == self.equals
+        if not isinstance(value, int):
+            return False
+        if self.above is not None:
+            return value > self.above
+        return self.below is not None and value < self.below
 
 
 class RuleError(_Row):
@@ -211,7 +221,7 @@ class RuleError(_Row):
 class Rule(_Row):
     """A combination that is refused: every condition holds."""
 
-    when: Annotated[Mapping[Name, Condition], Field(min_length=1)]
+    when: Annotated[Mapping[Name, RuleCondition], Field(min_length=1)]
     error: RuleError
 
 

@@ -43,7 +43,7 @@ class Condition:
         self._began, self._ended = began, ended
         self._counted = counted
         self._fields = fields or {}
-        self._write = level
+        self._level = level
         self._clock = clock
         self._began_at: float | None = None
         self._occurred_at = 0.0
@@ -75,7 +75,7 @@ class Condition:
             fields[self._counted] = self._count
             fields["lasted_seconds"] = round(now - self._began_at, 1)
         self._logged_at = now
-        write = getattr(self._log, self._write)
+        write = getattr(self._log, self._level)
         write(self._began, **self._fields, **fields, pid=os.getpid())
 
     def ends(self, **fields: Any) -> None:

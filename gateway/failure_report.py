@@ -16,10 +16,10 @@ from typing import Final, Self
 
 from gateway.redaction import REDACTED, Identity, layers
 
-MAX_MESSAGE: Final = 500
+MAX_REPORT_MESSAGE: Final = 500
 """Characters of a report's message."""
 
-MAX_WORD: Final = 128
+MAX_REPORT_WORD: Final = 128
 """Characters of a report's type and code."""
 
 _QUOTE: Final = 12
@@ -44,7 +44,7 @@ class Advice(StrEnum):
 
     NONE = ""
     IF_IT_LASTS = "If this continues, ask the operator of this gateway."
-    """Without the id, so that the replay of an idempotency key repeats the error as it was."""
+    """Without the id, so that the stored result of an idempotency key is repeated as it was."""
     OPERATOR = "Ask the operator of this gateway; request id {request_id}."
     ACCOUNT = (
         "This concerns the gateway's account at the upstream service, not your key. "
@@ -199,9 +199,9 @@ class FailureReport:
         """The report with every text passed through `redact(text, max_characters)`."""
         return replace(
             self,
-            message=scrub(redact(self.message, MAX_MESSAGE), MAX_MESSAGE),
-            type=self.type and scrub(redact(self.type, MAX_WORD), MAX_WORD),
-            code=self.code and scrub(redact(self.code, MAX_WORD), MAX_WORD),
+            message=scrub(redact(self.message, MAX_REPORT_MESSAGE), MAX_REPORT_MESSAGE),
+            type=self.type and scrub(redact(self.type, MAX_REPORT_WORD), MAX_REPORT_WORD),
+            code=self.code and scrub(redact(self.code, MAX_REPORT_WORD), MAX_REPORT_WORD),
         )
 
     def without_buyer(self, *, names: tuple[str, ...], prompt: str) -> FailureReport:
@@ -213,7 +213,7 @@ class FailureReport:
             *_, text = (text, *layers(text))
             unnamed = known.redact_words(known.redact_cut(without_quotations(text, prompt)))
             unquoted = (unnamed and short_prompt.redact_words(unnamed)) or ""
-            return scrub(unquoted, MAX_MESSAGE)  # there may be more to find behind escapes
+            return scrub(unquoted, MAX_REPORT_MESSAGE)  # there may be more to find behind escapes
 
         def word(text: str | None) -> str | None:
             # A word of several words may be a prompt.

@@ -59,7 +59,7 @@ class ImageRequest:
     user: object = None
     """As the client sent it: a string or, in lenient mode, any JSON; None if absent."""
     safety_identifier: object = None
-    """Like `user`, whose newer name it is."""
+    """OpenAI's newer name of `user`."""
     stream: bool = False
     partial_images: int = 0
     variation: int = 0

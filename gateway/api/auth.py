@@ -14,7 +14,7 @@ from aiohttp import hdrs, web
 from pydantic import SecretStr
 
 from gateway.access.keys import Key
-from gateway.api.credentials import hint, read_basic, read_credential
+from gateway.api.credentials import explain_missing_key, read_basic, read_credential
 from gateway.api.exchange import EXCHANGE
 from gateway.api.middleware import Handler
 from gateway.api.services import SERVICES
@@ -94,7 +94,7 @@ def _key_secret(request: web.Request) -> str:
         "You didn't provide an API key. You need to provide your API key of this gateway in an "
         "Authorization header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY), in an "
         "api-key header, or as the password of Basic auth with any username. You can obtain an API "
-        f"key from the operator of this gateway.{hint(request)}",
+        f"key from the operator of this gateway.{explain_missing_key(request)}",
         status=401,
         type=INVALID_REQUEST,
         headers={hdrs.WWW_AUTHENTICATE: "Bearer"},

@@ -66,7 +66,7 @@ def read_basic(request: web.Request) -> str:
     return pair.partition(b":")[2].decode("utf-8", "surrogateescape").strip()
 
 
-def hint(request: web.Request) -> str:
+def explain_missing_key(request: web.Request) -> str:
     """What to change in a request whose key is not where the gateway reads it, or empty.
 
     Quotes nothing of the request: any of it may be the key.

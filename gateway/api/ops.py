@@ -27,7 +27,7 @@ SEE_FAILURES: Final = (
 )
 
 CODE: Final = re.compile(r"[a-z][a-z_]{2,63}")
-"""A code that is a word of the API, and cannot be a name or a number of somebody's."""
+"""A code that is a word of the API, and cannot name a person."""
 
 
 async def healthz(_request: web.Request) -> web.Response:
@@ -50,7 +50,7 @@ async def readyz(request: web.Request) -> web.Response:
         reasons["books_memory"] = BOOKS_MEMORY_LOW
     failure = upstream.last_failure
     if upstream.is_failing:
-        # Nobody authenticates here, so what upstream said is left to `doctor` and the admin API.
+        # No credential is needed here, so what upstream said is left to `doctor` and the admin API.
         why = failure.explanation if failure is not None else BREAKER_OPEN
         reasons["upstream"] = f"{why} {SEE_FAILURES}"
     if health.is_draining:

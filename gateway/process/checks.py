@@ -82,10 +82,7 @@ async def examine(configuration: Configuration) -> Sequence[Finding]:
         await check_upstream(settings),
         judge_prices(policy.catalog.prices_as_of, today=datetime.now(UTC).date()),
         judge_parser(is_compiled=has_compiled_parser()),
-        judge_public_url(settings),
-        *judge_trusted_proxies(settings),
-        *judge_plaintext(settings),
-        *judge_certificate(settings, now=datetime.now(UTC)),
+        *judge_settings(settings),
         *judge_admin_token(settings),
         judge_files(settings),
     ]
@@ -96,18 +93,23 @@ async def examine(configuration: Configuration) -> Sequence[Finding]:
 
 async def check_before_serving(settings: Settings) -> Sequence[Finding]:
     """Faults and warnings that do not keep a gateway from serving."""
-    findings = [
-        judge_public_url(settings),
-        *judge_trusted_proxies(settings),
-        *judge_plaintext(settings),
-        *judge_certificate(settings, now=datetime.now(UTC)),
-    ]
+    findings = [*judge_settings(settings)]
     if settings.store.redis_url is not None:  # only Redis can be misconfigured
         with suppress(StoreUnavailable):
             async with open_store(settings) as (store, _):
                 facts = await execute(store, Inspect())
             findings += _judge_configuration(settings, facts)
     return [finding for finding in findings if finding.level != "ok"]
+
+
+def judge_settings(settings: Settings) -> Sequence[Finding]:
+    """What the settings and the certificate show, without the store and upstream."""
+    return [
+        judge_public_url(settings),
+        *judge_trusted_proxies(settings),
+        *judge_plaintext(settings),
+        *judge_certificate(settings, now=datetime.now(UTC)),
+    ]
 
 
 # ── the store ───────────────────────────────────────────────────────────────────────────────

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Final
 
 from gateway.assembly import create_server_tls
 from gateway.catalog import CatalogError
@@ -12,15 +13,12 @@ from gateway.configuration.files import Configuration
 from gateway.configuration.settings import Settings
 from gateway.process.checks import (
     judge_admin_token,
-    judge_certificate,
     judge_prices,
-    judge_public_url,
-    judge_trusted_proxies,
+    judge_settings,
 )
 from gateway.process.findings import Finding
-from gateway.process.plaintext import judge_plaintext
 
-NAME = "configuration"
+NAME: Final = "configuration"
 
 
 def check_configuration(configuration: Configuration) -> Sequence[Finding]:
@@ -49,10 +47,7 @@ def _faults(error: Exception) -> Sequence[Finding]:
 
 def _judge(settings: Settings) -> Sequence[Finding]:
     findings = [
-        judge_public_url(settings),
-        *judge_trusted_proxies(settings),
-        *judge_plaintext(settings),
-        *judge_certificate(settings, now=datetime.now(UTC)),
+        *judge_settings(settings),
         *judge_admin_token(settings),
     ]
     if settings.upstream.api_key is None:

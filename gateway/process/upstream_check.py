@@ -1,7 +1,7 @@
 """Whether upstream would sell images to this gateway, and what to change if not.
 
-The probe is `upstream.probe`. If the base URL is wrong, the likely ones are tried for real, so that
-the finding can name one that works.
+The request is `upstream.check_request`. If the base URL is wrong, the likely ones get
+it too, so that the finding can name one that works.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from gateway.failure_report import Reason
 from gateway.process.findings import Finding
 from gateway.purchasing.upstream_health import UpstreamState
 from gateway.room_settings import client_settings
+from gateway.upstream.check_request import CheckReply
 from gateway.upstream.client import UpstreamClient, open_client
-from gateway.upstream.probe import ProbeResult
 
 _OPERATIONS: Final = ("/images/generations", "/images/edits", "/images/variations", "/images")
 
@@ -31,31 +31,31 @@ async def check_upstream(settings: Settings) -> Finding:
         return Finding("upstream", "fault", message)
     base_url = settings.upstream.base_url
     async with open_client(client_settings(settings)) as client:
-        result = await client.probe(base_url)
-        if result.is_of_another_service:
-            better = await _find_base_url(client, base_url, result)
-            return judge_address(result, base_url=base_url, better=better)
-    return judge_upstream(result, base_url=base_url, proxy=_proxy_of(settings))
+        reply = await client.check(base_url)
+        if reply.is_of_another_service:
+            better = await _find_base_url(client, base_url, reply)
+            return judge_address(reply, base_url=base_url, better=better)
+    return judge_upstream(reply, base_url=base_url, proxy=_proxy_of(settings))
 
 
-async def _find_base_url(client: UpstreamClient, base_url: str, result: ProbeResult) -> str | None:
+async def _find_base_url(client: UpstreamClient, base_url: str, reply: CheckReply) -> str | None:
     """A base URL at which the images API answers; None if no likely one does."""
-    for candidate in _likely_base_urls(base_url, result):
-        tried = await client.probe(candidate)
+    for candidate in _likely_base_urls(base_url, reply):
+        tried = await client.check(candidate)
         refuses_key = tried.is_api and tried.status in (401, 403, 429)
         if tried.is_refused or refuses_key:
             return candidate
     return None
 
 
-def _likely_base_urls(base_url: str, result: ProbeResult) -> Iterator[str]:
+def _likely_base_urls(base_url: str, reply: CheckReply) -> Iterator[str]:
     """What operators mean, the likeliest first. The key is sent to the same service only."""
     given = URL(base_url)
     found = [given]
-    target = _redirect_target(given, result)
+    target = _redirect_target(given, reply)
     if target is not None and _is_same_service(given, target):
         found.insert(0, target.with_query(given.query))
-    if given.scheme == "http" and result.status == HTTPStatus.BAD_REQUEST:
+    if given.scheme == "http" and reply.status == HTTPStatus.BAD_REQUEST:
         found.insert(0, given.with_scheme("https"))  # nginx: plain HTTP on a port of HTTPS
     seen = {str(given).rstrip("/")}
     for base in found:
@@ -80,11 +80,11 @@ def _without_version(path: str) -> str:
     return path
 
 
-def _redirect_target(base: URL, result: ProbeResult) -> URL | None:
-    if result.report.reason is not Reason.REDIRECTED:
+def _redirect_target(base: URL, reply: CheckReply) -> URL | None:
+    if reply.report.reason is not Reason.REDIRECTED:
         return None
     try:
-        target = base.join(URL(result.headers.get("Location", ""))).with_user(None)
+        target = base.join(URL(reply.headers.get("Location", ""))).with_user(None)
     except ValueError:
         return None
     return target if target.scheme in ("http", "https") else None
@@ -107,13 +107,13 @@ def _origin(url: URL) -> tuple[str, str | None, int | None]:
     return url.scheme, url.host, url.port
 
 
-def judge_address(result: ProbeResult, *, base_url: str, better: str | None) -> Finding:
+def judge_address(reply: CheckReply, *, base_url: str, better: str | None) -> Finding:
     """The finding if the base URL leads to something that is no images API."""
-    found = f"{base_url} {_answers(result)}"
+    found = f"{base_url} {_answers(reply)}"
     if better is not None:
         message = f"{found}: set UPSTREAM_BASE_URL to {better}, where the images API answers."
         return Finding("upstream", "fault", message)
-    target = _redirect_target(URL(base_url), result)
+    target = _redirect_target(URL(base_url), reply)
     if target is not None and target.host is not None:
         there = str(target.with_path(_without_operation(target.path)).with_query(None))
         is_same = _is_same_service(URL(base_url), target)
@@ -130,24 +130,23 @@ def judge_address(result: ProbeResult, *, base_url: str, better: str | None) -> 
     return Finding("upstream", "fault", message)
 
 
-def _answers(result: ProbeResult) -> str:
-    if result.report.reason is Reason.REDIRECTED:
-        return f"responds with a redirect ({result.status})"
-    if "text/html" in result.headers.get("Content-Type", ""):
-        return f"responds with {result.status} and a web page"
-    return f"responds with {result.status}, and not as an images API"
+def _answers(reply: CheckReply) -> str:
+    if reply.report.reason is Reason.REDIRECTED:
+        return f"responds with a redirect ({reply.status})"
+    if "text/html" in reply.headers.get("Content-Type", ""):
+        return f"responds with {reply.status} and a web page"
+    return f"responds with {reply.status}, and not as an images API"
 
 
-def judge_upstream(result: ProbeResult, *, base_url: str, proxy: str | None = None) -> Finding:
+def judge_upstream(reply: CheckReply, *, base_url: str, proxy: str | None = None) -> Finding:
     """The finding for any answer of an images API, or for none."""
-    report, status = result.report, result.status
+    report, status = reply.report, reply.status
     said = f": “{report.message}”" if report.message else ""
-    if result.is_refused:
-        return Finding(
-            "upstream", "ok", f"{base_url} refuses a request without an order, as it should"
-        )
+    if reply.is_refused:
+        message = f"{base_url} is an images API: it refused a request that buys nothing"
+        return Finding("upstream", "ok", message)
     if status is None or report.reason is Reason.PROXY_FAILED:
-        return Finding("upstream", "fault", _explain_silence(result, base_url, proxy=proxy))
+        return Finding("upstream", "fault", _explain_silence(reply, base_url, proxy=proxy))
     if status == HTTPStatus.UNAUTHORIZED or report.reason is Reason.CREDENTIAL_REFUSED:
         message = (
             f"{base_url} refuses the key with {status}: check UPSTREAM_API_KEY, and "
@@ -175,12 +174,10 @@ def judge_upstream(result: ProbeResult, *, base_url: str, proxy: str | None = No
     return Finding("upstream", "warning", f"{base_url} responds with {status}{said}")
 
 
-def _explain_silence(result: ProbeResult, base_url: str, *, proxy: str | None) -> str:
+def _explain_silence(reply: CheckReply, base_url: str, *, proxy: str | None) -> str:
     """Why there was no answer, and what to change."""
-    reason, said = (
-        result.report.reason,
-        f" ({result.report.message})" if result.report.message else "",
-    )
+    reason = reply.report.reason
+    said = f" ({reply.report.message})" if reply.report.message else ""
     if proxy is not None and reason in (Reason.PROXY_FAILED, Reason.TIMEOUT):
         return (
             f"{base_url} does not respond through the proxy {proxy}: check upstream.proxy, or "

@@ -42,7 +42,7 @@ async def take_slots(store: Store, context: RequestContext, query: ImageQuery) -
     return query
 
 
-async def show_slots(store: Store, context: RequestContext, query: ImageQuery) -> ImageQuery:
+async def peek_slots(store: Store, context: RequestContext, query: ImageQuery) -> ImageQuery:
     """The query for the slots that `take_slots` would take now. Raises `StoreUnavailable`."""
     if not _varies(context, query):
         return query

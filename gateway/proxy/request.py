@@ -30,7 +30,7 @@ from gateway.proxy.context import RequestContext
 from gateway.proxy.idempotency import IdempotentImages
 from gateway.proxy.images import Images, missing_from, usable_images
 from gateway.proxy.interpret import ImageQuery, Interpreter
-from gateway.proxy.parallel import show_slots
+from gateway.proxy.parallel import peek_slots
 from gateway.proxy.recording import Recorder
 from gateway.proxy.result import Answer, DryRun
 from gateway.proxy.store_outage import StoreOutage
@@ -211,7 +211,7 @@ class Proxy:
     async def _dry_run(self, context: RequestContext, query: ImageQuery, entry: Entry) -> DryRun:
         """Predicts a hit or a purchase from cached images alone. It counts as one request."""
         if context.key.parallel == "vary":
-            query = await show_slots(self._store, context, query)
+            query = await peek_slots(self._store, context, query)
         # Loads the bytes too, because an image whose bytes are lost would be bought.
         cached = usable_images(query, entry)
         unstored: Mapping[int, UnstoredImage] = {}

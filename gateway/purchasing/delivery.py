@@ -24,7 +24,7 @@ from gateway.cache.image_cache import ImageCache
 from gateway.cache.takedowns import content_taken_down
 from gateway.catalog import SIZE, Model
 from gateway.errors import Charge, UpstreamFailure
-from gateway.failure_report import MAX_MESSAGE, FailureReport, Reason
+from gateway.failure_report import MAX_REPORT_MESSAGE, FailureReport, Reason
 from gateway.imagefile.check import BadImage, ImageFacts, check_image, detect_format
 from gateway.images import Image, ImageRequest, PartialImage, UpstreamAnswer, UpstreamImage
 from gateway.net.guard import LinkBlocked
@@ -79,7 +79,7 @@ class Delivered:
 
 
 class Delivery:
-    """Has images made, and checks them."""
+    """Buys images from upstream, and checks them."""
 
     def __init__(
         self,
@@ -281,5 +281,5 @@ def _nothing_to_store(
         usage=answer.usage,
         images=len(answer.images),
         upstream_request_id=answer.upstream_request_id,
-        report=FailureReport(reason, why[:MAX_MESSAGE], status=200),
+        report=FailureReport(reason, why[:MAX_REPORT_MESSAGE], status=200),
     )

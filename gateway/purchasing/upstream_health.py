@@ -33,7 +33,7 @@ WRITE_SECONDS: Final = 1.0
 SUCCESS_SECONDS: Final = 10.0
 """How old the time of the last success may be while purchases succeed."""
 BREAKER_SECONDS: Final = 30.0
-"""How often a worker repeats that its breaker is open. After twice that it counts as gone."""
+"""How often a worker repeats that its breaker is open. After twice that the entry expires."""
 _OWN_CODES: Final = frozenset(ErrorCode)
 _ATTEMPTS: Final = 3
 """To write, if other workers write at the same moment. The next second tries again."""
@@ -242,7 +242,10 @@ class UpstreamHealth:
 
     async def read_all(self) -> Sequence[UpstreamState]:
         """The states of all upstreams, with what is new here. Raises `StoreUnavailable`."""
-        states = {state.name: state for state in await read_states(self._store, self._clock())}
+        # A write that ends during the read would be neither in what was read nor still pending.
+        async with self._lock:
+            found = await read_states(self._store, self._clock())
+        states = {state.name: state for state in found}
         states.setdefault(self._name, UpstreamState(self._name))
         states[self._name] = self._with_own(states[self._name])
         return [states[name] for name in sorted(states)]
@@ -284,7 +287,7 @@ class UpstreamHealth:
                     self._pending = _Pending()
                 change = Write(SPACE, self._name, state.encode(), expected=found)
                 if await execute(self._store, CompareAndSet((change,))) is None:
-                    self._seen, is_written = _of_living(state, now), True
+                    self._seen, is_written = _without_expired(state, now), True
                     return
         finally:
             written, self._writing = self._writing, _Pending()
@@ -294,7 +297,7 @@ class UpstreamHealth:
     async def _read(self) -> bytes | None:
         found = await execute(self._store, Get(SPACE, self._name))
         state = found and read_stored("upstream", found, UpstreamState.decode, name=self._name)
-        self._seen = _of_living(state or UpstreamState(self._name), self._clock())
+        self._seen = _without_expired(state or UpstreamState(self._name), self._clock())
         return found
 
 
@@ -306,15 +309,15 @@ async def read_states(store: Store, now: float) -> Sequence[UpstreamState]:
         for name, data in page.records.items():
             state = read_stored("upstream", data, UpstreamState.decode, name=name)
             if state is not None:
-                states.append(_of_living(state, now))
+                states.append(_without_expired(state, now))
         if page.after is None:
             return sorted(states, key=lambda state: state.name)
         after = page.after
 
 
-def _of_living(state: UpstreamState, now: float) -> UpstreamState:
-    """The state without the breakers of workers that have not been heard of."""
-    living = {
+def _without_expired(state: UpstreamState, now: float) -> UpstreamState:
+    """The state without the breakers of workers that no longer repeat that theirs is open."""
+    current = {
         name: at for name, at in state.open_breakers.items() if now - at < 2 * BREAKER_SECONDS
     }
-    return replace(state, open_breakers=living)
+    return replace(state, open_breakers=current)

@@ -25,7 +25,6 @@ from gateway.catalog import (
     BooleanSpec,
     Catalog,
     ChoiceSpec,
-    Condition,
     IntegerSpec,
     Model,
     ParameterSpec,
@@ -97,20 +96,10 @@ def _validate_strictly(
     }
     values = {name: spec.default for name, spec in model.parameters.items()} | given
     for rule in model.rules:
-        if all(_holds(condition, values[name]) for name, condition in rule.when.items()):
+        if all(condition.holds(values[name]) for name, condition in rule.when.items()):
             error = rule.error
             raise InvalidRequest(error.message, type=error.type, param=error.param, code=error.code)
     return _build(model, prompt, values=values, given=given, body=body)
-
-
-def _holds(condition: Condition, value: Value) -> bool:
-    if condition.equals is not None:
-        return value == condition.equals
-    if not isinstance(value, int):
-        return False
-    if condition.above is not None:
-        return value > condition.above
-    return condition.below is not None and value < condition.below
 
 
 def _build(

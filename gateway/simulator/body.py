@@ -18,10 +18,10 @@ from gateway.catalog import (
     BooleanSpec,
     Catalog,
     ChoiceSpec,
-    Condition,
     IntegerSpec,
     Model,
     ParameterSpec,
+    RuleCondition,
     SizeSpec,
 )
 from gateway.simulator.refusals import (
@@ -205,7 +205,7 @@ def _check_rules(body: Mapping[str, Any], model: Model) -> None:
             raise refuse(error.message, type=error.type, param=error.param, code=error.code)
 
 
-def _holds(condition: Condition, value: Any) -> bool:
+def _holds(condition: RuleCondition, value: Any) -> bool:
     if condition.equals is not None:
         return bool(value == condition.equals)
     if not isinstance(value, int):

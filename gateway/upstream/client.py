@@ -29,9 +29,9 @@ from gateway.net.tls import create_tls
 from gateway.tasks import Turns
 from gateway.upstream import failures, openai
 from gateway.upstream.breaker import Breaker, Permit, Rejected
+from gateway.upstream.check_request import CheckReply, send_check_request
 from gateway.upstream.connection import AnswerRejected
 from gateway.upstream.dialect import Dialect, ParsedEvent
-from gateway.upstream.probe import ProbeResult, send_probe
 from gateway.upstream.relaying import Relay
 from gateway.upstream.session import (
     MEBIBYTE,
@@ -262,13 +262,13 @@ class UpstreamClient:
 
         return await self._buy(self._prepare(request, body, receive, images=1))
 
-    async def probe(self, base_url: str) -> ProbeResult:
+    async def check(self, base_url: str) -> CheckReply:
         """For `doctor`: what a purchase from this base URL would meet; it buys nothing.
 
         It has the headers, the proxy and the certificates of a purchase. The breaker and the
         observer are not involved.
         """
-        return await send_probe(
+        return await send_check_request(
             self._session, URL(base_url), dialect=self._dialect, relay=self._relay
         )
 
@@ -443,7 +443,7 @@ class UpstreamClient:
         """The wait before the next attempt; None if there is no further one."""
         if retries == MAX_RETRIES or not failed.is_retryable:
             return None
-        wait = failures.retry_after_seconds(failed.failure)
+        wait = failures.requested_wait_seconds(failed.failure)
         if wait is None:
             jitter = 1 - _JITTER * self._pace.random()
             wait = _FIRST_BACKOFF_SECONDS * 2**retries * jitter

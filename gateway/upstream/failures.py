@@ -32,7 +32,7 @@ def is_retryable(failure: UpstreamFailure, *, upstream_status: int | None) -> bo
     return upstream_status in (429, 503) and failure.headers.get("x-should-retry") != "false"
 
 
-def retry_after_seconds(failure: UpstreamFailure) -> float | None:
+def requested_wait_seconds(failure: UpstreamFailure) -> float | None:
     """The wait that upstream requests; None without one."""
     milliseconds = failure.headers.get("retry-after-ms")
     if milliseconds is not None:

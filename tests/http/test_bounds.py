@@ -18,6 +18,7 @@ from aiohttp import web
 
 from tests.gateways import Client, InProcess, Upstream, make_settings, run_gateway
 from tests.http.conftest import OpenGateway
+from tests.local_server import serve
 from tests.pngs import write_png
 from tests.redis_server import run_redis_server
 
@@ -44,13 +45,8 @@ async def run_fat_upstream(size_bytes: int = IMAGE_BYTES) -> AsyncIterator[str]:
 
     app = web.Application()
     app.router.add_post("/v1/images/generations", generate)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    finally:
-        await runner.cleanup()
+    async with serve(app) as url:
+        yield f"{url}/v1"
 
 
 def size_of(path: Path) -> int:

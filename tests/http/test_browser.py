@@ -11,8 +11,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from aiohttp import web
 
 from tests.gateways import Client, make_settings, run_gateway, run_upstream
 from tests.http.test_npm_sdk import package  # noqa: F401 - a fixture
+from tests.local_server import serve
 from tests.waiting import generous
 
 LOCAL, PLAIN = "127.0.0.1", "gateway.test"
@@ -125,17 +125,6 @@ class PageServer:
     async def _end(self, _request: web.Request) -> web.Response:
         self.is_done.set()
         return web.Response()
-
-
-@asynccontextmanager
-async def serve(app: web.Application) -> AsyncIterator[str]:
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
 
 
 async def browse(url: str, folder: Path, *, until: asyncio.Event) -> None:

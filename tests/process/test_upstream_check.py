@@ -1,4 +1,4 @@
-"""What `gateway doctor` says of upstream: the probe, wrong base URLs, the last failures."""
+"""What `gateway doctor` says of upstream: the check request, wrong base URLs, the last failures."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from gateway.process.upstream_check import (
     judge_failures,
 )
 from gateway.purchasing.upstream_health import FailedPurchase, UpstreamState
-from gateway.upstream.probe import BODY, ProbeResult
+from gateway.upstream.check_request import BODY, CheckReply
 from tests.gateways import make_settings, run_upstream
+from tests.local_server import serve
 
 KEY = "sk-upstream-secret"
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -35,13 +36,8 @@ async def run_server(answer: Answer) -> AsyncIterator[str]:
     """A server that gives every request to `answer`."""
     app = web.Application()
     app.router.add_route("*", "/{any:.*}", answer)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    async with serve(app) as url:
+        yield url
 
 
 def answering(status: int, *, headers: Mapping[str, str] | None = None, **given: Any) -> Answer:
@@ -62,10 +58,10 @@ async def check(folder: Path, base_url: str, **upstream: Any) -> Finding:
     return await check_upstream(make_settings(folder, base_url, upstream=upstream))
 
 
-# ── the probe ───────────────────────────────────────────────────────────────────────────────
+# ── the check request ───────────────────────────────────────────────────────────────────────
 
 
-async def test_the_probe_is_sent_as_purchases_are_and_buys_nothing(tmp_path: Path) -> None:
+async def test_the_check_request_is_sent_as_purchases_are_and_buys_nothing(tmp_path: Path) -> None:
     seen: list[web.Request] = []
     bodies: list[bytes] = []
 
@@ -87,7 +83,7 @@ async def test_the_probe_is_sent_as_purchases_are_and_buys_nothing(tmp_path: Pat
     assert bodies == [BODY]
 
 
-async def test_the_simulated_upstream_refuses_the_probe(tmp_path: Path) -> None:
+async def test_the_simulated_upstream_refuses_the_check_request(tmp_path: Path) -> None:
     async with run_upstream(api_key=KEY) as upstream:
         findings = [await check(tmp_path, upstream.base_url + slash) for slash in ("", "/")]
         wrong = await check(tmp_path, upstream.base_url, api_key="sk-wrong-one-of-mine")
@@ -149,7 +145,7 @@ async def test_the_simulated_upstream_refuses_the_probe(tmp_path: Path) -> None:
         ),
     ],
 )
-async def test_each_answer_to_the_probe_is_judged_in_one_line(
+async def test_each_answer_to_the_check_request_is_judged_in_one_line(
     tmp_path: Path, answer: Answer, level: str, words: list[str]
 ) -> None:
     async with run_server(answer) as root:
@@ -236,7 +232,7 @@ def test_the_key_follows_a_redirect_within_its_service_only(
     given: str, location: str, is_same: bool
 ) -> None:
     report = FailureReport(Reason.REDIRECTED, status=301)
-    result = ProbeResult(301, report, headers={"Location": location})
+    result = CheckReply(301, report, headers={"Location": location})
     target = URL(given).join(URL(location))
     tried = {(u.scheme, u.host, u.port) for u in map(URL, _likely_base_urls(given, result))}
     assert ((target.scheme, target.host, target.port) in tried) == is_same

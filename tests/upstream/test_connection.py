@@ -461,7 +461,7 @@ def test_the_check_of_doctor_leaves_no_bytes_for_a_purchase(run: Run) -> None:
         server = Server("purchase")
         async with buying(server) as buyer:
             server.stray = server.answer(b"a stray image")
-            assert (await buyer.client.probe(str(buyer.client._base))).status == 200
+            assert (await buyer.client.check(str(buyer.client._base))).status == 200
             assert await buyer.buy() == b"image 2"
 
     run(story())

@@ -696,9 +696,9 @@ def test_without_a_response_only_unsent_purchases_are_retryable():
 
 def test_retry_after_ms_takes_precedence():
     failure = errors.parse_error(429, {"retry-after": "2", "retry-after-ms": "1500"}, OWN)
-    assert failures.retry_after_seconds(failure) == 1.5
-    assert failures.retry_after_seconds(errors.parse_error(429, {"retry-after": "2"}, OWN)) == 2
-    assert failures.retry_after_seconds(failures.unreachable()) is None
+    assert failures.requested_wait_seconds(failure) == 1.5
+    assert failures.requested_wait_seconds(errors.parse_error(429, {"retry-after": "2"}, OWN)) == 2
+    assert failures.requested_wait_seconds(failures.unreachable()) is None
 
 
 # ── any bytes ───────────────────────────────────────────────────────────────────────────────
@@ -762,5 +762,5 @@ def test_any_error_becomes_a_failure_that_can_be_serialised(status, retry_after,
     assert list(failure.body["error"])[:4] == ["message", "type", "param", "code"]
     assert isinstance(failure.message, str)
     assert isinstance(failure.type, str)
-    assert 0 < (failures.retry_after_seconds(failure) or 1) <= 120
+    assert 0 < (failures.requested_wait_seconds(failure) or 1) <= 120
     assert written(failure)

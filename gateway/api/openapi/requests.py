@@ -16,11 +16,11 @@ from gateway.catalog import (
     BooleanSpec,
     Catalog,
     ChoiceSpec,
-    Condition,
     IntegerSpec,
     Model,
     ParameterSpec,
     Rule,
+    RuleCondition,
     SizeSpec,
     TextSpec,
 )
@@ -154,7 +154,7 @@ def _rule(rule: Rule, model: Model) -> Schema:
     conditions = []
     for name, condition in rule.when.items():
         default = model.parameters[name].default
-        required = {} if _holds(condition, default) else {"required": [name]}
+        required = {} if condition.holds(default) else {"required": [name]}
         values = _values_of(condition)
         if not required:
             values = {"anyOf": [values, NULL]}
@@ -162,22 +162,12 @@ def _rule(rule: Rule, model: Model) -> Schema:
     return {"not": {"allOf": conditions}, "description": f"Else: {rule.error.message}"}
 
 
-def _values_of(condition: Condition) -> Schema:
+def _values_of(condition: RuleCondition) -> Schema:
     if condition.equals is not None:
         return {"const": condition.equals}
     if condition.above is not None:
         return {"type": "number", "exclusiveMinimum": condition.above}
     return {"type": "number", "exclusiveMaximum": condition.below}
-
-
-def _holds(condition: Condition, value: object) -> bool:
-    if condition.equals is not None:
-        return value == condition.equals
-    if not isinstance(value, int):
-        return False
-    if condition.above is not None:
-        return value > condition.above
-    return condition.below is not None and value < condition.below
 
 
 # ── keys ────────────────────────────────────────────────────────────────────────────────────

@@ -20,7 +20,7 @@ from gateway.errors import (
     ErrorCode,
     UpstreamFailure,
 )
-from gateway.failure_report import MAX_MESSAGE, MAX_WORD, FailureReport, Reason
+from gateway.failure_report import MAX_REPORT_MESSAGE, MAX_REPORT_WORD, FailureReport, Reason
 from gateway.images import Usage
 from gateway.upstream.failures import MAX_RETRY_AFTER_SECONDS
 from gateway.upstream.openai.foreign_json import as_text, further_keys, load_object
@@ -167,8 +167,8 @@ def _report_edge(status: int, headers: Mapping[str, str], body: bytes | bytearra
 def excerpt(body: bytes | bytearray, headers: Mapping[str, str]) -> str:
     """The first words of a body that is not the API's JSON, and its content type."""
     text = bytes(body[:_EXCERPT_BYTES]).decode("utf-8", "replace")
-    words = " ".join(_MARKUP.sub(" ", text).split())[:MAX_MESSAGE]
-    kind = headers.get("content-type", "")[:MAX_WORD]
+    words = " ".join(_MARKUP.sub(" ", text).split())[:MAX_REPORT_MESSAGE]
+    kind = headers.get("content-type", "")[:MAX_REPORT_WORD]
     return f"{kind}: {words}" if words and kind else words or kind
 
 

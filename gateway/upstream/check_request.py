@@ -1,4 +1,4 @@
-"""One request to the images API that no service can sell anything for, sent as purchases are.
+"""The check request: sent to the images API as purchases are, but no service can sell it anything.
 
 `doctor` sends it to see what a purchase would meet. It asks for no image in four ways, because some
 services ignore parameters that they do not know: the model does not exist, the prompt is not text,
@@ -37,8 +37,8 @@ _MAX_ANSWER_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeResult:
-    """What a base URL answered to the probe."""
+class CheckReply:
+    """What a base URL answered to the check request."""
 
     status: int | None
     """None without an answer."""
@@ -69,10 +69,10 @@ class ProbeResult:
         return is_client_error and not self.is_api and self.report.reason is Reason.EDGE_ERROR
 
 
-async def send_probe(
+async def send_check_request(
     session: aiohttp.ClientSession, base: URL, *, dialect: Dialect, relay: Relay
-) -> ProbeResult:
-    """Sends the probe once; never raises for what upstream does."""
+) -> CheckReply:
+    """Sends the request once; never raises for what upstream does."""
     try:
         async with (
             asyncio.timeout(_TIMEOUT_SECONDS),
@@ -96,7 +96,7 @@ async def send_probe(
     else:
         failure = dialect.parse_error(status, headers, body)
     report = relay.failure(failure).report
-    return ProbeResult(status, report, headers, is_api=_is_json(body))
+    return CheckReply(status, report, headers, is_api=_is_json(body))
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
@@ -111,7 +111,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _read_success(body: bytes, headers: Mapping[str, str], *, dialect: Dialect) -> UpstreamFailure:
-    """A 2xx as the failure that it should be. An image is one too: none was asked for."""
+    """The failure that a 2xx stands for; also with an image, because none was requested."""
     try:
         dialect.parse_answer(body, images=1, upstream_request_id=None)
     except UpstreamFailure as failure:
@@ -130,5 +130,5 @@ def _is_json(body: bytes) -> bool:
         return False
 
 
-def _unanswered(failure: UpstreamFailure, relay: Relay) -> ProbeResult:
-    return ProbeResult(None, relay.failure(failure).report)
+def _unanswered(failure: UpstreamFailure, relay: Relay) -> CheckReply:
+    return CheckReply(None, relay.failure(failure).report)
