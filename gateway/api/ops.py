@@ -51,7 +51,7 @@ async def readyz(request: web.Request) -> web.Response:
     failure = upstream.last_failure
     if upstream.is_failing:
         # No credential is needed here, so what upstream said is left to `doctor` and the admin API.
-        why = failure.explanation if failure is not None else BREAKER_OPEN
+        why = cause.explanation if (cause := upstream.cause) is not None else BREAKER_OPEN
         reasons["upstream"] = f"{why} {SEE_FAILURES}"
     if health.is_draining:
         status, reasons = "draining", {}

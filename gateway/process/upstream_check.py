@@ -222,7 +222,7 @@ def judge_failures(states: Sequence[UpstreamState], *, now: float) -> Sequence[F
 
 
 def _judge_state(state: UpstreamState, *, now: float) -> Finding:
-    last = state.failures[0]
+    last = state.cause or state.failures[0]  # not a request that was at fault itself
     words = [str(word) for word in (last.reason, last.status, last.code) if word is not None]
     said = f": “{last.message}”" if last.message else ""
     # A sentence that is over before what upstream said, which may be cut anywhere.

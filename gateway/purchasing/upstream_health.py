@@ -88,12 +88,15 @@ class UpstreamState:
         return self.failures[0] if self.failures else None
 
     @property
+    def cause(self) -> FailedPurchase | None:
+        """The newest failure since the last success that concerns other requests too."""
+        since = self.failures[: self.failures_since_success]
+        return next((failed for failed in since if not failed.concerns_one_request), None)
+
+    @property
     def is_failing(self) -> bool:
-        """Whether the last purchase failed for a reason that concerns others too."""
-        last = self.last_failure
-        return bool(self.open_breakers) or (
-            last is not None and self.failures_since_success > 0 and not last.concerns_one_request
-        )
+        """Whether purchases fail for a reason that concerns others too."""
+        return bool(self.open_breakers) or self.cause is not None
 
     def encode(self) -> bytes:
         return orjson.dumps(asdict(self))
@@ -121,6 +124,18 @@ class UpstreamState:
 _STATE: Final = TypeAdapter(UpstreamState)
 
 
+def _latest(failures: list[FailedPurchase]) -> list[FailedPurchase]:
+    """The newest of `failures`, which are sorted so.
+
+    Refusals of single requests do not push out the newest failure that concerns others too.
+    """
+    kept, older = failures[:MAX_FAILURES], failures[MAX_FAILURES:]
+    if all(failed.concerns_one_request for failed in kept):
+        cause = next((failed for failed in older if not failed.concerns_one_request), None)
+        kept[-1:] = [cause] if cause is not None else kept[-1:]
+    return kept
+
+
 @dataclass(slots=True)
 class _Pending:
     """What a worker has not written yet."""
@@ -143,14 +158,14 @@ class _Pending:
             last_success_at=max(successes, default=None),
             failures_since_success=(0 if is_reset else state.failures_since_success)
             + self.since_success,
-            failures=tuple(failures[:MAX_FAILURES]),
+            failures=tuple(_latest(failures)),
         )
 
     def before(self, later: _Pending) -> _Pending:
         """This and what came after it."""
         return _Pending(
             succeeded_at=later.succeeded_at or self.succeeded_at,
-            failures=[*later.failures, *self.failures][:MAX_FAILURES],
+            failures=_latest([*later.failures, *self.failures]),
             since_success=later.since_success
             + (0 if later.succeeded_at is not None else self.since_success),
         )
@@ -217,7 +232,7 @@ class UpstreamHealth:
             return
         if report.reason is Reason.BREAKER_OPEN:  # nothing was sent; what opened it is known
             return
-        self._pending.failures = [failed, *self._pending.failures][:MAX_FAILURES]
+        self._pending.failures = _latest([failed, *self._pending.failures])
         self._pending.since_success += 1
         if time.monotonic() - self._written_at >= WRITE_SECONDS:
             self.changed.set()

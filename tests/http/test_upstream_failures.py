@@ -20,6 +20,7 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
+from gateway.failure_report import Reason
 from gateway.process.checks import _examine_store
 from gateway.process.upstream_check import judge_failures
 from gateway.purchasing.upstream_health import MAX_FAILURES, SPACE, read_states
@@ -315,6 +316,7 @@ async def test_client_log_readyz_admin_and_doctor_read_why_upstream_failed(tmp_p
                 await upstream.play(*[row.fault] * 3)  # one for each retry
                 reply = await alice.ask(f"a secret plan {number}", user=USER, **dict(row.ask))
             await assert_told(gateway, alice, row, reply, logs)
+            await alice.ask(f"{number}", model="dall-e-2", size="256x256")
 
 
 async def assert_told(
@@ -396,6 +398,20 @@ async def test_a_success_ends_the_count_and_keeps_the_last_failure(tmp_path: Pat
     assert after["upstream"]["last_failure"] == during["upstream"]["last_failure"]
     assert state["last_success_at"] > state["last_failure"]["time"]
     assert len(state["failures"]) == 3
+
+
+async def test_requests_that_upstream_refuses_do_not_hide_why_others_fail(tmp_path: Path) -> None:
+    async with run_upstream() as upstream, failing(tmp_path / "data", upstream.base_url) as gateway:
+        alice = await gateway.client.with_key()
+        await alice.ask("[[sim:status=500]] an otter")
+        for number in range(12):
+            await alice.ask(f"[[sim:status=422]] {number}")
+        ready = (await alice.send("GET", "/readyz")).json
+        (state,) = (await alice.admin("GET", "/admin/upstream")).json["data"]
+    assert ready["degraded"] == ["upstream"]
+    assert ready["reasons"]["upstream"].startswith(Reason.SERVER_ERROR.explanation)
+    assert state["failures_since_success"] == 13
+    assert [failed["status"] for failed in state["failures"]] == 9 * [422] + [500]
 
 
 async def test_a_refused_content_is_logged_and_is_no_failure_of_upstream(tmp_path: Path) -> None:
