@@ -6,6 +6,7 @@ their days. A window begins and ends at the start of a day, so days determine al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from types import MappingProxyType
@@ -49,7 +50,8 @@ class Calendar:
 
     def date_at(self, now: float) -> date:
         """The date of `now` (Unix seconds)."""
-        today = datetime.fromtimestamp(now, self._zone).date()
+        # In whole seconds: `fromtimestamp` rounds, and the last moment of a day is not the next day.
+        today = datetime.fromtimestamp(math.floor(now), self._zone).date()
         # After midnight a clock may be set back to the day before. That day does not come back: its
         # windows have ended, and a limit must not reset twice.
         while self.start_of(today + _DAY) <= now:
