@@ -50,7 +50,7 @@ class Calendar:
 
     def date_at(self, now: float) -> date:
         """The date of `now` (Unix seconds)."""
-        # In whole seconds: `fromtimestamp` rounds, and the last moment of a day is not the next day.
+        # In whole seconds: `fromtimestamp` would round the last moment of a day to the next day.
         today = datetime.fromtimestamp(math.floor(now), self._zone).date()
         # After midnight a clock may be set back to the day before. That day does not come back: its
         # windows have ended, and a limit must not reset twice.
