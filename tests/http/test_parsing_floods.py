@@ -169,7 +169,8 @@ ROUTED = PATHS | {
 @pytest.mark.timed
 @pytest.mark.parametrize("path", ROUTED.values(), ids=ROUTED.keys())
 async def test_the_longest_path_is_looked_up_within_2_ms(path: str) -> None:
-    app: web.Application = create_app(SimpleNamespace(), tables=ALL_TABLES)
+    services = SimpleNamespace(settings=SimpleNamespace(cors_origins=()))
+    app: web.Application = create_app(services, tables=ALL_TABLES)
     request = make_mocked_request("POST", path[:MAX_REQUEST_LINE_BYTES])
 
     async def seconds() -> float:
