@@ -28,7 +28,7 @@ run: $(VENV)/run.stamp ## serve: `gateway serve` when UPSTREAM_API_KEY is set, e
 	@if [ -n "$$UPSTREAM_API_KEY" ]; then exec $(BIN)/gateway serve; else exec $(BIN)/gateway demo; fi
 
 test: $(VENV)/dev.stamp ## run the tests
-	@$(BIN)/pytest -n $(TESTERS) -m "not long and not timed"
+	@$(BIN)/pytest -n $(TESTERS) --dist worksteal -m "not long and not timed"
 	@$(BIN)/pytest -m "timed and not long"
 
 smoke: $(VENV)/dev.stamp ## run a few tests of the main functions: start, buy, hit, stream, drain

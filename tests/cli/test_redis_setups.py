@@ -135,6 +135,7 @@ async def test_a_server_that_is_no_redis(tmp_path: Path) -> None:
 
 
 @pytest.mark.timed
+@pytest.mark.long
 async def test_a_replica_that_nobody_promotes(tmp_path: Path) -> None:
     async with run_redis_pair(tmp_path / "redis") as pair:
         with pair.old as client:

@@ -44,6 +44,12 @@ UNSHARED = ("Admit", "ReadEntry", "Reserve")
 """The steps before upstream of a request with `no-cache`."""
 
 
+@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.long)])
+def store_url(request: pytest.FixtureRequest) -> str | None:
+    """Every death starts processes anew, so one of the stores is enough for each change."""
+    return None if request.param == "sqlite" else request.getfixturevalue("redis_url")
+
+
 def keyed(name: str) -> Story:
     """A story of a purchase for an idempotency key, which nobody follows."""
     story = STORIES[name]

@@ -50,6 +50,12 @@ OPENED = (*LOOKED_UP, "AcquireLease", "Reserve", "RenewLease")
 COMPLETED = ("Receive", "StoreImages", "Settle", "Publish")
 
 
+@pytest.fixture(params=["redis", pytest.param("sqlite", marks=pytest.mark.long)])
+def store_url(request: pytest.FixtureRequest) -> str | None:
+    """Every death starts processes anew, so one of the stores is enough for each change."""
+    return None if request.param == "sqlite" else request.getfixturevalue("redis_url")
+
+
 @dataclass(frozen=True)
 class Story:
     """A purchase to interrupt, and all its steps if nothing interrupts it."""

@@ -296,6 +296,7 @@ async def test_an_idle_gateway_exits_at_once(
 
 
 @pytest.mark.timed
+@pytest.mark.long
 async def test_idle_connections_delay_the_exit_by_five_seconds_at_most(
     tmp_path: Path, upstream: Upstream
 ) -> None:

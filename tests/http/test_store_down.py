@@ -137,6 +137,17 @@ async def arena(
         yield found
 
 
+one_hung_store = pytest.mark.parametrize(
+    "arena",
+    [
+        *("sqlite killed", "redis killed", "redis hung"),
+        pytest.param("sqlite hung", marks=pytest.mark.long),
+    ],
+    indirect=True,
+)
+"""For tests of several calls, each of which a hung store makes wait for two seconds."""
+
+
 @asynccontextmanager
 async def sqlite_arena(folder: Path, upstream: Upstream, *, is_hung: bool) -> AsyncIterator[Arena]:
     data = folder / "data"
@@ -428,6 +439,7 @@ async def test_identical_requests_to_a_worker_share_one_purchase(arena: Arena) -
     assert (hit.cache_status[:3], hit.images) == ("hit", replies[0].images)
 
 
+@one_hung_store
 async def test_a_worker_buys_an_image_once_however_often_it_is_asked_for(arena: Arena) -> None:
     """It serves what it bought from memory, as hits, which are recorded later."""
     alice, bob = [await arena.here.client.with_key(name) for name in ("alice", "bob")]
@@ -468,6 +480,7 @@ async def test_a_worker_buys_an_image_once_however_often_it_is_asked_for(arena: 
     assert hit.cache_status.startswith("hit")
 
 
+@one_hung_store
 async def test_requests_that_refuse_cached_images_buy_although_one_is_in_memory(
     arena: Arena,
 ) -> None:
