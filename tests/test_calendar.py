@@ -73,7 +73,7 @@ def check(name: str, now: float) -> None:
     assert day.windows["month"] == (month, first_minute(zone, next_month))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     zone=st.sampled_from(ZONES),
     now=st.floats(moment("UTC", 1980, 1, 1), moment("UTC", 2037, 1, 1)),
@@ -83,7 +83,7 @@ def test_any_moment_is_in_the_windows_that_a_clock_on_the_wall_shows(zone: str, 
     check(zone, now)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(zone=st.sampled_from(ZONES), year=st.integers(1980, 2036), hours=st.floats(-30, 30))
 def test_a_moment_around_a_change_of_the_clock_too(zone: str, year: int, hours: float) -> None:
     noons = [moment("UTC", year, 1, 1, 12) + DAY * number for number in range(366)]

@@ -381,7 +381,7 @@ class LastingStore:
             self.redis.start_again()
 
 
-@pytest.fixture(params=["sqlite", "redis-aof"])
+@pytest.fixture(params=["sqlite", pytest.param("redis-aof", marks=pytest.mark.long)])
 def lasting_store(
     request: pytest.FixtureRequest, tmp_path: Path, upstream: Upstream
 ) -> Iterator[LastingStore]:

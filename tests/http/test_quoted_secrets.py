@@ -268,7 +268,13 @@ def names(user: str, text: str) -> bool:
     return any(form in words if len(user) < 4 else form in text for form in forms)
 
 
-@pytest.mark.parametrize("form", ["plain", "JSON", "escaped", "percent", "form", "HTML"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("plain", "escaped", "percent"),
+        *(pytest.param(form, marks=pytest.mark.long) for form in ("JSON", "form", "HTML")),
+    ],
+)
 @pytest.mark.parametrize("user", USERS.values(), ids=list(USERS))
 async def test_a_remembered_refusal_does_not_name_its_buyer_to_other_keys(
     gateway: InProcess, alice: Client, bob: Client, hostile: Hostile, user: str, form: str
