@@ -150,7 +150,9 @@ async def test_followers_are_refused_by_any_limit(
 
     assert {reply.status for reply in replies} == {429}
     assert all(next(iter(limits)) in reply.error["message"] for reply in replies)
-    assert len({(r.error["message"], r.headers.get("Retry-After")) for r in replies}) == 1
+    # The time until it resets may pass a second meanwhile.
+    assert len({reply.error["message"].partition(" It resets")[0] for reply in replies}) == 1
+    assert len({"Retry-After" in reply.headers for reply in replies}) == 1
     assert crowd.count(Reserve) == 1
 
 
