@@ -283,6 +283,7 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 # ── the build step ────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)  # it downloads and compiles as a build does
 def test_the_build_step_yields_a_gateway_that_runs_read_only(machine: Machine):
     before = state(machine.tree)
