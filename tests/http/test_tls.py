@@ -678,6 +678,7 @@ def test_a_gateway_does_not_start_with_a_broken_pair(pair: Path, name: str) -> N
 
 
 @pytest.mark.timed
+@pytest.mark.long
 async def test_stalled_handshakes_cost_a_bounded_time_and_block_no_client(
     tmp_path: Path, upstream: Upstream, pair: Path
 ) -> None:
