@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -174,6 +175,15 @@ complete_words gateway keys set alice --par
 # ── every command ───────────────────────────────────────────────────────────────────────────
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As in a terminal: a shell starts its background jobs with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("is_async", [False, True])
 def test_an_interrupted_command_ends_with_130(is_async: bool):
     async def wait() -> None:
