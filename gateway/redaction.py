@@ -169,7 +169,7 @@ class Identity:
         return any(self._words.search(layer) for layer in (text, *layers(text)))
 
     def is_plain_word(self, value: object) -> bool:
-        """Whether a value is a word that can name nobody, neither by a name nor by a hash of it."""
+        """Whether a value is an ordinary word: no name of the client, and no hash of one."""
         is_word = isinstance(value, str) and len(value) <= _MAX_WORD and _WORD.fullmatch(value)
         return bool(is_word) and not self.is_in(value)
 

@@ -94,7 +94,7 @@ def _is_same_service(given: URL, target: URL) -> bool:
     """Whether the key may be sent to the target of a redirect: to the same origin, or from plain
     HTTP to TLS on the default ports.
 
-    Another port is another service, and from TLS to plain HTTP anybody on the way would read it.
+    Another port may be another service. Plain HTTP would show the key to the network.
     """
     is_upgrade = given.scheme == "http" and target.scheme == "https"
     is_default = given.is_default_port() and target.is_default_port()
