@@ -119,5 +119,6 @@ def _api(first: str, *others: str) -> str:
     """The pattern of an API path, however a client joins it to its base URL."""
     # Every spelling is a route, because clients lose the body of a redirected POST:
     # `docs/reference/images-api.md#paths`.
-    joined = "".join(f"{{_{number}:/+}}{other}" for number, other in enumerate(others))
-    return f"/{{_prefix:/*(?:v1/+)?(?:openai/+(?:v1/+)?)?}}{first}{joined}{{_tail:/*}}"
+    # Possessive, because a path of 2,000 slashes would otherwise be matched 2,000 times.
+    joined = "".join(f"{{_{number}:/++}}{other}" for number, other in enumerate(others))
+    return f"/{{_prefix:/*+(?:v1/++)?(?:openai/++(?:v1/++)?)?}}{first}{joined}{{_tail:/*+}}"
