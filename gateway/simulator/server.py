@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -256,7 +256,7 @@ class Simulator:
 
     async def list_calls(self, _request: web.Request) -> web.Response:
         """`GET /_sim/calls`: a JSON list of `Call`, oldest first."""
-        return _json([asdict(call) for call in self._calls])
+        return _json(list(self._calls))
 
     async def forget_calls(self, _request: web.Request) -> web.Response:
         self._calls.clear()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import random
 import struct
-import time
 import zlib
 from contextlib import suppress
 
@@ -17,6 +16,7 @@ from PIL import Image, ImageChops, ImageCms, ImageStat
 from gateway.imagefile.check import BadImage, ImageFacts, check_image
 from gateway.imagefile.convert import transcode_image
 from gateway.simulator.drawing import draw_image
+from tests.processor import processor_seconds
 
 FORMATS = ("png", "jpeg", "webp")
 
@@ -195,14 +195,9 @@ def test_more_bytes_or_pixels_than_allowed_are_rejected():
 def test_an_image_of_one_and_a_half_megabytes_is_checked_fast_enough_for_the_event_loop(
     kind, options
 ):
-    """2.5 ms on an idle machine; the bound here leaves room for a busy one."""
+    """2.5 ms; the bound leaves room for another version of zlib."""
     data = saved(kind, size=(1100, 1100), **options)
-    durations = []
-    for _ in range(5):
-        started = time.perf_counter()
-        check(data)
-        durations.append(time.perf_counter() - started)
-    assert min(durations) < 0.025
+    assert processor_seconds(lambda: check(data)) < 0.025
 
 
 # ── files of very many parts ────────────────────────────────────────────────────────────────
@@ -248,11 +243,12 @@ def test_a_file_of_a_thousand_small_parts_is_accepted_and_one_of_many_more_is_no
     ids=["png", "jpeg", "scans", "markers", "fill", "webp"],
 )
 def test_eight_megabytes_of_small_parts_take_a_fraction_of_a_second(data):
-    started = time.thread_time()
-    with suppress(BadImage):
-        check(data)
+    def check_parts():
+        with suppress(BadImage):
+            check(data)
+
     # 2 to 16 s before.
-    assert time.thread_time() - started < 0.5
+    assert processor_seconds(check_parts, best_of=1) < 0.5
 
 
 # ── transcoding ─────────────────────────────────────────────────────────────────────────────
