@@ -20,6 +20,7 @@ from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Get, Write
 from gateway.store.protocol import Store
 from tests.conftest import OpenStore
+from tests.stores import usually_on
 
 
 @dataclass
@@ -335,6 +336,7 @@ async def test_the_oldest_keys_that_are_not_revoked_are_learnt(
 
 
 @pytest.mark.timed
+@usually_on("redis", "open_store")
 async def test_ten_thousand_keys_never_hold_the_event_loop(open_store: OpenStore) -> None:
     async with open_store() as store:
         keys = Keys(store)

@@ -28,6 +28,7 @@ from gateway.store.sqlite import transaction_queue
 from gateway.store.wrappers import EvictingStore
 from tests.gateways import Client, InProcess, Reply, Upstream, make_settings, run_gateway
 from tests.redis_server import DurableRedis, run_durable_redis, run_redis_server
+from tests.stores import usually_on
 from tests.waiting import generous
 
 SCALE = 10
@@ -159,6 +160,7 @@ STEPS: dict[str, tuple[type[Command[Any]], dict[str, bool]]] = {
 
 @pytest.mark.timed
 @pytest.mark.timeout(180)
+@usually_on("redis", "pair")
 @pytest.mark.parametrize("pauses", PAUSES)
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_pause_of_the_store_between_two_steps_of_a_purchase(

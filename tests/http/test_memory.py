@@ -33,6 +33,7 @@ from tests.gateways import (
 from tests.http.test_kill_points import CODE
 from tests.http.test_store_down import Outage, folder_missing, held_lock
 from tests.redis_server import emptied, run_durable_redis
+from tests.stores import usually_on
 from tests.waiting import eventually, generous
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -421,6 +422,7 @@ async def repeat(arena: Arena, kind: Kind, times: int, *, at_once: int = AT_ONCE
 # ── the tests ───────────────────────────────────────────────────────────────────────────────
 
 
+@usually_on("sqlite", "arena")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_an_answer_leaves_nothing_for_the_collector(arena: Arena, kind: str) -> None:
     await repeat(arena, KINDS[kind], 2)
@@ -495,7 +497,14 @@ def outage_of(store: str, folder: Path) -> Iterator[tuple[str | None, Outage]]:
         yield server.url, outage_of_redis
 
 
-@pytest.mark.parametrize("store", ["sqlite killed", "sqlite hung", "redis killed", "redis hung"])
+@pytest.mark.parametrize(
+    "store",
+    [
+        "sqlite killed",
+        "redis killed",
+        *(pytest.param(f"{store} hung", marks=pytest.mark.long) for store in ("sqlite", "redis")),
+    ],
+)
 async def test_an_answer_without_the_store_leaves_nothing_for_the_collector(
     tmp_path: Path, store: str
 ) -> None:
@@ -565,7 +574,13 @@ async def growth_of(arena: Arena, kind: str, times: int, *, at_once: int) -> int
 
 
 @pytest.mark.timed
-@pytest.mark.parametrize("kind", ["a large body that is not JSON", "an unknown parameter of 1 MB"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "a large body that is not JSON",
+        pytest.param("an unknown parameter of 1 MB", marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.parametrize("arena", ["sqlite"], indirect=True)
 async def test_memory_stays_flat_while_large_bodies_are_refused(arena: Arena, kind: str) -> None:
     assert await growth_of(arena, kind, 400, at_once=FEW_AT_ONCE) < MAX_GROWTH_BYTES

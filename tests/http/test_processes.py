@@ -248,8 +248,15 @@ async def test_a_purchase_without_clients_is_finished_before_the_exit(
 
 
 @pytest.mark.timed
-@pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("second", "workers"),
+    [
+        (signal.SIGTERM, 1),
+        (signal.SIGINT, 3),
+        pytest.param(signal.SIGTERM, 3, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, 1, marks=pytest.mark.long),
+    ],
+)
 async def test_the_second_signal_ends_the_gateway_at_once(
     tmp_path: Path, upstream: Upstream, second: signal.Signals, workers: int
 ) -> None:

@@ -322,7 +322,7 @@ async def test_many_keys_and_numbers_of_images_bring_everybody_an_answer(
 
 
 @pytest.mark.timed
-@pytest.mark.parametrize("gateways", [1, 2])
+@pytest.mark.parametrize("gateways", [pytest.param(1, marks=pytest.mark.long), 2])
 async def test_600_callers_without_a_budget_are_refused_within_seconds(
     open_gateway: OpenGateway, gateways: int
 ) -> None:

@@ -30,6 +30,7 @@ from tests.gateways import (
     run_processes,
 )
 from tests.http.test_bounds import fat_png
+from tests.stores import usually_on
 from tests.waiting import eventually, generous
 
 IMAGE_BYTES = 1_500_000
@@ -158,6 +159,7 @@ async def one_worker(
 
 
 @pytest.mark.timed
+@usually_on("redis")
 async def test_a_client_at_a_kilobyte_a_second_delays_no_other_client_and_costs_no_memory(
     tmp_path: Path, store_url: str | None
 ) -> None:

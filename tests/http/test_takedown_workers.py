@@ -22,6 +22,7 @@ from tests.gateways import (
     run_processes,
 )
 from tests.http.conftest import OpenGateway
+from tests.stores import usually_on
 
 MODEL = "dall-e-3"
 WORKERS = 4
@@ -66,6 +67,7 @@ def by_command(processes: Processes) -> TakeDown:
 
 
 @pytest.mark.timed
+@usually_on("redis")
 async def test_a_take_down_applies_in_four_workers_within_a_second(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:

@@ -51,6 +51,7 @@ from tests.http.conftest import OpenGateway
 from tests.http.test_idempotency import FRESH, fingerprint_of
 from tests.http.test_recovery import SLOW, purchases_of
 from tests.journals import OpenPurchase, leave_purchase
+from tests.stores import usually_on
 from tests.waiting import generous
 
 SECRET = "what the client sent"
@@ -126,6 +127,7 @@ async def damage_journal(
         await execute(store, Receive(left.purchase, damage(journal.payload)))
 
 
+@usually_on("sqlite")
 @pytest.mark.parametrize(("received", "damage"), CASES)
 async def test_an_unreadable_journal_is_settled_as_it_was_reserved(
     slow_gateway: InProcess, received: bool, damage: Callable[[bytes], bytes]

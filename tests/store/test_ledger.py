@@ -37,6 +37,7 @@ from gateway.store.sqlite.store import open_sqlite_store
 from gateway.store.sqlite.transaction import Transaction
 from tests.store.test_redis import Server, server, stopped  # noqa: F401 - fixtures
 from tests.store.test_sqlite import Clock
+from tests.stores import usually_on
 
 BOOKS = "igw:{books}:"
 FOREVER = 1e9
@@ -528,6 +529,7 @@ async def test_a_full_redis_can_be_trimmed(server: Server) -> None:  # noqa: F81
 
 @pytest.mark.timed
 @pytest.mark.timeout(180)
+@usually_on("sqlite", "open_store")
 async def test_300_000_free_records_reach_a_plateau(store: Store, request: Any) -> None:
     """The store's own memory, or its file, stays within a fifth of the bound and a constant."""
     bound, batch = 8 << 20, (b"r" * 400,) * 500
