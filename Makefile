@@ -17,6 +17,9 @@ LOCK := pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-u
 	--no-emit-find-links --annotation-style=line
 LOCKED := pyproject.toml requirements/install.in
 
+# The tests start the gateway some hundred times: it should be compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help run test smoke test-clients test-long coverage bench check schemas lock clean
