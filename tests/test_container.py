@@ -423,6 +423,7 @@ def request_image(listen: str, secret: str) -> tuple[str, bytes]:
 # ── the script alone ────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)  # venv and pip are slow on a busy machine
 def test_the_pip_of_the_base_image_can_be_removed(tmp_path: Path):
     """A virtual environment looks like /usr/local of the base image, except for ensurepip."""

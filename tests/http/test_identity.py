@@ -610,10 +610,15 @@ def test_a_weak_token_ends_the_start_with_one_line(
     [
         b"",
         b"short",
-        b"changeme-changeme",
         b"a-metrics-token-of-tests",
-        bytes(range(128, 160)),
-        b"first-line-of-two\nsecond-line-of-two",
+        *(
+            pytest.param(token, marks=pytest.mark.long)
+            for token in (
+                b"changeme-changeme",
+                bytes(range(128, 160)),
+                b"first-line-of-two\nsecond-line-of-two",
+            )
+        ),
     ],
 )
 def test_a_weak_token_in_the_data_folder_ends_the_start_with_one_line(

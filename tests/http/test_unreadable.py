@@ -223,6 +223,7 @@ async def test_a_received_purchase_whose_bytes_are_gone_is_settled_and_bought_an
 # ── the commands ────────────────────────────────────────────────────────────────────────────
 
 
+@usually_on("redis")
 async def test_repair_lists_and_closes_the_unreadable_journals_of_dead_workers(
     tmp_path: Path, upstream: Upstream, store_url: str | None
 ) -> None:
