@@ -13,7 +13,7 @@ from typing import Final
 
 from gateway.images import MAX_AGE_SECONDS, Reuse
 
-_LIST_ELEMENT: Final = re.compile(r'(?:[^,"]++|"(?:[^"\\]++|\\.)*+"?)+', re.DOTALL)
+_LIST_ELEMENT: Final = re.compile(r'(?:[^,"]++|"(?:[^"\\]++|\\.)*+"?+)++', re.DOTALL)
 _QUOTED_PAIR: Final = re.compile(r"\\(.)", re.DOTALL)
 _DELTA_SECONDS: Final = re.compile(r"[0-9]+")
 

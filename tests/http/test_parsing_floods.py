@@ -169,14 +169,14 @@ ROUTED = PATHS | {
 
 @pytest.mark.timed
 @pytest.mark.parametrize("path", ROUTED.values(), ids=ROUTED.keys())
-def test_the_longest_path_is_looked_up_within_2_ms(path: str) -> None:
+def test_the_longest_path_is_looked_up_within_5_ms(path: str) -> None:
     services = SimpleNamespace(settings=SimpleNamespace(cors_origins=()))
     app: web.Application = create_app(services, tables=ALL_TABLES)
     request = make_mocked_request("POST", path[:MAX_REQUEST_LINE_BYTES])
 
     # A path of 8190 slashes took 10 ms, and one of 64,000 half a second.
     with asyncio.Runner() as runner:
-        assert processor_seconds(lambda: runner.run(app.router.resolve(request))) < 0.002
+        assert processor_seconds(lambda: runner.run(app.router.resolve(request))) < 0.005
 
 
 @pytest.mark.parametrize("length", [2500, 8000, 60_000])
@@ -225,7 +225,7 @@ def test_lists_of_entity_tags_take_at_most_some_milliseconds(field: str) -> None
     def look() -> None:
         assert not is_not_modified(request, ETAG)
 
-    assert processor_seconds(look) < 0.004
+    assert processor_seconds(look) < 0.008
 
 
 def test_a_tag_among_the_first_256_is_found() -> None:
