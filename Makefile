@@ -17,7 +17,7 @@ LOCK := pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-u
 	--no-emit-find-links --annotation-style=line
 LOCKED := pyproject.toml requirements/install.in
 
-# The tests start the gateway some hundred times: it should be compiled once.
+# With it, each of the hundreds of gateways that the tests start would compile every module.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -40,7 +40,7 @@ smoke: $(VENV)/dev.stamp ## run a few tests of the main functions: start, buy, h
 test-clients: $(VENV)/dev.stamp ## run real packages of clients; WRITE=1 writes docs/clients.md anew
 	@WRITE=$(WRITE) $(BIN)/pytest -q --tb=short --show-capture=no -m clients tests/clients
 
-test-long: $(VENV)/dev.stamp ## run the long tests, all tests on Debian 13, the smoke test on Debian testing
+test-long: $(VENV)/dev.stamp ## run the long tests, the others on Debian 13, the smoke test on Debian testing
 	@$(BIN)/pytest -m "long and not clients"
 	@$(MAKE) --no-print-directory test-clients
 	@.ci/debian trixie sh -c '.ci/run && REDIS_SERVER=valkey-server make test'

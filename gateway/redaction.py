@@ -169,7 +169,10 @@ class Identity:
         return any(self._words.search(layer) for layer in (text, *layers(text)))
 
     def is_plain_word(self, value: object) -> bool:
-        """Whether a value is an ordinary word: no name of the client, and no hash of one."""
+        """Whether a value looks like a code, status or category, and does not name the client.
+
+        A hash only looks like one if it happens to be letters before a few digits.
+        """
         is_word = isinstance(value, str) and len(value) <= _MAX_WORD and _WORD.fullmatch(value)
         return bool(is_word) and not self.is_in(value)
 

@@ -268,8 +268,8 @@ class PolicyFile:
     models: Path
 
     def read_policy(self) -> Policy:
-        found = self.models.stat()
-        return _read_policy(self.models, found.st_mtime_ns, found.st_size)
+        stat = self.models.stat()
+        return _read_policy(self.models, stat.st_mtime_ns, stat.st_size)
 
     def policy_state(self) -> object:
         return None
@@ -277,7 +277,10 @@ class PolicyFile:
 
 @cache
 def _read_policy(models: Path, *_state: int) -> Policy:
-    """Once for thousands of gateways: it takes longer than all else of their start."""
+    """Reads a file once for all gateways, because that takes longer than the rest of a start.
+
+    `_state` differs when the file has changed.
+    """
     return parse_policy(read_config(models, {}), file=models.name)
 
 

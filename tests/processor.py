@@ -1,4 +1,4 @@
-"""Processor time, told as that of one machine, so that a bound on it holds on slower ones too."""
+"""Processor time, scaled to the speed of one machine, so that a bound holds on slower ones too."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 from typing import Final
 
 _YARDSTICK_SECONDS: Final = 0.002
-"""What the yardstick takes on the machine on which the bounds of the tests were set."""
+"""What the yardstick takes on the reference machine, for which the bounds of the tests are."""
 
 
 def processor_seconds(work: Callable[[], object], *, best_of: int = 5) -> float:
     """The least processor time that `work` takes in this thread.
 
-    A slower machine does not make it longer: the time is divided by how much longer than usual a
-    fixed piece of work takes at the same moment.
+    It is divided by the slowness of this machine: how much longer than on the reference machine a
+    fixed piece of work takes just after. A faster machine counts as the reference machine.
     """
     return min(_seconds(work) / _slowness() for _ in range(best_of))
 

@@ -6,9 +6,10 @@ import pytest
 
 
 def usually_on(store: str, fixture: str = "store_url") -> pytest.MarkDecorator:
-    """Runs a long test on one store, `sqlite` or `redis`; `make test-long` runs it on the other.
+    """Runs a slow test on `store` in `make test`, and on the other one in `make test-long`.
 
-    For a test whose subject is not the store. `fixture` is the one that has the store as parameter.
+    For a test whose subject is not the store. `store` is `sqlite` or `redis`, and `fixture` the
+    fixture whose parameter it is.
     """
     other = {"sqlite": "redis", "redis": "sqlite"}[store]
     stores = [store, pytest.param(other, marks=pytest.mark.long)]

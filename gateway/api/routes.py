@@ -119,6 +119,8 @@ def _api(first: str, *others: str) -> str:
     """The pattern of an API path, however a client joins it to its base URL."""
     # Every spelling is a route, because clients lose the body of a redirected POST:
     # `docs/reference/images-api.md#paths`.
-    # Possessive, because a path of 2,000 slashes would otherwise be matched 2,000 times.
+    #
+    # Possessive quantifiers (`++`): otherwise a path that does not match is tried again with one
+    # slash fewer, once for each slash.
     joined = "".join(f"{{_{number}:/++}}{other}" for number, other in enumerate(others))
     return f"/{{_prefix:/*+(?:v1/++)?(?:openai/++(?:v1/++)?)?}}{first}{joined}{{_tail:/*+}}"

@@ -127,8 +127,8 @@ class _Evaluation:
 
     def text(self, parts: _Parts) -> str:
         texts = [part if isinstance(part, str) else self.reference(part) for part in parts]
-        # A password may contain what ends one (`@`, `/`). To decide whether a reference is in a
-        # URL's user and password, every reference counts as one letter.
+        # The value of a reference may contain `@` or `/`, which would end the user info of a URL.
+        # So a letter stands for each reference where the text around it is looked at.
         written = [part if isinstance(part, str) else "x" for part in parts]
         for i, part in enumerate(parts):
             before, after = "".join(written[:i]), "".join(written[i + 1 :])

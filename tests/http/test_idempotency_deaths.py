@@ -36,6 +36,7 @@ from tests.http.test_kill_points import (
     arena,
     kill_points_of,
 )
+from tests.stores import usually_on
 from tests.waiting import eventually, generous
 
 __all__ = ["arena"]
@@ -44,10 +45,7 @@ UNSHARED = ("Admit", "ReadEntry", "Reserve")
 """The steps before upstream of a request with `no-cache`."""
 
 
-@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.long)])
-def store_url(request: pytest.FixtureRequest) -> str | None:
-    """Every death starts processes anew, so one of the stores is enough for each change."""
-    return None if request.param == "sqlite" else request.getfixturevalue("redis_url")
+pytestmark = usually_on("sqlite")  # every death starts new processes
 
 
 def keyed(name: str) -> Story:

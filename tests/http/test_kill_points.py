@@ -41,6 +41,7 @@ from tests.gateways import (
     run_processes,
 )
 from tests.http.conftest import OpenGateway
+from tests.stores import usually_on
 from tests.waiting import eventually
 
 CODE = Path(__file__).parent.parent.parent
@@ -50,10 +51,7 @@ OPENED = (*LOOKED_UP, "AcquireLease", "Reserve", "RenewLease")
 COMPLETED = ("Receive", "StoreImages", "Settle", "Publish")
 
 
-@pytest.fixture(params=["redis", pytest.param("sqlite", marks=pytest.mark.long)])
-def store_url(request: pytest.FixtureRequest) -> str | None:
-    """Every death starts processes anew, so one of the stores is enough for each change."""
-    return None if request.param == "sqlite" else request.getfixturevalue("redis_url")
+pytestmark = usually_on("redis")  # every death starts new processes
 
 
 @dataclass(frozen=True)

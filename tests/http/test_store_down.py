@@ -335,7 +335,7 @@ async def test_every_kind_of_request_is_answered_as_its_row_says(arena: Arena) -
     """All rows at once, so that each is measured while the others wait."""
     clients = await create_clients(arena)
     cached = await clients["alice"].ask(CACHED)
-    arena.here.gateway.flights._unstored.forget_confirmed()  # as some seconds later
+    arena.here.gateway.flights._unstored.forget_confirmed()  # as after CONFIRMED_SECONDS
     before = len(await arena.records())
     with arena.outage():
         answered = await asyncio.gather(*(ask(clients, name) for name in ROWS))
