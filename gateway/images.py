@@ -306,9 +306,37 @@ class Reuse:
         return Reuse(max_age_seconds=min(seconds, MAX_AGE_SECONDS))
 
 
+LimitSubjectKind: TypeAlias = Literal["key", "team", "everyone"]
+
+
+@dataclass(frozen=True, slots=True)
+class LimitRule:
+    """What a limit subject is allowed of one limit."""
+
+    maximum: int
+    """In the limit's unit (micro-dollars for `usd_…`), with the raises that hold now."""
+    mode: Literal["enforce", "shadow"] = "enforce"
+    """`shadow` counts and reports, and refuses nothing."""
+    warn_at: tuple[float, ...] = (0.5, 0.8, 1.0)
+    """The parts of the maximum whose crossing is an event."""
+
+
 @dataclass(frozen=True, slots=True)
 class LimitSubject:
-    """Whose limits a request counts against: today a gateway key."""
+    """One whose limits a request counts against: its key, its team, or everyone."""
+
+    name: str
+    """Of its counters in the store: `key:<id>`, `team:<name>` or `everyone`."""
+    kind: LimitSubjectKind
+    shown_as: str
+    """The key's or team's name; empty for everyone."""
+    rules: Mapping[str, LimitRule]
+    """By limit name. Without a rule there is no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who sends a request: a gateway key, and whose limits its requests count against."""
 
     key_id: str
     key_name: str
@@ -317,8 +345,10 @@ class LimitSubject:
     """Maximum by limit name, in the limit's unit (micro-dollars for `usd_…`)."""
     record: bytes
     """The key's record as read from the store. An admission fails if it is not current."""
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Of the team and the key, for the records of its requests."""
     prepared: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """Commands that a room has made of the limits, by the room's name. A subject is used for many
+    """Commands that a room has made of the limits, by the room's name. A principal sends many
     requests, so they are made only once."""
 
 
@@ -393,6 +423,19 @@ class Record(NamedTuple):
     """Images that were delivered without being bought, if any; `images` are those that were."""
     presumed_micros: int | None = None
     """Of a correction: the presumed charge that it replaces, below zero."""
+    labels: Mapping[str, str] = MappingProxyType({})
+    """Those of the team and the key."""
+    tags: tuple[str, ...] = ()
+    """Those of the request."""
+    upstream: str | None = None
+    """The name of the upstream that a purchase was sent to."""
+    price_date: str | None = None
+    """The date of the prices of a charge, as in `models.yaml`: `2026-11-01`."""
+    costs: Mapping[str, int] = MappingProxyType({})
+    """Micro-dollars by kind, which add up to `cost_micros`: kinds of tokens, `image` for a price
+    per image, or `estimated`."""
+    rounding: Mapping[str, int] = MappingProxyType({})
+    """How many micro-dollars of `costs` come from rounding up once: by largest remainder."""
 
     def encode(self) -> bytes:
         """The record's bytes in the ledger: JSON without what `decode` adds."""
@@ -418,7 +461,9 @@ class Record(NamedTuple):
     def from_dict(data: Mapping[str, Any]) -> Record:
         """The inverse of `to_dict`; unknown fields are ignored."""
         known = {name: data[name] for name in Record._fields if name in data}
-        return Record(**{**known, "flags": tuple(data.get("flags", ()))})
+        return Record(
+            **{**known, "flags": tuple(data.get("flags", ())), "tags": tuple(data.get("tags", ()))}
+        )
 
     def but(self, **changes: Any) -> Record:
         """The same record with some fields changed."""

@@ -70,7 +70,7 @@ async def leave_purchase(
     )
     purchase = secrets.token_hex(12)
     async with open_store(settings) as (store, blobs):
-        subject = (await Keys(store).authenticate(secret)).subject
+        subject = (await Keys(store).authenticate(secret)).principal
         record = draft(subject, request_id=f"req_{secrets.token_hex(16)}", time=time.time())
         record = record.but(id=purchase, model=MODEL, n=1, fingerprint=key, outcome="bought")
         flight = Flight(purchase, key, (0,), replacements=replacements)

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from gateway.billing import quota
-from gateway.images import Amounts, LimitSubject
+from gateway.images import Amounts, Principal
 from gateway.limits import LIMITS, Limit, Period, Unit, check_limits
 from gateway.store.batch import Batch
 from gateway.store.protocol import Store
@@ -41,18 +41,18 @@ class LimitedClient:
     """Sends requests for a limited key, each with its own purchase."""
 
     store: Store
-    subject: LimitSubject
+    principal: Principal
 
     async def buy(self, purchase: str, *, settles: bool) -> bool:
         """Returns whether the request was admitted and its purchase reserved."""
         batch = Batch(self.store)
-        admission = quota.admit(batch, self.subject)
+        admission = quota.admit(batch, self.principal)
         await batch.execute()
         if admission.value.denied is not None:
             return False
         batch = Batch(self.store)
         reservation = quota.reserve(
-            batch, self.subject, purchase, worker="w", estimate=AMOUNTS, payload=b""
+            batch, self.principal, purchase, worker="w", estimate=AMOUNTS, payload=b""
         )
         if settles:
             quota.settle(batch, purchase, AMOUNTS, record=None)
@@ -64,7 +64,7 @@ async def purchases_of(store: Store, rows: list[Limit], *, settles: bool) -> int
     """How many of the attempts succeed under limits of `MAXIMUM`."""
     key_id = f"{rows[0].unit} {rows[0].period} {rows[0].at_admission} {settles}"
     limits = {row.name: MAXIMUM for row in rows}
-    client = LimitedClient(store, LimitSubject(key_id, key_id, None, limits, record=b""))
+    client = LimitedClient(store, Principal(key_id, key_id, None, limits, record=b""))
     bought = [await client.buy(f"{key_id} {number}", settles=settles) for number in range(ATTEMPTS)]
     return sum(bought)
 
@@ -110,7 +110,7 @@ async def test_all_limits_of_the_table_are_enforced_together(open_store: OpenSto
         for limited in LIMITS.values():
             limits = dict.fromkeys(LIMITS, 10**6) | {limited.name: MAXIMUM}
             key_id = f"key of {limited.name}"
-            client = LimitedClient(store, LimitSubject(key_id, key_id, None, limits, record=b""))
+            client = LimitedClient(store, Principal(key_id, key_id, None, limits, record=b""))
             bought = [await client.buy(f"{key_id} {i}", settles=False) for i in range(ATTEMPTS)]
             allowed = MAXIMUM // (1 if limited.unit in ("requests", "purchases") else 2)
             assert bought == [True] * allowed + [False] * (ATTEMPTS - allowed), limited

@@ -46,7 +46,7 @@ from gateway.errors import (
     StoreUnavailable,
     shorten_name,
 )
-from gateway.images import LimitSubject, Reuse
+from gateway.images import Principal, Reuse
 from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Get, Write
 from gateway.store.pages import scan_records
@@ -76,7 +76,7 @@ WRITE_ATTEMPTS: Final = 5
 class Key:
     """An active key."""
 
-    subject: LimitSubject
+    principal: Principal
     models: frozenset[str] | None
     """The models that it may use; None for all."""
     validation: Validation | None
@@ -154,11 +154,11 @@ class Keys:
 
     def mark_confirmed(self, key: Key) -> None:
         """An admission has just found that this worker knows the key as the store has it."""
-        self._confirmed_at[key.subject.key_id] = self._clock()
+        self._confirmed_at[key.principal.key_id] = self._clock()
 
     def is_trusted_without_store(self, key: Key) -> bool:
         """Whether the key was confirmed within the last hour."""
-        confirmed_at = self._confirmed_at.get(key.subject.key_id, 0.0)
+        confirmed_at = self._confirmed_at.get(key.principal.key_id, 0.0)
         return confirmed_at > self._clock() - TRUST_SECONDS
 
     def update(self, secret: str, record: bytes) -> None:
@@ -195,7 +195,7 @@ class Keys:
     def _forget(self, secret_hash: str) -> None:
         known = self._known.pop(secret_hash, None)
         if known is not None:
-            self._confirmed_at.pop(known.key.subject.key_id, None)
+            self._confirmed_at.pop(known.key.principal.key_id, None)
 
     async def learn(self, most: int) -> list[KeyName]:
         """The oldest keys that are not revoked, at most `most`, oldest first.
@@ -398,7 +398,7 @@ def _known_key(data: bytes, secret_hash: str) -> _KnownKey:
     ends_at = min((at for at in ends if at is not None), default=math.inf)
     return _KnownKey(
         Key(
-            subject=LimitSubject(
+            principal=Principal(
                 key_id=record.id,
                 key_name=record.name,
                 team=record.team,

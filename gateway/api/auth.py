@@ -82,7 +82,7 @@ def with_metrics_token(handler: Handler) -> Handler:
 
 def _use_key(request: web.Request, key: Key) -> None:
     request[KEY] = key
-    request[EXCHANGE].key_name = key.subject.key_name
+    request[EXCHANGE].key_name = key.principal.key_name
 
 
 def _key_secret(request: web.Request) -> str:

@@ -93,7 +93,7 @@ def _create_context(request: web.Request, services: Services, place: Place) -> R
 
     async def enter_and_read() -> bytes:
         # Here, because an error of the body is recorded, and nothing was stored or bought yet.
-        place.enter(request, key=key.subject, address=exchange.client_address)
+        place.enter(request, key=key.principal, address=exchange.client_address)
         return await read_body(request)
 
     return RequestContext(
@@ -107,7 +107,7 @@ def _create_context(request: web.Request, services: Services, place: Place) -> R
         headers=request.headers,
         read_body=enter_and_read,
         record=draft(
-            key.subject,
+            key.principal,
             request_id=request_id,
             time=now,
             client_address=exchange.client_address,

@@ -42,7 +42,7 @@ async def show_model(request: web.Request) -> web.Response:
 
 
 async def _add_limit_headers(request: web.Request) -> None:
-    limits = await request.app[SERVICES].proxy.read_limits(request[KEY].subject)
+    limits = await request.app[SERVICES].proxy.read_limits(request[KEY].principal)
     request[EXCHANGE].headers.update({**rate_headers(limits), "x-gateway-cost-usd": show_usd(0)})
 
 

@@ -13,7 +13,7 @@ from typing import Final, Literal
 from aiohttp import web
 
 from gateway.errors import ErrorCode, LimitExceeded
-from gateway.images import LimitSubject
+from gateway.images import Principal
 from gateway.net.client_address import network_of
 
 _Owner = tuple[Literal["key", "address"], str]
@@ -28,7 +28,7 @@ class Place:
         self._requests = requests
         self._owners: list[_Owner] = []
 
-    def enter(self, request: web.Request, *, key: LimitSubject, address: str) -> None:
+    def enter(self, request: web.Request, *, key: Principal, address: str) -> None:
         """Counts the request. Raises 429 if its key or address has as many open as it may."""
         self._owners = self._requests.add(self, request, key=key, address=address)
 
@@ -55,7 +55,7 @@ class OpenRequests:
             place.leave()
 
     def add(
-        self, place: Place, request: web.Request, *, key: LimitSubject, address: str
+        self, place: Place, request: web.Request, *, key: Principal, address: str
     ) -> list[_Owner]:
         """Adds a request; returns the owners that it counts for. Raises 429, and adds nothing."""
         owners: list[_Owner] = []

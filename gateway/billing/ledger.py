@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from gateway.billing.scopes import running_totals
 from gateway.errors import StoreUnavailable
-from gateway.images import LimitSubject, Record, Usage
+from gateway.images import Principal, Record, Usage
 from gateway.store.batch import execute
 from gateway.store.commands import (
     Append,
@@ -74,16 +74,17 @@ class LedgerSettings(BaseModel):
 
 
 def draft(
-    subject: LimitSubject, *, request_id: str, time: float, client_address: str | None = None
+    principal: Principal, *, request_id: str, time: float, client_address: str | None = None
 ) -> Record:
     """A record with the fields that follow from the key and from where the request came."""
     return Record(
         id=request_id,
         request_id=request_id,
         time=time,
-        key=subject.key_name,
-        key_id=subject.key_id,
-        team=subject.team,
+        key=principal.key_name,
+        key_id=principal.key_id,
+        team=principal.team,
+        labels=principal.labels,
         client_address=client_address,
     )
 

@@ -17,7 +17,7 @@ from typing import Final, Literal, NamedTuple
 
 from gateway.billing.scopes import limit_subjects, running_totals
 from gateway.errors import ErrorCode, LimitExceeded
-from gateway.images import Amounts, LimitRefusal, LimitSubject, Record
+from gateway.images import Amounts, LimitRefusal, Principal, Record
 from gateway.limits import LIMITS, Limit
 from gateway.store.batch import Batch, Result
 from gateway.store.commands import (
@@ -65,7 +65,7 @@ class LimitState(NamedTuple):
 
 
 class _Prepared(NamedTuple):
-    """The commands of a limit subject. They stay the same until its key changes."""
+    """The commands of a principal. They stay the same until its key changes."""
 
     admit: Admit
     """Counts a request, and peeks at the limits that headers show."""
@@ -82,35 +82,35 @@ class _Prepared(NamedTuple):
 # ── commands ────────────────────────────────────────────────────────────────────────────────
 
 
-def admit(batch: Batch, subject: LimitSubject, *, peeks: bool = False) -> Result[Admission]:
+def admit(batch: Batch, principal: Principal, *, peeks: bool = False) -> Result[Admission]:
     """Counts one valid request, if the key's record is still the one it was read from.
 
     With `peeks` the result shows every limit of the key, else those that headers show.
     """
-    prepared = _prepared(subject)
+    prepared = _prepared(principal)
     return batch.add(prepared.admit_and_peek if peeks else prepared.admit)
 
 
-def image_rate(subject: LimitSubject) -> Limit | None:
+def image_rate(principal: Principal) -> Limit | None:
     """The limit that counts an image made without a purchase; None if the key does not have it."""
-    return next((limit for limit in _IMAGE_RATES if limit.name in subject.limits), None)
+    return next((limit for limit in _IMAGE_RATES if limit.name in principal.limits), None)
 
 
-def admit_image(batch: Batch, subject: LimitSubject, limit: Limit) -> Result[Admission]:
+def admit_image(batch: Batch, principal: Principal, limit: Limit) -> Result[Admission]:
     """Counts one image that is made without a purchase, if the key's record is still the same."""
-    consumption = Consumption(_counter(subject, limit), 1)
-    return batch.add(Admit(SPACE, subject.key_id, subject.record, (consumption,)))
+    consumption = Consumption(_counter(principal, limit), 1)
+    return batch.add(Admit(SPACE, principal.key_id, principal.record, (consumption,)))
 
 
-def peek(batch: Batch, subject: LimitSubject) -> Result[Sequence[CounterState]]:
+def peek(batch: Batch, principal: Principal) -> Result[Sequence[CounterState]]:
     """Reads the counters of the key's limits without counting anything."""
-    consumptions = _prepared(subject).admit_and_peek.consumptions
+    consumptions = _prepared(principal).admit_and_peek.consumptions
     return batch.add(PeekCounters(tuple(consumption.counter for consumption in consumptions)))
 
 
 def reserve(
     batch: Batch,
-    subject: LimitSubject,
+    principal: Principal,
     purchase: str,
     *,
     worker: str,
@@ -122,9 +122,9 @@ def reserve(
         Reserve(
             purchase,
             worker,
-            _reserved_amounts(subject, estimate),
+            _reserved_amounts(principal, estimate),
             payload,
-            subjects=_prepared(subject).subjects,
+            subjects=_prepared(principal).subjects,
             amounts=_by_unit(estimate),
         )
     )
@@ -175,20 +175,22 @@ def _by_unit(amounts: Amounts) -> dict[str, int]:
     return {"images": amounts.images, "tokens": amounts.tokens, "usd_micros": amounts.usd_micros}
 
 
-def _prepared(subject: LimitSubject) -> _Prepared:
-    known: _Prepared | None = subject.prepared.get("quota")
+def _prepared(principal: Principal) -> _Prepared:
+    known: _Prepared | None = principal.prepared.get("quota")
     if known is None:
-        known = subject.prepared["quota"] = _prepare(subject)
+        known = principal.prepared["quota"] = _prepare(principal)
     return known
 
 
-def _prepare(subject: LimitSubject) -> _Prepared:
-    limits = [limit for limit in LIMITS.values() if limit.name in subject.limits]
+def _prepare(principal: Principal) -> _Prepared:
+    limits = [limit for limit in LIMITS.values() if limit.name in principal.limits]
     # Shown limits first, so that the states of `admit` are the first ones of `limits`.
     limits.sort(key=lambda limit: limit.unit not in _SHOWN)
     # An amount of 0 only peeks: an admission takes its one request from the buckets of requests.
     consumptions = tuple(
-        Consumption(_counter(subject, limit), int(limit.at_admission and limit.period == "minute"))
+        Consumption(
+            _counter(principal, limit), int(limit.at_admission and limit.period == "minute")
+        )
         for limit in limits
     )
     shown = tuple(c for c in consumptions if c.counter.unit in _SHOWN)
@@ -199,49 +201,49 @@ def _prepare(subject: LimitSubject) -> _Prepared:
         if not limit.at_admission and (limit.period == "concurrency" or limit in limits)
     ]
     return _Prepared(
-        Admit(SPACE, subject.key_id, subject.record, shown),
-        Admit(SPACE, subject.key_id, subject.record, consumptions),
-        limits=tuple((limit, subject.limits[limit.name]) for limit in limits),
-        reserved=tuple((limit, _counter(subject, limit)) for limit in reserved),
-        subjects=limit_subjects(subject.key_id, subject.team),
+        Admit(SPACE, principal.key_id, principal.record, shown),
+        Admit(SPACE, principal.key_id, principal.record, consumptions),
+        limits=tuple((limit, principal.limits[limit.name]) for limit in limits),
+        reserved=tuple((limit, _counter(principal, limit)) for limit in reserved),
+        subjects=limit_subjects(principal.key_id, principal.team),
     )
 
 
-def _counter(subject: LimitSubject, limit: Limit) -> Counter:
-    maximum = subject.limits.get(limit.name)
-    return Counter(f"key:{subject.key_id}", limit.unit, limit.period, maximum)
+def _counter(principal: Principal, limit: Limit) -> Counter:
+    maximum = principal.limits.get(limit.name)
+    return Counter(f"key:{principal.key_id}", limit.unit, limit.period, maximum)
 
 
-def _reserved_amounts(subject: LimitSubject, estimate: Amounts) -> tuple[Consumption, ...]:
+def _reserved_amounts(principal: Principal, estimate: Amounts) -> tuple[Consumption, ...]:
     amounts = {**_by_unit(estimate), "purchases": 1}
     return tuple(
-        Consumption(counter, amounts[counter.unit]) for _, counter in _prepared(subject).reserved
+        Consumption(counter, amounts[counter.unit]) for _, counter in _prepared(principal).reserved
     )
 
 
 # ── states ──────────────────────────────────────────────────────────────────────────────────
 
 
-def peeked_states(subject: LimitSubject, states: Sequence[CounterState]) -> list[LimitState]:
+def peeked_states(principal: Principal, states: Sequence[CounterState]) -> list[LimitState]:
     """The key's limits as `peek` read them."""
     return [
         LimitState(limit, "key", maximum, state)
         # An admission without `peeks` has the states of the first limits only.
-        for (limit, maximum), state in zip(_prepared(subject).limits, states, strict=False)
+        for (limit, maximum), state in zip(_prepared(principal).limits, states, strict=False)
     ]
 
 
-def admission_states(subject: LimitSubject, admission: Admission) -> list[LimitState]:
+def admission_states(principal: Principal, admission: Admission) -> list[LimitState]:
     """The key's limits as far as the admission read them."""
-    return peeked_states(subject, admission.states)
+    return peeked_states(principal, admission.states)
 
 
-def reservation_states(subject: LimitSubject, states: Sequence[CounterState]) -> list[LimitState]:
+def reservation_states(principal: Principal, states: Sequence[CounterState]) -> list[LimitState]:
     """The key's limits as a reservation or a settlement left them."""
     return [
         LimitState(limit, "key", counter.maximum, state)
         # A settlement of a purchase without a journal has no states.
-        for (limit, counter), state in zip(_prepared(subject).reserved, states, strict=False)
+        for (limit, counter), state in zip(_prepared(principal).reserved, states, strict=False)
         if counter.maximum is not None
     ]
 
@@ -259,31 +261,31 @@ def as_amounts(by_unit: Mapping[str, int]) -> Amounts:
 # ── refusals ────────────────────────────────────────────────────────────────────────────────
 
 
-def refuse_admission(subject: LimitSubject, admission: Admission) -> LimitExceeded:
+def refuse_admission(principal: Principal, admission: Admission) -> LimitExceeded:
     """The error of a request that was not admitted."""
-    index, prepared = admission.denied or 0, _prepared(subject)
+    index, prepared = admission.denied or 0, _prepared(principal)
     limit, _ = prepared.limits[index]
     consumption = prepared.admit_and_peek.consumptions[index]
-    return _refusal(subject, limit, consumption, state=admission.states[index])
+    return _refusal(principal, limit, consumption, state=admission.states[index])
 
 
-def refuse_image(subject: LimitSubject, limit: Limit, admission: Admission) -> LimitExceeded:
+def refuse_image(principal: Principal, limit: Limit, admission: Admission) -> LimitExceeded:
     """The error of an image that was not admitted."""
-    consumption = Consumption(_counter(subject, limit), 1)
-    return _refusal(subject, limit, consumption, state=admission.states[0])
+    consumption = Consumption(_counter(principal, limit), 1)
+    return _refusal(principal, limit, consumption, state=admission.states[0])
 
 
 def refuse_reservation(
-    subject: LimitSubject, reservation: Reservation, estimate: Amounts, *, why: str | None
+    principal: Principal, reservation: Reservation, estimate: Amounts, *, why: str | None
 ) -> LimitExceeded:
     """The error of a purchase that was not reserved; `why` explains a high estimate."""
     index = reservation.denied or 0
-    limit, counter = _prepared(subject).reserved[index]
-    consumption = _reserved_amounts(subject, estimate)[index]
+    limit, counter = _prepared(principal).reserved[index]
+    consumption = _reserved_amounts(principal, estimate)[index]
     state = reservation.states[index]
-    refused = _refusal(subject, limit, consumption, state=state, why=why)
+    refused = _refusal(principal, limit, consumption, state=state, why=why)
     refused.refusal = LimitRefusal(
-        subject.key_id,
+        principal.key_id,
         limit.name,
         counter.maximum or 0,
         amount=consumption.amount,
@@ -296,20 +298,20 @@ def refuse_reservation(
 
 
 def refuse_alike(
-    subject: LimitSubject, refusal: LimitRefusal, estimate: Amounts, *, why: str | None
+    principal: Principal, refusal: LimitRefusal, estimate: Amounts, *, why: str | None
 ) -> LimitExceeded | None:
     """The error of a purchase that waited for another, which was refused; None if it may fit.
 
     It does not fit either if the same limit of the same key would have to hold as much.
     """
     limit = LIMITS.get(refusal.limit)
-    is_current = subject.limits.get(refusal.limit) == refusal.maximum
-    if limit is None or not is_current or subject.key_id != refusal.key_id:
+    is_current = principal.limits.get(refusal.limit) == refusal.maximum
+    if limit is None or not is_current or principal.key_id != refusal.key_id:
         return None
     consumption = next(
         c
         for c, (row, _) in zip(
-            _reserved_amounts(subject, estimate), _prepared(subject).reserved, strict=True
+            _reserved_amounts(principal, estimate), _prepared(principal).reserved, strict=True
         )
         if row == limit
     )
@@ -320,11 +322,11 @@ def refuse_alike(
     if not is_covered:
         return None
     state = CounterState(refusal.used, refusal.reserved, refusal.resets_in, refusal.retry_in)
-    return _refusal(subject, limit, consumption, state=state, why=why)
+    return _refusal(principal, limit, consumption, state=state, why=why)
 
 
 def _refusal(
-    subject: LimitSubject,
+    principal: Principal,
     limit: Limit,
     consumption: Consumption,
     *,
@@ -333,7 +335,7 @@ def _refusal(
 ) -> LimitExceeded:
     amount, maximum = consumption.amount, consumption.counter.maximum or 0
     message = (
-        f"Limit {limit.name} of key '{subject.key_name}' reached: limit {_show(limit, maximum)}, "
+        f"Limit {limit.name} of key '{principal.key_name}' reached: limit {_show(limit, maximum)}, "
         f"used {_show(limit, state.used)}, reserved {_show(limit, state.reserved)}."
     )
     if amount:

@@ -46,6 +46,8 @@ class Sums:
     """The part of the cost that was presumed and not corrected since."""
     tokens: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     """By kind."""
+    costs: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """Micro-dollars by kind. Records of older gateways have none."""
 
 
 # Names in the store. A letter, because there is one for each sum of each row.
@@ -58,7 +60,7 @@ _CODES: Final = {
     "saved_micros": "s",
     "presumed_micros": "p",
 }
-_TOKEN_CODES: Final = {
+_KIND_CODES: Final = {
     "text_in": "ti",
     "image_in": "ii",
     "text_out": "to",
@@ -66,11 +68,14 @@ _TOKEN_CODES: Final = {
     "cached_text_in": "cti",
     "cached_image_in": "cii",
     "estimated": "e",
+    "image": "im",
 }
 _NAMES: Final = {code: name for name, code in _CODES.items()}
-_KINDS: Final = {code: kind for kind, code in _TOKEN_CODES.items()}
+_KINDS: Final = {code: kind for kind, code in _KIND_CODES.items()}
 _KIND_PREFIX: Final = "t_"
 """Of kinds that this version does not know."""
+_COST_PREFIX: Final = "k_"
+"""Of the cost of a kind, before the name of the kind's tokens."""
 
 
 class RecordRows(NamedTuple):
@@ -139,13 +144,17 @@ def _amounts(record: Mapping[str, Any]) -> dict[str, int]:
         "s": _whole(record.get("saved_micros")),
         "p": _whole(record.get("presumed_micros")) + (cost_micros if is_presumed else 0),
     }
-    tokens = record.get("tokens") or {}
-    if len(tokens) > MAX_KINDS:
-        raise ValueError("too many kinds of tokens")
-    for kind, count in tokens.items():
-        code = _TOKEN_CODES.get(kind) or _KIND_PREFIX + _plain(kind)
-        amounts[code] = amounts.get(code, 0) + _whole(count)
+    _add_kinds(amounts, record.get("tokens") or {}, prefix="")
+    _add_kinds(amounts, record.get("costs") or {}, prefix=_COST_PREFIX)
     return {code: amount for code, amount in amounts.items() if amount}
+
+
+def _add_kinds(amounts: dict[str, int], kinds: Mapping[str, object], *, prefix: str) -> None:
+    if len(kinds) > MAX_KINDS:
+        raise ValueError("too many kinds")
+    for kind, amount in kinds.items():
+        code = prefix + (_KIND_CODES.get(kind) or _KIND_PREFIX + _plain(kind))
+        amounts[code] = amounts.get(code, 0) + _whole(amount)
 
 
 def _whole(value: object) -> int:
@@ -226,14 +235,18 @@ def add_amounts(sums: dict[str, int], amounts: Mapping[str, int]) -> None:
 
 def decode_sums(sums: Mapping[str, int]) -> Sums:
     """The inverse of the names in the store. Names that this version does not know are ignored."""
-    named = {_NAMES[code]: amount for code, amount in sums.items() if code in _NAMES}
-    tokens = {
-        kind: amount
-        for code, amount in sums.items()
-        if amount and (kind := _KINDS.get(code) or _unknown_kind(code))
-    }
-    return Sums(**named, tokens=tokens)
+    named: dict[str, int] = {}
+    tokens: dict[str, int] = {}
+    costs: dict[str, int] = {}
+    for code, amount in sums.items():
+        if (name := _NAMES.get(code)) is not None:
+            named[name] = amount
+        elif amount and (kind := _kind(code.removeprefix(_COST_PREFIX))):
+            (costs if code.startswith(_COST_PREFIX) else tokens)[kind] = amount
+    return Sums(**named, tokens=tokens, costs=costs)
 
 
-def _unknown_kind(code: str) -> str:
-    return code.removeprefix(_KIND_PREFIX) if code.startswith(_KIND_PREFIX) else ""
+def _kind(code: str) -> str:
+    if code.startswith(_KIND_PREFIX):
+        return code.removeprefix(_KIND_PREFIX)
+    return _KINDS.get(code, "")

@@ -14,7 +14,7 @@ from gateway.access.policy import Policy
 from gateway.billing.quota import LimitState
 from gateway.cache.idempotency_results import IdempotentRequest
 from gateway.cache.partial_images import Subscriber
-from gateway.images import ImageRequest, LimitSubject, Outcome, Record
+from gateway.images import ImageRequest, Outcome, Principal, Record
 from gateway.purchasing.purchase import PurchaseSummary
 from gateway.request.cache_control import CachePolicy
 from gateway.trace_context import NO_TRACE_CONTEXT, TraceContext
@@ -69,9 +69,9 @@ class RequestContext:
     """It is answered with the stored result of its idempotency key."""
 
     @property
-    def subject(self) -> LimitSubject:
+    def principal(self) -> Principal:
         """Whose limits this request counts against."""
-        return self.key.subject
+        return self.key.principal
 
     @property
     def latest_limits(self) -> list[LimitState]:
@@ -84,7 +84,10 @@ class RequestContext:
     def use_key(self, key: Key) -> None:
         """Goes on with a newer version of the key, also in the ledger record."""
         self.key = key
-        self.record = self.record.but(key=key.subject.key_name, team=key.subject.team)
+        principal = key.principal
+        self.record = self.record.but(
+            key=principal.key_name, team=principal.team, labels=principal.labels
+        )
 
     def subscribe(self, request: ImageRequest) -> Subscriber | None:
         """The subscriber of a request for a stream; its first call starts the stream."""

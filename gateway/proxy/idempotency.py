@@ -41,7 +41,7 @@ class IdempotentImages:
         """The stored result, or a new answer, which is stored. Raises `GatewayError`."""
         request = query.request
         idempotent = IdempotentRequest.of(
-            context.subject.key_id,
+            context.principal.key_id,
             query.headers.idempotency_key or "",
             request=(query.fingerprint, request.n, request.stream, request.response_format),
         )

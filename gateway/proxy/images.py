@@ -34,7 +34,7 @@ from gateway.errors import (
     StoreUnavailable,
     UpstreamFailure,
 )
-from gateway.images import Image, LimitRefusal, LimitSubject, Outcome, Record
+from gateway.images import Image, LimitRefusal, Outcome, Principal, Record
 from gateway.proxy.context import RequestContext
 from gateway.proxy.interpret import ImageQuery, Interpreter
 from gateway.proxy.parallel import take_slots
@@ -219,7 +219,7 @@ class Images:
         return PurchaseOrder(
             request,
             query.model,
-            context.subject,
+            context.principal,
             record=record,
             clock=self._clock,
             started_at=context.time,
@@ -238,7 +238,7 @@ class Images:
         if not tags or query.cache_policy.no_store:
             return
         try:
-            stored = await self._cache.tag(context.subject.key_id, query.fingerprint, tags)
+            stored = await self._cache.tag(context.principal.key_id, query.fingerprint, tags)
         except StoreUnavailable:
             context.notices.append(TAGS_LOST)
             return
@@ -261,21 +261,21 @@ class Images:
         target = self._interpreter.transcoding_target(context.key, query)
         if target is None:
             return {}
-        subject = context.subject
+        principal = context.principal
         return await self._transcoding.fill(
-            target, missing, key_id=subject.key_id, admit=partial(self._count_image, subject)
+            target, missing, key_id=principal.key_id, admit=partial(self._count_image, principal)
         )
 
-    async def _count_image(self, subject: LimitSubject) -> None:
+    async def _count_image(self, principal: Principal) -> None:
         """Counts an image that is transcoded. Raises `LimitExceeded`."""
-        if (limit := quota.image_rate(subject)) is None:
+        if (limit := quota.image_rate(principal)) is None:
             return
         batch = Batch(self._store)
-        admission = quota.admit_image(batch, subject, limit)
+        admission = quota.admit_image(batch, principal, limit)
         await batch.execute()
         # If the key has changed meanwhile, nothing was counted. Its next request is.
         if admission.value.denied is not None:
-            raise quota.refuse_image(subject, limit, admission.value)
+            raise quota.refuse_image(principal, limit, admission.value)
 
     def _stale_images(
         self, query: ImageQuery, entry: Entry, result: FlightResult, *, found: LoadedImages
@@ -346,9 +346,9 @@ def _limits_of(context: RequestContext, query: ImageQuery) -> FollowerLimits:
         except InvalidRequest as too_expensive:
             return too_expensive
         estimate = pricing.estimate(query.model, query.request, images)
-        return quota.refuse_alike(context.subject, refusal, estimate.amounts, why=estimate.reason)
+        return quota.refuse_alike(context.principal, refusal, estimate.amounts, why=estimate.reason)
 
-    return FollowerLimits(context.subject.key_id, refuse)
+    return FollowerLimits(context.principal.key_id, refuse)
 
 
 def purchase_record(

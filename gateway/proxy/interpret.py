@@ -22,7 +22,7 @@ from gateway.cache.transcoding import TranscodingTarget
 from gateway.catalog import Catalog, Model
 from gateway.errors import ErrorCode, InvalidRequest
 from gateway.imagefile.convert import as_transcoded_format
-from gateway.images import ImageRequest, LimitSubject, Representation
+from gateway.images import ImageRequest, Principal, Representation
 from gateway.proxy.context import RequestContext
 from gateway.request.body import MAX_INLINE_BYTES, parse_body
 from gateway.request.cache_control import CachePolicy, resolve_cache_policy
@@ -134,7 +134,7 @@ class Interpreter:
             return await self._read(context, body)
         # With the key's record: models, validation, scope and reuse of the key are part of the
         # meaning.
-        cache_key = (body, deployment, content_type, context.subject.record)
+        cache_key = (body, deployment, content_type, context.principal.record)
         cached = self._cached.get(cache_key)
         if cached is not None:
             self._cached.move_to_end(cache_key)
@@ -227,7 +227,7 @@ class Interpreter:
             request,
             cache_epoch=model.cache_epoch,
             upstream_name=self._settings.upstream_name,
-            scope=_name_space(key.scope or self._settings.scope, key.subject),
+            scope=_name_space(key.scope or self._settings.scope, key.principal),
         )
 
 
@@ -243,13 +243,13 @@ def _resolved(model: Model, request: ImageRequest, name: str) -> str | None:
     return None if spec is None else str(spec.default)
 
 
-def _name_space(scope: Scope, subject: LimitSubject) -> str:
+def _name_space(scope: Scope, principal: Principal) -> str:
     """The part of the fingerprint that separates teams or keys. A key without a team is its own."""
     if scope == "global":
         return scope
-    if scope == "team" and subject.team is not None:
-        return f"team:{subject.team}"
-    return f"key:{subject.key_id}"
+    if scope == "team" and principal.team is not None:
+        return f"team:{principal.team}"
+    return f"key:{principal.key_id}"
 
 
 def _check_combination(request: ImageRequest, headers: RequestHeaders) -> None:

@@ -62,7 +62,7 @@ def _varies(context: RequestContext, query: ImageQuery) -> bool:
 
 
 def _name(context: RequestContext, query: ImageQuery) -> str:
-    return f"{context.subject.key_id}:{query.fingerprint}"
+    return f"{context.principal.key_id}:{query.fingerprint}"
 
 
 def _from_slot(query: ImageQuery, slot: int) -> ImageQuery:

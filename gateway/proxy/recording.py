@@ -57,7 +57,7 @@ class Recorder:
             self._ledger.add(record)
         else:
             self._ledger.add_refusal(record)
-            self._metrics.requests.refused(context.subject.key_name, _reason(error))
+            self._metrics.requests.refused(context.principal.key_name, _reason(error))
 
     def _latency_ms(self, context: RequestContext) -> int:
         return max(0, int((self._clock() - context.time) * 1000))  # the clock may be set back

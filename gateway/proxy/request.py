@@ -25,7 +25,7 @@ from gateway.errors import (
     StoreUnavailable,
     UpstreamFailure,
 )
-from gateway.images import LimitSubject
+from gateway.images import Principal
 from gateway.proxy.context import RequestContext
 from gateway.proxy.idempotency import IdempotentImages
 from gateway.proxy.images import Images, missing_from, usable_images
@@ -146,17 +146,17 @@ class Proxy:
 
         Raises `LimitExceeded`. While the store is unavailable, nothing is counted.
         """
-        record = context.subject.record
+        record = context.principal.record
         if not context.is_admitted:
             with suppress(StoreUnavailable):
                 await self._admit(context)
-        return context.subject.record != record
+        return context.principal.record != record
 
     async def _admit(self, context: RequestContext) -> None:
         """Counts a request in a round trip of its own. Raises `LimitExceeded`."""
         for _ in range(ADMISSION_ATTEMPTS):
             batch = Batch(self._store)
-            admission = quota.admit(batch, context.subject, peeks=True)
+            admission = quota.admit(batch, context.principal, peeks=True)
             await batch.execute()
             if await self._use_admission(context, admission.value):
                 return
@@ -173,9 +173,9 @@ class Proxy:
             return False
         self._keys.mark_confirmed(context.key)
         context.record = context.record.but(time=admission.now)
-        context.limits = quota.admission_states(context.subject, admission)
+        context.limits = quota.admission_states(context.principal, admission)
         if admission.denied is not None:
-            raise quota.refuse_admission(context.subject, admission)
+            raise quota.refuse_admission(context.principal, admission)
         context.is_admitted = True
         return True
 
@@ -192,7 +192,7 @@ class Proxy:
             batch = Batch(self._store)
             admission = None
             if not context.is_admitted:
-                admission = quota.admit(batch, context.subject, peeks=query.headers.dry_run)
+                admission = quota.admit(batch, context.principal, peeks=query.headers.dry_run)
             look_up = self._cache.look_up(batch, query.fingerprint)
             await batch.execute()
             if admission is None or await self._use_admission(context, admission.value):
@@ -203,7 +203,7 @@ class Proxy:
 
     def _changed_too_often(self, context: RequestContext) -> GatewayError:
         return GatewayError(
-            f"Key '{context.subject.key_name}' was changed {ADMISSION_ATTEMPTS} times while this "
+            f"Key '{context.principal.key_name}' was changed {ADMISSION_ATTEMPTS} times while this "
             "request was admitted. Try again.",
             status=503,
         )
@@ -228,13 +228,13 @@ class Proxy:
             remaining_micros=min(remaining_budgets, default=None),
         )
 
-    async def read_limits(self, subject: LimitSubject) -> list[LimitState]:
+    async def read_limits(self, principal: Principal) -> list[LimitState]:
         """The key's limits as they are now; an empty list while the store is unavailable."""
-        if not subject.limits:
+        if not principal.limits:
             return []
         batch = Batch(self._store)
-        states = quota.peek(batch, subject)
+        states = quota.peek(batch, principal)
         with suppress(StoreUnavailable):
             await batch.execute()
-            return quota.peeked_states(subject, states.value)
+            return quota.peeked_states(principal, states.value)
         return []

@@ -28,7 +28,7 @@ from gateway.cache.idempotent_purchases import keep_for_purchase, release_cancel
 from gateway.cache.unstored_images import UnstoredImages
 from gateway.catalog import Model
 from gateway.errors import ErrorCode, GatewayError, UpstreamFailure
-from gateway.images import Amounts, Image, ImageRequest, LimitSubject, Record
+from gateway.images import Amounts, Image, ImageRequest, Principal, Record
 from gateway.purchasing import lease as leases
 from gateway.purchasing.charges import charge_answer, charge_failure, share_cost
 from gateway.purchasing.delivery import Delivered, Delivery
@@ -103,7 +103,7 @@ class PurchaseOrder:
 
     request: ImageRequest
     model: Model
-    subject: LimitSubject
+    principal: Principal
     record: Record
     """The request's ledger record as far as it is known."""
     clock: Callable[[], float]
@@ -231,7 +231,7 @@ class Purchases:
         batch = Batch(self._store)
         reservation = quota.reserve(
             batch,
-            order.subject,
+            order.principal,
             flight.id,
             worker=self._settings.worker,
             estimate=estimate.amounts,
@@ -260,7 +260,7 @@ class Purchases:
             raise
         if reservation.value.denied is not None:
             raise quota.refuse_reservation(
-                order.subject, reservation.value, estimate.amounts, why=estimate.reason
+                order.principal, reservation.value, estimate.amounts, why=estimate.reason
             )
         order.summary.has_begun = True
         order.summary.reserved_micros = estimate.amounts.usd_micros
@@ -284,7 +284,7 @@ class Purchases:
         reservation = quota.reserve(
             batch,
             # `prepared` caches the commands of the limits that are removed here.
-            replace(order.subject, limits={}, prepared={}),
+            replace(order.principal, limits={}, prepared={}),
             reserved.purchase,
             worker=self._settings.worker,
             estimate=reserved.estimate,
@@ -385,7 +385,7 @@ class Purchases:
         order.summary.settling.append(task)
         await asyncio.wait({task}, timeout=COMMIT_WAIT_SECONDS)
         if task.done():
-            order.summary.limits = quota.reservation_states(order.subject, task.result().states)
+            order.summary.limits = quota.reservation_states(order.principal, task.result().states)
 
     async def _settle_failure(
         self,

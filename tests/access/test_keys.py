@@ -53,12 +53,12 @@ async def test_a_key_expires_and_is_active_again_without_its_expiry(
     keys: Keys, other_worker: Keys, clock: Clock
 ) -> None:
     record, secret = await keys.create(parse_spec({"name": "a", "expires_at": int(clock.now) + 10}))
-    assert (await other_worker.authenticate(secret)).subject.key_name == "a"
+    assert (await other_worker.authenticate(secret)).principal.key_name == "a"
     clock.now += 11
     with pytest.raises(IncorrectKey):
         await other_worker.authenticate(secret)
     await keys.change(record.id, {"expires_at": None})
-    assert (await other_worker.authenticate(secret)).subject.key_name == "a"
+    assert (await other_worker.authenticate(secret)).principal.key_name == "a"
 
 
 async def test_an_expired_key_frees_its_name_and_needs_another_to_become_active(
@@ -236,7 +236,7 @@ async def test_unknown_fields_of_a_record_are_kept_and_not_shown(
         changed = await keys.change(record.id, {"team": "art", "limits": {"images_per_day": 4}})
         stored = json.loads(await execute(store, Get(KEYS, record.id)) or b"")
 
-    assert key.subject.limits == {"usd_per_day": 1_500_000}
+    assert key.principal.limits == {"usd_per_day": 1_500_000}
     assert stored["webhook"] == "https://example.com"
     assert stored["secrets"][0]["label"] == "first"
     assert changed.limits == {
@@ -317,7 +317,7 @@ async def test_an_expired_key_is_never_forgotten_because_it_can_be_extended(
     clock.now += 365 * 86_400
     await keys.forget_revoked()
     await keys.change(record.id, {"expires_at": None})
-    assert (await keys.authenticate(secret)).subject.key_name == "a"
+    assert (await keys.authenticate(secret)).principal.key_name == "a"
 
 
 async def test_the_oldest_keys_that_are_not_revoked_are_learnt(

@@ -25,7 +25,7 @@ from gateway.billing.ledger import Ledger, draft
 from gateway.billing.scopes import limit_subjects
 from gateway.billing.totals import Totals, TotalsSettings
 from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
-from gateway.images import Amounts, LimitSubject, Record
+from gateway.images import Amounts, Principal, Record
 from gateway.limits import CALENDAR_PERIODS
 from gateway.metrics import Metrics
 from gateway.purchasing import settlement
@@ -173,12 +173,12 @@ class Play:
             observer=self.metrics[0].money,
         )
 
-    def subject(self, letter: str) -> LimitSubject:
+    def subject(self, letter: str) -> Principal:
         """Two keys of one team; one of them has a limit."""
         number = "abcd".index(letter) % 2
         limits = {"usd_per_month": 10**9, "concurrent_requests": 99} if number else {}
         key = f"{self.name}-{number}"
-        return LimitSubject(key, key, self.name, limits, record=b"record")
+        return Principal(key, key, self.name, limits, record=b"record")
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────
 
@@ -203,7 +203,7 @@ class Play:
             batch = Batch(self.flaky)
             reservation = quota.reserve(
                 batch,
-                subject if is_limited else LimitSubject(*subject_fields(subject)),
+                subject if is_limited else Principal(*subject_fields(subject)),
                 purchase,
                 worker=self.name,
                 estimate=estimate,
@@ -361,7 +361,7 @@ class Play:
         )
 
 
-def subject_fields(subject: LimitSubject) -> tuple[Any, ...]:
+def subject_fields(subject: Principal) -> tuple[Any, ...]:
     """Those of a subject without limits: a purchase during an outage checks none."""
     return subject.key_id, subject.key_name, subject.team, {}, subject.record
 
