@@ -35,6 +35,7 @@ log = structlog.get_logger(__name__)
 PURGE_SECONDS: Final = 1.0
 TRACK_UNTRACKED_SECONDS: Final = 3600.0
 REVOKED_KEYS_SECONDS: Final = 3600.0
+AUDIT_RETENTION_SECONDS: Final = 3600.0
 CERTIFICATE_SECONDS: Final = 86_400.0
 TEND_LEDGER_SECONDS: Final = 2.0
 MAX_SWEPT: Final = 500
@@ -82,6 +83,7 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("sweep", 60.0, lambda: sweep(gateway)),
         Job("key_labels", 60.0, lambda: label_keys(gateway.services)),
         Job("revoked_keys", REVOKED_KEYS_SECONDS, lambda: forget_revoked_keys(gateway)),
+        Job("audit_retention", AUDIT_RETENTION_SECONDS, lambda: remove_old_events(gateway)),
     )
 
 
@@ -228,11 +230,22 @@ async def tend_ledger(gateway: Gateway) -> None:
 
 
 async def forget_revoked_keys(gateway: Gateway) -> None:
-    """Deletes the keys that were revoked long ago."""
-    if await has_turn(gateway, "revoked_keys", REVOKED_KEYS_SECONDS) and (
-        count := await gateway.services.keys.forget_revoked()
-    ):
+    """Deletes the keys that were revoked long ago, and the secrets whose overlap has ended."""
+    if not await has_turn(gateway, "revoked_keys", REVOKED_KEYS_SECONDS):
+        return
+    keys = gateway.services.keys
+    if count := await keys.forget_revoked():
         log.info("revoked_keys_deleted", keys=count)
+    if count := await keys.forget_ended_secrets():
+        log.info("ended_secrets_deleted", secrets=count)
+
+
+async def remove_old_events(gateway: Gateway) -> None:
+    """Removes the events of the audit that are past their retention."""
+    if await has_turn(gateway, "audit_retention", AUDIT_RETENTION_SECONDS) and (
+        count := await gateway.services.audit.remove_expired()
+    ):
+        log.info("audit_events_deleted", events=count)
 
 
 async def has_turn(gateway: Gateway, job: str, interval_seconds: float) -> bool:

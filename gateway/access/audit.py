@@ -32,6 +32,8 @@ MAX_MONTHS: Final = 240
 """How far back events are looked for: 20 years."""
 MAX_VALUE_BYTES: Final = 4096
 """A larger value of a field is cut: an event must stay small, whatever was changed."""
+MAX_OBJECT: Final = 256
+"""Characters of `object`."""
 MAX_DELETED: Final = 200
 DEFAULT_LIMIT: Final = 100
 
@@ -75,7 +77,7 @@ class AuditEvent:
         return {
             "time": self.time,
             "action": self.action,
-            "object": self.object,
+            "object": self.object[:MAX_OBJECT],
             "via": self.actor.via,
             "by": self.actor.by,
             "address": self.actor.address,
@@ -141,6 +143,12 @@ class Audit:
     async def record(self, event: AuditEvent) -> None:
         """Stores an event on its own. Raises `StoreUnavailable`."""
         await execute(self._store, CompareAndSet((audit_write(event),)))
+
+    async def note(
+        self, actor: Actor, action: str, object: str, after: Mapping[str, Any] | None
+    ) -> None:
+        """Stores an event of now, of something that nothing was changed into."""
+        await self.record(AuditEvent(actor, action, object, None, after, time=self._clock()))
 
     async def read(
         self,

@@ -32,6 +32,10 @@ from gateway.values import DURATION, nearest, parse_duration
 PREFIX_CHARACTERS: Final = 6
 """How much of a secret its record shows."""
 
+MAX_SECRETS: Final = 5
+"""Secrets of one key that are valid at once: the current one and those that it replaces."""
+MAX_OVERLAP_SECONDS: Final = 90 * 86_400
+
 MAX_LIMIT: Final = 2**52
 """The largest limit, in its unit or in micro-dollars: exact in every store."""
 MAX_PER_MINUTE: Final = 10**8
@@ -75,6 +79,27 @@ def parse_expiry(value: object, *, now: float) -> object:
     raise ValueError(
         "expected Unix seconds such as 1798761600, or a duration with its unit such as 12h or 30d, "
         f"but got {value[:MAX_ECHO]!r}"
+    )
+
+
+def parse_overlap(value: object) -> int:
+    """Whole seconds from `24h`, a number of seconds, or 0. Raises `InvalidRequest`."""
+    try:
+        # Rounded up, so that the shortest one is not over at once.
+        seconds = (
+            0 if value in (0, "0") and value is not False else math.ceil(parse_duration(value))
+        )
+    except ValueError as error:
+        shown = repr(value)[:MAX_ECHO]
+        problem = f"expected 0, or {error}, but got {shown}"
+    else:
+        if seconds <= MAX_OVERLAP_SECONDS:
+            return seconds
+        problem = (
+            f"expected at most {MAX_OVERLAP_SECONDS // 86_400}d, but got {repr(value)[:MAX_ECHO]}"
+        )
+    raise InvalidRequest(
+        f"Invalid 'overlap': {problem}.", param="overlap", code=ErrorCode.INVALID_VALUE
     )
 
 
@@ -125,6 +150,34 @@ class KeyRecord(BaseModel):
         has_expired = self.expires_at is not None and self.expires_at <= now
         return self.revoked_at is None and not has_expired
 
+    def rotate(
+        self, secret: SecretHash, prefix: str, *, now: float, overlap_seconds: int
+    ) -> KeyRecord:
+        """The record with a new secret. The former ones end after the overlap, if not before.
+
+        Raises `InvalidRequest` if too many would be valid at once.
+        """
+        ends_at = math.ceil(now) + overlap_seconds
+        former = tuple(
+            replaced.model_copy(update={"expires_at": min(replaced.expires_at or ends_at, ends_at)})
+            for replaced in self.without_ended_secrets(now).secrets
+            if overlap_seconds
+        )
+        if len(former) >= MAX_SECRETS:
+            raise InvalidRequest(
+                f"Key '{self.name}' has {len(former)} secrets that are still valid, and more than "
+                f"{MAX_SECRETS} at once are not possible. Without an overlap (0) the new secret "
+                "replaces all of them.",
+                param="overlap",
+                code=ErrorCode.INVALID_VALUE,
+            )
+        return self.model_copy(update={"secrets": (secret, *former), "prefix": prefix})
+
+    def without_ended_secrets(self, now: float) -> KeyRecord:
+        """The same record if no overlap has ended."""
+        valid = tuple(s for s in self.secrets if s.expires_at is None or s.expires_at > now)
+        return self if valid == self.secrets else self.model_copy(update={"secrets": valid})
+
     def limits_in_units(self) -> dict[str, int]:
         """The limits in their units, money in micro-dollars; a newer gateway's are left out."""
         return {
@@ -137,6 +190,8 @@ class KeyRecord(BaseModel):
         """The record for the admin API and the command line, without secret hashes."""
         fields = set(KeyRecord.model_fields) - {"secrets"}
         shown = self.model_dump(include=fields, exclude_none=True)
+        if ends := [int(s.expires_at) for s in self.secrets if s.expires_at is not None]:
+            shown["former_secrets_expire_at"] = ends
         shown["limits"] = {
             name: int(value) if value == value.to_integral_value() else float(value)
             for name, value in self.limits.items()

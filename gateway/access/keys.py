@@ -29,6 +29,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import orjson
 
+from gateway.access.audit import Actor, AuditEvent, audit_write, changed_fields
 from gateway.access.key_records import (
     PREFIX_CHARACTERS,
     KeyRecord,
@@ -239,9 +240,9 @@ class Keys:
 
     # ── administration ──────────────────────────────────────────────────────────────────────
 
-    async def create(self, spec: KeySpec) -> tuple[KeyRecord, str]:
+    async def create(self, spec: KeySpec, *, actor: Actor) -> tuple[KeyRecord, str]:
         """Makes a key; its secret cannot be read again. Raises `GatewayError` 409 for its name."""
-        secret = SECRET_PREFIX + secrets.token_urlsafe(32)
+        secret = _new_secret()
         record = KeyRecord(
             id="key_" + secrets.token_hex(12),
             prefix=secret[:PREFIX_CHARACTERS],
@@ -257,6 +258,7 @@ class Keys:
                 Write(NAMES, record.name, record.id.encode(), expected=inactive_owner),
                 Write(KEYS, record.id, record.encode(), expected=None),
                 Write(SECRETS, hash_secret(secret), record.id.encode(), expected=None),
+                self._audit(actor, "key.create", None, record),
             )
             if await execute(self._store, CompareAndSet(changes)) is None:
                 return record, secret
@@ -292,22 +294,65 @@ class Keys:
                 deleted += await execute(self._store, CompareAndSet((write,))) is None
         return deleted
 
-    async def change(self, key_id: str, changes: Mapping[str, Any]) -> KeyRecord:
+    async def change(self, key_id: str, changes: Mapping[str, Any], *, actor: Actor) -> KeyRecord:
         """Merges `changes` into a key that is not revoked; None removes a field or one limit.
 
         Raises `InvalidRequest`, or `GatewayError` 404 or 409.
         """
-        return await self._update(key_id, lambda r: r.merge(changes, clock=self._clock))
+        merge = partial(KeyRecord.merge, changes=changes, clock=self._clock)
+        return await self._update(key_id, merge, action="key.change", actor=actor)
 
-    async def revoke(self, key_id: str) -> KeyRecord:
+    async def rotate(
+        self, key_id: str, *, overlap_seconds: int = 0, actor: Actor
+    ) -> tuple[KeyRecord, str]:
+        """Gives a key a new secret; the former ones work for `overlap_seconds`, if at all.
+
+        Raises `InvalidRequest` if too many would work at once, or `GatewayError` 404 or 409.
+        """
+        secret, now = _new_secret(), self._clock()
+        rotate = partial(
+            KeyRecord.rotate,
+            secret=SecretHash(sha256=hash_secret(secret)),
+            prefix=secret[:PREFIX_CHARACTERS],
+            now=now,
+            overlap_seconds=overlap_seconds,
+        )
+        record = await self._update(key_id, rotate, action="key.rotate", actor=actor)
+        return record, secret
+
+    async def revoke(self, key_id: str, *, actor: Actor) -> KeyRecord:
         """Revokes a key and frees its name. Raises `GatewayError` 404 or 409.
 
         Its secrets are unknown from now on; its record is listed for `REVOKED_SECONDS`.
         """
-        now = int(self._clock())
-        return await self._update(key_id, lambda r: r.model_copy(update={"revoked_at": now}))
+        revoked = {"revoked_at": int(self._clock())}
+        return await self._update(
+            key_id, lambda r: r.model_copy(update=revoked), action="key.revoke", actor=actor
+        )
 
-    async def _update(self, key_id: str, change: Callable[[KeyRecord], KeyRecord]) -> KeyRecord:
+    async def forget_ended_secrets(self) -> int:
+        """Deletes the secrets whose overlap has ended; returns how many."""
+        now, deleted = self._clock(), 0
+        async for page in scan_records(self._store, KEYS):
+            for key_id, data in await asyncio.to_thread(_with_ended_secrets, page, now):
+                old = KeyRecord.decode(data)
+                new = old.without_ended_secrets(now)
+                changes = (
+                    Write(KEYS, key_id, new.encode(), expected=data),
+                    *_secret_changes(old, new),
+                )
+                if await execute(self._store, CompareAndSet(changes)) is None:
+                    deleted += len(old.secrets) - len(new.secrets)
+        return deleted
+
+    async def _update(
+        self,
+        key_id: str,
+        change: Callable[[KeyRecord], KeyRecord],
+        *,
+        action: str,
+        actor: Actor,
+    ) -> KeyRecord:
         # If the key is changed at the same time, the compare-and-set fails, and the change is
         # applied to the newer record.
         for _ in range(WRITE_ATTEMPTS):
@@ -319,20 +364,39 @@ class Keys:
                     type=INVALID_REQUEST,
                     code=ErrorCode.KEY_NOT_FOUND,
                 )
-            new = change(old)
+            new = change(old).without_ended_secrets(self._clock())
+            if new == old:
+                return old
             if new.revoked_at is None:
-                changes = [Write(KEYS, key_id, new.encode(), expected=data)]
+                changes = [
+                    Write(KEYS, key_id, new.encode(), expected=data),
+                    *_secret_changes(old, new),
+                ]
             else:
-                name, own_id = _revoked_name(new.revoked_at, key_id), key_id.encode()
+                name = _revoked_name(new.revoked_at, key_id)
                 changes = [
                     Write(KEYS, key_id, None, expected=data),
                     Write(REVOKED, name, new.encode(), expected=None),
-                    *(Write(SECRETS, s.sha256, None, expected=own_id) for s in old.secrets),
+                    *_secret_changes(old, None),
                 ]
             changes += await self._name_changes(old, new)
+            changes.append(self._audit(actor, action, old, new))
             if await execute(self._store, CompareAndSet(tuple(changes))) is None:
                 return new
         raise GatewayError("Another request is changing this key. Try again.", status=409)
+
+    def _audit(self, actor: Actor, action: str, old: KeyRecord | None, new: KeyRecord) -> Write:
+        if old is None:
+            before, after = None, new.public()
+        elif new.revoked_at is not None:
+            before, after = old.public(), None
+        else:
+            before, after = changed_fields(old.public(), new.public())
+            before, after = {"id": old.id, **before}, {"id": old.id, **after}
+        name = (old or new).name
+        return audit_write(
+            AuditEvent(actor, action, f"key:{name}", before, after, time=self._clock())
+        )
 
     async def _name_changes(self, old: KeyRecord, new: KeyRecord) -> list[Write]:
         """The writes that keep the names those of active keys."""
@@ -357,6 +421,33 @@ class Keys:
         if record is not None and record.is_active(self._clock()):
             raise _name_taken(name)
         return owner
+
+
+def _new_secret() -> str:
+    return SECRET_PREFIX + secrets.token_urlsafe(32)
+
+
+def _secret_changes(old: KeyRecord, new: KeyRecord | None) -> list[Write]:
+    """The writes that make the index of secrets that of `new`; None for a key that is gone."""
+    own_id = old.id.encode()
+    former = {secret.sha256 for secret in old.secrets}
+    present = {secret.sha256 for secret in new.secrets} if new is not None else set()
+    return [
+        *(Write(SECRETS, name, None, expected=own_id) for name in sorted(former - present)),
+        *(Write(SECRETS, name, own_id, expected=None) for name in sorted(present - former)),
+    ]
+
+
+def _with_ended_secrets(page: Mapping[str, bytes], now: float) -> list[tuple[str, bytes]]:
+    """The readable records that have a secret whose overlap has ended."""
+    return [
+        (key_id, data)
+        for key_id, data in page.items()
+        # Few keys have one: the others are not decoded.
+        if data.count(b'"sha256"') > 1
+        and (record := _decode(data)) is not None
+        and record.without_ended_secrets(now) is not record
+    ]
 
 
 def hash_secret(secret: str) -> str:

@@ -79,6 +79,7 @@ def admin_routes() -> list[web.RouteDef]:
         _post("/admin/keys", with_admin(keys.create_key), name="admin_keys"),
         web.get("/admin/keys", with_admin(keys.list_keys), name="admin_keys.list"),
         _patch("/admin/keys/{id}", with_admin(keys.change_key), name="admin_key"),
+        _post("/admin/keys/{id}/rotate", with_admin(keys.rotate_key), name="admin_key_rotate"),
         web.delete("/admin/keys/{id}", with_admin(keys.revoke_key), name="admin_key.revoke"),
         web.get("/admin/cache", with_admin(cache.cache_stats), name="admin_cache"),
         _post("/admin/cache/purge", with_admin(cache.purge), name="admin_purge"),

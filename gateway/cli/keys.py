@@ -10,10 +10,15 @@ from typing import Any, Final
 
 import click
 
-from gateway.access.key_records import KeyRecord, KeySpec, parse_spec
+from gateway.access.key_records import KeyRecord, KeySpec, parse_overlap, parse_spec
 from gateway.access.keys import Keys
 from gateway.cli.key_options import CLEARABLE, cleared_fields, key_fields, key_options
-from gateway.cli.options import config_option, find_configuration, format_option
+from gateway.cli.options import (
+    command_actor,
+    config_option,
+    find_configuration,
+    format_option,
+)
 from gateway.cli.output import show, show_one
 from gateway.cli.store import open_command_store
 from gateway.configuration.files import Configuration
@@ -25,7 +30,7 @@ COLUMNS: Final = (
     *(name for name in KeySpec.model_fields if name != "name"),
     "state",
 )
-ALL_COLUMNS: Final = (*COLUMNS, "created_at", "revoked_at")
+ALL_COLUMNS: Final = (*COLUMNS, "created_at", "former_secrets_expire_at", "revoked_at")
 
 
 @click.group()
@@ -42,11 +47,7 @@ def add_key(name: str, config: Path | None, output_format: str, **options: Any) 
     """Creates a key and shows its secret, once."""
     fields = {"name": name, **key_fields(options)}
     record, secret = asyncio.run(_add(config, fields))
-    if output_format == "table":
-        click.echo(secret)
-        click.echo(f"Key '{record.name}' ({record.id}). It is not shown again.", err=True)
-        return
-    show([_row(record) | {"key": secret}], output_format, columns=(*COLUMNS, "key"))
+    _show_secret(record, secret, output_format)
 
 
 @keys.command("list")
@@ -105,6 +106,21 @@ def set_key(
     show_one(_row(record), output_format, columns=ALL_COLUMNS)
 
 
+@keys.command("rotate")
+@click.argument("name_or_id")
+@click.option("--overlap", default="0", show_default=True, metavar="DURATION", help="How long the "
+              "former secret still works, such as 24h.")  # fmt: skip
+@config_option
+@format_option
+def rotate_key(name_or_id: str, overlap: str, config: Path | None, output_format: str) -> None:
+    """Gives a key a new secret and shows it, once.
+
+    Without --overlap the former secret stops working in every worker from the next request on.
+    """
+    record, secret = asyncio.run(_rotate(config, name_or_id, overlap))
+    _show_secret(record, secret, output_format)
+
+
 @keys.command("revoke")
 @click.argument("name_or_id")
 @config_option
@@ -134,6 +150,14 @@ def find_key(
     )
 
 
+def _show_secret(record: KeyRecord, secret: str, output_format: str) -> None:
+    if output_format == "table":
+        click.echo(secret)
+        click.echo(f"Key '{record.name}' ({record.id}). It is not shown again.", err=True)
+        return
+    show([_row(record) | {"key": secret}], output_format, columns=(*COLUMNS, "key"))
+
+
 def _row(record: KeyRecord) -> dict[str, Any]:
     return record.public() | {"state": _state(record)}
 
@@ -152,7 +176,7 @@ async def _add(config: Path | None, fields: dict[str, Any]) -> tuple[KeyRecord, 
     async with open_command_store(configuration) as store:
         spec = parse_spec(fields)
         _check_models(configuration, spec.models or ())
-        return await Keys(store).create(spec)
+        return await Keys(store).create(spec, actor=command_actor())
 
 
 async def _list(config: Path | None) -> Sequence[KeyRecord]:
@@ -174,13 +198,21 @@ async def _set(
             changes["limits"] = {**former, **fields["limits"]}
         if "labels" in cleared and "labels" in fields:
             changes["labels"] = {**dict.fromkeys(record.labels or {}), **fields["labels"]}
-        return await keys.change(record.id, changes)
+        return await keys.change(record.id, changes, actor=command_actor())
+
+
+async def _rotate(config: Path | None, name_or_id: str, overlap: str) -> tuple[KeyRecord, str]:
+    async with open_command_store(find_configuration(config)) as store:
+        keys, overlap_seconds = Keys(store), parse_overlap(overlap)
+        record = find_key(await keys.list_keys(), name_or_id)
+        return await keys.rotate(record.id, overlap_seconds=overlap_seconds, actor=command_actor())
 
 
 async def _revoke(config: Path | None, name_or_id: str) -> KeyRecord:
     async with open_command_store(find_configuration(config)) as store:
         keys = Keys(store)
-        return await keys.revoke(find_key(await keys.list_keys(), name_or_id).id)
+        record = find_key(await keys.list_keys(), name_or_id)
+        return await keys.revoke(record.id, actor=command_actor())
 
 
 def _check_models(configuration: Configuration, models: Iterable[str]) -> None:

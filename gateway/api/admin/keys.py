@@ -8,8 +8,13 @@ from typing import Final
 import orjson
 from aiohttp import web
 
-from gateway.access.key_records import parse_spec
-from gateway.api.admin.requests import invalid_value, read_object
+from gateway.access.key_records import parse_overlap, parse_spec
+from gateway.api.admin.requests import (
+    invalid_value,
+    read_actor,
+    read_object,
+    read_parameters,
+)
 from gateway.api.http.json import JSON, json_response
 from gateway.api.services import SERVICES
 from gateway.errors import MAX_ECHO, ErrorCode, InvalidRequest
@@ -22,7 +27,7 @@ async def create_key(request: web.Request) -> web.Response:
     """`POST /admin/keys`: the only response that contains the secret."""
     spec = parse_spec(await read_object(request))
     _check_models(request, spec.models or ())
-    record, secret = await request.app[SERVICES].keys.create(spec)
+    record, secret = await request.app[SERVICES].keys.create(spec, actor=read_actor(request))
     return json_response({**record.public(), "key": secret}, status=201)
 
 
@@ -59,13 +64,29 @@ async def change_key(request: web.Request) -> web.Response:
     models = fields.get("models")
     if isinstance(models, list):
         _check_models(request, models)
-    record = await request.app[SERVICES].keys.change(request.match_info["id"], fields)
+    record = await request.app[SERVICES].keys.change(
+        request.match_info["id"], fields, actor=read_actor(request)
+    )
     return json_response(record.public())
+
+
+async def rotate_key(request: web.Request) -> web.Response:
+    """`POST /admin/keys/{id}/rotate`: a new secret. The former one works for `overlap`, if set."""
+    # Without a body there is no overlap.
+    parameters = await read_parameters(request, ("overlap",)) if request.body_exists else {}
+    overlap = parameters.get("overlap")
+    record, secret = await request.app[SERVICES].keys.rotate(
+        request.match_info["id"],
+        overlap_seconds=0 if overlap is None else parse_overlap(overlap),
+        actor=read_actor(request),
+    )
+    return json_response({**record.public(), "key": secret}, status=201)
 
 
 async def revoke_key(request: web.Request) -> web.Response:
     """`DELETE /admin/keys/{id}`: the key stops working, and its name is free."""
-    await request.app[SERVICES].keys.revoke(request.match_info["id"])
+    keys = request.app[SERVICES].keys
+    await keys.revoke(request.match_info["id"], actor=read_actor(request))
     return web.Response(status=204)
 
 

@@ -7,6 +7,8 @@ from functools import partial
 
 from aiohttp import hdrs, web
 
+from gateway.access.audit import Actor
+from gateway.api.exchange import EXCHANGE
 from gateway.api.http.body import read_body
 from gateway.api.services import SERVICES
 from gateway.errors import MAX_ECHO, ErrorCode, InvalidRequest
@@ -35,6 +37,11 @@ async def read_parameters(request: web.Request, known: Collection[str]) -> dict[
                 code=ErrorCode.UNKNOWN_PARAMETER,
             )
     return parameters
+
+
+def read_actor(request: web.Request) -> Actor:
+    """Who changes something, for the audit."""
+    return Actor("api", "admin", request[EXCHANGE].client_address or None)
 
 
 def invalid_value(name: str, expected: str) -> InvalidRequest:

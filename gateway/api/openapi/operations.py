@@ -262,6 +262,14 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         body=Content(schema="KeyChanges", examples={"vary": {"value": {"parallel": "vary"}}}),
         errors=(*_ADMIN_ERRORS, 404, 409),
     ),
+    "admin_key_rotate": Operation(
+        "Give a key a new secret",
+        "admin",
+        _ok("CreatedKey", "The key, with its new secret.", status=201),
+        credential="admin",
+        body=Content(schema="Rotation", examples={"day": {"value": {"overlap": "24h"}}}),
+        errors=(*_ADMIN_ERRORS, 404, 409),
+    ),
     "admin_key.revoke": Operation(
         "Revoke a key",
         "admin",

@@ -199,6 +199,11 @@ def key_schemas() -> dict[str, Schema]:
         "anyOf": [fields["expires_at"], {"type": "string"}],
     }
     shown = _pydantic_properties(KeyRecord, without=("secrets",))
+    shown["former_secrets_expire_at"] = {
+        "description": "Unix seconds at which secrets that were replaced stop working.",
+        "type": "array",
+        "items": {"type": "integer"},
+    }
     shown["limits"] = {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}}
     new: Schema = {
         "type": "object",
@@ -212,6 +217,16 @@ def key_schemas() -> dict[str, Schema]:
             "description": "The given fields are merged. Null removes a field, or one limit.",
             "type": "object",
             "properties": fields,
+            "additionalProperties": False,
+        },
+        "Rotation": {
+            "type": "object",
+            "properties": {
+                "overlap": {
+                    "description": "How long the former secret still works: seconds, or `24h`.",
+                    "type": ["string", "number", "null"],
+                }
+            },
             "additionalProperties": False,
         },
         "Key": {
