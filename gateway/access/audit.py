@@ -9,9 +9,11 @@ other. An event never has a secret or a secret's hash. Events are records of the
 from __future__ import annotations
 
 import heapq
+import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
@@ -23,6 +25,7 @@ from gateway.store.commands import CompareAndSet, Write
 from gateway.store.pages import scan_records
 from gateway.store.protocol import Store
 from gateway.stored import read_stored
+from gateway.values import DURATION, parse_duration
 
 SPACE: Final = "audit:"
 """Followed by the month."""
@@ -32,6 +35,8 @@ MAX_MONTHS: Final = 240
 """How far back events are looked for: 20 years."""
 MAX_VALUE_BYTES: Final = 4096
 """A larger value of a field is cut: an event must stay small, whatever was changed."""
+MAX_SECONDS: Final = 253_402_300_799
+"""The last second of the year 9999."""
 MAX_OBJECT: Final = 256
 """Characters of `object`."""
 MAX_DELETED: Final = 200
@@ -126,6 +131,24 @@ def audit_write(event: AuditEvent) -> Write:
     return Write(_space_of(event.time), name, event.encode(), expected=None)
 
 
+def parse_past_time(text: str, *, now: float) -> float:
+    """Unix seconds from `30d` before now, a date of UTC, or Unix seconds.
+
+    Raises `ValueError` with what was expected.
+    """
+    text = text.strip()
+    if text.isascii() and text.isdecimal() and 9 <= len(text) <= 12:
+        return float(min(int(text), MAX_SECONDS))
+    with suppress(ValueError):
+        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()
+    duration = DURATION.fullmatch(text)
+    if duration is None or not duration[2]:
+        raise ValueError(
+            "a time before now such as 12h or 30d, a date such as 2026-11-29, or Unix seconds"
+        )
+    return max(0.0, now - parse_duration(text))
+
+
 class Audit:
     """Stores events of changes that are no compare-and-set, reads events, and removes old ones."""
 
@@ -163,8 +186,8 @@ class Audit:
         `after` is the id of the last one that the caller has. Unreadable events are left out.
         """
         now = self._clock()
-        # A little later than now: another machine's clock may be ahead.
-        last = now + 86_400 if until is None else until
+        # Up to a day after now: another machine's clock may be ahead.
+        last = min(now + 86_400, math.inf if until is None else until)
         first = max(0.0, now - self._keep_seconds if since is None else since)
         bounds = _name_at(first), min(_name_at(last), after or "~")
         entries: list[AuditEntry] = []

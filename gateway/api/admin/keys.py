@@ -12,6 +12,7 @@ from gateway.access.key_records import parse_overlap, parse_spec
 from gateway.api.admin.requests import (
     invalid_value,
     read_actor,
+    read_limit,
     read_object,
     read_parameters,
 )
@@ -36,7 +37,7 @@ async def list_keys(request: web.Request) -> web.Response:
 
     `limit` and `after` (a key's id) ask for a part of the list.
     """
-    limit, after = _read_limit(request), request.query.get("after")
+    limit, after = read_limit(request, MAX_LISTED), request.query.get("after")
     # One by one: orjson keeps the event loop from running while it encodes.
     listed = await request.app[SERVICES].keys.map_keys(lambda r: (r.id, orjson.dumps(r.public())))
     if after is not None:
@@ -47,15 +48,6 @@ async def list_keys(request: web.Request) -> web.Response:
     data = b",".join(encoded for _, encoded in listed[:limit])
     has_more = b"true" if limit is not None and len(listed) > limit else b"false"
     return web.Response(body=b'{"data":[%b],"has_more":%b}' % (data, has_more), content_type=JSON)
-
-
-def _read_limit(request: web.Request) -> int | None:
-    limit = request.query.get("limit")
-    if limit is None:
-        return None
-    if not (limit.isascii() and limit.isdecimal() and 0 < int(limit[:9]) <= MAX_LISTED):
-        raise invalid_value("limit", f"a whole number from 1 to {MAX_LISTED}")
-    return int(limit)
 
 
 async def change_key(request: web.Request) -> web.Response:
