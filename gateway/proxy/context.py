@@ -75,11 +75,11 @@ class RequestContext:
 
     @property
     def latest_limits(self) -> list[LimitState]:
-        """The key's limits as last seen: a settlement is later than the admission."""
+        """The limits as last seen: a settlement is later than the admission."""
         if not self.purchase.limits:
             return self.limits
-        newer = {state.limit.name: state for state in self.purchase.limits}
-        return [newer.get(state.limit.name, state) for state in self.limits]
+        newer = {(state.limit, state.scope): state for state in self.purchase.limits}
+        return [newer.get((state.limit, state.scope), state) for state in self.limits]
 
     def use_key(self, key: Key) -> None:
         """Goes on with a newer version of the key, also in the ledger record."""

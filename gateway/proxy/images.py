@@ -268,14 +268,13 @@ class Images:
 
     async def _count_image(self, principal: Principal) -> None:
         """Counts an image that is transcoded. Raises `LimitExceeded`."""
-        if (limit := quota.image_rate(principal)) is None:
-            return
         batch = Batch(self._store)
-        admission = quota.admit_image(batch, principal, limit)
+        if (admission := quota.admit_image(batch, principal)) is None:
+            return
         await batch.execute()
         # If the key has changed meanwhile, nothing was counted. Its next request is.
         if admission.value.denied is not None:
-            raise quota.refuse_image(principal, limit, admission.value)
+            raise quota.refuse_image(principal, admission.value)
 
     def _stale_images(
         self, query: ImageQuery, entry: Entry, result: FlightResult, *, found: LoadedImages
@@ -338,7 +337,7 @@ class Images:
 
 
 def _limits_of(context: RequestContext, query: ImageQuery) -> FollowerLimits:
-    """Refuses this request when another one of its key was refused, with its own amounts."""
+    """Refuses this request when another one was refused by the same limit, with its own amounts."""
 
     def refuse(refusal: LimitRefusal, images: int) -> GatewayError | None:
         try:
@@ -348,7 +347,9 @@ def _limits_of(context: RequestContext, query: ImageQuery) -> FollowerLimits:
         estimate = pricing.estimate(query.model, query.request, images)
         return quota.refuse_alike(context.principal, refusal, estimate.amounts, why=estimate.reason)
 
-    return FollowerLimits(context.principal.key_id, refuse)
+    principal = context.principal
+    subjects = frozenset(subject.name for subject in principal.subjects)
+    return FollowerLimits(principal.key_id, subjects, refuse)
 
 
 def purchase_record(

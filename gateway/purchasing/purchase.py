@@ -283,8 +283,7 @@ class Purchases:
         batch = Batch(self._store)
         reservation = quota.reserve(
             batch,
-            # `prepared` caches the commands of the limits that are removed here.
-            replace(order.principal, limits={}, prepared={}),
+            order.principal.without_limits(),
             reserved.purchase,
             worker=self._settings.worker,
             estimate=reserved.estimate,

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import redis.asyncio
 
+from gateway.images import Expected
 from gateway.store import commands
 from gateway.store.batch import execute
 from gateway.store.commands import Consumption, Counter, Write
@@ -73,7 +74,7 @@ async def _date_into_the_future(client: Any, seconds: float) -> None:
 
 def _admit(amount: int = 1) -> commands.Admit:
     counter = Counter("key:k", "requests", "minute", 600)
-    return commands.Admit("keys", "k", b"r", (Consumption(counter, amount),))
+    return commands.Admit((Expected("keys", "k", b"r"),), (Consumption(counter, amount),))
 
 
 @pytest.mark.parametrize("step_seconds", STEPS)

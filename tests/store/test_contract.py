@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from gateway.images import Expected
 from gateway.store import commands
 from gateway.store.batch import Batch, execute
 from gateway.store.commands import Consumption, Counter, Slot, Write
@@ -665,12 +666,12 @@ class TestWorkers:
 class TestAdmit:
     @staticmethod
     def admit(*consumptions: Consumption, expected: bytes = b"record") -> commands.Admit:
-        return commands.Admit("keys", "k", expected, consumptions)
+        return commands.Admit((Expected("keys", "k", expected),), consumptions)
 
     async def test_amounts_that_fit_are_consumed(self, store: Store) -> None:
         await execute(store, write("keys", "k", b"record"))
         admission = await execute(store, self.admit(Consumption(bucket(5), 2)))
-        assert (admission.denied, admission.record) == (None, None)
+        assert (admission.denied, admission.changed) == (None, None)
         (state,) = admission.states
         assert (state.used, state.reserved, state.retry_in) == (2, 0, 0.0)
         assert state.resets_in == pytest.approx(24, abs=1)
@@ -694,12 +695,12 @@ class TestAdmit:
     async def test_another_record_is_returned_and_nothing_is_consumed(self, store: Store) -> None:
         await execute(store, write("keys", "k", BINARY))
         admission = await execute(store, self.admit(Consumption(bucket(5), 1)))
-        assert (admission.denied, admission.record, admission.states) == (None, BINARY, ())
+        assert (admission.denied, admission.changed, admission.states) == (None, (BINARY,), ())
         assert await peek(store, bucket(5)) == [(0, 0)]
 
     async def test_a_missing_record_is_returned_as_empty(self, store: Store) -> None:
         admission = await execute(store, self.admit(Consumption(bucket(5), 1)))
-        assert (admission.denied, admission.record, admission.states) == (None, b"", ())
+        assert (admission.denied, admission.changed, admission.states) == (None, (b"",), ())
 
     async def test_a_maximum_of_zero_denies_everything_for_ever(self, store: Store) -> None:
         await execute(store, write("keys", "k", b"record"))
@@ -729,7 +730,7 @@ class TestAdmit:
     async def test_without_consumptions_only_the_record_counts(self, store: Store) -> None:
         await execute(store, write("keys", "k", b"record"))
         admission = await execute(store, self.admit())
-        assert (admission.denied, admission.record, admission.states) == (None, None, ())
+        assert (admission.denied, admission.changed, admission.states) == (None, None, ())
 
     async def test_a_bucket_without_a_limit_is_not_stored(self, store: Store) -> None:
         await execute(store, write("keys", "k", b"record"))
