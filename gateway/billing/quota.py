@@ -40,6 +40,9 @@ from gateway.store.commands import (
 UNRESERVED: Final = "unreserved"
 """The flag of a record whose reservation the store had lost."""
 
+SHADOW_LIMIT: Final = "shadow_limit"
+"""The flag of a record that a limit would have refused if it were not in shadow mode."""
+
 _SHOWN: Final = frozenset({"requests", "images", "tokens"})
 """The units whose limits show in headers."""
 
@@ -297,6 +300,18 @@ def shadowed_by_admission(principal: Principal, admission: Admission) -> list[Li
 def shadowed_by_reservation(principal: Principal, reservation: Reservation) -> list[LimitState]:
     """The limits that would have refused a purchase if they were not in shadow mode."""
     return _exceeded(_prepared(principal).reserved, reservation)
+
+
+def shadowed_by_image(principal: Principal, admission: Admission) -> list[LimitState]:
+    """The same for an image that is made without a purchase."""
+    return _exceeded(_prepared(principal).images, admission)
+
+
+def flag_shadowed(record: Record, shadowed: Sequence[LimitState]) -> Record:
+    """The record with the flag of limits in shadow mode, if there are any."""
+    if not shadowed or SHADOW_LIMIT in record.flags:
+        return record
+    return record.but(flags=(*record.flags, SHADOW_LIMIT))
 
 
 def _exceeded(counted: Sequence[_Counted], result: Admission | Reservation) -> list[LimitState]:

@@ -34,7 +34,7 @@ from gateway.errors import (
     StoreUnavailable,
     UpstreamFailure,
 )
-from gateway.images import Image, LimitRefusal, Outcome, Principal, Record
+from gateway.images import Image, LimitRefusal, Outcome, Record
 from gateway.proxy.context import RequestContext
 from gateway.proxy.interpret import ImageQuery, Interpreter
 from gateway.proxy.parallel import take_slots
@@ -261,13 +261,14 @@ class Images:
         target = self._interpreter.transcoding_target(context.key, query)
         if target is None:
             return {}
-        principal = context.principal
+        key_id = context.principal.key_id
         return await self._transcoding.fill(
-            target, missing, key_id=principal.key_id, admit=partial(self._count_image, principal)
+            target, missing, key_id=key_id, admit=partial(self._count_image, context)
         )
 
-    async def _count_image(self, principal: Principal) -> None:
+    async def _count_image(self, context: RequestContext) -> None:
         """Counts an image that is transcoded. Raises `LimitExceeded`."""
+        principal = context.principal
         batch = Batch(self._store)
         if (admission := quota.admit_image(batch, principal)) is None:
             return
@@ -275,6 +276,7 @@ class Images:
         # If the key has changed meanwhile, nothing was counted. Its next request is.
         if admission.value.denied is not None:
             raise quota.refuse_image(principal, admission.value)
+        context.note_shadowed(quota.shadowed_by_image(principal, admission.value))
 
     def _stale_images(
         self, query: ImageQuery, entry: Entry, result: FlightResult, *, found: LoadedImages

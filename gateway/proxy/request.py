@@ -177,6 +177,7 @@ class Proxy:
         context.limits = quota.admission_states(context.principal, admission)
         if admission.denied is not None:
             raise quota.refuse_admission(context.principal, admission)
+        context.note_shadowed(quota.shadowed_by_admission(context.principal, admission))
         context.is_admitted = True
         return True
 
