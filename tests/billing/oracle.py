@@ -167,6 +167,12 @@ class Oracle:
         level, at = self.buckets.get((subject, limit.unit), (capacity, now))
         return min(capacity, level + (now - at) * maximum)
 
+    def missing(self, subject: str, unit: str, maximum: int, *, now: int) -> int:
+        """How many requests or images a bucket of this size is short of, in whole ones."""
+        level, at = self.buckets[subject, unit]
+        capacity = maximum * TOKEN
+        return -(-(capacity - min(capacity, level + (now - at) * maximum)) // TOKEN)
+
     # ── afterwards ──────────────────────────────────────────────────────────────────────────
 
     def receive(self, purchase: str, cost: Amount) -> None:
