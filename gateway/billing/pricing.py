@@ -21,6 +21,7 @@ from gateway.catalog import (
     TokenBilling,
     TokenFormula,
 )
+from gateway.errors import ErrorCode, InvalidRequest
 from gateway.images import Amounts, ImageRequest, Usage
 
 PROMPT_OVERHEAD_TOKENS: Final = 16
@@ -41,6 +42,9 @@ KINDS: Final = (
     *(IMAGE, ESTIMATED),
 )
 """The kinds of costs. Of equal remainders the first kind is rounded up."""
+
+UNKNOWN_PRICE: Final = "unknown_price"
+"""The flag of a purchase whose model has no price: it is charged the configured worst case."""
 
 _PRICES: Final = ("prices",)
 """The key of a row's token prices among what is prepared of it."""
@@ -70,6 +74,24 @@ def is_billed_by_tokens(model: Model) -> bool:
     return isinstance(model.billing, TokenBilling)
 
 
+def price_flags(model: Model) -> tuple[str, ...]:
+    """The flags that its price gives to each record of a purchase."""
+    return (UNKNOWN_PRICE,) if model.billing is None else ()
+
+
+def check_price(model: Model) -> None:
+    """Raises `InvalidRequest` for a model whose price is not known, if those are denied."""
+    if model.is_sold:
+        return
+    raise InvalidRequest(
+        f"The price of the model '{model.id}' is not known, so this gateway buys none of its "
+        "images. Its operator can add `billing` to the model's row in models.yaml, or set "
+        '`unknown_price` there to a worst case, such as {usd_per_image: "0.70"}.',
+        param="model",
+        code=ErrorCode.UNKNOWN_PRICE,
+    )
+
+
 # ── estimates ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -79,7 +101,8 @@ def estimate(model: Model, request: ImageRequest, images: int) -> Estimate:
     Input tokens are the prompt's UTF-8 bytes + 16. Output tokens are those of the largest size
     and quality that upstream may choose. An image costs the larger of its tokens × price and its
     own price where both exist; the prompt and partial images cost their tokens besides. Models
-    billed per image have no tokens. See `docs/reference/billing.md#estimates`.
+    billed per image, and those with an assumed price, have no tokens. See
+    `docs/reference/billing.md#estimates`. Raises as `check_price`.
     """
     if isinstance(model.billing, TokenBilling):
         return _estimate_tokens(model.billing, request, images=images)
@@ -90,7 +113,9 @@ def estimate(model: Model, request: ImageRequest, images: int) -> Estimate:
         size=_requested(request, "size"),
         quality=_requested(request, "quality"),
     ).usd_micros
-    return Estimate(Amounts(images=images, usd_micros=micros), None)
+    is_assumed = model.billing is None
+    reason = f"price unknown: reserved as ${model.assumed_usd_per_image} an image"
+    return Estimate(Amounts(images=images, usd_micros=micros), reason if is_assumed else None)
 
 
 def _estimate_tokens(billing: TokenBilling, request: ImageRequest, *, images: int) -> Estimate:
@@ -98,10 +123,10 @@ def _estimate_tokens(billing: TokenBilling, request: ImageRequest, *, images: in
     requested_quality = _requested(request, "quality")
     image = _most_expensive_image(billing, requested_size, requested_quality)
     partial_images = request.partial_images if request.stream else 0
-    usage = Usage(
-        text_in=len(request.prompt.encode("utf-8", "surrogatepass")) + PROMPT_OVERHEAD_TOKENS,
-        image_out=partial_images * billing.partial_image_tokens,
-    )
+    text_in = len(request.prompt.encode("utf-8", "surrogatepass")) + PROMPT_OVERHEAD_TOKENS
+    image_out = partial_images * billing.partial_image_tokens
+    prices = _token_picos(billing)
+    picos = image.picos * images + prices["text_in"] * text_in + prices["image_out"] * image_out
     reasons = [
         f"{name} omitted: reserved as {reserved}"
         for name, requested, reserved in (
@@ -112,8 +137,8 @@ def _estimate_tokens(billing: TokenBilling, request: ImageRequest, *, images: in
     ]
     amounts = Amounts(
         images=images,
-        tokens=usage.total + images * image.tokens,
-        usd_micros=_rounded_up(image.picos * images + sum(_usage_picos(billing, usage).values())),
+        tokens=text_in + image_out + images * image.tokens,
+        usd_micros=_rounded_up(picos),
     )
     return Estimate(amounts, "; ".join(reasons) or None)
 
@@ -158,9 +183,9 @@ def _image_bound(billing: TokenBilling, tokens: int, *, size: str, quality: str)
     See `docs/reference/images-api.md#prices-per-image`.
     """
     prices = _token_picos(billing)
-    per_token = max(prices["image_out"], prices["text_out"])
-    price = billing.usd_per_image.get(size, {}).get(quality, Decimal(0))
-    return max(per_token * tokens, _image_micros(price) * PICOS_PER_MICRO)
+    picos = tokens * max(prices["image_out"], prices["text_out"])
+    usd = billing.usd_per_image.get(size, {}).get(quality)
+    return picos if usd is None else max(picos, _millions(usd) * PICOS_PER_MICRO)
 
 
 def _output_tokens(billing: TokenBilling, size: str) -> Mapping[str, int]:
@@ -217,7 +242,8 @@ def cost(
     """The cost of a purchase.
 
     Models billed by tokens cost their `usage`. Others cost their price per delivered image,
-    by `size` and `quality` of the request; None is the model's default.
+    by `size` and `quality` of the request; None is the model's default. Without a price each image
+    costs the configured worst case.
 
     Raises `ValueError` for a model billed by tokens without usage: then the cost is not known, and
     the estimate is charged (`docs/reference/billing.md#charges`), as by `charge`.
@@ -227,8 +253,11 @@ def cost(
         if usage is None:
             raise ValueError(f"without usage the cost of {model.id} is not known: use the estimate")
         return split_cost(_usage_picos(billing, usage))
+    if billing is None:
+        check_price(model)
+        return _of_one_kind(IMAGE, _millions(model.assumed_usd_per_image or Decimal(0)) * images)
     row = billing.usd_per_image[_price_key(model, "size", size)]
-    return _of_one_kind(IMAGE, _image_micros(row[_price_key(model, "quality", quality)]) * images)
+    return _of_one_kind(IMAGE, _millions(row[_price_key(model, "quality", quality)]) * images)
 
 
 def estimated_cost(usd_micros: int) -> Cost:
@@ -243,20 +272,22 @@ def split_cost(picos: Mapping[str, int]) -> Cost:
     Those that are left of the sum, fewer than there are kinds, go one each to the kinds with the
     largest remainders.
     """
-    whole, remainders = {}, {}
+    by_kind, remainders = {}, {}
     for kind, exact in picos.items():
-        whole[kind], remainder = divmod(exact, PICOS_PER_MICRO)
+        micros, remainder = divmod(exact, PICOS_PER_MICRO)
         if remainder:
             remainders[kind] = remainder
+        if micros or remainder:
+            by_kind[kind] = micros
     if not remainders:
-        return Cost(sum(whole.values()), {k: n for k, n in whole.items() if n}, _NOTHING)
+        return Cost(sum(by_kind.values()), by_kind, _NOTHING)
     left = _rounded_up(sum(remainders.values()))
     # Sorting is stable, so of equal remainders the first kind stays first.
     largest = sorted(remainders, key=remainders.__getitem__, reverse=True)[:left]
     for kind in largest:
-        whole[kind] += 1
-    by_kind = {kind: micros for kind, micros in whole.items() if micros}
-    return Cost(sum(by_kind.values()), by_kind, {kind: 1 for kind in picos if kind in largest})
+        by_kind[kind] += 1
+    by_kind = {kind: micros for kind, micros in by_kind.items() if micros}
+    return Cost(sum(by_kind.values()), by_kind, dict.fromkeys(largest, 1))
 
 
 _NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
@@ -302,7 +333,7 @@ def tokens_by_kind(usage: Usage | None) -> Mapping[str, int]:
 
 def _usage_picos(billing: TokenBilling, usage: Usage) -> dict[str, int]:
     prices = _token_picos(billing)
-    return {kind: prices[kind] * count for kind, count in tokens_by_kind(usage).items()}
+    return {kind: tokens * prices[kind] for kind, tokens in tokens_by_kind(usage).items()}
 
 
 def _token_picos(billing: TokenBilling) -> Mapping[str, int]:
@@ -322,10 +353,6 @@ def _token_picos(billing: TokenBilling) -> Mapping[str, int]:
         }
         known = billing.prepared[_PRICES] = {k: _millions(usd) for k, usd in prices.items()}
     return known
-
-
-def _image_micros(usd: Decimal) -> int:
-    return _millions(usd)
 
 
 def _millions(price: Decimal) -> int:
