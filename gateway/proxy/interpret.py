@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from gateway.access.key_records import Scope, Validation
 from gateway.access.keys import Key
 from gateway.access.policy import Policy
+from gateway.billing import pricing
 from gateway.billing.ledger import Ledger
 from gateway.cache.transcoding import TranscodingTarget
 from gateway.catalog import Catalog, Model
@@ -188,6 +189,7 @@ class Interpreter:
             is_lenient=(key.validation or self._settings.validation) == "lenient",
         )
         model = catalog.models[request.model]
+        pricing.check_price(model)
         found = self._fingerprint(key, request, model)
         recorded = {
             "user": request.user_text[:MAX_USER] or None,

@@ -29,7 +29,7 @@ from gateway.images import Amounts, Principal, Record
 from gateway.limits import CALENDAR_PERIODS
 from gateway.metrics import Metrics
 from gateway.purchasing import settlement
-from gateway.purchasing.charges import charged_tokens
+from gateway.purchasing.charges import charge_reserved
 from gateway.purchasing.journal import Received, Reserved
 from gateway.purchasing.recovery import Recovery
 from gateway.purchasing.settlement import Settlements, retry_until_stored
@@ -257,6 +257,7 @@ class Play:
             images=charge.images,
             tokens={"image_out": charge.tokens} if charge.tokens else {},
             cost_micros=charge.usd_micros,
+            costs={"image_out": charge.usd_micros} if charge.usd_micros else {},
         )
         return Received(opened.reserved, {}, charge, record)
 
@@ -268,9 +269,7 @@ class Play:
         record = opened.record.but(
             outcome="failed",
             flags=("presumed",) if is_presumed else (),
-            images=charge.images,
-            tokens=charged_tokens(None, charge),
-            cost_micros=charge.usd_micros,
+            **charge_reserved(charge).recorded,
         )
         await self.buyer.settle_failure(opened.reserved, failure, charge, record=record)
         if opened.charge is None or not is_presumed:
@@ -350,6 +349,7 @@ class Play:
             for name in ("cost_micros", "saved_micros", "presumed_micros"):
                 found[name] += getattr(row.sums, name)
             found["tokens"] += sum(row.sums.tokens.values())
+            found["costs"] += sum(row.sums.costs.values())
         return found
 
     def counted(self, name: str) -> float:
@@ -414,6 +414,8 @@ async def test_the_books_agree_after_any_sequence_of_purchases(
         spent
     )
 
+    assert [sum(r.costs.values()) for r in records] == [r.cost_micros for r in records]
+
     # Windows and running totals, of key, team and everyone.
     assert isinstance(before, Amounts)
     everyone = await play.windows("everyone")
@@ -447,6 +449,7 @@ async def test_the_books_agree_after_any_sequence_of_purchases(
         saved_micros=running.saved,
         presumed_micros=sum(p.charge.usd_micros for p in purchases if p.charge and p.is_presumed),
         tokens=spent.tokens,
+        costs=spent.usd_micros,
     )
     for _ in range(2):
         for bucket in BUCKETS:
