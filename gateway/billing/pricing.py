@@ -169,7 +169,7 @@ def _highest(billing: TokenBilling, sizes: Iterable[str], quality: str | None) -
     images = [
         _ImageEstimate(tokens, _image_bound(billing, tokens, size=size, quality=name), size, name)
         for size in sizes
-        for name, tokens in _output_tokens(billing, size).items()
+        for name, tokens in output_tokens(billing, size).items()
         if quality in (None, name)
     ]
     highest = max(images, key=lambda image: image.picos)
@@ -188,16 +188,15 @@ def _image_bound(billing: TokenBilling, tokens: int, *, size: str, quality: str)
     return picos if usd is None else max(picos, _millions(usd) * PICOS_PER_MICRO)
 
 
-def _output_tokens(billing: TokenBilling, size: str) -> Mapping[str, int]:
-    """Output tokens of one image of this size, by quality."""
+def output_tokens(billing: TokenBilling, size: str) -> Mapping[str, int]:
+    """Output tokens of one image of this size, by quality; empty for an unknown size."""
     formula = billing.output_tokens_formula
     if formula is not None:
         return {
             quality: _formula_tokens(formula, grid, size=size)
             for quality, grid in formula.grid.items()
         }
-    table = billing.output_tokens or {}
-    return table[size]
+    return (billing.output_tokens or {}).get(size, {})
 
 
 def _formula_tokens(formula: TokenFormula, grid: int, *, size: str) -> int:

@@ -56,11 +56,32 @@ TOKENS = {
 
 # By hand from docs/reference/images-api.md#prices-per-image, in micro-dollars: 1024² low, medium
 # and high, then 1024x1536 and 1536x1024.
+IMAGES_OF_1_5 = ((9_000, 34_000, 133_000), (13_000, 50_000, 200_000))
+IMAGES_OF_2 = ((6_000, 53_000, 211_000), (5_000, 41_000, 165_000))
 PER_IMAGE = {
     "gpt-image-1": ((11_000, 42_000, 167_000), (16_000, 63_000, 250_000)),
     "gpt-image-1-mini": ((5_000, 11_000, 36_000), (6_000, 15_000, 52_000)),
-    "gpt-image-1.5": ((9_000, 34_000, 133_000), (13_000, 50_000, 200_000)),
-    "gpt-image-2": ((6_000, 53_000, 211_000), (5_000, 41_000, 165_000)),
+    "gpt-image-1.5": IMAGES_OF_1_5,
+    "chatgpt-image-latest": IMAGES_OF_1_5,
+    "gpt-image-2": IMAGES_OF_2,
+    "gpt-image-2-2026-04-21": IMAGES_OF_2,
+}
+
+# The same for the models without tokens.
+DALLE = {
+    "dall-e-2": {
+        ("256x256", "standard"): 16_000,
+        ("512x512", "standard"): 18_000,
+        ("1024x1024", "standard"): 20_000,
+    },
+    "dall-e-3": {
+        ("1024x1024", "standard"): 40_000,
+        ("1024x1024", "hd"): 80_000,
+        ("1792x1024", "standard"): 80_000,
+        ("1792x1024", "hd"): 120_000,
+        ("1024x1792", "standard"): 80_000,
+        ("1024x1792", "hd"): 120_000,
+    },
 }
 
 # docs/reference/images-api.md#token-prices, in micro-dollars of a token. Without a price of its own
@@ -374,6 +395,32 @@ def charged(model, usage, images=1, **parameters):
     estimated = Amounts(images=9, tokens=9, usd_micros=9)
     found = CATALOG.models[model]
     return charge(found, request, usage=usage, images=images, estimated=estimated)[0]
+
+
+def test_every_price_of_the_shipped_table_is_in_the_tables_of_this_module():
+    """A new model or price needs a row here, with its source."""
+    for name, model in CATALOG.models.items():
+        prices = {
+            (size, quality): int(usd * 1_000_000)
+            for size, row in model.billing.usd_per_image.items()
+            for quality, usd in row.items()
+        }
+        if name in DALLE:
+            assert prices == DALLE[name]
+            continue
+        square, oblong = PER_IMAGE[name]
+        sizes = {"1024x1024": square, "1024x1536": oblong, "1536x1024": oblong}
+        qualities = ("low", "medium", "high")
+        assert prices == {
+            (size, quality): micros
+            for size, row in sizes.items()
+            for quality, micros in zip(qualities, row, strict=True)
+        }
+        usd = model.billing.usd_per_million_tokens
+        kinds = {kind: getattr(usd, kind) for kind in KINDS_OF_TOKENS}
+        kinds["text_out"] = usd.image_out if usd.text_out is None else usd.text_out
+        assert kinds == {kind: Decimal(price) for kind, price in PRICES[name].items()}
+        assert model.billing.partial_image_tokens == 100
 
 
 def test_the_shipped_gpt_models_are_billed_by_tokens():
