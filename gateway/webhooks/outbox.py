@@ -205,6 +205,12 @@ class Outbox:
         write = Write(OUTBOX, entry.name, taken.stored, expected=entry.stored)
         return taken if await execute(self._store, CompareAndSet((write,))) is None else None
 
+    async def put_back(self, entry: Entry, *, due_at: float) -> None:
+        """Sets the time of the next attempt, after one that failed."""
+        waiting = replace(entry, due_at=due_at)
+        write = Write(OUTBOX, entry.name, waiting.encode(), expected=entry.stored)
+        await execute(self._store, CompareAndSet((write,)))
+
     async def remove(self, entry: Entry) -> None:
         """Removes an entry that was sent, or given up."""
         write = Write(OUTBOX, entry.name, None, expected=entry.stored)
