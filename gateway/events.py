@@ -1,4 +1,4 @@
-"""Nouns of events: what happened, as data, and the webhooks that are told.
+"""Nouns of events: whose limits are watched, what happened, and the webhooks that are told.
 
 `billing.alerts` makes events, `access` reads webhooks from `access.yaml`, and `webhooks` sends the
 ones to the others. The events are described in `docs/reference/webhooks.md`.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
+
+from gateway.images import LimitSubject
 
 EventKind: TypeAlias = Literal[
     "limit_crossed",
@@ -24,6 +26,29 @@ EventKind: TypeAlias = Literal[
 EVENT_KINDS: Final[tuple[EventKind, ...]] = get_args(EventKind)
 
 WebhookFormat: TypeAlias = Literal["slack", "generic"]
+
+
+class Watched(NamedTuple):
+    """A limit subject, and the team of a key."""
+
+    subject: LimitSubject
+    team: str | None
+
+    @property
+    def scope(self) -> str:
+        """As users see it: `key:NAME`, `team:NAME` or `everyone`."""
+        subject = self.subject
+        return subject.kind if subject.kind == "everyone" else f"{subject.kind}:{subject.shown_as}"
+
+
+class RevokedUse(NamedTuple):
+    """A revoked key that a client still sends."""
+
+    watched: Watched
+    revoked_at: float
+    requests: int
+    address: str
+    """Of the last client; empty if it has none."""
 
 
 @dataclass(frozen=True, slots=True)

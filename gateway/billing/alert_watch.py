@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import date
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from gateway.billing.alerts import (
     SPIKE_MIN_MICROS,
@@ -21,7 +21,6 @@ from gateway.billing.alerts import (
     LimitUse,
     Span,
     Top,
-    Watched,
     as_event,
     dimensions_of,
     has_dimensions,
@@ -30,7 +29,7 @@ from gateway.billing.alerts import (
 )
 from gateway.billing.totals import Totals, TotalsRow
 from gateway.calendar import Calendar
-from gateway.events import Event
+from gateway.events import Event, RevokedUse, Watched
 from gateway.limits import CALENDAR_PERIODS, LIMITS, CalendarPeriod, Limit
 from gateway.store.batch import execute
 from gateway.store.commands import Counter, CounterState, PeekCounters
@@ -54,15 +53,6 @@ MAX_REFUSING: Final = 1000
 _HALF_A_DAY: Final = 43_200.0
 
 ListWatched = Callable[[], Awaitable[Sequence[Watched]]]
-
-
-class RevokedUse(NamedTuple):
-    """A revoked key that a client still sends."""
-
-    watched: Watched
-    revoked_at: float
-    requests: int
-    address: str
 
 
 class Publisher(Protocol):
@@ -312,13 +302,17 @@ class AlertWatch:
         event = as_event(alert, await self._top(alert), now=self._clock())
         return await self._publisher.publish(event)
 
+    def is_wanted(self, alert: Alert) -> bool:
+        """Whether its event is sent anywhere."""
+        return self._publisher.is_wanted(alert.kind, alert.team)
+
     async def _tell(self, alerts: Iterable[Alert]) -> None:
         for alert in alerts:
             await self.tell(alert)
 
     async def _is_known(self, alert: Alert) -> bool:
         """Whether there is nothing to send. Totals are only read for an event that is new."""
-        if not self._publisher.is_wanted(alert.kind, alert.team):
+        if not self.is_wanted(alert):
             return True
         return await self._publisher.is_claimed(alert.once, repeats=alert.repeats)
 

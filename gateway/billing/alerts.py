@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from gateway.billing.totals import TotalsRow
 from gateway.calendar import Calendar
-from gateway.events import Event, EventKind
+from gateway.events import Event, EventKind, Watched
 from gateway.images import LimitRule, LimitSubject
 from gateway.limits import MICROS_PER_USD, CalendarPeriod, Limit
 
@@ -37,19 +37,6 @@ MAX_NAME: Final = 128
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
-
-
-class Watched(NamedTuple):
-    """A limit subject, and the team of a key."""
-
-    subject: LimitSubject
-    team: str | None
-
-    @property
-    def scope(self) -> str:
-        """As users see it: `key:NAME`, `team:NAME` or `everyone`."""
-        subject = self.subject
-        return subject.kind if subject.kind == "everyone" else f"{subject.kind}:{subject.shown_as}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +172,7 @@ class Alerts:
             f"{use.span.day} make {_show_amount(use.limit, projected)} at the end. "
             f"{self._end(use.span)}"
         )
-        more = {"projected": _amount(use.limit, projected)}
+        more = {"projected": amount_in_unit(use.limit, projected)}
         return self._of_limit(use, "projected_over", text, more=more)
 
     def _of_limit(
@@ -209,9 +196,9 @@ class Alerts:
                 "limit": use.limit.name,
                 "mode": use.rule.mode,
                 **crossed,
-                "max": _amount(use.limit, use.rule.maximum),
-                "used": _amount(use.limit, use.used),
-                "reserved": _amount(use.limit, use.reserved),
+                "max": amount_in_unit(use.limit, use.rule.maximum),
+                "used": amount_in_unit(use.limit, use.used),
+                "reserved": amount_in_unit(use.limit, use.reserved),
                 **more,
                 "window": self._window(span),
             },
@@ -366,7 +353,7 @@ class Alerts:
         """The alert of a key that asks for more; `states` are its limits of this name."""
         wanted = f": {_show_amount(limit, amount)} more" if amount is not None else ""
         why = f" Reason: {clean(reason, MAX_REASON)}" if reason else ""
-        asked = {} if amount is None else {"amount": _amount(limit, amount)}
+        asked = {} if amount is None else {"amount": amount_in_unit(limit, amount)}
         return Alert(
             "asked_for_more",
             once=once("asked_for_more", watched.subject.name, limit.name, span.label),
@@ -516,7 +503,8 @@ def show_usd(usd_micros: int) -> str:
     return f"{sign}${amount / MICROS_PER_USD:,.2f}"
 
 
-def _amount(limit: Limit, amount: int) -> float:
+def amount_in_unit(limit: Limit, amount: int) -> float:
+    """An amount as the API shows it: money in dollars."""
     return dollars(amount) if limit.unit == "usd_micros" else amount
 
 

@@ -216,6 +216,13 @@ class Outbox:
         write = Write(OUTBOX, entry.name, None, expected=entry.stored)
         await execute(self._store, CompareAndSet((write,)))
 
+    async def drop_expired(self) -> None:
+        """Removes entries that are too old, also while there is no webhook."""
+        for entry in await self.read():
+            if self._clock() - entry.created_at > KEEP_SECONDS:
+                log_dropped(entry, "a_day_old")
+                await self.remove(entry)
+
     async def _make_room(self, count: int) -> None:
         entries = await self.read()
         surplus = len(entries) + count - MAX_ENTRIES
