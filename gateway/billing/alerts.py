@@ -93,7 +93,7 @@ class Alert:
     """From when on the top three are counted, in Unix seconds."""
     before: float | None = None
     """Until when; None: until now."""
-    dimensions: Mapping[str, str] = field(default=_NOTHING)
+    dimensions: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     """The rows of totals that are counted."""
     repeats: bool = False
 
