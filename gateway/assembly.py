@@ -27,6 +27,7 @@ from gateway.api.services import Health, Services
 from gateway.billing.ledger import Ledger
 from gateway.billing.scopes import RunningTotals
 from gateway.billing.totals import Totals
+from gateway.billing.verification import Verification
 from gateway.cache.blobs import Blobs, Observer
 from gateway.cache.books_memory import BooksMemory
 from gateway.cache.entries import Entries
@@ -74,6 +75,7 @@ from gateway.room_settings import (
     purchase_settings,
     tls_files,
     totals_settings,
+    verification_settings,
 )
 from gateway.store.blobs import open_blob_store
 from gateway.store.blobs.folder import FolderBlobs
@@ -235,6 +237,7 @@ class Gateway:
     recovery: Recovery
     ledger: Ledger
     totals: Totals
+    verification: Verification
     policy: CurrentPolicy
     worker: str
     """This worker's name in the store, never used twice."""
@@ -429,9 +432,24 @@ def wire_gateway(
         recovery=recovery,
         ledger=ledger,
         totals=totals,
+        verification=create_verification(settings, store, worker=worker),
         policy=policy,
         worker=worker,
         tls=tls,
+    )
+
+
+def create_verification(
+    settings: Settings, store: Store, *, worker: str, is_full: bool = False
+) -> Verification:
+    """Verifies recent books beside requests, or with `is_full` all of them, without pauses."""
+    return Verification(
+        store,
+        verification_settings(settings),
+        worker=worker,
+        subjects=Keys(store).ids_and_teams,
+        is_full=is_full,
+        rest=0.0 if is_full else 4.0,
     )
 
 

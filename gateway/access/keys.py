@@ -260,6 +260,17 @@ class Keys:
                 return record, secret
         raise _name_taken(spec.name)
 
+    async def ids_and_teams(self) -> list[tuple[str, str | None]]:
+        """Id and team of every key, revoked ones too. Raises `StoreUnavailable`."""
+        found: dict[str, str | None] = {}
+        for space in (KEYS, REVOKED):
+            async for page in scan_records(self._store, space):
+                for data in page.values():
+                    if (named := read_stored("key", data, _read_name)) is not None:
+                        found[named.key.key_id] = named.key.team
+                await asyncio.sleep(0)
+        return list(found.items())
+
     async def list_keys(self) -> Sequence[KeyRecord]:
         """All keys, also expired ones and those revoked in the last 90 days, oldest first."""
         return await self.map_keys(lambda record: record)

@@ -11,6 +11,7 @@ import click
 
 from gateway.billing.quota import as_amounts, show_usd
 from gateway.cli.ledger_export import export
+from gateway.cli.ledger_verify import verify
 from gateway.cli.logs import configure_logs
 from gateway.cli.options import config_option, find_configuration, format_option
 from gateway.cli.output import show
@@ -34,6 +35,7 @@ def ledger() -> None:
 
 
 ledger.add_command(export)
+ledger.add_command(verify)
 
 
 @ledger.command("repair")

@@ -99,9 +99,8 @@ async def _follow(store: Store, after: str) -> AsyncIterator[Page]:
 
 
 def _write(lines: bytes) -> None:
-    output = click.get_binary_stream("stdout")
-    output.write(lines)
-    output.flush()
+    sys.stdout.buffer.write(lines)
+    sys.stdout.buffer.flush()
 
 
 def _is_reader_gone() -> bool:
