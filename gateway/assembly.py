@@ -25,6 +25,7 @@ from gateway.access.signing import Signing
 from gateway.api.open_requests import OpenRequests
 from gateway.api.services import Health, Services
 from gateway.billing.ledger import Ledger
+from gateway.billing.limit_gauges import LimitGauges
 from gateway.billing.scopes import RunningTotals
 from gateway.billing.totals import Totals
 from gateway.billing.verification import Verification
@@ -416,6 +417,7 @@ def wire_gateway(
         policy=policy,
         metrics=metrics,
         running_totals=RunningTotals(store),
+        limit_gauges=LimitGauges(store),
         health=health,
         upstream_health=upstream_health,
         body_thread=body_thread,

@@ -23,7 +23,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -46,7 +46,7 @@ from gateway.errors import (
     StoreUnavailable,
     shorten_name,
 )
-from gateway.images import Principal, Reuse
+from gateway.images import LimitRule, LimitSubject, Principal, Reuse
 from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Get, Write
 from gateway.store.pages import scan_records
@@ -99,6 +99,7 @@ class KeyName(NamedTuple):
     name: str
     key_id: str
     team: str | None
+    record: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +369,23 @@ class Keys:
         return owner
 
 
+@lru_cache(maxsize=2048)
+def limit_subjects_of(record: bytes) -> tuple[LimitSubject, ...]:
+    """A key, its team and everyone, with their limits, as a request of the key has them.
+
+    Empty for a record that cannot be read.
+    """
+    known = read_stored("key", record, KeyRecord.decode)
+    if known is None:
+        return ()
+    rules = {name: LimitRule(maximum) for name, maximum in known.limits_in_units().items()}
+    key = LimitSubject(f"key:{known.id}", "key", shown_as=known.name, rules=rules)
+    everyone = LimitSubject("everyone", "everyone", shown_as="", rules={})
+    if known.team is None:
+        return key, everyone
+    return key, LimitSubject(f"team:{known.team}", "team", shown_as=known.team, rules={}), everyone
+
+
 def hash_secret(secret: str) -> str:
     """The SHA-256 of a secret, hex: all that is stored of it."""
     # A fast hash is enough, because a secret has 256 random bits. A header with bytes that are not
@@ -390,7 +408,7 @@ class _NamedKey(NamedTuple):
 def _read_name(data: bytes) -> _NamedKey:
     fields = orjson.loads(data)
     return _NamedKey(
-        KeyName(fields["created_at"], fields["name"], fields["id"], fields.get("team")),
+        KeyName(fields["created_at"], fields["name"], fields["id"], fields.get("team"), data),
         fields.get("revoked_at"),
         fields.get("expires_at"),
         [secret["sha256"] for secret in fields["secrets"]],
