@@ -13,7 +13,7 @@ from tests.http.conftest import OpenGateway
 
 def sample(metric: str, /, **labels: str) -> str:
     """A sample as `/metrics` names it."""
-    shown = ",".join(f'{label}="{value}"' for label, value in labels.items())
+    shown = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
     return f"gateway_{metric}{{{shown}}}" if shown else f"gateway_{metric}"
 
 
