@@ -29,8 +29,10 @@ from gateway.api.services import Health, Services
 from gateway.billing.alert_watch import AlertWatch
 from gateway.billing.alerts import Alerts
 from gateway.billing.ledger import Ledger
+from gateway.billing.limit_gauges import LimitGauges
 from gateway.billing.scopes import RunningTotals
 from gateway.billing.totals import Totals
+from gateway.billing.verification import Verification
 from gateway.cache.blobs import Blobs, Observer
 from gateway.cache.books_memory import BooksMemory
 from gateway.cache.entries import Entries
@@ -79,6 +81,7 @@ from gateway.room_settings import (
     sender_settings,
     tls_files,
     totals_settings,
+    verification_settings,
 )
 from gateway.store.blobs import open_blob_store
 from gateway.store.blobs.folder import FolderBlobs
@@ -244,6 +247,7 @@ class Gateway:
     totals: Totals
     outbox: Outbox
     sender: Sender
+    verification: Verification
     policy: CurrentPolicy
     worker: str
     """This worker's name in the store, never used twice."""
@@ -449,6 +453,7 @@ def wire_gateway(
         running_totals=RunningTotals(store),
         alert_watch=alert_watch,
         revoked_secrets=revoked_secrets,
+        limit_gauges=LimitGauges(store),
         health=health,
         upstream_health=upstream_health,
         body_thread=body_thread,
@@ -467,9 +472,24 @@ def wire_gateway(
         totals=totals,
         outbox=outbox,
         sender=sender,
+        verification=create_verification(settings, store, worker=worker),
         policy=policy,
         worker=worker,
         tls=tls,
+    )
+
+
+def create_verification(
+    settings: Settings, store: Store, *, worker: str, is_full: bool = False
+) -> Verification:
+    """Verifies recent books beside requests, or with `is_full` all of them, without pauses."""
+    return Verification(
+        store,
+        verification_settings(settings),
+        worker=worker,
+        subjects=Keys(store).ids_and_teams,
+        is_full=is_full,
+        rest=0.0 if is_full else 4.0,
     )
 
 

@@ -10,6 +10,7 @@ from gateway.access.signing import EXPIRY_STEPS
 from gateway.api.services import ApiSettings
 from gateway.billing.ledger import LedgerSettings
 from gateway.billing.totals import TotalsSettings
+from gateway.billing.verification import VerificationSettings
 from gateway.cache.blobs import BlobsSettings
 from gateway.cache.entries import EntriesSettings
 from gateway.configuration.expand import ConfigError
@@ -138,6 +139,16 @@ def totals_settings(settings: Settings) -> TotalsSettings:
         keep_days_seconds=settings.billing.keep_totals_seconds,
         # Users come and go with the records that name them.
         keep_users_seconds=settings.billing.keep_records_seconds,
+    )
+
+
+def verification_settings(settings: Settings) -> VerificationSettings:
+    """The settings of `billing.verification`."""
+    totals = totals_settings(settings)
+    return VerificationSettings(
+        time_zone=totals.time_zone,
+        keep_days_seconds=totals.keep_days_seconds,
+        keep_users_seconds=totals.keep_users_seconds,
     )
 
 

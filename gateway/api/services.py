@@ -19,6 +19,7 @@ from gateway.access.revoked_secrets import RevokedSecrets
 from gateway.access.signing import Signing
 from gateway.api.open_requests import OpenRequests
 from gateway.billing.alert_watch import AlertWatch
+from gateway.billing.limit_gauges import LimitGauges
 from gateway.billing.scopes import RunningTotals
 from gateway.cache.blobs import Blobs
 from gateway.cache.image_index import ImageIndex
@@ -96,6 +97,7 @@ class Services:
     running_totals: RunningTotals
     alert_watch: AlertWatch
     revoked_secrets: RevokedSecrets
+    limit_gauges: LimitGauges
     health: Health
     upstream_health: UpstreamHealth
     body_thread: SerialThread
