@@ -6,31 +6,18 @@ The environment variable `BUDGETS` is a JSON object: limit subject → limit →
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 import orjson
 
 import gateway.__main__  # first: it sets the folder of the metrics
 from gateway.access import keys
-from gateway.images import LimitRule, LimitSubject
+from gateway.images import LimitRule
+from tests.scope_limits import with_rules
 
-BUDGETS = orjson.loads(os.environ["BUDGETS"])
-
-_read_subjects = keys._limit_subjects
-
-
-def _limit_subjects(record: keys.KeyRecord) -> tuple[LimitSubject, ...]:
-    return tuple(
-        replace(
-            subject,
-            rules={
-                **subject.rules,
-                **{limit: LimitRule(n) for limit, n in BUDGETS.get(subject.name, {}).items()},
-            },
-        )
-        for subject in _read_subjects(record)
-    )
-
-
-keys._limit_subjects = _limit_subjects
+keys._limit_subjects = with_rules(
+    {
+        subject: {limit: LimitRule(maximum) for limit, maximum in limits.items()}
+        for subject, limits in orjson.loads(os.environ["BUDGETS"]).items()
+    }
+)
 gateway.__main__.main()
