@@ -83,6 +83,8 @@ class PurchaseSummary:
     cost_micros: int = 0
     limits: list[quota.LimitState] = field(default_factory=list)
     """The limits after the settlement; empty before."""
+    shadowed: list[quota.LimitState] = field(default_factory=list)
+    """The limits in shadow mode that its purchases exceeded."""
     settling: list[asyncio.Task[Any]] = field(default_factory=list)
     """The tasks that settle or cancel its purchases; they may end after the answer."""
     stored: int = 0
@@ -266,7 +268,10 @@ class Purchases:
             )
         order.summary.has_begun = True
         order.summary.reserved_micros = estimate.amounts.usd_micros
-        return replace(reserved, record=reserved.record.but(time=reservation.value.reserved_at))
+        shadowed = quota.shadowed_by_reservation(order.principal, reservation.value)
+        order.summary.shadowed += shadowed
+        record = quota.flag_shadowed(reserved.record, shadowed)
+        return replace(reserved, record=record.but(time=reservation.value.reserved_at))
 
     async def _cancel(self, reserved: Reserved) -> None:
         batch = Batch(self._store)
@@ -285,8 +290,7 @@ class Purchases:
         batch = Batch(self._store)
         reservation = quota.reserve(
             batch,
-            # `prepared` caches the commands of the limits that are removed here.
-            replace(order.principal, limits={}, prepared={}),
+            order.principal.without_limits(),
             reserved.purchase,
             worker=self._settings.worker,
             estimate=reserved.estimate,

@@ -51,6 +51,7 @@ from gateway.store.commands import Counter as Window
 from gateway.store.protocol import Command, Store
 from gateway.store.sqlite.connection import connect
 from tests.conftest import OpenStore
+from tests.principals import make_principal
 
 UNITS = ("images", "tokens", "usd_micros")
 BUCKETS: Any = ("quarter", "day_in_zone", "day_in_utc")
@@ -178,7 +179,7 @@ class Play:
         number = "abcd".index(letter) % 2
         limits = {"usd_per_month": 10**9, "concurrent_requests": 99} if number else {}
         key = f"{self.name}-{number}"
-        return Principal(key, key, self.name, limits, record=b"record")
+        return make_principal(key, limits, team=self.name)
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────
 
@@ -203,7 +204,7 @@ class Play:
             batch = Batch(self.flaky)
             reservation = quota.reserve(
                 batch,
-                subject if is_limited else Principal(*subject_fields(subject)),
+                subject if is_limited else subject.without_limits(),
                 purchase,
                 worker=self.name,
                 estimate=estimate,
@@ -359,11 +360,6 @@ class Play:
             for sample in family.samples
             if sample.name == f"gateway_{name}"
         )
-
-
-def subject_fields(subject: Principal) -> tuple[Any, ...]:
-    """Those of a subject without limits: a purchase during an outage checks none."""
-    return subject.key_id, subject.key_name, subject.team, {}, subject.record
 
 
 def added(amounts: Sequence[Amounts]) -> Amounts:
