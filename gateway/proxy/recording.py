@@ -74,7 +74,7 @@ class Recorder:
         else:
             self._ledger.add_refusal(record)
             if isinstance(error, LimitExceeded) and error.refusal is not None:
-                self._on_refused(f"key:{error.refusal.key_id}", error.refusal.limit)
+                self._on_refused(error.refusal.subject_name, error.refusal.limit)
             self._metrics.requests.refused(context.principal.key_name, _reason(error))
 
     def _count_shadowed(self, context: RequestContext) -> None:
