@@ -1,14 +1,24 @@
 """`docs/reference/billing.md`: limits, estimates and charges are those of the code."""
 
 import ast
+import json
 from dataclasses import fields
 
+from gateway.billing.pricing import KINDS, cost
 from gateway.billing.record_amounts import MAX_NAME, MAX_VALUE, Sums
 from gateway.billing.totals import KEEP_QUARTERS_SECONDS
+from gateway.billing.what_if import (
+    NO_ORIGINAL,
+    OTHER_QUALITIES,
+    UNKNOWN_IMAGE,
+    WAS_ESTIMATED,
+    parse_what_if,
+)
 from gateway.errors import Charge
+from gateway.images import Usage
 from gateway.limits import LIMITS
 from gateway.store.commands import MAX_GROUP_ROWS
-from tests.catalogs import read_shipped
+from tests.catalogs import read_shipped, shipped_catalog
 from tests.docs.pages import code, codes, read_page, rows_below, rows_with, sources, text_of
 
 PAGE = read_page("billing.md")
@@ -59,6 +69,32 @@ def test_outcomes():
     assert documented == ["hit", "bought", "partial", "collapsed", "refused", "failed"]
     texts = {text_of(node) for tree in sources("gateway").values() for node in ast.walk(tree)}
     assert set(documented) <= texts
+
+
+def test_the_kinds_of_costs():
+    documented = [name for row in rows_with(PAGE, "kind", "costs") for name in codes(row["kind"])]
+    assert tuple(documented) == KINDS
+
+
+def test_the_example_of_a_rounding():
+    usage = Usage(text_in=3, cached_text_in=3, image_in=1)
+    model = shipped_catalog().models["gpt-image-1-mini"]
+    found = cost(model, usage=usage, images=1, size=None, quality=None)
+    assert f"→ cost_micros {found.usd_micros}\n" in PAGE
+    line = f"costs {json.dumps(found.by_kind)}   rounding {json.dumps(found.rounding)}\n"
+    assert line in PAGE
+
+
+def test_the_reasons_of_a_what_if():
+    """The page groups them, in the order of the module."""
+    reasons = [row["reason"] for row in rows_with(PAGE, "reason", "cost")]
+    assert len(reasons) == 6
+    assert OTHER_QUALITIES in reasons
+    assert {UNKNOWN_IMAGE, WAS_ESTIMATED, NO_ORIGINAL} < set(reasons)
+    questions = [
+        code(row["question"].split(" (")[0]) for row in rows_with(PAGE, "question", "answer")
+    ]
+    assert [parse_what_if(text, shipped_catalog()).quality for text in questions] == ["low", None]
 
 
 def test_the_sums_of_totals():
