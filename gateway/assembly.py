@@ -25,6 +25,7 @@ from gateway.access.signing import Signing
 from gateway.api.open_requests import OpenRequests
 from gateway.api.services import Health, Services
 from gateway.billing.ledger import Ledger
+from gateway.billing.reports import Reports
 from gateway.billing.scopes import RunningTotals
 from gateway.billing.totals import Totals
 from gateway.cache.blobs import Blobs, Observer
@@ -72,6 +73,7 @@ from gateway.room_settings import (
     ledger_settings,
     longest_link_seconds,
     purchase_settings,
+    report_settings,
     tls_files,
     totals_settings,
 )
@@ -137,6 +139,12 @@ async def open_existing_store(settings: Settings) -> AsyncIterator[Store]:
     async with open_redis_store(url, may_create=False, calendar=calendar) as store:
         await store.check_schema()
         yield store
+
+
+def wire_reports(settings: Settings, store: Store) -> Reports:
+    """Reports, for commands. No I/O."""
+    totals = Totals(store, totals_settings(settings), worker="", observer=Metrics().money)
+    return Reports(store, totals, report_settings(settings))
 
 
 # ── the cache ───────────────────────────────────────────────────────────────────────────────
@@ -413,6 +421,7 @@ def wire_gateway(
         policy=policy,
         metrics=metrics,
         running_totals=RunningTotals(store),
+        reports=Reports(store, totals, report_settings(settings)),
         health=health,
         upstream_health=upstream_health,
         body_thread=body_thread,

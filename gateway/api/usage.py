@@ -1,0 +1,181 @@
+"""`GET /v1/usage`: what a key has used, and what its limits still allow.
+
+`GET /admin/usage` reads its query in the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import orjson
+from aiohttp import web
+
+from gateway.api.auth import KEY
+from gateway.api.exchange import EXCHANGE
+from gateway.api.http.json import JSON
+from gateway.api.services import SERVICES
+from gateway.billing.quota import LimitState, rate_headers, show_usd
+from gateway.billing.reports import (
+    DIMENSIONS,
+    LABEL,
+    SLICE_ROWS,
+    ReportQuery,
+    ReportRefused,
+    ReportRow,
+)
+from gateway.billing.usage_rows import PARAMETERS, usage_query, usage_row
+from gateway.errors import ErrorCode, InvalidRequest, shorten
+from gateway.limits import MICROS_PER_USD
+from gateway.values import nearest
+
+OWN_DIMENSIONS: Final = tuple(name for name in DIMENSIONS if name not in ("team", "key", "key_id"))
+"""The parameters that filter a key's own usage."""
+
+MAX_PARAMETERS: Final = 100
+
+
+async def show_usage(request: web.Request) -> web.Response:
+    """`GET /v1/usage`. It counts as no request, and works with the budget spent."""
+    services, principal = request.app[SERVICES], request[KEY].principal
+    own = {"key_id": frozenset({principal.key_id})}
+    rows = await run_report(request, read_query(request, OWN_DIMENSIONS, filters=own))
+    limits = await services.proxy.read_limits(principal)
+    request[EXCHANGE].headers.update({**rate_headers(limits), "x-gateway-cost-usd": show_usd(0)})
+    now = services.clock()
+    head = {
+        "key": principal.key_name,
+        "time_zone": services.reports.time_zone,
+        "limits": [_limit_object(state, principal.key_name, now) for state in limits],
+    }
+    also = {"key": principal.key_name}
+    return await usage_response(head, rows, time_zone=services.reports.time_zone, also=also)
+
+
+def read_query(
+    request: web.Request,
+    dimensions: Collection[str],
+    *,
+    filters: Mapping[str, frozenset[str]] | None = None,
+    more: Collection[str] = (),
+) -> ReportQuery:
+    """The report that the query string asks for. It may filter by `dimensions`, and by labels.
+
+    `more` are further parameters, which the caller reads. Raises 400, which names the parameter.
+    """
+    services, given = request.app[SERVICES], request.query
+    chosen = dict(filters or {}) | _read_filters(request, dimensions, more)
+    group_by = PARAMETERS["group_by"]
+    with refusals_as_errors():
+        return usage_query(
+            since=_one(request, "since"),
+            until=_one(request, "until"),
+            bucket_width=_one(request, "bucket_width"),
+            group_by=[*given.getall(group_by, []), *given.getall(f"{group_by}[]", [])],
+            time_zone=services.reports.time_zone,
+            now=services.clock(),
+            filters=chosen,
+        )
+
+
+async def run_report(request: web.Request, query: ReportQuery) -> list[ReportRow]:
+    """The rows of a report. Raises 400, which names the parameter."""
+    with refusals_as_errors():
+        return await request.app[SERVICES].reports.run(query)
+
+
+@contextmanager
+def refusals_as_errors() -> Iterator[None]:
+    """Raises 400 for a query that no report answers."""
+    try:
+        yield
+    except ReportRefused as refused:
+        name = PARAMETERS.get(refused.field, "group_by")
+        raise InvalidRequest(
+            f"Invalid '{name}': expected {refused.expected}.",
+            param=name,
+            code=ErrorCode.INVALID_VALUE,
+        ) from None
+
+
+def _read_filters(
+    request: web.Request, dimensions: Collection[str], more: Collection[str]
+) -> dict[str, frozenset[str]]:
+    given, known = request.query, (*PARAMETERS.values(), *more)
+    if len(given) > MAX_PARAMETERS:
+        raise InvalidRequest(
+            f"A query has at most {MAX_PARAMETERS} parameters.", code=ErrorCode.INVALID_VALUE
+        )
+    filters: dict[str, frozenset[str]] = {}
+    for name in dict.fromkeys(given):
+        base = name.removesuffix("[]")
+        if base in dimensions or (base.startswith(LABEL) and base != LABEL):
+            filters[base] = filters.get(base, frozenset()) | frozenset(given.getall(name))
+        elif name not in (*known, f"{PARAMETERS['group_by']}[]"):
+            raise _unknown_parameter(name, (*known, *dimensions))
+    return filters
+
+
+def _one(request: web.Request, name: str) -> str | None:
+    """The value of a parameter that may be there once."""
+    values = request.query.getall(name, [])
+    if len(values) > 1:
+        raise InvalidRequest(
+            f"Invalid '{name}': expected one value, but got {len(values)}.",
+            param=name,
+            code=ErrorCode.INVALID_VALUE,
+        )
+    return values[0] if values else None
+
+
+def _unknown_parameter(name: str, known: Iterable[str]) -> InvalidRequest:
+    """The 400 for a parameter of the query string that the path does not have."""
+    return InvalidRequest(
+        f"Unknown parameter: '{shorten(name)}'. Did you mean '{nearest(name, known)}'?",
+        param=shorten(name),
+        code=ErrorCode.UNKNOWN_PARAMETER,
+    )
+
+
+async def usage_response(
+    head: Mapping[str, Any],
+    rows: Iterable[ReportRow],
+    *,
+    time_zone: str,
+    also: Mapping[str, str | None] | None = None,
+) -> web.Response:
+    """A JSON object of `head` and the rows, as `usage`."""
+    found = [
+        orjson.dumps([usage_row(row, time_zone=time_zone, also=also) for row in slice_of_rows])[
+            1:-1
+        ]
+        async for slice_of_rows in slices(list(rows))
+    ]
+    body = orjson.dumps(head)[:-1] + b',"usage":[' + b",".join(found) + b"]}"
+    return web.Response(body=body, content_type=JSON)
+
+
+async def slices(rows: list[ReportRow]) -> AsyncIterator[list[ReportRow]]:
+    """The rows in slices that are quickly encoded; others run in between."""
+    for begin in range(0, len(rows), SLICE_ROWS):
+        yield rows[begin : begin + SLICE_ROWS]
+        await asyncio.sleep(0)
+
+
+def _limit_object(state: LimitState, key_name: str, now: float) -> dict[str, Any]:
+    is_money = state.limit.unit == "usd_micros"
+
+    def shown(amount: int) -> float:
+        return amount / MICROS_PER_USD if is_money else amount
+
+    return {
+        "limit": state.limit.name,
+        "scope": f"key:{key_name}" if state.scope == "key" else state.scope,
+        "max": shown(state.maximum),
+        "used": shown(state.counter.used),
+        "reserved": shown(state.counter.reserved),
+        # Rounded up: at that second it is reset.
+        "resets_at": int(now + state.counter.resets_in) + 1 if state.counter.resets_in else None,
+    }
