@@ -156,6 +156,11 @@ class Reports:
         """The name of the zone `zone`."""
         return self._settings.time_zone
 
+    def show(self, moment: float, zone: Zone = "zone") -> str:
+        """A moment as messages have it, with its time zone."""
+        name = self._settings.time_zone if zone == "zone" else "UTC"
+        return f"{datetime.fromtimestamp(moment, ZoneInfo(name)).isoformat()} ({name})"
+
     async def run(self, query: ReportQuery) -> list[ReportRow]:
         """The rows that have any records, the oldest first, then by group.
 
@@ -191,7 +196,7 @@ class Reports:
         if not query.since < query.until:
             raise ReportRefused("until", "a time after the begin")
         if not -MAX_TIME < query.since < MAX_TIME:
-            raise ReportRefused("since", f"a time before {self._show(self._clock())}")
+            raise ReportRefused("since", f"a time before {self.show(self._clock())}")
         source, now = self._source(query), self._clock()
         keep_seconds = {
             "records": self._settings.keep_records_seconds,
@@ -262,7 +267,7 @@ class Reports:
         )
 
     def _explain_earliest(self, query: ReportQuery, source: Source, earliest: float) -> str:
-        nearest_begin = self._show(_Grid("day", self._calendar(query)).next(earliest), query.zone)
+        nearest_begin = self.show(_Grid("day", self._calendar(query)).next(earliest), query.zone)
         why = {
             "records": "this report needs ledger records of `billing.keep_free_records`; without "
             "minutes, and without hours, models, sizes and qualities by user, it goes back further",
@@ -271,10 +276,6 @@ class Reports:
             "users": "users are kept for `billing.keep_records`",
         }[source]
         return f"{nearest_begin} or later: {why}"
-
-    def _show(self, moment: float, zone: Zone = "zone") -> str:
-        name = self._settings.time_zone if zone == "zone" else "UTC"
-        return f"{datetime.fromtimestamp(moment, ZoneInfo(name)).isoformat()} ({name})"
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────
 

@@ -51,6 +51,13 @@ def show(rows: Sequence[dict[str, Any]], output_format: str, *, columns: Sequenc
         click.echo(json.dumps(rows, indent=2))
         return
     cells = [[_cell(name, row.get(name)) for name in columns] for row in rows]
+    show_lines(cells, output_format, columns=columns)
+
+
+def show_lines(
+    cells: Sequence[Sequence[str]], output_format: str, *, columns: Sequence[str]
+) -> None:
+    """As `show`, of cells that are text already, as a table or CSV."""
     if output_format == "csv":
         click.echo(csv_lines([columns, *cells]), nl=False)
         return
