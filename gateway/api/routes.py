@@ -16,6 +16,7 @@ from aiohttp import web
 from gateway.api import images, links, models, ops, usage
 from gateway.api.admin import cache, keys, signing, upstream
 from gateway.api.admin import usage as admin_usage
+from gateway.api.ask_for_more import ask_for_more
 from gateway.api.auth import with_admin, with_confirmed_key, with_key, with_metrics_token
 from gateway.api.cors import CORS, Cors
 from gateway.api.http.body import defer_continue
@@ -69,6 +70,7 @@ def client_routes() -> list[web.RouteDef]:
         web.get(_api("models"), with_confirmed_key(models.list_models), name="models"),
         web.get(_api("models", "{model}"), with_confirmed_key(models.show_model), name="model"),
         web.get(_api("usage"), with_confirmed_key(usage.show_usage), name="usage"),
+        _post(_api("usage", "ask-for-more"), with_confirmed_key(ask_for_more), name="ask_for_more"),
         web.get(f"/images/{{link:{_LINK}}}", links.show_image, name="image"),
         web.get("/openapi.json", show_document, name="openapi"),
     ]

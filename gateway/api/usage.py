@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from itertools import islice
+from typing import Any, Final, TypeAlias
 
 import orjson
 from aiohttp import web
@@ -28,13 +30,16 @@ from gateway.billing.reports import (
 )
 from gateway.billing.usage_rows import PARAMETERS, usage_query, usage_row
 from gateway.errors import ErrorCode, InvalidRequest, shorten
-from gateway.limits import MICROS_PER_USD
+from gateway.limits import CALENDAR_PERIODS, MICROS_PER_USD
 from gateway.values import nearest
 
 OWN_DIMENSIONS: Final = tuple(name for name in DIMENSIONS if name not in ("team", "key", "key_id"))
 """The parameters that filter a key's own usage."""
 
 MAX_PARAMETERS: Final = 100
+
+UsageRow: TypeAlias = Mapping[str, Any]
+"""As `usage_row` makes it."""
 
 
 async def show_usage(request: web.Request) -> web.Response:
@@ -44,14 +49,16 @@ async def show_usage(request: web.Request) -> web.Response:
     rows = await run_report(request, read_query(request, OWN_DIMENSIONS, filters=own))
     limits = await services.proxy.read_limits(principal)
     request[EXCHANGE].headers.update({**rate_headers(limits), "x-gateway-cost-usd": show_usd(0)})
-    now = services.clock()
+    now, time_zone = services.clock(), services.reports.time_zone
     head = {
         "key": principal.key_name,
-        "time_zone": services.reports.time_zone,
-        "limits": [_limit_object(state, principal.key_name, now) for state in limits],
+        "time_zone": time_zone,
+        "limits": [_limit_object(state, now) for state in limits],
     }
     also = {"key": principal.key_name}
-    return await usage_response(head, rows, time_zone=services.reports.time_zone, also=also)
+    return await usage_response(
+        head, (usage_row(row, time_zone=time_zone, also=also) for row in rows)
+    )
 
 
 def read_query(
@@ -139,43 +146,34 @@ def _unknown_parameter(name: str, known: Iterable[str]) -> InvalidRequest:
     )
 
 
-async def usage_response(
-    head: Mapping[str, Any],
-    rows: Iterable[ReportRow],
-    *,
-    time_zone: str,
-    also: Mapping[str, str | None] | None = None,
-) -> web.Response:
+async def usage_response(head: Mapping[str, Any], rows: Iterable[UsageRow]) -> web.Response:
     """A JSON object of `head` and the rows, as `usage`."""
-    found = [
-        orjson.dumps([usage_row(row, time_zone=time_zone, also=also) for row in slice_of_rows])[
-            1:-1
-        ]
-        async for slice_of_rows in slices(list(rows))
-    ]
+    found = [orjson.dumps(part)[1:-1] async for part in slices(rows)]
     body = orjson.dumps(head)[:-1] + b',"usage":[' + b",".join(found) + b"]}"
     return web.Response(body=body, content_type=JSON)
 
 
-async def slices(rows: list[ReportRow]) -> AsyncIterator[list[ReportRow]]:
-    """The rows in slices that are quickly encoded; others run in between."""
-    for begin in range(0, len(rows), SLICE_ROWS):
-        yield rows[begin : begin + SLICE_ROWS]
+async def slices(rows: Iterable[UsageRow]) -> AsyncIterator[list[UsageRow]]:
+    """The rows in slices that are quickly made and encoded; others run in between."""
+    rows = iter(rows)
+    while part := list(islice(rows, SLICE_ROWS)):
+        yield part
         await asyncio.sleep(0)
 
 
-def _limit_object(state: LimitState, key_name: str, now: float) -> dict[str, Any]:
-    is_money = state.limit.unit == "usd_micros"
+def _limit_object(state: LimitState, now: float) -> dict[str, Any]:
+    limit, counter = state.limit, state.counter
 
     def shown(amount: int) -> float:
-        return amount / MICROS_PER_USD if is_money else amount
+        return amount / MICROS_PER_USD if limit.unit == "usd_micros" else amount
 
+    resets_at = now + counter.resets_in
     return {
-        "limit": state.limit.name,
-        "scope": f"key:{key_name}" if state.scope == "key" else state.scope,
+        "limit": limit.name,
+        "scope": state.scope,
         "max": shown(state.maximum),
-        "used": shown(state.counter.used),
-        "reserved": shown(state.counter.reserved),
-        # Rounded up: at that second it is reset.
-        "resets_at": int(now + state.counter.resets_in) + 1 if state.counter.resets_in else None,
+        "used": shown(counter.used),
+        "reserved": shown(counter.reserved),
+        # A window ends with a whole second, and the two clocks differ by less.
+        "resets_at": round(resets_at) if limit.period in CALENDAR_PERIODS else math.ceil(resets_at),
     }

@@ -23,6 +23,7 @@ from gateway.billing.reports import (
     Width,
 )
 from gateway.billing.totals_periods import MAX_TIME
+from gateway.billing.what_if import WhatIfAnswer
 from gateway.calendar import Calendar
 from gateway.limits import MICROS_PER_USD
 from gateway.values import nearest, parse_duration
@@ -48,7 +49,9 @@ COLUMNS: Final = (
 )
 MORE_COLUMNS: Final = ("key_id", "outcome", "source")
 """Groups that have a column only where they were asked for."""
-MONEY: Final = ("cost_usd", "saved_usd", "presumed_usd")
+WHAT_IF: Final = "what_if_usd"
+"""The column of what a row would have cost, only where that was asked for."""
+MONEY: Final = ("cost_usd", "saved_usd", "presumed_usd", WHAT_IF)
 
 _SECONDS: Final = re.compile(r"[0-9]{1,15}(\.[0-9]{1,9})?", re.ASCII)
 _DURATION: Final = re.compile(r"([0-9]{1,6})([smhd])", re.ASCII)
@@ -132,13 +135,18 @@ def _moment(text: str, zone: ZoneInfo, now: float) -> float | None:
 # ── rows ────────────────────────────────────────────────────────────────────────────────────
 
 
-def columns_of(group_by: Iterable[str]) -> tuple[str, ...]:
+def columns_of(group_by: Iterable[str], *, what_if: bool = False) -> tuple[str, ...]:
     """The columns of a report's rows."""
-    return (*COLUMNS, *(name for name in MORE_COLUMNS if name in group_by))
+    more = tuple(name for name in MORE_COLUMNS if name in group_by)
+    return (*COLUMNS, *more, *((WHAT_IF,) if what_if else ()))
 
 
 def usage_row(
-    row: ReportRow, *, time_zone: str, also: Mapping[str, str | None] | None = None
+    row: ReportRow,
+    *,
+    time_zone: str,
+    also: Mapping[str, str | None] | None = None,
+    what_if_micros: int | None = None,
 ) -> dict[str, Any]:
     """A row with its columns. `also` are dimensions that all rows of the report have."""
     dimensions, sums = {**(also or {}), **row.dimensions}, row.sums
@@ -165,7 +173,27 @@ def usage_row(
         "saved_usd": sums.saved_micros / MICROS_PER_USD,
         "presumed_usd": sums.presumed_micros / MICROS_PER_USD,
     }
-    return found | {name: row.dimensions[name] for name in MORE_COLUMNS if name in row.dimensions}
+    found |= {name: row.dimensions[name] for name in MORE_COLUMNS if name in row.dimensions}
+    if what_if_micros is not None:
+        found[WHAT_IF] = what_if_micros / MICROS_PER_USD
+    return found
+
+
+def what_if_object(question: str, answer: WhatIfAnswer) -> dict[str, Any]:
+    """The answer for all rows together."""
+    return {
+        "question": question,
+        "charged_usd": answer.charged_micros / MICROS_PER_USD,
+        WHAT_IF: answer.cost_micros / MICROS_PER_USD,
+        "uncomputed": [
+            {
+                "model": part.model,
+                "reason": part.reason,
+                "cost_usd": part.cost_micros / MICROS_PER_USD,
+            }
+            for part in answer.uncomputed
+        ],
+    }
 
 
 def usage_cells(row: Mapping[str, Any]) -> list[str]:

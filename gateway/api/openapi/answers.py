@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.api.openapi.requests import Schema, reference
-from gateway.billing.usage_rows import COLUMNS, MONEY, MORE_COLUMNS
+from gateway.billing.usage_rows import COLUMNS, MONEY, MORE_COLUMNS, WHAT_IF
 from gateway.errors import ErrorCode
+from gateway.limits import LIMITS
 
 _AMOUNT: Final[Schema] = {"type": "number"}
 _MOMENT: Final[Schema] = {"type": "string", "format": "date-time"}
@@ -150,7 +151,20 @@ ANSWERS: Final[Mapping[str, Schema]] = {
         }
     ),
     "UsageReport": _object(
-        {"time_zone": _TEXT, "usage": {"type": "array", "items": reference("UsageRow")}}
+        {"time_zone": _TEXT, "usage": {"type": "array", "items": reference("UsageRow")}},
+        {"what_if": reference("WhatIf")},
+    ),
+    "WhatIf": _object(
+        {
+            "question": _TEXT,
+            "charged_usd": _AMOUNT,
+            WHAT_IF: _AMOUNT,
+            "uncomputed": {
+                "description": "Parts that are as they were charged.",
+                "type": "array",
+                "items": _object({"model": _TEXT_OR_NULL, "reason": _TEXT, "cost_usd": _AMOUNT}),
+            },
+        }
     ),
     "UsageRow": _object(
         {
@@ -167,7 +181,7 @@ ANSWERS: Final[Mapping[str, Schema]] = {
                 for column in COLUMNS[COLUMNS.index("requests") :]
             },
         },
-        dict.fromkeys(MORE_COLUMNS, _TEXT_OR_NULL),
+        {**dict.fromkeys(MORE_COLUMNS, _TEXT_OR_NULL), WHAT_IF: _AMOUNT},
     ),
     "Upstreams": _object({"data": {"type": "array", "items": reference("Upstream")}}),
     "Upstream": _object(
@@ -219,6 +233,23 @@ ANSWERS: Final[Mapping[str, Schema]] = {
         },
         "additionalProperties": False,
     },
+    "AskForMore": {
+        "type": "object",
+        "required": ["limit"],
+        "properties": {
+            "limit": {"enum": list(LIMITS)},
+            "amount": {"type": ["number", "null"], "exclusiveMinimum": 0},
+            "reason": {"type": ["string", "null"], "maxLength": 500},
+        },
+        "additionalProperties": False,
+    },
+    "AskedForMore": _object(
+        {
+            "limit": {"enum": list(LIMITS)},
+            "window": _TEXT,
+            "status": {"enum": ["sent", "already_sent", "no_receiver"]},
+        }
+    ),
     "Purge": _object({"images": _COUNT, "done": {"type": "boolean"}, "id": _TEXT}),
     "SigningKey": _object({"kid": _TEXT}),
 }

@@ -217,6 +217,17 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         parameters=_USAGE_PARAMETERS,
         errors=(400, *_KEY_ERRORS),
     ),
+    "ask_for_more": Operation(
+        "Ask the operators for more of a limit, once in its window",
+        "images",
+        _ok("AskedForMore", "Whether they are told."),
+        credential="key",
+        body=Content(
+            schema="AskForMore",
+            examples={"money": {"value": {"limit": "usd_per_month", "amount": 20}}},
+        ),
+        errors=(*_KEY_ERRORS, 400, 408, 413),
+    ),
     "image": Operation(
         "Get the image of a link, exactly as an answer has it. The signature is the credential",
         "links",
@@ -328,6 +339,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         parameters=(
             *_USAGE_PARAMETERS,
             _query("team", "Only this team; other dimensions likewise.", _TEXT),
+            _query("what_if", "`quality=low`, …, or `cache=off`: what it would have cost.", _TEXT),
             _query("format", "`json` or `csv`.", {"enum": ["json", "csv"]}),
         ),
         errors=(400, *_READ_ERRORS),
