@@ -20,6 +20,7 @@ from gateway.access.signing import Signing
 from gateway.api.open_requests import OpenRequests
 from gateway.billing.alert_watch import AlertWatch
 from gateway.billing.limit_gauges import LimitGauges
+from gateway.billing.reports import Reports
 from gateway.billing.scopes import RunningTotals
 from gateway.cache.blobs import Blobs
 from gateway.cache.image_index import ImageIndex
@@ -95,6 +96,7 @@ class Services:
     """The current policy; a request takes one snapshot."""
     metrics: Metrics
     running_totals: RunningTotals
+    reports: Reports
     alert_watch: AlertWatch
     revoked_secrets: RevokedSecrets
     limit_gauges: LimitGauges
