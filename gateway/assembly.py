@@ -416,7 +416,7 @@ def wire_gateway(
         cache=cache,
         policy=policy,
         metrics=metrics,
-        running_totals=RunningTotals(store),
+        running_totals=RunningTotals(store, settings.billing.metric_labels),
         limit_gauges=LimitGauges(store),
         health=health,
         upstream_health=upstream_health,
