@@ -462,6 +462,7 @@ def wire_gateway(
         reports=Reports(store, totals, report_settings(settings)),
         alert_watch=alert_watch,
         revoked_secrets=revoked_secrets,
+        running_totals=RunningTotals(store, settings.billing.metric_labels),
         limit_gauges=LimitGauges(store),
         health=health,
         upstream_health=upstream_health,

@@ -384,6 +384,13 @@ class Keys:
 
 
 @lru_cache(maxsize=2048)
+def labels_of(record: bytes) -> Mapping[str, str]:
+    """The labels of a key's record."""
+    labels = orjson.loads(record).get("labels")
+    return labels if isinstance(labels, dict) else {}
+
+
+@lru_cache(maxsize=2048)
 def limit_subjects_of(record: bytes) -> tuple[LimitSubject, ...]:
     """A key, its team and everyone, with their limits, as a request of the key has them.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.access.keys import limit_subjects_of
+from gateway.access.keys import labels_of, limit_subjects_of
 from gateway.api.services import Services
 from gateway.billing.limit_gauges import GaugeValues, distinct
 from gateway.billing.scopes import KeyNames
@@ -23,6 +23,7 @@ async def label_keys(services: Services) -> None:
     services.running_totals.are_keys_few = len(keys) < MAX_KEYS
     # In a thread, and remembered: decoding a record takes some time.
     found = await asyncio.to_thread(lambda: [limit_subjects_of(key.record) for key in keys])
+    services.running_totals.label_sets = [labels_of(key.record) for key in keys]
     services.limit_gauges.subjects = distinct(subject for one in found for subject in one)
 
 

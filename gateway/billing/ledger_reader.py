@@ -27,7 +27,7 @@ class Difference:
     """`spent`, `reserved`, `running total` or `totals`: the one that the ledger, or for `reserved`
     the open purchases, are compared with."""
     subject: str
-    """`key:<id>`, `team:<name>`, `everyone` or `model:<name>`."""
+    """`key:<id>`, `team:<name>`, `everyone`, `model:<name>` or `label:<name>=<value>`."""
     window: str
     unit: str
     expected: int

@@ -97,6 +97,7 @@ class RecordAmounts(NamedTuple):
     amounts: Mapping[str, int]
     team: str | None = None
     model: str | None = None
+    labels: Mapping[str, str] = MappingProxyType({})
 
 
 def decode_record(data: bytes) -> RecordAmounts | None:
@@ -136,6 +137,7 @@ def _decode_record(record: dict[str, Any]) -> RecordAmounts:
         _amounts(record),
         record.get("team"),
         record.get("model"),
+        labels or {},
     )
 
 

@@ -15,7 +15,7 @@ from zlib import crc32
 from zoneinfo import ZoneInfo
 
 from gateway.billing.record_amounts import charged_amounts, decode_record
-from gateway.billing.scopes import limit_subjects
+from gateway.billing.scopes import limit_subjects, total_names
 from gateway.billing.totals_periods import Series
 from gateway.calendar import Calendar, next_month
 from gateway.limits import CALENDAR_PERIODS, CalendarPeriod
@@ -122,7 +122,7 @@ class LedgerSums:
         subjects = limit_subjects(record.key_id, record.team)
         if record.time >= self.oldest_window:
             self._add_to_windows(subjects, record.time, amounts[:3])
-        totals = subjects if record.model is None else (*subjects, f"model:{record.model}")
+        totals = total_names(record.key_id, record.team, record.model, record.labels)
         money = amounts[2]
         for total_name in totals:
             total = self.running.setdefault(total_name, [0, 0])

@@ -30,7 +30,7 @@ async def test_spending_and_reservations_show_for_key_team_and_everyone(
     spent = sum(record.cost_micros for record in await gateway.ledger()) / 1e6
     async with upstream.hold():
         asking = asyncio.create_task(alice.ask("a pond"))
-        await upstream.until_sent()
+        await upstream.until_sent(2)
         samples = await gateway.client.metrics()
         for scope, name in subjects:
             for window in ("day", "week", "month"):
