@@ -458,7 +458,6 @@ def wire_gateway(
         cache=cache,
         policy=policy,
         metrics=metrics,
-        running_totals=RunningTotals(store),
         reports=Reports(store, totals, report_settings(settings)),
         alert_watch=alert_watch,
         revoked_secrets=revoked_secrets,
