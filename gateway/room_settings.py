@@ -89,6 +89,7 @@ def purchase_settings(settings: Settings, worker: str) -> PurchaseSettings:
     """The settings of `purchasing.purchase`."""
     return PurchaseSettings(
         worker=worker,
+        upstream_name=settings.upstream.name,
         timeout_seconds=settings.upstream.timeout_seconds,
         dead_after_seconds=settings.workers.dead_after_seconds,
     )

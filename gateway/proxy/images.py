@@ -360,6 +360,7 @@ def purchase_record(
         outcome="bought" if len(flight.slots) == query.request.n else "partial",
         saved_micros=sum(image.cost_micros for image, _ in images.values()) if is_first else 0,
         images_served=(len(images) or None) if is_first else None,
+        price_date=context.policy.catalog.prices_as_of.isoformat(),
     )
 
 

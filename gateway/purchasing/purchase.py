@@ -65,6 +65,8 @@ class PurchaseSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     worker: str
+    upstream_name: str
+    """For the ledger."""
     timeout_seconds: float = Field(gt=0)
     """Upstream's deadline."""
     dead_after_seconds: float = Field(default=15.0, gt=0)
@@ -191,7 +193,7 @@ class Purchases:
             flight.id,
             flight if is_stored else None,
             estimate=estimate,
-            record=order.record.but(id=flight.id),
+            record=order.record.but(id=flight.id, upstream=self._settings.upstream_name),
             tags=order.tags,
         )
         order.summary.has_begun = True
@@ -223,7 +225,7 @@ class Purchases:
             flight.id,
             flight if is_stored else None,
             estimate=estimate.amounts,
-            record=order.record.but(id=flight.id),
+            record=order.record.but(id=flight.id, upstream=self._settings.upstream_name),
             tags=order.tags,
             idempotent=order.idempotent,
             cached=tuple(order.cached.items()) if order.idempotent is not None else (),
@@ -403,9 +405,7 @@ class Purchases:
             flags=(*reserved.record.flags, *charged.flags),
             error=failure.code,
             status=failure.status,
-            images=charge.images,
-            tokens=charged.tokens,
-            cost_micros=charge.usd_micros,
+            **charged.recorded,
             latency_ms=_latency_ms(order),
             upstream_request_id=failure.upstream_request_id,
         )
@@ -435,9 +435,7 @@ def _charge_delivery(
         flags=(*reserved.record.flags, *flags),
         size=answer.echoed.get("size", reserved.record.size),
         quality=answer.echoed.get("quality", reserved.record.quality),
-        images=charge.images,
-        tokens=charged.tokens,
-        cost_micros=charge.usd_micros,
+        **charged.recorded,
         latency_ms=_latency_ms(order),
         upstream_request_id=answer.upstream_request_id,
     )

@@ -13,7 +13,7 @@ from itertools import product
 
 import pytest
 
-from gateway.billing.pricing import cost_micros, estimate
+from gateway.billing.pricing import cost, estimate
 from gateway.images import Usage
 from gateway.request.validation import validate
 from tests.catalogs import shipped_catalog
@@ -130,8 +130,8 @@ def check(model: str, size: str, quality: str, *, sizes: tuple[str, ...], format
         )
         assert (found.images, found.tokens, found.usd_micros) == expected, body
         usage = Usage(text_in=text, image_out=n * tokens + more)
-        bill = cost_micros(CATALOG.models[model], usage=usage, images=n, size=size, quality=quality)
-        assert bill <= found.usd_micros, body
+        bill = cost(CATALOG.models[model], usage=usage, images=n, size=size, quality=quality)
+        assert bill.usd_micros <= found.usd_micros, body
         count += 1
     return count
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.billing.pricing import charge, cost_micros, estimate, is_billed_by_tokens
+from gateway.billing import pricing
+from gateway.billing.pricing import charge, estimate, is_billed_by_tokens
 from gateway.images import Amounts, Usage
 from gateway.request.validation import validate
 from tests.catalogs import shipped_catalog
@@ -65,7 +66,8 @@ def bound(model, images=1, prompt="an otter", **parameters):
 
 def cost(model, usage=None, images=1, size=None, quality=None):
     found = CATALOG.models[model]
-    return cost_micros(found, usage=usage, images=images, size=size, quality=quality)
+    priced = pricing.cost(found, usage=usage, images=images, size=size, quality=quality)
+    return priced.usd_micros
 
 
 @pytest.mark.parametrize(
@@ -275,7 +277,7 @@ def charged(model, usage, images=1, **parameters):
     request = validate({"model": model, "prompt": "an otter", **parameters}, CATALOG)
     estimated = Amounts(images=9, tokens=9, usd_micros=9)
     found = CATALOG.models[model]
-    return charge(found, request, usage=usage, images=images, estimated=estimated)
+    return charge(found, request, usage=usage, images=images, estimated=estimated)[0]
 
 
 def test_the_shipped_gpt_models_are_billed_by_tokens():
