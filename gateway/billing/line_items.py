@@ -30,6 +30,8 @@ TOKEN_NAMES: Final[Mapping[str, str]] = {
 }
 """Kinds of tokens as OpenAI's reports name them; others have their own name."""
 
+_KINDS: Final = (*TOKEN_NAMES, IMAGE, ESTIMATED)
+
 
 @dataclass(frozen=True, slots=True)
 class LineItem:
@@ -46,6 +48,13 @@ class LineItem:
     kind: str | None = None
     """Of tokens, or `image`, or `estimated`; None for what no kind explains."""
 
+    @property
+    def meter(self) -> str:
+        """What is counted, without the model."""
+        if self.kind is None:
+            return "cost without a kind"
+        return TOKEN_NAMES.get(self.kind, self.kind).replace("_", " ")
+
     def __add__(self, other: LineItem) -> LineItem:
         """Both together, under the name of the first."""
         known = [quantity for quantity in (self.quantity, other.quantity) if quantity is not None]
@@ -61,7 +70,7 @@ class LineItem:
 def line_items(dimensions: Mapping[str, Any], sums: Sums) -> Iterator[LineItem]:
     """The items of a row with the dimensions `model`, `size` and `quality`."""
     model = dimensions.get("model") or OTHER
-    for kind in dict.fromkeys((*sums.costs, *sums.tokens)):
+    for kind in sorted({*sums.costs, *sums.tokens}, key=_order):
         cost_micros = sums.costs.get(kind, 0)
         if kind == IMAGE:
             parts = (model, dimensions.get("size"), dimensions.get("quality"))
@@ -76,3 +85,9 @@ def line_items(dimensions: Mapping[str, Any], sums: Sums) -> Iterator[LineItem]:
     if rest:
         # Of records of older gateways, which have no cost by kind.
         yield LineItem(model, rest)
+
+
+def _order(kind: str) -> tuple[bool, int, str]:
+    """The known kinds first."""
+    is_unknown = kind not in _KINDS
+    return is_unknown, 0 if is_unknown else _KINDS.index(kind), kind

@@ -15,15 +15,15 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final
 
+from gateway.billing import reports
 from gateway.billing.line_items import LineItem, line_items
 from gateway.billing.record_amounts import Sums
+from gateway.billing.reports import ReportQuery, ReportRefused, ReportRow
 from gateway.errors import ErrorCode, InvalidRequest, shorten_name
 from gateway.limits import MICROS_PER_USD
 from gateway.values import nearest
-
-Bucket = Literal["minute", "hour", "day"]
 
 SOURCES: Final = ("image.generation", "image.edit", "image.variation")
 MAX_TIME: Final = 253_370_764_800
@@ -42,7 +42,7 @@ _PREFIX: Final = "page_"
 class Width:
     """A `bucket_width`, and how many buckets a page has."""
 
-    bucket: Bucket
+    bucket: reports.Width
     seconds: int
     default_limit: int
     max_limit: int
@@ -110,25 +110,16 @@ _ITEM_DIMENSIONS: Final = ("model", "size", "quality")
 _NOT_OF_ROWS: Final = frozenset({"line_item", "api_source"})
 
 
-class Row(Protocol):
-    """The sums of one group in one bucket, as of a report by `PageQuery.dimensions`."""
-
-    @property
-    def starts_at(self) -> float: ...
-    @property
-    def dimensions(self) -> Mapping[str, Any]: ...
-    @property
-    def sums(self) -> Sums: ...
-
-
 @dataclass(frozen=True, slots=True)
 class PageQuery:
     """One page of a report, as its client asked for it."""
 
     shape: Shape
     width: Width
+    since: int
+    """Unix seconds: `start_time`, or where this page begins."""
     starts_at: int
-    """Unix seconds: where the first bucket of this page begins."""
+    """Where the first bucket of this page begins."""
     ends_at: int
     """Where the last bucket of the last page ends."""
     limit: int
@@ -142,6 +133,18 @@ class PageQuery:
     def until(self) -> int:
         """Where the last bucket of this page ends."""
         return min(self.ends_at, self.starts_at + self.limit * self.width.seconds)
+
+    @property
+    def report(self) -> ReportQuery:
+        """The report that this page is made of."""
+        return ReportQuery(
+            self.since,
+            self.until,
+            self.width.bucket,
+            "utc",
+            self.dimensions,
+            self.row_filters,
+        )
 
     @property
     def dimensions(self) -> tuple[str, ...]:
@@ -160,6 +163,11 @@ class PageQuery:
     def has_items(self) -> bool:
         """Whether it needs the line items of its rows."""
         return "line_item" in self.group_by or "line_items" in self.filters
+
+    def halved(self) -> PageQuery | None:
+        """The same with a page of half as many buckets; None if it has only one."""
+        count = len(self.bucket_starts())
+        return replace(self, limit=count // 2) if count > 1 else None
 
     def bucket_starts(self) -> range:
         """Where its buckets begin."""
@@ -189,6 +197,7 @@ def parse_query(shape: Shape, parameters: Iterable[tuple[str, str]], now: float)
     query = PageQuery(
         shape,
         width,
+        start,
         first,
         last + -last % width.seconds,
         limit,
@@ -311,7 +320,7 @@ def _open_page(query: PageQuery, token: str) -> PageQuery:
     is_within = query.starts_at < starts_at < ends_at <= query.ends_at
     if digest != query.digest or not is_aligned or not is_within:
         raise other_query
-    return replace(query, starts_at=starts_at, ends_at=ends_at)
+    return replace(query, since=starts_at, starts_at=starts_at, ends_at=ends_at)
 
 
 def _next_page(query: PageQuery, starts_at: int) -> str:
@@ -319,10 +328,10 @@ def _next_page(query: PageQuery, starts_at: int) -> str:
     return _PREFIX + urlsafe_b64encode(packed).decode().rstrip("=")
 
 
-def create_page(query: PageQuery, rows: Iterable[Row]) -> dict[str, Any]:
+def create_page(query: PageQuery, rows: Iterable[ReportRow]) -> dict[str, Any]:
     """The answer: every bucket of the page, empty ones too, oldest first."""
     results = usage_results if query.shape is USAGE else cost_results
-    by_bucket: dict[int, list[Row]] = {}
+    by_bucket: dict[int, list[ReportRow]] = {}
     for row in rows:
         start = math.floor(row.starts_at)
         by_bucket.setdefault(start - start % query.width.seconds, []).append(row)
@@ -342,10 +351,16 @@ def create_page(query: PageQuery, rows: Iterable[Row]) -> dict[str, Any]:
     return {"object": "page", "data": data, "has_more": has_more, "next_page": next_page}
 
 
+def explain(query: PageQuery, refused: ReportRefused) -> InvalidRequest:
+    """The 400 for a report that there is not, with the name of this report's parameter."""
+    names = {"since": "start_time", "until": "end_time", "bucket": "bucket_width"}
+    return _invalid(names.get(refused.field, refused.field), refused.expected)
+
+
 # ── results ─────────────────────────────────────────────────────────────────────────────────
 
 
-def usage_results(query: PageQuery, rows: Iterable[Row]) -> list[dict[str, Any]]:
+def usage_results(query: PageQuery, rows: Iterable[ReportRow]) -> list[dict[str, Any]]:
     """A result for each group of a bucket. Fields that are not grouped by are null."""
     return [
         {
@@ -362,7 +377,7 @@ def usage_results(query: PageQuery, rows: Iterable[Row]) -> list[dict[str, Any]]
     ]
 
 
-def cost_results(query: PageQuery, rows: Iterable[Row]) -> list[dict[str, Any]]:
+def cost_results(query: PageQuery, rows: Iterable[ReportRow]) -> list[dict[str, Any]]:
     """A result for each group of a bucket that cost something; those of a bucket add up."""
     items: dict[tuple[str | None, ...], LineItem] = {}
     for row, item in _cost_items(query, rows):
@@ -383,7 +398,9 @@ def cost_results(query: PageQuery, rows: Iterable[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def _cost_items(query: PageQuery, rows: Iterable[Row]) -> Iterator[tuple[Row, LineItem]]:
+def _cost_items(
+    query: PageQuery, rows: Iterable[ReportRow]
+) -> Iterator[tuple[ReportRow, LineItem]]:
     wanted = query.filters.get("line_items")
     for row in rows:
         if not query.has_items:
