@@ -24,7 +24,9 @@ from gateway.access.policy import CurrentPolicy, Policy, PolicySource
 from gateway.access.signing import Signing
 from gateway.api.open_requests import OpenRequests
 from gateway.api.services import Health, Services
+from gateway.billing.focus_export import FocusExport
 from gateway.billing.ledger import Ledger
+from gateway.billing.reports import Reports
 from gateway.billing.scopes import RunningTotals
 from gateway.billing.totals import Totals
 from gateway.cache.blobs import Blobs, Observer
@@ -68,10 +70,12 @@ from gateway.room_settings import (
     delivery_settings,
     entries_settings,
     fetch_settings,
+    focus_settings,
     interpreter_settings,
     ledger_settings,
     longest_link_seconds,
     purchase_settings,
+    report_settings,
     tls_files,
     totals_settings,
 )
@@ -137,6 +141,12 @@ async def open_existing_store(settings: Settings) -> AsyncIterator[Store]:
     async with open_redis_store(url, may_create=False, calendar=calendar) as store:
         await store.check_schema()
         yield store
+
+
+def wire_focus(settings: Settings, store: Store) -> FocusExport:
+    """Exports of months, for commands. No I/O."""
+    totals = Totals(store, totals_settings(settings), worker="", observer=Metrics().money)
+    return FocusExport(store, totals, focus_settings(settings))
 
 
 # ── the cache ───────────────────────────────────────────────────────────────────────────────
@@ -413,6 +423,8 @@ def wire_gateway(
         policy=policy,
         metrics=metrics,
         running_totals=RunningTotals(store),
+        reports=Reports(store, totals, report_settings(settings)),
+        focus=FocusExport(store, totals, focus_settings(settings)),
         health=health,
         upstream_health=upstream_health,
         body_thread=body_thread,

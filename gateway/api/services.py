@@ -17,6 +17,8 @@ from gateway.access.keys import Keys
 from gateway.access.policy import Policy
 from gateway.access.signing import Signing
 from gateway.api.open_requests import OpenRequests
+from gateway.billing.focus_export import FocusExport
+from gateway.billing.reports import Reports
 from gateway.billing.scopes import RunningTotals
 from gateway.cache.blobs import Blobs
 from gateway.cache.image_index import ImageIndex
@@ -92,6 +94,8 @@ class Services:
     """The current policy; a request takes one snapshot."""
     metrics: Metrics
     running_totals: RunningTotals
+    reports: Reports
+    focus: FocusExport
     health: Health
     upstream_health: UpstreamHealth
     body_thread: SerialThread

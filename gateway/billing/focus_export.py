@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -111,7 +111,7 @@ class FocusExport:
             )
         return FocusQuery(found, parse_version(version))
 
-    async def pieces(self, query: FocusQuery) -> AsyncIterator[bytes]:
+    async def pieces(self, query: FocusQuery) -> AsyncGenerator[bytes]:
         """The CSV in pieces. Raises `StoreUnavailable`, also between two of them."""
         seller = Seller(self._settings.provider, self._settings.account)
         yield encode_lines([columns_of(query.version)])
