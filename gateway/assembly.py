@@ -28,6 +28,7 @@ from gateway.api.open_requests import OpenRequests
 from gateway.api.services import Health, Services
 from gateway.billing.alert_watch import AlertWatch
 from gateway.billing.alerts import Alerts
+from gateway.billing.focus_export import FocusExport
 from gateway.billing.ledger import Ledger
 from gateway.billing.limit_gauges import LimitGauges
 from gateway.billing.reports import Reports
@@ -75,6 +76,7 @@ from gateway.room_settings import (
     delivery_settings,
     entries_settings,
     fetch_settings,
+    focus_settings,
     interpreter_settings,
     ledger_settings,
     longest_link_seconds,
@@ -155,6 +157,12 @@ def wire_reports(settings: Settings, store: Store) -> Reports:
     """Reports, for commands. No I/O."""
     totals = Totals(store, totals_settings(settings), worker="", observer=Metrics().money)
     return Reports(store, totals, report_settings(settings))
+
+
+def wire_focus(settings: Settings, store: Store) -> FocusExport:
+    """Exports of months, for commands. No I/O."""
+    totals = Totals(store, totals_settings(settings), worker="", observer=Metrics().money)
+    return FocusExport(store, totals, focus_settings(settings))
 
 
 # ── the cache ───────────────────────────────────────────────────────────────────────────────
@@ -463,6 +471,7 @@ def wire_gateway(
         revoked_secrets=revoked_secrets,
         running_totals=RunningTotals(store, settings.billing.metric_labels),
         limit_gauges=LimitGauges(store),
+        focus=FocusExport(store, totals, focus_settings(settings)),
         health=health,
         upstream_health=upstream_health,
         body_thread=body_thread,

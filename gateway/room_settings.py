@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from typing import Final
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 from gateway.access.signing import EXPIRY_STEPS
 from gateway.api.services import ApiSettings
+from gateway.billing.focus_export import FocusSettings
 from gateway.billing.ledger import LedgerSettings
 from gateway.billing.reports import ReportSettings
 from gateway.billing.totals import TotalsSettings
@@ -162,6 +164,17 @@ def report_settings(settings: Settings) -> ReportSettings:
         ),
         keep_days_seconds=settings.billing.keep_totals_seconds,
         keep_users_seconds=settings.billing.keep_records_seconds,
+    )
+
+
+def focus_settings(settings: Settings) -> FocusSettings:
+    """The settings of `billing.focus_export`: whose service is charged for."""
+    upstream = settings.upstream
+    return FocusSettings(
+        time_zone=settings.billing.time_zone,
+        provider=urlsplit(upstream.base_url).hostname or upstream.name,
+        account=upstream.name,
+        keep_days_seconds=settings.billing.keep_totals_seconds,
     )
 
 

@@ -19,6 +19,7 @@ from gateway.access.revoked_secrets import RevokedSecrets
 from gateway.access.signing import Signing
 from gateway.api.open_requests import OpenRequests
 from gateway.billing.alert_watch import AlertWatch
+from gateway.billing.focus_export import FocusExport
 from gateway.billing.limit_gauges import LimitGauges
 from gateway.billing.reports import Reports
 from gateway.billing.scopes import RunningTotals
@@ -100,6 +101,7 @@ class Services:
     alert_watch: AlertWatch
     revoked_secrets: RevokedSecrets
     limit_gauges: LimitGauges
+    focus: FocusExport
     health: Health
     upstream_health: UpstreamHealth
     body_thread: SerialThread
