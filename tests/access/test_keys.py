@@ -14,7 +14,7 @@ from gateway.access import key_records
 from gateway.access.key_records import KeyRecord, SecretHash, parse_spec
 from gateway.access.keys import KEYS, SECRETS, Keys, hash_secret
 from gateway.errors import GatewayError, IncorrectKey, InvalidRequest
-from gateway.images import Reuse
+from gateway.images import LimitRule, Reuse
 from gateway.limits import Limit, check_limits
 from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Get, Write
