@@ -22,12 +22,20 @@ from gateway.access.attempts import Attempts
 from gateway.access.audit import Audit
 from gateway.access.keys import Keys
 from gateway.access.policy import CurrentPolicy, Policy, PolicySource
+from gateway.access.revoked_secrets import RevokedSecrets
 from gateway.access.signing import Signing
+from gateway.access.watched import list_watched
 from gateway.api.open_requests import OpenRequests
 from gateway.api.services import Health, Services
+from gateway.billing.alert_watch import AlertWatch
+from gateway.billing.alerts import Alerts
+from gateway.billing.focus_export import FocusExport
 from gateway.billing.ledger import Ledger
+from gateway.billing.limit_gauges import LimitGauges
+from gateway.billing.reports import Reports
 from gateway.billing.scopes import RunningTotals
 from gateway.billing.totals import Totals
+from gateway.billing.verification import Verification
 from gateway.cache.blobs import Blobs, Observer
 from gateway.cache.books_memory import BooksMemory
 from gateway.cache.entries import Entries
@@ -69,12 +77,16 @@ from gateway.room_settings import (
     delivery_settings,
     entries_settings,
     fetch_settings,
+    focus_settings,
     interpreter_settings,
     ledger_settings,
     longest_link_seconds,
     purchase_settings,
+    report_settings,
+    sender_settings,
     tls_files,
     totals_settings,
+    verification_settings,
 )
 from gateway.store.blobs import open_blob_store
 from gateway.store.blobs.folder import FolderBlobs
@@ -86,6 +98,8 @@ from gateway.store.wrappers import EvictingStore, InstrumentedStore, LimitedStor
 from gateway.tasks import OwnedTasks, SerialThread
 from gateway.upstream.client import UpstreamClient, open_client
 from gateway.upstream.fetch import FetchSettings, LinkFetcher, open_link_fetcher
+from gateway.webhooks.outbox import Outbox
+from gateway.webhooks.sender import GuardedHttp, Sender, open_http
 
 DATABASE: Final = "gateway.sqlite"
 BLOBS_FOLDER: Final = "blobs"
@@ -138,6 +152,18 @@ async def open_existing_store(settings: Settings) -> AsyncIterator[Store]:
     async with open_redis_store(url, may_create=False, calendar=calendar) as store:
         await store.check_schema()
         yield store
+
+
+def wire_reports(settings: Settings, store: Store) -> Reports:
+    """Reports, for commands. No I/O."""
+    totals = Totals(store, totals_settings(settings), worker="", observer=Metrics().money)
+    return Reports(store, totals, report_settings(settings))
+
+
+def wire_focus(settings: Settings, store: Store) -> FocusExport:
+    """Exports of months, for commands. No I/O."""
+    totals = Totals(store, totals_settings(settings), worker="", observer=Metrics().money)
+    return FocusExport(store, totals, focus_settings(settings))
 
 
 # ── the cache ───────────────────────────────────────────────────────────────────────────────
@@ -236,6 +262,9 @@ class Gateway:
     recovery: Recovery
     ledger: Ledger
     totals: Totals
+    outbox: Outbox
+    sender: Sender
+    verification: Verification
     policy: CurrentPolicy
     worker: str
     """This worker's name in the store, never used twice."""
@@ -275,6 +304,7 @@ async def open_gateway(
         client = await stack.enter_async_context(
             open_client(client_settings(settings), observer=metrics.upstream)
         )
+        http = await stack.enter_async_context(open_http(sender_settings(settings)))
         gateway = wire_gateway(
             settings,
             policy,
@@ -282,6 +312,7 @@ async def open_gateway(
             blob_store=blob_store,
             client=client,
             links=links,
+            http=http,
             metrics=metrics,
             health=health,
             tls=tls,
@@ -301,6 +332,7 @@ def wire_gateway(
     blob_store: BlobStore,
     client: UpstreamClient,
     links: LinkFetcher,
+    http: GuardedHttp,
     metrics: Metrics,
     health: Health,
     tls: ServerTls | None = None,
@@ -323,6 +355,28 @@ def wire_gateway(
     keys, tasks = Keys(store), OwnedTasks(metrics.upstream.flights.set)
     ledger = Ledger(store, ledger_settings(settings))
     totals = Totals(store, totals_settings(settings), worker=worker, observer=metrics.money)
+    outbox = Outbox(store, lambda: policy().webhooks)
+    revoked_secrets = RevokedSecrets(store)
+    zone = ZoneInfo(settings.billing.time_zone)
+    alert_watch = AlertWatch(
+        store,
+        totals,
+        outbox,
+        alerts=Alerts(zone, settings.billing.time_zone),
+        calendar=Calendar(zone),
+        list_watched=lambda: list_watched(keys),
+        find_revoked_uses=revoked_secrets.find,
+        retiring_models=lambda: policy().retiring_models,
+        worker=worker,
+    )
+    sender = Sender(
+        store,
+        outbox,
+        lambda: policy().webhooks,
+        http,
+        worker=worker,
+        timeout_seconds=sender_settings(settings).timeout_seconds,
+    )
     ephemeral = EphemeralBlobs(
         store, blob_store, cache.takedowns, bound_bytes=cache.blobs.bound_bytes
     )
@@ -397,7 +451,7 @@ def wire_gateway(
         images,
         idempotent_images=idempotent_images,
         store_outage=store_outage,
-        recorder=Recorder(ledger, metrics, time.time),
+        recorder=Recorder(ledger, metrics, time.time, on_refused=alert_watch.note_refusal),
     )
     services = Services(
         api_settings(settings),
@@ -414,7 +468,12 @@ def wire_gateway(
         cache=cache,
         policy=policy,
         metrics=metrics,
-        running_totals=RunningTotals(store),
+        reports=Reports(store, totals, report_settings(settings)),
+        alert_watch=alert_watch,
+        revoked_secrets=revoked_secrets,
+        running_totals=RunningTotals(store, settings.billing.metric_labels),
+        limit_gauges=LimitGauges(store),
+        focus=FocusExport(store, totals, focus_settings(settings)),
         health=health,
         upstream_health=upstream_health,
         body_thread=body_thread,
@@ -431,9 +490,26 @@ def wire_gateway(
         recovery=recovery,
         ledger=ledger,
         totals=totals,
+        outbox=outbox,
+        sender=sender,
+        verification=create_verification(settings, store, worker=worker),
         policy=policy,
         worker=worker,
         tls=tls,
+    )
+
+
+def create_verification(
+    settings: Settings, store: Store, *, worker: str, is_full: bool = False
+) -> Verification:
+    """Verifies recent books beside requests, or with `is_full` all of them, without pauses."""
+    return Verification(
+        store,
+        verification_settings(settings),
+        worker=worker,
+        subjects=Keys(store).ids_and_teams,
+        is_full=is_full,
+        rest=0.0 if is_full else 4.0,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ import structlog
 from gateway.access.policy import PolicySource
 from gateway.api.key_labels import label_keys
 from gateway.assembly import Gateway, OpenLinks, open_gateway
+from gateway.billing.alert_watch import LOOK_BACK_EVERY_SECONDS, LOOK_EVERY_SECONDS
 from gateway.billing.ledger import WRITE_EVERY_SECONDS
 from gateway.billing.totals import FOLD_EVERY_SECONDS, REMOVE_EVERY_SECONDS
+from gateway.billing.verification import VERIFY_EVERY_SECONDS, note_time_zone
 from gateway.cache.takedowns import REFRESH_SECONDS
 from gateway.conditions import Condition
 from gateway.configuration.settings import Settings
@@ -29,6 +32,7 @@ from gateway.store.batch import execute
 from gateway.store.commands import Deregister, Heartbeat, Sweep
 from gateway.store.turns import PART_OF_INTERVAL, take_turn
 from gateway.upstream.fetch import open_link_fetcher
+from gateway.webhooks.sender import SEND_EVERY_SECONDS
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +40,7 @@ PURGE_SECONDS: Final = 1.0
 TRACK_UNTRACKED_SECONDS: Final = 3600.0
 REVOKED_KEYS_SECONDS: Final = 3600.0
 AUDIT_RETENTION_SECONDS: Final = 3600.0
+ALERT_CLAIMS_SECONDS: Final = 3600.0
 CERTIFICATE_SECONDS: Final = 86_400.0
 TEND_LEDGER_SECONDS: Final = 2.0
 MAX_SWEPT: Final = 500
@@ -72,6 +77,7 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("ledger_retention", TEND_LEDGER_SECONDS, lambda: tend_ledger(gateway)),
         Job("totals", FOLD_EVERY_SECONDS, gateway.totals.fold),
         Job("totals_retention", REMOVE_EVERY_SECONDS, gateway.totals.remove_expired),
+        Job("verification", 60.0, lambda: verify(settings, gateway)),
         Job("reload", 1.0, lambda: reload_files(gateway), gateway.reload_requested),
         Job("certificate_expiry", CERTIFICATE_SECONDS, lambda: check_certificate(gateway)),
         Job("takedowns", REFRESH_SECONDS, lambda: apply_takedowns(gateway)),
@@ -82,6 +88,10 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("untracked_blobs", TRACK_UNTRACKED_SECONDS, lambda: track_untracked(gateway)),
         Job("sweep", 60.0, lambda: sweep(gateway)),
         Job("key_labels", 60.0, lambda: label_keys(gateway.services)),
+        Job("alerts", LOOK_EVERY_SECONDS, gateway.services.alert_watch.look),
+        Job("alerts_back", LOOK_BACK_EVERY_SECONDS, gateway.services.alert_watch.look_back),
+        Job("webhooks", SEND_EVERY_SECONDS, gateway.sender.send),
+        Job("alert_claims", ALERT_CLAIMS_SECONDS, lambda: forget_alert_claims(gateway)),
         Job("revoked_keys", REVOKED_KEYS_SECONDS, lambda: forget_revoked_keys(gateway)),
         Job("audit_retention", AUDIT_RETENTION_SECONDS, lambda: remove_old_events(gateway)),
     )
@@ -229,6 +239,16 @@ async def tend_ledger(gateway: Gateway) -> None:
     await gateway.ledger.append_refusals()
 
 
+async def verify(settings: Settings, gateway: Gateway) -> None:
+    """Verifies the books once an hour, in one worker for all."""
+    if not gateway.verification.has_noted_zone:
+        await note_time_zone(gateway.store, settings.billing.time_zone, time.time())
+        gateway.verification.has_noted_zone = True
+        return  # a worker that has just started has other things to do
+    if await has_turn(gateway, "verification", VERIFY_EVERY_SECONDS):
+        await gateway.verification.run()
+
+
 async def forget_revoked_keys(gateway: Gateway) -> None:
     """Deletes the keys that were revoked long ago, and the secrets whose overlap has ended."""
     if not await has_turn(gateway, "revoked_keys", REVOKED_KEYS_SECONDS):
@@ -246,6 +266,13 @@ async def remove_old_events(gateway: Gateway) -> None:
         count := await gateway.services.audit.remove_expired()
     ):
         log.info("audit_events_deleted", events=count)
+
+
+async def forget_alert_claims(gateway: Gateway) -> None:
+    """Deletes the claims of events whose window is over, and entries that are too old to send."""
+    if await has_turn(gateway, "alert_claims", ALERT_CLAIMS_SECONDS):
+        await gateway.outbox.forget_claims()
+        await gateway.outbox.drop_expired()
 
 
 async def has_turn(gateway: Gateway, job: str, interval_seconds: float) -> bool:

@@ -27,7 +27,7 @@ from prometheus_client import (
 )
 
 from gateway import __version__
-from gateway.book_metrics import RunningTotalMetrics
+from gateway.book_metrics import BookGauges, RunningTotalMetrics
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -226,6 +226,9 @@ class RequestMetrics:
             "stream_first_event_seconds", "Time from the head of a request to its first event"
         )
         self._refusals = create.counters("refusals_total", "Requests refused", ("key", "reason"))
+        self._shadowed = create.counters(
+            "shadow_refusals_total", "Requests over a limit in shadow mode", ("key", "reason")
+        )
         self._refused_connections = create.counters(
             "connections_refused_total", "Connections refused, by the bound", ("reason",)
         )
@@ -259,6 +262,10 @@ class RequestMetrics:
     def refused(self, key: str, reason: str) -> None:
         """Counts one refusal."""
         self._refusals[self._labels.key(key), reason].inc()
+
+    def shadowed(self, key: str, limit: str) -> None:
+        """Counts one refusal that a limit in shadow mode did not make."""
+        self._shadowed[self._labels.key(key), limit].inc()
 
 
 class UpstreamMetrics:
@@ -426,6 +433,7 @@ class Metrics:
         self.cache = CacheMetrics(create)
         self.money = MoneyMetrics(create, self._labels, pending)
         self.running_totals = RunningTotalMetrics(self._registry)
+        self.books = BookGauges(self._registry)
         self.config_reload_failures = create.counter(
             "config_reload_failures_total",
             "Policies and certificates not adopted because of a fault",
@@ -471,6 +479,7 @@ class Metrics:
         all_workers = CollectorRegistry()
         multiprocess.MultiProcessCollector(all_workers)  # type: ignore[no-untyped-call]
         self.running_totals.register(all_workers)
+        self.books.register(all_workers)
         return generate_latest(all_workers)
 
 

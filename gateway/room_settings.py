@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from typing import Final
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 from gateway.access.signing import EXPIRY_STEPS
 from gateway.api.services import ApiSettings
+from gateway.billing.focus_export import FocusSettings
 from gateway.billing.ledger import LedgerSettings
+from gateway.billing.reports import ReportSettings
 from gateway.billing.totals import TotalsSettings
+from gateway.billing.verification import VerificationSettings
 from gateway.cache.blobs import BlobsSettings
 from gateway.cache.entries import EntriesSettings
 from gateway.configuration.expand import ConfigError
@@ -22,6 +26,7 @@ from gateway.purchasing.purchase import PurchaseSettings
 from gateway.tasks import Capacity
 from gateway.upstream.fetch import FetchSettings
 from gateway.upstream.session import ClientSettings
+from gateway.webhooks.sender import SenderSettings
 
 TOKEN_FILE: Final = "admin-token"  # noqa: S105 - a file's name
 
@@ -89,6 +94,7 @@ def purchase_settings(settings: Settings, worker: str) -> PurchaseSettings:
     """The settings of `purchasing.purchase`."""
     return PurchaseSettings(
         worker=worker,
+        upstream_name=settings.upstream.name,
         timeout_seconds=settings.upstream.timeout_seconds,
         dead_after_seconds=settings.workers.dead_after_seconds,
     )
@@ -139,6 +145,39 @@ def totals_settings(settings: Settings) -> TotalsSettings:
     )
 
 
+def verification_settings(settings: Settings) -> VerificationSettings:
+    """The settings of `billing.verification`."""
+    totals = totals_settings(settings)
+    return VerificationSettings(
+        time_zone=totals.time_zone,
+        keep_days_seconds=totals.keep_days_seconds,
+        keep_users_seconds=totals.keep_users_seconds,
+    )
+
+
+def report_settings(settings: Settings) -> ReportSettings:
+    """The settings of `billing.reports`."""
+    return ReportSettings(
+        time_zone=settings.billing.time_zone,
+        keep_records_seconds=min(
+            settings.billing.keep_free_records_seconds, settings.billing.keep_records_seconds
+        ),
+        keep_days_seconds=settings.billing.keep_totals_seconds,
+        keep_users_seconds=settings.billing.keep_records_seconds,
+    )
+
+
+def focus_settings(settings: Settings) -> FocusSettings:
+    """The settings of `billing.focus_export`: whose service is charged for."""
+    upstream = settings.upstream
+    return FocusSettings(
+        time_zone=settings.billing.time_zone,
+        provider=urlsplit(upstream.base_url).hostname or upstream.name,
+        account=upstream.name,
+        keep_days_seconds=settings.billing.keep_totals_seconds,
+    )
+
+
 def entries_settings(settings: Settings) -> EntriesSettings:
     """The settings of `cache.entries`."""
     return EntriesSettings(
@@ -173,3 +212,8 @@ def fetch_settings(settings: Settings) -> FetchSettings:
         ca_file=settings.upstream.ca_file,
         secrets=tuple(client_settings(settings).secrets),
     )
+
+
+def sender_settings(settings: Settings) -> SenderSettings:
+    """The settings of `webhooks.sender`: which hosts webhooks may have."""
+    return SenderSettings(allow=settings.rehost.allow, ca_file=settings.upstream.ca_file)

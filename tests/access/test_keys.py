@@ -15,7 +15,7 @@ from gateway.access.audit import Actor
 from gateway.access.key_records import KeyRecord, SecretHash, parse_spec
 from gateway.access.keys import KEYS, SECRETS, Keys, hash_secret
 from gateway.errors import GatewayError, IncorrectKey, InvalidRequest
-from gateway.images import Reuse
+from gateway.images import LimitRule, Reuse
 from gateway.limits import Limit, check_limits
 from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Get, Write
@@ -247,7 +247,8 @@ async def test_unknown_fields_of_a_record_are_kept_and_not_shown(
         )
         stored = json.loads(await execute(store, Get(KEYS, record.id)) or b"")
 
-    assert key.principal.limits == {"usd_per_day": 1_500_000}
+    own, everyone = key.principal.subjects
+    assert (own.rules, everyone.rules) == ({"usd_per_day": LimitRule(1_500_000)}, {})
     assert stored["webhook"] == "https://example.com"
     assert stored["secrets"][0]["label"] == "first"
     assert changed.limits == {

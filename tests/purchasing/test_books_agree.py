@@ -24,12 +24,13 @@ from gateway.billing import quota
 from gateway.billing.ledger import Ledger, draft
 from gateway.billing.scopes import limit_subjects
 from gateway.billing.totals import Totals, TotalsSettings
+from gateway.billing.verification import Verification, VerificationSettings, Verified
 from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
 from gateway.images import Amounts, Principal, Record
 from gateway.limits import CALENDAR_PERIODS
 from gateway.metrics import Metrics
 from gateway.purchasing import settlement
-from gateway.purchasing.charges import charged_tokens
+from gateway.purchasing.charges import charge_reserved
 from gateway.purchasing.journal import Received, Reserved
 from gateway.purchasing.recovery import Recovery
 from gateway.purchasing.settlement import Settlements, retry_until_stored
@@ -51,6 +52,7 @@ from gateway.store.commands import Counter as Window
 from gateway.store.protocol import Command, Store
 from gateway.store.sqlite.connection import connect
 from tests.conftest import OpenStore
+from tests.principals import make_principal
 
 UNITS = ("images", "tokens", "usd_micros")
 BUCKETS: Any = ("quarter", "day_in_zone", "day_in_utc")
@@ -178,7 +180,7 @@ class Play:
         number = "abcd".index(letter) % 2
         limits = {"usd_per_month": 10**9, "concurrent_requests": 99} if number else {}
         key = f"{self.name}-{number}"
-        return Principal(key, key, self.name, limits, record=b"record")
+        return make_principal(key, limits, team=self.name)
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────
 
@@ -203,7 +205,7 @@ class Play:
             batch = Batch(self.flaky)
             reservation = quota.reserve(
                 batch,
-                subject if is_limited else Principal(*subject_fields(subject)),
+                subject if is_limited else subject.without_limits(),
                 purchase,
                 worker=self.name,
                 estimate=estimate,
@@ -256,6 +258,7 @@ class Play:
             images=charge.images,
             tokens={"image_out": charge.tokens} if charge.tokens else {},
             cost_micros=charge.usd_micros,
+            costs={"image_out": charge.usd_micros} if charge.usd_micros else {},
         )
         return Received(opened.reserved, {}, charge, record)
 
@@ -267,9 +270,7 @@ class Play:
         record = opened.record.but(
             outcome="failed",
             flags=("presumed",) if is_presumed else (),
-            images=charge.images,
-            tokens=charged_tokens(None, charge),
-            cost_micros=charge.usd_micros,
+            **charge_reserved(charge).recorded,
         )
         await self.buyer.settle_failure(opened.reserved, failure, charge, record=record)
         if opened.charge is None or not is_presumed:
@@ -349,7 +350,16 @@ class Play:
             for name in ("cost_micros", "saved_micros", "presumed_micros"):
                 found[name] += getattr(row.sums, name)
             found["tokens"] += sum(row.sums.tokens.values())
+            found["costs"] += sum(row.sums.costs.values())
         return found
+
+    async def verify(self) -> Verified:
+        async def subjects() -> list[tuple[str, str | None]]:
+            return [(f"{self.name}-{number}", self.name) for number in range(2)]
+
+        settings = VerificationSettings(time_zone="UTC")
+        verification = Verification(self.store, settings, worker="me", subjects=subjects, rest=0.0)
+        return await verification.run()
 
     def counted(self, name: str) -> float:
         return sum(
@@ -359,11 +369,6 @@ class Play:
             for sample in family.samples
             if sample.name == f"gateway_{name}"
         )
-
-
-def subject_fields(subject: Principal) -> tuple[Any, ...]:
-    """Those of a subject without limits: a purchase during an outage checks none."""
-    return subject.key_id, subject.key_name, subject.team, {}, subject.record
 
 
 def added(amounts: Sequence[Amounts]) -> Amounts:
@@ -418,6 +423,8 @@ async def test_the_books_agree_after_any_sequence_of_purchases(
         spent
     )
 
+    assert [sum(r.costs.values()) for r in records] == [r.cost_micros for r in records]
+
     # Windows and running totals, of key, team and everyone.
     assert isinstance(before, Amounts)
     everyone = await play.windows("everyone")
@@ -438,6 +445,11 @@ async def test_the_books_agree_after_any_sequence_of_purchases(
         assert await play.windows(f"team:{play.name}", "reserved") == Amounts()
     assert not [j for j in await execute(store, OpenJournals()) if j.worker == play.name]
 
+    # What the gateway itself says. A lost journal leaves its reservation, also for later plays.
+    verified = await play.verify()
+    assert [one for one in verified.shown if one.book != "reserved"] == []
+    assert not verified.not_compared
+
     # Metrics only rise, so they have what was charged, without what corrections took back.
     assert play.counted("cost_usd_total") == pytest.approx(running.charged / 1e6)
 
@@ -451,6 +463,7 @@ async def test_the_books_agree_after_any_sequence_of_purchases(
         saved_micros=running.saved,
         presumed_micros=sum(p.charge.usd_micros for p in purchases if p.charge and p.is_presumed),
         tokens=spent.tokens,
+        costs=spent.usd_micros,
     )
     for _ in range(2):
         for bucket in BUCKETS:

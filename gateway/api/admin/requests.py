@@ -39,20 +39,6 @@ async def read_parameters(request: web.Request, known: Collection[str]) -> dict[
     return parameters
 
 
-def check_query(request: web.Request, known: Collection[str]) -> None:
-    """Refuses a parameter of the query that the path does not have, and a repeated one."""
-    for name in request.query:
-        if name not in known:
-            shown = name[:MAX_ECHO]
-            raise InvalidRequest(
-                f"Unknown parameter: '{shown}'. Did you mean '{nearest(name, known)}'?",
-                param=shown,
-                code=ErrorCode.UNKNOWN_PARAMETER,
-            )
-        if len(request.query.getall(name)) > 1:
-            raise invalid_value(name, "one value, but it is there several times")
-
-
 def read_limit(request: web.Request, largest: int) -> int | None:
     """The `limit` of a list; None without one."""
     limit = request.query.get("limit")
@@ -84,3 +70,17 @@ def invalid_value(name: str, expected: str) -> InvalidRequest:
     return InvalidRequest(
         f"Invalid '{name}': expected {expected}.", param=name, code=ErrorCode.INVALID_VALUE
     )
+
+
+def check_query(request: web.Request, known: Collection[str]) -> None:
+    """Raises 400 unless the query string has only these parameters, each once."""
+    for name in request.query:
+        if name not in known:
+            shown = name[:MAX_ECHO]
+            raise InvalidRequest(
+                f"Unknown parameter: '{shown}'. Did you mean '{nearest(name, known)}'?",
+                param=shown,
+                code=ErrorCode.UNKNOWN_PARAMETER,
+            )
+        if len(request.query.getall(name)) > 1:
+            raise invalid_value(name, "one value, not several")
