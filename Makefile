@@ -10,8 +10,8 @@ SOURCES := gateway tests
 TESTERS ?= $(shell expr $$(nproc) + 1)
 # The locks are complete, so nothing is resolved: pip would look an extra (coverage[toml]) up anew.
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps
-SCHEMA := import json; from gateway.configuration.schema import json_schema; \
-	print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+SCHEMAS := import pathlib; from gateway.configuration.schema import write_schemas; \
+	write_schemas(pathlib.Path("config"))
 LOCK := pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe \
 	--no-header --no-emit-options --no-emit-index-url --no-emit-trusted-host \
 	--no-emit-find-links --annotation-style=line
@@ -60,8 +60,7 @@ check: $(VENV)/dev.stamp ## format, lint, types, import floors
 	@$(BIN)/lint-imports --no-cache
 
 schemas: $(VENV)/dev.stamp ## write the JSON Schema of the configuration anew
-	@$(BIN)/python -c '$(SCHEMA)' > config/gateway.schema.json.new
-	@mv config/gateway.schema.json.new config/gateway.schema.json
+	@$(BIN)/python -c '$(SCHEMAS)'
 
 lock: ## choose the newest versions that pyproject.toml allows and write them down
 	@venv=$$(mktemp -d) && trap 'rm -rf "$$venv"' EXIT && \

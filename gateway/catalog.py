@@ -23,6 +23,7 @@ from pydantic import (
     PrivateAttr,
     StringConstraints,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -57,16 +58,24 @@ class CatalogError(ValueError):
     """An invalid model table. The message names the file, the place and the fault."""
 
 
+_PRICE: Final = r"[0-9]{1,6}(\.[0-9]{1,6})?"
+
+
 def _price(value: object) -> Decimal:
     # A number in YAML would be a float, and 0.1 is not exact.
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value):
+    if isinstance(value, str) and re.fullmatch(_PRICE, value):
         return Decimal(value)
     raise ValueError('write a price as a string of US dollars, like "0.040"')
 
 
 Name: TypeAlias = Annotated[str, StringConstraints(min_length=1)]
 Size: TypeAlias = Annotated[str, StringConstraints(pattern=f"^{SIZE.pattern}$")]
-Price: TypeAlias = Annotated[Decimal, BeforeValidator(_price)]
+Price: TypeAlias = Annotated[
+    Decimal,
+    BeforeValidator(_price),
+    WithJsonSchema({"type": "string", "pattern": rf"^{_PRICE}$|\$\{{"}),
+]
+"""In the JSON Schema it may come from the environment."""
 PriceTable: TypeAlias = Mapping[Size, Annotated[Mapping[Name, Price], Field(min_length=1)]]
 """US dollars per image, by size and quality."""
 TokenTable: TypeAlias = Mapping[Size, Annotated[Mapping[Name, PositiveInt], Field(min_length=1)]]
@@ -295,6 +304,23 @@ class ImageBilling(_Row):
 Billing: TypeAlias = Annotated[TokenBilling | ImageBilling, Field(discriminator="by")]
 
 
+class AssumedPrice(_Row):
+    """What an image of a model without a price is taken to cost, at the worst."""
+
+    usd_per_image: Price
+
+    @model_validator(mode="after")
+    def _is_above_zero(self) -> Self:
+        _require(self.usd_per_image > 0, "usd_per_image must be above 0: nothing is bought unpaid")
+        return self
+
+
+def _assumed_price(value: object) -> object:
+    if value == "deny" or isinstance(value, Mapping | AssumedPrice):
+        return None if value == "deny" else value
+    raise ValueError("""write 'deny', or a worst case such as {usd_per_image: "0.70"}""")
+
+
 # ── models ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -325,8 +351,20 @@ class Model(_Row):
     rules: Annotated[tuple[Rule, ...], Field(strict=False)] = ()
     answer_fields: Annotated[tuple[Name, ...], Field(strict=False)] = ()
     """Further fields of an image in upstream's answer that are kept, and shown to every key."""
-    billing: Billing
+    billing: Billing | None = None
+    """None for a model whose price is not known."""
     simulator: SimulatorSpec = Field(default_factory=SimulatorSpec)
+    _assumed_price: AssumedPrice | None = PrivateAttr(default=None)
+
+    @property
+    def assumed_usd_per_image(self) -> Decimal | None:
+        """Of a model without `billing`, the catalog's `unknown_price`; None if it is `deny`."""
+        return None if self._assumed_price is None else self._assumed_price.usd_per_image
+
+    @property
+    def is_sold(self) -> bool:
+        """Whether images can be bought: its price is known, or one is assumed."""
+        return self.billing is not None or self._assumed_price is not None
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -341,8 +379,9 @@ class Model(_Row):
             _require(name not in IDENTITIES, f"answer_fields: '{name}' names the buyer of an image")
             is_free = name not in _OTHER_ANSWER_FIELDS
             _require(is_free, f"answer_fields: '{name}' is a field of the images API already")
-        _check_billing(self)
-        quality = self.parameters["quality"]
+        if self.billing is not None:
+            _check_billing(self, self.billing)
+        quality = self.parameters.get("quality")
         values = quality.distinct_values if isinstance(quality, ChoiceSpec) else ()
         for name in self.simulator.latency_seconds:
             suggestion = _did_you_mean(name, values)
@@ -360,6 +399,11 @@ class Catalog(_Row):
     default_gpt_model: Name
     unknown_models: Literal["reject"]
     prices_as_of: date
+    unknown_price: Annotated[
+        AssumedPrice | None,
+        BeforeValidator(_assumed_price, json_schema_input_type=Literal["deny"] | AssumedPrice),
+    ] = None
+    """For models without `billing`. None, written `deny`: they are refused."""
     harmless: Mapping[Name, bool | int] = Field(default_factory=dict)
     models: Annotated[Mapping[Name, Model], Field(min_length=1)]
 
@@ -371,6 +415,9 @@ class Catalog(_Row):
             _require(name in self.models, f"{key}: there is no row '{name}'{suggestion}")
         for name in self.harmless:
             _require(self.knows_parameter(name), f"harmless: no model has the parameter '{name}'")
+        for model in self.models.values():
+            if model.billing is None:
+                model._assumed_price = self.unknown_price  # noqa: SLF001 - a row knows no table
         return self
 
     def knows_parameter(self, name: str) -> bool:
@@ -418,10 +465,9 @@ def _key_path(data: Any, location: Iterable[str | int]) -> list[str]:
     return path
 
 
-def _check_billing(model: Model) -> None:
+def _check_billing(model: Model, billing: TokenBilling | ImageBilling) -> None:
     for name in ("size", "quality"):
         _require(name in model.parameters, f"needs the parameter '{name}', by which it is billed")
-    billing = model.billing
     if isinstance(billing, ImageBilling):
         _check_table(model, "usd_per_image", billing.usd_per_image)
         return
@@ -454,7 +500,7 @@ def _check_names(model: Model, parameter: str, table: str, *, names: Iterable[st
     if not isinstance(spec, ChoiceSpec):
         raise ValueError(f"{table} needs the parameter '{parameter}' to be of type choice")
     found, values = set(names), set(spec.distinct_values)
-    optional = {spec.default} if model.billing.by == "tokens" else set()
+    optional = {spec.default} if isinstance(model.billing, TokenBilling) else set()
     for value in sorted(values - found - optional):
         raise ValueError(f"{table} lacks the {parameter} '{value}'")
     for name in sorted(found - values):

@@ -139,6 +139,7 @@ class ErrorCode(StrEnum):
     )
     INVALID_ADMIN_TOKEN = "invalid_admin_token", 401, "The path needs the admin token."
     MODEL_NOT_FOUND = "model_not_found", 403, "The key may not use this model, or it is unknown."
+    UNKNOWN_PRICE = "unknown_price", 403, "The model has no price, so the gateway does not buy it."
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded", 429, "A rate limit is reached."
     INSUFFICIENT_QUOTA = "insufficient_quota", 429, "A budget is used up."
     TOO_MANY_OPEN = "too_many_open", 429, "Too many requests or connections are open."

@@ -333,6 +333,20 @@ class LimitSubject:
     rules: Mapping[str, LimitRule]
     """By limit name. Without a rule there is no limit."""
 
+    @property
+    def scope(self) -> str:
+        """What the API, the command line and the metrics call it: `key:NAME`, `team:NAME`, …"""
+        return f"{self.kind}:{self.shown_as}" if self.shown_as else self.kind
+
+
+class Expected(NamedTuple):
+    """A record of the store as it was read. An admission fails if it is another one now."""
+
+    space: str
+    name: str
+    value: bytes
+    """b"" if there is none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Principal:
@@ -341,15 +355,31 @@ class Principal:
     key_id: str
     key_name: str
     team: str | None
-    limits: Mapping[str, int]
-    """Maximum by limit name, in the limit's unit (micro-dollars for `usd_…`)."""
-    record: bytes
-    """The key's record as read from the store. An admission fails if it is not current."""
+    subjects: tuple[LimitSubject, ...]
+    """The key, its team if it has one, and everyone: each request counts against all of them."""
+    expected: tuple[Expected, ...]
+    """The records that this was made of."""
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Of the team and the key, for the records of its requests."""
     prepared: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """Commands that a room has made of the limits, by the room's name. A principal sends many
     requests, so they are made only once."""
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether anything limits its requests, or would if it were not in shadow mode."""
+        return any(subject.rules for subject in self.subjects)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether anything limits its requests."""
+        rules = (rule for subject in self.subjects for rule in subject.rules.values())
+        return any(rule.mode == "enforce" for rule in rules)
+
+    def without_limits(self) -> Principal:
+        """The same without rules, for what is counted and must not be refused."""
+        subjects = tuple(replace(subject, rules={}) for subject in self.subjects)
+        return replace(self, subjects=subjects, prepared={})
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,6 +387,7 @@ class LimitRefusal:
     """A limit that refused a purchase, as its counter was then: enough to refuse others alike."""
 
     key_id: str
+    """The key whose limit it is; empty for a limit of a team or of everyone."""
     limit: str
     maximum: int
     amount: int
@@ -365,6 +396,13 @@ class LimitRefusal:
     reserved: int
     resets_in: float
     retry_in: float
+    subject: str = ""
+    """The name of the limit subject; gateways that only limited keys leave it empty."""
+
+    @property
+    def subject_name(self) -> str:
+        """The limit subject, also if an older gateway was refused."""
+        return self.subject or f"key:{self.key_id}"
 
 
 Representation: TypeAlias = Literal["raw", "base64"]

@@ -226,6 +226,9 @@ class RequestMetrics:
             "stream_first_event_seconds", "Time from the head of a request to its first event"
         )
         self._refusals = create.counters("refusals_total", "Requests refused", ("key", "reason"))
+        self._shadowed = create.counters(
+            "shadow_refusals_total", "Requests over a limit in shadow mode", ("key", "reason")
+        )
         self._refused_connections = create.counters(
             "connections_refused_total", "Connections refused, by the bound", ("reason",)
         )
@@ -259,6 +262,10 @@ class RequestMetrics:
     def refused(self, key: str, reason: str) -> None:
         """Counts one refusal."""
         self._refusals[self._labels.key(key), reason].inc()
+
+    def shadowed(self, key: str, limit: str) -> None:
+        """Counts one refusal that a limit in shadow mode did not make."""
+        self._shadowed[self._labels.key(key), limit].inc()
 
 
 class UpstreamMetrics:

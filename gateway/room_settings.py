@@ -23,6 +23,7 @@ from gateway.purchasing.purchase import PurchaseSettings
 from gateway.tasks import Capacity
 from gateway.upstream.fetch import FetchSettings
 from gateway.upstream.session import ClientSettings
+from gateway.webhooks.sender import SenderSettings
 
 TOKEN_FILE: Final = "admin-token"  # noqa: S105 - a file's name
 
@@ -90,6 +91,7 @@ def purchase_settings(settings: Settings, worker: str) -> PurchaseSettings:
     """The settings of `purchasing.purchase`."""
     return PurchaseSettings(
         worker=worker,
+        upstream_name=settings.upstream.name,
         timeout_seconds=settings.upstream.timeout_seconds,
         dead_after_seconds=settings.workers.dead_after_seconds,
     )
@@ -184,3 +186,8 @@ def fetch_settings(settings: Settings) -> FetchSettings:
         ca_file=settings.upstream.ca_file,
         secrets=tuple(client_settings(settings).secrets),
     )
+
+
+def sender_settings(settings: Settings) -> SenderSettings:
+    """The settings of `webhooks.sender`: which hosts webhooks may have."""
+    return SenderSettings(allow=settings.rehost.allow, ca_file=settings.upstream.ca_file)

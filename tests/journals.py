@@ -86,7 +86,13 @@ async def leave_purchase(
         charge = Amounts(images=1, tokens=150, usd_micros=4321)
         if received:
             image = _image(data, charge)
-            bill = record.but(images=1, cost_micros=charge.usd_micros, tokens={"image_out": 150})
+            costs = {"image_out": charge.usd_micros}
+            bill = record.but(
+                images=1,
+                cost_micros=charge.usd_micros,
+                tokens={"image_out": 150},
+                costs=costs,
+            )
             payload = Received(reserved, {0: image}, charge, bill).encode()
             await blobs.put(image.digest, data, 3600.0)
             await execute(store, Receive(purchase, payload))

@@ -14,6 +14,7 @@ from gateway.limits import LIMITS, Limit, Period, Unit, check_limits
 from gateway.store.batch import Batch
 from gateway.store.protocol import Store
 from tests.conftest import OpenStore
+from tests.principals import make_principal
 
 ATTEMPTS = 8
 MAXIMUM = 4
@@ -64,7 +65,7 @@ async def purchases_of(store: Store, rows: list[Limit], *, settles: bool) -> int
     """How many of the attempts succeed under limits of `MAXIMUM`."""
     key_id = f"{rows[0].unit} {rows[0].period} {rows[0].at_admission} {settles}"
     limits = {row.name: MAXIMUM for row in rows}
-    client = LimitedClient(store, Principal(key_id, key_id, None, limits, record=b""))
+    client = LimitedClient(store, make_principal(key_id, limits))
     bought = [await client.buy(f"{key_id} {number}", settles=settles) for number in range(ATTEMPTS)]
     return sum(bought)
 
@@ -110,7 +111,7 @@ async def test_all_limits_of_the_table_are_enforced_together(open_store: OpenSto
         for limited in LIMITS.values():
             limits = dict.fromkeys(LIMITS, 10**6) | {limited.name: MAXIMUM}
             key_id = f"key of {limited.name}"
-            client = LimitedClient(store, Principal(key_id, key_id, None, limits, record=b""))
+            client = LimitedClient(store, make_principal(key_id, limits))
             bought = [await client.buy(f"{key_id} {i}", settles=False) for i in range(ATTEMPTS)]
             allowed = MAXIMUM // (1 if limited.unit in ("requests", "purchases") else 2)
             assert bought == [True] * allowed + [False] * (ATTEMPTS - allowed), limited

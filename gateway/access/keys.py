@@ -46,7 +46,7 @@ from gateway.errors import (
     StoreUnavailable,
     shorten_name,
 )
-from gateway.images import LimitRule, LimitSubject, Principal, Reuse
+from gateway.images import Expected, LimitRule, LimitSubject, Principal, Reuse
 from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Get, Write
 from gateway.store.pages import scan_records
@@ -58,6 +58,9 @@ T = TypeVar("T")
 KEYS: Final = "keys"
 SECRETS: Final = "secrets"
 NAMES: Final = "names"
+ACCESS: Final = "access"
+GENERATION: Final = "generation"
+"""Of the space `access`: another one after each change of a team, of everyone or of a raise."""
 REVOKED: Final = "revoked_keys"
 """Records by the time of their revocation and the key's id."""
 REVOKED_SECONDS: Final = 90 * 86_400
@@ -119,6 +122,7 @@ class Keys:
         self._clock = clock
         self._known: OrderedDict[str, _KnownKey] = OrderedDict()  # by secret hash
         self._confirmed_at: dict[str, float] = {}  # by key id
+        self._generation = b""
 
     # ── authentication ──────────────────────────────────────────────────────────────────────
 
@@ -162,10 +166,15 @@ class Keys:
         confirmed_at = self._confirmed_at.get(key.principal.key_id, 0.0)
         return confirmed_at > self._clock() - TRUST_SECONDS
 
-    def update(self, secret: str, record: bytes) -> None:
-        """Replaces a key by the newer record that an admission found; b"" if there is none."""
+    def update(self, secret: str, principal: Principal, changed: Sequence[bytes]) -> None:
+        """Replaces a key by the newer records that an admission found; b"" for one that is gone."""
+        found = {
+            (expected.space, expected.name): value
+            for expected, value in zip(principal.expected, changed, strict=True)
+        }
+        self._generation = found[ACCESS, GENERATION]
         secret_hash = hash_secret(secret)
-        if record:
+        if record := found[KEYS, principal.key_id]:
             self._remember(secret_hash, record)
         else:
             self._forget(secret_hash)
@@ -183,7 +192,7 @@ class Keys:
 
     def _remember(self, secret_hash: str, data: bytes) -> _KnownKey | None:
         """The key of a record; None if the record is unreadable, and the key therefore unknown."""
-        known = read_stored("key", data, lambda data: _known_key(data, secret_hash))
+        known = read_stored("key", data, partial(self._known_key, secret_hash=secret_hash))
         if known is None:
             self._forget(secret_hash)
             return None
@@ -192,6 +201,9 @@ class Keys:
         if len(self._known) > MAX_KNOWN:
             self._forget(next(iter(self._known)))
         return known
+
+    def _known_key(self, data: bytes, secret_hash: str) -> _KnownKey:
+        return _known_key(data, secret_hash, generation=self._generation)
 
     def _forget(self, secret_hash: str) -> None:
         known = self._known.pop(secret_hash, None)
@@ -231,7 +243,9 @@ class Keys:
             for secret_hash in named.secret_hashes:
                 has_room = len(self._known) + len(unknown) < MAX_KNOWN
                 if has_room and not has_ended and secret_hash not in self._known:
-                    known = read_stored("key", data, partial(_known_key, secret_hash=secret_hash))
+                    known = read_stored(
+                        "key", data, partial(self._known_key, secret_hash=secret_hash)
+                    )
                     if known is not None:
                         unknown.append((secret_hash, known))
         return names, unknown
@@ -383,14 +397,7 @@ def limit_subjects_of(record: bytes) -> tuple[LimitSubject, ...]:
     Empty for a record that cannot be read.
     """
     known = read_stored("key", record, KeyRecord.decode)
-    if known is None:
-        return ()
-    rules = {name: LimitRule(maximum) for name, maximum in known.limits_in_units().items()}
-    key = LimitSubject(f"key:{known.id}", "key", shown_as=known.name, rules=rules)
-    everyone = LimitSubject("everyone", "everyone", shown_as="", rules={})
-    if known.team is None:
-        return key, everyone
-    return key, LimitSubject(f"team:{known.team}", "team", shown_as=known.team, rules={}), everyone
+    return () if known is None else _limit_subjects(known)
 
 
 def hash_secret(secret: str) -> str:
@@ -427,7 +434,7 @@ def _decode(data: bytes | None) -> KeyRecord | None:
     return None if data is None else read_stored("key", data, KeyRecord.decode)
 
 
-def _known_key(data: bytes, secret_hash: str) -> _KnownKey:
+def _known_key(data: bytes, secret_hash: str, *, generation: bytes) -> _KnownKey:
     record = KeyRecord.decode(data)
     matching = [s for s in record.secrets if hmac.compare_digest(s.sha256, secret_hash)]
     ends = [record.expires_at, *(s.expires_at for s in matching[:1])]
@@ -438,8 +445,11 @@ def _known_key(data: bytes, secret_hash: str) -> _KnownKey:
                 key_id=record.id,
                 key_name=record.name,
                 team=record.team,
-                limits=record.limits_in_units(),
-                record=data,
+                subjects=_limit_subjects(record),
+                expected=(
+                    Expected(KEYS, record.id, data),
+                    Expected(ACCESS, GENERATION, generation),
+                ),
             ),
             models=None if record.models is None else frozenset(record.models),
             validation=record.validation,
@@ -452,6 +462,16 @@ def _known_key(data: bytes, secret_hash: str) -> _KnownKey:
         ),
         ends_at=ends_at if matching and record.revoked_at is None else 0.0,
     )
+
+
+def _limit_subjects(record: KeyRecord) -> tuple[LimitSubject, ...]:
+    rules = {name: LimitRule(maximum) for name, maximum in record.limits_in_units().items()}
+    key = LimitSubject(f"key:{record.id}", "key", shown_as=record.name, rules=rules)
+    everyone = LimitSubject("everyone", "everyone", shown_as="", rules={})
+    if record.team is None:
+        return key, everyone
+    team = LimitSubject(f"team:{record.team}", "team", shown_as=record.team, rules={})
+    return key, team, everyone
 
 
 def _name_taken(name: str) -> GatewayError:

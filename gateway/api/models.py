@@ -12,16 +12,20 @@ from gateway.api.auth import KEY
 from gateway.api.exchange import EXCHANGE
 from gateway.api.http.json import json_response
 from gateway.api.services import SERVICES
+from gateway.billing.pricing import check_price
 from gateway.billing.quota import rate_headers, show_usd
 from gateway.catalog import Model
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, shorten_name
 
 
 async def list_models(request: web.Request) -> web.Response:
-    """`GET /v1/models`."""
+    """`GET /v1/models`: without models that cannot be bought, because their price is not known."""
     await _add_limit_headers(request)
     return json_response(
-        {"object": "list", "data": [_model_object(m) for m in _allowed_models(request)]}
+        {
+            "object": "list",
+            "data": [_model_object(m) for m in _allowed_models(request) if m.is_sold],
+        }
     )
 
 
@@ -31,6 +35,7 @@ async def show_model(request: web.Request) -> web.Response:
     model_id = request.match_info["model"]
     for model in _allowed_models(request):
         if model.id == model_id:
+            check_price(model)
             return json_response(_model_object(model))
     raise GatewayError(
         f"The model '{shorten_name(model_id)}' does not exist",

@@ -15,8 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from gateway.access.attempts import Attempts
 from gateway.access.keys import Keys
 from gateway.access.policy import Policy
+from gateway.access.revoked_secrets import RevokedSecrets
 from gateway.access.signing import Signing
 from gateway.api.open_requests import OpenRequests
+from gateway.billing.alert_watch import AlertWatch
 from gateway.billing.limit_gauges import LimitGauges
 from gateway.billing.scopes import RunningTotals
 from gateway.cache.blobs import Blobs
@@ -94,6 +96,8 @@ class Services:
     metrics: Metrics
     running_totals: RunningTotals
     limit_gauges: LimitGauges
+    alert_watch: AlertWatch
+    revoked_secrets: RevokedSecrets
     health: Health
     upstream_health: UpstreamHealth
     body_thread: SerialThread

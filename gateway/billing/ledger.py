@@ -15,7 +15,7 @@ import hmac
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from gateway.billing.scopes import running_totals
 from gateway.errors import StoreUnavailable
-from gateway.images import Principal, Record, Usage
+from gateway.images import Principal, Record
 from gateway.store.batch import execute
 from gateway.store.commands import (
     Append,
@@ -87,24 +87,6 @@ def draft(
         labels=principal.labels,
         client_address=client_address,
     )
-
-
-def tokens_by_kind(usage: Usage | None) -> Mapping[str, int]:
-    """Tokens as the ledger and the metrics name them, without kinds that are 0.
-
-    Each token is of one kind: `text_in` and `image_in` are those that were not cached.
-    """
-    if usage is None:
-        return {}
-    kinds = {
-        "text_in": usage.text_in - usage.cached_text_in,
-        "cached_text_in": usage.cached_text_in,
-        "image_in": usage.image_in - usage.cached_image_in,
-        "cached_image_in": usage.cached_image_in,
-        "image_out": usage.image_out,
-        "text_out": usage.text_out,
-    }
-    return {kind: count for kind, count in kinds.items() if count}
 
 
 @dataclass(slots=True)

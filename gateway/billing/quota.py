@@ -1,12 +1,14 @@
-"""Quota: the limits of a key's requests and of its spending.
+"""Quota: the limits of requests and of spending, of a key, its team and everyone.
 
-Two steps, each all or nothing on the store's clock: *admission* of every valid request, and
-*reservation* before a purchase, which also opens the purchase's journal. A reservation is settled
-exactly once. The journal's payload is opaque here; it is `purchasing.journal`.
+Two steps, each all or nothing over the limit subjects on the store's clock: *admission* of every
+valid request, and *reservation* before a purchase, which also opens the purchase's journal. A
+reservation is settled exactly once. The journal's payload is opaque here; it is
+`purchasing.journal`.
 
-The windows of day, week and month are kept for every key, its team and everyone, limited or not: a
-limit that is set tomorrow also counts today's spending. The table of limits is `limits`; estimates
-and charges are `billing.pricing`.
+The windows of day, week and month and the open purchases are kept for every key, its team and
+everyone, limited or not: a limit that is set tomorrow also counts today's spending.
+
+The table of limits is `limits`; estimates and charges are `billing.pricing`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Final, Literal, NamedTuple
 
 from gateway.billing.scopes import limit_subjects, running_totals
 from gateway.errors import ErrorCode, LimitExceeded
-from gateway.images import Amounts, LimitRefusal, Principal, Record
+from gateway.images import Amounts, LimitRefusal, LimitRule, LimitSubject, Principal, Record
 from gateway.limits import LIMITS, Limit
 from gateway.store.batch import Batch, Result
 from gateway.store.commands import (
@@ -35,11 +37,11 @@ from gateway.store.commands import (
     Settlement,
 )
 
-SPACE: Final = "keys"
-"""The store's space of key records, which an admission compares."""
-
 UNRESERVED: Final = "unreserved"
 """The flag of a record whose reservation the store had lost."""
+
+SHADOW_LIMIT: Final = "shadow_limit"
+"""The flag of a record that a limit would have refused if it were not in shadow mode."""
 
 _SHOWN: Final = frozenset({"requests", "images", "tokens"})
 """The units whose limits show in headers."""
@@ -51,17 +53,51 @@ _IMAGE_RATES: Final = [
 
 
 class LimitState(NamedTuple):
-    """One limit of one scope, as its counter was last seen."""
+    """One limit of one limit subject, as its counter was last seen."""
 
     limit: Limit
-    scope: str
-    maximum: int
+    subject: LimitSubject
+    rule: LimitRule
     counter: CounterState
+
+    @property
+    def scope(self) -> str:
+        """Whose limit it is: `key:NAME`, `team:NAME` or `everyone`."""
+        return self.subject.scope
+
+    @property
+    def maximum(self) -> int:
+        """How much the limit allows."""
+        return self.rule.maximum
+
+    @property
+    def is_enforced(self) -> bool:
+        """Whether it refuses; a limit in shadow mode only counts."""
+        return self.rule.mode == "enforce"
 
     @property
     def remaining(self) -> int:
         """How much the counter still allows; never below 0."""
         return max(0, self.maximum - self.counter.used - self.counter.reserved)
+
+
+class _Counted(NamedTuple):
+    """What a request or a purchase counts in: one limit of one limit subject."""
+
+    limit: Limit
+    subject: LimitSubject
+    rule: LimitRule | None
+    """None: it is counted without a limit."""
+
+    @property
+    def counter(self) -> Counter:
+        maximum = self.rule.maximum if self.rule is not None else None
+        return Counter(self.subject.name, self.limit.unit, self.limit.period, maximum)
+
+    def consumption(self, amount: int) -> Consumption:
+        return Consumption(
+            self.counter, amount, shadow=self.rule is not None and self.rule.mode == "shadow"
+        )
 
 
 class _Prepared(NamedTuple):
@@ -71,10 +107,14 @@ class _Prepared(NamedTuple):
     """Counts a request, and peeks at the limits that headers show."""
     admit_and_peek: Admit
     """The same, and peeks at the other limits too; those come last."""
-    limits: tuple[tuple[Limit, int], ...]
-    """With their maxima, in the order of the consumptions of `admit_and_peek`."""
-    reserved: tuple[tuple[Limit, Counter], ...]
-    """The counters that may deny a purchase, and the number of open ones."""
+    admit_image: Admit | None
+    """Counts an image that is made without a purchase; None if no limit counts it."""
+    admitted: tuple[_Counted, ...]
+    """In the order of the consumptions of `admit_and_peek`."""
+    images: tuple[_Counted, ...]
+    """In the order of the consumptions of `admit_image`."""
+    reserved: tuple[_Counted, ...]
+    """The counters that may deny a purchase, and the numbers of open ones."""
     subjects: tuple[str, ...]
     """Those in whose windows a purchase counts, with or without a limit."""
 
@@ -83,27 +123,22 @@ class _Prepared(NamedTuple):
 
 
 def admit(batch: Batch, principal: Principal, *, peeks: bool = False) -> Result[Admission]:
-    """Counts one valid request, if the key's record is still the one it was read from.
+    """Counts one valid request, if the records that the principal was made of are still the same.
 
-    With `peeks` the result shows every limit of the key, else those that headers show.
+    With `peeks` the result shows every limit, else those that headers show.
     """
     prepared = _prepared(principal)
     return batch.add(prepared.admit_and_peek if peeks else prepared.admit)
 
 
-def image_rate(principal: Principal) -> Limit | None:
-    """The limit that counts an image made without a purchase; None if the key does not have it."""
-    return next((limit for limit in _IMAGE_RATES if limit.name in principal.limits), None)
-
-
-def admit_image(batch: Batch, principal: Principal, limit: Limit) -> Result[Admission]:
-    """Counts one image that is made without a purchase, if the key's record is still the same."""
-    consumption = Consumption(_counter(principal, limit), 1)
-    return batch.add(Admit(SPACE, principal.key_id, principal.record, (consumption,)))
+def admit_image(batch: Batch, principal: Principal) -> Result[Admission] | None:
+    """Counts one image that is made without a purchase, as `admit` does; None: it has no limit."""
+    command = _prepared(principal).admit_image
+    return None if command is None else batch.add(command)
 
 
 def peek(batch: Batch, principal: Principal) -> Result[Sequence[CounterState]]:
-    """Reads the counters of the key's limits without counting anything."""
+    """Reads the counters of the limits without counting anything."""
     consumptions = _prepared(principal).admit_and_peek.consumptions
     return batch.add(PeekCounters(tuple(consumption.counter for consumption in consumptions)))
 
@@ -183,41 +218,49 @@ def _prepared(principal: Principal) -> _Prepared:
 
 
 def _prepare(principal: Principal) -> _Prepared:
-    limits = [limit for limit in LIMITS.values() if limit.name in principal.limits]
-    # Shown limits first, so that the states of `admit` are the first ones of `limits`.
-    limits.sort(key=lambda limit: limit.unit not in _SHOWN)
-    # An amount of 0 only peeks: an admission takes its one request from the buckets of requests.
-    consumptions = tuple(
-        Consumption(
-            _counter(principal, limit), int(limit.at_admission and limit.period == "minute")
-        )
-        for limit in limits
-    )
-    shown = tuple(c for c in consumptions if c.counter.unit in _SHOWN)
-    # Calendar windows count without a limit too, by subject. A bucket without one is not stored.
-    reserved = [
-        limit
+    admitted = [
+        _Counted(limit, subject, subject.rules[limit.name])
+        for subject in principal.subjects
         for limit in LIMITS.values()
-        if not limit.at_admission and (limit.period == "concurrency" or limit in limits)
+        if limit.name in subject.rules
     ]
+    # Shown limits first, so that the states of `admit` are the first ones of `admitted`.
+    admitted.sort(key=lambda counted: counted.limit.unit not in _SHOWN)
+    # An amount of 0 only peeks: an admission takes its one request from the buckets of requests.
+    consumptions = tuple(counted.consumption(_admitted_amount(counted)) for counted in admitted)
+    shown = tuple(c for c in consumptions if c.counter.unit in _SHOWN)
+    images = tuple(counted for counted in admitted if counted.limit in _IMAGE_RATES)
+    of_image = tuple(counted.consumption(1) for counted in images)
+    expected = principal.expected
     return _Prepared(
-        Admit(SPACE, principal.key_id, principal.record, shown),
-        Admit(SPACE, principal.key_id, principal.record, consumptions),
-        limits=tuple((limit, principal.limits[limit.name]) for limit in limits),
-        reserved=tuple((limit, _counter(principal, limit)) for limit in reserved),
-        subjects=limit_subjects(principal.key_id, principal.team),
+        Admit(expected, shown),
+        Admit(expected, consumptions),
+        Admit(expected, of_image) if images else None,
+        admitted=tuple(admitted),
+        images=images,
+        reserved=tuple(_reserved(principal)),
+        subjects=tuple(subject.name for subject in principal.subjects),
     )
 
 
-def _counter(principal: Principal, limit: Limit) -> Counter:
-    maximum = principal.limits.get(limit.name)
-    return Counter(f"key:{principal.key_id}", limit.unit, limit.period, maximum)
+def _reserved(principal: Principal) -> Iterable[_Counted]:
+    # Calendar windows count without a limit too, by subject. A bucket without one is not stored.
+    for subject in principal.subjects:
+        for limit in LIMITS.values():
+            rule = subject.rules.get(limit.name)
+            if not limit.at_admission and (limit.period == "concurrency" or rule is not None):
+                yield _Counted(limit, subject, rule)
+
+
+def _admitted_amount(counted: _Counted) -> int:
+    return int(counted.limit.at_admission and counted.limit.period == "minute")
 
 
 def _reserved_amounts(principal: Principal, estimate: Amounts) -> tuple[Consumption, ...]:
     amounts = {**_by_unit(estimate), "purchases": 1}
     return tuple(
-        Consumption(counter, amounts[counter.unit]) for _, counter in _prepared(principal).reserved
+        counted.consumption(amounts[counted.limit.unit])
+        for counted in _prepared(principal).reserved
     )
 
 
@@ -225,27 +268,55 @@ def _reserved_amounts(principal: Principal, estimate: Amounts) -> tuple[Consumpt
 
 
 def peeked_states(principal: Principal, states: Sequence[CounterState]) -> list[LimitState]:
-    """The key's limits as `peek` read them."""
-    return [
-        LimitState(limit, "key", maximum, state)
-        # An admission without `peeks` has the states of the first limits only.
-        for (limit, maximum), state in zip(_prepared(principal).limits, states, strict=False)
-    ]
+    """The limits as `peek` read them."""
+    # An admission without `peeks` has the states of the first limits only.
+    return _states(_prepared(principal).admitted, states)
 
 
 def admission_states(principal: Principal, admission: Admission) -> list[LimitState]:
-    """The key's limits as far as the admission read them."""
+    """The limits as far as the admission read them."""
     return peeked_states(principal, admission.states)
 
 
 def reservation_states(principal: Principal, states: Sequence[CounterState]) -> list[LimitState]:
-    """The key's limits as a reservation or a settlement left them."""
+    """The limits as a reservation or a settlement left them."""
+    # A settlement of a purchase without a journal has no states.
+    return _states(_prepared(principal).reserved, states)
+
+
+def _states(counted: Sequence[_Counted], states: Sequence[CounterState]) -> list[LimitState]:
     return [
-        LimitState(limit, "key", counter.maximum, state)
-        # A settlement of a purchase without a journal has no states.
-        for (limit, counter), state in zip(_prepared(principal).reserved, states, strict=False)
-        if counter.maximum is not None
+        LimitState(limit, subject, rule, state)
+        for (limit, subject, rule), state in zip(counted, states, strict=False)
+        if rule is not None
     ]
+
+
+def shadowed_by_admission(principal: Principal, admission: Admission) -> list[LimitState]:
+    """The limits that would have refused a request if they were not in shadow mode."""
+    return _exceeded(_prepared(principal).admitted, admission)
+
+
+def shadowed_by_reservation(principal: Principal, reservation: Reservation) -> list[LimitState]:
+    """The limits that would have refused a purchase if they were not in shadow mode."""
+    return _exceeded(_prepared(principal).reserved, reservation)
+
+
+def shadowed_by_image(principal: Principal, admission: Admission) -> list[LimitState]:
+    """The same for an image that is made without a purchase."""
+    return _exceeded(_prepared(principal).images, admission)
+
+
+def flag_shadowed(record: Record, shadowed: Sequence[LimitState]) -> Record:
+    """The record with the flag of limits in shadow mode, if there are any."""
+    if not shadowed or SHADOW_LIMIT in record.flags:
+        return record
+    return record.but(flags=(*record.flags, SHADOW_LIMIT))
+
+
+def _exceeded(counted: Sequence[_Counted], result: Admission | Reservation) -> list[LimitState]:
+    exceeded = result.exceeded
+    return _states([counted[i] for i in exceeded], [result.states[i] for i in exceeded])
 
 
 def charged(settlement: Settlement) -> Amounts:
@@ -264,15 +335,14 @@ def as_amounts(by_unit: Mapping[str, int]) -> Amounts:
 def refuse_admission(principal: Principal, admission: Admission) -> LimitExceeded:
     """The error of a request that was not admitted."""
     index, prepared = admission.denied or 0, _prepared(principal)
-    limit, _ = prepared.limits[index]
-    consumption = prepared.admit_and_peek.consumptions[index]
-    return _refusal(principal, limit, consumption, state=admission.states[index])
+    counted = prepared.admitted[index]
+    return _refusal(counted, _admitted_amount(counted), state=admission.states[index])
 
 
-def refuse_image(principal: Principal, limit: Limit, admission: Admission) -> LimitExceeded:
+def refuse_image(principal: Principal, admission: Admission) -> LimitExceeded:
     """The error of an image that was not admitted."""
-    consumption = Consumption(_counter(principal, limit), 1)
-    return _refusal(principal, limit, consumption, state=admission.states[0])
+    index = admission.denied or 0
+    return _refusal(_prepared(principal).images[index], 1, state=admission.states[index])
 
 
 def refuse_reservation(
@@ -280,19 +350,20 @@ def refuse_reservation(
 ) -> LimitExceeded:
     """The error of a purchase that was not reserved; `why` explains a high estimate."""
     index = reservation.denied or 0
-    limit, counter = _prepared(principal).reserved[index]
-    consumption = _reserved_amounts(principal, estimate)[index]
+    counted = _prepared(principal).reserved[index]
+    amount = _reserved_amounts(principal, estimate)[index].amount
     state = reservation.states[index]
-    refused = _refusal(principal, limit, consumption, state=state, why=why)
+    refused = _refusal(counted, amount, state=state, why=why)
     refused.refusal = LimitRefusal(
-        principal.key_id,
-        limit.name,
-        counter.maximum or 0,
-        amount=consumption.amount,
+        principal.key_id if counted.subject.kind == "key" else "",
+        counted.limit.name,
+        counted.counter.maximum or 0,
+        amount=amount,
         used=state.used,
         reserved=state.reserved,
         resets_in=state.resets_in,
         retry_in=state.retry_in,
+        subject=counted.subject.name,
     )
     return refused
 
@@ -302,41 +373,43 @@ def refuse_alike(
 ) -> LimitExceeded | None:
     """The error of a purchase that waited for another, which was refused; None if it may fit.
 
-    It does not fit either if the same limit of the same key would have to hold as much.
+    It does not fit either if the same limit of the same subject would have to hold as much.
     """
-    limit = LIMITS.get(refusal.limit)
-    is_current = principal.limits.get(refusal.limit) == refusal.maximum
-    if limit is None or not is_current or principal.key_id != refusal.key_id:
+    counted = _refused_alike(principal, refusal)
+    if counted is None:
         return None
-    consumption = next(
-        c
-        for c, (row, _) in zip(
-            _reserved_amounts(principal, estimate), _prepared(principal).reserved, strict=True
-        )
-        if row == limit
-    )
+    amounts = _reserved_amounts(principal, estimate)
+    amount = amounts[_prepared(principal).reserved.index(counted)].amount
     # When to come back depends on the amount, so a rate is the same for the same amount only.
-    is_covered = consumption.amount == refusal.amount or (
-        not limit.is_rate and consumption.amount > refusal.amount
-    )
+    is_covered = amount == refusal.amount or (not counted.limit.is_rate and amount > refusal.amount)
     if not is_covered:
         return None
     state = CounterState(refusal.used, refusal.reserved, refusal.resets_in, refusal.retry_in)
-    return _refusal(principal, limit, consumption, state=state, why=why)
+    return _refusal(counted, amount, state=state, why=why)
+
+
+def _refused_alike(principal: Principal, refusal: LimitRefusal) -> _Counted | None:
+    """The limit of a refusal, if it limits this principal too, and to the same maximum."""
+    limit = LIMITS.get(refusal.limit)
+    for counted in _prepared(principal).reserved:
+        if counted.limit == limit and counted.subject.name == refusal.subject_name:
+            rule = counted.rule
+            is_current = rule is not None and (rule.mode, rule.maximum) == (
+                "enforce",
+                refusal.maximum,
+            )
+            return counted if is_current else None
+    return None
 
 
 def _refusal(
-    principal: Principal,
-    limit: Limit,
-    consumption: Consumption,
-    *,
-    state: CounterState,
-    why: str | None = None,
+    counted: _Counted, amount: int, *, state: CounterState, why: str | None = None
 ) -> LimitExceeded:
-    amount, maximum = consumption.amount, consumption.counter.maximum or 0
+    limit, maximum = counted.limit, counted.counter.maximum or 0
     message = (
-        f"Limit {limit.name} of key '{principal.key_name}' reached: limit {_show(limit, maximum)}, "
-        f"used {_show(limit, state.used)}, reserved {_show(limit, state.reserved)}."
+        f"Limit {limit.name} of {_named(counted.subject)} reached: "
+        f"limit {_show(limit, maximum)}, used {_show(limit, state.used)}, "
+        f"reserved {_show(limit, state.reserved)}."
     )
     if amount:
         because = f" ({why})" if why else ""
@@ -372,6 +445,10 @@ def _refusal(
     )
 
 
+def _named(subject: LimitSubject) -> str:
+    return f"{subject.kind} '{subject.shown_as}'" if subject.shown_as else subject.kind
+
+
 def _show(limit: Limit, amount: int) -> str:
     return f"${show_usd(amount)}" if limit.unit == "usd_micros" else f"{amount:,}"
 
@@ -380,11 +457,15 @@ def _show(limit: Limit, amount: int) -> str:
 
 
 def rate_headers(states: Iterable[LimitState]) -> Mapping[str, str]:
-    """`x-ratelimit-{limit,remaining,reset}-{requests,images,tokens}`, the tightest of each unit."""
+    """`x-ratelimit-{limit,remaining,reset}-{requests,images,tokens}`, the tightest of each unit.
+
+    A limit in shadow mode is not shown, because it refuses nothing.
+    """
     tightest: dict[str, tuple[int, LimitState]] = {}
     for state in states:
         unit, remaining = state.limit.unit, state.remaining
-        if unit in _SHOWN and (unit not in tightest or remaining <= tightest[unit][0]):
+        is_shown = unit in _SHOWN and state.is_enforced
+        if is_shown and (unit not in tightest or remaining <= tightest[unit][0]):
             tightest[unit] = remaining, state
     headers: dict[str, str] = {}
     for shown, (remaining, state) in tightest.items():

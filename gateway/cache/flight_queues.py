@@ -1,8 +1,9 @@
 """The followers of flights, in the order in which they try when a leader was refused.
 
-A refused reservation concerns one key. If all followers tried at once, each refusal would send all
-of them to the store again: the square of their number. So one tries, and those behind it wait for
-the flight that it leads or finds. Followers of the refused key are refused without trying.
+A refused reservation concerns one limit subject: a key, a team or everyone. If all followers tried
+at once, each refusal would send all of them to the store again: the square of their number. So one
+tries, and those behind it wait for the flight that it leads or finds. Followers that count against
+the same limit are refused without trying.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ class FollowerLimits(NamedTuple):
     """Whose limits the purchases of a request count against."""
 
     key_id: str
+    subjects: frozenset[str]
+    """The names of the limit subjects."""
     refuse: Callable[[LimitRefusal, int], GatewayError | None]
-    """The refusal of a purchase of so many images, as another purchase of the key was refused; None
-    if this one might be reserved."""
+    """The refusal of a purchase of so many images, as another purchase was refused; None if this
+    one might be reserved."""
 
 
 @dataclass(eq=False, slots=True)
@@ -47,6 +50,8 @@ class Follower:
     def refuse(self, end: FlightEnd) -> bool:
         """Whether the follower is refused for the same reason as the leader; then it is woken."""
         if self.limits is None or end.refusal is None or self.woken.done():
+            return False
+        if end.refusal.subject_name not in self.limits.subjects:
             return False
         own = self.limits.refuse(end.refusal, len(self.slots))
         if own is not None:
@@ -85,9 +90,12 @@ class FlightQueue:
         """Refuses the followers that the leader's refusal concerns too."""
         if end.refusal is None:
             return
-        followers = self._by_key.pop(end.refusal.key_id, ())
-        if left := deque(f for f in followers if not f.refuse(end)):
-            self._by_key[end.refusal.key_id] = left
+        # A limit of a team or of everyone concerns followers of several keys.
+        key_id = end.refusal.key_id
+        for key in [key_id] if key_id else [*self._by_key]:
+            followers = self._by_key.pop(key, ())
+            if left := deque(f for f in followers if not f.refuse(end)):
+                self._by_key[key] = left
 
     def pop(self) -> Follower | None:
         """The next follower that still waits: the keys take turns."""

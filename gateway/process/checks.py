@@ -20,6 +20,7 @@ from gateway.assembly import Cache, create_signing, open_cache, open_existing_st
 from gateway.cache.blobs import DEFAULT_TOTAL_BYTES
 from gateway.cache.books_memory import BooksUse, measure_books
 from gateway.cache.image_index import image_path
+from gateway.catalog import Catalog
 from gateway.configuration.expand import ConfigError
 from gateway.configuration.files import Configuration
 from gateway.configuration.settings import Settings
@@ -81,6 +82,7 @@ async def examine(configuration: Configuration) -> Sequence[Finding]:
         *await _examine_images(settings),
         await check_upstream(settings),
         judge_prices(policy.catalog.prices_as_of, today=datetime.now(UTC).date()),
+        *judge_unknown_prices(policy.catalog),
         judge_parser(is_compiled=has_compiled_parser()),
         *judge_settings(settings),
         *judge_admin_token(settings),
@@ -284,6 +286,21 @@ def judge_prices(as_of: date, *, today: date) -> Finding:
         )
         return Finding("prices", "warning", message)
     return Finding("prices", "ok", f"as of {as_of}")
+
+
+def judge_unknown_prices(catalog: Catalog) -> Sequence[Finding]:
+    """Whether models have no price."""
+    unknown = [name for name, model in catalog.models.items() if model.billing is None]
+    if not unknown:
+        return []
+    assumed = catalog.unknown_price
+    consequence = (
+        "they are refused. Add `billing` to their rows of models.yaml, or set `unknown_price`."
+        if assumed is None
+        else f"each of their images is charged ${assumed.usd_per_image}, the worst case of "
+        "`unknown_price` in models.yaml."
+    )
+    return [Finding("prices", "warning", f"not known of {', '.join(unknown)}: {consequence}")]
 
 
 def judge_parser(*, is_compiled: bool) -> Finding:

@@ -15,6 +15,7 @@ from gateway.process.checks import (
     judge_admin_token,
     judge_prices,
     judge_settings,
+    judge_unknown_prices,
 )
 from gateway.process.findings import Finding
 
@@ -33,6 +34,7 @@ def check_configuration(configuration: Configuration) -> Sequence[Finding]:
     try:
         catalog = configuration.read_policy().catalog
         findings.append(judge_prices(catalog.prices_as_of, today=datetime.now(UTC).date()))
+        findings += judge_unknown_prices(catalog)
     except (CatalogError, ConfigError) as error:
         findings += _faults(error)
     faults = [finding for finding in findings if finding.level == "fault"]

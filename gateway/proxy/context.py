@@ -5,13 +5,13 @@ It holds no live HTTP object: `api/` fills it from HTTP and renders the result.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gateway.access.keys import Key
 from gateway.access.policy import Policy
-from gateway.billing.quota import LimitState
+from gateway.billing.quota import LimitState, flag_shadowed
 from gateway.cache.idempotency_results import IdempotentRequest
 from gateway.cache.partial_images import Subscriber
 from gateway.images import ImageRequest, Outcome, Principal, Record
@@ -49,6 +49,8 @@ class RequestContext:
     """Receives the partial images; one for all flights, so that none is sent twice."""
     purchase: PurchaseSummary = field(default_factory=PurchaseSummary)
     limits: list[LimitState] = field(default_factory=list)
+    shadowed: list[LimitState] = field(default_factory=list)
+    """The limits in shadow mode that it exceeded without a purchase."""
     is_follower: bool = False
     """It followed another request's purchase and bought nothing itself."""
     outcome: Outcome = "refused"
@@ -75,11 +77,11 @@ class RequestContext:
 
     @property
     def latest_limits(self) -> list[LimitState]:
-        """The key's limits as last seen: a settlement is later than the admission."""
+        """The limits as last seen: a settlement is later than the admission."""
         if not self.purchase.limits:
             return self.limits
-        newer = {state.limit.name: state for state in self.purchase.limits}
-        return [newer.get(state.limit.name, state) for state in self.limits]
+        newer = {(state.limit, state.scope): state for state in self.purchase.limits}
+        return [newer.get((state.limit, state.scope), state) for state in self.limits]
 
     def use_key(self, key: Key) -> None:
         """Goes on with a newer version of the key, also in the ledger record."""
@@ -88,6 +90,11 @@ class RequestContext:
         self.record = self.record.but(
             key=principal.key_name, team=principal.team, labels=principal.labels
         )
+
+    def note_shadowed(self, shadowed: Sequence[LimitState]) -> None:
+        """Remembers limits in shadow mode that it exceeds, also in the ledger record."""
+        self.shadowed += shadowed
+        self.record = flag_shadowed(self.record, shadowed)
 
     def subscribe(self, request: ImageRequest) -> Subscriber | None:
         """The subscriber of a request for a stream; its first call starts the stream."""

@@ -34,7 +34,7 @@ from gateway.errors import (
     StoreUnavailable,
     UpstreamFailure,
 )
-from gateway.images import Image, LimitRefusal, Outcome, Principal, Record
+from gateway.images import Image, LimitRefusal, Outcome, Record
 from gateway.proxy.context import RequestContext
 from gateway.proxy.interpret import ImageQuery, Interpreter
 from gateway.proxy.parallel import take_slots
@@ -261,21 +261,22 @@ class Images:
         target = self._interpreter.transcoding_target(context.key, query)
         if target is None:
             return {}
-        principal = context.principal
+        key_id = context.principal.key_id
         return await self._transcoding.fill(
-            target, missing, key_id=principal.key_id, admit=partial(self._count_image, principal)
+            target, missing, key_id=key_id, admit=partial(self._count_image, context)
         )
 
-    async def _count_image(self, principal: Principal) -> None:
+    async def _count_image(self, context: RequestContext) -> None:
         """Counts an image that is transcoded. Raises `LimitExceeded`."""
-        if (limit := quota.image_rate(principal)) is None:
-            return
+        principal = context.principal
         batch = Batch(self._store)
-        admission = quota.admit_image(batch, principal, limit)
+        if (admission := quota.admit_image(batch, principal)) is None:
+            return
         await batch.execute()
         # If the key has changed meanwhile, nothing was counted. Its next request is.
         if admission.value.denied is not None:
-            raise quota.refuse_image(principal, limit, admission.value)
+            raise quota.refuse_image(principal, admission.value)
+        context.note_shadowed(quota.shadowed_by_image(principal, admission.value))
 
     def _stale_images(
         self, query: ImageQuery, entry: Entry, result: FlightResult, *, found: LoadedImages
@@ -338,7 +339,7 @@ class Images:
 
 
 def _limits_of(context: RequestContext, query: ImageQuery) -> FollowerLimits:
-    """Refuses this request when another one of its key was refused, with its own amounts."""
+    """Refuses this request when another one was refused by the same limit, with its own amounts."""
 
     def refuse(refusal: LimitRefusal, images: int) -> GatewayError | None:
         try:
@@ -348,7 +349,9 @@ def _limits_of(context: RequestContext, query: ImageQuery) -> FollowerLimits:
         estimate = pricing.estimate(query.model, query.request, images)
         return quota.refuse_alike(context.principal, refusal, estimate.amounts, why=estimate.reason)
 
-    return FollowerLimits(context.principal.key_id, refuse)
+    principal = context.principal
+    subjects = frozenset(subject.name for subject in principal.subjects)
+    return FollowerLimits(principal.key_id, subjects, refuse)
 
 
 def purchase_record(
@@ -360,6 +363,8 @@ def purchase_record(
         outcome="bought" if len(flight.slots) == query.request.n else "partial",
         saved_micros=sum(image.cost_micros for image, _ in images.values()) if is_first else 0,
         images_served=(len(images) or None) if is_first else None,
+        flags=(*context.record.flags, *pricing.price_flags(query.model)),
+        price_date=context.policy.catalog.prices_as_of.isoformat(),
     )
 
 

@@ -17,12 +17,13 @@ from pydantic import BaseModel, ConfigDict
 from gateway.access.key_records import Scope, Validation
 from gateway.access.keys import Key
 from gateway.access.policy import Policy
+from gateway.billing import pricing
 from gateway.billing.ledger import Ledger
 from gateway.cache.transcoding import TranscodingTarget
 from gateway.catalog import Catalog, Model
 from gateway.errors import ErrorCode, InvalidRequest
 from gateway.imagefile.convert import as_transcoded_format
-from gateway.images import ImageRequest, Principal, Representation
+from gateway.images import Expected, ImageRequest, Principal, Representation
 from gateway.proxy.context import RequestContext
 from gateway.request.body import MAX_INLINE_BYTES, parse_body
 from gateway.request.cache_control import CachePolicy, resolve_cache_policy
@@ -80,7 +81,7 @@ class InterpreterSettings(BaseModel):
     """Whether upstream streams. Otherwise there are no partial images to ask for."""
 
 
-_CacheKey: TypeAlias = tuple[bytes, str | None, str | None, bytes]
+_CacheKey: TypeAlias = tuple[bytes, str | None, str | None, tuple[Expected, ...]]
 """All that an interpretation depends on, besides the policy."""
 
 
@@ -132,9 +133,9 @@ class Interpreter:
         deployment, content_type = context.deployment, context.content_type
         if len(body) + len(content_type or "") + len(deployment or "") > MAX_CACHED_BODY:
             return await self._read(context, body)
-        # With the key's record: models, validation, scope and reuse of the key are part of the
+        # With the key's records: models, validation, scope and reuse of the key are part of the
         # meaning.
-        cache_key = (body, deployment, content_type, context.principal.record)
+        cache_key = (body, deployment, content_type, context.principal.expected)
         cached = self._cached.get(cache_key)
         if cached is not None:
             self._cached.move_to_end(cache_key)
@@ -188,6 +189,7 @@ class Interpreter:
             is_lenient=(key.validation or self._settings.validation) == "lenient",
         )
         model = catalog.models[request.model]
+        pricing.check_price(model)
         found = self._fingerprint(key, request, model)
         recorded = {
             "user": request.user_text[:MAX_USER] or None,

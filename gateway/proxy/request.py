@@ -142,15 +142,15 @@ class Proxy:
         return await self._interpreter.interpret(context, body)
 
     async def _admit_refused(self, context: RequestContext) -> bool:
-        """Counts a request that is refused; returns whether its key has changed.
+        """Counts a request that is refused; returns whether its key or its limits have changed.
 
         Raises `LimitExceeded`. While the store is unavailable, nothing is counted.
         """
-        record = context.principal.record
+        expected = context.principal.expected
         if not context.is_admitted:
             with suppress(StoreUnavailable):
                 await self._admit(context)
-        return context.principal.record != record
+        return context.principal.expected != expected
 
     async def _admit(self, context: RequestContext) -> None:
         """Counts a request in a round trip of its own. Raises `LimitExceeded`."""
@@ -163,12 +163,13 @@ class Proxy:
         raise self._changed_too_often(context)
 
     async def _use_admission(self, context: RequestContext, admission: Admission) -> bool:
-        """Whether the request is admitted. False: its key was changed, and is used from now on.
+        """Whether the request is admitted. False: its key or its limits were changed, and the new
+        ones are used from now on.
 
         Raises `LimitExceeded`.
         """
-        if admission.record is not None:  # differs from the record that was used
-            self._keys.update(context.secret, admission.record)
+        if admission.changed is not None:
+            self._keys.update(context.secret, context.principal, admission.changed)
             context.use_key(await self._keys.authenticate(context.secret))
             return False
         self._keys.mark_confirmed(context.key)
@@ -176,6 +177,7 @@ class Proxy:
         context.limits = quota.admission_states(context.principal, admission)
         if admission.denied is not None:
             raise quota.refuse_admission(context.principal, admission)
+        context.note_shadowed(quota.shadowed_by_admission(context.principal, admission))
         context.is_admitted = True
         return True
 
@@ -184,7 +186,8 @@ class Proxy:
     ) -> tuple[ImageQuery, Entry]:
         """Counts the request and reads its entry, in one round trip.
 
-        The admission also compares the key's record with the store's. If the key was changed, the
+        The admission also compares the records that the key and its limits were read from with the
+        store's. If one was changed, the
         request is interpreted again with the new key, and the returned query may differ from the
         given one. Raises `LimitExceeded`.
         """
@@ -221,7 +224,11 @@ class Proxy:
         images = await self._images.load(query, cached, unstored=unstored)
         missing = query.request.n - len(images)
         estimate = pricing.estimate(query.model, query.request, missing) if missing else None
-        remaining_budgets = [s.remaining for s in context.limits if s.limit.unit == "usd_micros"]
+        remaining_budgets = [
+            state.remaining
+            for state in context.limits
+            if state.limit.unit == "usd_micros" and state.is_enforced
+        ]
         return DryRun(
             is_hit=not missing,
             estimate_micros=estimate.amounts.usd_micros if estimate else 0,
@@ -229,8 +236,8 @@ class Proxy:
         )
 
     async def read_limits(self, principal: Principal) -> list[LimitState]:
-        """The key's limits as they are now; an empty list while the store is unavailable."""
-        if not principal.limits:
+        """The limits of a request as they are now; an empty list while the store is unavailable."""
+        if not principal.has_limits:
             return []
         batch = Batch(self._store)
         states = quota.peek(batch, principal)

@@ -50,7 +50,7 @@ class StoreOutage:
             or query.headers.dry_run
             or query.headers.idempotency_key is not None
         )
-        is_limited = bool(context.principal.limits) and not self._ignores_limits
+        is_limited = context.principal.is_limited and not self._ignores_limits
         is_trusted = self._keys.is_trusted_without_store(context.key)
         return is_trusted and not (is_limited or needs_store or context.purchase.has_begun)
 

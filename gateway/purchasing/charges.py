@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any
 
 from gateway.billing import pricing
-from gateway.billing.ledger import tokens_by_kind
+from gateway.billing.pricing import ESTIMATED, Cost, tokens_by_kind
 from gateway.catalog import Model
 from gateway.errors import Charge, UpstreamFailure
 from gateway.images import Amounts, Image, ImageRequest, UpstreamAnswer, Usage
-
-ESTIMATED: Final = "estimated"
-"""The kind of tokens in the ledger that were charged although their number is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +23,32 @@ class Charged:
     amounts: Amounts
     tokens: Mapping[str, int]
     """Those of `amounts` by kind."""
-    flags: tuple[str, ...]
+    cost: Cost
+    """The money of `amounts`."""
+    flags: tuple[str, ...] = ()
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The charge as fields of a ledger record. Flags are not among them: a record has more."""
+        return {
+            "images": self.amounts.images,
+            "tokens": self.tokens,
+            "cost_micros": self.amounts.usd_micros,
+            "costs": self.cost.by_kind,
+            "rounding": self.cost.rounding,
+        }
 
 
 def charge_answer(
     model: Model, request: ImageRequest, answer: UpstreamAnswer, *, estimate: Amounts
 ) -> Charged:
     """The charge for images that came."""
-    amounts = pricing.charge(
+    amounts, cost = pricing.charge(
         model, request, usage=answer.usage, images=len(answer.images), estimated=estimate
     )
     has_no_usage = pricing.is_billed_by_tokens(model) and answer.usage is None
     flags = ("no_usage",) if has_no_usage else ()
-    return _charged(amounts, answer.usage, flags, estimate=estimate)
+    return _charged(amounts, cost, answer.usage, flags=flags, estimate=estimate)
 
 
 def charge_failure(
@@ -47,34 +57,48 @@ def charge_failure(
     """The charge for a purchase that brought no image: nothing, its usage, or the estimate."""
     flags = () if failure.charge is Charge.FREE else (failure.charge.value,)
     if not failure.is_charged:
-        return _charged(Amounts(), None, flags, estimate=estimate)
+        return charge_reserved(Amounts(), flags=flags)
     if failure.usage is None or not pricing.is_billed_by_tokens(model):
-        return _charged(estimate, None, flags, estimate=estimate)
+        return charge_reserved(estimate, flags=flags)
     images = estimate.images if failure.images is None else failure.images
-    amounts = pricing.charge(model, request, usage=failure.usage, images=images, estimated=estimate)
-    return _charged(amounts, failure.usage, flags, estimate=estimate)
+    amounts, cost = pricing.charge(
+        model, request, usage=failure.usage, images=images, estimated=estimate
+    )
+    return _charged(amounts, cost, failure.usage, flags=flags, estimate=estimate)
+
+
+def charge_reserved(amounts: Amounts, *, flags: tuple[str, ...] = ()) -> Charged:
+    """The charge of what was reserved, because nothing says what was used: all is `estimated`."""
+    return Charged(
+        amounts, _charged_tokens(None, amounts), pricing.estimated_cost(amounts.usd_micros), flags
+    )
 
 
 def _charged(
-    amounts: Amounts, usage: Usage | None, flags: tuple[str, ...], *, estimate: Amounts
+    amounts: Amounts,
+    cost: Cost,
+    usage: Usage | None,
+    *,
+    flags: tuple[str, ...],
+    estimate: Amounts,
 ) -> Charged:
     if amounts.exceeds(estimate):
         flags = (*flags, "over_estimate")
-    return Charged(amounts, charged_tokens(usage, amounts), flags)
+    return Charged(amounts, _charged_tokens(usage, amounts), cost, flags)
 
 
-def charged_tokens(usage: Usage | None, charge: Amounts) -> Mapping[str, int]:
+def _charged_tokens(usage: Usage | None, charge: Amounts) -> Mapping[str, int]:
     """The tokens of a charge by kind; without a usage they are all `estimated`."""
     if not charge.tokens:
         return {}
     return tokens_by_kind(usage) if usage is not None else {ESTIMATED: charge.tokens}
 
 
-def corrected_tokens(tokens: Mapping[str, int], presumed: int) -> Mapping[str, int]:
-    """The tokens of a correction: those that came, less the estimate that was charged."""
+def corrected_kinds(charged: Mapping[str, int], presumed: int) -> Mapping[str, int]:
+    """Tokens or costs of a correction by kind: those that came, less the presumed estimate."""
     # Those that came are estimated too if there is no usage.
-    corrected = {**tokens, ESTIMATED: tokens.get(ESTIMATED, 0) - presumed}
-    return {kind: count for kind, count in corrected.items() if count}
+    corrected = {**charged, ESTIMATED: charged.get(ESTIMATED, 0) - presumed}
+    return {kind: amount for kind, amount in corrected.items() if amount}
 
 
 def share_cost(images: Sequence[Image], answer: UpstreamAnswer, cost_micros: int) -> list[Image]:

@@ -21,7 +21,7 @@ from gateway.stored import UNREADABLE
 
 RECORD_TEXTS: Final = (
     *("request_id", "key", "key_id", "team", "user", "model", "size", "quality"),
-    *("prompt_hmac", "fingerprint", "client_address"),
+    *("prompt_hmac", "fingerprint", "client_address", "upstream", "price_date"),
 )
 """The fields of a record that are text."""
 

@@ -65,6 +65,8 @@ class PurchaseSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     worker: str
+    upstream_name: str
+    """For the ledger."""
     timeout_seconds: float = Field(gt=0)
     """Upstream's deadline."""
     dead_after_seconds: float = Field(default=15.0, gt=0)
@@ -81,6 +83,8 @@ class PurchaseSummary:
     cost_micros: int = 0
     limits: list[quota.LimitState] = field(default_factory=list)
     """The limits after the settlement; empty before."""
+    shadowed: list[quota.LimitState] = field(default_factory=list)
+    """The limits in shadow mode that its purchases exceeded."""
     settling: list[asyncio.Task[Any]] = field(default_factory=list)
     """The tasks that settle or cancel its purchases; they may end after the answer."""
     stored: int = 0
@@ -191,7 +195,7 @@ class Purchases:
             flight.id,
             flight if is_stored else None,
             estimate=estimate,
-            record=order.record.but(id=flight.id),
+            record=order.record.but(id=flight.id, upstream=self._settings.upstream_name),
             tags=order.tags,
         )
         order.summary.has_begun = True
@@ -223,7 +227,7 @@ class Purchases:
             flight.id,
             flight if is_stored else None,
             estimate=estimate.amounts,
-            record=order.record.but(id=flight.id),
+            record=order.record.but(id=flight.id, upstream=self._settings.upstream_name),
             tags=order.tags,
             idempotent=order.idempotent,
             cached=tuple(order.cached.items()) if order.idempotent is not None else (),
@@ -264,7 +268,10 @@ class Purchases:
             )
         order.summary.has_begun = True
         order.summary.reserved_micros = estimate.amounts.usd_micros
-        return replace(reserved, record=reserved.record.but(time=reservation.value.reserved_at))
+        shadowed = quota.shadowed_by_reservation(order.principal, reservation.value)
+        order.summary.shadowed += shadowed
+        record = quota.flag_shadowed(reserved.record, shadowed)
+        return replace(reserved, record=record.but(time=reservation.value.reserved_at))
 
     async def _cancel(self, reserved: Reserved) -> None:
         batch = Batch(self._store)
@@ -283,8 +290,7 @@ class Purchases:
         batch = Batch(self._store)
         reservation = quota.reserve(
             batch,
-            # `prepared` caches the commands of the limits that are removed here.
-            replace(order.principal, limits={}, prepared={}),
+            order.principal.without_limits(),
             reserved.purchase,
             worker=self._settings.worker,
             estimate=reserved.estimate,
@@ -403,9 +409,7 @@ class Purchases:
             flags=(*reserved.record.flags, *charged.flags),
             error=failure.code,
             status=failure.status,
-            images=charge.images,
-            tokens=charged.tokens,
-            cost_micros=charge.usd_micros,
+            **charged.recorded,
             latency_ms=_latency_ms(order),
             upstream_request_id=failure.upstream_request_id,
         )
@@ -435,9 +439,7 @@ def _charge_delivery(
         flags=(*reserved.record.flags, *flags),
         size=answer.echoed.get("size", reserved.record.size),
         quality=answer.echoed.get("quality", reserved.record.quality),
-        images=charge.images,
-        tokens=charged.tokens,
-        cost_micros=charge.usd_micros,
+        **charged.recorded,
         latency_ms=_latency_ms(order),
         upstream_request_id=answer.upstream_request_id,
     )

@@ -16,7 +16,7 @@ import structlog
 from gateway.cache.flight_events import Flight
 from gateway.cache.idempotency_results import worker_died
 from gateway.errors import StoreFull, StoreUnavailable
-from gateway.purchasing.charges import charged_tokens
+from gateway.purchasing.charges import charge_reserved
 from gateway.purchasing.journal import Received, UnreadableJournal, decode_payload
 from gateway.purchasing.settlement import Settlements, new_attempt
 from gateway.purchasing.unreadable import UNFINISHED, UNREADABLE, close_at_reserved
@@ -158,9 +158,7 @@ class Recovery:
             flags=(*payload.record.flags, "presumed"),
             error=death.code,
             status=death.status,
-            images=payload.estimate.images,
-            tokens=charged_tokens(None, payload.estimate),
-            cost_micros=payload.estimate.usd_micros,
+            **charge_reserved(payload.estimate).recorded,
         )
         settlement = await self._settlements.try_settle_failure(
             payload,

@@ -23,7 +23,7 @@ from gateway.cache.image_cache import ImageCache
 from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
 from gateway.images import Amounts, Record
 from gateway.metrics import MoneyMetrics
-from gateway.purchasing.charges import corrected_tokens
+from gateway.purchasing.charges import corrected_kinds
 from gateway.purchasing.journal import Received, Reserved
 from gateway.store.batch import Batch
 from gateway.store.commands import Settlement
@@ -257,8 +257,9 @@ def _correction(record: Record, settlement: Settlement) -> Record:
         corrects=record.id,
         corrected_at=settlement.now,
         images=difference.images,
-        tokens=corrected_tokens(record.tokens, before.tokens),
+        tokens=corrected_kinds(record.tokens, before.tokens),
         cost_micros=difference.usd_micros,
+        costs=corrected_kinds(record.costs, before.usd_micros),
         saved_micros=0,
         images_served=None,
         presumed_micros=-before.usd_micros,

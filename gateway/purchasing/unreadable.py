@@ -17,7 +17,7 @@ from gateway.billing import quota
 from gateway.cache.idempotency_results import worker_died
 from gateway.cache.idempotent_purchases import find_key, store_failed
 from gateway.images import Amounts, Record
-from gateway.purchasing.charges import charged_tokens
+from gateway.purchasing.charges import charge_reserved
 from gateway.purchasing.journal import Remains, UnreadableJournal, decode_payload, decode_remains
 from gateway.store.batch import Batch
 from gateway.store.commands import ExpiredWorkers, Journal, OpenJournals, Settlement
@@ -118,7 +118,5 @@ def _record(journal: Journal, remains: Remains, charge: Amounts, *, flag: str) -
         flags=("presumed", flag),
         error=death.code,
         status=death.status,
-        images=charge.images,
-        tokens=charged_tokens(None, charge),
-        cost_micros=charge.usd_micros,
+        **charge_reserved(charge).recorded,
     )

@@ -90,7 +90,7 @@ def resolve(body: Mapping[str, Any], model: Model) -> Generation:
 
 def _resolve_size(size: str, model: Model) -> tuple[int, int]:
     """The pixels of `size` or, if the model does not accept it, of a size that it does."""
-    spec = model.parameters["size"]
+    spec = model.parameters.get("size")
     values = spec.distinct_values if isinstance(spec, ChoiceSpec) else ()
     if isinstance(spec, SizeSpec):
         values = (*spec.values, spec.example)
@@ -105,6 +105,8 @@ def _resolve_size(size: str, model: Model) -> tuple[int, int]:
 def _resolve_quality(quality: str, model: Model, *, size: tuple[int, int]) -> str:
     """A quality as the billing knows it; upstream makes the dearest of any other one."""
     by_quality: Mapping[str, int | Decimal]
+    if model.billing is None:
+        return quality
     if isinstance(model.billing, TokenBilling):
         by_quality = _tokens_by_quality(model.billing, size)
     else:

@@ -5,12 +5,24 @@ sections after it.
 """
 
 import math
+from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.billing.pricing import charge, cost_micros, estimate, is_billed_by_tokens
+from gateway.billing import pricing
+from gateway.billing.pricing import (
+    KINDS,
+    PICOS_PER_MICRO,
+    Cost,
+    charge,
+    estimate,
+    is_billed_by_tokens,
+    split_cost,
+    tokens_by_kind,
+)
 from gateway.images import Amounts, Usage
 from gateway.request.validation import validate
 from tests.catalogs import shipped_catalog
@@ -44,11 +56,49 @@ TOKENS = {
 
 # By hand from docs/reference/images-api.md#prices-per-image, in micro-dollars: 1024² low, medium
 # and high, then 1024x1536 and 1536x1024.
+IMAGES_OF_1_5 = ((9_000, 34_000, 133_000), (13_000, 50_000, 200_000))
+IMAGES_OF_2 = ((6_000, 53_000, 211_000), (5_000, 41_000, 165_000))
 PER_IMAGE = {
     "gpt-image-1": ((11_000, 42_000, 167_000), (16_000, 63_000, 250_000)),
     "gpt-image-1-mini": ((5_000, 11_000, 36_000), (6_000, 15_000, 52_000)),
-    "gpt-image-1.5": ((9_000, 34_000, 133_000), (13_000, 50_000, 200_000)),
-    "gpt-image-2": ((6_000, 53_000, 211_000), (5_000, 41_000, 165_000)),
+    "gpt-image-1.5": IMAGES_OF_1_5,
+    "chatgpt-image-latest": IMAGES_OF_1_5,
+    "gpt-image-2": IMAGES_OF_2,
+    "gpt-image-2-2026-04-21": IMAGES_OF_2,
+}
+
+# The same for the models without tokens.
+DALLE = {
+    "dall-e-2": {
+        ("256x256", "standard"): 16_000,
+        ("512x512", "standard"): 18_000,
+        ("1024x1024", "standard"): 20_000,
+    },
+    "dall-e-3": {
+        ("1024x1024", "standard"): 40_000,
+        ("1024x1024", "hd"): 80_000,
+        ("1792x1024", "standard"): 80_000,
+        ("1792x1024", "hd"): 120_000,
+        ("1024x1792", "standard"): 80_000,
+        ("1024x1792", "hd"): 120_000,
+    },
+}
+
+# docs/reference/images-api.md#token-prices, in micro-dollars of a token. Without a price of its own
+# text out costs as much as image out.
+KINDS_OF_TOKENS = KINDS[:6]
+OF_1_5 = ("5.00", "1.25", "8.00", "2.00", "32.00", "10.00")
+OF_2 = ("5.00", "1.25", "8.00", "2.00", "30.00", "30.00")
+PRICES = {
+    model: dict(zip(KINDS_OF_TOKENS, prices, strict=True))
+    for model, prices in {
+        "gpt-image-1": ("5.00", "1.25", "10.00", "2.50", "40.00", "40.00"),
+        "gpt-image-1-mini": ("2.00", "0.20", "2.50", "0.25", "8.00", "8.00"),
+        "gpt-image-1.5": OF_1_5,
+        "chatgpt-image-latest": OF_1_5,
+        "gpt-image-2": OF_2,
+        "gpt-image-2-2026-04-21": OF_2,
+    }.items()
 }
 
 OTTER_TOKENS = 8 + 16  # the bytes of "an otter", and the overhead
@@ -65,7 +115,8 @@ def bound(model, images=1, prompt="an otter", **parameters):
 
 def cost(model, usage=None, images=1, size=None, quality=None):
     found = CATALOG.models[model]
-    return cost_micros(found, usage=usage, images=images, size=size, quality=quality)
+    priced = pricing.cost(found, usage=usage, images=images, size=size, quality=quality)
+    return priced.usd_micros
 
 
 @pytest.mark.parametrize(
@@ -138,32 +189,18 @@ def test_images_without_tokens_have_a_price_each(model, size, quality, micros):
 
 
 @pytest.mark.parametrize(
-    ("model", "usage", "micros"),
-    [  # docs/reference/images-api.md#token-prices, a million tokens of each kind
-        ("gpt-image-1", Usage(text_in=1_000_000), 5_000_000),
-        ("gpt-image-1", Usage(image_in=1_000_000), 10_000_000),
-        ("gpt-image-1", Usage(image_out=1_000_000), 40_000_000),
-        ("gpt-image-1-mini", Usage(text_in=1_000_000), 2_000_000),
-        ("gpt-image-1-mini", Usage(image_in=1_000_000), 2_500_000),
-        ("gpt-image-1-mini", Usage(image_out=1_000_000), 8_000_000),
-        ("gpt-image-1.5", Usage(text_in=1_000_000), 5_000_000),
-        ("gpt-image-1.5", Usage(image_in=1_000_000), 8_000_000),
-        ("gpt-image-1.5", Usage(image_out=1_000_000), 32_000_000),
-        ("gpt-image-1.5", Usage(text_out=1_000_000), 10_000_000),
-        ("chatgpt-image-latest", Usage(image_out=1_000_000), 32_000_000),
-        ("chatgpt-image-latest", Usage(text_out=1_000_000), 10_000_000),
-        ("gpt-image-2", Usage(text_in=1_000_000), 5_000_000),
-        ("gpt-image-2", Usage(image_in=1_000_000), 8_000_000),
-        ("gpt-image-2", Usage(image_out=1_000_000), 30_000_000),
-        (
-            "gpt-image-2",
-            Usage(text_in=14, image_out=380),
-            11_470,
-        ),  # docs/reference/images-api.md#usage
-    ],
+    ("model", "kind", "usd"),
+    [(model, kind, usd) for model, prices in PRICES.items() for kind, usd in prices.items()],
 )
-def test_tokens_cost_the_published_prices(model, usage, micros):
-    assert cost(model, usage) == micros
+def test_a_million_tokens_of_each_kind_cost_the_published_price(model, kind, usd):
+    cached = {kind: 1_000_000} if kind.startswith("cached") else {}
+    usage = Usage(**{kind.removeprefix("cached_"): 1_000_000}, **cached)
+    assert cost(model, usage) == Decimal(usd) * 1_000_000
+
+
+def test_the_published_example_of_a_usage_costs_what_its_tokens_do():
+    """docs/reference/images-api.md#usage"""
+    assert cost("gpt-image-2", Usage(text_in=14, image_out=380)) == 11_470
 
 
 def test_text_out_without_a_price_costs_as_much_as_image_out():
@@ -173,6 +210,88 @@ def test_text_out_without_a_price_costs_as_much_as_image_out():
 def test_cost_rounds_up_once_per_purchase():
     assert cost("gpt-image-1-mini", Usage(image_in=1)) == 3  # 2.5
     assert cost("gpt-image-1-mini", Usage(image_in=2)) == 5  # not twice 3
+
+
+# ── the cost of each kind ───────────────────────────────────────────────────────────────────
+
+
+def split(*micros: str | float) -> tuple[int, list[int], dict[str, int]]:
+    """The cost, its parts and its rounding, of exact costs of the first kinds."""
+    exact = [int(Decimal(str(cost)) * PICOS_PER_MICRO) for cost in micros]
+    found = split_cost(dict(zip(KINDS, exact, strict=False)))
+    parts = [found.by_kind.get(kind, 0) for kind in KINDS[: len(micros)]]
+    return found.usd_micros, parts, dict(found.rounding)
+
+
+@pytest.mark.parametrize(
+    ("micros", "total", "parts", "rounded"),
+    [
+        ((2, 3), 5, [2, 3], []),
+        ((2.5,), 3, [3], [0]),
+        ((0.2, 0.3), 1, [0, 1], [1]),
+        ((0.5, 0.5), 1, [1, 0], [0]),  # both halves are one whole: the first kind has it
+        ((0.6, 2.5), 4, [1, 3], [0, 1]),
+        ((0.6, 2.5, 7), 11, [1, 3, 7], [0, 1]),
+        ((0.1, 0.1, 0.1, 0.1), 1, [1, 0, 0, 0], [0]),
+        ((0.4, 0.9, 0.9), 3, [1, 1, 1], [0, 1, 2]),
+        ((0.3, 0.9, 0.8), 2, [0, 1, 1], [1, 2]),
+        ((0.000001, 0, 5), 6, [1, 0, 5], [0]),
+        ((0, 0), 0, [0, 0], []),
+    ],
+)
+def test_the_rounding_goes_to_the_kinds_with_the_largest_remainders(micros, total, parts, rounded):
+    found = split(*micros)
+    assert found == (total, parts, {KINDS[i]: 1 for i in rounded})
+
+
+@given(st.lists(st.integers(0, 10**15), max_size=len(KINDS)))
+def test_the_costs_of_all_kinds_add_up_to_the_sum_rounded_up_once(picos):
+    exact = dict(zip(KINDS, picos, strict=False))
+    found = split_cost(exact)
+    assert found.usd_micros == math.ceil(Fraction(sum(picos), PICOS_PER_MICRO))
+    assert sum(found.by_kind.values()) == found.usd_micros
+    assert 0 not in found.by_kind.values()
+    remainders = {kind: cost % PICOS_PER_MICRO for kind, cost in exact.items()}
+    for kind, cost in exact.items():
+        added = found.rounding.get(kind, 0)
+        assert found.by_kind.get(kind, 0) == cost // PICOS_PER_MICRO + added
+        assert added == 0 or (added == 1 and remainders[kind] > 0)
+    # Nothing that was left out has a larger remainder, nor an equal one before it.
+    order = sorted(exact, key=lambda kind: (-remainders[kind], KINDS.index(kind)))
+    assert set(found.rounding) == set(order[: len(found.rounding)])
+
+
+USAGES = st.builds(
+    lambda text, cached, image, cached_image, out, text_out: Usage(
+        text_in=text + cached,
+        cached_text_in=cached,
+        image_in=image + cached_image,
+        cached_image_in=cached_image,
+        image_out=out,
+        text_out=text_out,
+    ),
+    *[st.integers(0, 10**9)] * 6,
+)
+
+
+@given(model=st.sampled_from(sorted(TOKENS)), usage=USAGES)
+def test_the_kinds_of_a_record_cost_their_tokens_at_their_prices(model, usage):
+    """An oracle of fractions, with the prices of the page's table."""
+    found = pricing.cost(CATALOG.models[model], usage=usage, images=1, size=None, quality=None)
+    tokens = tokens_by_kind(usage)
+    exact = {kind: count * Fraction(PRICES[model][kind]) for kind, count in tokens.items()}
+    assert sum(tokens.values()) == usage.total
+    assert found.usd_micros == math.ceil(sum(exact.values()))
+    assert sum(found.by_kind.values()) == found.usd_micros
+    for kind, cost in exact.items():
+        assert math.floor(cost) + found.rounding.get(kind, 0) == found.by_kind.get(kind, 0)
+
+
+def test_a_price_per_image_is_a_kind_of_its_own_and_an_estimate_too():
+    priced = pricing.cost(CATALOG.models["dall-e-3"], usage=None, images=2, size=None, quality="hd")
+    assert priced == Cost(160_000, {"image": 160_000}, {})
+    assert pricing.estimated_cost(566) == Cost(566, {"estimated": 566}, {})
+    assert pricing.estimated_cost(0) == Cost(0, {}, {})
 
 
 def test_a_token_model_without_usage_has_no_known_cost():
@@ -275,7 +394,33 @@ def charged(model, usage, images=1, **parameters):
     request = validate({"model": model, "prompt": "an otter", **parameters}, CATALOG)
     estimated = Amounts(images=9, tokens=9, usd_micros=9)
     found = CATALOG.models[model]
-    return charge(found, request, usage=usage, images=images, estimated=estimated)
+    return charge(found, request, usage=usage, images=images, estimated=estimated)[0]
+
+
+def test_every_price_of_the_shipped_table_is_in_the_tables_of_this_module():
+    """A new model or price needs a row here, with its source."""
+    for name, model in CATALOG.models.items():
+        prices = {
+            (size, quality): int(usd * 1_000_000)
+            for size, row in model.billing.usd_per_image.items()
+            for quality, usd in row.items()
+        }
+        if name in DALLE:
+            assert prices == DALLE[name]
+            continue
+        square, oblong = PER_IMAGE[name]
+        sizes = {"1024x1024": square, "1024x1536": oblong, "1536x1024": oblong}
+        qualities = ("low", "medium", "high")
+        assert prices == {
+            (size, quality): micros
+            for size, row in sizes.items()
+            for quality, micros in zip(qualities, row, strict=True)
+        }
+        usd = model.billing.usd_per_million_tokens
+        kinds = {kind: getattr(usd, kind) for kind in KINDS_OF_TOKENS}
+        kinds["text_out"] = usd.image_out if usd.text_out is None else usd.text_out
+        assert kinds == {kind: Decimal(price) for kind, price in PRICES[name].items()}
+        assert model.billing.partial_image_tokens == 100
 
 
 def test_the_shipped_gpt_models_are_billed_by_tokens():

@@ -54,6 +54,7 @@ def record(**given: Any) -> Record:
 
 def bought(**given: Any) -> Record:
     paid = {"images": 1, "cost_micros": 40_000, "tokens": {"text_in": 9, "image_out": 1000}}
+    paid["costs"] = {"text_in": 45, "image_out": 39_955}
     return record(**{**paid, "size": "1024x1024", "quality": "high", **given})
 
 
@@ -80,6 +81,8 @@ def whole(rows: Iterable[TotalsRow]) -> dict[str, int]:
             sums[name] += getattr(row.sums, name)
         for kind, count in row.sums.tokens.items():
             sums[kind] += count
+        for kind, micros in row.sums.costs.items():
+            sums[f"cost of {kind}"] += micros
     return {name: amount for name, amount in sums.items() if amount}
 
 
@@ -111,6 +114,8 @@ async def test_a_record_is_in_every_report_before_and_after_it_is_folded(
         "cost_micros": 40_000,
         "text_in": 9,
         "image_out": 1000,
+        "cost of text_in": 45,
+        "cost of image_out": 39_955,
     }
     begins = {"quarter": NOON, "day_in_utc": NOON - 12 * HOUR, "day_in_zone": NOON - 17.5 * HOUR}
     assert row.starts_at == begins[bucket]
@@ -132,7 +137,11 @@ async def test_a_hit_and_refusals_are_counted_without_cost(store: Store) -> None
 async def test_a_correction_counts_in_the_hour_of_its_purchase(store: Store) -> None:
     totals = totals_of(store)
     presumed = bought(
-        outcome="failed", flags=("presumed",), cost_micros=90_000, tokens={"estimated": 9000}
+        outcome="failed",
+        flags=("presumed",),
+        cost_micros=90_000,
+        tokens={"estimated": 9000},
+        costs={"estimated": 90_000},
     )
     late = bought(
         corrects="r",
@@ -141,6 +150,7 @@ async def test_a_correction_counts_in_the_hour_of_its_purchase(store: Store) -> 
         images=0,
         tokens={"text_in": 9, "image_out": 1000, "estimated": -9000},
         presumed_micros=-90_000,
+        costs={"text_in": 45, "image_out": 39_955, "estimated": -90_000},
     )
     await append(store, [presumed])
     await totals.fold()
@@ -155,6 +165,8 @@ async def test_a_correction_counts_in_the_hour_of_its_purchase(store: Store) -> 
         "cost_micros": 40_000,
         "text_in": 9,
         "image_out": 1000,
+        "cost of text_in": 45,
+        "cost of image_out": 39_955,
     }
 
 
@@ -163,6 +175,7 @@ async def test_kinds_of_tokens_and_dimensions_that_do_not_exist_yet_are_counted(
 ) -> None:
     data = bought().to_dict()
     data["tokens"]["cached_in"] = 7
+    data["costs"]["cached_in"] = 3
     data |= {"labels": {"project": "x", "cost_center": "y"}, "a_new_field": [1]}
     totals = totals_of(store)
     await append(store, [json.dumps(data).encode()])
@@ -170,6 +183,19 @@ async def test_kinds_of_tokens_and_dimensions_that_do_not_exist_yet_are_counted(
     (row,) = await read(totals)
     assert row.dimensions["labels"] == {"cost_center": "y", "project": "x"}
     assert row.sums.tokens == {"text_in": 9, "image_out": 1000, "cached_in": 7}
+    assert row.sums.costs == {"text_in": 45, "image_out": 39_955, "cached_in": 3}
+
+
+async def test_the_costs_of_kinds_add_up_and_older_records_have_none(store: Store) -> None:
+    per_image = bought(tokens={}, costs={"image": 40_000})
+    older = bought(costs={})
+    totals = totals_of(store)
+    await append(store, [per_image, per_image, older])
+    for _ in range(2):
+        for bucket in BUCKETS:
+            (row,) = await read(totals, bucket)
+            assert (row.sums.cost_micros, row.sums.costs) == (120_000, {"image": 80_000})
+        await totals.fold()
 
 
 @pytest.mark.parametrize(
@@ -190,6 +216,8 @@ async def test_kinds_of_tokens_and_dimensions_that_do_not_exist_yet_are_counted(
         b'{"time": 1, "key": "a", "key_id": "k", "outcome": "hit", "cost_micros": 1e300}',
         b'{"time": 1, "key": "a", "key_id": "k", "outcome": "hit", "tokens": [1]}',
         b'{"time": 1, "key": "a", "key_id": "k", "outcome": ["hit"]}',
+        b'{"time": 1, "key": "a", "key_id": "k", "costs": {"image": 0.5}}',
+        b'{"time": 1, "key": "a", "key_id": "k", "costs": [1]}',
         b'{"time": 1, "key": "a", "key_id": "k", "outcome": "hit", "user": {"a": 1}}',
     ],
 )
@@ -257,6 +285,8 @@ class Oracle:
             found[*row, "saved_micros"] += r.saved_micros
             for kind, count in r.tokens.items():
                 found[*row, kind] += count
+            for kind, micros in r.costs.items():
+                found[*row, f"cost of {kind}"] += micros
         return {row: amount for row, amount in found.items() if amount}
 
 
@@ -270,6 +300,7 @@ def by_name(rows: Iterable[TotalsRow]) -> dict[tuple[Any, ...], int]:
             for name in ("requests", "hits", "images_bought", "images_served")
         }
         named |= {name: getattr(row.sums, name) for name in ("cost_micros", "saved_micros")}
+        named |= {f"cost of {kind}": micros for kind, micros in row.sums.costs.items()}
         for name, amount in {**named, **row.sums.tokens}.items():
             found[row.starts_at, *dimensions, name] += amount
     return {row: amount for row, amount in found.items() if amount}
@@ -292,8 +323,13 @@ def random_record(chance: random.Random) -> Record:
         return one.but(images_served=chance.randrange(1, 4), saved_micros=chance.randrange(9999))
     cost = chance.randrange(99_999)
     if chance.random() < 0.2:
-        return one.but(corrects="r", cost_micros=-cost, tokens={"estimated": -chance.randrange(99)})
-    return one.but(cost_micros=cost, images=1, tokens={"text_in": chance.randrange(1, 99)})
+        estimated = {"estimated": -chance.randrange(99)}
+        return one.but(
+            corrects="r", cost_micros=-cost, tokens=estimated, costs={"estimated": -cost}
+        )
+    costs = {"text_in": cost // 3, "image_out": cost - cost // 3} if cost else {}
+    tokens = {"text_in": chance.randrange(1, 99)}
+    return one.but(cost_micros=cost, images=1, tokens=tokens, costs=costs)
 
 
 @pytest.mark.parametrize("seed", range(6))

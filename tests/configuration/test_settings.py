@@ -2,15 +2,18 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator, FormatChecker
 from pydantic import SecretStr, ValidationError
 
 from gateway.configuration.expand import ConfigError
 from gateway.configuration.fields import Address, parse_address, parse_proxy
 from gateway.configuration.files import find_config, load_settings, read_config
-from gateway.configuration.schema import json_schema
+from gateway.configuration.schema import SCHEMAS, json_schema, models_schema
 from gateway.configuration.settings import Settings
 from gateway.values import (
     parse_count,
@@ -90,9 +93,42 @@ def test_every_variable_of_the_shipped_file_reaches_its_setting(tmp_path: Path):
     assert settings.log_format == "json"
 
 
-def test_the_shipped_schema_is_up_to_date():
-    """`make schemas` writes it."""
-    assert json.loads(SHIPPED.with_name("gateway.schema.json").read_text()) == json_schema()
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_the_shipped_schemas_are_up_to_date(name: str):
+    """`make schemas` writes them."""
+    assert json.loads(SHIPPED.with_name(name).read_text()) == SCHEMAS[name]()
+
+
+def fits_models_schema(change: Callable[[dict[str, Any]], object] = lambda table: None) -> bool:
+    """Whether the shipped model table fits its schema, after a change."""
+    table = json.loads(json.dumps(read_config(SHIPPED.with_name("models.yaml"), {}), default=str))
+    change(table)
+    validator = Draft202012Validator(models_schema(), format_checker=FormatChecker())
+    return validator.is_valid(table)
+
+
+def test_the_shipped_model_table_fits_its_schema():
+    assert fits_models_schema()
+    assert fits_models_schema(lambda table: table.pop("unknown_price"))
+    assert fits_models_schema(lambda table: table.update(unknown_price={"usd_per_image": "0.70"}))
+    assert fits_models_schema(lambda table: table["models"]["dall-e-2"].pop("billing"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table.update(unknown_price="allow"),
+        lambda table: table.update(unknown_price={"usd_per_image": 0.7}),
+        lambda table: table.update(unknown_price={"usd": "0.7"}),
+        lambda table: table.update(prices="new"),
+        lambda table: table["models"]["dall-e-2"].update(id="dall-e-2"),
+        lambda table: table["models"]["dall-e-2"].pop("parameters"),
+        lambda table: table["models"]["dall-e-2"]["billing"].update(by="hour"),
+        lambda table: table["models"]["dall-e-3"]["billing"]["usd_per_image"].update(large="0.1"),
+    ],
+)
+def test_the_schema_of_the_model_table_refuses(change: Callable[[dict[str, Any]], object]):
+    assert not fits_models_schema(change)
 
 
 def test_the_schema_describes_every_key_and_lets_each_value_come_from_the_environment():

@@ -20,6 +20,7 @@ from gateway.billing.quota import show_usd
 from gateway.images import Record
 from gateway.store.batch import execute
 from gateway.store.commands import Counter, PeekCounters
+from tests.catalogs import shipped_catalog
 from tests.gateways import Client, InProcess, Reply
 from tests.http.plays import (
     CUT,
@@ -39,6 +40,8 @@ GPT = {"model": "gpt-image-1.5", "quality": "low", "size": "1024x1024"}
 DALLE = {"model": "dall-e-2", "size": "1024x1024", "response_format": "b64_json"}
 TEXT, CACHED, IMAGE = 5, 1.25, 32
 """Micro-dollars a token of gpt-image-1.5."""
+
+PRICE_DATE = shipped_catalog().prices_as_of.isoformat()
 
 PNG = base64.b64encode(write_png(64, 64, b"pixels")).decode()
 GOOD = {"b64_json": PNG}
@@ -359,6 +362,12 @@ async def faults_of(
         found["tokens"], expected["tokens"] = sum(tokens.values()), estimated_tokens
     if case.images is not None:
         found["images"], expected["images"] = record.images, case.images
+    # The cost by kind adds up, and an estimate is of no other kind.
+    kinds = ["estimated"] if case.charged == "estimate" else None
+    found["costs"] = sum(record.costs.values()), record.price_date, record.upstream
+    expected["costs"] = record.cost_micros, PRICE_DATE, "default"
+    found["kinds"] = list(record.costs) if kinds else None
+    expected["kinds"] = kinds
     # The counters agree with the record, in money, images and tokens.
     scope = f"key:{client.key_id}"
     units = ("usd_micros", "images", "tokens")
@@ -448,6 +457,13 @@ async def test_cached_input_is_charged_at_its_own_price_and_shown(
     tokens = {"text_in": 101 - shown, "cached_text_in": shown, "image_out": 50}
     assert records[0].cost_micros == micros
     assert records[0].tokens == {kind: count for kind, count in tokens.items() if count}
+    exact = {"text_in": TEXT, "cached_text_in": CACHED, "image_out": IMAGE}
+    whole = {kind: int(count * exact[kind]) for kind, count in records[0].tokens.items()}
+    assert sum(records[0].rounding.values()) == micros - sum(whole.values())
+    assert records[0].costs == {
+        kind: count + records[0].rounding.get(kind, 0) for kind, count in whole.items()
+    }
+    assert [(record.costs, record.price_date) for record in records[1:]] == [({}, None)] * 3
     assert [hit.cache_status[:3] for hit in hits] == ["hit"] * 3
     assert both.json["usage"] == again.json["usage"]
     assert both.json["usage"]["input_tokens"] == 101

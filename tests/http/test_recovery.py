@@ -122,6 +122,7 @@ async def test_a_purchase_that_a_dead_worker_only_reserved_is_presumed_at_the_es
     assert (record.id, record.outcome, record.flags) == (left.purchase, "failed", ("presumed",))
     assert (record.status, record.error) == (502, "upstream_error")
     assert record.cost_micros == left.estimate.usd_micros
+    assert record.costs == {"estimated": record.cost_micros}
     assert await spent(slow_gateway, alice) == Spent(left.estimate.usd_micros, 1, 0, 0)
     again = await alice.ask("an otter")
     assert again.cache_status == "fwd=miss; stored"
@@ -276,6 +277,13 @@ async def test_a_late_answer_corrects_the_presumed_charge(
         assert 0 < real < first.cost_micros
         assert first.cost_micros + late.cost_micros == real
         assert first.images + late.images == 1
+        # By kind too: what came, less what was presumed.
+        assert first.costs == {"estimated": first.cost_micros}
+        assert late.costs == {**late.costs, "estimated": -first.cost_micros}
+        assert sum(late.costs.values()) == late.cost_micros
+        assert {"text_in", "image_out"} < set(late.costs)
+        assert (first.price_date, first.upstream) == (late.price_date, late.upstream)
+        assert late.upstream == "default"
         assert late.presumed_micros == -presumed.cost_micros
         assert await spent(presumed_dead, alice) == Spent(real, 1, 0, 0)
         assert len(await upstream.bodies()) == 1
@@ -297,6 +305,7 @@ async def test_a_late_refusal_corrects_the_presumed_charge_to_zero(
         assert (reply.status, reply.error["code"]) == (400, "moderation_blocked")
         assert (first.id, late.corrects, late.outcome) == (presumed.id, presumed.id, "failed")
         assert first.cost_micros + late.cost_micros == first.images + late.images == 0
+        assert late.costs == {"estimated": -first.cost_micros}
         assert await spent(presumed_dead, alice) == Spent(0, 0, 0, 0)
 
 

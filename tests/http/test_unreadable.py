@@ -148,6 +148,7 @@ async def test_an_unreadable_journal_is_settled_as_it_was_reserved(
     assert record.cost_micros == left.estimate.usd_micros
     assert record.images == left.estimate.images
     assert sum(record.tokens.values()) == left.estimate.tokens
+    assert record.costs == {"estimated": record.cost_micros}
     spent = await read_spent(slow_gateway.settings, alice.key_id)
     assert spent == Spent(left.estimate.usd_micros, left.estimate.images, 0, 0)
     (line,) = [one for one in log if one["event"] == "journal_unreadable"]

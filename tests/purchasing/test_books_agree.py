@@ -30,7 +30,7 @@ from gateway.images import Amounts, Principal, Record
 from gateway.limits import CALENDAR_PERIODS
 from gateway.metrics import Metrics
 from gateway.purchasing import settlement
-from gateway.purchasing.charges import charged_tokens
+from gateway.purchasing.charges import charge_reserved
 from gateway.purchasing.journal import Received, Reserved
 from gateway.purchasing.recovery import Recovery
 from gateway.purchasing.settlement import Settlements, retry_until_stored
@@ -52,6 +52,7 @@ from gateway.store.commands import Counter as Window
 from gateway.store.protocol import Command, Store
 from gateway.store.sqlite.connection import connect
 from tests.conftest import OpenStore
+from tests.principals import make_principal
 
 UNITS = ("images", "tokens", "usd_micros")
 BUCKETS: Any = ("quarter", "day_in_zone", "day_in_utc")
@@ -179,7 +180,7 @@ class Play:
         number = "abcd".index(letter) % 2
         limits = {"usd_per_month": 10**9, "concurrent_requests": 99} if number else {}
         key = f"{self.name}-{number}"
-        return Principal(key, key, self.name, limits, record=b"record")
+        return make_principal(key, limits, team=self.name)
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────
 
@@ -204,7 +205,7 @@ class Play:
             batch = Batch(self.flaky)
             reservation = quota.reserve(
                 batch,
-                subject if is_limited else Principal(*subject_fields(subject)),
+                subject if is_limited else subject.without_limits(),
                 purchase,
                 worker=self.name,
                 estimate=estimate,
@@ -257,6 +258,7 @@ class Play:
             images=charge.images,
             tokens={"image_out": charge.tokens} if charge.tokens else {},
             cost_micros=charge.usd_micros,
+            costs={"image_out": charge.usd_micros} if charge.usd_micros else {},
         )
         return Received(opened.reserved, {}, charge, record)
 
@@ -268,9 +270,7 @@ class Play:
         record = opened.record.but(
             outcome="failed",
             flags=("presumed",) if is_presumed else (),
-            images=charge.images,
-            tokens=charged_tokens(None, charge),
-            cost_micros=charge.usd_micros,
+            **charge_reserved(charge).recorded,
         )
         await self.buyer.settle_failure(opened.reserved, failure, charge, record=record)
         if opened.charge is None or not is_presumed:
@@ -350,6 +350,7 @@ class Play:
             for name in ("cost_micros", "saved_micros", "presumed_micros"):
                 found[name] += getattr(row.sums, name)
             found["tokens"] += sum(row.sums.tokens.values())
+            found["costs"] += sum(row.sums.costs.values())
         return found
 
     async def verify(self) -> Verified:
@@ -368,11 +369,6 @@ class Play:
             for sample in family.samples
             if sample.name == f"gateway_{name}"
         )
-
-
-def subject_fields(subject: Principal) -> tuple[Any, ...]:
-    """Those of a subject without limits: a purchase during an outage checks none."""
-    return subject.key_id, subject.key_name, subject.team, {}, subject.record
 
 
 def added(amounts: Sequence[Amounts]) -> Amounts:
@@ -427,6 +423,8 @@ async def test_the_books_agree_after_any_sequence_of_purchases(
         spent
     )
 
+    assert [sum(r.costs.values()) for r in records] == [r.cost_micros for r in records]
+
     # Windows and running totals, of key, team and everyone.
     assert isinstance(before, Amounts)
     everyone = await play.windows("everyone")
@@ -465,6 +463,7 @@ async def test_the_books_agree_after_any_sequence_of_purchases(
         saved_micros=running.saved,
         presumed_micros=sum(p.charge.usd_micros for p in purchases if p.charge and p.is_presumed),
         tokens=spent.tokens,
+        costs=spent.usd_micros,
     )
     for _ in range(2):
         for bucket in BUCKETS:

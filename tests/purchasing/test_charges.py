@@ -1,10 +1,11 @@
-"""Charges: the tokens of a correction."""
+"""Charges: the kinds of a correction."""
 
 from __future__ import annotations
 
 import pytest
 
-from gateway.purchasing.charges import ESTIMATED, corrected_tokens
+from gateway.billing.pricing import ESTIMATED
+from gateway.purchasing.charges import corrected_kinds
 
 
 @pytest.mark.parametrize(
@@ -21,5 +22,5 @@ def test_a_correction_is_what_came_less_what_was_presumed(
     came: dict[str, int], presumed: int, corrected: dict[str, int]
 ) -> None:
     """Whether or not the late answer reports its usage."""
-    assert corrected_tokens(came, presumed) == corrected
+    assert corrected_kinds(came, presumed) == corrected
     assert sum(corrected.values()) == sum(came.values()) - presumed

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from gateway.images import Expected
 from gateway.store import commands
 from gateway.store.batch import Batch, execute
 from gateway.store.commands import Consumption, Counter, Slot, Write
@@ -665,12 +666,12 @@ class TestWorkers:
 class TestAdmit:
     @staticmethod
     def admit(*consumptions: Consumption, expected: bytes = b"record") -> commands.Admit:
-        return commands.Admit("keys", "k", expected, consumptions)
+        return commands.Admit((Expected("keys", "k", expected),), consumptions)
 
     async def test_amounts_that_fit_are_consumed(self, store: Store) -> None:
         await execute(store, write("keys", "k", b"record"))
         admission = await execute(store, self.admit(Consumption(bucket(5), 2)))
-        assert (admission.denied, admission.record) == (None, None)
+        assert (admission.denied, admission.changed) == (None, None)
         (state,) = admission.states
         assert (state.used, state.reserved, state.retry_in) == (2, 0, 0.0)
         assert state.resets_in == pytest.approx(24, abs=1)
@@ -694,12 +695,50 @@ class TestAdmit:
     async def test_another_record_is_returned_and_nothing_is_consumed(self, store: Store) -> None:
         await execute(store, write("keys", "k", BINARY))
         admission = await execute(store, self.admit(Consumption(bucket(5), 1)))
-        assert (admission.denied, admission.record, admission.states) == (None, BINARY, ())
+        assert (admission.denied, admission.changed, admission.states) == (None, (BINARY,), ())
         assert await peek(store, bucket(5)) == [(0, 0)]
 
     async def test_a_missing_record_is_returned_as_empty(self, store: Store) -> None:
         admission = await execute(store, self.admit(Consumption(bucket(5), 1)))
-        assert (admission.denied, admission.record, admission.states) == (None, b"", ())
+        assert (admission.denied, admission.changed, admission.states) == (None, (b"",), ())
+
+    async def test_all_expected_records_are_compared_and_returned(self, store: Store) -> None:
+        await execute(store, write("keys", "k", b"record"))
+        await execute(store, write("access", "generation", BINARY))
+        key = Expected("keys", "k", b"record")
+        outdated = Expected("access", "generation", b"older")
+        take = (Consumption(bucket(5), 1),)
+
+        admission = await execute(store, commands.Admit((key, outdated), take))
+        assert admission.changed == (b"record", BINARY)
+        assert await peek(store, bucket(5)) == [(0, 0)]
+        current = outdated._replace(value=BINARY)
+        absent = Expected("access", "everyone", b"")
+        admission = await execute(store, commands.Admit((key, current, absent), take))
+        assert (admission.changed, admission.states[0].used) == (None, 1)
+
+    async def test_without_expected_records_nothing_has_changed(self, store: Store) -> None:
+        admission = await execute(store, commands.Admit((), (Consumption(bucket(5), 1),)))
+        assert (admission.changed, admission.states[0].used) == (None, 1)
+
+    async def test_a_shadow_bucket_never_denies_and_gives_only_what_it_holds(
+        self, store: Store
+    ) -> None:
+        shadow = Consumption(bucket(5, subject="team:t"), 3, shadow=True)
+        enforced = Consumption(bucket(50), 3)
+        first = await execute(store, commands.Admit((), (enforced, shadow)))
+        second = await execute(store, commands.Admit((), (enforced, shadow)))
+        assert [(one.denied, one.exceeded) for one in (first, second)] == [(None, ()), (None, (1,))]
+        assert await peek(store, enforced.counter, shadow.counter) == [(6, 0), (3, 0)]
+
+    async def test_a_denied_admission_takes_nothing_from_a_shadow_bucket(
+        self, store: Store
+    ) -> None:
+        shadow = Consumption(bucket(5), 3, shadow=True)
+        denied = Consumption(bucket(2, subject="team:t"), 3)
+        admission = await execute(store, commands.Admit((), (shadow, denied)))
+        assert (admission.denied, admission.exceeded) == (1, ())
+        assert await peek(store, shadow.counter) == [(0, 0)]
 
     async def test_a_maximum_of_zero_denies_everything_for_ever(self, store: Store) -> None:
         await execute(store, write("keys", "k", b"record"))
@@ -729,7 +768,7 @@ class TestAdmit:
     async def test_without_consumptions_only_the_record_counts(self, store: Store) -> None:
         await execute(store, write("keys", "k", b"record"))
         admission = await execute(store, self.admit())
-        assert (admission.denied, admission.record, admission.states) == (None, None, ())
+        assert (admission.denied, admission.changed, admission.states) == (None, None, ())
 
     async def test_a_bucket_without_a_limit_is_not_stored(self, store: Store) -> None:
         await execute(store, write("keys", "k", b"record"))
@@ -868,6 +907,28 @@ class TestReserve:
         assert (await execute(store, reserve("p", Consumption(day(10), 8)))).denied is None
         assert await peek(store, day()) == [(3, 0)]
         assert list(await execute(store, commands.OpenJournals())) == []
+
+    async def test_a_shadow_limit_counts_all_and_denies_nothing(self, store: Store) -> None:
+        shadows = (
+            Consumption(day(10), 8, shadow=True),
+            Consumption(concurrent(1), 1, shadow=True),
+            Consumption(bucket(3, unit="images"), 2, shadow=True),
+        )
+        first = await execute(store, reserve("one", *shadows))
+        second = await execute(store, reserve("two", *shadows))
+        assert (first.denied, first.exceeded) == (None, ())
+        assert (second.denied, second.exceeded) == (None, (0, 1, 2))
+        counters = [shadow.counter for shadow in shadows]
+        assert await peek(store, *counters) == [(0, 16), (0, 2), (2, 0)]
+
+        await execute(store, settle("two", images=8))
+        assert await peek(store, *counters) == [(8, 8), (0, 1), (2, 0)]
+
+    async def test_an_enforced_limit_beside_a_shadow_still_denies(self, store: Store) -> None:
+        shadow = Consumption(day(1), 8, shadow=True)
+        denied = await execute(store, reserve("p", shadow, Consumption(month(7), 8)))
+        assert (denied.denied, denied.exceeded) == (1, ())
+        assert await peek(store, day(), month()) == [(0, 0), (0, 0)]
 
     async def test_concurrent_reservations_never_exceed_a_budget(
         self, store: Store, other: Store

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import StoreFull, StoreUnavailable
+from gateway.images import Expected
 from gateway.store.batch import execute
 from gateway.store.commands import Admit, CompareAndSet, Get, Heartbeat, Write
 from gateway.store.protocol import Command, Store, Watch
@@ -95,14 +96,14 @@ async def test_a_watch_is_the_stores_own_and_does_not_queue() -> None:
 
 
 async def test_admissions_start_after_all_other_batches() -> None:
-    admission, heartbeat = Admit("keys", "key", b"", ()), Heartbeat("worker")
+    admission, heartbeat = Admit((Expected("keys", "key", b""),), ()), Heartbeat("worker")
     queue = await queue_up(admission, A, heartbeat)
     await queue.slow.finish(3)
     assert queue.slow.started == [A, heartbeat, admission]
 
 
 async def test_an_outage_fails_all_queued_batches_at_once() -> None:
-    queue = await queue_up(A, Admit("keys", "key", b"", ()))
+    queue = await queue_up(A, Admit((Expected("keys", "key", b""),), ()))
     await queue.slow.fail(StoreUnavailable())
     for task in queue.tasks[-2:]:
         with pytest.raises(StoreUnavailable):

@@ -26,6 +26,7 @@ import uvloop
 from structlog.testing import capture_logs
 
 from gateway.errors import StoreFull, StoreUnavailable
+from gateway.images import Expected
 from gateway.store import commands
 from gateway.store.batch import execute
 from gateway.store.blobs.redis import SMALL_BYTES, open_redis_blobs
@@ -365,7 +366,7 @@ async def _make_every_kind_of_key(store: RedisStore, redis_url: str) -> None:
         [
             commands.CompareAndSet((Write("keys", "k", b"record", None),)),
             commands.Get("keys", "k", index="keys"),
-            commands.Admit("keys", "k", b"record", consumptions[:1]),
+            commands.Admit((Expected("keys", "k", b"record"),), consumptions[:1]),
             commands.AcquireLease("f", (0, 1), "a", 90),
             commands.AcquireLease("f", (2,), "b", 30),
             commands.StoreImages("f", "c", {5: Slot("image", 0, b"data")}, 1000, 500),

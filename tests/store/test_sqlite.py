@@ -22,6 +22,7 @@ import pytest
 import uvloop
 
 from gateway.errors import StoreFull, StoreUnavailable
+from gateway.images import Expected
 from gateway.store import commands, sqlite
 from gateway.store.batch import execute
 from gateway.store.commands import (
@@ -290,7 +291,7 @@ class TestTime:
         consumption = Consumption(Counter("key:k", "requests", "minute", 3), 1)
         async with open_sqlite_store(sqlite_path, clock=clock) as store:
             await execute(store, commands.CompareAndSet((Write("keys", "k", b"r", None),)))
-            admit = commands.Admit("keys", "k", b"r", (consumption,))
+            admit = commands.Admit((Expected("keys", "k", b"r"),), (consumption,))
             denied = [(await execute(store, admit)).denied for _ in range(4)]
             assert denied == [None, None, None, 0]
             admission = await execute(store, admit)

@@ -23,7 +23,7 @@ from gateway.billing.ledger import draft
 from gateway.billing.scopes import limit_subjects, running_totals
 from gateway.calendar import UTC_CALENDAR, Calendar
 from gateway.errors import StoreUnavailable
-from gateway.images import Amounts, LimitSubject, Record
+from gateway.images import Amounts, Principal, Record
 from gateway.limits import CALENDAR_PERIODS
 from gateway.store.batch import Batch, execute
 from gateway.store.commands import (
@@ -47,6 +47,7 @@ from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite.connection import connect
 from gateway.store.sqlite.store import open_sqlite_store
 from tests.moved_calendar import MovedCalendar, before_new_year
+from tests.principals import make_principal
 from tests.waiting import eventually
 
 UNITS = ("images", "tokens", "usd_micros")
@@ -74,17 +75,17 @@ async def opened(opening: Open) -> AsyncIterator[Store]:
         yield store
 
 
-def subject_of(key_id: str = "key_a", team: str | None = "art", **limits: int) -> LimitSubject:
-    return LimitSubject(key_id, "alice", team, limits, record=b"record")
+def subject_of(key_id: str = "key_a", team: str | None = "art", **limits: int) -> Principal:
+    return make_principal(key_id, limits, team=team)
 
 
-def record_of(subject: LimitSubject, charge: Amounts, *, at: float, **more: Any) -> Record:
+def record_of(subject: Principal, charge: Amounts, *, at: float, **more: Any) -> Record:
     record = draft(subject, request_id="req_1", time=at)
     return record.but(model="gpt-image-1", cost_micros=charge.usd_micros, **more)
 
 
 async def reserve(
-    store: Store, purchase: str, subject: LimitSubject, estimate: Amounts = ESTIMATE
+    store: Store, purchase: str, subject: Principal, estimate: Amounts = ESTIMATE
 ) -> Reservation:
     batch = Batch(store)
     reserved = quota.reserve(
@@ -400,7 +401,7 @@ async def test_a_window_that_was_lost_is_made_again_and_never_below_zero(
         await _check_made_again(store, subject)
 
 
-async def _check_made_again(store: Store, subject: LimitSubject) -> None:
+async def _check_made_again(store: Store, subject: Principal) -> None:
     await settle(store, "p", COST, record_of(subject, COST, at=time.time()))
     for scope in ("key:key_a", "team:art", "everyone"):
         assert await peek(store, scope) == same(2, 700, 4321)
@@ -480,7 +481,7 @@ async def test_ledger_windows_and_running_totals_agree_after_any_sequence(
 
 
 async def _perform(
-    store: Store, subject: LimitSubject, step: str, letter: str, charge: Amounts
+    store: Store, subject: Principal, step: str, letter: str, charge: Amounts
 ) -> None:
     purchase = f"{subject.key_id}-{letter}"
     record = record_of(subject, charge, at=time.time())

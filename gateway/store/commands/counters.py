@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from gateway.images import Expected
 from gateway.limits import Period
 from gateway.store.protocol import Command
 
@@ -51,34 +52,36 @@ class Consumption(NamedTuple):
 
     counter: Counter
     amount: int = 0
+    shadow: bool = False
+    """It is never denied. A window counts it all the same; a bucket without room gives nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
     """`denied` is the index of the first consumption that exceeds its limit; None: admitted.
 
-    If the key's record differs from the expected one, `record` is the stored one (b"" if there is
-    none), nothing was consumed and `states` is empty. Otherwise `record` is None and `states` has
-    one element per consumption.
+    If any expected record differs, `changed` has all of them as they are stored (b"" for none),
+    nothing was consumed and `states` is empty. Otherwise `changed` is None and `states` has one
+    element per consumption.
     """
 
     denied: int | None
-    record: bytes | None
+    changed: tuple[bytes, ...] | None
     states: tuple[CounterState, ...]
     now: float = 0.0
-    """The store's time in Unix seconds; 0 if the record differs."""
+    """The store's time in Unix seconds; 0 if a record differs."""
+    exceeded: tuple[int, ...] = ()
+    """The indexes of the shadow consumptions that exceed their limits; none if one was denied."""
 
 
 @dataclass(frozen=True, slots=True)
 class Admit(Command[Admission]):
-    """Consumes from every bucket or from none, if the record `name` of `space` is `expected`.
+    """Consumes from every bucket or from none, if all records are as `expected`.
 
     Windows can deny too, but nothing is reserved in them.
     """
 
-    space: str
-    name: str
-    expected: bytes
+    expected: tuple[Expected, ...]
     consumptions: tuple[Consumption, ...]
 
 

@@ -27,6 +27,8 @@ class Reservation:
     """The store's time in Unix seconds."""
     reserved_at: float = 0.0
     """The same at the first of repeated reservations."""
+    exceeded: tuple[int, ...] = ()
+    """As in `Admission`; empty for a repetition."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,11 @@ from gateway.store.redis.keys import Keys
 
 
 def consumption_arguments(consumptions: Iterable[Consumption]) -> list[Argument]:
-    """Consumptions as `shared/counters.lua` reads them: five arguments each."""
+    """Consumptions as `shared/counters.lua` reads them: six arguments each."""
     arguments: list[Argument] = []
-    for (subject, unit, period, maximum), amount in consumptions:
+    for (subject, unit, period, maximum), amount, shadow in consumptions:
         arguments += (subject, unit, period, "" if maximum is None else maximum, amount)
+        arguments.append(int(shadow))
     return arguments
 
 
@@ -53,15 +54,17 @@ def _admit(command: commands.Admit, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[Any]) -> commands.Admission:
         is_expected, *rest = reply
         if not is_expected:
-            return commands.Admission(denied=None, record=rest[0], states=())
-        denied, states, now = rest
-        return commands.Admission(read_index(denied), None, read_states(states), now / SECOND)
+            return commands.Admission(denied=None, changed=tuple(rest), states=())
+        denied, states, now, exceeded = rest
+        return commands.Admission(
+            read_index(denied), None, read_states(states), now / SECOND, tuple(exceeded)
+        )
 
-    both = [keys.books, keys.records(command.space)]
+    spaces = [keys.records(expected.space) for expected in command.expected]
     calendar = calendar_argument((c.counter for c in command.consumptions), keys)
-    consumptions = consumption_arguments(command.consumptions)
-    arguments = [command.name, command.expected, calendar, *consumptions]
-    return packed(script_command("admit", both, arguments, read=read))
+    expected = [text for one in command.expected for text in (one.name, one.value)]
+    arguments = [calendar, *expected, *consumption_arguments(command.consumptions)]
+    return packed(script_command("admit", [keys.books, *spaces], arguments, read=read))
 
 
 @encode.register

@@ -27,9 +27,13 @@ from gateway.store.redis.windows import window_name
 @encode.register
 def _reserve(command: commands.Reserve, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[Any]) -> commands.Reservation:
-        denied, states, now, reserved_at = reply
+        denied, states, now, reserved_at, exceeded = reply
         return commands.Reservation(
-            read_index(denied), read_states(states), now / SECOND, reserved_at / SECOND
+            read_index(denied),
+            read_states(states),
+            now / SECOND,
+            reserved_at=reserved_at / SECOND,
+            exceeded=tuple(exceeded),
         )
 
     arguments: list[Argument] = [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from gateway.calendar import Window
 from gateway.store import commands
@@ -28,40 +29,56 @@ def peek_counters(tx: Transaction, command: commands.PeekCounters) -> Sequence[C
 
 @writes(commands.Admit)
 def admit(tx: Transaction, command: commands.Admit) -> commands.Admission:
-    record = read_record(tx, command.space, command.name) or b""
-    if record != command.expected:
-        return commands.Admission(None, record, ())
-    denied = find_denied(tx, command.consumptions)
+    stored = tuple(read_record(tx, one.space, one.name) or b"" for one in command.expected)
+    if stored != tuple(one.value for one in command.expected):
+        return commands.Admission(None, stored, ())
+    denied, exceeded = judge(tx, command.consumptions)
     if denied is None:
-        consume_from_buckets(tx, command.consumptions)
+        consume_from_buckets(tx, command.consumptions, exceeded)
     else:
         end_future_buckets(tx, command.consumptions)
     states = read_consumed(tx, command.consumptions, denied=denied)
-    return commands.Admission(denied, None, states, tx.now)
+    return commands.Admission(denied, None, states, tx.now, exceeded)
 
 
-def find_denied(tx: Transaction, consumptions: Sequence[Consumption]) -> int | None:
-    """The index of the first consumption that its counter has no room for."""
-    for index, (counter, amount) in enumerate(consumptions):
-        if counter.maximum is None or amount == 0:
+class Verdict(NamedTuple):
+    """The index of the denied consumption, or those of the ones that exceed a shadow limit."""
+
+    denied: int | None
+    exceeded: tuple[int, ...] = ()
+
+
+def judge(tx: Transaction, consumptions: Sequence[Consumption]) -> Verdict:
+    """Denies the first consumption that its counter has no room for, unless it is a shadow."""
+    exceeded = []
+    for index, (counter, amount, shadow) in enumerate(consumptions):
+        if not _has_room(tx, counter, amount):
+            if not shadow:
+                return Verdict(index)
+            exceeded.append(index)
+    return Verdict(None, tuple(exceeded))
+
+
+def _has_room(tx: Transaction, counter: Counter, amount: int) -> bool:
+    if counter.maximum is None or amount == 0:
+        return True
+    if counter.period == "minute":
+        return amount * UNITS <= _read_bucket(tx, counter, counter.maximum).level
+    window = window_at(counter.period, tx.now, tx.calendar)
+    spent, reserved = _read_window(tx, counter, window)
+    return spent + reserved + amount <= counter.maximum
+
+
+def consume_from_buckets(
+    tx: Transaction, consumptions: Sequence[Consumption], exceeded: Sequence[int]
+) -> None:
+    """Takes from the token buckets; windows are reserved in instead, with a purchase.
+
+    A shadow bucket that was `exceeded` gives nothing.
+    """
+    for index, (counter, amount, _) in enumerate(consumptions):
+        if index in exceeded:
             continue
-        if counter.period == "minute":
-            room = _read_bucket(tx, counter, counter.maximum).level
-            needed = amount * UNITS
-        else:
-            spent, reserved = _read_window(
-                tx, counter, window_at(counter.period, tx.now, tx.calendar)
-            )
-            room = counter.maximum - spent - reserved
-            needed = amount
-        if needed > room:
-            return index
-    return None
-
-
-def consume_from_buckets(tx: Transaction, consumptions: Sequence[Consumption]) -> None:
-    """Takes from the token buckets; windows are reserved in instead, with a purchase."""
-    for counter, amount in consumptions:
         if counter.period != "minute" or counter.maximum is None or amount == 0:
             continue
         bucket = _read_bucket(tx, counter, counter.maximum)
@@ -78,12 +95,12 @@ def consume_from_buckets(tx: Transaction, consumptions: Sequence[Consumption]) -
         )
 
 
-def end_future_buckets(tx: Transaction, consumptions: Sequence[Consumption]) -> None:
+def end_future_buckets(tx: Transaction, consumptions: Iterable[Consumption]) -> None:
     """Buckets from the future, of a clock that went back, refill from now on.
 
     Called for a denied request too: it takes nothing, and the bucket would stay as it is.
     """
-    for counter, _ in consumptions:
+    for counter, *_ in consumptions:
         if counter.period == "minute":
             tx.execute(
                 "UPDATE buckets SET updated_at = ? WHERE subject = ? AND unit = ?"
@@ -98,7 +115,7 @@ def read_consumed(
     """The state of each consumption's counter; `denied` is the index of the one that failed."""
     return tuple(
         read_counter(tx, counter, denied=amount if index == denied else 0)
-        for index, (counter, amount) in enumerate(consumptions)
+        for index, (counter, amount, _) in enumerate(consumptions)
     )
 
 

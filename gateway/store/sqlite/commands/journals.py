@@ -25,7 +25,7 @@ from gateway.store.sqlite.arithmetic import window_at
 from gateway.store.sqlite.commands.counters import (
     consume_from_buckets,
     end_future_buckets,
-    find_denied,
+    judge,
     read_consumed,
     read_counter,
 )
@@ -94,9 +94,9 @@ def reserve(tx: Transaction, command: commands.Reserve) -> commands.Reservation:
     if (journal := _read_journal(tx, command.purchase)) is not None:
         reserved_at = tx.now if journal.reserved_at is None else journal.reserved_at
         return commands.Reservation(None, read_consumed(tx, consumptions), tx.now, reserved_at)
-    denied = find_denied(tx, consumptions)
+    denied, exceeded = judge(tx, consumptions)
     if denied is None:
-        consume_from_buckets(tx, consumptions)
+        consume_from_buckets(tx, consumptions, exceeded)
         reserved = tuple(_in_window(tx, one) for one in consumptions)
         scopes = _scopes_at(tx, command.subjects, command.amounts, tx.now)
         _add_to_windows(tx, [(one, 0, one.amount) for one in _counters(reserved, scopes)])
@@ -120,12 +120,12 @@ def reserve(tx: Transaction, command: commands.Reserve) -> commands.Reservation:
     else:
         end_future_buckets(tx, consumptions)
     states = read_consumed(tx, consumptions, denied=denied)
-    return commands.Reservation(denied, states, tx.now, tx.now)
+    return commands.Reservation(denied, states, tx.now, tx.now, exceeded)
 
 
 def _in_window(tx: Transaction, consumption: Consumption) -> _Reserved:
     """A consumption with the window of now that it counts in."""
-    counter, amount = consumption
+    counter, amount, _ = consumption
     window = window_at(counter.period, tx.now, tx.calendar)
     return _Reserved(
         counter.subject,

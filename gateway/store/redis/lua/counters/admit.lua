@@ -1,20 +1,34 @@
--- KEYS: books, the record's space. ARGV: name, the expected record, the calendar, the consumptions.
--- Returns 0 and the stored record ('' = none) if it is another one; else 1, the index of the denied
--- consumption (-1 = none), the states, and now.
-local FIRST = 4
-local record = redis.call('HGET', KEYS[2], ARGV[1]) or ''
-if record ~= ARGV[2] then
-  return { 0, record }
+-- KEYS: books, then the space of each expected record. ARGV: the calendar, name and value of each
+-- expected record, the consumptions.
+-- Returns 0 and all these records as they are stored ('' = none) if one is another; else 1, the index
+-- of the denied consumption (-1 = none), the states, now, and the indexes of the consumptions that
+-- exceed a shadow limit.
+local expected = #KEYS - 1
+local first = 2 + 2 * expected
+
+-- What to return if a record is not as expected; else nil.
+local function changed_records()
+  local stored, is_changed = { 0 }, false
+  for i = 1, expected do
+    stored[i + 1] = redis.call('HGET', KEYS[i + 1], ARGV[2 * i]) or ''
+    is_changed = is_changed or stored[i + 1] ~= ARGV[2 * i + 1]
+  end
+  return is_changed and stored or nil
 end
 
-if not choose_windows(ARGV[3]) then
+local changed = changed_records()
+if changed then
+  return changed
+end
+
+if not choose_windows(ARGV[1]) then
   return wrong_calendar()
 end
-local consumptions = read_consumptions(ARGV, FIRST)
-local denied = consume(consumptions, false)
+local consumptions = read_consumptions(ARGV, first)
+local denied, exceeded = consume(consumptions, false)
 if denied then
   end_future_buckets(consumptions)
-  return { 1, denied - 1, states(read_consumptions(ARGV, FIRST), denied), now }
+  return { 1, denied - 1, states(read_consumptions(ARGV, first), denied), now, {} }
 end
 write_buckets(consumptions)
-return { 1, -1, states(consumptions), now }
+return { 1, -1, states(consumptions), now, exceeded }

@@ -1,7 +1,7 @@
 -- KEYS: books. ARGV: purchase, worker, payload, the calendar, the subjects and amounts as JSON, the
 -- consumptions.
--- Returns the index of the denied consumption (-1 = none), the states, now, and the time of the
--- reservation.
+-- Returns the index of the denied consumption (-1 = none), the states, now, the time of the
+-- reservation, and the indexes of the consumptions that exceed a shadow limit.
 local FIRST = 6
 local purchase, worker, payload = ARGV[1], ARGV[2], ARGV[3]
 local scopes = cjson.decode(ARGV[5])
@@ -11,13 +11,13 @@ if not choose_windows(ARGV[4]) then
 end
 local consumptions = read_consumptions(ARGV, FIRST)
 if redis.call('EXISTS', key) == 1 then
-  return { -1, states(consumptions), now, tonumber(redis.call('HGET', key, 'at') or now) }
+  return { -1, states(consumptions), now, tonumber(redis.call('HGET', key, 'at') or now), {} }
 end
 
-local denied = consume(consumptions, true)
+local denied, exceeded = consume(consumptions, true)
 if denied then
   end_future_buckets(consumptions)
-  return { denied - 1, states(read_consumptions(ARGV, FIRST), denied), now, now }
+  return { denied - 1, states(read_consumptions(ARGV, FIRST), denied), now, now, {} }
 end
 
 local packed = pack_consumptions(consumptions)
@@ -31,4 +31,4 @@ redis.call('HSET', key, 'state', 'reserved', 'worker', worker, 'payload', payloa
   'at', digits(now), 'consumptions', cjson.encode(packed), 'windows', cjson.encode(scopes))
 redis.call('ZADD', open_key(worker), digits(now), purchase)
 redis.call('ZADD', WORKERS, digits(now), worker)
-return { -1, states(consumptions), now, now }
+return { -1, states(consumptions), now, now, exceeded }

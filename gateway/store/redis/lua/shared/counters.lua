@@ -101,16 +101,19 @@ local function read_counter(subject, unit, period, maximum)
   return counter
 end
 
--- The consumptions from arguments[first] on: subject, unit, period, maximum ('' = none) and amount
--- of each. Consumptions of the same counter share its table.
+-- The consumptions from arguments[first] on: subject, unit, period, maximum ('' = none), amount, and
+-- whether its limit is a shadow ('1'), of each. Consumptions of the same counter share its table.
 local function read_consumptions(arguments, first)
   local consumptions, counters = {}, {}
-  for i = first, #arguments, 5 do
+  for i = first, #arguments, 6 do
     local subject, unit, period = arguments[i], arguments[i + 1], arguments[i + 2]
     local name = period .. ' ' .. unit .. ' ' .. subject
     counters[name] = counters[name]
       or read_counter(subject, unit, period, tonumber(arguments[i + 3]))
-    table.insert(consumptions, { counter = counters[name], amount = tonumber(arguments[i + 4]) })
+    table.insert(consumptions, {
+      counter = counters[name], amount = tonumber(arguments[i + 4]),
+      is_shadow = arguments[i + 5] == '1',
+    })
   end
   return consumptions
 end
@@ -128,19 +131,28 @@ local function fits(counter, amount)
 end
 
 -- Consumes from the buckets, and counts towards the windows if `reserves`; in the tables only.
--- Returns the number of the first consumption that does not fit.
+-- Returns the number of the first consumption that does not fit, or nil and the indexes of those
+-- whose shadow limit would have denied them. A shadow bucket gives nothing to these.
 local function consume(consumptions, reserves)
+  local exceeded = {}
   for number, consumption in ipairs(consumptions) do
     local counter = consumption.counter
-    if not fits(counter, consumption.amount) then
-      return number
+    local has_room = fits(counter, consumption.amount)
+    if not has_room then
+      if not consumption.is_shadow then
+        return number
+      end
+      exceeded[#exceeded + 1] = number - 1
     end
     if counter.period == 'minute' then
-      counter.level = counter.maximum and counter.level - consumption.amount * UNIT
+      if counter.maximum and has_room then
+        counter.level = counter.level - consumption.amount * UNIT
+      end
     elseif reserves then
       counter.pending = counter.pending + consumption.amount
     end
   end
+  return nil, exceeded
 end
 
 local function write_buckets(consumptions)

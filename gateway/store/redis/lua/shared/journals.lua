@@ -75,6 +75,7 @@ local function reread_consumptions(packed)
     for i = 1, 5 do
       arguments[#arguments + 1] = item[i]
     end
+    arguments[#arguments + 1] = '' -- nothing is denied here
   end
   return read_consumptions(arguments, 1)
 end
