@@ -30,6 +30,7 @@ from gateway.billing.alert_watch import AlertWatch
 from gateway.billing.alerts import Alerts
 from gateway.billing.ledger import Ledger
 from gateway.billing.limit_gauges import LimitGauges
+from gateway.billing.reports import Reports
 from gateway.billing.scopes import RunningTotals
 from gateway.billing.totals import Totals
 from gateway.billing.verification import Verification
@@ -78,6 +79,7 @@ from gateway.room_settings import (
     ledger_settings,
     longest_link_seconds,
     purchase_settings,
+    report_settings,
     sender_settings,
     tls_files,
     totals_settings,
@@ -147,6 +149,12 @@ async def open_existing_store(settings: Settings) -> AsyncIterator[Store]:
     async with open_redis_store(url, may_create=False, calendar=calendar) as store:
         await store.check_schema()
         yield store
+
+
+def wire_reports(settings: Settings, store: Store) -> Reports:
+    """Reports, for commands. No I/O."""
+    totals = Totals(store, totals_settings(settings), worker="", observer=Metrics().money)
+    return Reports(store, totals, report_settings(settings))
 
 
 # ── the cache ───────────────────────────────────────────────────────────────────────────────
@@ -452,6 +460,7 @@ def wire_gateway(
         metrics=metrics,
         running_totals=RunningTotals(store, settings.billing.metric_labels),
         limit_gauges=LimitGauges(store),
+        reports=Reports(store, totals, report_settings(settings)),
         alert_watch=alert_watch,
         revoked_secrets=revoked_secrets,
         health=health,

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from gateway.access.signing import EXPIRY_STEPS
 from gateway.api.services import ApiSettings
 from gateway.billing.ledger import LedgerSettings
+from gateway.billing.reports import ReportSettings
 from gateway.billing.totals import TotalsSettings
 from gateway.billing.verification import VerificationSettings
 from gateway.cache.blobs import BlobsSettings
@@ -149,6 +150,18 @@ def verification_settings(settings: Settings) -> VerificationSettings:
         time_zone=totals.time_zone,
         keep_days_seconds=totals.keep_days_seconds,
         keep_users_seconds=totals.keep_users_seconds,
+    )
+
+
+def report_settings(settings: Settings) -> ReportSettings:
+    """The settings of `billing.reports`."""
+    return ReportSettings(
+        time_zone=settings.billing.time_zone,
+        keep_records_seconds=min(
+            settings.billing.keep_free_records_seconds, settings.billing.keep_records_seconds
+        ),
+        keep_days_seconds=settings.billing.keep_totals_seconds,
+        keep_users_seconds=settings.billing.keep_records_seconds,
     )
 
 

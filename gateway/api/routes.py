@@ -13,8 +13,9 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.api import images, links, models, ops
+from gateway.api import images, links, models, ops, usage
 from gateway.api.admin import cache, keys, signing, upstream
+from gateway.api.admin import usage as admin_usage
 from gateway.api.ask_for_more import ask_for_more
 from gateway.api.auth import with_admin, with_confirmed_key, with_key, with_metrics_token
 from gateway.api.cors import CORS, Cors
@@ -68,6 +69,7 @@ def client_routes() -> list[web.RouteDef]:
         _post(_api(*_DEPLOYMENT), generate, name="generations.deployment"),
         web.get(_api("models"), with_confirmed_key(models.list_models), name="models"),
         web.get(_api("models", "{model}"), with_confirmed_key(models.show_model), name="model"),
+        web.get(_api("usage"), with_confirmed_key(usage.show_usage), name="usage"),
         _post(_api("usage", "ask-for-more"), with_confirmed_key(ask_for_more), name="ask_for_more"),
         web.get(f"/images/{{link:{_LINK}}}", links.show_image, name="image"),
         web.get("/openapi.json", show_document, name="openapi"),
@@ -88,6 +90,7 @@ def admin_routes() -> list[web.RouteDef]:
         _post("/admin/cache/takedown", with_admin(cache.take_down), name="admin_takedown"),
         _post("/admin/signing-keys/rotate", rotate, name="admin_signing"),
         web.get("/admin/upstream", with_admin(upstream.show_upstreams), name="admin_upstream"),
+        web.get("/admin/usage", with_admin(admin_usage.show_usage), name="admin_usage"),
         web.get("/metrics", with_metrics_token(ops.metrics), name="metrics"),
     ]
 

@@ -20,6 +20,7 @@ from gateway.access.signing import Signing
 from gateway.api.open_requests import OpenRequests
 from gateway.billing.alert_watch import AlertWatch
 from gateway.billing.limit_gauges import LimitGauges
+from gateway.billing.reports import Reports
 from gateway.billing.scopes import RunningTotals
 from gateway.cache.blobs import Blobs
 from gateway.cache.image_index import ImageIndex
@@ -96,6 +97,7 @@ class Services:
     metrics: Metrics
     running_totals: RunningTotals
     limit_gauges: LimitGauges
+    reports: Reports
     alert_watch: AlertWatch
     revoked_secrets: RevokedSecrets
     health: Health

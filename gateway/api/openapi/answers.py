@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.api.openapi.requests import Schema, reference
+from gateway.billing.usage_rows import COLUMNS, MONEY, MORE_COLUMNS, WHAT_IF
 from gateway.errors import ErrorCode
 from gateway.limits import LIMITS
 
+_AMOUNT: Final[Schema] = {"type": "number"}
+_MOMENT: Final[Schema] = {"type": "string", "format": "date-time"}
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 _TEXT: Final[Schema] = {"type": "string"}
 _BASE64: Final[Schema] = {"type": "string", "contentEncoding": "base64"}
@@ -128,6 +131,57 @@ ANSWERS: Final[Mapping[str, Schema]] = {
             "reasons": {"type": "object", "additionalProperties": _TEXT},
             "upstream": _object({**_PURCHASES, "last_failure": _object(_FAILURE)}),
         },
+    ),
+    "OwnUsage": _object(
+        {
+            "key": _TEXT,
+            "time_zone": _TEXT,
+            "limits": {"type": "array", "items": reference("LimitState")},
+            "usage": {"type": "array", "items": reference("UsageRow")},
+        }
+    ),
+    "LimitState": _object(
+        {
+            "limit": _TEXT,
+            "scope": {**_TEXT, "description": "`key:NAME`, `team:NAME` or `everyone`."},
+            "max": _AMOUNT,
+            "used": _AMOUNT,
+            "reserved": {**_AMOUNT, "description": "Of open purchases."},
+            "resets_at": _TIME_OR_NULL,
+        }
+    ),
+    "UsageReport": _object(
+        {"time_zone": _TEXT, "usage": {"type": "array", "items": reference("UsageRow")}},
+        {"what_if": reference("WhatIf")},
+    ),
+    "WhatIf": _object(
+        {
+            "question": _TEXT,
+            "charged_usd": _AMOUNT,
+            WHAT_IF: _AMOUNT,
+            "uncomputed": {
+                "description": "Parts that are as they were charged.",
+                "type": "array",
+                "items": _object({"model": _TEXT_OR_NULL, "reason": _TEXT, "cost_usd": _AMOUNT}),
+            },
+        }
+    ),
+    "UsageRow": _object(
+        {
+            **dict.fromkeys(("from", "to"), _MOMENT),
+            "time_zone": _TEXT,
+            **dict.fromkeys(("team", "key", "user", "model", "size", "quality"), _TEXT_OR_NULL),
+            "labels": {
+                "type": ["object", "null"],
+                "additionalProperties": _TEXT_OR_NULL,
+                "description": "Those of `group_by`.",
+            },
+            **{
+                column: {"type": "number" if column in MONEY else "integer"}
+                for column in COLUMNS[COLUMNS.index("requests") :]
+            },
+        },
+        {**dict.fromkeys(MORE_COLUMNS, _TEXT_OR_NULL), WHAT_IF: _AMOUNT},
     ),
     "Upstreams": _object({"data": {"type": "array", "items": reference("Upstream")}}),
     "Upstream": _object(

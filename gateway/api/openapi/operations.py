@@ -17,6 +17,8 @@ from gateway.api.openapi.answers import (
     LINK_HEADERS,
 )
 from gateway.api.openapi.requests import Schema
+from gateway.billing.reports import DIMENSIONS, LABEL
+from gateway.billing.usage_rows import WIDTHS
 from gateway.images import MAX_SLOTS
 from gateway.request.headers import (
     IDEMPOTENCY_KEY,
@@ -111,6 +113,17 @@ _RANGE_HEADERS: Final = (
     _header("If-None-Match", "ETags of copies that the client has.", _TEXT),
 )
 
+_USAGE_PARAMETERS: Final = (
+    _query("since", "Unix seconds, RFC 3339, a date, or a duration before now: `7d`.", _TEXT),
+    _query("until", "The same; the report ends before it.", _TEXT),
+    _query("bucket_width", "Without it there is one bucket.", {"enum": [*WIDTHS]}),
+    _query(
+        "group_by",
+        f"Comma-separated: {', '.join(DIMENSIONS)}, `{LABEL}NAME`. Also `group_by[]`.",
+        _TEXT,
+    ),
+)
+
 _EXAMPLES: Final = {
     "plain": {"summary": "An image", "value": {"prompt": "an otter with a pearl"}},
     "two": {
@@ -195,6 +208,14 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         {200: Success("The model.", _json("Model"), (*COMMON_HEADERS, *LIMIT_HEADERS))},
         credential="key",
         errors=(*_KEY_ERRORS, 404),
+    ),
+    "usage": Operation(
+        "Show what the key has used, and its limits",
+        "images",
+        {200: Success("Usage.", _json("OwnUsage"), (*COMMON_HEADERS, *LIMIT_HEADERS))},
+        credential="key",
+        parameters=_USAGE_PARAMETERS,
+        errors=(400, *_KEY_ERRORS),
     ),
     "ask_for_more": Operation(
         "Ask the operators for more of a limit, once in its window",
@@ -309,6 +330,19 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         credential="admin",
         body=Content(schema="TakedownRequest"),
         errors=(*_ADMIN_ERRORS, 404),
+    ),
+    "admin_usage": Operation(
+        "Show the usage of all keys",
+        "admin",
+        {200: Success("Usage.", (*_json("UsageReport"), Content("text/csv")))},
+        credential="admin",
+        parameters=(
+            *_USAGE_PARAMETERS,
+            _query("team", "Only this team; other dimensions likewise.", _TEXT),
+            _query("what_if", "`quality=low`, …, or `cache=off`: what it would have cost.", _TEXT),
+            _query("format", "`json` or `csv`.", {"enum": ["json", "csv"]}),
+        ),
+        errors=(400, *_READ_ERRORS),
     ),
     "admin_upstream": Operation(
         "Show how purchases end, and why the last ones failed",
