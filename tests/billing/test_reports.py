@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,7 @@ from gateway.billing.reports import (
     ReportSettings,
 )
 from gateway.billing.totals import Totals, TotalsSettings
+from gateway.errors import GatewayError
 from gateway.images import Record
 from gateway.store.protocol import Store
 from tests.billing.test_totals import Unreadable, append, bought, record
@@ -325,3 +327,20 @@ async def test_a_report_reads_a_bounded_number_of_records(
     await append(store, [bought(time=NOW - HOUR) for _ in range(11)])
     with pytest.raises(ReportRefused, match="later time"):
         await reports.run(query(since=NOW - DAY, bucket="minute"))
+
+
+@pytest.mark.parametrize("width", ["minute", "day"])
+async def test_few_reports_read_at_once_some_wait_and_further_ones_are_refused(
+    store: Store, width: Any
+) -> None:
+    reports, _ = reports_of(store)
+    await append(store, [bought(time=NOW - HOUR)])
+    asked = query(since=NOW - DAY, bucket=width)
+    most = (module.MAX_SCANS if width == "minute" else module.MAX_READS) + module.MAX_WAITING
+    for _ in range(2):
+        found = await asyncio.gather(
+            *(reports.run(asked) for _ in range(most + 3)), return_exceptions=True
+        )
+        refused = [answer for answer in found if isinstance(answer, GatewayError)]
+        assert [error.status for error in refused] == [503] * 3
+        assert sum(isinstance(answer, list) and len(answer) == 1 for answer in found) == most
