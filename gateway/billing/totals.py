@@ -42,6 +42,7 @@ REMOVE_EVERY_SECONDS: Final = 600.0
 KEEP_QUARTERS_SECONDS: Final = 62 * 86_400.0
 
 PAGE_RECORDS: Final = 1000
+TURN: Final = "totals"
 TURN_SECONDS: Final = 10.0
 """How long the other workers wait for one that took the turn and does not finish."""
 FOLD_SECONDS: Final = 5.0
@@ -51,7 +52,14 @@ SLICE_RECORDS: Final = 50
 
 Bucket = Literal["quarter", "day_in_zone", "day_in_utc"]
 
+GroupOf = Callable[[float, str], Any]
+"""The group of a bucket of a row, by its begin and the row's text; None leaves it out."""
+
 log = structlog.get_logger(__name__)
+
+
+class TooManyGroups(Exception):
+    """A report would have more groups than its bound."""
 
 
 class TotalsSettings(BaseModel):
@@ -62,6 +70,17 @@ class TotalsSettings(BaseModel):
     time_zone: str = "UTC"
     keep_days_seconds: float = Field(default=800 * 86_400.0, gt=0)
     keep_users_seconds: float = Field(default=400 * 86_400.0, gt=0)
+
+
+def all_series(time_zone: str) -> tuple[Series, ...]:
+    """The series that a record is folded into."""
+    # A record of a zone that is UTC is counted once.
+    zones = dict.fromkeys(("UTC", time_zone))
+    return (
+        Series("quarter", "UTC"),
+        *(Series("day", zone) for zone in zones),
+        *(Series("user", zone) for zone in zones),
+    )
 
 
 class Observer(Protocol):
@@ -100,13 +119,7 @@ class Totals:
         self._worker = worker
         self._observer = observer
         self._clock = clock
-        # A record of a zone that is UTC is counted once.
-        zones = dict.fromkeys(("UTC", settings.time_zone))
-        self._series = (
-            Series("quarter", "UTC"),
-            *(Series("day", zone) for zone in zones),
-            *(Series("user", zone) for zone in zones),
-        )
+        self._series = all_series(settings.time_zone)
 
     # ── folding ─────────────────────────────────────────────────────────────────────────────
 
@@ -123,13 +136,13 @@ class Totals:
         if not await execute(self._store, ReadLedger(folded_to, 1)):
             return 0
         # Two folding workers would be correct too, but the work of one would be wasted.
-        if not await take_turn(self._store, "totals", self._worker, seconds=TURN_SECONDS):
+        if not await take_turn(self._store, TURN, self._worker, seconds=TURN_SECONDS):
             return 0
         folded, stops_at = 0, self._clock() + FOLD_SECONDS
         while self._clock() < stops_at and (count := await self.fold_page()):
             folded += count
         pause = FOLD_EVERY_SECONDS * PART_OF_INTERVAL
-        await end_turn(self._store, "totals", self._worker, after_seconds=pause)
+        await end_turn(self._store, TURN, self._worker, after_seconds=pause)
         return folded
 
     async def fold_page(self, limit: int = PAGE_RECORDS) -> int:
@@ -179,6 +192,33 @@ class Totals:
         outcome; then the bucket is a day. The caller bounds the days: each takes time. Raises
         `StoreUnavailable`.
         """
+        sums = await self.add_up(
+            since,
+            until,
+            bucket=bucket,
+            by_user=by_user,
+            group_of=lambda starts_at, row: (starts_at, row),
+        )
+        rows = (
+            TotalsRow(starts_at, orjson.loads(row), decode_sums(amounts))
+            for (starts_at, row), amounts in sums.items()
+        )
+        return sorted(rows, key=lambda row: row.starts_at)
+
+    async def add_up(
+        self,
+        since: float,
+        until: float,
+        *,
+        bucket: Bucket,
+        group_of: GroupOf,
+        by_user: bool = False,
+        max_groups: int | None = None,
+    ) -> dict[Any, dict[str, int]]:
+        """As `read`, added up to groups; the amounts have their names in the store.
+
+        It takes the memory of the groups and of the names of rows. Raises `TooManyGroups`.
+        """
         if bucket == "quarter":
             if by_user:
                 raise ValueError("totals by user are by day")
@@ -186,20 +226,21 @@ class Totals:
         else:
             zone = "UTC" if bucket == "day_in_utc" else self._settings.time_zone
             series = Series("user" if by_user else "day", zone)
-        # A group becomes full once in a period, so this ends.
-        while (reading := await self._read(series, since, until)) is None:
-            continue
-        return reading.rows(since, until)
+        # A key's rows become full once in a period, so this ends.
+        while True:
+            groups = Groups(max_groups)
+            if await self._add_up(_Reading(series, groups, group_of, since, until)):
+                return groups.sums
 
-    async def _read(self, series: Series, since: float, until: float) -> _Reading | None:
-        """Totals and tail; None if they cannot be told apart and must be read again.
+    async def _add_up(self, reading: _Reading) -> bool:
+        """Reads totals and tail; False if they cannot be told apart and must be read again.
 
         Folding goes on meanwhile. Each page of rows says up to which record it is, so a record of
-        the tail is added to a row only if it is not in it yet.
+        the tail is added only if its row does not have it yet.
         """
-        periods = tuple(series.periods(max(0.0, since), min(until, MAX_TIME)))
+        periods = reading.periods
         before = await execute(self._store, ReadTotalsState(periods))
-        reading = _Reading(series, before.full_groups)
+        reading.full_groups = before.full_groups
         for period in periods:
             after: str | None = ""
             while after is not None:
@@ -216,7 +257,7 @@ class Totals:
                     await asyncio.sleep(0)
             is_last = len(found) < PAGE_RECORDS
         now = await execute(self._store, ReadTotalsState(periods))
-        return reading if reading.is_clear(now.full_groups) else None
+        return reading.is_clear(now.full_groups)
 
 
 class _Step:
@@ -251,53 +292,79 @@ class _Step:
         )
 
 
-class _Reading:
-    """Rows of the store, and the records that they do not have yet."""
+class Groups:
+    """Sums of a report while it is read."""
 
-    def __init__(self, series: Series, full_groups: Mapping[str, frozenset[str]]) -> None:
+    def __init__(self, max_groups: int | None = None) -> None:
+        self.sums: dict[Any, dict[str, int]] = {}
+        """By group: amounts by their names in the store."""
+        self._max_groups = max_groups
+
+    def add(self, group: object, amounts: Mapping[str, int]) -> None:
+        """Nothing for the group None. Raises `TooManyGroups`."""
+        if group is None:
+            return
+        sums = self.sums.get(group)
+        if sums is None:
+            if len(self.sums) == self._max_groups:
+                raise TooManyGroups
+            sums = self.sums[group] = {}
+        add_amounts(sums, amounts)
+
+
+class _Reading:
+    """Adds up rows of the store, and the records that they do not have yet."""
+
+    def __init__(
+        self, series: Series, groups: Groups, group_of: GroupOf, since: float, until: float
+    ) -> None:
         self._series = series
-        self._full_groups = full_groups
-        self._rows: dict[tuple[str, str], tuple[str, dict[int, dict[str, int]]]] = {}
-        """Period and row → up to which record it is, and its slots."""
+        self._groups = groups
+        self._group_of = group_of
+        self._since, self._until = since, until
+        self.periods = tuple(series.periods(max(0.0, since), min(until, MAX_TIME)))
+        self.full_groups: Mapping[str, frozenset[str]] = {}
+        self._rows: dict[tuple[str, str], str] = {}
+        """Period and row of the store → up to which record it is."""
         self._new: set[tuple[str, str]] = set()
         """Period and group of the rows that only the tail has."""
+        self._starts_at: dict[tuple[str, int], float] = {}
 
     def add_row(
         self, period: str, row: str, slots: Mapping[int, Mapping[str, int]], *, checkpoint: str
     ) -> None:
         """Adds a row of the store. Of one that is there twice, either would be right."""
-        copied = {slot: dict(sums) for slot, sums in slots.items()}
-        self._rows[period, row] = (checkpoint, copied)
+        if (period, row) in self._rows:
+            return
+        self._rows[period, row] = checkpoint
+        for slot, sums in slots.items():
+            self._add(period, slot, row, sums)
 
     def add_record(self, position: str, data: bytes) -> None:
-        """Adds a record of the tail to its row, unless the row has it."""
+        """Adds a record of the tail, unless its row has it."""
         record = decode_record(data)
         if record is None:
             return
         period, slot = self._series.place(record.time)
-        if period.name not in self._full_groups:  # not asked for
+        if period.name not in self.full_groups:  # not asked for
             return
         group, row, other = row_of(self._series, record)
         if (period.name, row) not in self._rows:
-            if group in self._full_groups[period.name]:
+            if group in self.full_groups[period.name]:
                 row = other
             else:
                 self._new.add((period.name, group))
         # A row that no page had did not exist at the first page: it has none of the tail.
-        checkpoint, slots = self._rows.setdefault((period.name, row), ("", {}))
-        if position > checkpoint:
-            add_amounts(slots.setdefault(slot, {}), record.amounts)
+        if position > self._rows.get((period.name, row), ""):
+            self._add(period.name, slot, row, record.amounts)
+
+    def _add(self, period: str, slot: int, row: str, amounts: Mapping[str, int]) -> None:
+        starts_at = self._starts_at.get((period, slot))
+        if starts_at is None:
+            starts_at = self._starts_at[period, slot] = self._series.starts_at(period, slot)
+        if self._since <= starts_at < self._until:
+            self._groups.add(self._group_of(starts_at, row), amounts)
 
     def is_clear(self, full_groups: Mapping[str, frozenset[str]]) -> bool:
         """Whether each new row is one: none of its group's records went to `other` meanwhile."""
         return all(group not in full_groups[period] for period, group in self._new)
-
-    def rows(self, since: float, until: float) -> list[TotalsRow]:
-        """The rows whose bucket begins from `since` to before `until`, oldest first."""
-        found = [
-            TotalsRow(starts_at, orjson.loads(row), decode_sums(sums))
-            for (period, row), (_, slots) in self._rows.items()
-            for slot, sums in slots.items()
-            if since <= (starts_at := self._series.starts_at(period, slot)) < until
-        ]
-        return sorted(found, key=lambda row: row.starts_at)

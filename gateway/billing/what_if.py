@@ -86,14 +86,21 @@ def parse_what_if(text: str, catalog: Catalog) -> WhatIf:
 def answer(question: WhatIf, rows: Iterable[Row], catalog: Catalog) -> WhatIfAnswer:
     """The answer for all rows together."""
     charged = cost = 0
-    parts: dict[tuple[str | None, str], int] = {}
+    left: list[Uncomputed] = []
     for row in rows:
         charged += row.sums.cost_micros
         row_cost, uncomputed = answer_row(question, row, catalog)
         cost += row_cost
-        for part in uncomputed:
-            place = part.model, part.reason
-            parts[place] = parts.get(place, 0) + part.cost_micros
+        left += uncomputed
+    return WhatIfAnswer(charged, cost, uncomputed_parts(left))
+
+
+def uncomputed_parts(of_rows: Iterable[Uncomputed]) -> tuple[Uncomputed, ...]:
+    """Those of rows added up by model and reason, the largest first."""
+    parts: dict[tuple[str | None, str], int] = {}
+    for part in of_rows:
+        place = part.model, part.reason
+        parts[place] = parts.get(place, 0) + part.cost_micros
     # A presumed charge and its correction are in different rows, and cancel out.
     left = [
         Uncomputed(model, reason, micros)
@@ -101,7 +108,7 @@ def answer(question: WhatIf, rows: Iterable[Row], catalog: Catalog) -> WhatIfAns
         if micros or reason == NO_ORIGINAL
     ]
     left.sort(key=lambda part: (-part.cost_micros, part.model or "", part.reason))
-    return WhatIfAnswer(charged, cost, tuple(left))
+    return tuple(left)
 
 
 def answer_row(question: WhatIf, row: Row, catalog: Catalog) -> tuple[int, tuple[Uncomputed, ...]]:

@@ -17,6 +17,7 @@ from gateway.cli.keys import keys
 from gateway.cli.ledger import ledger
 from gateway.cli.serve import serve
 from gateway.cli.simulate import simulate
+from gateway.cli.usage import usage
 
 INTERRUPTED: Final = 130
 """The exit status after Ctrl-C, as of every program that a shell runs: 128 + SIGINT."""
@@ -45,5 +46,5 @@ def cli() -> None:
     """Image Gateway: a caching reverse proxy for OpenAI-compatible image generation."""
 
 
-for command in (serve, demo, simulate, cache, completion, config, doctor, keys, ledger):
+for command in (serve, demo, simulate, cache, completion, config, doctor, keys, ledger, usage):
     cli.add_command(command)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +16,7 @@ from rich.table import Table
 
 from gateway.catalog import CatalogError
 from gateway.configuration.expand import ConfigError
+from gateway.csv_text import csv_lines
 from gateway.errors import GatewayError, StoreUnavailable
 from gateway.process.bootstrap import FolderUnusable
 from gateway.process.listener import CannotListen
@@ -52,10 +51,15 @@ def show(rows: Sequence[dict[str, Any]], output_format: str, *, columns: Sequenc
         click.echo(json.dumps(rows, indent=2))
         return
     cells = [[_cell(name, row.get(name)) for name in columns] for row in rows]
+    show_lines(cells, output_format, columns=columns)
+
+
+def show_lines(
+    cells: Sequence[Sequence[str]], output_format: str, *, columns: Sequence[str]
+) -> None:
+    """As `show`, of cells that are text already, as a table or CSV."""
     if output_format == "csv":
-        text = io.StringIO()
-        csv.writer(text).writerows([columns, *cells])
-        click.echo(text.getvalue(), nl=False)
+        click.echo(csv_lines([columns, *cells]), nl=False)
         return
     table = Table(*columns)
     for line in cells:
@@ -78,7 +82,7 @@ def _cell(name: str, value: Any) -> str:
     if value is None:
         return ""
     if name in TIMES:
-        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M")
+        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M UTC")
     if isinstance(value, dict):
         return " ".join(f"{key}={item}" for key, item in value.items())
     return " ".join(value) if isinstance(value, list | tuple) else str(value)

@@ -4,6 +4,9 @@ import ast
 import json
 from dataclasses import fields
 
+from gateway.billing.focus import COLUMNS, VERSIONS
+from gateway.billing.line_items import TOKEN_NAMES
+from gateway.billing.organization import COSTS, USAGE
 from gateway.billing.pricing import KINDS, cost
 from gateway.billing.record_amounts import MAX_NAME, MAX_VALUE, Sums
 from gateway.billing.totals import KEEP_QUARTERS_SECONDS
@@ -107,3 +110,29 @@ def test_the_bounds_of_totals():
     bounds = [MAX_GROUP_ROWS] * 3 + [MAX_VALUE, MAX_NAME]
     assert [row["most"] for row in rows] == [f"{bound:,}" for bound in bounds]
     assert f"| {KEEP_QUARTERS_SECONDS / 86_400:.0f} days |" in PAGE
+
+
+def test_the_parameters_of_openais_reports():
+    rows = {row["parameter"]: row for row in rows_with(PAGE, "parameter", "usage", "costs")}
+    for shape, column in ((USAGE, "usage"), (COSTS, "costs")):
+        assert codes(rows["`group_by`"][column]) == list(shape.groups)
+        assert codes(rows["filters"][column]) == list(shape.filters)
+        limits = rows["`limit`, in buckets"][column]
+        for width in shape.widths.values():
+            assert f"{width.max_limit}" in limits.partition(";")[0]
+            assert f"{width.default_limit}" in limits.partition(";")[2]
+
+
+def test_the_line_items_of_kinds():
+    documented = {
+        name for row in rows_with(PAGE, "line item", "of", "quantity") for name in codes(row["of"])
+    }
+    assert documented == set(TOKEN_NAMES.values())
+
+
+def test_the_columns_of_focus():
+    rows = [row for row in rows_below(PAGE, "FOCUS") if "column" in row]
+    documented = {name: row["content"] for row in rows for name in codes(row["column"])}
+    assert sorted(documented) == sorted(COLUMNS)
+    for name, since in COLUMNS.items():
+        assert (f"from {since} on" in documented[name]) == (since != VERSIONS[0])

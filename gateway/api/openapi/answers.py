@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.api.openapi.requests import Schema, reference
+from gateway.billing import organization
+from gateway.billing.usage_rows import COLUMNS, MONEY, MORE_COLUMNS, WHAT_IF
 from gateway.errors import ErrorCode
 from gateway.limits import LIMITS
 
+_AMOUNT: Final[Schema] = {"type": "number"}
+_MOMENT: Final[Schema] = {"type": "string", "format": "date-time"}
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 _TEXT: Final[Schema] = {"type": "string"}
 _BASE64: Final[Schema] = {"type": "string", "contentEncoding": "base64"}
@@ -38,6 +42,27 @@ _FAILURE: Final = {
 }
 _TOKENS: Final = _object({"image_tokens": _COUNT, "text_tokens": _COUNT})
 _IMAGE_FIELDS: Final = {"revised_prompt": _TEXT}
+
+
+def _page(result: Schema) -> Schema:
+    """A page of one of OpenAI's reports."""
+    bucket = {
+        "object": {"const": "bucket"},
+        "start_time": _COUNT,
+        "end_time": _COUNT,
+        "results": {"type": "array", "items": result},
+    }
+    return _object(
+        {
+            "object": {"const": "page"},
+            "data": {"type": "array", "items": _object(bucket)},
+            "has_more": {"type": "boolean"},
+            "next_page": _TEXT_OR_NULL,
+        }
+    )
+
+
+_USD: Final = {"type": "number", "description": "US dollars; corrections may be below zero."}
 
 ANSWERS: Final[Mapping[str, Schema]] = {
     "Error": _object(
@@ -129,6 +154,57 @@ ANSWERS: Final[Mapping[str, Schema]] = {
             "upstream": _object({**_PURCHASES, "last_failure": _object(_FAILURE)}),
         },
     ),
+    "OwnUsage": _object(
+        {
+            "key": _TEXT,
+            "time_zone": _TEXT,
+            "limits": {"type": "array", "items": reference("LimitState")},
+            "usage": {"type": "array", "items": reference("UsageRow")},
+        }
+    ),
+    "LimitState": _object(
+        {
+            "limit": _TEXT,
+            "scope": {**_TEXT, "description": "`key:NAME`, `team:NAME` or `everyone`."},
+            "max": _AMOUNT,
+            "used": _AMOUNT,
+            "reserved": {**_AMOUNT, "description": "Of open purchases."},
+            "resets_at": _TIME_OR_NULL,
+        }
+    ),
+    "UsageReport": _object(
+        {"time_zone": _TEXT, "usage": {"type": "array", "items": reference("UsageRow")}},
+        {"what_if": reference("WhatIf")},
+    ),
+    "WhatIf": _object(
+        {
+            "question": _TEXT,
+            "charged_usd": _AMOUNT,
+            WHAT_IF: _AMOUNT,
+            "uncomputed": {
+                "description": "Parts that are as they were charged.",
+                "type": "array",
+                "items": _object({"model": _TEXT_OR_NULL, "reason": _TEXT, "cost_usd": _AMOUNT}),
+            },
+        }
+    ),
+    "UsageRow": _object(
+        {
+            **dict.fromkeys(("from", "to"), _MOMENT),
+            "time_zone": _TEXT,
+            **dict.fromkeys(("team", "key", "user", "model", "size", "quality"), _TEXT_OR_NULL),
+            "labels": {
+                "type": ["object", "null"],
+                "additionalProperties": _TEXT_OR_NULL,
+                "description": "Those of `group_by`.",
+            },
+            **{
+                column: {"type": "number" if column in MONEY else "integer"}
+                for column in COLUMNS[COLUMNS.index("requests") :]
+            },
+        },
+        {**dict.fromkeys(MORE_COLUMNS, _TEXT_OR_NULL), WHAT_IF: _AMOUNT},
+    ),
     "Upstreams": _object({"data": {"type": "array", "items": reference("Upstream")}}),
     "Upstream": _object(
         {
@@ -197,6 +273,31 @@ ANSWERS: Final[Mapping[str, Schema]] = {
         }
     ),
     "Purge": _object({"images": _COUNT, "done": {"type": "boolean"}, "id": _TEXT}),
+    "OrganizationUsage": _page(
+        _object(
+            {
+                "object": {"const": "organization.usage.images.result"},
+                "images": {"type": "integer"},
+                "num_model_requests": {"type": "integer"},
+                **dict.fromkeys(organization.USAGE.groups, _TEXT_OR_NULL),
+                "input_tokens": {"type": "integer"},
+                "output_tokens": {"type": "integer"},
+                "cost_usd": _USD,
+                "saved_usd": _USD,
+            }
+        )
+    ),
+    "OrganizationCosts": _page(
+        _object(
+            {
+                "object": {"const": "organization.costs.result"},
+                "amount": _object({"value": _USD, "currency": {"const": "usd"}}),
+                **dict.fromkeys(organization.COSTS.groups, _TEXT_OR_NULL),
+                "quantity": {"type": ["integer", "null"]},
+                "quantity_unit": {"enum": ["tokens", "images", None]},
+            }
+        )
+    ),
     "SigningKey": _object({"kid": _TEXT}),
 }
 """The schemas of answers, and of bodies that no other module has, by name."""
@@ -231,6 +332,7 @@ HEADERS: Final[Mapping[str, str]] = {
     "Allow": "The methods of the path.",
     "ETag": "Names the bytes.",
     "Cache-Control": "Who may keep the response.",
+    "Content-Disposition": "The name of the file.",
     "Content-Range": "The part of the image that this is.",
     "Accept-Ranges": "`bytes`.",
 }
@@ -250,7 +352,10 @@ IMAGE_HEADERS: Final = (
     *("Age", "x-gateway-image-ids", "x-gateway-reserved-usd", "x-gateway-saved-usd"),
     *("Preference-Applied", *_REQUEST_HEADERS),
 )
-LINK_HEADERS: Final = ("ETag", "Cache-Control", "Accept-Ranges", "Content-Range")
+LINK_HEADERS: Final = (
+    *("ETag", "Cache-Control", "Accept-Ranges", "Content-Range"),
+    "Content-Disposition",
+)
 _ERROR_HEADERS: Final = (
     *("x-gateway-error-source", "Retry-After", "retry-after-ms", "x-should-retry"),
     *COMMON_HEADERS,

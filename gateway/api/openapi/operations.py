@@ -17,6 +17,9 @@ from gateway.api.openapi.answers import (
     LINK_HEADERS,
 )
 from gateway.api.openapi.requests import Schema
+from gateway.billing import focus, organization
+from gateway.billing.reports import DIMENSIONS, LABEL
+from gateway.billing.usage_rows import WIDTHS
 from gateway.images import MAX_SLOTS
 from gateway.request.headers import (
     IDEMPOTENCY_KEY,
@@ -77,8 +80,9 @@ def _header(name: str, description: str, schema: Schema, *, example: object = No
     return {"name": name, "in": "header", "description": description, "schema": schema, **shown}
 
 
-def _query(name: str, description: str, schema: Schema) -> Schema:
-    return {"name": name, "in": "query", "description": description, "schema": schema}
+def _query(name: str, description: str, schema: Schema, *, required: bool = False) -> Schema:
+    shown = {"required": True} if required else {}
+    return {"name": name, "in": "query", "description": description, "schema": schema, **shown}
 
 
 _TEXT: Final[Schema] = {"type": "string"}
@@ -110,6 +114,48 @@ _RANGE_HEADERS: Final = (
     _header("Range", "One byte range.", _TEXT),
     _header("If-None-Match", "ETags of copies that the client has.", _TEXT),
 )
+
+_USAGE_PARAMETERS: Final = (
+    _query("since", "Unix seconds, RFC 3339, a date, or a duration before now: `7d`.", _TEXT),
+    _query("until", "The same; the report ends before it.", _TEXT),
+    _query("bucket_width", "Without it there is one bucket.", {"enum": [*WIDTHS]}),
+    _query(
+        "group_by",
+        f"Comma-separated: {', '.join(DIMENSIONS)}, `{LABEL}NAME`. Also `group_by[]`.",
+        _TEXT,
+    ),
+)
+
+
+def _report_parameters(shape: organization.Shape) -> tuple[Schema, ...]:
+    """The parameters of one of OpenAI's reports."""
+    widths = shape.widths.values()
+    limits = ", ".join(
+        f"{width.max_limit} of `{name}` (by default {width.default_limit})"
+        for name, width in shape.widths.items()
+    )
+    return (
+        _query("start_time", "Unix seconds, in the first bucket.", _TIME, required=True),
+        _query("end_time", "Unix seconds; by default now. The report ends before it.", _TIME),
+        _query("bucket_width", "By default `1d`.", {"enum": [*shape.widths]}),
+        _query(
+            "limit",
+            f"Buckets of a page, at most {limits}.",
+            {"type": "integer", "minimum": 1, "maximum": max(w.max_limit for w in widths)},
+        ),
+        _query("group_by", _SEVERAL, _list({"enum": [*shape.groups]})),
+        *(_query(name, f"Only these. {_SEVERAL}", _list(_TEXT)) for name in shape.filters),
+        _query("page", "The `next_page` of the last answer to the same query.", _TEXT),
+    )
+
+
+_TIME: Final[Schema] = {"type": "integer", "minimum": 0}
+_SEVERAL: Final = "May be repeated, and may end with `[]`."
+
+
+def _list(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
 
 _EXAMPLES: Final = {
     "plain": {"summary": "An image", "value": {"prompt": "an otter with a pearl"}},
@@ -195,6 +241,14 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         {200: Success("The model.", _json("Model"), (*COMMON_HEADERS, *LIMIT_HEADERS))},
         credential="key",
         errors=(*_KEY_ERRORS, 404),
+    ),
+    "usage": Operation(
+        "Show what the key has used, and its limits",
+        "images",
+        {200: Success("Usage.", _json("OwnUsage"), (*COMMON_HEADERS, *LIMIT_HEADERS))},
+        credential="key",
+        parameters=_USAGE_PARAMETERS,
+        errors=(400, *_KEY_ERRORS),
     ),
     "ask_for_more": Operation(
         "Ask the operators for more of a limit, once in its window",
@@ -310,12 +364,67 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         body=Content(schema="TakedownRequest"),
         errors=(*_ADMIN_ERRORS, 404),
     ),
+    "admin_usage": Operation(
+        "Show the usage of all keys",
+        "admin",
+        {200: Success("Usage.", (*_json("UsageReport"), Content("text/csv")))},
+        credential="admin",
+        parameters=(
+            *_USAGE_PARAMETERS,
+            _query("team", "Only this team; other dimensions likewise.", _TEXT),
+            _query("what_if", "`quality=low`, …, or `cache=off`: what it would have cost.", _TEXT),
+            _query("format", "`json` or `csv`.", {"enum": ["json", "csv"]}),
+        ),
+        errors=(400, *_READ_ERRORS),
+    ),
     "admin_upstream": Operation(
         "Show how purchases end, and why the last ones failed",
         "admin",
         _ok("Upstreams", "Every upstream, of all workers and gateways together."),
         credential="admin",
         errors=_READ_ERRORS,
+    ),
+    "admin_focus": Operation(
+        "Export a month's costs in FOCUS",
+        "admin",
+        {
+            200: Success(
+                "CSV, with a line for each line item of each day.",
+                (Content("text/csv"),),
+                (*COMMON_HEADERS, "Content-Disposition"),
+            )
+        },
+        credential="admin",
+        parameters=(
+            _query(
+                "month",
+                "A month of `billing.time_zone`: `2026-11`.",
+                {"type": "string", "pattern": "^[0-9]{4}-(0[1-9]|1[0-2])$"},
+                required=True,
+            ),
+            _query(
+                "version",
+                f"Of FOCUS; by default {focus.DEFAULT_VERSION}.",
+                {"enum": [*focus.VERSIONS]},
+            ),
+        ),
+        errors=(400, *_READ_ERRORS),
+    ),
+    "organization_usage": Operation(
+        "Report images, requests and tokens in OpenAI's shape",
+        "admin",
+        _ok("OrganizationUsage", "A page of buckets."),
+        credential="admin",
+        parameters=_report_parameters(organization.USAGE),
+        errors=(400, *_READ_ERRORS),
+    ),
+    "organization_costs": Operation(
+        "Report costs in OpenAI's shape",
+        "admin",
+        _ok("OrganizationCosts", "A page of buckets."),
+        credential="admin",
+        parameters=_report_parameters(organization.COSTS),
+        errors=(400, *_READ_ERRORS),
     ),
     "admin_signing": Operation(
         "Make a new key that signs links",

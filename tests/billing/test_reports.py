@@ -1,0 +1,327 @@
+"""Reports are sums of ledger records, compared with plain Python on each store."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.billing import reports as module
+from gateway.billing.record_amounts import Sums
+from gateway.billing.reports import (
+    GENERATION,
+    ReportQuery,
+    ReportRefused,
+    ReportRow,
+    Reports,
+    ReportSettings,
+)
+from gateway.billing.totals import Totals, TotalsSettings
+from gateway.images import Record
+from gateway.store.protocol import Store
+from tests.billing.test_totals import Unreadable, append, bought, record
+
+UTC = ZoneInfo("UTC")
+NOW = datetime(2026, 11, 28, 12, tzinfo=UTC).timestamp()
+HOUR, DAY = 3600.0, 86_400.0
+AMOUNTS = [f.name for f in fields(Sums) if f.name not in ("tokens", "costs")]
+
+
+def reports_of(
+    store: Store, *, zone: str = "UTC", now: float = NOW, **kept: float
+) -> tuple[Reports, Totals]:
+    totals = Totals(store, TotalsSettings(time_zone=zone), worker="w", observer=Unreadable())
+    settings = ReportSettings(time_zone=zone, **kept)
+    return Reports(store, totals, settings, clock=lambda: now), totals
+
+
+def query(**given: Any) -> ReportQuery:
+    return ReportQuery(**{"since": NOW - 7 * DAY, "until": NOW, **given})
+
+
+def table(rows: Iterable[ReportRow]) -> dict[tuple[Any, ...], dict[str, int]]:
+    """Begin and values of the groups → amounts that are not 0."""
+    return {
+        (row.starts_at, *row.dimensions.values()): {
+            name: amount
+            for name, amount in {
+                **{name: getattr(row.sums, name) for name in AMOUNTS},
+                **row.sums.tokens,
+                **{f"cost of {kind}": cost for kind, cost in row.sums.costs.items()},
+            }.items()
+            if amount
+        }
+        for row in rows
+    }
+
+
+async def test_a_report_without_groups_is_one_row_of_everything(store: Store) -> None:
+    reports, totals = reports_of(store)
+    cost = {"costs": {"text_in": 10_000, "image_out": 30_000}}
+    await append(store, [bought(time=NOW - DAY, **cost), record(time=NOW - 1, outcome="hit")])
+    for _ in range(2):
+        (row,) = await reports.run(query())
+        assert (row.dimensions, row.starts_at, row.ends_at) == ({}, NOW - 7 * DAY, NOW)
+        assert (row.sums.requests, row.sums.hits, row.sums.cost_micros) == (2, 1, 40_000)
+        assert row.sums.costs == {"text_in": 10_000, "image_out": 30_000}
+        await totals.fold_page()
+
+
+async def test_a_report_without_records_has_no_rows(store: Store) -> None:
+    reports, _ = reports_of(store)
+    for width in ("minute", "hour", "day", "all"):
+        assert await reports.run(query(since=NOW - DAY, bucket=width)) == []
+
+
+async def test_groups_are_labels_users_and_what_was_requested(store: Store) -> None:
+    reports, totals = reports_of(store)
+    art, none = {"cost_center": "4711", "x": "1"}, {"x": "2"}
+    await append(
+        store,
+        [
+            bought(time=NOW - HOUR, team="art", user="ann", labels=art),
+            bought(time=NOW - HOUR, team="art", user="bob", labels=art, quality="low"),
+            bought(time=NOW - HOUR, labels=none),
+        ],
+    )
+    await totals.fold_page()
+
+    async def requests(*groups: str, **given: Any) -> dict[tuple[str | None, ...], int]:
+        rows = await reports.run(query(group_by=groups, **given))
+        return {tuple(row.dimensions.values()): row.sums.requests for row in rows}
+
+    assert await requests("label:cost_center") == {(None,): 1, ("4711",): 2}
+    assert await requests("team", "source") == {(None, GENERATION): 1, ("art", GENERATION): 2}
+    assert await requests("user", "quality") == {
+        (None, "high"): 1,
+        ("ann", "high"): 1,
+        ("bob", "low"): 1,
+    }
+    assert await requests("user", filters={"label:x": frozenset({"1"})}) == {
+        ("ann",): 1,
+        ("bob",): 1,
+    }
+    assert await requests("key_id", filters={"team": frozenset({""})}) == {("k1",): 1}
+
+
+# ── all queries ─────────────────────────────────────────────────────────────────────────────
+
+ZONES = ("UTC", "Europe/Berlin", "Asia/Kolkata", "Australia/Lord_Howe", "America/Havana")
+GROUPS = ("team", "key", "user", "model", "size", "quality", "outcome", "source", "label:cc")
+
+
+def value_of(r: Record, name: str) -> str | None:
+    named = {"source": GENERATION, "label:cc": r.labels.get("cc")}
+    return named[name] if name in named else getattr(r, name)
+
+
+def expected(
+    records: Sequence[Record], asked: ReportQuery, buckets: Sequence[tuple[float, float]]
+) -> dict[tuple[Any, ...], dict[str, int]]:
+    """What the rows of a report are: each record in the bucket of its time and in its group."""
+    found: dict[tuple[Any, ...], Counter[str]] = defaultdict(Counter)
+    for r in records:
+        begin = [starts for starts, ends in buckets if starts <= r.time < ends]
+        is_chosen = all((value_of(r, n) or "") in values for n, values in asked.filters.items())
+        if not begin or not is_chosen:
+            continue
+        sums = found[(*begin, *(value_of(r, name) for name in asked.group_by))]
+        requests = 0 if r.corrects else r.count or 1
+        sums["requests"] += requests
+        sums["hits"] += requests * (r.outcome == "hit")
+        sums["images_bought"] += r.images
+        sums["images_served"] += r.images_served or 0
+        sums["cost_micros"] += r.cost_micros
+        sums["saved_micros"] += r.saved_micros
+        for kind, count in r.tokens.items():
+            sums[kind] += count
+    return {row: {n: a for n, a in sums.items() if a} for row, sums in found.items()}
+
+
+def records_around(moments: Sequence[float], chance: random.Random, count: int) -> list[Record]:
+    found = []
+    for _ in range(count):
+        outcome = chance.choice(["hit", "bought", "refused", "failed"])
+        one = record(
+            time=chance.choice(moments) + chance.uniform(-30 * HOUR, 30 * HOUR),
+            key=(key := chance.choice(["a", "b"])),
+            key_id=f"id-{key}",
+            team=chance.choice([None, "art", "design"]),
+            user=chance.choice([None, "u1", "u2"]),
+            model=chance.choice([None, "m1", "m2"]),
+            size=chance.choice([None, "1024x1024"]),
+            quality=chance.choice([None, "high", "low"]),
+            labels=chance.choice([{}, {"cc": "1"}, {"cc": "2", "x": "y"}]),
+            outcome=outcome,
+        )
+        if outcome == "hit":
+            one = one.but(images_served=2, saved_micros=chance.randrange(9999))
+        if outcome == "bought":
+            one = one.but(images=1, cost_micros=chance.randrange(9999), tokens={"text_in": 7})
+        if outcome == "refused":
+            one = one.but(count=chance.choice([None, 5]))
+        if outcome == "failed" and chance.random() < 0.5:
+            one = one.but(corrects="r", cost_micros=-chance.randrange(999))
+        found.append(one)
+    return found
+
+
+@st.composite
+def queries(draw: st.DrawFn) -> ReportQuery:
+    width = draw(st.sampled_from(["minute", "hour", "day", "all"]))
+    longest = {"minute": 20, "hour": 24 * 20, "day": 24 * 25, "all": 24 * 25}[width]
+    ends = draw(st.floats(0, 3 * DAY)) if draw(st.booleans()) else float(draw(st.integers(0, 72)))
+    ends = NOW - (ends * HOUR if ends == int(ends) else ends)
+    begins = ends - draw(st.integers(1, longest)) * HOUR
+    if draw(st.booleans()):
+        begins = begins // DAY * DAY
+    values = st.sampled_from(["", "art", "a", "u1", "m1", "high", "hit", "1", "design"])
+    return ReportQuery(
+        begins,
+        ends,
+        width,  # type: ignore[arg-type]
+        zone=draw(st.sampled_from(["zone", "utc"])),
+        group_by=tuple(draw(st.lists(st.sampled_from(GROUPS), unique=True, max_size=4))),
+        filters=draw(
+            st.dictionaries(st.sampled_from(GROUPS), st.frozensets(values, min_size=1), max_size=1)
+        ),
+    )
+
+
+@pytest.mark.parametrize("zone", ZONES)
+async def test_each_query_has_the_sums_of_its_records(store: Store, zone: str) -> None:
+    chance = random.Random(zone)
+    reports, totals = reports_of(store, zone=zone)
+    moments = [NOW - day * DAY for day in (0, 1, 2, 3, 10, 20)]
+    records = records_around(moments, chance, 150)
+    await append(store, records[:100])
+    while await totals.fold_page():
+        continue
+    await append(store, records[100:])
+    checked, fields_refused = 0, set()
+
+    @settings(max_examples=60, deadline=None, derandomize=True, database=None)
+    @given(queries())
+    def collect(asked: ReportQuery) -> None:
+        drawn.append(asked)
+
+    drawn: list[ReportQuery] = []
+    collect()
+    for asked in drawn:
+        try:
+            rows = await reports.run(asked)
+        except ReportRefused as refused:
+            fields_refused.add(refused.field)
+            continue
+        buckets = list(reports.buckets(asked))
+        assert table(rows) == expected(records, asked, buckets), asked
+        assert all((row.starts_at, row.ends_at) in buckets for row in rows)
+        checked += 1
+    assert checked > 40
+    assert fields_refused <= {"bucket", "since"}
+
+
+@pytest.mark.parametrize("zone", ZONES)
+@pytest.mark.parametrize("width", ["hour", "day"])
+async def test_buckets_are_without_gaps_from_before_the_begin_to_after_the_end(
+    store: Store, zone: str, width: Any
+) -> None:
+    now = datetime(2026, 11, 10, tzinfo=UTC).timestamp()  # October has clock changes
+    reports, _ = reports_of(store, zone=zone, now=now)
+    asked = query(since=now - 30 * DAY + 7, until=now - 3 * DAY + 7, bucket=width)
+    buckets = list(reports.buckets(asked))
+    assert buckets[0][0] <= asked.since < buckets[0][1]
+    assert buckets[-1][0] < asked.until <= buckets[-1][1]
+    assert all(before[1] == after[0] for before, after in pairwise(buckets))
+    if width == "day":
+        local = [datetime.fromtimestamp(begin, ZoneInfo(zone)) for begin, _ in buckets]
+        days = [moment.date() for moment in local]
+        assert days == [days[0] + timedelta(days=i) for i in range(len(days))]
+
+
+async def test_days_of_23_and_25_hours_have_all_their_hours(store: Store) -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    for day, hours in (("2026-03-29", 23), ("2026-10-25", 25)):
+        begin = datetime.fromisoformat(day).replace(tzinfo=berlin)
+        now = (begin + timedelta(days=3)).timestamp()
+        reports, totals = reports_of(store, zone="Europe/Berlin", now=now)
+        await append(
+            store, [bought(time=begin.timestamp() + HOUR * i + 1) for i in range(-1, hours + 1)]
+        )
+        await totals.fold_page()
+        asked = query(
+            since=begin.timestamp(), until=(begin + timedelta(days=1)).timestamp(), bucket="day"
+        )
+        (row,) = await reports.run(asked)
+        assert row.sums.requests == hours
+        assert row.ends_at - row.starts_at == hours * HOUR
+        by_hour = await reports.run(query(since=asked.since, until=asked.until, bucket="hour"))
+        assert [r.sums.requests for r in by_hour] == [1] * hours
+
+
+# ── what is refused ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("asked", "field", "says"),
+    [
+        ({"since": NOW, "until": NOW - 1}, "until", "after the begin"),
+        ({"since": NOW, "until": NOW}, "until", "after the begin"),
+        ({"since": float("nan")}, "until", "after the begin"),
+        ({"since": 1e30, "until": 1e31}, "since", "a time before 2026-11-28"),
+        ({"since": NOW - 900 * DAY, "bucket": "day"}, "since", "2024-09-20T00:00:00+05:30"),
+        ({"since": NOW - 70 * DAY, "bucket": "hour"}, "since", "2026-09-28T00:00:00+05:30"),
+        ({"since": NOW - 70 * DAY, "bucket": "all"}, "since", "whole days go back further"),
+        ({"since": NOW - 31 * DAY, "bucket": "minute"}, "since", "2026-10-30T00:00:00+05:30"),
+        (
+            {"since": NOW - 31 * DAY, "bucket": "hour", "group_by": ("user",)},
+            "since",
+            "keep_free_records",
+        ),
+        ({"since": NOW - 2 * DAY, "bucket": "minute"}, "bucket", "'hour' or more for 2 days"),
+        ({"since": NOW - 40 * DAY, "bucket": "hour"}, "bucket", "'day' or more for 40 days"),
+        ({"group_by": ("modle",)}, "group_by", "Did you mean 'model'?"),
+        ({"group_by": ("label:",)}, "group_by", "label:NAME"),
+        ({"group_by": ("key", "key")}, "group_by", "each group once"),
+        ({"group_by": tuple(f"label:{i}" for i in range(17))}, "group_by", "at most 16"),
+        ({"filters": {"colour": frozenset({"red"})}}, "filters", "one of team, key"),
+    ],
+)
+async def test_a_query_without_an_answer_names_its_field(
+    store: Store, asked: dict[str, Any], field: str, says: str
+) -> None:
+    reports, _ = reports_of(store, zone="Asia/Kolkata")
+    with pytest.raises(ReportRefused) as refused:
+        await reports.run(query(**asked))
+    assert refused.value.field == field
+    assert says in str(refused.value)
+
+
+async def test_a_report_has_a_bounded_number_of_rows(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_ROWS", 10)
+    reports, _ = reports_of(store)
+    await append(store, [bought(time=NOW - HOUR, key_id=f"k{i}", user=f"u{i}") for i in range(11)])
+    for groups in (("key_id",), ("user", "size")):
+        with pytest.raises(ReportRefused, match="at most 10 rows"):
+            await reports.run(query(group_by=groups))
+
+
+async def test_a_report_reads_a_bounded_number_of_records(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_RECORDS", 10)
+    reports, _ = reports_of(store)
+    await append(store, [bought(time=NOW - HOUR) for _ in range(11)])
+    with pytest.raises(ReportRefused, match="later time"):
+        await reports.run(query(since=NOW - DAY, bucket="minute"))

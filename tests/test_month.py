@@ -1,0 +1,190 @@
+"""One month of traffic: every report adds up to the ledger, and days add up to the month."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import date, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from gateway.calendar import next_month
+from gateway.cli.main import cli
+from gateway.configuration.settings import Settings
+from gateway.images import Record
+from tests.gateways import CONFIG, Client, make_settings, run_gateway
+from tests.month import KEYS, Month, month_of_traffic, total
+
+ZONES = ("UTC", "Asia/Kolkata", "America/New_York")
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def store_url(request: pytest.FixtureRequest) -> str | None:
+    return None if request.param == "sqlite" else request.getfixturevalue("redis_url")
+
+
+def begin_of(day: date, zone: str) -> float:
+    return datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone)).timestamp()
+
+
+def of_month(month: Month, zone: str) -> list[Record]:
+    begin, end = begin_of(month.first, zone), begin_of(next_month(month.first), zone)
+    return [record for record in month.records if begin <= record.time < end]
+
+
+def sums(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """What rows of JSON or CSV add up to, money in micro-dollars."""
+    found: Counter[str] = Counter()
+    for row in rows:
+        for name in ("requests", "hits", "images_bought", "images_served"):
+            found[name] += int(row[name])
+        for name in ("tokens_text_in", "tokens_image_in", "tokens_text_out", "tokens_image_out"):
+            found[name] += int(row[name])
+        for name in ("cost_usd", "saved_usd", "presumed_usd"):
+            found[name] += round(float(row[name]) * 1_000_000)
+    return dict(found)
+
+
+def expected(records: Iterable[Record]) -> dict[str, int]:
+    """The same of ledger records."""
+    records = list(records)
+    tokens: Counter[str] = Counter()
+    for record in records:
+        for kind, count in record.tokens.items():
+            tokens[kind.removeprefix("cached_")] += count
+    requests = [r for r in records if r.corrects is None]
+    presumed = sum(r.cost_micros for r in requests if "presumed" in r.flags)
+    return {
+        "requests": sum(r.count or 1 for r in requests),
+        "hits": sum(r.outcome == "hit" for r in records),
+        "images_bought": total(records, "images"),
+        "images_served": total(records, "images_served"),
+        **{
+            f"tokens_{kind}": tokens[kind]
+            for kind in ("text_in", "image_in", "text_out", "image_out")
+        },
+        "cost_usd": total(records, "cost_micros"),
+        "saved_usd": total(records, "saved_micros"),
+        "presumed_usd": presumed + total(records, "presumed_micros"),
+    }
+
+
+async def rows(client: Client, query: str, *, form: str = "json") -> list[dict[str, Any]]:
+    reply = await client.admin("GET", f"/admin/usage?{query}&format={form}")
+    assert reply.status == 200, reply.body
+    if form == "csv":
+        return list(csv.DictReader(io.StringIO(reply.body.decode())))
+    return reply.json["usage"]
+
+
+def usage_command(config: Path, *words: str) -> Result:
+    """`gateway usage` on the store of a gateway."""
+    result = CliRunner().invoke(cli, ["usage", *words, "--config", str(config)])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def write_config(folder: Path, settings: Settings) -> Path:
+    """A configuration of commands with these settings."""
+    redis_url, zone = settings.store.redis_url, settings.billing.time_zone
+    store = {"data_dir": str(settings.store.data_dir)}
+    if redis_url is not None:
+        store["redis_url"] = redis_url.get_secret_value()
+    path = folder / "gateway.yaml"
+    path.write_text(yaml.safe_dump({"store": store, "billing": {"time_zone": zone}}))
+    (folder / "models.yaml").write_bytes((CONFIG / "models.yaml").read_bytes())
+    return path
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("zone", ZONES)
+async def test_all_reports_of_a_month_give_the_same_total(
+    tmp_path: Path, store_url: str | None, zone: str
+) -> None:
+    settings = make_settings(
+        tmp_path / "data", "http://127.0.0.1:9/v1", store_url, billing={"time_zone": zone}
+    )
+    async with run_gateway(settings) as here:
+        clients = [
+            await here.client.with_key(key.name, **({"team": key.team} if key.team else {}))
+            for key in KEYS
+        ]
+        keys = [
+            replace(key, key_id=client.key_id) for key, client in zip(KEYS, clients, strict=True)
+        ]
+        month = month_of_traffic(time.time(), keys=keys)
+        await month.write(here.gateway.store)
+        records = of_month(month, zone)
+        whole = expected(records)
+        since, until = month.first.isoformat(), next_month(month.first).isoformat()
+        asked = f"since={since}&until={until}"
+
+        # Before the totals have all of it, and after.
+        for _ in range(2):
+            assert sums(await rows(here.client, asked)) == whole
+            for groups in (
+                "key",
+                "team,model",
+                "user",
+                "size,quality,outcome",
+                "label:cost_center",
+            ):
+                for width in ("", "&bucket_width=1d"):
+                    query = f"{asked}&group_by={groups}{width}"
+                    assert sums(await rows(here.client, query)) == whole, query
+            while await here.gateway.totals.fold_page():
+                continue
+
+        by_day = f"{asked}&bucket_width=1d&group_by=key,user"
+        assert sums(await rows(here.client, by_day, form="csv")) == whole
+        own = [(await c.send("GET", f"/v1/usage?{asked}&bucket_width=1d")).json for c in clients]
+        assert sums(row for reply in own for row in reply["usage"]) == whole
+        days = await rows(here.client, f"{asked}&bucket_width=1d")
+        assert {row["time_zone"] for row in days} == {zone}
+        assert [row["from"][:10] for row in days] == sorted({row["from"][:10] for row in days})
+        assert len(days) == (next_month(month.first) - month.first).days
+
+    config = write_config(tmp_path, settings)
+    words = ("--since", since, "--until", until)
+    command = partial(asyncio.to_thread, usage_command, config, *words)
+    found = await command("--by", "key,model", "--format", "json")
+    assert sums(json.loads(found.stdout)) == whole
+    found = await command("--by", "day", "--by", "user", "--format", "csv")
+    assert sums(csv.DictReader(io.StringIO(found.stdout))) == whole
+    table = await command()
+    assert f"({zone})" in table.stderr
+    (last,) = [line for line in table.stdout.splitlines() if "total" in line]
+    assert f"{whole['cost_usd'] / 1_000_000:.6f}" in last
+    assert f" {whole['requests']} " in last
+
+
+async def test_running_totals_have_all_of_the_traffic(
+    tmp_path: Path, store_url: str | None
+) -> None:
+    settings = make_settings(tmp_path / "data", "http://127.0.0.1:9/v1", store_url)
+    async with run_gateway(settings) as here:
+        month = month_of_traffic(time.time(), requests=300)
+        await month.write(here.gateway.store)
+        samples = await here.client.metrics()
+        everyone = '{name="",scope="everyone"}'
+        spent = (
+            samples[f"gateway_charged_usd_total{everyone}"]
+            - samples[f"gateway_corrected_usd_total{everyone}"]
+        )
+        assert round(spent * 1_000_000) == month.cost_micros
+        saved = samples[f"gateway_saved_usd_total{everyone}"]
+        assert round(saved * 1_000_000) == total(month.records, "saved_micros")
+        ledger = [record for _, record in await here.gateway.ledger.read(limit=100_000)]
+        assert expected(ledger) == expected(month.records)
