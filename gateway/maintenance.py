@@ -16,6 +16,7 @@ from typing import Final
 
 import structlog
 
+from gateway.access.key_uses import WRITE_EVERY_SECONDS as KEY_USES_SECONDS
 from gateway.access.policy import PolicySource
 from gateway.api.key_labels import label_keys
 from gateway.assembly import Gateway, OpenLinks, open_gateway
@@ -92,6 +93,7 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("alerts_back", LOOK_BACK_EVERY_SECONDS, gateway.services.alert_watch.look_back),
         Job("webhooks", SEND_EVERY_SECONDS, gateway.sender.send),
         Job("alert_claims", ALERT_CLAIMS_SECONDS, lambda: forget_alert_claims(gateway)),
+        Job("key_uses", KEY_USES_SECONDS, gateway.services.keys.uses.write),
         Job("revoked_keys", REVOKED_KEYS_SECONDS, lambda: forget_revoked_keys(gateway)),
         Job("audit_retention", AUDIT_RETENTION_SECONDS, lambda: remove_old_events(gateway)),
     )
@@ -130,6 +132,7 @@ async def close_gateway(gateway: Gateway, drain_seconds: float) -> None:
     await gateway.flights.close()
     try:
         await gateway.ledger.write()
+        await gateway.services.keys.uses.write()
         # The store refuses this while a journal is open, so that another worker finds and finishes
         # it.
         await execute(gateway.store, Deregister(gateway.worker))

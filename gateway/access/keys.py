@@ -39,6 +39,7 @@ from gateway.access.key_records import (
     SecretHash,
     Validation,
 )
+from gateway.access.key_uses import KeyUses
 from gateway.errors import (
     INVALID_REQUEST,
     ErrorCode,
@@ -123,6 +124,7 @@ class Keys:
     def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
+        self.uses = KeyUses(store, clock=clock)
         self._known: OrderedDict[str, _KnownKey] = OrderedDict()  # by secret hash
         self._confirmed_at: dict[str, float] = {}  # by key id
         self._generation = b""
@@ -158,11 +160,14 @@ class Keys:
             if await self._read(secret_hash) is None:
                 # Otherwise `authenticate` would find the key in memory.
                 self._forget(secret_hash)
-        return await self.authenticate(secret)
+        key = await self.authenticate(secret)
+        self.uses.mark(key.principal.key_id)
+        return key
 
     def mark_confirmed(self, key: Key) -> None:
         """An admission has just found that this worker knows the key as the store has it."""
         self._confirmed_at[key.principal.key_id] = self._clock()
+        self.uses.mark(key.principal.key_id)
 
     def is_trusted_without_store(self, key: Key) -> bool:
         """Whether the key was confirmed within the last hour."""

@@ -29,6 +29,7 @@ COLUMNS: Final = (
     *("id", "name", "prefix"),
     *(name for name in KeySpec.model_fields if name != "name"),
     "state",
+    "last_used_at",
 )
 ALL_COLUMNS: Final = (*COLUMNS, "created_at", "former_secrets_expire_at", "revoked_at")
 
@@ -55,7 +56,7 @@ def add_key(name: str, config: Path | None, output_format: str, **options: Any) 
 @format_option
 def list_keys(config: Path | None, output_format: str) -> None:
     """Lists all keys, also those revoked in the last 90 days."""
-    rows = [_row(record) for record in asyncio.run(_list(config))]
+    rows = asyncio.run(_list(config))
     columns = COLUMNS
     if output_format == "table":
         # Most keys have few of the fields.
@@ -69,8 +70,8 @@ def list_keys(config: Path | None, output_format: str) -> None:
 @format_option
 def show_key(name_or_id: str, config: Path | None, output_format: str) -> None:
     """Shows all fields of a key, also of one that is expired or revoked."""
-    record = find_key(asyncio.run(_list(config)), name_or_id, also_revoked=True)
-    show_one(_row(record), output_format, columns=ALL_COLUMNS)
+    row = asyncio.run(_show(config, name_or_id))
+    show_one(row, output_format, columns=ALL_COLUMNS)
 
 
 @keys.command("set")
@@ -179,9 +180,25 @@ async def _add(config: Path | None, fields: dict[str, Any]) -> tuple[KeyRecord, 
         return await Keys(store).create(spec, actor=command_actor())
 
 
-async def _list(config: Path | None) -> Sequence[KeyRecord]:
+async def _list(config: Path | None) -> list[dict[str, Any]]:
     async with open_command_store(find_configuration(config)) as store:
-        return await Keys(store).list_keys()
+        keys = Keys(store)
+        return await _with_uses(keys, await keys.list_keys())
+
+
+async def _show(config: Path | None, name_or_id: str) -> dict[str, Any]:
+    async with open_command_store(find_configuration(config)) as store:
+        keys = Keys(store)
+        record = find_key(await keys.list_keys(), name_or_id, also_revoked=True)
+        (row,) = await _with_uses(keys, [record])
+        return row
+
+
+async def _with_uses(keys: Keys, records: Sequence[KeyRecord]) -> list[dict[str, Any]]:
+    """A row for each key, with the time of its last use."""
+    uses = await keys.uses.read([record.id for record in records])
+    times = ({"last_used_at": uses[r.id]} if r.id in uses else {} for r in records)
+    return [_row(record) | time for record, time in zip(records, times, strict=True)]
 
 
 async def _set(

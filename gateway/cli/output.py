@@ -23,7 +23,10 @@ from gateway.process.listener import CannotListen
 from gateway.process.supervisor import CannotStart
 from gateway.store.handshake import SchemaMismatch, StoreMisconfigured, StoreMissing
 
-TIMES: Final = ("time", "created_at", "expires_at", "former_secrets_expire_at", "revoked_at")
+TIMES: Final = (
+    *("time", "created_at", "expires_at", "last_used_at"),
+    *("former_secrets_expire_at", "revoked_at"),
+)
 """Columns of Unix seconds, which a table and CSV show as a date in UTC."""
 
 

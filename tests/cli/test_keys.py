@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 from gateway.access.key_records import KeySpec
+from gateway.access.key_uses import KeyUses
+from gateway.assembly import open_store
 from gateway.cli.key_options import CLEARABLE
 from gateway.cli.keys import ALL_COLUMNS
 from gateway.cli.main import cli
 from gateway.limits import LIMITS
 from tests.cli.test_commands import RunHere, run_here
+from tests.gateways import make_settings
 
 __all__ = ["run_here"]
 
@@ -193,3 +198,19 @@ def test_an_invalid_change_is_refused_and_changes_nothing(run_here: RunHere):
         assert (result.exit_code, result.stdout) == (status, ""), words
         assert message in result.stderr
     assert show(run_here) == before
+
+
+def test_the_last_use_is_listed_and_shown(run_here: RunHere, tmp_path: Path):
+    run_here("keys", "add", "alice")
+    key = show(run_here)
+    assert "last_used_at" not in key
+
+    async def use() -> None:
+        async with open_store(make_settings(tmp_path / "data", "http://127.0.0.1:9/v1")) as found:
+            uses = KeyUses(found[0], clock=lambda: 1_800_000_059.0)
+            uses.mark(key["id"])
+            await uses.write()
+
+    asyncio.run(use())
+    assert show(run_here)["last_used_at"] == 1_800_000_000
+    assert "2027-01-15 08:00 UTC" in run_here("keys", "list").stdout

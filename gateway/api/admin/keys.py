@@ -45,9 +45,17 @@ async def list_keys(request: web.Request) -> web.Response:
         if position is None:
             raise invalid_value("after", "the id of a key in the list")
         listed = listed[position + 1 :]
-    data = b",".join(encoded for _, encoded in listed[:limit])
+    uses = await request.app[SERVICES].keys.uses.read([key_id for key_id, _ in listed[:limit]])
+    data = b",".join(_with_use(encoded, uses.get(key_id)) for key_id, encoded in listed[:limit])
     has_more = b"true" if limit is not None and len(listed) > limit else b"false"
     return web.Response(body=b'{"data":[%b],"has_more":%b}' % (data, has_more), content_type=JSON)
+
+
+def _with_use(encoded: bytes, last_used_at: int | None) -> bytes:
+    """A key's JSON object with the time of its last use."""
+    if last_used_at is None:
+        return encoded
+    return b'%b,"last_used_at":%d}' % (encoded[:-1], last_used_at)
 
 
 async def change_key(request: web.Request) -> web.Response:

@@ -199,6 +199,10 @@ def key_schemas() -> dict[str, Schema]:
         "anyOf": [fields["expires_at"], {"type": "string"}],
     }
     shown = _pydantic_properties(KeyRecord, without=("secrets",))
+    shown["last_used_at"] = {
+        "description": "Unix seconds of the minute of its last use, in lists.",
+        "type": "integer",
+    }
     shown["former_secrets_expire_at"] = {
         "description": "Unix seconds at which secrets that were replaced stop working.",
         "type": "array",

@@ -33,7 +33,8 @@ removed as a whole |
 with it |
 | `igw:{books}:totals-periods:<kind>` | sorted set | the periods of a kind by their end | none |
 | `igw:{books}:totals-checkpoint` | string | how far the ledger is folded into totals | none |
-| `igw:value:<space>:<name>` | string | a value | as set |
+| `igw:value:<space>:<name>` | string | a value; of the space `key_uses` the last use of a key \
+| as set |
 | `igw:set:<space>:<name>` | set | the members of a set | the longest requested |
 | `igw:{bounded}:<space>:<name>` | sorted set | the members of a bounded set by expiry | that of \
 the last member |
