@@ -191,7 +191,7 @@ class Audit:
         first = max(0.0, now - self._keep_seconds if since is None else since)
         bounds = _name_at(first), min(_name_at(last), after or "~")
         entries: list[AuditEntry] = []
-        for space in _spaces(first, last):
+        for space in audit_spaces(first, last):
             entries += await self._read_month(space, bounds, limit - len(entries))
             if len(entries) == limit:
                 break
@@ -214,7 +214,7 @@ class Audit:
         """Removes the events that are past their retention; returns how many."""
         ends_at = self._clock() - self._keep_seconds
         before, removed = _name_at(ends_at), 0
-        for space in _spaces(ends_at - 366 * 86_400, ends_at):
+        for space in audit_spaces(ends_at - 366 * 86_400, ends_at):
             async for page in scan_records(self._store, space):
                 ended = [(name, data) for name, data in page.items() if name < before]
                 for start in range(0, len(ended), MAX_DELETED):
@@ -235,7 +235,7 @@ def _space_of(at: float) -> str:
     return f"{SPACE}{datetime.fromtimestamp(at, UTC):%Y-%m}"
 
 
-def _spaces(first: float, last: float) -> Iterator[str]:
+def audit_spaces(first: float, last: float) -> Iterator[str]:
     """The spaces of the months from the one of `last` back to that of `first`."""
     month = datetime.fromtimestamp(last, UTC).replace(day=1)
     oldest = datetime.fromtimestamp(first, UTC)

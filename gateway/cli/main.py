@@ -9,6 +9,7 @@ import click
 
 from gateway import __version__
 from gateway.cli.audit import audit
+from gateway.cli.backup import backup, restore
 from gateway.cli.cache import cache
 from gateway.cli.completion import completion
 from gateway.cli.config import config
@@ -52,6 +53,8 @@ for command in (
     demo,
     simulate,
     audit,
+    backup,
+    restore,
     cache,
     completion,
     config,

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import ast
+import re
+
 from gateway.access.key_records import MAX_OVERLAP_SECONDS, MAX_SECRETS, KeySpec
 from gateway.access.labels import MAX_LABEL_CHARACTERS, MAX_LABELS
 from gateway.proxy.interpret import MAX_USER
-from tests.docs.pages import code, read_page, rows_below
+from tests.docs.pages import code, codes, read_page, rows_below, sources, text_of
 
 PAGE = read_page("keys.md")
+ACTION = re.compile(r"[a-z_]+\.[a-z]+")
+KINDS = ("key", "cache", "signing_key", "backup", "team", "limits", "everyone")
+
+
+def test_the_page_names_every_action_of_the_audit():
+    actions = {
+        name
+        for tree in sources("gateway").values()
+        for node in ast.walk(tree)
+        if (name := text_of(node)) and ACTION.fullmatch(name)
+    }
+    listed = {n for row in rows_below(PAGE, "Audit") for n in codes(row["action"])}
+    assert {name for name in actions if name.split(".")[0] in KINDS} == listed
 
 
 def test_the_page_lists_every_field_in_order():
