@@ -192,6 +192,10 @@ async def test_all_reports_of_a_month_give_the_same_total(
         assert sums(await rows(here.client, by_day, form="csv")) == whole
         own = [(await c.send("GET", f"/v1/usage?{asked}&bucket_width=1d")).json for c in clients]
         assert sums(row for reply in own for row in reply["usage"]) == whole
+        off = await rows(here.client, f"{asked}&what_if=cache=off&group_by=team")
+        assert sums(off) == whole
+        without_cache = sum(round(row["what_if_usd"] * 1_000_000) for row in off)
+        assert without_cache == whole["cost_usd"] + whole["saved_usd"]
         days = await rows(here.client, f"{asked}&bucket_width=1d")
         assert {row["time_zone"] for row in days} == {zone}
         assert [row["from"][:10] for row in days] == sorted({row["from"][:10] for row in days})

@@ -26,6 +26,7 @@ from gateway.billing.totals import (
     KEEP_QUARTERS_SECONDS,
     PAGE_RECORDS,
     SLICE_RECORDS,
+    BeginOf,
     Bucket,
     Groups,
     TooManyGroups,
@@ -62,8 +63,11 @@ MAX_GROUPS: Final = 16
 MAX_RECORDS: Final = 2_000_000
 """Ledger records that one report reads."""
 MAX_SCANS: Final = 2
-"""Reports of a worker that read records at the same time. `MAX_WAITING` more wait."""
+"""Reports of a worker that read records at the same time."""
+MAX_READS: Final = 8
+"""The same for those that read totals."""
 MAX_WAITING: Final = 20
+"""How many more of either kind wait."""
 
 _CLOCK_SECONDS: Final = 3600.0
 """How much later than its place in the ledger a record's time may be: a gateway's clock may be
@@ -148,8 +152,8 @@ class Reports:
         self._totals = totals
         self._settings = settings
         self._clock = clock
-        self._scans = asyncio.Semaphore(MAX_SCANS)
-        self._scanning = 0
+        self._scans = _Turns(MAX_SCANS)
+        self._reads = _Turns(MAX_READS)
 
     @property
     def time_zone(self) -> str:
@@ -280,26 +284,24 @@ class Reports:
     # ── reading ─────────────────────────────────────────────────────────────────────────────
 
     async def _read_totals(
-        self, query: ReportQuery, plan: Plan, selection: _Selection, begin_of: _BeginOf
+        self, query: ReportQuery, plan: Plan, selection: _Selection, begin_of: BeginOf
     ) -> _Added:
         bucket: Bucket = "quarter"
         if plan.source != "quarters":
             bucket = "day_in_zone" if query.zone == "zone" else "day_in_utc"
 
-        def group_of(starts_at: float, row: str) -> tuple[float, _Group] | None:
-            group = selection.group_of(row)
-            return None if group is None else (begin_of(starts_at), group)
+        async with self._reads.take():
+            return await self._totals.add_up(
+                plan.since,
+                plan.until,
+                bucket=bucket,
+                by_user=plan.source == "users",
+                group_of=selection.group_of,
+                begin_of=begin_of,
+                max_groups=MAX_ROWS,
+            )
 
-        return await self._totals.add_up(
-            plan.since,
-            plan.until,
-            bucket=bucket,
-            by_user=plan.source == "users",
-            group_of=group_of,
-            max_groups=MAX_ROWS,
-        )
-
-    async def _read_records(self, plan: Plan, selection: _Selection, begin_of: _BeginOf) -> _Added:
+    async def _read_records(self, plan: Plan, selection: _Selection, begin_of: BeginOf) -> _Added:
         """Adds up records from the day of the begin to the end of the ledger.
 
         A correction has the time of its purchase and may be much later in the ledger.
@@ -307,7 +309,7 @@ class Reports:
         groups, read = Groups(MAX_ROWS), 0
         first = datetime.fromtimestamp(max(0.0, plan.since - _CLOCK_SECONDS), UTC)
         after, is_last = f"{first:%Y-%m-%d}/", False
-        async with self._scan():
+        async with self._scans.take():
             while not is_last:
                 found = await execute(self._store, ReadLedger(after, PAGE_RECORDS))
                 for index, (_, data) in enumerate(found):
@@ -318,7 +320,7 @@ class Reports:
                         continue
                     group = selection.group_of(record.rows.row, record.rows.user_row)
                     if group is not None:
-                        groups.add((begin_of(record.time), group), record.amounts)
+                        groups.add(begin_of(record.time), group, record.amounts)
                 is_last, read = len(found) < PAGE_RECORDS, read + len(found)
                 after = found[-1][0] if found else after
                 if read > MAX_RECORDS:
@@ -327,31 +329,39 @@ class Reports:
                     )
         return groups.sums
 
-    @asynccontextmanager
-    async def _scan(self) -> AsyncIterator[None]:
-        """One of the few scans of the ledger at a time: each reads much of the store."""
-        if self._scanning == MAX_SCANS + MAX_WAITING:
-            raise GatewayError(
-                "This worker already reads the ledger for other reports. Please try again.",
-                code=ErrorCode.OVERLOADED,
-                headers={"Retry-After": "5"},
-            )
-        self._scanning += 1
-        try:
-            async with self._scans:
-                yield
-        finally:
-            self._scanning -= 1
-
 
 _Group: TypeAlias = tuple[str | None, ...]
 _Added: TypeAlias = dict[tuple[float, _Group], dict[str, int]]
-_BeginOf: TypeAlias = Callable[[float], float]
 
 
 def _order(row: ReportRow) -> tuple[object, ...]:
     # A group without a value first.
     return row.starts_at, *((value is not None, value or "") for value in row.dimensions.values())
+
+
+class _Turns:
+    """Lets some reports read at a time, each of which reads much of the store."""
+
+    def __init__(self, at_once: int) -> None:
+        self._semaphore = asyncio.Semaphore(at_once)
+        self._most = at_once + MAX_WAITING
+        self._count = 0
+
+    @asynccontextmanager
+    async def take(self) -> AsyncIterator[None]:
+        """Waits for a turn. Raises 503 if too many reports wait already."""
+        if self._count == self._most:
+            raise GatewayError(
+                "This worker is already making many other reports. Please try again.",
+                code=ErrorCode.OVERLOADED,
+                headers={"Retry-After": "5"},
+            )
+        self._count += 1
+        try:
+            async with self._semaphore:
+                yield
+        finally:
+            self._count -= 1
 
 
 # ── groups ──────────────────────────────────────────────────────────────────────────────────

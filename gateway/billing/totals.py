@@ -50,10 +50,15 @@ FOLD_SECONDS: Final = 5.0
 SLICE_RECORDS: Final = 50
 """Records that are read at once. It takes about a millisecond of the event loop."""
 
+SLICE_ROWS: Final = 20
+"""The same of rows, each of which has up to 96 slots."""
+
 Bucket = Literal["quarter", "day_in_zone", "day_in_utc"]
 
-GroupOf = Callable[[float, str], Any]
-"""The group of a bucket of a row, by its begin and the row's text; None leaves it out."""
+GroupOf = Callable[[str], Any]
+"""The group of a row, by the row's text; None leaves it out."""
+BeginOf = Callable[[float], float]
+"""The begin of what a bucket is added to, by the begin of the bucket."""
 
 log = structlog.get_logger(__name__)
 
@@ -193,11 +198,7 @@ class Totals:
         `StoreUnavailable`.
         """
         sums = await self.add_up(
-            since,
-            until,
-            bucket=bucket,
-            by_user=by_user,
-            group_of=lambda starts_at, row: (starts_at, row),
+            since, until, bucket=bucket, by_user=by_user, group_of=str, begin_of=float
         )
         rows = (
             TotalsRow(starts_at, orjson.loads(row), decode_sums(amounts))
@@ -212,10 +213,11 @@ class Totals:
         *,
         bucket: Bucket,
         group_of: GroupOf,
+        begin_of: BeginOf,
         by_user: bool = False,
         max_groups: int | None = None,
-    ) -> dict[Any, dict[str, int]]:
-        """As `read`, added up to groups; the amounts have their names in the store.
+    ) -> dict[tuple[float, Any], dict[str, int]]:
+        """As `read`, added up by begin and group; the amounts have their names in the store.
 
         It takes the memory of the groups and of the names of rows. Raises `TooManyGroups`.
         """
@@ -229,7 +231,8 @@ class Totals:
         # A key's rows become full once in a period, so this ends.
         while True:
             groups = Groups(max_groups)
-            if await self._add_up(_Reading(series, groups, group_of, since, until)):
+            reading = _Reading(series, groups, group_of, begin_of, since=since, until=until)
+            if await self._add_up(reading):
                 return groups.sums
 
     async def _add_up(self, reading: _Reading) -> bool:
@@ -245,8 +248,10 @@ class Totals:
             after: str | None = ""
             while after is not None:
                 page = await execute(self._store, ReadTotals(period, after))
-                for row, slots in page.rows:
+                for index, (row, slots) in enumerate(page.rows, start=1):
                     reading.add_row(period, row, slots, checkpoint=page.checkpoint)
+                    if index % SLICE_ROWS == 0:
+                        await asyncio.sleep(0)
                 after = page.after
         position, is_last = before.checkpoint, False
         while not is_last:
@@ -296,19 +301,17 @@ class Groups:
     """Sums of a report while it is read."""
 
     def __init__(self, max_groups: int | None = None) -> None:
-        self.sums: dict[Any, dict[str, int]] = {}
-        """By group: amounts by their names in the store."""
+        self.sums: dict[tuple[float, Any], dict[str, int]] = {}
+        """By begin and group: amounts by their names in the store."""
         self._max_groups = max_groups
 
-    def add(self, group: object, amounts: Mapping[str, int]) -> None:
-        """Nothing for the group None. Raises `TooManyGroups`."""
-        if group is None:
-            return
-        sums = self.sums.get(group)
+    def add(self, begin: float, group: object, amounts: Mapping[str, int]) -> None:
+        """Raises `TooManyGroups`."""
+        sums = self.sums.get((begin, group))
         if sums is None:
             if len(self.sums) == self._max_groups:
                 raise TooManyGroups
-            sums = self.sums[group] = {}
+            sums = self.sums[begin, group] = {}
         add_amounts(sums, amounts)
 
 
@@ -316,11 +319,19 @@ class _Reading:
     """Adds up rows of the store, and the records that they do not have yet."""
 
     def __init__(
-        self, series: Series, groups: Groups, group_of: GroupOf, since: float, until: float
+        self,
+        series: Series,
+        groups: Groups,
+        group_of: GroupOf,
+        begin_of: BeginOf,
+        *,
+        since: float,
+        until: float,
     ) -> None:
         self._series = series
         self._groups = groups
         self._group_of = group_of
+        self._begin_of = begin_of
         self._since, self._until = since, until
         self.periods = tuple(series.periods(max(0.0, since), min(until, MAX_TIME)))
         self.full_groups: Mapping[str, frozenset[str]] = {}
@@ -328,7 +339,8 @@ class _Reading:
         """Period and row of the store → up to which record it is."""
         self._new: set[tuple[str, str]] = set()
         """Period and group of the rows that only the tail has."""
-        self._starts_at: dict[tuple[str, int], float] = {}
+        self._begins: dict[tuple[str, int], float | None] = {}
+        """Period and slot → the begin that it is added to; None if it is not asked for."""
 
     def add_row(
         self, period: str, row: str, slots: Mapping[int, Mapping[str, int]], *, checkpoint: str
@@ -337,8 +349,9 @@ class _Reading:
         if (period, row) in self._rows:
             return
         self._rows[period, row] = checkpoint
-        for slot, sums in slots.items():
-            self._add(period, slot, row, sums)
+        if (group := self._group_of(row)) is not None:
+            for slot, sums in slots.items():
+                self._add(period, slot, group, sums)
 
     def add_record(self, position: str, data: bytes) -> None:
         """Adds a record of the tail, unless its row has it."""
@@ -348,22 +361,24 @@ class _Reading:
         period, slot = self._series.place(record.time)
         if period.name not in self.full_groups:  # not asked for
             return
-        group, row, other = row_of(self._series, record)
+        bounded, row, other = row_of(self._series, record)
         if (period.name, row) not in self._rows:
-            if group in self.full_groups[period.name]:
+            if bounded in self.full_groups[period.name]:
                 row = other
             else:
-                self._new.add((period.name, group))
+                self._new.add((period.name, bounded))
         # A row that no page had did not exist at the first page: it has none of the tail.
-        if position > self._rows.get((period.name, row), ""):
-            self._add(period.name, slot, row, record.amounts)
+        is_new = position > self._rows.get((period.name, row), "")
+        if is_new and (group := self._group_of(row)) is not None:
+            self._add(period.name, slot, group, record.amounts)
 
-    def _add(self, period: str, slot: int, row: str, amounts: Mapping[str, int]) -> None:
-        starts_at = self._starts_at.get((period, slot))
-        if starts_at is None:
-            starts_at = self._starts_at[period, slot] = self._series.starts_at(period, slot)
-        if self._since <= starts_at < self._until:
-            self._groups.add(self._group_of(starts_at, row), amounts)
+    def _add(self, period: str, slot: int, group: object, amounts: Mapping[str, int]) -> None:
+        if (period, slot) not in self._begins:
+            starts_at = self._series.starts_at(period, slot)
+            is_asked_for = self._since <= starts_at < self._until
+            self._begins[period, slot] = self._begin_of(starts_at) if is_asked_for else None
+        if (begin := self._begins[period, slot]) is not None:
+            self._groups.add(begin, group, amounts)
 
     def is_clear(self, full_groups: Mapping[str, frozenset[str]]) -> bool:
         """Whether each new row is one: none of its group's records went to `other` meanwhile."""

@@ -84,10 +84,8 @@ def usage_query(
     begin = read_moment("since", since, time_zone=time_zone, now=now)
     return ReportQuery(
         begin,
-        # A whole number of seconds, so that the answer shows the same moment.
-        now // 1 + 1
-        if until is None
-        else read_moment("until", until, time_zone=time_zone, now=now),
+        # Not `now`, which is over when the report is read. Nothing is later than that anyway.
+        MAX_TIME if until is None else read_moment("until", until, time_zone=time_zone, now=now),
         "all" if bucket_width is None else WIDTHS[bucket_width],
         group_by=split_groups(group_by),
         filters=filters,

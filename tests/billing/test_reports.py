@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import json
 import random
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from datetime import datetime, timedelta
-from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -26,7 +29,11 @@ from gateway.billing.reports import (
     ReportSettings,
 )
 from gateway.billing.totals import Totals, TotalsSettings
+from gateway.billing.totals_periods import Series
+from gateway.errors import GatewayError
 from gateway.images import Record
+from gateway.store.batch import execute
+from gateway.store.commands import FoldTotals, Increment
 from gateway.store.protocol import Store
 from tests.billing.test_totals import Unreadable, append, bought, record
 
@@ -241,7 +248,7 @@ async def test_buckets_are_without_gaps_from_before_the_begin_to_after_the_end(
     buckets = list(reports.buckets(asked))
     assert buckets[0][0] <= asked.since < buckets[0][1]
     assert buckets[-1][0] < asked.until <= buckets[-1][1]
-    assert all(before[1] == after[0] for before, after in pairwise(buckets))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(buckets))
     if width == "day":
         local = [datetime.fromtimestamp(begin, ZoneInfo(zone)) for begin, _ in buckets]
         days = [moment.date() for moment in local]
@@ -325,3 +332,44 @@ async def test_a_report_reads_a_bounded_number_of_records(
     await append(store, [bought(time=NOW - HOUR) for _ in range(11)])
     with pytest.raises(ReportRefused, match="later time"):
         await reports.run(query(since=NOW - DAY, bucket="minute"))
+
+
+@pytest.mark.parametrize("width", ["minute", "day"])
+async def test_few_reports_read_at_once_some_wait_and_further_ones_are_refused(
+    store: Store, width: Any
+) -> None:
+    reports, _ = reports_of(store)
+    await append(store, [bought(time=NOW - HOUR)])
+    asked = query(since=NOW - DAY, bucket=width)
+    most = (module.MAX_SCANS if width == "minute" else module.MAX_READS) + module.MAX_WAITING
+    for _ in range(2):
+        found = await asyncio.gather(
+            *(reports.run(asked) for _ in range(most + 3)), return_exceptions=True
+        )
+        refused = [answer for answer in found if isinstance(answer, GatewayError)]
+        assert [error.status for error in refused] == [503] * 3
+        assert sum(isinstance(answer, list) and len(answer) == 1 for answer in found) == most
+
+
+@pytest.mark.long
+@pytest.mark.timed
+async def test_a_month_of_a_million_requests_is_reported_within_a_second(store: Store) -> None:
+    """Of 100 keys with 10 rows a day each, as the totals have them."""
+    reports, _ = reports_of(store)
+    series, checkpoint, count = Series("day", "UTC"), "", 0
+    for day, key in itertools.product(range(30), range(100)):
+        period, slot = series.place(NOW - day * DAY)
+        rows = [
+            json.dumps({"key_id": f"k{key}", "team": f"t{key % 7}", "model": f"m{m}"})
+            for m in range(10)
+        ]
+        sums = {"r": 34, "b": 34, "c": 1_000_000, "ti": 300, "io": 34_000, "k_io": 1_000_000}
+        increments = tuple(Increment(period, slot, f"k{key}", r, "other", sums) for r in rows)
+        count += 1
+        assert await execute(store, FoldTotals(checkpoint, f"2026-01-01/{count:09}", increments))
+        checkpoint = f"2026-01-01/{count:09}"
+    begin = time.perf_counter()
+    found = await reports.run(query(since=NOW // DAY * DAY - 29 * DAY, group_by=("team",)))
+    assert time.perf_counter() - begin < 1
+    assert sum(row.sums.requests for row in found) == 30 * 100 * 10 * 34 == 1_020_000
+    assert sum(row.sums.cost_micros for row in found) == 30 * 100 * 10 * 1_000_000

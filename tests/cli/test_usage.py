@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import json
 import signal
 import subprocess
 import time
@@ -64,6 +65,19 @@ def test_groups_may_be_labels_and_be_separated_by_commas(run_here: RunHere, tmp_
     assert (row["labels"], row["team"], row["user"]) == ("cost_center=4711", "art", "'=1+1")
 
 
+def test_what_if_has_a_column_and_says_what_is_as_charged(
+    run_here: RunHere, tmp_path: Path
+) -> None:
+    spend(tmp_path, model="gpt-image-1.5", saved_micros=2, cost_micros=40_000)
+    result = run_here("usage", "--what-if", "cache=off")
+    assert "what_if_usd" in result.stdout
+    assert "0.040002" in result.stdout
+    result = run_here("usage", "--what-if", "quality=low")
+    assert "As charged: $0.040000 of gpt-image-1.5: recorded by an older gateway" in result.stderr
+    (row,) = json.loads(run_here("usage", "--what-if", "cache=off", "--format", "json").stdout)
+    assert row["what_if_usd"] == 0.040002
+
+
 def test_without_a_record_there_are_no_rows(run_here: RunHere) -> None:
     assert run_here("usage", "--format", "json").stdout == "[]\n"
     assert run_here("usage").exit_code == 0
@@ -78,6 +92,7 @@ def test_without_a_record_there_are_no_rows(run_here: RunHere) -> None:
         (["--since", "1h", "--until", "2h"], "after the begin"),
         (["--since", "3d", "--by", "minute"], "'hour' or more"),
         (["--watch", "--format", "csv"], "leave out --format"),
+        (["--what-if", "cache=of"], "'cache=off'"),
         (["exprot"], "No such command"),
     ],
 )

@@ -325,6 +325,24 @@ async def test_other_answers_to_clients_are_as_described(
         document.check("GET", path, reply)
 
 
+async def test_usage_is_as_described(shared: Shared, document: Document) -> None:
+    limited = await shared.alice.with_key("usage", limits={"usd_per_day": 1}, team="art")
+    await limited.ask("a pond of usage", user="ann")
+    for query in (
+        "",
+        "?group_by=user,model,outcome,label:x,key_id",
+        "?bucket_width=1h",
+        "?since=x",
+    ):
+        own = await limited.send("GET", f"/v1/usage{query}")
+        document.check("GET", "/v1/usage", own)
+        for more in ("format=csv", "what_if=cache=off", "what_if=quality=low"):
+            joined = f"{query}&{more}" if query else f"?{more}"
+            reply = await shared.alice.admin("GET", f"/admin/usage{joined}")
+            assert reply.status == own.status
+            document.check("GET", "/admin/usage", reply)
+
+
 async def test_a_refusal_of_basic_is_described_wherever_a_key_is_asked_for(
     shared: Shared, document: Document
 ) -> None:

@@ -115,6 +115,51 @@ async def test_every_path_of_usage_works(gateway: InProcess, alice: Client) -> N
         assert (await alice.send("GET", path)).status == 200
 
 
+async def test_a_limit_shows_what_is_used_of_it(gateway: InProcess) -> None:
+    alice = await gateway.client.with_key(limits={"usd_per_day": 1, "concurrent_requests": 3})
+    await alice.ask()
+    (row,) = (await own(alice)).json["usage"]
+    used = {limit["limit"]: limit["used"] for limit in (await own(alice)).json["limits"]}
+    assert used == {"usd_per_day": row["cost_usd"], "concurrent_requests": 0}
+
+
+# ── what if ─────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_what_if_says_what_the_same_requests_would_have_cost(
+    gateway: InProcess, alice: Client
+) -> None:
+    await alice.ask("a pond", quality="high")
+    await alice.ask("a pond", quality="high")  # a hit
+    await alice.ask("a lake", quality="low")
+    (charged,) = (await everyone(gateway.client)).json["usage"]
+
+    async def what_if(question: str, query: str = "") -> Any:
+        return (await everyone(gateway.client, f"?what_if={question}{query}")).json
+
+    off = await what_if("cache=off")
+    assert off["what_if"]["uncomputed"] == []
+    assert micros(off["what_if"]["what_if_usd"]) == micros(charged["cost_usd"]) + micros(
+        charged["saved_usd"]
+    )
+    (row,) = off["usage"]
+    assert {**charged, "what_if_usd": off["what_if"]["what_if_usd"]} == row
+
+    for groups in ("", "&group_by=key", "&group_by=user,quality", "&bucket_width=1d&group_by=size"):
+        low = await what_if("quality=low", groups)
+        assert low["what_if"]["charged_usd"] == charged["cost_usd"]
+        assert 0 < low["what_if"]["what_if_usd"] < charged["cost_usd"]
+        assert sum(micros(r["what_if_usd"]) for r in low["usage"]) == micros(
+            low["what_if"]["what_if_usd"]
+        )
+        assert sum(micros(r["cost_usd"]) for r in low["usage"]) == micros(charged["cost_usd"])
+    lines = read_csv(await everyone(gateway.client, "?what_if=cache=off&format=csv"))
+    assert lines[0]["what_if_usd"] == f"{off['what_if']['what_if_usd']:.6f}"
+    wrong = await everyone(gateway.client, "?what_if=quality=lwo")
+    assert (wrong.status, wrong.error["param"]) == (400, "what_if")
+    assert "'quality=low'" in wrong.error["message"]
+
+
 # ── who may read it ─────────────────────────────────────────────────────────────────────────
 
 
