@@ -146,15 +146,16 @@ class FocusExport:
         yield self._charges(corrections, is_correction=True)
 
     def _charges(self, groups: _Groups, *, is_correction: bool = False) -> Iterator[Charge]:
-        for (starts_at, row), amounts in sorted(groups.items()):
+        # Day by day: sorting all groups at once would take tens of milliseconds.
+        by_day: dict[float, list[str]] = {}
+        for starts_at, row in groups:
+            by_day.setdefault(starts_at, []).append(row)
+        for starts_at in sorted(by_day):
             ends_at = self._calendar.day_at(starts_at).ends_at
-            yield Charge(
-                starts_at,
-                ends_at,
-                orjson.loads(row),
-                decode_sums(amounts),
-                is_correction=is_correction,
-            )
+            for row in sorted(by_day[starts_at]):
+                sums = decode_sums(groups[starts_at, row])
+                dimensions = orjson.loads(row)
+                yield Charge(starts_at, ends_at, dimensions, sums, is_correction=is_correction)
 
     async def _read_days(self, first: int, last: int) -> _Groups:
         """The totals of days. Raises `TooManyGroups`, unless it is one day."""
