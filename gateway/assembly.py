@@ -28,10 +28,13 @@ from gateway.api.open_requests import OpenRequests
 from gateway.api.services import Health, Services
 from gateway.billing.alert_watch import AlertWatch
 from gateway.billing.alerts import Alerts
+from gateway.billing.focus_export import FocusExport
 from gateway.billing.ledger import Ledger
+from gateway.billing.limit_gauges import LimitGauges
 from gateway.billing.reports import Reports
 from gateway.billing.scopes import RunningTotals
 from gateway.billing.totals import Totals
+from gateway.billing.verification import Verification
 from gateway.cache.blobs import Blobs, Observer
 from gateway.cache.books_memory import BooksMemory
 from gateway.cache.entries import Entries
@@ -73,6 +76,7 @@ from gateway.room_settings import (
     delivery_settings,
     entries_settings,
     fetch_settings,
+    focus_settings,
     interpreter_settings,
     ledger_settings,
     longest_link_seconds,
@@ -81,6 +85,7 @@ from gateway.room_settings import (
     sender_settings,
     tls_files,
     totals_settings,
+    verification_settings,
 )
 from gateway.store.blobs import open_blob_store
 from gateway.store.blobs.folder import FolderBlobs
@@ -152,6 +157,12 @@ def wire_reports(settings: Settings, store: Store) -> Reports:
     """Reports, for commands. No I/O."""
     totals = Totals(store, totals_settings(settings), worker="", observer=Metrics().money)
     return Reports(store, totals, report_settings(settings))
+
+
+def wire_focus(settings: Settings, store: Store) -> FocusExport:
+    """Exports of months, for commands. No I/O."""
+    totals = Totals(store, totals_settings(settings), worker="", observer=Metrics().money)
+    return FocusExport(store, totals, focus_settings(settings))
 
 
 # ── the cache ───────────────────────────────────────────────────────────────────────────────
@@ -252,6 +263,7 @@ class Gateway:
     totals: Totals
     outbox: Outbox
     sender: Sender
+    verification: Verification
     policy: CurrentPolicy
     worker: str
     """This worker's name in the store, never used twice."""
@@ -454,10 +466,12 @@ def wire_gateway(
         cache=cache,
         policy=policy,
         metrics=metrics,
-        running_totals=RunningTotals(store),
         reports=Reports(store, totals, report_settings(settings)),
         alert_watch=alert_watch,
         revoked_secrets=revoked_secrets,
+        running_totals=RunningTotals(store, settings.billing.metric_labels),
+        limit_gauges=LimitGauges(store),
+        focus=FocusExport(store, totals, focus_settings(settings)),
         health=health,
         upstream_health=upstream_health,
         body_thread=body_thread,
@@ -476,9 +490,24 @@ def wire_gateway(
         totals=totals,
         outbox=outbox,
         sender=sender,
+        verification=create_verification(settings, store, worker=worker),
         policy=policy,
         worker=worker,
         tls=tls,
+    )
+
+
+def create_verification(
+    settings: Settings, store: Store, *, worker: str, is_full: bool = False
+) -> Verification:
+    """Verifies recent books beside requests, or with `is_full` all of them, without pauses."""
+    return Verification(
+        store,
+        verification_settings(settings),
+        worker=worker,
+        subjects=Keys(store).ids_and_teams,
+        is_full=is_full,
+        rest=0.0 if is_full else 4.0,
     )
 
 

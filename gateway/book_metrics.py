@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 
@@ -38,6 +38,83 @@ class _BookCounter(Collector):
         for labels, usd_micros in self.usd_micros.items():
             family.add_metric(labels, usd_micros / 1e6)
         yield family
+
+
+class _BookGauge(Collector):
+    """A gauge with the values of the books, read for each scrape."""
+
+    _type = "gauge"
+    _multiprocess_mode = "livemax"  # every worker, and every gateway, shows the same
+
+    def __init__(self, name: str, text: str, labels: tuple[str, ...] = ()) -> None:
+        self._name = f"gateway_{name}"
+        self._text = text
+        self._labelnames = labels
+        self.values: Mapping[tuple[str, ...], float] = {}
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        family = GaugeMetricFamily(self._name, self._text, labels=self._labelnames)
+        for labels, value in self.values.items():
+            family.add_metric(labels, value)
+        yield family
+
+
+class BookValues(Protocol):
+    """Values of the gauges of money and limits, by their labels."""
+
+    @property
+    def spend_usd(self) -> Mapping[tuple[str, ...], float]: ...
+    @property
+    def reserved_usd(self) -> Mapping[tuple[str, ...], float]: ...
+    @property
+    def limit_max(self) -> Mapping[tuple[str, ...], float]: ...
+    @property
+    def limit_used_ratio(self) -> Mapping[tuple[str, ...], float]: ...
+
+
+class BookGauges:
+    """Windows and limits of keys, teams and everyone, and the last verification of the books."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        subject = ("scope", "name")
+        self._spend = _BookGauge(
+            "spend_usd", "US dollars spent in the window of now", (*subject, "window")
+        )
+        self._reserved = _BookGauge(
+            "reserved_usd", "US dollars that open purchases have reserved", subject
+        )
+        self._max = _BookGauge("limit_max", "The maximum of a limit", (*subject, "limit"))
+        self._used = _BookGauge(
+            "limit_used_ratio",
+            "The part of a limit that is used or reserved",
+            (*subject, "limit"),
+        )
+        self._balanced = _BookGauge(
+            "ledger_balanced", "1 if the books agreed when they were last verified, else 0"
+        )
+        self._verified_at = _BookGauge(
+            "ledger_verified_timestamp_seconds", "When the books were last verified"
+        )
+        self.register(registry)
+
+    def register(self, registry: CollectorRegistry) -> None:
+        """Shows the gauges in a registry."""
+        for gauge in (self._spend, self._reserved, self._max, self._used):
+            registry.register(gauge)
+        registry.register(self._balanced)
+        registry.register(self._verified_at)
+
+    def show(self, values: BookValues) -> None:
+        """Shows these values until the next call."""
+        self._spend.values = values.spend_usd
+        self._reserved.values = values.reserved_usd
+        self._max.values = values.limit_max
+        self._used.values = values.limit_used_ratio
+
+    def show_verified(self, results: Mapping[float, bool]) -> None:
+        """Shows the last verifications: whether the books agreed, by time. None: nothing."""
+        self._balanced.values = {(): float(all(results.values()))} if results else {}
+        self._verified_at.values = {(): max(results)} if results else {}
 
 
 class RunningTotalMetrics:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from gateway.assembly import Gateway, OpenLinks, open_gateway
 from gateway.billing.alert_watch import LOOK_BACK_EVERY_SECONDS, LOOK_EVERY_SECONDS
 from gateway.billing.ledger import WRITE_EVERY_SECONDS
 from gateway.billing.totals import FOLD_EVERY_SECONDS, REMOVE_EVERY_SECONDS
+from gateway.billing.verification import VERIFY_EVERY_SECONDS, note_time_zone
 from gateway.cache.takedowns import REFRESH_SECONDS
 from gateway.conditions import Condition
 from gateway.configuration.settings import Settings
@@ -74,6 +76,7 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("ledger_retention", TEND_LEDGER_SECONDS, lambda: tend_ledger(gateway)),
         Job("totals", FOLD_EVERY_SECONDS, gateway.totals.fold),
         Job("totals_retention", REMOVE_EVERY_SECONDS, gateway.totals.remove_expired),
+        Job("verification", 60.0, lambda: verify(settings, gateway)),
         Job("reload", 1.0, lambda: reload_files(gateway), gateway.reload_requested),
         Job("certificate_expiry", CERTIFICATE_SECONDS, lambda: check_certificate(gateway)),
         Job("takedowns", REFRESH_SECONDS, lambda: apply_takedowns(gateway)),
@@ -232,6 +235,16 @@ async def tend_ledger(gateway: Gateway) -> None:
         pass  # the turn cannot be stored; trimming works in a full store, and makes room
     await gateway.ledger.trim(await gateway.totals.folded_to())
     await gateway.ledger.append_refusals()
+
+
+async def verify(settings: Settings, gateway: Gateway) -> None:
+    """Verifies the books once an hour, in one worker for all."""
+    if not gateway.verification.has_noted_zone:
+        await note_time_zone(gateway.store, settings.billing.time_zone, time.time())
+        gateway.verification.has_noted_zone = True
+        return  # a worker that has just started has other things to do
+    if await has_turn(gateway, "verification", VERIFY_EVERY_SECONDS):
+        await gateway.verification.run()
 
 
 async def forget_revoked_keys(gateway: Gateway) -> None:

@@ -27,7 +27,7 @@ from prometheus_client import (
 )
 
 from gateway import __version__
-from gateway.book_metrics import RunningTotalMetrics
+from gateway.book_metrics import BookGauges, RunningTotalMetrics
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -433,6 +433,7 @@ class Metrics:
         self.cache = CacheMetrics(create)
         self.money = MoneyMetrics(create, self._labels, pending)
         self.running_totals = RunningTotalMetrics(self._registry)
+        self.books = BookGauges(self._registry)
         self.config_reload_failures = create.counter(
             "config_reload_failures_total",
             "Policies and certificates not adopted because of a fault",
@@ -478,6 +479,7 @@ class Metrics:
         all_workers = CollectorRegistry()
         multiprocess.MultiProcessCollector(all_workers)  # type: ignore[no-untyped-call]
         self.running_totals.register(all_workers)
+        self.books.register(all_workers)
         return generate_latest(all_workers)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from typing import Final
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 from gateway.access.signing import EXPIRY_STEPS
 from gateway.api.services import ApiSettings
+from gateway.billing.focus_export import FocusSettings
 from gateway.billing.ledger import LedgerSettings
 from gateway.billing.reports import ReportSettings
 from gateway.billing.totals import TotalsSettings
+from gateway.billing.verification import VerificationSettings
 from gateway.cache.blobs import BlobsSettings
 from gateway.cache.entries import EntriesSettings
 from gateway.configuration.expand import ConfigError
@@ -142,6 +145,16 @@ def totals_settings(settings: Settings) -> TotalsSettings:
     )
 
 
+def verification_settings(settings: Settings) -> VerificationSettings:
+    """The settings of `billing.verification`."""
+    totals = totals_settings(settings)
+    return VerificationSettings(
+        time_zone=totals.time_zone,
+        keep_days_seconds=totals.keep_days_seconds,
+        keep_users_seconds=totals.keep_users_seconds,
+    )
+
+
 def report_settings(settings: Settings) -> ReportSettings:
     """The settings of `billing.reports`."""
     return ReportSettings(
@@ -151,6 +164,17 @@ def report_settings(settings: Settings) -> ReportSettings:
         ),
         keep_days_seconds=settings.billing.keep_totals_seconds,
         keep_users_seconds=settings.billing.keep_records_seconds,
+    )
+
+
+def focus_settings(settings: Settings) -> FocusSettings:
+    """The settings of `billing.focus_export`: whose service is charged for."""
+    upstream = settings.upstream
+    return FocusSettings(
+        time_zone=settings.billing.time_zone,
+        provider=urlsplit(upstream.base_url).hostname or upstream.name,
+        account=upstream.name,
+        keep_days_seconds=settings.billing.keep_totals_seconds,
     )
 
 

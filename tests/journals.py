@@ -30,6 +30,7 @@ from tests.catalogs import shipped_catalog
 from tests.gateways import MODEL
 
 LEASE_SECONDS = 600.0
+UPSTREAM, PRICE_DATE = "of-the-dead", "2026-01-02"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ async def leave_purchase(
         subject = (await Keys(store).authenticate(secret)).principal
         record = draft(subject, request_id=f"req_{secrets.token_hex(16)}", time=time.time())
         record = record.but(id=purchase, model=MODEL, n=1, fingerprint=key, outcome="bought")
+        record = record.but(upstream=UPSTREAM, price_date=PRICE_DATE)
         flight = Flight(purchase, key, (0,), replacements=replacements)
         amounts = pricing.estimate(model, request, 1).amounts
         reserved = Reserved(purchase, flight, amounts, record)

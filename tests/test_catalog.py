@@ -13,6 +13,7 @@ from tests.catalogs import shipped_catalog
 
 SHIPPED = (Path(__file__).parent.parent / "config" / "models.yaml").read_text(encoding="utf-8")
 DELETE = object()
+DENY_OR_WORST = """write 'deny', or a worst case such as {usd_per_image: "0.70"}"""
 
 
 def changed(data, path, value):
@@ -335,10 +336,65 @@ G2 = "models/gpt-image-2"
             "models.yaml: models.dall-e-2: 'safety_identifier' must be of type string",
         ),
         ("models", {}, "models.yaml: models: Dictionary should have at least 1 item"),
+        *[
+            ("unknown_price", value, f"models.yaml: unknown_price: {DENY_OR_WORST}")
+            for value in ("denny", "allow", "0.70", 0, 0.7, True, None, [])
+        ],
+        (
+            "unknown_price",
+            {"usd_per_image": "0"},
+            "models.yaml: unknown_price: usd_per_image must be above 0",
+        ),
+        (
+            "unknown_price",
+            {"usd_per_image": 0.7},
+            "models.yaml: unknown_price.usd_per_image: write a price as a string",
+        ),
+        (
+            "unknown_price",
+            {"usd_per_image": "-1"},
+            "models.yaml: unknown_price.usd_per_image: write a price as a string",
+        ),
+        (
+            "unknown_price",
+            {"usd_per_imge": "0.7"},
+            "unknown key 'usd_per_imge'; the nearest valid one is 'usd_per_image'",
+        ),
+        ("unknown_price", {}, "models.yaml: unknown_price.usd_per_image: Field required"),
+        (
+            f"{D2}/biling",
+            {},
+            "unknown key 'biling'; the nearest valid one is 'billing'",
+        ),
     ],
 )
 def test_an_error_names_file_and_path(path, value, message):
     assert message in fault_of(path, value)
+
+
+@pytest.mark.parametrize(
+    ("unknown_price", "assumed"),
+    [(DELETE, None), ("deny", None), ({"usd_per_image": "0.70"}, Decimal("0.70"))],
+)
+@pytest.mark.parametrize("billing", [DELETE, None])
+def test_a_row_without_billing_is_denied_or_has_the_worst_case(unknown_price, assumed, billing):
+    data = changed(yaml.safe_load(SHIPPED), ["models", "dall-e-2", "billing"], billing)
+    models = parse_catalog(changed(data, ["unknown_price"], unknown_price), file="").models
+    assert models["dall-e-2"].billing is None
+    assert models["dall-e-2"].assumed_usd_per_image == assumed
+    assert models["dall-e-2"].is_sold == (assumed is not None)
+    assert models["dall-e-3"].is_sold
+    assert models["dall-e-3"].assumed_usd_per_image is None
+
+
+def test_a_changed_worst_case_is_another_table():
+    """So the policy is adopted."""
+    data = changed(yaml.safe_load(SHIPPED), ["models", "dall-e-2", "billing"], DELETE)
+    tables = [
+        parse_catalog(changed(data, ["unknown_price"], value), file="")
+        for value in ("deny", {"usd_per_image": "0.70"}, {"usd_per_image": "0.80"})
+    ]
+    assert tables[0] != tables[1] != tables[2]
 
 
 def test_each_fault_has_its_own_line():

@@ -23,7 +23,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -102,6 +102,7 @@ class KeyName(NamedTuple):
     name: str
     key_id: str
     team: str | None
+    record: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +275,17 @@ class Keys:
                 return record, secret
         raise _name_taken(spec.name)
 
+    async def ids_and_teams(self) -> list[tuple[str, str | None]]:
+        """Id and team of every key, revoked ones too. Raises `StoreUnavailable`."""
+        found: dict[str, str | None] = {}
+        for space in (KEYS, REVOKED):
+            async for page in scan_records(self._store, space):
+                for data in page.values():
+                    if (named := read_stored("key", data, _read_name)) is not None:
+                        found[named.key.key_id] = named.key.team
+                await asyncio.sleep(0)
+        return list(found.items())
+
     async def list_keys(self) -> Sequence[KeyRecord]:
         """All keys, also expired ones and those revoked in the last 90 days, oldest first."""
         return await self.map_keys(lambda record: record)
@@ -371,6 +383,25 @@ class Keys:
         return owner
 
 
+@lru_cache(maxsize=2048)
+def labels_of(record: bytes) -> Mapping[str, str]:
+    """The labels of a key's record."""
+    labels = orjson.loads(record).get("labels")
+    return labels if isinstance(labels, dict) else {}
+
+
+@lru_cache(maxsize=2048)
+def limit_subjects_of(record: bytes) -> tuple[LimitSubject, ...]:
+    """A key, its team and everyone, with their limits, as a request of the key has them.
+
+    Empty for a record that cannot be read.
+    """
+    known = read_stored("key", record, KeyRecord.decode)
+    if known is None:
+        return ()
+    return _limit_subjects(known)
+
+
 def hash_secret(secret: str) -> str:
     """The SHA-256 of a secret, hex: all that is stored of it."""
     # A fast hash is enough, because a secret has 256 random bits. A header with bytes that are not
@@ -393,7 +424,7 @@ class _NamedKey(NamedTuple):
 def _read_name(data: bytes) -> _NamedKey:
     fields = orjson.loads(data)
     return _NamedKey(
-        KeyName(fields["created_at"], fields["name"], fields["id"], fields.get("team")),
+        KeyName(fields["created_at"], fields["name"], fields["id"], fields.get("team"), data),
         fields.get("revoked_at"),
         fields.get("expires_at"),
         [secret["sha256"] for secret in fields["secrets"]],

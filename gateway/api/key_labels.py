@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from gateway.access.keys import labels_of, limit_subjects_of
 from gateway.api.services import Services
+from gateway.billing.limit_gauges import GaugeValues, distinct
 from gateway.billing.scopes import KeyNames
 from gateway.metrics import MAX_KEYS
 
@@ -17,12 +21,27 @@ async def label_keys(services: Services) -> None:
     services.metrics.use_keys(key.name for key in keys)
     services.running_totals.keys = [KeyNames(key.key_id, key.name, key.team) for key in keys]
     services.running_totals.are_keys_few = len(keys) < MAX_KEYS
+    # In a thread, and remembered: decoding a record takes some time.
+    found = await asyncio.to_thread(lambda: [limit_subjects_of(key.record) for key in keys])
+    services.running_totals.label_sets = [labels_of(key.record) for key in keys]
+    services.limit_gauges.subjects = distinct(subject for one in found for subject in one)
 
 
-async def show_running_totals(services: Services) -> None:
-    """Reads the running totals of money for the metrics. Raises `StoreUnavailable`."""
+async def show_books(services: Services) -> None:
+    """Reads the metrics of money from the books. Raises `StoreUnavailable`."""
     # So a new key is there from its first second. Listing many would stop the event loop.
     if services.running_totals.are_keys_few:
         await label_keys(services)
     models = services.policy().catalog.models
     services.metrics.running_totals.show(await services.running_totals.read(models))
+    books = services.metrics.books
+    books.show(await services.limit_gauges.read())
+    results = await services.limit_gauges.read_verified()
+    books.show_verified({one.time: one.is_balanced for one in results})
+
+
+def hide_books(services: Services) -> None:
+    """Leaves them out, while the store is unavailable: not what they were at some earlier time."""
+    services.metrics.running_totals.show({})
+    services.metrics.books.show(GaugeValues())
+    services.metrics.books.show_verified({})

@@ -10,7 +10,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from gateway.api.http.json import json_response
-from gateway.api.key_labels import show_running_totals
+from gateway.api.key_labels import hide_books, show_books
 from gateway.api.services import SERVICES
 from gateway.errors import StoreUnavailable
 from gateway.failure_report import Reason
@@ -84,9 +84,9 @@ async def metrics(request: web.Request) -> web.Response:
     """The metrics of all workers in Prometheus' text form."""
     services = request.app[SERVICES]
     try:
-        await show_running_totals(services)
+        await show_books(services)
     except StoreUnavailable:
-        services.metrics.running_totals.show({})  # not what they were at some earlier time
+        hide_books(services)
     # In a thread: a thousand series take milliseconds.
     body = await asyncio.to_thread(services.metrics.render)
     return web.Response(body=body, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})

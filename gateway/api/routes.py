@@ -13,8 +13,8 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.api import images, links, models, ops, usage
-from gateway.api.admin import cache, keys, signing, upstream
+from gateway.api import images, links, models, ops, organization, usage
+from gateway.api.admin import cache, focus, keys, signing, upstream
 from gateway.api.admin import usage as admin_usage
 from gateway.api.ask_for_more import ask_for_more
 from gateway.api.auth import with_admin, with_confirmed_key, with_key, with_metrics_token
@@ -79,6 +79,7 @@ def client_routes() -> list[web.RouteDef]:
 def admin_routes() -> list[web.RouteDef]:
     """Paths that a token of the operator opens. With `server.admin_listen`, only there."""
     rotate = with_admin(signing.rotate_signing_key)
+    images_usage = with_admin(organization.show_usage)
     return [
         _post("/admin/keys", with_admin(keys.create_key), name="admin_keys"),
         web.get("/admin/keys", with_admin(keys.list_keys), name="admin_keys.list"),
@@ -91,6 +92,11 @@ def admin_routes() -> list[web.RouteDef]:
         _post("/admin/signing-keys/rotate", rotate, name="admin_signing"),
         web.get("/admin/upstream", with_admin(upstream.show_upstreams), name="admin_upstream"),
         web.get("/admin/usage", with_admin(admin_usage.show_usage), name="admin_usage"),
+        web.get("/admin/usage/focus.csv", with_admin(focus.export_focus), name="admin_focus"),
+        web.get(_organization("usage", "images"), images_usage, name="organization_usage"),
+        web.get(
+            _organization("costs"), with_admin(organization.show_costs), name="organization_costs"
+        ),
         web.get("/metrics", with_metrics_token(ops.metrics), name="metrics"),
     ]
 
@@ -127,5 +133,14 @@ def _api(first: str, *others: str) -> str:
     #
     # Possessive quantifiers (`++`): otherwise a path that does not match is tried again with one
     # slash fewer, once for each slash.
-    joined = "".join(f"{{_{number}:/++}}{other}" for number, other in enumerate(others))
-    return f"/{{_prefix:/*+(?:v1/++)?(?:openai/++(?:v1/++)?)?}}{first}{joined}{{_tail:/*+}}"
+    return f"/{{_prefix:/*+(?:v1/++)?(?:openai/++(?:v1/++)?)?}}{first}{_joined(others)}"
+
+
+def _organization(*parts: str) -> str:
+    """The pattern of a report of OpenAI's. Azure has none, so it is not below `/openai`."""
+    return f"/{{_prefix:/*+(?:v1/++)?}}organization{_joined(parts)}"
+
+
+def _joined(parts: Sequence[str]) -> str:
+    joined = "".join(f"{{_{number}:/++}}{part}" for number, part in enumerate(parts))
+    return f"{joined}{{_tail:/*+}}"

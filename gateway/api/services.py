@@ -19,6 +19,8 @@ from gateway.access.revoked_secrets import RevokedSecrets
 from gateway.access.signing import Signing
 from gateway.api.open_requests import OpenRequests
 from gateway.billing.alert_watch import AlertWatch
+from gateway.billing.focus_export import FocusExport
+from gateway.billing.limit_gauges import LimitGauges
 from gateway.billing.reports import Reports
 from gateway.billing.scopes import RunningTotals
 from gateway.cache.blobs import Blobs
@@ -98,6 +100,8 @@ class Services:
     reports: Reports
     alert_watch: AlertWatch
     revoked_secrets: RevokedSecrets
+    limit_gauges: LimitGauges
+    focus: FocusExport
     health: Health
     upstream_health: UpstreamHealth
     body_thread: SerialThread

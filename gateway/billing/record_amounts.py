@@ -95,6 +95,9 @@ class RecordAmounts(NamedTuple):
     has_user: bool
     rows: RecordRows
     amounts: Mapping[str, int]
+    team: str | None = None
+    model: str | None = None
+    labels: Mapping[str, str] = MappingProxyType({})
 
 
 def decode_record(data: bytes) -> RecordAmounts | None:
@@ -126,7 +129,16 @@ def _decode_record(record: dict[str, Any]) -> RecordAmounts:
         _labels(labels) if labels else None,
         user,
     )
-    return RecordAmounts(float(moment), key_id, user is not None, rows, _amounts(record))
+    return RecordAmounts(
+        float(moment),
+        key_id,
+        user is not None,
+        rows,
+        _amounts(record),
+        record.get("team"),
+        record.get("model"),
+        labels or {},
+    )
 
 
 def _amounts(record: Mapping[str, Any]) -> dict[str, int]:
@@ -231,6 +243,20 @@ def row_of(series: Series, record: RecordAmounts) -> tuple[str, str, str]:
 def add_amounts(sums: dict[str, int], amounts: Mapping[str, int]) -> None:
     for code, amount in amounts.items():
         sums[code] = sums.get(code, 0) + amount
+
+
+def charged_amounts(amounts: Mapping[str, int]) -> tuple[int, int, int, int]:
+    """Images, tokens, micro-dollars, and micro-dollars by kind together.
+
+    A free record adds 0 to each of them, whatever else it has.
+    """
+    tokens = by_kind = 0
+    for code, amount in amounts.items():
+        if code.startswith(_COST_PREFIX):
+            by_kind += amount
+        elif code not in _NAMES:
+            tokens += amount
+    return amounts.get("b", 0), tokens, amounts.get("c", 0), by_kind
 
 
 def decode_sums(sums: Mapping[str, int]) -> Sums:

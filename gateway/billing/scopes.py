@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 from gateway.images import Record
@@ -13,6 +14,13 @@ from gateway.store.protocol import Store
 
 EVERYONE: Final = "everyone"
 """The limit subject of all purchases."""
+
+
+MAX_LABELS: Final = 16
+"""Of a key and its team together, that have running totals."""
+
+MAX_SHOWN_VALUES: Final = 500
+"""Values of a label that the metrics show."""
 
 
 class KeyNames(NamedTuple):
@@ -30,17 +38,36 @@ def limit_subjects(key_id: str, team: str | None) -> tuple[str, ...]:
 
 def running_totals(record: Record) -> tuple[str, ...]:
     """The running totals that a record moves. That of a key outlives a change of its name."""
-    subjects = limit_subjects(record.key_id, record.team)
-    return subjects if record.model is None else (*subjects, f"model:{record.model}")
+    return total_names(record.key_id, record.team, record.model, record.labels)
+
+
+def total_names(
+    key_id: str, team: str | None, model: str | None, labels: Mapping[str, str]
+) -> tuple[str, ...]:
+    """The running totals of a purchase.
+
+    Of each label, whether or not a metric shows it: so its total is whole from the day it is shown.
+    """
+    models = () if model is None else (f"model:{model}",)
+    of_labels = (label_total(*label) for label in islice(labels.items(), MAX_LABELS))
+    return (*limit_subjects(key_id, team), *models, *of_labels)
+
+
+def label_total(name: str, value: str) -> str:
+    """The running total of a label. No label's name has a `=`."""
+    return f"label:{name}={value}"
 
 
 class RunningTotals:
-    """Reads the running totals of keys, teams, everyone and models for the metrics."""
+    """Reads the running totals of keys, teams, everyone, models and labels for the metrics."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, metric_labels: Sequence[str] = ()) -> None:
         self._store = store
+        self._metric_labels = metric_labels
         self.keys: Sequence[KeyNames] = ()
         """The keys that `read` shows. `api.key_labels` sets and bounds them."""
+        self.label_sets: Sequence[Mapping[str, str]] = ()
+        """The labels of these keys and their teams, set with them."""
         self.are_keys_few = True
         """Whether there are so few keys that they can be listed for each read."""
 
@@ -51,6 +78,7 @@ class RunningTotals:
             *((f"key:{key.key_id}", "key", key.name) for key in keys),
             *((f"team:{team}", "team", team) for team in {key.team: None for key in keys} if team),
             *((f"model:{model}", "model", model) for model in models),
+            *self._shown_labels(),
             (EVERYONE, EVERYONE, ""),
         ]
         totals = await execute(self._store, ReadRunningTotals(tuple(total for total, *_ in shown)))
@@ -60,3 +88,10 @@ class RunningTotals:
             pairs = zip(found[scope, name], total, strict=True)
             found[scope, name] = RunningTotal(*(before + more for before, more in pairs))
         return found
+
+    def _shown_labels(self) -> Iterator[tuple[str, str, str]]:
+        """The running total of each value of the labels that metrics show; its scope and name."""
+        for name in self._metric_labels:
+            values = dict.fromkeys(labels[name] for labels in self.label_sets if name in labels)
+            for value in islice(values, MAX_SHOWN_VALUES):
+                yield label_total(name, value), name, value

@@ -42,6 +42,7 @@ REMOVE_EVERY_SECONDS: Final = 600.0
 KEEP_QUARTERS_SECONDS: Final = 62 * 86_400.0
 
 PAGE_RECORDS: Final = 1000
+TURN: Final = "totals"
 TURN_SECONDS: Final = 10.0
 """How long the other workers wait for one that took the turn and does not finish."""
 FOLD_SECONDS: Final = 5.0
@@ -74,6 +75,17 @@ class TotalsSettings(BaseModel):
     time_zone: str = "UTC"
     keep_days_seconds: float = Field(default=800 * 86_400.0, gt=0)
     keep_users_seconds: float = Field(default=400 * 86_400.0, gt=0)
+
+
+def all_series(time_zone: str) -> tuple[Series, ...]:
+    """The series that a record is folded into."""
+    # A record of a zone that is UTC is counted once.
+    zones = dict.fromkeys(("UTC", time_zone))
+    return (
+        Series("quarter", "UTC"),
+        *(Series("day", zone) for zone in zones),
+        *(Series("user", zone) for zone in zones),
+    )
 
 
 class Observer(Protocol):
@@ -112,13 +124,7 @@ class Totals:
         self._worker = worker
         self._observer = observer
         self._clock = clock
-        # A record of a zone that is UTC is counted once.
-        zones = dict.fromkeys(("UTC", settings.time_zone))
-        self._series = (
-            Series("quarter", "UTC"),
-            *(Series("day", zone) for zone in zones),
-            *(Series("user", zone) for zone in zones),
-        )
+        self._series = all_series(settings.time_zone)
 
     # ── folding ─────────────────────────────────────────────────────────────────────────────
 
@@ -135,13 +141,13 @@ class Totals:
         if not await execute(self._store, ReadLedger(folded_to, 1)):
             return 0
         # Two folding workers would be correct too, but the work of one would be wasted.
-        if not await take_turn(self._store, "totals", self._worker, seconds=TURN_SECONDS):
+        if not await take_turn(self._store, TURN, self._worker, seconds=TURN_SECONDS):
             return 0
         folded, stops_at = 0, self._clock() + FOLD_SECONDS
         while self._clock() < stops_at and (count := await self.fold_page()):
             folded += count
         pause = FOLD_EVERY_SECONDS * PART_OF_INTERVAL
-        await end_turn(self._store, "totals", self._worker, after_seconds=pause)
+        await end_turn(self._store, TURN, self._worker, after_seconds=pause)
         return folded
 
     async def fold_page(self, limit: int = PAGE_RECORDS) -> int:

@@ -10,6 +10,8 @@ from typing import Any, Final
 import click
 
 from gateway.billing.quota import as_amounts, show_usd
+from gateway.cli.ledger_export import export
+from gateway.cli.ledger_verify import verify
 from gateway.cli.logs import configure_logs
 from gateway.cli.options import config_option, find_configuration, format_option
 from gateway.cli.output import show
@@ -30,6 +32,10 @@ ALIVE: Final = "worker is alive"
 @click.group()
 def ledger() -> None:
     """The books: open purchases and their records."""
+
+
+ledger.add_command(export)
+ledger.add_command(verify)
 
 
 @ledger.command("repair")

@@ -31,6 +31,7 @@ from gateway.catalog import Catalog
 from gateway.cli.options import config_option, find_configuration, format_option
 from gateway.cli.output import show, show_lines
 from gateway.cli.store import open_command_store
+from gateway.cli.usage_export import export
 
 WATCH_SECONDS: Final = 2.0
 
@@ -198,3 +199,6 @@ def _value(row: dict[str, Any], group: str) -> str:
     if group.startswith(LABEL):
         return row["labels"][group.removeprefix(LABEL)] or ""
     return row[group] or ""
+
+
+usage.add_command(export)

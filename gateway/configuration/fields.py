@@ -42,6 +42,10 @@ _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
 _SIGNING_KEY: Final = re.compile(r"([A-Za-z0-9_-]{1,32}):([!-~]{16,})")
 
+_LABEL: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
+_SCOPES: Final = frozenset({"key", "team", "everyone", "model"})
+MAX_METRIC_LABELS: Final = 8
+
 MIN_TOKEN_CHARACTERS: Final = 16
 _MIN_DIFFERENT_CHARACTERS: Final = 4
 _GUESSABLE: Final = (
@@ -271,6 +275,27 @@ def parse_signing_keys(value: object) -> tuple[tuple[str, SecretStr], ...]:
     return tuple(keys)
 
 
+def parse_label_names(value: object) -> tuple[str, ...]:
+    """Names of labels, as a list or separated by commas."""
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise ValueError("names of labels, such as cost_center")
+    names = tuple(dict.fromkeys(item.strip() for item in items if item.strip()))
+    for name in names:
+        if not _LABEL.fullmatch(name):
+            raise ValueError(
+                "names of labels such as cost_center, of 1 to 63 of the characters A-Z a-z 0-9 _ . "
+                f"-; {name[:64]!r} is none"
+            )
+        if name in _SCOPES:
+            raise ValueError(
+                f"names of labels; {name!r} is a scope of its own, so give the label another name"
+            )
+    if len(names) > MAX_METRIC_LABELS:
+        raise ValueError(f"at most {MAX_METRIC_LABELS} names of labels, each has series of its own")
+    return names
+
+
 def parse_hosts(value: object) -> tuple[str, ...]:
     """Hosts, host:port or networks, as a list or separated by commas."""
     items = value.split(",") if isinstance(value, str) else value
@@ -407,6 +432,7 @@ SigningKeys = Annotated[
     tuple[tuple[str, SecretStr], ...], BeforeValidator(parse_signing_keys), _as_text(":")
 ]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(parse_hosts), _as_text()]
+LabelNames = Annotated[tuple[str, ...], BeforeValidator(parse_label_names), _as_text()]
 Networks = Annotated[
     tuple[Network, ...],
     BeforeValidator(parse_networks),

@@ -31,6 +31,7 @@ from gateway.configuration.fields import (
     Folder,
     Headers,
     Hosts,
+    LabelNames,
     ListenAddress,
     MetricsToken,
     Networks,
@@ -285,6 +286,8 @@ class BillingSettings(Section):
     an eighth of Redis' maxmemory, or 256MiB without one and in the embedded store."""
     keep_totals_seconds: Seconds = Field(default=800 * 86_400.0, alias="keep_totals")
     """How long totals by day are kept."""
+    metric_labels: LabelNames = ()
+    """Labels of keys and teams, such as `cost_center`, whose money the metrics show by value."""
 
 
 class RehostSettings(Section):

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 import orjson
 
+from gateway.billing.pricing import UNKNOWN_PRICE
 from gateway.cache.flight_events import Flight
 from gateway.cache.idempotency_results import IdempotentRequest
 from gateway.images import Amounts, Image, Record, decode_fields
@@ -76,6 +77,8 @@ class Remains:
     idempotent: IdempotentRequest | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the ledger record that have the right type."""
+    price_flags: tuple[str, ...] = ()
+    """Those of its flags that its price gave."""
 
 
 def decode_payload(payload: bytes) -> Reserved | Received:
@@ -95,7 +98,15 @@ def decode_remains(payload: bytes) -> Remains:
             flight = _checked(Flight.from_dict(data["flight"]), "id", "fingerprint")
         with suppress(*UNREADABLE):
             idempotent = _checked(IdempotentRequest.from_dict(data["idempotent"]), "name", "lock")
-        return Remains(flight, idempotent, _decode_record_fields(data.get("record")))
+        record = data.get("record")
+        flags = record.get("flags") if isinstance(record, dict) else None
+        is_unknown = isinstance(flags, list) and UNKNOWN_PRICE in flags
+        return Remains(
+            flight,
+            idempotent,
+            _decode_record_fields(record),
+            price_flags=(UNKNOWN_PRICE,) if is_unknown else (),
+        )
     return Remains()
 
 

@@ -115,7 +115,7 @@ def _record(journal: Journal, remains: Remains, charge: Amounts, *, flag: str) -
     return Record(**{"id": journal.purchase, "key_id": key_id, **known}).but(
         n=charge.images or None,
         outcome="failed",
-        flags=("presumed", flag),
+        flags=(*remains.price_flags, "presumed", flag),
         error=death.code,
         status=death.status,
         **charge_reserved(charge).recorded,

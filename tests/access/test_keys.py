@@ -14,7 +14,7 @@ from gateway.access import key_records
 from gateway.access.key_records import KeyRecord, SecretHash, parse_spec
 from gateway.access.keys import KEYS, SECRETS, Keys, hash_secret
 from gateway.errors import GatewayError, IncorrectKey, InvalidRequest
-from gateway.images import Reuse
+from gateway.images import LimitRule, Reuse
 from gateway.limits import Limit, check_limits
 from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Get, Write
@@ -236,7 +236,7 @@ async def test_unknown_fields_of_a_record_are_kept_and_not_shown(
         changed = await keys.change(record.id, {"team": "art", "limits": {"images_per_day": 4}})
         stored = json.loads(await execute(store, Get(KEYS, record.id)) or b"")
 
-    assert key.principal.limits == {"usd_per_day": 1_500_000}
+    assert key.principal.subjects[0].rules == {"usd_per_day": LimitRule(1_500_000)}
     assert stored["webhook"] == "https://example.com"
     assert stored["secrets"][0]["label"] == "first"
     assert changed.limits == {

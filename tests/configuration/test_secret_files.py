@@ -213,6 +213,7 @@ def test_other_parts_of_a_url_and_whole_urls_are_not_encoded(tmp_path: Path):
         "validation: REF",
         "upstream: {base_url: REF}",
         "billing: {time_zone: REF}",
+        "billing: {metric_labels: ['x:REF']}",
         "upstream: {ca_file: REF}",
     ],
 )

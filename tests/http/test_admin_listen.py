@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from yarl import URL
 
+from gateway.api.openapi.document import path_template
 from gateway.api.routes import admin_routes, client_routes, health_routes
 from gateway.configuration.fields import parse_address
 from gateway.configuration.settings import Settings
@@ -35,7 +36,9 @@ TOKENS = {
     "api-key": {"Authorization": "", "api-key": ADMIN_TOKEN},
     "metrics": {"Authorization": "Bearer a-metrics-token-of-tests"},
 }
-ADMIN_PATHS = [(route.method, re.sub(r"\{id\}", "x", route.path)) for route in admin_routes()]
+ADMIN_PATHS = [
+    (route.method, path_template(route.path)[0].replace("{id}", "x")) for route in admin_routes()
+]
 SPELLINGS = [
     *("//admin/keys", "/admin/keys/", "/v1/admin/keys", "/./admin/keys", "/x/../admin/keys"),
     *("/%61dmin/keys", "/admin%2Fkeys", "/admin/./keys", "/ADMIN/keys", "/metrics/", "//metrics"),
@@ -75,11 +78,13 @@ async def test_no_token_opens_an_admin_path_on_the_address_of_clients(
     """They are answered exactly as a similar path that does not exist."""
     assert len(ADMIN_PATHS) >= 9
     for method, path in ADMIN_PATHS:
-        nonsense = path.replace("/admin/", "/nimda/").replace("/metrics", "/scirtem")
         reply = await at(apart, apart.client.url, method, path, **TOKENS[token])
+        # A path of the API is answered as the service words it; others name a similar path.
+        nonsense = path.replace("/admin/", "/nimda/").replace("/metrics", "/scirtem")
+        nonsense = "/v1/nonsense" if path.startswith("/v1/") else nonsense
         unknown = await at(apart, apart.client.url, method, nonsense, **TOKENS[token])
         assert reply.status == 404
-        assert reply.error["code"] == "unknown_url"
+        assert reply.error["code"] == unknown.error["code"]
         assert shape(reply, path) == shape(unknown, nonsense)
 
 
@@ -145,7 +150,8 @@ def test_every_route_is_in_one_table() -> None:
     tables = [{route.path for route in table()} for table in (client_routes, admin_routes)]
     assert not tables[0] & tables[1]
     assert {route.path for route in health_routes()} == {"/healthz", "/readyz"}
-    assert all(path.startswith("/admin/") or path == "/metrics" for path in tables[1])
+    usual = {path_template(path)[0] for path in tables[1]} - {"/metrics"}
+    assert all(path.startswith(("/admin/", "/v1/organization/")) for path in usual)
 
 
 def test_every_route_has_an_endpoint_in_log_and_metrics() -> None:

@@ -14,6 +14,7 @@ import redis
 
 from gateway import assembly
 from gateway.assembly import DATABASE, open_store
+from gateway.billing.pricing import Cost
 from gateway.calendar import Calendar
 from gateway.errors import StoreUnavailable
 from gateway.images import Amounts, Record
@@ -360,7 +361,10 @@ async def test_a_correction_upwards_whose_reply_was_lost_is_counted_once(
     monkeypatch.setattr(
         "gateway.purchasing.purchase.charge_answer",
         lambda *given, **more: Charged(
-            Amounts(1, 9000, 500_000), {"text_in": 9, "image_out": 8991}, ("over_estimate",)
+            Amounts(1, 9000, 500_000),
+            {"text_in": 9, "image_out": 8991},
+            Cost(500_000, {"text_in": 45, "image_out": 499_955}, {}),
+            ("over_estimate",),
         ),
     )
     async with open_gateway(workers=SLOW) as late, open_gateway(workers=QUICK) as recoverer:
@@ -377,6 +381,7 @@ async def test_a_correction_upwards_whose_reply_was_lost_is_counted_once(
 
         assert losing.has_lost
         assert presumed.cost_micros + correction.cost_micros == 500_000 > presumed.cost_micros
+        assert sum(correction.costs.values()) == correction.cost_micros
         usd = [await counted(gateway, "cost_usd_total") for gateway in (late, recoverer)]
         assert usd == pytest.approx([correction.cost_micros / 1e6, presumed.cost_micros / 1e6])
         tokens = [await counted(gateway, "tokens_total") for gateway in (late, recoverer)]

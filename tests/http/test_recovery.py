@@ -29,6 +29,7 @@ from gateway.store.commands import (
 )
 from gateway.store.protocol import Command, Store
 from gateway.store.wrappers import EvictingStore
+from tests.catalogs import shipped_catalog
 from tests.gateways import (
     Client,
     InProcess,
@@ -39,7 +40,7 @@ from tests.gateways import (
     run_gateway,
 )
 from tests.http.conftest import OpenGateway
-from tests.journals import estimate, leave_purchase
+from tests.journals import PRICE_DATE, UPSTREAM, estimate, leave_purchase
 from tests.redis_server import run_durable_redis
 from tests.waiting import eventually, generous
 
@@ -123,6 +124,7 @@ async def test_a_purchase_that_a_dead_worker_only_reserved_is_presumed_at_the_es
     assert (record.status, record.error) == (502, "upstream_error")
     assert record.cost_micros == left.estimate.usd_micros
     assert record.costs == {"estimated": record.cost_micros}
+    assert (record.upstream, record.price_date) == (UPSTREAM, PRICE_DATE)
     assert await spent(slow_gateway, alice) == Spent(left.estimate.usd_micros, 1, 0, 0)
     again = await alice.ask("an otter")
     assert again.cache_status == "fwd=miss; stored"
@@ -284,6 +286,7 @@ async def test_a_late_answer_corrects_the_presumed_charge(
         assert {"text_in", "image_out"} < set(late.costs)
         assert (first.price_date, first.upstream) == (late.price_date, late.upstream)
         assert late.upstream == "default"
+        assert late.price_date == shipped_catalog().prices_as_of.isoformat()
         assert late.presumed_micros == -presumed.cost_micros
         assert await spent(presumed_dead, alice) == Spent(real, 1, 0, 0)
         assert len(await upstream.bodies()) == 1

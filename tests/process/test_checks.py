@@ -21,6 +21,7 @@ import pytest
 import redis
 
 from gateway.assembly import open_store
+from gateway.catalog import parse_catalog
 from gateway.configuration.files import ConfigFiles, Configuration
 from gateway.configuration.settings import Settings
 from gateway.process.bootstrap import prepare
@@ -35,10 +36,12 @@ from gateway.process.checks import (
     judge_prices,
     judge_public_url,
     judge_trusted_proxies,
+    judge_unknown_prices,
 )
 from gateway.store.batch import execute
 from gateway.store.commands import Inspect, ReadLruTotals, StoreFacts
 from tests.bench.processes import free_port
+from tests.catalogs import read_shipped
 from tests.gateways import (
     CONFIG,
     InProcess,
@@ -327,6 +330,23 @@ def test_prices_are_out_of_date_after_ninety_days() -> None:
     old = judge_prices(today - timedelta(days=91), today=today)
     assert old.level == "warning"
     assert "2026-03-02, 91 days ago" in old.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ["dall-e-2, dall-e-3", "are refused", "`billing`", "`unknown_price`"]),
+        ({"unknown_price": {"usd_per_image": "0.70"}}, ["dall-e-2, dall-e-3", "$0.70"]),
+    ],
+)
+def test_models_without_a_price_are_a_warning(changes: dict[str, Any], words: list[str]) -> None:
+    table = read_shipped() | changes
+    assert judge_unknown_prices(parse_catalog(table, file="")) == []
+    for name in ("dall-e-2", "dall-e-3"):
+        del table["models"][name]["billing"]
+    (finding,) = judge_unknown_prices(parse_catalog(table, file=""))
+    assert (finding.name, finding.level) == ("prices", "warning")
+    assert [word for word in words if word not in finding.message] == []
 
 
 def test_a_slow_parser_is_a_warning() -> None:

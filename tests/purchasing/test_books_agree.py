@@ -24,6 +24,7 @@ from gateway.billing import quota
 from gateway.billing.ledger import Ledger, draft
 from gateway.billing.scopes import limit_subjects
 from gateway.billing.totals import Totals, TotalsSettings
+from gateway.billing.verification import Verification, VerificationSettings, Verified
 from gateway.errors import Charge, StoreUnavailable, UpstreamFailure
 from gateway.images import Amounts, Principal, Record
 from gateway.limits import CALENDAR_PERIODS
@@ -352,6 +353,14 @@ class Play:
             found["costs"] += sum(row.sums.costs.values())
         return found
 
+    async def verify(self) -> Verified:
+        async def subjects() -> list[tuple[str, str | None]]:
+            return [(f"{self.name}-{number}", self.name) for number in range(2)]
+
+        settings = VerificationSettings(time_zone="UTC")
+        verification = Verification(self.store, settings, worker="me", subjects=subjects, rest=0.0)
+        return await verification.run()
+
     def counted(self, name: str) -> float:
         return sum(
             sample.value
@@ -435,6 +444,11 @@ async def test_the_books_agree_after_any_sequence_of_purchases(
     if not any(one.is_lost for one in play.purchases.values()):
         assert await play.windows(f"team:{play.name}", "reserved") == Amounts()
     assert not [j for j in await execute(store, OpenJournals()) if j.worker == play.name]
+
+    # What the gateway itself says. A lost journal leaves its reservation, also for later plays.
+    verified = await play.verify()
+    assert [one for one in verified.shown if one.book != "reserved"] == []
+    assert not verified.not_compared
 
     # Metrics only rise, so they have what was charged, without what corrections took back.
     assert play.counted("cost_usd_total") == pytest.approx(running.charged / 1e6)

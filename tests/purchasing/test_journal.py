@@ -11,7 +11,7 @@ import pytest
 from gateway.cache.flight_events import Flight
 from gateway.images import Amounts, Image, Record
 from gateway.purchasing import journal
-from gateway.purchasing.journal import Received, Reserved, decode_payload
+from gateway.purchasing.journal import Received, Reserved, decode_payload, decode_remains
 
 RECORD = Record("p", "r", 1.0, "alice", "key_1")
 RESERVED = Reserved("p", Flight("p", "f", (0, 2)), Amounts(1, 2, 3), RECORD)
@@ -73,3 +73,19 @@ def test_an_older_gateway_ignores_the_fields_of_a_newer_one(payload: Reserved | 
     written = orjson.dumps(add_field(orjson.loads(payload.encode())))
     assert b"of_a_newer_gateway" in written
     assert decode_payload(written) == payload
+
+
+def test_the_price_of_a_purchase_is_read_of_a_payload_that_cannot_be_read_as_a_whole() -> None:
+    record = RECORD.but(upstream="east", price_date="2026-11-01", flags=("unknown_price", "x"))
+    data = orjson.loads(Reserved("p", None, Amounts(1, 2, 3), record).encode())
+    del data["reserved"]["estimate"]
+    remains = decode_remains(orjson.dumps(data))
+    assert (remains.record["upstream"], remains.record["price_date"]) == ("east", "2026-11-01")
+    assert remains.price_flags == ("unknown_price",)
+
+
+@pytest.mark.parametrize("flags", [None, [], ["presumed"], "unknown_price", 7])
+def test_other_flags_are_none_of_the_price(flags: object) -> None:
+    data = orjson.loads(RESERVED.encode())
+    data["reserved"]["record"]["flags"] = flags
+    assert decode_remains(orjson.dumps(data)).price_flags == ()

@@ -403,6 +403,7 @@ async def _make_every_kind_of_key(store: RedisStore, redis_url: str) -> None:
             commands.Append((b"record",), (commands.Refusals("k", "r", 1, b"{", b"{"),)),
             commands.AppendRefusals(10),
             commands.ReadLedger(),
+            commands.ReadBooks((commands.WindowName("key:k", "concurrency", ""),), ("k",), 10),
             commands.TrimLedger(60, 60, 1000, 1000, commands.LEDGER_END),
         ]
     )

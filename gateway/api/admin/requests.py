@@ -42,3 +42,17 @@ def invalid_value(name: str, expected: str) -> InvalidRequest:
     return InvalidRequest(
         f"Invalid '{name}': expected {expected}.", param=name, code=ErrorCode.INVALID_VALUE
     )
+
+
+def check_query(request: web.Request, known: Collection[str]) -> None:
+    """Raises 400 unless the query string has only these parameters, each once."""
+    for name in request.query:
+        if name not in known:
+            shown = name[:MAX_ECHO]
+            raise InvalidRequest(
+                f"Unknown parameter: '{shown}'. Did you mean '{nearest(name, known)}'?",
+                param=shown,
+                code=ErrorCode.UNKNOWN_PARAMETER,
+            )
+        if len(request.query.getall(name)) > 1:
+            raise invalid_value(name, "one value, not several")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.api.openapi.requests import Schema, reference
+from gateway.billing import organization
 from gateway.billing.usage_rows import COLUMNS, MONEY, MORE_COLUMNS, WHAT_IF
 from gateway.errors import ErrorCode
 from gateway.limits import LIMITS
@@ -41,6 +42,27 @@ _FAILURE: Final = {
 }
 _TOKENS: Final = _object({"image_tokens": _COUNT, "text_tokens": _COUNT})
 _IMAGE_FIELDS: Final = {"revised_prompt": _TEXT}
+
+
+def _page(result: Schema) -> Schema:
+    """A page of one of OpenAI's reports."""
+    bucket = {
+        "object": {"const": "bucket"},
+        "start_time": _COUNT,
+        "end_time": _COUNT,
+        "results": {"type": "array", "items": result},
+    }
+    return _object(
+        {
+            "object": {"const": "page"},
+            "data": {"type": "array", "items": _object(bucket)},
+            "has_more": {"type": "boolean"},
+            "next_page": _TEXT_OR_NULL,
+        }
+    )
+
+
+_USD: Final = {"type": "number", "description": "US dollars; corrections may be below zero."}
 
 ANSWERS: Final[Mapping[str, Schema]] = {
     "Error": _object(
@@ -251,6 +273,31 @@ ANSWERS: Final[Mapping[str, Schema]] = {
         }
     ),
     "Purge": _object({"images": _COUNT, "done": {"type": "boolean"}, "id": _TEXT}),
+    "OrganizationUsage": _page(
+        _object(
+            {
+                "object": {"const": "organization.usage.images.result"},
+                "images": {"type": "integer"},
+                "num_model_requests": {"type": "integer"},
+                **dict.fromkeys(organization.USAGE.groups, _TEXT_OR_NULL),
+                "input_tokens": {"type": "integer"},
+                "output_tokens": {"type": "integer"},
+                "cost_usd": _USD,
+                "saved_usd": _USD,
+            }
+        )
+    ),
+    "OrganizationCosts": _page(
+        _object(
+            {
+                "object": {"const": "organization.costs.result"},
+                "amount": _object({"value": _USD, "currency": {"const": "usd"}}),
+                **dict.fromkeys(organization.COSTS.groups, _TEXT_OR_NULL),
+                "quantity": {"type": ["integer", "null"]},
+                "quantity_unit": {"enum": ["tokens", "images", None]},
+            }
+        )
+    ),
     "SigningKey": _object({"kid": _TEXT}),
 }
 """The schemas of answers, and of bodies that no other module has, by name."""
@@ -285,6 +332,7 @@ HEADERS: Final[Mapping[str, str]] = {
     "Allow": "The methods of the path.",
     "ETag": "Names the bytes.",
     "Cache-Control": "Who may keep the response.",
+    "Content-Disposition": "The name of the file.",
     "Content-Range": "The part of the image that this is.",
     "Accept-Ranges": "`bytes`.",
 }
@@ -304,7 +352,10 @@ IMAGE_HEADERS: Final = (
     *("Age", "x-gateway-image-ids", "x-gateway-reserved-usd", "x-gateway-saved-usd"),
     *("Preference-Applied", *_REQUEST_HEADERS),
 )
-LINK_HEADERS: Final = ("ETag", "Cache-Control", "Accept-Ranges", "Content-Range")
+LINK_HEADERS: Final = (
+    *("ETag", "Cache-Control", "Accept-Ranges", "Content-Range"),
+    "Content-Disposition",
+)
 _ERROR_HEADERS: Final = (
     *("x-gateway-error-source", "Retry-After", "retry-after-ms", "x-should-retry"),
     *COMMON_HEADERS,

@@ -17,6 +17,7 @@ from gateway.api.openapi.answers import (
     LINK_HEADERS,
 )
 from gateway.api.openapi.requests import Schema
+from gateway.billing import focus, organization
 from gateway.billing.reports import DIMENSIONS, LABEL
 from gateway.billing.usage_rows import WIDTHS
 from gateway.images import MAX_SLOTS
@@ -79,8 +80,9 @@ def _header(name: str, description: str, schema: Schema, *, example: object = No
     return {"name": name, "in": "header", "description": description, "schema": schema, **shown}
 
 
-def _query(name: str, description: str, schema: Schema) -> Schema:
-    return {"name": name, "in": "query", "description": description, "schema": schema}
+def _query(name: str, description: str, schema: Schema, *, required: bool = False) -> Schema:
+    shown = {"required": True} if required else {}
+    return {"name": name, "in": "query", "description": description, "schema": schema, **shown}
 
 
 _TEXT: Final[Schema] = {"type": "string"}
@@ -123,6 +125,37 @@ _USAGE_PARAMETERS: Final = (
         _TEXT,
     ),
 )
+
+
+def _report_parameters(shape: organization.Shape) -> tuple[Schema, ...]:
+    """The parameters of one of OpenAI's reports."""
+    widths = shape.widths.values()
+    limits = ", ".join(
+        f"{width.max_limit} of `{name}` (by default {width.default_limit})"
+        for name, width in shape.widths.items()
+    )
+    return (
+        _query("start_time", "Unix seconds, in the first bucket.", _TIME, required=True),
+        _query("end_time", "Unix seconds; by default now. The report ends before it.", _TIME),
+        _query("bucket_width", "By default `1d`.", {"enum": [*shape.widths]}),
+        _query(
+            "limit",
+            f"Buckets of a page, at most {limits}.",
+            {"type": "integer", "minimum": 1, "maximum": max(w.max_limit for w in widths)},
+        ),
+        _query("group_by", _SEVERAL, _list({"enum": [*shape.groups]})),
+        *(_query(name, f"Only these. {_SEVERAL}", _list(_TEXT)) for name in shape.filters),
+        _query("page", "The `next_page` of the last answer to the same query.", _TEXT),
+    )
+
+
+_TIME: Final[Schema] = {"type": "integer", "minimum": 0}
+_SEVERAL: Final = "May be repeated, and may end with `[]`."
+
+
+def _list(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
 
 _EXAMPLES: Final = {
     "plain": {"summary": "An image", "value": {"prompt": "an otter with a pearl"}},
@@ -350,6 +383,48 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         _ok("Upstreams", "Every upstream, of all workers and gateways together."),
         credential="admin",
         errors=_READ_ERRORS,
+    ),
+    "admin_focus": Operation(
+        "Export a month's costs in FOCUS",
+        "admin",
+        {
+            200: Success(
+                "CSV, with a line for each line item of each day.",
+                (Content("text/csv"),),
+                (*COMMON_HEADERS, "Content-Disposition"),
+            )
+        },
+        credential="admin",
+        parameters=(
+            _query(
+                "month",
+                "A month of `billing.time_zone`: `2026-11`.",
+                {"type": "string", "pattern": "^[0-9]{4}-(0[1-9]|1[0-2])$"},
+                required=True,
+            ),
+            _query(
+                "version",
+                f"Of FOCUS; by default {focus.DEFAULT_VERSION}.",
+                {"enum": [*focus.VERSIONS]},
+            ),
+        ),
+        errors=(400, *_READ_ERRORS),
+    ),
+    "organization_usage": Operation(
+        "Report images, requests and tokens in OpenAI's shape",
+        "admin",
+        _ok("OrganizationUsage", "A page of buckets."),
+        credential="admin",
+        parameters=_report_parameters(organization.USAGE),
+        errors=(400, *_READ_ERRORS),
+    ),
+    "organization_costs": Operation(
+        "Report costs in OpenAI's shape",
+        "admin",
+        _ok("OrganizationCosts", "A page of buckets."),
+        credential="admin",
+        parameters=_report_parameters(organization.COSTS),
+        errors=(400, *_READ_ERRORS),
     ),
     "admin_signing": Operation(
         "Make a new key that signs links",

@@ -7,6 +7,14 @@ Each is one atomic step. `Command[R]` names the type of its result; a full store
 from __future__ import annotations
 
 from gateway.store.commands.blobs import PutBlob
+from gateway.store.commands.books import (
+    MAX_WINDOWS,
+    Books,
+    OpenPurchase,
+    ReadBooks,
+    WindowAmounts,
+    WindowName,
+)
 from gateway.store.commands.counters import (
     WINDOW_GRACE_SECONDS,
     Admission,
@@ -111,6 +119,7 @@ __all__ = [
     "MAX_GROUP_ROWS",
     "MAX_INCREMENTS",
     "MAX_REFUSAL_REASONS",
+    "MAX_WINDOWS",
     "MINUTE_SECONDS",
     "RECORD_OVERHEAD_BYTES",
     "WINDOW_GRACE_SECONDS",
@@ -124,6 +133,7 @@ __all__ = [
     "Append",
     "AppendRefusals",
     "AreTracked",
+    "Books",
     "BoundedSet",
     "CompareAndSet",
     "Consumption",
@@ -153,10 +163,12 @@ __all__ = [
     "MembersPage",
     "Notify",
     "OpenJournals",
+    "OpenPurchase",
     "PeekCounters",
     "Period",
     "Publish",
     "PutBlob",
+    "ReadBooks",
     "ReadEntry",
     "ReadEvents",
     "ReadJournalState",
@@ -194,6 +206,8 @@ __all__ = [
     "TrimLedger",
     "Trimmed",
     "Untrack",
+    "WindowAmounts",
+    "WindowName",
     "Write",
     "reserved_by_unit",
 ]

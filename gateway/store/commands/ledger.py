@@ -81,11 +81,12 @@ class ReadLedger(Command[Sequence[tuple[str, bytes]]]):
     """Up to `limit` pairs of id and record after the id `after` ("": from the start).
 
     Oldest first. Ids, `<yyyy-mm-dd>/<position>`, grow as strings; `<yyyy-mm-dd>/` comes before all
-    ids of its day. The record of an id may be gone.
+    ids of its day. The record of an id may be gone. `charged_only` leaves out the free records.
     """
 
     after: str = ""
     limit: int = 1000
+    charged_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

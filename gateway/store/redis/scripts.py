@@ -26,6 +26,7 @@ _JOURNALS: Final = ("books", "counters", "journals")
 
 _SHARED_PARTS: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "blobs": {"put_blob": ()},
+    "books": {"read_books": ("books", "ledger")},
     "counters": {"admit": _COUNTERS, "peek_counters": _COUNTERS},
     "entries": {
         "read_entry": (),

@@ -5,6 +5,7 @@ Importing an aggregate registers its encoders with `encode`.
 
 from gateway.store.redis.commands import (
     blobs,
+    books,
     counters,
     entries,
     events,
@@ -24,6 +25,7 @@ from gateway.store.redis.commands.encoding import RedisCommand, encode, read_cur
 __all__ = [
     "RedisCommand",
     "blobs",
+    "books",
     "counters",
     "encode",
     "entries",

@@ -48,10 +48,13 @@ def _read_ledger(command: commands.ReadLedger, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[bytes]) -> Sequence[tuple[str, bytes]]:
         fields = iter(reply)
         triples = zip(*[fields] * 3, strict=True)
-        return [(_ledger_id(day, stream_id), record) for day, stream_id, record in triples]
+        return [
+            (_ledger_id(day.decode(), *map(int, stream_id.split(b"-"))), record)
+            for day, stream_id, record in triples
+        ]
 
     day, _, position = command.after.partition("/")
-    arguments = (day, _range_start(position), command.limit)
+    arguments = (day, _range_start(position), command.limit, int(command.charged_only))
     return script_command("read_ledger", [keys.books], arguments, read=read)
 
 
@@ -72,9 +75,16 @@ def _trim_ledger(command: commands.TrimLedger, keys: Keys) -> RedisCommand:
     return script_command("trim_ledger", [keys.books], arguments, read=read)
 
 
-def _ledger_id(day: bytes, stream_id: bytes) -> str:
-    milliseconds, count = stream_id.split(b"-")
-    return f"{day.decode()}/{int(milliseconds):015}-{int(count):06}"
+def _ledger_id(day: str, milliseconds: int, count: int) -> str:
+    return f"{day}/{milliseconds:015}-{count:06}"
+
+
+def ledger_id_of(milliseconds: int, count: int) -> str:
+    """The id of the ledger of a stream's id; "" for none."""
+    if not milliseconds and not count:
+        return ""
+    day = datetime.fromtimestamp(milliseconds // 1000, UTC)
+    return _ledger_id(f"{day:%Y-%m-%d}", milliseconds, count)
 
 
 def _range_start(position: str) -> str:

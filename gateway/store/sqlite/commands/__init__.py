@@ -5,6 +5,7 @@ transactions are elsewhere.
 """
 
 from gateway.store.sqlite.commands import (
+    books,
     counters,
     entries,
     events,
@@ -22,6 +23,7 @@ from gateway.store.sqlite.commands import (
 from gateway.store.sqlite.commands.registry import execute, is_read_only
 
 __all__ = [
+    "books",
     "counters",
     "entries",
     "events",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import orjson
 
@@ -19,6 +19,7 @@ from gateway.store.commands import (
     WINDOW_GRACE_SECONDS,
     Consumption,
     Counter,
+    WindowName,
 )
 from gateway.store.sqlite.arithmetic import window_at
 from gateway.store.sqlite.commands.counters import (
@@ -350,6 +351,20 @@ def _reserved(packed: str, packed_scopes: str) -> dict[str, Any]:
         ]
         return commands.reserved_by_unit([*in_scopes, *consumptions])
     return {}
+
+
+def read_windows(packed: str, packed_scopes: str) -> Mapping[WindowName, Mapping[str, int]] | None:
+    """The amounts of a journal by window and unit; None if it cannot be read."""
+    found: dict[WindowName, dict[str, int]] = {}
+    try:
+        consumptions = [decode_fields(_Reserved, one) for one in orjson.loads(packed)]
+        scopes = decode_fields(_Scopes, orjson.loads(packed_scopes))
+        for one in _counters(consumptions, scopes):
+            window = WindowName(one.subject, cast(Any, one.period), one.window)
+            found.setdefault(window, {})[one.unit] = one.amount
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return None
+    return found
 
 
 @reads(commands.ReadJournalState)

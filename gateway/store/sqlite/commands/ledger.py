@@ -19,6 +19,9 @@ _SECOND: Final = 1_000_000
 _DAY: Final = 86_400 * _SECOND
 _FIRST_DAY: Final = date(1970, 1, 1).toordinal()
 
+_REMOVED: Final = ("ledger", "removed")
+"""Space and name of the record with the id of the last charged record that was removed."""
+
 _INSERT: Final = {
     True: "INSERT INTO ledger_charged (position, record) VALUES (?, ?)",
     False: "INSERT INTO ledger_free (position, record) VALUES (?, ?)",
@@ -121,6 +124,10 @@ def append_refusals(tx: Transaction, command: commands.AppendRefusals) -> int:
 @reads(commands.ReadLedger)
 def read_ledger(tx: Transaction, command: commands.ReadLedger) -> Sequence[tuple[str, bytes]]:
     after = _position(command.after)
+    if command.charged_only:
+        query = "SELECT position, record FROM ledger_charged WHERE position > ? ORDER BY position"
+        rows = tx.fetch_all(f"{query} LIMIT ?", (after, command.limit))
+        return [(ledger_id_of(position), record) for position, record in rows]
     # SQLite merges the tables in the order of their positions and stops at the limit.
     rows = tx.fetch_all(
         "SELECT position, record FROM ledger_charged WHERE position > ?"
@@ -128,7 +135,19 @@ def read_ledger(tx: Transaction, command: commands.ReadLedger) -> Sequence[tuple
         " ORDER BY position LIMIT ?",
         (after, after, command.limit),
     )
-    return [(f"{_day(position // _DAY)}/{position:016d}", record) for position, record in rows]
+    return [(ledger_id_of(position), record) for position, record in rows]
+
+
+def ledger_id_of(position: int) -> str:
+    """The id of a position."""
+    return f"{_day(position // _DAY)}/{position:016d}"
+
+
+def read_ledger_end(tx: Transaction) -> tuple[str, str]:
+    """The ids of the last record, and of the last charged one that was removed; "" for none."""
+    (last,) = tx.fetch_one("SELECT position FROM ledger_end")
+    removed = tx.fetch_one("SELECT value FROM records WHERE space = ? AND name = ?", _REMOVED)
+    return ledger_id_of(last) if last else "", removed[0].decode() if removed else ""
 
 
 @lru_cache(maxsize=8)
@@ -154,11 +173,7 @@ def _position(ledger_id: str) -> int:
 def trim_ledger(tx: Transaction, command: commands.TrimLedger) -> commands.Trimmed:
     folded_to = _position(command.folded_to)
     expired = min(folded_to, tx.now_micros - round(command.keep_charged_seconds * _SECOND))
-    charged = tx.execute(
-        "DELETE FROM ledger_charged WHERE position IN (SELECT position FROM ledger_charged"
-        " WHERE position <= ? ORDER BY position LIMIT ?)",
-        (expired, command.limit),
-    )
+    charged = _remove_charged(tx, expired, command.limit)
     expired = tx.now_micros - round(command.keep_free_seconds * _SECOND)
     (free_bytes,) = tx.fetch_one("SELECT free_bytes FROM ledger_end")
     free, unfolded, last = 0, 0, -1
@@ -181,3 +196,19 @@ def trim_ledger(tx: Transaction, command: commands.TrimLedger) -> commands.Trimm
         tx.execute("UPDATE ledger_end SET free_bytes = ?", (free_bytes,))
     removed = charged + free
     return commands.Trimmed(removed, unfolded, removed >= command.limit, free_bytes)
+
+
+def _remove_charged(tx: Transaction, up_to: int, limit: int) -> int:
+    position, count = tx.fetch_one(
+        "SELECT max(position), count(*) FROM (SELECT position FROM ledger_charged"
+        " WHERE position <= ? ORDER BY position LIMIT ?)",
+        (up_to, limit),
+    )
+    if count:
+        tx.execute("DELETE FROM ledger_charged WHERE position <= ?", (position,))
+        # What the ledger cannot prove any more. A record, because the schema has no place for it.
+        tx.execute(
+            "INSERT OR REPLACE INTO records (space, name, value) VALUES (?, ?, ?)",
+            (*_REMOVED, ledger_id_of(position).encode()),
+        )
+    return int(count)

@@ -26,10 +26,10 @@ def add_to_total(
 def read_running_totals(
     tx: Transaction, command: commands.ReadRunningTotals
 ) -> Sequence[RunningTotal]:
-    return [_read(tx, name) for name in command.names]
+    return [read_total(tx, name) for name in command.names]
 
 
-def _read(tx: Transaction, name: str) -> RunningTotal:
+def read_total(tx: Transaction, name: str) -> RunningTotal:
     row = tx.fetch_one(
         "SELECT charged, corrected, saved FROM running_totals WHERE name = ?", (name,)
     )

@@ -26,11 +26,22 @@ local function bytes_of_day(class, day)
   return class == 'free' and tonumber(redis.call('HGET', LEDGER, 'free:' .. day) or 0) or 0
 end
 
+-- Remembers the last charged record that was removed: what the ledger cannot prove any more.
+local function note_removed(class, id)
+  if class == 'charged' then
+    redis.call('HSET', LEDGER, 'removed', id)
+  end
+end
+
 local function remove_day(class, day)
   local bytes = bytes_of_day(class, day)
+  local last = redis.call('XREVRANGE', ledger_key(class, day), '+', '-', 'COUNT', 1)[1]
   redis.call('UNLINK', ledger_key(class, day))
   redis.call('ZREM', days_key(class), day)
   count_bytes(class, day, bytes)
+  if last then
+    note_removed(class, last[1])
+  end
   if class == 'free' then
     redis.call('HDEL', LEDGER, 'free:' .. day)
   end
@@ -67,6 +78,7 @@ local function remove_page(class, day, cutoff_ms, page_size)
   if count > 0 then
     redis.call('XTRIM', key, 'MINID', '=', digits(last_id[1]) .. '-' .. digits(last_id[2] + 1))
     count_bytes(class, day, bytes)
+    note_removed(class, digits(last_id[1]) .. '-' .. digits(last_id[2]))
     removed, left = removed + count, left - count
   end
   return count == #page, #page

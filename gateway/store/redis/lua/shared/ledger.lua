@@ -2,7 +2,8 @@
 -- one sequence that grows even if the clock steps back, so they are read as one ledger. A record's
 -- day is that of its id.
 
--- hash: the last id as `ms` and `count`; `free`, the bytes of all free records; `free:<day>`
+-- hash: the last id as `ms` and `count`; `free`, the bytes of all free records; `free:<day>`; `removed`,
+-- the id of the last charged record that was removed
 local LEDGER = BOOKS .. 'ledger'
 local MAX_COUNT = 999999 -- a position has six digits for it
 local RECORD_OVERHEAD = 64 -- commands.RECORD_OVERHEAD_BYTES

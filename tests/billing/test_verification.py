@@ -1,0 +1,382 @@
+"""The books are proven to agree, online, and each difference is named with both sums."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+import redis
+import structlog.testing
+
+from gateway.billing import quota
+from gateway.billing.ledger_reader import Difference
+from gateway.billing.totals import Totals, TotalsSettings
+from gateway.billing.verification import (
+    Verification,
+    VerificationSettings,
+    Verified,
+    note_time_zone,
+    read_verified,
+)
+from gateway.calendar import UTC_CALENDAR, Calendar
+from gateway.images import Amounts, Record
+from gateway.limits import CALENDAR_PERIODS
+from gateway.store.batch import Batch, execute
+from gateway.store.commands import (
+    Append,
+    FoldTotals,
+    ReadTotalsState,
+    Reserve,
+    TrimLedger,
+)
+from gateway.store.protocol import Store
+from gateway.store.redis.store import open_redis_store
+from gateway.store.sqlite.connection import connect
+from gateway.store.sqlite.store import open_sqlite_store
+from tests.billing.test_totals import Unreadable, totals_of
+
+HOUR, DAY = 3600.0, 86_400.0
+COST = Amounts(images=1, tokens=9, usd_micros=40_000)
+
+Open = Callable[[str], AbstractAsyncContextManager[Store]]
+Edit = Callable[[str, str], None]
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def opening(request: pytest.FixtureRequest) -> Open:
+    """Opens the test's store with the windows of a time zone."""
+    if request.param == "sqlite":
+        path = request.getfixturevalue("sqlite_path")
+        return lambda zone: open_sqlite_store(path, calendar=Calendar(ZoneInfo(zone)))
+    url = request.getfixturevalue("redis_url")
+    return lambda zone: open_redis_store(url, calendar=Calendar(ZoneInfo(zone)))
+
+
+@pytest.fixture
+async def store(opening: Open) -> AsyncIterator[Store]:
+    async with opening("UTC") as opened:
+        yield opened
+
+
+@pytest.fixture
+def edit(store: Store, request: pytest.FixtureRequest) -> Edit:
+    """Changes the store behind the gateway's back: a statement of SQL, or a script for Redis."""
+
+    def run(sql: str, lua: str) -> None:
+        if not store.name.startswith("redis"):
+            db = connect(request.getfixturevalue("sqlite_path"), read_only=False)
+            db.execute(sql)
+            db.close()
+            return
+        with redis.Redis.from_url(request.getfixturevalue("redis_url")) as client:
+            client.eval(f"local BOOKS = 'igw:{{books}}:'\n{lua}", 0)
+
+    return run
+
+
+def verification_of(
+    store: Store, *, is_full: bool = True, zone: str = "UTC", keys: tuple[str, ...] = ("a",)
+) -> Verification:
+    async def subjects() -> list[tuple[str, str | None]]:
+        return [(key, "art") for key in keys]
+
+    settings = VerificationSettings(time_zone=zone)
+    return Verification(store, settings, worker="v", subjects=subjects, is_full=is_full, rest=0.0)
+
+
+async def reserve(store: Store, purchase: str, key: str = "a", amounts: Amounts = COST) -> float:
+    by_unit = quota._by_unit(amounts)
+    subjects = (f"key:{key}", "team:art", "everyone")
+    reservation = await execute(
+        store, Reserve(purchase, "w", (), b"payload", subjects=subjects, amounts=by_unit)
+    )
+    return reservation.reserved_at
+
+
+async def settle(
+    store: Store, purchase: str, at: float, key: str = "a", charge: Amounts = COST, **more: Any
+) -> None:
+    options = {name: more.pop(name) for name in ("presumed", "correct") if name in more}
+    record = Record(
+        id=purchase,
+        request_id=purchase,
+        time=at,
+        key=key,
+        key_id=key,
+        team="art",
+        model="m",
+        outcome="bought",
+        images=charge.images,
+        tokens={"image_out": charge.tokens} if charge.tokens else {},
+        cost_micros=charge.usd_micros,
+        costs={"image_out": charge.usd_micros} if charge.usd_micros else {},
+    ).but(**more)
+    batch = Batch(store)
+    quota.settle(batch, purchase, charge, record=record, **options)
+    await batch.execute()
+
+
+async def buy(store: Store, purchase: str, key: str = "a", **more: Any) -> None:
+    at = await reserve(store, purchase, key)
+    await settle(store, purchase, at, key, **more)
+
+
+async def fold(store: Store, *, zone: str = "UTC") -> None:
+    totals = totals_of(store, zone=zone)
+    while await totals.fold_page():
+        continue
+
+
+# ── books that agree ────────────────────────────────────────────────────────────────────────
+
+
+async def test_empty_books_agree(store: Store) -> None:
+    verified = await verification_of(store).run()
+    assert verified.is_balanced
+    assert verified.windows >= 3 * 10
+    assert (verified.records, verified.not_compared) == (0, ())
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kathmandu"])
+@pytest.mark.parametrize("is_full", [True, False])
+async def test_purchases_corrections_hits_and_open_purchases_agree(
+    opening: Open, zone: str, *, is_full: bool
+) -> None:
+    """Whether or not they are folded; the second run only reads what is new."""
+    async with opening(zone) as store:
+        await _check_that_purchases_agree(store, zone, is_full=is_full)
+
+
+async def _check_that_purchases_agree(store: Store, zone: str, *, is_full: bool) -> None:
+    await note_time_zone(store, zone, time.time())
+    verification = verification_of(store, is_full=is_full, zone=zone)
+    await buy(store, "p")
+    at = await reserve(store, "late")
+    await settle(store, "late", at, presumed=True, flags=("presumed",))
+    await fold(store, zone=zone)
+    await settle(
+        store,
+        "late",
+        at,
+        charge=Amounts(1, 7, 30_000),
+        correct=True,
+        corrects="late",
+        images=0,
+        cost_micros=-10_000,
+        presumed_micros=-40_000,
+        tokens={"estimated": -9, "image_out": 7},
+        costs={"image_out": -10_000},
+    )
+    await execute(store, Append((b'{"id":"h","time":1,"key":"a","key_id":"a","outcome":"hit"}',)))
+    await reserve(store, "open")
+    verified = await verification.run()
+    assert verified.shown == ()
+    assert verified.is_balanced
+    assert (verified.records, verified.purchases, verified.not_compared) == (3, 1, ())
+    assert verified.slots >= (3 if zone == "UTC" else 5)
+    await buy(store, "q", "b")
+    verified = await verification.run()
+    assert (verified.is_balanced, verified.records) == (True, 1)
+
+
+async def test_the_books_agree_while_purchases_and_folding_go_on(store: Store) -> None:
+    is_over = False
+
+    async def buy_all_the_time(key: str) -> int:
+        count = 0
+        while not is_over:
+            await buy(store, f"{key}{count}", key)
+            count += 1
+        return count
+
+    async def fold_all_the_time() -> None:
+        totals = Totals(store, TotalsSettings(), worker="folding", observer=Unreadable())
+        while not is_over:
+            await totals.fold()
+            await asyncio.sleep(0.05)
+
+    buyers = [asyncio.create_task(buy_all_the_time(key)) for key in "abc"]
+    folding = asyncio.create_task(fold_all_the_time())
+    try:
+        verification = verification_of(store, is_full=False, keys=("a", "b", "c"))
+        for _ in range(3):
+            verified = await verification.run()
+            assert verified.shown == ()
+            await asyncio.sleep(0.1)
+    finally:
+        is_over = True
+        assert sum(await asyncio.gather(*buyers)) > 30
+        await folding
+    assert (await verification_of(store).run()).is_balanced
+
+
+# ── differences ─────────────────────────────────────────────────────────────────────────────
+
+
+def named(verified: Verified) -> set[tuple[str, str, str, int, int]]:
+    return {(d.book, d.subject, d.unit, d.expected, d.found) for d in verified.shown}
+
+
+async def test_a_counter_that_differs_is_named_with_its_window_and_both_sums(
+    store: Store, edit: Edit
+) -> None:
+    await buy(store, "p")
+    today = UTC_CALENDAR.day_at(time.time()).windows["day"].label
+    edit(
+        "UPDATE windows SET spent = spent + 5 WHERE subject = 'team:art' AND period = 'day'"
+        " AND unit = 'usd_micros'",
+        f"redis.call('HINCRBY', BOOKS .. 'window:team:art:day:{today}', 'usd_micros:spent', 5)",
+    )
+    verified = await verification_of(store).run()
+    assert verified.shown == (
+        Difference("spent", "team:art", f"day {today}", "usd_micros", 40_000, 40_005),
+    )
+    assert not verified.is_balanced
+
+
+async def test_a_window_that_is_lost_and_one_without_records_are_differences(
+    store: Store, edit: Edit
+) -> None:
+    await buy(store, "p")
+    edit(
+        "DELETE FROM windows WHERE subject = 'everyone'",
+        "for _, key in ipairs(redis.call('KEYS', BOOKS .. 'window:everyone:*')) do"
+        " redis.call('DEL', key) end",
+    )
+    verified = await verification_of(store).run()
+    assert named(verified) == {
+        ("spent", "everyone", "images", 1, 0),
+        ("spent", "everyone", "tokens", 9, 0),
+        ("spent", "everyone", "usd_micros", 40_000, 0),
+    }
+    assert verified.differences == 3 * len(CALENDAR_PERIODS)
+
+
+async def test_a_record_that_is_lost_differs_from_every_other_book(
+    store: Store, edit: Edit
+) -> None:
+    await buy(store, "p")
+    await fold(store)
+    edit(
+        "DELETE FROM ledger_charged",
+        "for _, key in ipairs(redis.call('KEYS', BOOKS .. 'ledger:charged:*')) do"
+        " redis.call('XTRIM', key, 'MAXLEN', 0) end",
+    )
+    verified = await verification_of(store).run()
+    assert ("spent", "key:a", "usd_micros", 0, 40_000) in named(verified)
+    assert ("running total", "team:art", "usd_micros", 0, 40_000) in named(verified)
+    assert ("totals", "key:a", "usd_micros", 0, 40_000) in named(verified)
+
+
+async def test_what_stays_reserved_without_a_purchase_is_a_difference(
+    store: Store, edit: Edit
+) -> None:
+    await reserve(store, "p")
+    edit(
+        "DELETE FROM journals",
+        "for _, key in ipairs(redis.call('KEYS', BOOKS .. 'journal:*')) do"
+        " redis.call('DEL', key) end redis.call('DEL', BOOKS .. 'open:w')",
+    )
+    verified = await verification_of(store).run()
+    assert ("reserved", "key:a", "usd_micros", 0, 40_000) in named(verified)
+    assert {book for book, *_ in named(verified)} == {"reserved"}
+
+
+async def test_money_of_another_key_in_the_totals_is_a_difference(store: Store) -> None:
+    """The sum of all keys is right."""
+    await buy(store, "p")
+    await buy(store, "q", "b")
+    totals = totals_of(store)
+    checkpoint = (await execute(store, ReadTotalsState())).checkpoint
+    step: list[FoldTotals] = []
+
+    class Swapping:
+        name, watch = store.name, store.watch
+
+        async def execute(self, commands: Any) -> Any:
+            step.extend(one for one in commands if isinstance(one, FoldTotals))
+            return await store.execute([c for c in commands if not isinstance(c, FoldTotals)]) or [
+                True
+            ]
+
+    totals._store = Swapping()
+    await totals.fold_page()
+    (fold_both,) = step
+    swapped = tuple(
+        one.__class__(
+            one.period,
+            one.slot,
+            one.group,
+            one.row,
+            one.other,
+            {**one.sums, "c": one.sums["c"] + (1 if one.group.startswith("a") else -1)},
+        )
+        for one in fold_both.increments
+    )
+    await execute(store, FoldTotals(checkpoint, fold_both.checkpoint, swapped))
+    verified = await verification_of(store).run()
+    assert named(verified) == {
+        ("totals", "key:a", "usd_micros", 40_000, 40_001),
+        ("totals", "key:b", "usd_micros", 40_000, 39_999),
+    }
+
+
+# ── what cannot be compared ─────────────────────────────────────────────────────────────────
+
+
+async def test_windows_with_removed_records_are_named_and_no_difference(store: Store) -> None:
+    await buy(store, "p")
+    await fold(store)
+    folded_to = (await execute(store, ReadTotalsState())).checkpoint
+    await execute(store, TrimLedger(0.0, 0.0, 10**9, 10**9, folded_to))
+    verification = verification_of(store)
+    verified = await verification.run()
+    assert verified.is_balanced
+    assert any("not kept any more" in note for note in verified.not_compared)
+    assert any("running totals" in note for note in verified.not_compared)
+    await buy(store, "q")
+    verified = await verification.run()
+    assert verified.is_balanced
+    assert verified.running_totals > 0
+
+
+async def test_another_time_zone_is_no_difference(store: Store) -> None:
+    """A purchase while the zone is changing may be in the window of either."""
+    now = time.time()
+    await note_time_zone(store, "Pacific/Kiritimati", now - 60)
+    await note_time_zone(store, "UTC", now)  # as the windows of this store are
+    await buy(store, "p")
+    assert (await verification_of(store).run()).shown == ()
+
+
+async def test_an_unreadable_record_is_named(store: Store) -> None:
+    await reserve(store, "p")
+    batch = Batch(store)
+    quota.settle(batch, "p", Amounts(), record=None)
+    await batch.execute()
+    at = await reserve(store, "q")
+    await settle(store, "q", at, time=-1.0)
+    verified = await verification_of(store).run()
+    assert len(verified.unreadable) == 1
+    assert not verified.is_balanced
+
+
+# ── the result ──────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_last_results_are_kept_in_the_store(store: Store, edit: Edit) -> None:
+    assert await read_verified(store) == []
+    full = await verification_of(store).run()
+    recent = await verification_of(store, is_full=False).run()
+    assert await read_verified(store) == [full, recent]
+    await buy(store, "p")
+    edit("DELETE FROM running_totals", "redis.call('DEL', BOOKS .. 'running-totals')")
+    with structlog.testing.capture_logs() as logs:
+        again = await verification_of(store).run()
+    assert await read_verified(store) == [again, recent]
+    assert [line["event"] for line in logs] == ["ledger_unbalanced"]

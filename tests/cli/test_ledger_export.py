@@ -1,0 +1,175 @@
+"""`gateway ledger export`: every record, from any position, until it is interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.assembly import open_store
+from gateway.billing.export import read_pages
+from gateway.images import Record
+from gateway.process.bootstrap import prepare
+from gateway.store.batch import execute
+from gateway.store.commands import Append
+from gateway.store.protocol import Store
+from tests.conftest import OpenStore
+from tests.gateways import make_settings
+from tests.waiting import GENEROUS_SECONDS
+
+EXPORT = [sys.executable, "-m", "gateway", "ledger", "export"]
+INHERITED = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with an empty store in `data`."""
+    prepare(make_settings(tmp_path / "data", "http://127.0.0.1:9/v1"))
+    return tmp_path
+
+
+def record(name: str, **more: Any) -> Record:
+    return Record(id=name, request_id=name, time=1_764_000_000.5, key="alice", key_id="k", **more)
+
+
+def append(folder: Path, records: Sequence[Record | bytes]) -> None:
+    """Adds records as a gateway does."""
+    encoded = [one if isinstance(one, bytes) else one.encode() for one in records]
+
+    async def write() -> None:
+        async with open_store(make_settings(folder / "data", "http://127.0.0.1:9/v1")) as (
+            store,
+            _,
+        ):
+            for start in range(0, len(encoded), 500):
+                await execute(store, Append(tuple(encoded[start : start + 500])))
+
+    asyncio.run(write())
+
+
+@contextmanager
+def exporting(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    env = {**INHERITED, "GATEWAY_DATA_DIR": str(folder / "data")}
+    with subprocess.Popen(
+        [*EXPORT, *words],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def export(folder: Path, *words: str) -> tuple[list[dict[str, Any]], str, int]:
+    """The lines, what is on stderr, and the exit status."""
+    with exporting(folder, *words) as process:
+        out, err = process.communicate(timeout=GENEROUS_SECONDS)
+        return [json.loads(line) for line in out.splitlines()], err, process.returncode
+
+
+def test_an_export_has_all_fields_and_continues_after_any_position(folder: Path) -> None:
+    paid = record(
+        "a",
+        team="art",
+        outcome="bought",
+        labels={"cost_center": "4711"},
+        tags=("spring",),
+        tokens={"image_out": 9},
+        costs={"image_out": 11},
+        cost_micros=11,
+        price_date="2026-11-01",
+        upstream="default",
+    )
+    newer = b'{"id":"c","time":1,"key":"b","key_id":"k","invented":{"x":1}}'
+    append(folder, [paid, record("b"), newer, b"no json", record("d")])
+    lines, err, status = export(folder)
+    assert status == 0
+    assert "Unreadable records that were left out: 1." in err
+    assert [line["id"] for line in lines] == ["a", "b", "c", "d"]
+    positions = [line["position"] for line in lines]
+    assert positions == sorted(positions)
+    assert {name: lines[0][name] for name in paid.to_dict()} == json.loads(
+        json.dumps(paid.to_dict())
+    )
+    assert lines[2]["invented"] == {"x": 1}
+    assert lines[2]["request_id"] == "c"
+
+    rest, _, _ = export(folder, "--after", positions[1])
+    assert rest == lines[2:]
+    assert export(folder, "--after", positions[0][:10])[0] == lines
+
+
+@pytest.mark.parametrize("after", ["yesterday", "2026-11-28/x", "req_1", "2026-1-1"])
+def test_a_position_that_is_none_is_a_usage_error(folder: Path, after: str) -> None:
+    lines, err, status = export(folder, "--after", after)
+    assert (lines, status) == ([], 2)
+    assert "a day such as 2026-11-28" in err
+
+
+def test_a_position_of_another_store_is_refused(folder: Path) -> None:
+    append(folder, [record("a")])
+    lines, err, status = export(folder, "--after", "2026-11-28/001764000000000-000000")
+    assert (lines, status) == ([], 1)
+    assert "of another kind of store" in err
+
+
+def test_follow_prints_new_records_until_it_is_interrupted(folder: Path) -> None:
+    append(folder, [record("a")])
+    with exporting(folder, "--follow") as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["id"] == "a"
+        append(folder, [record("b")])
+        assert json.loads(process.stdout.readline())["id"] == "b"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=GENEROUS_SECONDS)
+        assert (out, process.returncode) == ("", 130)
+        assert err.endswith("Interrupted.\n")
+        assert "Traceback" not in err
+
+
+def test_an_export_whose_reader_is_stuck_can_be_interrupted(folder: Path) -> None:
+    """The pipe is full, so the export waits in a write."""
+    append(folder, [record(f"{number:06}", user="u" * 200) for number in range(3000)])
+    with exporting(folder) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(GENEROUS_SECONDS) == 130
+
+
+@pytest.mark.parametrize("is_idle", [False, True])
+def test_an_export_ends_quietly_when_its_reader_does(folder: Path, *, is_idle: bool) -> None:
+    """Also with --follow while there is nothing to write."""
+    append(folder, [record("a")] if is_idle else [record(str(n)) for n in range(3000)])
+    with exporting(folder, *(["--follow"] if is_idle else [])) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(GENEROUS_SECONDS) == 0
+        assert process.stderr.read().count("\n") == 1, "the name of the store"
+
+
+async def test_an_export_reads_no_more_than_a_page_at_once(open_store: OpenStore) -> None:
+    async with open_store() as store:
+        await fill(store, 1201)
+        pages = [page async for page in read_pages(store, "")]
+        assert [page.lines.count(b"\n") for page in pages] == [500, 500, 201]
+        assert [page async for page in read_pages(store, pages[-1].position)] == []
+
+
+async def fill(store: Store, count: int) -> None:
+    await execute(store, Append(tuple(record(str(number)).encode() for number in range(count))))

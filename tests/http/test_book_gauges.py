@@ -1,0 +1,75 @@
+"""Gauges of windows, limits and the last verification, read from the books."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from tests.gateways import Client, InProcess, Upstream
+from tests.http.conftest import OpenGateway
+
+
+def sample(metric: str, /, **labels: str) -> str:
+    """A sample as `/metrics` names it."""
+    shown = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
+    return f"gateway_{metric}{{{shown}}}" if shown else f"gateway_{metric}"
+
+
+async def read(client: Client, metric: str, /, **labels: str) -> float | None:
+    return (await client.metrics()).get(sample(metric, **labels))
+
+
+async def test_spending_and_reservations_show_for_key_team_and_everyone(
+    gateway: InProcess, upstream: Upstream
+) -> None:
+    alice = await gateway.client.with_key("alice", team="art")
+    subjects = (("key", "alice"), ("team", "art"), ("everyone", ""))
+    await alice.ask("an otter")
+    spent = sum(record.cost_micros for record in await gateway.ledger()) / 1e6
+    async with upstream.hold():
+        asking = asyncio.create_task(alice.ask("a pond"))
+        await upstream.until_sent(2)
+        samples = await gateway.client.metrics()
+        for scope, name in subjects:
+            for window in ("day", "week", "month"):
+                shown = samples[sample("spend_usd", scope=scope, name=name, window=window)]
+                assert shown == pytest.approx(spent)
+            assert samples[sample("reserved_usd", scope=scope, name=name)] > spent
+    await asking
+    for scope, name in subjects:
+        assert await read(gateway.client, "reserved_usd", scope=scope, name=name) == 0.0
+
+
+async def test_limits_show_their_maximum_and_how_much_of_it_is_used(gateway: InProcess) -> None:
+    limits = {"usd_per_day": 2.5, "images_per_minute": 4, "tokens_per_day": 0}
+    bob = await gateway.client.with_key("bob", limits={**limits, "tokens_per_day": 10**6})
+    await gateway.client.with_key("carol", limits={"tokens_per_day": 0})
+    await bob.ask("an otter")
+    spent = sum(record.cost_micros for record in await gateway.ledger()) / 1e6
+    samples = await gateway.client.metrics()
+    found = {
+        limit: samples[sample("limit_max", scope="key", name="bob", limit=limit)]
+        for limit in limits
+    }
+    assert found == {"usd_per_day": 2.5, "images_per_minute": 4, "tokens_per_day": 10**6}
+    ratio = sample("limit_used_ratio", scope="key", name="bob", limit="usd_per_day")
+    assert samples[ratio] == pytest.approx(spent / 2.5)
+    nothing = sample("limit_used_ratio", scope="key", name="carol", limit="tokens_per_day")
+    assert samples[nothing] == 1.0
+    await gateway.client.admin("DELETE", f"/admin/keys/{bob.key_id}")
+    assert ratio not in await gateway.client.metrics()
+
+
+async def test_the_last_verification_shows(open_gateway: OpenGateway) -> None:
+    async with open_gateway() as gateway, open_gateway() as other:
+        alice = await gateway.client.with_key()
+        await alice.ask("an otter")
+        assert await read(other.client, "ledger_balanced") is None
+        verified = await gateway.gateway.verification.run()
+        assert verified.records == 1
+        for one in (gateway, other):
+            assert await read(one.client, "ledger_balanced") == 1.0
+            at = await read(one.client, "ledger_verified_timestamp_seconds")
+            assert at == pytest.approx(time.time(), abs=60)
