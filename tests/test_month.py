@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import date, datetime
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from gateway.calendar import next_month
 from gateway.cli.main import cli
 from gateway.configuration.settings import Settings
 from gateway.images import Record
-from tests.gateways import CONFIG, Client, make_settings, run_gateway
+from tests.gateways import CONFIG, Client, Reply, make_settings, run_gateway
 from tests.month import KEYS, Month, month_of_traffic, total
 
 ZONES = ("UTC", "Asia/Kolkata", "America/New_York")
@@ -108,6 +109,46 @@ def write_config(folder: Path, settings: Settings) -> Path:
     return path
 
 
+def billed_micros(text: str) -> int:
+    """What the lines of an export in FOCUS add up to."""
+    lines = csv.DictReader(io.StringIO(text, newline=""))
+    return round(sum(Decimal(line["BilledCost"]) for line in lines) * 1_000_000)
+
+
+async def focus_micros(client: Client, month: Month) -> int:
+    reply = await client.admin("GET", f"/admin/usage/focus.csv?month={month.first:%Y-%m}")
+    assert reply.status == 200, reply.body
+    return billed_micros(reply.body.decode())
+
+
+async def check_openais_reports(client: Client, month: Month) -> None:
+    """They have the months of UTC, whatever the time zone."""
+    whole = expected(of_month(month, "UTC"))
+    begin, end = (int(begin_of(day, "UTC")) for day in (month.first, next_month(month.first)))
+    range_ = f"start_time={begin}&end_time={end}&limit=31"
+    usage = "/v1/organization/usage/images"
+    costs = "/v1/organization/costs"
+    for groups in ("", "&group_by=model&group_by=size", "&group_by[]=user_id"):
+        found = results(await client.admin("GET", f"{usage}?{range_}{groups}"))
+        assert sum(one["num_model_requests"] for one in found) == whole["requests"]
+        assert sum(one["images"] for one in found) == (
+            whole["images_bought"] + whole["images_served"]
+        )
+        assert sum(round(one["cost_usd"] * 1_000_000) for one in found) == whole["cost_usd"]
+    for groups in ("", "&group_by=line_item", "&group_by=project_id&group_by=user_id"):
+        found = results(await client.admin("GET", f"{costs}?{range_}{groups}"))
+        micros = sum(round(one["amount"]["value"] * 1_000_000) for one in found)
+        assert micros == whole["cost_usd"], groups
+
+
+def results(reply: Reply) -> list[Any]:
+    """The results of all buckets of a page that is the only one."""
+    assert reply.status == 200, reply.body
+    page = reply.json
+    assert page["has_more"] is False
+    return [result for bucket in page["data"] for result in bucket["results"]]
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("zone", ZONES)
 async def test_all_reports_of_a_month_give_the_same_total(
@@ -159,6 +200,8 @@ async def test_all_reports_of_a_month_give_the_same_total(
         assert {row["time_zone"] for row in days} == {zone}
         assert [row["from"][:10] for row in days] == sorted({row["from"][:10] for row in days})
         assert len(days) == (next_month(month.first) - month.first).days
+        assert await focus_micros(here.client, month) == whole["cost_usd"]
+        await check_openais_reports(here.client, month)
 
     config = write_config(tmp_path, settings)
     words = ("--since", since, "--until", until)
@@ -167,6 +210,9 @@ async def test_all_reports_of_a_month_give_the_same_total(
     assert sums(json.loads(found.stdout)) == whole
     found = await command("--by", "day", "--by", "user", "--format", "csv")
     assert sums(csv.DictReader(io.StringIO(found.stdout))) == whole
+    export = ("export", "--focus", "--month", f"{month.first:%Y-%m}")
+    exported = await asyncio.to_thread(usage_command, config, *export)
+    assert billed_micros(exported.stdout) == whole["cost_usd"]
     table = await command()
     assert f"({zone})" in table.stderr
     (last,) = [line for line in table.stdout.splitlines() if "total" in line]

@@ -7,10 +7,8 @@ those of the others for which the gateway has values. `focus_export` reads the b
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any, Final
@@ -20,6 +18,7 @@ import orjson
 from gateway.billing.line_items import IMAGES, TOKENS, LineItem, line_items
 from gateway.billing.record_amounts import Sums
 from gateway.calendar import Calendar, next_month
+from gateway.csv_text import csv_lines
 from gateway.errors import ErrorCode, InvalidRequest, shorten_name
 from gateway.limits import MICROS_PER_USD
 from gateway.values import nearest
@@ -75,8 +74,6 @@ CORRECTION: Final = "Correction"
 
 _UNITS: Final = {TOKENS: "Tokens", IMAGES: "Images"}
 _MONTH: Final = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])")
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
-"""The starts of a cell that a spreadsheet takes for a formula."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +156,9 @@ def columns_of(version: str) -> list[str]:
     return [name for name, since in COLUMNS.items() if since <= version]
 
 
-def encode_lines(lines: Iterable[Iterable[str]]) -> bytes:
-    """Lines of CSV."""
-    text = io.StringIO()
-    csv.writer(text).writerows(lines)
-    return text.getvalue().encode("utf-8", "replace")
+def encode_lines(lines: Iterable[Sequence[str]]) -> bytes:
+    """Lines of CSV. No cell is a formula; bytes of names that are not UTF-8 become `?`."""
+    return csv_lines(lines).encode("utf-8", "replace")
 
 
 def focus_lines(
@@ -172,13 +167,13 @@ def focus_lines(
     """The cells of each line item. What costs nothing and has no quantity has no line."""
     columns = columns_of(version)
     period = {
-        "BillingAccountId": _text(seller.account),
+        "BillingAccountId": seller.account,
         "BillingCurrency": "USD",
         "BillingPeriodEnd": _time(month.ends_at),
         "BillingPeriodStart": _time(month.starts_at),
         "ChargeCategory": "Usage",
         "ChargeFrequency": "Usage-Based",
-        **dict.fromkeys(("InvoiceIssuerName", "ProviderName", "PublisherName"), _text(seller.name)),
+        **dict.fromkeys(("InvoiceIssuerName", "ProviderName", "PublisherName"), seller.name),
         "ServiceCategory": "AI and Machine Learning",
         "ServiceName": "Image generation",
         "ServiceSubcategory": "Generative AI",
@@ -200,16 +195,16 @@ def _group_cells(charge: Charge) -> dict[str, str]:
         "ChargeClass": CORRECTION if charge.is_correction else "",
         "ChargePeriodEnd": _time(charge.ends_at),
         "ChargePeriodStart": _time(charge.starts_at),
-        "ResourceId": _text(key_id),
-        "ResourceName": _text(dimensions.get("key")),
+        "ResourceId": key_id or "",
+        "ResourceName": dimensions.get("key") or "",
         "ResourceType": "Gateway key" if key_id else "",
-        "SubAccountId": _text(team),
-        "SubAccountName": _text(team),
+        "SubAccountId": team or "",
+        "SubAccountName": team or "",
         "SubAccountType": "Team" if team else "",
         "Tags": orjson.dumps(labels).decode() if isinstance(labels, dict) else "",
-        "x_Model": _text(dimensions.get("model")),
-        "x_Quality": _text(dimensions.get("quality")),
-        "x_Size": _text(dimensions.get("size")),
+        "x_Model": dimensions.get("model") or "",
+        "x_Quality": dimensions.get("quality") or "",
+        "x_Size": dimensions.get("size") or "",
     }
 
 
@@ -218,17 +213,16 @@ def _item_cells(item: LineItem, sums: Sums) -> dict[str, str]:
     # The quantity of a cost without a kind is not known. FOCUS wants one of every usage.
     quantity = sums.images_bought if item.quantity is None else item.quantity
     unit = _UNITS[item.unit or IMAGES]
-    name = _text(item.name)
     return {
         **dict.fromkeys(("BilledCost", "ContractedCost", "EffectiveCost", "ListCost"), cost),
-        "ChargeDescription": name,
+        "ChargeDescription": item.name,
         "ConsumedQuantity": str(quantity),
         "ConsumedUnit": unit,
         "PricingQuantity": str(quantity),
         "PricingUnit": unit,
-        "SkuId": name,
-        "SkuMeter": _text(item.meter),
-        "SkuPriceId": name,
+        "SkuId": item.name,
+        "SkuMeter": item.meter,
+        "SkuPriceId": item.name,
     }
 
 
@@ -240,10 +234,3 @@ def show_micros(micros: int) -> str:
 
 def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _text(text: str | None) -> str:
-    """A cell that no spreadsheet takes for a formula; empty for None."""
-    if not text:
-        return ""
-    return f"'{text}" if text.startswith(_FORMULA) else text

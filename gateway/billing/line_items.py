@@ -10,15 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gateway.billing.pricing import IMAGE, KINDS
 from gateway.billing.record_amounts import OTHER, Sums
 
 TOKENS: Final = "tokens"
 IMAGES: Final = "images"
-
-IMAGE: Final = "image"
-"""The kind of a price per image."""
-ESTIMATED: Final = "estimated"
-"""The kind of a cost that was estimated, because upstream did not say the usage."""
 
 TOKEN_NAMES: Final[Mapping[str, str]] = {
     "text_in": "input_text_tokens",
@@ -29,8 +25,6 @@ TOKEN_NAMES: Final[Mapping[str, str]] = {
     "image_out": "output_image_tokens",
 }
 """Kinds of tokens as OpenAI's reports name them; others have their own name."""
-
-_KINDS: Final = (*TOKEN_NAMES, IMAGE, ESTIMATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,5 +83,5 @@ def line_items(dimensions: Mapping[str, Any], sums: Sums) -> Iterator[LineItem]:
 
 def _order(kind: str) -> tuple[bool, int, str]:
     """The known kinds first."""
-    is_unknown = kind not in _KINDS
-    return is_unknown, 0 if is_unknown else _KINDS.index(kind), kind
+    is_unknown = kind not in KINDS
+    return is_unknown, 0 if is_unknown else KINDS.index(kind), kind

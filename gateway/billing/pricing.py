@@ -113,9 +113,10 @@ def estimate(model: Model, request: ImageRequest, images: int) -> Estimate:
         size=_requested(request, "size"),
         quality=_requested(request, "quality"),
     ).usd_micros
-    is_assumed = model.billing is None
-    reason = f"price unknown: reserved as ${model.assumed_usd_per_image} an image"
-    return Estimate(Amounts(images=images, usd_micros=micros), reason if is_assumed else None)
+    reason = None
+    if model.billing is None:
+        reason = f"price unknown: reserved as ${model.assumed_usd_per_image} an image"
+    return Estimate(Amounts(images=images, usd_micros=micros), reason)
 
 
 def _estimate_tokens(billing: TokenBilling, request: ImageRequest, *, images: int) -> Estimate:

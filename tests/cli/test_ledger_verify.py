@@ -6,27 +6,26 @@ import asyncio
 import csv
 import io
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 from gateway.assembly import open_store
-from gateway.cli.main import cli
 from gateway.process.bootstrap import prepare
 from gateway.store.sqlite.connection import connect
 from tests.billing.test_verification import buy, reserve
+from tests.cli.test_commands import run
 from tests.gateways import make_settings
 
 UPSTREAM = "http://127.0.0.1:9/v1"
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path) -> Path:
     """A store with a purchase and an open one."""
     settings = make_settings(tmp_path / "data", UPSTREAM)
     prepare(settings)
-    monkeypatch.chdir(tmp_path)
 
     async def fill() -> None:
         async with open_store(settings) as (store, _):
@@ -37,14 +36,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def verify(folder: Path, output_format: str) -> Result:
-    runner = CliRunner(env={"GATEWAY_DATA_DIR": str(folder / "data")})
-    return runner.invoke(cli, ["ledger", "verify", "--format", output_format])
+def verify(folder: Path, output_format: str) -> subprocess.CompletedProcess[str]:
+    # In a process of its own: the command sets the format of the log.
+    return run(folder, "ledger", "verify", "--format", output_format)
 
 
 def test_books_that_agree_end_with_0_and_a_list_of_open_purchases(folder: Path) -> None:
     result = verify(folder, "table")
-    assert result.exit_code == 0
+    assert result.returncode == 0
     assert "open-one" in result.stdout
     assert "The books agree. Records: 1, " in result.stderr
     assert "open purchases: 1" in result.stderr
@@ -58,7 +57,7 @@ def test_a_difference_ends_with_1_and_both_sums(folder: Path) -> None:
     db.execute("UPDATE running_totals SET charged = charged + 1000000 WHERE name = 'key:a'")
     db.close()
     result = verify(folder, "csv")
-    assert result.exit_code == 1
+    assert result.returncode == 1
     assert "Differences: 1." in result.stderr
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
     assert (rows[0]["book"], rows[0]["subject"], rows[0]["unit"]) == (

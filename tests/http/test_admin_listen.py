@@ -75,7 +75,7 @@ def shape(reply: Reply, path: str) -> object:
 async def test_no_token_opens_an_admin_path_on_the_address_of_clients(
     apart: InProcess, token: str
 ) -> None:
-    """They are answered exactly as a similar path that does not exist."""
+    """They are answered exactly as a path that does not exist."""
     assert len(ADMIN_PATHS) >= 9
     for method, path in ADMIN_PATHS:
         reply = await at(apart, apart.client.url, method, path, **TOKENS[token])

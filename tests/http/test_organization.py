@@ -5,19 +5,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+import aiohttp
 import openai
 import pytest
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, OpenAI
 
+from gateway.billing.focus import Charge
+from gateway.billing.record_amounts import Sums
+from gateway.errors import StoreUnavailable
 from gateway.images import Record
 from tests.gateways import ADMIN_TOKEN, Client, InProcess
 from tests.http.conftest import OpenGateway
@@ -119,6 +124,17 @@ async def test_the_package_reads_usage_and_costs(gateway: InProcess) -> None:
     output = by_item["gpt-image-1.5, output_image_tokens"]
     assert (output.quantity_unit, output.project_id) == ("tokens", "art")
     assert output.quantity == sum(record.tokens.get("image_out", 0) for record in records)
+
+
+async def test_the_synchronous_client_reads_costs(embedded: InProcess) -> None:
+    def read() -> Any:
+        url = f"{embedded.client.url}/v1"
+        with OpenAI(base_url=url, admin_api_key=ADMIN_TOKEN) as opened:
+            return opened.admin.organization.usage.costs(
+                start_time=today(), api_key_ids=["key_x"], line_items=["m, input_text_tokens"]
+            )
+
+    assert only(await asyncio.to_thread(read)) == []
 
 
 async def test_minutes_and_hours_have_the_same_sum_as_the_day(gateway: InProcess) -> None:
@@ -232,6 +248,31 @@ async def test_the_month_in_focus_adds_up_to_the_ledger(open_gateway: OpenGatewa
     assert {line["ResourceName"] for line in lines} == {"alice", "bob"}
     assert {line["ProviderName"] for line in lines} == {"127.0.0.1"}
     assert {line["BillingPeriodStart"][-9:] for line in lines} == {"18:30:00Z"}
+
+
+async def test_an_export_that_fails_on_the_way_does_not_look_complete(
+    embedded: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charge = Charge(today(), today() + DAY, {"model": "m"}, Sums(cost_micros=1))
+
+    async def fail(*_: object) -> AsyncIterator[Iterator[Charge]]:
+        yield iter([charge])
+        raise StoreUnavailable
+
+    monkeypatch.setattr(embedded.gateway.services.focus, "_read_charges", fail)
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await embedded.client.admin("GET", f"{FOCUS}?month={datetime.now(UTC):%Y-%m}")
+
+
+async def test_an_export_that_cannot_begin_is_answered_with_an_error(
+    embedded: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise StoreUnavailable
+
+    monkeypatch.setattr(embedded.gateway.services.focus, "_read_days", fail)
+    reply = await embedded.client.admin("GET", f"{FOCUS}?month={datetime.now(UTC):%Y-%m}")
+    assert (reply.status, reply.error["code"]) == (503, "store_unavailable")
 
 
 async def test_an_empty_month_in_focus_is_a_header(embedded: InProcess) -> None:
