@@ -159,18 +159,12 @@ class FocusExport:
 
     async def _read_days(self, first: int, last: int) -> _Groups:
         """The totals of days. Raises `TooManyGroups`, unless it is one day."""
-        rows: dict[str, str] = {}
-
-        def group_of(starts_at: float, row: str) -> _Group:
-            if row not in rows:
-                rows[row] = _without_outcome(row)
-            return starts_at, rows[row]
-
         return await self._totals.add_up(
             first,
             last + 1,
             bucket="day_in_zone",
-            group_of=group_of,
+            group_of=_without_outcome,
+            begin_of=float,
             max_groups=None if first == last else MAX_GROUPS,
         )
 
