@@ -19,6 +19,7 @@ from typing import Final, Protocol
 from zoneinfo import ZoneInfo
 
 from gateway.access.attempts import Attempts
+from gateway.access.audit import Audit
 from gateway.access.keys import Keys
 from gateway.access.policy import CurrentPolicy, Policy, PolicySource
 from gateway.access.revoked_secrets import RevokedSecrets
@@ -456,6 +457,7 @@ def wire_gateway(
         api_settings(settings),
         proxy=proxy,
         keys=keys,
+        audit=Audit(store, keep_seconds=settings.billing.keep_records_seconds),
         attempts=Attempts(),
         trusted_proxies=TrustedProxies(settings.server.trusted_proxies),
         open_requests=OpenRequests(

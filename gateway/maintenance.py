@@ -16,6 +16,7 @@ from typing import Final
 
 import structlog
 
+from gateway.access.key_uses import WRITE_EVERY_SECONDS as KEY_USES_SECONDS
 from gateway.access.policy import PolicySource
 from gateway.api.key_labels import label_keys
 from gateway.assembly import Gateway, OpenLinks, open_gateway
@@ -39,6 +40,7 @@ log = structlog.get_logger(__name__)
 PURGE_SECONDS: Final = 1.0
 TRACK_UNTRACKED_SECONDS: Final = 3600.0
 REVOKED_KEYS_SECONDS: Final = 3600.0
+AUDIT_RETENTION_SECONDS: Final = 3600.0
 ALERT_CLAIMS_SECONDS: Final = 3600.0
 CERTIFICATE_SECONDS: Final = 86_400.0
 TEND_LEDGER_SECONDS: Final = 2.0
@@ -91,7 +93,9 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("alerts_back", LOOK_BACK_EVERY_SECONDS, gateway.services.alert_watch.look_back),
         Job("webhooks", SEND_EVERY_SECONDS, gateway.sender.send),
         Job("alert_claims", ALERT_CLAIMS_SECONDS, lambda: forget_alert_claims(gateway)),
+        Job("key_uses", KEY_USES_SECONDS, gateway.services.keys.uses.write),
         Job("revoked_keys", REVOKED_KEYS_SECONDS, lambda: forget_revoked_keys(gateway)),
+        Job("audit_retention", AUDIT_RETENTION_SECONDS, lambda: remove_old_events(gateway)),
     )
 
 
@@ -128,6 +132,7 @@ async def close_gateway(gateway: Gateway, drain_seconds: float) -> None:
     await gateway.flights.close()
     try:
         await gateway.ledger.write()
+        await gateway.services.keys.uses.write()
         # The store refuses this while a journal is open, so that another worker finds and finishes
         # it.
         await execute(gateway.store, Deregister(gateway.worker))
@@ -248,11 +253,22 @@ async def verify(settings: Settings, gateway: Gateway) -> None:
 
 
 async def forget_revoked_keys(gateway: Gateway) -> None:
-    """Deletes the keys that were revoked long ago."""
-    if await has_turn(gateway, "revoked_keys", REVOKED_KEYS_SECONDS) and (
-        count := await gateway.services.keys.forget_revoked()
-    ):
+    """Deletes the keys that were revoked long ago, and the secrets whose overlap has ended."""
+    if not await has_turn(gateway, "revoked_keys", REVOKED_KEYS_SECONDS):
+        return
+    keys = gateway.services.keys
+    if count := await keys.forget_revoked():
         log.info("revoked_keys_deleted", keys=count)
+    if count := await keys.forget_ended_secrets():
+        log.info("ended_secrets_deleted", secrets=count)
+
+
+async def remove_old_events(gateway: Gateway) -> None:
+    """Removes the events of the audit that are past their retention."""
+    if await has_turn(gateway, "audit_retention", AUDIT_RETENTION_SECONDS) and (
+        count := await gateway.services.audit.remove_expired()
+    ):
+        log.info("audit_events_deleted", events=count)
 
 
 async def forget_alert_claims(gateway: Gateway) -> None:

@@ -22,6 +22,8 @@ from pydantic import (
     field_validator,
 )
 
+from gateway.access.labels import parse_labels
+from gateway.access.user_header import parse_user_header
 from gateway.errors import MAX_ECHO, ErrorCode, InvalidRequest
 from gateway.images import Reuse
 from gateway.limits import LIMITS, MICROS_PER_USD
@@ -29,6 +31,10 @@ from gateway.values import DURATION, nearest, parse_duration
 
 PREFIX_CHARACTERS: Final = 6
 """How much of a secret its record shows."""
+
+MAX_SECRETS: Final = 5
+"""Secrets of one key that are valid at once: the current one and those that it replaces."""
+MAX_OVERLAP_SECONDS: Final = 90 * 86_400
 
 MAX_LIMIT: Final = 2**52
 """The largest limit, in its unit or in micro-dollars: exact in every store."""
@@ -76,6 +82,27 @@ def parse_expiry(value: object, *, now: float) -> object:
     )
 
 
+def parse_overlap(value: object) -> int:
+    """Whole seconds from `24h`, a number of seconds, or 0. Raises `InvalidRequest`."""
+    try:
+        # Rounded up, so that the shortest one is not over at once.
+        seconds = (
+            0 if value in (0, "0") and value is not False else math.ceil(parse_duration(value))
+        )
+    except ValueError as error:
+        shown = repr(value)[:MAX_ECHO]
+        problem = f"expected 0, or {error}, but got {shown}"
+    else:
+        if seconds <= MAX_OVERLAP_SECONDS:
+            return seconds
+        problem = (
+            f"expected at most {MAX_OVERLAP_SECONDS // 86_400}d, but got {repr(value)[:MAX_ECHO]}"
+        )
+    raise InvalidRequest(
+        f"Invalid 'overlap': {problem}.", param="overlap", code=ErrorCode.INVALID_VALUE
+    )
+
+
 class SecretHash(BaseModel):
     """A secret that authenticates a key; `expires_at` is set on one that is being rotated out."""
 
@@ -103,6 +130,8 @@ class KeyRecord(BaseModel):
     parallel: Parallel | None = None
     hits_report_usage: bool | None = None
     allow_no_cache: bool | None = None
+    user_header: str | None = None
+    labels: Mapping[str, str] | None = None
     created_at: int
     expires_at: int | None = None
     revoked_at: int | None = None
@@ -121,6 +150,34 @@ class KeyRecord(BaseModel):
         has_expired = self.expires_at is not None and self.expires_at <= now
         return self.revoked_at is None and not has_expired
 
+    def rotate(
+        self, secret: SecretHash, prefix: str, *, now: float, overlap_seconds: int
+    ) -> KeyRecord:
+        """The record with a new secret. The former ones end after the overlap, if not before.
+
+        Raises `InvalidRequest` if too many would be valid at once.
+        """
+        ends_at = math.ceil(now) + overlap_seconds
+        former = tuple(
+            replaced.model_copy(update={"expires_at": min(replaced.expires_at or ends_at, ends_at)})
+            for replaced in self.without_ended_secrets(now).secrets
+            if overlap_seconds
+        )
+        if len(former) >= MAX_SECRETS:
+            raise InvalidRequest(
+                f"Key '{self.name}' has {len(former)} secrets that are still valid, and more than "
+                f"{MAX_SECRETS} at once are not possible. Without an overlap (0) the new secret "
+                "replaces all of them.",
+                param="overlap",
+                code=ErrorCode.INVALID_VALUE,
+            )
+        return self.model_copy(update={"secrets": (secret, *former), "prefix": prefix})
+
+    def without_ended_secrets(self, now: float) -> KeyRecord:
+        """The same record if no overlap has ended."""
+        valid = tuple(s for s in self.secrets if s.expires_at is None or s.expires_at > now)
+        return self if valid == self.secrets else self.model_copy(update={"secrets": valid})
+
     def limits_in_units(self) -> dict[str, int]:
         """The limits in their units, money in micro-dollars; a newer gateway's are left out."""
         return {
@@ -133,6 +190,8 @@ class KeyRecord(BaseModel):
         """The record for the admin API and the command line, without secret hashes."""
         fields = set(KeyRecord.model_fields) - {"secrets"}
         shown = self.model_dump(include=fields, exclude_none=True)
+        if ends := [int(s.expires_at) for s in self.secrets if s.expires_at is not None]:
+            shown["former_secrets_expire_at"] = ends
         shown["limits"] = {
             name: int(value) if value == value.to_integral_value() else float(value)
             for name, value in self.limits.items()
@@ -144,7 +203,7 @@ class KeyRecord(BaseModel):
     ) -> KeyRecord:
         """The record with `changes`, checked as a whole like a new one. Raises `InvalidRequest`.
 
-        None removes a field, or one of the limits.
+        None removes a field, one of the limits, or one of the labels.
         """
         limits = changes.get("limits", {})
         # Limits of a newer gateway cannot be checked here, and stay as they are.
@@ -154,6 +213,8 @@ class KeyRecord(BaseModel):
             changes = {**changes, "limits": {**known, **limits}}
         elif limits is None:
             changes, unknown = {**changes, "limits": {}}, {}
+        if isinstance(labels := changes.get("labels"), Mapping):
+            changes = {**changes, "labels": {**(self.labels or {}), **labels}}
         fields = self.model_dump(include=set(KeySpec.model_fields) - {"limits"})
         # `KeySpec` is strict: it takes the list of a JSON body, not the tuple of a record.
         fields["models"] = list(self.models) if self.models is not None else None
@@ -177,6 +238,8 @@ class KeySpec(BaseModel):
     parallel: Parallel | None = None
     hits_report_usage: bool | None = None
     allow_no_cache: bool | None = None
+    user_header: str | None = None
+    labels: Mapping[str, Any] | None = None
     expires_at: Annotated[int, Field(gt=0, le=MAX_SECONDS)] | None = None
 
     @field_validator("limits", mode="after")
@@ -197,6 +260,16 @@ class KeySpec(BaseModel):
             raise ValueError(f"Invalid 'reuse': {error}.") from None
         return reuse
 
+    @field_validator("user_header", mode="after")
+    @classmethod
+    def _check_user_header(cls, name: str | None) -> str | None:
+        return None if name is None else parse_user_header(name)
+
+    @field_validator("labels", mode="after")
+    @classmethod
+    def _parse_labels(cls, labels: Mapping[str, Any] | None) -> Mapping[str, str] | None:
+        return None if labels is None else parse_labels(labels)
+
     def record_fields(self) -> dict[str, Any]:
         """The fields of a `KeyRecord` that follow from this."""
         return {
@@ -210,6 +283,8 @@ class KeySpec(BaseModel):
             "parallel": self.parallel,
             "hits_report_usage": self.hits_report_usage,
             "allow_no_cache": self.allow_no_cache,
+            "user_header": self.user_header,
+            "labels": dict(self.labels) if self.labels else None,
             "expires_at": self.expires_at,
         }
 

@@ -29,6 +29,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import orjson
 
+from gateway.access.audit import Actor, AuditEvent, audit_write, changed_fields
 from gateway.access.key_records import (
     PREFIX_CHARACTERS,
     KeyRecord,
@@ -38,6 +39,7 @@ from gateway.access.key_records import (
     SecretHash,
     Validation,
 )
+from gateway.access.key_uses import KeyUses
 from gateway.errors import (
     INVALID_REQUEST,
     ErrorCode,
@@ -93,6 +95,8 @@ class Key:
     expires_at: float | None
     hits_report_usage: bool = True
     """Whether answers show the usage of images that cost this key nothing; else zeros."""
+    user_header: str | None = None
+    """The header that names the user in the ledger if the body does not."""
 
 
 class KeyName(NamedTuple):
@@ -120,6 +124,7 @@ class Keys:
     def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
+        self.uses = KeyUses(store, clock=clock)
         self._known: OrderedDict[str, _KnownKey] = OrderedDict()  # by secret hash
         self._confirmed_at: dict[str, float] = {}  # by key id
         self._generation = b""
@@ -155,11 +160,14 @@ class Keys:
             if await self._read(secret_hash) is None:
                 # Otherwise `authenticate` would find the key in memory.
                 self._forget(secret_hash)
-        return await self.authenticate(secret)
+        key = await self.authenticate(secret)
+        self.uses.mark(key.principal.key_id)
+        return key
 
     def mark_confirmed(self, key: Key) -> None:
         """An admission has just found that this worker knows the key as the store has it."""
         self._confirmed_at[key.principal.key_id] = self._clock()
+        self.uses.mark(key.principal.key_id)
 
     def is_trusted_without_store(self, key: Key) -> bool:
         """Whether the key was confirmed within the last hour."""
@@ -252,9 +260,9 @@ class Keys:
 
     # ── administration ──────────────────────────────────────────────────────────────────────
 
-    async def create(self, spec: KeySpec) -> tuple[KeyRecord, str]:
+    async def create(self, spec: KeySpec, *, actor: Actor) -> tuple[KeyRecord, str]:
         """Makes a key; its secret cannot be read again. Raises `GatewayError` 409 for its name."""
-        secret = SECRET_PREFIX + secrets.token_urlsafe(32)
+        secret = _new_secret()
         record = KeyRecord(
             id="key_" + secrets.token_hex(12),
             prefix=secret[:PREFIX_CHARACTERS],
@@ -270,6 +278,7 @@ class Keys:
                 Write(NAMES, record.name, record.id.encode(), expected=inactive_owner),
                 Write(KEYS, record.id, record.encode(), expected=None),
                 Write(SECRETS, hash_secret(secret), record.id.encode(), expected=None),
+                self._audit(actor, "key.create", None, record),
             )
             if await execute(self._store, CompareAndSet(changes)) is None:
                 return record, secret
@@ -316,22 +325,65 @@ class Keys:
                 deleted += await execute(self._store, CompareAndSet((write,))) is None
         return deleted
 
-    async def change(self, key_id: str, changes: Mapping[str, Any]) -> KeyRecord:
+    async def change(self, key_id: str, changes: Mapping[str, Any], *, actor: Actor) -> KeyRecord:
         """Merges `changes` into a key that is not revoked; None removes a field or one limit.
 
         Raises `InvalidRequest`, or `GatewayError` 404 or 409.
         """
-        return await self._update(key_id, lambda r: r.merge(changes, clock=self._clock))
+        merge = partial(KeyRecord.merge, changes=changes, clock=self._clock)
+        return await self._update(key_id, merge, action="key.change", actor=actor)
 
-    async def revoke(self, key_id: str) -> KeyRecord:
+    async def rotate(
+        self, key_id: str, *, overlap_seconds: int = 0, actor: Actor
+    ) -> tuple[KeyRecord, str]:
+        """Gives a key a new secret; the former ones work for `overlap_seconds`, if at all.
+
+        Raises `InvalidRequest` if too many would work at once, or `GatewayError` 404 or 409.
+        """
+        secret, now = _new_secret(), self._clock()
+        rotate = partial(
+            KeyRecord.rotate,
+            secret=SecretHash(sha256=hash_secret(secret)),
+            prefix=secret[:PREFIX_CHARACTERS],
+            now=now,
+            overlap_seconds=overlap_seconds,
+        )
+        record = await self._update(key_id, rotate, action="key.rotate", actor=actor)
+        return record, secret
+
+    async def revoke(self, key_id: str, *, actor: Actor) -> KeyRecord:
         """Revokes a key and frees its name. Raises `GatewayError` 404 or 409.
 
         Its secrets are unknown from now on; its record is listed for `REVOKED_SECONDS`.
         """
-        now = int(self._clock())
-        return await self._update(key_id, lambda r: r.model_copy(update={"revoked_at": now}))
+        revoked = {"revoked_at": int(self._clock())}
+        return await self._update(
+            key_id, lambda r: r.model_copy(update=revoked), action="key.revoke", actor=actor
+        )
 
-    async def _update(self, key_id: str, change: Callable[[KeyRecord], KeyRecord]) -> KeyRecord:
+    async def forget_ended_secrets(self) -> int:
+        """Deletes the secrets whose overlap has ended; returns how many."""
+        now, deleted = self._clock(), 0
+        async for page in scan_records(self._store, KEYS):
+            for key_id, data in await asyncio.to_thread(_with_ended_secrets, page, now):
+                old = KeyRecord.decode(data)
+                new = old.without_ended_secrets(now)
+                changes = (
+                    Write(KEYS, key_id, new.encode(), expected=data),
+                    *_secret_changes(old, new),
+                )
+                if await execute(self._store, CompareAndSet(changes)) is None:
+                    deleted += len(old.secrets) - len(new.secrets)
+        return deleted
+
+    async def _update(
+        self,
+        key_id: str,
+        change: Callable[[KeyRecord], KeyRecord],
+        *,
+        action: str,
+        actor: Actor,
+    ) -> KeyRecord:
         # If the key is changed at the same time, the compare-and-set fails, and the change is
         # applied to the newer record.
         for _ in range(WRITE_ATTEMPTS):
@@ -343,20 +395,39 @@ class Keys:
                     type=INVALID_REQUEST,
                     code=ErrorCode.KEY_NOT_FOUND,
                 )
-            new = change(old)
+            new = change(old).without_ended_secrets(self._clock())
+            if new == old:
+                return old
             if new.revoked_at is None:
-                changes = [Write(KEYS, key_id, new.encode(), expected=data)]
+                changes = [
+                    Write(KEYS, key_id, new.encode(), expected=data),
+                    *_secret_changes(old, new),
+                ]
             else:
-                name, own_id = _revoked_name(new.revoked_at, key_id), key_id.encode()
+                name = _revoked_name(new.revoked_at, key_id)
                 changes = [
                     Write(KEYS, key_id, None, expected=data),
                     Write(REVOKED, name, new.encode(), expected=None),
-                    *(Write(SECRETS, s.sha256, None, expected=own_id) for s in old.secrets),
+                    *_secret_changes(old, None),
                 ]
             changes += await self._name_changes(old, new)
+            changes.append(self._audit(actor, action, old, new))
             if await execute(self._store, CompareAndSet(tuple(changes))) is None:
                 return new
         raise GatewayError("Another request is changing this key. Try again.", status=409)
+
+    def _audit(self, actor: Actor, action: str, old: KeyRecord | None, new: KeyRecord) -> Write:
+        if old is None:
+            before, after = None, new.public()
+        elif new.revoked_at is not None:
+            before, after = old.public(), None
+        else:
+            before, after = changed_fields(old.public(), new.public())
+            before, after = {"id": old.id, **before}, {"id": old.id, **after}
+        name = (old or new).name
+        return audit_write(
+            AuditEvent(actor, action, f"key:{name}", before, after, time=self._clock())
+        )
 
     async def _name_changes(self, old: KeyRecord, new: KeyRecord) -> list[Write]:
         """The writes that keep the names those of active keys."""
@@ -381,6 +452,33 @@ class Keys:
         if record is not None and record.is_active(self._clock()):
             raise _name_taken(name)
         return owner
+
+
+def _new_secret() -> str:
+    return SECRET_PREFIX + secrets.token_urlsafe(32)
+
+
+def _secret_changes(old: KeyRecord, new: KeyRecord | None) -> list[Write]:
+    """The writes that make the index of secrets that of `new`; None for a key that is gone."""
+    own_id = old.id.encode()
+    former = {secret.sha256 for secret in old.secrets}
+    present = {secret.sha256 for secret in new.secrets} if new is not None else set()
+    return [
+        *(Write(SECRETS, name, None, expected=own_id) for name in sorted(former - present)),
+        *(Write(SECRETS, name, own_id, expected=None) for name in sorted(present - former)),
+    ]
+
+
+def _with_ended_secrets(page: Mapping[str, bytes], now: float) -> list[tuple[str, bytes]]:
+    """The readable records that have a secret whose overlap has ended."""
+    return [
+        (key_id, data)
+        for key_id, data in page.items()
+        # Few keys have one: the others are not decoded.
+        if data.count(b'"sha256"') > 1
+        and (record := _decode(data)) is not None
+        and record.without_ended_secrets(now) is not record
+    ]
 
 
 @lru_cache(maxsize=2048)
@@ -452,6 +550,7 @@ def _known_key(data: bytes, secret_hash: str, *, generation: bytes) -> _KnownKey
                     Expected(KEYS, record.id, data),
                     Expected(ACCESS, GENERATION, generation),
                 ),
+                labels=dict(record.labels or {}),
             ),
             models=None if record.models is None else frozenset(record.models),
             validation=record.validation,
@@ -461,6 +560,7 @@ def _known_key(data: bytes, secret_hash: str, *, generation: bytes) -> _KnownKey
             parallel=record.parallel or "share",
             expires_at=record.expires_at,
             hits_report_usage=record.hits_report_usage is not False,
+            user_header=record.user_header,
         ),
         ends_at=ends_at if matching and record.revoked_at is None else 0.0,
     )

@@ -19,6 +19,7 @@ from typing import Final
 import orjson
 from pydantic import SecretStr
 
+from gateway.access.audit import Actor, AuditEvent, audit_write
 from gateway.errors import (
     INVALID_REQUEST,
     ErrorCode,
@@ -247,7 +248,7 @@ class Signing:
             keys = await self._read()  # another worker may have made a new one
         return keys.verify(link, now=self._clock())
 
-    async def rotate(self) -> str:
+    async def rotate(self, *, actor: Actor) -> str:
         """Makes a new key, which signs in a moment; its id. Older links stay valid.
 
         Raises `InvalidRequest` (409) for keys of the settings, or `StoreUnavailable`.
@@ -263,9 +264,18 @@ class Signing:
         for _ in range(WRITE_ATTEMPTS):
             old = await self._record()
             new = make_key(self._clock(), self._random_bytes)
-            keys = rotate_in(new, decode_keys(old), url_ttl_seconds=self._url_ttl_seconds)
+            former = decode_keys(old)
+            keys = rotate_in(new, former, url_ttl_seconds=self._url_ttl_seconds)
             change = Write(META, RECORD, encode_keys(keys), expected=old)
-            if await execute(self._store, CompareAndSet((change,))) is None:
+            event = AuditEvent(
+                actor,
+                "signing_key.rotate",
+                "signing-keys",
+                before={"kids": [key.kid for key in former]},
+                after={"kids": [key.kid for key in keys]},
+                time=self._clock(),
+            )
+            if await execute(self._store, CompareAndSet((change, audit_write(event)))) is None:
                 self._use(keys)
                 return new.kid
         raise GatewayError("The signing keys are being changed; try again.", status=503)

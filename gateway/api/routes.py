@@ -14,7 +14,7 @@ from typing import Final
 from aiohttp import web
 
 from gateway.api import images, links, models, ops, organization, usage
-from gateway.api.admin import cache, focus, keys, signing, upstream
+from gateway.api.admin import audit, cache, focus, keys, signing, upstream
 from gateway.api.admin import usage as admin_usage
 from gateway.api.ask_for_more import ask_for_more
 from gateway.api.auth import with_admin, with_confirmed_key, with_key, with_metrics_token
@@ -84,7 +84,9 @@ def admin_routes() -> list[web.RouteDef]:
         _post("/admin/keys", with_admin(keys.create_key), name="admin_keys"),
         web.get("/admin/keys", with_admin(keys.list_keys), name="admin_keys.list"),
         _patch("/admin/keys/{id}", with_admin(keys.change_key), name="admin_key"),
+        _post("/admin/keys/{id}/rotate", with_admin(keys.rotate_key), name="admin_key_rotate"),
         web.delete("/admin/keys/{id}", with_admin(keys.revoke_key), name="admin_key.revoke"),
+        web.get("/admin/audit", with_admin(audit.list_events), name="admin_audit"),
         web.get("/admin/cache", with_admin(cache.cache_stats), name="admin_cache"),
         _post("/admin/cache/purge", with_admin(cache.purge), name="admin_purge"),
         web.get("/admin/cache/purges/{id}", with_admin(cache.purge_progress), name="admin_purges"),

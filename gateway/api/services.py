@@ -13,6 +13,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from gateway.access.attempts import Attempts
+from gateway.access.audit import Audit
 from gateway.access.keys import Keys
 from gateway.access.policy import Policy
 from gateway.access.revoked_secrets import RevokedSecrets
@@ -88,6 +89,7 @@ class Services:
     settings: ApiSettings
     proxy: Proxy
     keys: Keys
+    audit: Audit
     attempts: Attempts
     trusted_proxies: TrustedProxies
     open_requests: OpenRequests

@@ -134,8 +134,7 @@ class Invalidation:
             if slot is None:
                 raise _no_such_image(image)
             return TakedownTarget(decode_image(slot.data).digest, named[1])
-        link = _LINK.fullmatch(image) if len(image) <= MAX_LINK else None
-        image_id = link["id"] if link else image
+        image_id = shown_image(image)
         if not _ID.fullmatch(image_id):
             raise InvalidRequest(
                 "Name the image by its link, its id (x-gateway-image-ids), or as FINGERPRINT/SLOT.",
@@ -171,6 +170,12 @@ class Invalidation:
         self._image_index.tombstone(batch, image_id, indexed)
         await batch.execute()
         return 1
+
+
+def shown_image(image: str) -> str:
+    """An image as a take-down names it, without the signature of a link."""
+    link = _LINK.fullmatch(image) if len(image) <= MAX_LINK else None
+    return link["id"] if link else image
 
 
 def _no_such_image(image: str) -> GatewayError:

@@ -9,9 +9,15 @@ from typing import Any, Final
 
 import click
 
-from gateway.cache.invalidation import Invalidation
+from gateway.access.audit import Audit
+from gateway.cache.invalidation import Invalidation, shown_image
 from gateway.cache.purges import Purge
-from gateway.cli.options import config_option, find_configuration, format_option
+from gateway.cli.options import (
+    command_actor,
+    config_option,
+    find_configuration,
+    format_option,
+)
 from gateway.cli.output import show
 from gateway.cli.store import open_command_cache
 
@@ -63,7 +69,9 @@ def purge(
             return invalidation.purge_model(model)
         return invalidation.purge_all()
 
-    count = asyncio.run(_invalidate(config, remove))
+    kind, value = next(iter(named.items()), ("all", ""))
+    purged_object = f"{kind}:{value}" if value else kind
+    count = asyncio.run(_invalidate(config, remove, action="cache.purge", named=purged_object))
     click.echo(f"{count} images are no longer in the cache.")
 
 
@@ -77,16 +85,26 @@ def take_down(image: str, prompt: bool, config: Path | None) -> None:
     def remove(invalidation: Invalidation) -> Awaitable[Purge]:
         return invalidation.take_down(image, with_prompt=prompt)
 
-    count = asyncio.run(_invalidate(config, remove))
+    taken_down = f"image:{shown_image(image)}"
+    count = asyncio.run(
+        _invalidate(config, remove, action="cache.takedown", named=taken_down, prompt=prompt)
+    )
     click.echo(f"{count} images are taken down.")
 
 
 async def _invalidate(
-    config: Path | None, remove: Callable[[Invalidation], Awaitable[Purge]]
+    config: Path | None,
+    remove: Callable[[Invalidation], Awaitable[Purge]],
+    *,
+    action: str,
+    named: str,
+    **more: bool,
 ) -> int:
     """How many images were removed. A long purge is finished here or by a running gateway."""
-    async with open_command_cache(find_configuration(config)) as cache:
+    async with open_command_cache(find_configuration(config)) as (store, cache):
         purge = await remove(cache.invalidation)
+        after = {"purge": purge.id, "images": purge.images, **more}
+        await Audit(store).note(command_actor(), action, named, after)
         while not purge.done:
             click.echo(f"{purge.images:,} images so far …", err=True)
             if not await cache.purges.run(max_pages=PROGRESS_PAGES):
@@ -96,7 +114,7 @@ async def _invalidate(
 
 
 async def _read_stats(config: Path | None) -> dict[str, Any]:
-    async with open_command_cache(find_configuration(config)) as cache:
+    async with open_command_cache(find_configuration(config)) as (_, cache):
         totals = await cache.blobs.totals()
         bound_bytes = await cache.blobs.bound_bytes()
         return {"images": totals.count, "bytes": totals.size_bytes, "total_bytes": bound_bytes}

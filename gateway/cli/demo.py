@@ -26,7 +26,7 @@ from gateway.access.keys import Keys
 from gateway.assembly import create_server_tls, open_store
 from gateway.catalog import Catalog
 from gateway.cli.logs import configure_logs
-from gateway.cli.options import config_option, find_configuration
+from gateway.cli.options import command_actor, config_option, find_configuration
 from gateway.cli.output import errors_as_messages
 from gateway.cli.serve import run_gateway
 from gateway.configuration.settings import Settings, UpstreamSettings
@@ -80,12 +80,12 @@ def demo_settings(base_url: str, settings: Settings) -> Settings:
 async def create_demo_key(settings: Settings) -> str:
     """Creates a key and revokes that of an earlier start; returns the secret."""
     async with open_store(settings) as (store, _):
-        keys = Keys(store)
+        keys, actor = Keys(store), command_actor()
         for record in await keys.list_keys():
             # The secret of an earlier start cannot be read again.
             if record.name == KEY_NAME and record.revoked_at is None:
-                await keys.revoke(record.id)
-        _, secret = await keys.create(KeySpec(name=KEY_NAME))
+                await keys.revoke(record.id, actor=actor)
+        _, secret = await keys.create(KeySpec(name=KEY_NAME), actor=actor)
         return secret
 
 

@@ -10,10 +10,15 @@ from typing import Any, Final
 
 import click
 
-from gateway.access.key_records import KeyRecord, KeySpec, parse_spec
+from gateway.access.key_records import KeyRecord, KeySpec, parse_overlap, parse_spec
 from gateway.access.keys import Keys
 from gateway.cli.key_options import CLEARABLE, cleared_fields, key_fields, key_options
-from gateway.cli.options import config_option, find_configuration, format_option
+from gateway.cli.options import (
+    command_actor,
+    config_option,
+    find_configuration,
+    format_option,
+)
 from gateway.cli.output import show, show_one
 from gateway.cli.store import open_command_store
 from gateway.configuration.files import Configuration
@@ -24,8 +29,9 @@ COLUMNS: Final = (
     *("id", "name", "prefix"),
     *(name for name in KeySpec.model_fields if name != "name"),
     "state",
+    "last_used_at",
 )
-ALL_COLUMNS: Final = (*COLUMNS, "created_at", "revoked_at")
+ALL_COLUMNS: Final = (*COLUMNS, "created_at", "former_secrets_expire_at", "revoked_at")
 
 
 @click.group()
@@ -42,11 +48,7 @@ def add_key(name: str, config: Path | None, output_format: str, **options: Any) 
     """Creates a key and shows its secret, once."""
     fields = {"name": name, **key_fields(options)}
     record, secret = asyncio.run(_add(config, fields))
-    if output_format == "table":
-        click.echo(secret)
-        click.echo(f"Key '{record.name}' ({record.id}). It is not shown again.", err=True)
-        return
-    show([_row(record) | {"key": secret}], output_format, columns=(*COLUMNS, "key"))
+    _show_secret(record, secret, output_format)
 
 
 @keys.command("list")
@@ -54,7 +56,7 @@ def add_key(name: str, config: Path | None, output_format: str, **options: Any) 
 @format_option
 def list_keys(config: Path | None, output_format: str) -> None:
     """Lists all keys, also those revoked in the last 90 days."""
-    rows = [_row(record) for record in asyncio.run(_list(config))]
+    rows = asyncio.run(_list(config))
     columns = COLUMNS
     if output_format == "table":
         # Most keys have few of the fields.
@@ -68,8 +70,8 @@ def list_keys(config: Path | None, output_format: str) -> None:
 @format_option
 def show_key(name_or_id: str, config: Path | None, output_format: str) -> None:
     """Shows all fields of a key, also of one that is expired or revoked."""
-    record = find_key(asyncio.run(_list(config)), name_or_id, also_revoked=True)
-    show_one(_row(record), output_format, columns=ALL_COLUMNS)
+    row = asyncio.run(_show(config, name_or_id))
+    show_one(row, output_format, columns=ALL_COLUMNS)
 
 
 @keys.command("set")
@@ -78,7 +80,7 @@ def show_key(name_or_id: str, config: Path | None, output_format: str) -> None:
 @key_options
 @click.option("--clear", multiple=True, metavar="FIELD", help="Removes a field or one limit, so "
               "that the default holds; may be repeated. One of: "
-              f"{', '.join(CLEARABLE)}.")  # fmt: skip
+              f"{', '.join(CLEARABLE)}, label:NAME.")  # fmt: skip
 @config_option
 @format_option
 def set_key(
@@ -87,10 +89,15 @@ def set_key(
     """Changes a key, in every worker from the next request on.
 
     Other fields stay as they are. --model replaces all models of the key, --limit adds or changes
-    one limit. An expired key can be changed too: --expires or --clear expires_at renews it.
+    one limit, --label one label. An expired key can be changed too: --expires or --clear expires_at
+    renews it.
     """
     fields = key_fields(options)
+    labels = {name.partition(":")[2] for name in clear if name.startswith("label:")}
+    clear = tuple(name for name in clear if not name.startswith("label:"))
     cleared, cleared_limits = cleared_fields(clear, fields)
+    if labels:
+        fields["labels"] = fields.get("labels", {}) | dict.fromkeys(labels)
     if not fields and not clear:
         raise click.UsageError("Name at least one field to change, such as --limit or --clear.")
     if "limits" not in cleared and cleared_limits:
@@ -98,6 +105,21 @@ def set_key(
     record = asyncio.run(_set(config, name_or_id, fields, cleared))
     click.echo(f"Key '{record.name}' ({record.id}) is changed.", err=True)
     show_one(_row(record), output_format, columns=ALL_COLUMNS)
+
+
+@keys.command("rotate")
+@click.argument("name_or_id")
+@click.option("--overlap", default="0", show_default=True, metavar="DURATION", help="How long the "
+              "former secret still works, such as 24h.")  # fmt: skip
+@config_option
+@format_option
+def rotate_key(name_or_id: str, overlap: str, config: Path | None, output_format: str) -> None:
+    """Gives a key a new secret and shows it, once.
+
+    Without --overlap the former secret stops working in every worker from the next request on.
+    """
+    record, secret = asyncio.run(_rotate(config, name_or_id, overlap))
+    _show_secret(record, secret, output_format)
 
 
 @keys.command("revoke")
@@ -129,6 +151,14 @@ def find_key(
     )
 
 
+def _show_secret(record: KeyRecord, secret: str, output_format: str) -> None:
+    if output_format == "table":
+        click.echo(secret)
+        click.echo(f"Key '{record.name}' ({record.id}). It is not shown again.", err=True)
+        return
+    show([_row(record) | {"key": secret}], output_format, columns=(*COLUMNS, "key"))
+
+
 def _row(record: KeyRecord) -> dict[str, Any]:
     return record.public() | {"state": _state(record)}
 
@@ -147,12 +177,28 @@ async def _add(config: Path | None, fields: dict[str, Any]) -> tuple[KeyRecord, 
     async with open_command_store(configuration) as store:
         spec = parse_spec(fields)
         _check_models(configuration, spec.models or ())
-        return await Keys(store).create(spec)
+        return await Keys(store).create(spec, actor=command_actor())
 
 
-async def _list(config: Path | None) -> Sequence[KeyRecord]:
+async def _list(config: Path | None) -> list[dict[str, Any]]:
     async with open_command_store(find_configuration(config)) as store:
-        return await Keys(store).list_keys()
+        keys = Keys(store)
+        return await _with_uses(keys, await keys.list_keys())
+
+
+async def _show(config: Path | None, name_or_id: str) -> dict[str, Any]:
+    async with open_command_store(find_configuration(config)) as store:
+        keys = Keys(store)
+        record = find_key(await keys.list_keys(), name_or_id, also_revoked=True)
+        (row,) = await _with_uses(keys, [record])
+        return row
+
+
+async def _with_uses(keys: Keys, records: Sequence[KeyRecord]) -> list[dict[str, Any]]:
+    """A row for each key, with the time of its last use."""
+    uses = await keys.uses.read([record.id for record in records])
+    times = ({"last_used_at": uses[r.id]} if r.id in uses else {} for r in records)
+    return [_row(record) | time for record, time in zip(records, times, strict=True)]
 
 
 async def _set(
@@ -167,13 +213,23 @@ async def _set(
         if "limits" in cleared and "limits" in fields:
             former = dict.fromkeys(name for name in record.limits if name in LIMITS)
             changes["limits"] = {**former, **fields["limits"]}
-        return await keys.change(record.id, changes)
+        if "labels" in cleared and "labels" in fields:
+            changes["labels"] = {**dict.fromkeys(record.labels or {}), **fields["labels"]}
+        return await keys.change(record.id, changes, actor=command_actor())
+
+
+async def _rotate(config: Path | None, name_or_id: str, overlap: str) -> tuple[KeyRecord, str]:
+    async with open_command_store(find_configuration(config)) as store:
+        keys, overlap_seconds = Keys(store), parse_overlap(overlap)
+        record = find_key(await keys.list_keys(), name_or_id)
+        return await keys.rotate(record.id, overlap_seconds=overlap_seconds, actor=command_actor())
 
 
 async def _revoke(config: Path | None, name_or_id: str) -> KeyRecord:
     async with open_command_store(find_configuration(config)) as store:
         keys = Keys(store)
-        return await keys.revoke(find_key(await keys.list_keys(), name_or_id).id)
+        record = find_key(await keys.list_keys(), name_or_id)
+        return await keys.revoke(record.id, actor=command_actor())
 
 
 def _check_models(configuration: Configuration, models: Iterable[str]) -> None:

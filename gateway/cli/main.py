@@ -8,6 +8,7 @@ from typing import Any, Final
 import click
 
 from gateway import __version__
+from gateway.cli.audit import audit
 from gateway.cli.cache import cache
 from gateway.cli.completion import completion
 from gateway.cli.config import config
@@ -46,5 +47,17 @@ def cli() -> None:
     """Image Gateway: a caching reverse proxy for OpenAI-compatible image generation."""
 
 
-for command in (serve, demo, simulate, cache, completion, config, doctor, keys, ledger, usage):
+for command in (
+    serve,
+    demo,
+    simulate,
+    audit,
+    cache,
+    completion,
+    config,
+    doctor,
+    keys,
+    ledger,
+    usage,
+):
     cli.add_command(command)

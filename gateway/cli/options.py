@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import socket
 from pathlib import Path
 
 import click
 
+from gateway.access.audit import Actor
 from gateway.cli.output import errors_as_messages
 from gateway.configuration.files import Configuration, find_config
 
@@ -30,3 +33,12 @@ def find_configuration(config: Path | None) -> Configuration:
         configuration.read_settings()
         configuration.read_policy()
     return configuration
+
+
+def command_actor() -> Actor:
+    """Who runs this command, for the audit: the user and the machine."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = f"uid {os.getuid()}"
+    return Actor("cli", f"{user}@{socket.gethostname()}")

@@ -23,7 +23,10 @@ from gateway.process.listener import CannotListen
 from gateway.process.supervisor import CannotStart
 from gateway.store.handshake import SchemaMismatch, StoreMisconfigured, StoreMissing
 
-TIMES: Final = ("created_at", "expires_at", "revoked_at")
+TIMES: Final = (
+    *("time", "created_at", "expires_at", "last_used_at"),
+    *("former_secrets_expire_at", "revoked_at"),
+)
 """Columns of Unix seconds, which a table and CSV show as a date in UTC."""
 
 
@@ -82,7 +85,9 @@ def _cell(name: str, value: Any) -> str:
     if value is None:
         return ""
     if name in TIMES:
-        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        times = value if isinstance(value, list) else [value]
+        dates = (datetime.fromtimestamp(at, UTC) for at in times)
+        return ", ".join(date.strftime("%Y-%m-%d %H:%M UTC") for date in dates)
     if isinstance(value, dict):
         return " ".join(f"{key}={item}" for key, item in value.items())
     return " ".join(value) if isinstance(value, list | tuple) else str(value)

@@ -23,12 +23,14 @@ async def open_command_store(configuration: Configuration) -> AsyncIterator[Stor
 
 
 @asynccontextmanager
-async def open_command_cache(configuration: Configuration) -> AsyncIterator[Cache]:
-    """As `open_command_store`, the cache on it."""
+async def open_command_cache(
+    configuration: Configuration,
+) -> AsyncIterator[tuple[Store, Cache]]:
+    """As `open_command_store`, with the cache on it."""
     with errors_as_messages():
         async with open_cache(configuration.read_settings()) as (store, cache):
             _print_name(store)
-            yield cache
+            yield store, cache
 
 
 def _print_name(store: Store) -> None:

@@ -63,6 +63,7 @@ class StoreOutage:
 
         Raises `GatewayError`.
         """
+        self._keys.uses.mark(context.principal.key_id)
         policy = query.cache_policy
         context.is_reload = policy.no_cache
         unstored = self._images.usable_unstored(query, query.request.slots)

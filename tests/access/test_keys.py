@@ -11,6 +11,7 @@ from decimal import Decimal
 import pytest
 
 from gateway.access import key_records
+from gateway.access.audit import Actor
 from gateway.access.key_records import KeyRecord, SecretHash, parse_spec
 from gateway.access.keys import KEYS, SECRETS, Keys, hash_secret
 from gateway.errors import GatewayError, IncorrectKey, InvalidRequest
@@ -21,6 +22,8 @@ from gateway.store.commands import CompareAndSet, Get, Write
 from gateway.store.protocol import Store
 from tests.conftest import OpenStore
 from tests.stores import usually_on
+
+ADMIN = Actor("api", "admin")
 
 
 @dataclass
@@ -52,41 +55,45 @@ async def other_worker(open_store: OpenStore, clock: Clock) -> AsyncIterator[Key
 async def test_a_key_expires_and_is_active_again_without_its_expiry(
     keys: Keys, other_worker: Keys, clock: Clock
 ) -> None:
-    record, secret = await keys.create(parse_spec({"name": "a", "expires_at": int(clock.now) + 10}))
+    record, secret = await keys.create(
+        parse_spec({"name": "a", "expires_at": int(clock.now) + 10}), actor=ADMIN
+    )
     assert (await other_worker.authenticate(secret)).principal.key_name == "a"
     clock.now += 11
     with pytest.raises(IncorrectKey):
         await other_worker.authenticate(secret)
-    await keys.change(record.id, {"expires_at": None})
+    await keys.change(record.id, {"expires_at": None}, actor=ADMIN)
     assert (await other_worker.authenticate(secret)).principal.key_name == "a"
 
 
 async def test_an_expired_key_frees_its_name_and_needs_another_to_become_active(
     keys: Keys, clock: Clock
 ) -> None:
-    old, _ = await keys.create(parse_spec({"name": "b", "expires_at": int(clock.now) + 10}))
+    old, _ = await keys.create(
+        parse_spec({"name": "b", "expires_at": int(clock.now) + 10}), actor=ADMIN
+    )
     clock.now += 11
-    await keys.create(parse_spec({"name": "b"}))
+    await keys.create(parse_spec({"name": "b"}), actor=ADMIN)
     with pytest.raises(GatewayError) as refused:
-        await keys.change(old.id, {"expires_at": None})
+        await keys.change(old.id, {"expires_at": None}, actor=ADMIN)
     assert refused.value.code == "name_taken"
-    revived = await keys.change(old.id, {"expires_at": None, "name": "b2"})
+    revived = await keys.change(old.id, {"expires_at": None, "name": "b2"}, actor=ADMIN)
     assert revived.name == "b2"
-    await keys.change(old.id, {"name": "b3"})
-    await keys.create(parse_spec({"name": "b2"}))
+    await keys.change(old.id, {"name": "b3"}, actor=ADMIN)
+    await keys.create(parse_spec({"name": "b2"}), actor=ADMIN)
 
 
 async def test_a_revoked_key_frees_its_name_and_no_longer_authenticates(
     keys: Keys, other_worker: Keys
 ) -> None:
-    record, secret = await keys.create(parse_spec({"name": "c"}))
+    record, secret = await keys.create(parse_spec({"name": "c"}), actor=ADMIN)
     await other_worker.authenticate(secret)
-    await keys.revoke(record.id)
+    await keys.revoke(record.id, actor=ADMIN)
     with pytest.raises(IncorrectKey):
         await other_worker.confirm(secret)
-    await keys.create(parse_spec({"name": "c"}))
+    await keys.create(parse_spec({"name": "c"}), actor=ADMIN)
     with pytest.raises(GatewayError) as not_found:
-        await keys.change(record.id, {"name": "d"})
+        await keys.change(record.id, {"name": "d"}, actor=ADMIN)
     assert not_found.value.status == 404
 
 
@@ -194,11 +201,13 @@ def test_an_expiry_without_a_unit_or_meaning_is_refused_with_both_forms(written:
 
 async def test_cache_settings_are_merged_and_removed(keys: Keys, other_worker: Keys) -> None:
     spec = parse_spec({"name": "a", "scope": "key", "reuse": "never", "allow_no_cache": False})
-    record, secret = await keys.create(spec)
+    record, secret = await keys.create(spec, actor=ADMIN)
     made = await other_worker.authenticate(secret)
-    await keys.change(record.id, {"reuse": "within:90s", "allow_no_cache": True})
+    await keys.change(record.id, {"reuse": "within:90s", "allow_no_cache": True}, actor=ADMIN)
     changed = await other_worker.confirm(secret)
-    removed = await keys.change(record.id, {"scope": None, "reuse": None, "allow_no_cache": None})
+    removed = await keys.change(
+        record.id, {"scope": None, "reuse": None, "allow_no_cache": None}, actor=ADMIN
+    )
     plain = await other_worker.confirm(secret)
 
     assert (made.scope, made.reuse, made.allow_no_cache) == ("key", Reuse(no_cache=True), False)
@@ -229,11 +238,13 @@ async def test_unknown_fields_of_a_record_are_kept_and_not_shown(
     async with open_store() as store:
         keys = Keys(store, clock=clock)
         spec = parse_spec({"name": "a", "limits": {"usd_per_day": 1.5}})
-        record, secret = await keys.create(spec)
+        record, secret = await keys.create(spec, actor=ADMIN)
         await add_fields(store, record.id)
 
         key = await keys.authenticate(secret)
-        changed = await keys.change(record.id, {"team": "art", "limits": {"images_per_day": 4}})
+        changed = await keys.change(
+            record.id, {"team": "art", "limits": {"images_per_day": 4}}, actor=ADMIN
+        )
         stored = json.loads(await execute(store, Get(KEYS, record.id)) or b"")
 
     own, everyone = key.principal.subjects
@@ -276,10 +287,10 @@ async def test_the_least_recently_used_key_is_dropped_from_memory(
 ) -> None:
     """The busiest key keeps its hour of trust, however many others come."""
     monkeypatch.setattr("gateway.access.keys.MAX_KNOWN", 3)
-    _, busy = await keys.create(parse_spec({"name": "busy"}))
+    _, busy = await keys.create(parse_spec({"name": "busy"}), actor=ADMIN)
     key = await keys.authenticate(busy)
     keys.mark_confirmed(key)
-    others = [(await keys.create(parse_spec({"name": f"k{n}"})))[1] for n in range(6)]
+    others = [(await keys.create(parse_spec({"name": f"k{n}"}), actor=ADMIN))[1] for n in range(6)]
     for secret in others:
         await keys.authenticate(secret)
         await keys.authenticate(busy)
@@ -293,10 +304,10 @@ async def test_the_least_recently_used_key_is_dropped_from_memory(
 async def test_a_revoked_key_is_listed_for_ninety_days(
     keys: Keys, other_worker: Keys, clock: Clock
 ) -> None:
-    revoked, secret = await keys.create(parse_spec({"name": "a"}))
+    revoked, secret = await keys.create(parse_spec({"name": "a"}), actor=ADMIN)
     await keys.authenticate(secret)
-    await keys.revoke(revoked.id)
-    kept, _ = await keys.create(parse_spec({"name": "a"}))
+    await keys.revoke(revoked.id, actor=ADMIN)
+    kept, _ = await keys.create(parse_spec({"name": "a"}), actor=ADMIN)
     clock.now += 90 * 86_400 - 1
     assert await other_worker.forget_revoked() == 0
     assert {record.id for record in await keys.list_keys()} == {revoked.id, kept.id}
@@ -307,17 +318,19 @@ async def test_a_revoked_key_is_listed_for_ninety_days(
     with pytest.raises(IncorrectKey):
         await other_worker.authenticate(secret)
     with pytest.raises(GatewayError) as refused:
-        await keys.change(revoked.id, {"name": "b"})
+        await keys.change(revoked.id, {"name": "b"}, actor=ADMIN)
     assert refused.value.code == "key_not_found"
 
 
 async def test_an_expired_key_is_never_forgotten_because_it_can_be_extended(
     keys: Keys, clock: Clock
 ) -> None:
-    record, secret = await keys.create(parse_spec({"name": "a", "expires_at": int(clock.now) + 10}))
+    record, secret = await keys.create(
+        parse_spec({"name": "a", "expires_at": int(clock.now) + 10}), actor=ADMIN
+    )
     clock.now += 365 * 86_400
     await keys.forget_revoked()
-    await keys.change(record.id, {"expires_at": None})
+    await keys.change(record.id, {"expires_at": None}, actor=ADMIN)
     assert (await keys.authenticate(secret)).principal.key_name == "a"
 
 
@@ -326,10 +339,10 @@ async def test_the_oldest_keys_that_are_not_revoked_are_learnt(
 ) -> None:
     secrets = {}
     for name in ("a", "b", "revoked", "c"):
-        record, secrets[name] = await keys.create(parse_spec({"name": name}))
+        record, secrets[name] = await keys.create(parse_spec({"name": name}), actor=ADMIN)
         clock.now += 1
         if name == "revoked":
-            await keys.revoke(record.id)
+            await keys.revoke(record.id, actor=ADMIN)
 
     assert [key.name for key in await other_worker.learn(2)] == ["a", "b"]
     known = [name for name, secret in secrets.items() if other_worker.find_known(secret)]

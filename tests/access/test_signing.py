@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from gateway.access.audit import Actor
 from gateway.access.signing import (
     META,
     RECORD,
@@ -29,6 +30,7 @@ from gateway.store.commands import CompareAndSet, Get
 from gateway.store.protocol import Command, Store
 from tests.conftest import OpenStore
 
+ADMIN = Actor("api", "admin")
 PATH = "/images/img-abcdefghijABCDEFGHIJ1234.png"
 DAY = 86_400.0
 NOON = 1_800_000_000.0
@@ -297,7 +299,7 @@ async def test_a_rotation_reaches_other_workers_and_keeps_links_valid(open_store
     async with open_store() as one, open_store() as other:
         rotating, reading = signing(one, clock), signing(other, clock)
         before = await reading.sign(PATH)
-        kid = await rotating.rotate()
+        kid = await rotating.rotate(actor=ADMIN)
         clock.now += 5
         after = await rotating.sign(PATH)
         assert kid_of(after) == kid
@@ -318,7 +320,7 @@ async def test_the_first_links_after_a_rotation_work_at_workers_that_just_read_t
         foreign = KEYS.sign(PATH, expires_at=int(NOON) + 600)
         await rotating.sign(PATH)
         await refusal(foreign, reading)  # reads the store, as anyone can make it do
-        kid = await rotating.rotate()
+        kid = await rotating.rotate(actor=ADMIN)
         for _ in range(24):
             for worker in (rotating, late):
                 assert await reading.verify(await worker.sign(PATH))
@@ -331,7 +333,7 @@ async def test_a_worker_signs_with_a_new_key_within_a_minute(open_store: OpenSto
     async with open_store() as store:
         stale, rotating = signing(store, clock), signing(store, clock)
         await stale.sign(PATH)
-        kid = await rotating.rotate()
+        kid = await rotating.rotate(actor=ADMIN)
         clock.now += 61
         assert kid_of(await stale.sign(PATH)) == kid
 
@@ -340,12 +342,12 @@ async def test_a_link_stays_valid_across_rotations_until_it_expires(open_store: 
     async with open_store() as store:
         stale, rotating = signing(store, clock), signing(store, clock)
         await stale.sign(PATH)
-        await rotating.rotate()
+        await rotating.rotate(actor=ADMIN)
         clock.now += 59  # the last second in which a worker may sign with the old key
         link = await stale.sign(PATH)
         assert kid_of(link) == (await kids(store))[1]
         clock.now = expiry(clock.now, DAY) - 1
-        await rotating.rotate()
+        await rotating.rotate(actor=ADMIN)
         assert await signing(store, clock).verify(link)
         clock.now += 1
         assert await refusal(link, signing(store, clock)) == (403, "link_expired")
@@ -356,16 +358,18 @@ async def test_a_rotation_drops_keys_whose_last_link_has_expired(open_store: Ope
         worker = signing(store, clock)
         await worker.sign(PATH)
         first = await kids(store)
-        second = await worker.rotate()
+        second = await worker.rotate(actor=ADMIN)
         clock.now += 2 * DAY
-        third = await worker.rotate()
+        third = await worker.rotate(actor=ADMIN)
         assert await kids(store) == [third, second]
         assert first[0] not in (second, third)
 
 
 async def test_concurrent_rotations_all_add_a_key(open_store: OpenStore, clock):
     async with open_store() as one, open_store() as other:
-        made = await asyncio.gather(signing(one, clock).rotate(), signing(other, clock).rotate())
+        made = await asyncio.gather(
+            signing(one, clock).rotate(actor=ADMIN), signing(other, clock).rotate(actor=ADMIN)
+        )
         assert set(made) == set((await kids(one))[:2])
 
 
@@ -414,7 +418,7 @@ async def test_while_the_store_is_unavailable_known_keys_sign_and_verify(
         assert await worker.verify(link)
         foreign = KEYS.sign(PATH, expires_at=int(NOON) + 600)
         assert await refusal(foreign, worker) == (503, "store_unavailable")
-        for command in (worker.rotate(), signing(store, clock).sign(PATH)):
+        for command in (worker.rotate(actor=ADMIN), signing(store, clock).sign(PATH)):
             with pytest.raises(StoreUnavailable):
                 await command
         store.is_unavailable = False
@@ -436,7 +440,7 @@ async def test_keys_of_the_settings_never_read_the_store(open_store: OpenStore, 
             "link_invalid",
         )
         with pytest.raises(GatewayError, match="GATEWAY_SIGNING_KEYS") as error:
-            await worker.rotate()
+            await worker.rotate(actor=ADMIN)
         assert error.value.status == 409
         assert store.commands == []
 
@@ -445,13 +449,13 @@ async def test_a_rotation_that_always_conflicts_gives_up(open_store: OpenStore, 
     class Contested(CountingStore):
         async def execute(self, commands):
             if any(isinstance(command, CompareAndSet) for command in commands):
-                await signing(self._store, clock).rotate()
+                await signing(self._store, clock).rotate(actor=ADMIN)
             return await super().execute(commands)
 
     async with open_store() as store:
         await signing(store, clock).sign(PATH)
         with pytest.raises(GatewayError, match="try again") as error:
-            await signing(Contested(store), clock).rotate()
+            await signing(Contested(store), clock).rotate(actor=ADMIN)
         assert error.value.status == 503
 
 

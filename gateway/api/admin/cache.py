@@ -7,10 +7,10 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.api.admin.requests import invalid_value, read_parameters
+from gateway.api.admin.requests import invalid_value, read_actor, read_parameters
 from gateway.api.http.json import json_response
 from gateway.api.services import SERVICES
-from gateway.cache.invalidation import Invalidation
+from gateway.cache.invalidation import Invalidation, shown_image
 from gateway.cache.purges import Purge
 from gateway.errors import ErrorCode, InvalidRequest
 
@@ -44,10 +44,13 @@ async def purge(request: web.Request) -> web.Response:
     if name == "all":
         if value is not True:
             raise invalid_value("all", 'true: {"all": true}')
-        return _progress(await invalidation.purge_all())
-    if not isinstance(value, str) or not value:
+        purged = await invalidation.purge_all()
+    elif not isinstance(value, str) or not value:
         raise invalid_value(name, "a string")
-    return _progress(await _PURGES[name](invalidation, value))
+    else:
+        purged = await _PURGES[name](invalidation, value)
+    purged_object = name if name == "all" else f"{name}:{value}"
+    return await _audited(request, "cache.purge", purged_object, purged)
 
 
 async def take_down(request: web.Request) -> web.Response:
@@ -59,13 +62,25 @@ async def take_down(request: web.Request) -> web.Response:
     if not isinstance(prompt, bool | None):
         raise invalid_value("prompt", "true or false")
     invalidation = request.app[SERVICES].cache.invalidation
-    return _progress(await invalidation.take_down(image, with_prompt=bool(prompt)))
+    taken_down = await invalidation.take_down(image, with_prompt=bool(prompt))
+    taken_object = f"image:{shown_image(image)}"
+    return await _audited(request, "cache.takedown", taken_object, taken_down, prompt=bool(prompt))
 
 
 async def purge_progress(request: web.Request) -> web.Response:
     """`GET /admin/cache/purges/{id}`: how far a purge of the last days is."""
     purge = await request.app[SERVICES].cache.purges.find(request.match_info["id"])
     return json_response(purge.public())
+
+
+async def _audited(
+    request: web.Request, action: str, named: str, purge: Purge, **more: bool
+) -> web.Response:
+    """The response to a purge or take-down, which is in the audit now."""
+    # Afterwards: what failed is no event. Both can be repeated if the audit cannot be written.
+    after = {"purge": purge.id, "images": purge.images, **more}
+    await request.app[SERVICES].audit.note(read_actor(request), action, named, after)
+    return _progress(purge)
 
 
 def _progress(purge: Purge) -> web.Response:

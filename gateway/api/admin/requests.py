@@ -7,6 +7,8 @@ from functools import partial
 
 from aiohttp import hdrs, web
 
+from gateway.access.audit import Actor, parse_past_time
+from gateway.api.exchange import EXCHANGE
 from gateway.api.http.body import read_body
 from gateway.api.services import SERVICES
 from gateway.errors import MAX_ECHO, ErrorCode, InvalidRequest
@@ -35,6 +37,32 @@ async def read_parameters(request: web.Request, known: Collection[str]) -> dict[
                 code=ErrorCode.UNKNOWN_PARAMETER,
             )
     return parameters
+
+
+def read_limit(request: web.Request, largest: int) -> int | None:
+    """The `limit` of a list; None without one."""
+    limit = request.query.get("limit")
+    if limit is None:
+        return None
+    if not (limit.isascii() and limit.isdecimal() and 0 < int(limit[:9]) <= largest):
+        raise invalid_value("limit", f"a whole number from 1 to {largest}")
+    return int(limit)
+
+
+def read_time(request: web.Request, name: str, *, now: float) -> float | None:
+    """A time in the query as Unix seconds; None without one."""
+    text = request.query.get(name)
+    if text is None:
+        return None
+    try:
+        return parse_past_time(text, now=now)
+    except ValueError as error:
+        raise invalid_value(name, f"{error}, but got '{text[:MAX_ECHO]}'") from None
+
+
+def read_actor(request: web.Request) -> Actor:
+    """Who changes something, for the audit."""
+    return Actor("api", "admin", request[EXCHANGE].client_address or None)
 
 
 def invalid_value(name: str, expected: str) -> InvalidRequest:

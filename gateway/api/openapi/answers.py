@@ -231,6 +231,25 @@ ANSWERS: Final[Mapping[str, Schema]] = {
             "model": _TEXT,
         }
     ),
+    "AuditEvents": _object(
+        {
+            "data": {"type": "array", "items": reference("AuditEvent")},
+            "has_more": {"type": "boolean"},
+        }
+    ),
+    "AuditEvent": _object(
+        {
+            "id": _TEXT,
+            "time": {"type": "number", "description": "Unix seconds."},
+            "action": {"type": "string", "examples": ["key.change"]},
+            "object": {"type": "string", "examples": ["key:alice"]},
+            "via": {"enum": ["api", "cli", "file"]},
+            "by": _TEXT,
+            "address": _TEXT_OR_NULL,
+            "before": {"type": ["object", "null"], "description": "The changed fields."},
+            "after": {"type": ["object", "null"], "description": "The same, as they are now."},
+        }
+    ),
     "CacheStatistics": _object(
         {"images": _COUNT, "bytes": _COUNT, "total_bytes": {"type": ["integer", "null"]}}
     ),

@@ -327,12 +327,33 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         body=Content(schema="KeyChanges", examples={"vary": {"value": {"parallel": "vary"}}}),
         errors=(*_ADMIN_ERRORS, 404, 409),
     ),
+    "admin_key_rotate": Operation(
+        "Give a key a new secret",
+        "admin",
+        _ok("CreatedKey", "The key, with its new secret.", status=201),
+        credential="admin",
+        body=Content(schema="Rotation", examples={"day": {"value": {"overlap": "24h"}}}),
+        errors=(*_ADMIN_ERRORS, 404, 409),
+    ),
     "admin_key.revoke": Operation(
         "Revoke a key",
         "admin",
         {204: Success("The key is revoked.")},
         credential="admin",
         errors=(*_READ_ERRORS, 404, 409),
+    ),
+    "admin_audit": Operation(
+        "List changes of keys, teams and limits, purges and take-downs, newest first",
+        "admin",
+        _ok("AuditEvents", "The events."),
+        credential="admin",
+        parameters=(
+            _query("since", "From when on: `30d` before now, a date in UTC, Unix seconds.", _TEXT),
+            _query("until", "Before when, written the same way.", _TEXT),
+            _query("limit", "At most so many.", {"type": "integer", "minimum": 1, "maximum": 1000}),
+            _query("after", "The id of the last event of the previous page.", _TEXT),
+        ),
+        errors=(400, *_READ_ERRORS),
     ),
     "admin_cache": Operation(
         "Show the size of the cache",

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.access.key_records import KeyRecord, KeySpec
+from gateway.access.labels import MAX_LABEL_CHARACTERS, MAX_LABELS
+from gateway.access.labels import NAME as LABEL_NAME
 from gateway.catalog import (
     SIZE,
     BooleanSpec,
@@ -181,11 +183,31 @@ def key_schemas() -> dict[str, Schema]:
         "properties": {name: _limit(limit) for name, limit in LIMITS.items()},
         "additionalProperties": False,
     }
+    fields["labels"] = {
+        "description": "In the records of its requests. In a change, null removes one.",
+        "type": ["object", "null"],
+        "maxProperties": MAX_LABELS,
+        "propertyNames": {"pattern": f"^{LABEL_NAME.pattern}$"},
+        "additionalProperties": {
+            "type": ["string", "null"],
+            "minLength": 1,
+            "maxLength": MAX_LABEL_CHARACTERS,
+        },
+    }
     fields["expires_at"] = {
         "description": "Unix seconds, or the time from now, such as `30d`.",
         "anyOf": [fields["expires_at"], {"type": "string"}],
     }
     shown = _pydantic_properties(KeyRecord, without=("secrets",))
+    shown["last_used_at"] = {
+        "description": "Unix seconds of the minute of its last use, in lists.",
+        "type": "integer",
+    }
+    shown["former_secrets_expire_at"] = {
+        "description": "Unix seconds at which secrets that were replaced stop working.",
+        "type": "array",
+        "items": {"type": "integer"},
+    }
     shown["limits"] = {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}}
     new: Schema = {
         "type": "object",
@@ -199,6 +221,16 @@ def key_schemas() -> dict[str, Schema]:
             "description": "The given fields are merged. Null removes a field, or one limit.",
             "type": "object",
             "properties": fields,
+            "additionalProperties": False,
+        },
+        "Rotation": {
+            "type": "object",
+            "properties": {
+                "overlap": {
+                    "description": "How long the former secret still works: seconds, or `24h`.",
+                    "type": ["string", "number", "null"],
+                }
+            },
             "additionalProperties": False,
         },
         "Key": {

@@ -6,7 +6,7 @@ Every key starts with one prefix, `igw:` by default:
 |---|---|---|---|
 | `igw:schema` | string | the schema version | none |
 | `igw:{books}:records:<space>` | hash | records by name: `keys`, `secrets`, `names`, \
-`revoked_keys`, `purges` (markers), `upstreams` (the last failures), … | none |
+`revoked_keys`, `purges` (markers), `upstreams` (the last failures), `audit:<yyyy-mm>`, … | none |
 | `igw:{books}:bucket:<subject>:<unit>` | hash | `level` and `at` of a token bucket | 2 minutes |
 | `igw:{books}:window:<subject>:day:<yyyy-mm-dd>`, `…:week:<yyyy>-W<ww>`, `…:month:<yyyy-mm>` \
 | hash | `<unit>:spent`, `<unit>:reserved` | 7 days after the window |
@@ -33,7 +33,8 @@ removed as a whole |
 with it |
 | `igw:{books}:totals-periods:<kind>` | sorted set | the periods of a kind by their end | none |
 | `igw:{books}:totals-checkpoint` | string | how far the ledger is folded into totals | none |
-| `igw:value:<space>:<name>` | string | a value | as set |
+| `igw:value:<space>:<name>` | string | a value; of the space `key_uses` the last use of a key \
+| as set |
 | `igw:set:<space>:<name>` | set | the members of a set | the longest requested |
 | `igw:{bounded}:<space>:<name>` | sorted set | the members of a bounded set by expiry | that of \
 the last member |

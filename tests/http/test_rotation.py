@@ -1,0 +1,58 @@
+"""Rotated secrets over HTTP: they hold in every worker from the next request on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.gateways import Client, InProcess
+from tests.http.conftest import OpenGateway
+
+
+async def rotated(client: Client, *body: object) -> Client:
+    reply = await client.admin("POST", f"/admin/keys/{client.key_id}/rotate", *body)
+    assert reply.status == 201, reply.body
+    assert reply.json["id"] == client.key_id
+    return replace(client, secret=reply.json["key"])
+
+
+async def statuses(*clients: Client) -> list[int]:
+    return [(await client.ask("rotation")).status for client in clients]
+
+
+async def test_a_rotation_holds_on_every_gateway_for_the_next_request(
+    open_gateway: OpenGateway,
+) -> None:
+    async with open_gateway() as here, open_gateway() as there:
+        first = await here.client.with_key("alice")
+        elsewhere = replace(first, url=there.client.url)
+        assert await statuses(first, elsewhere) == [200, 200]
+        second = await rotated(first, {"overlap": "24h"})
+        assert await statuses(first, elsewhere, second) == [200] * 3
+        third = await rotated(first)
+        new_elsewhere = replace(third, url=there.client.url)
+        assert await statuses(first, elsewhere, second) == [401] * 3
+        assert await statuses(third, new_elsewhere) == [200, 200]
+        assert (await elsewhere.send("GET", "/v1/models")).status == 401
+        assert {record.key_id for record in await here.ledger()} == {first.key_id}
+
+
+async def test_a_wrong_rotation_is_refused_and_changes_nothing(embedded: InProcess) -> None:
+    alice = await embedded.client.with_key("alice")
+    path = f"/admin/keys/{alice.key_id}/rotate"
+    for body, param in (
+        ({"overlap": "1y"}, "overlap"),
+        ({"overlap": -1}, "overlap"),
+        ({"overlap": ""}, "overlap"),
+        ({"overlaps": "1d"}, "overlaps"),
+    ):
+        refused = await alice.admin("POST", path, body)
+        assert (refused.status, refused.error["param"]) == (400, param)
+    assert (await alice.admin("POST", "/admin/keys/key_none/rotate")).status == 404
+    assert (await alice.send("POST", path)).status == 401
+    assert await statuses(alice) == [200]
+
+
+async def test_a_null_overlap_is_none(embedded: InProcess) -> None:
+    alice = await embedded.client.with_key("alice")
+    await rotated(alice, {"overlap": None})
+    assert await statuses(alice) == [401]
