@@ -146,30 +146,25 @@ class FocusExport:
         yield self._charges(corrections, is_correction=True)
 
     def _charges(self, groups: _Groups, *, is_correction: bool = False) -> Iterator[Charge]:
-        for (starts_at, row), amounts in sorted(groups.items()):
+        # Day by day: sorting all groups at once would take tens of milliseconds.
+        by_day: dict[float, list[str]] = {}
+        for starts_at, row in groups:
+            by_day.setdefault(starts_at, []).append(row)
+        for starts_at in sorted(by_day):
             ends_at = self._calendar.day_at(starts_at).ends_at
-            yield Charge(
-                starts_at,
-                ends_at,
-                orjson.loads(row),
-                decode_sums(amounts),
-                is_correction=is_correction,
-            )
+            for row in sorted(by_day[starts_at]):
+                sums = decode_sums(groups[starts_at, row])
+                dimensions = orjson.loads(row)
+                yield Charge(starts_at, ends_at, dimensions, sums, is_correction=is_correction)
 
     async def _read_days(self, first: int, last: int) -> _Groups:
         """The totals of days. Raises `TooManyGroups`, unless it is one day."""
-        rows: dict[str, str] = {}
-
-        def group_of(starts_at: float, row: str) -> _Group:
-            if row not in rows:
-                rows[row] = _without_outcome(row)
-            return starts_at, rows[row]
-
         return await self._totals.add_up(
             first,
             last + 1,
             bucket="day_in_zone",
-            group_of=group_of,
+            group_of=_without_outcome,
+            begin_of=float,
             max_groups=None if first == last else MAX_GROUPS,
         )
 

@@ -356,8 +356,8 @@ async def test_few_reports_read_at_once_some_wait_and_further_ones_are_refused(
 async def test_a_month_of_a_million_requests_is_reported_within_a_second(store: Store) -> None:
     """Of 100 keys with 10 rows a day each, as the totals have them."""
     reports, _ = reports_of(store)
-    series, checkpoint, count = Series("day", "UTC"), "", 0
-    for day, key in itertools.product(range(30), range(100)):
+    series, checkpoint = Series("day", "UTC"), ""
+    for count, (day, key) in enumerate(itertools.product(range(30), range(100))):
         period, slot = series.place(NOW - day * DAY)
         rows = [
             json.dumps({"key_id": f"k{key}", "team": f"t{key % 7}", "model": f"m{m}"})
@@ -365,9 +365,9 @@ async def test_a_month_of_a_million_requests_is_reported_within_a_second(store: 
         ]
         sums = {"r": 34, "b": 34, "c": 1_000_000, "ti": 300, "io": 34_000, "k_io": 1_000_000}
         increments = tuple(Increment(period, slot, f"k{key}", r, "other", sums) for r in rows)
-        count += 1
-        assert await execute(store, FoldTotals(checkpoint, f"2026-01-01/{count:09}", increments))
-        checkpoint = f"2026-01-01/{count:09}"
+        position = f"2026-01-01/{count:09}"
+        assert await execute(store, FoldTotals(checkpoint, position, increments))
+        checkpoint = position
     begin = time.perf_counter()
     found = await reports.run(query(since=NOW // DAY * DAY - 29 * DAY, group_by=("team",)))
     assert time.perf_counter() - begin < 1

@@ -20,10 +20,12 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from gateway.billing import reports as module
 from gateway.billing.focus import Charge
 from gateway.billing.record_amounts import Sums
 from gateway.errors import StoreUnavailable
 from gateway.images import Record
+from tests.billing.test_totals import append, bought
 from tests.gateways import ADMIN_TOKEN, Client, InProcess
 from tests.http.conftest import OpenGateway
 
@@ -168,6 +170,31 @@ async def test_the_package_reads_all_pages_with_their_empty_buckets(gateway: InP
     assert not any(bucket.results for bucket in buckets[:-1])
     value = sum(found.amount.value for found in buckets[-1].results)
     assert round(value, 6) == usd(records)
+
+
+async def test_a_page_with_too_many_rows_has_fewer_buckets(
+    embedded: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_ROWS", 3)
+    days = [today() - day * DAY for day in range(10)]
+    records = [bought(time=day + 5, key_id=f"k{key}") for day in days for key in (1, 2)]
+    await append(embedded.gateway.store, records)
+    found: list[Any] = []
+    pages, token = 0, {}
+    async with reports(embedded.client) as usage:
+        while token is not None:
+            page = await usage.images(
+                start_time=days[-1], limit=31, group_by=["api_key_id"], **token
+            )
+            pages += 1
+            found += [one for bucket in page.data for one in bucket.results]
+            token = {"page": page.next_page} if page.has_more else None
+        monkeypatch.setattr(module, "MAX_ROWS", 1)
+        with pytest.raises(openai.BadRequestError) as raised:
+            await usage.images(start_time=today(), group_by=["api_key_id"])
+    assert sum(one.images for one in found) == len(records)
+    assert pages == len(days)
+    assert raised.value.param == "group_by"
 
 
 async def test_a_page_token_of_another_query_is_an_error_of_the_package(

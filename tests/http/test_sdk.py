@@ -548,6 +548,42 @@ async def use_up_the_rate(client: Client) -> None:
         pass
 
 
+async def test_a_budget_that_was_spent_is_refused_once(shared: Shared) -> None:
+    """By purchases of the package itself, with its own number of retries."""
+    given: dict[str, Any] = {"model": "dall-e-2", "size": "1024x1024"}
+    client = await shared.gateway.client.with_key("spender", limits={"usd_per_day": 0.05})
+    for number in (1, 2):  # $0.02 each
+        await generate(client, prompt=f"an affordable otter {number}", **given)
+
+    error = await error_of(client, prompt="an otter too many", **given)
+
+    assert (error.status_code, error.code) == (429, "insufficient_quota")
+    assert error.response.headers["x-should-retry"] == "false"
+    assert await shared.count_requests("spender") == 3
+    assert await shared.sent("an otter too many") == []
+
+
+async def test_the_package_waits_until_it_may_buy_an_image_again(shared: Shared) -> None:
+    client = await shared.gateway.client.with_key("hungry", limits={"images_per_minute": 30})
+    await client.ask("thirty otters", model="dall-e-2", n=10)
+    await client.ask("twenty otters", model="dall-e-2", n=10)
+    given: dict[str, Any] = {"model": "dall-e-2", "response_format": "b64_json"}
+
+    async with sdk(client) as opened:
+        retries, number = 0, 0
+        while not retries:  # on a busy machine there may be an image left
+            while (await client.ask(f"another otter {number}", **given)).status == 200:
+                number += 1
+            raw = await opened.images.with_raw_response.generate(
+                prompt=f"another otter {number}", **given
+            )
+            retries, number = raw.retries_taken, number + 1
+
+    assert retries == 1
+    assert decoded(raw.parse()).format == "PNG"
+    assert len(await shared.sent(f"another otter {number - 1}")) == 1
+
+
 async def test_a_request_larger_than_its_limit_is_not_retried(shared: Shared) -> None:
     limits = {"images_per_minute": 3}
     client = await shared.gateway.client.with_key("greedy", limits=limits)

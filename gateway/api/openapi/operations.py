@@ -388,7 +388,13 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "admin_usage": Operation(
         "Show the usage of all keys",
         "admin",
-        {200: Success("Usage.", (*_json("UsageReport"), Content("text/csv")))},
+        {
+            200: Success(
+                "Usage.",
+                (*_json("UsageReport"), Content("text/csv")),
+                (*COMMON_HEADERS, "Content-Disposition"),
+            )
+        },
         credential="admin",
         parameters=(
             *_USAGE_PARAMETERS,
