@@ -22,6 +22,8 @@ from pydantic import (
     field_validator,
 )
 
+from gateway.access.labels import parse_labels
+from gateway.access.user_header import parse_user_header
 from gateway.errors import MAX_ECHO, ErrorCode, InvalidRequest
 from gateway.images import Reuse
 from gateway.limits import LIMITS, MICROS_PER_USD
@@ -103,6 +105,8 @@ class KeyRecord(BaseModel):
     parallel: Parallel | None = None
     hits_report_usage: bool | None = None
     allow_no_cache: bool | None = None
+    user_header: str | None = None
+    labels: Mapping[str, str] | None = None
     created_at: int
     expires_at: int | None = None
     revoked_at: int | None = None
@@ -144,7 +148,7 @@ class KeyRecord(BaseModel):
     ) -> KeyRecord:
         """The record with `changes`, checked as a whole like a new one. Raises `InvalidRequest`.
 
-        None removes a field, or one of the limits.
+        None removes a field, one of the limits, or one of the labels.
         """
         limits = changes.get("limits", {})
         # Limits of a newer gateway cannot be checked here, and stay as they are.
@@ -154,6 +158,8 @@ class KeyRecord(BaseModel):
             changes = {**changes, "limits": {**known, **limits}}
         elif limits is None:
             changes, unknown = {**changes, "limits": {}}, {}
+        if isinstance(labels := changes.get("labels"), Mapping):
+            changes = {**changes, "labels": {**(self.labels or {}), **labels}}
         fields = self.model_dump(include=set(KeySpec.model_fields) - {"limits"})
         # `KeySpec` is strict: it takes the list of a JSON body, not the tuple of a record.
         fields["models"] = list(self.models) if self.models is not None else None
@@ -177,6 +183,8 @@ class KeySpec(BaseModel):
     parallel: Parallel | None = None
     hits_report_usage: bool | None = None
     allow_no_cache: bool | None = None
+    user_header: str | None = None
+    labels: Mapping[str, Any] | None = None
     expires_at: Annotated[int, Field(gt=0, le=MAX_SECONDS)] | None = None
 
     @field_validator("limits", mode="after")
@@ -197,6 +205,16 @@ class KeySpec(BaseModel):
             raise ValueError(f"Invalid 'reuse': {error}.") from None
         return reuse
 
+    @field_validator("user_header", mode="after")
+    @classmethod
+    def _check_user_header(cls, name: str | None) -> str | None:
+        return None if name is None else parse_user_header(name)
+
+    @field_validator("labels", mode="after")
+    @classmethod
+    def _parse_labels(cls, labels: Mapping[str, Any] | None) -> Mapping[str, str] | None:
+        return None if labels is None else parse_labels(labels)
+
     def record_fields(self) -> dict[str, Any]:
         """The fields of a `KeyRecord` that follow from this."""
         return {
@@ -210,6 +228,8 @@ class KeySpec(BaseModel):
             "parallel": self.parallel,
             "hits_report_usage": self.hits_report_usage,
             "allow_no_cache": self.allow_no_cache,
+            "user_header": self.user_header,
+            "labels": dict(self.labels) if self.labels else None,
             "expires_at": self.expires_at,
         }
 

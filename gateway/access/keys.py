@@ -93,6 +93,8 @@ class Key:
     expires_at: float | None
     hits_report_usage: bool = True
     """Whether answers show the usage of images that cost this key nothing; else zeros."""
+    user_header: str | None = None
+    """The header that names the user in the ledger if the body does not."""
 
 
 class KeyName(NamedTuple):
@@ -421,6 +423,7 @@ def _known_key(data: bytes, secret_hash: str, *, generation: bytes) -> _KnownKey
                     Expected(KEYS, record.id, data),
                     Expected(ACCESS, GENERATION, generation),
                 ),
+                labels=dict(record.labels or {}),
             ),
             models=None if record.models is None else frozenset(record.models),
             validation=record.validation,
@@ -430,6 +433,7 @@ def _known_key(data: bytes, secret_hash: str, *, generation: bytes) -> _KnownKey
             parallel=record.parallel or "share",
             expires_at=record.expires_at,
             hits_report_usage=record.hits_report_usage is not False,
+            user_header=record.user_header,
         ),
         ends_at=ends_at if matching and record.revoked_at is None else 0.0,
     )

@@ -291,7 +291,14 @@ def _count_of(append: Append) -> int:
 def _count(refused: _Refused) -> Refusals:
     """The refusals as the store counts them."""
     record = refused.first.but(
-        user=None, size=None, quality=None, n=None, prompt_hmac=None, fingerprint=None, count=None
+        user=None,
+        size=None,
+        quality=None,
+        n=None,
+        prompt_hmac=None,
+        fingerprint=None,
+        tags=(),
+        count=None,
     )
     return Refusals(
         record.key_id,

@@ -32,6 +32,10 @@ _OPTIONS: Final = (
                  "from the cache report the usage of their purchase (the default)."),
     click.option("--allow-no-cache/--deny-no-cache", default=None, help="Whether no-cache and "
                  "max-age in its requests have an effect (the default)."),
+    click.option("--user-header", metavar="HEADER", help="A header that names the user in the "
+                 "ledger if the body does not, such as X-OpenWebUI-User-Email."),
+    click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="For reports, such "
+                 "as cost_center=4711; may be repeated."),
     click.option("--expires", "expires_at", metavar="WHEN", help="A duration from now such as 30d "
                  "or 12h, or Unix seconds."),
 )  # fmt: skip
@@ -40,7 +44,12 @@ _OPTIONS: Final = (
 CLEARABLE: Final = (*(name for name in KeySpec.model_fields if name != "name"), *LIMITS)
 """What `--clear` removes: a field, or one limit."""
 
-_ALIASES: Final = {"model": "models", "limit": "limits", "expires": "expires_at"}
+_ALIASES: Final = {
+    "model": "models",
+    "limit": "limits",
+    "label": "labels",
+    "expires": "expires_at",
+}
 
 
 def key_options(command: F) -> F:
@@ -57,6 +66,8 @@ def key_fields(options: Mapping[str, Any]) -> dict[str, Any]:
         fields["models"] = list(fields["models"])
     if "limits" in fields:
         fields["limits"] = _parse_limits(fields["limits"])
+    if "labels" in fields:
+        fields["labels"] = _parse_pairs(fields["labels"], option="--label")
     return fields
 
 
@@ -65,9 +76,9 @@ def cleared_fields(names: Sequence[str], fields: Mapping[str, Any]) -> tuple[set
     cleared = {_clearable(name) for name in names}
     limits = cleared & LIMITS.keys()
     for name in cleared:
-        # `limits` may be both: then the given ones replace all others.
+        # `limits` and `labels` may be both: then the given ones replace all others.
         is_set = name in fields.get("limits", {}) if name in limits else name in fields
-        if is_set and name != "limits":
+        if is_set and name not in ("limits", "labels"):
             raise click.UsageError(f"'{name}' is both set and cleared.")
     return cleared - limits, limits
 
@@ -86,12 +97,19 @@ def _clearable(name: str) -> str:
 
 def _parse_limits(limits: Sequence[str]) -> dict[str, Any]:
     parsed: dict[str, Any] = {}
-    for limit in limits:
-        name, separator, value = limit.partition("=")
-        if not separator:
-            raise click.BadParameter(f"'{limit}' is not NAME=VALUE", param_hint="--limit")
+    for name, value in _parse_pairs(limits, option="--limit").items():
         try:
             parsed[name] = Decimal(value)
         except InvalidOperation:
             parsed[name] = value  # is refused later, with the limit's own message
+    return parsed
+
+
+def _parse_pairs(pairs: Sequence[str], *, option: str) -> dict[str, str]:
+    parsed: dict[str, str] = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator:
+            raise click.BadParameter(f"'{pair}' is not NAME=VALUE", param_hint=option)
+        parsed[name] = value
     return parsed

@@ -78,7 +78,7 @@ def show_key(name_or_id: str, config: Path | None, output_format: str) -> None:
 @key_options
 @click.option("--clear", multiple=True, metavar="FIELD", help="Removes a field or one limit, so "
               "that the default holds; may be repeated. One of: "
-              f"{', '.join(CLEARABLE)}.")  # fmt: skip
+              f"{', '.join(CLEARABLE)}, label:NAME.")  # fmt: skip
 @config_option
 @format_option
 def set_key(
@@ -87,10 +87,15 @@ def set_key(
     """Changes a key, in every worker from the next request on.
 
     Other fields stay as they are. --model replaces all models of the key, --limit adds or changes
-    one limit. An expired key can be changed too: --expires or --clear expires_at renews it.
+    one limit, --label one label. An expired key can be changed too: --expires or --clear expires_at
+    renews it.
     """
     fields = key_fields(options)
+    labels = {name.partition(":")[2] for name in clear if name.startswith("label:")}
+    clear = tuple(name for name in clear if not name.startswith("label:"))
     cleared, cleared_limits = cleared_fields(clear, fields)
+    if labels:
+        fields["labels"] = fields.get("labels", {}) | dict.fromkeys(labels)
     if not fields and not clear:
         raise click.UsageError("Name at least one field to change, such as --limit or --clear.")
     if "limits" not in cleared and cleared_limits:
@@ -167,6 +172,8 @@ async def _set(
         if "limits" in cleared and "limits" in fields:
             former = dict.fromkeys(name for name in record.limits if name in LIMITS)
             changes["limits"] = {**former, **fields["limits"]}
+        if "labels" in cleared and "labels" in fields:
+            changes["labels"] = {**dict.fromkeys(record.labels or {}), **fields["labels"]}
         return await keys.change(record.id, changes)
 
 

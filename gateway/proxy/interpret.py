@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from gateway.access.key_records import Scope, Validation
 from gateway.access.keys import Key
 from gateway.access.policy import Policy
+from gateway.access.user_header import read_user_header
 from gateway.billing.ledger import Ledger
 from gateway.cache.transcoding import TranscodingTarget
 from gateway.catalog import Catalog, Model
@@ -115,7 +116,10 @@ class Interpreter:
         headers = _NO_HEADERS
         if has_request_headers(context.headers):
             headers = parse_request_headers(context.headers.items())
-        context.record = context.record.but(**recorded)
+        context.record = context.record.but(**recorded, tags=headers.tags)
+        if context.key.user_header is not None and context.record.user is None:
+            named = read_user_header(context.key.user_header, context.headers.items())
+            context.record = context.record.but(user=named and named[:MAX_USER])
         request = at_variation(query.request, headers.variation or 0)
         _check_combination(request, headers)
         if headers is _NO_HEADERS:

@@ -27,6 +27,11 @@ OPTIONS: dict[str, tuple[list[str], Any]] = {
     "parallel": (["--parallel", "vary"], "vary"),
     "hits_report_usage": (["--no-hits-report-usage"], False),
     "allow_no_cache": (["--deny-no-cache"], False),
+    "user_header": (["--user-header", "X-User-Email"], "X-User-Email"),
+    "labels": (
+        ["--label", "cost_center=4711", "--label", "env=a=b"],
+        {"cost_center": "4711", "env": "a=b"},
+    ),
     "expires_at": (["--expires", "4102444800"], 4_102_444_800),
 }
 """How each field is set, and its value."""
@@ -87,6 +92,19 @@ def test_limits_are_added_changed_removed_and_replaced(run_here: RunHere):
     assert show(run_here)["limits"] == {"images_per_day": 0, "tokens_per_day": 9}
     run_here("keys", "set", "alice", "--clear", "limits", "--limit", "usd_per_week=3")
     assert show(run_here)["limits"] == {"usd_per_week": 3}
+
+
+def test_labels_are_added_changed_removed_and_replaced(run_here: RunHere):
+    run_here("keys", "add", "alice", "--label", "cost_center=4711", "--label", "env=test")
+    run_here("keys", "set", "alice", "--label", "env=live", "--label", "owner=Ann B.")
+    assert show(run_here)["labels"] == {"cost_center": "4711", "env": "live", "owner": "Ann B."}
+    assert run_here("keys", "set", "alice", "--clear", "label:env").exit_code == 0
+    assert show(run_here)["labels"] == {"cost_center": "4711", "owner": "Ann B."}
+    run_here("keys", "set", "alice", "--clear", "labels", "--label", "a=b")
+    assert show(run_here)["labels"] == {"a": "b"}
+    assert "a=b" in run_here("keys", "list").stdout
+    run_here("keys", "set", "alice", "--clear", "labels")
+    assert "labels" not in show(run_here)
 
 
 def test_a_key_is_found_by_name_and_id_and_keeps_its_id_when_renamed(run_here: RunHere):
@@ -158,6 +176,11 @@ INVALID = [
     (["--limit", "requests_per_minute=1e309"], 1, "is too large: 1E+309."),
     (["--expires", "1e12"], 1, "but got '1e12'"),
     (["--expires", "99999999d"], 1, "less than or equal"),
+    (["--label", "cost_center"], 2, "is not NAME=VALUE"),
+    (["--label", "cost center=1"], 1, "Invalid label 'cost center'"),
+    (["--label", "cost_center="], 1, "1 to 128 printable characters"),
+    (["--user-header", "Authorization"], 1, "carries a credential"),
+    (["--user-header", "a b"], 1, "expected a header's name"),
 ]
 """Words of `set`, the exit status, and what the message says."""
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.access.key_records import KeyRecord, KeySpec
+from gateway.access.labels import MAX_LABEL_CHARACTERS, MAX_LABELS
+from gateway.access.labels import NAME as LABEL_NAME
 from gateway.catalog import (
     SIZE,
     BooleanSpec,
@@ -180,6 +182,17 @@ def key_schemas() -> dict[str, Schema]:
         "type": ["object", "null"],
         "properties": {name: _limit(limit) for name, limit in LIMITS.items()},
         "additionalProperties": False,
+    }
+    fields["labels"] = {
+        "description": "In the records of its requests. In a change, null removes one.",
+        "type": ["object", "null"],
+        "maxProperties": MAX_LABELS,
+        "propertyNames": {"pattern": f"^{LABEL_NAME.pattern}$"},
+        "additionalProperties": {
+            "type": ["string", "null"],
+            "minLength": 1,
+            "maxLength": MAX_LABEL_CHARACTERS,
+        },
     }
     fields["expires_at"] = {
         "description": "Unix seconds, or the time from now, such as `30d`.",

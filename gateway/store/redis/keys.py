@@ -6,7 +6,7 @@ Every key starts with one prefix, `igw:` by default:
 |---|---|---|---|
 | `igw:schema` | string | the schema version | none |
 | `igw:{books}:records:<space>` | hash | records by name: `keys`, `secrets`, `names`, \
-`revoked_keys`, `purges` (markers), `upstreams` (the last failures), … | none |
+`revoked_keys`, `purges` (markers), `upstreams` (the last failures), `audit:<yyyy-mm>`, … | none |
 | `igw:{books}:bucket:<subject>:<unit>` | hash | `level` and `at` of a token bucket | 2 minutes |
 | `igw:{books}:window:<subject>:day:<yyyy-mm-dd>`, `…:week:<yyyy>-W<ww>`, `…:month:<yyyy-mm>` \
 | hash | `<unit>:spent`, `<unit>:reserved` | 7 days after the window |
