@@ -21,9 +21,13 @@ from zoneinfo import ZoneInfo
 from gateway.access.attempts import Attempts
 from gateway.access.keys import Keys
 from gateway.access.policy import CurrentPolicy, Policy, PolicySource
+from gateway.access.revoked_secrets import RevokedSecrets
 from gateway.access.signing import Signing
+from gateway.access.watched import list_watched
 from gateway.api.open_requests import OpenRequests
 from gateway.api.services import Health, Services
+from gateway.billing.alert_watch import AlertWatch
+from gateway.billing.alerts import Alerts
 from gateway.billing.ledger import Ledger
 from gateway.billing.scopes import RunningTotals
 from gateway.billing.totals import Totals
@@ -72,6 +76,7 @@ from gateway.room_settings import (
     ledger_settings,
     longest_link_seconds,
     purchase_settings,
+    sender_settings,
     tls_files,
     totals_settings,
 )
@@ -85,6 +90,8 @@ from gateway.store.wrappers import EvictingStore, InstrumentedStore, LimitedStor
 from gateway.tasks import OwnedTasks, SerialThread
 from gateway.upstream.client import UpstreamClient, open_client
 from gateway.upstream.fetch import FetchSettings, LinkFetcher, open_link_fetcher
+from gateway.webhooks.outbox import Outbox
+from gateway.webhooks.sender import GuardedHttp, Sender, open_http
 
 DATABASE: Final = "gateway.sqlite"
 BLOBS_FOLDER: Final = "blobs"
@@ -235,6 +242,8 @@ class Gateway:
     recovery: Recovery
     ledger: Ledger
     totals: Totals
+    outbox: Outbox
+    sender: Sender
     policy: CurrentPolicy
     worker: str
     """This worker's name in the store, never used twice."""
@@ -274,6 +283,7 @@ async def open_gateway(
         client = await stack.enter_async_context(
             open_client(client_settings(settings), observer=metrics.upstream)
         )
+        http = await stack.enter_async_context(open_http(sender_settings(settings)))
         gateway = wire_gateway(
             settings,
             policy,
@@ -281,6 +291,7 @@ async def open_gateway(
             blob_store=blob_store,
             client=client,
             links=links,
+            http=http,
             metrics=metrics,
             health=health,
             tls=tls,
@@ -300,6 +311,7 @@ def wire_gateway(
     blob_store: BlobStore,
     client: UpstreamClient,
     links: LinkFetcher,
+    http: GuardedHttp,
     metrics: Metrics,
     health: Health,
     tls: ServerTls | None = None,
@@ -322,6 +334,28 @@ def wire_gateway(
     keys, tasks = Keys(store), OwnedTasks(metrics.upstream.flights.set)
     ledger = Ledger(store, ledger_settings(settings))
     totals = Totals(store, totals_settings(settings), worker=worker, observer=metrics.money)
+    outbox = Outbox(store, lambda: policy().webhooks)
+    revoked_secrets = RevokedSecrets(store)
+    zone = ZoneInfo(settings.billing.time_zone)
+    alert_watch = AlertWatch(
+        store,
+        totals,
+        outbox,
+        alerts=Alerts(zone, settings.billing.time_zone),
+        calendar=Calendar(zone),
+        list_watched=lambda: list_watched(keys),
+        find_revoked_uses=revoked_secrets.find,
+        retiring_models=lambda: policy().retiring_models,
+        worker=worker,
+    )
+    sender = Sender(
+        store,
+        outbox,
+        lambda: policy().webhooks,
+        http,
+        worker=worker,
+        timeout_seconds=sender_settings(settings).timeout_seconds,
+    )
     ephemeral = EphemeralBlobs(
         store, blob_store, cache.takedowns, bound_bytes=cache.blobs.bound_bytes
     )
@@ -396,7 +430,7 @@ def wire_gateway(
         images,
         idempotent_images=idempotent_images,
         store_outage=store_outage,
-        recorder=Recorder(ledger, metrics, time.time),
+        recorder=Recorder(ledger, metrics, time.time, on_refused=alert_watch.note_refusal),
     )
     services = Services(
         api_settings(settings),
@@ -413,6 +447,8 @@ def wire_gateway(
         policy=policy,
         metrics=metrics,
         running_totals=RunningTotals(store),
+        alert_watch=alert_watch,
+        revoked_secrets=revoked_secrets,
         health=health,
         upstream_health=upstream_health,
         body_thread=body_thread,
@@ -429,6 +465,8 @@ def wire_gateway(
         recovery=recovery,
         ledger=ledger,
         totals=totals,
+        outbox=outbox,
+        sender=sender,
         policy=policy,
         worker=worker,
         tls=tls,

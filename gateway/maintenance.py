@@ -18,6 +18,7 @@ import structlog
 from gateway.access.policy import PolicySource
 from gateway.api.key_labels import label_keys
 from gateway.assembly import Gateway, OpenLinks, open_gateway
+from gateway.billing.alert_watch import LOOK_BACK_EVERY_SECONDS, LOOK_EVERY_SECONDS
 from gateway.billing.ledger import WRITE_EVERY_SECONDS
 from gateway.billing.totals import FOLD_EVERY_SECONDS, REMOVE_EVERY_SECONDS
 from gateway.cache.takedowns import REFRESH_SECONDS
@@ -29,12 +30,14 @@ from gateway.store.batch import execute
 from gateway.store.commands import Deregister, Heartbeat, Sweep
 from gateway.store.turns import PART_OF_INTERVAL, take_turn
 from gateway.upstream.fetch import open_link_fetcher
+from gateway.webhooks.sender import SEND_EVERY_SECONDS
 
 log = structlog.get_logger(__name__)
 
 PURGE_SECONDS: Final = 1.0
 TRACK_UNTRACKED_SECONDS: Final = 3600.0
 REVOKED_KEYS_SECONDS: Final = 3600.0
+ALERT_CLAIMS_SECONDS: Final = 3600.0
 CERTIFICATE_SECONDS: Final = 86_400.0
 TEND_LEDGER_SECONDS: Final = 2.0
 MAX_SWEPT: Final = 500
@@ -81,6 +84,10 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("untracked_blobs", TRACK_UNTRACKED_SECONDS, lambda: track_untracked(gateway)),
         Job("sweep", 60.0, lambda: sweep(gateway)),
         Job("key_labels", 60.0, lambda: label_keys(gateway.services)),
+        Job("alerts", LOOK_EVERY_SECONDS, gateway.services.alert_watch.look),
+        Job("alerts_back", LOOK_BACK_EVERY_SECONDS, gateway.services.alert_watch.look_back),
+        Job("webhooks", SEND_EVERY_SECONDS, gateway.sender.send),
+        Job("alert_claims", ALERT_CLAIMS_SECONDS, lambda: forget_alert_claims(gateway)),
         Job("revoked_keys", REVOKED_KEYS_SECONDS, lambda: forget_revoked_keys(gateway)),
     )
 
@@ -233,6 +240,13 @@ async def forget_revoked_keys(gateway: Gateway) -> None:
         count := await gateway.services.keys.forget_revoked()
     ):
         log.info("revoked_keys_deleted", keys=count)
+
+
+async def forget_alert_claims(gateway: Gateway) -> None:
+    """Deletes the claims of events whose window is over, and entries that are too old to send."""
+    if await has_turn(gateway, "alert_claims", ALERT_CLAIMS_SECONDS):
+        await gateway.outbox.forget_claims()
+        await gateway.outbox.drop_expired()
 
 
 async def has_turn(gateway: Gateway, job: str, interval_seconds: float) -> bool:

@@ -22,6 +22,7 @@ from gateway.purchasing.purchase import PurchaseSettings
 from gateway.tasks import Capacity
 from gateway.upstream.fetch import FetchSettings
 from gateway.upstream.session import ClientSettings
+from gateway.webhooks.sender import SenderSettings
 
 TOKEN_FILE: Final = "admin-token"  # noqa: S105 - a file's name
 
@@ -173,3 +174,8 @@ def fetch_settings(settings: Settings) -> FetchSettings:
         ca_file=settings.upstream.ca_file,
         secrets=tuple(client_settings(settings).secrets),
     )
+
+
+def sender_settings(settings: Settings) -> SenderSettings:
+    """The settings of `webhooks.sender`: which hosts webhooks may have."""
+    return SenderSettings(allow=settings.rehost.allow, ca_file=settings.upstream.ca_file)

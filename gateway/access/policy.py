@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Protocol
 
 import structlog
 
 from gateway.catalog import Catalog, ChoiceSpec, parse_catalog
+from gateway.events import Webhook
 
 log = structlog.get_logger(__name__)
 
@@ -23,6 +25,13 @@ class Policy:
     """A snapshot of the policy."""
 
     catalog: Catalog
+    webhooks: tuple[Webhook, ...] = ()
+
+    @property
+    def retiring_models(self) -> Mapping[str, date]:
+        """The models that upstream will refuse, with the day from which on."""
+        models = self.catalog.models
+        return {name: row.shutdown for name, row in models.items() if row.shutdown is not None}
 
     def values_of(self, parameter: str) -> frozenset[str]:
         """Every value that any model has for a parameter: the labels of its metrics."""

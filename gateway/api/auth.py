@@ -7,6 +7,8 @@ right token, pass at any time.
 from __future__ import annotations
 
 import hmac
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
@@ -18,7 +20,7 @@ from gateway.api.credentials import explain_missing_key, read_basic, read_creden
 from gateway.api.exchange import EXCHANGE
 from gateway.api.middleware import Handler
 from gateway.api.services import SERVICES
-from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError
+from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, IncorrectKey
 from gateway.net.client_address import network_of
 
 KEY: Final = web.RequestKey("key", Key)
@@ -32,13 +34,14 @@ def with_key(handler: Handler) -> Handler:
     async def authenticated(request: web.Request) -> web.StreamResponse:
         request[SECRET] = secret = _key_secret(request)
         services = request.app[SERVICES]
-        # The key may have been revoked since; the admission that follows checks that.
-        key = services.keys.find_known(secret)
-        if key is None:
-            look_up = partial(services.keys.authenticate, secret)
-            key = await services.attempts.look_up(_client(request), look_up)
-        _use_key(request, key)
-        return await handler(request)
+        with _noting_incorrect(request, secret):
+            # The key may have been revoked since; the admission that follows checks that.
+            key = services.keys.find_known(secret)
+            if key is None:
+                look_up = partial(services.keys.authenticate, secret)
+                key = await services.attempts.look_up(_client(request), look_up)
+            _use_key(request, key)
+            return await handler(request)
 
     return authenticated
 
@@ -48,11 +51,12 @@ def with_confirmed_key(handler: Handler) -> Handler:
 
     async def authenticated(request: web.Request) -> web.StreamResponse:
         secret, services = _key_secret(request), request.app[SERVICES]
-        if services.keys.find_known(secret) is None:
-            look_up = partial(services.keys.confirm, secret)
-            key = await services.attempts.look_up(_client(request), look_up)
-        else:
-            key = await services.keys.confirm(secret)
+        with _noting_incorrect(request, secret):
+            if services.keys.find_known(secret) is None:
+                look_up = partial(services.keys.confirm, secret)
+                key = await services.attempts.look_up(_client(request), look_up)
+            else:
+                key = await services.keys.confirm(secret)
         _use_key(request, key)
         return await handler(request)
 
@@ -78,6 +82,17 @@ def with_metrics_token(handler: Handler) -> Handler:
         return await handler(request)
 
     return authenticated
+
+
+@contextmanager
+def _noting_incorrect(request: web.Request, secret: str) -> Iterator[None]:
+    """Notes an incorrect secret: it may be that of a revoked key, whose use is an event."""
+    try:
+        yield
+    except IncorrectKey:
+        address = request[EXCHANGE].client_address
+        request.app[SERVICES].revoked_secrets.note(secret, address)
+        raise
 
 
 def _use_key(request: web.Request, key: Key) -> None:

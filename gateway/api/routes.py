@@ -15,6 +15,7 @@ from aiohttp import web
 
 from gateway.api import images, links, models, ops
 from gateway.api.admin import cache, keys, signing, upstream
+from gateway.api.ask_for_more import ask_for_more
 from gateway.api.auth import with_admin, with_confirmed_key, with_key, with_metrics_token
 from gateway.api.cors import CORS, Cors
 from gateway.api.http.body import defer_continue
@@ -67,6 +68,7 @@ def client_routes() -> list[web.RouteDef]:
         _post(_api(*_DEPLOYMENT), generate, name="generations.deployment"),
         web.get(_api("models"), with_confirmed_key(models.list_models), name="models"),
         web.get(_api("models", "{model}"), with_confirmed_key(models.show_model), name="model"),
+        _post(_api("usage", "ask-for-more"), with_confirmed_key(ask_for_more), name="ask_for_more"),
         web.get(f"/images/{{link:{_LINK}}}", links.show_image, name="image"),
         web.get("/openapi.json", show_document, name="openapi"),
     ]

@@ -15,8 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from gateway.access.attempts import Attempts
 from gateway.access.keys import Keys
 from gateway.access.policy import Policy
+from gateway.access.revoked_secrets import RevokedSecrets
 from gateway.access.signing import Signing
 from gateway.api.open_requests import OpenRequests
+from gateway.billing.alert_watch import AlertWatch
 from gateway.billing.scopes import RunningTotals
 from gateway.cache.blobs import Blobs
 from gateway.cache.image_index import ImageIndex
@@ -92,6 +94,8 @@ class Services:
     """The current policy; a request takes one snapshot."""
     metrics: Metrics
     running_totals: RunningTotals
+    alert_watch: AlertWatch
+    revoked_secrets: RevokedSecrets
     health: Health
     upstream_health: UpstreamHealth
     body_thread: SerialThread

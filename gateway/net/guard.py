@@ -3,7 +3,7 @@
 Pure: no `async`, no I/O. Upstream chooses the links, so fetching them blindly would let it reach
 the gateway's own network (SSRF). Links are therefore parsed strictly: ambiguous ones are blocked,
 and the fetched URL is rebuilt from the parts that were checked. Names are checked by the addresses
-that they resolve to when `upstream.fetch` connects. The rules are
+that they resolve to when `net.guarded_sockets` connects. The rules are
 `docs/reference/cache.md#fetching-images-behind-links`.
 """
 

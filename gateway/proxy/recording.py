@@ -19,10 +19,19 @@ log = structlog.get_logger(__name__)
 class Recorder:
     """Writes ledger records and counts them."""
 
-    def __init__(self, ledger: Ledger, metrics: Metrics, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        *,
+        on_refused: Callable[[str, str], None] = lambda subject, limit: None,
+    ) -> None:
         self._ledger = ledger
         self._metrics = metrics
         self._clock = clock
+        self._on_refused = on_refused
+        """Called with the limit subject and the limit that refused a purchase."""
 
     def answered(self, context: RequestContext, answer: Answer) -> None:
         """Records a request that got images."""
@@ -64,6 +73,8 @@ class Recorder:
             self._ledger.add(record)
         else:
             self._ledger.add_refusal(record)
+            if isinstance(error, LimitExceeded) and error.refusal is not None:
+                self._on_refused(f"key:{error.refusal.key_id}", error.refusal.limit)
             self._metrics.requests.refused(context.principal.key_name, _reason(error))
 
     def _count_shadowed(self, context: RequestContext) -> None:

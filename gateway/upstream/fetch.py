@@ -9,7 +9,6 @@ names, addresses and redirects alike. No proxy is used.
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -33,6 +32,7 @@ from gateway.net.guard import (
     parse_allow_list,
     parse_link,
 )
+from gateway.net.guarded_sockets import AddressBlocked, socket_factory
 from gateway.net.tls import create_tls
 from gateway.redaction import Redactor
 from gateway.upstream.connection import Connector
@@ -199,17 +199,13 @@ def _reason_of(error: Exception) -> Reason:
     if isinstance(error, aiohttp.ClientPayloadError):
         return "cut"
     if isinstance(error, aiohttp.ClientConnectorError) and isinstance(
-        error.os_error, _AddressBlocked
+        error.os_error, AddressBlocked
     ):
         return "address"
     return "unreachable"
 
 
 # ── connections ─────────────────────────────────────────────────────────────────────────────
-
-
-class _AddressBlocked(OSError):
-    """The address policy blocks the address. As for any `OSError`, aiohttp tries the next one."""
 
 
 def _open_session(
@@ -225,7 +221,7 @@ def _open_session(
             limit=0,
             resolver=resolver,
             use_dns_cache=False,
-            socket_factory=_socket_factory(allow_list, address_policy),
+            socket_factory=socket_factory(allow_list, address_policy),
             ssl=tls,
         ),
         # A small compressed body could expand without end. `_receive` refuses compressed ones.
@@ -236,18 +232,3 @@ def _open_session(
         # No proxy of the environment: it would choose the address.
         trust_env=False,
     )
-
-
-def _socket_factory(
-    allow_list: AllowList, address_policy: AddressPolicy
-) -> aiohttp.SocketFactoryType:
-    """Checks each address just before the connection, with or without a look-up of its name."""
-
-    def open_socket(info: aiohttp.AddrInfoType) -> socket.socket:
-        family, kind, protocol, _, address = info
-        # The address of the connection itself: DNS cannot answer differently after this check.
-        if not allow_list.allows_numeric(str(address[0]), address_policy):
-            raise _AddressBlocked("the address policy blocks this address")
-        return socket.socket(family, kind, protocol)
-
-    return open_socket

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from gateway.api.openapi.requests import Schema, reference
 from gateway.errors import ErrorCode
+from gateway.limits import LIMITS
 
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 _TEXT: Final[Schema] = {"type": "string"}
@@ -178,6 +179,23 @@ ANSWERS: Final[Mapping[str, Schema]] = {
         },
         "additionalProperties": False,
     },
+    "AskForMore": {
+        "type": "object",
+        "required": ["limit"],
+        "properties": {
+            "limit": {"enum": list(LIMITS)},
+            "amount": {"type": ["number", "null"], "exclusiveMinimum": 0},
+            "reason": {"type": ["string", "null"], "maxLength": 500},
+        },
+        "additionalProperties": False,
+    },
+    "AskedForMore": _object(
+        {
+            "limit": {"enum": list(LIMITS)},
+            "window": _TEXT,
+            "status": {"enum": ["sent", "already_sent", "no_receiver"]},
+        }
+    ),
     "Purge": _object({"images": _COUNT, "done": {"type": "boolean"}, "id": _TEXT}),
     "SigningKey": _object({"kid": _TEXT}),
 }

@@ -196,6 +196,17 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         credential="key",
         errors=(*_KEY_ERRORS, 404),
     ),
+    "ask_for_more": Operation(
+        "Ask the operators for more of a limit, once in its window",
+        "images",
+        _ok("AskedForMore", "Whether they are told."),
+        credential="key",
+        body=Content(
+            schema="AskForMore",
+            examples={"money": {"value": {"limit": "usd_per_month", "amount": 20}}},
+        ),
+        errors=(*_KEY_ERRORS, 400, 408, 413),
+    ),
     "image": Operation(
         "Get the image of a link, exactly as an answer has it. The signature is the credential",
         "links",

@@ -1,0 +1,377 @@
+"""Looks for what is worth an event: in the counters, in the totals, and in what workers noticed.
+
+One worker at a time looks at the counters of all budgets every few seconds, so no request waits for
+it. What a window's last seconds brought is in the totals, which are looked at once it is over.
+What is worth an event is decided in `billing.alerts`. Each event is claimed before it is sent, so
+several workers may notice the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import date
+from typing import Any, Final, Protocol
+
+from gateway.billing.alerts import (
+    SPIKE_MIN_MICROS,
+    Alert,
+    Alerts,
+    LimitUse,
+    Span,
+    Top,
+    as_event,
+    dimensions_of,
+    has_dimensions,
+    span_at,
+    top_of,
+)
+from gateway.billing.totals import Totals, TotalsRow
+from gateway.calendar import Calendar
+from gateway.events import Event, RevokedUse, Watched
+from gateway.limits import CALENDAR_PERIODS, LIMITS, CalendarPeriod, Limit
+from gateway.store.batch import execute
+from gateway.store.commands import Counter, CounterState, PeekCounters
+from gateway.store.protocol import Store
+from gateway.store.turns import PART_OF_INTERVAL, take_turn
+
+LOOK_EVERY_SECONDS: Final = 3.0
+LOOK_BACK_EVERY_SECONDS: Final = 600.0
+SUBJECTS_SECONDS: Final = 15.0
+"""How long the list of limit subjects is used. Listing thousands of keys takes a while."""
+PEEKED: Final = 200
+"""Counters that are read at once: a millisecond of the store."""
+CLOSE_SECONDS: Final = 3600.0
+"""How long a window that is over is looked at: longer than a purchase takes."""
+HISTORY_SECONDS: Final = 60 * 86_400.0
+"""In which the active days are looked for that tell what a usual day costs."""
+IN_USE_SECONDS: Final = 30 * 86_400.0
+"""A model is in use if there was a request for it within this time."""
+MAX_REFUSING: Final = 1000
+"""Limits that have refused purchases, kept by a worker until its next look."""
+_HALF_A_DAY: Final = 43_200.0
+
+ListWatched = Callable[[], Awaitable[Sequence[Watched]]]
+
+
+class Publisher(Protocol):
+    """Claims and sends events, as `webhooks.outbox` does."""
+
+    @property
+    def has_webhooks(self) -> bool:
+        """Whether any event is sent anywhere."""
+
+    def is_wanted(self, kind: str, team: str | None = None) -> bool:
+        """Whether such an event is sent anywhere."""
+
+    async def is_claimed(self, once: str, *, repeats: bool = False) -> bool:
+        """Whether an event was sent, or is to be."""
+
+    async def publish(self, event: Event) -> bool:
+        """Sends an event unless it was sent before; whether it was not."""
+
+
+class AlertWatch:
+    """Looks for alerts, and publishes their events."""
+
+    def __init__(
+        self,
+        store: Store,
+        totals: Totals,
+        publisher: Publisher,
+        *,
+        alerts: Alerts,
+        calendar: Calendar,
+        list_watched: ListWatched,
+        find_revoked_uses: Callable[[], Awaitable[Sequence[RevokedUse]]],
+        retiring_models: Callable[[], Mapping[str, date]],
+        worker: str,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._totals = totals
+        self._publisher = publisher
+        self.alerts = alerts
+        self.calendar = calendar
+        self._list_watched = list_watched
+        self._find_revoked_uses = find_revoked_uses
+        self._retiring_models = retiring_models
+        self._worker = worker
+        self._clock = clock
+        self._watched: Sequence[Watched] = ()
+        self._watched_at: float | None = None
+        self._refusing: dict[tuple[str, str], None] = {}
+        self._history: tuple[str, Mapping[str, Mapping[float, int]]] = ("", {})
+        """The day for which it was read, and cost by subject and day."""
+        self._rows: dict[tuple[float, float, bool], list[TotalsRow]] = {}
+        """Totals that this look has read."""
+
+    def note_refusal(self, subject: str, limit: str) -> None:
+        """A budget has refused a purchase. The next look tells of it."""
+        if len(self._refusing) < MAX_REFUSING and self._publisher.has_webhooks:
+            self._refusing[subject, limit] = None
+
+    # ── every few seconds ───────────────────────────────────────────────────────────────────
+
+    async def look(self) -> None:
+        """Looks at what this worker noticed, and at its turn at all counters.
+
+        Raises `StoreUnavailable`; the next look finds what this one did not publish.
+        """
+        if not self._publisher.has_webhooks:
+            return
+        self._rows.clear()
+        await self._look_at_refusals()
+        await self._look_at_revoked_keys()
+        seconds = LOOK_EVERY_SECONDS * PART_OF_INTERVAL
+        if await take_turn(self._store, "alerts", self._worker, seconds=seconds):
+            watched = await self._all_watched()
+            await self._look_at_limits(watched)
+            await self._look_at_spending(watched)
+
+    async def _look_at_refusals(self) -> None:
+        noted = tuple(self._refusing)
+        if not noted:
+            return
+        by_name = {each.subject.name: each for each in await self._all_watched()}
+        found = [
+            (by_name[subject], LIMITS[limit])
+            for subject, limit in noted
+            if subject in by_name and limit in by_name[subject].subject.rules
+        ]
+        for use in await self._peek_limits(found):
+            await self._tell(self.alerts.of_limit(use, is_refusing=True))
+        for key in noted:
+            self._refusing.pop(key, None)
+
+    async def _look_at_revoked_keys(self) -> None:
+        for use in await self._find_revoked_uses():
+            alert = self.alerts.of_revoked_key(
+                use.watched,
+                revoked_at=use.revoked_at,
+                requests=use.requests,
+                address=use.address,
+                now=self._clock(),
+            )
+            await self._tell([alert])
+
+    async def _look_at_limits(self, watched: Iterable[Watched]) -> None:
+        for use in await self._peek_limits(_budgets(watched)):
+            await self._tell(self.alerts.of_limit(use))
+
+    async def _peek_limits(self, limits: Sequence[tuple[Watched, Limit]]) -> list[LimitUse]:
+        """The use of these budgets; those without any use are left out."""
+        counters = [Counter(each.subject.name, limit.unit, limit.period) for each, limit in limits]
+        uses = []
+        for (each, limit), state in zip(limits, await self._peek(counters), strict=True):
+            if state.used > 0 or state.reserved > 0:
+                uses.append(self._use(each, limit, state))
+        return uses
+
+    def _use(self, watched: Watched, limit: Limit, state: CounterState) -> LimitUse:
+        span = self._span_of(_calendar_period(limit), state)
+        return LimitUse(
+            watched,
+            limit,
+            watched.subject.rules[limit.name],
+            span=span,
+            used=state.used,
+            reserved=state.reserved,
+            now=span.ends_at - state.resets_in,
+        )
+
+    def _span_of(self, period: CalendarPeriod, state: CounterState) -> Span:
+        """The window that the store has counted in.
+
+        By the time that is left, because the store's clock may be behind its edge or before it. The
+        last day of a window is the same for any moment of it, so half a day is left for clocks
+        that differ.
+        """
+        end = self._clock() + state.resets_in
+        window = span_at(self.calendar, period, end - _HALF_A_DAY)
+        today = self.calendar.date_at(window.ends_at - max(state.resets_in, 0.001))
+        first = self.calendar.date_at(window.starts_at)
+        return Span(window.label, window.starts_at, window.ends_at, (today - first).days + 1)
+
+    async def _peek(self, counters: Sequence[Counter]) -> list[CounterState]:
+        states: list[CounterState] = []
+        for begin in range(0, len(counters), PEEKED):
+            page = tuple(counters[begin : begin + PEEKED])
+            found = await execute(self._store, PeekCounters(page))
+            states.extend(found)
+        return states
+
+    # ── spikes ──────────────────────────────────────────────────────────────────────────────
+
+    async def _look_at_spending(self, watched: Sequence[Watched]) -> None:
+        counters = [Counter(each.subject.name, "usd_micros", "day") for each in watched]
+        for each, state in zip(watched, await self._peek(counters), strict=True):
+            if state.used > SPIKE_MIN_MICROS:
+                today = self._span_of("day", state)
+                history = (await self._read_history(today)).get(each.subject.name, {})
+                alert = self.alerts.of_spending(each, today, state.used, history)
+                await self._tell([alert] if alert is not None else [])
+
+    async def _read_history(self, today: Span) -> Mapping[str, Mapping[float, int]]:
+        """The cost of the days before today, by subject and day. It is read once a day."""
+        if self._history[0] != today.label:
+            rows = await self._read(today.starts_at - HISTORY_SECONDS, today.starts_at)
+            costs: dict[str, dict[float, int]] = defaultdict(lambda: defaultdict(int))
+            for row in rows:
+                for subject in _subjects_of(row):
+                    costs[subject][row.starts_at] += row.sums.cost_micros
+            self._history = (today.label, costs)
+        return self._history[1]
+
+    # ── now and then ────────────────────────────────────────────────────────────────────────
+
+    async def look_back(self) -> None:
+        """Looks at windows that are over, at the week of each team, and at retiring models.
+
+        Raises `StoreUnavailable`.
+        """
+        if not self._publisher.has_webhooks:
+            return
+        self._rows.clear()
+        seconds = LOOK_BACK_EVERY_SECONDS * PART_OF_INTERVAL
+        if not await take_turn(self._store, "alerts_back", self._worker, seconds=seconds):
+            return
+        now = self._clock()
+        for period in CALENDAR_PERIODS:
+            span = span_at(self.calendar, period, now)
+            if now - span.starts_at < CLOSE_SECONDS:
+                await self._close(period, span_at(self.calendar, period, span.starts_at - 1))
+        await self._send_digests(now)
+        await self._look_at_models(now)
+
+    async def _close(self, period: CalendarPeriod, span: Span) -> None:
+        """Tells what the last seconds of a window brought, by the totals."""
+        rows: Sequence[TotalsRow] | None = None
+        for each, limit in _budgets(await self._all_watched()):
+            if limit.period != period:
+                continue
+            if rows is None:
+                rows = await self._read(span.starts_at, span.ends_at)
+            used = _used(limit, rows, dimensions_of(each.subject))
+            rule = each.subject.rules[limit.name]
+            use = LimitUse(each, limit, rule, span, used=used, reserved=0, now=span.ends_at)
+            await self._tell(self.alerts.of_limit(use))
+
+    async def _send_digests(self, now: float) -> None:
+        this_week = span_at(self.calendar, "week", now)
+        # Late settlements of Sunday's purchases are in it then.
+        if now - this_week.starts_at < CLOSE_SECONDS:
+            return
+        week = span_at(self.calendar, "week", this_week.starts_at - 1)
+        before = span_at(self.calendar, "week", week.starts_at - 1)
+        rows = await self._read(week.starts_at, week.ends_at)
+        rows_before = await self._read(before.starts_at, before.ends_at)
+        for team in sorted({row.dimensions["team"] for row in rows if row.dimensions.get("team")}):
+            alert = self.alerts.of_week(team, week, rows, rows_before)
+            await self._tell([alert] if alert is not None else [])
+
+    async def _look_at_models(self, now: float) -> None:
+        today = span_at(self.calendar, "day", now)
+        since = today.starts_at - IN_USE_SECONDS
+        for model, shutdown in self._retiring_models().items():
+            # As if it were in use: most of the time, the event was sent, and nothing is read.
+            alert = self.alerts.of_model(model, shutdown, today, requests=1, since=since)
+            if alert is None or await self._is_known(alert):
+                continue
+            rows = await self._read(since, now)
+            requests = sum(
+                row.sums.requests
+                for row in rows
+                # A request that was refused did not use the model.
+                if row.dimensions.get("model") == model
+                and row.dimensions.get("outcome") != "refused"
+            )
+            alert = self.alerts.of_model(model, shutdown, today, requests=requests, since=since)
+            await self._tell([alert] if alert is not None else [])
+
+    # ── parts ───────────────────────────────────────────────────────────────────────────────
+
+    async def tell(self, alert: Alert) -> bool:
+        """Publishes the event of an alert; False if it was published before, or nobody wants it.
+
+        Raises `StoreUnavailable`.
+        """
+        if await self._is_known(alert):
+            return False
+        event = as_event(alert, await self._top(alert), now=self._clock())
+        return await self._publisher.publish(event)
+
+    def is_wanted(self, alert: Alert) -> bool:
+        """Whether its event is sent anywhere."""
+        return self._publisher.is_wanted(alert.kind, alert.team)
+
+    async def _tell(self, alerts: Iterable[Alert]) -> None:
+        for alert in alerts:
+            await self.tell(alert)
+
+    async def _is_known(self, alert: Alert) -> bool:
+        """Whether there is nothing to send. Totals are only read for an event that is new."""
+        if not self.is_wanted(alert):
+            return True
+        return await self._publisher.is_claimed(alert.once, repeats=alert.repeats)
+
+    async def _top(self, alert: Alert) -> Top:
+        until = self._clock() if alert.before is None else min(alert.before, self._clock())
+        rows = await self._read(alert.since, until)
+        if "model" in alert.dimensions:
+            return top_of(rows, (), alert.dimensions)
+        user_rows = await self._read(alert.since, until, by_user=True)
+        return top_of(rows, user_rows, alert.dimensions)
+
+    async def _read(
+        self, since: float, until: float, *, by_user: bool = False
+    ) -> Sequence[TotalsRow]:
+        """The rows of days; those of one look are read once."""
+        # The end grows with the clock, and is the same day.
+        key = since, span_at(self.calendar, "day", until - 0.001).ends_at, by_user
+        if key not in self._rows:
+            self._rows[key] = await self._totals.read(
+                since, until, bucket="day_in_zone", by_user=by_user
+            )
+        return self._rows[key]
+
+    async def _all_watched(self) -> Sequence[Watched]:
+        now = self._clock()
+        if self._watched_at is None or not 0 <= now - self._watched_at < SUBJECTS_SECONDS:
+            self._watched = await self._list_watched()
+            self._watched_at = now
+        return self._watched
+
+
+def _budgets(watched: Iterable[Watched]) -> list[tuple[Watched, Limit]]:
+    """The limits of calendar windows. Rates have no window in which an event could be the first."""
+    return [
+        (each, LIMITS[name])
+        for each in watched
+        for name, rule in each.subject.rules.items()
+        if name in LIMITS and LIMITS[name].period in CALENDAR_PERIODS and rule.maximum > 0
+    ]
+
+
+def _calendar_period(limit: Limit) -> CalendarPeriod:
+    return next(period for period in CALENDAR_PERIODS if period == limit.period)
+
+
+def _used(limit: Limit, rows: Iterable[TotalsRow], dimensions: Mapping[str, str]) -> int:
+    """What the rows add up to in the unit of a limit, as its counter does."""
+    sums = [row.sums for row in rows if has_dimensions(row, dimensions)]
+    if limit.unit == "usd_micros":
+        return sum(each.cost_micros for each in sums)
+    if limit.unit == "images":
+        return sum(each.images_bought for each in sums)
+    return sum(sum(each.tokens.values()) for each in sums)
+
+
+def _subjects_of(row: TotalsRow) -> Iterable[str]:
+    dimensions: Mapping[str, Any] = row.dimensions
+    yield "everyone"
+    if dimensions.get("key_id"):
+        yield f"key:{dimensions['key_id']}"
+    if dimensions.get("team"):
+        yield f"team:{dimensions['team']}"
