@@ -12,6 +12,8 @@ TESTERS ?= $(shell expr $$(nproc) + 1)
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps
 SCHEMA := import json; from gateway.configuration.schema import json_schema; \
 	print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+ACCESS_SCHEMA := import json; from gateway.configuration.access_schema import access_schema; \
+	print(json.dumps(access_schema(), indent=2, ensure_ascii=False))
 LOCK := pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe \
 	--no-header --no-emit-options --no-emit-index-url --no-emit-trusted-host \
 	--no-emit-find-links --annotation-style=line
@@ -62,6 +64,8 @@ check: $(VENV)/dev.stamp ## format, lint, types, import floors
 schemas: $(VENV)/dev.stamp ## write the JSON Schema of the configuration anew
 	@$(BIN)/python -c '$(SCHEMA)' > config/gateway.schema.json.new
 	@mv config/gateway.schema.json.new config/gateway.schema.json
+	@$(BIN)/python -c '$(ACCESS_SCHEMA)' > config/access.schema.json.new
+	@mv config/access.schema.json.new config/access.schema.json
 
 lock: ## choose the newest versions that pyproject.toml allows and write them down
 	@venv=$$(mktemp -d) && trap 'rm -rf "$$venv"' EXIT && \

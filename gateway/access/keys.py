@@ -46,7 +46,7 @@ from gateway.errors import (
     StoreUnavailable,
     shorten_name,
 )
-from gateway.images import Expected, LimitRule, LimitSubject, Principal, Reuse
+from gateway.images import Expected, LimitSubject, Principal, Reuse
 from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Get, Write
 from gateway.store.pages import scan_records
@@ -440,7 +440,7 @@ def _known_key(data: bytes, secret_hash: str, *, generation: bytes) -> _KnownKey
 
 
 def _limit_subjects(record: KeyRecord) -> tuple[LimitSubject, ...]:
-    rules = {name: LimitRule(maximum) for name, maximum in record.limits_in_units().items()}
+    rules = record.limit_rules()
     key = LimitSubject(f"key:{record.id}", "key", shown_as=record.name, rules=rules)
     everyone = LimitSubject("everyone", "everyone", shown_as="", rules={})
     if record.team is None:

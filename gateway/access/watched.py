@@ -9,7 +9,7 @@ from typing import Final
 from gateway.access.key_records import KeyRecord
 from gateway.access.keys import Keys
 from gateway.events import Watched
-from gateway.images import LimitRule, LimitSubject
+from gateway.images import LimitSubject
 
 EVERYONE: Final = Watched(LimitSubject("everyone", "everyone", shown_as="", rules={}), None)
 
@@ -27,7 +27,7 @@ async def list_watched(keys: Keys, *, clock: Callable[[], float] = time.time) ->
 
 def watched_key(record: KeyRecord) -> Watched:
     """A key with its limits."""
-    rules = {name: LimitRule(maximum) for name, maximum in record.limits_in_units().items()}
+    rules = record.limit_rules()
     subject = LimitSubject(f"key:{record.id}", "key", shown_as=record.name, rules=rules)
     return Watched(subject, record.team)
 

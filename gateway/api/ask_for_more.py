@@ -83,8 +83,9 @@ def _read_reason(value: object) -> str | None:
 
 async def _states(services: Services, principal: Principal, limit: Limit) -> list[LimitState]:
     """The limits of this name that hold for the key. Raises 400 if there are none."""
-    if limit.name not in principal.limits:
-        known = ", ".join(principal.limits) or "it has none"
+    limited = {name: None for subject in principal.subjects for name in subject.rules}
+    if limit.name not in limited:
+        known = ", ".join(limited) or "it has none"
         raise invalid_value("limit", f"a limit that this key has ({known})")
     # While the store is unavailable none is read; then the claim of the event raises 503.
     found = await services.proxy.read_limits(principal)
