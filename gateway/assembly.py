@@ -18,11 +18,13 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 from zoneinfo import ZoneInfo
 
+from gateway.access.access_file import AccessFile
 from gateway.access.attempts import Attempts
 from gateway.access.keys import Keys
 from gateway.access.policy import CurrentPolicy, Policy, PolicySource
 from gateway.access.revoked_secrets import RevokedSecrets
 from gateway.access.signing import Signing
+from gateway.access.subjects import Subjects
 from gateway.access.watched import list_watched
 from gateway.api.open_requests import OpenRequests
 from gateway.api.services import Health, Services
@@ -331,7 +333,8 @@ def wire_gateway(
         on_change=create_books_observer(health),
     )
     signing = create_signing(settings, store)
-    keys, tasks = Keys(store), OwnedTasks(metrics.upstream.flights.set)
+    subjects = create_subjects(settings, store, lambda: policy().access)
+    keys, tasks = Keys(store, subjects=subjects), OwnedTasks(metrics.upstream.flights.set)
     ledger = Ledger(store, ledger_settings(settings))
     totals = Totals(store, totals_settings(settings), worker=worker, observer=metrics.money)
     outbox = Outbox(store, lambda: policy().webhooks)
@@ -471,6 +474,14 @@ def wire_gateway(
         worker=worker,
         tls=tls,
     )
+
+
+def create_subjects(
+    settings: Settings, store: Store, declared: Callable[[], AccessFile]
+) -> Subjects:
+    """Reads whose limits hold for a key. No I/O."""
+    calendar = Calendar(ZoneInfo(settings.billing.time_zone))
+    return Subjects(store, declared=declared, calendar=calendar)
 
 
 def create_policy(source: PolicySource, metrics: Metrics) -> CurrentPolicy:

@@ -9,6 +9,7 @@ restart. The admin API refuses to change what a file declares (`declared_in_file
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -75,6 +76,8 @@ class AccessFile:
     )
     """The keys by the hash of their secret."""
     ids: Mapping[str, KeyRecord] = field(default_factory=lambda: MappingProxyType({}), repr=False)
+    version: int = field(default_factory=itertools.count(1).__next__, compare=False)
+    """Different in each file that this process has read."""
 
     @property
     def name(self) -> str:
@@ -179,7 +182,8 @@ class _Parser:
             id=declared_id(spec.name),
             prefix=prefix,
             secrets=(SecretHash(sha256=sha256),),
-            created_at=0,
+            created_at=0,  # they are the oldest keys
+            declared_in=PurePath(self.file).name,
             **spec.record_fields(),
         )
 

@@ -117,6 +117,8 @@ class KeyRecord(BaseModel):
     created_at: int
     expires_at: int | None = None
     revoked_at: int | None = None
+    declared_in: str | None = None
+    """The name of the file that declares it. Then it is not in the store."""
 
     def encode(self) -> bytes:
         """The record's bytes in the store."""
@@ -145,6 +147,8 @@ class KeyRecord(BaseModel):
         """The record for the admin API and the command line, without secret hashes."""
         fields = set(KeyRecord.model_fields) - {"secrets", "limit_options"}
         shown = self.model_dump(include=fields, exclude_none=True)
+        if self.declared_in is not None:
+            del shown["created_at"]  # a file does not say
         unknown = {name: as_number(v) for name, v in self.limits.items() if name not in LIMITS}
         shown["limits"] = {n: value.shown() for n, value in self.limit_values.items()} | unknown
         return shown
