@@ -73,8 +73,11 @@ async def _date_into_the_future(client: Any, seconds: float) -> None:
 
 
 def _admit(amount: int = 1) -> commands.Admit:
-    counter = Counter("key:k", "requests", "minute", 600)
-    return commands.Admit((Expected("keys", "k", b"r"),), (Consumption(counter, amount),))
+    counters = (
+        Counter(subject, "requests", "minute", 600) for subject in ("key:k", "team:t", "everyone")
+    )
+    consumptions = tuple(Consumption(counter, amount) for counter in counters)
+    return commands.Admit((Expected("keys", "k", b"r"),), consumptions)
 
 
 @pytest.mark.parametrize("step_seconds", STEPS)
