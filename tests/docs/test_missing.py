@@ -37,6 +37,7 @@ PLANNED = {
         upstreams list, upstreams disable, upstreams enable""",
     "paths": """
         /v1/images/generations, /v1/images/edits, /v1/images/variations, /v1/models, /v1/usage,
+        /v1/usage/ask-for-more,
         /admin/keys, /admin/keys/{id}, /admin/keys/{id}/rotate, /admin/teams, /admin/limits,
         /admin/usage, /admin/usage/focus.csv, /admin/audit, /admin/images, /admin/requests/{id},
         /admin/cache, /admin/cache/purge, /admin/cache/takedown, /v1/organization/usage/images,
