@@ -9,23 +9,27 @@ before what the store has.
 
 from __future__ import annotations
 
+import asyncio
 import math
+import random
+import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeVar
 
 from gateway.access.access_file import NOTHING, AccessFile
 from gateway.access.key_records import KeyRecord, Scope
 from gateway.access.raises import Raise, active_raises, decode_raises, raised_amounts
 from gateway.access.subject_records import SubjectRecord
 from gateway.calendar import UTC_CALENDAR, Calendar
-from gateway.errors import StoreUnavailable
+from gateway.errors import GatewayError, StoreUnavailable
 from gateway.images import LimitRule, LimitSubject
-from gateway.store.batch import Batch, Result
-from gateway.store.commands import Get
+from gateway.store.batch import Batch, Result, execute
+from gateway.store.commands import CompareAndSet, Get, Write
+from gateway.store.pages import scan_records
 from gateway.store.protocol import Store
 from gateway.stored import read_stored
 
@@ -35,6 +39,11 @@ EVERYONE: Final = "everyone"
 """The name of the record in the space `access`, and of the limit subject."""
 GENERATION: Final = "generation"
 RAISES: Final = "raises"
+
+WRITE_ATTEMPTS: Final = 20
+RETRY_SECONDS: Final = 0.01
+
+T = TypeVar("T")
 
 _NO_SUBJECT: Final = SubjectRecord()
 
@@ -49,6 +58,20 @@ class StoredSubjects:
     team: SubjectRecord | None = None
     raises: Mapping[str, tuple[Raise, ...]] = field(default_factory=lambda: MappingProxyType({}))
     """By the name of the limit subject."""
+
+
+@dataclass(frozen=True, slots=True)
+class AllSubjects:
+    """What the store has on all limit subjects."""
+
+    everyone: SubjectRecord | None
+    teams: Mapping[str, SubjectRecord]
+    raises: Mapping[str, tuple[Raise, ...]]
+
+    def of_key(self, record: KeyRecord) -> StoredSubjects:
+        """The part that a key needs. It has no generation, so no admission can use it."""
+        team = self.teams.get(record.team) if record.team is not None else None
+        return StoredSubjects(everyone=self.everyone, team=team, raises=self.raises)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +122,55 @@ class Subjects:
             raises={name: read_raises(name, found.value) for name, found in _present(raises)},
         )
 
+    async def read_all(self) -> AllSubjects:
+        """What the store has on all of them. Raises `StoreUnavailable`."""
+        everyone = read_subject("everyone", await execute(self._store, Get(ACCESS, EVERYONE)))
+        teams: dict[str, SubjectRecord] = {}
+        raises: dict[str, tuple[Raise, ...]] = {}
+        async for page in scan_records(self._store, TEAMS):
+            # One that is unreadable is left out: it must not hide the others.
+            found = {name: decode_subject(f"team {name}", data) for name, data in page.items()}
+            teams |= {name: record for name, record in found.items() if record is not None}
+        async for page in scan_records(self._store, RAISES):
+            raises |= {name: read_raises(name, data) for name, data in page.items()}
+        return AllSubjects(everyone, teams, raises)
+
+    def team_subject(self, name: str, found: AllSubjects) -> LimitSubject:
+        """A team with its limits as they are now."""
+        record = self.declared().teams.get(name) or found.teams.get(name) or _NO_SUBJECT
+        subject = f"team:{name}"
+        return LimitSubject(subject, "team", name, self._rules(record, found.raises.get(subject)))
+
+    def everyone_subject(self, found: AllSubjects) -> LimitSubject:
+        """Everyone, with the limits as they are now."""
+        record = self.declared().everyone or found.everyone or _NO_SUBJECT
+        rules = self._rules(record, found.raises.get(EVERYONE))
+        return LimitSubject(EVERYONE, "everyone", "", rules)
+
+    def _rules(
+        self, record: SubjectRecord, raises: tuple[Raise, ...] | None
+    ) -> dict[str, LimitRule]:
+        active, _ = active_raises(raises or (), self.calendar, self._clock())
+        return record.limit_rules(raised_amounts(active))
+
+    async def commit(self, make: Callable[[], Awaitable[tuple[T, Sequence[Write]]]]) -> T:
+        """Makes the writes, and begins another generation, in one step; returns `make`'s result.
+
+        If something changes at the same time, `make` reads and checks again. Raises `GatewayError`
+        409 if that happens too often.
+        """
+        for attempt in range(WRITE_ATTEMPTS):
+            # Before `make` reads: whatever changes after this makes the compare-and-set fail.
+            generation = await execute(self._store, Get(ACCESS, GENERATION))
+            result, writes = await make()
+            begun = secrets.token_hex(8).encode()
+            changes = (Write(ACCESS, GENERATION, begun, expected=generation), *writes)
+            if await execute(self._store, CompareAndSet(changes)) is None:
+                return result
+            # Not all of them at the same time again.
+            await asyncio.sleep(random.random() * RETRY_SECONDS * (attempt + 1))  # noqa: S311
+        raise GatewayError("Other requests are changing teams or limits. Try again.", status=409)
+
     def resolve(self, record: KeyRecord, stored: StoredSubjects) -> ResolvedKey:
         """What holds for a key now."""
         declared, now = self.declared(), self._clock()
@@ -131,14 +203,19 @@ def read_subject(what: str, data: bytes | None) -> SubjectRecord | None:
 
     Raises `StoreUnavailable` if it is unreadable: without its limits, nobody may buy.
     """
-    if data is None:
-        return None
-    record = read_stored("limit_subject", data, SubjectRecord.decode, name=what)
-    if record is None:
+    record = decode_subject(what, data)
+    if record is None and data is not None:
         raise StoreUnavailable(
             f"The gateway's record of {what} is unreadable.", reason=f"{what} is unreadable"
         )
     return record
+
+
+def decode_subject(what: str, data: bytes | None) -> SubjectRecord | None:
+    """The record of a team or of everyone; None if there is none, or if it is unreadable."""
+    if data is None:
+        return None
+    return read_stored("limit_subject", data, SubjectRecord.decode, name=what)
 
 
 def read_raises(name: str, data: bytes | None) -> tuple[Raise, ...]:
