@@ -15,22 +15,26 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol
 from zoneinfo import ZoneInfo
 
 from gateway.access.access_file import AccessFile
 from gateway.access.attempts import Attempts
 from gateway.access.keys import Keys
+from gateway.access.limit_changes import LimitChanges
 from gateway.access.policy import CurrentPolicy, Policy, PolicySource
 from gateway.access.revoked_secrets import RevokedSecrets
 from gateway.access.signing import Signing
 from gateway.access.subjects import Subjects
+from gateway.access.teams import Teams
 from gateway.access.watched import list_watched
 from gateway.api.open_requests import OpenRequests
 from gateway.api.services import Health, Services
 from gateway.billing.alert_watch import AlertWatch
 from gateway.billing.alerts import Alerts
 from gateway.billing.ledger import Ledger
+from gateway.billing.limit_states import read_limit_states
 from gateway.billing.scopes import RunningTotals
 from gateway.billing.totals import Totals
 from gateway.cache.blobs import Blobs, Observer
@@ -226,6 +230,29 @@ def wire_cache(
     return Cache(image_cache, image_index, blobs, takedowns, purges, invalidation, transcoding)
 
 
+# ── keys and their limits ───────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The components of `access/` that workers and commands share."""
+
+    keys: Keys
+    subjects: Subjects
+    teams: Teams
+    limit_changes: LimitChanges
+
+
+def wire_access(settings: Settings, store: Store, declared: Callable[[], AccessFile]) -> Access:
+    """Constructs the components of `Access`, with what `access.yaml` declares. No I/O."""
+    calendar = Calendar(ZoneInfo(settings.billing.time_zone))
+    subjects = Subjects(store, declared=declared, calendar=calendar)
+    keys = Keys(store, subjects=subjects)
+    teams = Teams(store, subjects, keys)
+    limit_changes = LimitChanges(store, subjects, keys=keys, teams=teams)
+    return Access(keys, subjects, teams, limit_changes)
+
+
 # ── the gateway ─────────────────────────────────────────────────────────────────────────────
 
 
@@ -333,8 +360,8 @@ def wire_gateway(
         on_change=create_books_observer(health),
     )
     signing = create_signing(settings, store)
-    subjects = create_subjects(settings, store, lambda: policy().access)
-    keys, tasks = Keys(store, subjects=subjects), OwnedTasks(metrics.upstream.flights.set)
+    access = wire_access(settings, store, lambda: policy().access)
+    keys, tasks = access.keys, OwnedTasks(metrics.upstream.flights.set)
     ledger = Ledger(store, ledger_settings(settings))
     totals = Totals(store, totals_settings(settings), worker=worker, observer=metrics.money)
     outbox = Outbox(store, lambda: policy().webhooks)
@@ -346,7 +373,7 @@ def wire_gateway(
         outbox,
         alerts=Alerts(zone, settings.billing.time_zone),
         calendar=Calendar(zone),
-        list_watched=lambda: list_watched(keys),
+        list_watched=lambda: list_watched(keys, access.subjects),
         find_revoked_uses=revoked_secrets.find,
         retiring_models=lambda: policy().retiring_models,
         worker=worker,
@@ -450,6 +477,10 @@ def wire_gateway(
         policy=policy,
         metrics=metrics,
         running_totals=RunningTotals(store),
+        teams=access.teams,
+        limit_changes=access.limit_changes,
+        read_limit_states=partial(read_limit_states, store),
+        calendar=access.subjects.calendar,
         alert_watch=alert_watch,
         revoked_secrets=revoked_secrets,
         health=health,
@@ -474,14 +505,6 @@ def wire_gateway(
         worker=worker,
         tls=tls,
     )
-
-
-def create_subjects(
-    settings: Settings, store: Store, declared: Callable[[], AccessFile]
-) -> Subjects:
-    """Reads whose limits hold for a key. No I/O."""
-    calendar = Calendar(ZoneInfo(settings.billing.time_zone))
-    return Subjects(store, declared=declared, calendar=calendar)
 
 
 def create_policy(source: PolicySource, metrics: Metrics) -> CurrentPolicy:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 import orjson
 from aiohttp import web
 
 from gateway.access.key_records import parse_spec
-from gateway.api.admin.requests import invalid_value, read_object
+from gateway.api.admin.requests import check_models, invalid_value, read_object
 from gateway.api.http.json import JSON, json_response
 from gateway.api.services import SERVICES
-from gateway.errors import MAX_ECHO, ErrorCode, InvalidRequest
 
 MAX_LISTED: Final = 1000
 """The largest `limit` of a list."""
@@ -21,7 +19,7 @@ MAX_LISTED: Final = 1000
 async def create_key(request: web.Request) -> web.Response:
     """`POST /admin/keys`: the only response that contains the secret."""
     spec = parse_spec(await read_object(request))
-    _check_models(request, spec.models or ())
+    check_models(request, spec.models or ())
     record, secret = await request.app[SERVICES].keys.create(spec)
     return json_response({**record.public(), "key": secret}, status=201)
 
@@ -58,7 +56,7 @@ async def change_key(request: web.Request) -> web.Response:
     fields = await read_object(request)
     models = fields.get("models")
     if isinstance(models, list):
-        _check_models(request, models)
+        check_models(request, models)
     record = await request.app[SERVICES].keys.change(request.match_info["id"], fields)
     return json_response(record.public())
 
@@ -67,15 +65,3 @@ async def revoke_key(request: web.Request) -> web.Response:
     """`DELETE /admin/keys/{id}`: the key stops working, and its name is free."""
     await request.app[SERVICES].keys.revoke(request.match_info["id"])
     return web.Response(status=204)
-
-
-def _check_models(request: web.Request, models: Iterable[object]) -> None:
-    known = request.app[SERVICES].policy().catalog.models
-    for model in models:
-        if not isinstance(model, str) or model not in known:
-            raise InvalidRequest(
-                f"The model '{str(model)[:MAX_ECHO]}' does not exist. "
-                f"Known models: {', '.join(known)}.",
-                param="models",
-                code=ErrorCode.INVALID_VALUE,
-            )
