@@ -11,19 +11,17 @@ from typing import Any, Final
 import click
 
 from gateway.access.key_records import KeyRecord, KeySpec, parse_spec
-from gateway.access.keys import Keys
 from gateway.cli.key_options import CLEARABLE, cleared_fields, key_fields, key_options
+from gateway.cli.models import check_models
 from gateway.cli.options import config_option, find_configuration, format_option
 from gateway.cli.output import show, show_one
-from gateway.cli.store import open_command_store
-from gateway.configuration.files import Configuration
+from gateway.cli.store import open_command_access
 from gateway.limits import LIMITS
-from gateway.values import nearest
 
 COLUMNS: Final = (
     *("id", "name", "prefix"),
     *(name for name in KeySpec.model_fields if name != "name"),
-    "state",
+    *("state", "declared_in"),
 )
 ALL_COLUMNS: Final = (*COLUMNS, "created_at", "revoked_at")
 
@@ -149,24 +147,24 @@ def _state(record: KeyRecord) -> str:
 
 async def _add(config: Path | None, fields: dict[str, Any]) -> tuple[KeyRecord, str]:
     configuration = find_configuration(config)
-    async with open_command_store(configuration) as store:
+    async with open_command_access(configuration) as (_, access):
         spec = parse_spec(fields)
-        _check_models(configuration, spec.models or ())
-        return await Keys(store).create(spec)
+        check_models(configuration, spec.models or ())
+        return await access.keys.create(spec)
 
 
 async def _list(config: Path | None) -> Sequence[KeyRecord]:
-    async with open_command_store(find_configuration(config)) as store:
-        return await Keys(store).list_keys()
+    async with open_command_access(find_configuration(config)) as (_, access):
+        return await access.keys.list_keys()
 
 
 async def _set(
     config: Path | None, name_or_id: str, fields: Mapping[str, Any], cleared: set[str]
 ) -> KeyRecord:
     configuration = find_configuration(config)
-    async with open_command_store(configuration) as store:
-        _check_models(configuration, fields.get("models", ()))
-        keys = Keys(store)
+    async with open_command_access(configuration) as (_, access):
+        check_models(configuration, fields.get("models", ()))
+        keys = access.keys
         record = find_key(await keys.list_keys(), name_or_id)
         changes = {**dict.fromkeys(cleared), **fields}
         if "limits" in cleared and "limits" in fields:
@@ -178,16 +176,6 @@ async def _set(
 
 
 async def _revoke(config: Path | None, name_or_id: str) -> KeyRecord:
-    async with open_command_store(find_configuration(config)) as store:
-        keys = Keys(store)
+    async with open_command_access(find_configuration(config)) as (_, access):
+        keys = access.keys
         return await keys.revoke(find_key(await keys.list_keys(), name_or_id).id)
-
-
-def _check_models(configuration: Configuration, models: Iterable[str]) -> None:
-    known = configuration.read_policy().catalog.models
-    for model in models:
-        if model not in known:
-            raise click.ClickException(
-                f"Unknown model '{model}'. Did you mean '{nearest(model, known)}'? Known models: "
-                f"{', '.join(sorted(known))}."
-            )

@@ -15,8 +15,10 @@ from gateway.cli.demo import demo
 from gateway.cli.doctor import doctor
 from gateway.cli.keys import keys
 from gateway.cli.ledger import ledger
+from gateway.cli.limits import limits
 from gateway.cli.serve import serve
 from gateway.cli.simulate import simulate
+from gateway.cli.teams import teams
 
 INTERRUPTED: Final = 130
 """The exit status after Ctrl-C, as of every program that a shell runs: 128 + SIGINT."""
@@ -45,5 +47,8 @@ def cli() -> None:
     """Image Gateway: a caching reverse proxy for OpenAI-compatible image generation."""
 
 
-for command in (serve, demo, simulate, cache, completion, config, doctor, keys, ledger):
+for command in (
+    *(serve, demo, simulate, cache, completion, config, doctor, keys, ledger),
+    *(limits, teams),
+):
     cli.add_command(command)

@@ -24,7 +24,7 @@ from gateway.process.listener import CannotListen
 from gateway.process.supervisor import CannotStart
 from gateway.store.handshake import SchemaMismatch, StoreMisconfigured, StoreMissing
 
-TIMES: Final = ("created_at", "expires_at", "revoked_at")
+TIMES: Final = ("created_at", "expires_at", "revoked_at", "resets_at")
 """Columns of Unix seconds, which a table and CSV show as a date in UTC."""
 
 
@@ -80,5 +80,13 @@ def _cell(name: str, value: Any) -> str:
     if name in TIMES:
         return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M")
     if isinstance(value, dict):
-        return " ".join(f"{key}={item}" for key, item in value.items())
-    return " ".join(value) if isinstance(value, list | tuple) else str(value)
+        return " ".join(f"{key}={_item(item)}" for key, item in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _item(value: Any) -> str:
+    """A limit that has more than a number, as `5:shadow:0.5,0.8`; anything else as it is."""
+    if not isinstance(value, dict) or "max" not in value:
+        return str(value)
+    warn_at = ",".join(map(str, value["warn_at"]))
+    return f"{value['max']}:{value['mode']}:{warn_at}"

@@ -40,6 +40,10 @@ class ConfigFiles:
     access: Path | None = None
     """None: nothing is declared."""
 
+    def __str__(self) -> str:
+        files = (self.gateway, self.models, self.access)
+        return ", ".join(str(file) for file in files if file is not None)
+
 
 def find_config(explicit: Path | None, cwd: Path) -> ConfigFiles:
     """Finds each file beside `explicit`, or else in `cwd/config`, and then in the package.
