@@ -15,15 +15,20 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol
 from zoneinfo import ZoneInfo
 
+from gateway.access.access_file import AccessFile
 from gateway.access.attempts import Attempts
 from gateway.access.audit import Audit
 from gateway.access.keys import Keys
+from gateway.access.limit_changes import LimitChanges
 from gateway.access.policy import CurrentPolicy, Policy, PolicySource
 from gateway.access.revoked_secrets import RevokedSecrets
 from gateway.access.signing import Signing
+from gateway.access.subjects import Subjects
+from gateway.access.teams import Teams
 from gateway.access.watched import list_watched
 from gateway.api.open_requests import OpenRequests
 from gateway.api.services import Health, Services
@@ -32,6 +37,7 @@ from gateway.billing.alerts import Alerts
 from gateway.billing.focus_export import FocusExport
 from gateway.billing.ledger import Ledger
 from gateway.billing.limit_gauges import LimitGauges
+from gateway.billing.limit_states import read_limit_states
 from gateway.billing.reports import Reports
 from gateway.billing.scopes import RunningTotals
 from gateway.billing.totals import Totals
@@ -244,6 +250,29 @@ def wire_cache(
     return Cache(image_cache, image_index, blobs, takedowns, purges, invalidation, transcoding)
 
 
+# ── keys and their limits ───────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The components of `access/` that workers and commands share."""
+
+    keys: Keys
+    subjects: Subjects
+    teams: Teams
+    limit_changes: LimitChanges
+
+
+def wire_access(settings: Settings, store: Store, declared: Callable[[], AccessFile]) -> Access:
+    """Constructs the components of `Access`, with what `access.yaml` declares. No I/O."""
+    calendar = Calendar(ZoneInfo(settings.billing.time_zone))
+    subjects = Subjects(store, declared=declared, calendar=calendar)
+    keys = Keys(store, subjects=subjects)
+    teams = Teams(store, subjects, keys)
+    limit_changes = LimitChanges(store, subjects, keys=keys, teams=teams)
+    return Access(keys, subjects, teams, limit_changes)
+
+
 # ── the gateway ─────────────────────────────────────────────────────────────────────────────
 
 
@@ -352,10 +381,11 @@ def wire_gateway(
         on_change=create_books_observer(health),
     )
     signing = create_signing(settings, store)
-    keys, tasks = Keys(store), OwnedTasks(metrics.upstream.flights.set)
+    access = wire_access(settings, store, lambda: policy().access)
+    keys, tasks = access.keys, OwnedTasks(metrics.upstream.flights.set)
     ledger = Ledger(store, ledger_settings(settings))
     totals = Totals(store, totals_settings(settings), worker=worker, observer=metrics.money)
-    outbox = Outbox(store, lambda: policy().webhooks)
+    outbox = Outbox(store, lambda: policy().access.webhooks)
     revoked_secrets = RevokedSecrets(store)
     zone = ZoneInfo(settings.billing.time_zone)
     alert_watch = AlertWatch(
@@ -364,7 +394,7 @@ def wire_gateway(
         outbox,
         alerts=Alerts(zone, settings.billing.time_zone),
         calendar=Calendar(zone),
-        list_watched=lambda: list_watched(keys),
+        list_watched=lambda: list_watched(keys, access.subjects),
         find_revoked_uses=revoked_secrets.find,
         retiring_models=lambda: policy().retiring_models,
         worker=worker,
@@ -372,7 +402,7 @@ def wire_gateway(
     sender = Sender(
         store,
         outbox,
-        lambda: policy().webhooks,
+        lambda: policy().access.webhooks,
         http,
         worker=worker,
         timeout_seconds=sender_settings(settings).timeout_seconds,
@@ -469,6 +499,10 @@ def wire_gateway(
         policy=policy,
         metrics=metrics,
         reports=Reports(store, totals, report_settings(settings)),
+        teams=access.teams,
+        limit_changes=access.limit_changes,
+        read_limit_states=partial(read_limit_states, store),
+        calendar=access.subjects.calendar,
         alert_watch=alert_watch,
         revoked_secrets=revoked_secrets,
         running_totals=RunningTotals(store, settings.billing.metric_labels),
@@ -492,7 +526,7 @@ def wire_gateway(
         totals=totals,
         outbox=outbox,
         sender=sender,
-        verification=create_verification(settings, store, worker=worker),
+        verification=create_verification(settings, store, keys, worker=worker),
         policy=policy,
         worker=worker,
         tls=tls,
@@ -500,14 +534,14 @@ def wire_gateway(
 
 
 def create_verification(
-    settings: Settings, store: Store, *, worker: str, is_full: bool = False
+    settings: Settings, store: Store, keys: Keys, *, worker: str, is_full: bool = False
 ) -> Verification:
     """Verifies recent books beside requests, or with `is_full` all of them, without pauses."""
     return Verification(
         store,
         verification_settings(settings),
         worker=worker,
-        subjects=Keys(store).ids_and_teams,
+        subjects=keys.ids_and_teams,
         is_full=is_full,
         rest=0.0 if is_full else 4.0,
     )

@@ -40,6 +40,11 @@ class Calendar:
         self._zone = zone
         self._latest: Day | None = None
 
+    @property
+    def time_zone(self) -> str:
+        """The name of the zone, such as `Europe/Berlin`."""
+        return str(self._zone)
+
     def day_at(self, now: float) -> Day:
         """The day that contains `now` (Unix seconds)."""
         day = self._latest

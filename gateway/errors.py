@@ -157,7 +157,15 @@ class ErrorCode(StrEnum):
     # ── administration ──
     KEY_NOT_FOUND = "key_not_found", 404, "There is no active key with this id."
     PURGE_NOT_FOUND = "purge_not_found", 404, "There is no purge with this id."
-    NAME_TAKEN = "name_taken", 409, "An active key has this name."
+    NAME_TAKEN = "name_taken", 409, "An active key, or a team, has this name."
+    DECLARED_IN_FILE = (
+        "declared_in_file",
+        409,
+        "The file access.yaml declares it; it is changed there.",
+    )
+    TEAM_NOT_FOUND = "team_not_found", 404, "There is no team with this name."
+    TEAM_HAS_KEYS = "team_has_keys", 409, "Active keys are in the team."
+    RAISE_NOT_FOUND = "raise_not_found", 404, "There is no raise with this id."
     SIGNING_KEYS_CONFIGURED = (
         "signing_keys_configured",
         409,

@@ -39,6 +39,7 @@ log = structlog.get_logger(__name__)
 
 PURGE_SECONDS: Final = 1.0
 TRACK_UNTRACKED_SECONDS: Final = 3600.0
+RAISES_SECONDS: Final = 86_400.0
 REVOKED_KEYS_SECONDS: Final = 3600.0
 AUDIT_RETENTION_SECONDS: Final = 3600.0
 ALERT_CLAIMS_SECONDS: Final = 3600.0
@@ -89,6 +90,7 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("untracked_blobs", TRACK_UNTRACKED_SECONDS, lambda: track_untracked(gateway)),
         Job("sweep", 60.0, lambda: sweep(gateway)),
         Job("key_labels", 60.0, lambda: label_keys(gateway.services)),
+        Job("raises", RAISES_SECONDS, lambda: forget_ended_raises(gateway)),
         Job("alerts", LOOK_EVERY_SECONDS, gateway.services.alert_watch.look),
         Job("alerts_back", LOOK_BACK_EVERY_SECONDS, gateway.services.alert_watch.look_back),
         Job("webhooks", SEND_EVERY_SECONDS, gateway.sender.send),
@@ -269,6 +271,12 @@ async def remove_old_events(gateway: Gateway) -> None:
         count := await gateway.services.audit.remove_expired()
     ):
         log.info("audit_events_deleted", events=count)
+
+
+async def forget_ended_raises(gateway: Gateway) -> None:
+    """Deletes the raises that ended long ago."""
+    if await has_turn(gateway, "raises", RAISES_SECONDS):
+        await gateway.services.limit_changes.forget_ended()
 
 
 async def forget_alert_claims(gateway: Gateway) -> None:

@@ -1,29 +1,17 @@
-"""Limits of teams and of everyone, for tests of what enforces them.
-
-`POST /admin/teams` sets them as an administrator does; this is for tests without one.
-"""
+"""Limits of teams and of everyone, set as an administrator sets them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from typing import Any
 
-from gateway.access import keys
-from gateway.images import LimitRule, LimitSubject
-
-Rules = Mapping[str, Mapping[str, LimitRule]]
-"""Limit subject → limit → rule."""
-
-_read_subjects = keys._limit_subjects
+from tests.gateways import Client
 
 
-def with_rules(rules: Rules) -> Callable[[keys.KeyRecord], tuple[LimitSubject, ...]]:
-    """In place of `access.keys._limit_subjects`: the key's own rules and these."""
-
-    def limit_subjects(record: keys.KeyRecord) -> tuple[LimitSubject, ...]:
-        return tuple(
-            replace(subject, rules={**subject.rules, **rules.get(subject.name, {})})
-            for subject in _read_subjects(record)
-        )
-
-    return limit_subjects
+async def set_limits(client: Client, scope: str, limits: Mapping[str, Any]) -> None:
+    """Sets limits of `team:NAME`, which may be a new team, or of `everyone`."""
+    team = scope.removeprefix("team:")
+    if team != scope and (await client.admin("GET", f"/admin/teams/{team}")).status == 404:
+        assert (await client.admin("POST", "/admin/teams", {"name": team})).status == 201
+    changed = await client.admin("PATCH", "/admin/limits", {"scope": scope, "limits": limits})
+    assert changed.status == 200, changed.body

@@ -19,9 +19,10 @@ import orjson
 
 from gateway.access.audit import SPACE, AuditEvent, audit_spaces
 from gateway.access.key_records import KeyRecord
-from gateway.access.keys import ACCESS, GENERATION, KEYS, NAMES, REVOKED, SECRETS
+from gateway.access.keys import KEYS, NAMES, REVOKED, SECRETS
 from gateway.access.signing import META, decode_keys, encode_keys
 from gateway.access.signing import RECORD as SIGNING_KEYS
+from gateway.access.subjects import ACCESS, EVERYONE, GENERATION, RAISES, TEAMS
 from gateway.store.batch import Batch, execute
 from gateway.store.commands import CompareAndSet, Get, Write
 from gateway.store.pages import scan_records
@@ -36,10 +37,6 @@ MAX_LINE_BYTES: Final = 16 << 20
 MIN_PASSPHRASE: Final = 16
 """Characters, as of a token."""
 
-TEAMS: Final = "teams"
-RAISES: Final = "raises"
-EVERYONE: Final = "everyone"
-"""The record in the space `access`."""
 SPACES: Final = (KEYS, REVOKED, TEAMS, ACCESS, RAISES)
 """Those of a backup, besides the months of the audit. Keys come before revoked ones: a key that is
 revoked meanwhile is then in one of them. Names and hashes of secrets follow from the keys."""

@@ -18,16 +18,26 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
 )
 
 from gateway.access.labels import parse_labels
+from gateway.access.limit_values import (
+    LimitOptions,
+    LimitValue,
+    as_number,
+    limit_rules,
+    limit_values,
+    merge_limits,
+    parse_limits,
+    record_limits,
+)
+from gateway.access.specs import parse_model
 from gateway.access.user_header import parse_user_header
 from gateway.errors import MAX_ECHO, ErrorCode, InvalidRequest
-from gateway.images import Reuse
-from gateway.limits import LIMITS, MICROS_PER_USD
-from gateway.values import DURATION, nearest, parse_duration
+from gateway.images import LimitRule, Reuse
+from gateway.limits import LIMITS
+from gateway.values import DURATION, parse_duration
 
 PREFIX_CHARACTERS: Final = 6
 """How much of a secret its record shows."""
@@ -36,10 +46,6 @@ MAX_SECRETS: Final = 5
 """Secrets of one key that are valid at once: the current one and those that it replaces."""
 MAX_OVERLAP_SECONDS: Final = 90 * 86_400
 
-MAX_LIMIT: Final = 2**52
-"""The largest limit, in its unit or in micro-dollars: exact in every store."""
-MAX_PER_MINUTE: Final = 10**8
-"""The largest token bucket, whose level in 1/60,000,000 of a unit must be exact too."""
 MAX_SECONDS: Final = 253_402_300_799
 """The last Unix second of the year 9999, the last that calendars can show."""
 
@@ -124,6 +130,7 @@ class KeyRecord(BaseModel):
     team: str | None = None
     models: tuple[str, ...] | None = None
     limits: Mapping[str, Decimal] = Field(default_factory=dict)
+    limit_options: Mapping[str, LimitOptions] | None = None
     validation: Validation | None = None
     scope: Scope | None = None
     reuse: str | None = None
@@ -135,6 +142,8 @@ class KeyRecord(BaseModel):
     created_at: int
     expires_at: int | None = None
     revoked_at: int | None = None
+    declared_in: str | None = None
+    """The name of the file that declares it. Then it is not in the store."""
 
     def encode(self) -> bytes:
         """The record's bytes in the store."""
@@ -178,24 +187,25 @@ class KeyRecord(BaseModel):
         valid = tuple(s for s in self.secrets if s.expires_at is None or s.expires_at > now)
         return self if valid == self.secrets else self.model_copy(update={"secrets": valid})
 
-    def limits_in_units(self) -> dict[str, int]:
-        """The limits in their units, money in micro-dollars; a newer gateway's are left out."""
-        return {
-            name: int(value * _units_per_number(name))
-            for name, value in self.limits.items()
-            if name in LIMITS
-        }
+    @property
+    def limit_values(self) -> dict[str, LimitValue]:
+        """The limits; a newer gateway's are left out."""
+        return limit_values(self.limits, self.limit_options)
+
+    def limit_rules(self, raised: Mapping[str, Decimal] | None = None) -> dict[str, LimitRule]:
+        """The rules that requests are counted by, with what is added to each limit."""
+        return limit_rules(self.limit_values, raised)
 
     def public(self) -> dict[str, Any]:
         """The record for the admin API and the command line, without secret hashes."""
-        fields = set(KeyRecord.model_fields) - {"secrets"}
+        fields = set(KeyRecord.model_fields) - {"secrets", "limit_options"}
         shown = self.model_dump(include=fields, exclude_none=True)
         if ends := [int(s.expires_at) for s in self.secrets if s.expires_at is not None]:
             shown["former_secrets_expire_at"] = ends
-        shown["limits"] = {
-            name: int(value) if value == value.to_integral_value() else float(value)
-            for name, value in self.limits.items()
-        }
+        if self.declared_in is not None:
+            del shown["created_at"]  # a file does not say
+        unknown = {name: as_number(v) for name, v in self.limits.items() if name not in LIMITS}
+        shown["limits"] = {n: value.shown() for n, value in self.limit_values.items()} | unknown
         return shown
 
     def merge(
@@ -209,8 +219,7 @@ class KeyRecord(BaseModel):
         # Limits of a newer gateway cannot be checked here, and stay as they are.
         unknown = {name: value for name, value in self.limits.items() if name not in LIMITS}
         if isinstance(limits, Mapping):
-            known = {name: value for name, value in self.limits.items() if name in LIMITS}
-            changes = {**changes, "limits": {**known, **limits}}
+            changes = {**changes, "limits": merge_limits(self.limit_values, limits)}
         elif limits is None:
             changes, unknown = {**changes, "limits": {}}, {}
         if isinstance(labels := changes.get("labels"), Mapping):
@@ -244,10 +253,8 @@ class KeySpec(BaseModel):
 
     @field_validator("limits", mode="after")
     @classmethod
-    def _parse_limits(cls, limits: Mapping[str, Any] | None) -> Mapping[str, Decimal] | None:
-        if limits is None:
-            return None
-        return {n: _parse_limit(n, v) for n, v in limits.items() if v is not None}
+    def _parse_limits(cls, limits: Mapping[str, Any] | None) -> Mapping[str, LimitValue] | None:
+        return None if limits is None else parse_limits(limits)
 
     @field_validator("reuse", mode="after")
     @classmethod
@@ -276,7 +283,7 @@ class KeySpec(BaseModel):
             "name": self.name,
             "team": self.team,
             "models": tuple(self.models) if self.models is not None else None,
-            "limits": dict(self.limits or {}),
+            **record_limits(self.limits or {}),
             "validation": self.validation,
             "scope": self.scope,
             "reuse": self.reuse,
@@ -294,15 +301,6 @@ def parse_spec(data: Mapping[str, Any], *, clock: Callable[[], float] = time.tim
 
     `expires_at` may be a text too: a duration counts from now.
     """
-    for name in data:
-        if name not in KeySpec.model_fields:
-            shown = name[:MAX_ECHO]
-            raise InvalidRequest(
-                f"Unknown parameter: '{shown}'. "
-                f"Did you mean '{nearest(name, KeySpec.model_fields)}'?",
-                param=shown,
-                code=ErrorCode.UNKNOWN_PARAMETER,
-            )
     if "expires_at" in data:
         try:
             data = {**data, "expires_at": parse_expiry(data["expires_at"], now=clock())}
@@ -312,38 +310,4 @@ def parse_spec(data: Mapping[str, Any], *, clock: Callable[[], float] = time.tim
                 param="expires_at",
                 code=ErrorCode.INVALID_VALUE,
             ) from None
-    try:
-        return KeySpec.model_validate(data)
-    except ValidationError as invalid:
-        first = invalid.errors()[0]
-        param = ".".join(str(part) for part in first["loc"][:1])
-        problem = first["msg"].removeprefix("Value error, ")
-        raise InvalidRequest(
-            problem if first["type"] == "value_error" else f"Invalid '{param}': {problem}.",
-            param=param,
-            code=ErrorCode.INVALID_VALUE,
-        ) from None
-
-
-def _parse_limit(name: str, value: object) -> Decimal:
-    if name not in LIMITS:
-        near = nearest(name, LIMITS)
-        raise ValueError(f"Unknown limit '{name[:MAX_ECHO]}'. Did you mean '{near}'?")
-    scale = _units_per_number(name)
-    is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
-    # Through text: `Decimal(0.1)` would have all digits of the binary fraction.
-    number = Decimal(str(value)) if is_number else Decimal("nan")
-    maximum = (MAX_PER_MINUTE if LIMITS[name].period == "minute" else MAX_LIMIT) // scale
-    # The command line's numbers are decimals.
-    shown = (str(value) if isinstance(value, Decimal) else repr(value))[:MAX_ECHO]
-    if number.is_finite() and number > maximum:
-        raise ValueError(f"Limit '{name}' is too large: {shown}.")
-    if not number.is_finite() or number < 0 or number * scale % 1:
-        kind = "an amount in US dollars" if scale > 1 else "a whole number"
-        raise ValueError(f"Limit '{name}' must be {kind}, 0 or more, not {shown}.")
-    return number
-
-
-def _units_per_number(limit: str) -> int:
-    """Money is set in dollars and counted in micro-dollars."""
-    return MICROS_PER_USD if LIMITS[limit].unit == "usd_micros" else 1
+    return parse_model(KeySpec, data)

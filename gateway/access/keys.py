@@ -4,7 +4,9 @@ A secret is `gk-` and 256 random bits; the store only has its SHA-256. A key's r
 document (`access.key_records`) in the space `keys` under the key's id. The space `secrets` has the
 id by the secret's hash, `names` the id by the name of an active key. A worker keeps the records
 that it has seen. Every admission compares them with the store's, so a change or a revocation
-takes effect from the next request on.
+takes effect from the next request on. What holds for a key besides its record is `access.subjects`.
+
+A key that `access.yaml` declares has no record: it is known from the file.
 
 A revoked key moves to the space `revoked_keys`, where it is listed for some time. There may be
 thousands of keys: they are read in pages, and decoded in a thread.
@@ -29,6 +31,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import orjson
 
+from gateway.access.access_file import AccessFile
 from gateway.access.audit import Actor, AuditEvent, audit_write, changed_fields
 from gateway.access.key_records import (
     PREFIX_CHARACTERS,
@@ -40,6 +43,7 @@ from gateway.access.key_records import (
     Validation,
 )
 from gateway.access.key_uses import KeyUses
+from gateway.access.subjects import ACCESS, GENERATION, ResolvedKey, StoredSubjects, Subjects
 from gateway.errors import (
     INVALID_REQUEST,
     ErrorCode,
@@ -48,8 +52,8 @@ from gateway.errors import (
     StoreUnavailable,
     shorten_name,
 )
-from gateway.images import Expected, LimitRule, LimitSubject, Principal, Reuse
-from gateway.store.batch import execute
+from gateway.images import Expected, Principal, Reuse
+from gateway.store.batch import Batch, execute
 from gateway.store.commands import CompareAndSet, Get, Write
 from gateway.store.pages import scan_records
 from gateway.store.protocol import Store
@@ -60,9 +64,6 @@ T = TypeVar("T")
 KEYS: Final = "keys"
 SECRETS: Final = "secrets"
 NAMES: Final = "names"
-ACCESS: Final = "access"
-GENERATION: Final = "generation"
-"""Of the space `access`: another one after each change of a team, of everyone or of a raise."""
 REVOKED: Final = "revoked_keys"
 """Records by the time of their revocation and the key's id."""
 REVOKED_SECONDS: Final = 90 * 86_400
@@ -97,6 +98,8 @@ class Key:
     """Whether answers show the usage of images that cost this key nothing; else zeros."""
     user_header: str | None = None
     """The header that names the user in the ledger if the body does not."""
+    declared_version: int = 0
+    """Of the `access.yaml` that it was made of."""
 
 
 class KeyName(NamedTuple):
@@ -107,27 +110,42 @@ class KeyName(NamedTuple):
     key_id: str
     team: str | None
     record: bytes = b""
+    """Its record's bytes, also those that a declared key would have."""
 
 
 @dataclass(frozen=True, slots=True)
 class _KnownKey:
     """A secret's key as this worker has last read it."""
 
+    record: KeyRecord
+    data: bytes
+    """The record's bytes; b"" for a declared key."""
+    stored: StoredSubjects
+    declared: AccessFile
+    """The file that it was made of."""
     key: Key
     ends_at: float
     """Unix seconds from which on the secret is refused; in the past for a revoked key."""
+    fresh_until: float
+    """Unix seconds until which the limits hold."""
 
 
 class Keys:
     """Authenticates, makes and changes keys."""
 
-    def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        subjects: Subjects | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._store = store
+        self._subjects = subjects or Subjects(store, clock=clock)
         self._clock = clock
         self.uses = KeyUses(store, clock=clock)
         self._known: OrderedDict[str, _KnownKey] = OrderedDict()  # by secret hash
         self._confirmed_at: dict[str, float] = {}  # by key id
-        self._generation = b""
 
     # ── authentication ──────────────────────────────────────────────────────────────────────
 
@@ -157,7 +175,10 @@ class Keys:
         """
         secret_hash = hash_secret(secret)
         with suppress(StoreUnavailable):
-            if await self._read(secret_hash) is None:
+            known = self._use(secret_hash)
+            if known is not None and known.record.declared_in is not None:
+                await self._refresh(secret_hash, known)
+            elif await self._read(secret_hash) is None:
                 # Otherwise `authenticate` would find the key in memory.
                 self._forget(secret_hash)
         key = await self.authenticate(secret)
@@ -174,44 +195,142 @@ class Keys:
         confirmed_at = self._confirmed_at.get(key.principal.key_id, 0.0)
         return confirmed_at > self._clock() - TRUST_SECONDS
 
-    def update(self, secret: str, principal: Principal, changed: Sequence[bytes]) -> None:
-        """Replaces a key by the newer records that an admission found; b"" for one that is gone."""
+    async def update(self, secret: str, principal: Principal, changed: Sequence[bytes]) -> None:
+        """Replaces a key by what an admission found to be newer; b"" for a record that is gone.
+
+        Raises `StoreUnavailable`.
+        """
         found = {
             (expected.space, expected.name): value
             for expected, value in zip(principal.expected, changed, strict=True)
         }
-        self._generation = found[ACCESS, GENERATION]
         secret_hash = hash_secret(secret)
-        if record := found[KEYS, principal.key_id]:
-            self._remember(secret_hash, record)
-        else:
+        known = self._use(secret_hash)
+        data = found.get((KEYS, principal.key_id))
+        if data == b"":
             self._forget(secret_hash)
+        elif known is not None:
+            # Until its new limits are read, it is not trusted while the store is unavailable.
+            self._confirmed_at.pop(principal.key_id, None)
+            await self._refresh(secret_hash, known, data=data, generation=found[ACCESS, GENERATION])
 
     async def _read(self, secret_hash: str) -> _KnownKey | None:
-        data = await execute(self._store, Get(KEYS, secret_hash, index=SECRETS))
-        return None if data is None else self._remember(secret_hash, data)
+        batch = Batch(self._store)
+        found = batch.add(Get(KEYS, secret_hash, index=SECRETS))
+        generation = batch.add(Get(ACCESS, GENERATION))
+        await batch.execute()
+        if found.value is None:
+            return None
+        known = self._known.get(secret_hash)
+        return await self._refresh(
+            secret_hash, known, data=found.value, generation=generation.value or b""
+        )
+
+    async def _refresh(
+        self,
+        secret_hash: str,
+        known: _KnownKey | None,
+        *,
+        data: bytes | None = None,
+        generation: bytes | None = None,
+    ) -> _KnownKey | None:
+        """Remembers a key with the record `data` (None: the known one) and its limits as they are.
+
+        They are read unless the known ones are of this generation. None if the record is
+        unreadable, and the key therefore unknown. Raises `StoreUnavailable`.
+        """
+        if data and (known is None or known.data != data):
+            record = _decode(data)
+        else:
+            data, record = (known.data, known.record) if known is not None else (b"", None)
+        if record is None:
+            self._forget(secret_hash)
+            return None
+        is_same = (
+            known is not None
+            and known.stored.generation == generation
+            and known.record.team == record.team
+        )
+        if known is not None and is_same and known.record is record:
+            return known
+        stored = known.stored if known and is_same else await self._subjects.read(record)
+        made = self._try_make(secret_hash, record, data, stored)
+        if made is None:
+            self._forget(secret_hash)
+            return None
+        return self._remember(secret_hash, made)
 
     def _use(self, secret_hash: str) -> _KnownKey | None:
         """The key in memory, which counts as used last: the least recently used is dropped."""
-        known = self._known.get(secret_hash)
-        if known is not None:
-            self._known.move_to_end(secret_hash)
+        known, declared = self._known.get(secret_hash), self._subjects.declared()
+        record = declared.secrets.get(secret_hash)
+        if record is not None and (known is None or known.record is not record):
+            # The first admission reads the limits: no generation is that of the store.
+            is_same = known is not None and known.record.team == record.team
+            stored = known.stored if known and is_same else StoredSubjects()
+            return self._remember(secret_hash, self._make(secret_hash, record, b"", stored))
+        if known is None:
+            return None
+        if record is None and known.record.declared_in is not None:
+            self._forget(secret_hash)  # it is gone from the file
+            return None
+        if known.declared is not declared or known.fresh_until <= self._clock():
+            made = self._make(secret_hash, known.record, known.data, known.stored)
+            return self._remember(secret_hash, made)
+        self._known.move_to_end(secret_hash)
         return known
 
-    def _remember(self, secret_hash: str, data: bytes) -> _KnownKey | None:
-        """The key of a record; None if the record is unreadable, and the key therefore unknown."""
-        known = read_stored("key", data, partial(self._known_key, secret_hash=secret_hash))
-        if known is None:
-            self._forget(secret_hash)
-            return None
+    def _remember(self, secret_hash: str, known: _KnownKey) -> _KnownKey:
         self._known[secret_hash] = known
         self._known.move_to_end(secret_hash)
         if len(self._known) > MAX_KNOWN:
             self._forget(next(iter(self._known)))
         return known
 
-    def _known_key(self, data: bytes, secret_hash: str) -> _KnownKey:
-        return _known_key(data, secret_hash, generation=self._generation)
+    def _try_make(
+        self, secret_hash: str, record: KeyRecord, data: bytes, stored: StoredSubjects
+    ) -> _KnownKey | None:
+        """As `_make`; None if a field of the stored record is unreadable."""
+        return read_stored("key", data, lambda data: self._make(secret_hash, record, data, stored))
+
+    def _make(
+        self, secret_hash: str, record: KeyRecord, data: bytes, stored: StoredSubjects
+    ) -> _KnownKey:
+        declared, resolved = self._subjects.declared(), self._subjects.resolve(record, stored)
+        matching = [s for s in record.secrets if hmac.compare_digest(s.sha256, secret_hash)]
+        ends = [record.expires_at, *(s.expires_at for s in matching[:1])]
+        ends_at = min((at for at in ends if at is not None), default=math.inf)
+        # A declared key has no record that an admission could compare.
+        own = () if record.declared_in is not None else (Expected(KEYS, record.id, data),)
+        key = Key(
+            principal=Principal(
+                key_id=record.id,
+                key_name=record.name,
+                team=record.team,
+                subjects=resolved.subjects,
+                expected=(*own, Expected(ACCESS, GENERATION, stored.generation)),
+                labels=resolved.labels,
+            ),
+            models=resolved.models,
+            validation=record.validation,
+            scope=resolved.scope,
+            reuse=Reuse.parse(record.reuse or "always"),
+            allow_no_cache=record.allow_no_cache is not False,
+            parallel=record.parallel or "share",
+            expires_at=record.expires_at,
+            hits_report_usage=record.hits_report_usage is not False,
+            user_header=record.user_header,
+            declared_version=declared.version,
+        )
+        return _KnownKey(
+            record,
+            data,
+            stored,
+            declared,
+            key,
+            ends_at=ends_at if matching and record.revoked_at is None else 0.0,
+            fresh_until=resolved.fresh_until,
+        )
 
     def _forget(self, secret_hash: str) -> None:
         known = self._known.pop(secret_hash, None)
@@ -224,7 +343,10 @@ class Keys:
         This worker knows the active ones from now on, as far as it has room. Raises
         `StoreUnavailable`.
         """
-        oldest: list[KeyName] = []
+        oldest = [
+            KeyName(record.created_at, record.name, record.id, record.team, record.encode())
+            for record in self._subjects.declared().keys.values()
+        ][:most]
         async for page in scan_records(self._store, KEYS):
             found, unknown = await asyncio.to_thread(self._read_page, page)
             oldest = heapq.nsmallest(most, oldest + found, key=itemgetter(0, 1))
@@ -233,6 +355,17 @@ class Keys:
                     self._known[secret_hash] = known
         # A key that changed while the pages were read may be on two of them.
         return list({key.key_id: key for key in oldest}.values())
+
+    async def resolve(self, keys: Sequence[KeyName]) -> list[ResolvedKey]:
+        """What holds for each key now, without unreadable ones. Raises `StoreUnavailable`."""
+        stored = await self._subjects.read_all()
+
+        def resolve() -> list[ResolvedKey]:
+            records = filter(None, (_decode_again(key.record) for key in keys))
+            return [self._subjects.resolve(record, stored.of_key(record)) for record in records]
+
+        # In a thread: decoding records takes some time, even if it is done once for each.
+        return await asyncio.to_thread(resolve)
 
     def _read_page(
         self, page: Mapping[str, bytes]
@@ -251,11 +384,10 @@ class Keys:
             for secret_hash in named.secret_hashes:
                 has_room = len(self._known) + len(unknown) < MAX_KNOWN
                 if has_room and not has_ended and secret_hash not in self._known:
-                    known = read_stored(
-                        "key", data, partial(self._known_key, secret_hash=secret_hash)
-                    )
-                    if known is not None:
-                        unknown.append((secret_hash, known))
+                    record = _decode(data)
+                    if record is not None:
+                        made = self._try_make(secret_hash, record, data, StoredSubjects())
+                        unknown += [(secret_hash, made)] if made is not None else []
         return names, unknown
 
     # ── administration ──────────────────────────────────────────────────────────────────────
@@ -263,6 +395,7 @@ class Keys:
     async def create(self, spec: KeySpec, *, actor: Actor) -> tuple[KeyRecord, str]:
         """Makes a key; its secret cannot be read again. Raises `GatewayError` 409 for its name."""
         secret = _new_secret()
+        self._refuse_declared_name(spec.name)
         record = KeyRecord(
             id="key_" + secrets.token_hex(12),
             prefix=secret[:PREFIX_CHARACTERS],
@@ -286,7 +419,7 @@ class Keys:
 
     async def ids_and_teams(self) -> list[tuple[str, str | None]]:
         """Id and team of every key, revoked ones too. Raises `StoreUnavailable`."""
-        found: dict[str, str | None] = {}
+        found = {key.id: key.team for key in self._subjects.declared().keys.values()}
         for space in (KEYS, REVOKED):
             async for page in scan_records(self._store, space):
                 for data in page.values():
@@ -296,12 +429,18 @@ class Keys:
         return list(found.items())
 
     async def list_keys(self) -> Sequence[KeyRecord]:
-        """All keys, also expired ones and those revoked in the last 90 days, oldest first."""
+        """All keys, also expired ones and those revoked in the last 90 days, oldest first.
+
+        Those that a file declares come before them.
+        """
         return await self.map_keys(lambda record: record)
 
     async def map_keys(self, convert: Callable[[KeyRecord], T]) -> list[T]:
         """As `list_keys`, each converted in a thread, where thousands delay no request."""
-        rows: dict[str, tuple[int, str, T]] = {}
+        rows = {
+            record.id: (record.created_at, record.name, convert(record))
+            for record in self._subjects.declared().keys.values()
+        }
 
         def read(page: Mapping[str, bytes]) -> None:
             for record in filter(None, map(_decode, page.values())):
@@ -384,6 +523,9 @@ class Keys:
         action: str,
         actor: Actor,
     ) -> KeyRecord:
+        declared = self._subjects.declared()
+        if (found := declared.ids.get(key_id)) is not None:
+            raise declared.refuse(f"Key '{found.name}'")
         # If the key is changed at the same time, the compare-and-set fails, and the change is
         # applied to the newer record.
         for _ in range(WRITE_ATTEMPTS):
@@ -398,6 +540,8 @@ class Keys:
             new = change(old).without_ended_secrets(self._clock())
             if new == old:
                 return old
+            if new.name != old.name:
+                self._refuse_declared_name(new.name)
             if new.revoked_at is None:
                 changes = [
                     Write(KEYS, key_id, new.encode(), expected=data),
@@ -442,6 +586,11 @@ class Keys:
             changes.append(Write(NAMES, new.name, new.id.encode(), expected=inactive_owner))
         return changes
 
+    def _refuse_declared_name(self, name: str) -> None:
+        declared = self._subjects.declared()
+        if name in declared.keys:
+            raise declared.refuse(f"Key '{name}'")
+
     async def _inactive_owner(self, name: str) -> bytes | None:
         """The id of an inactive key that still has a name. Raises 409 if an active key has it."""
         owner = await execute(self._store, Get(NAMES, name))
@@ -481,25 +630,6 @@ def _with_ended_secrets(page: Mapping[str, bytes], now: float) -> list[tuple[str
     ]
 
 
-@lru_cache(maxsize=2048)
-def labels_of(record: bytes) -> Mapping[str, str]:
-    """The labels of a key's record."""
-    labels = orjson.loads(record).get("labels")
-    return labels if isinstance(labels, dict) else {}
-
-
-@lru_cache(maxsize=2048)
-def limit_subjects_of(record: bytes) -> tuple[LimitSubject, ...]:
-    """A key, its team and everyone, with their limits, as a request of the key has them.
-
-    Empty for a record that cannot be read.
-    """
-    known = read_stored("key", record, KeyRecord.decode)
-    if known is None:
-        return ()
-    return _limit_subjects(known)
-
-
 def hash_secret(secret: str) -> str:
     """The SHA-256 of a secret, hex: all that is stored of it."""
     # A fast hash is enough, because a secret has 256 random bits. A header with bytes that are not
@@ -534,46 +664,9 @@ def _decode(data: bytes | None) -> KeyRecord | None:
     return None if data is None else read_stored("key", data, KeyRecord.decode)
 
 
-def _known_key(data: bytes, secret_hash: str, *, generation: bytes) -> _KnownKey:
-    record = KeyRecord.decode(data)
-    matching = [s for s in record.secrets if hmac.compare_digest(s.sha256, secret_hash)]
-    ends = [record.expires_at, *(s.expires_at for s in matching[:1])]
-    ends_at = min((at for at in ends if at is not None), default=math.inf)
-    return _KnownKey(
-        Key(
-            principal=Principal(
-                key_id=record.id,
-                key_name=record.name,
-                team=record.team,
-                subjects=_limit_subjects(record),
-                expected=(
-                    Expected(KEYS, record.id, data),
-                    Expected(ACCESS, GENERATION, generation),
-                ),
-                labels=dict(record.labels or {}),
-            ),
-            models=None if record.models is None else frozenset(record.models),
-            validation=record.validation,
-            scope=record.scope,
-            reuse=Reuse.parse(record.reuse or "always"),
-            allow_no_cache=record.allow_no_cache is not False,
-            parallel=record.parallel or "share",
-            expires_at=record.expires_at,
-            hits_report_usage=record.hits_report_usage is not False,
-            user_header=record.user_header,
-        ),
-        ends_at=ends_at if matching and record.revoked_at is None else 0.0,
-    )
-
-
-def _limit_subjects(record: KeyRecord) -> tuple[LimitSubject, ...]:
-    rules = {name: LimitRule(maximum) for name, maximum in record.limits_in_units().items()}
-    key = LimitSubject(f"key:{record.id}", "key", shown_as=record.name, rules=rules)
-    everyone = LimitSubject("everyone", "everyone", shown_as="", rules={})
-    if record.team is None:
-        return key, everyone
-    team = LimitSubject(f"team:{record.team}", "team", shown_as=record.team, rules={})
-    return key, team, everyone
+@lru_cache(maxsize=2048)
+def _decode_again(data: bytes) -> KeyRecord | None:
+    return _decode(data)
 
 
 def _name_taken(name: str) -> GatewayError:

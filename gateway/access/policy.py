@@ -1,8 +1,8 @@
 """The policy: the configuration that may change while the gateway runs.
 
-A request takes one snapshot and keeps it to its end. Today that is the model table. A new policy is
-read as a whole, checked as a whole, and then replaces the old one. If anything is wrong with it,
-the old one stays. Where it is read from is `configuration.files`.
+A request takes one snapshot and keeps it to its end. It has the model table, and what `access.yaml`
+declares. A new policy is read as a whole, checked as a whole, and then replaces the old one. If
+anything is wrong with it, the old one stays. Where it is read from is `configuration.files`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import structlog
 
+from gateway.access.access_file import NOTHING, AccessFile, parse_access
 from gateway.catalog import Catalog, ChoiceSpec, parse_catalog
-from gateway.events import Webhook
 
 log = structlog.get_logger(__name__)
 
@@ -25,7 +25,7 @@ class Policy:
     """A snapshot of the policy."""
 
     catalog: Catalog
-    webhooks: tuple[Webhook, ...] = ()
+    access: AccessFile = NOTHING
 
     @property
     def retiring_models(self) -> Mapping[str, date]:
@@ -43,9 +43,20 @@ class Policy:
         )
 
 
-def parse_policy(models: Mapping[str, Any], *, file: str) -> Policy:
-    """The policy with `models`, read from `file`. Raises `CatalogError`, which names both."""
-    return Policy(parse_catalog(models, file=file))
+def parse_policy(
+    models: Mapping[str, Any],
+    access: Mapping[str, Any] | None = None,
+    *,
+    file: str,
+    access_file: str = "",
+) -> Policy:
+    """The policy with `models`, read from `file`, and `access`, read from `access_file`.
+
+    Raises `CatalogError` and `AccessFileError`, which name the file and the key.
+    """
+    catalog = parse_catalog(models, file=file)
+    declared = parse_access(access or {}, file=access_file, models=catalog.models)
+    return Policy(catalog, declared)
 
 
 class PolicySource(Protocol):
@@ -103,4 +114,10 @@ class CurrentPolicy:
             return
         self._policy = policy
         self._on_change(policy)
-        log.info("policy_changed", models=len(policy.catalog.models))
+        log.info(
+            "policy_changed",
+            models=len(policy.catalog.models),
+            teams=len(policy.access.teams),
+            keys=len(policy.access.keys),
+            webhooks=len(policy.access.webhooks),
+        )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
-from gateway.access.keys import labels_of, limit_subjects_of
 from gateway.api.services import Services
 from gateway.billing.limit_gauges import GaugeValues, distinct
 from gateway.billing.scopes import KeyNames
@@ -21,10 +18,9 @@ async def label_keys(services: Services) -> None:
     services.metrics.use_keys(key.name for key in keys)
     services.running_totals.keys = [KeyNames(key.key_id, key.name, key.team) for key in keys]
     services.running_totals.are_keys_few = len(keys) < MAX_KEYS
-    # In a thread, and remembered: decoding a record takes some time.
-    found = await asyncio.to_thread(lambda: [limit_subjects_of(key.record) for key in keys])
-    services.running_totals.label_sets = [labels_of(key.record) for key in keys]
-    services.limit_gauges.subjects = distinct(subject for one in found for subject in one)
+    found = await services.keys.resolve(keys)
+    services.running_totals.label_sets = [key.labels for key in found]
+    services.limit_gauges.subjects = distinct(subject for key in found for subject in key.subjects)
 
 
 async def show_books(services: Services) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 from aiohttp import web
 
 from gateway.api import images, links, models, ops, organization, usage
-from gateway.api.admin import audit, cache, focus, keys, signing, upstream
+from gateway.api.admin import audit, cache, focus, keys, limits, signing, teams, upstream
 from gateway.api.admin import usage as admin_usage
 from gateway.api.ask_for_more import ask_for_more
 from gateway.api.auth import with_admin, with_confirmed_key, with_key, with_metrics_token
@@ -87,6 +87,17 @@ def admin_routes() -> list[web.RouteDef]:
         _post("/admin/keys/{id}/rotate", with_admin(keys.rotate_key), name="admin_key_rotate"),
         web.delete("/admin/keys/{id}", with_admin(keys.revoke_key), name="admin_key.revoke"),
         web.get("/admin/audit", with_admin(audit.list_events), name="admin_audit"),
+        _post("/admin/teams", with_admin(teams.create_team), name="admin_teams"),
+        web.get("/admin/teams", with_admin(teams.list_teams), name="admin_teams.list"),
+        web.get("/admin/teams/{name}", with_admin(teams.show_team), name="admin_team.show"),
+        _patch("/admin/teams/{name}", with_admin(teams.change_team), name="admin_team"),
+        web.delete("/admin/teams/{name}", with_admin(teams.remove_team), name="admin_team.remove"),
+        web.get("/admin/limits", with_admin(limits.show_limits), name="admin_limits.show"),
+        _patch("/admin/limits", with_admin(limits.change_limits), name="admin_limits"),
+        _post("/admin/limits/raise", with_admin(limits.raise_limit), name="admin_raise"),
+        web.delete(
+            "/admin/limits/raise/{id}", with_admin(limits.end_raise), name="admin_raise.end"
+        ),
         web.get("/admin/cache", with_admin(cache.cache_stats), name="admin_cache"),
         _post("/admin/cache/purge", with_admin(cache.purge), name="admin_purge"),
         web.get("/admin/cache/purges/{id}", with_admin(cache.purge_progress), name="admin_purges"),

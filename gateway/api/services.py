@@ -5,7 +5,7 @@ Nothing below `api/` sees the application or a request.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -15,19 +15,24 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from gateway.access.attempts import Attempts
 from gateway.access.audit import Audit
 from gateway.access.keys import Keys
+from gateway.access.limit_changes import LimitChanges
 from gateway.access.policy import Policy
 from gateway.access.revoked_secrets import RevokedSecrets
 from gateway.access.signing import Signing
+from gateway.access.teams import Teams
 from gateway.api.open_requests import OpenRequests
 from gateway.billing.alert_watch import AlertWatch
 from gateway.billing.focus_export import FocusExport
 from gateway.billing.limit_gauges import LimitGauges
+from gateway.billing.quota import LimitState
 from gateway.billing.reports import Reports
 from gateway.billing.scopes import RunningTotals
 from gateway.cache.blobs import Blobs
 from gateway.cache.image_index import ImageIndex
 from gateway.cache.invalidation import Invalidation
 from gateway.cache.purges import Purges
+from gateway.calendar import Calendar
+from gateway.images import LimitSubject
 from gateway.metrics import Metrics
 from gateway.net.client_address import TrustedProxies
 from gateway.proxy.request import Proxy
@@ -100,6 +105,11 @@ class Services:
     metrics: Metrics
     running_totals: RunningTotals
     reports: Reports
+    teams: Teams
+    limit_changes: LimitChanges
+    read_limit_states: Callable[[LimitSubject], Awaitable[Sequence[LimitState]]]
+    calendar: Calendar
+    """Of `billing.time_zone`."""
     alert_watch: AlertWatch
     revoked_secrets: RevokedSecrets
     limit_gauges: LimitGauges

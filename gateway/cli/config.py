@@ -53,14 +53,14 @@ def show_settings(config: Path | None, output_format: str) -> None:
     The source is default, file, environment or secret file.
     """
     configuration = _configuration(config)
-    gateway, models = configuration.files.gateway, configuration.files.models
+    files = configuration.files
     with errors_as_messages():
         settings, values = configuration.read_settings(), configuration.read_values()
     rows = [
         {"setting": s.key, "value": s.value, "source": s.source, "from": s.origin}
-        for s in effective_settings(settings, values, file=gateway)
+        for s in effective_settings(settings, values, file=files.gateway)
     ]
-    click.echo(f"Settings: {gateway}, models: {models}", err=True)
+    click.echo(f"Settings: {files.gateway}, models: {files.models}", err=True)
     show(rows, output_format, columns=SHOW_COLUMNS)
 
 

@@ -13,6 +13,7 @@ import click
 from gateway.access.key_records import KeyRecord, KeySpec, parse_overlap, parse_spec
 from gateway.access.keys import Keys
 from gateway.cli.key_options import CLEARABLE, cleared_fields, key_fields, key_options
+from gateway.cli.models import check_models
 from gateway.cli.options import (
     command_actor,
     config_option,
@@ -20,16 +21,13 @@ from gateway.cli.options import (
     format_option,
 )
 from gateway.cli.output import show, show_one
-from gateway.cli.store import open_command_store
-from gateway.configuration.files import Configuration
+from gateway.cli.store import open_command_access
 from gateway.limits import LIMITS
-from gateway.values import nearest
 
 COLUMNS: Final = (
     *("id", "name", "prefix"),
     *(name for name in KeySpec.model_fields if name != "name"),
-    "state",
-    "last_used_at",
+    *("state", "declared_in", "last_used_at"),
 )
 ALL_COLUMNS: Final = (*COLUMNS, "created_at", "former_secrets_expire_at", "revoked_at")
 
@@ -174,23 +172,21 @@ def _state(record: KeyRecord) -> str:
 
 async def _add(config: Path | None, fields: dict[str, Any]) -> tuple[KeyRecord, str]:
     configuration = find_configuration(config)
-    async with open_command_store(configuration) as store:
+    async with open_command_access(configuration) as (_, access):
         spec = parse_spec(fields)
-        _check_models(configuration, spec.models or ())
-        return await Keys(store).create(spec, actor=command_actor())
+        check_models(configuration, spec.models or ())
+        return await access.keys.create(spec, actor=command_actor())
 
 
 async def _list(config: Path | None) -> list[dict[str, Any]]:
-    async with open_command_store(find_configuration(config)) as store:
-        keys = Keys(store)
-        return await _with_uses(keys, await keys.list_keys())
+    async with open_command_access(find_configuration(config)) as (_, access):
+        return await _with_uses(access.keys, await access.keys.list_keys())
 
 
 async def _show(config: Path | None, name_or_id: str) -> dict[str, Any]:
-    async with open_command_store(find_configuration(config)) as store:
-        keys = Keys(store)
-        record = find_key(await keys.list_keys(), name_or_id, also_revoked=True)
-        (row,) = await _with_uses(keys, [record])
+    async with open_command_access(find_configuration(config)) as (_, access):
+        record = find_key(await access.keys.list_keys(), name_or_id, also_revoked=True)
+        (row,) = await _with_uses(access.keys, [record])
         return row
 
 
@@ -205,9 +201,9 @@ async def _set(
     config: Path | None, name_or_id: str, fields: Mapping[str, Any], cleared: set[str]
 ) -> KeyRecord:
     configuration = find_configuration(config)
-    async with open_command_store(configuration) as store:
-        _check_models(configuration, fields.get("models", ()))
-        keys = Keys(store)
+    async with open_command_access(configuration) as (_, access):
+        check_models(configuration, fields.get("models", ()))
+        keys = access.keys
         record = find_key(await keys.list_keys(), name_or_id)
         changes = {**dict.fromkeys(cleared), **fields}
         if "limits" in cleared and "limits" in fields:
@@ -219,24 +215,13 @@ async def _set(
 
 
 async def _rotate(config: Path | None, name_or_id: str, overlap: str) -> tuple[KeyRecord, str]:
-    async with open_command_store(find_configuration(config)) as store:
-        keys, overlap_seconds = Keys(store), parse_overlap(overlap)
+    async with open_command_access(find_configuration(config)) as (_, access):
+        keys, overlap_seconds = access.keys, parse_overlap(overlap)
         record = find_key(await keys.list_keys(), name_or_id)
         return await keys.rotate(record.id, overlap_seconds=overlap_seconds, actor=command_actor())
 
 
 async def _revoke(config: Path | None, name_or_id: str) -> KeyRecord:
-    async with open_command_store(find_configuration(config)) as store:
-        keys = Keys(store)
-        record = find_key(await keys.list_keys(), name_or_id)
-        return await keys.revoke(record.id, actor=command_actor())
-
-
-def _check_models(configuration: Configuration, models: Iterable[str]) -> None:
-    known = configuration.read_policy().catalog.models
-    for model in models:
-        if model not in known:
-            raise click.ClickException(
-                f"Unknown model '{model}'. Did you mean '{nearest(model, known)}'? Known models: "
-                f"{', '.join(sorted(known))}."
-            )
+    async with open_command_access(find_configuration(config)) as (_, access):
+        record = find_key(await access.keys.list_keys(), name_or_id)
+        return await access.keys.revoke(record.id, actor=command_actor())

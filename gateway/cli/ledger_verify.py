@@ -18,7 +18,7 @@ from gateway.billing.verification import Verified
 from gateway.cli.logs import configure_logs
 from gateway.cli.options import config_option, find_configuration, format_option
 from gateway.cli.output import show
-from gateway.cli.store import open_command_store
+from gateway.cli.store import open_command_access
 from gateway.store.batch import execute
 from gateway.store.commands import Journal, OpenJournals
 
@@ -53,8 +53,11 @@ async def _verify(config: Path | None) -> tuple[Verified, list[dict[str, Any]]]:
     configuration = find_configuration(config)
     settings = configuration.read_settings()
     worker = f"verify-{secrets.token_hex(4)}"
-    async with open_command_store(configuration) as store:
-        verified = await create_verification(settings, store, worker=worker, is_full=True).run()
+    async with open_command_access(configuration) as (store, access):
+        verification = create_verification(
+            settings, store, access.keys, worker=worker, is_full=True
+        )
+        verified = await verification.run()
         journals = await execute(store, OpenJournals(limit=MAX_LISTED))
         return verified, [_purchase(journal) for journal in journals]
 

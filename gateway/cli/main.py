@@ -17,8 +17,10 @@ from gateway.cli.demo import demo
 from gateway.cli.doctor import doctor
 from gateway.cli.keys import keys
 from gateway.cli.ledger import ledger
+from gateway.cli.limits import limits
 from gateway.cli.serve import serve
 from gateway.cli.simulate import simulate
+from gateway.cli.teams import teams
 from gateway.cli.usage import usage
 
 INTERRUPTED: Final = 130
@@ -49,18 +51,7 @@ def cli() -> None:
 
 
 for command in (
-    serve,
-    demo,
-    simulate,
-    audit,
-    backup,
-    restore,
-    cache,
-    completion,
-    config,
-    doctor,
-    keys,
-    ledger,
-    usage,
+    *(serve, demo, simulate, audit, backup, restore, cache, completion, config, doctor),
+    *(keys, ledger, limits, teams, usage),
 ):
     cli.add_command(command)

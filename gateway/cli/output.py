@@ -25,7 +25,7 @@ from gateway.store.handshake import SchemaMismatch, StoreMisconfigured, StoreMis
 
 TIMES: Final = (
     *("time", "created_at", "expires_at", "last_used_at"),
-    *("former_secrets_expire_at", "revoked_at"),
+    *("former_secrets_expire_at", "revoked_at", "resets_at"),
 )
 """Columns of Unix seconds, which a table and CSV show as a date in UTC."""
 
@@ -89,5 +89,13 @@ def _cell(name: str, value: Any) -> str:
         dates = (datetime.fromtimestamp(at, UTC) for at in times)
         return ", ".join(date.strftime("%Y-%m-%d %H:%M UTC") for date in dates)
     if isinstance(value, dict):
-        return " ".join(f"{key}={item}" for key, item in value.items())
-    return " ".join(value) if isinstance(value, list | tuple) else str(value)
+        return " ".join(f"{key}={_item(item)}" for key, item in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _item(value: Any) -> str:
+    """A limit that has more than a number, as `5:shadow:0.5,0.8`; anything else as it is."""
+    if not isinstance(value, dict) or "max" not in value:
+        return str(value)
+    warn_at = ",".join(map(str, value["warn_at"]))
+    return f"{value['max']}:{value['mode']}:{warn_at}"

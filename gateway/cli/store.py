@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import click
 
-from gateway.assembly import Cache, open_cache, open_existing_store
+from gateway.assembly import Access, Cache, open_cache, open_existing_store, wire_access
 from gateway.cli.output import errors_as_messages
 from gateway.configuration.files import Configuration
 from gateway.store.protocol import Store
@@ -20,6 +20,17 @@ async def open_command_store(configuration: Configuration) -> AsyncIterator[Stor
         async with open_existing_store(configuration.read_settings()) as store:
             _print_name(store)
             yield store
+
+
+@asynccontextmanager
+async def open_command_access(configuration: Configuration) -> AsyncIterator[tuple[Store, Access]]:
+    """As `open_command_store`, also keys, teams and limits, with those that a file declares."""
+    with errors_as_messages():
+        settings = configuration.read_settings()
+        declared = configuration.read_policy().access
+        async with open_existing_store(settings) as store:
+            _print_name(store)
+            yield store, wire_access(settings, store, lambda: declared)
 
 
 @asynccontextmanager

@@ -1,11 +1,13 @@
 """Finds and reads the configuration files.
 
-`gateway.yaml` holds the settings, which are read once per worker; `models.yaml` holds the policy,
-which is read again when it changes. What the values mean is `settings` and `access.policy`.
+`gateway.yaml` holds the settings, which are read once per worker; `models.yaml` and `access.yaml`
+hold the policy, which is read again when one of them changes. What the values mean is `settings`
+and `access.policy`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any, Final
 import yaml
 from pydantic import ValidationError
 
+from gateway.access.access_file import AccessFileError
 from gateway.access.policy import Policy, parse_policy
 from gateway.catalog import CatalogError
 from gateway.configuration.expand import ConfigError, Expanded, expand
@@ -21,8 +24,11 @@ from gateway.configuration.explain import explain
 from gateway.configuration.settings import Settings
 from gateway.redaction import Redactor
 
+_READ_AS_OTHER_BASE: Final = re.compile(r"[-+]?0[0-9_]+|[^:]+:.*")
+
 GATEWAY_FILE: Final = "gateway.yaml"
 MODELS_FILE: Final = "models.yaml"
+ACCESS_FILE: Final = "access.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,12 @@ class ConfigFiles:
 
     gateway: Path
     models: Path
+    access: Path | None = None
+    """None: nothing is declared."""
+
+    def __str__(self) -> str:
+        files = (self.gateway, self.models, self.access)
+        return ", ".join(str(file) for file in files if file is not None)
 
 
 def find_config(explicit: Path | None, cwd: Path) -> ConfigFiles:
@@ -49,7 +61,17 @@ def find_config(explicit: Path | None, cwd: Path) -> ConfigFiles:
     return ConfigFiles(
         gateway=explicit or _first_file(GATEWAY_FILE, folders),
         models=_first_file(MODELS_FILE, folders),
+        access=_first_file(ACCESS_FILE, folders),
     )
+
+
+def _state(file: Path) -> object:
+    try:
+        found = file.stat()
+    except OSError as error:
+        # A missing file is a change too, and `reload` logs it.
+        return error.errno
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _first_file(name: str, folders: tuple[Path, ...]) -> Path:
@@ -77,23 +99,33 @@ class Configuration:
         return _read_expanded(self.files.gateway, self.environ)
 
     def read_policy(self) -> Policy:
-        """Reads the policy from its file. Raises `ConfigError`, `CatalogError`."""
-        models = self.files.models
+        """Reads the policy from its files. Raises `ConfigError`, `CatalogError`."""
+        models, access = self.files.models, self.files.access
         expanded = _read_expanded(models, self.environ)
         _refuse_faults(models, expanded)
+        declared = None
+        if access is not None:
+            declared = _read_expanded(access, self.environ, loader=_AccessLoader)
+            _refuse_faults(access, declared)
         try:
-            return parse_policy(expanded.values, file=str(models))
+            return parse_policy(
+                expanded.values,
+                declared.values if declared is not None else None,
+                file=str(models),
+                access_file=str(access or ""),
+            )
         except CatalogError as error:
             raise CatalogError(_redact(str(error), expanded)) from None
+        except AccessFileError as error:
+            message = str(error)
+            raise ConfigError(_redact(message, declared) if declared else message) from None
 
     def policy_state(self) -> object:
-        """Modification time, size and inode of the policy's file: differs after every change."""
-        try:
-            found = self.files.models.stat()
-        except OSError as error:
-            # A missing file is a change too, and `reload` logs it.
-            return error.errno
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        """Modification times, sizes and inodes of the policy's files: differs after every change.
+
+        A secret file that `access.yaml` reads is none of them.
+        """
+        return _state(self.files.models), self.files.access and _state(self.files.access)
 
 
 def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
@@ -133,9 +165,11 @@ def _refuse_faults(path: Path, expanded: Expanded) -> None:
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in expanded.faults.values()))
 
 
-def _read_expanded(path: Path, environ: Mapping[str, str]) -> Expanded:
+def _read_expanded(
+    path: Path, environ: Mapping[str, str], *, loader: type[_Loader] | None = None
+) -> Expanded:
     try:
-        values = _Loader(path.read_text(encoding="utf-8")).get_single_data()
+        values = (loader or _Loader)(path.read_text(encoding="utf-8")).get_single_data()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}.") from None
     except yaml.MarkedYAMLError as error:
@@ -168,3 +202,18 @@ class _Loader(yaml.SafeLoader):
                 raise ConfigError(f"line {line}: the key '{key.value}' is there twice.")
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
+
+
+class _AccessLoader(_Loader):
+    """Leaves some numbers of YAML 1.1 as texts.
+
+    `0042` would be octal and `12:30` base 60, but in a label or a name they mean what is written.
+    """
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
+        if _READ_AS_OTHER_BASE.fullmatch(node.value):
+            return node.value
+        return super().construct_yaml_int(node)
+
+
+_AccessLoader.add_constructor("tag:yaml.org,2002:int", _AccessLoader.construct_yaml_int)

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from gateway.catalog import Catalog
+from gateway.configuration.access_schema import access_schema
 from gateway.configuration.settings import Settings
 
 
@@ -60,7 +61,11 @@ def _close_patterns(node: Any) -> None:
 
 
 SCHEMAS: Final[Mapping[str, Callable[[], dict[str, Any]]]] = MappingProxyType(
-    {"gateway.schema.json": json_schema, "models.schema.json": models_schema}
+    {
+        "access.schema.json": access_schema,
+        "gateway.schema.json": json_schema,
+        "models.schema.json": models_schema,
+    }
 )
 """By the name of the shipped file."""
 

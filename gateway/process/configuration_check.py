@@ -39,8 +39,7 @@ def check_configuration(configuration: Configuration) -> Sequence[Finding]:
         findings += _faults(error)
     faults = [finding for finding in findings if finding.level == "fault"]
     warnings = [finding for finding in findings if finding.level == "warning"]
-    files = configuration.files
-    return [*(faults or [Finding(NAME, "ok", f"{files.gateway}, {files.models}")]), *warnings]
+    return [*(faults or [Finding(NAME, "ok", str(configuration.files))]), *warnings]
 
 
 def _faults(error: Exception) -> Sequence[Finding]:

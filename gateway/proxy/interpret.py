@@ -82,7 +82,13 @@ class InterpreterSettings(BaseModel):
     """Whether upstream streams. Otherwise there are no partial images to ask for."""
 
 
-_CacheKey: TypeAlias = tuple[bytes, str | None, str | None, tuple[Expected, ...]]
+class _KeyVersion(NamedTuple):
+    key_id: str
+    declared_version: int
+    expected: tuple[Expected, ...]
+
+
+_CacheKey: TypeAlias = tuple[bytes, str | None, str | None, _KeyVersion]
 """All that an interpretation depends on, besides the policy."""
 
 
@@ -138,8 +144,10 @@ class Interpreter:
         if len(body) + len(content_type or "") + len(deployment or "") > MAX_CACHED_BODY:
             return await self._read(context, body)
         # With the key's records: models, validation, scope and reuse of the key are part of the
-        # meaning.
-        cache_key = (body, deployment, content_type, context.principal.expected)
+        # meaning. A declared key has none, but it has a version.
+        principal, version = context.principal, context.key.declared_version
+        of_key = _KeyVersion(principal.key_id, version, principal.expected)
+        cache_key = (body, deployment, content_type, of_key)
         cached = self._cached.get(cache_key)
         if cached is not None:
             self._cached.move_to_end(cache_key)

@@ -169,7 +169,7 @@ class Proxy:
         Raises `LimitExceeded`.
         """
         if admission.changed is not None:
-            self._keys.update(context.secret, context.principal, admission.changed)
+            await self._keys.update(context.secret, context.principal, admission.changed)
             context.use_key(await self._keys.authenticate(context.secret))
             return False
         self._keys.mark_confirmed(context.key)

@@ -11,7 +11,7 @@ from gateway.proxy.interpret import MAX_USER
 from tests.docs.pages import code, codes, read_page, rows_below, sources, text_of
 
 PAGE = read_page("keys.md")
-ACTION = re.compile(r"[a-z_]+\.[a-z]+")
+ACTION = re.compile(r"[a-z_]+\.[a-z_]+")
 KINDS = ("key", "cache", "signing_key", "backup", "team", "limits", "everyone")
 
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
-import orjson
 from aiohttp import web
 
 from gateway.assembly import open_store
@@ -31,6 +30,7 @@ from tests.gateways import Client, Processes, Reply, open_connections, run_proce
 from tests.journals import estimate
 from tests.local_server import serve
 from tests.pngs import write_png
+from tests.scope_limits import set_limits
 from tests.stores import usually_on
 from tests.waiting import eventually
 
@@ -172,8 +172,7 @@ class Play:
 @asynccontextmanager
 async def playing(folder: Path, store_url: str | None) -> AsyncIterator[Play]:
     upstream = RandomUpstream()
-    maxima = {scope: {"usd_per_day": n * ESTIMATE} for scope, n in BUDGETS.items()}
-    budgets = {"team:art": maxima["team"], "everyone": maxima["everyone"]}
+    limits = {scope: {"usd_per_day": n * ESTIMATE / 1e6} for scope, n in BUDGETS.items()}
     async with (
         upstream.run() as base_url,
         run_processes(
@@ -182,12 +181,11 @@ async def playing(folder: Path, store_url: str | None) -> AsyncIterator[Play]:
             workers=4,
             redis_url=store_url,
             options=QUICK,
-            module="tests.budgeted_gateway",
-            environ={"BUDGETS": orjson.dumps(budgets).decode()},
         ) as (processes, client),
     ):
-        own = {"usd_per_day": maxima["key"]["usd_per_day"] / 1e6}
-        alice = await client.with_key("alice", team="art", limits=own)
+        alice = await client.with_key("alice", team="art", limits=limits["key"])
+        await set_limits(client, "team:art", limits["team"])
+        await set_limits(client, "everyone", limits["everyone"])
         async with open_store(processes.settings) as (store, _):
             yield Play(processes, alice, upstream, Books(store, alice.key_id))
 

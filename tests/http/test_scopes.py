@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
 
 import pytest
 
-from gateway.access import keys
 from gateway.errors import StoreUnavailable
-from gateway.images import LimitRule
 from gateway.store.commands import Reserve
 from tests.gateways import InProcess, Upstream
 from tests.http.conftest import OpenGateway
 from tests.http.test_refused_followers import LOW, crowd_at, records_of, without_reset
-from tests.scope_limits import Rules, with_rules
-
-SetRules = Callable[[Rules], None]
-
-
-@pytest.fixture
-def set_rules(monkeypatch: pytest.MonkeyPatch) -> SetRules:
-    return lambda rules: monkeypatch.setattr(keys, "_limit_subjects", with_rules(rules))
-
+from tests.scope_limits import set_limits
 
 SCOPES = {"team:art": "team 'art'", "everyone": "everyone"}
 
@@ -31,11 +20,11 @@ SCOPES = {"team:art": "team 'art'", "everyone": "everyone"}
 @pytest.mark.parametrize("gateways", [1, 2])
 @pytest.mark.parametrize("subject", SCOPES)
 async def test_followers_of_a_refused_scope_are_refused_without_the_store(
-    open_gateway: OpenGateway, set_rules: SetRules, subject: str, gateways: int
+    open_gateway: OpenGateway, subject: str, gateways: int
 ) -> None:
-    set_rules({subject: {"usd_per_day": LimitRule(1000)}})
     async with crowd_at(open_gateway, gateways) as crowd:
         client = crowd.gateways[0].client
+        await set_limits(client, subject, {"usd_per_day": 0.001})
         members = [await client.with_key(f"k{i}", team="art") for i in range(10)]
         replies = await crowd.ask(members * 4)
         records = await records_of(crowd)
@@ -50,11 +39,11 @@ async def test_followers_of_a_refused_scope_are_refused_without_the_store(
 
 
 async def test_a_refused_team_does_not_refuse_followers_of_another(
-    open_gateway: OpenGateway, set_rules: SetRules, upstream: Upstream
+    open_gateway: OpenGateway, upstream: Upstream
 ) -> None:
-    set_rules({"team:art": {"usd_per_day": LimitRule(1000)}})
     async with crowd_at(open_gateway, 1) as crowd:
         client = crowd.gateways[0].client
+        await set_limits(client, "team:art", {"usd_per_day": 0.001})
         art = [await client.with_key(f"art{i}", team="art") for i in range(3)]
         ads = [await client.with_key(f"ads{i}", team="ads") for i in range(3)]
         replies = await crowd.ask([*art, *ads])
@@ -63,10 +52,8 @@ async def test_a_refused_team_does_not_refuse_followers_of_another(
     assert len(await upstream.bodies()) == 1
 
 
-async def test_requests_of_a_team_share_a_rate_and_the_headers_show_it(
-    gateway: InProcess, set_rules: SetRules
-) -> None:
-    set_rules({"team:art": {"requests_per_minute": LimitRule(3)}})
+async def test_requests_of_a_team_share_a_rate_and_the_headers_show_it(gateway: InProcess) -> None:
+    await set_limits(gateway.client, "team:art", {"requests_per_minute": 3})
     alice = await gateway.client.with_key("alice", team="art", limits={"requests_per_minute": 9})
     bob = await gateway.client.with_key("bob", team="art")
     replies = [await client.ask("an otter", **LOW) for client in (alice, bob, alice, bob)]
@@ -82,9 +69,9 @@ async def test_requests_of_a_team_share_a_rate_and_the_headers_show_it(
 
 @pytest.mark.parametrize("subject", ["team:art", "everyone"])
 async def test_open_purchases_of_all_keys_of_a_scope_count(
-    gateway: InProcess, set_rules: SetRules, upstream: Upstream, subject: str
+    gateway: InProcess, upstream: Upstream, subject: str
 ) -> None:
-    set_rules({subject: {"concurrent_requests": LimitRule(1)}})
+    await set_limits(gateway.client, subject, {"concurrent_requests": 1})
     alice = await gateway.client.with_key("alice", team="art")
     bob = await gateway.client.with_key("bob", team="art")
     async with upstream.hold() as gate:
@@ -98,13 +85,13 @@ async def test_open_purchases_of_all_keys_of_a_scope_count(
 
 
 async def test_a_limit_in_shadow_mode_refuses_nothing_and_flags_what_it_would_refuse(
-    gateway: InProcess, set_rules: SetRules
+    gateway: InProcess,
 ) -> None:
     shadow = {
-        "usd_per_day": LimitRule(12_000, "shadow"),
-        "requests_per_minute": LimitRule(2, "shadow"),
+        "usd_per_day": {"max": 0.012, "mode": "shadow"},
+        "requests_per_minute": {"max": 2, "mode": "shadow"},
     }
-    set_rules({"team:art": shadow})
+    await set_limits(gateway.client, "team:art", shadow)
     alice = await gateway.client.with_key("alice", team="art")
     replies = [await alice.ask(f"otter {i}", **LOW) for i in (0, 1, 1)]
     records = await gateway.ledger()
@@ -124,13 +111,13 @@ async def test_a_limit_in_shadow_mode_refuses_nothing_and_flags_what_it_would_re
 @pytest.mark.parametrize("subject", ["team:art", "everyone"])
 async def test_without_the_store_an_enforced_limit_of_any_scope_keeps_a_key_from_buying(
     embedded: InProcess,
-    set_rules: SetRules,
     monkeypatch: pytest.MonkeyPatch,
     subject: str,
     mode: str,
     status: int,
 ) -> None:
-    set_rules({subject: {"usd_per_month": LimitRule(10**9, mode)}})  # type: ignore[arg-type]
+    limit = {"max": 1000, "mode": mode}
+    await set_limits(embedded.client, subject, {"usd_per_month": limit})
     alice = await embedded.client.with_key("alice", team="art")
     assert (await alice.ask("before", **LOW)).status == 200
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 import orjson
@@ -10,6 +9,7 @@ from aiohttp import web
 
 from gateway.access.key_records import parse_overlap, parse_spec
 from gateway.api.admin.requests import (
+    check_models,
     invalid_value,
     read_actor,
     read_limit,
@@ -18,7 +18,6 @@ from gateway.api.admin.requests import (
 )
 from gateway.api.http.json import JSON, json_response
 from gateway.api.services import SERVICES
-from gateway.errors import MAX_ECHO, ErrorCode, InvalidRequest
 
 MAX_LISTED: Final = 1000
 """The largest `limit` of a list."""
@@ -27,7 +26,7 @@ MAX_LISTED: Final = 1000
 async def create_key(request: web.Request) -> web.Response:
     """`POST /admin/keys`: the only response that contains the secret."""
     spec = parse_spec(await read_object(request))
-    _check_models(request, spec.models or ())
+    check_models(request, spec.models or ())
     record, secret = await request.app[SERVICES].keys.create(spec, actor=read_actor(request))
     return json_response({**record.public(), "key": secret}, status=201)
 
@@ -63,7 +62,7 @@ async def change_key(request: web.Request) -> web.Response:
     fields = await read_object(request)
     models = fields.get("models")
     if isinstance(models, list):
-        _check_models(request, models)
+        check_models(request, models)
     record = await request.app[SERVICES].keys.change(
         request.match_info["id"], fields, actor=read_actor(request)
     )
@@ -88,15 +87,3 @@ async def revoke_key(request: web.Request) -> web.Response:
     keys = request.app[SERVICES].keys
     await keys.revoke(request.match_info["id"], actor=read_actor(request))
     return web.Response(status=204)
-
-
-def _check_models(request: web.Request, models: Iterable[object]) -> None:
-    known = request.app[SERVICES].policy().catalog.models
-    for model in models:
-        if not isinstance(model, str) or model not in known:
-            raise InvalidRequest(
-                f"The model '{str(model)[:MAX_ECHO]}' does not exist. "
-                f"Known models: {', '.join(known)}.",
-                param="models",
-                code=ErrorCode.INVALID_VALUE,
-            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import partial
 
 from aiohttp import hdrs, web
@@ -63,6 +63,19 @@ def read_time(request: web.Request, name: str, *, now: float) -> float | None:
 def read_actor(request: web.Request) -> Actor:
     """Who changes something, for the audit."""
     return Actor("api", "admin", request[EXCHANGE].client_address or None)
+
+
+def check_models(request: web.Request, models: Iterable[object]) -> None:
+    """Raises 400 for a model that does not exist."""
+    known = request.app[SERVICES].policy().catalog.models
+    for model in models:
+        if not isinstance(model, str) or model not in known:
+            raise InvalidRequest(
+                f"The model '{str(model)[:MAX_ECHO]}' does not exist. "
+                f"Known models: {', '.join(known)}.",
+                param="models",
+                code=ErrorCode.INVALID_VALUE,
+            )
 
 
 def invalid_value(name: str, expected: str) -> InvalidRequest:

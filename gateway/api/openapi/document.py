@@ -29,6 +29,7 @@ from gateway.api.openapi.operations import (
     describe,
 )
 from gateway.api.openapi.requests import Schema, generation_schemas, key_schemas, reference
+from gateway.api.openapi.subjects import subject_schemas
 from gateway.api.services import SERVICES
 from gateway.catalog import Catalog
 
@@ -142,7 +143,12 @@ def create_document(routes: Iterable[web.RouteDef], catalog: Catalog) -> Schema:
         "tags": [{"name": name, "description": text} for name, text in TAG_NAMES.items()],
         "paths": paths,
         "components": {
-            "schemas": {**generation_schemas(catalog), **key_schemas(), **ANSWERS},
+            "schemas": {
+                **generation_schemas(catalog),
+                **key_schemas(),
+                **subject_schemas(),
+                **ANSWERS,
+            },
             "responses": error_responses(),
             "headers": {
                 name: {"description": meaning, "schema": {"type": "string"}}

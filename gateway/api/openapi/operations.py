@@ -355,6 +355,95 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         ),
         errors=(400, *_READ_ERRORS),
     ),
+    "admin_teams": Operation(
+        "Create a team",
+        "admin",
+        _ok("Team", "The team.", status=201),
+        credential="admin",
+        body=Content(
+            schema="NewTeam",
+            examples={"art": {"value": {"name": "art", "limits": {"usd_per_month": 200}}}},
+        ),
+        errors=(*_ADMIN_ERRORS, 409),
+    ),
+    "admin_teams.list": Operation(
+        "List teams by name, also those that only keys name",
+        "admin",
+        _ok("TeamList", "The teams."),
+        credential="admin",
+        errors=_READ_ERRORS,
+    ),
+    "admin_team.show": Operation(
+        "Show a team",
+        "admin",
+        _ok("Team", "The team."),
+        credential="admin",
+        errors=(*_READ_ERRORS, 404),
+    ),
+    "admin_team": Operation(
+        "Change a team",
+        "admin",
+        _ok("Team", "The changed team."),
+        credential="admin",
+        body=Content(schema="TeamChanges", examples={"scope": {"value": {"scope": "team"}}}),
+        errors=(*_ADMIN_ERRORS, 404, 409),
+    ),
+    "admin_team.remove": Operation(
+        "Remove a team without active keys",
+        "admin",
+        {204: Success("The team is removed.")},
+        credential="admin",
+        errors=(*_READ_ERRORS, 404, 409),
+    ),
+    "admin_limits.show": Operation(
+        "Show the limits of a key, a team or everyone, and what is used of them",
+        "admin",
+        _ok("Limits", "The limits."),
+        credential="admin",
+        parameters=(_query("scope", "`everyone`, `team:NAME` or `key:NAME`.", _TEXT),),
+        errors=(400, *_READ_ERRORS, 404),
+    ),
+    "admin_limits": Operation(
+        "Change the limits of a key, a team or everyone",
+        "admin",
+        _ok("Limits", "The limits as they are now."),
+        credential="admin",
+        body=Content(
+            schema="LimitChanges",
+            examples={
+                "money": {"value": {"scope": "everyone", "limits": {"usd_per_month": 500}}},
+            },
+        ),
+        errors=(*_ADMIN_ERRORS, 404, 409),
+    ),
+    "admin_raise": Operation(
+        "Add to a limit until the end of a day",
+        "admin",
+        _ok("Raise", "The raise.", status=201),
+        credential="admin",
+        body=Content(
+            schema="NewRaise",
+            examples={
+                "campaign": {
+                    "value": {
+                        "scope": "team:art",
+                        "limit": "usd_per_month",
+                        "amount": 20,
+                        "until": "2099-12-31",
+                        "reason": "spring campaign",
+                    }
+                }
+            },
+        ),
+        errors=(*_ADMIN_ERRORS, 404, 409),
+    ),
+    "admin_raise.end": Operation(
+        "End a raise before its time",
+        "admin",
+        {204: Success("The raise has ended.")},
+        credential="admin",
+        errors=(*_READ_ERRORS, 404, 409),
+    ),
     "admin_cache": Operation(
         "Show the size of the cache",
         "admin",

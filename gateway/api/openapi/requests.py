@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from gateway.access.key_records import KeyRecord, KeySpec
 from gateway.access.labels import MAX_LABEL_CHARACTERS, MAX_LABELS
 from gateway.access.labels import NAME as LABEL_NAME
+from gateway.access.limit_values import MAX_WARN_AT, MAX_WARNINGS, Mode
 from gateway.catalog import (
     SIZE,
     BooleanSpec,
@@ -178,27 +179,13 @@ def _values_of(condition: RuleCondition) -> Schema:
 def key_schemas() -> dict[str, Schema]:
     """The bodies of a new key and of a change, and a key in an answer."""
     fields = _pydantic_properties(KeySpec)
-    fields["limits"] = {
-        "type": ["object", "null"],
-        "properties": {name: _limit(limit) for name, limit in LIMITS.items()},
-        "additionalProperties": False,
-    }
-    fields["labels"] = {
-        "description": "In the records of its requests. In a change, null removes one.",
-        "type": ["object", "null"],
-        "maxProperties": MAX_LABELS,
-        "propertyNames": {"pattern": f"^{LABEL_NAME.pattern}$"},
-        "additionalProperties": {
-            "type": ["string", "null"],
-            "minLength": 1,
-            "maxLength": MAX_LABEL_CHARACTERS,
-        },
-    }
+    fields["limits"] = limits_schema()
+    fields["labels"] = labels_schema()
     fields["expires_at"] = {
         "description": "Unix seconds, or the time from now, such as `30d`.",
         "anyOf": [fields["expires_at"], {"type": "string"}],
     }
-    shown = _pydantic_properties(KeyRecord, without=("secrets",))
+    shown = _pydantic_properties(KeyRecord, without=("secrets", "limit_options"))
     shown["last_used_at"] = {
         "description": "Unix seconds of the minute of its last use, in lists.",
         "type": "integer",
@@ -208,7 +195,7 @@ def key_schemas() -> dict[str, Schema]:
         "type": "array",
         "items": {"type": "integer"},
     }
-    shown["limits"] = {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}}
+    shown["limits"] = shown_limits_schema()
     new: Schema = {
         "type": "object",
         "required": ["name"],
@@ -235,7 +222,7 @@ def key_schemas() -> dict[str, Schema]:
         },
         "Key": {
             "type": "object",
-            "required": ["id", "name", "prefix", "limits", "created_at"],
+            "required": ["id", "name", "prefix", "limits"],
             "properties": shown,
         },
         "CreatedKey": {
@@ -255,6 +242,39 @@ def key_schemas() -> dict[str, Schema]:
     }
 
 
+def limits_schema() -> Schema:
+    """Limits as an administrator sets them."""
+    return {
+        "type": ["object", "null"],
+        "properties": {name: _limit(limit) for name, limit in LIMITS.items()},
+        "additionalProperties": False,
+    }
+
+
+def shown_limits_schema() -> Schema:
+    """Limits in an answer."""
+    number: Schema = {"type": "number", "minimum": 0}
+    return {
+        "type": "object",
+        "additionalProperties": {"anyOf": [number, _detailed_limit(number, required=_DETAILS)]},
+    }
+
+
+def labels_schema() -> Schema:
+    """Labels as an administrator sets them."""
+    return {
+        "description": "In the records of its requests. In a change, null removes one.",
+        "type": ["object", "null"],
+        "maxProperties": MAX_LABELS,
+        "propertyNames": {"pattern": f"^{LABEL_NAME.pattern}$"},
+        "additionalProperties": {
+            "type": ["string", "null"],
+            "minLength": 1,
+            "maxLength": MAX_LABEL_CHARACTERS,
+        },
+    }
+
+
 def _pydantic_properties(
     kind: type[KeySpec | KeyRecord], *, without: tuple[str, ...] = ()
 ) -> dict[str, Schema]:
@@ -268,4 +288,24 @@ def _pydantic_properties(
 
 def _limit(limit: Limit) -> Schema:
     kind = "number" if limit.unit == "usd_micros" else "integer"
-    return {"type": [kind, "null"], "minimum": 0}
+    number: Schema = {"type": kind, "minimum": 0}
+    return {"anyOf": [number, {"type": "null"}, _detailed_limit(number, required=())]}
+
+
+_DETAILS: Final = ("max", "mode", "warn_at")
+
+
+def _detailed_limit(number: Schema, *, required: tuple[str, ...]) -> Schema:
+    """A limit with its mode and thresholds. Only a change of one may leave `max` out."""
+    warn_at = {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_WARN_AT}
+    properties = {
+        "max": number,
+        "mode": {"enum": [*get_args(Mode), None]},
+        "warn_at": {"type": ["array", "null"], "items": warn_at, "maxItems": MAX_WARNINGS},
+    }
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(required),
+        "additionalProperties": False,
+    }

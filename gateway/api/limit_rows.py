@@ -1,0 +1,49 @@
+"""The limits of a scope as the admin API and the command line show them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from gateway.access.limit_changes import ScopeLimits
+from gateway.access.limit_values import from_units, in_units
+from gateway.billing.quota import LimitState
+from gateway.limits import CALENDAR_PERIODS
+
+
+def limits_object(
+    found: ScopeLimits, states: Sequence[LimitState], *, time_zone: str, now: float
+) -> dict[str, Any]:
+    """All limits of a scope, with what is used of them."""
+    shown = {
+        "scope": found.subject.scope,
+        "time_zone": time_zone,
+        "data": [_row(found, state, now) for state in states],
+    }
+    return shown if found.declared_in is None else {**shown, "declared_in": found.declared_in}
+
+
+def _row(found: ScopeLimits, state: LimitState, now: float) -> dict[str, Any]:
+    name, counter = state.limit.name, state.counter
+    set_to = in_units(name, found.values[name].maximum)
+    return {
+        "limit": name,
+        "max": from_units(name, state.maximum),
+        "raised": from_units(name, state.maximum - set_to),
+        "mode": state.rule.mode,
+        "warn_at": list(state.rule.warn_at),
+        "used": from_units(name, counter.used),
+        "reserved": from_units(name, counter.reserved),
+        "resets_at": _resets_at(state, now),
+        "raises": [raised.public() for raised in found.raises if raised.limit == name],
+    }
+
+
+def _resets_at(state: LimitState, now: float) -> int | None:
+    if state.limit.period == "concurrency":
+        return None  # it has no window
+    resets_at = now + state.counter.resets_in
+    # A window ends with a whole second, and the clocks of worker and store differ by less.
+    is_window = state.limit.period in CALENDAR_PERIODS
+    return round(resets_at) if is_window else math.ceil(resets_at)

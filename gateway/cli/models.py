@@ -1,0 +1,21 @@
+"""The models that a command names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import click
+
+from gateway.configuration.files import Configuration
+from gateway.values import nearest
+
+
+def check_models(configuration: Configuration, models: Iterable[str]) -> None:
+    """Ends the command with a message for a model that does not exist."""
+    known = configuration.read_policy().catalog.models
+    for model in models:
+        if model not in known:
+            raise click.ClickException(
+                f"Unknown model '{model}'. Did you mean '{nearest(model, known)}'? Known models: "
+                f"{', '.join(sorted(known))}."
+            )
