@@ -8,9 +8,9 @@ from __future__ import annotations
 import base64
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from gateway.assembly import open_store
 from gateway.billing import alert_watch
 from gateway.billing.alerts import span_at
 from gateway.calendar import UTC_CALENDAR
-from gateway.events import EVENT_KINDS, Webhook
+from gateway.events import EVENT_KINDS
 from gateway.images import Record
 from gateway.process.bootstrap import prepare
 from gateway.store.batch import execute
@@ -53,14 +53,14 @@ DEAR = {"model": MODEL, "quality": "high", "size": "1024x1536", "n": 10}
 
 @dataclass(frozen=True)
 class HookedPolicy(PolicyFile):
-    """The shipped models, of which one retires tomorrow, and webhooks."""
+    """The shipped models, of which one retires tomorrow, and an `access.yaml`."""
 
-    webhooks: tuple[Webhook, ...] = ()
+    access: Mapping[str, Any] = field(default_factory=dict)
 
     def read_policy(self) -> Policy:
         models = read_shipped()
         models["models"][MODEL]["shutdown"] = UTC_CALENDAR.date_at(time.time()) + timedelta(days=1)
-        return replace(parse_policy(models, file="models.yaml"), webhooks=self.webhooks)
+        return parse_policy(models, self.access, file="models.yaml", access_file="access.yaml")
 
 
 @pytest.fixture
@@ -85,8 +85,8 @@ def has_no_late_purchases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alert_watch, "CLOSE_SECONDS", 0.0)
 
 
-def policy_of(*webhooks: Webhook) -> HookedPolicy:
-    return HookedPolicy(CONFIG / "models.yaml", webhooks)
+def policy_of(*webhooks: Mapping[str, Any], **access: Any) -> HookedPolicy:
+    return HookedPolicy(CONFIG / "models.yaml", {"webhooks": list(webhooks), **access})
 
 
 @asynccontextmanager
@@ -206,7 +206,7 @@ async def tell_everything(
 ) -> Counter[tuple[Any, ...]]:
     """Brings about every kind of event, starts all gateways again, and brings them about again."""
     await spend_in_the_past(settings)
-    policy = policy_of(Webhook(receiver.hook, secret=SECRET))
+    policy = policy_of({"url": receiver.hook, "secret": SECRET})
     expected = {kind for kind in EVENT_KINDS if kind != "projected_over" or projectable()}
     async with open_gateways(settings, policy, gateways) as opened:
         team = await make_trouble(opened)
@@ -283,7 +283,7 @@ async def told_alice(
     tmp_path, upstream, receiver, is_quick
 ) -> AsyncIterator[tuple[InProcess, Client]]:
     """A gateway with a webhook, and a key with a budget of one image a day."""
-    hook = Webhook(receiver.hook, events=frozenset({"limit_exhausted", "asked_for_more"}))
+    hook = {"url": receiver.hook, "events": ["limit_exhausted", "asked_for_more"]}
     settings = settings_of(tmp_path, upstream, None)
     async with run_gateway(settings, policy=policy_of(hook)) as gateway:
         yield gateway, await gateway.client.with_key("alice", limits={"images_per_day": 1})
