@@ -5,6 +5,7 @@ The gateways share a store. The receiver is an HTTP server of the test.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
 from collections import Counter
@@ -30,6 +31,7 @@ from gateway.images import Record
 from gateway.process.bootstrap import prepare
 from gateway.store.batch import execute
 from gateway.store.commands import Append
+from gateway.store.turns import end_turn
 from tests.catalogs import read_shipped
 from tests.gateways import (
     CONFIG,
@@ -305,6 +307,74 @@ async def test_an_event_says_what_was_used_and_until_when(told_alice, receiver):
     assert 0 < data["window"]["ends_at"] - time.time() <= DAY
     assert data["text"].startswith("key:alice has used up images_per_day: 1 images of 1 images.")
     assert [key["name"] for key in data["top"]["keys"]] == ["alice"]
+
+
+@pytest.mark.parametrize("limit", ["images_per_minute", "concurrent_requests"])
+async def test_a_rate_that_refuses_makes_no_event_and_stops_no_other(
+    told_alice, receiver, upstream, limit
+):
+    gateway, alice = told_alice
+    bob = await gateway.client.with_key("bob", limits={limit: 1})
+    watch = gateway.gateway.services.alert_watch
+    async with upstream.hold():
+        first = asyncio.create_task(bob.ask("an otter", quality="low"))
+        await upstream.until_sent()
+        refused = await bob.ask("a seal", quality="low")
+        assert refused.error["code"] == "rate_limit_exceeded"
+        await eventually(lambda: not watch._refusing)
+    assert (await first).status == 200
+    await alice.ask("a walrus", quality="low")
+    await until_told(receiver, "limit_exhausted")
+    assert {event["data"]["scope"] for event in receiver.events} == {"key:alice"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "status", "says"),
+    [
+        ("enforce", 429, "$0.00 of $1.00. It was refused."),
+        ("shadow", 400, "$0.00 of $1.00. Nothing is refused, because the limit is in shadow mode."),
+    ],
+)
+async def test_a_purchase_that_does_not_fit_into_an_unused_budget_is_an_event(
+    told_alice, receiver, upstream, mode, status, says
+):
+    gateway, _ = told_alice
+    limits = {"usd_per_day": {"max": 1, "mode": mode}}
+    bob = await gateway.client.with_key("bob", limits=limits)
+    await upstream.play("moderation")
+    assert (await bob.ask(**DEAR)).status == status
+    await until_told(receiver, "limit_exhausted")
+    (event,) = receiver.events
+    assert (event["data"]["scope"], event["data"]["mode"]) == ("key:bob", mode)
+    start = "key:bob has too little left for a purchase of usd_per_day: "
+    assert event["data"]["text"].startswith(start + says)
+
+
+async def test_a_window_is_judged_by_the_raises_of_its_time(told_alice, receiver, monkeypatch):
+    """A raise that ends with a window still counted in it."""
+    gateway, alice = told_alice
+    bob = await gateway.client.with_key("bob", limits={"images_per_day": 1})
+    today = UTC_CALENDAR.date_at(time.time())
+    body = {
+        "scope": "key:bob",
+        "limit": "images_per_day",
+        "amount": 3,
+        "until": today.isoformat(),
+        "reason": "a launch",
+    }
+    reply = await gateway.client.admin("POST", "/admin/limits/raise", body)
+    assert reply.status == 201, reply.body
+    assert (await bob.ask(quality="low", n=2)).status == 200
+    watch = gateway.gateway.services.alert_watch
+    # Only its look back is at another time.
+    await end_turn(gateway.gateway.store, "alerts", "the test", after_seconds=60)
+    await end_turn(gateway.gateway.store, "alerts_back", "the test", after_seconds=0.001)
+    tomorrow = UTC_CALENDAR.start_of(today + timedelta(days=1))
+    monkeypatch.setattr(watch, "_clock", lambda: tomorrow + 5.0)
+    await alice.ask("a seal", quality="low")
+    await watch.look_back()
+    await until_told(receiver, "limit_exhausted")
+    assert {event["data"]["scope"] for event in receiver.events} == {"key:alice"}
 
 
 async def test_a_key_asks_for_more_once_in_a_window(told_alice, receiver):
