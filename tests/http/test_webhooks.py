@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway import maintenance
 from gateway.access import revoked_secrets
@@ -183,6 +184,28 @@ async def test_a_window_is_judged_by_the_raises_of_its_time(told_alice, receiver
     await watch.look_back()
     await until_told(receiver, "limit_exhausted")
     assert {event["data"]["scope"] for event in receiver.events} == {"key:alice"}
+
+
+async def test_a_new_webhook_in_access_yaml_needs_no_restart(
+    tmp_path, upstream, receiver, is_quick
+):
+    settings, limits = settings_of(tmp_path, upstream, None), {"images_per_day": 1}
+    hook = {"url": receiver.hook, "secret": SECRET, "events": ["limit_exhausted"]}
+    keys = [{"name": name, "secret": f"{name}-{'x' * 16}", "limits": limits} for name in "ab"]
+    policy = policy_of(hook, keys=keys)
+    async with run_receiver() as other, run_gateway(settings, policy=policy) as gateway:
+        with capture_logs() as logs:
+            for index, heard in enumerate((receiver, other)):
+                client = replace(gateway.client, secret=keys[index]["secret"])
+                assert (await client.ask(f"otter {index}", quality="low")).status == 200
+                await until_told(heard, "limit_exhausted")
+                policy.access["webhooks"] = [{"url": other.hook, "events": ["limit_exhausted"]}]
+                gateway.gateway.policy.reload()
+    told = [[event["data"]["scope"] for event in heard.events] for heard in (receiver, other)]
+    # The event of the first key was sent before there was the second webhook.
+    assert told == [["key:a"], ["key:b"]]
+    assert "a-secret-path" not in repr(logs)
+    assert SECRET not in repr(logs)
 
 
 async def test_a_key_asks_for_more_once_in_a_window(told_alice, receiver):
