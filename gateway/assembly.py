@@ -394,7 +394,7 @@ def wire_gateway(
         outbox,
         alerts=Alerts(zone, settings.billing.time_zone),
         calendar=Calendar(zone),
-        list_watched=lambda: list_watched(keys, access.subjects),
+        list_watched=lambda at: list_watched(keys, access.subjects, at=at),
         find_revoked_uses=revoked_secrets.find,
         retiring_models=lambda: policy().retiring_models,
         worker=worker,

@@ -52,7 +52,8 @@ MAX_REFUSING: Final = 1000
 """Limits that have refused purchases, kept by a worker until its next look."""
 _HALF_A_DAY: Final = 43_200.0
 
-ListWatched = Callable[[], Awaitable[Sequence[Watched]]]
+ListWatched = Callable[[float], Awaitable[Sequence[Watched]]]
+"""Lists the limit subjects with their limits at a time, in Unix seconds."""
 
 
 class Publisher(Protocol):
@@ -108,8 +109,9 @@ class AlertWatch:
         """Totals that this look has read."""
 
     def note_refusal(self, subject: str, limit: str) -> None:
-        """A budget has refused a purchase. The next look tells of it."""
-        if len(self._refusing) < MAX_REFUSING and self._publisher.has_webhooks:
+        """A limit has refused a purchase, or would have. If it is a budget, the next look tells."""
+        has_room = len(self._refusing) < MAX_REFUSING and self._publisher.has_webhooks
+        if has_room and _is_budget(limit):
             self._refusing[subject, limit] = None
 
     # ── every few seconds ───────────────────────────────────────────────────────────────────
@@ -134,13 +136,15 @@ class AlertWatch:
         noted = tuple(self._refusing)
         if not noted:
             return
-        by_name = {each.subject.name: each for each in await self._all_watched()}
+        subjects = {subject for subject, _ in noted}
         found = [
-            (by_name[subject], LIMITS[limit])
-            for subject, limit in noted
-            if subject in by_name and limit in by_name[subject].subject.rules
+            (each, limit)
+            for each, limit in _budgets(
+                each for each in await self._all_watched() if each.subject.name in subjects
+            )
+            if (each.subject.name, limit.name) in noted
         ]
-        for use in await self._peek_limits(found):
+        for use in await self._peek_limits(found, has_unused=True):
             await self._tell(self.alerts.of_limit(use, is_refusing=True))
         for key in noted:
             self._refusing.pop(key, None)
@@ -160,14 +164,17 @@ class AlertWatch:
         for use in await self._peek_limits(_budgets(watched)):
             await self._tell(self.alerts.of_limit(use))
 
-    async def _peek_limits(self, limits: Sequence[tuple[Watched, Limit]]) -> list[LimitUse]:
-        """The use of these budgets; those without any use are left out."""
+    async def _peek_limits(
+        self, limits: Sequence[tuple[Watched, Limit]], *, has_unused: bool = False
+    ) -> list[LimitUse]:
+        """The use of these budgets. Those without any are left out, unless `has_unused`."""
         counters = [Counter(each.subject.name, limit.unit, limit.period) for each, limit in limits]
-        uses = []
-        for (each, limit), state in zip(limits, await self._peek(counters), strict=True):
-            if state.used > 0 or state.reserved > 0:
-                uses.append(self._use(each, limit, state))
-        return uses
+        states = await self._peek(counters)
+        return [
+            self._use(each, limit, state)
+            for (each, limit), state in zip(limits, states, strict=True)
+            if has_unused or state.used > 0 or state.reserved > 0
+        ]
 
     def _use(self, watched: Watched, limit: Limit, state: CounterState) -> LimitUse:
         span = self._span_of(_calendar_period(limit), state)
@@ -248,7 +255,8 @@ class AlertWatch:
     async def _close(self, period: CalendarPeriod, span: Span) -> None:
         """Tells what the last seconds of a window brought, by the totals."""
         rows: Sequence[TotalsRow] | None = None
-        for each, limit in _budgets(await self._all_watched()):
+        # The limits as they were then: a raise may have ended with the window.
+        for each, limit in _budgets(await self._list_watched(span.ends_at - 1.0)):
             if limit.period != period:
                 continue
             if rows is None:
@@ -339,7 +347,7 @@ class AlertWatch:
     async def _all_watched(self) -> Sequence[Watched]:
         now = self._clock()
         if self._watched_at is None or not 0 <= now - self._watched_at < SUBJECTS_SECONDS:
-            self._watched = await self._list_watched()
+            self._watched = await self._list_watched(now)
             self._watched_at = now
         return self._watched
 
@@ -350,8 +358,13 @@ def _budgets(watched: Iterable[Watched]) -> list[tuple[Watched, Limit]]:
         (each, LIMITS[name])
         for each in watched
         for name, rule in each.subject.rules.items()
-        if name in LIMITS and LIMITS[name].period in CALENDAR_PERIODS and rule.maximum > 0
+        if _is_budget(name) and rule.maximum > 0
     ]
+
+
+def _is_budget(limit: str) -> bool:
+    """Whether it is a limit of a calendar window."""
+    return limit in LIMITS and LIMITS[limit].period in CALENDAR_PERIODS
 
 
 def _calendar_period(limit: Limit) -> CalendarPeriod:

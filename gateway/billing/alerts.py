@@ -131,7 +131,7 @@ class Alerts:
     # ── limits ──────────────────────────────────────────────────────────────────────────────
 
     def of_limit(self, use: LimitUse, *, is_refusing: bool = False) -> list[Alert]:
-        """The alerts of a budget. `is_refusing`: it has just refused a purchase.
+        """The alerts of a budget. `is_refusing`: it has just refused a purchase, or would have.
 
         A maximum of 0 forbids purchases on purpose, and makes none.
         """
@@ -157,13 +157,17 @@ class Alerts:
         return self._of_limit(use, "limit_crossed", text, threshold=threshold)
 
     def _exhausted(self, use: LimitUse) -> Alert:
+        is_enforced, is_used_up = use.rule.mode == "enforce", use.used >= use.rule.maximum
+        happened = "has used up" if is_used_up else "has too little left for a purchase of"
+        reserved = f", and {_show_amount(use.limit, use.reserved)} reserved" if use.reserved else ""
         effect = (
             f"Purchases are refused until {self._show(use.span.ends_at)}."
-            if use.rule.mode == "enforce"
+            if is_enforced and is_used_up
+            else f"It was refused. {self._end(use.span)}"
+            if is_enforced
             else "Nothing is refused, because the limit is in shadow mode."
         )
-        reserved = f", and {_show_amount(use.limit, use.reserved)} reserved" if use.reserved else ""
-        text = f"{use.watched.scope} has used up {use.limit.name}: {_used_of(use)}{reserved}. "
+        text = f"{use.watched.scope} {happened} {use.limit.name}: {_used_of(use)}{reserved}. "
         return self._of_limit(use, "limit_exhausted", text + effect)
 
     def _projected_over(self, use: LimitUse, projected: int) -> Alert:

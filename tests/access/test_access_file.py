@@ -191,6 +191,10 @@ def test_two_keys_need_two_names_and_two_secrets(tmp_path: Path):
         "keys: [{name: a, sha256: '${S}'}]",
         "webhooks: [{url: 'ftp://${S}'}]",
         "webhooks: [{url: 'https://a/b', secret: '${S}'}]",
+        # Without a reference, and in the wrong place.
+        "webhooks: [{'https://hooks.example/confidential': slack}]",
+        "webhooks: [{url: 'https://a/b', format: 'https://hooks.example/confidential'}]",
+        "webhooks: [{url: 'https://a/b', events: [whsec_confidential]}]",
     ],
 )
 def test_no_message_shows_a_secret(tmp_path: Path, text: str):
