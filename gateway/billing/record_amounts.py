@@ -87,7 +87,7 @@ class RecordRows(NamedTuple):
     other_user: str
 
 
-_NO_ROWS: Final = RecordRows("", "", "", "", "", "")
+_NO_ROWS: Final = RecordRows("", "", "", "")
 
 
 class RecordAmounts(NamedTuple):
