@@ -15,6 +15,7 @@ from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -55,6 +56,15 @@ unit is missing."""
 
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.@+:/ -]+$")]
 """Of a key or a team. No character that would break a log line, a label or a table."""
+
+
+def _check_team(name: str) -> str:
+    if name in (".", ".."):
+        raise ValueError(f"Invalid team '{name}': no URL can have it as a part of its path.")
+    return name
+
+
+TeamName = Annotated[Name, AfterValidator(_check_team)]
 
 Validation: TypeAlias = Literal["strict", "lenient"]
 """See `docs/reference/images-api.md#lenient-validation`."""
@@ -238,7 +248,7 @@ class KeySpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: Name
-    team: Name | None = None
+    team: TeamName | None = None
     models: Annotated[list[str], Field(min_length=1)] | None = None
     limits: Mapping[str, Any] | None = None
     validation: Validation | None = None

@@ -6,10 +6,9 @@ micro-dollars in the rules that requests are counted by.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict
@@ -163,10 +162,20 @@ def parse_amount(name: str, value: object) -> Decimal:
     shown = (str(value) if isinstance(value, Decimal) else repr(value))[:MAX_ECHO]
     if number.is_finite() and number > largest(name) // scale:
         raise ValueError(f"Limit '{name}' is too large: {shown}.")
-    if not number.is_finite() or number < 0 or number * scale % 1:
+    if not number.is_finite() or number < 0 or not _is_whole(number, scale):
         kind = "an amount in US dollars" if scale > 1 else "a whole number"
         raise ValueError(f"Limit '{name}' must be {kind}, 0 or more, not {shown}.")
     return number
+
+
+def _is_whole(number: Decimal, scale: int) -> bool:
+    """Whether it has no fraction of a unit, of which there are `scale` in 1."""
+    try:
+        # A product would be rounded to 28 digits, and may lose the fraction.
+        number.quantize(Decimal(1) / scale, context=Context(traps=[Inexact, InvalidOperation]))
+    except (Inexact, InvalidOperation):
+        return False
+    return True
 
 
 def largest(name: str) -> int:
@@ -205,10 +214,8 @@ def _parse_warn_at(name: str, value: object) -> tuple[float, ...]:
         return DEFAULT_WARN_AT
     parts: Sequence[Any] = value if isinstance(value, list | tuple) else [None]
     is_valid = len(parts) <= MAX_WARNINGS and all(
-        isinstance(part, int | float)
-        and not isinstance(part, bool)
-        and math.isfinite(part)
-        and 0 < part <= MAX_WARN_AT
+        # Neither NaN nor an infinity is in the range.
+        isinstance(part, int | float) and not isinstance(part, bool) and 0 < part <= MAX_WARN_AT
         for part in parts
     )
     if not is_valid:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from gateway.access.key_records import Name, Scope
+from gateway.access.key_records import Scope, TeamName
 from gateway.access.labels import parse_labels
 from gateway.access.limit_values import (
     LimitOptions,
@@ -126,7 +126,7 @@ class TeamSpec(BaseModel):
 class NewTeam(TeamSpec):
     """The fields of a new team."""
 
-    name: Name
+    name: TeamName
 
 
 class EveryoneSpec(BaseModel):
