@@ -128,6 +128,11 @@ class ReportRefused(Exception):
         self.field = field
         self.expected = expected
 
+    @property
+    def sentence(self) -> str:
+        """What is expected, as the end of a message."""
+        return f"expected {self.expected}{'' if self.expected.endswith('?') else '.'}"
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
