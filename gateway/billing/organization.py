@@ -144,6 +144,7 @@ class PageQuery:
             "utc",
             self.dimensions,
             self.row_filters,
+            costs_only=self.shape is COSTS,
         )
 
     @property
