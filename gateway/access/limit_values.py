@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal, Inexact, InvalidOperation
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, Protocol, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -123,6 +123,50 @@ def merge_limits(former: Mapping[str, LimitValue], changes: Mapping[str, Any]) -
         else:
             merged[name] = {**merged[name], "max": change}
     return merged
+
+
+class Limited(Protocol):
+    """A record with limits and labels: of a key, a team or everyone."""
+
+    @property
+    def limits(self) -> Mapping[str, Decimal]:
+        """The maxima, also of limits that only a newer gateway knows."""
+
+    @property
+    def limit_values(self) -> dict[str, LimitValue]:
+        """The limits; a newer gateway's are left out."""
+
+    @property
+    def labels(self) -> Mapping[str, str] | None:
+        """None: it has none."""
+
+
+def shown_limits(record: Limited) -> dict[str, Any]:
+    """All limits for JSON, those of a newer gateway last."""
+    known = {name: value.shown() for name, value in record.limit_values.items()}
+    return known | {name: as_number(value) for name, value in _unknown_limits(record).items()}
+
+
+def whole_changes(
+    record: Limited, changes: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Decimal]]:
+    """`changes` with whole limits and labels, merged into those of the record.
+
+    Limits of a newer gateway cannot be checked here, and stay as they are: they come besides.
+    """
+    whole, unknown = dict(changes), _unknown_limits(record)
+    limits, labels = changes.get("limits", {}), changes.get("labels")
+    if isinstance(limits, Mapping):
+        whole["limits"] = merge_limits(record.limit_values, limits)
+    elif limits is None:
+        whole["limits"], unknown = {}, {}
+    if isinstance(labels, Mapping):
+        whole["labels"] = {**(record.labels or {}), **labels}
+    return whole, unknown
+
+
+def _unknown_limits(record: Limited) -> dict[str, Decimal]:
+    return {name: value for name, value in record.limits.items() if name not in LIMITS}
 
 
 def parse_limit(name: str, value: object) -> LimitValue:
