@@ -18,7 +18,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway import maintenance
-from gateway.access import revoked_secrets
+from gateway.access import declared_keys, revoked_secrets
 from gateway.access.policy import Policy, parse_policy
 from gateway.billing import alert_watch
 from gateway.calendar import UTC_CALENDAR
@@ -260,6 +260,31 @@ async def test_an_incorrect_key_cannot_ask_for_more(gateway):
     body = {"limit": "usd_per_month"}
     reply = await gateway.client.send("POST", "/v1/usage/ask-for-more", json=body)
     assert reply.status == 401
+
+
+async def test_a_key_that_is_gone_from_access_yaml_is_a_revoked_key(
+    tmp_path, upstream, store_url, receiver, is_quick, monkeypatch
+):
+    monkeypatch.setattr(maintenance, "RECORD_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr(declared_keys, "RECORD_EVERY_SECONDS", 0.1)
+    settings = settings_of(tmp_path, upstream, store_url)
+    hook = {"url": receiver.hook, "events": ["revoked_key_in_use"]}
+    keys = [{"name": name, "secret": f"{name}-{'x' * 16}", "team": "art"} for name in "ab"]
+    policy = policy_of(hook, keys=keys)
+    async with run_gateway(settings, policy=policy) as gateway:
+        await eventually(lambda: gateway.gateway.services.declared_keys._version)
+    policy.access["keys"] = keys[1:]
+    async with run_gateway(settings, policy=policy) as gateway:
+        clients = [replace(gateway.client, secret=key["secret"]) for key in keys]
+
+        async def is_told() -> bool:
+            replies = [await client.send("GET", "/v1/models") for client in clients]
+            assert [reply.status for reply in replies] == [401, 200]
+            return bool(receiver.events)
+
+        await eventually(is_told)
+    (event,) = receiver.events
+    assert (event["data"]["scope"], event["data"]["team"]) == ("key:a", "art")
 
 
 async def test_a_secret_that_was_never_a_key_is_no_event(told_alice, receiver):
