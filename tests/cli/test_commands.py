@@ -10,10 +10,11 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import itemgetter
 from pathlib import Path
 
@@ -67,6 +68,14 @@ def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunHere:
         return result
 
     return run_words
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As in a terminal: a shell starts its background jobs with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_the_log_of_a_command_is_not_in_its_output(tmp_path: Path) -> None:
