@@ -141,7 +141,13 @@ class _Parser:
         teams = self.mapping("teams", data)
         if len(teams) > MAX_DECLARED:
             self.fail("teams", f"at most {MAX_DECLARED} are possible, but there are {len(teams)}")
-        return {str(name): self.team(name, fields) for name, fields in teams.items()}
+        found: dict[str, SubjectRecord] = {}
+        for name, fields in teams.items():
+            # YAML has more than one way to write a number.
+            if str(name) in found:
+                self.fail("teams", f"'{_shown(name)}' is there twice")
+            found[str(name)] = self.team(name, fields)
+        return found
 
     def team(self, name: object, data: object) -> SubjectRecord:
         where = f"teams.{_shown(name)}"

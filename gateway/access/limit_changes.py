@@ -123,6 +123,8 @@ class LimitChanges:
             data = await execute(self._store, Get(ACCESS, EVERYONE))
             old = read_subject("everyone", data) or SubjectRecord()
             new = old.merge(changes)
+            if new == old:
+                return None, ()
             before, after = changed_fields(old.public(), new.public())
             event = self._event(actor, "limits.change", EVERYONE, before, after)
             return None, (Write(ACCESS, EVERYONE, new.encode(), expected=data), event)

@@ -167,6 +167,8 @@ class Subjects:
             # Before `make` reads: whatever changes after this makes the compare-and-set fail.
             generation = await execute(self._store, Get(ACCESS, GENERATION))
             result, writes = await make()
+            if not writes:
+                return result  # nothing changes
             begun = secrets.token_hex(8).encode()
             changes = (Write(ACCESS, GENERATION, begun, expected=generation), *writes)
             if await execute(self._store, CompareAndSet(changes)) is None:

@@ -102,10 +102,12 @@ class Teams:
 
         async def make() -> tuple[SubjectRecord, Sequence[Write]]:
             data = await execute(self._store, Get(TEAMS, name))
-            old = read_subject(f"team {name}", data) or SubjectRecord(
-                name=name, created_at=int(self._clock())
-            )
+            old = read_subject(f"team {name}", data) or SubjectRecord(name=name)
             new = old.merge(changes)
+            if new == old:
+                return old, ()
+            if data is None:
+                new = new.model_copy(update={"created_at": int(self._clock())})
             before, after = changed_fields(old.public(), new.public())
             event = self._event(actor, "team.change", name, before, after)
             return new, (Write(TEAMS, name, new.encode(), expected=data), event)

@@ -77,9 +77,9 @@ def read_query(
     group_by = PARAMETERS["group_by"]
     with refusals_as_errors():
         return usage_query(
-            since=_one(request, "since"),
-            until=_one(request, "until"),
-            bucket_width=_one(request, "bucket_width"),
+            since=one_value(request, "since"),
+            until=one_value(request, "until"),
+            bucket_width=one_value(request, "bucket_width"),
             group_by=[*given.getall(group_by, []), *given.getall(f"{group_by}[]", [])],
             time_zone=services.reports.time_zone,
             now=services.clock(),
@@ -101,7 +101,7 @@ def refusals_as_errors() -> Iterator[None]:
     except ReportRefused as refused:
         name = PARAMETERS.get(refused.field, "group_by")
         raise InvalidRequest(
-            f"Invalid '{name}': expected {refused.expected}.",
+            f"Invalid '{name}': {refused.sentence}",
             param=name,
             code=ErrorCode.INVALID_VALUE,
         ) from None
@@ -125,7 +125,7 @@ def _read_filters(
     return filters
 
 
-def _one(request: web.Request, name: str) -> str | None:
+def one_value(request: web.Request, name: str) -> str | None:
     """The value of a parameter that may be there once."""
     values = request.query.getall(name, [])
     if len(values) > 1:

@@ -69,9 +69,9 @@ def _add(
     for period in CALENDAR_PERIODS:
         state = states[Counter(subject.name, "usd_micros", period)]
         # An expired key and its successor may have one name.
-        _add_to(values.spend_usd, (*labels, period), state.used / MICROS_PER_USD)
+        _add_to(values.spend_usd, (*labels, period), state.used)
         if period == "month":  # the longest window: every open purchase is in it
-            _add_to(values.reserved_usd, labels, state.reserved / MICROS_PER_USD)
+            _add_to(values.reserved_usd, labels, state.reserved)
     for name, rule in subject.rules.items():
         if (limit := LIMITS.get(name)) is None:
             continue
@@ -82,8 +82,10 @@ def _add(
         values.limit_used_ratio[*labels, name] = used / rule.maximum if rule.maximum else 1.0
 
 
-def _add_to(values: dict[tuple[str, ...], float], labels: tuple[str, ...], amount: float) -> None:
-    values[labels] = values.get(labels, 0.0) + amount
+def _add_to(values: dict[tuple[str, ...], float], labels: tuple[str, ...], micros: int) -> None:
+    # In whole micro-dollars: dollars added up as floats are not the sum of any book.
+    before = round(values.get(labels, 0.0) * MICROS_PER_USD)
+    values[labels] = (before + micros) / MICROS_PER_USD
 
 
 def distinct(subjects: Iterable[LimitSubject]) -> list[LimitSubject]:

@@ -144,6 +144,7 @@ class PageQuery:
             "utc",
             self.dimensions,
             self.row_filters,
+            costs_only=self.shape is COSTS,
         )
 
     @property
@@ -292,9 +293,12 @@ def _whole(text: str) -> int | None:
 
 def _invalid(name: str, expected: str) -> InvalidRequest:
     end = "" if expected.endswith("?") else "."
-    return InvalidRequest(
-        f"Invalid '{name}': expected {expected}{end}", param=name, code=ErrorCode.INVALID_VALUE
-    )
+    return _refuse(name, f"expected {expected}{end}")
+
+
+def _refuse(name: str, sentence: str) -> InvalidRequest:
+    message = f"Invalid '{name}': {sentence}"
+    return InvalidRequest(message, param=name, code=ErrorCode.INVALID_VALUE)
 
 
 # ── pages ───────────────────────────────────────────────────────────────────────────────────
@@ -354,7 +358,7 @@ def create_page(query: PageQuery, rows: Iterable[ReportRow]) -> dict[str, Any]:
 def explain(query: PageQuery, refused: ReportRefused) -> InvalidRequest:
     """The 400 for a report that there is not, with the name of this report's parameter."""
     names = {"since": "start_time", "until": "end_time", "bucket": "bucket_width"}
-    return _invalid(names.get(refused.field, refused.field), refused.expected)
+    return _refuse(names.get(refused.field, refused.field), refused.sentence)
 
 
 # ── results ─────────────────────────────────────────────────────────────────────────────────

@@ -33,17 +33,18 @@ from gateway.billing.totals import (
     Totals,
 )
 from gateway.billing.totals_periods import DAY_SECONDS, MAX_TIME, QUARTER_SECONDS
+from gateway.billing.verified_sums import time_of_position
 from gateway.calendar import Calendar
 from gateway.errors import ErrorCode, GatewayError
 from gateway.store.batch import execute
-from gateway.store.commands import ReadLedger
+from gateway.store.commands import ReadBooks, ReadLedger
 from gateway.store.protocol import Store
 from gateway.values import nearest
 
 Width: TypeAlias = Literal["minute", "hour", "day", "all"]
 Zone: TypeAlias = Literal["zone", "utc"]
 Field: TypeAlias = Literal["since", "until", "bucket", "group_by", "filters"]
-Source: TypeAlias = Literal["records", "quarters", "days", "users"]
+Source: TypeAlias = Literal["records", "charges", "quarters", "days", "users"]
 
 DIMENSIONS: Final = (
     *("team", "key", "key_id", "user", "model", "size", "quality", "outcome", "source"),
@@ -76,7 +77,7 @@ _SLACK_SECONDS: Final = 60.0
 """A begin that is so much too early is accepted: `30d` is sent a moment before it is read."""
 _USER_DIMENSIONS: Final = frozenset({"team", "key", "key_id", "user", "source"})
 """Those that totals by user have."""
-_STEP_SECONDS: Final = {"second": 1, "minute": 60, "quarter": QUARTER_SECONDS, "hour": 3600}
+_STEP_SECONDS: Final = {"minute": 60, "quarter": QUARTER_SECONDS, "hour": 3600}
 
 
 class ReportSettings(BaseModel):
@@ -106,6 +107,9 @@ class ReportQuery:
     """Names of `DIMENSIONS`, or `label:NAME`."""
     filters: Mapping[str, frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
     """Dimension → its values; "" is the value of those that do not have it."""
+    costs_only: bool = False
+    """It needs what was charged alone: free records, which are kept for a shorter time, may lack.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,11 @@ class ReportRefused(Exception):
         super().__init__(f"'{field}': expected {expected}")
         self.field = field
         self.expected = expected
+
+    @property
+    def sentence(self) -> str:
+        """What is expected, as the end of a message."""
+        return f"expected {self.expected}{'' if self.expected.endswith('?') else '.'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +183,12 @@ class Reports:
         # Of quarter hours or days, the begin of their bucket.
         begin_of = lru_cache(grid.floor) if query.bucket != "all" else lambda _: plan.since
         try:
-            if plan.source == "records":
+            if plan.source == "charges":
                 sums = await self._read_records(plan, selection, begin_of)
+            elif plan.source == "records":
+                await self._check_kept(plan, query)
+                sums = await self._read_records(plan, selection, begin_of)
+                await self._check_kept(plan, query)  # records may be removed meanwhile
             else:
                 sums = await self._read_totals(query, plan, selection, begin_of)
         except TooManyGroups:
@@ -204,14 +217,16 @@ class Reports:
         source, now = self._source(query), self._clock()
         keep_seconds = {
             "records": self._settings.keep_records_seconds,
+            "charges": self._settings.keep_users_seconds,
             "quarters": KEEP_QUARTERS_SECONDS,
             "days": self._settings.keep_days_seconds,
             "users": self._settings.keep_users_seconds,
         }[source]
-        earliest = max(0.0, now - keep_seconds)
-        if query.since < earliest - _SLACK_SECONDS:
+        earliest, grid = max(0.0, now - keep_seconds), self._grid(query, source)
+        # Totals go by whole days or months. Of records the first bucket must be complete too.
+        begin = grid.floor(query.since) if source in ("records", "charges") else query.since
+        if begin < earliest - _SLACK_SECONDS:
             raise ReportRefused("since", self._explain_earliest(query, source, earliest))
-        grid = self._grid(query, source)
         since, until = grid.floor(query.since), grid.ceil(min(query.until, MAX_TIME))
         # Later buckets have nothing yet.
         plan = Plan(source, since, min(until, grid.next(grid.floor(max(now, since)))))
@@ -237,7 +252,9 @@ class Reports:
         is_by_day = query.bucket == "day" or (query.bucket == "all" and self._has_whole_days(query))
         if "user" not in dimensions:
             return "days" if is_by_day else "quarters"
-        return "users" if is_by_day and dimensions <= _USER_DIMENSIONS else "records"
+        if is_by_day and dimensions <= _USER_DIMENSIONS:
+            return "users"
+        return "charges" if query.costs_only else "records"
 
     def _has_whole_days(self, query: ReportQuery) -> bool:
         """Whether it begins and ends with days. Nothing is later than now."""
@@ -249,9 +266,9 @@ class Reports:
         """The steps of time of a query's buckets; of a single bucket, those of its source."""
         step: str = query.bucket
         if step == "all":
-            step = {"records": "second", "quarters": "quarter"}.get(
-                source or self._source(query), "day"
-            )
+            # Also of records, so that a report by user is about the same time as any other.
+            is_by_quarter = (source or self._source(query)) in ("records", "charges", "quarters")
+            step = "quarter" if is_by_quarter else "day"
         return _Grid(step, self._calendar(query))
 
     def _calendar(self, query: ReportQuery) -> Calendar:
@@ -278,6 +295,7 @@ class Reports:
             "quarters": "hours go back 62 days; whole days go back further",
             "days": "days are kept for `billing.keep_totals`",
             "users": "users are kept for `billing.keep_records`",
+            "charges": "charged records are kept for `billing.keep_records`",
         }[source]
         return f"{nearest_begin} or later: {why}"
 
@@ -301,6 +319,23 @@ class Reports:
                 max_groups=MAX_ROWS,
             )
 
+    async def _check_kept(self, plan: Plan, query: ReportQuery) -> None:
+        """Raises `ReportRefused` if free records of its time were removed to bound their bytes.
+
+        Those that were removed for their age are in no query (`plan`).
+        """
+        books = await execute(self._store, ReadBooks())
+        removed_to = time_of_position(books.free_removed_to)
+        is_expired = removed_to <= self._clock() - self._settings.keep_records_seconds
+        if plan.since <= removed_to and not is_expired:
+            grid = self._grid(query, plan.source)
+            begin = self.show(grid.next(grid.floor(removed_to)), query.zone)
+            raise ReportRefused(
+                "since",
+                f"{begin} or later: this report needs ledger records, and the older ones without a "
+                "charge were removed to keep within `billing.free_records_bytes`",
+            )
+
     async def _read_records(self, plan: Plan, selection: _Selection, begin_of: BeginOf) -> _Added:
         """Adds up records from the day of the begin to the end of the ledger.
 
@@ -311,7 +346,8 @@ class Reports:
         after, is_last = f"{first:%Y-%m-%d}/", False
         async with self._scans.take():
             while not is_last:
-                found = await execute(self._store, ReadLedger(after, PAGE_RECORDS))
+                page = ReadLedger(after, PAGE_RECORDS, charged_only=plan.source == "charges")
+                found = await execute(self._store, page)
                 for index, (_, data) in enumerate(found):
                     if index % SLICE_RECORDS == 0:
                         await asyncio.sleep(0)

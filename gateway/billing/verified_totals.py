@@ -16,7 +16,7 @@ from typing import Final
 import orjson
 
 from gateway.billing.ledger_reader import Findings, LedgerReader
-from gateway.billing.record_amounts import charged_amounts, decode_record
+from gateway.billing.record_amounts import charged_amounts, decode_charge
 from gateway.billing.scopes import EVERYONE
 from gateway.billing.totals import TURN, TURN_SECONDS
 from gateway.billing.totals_periods import Series
@@ -149,7 +149,7 @@ async def _add_tail(
     """Adds the records that the sums have and the rows do not."""
     names = {series: {p for s, p in chunk if s == series} for series, _ in chunk}
     async for _, data in ledger.records(checkpoint, ledger.position):
-        record = decode_record(data)
+        record = decode_charge(data)
         if record is None:
             continue
         for series, periods in names.items():
@@ -199,7 +199,7 @@ async def _explain(ledger: LedgerReader, findings: Findings, wrong: Mapping[Slot
     expected: dict[Slot, ByKey] = {slot: {} for slot in wrong}
     series = {slot.series for slot in wrong}
     async for _, data in ledger.records(ledger.begin, ledger.position):
-        record = decode_record(data)
+        record = decode_charge(data)
         if record is None:
             continue
         for one in series:

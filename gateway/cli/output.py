@@ -66,10 +66,15 @@ def show_lines(
         return
     table = Table(*columns)
     for line in cells:
-        table.add_row(*map(escape, line))
+        table.add_row(*(escape(_printable(cell)) for cell in line))
     # Without a terminal, rich assumes 80 columns and wraps longer cells.
     width = None if sys.stdout.isatty() else 200
     Console(width=width).print(table)
+
+
+def _printable(text: str) -> str:
+    """The text without what a terminal obeys: the `user` of a request is a client's own text."""
+    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
 
 
 def show_one(row: dict[str, Any], output_format: str, *, columns: Sequence[str]) -> None:

@@ -148,7 +148,7 @@ def _refusals_as_messages() -> Iterator[None]:
         yield
     except ReportRefused as refused:
         option = _OPTIONS.get(refused.field, "--by")
-        raise click.BadParameter(f"expected {refused.expected}.", param_hint=option) from None
+        raise click.BadParameter(refused.sentence, param_hint=option) from None
 
 
 # ── output ──────────────────────────────────────────────────────────────────────────────────

@@ -9,7 +9,7 @@ import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -33,7 +33,7 @@ from gateway.billing.totals_periods import Series
 from gateway.errors import GatewayError
 from gateway.images import Record
 from gateway.store.batch import execute
-from gateway.store.commands import FoldTotals, Increment
+from gateway.store.commands import Append, FoldTotals, Increment, Reserve, Settle, TrimLedger
 from gateway.store.protocol import Store
 from tests.billing.test_totals import Unreadable, append, bought, record
 
@@ -49,6 +49,13 @@ def reports_of(
     totals = Totals(store, TotalsSettings(time_zone=zone), worker="w", observer=Unreadable())
     settings = ReportSettings(time_zone=zone, **kept)
     return Reports(store, totals, settings, clock=lambda: now), totals
+
+
+async def reserve_and_settle(store: Store, charged: Record) -> None:
+    """Appends a record as a charged one."""
+    await execute(store, Reserve(charged.id, "w", (), b""))
+    amounts = {"usd_micros": charged.cost_micros}
+    await execute(store, Settle(charged.id, amounts, charged.encode()))
 
 
 def query(**given: Any) -> ReportQuery:
@@ -311,6 +318,73 @@ async def test_a_query_without_an_answer_names_its_field(
         await reports.run(query(**asked))
     assert refused.value.field == field
     assert says in str(refused.value)
+
+
+async def test_a_report_of_records_that_were_removed_for_their_bytes_is_refused(
+    store: Store,
+) -> None:
+    """Their requests and what they saved would be missing, and nothing would say so."""
+    now = time.time()
+    reports, totals = reports_of(store, now=now)
+    hit = record(time=now - HOUR, outcome="hit", user="ann", saved_micros=5, images_served=1)
+    await append(store, [hit])
+    while await totals.fold_page():
+        continue
+    since, by_user = now - 2 * HOUR, ("user", "model")
+    (whole,) = await reports.run(query(since=since, until=now))
+    (same,) = await reports.run(query(since=since, until=now, group_by=by_user))
+    assert same.sums == whole.sums
+    trim = TrimLedger(400 * DAY, 30 * DAY, 0, 10**6, await totals.folded_to())
+    assert (await execute(store, trim)).records == 1
+    assert await reports.run(query(since=since, until=now)) == [whole]
+    for asked in (query(since=since, group_by=by_user), query(since=since, bucket="minute")):
+        with pytest.raises(ReportRefused, match="free_records_bytes") as refused:
+            await reports.run(replace(asked, until=now))
+        assert refused.value.field == "since"
+    later = reports_of(store, now=now + 2 * HOUR)[0]
+    begin = query(since=now + HOUR, until=now + 2 * HOUR, group_by=by_user)
+    assert await later.run(begin) == []
+    month = reports_of(store, now=now + 31 * DAY)[0]  # it would be gone for its age too
+    assert await month.run(query(since=now + 1.5 * DAY, until=now + 2 * DAY, bucket="minute")) == []
+
+
+async def test_the_first_bucket_of_records_is_complete_or_refused(store: Store) -> None:
+    """Records go one by one when they are past their time, in the middle of a day."""
+    reports, _ = reports_of(store)
+    await append(store, [bought(time=NOW - 30 * DAY + 60, user="ann")])
+    by_user = query(since=NOW - 30 * DAY + 30, group_by=("user", "model"), bucket="day")
+    with pytest.raises(ReportRefused, match="2026-10-30T00:00:00"):
+        await reports.run(by_user)
+    (row,) = await reports.run(replace(by_user, bucket="minute", until=NOW - 30 * DAY + 90))
+    assert row.sums.requests == 1
+
+
+@pytest.mark.parametrize("offset", [0, 7, 450, 900, 3601])
+async def test_reports_of_one_range_agree_whatever_they_are_grouped_by(
+    store: Store, offset: int
+) -> None:
+    """From the minute of one record to that of another; each is by user or not by user."""
+    reports, _ = reports_of(store)
+    times = [NOW - 5 * HOUR + step * 311 for step in range(40)]
+    await append(store, [bought(time=moment, user="ann") for moment in times])
+    asked = query(since=NOW - 4 * HOUR + offset, until=NOW - 3 * HOUR + offset)
+    groups = ((), ("key",), ("user",), ("user", "model"))
+    found = [await reports.run(replace(asked, group_by=group)) for group in groups]
+    assert len({(row.starts_at, row.ends_at, row.sums.requests) for (row,) in found}) == 1
+
+
+async def test_costs_by_user_and_model_go_back_as_far_as_charged_records(store: Store) -> None:
+    reports, _ = reports_of(store)
+    old = NOW - 90 * DAY
+    await execute(store, Append((record(time=NOW - HOUR, outcome="hit").encode(),)))
+    await reserve_and_settle(store, bought(time=old, user="ann"))
+    by_item = query(since=old, bucket="day", zone="utc", group_by=("user", "model"))
+    with pytest.raises(ReportRefused, match="keep_free_records"):
+        await reports.run(by_item)
+    (row,) = await reports.run(replace(by_item, costs_only=True))
+    assert row.sums.cost_micros == bought().cost_micros
+    with pytest.raises(ReportRefused, match="keep_records"):
+        await reports.run(replace(by_item, since=NOW - 401 * DAY, costs_only=True))
 
 
 async def test_a_report_has_a_bounded_number_of_rows(

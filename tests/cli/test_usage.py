@@ -65,6 +65,15 @@ def test_groups_may_be_labels_and_be_separated_by_commas(run_here: RunHere, tmp_
     assert (row["labels"], row["team"], row["user"]) == ("cost_center=4711", "art", "'=1+1")
 
 
+def test_a_table_sends_a_terminal_no_control_characters_of_clients(
+    run_here: RunHere, tmp_path: Path
+) -> None:
+    spend(tmp_path, user="\x1b[2J\x1b]0;title\x07eve\u202e\x9b1m")
+    result = run_here("usage", "--by", "user")
+    assert "?[2J?]0;title" in result.stdout
+    assert all(char.isprintable() for char in result.stdout.replace("\n", ""))
+
+
 def test_what_if_has_a_column_and_says_what_is_as_charged(
     run_here: RunHere, tmp_path: Path
 ) -> None:

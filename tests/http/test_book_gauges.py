@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -73,3 +74,16 @@ async def test_the_last_verification_shows(open_gateway: OpenGateway) -> None:
             assert await read(one.client, "ledger_balanced") == 1.0
             at = await read(one.client, "ledger_verified_timestamp_seconds")
             assert at == pytest.approx(time.time(), abs=60)
+
+
+async def test_keys_of_one_name_show_their_exact_sum(gateway: InProcess) -> None:
+    """An expired key and its successor: 0.016 and 0.02 dollars are 0.036, not 0.036…04."""
+    for name, size in (("alice", "256x256"), ("bob", "1024x1024")):
+        client = await gateway.client.with_key(name)
+        assert (await client.ask("a pond", model="dall-e-2", size=size)).status == 200
+    gauges = gateway.gateway.services.limit_gauges
+    await gateway.client.metrics()
+    keys = [replace(one, shown_as="one") for one in gauges.subjects if one.kind == "key"]
+    assert len(keys) == 2
+    gauges.subjects = keys
+    assert (await gauges.read()).spend_usd["key", "one", "day"] == 0.036

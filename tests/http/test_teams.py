@@ -100,6 +100,7 @@ async def test_every_name_that_a_key_may_have_is_reached_by_its_path(
     [
         ({"name": ""}, "name", "Invalid 'name'"),
         ({"name": "a|b"}, "name", "Invalid 'name'"),
+        ({"name": ".."}, "name", "no URL can have it as a part of its path"),
         ({}, "name", "Invalid 'name': Field required."),
         ({"name": "a", "limit": {}}, "limit", "Did you mean 'limits'?"),
         ({"name": "a", "limits": {"usd_per_mnth": 1}}, "limits", "Did you mean 'usd_per_month'?"),

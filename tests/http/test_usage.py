@@ -231,12 +231,24 @@ async def test_a_wrong_query_is_400_and_names_the_parameter(
     for reply in (await own(alice, query), await everyone(gateway.client, query)):
         assert (reply.status, reply.error["param"]) == (400, param), reply.body
         assert says in reply.error["message"]
+        assert "?." not in reply.error["message"]
 
 
 @usually_on("sqlite")
-async def test_the_format_is_json_or_csv(gateway: InProcess) -> None:
-    reply = await everyone(gateway.client, "?format=xml")
-    assert (reply.status, reply.error["param"]) == (400, "format")
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("?format=xml", "format"),
+        ("?format=", "format"),
+        ("?format=csv&format=json", "format"),
+        ("?what_if=cache=off&what_if=quality=low", "what_if"),
+    ],
+)
+async def test_the_parameters_of_the_admin_are_single_known_values(
+    gateway: InProcess, query: str, param: str
+) -> None:
+    reply = await everyone(gateway.client, query)
+    assert (reply.status, reply.error["param"]) == (400, param)
 
 
 # ── times ───────────────────────────────────────────────────────────────────────────────────

@@ -53,7 +53,8 @@ async def read(store: Store, *, most: int = 10) -> Books:
 
 async def test_an_empty_store_has_empty_books(store: Store) -> None:
     books = await read(store)
-    assert (books.ledger_end, books.removed_to, books.purchases) == ("", "", [])
+    assert (books.ledger_end, books.purchases) == ("", [])
+    assert (books.removed_to, books.free_removed_to) == ("", "")
     assert books.windows == [WindowAmounts({}, {})] * 5
     assert books.totals == [RunningTotal(), RunningTotal()]
     assert abs(books.now - time.time()) < 60
@@ -92,15 +93,16 @@ async def test_too_many_open_purchases_are_not_read(store: Store) -> None:
     assert len((await read(store, most=3)).purchases or ()) == 3
 
 
-async def test_books_know_the_last_charged_record_that_was_removed(store: Store) -> None:
+async def test_books_know_the_last_record_of_each_kind_that_was_removed(store: Store) -> None:
     for name in "ab":
         await reserve(store, name)
         await execute(store, Settle(name, AMOUNTS, b"charged"))
     ids = [position for position, _ in await execute(store, ReadLedger())]
     await execute(store, Append((b"free",)))
     await execute(store, TrimLedger(0, 10**6, 10**6, 10**6, ids[0]))
-    assert (await read(store)).removed_to == ids[0]
+    books = await read(store)
+    assert (books.removed_to, books.free_removed_to) == (ids[0], "")
     await execute(store, TrimLedger(0, 0, 10**6, 10**6, LEDGER_END))
     books = await read(store)
     assert books.removed_to == ids[1]
-    assert books.ledger_end > ids[1]
+    assert books.free_removed_to == books.ledger_end > ids[1]

@@ -11,6 +11,7 @@ from gateway.api.admin.requests import invalid_value
 from gateway.api.services import SERVICES
 from gateway.api.usage import (
     UsageRow,
+    one_value,
     read_query,
     refusals_as_errors,
     run_report,
@@ -31,14 +32,15 @@ WHAT_IF: Final = "what_if"
 
 async def show_usage(request: web.Request) -> web.Response:
     """`GET /admin/usage`: filters are parameters with the names of dimensions."""
-    form = request.query.get("format", "json")
+    given = one_value(request, "format")
+    form = "json" if given is None else given
     if form not in FORMATS:
         raise invalid_value("format", " or ".join(FORMATS))
     time_zone = request.app[SERVICES].reports.time_zone
     query = read_query(request, DIMENSIONS, more=("format", WHAT_IF))
     head: dict[str, object] = {"time_zone": time_zone}
     rows: Iterator[UsageRow]
-    if (question := request.query.get(WHAT_IF)) is None:
+    if (question := one_value(request, WHAT_IF)) is None:
         rows = (usage_row(row, time_zone=time_zone) for row in await run_report(request, query))
     else:
         answer, rows = await _what_if(request, query, question)

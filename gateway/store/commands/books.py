@@ -52,6 +52,8 @@ class Books:
     """The position of the last record that the ledger ever had; "" without one."""
     removed_to: str
     """The position of the last charged record that was removed; "" if none was."""
+    free_removed_to: str
+    """The same of the free records."""
     windows: Sequence[WindowAmounts]
     """In the order of the command; empty ones for windows that are not there."""
     totals: Sequence[RunningTotal]

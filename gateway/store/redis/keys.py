@@ -19,8 +19,8 @@ when empty |
 | `igw:{books}:ledger:charged:<yyyy-mm-dd>`, `…:free:<yyyy-mm-dd>` | stream | the records of a \
 day | none; trimmed |
 | `igw:{books}:ledger-days:charged`, `…:free` | sorted set | the days that have a stream | none |
-| `igw:{books}:ledger` | hash | the id of the last record, that of the last charged one that \
-was removed, the bytes of free records | none |
+| `igw:{books}:ledger` | hash | the id of the last record, those of the last charged and free \
+one that were removed, the bytes of free records | none |
 | `igw:{books}:writers` | sorted set | writers of the ledger by their last append | none; each is \
 removed after a day |
 | `igw:{books}:writer-numbers` | hash | the number of each writer's last append | the same |

@@ -26,12 +26,13 @@ from gateway.store.redis.windows import window_name
 @encode.register
 def _read_books(command: commands.ReadBooks, keys: Keys) -> RedisCommand:
     def read(reply: Sequence[Any]) -> commands.Books:
-        now, ms, count, removed_ms, removed_count, windows, totals, journals = reply
+        now, end, removed, free_removed, windows, totals, journals = reply
         amounts = iter(totals)
         return commands.Books(
             now=now / SECOND,
-            ledger_end=ledger_id_of(ms, count),
-            removed_to=ledger_id_of(removed_ms, removed_count),
+            ledger_end=ledger_id_of(*end),
+            removed_to=ledger_id_of(*removed),
+            free_removed_to=ledger_id_of(*free_removed),
             windows=[_read_window(window) for window in windows],
             totals=[RunningTotal(*three) for three in zip(*[amounts] * 3, strict=True)],
             purchases=_read_purchases(journals),

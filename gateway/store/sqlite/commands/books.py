@@ -15,11 +15,12 @@ from gateway.store.sqlite.transaction import Transaction
 
 @reads(commands.ReadBooks)
 def read_books(tx: Transaction, command: commands.ReadBooks) -> commands.Books:
-    last, removed = read_ledger_end(tx)
+    last, removed, free_removed = read_ledger_end(tx)
     return commands.Books(
         now=tx.now,
         ledger_end=last,
         removed_to=removed,
+        free_removed_to=free_removed,
         windows=[_read_window(tx, window) for window in command.windows],
         totals=[read_total(tx, name) for name in command.totals],
         purchases=_read_purchases(tx, command.max_purchases),

@@ -20,7 +20,10 @@ _DAY: Final = 86_400 * _SECOND
 _FIRST_DAY: Final = date(1970, 1, 1).toordinal()
 
 _REMOVED: Final = ("ledger", "removed")
-"""Space and name of the record with the id of the last charged record that was removed."""
+"""Space and name of the record with the id of the last charged record that was removed: what the
+ledger cannot prove any more. A record, because the schema has no place for it."""
+_FREE_REMOVED: Final = ("ledger", "removed:free")
+"""The same of the last free record: what reports cannot read any more."""
 
 _INSERT: Final = {
     True: "INSERT INTO ledger_charged (position, record) VALUES (?, ?)",
@@ -143,11 +146,22 @@ def ledger_id_of(position: int) -> str:
     return f"{_day(position // _DAY)}/{position:016d}"
 
 
-def read_ledger_end(tx: Transaction) -> tuple[str, str]:
-    """The ids of the last record, and of the last charged one that was removed; "" for none."""
+def read_ledger_end(tx: Transaction) -> tuple[str, str, str]:
+    """The ids of the last record, and of the last charged and free one that was removed; or ""."""
     (last,) = tx.fetch_one("SELECT position FROM ledger_end")
-    removed = tx.fetch_one("SELECT value FROM records WHERE space = ? AND name = ?", _REMOVED)
-    return ledger_id_of(last) if last else "", removed[0].decode() if removed else ""
+    removed = (
+        tx.fetch_one("SELECT value FROM records WHERE space = ? AND name = ?", name)
+        for name in (_REMOVED, _FREE_REMOVED)
+    )
+    charged, free = (found[0].decode() if found else "" for found in removed)
+    return ledger_id_of(last) if last else "", charged, free
+
+
+def _note_removed(tx: Transaction, name: tuple[str, str], position: int) -> None:
+    tx.execute(
+        "INSERT OR REPLACE INTO records (space, name, value) VALUES (?, ?, ?)",
+        (*name, ledger_id_of(position).encode()),
+    )
 
 
 @lru_cache(maxsize=8)
@@ -194,6 +208,7 @@ def trim_ledger(tx: Transaction, command: commands.TrimLedger) -> commands.Trimm
     if free:
         tx.execute("DELETE FROM ledger_free WHERE position <= ?", (last,))
         tx.execute("UPDATE ledger_end SET free_bytes = ?", (free_bytes,))
+        _note_removed(tx, _FREE_REMOVED, last)
     removed = charged + free
     return commands.Trimmed(removed, unfolded, removed >= command.limit, free_bytes)
 
@@ -206,9 +221,5 @@ def _remove_charged(tx: Transaction, up_to: int, limit: int) -> int:
     )
     if count:
         tx.execute("DELETE FROM ledger_charged WHERE position <= ?", (position,))
-        # What the ledger cannot prove any more. A record, because the schema has no place for it.
-        tx.execute(
-            "INSERT OR REPLACE INTO records (space, name, value) VALUES (?, ?, ?)",
-            (*_REMOVED, ledger_id_of(position).encode()),
-        )
+        _note_removed(tx, _REMOVED, position)
     return int(count)

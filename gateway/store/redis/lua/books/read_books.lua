@@ -1,8 +1,8 @@
 -- KEYS: books. ARGV: the most journals to read, the number of windows, their subjects and names, then
 -- the fields of running totals. All of it is read at one moment.
--- Returns now, milliseconds and count of the last record, the same of the last charged record that was
--- removed, the windows (unit and kind, amount, …), the running totals, and of each open journal
--- purchase, worker, state, time, consumptions and windows; '' if there are too many.
+-- Returns now, milliseconds and count of the last record, the same of the last charged and of the last
+-- free record that was removed, the windows (unit and kind, amount, …), the running totals, and of each
+-- open journal purchase, worker, state, time, consumptions and windows; '' if there are too many.
 local most, windows_count = tonumber(ARGV[1]), tonumber(ARGV[2])
 local FIRST_TOTAL = 3 + 2 * windows_count
 
@@ -32,7 +32,8 @@ local totals = {}
 for i = FIRST_TOTAL, #ARGV do
   table.insert(totals, tonumber(redis.call('HGET', RUNNING_TOTALS, ARGV[i]) or 0))
 end
-local ms, count = read_ledger_end()
-local removed = redis.call('HGET', LEDGER, 'removed') or '0-0'
-local removed_ms, removed_count = parse_id(removed)
-return { now, ms, count, removed_ms, removed_count, windows, totals, read_journals() }
+local removed = {}
+for i, class in ipairs(CLASSES) do
+  removed[i] = { parse_id(redis.call('HGET', LEDGER, removed_field(class)) or '0-0') }
+end
+return { now, { read_ledger_end() }, removed[1], removed[2], windows, totals, read_journals() }

@@ -26,11 +26,10 @@ local function bytes_of_day(class, day)
   return class == 'free' and tonumber(redis.call('HGET', LEDGER, 'free:' .. day) or 0) or 0
 end
 
--- Remembers the last charged record that was removed: what the ledger cannot prove any more.
+-- Remembers the last record that was removed: what the ledger cannot prove, and reports cannot read,
+-- any more.
 local function note_removed(class, id)
-  if class == 'charged' then
-    redis.call('HSET', LEDGER, 'removed', id)
-  end
+  redis.call('HSET', LEDGER, removed_field(class), id)
 end
 
 local function remove_day(class, day)

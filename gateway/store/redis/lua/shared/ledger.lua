@@ -2,8 +2,8 @@
 -- one sequence that grows even if the clock steps back, so they are read as one ledger. A record's
 -- day is that of its id.
 
--- hash: the last id as `ms` and `count`; `free`, the bytes of all free records; `free:<day>`; `removed`,
--- the id of the last charged record that was removed
+-- hash: the last id as `ms` and `count`; `free`, the bytes of all free records; `free:<day>`; `removed`
+-- and `removed:free`, the ids of the last charged and of the last free record that was removed
 local LEDGER = BOOKS .. 'ledger'
 local MAX_COUNT = 999999 -- a position has six digits for it
 local RECORD_OVERHEAD = 64 -- commands.RECORD_OVERHEAD_BYTES
@@ -16,6 +16,10 @@ end
 -- Sorted set of the days that have a stream, all scores 0.
 local function days_key(class)
   return BOOKS .. 'ledger-days:' .. class
+end
+
+local function removed_field(class)
+  return class == 'charged' and 'removed' or 'removed:' .. class
 end
 
 local function day_of_ms(ms)
