@@ -155,8 +155,8 @@ async def test_a_rate_that_refuses_makes_no_event_and_stops_no_other(
 @pytest.mark.parametrize(
     ("mode", "status", "says"),
     [
-        ("enforce", 429, "$0.00 of $1.00. It was refused."),
-        ("shadow", 400, "$0.00 of $1.00. Nothing is refused, because the limit is in shadow mode."),
+        ("enforce", 429, "It was refused."),
+        ("shadow", 400, "Nothing is refused, because the limit is in shadow mode."),
     ],
 )
 async def test_a_purchase_that_does_not_fit_into_an_unused_budget_is_an_event(
@@ -170,7 +170,7 @@ async def test_a_purchase_that_does_not_fit_into_an_unused_budget_is_an_event(
     await until_told(receiver, "limit_exhausted")
     (event,) = receiver.events
     assert (event["data"]["scope"], event["data"]["mode"]) == ("key:bob", mode)
-    start = "key:bob has too little left for a purchase of usd_per_day: "
+    start = "key:bob has too little of usd_per_day left for a purchase: $0.00 of $1.00 used. "
     assert event["data"]["text"].startswith(start + says)
 
 
