@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import date
 from typing import Any, Final, Protocol
 
@@ -128,22 +128,17 @@ class AlertWatch:
         await self._look_at_revoked_keys()
         seconds = LOOK_EVERY_SECONDS * PART_OF_INTERVAL
         if await take_turn(self._store, "alerts", self._worker, seconds=seconds):
-            watched = await self._all_watched()
-            await self._look_at_limits(watched)
-            await self._look_at_spending(watched)
+            await self._look_at_limits()
+            await self._look_at_spending(await self._all_watched())
 
     async def _look_at_refusals(self) -> None:
-        noted = tuple(self._refusing)
+        noted = frozenset(self._refusing)
         if not noted:
             return
-        subjects = {subject for subject, _ in noted}
-        found = [
-            (each, limit)
-            for each, limit in _budgets(
-                each for each in await self._all_watched() if each.subject.name in subjects
-            )
-            if (each.subject.name, limit.name) in noted
-        ]
+        found = _noted_budgets(await self._all_watched(), noted)
+        if len(found) < len(noted):
+            # Of a key or a limit that is newer than the list.
+            found = _noted_budgets(await self._list_again(), noted)
         for use in await self._peek_limits(found, has_unused=True):
             await self._tell(self.alerts.of_limit(use, is_refusing=True))
         for key in noted:
@@ -160,9 +155,17 @@ class AlertWatch:
             )
             await self._tell([alert])
 
-    async def _look_at_limits(self, watched: Iterable[Watched]) -> None:
-        for use in await self._peek_limits(_budgets(watched)):
-            await self._tell(self.alerts.of_limit(use))
+    async def _look_at_limits(self) -> None:
+        alerts = await self._new_limit_alerts(await self._all_watched())
+        if alerts:
+            # Some seconds ago, a limit may have been raised because it was almost used up.
+            alerts = await self._new_limit_alerts(await self._list_again())
+        await self._tell(alerts)
+
+    async def _new_limit_alerts(self, watched: Iterable[Watched]) -> list[Alert]:
+        uses = await self._peek_limits(_budgets(watched))
+        alerts = [alert for use in uses for alert in self.alerts.of_limit(use)]
+        return [alert for alert in alerts if not await self._is_known(alert)]
 
     async def _peek_limits(
         self, limits: Sequence[tuple[Watched, Limit]], *, has_unused: bool = False
@@ -347,8 +350,12 @@ class AlertWatch:
     async def _all_watched(self) -> Sequence[Watched]:
         now = self._clock()
         if self._watched_at is None or not 0 <= now - self._watched_at < SUBJECTS_SECONDS:
-            self._watched = await self._list_watched(now)
-            self._watched_at = now
+            return await self._list_again()
+        return self._watched
+
+    async def _list_again(self) -> Sequence[Watched]:
+        now = self._clock()
+        self._watched, self._watched_at = await self._list_watched(now), now
         return self._watched
 
 
@@ -360,6 +367,15 @@ def _budgets(watched: Iterable[Watched]) -> list[tuple[Watched, Limit]]:
         for name, rule in each.subject.rules.items()
         if _is_budget(name) and rule.maximum > 0
     ]
+
+
+def _noted_budgets(
+    watched: Iterable[Watched], noted: Collection[tuple[str, str]]
+) -> list[tuple[Watched, Limit]]:
+    """Those whose subjects and limits were noted."""
+    subjects = {subject for subject, _ in noted}
+    budgets = _budgets(each for each in watched if each.subject.name in subjects)
+    return [(each, limit) for each, limit in budgets if (each.subject.name, limit.name) in noted]
 
 
 def _is_budget(limit: str) -> bool:

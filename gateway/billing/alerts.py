@@ -157,18 +157,19 @@ class Alerts:
         return self._of_limit(use, "limit_crossed", text, threshold=threshold)
 
     def _exhausted(self, use: LimitUse) -> Alert:
-        is_enforced, is_used_up = use.rule.mode == "enforce", use.used >= use.rule.maximum
-        happened = "has used up" if is_used_up else "has too little left for a purchase of"
+        name, is_used_up = use.limit.name, use.used >= use.rule.maximum
+        happened = f"used up {name}: {_used_of(use)}"
+        if not is_used_up:
+            happened = f"too little of {name} left for a purchase: {_used_of(use)} used"
         reserved = f", and {_show_amount(use.limit, use.reserved)} reserved" if use.reserved else ""
-        effect = (
-            f"Purchases are refused until {self._show(use.span.ends_at)}."
-            if is_enforced and is_used_up
-            else f"It was refused. {self._end(use.span)}"
-            if is_enforced
-            else "Nothing is refused, because the limit is in shadow mode."
-        )
-        text = f"{use.watched.scope} {happened} {use.limit.name}: {_used_of(use)}{reserved}. "
-        return self._of_limit(use, "limit_exhausted", text + effect)
+        if use.rule.mode == "shadow":
+            effect = "Nothing is refused, because the limit is in shadow mode."
+        elif is_used_up:
+            effect = f"Purchases are refused until {self._show(use.span.ends_at)}."
+        else:
+            effect = f"It was refused. {self._end(use.span)}"
+        text = f"{use.watched.scope} has {happened}{reserved}. {effect}"
+        return self._of_limit(use, "limit_exhausted", text)
 
     def _projected_over(self, use: LimitUse, projected: int) -> Alert:
         text = (

@@ -181,3 +181,18 @@ def test_a_fault_in_access_yaml_ends_every_command_with_its_place(run_here: RunH
         assert result.exit_code == 1
         message = result.stdout + result.stderr
         assert "access.yaml: unknown key 'teams.art.limit'. Did you mean 'limits'?" in message
+
+
+@pytest.mark.parametrize("fault", ["", "  event: [spike]\n"])
+def test_no_command_shows_the_url_or_the_secret_of_a_webhook(run_here: RunHere, fault: str):
+    Path("config").mkdir()
+    Path("config", "access.yaml").write_text(
+        "webhooks:\n- url: https://hooks.example/a-secret-path\n"
+        f"  secret: whsec_{'QUJD' * 6}\n{fault}"
+    )
+    for words in (("config", "show"), ("config", "check"), ("teams", "list")):
+        result = run_here(*words)
+        shown = result.stdout + result.stderr
+        assert "hooks.example" not in shown
+        assert "QUJD" not in shown
+    assert (result.exit_code == 0) == (not fault)

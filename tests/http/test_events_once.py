@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import pytest
 import yaml
 
 from gateway.assembly import open_store
@@ -263,6 +264,7 @@ async def restart_in_trouble(
     return logs
 
 
+@pytest.mark.timeout(180)  # it starts four workers three times
 @usually_on("redis")
 async def test_each_event_arrives_once_over_four_workers_and_two_restarts(
     tmp_path, upstream, store_url

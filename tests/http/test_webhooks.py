@@ -10,7 +10,7 @@ import base64
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,21 @@ async def test_an_event_says_what_was_used_and_until_when(told_alice, receiver):
     assert [key["name"] for key in data["top"]["keys"]] == ["alice"]
 
 
+async def raise_limit(client: Client, scope: str, *, amount: int) -> date:
+    """Raises `images_per_day` until the end of the day that is returned."""
+    today = UTC_CALENDAR.date_at(time.time())
+    body = {
+        "scope": scope,
+        "limit": "images_per_day",
+        "amount": amount,
+        "until": today.isoformat(),
+        "reason": "a launch",
+    }
+    reply = await client.admin("POST", "/admin/limits/raise", body)
+    assert reply.status == 201, reply.body
+    return today
+
+
 @pytest.mark.parametrize("limit", ["images_per_minute", "concurrent_requests"])
 async def test_a_rate_that_refuses_makes_no_event_and_stops_no_other(
     told_alice, receiver, upstream, limit
@@ -140,8 +155,8 @@ async def test_a_rate_that_refuses_makes_no_event_and_stops_no_other(
 @pytest.mark.parametrize(
     ("mode", "status", "says"),
     [
-        ("enforce", 429, "$0.00 of $1.00. It was refused."),
-        ("shadow", 400, "$0.00 of $1.00. Nothing is refused, because the limit is in shadow mode."),
+        ("enforce", 429, "It was refused."),
+        ("shadow", 400, "Nothing is refused, because the limit is in shadow mode."),
     ],
 )
 async def test_a_purchase_that_does_not_fit_into_an_unused_budget_is_an_event(
@@ -155,24 +170,41 @@ async def test_a_purchase_that_does_not_fit_into_an_unused_budget_is_an_event(
     await until_told(receiver, "limit_exhausted")
     (event,) = receiver.events
     assert (event["data"]["scope"], event["data"]["mode"]) == ("key:bob", mode)
-    start = "key:bob has too little left for a purchase of usd_per_day: "
+    start = "key:bob has too little of usd_per_day left for a purchase: $0.00 of $1.00 used. "
     assert event["data"]["text"].startswith(start + says)
+
+
+async def test_a_refusal_of_a_new_key_is_an_event_at_once(told_alice, receiver, monkeypatch):
+    gateway, _ = told_alice
+    watch = gateway.gateway.services.alert_watch
+    monkeypatch.setattr(alert_watch, "SUBJECTS_SECONDS", 1e9)
+    await eventually(lambda: watch._watched)
+    bob = await gateway.client.with_key("bob", limits={"usd_per_day": 1})
+    assert (await bob.ask(**DEAR)).status == 429
+    await until_told(receiver, "limit_exhausted")
+    (event,) = receiver.events
+    assert event["data"]["scope"] == "key:bob"
+
+
+async def test_a_limit_that_was_just_raised_is_not_judged_by_its_old_maximum(
+    told_alice, receiver, monkeypatch
+):
+    gateway, alice = told_alice
+    watch = gateway.gateway.services.alert_watch
+    await eventually(lambda: "key:alice" in {each.scope for each in watch._watched})
+    monkeypatch.setattr(alert_watch, "SUBJECTS_SECONDS", 1e9)
+    await raise_limit(gateway.client, "key:alice", amount=1)
+    assert (await alice.ask(quality="low", n=2)).status == 200
+    await until_told(receiver, "limit_exhausted")
+    (event,) = receiver.events
+    assert (event["data"]["used"], event["data"]["max"]) == (2, 2)
 
 
 async def test_a_window_is_judged_by_the_raises_of_its_time(told_alice, receiver, monkeypatch):
     """A raise that ends with a window still counted in it."""
     gateway, alice = told_alice
     bob = await gateway.client.with_key("bob", limits={"images_per_day": 1})
-    today = UTC_CALENDAR.date_at(time.time())
-    body = {
-        "scope": "key:bob",
-        "limit": "images_per_day",
-        "amount": 3,
-        "until": today.isoformat(),
-        "reason": "a launch",
-    }
-    reply = await gateway.client.admin("POST", "/admin/limits/raise", body)
-    assert reply.status == 201, reply.body
+    today = await raise_limit(gateway.client, "key:bob", amount=3)
     assert (await bob.ask(quality="low", n=2)).status == 200
     watch = gateway.gateway.services.alert_watch
     # Only its look back is at another time.
