@@ -213,3 +213,12 @@ async def test_nobody_buys_while_the_limits_of_the_team_are_unreadable(
     assert (await client.admin("GET", "/admin/teams/art")).status == 503
     names = [team["name"] for team in (await client.admin("GET", "/admin/teams")).json["data"]]
     assert names == ["ads", "art"]
+
+
+async def test_a_team_whose_record_is_unreadable_can_be_removed_and_made_again(
+    embedded: InProcess,
+) -> None:
+    store, client = embedded.gateway.store, embedded.client
+    await execute(store, CompareAndSet((Write("teams", "art", b"[1, 2]", expected=None),)))
+    assert (await client.admin("DELETE", "/admin/teams/art")).status == 204
+    await make_team(client)
