@@ -164,7 +164,7 @@ class Subjects:
         If something changes at the same time, `make` reads and checks again. Raises `GatewayError`
         409 if that happens too often.
         """
-        # All changes write the generation. Those of this process would only keep each other from it.
+        # All changes write the generation: those of this process would keep each other from it.
         async with self._changing:
             return await self._commit(make)
 

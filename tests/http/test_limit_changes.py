@@ -18,6 +18,8 @@ from gateway.access.audit import Audit
 from gateway.access.limit_values import MAX_PER_MINUTE
 from gateway.access.raises import Raise, active_raises, raised_amounts
 from gateway.calendar import Calendar
+from gateway.store.batch import execute
+from gateway.store.commands import CompareAndSet, Get, Write
 from tests.gateways import Client, InProcess, Reply
 from tests.http.conftest import OpenGateway
 from tests.scope_limits import set_limits
@@ -273,6 +275,17 @@ async def test_a_team_that_is_made_again_has_no_raises(gateway: InProcess) -> No
         assert (await limits_of(client, "team:art"))["images_per_day"]["raised"] == 0
         assert (await raise_limit(client, "team:art", limit="images_per_day")).status == 201
         assert (await client.admin("DELETE", "/admin/teams/art")).status == 204
+
+
+async def test_unreadable_raises_are_not_replaced(embedded: InProcess) -> None:
+    """They may be those of a newer gateway on the same store."""
+    store, newer = embedded.gateway.store, b'[{"id": "raise_1", "percent": 20}]'
+    await set_limits(embedded.client, "everyone", {"images_per_day": 1})
+    await execute(store, CompareAndSet((Write("raises", "everyone", newer, expected=None),)))
+    refused = await raise_limit(embedded.client, "everyone", limit="images_per_day")
+    assert (refused.status, refused.error["code"]) == (503, "store_unavailable")
+    assert await execute(store, Get("raises", "everyone")) == newer
+    assert (await limits_of(embedded.client, "everyone"))["images_per_day"]["max"] == 1
 
 
 async def test_a_scope_has_at_most_50_raises(embedded: InProcess) -> None:
