@@ -24,7 +24,8 @@ from gateway.assembly import Gateway, OpenLinks, open_gateway
 from gateway.billing.alert_watch import LOOK_BACK_EVERY_SECONDS, LOOK_EVERY_SECONDS
 from gateway.billing.ledger import WRITE_EVERY_SECONDS
 from gateway.billing.totals import FOLD_EVERY_SECONDS, REMOVE_EVERY_SECONDS
-from gateway.billing.verification import VERIFY_EVERY_SECONDS, note_time_zone
+from gateway.billing.verification import VERIFY_EVERY_SECONDS
+from gateway.billing.zone_changes import note_time_zone
 from gateway.cache.takedowns import REFRESH_SECONDS
 from gateway.conditions import Condition
 from gateway.configuration.settings import Settings

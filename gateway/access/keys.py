@@ -52,7 +52,7 @@ from gateway.errors import (
     StoreUnavailable,
     shorten_name,
 )
-from gateway.images import Expected, Principal, Reuse
+from gateway.images import Expected, LimitSubject, Principal, Reuse
 from gateway.store.batch import Batch, execute
 from gateway.store.commands import CompareAndSet, Get, Write
 from gateway.store.pages import scan_records
@@ -370,6 +370,10 @@ class Keys:
                     self._known[secret_hash] = known
         # A key that changed while the pages were read may be on two of them.
         return list({key.key_id: key for key in oldest}.values())
+
+    async def everyone(self) -> LimitSubject:
+        """Everyone, with the limits of now. Raises `StoreUnavailable`."""
+        return self._subjects.everyone_subject(await self._subjects.read_all())
 
     async def resolve(self, keys: Sequence[KeyName]) -> list[ResolvedKey]:
         """What holds for each key now, without unreadable ones. Raises `StoreUnavailable`."""

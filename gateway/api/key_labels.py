@@ -20,7 +20,9 @@ async def label_keys(services: Services) -> None:
     services.running_totals.are_keys_few = len(keys) < MAX_KEYS
     found = await services.keys.resolve(keys)
     services.running_totals.label_sets = [key.labels for key in found]
-    services.limit_gauges.subjects = distinct(subject for key in found for subject in key.subjects)
+    # Everyone also without a key: what was spent this month stays spent.
+    of_keys = (subject for key in found for subject in key.subjects)
+    services.limit_gauges.subjects = distinct((await services.keys.everyone(), *of_keys))
 
 
 async def show_books(services: Services) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from datetime import date
 from typing import Final, NamedTuple
 
 import orjson
@@ -40,12 +41,20 @@ class Page(NamedTuple):
 
 def parse_position(text: str) -> str:
     """A position of a record, or the start of a day. Raises `ValueError` with what was expected."""
-    if not _POSITION.fullmatch(text):
+    if not _POSITION.fullmatch(text) or not _is_day(text.partition("/")[0]):
         raise ValueError(
             "expected the position of an exported record, or a day such as 2026-11-28, but got "
             f"'{text[:100]}'"
         )
     return text if "/" in text else f"{text}/"
+
+
+def _is_day(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 async def check_position(store: Store, after: str) -> str:

@@ -35,7 +35,7 @@ from gateway.billing.record_amounts import (
     decode_record,
     decode_sums,
 )
-from gateway.billing.totals import PAGE_RECORDS, SLICE_RECORDS, TooManyGroups, Totals
+from gateway.billing.totals import PAGE_RECORDS, SLICE_RECORDS, DaysUnknown, TooManyGroups, Totals
 from gateway.calendar import Calendar
 from gateway.errors import ErrorCode, InvalidRequest
 from gateway.store.batch import execute
@@ -134,6 +134,13 @@ class FocusExport:
             part = days[:count]
             try:
                 groups = await self._read_days(part[0], part[-1])
+            except DaysUnknown:
+                raise InvalidRequest(
+                    f"Invalid 'month': `billing.time_zone` was changed, and {month.label} has days "
+                    "that are not known in the new time zone.",
+                    param="month",
+                    code=ErrorCode.INVALID_VALUE,
+                ) from None
             except TooManyGroups:
                 count = max(1, len(part) // 2)
                 continue

@@ -28,6 +28,7 @@ from gateway.billing.totals import (
     SLICE_RECORDS,
     BeginOf,
     Bucket,
+    DaysUnknown,
     Groups,
     TooManyGroups,
     Totals,
@@ -183,14 +184,14 @@ class Reports:
         # Of quarter hours or days, the begin of their bucket.
         begin_of = lru_cache(grid.floor) if query.bucket != "all" else lambda _: plan.since
         try:
-            if plan.source == "charges":
-                sums = await self._read_records(plan, selection, begin_of)
-            elif plan.source == "records":
-                await self._check_kept(plan, query)
-                sums = await self._read_records(plan, selection, begin_of)
-                await self._check_kept(plan, query)  # records may be removed meanwhile
-            else:
-                sums = await self._read_totals(query, plan, selection, begin_of)
+            sums = await self._read(query, plan, selection, begin_of)
+        except DaysUnknown as error:
+            earliest = self._grid(query).ceil(min(error.earliest, self._clock()))
+            raise ReportRefused(
+                "since",
+                f"{self.show(earliest, query.zone)} or later: `billing.time_zone` was changed, and "
+                "earlier days are not known in the new time zone",
+            ) from None
         except TooManyGroups:
             raise ReportRefused(
                 "group_by", f"groups with at most {MAX_ROWS:,} rows together; ask for less at once"
@@ -303,6 +304,23 @@ class Reports:
         return f"{nearest_begin} or later: {why}"
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────
+
+    async def _read(
+        self, query: ReportQuery, plan: Plan, selection: _Selection, begin_of: BeginOf
+    ) -> _Added:
+        if plan.source == "charges":
+            return await self._read_records(plan, selection, begin_of)
+        if plan.source != "records":
+            try:
+                return await self._read_totals(query, plan, selection, begin_of)
+            except DaysUnknown:
+                kept_since = self._clock() - self._settings.keep_records_seconds
+                if plan.source != "users" or plan.since < kept_since:
+                    raise
+        await self._check_kept(plan, query)
+        sums = await self._read_records(plan, selection, begin_of)
+        await self._check_kept(plan, query)  # records may be removed meanwhile
+        return sums
 
     async def _read_totals(
         self, query: ReportQuery, plan: Plan, selection: _Selection, begin_of: BeginOf

@@ -11,10 +11,12 @@ The rows and the checkpoint are `store.commands.totals`, periods and slots are `
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
+from zoneinfo import ZoneInfo
 
 import orjson
 import structlog
@@ -22,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.billing.record_amounts import Sums, add_amounts, decode_record, decode_sums, row_of
 from gateway.billing.totals_periods import MAX_TIME, Series
+from gateway.billing.zone_changes import days_complete_since
+from gateway.calendar import Calendar
 from gateway.store.batch import execute
 from gateway.store.commands import (
     MAX_INCREMENTS,
@@ -62,6 +66,15 @@ BeginOf = Callable[[float], float]
 """The begin of what a bucket is added to, by the begin of the bucket."""
 
 log = structlog.get_logger(__name__)
+
+
+class DaysUnknown(Exception):
+    """The time zone was changed, and there are no rows of such early days in the new one."""
+
+    def __init__(self, earliest: float) -> None:
+        super().__init__(earliest)
+        self.earliest = earliest
+        """Where the first day begins that there is."""
 
 
 class TooManyGroups(Exception):
@@ -221,21 +234,45 @@ class Totals:
     ) -> dict[tuple[float, Any], dict[str, int]]:
         """As `read`, added up by begin and group; the amounts have their names in the store.
 
-        It takes the memory of the groups and of the names of rows. Raises `TooManyGroups`.
+        It takes the memory of the groups and of the names of rows. Days from before a change of
+        the time zone are made of their quarter hours. Raises `TooManyGroups` and `DaysUnknown`.
         """
+        quarters = Series("quarter", "UTC")
         if bucket == "quarter":
             if by_user:
                 raise ValueError("totals by user are by day")
-            series = Series("quarter", "UTC")
+            parts = [(quarters, since, until, begin_of)]
         else:
             zone = "UTC" if bucket == "day_in_utc" else self._settings.time_zone
-            series = Series("user" if by_user else "day", zone)
-        # A key's rows become full once in a period, so this ends.
-        while True:
-            groups = Groups(max_groups)
-            reading = _Reading(series, groups, group_of, begin_of, since=since, until=until)
-            if await self._add_up(reading):
-                return groups.sums
+            days, calendar = Series("user" if by_user else "day", zone), Calendar(ZoneInfo(zone))
+            begin_of_day: BeginOf = lambda moment: begin_of(calendar.day_at(moment).starts_at)  # noqa: E731
+            middle = await self._first_day(since, until, zone, by_user=by_user)
+            parts = [(quarters, since, middle, begin_of_day), (days, middle, until, begin_of)]
+        groups = Groups(max_groups)
+        for series, begin, end, begin_of_row in parts:
+            if begin >= end:
+                continue
+            # A key's rows become full once in a period, so this ends.
+            while True:
+                found = Groups(max_groups)
+                reading = _Reading(series, found, group_of, begin_of_row, since=begin, until=end)
+                if await self._add_up(reading):
+                    break
+            for (starts_at, group), amounts in found.sums.items():
+                groups.add(starts_at, group, amounts)
+        return groups.sums
+
+    async def _first_day(self, since: float, until: float, zone: str, *, by_user: bool) -> float:
+        """The begin of the first day that is read from rows of days. Raises `DaysUnknown`."""
+        complete_since = await days_complete_since(self._store, zone)
+        if since >= complete_since:
+            return since
+        kept_since = math.inf if by_user else time.time() - KEEP_QUARTERS_SECONDS
+        if since < kept_since:
+            raise DaysUnknown(min(complete_since, kept_since))
+        day = Calendar(ZoneInfo(zone)).day_at(until)
+        # A day that begins before the end is whole.
+        return min(until if until == day.starts_at else day.ends_at, complete_since)
 
     async def _add_up(self, reading: _Reading) -> bool:
         """Reads totals and tail; False if they cannot be told apart and must be read again.

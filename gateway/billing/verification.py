@@ -29,22 +29,19 @@ from gateway.billing.ledger_reader import MAX_DIFFERENCES, Difference, Findings,
 from gateway.billing.scopes import EVERYONE, limit_subjects
 from gateway.billing.totals import KEEP_QUARTERS_SECONDS, all_series
 from gateway.billing.verified_sums import (
-    ROLLING_SECONDS,
     UNITS,
     LedgerSums,
     LiveWindow,
     Slot,
-    ZoneChange,
     live_windows,
     time_of_position,
 )
 from gateway.billing.verified_totals import check_totals, choose_periods
+from gateway.billing.zone_changes import ROLLING_SECONDS, ZoneChange, read_zones
 from gateway.store.batch import execute
 from gateway.store.commands import (
     MAX_WINDOWS,
     Books,
-    CompareAndSet,
-    Get,
     GetValue,
     OpenPurchase,
     ReadBooks,
@@ -54,7 +51,6 @@ from gateway.store.commands import (
     TotalsKind,
     WindowAmounts,
     WindowName,
-    Write,
 )
 from gateway.store.protocol import Store
 from gateway.stored import read_stored
@@ -70,11 +66,8 @@ MAX_OPEN_PURCHASES: Final = 1000
 PAGE_TOTALS: Final = 200
 SLICE_WINDOWS: Final = 100
 """Windows that are compared at once. It takes about a millisecond of the event loop."""
-MAX_ZONES: Final = 20
 
 SPACE: Final = "verification"
-META: Final = "meta"
-TIME_ZONES: Final = "time_zones"
 
 log = structlog.get_logger(__name__)
 
@@ -444,26 +437,3 @@ async def read_verified(store: Store) -> list[Verified]:
         read_stored("verification", data, Verified.decode) for data in found if data is not None
     ]
     return [one for one in decoded if one is not None]
-
-
-async def note_time_zone(store: Store, zone: str, now: float) -> None:
-    """Notes the time zone of the windows, if it is another one than before.
-
-    Each gateway does it when it starts: records do not say in which windows they count.
-    """
-    data = await execute(store, Get(META, TIME_ZONES))
-    zones = _decode_zones(data)
-    if zones and zones[-1].zone == zone:
-        return
-    changed = [*zones, ZoneChange(now if zones else 0.0, zone)][-MAX_ZONES:]
-    write = Write(META, TIME_ZONES, orjson.dumps([list(one) for one in changed]), expected=data)
-    await execute(store, CompareAndSet((write,)))
-
-
-async def read_zones(store: Store, default: str) -> Sequence[ZoneChange]:
-    """The time zones of the windows in their order, at least one."""
-    return _decode_zones(await execute(store, Get(META, TIME_ZONES))) or [ZoneChange(0.0, default)]
-
-
-def _decode_zones(data: bytes | None) -> list[ZoneChange]:
-    return [] if data is None else [ZoneChange(*change) for change in orjson.loads(data)]

@@ -17,21 +17,12 @@ from zoneinfo import ZoneInfo
 from gateway.billing.record_amounts import charged_amounts, decode_charge
 from gateway.billing.scopes import limit_subjects, total_names
 from gateway.billing.totals_periods import Series
+from gateway.billing.zone_changes import ROLLING_SECONDS, ZoneChange
 from gateway.calendar import Calendar, next_month
 from gateway.limits import CALENDAR_PERIODS, CalendarPeriod
 from gateway.store.commands import WINDOW_GRACE_SECONDS, Period
 
 UNITS: Final = ("images", "tokens", "usd_micros")
-
-ROLLING_SECONDS: Final = 3600.0
-"""How long gateways with two time zones may run beside each other, before and after a change."""
-
-
-class ZoneChange(NamedTuple):
-    """A time zone of the windows, and since when: 0 for the first one."""
-
-    since: float
-    zone: str
 
 
 class Slot(NamedTuple):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
 import itertools
 import json
 import random
@@ -19,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.billing import reports as module
+from gateway.billing.focus_export import FocusExport, FocusSettings
 from gateway.billing.record_amounts import Sums
 from gateway.billing.reports import (
     GENERATION,
@@ -30,6 +33,8 @@ from gateway.billing.reports import (
 )
 from gateway.billing.totals import Totals, TotalsSettings
 from gateway.billing.totals_periods import Series
+from gateway.billing.zone_changes import note_time_zone
+from gateway.calendar import Calendar
 from gateway.errors import GatewayError
 from gateway.images import Record
 from gateway.store.batch import execute
@@ -357,6 +362,45 @@ async def test_the_first_bucket_of_records_is_complete_or_refused(store: Store) 
         await reports.run(by_user)
     (row,) = await reports.run(replace(by_user, bucket="minute", until=NOW - 30 * DAY + 90))
     assert row.sums.requests == 1
+
+
+async def test_days_from_before_a_change_of_the_time_zone_are_complete(store: Store) -> None:
+    """Made of quarter hours, or by user of records; refused where there are neither."""
+    now = time.time()
+    in_utc, totals = reports_of(store, now=now)
+    await note_time_zone(store, "UTC", 0.0)
+    moments = [now - 1 - hours * HOUR for hours in range(0, 24 * 9, 5)]
+    await append(store, [bought(time=moment, user="ann") for moment in moments[2:]])
+    while await totals.fold_page():
+        continue
+    await note_time_zone(store, "Asia/Kolkata", now - 12 * HOUR)
+    reports, folding = reports_of(store, zone="Asia/Kolkata", now=now)
+    await append(store, [bought(time=moment, user="ann") for moment in moments[:2]])
+    while await folding.fold_page():
+        continue
+    first = int(Calendar(ZoneInfo("Asia/Kolkata")).day_at(now - 6 * DAY).starts_at)
+    expected = sum(moment >= first for moment in moments)
+    for groups in ((), ("key",), ("user",), ("user", "model")):
+        for width in ("all", "day", "hour"):
+            asked = query(since=first, until=now + 1, bucket=width, group_by=groups)
+            rows = await reports.run(asked)
+            assert sum(row.sums.requests for row in rows) == expected, asked
+            if width == "day":
+                assert {row.starts_at for row in rows} == {first + day * DAY for day in range(7)}
+    for groups, days in ((("user",), 40), (("key",), 70)):
+        old = query(since=first - days * DAY, until=now, group_by=groups, bucket="day")
+        with pytest.raises(ReportRefused, match="time_zone") as refused:
+            await reports.run(old)
+        assert refused.value.field == "since"
+        assert await in_utc.run(old)
+    seller = FocusSettings(time_zone="Asia/Kolkata", provider="api", account="default")
+    export = FocusExport(store, folding, seller, clock=lambda: now)
+    month = datetime.fromtimestamp(now, ZoneInfo("Asia/Kolkata"))
+    begin = month.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
+    text = b"".join([piece async for piece in export.pieces(export.parse(f"{month:%Y-%m}", None))])
+    lines = csv.DictReader(io.StringIO(text.decode(), newline=""))
+    billed = sum(round(float(line["BilledCost"]) * 1_000_000) for line in lines)
+    assert billed == sum(moment >= begin for moment in moments) * bought().cost_micros
 
 
 @pytest.mark.parametrize("offset", [0, 7, 450, 900, 3601])

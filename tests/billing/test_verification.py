@@ -23,9 +23,9 @@ from gateway.billing.verification import (
     Verification,
     VerificationSettings,
     Verified,
-    note_time_zone,
     read_verified,
 )
+from gateway.billing.zone_changes import note_time_zone
 from gateway.calendar import UTC_CALENDAR, Calendar
 from gateway.images import Amounts, Record
 from gateway.limits import CALENDAR_PERIODS

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -21,7 +20,7 @@ from gateway.cli.main import cli
 from tests.cli.test_commands import interruptible
 from tests.gateways import CONFIG
 
-__all__ = [\"interruptible\"]
+__all__ = ["interruptible"]
 
 
 def run(folder: Path, *words: str, **environment: str) -> Result:

@@ -123,7 +123,7 @@ def test_an_export_has_all_fields_and_continues_after_any_position(folder: Path)
     assert export(folder, "--after", positions[0][:10])[0] == lines
 
 
-@pytest.mark.parametrize("after", ["yesterday", "2026-11-28/x", "req_1", "2026-1-1"])
+@pytest.mark.parametrize("after", ["yesterday", "2026-11-28/x", "req_1", "2026-1-1", "2026-02-30"])
 def test_a_position_that_is_none_is_a_usage_error(folder: Path, after: str) -> None:
     lines, err, status = export(folder, "--after", after)
     assert (lines, status) == ([], 2)

@@ -87,3 +87,19 @@ async def test_keys_of_one_name_show_their_exact_sum(gateway: InProcess) -> None
     assert len(keys) == 2
     gauges.subjects = keys
     assert (await gauges.read()).spend_usd["key", "one", "day"] == 0.036
+
+
+async def test_everyone_shows_also_without_a_key(gateway: InProcess) -> None:
+    async def everyone(metric: str, **labels: str) -> float | None:
+        return await read(gateway.client, metric, scope="everyone", name="", **labels)
+
+    assert await everyone("spend_usd", window="month") == 0.0
+    alice = await gateway.client.with_key("alice")
+    await alice.ask("an otter", model="dall-e-2", size="256x256")
+    await gateway.client.admin("DELETE", f"/admin/keys/{alice.key_id}")
+    limits = {"scope": "everyone", "limits": {"usd_per_month": 0.032}}
+    changed = await gateway.client.admin("PATCH", "/admin/limits", limits)
+    assert changed.status == 200, changed.body
+    assert await everyone("spend_usd", window="month") == 0.016
+    assert await everyone("limit_max", limit="usd_per_month") == 0.032
+    assert await everyone("limit_used_ratio", limit="usd_per_month") == 0.5
