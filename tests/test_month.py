@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,7 @@ from gateway.calendar import next_month
 from gateway.cli.main import cli
 from gateway.configuration.settings import Settings
 from gateway.images import Record
+from tests.cli.test_commands import GATEWAY, INHERITED
 from tests.gateways import CONFIG, Client, Reply, make_settings, run_gateway
 from tests.month import KEYS, Month, month_of_traffic, total
 
@@ -40,9 +42,13 @@ def begin_of(day: date, zone: str) -> float:
     return datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone)).timestamp()
 
 
-def of_month(month: Month, zone: str) -> list[Record]:
+def in_month(records: Iterable[Record], month: Month, zone: str) -> list[Record]:
     begin, end = begin_of(month.first, zone), begin_of(next_month(month.first), zone)
-    return [record for record in month.records if begin <= record.time < end]
+    return [record for record in records if begin <= record.time < end]
+
+
+def of_month(month: Month, zone: str) -> list[Record]:
+    return in_month(month.records, month, zone)
 
 
 def sums(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
@@ -141,6 +147,44 @@ async def check_openais_reports(client: Client, month: Month) -> None:
         assert micros == whole["cost_usd"], groups
 
 
+async def check_metrics(client: Client, month: Month, zone: str) -> None:
+    """The gauges of this month, and the running totals, which have all of the traffic."""
+    samples = await client.metrics()
+    today = datetime.now(ZoneInfo(zone)).date()
+    first = begin_of(today.replace(day=1), zone)
+    groups: list[tuple[str, str, list[Record]]] = [("everyone", "", list(month.records))]
+    for scope, field in (("key", "key"), ("team", "team"), ("model", "model")):
+        for name in sorted({value for r in month.records if (value := getattr(r, field))}):
+            groups.append((scope, name, [r for r in month.records if getattr(r, field) == name]))
+    for scope, name, records in groups:
+        labels = f'name="{name}",scope="{scope}"'
+        charged, corrected, saved = (
+            micros_of(samples, f"gateway_{kind}_usd_total{{{labels}}}")
+            for kind in ("charged", "corrected", "saved")
+        )
+        assert charged - corrected == total(records, "cost_micros"), labels
+        assert corrected == -sum(min(r.cost_micros, 0) for r in records)
+        assert saved == total(records, "saved_micros"), labels
+        if scope != "model":
+            spent = micros_of(samples, f'gateway_spend_usd{{{labels},window="month"}}')
+            of_now = [record for record in records if record.time >= first]
+            assert spent == total(of_now, "cost_micros"), labels
+    reported = sums(await rows(client, f"since={first}&group_by=key"))
+    everyone = 'gateway_spend_usd{name="",scope="everyone",window="month"}'
+    assert reported["cost_usd"] == micros_of(samples, everyone)
+
+
+def micros_of(samples: Mapping[str, float], name: str) -> int:
+    return round(samples[name] * 1_000_000)
+
+
+def export_ledger(config: Path) -> list[Record]:
+    """The records of `gateway ledger export`, in a process of its own: it handles signals."""
+    command = [*GATEWAY, "ledger", "export", "--config", str(config)]
+    exported = subprocess.run(command, env=INHERITED, stdout=subprocess.PIPE, check=True)
+    return [Record.from_dict(json.loads(line)) for line in exported.stdout.splitlines()]
+
+
 def results(reply: Reply) -> list[Any]:
     """The results of all buckets of a page that is the only one."""
     assert reply.status == 200, reply.body
@@ -202,6 +246,7 @@ async def test_all_reports_of_a_month_give_the_same_total(
         assert len(days) == (next_month(month.first) - month.first).days
         assert await focus_micros(here.client, month) == whole["cost_usd"]
         await check_openais_reports(here.client, month)
+        await check_metrics(here.client, month, zone)
 
     config = write_config(tmp_path, settings)
     words = ("--since", since, "--until", until)
@@ -213,6 +258,13 @@ async def test_all_reports_of_a_month_give_the_same_total(
     export = ("export", "--focus", "--month", f"{month.first:%Y-%m}")
     exported = await asyncio.to_thread(usage_command, config, *export)
     assert billed_micros(exported.stdout) == whole["cost_usd"]
+    if zone == "UTC":  # it has no time zone
+        copied = await asyncio.to_thread(export_ledger, config)
+        # The month is written without reservations, which is flagged.
+        flagless = [record.but(flags=()) for record in copied]
+        assert {r.id: r for r in flagless} == {r.id: r.but(flags=()) for r in month.records}
+        assert len(copied) == len(month.records)
+        assert expected(in_month(copied, month, zone)) == whole
     table = await command()
     assert f"({zone})" in table.stderr
     (last,) = [line for line in table.stdout.splitlines() if "total" in line]

@@ -104,6 +104,7 @@ class Subjects:
         """What `access.yaml` declares now."""
         self.calendar: Final = calendar
         self._clock = clock
+        self._changing = asyncio.Lock()
 
     async def read(self, record: KeyRecord) -> StoredSubjects:
         """What the store has for a key, in one round trip. Raises `StoreUnavailable`."""
@@ -163,6 +164,11 @@ class Subjects:
         If something changes at the same time, `make` reads and checks again. Raises `GatewayError`
         409 if that happens too often.
         """
+        # All changes write the generation. Those of this process would only keep each other from it.
+        async with self._changing:
+            return await self._commit(make)
+
+    async def _commit(self, make: Callable[[], Awaitable[tuple[T, Sequence[Write]]]]) -> T:
         for attempt in range(WRITE_ATTEMPTS):
             # Before `make` reads: whatever changes after this makes the compare-and-set fail.
             generation = await execute(self._store, Get(ACCESS, GENERATION))

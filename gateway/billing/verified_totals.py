@@ -18,11 +18,11 @@ import orjson
 from gateway.billing.ledger_reader import Findings, LedgerReader
 from gateway.billing.record_amounts import charged_amounts, decode_charge
 from gateway.billing.scopes import EVERYONE
-from gateway.billing.totals import TURN, TURN_SECONDS
+from gateway.billing.totals import TURN, TURN_SECONDS, in_slices
 from gateway.billing.totals_periods import Series
 from gateway.billing.verified_sums import LedgerSums, Slot, SlotSums
 from gateway.store.batch import execute
-from gateway.store.commands import ReadTotals, ReadTotalsState, TotalsKind
+from gateway.store.commands import ReadTotals, ReadTotalsState, Slots, TotalsKind
 from gateway.store.protocol import Store
 from gateway.store.turns import end_turn, take_turn
 
@@ -121,25 +121,24 @@ async def _take_turn(store: Store, worker: str) -> None:
 
 async def _read_period(store: Store, period: str, checkpoint: str, worker: str) -> Rows | None:
     """What each slot has; None if a worker that was slow with its turn has folded meanwhile."""
-    by_row: dict[str, Mapping[int, Mapping[str, int]]] = {}
+    by_row: dict[str, Slots] = {}
     after: str | None = ""
     renewed_at = time.monotonic()
     while after is not None:
         page = await execute(store, ReadTotals(period, after, PAGE_ROWS))
         if page.checkpoint != checkpoint:
             return None
-        by_row.update(page.rows)  # a row may be on two pages
+        # A row may be on two pages.
+        by_row |= {row: slots async for row, slots in in_slices(page.rows)}
         after = page.after
         if time.monotonic() - renewed_at > HOLD_SECONDS:
             await end_turn(store, TURN, worker, after_seconds=TURN_SECONDS)
             renewed_at = time.monotonic()
     found: Rows = {}
-    for number, (row, slots) in enumerate(by_row.items()):
+    async for row, slots in in_slices(by_row.items()):
         key_id = orjson.loads(row).get("key_id", "")
         for slot, sums in slots.items():
             _add(found, slot, key_id, charged_amounts(sums))
-        if number % 50 == 0:
-            await asyncio.sleep(0)
     return found
 
 

@@ -45,13 +45,15 @@ async def run_what_if(
         left += uncomputed
         group = row.starts_at, *(row.dimensions[name] for name in query.group_by)
         found.setdefault(group, []).append((row, cost))
-    costs = tuple(sum(cost for _, cost in parts) for parts in found.values())
+    rows, costs = [], []
+    for index, parts in enumerate(found.values()):
+        if index % _SLICE == 0:
+            await asyncio.sleep(0)
+        rows.append(_merge([row for row, _ in parts], query))
+        costs.append(sum(cost for _, cost in parts))
     charged = sum(row.sums.cost_micros for row in finer)
-    return WhatIfReport(
-        tuple(_merge([row for row, _ in parts], query) for parts in found.values()),
-        costs,
-        WhatIfAnswer(charged, sum(costs), uncomputed_parts(left)),
-    )
+    answer = WhatIfAnswer(charged, sum(costs), uncomputed_parts(left))
+    return WhatIfReport(tuple(rows), tuple(costs), answer)
 
 
 def _merge(rows: list[ReportRow], query: ReportQuery) -> ReportRow:

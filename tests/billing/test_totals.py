@@ -8,7 +8,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar
@@ -19,10 +19,18 @@ import structlog.testing
 
 from gateway.billing.totals import Bucket, Totals, TotalsRow, TotalsSettings
 from gateway.billing.totals_periods import Series
+from gateway.billing.verified_totals import _read_period
 from gateway.errors import StoreUnavailable
 from gateway.images import Record
 from gateway.store.batch import execute
-from gateway.store.commands import MAX_INCREMENTS, Append, FoldTotals, ReadLedger, ReadTotals
+from gateway.store.commands import (
+    MAX_INCREMENTS,
+    Append,
+    FoldTotals,
+    Increment,
+    ReadLedger,
+    ReadTotals,
+)
 from gateway.store.protocol import Command, Store
 
 NOON = datetime(2026, 11, 28, 12, tzinfo=ZoneInfo("UTC")).timestamp()
@@ -474,7 +482,7 @@ async def test_a_removed_period_leaves_nothing_in_the_store(store: Store) -> Non
     await totals.remove_expired()
     for series in (Series("quarter", "UTC"), Series("day", "UTC"), Series("user", "UTC")):
         period, _ = series.place(NOON - 3000 * DAY)
-        assert (await execute(store, ReadTotals(period.name))).rows == []
+        assert list((await execute(store, ReadTotals(period.name))).rows) == []
 
 
 # ── reading ─────────────────────────────────────────────────────────────────────────────────
@@ -505,6 +513,43 @@ async def test_a_report_has_each_record_once_although_it_is_folded_meanwhile(sto
         is_done = True
 
     await asyncio.gather(fold(), report())
+
+
+async def longest_pause_seconds(work: Awaitable[object]) -> float:
+    """The most processor time that other tasks of the event loop wait for."""
+    longest, task = 0.0, asyncio.ensure_future(work)
+    gc.disable()  # a collection takes as long as this process has objects
+    try:
+        while not task.done():
+            before = time.thread_time()
+            await asyncio.sleep(0)
+            longest = max(longest, time.thread_time() - before)
+    finally:
+        gc.enable()
+    await task
+    return longest
+
+
+@pytest.mark.timed
+async def test_a_report_and_a_verification_never_block_the_event_loop(store: Store) -> None:
+    """Not even of rows that have something in every quarter of an hour."""
+    series, checkpoint = Series("quarter", "UTC"), ""
+    sums = {"r": 3, "h": 1, "b": 2, "v": 1, "c": 80_000, "s": 40_000, "ti": 300, "io": 34_000}
+    sums |= {"k_ti": 1500, "k_io": 78_500}
+    for row in range(100):
+        increments = []
+        for quarter in range(96):
+            period, slot = series.place(NOON - 43_200 + quarter * 900)
+            text = json.dumps({"key_id": "k1", "size": f"{row}"})
+            increments.append(Increment(period, slot, "k1", text, "other", sums))
+        position = f"2026-11-28/{row:03}"
+        assert await execute(store, FoldTotals(checkpoint, position, tuple(increments)))
+        checkpoint = position
+    totals = totals_of(store)
+    reading = totals.read(NOON - DAY, NOON + DAY, bucket="quarter")
+    assert await longest_pause_seconds(reading) < 0.010
+    page = _read_period(store, period.name, checkpoint, "w")
+    assert await longest_pause_seconds(page) < 0.010
 
 
 async def test_a_report_is_bounded_by_the_begin_of_its_buckets(store: Store) -> None:

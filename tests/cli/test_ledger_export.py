@@ -152,8 +152,9 @@ async def end_before_midnight(folder: Path, url: str | None, count: int) -> None
         db.close()
         return
     async with redis.asyncio.Redis.from_url(url) as client:
-        end = {"ms": midnight * 1000 - 1, "count": 999_999 - count}
-        await client.hset("igw:{books}:ledger", mapping=end)
+        await client.hset(
+            "igw:{books}:ledger", mapping={"ms": midnight * 1000 - 1, "count": 999_999 - count}
+        )
 
 
 def read_some(process: subprocess.Popen[str], kept: dict[str, Any], count: int) -> str:

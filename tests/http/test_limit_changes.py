@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -176,7 +177,13 @@ async def test_a_wrong_change_of_limits_is_named(
 
 
 async def test_limits_are_shown_for_one_scope(embedded: InProcess) -> None:
-    for query, param in (("", "scope"), ("?scop=everyone", "scop"), ("?scope=", "scope")):
+    twice = "?scope=everyone&scope=team:art"
+    for query, param in (
+        ("", "scope"),
+        ("?scop=everyone", "scop"),
+        ("?scope=", "scope"),
+        (twice, "scope"),
+    ):
         reply = await embedded.client.admin("GET", f"/admin/limits{query}")
         assert (reply.status, reply.error["param"]) == (400, param)
     gone = await embedded.client.admin("DELETE", "/admin/limits/raise/raise_none")
@@ -274,6 +281,17 @@ async def test_a_scope_has_at_most_50_raises(embedded: InProcess) -> None:
         await raise_limit(embedded.client, "everyone", limit="images_per_day") for _ in range(51)
     ]
     assert [reply.status for reply in replies] == [201] * 50 + [400]
+
+
+async def test_many_changes_at_once_are_all_made(embedded: InProcess) -> None:
+    """Each begins another generation, so each would keep all others from being written."""
+    client, scopes = embedded.client, ["everyone", *(f"team:t{number}" for number in range(9))]
+    for scope in scopes:
+        await set_limits(client, scope, {"usd_per_month": 10})
+    raises = [client.admin("POST", "/admin/limits/raise", {**GOOD, "scope": s}) for s in scopes * 6]
+    assert {reply.status for reply in await asyncio.gather(*raises)} == {201}
+    for scope in scopes:
+        assert (await limits_of(client, scope))["usd_per_month"]["max"] == 16
 
 
 async def test_every_change_is_in_the_audit(gateway: InProcess) -> None:
