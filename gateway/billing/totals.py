@@ -237,30 +237,46 @@ class Totals:
         It takes the memory of the groups and of the names of rows. Days from before a change of
         the time zone are made of their quarter hours. Raises `TooManyGroups` and `DaysUnknown`.
         """
+        if bucket == "quarter" and by_user:
+            raise ValueError("totals by user are by day")
+        groups = Groups(max_groups)
+        for part in await self._parts(
+            since, until, bucket=bucket, begin_of=begin_of, by_user=by_user
+        ):
+            found = await self._read_part(part, group_of, max_groups)
+            if groups.sums:
+                await groups.add_all(found)
+            else:
+                groups = found
+        return groups.sums
+
+    async def _parts(
+        self, since: float, until: float, *, bucket: Bucket, begin_of: BeginOf, by_user: bool
+    ) -> list[_Part]:
+        """What is read from rows of quarter hours, and what from rows of days."""
         quarters = Series("quarter", "UTC")
         if bucket == "quarter":
-            if by_user:
-                raise ValueError("totals by user are by day")
-            parts = [(quarters, since, until, begin_of)]
-        else:
-            zone = "UTC" if bucket == "day_in_utc" else self._settings.time_zone
-            days, calendar = Series("user" if by_user else "day", zone), Calendar(ZoneInfo(zone))
-            begin_of_day: BeginOf = lambda moment: begin_of(calendar.day_at(moment).starts_at)  # noqa: E731
-            middle = await self._first_day(since, until, zone, by_user=by_user)
-            parts = [(quarters, since, middle, begin_of_day), (days, middle, until, begin_of)]
-        groups = Groups(max_groups)
-        for series, begin, end, begin_of_row in parts:
-            if begin >= end:
-                continue
-            # A key's rows become full once in a period, so this ends.
-            while True:
-                found = Groups(max_groups)
-                reading = _Reading(series, found, group_of, begin_of_row, since=begin, until=end)
-                if await self._add_up(reading):
-                    break
-            for (starts_at, group), amounts in found.sums.items():
-                groups.add(starts_at, group, amounts)
-        return groups.sums
+            return [_Part(quarters, since, until, begin_of)]
+        zone = "UTC" if bucket == "day_in_utc" else self._settings.time_zone
+        days, calendar = Series("user" if by_user else "day", zone), Calendar(ZoneInfo(zone))
+        middle = await self._first_day(since, until, zone, by_user=by_user)
+
+        def begin_of_quarter(moment: float) -> float:
+            return begin_of(calendar.day_at(moment).starts_at)
+
+        parts = [
+            _Part(quarters, since, middle, begin_of_quarter),
+            _Part(days, middle, until, begin_of),
+        ]
+        return [part for part in parts if part.since < part.until]
+
+    async def _read_part(self, part: _Part, group_of: GroupOf, max_groups: int | None) -> Groups:
+        # A key's rows become full once in a period, so this ends.
+        while True:
+            groups = Groups(max_groups)
+            reading = _Reading(part, groups, group_of)
+            if await self._add_up(reading):
+                return groups
 
     async def _first_day(self, since: float, until: float, zone: str, *, by_user: bool) -> float:
         """The begin of the first day that is read from rows of days. Raises `DaysUnknown`."""
@@ -362,26 +378,35 @@ class Groups:
             sums = self.sums[begin, group] = {}
         add_amounts(sums, amounts)
 
+    async def add_all(self, others: Groups) -> None:
+        """Adds other sums, in slices. Raises `TooManyGroups`."""
+        for index, ((begin, group), amounts) in enumerate(others.sums.items(), start=1):
+            self.add(begin, group, amounts)
+            if index % SLICE_SLOTS == 0:
+                await asyncio.sleep(0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of a report's range, and the rows that it is read from."""
+
+    series: Series
+    since: float
+    until: float
+    begin_of: BeginOf
+
 
 class _Reading:
     """Adds up rows of the store, and the records that they do not have yet."""
 
-    def __init__(
-        self,
-        series: Series,
-        groups: Groups,
-        group_of: GroupOf,
-        begin_of: BeginOf,
-        *,
-        since: float,
-        until: float,
-    ) -> None:
-        self._series = series
+    def __init__(self, part: _Part, groups: Groups, group_of: GroupOf) -> None:
+        self._series = part.series
         self._groups = groups
         self._group_of = group_of
-        self._begin_of = begin_of
-        self._since, self._until = since, until
-        self.periods = tuple(series.periods(max(0.0, since), min(until, MAX_TIME)))
+        self._begin_of = part.begin_of
+        self._since, self._until = part.since, part.until
+        periods = part.series.periods(max(0.0, part.since), min(part.until, MAX_TIME))
+        self.periods = tuple(periods)
         self.full_groups: Mapping[str, frozenset[str]] = {}
         self._rows: dict[tuple[str, str], str] = {}
         """Period and row of the store → up to which record it is."""
