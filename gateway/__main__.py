@@ -46,11 +46,15 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
     # Only the parent removes it: workers leave with `os._exit`, which skips exit handlers.
     atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 
+from gateway.cli.logs import configure_logs  # noqa: E402
 from gateway.cli.main import cli  # noqa: E402 - only now: it imports everything
 
 
 def main() -> None:
     """Runs the command line."""
+    # In the default format, until `serve` has read its settings. Nothing else may write to standard
+    # output, which has the data of a command.
+    configure_logs(None)
     cli(prog_name="gateway")
 
 

@@ -22,6 +22,7 @@ from zoneinfo import ZoneInfo
 from gateway.access.access_file import AccessFile
 from gateway.access.attempts import Attempts
 from gateway.access.audit import Audit
+from gateway.access.declared_keys import DeclaredKeys
 from gateway.access.keys import Keys
 from gateway.access.limit_changes import LimitChanges
 from gateway.access.policy import CurrentPolicy, Policy, PolicySource
@@ -394,7 +395,7 @@ def wire_gateway(
         outbox,
         alerts=Alerts(zone, settings.billing.time_zone),
         calendar=Calendar(zone),
-        list_watched=lambda: list_watched(keys, access.subjects),
+        list_watched=lambda at: list_watched(keys, access.subjects, at=at),
         find_revoked_uses=revoked_secrets.find,
         retiring_models=lambda: policy().retiring_models,
         worker=worker,
@@ -505,6 +506,7 @@ def wire_gateway(
         calendar=access.subjects.calendar,
         alert_watch=alert_watch,
         revoked_secrets=revoked_secrets,
+        declared_keys=DeclaredKeys(store, lambda: policy().access, worker=worker),
         running_totals=RunningTotals(store, settings.billing.metric_labels),
         limit_gauges=LimitGauges(store),
         focus=FocusExport(store, totals, focus_settings(settings)),

@@ -16,6 +16,7 @@ from typing import Final
 
 import structlog
 
+from gateway.access.declared_keys import RECORD_EVERY_SECONDS
 from gateway.access.key_uses import WRITE_EVERY_SECONDS as KEY_USES_SECONDS
 from gateway.access.policy import PolicySource
 from gateway.api.key_labels import label_keys
@@ -91,6 +92,7 @@ def background_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("untracked_blobs", TRACK_UNTRACKED_SECONDS, lambda: track_untracked(gateway)),
         Job("sweep", 60.0, lambda: sweep(gateway)),
         Job("key_labels", 60.0, lambda: label_keys(gateway.services)),
+        Job("declared_keys", RECORD_EVERY_SECONDS, gateway.services.declared_keys.record),
         Job("raises", RAISES_SECONDS, lambda: forget_ended_raises(gateway)),
         Job("alerts", LOOK_EVERY_SECONDS, gateway.services.alert_watch.look),
         Job("alerts_back", LOOK_BACK_EVERY_SECONDS, gateway.services.alert_watch.look_back),

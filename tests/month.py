@@ -7,9 +7,10 @@ it and ends after it, so that the months of all time zones are different.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from itertools import islice
 
 from gateway.billing import quota
 from gateway.billing.scopes import running_totals
@@ -66,46 +67,64 @@ class Month:
         return sum(record.cost_micros for record in self.records)
 
     async def write(self, store: Store) -> None:
-        """Writes the records as a gateway does: charged ones by settlements, others in batches."""
-        charged = {r.id: _amounts(r) for r in self.records if r.corrects is None}
-        for begin in range(0, len(self.records), COLLECTED):
-            some = self.records[begin : begin + COLLECTED]
+        """Writes the records as a gateway does."""
+        await RecordWriter(store).write(self.records)
+
+
+class RecordWriter:
+    """Writes records as a gateway does: charged ones by settlements, others in batches."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._presumed: dict[str, Amounts] = {}
+
+    async def write(self, records: Iterable[Record]) -> None:
+        """A correction comes after the record that it corrects, if not in the same call."""
+        left = iter(records)
+        while some := list(islice(left, COLLECTED)):
             free = [record for record in some if not _is_charged(record)]
             saved: dict[str, int] = {}
             for record in free:
                 for total in running_totals(record) if record.saved_micros else ():
                     saved[total] = saved.get(total, 0) + record.saved_micros
-            await execute(store, Append(tuple(r.encode() for r in free), saved=saved))
-            batch = Batch(store)
+            await execute(self._store, Append(tuple(r.encode() for r in free), saved=saved))
+            batch = Batch(self._store)
             for record in some:
-                if not _is_charged(record):
-                    continue
-                purchase, charge = record.corrects or record.id, _amounts(record)
-                if record.corrects is not None:
-                    charge = _sum(charge, charged[purchase])
-                quota.settle(
-                    batch,
-                    purchase,
-                    charge,
-                    record=record,
-                    presumed="presumed" in record.flags and record.corrects is None,
-                    correct=record.corrects is not None,
-                )
+                if _is_charged(record):
+                    self._settle(batch, record)
             await batch.execute()
+
+    def _settle(self, batch: Batch, record: Record) -> None:
+        purchase, charge = record.corrects or record.id, _amounts(record)
+        is_correction = record.corrects is not None
+        is_presumed = "presumed" in record.flags and not is_correction
+        if is_presumed:
+            self._presumed[purchase] = charge
+        if is_correction:
+            charge = _sum(charge, self._presumed.pop(purchase))
+        quota.settle(
+            batch, purchase, charge, record=record, presumed=is_presumed, correct=is_correction
+        )
 
 
 def month_of_traffic(
     now: float, *, seed: int = SEED, requests: int = 2000, keys: Sequence[TrafficKey] = KEYS
 ) -> Month:
     """`requests` requests of the last month, and the corrections of some."""
-    chance, first = random.Random(seed), last_month(now)
+    first = last_month(now)
     begin, end = (datetime(d.year, d.month, 1, tzinfo=UTC) for d in (first, next_month(first)))
     since, until = begin.timestamp() - EDGE_SECONDS, end.timestamp() + EDGE_SECONDS
+    return Month(first, tuple(traffic(since, until, seed=seed, requests=requests, keys=keys)))
+
+
+def traffic(
+    since: float, until: float, *, seed: int, requests: int, keys: Sequence[TrafficKey]
+) -> Iterator[Record]:
+    """The records of requests in the order of their times, in Unix seconds."""
+    chance = random.Random(seed)
     times = sorted(chance.uniform(since, until) for _ in range(requests))
-    records: list[Record] = []
     for number, time in enumerate(times):
-        records += _records(f"p{seed}-{number}", time, chance.choice(keys), chance)
-    return Month(first, tuple(records))
+        yield from _records(f"p{seed}-{number}", time, chance.choice(keys), chance)
 
 
 def _records(

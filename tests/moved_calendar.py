@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, tzinfo
+import time
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from typing import Final
 
 from gateway.calendar import Calendar, Day
+
+MID_JULY: Final = date(2026, 7, 15)
+"""A Wednesday: the third day of its week, and one in the middle of its month."""
 
 
 class MovedCalendar(Calendar):
@@ -26,3 +31,23 @@ class MovedCalendar(Calendar):
 def before_new_year(now: float, seconds: float) -> float:
     """By how much to move a calendar so that 2027 begins `seconds` after `now`."""
     return datetime(2027, 1, 1, tzinfo=UTC).timestamp() - seconds - now
+
+
+class OtherDates(Calendar):
+    """The calendar as it would be `days` later. Its days begin and end when they do."""
+
+    def __init__(self, days: int, zone: tzinfo = UTC) -> None:
+        super().__init__(zone)
+        self._days = timedelta(days)
+        self._real = Calendar(zone)
+
+    def date_at(self, now: float) -> date:
+        return self._real.date_at(now) + self._days
+
+    def start_of(self, day: date) -> int:
+        return self._real.start_of(day - self._days)
+
+
+def in_mid_july(zone: tzinfo = UTC) -> Calendar:
+    """A calendar whose today is `MID_JULY`."""
+    return OtherDates((MID_JULY - Calendar(zone).date_at(time.time())).days, zone)

@@ -47,6 +47,7 @@ WEBHOOK_SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - what such a secret start
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/]{4,}={0,2}")
 _SECRET: Final = re.compile(r"[!-~]+")
+_CONFIDENTIAL: Final = re.compile(rf"://|{WEBHOOK_SECRET_PREFIX}")
 _SECTIONS: Final = ("everyone", "teams", "keys", "webhooks")
 _KEY_FIELDS: Final = (*KeySpec.model_fields, "sha256", "secret")
 _WEBHOOK_FIELDS: Final = ("url", "format", "secret", "events", "teams")
@@ -140,7 +141,13 @@ class _Parser:
         teams = self.mapping("teams", data)
         if len(teams) > MAX_DECLARED:
             self.fail("teams", f"at most {MAX_DECLARED} are possible, but there are {len(teams)}")
-        return {str(name): self.team(name, fields) for name, fields in teams.items()}
+        found: dict[str, SubjectRecord] = {}
+        for name, fields in teams.items():
+            # YAML has more than one way to write a number.
+            if str(name) in found:
+                self.fail("teams", f"'{_shown(name)}' is there twice")
+            found[str(name)] = self.team(name, fields)
+        return found
 
     def team(self, name: object, data: object) -> SubjectRecord:
         where = f"teams.{_shown(name)}"
@@ -317,7 +324,9 @@ class _Parser:
 
 
 def _shown(value: object) -> str:
-    return str(value)[:MAX_ECHO]
+    """A value for a message, but no URL and no secret of a webhook in the place of another."""
+    text = str(value)
+    return "…" if _CONFIDENTIAL.search(text) else text[:MAX_ECHO]
 
 
 def _text(value: object) -> object:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +42,8 @@ MAX_OBJECT: Final = 256
 """Characters of `object`."""
 MAX_DELETED: Final = 200
 DEFAULT_LIMIT: Final = 100
+
+_ID: Final = re.compile(r"[0-9]{17}-[0-9a-f]{8}")
 
 Via: TypeAlias = Literal["api", "cli", "file"]
 
@@ -224,6 +227,11 @@ class Audit:
                     if await execute(self._store, CompareAndSet(tuple(writes))) is None:
                         removed += len(part)
         return removed
+
+
+def is_event_id(text: str) -> bool:
+    """Whether it may be the id of an event, so that those before it are known."""
+    return _ID.fullmatch(text) is not None
 
 
 def _name_at(at: float) -> str:

@@ -128,13 +128,17 @@ def _line(content: Mapping[str, Any]) -> bytes:
 def read_contents(lines: Iterable[bytes]) -> Contents:
     """Reads and checks a whole backup. Raises `BadBackup`, which names the line."""
     digest, contents, count = hashlib.sha256(), None, 0
-    for number, line in enumerate(lines, start=1):
+    numbered = enumerate(lines, start=1)
+    for number, line in numbered:
         content = _parse(line, number)
         if contents is None:
             contents = _read_head(content)
         elif "end" in content:
             if (content.get("records"), content.get("sha256")) != (count, digest.hexdigest()):
                 raise BadBackup("the file was changed: its hash is another one")
+            # The hash says nothing about it, and `audit_records` reads the whole file.
+            if (after := next(numbered, None)) is not None:
+                raise BadBackup(f"line {after[0]} is after its end")
             return contents
         else:
             _add(contents, content, number)

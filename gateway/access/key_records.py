@@ -15,6 +15,7 @@ from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -25,18 +26,17 @@ from gateway.access.labels import parse_labels
 from gateway.access.limit_values import (
     LimitOptions,
     LimitValue,
-    as_number,
     limit_rules,
     limit_values,
-    merge_limits,
     parse_limits,
     record_limits,
+    shown_limits,
+    whole_changes,
 )
 from gateway.access.specs import parse_model
 from gateway.access.user_header import parse_user_header
 from gateway.errors import MAX_ECHO, ErrorCode, InvalidRequest
 from gateway.images import LimitRule, Reuse
-from gateway.limits import LIMITS
 from gateway.values import DURATION, parse_duration
 
 PREFIX_CHARACTERS: Final = 6
@@ -55,6 +55,15 @@ unit is missing."""
 
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.@+:/ -]+$")]
 """Of a key or a team. No character that would break a log line, a label or a table."""
+
+
+def _check_team(name: str) -> str:
+    if name in (".", ".."):
+        raise ValueError(f"Invalid team '{name}': no URL can have it as a part of its path.")
+    return name
+
+
+TeamName = Annotated[Name, AfterValidator(_check_team)]
 
 Validation: TypeAlias = Literal["strict", "lenient"]
 """See `docs/reference/images-api.md#lenient-validation`."""
@@ -204,9 +213,7 @@ class KeyRecord(BaseModel):
             shown["former_secrets_expire_at"] = ends
         if self.declared_in is not None:
             del shown["created_at"]  # a file does not say
-        unknown = {name: as_number(v) for name, v in self.limits.items() if name not in LIMITS}
-        shown["limits"] = {n: value.shown() for n, value in self.limit_values.items()} | unknown
-        return shown
+        return shown | {"limits": shown_limits(self)}
 
     def merge(
         self, changes: Mapping[str, Any], *, clock: Callable[[], float] = time.time
@@ -215,19 +222,11 @@ class KeyRecord(BaseModel):
 
         None removes a field, one of the limits, or one of the labels.
         """
-        limits = changes.get("limits", {})
-        # Limits of a newer gateway cannot be checked here, and stay as they are.
-        unknown = {name: value for name, value in self.limits.items() if name not in LIMITS}
-        if isinstance(limits, Mapping):
-            changes = {**changes, "limits": merge_limits(self.limit_values, limits)}
-        elif limits is None:
-            changes, unknown = {**changes, "limits": {}}, {}
-        if isinstance(labels := changes.get("labels"), Mapping):
-            changes = {**changes, "labels": {**(self.labels or {}), **labels}}
+        whole, unknown = whole_changes(self, changes)
         fields = self.model_dump(include=set(KeySpec.model_fields) - {"limits"})
         # `KeySpec` is strict: it takes the list of a JSON body, not the tuple of a record.
         fields["models"] = list(self.models) if self.models is not None else None
-        spec = parse_spec({**fields, **changes}, clock=clock)
+        spec = parse_spec({**fields, **whole}, clock=clock)
         update = spec.record_fields()
         return self.model_copy(update={**update, "limits": {**unknown, **update["limits"]}})
 
@@ -238,7 +237,7 @@ class KeySpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: Name
-    team: Name | None = None
+    team: TeamName | None = None
     models: Annotated[list[str], Field(min_length=1)] | None = None
     limits: Mapping[str, Any] | None = None
     validation: Validation | None = None

@@ -130,6 +130,14 @@ class _KnownKey:
     """Unix seconds until which the limits hold."""
 
 
+class _Confirmed(NamedTuple):
+    """What an admission has last found to be as the store has it."""
+
+    at: float
+    """Unix seconds."""
+    expected: tuple[Expected, ...]
+
+
 class Keys:
     """Authenticates, makes and changes keys."""
 
@@ -145,7 +153,7 @@ class Keys:
         self._clock = clock
         self.uses = KeyUses(store, clock=clock)
         self._known: OrderedDict[str, _KnownKey] = OrderedDict()  # by secret hash
-        self._confirmed_at: dict[str, float] = {}  # by key id
+        self._confirmed: dict[str, _Confirmed] = {}  # by key id
 
     # ── authentication ──────────────────────────────────────────────────────────────────────
 
@@ -187,13 +195,20 @@ class Keys:
 
     def mark_confirmed(self, key: Key) -> None:
         """An admission has just found that this worker knows the key as the store has it."""
-        self._confirmed_at[key.principal.key_id] = self._clock()
+        principal = key.principal
+        self._confirmed[principal.key_id] = _Confirmed(self._clock(), principal.expected)
         self.uses.mark(key.principal.key_id)
 
     def is_trusted_without_store(self, key: Key) -> bool:
-        """Whether the key was confirmed within the last hour."""
-        confirmed_at = self._confirmed_at.get(key.principal.key_id, 0.0)
-        return confirmed_at > self._clock() - TRUST_SECONDS
+        """Whether the key was confirmed within the last hour, as it is now.
+
+        Another secret of the key, or a changed declaration, may be known without the limits of its
+        team and of everyone.
+        """
+        confirmed = self._confirmed.get(key.principal.key_id)
+        if confirmed is None or confirmed.expected != key.principal.expected:
+            return False
+        return confirmed.at > self._clock() - TRUST_SECONDS
 
     async def update(self, secret: str, principal: Principal, changed: Sequence[bytes]) -> None:
         """Replaces a key by what an admission found to be newer; b"" for a record that is gone.
@@ -211,7 +226,7 @@ class Keys:
             self._forget(secret_hash)
         elif known is not None:
             # Until its new limits are read, it is not trusted while the store is unavailable.
-            self._confirmed_at.pop(principal.key_id, None)
+            self._confirmed.pop(principal.key_id, None)
             await self._refresh(secret_hash, known, data=data, generation=found[ACCESS, GENERATION])
 
     async def _read(self, secret_hash: str) -> _KnownKey | None:
@@ -335,7 +350,7 @@ class Keys:
     def _forget(self, secret_hash: str) -> None:
         known = self._known.pop(secret_hash, None)
         if known is not None:
-            self._confirmed_at.pop(known.key.principal.key_id, None)
+            self._confirmed.pop(known.key.principal.key_id, None)
 
     async def learn(self, most: int) -> list[KeyName]:
         """The oldest keys that are not revoked, at most `most`, oldest first.

@@ -26,7 +26,14 @@ from gateway.access.specs import parse_model
 from gateway.access.subject_records import EveryoneSpec, SubjectRecord
 from gateway.access.subjects import ACCESS, EVERYONE, RAISES, Subjects, read_raises, read_subject
 from gateway.access.teams import Teams
-from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, InvalidRequest, shorten_name
+from gateway.errors import (
+    INVALID_REQUEST,
+    ErrorCode,
+    GatewayError,
+    InvalidRequest,
+    StoreUnavailable,
+    shorten_name,
+)
 from gateway.images import LimitSubject, LimitSubjectKind
 from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Get, Write
@@ -123,6 +130,8 @@ class LimitChanges:
             data = await execute(self._store, Get(ACCESS, EVERYONE))
             old = read_subject("everyone", data) or SubjectRecord()
             new = old.merge(changes)
+            if new == old:
+                return None, ()
             before, after = changed_fields(old.public(), new.public())
             event = self._event(actor, "limits.change", EVERYONE, before, after)
             return None, (Write(ACCESS, EVERYONE, new.encode(), expected=data), event)
@@ -148,7 +157,7 @@ class LimitChanges:
         async def make() -> tuple[Raise, Sequence[Write]]:
             found = await self._find(scope)
             data = await execute(self._store, Get(RAISES, found.name))
-            raises = self._kept(read_raises(found.name, data))
+            raises = self._kept(_readable_raises(found, data))
             self._check(found, self._active(raises), raised)
             writes = [
                 Write(RAISES, found.name, encode_raises((*raises, raised)), expected=data),
@@ -286,6 +295,19 @@ class LimitChanges:
         after: Mapping[str, Any] | None,
     ) -> Write:
         return audit_write(AuditEvent(actor, action, scope, before, after, time=self._clock()))
+
+
+def _readable_raises(found: _Found, data: bytes | None) -> Sequence[Raise]:
+    """The raises, to write them again. Raises `StoreUnavailable` if that would lose some."""
+    if data is None:
+        return ()
+    raises = read_stored("raises", data, decode_raises, name=found.name)
+    if raises is None:
+        raise StoreUnavailable(
+            f"The gateway's raises of {found.scope} are unreadable.",
+            reason=f"raises of {found.scope} are unreadable",
+        )
+    return raises
 
 
 def _named(found: _Found) -> str:

@@ -6,11 +6,10 @@ micro-dollars in the rules that requests are counted by.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import Any, Final, Literal, TypeAlias, get_args
+from decimal import Context, Decimal, Inexact, InvalidOperation
+from typing import Any, Final, Literal, Protocol, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -126,6 +125,50 @@ def merge_limits(former: Mapping[str, LimitValue], changes: Mapping[str, Any]) -
     return merged
 
 
+class Limited(Protocol):
+    """A record with limits and labels: of a key, a team or everyone."""
+
+    @property
+    def limits(self) -> Mapping[str, Decimal]:
+        """The maxima, also of limits that only a newer gateway knows."""
+
+    @property
+    def limit_values(self) -> dict[str, LimitValue]:
+        """The limits; a newer gateway's are left out."""
+
+    @property
+    def labels(self) -> Mapping[str, str] | None:
+        """None: it has none."""
+
+
+def shown_limits(record: Limited) -> dict[str, Any]:
+    """All limits for JSON, those of a newer gateway last."""
+    known = {name: value.shown() for name, value in record.limit_values.items()}
+    return known | {name: as_number(value) for name, value in _unknown_limits(record).items()}
+
+
+def whole_changes(
+    record: Limited, changes: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Decimal]]:
+    """`changes` with whole limits and labels, merged into those of the record.
+
+    Limits of a newer gateway cannot be checked here, and stay as they are: they come besides.
+    """
+    whole, unknown = dict(changes), _unknown_limits(record)
+    limits, labels = changes.get("limits", {}), changes.get("labels")
+    if isinstance(limits, Mapping):
+        whole["limits"] = merge_limits(record.limit_values, limits)
+    elif limits is None:
+        whole["limits"], unknown = {}, {}
+    if isinstance(labels, Mapping):
+        whole["labels"] = {**(record.labels or {}), **labels}
+    return whole, unknown
+
+
+def _unknown_limits(record: Limited) -> dict[str, Decimal]:
+    return {name: value for name, value in record.limits.items() if name not in LIMITS}
+
+
 def parse_limit(name: str, value: object) -> LimitValue:
     """One limit. Raises `ValueError` with a sentence."""
     check_limit_name(name)
@@ -163,10 +206,20 @@ def parse_amount(name: str, value: object) -> Decimal:
     shown = (str(value) if isinstance(value, Decimal) else repr(value))[:MAX_ECHO]
     if number.is_finite() and number > largest(name) // scale:
         raise ValueError(f"Limit '{name}' is too large: {shown}.")
-    if not number.is_finite() or number < 0 or number * scale % 1:
+    if not number.is_finite() or number < 0 or not _is_whole(number, scale):
         kind = "an amount in US dollars" if scale > 1 else "a whole number"
         raise ValueError(f"Limit '{name}' must be {kind}, 0 or more, not {shown}.")
     return number
+
+
+def _is_whole(number: Decimal, scale: int) -> bool:
+    """Whether it has no fraction of a unit, of which there are `scale` in 1."""
+    try:
+        # A product would be rounded to 28 digits, and may lose the fraction.
+        number.quantize(Decimal(1) / scale, context=Context(traps=[Inexact, InvalidOperation]))
+    except (Inexact, InvalidOperation):
+        return False
+    return True
 
 
 def largest(name: str) -> int:
@@ -205,10 +258,8 @@ def _parse_warn_at(name: str, value: object) -> tuple[float, ...]:
         return DEFAULT_WARN_AT
     parts: Sequence[Any] = value if isinstance(value, list | tuple) else [None]
     is_valid = len(parts) <= MAX_WARNINGS and all(
-        isinstance(part, int | float)
-        and not isinstance(part, bool)
-        and math.isfinite(part)
-        and 0 < part <= MAX_WARN_AT
+        # Neither NaN nor an infinity is in the range.
+        isinstance(part, int | float) and not isinstance(part, bool) and 0 < part <= MAX_WARN_AT
         for part in parts
     )
     if not is_valid:

@@ -1,7 +1,8 @@
 """Revoked keys that clients still send.
 
 A worker notes the hash of each incorrect secret. The secrets of revoked keys are not in the index
-of secrets any more, so a background job looks for the hashes in the records of revoked keys.
+of secrets any more, so a background job looks for the hashes in the records of revoked keys, and of
+keys that are gone from `access.yaml`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from gateway.access.declared_keys import DECLARED_KEYS
 from gateway.access.key_records import KeyRecord
 from gateway.access.keys import REVOKED, hash_secret
 from gateway.access.watched import watched_key
@@ -64,8 +66,9 @@ class RevokedSecrets:
         self._looked_at = now
         noted = dict(self._noted)
         found: list[RevokedUse] = []
-        async for page in scan_records(self._store, REVOKED):
-            found += await asyncio.to_thread(_find, page, noted)
+        for space in (REVOKED, DECLARED_KEYS):
+            async for page in scan_records(self._store, space):
+                found += await asyncio.to_thread(_find, page, noted)
         for secret_hash in noted:
             self._noted.pop(secret_hash, None)
         return found

@@ -8,21 +8,20 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from gateway.access.key_records import Name, Scope
+from gateway.access.key_records import Scope, TeamName
 from gateway.access.labels import parse_labels
 from gateway.access.limit_values import (
     LimitOptions,
     LimitValue,
-    as_number,
     limit_rules,
     limit_values,
-    merge_limits,
     parse_limits,
     record_limits,
+    shown_limits,
+    whole_changes,
 )
 from gateway.access.specs import parse_model
 from gateway.images import LimitRule
-from gateway.limits import LIMITS
 
 
 class SubjectRecord(BaseModel):
@@ -64,32 +63,21 @@ class SubjectRecord(BaseModel):
         """The record for the admin API and the command line."""
         fields = {"name", "models", "scope", "labels", "created_at"}
         shown = self.model_dump(include=fields, exclude_none=True)
-        shown["limits"] = {n: value.shown() for n, value in self.limit_values.items()}
-        unknown = self.limits.keys() - LIMITS.keys()
-        shown["limits"] |= {name: as_number(self.limits[name]) for name in unknown}
-        return shown
+        return shown | {"limits": shown_limits(self)}
 
     def merge(self, changes: Mapping[str, Any]) -> SubjectRecord:
         """The record with `changes`, checked as a whole like a new one. Raises `InvalidRequest`.
 
         None removes a field, one of the limits, or one of the labels.
         """
-        limits, labels = changes.get("limits", {}), changes.get("labels")
-        # Limits of a newer gateway cannot be checked here, and stay as they are.
-        unknown = {name: value for name, value in self.limits.items() if name not in LIMITS}
-        if isinstance(limits, Mapping):
-            changes = {**changes, "limits": merge_limits(self.limit_values, limits)}
-        elif limits is None:
-            changes, unknown = {**changes, "limits": {}}, {}
-        if isinstance(labels, Mapping):
-            changes = {**changes, "labels": {**(self.labels or {}), **labels}}
+        whole, unknown = whole_changes(self, changes)
         fields = {
             # `TeamSpec` is strict: it takes the list of a JSON body, not the tuple of a record.
             "models": list(self.models) if self.models is not None else None,
             "scope": self.scope,
             "labels": self.labels,
         }
-        update = parse_model(TeamSpec, {**fields, **changes}).record_fields()
+        update = parse_model(TeamSpec, {**fields, **whole}).record_fields()
         return self.model_copy(update={**update, "limits": {**unknown, **update["limits"]}})
 
 
@@ -126,7 +114,7 @@ class TeamSpec(BaseModel):
 class NewTeam(TeamSpec):
     """The fields of a new team."""
 
-    name: Name
+    name: TeamName
 
 
 class EveryoneSpec(BaseModel):

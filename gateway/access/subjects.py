@@ -104,6 +104,7 @@ class Subjects:
         """What `access.yaml` declares now."""
         self.calendar: Final = calendar
         self._clock = clock
+        self._changing = asyncio.Lock()
 
     async def read(self, record: KeyRecord) -> StoredSubjects:
         """What the store has for a key, in one round trip. Raises `StoreUnavailable`."""
@@ -135,22 +136,26 @@ class Subjects:
             raises |= {name: read_raises(name, data) for name, data in page.items()}
         return AllSubjects(everyone, teams, raises)
 
-    def team_subject(self, name: str, found: AllSubjects) -> LimitSubject:
-        """A team with its limits as they are now."""
+    def team_subject(
+        self, name: str, found: AllSubjects, *, at: float | None = None
+    ) -> LimitSubject:
+        """A team with its limits, and the raises that hold at a time, or now."""
         record = self.declared().teams.get(name) or found.teams.get(name) or _NO_SUBJECT
         subject = f"team:{name}"
-        return LimitSubject(subject, "team", name, self._rules(record, found.raises.get(subject)))
+        rules = self._rules(record, found.raises.get(subject), at)
+        return LimitSubject(subject, "team", name, rules)
 
-    def everyone_subject(self, found: AllSubjects) -> LimitSubject:
-        """Everyone, with the limits as they are now."""
+    def everyone_subject(self, found: AllSubjects, *, at: float | None = None) -> LimitSubject:
+        """Everyone, with the limits, and the raises that hold at a time, or now."""
         record = self.declared().everyone or found.everyone or _NO_SUBJECT
-        rules = self._rules(record, found.raises.get(EVERYONE))
+        rules = self._rules(record, found.raises.get(EVERYONE), at)
         return LimitSubject(EVERYONE, "everyone", "", rules)
 
     def _rules(
-        self, record: SubjectRecord, raises: tuple[Raise, ...] | None
+        self, record: SubjectRecord, raises: tuple[Raise, ...] | None, at: float | None
     ) -> dict[str, LimitRule]:
-        active, _ = active_raises(raises or (), self.calendar, self._clock())
+        moment = self._clock() if at is None else at
+        active, _ = active_raises(raises or (), self.calendar, moment)
         return record.limit_rules(raised_amounts(active))
 
     async def commit(self, make: Callable[[], Awaitable[tuple[T, Sequence[Write]]]]) -> T:
@@ -159,10 +164,17 @@ class Subjects:
         If something changes at the same time, `make` reads and checks again. Raises `GatewayError`
         409 if that happens too often.
         """
+        # All changes write the generation: those of this process would keep each other from it.
+        async with self._changing:
+            return await self._commit(make)
+
+    async def _commit(self, make: Callable[[], Awaitable[tuple[T, Sequence[Write]]]]) -> T:
         for attempt in range(WRITE_ATTEMPTS):
             # Before `make` reads: whatever changes after this makes the compare-and-set fail.
             generation = await execute(self._store, Get(ACCESS, GENERATION))
             result, writes = await make()
+            if not writes:
+                return result  # nothing changes
             begun = secrets.token_hex(8).encode()
             changes = (Write(ACCESS, GENERATION, begun, expected=generation), *writes)
             if await execute(self._store, CompareAndSet(changes)) is None:
@@ -171,9 +183,11 @@ class Subjects:
             await asyncio.sleep(random.random() * RETRY_SECONDS * (attempt + 1))  # noqa: S311
         raise GatewayError("Other requests are changing teams or limits. Try again.", status=409)
 
-    def resolve(self, record: KeyRecord, stored: StoredSubjects) -> ResolvedKey:
-        """What holds for a key now."""
-        declared, now = self.declared(), self._clock()
+    def resolve(
+        self, record: KeyRecord, stored: StoredSubjects, *, at: float | None = None
+    ) -> ResolvedKey:
+        """What holds for a key, with the raises that hold at a time, or now."""
+        declared, now = self.declared(), self._clock() if at is None else at
         everyone = declared.everyone or stored.everyone or _NO_SUBJECT
         team = declared.teams.get(record.team or "") or stored.team or _NO_SUBJECT
         fresh_until = math.inf

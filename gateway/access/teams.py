@@ -14,7 +14,7 @@ from typing import Any, Final
 from gateway.access.audit import Actor, AuditEvent, audit_write, changed_fields
 from gateway.access.keys import Keys
 from gateway.access.subject_records import NewTeam, SubjectRecord
-from gateway.access.subjects import RAISES, TEAMS, Subjects, read_subject
+from gateway.access.subjects import RAISES, TEAMS, Subjects, decode_subject, read_subject
 from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, shorten_name
 from gateway.store.batch import execute
 from gateway.store.commands import Get, Write
@@ -102,10 +102,12 @@ class Teams:
 
         async def make() -> tuple[SubjectRecord, Sequence[Write]]:
             data = await execute(self._store, Get(TEAMS, name))
-            old = read_subject(f"team {name}", data) or SubjectRecord(
-                name=name, created_at=int(self._clock())
-            )
+            old = read_subject(f"team {name}", data) or SubjectRecord(name=name)
             new = old.merge(changes)
+            if new == old:
+                return old, ()
+            if data is None:
+                new = new.model_copy(update={"created_at": int(self._clock())})
             before, after = changed_fields(old.public(), new.public())
             event = self._event(actor, "team.change", name, before, after)
             return new, (Write(TEAMS, name, new.encode(), expected=data), event)
@@ -128,7 +130,7 @@ class Teams:
             writes = [Write(TEAMS, name, None, expected=data)]
             if raises is not None:
                 writes.append(Write(RAISES, f"team:{name}", None, expected=raises))
-            old = read_subject(f"team {name}", data)
+            old = decode_subject(f"team {name}", data)
             before = old.public() if old is not None else None
             return None, (*writes, self._event(actor, "team.remove", name, before, None))
 

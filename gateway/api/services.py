@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from gateway.access.attempts import Attempts
 from gateway.access.audit import Audit
+from gateway.access.declared_keys import DeclaredKeys
 from gateway.access.keys import Keys
 from gateway.access.limit_changes import LimitChanges
 from gateway.access.policy import Policy
@@ -112,6 +113,7 @@ class Services:
     """Of `billing.time_zone`."""
     alert_watch: AlertWatch
     revoked_secrets: RevokedSecrets
+    declared_keys: DeclaredKeys
     limit_gauges: LimitGauges
     focus: FocusExport
     health: Health

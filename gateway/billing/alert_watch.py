@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import date
 from typing import Any, Final, Protocol
 
@@ -52,7 +52,8 @@ MAX_REFUSING: Final = 1000
 """Limits that have refused purchases, kept by a worker until its next look."""
 _HALF_A_DAY: Final = 43_200.0
 
-ListWatched = Callable[[], Awaitable[Sequence[Watched]]]
+ListWatched = Callable[[float], Awaitable[Sequence[Watched]]]
+"""Lists the limit subjects with their limits at a time, in Unix seconds."""
 
 
 class Publisher(Protocol):
@@ -108,8 +109,9 @@ class AlertWatch:
         """Totals that this look has read."""
 
     def note_refusal(self, subject: str, limit: str) -> None:
-        """A budget has refused a purchase. The next look tells of it."""
-        if len(self._refusing) < MAX_REFUSING and self._publisher.has_webhooks:
+        """A limit has refused a purchase, or would have. If it is a budget, the next look tells."""
+        has_room = len(self._refusing) < MAX_REFUSING and self._publisher.has_webhooks
+        if has_room and _is_budget(limit):
             self._refusing[subject, limit] = None
 
     # ── every few seconds ───────────────────────────────────────────────────────────────────
@@ -126,21 +128,18 @@ class AlertWatch:
         await self._look_at_revoked_keys()
         seconds = LOOK_EVERY_SECONDS * PART_OF_INTERVAL
         if await take_turn(self._store, "alerts", self._worker, seconds=seconds):
-            watched = await self._all_watched()
-            await self._look_at_limits(watched)
-            await self._look_at_spending(watched)
+            await self._look_at_limits()
+            await self._look_at_spending(await self._all_watched())
 
     async def _look_at_refusals(self) -> None:
-        noted = tuple(self._refusing)
+        noted = frozenset(self._refusing)
         if not noted:
             return
-        by_name = {each.subject.name: each for each in await self._all_watched()}
-        found = [
-            (by_name[subject], LIMITS[limit])
-            for subject, limit in noted
-            if subject in by_name and limit in by_name[subject].subject.rules
-        ]
-        for use in await self._peek_limits(found):
+        found = _noted_budgets(await self._all_watched(), noted)
+        if len(found) < len(noted):
+            # Of a key or a limit that is newer than the list.
+            found = _noted_budgets(await self._list_again(), noted)
+        for use in await self._peek_limits(found, has_unused=True):
             await self._tell(self.alerts.of_limit(use, is_refusing=True))
         for key in noted:
             self._refusing.pop(key, None)
@@ -156,18 +155,29 @@ class AlertWatch:
             )
             await self._tell([alert])
 
-    async def _look_at_limits(self, watched: Iterable[Watched]) -> None:
-        for use in await self._peek_limits(_budgets(watched)):
-            await self._tell(self.alerts.of_limit(use))
+    async def _look_at_limits(self) -> None:
+        alerts = await self._new_limit_alerts(await self._all_watched())
+        if alerts:
+            # Some seconds ago, a limit may have been raised because it was almost used up.
+            alerts = await self._new_limit_alerts(await self._list_again())
+        await self._tell(alerts)
 
-    async def _peek_limits(self, limits: Sequence[tuple[Watched, Limit]]) -> list[LimitUse]:
-        """The use of these budgets; those without any use are left out."""
+    async def _new_limit_alerts(self, watched: Iterable[Watched]) -> list[Alert]:
+        uses = await self._peek_limits(_budgets(watched))
+        alerts = [alert for use in uses for alert in self.alerts.of_limit(use)]
+        return [alert for alert in alerts if not await self._is_known(alert)]
+
+    async def _peek_limits(
+        self, limits: Sequence[tuple[Watched, Limit]], *, has_unused: bool = False
+    ) -> list[LimitUse]:
+        """The use of these budgets. Those without any are left out, unless `has_unused`."""
         counters = [Counter(each.subject.name, limit.unit, limit.period) for each, limit in limits]
-        uses = []
-        for (each, limit), state in zip(limits, await self._peek(counters), strict=True):
-            if state.used > 0 or state.reserved > 0:
-                uses.append(self._use(each, limit, state))
-        return uses
+        states = await self._peek(counters)
+        return [
+            self._use(each, limit, state)
+            for (each, limit), state in zip(limits, states, strict=True)
+            if has_unused or state.used > 0 or state.reserved > 0
+        ]
 
     def _use(self, watched: Watched, limit: Limit, state: CounterState) -> LimitUse:
         span = self._span_of(_calendar_period(limit), state)
@@ -248,7 +258,8 @@ class AlertWatch:
     async def _close(self, period: CalendarPeriod, span: Span) -> None:
         """Tells what the last seconds of a window brought, by the totals."""
         rows: Sequence[TotalsRow] | None = None
-        for each, limit in _budgets(await self._all_watched()):
+        # The limits as they were then: a raise may have ended with the window.
+        for each, limit in _budgets(await self._list_watched(span.ends_at - 1.0)):
             if limit.period != period:
                 continue
             if rows is None:
@@ -339,8 +350,12 @@ class AlertWatch:
     async def _all_watched(self) -> Sequence[Watched]:
         now = self._clock()
         if self._watched_at is None or not 0 <= now - self._watched_at < SUBJECTS_SECONDS:
-            self._watched = await self._list_watched()
-            self._watched_at = now
+            return await self._list_again()
+        return self._watched
+
+    async def _list_again(self) -> Sequence[Watched]:
+        now = self._clock()
+        self._watched, self._watched_at = await self._list_watched(now), now
         return self._watched
 
 
@@ -350,8 +365,22 @@ def _budgets(watched: Iterable[Watched]) -> list[tuple[Watched, Limit]]:
         (each, LIMITS[name])
         for each in watched
         for name, rule in each.subject.rules.items()
-        if name in LIMITS and LIMITS[name].period in CALENDAR_PERIODS and rule.maximum > 0
+        if _is_budget(name) and rule.maximum > 0
     ]
+
+
+def _noted_budgets(
+    watched: Iterable[Watched], noted: Collection[tuple[str, str]]
+) -> list[tuple[Watched, Limit]]:
+    """Those whose subjects and limits were noted."""
+    subjects = {subject for subject, _ in noted}
+    budgets = _budgets(each for each in watched if each.subject.name in subjects)
+    return [(each, limit) for each, limit in budgets if (each.subject.name, limit.name) in noted]
+
+
+def _is_budget(limit: str) -> bool:
+    """Whether it is a limit of a calendar window."""
+    return limit in LIMITS and LIMITS[limit].period in CALENDAR_PERIODS
 
 
 def _calendar_period(limit: Limit) -> CalendarPeriod:

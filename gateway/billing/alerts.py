@@ -131,7 +131,7 @@ class Alerts:
     # ── limits ──────────────────────────────────────────────────────────────────────────────
 
     def of_limit(self, use: LimitUse, *, is_refusing: bool = False) -> list[Alert]:
-        """The alerts of a budget. `is_refusing`: it has just refused a purchase.
+        """The alerts of a budget. `is_refusing`: it has just refused a purchase, or would have.
 
         A maximum of 0 forbids purchases on purpose, and makes none.
         """
@@ -157,14 +157,19 @@ class Alerts:
         return self._of_limit(use, "limit_crossed", text, threshold=threshold)
 
     def _exhausted(self, use: LimitUse) -> Alert:
-        effect = (
-            f"Purchases are refused until {self._show(use.span.ends_at)}."
-            if use.rule.mode == "enforce"
-            else "Nothing is refused, because the limit is in shadow mode."
-        )
+        name, is_used_up = use.limit.name, use.used >= use.rule.maximum
+        happened = f"used up {name}: {_used_of(use)}"
+        if not is_used_up:
+            happened = f"too little of {name} left for a purchase: {_used_of(use)} used"
         reserved = f", and {_show_amount(use.limit, use.reserved)} reserved" if use.reserved else ""
-        text = f"{use.watched.scope} has used up {use.limit.name}: {_used_of(use)}{reserved}. "
-        return self._of_limit(use, "limit_exhausted", text + effect)
+        if use.rule.mode == "shadow":
+            effect = "Nothing is refused, because the limit is in shadow mode."
+        elif is_used_up:
+            effect = f"Purchases are refused until {self._show(use.span.ends_at)}."
+        else:
+            effect = f"It was refused. {self._end(use.span)}"
+        text = f"{use.watched.scope} has {happened}{reserved}. {effect}"
+        return self._of_limit(use, "limit_exhausted", text)
 
     def _projected_over(self, use: LimitUse, projected: int) -> Alert:
         text = (

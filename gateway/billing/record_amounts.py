@@ -6,7 +6,7 @@ that they do not know.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -87,6 +87,9 @@ class RecordRows(NamedTuple):
     other_user: str
 
 
+_NO_ROWS: Final = RecordRows("", "", "", "")
+
+
 class RecordAmounts(NamedTuple):
     """What of a record the totals need."""
 
@@ -107,18 +110,26 @@ def decode_record(data: bytes) -> RecordAmounts | None:
     kinds of tokens, are counted too.
     """
     try:
-        return _decode_record(orjson.loads(data))
+        return _decode_record(orjson.loads(data), _rows)
     except (ValueError, TypeError, AttributeError, KeyError):
         return None
 
 
-def _decode_record(record: dict[str, Any]) -> RecordAmounts:
+def decode_charge(data: bytes) -> RecordAmounts | None:
+    """The same without its rows, which take as long as all the rest."""
+    try:
+        return _decode_record(orjson.loads(data), lambda *_: _NO_ROWS)
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return None
+
+
+def _decode_record(record: dict[str, Any], rows_of: Callable[..., RecordRows]) -> RecordAmounts:
     moment = record["time"]
     if isinstance(moment, bool) or not 0 <= moment < MAX_TIME:
         raise ValueError("no time")
     user = _cut(record.get("user"))
     key_id, labels = _cut(record["key_id"]) or "", record.get("labels")
-    rows = _rows(
+    rows = rows_of(
         key_id,
         _cut(record["key"]),
         _cut(record.get("team")),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 from zoneinfo import ZoneInfo
@@ -36,6 +36,7 @@ from gateway.store.commands import (
     ReadTotals,
     ReadTotalsState,
     RemoveTotals,
+    Slots,
     TotalsKind,
 )
 from gateway.store.protocol import Store
@@ -54,8 +55,8 @@ FOLD_SECONDS: Final = 5.0
 SLICE_RECORDS: Final = 50
 """Records that are read at once. It takes about a millisecond of the event loop."""
 
-SLICE_ROWS: Final = 20
-"""The same of rows, each of which has up to 96 slots."""
+SLICE_SLOTS: Final = 200
+"""The same of slots, of which a row has up to 96. Redis' are decoded while they are read."""
 
 Bucket = Literal["quarter", "day_in_zone", "day_in_utc"]
 
@@ -213,10 +214,11 @@ class Totals:
         sums = await self.add_up(
             since, until, bucket=bucket, by_user=by_user, group_of=str, begin_of=float
         )
-        rows = (
-            TotalsRow(starts_at, orjson.loads(row), decode_sums(amounts))
-            for (starts_at, row), amounts in sums.items()
-        )
+        rows = []
+        for index, ((starts_at, row), amounts) in enumerate(sums.items(), start=1):
+            rows.append(TotalsRow(starts_at, orjson.loads(row), decode_sums(amounts)))
+            if index % SLICE_SLOTS == 0:
+                await asyncio.sleep(0)
         return sorted(rows, key=lambda row: row.starts_at)
 
     async def add_up(
@@ -285,10 +287,8 @@ class Totals:
             after: str | None = ""
             while after is not None:
                 page = await execute(self._store, ReadTotals(period, after))
-                for index, (row, slots) in enumerate(page.rows, start=1):
+                async for row, slots in in_slices(page.rows):
                     reading.add_row(period, row, slots, checkpoint=page.checkpoint)
-                    if index % SLICE_ROWS == 0:
-                        await asyncio.sleep(0)
                 after = page.after
         position, is_last = before.checkpoint, False
         while not is_last:
@@ -300,6 +300,17 @@ class Totals:
             is_last = len(found) < PAGE_RECORDS
         now = await execute(self._store, ReadTotalsState(periods))
         return reading.is_clear(now.full_groups)
+
+
+async def in_slices(rows: Iterable[tuple[str, Slots]]) -> AsyncIterator[tuple[str, Slots]]:
+    """The rows of a page, with pauses in which other tasks run."""
+    count = 0
+    for row, slots in rows:
+        yield row, slots
+        count += len(slots)
+        if count >= SLICE_SLOTS:
+            count = 0
+            await asyncio.sleep(0)
 
 
 class _Step:

@@ -14,6 +14,7 @@ change of the time zone divides.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -63,6 +64,8 @@ LATE_SECONDS: Final = 2 * 86_400.0
 MAX_OPEN_PURCHASES: Final = 1000
 """With more of them, what is reserved is not compared: one step would take too long."""
 PAGE_TOTALS: Final = 200
+SLICE_WINDOWS: Final = 100
+"""Windows that are compared at once. It takes about a millisecond of the event loop."""
 
 SPACE: Final = "verification"
 
@@ -268,7 +271,10 @@ class Verification:
         books = await execute(self._store, ReadBooks(names))
         await ledger.read_to(books.ledger_end)
         reserved = []
-        for name, amounts in zip(names, books.windows, strict=True):
+        pairs = zip(names, books.windows, strict=True)
+        for number, (name, amounts) in enumerate(pairs, start=1):
+            if number % SLICE_WINDOWS == 0:
+                await asyncio.sleep(0)
             if amounts.reserved:
                 reserved.append(name)
             if name.period != "concurrency" and starts[name.period, name.label] >= self._cut:

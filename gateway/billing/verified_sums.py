@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from zlib import crc32
 from zoneinfo import ZoneInfo
 
-from gateway.billing.record_amounts import charged_amounts, decode_record
+from gateway.billing.record_amounts import charged_amounts, decode_charge
 from gateway.billing.scopes import limit_subjects, total_names
 from gateway.billing.totals_periods import Series
 from gateway.billing.zone_changes import ROLLING_SECONDS, ZoneChange
@@ -105,7 +105,7 @@ class LedgerSums:
     def add(self, position: str, data: bytes) -> None:
         """Adds a charged record."""
         self.records += 1
-        record = decode_record(data)
+        record = decode_charge(data)
         if record is None:
             self.unreadable.append(position)
             return

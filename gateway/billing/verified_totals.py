@@ -10,19 +10,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import orjson
 
 from gateway.billing.ledger_reader import Findings, LedgerReader
-from gateway.billing.record_amounts import charged_amounts, decode_record
+from gateway.billing.record_amounts import charged_amounts, decode_charge
 from gateway.billing.scopes import EVERYONE
-from gateway.billing.totals import TURN, TURN_SECONDS
+from gateway.billing.totals import TURN, TURN_SECONDS, in_slices
 from gateway.billing.totals_periods import Series
 from gateway.billing.verified_sums import LedgerSums, Slot, SlotSums
 from gateway.store.batch import execute
-from gateway.store.commands import ReadTotals, ReadTotalsState, TotalsKind
+from gateway.store.commands import ReadTotals, ReadTotalsState, Slots, TotalsKind
 from gateway.store.protocol import Store
 from gateway.store.turns import end_turn, take_turn
 
@@ -33,6 +33,10 @@ WAIT_SECONDS: Final = 20.0
 """How long to wait for the turn. Folding has it for at most 5 s, and then pauses for 2 s."""
 ATTEMPTS: Final = 5
 PAGE_ROWS: Final = 200
+SLICE_KEYS: Final = 500
+"""Sums of keys that are compared at once. It takes about a millisecond of the event loop."""
+SLICE_EXPLAINED: Final = 100
+"""The same of keys that are named if they differ."""
 MAX_EXPLAINED: Final = 20
 """Slots whose difference is divided by key."""
 
@@ -80,11 +84,12 @@ async def check_totals(
         await _add_tail(ledger, checkpoint, chunk)
         wrong: dict[Slot, ByKey] = {}
         for period, rows in chunk.items():
-            for slot, found in _differing(ledger.sums, findings, period, rows, comparable):
+            async for slot, found in _differing(ledger.sums, findings, period, rows, comparable):
                 if len(wrong) < may_explain:
                     wrong[slot] = found
                 else:
-                    _compare(findings, EVERYONE, slot, _expected(ledger.sums, slot), _sum(found))
+                    expected = _expected(ledger.sums, slot)
+                    _compare(findings, EVERYONE, slot.shown, expected, _sum(found))
         may_explain -= len(wrong)
         await _explain(ledger, findings, wrong)
 
@@ -121,25 +126,24 @@ async def _take_turn(store: Store, worker: str) -> None:
 
 async def _read_period(store: Store, period: str, checkpoint: str, worker: str) -> Rows | None:
     """What each slot has; None if a worker that was slow with its turn has folded meanwhile."""
-    by_row: dict[str, Mapping[int, Mapping[str, int]]] = {}
+    by_row: dict[str, Slots] = {}
     after: str | None = ""
     renewed_at = time.monotonic()
     while after is not None:
         page = await execute(store, ReadTotals(period, after, PAGE_ROWS))
         if page.checkpoint != checkpoint:
             return None
-        by_row.update(page.rows)  # a row may be on two pages
+        # A row may be on two pages.
+        by_row |= {row: slots async for row, slots in in_slices(page.rows)}
         after = page.after
         if time.monotonic() - renewed_at > HOLD_SECONDS:
             await end_turn(store, TURN, worker, after_seconds=TURN_SECONDS)
             renewed_at = time.monotonic()
     found: Rows = {}
-    for number, (row, slots) in enumerate(by_row.items()):
+    async for row, slots in in_slices(by_row.items()):
         key_id = orjson.loads(row).get("key_id", "")
         for slot, sums in slots.items():
             _add(found, slot, key_id, charged_amounts(sums))
-        if number % 50 == 0:
-            await asyncio.sleep(0)
     return found
 
 
@@ -149,7 +153,7 @@ async def _add_tail(
     """Adds the records that the sums have and the rows do not."""
     names = {series: {p for s, p in chunk if s == series} for series, _ in chunk}
     async for _, data in ledger.records(checkpoint, ledger.position):
-        record = decode_record(data)
+        record = decode_charge(data)
         if record is None:
             continue
         for series, periods in names.items():
@@ -163,22 +167,25 @@ def _add(rows: Rows, slot: int, key_id: str, amounts: tuple[int, int, int, int])
     rows.setdefault(slot, {}).setdefault(key_id, SlotSums()).add(key_id, amounts)
 
 
-def _differing(
+async def _differing(
     sums: LedgerSums,
     findings: Findings,
     name: PeriodName,
     rows: Rows,
     comparable: Callable[[Slot], bool],
-) -> list[tuple[Slot, ByKey]]:
+) -> AsyncIterator[tuple[Slot, ByKey]]:
     """The slots of a period whose rows are not the sum of its records."""
-    found = []
+    compared = 0
     for number in {**sums.slots.get(name, {}), **rows}:
-        slot = Slot(*name, number)
+        slot, found = Slot(*name, number), rows.get(number, {})
         if comparable(slot):
             findings.slots += 1
-            if _sum(rows.get(number, {})) != _expected(sums, slot):
-                found.append((slot, rows.get(number, {})))
-    return found
+            if _sum(found) != _expected(sums, slot):
+                yield slot, found
+        compared += 1 + len(found)
+        if compared >= SLICE_KEYS:
+            compared = 0
+            await asyncio.sleep(0)
 
 
 def _expected(sums: LedgerSums, slot: Slot) -> SlotSums:
@@ -199,7 +206,7 @@ async def _explain(ledger: LedgerReader, findings: Findings, wrong: Mapping[Slot
     expected: dict[Slot, ByKey] = {slot: {} for slot in wrong}
     series = {slot.series for slot in wrong}
     async for _, data in ledger.records(ledger.begin, ledger.position):
-        record = decode_record(data)
+        record = decode_charge(data)
         if record is None:
             continue
         for one in series:
@@ -208,19 +215,17 @@ async def _explain(ledger: LedgerReader, findings: Findings, wrong: Mapping[Slot
                 of_key = by_key.setdefault(record.key_id, SlotSums())
                 of_key.add(record.key_id, charged_amounts(record.amounts))
     for slot, found in wrong.items():
-        for key_id in dict.fromkeys((*expected[slot], *found)):
-            _compare(
-                findings,
-                f"key:{key_id}",
-                slot,
-                expected[slot].get(key_id, SlotSums()),
-                found.get(key_id, SlotSums()),
-            )
+        shown = slot.shown
+        for number, key_id in enumerate(dict.fromkeys((*expected[slot], *found))):
+            if number % SLICE_EXPLAINED == 0:
+                await asyncio.sleep(0)
+            before, after = expected[slot].get(key_id), found.get(key_id)
+            _compare(findings, f"key:{key_id}", shown, before or SlotSums(), after or SlotSums())
 
 
 def _compare(
-    findings: Findings, subject: str, slot: Slot, expected: SlotSums, found: SlotSums
+    findings: Findings, subject: str, window: str, expected: SlotSums, found: SlotSums
 ) -> None:
     units: Sequence[str] = ("images", "tokens", "usd_micros", "usd_micros_by_kind")
     for unit, before, after in zip(units, expected.amounts, found.amounts, strict=True):
-        findings.compare("totals", subject, slot.shown, unit=unit, expected=before, found=after)
+        findings.compare("totals", subject, window, unit=unit, expected=before, found=after)

@@ -10,7 +10,6 @@ from typing import Final
 import click
 
 from gateway.catalog import CatalogError
-from gateway.cli.logs import configure_logs
 from gateway.cli.options import config_option, format_option
 from gateway.cli.output import show
 from gateway.configuration.expand import ConfigError
@@ -26,7 +25,6 @@ COLUMNS: Final = ("check", "level", "finding")
 @format_option
 def doctor(config: Path | None, output_format: str) -> None:
     """Checks store, upstream, prices and links of a running gateway; exit status 1 on a fault."""
-    configure_logs(None)
     try:
         configuration = Configuration(find_config(config, Path.cwd()), os.environ)
         findings = asyncio.run(examine(configuration))

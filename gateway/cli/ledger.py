@@ -12,7 +12,6 @@ import click
 from gateway.billing.quota import as_amounts, show_usd
 from gateway.cli.ledger_export import export
 from gateway.cli.ledger_verify import verify
-from gateway.cli.logs import configure_logs
 from gateway.cli.options import config_option, find_configuration, format_option
 from gateway.cli.output import show
 from gateway.cli.store import open_command_store
@@ -48,7 +47,6 @@ def repair(dry_run: bool, config: Path | None, output_format: str) -> None:
     Each is charged what it has reserved, as a running gateway does by itself, and leaves a record
     with the flag `unreadable`. Those of workers that are alive are only listed.
     """
-    configure_logs(None)
     rows = asyncio.run(_repair(config, is_dry_run=dry_run))
     show(rows, output_format, columns=COLUMNS)
     closed = sum(row["result"] == CLOSED for row in rows)

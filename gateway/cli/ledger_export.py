@@ -20,7 +20,6 @@ from gateway.billing.export import (
     parse_position,
     read_pages,
 )
-from gateway.cli.logs import configure_logs
 from gateway.cli.options import config_option, find_configuration
 from gateway.cli.store import open_command_store
 from gateway.errors import StoreUnavailable
@@ -53,7 +52,6 @@ def export(follow: bool, after: str, config: Path | None) -> None:
     Each line has the `position` of its record. To continue, pass the last one that you have stored
     to --after: then you get every record at least once.
     """
-    configure_logs(None)
     asyncio.run(_export(config, after, follows=follow))
 
 

@@ -15,7 +15,6 @@ from gateway.assembly import create_verification
 from gateway.billing.ledger_reader import Difference
 from gateway.billing.quota import show_usd
 from gateway.billing.verification import Verified
-from gateway.cli.logs import configure_logs
 from gateway.cli.options import config_option, find_configuration, format_option
 from gateway.cli.output import show
 from gateway.cli.store import open_command_access
@@ -37,7 +36,6 @@ def verify(config: Path | None, output_format: str) -> None:
     Lists each difference with both sums, and the open purchases, which are none. Exits with 1 if
     there is a difference.
     """
-    configure_logs(None)
     verified, purchases = asyncio.run(_verify(config))
     if output_format == "json":
         click.echo(json.dumps({**verified.to_dict(), "open_purchases": purchases}, indent=2))

@@ -10,7 +10,6 @@ from pathlib import Path
 import click
 
 from gateway.catalog import Catalog
-from gateway.cli.logs import configure_logs
 from gateway.cli.options import config_option
 from gateway.cli.output import errors_as_messages
 from gateway.configuration.fields import Address, parse_address
@@ -51,7 +50,6 @@ def simulate(
         settings = SimulatorSettings(latency_scale=latency_scale, faults=faults, api_key=api_key)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    configure_logs(None)
     with errors_as_messages():
         # Only models.yaml is read: gateway.yaml may need variables that are not set here.
         files = find_config(config, Path.cwd())

@@ -129,22 +129,31 @@ def remove_team(name: str, config: Path | None) -> None:
 
 def _with_cleared(fields: dict[str, Any], clear: tuple[str, ...]) -> dict[str, Any]:
     """The changes with None for everything that `--clear` names."""
+    changes = dict(fields)
     for given in clear:
-        group, _, item = given.partition(":")
-        if group != "label":
-            group, item = ("limits", given) if given in LIMITS else (given, "")
-        else:
-            group = "labels"
-        if group not in CLEARABLE:
-            raise click.BadParameter(
-                f"'{given}' is none of {', '.join(CLEARABLE)}, label:NAME. Did you mean "
-                f"'{nearest(given, CLEARABLE)}'?",
-                param_hint="--clear",
-            )
+        group, item = _clearable(given)
         if (item in fields.get(group, {})) if item else (group in fields):
             raise click.UsageError(f"'{given}' is both set and cleared.")
-        fields = {**fields, group: {**fields.get(group, {}), item: None} if item else None}
-    return fields
+        others = changes.get(group, {})
+        # After `--clear limits` nothing is left for `--clear usd_per_month`.
+        changes[group] = {**others, item: None} if item and others is not None else None
+    return changes
+
+
+def _clearable(given: str) -> tuple[str, str]:
+    """The field that `--clear` names, and one limit or label of it, or an empty text."""
+    kind, _, label = given.partition(":")
+    if kind == "label" and label:
+        return "labels", label
+    if given in LIMITS:
+        return "limits", given
+    if given not in CLEARABLE:
+        raise click.BadParameter(
+            f"'{given}' is none of {', '.join(CLEARABLE)}, label:NAME. Did you mean "
+            f"'{nearest(given, CLEARABLE)}'?",
+            param_hint="--clear",
+        )
+    return given, ""
 
 
 async def _with_teams(

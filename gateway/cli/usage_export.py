@@ -10,7 +10,6 @@ import click
 
 from gateway.assembly import wire_focus
 from gateway.billing.focus import DEFAULT_VERSION, VERSIONS
-from gateway.cli.logs import configure_logs
 from gateway.cli.options import config_option, find_configuration
 from gateway.cli.store import open_command_store
 from gateway.errors import InvalidRequest
@@ -23,7 +22,6 @@ from gateway.errors import InvalidRequest
 @config_option
 def export(is_focus: bool, month: str, version: str, config: Path | None) -> None:
     """Writes a month's costs to standard output."""
-    configure_logs(None)
     if not is_focus:
         raise click.UsageError("Name the format: --focus.")
     asyncio.run(_export(config, month=month, version=version))

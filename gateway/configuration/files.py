@@ -24,7 +24,7 @@ from gateway.configuration.explain import explain
 from gateway.configuration.settings import Settings
 from gateway.redaction import Redactor
 
-_READ_AS_OTHER_BASE: Final = re.compile(r"[-+]?0[0-9_]+|[^:]+:.*")
+_READ_AS_OTHER_BASE: Final = re.compile(r"[-+]?0[0-9A-Za-z_]+|[^:]+:.*")
 
 GATEWAY_FILE: Final = "gateway.yaml"
 MODELS_FILE: Final = "models.yaml"
@@ -207,7 +207,8 @@ class _Loader(yaml.SafeLoader):
 class _AccessLoader(_Loader):
     """Leaves some numbers of YAML 1.1 as texts.
 
-    `0042` would be octal and `12:30` base 60, but in a label or a name they mean what is written.
+    `0042` would be octal, `0x42` base 16 and `12:30` base 60, but in a label or a name they mean
+    what is written.
     """
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:

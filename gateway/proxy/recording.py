@@ -31,7 +31,7 @@ class Recorder:
         self._metrics = metrics
         self._clock = clock
         self._on_refused = on_refused
-        """Called with the limit subject and the limit that refused a purchase."""
+        """Called with the limit subject and the limit that refused a purchase, or would have."""
 
     def answered(self, context: RequestContext, answer: Answer) -> None:
         """Records a request that got images."""
@@ -83,6 +83,7 @@ class Recorder:
         for state in (*context.shadowed, *context.purchase.shadowed):
             self._metrics.requests.shadowed(key, state.limit.name)
             log.info("shadow_limit_exceeded", key=key, scope=state.scope, limit=state.limit.name)
+            self._on_refused(state.subject.name, state.limit.name)
 
     def _latency_ms(self, context: RequestContext) -> int:
         return max(0, int((self._clock() - context.time) * 1000))  # the clock may be set back

@@ -38,8 +38,11 @@ from gateway.store.batch import Batch
 from gateway.store.commands import Admission, Entry
 from gateway.store.protocol import Store
 
-ADMISSION_ATTEMPTS: Final = 3
-"""How often a request tries to be admitted while its key keeps changing."""
+ADMISSION_ATTEMPTS: Final = 20
+"""How often a request tries to be admitted while its key or any limits keep changing.
+
+A change of another team counts too, so a script that sets up many would otherwise fail requests.
+"""
 
 MAX_BODY_BEFORE_ADMISSION: Final = 64 * 1024
 """Bytes of a body that is parsed before its request is admitted."""
@@ -206,8 +209,8 @@ class Proxy:
 
     def _changed_too_often(self, context: RequestContext) -> GatewayError:
         return GatewayError(
-            f"Key '{context.principal.key_name}' was changed {ADMISSION_ATTEMPTS} times while this "
-            "request was admitted. Try again.",
+            f"Key '{context.principal.key_name}', a team or a limit was changed "
+            f"{ADMISSION_ATTEMPTS} times while this request was admitted. Try again.",
             status=503,
         )
 

@@ -1,7 +1,7 @@
 """Sends the entries of the outbox to their webhooks.
 
-One worker at a time sends for all. An attempt is written into the entry before it is made, so an
-entry is tried again by another worker if this one dies, and it may then arrive twice: receivers
+One worker at a time sends to a webhook. An attempt is written into the entry before it is made, so
+an entry is tried again by another worker if this one dies, and it may then arrive twice: receivers
 know an event by its `webhook-id`. Requests are guarded like the fetching of links (`net.guard`),
 follow no redirect, and read little of the answer. See `docs/reference/webhooks.md#delivery`.
 """
@@ -38,7 +38,7 @@ from gateway.webhooks.outbox import KEEP_SECONDS, Entry, Outbox, log_dropped, we
 
 SEND_EVERY_SECONDS: Final = 1.0
 TURN_SECONDS: Final = 30.0
-"""How long the other workers wait for one that took the turn and does not finish."""
+"""How long the other workers wait for one that took a webhook's turn and does not finish."""
 SENDING_SECONDS: Final = 15.0
 """How long one turn starts new attempts."""
 MAX_ANSWER_BYTES: Final = 64 * 1024
@@ -47,6 +47,8 @@ ANSWER_SECONDS: Final = 1.0
 """How long the body of an answer is waited for."""
 BACK_OFF_SECONDS: Final = (5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
 """Pauses after failed attempts; the last one repeats until the entry is a day old."""
+MAX_REST_SECONDS: Final = 60.0
+"""How long a webhook that failed gets no other event, at most."""
 GONE: Final = 410
 REMOVED_SECONDS: Final = 600.0
 """How long entries of an unknown webhook are kept: workers reload `access.yaml` one by one."""
@@ -260,33 +262,41 @@ class Sender:
         self._observer = observer
 
     async def send(self) -> None:
-        """Sends what is due, if it is this worker's turn. Raises `StoreUnavailable`."""
+        """Sends what is due to the webhooks whose turns are free. Raises `StoreUnavailable`."""
         webhooks = {webhook_id(webhook): webhook for webhook in reversed(self._webhooks())}
         if not webhooks:
             return
         due = self._due(await self._outbox.read())
-        if not due:
-            return
-        if not await take_turn(self._store, "webhooks", self._worker, seconds=TURN_SECONDS):
-            return
         stops_at = time.monotonic() + SENDING_SECONDS
         # The webhooks at once, so that one that hangs does not delay the others.
         try:
             async with asyncio.TaskGroup() as group:
                 for name, entries in due.items():
-                    group.create_task(self._send_to(webhooks.get(name), entries, stops_at))
+                    group.create_task(self._take_turn(name, webhooks.get(name), entries, stops_at))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        finally:
-            await end_turn(self._store, "webhooks", self._worker, after_seconds=0.1)
 
     def _due(self, entries: Sequence[Entry]) -> Mapping[str, list[Entry]]:
+        """The entries to send now by webhook, without webhooks that failed a moment ago."""
         now = self._clock()
+        resting = {entry.webhook for entry in entries if now < _rest_end(entry)}
         found: dict[str, list[Entry]] = defaultdict(list)
         for entry in entries:
-            if entry.due_at <= now:
+            if entry.due_at <= now and entry.webhook not in resting:
                 found[entry.webhook].append(entry)
         return found
+
+    async def _take_turn(
+        self, name: str, webhook: Webhook | None, entries: Sequence[Entry], stops_at: float
+    ) -> None:
+        # A turn of its own: while it hangs, other workers send to the other webhooks.
+        turn = f"webhook:{name}"
+        if not await take_turn(self._store, turn, self._worker, seconds=TURN_SECONDS):
+            return
+        try:
+            await self._send_to(webhook, entries, stops_at)
+        finally:
+            await end_turn(self._store, turn, self._worker, after_seconds=0.1)
 
     async def _send_to(
         self, webhook: Webhook | None, entries: Sequence[Entry], stops_at: float
@@ -304,7 +314,7 @@ class Sender:
 
     async def _try(self, webhook: Webhook, entry: Entry) -> bool:
         """One attempt. False: the webhook did not accept it."""
-        pause = BACK_OFF_SECONDS[min(entry.attempts, len(BACK_OFF_SECONDS) - 1)]
+        pause = _pause_after(entry.attempts + 1)
         # The next attempt is not due before this one has ended.
         due_at = self._clock() + max(pause, 2 * self._timeout_seconds)
         taken = await self._outbox.take(entry, due_at=due_at)
@@ -334,6 +344,18 @@ class Sender:
         self._observer("dropped")
         log_dropped(entry, reason)
         await self._outbox.remove(entry)
+
+
+def _pause_after(attempts: int) -> float:
+    return BACK_OFF_SECONDS[min(attempts, len(BACK_OFF_SECONDS)) - 1]
+
+
+def _rest_end(entry: Entry) -> float:
+    """Until when its webhook rests, because of its last attempt, in Unix seconds."""
+    if not entry.attempts:
+        return 0.0
+    pause = _pause_after(entry.attempts)
+    return entry.due_at - pause + min(pause, MAX_REST_SECONDS)
 
 
 def _about(entry: Entry) -> dict[str, Any]:

@@ -139,6 +139,14 @@ KEY = "keys: [{{name: a, secret: a-secret-of-some-length, {}}}]"
         ("teams: {art: {limits: {usd_per_day: {max: 1, warn_at: 0.5}}}}", "must be a list"),
         ("teams: {art: {limits: {usd_per_day: {max: 1, warn_at: [0]}}}}", "numbers above 0"),
         ("teams: {art: {limits: {usd_per_day: {max: 1, warn_at: [.nan]}}}}", "numbers above 0"),
+        (
+            f"teams: {{a: {{limits: {{usd_per_day: {{max: 1, warn_at: [1{'0' * 400}]}}}}}}}}",
+            "above 0",
+        ),
+        ("teams: {+16: {}, '16': {}}", "teams: '16' is there twice."),
+        (f"teams: {{a: {{limits: {{usd_per_day: 0x{'f' * 5000}}}}}}}", "teams.a: Limit 'usd_per_"),
+        (f"keys: [{{name: 0x{'f' * 5000}, secret: a-secret-of-some-length}}]", "at most 64"),
+        ("teams: {..: {}}", "teams...: Invalid team '..'"),
         ("teams: {art: {limits: {usd_per_day: -1}}}", "must be an amount in US dollars"),
         ("teams: {art: {limits: {usd_per_day: .inf}}}", "must be an amount in US dollars"),
         ("teams: {art: {limits: {usd_per_day: 0.0000001}}}", "must be an amount in US dollars"),
@@ -191,6 +199,10 @@ def test_two_keys_need_two_names_and_two_secrets(tmp_path: Path):
         "keys: [{name: a, sha256: '${S}'}]",
         "webhooks: [{url: 'ftp://${S}'}]",
         "webhooks: [{url: 'https://a/b', secret: '${S}'}]",
+        # Without a reference, and in the wrong place.
+        "webhooks: [{'https://hooks.example/confidential': slack}]",
+        "webhooks: [{url: 'https://a/b', format: 'https://hooks.example/confidential'}]",
+        "webhooks: [{url: 'https://a/b', events: [whsec_confidential]}]",
     ],
 )
 def test_no_message_shows_a_secret(tmp_path: Path, text: str):

@@ -48,7 +48,7 @@ def subject(number: int, team: str | None = None, **limits: int) -> Watched:
 
 
 def open_watch(store: Store, published: Published, now: float, *watched: Watched) -> AlertWatch:
-    async def list_watched():
+    async def list_watched(_at):
         return watched
 
     async def find_revoked_uses():

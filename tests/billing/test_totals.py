@@ -22,7 +22,13 @@ from gateway.billing.totals_periods import Series
 from gateway.errors import StoreUnavailable
 from gateway.images import Record
 from gateway.store.batch import execute
-from gateway.store.commands import MAX_INCREMENTS, Append, FoldTotals, ReadLedger, ReadTotals
+from gateway.store.commands import (
+    MAX_INCREMENTS,
+    Append,
+    FoldTotals,
+    ReadLedger,
+    ReadTotals,
+)
 from gateway.store.protocol import Command, Store
 
 NOON = datetime(2026, 11, 28, 12, tzinfo=ZoneInfo("UTC")).timestamp()
@@ -474,7 +480,7 @@ async def test_a_removed_period_leaves_nothing_in_the_store(store: Store) -> Non
     await totals.remove_expired()
     for series in (Series("quarter", "UTC"), Series("day", "UTC"), Series("user", "UTC")):
         period, _ = series.place(NOON - 3000 * DAY)
-        assert (await execute(store, ReadTotals(period.name))).rows == []
+        assert list((await execute(store, ReadTotals(period.name))).rows) == []
 
 
 # ── reading ─────────────────────────────────────────────────────────────────────────────────

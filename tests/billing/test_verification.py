@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -16,6 +18,7 @@ import structlog.testing
 from gateway.billing import quota
 from gateway.billing.ledger_reader import Difference
 from gateway.billing.totals import Totals, TotalsSettings
+from gateway.billing.totals_periods import Series
 from gateway.billing.verification import (
     Verification,
     VerificationSettings,
@@ -30,6 +33,7 @@ from gateway.store.batch import Batch, execute
 from gateway.store.commands import (
     Append,
     FoldTotals,
+    Increment,
     ReadTotalsState,
     Reserve,
     TrimLedger,
@@ -380,3 +384,42 @@ async def test_the_last_results_are_kept_in_the_store(store: Store, edit: Edit) 
         again = await verification_of(store).run()
     assert await read_verified(store) == [again, recent]
     assert [line["event"] for line in logs] == ["ledger_unbalanced"]
+
+
+# ── the event loop ──────────────────────────────────────────────────────────────────────────
+
+
+async def longest_pause_seconds(work: Awaitable[object]) -> float:
+    """The most processor time that other tasks of the event loop wait for."""
+    longest, task = 0.0, asyncio.ensure_future(work)
+    gc.disable()  # a collection takes as long as this process has objects
+    try:
+        while not task.done():
+            before = time.thread_time()
+            await asyncio.sleep(0)
+            longest = max(longest, time.thread_time() - before)
+    finally:
+        gc.enable()
+    await task
+    return longest
+
+
+@pytest.mark.timed
+async def test_a_report_and_a_verification_never_block_the_event_loop(store: Store) -> None:
+    """Not even of keys that have something in every quarter of an hour."""
+    series, checkpoint = Series("quarter", "UTC"), ""
+    yesterday = time.time() // DAY * DAY - DAY
+    sums = {"r": 3, "h": 1, "b": 2, "v": 1, "c": 80_000, "s": 40_000, "ti": 300, "io": 34_000}
+    sums |= {"k_ti": 1500, "k_io": 78_500}
+    places = [series.place(yesterday + quarter * 900) for quarter in range(96)]
+    for number in range(100):
+        key = f"k{number}"
+        row = json.dumps({"key_id": key})
+        increments = tuple(Increment(*place, key, row, "other", sums) for place in places)
+        position = f"2026-11-28/{number:03}"
+        assert await execute(store, FoldTotals(checkpoint, position, increments))
+        checkpoint = position
+    reading = totals_of(store).read(yesterday, yesterday + DAY, bucket="quarter")
+    assert await longest_pause_seconds(reading) < 0.010
+    verification = verification_of(store, is_full=False)
+    assert await longest_pause_seconds(verification.run()) < 0.010

@@ -318,6 +318,7 @@ def made(*records: dict[str, Any], version: int = 1) -> list[bytes]:
 
 TEAM = {"space": "teams", "name": "art", "value": "{}"}
 WHOLE = made(TEAM, {**TEAM, "name": "music"})
+EVENT = orjson.dumps({"space": "audit:2026-11", "name": "1", "value": "of nobody"}) + b"\n"
 
 BAD: list[tuple[str, list[bytes], str]] = [
     ("empty", [], "it is empty"),
@@ -335,6 +336,7 @@ BAD: list[tuple[str, list[bytes], str]] = [
     ("a team that is a list", made({**TEAM, "value": "[]"}), "line 2 is unreadable"),
     ("no value", made({"space": "teams", "name": "art"}), "line 2 is unreadable"),
     ("a list", [WHOLE[0], b"[1]\n"], "line 2 is none of a backup"),
+    ("an event after its end", [*WHOLE, EVENT], "line 5 is after its end"),
 ]
 
 

@@ -10,10 +10,11 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import itemgetter
 from pathlib import Path
 
@@ -21,8 +22,12 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
+from gateway.access.keys import KEYS
+from gateway.assembly import open_store
 from gateway.cli.main import cli
 from gateway.process.bootstrap import prepare
+from gateway.store.batch import execute
+from gateway.store.commands import CompareAndSet, Write
 from gateway.store.handshake import SCHEMA_VERSION
 from tests.gateways import Upstream, make_settings, run_gateway, run_upstream
 from tests.waiting import GENEROUS_SECONDS
@@ -63,6 +68,28 @@ def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunHere:
         return result
 
     return run_words
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As in a terminal: a shell starts its background jobs with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_log_of_a_command_is_not_in_its_output(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path / "data", "http://127.0.0.1:9/v1")
+    prepare(settings)
+
+    async def damage_a_key() -> None:
+        async with open_store(settings) as (store, _):
+            await execute(store, CompareAndSet((Write(KEYS, "key_1", b"{", expected=None),)))
+
+    asyncio.run(damage_a_key())
+    listed = run(tmp_path, "keys", "list", "--format", "json")
+    assert (listed.returncode, json.loads(listed.stdout)) == (0, [])
+    assert "unreadable" in listed.stderr
 
 
 def test_serve_without_a_key_names_the_variable_and_the_demo(tmp_path: Path) -> None:

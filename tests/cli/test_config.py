@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -18,7 +17,10 @@ from click.testing import CliRunner, Result
 
 from gateway.cli.completion import SHELLS
 from gateway.cli.main import cli
+from tests.cli.test_commands import interruptible
 from tests.gateways import CONFIG
+
+__all__ = ["interruptible"]
 
 
 def run(folder: Path, *words: str, **environment: str) -> Result:
@@ -173,14 +175,6 @@ complete_words gateway keys set alice --par
 
 
 # ── every command ───────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """As in a terminal: a shell starts its background jobs with SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")

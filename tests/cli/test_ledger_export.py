@@ -8,25 +8,31 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis.asyncio
 
 from gateway.assembly import open_store
 from gateway.billing.export import read_pages
-from gateway.images import Record
+from gateway.images import Amounts, Record
 from gateway.process.bootstrap import prepare
 from gateway.store.batch import execute
-from gateway.store.commands import Append
+from gateway.store.commands import Append, ReadLedger
 from gateway.store.protocol import Store
+from gateway.store.sqlite.connection import connect
+from tests.billing.test_verification import fold, reserve, settle
 from tests.conftest import OpenStore
 from tests.gateways import make_settings
+from tests.stores import usually_on
 from tests.waiting import GENEROUS_SECONDS
 
 EXPORT = [sys.executable, "-m", "gateway", "ledger", "export"]
+DAY = 86_400
 INHERITED = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
 
 
@@ -43,22 +49,27 @@ def record(name: str, **more: Any) -> Record:
 
 def append(folder: Path, records: Sequence[Record | bytes]) -> None:
     """Adds records as a gateway does."""
-    encoded = [one if isinstance(one, bytes) else one.encode() for one in records]
 
     async def write() -> None:
-        async with open_store(make_settings(folder / "data", "http://127.0.0.1:9/v1")) as (
-            store,
-            _,
-        ):
-            for start in range(0, len(encoded), 500):
-                await execute(store, Append(tuple(encoded[start : start + 500])))
+        settings = make_settings(folder / "data", "http://127.0.0.1:9/v1")
+        async with open_store(settings) as (store, _):
+            await append_to(store, records)
 
     asyncio.run(write())
 
 
+async def append_to(store: Store, records: Sequence[Record | bytes]) -> None:
+    encoded = [one if isinstance(one, bytes) else one.encode() for one in records]
+    for start in range(0, len(encoded), 500):
+        await execute(store, Append(tuple(encoded[start : start + 500])))
+
+
 @contextmanager
-def exporting(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+def exporting(
+    folder: Path, *words: str, redis_url: str | None = None
+) -> Iterator[subprocess.Popen[str]]:
     env = {**INHERITED, "GATEWAY_DATA_DIR": str(folder / "data")}
+    env |= {} if redis_url is None else {"GATEWAY_REDIS_URL": redis_url}
     with subprocess.Popen(
         [*EXPORT, *words],
         cwd=folder,
@@ -126,18 +137,80 @@ def test_a_position_of_another_store_is_refused(folder: Path) -> None:
     assert "of another kind of store" in err
 
 
-def test_follow_prints_new_records_until_it_is_interrupted(folder: Path) -> None:
-    append(folder, [record("a")])
-    with exporting(folder, "--follow") as process:
-        assert process.stdout is not None
-        assert json.loads(process.stdout.readline())["id"] == "a"
-        append(folder, [record("b")])
-        assert json.loads(process.stdout.readline())["id"] == "b"
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=GENEROUS_SECONDS)
-        assert (out, process.returncode) == ("", 130)
-        assert err.endswith("Interrupted.\n")
-        assert "Traceback" not in err
+@pytest.fixture
+def ledger_url(request: pytest.FixtureRequest) -> str | None:
+    """The URL of Redis, or None for the embedded store."""
+    return request.getfixturevalue("redis_url") if request.param == "redis" else None
+
+
+async def end_before_midnight(folder: Path, url: str | None, count: int) -> None:
+    """Lets the ledger's next `count` records be the last ones of a day."""
+    midnight = int(time.time() // DAY + 2) * DAY
+    if url is None:
+        db = connect(folder / "data" / "gateway.sqlite", read_only=False)
+        db.execute("UPDATE ledger_end SET position = ?", (midnight * 1_000_000 - count - 1,))
+        db.close()
+        return
+    async with redis.asyncio.Redis.from_url(url) as client:
+        await client.hset(
+            "igw:{books}:ledger", mapping={"ms": midnight * 1000 - 1, "count": 999_999 - count}
+        )
+
+
+def read_some(process: subprocess.Popen[str], kept: dict[str, Any], count: int) -> str:
+    """Keeps `count` records by position, kills the export, and returns the last position.
+
+    What is left in the pipe is lost, as with a program that ends together with its export.
+    """
+    assert process.stdout is not None
+    for _ in range(count):
+        line = json.loads(process.stdout.readline())
+        kept[line["position"]] = line
+    process.kill()
+    return max(kept)
+
+
+@usually_on("sqlite", "ledger_url")
+async def test_a_killed_follower_misses_no_record_and_follows_until_it_is_interrupted(
+    folder: Path, ledger_url: str | None
+) -> None:
+    """A fold, a correction and a change of the day are between the kill and the next export."""
+    settings = make_settings(folder / "data", "http://127.0.0.1:9/v1", ledger_url)
+    async with open_store(settings) as (store, _):
+        at = await reserve(store, "late")
+        await end_before_midnight(folder, ledger_url, 400)
+        await settle(store, "late", at, presumed=True)
+        # More than the pipe can hold, so that the kill comes in the middle of a write.
+        await append_to(store, [record(f"{n:03}", user="u" * 200) for n in range(600)])
+        kept: dict[str, Any] = {}
+        with exporting(folder, "--follow", redis_url=ledger_url) as process:
+            last = await asyncio.to_thread(read_some, process, kept, 101)
+        await fold(store)
+        charge = Amounts(images=1, tokens=900, usd_micros=36_000)
+        await settle(store, "late", at, charge=charge, correct=True)
+        with exporting(folder, "--follow", "--after", last, redis_url=ledger_url) as process:
+            await append_to(store, [record("new")])
+            await asyncio.to_thread(follow_to, process, kept, "new")
+        found = await execute(store, ReadLedger())
+    assert list(kept) == [position for position, _ in found]
+    names = ["late", *(f"{n:03}" for n in range(600)), "late", "new"]
+    assert [line["id"] for line in kept.values()] == names
+    assert len({position.partition("/")[0] for position in kept}) == 2
+
+
+def follow_to(process: subprocess.Popen[str], kept: dict[str, Any], name: str) -> None:
+    """Keeps the records up to one, then interrupts the export, which ends without a trace."""
+    assert process.stdout is not None
+    line: dict[str, Any] = {}
+    while line.get("id") != name:
+        line = json.loads(process.stdout.readline())
+        assert line["position"] not in kept
+        kept[line["position"]] = line
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=GENEROUS_SECONDS)
+    assert (out, process.returncode) == ("", 130)
+    assert err.endswith("Interrupted.\n")
+    assert "Traceback" not in err
 
 
 def test_an_export_whose_reader_is_stuck_can_be_interrupted(folder: Path) -> None:

@@ -84,6 +84,12 @@ def test_a_team_with_keys_is_not_removed(run_here: RunHere):
         (("teams", "set", "art"), 2, "Name at least one field"),
         (("teams", "set", "art", "--clear", "scop"), 2, "Did you mean 'scope'?"),
         (("teams", "set", "art", "--clear=scope", "--scope=key"), 2, "both set and cleared"),
+        (("teams", "set", "art", "--clear=labels", "--clear=label:x"), 1, "There is no team 'art'"),
+        (("teams", "set", "art", "--clear=limits", "--clear=usd_per_day"), 1, "There is no team"),
+        (("teams", "set", "art", "--clear=label:"), 2, "none of"),
+        (("limits", "set", "everyone", "usd_per_day=1e-99999999999999999"), 1, "US dollars"),
+        (("limits", "set", "everyone", f"usd_per_day=1.{'0' * 40}1"), 1, "US dollars"),
+        (("limits", "set", "everyone", f"images_per_day=1.{'0' * 40}1"), 1, "a whole number"),
         (("teams", "add", "art", "--limit", "usd_per_mnth=1"), 1, "Did you mean 'usd_per_month'?"),
         (("teams", "add", "art", "--limit", "usd_per_day"), 2, "is not NAME=VALUE"),
         (("teams", "add", "art", "--model", "dall-e-4"), 1, "Did you mean 'dall-e-"),
@@ -175,3 +181,18 @@ def test_a_fault_in_access_yaml_ends_every_command_with_its_place(run_here: RunH
         assert result.exit_code == 1
         message = result.stdout + result.stderr
         assert "access.yaml: unknown key 'teams.art.limit'. Did you mean 'limits'?" in message
+
+
+@pytest.mark.parametrize("fault", ["", "  event: [spike]\n"])
+def test_no_command_shows_the_url_or_the_secret_of_a_webhook(run_here: RunHere, fault: str):
+    Path("config").mkdir()
+    Path("config", "access.yaml").write_text(
+        "webhooks:\n- url: https://hooks.example/a-secret-path\n"
+        f"  secret: whsec_{'QUJD' * 6}\n{fault}"
+    )
+    for words in (("config", "show"), ("config", "check"), ("teams", "list")):
+        result = run_here(*words)
+        shown = result.stdout + result.stderr
+        assert "hooks.example" not in shown
+        assert "QUJD" not in shown
+    assert (result.exit_code == 0) == (not fault)

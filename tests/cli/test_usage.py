@@ -17,11 +17,11 @@ from gateway.assembly import open_existing_store
 from gateway.images import Record
 from gateway.store.batch import execute
 from gateway.store.commands import Append
-from tests.cli.test_commands import GATEWAY, INHERITED, RunHere, run_here
+from tests.cli.test_commands import GATEWAY, INHERITED, RunHere, interruptible, run_here
 from tests.gateways import make_settings
 from tests.waiting import GENEROUS_SECONDS
 
-__all__ = ["run_here"]
+__all__ = ["interruptible", "run_here"]
 
 
 def spend(folder: Path, **given: object) -> None:
@@ -114,6 +114,7 @@ def test_a_wrong_query_is_exit_status_2_with_the_option(
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_watch_shows_new_records_until_it_is_interrupted(run_here: RunHere, tmp_path: Path) -> None:
     env = {**INHERITED, "GATEWAY_DATA_DIR": str(tmp_path / "data")}
     with subprocess.Popen(

@@ -11,6 +11,7 @@ from gateway.webhooks.outbox import MAX_ENTRIES
 from gateway.webhooks.sender import (
     BACK_OFF_SECONDS,
     MAX_ANSWER_BYTES,
+    MAX_REST_SECONDS,
     REMOVED_SECONDS,
     SenderSettings,
 )
@@ -41,6 +42,7 @@ def test_delivery():
     assert numbers == [*BACK_OFF_SECONDS, BACK_OFF_SECONDS[-1]]
     assert f"{MAX_ANSWER_BYTES // 1024} KiB" in rules["accepted"]
     assert f"{SenderSettings().timeout_seconds:.0f} seconds" in rules["failed"]
+    assert f"for {MAX_REST_SECONDS:.0f} seconds" in rules["pause"]
     assert f"{MAX_ENTRIES:,} " in rules["bound"]
     assert f"{REMOVED_SECONDS / 60:.0f} minutes" in rules["a webhook that was removed"]
 

@@ -80,7 +80,7 @@ async def test_no_token_opens_an_admin_path_on_the_address_of_clients(
     for method, path in ADMIN_PATHS:
         reply = await at(apart, apart.client.url, method, path, **TOKENS[token])
         # A path of the API is answered as the service words it; others name a similar path.
-        nonsense = path.replace("/admin/", "/nimda/").replace("/metrics", "/scirtem")
+        nonsense = path.replace("/admin/", "/zzzzz/").replace("/metrics", "/scirtem")
         nonsense = "/v1/nonsense" if path.startswith("/v1/") else nonsense
         unknown = await at(apart, apart.client.url, method, nonsense, **TOKENS[token])
         assert reply.status == 404

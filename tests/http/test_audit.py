@@ -60,7 +60,26 @@ async def test_requests_that_fail_leave_no_event(gateway: InProcess) -> None:
     await client.admin("POST", "/admin/cache/takedown", {"image": "0" * 24})
     await client.admin("POST", "/admin/cache/purge", {"tag": ""})
     await client.admin("PATCH", "/admin/keys/key_none", {"team": "art"})
+    await client.admin("PATCH", "/admin/teams/none", {"scope": "team"})
     assert [event["action"] for event in await events(client)] == ["key.create"]
+
+
+async def test_a_change_into_the_same_leaves_no_event(gateway: InProcess) -> None:
+    client = gateway.client
+    alice = await client.with_key("alice", team="art")
+    for body in ({}, {"limits": {"usd_per_day": None}}):
+        assert (await client.admin("PATCH", "/admin/teams/art", body)).status == 200
+    assert [event["action"] for event in await events(client)] == ["key.create"]
+    limits = {"limits": {"usd_per_day": 5}}
+    changes = [
+        (f"/admin/keys/{alice.key_id}", limits),
+        ("/admin/teams/art", limits),
+        *(("/admin/limits", {**limits, "scope": scope}) for scope in ("team:art", "everyone")),
+    ]
+    for path, body in 2 * changes:
+        assert (await client.admin("PATCH", path, body)).status == 200
+    actions = [event["action"] for event in await events(client)]
+    assert actions == ["limits.change", "team.change", "key.change", "key.create"]
 
 
 async def test_pages_join_up_and_say_whether_more_follows(embedded: InProcess) -> None:
@@ -93,6 +112,8 @@ async def test_pages_join_up_and_say_whether_more_follows(embedded: InProcess) -
         ("?limit=1001", "limit"),
         ("?limit=1&limit=2", "limit"),
         ("?sinse=1h", "sinse"),
+        ("?after=key_0123", "after"),
+        ("?after=", "after"),
     ],
 )
 async def test_a_wrong_query_is_400_and_names_its_parameter(

@@ -215,6 +215,7 @@ async def test_killed_workers_leave_nothing_reserved_and_one_record_for_each_cal
     async with playing(tmp_path, store_url) as play:
         buying = asyncio.create_task(play.buy_all())
         chance = random.Random(SEED)
+        await eventually(lambda: play.upstream.calls)
         for _ in range(3):
             await asyncio.sleep(chance.uniform(0.05, 0.2))
             with suppress(ProcessLookupError):
@@ -222,7 +223,9 @@ async def test_killed_workers_leave_nothing_reserved_and_one_record_for_each_cal
         replies = await buying
         purchases = await play.purchases()
         await play.check_books(purchases)
+        verified = await play.processes.run("ledger", "verify")
 
+    assert verified.returncode == 0, verified.stdout
     assert any(isinstance(reply, aiohttp.ClientError) for reply in replies)
     first = Multiset(r.user for r in purchases if r.corrects is None)
     calls = Multiset(play.upstream.calls)

@@ -266,3 +266,27 @@ async def test_without_the_store_a_declared_key_is_trusted_as_any_other(
         with monkeypatch.context() as patch:
             patch.setattr(declaring.gateway.gateway.services.proxy._store, "execute", fail)
             assert (await declaring.shop.ask("during", **LOW)).status == status
+
+
+@pytest.mark.parametrize("change", [
+    {"secret": "another-secret-of-the-web-shop"},
+    {"team": "art"},
+])  # fmt: skip
+async def test_without_the_store_a_declared_key_that_was_changed_does_not_escape_its_limits(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, change: dict[str, str]
+) -> None:
+    """The worker knows the limits of the former key, not those of the changed one."""
+    async with run_declaring(settings, {"keys": [key()]}) as declaring:
+        assert (await declaring.client.admin("POST", "/admin/teams", {"name": "art"})).status == 201
+        for scope in ("everyone", "team:art"):
+            await set_limits(declaring.client, scope, {"usd_per_day": 0})
+        assert (await declaring.shop.ask("before", **LOW)).status == 429
+        declaring.reload(keys=[{**key(), **change}])
+        shop = replace(declaring.client, secret=change.get("secret", SECRET))
+
+        async def fail(commands: object) -> None:
+            raise StoreUnavailable("The store is away.")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(declaring.gateway.gateway.services.proxy._store, "execute", fail)
+            assert (await shop.ask("during", **LOW)).status == 503

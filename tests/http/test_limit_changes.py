@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -17,6 +18,8 @@ from gateway.access.audit import Audit
 from gateway.access.limit_values import MAX_PER_MINUTE
 from gateway.access.raises import Raise, active_raises, raised_amounts
 from gateway.calendar import Calendar
+from gateway.store.batch import execute
+from gateway.store.commands import CompareAndSet, Get, Write
 from tests.gateways import Client, InProcess, Reply
 from tests.http.conftest import OpenGateway
 from tests.scope_limits import set_limits
@@ -176,7 +179,13 @@ async def test_a_wrong_change_of_limits_is_named(
 
 
 async def test_limits_are_shown_for_one_scope(embedded: InProcess) -> None:
-    for query, param in (("", "scope"), ("?scop=everyone", "scop"), ("?scope=", "scope")):
+    twice = "?scope=everyone&scope=team:art"
+    for query, param in (
+        ("", "scope"),
+        ("?scop=everyone", "scop"),
+        ("?scope=", "scope"),
+        (twice, "scope"),
+    ):
         reply = await embedded.client.admin("GET", f"/admin/limits{query}")
         assert (reply.status, reply.error["param"]) == (400, param)
     gone = await embedded.client.admin("DELETE", "/admin/limits/raise/raise_none")
@@ -268,12 +277,34 @@ async def test_a_team_that_is_made_again_has_no_raises(gateway: InProcess) -> No
         assert (await client.admin("DELETE", "/admin/teams/art")).status == 204
 
 
+async def test_unreadable_raises_are_not_replaced(embedded: InProcess) -> None:
+    """They may be those of a newer gateway on the same store."""
+    store, newer = embedded.gateway.store, b'[{"id": "raise_1", "percent": 20}]'
+    await set_limits(embedded.client, "everyone", {"images_per_day": 1})
+    await execute(store, CompareAndSet((Write("raises", "everyone", newer, expected=None),)))
+    refused = await raise_limit(embedded.client, "everyone", limit="images_per_day")
+    assert (refused.status, refused.error["code"]) == (503, "store_unavailable")
+    assert await execute(store, Get("raises", "everyone")) == newer
+    assert (await limits_of(embedded.client, "everyone"))["images_per_day"]["max"] == 1
+
+
 async def test_a_scope_has_at_most_50_raises(embedded: InProcess) -> None:
     await set_limits(embedded.client, "everyone", {"images_per_day": 1})
     replies = [
         await raise_limit(embedded.client, "everyone", limit="images_per_day") for _ in range(51)
     ]
     assert [reply.status for reply in replies] == [201] * 50 + [400]
+
+
+async def test_many_changes_at_once_are_all_made(embedded: InProcess) -> None:
+    """Each begins another generation, so each would keep all others from being written."""
+    client, scopes = embedded.client, ["everyone", *(f"team:t{number}" for number in range(9))]
+    for scope in scopes:
+        await set_limits(client, scope, {"usd_per_month": 10})
+    raises = [client.admin("POST", "/admin/limits/raise", {**GOOD, "scope": s}) for s in scopes * 6]
+    assert {reply.status for reply in await asyncio.gather(*raises)} == {201}
+    for scope in scopes:
+        assert (await limits_of(client, scope))["usd_per_month"]["max"] == 16
 
 
 async def test_every_change_is_in_the_audit(gateway: InProcess) -> None:

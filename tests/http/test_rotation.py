@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
+from gateway.errors import StoreUnavailable
 from tests.gateways import Client, InProcess
 from tests.http.conftest import OpenGateway
+from tests.scope_limits import set_limits
 
 
 async def rotated(client: Client, *body: object) -> Client:
@@ -56,3 +60,21 @@ async def test_a_null_overlap_is_none(embedded: InProcess) -> None:
     alice = await embedded.client.with_key("alice")
     await rotated(alice, {"overlap": None})
     assert await statuses(alice) == [401]
+
+
+async def test_without_the_store_a_new_secret_does_not_escape_the_limits_of_everyone(
+    embedded: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that lists the keys knows a secret before it has read the key's limits."""
+    await set_limits(embedded.client, "everyone", {"usd_per_day": 0})
+    alice = await embedded.client.with_key("alice")
+    renewed = await rotated(alice, {"overlap": "1h"})
+    assert await statuses(alice) == [429]
+    await embedded.client.metrics()
+
+    async def fail(commands: object) -> None:
+        raise StoreUnavailable("The store is away.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embedded.gateway.services.proxy._store, "execute", fail)
+        assert await statuses(alice, renewed) == [503, 503]

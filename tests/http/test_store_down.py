@@ -289,7 +289,8 @@ async def create_clients(arena: Arena) -> dict[str, Client]:
     }
     for name in clients.keys() - {"alice there"}:
         assert (await clients[name].ask("seen")).status == 200
-    arena.here.gateway.services.keys._confirmed_at[clients["old"].key_id] -= TRUST_SECONDS + 1
+    confirmed, old = arena.here.gateway.services.keys._confirmed, clients["old"].key_id
+    confirmed[old] = confirmed[old]._replace(at=confirmed[old].at - TRUST_SECONDS - 1)
     return {**clients, "unseen": await here.with_key("unseen")}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 from urllib.parse import quote
 
@@ -100,6 +101,7 @@ async def test_every_name_that_a_key_may_have_is_reached_by_its_path(
     [
         ({"name": ""}, "name", "Invalid 'name'"),
         ({"name": "a|b"}, "name", "Invalid 'name'"),
+        ({"name": ".."}, "name", "no URL can have it as a part of its path"),
         ({}, "name", "Invalid 'name': Field required."),
         ({"name": "a", "limit": {}}, "limit", "Did you mean 'limits'?"),
         ({"name": "a", "limits": {"usd_per_mnth": 1}}, "limits", "Did you mean 'usd_per_month'?"),
@@ -146,6 +148,34 @@ async def test_a_change_of_a_team_holds_on_every_gateway_from_the_next_request_o
         limits = {"requests_per_minute": None}
         await here.client.admin("PATCH", "/admin/limits", {"scope": "everyone", "limits": limits})
         assert (await bob.ask("an otter", **LOW)).status == 200
+
+
+async def test_requests_are_admitted_while_other_teams_change_all_the_time(
+    open_gateway: OpenGateway,
+) -> None:
+    """Each change begins another generation, and a request compares that of all teams."""
+    async with open_gateway() as here, open_gateway() as there:
+        alice = await here.client.with_key("alice")
+        assert (await alice.ask("an otter", **LOW)).status == 200
+        is_over = asyncio.Event()
+
+        async def keep_changing(team: str) -> int:
+            await make_team(there.client, team)
+            count = 0
+            while not is_over.is_set():
+                count += 1
+                limits = {"limits": {"usd_per_day": count}}
+                await there.client.admin("PATCH", f"/admin/teams/{team}", limits)
+            return count
+
+        async def ask() -> set[int]:
+            return {(await alice.ask("an otter", **LOW)).status for _ in range(12)}
+
+        changing = [asyncio.create_task(keep_changing(f"t{number}")) for number in range(8)]
+        statuses = await asyncio.gather(*(ask() for _ in range(5)))
+        is_over.set()
+        assert min(await asyncio.gather(*changing)) > 0
+    assert set().union(*statuses) == {200}
 
 
 async def test_a_key_may_use_the_models_that_it_and_its_team_may_use(
@@ -212,3 +242,12 @@ async def test_nobody_buys_while_the_limits_of_the_team_are_unreadable(
     assert (await client.admin("GET", "/admin/teams/art")).status == 503
     names = [team["name"] for team in (await client.admin("GET", "/admin/teams")).json["data"]]
     assert names == ["ads", "art"]
+
+
+async def test_a_team_whose_record_is_unreadable_can_be_removed_and_made_again(
+    embedded: InProcess,
+) -> None:
+    store, client = embedded.gateway.store, embedded.client
+    await execute(store, CompareAndSet((Write("teams", "art", b"[1, 2]", expected=None),)))
+    assert (await client.admin("DELETE", "/admin/teams/art")).status == 204
+    await make_team(client)

@@ -5,31 +5,24 @@ The gateways share a store. The receiver is an HTTP server of the test.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
+from structlog.testing import capture_logs
 
 from gateway import maintenance
-from gateway.access import revoked_secrets
+from gateway.access import declared_keys, revoked_secrets
 from gateway.access.policy import Policy, parse_policy
-from gateway.assembly import open_store
 from gateway.billing import alert_watch
-from gateway.billing.alerts import span_at
 from gateway.calendar import UTC_CALENDAR
-from gateway.events import EVENT_KINDS, Webhook
-from gateway.images import Record
-from gateway.process.bootstrap import prepare
-from gateway.store.batch import execute
-from gateway.store.commands import Append
+from gateway.store.turns import end_turn
 from tests.catalogs import read_shipped
 from tests.gateways import (
     CONFIG,
@@ -40,7 +33,6 @@ from tests.gateways import (
     make_settings,
     run_gateway,
 )
-from tests.stores import usually_on
 from tests.waiting import eventually
 from tests.webhooks.receiver import Receiver, run_receiver
 
@@ -53,14 +45,14 @@ DEAR = {"model": MODEL, "quality": "high", "size": "1024x1536", "n": 10}
 
 @dataclass(frozen=True)
 class HookedPolicy(PolicyFile):
-    """The shipped models, of which one retires tomorrow, and webhooks."""
+    """The shipped models, of which one retires tomorrow, and an `access.yaml`."""
 
-    webhooks: tuple[Webhook, ...] = ()
+    access: Mapping[str, Any] = field(default_factory=dict)
 
     def read_policy(self) -> Policy:
         models = read_shipped()
         models["models"][MODEL]["shutdown"] = UTC_CALENDAR.date_at(time.time()) + timedelta(days=1)
-        return replace(parse_policy(models, file="models.yaml"), webhooks=self.webhooks)
+        return parse_policy(models, self.access, file="models.yaml", access_file="access.yaml")
 
 
 @pytest.fixture
@@ -79,25 +71,8 @@ def is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintenance, "SEND_EVERY_SECONDS", 0.1)
 
 
-@pytest.fixture
-def has_no_late_purchases(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A week's digest need not wait for purchases of Sunday."""
-    monkeypatch.setattr(alert_watch, "CLOSE_SECONDS", 0.0)
-
-
-def policy_of(*webhooks: Webhook) -> HookedPolicy:
-    return HookedPolicy(CONFIG / "models.yaml", webhooks)
-
-
-@asynccontextmanager
-async def open_gateways(
-    settings: Any, policy: PolicyFile, count: int
-) -> AsyncIterator[list[InProcess]]:
-    async with AsyncExitStack() as stack:
-        yield [
-            await stack.enter_async_context(run_gateway(settings, policy=policy))
-            for _ in range(count)
-        ]
+def policy_of(*webhooks: Mapping[str, Any], **access: Any) -> HookedPolicy:
+    return HookedPolicy(CONFIG / "models.yaml", {"webhooks": list(webhooks), **access})
 
 
 def settings_of(folder: Path, upstream: Upstream, store_url: str | None, **sections: Any) -> Any:
@@ -106,173 +81,9 @@ def settings_of(folder: Path, upstream: Upstream, store_url: str | None, **secti
     return make_settings(folder / "data", upstream.base_url, store_url, **given)
 
 
-async def spend_in_the_past(settings: Any, *, days: int = 20) -> None:
-    """A team that has spent a dollar on each of the last days."""
-    prepare(settings)
-    now = time.time()
-    records = tuple(
-        Record(
-            id=f"req_{day}",
-            request_id=f"req_{day}",
-            time=now - day * DAY,
-            key="veteran",
-            key_id="key_veteran",
-            team="art",
-            user="eve@example.com",
-            model=MODEL,
-            outcome="bought",
-            images=4,
-            cost_micros=1_000_000,
-        ).encode()
-        for day in range(1, days + 1)
-    )
-    async with open_store(settings) as (store, _):
-        await execute(store, Append(records))
-
-
-def projectable() -> str | None:
-    """A limit whose window has lasted for two days and is not about to end."""
-    now = time.time()
-    for period in ("month", "week"):
-        span = span_at(UTC_CALENDAR, period, now)
-        ratio = (span.ends_at - span.starts_at) / (now - span.starts_at)
-        if span.day >= 3 and ratio > 1.02:
-            return f"usd_per_{period}"
-    return None
-
-
 async def until_told(receiver: Receiver, *kinds: str) -> None:
     """Waits until the receiver has events of these kinds."""
     await eventually(lambda: set(kinds) <= set(receiver.kinds()))
-
-
-@dataclass
-class Team:
-    """The keys of a test, at several gateways."""
-
-    alice: Client
-    bob: Client
-    carol: Client
-
-
-def at(gateway: InProcess, key: Client) -> Client:
-    """The same key at another gateway."""
-    return replace(gateway.client, secret=key.secret, key_id=key.key_id)
-
-
-async def make_trouble(gateways: Sequence[InProcess]) -> Team:
-    """Brings about every kind of event that keys can bring about."""
-    first = gateways[0].client
-    alice = await first.with_key("alice", team="art", limits={"usd_per_day": 6})
-    bob = await first.with_key("bob", team="art")
-    carol = await first.with_key("carol", team="art")
-    for number in range(3):
-        await at(gateways[number % len(gateways)], alice).ask(f"otter {number}", user="ann", **DEAR)
-    assert (await alice.ask("one more", **DEAR)).error["code"] == "insufficient_quota"
-    reply = await bob.ask("a seal", **DEAR)
-    cost = float(reply.headers["x-gateway-cost-usd"])
-    if (limit := projectable()) is not None:
-        limits = {limit: round(cost * 1.01, 6)}
-        await first.admin("PATCH", f"/admin/keys/{bob.key_id}", {"limits": limits})
-    await first.admin("DELETE", f"/admin/keys/{carol.key_id}")
-    team = Team(alice, bob, carol)
-    await repeat_trouble(gateways, team)
-    return team
-
-
-async def repeat_trouble(gateways: Sequence[InProcess], team: Team) -> None:
-    """What brings about events again, at every gateway."""
-    for gateway in gateways:
-        assert (await at(gateway, team.carol).ask("a walrus")).status == 401
-        assert (await at(gateway, team.carol).send("GET", "/v1/models")).status == 401
-        await at(gateway, team.alice).ask("one more", **DEAR)
-        body = {"limit": "usd_per_day", "amount": 5, "reason": "a deadline"}
-        asked = await at(gateway, team.alice).send("POST", "/v1/usage/ask-for-more", json=body)
-        assert asked.status == 200, asked.body
-        assert asked.json["status"] in ("sent", "already_sent")
-
-
-def told(receiver: Receiver) -> Counter[tuple[Any, ...]]:
-    """How many different events there were of each kind, scope, limit and threshold."""
-    return Counter(
-        (event["type"], data["scope"], data.get("limit"), data.get("threshold"))
-        for event in receiver.events
-        for data in [event["data"]]
-    )
-
-
-async def tell_everything(
-    settings: Any, receiver: Receiver, *, gateways: int, restarts: int
-) -> Counter[tuple[Any, ...]]:
-    """Brings about every kind of event, starts all gateways again, and brings them about again."""
-    await spend_in_the_past(settings)
-    policy = policy_of(Webhook(receiver.hook, secret=SECRET))
-    expected = {kind for kind in EVENT_KINDS if kind != "projected_over" or projectable()}
-    async with open_gateways(settings, policy, gateways) as opened:
-        team = await make_trouble(opened)
-        await until_told(receiver, *expected)
-    for number in range(restarts):
-        async with open_gateways(settings, policy, gateways) as opened:
-            await repeat_trouble(opened, team)
-            # Keys are looked at in the order of their age: this one is the last.
-            limits = {"images_per_day": 1}
-            late = await opened[0].client.with_key(f"late-{number}", limits=limits)
-            assert (await late.ask(f"a late otter {number}", quality="low")).status == 200
-
-            async def is_told(name: str = f"key:late-{number}") -> bool:
-                return ("limit_exhausted", name, "images_per_day", None) in told(receiver)
-
-            await eventually(is_told)
-    return told(receiver)
-
-
-def check_events(found: Counter[tuple[Any, ...]], *, restarts: int) -> None:
-    limit = projectable()
-    assert set(found.values()) == {1}, found
-    late = {key for key in found if key[1].startswith("key:late-")}
-    assert len(late) == 4 * restarts
-    assert set(found) - late == {
-        ("limit_crossed", "key:alice", "usd_per_day", 0.5),
-        ("limit_crossed", "key:alice", "usd_per_day", 0.8),
-        ("limit_exhausted", "key:alice", "usd_per_day", None),
-        *((("limit_crossed", "key:bob", limit, part) for part in (0.5, 0.8)) if limit else ()),
-        *([("projected_over", "key:bob", limit, None)] if limit else ()),
-        ("spike", "team:art", None, None),
-        ("revoked_key_in_use", "key:carol", None, None),
-        ("model_retires", f"model:{MODEL}", None, 1),
-        ("weekly_digest", "team:art", None, None),
-        ("asked_for_more", "key:alice", "usd_per_day", None),
-    } | (
-        {("spike", "everyone", None, None)} if ("spike", "everyone", None, None) in found else set()
-    )
-
-
-@usually_on("sqlite")
-@pytest.mark.usefixtures("is_quick", "has_no_late_purchases")
-async def test_each_event_is_sent_once_over_gateways_and_a_restart(
-    tmp_path, upstream, store_url, receiver
-):
-    settings = settings_of(tmp_path, upstream, store_url)
-    found = await tell_everything(settings, receiver, gateways=2, restarts=1)
-    check_events(found, restarts=1)
-    by_type = {event["type"]: event for event in receiver.events}
-    top = by_type["spike"]["data"]["top"]
-    assert [key["name"] for key in top["keys"]] == ["alice", "bob"]
-    assert [model["name"] for model in top["models"]] == [MODEL]
-    assert [user["name"] for user in top["users"]] == ["ann"]
-    client = openai.OpenAI(api_key="gk-none", webhook_secret=SECRET)
-    for received in receiver.requests:
-        assert client.webhooks.unwrap(received.body, received.headers).type in EVENT_KINDS
-
-
-@pytest.mark.long
-@pytest.mark.usefixtures("has_no_late_purchases")
-async def test_each_event_is_sent_once_over_four_workers_and_two_restarts(
-    tmp_path, upstream, store_url, receiver
-):
-    settings = settings_of(tmp_path, upstream, store_url)
-    found = await tell_everything(settings, receiver, gateways=4, restarts=2)
-    check_events(found, restarts=2)
 
 
 # ── who is told what ────────────────────────────────────────────────────────────────────────
@@ -283,7 +94,7 @@ async def told_alice(
     tmp_path, upstream, receiver, is_quick
 ) -> AsyncIterator[tuple[InProcess, Client]]:
     """A gateway with a webhook, and a key with a budget of one image a day."""
-    hook = Webhook(receiver.hook, events=frozenset({"limit_exhausted", "asked_for_more"}))
+    hook = {"url": receiver.hook, "events": ["limit_exhausted", "asked_for_more"]}
     settings = settings_of(tmp_path, upstream, None)
     async with run_gateway(settings, policy=policy_of(hook)) as gateway:
         yield gateway, await gateway.client.with_key("alice", limits={"images_per_day": 1})
@@ -305,6 +116,128 @@ async def test_an_event_says_what_was_used_and_until_when(told_alice, receiver):
     assert 0 < data["window"]["ends_at"] - time.time() <= DAY
     assert data["text"].startswith("key:alice has used up images_per_day: 1 images of 1 images.")
     assert [key["name"] for key in data["top"]["keys"]] == ["alice"]
+
+
+async def raise_limit(client: Client, scope: str, *, amount: int) -> date:
+    """Raises `images_per_day` until the end of the day that is returned."""
+    today = UTC_CALENDAR.date_at(time.time())
+    body = {
+        "scope": scope,
+        "limit": "images_per_day",
+        "amount": amount,
+        "until": today.isoformat(),
+        "reason": "a launch",
+    }
+    reply = await client.admin("POST", "/admin/limits/raise", body)
+    assert reply.status == 201, reply.body
+    return today
+
+
+@pytest.mark.parametrize("limit", ["images_per_minute", "concurrent_requests"])
+async def test_a_rate_that_refuses_makes_no_event_and_stops_no_other(
+    told_alice, receiver, upstream, limit
+):
+    gateway, alice = told_alice
+    bob = await gateway.client.with_key("bob", limits={limit: 1})
+    watch = gateway.gateway.services.alert_watch
+    async with upstream.hold():
+        first = asyncio.create_task(bob.ask("an otter", quality="low"))
+        await upstream.until_sent()
+        refused = await bob.ask("a seal", quality="low")
+        assert refused.error["code"] == "rate_limit_exceeded"
+        await eventually(lambda: not watch._refusing)
+    assert (await first).status == 200
+    await alice.ask("a walrus", quality="low")
+    await until_told(receiver, "limit_exhausted")
+    assert {event["data"]["scope"] for event in receiver.events} == {"key:alice"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "status", "says"),
+    [
+        ("enforce", 429, "It was refused."),
+        ("shadow", 400, "Nothing is refused, because the limit is in shadow mode."),
+    ],
+)
+async def test_a_purchase_that_does_not_fit_into_an_unused_budget_is_an_event(
+    told_alice, receiver, upstream, mode, status, says
+):
+    gateway, _ = told_alice
+    limits = {"usd_per_day": {"max": 1, "mode": mode}}
+    bob = await gateway.client.with_key("bob", limits=limits)
+    await upstream.play("moderation")
+    assert (await bob.ask(**DEAR)).status == status
+    await until_told(receiver, "limit_exhausted")
+    (event,) = receiver.events
+    assert (event["data"]["scope"], event["data"]["mode"]) == ("key:bob", mode)
+    start = "key:bob has too little of usd_per_day left for a purchase: $0.00 of $1.00 used. "
+    assert event["data"]["text"].startswith(start + says)
+
+
+async def test_a_refusal_of_a_new_key_is_an_event_at_once(told_alice, receiver, monkeypatch):
+    gateway, _ = told_alice
+    watch = gateway.gateway.services.alert_watch
+    monkeypatch.setattr(alert_watch, "SUBJECTS_SECONDS", 1e9)
+    await eventually(lambda: watch._watched)
+    bob = await gateway.client.with_key("bob", limits={"usd_per_day": 1})
+    assert (await bob.ask(**DEAR)).status == 429
+    await until_told(receiver, "limit_exhausted")
+    (event,) = receiver.events
+    assert event["data"]["scope"] == "key:bob"
+
+
+async def test_a_limit_that_was_just_raised_is_not_judged_by_its_old_maximum(
+    told_alice, receiver, monkeypatch
+):
+    gateway, alice = told_alice
+    watch = gateway.gateway.services.alert_watch
+    await eventually(lambda: "key:alice" in {each.scope for each in watch._watched})
+    monkeypatch.setattr(alert_watch, "SUBJECTS_SECONDS", 1e9)
+    await raise_limit(gateway.client, "key:alice", amount=1)
+    assert (await alice.ask(quality="low", n=2)).status == 200
+    await until_told(receiver, "limit_exhausted")
+    (event,) = receiver.events
+    assert (event["data"]["used"], event["data"]["max"]) == (2, 2)
+
+
+async def test_a_window_is_judged_by_the_raises_of_its_time(told_alice, receiver, monkeypatch):
+    """A raise that ends with a window still counted in it."""
+    gateway, alice = told_alice
+    bob = await gateway.client.with_key("bob", limits={"images_per_day": 1})
+    today = await raise_limit(gateway.client, "key:bob", amount=3)
+    assert (await bob.ask(quality="low", n=2)).status == 200
+    watch = gateway.gateway.services.alert_watch
+    # Only its look back is at another time.
+    await end_turn(gateway.gateway.store, "alerts", "the test", after_seconds=60)
+    await end_turn(gateway.gateway.store, "alerts_back", "the test", after_seconds=0.001)
+    tomorrow = UTC_CALENDAR.start_of(today + timedelta(days=1))
+    monkeypatch.setattr(watch, "_clock", lambda: tomorrow + 5.0)
+    await alice.ask("a seal", quality="low")
+    await watch.look_back()
+    await until_told(receiver, "limit_exhausted")
+    assert {event["data"]["scope"] for event in receiver.events} == {"key:alice"}
+
+
+async def test_a_new_webhook_in_access_yaml_needs_no_restart(
+    tmp_path, upstream, receiver, is_quick
+):
+    settings, limits = settings_of(tmp_path, upstream, None), {"images_per_day": 1}
+    hook = {"url": receiver.hook, "secret": SECRET, "events": ["limit_exhausted"]}
+    keys = [{"name": name, "secret": f"{name}-{'x' * 16}", "limits": limits} for name in "ab"]
+    policy = policy_of(hook, keys=keys)
+    async with run_receiver() as other, run_gateway(settings, policy=policy) as gateway:
+        with capture_logs() as logs:
+            for index, heard in enumerate((receiver, other)):
+                client = replace(gateway.client, secret=keys[index]["secret"])
+                assert (await client.ask(f"otter {index}", quality="low")).status == 200
+                await until_told(heard, "limit_exhausted")
+                policy.access["webhooks"] = [{"url": other.hook, "events": ["limit_exhausted"]}]
+                gateway.gateway.policy.reload()
+    told = [[event["data"]["scope"] for event in heard.events] for heard in (receiver, other)]
+    # The event of the first key was sent before there was the second webhook.
+    assert told == [["key:a"], ["key:b"]]
+    assert "a-secret-path" not in repr(logs)
+    assert SECRET not in repr(logs)
 
 
 async def test_a_key_asks_for_more_once_in_a_window(told_alice, receiver):
@@ -359,6 +292,31 @@ async def test_an_incorrect_key_cannot_ask_for_more(gateway):
     body = {"limit": "usd_per_month"}
     reply = await gateway.client.send("POST", "/v1/usage/ask-for-more", json=body)
     assert reply.status == 401
+
+
+async def test_a_key_that_is_gone_from_access_yaml_is_a_revoked_key(
+    tmp_path, upstream, store_url, receiver, is_quick, monkeypatch
+):
+    monkeypatch.setattr(maintenance, "RECORD_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr(declared_keys, "RECORD_EVERY_SECONDS", 0.1)
+    settings = settings_of(tmp_path, upstream, store_url)
+    hook = {"url": receiver.hook, "events": ["revoked_key_in_use"]}
+    keys = [{"name": name, "secret": f"{name}-{'x' * 16}", "team": "art"} for name in "ab"]
+    policy = policy_of(hook, keys=keys)
+    async with run_gateway(settings, policy=policy) as gateway:
+        await eventually(lambda: gateway.gateway.services.declared_keys._version)
+    policy.access["keys"] = keys[1:]
+    async with run_gateway(settings, policy=policy) as gateway:
+        clients = [replace(gateway.client, secret=key["secret"]) for key in keys]
+
+        async def is_told() -> bool:
+            replies = [await client.send("GET", "/v1/models") for client in clients]
+            assert [reply.status for reply in replies] == [401, 200]
+            return bool(receiver.events)
+
+        await eventually(is_told)
+    (event,) = receiver.events
+    assert (event["data"]["scope"], event["data"]["team"]) == ("key:a", "art")
 
 
 async def test_a_secret_that_was_never_a_key_is_no_event(told_alice, receiver):

@@ -37,6 +37,7 @@ class Receiver:
     location: str = ""
     """The target of redirects."""
     requests: list[Received] = field(default_factory=list)
+    accepted: list[Received] = field(default_factory=list)
     sent_bytes: int = 0
 
     @property
@@ -53,7 +54,10 @@ class Receiver:
         return sorted(event["type"] for event in self.events)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        self.requests.append(Received(dict(request.headers), await request.read()))
+        received = Received(dict(request.headers), await request.read())
+        self.requests.append(received)
+        if self.behaviour == "accept":
+            self.accepted.append(received)
         return await getattr(self, f"do_{self.behaviour}")(request)
 
     async def do_accept(self, _request: web.Request) -> web.Response:

@@ -231,6 +231,58 @@ async def test_one_webhook_that_hangs_does_not_delay_the_others(store, receiver,
             await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_while_a_webhook_hangs_other_workers_send_to_the_others(store, receiver, clock):
+    async with run_receiver() as hanging:
+        hanging.behaviour = "hang"
+        hooks = Webhook(hanging.hook), Webhook(receiver.hook)
+        async with (
+            sending(store, *hooks, clock=clock, timeout_seconds=30) as (outbox, first),
+            sending(store, *hooks, clock=clock, worker="worker-2") as (_, second),
+        ):
+            await outbox.publish(event(clock, "1"))
+            task = asyncio.create_task(first.send())
+            await eventually(lambda: hanging.requests and receiver.requests)
+            await outbox.publish(event(clock, "2"))
+
+            async def is_sent() -> bool:
+                await second.send()
+                return len(receiver.requests) == 2
+
+            await eventually(is_sent)
+            assert len(hanging.requests) == 1
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_webhook_that_failed_rests_with_all_its_events(store, receiver, clock):
+    receiver.behaviour = "fail"
+    async with sending(store, Webhook(receiver.hook), clock=clock) as (outbox, sender):
+        for number in range(3):
+            await outbox.publish(event(clock, str(number)))
+        await sender.send()
+        assert len(receiver.requests) == 1
+        assert await due(sender, outbox, clock, after=4.9) == 0
+        assert await due(sender, outbox, clock, after=0.2) == 3
+
+
+async def test_an_event_that_is_never_accepted_delays_others_by_a_minute(store, receiver, clock):
+    async with sending(store, Webhook(receiver.hook), clock=clock) as (outbox, sender):
+        await outbox.publish(event(clock, "bad"))
+        (entry,) = await outbox.read()
+        for _ in range(8):
+            entry = await outbox.take(entry, due_at=clock.now)
+        await outbox.put_back(entry, due_at=clock.now + 3600)
+        await outbox.publish(event(clock, "good"))
+        assert await due(sender, outbox, clock, after=59) == 0
+        assert await due(sender, outbox, clock, after=2) == 1
+
+
+async def due(sender: Sender, outbox: Outbox, clock: Clock, *, after: float) -> int:
+    """How many entries would be tried some time later."""
+    clock.now += after
+    return sum(map(len, sender._due(await outbox.read()).values()))
+
+
 @pytest.mark.parametrize("behaviour", ["gigabyte", "hang_after_head"])
 async def test_an_event_is_accepted_however_its_answer_ends(store, receiver, clock, behaviour):
     receiver.behaviour = behaviour

@@ -7,12 +7,10 @@ from typing import Final
 from aiohttp import web
 
 from gateway.access.limit_changes import ScopeLimits
-from gateway.api.admin.requests import invalid_value, read_actor, read_parameters
+from gateway.api.admin.requests import check_query, invalid_value, read_actor, read_parameters
 from gateway.api.http.json import json_response
 from gateway.api.limit_rows import limits_object
 from gateway.api.services import SERVICES
-from gateway.errors import ErrorCode, InvalidRequest, shorten
-from gateway.values import nearest
 
 RAISE_FIELDS: Final = ("limit", "amount", "until", "reason")
 _EXPECTED_SCOPE: Final = "everyone, team:NAME or key:NAME"
@@ -20,14 +18,7 @@ _EXPECTED_SCOPE: Final = "everyone, team:NAME or key:NAME"
 
 async def show_limits(request: web.Request) -> web.Response:
     """`GET /admin/limits?scope=…`: each limit, what is used of it, and its raises."""
-    for name in request.query:
-        if name != "scope":
-            raise InvalidRequest(
-                f"Unknown parameter: '{shorten(name)}'. "
-                f"Did you mean '{nearest(name, ('scope',))}'?",
-                param=shorten(name),
-                code=ErrorCode.UNKNOWN_PARAMETER,
-            )
+    check_query(request, ("scope",))
     scope = _scope(request.query.get("scope"))
     return await _answer(request, await request.app[SERVICES].limit_changes.show(scope))
 

@@ -8,7 +8,7 @@ are, and which calendar, is `billing.totals`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -22,6 +22,10 @@ MAX_GROUP_ROWS: Final = 1000
 
 TotalsKind = Literal["quarter", "day", "user"]
 """Rows of quarter hours, of days, and of users by day. Each kind has its own time to live."""
+
+
+Slots = Mapping[int, Mapping[str, int]]
+"""Sums of a row by slot."""
 
 
 class Period(NamedTuple):
@@ -83,8 +87,9 @@ class TotalsPage:
     """Some rows of a period. They contain the records up to `checkpoint`, and no others."""
 
     checkpoint: str
-    rows: Sequence[tuple[str, Mapping[int, Mapping[str, int]]]]
-    """Row and slot → sums. A row may be on several pages."""
+    rows: Iterable[tuple[str, Slots]]
+    """A row may be on several pages. Can be read once: a row may be decoded while it is read,
+    because a whole page would block the event loop for too long."""
     after: str | None
     """The next page; None on the last one."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from gateway.store import commands
@@ -56,7 +56,7 @@ def _read_totals(command: commands.ReadTotals, keys: Keys) -> RedisCommand:
         checkpoint, cursor, rows = reply
         return commands.TotalsPage(
             checkpoint.decode(),
-            [(row.decode(), _read_slots(slots.decode())) for row, slots in pairs(rows)],
+            ((row.decode(), _read_slots(slots.decode())) for row, slots in pairs(rows)),
             read_cursor(cursor),
         )
 
@@ -64,7 +64,7 @@ def _read_totals(command: commands.ReadTotals, keys: Keys) -> RedisCommand:
     return script_command("read_totals", [keys.books], arguments, read=read)
 
 
-def _read_slots(text: str) -> Mapping[int, Mapping[str, int]]:
+def _read_slots(text: str) -> commands.Slots:
     found = {}
     for part in text.split(";"):
         slot, _, sums = part.partition(" ")
