@@ -258,8 +258,13 @@ class Totals:
                 reading = _Reading(series, found, group_of, begin_of_row, since=begin, until=end)
                 if await self._add_up(reading):
                     break
-            for (starts_at, group), amounts in found.sums.items():
+            if not groups.sums:  # mostly there is only one part
+                groups = found
+                continue
+            for index, ((starts_at, group), amounts) in enumerate(found.sums.items()):
                 groups.add(starts_at, group, amounts)
+                if index % SLICE_RECORDS == 0:
+                    await asyncio.sleep(0)
         return groups.sums
 
     async def _first_day(self, since: float, until: float, zone: str, *, by_user: bool) -> float:
