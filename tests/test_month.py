@@ -96,6 +96,10 @@ async def rows(client: Client, query: str, *, form: str = "json") -> list[dict[s
     return reply.json["usage"]
 
 
+def what_if_micros(rows: Iterable[Mapping[str, Any]]) -> int:
+    return sum(round(float(row["what_if_usd"]) * 1_000_000) for row in rows)
+
+
 def usage_command(config: Path, *words: str) -> Result:
     """`gateway usage` on the store of a gateway."""
     result = CliRunner().invoke(cli, ["usage", *words, "--config", str(config)])
@@ -236,10 +240,20 @@ async def test_all_reports_of_a_month_give_the_same_total(
         assert sums(await rows(here.client, by_day, form="csv")) == whole
         own = [(await c.send("GET", f"/v1/usage?{asked}&bucket_width=1d")).json for c in clients]
         assert sums(row for reply in own for row in reply["usage"]) == whole
-        off = await rows(here.client, f"{asked}&what_if=cache=off&group_by=team")
-        assert sums(off) == whole
-        without_cache = sum(round(row["what_if_usd"] * 1_000_000) for row in off)
-        assert without_cache == whole["cost_usd"] + whole["saved_usd"]
+        for groups, form in (("team", "json"), ("key", "csv"), ("", "json")):
+            query = f"{asked}&what_if=cache=off&group_by={groups}"
+            off = await rows(here.client, query, form=form)
+            assert sums(off) == whole
+            assert what_if_micros(off) == whole["cost_usd"] + whole["saved_usd"]
+        query = f"/admin/usage?{asked}&what_if=quality=low&group_by=quality,model"
+        low = (await here.client.admin("GET", query)).json
+        assert sums(low["usage"]) == whole
+        assert what_if_micros([low["what_if"]]) == what_if_micros(low["usage"])
+        for row in low["usage"]:
+            # At that quality already, or at one that the model does not have.
+            if row["quality"] == "low" or row["model"] == "dall-e-3":
+                assert row["what_if_usd"] == row["cost_usd"]
+        assert what_if_micros(low["usage"]) < whole["cost_usd"]
         days = await rows(here.client, f"{asked}&bucket_width=1d")
         assert {row["time_zone"] for row in days} == {zone}
         assert [row["from"][:10] for row in days] == sorted({row["from"][:10] for row in days})
