@@ -458,6 +458,7 @@ def wire_gateway(
         cache.image_cache,
         flights,
         purchases,
+        keys=keys,
         store=store,
         unstored=unstored,
         transcoding=cache.transcoding if settings.cache.derive_formats else None,

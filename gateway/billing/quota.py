@@ -131,6 +131,11 @@ def admit(batch: Batch, principal: Principal, *, peeks: bool = False) -> Result[
     return batch.add(prepared.admit_and_peek if peeks else prepared.admit)
 
 
+def compare(batch: Batch, principal: Principal) -> Result[Admission]:
+    """Compares the records that the principal was made of with the stored ones. Counts nothing."""
+    return batch.add(Admit(principal.expected, ()))
+
+
 def admit_image(batch: Batch, principal: Principal) -> Result[Admission] | None:
     """Counts one image that is made without a purchase, as `admit` does; None: it has no limit."""
     command = _prepared(principal).admit_image

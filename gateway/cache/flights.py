@@ -57,6 +57,12 @@ The first one also leaves the request time to begin a purchase without the store
 the lease: followers elsewhere that are released before would buy as well."""
 
 Buy = Callable[[Flight], Awaitable[PurchasedImages]]
+
+
+async def _nothing() -> None:
+    pass
+
+
 """Buys the slots of a flight.
 
 Once something was sent to upstream, it publishes the end itself (`Flight.complete`, `Flight.fail`)
@@ -115,6 +121,7 @@ class Flights:
         slots: Iterable[int],
         *,
         buy: Buy,
+        check_again: Callable[[], Awaitable[None]] = _nothing,
         limits: FollowerLimits | None = None,
         subscriber: Subscriber | None = None,
         ignoring: tuple[str, ...] = (),
@@ -122,16 +129,18 @@ class Flights:
     ) -> FlightResult:
         """Gets images for slots: buys those without a lease, and follows the flights of the others.
 
-        `limits` are those that `buy` counts against: if another request of the same key is refused,
-        this one need not try. `subscriber` receives the partial images of all these flights. Images
-        with an id in `ignoring`, and unstored ones older than `max_age_seconds`, count as missing,
-        and the bought images take their slots.
+        `check_again` runs before `buy` if the request has waited for another one: it raises if the
+        request may not buy any more. `limits` are those that `buy` counts against: if another
+        request of the same key is refused, this one need not try. `subscriber` receives the partial
+        images of all these flights. Images with an id in `ignoring`, and unstored ones older than
+        `max_age_seconds`, count as missing, and the bought images take their slots.
 
         Returns when every slot has an image or an error, or was left empty by this request's own
         purchase or by two others. The errors are in the result, beside the images.
         """
         result, patience = FlightResult(missing=set(slots)), Patience()
         turn: Turn | None = None
+        has_waited = False
         try:
             while self._add_unstored(result, fingerprint, max_age_seconds=max_age_seconds):
                 # The store may not know yet of a flight that began without it.
@@ -146,6 +155,8 @@ class Flights:
                 cached_before = len(result.cached)
                 try:
                     acquired, leased = await self._lease(flight, result=result, patience=patience)
+                    if acquired and has_waited:
+                        await self._check_leased(flight, check_again)
                 except GatewayError as refusal:
                     # Not raised: earlier flights of this request may have brought images.
                     result.own_error = result.own_error or detach(refusal)
@@ -177,6 +188,7 @@ class Flights:
                     waits.append(self._lead(flight, purchase, result=result))
                 with self._waiting.taken() if leased else nullcontext():
                     turn = await _wait_for_all(waits)
+                has_waited = True
         finally:
             if turn is not None:
                 turn.pass_on()
@@ -313,6 +325,14 @@ class Flights:
             await self._release(flight)  # to that purchase
             return (), unleased | dict(lease.leased)
         return lease.acquired, dict(lease.leased)
+
+    async def _check_leased(self, flight: Flight, check: Callable[[], Awaitable[None]]) -> None:
+        """Releases the lease if the request may not buy any more, and raises why not."""
+        try:
+            await check()
+        except BaseException:
+            await self._release(flight)
+            raise
 
     async def _acquire(self, flight: Flight, *, seconds: float) -> LeaseResult:
         """Acquires the lease of the flight's free slots, for so long.

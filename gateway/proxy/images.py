@@ -13,6 +13,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final
 
+from gateway.access.keys import Keys
 from gateway.billing import pricing, quota
 from gateway.cache.entries import CachedImage, fresh_images
 from gateway.cache.flight_ends import RECHECK_SECONDS, Patience
@@ -63,6 +64,7 @@ class Images:
         flights: Flights,
         purchases: Purchases,
         *,
+        keys: Keys,
         store: Store,
         unstored: UnstoredImages,
         transcoding: Transcoding | None,
@@ -73,6 +75,7 @@ class Images:
         self._cache = cache
         self._flights = flights
         self._purchases = purchases
+        self._keys = keys
         self._store = store
         self._unstored = unstored
         self._transcoding = transcoding
@@ -317,11 +320,29 @@ class Images:
             query.fingerprint,
             missing,
             buy=buy,
+            check_again=partial(self._check_key, context, query),
             limits=_limits_of(context, query),
             subscriber=subscriber,
             ignoring=ignored,
             max_age_seconds=policy.max_age_seconds,
         )
+
+    async def _check_key(self, context: RequestContext, query: ImageQuery) -> None:
+        """Goes on with the key as it is now. Raises `GatewayError` if it may not buy any more.
+
+        A request may wait for as long as upstream takes, and its key be revoked meanwhile.
+        """
+        batch = Batch(self._store)
+        comparison = quota.compare(batch, context.principal)
+        try:
+            await batch.execute()
+        except StoreUnavailable:
+            return  # the reservation needs the store too
+        if (changed := comparison.value.changed) is None:
+            return
+        await self._keys.update(context.secret, context.principal, changed)
+        context.use_key(await self._keys.authenticate(context.secret))
+        await self._interpreter.interpret(context, query.body)  # the key may have other models
 
     def _purchase_function(
         self, context: RequestContext, query: ImageQuery, images: LoadedImages

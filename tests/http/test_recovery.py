@@ -189,6 +189,28 @@ async def test_a_follower_over_its_limit_gets_its_own_refusal_and_the_next_follo
     assert len(await upstream.bodies()) == 1
 
 
+async def test_a_follower_does_not_buy_with_a_key_that_was_changed_while_it_waited(
+    slow_gateway: InProcess, upstream: Upstream
+) -> None:
+    """Long after its admission, a request may have to buy what it waited for."""
+    client = slow_gateway.client
+    names = ("alice", "revoked", "poor", "limited", "restricted")
+    keys = [await client.with_key(name, team=name) for name in names]
+    await leave_purchase(slow_gateway.settings, keys[0].secret, "lost", received=False)
+    waiting = [asyncio.create_task(key.ask("lost")) for key in keys[1:]]
+    await slow_gateway.until_leased(4)
+
+    await client.admin("DELETE", f"/admin/keys/{keys[1].key_id}")
+    limits = {"limits": {"usd_per_day": 0}}
+    await client.admin("PATCH", f"/admin/keys/{keys[2].key_id}", limits)
+    await client.admin("PATCH", "/admin/teams/limited", limits)
+    await client.admin("PATCH", "/admin/teams/restricted", {"models": ["dall-e-3"]})
+    await slow_gateway.recover_expired()
+
+    assert [reply.status for reply in await asyncio.gather(*waiting)] == [401, 429, 429, 403]
+    assert await upstream.bodies() == []
+
+
 @pytest.mark.parametrize("received", [True, False], ids=["received", "reserved"])
 async def test_concurrent_recoveries_close_a_purchase_once(
     open_gateway: OpenGateway, received: bool
