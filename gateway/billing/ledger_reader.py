@@ -15,7 +15,7 @@ from gateway.store.protocol import Store
 
 MAX_DIFFERENCES: Final = 100
 PAGE_RECORDS: Final = 500
-SLICE_RECORDS: Final = 50
+SLICE_RECORDS: Final = 20
 """Records that are added up at once. It takes about a millisecond of the event loop."""
 
 
