@@ -161,7 +161,7 @@ class ErrorCode(StrEnum):
     DECLARED_IN_FILE = (
         "declared_in_file",
         409,
-        "The file access.yaml declares it; it is changed there.",
+        "The file access.yaml declares it. Make this change in that file.",
     )
     TEAM_NOT_FOUND = "team_not_found", 404, "There is no team with this name."
     TEAM_HAS_KEYS = "team_has_keys", 409, "Active keys are in the team."

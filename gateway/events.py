@@ -36,9 +36,8 @@ class Watched(NamedTuple):
 
     @property
     def scope(self) -> str:
-        """As users see it: `key:NAME`, `team:NAME` or `everyone`."""
-        subject = self.subject
-        return subject.kind if subject.kind == "everyone" else f"{subject.kind}:{subject.shown_as}"
+        """`key:NAME`, `team:NAME` or `everyone`."""
+        return self.subject.scope
 
 
 class RevokedUse(NamedTuple):

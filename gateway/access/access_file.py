@@ -86,9 +86,9 @@ class AccessFile:
         return PurePath(self.file).name
 
     def refuse(self, what: str) -> GatewayError:
-        """The 409 for a change of something that is declared."""
+        """The 409 for a change of `what`, such as "key 'shop'", by the admin API or a command."""
         return GatewayError(
-            f"{what} is declared in {self.name}. Change it there.",
+            f"{self.name} declares {what}. Make this change in that file.",
             type=INVALID_REQUEST,
             code=ErrorCode.DECLARED_IN_FILE,
         )

@@ -544,7 +544,7 @@ class Keys:
     ) -> KeyRecord:
         declared = self._subjects.declared()
         if (found := declared.ids.get(key_id)) is not None:
-            raise declared.refuse(f"Key '{found.name}'")
+            raise declared.refuse(f"key '{found.name}'")
         # If the key is changed at the same time, the compare-and-set fails, and the change is
         # applied to the newer record.
         for _ in range(WRITE_ATTEMPTS):
@@ -608,7 +608,7 @@ class Keys:
     def _refuse_declared_name(self, name: str) -> None:
         declared = self._subjects.declared()
         if name in declared.keys:
-            raise declared.refuse(f"Key '{name}'")
+            raise declared.refuse(f"key '{name}'")
 
     async def _inactive_owner(self, name: str) -> bytes | None:
         """The id of an inactive key that still has a name. Raises 409 if an active key has it."""

@@ -115,8 +115,6 @@ class LimitChanges:
         """
         found, changes = await self._find(scope), {"limits": limits}
         parse_model(EveryoneSpec, {"limits": {}} if isinstance(limits, Mapping) else changes)
-        if found.is_declared:
-            raise self._subjects.declared().refuse(_named(found))
         if found.kind == "key":
             await self._keys.change(found.name.removeprefix("key:"), changes, actor=actor)
         elif found.kind == "team":
@@ -126,6 +124,9 @@ class LimitChanges:
         return await self.show(scope)
 
     async def _set_everyone(self, changes: Mapping[str, Any], actor: Actor) -> None:
+        if (declared := self._subjects.declared()).everyone is not None:
+            raise declared.refuse("the limits of everyone")
+
         async def make() -> tuple[None, Sequence[Write]]:
             data = await execute(self._store, Get(ACCESS, EVERYONE))
             old = read_subject("everyone", data) or SubjectRecord()
@@ -312,7 +313,7 @@ def _readable_raises(found: _Found, data: bytes | None) -> Sequence[Raise]:
 
 def _named(found: _Found) -> str:
     if found.kind == "everyone":
-        return "The limits of everyone" if found.is_declared else "Everyone"
+        return "Everyone"
     return f"{found.kind.capitalize()} '{found.shown_as}'"
 
 

@@ -160,7 +160,7 @@ class Teams:
     def _refuse_declared(self, name: str) -> None:
         declared = self._subjects.declared()
         if name in declared.teams:
-            raise declared.refuse(f"Team '{name}'")
+            raise declared.refuse(f"team '{name}'")
 
     def _event(
         self,

@@ -146,6 +146,7 @@ def test_limits_are_set_shown_raised_and_removed(run_here: RunHere, scope: str):
 def test_commands_show_what_a_file_declares_and_do_not_change_it(run_here: RunHere):
     Path("config").mkdir()
     Path("config", "access.yaml").write_text(
+        "everyone: {limits: {usd_per_month: 500}}\n"
         "teams: {art: {limits: {usd_per_day: {max: 5, mode: shadow}}}}\n"
         "keys: [{name: shop, secret: the-secret-of-the-shop, team: art}]\n"
     )
@@ -155,17 +156,18 @@ def test_commands_show_what_a_file_declares_and_do_not_change_it(run_here: RunHe
     assert "usd_per_day=5:shadow:0.5,0.8,1.0" in run_here("teams", "list").stdout
     shown = run_here("limits", "show", "team:art")
     assert "Declared in access.yaml." in shown.stderr
-    for words in (
-        ("keys", "set", "shop", "--team", "ads"),
-        ("keys", "revoke", "shop"),
-        ("keys", "add", "shop"),
-        ("teams", "set", "art", "--scope", "team"),
-        ("teams", "remove", "art"),
-        ("limits", "set", "team:art", "usd_per_day=9"),
+    for words, declared in (
+        (("keys", "set", "shop", "--team", "ads"), "key 'shop'"),
+        (("keys", "revoke", "shop"), "key 'shop'"),
+        (("keys", "add", "shop"), "key 'shop'"),
+        (("teams", "set", "art", "--scope", "team"), "team 'art'"),
+        (("teams", "remove", "art"), "team 'art'"),
+        (("limits", "set", "team:art", "usd_per_day=9"), "team 'art'"),
+        (("limits", "set", "everyone", "usd_per_day=9"), "the limits of everyone"),
     ):
         refused = run_here(*words)
         assert refused.exit_code == 1, words
-        assert "is declared in access.yaml. Change it there." in refused.stderr
+        assert f"access.yaml declares {declared}. Make this change in that file." in refused.stderr
     raised = one(
         run_here,
         *("limits", "raise", "team:art", "usd_per_day=1", "--until=2099-12-31", "--reason=x"),
