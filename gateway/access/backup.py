@@ -19,7 +19,7 @@ import orjson
 
 from gateway.access.audit import SPACE, AuditEvent, audit_spaces
 from gateway.access.key_records import KeyRecord
-from gateway.access.keys import KEYS, NAMES, REVOKED, SECRETS
+from gateway.access.key_spaces import KEYS, NAMES, REVOKED, SECRETS, decode_key
 from gateway.access.signing import META, decode_keys, encode_keys
 from gateway.access.signing import RECORD as SIGNING_KEYS
 from gateway.access.subjects import ACCESS, EVERYONE, GENERATION, RAISES, TEAMS
@@ -27,7 +27,7 @@ from gateway.store.batch import Batch, execute
 from gateway.store.commands import CompareAndSet, Get, Write
 from gateway.store.pages import scan_records
 from gateway.store.protocol import Store
-from gateway.stored import UNREADABLE, read_stored
+from gateway.stored import UNREADABLE
 
 FORMAT: Final = "image-gateway-backup"
 VERSION: Final = 1
@@ -329,7 +329,7 @@ def _wanted(
 
 
 def _ids(records: Iterable[bytes]) -> frozenset[str]:
-    decoded = (read_stored("key", value, KeyRecord.decode) for value in records)
+    decoded = map(decode_key, records)
     return frozenset(record.id for record in decoded if record is not None)
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from gateway.access.access_file import AccessFile
 from gateway.access.key_records import KeyRecord
-from gateway.access.keys import REVOKED_SECONDS
+from gateway.access.key_spaces import REVOKED_SECONDS
 from gateway.store.batch import execute
 from gateway.store.commands import CompareAndSet, Write
 from gateway.store.pages import scan_records

@@ -15,7 +15,6 @@ thousands of keys: they are read in pages, and decoded in a thread.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import heapq
 import hmac
 import math
@@ -25,11 +24,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, TypeVar
-
-import orjson
 
 from gateway.access.access_file import AccessFile
 from gateway.access.audit import Actor, AuditEvent, audit_write, changed_fields
@@ -41,6 +38,21 @@ from gateway.access.key_records import (
     Scope,
     SecretHash,
     Validation,
+)
+from gateway.access.key_spaces import (
+    KEYS,
+    NAMES,
+    REVOKED,
+    REVOKED_SECONDS,
+    SECRETS,
+    KeyName,
+    decode_key,
+    decode_key_cached,
+    hash_secret,
+    read_named_key,
+    revoked_name,
+    secret_changes,
+    with_ended_secrets,
 )
 from gateway.access.key_uses import KeyUses
 from gateway.access.subjects import ACCESS, GENERATION, ResolvedKey, StoredSubjects, Subjects
@@ -60,14 +72,6 @@ from gateway.store.protocol import Store
 from gateway.stored import read_stored
 
 T = TypeVar("T")
-
-KEYS: Final = "keys"
-SECRETS: Final = "secrets"
-NAMES: Final = "names"
-REVOKED: Final = "revoked_keys"
-"""Records by the time of their revocation and the key's id."""
-REVOKED_SECONDS: Final = 90 * 86_400
-"""How long a revoked key is listed. Records of the ledger have its name for longer."""
 
 SECRET_PREFIX: Final = "gk-"  # noqa: S105 - what every secret starts with
 MAX_KNOWN: Final = 10_000
@@ -100,17 +104,6 @@ class Key:
     """The header that names the user in the ledger if the body does not."""
     declared_version: int = 0
     """Of the `access.yaml` that it was made of."""
-
-
-class KeyName(NamedTuple):
-    """A key as metrics show it."""
-
-    created_at: int
-    name: str
-    key_id: str
-    team: str | None
-    record: bytes = b""
-    """Its record's bytes, also those that a declared key would have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +248,7 @@ class Keys:
         unreadable, and the key therefore unknown. Raises `StoreUnavailable`.
         """
         if data and (known is None or known.data != data):
-            record = _decode(data)
+            record = decode_key(data)
         else:
             data, record = (known.data, known.record) if known is not None else (b"", None)
         if record is None:
@@ -380,7 +373,7 @@ class Keys:
         stored = await self._subjects.read_all()
 
         def resolve() -> list[ResolvedKey]:
-            records = filter(None, (_decode_again(key.record) for key in keys))
+            records = filter(None, (decode_key_cached(key.record) for key in keys))
             return [self._subjects.resolve(record, stored.of_key(record)) for record in records]
 
         # In a thread: decoding records takes some time, even if it is done once for each.
@@ -395,7 +388,7 @@ class Keys:
         now = self._clock()
         for data in page.values():
             # Not as a `KeyRecord`, which takes ten times as long: mostly all keys are known.
-            named = read_stored("key", data, _read_name)
+            named = read_stored("key", data, read_named_key)
             if named is None or named.revoked_at is not None:
                 continue
             names.append(named.key)
@@ -403,7 +396,7 @@ class Keys:
             for secret_hash in named.secret_hashes:
                 has_room = len(self._known) + len(unknown) < MAX_KNOWN
                 if has_room and not has_ended and secret_hash not in self._known:
-                    record = _decode(data)
+                    record = decode_key(data)
                     if record is not None:
                         made = self._try_make(secret_hash, record, data, StoredSubjects())
                         unknown += [(secret_hash, made)] if made is not None else []
@@ -442,7 +435,7 @@ class Keys:
         for space in (KEYS, REVOKED):
             async for page in scan_records(self._store, space):
                 for data in page.values():
-                    if (named := read_stored("key", data, _read_name)) is not None:
+                    if (named := read_stored("key", data, read_named_key)) is not None:
                         found[named.key.key_id] = named.key.team
                 await asyncio.sleep(0)
         return list(found.items())
@@ -462,7 +455,7 @@ class Keys:
         }
 
         def read(page: Mapping[str, bytes]) -> None:
-            for record in filter(None, map(_decode, page.values())):
+            for record in filter(None, map(decode_key, page.values())):
                 rows[record.id] = (record.created_at, record.name, convert(record))
 
         # The revoked ones last: one that is revoked meanwhile is then on a page of either space.
@@ -475,7 +468,7 @@ class Keys:
 
     async def forget_revoked(self) -> int:
         """Deletes the keys that were revoked long ago; returns how many."""
-        before, deleted = _revoked_name(self._clock() - REVOKED_SECONDS, ""), 0
+        before, deleted = revoked_name(self._clock() - REVOKED_SECONDS, ""), 0
         async for page in scan_records(self._store, REVOKED):
             ended = {name: data for name, data in page.items() if name < before}
             for name, data in ended.items():
@@ -523,12 +516,12 @@ class Keys:
         """Deletes the secrets whose overlap has ended; returns how many."""
         now, deleted = self._clock(), 0
         async for page in scan_records(self._store, KEYS):
-            for key_id, data in await asyncio.to_thread(_with_ended_secrets, page, now):
+            for key_id, data in await asyncio.to_thread(with_ended_secrets, page, now):
                 old = KeyRecord.decode(data)
                 new = old.without_ended_secrets(now)
                 changes = (
                     Write(KEYS, key_id, new.encode(), expected=data),
-                    *_secret_changes(old, new),
+                    *secret_changes(old, new),
                 )
                 if await execute(self._store, CompareAndSet(changes)) is None:
                     deleted += len(old.secrets) - len(new.secrets)
@@ -549,32 +542,20 @@ class Keys:
         # applied to the newer record.
         for _ in range(WRITE_ATTEMPTS):
             data = await execute(self._store, Get(KEYS, key_id))
-            old = _decode(data)
+            old = decode_key(data)
             if old is None or old.revoked_at is not None:
-                raise GatewayError(
-                    f"No active key has the id '{shorten_name(key_id)}'.",
-                    type=INVALID_REQUEST,
-                    code=ErrorCode.KEY_NOT_FOUND,
-                )
+                raise _not_found(key_id)
             new = change(old).without_ended_secrets(self._clock())
             if new == old:
                 return old
             if new.name != old.name:
                 self._refuse_declared_name(new.name)
-            if new.revoked_at is None:
-                changes = [
-                    Write(KEYS, key_id, new.encode(), expected=data),
-                    *_secret_changes(old, new),
-                ]
-            else:
-                name = _revoked_name(new.revoked_at, key_id)
-                changes = [
-                    Write(KEYS, key_id, None, expected=data),
-                    Write(REVOKED, name, new.encode(), expected=None),
-                    *_secret_changes(old, None),
-                ]
-            changes += await self._name_changes(old, new)
-            changes.append(self._audit(actor, action, old, new))
+            changes = [
+                *_record_changes(key_id, new, data=data),
+                *secret_changes(old, new if new.revoked_at is None else None),
+                *await self._name_changes(old, new),
+                self._audit(actor, action, old, new),
+            ]
             if await execute(self._store, CompareAndSet(tuple(changes))) is None:
                 return new
         raise GatewayError("Another request is changing this key. Try again.", status=409)
@@ -616,7 +597,7 @@ class Keys:
         if owner is None:
             return None
         data = await execute(self._store, Get(KEYS, owner.decode()))
-        record = _decode(data)
+        record = decode_key(data)
         if record is not None and record.is_active(self._clock()):
             raise _name_taken(name)
         return owner
@@ -626,66 +607,22 @@ def _new_secret() -> str:
     return SECRET_PREFIX + secrets.token_urlsafe(32)
 
 
-def _secret_changes(old: KeyRecord, new: KeyRecord | None) -> list[Write]:
-    """The writes that make the index of secrets that of `new`; None for a key that is gone."""
-    own_id = old.id.encode()
-    former = {secret.sha256 for secret in old.secrets}
-    present = {secret.sha256 for secret in new.secrets} if new is not None else set()
-    return [
-        *(Write(SECRETS, name, None, expected=own_id) for name in sorted(former - present)),
-        *(Write(SECRETS, name, own_id, expected=None) for name in sorted(present - former)),
-    ]
-
-
-def _with_ended_secrets(page: Mapping[str, bytes], now: float) -> list[tuple[str, bytes]]:
-    """The readable records that have a secret whose overlap has ended."""
-    return [
-        (key_id, data)
-        for key_id, data in page.items()
-        # Few keys have one: the others are not decoded.
-        if data.count(b'"sha256"') > 1
-        and (record := _decode(data)) is not None
-        and record.without_ended_secrets(now) is not record
-    ]
-
-
-def hash_secret(secret: str) -> str:
-    """The SHA-256 of a secret, hex: all that is stored of it."""
-    # A fast hash is enough, because a secret has 256 random bits. A header with bytes that are not
-    # UTF-8 arrives with lone surrogates, which only `surrogatepass` encodes.
-    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _revoked_name(at: float, key_id: str) -> str:
-    """The name of a revoked key's record: names are in the order of revocation."""
-    return f"{int(at):012}-{key_id}"
-
-
-class _NamedKey(NamedTuple):
-    key: KeyName
-    revoked_at: float | None
-    expires_at: float | None
-    secret_hashes: list[str]
-
-
-def _read_name(data: bytes) -> _NamedKey:
-    fields = orjson.loads(data)
-    return _NamedKey(
-        KeyName(fields["created_at"], fields["name"], fields["id"], fields.get("team"), data),
-        fields.get("revoked_at"),
-        fields.get("expires_at"),
-        [secret["sha256"] for secret in fields["secrets"]],
+def _record_changes(key_id: str, new: KeyRecord, *, data: bytes | None) -> tuple[Write, ...]:
+    """The writes that replace a key's record, or move it to the revoked ones."""
+    if new.revoked_at is None:
+        return (Write(KEYS, key_id, new.encode(), expected=data),)
+    return (
+        Write(KEYS, key_id, None, expected=data),
+        Write(REVOKED, revoked_name(new.revoked_at, key_id), new.encode(), expected=None),
     )
 
 
-def _decode(data: bytes | None) -> KeyRecord | None:
-    """The record; None if there is none, or if it is unreadable."""
-    return None if data is None else read_stored("key", data, KeyRecord.decode)
-
-
-@lru_cache(maxsize=2048)
-def _decode_again(data: bytes) -> KeyRecord | None:
-    return _decode(data)
+def _not_found(key_id: str) -> GatewayError:
+    return GatewayError(
+        f"No active key has the id '{shorten_name(key_id)}'.",
+        type=INVALID_REQUEST,
+        code=ErrorCode.KEY_NOT_FOUND,
+    )
 
 
 def _name_taken(name: str) -> GatewayError:

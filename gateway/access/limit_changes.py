@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from gateway.access.audit import Actor, AuditEvent, audit_write, changed_fields
 from gateway.access.key_records import KeyRecord
-from gateway.access.keys import KEYS, NAMES, Keys
+from gateway.access.key_spaces import KEYS, NAMES, decode_key
+from gateway.access.keys import Keys
 from gateway.access.limit_values import LimitValue, as_number, in_units, largest
 from gateway.access.raises import (
     MAX_RAISES,
@@ -266,7 +267,7 @@ class LimitChanges:
             return _Found("key", f"key:{known.id}", known.name, known, is_declared=True)
         data = await execute(self._store, Get(KEYS, name, index=NAMES))
         data = data or await execute(self._store, Get(KEYS, name))
-        record = read_stored("key", data, KeyRecord.decode) if data is not None else None
+        record = decode_key(data)
         if record is None:
             raise GatewayError(
                 f"There is no active key '{shorten_name(name)}'.",
@@ -284,7 +285,7 @@ class LimitChanges:
         if (declared := self._subjects.declared().ids.get(key_id)) is not None:
             return f"key:{declared.name}"
         data = await execute(self._store, Get(KEYS, key_id))
-        record = read_stored("key", data, KeyRecord.decode) if data is not None else None
+        record = decode_key(data)
         return subject if record is None else f"key:{record.name}"
 
     def _event(

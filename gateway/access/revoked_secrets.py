@@ -15,12 +15,11 @@ from typing import Final
 
 from gateway.access.declared_keys import DECLARED_KEYS
 from gateway.access.key_records import KeyRecord
-from gateway.access.keys import REVOKED, hash_secret
+from gateway.access.key_spaces import REVOKED, decode_key, hash_secret
 from gateway.access.watched import watched_key
 from gateway.events import RevokedUse
 from gateway.store.pages import scan_records
 from gateway.store.protocol import Store
-from gateway.stored import read_stored
 
 MAX_NOTED: Final = 1000
 """Different incorrect secrets between two looks. Further ones are not noted."""
@@ -75,7 +74,7 @@ class RevokedSecrets:
 
 
 def _find(page: Mapping[str, bytes], noted: Mapping[str, _Noted]) -> list[RevokedUse]:
-    records = (read_stored("key", data, KeyRecord.decode) for data in page.values())
+    records = (decode_key(data) for data in page.values())
     return [use for record in records if record and (use := _use_of(record, noted)) is not None]
 
 

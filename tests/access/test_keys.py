@@ -13,7 +13,8 @@ import pytest
 from gateway.access import limit_values
 from gateway.access.audit import Actor
 from gateway.access.key_records import KeyRecord, SecretHash, parse_spec
-from gateway.access.keys import KEYS, SECRETS, Keys, hash_secret
+from gateway.access.key_spaces import KEYS, SECRETS, hash_secret
+from gateway.access.keys import Keys
 from gateway.errors import GatewayError, IncorrectKey, InvalidRequest
 from gateway.images import LimitRule, Reuse
 from gateway.limits import Limit, check_limits

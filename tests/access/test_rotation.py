@@ -8,7 +8,8 @@ import pytest
 
 from gateway.access.audit import Actor, Audit
 from gateway.access.key_records import MAX_OVERLAP_SECONDS, MAX_SECRETS, parse_overlap, parse_spec
-from gateway.access.keys import SECRETS, Keys, hash_secret
+from gateway.access.key_spaces import SECRETS, hash_secret
+from gateway.access.keys import Keys
 from gateway.errors import GatewayError, IncorrectKey, InvalidRequest
 from gateway.store.batch import execute
 from gateway.store.commands import Get

@@ -15,7 +15,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gateway.access.backup import BadBackup, read_contents
-from gateway.access.keys import KEYS, NAMES, SECRETS, Keys
+from gateway.access.key_spaces import KEYS, NAMES, SECRETS
+from gateway.access.keys import Keys
 from gateway.access.signing import META, RECORD, StoredKey, decode_keys, encode_keys
 from gateway.assembly import open_store
 from gateway.cli.main import cli

@@ -22,7 +22,7 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
-from gateway.access.keys import KEYS
+from gateway.access.key_spaces import KEYS
 from gateway.assembly import open_store
 from gateway.cli.main import cli
 from gateway.process.bootstrap import prepare

@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.access.keys import KEYS
+from gateway.access.key_spaces import KEYS
 from gateway.cache.flights import Flights
 from gateway.store.commands import Get
 from gateway.store.protocol import Command, Store

@@ -15,7 +15,7 @@ import redis
 from structlog.testing import capture_logs
 
 from gateway import stored
-from gateway.access.keys import KEYS
+from gateway.access.key_spaces import KEYS
 from gateway.assembly import DATABASE, open_store
 from gateway.cache.entries import REFUSALS
 from gateway.cache.idempotency_keys import SPACE as IDEMPOTENCY
