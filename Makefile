@@ -59,7 +59,7 @@ check: $(VENV)/dev.stamp ## format, lint, types, import floors
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-cache
 
-schemas: $(VENV)/dev.stamp ## write the JSON Schema of the configuration anew
+schemas: $(VENV)/dev.stamp ## write the JSON Schemas of the configuration
 	@$(BIN)/python -c '$(SCHEMAS)'
 
 lock: ## choose the newest versions that pyproject.toml allows and write them down

@@ -1,7 +1,7 @@
-"""Nouns of events: whose limits are watched, what happened, and the webhooks that are told.
+"""Nouns of events: whose limits are watched, what happened, and the webhooks that receive it.
 
-`billing.alerts` makes events, `access` reads webhooks from `access.yaml`, and `webhooks` sends the
-ones to the others. The events are described in `docs/reference/webhooks.md`.
+`billing.alerts` makes events, `access` reads webhooks from `access.yaml`, and `webhooks` sends
+events to them. The events are described in `docs/reference/webhooks.md`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`access.yaml`: the limits of everyone, teams, keys and webhooks that a file declares.
 
 A declared key has no record in the store: workers know it from the file, and it ends when it is
-gone from there. Its id follows from its name, so its counters and ledger records outlive a
+removed from there. Its id follows from its name, so its counters and ledger records outlive a
 restart. The admin API refuses to change what a file declares (`declared_in_file`). See
 `docs/reference/access.md`.
 """
@@ -161,7 +161,7 @@ class _Parser:
     # ── keys ────────────────────────────────────────────────────────────────────────────────
 
     def keys(self, data: object) -> list[KeyRecord]:
-        items = self.items("keys", data, most=MAX_DECLARED)
+        items = self.items("keys", data, max_items=MAX_DECLARED)
         keys = [self.key(f"keys[{index}]", item) for index, item in enumerate(items)]
         names: dict[str, int] = {}
         secrets: dict[str, int] = {}
@@ -214,7 +214,7 @@ class _Parser:
     # ── webhooks ────────────────────────────────────────────────────────────────────────────
 
     def webhooks(self, data: object) -> Iterator[Webhook]:
-        items = self.items("webhooks", data, most=MAX_WEBHOOKS)
+        items = self.items("webhooks", data, max_items=MAX_WEBHOOKS)
         for index, item in enumerate(items):
             yield self.webhook(f"webhooks[{index}]", item)
 
@@ -259,7 +259,7 @@ class _Parser:
     def events(self, where: str, value: object) -> frozenset[str] | None:
         if value is None:
             return None
-        names = [str(item) for item in self.items(where, value, most=MAX_WEBHOOKS)]
+        names = [str(item) for item in self.items(where, value, max_items=MAX_WEBHOOKS)]
         for name in names:
             if name not in EVENT_KINDS:
                 self.fail_for(where, name, EVENT_KINDS)
@@ -268,7 +268,7 @@ class _Parser:
     def team_names(self, where: str, value: object) -> frozenset[str] | None:
         if value is None:
             return None
-        names = [str(item) for item in self.items(where, value, most=MAX_DECLARED)]
+        names = [str(item) for item in self.items(where, value, max_items=MAX_DECLARED)]
         for name in names:
             with self.located(where):
                 parse_model(NewTeam, {"name": name})
@@ -283,13 +283,13 @@ class _Parser:
             self.fail(where, "expected keys and values")
         return data
 
-    def items(self, where: str, data: object, *, most: int) -> Sequence[object]:
+    def items(self, where: str, data: object, *, max_items: int) -> Sequence[object]:
         if data is None:
             return ()
         if not isinstance(data, list):
             self.fail(where, "expected a list")
-        if len(data) > most:
-            self.fail(where, f"at most {most} are possible, but there are {len(data)}")
+        if len(data) > max_items:
+            self.fail(where, f"at most {max_items} are possible, but there are {len(data)}")
         return data
 
     def check_names(self, where: str, data: Mapping[Any, Any], known: Collection[str]) -> None:

@@ -173,7 +173,7 @@ class Audit:
     async def note(
         self, actor: Actor, action: str, object: str, after: Mapping[str, Any] | None
     ) -> None:
-        """Stores an event of now, of something that nothing was changed into."""
+        """Stores an event of now for something that has no state before, such as a purge."""
         await self.record(AuditEvent(actor, action, object, None, after, time=self._clock()))
 
     async def read(

@@ -249,7 +249,7 @@ async def restore(store: Store, contents: Contents, *, now: float, replace: bool
     wanted, still_revoked = _wanted(contents, revoked.values(), now=now)
     await _write_all(store, wanted)
     removed = 0
-    # Names and secrets last: until then they lead to keys that are gone, which is as good as none.
+    # Names and secrets last: until then they lead to keys without a record, which are unknown.
     for space in (KEYS, TEAMS, ACCESS, RAISES, NAMES, SECRETS):
         kept = {name for found, name in wanted if found == space}
         surplus = [name for name in await _read_space(store, space) if name not in kept]

@@ -1,7 +1,8 @@
 """The keys that `access.yaml` declares, as the store remembers them.
 
-A declared key needs no record to work. But once it is gone from the file, only the store can tell
-that a secret which a client still sends was the secret of a key: `revoked_secrets` looks there.
+A declared key needs no record to work. But once it is removed from the file, only the store can
+tell that a secret which a client still sends was the secret of a key: `revoked_secrets` looks
+there.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ WRITES_AT_ONCE: Final = 100
 
 
 class DeclaredKeys:
-    """Records the declared keys, and when they were gone from the file."""
+    """Records the declared keys, and when they were removed from the file."""
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class DeclaredKeys:
     def _revoke(
         self, declared: Mapping[str, KeyRecord], stored: Mapping[str, bytes]
     ) -> list[Write]:
-        """Those that are gone from the file end now, and are forgotten some time later."""
+        """Those that were removed from the file end now, and are forgotten some time later."""
         now, writes = int(self._clock()), []
         for key_id, data in stored.items():
             record = read_stored("declared_key", data, KeyRecord.decode)

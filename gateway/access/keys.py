@@ -204,7 +204,7 @@ class Keys:
         return confirmed.at > self._clock() - TRUST_SECONDS
 
     async def update(self, secret: str, principal: Principal, changed: Sequence[bytes]) -> None:
-        """Replaces a key by what an admission found to be newer; b"" for a record that is gone.
+        """Replaces a key by what an admission found to be newer; b"" for a record that was removed.
 
         Raises `StoreUnavailable`.
         """
@@ -280,7 +280,7 @@ class Keys:
         if known is None:
             return None
         if record is None and known.record.declared_in is not None:
-            self._forget(secret_hash)  # it is gone from the file
+            self._forget(secret_hash)  # it was removed from the file
             return None
         if known.declared is not declared or known.fresh_until <= self._clock():
             made = self._make(secret_hash, known.record, known.data, known.stored)

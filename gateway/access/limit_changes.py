@@ -278,7 +278,7 @@ class LimitChanges:
         return _Found("key", subject, record.name, record, is_declared=False, stored=data)
 
     async def _scope_of(self, subject: str) -> str:
-        """The scope of a limit subject; a key that is gone is named by its id."""
+        """The scope of a limit subject; a key without a record is named by its id."""
         kind, _, key_id = subject.partition(":")
         if kind != "key":
             return subject

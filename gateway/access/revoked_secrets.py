@@ -2,7 +2,7 @@
 
 A worker notes the hash of each incorrect secret. The secrets of revoked keys are not in the index
 of secrets any more, so a background job looks for the hashes in the records of revoked keys, and of
-keys that are gone from `access.yaml`.
+keys that were removed from `access.yaml`.
 """
 
 from __future__ import annotations

@@ -215,7 +215,7 @@ class Subjects:
 def read_subject(what: str, data: bytes | None) -> SubjectRecord | None:
     """The record of a team or of everyone; None if there is none.
 
-    Raises `StoreUnavailable` if it is unreadable: without its limits, nobody may buy.
+    Raises `StoreUnavailable` if it is unreadable: no key may buy without knowing its limits.
     """
     record = decode_subject(what, data)
     if record is None and data is not None:

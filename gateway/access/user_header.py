@@ -1,6 +1,6 @@
 """The header that names the end user of a key's requests, as Open WebUI's does.
 
-It is trusted: whoever has the key can send any value. It reaches the ledger and nothing else.
+It is trusted: every holder of the key can send any value. It reaches the ledger and nothing else.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def _read_limit(value: object) -> Limit:
         raise invalid_value("limit", f"one of {known}")
     near = nearest(value, LIMITS)
     raise invalid_value(
-        "limit", f"one of {known}, but got '{value[:MAX_ECHO]}' (nearest: '{near}')"
+        "limit", f"one of {known}, but got '{value[:MAX_ECHO]}'. Did you mean '{near}'?"
     )
 
 

@@ -53,7 +53,7 @@ _CORRECTED: Final = b'"corrected_at"'
 """In every record of a correction, and in few others: the rest is not decoded."""
 
 _Group: TypeAlias = tuple[float, str]
-"""The begin of a day, and dimensions as text."""
+"""The start of a day, and dimensions as text."""
 _Groups: TypeAlias = dict[_Group, dict[str, int]]
 
 

@@ -70,7 +70,7 @@ class Shape:
         return ("start_time", "end_time", "bucket_width", "limit", "page")
 
 
-_WHO: Final = {"project_id": "team", "user_id": "user", "api_key_id": "key_id"}
+_SENDER_GROUPS: Final = {"project_id": "team", "user_id": "user", "api_key_id": "key_id"}
 
 USAGE: Final = Shape(
     "usage.images",
@@ -80,7 +80,7 @@ USAGE: Final = Shape(
         "1d": Width("day", 86_400, 7, 31),
     },
     {
-        **_WHO,
+        **_SENDER_GROUPS,
         **{name: name for name in ("model", "size", "source", "quality", "outcome")},
     },
     {
@@ -96,7 +96,7 @@ USAGE: Final = Shape(
 COSTS: Final = Shape(
     "costs",
     {"1d": Width("day", 86_400, 7, 180)},
-    {**_WHO, "line_item": "line_item", "api_source": "api_source"},
+    {**_SENDER_GROUPS, "line_item": "line_item", "api_source": "api_source"},
     {
         "project_ids": "team",
         "user_ids": "user",

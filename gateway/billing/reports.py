@@ -75,7 +75,7 @@ _CLOCK_SECONDS: Final = 3600.0
 """How much later than its place in the ledger a record's time may be: a gateway's clock may be
 wrong."""
 _SLACK_SECONDS: Final = 60.0
-"""A begin that is so much too early is accepted: `30d` is sent a moment before it is read."""
+"""A start that is so much too early is accepted: `30d` is sent a moment before it is read."""
 _USER_DIMENSIONS: Final = frozenset({"team", "key", "key_id", "user", "source"})
 """Those that totals by user have."""
 _STEP_SECONDS: Final = {"minute": 60, "quarter": QUARTER_SECONDS, "hour": 3600}
@@ -95,7 +95,7 @@ class ReportSettings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ReportQuery:
-    """What a report is about. Its begin and end are moved outwards to those of its buckets."""
+    """What a report is about. Its start and end are moved outwards to those of its buckets."""
 
     since: float
     """Unix seconds."""
@@ -109,8 +109,7 @@ class ReportQuery:
     filters: Mapping[str, frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
     """Dimension → its values; "" is the value of those that do not have it."""
     costs_only: bool = False
-    """It needs what was charged alone: free records, which are kept for a shorter time, may lack.
-    """
+    """Only charges matter: free records, which are kept for a shorter time, may be missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +180,7 @@ class Reports:
         Raises `ReportRefused` and `StoreUnavailable`.
         """
         plan, grid, selection = self.plan(query), self._grid(query), _Selection(query)
-        # Of quarter hours or days, the begin of their bucket.
+        # The start of the bucket of a quarter hour or day.
         begin_of = lru_cache(grid.floor) if query.bucket != "all" else lambda _: plan.since
         try:
             sums = await self._read(query, plan, selection, begin_of)
@@ -215,7 +214,7 @@ class Reports:
         """Where a query is read from. Raises `ReportRefused` for one without an answer."""
         _check_dimensions(query)
         if not query.since < query.until:
-            raise ReportRefused("until", "a time after the begin")
+            raise ReportRefused("until", "a time after the start")
         if not -MAX_TIME < query.since < MAX_TIME:
             raise ReportRefused("since", f"a time before {self.show(self._clock())}")
         source, now = self._source(query), self._clock()
@@ -238,7 +237,7 @@ class Reports:
         return plan
 
     def buckets(self, query: ReportQuery) -> Iterator[tuple[float, float]]:
-        """Begin and end of every bucket of a query, also of those without a row."""
+        """Start and end of every bucket of a query, also of those without a row."""
         plan, grid = self.plan(query), self._grid(query)
         if query.bucket == "all":
             yield plan.since, plan.until
@@ -280,15 +279,16 @@ class Reports:
 
     def _check_width(self, query: ReportQuery, plan: Plan) -> None:
         seconds = plan.until - plan.since
-        most, width = MAX_BUCKETS[query.bucket], _STEP_SECONDS.get(query.bucket, DAY_SECONDS)
+        max_buckets = MAX_BUCKETS[query.bucket]
+        width = _STEP_SECONDS.get(query.bucket, DAY_SECONDS)
         # A day may have 25 hours.
-        if query.bucket == "all" or seconds <= most * width + 3600:
+        if query.bucket == "all" or seconds <= max_buckets * width + 3600:
             return
         wider = "hour" if seconds <= MAX_BUCKETS["hour"] * 3600 else "day"
         raise ReportRefused(
             "bucket",
             f"a width of '{wider}' or more for {seconds / DAY_SECONDS:.0f} days: a report has at "
-            f"most {most:,} {query.bucket}s",
+            f"most {max_buckets:,} {query.bucket}s",
         )
 
     def _explain_earliest(self, query: ReportQuery, source: Source, earliest: float) -> str:
@@ -358,7 +358,7 @@ class Reports:
             )
 
     async def _read_records(self, plan: Plan, selection: _Selection, begin_of: BeginOf) -> _Added:
-        """Adds up records from the day of the begin to the end of the ledger.
+        """Adds up records from the first day of the report to the end of the ledger.
 
         A correction has the time of its purchase and may be much later in the ledger.
         """
@@ -401,13 +401,13 @@ class _Turns:
 
     def __init__(self, at_once: int) -> None:
         self._semaphore = asyncio.Semaphore(at_once)
-        self._most = at_once + MAX_WAITING
+        self._max_count = at_once + MAX_WAITING
         self._count = 0
 
     @asynccontextmanager
     async def take(self) -> AsyncIterator[None]:
         """Waits for a turn. Raises 503 if too many reports wait already."""
-        if self._count == self._most:
+        if self._count == self._max_count:
             raise GatewayError(
                 "This worker is already making many other reports. Please try again.",
                 code=ErrorCode.OVERLOADED,
@@ -479,7 +479,7 @@ def _value_of(dimensions: Mapping[str, Any], name: str) -> str | None:
 class _Grid:
     """The steps of time at which buckets begin. Pure.
 
-    Hours are counted from the begin of the day, so that they add up to it also where a clock is
+    Hours are counted from the start of the day, so that they add up to it also where a clock is
     set forward by half an hour.
     """
 
@@ -489,7 +489,7 @@ class _Grid:
         self._calendar = calendar
 
     def floor(self, moment: float) -> float:
-        """The begin of the step that contains a moment."""
+        """The start of the step that contains a moment."""
         if self._seconds is not None and not self._is_hour:
             return moment // self._seconds * self._seconds
         day = self._calendar.day_at(moment)
@@ -507,6 +507,6 @@ class _Grid:
         return starts_at + self._seconds
 
     def ceil(self, moment: float) -> float:
-        """The first begin of a step from a moment on."""
+        """The first start of a step at or after a moment."""
         floor = self.floor(moment)
         return floor if floor == moment else self.next(floor)

@@ -63,7 +63,7 @@ Bucket = Literal["quarter", "day_in_zone", "day_in_utc"]
 GroupOf = Callable[[str], Any]
 """The group of a row, by the row's text; None leaves it out."""
 BeginOf = Callable[[float], float]
-"""The begin of what a bucket is added to, by the begin of the bucket."""
+"""The start of what a bucket is added to, by the start of the bucket."""
 
 log = structlog.get_logger(__name__)
 
@@ -279,7 +279,7 @@ class Totals:
                 return groups
 
     async def _first_day(self, since: float, until: float, zone: str, *, by_user: bool) -> float:
-        """The begin of the first day that is read from rows of days. Raises `DaysUnknown`."""
+        """The start of the first day that is read from rows of days. Raises `DaysUnknown`."""
         complete_since = await days_complete_since(self._store, zone)
         if since >= complete_since:
             return since
@@ -413,7 +413,7 @@ class _Reading:
         self._new: set[tuple[str, str]] = set()
         """Period and group of the rows that only the tail has."""
         self._begins: dict[tuple[str, int], float | None] = {}
-        """Period and slot → the begin that it is added to; None if it is not asked for."""
+        """Period and slot → the start that it is added to; None if the report leaves it out."""
 
     def add_row(
         self, period: str, row: str, slots: Mapping[int, Mapping[str, int]], *, checkpoint: str

@@ -101,7 +101,7 @@ class Verified:
     slots: int = 0
     """Quarter hours and days of the totals."""
     purchases: int = 0
-    """Open ones."""
+    """Open ones; -1 if there are more than `MAX_OPEN_PURCHASES`."""
     differences: int = 0
     shown: tuple[Difference, ...] = ()
     """At most `MAX_DIFFERENCES` of them."""
@@ -320,7 +320,7 @@ class Verification:
     ) -> None:
         charged, corrected = sums.running.get(name, (0, 0))
         if not self._is_whole and name not in self._bases:
-            # Records before the sums are gone, or are not read. From now on the two move alike.
+            # Records before the sums were removed, or are not read. From now on the two move alike.
             self._bases[name] = RunningTotal(total.charged - charged, total.corrected - corrected)
             findings.not_compared["running totals: compared from the next verification on"] = None
             return

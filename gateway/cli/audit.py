@@ -23,7 +23,9 @@ COLUMNS: Final = ("time", "action", "object", "via", "by", "address", "before", 
 @click.option("--since", default="30d", show_default=True, metavar="WHEN", help="A duration before "
               "now, a date in UTC such as 2026-11-29, or Unix seconds.")  # fmt: skip
 @click.option("--until", metavar="WHEN", help="The end, written the same way.")
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many, the newest.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="How many events at most, the newest first."
+)
 @config_option
 @format_option
 def audit(

@@ -85,7 +85,9 @@ def restore(file: Path, replace: bool, passphrase_file: Path | None, config: Pat
         _restore(config, file, passphrase, is_replacing=replace)
     )
     written_at = datetime.fromtimestamp(contents.created_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    click.echo(f"Restored of {written_at}: {restored.keys} keys, {restored.teams} teams.")
+    click.echo(
+        f"Restored the backup of {written_at}. Keys: {restored.keys}, teams: {restored.teams}."
+    )
     if restored.removed_keys:
         click.echo(
             f"Keys of the store that are not in the backup, removed: {restored.removed_keys}."
@@ -116,7 +118,7 @@ def _read_passphrase(file: Path | None) -> str | None:
 def _show_counts(contents: Contents) -> str:
     counts = contents.counts
     events = counts.get(SPACE, 0)
-    return f"{counts.get('keys', 0)} keys, {counts.get('teams', 0)} teams, {events} events"
+    return f"keys: {counts.get('keys', 0)}, teams: {counts.get('teams', 0)}, events: {events}"
 
 
 # ── files ───────────────────────────────────────────────────────────────────────────────────

@@ -33,8 +33,8 @@ MAX_LISTED: Final = 1000
 def verify(config: Path | None, output_format: str) -> None:
     """Proves that ledger, totals, counters and running totals agree, while purchases go on.
 
-    Lists each difference with both sums, and the open purchases, which are none. Exits with 1 if
-    there is a difference.
+    Lists each difference with both sums. Lists the open purchases too, which are not differences.
+    Exits with 1 if there is a difference.
     """
     verified, purchases = asyncio.run(_verify(config))
     if output_format == "json":

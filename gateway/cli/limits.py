@@ -152,7 +152,7 @@ def _limit(text: str, options: Mapping[str, Any]) -> Any:
 def _parse_pair(text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not separator or not name or not value:
-        raise click.BadParameter(f"'{text}' is not LIMIT=NUMBER", param_hint="LIMIT")
+        raise click.BadParameter(f"'{text}' is not LIMIT=NUMBER.", param_hint="LIMIT")
     return name, value
 
 
@@ -168,5 +168,5 @@ def _parse_parts(text: str) -> list[float]:
         return [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise click.BadParameter(
-            f"'{text}' is no list of numbers such as 0.5,0.8,1", param_hint="--warn-at"
+            f"'{text}' is no list of numbers such as 0.5,0.8,1.", param_hint="--warn-at"
         ) from None

@@ -16,9 +16,15 @@ from gateway.errors import InvalidRequest
 
 
 @click.command("export")
-@click.option("--focus", "is_focus", is_flag=True, help="In FOCUS, as CSV. The only format.")
-@click.option("--month", required=True, metavar="YYYY-MM", help="In billing.time_zone.")
-@click.option("--version", type=click.Choice(VERSIONS), default=DEFAULT_VERSION, help="Of FOCUS.")
+@click.option("--focus", "is_focus", is_flag=True, help="As FOCUS CSV, the only format.")
+@click.option("--month", required=True, metavar="YYYY-MM", help="A month of billing.time_zone.")
+@click.option(
+    "--version",
+    type=click.Choice(VERSIONS),
+    default=DEFAULT_VERSION,
+    show_default=True,
+    help="The version of FOCUS.",
+)
 @config_option
 def export(is_focus: bool, month: str, version: str, config: Path | None) -> None:
     """Writes a month's costs to standard output."""

@@ -28,7 +28,7 @@ def access_schema() -> Schema:
             "type": ["object", "null"],
             "additionalProperties": _object(_team_fields(), "A team of keys."),
         },
-        "keys": _list(_key(), "Keys. One that is taken out is revoked."),
+        "keys": _list(_key(), "Keys. One that is removed is revoked."),
         "webhooks": _list(_webhook(), "Receivers of events."),
     }
     about = "The access.yaml of Image Gateway: who may use it, and how much."
@@ -40,7 +40,9 @@ def _team_fields() -> Schema:
     return {
         "limits": _limits(),
         "models": _list(_text(), "The models that its keys may use; all if there is none."),
-        "scope": _choice(get_args(Scope), "With whom its keys share images, unless they say so."),
+        "scope": _choice(
+            get_args(Scope), "Which keys its keys share images with, unless they have a scope."
+        ),
         "labels": {
             "description": "In the records of its requests.",
             "type": ["object", "null"],
@@ -63,7 +65,7 @@ def _key() -> Schema:
         **_team_fields(),
         "validation": _choice(get_args(Validation), "How its requests are validated."),
         "reuse": _text("For clients without Cache-Control: always, never or within:12h."),
-        "parallel": _choice(get_args(Parallel), "What identical requests at once get."),
+        "parallel": _choice(get_args(Parallel), "Whether identical requests at once share images."),
         "hits_report_usage": _switch("Whether images from the cache report their usage."),
         "allow_no_cache": _switch("Whether its requests may refuse cached images."),
         "user_header": _text("The header that names the user if the body does not."),
@@ -79,7 +81,9 @@ def _key() -> Schema:
 def _webhook() -> Schema:
     fields = {
         "url": _text("Where the events are sent to."),
-        "format": _choice(get_args(WebhookFormat), "Of the body. The default is generic."),
+        "format": _choice(
+            get_args(WebhookFormat), "The format of the body. The default is generic."
+        ),
         "secret": _text(f"Signs the requests: {WEBHOOK_SECRET_PREFIX} and base64."),
         "events": _list({"enum": list(EVENT_KINDS)}, "The events that it gets; all without it."),
         "teams": _list(

@@ -1,4 +1,4 @@
-"""The JSON Schemas of `gateway.yaml` and `models.yaml`, shipped beside them."""
+"""The JSON Schemas of `gateway.yaml`, `models.yaml` and `access.yaml`, shipped beside them."""
 
 from __future__ import annotations
 

@@ -113,11 +113,11 @@ def test_what_is_backed_up_is_restored_into_an_empty_store(
     first.done("keys", "revoke", "bob")
     rotated = first.done("keys", "rotate", "alice", "--overlap", "24h").strip()
     file = tmp_path / "backup"
-    assert "1 keys, 1 teams, 4 events" in first.done("backup", file)
+    assert "keys: 1, teams: 1, events: 4" in first.done("backup", file)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     restored = second.run("restore", file)
     assert restored.exit_code == 0, restored.stderr
-    assert "1 keys, 1 teams." in restored.stdout
+    assert "Keys: 1, teams: 1." in restored.stdout
     assert "Counters, the ledger and images are not in a backup" in restored.stderr
     assert second.listed() == first.listed()
     assert [second.works(secret) for secret in (kept, rotated, gone)] == [True, True, False]

@@ -211,7 +211,7 @@ async def test_csv_has_the_rows_of_json_and_no_formula(gateway: InProcess, alice
         ("?since=999999999999999", "since", "Unix seconds"),
         ("?since=1000d", "since", "or later: days are kept for"),
         ("?since=", "since", "Unix seconds"),
-        ("?until=1d&since=1h", "until", "a time after the begin"),
+        ("?until=1d&since=1h", "until", "a time after the start"),
         ("?until=x", "until", "Unix seconds"),
         ("?since=1h&since=2h", "since", "one value, but got 2"),
         ("?since=40d&bucket_width=1m", "since", "keep_free_records"),

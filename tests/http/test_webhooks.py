@@ -261,7 +261,7 @@ async def test_a_key_asks_for_more_once_in_a_window(told_alice, receiver):
     ("body", "param", "says"),
     [
         ({}, "limit", "requests_per_minute, images_per_minute"),
-        ({"limit": "images_per_dya"}, "limit", "nearest: 'images_per_day'"),
+        ({"limit": "images_per_dya"}, "limit", "Did you mean 'images_per_day'?"),
         ({"limit": "usd_per_day"}, "limit", "a limit that this key has (images_per_day)"),
         ({"limit": "images_per_day", "amuont": 1}, "amuont", "Did you mean 'amount'?"),
         ({"limit": "images_per_day", "amount": 1.5}, "amount", "a positive whole number"),

@@ -80,8 +80,9 @@ def check_models(request: web.Request, models: Iterable[object]) -> None:
 
 def invalid_value(name: str, expected: str) -> InvalidRequest:
     """The 400 for a parameter with a value that is not allowed."""
+    end = "" if expected.endswith("?") else "."
     return InvalidRequest(
-        f"Invalid '{name}': expected {expected}.", param=name, code=ErrorCode.INVALID_VALUE
+        f"Invalid '{name}': expected {expected}{end}", param=name, code=ErrorCode.INVALID_VALUE
     )
 
 
