@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any
 
 from aiohttp import web
 
+from gateway.access.limit_values import MAX_LIMIT
 from gateway.api.admin.requests import invalid_value, read_parameters
 from gateway.api.auth import KEY
 from gateway.api.http.json import json_response
@@ -18,9 +19,6 @@ from gateway.events import Watched
 from gateway.images import LimitSubject, Principal
 from gateway.limits import CALENDAR_PERIODS, LIMITS, MICROS_PER_USD, CalendarPeriod, Limit
 from gateway.values import nearest
-
-MAX_AMOUNT: Final = 2**52
-"""In the limit's unit, as the largest limit."""
 
 
 async def ask_for_more(request: web.Request) -> web.Response:
@@ -68,7 +66,7 @@ def _read_amount(limit: Limit, value: object) -> int | None:
     # Through text: `Decimal(0.1)` would have all digits of the binary fraction.
     number = Decimal(str(value)) if is_number else Decimal("nan")
     units = number * (MICROS_PER_USD if is_money else 1)
-    if not units.is_finite() or not 0 < units <= MAX_AMOUNT or units % 1:
+    if not units.is_finite() or not 0 < units <= MAX_LIMIT or units % 1:
         raise invalid_value(
             "amount", "a positive amount in US dollars" if is_money else "a positive whole number"
         )

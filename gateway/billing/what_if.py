@@ -99,8 +99,8 @@ def uncomputed_parts(of_rows: Iterable[Uncomputed]) -> tuple[Uncomputed, ...]:
     """Those of rows added up by model and reason, the largest first."""
     parts: dict[tuple[str | None, str], int] = {}
     for part in of_rows:
-        place = part.model, part.reason
-        parts[place] = parts.get(place, 0) + part.cost_micros
+        group = part.model, part.reason
+        parts[group] = parts.get(group, 0) + part.cost_micros
     # A presumed charge and its correction are in different rows, and cancel out.
     left = [
         Uncomputed(model, reason, micros)
