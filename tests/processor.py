@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 _YARDSTICK_SECONDS: Final = 0.002
@@ -27,6 +29,21 @@ def _yardstick() -> None:
     text = ""
     for number in range(9_000):
         text = f"{text[-8:]}{number % 7}"
+
+
+async def longest_pause_seconds(work: Awaitable[object]) -> float:
+    """The most processor time that other tasks of the event loop wait for."""
+    longest, task = 0.0, asyncio.ensure_future(work)
+    gc.disable()  # a collection takes as long as this process has objects
+    try:
+        while not task.done():
+            before = time.thread_time()
+            await asyncio.sleep(0)
+            longest = max(longest, time.thread_time() - before)
+    finally:
+        gc.enable()
+    await task
+    return longest
 
 
 def _seconds(work: Callable[[], object]) -> float:

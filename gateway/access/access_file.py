@@ -39,8 +39,9 @@ from gateway.values import nearest
 MIN_SECRET: Final = 16
 """Characters of a key's secret, as of every token."""
 MAX_SECRET: Final = 512
-MAX_DECLARED: Final = 10_000
-"""Keys, or teams, of the file: all of them are in the memory of every worker."""
+MAX_DECLARED: Final = 1000
+"""Keys, or teams, of the file. Every worker reads all of them whenever it changes: the API has no
+such bound."""
 MAX_WEBHOOKS: Final = 100
 WEBHOOK_SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - what such a secret starts with
 

@@ -6,10 +6,11 @@ common: limits, models, a cache scope, labels.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from gateway.access.audit import Actor, AuditEvent, audit_write, changed_fields
 from gateway.access.keys import Keys
@@ -19,6 +20,8 @@ from gateway.errors import INVALID_REQUEST, ErrorCode, GatewayError, shorten_nam
 from gateway.store.batch import execute
 from gateway.store.commands import Get, Write
 from gateway.store.protocol import Store
+
+T = TypeVar("T")
 
 MAX_NAMED: Final = 5
 """Keys that a message names."""
@@ -58,10 +61,19 @@ class Teams:
 
     async def list_teams(self) -> Sequence[Team]:
         """All teams, by name. Raises `StoreUnavailable`."""
+        return await self.map_teams(lambda team: team)
+
+    async def map_teams(self, convert: Callable[[Team], T]) -> Sequence[T]:
+        """As `list_teams`, each converted in a thread, where thousands delay no request."""
         members = await self._members()
         stored = (await self._subjects.read_all()).teams
-        names = {*members, *stored, *self._subjects.declared().teams}
-        return [self._team(n, stored.get(n), len(members.get(n, ()))) for n in sorted(names)]
+
+        def convert_all() -> list[T]:
+            names = sorted({*members, *stored, *self._subjects.declared().teams})
+            teams = (self._team(n, stored.get(n), len(members.get(n, ()))) for n in names)
+            return [convert(team) for team in teams]
+
+        return await asyncio.to_thread(convert_all)
 
     async def show(self, name: str) -> Team:
         """One team. Raises `GatewayError` 404."""
@@ -145,11 +157,15 @@ class Teams:
         found = await self._keys.map_keys(
             lambda record: (record.team, record.name) if record.is_active(now) else None
         )
-        members: dict[str, list[str]] = {}
-        for team, key in filter(None, found):
-            if team is not None:
-                members.setdefault(team, []).append(key)
-        return members
+
+        def by_team() -> Mapping[str, Sequence[str]]:
+            members: dict[str, list[str]] = {}
+            for team, key in filter(None, found):
+                if team is not None:
+                    members.setdefault(team, []).append(key)
+            return members
+
+        return await asyncio.to_thread(by_team)
 
     def _team(self, name: str, stored: SubjectRecord | None, keys: int) -> Team:
         declared = self._subjects.declared()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from gateway.access.key_records import KeyRecord
@@ -25,13 +26,18 @@ async def list_watched(keys: Keys, subjects: Subjects, *, at: float) -> Sequence
         return Watched(resolved.subjects[0], record.team)
 
     active = [watched for watched in await keys.map_keys(resolve) if watched is not None]
-    named = {watched.team for watched in active if watched.team is not None}
-    teams = sorted({*named, *stored.teams, *subjects.declared().teams})
-    return (
-        *active,
-        *(Watched(subjects.team_subject(name, stored, at=at), name) for name in teams),
-        Watched(subjects.everyone_subject(stored, at=at), None),
-    )
+
+    def add_teams() -> Sequence[Watched]:
+        named = {watched.team for watched in active if watched.team is not None}
+        teams = sorted({*named, *stored.teams, *subjects.declared().teams})
+        return (
+            *active,
+            *(Watched(subjects.team_subject(name, stored, at=at), name) for name in teams),
+            Watched(subjects.everyone_subject(stored, at=at), None),
+        )
+
+    # In a thread, as the keys: there may be as many teams.
+    return await asyncio.to_thread(add_teams)
 
 
 def watched_key(record: KeyRecord) -> Watched:

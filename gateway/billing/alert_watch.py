@@ -8,11 +8,20 @@ several workers may notice the same.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from datetime import date
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from gateway.billing.alerts import (
     SPIKE_MIN_MICROS,
@@ -22,8 +31,6 @@ from gateway.billing.alerts import (
     Span,
     Top,
     as_event,
-    dimensions_of,
-    has_dimensions,
     span_at,
     top_of,
 )
@@ -51,6 +58,11 @@ IN_USE_SECONDS: Final = 30 * 86_400.0
 MAX_REFUSING: Final = 1000
 """Limits that have refused purchases, kept by a worker until its next look."""
 _HALF_A_DAY: Final = 43_200.0
+
+T = TypeVar("T")
+
+Budget: TypeAlias = tuple[Watched, Limit]
+"""One limit of one subject."""
 
 ListWatched = Callable[[float], Awaitable[Sequence[Watched]]]
 """Lists the limit subjects with their limits at a time, in Unix seconds."""
@@ -139,8 +151,8 @@ class AlertWatch:
         if len(found) < len(noted):
             # Of a key or a limit that is newer than the list.
             found = _noted_budgets(await self._list_again(), noted)
-        for use in await self._peek_limits(found, has_unused=True):
-            await self._tell(self.alerts.of_limit(use, is_refusing=True))
+        async for alert in self._find_alerts(found, is_refusing=True):
+            await self.tell(alert)
         for key in noted:
             self._refusing.pop(key, None)
 
@@ -162,22 +174,33 @@ class AlertWatch:
             alerts = await self._new_limit_alerts(await self._list_again())
         await self._tell(alerts)
 
-    async def _new_limit_alerts(self, watched: Iterable[Watched]) -> list[Alert]:
-        uses = await self._peek_limits(_budgets(watched))
-        alerts = [alert for use in uses for alert in self.alerts.of_limit(use)]
-        return [alert for alert in alerts if not await self._is_known(alert)]
+    async def _new_limit_alerts(self, watched: Sequence[Watched]) -> list[Alert]:
+        # In a thread: of thousands of keys it takes long.
+        budgets = await asyncio.to_thread(_budgets, watched)
+        found = self._find_alerts(budgets)
+        return [alert async for alert in found if not await self._is_known(alert)]
 
-    async def _peek_limits(
-        self, limits: Sequence[tuple[Watched, Limit]], *, has_unused: bool = False
-    ) -> list[LimitUse]:
-        """The use of these budgets. Those without any are left out, unless `has_unused`."""
-        counters = [Counter(each.subject.name, limit.unit, limit.period) for each, limit in limits]
-        states = await self._peek(counters)
-        return [
-            self._use(each, limit, state)
-            for (each, limit), state in zip(limits, states, strict=True)
-            if has_unused or state.used > 0 or state.reserved > 0
-        ]
+    async def _find_alerts(
+        self, limits: Sequence[Budget], *, is_refusing: bool = False
+    ) -> AsyncIterator[Alert]:
+        """The alerts of these budgets. Those without any use have none, unless they refuse."""
+        for page in _pages(limits):
+            counters = (Counter(each.subject.name, lim.unit, lim.period) for each, lim in page)
+            states = await execute(self._store, PeekCounters(tuple(counters)))
+            used = [
+                (budget, state)
+                for budget, state in zip(page, states, strict=True)
+                if is_refusing or state.used > 0 or state.reserved > 0
+            ]
+            if used:
+                for alert in await asyncio.to_thread(self._alerts_of, used, is_refusing):
+                    yield alert
+
+    def _alerts_of(
+        self, used: Iterable[tuple[Budget, CounterState]], is_refusing: bool
+    ) -> list[Alert]:
+        uses = (self._use(each, limit, state) for (each, limit), state in used)
+        return [a for use in uses for a in self.alerts.of_limit(use, is_refusing=is_refusing)]
 
     def _use(self, watched: Watched, limit: Limit, state: CounterState) -> LimitUse:
         span = self._span_of(_calendar_period(limit), state)
@@ -204,34 +227,28 @@ class AlertWatch:
         first = self.calendar.date_at(window.starts_at)
         return Span(window.label, window.starts_at, window.ends_at, (today - first).days + 1)
 
-    async def _peek(self, counters: Sequence[Counter]) -> list[CounterState]:
-        states: list[CounterState] = []
-        for begin in range(0, len(counters), PEEKED):
-            page = tuple(counters[begin : begin + PEEKED])
-            found = await execute(self._store, PeekCounters(page))
-            states.extend(found)
-        return states
-
     # ── spikes ──────────────────────────────────────────────────────────────────────────────
 
     async def _look_at_spending(self, watched: Sequence[Watched]) -> None:
-        counters = [Counter(each.subject.name, "usd_micros", "day") for each in watched]
-        for each, state in zip(watched, await self._peek(counters), strict=True):
-            if state.used > SPIKE_MIN_MICROS:
-                today = self._span_of("day", state)
-                history = (await self._read_history(today)).get(each.subject.name, {})
-                alert = self.alerts.of_spending(each, today, state.used, history)
-                await self._tell([alert] if alert is not None else [])
+        for page in _pages(watched):
+            counters = tuple(Counter(each.subject.name, "usd_micros", "day") for each in page)
+            states = await execute(self._store, PeekCounters(counters))
+            for each, state in zip(page, states, strict=True):
+                if state.used > SPIKE_MIN_MICROS:
+                    await self._look_at_day(each, state)
+                    await asyncio.sleep(0)  # of thousands, other tasks run in between
+
+    async def _look_at_day(self, watched: Watched, state: CounterState) -> None:
+        today = self._span_of("day", state)
+        history = (await self._read_history(today)).get(watched.subject.name, {})
+        alert = self.alerts.of_spending(watched, today, state.used, history)
+        await self._tell([alert] if alert is not None else [])
 
     async def _read_history(self, today: Span) -> Mapping[str, Mapping[float, int]]:
         """The cost of the days before today, by subject and day. It is read once a day."""
         if self._history[0] != today.label:
             rows = await self._read(today.starts_at - HISTORY_SECONDS, today.starts_at)
-            costs: dict[str, dict[float, int]] = defaultdict(lambda: defaultdict(int))
-            for row in rows:
-                for subject in _subjects_of(row):
-                    costs[subject][row.starts_at] += row.sums.cost_micros
-            self._history = (today.label, costs)
+            self._history = (today.label, await asyncio.to_thread(_costs_by_day, rows))
         return self._history[1]
 
     # ── now and then ────────────────────────────────────────────────────────────────────────
@@ -257,17 +274,26 @@ class AlertWatch:
 
     async def _close(self, period: CalendarPeriod, span: Span) -> None:
         """Tells what the last seconds of a window brought, by the totals."""
-        rows: Sequence[TotalsRow] | None = None
+        used: Mapping[tuple[str, str], int] | None = None
         # The limits as they were then: a raise may have ended with the window.
-        for each, limit in _budgets(await self._list_watched(span.ends_at - 1.0)):
+        watched = await self._list_watched(span.ends_at - 1.0)
+        for each, limit in await asyncio.to_thread(_budgets, watched):
             if limit.period != period:
                 continue
-            if rows is None:
+            if used is None:
                 rows = await self._read(span.starts_at, span.ends_at)
-            used = _used(limit, rows, dimensions_of(each.subject))
-            rule = each.subject.rules[limit.name]
-            use = LimitUse(each, limit, rule, span, used=used, reserved=0, now=span.ends_at)
+                used = await asyncio.to_thread(_used_by_subject, rows)
+            use = LimitUse(
+                each,
+                limit,
+                each.subject.rules[limit.name],
+                span,
+                used=used.get((each.subject.name, limit.unit), 0),
+                reserved=0,
+                now=span.ends_at,
+            )
             await self._tell(self.alerts.of_limit(use))
+            await asyncio.sleep(0)  # of thousands, other tasks run in between
 
     async def _send_digests(self, now: float) -> None:
         this_week = span_at(self.calendar, "week", now)
@@ -278,9 +304,12 @@ class AlertWatch:
         before = span_at(self.calendar, "week", week.starts_at - 1)
         rows = await self._read(week.starts_at, week.ends_at)
         rows_before = await self._read(before.starts_at, before.ends_at)
-        for team in sorted({row.dimensions["team"] for row in rows if row.dimensions.get("team")}):
-            alert = self.alerts.of_week(team, week, rows, rows_before)
+        teams = await asyncio.to_thread(_by_team, rows)
+        teams_before = await asyncio.to_thread(_by_team, rows_before)
+        for team in sorted(teams):
+            alert = self.alerts.of_week(team, week, teams[team], teams_before.get(team, ()))
             await self._tell([alert] if alert is not None else [])
+            await asyncio.sleep(0)  # of thousands, other tasks run in between
 
     async def _look_at_models(self, now: float) -> None:
         today = span_at(self.calendar, "day", now)
@@ -331,9 +360,9 @@ class AlertWatch:
         until = self._clock() if alert.before is None else min(alert.before, self._clock())
         rows = await self._read(alert.since, until)
         if "model" in alert.dimensions:
-            return top_of(rows, (), alert.dimensions)
+            return await asyncio.to_thread(top_of, rows, (), alert.dimensions)
         user_rows = await self._read(alert.since, until, by_user=True)
-        return top_of(rows, user_rows, alert.dimensions)
+        return await asyncio.to_thread(top_of, rows, user_rows, alert.dimensions)
 
     async def _read(
         self, since: float, until: float, *, by_user: bool = False
@@ -359,7 +388,11 @@ class AlertWatch:
         return self._watched
 
 
-def _budgets(watched: Iterable[Watched]) -> list[tuple[Watched, Limit]]:
+def _pages(items: Sequence[T]) -> Iterable[Sequence[T]]:
+    return (items[begin : begin + PEEKED] for begin in range(0, len(items), PEEKED))
+
+
+def _budgets(watched: Iterable[Watched]) -> list[Budget]:
     """The limits of calendar windows. Rates have no window in which an event could be the first."""
     return [
         (each, LIMITS[name])
@@ -369,9 +402,7 @@ def _budgets(watched: Iterable[Watched]) -> list[tuple[Watched, Limit]]:
     ]
 
 
-def _noted_budgets(
-    watched: Iterable[Watched], noted: Collection[tuple[str, str]]
-) -> list[tuple[Watched, Limit]]:
+def _noted_budgets(watched: Iterable[Watched], noted: Collection[tuple[str, str]]) -> list[Budget]:
     """Those whose subjects and limits were noted."""
     subjects = {subject for subject, _ in noted}
     budgets = _budgets(each for each in watched if each.subject.name in subjects)
@@ -387,14 +418,35 @@ def _calendar_period(limit: Limit) -> CalendarPeriod:
     return next(period for period in CALENDAR_PERIODS if period == limit.period)
 
 
-def _used(limit: Limit, rows: Iterable[TotalsRow], dimensions: Mapping[str, str]) -> int:
-    """What the rows add up to in the unit of a limit, as its counter does."""
-    sums = [row.sums for row in rows if has_dimensions(row, dimensions)]
-    if limit.unit == "usd_micros":
-        return sum(each.cost_micros for each in sums)
-    if limit.unit == "images":
-        return sum(each.images_bought for each in sums)
-    return sum(sum(each.tokens.values()) for each in sums)
+def _used_by_subject(rows: Iterable[TotalsRow]) -> Mapping[tuple[str, str], int]:
+    """What the rows add up to by subject and unit, as the counters do."""
+    used: dict[tuple[str, str], int] = defaultdict(int)
+    for row in rows:
+        amounts = {
+            "usd_micros": row.sums.cost_micros,
+            "images": row.sums.images_bought,
+            "tokens": sum(row.sums.tokens.values()),
+        }
+        for subject in _subjects_of(row):
+            for unit, amount in amounts.items():
+                used[subject, unit] += amount
+    return used
+
+
+def _costs_by_day(rows: Iterable[TotalsRow]) -> Mapping[str, Mapping[float, int]]:
+    costs: dict[str, dict[float, int]] = defaultdict(lambda: defaultdict(int))
+    for row in rows:
+        for subject in _subjects_of(row):
+            costs[subject][row.starts_at] += row.sums.cost_micros
+    return costs
+
+
+def _by_team(rows: Iterable[TotalsRow]) -> Mapping[str, Sequence[TotalsRow]]:
+    found: dict[str, list[TotalsRow]] = defaultdict(list)
+    for row in rows:
+        if team := row.dimensions.get("team"):
+            found[team].append(row)
+    return found
 
 
 def _subjects_of(row: TotalsRow) -> Iterable[str]:

@@ -15,6 +15,8 @@ from urllib.parse import quote
 
 from gateway.configuration.secret_files import UnreadableFile, read_secret_file
 
+MAX_VALUES: Final = 250_000
+"""Of a file. Aliases could multiply a few lines without end."""
 _FILE_OPENING: Final = "${file:"
 _VARIABLE_OPENING: Final = re.compile(r"\$\{(?P<name>[A-Za-z_]\w*)(?P<rest>\}|:-)", re.ASCII)
 _SPECIAL: Final = re.compile(r"\$\{|\}")
@@ -68,7 +70,10 @@ class Expanded:
 
 
 def expand(values: Any, environ: Mapping[str, str]) -> Expanded:
-    """Replaces every reference in the strings of `values`."""
+    """Replaces every reference in the strings of `values`.
+
+    Raises `ConfigError` if there are too many values.
+    """
     expansion = _Expansion(environ)
     expanded = expansion.value(values, ())
     return Expanded(expanded, expansion.origins, frozenset(expansion.file_texts), expansion.faults)
@@ -98,8 +103,12 @@ class _Expansion:
     origins: dict[Path, Origin] = field(default_factory=dict)
     file_texts: set[str] = field(default_factory=set)
     faults: dict[Path, str] = field(default_factory=dict)
+    values: int = 0
 
     def value(self, value: Any, path: Path) -> Any:
+        self.values += 1
+        if self.values > MAX_VALUES:
+            raise ConfigError(f"it has more than {MAX_VALUES:,} values, counting those of aliases.")
         if isinstance(value, dict):
             return {k: self.value(item, (*path, k)) for k, item in value.items()}
         if isinstance(value, list):

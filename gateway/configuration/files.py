@@ -16,7 +16,7 @@ from typing import Any, Final
 import yaml
 from pydantic import ValidationError
 
-from gateway.access.access_file import AccessFileError
+from gateway.access.access_file import WEBHOOK_SECRET_PREFIX, AccessFileError
 from gateway.access.policy import Policy, parse_policy
 from gateway.catalog import CatalogError
 from gateway.configuration.expand import ConfigError, Expanded, expand
@@ -24,6 +24,10 @@ from gateway.configuration.explain import explain
 from gateway.configuration.settings import Settings
 from gateway.redaction import Redactor
 
+MAX_FILE_BYTES: Final = 1024 * 1024
+"""Of a configuration file. YAML takes seconds for a megabyte, in which requests are slower."""
+_CONFIDENTIAL: Final = re.compile(rf"'.*(?:://|{WEBHOOK_SECRET_PREFIX}).*'", re.DOTALL)
+"""What a message quotes of a file if it is the URL or the secret of a webhook."""
 _READ_AS_OTHER_BASE: Final = re.compile(r"[-+]?0[0-9A-Za-z_]+|[^:]+:.*")
 
 GATEWAY_FILE: Final = "gateway.yaml"
@@ -169,18 +173,31 @@ def _read_expanded(
     path: Path, environ: Mapping[str, str], *, loader: type[_Loader] | None = None
 ) -> Expanded:
     try:
-        values = (loader or _Loader)(path.read_text(encoding="utf-8")).get_single_data()
+        values = (loader or _Loader)(_read_text(path)).get_single_data()
+        if not isinstance(values, dict | None):
+            raise ConfigError("expected keys and values, such as 'workers:'.")
+        return expand(values or {}, environ)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}.") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(f"{path}: {position}not YAML: {error.problem}.") from None
+        problem = _CONFIDENTIAL.sub("'…'", str(error.problem))
+        raise ConfigError(f"{path}: {position}not YAML: {problem}.") from None
+    except RecursionError:
+        # An alias may also name what it is a part of.
+        raise ConfigError(f"{path}: its values are nested too deeply.") from None
     except (ConfigError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict | None):
-        raise ConfigError(f"{path}: expected keys and values, such as 'workers:'.")
-    return expand(values or {}, environ)
+        problem = _CONFIDENTIAL.sub("'…'", " ".join(str(error).split()))
+        raise ConfigError(f"{path}: {problem}") from None
+
+
+def _read_text(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(f"the file is larger than {MAX_FILE_BYTES // 1024:,} KiB.")
+    return data.decode("utf-8")
 
 
 def _redact(message: str, expanded: Expanded) -> str:
@@ -192,7 +209,18 @@ def _redact(message: str, expanded: Expanded) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses duplicate keys, of which PyYAML would silently use the last."""
+    """Refuses duplicate keys, of which PyYAML would silently use the last, and impossible values.
+
+    PyYAML lets the errors of `int`, `date` and others out, with the value in their text.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, ValueError):
+            line = node.start_mark.line + 1
+            message = f"line {line}: this is no date, number or other value of its type."
+            raise ConfigError(message) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
@@ -51,7 +51,7 @@ class Entry:
     name: str
     """In the outbox: names are in the order of time."""
     webhook: str
-    """`webhook_id` of its webhook."""
+    """Its webhook's name of `webhooks_by_id`."""
     event_id: str
     """The same for all webhooks and all attempts."""
     kind: str
@@ -80,6 +80,26 @@ class Entry:
 def webhook_id(webhook: Webhook) -> str:
     """Names a webhook in the store. It says nothing of the URL, which may be a secret."""
     return hashlib.sha256(f"{webhook.format} {webhook.url}".encode()).hexdigest()[:24]
+
+
+def webhooks_by_id(webhooks: Sequence[Webhook]) -> list[tuple[str, Webhook]]:
+    """Each webhook with its name in the store.
+
+    Those of one URL and one format that have one secret are one receiver with one name. With
+    several secrets, the name of each says which: every receiver gets requests that it can verify.
+    """
+    names = [webhook_id(webhook) for webhook in webhooks]
+    secrets_of: dict[str, set[str | None]] = defaultdict(set)
+    for name, webhook in zip(names, webhooks, strict=True):
+        secrets_of[name].add(webhook.secret)
+    return [
+        (_own_name(name, webhook) if len(secrets_of[name]) > 1 else name, webhook)
+        for name, webhook in zip(names, webhooks, strict=True)
+    ]
+
+
+def _own_name(name: str, webhook: Webhook) -> str:
+    return hashlib.sha256(f"{name} {webhook.secret}".encode()).hexdigest()[:24]
 
 
 class Outbox:
@@ -123,7 +143,11 @@ class Outbox:
 
         An event that no webhook wants is not claimed. Raises `StoreUnavailable`.
         """
-        wanted = [hook for hook in self._webhooks() if _wants(hook, event.kind, event.team)]
+        wanted = [
+            name
+            for name, webhook in webhooks_by_id(self._webhooks())
+            if _wants(webhook, event.kind, event.team)
+        ]
         if not wanted or await self.is_claimed(event.once, repeats=event.repeats):
             return False
         entries = self._entries(event, wanted)
@@ -147,9 +171,8 @@ class Outbox:
                 return True
         return False
 
-    def _entries(self, event: Event, webhooks: Iterable[Webhook]) -> list[Entry]:
+    def _entries(self, event: Event, webhooks: Iterable[str]) -> list[Entry]:
         now, event_id = self._clock(), f"evt_{secrets.token_hex(12)}"
-        ids = dict.fromkeys(webhook_id(webhook) for webhook in webhooks)
         return [
             Entry(
                 name=f"{int(now * 1000):015}-{event_id[4:]}-{number}",
@@ -161,7 +184,7 @@ class Outbox:
                 data=event.data,
                 due_at=now,
             )
-            for number, webhook in enumerate(ids)
+            for number, webhook in enumerate(dict.fromkeys(webhooks))
         ]
 
     def _remember(self, once: str, until: float) -> None:

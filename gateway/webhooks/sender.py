@@ -12,6 +12,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import re
 import ssl
 import time
 from collections import defaultdict
@@ -34,7 +35,14 @@ from gateway.net.guarded_sockets import AddressBlocked, socket_factory
 from gateway.net.tls import create_tls
 from gateway.store.protocol import Store
 from gateway.store.turns import end_turn, take_turn
-from gateway.webhooks.outbox import KEEP_SECONDS, Entry, Outbox, log_dropped, webhook_id
+from gateway.webhooks.outbox import (
+    KEEP_SECONDS,
+    Entry,
+    Outbox,
+    log_dropped,
+    webhook_id,
+    webhooks_by_id,
+)
 
 SEND_EVERY_SECONDS: Final = 1.0
 TURN_SECONDS: Final = 30.0
@@ -53,6 +61,9 @@ GONE: Final = 410
 REMOVED_SECONDS: Final = 600.0
 """How long entries of an unknown webhook are kept: workers reload `access.yaml` one by one."""
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - what every secret starts with
+
+_MENTION: Final = re.compile(r"(?<!\w)@|@(?=(?:all|channel|everyone|here|online)\b)", re.IGNORECASE)
+"""What chats that take Slack's format read as a mention, also in plain text. No mail address."""
 
 log = structlog.get_logger(__name__)
 
@@ -206,7 +217,8 @@ def body_of(entry: Entry, webhook: Webhook) -> bytes:
 
 def _escape(text: str) -> str:
     """Text in which a chat finds no mention and no link: names come from clients."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MENTION.sub("@\u200b", escaped)
 
 
 def headers_of(event_id: str, body: bytes, webhook: Webhook, *, now: float) -> dict[str, str]:
@@ -263,9 +275,12 @@ class Sender:
 
     async def send(self) -> None:
         """Sends what is due to the webhooks whose turns are free. Raises `StoreUnavailable`."""
-        webhooks = {webhook_id(webhook): webhook for webhook in reversed(self._webhooks())}
-        if not webhooks:
+        declared = self._webhooks()
+        if not declared:
             return
+        # Also by the name that a webhook had before another one had its URL.
+        webhooks = {webhook_id(webhook): webhook for webhook in reversed(declared)}
+        webhooks |= webhooks_by_id(declared)
         due = self._due(await self._outbox.read())
         stops_at = time.monotonic() + SENDING_SECONDS
         # The webhooks at once, so that one that hangs does not delay the others.
@@ -282,7 +297,9 @@ class Sender:
         resting = {entry.webhook for entry in entries if now < _rest_end(entry)}
         found: dict[str, list[Entry]] = defaultdict(list)
         for entry in entries:
-            if entry.due_at <= now and entry.webhook not in resting:
+            # The first attempt is due at once, also if the clock has stepped back since.
+            is_due = not entry.attempts or entry.due_at <= now
+            if is_due and entry.webhook not in resting:
                 found[entry.webhook].append(entry)
         return found
 

@@ -120,6 +120,13 @@ def test_the_example_in_the_shipped_file_is_valid(tmp_path: Path):
 KEY = "keys: [{{name: a, secret: a-secret-of-some-length, {}}}]"
 
 
+def _multiplied(levels: int) -> str:
+    """A few lines whose aliases stand for tens of millions of values."""
+    lines = ["a0: &a0 [" + "x, " * 20 + "]"]
+    lines += [f"a{n}: &a{n} [" + f"*a{n - 1}, " * 20 + "]" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -171,6 +178,16 @@ KEY = "keys: [{{name: a, secret: a-secret-of-some-length, {}}}]"
         ("webhooks: [{url: 'https://a/b', events: [spikes]}]", "Did you mean 'spike'?"),
         ("webhooks: [{url: 'https://a/b', event: []}]", "Did you mean 'events'?"),
         ("teams: {a: 1, a: 2}", "the key 'a' is there twice"),
+        ("keys: &all [*all]", "its values are nested too deeply"),
+        (f"keys: {'[' * 2000}", "its values are nested too deeply"),
+        (f"keys: {'${A:-' * 1000}x{'}' * 1000}", "its values are nested too deeply"),
+        (_multiplied(6), "it has more than 250,000 values"),
+        ("everyone:\n  limits: 2026-02-30", "line 2: this is no date, number or other value"),
+        ("everyone: !!int five", "line 1: this is no date, number or other value"),
+        ("everyone: !!bool five", "line 1: this is no date, number or other value"),
+        (f"everyone: {'9' * 5000}", "line 1: this is no date, number or other value"),
+        ("#" * 1_048_577, "the file is larger than 1,024 KiB"),
+        (f"keys: [{'{}, ' * 1001}]", "keys: at most 1000 are possible, but there are 1001"),
     ],
 )
 def test_a_fault_is_named_with_its_place_and_the_nearest_valid_name(
@@ -203,6 +220,12 @@ def test_two_keys_need_two_names_and_two_secrets(tmp_path: Path):
         "webhooks: [{'https://hooks.example/confidential': slack}]",
         "webhooks: [{url: 'https://a/b', format: 'https://hooks.example/confidential'}]",
         "webhooks: [{url: 'https://a/b', events: [whsec_confidential]}]",
+        # Where YAML itself has a fault.
+        "{'https://a/confidential one': 1, 'https://a/confidential one': 2}",
+        "? [https://a/confidential]\n: 1\n? [https://a/confidential]\n: 2",
+        "webhooks: !<https://hooks.example/confidential> x",
+        "webhooks: [{secret: *whsec_confidential}]",
+        "keys: [{name: a, secret: !!int confidential}]",
     ],
 )
 def test_no_message_shows_a_secret(tmp_path: Path, text: str):

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from datetime import date
 from zoneinfo import ZoneInfo
 
+import pytest
+
 from gateway.billing.alert_watch import CLOSE_SECONDS, PEEKED, AlertWatch
 from gateway.billing.alerts import Alerts, span_at
 from gateway.billing.totals import Totals, TotalsSettings
@@ -16,6 +18,9 @@ from gateway.metrics import Metrics
 from gateway.store.batch import execute
 from gateway.store.commands import Append
 from gateway.store.protocol import Store
+from tests.conftest import OpenStore
+from tests.processor import longest_pause_seconds
+from tests.stores import usually_on
 
 ZONE = "Europe/Berlin"
 CALENDAR = Calendar(ZoneInfo(ZONE))
@@ -120,6 +125,36 @@ async def test_all_counters_are_read_in_steps(store):
     now = 1_800_000_000.0
     await open_watch(store, published, now, *many).look()
     assert published.events == {}
+
+
+@pytest.mark.timed
+@usually_on("sqlite", "open_store")
+async def test_a_look_at_a_thousand_keys_never_holds_the_event_loop(open_store: OpenStore):
+    async with open_store() as store:
+        records = [
+            Record(
+                id=f"r{n}",
+                request_id=f"r{n}",
+                time=MIDNIGHT - 1,
+                key=f"key-{n}",
+                key_id=str(n),
+                team=f"team-{n}",
+                model="dall-e-2",
+                outcome="bought",
+                cost_micros=400_000,
+            )
+            for n in range(1000)
+        ]
+        await execute(store, Append(tuple(record.encode() for record in records)))
+        many = [subject(n, f"team-{n}", usd_per_day=1_000_000) for n in range(1000)]
+        published = Published()
+        watch = open_watch(store, published, MIDNIGHT + 5, *many)
+        assert await longest_pause_seconds(watch.look_back()) < 0.010
+        assert published.events == {}
+        for each in many:
+            watch.note_refusal(each.subject.name, "usd_per_day")
+        assert await longest_pause_seconds(watch.look()) < 0.010
+        assert len(published.events) == 1000
 
 
 async def test_without_webhooks_nothing_is_read():

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -43,6 +42,7 @@ from gateway.store.redis.store import open_redis_store
 from gateway.store.sqlite.connection import connect
 from gateway.store.sqlite.store import open_sqlite_store
 from tests.billing.test_totals import Unreadable, totals_of
+from tests.processor import longest_pause_seconds
 
 HOUR, DAY = 3600.0, 86_400.0
 COST = Amounts(images=1, tokens=9, usd_micros=40_000)
@@ -387,21 +387,6 @@ async def test_the_last_results_are_kept_in_the_store(store: Store, edit: Edit) 
 
 
 # ── the event loop ──────────────────────────────────────────────────────────────────────────
-
-
-async def longest_pause_seconds(work: Awaitable[object]) -> float:
-    """The most processor time that other tasks of the event loop wait for."""
-    longest, task = 0.0, asyncio.ensure_future(work)
-    gc.disable()  # a collection takes as long as this process has objects
-    try:
-        while not task.done():
-            before = time.thread_time()
-            await asyncio.sleep(0)
-            longest = max(longest, time.thread_time() - before)
-    finally:
-        gc.enable()
-    await task
-    return longest
 
 
 @pytest.mark.timed

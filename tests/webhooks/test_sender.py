@@ -27,7 +27,7 @@ from gateway.webhooks.sender import (
 )
 from tests.inner_server import INSIDE, names_that_lead_inside, run_inner
 from tests.waiting import eventually, generous
-from tests.webhooks.receiver import Receiver, run_receiver
+from tests.webhooks.receiver import Received, Receiver, run_receiver
 from tests.webhooks.test_outbox import Clock
 
 SECRET = "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
@@ -128,6 +128,19 @@ async def test_a_chat_gets_text_without_mentions(store, receiver, clock):
     (received,) = receiver.requests
     assert received.json == {"text": "key:alice &lt;!channel&gt; &amp; more"}
     assert "webhook-signature" not in received.headers
+
+
+@pytest.mark.parametrize("name", ["@channel", "@here", "@everyone", "@All", "@team-@online"])
+async def test_no_chat_finds_a_mention_in_a_name(store, receiver, clock, name):
+    """Chats that take Slack's format read `@channel` or `@everyone` in plain text."""
+    async with sending(store, Webhook(receiver.hook, "slack"), clock=clock) as (outbox, sender):
+        await outbox.publish(event(clock, text=f"Top users: {name} $1.00, ann@example.com $1.00"))
+        await sender.send()
+    (received,) = receiver.requests
+    text = received.json["text"]
+    assert name.removeprefix("@team-") not in text
+    assert text.replace("@\u200b", "@") == f"Top users: {name} $1.00, ann@example.com $1.00"
+    assert "ann@example.com" in text
 
 
 async def test_an_accepted_event_is_sent_once(store, receiver, clock):
@@ -318,6 +331,47 @@ async def test_a_webhook_inside_is_blocked_without_a_connection(link, reason):
         expected = f"blocked: {reason}"
         assert caught.value.reason in (expected, "ClientConnectorDNSError")
         assert inner.connections == 0
+
+
+async def test_a_clock_that_steps_back_delays_no_first_attempt(store, receiver, clock):
+    async with sending(store, Webhook(receiver.hook), clock=clock) as (outbox, sender):
+        await outbox.publish(event(clock))
+        clock.now -= 3600
+        await sender.send()
+    assert len(receiver.accepted) == 1
+
+
+async def test_webhooks_of_one_url_get_requests_signed_with_their_own_secrets(
+    store, receiver, clock
+):
+    clock = Clock(now=time.time())
+    other = "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
+    hooks = [
+        Webhook(receiver.hook, secret=SECRET),
+        Webhook(receiver.hook, secret=other),
+        Webhook(receiver.hook, secret=other, events=frozenset({"limit_crossed"})),
+    ]
+    # Before the second secret was there.
+    async with sending(store, hooks[0], clock=clock) as (outbox, _):
+        await outbox.publish(event(clock, "before"))
+    async with sending(store, *hooks, clock=clock) as (outbox, sender):
+        await outbox.publish(event(clock))
+        await send_all(sender, outbox)
+        assert await outbox.read() == []
+    verified = [
+        [secret for secret in (SECRET, other) if is_signed_with(secret, received)]
+        for received in receiver.requests
+    ]
+    assert sorted(verified) == sorted([[SECRET], [SECRET], [other]])
+
+
+def is_signed_with(secret: str, received: Received) -> bool:
+    client = openai.OpenAI(api_key="gk-none", webhook_secret=secret)
+    try:
+        client.webhooks.unwrap(received.body, received.headers)
+    except openai.InvalidWebhookSignatureError:
+        return False
+    return True
 
 
 # ── webhooks that change ────────────────────────────────────────────────────────────────────
