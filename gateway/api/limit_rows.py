@@ -1,4 +1,4 @@
-"""The limits of a scope as the admin API and the command line show them."""
+"""Limits as the API and the command line show them."""
 
 from __future__ import annotations
 
@@ -25,18 +25,26 @@ def limits_object(
 
 
 def _row(found: ScopeLimits, state: LimitState, now: float) -> dict[str, Any]:
-    name, counter = state.limit.name, state.counter
+    name = state.limit.name
     set_to = in_units(name, found.values[name].maximum)
     return {
         "limit": name,
-        "max": from_units(name, state.maximum),
+        **use_of_limit(state, now),
         "raised": from_units(name, state.maximum - set_to),
         "mode": state.rule.mode,
         "warn_at": list(state.rule.warn_at),
+        "raises": [raised.public() for raised in found.raises if raised.limit == name],
+    }
+
+
+def use_of_limit(state: LimitState, now: float) -> dict[str, Any]:
+    """The maximum, with raises; what is used and reserved of it; and when that resets."""
+    name, counter = state.limit.name, state.counter
+    return {
+        "max": from_units(name, state.maximum),
         "used": from_units(name, counter.used),
         "reserved": from_units(name, counter.reserved),
         "resets_at": _resets_at(state, now),
-        "raises": [raised.public() for raised in found.raises if raised.limit == name],
     }
 
 

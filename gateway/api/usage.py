@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -18,8 +17,9 @@ from aiohttp import web
 from gateway.api.auth import KEY
 from gateway.api.exchange import EXCHANGE
 from gateway.api.http.json import JSON
+from gateway.api.limit_rows import use_of_limit
 from gateway.api.services import SERVICES
-from gateway.billing.quota import LimitState, rate_headers, show_usd
+from gateway.billing.quota import rate_headers, show_usd
 from gateway.billing.reports import (
     DIMENSIONS,
     LABEL,
@@ -30,7 +30,6 @@ from gateway.billing.reports import (
 )
 from gateway.billing.usage_rows import PARAMETERS, usage_query, usage_row
 from gateway.errors import ErrorCode, InvalidRequest, shorten
-from gateway.limits import CALENDAR_PERIODS, MICROS_PER_USD
 from gateway.values import nearest
 
 OWN_DIMENSIONS: Final = tuple(name for name in DIMENSIONS if name not in ("team", "key", "key_id"))
@@ -53,7 +52,10 @@ async def show_usage(request: web.Request) -> web.Response:
     head = {
         "key": principal.key_name,
         "time_zone": time_zone,
-        "limits": [_limit_object(state, now) for state in limits],
+        "limits": [
+            {"limit": one.limit.name, "scope": one.scope, **use_of_limit(one, now)}
+            for one in limits
+        ],
     }
     also = {"key": principal.key_name}
     return await usage_response(
@@ -159,21 +161,3 @@ async def slices(rows: Iterable[UsageRow]) -> AsyncIterator[list[UsageRow]]:
     while part := list(islice(rows, SLICE_ROWS)):
         yield part
         await asyncio.sleep(0)
-
-
-def _limit_object(state: LimitState, now: float) -> dict[str, Any]:
-    limit, counter = state.limit, state.counter
-
-    def shown(amount: int) -> float:
-        return amount / MICROS_PER_USD if limit.unit == "usd_micros" else amount
-
-    resets_at = now + counter.resets_in
-    return {
-        "limit": limit.name,
-        "scope": state.scope,
-        "max": shown(state.maximum),
-        "used": shown(counter.used),
-        "reserved": shown(counter.reserved),
-        # A window ends with a whole second, and the two clocks differ by less.
-        "resets_at": round(resets_at) if limit.period in CALENDAR_PERIODS else math.ceil(resets_at),
-    }
