@@ -6,6 +6,7 @@ that a secret which a client still sends was the secret of a key: `revoked_secre
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -56,7 +57,10 @@ class DeclaredKeys:
         stored: dict[str, bytes] = {}
         async for page in scan_records(self._store, DECLARED_KEYS):
             stored |= page
-        writes = (*_declare(declared.ids, stored), *self._revoke(declared.ids, stored))
+        # In a thread: encoding a thousand keys would stop the event loop.
+        writes = await asyncio.to_thread(
+            lambda: [*_declare(declared.ids, stored), *self._revoke(declared.ids, stored)]
+        )
         results = [
             await execute(self._store, CompareAndSet(tuple(batch)))
             for batch in _batches(writes, WRITES_AT_ONCE)
