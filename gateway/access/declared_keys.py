@@ -7,6 +7,7 @@ there.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +58,10 @@ class DeclaredKeys:
         stored: dict[str, bytes] = {}
         async for page in scan_records(self._store, DECLARED_KEYS):
             stored |= page
-        writes = (*_declare(declared.ids, stored), *self._revoke(declared.ids, stored))
+        # In a thread: encoding a thousand keys would stop the event loop.
+        writes = await asyncio.to_thread(
+            lambda: [*_declare(declared.ids, stored), *self._revoke(declared.ids, stored)]
+        )
         results = [
             await execute(self._store, CompareAndSet(tuple(batch)))
             for batch in _batches(writes, WRITES_AT_ONCE)

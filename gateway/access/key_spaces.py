@@ -36,6 +36,11 @@ class KeyName(NamedTuple):
     """Its record's bytes, also those that a declared key would have."""
 
 
+def key_name(record: KeyRecord) -> KeyName:
+    """A key by its record."""
+    return KeyName(record.created_at, record.name, record.id, record.team, record.encode())
+
+
 def hash_secret(secret: str) -> str:
     """The SHA-256 of a secret, hex: all that is stored of it."""
     # A fast hash is enough, because a secret has 256 random bits. A header with bytes that are not

@@ -21,10 +21,11 @@ import math
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -49,6 +50,7 @@ from gateway.access.key_spaces import (
     decode_key,
     decode_key_cached,
     hash_secret,
+    key_name,
     read_named_key,
     revoked_name,
     secret_changes,
@@ -351,10 +353,8 @@ class Keys:
         This worker knows the active ones from now on, as far as it has room. Raises
         `StoreUnavailable`.
         """
-        oldest = [
-            KeyName(record.created_at, record.name, record.id, record.team, record.encode())
-            for record in self._subjects.declared().keys.values()
-        ][:most]
+        declared = islice(self._subjects.declared().keys.values(), most)
+        oldest = await asyncio.to_thread(lambda: [key_name(record) for record in declared])
         async for page in scan_records(self._store, KEYS):
             found, unknown = await asyncio.to_thread(self._read_page, page)
             oldest = heapq.nsmallest(most, oldest + found, key=itemgetter(0, 1))
@@ -449,15 +449,16 @@ class Keys:
 
     async def map_keys(self, convert: Callable[[KeyRecord], T]) -> list[T]:
         """As `list_keys`, each converted in a thread, where thousands delay no request."""
-        rows = {
-            record.id: (record.created_at, record.name, convert(record))
-            for record in self._subjects.declared().keys.values()
-        }
+        rows: dict[str, tuple[int, str, T]] = {}
 
-        def read(page: Mapping[str, bytes]) -> None:
-            for record in filter(None, map(decode_key, page.values())):
+        def add(records: Iterable[KeyRecord]) -> None:
+            for record in records:
                 rows[record.id] = (record.created_at, record.name, convert(record))
 
+        def read(page: Mapping[str, bytes]) -> None:
+            add(filter(None, map(decode_key, page.values())))
+
+        await asyncio.to_thread(add, self._subjects.declared().keys.values())
         # The revoked ones last: one that is revoked meanwhile is then on a page of either space.
         for space in (KEYS, REVOKED):
             async for page in scan_records(self._store, space):

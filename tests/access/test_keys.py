@@ -10,7 +10,9 @@ from decimal import Decimal
 import pytest
 
 from gateway.access import limit_values
+from gateway.access.access_file import AccessFile
 from gateway.access.audit import Actor
+from gateway.access.declared_keys import DeclaredKeys
 from gateway.access.key_records import KeyRecord, SecretHash, parse_spec
 from gateway.access.key_spaces import KEYS, SECRETS, hash_secret
 from gateway.access.keys import Keys
@@ -385,6 +387,27 @@ async def test_thousands_of_teams_never_hold_the_event_loop(open_store: OpenStor
             assert min([await longest_pause_seconds(work()) for _ in range(3)]) < 0.005
         assert len(await list_watched(keys, subjects, at=2000.0)) == 4001
         assert len(await teams.list_teams()) == 2000
+
+
+@pytest.mark.timed
+@usually_on("sqlite", "open_store")
+async def test_a_thousand_declared_keys_never_hold_the_event_loop(open_store: OpenStore) -> None:
+    records = [_record(n).model_copy(update={"declared_in": "access.yaml"}) for n in range(1000)]
+    by_name, by_id = ({r.name: r for r in records}, {r.id: r for r in records})
+
+    def declared() -> AccessFile:
+        return AccessFile(keys=by_name, ids=by_id)  # another one each time
+
+    async with open_store() as store:
+        subjects = Subjects(store, declared=declared)
+        keys = Keys(store, subjects=subjects)
+        recording = DeclaredKeys(store, declared, worker="w").record()
+        assert await longest_pause_seconds(recording) < 0.010
+        for work in (
+            lambda: list_watched(keys, subjects, at=2000.0),
+            lambda: keys.learn(500),
+        ):
+            assert min([await longest_pause_seconds(work()) for _ in range(3)]) < 0.005
 
 
 def _writes_of_team(n: int) -> tuple[Write, ...]:
