@@ -23,7 +23,7 @@ from pydantic import SecretStr
 
 from gateway.access.key_records import KeySpec
 from gateway.access.keys import Keys
-from gateway.assembly import create_server_tls, open_store
+from gateway.assembly import create_server_tls
 from gateway.catalog import Catalog
 from gateway.cli.logs import configure_logs
 from gateway.cli.options import command_actor, config_option, find_configuration
@@ -32,6 +32,7 @@ from gateway.cli.serve import run_gateway
 from gateway.configuration.settings import Settings, UpstreamSettings
 from gateway.process.bootstrap import prepare
 from gateway.process.listener import bind_listeners
+from gateway.rooms.stores import open_store
 from gateway.simulator import SimulatorSettings, open_simulator
 
 log = structlog.get_logger(__name__)

@@ -12,11 +12,11 @@ from typing import Any
 
 from gateway.access.key_records import KeySpec
 from gateway.access.key_uses import KeyUses
-from gateway.assembly import open_store
 from gateway.cli.key_options import CLEARABLE
 from gateway.cli.keys import ALL_COLUMNS
 from gateway.cli.main import cli
 from gateway.limits import LIMITS
+from gateway.rooms.stores import open_store
 from tests.cli.test_commands import RunHere, run_here
 from tests.gateways import make_settings
 
