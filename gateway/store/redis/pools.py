@@ -1,8 +1,10 @@
-"""Connections to the Redis at a URL."""
+"""Connections to the Redis at a URL, and the check of a URL before the first one."""
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
@@ -10,7 +12,7 @@ from redis.backoff import NoBackoff
 from redis.driver_info import DriverInfo
 from redis.exceptions import RedisError
 
-from gateway.store.redis.urls import INVALID_URL, TIMEOUT_SECONDS
+from gateway.store.redis.urls import INVALID_URL, TIMEOUT_SECONDS, is_complete
 
 _DRIVER_INFO: Final = DriverInfo()
 """What Redis' `CLIENT LIST` shows."""
@@ -40,8 +42,13 @@ def create_pool(url: str) -> ConnectionPool:
     return pool
 
 
-def check_options(url: str) -> None:
-    """Raises `ValueError` with what valid options of a Redis URL are, and never quotes the URL."""
+def check_redis_url(url: str) -> None:
+    """Raises `ValueError` with what a valid URL looks like; its message never quotes the URL."""
+    if not is_complete(urlsplit(url)) or re.search(r"\s", url):
+        raise ValueError(
+            "redis://user:password@host:6379/0 or unix:///path?db=0, with signs like / # ? and @ in"
+            " a password written as %2F %23 %3F and %40"
+        )
     try:
         connection: Any = create_pool(url).make_connection()  # type: ignore[no-untyped-call]
     except (TypeError, ValueError, RedisError):

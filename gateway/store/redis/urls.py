@@ -31,12 +31,13 @@ def redacted_url(url: str) -> str:
     if scheme not in REDIS_SCHEMES:
         raise ValueError("A Redis URL begins with redis://, rediss:// or unix://.")
     parts = urlsplit(url)
-    if not _is_complete(parts):
+    if not is_complete(parts):
         raise ValueError(INVALID_URL)
     return f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def _is_complete(parts: SplitResult) -> bool:
+def is_complete(parts: SplitResult) -> bool:
+    """Whether a URL names a server or a socket, and nothing was cut off by a bare sign."""
     # A password with a bare `#` or `?` ends the host early too.
     if parts.fragment or "@" in parts.query:
         return False
@@ -48,16 +49,3 @@ def _is_complete(parts: SplitResult) -> bool:
         return False
     # A password with a bare `/`, `?` or `#` ends the host early, so the rest is no database.
     return bool(parts.hostname) and has_valid_port and bool(_DATABASE_PATH.fullmatch(parts.path))
-
-
-def check_redis_url(url: str) -> None:
-    """Raises `ValueError` with what a valid URL looks like; its message never quotes the URL."""
-    if not _is_complete(urlsplit(url)) or re.search(r"\s", url):
-        raise ValueError(
-            "redis://user:password@host:6379/0 or unix:///path?db=0, with signs like / # ? and @ in"
-            " a password written as %2F %23 %3F and %40"
-        )
-    # Imported only here: the settings need redis-py only if they name a Redis.
-    from gateway.store.redis.pools import check_options  # noqa: PLC0415
-
-    check_options(url)
