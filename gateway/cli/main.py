@@ -57,14 +57,20 @@ INTERRUPTED: Final = 130
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class _Commands(click.Group):
-    """Has a stand-in for each command: enough for `gateway --help` and a shell's completion."""
+class _StandIn(click.Command):
+    """A command's name and help: enough for `gateway --help` and a shell's completion."""
 
+    def __init__(self, name: str, module: str, text: str) -> None:
+        super().__init__(name, help=text)
+        self.module = module
+
+
+class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        name, stand_in, rest = super().resolve_command(ctx, args)
-        return name, stand_in and import_command(str(stand_in.name)), rest
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command and imported(command), rest
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -80,17 +86,15 @@ class _Commands(click.Group):
             raise click.ClickException(f"{place} cannot be written: {error.strerror}.") from None
 
 
-def import_command(name: str) -> click.Command:
+def imported(command: click.Command) -> click.Command:
     """The command itself, with its options and subcommands."""
-    module, _ = COMMANDS[name]
-    command: click.Command = getattr(import_module(module), name)
-    return command
+    if not isinstance(command, _StandIn):
+        return command
+    found: click.Command = getattr(import_module(command.module), str(command.name))
+    return found
 
 
-_STAND_INS: Final = [click.Command(name, help=text) for name, (_, text) in COMMANDS.items()]
-
-
-@click.group(cls=_Commands, commands=_STAND_INS)
+@click.group(cls=_Commands, commands=[_StandIn(name, *row) for name, row in COMMANDS.items()])
 @click.version_option(__version__, message="Image Gateway %(version)s")
 def cli() -> None:
     """Image Gateway: a caching reverse proxy for OpenAI-compatible image generation."""
