@@ -26,7 +26,7 @@ from gateway.access.keys import Keys
 from gateway.assembly import create_server_tls
 from gateway.catalog import Catalog
 from gateway.cli.logs import configure_logs
-from gateway.cli.options import command_actor, config_option, find_configuration
+from gateway.cli.options import command_actor, config_option, find_changing_configuration
 from gateway.cli.output import errors_as_messages
 from gateway.cli.serve import run_gateway
 from gateway.configuration.settings import Settings, UpstreamSettings
@@ -46,7 +46,7 @@ PROMPT: Final = "A cute baby sea otter"
 @config_option
 def demo(config: Path | None) -> None:
     """Serves a demo in front of a simulated upstream. Needs nothing, costs nothing."""
-    configuration = find_configuration(config)
+    configuration = find_changing_configuration(config)
     settings = configuration.read_settings()
     configure_logs(settings.log_format)
     # A port in use is reported before anything else starts.
